@@ -387,10 +387,10 @@ async def test_unreadable_resources_are_waited_for_at_start(server: FakeApiServe
         )
         assert 'resources: ["pods"], verbs: ["get", "list", "watch"]}' in said
         assert 'resourceNames: ["xds"], verbs: ["get", "list", "watch"]}' in said
-        assert "the cluster has no such kind; xds install-crds" in said
+        assert "the cluster has no such kind; run xds install-crds" in said
         allow(server, "pods")
         server.serve("peerauthentications", "security.istio.io", "v9")
-        said = await waiting.wait_ready(503, "serves v9 of it", "waiting for configmaps: ")
+        said = await waiting.wait_ready(503, "serves v9, but xds supports only", "waiting for configmaps: ")
         server.serve("peerauthentications", "security.istio.io", "v1")
         said = await waiting.wait_ready(503, 'resources: ["peerauthentications"], verbs:')
         assert "waiting for pods" not in said

@@ -87,7 +87,7 @@ def test_a_key_that_is_there_twice_is_a_mistake_only_where_a_sidecar_is_added() 
     twice = POD.replace("    image: web\n", "    image: web\n    image: other\n")
     result = inject("-f", "-", stdin=twice)
     assert result.exit_code == 1
-    assert result.stderr == "stdin:9: problem: spec.containers[0].image is there twice\n"
+    assert result.stderr == "stdin:9: problem: spec.containers[0].image is set twice\n"
     assert inject("-f", "-", stdin=OTHER + "kind: ConfigMap\n").stdout == OTHER + "kind: ConfigMap\n"
 
 

@@ -180,7 +180,7 @@ async def test_there_are_only_so_many_that_wait(server, reviews, monkeypatch):
     server.go_on.clear()
     asking = [asyncio.create_task(reviews(made(f"good-{number}"), PEER)) for number in range(2)]
     await server.came.wait()
-    with pytest.raises(RateLimitedError, match="too many tokens are being looked at"):
+    with pytest.raises(RateLimitedError, match="too many tokens are being reviewed"):
         await reviews(made("good-3"), PEER)
     server.go_on.set()
     assert await asyncio.gather(*asking) == [SLEEP, SLEEP]
@@ -208,11 +208,11 @@ async def test_an_api_server_that_does_not_answer_leaves_it_open(server, reviews
     server.status = status
     with capture_logs() as logs:
         for number in range(50):
-            with pytest.raises(AuthenticationUnavailableError, match="cannot be asked") as undecided:
+            with pytest.raises(AuthenticationUnavailableError, match="cannot review the token") as undecided:
                 await reviews(made(), PEER)
             assert undecided.type is AuthenticationUnavailableError, number
     assert server.asked == 50
-    [line] = [line for line in logs if line["event"] == "tokens cannot be reviewed"]
+    [line] = [line for line in logs if line["event"] == "cannot review tokens"]
     assert ("tokenreviews" in line.get("hint", "")) == (status == 403)
     server.status = 201
     assert await reviews(made(), PEER) == SLEEP

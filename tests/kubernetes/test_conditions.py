@@ -141,7 +141,7 @@ def test_what_is_said_of_what() -> None:
     said = desired_conditions(mesh(*facts), problems)
     assert said[Ref("PeerAuthentication", "ns", "young")] == {
         "Accepted": FalseCondition("Refused", r"is odd (make it even); is long\nand broken"),
-        "Enforced": FalseCondition("Overridden", "PeerAuthentication ns/old decides instead"),
+        "Enforced": FalseCondition("Overridden", "overridden by PeerAuthentication ns/old"),
     }
     assert said[Ref("MeshPolicy", "", "other")] == {"Accepted": FalseCondition("Refused", "is wrong")}
     assert set(said) == {
@@ -183,7 +183,7 @@ def test_an_object_without_effect_is_not_in_force() -> None:
         "lock": {"Enforced": FalseCondition("NoEffect", lock)},
         "young": {"Enforced": FalseCondition("NoEffect", clients)},
         "younger": {
-            "Enforced": FalseCondition("Overridden", f"DestinationRule ns/young decides instead; {clients}")
+            "Enforced": FalseCondition("Overridden", f"overridden by DestinationRule ns/young; {clients}")
         },
     }, "that a Service has no endpoints now is not said on it"
 

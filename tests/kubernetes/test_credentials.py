@@ -317,7 +317,7 @@ async def test_while_the_api_server_is_away_nothing_is_decided_and_then_it_is(si
     site.cluster.stop_api_server()
     async with site.with_token(own) as channel:
         code, said = await site.asked(channel)
-        assert (code, "cannot be asked" in said) == (grpc.StatusCode.UNAVAILABLE, True), said
+        assert (code, "cannot review the token" in said) == (grpc.StatusCode.UNAVAILABLE, True), said
         await site.cluster.start_api_server()
 
         async def let_in() -> bool:

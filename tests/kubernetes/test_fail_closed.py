@@ -48,7 +48,7 @@ async def test_process_waits_for_kinds_and_rights(own_cluster: Cluster, tmp_path
             return all(word in said for word in words)
 
         remedy = 'resources: ["peerauthentications"], verbs: ["get", "list", "watch"]}'
-        missing = "the cluster has no such kind; xds install-crds adds it"
+        missing = "the cluster has no such kind; run xds install-crds"
         await eventually(lambda: says(f"waiting for {PEERS}", missing), timeout=PATIENCE)
         await crds.install(cluster.api)
         await eventually(lambda: says(f"waiting for {PEERS}", remedy), timeout=PATIENCE)

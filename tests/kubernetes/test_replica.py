@@ -127,10 +127,10 @@ async def test_a_policy_that_is_overruled_says_so_until_the_other_one_goes(
             "spec": {"serviceAccountName": "web", "containers": [{"name": "web", "image": "web"}]},
         }
         await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", pod)
-        before = await until("b", f"PeerAuthentication {HOME}/a decides instead")
+        before = await until("b", f"overridden by PeerAuthentication {HOME}/a")
         # What we write is no news to ourselves: while another object is written to, this one stays as it is.
         await apply("c")
-        await until("c", f"PeerAuthentication {HOME}/a decides instead")
+        await until("c", f"overridden by PeerAuthentication {HOME}/a")
         assert await cluster.api.get(f"{path}/b") == before
         assert "status" not in await cluster.api.get(f"{path}/a")
 
@@ -150,7 +150,7 @@ async def test_a_policy_that_is_overruled_says_so_until_the_other_one_goes(
 
         await cluster.api.delete(f"{path}/a")
         await until("b")
-        await until("c", f"PeerAuthentication {HOME}/b decides instead")
+        await until("c", f"overridden by PeerAuthentication {HOME}/b")
 
 
 async def test_a_bad_ca_of_the_users_is_a_start_refused_that_says_how_to_mend_it(

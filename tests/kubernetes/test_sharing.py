@@ -244,4 +244,4 @@ async def test_a_lock_waits_for_clients_of_another_replica_as_long_as_it_lives(
                 return len(await reports.leases()) == 1
 
             await until(is_deleted, "its Lease is deleted")
-        assert b"a replica is gone" in a.log.read_bytes()
+        assert b"replica expired" in a.log.read_bytes()

@@ -189,7 +189,7 @@ async def test_a_custom_resource_may_come_be_served_otherwise_and_go(place: Plac
             await following.until(lambda: following.names == {"one", "two"})
             assert following.told == [{"one": {"key": "one"}}, {"two": {"key": "two"}}]
             await serve(v2=True, v1=False, v1beta1=False)
-            unread = "serves v2 of it, and only v1beta1 and v1 can be read"
+            unread = "serves v2, but xds supports only v1beta1 and v1"
             await following.until(lambda: reflector.failure and unread in reflector.failure.message)
         finally:
             await place.other.delete(f"{definitions}/things.{group}")

@@ -623,11 +623,11 @@ def test_facts_are_equal_regardless_of_origin() -> None:
 
 def test_text_flaws_belong_to_their_object() -> None:
     document = yaml.safe_load(f"{{apiVersion: v1, kind: List, items: [{POD % ''}, {RULE % 'web'}]}}")
-    flaws = [(("items", 0, "spec"), "is there twice"), (("kind",), "is there twice")]
+    flaws = [(("items", 0, "spec"), "is set twice"), (("kind",), "is set twice")]
     listed, bad, good = parse(document, where, flaws)
-    assert [str(problem) for problem in listed.problems] == ["in.yaml:kind: kind is there twice"]
+    assert [str(problem) for problem in listed.problems] == ["in.yaml:kind: kind is set twice"]
     assert [str(problem) for problem in bad.problems] == [
-        "in.yaml:items[0].spec: Pod shop/web-1: items[0].spec is there twice"
+        "in.yaml:items[0].spec: Pod shop/web-1: items[0].spec is set twice"
     ]
     assert bad.ref == Ref("Pod", "shop", "web-1")
     assert isinstance(good.fact, DestinationRule)

@@ -172,9 +172,9 @@ def test_other_install_settings_are_accepted() -> None:
 
 def test_text_flaws_and_ciphers() -> None:
     document = {"meshMTLS": {"cipherSuites": ["x"]}}
-    _, problems = mesh_config(document, dotted, None, [(("trustDomain",), "is there twice")])
+    _, problems = mesh_config(document, dotted, None, [(("trustDomain",), "is set twice")])
     assert [(problem.notice, problem.what) for problem in problems] == [
-        (False, "mesh config: trustDomain is there twice"),
+        (False, "mesh config: trustDomain is set twice"),
         (True, "mesh config: meshMTLS.cipherSuites has no effect here"),
     ]
 

@@ -175,7 +175,7 @@ def test_an_object_may_repeat_as_much_as_aliases_may_stand_for() -> None:
     [document] = documents.read_documents(text + "c: *a", "in.yaml")
     assert isinstance(document, Document)
     assert [what for _, what in document.flaws] == [
-        f"is where aliases stand for more than {MAX_ALIASED_VALUES} values"
+        f"exceeds the limit of {MAX_ALIASED_VALUES} values that aliases may repeat"
     ]
 
 
@@ -201,7 +201,8 @@ def test_a_document_of_too_many_values_is_a_problem(monkeypatch: pytest.MonkeyPa
     [good, bad] = documents.read_documents("---\n[" + "1," * 99 + "]\n---\n[" + "1," * 100 + "]\n", "in.yaml")
     assert isinstance(good, Document)
     assert (
-        str(bad) == "in.yaml:3: cannot be read as YAML: it has more than 100 values (write several documents)"
+        str(bad)
+        == "in.yaml:3: cannot be read as YAML: it has more than 100 values (split it into several documents)"
     )
 
 
@@ -212,8 +213,8 @@ def test_too_many_mistakes_make_the_whole_document_unreadable() -> None:
     [problem] = documents.read_documents("# first\n" + text, "in.yaml")
     assert isinstance(problem, Problem)
     assert str(problem) == (
-        f"in.yaml:2: cannot be read as YAML: it has more than {MAX_FLAWS} mistakes, the first of which:"
-        " items[0].a is there twice"
+        f"in.yaml:2: cannot be read as YAML: it has more than {MAX_FLAWS} mistakes; the first is:"
+        " items[0].a is set twice"
     )
 
 

@@ -192,7 +192,7 @@ async def test_kinds_that_may_not_be_read_are_waited_for(server: FakeApiServer) 
         assert not followed.complete
         lines = followed.source.pending_reason().splitlines()
         assert len(lines) == 10
-        [pods] = [each for each in lines if each.startswith("waiting for pods: may not be read")]
+        [pods] = [each for each in lines if each.startswith("waiting for pods: access is denied")]
         assert 'User "nobody" cannot list resource "pods"' in pods
         assert all('verbs: ["get", "list", "watch"]}' in each for each in lines)
 
@@ -207,7 +207,9 @@ async def test_what_may_no_longer_be_read_is_said_with_since_when_and_stays(
         for what in ("list", "watch"):
             server.fail(f"{what} peerauthentications", *(status(403, "Forbidden") for _ in range(10_000)))
         await server.cut()
-        [said] = await followed.until(lambda: [line for line in followed.said() if "may not be read" in line])
+        [said] = await followed.until(
+            lambda: [line for line in followed.said() if "access is denied" in line]
+        )
         assert "so the last known state stays in use" in said
         assert source.staleness().startswith("peerauthentications.security.istio.io cannot be read since 20")
         assert source.pending_reason() == ""
@@ -223,13 +225,13 @@ async def test_kinds_that_a_cluster_lacks_are_waited_for(server: FakeApiServer, 
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: len(followed.said()) == 4)
         assert (
-            "peerauthentications.security.istio.io: cannot be watched, so no sidecar is configured until it can be: the "
-            "cluster has no such kind (xds install-crds adds it)" in followed.said()
+            "peerauthentications.security.istio.io: cannot be watched, so no sidecar is configured: the cluster has no "
+            "such kind (run xds install-crds)" in followed.said()
         )
         asked = len(server.asked_for("discovery security.istio.io"))
         await followed.until(lambda: len(server.asked_for("discovery security.istio.io")) > asked + 5)
         assert not followed.complete
-        assert followed.source.pending_reason().count("; xds install-crds adds it") == 4
+        assert followed.source.pending_reason().count("; run xds install-crds") == 4
         server.serve_istio()
         await followed.until(lambda: followed.complete)
         assert followed.source.pending_reason() == ""
@@ -239,7 +241,9 @@ async def test_kinds_that_a_cluster_lacks_are_waited_for(server: FakeApiServer, 
 async def test_a_version_that_cannot_be_read_is_waited_for(server: FakeApiServer, api: KubeApi) -> None:
     server.serve_istio("v2")
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
-        await followed.until(lambda: "serves v2 of it" in followed.source.pending_reason())
+        await followed.until(
+            lambda: "serves v2, but xds supports only v1beta1 and v1" in followed.source.pending_reason()
+        )
         assert not followed.complete
         server.serve_istio("v1")
         await followed.until(lambda: followed.complete)
@@ -389,7 +393,7 @@ async def test_objects_that_are_not_enforced_are_warnings(server: FakeApiServer,
         for verb in ("list", "watch"):
             server.fail(f"{verb} authorizationpolicies", *(status(403, "Forbidden") for _ in range(10_000)))
         await server.cut()
-        unread = "objects of kind AuthorizationPolicy are not enforced, and cannot be named"
+        unread = "objects of kind AuthorizationPolicy are not enforced, and cannot be reported"
         await followed.until(lambda: unread in str(followed.said(notices=True)))
         assert source.staleness() == source.pending_reason() == ""
     async with Followed(Kubernetes(api, options=QUICK)) as restarted:

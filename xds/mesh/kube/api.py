@@ -1,7 +1,7 @@
 """Client for a Kubernetes API server that sends and returns JSON.
 
-The package `kubernetes` handles connections (kubeconfig, in-cluster configuration, credentials and their
-renewal). Its models are not used, because decoding into them takes ten times as long.
+The package `kubernetes` handles connections: kubeconfig, in-cluster configuration, credentials and their
+renewal. Its models are not used, because decoding into them takes ten times as long.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CONNECT_TIMEOUT = 5.0
 
 
 class KubeConfigError(Exception):
-    """No usable kubeconfig or in-cluster configuration. The message says what is missing."""
+    """No kubeconfig or in-cluster configuration is usable. The message explains what is missing."""
 
 
 class KubeError(Exception):
@@ -98,7 +98,7 @@ class KubeApi:
     async def connect(cls, kubeconfig: Path | None = None, context: str | None = None) -> Self:
         """Load the configuration: from `kubeconfig` or `context`, else in-cluster, else as kubectl does.
 
-        No request is sent yet. KubeConfigError: the configuration is missing or invalid.
+        No request is sent yet. Raises KubeConfigError if the configuration is missing or invalid.
         """
 
         async def read() -> tuple[client.Configuration, str, bool]:
@@ -137,22 +137,24 @@ class KubeApi:
         await self._client.close()  # type: ignore[no-untyped-call]
 
     async def get(self, path: str, **query: Any) -> Json:
-        """Read an object or a list. KubeError."""
+        """Read an object or a list. Raises KubeError."""
         return await self.call("GET", path, query=query)
 
     async def list_all(self, path: str, **query: Any) -> list[Json]:
         """Read all objects of a list, page by page. Raises KubeError, with status 410 if the list expires."""
         items: list[Json] = []
-        more = ""
+        continue_token = ""
         while True:
-            page = await self.get(path, limit=500, **query, **({"continue": more} if more else {}))
+            page = await self.get(
+                path, limit=500, **query, **({"continue": continue_token} if continue_token else {})
+            )
             items += page.get("items") or ()
-            more = page["metadata"].get("continue") or ""
-            if not more:
+            continue_token = page["metadata"].get("continue") or ""
+            if not continue_token:
                 return items
 
     async def find(self, path: str) -> Json | None:
-        """Read an object, or return None if it does not exist. KubeError: any other error."""
+        """Read an object, or return None if it does not exist. Raises KubeError for any other error."""
         try:
             return await self.get(path)
         except KubeError as error:
@@ -161,19 +163,19 @@ class KubeApi:
             raise
 
     async def create(self, path: str, body: Json, **query: Any) -> Json:
-        """Create an object in a collection. KubeError."""
+        """Create an object in a collection. Raises KubeError."""
         return await self.call("POST", path, body, query=query)
 
     async def replace(self, path: str, body: Json, **query: Any) -> Json:
-        """Replace an object. KubeError: 409 if its resourceVersion is outdated."""
+        """Replace an object. Raises KubeError, with status 409 if the resourceVersion is outdated."""
         return await self.call("PUT", path, body, query=query)
 
     async def patch(self, path: str, body: Any, *, kind: str = MERGE_PATCH, **query: Any) -> Json:
-        """Patch an object, with `kind` MERGE_PATCH, JSON_PATCH or APPLY_PATCH. KubeError."""
+        """Patch an object, with `kind` MERGE_PATCH, JSON_PATCH or APPLY_PATCH. Raises KubeError."""
         return await self.call("PATCH", path, body, query=query, content_type=kind)
 
     async def delete(self, path: str, **query: Any) -> Json:
-        """Delete an object. KubeError."""
+        """Delete an object. Raises KubeError."""
         return await self.call("DELETE", path, query=query)
 
     async def call(
@@ -186,10 +188,10 @@ class KubeApi:
         content_type: str = "application/json",
         timeout: float = _REQUEST_TIMEOUT,  # noqa: ASYNC109 - of the HTTP client
     ) -> Json:
-        """Send a request and return the JSON of the response. KubeError."""
-        limit = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_TIMEOUT)
+        """Send a request and return the JSON of the response. Raises KubeError."""
+        client_timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_TIMEOUT)
         async with self._request(
-            method, path, query or {}, limit, body=body, content_type=content_type
+            method, path, query or {}, client_timeout, body=body, content_type=content_type
         ) as response:
             try:
                 text = await response.read()
@@ -197,7 +199,7 @@ class KubeApi:
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 raise _unreachable_error(self.server, error) from error
         if not isinstance(answer, dict):
-            raise KubeError(0, f"{self.server} answered {method} {path} with JSON that is not an object")
+            raise KubeError(0, f"{self.server} returned JSON that is not an object for {method} {path}")
         return answer
 
     @asynccontextmanager
@@ -206,8 +208,8 @@ class KubeApi:
 
         Reads time out after `idle` seconds without data. Raises KubeError.
         """
-        limit = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=idle)
-        async with self._request("GET", path, query, limit) as response:
+        client_timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=idle)
+        async with self._request("GET", path, query, client_timeout) as response:
             yield response.content
 
     @asynccontextmanager
@@ -216,16 +218,16 @@ class KubeApi:
         method: str,
         path: str,
         query: Mapping[str, Any],
-        limit: aiohttp.ClientTimeout,
+        client_timeout: aiohttp.ClientTimeout,
         *,
         body: Any = None,
         content_type: str = "application/json",
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        used = self._token
-        response = await self._send(method, path, query, limit, body, content_type)
-        if response.status == HTTPStatus.UNAUTHORIZED and await self._refresh_token(used):
+        used_token = self._token
+        response = await self._send(method, path, query, client_timeout, body, content_type)
+        if response.status == HTTPStatus.UNAUTHORIZED and await self._refresh_token(used_token):
             response.release()
-            response = await self._send(method, path, query, limit, body, content_type)
+            response = await self._send(method, path, query, client_timeout, body, content_type)
         try:
             if response.status >= HTTPStatus.BAD_REQUEST:
                 raise await _read_error(method, path, response)
@@ -234,15 +236,15 @@ class KubeApi:
             response.close()
             raise
         finally:
-            # A streamed response has no end to read up to, so its connection cannot be reused.
-            response.close() if limit.total is None else response.release()
+            # A streamed response may not end, so its connection cannot be reused.
+            response.close() if client_timeout.total is None else response.release()
 
     async def _send(  # noqa: PLR0917
         self,
         method: str,
         path: str,
         query: Mapping[str, Any],
-        limit: aiohttp.ClientTimeout,
+        client_timeout: aiohttp.ClientTimeout,
         body: Any,
         content_type: str,
     ) -> aiohttp.ClientResponse:
@@ -257,7 +259,7 @@ class KubeApi:
                 body=body,
                 auth_settings=["BearerToken"],
             )
-            result = await self._client.call_api(*call, _request_timeout=limit)
+            result = await self._client.call_api(*call, _request_timeout=client_timeout)
         except (aiohttp.ClientError, ApiException, TimeoutError, OSError) as error:
             raise _unreachable_error(self.server, error) from error
         response: aiohttp.ClientResponse = result.response
@@ -268,16 +270,16 @@ class KubeApi:
         token: str | None = self._configuration.api_key.get("BearerToken")
         return token
 
-    async def _refresh_token(self, used: str | None) -> bool:
+    async def _refresh_token(self, used_token: str | None) -> bool:
         """Reload the credentials unless another request has. Return whether the token has changed."""
-        if self._renew and self._token == used:
+        if self._renew and self._token == used_token:
             try:
-                read = await self._renew()
+                renewed = await self._renew()
             except (ConfigException, OSError):
                 return False
-            self._configuration.api_key.update(read.api_key)
-            self._configuration.refresh_api_key_hook = read.refresh_api_key_hook
-        return self._token != used
+            self._configuration.api_key.update(renewed.api_key)
+            self._configuration.refresh_api_key_hook = renewed.refresh_api_key_hook
+        return self._token != used_token
 
 
 def _in_cluster(configuration: client.Configuration) -> bool:

@@ -1,7 +1,7 @@
 """Storage and rotation of the mesh CA, whose key is in a Secret that all replicas share.
 
-The first replica creates the Secret. If several start at once, one succeeds and the others read it. A user's
-own CA in Istio's Secret `cacerts` takes precedence. It is copied into our Secret: after the user replaces
+The first replica creates the Secret. If several start at once, one creates it and the others read it. A
+user's own CA in Istio's Secret `cacerts` takes precedence. It is copied into our Secret: after the user replaces
 `cacerts`, the old CA continues to issue until the new root is trusted everywhere
 (`xds.mesh.identity.rotation`).
 
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 SECRET = "xds-ca-secret"  # noqa: S105 - a name
 USER_SECRET = "cacerts"  # noqa: S105 - a name
-"""Secret with the user's own CA. Its name and its keys are those of Istio."""
+"""Secret with the user's own CA, with the name and keys that Istio uses."""
 EXPIRY_WARNING = timedelta(days=30)
 """Time before the CA expires from which a warning is logged once a day."""
 POLL_INTERVAL = 10.0
@@ -41,7 +41,7 @@ POLL_INTERVAL = 10.0
 
 
 class AuthorityError(Exception):
-    """No usable CA. The message says what is wrong and how to fix it."""
+    """No CA is usable. The message explains the reason and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,13 @@ async def load_or_create_authorities(
                 return created
         elif user_authority is None or is_target(stored.authorities, user_authority):
             return stored.authorities
-        elif begun := await secrets.replace(stored, stored.authorities.begin(user_authority, now)):
+        elif started := await secrets.replace(stored, stored.authorities.begin(user_authority, now)):
             log.info(
                 "mesh CA rotation started",
                 secret=f"{namespace}/{USER_SECRET}",
-                stage=begun.authorities.stage.value,
+                stage=started.authorities.stage.value,
             )
-            return begun.authorities
+            return started.authorities
 
 
 def is_target(authorities: Authorities, ca: Authority) -> bool:
@@ -106,12 +106,12 @@ class CaSecrets:
         self._path = f"/api/v1/namespaces/{namespace}/secrets"
 
     async def read_user_authority(self, now: datetime) -> Authority | None:
-        """Return the user's own CA, or None. AuthorityError, KubeError."""
-        found = await self._api.find(f"{self._path}/{USER_SECRET}")
-        if found is None:
+        """Return the user's own CA, or None. Raises AuthorityError, KubeError."""
+        secret = await self._api.find(f"{self._path}/{USER_SECRET}")
+        if secret is None:
             return None
         try:
-            return rotation.read_authority(_decode_data(found), now)
+            return rotation.read_authority(_decode_data(secret), now)
         except IdentityError as error:
             raise AuthorityError(
                 f"the Secret {self._namespace}/{USER_SECRET} cannot be used as the mesh's CA: {error}. "
@@ -121,11 +121,11 @@ class CaSecrets:
 
     async def read(self, now: datetime) -> StoredAuthorities | None:
         """Return the stored CAs, or None if the Secret does not exist. Raises AuthorityError, KubeError."""
-        found = await self._api.find(f"{self._path}/{SECRET}")
-        if found is None:
+        secret = await self._api.find(f"{self._path}/{SECRET}")
+        if secret is None:
             return None
         try:
-            return StoredAuthorities(Authorities.from_data(_decode_data(found), now), _without_data(found))
+            return StoredAuthorities(Authorities.from_data(_decode_data(secret), now), _without_data(secret))
         except IdentityError as error:
             raise AuthorityError(
                 f"the Secret {self._namespace}/{SECRET} contains a CA that cannot be used: {error}. Restore "
@@ -134,9 +134,9 @@ class CaSecrets:
             ) from error
 
     async def create(self, authorities: Authorities) -> bool:
-        """Create the Secret. Return False if it exists already. KubeError."""
+        """Create the Secret. Return False if it exists already. Raises KubeError."""
         try:
-            await self._api.create(self._path, self._new() | _encode_data(authorities))
+            await self._api.create(self._path, self._new_secret() | _encode_data(authorities))
         except KubeError as error:
             if error.reason != "AlreadyExists":
                 raise
@@ -144,7 +144,7 @@ class CaSecrets:
         return True
 
     async def replace(self, old: StoredAuthorities, new: Authorities) -> StoredAuthorities | None:
-        """Replace the stored CAs. Return None if the Secret has changed since it was read. KubeError."""
+        """Replace the stored CAs. Return None if the Secret has changed since the read. Raises KubeError."""
         try:
             written = await self._api.replace(f"{self._path}/{SECRET}", old.without_data | _encode_data(new))
         except KubeError as error:
@@ -153,7 +153,7 @@ class CaSecrets:
             return None
         return StoredAuthorities(new, _without_data(written))
 
-    def _new(self) -> Json:
+    def _new_secret(self) -> Json:
         return {
             "apiVersion": "v1",
             "kind": "Secret",
@@ -169,7 +169,7 @@ class CaSecrets:
 class RotationController:
     """Polls the Secrets, and starts each stage of a rotation when it is due.
 
-    Every replica reads them; only the leader writes.
+    Every replica reads the Secrets; only the leader writes them.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class RotationController:
                 self._log_problem("")
 
     async def sync(self) -> None:
-        """Read the Secrets once, and continue a rotation. AuthorityError, KubeError."""
+        """Read the Secrets once, and continue a rotation. Raises AuthorityError, KubeError."""
         now = self._now()
         stored = await self._secrets.read(now)
         if stored is None:
@@ -231,19 +231,19 @@ class RotationController:
         self._warn_of_expiry(now)
         if not self._leads():
             return
-        following = await self._next_state(stored.authorities, now)
-        if following is not stored.authorities and await self._secrets.replace(stored, following):
-            self._adopt(following)
+        next_state = await self._next_state(stored.authorities, now)
+        if next_state is not stored.authorities and await self._secrets.replace(stored, next_state):
+            self._adopt(next_state)
 
     async def _next_state(self, current: Authorities, now: datetime) -> Authorities:
         user_authority = await self._secrets.read_user_authority(now)
         if user_authority and not is_target(current, user_authority):
             return current.begin(user_authority, now)
         lagging = self._lagging() if current.stage is Stage.SPREADING else ()
-        following = current.advance(now, is_trusted_everywhere=not lagging, timing=self._timing)
+        next_state = current.advance(now, is_trusted_everywhere=not lagging, timing=self._timing)
         is_blocked = (
             lagging
-            and following is current
+            and next_state is current
             and current.advance(now, is_trusted_everywhere=True, timing=self._timing) is not current
         )
         if is_blocked and len(lagging) != self._blocking_count:
@@ -253,7 +253,7 @@ class RotationController:
                 first=lagging[0],
             )
         self._blocking_count = len(lagging) if is_blocked else 0
-        return following
+        return next_state
 
     def _adopt(self, authorities: Authorities) -> None:
         self.current = authorities
@@ -267,8 +267,8 @@ class RotationController:
         )
 
     def _warn_of_expiry(self, now: datetime) -> None:
-        left = self.current.authority.expires - now
-        if left < EXPIRY_WARNING and self._warned != now.date():
+        remaining = self.current.authority.expires - now
+        if remaining < EXPIRY_WARNING and self._warned != now.date():
             self._warned = now.date()
             log.warning(
                 "mesh CA certificate expires soon", expires=self.current.authority.expires.isoformat()

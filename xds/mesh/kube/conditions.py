@@ -1,10 +1,10 @@
-"""Publishes problems of objects: in `status.conditions` if the kind has a status, else as Events.
+"""Publisher for the problems of objects: in `status.conditions` if the kind has a status, else as Events.
 
-There are two conditions, and each exists only while it is False. `Accepted: False` means that the object
-cannot be used; its last good version is used instead or, without one, its scope is STRICT. `Enforced: False`
-means that other objects override it or that nothing in the mesh matches it. The actual conditions are
-compared with the desired ones, so any replica can take over. Objects without problems are never written,
-except to remove our conditions. ConditionPublisher of other controllers are preserved.
+There are two conditions, and each exists only while it is False. `Accepted: False` means that the object is
+rejected; its last valid version stays in use or, without one, the object fails closed. `Enforced: False`
+means that other objects override the object or that nothing in the mesh matches it. The actual conditions are
+compared with the desired ones, so any replica can take over. Objects without problems are written only to
+remove these conditions. Conditions of other controllers are preserved.
 
 Required cluster permissions: list policies, meshpolicies, peerauthentications and destinationrules; patch
 their `/status`; create events; and, for Events of other objects, list pods, services, serviceaccounts,
@@ -44,11 +44,11 @@ RETRY_DELAY = 10.0
 WRITE_INTERVAL = 0.05
 """Minimum seconds between two writes."""
 _IDLE_FACTOR = 20
-"""Ratio of idle time to computing time. It limits the CPU usage in a large mesh."""
+"""Ratio of idle time to computing time, which limits the CPU usage in a large mesh."""
 _MAX_MESSAGE_LENGTH = 1000
 """Maximum characters of a message, as for an Event."""
 _MAX_NAMES = 3
-"""Maximum objects that a message names."""
+"""Maximum number of objects that a message names."""
 
 _POLICIES = {
     "Policy": ("authentication.istio.io", "policies"),
@@ -99,38 +99,38 @@ class ConditionPublisher:
             api: the API server.
             problems: returns the current problems, each with the object (`KIND NAMESPACE/NAME`) in `where`.
             mesh: returns the current mesh.
-            without_effect: returns the objects that have no effect. Notices are ignored.
+            without_effect: returns the objects without effect, with their problems. Notices are ignored.
             leads: returns whether this replica is the leader.
         """
         self._api = api
         self._problems, self._mesh, self._leads = problems, mesh, leads
         self._without_effect = without_effect
         self._reported: set[tuple[Ref, FalseCondition]] = set()
-        """ConditionPublisher for which Events were created."""
+        """Conditions for which Events were created, with their objects."""
         self._log_problem = OnceLogger(log, "cannot publish conditions")
 
     async def run(self) -> None:
         """Run until cancelled."""
         seen: tuple[Mesh, tuple[Problem, ...], Mapping[Ref, tuple[Problem, ...]]] | None = None
         desired: DesiredConditions = {}
-        due, took = 0.0, 0.0
+        due, compute_time = 0.0, 0.0
         while True:
-            await asyncio.sleep(max(POLL_INTERVAL, _IDLE_FACTOR * took))
+            await asyncio.sleep(max(POLL_INTERVAL, _IDLE_FACTOR * compute_time))
             if not self._leads():
                 seen = None
                 continue
-            now = (self._mesh(), tuple(self._problems()), self._without_effect())
-            if seen is None or now[0] is not seen[0] or now[1:] != seen[1:]:
-                began = time.perf_counter()
+            inputs = (self._mesh(), tuple(self._problems()), self._without_effect())
+            if seen is None or inputs[0] is not seen[0] or inputs[1:] != seen[1:]:
+                started = time.perf_counter()
                 try:
-                    found = await asyncio.to_thread(desired_conditions, *now)
+                    conditions = await asyncio.to_thread(desired_conditions, *inputs)
                 except Exception as error:  # noqa: BLE001 - conditions must not stop the control plane
                     self._log_problem(f"{type(error).__name__}: {error}")
                     continue
-                took = time.perf_counter() - began
-                if seen is None or found != desired:
+                compute_time = time.perf_counter() - started
+                if seen is None or conditions != desired:
                     due = 0.0
-                seen, desired = now, found
+                seen, desired = inputs, conditions
             if time.monotonic() >= due:
                 due = time.monotonic() + (RESYNC_INTERVAL if await self.reconcile(desired) else RETRY_DELAY)
 
@@ -171,19 +171,19 @@ class ConditionPublisher:
     ) -> None:
         meta = obj["metadata"]
         status = obj.get("status")
-        had = status.get("conditions") if isinstance(status, dict) else None
-        have = [each for each in had if isinstance(each, dict)] if isinstance(had, list) else []
-        conditions = _merge_conditions(have, desired, int(meta.get("generation") or 0))
-        if conditions == have or not self._leads():
+        value = status.get("conditions") if isinstance(status, dict) else None
+        current = [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+        conditions = _merge_conditions(current, desired, int(meta.get("generation") or 0))
+        if conditions == current or not self._leads():
             return
-        where = f"namespaces/{meta['namespace']}/{plural}" if meta.get("namespace") else plural
-        # The resourceVersion prevents the loss of conditions that another controller has just written.
+        collection = f"namespaces/{meta['namespace']}/{plural}" if meta.get("namespace") else plural
+        # The resourceVersion prevents overwriting conditions that another controller has just written.
         patch = {
             "metadata": {"resourceVersion": meta["resourceVersion"]},
             "status": {"conditions": conditions},
         }
         try:
-            path = f"/apis/{api_version}/{where}/{meta['name']}/status"
+            path = f"/apis/{api_version}/{collection}/{meta['name']}/status"
             await self._api.patch(path, patch, fieldManager=FIELD_MANAGER)
         except KubeError as error:
             if error.status == HTTPStatus.UNPROCESSABLE_ENTITY:  # the CRD has another schema for status
@@ -196,7 +196,8 @@ class ConditionPublisher:
         """Return the preferred version of a kind (empty if it is not served), and whether it has a status."""
         try:
             version = str((await self._api.get(f"/apis/{group}"))["preferredVersion"]["version"])
-            names = {each["name"] for each in (await self._api.get(f"/apis/{group}/{version}"))["resources"]}
+            resources = (await self._api.get(f"/apis/{group}/{version}"))["resources"]
+            names = {resource["name"] for resource in resources}
         except KubeError as error:
             if error.is_not_found:
                 return "", False
@@ -209,18 +210,18 @@ class ConditionPublisher:
         self, ref: Ref, api_version: str, plural: str, conditions: Mapping[str, FalseCondition]
     ) -> None:
         """Create an Event for each condition that has none yet."""
-        new = [each for each in conditions.values() if (ref, each) not in self._reported]
+        new = [condition for condition in conditions.values() if (ref, condition) not in self._reported]
         root = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
         scope = f"namespaces/{ref.namespace}/" if ref.namespace else ""
         if new:
             query = {"fieldSelector": f"metadata.name={ref.name}"}
             for obj in await self._api.list_all(f"{root}/{scope}{plural}", **query):
-                for each in new if self._leads() else ():
-                    await self._create_event(ref, api_version, obj["metadata"]["uid"], each)
-                    self._reported.add((ref, each))
+                for condition in new if self._leads() else ():
+                    await self._create_event(ref, api_version, obj["metadata"]["uid"], condition)
+                    self._reported.add((ref, condition))
 
     async def _create_event(self, ref: Ref, api_version: str, uid: str, condition: FalseCondition) -> None:
-        # A deterministic name: replicas do not create duplicates.
+        # The name is deterministic, so that replicas do not create duplicates.
         digest = hashlib.sha256("\0".join((uid, *ref, *condition)).encode()).hexdigest()[:16]
         namespace = ref.namespace or "default"
         now = _timestamp()
@@ -254,7 +255,7 @@ class ConditionPublisher:
 def desired_conditions(
     mesh: Mesh, problems: Iterable[Problem], without_effect: Mapping[Ref, tuple[Problem, ...]] = _NO_PROBLEMS
 ) -> DesiredConditions:
-    """Return the desired conditions of all objects. Thread-safe: it uses only the facts of the mesh."""
+    """Return the desired conditions of all objects. Thread-safe: only the facts of the mesh are used."""
     rejected: dict[Ref, list[str]] = {}
     for problem in problems:
         match = None if problem.notice else _OBJECT_NAME.fullmatch(problem.where)
@@ -265,10 +266,10 @@ def desired_conditions(
         desired[ref] = {ACCEPTED: FalseCondition("Refused", _truncate("; ".join(texts)))}
     for ref, lost in overridden(Mesh(mesh.facts(), mesh.config)).items():
         by = ", ".join(map(str, lost.by[:_MAX_NAMES])) + (", ..." if len(lost.by) > _MAX_NAMES else "")
-        message = f"{by} decides instead" + (f" of {lost.what}" if lost.what else "")
+        message = f"overridden in part ({lost.what}) by {by}" if lost.what else f"overridden by {by}"
         desired.setdefault(ref, {})[ENFORCED] = FalseCondition("Overridden", _truncate(message))
-    for ref, found in without_effect.items():
-        texts = [_text(problem) for problem in found if not problem.notice]
+    for ref, object_problems in without_effect.items():
+        texts = [_text(problem) for problem in object_problems if not problem.notice]
         if texts:
             before = desired.setdefault(ref, {}).get(ENFORCED)
             message = "; ".join((*([before.message] if before else ()), *texts))
@@ -282,22 +283,28 @@ def _text(problem: Problem) -> str:
     return problem.what + (f" ({problem.hint})" if problem.hint else "")
 
 
-def _merge_conditions(have: list[Json], desired: Mapping[str, FalseCondition], generation: int) -> list[Json]:
-    """Return the conditions with ours set or removed, and those of other controllers unchanged."""
-    found = [each for each in have if each.get("type") not in {ACCEPTED, ENFORCED} or each["type"] in desired]
-    for kind, condition in desired.items():
-        old = next((each for each in found if each.get("type") == kind), None)
-        same = old is not None and old.get("status") == "False"
+def _merge_conditions(
+    current: list[Json], desired: Mapping[str, FalseCondition], generation: int
+) -> list[Json]:
+    """Return the current conditions with the desired ones set, and obsolete ones of ours removed."""
+    merged = [
+        entry
+        for entry in current
+        if entry.get("type") not in {ACCEPTED, ENFORCED} or entry["type"] in desired
+    ]
+    for condition_type, condition in desired.items():
+        old = next((entry for entry in merged if entry.get("type") == condition_type), None)
+        was_false = old is not None and old.get("status") == "False"
         new = {
-            "type": kind,
+            "type": condition_type,
             "status": "False",
             "reason": condition.reason,
             "message": condition.message,
             "observedGeneration": generation,
-            "lastTransitionTime": old.get("lastTransitionTime") if old and same else _timestamp(),
+            "lastTransitionTime": old.get("lastTransitionTime") if old and was_false else _timestamp(),
         }
-        found = [new if each is old else each for each in found] if old else [*found, new]
-    return found
+        merged = [new if entry is old else entry for entry in merged] if old else [*merged, new]
+    return merged
 
 
 def _ref(kind: str, obj: Json) -> Ref:

@@ -16,10 +16,10 @@ _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode_json(text: bytes) -> Any:
-    """Decode JSON. ValueError: the text is not JSON.
+    """Decode JSON. Raises ValueError if the text is not JSON.
 
-    Kinds without a schema allow any nesting depth, but Python's decoder fails at about 1000 levels, and a
-    whole page of a list would be lost. In that case, values below MAX_DEPTH are replaced by TOO_DEEP.
+    Kinds without a schema allow any nesting depth, but Python's decoder fails at about 1000 levels. One such
+    object would make a whole page of a list unreadable. Values below MAX_DEPTH are then replaced by TOO_DEEP.
     """
     try:
         return _load(text)
@@ -28,27 +28,27 @@ def decode_json(text: bytes) -> Any:
 
 
 def _load(text: bytes) -> Any:
-    # No new object is garbage yet, and a collection takes three times as long as decoding a page of pods.
-    collecting = gc.isenabled()
+    # New objects are all in use, and a collection takes three times as long as decoding a page of pods.
+    gc_was_enabled = gc.isenabled()
     gc.disable()
     try:
         return json.loads(text)
     finally:
-        if collecting:
+        if gc_was_enabled:
             gc.enable()
 
 
 def _truncate_depth(text: bytes) -> bytes:
     parts: list[bytes] = []
-    depth = kept = 0
-    for found in _TOKEN.finditer(text):
-        token = found[0]
+    depth = position = 0
+    for match in _TOKEN.finditer(text):
+        token = match[0]
         if token in b"[{":
             depth += 1
             if depth == MAX_DEPTH + 1:
-                parts += [text[kept : found.start()], TOO_DEEP]
+                parts += [text[position : match.start()], TOO_DEEP]
         elif token in b"]}":
             depth -= 1
             if depth == MAX_DEPTH:
-                kept = found.end()
-    return b"".join([*parts, text[kept:]])
+                position = match.end()
+    return b"".join([*parts, text[position:]])

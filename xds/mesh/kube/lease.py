@@ -1,6 +1,6 @@
 """Leader election through a Lease, as in client-go. Only the leader writes shared objects.
 
-The holder renews the Lease. Another replica takes it over after it has seen no change of the Lease for its
+The holder renews the Lease. Another replica takes over after it has observed no change of the Lease for its
 whole duration. Each replica measures that time with its own clock; clocks of two machines are never compared.
 
 Required permissions in its own namespace: get and update coordination.k8s.io leases `xds-leader`; create
@@ -45,12 +45,12 @@ class Lease:
         self._held_until = 0.0
         """Time until which this replica certainly holds the Lease, in seconds of the event loop's clock."""
         self._observed: tuple[str, float] | None = None
-        """Version of another replica's Lease, and the time it was first seen."""
+        """resourceVersion of the Lease while another replica holds it, and the time it was first seen."""
         self._log_problem = OnceLogger(log, "cannot renew the leader Lease")
 
     @property
     def held(self) -> bool:
-        """Whether this replica leads; False from a third of the duration before a takeover is possible."""
+        """Whether this replica leads. This ends a third of the duration before a takeover is possible."""
         return asyncio.get_running_loop().time() < self._held_until
 
     async def run(self) -> None:
@@ -58,7 +58,7 @@ class Lease:
         try:
             while True:
                 await self._try_to_hold()
-                # Jitter: replicas that started together must not send requests together.
+                # Jitter, so that replicas that started together do not send requests together.
                 await asyncio.sleep(self._duration / 6 * random.uniform(0.8, 1.2))  # noqa: S311
         finally:
             # A cancelled task may still await. Releasing the Lease speeds up the takeover.
@@ -67,11 +67,11 @@ class Lease:
 
     async def _try_to_hold(self) -> None:
         loop = asyncio.get_running_loop()
-        began, had = loop.time(), self.held
+        started, was_held = loop.time(), self.held
         lease = f"{self._namespace}/{self._name}"
         try:
             async with asyncio.timeout(self._duration / 3):
-                got = await self._claim(began)
+                acquired = await self._claim(started)
         except TimeoutError:
             self._log_problem("the API server did not answer in time", lease=lease)
             return
@@ -79,23 +79,23 @@ class Lease:
             self._log_problem(str(error), lease=lease)
             return
         self._log_problem("", lease=lease)
-        # Count from before the request: the server may have stored the renewal at any time since then.
-        self._held_until = began + self._duration * 2 / 3 if got else 0.0
-        if got and not had:
+        # Measured from before the request, because the server may have stored the renewal at any time since.
+        self._held_until = started + self._duration * 2 / 3 if acquired else 0.0
+        if acquired and not was_held:
             log.info("became leader", lease=lease, identity=self._identity)
 
     async def _claim(self, now: float) -> bool:
-        found = await self._api.find(f"{self._path}/{self._name}")
-        if found is None:
+        lease = await self._api.find(f"{self._path}/{self._name}")
+        if lease is None:
             return await self._write(None)
-        holder = found.get("spec", {}).get("holderIdentity") or ""
+        holder = lease.get("spec", {}).get("holderIdentity") or ""
         if holder in {"", self._identity}:
-            return await self._write(found)
-        version = found["metadata"]["resourceVersion"]
+            return await self._write(lease)
+        version = lease["metadata"]["resourceVersion"]
         if self._observed is None or self._observed[0] != version:
             self._observed = (version, now)
-        duration = max(float(found["spec"].get("leaseDurationSeconds") or 0), self._duration)
-        return now >= self._observed[1] + duration and await self._write(found)
+        duration = max(float(lease["spec"].get("leaseDurationSeconds") or 0), self._duration)
+        return now >= self._observed[1] + duration and await self._write(lease)
 
     async def _write(self, old: Json | None, *, release: bool = False) -> bool:
         """Write the Lease. Return False if another replica has changed it."""
@@ -131,8 +131,8 @@ class Lease:
         self._held_until = 0.0
         try:
             async with asyncio.timeout(self._duration / 3):
-                found = await self._api.get(f"{self._path}/{self._name}")
-                if found.get("spec", {}).get("holderIdentity") == self._identity:
-                    await self._write(found, release=True)
+                lease = await self._api.get(f"{self._path}/{self._name}")
+                if lease.get("spec", {}).get("holderIdentity") == self._identity:
+                    await self._write(lease, release=True)
         except (KubeError, TimeoutError):
             return

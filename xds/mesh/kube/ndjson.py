@@ -1,4 +1,4 @@
-"""Lines of a streamed response."""
+"""Reader for the lines of a streamed response."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def read_lines(
 ) -> AsyncIterator[list[bytes]]:
     """Yield batches of complete lines as they arrive, until the server ends the response.
 
-    KubeError: the response ended early, the read timed out, or a line is too long.
+    Raises KubeError if the response ends early, the read times out, or a line is too long.
     """
     parts: list[bytes] = []
     size = 0
@@ -28,13 +28,13 @@ async def read_lines(
             raise KubeError(0, f"the response ended early: {str(error) or type(error).__name__}") from error
         if not data:
             break
-        *whole, rest = data.split(b"\n")
-        if whole:
-            whole[0] = b"".join((*parts, whole[0]))
+        *complete, partial = data.split(b"\n")
+        if complete:
+            complete[0] = b"".join((*parts, complete[0]))
             parts, size = [], 0
-            yield [line for line in whole if line.strip()]
-        parts.append(rest)
-        size += len(rest)
+            yield [line for line in complete if line.strip()]
+        parts.append(partial)
+        size += len(partial)
         if size > max_length:
             raise KubeError(0, f"the response has a line of more than {max_length >> 20} MiB")
     if size:

@@ -14,9 +14,9 @@ FIELD_MANAGER = "xds-install"
 
 
 def load_packaged(folder: str) -> Iterator[tuple[str, Json]]:
-    """Yield the objects of a packaged kustomization, each with the name of its file."""
+    """Yield the objects of a packaged kustomization, each with its file name."""
     directory = files("xds.mesh.kube") / folder
     kustomization = yaml.load(directory.joinpath("kustomization.yaml").read_text("utf-8"), yaml.CSafeLoader)
     for name in kustomization["resources"]:
-        for each in yaml.load_all(directory.joinpath(name).read_text("utf-8"), yaml.CSafeLoader):
-            yield name, each
+        for obj in yaml.load_all(directory.joinpath(name).read_text("utf-8"), yaml.CSafeLoader):
+            yield name, obj

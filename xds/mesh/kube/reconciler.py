@@ -18,11 +18,11 @@ from xds.mesh.kube.ndjson import read_lines
 RESYNC_INTERVAL = 60.0
 """Seconds between two runs without a change."""
 MIN_INTERVAL = 0.5
-"""Minimum seconds between two runs. It limits writes if another controller keeps reverting them."""
+"""Minimum seconds between two runs, which limits writes if another controller keeps reverting them."""
 RETRY_DELAY = 5.0
 """Seconds before a failed run or watch is retried."""
 _WATCH_TIMEOUT = 290
-"""Lifetime of a watch, in seconds. An expired watch is opened again."""
+"""Lifetime of a watch, in seconds. An expired watch is reopened."""
 
 
 class WatchTarget(NamedTuple):
@@ -31,7 +31,7 @@ class WatchTarget(NamedTuple):
     path: str
     """URL path of the collection."""
     name: str = ""
-    """Name of the only objects to watch; empty for all."""
+    """Name of the objects to watch; empty for all."""
 
 
 class Reconciler:

@@ -24,11 +24,11 @@ from xds.mesh.rollout.replica_sync import ReplicaSync
 log = structlog.get_logger(__name__)
 
 RETRY_DELAY = 3.0
-"""Seconds before the CA is requested again after an error of the API server."""
+"""Seconds before loading the CA is retried after an error of the API server."""
 
 
 class RotationTarget(Protocol):
-    """Serves certificates and roots: `xds.mesh.controlplane.controller.Controller`."""
+    """Serves certificates and roots. Implemented by `xds.mesh.controlplane.controller.Controller`."""
 
     def rotate(self, authority: Authority, extra_roots: Iterable[bytes]) -> None:
         """Issue certificates with a CA, and trust additional roots."""
@@ -38,7 +38,7 @@ class RotationTarget(Protocol):
 
 
 class SyncedController(RotationTarget, Protocol):
-    """Rolls out changes of modes: `xds.mesh.controlplane.controller.Controller`."""
+    """Rolls out changes of modes. Implemented by `xds.mesh.controlplane.controller.Controller`."""
 
     def enable_sync(self) -> ReplicaSync | None:
         """Synchronize rollouts with other replicas. Return None if rollouts wait for no proxies."""
@@ -71,7 +71,7 @@ class Replica:
     async def join(
         cls, api: KubeApi, namespace: str, trust_domain: str, now: Callable[[], datetime] = utc_now
     ) -> Replica:
-        """Load the CA, with retries while the API server fails. AuthorityError: the CA cannot be used."""
+        """Load the CA, and retry while the API server fails. Raises AuthorityError if the CA is unusable."""
         last_problem = ""
         while True:
             try:
@@ -87,9 +87,9 @@ class Replica:
     def attach(self, controller: SyncedController) -> None:
         """Pass CA rotations to a controller, and synchronize its rollouts with those of other replicas."""
         self._controllers.append(controller)
-        if exchange := controller.enable_sync():
+        if sync := controller.enable_sync():
             self._replica_leases.append(
-                ReplicaLeases(self._api, self._namespace, self._identity, exchange, controller.peers_changed)
+                ReplicaLeases(self._api, self._namespace, self._identity, sync, controller.peers_changed)
             )
 
     @property
@@ -103,12 +103,12 @@ class Replica:
 
     @property
     def parts(self) -> list[Callable[[], Coroutine[Any, Any, None]]]:
-        """Background tasks, to run as long as the control plane."""
+        """Background tasks, to run during the lifetime of the control plane."""
         return [
             self.lease.run,
             self._rotation.run,
             self._roots.run,
-            *(each.run for each in self._replica_leases),
+            *(leases.run for leases in self._replica_leases),
         ]
 
     def _adopt(self, authorities: Authorities) -> None:

@@ -1,4 +1,4 @@
-"""Encoding of a replica's report (`xds.mesh.rollout.peers`) as the text of an annotation."""
+"""Codec for a replica's report (`xds.mesh.rollout.peers`) as the text of an annotation."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ _SENDS = {send.value[0]: send for send in Send}
 def encode_report(report: ReplicaReport) -> str | None:
     """Return a report as text, or None if it is too large.
 
-    Ports with the same stand are together: {"mPS+pm": {"namespace": {"pod": [8080]}}} are on their way, those
-    without `+` are told because somebody else has them on their way.
+    Ports with equal reports form a group: {"PS/mp+": {"namespace": {"pod": [8080]}}}. The group's name consists
+    of the initials of its modes and sends, and a `+` if its ports are in transition on this replica.
     """
-    found: dict[str, object] = {"number": report.number, "view": report.rules_version}
+    content: dict[str, object] = {"number": report.number, "view": report.rules_version}
     if report.ports is not None:
-        found["stands"] = _group(report.ports)
-    text = json.dumps(found, separators=(",", ":"))
+        content["stands"] = _group(report.ports)
+    text = json.dumps(content, separators=(",", ":"))
     if len(text) > MAX_PLAIN_LENGTH:
         text = b64encode(zlib.compress(text.encode(), 6)).decode()
     return text if len(text) <= MAX_LENGTH else None
 
 
-def _group(stands: Mapping[PortKey, PortReport]) -> dict[str, dict[str, dict[str, list[int]]]]:
+def _group(ports: Mapping[PortKey, PortReport]) -> dict[str, dict[str, dict[str, list[int]]]]:
     groups: dict[str, dict[str, dict[str, list[int]]]] = {}
-    for (pod, port), stand in sorted(stands.items()):
+    for (pod, port), report in sorted(ports.items()):
         modes, sends = (
-            "".join(sorted(each.value[0] for each in letters)) for letters in (stand.modes, stand.sends)
+            "".join(sorted(member.value[0] for member in members)) for members in (report.modes, report.sends)
         )
-        group = groups.setdefault(f"{modes}/{sends}{'+' * stand.in_transition}", {})
+        group = groups.setdefault(f"{modes}/{sends}{'+' * report.in_transition}", {})
         group.setdefault(pod.namespace, {}).setdefault(pod.name, []).append(port)
     return groups
 
 
 def decode_report(text: str) -> ReplicaReport:
-    """Parse a report. A report that cannot be parsed, for example of another version, is empty."""
+    """Parse a report. An invalid text, for example from another version of xds, becomes an empty report."""
     try:
         if not text.startswith("{"):
             text = zlib.decompressobj().decompress(b64decode(text), _MAX_UNPACKED_LENGTH).decode()
-        found = json.loads(text)
-        stands = found.get("stands")
+        content = json.loads(text)
+        groups = content.get("stands")
         return ReplicaReport(
-            int(found["number"]), str(found["view"]), None if stands is None else dict(_ungroup(stands))
+            int(content["number"]), str(content["view"]), None if groups is None else dict(_ungroup(groups))
         )
     except (
         Error,
@@ -73,18 +73,18 @@ def decode_report(text: str) -> ReplicaReport:
 
 
 def _ungroup(groups: Mapping[str, Mapping[str, Mapping[str, list[int]]]]) -> list[tuple[PortKey, PortReport]]:
-    found = []
+    reports = []
     for name, namespaces in groups.items():
         modes, _, sends = name.removesuffix("+").partition("/")
-        stand = PortReport(
+        report = PortReport(
             in_transition=name.endswith("+"),
-            modes=frozenset(_MODES[each] for each in modes),
-            sends=frozenset(_SENDS[each] for each in sends),
+            modes=frozenset(_MODES[initial] for initial in modes),
+            sends=frozenset(_SENDS[initial] for initial in sends),
         )
-        found += [
-            ((Ref("Pod", namespace, pod), int(port)), stand)
+        reports += [
+            ((Ref("Pod", namespace, pod), int(port)), report)
             for namespace, pods in namespaces.items()
             for pod, ports in pods.items()
             for port in ports
         ]
-    return found
+    return reports

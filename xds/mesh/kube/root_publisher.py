@@ -1,4 +1,4 @@
-"""Publishes the mesh's roots to every namespace, in a ConfigMap with which pods verify the control plane.
+"""Publisher for the mesh's roots: a ConfigMap in every namespace, with which pods verify the control plane.
 
 It reconciles after a change of a namespace or of one of these ConfigMaps (`xds.mesh.kube.reconciler`).
 
@@ -70,24 +70,27 @@ class RootPublisher:
         """Update all outdated ConfigMaps. Return whether all updates succeeded."""
         try:
             namespaces = await self._api.list_all(_NAMESPACES)
-            found = await self._api.list_all(_MAPS, fieldSelector=f"metadata.name={NAME}")
+            config_maps = await self._api.list_all(_MAPS, fieldSelector=f"metadata.name={NAME}")
         except KubeError as error:
             self._log_problem(str(error), namespace="(all)")
             return False
         self._log_problem("", namespace="(all)")
         roots = self._roots().decode()
-        have = {each["metadata"]["namespace"]: (each.get("data") or {}).get(KEY) for each in found}
-        good = True
-        for each in namespaces:
-            name = each["metadata"]["name"]
-            ending = each["metadata"].get("deletionTimestamp")
-            if ending or name in self._exclude or have.get(name) == roots:
+        published = {
+            config_map["metadata"]["namespace"]: (config_map.get("data") or {}).get(KEY)
+            for config_map in config_maps
+        }
+        succeeded = True
+        for namespace in namespaces:
+            name = namespace["metadata"]["name"]
+            is_terminating = namespace["metadata"].get("deletionTimestamp")
+            if is_terminating or name in self._exclude or published.get(name) == roots:
                 continue
             if not self._leads():
                 return True
-            good &= await self._write(name, roots)
+            succeeded &= await self._write(name, roots)
             await asyncio.sleep(WRITE_INTERVAL)
-        return good
+        return succeeded
 
     async def _write(self, namespace: str, roots: str) -> bool:
         body = {

@@ -2,7 +2,7 @@
 
 Anyone who can connect can send tokens, so requests to the API server are limited: malformed or expired tokens
 are rejected locally, concurrent requests for one token share a review, the number of concurrent reviews is
-bounded, and an address whose tokens are rejected must wait.
+bounded, and rejected tokens are rate-limited by address.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ MAX_CACHED_TOKENS = 8192
 MAX_CONCURRENT_REVIEWS = 16
 """Maximum number of concurrent requests to the API server."""
 MAX_PENDING_REVIEWS = 4096
-"""Maximum number of running and queued reviews. Large enough for a cold start of a large mesh."""
+"""Maximum number of running and queued reviews, sufficient for a cold start of a large mesh."""
 MAX_REFUSALS = 32.0
-"""Burst of rejected tokens that is allowed for an address."""
+"""Allowed burst of rejected tokens from one address."""
 REFILL_RATE = 2.0
-"""Rejected tokens per second that are allowed after the burst."""
+"""Allowed rejected tokens per second from one address, after the burst."""
 MAX_BUDGETS = 4096
+"""Maximum number of addresses whose budgets are tracked."""
 _REVIEW_TIMEOUT = 10.0
 """Timeout of a review, in seconds."""
 
@@ -59,7 +60,7 @@ class _CachedAnswer(NamedTuple):
 
 
 class TokenReviewer:
-    """Returns the caller that a token identifies. `clock` counts seconds; `now` returns the time of day."""
+    """Verifies tokens. `clock` returns monotonic seconds; `now` returns the current time."""
 
     def __init__(
         self,
@@ -80,42 +81,48 @@ class TokenReviewer:
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_REVIEWS)
         self._budgets = _RefusalBudgets(clock)
         self._last_problem = ""
-        """The last logged error of the API server."""
+        """Last logged error of the API server."""
 
     async def __call__(self, token: str, peer: str) -> Caller:
-        """Return whose token it is; `peer` is who shows it, in gRPC's form.
+        """Return the caller that a token identifies.
 
-        UnauthenticatedError: nobody's. AuthenticationUnavailableError: the API server cannot be asked. RateLimitedError: it is not, for
-        now.
+        Args:
+            token: the service account token.
+            peer: address of the peer that sent it, in gRPC's form.
+
+        Raises:
+            UnauthenticatedError: the token is invalid.
+            AuthenticationUnavailableError: the API server cannot review it.
+            RateLimitedError: too many reviews are pending, or too many tokens from the address were rejected.
         """
-        end = claims.token_expiry(token, self._now(), self._audience)
+        expiry = claims.token_expiry(token, self._now(), self._audience)
         key = hashlib.sha256(token.encode()).digest()
         answer = self._cached(key)
         if answer is None:
             if key not in self._pending:
-                self._start_review(key, token, peer.rpartition(":")[0], end)
+                self._start_review(key, token, peer.rpartition(":")[0], expiry)
             answer = await asyncio.shield(self._pending[key])
         if isinstance(answer, Exception):
             raise type(answer)(*answer.args)
         return answer
 
     def _cached(self, key: _Key) -> _Answer | None:
-        for known in (self._accepted, self._rejected):
-            if found := known.get(key):
-                if self._clock() < found.until:
-                    return found.answer
-                del known[key]
+        for cache in (self._accepted, self._rejected):
+            if cached := cache.get(key):
+                if self._clock() < cached.until:
+                    return cached.answer
+                del cache[key]
         return None
 
-    def _start_review(self, key: _Key, token: str, address: str, end: datetime) -> None:
+    def _start_review(self, key: _Key, token: str, address: str, expiry: datetime) -> None:
         if len(self._pending) >= MAX_PENDING_REVIEWS:
-            raise RateLimitedError("too many tokens are being looked at; try again")
-        self._budgets.take(address)
-        task = asyncio.create_task(self._review(key, token, address, end))
+            raise RateLimitedError("too many tokens are being reviewed; try again")
+        self._budgets.spend(address)
+        task = asyncio.create_task(self._review(key, token, address, expiry))
         self._pending[key] = task
         task.add_done_callback(lambda _: self._pending.pop(key))
 
-    async def _review(self, key: _Key, token: str, address: str, end: datetime) -> _Answer:
+    async def _review(self, key: _Key, token: str, address: str, expiry: datetime) -> _Answer:
         """Return the caller or an error. Never raises, because the waiting calls may be cancelled."""
         body = {
             "apiVersion": "authentication.k8s.io/v1",
@@ -128,65 +135,66 @@ class TokenReviewer:
             self._last_problem = ""
             caller = claims.from_review(review.get("status"), self._audience)
         except KubeError as error:
-            self._budgets.give_back(address)
-            return self._undecided(error)
+            self._budgets.refund(address)
+            return self._unavailable(error)
         except UnauthenticatedError as error:
             _store(self._rejected, key, _CachedAnswer(error, self._clock() + REJECTED_TTL))
             return error
-        self._budgets.give_back(address)
-        left = (end - self._now()).total_seconds()
-        _store(self._accepted, key, _CachedAnswer(caller, self._clock() + min(ACCEPTED_TTL, left)))
+        self._budgets.refund(address)
+        lifetime = (expiry - self._now()).total_seconds()
+        _store(self._accepted, key, _CachedAnswer(caller, self._clock() + min(ACCEPTED_TTL, lifetime)))
         return caller
 
-    def _undecided(self, error: KubeError) -> AuthenticationUnavailableError:
-        said = str(error)
-        if said != self._last_problem:
-            self._last_problem = said
+    def _unavailable(self, error: KubeError) -> AuthenticationUnavailableError:
+        problem = str(error)
+        if problem != self._last_problem:
+            self._last_problem = problem
             hint = "allow create on tokenreviews in authentication.k8s.io" if error.status == 403 else ""
-            log.error("tokens cannot be reviewed", problem=said, **({"hint": hint} if hint else {}))
-        return AuthenticationUnavailableError("the API server cannot be asked whose token it is; try again")
+            log.error("cannot review tokens", problem=problem, **({"hint": hint} if hint else {}))
+        return AuthenticationUnavailableError("the API server cannot review the token; try again")
 
 
-def _store(known: OrderedDict[_Key, _CachedAnswer], key: _Key, found: _CachedAnswer) -> None:
-    known[key] = found
-    if len(known) > MAX_CACHED_TOKENS:
-        known.popitem(last=False)
+def _store(cache: OrderedDict[_Key, _CachedAnswer], key: _Key, answer: _CachedAnswer) -> None:
+    cache[key] = answer
+    if len(cache) > MAX_CACHED_TOKENS:
+        cache.popitem(last=False)
 
 
 class _RefusalBudgets:
-    """Budgets of rejected tokens by address. Each review spends one, and returns it unless it is rejected."""
+    """Budgets of rejected tokens by address. A review spends one token, and refunds it unless rejected."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._budgets: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """Spent budget by address, and the time of the last update."""
 
-    def take(self, address: str) -> None:
-        """Spend one token of the budget. RateLimitedError: the budget is exhausted."""
-        taken = self._spent(address) + 1
-        if taken > MAX_REFUSALS:
+    def spend(self, address: str) -> None:
+        """Spend one token of the budget. Raises RateLimitedError if the budget is exhausted."""
+        spent = self._spent(address) + 1
+        if spent > MAX_REFUSALS:
             raise RateLimitedError(
-                "too many tokens from this address were refused; try again in a few seconds"
+                "too many tokens from this address were rejected; try again in a few seconds"
             )
-        self._set(address, taken)
+        self._set(address, spent)
 
-    def give_back(self, address: str) -> None:
+    def refund(self, address: str) -> None:
+        """Return a spent token to the budget."""
         self._set(address, self._spent(address) - 1)
 
     def _spent(self, address: str) -> float:
-        taken, at = self._budgets.get(address, (0.0, 0.0))
-        return max(taken - (self._clock() - at) * REFILL_RATE, 0.0)
+        spent, updated_at = self._budgets.get(address, (0.0, 0.0))
+        return max(spent - (self._clock() - updated_at) * REFILL_RATE, 0.0)
 
-    def _set(self, address: str, taken: float) -> None:
+    def _set(self, address: str, spent: float) -> None:
         self._budgets.pop(address, None)
-        if taken > 0:
-            self._budgets[address] = taken, self._clock()
+        if spent > 0:
+            self._budgets[address] = spent, self._clock()
         if len(self._budgets) > MAX_BUDGETS:
             self._budgets.popitem(last=False)
 
 
 async def own_account(api: KubeApi) -> tuple[str, str]:
-    """Return the namespace and name of our own service account, or empty strings. Raises KubeError."""
+    """Return the namespace and name of this process's service account, or empty strings. Raises KubeError."""
     body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     review = await api.create("/apis/authentication.k8s.io/v1/selfsubjectreviews", body)
     user = str(review.get("status", {}).get("userInfo", {}).get("username", ""))

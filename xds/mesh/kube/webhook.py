@@ -1,4 +1,4 @@
-"""Publishes the mesh's roots to the webhook's configuration, so that the API server trusts the webhook.
+"""Publisher for the mesh's roots in the webhook's configuration, so that the API server trusts the webhook.
 
 The installation creates the configuration, and users own it. The control plane writes only its `caBundle`
 (`xds.mesh.kube.reconciler`).
@@ -54,7 +54,7 @@ class CaBundlePublisher:
         await self._reconciler.run()
 
     async def reconcile(self) -> bool:
-        """Update the configuration if it is outdated. Return whether that succeeded."""
+        """Update the configuration if it is outdated. Return whether this succeeded."""
         path = f"{_PATH}/{self._name}"
         try:
             patch = self._patch(await self._api.get(path))
@@ -65,7 +65,7 @@ class CaBundlePublisher:
             if error.status in {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY}:
                 # The configuration has changed since it was read: read it again.
                 self._reconciler.trigger()
-            # Without the configuration, pods are injected by `xds inject` only. That is a valid installation.
+            # An installation without the configuration is valid: pods are then injected by `xds inject` only.
             self._log_problem("" if error.is_not_found else str(error), configuration=self._name)
             return error.is_not_found
         self._log_problem("", configuration=self._name)
@@ -76,7 +76,7 @@ class CaBundlePublisher:
         operations: list[Json] = []
         for index, webhook in enumerate(configuration.get("webhooks") or ()):
             if webhook["clientConfig"].get("caBundle") != bundle:
-                at = f"/webhooks/{index}"
-                operations.append({"op": "test", "path": f"{at}/name", "value": webhook["name"]})
-                operations.append({"op": "add", "path": f"{at}/clientConfig/caBundle", "value": bundle})
+                path = f"/webhooks/{index}"
+                operations.append({"op": "test", "path": f"{path}/name", "value": webhook["name"]})
+                operations.append({"op": "add", "path": f"{path}/clientConfig/caBundle", "value": bundle})
         return operations

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from xds.mesh.model.objects import ADMIN_PORT
 
 MIN_DRAIN_SECONDS = 5.0
-"""Minimum drain time in seconds, in which clients notice the drain and connect elsewhere."""
+"""Minimum drain time in seconds, so that clients notice the drain and connect to other endpoints."""
 _POLL_INTERVAL = 0.25
 
 _STATS_FILTER = r"^(listener|http)\..*\.downstream_(cx|rq)_active$"
@@ -40,8 +40,8 @@ def drain(admin: str, seconds: float) -> int:
         DrainError: the admin interface is unreachable, or rejects a request.
     """
     start = time.monotonic()
-    # Keep listeners open (skip_exit) for clients that have not noticed, and for the application's own
-    # requests.
+    # Keep listeners open (skip_exit) for clients that have not noticed the drain, and for the application's
+    # own requests.
     _request(admin, "POST", "/drain_listeners?inboundonly&graceful&skip_exit")
     while True:
         active = in_flight(_active(admin))

@@ -1,4 +1,4 @@
-"""Settings of a sidecar from its container's environment, and the bootstrap that results."""
+"""Settings of a sidecar from its container's environment, and the resulting bootstrap."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Sidecar:
     """Maximum time to drain."""
 
     def bootstrap(self) -> Bootstrap:
-        """Return the bootstrap of its Envoy."""
+        """Return the bootstrap of the sidecar's Envoy."""
         intercepted = self.pod.interception is Interception.REDIRECT
         host = "0.0.0.0" if intercepted else self.pod.address
         metrics = envoy.admin_page_listener(
@@ -54,12 +54,12 @@ class Sidecar:
         probe_listeners = probe_resources(
             self.probes, host, PROBE_PORT, self.pod.app_address, intercepted=intercepted
         )
-        added = [metrics, *probe_listeners]
-        return envoy.bootstrap(self.pod, self.host, self.port, credential=self.credential, added=added)
+        listeners = [metrics, *probe_listeners]
+        return envoy.bootstrap(self.pod, self.host, self.port, credential=self.credential, added=listeners)
 
 
 class _EnvironmentReader:
-    """Reads variables, and collects the problems."""
+    """Reads variables and collects their problems."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
@@ -104,7 +104,7 @@ class _EnvironmentReader:
 
 
 def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, list[Problem]]:
-    """Return the settings in an environment, and the problems. Do not start a sidecar with problems.
+    """Return the settings in an environment, and the problems. Start the sidecar only without problems.
 
     Args:
         environment: the container's environment variables (`settings.variables`).

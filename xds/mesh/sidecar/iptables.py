@@ -22,7 +22,7 @@ _INSTALL = (
 
 
 class IptablesError(Exception):
-    """The rules cannot be changed; the text has the reason and the remedy."""
+    """The rules cannot be changed. The message has the reason and the fix."""
 
 
 def install_rules(config: RedirectConfig, *, warn: Callable[[str], object]) -> None:
@@ -30,14 +30,14 @@ def install_rules(config: RedirectConfig, *, warn: Callable[[str], object]) -> N
 
     Args:
         config: traffic to redirect.
-        warn: receives problems that let no traffic bypass the sidecar at present.
+        warn: called with a problem that currently lets no traffic bypass the sidecar, but may later.
 
     Raises:
         IptablesError: the rules cannot be changed.
     """
     _check_privileges()
     _apply(4, lambda current: redirect_rules(config, current, family=4))
-    # Also without IPv6 addresses: a router advertisement can add one at any time.
+    # Redirect IPv6 even without addresses: a router advertisement can add an address at any time.
     if not _has_ipv6():
         return
     try:
@@ -66,13 +66,14 @@ def remove_rules() -> None:
         try:
             _try_variants(6, partial(_remove, 6))
         except IptablesError:
-            # Without ip6tables, `install_rules` installed nothing, unless the pod has IPv6 addresses.
+            # Without ip6tables, `install_rules` succeeds only if the pod has no global IPv6 address, and then
+            # installs no IPv6 rules.
             if ipv6_addresses():
                 raise
 
 
 def ipv6_addresses() -> list[str]:
-    """Return the IPv6 addresses of this network namespace as 32 digits, without loopback."""
+    """Return the IPv6 addresses of this network namespace, as 32 hex digits each, without loopback."""
     try:
         lines = Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines()
     except FileNotFoundError:

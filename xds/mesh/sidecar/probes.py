@@ -1,4 +1,4 @@
-"""Parse the application's probes, which injection moved to the sidecar."""
+"""Parser for the application's probes, which injection moved to the sidecar."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _probe(path: str, probe: Field) -> Iterator[AnyProbe]:
 
 
 def _header(header: Field) -> tuple[str, str]:
-    """Return a header. Envoy does not start with an invalid one."""
+    """Return a header. An invalid header would prevent Envoy from starting."""
     name, value = header["name"].required().text(), header["value"].text()
     if name and not _HEADER_NAME.fullmatch(name):
         header["name"].refuse("must contain only letters, digits and -", "Kubernetes requires the same")

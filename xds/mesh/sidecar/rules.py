@@ -29,7 +29,7 @@ _CHAIN = re.compile(rf":({'|'.join(CHAINS)}) .*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedirectConfig:
-    """TCP traffic that is redirected to the sidecar. The defaults are Istio's: nearly all."""
+    """TCP traffic to redirect to the sidecar. The defaults are Istio's, and redirect nearly all traffic."""
 
     outbound_port: int = 15001
     """Port of the sidecar's outbound listener."""
@@ -38,7 +38,7 @@ class RedirectConfig:
     uid: int = PROXY_ID
     """User of the sidecar."""
     gid: int = PROXY_ID
-    """Group of the sidecar. Only traffic with both the user and the group is the sidecar's own."""
+    """Group of the sidecar. Traffic is the sidecar's own if both its user and its group match."""
     inbound_ports: tuple[int, ...] | None = None
     """Inbound ports to redirect; None for all."""
     exclude_inbound_ports: tuple[int, ...] = SIDECAR_PORTS
@@ -60,7 +60,7 @@ def redirect_rules(config: RedirectConfig, current: str = "", *, family: Family 
 
     Args:
         config: traffic to redirect.
-        current: output of `iptables-save -t nat`; existing rules of ours are replaced.
+        current: output of `iptables-save -t nat`. Rules of an earlier run in it are replaced.
         family: IP version, 4 or 6.
     """
     # With --noflush, declaring a chain creates or flushes it.
@@ -79,7 +79,7 @@ def undo_rules(current: str) -> str:
 
 
 def _delete_jumps(current: str) -> Iterator[str]:
-    """Yield rules that delete the jumps to our chains, in their exact form."""
+    """Yield a delete command for each existing jump to our chains, with the exact text of the rule."""
     for line in current.splitlines():
         if _JUMP.fullmatch(line.strip()):
             yield "-D" + line.strip().removeprefix("-A")

@@ -19,14 +19,14 @@ MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 
 
 class StartError(Exception):
-    """The sidecar cannot start; the text has the reason and the remedy."""
+    """The sidecar cannot start. The message has the reason and the fix."""
 
 
 def envoy_command(sidecar: Sidecar, binary: str) -> list[str]:
     """Return the command line of a sidecar's Envoy.
 
-    The bootstrap is passed as an argument, as the filesystem may be read-only and Envoy reads no file in
-    /proc. It contains only the path of the token.
+    The bootstrap is passed as an argument, because the file system may be read-only and Envoy does not read
+    files in /proc. It contains the path of the token, but not the token.
 
     Raises:
         StartError: the bootstrap is too large.

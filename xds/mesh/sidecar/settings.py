@@ -18,7 +18,7 @@ READY_PATH = "/healthz/ready"
 """Path of the readiness check on port 15021."""
 
 SIDECAR_PORTS = (METRICS_PORT, HEALTH_PORT, PROBE_PORT)
-"""Ports of the sidecar for metrics, readiness and probes, excluded from redirection (`xds init -d`)."""
+"""Ports of the sidecar for metrics, readiness and probes. They are not redirected (`xds init -d`)."""
 
 LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "critical", "off")
 """Log levels of Envoy."""
@@ -62,7 +62,7 @@ SDS = Variable(
     "XDS_SDS",
     "",
     "unix:///PATH of the SDS server that issues certificates (sdsUdsPath), such as SPIRE's agent. The "
-    "sidecar waits for it.",
+    "sidecar waits for the socket.",
 )
 INTERCEPTION = Variable(
     "XDS_INTERCEPTION_MODE",

@@ -1,7 +1,8 @@
-"""Parser for YAML and JSON as kubectl reads them, which records the line of each value.
+"""Parser for YAML and JSON with kubectl's rules. It records the line of each value.
 
-kubectl converts YAML to JSON first: keys are strings, times stay text, and 1:30 is not a number. An unreadable
-document does not affect the others of its file. The size of the result is limited, even with nested aliases.
+kubectl converts YAML to JSON first: keys are strings, times stay text, and 1:30 is not a number. The size of
+the result is limited, even with nested aliases. An unreadable document does not affect other documents in its
+file.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ MAX_DEPTH = 60
 MAX_VALUES = 1_000_000
 """Maximum number of values in a document, including keys. Each needs about 300 bytes and 3 µs."""
 MAX_FLAWS = 1000
-"""Maximum number of flaws of a document's text. A document with more is unreadable."""
+"""Maximum number of flaws in a document's text. A document with more is unreadable."""
 MAX_TAG_DIRECTIVES = 100
-"""Maximum number of %TAG directives in a document; libyaml compares each with all others."""
+"""Maximum number of %TAG directives in a document. libyaml compares each with all others."""
 
 _TAG = "tag:yaml.org,2002:"
 _MARKER = re.compile(r"^(?:%|---(?=\s|$))", re.MULTILINE)
@@ -54,7 +55,7 @@ class Parser(CParser, BaseResolver):
         """Return the tag of a value. Raises YAMLError after MAX_VALUES values."""
         self._values += 1
         if self._values > MAX_VALUES:
-            raise YAMLError(f"it has more than {MAX_VALUES} values (write several documents)")
+            raise YAMLError(f"it has more than {MAX_VALUES} values (split it into several documents)")
         return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
 
@@ -78,16 +79,16 @@ for _kind, _pattern, _first in (
 
 @dataclass(slots=True)
 class Document:
-    """One document: its plain value, and the line of each of its parts."""
+    """A document: its plain value, and the line of each part."""
 
     root: Node
     """Root node of the document."""
     file: str
-    """Name of its file."""
+    """Name of the file."""
     first_line: int
-    """Line of the file where the parsed chunk starts, counted from 1."""
+    """Line of the file at which the parsed chunk starts, counted from 1."""
     flaws: list[Flaw] = field(default_factory=list)
-    """Problems of its text."""
+    """Problems of the text, such as duplicate keys."""
     value: object = None
     """Plain value of the document."""
     _visited: set[int] = field(default_factory=set)
@@ -119,25 +120,25 @@ class Document:
         """Record a flaw at a path. Raises YAMLError if there are too many."""
         if len(self.flaws) == MAX_FLAWS:
             path, what = self.flaws[0]
-            what = f"it has more than {MAX_FLAWS} mistakes, the first of which: {dotted(path)} {what}"
+            what = f"it has more than {MAX_FLAWS} mistakes; the first is: {dotted(path)} {what}"
             raise MarkedYAMLError(problem=what, problem_mark=self.root.start_mark)
         self.flaws.append((path, what))
 
     def _to_value(self, node: Node, path: Path) -> object:
-        """Return the plain value of a node, or None with a flaw if it has none."""
+        """Return the plain value of a node. If it has none, record a flaw and return None."""
         if id(node) in self._ancestors:
             self._flaw(path, "contains itself")
             return None
         # Merged mappings (<<) are nested too, but add no step to the path.
         if len(self._ancestors) > MAX_DEPTH:
-            self._flaw(path[:3], "is nested too deep")
+            self._flaw(path[:3], "is nested too deeply")
             return None
         if self._aliased_values > MAX_ALIASED_VALUES:
             return None
         if id(node) in self._visited:
             self._aliased_values += _size(node)
             if self._aliased_values > MAX_ALIASED_VALUES:
-                self._flaw(path, f"is where aliases stand for more than {MAX_ALIASED_VALUES} values")
+                self._flaw(path, f"exceeds the limit of {MAX_ALIASED_VALUES} values that aliases may repeat")
                 return None
         self._visited.add(id(node))
         if isinstance(node, ScalarNode):
@@ -151,34 +152,34 @@ class Document:
             self._ancestors.discard(id(node))
 
     def _mapping_value(self, node: MappingNode, path: Path) -> dict[str, object]:
-        read: dict[str, object] = {}
+        values: dict[str, object] = {}
         merged: list[object] = []
         for key_node, value in node.value:
             if _is_merge(key_node):
-                several = isinstance(value, SequenceNode)
-                merged += [self._to_value(part, path) for part in (value.value if several else [value])]
+                parts = value.value if isinstance(value, SequenceNode) else [value]
+                merged += [self._to_value(part, path) for part in parts]
                 continue
             key = _key(key_node)
             if key is None:
-                self._flaw(path, "has a key that is neither a word nor a number")
-            elif key in read:
-                self._flaw((*path, key), "is there twice")
+                self._flaw(path, "has a key that is neither a string nor a number")
+            elif key in values:
+                self._flaw((*path, key), "is set twice")
             else:
-                read[key] = self._to_value(value, (*path, key))
+                values[key] = self._to_value(value, (*path, key))
         if not merged:
-            return read
+            return values
         result: dict[str, object] = {}
         for part in reversed(merged):
             if isinstance(part, dict):
                 result.update(part)
             else:
-                self._flaw(path, "merges (<<) something that is no mapping")
-        return result | read
+                self._flaw(path, "merges (<<) a value that is not a mapping")
+        return result | values
 
     def _scalar_value(self, node: ScalarNode, path: Path) -> object:
         text = str(node.value)
         if node.tag in _NUMBERS and len(text) > _MAX_DIGITS:
-            self._flaw(path, "is no number")
+            self._flaw(path, "is not a number")
             return None
         try:
             match node.tag.removeprefix(_TAG):
@@ -193,9 +194,9 @@ class Document:
                 case "str" | "merge" | "binary" | "timestamp":
                     return text
         except ValueError:
-            self._flaw(path, "is no number")
+            self._flaw(path, "is not a number")
             return None
-        self._flaw(path, f"has the tag {node.tag[:_MAX_TAG_LENGTH]}, which means nothing here")
+        self._flaw(path, f"has the unsupported tag {node.tag[:_MAX_TAG_LENGTH]}")
         return None
 
 
@@ -229,36 +230,36 @@ class _Child(NamedTuple):
     """A child of a mapping or list."""
 
     key: Node
-    """Node that gives its line: its key, or the value itself in a list."""
+    """Node that determines the line: the key, or the value itself in a list."""
     value: Node
-    """Node of its value."""
+    """Node of the value."""
 
 
 def _children(node: MappingNode) -> Mapping[str | int, _Child]:
     """Return the children of a mapping by key, including merged ones; the last of duplicate keys wins."""
     children: dict[str | int, _Child] = {}
-    todo: list[Node] = [node]
+    pending: list[Node] = [node]
     seen: set[int] = set()
-    while todo:
-        mapping = todo.pop()
+    while pending:
+        mapping = pending.pop()
         if not isinstance(mapping, MappingNode) or id(mapping) in seen:
             continue
         seen.add(id(mapping))
-        own: dict[str | int, _Child] = {}
+        direct: dict[str | int, _Child] = {}
         merged: list[Node] = []
         for key_node, value in mapping.value:
             if _is_merge(key_node):
                 merged += value.value if isinstance(value, SequenceNode) else [value]
             elif (key := _key(key_node)) is not None:
-                own[key] = _Child(key_node, value)
-        for name, child in own.items():
+                direct[key] = _Child(key_node, value)
+        for name, child in direct.items():
             children.setdefault(name, child)
-        todo += reversed(merged)
+        pending += reversed(merged)
     return children
 
 
 def _size(node: Node) -> int:
-    """Return the cost of repeating a node, in values: with its keys, without its children's values."""
+    """Return the cost of repeating a node, in values. Keys count, values of children do not."""
     if isinstance(node, MappingNode):
         characters = sum(len(key.value) for key, _ in node.value if isinstance(key, ScalarNode))
         return 1 + len(node.value) + characters // _CHARACTERS_PER_VALUE
@@ -266,38 +267,38 @@ def _size(node: Node) -> int:
 
 
 def read_documents(text: str, file: str, *, json: bool = False) -> Iterator[Document | Problem]:
-    """Yield a file's documents, with a Problem for each unreadable one."""
+    """Yield the documents of a file, and a Problem for each unreadable one."""
     for line, chunk in split_documents(join_surrogates(text) if json else text):
         yield from parse_chunk(chunk, file, line)
 
 
 def join_surrogates(json: str) -> str:
-    """Convert JSON to YAML: join surrogate escapes, which YAML does not support."""
+    """Convert JSON to YAML by replacing escaped surrogate pairs, which YAML does not support."""
     return _SURROGATES.sub(lambda m: m[1] + chr(_code_point(int(m[2], 16), int(m[3], 16))), json)
 
 
 def split_documents(text: str) -> Iterator[tuple[int, str]]:
-    """Split a text into chunks that can be parsed independently; yield the first line and text of each."""
+    """Split a text into chunks that can be parsed independently. Yield the first line and text of each."""
     starts = [0]
-    begins, ended = 0, -1
+    start, directives_end = 0, -1
     for match in _MARKER.finditer(text):
         # Directives belong to the document that follows them.
-        if match.start() != ended:
-            begins = match.start()
+        if match.start() != directives_end:
+            start = match.start()
         if match[0] == "%":
-            ended = text.find("\n", match.end()) + 1 or len(text)
+            directives_end = text.find("\n", match.end()) + 1 or len(text)
             continue
-        if begins:
-            starts.append(begins)
-        ended = -1
+        if start:
+            starts.append(start)
+        directives_end = -1
     line = 1
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
-        yield line, text[start:end]
-        line += text.count("\n", start, end)
+    for begin, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        yield line, text[begin:end]
+        line += text.count("\n", begin, end)
 
 
 def parse_chunk(chunk: str, file: str, line: int) -> Iterator[Document | Problem]:
-    """Yield the documents of a chunk, with a Problem for an unreadable part."""
+    """Yield the documents of a chunk, and a Problem for an unreadable part."""
     if sum(1 for _ in _TAG_DIRECTIVE.finditer(chunk)) > MAX_TAG_DIRECTIVES:
         what = f"cannot be read as YAML: it has more than {MAX_TAG_DIRECTIVES} %TAG directives"
         yield Problem(where=f"{file}:{line}", what=what)
@@ -320,14 +321,14 @@ def _code_point(high: int, low: int) -> int:
 def _yaml_problem(error: YAMLError, chunk: str, file: str, first_line: int) -> Problem:
     line, what, hint = 0, str(error), ""
     if isinstance(error, MarkedYAMLError):
-        # The parser reports an unclosed quote at the end of the text: report its start instead.
+        # The parser reports an unclosed quote at the end of the text. Report its start instead.
         quoted = "quoted scalar" in (error.context or "")
         mark = (error.context_mark if quoted else None) or error.problem_mark
         line = mark.line if mark else 0
         what = ", ".join(part for part in (error.context, error.problem) if part)
         lines = chunk.split("\n")
         if line < len(lines) and lines[line].lstrip(" ").startswith("\t"):
-            hint = "YAML indents with spaces, never with tabs"
+            hint = "indent with spaces, not tabs"
     elif isinstance(error, ReaderError):
         line = chunk.encode()[: error.position].count(b"\n")
         what = f"the character {error.character!r} is not allowed"

@@ -40,7 +40,7 @@ MAX_SETTLING = 5.0
 MAX_PROBLEMS = 100
 """Maximum number of problems, and of notices, per file; also of duplicate names in the folder."""
 RESCAN_INTERVAL = 0.5
-"""Seconds between scans for changes without events (network file systems, links to other folders)."""
+"""Seconds between scans, for changes that cause no events (network file systems, links to other folders)."""
 
 Signature: TypeAlias = tuple[int, ...]
 """Times, size and identity of a file, to detect changes."""
@@ -66,16 +66,16 @@ class _AppliedFact(NamedTuple):
     fact: Fact
     """The fact."""
     path: Path
-    """File that it was read from."""
+    """File of the object."""
     fails_closed: bool = False
-    """Whether it replaces a refused object, and so is not a version to fall back to."""
+    """Whether the fact replaces a refused object, and so is not a version to fall back to."""
 
 
 class Folder:
     """All facts below a folder, and the settings of the mesh."""
 
     what = "manifests"
-    """Kind of the source, for the log."""
+    """Name of the source in logs."""
 
     def __init__(self, root: Path, settings: SettingsLoader | None = None) -> None:
         self.root = root
@@ -86,38 +86,45 @@ class Folder:
         self._blocking_problems: tuple[Problem, ...] = ()
         """Problems that prevent listing all objects."""
         self._applied: dict[Ref, _AppliedFact] = {}
-        self._of_objects: tuple[Problem, ...] = ()
+        self._object_problems: tuple[Problem, ...] = ()
         self._problems: tuple[Problem, ...] = ()
 
     def load(self) -> SourceUpdate:
         """Read the changes since the last call. The first call reads everything; the folder must exist."""
-        files, unread, unsettled = self._scan()
-        config, of_settings = self._settings.load()
+        files, scan_problems, unsettled = self._scan()
+        config, settings_problems = self._settings.load()
         self._blocking_problems = (
-            () if self._complete else _blocking_problems(files, unread, of_settings if config is None else ())
+            ()
+            if self._complete
+            else _blocking_problems(files, scan_problems, settings_problems if config is None else ())
         )
         if self._blocking_problems:
             self._files = files
             return self._make_update(
-                Change(), (*of_settings, *unread, *_listed_problems(files, {})), unsettled
+                Change(), (*settings_problems, *scan_problems, *_listed_problems(files, {})), unsettled
             )
         before = self._applied
         if files != self._files or not self._complete:
             self._files = files
             self._applied, conflicts = _resolve(files, before)
-            self._of_objects = (*_listed_problems(files, self._applied), *conflicts.listed(str(self.root)))
+            self._object_problems = (
+                *_listed_problems(files, self._applied),
+                *conflicts.listed(str(self.root)),
+            )
         self._complete = True
         change = Change(
             applied=tuple(
-                held.fact
-                for ref, held in self._applied.items()
-                if ref not in before or before[ref].fact != held.fact
+                applied.fact
+                for ref, applied in self._applied.items()
+                if ref not in before or before[ref].fact != applied.fact
             ),
             removed=tuple(ref for ref in before if ref not in self._applied),
             config=config if config != self._config else None,
         )
         self._config = config
-        return self._make_update(change, (*of_settings, *unread, *self._of_objects), unsettled)
+        return self._make_update(
+            change, (*settings_problems, *scan_problems, *self._object_problems), unsettled
+        )
 
     def _make_update(self, change: Change, problems: tuple[Problem, ...], unsettled: bool) -> SourceUpdate:
         known, self._problems = self._problems, problems
@@ -131,9 +138,9 @@ class Folder:
 
     @property
     def unenforced(self) -> Mapping[str, int]:
-        """The number of objects of each kind that is not enforced."""
+        """Number of objects of each kind that is not enforced."""
         files = (self._files or {}).values()
-        return Counter(each.unenforced for file in files for each in file.objects if each.unenforced)
+        return Counter(parsed.unenforced for file in files for parsed in file.objects if parsed.unenforced)
 
     def pending_reason(self) -> str:
         """Return why the source is not complete; empty if it is complete."""
@@ -150,25 +157,26 @@ class Folder:
         return "\n".join(lines)
 
     def staleness(self) -> str:
-        """Return an empty text: files are never stale."""
+        """Return an empty string: files are never stale."""
         return ""
 
     def stale_seconds(self) -> float:
-        """Return the seconds since changes could last be read."""
+        """Return 0: files are never stale."""
         return 0.0
 
     async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
         """Yield everything once, then each change."""
         await self._wait_until_settled()
-        report = await asyncio.to_thread(self.load)
-        yield report
+        update = await asyncio.to_thread(self.load)
+        yield update
         async for _ in _change_events(self.root):
             unsettled = True
             while unsettled:
-                told, report = report.complete, await asyncio.to_thread(self.load)
-                if not report.empty or report.complete != told:
-                    yield report
-                unsettled = report.unsettled
+                was_complete = update.complete
+                update = await asyncio.to_thread(self.load)
+                if not update.empty or update.complete != was_complete:
+                    yield update
+                unsettled = update.unsettled
                 if unsettled:
                     await asyncio.sleep(SETTLE_TIME)
 
@@ -180,46 +188,46 @@ class Folder:
         for _ in range(round(MAX_SETTLING / SETTLE_TIME)):
             now = time.time()
             entries = await asyncio.to_thread(lambda: list(_walk(self.root, set())))
-            if all(isinstance(found, OSError) or _is_resting(found, now) for _, found in entries):
+            if all(isinstance(status, OSError) or _is_settled(status, now) for _, status in entries):
                 return
             await asyncio.sleep(SETTLE_TIME)
 
     def _scan(self) -> tuple[dict[Path, _File], list[Problem], bool]:
-        """Scan all files, and read those that have changed."""
+        """Scan all files and read the changed ones. Return files, errors, and whether a file is unsettled."""
         known = self._files or {}
         files: dict[Path, _File] = {}
-        unread: list[Problem] = []
+        scan_problems: list[Problem] = []
         unsettled = False
         now = time.time()
-        for path, found in _walk(self.root, set()):
-            if isinstance(found, OSError):
+        for path, status in _walk(self.root, set()):
+            if isinstance(status, OSError):
                 if path == self.root and self._files is None:
-                    raise found
-                unread.append(Problem(where=str(path), what=f"cannot be read: {found.strerror}"))
+                    raise status
+                scan_problems.append(Problem(where=str(path), what=f"cannot be read: {status.strerror}"))
                 files |= {below: file for below, file in known.items() if below.is_relative_to(path)}
                 continue
-            signature = (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev)
-            resting = _is_resting(found, now)
+            signature = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev)
+            settled = _is_settled(status, now)
             if path in known and known[path].signature == signature:
                 files[path] = known[path]
-            elif resting or not self._complete:
-                files[path] = _read_file(path, signature if resting else None, found.st_size)
+            elif settled or not self._complete:
+                files[path] = _read_file(path, signature if settled else None, status.st_size)
             else:
                 unsettled = True
                 files |= {path: known[path]} if path in known else {}
-        return files, unread, unsettled
+        return files, scan_problems, unsettled
 
 
-def _is_resting(found: os.stat_result, now: float) -> bool:
-    """Whether a file was not written recently. A time in the future is ignored."""
-    return not 0 <= now - found.st_mtime < SETTLE_TIME
+def _is_settled(status: os.stat_result, now: float) -> bool:
+    """Whether a file was not written within SETTLE_TIME. A modification time in the future is ignored."""
+    return not 0 <= now - status.st_mtime < SETTLE_TIME
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
-    """Yield the files below a folder, sorted by name, each once, and errors of unreadable entries.
+    """Yield the status of each file below a folder, sorted by name, or the error that prevents reading it.
 
-    Names that start with a dot are skipped: Kubernetes keeps versions of a mounted ConfigMap below `..data`, and
-    programs that replace files atomically write them under such a name first.
+    No file is yielded twice. Names that start with a dot are skipped: Kubernetes keeps versions of a mounted
+    ConfigMap below `..data`, and programs that replace files atomically first write them under such a name.
     """
     try:
         with os.scandir(folder) as listing:
@@ -232,20 +240,20 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.s
         if entry.name.startswith("."):
             continue
         try:
-            found = entry.stat()
+            status = entry.stat()
         except OSError as error:
             if path.suffix in SUFFIXES and (entry.is_symlink() or not isinstance(error, FileNotFoundError)):
                 yield path, error
             continue
-        identity = (found.st_dev, found.st_ino)
+        identity = (status.st_dev, status.st_ino)
         if identity in seen:
             continue
-        if stat.S_ISDIR(found.st_mode):
+        if stat.S_ISDIR(status.st_mode):
             seen.add(identity)
             yield from _walk(path, seen)
-        elif stat.S_ISREG(found.st_mode) and path.suffix in SUFFIXES:
+        elif stat.S_ISREG(status.st_mode) and path.suffix in SUFFIXES:
             seen.add(identity)
-            yield path, found
+            yield path, status
 
 
 def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
@@ -262,7 +270,7 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
         problem = Problem(where=f"{name}:{line}", what="is not UTF-8 text", hint="save it as UTF-8")
         return _File(signature, problems=(problem,), unreadable=True)
     except OSError as error:
-        # Permissions can change without the file: retry.
+        # Permissions can change without changing the signature. Retry.
         problem = Problem(where=name, what=f"cannot be read: {error.strerror}")
         return _File(None, problems=(problem,), unreadable=True)
     objects: list[Parsed] = []
@@ -274,13 +282,13 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
             unreadable = True
             continue
         try:
-            found = parse(document.value, document.locate, document.flaws)
+            parsed_objects = parse(document.value, document.locate, document.flaws)
         except Exception as error:  # noqa: BLE001 - one document must not affect the others
             what = f"cannot be read: {type(error).__name__}: {error}"
             problems.add([Problem(where=document.locate(()), what=what, hint="please report this")])
             unreadable = True
             continue
-        for parsed in found:
+        for parsed in parsed_objects:
             if parsed.ref or parsed.unenforced:
                 objects.append(parsed)
             else:
@@ -290,22 +298,24 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
 
 
 def _blocking_problems(
-    files: Mapping[Path, _File], unread: Iterable[Problem], of_settings: Iterable[Problem]
+    files: Mapping[Path, _File], scan_problems: Iterable[Problem], settings_problems: Iterable[Problem]
 ) -> tuple[Problem, ...]:
     """Return the problems of settings, files and documents that prevent listing all objects."""
-    of_files = (problem for file in files.values() if file.unreadable for problem in file.problems)
-    return tuple(problem for problem in (*of_settings, *unread, *of_files) if not problem.notice)
+    file_problems = (problem for file in files.values() if file.unreadable for problem in file.problems)
+    return tuple(
+        problem for problem in (*settings_problems, *scan_problems, *file_problems) if not problem.notice
+    )
 
 
-def _listed_problems(files: Mapping[Path, _File], held: Mapping[Ref, _AppliedFact]) -> Iterator[Problem]:
+def _listed_problems(files: Mapping[Path, _File], facts: Mapping[Ref, _AppliedFact]) -> Iterator[Problem]:
     """Yield the problems of each file and its objects, with the effect of objects that fail closed."""
     for path, file in files.items():
         yield from file.problems
         problems = Problems(MAX_PROBLEMS)
         for parsed in file.objects:
-            applied = held.get(parsed.ref) if parsed.ref else None
-            closed = applied and applied.fails_closed and applied.path == path
-            problems.add((parsed.fails_closed if closed and parsed.refused else parsed).problems)
+            applied = facts.get(parsed.ref) if parsed.ref else None
+            failed_closed = applied and applied.fails_closed and applied.path == path
+            problems.add((parsed.fails_closed if failed_closed and parsed.refused else parsed).problems)
         yield from problems.listed(str(path))
 
 
@@ -318,15 +328,15 @@ def _resolve(
         for parsed in file.objects:
             if parsed.ref:
                 claims.setdefault(parsed.ref, []).append((path, parsed))
-    held: dict[Ref, _AppliedFact] = {}
+    applied: dict[Ref, _AppliedFact] = {}
     conflicts = Problems(MAX_PROBLEMS)
     for ref, claimants in claims.items():
-        path, chosen = _choose(claimants, before.get(ref))
         last = before.get(ref)
+        path, chosen = _choose(claimants, last)
         if chosen.refused and last and not last.fails_closed:
-            held[ref] = last
+            applied[ref] = last
         elif fact := chosen.fails_closed.fact if chosen.refused else chosen.fact:
-            held[ref] = _AppliedFact(fact, path, chosen.refused)
+            applied[ref] = _AppliedFact(fact, path, chosen.refused)
         conflicts.add(
             Problem(
                 where=parsed.origin,
@@ -336,31 +346,34 @@ def _resolve(
             for _, parsed in claimants
             if parsed is not chosen
         )
-    hiding = {path for path, file in files.items() if _may_hide_object(file, before)}
-    for ref, kept in before.items():
-        if ref not in claims and kept.path in hiding:
-            held[ref] = kept
+    suspect_paths = {path for path, file in files.items() if _may_hide_object(file, before)}
+    for ref, last in before.items():
+        if ref not in claims and last.path in suspect_paths:
+            applied[ref] = last
             what = f"{ref} is missing, but stays in use until the whole file is valid"
-            conflicts.add([Problem(where=str(kept.path), what=what, notice=True)])
-    return held, conflicts
+            conflicts.add([Problem(where=str(last.path), what=what, notice=True)])
+    return applied, conflicts
 
 
 def _may_hide_object(file: _File, before: Mapping[Ref, _AppliedFact]) -> bool:
-    """Whether a part of a file may be a new, invalid version of an object that is missing from it."""
+    """Whether part of a file may be a new, invalid version of an object that seems to be missing."""
     return file.unreadable or any(parsed.refused and parsed.ref not in before for parsed in file.objects)
 
 
 def _choose(claimants: list[tuple[Path, Parsed]], before: _AppliedFact | None) -> tuple[Path, Parsed]:
-    """Choose the object for a duplicate name: the one in use, or the first that fails closed, or is valid."""
+    """Choose one of several objects with the same name.
 
-    def unfit(claimant: tuple[Path, Parsed]) -> tuple[bool, bool]:
+    The object in use takes precedence, then the first one that fails closed, then the first valid one.
+    """
+
+    def rank(claimant: tuple[Path, Parsed]) -> tuple[bool, bool]:
         path, parsed = claimant
         if before is None:
-            # Fail closed: it is unknown which of them was used before.
+            # Fail closed: it is unknown which object was in use before.
             return parsed.fail_closed is None, parsed.fact is None
         return path != before.path, parsed.fact != before.fact
 
-    return min(claimants, key=unfit)
+    return min(claimants, key=rank)
 
 
 async def _change_events(root: Path) -> AsyncIterator[None]:
@@ -376,7 +389,7 @@ async def _change_events(root: Path) -> AsyncIterator[None]:
         ):
             yield
     except (OSError, RuntimeError):
-        # The kernel has no more inotify watches: poll instead.
+        # The inotify limit is reached: poll instead.
         pass
     while True:
         await asyncio.sleep(RESCAN_INTERVAL)

@@ -26,7 +26,7 @@ from xds.mesh.sources.settings import SettingsLoader
 CONFIG_MAP = "xds"
 """Default name of the ConfigMap with the mesh's settings."""
 ROOT_NAMESPACE = "istio-system"
-"""Namespace of the ConfigMap outside a pod. In a pod, it is the pod's own namespace."""
+"""Default namespace of the ConfigMap outside a pod. In a pod, the pod's namespace is used."""
 
 _PLURALS = {
     "Namespace": "namespaces",
@@ -39,32 +39,35 @@ _PLURALS = {
     "PeerAuthentication": "peerauthentications",
     "DestinationRule": "destinationrules",
 }
-"""Watched kinds. Endpoints are not needed: Kubernetes mirrors them to EndpointSlices."""
+"""Plural names of the watched kinds. Endpoints are omitted: Kubernetes mirrors them to EndpointSlices."""
 _NOISE = (
     "kubectl.kubernetes.io/last-applied-configuration",
     "endpoints.kubernetes.io/last-change-trigger-time",
 )
-"""Annotations that are large or change often, and have no effect here."""
+"""Annotations that are dropped because they are large or change often, and have no effect here."""
 _LINE = re.compile(r":(\d+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectState:
-    """What is kept of an object."""
+    """The fact and the problems of an object."""
 
     fact: Fact | None = None
+    """The fact in use; None if the object has none."""
     problems: tuple[Problem, ...] = ()
+    """Problems of the object's current version."""
     fails_closed: bool = False
-    """Whether the fact applies only because the object was refused: it is no version to go back to."""
+    """Whether the fact replaces a refused object, and so is not a version to fall back to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigState:
-    """What is kept of the ConfigMap with the mesh's settings."""
+    """The settings and the problems of the ConfigMap with the mesh's settings."""
 
     config: MeshConfig | None
-    """None if it is invalid; the last valid settings stay in use."""
+    """The settings; None if they are invalid, so that the last valid settings stay in use."""
     problems: tuple[Problem, ...] = ()
+    """Problems of the ConfigMap's current version."""
 
 
 _AnyReflector: TypeAlias = Reflector[ObjectState] | Reflector[ConfigState]
@@ -73,7 +76,7 @@ _AnyReflector: TypeAlias = Reflector[ObjectState] | Reflector[ConfigState]
 class Kubernetes:
     """All facts of a cluster, and the settings of its mesh.
 
-    `assignments` are those of `--set`, over what the ConfigMap says. Of use once.
+    `assignments` (`--set`) override the ConfigMap. Call `watch` only once.
     """
 
     what = "kubernetes"
@@ -90,7 +93,7 @@ class Kubernetes:
     ) -> None:
         self._api = api
         self.namespace = namespace or (api.namespace if api.in_cluster else ROOT_NAMESPACE)
-        """Where the control plane, and its ConfigMap, is."""
+        """Namespace of the control plane and its ConfigMap."""
         self._settings = SettingsLoader(None, assignments, MeshConfig(root_namespace=self.namespace))
         self._config_map = Ref("ConfigMap", self.namespace, config_map)
         self._default = self._read_config("")
@@ -100,7 +103,6 @@ class Kubernetes:
             for kind in KINDS
             if kind.name in _PLURALS
         ]
-        mesh = KubeResource(kind="ConfigMap", plural="configmaps", namespace=self.namespace, name=config_map)
         self._optional = [
             Reflector(
                 api,
@@ -111,18 +113,21 @@ class Kubernetes:
             )
             for kind in UNENFORCED
         ]
-        self._config_maps = Reflector(api, mesh, self._read_config_map, self._changed.set, options)
+        config_maps = KubeResource(
+            kind="ConfigMap", plural="configmaps", namespace=self.namespace, name=config_map
+        )
+        self._config_maps = Reflector(api, config_maps, self._read_config_map, self._changed.set, options)
         self._config: MeshConfig | None = None
         self._config_problems: tuple[Problem, ...] = ()
-        self._of_objects: dict[tuple[str, Key], tuple[Problem, ...]] = {}
+        self._object_problems: dict[tuple[str, Key], tuple[Problem, ...]] = {}
         self._watch_problem_list: tuple[Problem, ...] = ()
         self._outage: Problem | None = None
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Current problems."""
-        of_objects = [problem for found in self._of_objects.values() for problem in found]
-        return (*self._watch_problem_list, *self._config_problems, *of_objects)
+        object_problems = [problem for problems in self._object_problems.values() for problem in problems]
+        return (*self._watch_problem_list, *self._config_problems, *object_problems)
 
     @property
     def complete(self) -> bool:
@@ -132,39 +137,42 @@ class Kubernetes:
     @property
     def unenforced(self) -> Mapping[str, int]:
         """Number of objects of each kind that is not enforced."""
-        return {each.resource.kind: len(each.objects) for each in self._optional if each.objects}
+        return {
+            reflector.resource.kind: len(reflector.objects)
+            for reflector in self._optional
+            if reflector.objects
+        }
 
     def pending_reason(self) -> str:
         """Return why the source is not complete and what to do about it; empty if it is complete."""
         missing = [reflector for reflector in self._reflectors if not reflector.complete]
-        if missing and (away := self._outage_reason()):
+        if missing and (reason := self._outage_reason()):
             titles = ", ".join(reflector.resource.title for reflector in missing)
-            return f"waiting for {titles}: the API server at {self._api.server} cannot be reached: {away}"
-        blocked = [reflector for reflector in missing if reflector.failure]
+            return f"waiting for {titles}: the API server at {self._api.server} cannot be reached: {reason}"
         lines = [
             _describe(_access_problem(reflector, reflector.failure))
-            for reflector in blocked
+            for reflector in missing
             if reflector.failure
         ]
         if not missing and self._config is None:
             lines = [_describe(problem) for problem in self._config_problems if not problem.notice]
-        if listing := [reflector.resource.title for reflector in missing if not reflector.failure]:
-            lines.append(", ".join(listing))
+        if pending := [reflector.resource.title for reflector in missing if not reflector.failure]:
+            lines.append(", ".join(pending))
         return "\n".join(f"waiting for {line}" for line in lines)
 
     def staleness(self) -> str:
-        """Return since when changes cannot be received; empty if they can."""
-        behind = self.stale_seconds()
-        since = f"{datetime.now(UTC) - timedelta(seconds=behind):%Y-%m-%dT%H:%M:%SZ} ({behind:.0f} s)"
-        if away := self._outage_reason():
+        """Return which changes are not received, since when and why; empty if all are received."""
+        seconds = self.stale_seconds()
+        since = f"{datetime.now(UTC) - timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%SZ} ({seconds:.0f} s)"
+        if reason := self._outage_reason():
             what = f"the API server at {self._api.server} cannot be reached since {since}"
-            return f"{what}; the last known state stays in use: {away}"
+            return f"{what}; the last known state stays in use: {reason}"
         if stale := [reflector.resource.title for reflector, _ in self._stale()]:
             return f"{', '.join(stale)} cannot be read since {since}; the last known state stays in use"
         return ""
 
     def stale_seconds(self) -> float:
-        """Return the seconds since changes could last be received; 0 if they can."""
+        """Return the time since the oldest current failure, in seconds; 0 without a failure."""
         now = asyncio.get_running_loop().time()
         return max((now - failure.since for _, failure in self._stale()), default=0.0)
 
@@ -175,30 +183,31 @@ class Kubernetes:
     async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
         """Yield everything once, then each change."""
         reflectors = (*self._reflectors, *self._optional)
-        work = [asyncio.create_task(reflector.run()) for reflector in reflectors]
+        tasks = [asyncio.create_task(reflector.run()) for reflector in reflectors]
         try:
-            told = False
+            was_complete = False
             while True:
-                await self._wait(work)
-                listed = all(reflector.complete for reflector in self._reflectors)
-                report = self._make_update() if listed else self._problems_update()
-                first, told = report.complete and not told, report.complete
-                if first or not report.empty:
-                    yield report
+                await self._wait(tasks)
+                all_listed = all(reflector.complete for reflector in self._reflectors)
+                update = self._make_update() if all_listed else self._problems_update()
+                became_complete = update.complete and not was_complete
+                was_complete = update.complete
+                if became_complete or not update.empty:
+                    yield update
         finally:
-            for task in work:
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _wait(self, work: Sequence[asyncio.Task[None]]) -> None:
+    async def _wait(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         """Wait until a reflector has changes. Raise the error of a reflector that has failed unexpectedly."""
-        waking = asyncio.create_task(self._changed.wait())
+        change = asyncio.create_task(self._changed.wait())
         try:
-            await asyncio.wait([waking, *work], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([change, *tasks], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            waking.cancel()
+            change.cancel()
         self._changed.clear()
-        for task in work:
+        for task in tasks:
             if task.done():
                 task.result()
 
@@ -207,7 +216,7 @@ class Kubernetes:
         """Reflectors that must be complete before objects are yielded."""
         return (*self._kinds, self._config_maps)
 
-    # --- what is kept ---
+    # --- parsing of the ConfigMap ---
 
     def _read_config_map(self, obj: Json, _: ConfigState | None) -> ConfigState:
         data = obj.get("data")
@@ -215,8 +224,8 @@ class Kubernetes:
         if not isinstance(text, str):
             problem = Problem(
                 where=str(self._config_map),
-                what="has no key mesh: nothing is set",
-                hint="put Istio's MeshConfig there, as YAML",
+                what="has no key mesh; the defaults apply",
+                hint="add the key mesh with Istio's MeshConfig as YAML",
                 notice=True,
             )
             return replace(self._default, problems=(*self._default.problems, problem))
@@ -236,28 +245,28 @@ class Kubernetes:
         return SourceUpdate(problems=new, solved=solved, complete=False)
 
     def _make_update(self) -> SourceUpdate:
-        """Return the changes since the last update; only problems while there are no valid settings."""
+        """Return the changes since the last update. Until settings are valid, return only problems."""
         new, solved = (list(problems) for problems in self._watch_problems())
-        held, found = self._current_settings()
-        new += problems_not_in(found, self._config_problems)
-        solved += problems_not_in(self._config_problems, found)
-        self._config_problems = found
-        config = held or self._config
+        current_config, config_problems = self._current_settings()
+        new += problems_not_in(config_problems, self._config_problems)
+        solved += problems_not_in(self._config_problems, config_problems)
+        self._config_problems = config_problems
+        config = current_config or self._config
         if config is None:
             return SourceUpdate(problems=tuple(new), solved=tuple(solved), complete=False)
         applied: list[Fact] = []
         removed: list[Ref] = []
         for reflector in (*self._kinds, *self._optional):
             for key, (before, after) in reflector.take().items():
-                old, fact = (each.fact if each else None for each in (before, after))
-                if fact and fact != old:
+                old_fact, fact = (state.fact if state else None for state in (before, after))
+                if fact and fact != old_fact:
                     applied.append(fact)
-                elif old and not fact:
-                    removed.append(old.ref)
-                known, told = (each.problems if each else () for each in (before, after))
-                new += problems_not_in(told, known)
-                solved += problems_not_in(known, told)
-                self._record_problems((reflector.resource.kind, key), told)
+                elif old_fact and not fact:
+                    removed.append(old_fact.ref)
+                old_problems, problems = (state.problems if state else () for state in (before, after))
+                new += problems_not_in(problems, old_problems)
+                solved += problems_not_in(old_problems, problems)
+                self._record_problems((reflector.resource.kind, key), problems)
         change = Change(
             applied=tuple(applied),
             removed=tuple(removed),
@@ -266,52 +275,52 @@ class Kubernetes:
         self._config = config
         return SourceUpdate(change, tuple(new), tuple(solved))
 
-    def _record_problems(self, what: tuple[str, Key], problems: tuple[Problem, ...]) -> None:
+    def _record_problems(self, kind_and_key: tuple[str, Key], problems: tuple[Problem, ...]) -> None:
         if problems:
-            self._of_objects[what] = problems
+            self._object_problems[kind_and_key] = problems
         else:
-            self._of_objects.pop(what, None)
+            self._object_problems.pop(kind_and_key, None)
 
     def _current_settings(self) -> tuple[MeshConfig | None, tuple[Problem, ...]]:
-        """Return the settings, None if they cannot be used, and what is wrong with them."""
+        """Return the current settings, or None if they are invalid, and their problems."""
         self._config_maps.take()
-        held = next(iter(self._config_maps.objects.values()), None)
-        if held:
-            return held.config, held.problems
-        none = Problem(where=str(self._config_map), what="does not exist; the defaults apply", notice=True)
-        return self._default.config, (*self._default.problems, none)
+        state = next(iter(self._config_maps.objects.values()), None)
+        if state:
+            return state.config, state.problems
+        missing = Problem(where=str(self._config_map), what="does not exist; the defaults apply", notice=True)
+        return self._default.config, (*self._default.problems, missing)
 
-    # --- what stands in the way ---
+    # --- failures of watches ---
 
-    def _failures(self, *which: FailureCause) -> Iterator[tuple[_AnyReflector, WatchFailure]]:
+    def _failures(self, *causes: FailureCause) -> Iterator[tuple[_AnyReflector, WatchFailure]]:
         for reflector in self._reflectors:
-            if reflector.failure and reflector.failure.cause in which:
+            if reflector.failure and reflector.failure.cause in causes:
                 yield reflector, reflector.failure
 
     def _outage_reason(self) -> str:
         """Return why the server cannot be reached; empty if it can."""
-        said = next((failure.message for _, failure in self._failures(FailureCause.UNREACHABLE)), "")
-        return said.removeprefix(f"the API server at {self._api.server} cannot be reached: ")
+        messages = (failure.message for _, failure in self._failures(FailureCause.UNREACHABLE))
+        return next(messages, "").removeprefix(f"the API server at {self._api.server} cannot be reached: ")
 
     def _watch_problems(self) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
-        """Tell what is new and what is solved of what stands in the way."""
-        found = [
+        """Update the problems of the watches. Return the new and the solved problems."""
+        problems = [
             _access_problem(reflector, failure)
             for reflector, failure in self._failures(FailureCause.FORBIDDEN, FailureCause.NOT_SERVED)
         ]
-        found += [
-            _optional_problem(each)
-            for each in self._optional
-            if each.failure and each.failure.cause is FailureCause.FORBIDDEN
+        problems += [
+            _optional_problem(reflector)
+            for reflector in self._optional
+            if reflector.failure and reflector.failure.cause is FailureCause.FORBIDDEN
         ]
-        away = self._outage_reason()
+        reason = self._outage_reason()
         # All watches fail at the same time: report the failure once, with the first message.
-        problem = Problem(where=self._api.server, what=f"the API server cannot be reached: {away}")
-        self._outage = (self._outage or problem) if away else None
+        problem = Problem(where=self._api.server, what=f"the API server cannot be reached: {reason}")
+        self._outage = (self._outage or problem) if reason else None
         if self._outage:
-            found.insert(0, self._outage)
-        known, self._watch_problem_list = self._watch_problem_list, tuple(found)
-        return problems_not_in(found, known), problems_not_in(known, found)
+            problems.insert(0, self._outage)
+        known, self._watch_problem_list = self._watch_problem_list, tuple(problems)
+        return problems_not_in(problems, known), problems_not_in(known, problems)
 
 
 def _resource(kind: Kind) -> KubeResource:
@@ -341,14 +350,14 @@ def _read_unenforced(kind: Unenforced, obj: Json, _: ObjectState | None) -> Obje
 
 
 def _read_object(kind: Kind, obj: Json, before: ObjectState | None) -> ObjectState:
-    """Parse an object. If it is invalid, use its last good version."""
+    """Parse an object. If it is invalid, use its last valid version."""
     meta = obj["metadata"]
     uid = str(meta.get("uid") or "")
     ref = Ref(kind.name, str(meta.get("namespace") or "") if kind.namespaced else "", str(meta["name"]))
     name = str(ref)
     if isinstance(meta.get("annotations"), dict):
         meta["annotations"] = {
-            name: value for name, value in meta["annotations"].items() if name not in _NOISE
+            annotation: value for annotation, value in meta["annotations"].items() if annotation not in _NOISE
         }
     try:
         [parsed] = parse(obj, lambda _: name, served=True)
@@ -359,7 +368,10 @@ def _read_object(kind: Kind, obj: Json, before: ObjectState | None) -> ObjectSta
 
 
 def _object_state(parsed: Parsed, before: ObjectState | None, uid: str) -> ObjectState:
-    """Return what to keep of an object: what was read, else its last good version, else what fails closed."""
+    """Return the new state of an object.
+
+    If the object is refused, its last valid version is used. Without one, the object fails closed.
+    """
     if not parsed.refused:
         return ObjectState(fact=parsed.fact, problems=parsed.problems)
     # An object with the same name and another UID is not an earlier version.
@@ -370,7 +382,7 @@ def _object_state(parsed: Parsed, before: ObjectState | None, uid: str) -> Objec
 
 
 def _without_line(problem: Problem) -> Problem:
-    """Move the line number from `where` to the text, so that `where` is the ConfigMap."""
+    """Move the line number from `where` to `what`, so that `where` names only the ConfigMap."""
     line = _LINE.search(problem.where)
     if not line:
         return problem
@@ -380,30 +392,26 @@ def _without_line(problem: Problem) -> Problem:
 
 
 def _access_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem:
-    """Return a problem that says why a kind cannot be read, the effect, and what to do."""
+    """Return a problem that explains why a kind cannot be read, the effect, and the fix."""
     resource = reflector.resource
-    what = (
-        "the last known state stays in use"
-        if reflector.complete
-        else "no sidecar is configured until it can be"
-    )
+    effect = "the last known state stays in use" if reflector.complete else "no sidecar is configured"
     if failure.cause is FailureCause.FORBIDDEN:
         role = f"a Role in namespace {resource.namespace}" if resource.namespace else "the ClusterRole"
         return Problem(
             where=resource.title,
-            what=f"may not be read, so {what}: {failure.message}",
+            what=f"access is denied, so {effect}: {failure.message}",
             hint=f"add to the rules of {role}: - {resource.rule}",
         )
     return Problem(
         where=resource.title,
-        what=f"cannot be watched, so {what}: {failure.message}",
-        hint="xds install-crds adds it",
+        what=f"cannot be watched, so {effect}: {failure.message}",
+        hint="run xds install-crds",
     )
 
 
 def _optional_problem(reflector: Reflector[ObjectState]) -> Problem:
     resource = reflector.resource
-    what = f"may not be read: objects of kind {resource.kind} are not enforced, and cannot be named"
+    what = f"access is denied: objects of kind {resource.kind} are not enforced, and cannot be reported"
     hint = f"add to the rules of the ClusterRole: - {resource.rule}"
     return Problem(where=resource.title, what=what, hint=hint, notice=True)
 

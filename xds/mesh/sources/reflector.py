@@ -1,4 +1,4 @@
-"""A local copy of one resource type of an API server, with a list and then a watch, as in client-go.
+"""Local copy of a resource type of an API server, kept up to date by list and watch, as in client-go.
 
 An interrupted watch resumes at the last known resourceVersion. Everything is listed again only if the server
 no longer has that version. During a failure, the last known objects remain.
@@ -24,10 +24,9 @@ Key: TypeAlias = tuple[str, str]
 """Namespace (empty for cluster-scoped kinds) and name of an object."""
 
 TIME_SLICE = 0.005
-"""Seconds of work after which the reflector yields to the event loop."""
+"""Maximum seconds of work before the reflector yields to the event loop."""
 MAX_EMPTY_WATCHES = 3
 """Number of consecutive watches without events after which everything is listed again."""
-
 
 _UNRELATED_TO_VERSION = frozenset(
     {
@@ -38,7 +37,7 @@ _UNRELATED_TO_VERSION = frozenset(
         HTTPStatus.SERVICE_UNAVAILABLE,
     }
 )
-"""Statuses of errors that are not related to the requested resourceVersion."""
+"""Statuses of errors that do not depend on the requested resourceVersion. 0: there was no response."""
 
 
 class FailureCause(Enum):
@@ -70,7 +69,7 @@ class ExpiredError(Exception):
 class Reflector(Generic[T]):
     """Keeps a local copy of a resource type up to date.
 
-    `keep` converts an object, given the result for its previous version, and must not raise. `wake` is called
+    `keep` converts an object, given the value of its previous version, and must not raise. `wake` is called
     when there are changes to `take`, or when `failure` changes.
     """
 
@@ -84,7 +83,7 @@ class Reflector(Generic[T]):
     ) -> None:
         self.resource = resource
         self.objects: dict[Key, T] = {}
-        """Converted objects."""
+        """Converted objects, by namespace and name."""
         self.complete = False
         """Whether the resource has been listed at least once."""
         self.failure: WatchFailure | None = None
@@ -141,33 +140,33 @@ class Reflector(Generic[T]):
         """Record a failure. Return the retry delay in seconds."""
         if not self._failures:
             # After a timeout, the failure started at the last contact.
-            silent = isinstance(error.__cause__, TimeoutError) and self._last_contact
-            self._failing_since = self._last_contact if silent else asyncio.get_running_loop().time()
+            timed_out = isinstance(error.__cause__, TimeoutError) and self._last_contact
+            self._failing_since = self._last_contact if timed_out else asyncio.get_running_loop().time()
         self._failures += 1
         wait = max(self._options.delay(self._failures), min(error.retry_after, self._options.max_retry_after))
         missing = error.is_not_found and self.resource.custom
         if missing and self._api_version:
-            self._api_version = self._version = ""  # it may be served in another version
+            self._api_version = self._version = ""  # another version may be served
             if self._failures == 1:
                 return 0.0
         gone = error.status == HTTPStatus.GONE
         self._empty_watches += self._is_open or error.status not in _UNRELATED_TO_VERSION
         if self._empty_watches >= MAX_EMPTY_WATCHES or gone:
             self._version, self._empty_watches = "", 0
-        # An interrupted watch is opened again first. Only a second failure is reported.
+        # An interrupted watch is reopened without a report. Only a second consecutive failure is reported.
         if not self.complete or (self._failures > 1 and not gone):
-            refused = error.status == HTTPStatus.FORBIDDEN
+            forbidden = error.status == HTTPStatus.FORBIDDEN
             cause = (
                 FailureCause.NOT_SERVED
                 if missing
                 else FailureCause.FORBIDDEN
-                if refused
+                if forbidden
                 else FailureCause.UNREACHABLE
             )
             self._set_failure(cause, str(error))
         if not gone:
             return wait
-        # Back off although the list succeeded: repeated lists without delay would keep the server overloaded.
+        # Back off although the list succeeded: repeated lists without a delay would overload the server.
         self._expirations += 1
         return max(wait, self._options.delay(self._expirations - 1)) if self._expirations > 1 else 0.0
 
@@ -187,63 +186,64 @@ class Reflector(Generic[T]):
     # --- version discovery ---
 
     async def _find_version(self) -> None:
-        """Discover the API version to use. KubeError 404: no supported version is served."""
+        """Discover the API version to use. Raises KubeError 404 if no supported version is served."""
         group = self.resource.group
         try:
-            found = await self._api.get(f"/apis/{group}")
+            discovery = await self._api.get(f"/apis/{group}")
         except KubeError as error:
             if error.is_not_found:
                 raise KubeError(error.status, "the cluster has no such kind") from error
             raise
-        served = [str(each.get("version")) for each in _mappings(found.get("versions"))]
-        others = []
+        served = [str(entry.get("version")) for entry in _mappings(discovery.get("versions"))]
+        unsupported = []
         for version in sorted(served, key=self._preference, reverse=True):
-            listed = await self._api.get(f"/apis/{group}/{version}")
-            if any(each.get("name") == self.resource.plural for each in _mappings(listed.get("resources"))):
+            resources = _mappings((await self._api.get(f"/apis/{group}/{version}")).get("resources"))
+            if any(resource.get("name") == self.resource.plural for resource in resources):
                 if version in self.resource.versions:
                     self._api_version = version
                     return
-                others.append(version)
-        known = " and ".join(self.resource.versions)
-        what = f"the cluster serves {', '.join(others)} of it, and only {known} can be read here"
-        raise KubeError(HTTPStatus.NOT_FOUND, what if others else "the cluster has no such kind")
+                unsupported.append(version)
+        supported = " and ".join(self.resource.versions)
+        what = f"the cluster serves {', '.join(unsupported)}, but xds supports only {supported}"
+        raise KubeError(HTTPStatus.NOT_FOUND, what if unsupported else "the cluster has no such kind")
 
     def _preference(self, version: str) -> int:
+        """Return a sort key: supported versions, newest last, after unsupported versions."""
         versions = self.resource.versions
         return versions.index(version) if version in versions else -1
 
     # --- list ---
 
     async def _list(self) -> None:
-        """List everything, and record the differences from the local copy."""
+        """List all objects, and record the differences from the local copy."""
         seen: dict[Key, T] = {}
         limit: int | None = self._options.page_size
-        following: str | None = None
+        next_page: str | None = None
         while True:
-            query = {"limit": limit, "continue": following, "fieldSelector": self._selector}
+            query = {"limit": limit, "continue": next_page, "fieldSelector": self._selector}
             try:
                 page = await self._call(query)
             except KubeError as error:
-                if error.status != HTTPStatus.GONE or not following:
+                if error.status != HTTPStatus.GONE or not next_page:
                     raise
                 # The continue token has expired. A list in one page cannot expire.
-                seen, limit, following = {}, None, None
+                seen, limit, next_page = {}, None, None
                 continue
             for item in _mappings(page.get("items")):
                 if key := _key(item):
                     seen[key] = self._read_object(item, key)
                 await self._yield_to_loop()
             meta = page.get("metadata") or {}
-            following = meta.get("continue") or None
-            if not following:
+            next_page = meta.get("continue") or None
+            if not next_page:
                 break
         version = str(meta.get("resourceVersion") or "")
         if not version:
-            raise KubeError(0, f"{self._api.server} answered with a list that has no resourceVersion")
+            raise KubeError(0, f"{self._api.server} sent a list without a resourceVersion")
         for key in self.objects.keys() - seen.keys():
             self._put(key, None)
-        for key, kept in seen.items():
-            self._put(key, kept)
+        for key, value in seen.items():
+            self._put(key, value)
         self._version, self.complete = version, True
         self._failures = self._empty_watches = 0
         self._clear_failure()
@@ -260,7 +260,7 @@ class Reflector(Generic[T]):
     # --- watch ---
 
     async def _watch(self) -> None:
-        """Apply events until the server ends the watch. ExpiredError, KubeError."""
+        """Apply events until the server ends the watch. Raises ExpiredError or KubeError."""
         loop = asyncio.get_running_loop()
         query = {
             "watch": True,
@@ -269,7 +269,7 @@ class Reflector(Generic[T]):
             "timeoutSeconds": round(self._options.watch_timeout * random.uniform(1.0, 2.0)),  # noqa: S311
             "fieldSelector": self._selector,
         }
-        path, began = self.resource.path(self._api_version), loop.time()
+        path, started = self.resource.path(self._api_version), loop.time()
         async with self._api.stream(path, idle=self._options.idle_timeout, **query) as stream:
             self._is_open = True
             self._clear_failure()
@@ -282,14 +282,14 @@ class Reflector(Generic[T]):
                 self._clear_failure()
                 if self._changed:
                     self._wake()
-        if loop.time() - began < self._options.min_delay and self._last_contact == opened:
-            raise KubeError(0, f"{self._api.server} ends every watch at once")
+        if loop.time() - started < self._options.min_delay and self._last_contact == opened:
+            raise KubeError(0, f"{self._api.server} closes watches immediately")
         self._failures = self._expirations = 0
 
     def _handle_event(self, event: Json) -> None:
         kind, obj = event.get("type"), event.get("object")
         if not isinstance(obj, dict):
-            raise KubeError(0, f"{self._api.server} answered a watch with something that is no event")
+            raise KubeError(0, f"{self._api.server} sent a watch event without an object")
         if kind == "ERROR":
             code = obj.get("code")
             if code == HTTPStatus.GONE or obj.get("reason") == "Expired":
@@ -306,23 +306,23 @@ class Reflector(Generic[T]):
     # --- local copy ---
 
     def _read_object(self, obj: Json, key: Key) -> T:
-        # Items of a list have no kind and apiVersion.
+        # Items of a list omit kind and apiVersion.
         obj.setdefault("kind", self.resource.kind)
         obj.setdefault("apiVersion", self.resource.api_version(self._api_version))
         return self._keep(obj, self.objects.get(key))
 
-    def _put(self, key: Key, kept: T | None) -> None:
+    def _put(self, key: Key, value: T | None) -> None:
         old = self.objects.get(key)
-        if old == kept:
+        if old == value:
             return
         self._changed.setdefault(key, old)
-        if kept is None:
+        if value is None:
             del self.objects[key]
         else:
-            self.objects[key] = kept
+            self.objects[key] = value
 
     async def _yield_to_loop(self) -> None:
-        """Yield to the event loop if the time slice is over."""
+        """Yield to the event loop if TIME_SLICE has passed since the last yield."""
         loop = asyncio.get_running_loop()
         if loop.time() >= self._last_yield + TIME_SLICE:
             await asyncio.sleep(0)
@@ -333,14 +333,14 @@ def _decode_event(line: bytes) -> Json:
     try:
         event = decode_json(line)
     except ValueError as error:
-        raise KubeError(0, f"an event could not be read: {error}") from error
+        raise KubeError(0, f"cannot decode a watch event: {error}") from error
     if not isinstance(event, dict):
-        raise KubeError(0, "an event could not be read: it is no object")
+        raise KubeError(0, "cannot decode a watch event: it is not a JSON object")
     return event
 
 
 def _mappings(value: object) -> list[Json]:
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def _key(obj: Json) -> Key | None:

@@ -22,7 +22,7 @@ class SourceUpdate(NamedTuple):
     solved: tuple[Problem, ...] = ()
     """Solved problems."""
     unsettled: bool = False
-    """Whether a file is being written, so that it must be read again soon."""
+    """Whether a file is still being written, and must be read again soon."""
     complete: bool = True
     """Whether the source has read everything once. Before that, updates contain only problems."""
 
@@ -33,16 +33,16 @@ class SourceUpdate(NamedTuple):
 
 
 def problems_not_in(problems: Iterable[Problem], known: Iterable[Problem]) -> tuple[Problem, ...]:
-    """Return the problems that are not among the known ones. Line numbers are ignored."""
+    """Return the problems that are not in `known`. Line numbers are ignored."""
 
     def identity(problem: Problem) -> tuple[object, ...]:
         return _LINE.sub("", problem.where), problem.what, problem.hint, problem.notice
 
-    left = Counter(identity(problem) for problem in known)
+    unmatched = Counter(identity(problem) for problem in known)
     new: list[Problem] = []
     for problem in problems:
-        if left[identity(problem)]:
-            left[identity(problem)] -= 1
+        if unmatched[identity(problem)]:
+            unmatched[identity(problem)] -= 1
         else:
             new.append(problem)
     return tuple(new)

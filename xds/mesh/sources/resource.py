@@ -17,10 +17,9 @@ class WatchOptions(NamedTuple):
     max_retry_after: float = 15.0
     """Upper limit of a delay that the server requests with Retry-After."""
     idle_timeout: float = 90.0
-    """Time without data after which a watch is considered broken. The server sends bookmarks every minute."""
+    """Time without data after which a watch counts as broken. The server sends bookmarks every minute."""
     watch_timeout: float = 300.0
-    """Lifetime requested for a watch, so that load spreads over API servers. The actual value is 1 to 2 times
-    this."""
+    """Minimum lifetime requested for a watch, to spread load over servers. Jitter at most doubles it."""
     list_timeout: float = 60.0
     """Timeout of the request for one page of a list."""
     page_size: int = 500
@@ -32,7 +31,7 @@ class WatchOptions(NamedTuple):
         return float(delay) * random.uniform(0.5, 1.0)  # noqa: S311
 
     def for_optional(self) -> WatchOptions:
-        """Return the options for optional kinds, which most clusters do not have and which block nothing."""
+        """Return the options for optional kinds, with longer retry delays. Most clusters lack them."""
         return self._replace(min_delay=4 * self.min_delay, max_delay=6 * self.max_delay)
 
 
@@ -57,7 +56,7 @@ class KubeResource:
 
     @property
     def title(self) -> str:
-        """Full name, as kubectl takes it."""
+        """Full name for kubectl, such as `policies.authentication.istio.io`."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def api_version(self, version: str) -> str:
@@ -74,6 +73,6 @@ class KubeResource:
     @property
     def rule(self) -> str:
         """RBAC rule that grants access, as YAML on one line."""
-        only = f'resourceNames: ["{self.name}"], ' if self.name else ""
+        names = f'resourceNames: ["{self.name}"], ' if self.name else ""
         resources = f'apiGroups: ["{self.group}"], resources: ["{self.plural}"]'
-        return f'{{{resources}, {only}verbs: ["get", "list", "watch"]}}'
+        return f'{{{resources}, {names}verbs: ["get", "list", "watch"]}}'

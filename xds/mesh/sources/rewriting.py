@@ -1,7 +1,7 @@
-"""Editing of YAML and JSON text that preserves comments, order, quotes and spaces.
+"""Editor for YAML and JSON text that preserves comments, order, quotes and spaces.
 
-Only changed lines are written. If that is not possible, for example because the changed value comes from an
-alias, the whole document is written with the same meaning.
+Only changed lines are rewritten. If that is not possible, for example because the changed value comes from an
+alias, all documents are written anew.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from xds.mesh.sources.documents import Document, Parser, parse_chunk
 
 
 class _Edit(NamedTuple):
+    """A replacement of the characters from `start` to `end`."""
+
     start: int
     end: int
     text: str
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever kubectl would not take for a string otherwise."""
+    """Quotes strings that kubectl would otherwise read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
@@ -36,40 +38,40 @@ for _first, _resolvers in Parser.yaml_implicit_resolvers.items():
 
 
 def rewrite(text: str, changes: Sequence[tuple[Document, Any]]) -> str:
-    """Return a text in which documents have other values.
+    """Return the text with new values for its documents.
 
     Args:
-        text: YAML or JSON, as it was given to `documents.parse_chunk`.
-        changes: every document of the text, and what it is to say.
+        text: YAML or JSON, as passed to `documents.parse_chunk`.
+        changes: every document of the text, with its new value.
     """
-    wanted = [value for _, value in changes]
+    desired = [value for _, value in changes]
     edits = [
         edit for document, value in changes for edit in _edits(text, document.root, document.value, value)
     ]
-    ends = "\r\n" if "\r\n" in text else "\n"
+    newline = "\r\n" if "\r\n" in text else "\n"
     parts: list[str] = []
-    kept = 0
-    # Of two at one place, what was found first (deeper) comes first.
+    position = 0
+    # The sort is stable: of two edits at the same position, the deeper one comes first.
     for start, end, new in sorted(edits, key=lambda edit: edit.start):
-        parts += [text[kept:start], new.replace("\n", ends)]
-        kept = max(kept, end)
-    result = "".join([*parts, text[kept:]])
-    return result if _has_values(result, wanted) else "".join(f"---\n{_dump(value)}" for value in wanted)
+        parts += [text[position:start], new.replace("\n", newline)]
+        position = max(position, end)
+    result = "".join([*parts, text[position:]])
+    return result if _has_values(result, desired) else "".join(f"---\n{_dump(value)}" for value in desired)
 
 
-def _has_values(text: str, wanted: list[Any]) -> bool:
+def _has_values(text: str, desired: list[Any]) -> bool:
     documents = list(parse_chunk(text, "", 1))
-    read = [document.value for document in documents if isinstance(document, Document)]
-    return len(read) == len(documents) and _plain(read) == _plain(wanted)
+    values = [document.value for document in documents if isinstance(document, Document)]
+    return len(values) == len(documents) and _comparable(values) == _comparable(desired)
 
 
-def _plain(value: Any) -> str:
-    """Tell values apart that Python holds equal, such as 1 and true."""
+def _comparable(value: Any) -> str:
+    """Return the value as JSON, which distinguishes values that are equal in Python, such as 1 and True."""
     return json.dumps(value, sort_keys=True)
 
 
 def _edits(text: str, node: Node, before: Any, after: Any, column: int | None = None) -> Iterator[_Edit]:
-    """Yield what to change; `column` is that of the node's key, if that is in block style."""
+    """Yield the edits of a node. `column` is the column of its key in block style, else None."""
     if before == after:
         return
     if (
@@ -78,21 +80,23 @@ def _edits(text: str, node: Node, before: Any, after: Any, column: int | None = 
         and node.value
         and before.keys() <= after.keys()
     ):
-        yield from _mapping(text, node, before, after)
+        yield from _mapping_edits(text, node, before, after)
     elif isinstance(node, SequenceNode) and isinstance(after, list) and node.value:
-        yield from _sequence(text, node, before, after)
+        yield from _sequence_edits(text, node, before, after)
     else:
-        yield _replaced(text, node, after, column)
+        yield _replacement(text, node, after, column)
 
 
-def _mapping(text: str, node: MappingNode, before: dict[str, Any], after: dict[str, Any]) -> Iterator[_Edit]:
+def _mapping_edits(
+    text: str, node: MappingNode, before: dict[str, Any], after: dict[str, Any]
+) -> Iterator[_Edit]:
     key, _ = node.value[0]
     column = None if node.flow_style else key.start_mark.column
-    said = {str(key.value): value for key, value in node.value if isinstance(key, ScalarNode)}
-    for name, child in said.items():
+    children = {str(key.value): value for key, value in node.value if isinstance(key, ScalarNode)}
+    for name, child in children.items():
         if name in before:
             yield from _edits(text, child, before[name], after[name], column)
-    new = {name: value for name, value in after.items() if name not in said and value != before.get(name)}
+    new = {name: value for name, value in after.items() if name not in children and value != before.get(name)}
     if not new:
         return
     if node.flow_style:
@@ -102,13 +106,13 @@ def _mapping(text: str, node: MappingNode, before: dict[str, Any], after: dict[s
         yield _insert_after(text, node, _indented(_dump(new), key.start_mark.column))
 
 
-def _sequence(text: str, node: SequenceNode, before: list[Any], after: list[Any]) -> Iterator[_Edit]:
+def _sequence_edits(text: str, node: SequenceNode, before: list[Any], after: list[Any]) -> Iterator[_Edit]:
     start, end = common_ends(before, after)
     for index in (*range(start), *range(-end, 0)):
         yield from _edits(text, node.value[index], before[index], after[index])
     new = after[start : len(after) - end]
     if len(before) > start + end:
-        yield _replaced(text, node, after, None)
+        yield _replacement(text, node, after, None)
     elif new and node.flow_style:
         parts = [_json(item) for item in new]
         if start == len(before):
@@ -125,13 +129,13 @@ def _sequence(text: str, node: SequenceNode, before: list[Any], after: list[Any]
             yield _Edit(at, at, lines)
 
 
-def _replaced(text: str, node: Node, after: Any, column: int | None) -> _Edit:
+def _replacement(text: str, node: Node, after: Any, column: int | None) -> _Edit:
     start, end = node.start_mark.index, _end(node)
     if isinstance(after, dict | list) and after:
         if isinstance(node, CollectionNode) and not node.flow_style:
             return _Edit(start, end, _indented(_dump(after), node.start_mark.column).strip())
         if column is not None and (isinstance(node, ScalarNode) or not node.value):
-            # Where there was nothing: below its key.
+            # The value was empty: write the new one below its key.
             while text[start - 1 : start] == " ":
                 start -= 1
             lines = _indented(_dump(after), column + 2 * isinstance(after, dict)).rstrip("\n")
@@ -141,24 +145,26 @@ def _replaced(text: str, node: Node, after: Any, column: int | None) -> _Edit:
 
 
 def _insert_after(text: str, node: Node, lines: str) -> _Edit:
-    """Add lines below the last one of a node in block style."""
+    """Add lines below the last line of a node in block style."""
     end = _end(node)
     if text[end - 1 : end] == "\n":
         return _Edit(end, end, lines)
-    found = text.find("\n", end)
-    return _Edit(found + 1, found + 1, lines) if found >= 0 else _Edit(len(text), len(text), "\n" + lines)
+    newline = text.find("\n", end)
+    return (
+        _Edit(newline + 1, newline + 1, lines) if newline >= 0 else _Edit(len(text), len(text), "\n" + lines)
+    )
 
 
 def _append_to_flow(node: Node, first: Node, last: Node, parts: list[str]) -> _Edit:
-    """Add items at the end of a node in flow style, on separate lines if its items are."""
-    alone = first.start_mark.line != node.start_mark.line
-    gap = "\n" + " " * first.start_mark.column if alone else " "
+    """Add items at the end of a node in flow style, on separate lines if the existing items are."""
+    separate_lines = first.start_mark.line != node.start_mark.line
+    gap = "\n" + " " * first.start_mark.column if separate_lines else " "
     end = _end(last)
     return _Edit(end, end, "".join(f",{gap}{part}" for part in parts))
 
 
 def _end(node: Node) -> int:
-    """Return the end of a node's text. The parser's end of a block is the start of the next token."""
+    """Return the end of a node's text. For a block, the parser returns the start of the next token."""
     while isinstance(node, CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         node = last[1] if isinstance(node, MappingNode) else last

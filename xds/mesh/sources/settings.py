@@ -1,4 +1,4 @@
-"""Loading of the mesh's settings: Istio's MeshConfig from a file (`--mesh-config`), overridden by `--set`."""
+"""Loader for the mesh's settings: Istio's MeshConfig from a file (`--mesh-config`), overridden by `--set`."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from xds.mesh.parse.problems import Problems
 from xds.mesh.sources.documents import Document, read_documents
 
 MAX_SIZE = 256 * 2**10
-"""Characters of settings that are still read. They are read on the event loop if a ConfigMap has them: 256
-KiB take 0.5 s."""
+"""Maximum length of the settings, in characters.
+
+Settings from a ConfigMap are parsed on the event loop, where 256 KiB take 0.5 s.
+"""
 MAX_PROBLEMS = 20
-"""Maximum number of problems that are listed, and of notices."""
+"""Maximum number of problems, and of notices, that are listed."""
 
 
 class SettingsLoader:
-    """Loads the settings. If the file is invalid, the last good settings are used."""
+    """Loads the settings. While the file is invalid, the last valid settings are used."""
 
     def __init__(
         self, file: Path | None = None, assignments: Sequence[str] = (), base: MeshConfig | None = None
@@ -31,11 +33,11 @@ class SettingsLoader:
         self._problems: tuple[Problem, ...] = ()
 
     def load(self) -> tuple[MeshConfig | None, tuple[Problem, ...]]:
-        """Return the last good settings (None before the first), and the problems of the current ones."""
+        """Return the last valid settings, or None if there are none yet, and the current problems."""
         try:
             text = self._file.read_text("utf-8-sig") if self._file else ""
         except (OSError, UnicodeDecodeError) as error:
-            what = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            what = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             self._text = None
             self._problems = (Problem(where=str(self._file), what=f"cannot be read: {what}"),)
             return self._config, self._problems
@@ -57,10 +59,12 @@ class SettingsLoader:
             text = ""
         for document in read_documents(text, name):
             if isinstance(document, Document):
-                config, found = mesh_config(document.value, document.locate, config, document.flaws)
-                problems.add(found)
+                config, document_problems = mesh_config(
+                    document.value, document.locate, config, document.flaws
+                )
+                problems.add(document_problems)
             else:
                 problems.add([document])
-        config, found = settings(self._assignments, config)
-        problems.add(found)
+        config, assignment_problems = settings(self._assignments, config)
+        problems.add(assignment_problems)
         return config, list(problems.listed(name))

@@ -21,46 +21,47 @@ class CrdStatus:
     """Result of the installation of one kind."""
 
     kind: str
+    """Kind, such as `Policy`."""
     name: str
     """PLURAL.GROUP."""
     created: bool
-    """Whether it was created, and did not exist before."""
+    """Whether this installation created it."""
     versions: tuple[str, ...]
     """Versions that the cluster serves, newest first."""
     owner: str = ""
-    """Who installed it, as far as that can be told."""
+    """Tool or manager that installed it; empty if unknown."""
     problem: str = ""
     """Why xds cannot use the definition; empty if it can."""
 
 
 def definitions() -> tuple[Json, ...]:
-    """Return our own definitions."""
-    return tuple(each for _, each in load_packaged("crds"))
+    """Return the packaged definitions."""
+    return tuple(definition for _, definition in load_packaged("crds"))
 
 
 async def install(api: KubeApi, *, dry_run: bool = False) -> list[CrdStatus]:
-    """Create the kinds that the cluster lacks, and wait until they are served. What is there is not touched.
+    """Create the missing kinds, and wait until they are served. Existing kinds are left untouched.
 
-    `dry_run`: the API server is asked whether it would create them. KubeError.
+    With `dry_run`, the API server only validates the requests. Raises KubeError.
     """
-    found: list[CrdStatus] = []
+    statuses: list[CrdStatus] = []
     for ours in definitions():
-        there = await _read(api, ours["metadata"]["name"]) or await _create(api, ours, dry_run=dry_run)
-        found.append(_status_of(there, ours) if there else _status_of(ours, ours, created=True))
+        existing = await _read(api, ours["metadata"]["name"]) or await _create(api, ours, dry_run=dry_run)
+        statuses.append(_status_of(existing, ours) if existing else _status_of(ours, ours, created=True))
     if not dry_run:
-        await _wait_until_served(api, [definition.name for definition in found if not definition.problem])
-    return found
+        await _wait_until_served(api, [status.name for status in statuses if not status.problem])
+    return statuses
 
 
 async def served_versions(api: KubeApi) -> dict[str, tuple[str, ...]]:
     """Return the supported versions of each kind that the cluster serves, newest first."""
-    found: dict[str, tuple[str, ...]] = {}
+    versions: dict[str, tuple[str, ...]] = {}
     for ours in definitions():
-        there = await _read(api, ours["metadata"]["name"])
-        if there and not (definition := _status_of(there, ours)).problem:
-            readable = [version["name"] for version in ours["spec"]["versions"]]
-            found[definition.name] = tuple(name for name in readable if name in definition.versions)
-    return found
+        existing = await _read(api, ours["metadata"]["name"])
+        if existing and not (status := _status_of(existing, ours)).problem:
+            supported = [version["name"] for version in ours["spec"]["versions"]]
+            versions[status.name] = tuple(name for name in supported if name in status.versions)
+    return versions
 
 
 async def _wait_until_served(api: KubeApi, names: list[str]) -> None:
@@ -71,7 +72,7 @@ async def _wait_until_served(api: KubeApi, names: list[str]) -> None:
                     await asyncio.sleep(_POLL_INTERVAL)
     except TimeoutError as error:
         raise KubeError(
-            0, f"{api.server} does not serve {name}, {_SERVED_TIMEOUT:g}s after it was created"
+            0, f"{api.server} does not serve {name} {_SERVED_TIMEOUT:g} s after its creation"
         ) from error
 
 
@@ -80,7 +81,7 @@ async def _read(api: KubeApi, name: str) -> Json | None:
 
 
 async def _create(api: KubeApi, ours: Json, *, dry_run: bool) -> Json | None:
-    """Create a kind; if another did so meanwhile, return what that one made."""
+    """Create a kind and return None. If it has been created in the meantime, return the existing one."""
     try:
         await api.create(PATH, ours, fieldManager=FIELD_MANAGER, dryRun="All" if dry_run else None)
     except KubeError as error:
@@ -90,37 +91,40 @@ async def _create(api: KubeApi, ours: Json, *, dry_run: bool) -> Json | None:
     return None
 
 
-def _status_of(there: Json, ours: Json, *, created: bool = False) -> CrdStatus:
+def _status_of(existing: Json, ours: Json, *, created: bool = False) -> CrdStatus:
     spec = ours["spec"]
-    served = tuple(version["name"] for version in there["spec"]["versions"] if version["served"])
-    readable = {version["name"] for version in spec["versions"]}
+    served = tuple(version["name"] for version in existing["spec"]["versions"] if version["served"])
+    supported = {version["name"] for version in spec["versions"]}
     problem = ""
-    if not readable & set(served):
-        problem = f"serves {', '.join(served) or 'no version'}, and xds reads {', '.join(sorted(readable))}"
-    elif there["spec"]["scope"] != spec["scope"]:
-        problem = f"is of scope {there['spec']['scope']}, and should be {spec['scope']}"
-    elif _condition(there, "Terminating") == "True":
-        problem = "is being deleted, with all objects of it"
-    elif _condition(there, "NamesAccepted") == "False":
-        problem = "its names are another kind's"
+    if not supported & set(served):
+        problem = (
+            f"serves {', '.join(served) or 'no version'}; xds supports only {', '.join(sorted(supported))}"
+        )
+    elif existing["spec"]["scope"] != spec["scope"]:
+        problem = f"has the scope {existing['spec']['scope']} instead of {spec['scope']}"
+    elif _condition(existing, "Terminating") == "True":
+        problem = "is being deleted with all its objects"
+    elif _condition(existing, "NamesAccepted") == "False":
+        problem = "its names conflict with another kind"
     return CrdStatus(
         kind=spec["names"]["kind"],
         name=ours["metadata"]["name"],
         created=created,
         versions=served,
-        owner=_owner(there),
+        owner=_owner(existing),
         problem=problem,
     )
 
 
 def _condition(definition: Json | None, condition: str) -> str:
-    """Tell a condition's status: `True`, `False` or `Unknown`; empty: nothing is said of it."""
-    said = ((definition or {}).get("status") or {}).get("conditions") or ()
-    return next((str(each["status"]) for each in said if each["type"] == condition), "")
+    """Return the status of a condition: `True`, `False` or `Unknown`, or empty without the condition."""
+    conditions = ((definition or {}).get("status") or {}).get("conditions") or ()
+    return next((str(entry["status"]) for entry in conditions if entry["type"] == condition), "")
 
 
 def _owner(definition: Json) -> str:
     labels = definition["metadata"].get("labels") or {}
     fields = definition["metadata"].get("managedFields") or ()
-    said = [labels[name] for name in _OWNERS if name in labels] + [each.get("manager", "") for each in fields]
-    return next((who for who in said if who), "")
+    owners = [labels[name] for name in _OWNERS if name in labels]
+    managers = [entry.get("manager", "") for entry in fields]
+    return next((name for name in (*owners, *managers) if name), "")

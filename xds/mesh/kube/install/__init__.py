@@ -21,7 +21,7 @@ IMAGE = "xds:latest"
 
 _JOB = "job.yaml"
 """Manifest of the Job that installs from inside the cluster."""
-_OWNED = {"app.kubernetes.io/name": "xds", "app.kubernetes.io/managed-by": FIELD_MANAGER}
+_LABELS = {"app.kubernetes.io/name": "xds", "app.kubernetes.io/managed-by": FIELD_MANAGER}
 _ALPHA = "authentication.istio.io/v1alpha1"
 _RULES = "destinationrules.networking.istio.io"
 _RULE_NAMES = ("default", "api-server")
@@ -31,7 +31,7 @@ _PLURALS = {
     "NetworkPolicy": "networkpolicies",
     "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
 }
-_NAMESPACELESS = (
+_CLUSTER_SCOPED = (
     "Namespace",
     "ClusterRole",
     "ClusterRoleBinding",
@@ -60,7 +60,7 @@ class InstallResult:
     """KIND NAMESPACE/NAME."""
     outcome: Outcome
     why: str = ""
-    """Why the object was not changed; empty otherwise."""
+    """Why the object was left as it is; empty otherwise."""
 
 
 def control_plane(
@@ -70,21 +70,20 @@ def control_plane(
 
     Args:
         image: the image of the control plane and of sidecars.
-        mesh: the settings of the mesh, as Istio's MeshConfig; None: the defaults.
-        api_server_cidrs: the networks that may connect to the webhook's port; none: any address may.
+        mesh: the settings of the mesh, as Istio's MeshConfig; None for the defaults.
+        api_server_cidrs: the networks that may connect to the webhook's port; empty for any address.
     """
-    # An anchor's value is one object wherever it is used: what is changed in one place would be in the
-    # others.
-    objects = [deepcopy(each) for name, each in load_packaged("install") if name != _JOB]
-    for each in objects:
-        if each["kind"] == "ConfigMap" and mesh is not None:
-            each["data"] = {"mesh": yaml.safe_dump(dict(mesh), sort_keys=False)}
-        elif each["kind"] == "NetworkPolicy" and (cidrs := list(api_server_cidrs)):
-            each["spec"]["ingress"][0]["from"] = [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]
-        elif each["kind"] == "Deployment":
-            for container in each["spec"]["template"]["spec"]["containers"]:
+    # Copies, because a YAML anchor and its aliases share one object.
+    objects = [deepcopy(obj) for name, obj in load_packaged("install") if name != _JOB]
+    for obj in objects:
+        if obj["kind"] == "ConfigMap" and mesh is not None:
+            obj["data"] = {"mesh": yaml.safe_dump(dict(mesh), sort_keys=False)}
+        elif obj["kind"] == "NetworkPolicy" and (cidrs := list(api_server_cidrs)):
+            obj["spec"]["ingress"][0]["from"] = [{"ipBlock": {"cidr": cidr}} for cidr in cidrs]
+        elif obj["kind"] == "Deployment":
+            for container in obj["spec"]["template"]["spec"]["containers"]:
                 container["image"] = image
-                container["args"] = [each.replace(f"={IMAGE}", f"={image}") for each in container["args"]]
+                container["args"] = [arg.replace(f"={IMAGE}", f"={image}") for arg in container["args"]]
     return objects
 
 
@@ -102,8 +101,8 @@ def _manifest(fact: Fact, rules: str) -> Json:
             version = rules
             spec = {"host": fact.host, "trafficPolicy": {"tls": {"mode": policy.tls.mode.value}}}
         case _:
-            raise TypeError(f"{fact.ref} is nothing that installing creates")
-    metadata: Json = {"name": fact.name, "labels": dict(_OWNED)}
+            raise TypeError(f"{fact.ref} is not a default policy")
+    metadata: Json = {"name": fact.name, "labels": dict(_LABELS)}
     if fact.namespace:
         metadata["namespace"] = fact.namespace
     return {"apiVersion": version, "kind": fact.ref.kind, "metadata": metadata, "spec": spec}
@@ -115,16 +114,16 @@ def namespace() -> Json:
 
 
 class Installer:
-    """Puts objects into a cluster, one after the other; `dry_run`: only asks whether that could be."""
+    """Installs objects one after the other. With `dry_run`, the API server only validates the requests."""
 
     def __init__(self, api: KubeApi, *, dry_run: bool = False) -> None:
         self._api = api
         self._dry_run = {"dryRun": "All"} if dry_run else {}
         self._missing: set[str] = set()
-        """Namespaces that only the dry run would create."""
+        """Namespaces that the dry run would have created."""
 
     async def namespace(self) -> InstallResult:
-        """Create the namespace, if there is none. KubeError."""
+        """Create the namespace if it does not exist. Raises KubeError."""
         body = namespace()
         title = _title(body)
         if await self._read(body):
@@ -140,34 +139,38 @@ class Installer:
         return InstallResult(title, Outcome.CREATED)
 
     async def control_plane(self, objects: Iterable[Json]) -> list[InstallResult]:
-        """Make the control plane's objects as they should be, whoever changed them meanwhile. KubeError."""
-        return [await self._apply(each, force=True) for each in objects]
+        """Apply the control plane's objects, and overwrite changes by other managers. Raises KubeError."""
+        return [await self._apply(obj, force=True) for obj in objects]
 
     async def remove(self, objects: Iterable[Json]) -> list[InstallResult]:
-        """Delete objects of the control plane, if they are there. KubeError."""
-        done = []
-        for each in objects:
-            if await self._read(each):
-                await self._api.delete(_path(each), **self._dry_run)
-                done.append(InstallResult(_title(each), Outcome.DELETED))
-        return done
+        """Delete the objects that exist. Raises KubeError."""
+        results = []
+        for obj in objects:
+            if await self._read(obj):
+                await self._api.delete(_path(obj), **self._dry_run)
+                results.append(InstallResult(_title(obj), Outcome.DELETED))
+        return results
 
     async def policies(
         self, config: MeshConfig, served: Mapping[str, tuple[str, ...]]
     ) -> list[InstallResult]:
-        """Make the mesh's first policies; what somebody else has changed is left as it is. KubeError.
+        """Apply the default policies, except those that another manager has changed.
 
-        `served`: the versions of each kind that the cluster serves and we read; a dry run may find none of a
-        kind.
+        Args:
+            config: the settings of the mesh, which determine the default policies.
+            served: the supported versions of each kind that the cluster serves. A dry run may lack kinds.
+
+        Raises:
+            KubeError: the API server cannot be reached or rejects a request.
         """
         desired = default_policies(config, next(iter(served.get(_RULES, ())), "v1"))
-        done = [await self._apply(each, force=False) for each in desired]
-        names = {each["metadata"]["name"] for each in desired if each["kind"] == "DestinationRule"}
+        results = [await self._apply(obj, force=False) for obj in desired]
+        names = {obj["metadata"]["name"] for obj in desired if obj["kind"] == "DestinationRule"}
         for version in served.get(_RULES, ())[:1]:
             for name in _RULE_NAMES:
                 if name not in names:
-                    done += await self._delete_default_rule(version, config.root_namespace, name)
-        return done
+                    results += await self._delete_default_rule(version, config.root_namespace, name)
+        return results
 
     async def _apply(self, desired: Json, *, force: bool) -> InstallResult:
         title = _title(desired)
@@ -181,31 +184,30 @@ class Installer:
             if error.status == HTTPStatus.CONFLICT and not force:
                 return InstallResult(title, Outcome.LEFT, _owners(error))
             if error.is_not_found and self._dry_run and not before:
-                return InstallResult(
-                    title, Outcome.CREATED
-                )  # its kind, which the dry run did not create, is not served
+                # The dry run did not create the object's kind.
+                return InstallResult(title, Outcome.CREATED)
             raise
         if before is None:
             return InstallResult(title, Outcome.CREATED)
         return InstallResult(title, Outcome.UNCHANGED if _is_same(before, after) else Outcome.CHANGED)
 
-    async def _delete_default_rule(self, version: str, where: str, name: str) -> list[InstallResult]:
-        """Delete a rule that an earlier installation made, unless somebody has changed it since."""
-        meta = {"name": name, "namespace": where}
+    async def _delete_default_rule(self, version: str, namespace: str, name: str) -> list[InstallResult]:
+        """Delete a rule that an earlier installation created, unless another manager has changed it."""
+        meta = {"name": name, "namespace": namespace}
         rule = {"apiVersion": f"networking.istio.io/{version}", "kind": "DestinationRule", "metadata": meta}
-        found = await self._read(rule)
+        existing = await self._read(rule)
         if (
-            not found
-            or (found["metadata"].get("labels") or {}).get("app.kubernetes.io/managed-by") != FIELD_MANAGER
+            not existing
+            or (existing["metadata"].get("labels") or {}).get("app.kubernetes.io/managed-by") != FIELD_MANAGER
         ):
             return []
-        others = {
-            each["manager"]
-            for each in found["metadata"].get("managedFields") or ()
-            if each["manager"] != FIELD_MANAGER and not each.get("subresource")
+        managers = {
+            entry["manager"]
+            for entry in existing["metadata"].get("managedFields") or ()
+            if entry["manager"] != FIELD_MANAGER and not entry.get("subresource")
         }
-        if others:
-            return [InstallResult(_title(rule), Outcome.LEFT, f"changed by {', '.join(sorted(others))}")]
+        if managers:
+            return [InstallResult(_title(rule), Outcome.LEFT, f"changed by {', '.join(sorted(managers))}")]
         await self._api.delete(_path(rule), **self._dry_run)
         return [InstallResult(_title(rule), Outcome.DELETED)]
 
@@ -217,26 +219,27 @@ def _path(body: Json) -> str:
     version, kind, meta = body["apiVersion"], body["kind"], body["metadata"]
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
     plural = _PLURALS.get(kind, f"{kind.lower()}s")
-    within = "" if kind in _NAMESPACELESS else f"/namespaces/{meta['namespace']}"
-    return f"{root}{within}/{plural}/{meta['name']}"
+    scope = "" if kind in _CLUSTER_SCOPED else f"/namespaces/{meta['namespace']}"
+    return f"{root}{scope}/{plural}/{meta['name']}"
 
 
 def _title(body: Json) -> str:
     meta = body["metadata"]
-    where = f"{meta['namespace']}/" if meta.get("namespace") else ""
-    return f"{body['kind']} {where}{meta['name']}"
+    prefix = f"{meta['namespace']}/" if meta.get("namespace") else ""
+    return f"{body['kind']} {prefix}{meta['name']}"
 
 
 def _is_same(before: Json, after: Json) -> bool:
-    def told(body: Json) -> Json:
-        ours = {"managedFields", "resourceVersion", "generation"}
-        return {**body, "metadata": {name: v for name, v in body["metadata"].items() if name not in ours}}
+    def comparable(body: Json) -> Json:
+        ignored = {"managedFields", "resourceVersion", "generation"}
+        metadata = {name: value for name, value in body["metadata"].items() if name not in ignored}
+        return {**body, "metadata": metadata}
 
-    return told(before) == told(after)
+    return comparable(before) == comparable(after)
 
 
 def _owners(conflict: KubeError) -> str:
-    """Say who has what we would write, as the API server tells it."""
+    """Return the conflicting fields and their managers, as text."""
 
     def causes() -> Iterator[str]:
         for cause in (conflict.body.get("details") or {}).get("causes") or ():
