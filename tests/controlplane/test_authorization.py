@@ -49,7 +49,7 @@ async def test_only_authenticated_caller_gets_the_key(caller):
         assert sorted((await published(authenticated)).of(SECRET)) == ["ROOTCA", "default"]
         snapshot = await published(unauthenticated)
         assert list(snapshot.of(SECRET)) == ["ROOTCA"]
-        assert snapshot.refused(SECRET) == {"default": NO_KEY}
+        assert snapshot.denied(SECRET) == {"default": NO_KEY}
         assert snapshot.of(CLUSTER)
 
 

@@ -48,7 +48,7 @@ BAD = {
     "no name": (
         lambda s: s.set(LbEndpoint()),
         ValueError,
-        "LbEndpoint does not contain its name: give name=",
+        "LbEndpoint does not contain its name: pass name=",
     ),
     "a short type": (lambda s: s.remove("Cluster", "a"), ValueError, "not a type URL: 'Cluster'"),
     "not a name": (
@@ -61,7 +61,7 @@ BAD = {
         ValueError,
         "RouteConfiguration r is not of the replaced type, .*Cluster",
     ),
-    "bytes": (lambda s: s.set(b""), ValueError, r"give resource\(data, type_url=\.\.\.\)"),
+    "bytes": (lambda s: s.set(b""), ValueError, r"call resource\(data, type_url=\.\.\.\)"),
     "an empty name": (lambda s: s.set(Resource.of(CLUSTER, "", b"")), ValueError, "Cluster without a name"),
     "all": (lambda s: s.set(Cluster(name="*")), ValueError, r"Cluster \*: .* all resources of a type"),
     "a type without its prefix": (

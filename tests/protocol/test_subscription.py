@@ -27,8 +27,8 @@ def test_r22_r29_changes_add_up_and_adding_comes_first(history, legacy):
     for added, taken in history:
         difference = subscription.change(added, taken)
         before, wanted, unsaid = wanted, (wanted | unsaid | set(added)) - set(taken), set()
-        assert difference.entered == (WILDCARD in wanted - before)
-        assert set(difference.asked) >= (set(added) & wanted) - {WILDCARD}
+        assert difference.adds_wildcard == (WILDCARD in wanted - before)
+        assert set(difference.names_to_answer) >= (set(added) & wanted) - {WILDCARD}
     assert subscription.names == wanted - {WILDCARD}
     assert subscription.wildcard == (WILDCARD in wanted)
     assert all(subscription.covers(name) == (bool(wanted & {WILDCARD, name})) for name in ("a", "b", "c"))
