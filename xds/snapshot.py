@@ -35,8 +35,8 @@ ResourceKey: TypeAlias = tuple[str, str]
 def content_version(*parts: bytes) -> str:
     """Return a version that depends on the content alone: 16 hex digits of a SHA-256.
 
-    Equal content has the same version in every process, so a client that reconnects to another server receives
-    only the resources that differ.
+    Equal content has the same version in every process. A client that reconnects to another server therefore
+    receives only the resources that differ.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -139,8 +139,8 @@ class Resource:
 def tag_of(version: str) -> str:
     """Return the tag of a resource's version, or the concatenated tags of a set's version.
 
-    Clients report the versions of their resources when they reconnect. From the tags, a restarted server learns
-    what its clients have.
+    Clients report the versions of their resources when they reconnect. From the tags, a restarted server
+    learns what its clients have.
     """
     return version.partition(".")[2]
 
@@ -174,7 +174,7 @@ class ResourceSet(Mapping[str, Resource]):
     common are stored and hashed once. The version depends on the contents alone, not on the layers.
     """
 
-    __slots__ = ("_aliases", "_base", "_depth", "_length", "_layer", "_sum", "_tags", "version")
+    __slots__ = ("_aliases", "_base", "_depth", "_layer", "_length", "_sum", "_tags", "version")
 
     def __init__(self, resources: Iterable[Resource] = (), *, base: ResourceSet | None = None) -> None:
         layer = {resource.name: resource for resource in resources}
@@ -217,8 +217,8 @@ class ResourceSet(Mapping[str, Resource]):
             return self._layer[name]
         return self._base[name]
 
-    # `Mapping` implements `get` and `__contains__` with exceptions. That is too slow, because every stream calls
-    # them for every resource.
+    # `Mapping` implements `get` and `__contains__` with exceptions. That is too slow, because every stream
+    # calls them for every resource.
 
     @overload
     def get(self, name: str, /) -> Resource | None: ...
@@ -326,15 +326,15 @@ _compared: dict[tuple[str, str], tuple[str, ...]] = {}
 
 def _compare(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
     """Return the names that differ between two sets without a base."""
-    versions_compared = (before.version, after.version)
-    names = _compared.get(versions_compared)
+    version_pair = (before.version, after.version)
+    names = _compared.get(version_pair)
     if names is None:
         versions = {resource.name: resource.version for resource in before.values()}
         changed = [name for name, resource in after.items() if versions.get(name) != resource.version]
         names = (*changed, *(name for name in before if name not in after))
         if len(_compared) >= _MAX_COMPARED:
             _compared.clear()
-        _compared[versions_compared] = names
+        _compared[version_pair] = names
     return names
 
 
@@ -350,7 +350,7 @@ class Snapshot:
     denials: Mapping[ResourceKey, str] = field(default_factory=dict)
     """Reason for each resource that the client is not allowed to have. Only delta responses report it."""
     generation: int = field(default=0, compare=False)
-    """Number chosen by the creator of the snapshot. Sessions report the last one that a client has answered."""
+    """Number that the caller chooses. Sessions report the last generation that a client has answered."""
 
     def of(self, type_url: str) -> ResourceSet:
         """Return the resources of a type."""

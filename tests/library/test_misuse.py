@@ -37,7 +37,7 @@ BAD = {
     "node and group": (
         lambda s: s.set(node="n", group="g"),
         ValueError,
-        "give node='n' or group='g', not both",
+        "pass node='n' or group='g', not both",
     ),
     "a node by what is not its name": (
         lambda s: s.set(node=Node(id="n")),

@@ -117,7 +117,11 @@ BAD = {
         ValueError,
         "Cluster x: name='y' is not its name",
     ),
-    "not a resource": (lambda: resource(Address()), TypeError, r"envoy.config.core.v3.Address is not supported"),
+    "not a resource": (
+        lambda: resource(Address()),
+        TypeError,
+        r"envoy.config.core.v3.Address is not supported",
+    ),
     "a class": (lambda: resource(Cluster), TypeError, "is not a protobuf message"),
     "a dict": (lambda: resource({"name": "x"}), TypeError, "dict is not a protobuf message"),
     "a string": (lambda: resource("x", type_url=CLUSTER), TypeError, "str is not a protobuf message"),
@@ -144,7 +148,11 @@ BAD = {
     ),
     "one source, ready": (lambda: Resource.of(CLUSTER, "x", b"", sources="y"), TypeError, "is one str"),
     "no source": (lambda: resource(Cluster(name="x"), sources=[7]), TypeError, "x: sources contains 7"),
-    "a time as text": (lambda: resource(Runtime(name="x"), ttl="5"), TypeError, "x: ttl='5' is not a number of seconds"),
+    "a time as text": (
+        lambda: resource(Runtime(name="x"), ttl="5"),
+        TypeError,
+        "x: ttl='5' is not a number of seconds",
+    ),
     "no time": (
         lambda: resource(Runtime(name="x"), ttl=float("nan")),
         ValueError,

@@ -99,7 +99,9 @@ class FullStateWatch(SotwWatch):
         covers = self.covers
         resources = [resource for name, resource in self.resources.items() if covers(name)]
         lingering = [item.resource for name, item in self.lingering.items() if item.resource and covers(name)]
-        self._withheld = {name: version for name, version in self._withheld.items() if self._is_withheld(name)}
+        self._withheld = {
+            name: version for name, version in self._withheld.items() if self._is_withheld(name)
+        }
         if not lingering and not self._withheld:
             return resources, self.resources.version
         resources = [
