@@ -122,7 +122,7 @@ def test_change_raises_after_its_block_has_ended(error):
         lambda: change.remove(CLUSTER, "a"),
         lambda: change.replace([]),
     ):
-        with pytest.raises(RuntimeError, match=r"ended with its block.*store\.change\(\)"):
+        with pytest.raises(RuntimeError, match=r"block of this change has ended.*store\.change\(\)"):
             act()
     assert {*store.view("n").of(CLUSTER)} == (set() if error else {"a"})
 

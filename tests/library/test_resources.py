@@ -161,9 +161,13 @@ BAD = {
     "a number for a name": (
         lambda: Resource.of(CLUSTER, 7, b""),
         TypeError,
-        "a type URL and a name, which are str, not '.*Cluster' and 7",
+        "type_url and name must be str, which are str, not '.*Cluster' and 7",
     ),
-    "a class for a type": (lambda: Resource.of(Cluster, "x", b""), TypeError, "a type URL and a name"),
+    "a class for a type": (
+        lambda: Resource.of(Cluster, "x", b""),
+        TypeError,
+        "type_url and name must be str",
+    ),
     "text for a body": (
         lambda: Resource.of(CLUSTER, "x", "body"),
         TypeError,

@@ -167,7 +167,7 @@ def test_replaced_subscription_leaves_nothing_behind(variant):
     watch = stream.session._watches[ENDPOINT]
     assert stream.session.names == 3
     assert stream.session.size == len("".join(names))
-    kept = (watch.sent, watch._dirty, watch._forced, watch._pushed, watch.lingering, watch.gone)
+    kept = (watch.sent, watch._dirty, watch._forced, watch._awaited, watch.lingering, watch.still_subscribed)
     assert all(len(each) <= 3 for each in kept)
     assert not watch.acks.unanswered
 

@@ -240,7 +240,7 @@ class Session:
         return -1 if any(kind == type_url for kind, _ in refs) else self.generation
 
     def has_acked(self, type_url: str, names: Iterable[str]) -> bool:
-        """Whether the client has ACKed the current versions of resources and of those they refer to."""
+        """Whether the client has ACKed the current versions of resources and of their references."""
         watch = self._watch(type_url)
         for name in names:
             if not watch.requested or not watch.has_acked(name):
@@ -436,7 +436,7 @@ class Session:
         Until the connections of a removed listener close, Envoy uses its routes and stays subscribed to them.
         """
         is_complete = user.synced and all(self._has_arrived(*ref) for ref in user.refs())
-        return is_complete and not user.lingering and not user.gone
+        return is_complete and not user.lingering and not user.still_subscribed
 
     def _expects_listeners(self, now: float) -> bool:
         """Whether a reconnected client may still subscribe to listeners, which may use its clusters."""

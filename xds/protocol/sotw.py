@@ -168,7 +168,7 @@ class SotwWatch(Watch):
 
     def _send_absence(self, name: str) -> None:
         self.add_empty((name,))
-        self._pushed.add(name)
+        self._awaited.add(name)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -99,7 +99,7 @@ class TypeStatus:
         """Number of resources by state. Counting is cheap for a synced client."""
         watch = self.watch
         by_name = self.type_url != VIRTUAL_HOST and not watch.subscription.collections
-        has_removals = watch.lingering or watch.gone
+        has_removals = watch.lingering or watch.still_subscribed
         if self.synced and by_name and not has_removals and not watch.acks.rejected:
             absent = len(watch.subscription.names.difference(watch.sent))
             return Counter({State.SYNCED: len(watch.sent), State.NOT_SENT: absent})

@@ -1,4 +1,4 @@
-"""The state of one type on one stream: the subscription, the desired and the sent resources.
+"""State of one type on one stream: the subscription, and the desired and sent resources.
 
 A watch has no queue of responses. It stores the names that may have to be sent (`_dirty`), and looks up the
 resources when it composes a response. Superseded versions are therefore never sent, and a slow client costs
@@ -60,8 +60,8 @@ class Watch(ABC):
         """Whether the client may have clusters from an earlier stream that have been removed since."""
         self.lingering: dict[str, Lingering] = {}
         """Removed resources that the client keeps for now, by name."""
-        self.gone: set[str] = set()
-        """Names of removed resources that the client may still use as long as it subscribes to them.
+        self.still_subscribed: set[str] = set()
+        """Names of removed resources that the client still subscribes to, and may therefore still use.
 
         Empty for wildcard types.
         """
@@ -70,7 +70,7 @@ class Watch(ABC):
         """Names that may have to be sent, in order."""
         self._forced: set[str] = set()
         """Names to send even if unchanged, because the client subscribed again or may have rejected them."""
-        self._pushed: set[str] = set()
+        self._awaited: set[str] = set()
         """Names to send even if unchanged, because the client waits for them. A rejection removes them."""
         self._response_due = False
         """Whether the client must receive a response even if it is empty."""
@@ -83,6 +83,7 @@ class Watch(ABC):
         """Versions that the client reported: one per resource (delta), or one for all (SotW)."""
         self._answered_generation = -1
         self._initial_names = self._initial_size = 0
+        """Number of resources that the first request reported, and size of their names and versions."""
 
     @abstractmethod
     def receive(self, request: Any, now: float) -> list[Event]:
@@ -170,7 +171,7 @@ class Watch(ABC):
 
     def is_due(self, name: str) -> bool:
         """Whether a resource will be sent even if the client has the current version."""
-        return name in self._forced or name in self._pushed
+        return name in self._forced or name in self._awaited
 
     def known_names(self) -> list[str]:
         """Return the sorted names of all resources that the client should have, has or subscribes to."""
@@ -244,7 +245,7 @@ class Watch(ABC):
         for name in names:
             del self.lingering[name]
             if self.type_url not in WILDCARD_TYPES and name in self.sent and name in self.subscription.names:
-                self.gone.add(name)
+                self.still_subscribed.add(name)
             self._mark_changed(name)
             self.rejections.discard(name)
             self.acks.clear_rejections((name,))
@@ -258,7 +259,7 @@ class Watch(ABC):
                 self._send_absence(name)
             elif name in self.sent:
                 self._mark_dirty(name)
-                self._pushed.add(name)
+                self._awaited.add(name)
 
     def _is_rejected(self, name: str) -> bool:
         """Whether the client rejected the current version of a resource."""
@@ -305,9 +306,9 @@ class Watch(ABC):
         for names in (self.sent, self._dirty):
             for name in [name for name in names if not covers(name)]:
                 del names[name]
-        for forced in (self._forced, self._pushed):
-            forced.difference_update([name for name in forced if not covers(name)])
-        self.gone.intersection_update(self.subscription.names)
+        for due in (self._forced, self._awaited):
+            due.difference_update([name for name in due if not covers(name)])
+        self.still_subscribed.intersection_update(self.subscription.names)
         self.acks.forget_unsubscribed(covers)
 
     def _mark_changed(self, name: str) -> None:
@@ -320,9 +321,9 @@ class Watch(ABC):
         return name in self.resources
 
     def _mark_dirty(self, name: str, *, force: bool = False) -> None:
-        """Check a name when the next response is composed.
+        """Mark a name for a check when the next response is composed.
 
-        With `force`, send the name even if the client has the current version.
+        With `force`, send the resource even if the client has the current version.
         """
         self._dirty[name] = None
         if force:
@@ -338,15 +339,14 @@ class Watch(ABC):
         unchanged = []
         for name in self._dirty:
             resource = self.get(name)
-            forced = name in self._forced or name in self._pushed
-            if resource and (forced or self._is_outdated(resource)):
+            if resource and (self.is_due(name) or self._is_outdated(resource)):
                 present.append((name, resource))
             elif not resource and self._needs_removal(name):
                 absent.append((name, None))
             else:
                 unchanged.append(name)
                 if resource:
-                    self.gone.discard(name)
+                    self.still_subscribed.discard(name)
         self._clear_dirty(unchanged)
         return present + absent
 
@@ -363,7 +363,7 @@ class Watch(ABC):
         """Whether the client must be notified that a resource does not exist."""
 
     def _send_absence(self, name: str) -> None:
-        """Notify a client that waits for a resource that the resource does not exist."""
+        """Notify a waiting client that a resource does not exist."""
         self._mark_dirty(name, force=True)
 
     @staticmethod
@@ -389,7 +389,7 @@ class Watch(ABC):
         """Record that resources were sent, and forget their earlier rejections."""
         sent = {resource.name: resource.version for resource in resources}
         self.sent.update(sent)
-        self.gone.difference_update(sent)
+        self.still_subscribed.difference_update(sent)
         if self.rejections:
             for name in sent:
                 self.rejections.discard(name)
@@ -398,9 +398,9 @@ class Watch(ABC):
     def _clear_dirty(self, names: Iterable[str]) -> None:
         for name in names:
             self._dirty.pop(name, None)
-        for forced in (self._forced, self._pushed):
-            if forced:
-                forced.difference_update(names)
+        for due in (self._forced, self._awaited):
+            if due:
+                due.difference_update(names)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Process the ACK or NACK of a response, and return the resulting event."""
@@ -427,10 +427,10 @@ class Watch(ABC):
         if event.culprits:
             for name in names:
                 self.rejections.add(frozenset({name}))
-            self._pushed -= names
+            self._awaited -= names
         elif len(names) == len(rejected):
             self.rejections.add(names)
-            self._pushed -= names
+            self._awaited -= names
         else:
             retried = names
         for name in retried or ():
