@@ -169,9 +169,9 @@ def _strings(name: str, argument: str, value: Iterable[str]) -> tuple[str, ...]:
 class ResourceSet(Mapping[str, Resource]):
     """Immutable mapping from name to resource, for all resources of one type. Sets are compared by `version`.
 
-    A set with a `base` is a layer on top of the base: it contains the base's resources, except for those that
-    `resources` replaces. Such a set stores and hashes only its own layer, so resources that clients have in
-    common are stored and hashed once. The version depends on the contents alone, not on the layers.
+    A set with a `base` is a layer on top of the base. It contains the base's resources and the layer's, which
+    replace resources of the base with the same name. Only the layer is stored and hashed again, so resources
+    that clients share are stored and hashed once. The version depends on the contents alone, not on layers.
     """
 
     __slots__ = ("_aliases", "_base", "_depth", "_layer", "_length", "_sum", "_tags", "version")

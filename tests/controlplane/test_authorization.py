@@ -177,7 +177,7 @@ async def test_plaintext_sds_stream_gets_the_key_if_keys_are_served():
         controller.observe(alone, subscription)
         snapshot = await published(alone)
         assert "default" in snapshot.of(SECRET)
-        assert not snapshot.refusals
+        assert not snapshot.denials
 
 
 async def until_refused(subscriber: Any) -> None:

@@ -161,7 +161,7 @@ BAD = {
     "a number for a name": (
         lambda: Resource.of(CLUSTER, 7, b""),
         TypeError,
-        "type_url and name must be str, which are str, not '.*Cluster' and 7",
+        "type_url and name must be str, not '.*Cluster' and 7",
     ),
     "a class for a type": (
         lambda: Resource.of(Cluster, "x", b""),

@@ -94,7 +94,7 @@ class AckTracker:
 
     @property
     def blocked_since(self) -> float | None:
-        """As `waiting_since`, but None unless so many responses are unanswered that sending pauses."""
+        """Same as `waiting_since` if so many responses are unanswered that sending pauses; otherwise None."""
         return self.waiting_since if len(self.unanswered) >= MAX_UNANSWERED else None
 
     @property

@@ -88,7 +88,7 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
-"""Limits of a server without its own limits."""
+"""Limits that apply unless the server sets others."""
 
 
 def size_of(strings: Collection[str]) -> int:

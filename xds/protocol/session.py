@@ -297,7 +297,8 @@ class Session:
         unknown = sum(not self._is_known_type(type_url) for type_url in self._watches)
         if unknown >= self._limits.unknown_types:
             raise LimitError(
-                f"the limit is {self._limits.unknown_types:,} types per stream that this server does not know"
+                f"too many types that this server does not know: the limit is {self._limits.unknown_types:,}"
+                " per stream"
             )
 
     def _record_sent(self, response: Response, message: bytes) -> bytes:
@@ -406,7 +407,7 @@ class Session:
         The time starts when no lingering resource uses them.
         """
         outdated_since = max(user.acks.outdated_since for user in users)
-        is_outdated = outdated_since > -inf
+        has_outdated_users = outdated_since > -inf
         used = {ref for user in users for ref in user.lingering_refs()}
         for name, lingering in tuple(watch.lingering.items()):
             if (watch.type_url, name) in used:
@@ -418,7 +419,7 @@ class Session:
             if lingering.since is None:
                 lingering.since = now
             end = lingering.since + _MAX_REJECTED_AGE
-            if is_outdated and watch.acks.first_sent_at(name) <= outdated_since and now < end:
+            if has_outdated_users and watch.acks.first_sent_at(name) <= outdated_since and now < end:
                 # The client rejected an update, so it may still have a resource that uses this one.
                 lingering.until = None
                 self._deadline = min(self._deadline, end)
