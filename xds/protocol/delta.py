@@ -73,7 +73,7 @@ class DeltaWatch(Watch):
         if absent:
             self._heartbeats.retain(self.sent.__contains__)
         self._response_due = False
-        composed = Response(
+        response = Response(
             type_url=self.type_url,
             nonce=nonce,
             version=self.resources.version,
@@ -83,10 +83,10 @@ class DeltaWatch(Watch):
             sent_at=now,
             generation=-1 if self.pending else self.generation,
         )
-        self.acks.expect(composed, new)
-        return composed, encode_delta_response(
+        self.acks.expect(response, new)
+        return response, encode_delta_response(
             type_url=self.type_url,
-            version=composed.version,
+            version=response.version,
             nonce=nonce,
             joined=joined,
             removed=removed,
@@ -103,13 +103,13 @@ class DeltaWatch(Watch):
         if not resources:
             return None
         self._heartbeats.start(resources, now)
-        composed = Response(
+        response = Response(
             type_url=self.type_url, nonce=nonce, version=self.resources.version, resources=(), sent_at=now
         )
-        self.acks.expect(composed)
-        return composed, encode_delta_response(
+        self.acks.expect(response)
+        return response, encode_delta_response(
             type_url=self.type_url,
-            version=composed.version,
+            version=response.version,
             nonce=nonce,
             heartbeats=resources,
             identifier=identifier,

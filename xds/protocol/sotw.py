@@ -69,7 +69,7 @@ class SotwWatch(Watch):
         self._mark_sent(content.resources)
         self._response_due = False
         self._nonce = nonce
-        composed = Response(
+        response = Response(
             type_url=self.type_url,
             nonce=nonce,
             version=content.version,
@@ -79,8 +79,8 @@ class SotwWatch(Watch):
             sent_at=now,
             generation=-1 if self.pending else self.generation,
         )
-        self.acks.expect(composed, new)
-        return composed, encode_response(
+        self.acks.expect(response, new)
+        return response, encode_response(
             type_url=self.type_url,
             version=content.version,
             nonce=nonce,
@@ -146,7 +146,7 @@ class SotwWatch(Watch):
         return super()._handle_answer(nonce, error, now)
 
     def _handle_skipped(self, skipped: Response) -> None:
-        """Send the resources of a response that was never answered again."""
+        """Resend the resources of a response that was never answered."""
         self.resend(resource.name for resource in skipped.resources if self._is_current(resource))
 
     def _mark_sent(self, resources: Iterable[Resource]) -> None:
