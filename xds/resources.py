@@ -1,4 +1,4 @@
-"""Make resources from Envoy's messages.
+"""Resources from Envoy's messages.
 
 `resource` encodes a message once, and derives the resource's name, version and references from its content:
 
@@ -77,12 +77,12 @@ def resource(
 ) -> Resource:
     """Make a resource from a message, or from an encoded message and its type URL.
 
-    The message is encoded at once, so later changes to it have no effect. Encoded messages are served as they
-    are. The references are the resources that the message makes a client subscribe to by name on the same
+    The message is encoded at once, so later changes to it have no effect. Encoded messages are served
+    unchanged. The references are the resources that the message makes a client subscribe to on the same
     stream, such as the assignment of an EDS cluster or the secrets of a TLS context. This function is
     thread-safe.
 
-    It makes resources of Envoy's own ten types. For other types, use `Resource.of`.
+    The ten resource types of Envoy's API are supported. For other types, use `Resource.of`.
 
     Args:
         message: Message of envoy_data_plane, protobuf message, or encoded message.
@@ -94,10 +94,9 @@ def resource(
         tag: Word that summarizes the content. It becomes a part of the version; see `xds.snapshot.tag_of`.
 
     Raises:
-        TypeError: The message is not a message, clients do not ask for its type, or another argument has the
-            wrong type.
-        ValueError: The message has no name or a name other than `name`, or the bytes do not have the expected
-            type (also inside an Any).
+        TypeError: The message has an unsupported type, or another argument has the wrong type.
+        ValueError: The message has no name or a name other than `name`, or the bytes (also inside an Any) are
+            not a message of the expected type.
     """
     type_url, body = _encode(message, type_url)
     kind = type_url.rpartition(".")[2]
@@ -108,7 +107,7 @@ def resource(
         raise ValueError(
             f"{kind} without a name: set its {field}"
             if field
-            else f"{kind} does not contain its name: give name="
+            else f"{kind} does not contain its name: pass name="
         )
     if name and resource_name != name:
         raise ValueError(f"{kind} {resource_name}: name={name!r} is not its {field}")
@@ -128,33 +127,33 @@ def _encode(message: Any, type_url: str) -> tuple[str, bytes]:
     """Return a message's type URL and encoded form."""
     if isinstance(message, bytes):
         if not type_url:
-            raise ValueError("bytes have no type: give resource(data, type_url=...)")
+            raise ValueError("bytes have no type: call resource(data, type_url=...)")
         check_type(type_url)
-        _check_asked_for(type_url)
+        _check_supported(type_url)
         return type_url, message
     if isinstance(message, Message):
-        own = TYPE_PREFIX + message.DESCRIPTOR.full_name
+        message_type = TYPE_PREFIX + message.DESCRIPTOR.full_name
     elif isinstance(message, betterproto2.Message):
-        own = TYPE_PREFIX + full_name(type(message))
+        message_type = TYPE_PREFIX + full_name(type(message))
     elif isinstance(message, bytearray | memoryview):
         kind = type(message).__name__
-        raise TypeError(f"{kind} is mutable: give a copy, resource(bytes(data), type_url=...)")
+        raise TypeError(f"{kind} is mutable: pass a copy, resource(bytes(data), type_url=...)")
     else:
         raise TypeError(
-            f"{type(message).__name__} is not a protobuf message: give a message of envoy_data_plane,"
+            f"{type(message).__name__} is not a protobuf message: pass a message of envoy_data_plane,"
             " or bytes as resource(data, type_url=...)"
         )
-    if type_url not in ("", own):
-        raise ValueError(f"the message is of type {own}, not {type_url}")
-    _check_asked_for(own)
-    return own, serialize(message) if isinstance(message, Message) else encode(message)
+    if type_url not in ("", message_type):
+        raise ValueError(f"the message is of type {message_type}, not {type_url}")
+    _check_supported(message_type)
+    return message_type, serialize(message) if isinstance(message, Message) else encode(message)
 
 
-def _check_asked_for(type_url: str) -> None:
+def _check_supported(type_url: str) -> None:
     if type_url not in _NAME_FIELDS:
         supported = ", ".join(url.rpartition(".")[2] for url in _NAME_FIELDS)
         raise TypeError(
-            f"{type_url.removeprefix(TYPE_PREFIX)} is none of {supported}; for other types, use Resource.of"
+            f"{type_url.removeprefix(TYPE_PREFIX)} is not supported: use Resource.of, or one of {supported}"
         )
 
 
@@ -170,14 +169,14 @@ def _parse(type_url: str, body: bytes, where: str) -> Any:
 
 
 class _Link(NamedTuple):
-    """Fields of a message type that make a client subscribe to a resource by name."""
+    """Describes how a message type makes a client subscribe to a resource."""
 
     type_url: str
     """Type URL of the resource."""
     source: str
     """Field with the config source. Only resources from the same stream count as references."""
     name: str
-    """Field with the resource's name. If the field is empty, the name is that of the enclosing message."""
+    """Field with the resource's name. If the field is empty, the enclosing message has the name."""
 
 
 _ANY = "google.protobuf.Any"
@@ -203,7 +202,7 @@ def _refs(message: Any, parent: Any, where: str) -> Iterator[ResourceKey]:
     if kind in _LINKS:
         yield from _linked(_LINKS[kind], message, parent)
     elif TYPE_PREFIX + kind == SCOPED_ROUTE and message.route_configuration_name:
-        # The listener has the config source of the routes. It is nearly always the same stream.
+        # The config source of the routes is in the listener. It is nearly always the same stream.
         yield ROUTE, message.route_configuration_name
     fields = _fields_with_links(message.DESCRIPTOR)
     if not fields:
@@ -225,7 +224,7 @@ def _refs_in_any(packed: Any, parent: Any, where: str) -> Iterator[ResourceKey]:
     try:
         message = _parse(packed.type_url, packed.value, where)
     except KeyError:
-        return  # Types that envoy_data_plane does not have cannot be decoded.
+        return  # envoy_data_plane does not have the type.
     yield from _refs(message, parent, where)
 
 
@@ -251,10 +250,7 @@ def _fields_with_links(descriptor: Descriptor) -> frozenset[int]:
 
 @cache
 def _may_have_links(descriptor: Descriptor) -> bool:
-    """Whether a message of this type may contain a link, at any depth.
-
-    Metadata is data, so it is not searched.
-    """
+    """Whether a message of this type may contain a link, at any depth. Metadata is not searched."""
     seen: set[str] = set()
     unvisited = [descriptor]
     while unvisited:

@@ -24,7 +24,7 @@ RUNTIME = TYPE_PREFIX + "envoy.service.runtime.v3.Runtime"
 EXTENSION_CONFIG = TYPE_PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 
 MAX_TTL = 1e8
-"""Longest time to live of a resource, in seconds (three years). A longer one is a mistake of the caller."""
+"""Maximum time to live of a resource, in seconds (three years)."""
 
 T = TypeVar("T")
 
@@ -35,8 +35,8 @@ ResourceKey: TypeAlias = tuple[str, str]
 def content_version(*parts: bytes) -> str:
     """Return a version that depends on the content alone: 16 hex digits of a SHA-256.
 
-    Equal content has the same version in every process, so clients that reconnect to another server receive
-    only what differs.
+    Equal content has the same version in every process. A client that reconnects to another server therefore
+    receives only the resources that differ.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -61,22 +61,19 @@ class Resource:
     body: bytes = field(repr=False)
     """Encoded message, without the Any around it."""
     refs: tuple[ResourceKey, ...] = field(default=(), compare=False, repr=False)
-    """Resources that a client subscribes to because of this one (a cluster's assignment, a listener's
-    routes).
-    """
+    """Resources that this one makes a client subscribe to, such as a cluster's assignment."""
     sources: tuple[str, ...] = field(default=(), compare=False, repr=False)
-    """Objects that the resource was made from, the most relevant first. Rejections report them."""
+    """Objects that the resource was made from, most relevant first. Rejections report them."""
     aliases: tuple[str, ...] = field(default=(), repr=False)
     """Other names of a virtual host: ROUTE_CONFIGURATION/DOMAIN for each of its domains."""
     ttl: float | None = None
-    """Seconds after which a client drops the resource unless the server renews it; None means that it never
-    expires.
+    """Seconds after which a client drops the resource unless the server renews it; None for no expiry.
 
     The TTL is sent in the delta variant only. In the state-of-the-world variant, Envoy crashes when a TTL
     expires (envoy#24271).
     """
     tag: str = ""
-    """Word that summarizes the content and is part of the version; see `tag_of`."""
+    """Word that summarizes the content. It is a part of the version; see `tag_of`."""
 
     @classmethod
     def of(
@@ -100,14 +97,15 @@ class Resource:
             body: Encoded message, without the Any around it.
             version: Version of the resource. The default is a hash of the body, the aliases and the TTL.
             tag: Word that summarizes the content. It becomes a part of the version; see `tag_of`.
-            refs: Type URL and name of each resource that a client subscribes to because of this one.
+            refs: Type URL and name of each resource that this one makes a client subscribe to.
             sources: Objects that the resource was made from. Rejections report them.
             aliases: Other names of a virtual host.
             ttl: Seconds after which a client drops the resource unless the server renews it.
 
         Raises:
             TypeError: An argument has the wrong type, for example a single str as `sources` or `aliases`.
-            ValueError: Only a virtual host can have `aliases`, or `ttl` is not between 0.001 and `MAX_TTL`.
+            ValueError: A resource other than a virtual host has `aliases`, or `ttl` is not between 0.001 and
+                `MAX_TTL`.
         """
         _check(type_url, name, body)
         sources = _strings(name, "sources", sources)
@@ -115,7 +113,7 @@ class Resource:
         if aliases and type_url != VIRTUAL_HOST:
             raise ValueError(f"{name}: only a VirtualHost can have aliases, and this is {type_url}")
         if ttl is not None and not isinstance(ttl, int | float):
-            raise TypeError(f"{name}: ttl={ttl!r} is not a number: give seconds")
+            raise TypeError(f"{name}: ttl={ttl!r} is not a number of seconds")
         if ttl is not None and not 0.001 <= ttl <= MAX_TTL:
             raise ValueError(
                 f"{name}: ttl={ttl} is not between 0.001 and {MAX_TTL:.0f} seconds; "
@@ -141,8 +139,8 @@ class Resource:
 def tag_of(version: str) -> str:
     """Return the tag of a resource's version, or the concatenated tags of a set's version.
 
-    Clients send the versions of their resources when they reconnect. Tags therefore tell a server that has
-    just started what its clients have.
+    Clients report the versions of their resources when they reconnect. From the tags, a restarted server
+    learns what its clients have.
     """
     return version.partition(".")[2]
 
@@ -150,22 +148,17 @@ def tag_of(version: str) -> str:
 def _check(type_url: object, name: object, body: object) -> None:
     """Raise TypeError for arguments that cannot be sent."""
     if not isinstance(type_url, str) or not isinstance(name, str):
-        raise TypeError(
-            f"a resource is named by a type URL and a name, which are str, not {type_url!r} and {name!r}"
-        )
+        raise TypeError(f"type_url and name must be str, not {type_url!r} and {name!r}")
     if not isinstance(body, bytes):
-        raise TypeError(f"{name}: the body is {type(body).__name__}, not bytes: give the encoded message")
+        raise TypeError(f"{name}: the body is {type(body).__name__}, not bytes: pass the encoded message")
 
 
 def _strings(name: str, argument: str, value: Iterable[str]) -> tuple[str, ...]:
-    """Return sources or aliases as a tuple.
-
-    Raise TypeError for a single str and for items of another type.
-    """
+    """Return sources or aliases as a tuple. Raise TypeError for a single str or an item that is not a str."""
     if not value:
         return ()
     if isinstance(value, str):
-        raise TypeError(f"{name}: {argument}={value!r} is one str: give a list, {argument}=[{value!r}]")
+        raise TypeError(f"{name}: {argument}={value!r} is one str: pass a list, {argument}=[{value!r}]")
     items = tuple(value)
     for item in items:
         if not isinstance(item, str):
@@ -176,29 +169,28 @@ def _strings(name: str, argument: str, value: Iterable[str]) -> tuple[str, ...]:
 class ResourceSet(Mapping[str, Resource]):
     """Immutable mapping from name to resource, for all resources of one type. Sets are compared by `version`.
 
-    A set with a `base` contains the base's resources and its own; its own replace those of the base with the
-    same name. Such a set costs memory and hashing only for its own resources, so the resources that clients
-    have in common are stored and hashed once. The version depends on the contents alone: it is the same with
-    and without a base.
+    A set with a `base` is a layer on top of the base. It contains the base's resources and the layer's, which
+    replace resources of the base with the same name. Only the layer is stored and hashed again, so resources
+    that clients share are stored and hashed once. The version depends on the contents alone, not on layers.
     """
 
-    __slots__ = ("_aliases", "_base", "_depth", "_length", "_own", "_sum", "_tags", "version")
+    __slots__ = ("_aliases", "_base", "_depth", "_layer", "_length", "_sum", "_tags", "version")
 
     def __init__(self, resources: Iterable[Resource] = (), *, base: ResourceSet | None = None) -> None:
-        own = {resource.name: resource for resource in resources}
-        hidden = [base[name] for name in own if name in base] if base is not None else []
-        self._fill(own, base, _sum(own.values()) - _sum(hidden), len(own) - len(hidden))
+        layer = {resource.name: resource for resource in resources}
+        replaced = [base[name] for name in layer if name in base] if base is not None else []
+        self._fill(layer, base, _sum(layer.values()) - _sum(replaced), len(layer) - len(replaced))
 
-    def _fill(self, own: dict[str, Resource], base: ResourceSet | None, total: int, count: int) -> None:
-        """Set the own resources, and their effect on the digest sum and the length of the base."""
-        self._own, self._base = own, base
+    def _fill(self, layer: dict[str, Resource], base: ResourceSet | None, total: int, count: int) -> None:
+        """Set the layer. `total` and `count` are added to the digest sum and the length of the base."""
+        self._layer, self._base = layer, base
         self._aliases: dict[str, str] | None = None
         self._depth: int = base._depth + 1 if base is not None else 0
         self._length: int = count + (base._length if base is not None else 0)
         self._sum: int = (total + (base._sum if base is not None else 0)) % _MODULUS
-        tags = {name: resource.tag for name, resource in own.items() if resource.tag}
+        tags = {name: resource.tag for name, resource in layer.items() if resource.tag}
         if base is not None:
-            tags |= {name: tag for name, tag in base._tags.items() if name not in own}
+            tags |= {name: tag for name, tag in base._tags.items() if name not in layer}
         self._tags: dict[str, str] = tags
         tag = "".join(tags[name] for name in sorted(tags))
         self.version: str = content_version(self._sum.to_bytes(_DIGEST_SIZE, "big")) + (
@@ -206,48 +198,44 @@ class ResourceSet(Mapping[str, Resource]):
         )
 
     def updated(self, resources: Iterable[Resource] = (), removed: Iterable[str] = ()) -> ResourceSet:
-        """Return a copy without the names in `removed` and then with `resources`.
+        """Return a copy in which first the names in `removed` are removed, and then `resources` are set.
 
-        Only the changes are hashed.
-        The set must not have a base. Names in `removed` that are not in the set are ignored.
+        Only the changes are hashed. The set must not have a base. Unknown names in `removed` are ignored.
         """
         assert self._base is None  # noqa: S101 - a layer cannot change the resources of its base
-        own = dict(self._own)
-        dropped = [own.pop(name) for name in removed if name in own]
+        layer = dict(self._layer)
+        dropped = [layer.pop(name) for name in removed if name in layer]
         added = {resource.name: resource for resource in resources}
-        dropped += [own[name] for name in added if name in own]
-        own |= added
+        dropped += [layer[name] for name in added if name in layer]
+        layer |= added
         updated = ResourceSet.__new__(ResourceSet)
-        updated._fill(own, None, self._sum + _sum(added.values()) - _sum(dropped), len(own))
+        updated._fill(layer, None, self._sum + _sum(added.values()) - _sum(dropped), len(layer))
         return updated
 
     def __getitem__(self, name: str) -> Resource:
-        if self._base is None or name in self._own:
-            return self._own[name]
+        if self._base is None or name in self._layer:
+            return self._layer[name]
         return self._base[name]
 
-    # Mapping implements the next two with exceptions, which is slow: every stream calls them for every
-    # resource.
+    # `Mapping` implements `get` and `__contains__` with exceptions. That is too slow, because every stream
+    # calls them for every resource.
 
     @overload
-    def get(self, key: str, /) -> Resource | None: ...
+    def get(self, name: str, /) -> Resource | None: ...
     @overload
-    def get(self, key: str, /, default: Resource | T) -> Resource | T: ...
-    def get(self, key: str, /, default: Resource | T | None = None) -> Resource | T | None:
-        """Return the resource of a name, or `default` if the set has none."""
-        resource = self._own.get(key)
+    def get(self, name: str, /, default: Resource | T) -> Resource | T: ...
+    def get(self, name: str, /, default: Resource | T | None = None) -> Resource | T | None:
+        """Return the resource with a name, or `default` if there is none."""
+        resource = self._layer.get(name)
         if resource is not None:
             return resource
-        return default if self._base is None else self._base.get(key, default)
+        return default if self._base is None else self._base.get(name, default)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._own or (self._base is not None and name in self._base)
+        return name in self._layer or (self._base is not None and name in self._base)
 
     def resolve(self, alias: str) -> str:
-        """Return the name of the resource that has an alias.
-
-        A name that is not an alias is returned unchanged.
-        """
+        """Return the name of the resource with an alias. Any other name is returned unchanged."""
         if alias in self:
             return alias
         if self._aliases is None:
@@ -260,9 +248,9 @@ class ResourceSet(Mapping[str, Resource]):
         return sorted(self._tags)
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._own
+        yield from self._layer
         if self._base is not None:
-            yield from (name for name in self._base if name not in self._own)
+            yield from (name for name in self._base if name not in self._layer)
 
     def __len__(self) -> int:
         return self._length
@@ -284,7 +272,7 @@ _MODULUS = 1 << 8 * _DIGEST_SIZE
 def _sum(resources: Iterable[Resource]) -> int:
     """Return the sum of the resources' digests.
 
-    A set's version hashes this sum, so a change costs only what changed.
+    A set's version hashes this sum, so an update hashes only the changed resources.
     """
     return sum(_digest(resource.name, resource.version) for resource in resources)
 
@@ -297,8 +285,8 @@ def _digest(name: str, version: str) -> int:
 def difference(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
     """Return the names that differ between two sets: added and changed resources first, then removed ones.
 
-    The cost is proportional to the differences and to the layers on top of common bases. The difference
-    between two sets without a base is cached, because many streams make the same step.
+    The cost is proportional to the differences and to the layers on top of a common base. The difference
+    between two sets without a base is cached, because many streams need the same one.
     """
     if before.version == after.version:
         return ()
@@ -315,7 +303,7 @@ def difference(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
 
 
 def _candidates(before: ResourceSet, after: ResourceSet) -> Iterator[str]:
-    """Yield at least the names that differ; some may be equal after all."""
+    """Yield the names that may differ. Some of them may not."""
     if before.version == after.version:
         return
     if before._depth == after._depth == 0:
@@ -323,33 +311,30 @@ def _candidates(before: ResourceSet, after: ResourceSet) -> Iterator[str]:
         return
     old, new = before, after
     if before._depth >= after._depth:
-        yield from before._own
+        yield from before._layer
         old = before._base or EMPTY
     if after._depth >= before._depth:
-        yield from after._own
+        yield from after._layer
         new = after._base or EMPTY
     yield from _candidates(old, new)
 
 
 _MAX_COMPARED = 1024
 _compared: dict[tuple[str, str], tuple[str, ...]] = {}
-"""Names that differ, by the versions of the two sets.
-
-Keys are versions so that the cache keeps no set alive.
-"""
+"""Names that differ between two sets, by the sets' versions. The cache does not keep the sets alive."""
 
 
 def _compare(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
     """Return the names that differ between two sets without a base."""
-    key = (before.version, after.version)
-    names = _compared.get(key)
+    version_pair = (before.version, after.version)
+    names = _compared.get(version_pair)
     if names is None:
         versions = {resource.name: resource.version for resource in before.values()}
         changed = [name for name, resource in after.items() if versions.get(name) != resource.version]
         names = (*changed, *(name for name in before if name not in after))
         if len(_compared) >= _MAX_COMPARED:
             _compared.clear()
-        _compared[key] = names
+        _compared[version_pair] = names
     return names
 
 
@@ -361,19 +346,16 @@ class Snapshot:
     """Desired state of one client: all its resources, by type."""
 
     types: Mapping[str, ResourceSet] = field(default_factory=dict)
-    """Resources by type URL. A type that is missing here is empty."""
-    refusals: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """Reasons why the client may not have a resource, by type URL and name. Delta responses report them."""
+    """Resources by type URL. Other types are empty."""
+    denials: Mapping[ResourceKey, str] = field(default_factory=dict)
+    """Reason for each resource that the client is not allowed to have. Only delta responses report it."""
     generation: int = field(default=0, compare=False)
-    """Number that the author of the snapshot chooses.
-
-    Sessions report the last generation that a client has ACKed.
-    """
+    """Number that the caller chooses. Sessions report the last generation that a client has answered."""
 
     def of(self, type_url: str) -> ResourceSet:
         """Return the resources of a type."""
         return self.types.get(type_url, EMPTY)
 
-    def refused(self, type_url: str) -> Mapping[str, str]:
-        """Return the names of a type that the client may not have, each with the reason."""
-        return {name: reason for (kind, name), reason in self.refusals.items() if kind == type_url}
+    def denied(self, type_url: str) -> Mapping[str, str]:
+        """Return the names of a type that the client is not allowed to have, each with the reason."""
+        return {name: reason for (kind, name), reason in self.denials.items() if kind == type_url}

@@ -49,7 +49,7 @@ async def test_only_authenticated_caller_gets_the_key(caller):
         assert sorted((await published(authenticated)).of(SECRET)) == ["ROOTCA", "default"]
         snapshot = await published(unauthenticated)
         assert list(snapshot.of(SECRET)) == ["ROOTCA"]
-        assert snapshot.refused(SECRET) == {"default": NO_KEY}
+        assert snapshot.denied(SECRET) == {"default": NO_KEY}
         assert snapshot.of(CLUSTER)
 
 
@@ -177,7 +177,7 @@ async def test_plaintext_sds_stream_gets_the_key_if_keys_are_served():
         controller.observe(alone, subscription)
         snapshot = await published(alone)
         assert "default" in snapshot.of(SECRET)
-        assert not snapshot.refusals
+        assert not snapshot.denials
 
 
 async def until_refused(subscriber: Any) -> None:

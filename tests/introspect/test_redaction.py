@@ -93,7 +93,7 @@ def test_sensitive_fields_are_exactly_those_of_the_api():
 
 
 @pytest.mark.parametrize("where", WHERE)
-@pytest.mark.parametrize("name", sorted(redaction._SECRET))
+@pytest.mark.parametrize("name", sorted(redaction._SECRET_FIELDS))
 def test_no_secret_field_is_shown_at_any_depth(name, where):
     message = with_key(name, where)
     for outer in (message, inside(message)):
@@ -180,6 +180,6 @@ def test_resource_with_an_unexpected_key_is_not_shown():
 
 
 def test_every_secret_field_exists():
-    for name in redaction._SECRET:
+    for name in redaction._SECRET_FIELDS:
         owner, _, field = name.rpartition(".")
         assert field in pool.FindMessageTypeByName(owner).fields_by_name

@@ -37,7 +37,7 @@ BAD = {
     "node and group": (
         lambda s: s.set(node="n", group="g"),
         ValueError,
-        "give node='n' or group='g', not both",
+        "pass node='n' or group='g', not both",
     ),
     "a node by what is not its name": (
         lambda s: s.set(node=Node(id="n")),
@@ -48,7 +48,7 @@ BAD = {
     "no name": (
         lambda s: s.set(LbEndpoint()),
         ValueError,
-        "LbEndpoint does not contain its name: give name=",
+        "LbEndpoint does not contain its name: pass name=",
     ),
     "a short type": (lambda s: s.remove("Cluster", "a"), ValueError, "not a type URL: 'Cluster'"),
     "not a name": (
@@ -61,7 +61,7 @@ BAD = {
         ValueError,
         "RouteConfiguration r is not of the replaced type, .*Cluster",
     ),
-    "bytes": (lambda s: s.set(b""), ValueError, r"give resource\(data, type_url=\.\.\.\)"),
+    "bytes": (lambda s: s.set(b""), ValueError, r"call resource\(data, type_url=\.\.\.\)"),
     "an empty name": (lambda s: s.set(Resource.of(CLUSTER, "", b"")), ValueError, "Cluster without a name"),
     "all": (lambda s: s.set(Cluster(name="*")), ValueError, r"Cluster \*: .* all resources of a type"),
     "a type without its prefix": (
@@ -122,7 +122,7 @@ def test_change_raises_after_its_block_has_ended(error):
         lambda: change.remove(CLUSTER, "a"),
         lambda: change.replace([]),
     ):
-        with pytest.raises(RuntimeError, match=r"ended with its block.*store\.change\(\)"):
+        with pytest.raises(RuntimeError, match=r"block of this change has ended.*store\.change\(\)"):
             act()
     assert {*store.view("n").of(CLUSTER)} == (set() if error else {"a"})
 

@@ -81,7 +81,7 @@ def test_type_and_name_come_from_the_message(type_url, form):
 def test_types_without_a_name_need_the_name_argument(type_url):
     found = resource(NAMELESS[type_url], name="there/x")
     assert (found.type_url, found.name) == (type_url, "there/x")
-    with pytest.raises(ValueError, match="does not contain its name: give name="):
+    with pytest.raises(ValueError, match="does not contain its name: pass name="):
         resource(NAMELESS[type_url])
 
 
@@ -117,15 +117,19 @@ BAD = {
         ValueError,
         "Cluster x: name='y' is not its name",
     ),
-    "not a resource": (lambda: resource(Address()), TypeError, r"envoy.config.core.v3.Address is none of"),
+    "not a resource": (
+        lambda: resource(Address()),
+        TypeError,
+        r"envoy.config.core.v3.Address is not supported",
+    ),
     "a class": (lambda: resource(Cluster), TypeError, "is not a protobuf message"),
     "a dict": (lambda: resource({"name": "x"}), TypeError, "dict is not a protobuf message"),
     "a string": (lambda: resource("x", type_url=CLUSTER), TypeError, "str is not a protobuf message"),
-    "bytes alone": (lambda: resource(b""), ValueError, r"give resource\(data, type_url=\.\.\.\)"),
+    "bytes alone": (lambda: resource(b""), ValueError, r"call resource\(data, type_url=\.\.\.\)"),
     "bytes that may change": (
         lambda: resource(bytearray(), type_url=CLUSTER),
         TypeError,
-        r"bytearray is mutable: give a copy, resource\(bytes\(data\), type_url=",
+        r"bytearray is mutable: pass a copy, resource\(bytes\(data\), type_url=",
     ),
     "bytes of somebody else": (
         lambda: resource(memoryview(b""), type_url=CLUSTER),
@@ -135,7 +139,7 @@ BAD = {
     "one source": (
         lambda: resource(Cluster(name="x"), sources="clusters.toml:12"),
         TypeError,
-        r"x: sources='clusters.toml:12' is one str: give a list, sources=\['clusters.toml:12'\]",
+        r"x: sources='clusters.toml:12' is one str: pass a list, sources=\['clusters.toml:12'\]",
     ),
     "one alias": (
         lambda: resource(VirtualHost(name="x"), name="r/x", aliases="r/x.example"),
@@ -144,7 +148,11 @@ BAD = {
     ),
     "one source, ready": (lambda: Resource.of(CLUSTER, "x", b"", sources="y"), TypeError, "is one str"),
     "no source": (lambda: resource(Cluster(name="x"), sources=[7]), TypeError, "x: sources contains 7"),
-    "a time as text": (lambda: resource(Runtime(name="x"), ttl="5"), TypeError, "x: ttl='5' .* give seconds"),
+    "a time as text": (
+        lambda: resource(Runtime(name="x"), ttl="5"),
+        TypeError,
+        "x: ttl='5' is not a number of seconds",
+    ),
     "no time": (
         lambda: resource(Runtime(name="x"), ttl=float("nan")),
         ValueError,
@@ -153,19 +161,23 @@ BAD = {
     "a number for a name": (
         lambda: Resource.of(CLUSTER, 7, b""),
         TypeError,
-        "a type URL and a name, which are str, not '.*Cluster' and 7",
+        "type_url and name must be str, not '.*Cluster' and 7",
     ),
-    "a class for a type": (lambda: Resource.of(Cluster, "x", b""), TypeError, "a type URL and a name"),
+    "a class for a type": (
+        lambda: Resource.of(Cluster, "x", b""),
+        TypeError,
+        "type_url and name must be str",
+    ),
     "text for a body": (
         lambda: Resource.of(CLUSTER, "x", "body"),
         TypeError,
-        "x: the body is str, not bytes: give the encoded message",
+        "x: the body is str, not bytes: pass the encoded message",
     ),
     "a short type": (lambda: resource(b"", type_url="Cluster"), ValueError, "not a type URL: 'Cluster'"),
     "an unknown type": (
         lambda: resource(b"", type_url=TYPE_PREFIX + "my.Own"),
         TypeError,
-        r"my.Own is none of .*Resource.of",
+        r"my.Own is not supported.*Resource.of",
     ),
     "other bytes": (
         lambda: resource(b"\xff", type_url=CLUSTER),

@@ -52,7 +52,7 @@ def test_r57_too_long_name_is_rejected_and_not_quoted(variant):
         with pytest.raises(LimitError) as refusal:
             session.receive(opening(variant, **{field: filled(field, ("a", "x" * 31))}), 0.0)
         assert str(refusal.value) == (
-            f"{field}: a name of 31 characters, and the limit is 30 characters per name"
+            f"{field} has a name of 31 characters, and the limit is 30 characters per name"
         )
         Session(variant, limits=LIMITS).receive(opening(variant, **{field: filled(field, ("é" * 20,))}), 0.0)
 
@@ -167,7 +167,7 @@ def test_replaced_subscription_leaves_nothing_behind(variant):
     watch = stream.session._watches[ENDPOINT]
     assert stream.session.names == 3
     assert stream.session.size == len("".join(names))
-    kept = (watch.sent, watch._dirty, watch._forced, watch._pushed, watch.lingering, watch.gone)
+    kept = (watch.sent, watch._dirty, watch._forced, watch._awaited, watch.lingering, watch.still_subscribed)
     assert all(len(each) <= 3 for each in kept)
     assert not watch.acks.unanswered
 
@@ -253,7 +253,7 @@ def test_clients_without_streams_leave_nothing_behind(steps):
 
 @pytest.mark.parametrize("name", Limits.__slots__)
 def test_limit_below_zero_is_an_error(name):
-    with pytest.raises(ValueError, match=rf"Limits\({name}=-1\): a limit is at least 0"):
+    with pytest.raises(ValueError, match=rf"Limits\({name}=-1\): a limit must be at least 0"):
         Limits(**{name: -1})
 
 

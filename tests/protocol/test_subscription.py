@@ -27,8 +27,8 @@ def test_r22_r29_changes_add_up_and_adding_comes_first(history, legacy):
     for added, taken in history:
         difference = subscription.change(added, taken)
         before, wanted, unsaid = wanted, (wanted | unsaid | set(added)) - set(taken), set()
-        assert difference.entered == (WILDCARD in wanted - before)
-        assert set(difference.asked) >= (set(added) & wanted) - {WILDCARD}
+        assert difference.adds_wildcard == (WILDCARD in wanted - before)
+        assert set(difference.names_to_answer) >= (set(added) & wanted) - {WILDCARD}
     assert subscription.names == wanted - {WILDCARD}
     assert subscription.wildcard == (WILDCARD in wanted)
     assert all(subscription.covers(name) == (bool(wanted & {WILDCARD, name})) for name in ("a", "b", "c"))
@@ -36,8 +36,8 @@ def test_r22_r29_changes_add_up_and_adding_comes_first(history, legacy):
 
 def test_r20_unsubscribing_from_an_unnamed_name_drops_nothing():
     subscription = Subscription(legacy=False)
-    assert not subscription.change(["a"], ["b"]).dropped
-    assert subscription.change([], ["a"]).dropped
+    assert not subscription.change(["a"], ["b"]).has_unsubscribed
+    assert subscription.change([], ["a"]).has_unsubscribed
 
 
 def test_the_same_list_again_is_no_difference():

@@ -1,4 +1,4 @@
-"""Protobuf descriptors, fast encoding and JSON for the messages of the package envoy-data-plane."""
+"""Protobuf descriptors, fast encoding and JSON for the messages of the envoy-data-plane package."""
 
 from xds.codec.describe import full_name
 from xds.codec.encoding import encode, encode_counts, pack, serialize

@@ -1,7 +1,7 @@
 """Reconstruction of protobuf file descriptors from envoy_data_plane's generated classes.
 
-The field metadata of these classes has all names, numbers, types and oneofs, so each package can be described
-as a `FileDescriptorProto`. One file per package is sufficient, because the packages have no import cycles.
+The field metadata of these classes contains all names, numbers, types and oneofs. This is enough to describe
+each package as a `FileDescriptorProto`. The packages have no import cycles, so one file per package suffices.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from google.protobuf.descriptor_pb2 import (
 
 ROOT = "envoy_data_plane"
 WELL_KNOWN = "google.protobuf"
-"""Package that is not reconstructed, because protobuf has its files."""
+"""Package that is not reconstructed, because protobuf ships its files."""
 
 WELL_KNOWN_FILES = (any_pb2, duration_pb2, empty_pb2, struct_pb2, timestamp_pb2, wrappers_pb2)
-"""Modules that are imported to add their files to protobuf's default pool."""
+"""Modules to import, which adds their files to protobuf's default pool."""
 
-_Used: TypeAlias = set[type[Any]]
+_References: TypeAlias = set[type[Any]]
 """Message and enum classes that a file refers to."""
 
 ENUM_NAMES = {
@@ -58,7 +58,7 @@ ENUM_NAMES = {
     ),
     "envoy.service.status.v3.ClientConfigStatus": "ClientConfigStatus",
 }
-"""Protobuf names of enums that cannot be derived from the class: acronyms and ambiguous nesting."""
+"""Protobuf names of enums that cannot be derived from the class name (acronyms, ambiguous nesting)."""
 
 
 def package_of(module_name: str) -> str:
@@ -80,19 +80,19 @@ def describe(module: ModuleType) -> FileDescriptorProto:
     """Describe the package that a module of envoy_data_plane was generated from."""
     package = package_of(module.__name__)
     file = FileDescriptorProto(name=file_name(package), package=package, syntax="proto3")
-    used: _Used = set()
+    references: _References = set()
     nests: dict[str, DescriptorProto] = {}
     for cls in sorted(_classes(module, _is_message), key=lambda cls: full_name(cls).count(".")):
         path = full_name(cls).removeprefix(package + ".")
         outer, _, name = path.rpartition(".")
         nests[path] = (nests[outer].nested_type if outer else file.message_type).add(name=name)
-        _describe_fields(cls, nests[path], used)
+        _describe_fields(cls, nests[path], references)
     for cls in _classes(module, _is_enum):
         outer, _, name = enum_name(cls).removeprefix(package + ".").rpartition(".")
         _describe_enum(cls, (nests[outer] if outer else file).enum_type.add(name=name))
     for cls in _classes(module, _is_service):
-        _describe_service(cls, file, used)
-    file.dependency.extend(sorted({_file_of(cls) for cls in used} - {file.name}))
+        _describe_service(cls, file, references)
+    file.dependency.extend(sorted({_file_of(cls) for cls in references} - {file.name}))
     return file
 
 
@@ -115,7 +115,7 @@ def _is_service(cls: type[Any]) -> bool:
     return cls.__name__.endswith("Base") and hasattr(cls, "__mapping__")
 
 
-def _describe_fields(cls: type[Any], message: DescriptorProto, used: _Used) -> None:
+def _describe_fields(cls: type[Any], message: DescriptorProto, references: _References) -> None:
     hints = get_type_hints(cls, vars(sys.modules[cls.__module__]), {})
     oneofs: dict[str, int] = {}
     presence: list[FieldDescriptorProto] = []
@@ -127,13 +127,13 @@ def _describe_fields(cls: type[Any], message: DescriptorProto, used: _Used) -> N
             entry = message.nested_type.add(name=_entry_name(field.name))
             entry.options.map_entry = True
             classes = get_args(hints[attribute.name])
-            for name, part, value in zip(("key", "value"), meta.map_meta, classes, strict=True):
-                half = entry.field.add(name=name, number=part.number, label=field.LABEL_OPTIONAL)
-                _describe_type(half, part, value, used)
+            for name, part_meta, value in zip(("key", "value"), meta.map_meta, classes, strict=True):
+                part = entry.field.add(name=name, number=part_meta.number, label=field.LABEL_OPTIONAL)
+                _describe_type(part, part_meta, value, references)
             field.type = field.TYPE_MESSAGE
             field.type_name = f".{full_name(cls)}.{entry.name}"
             continue
-        _describe_type(field, meta, hints[attribute.name], used)
+        _describe_type(field, meta, hints[attribute.name], references)
         if meta.group:
             field.oneof_index = oneofs.setdefault(meta.group, len(oneofs))
         elif meta.optional and meta.proto_type != betterproto2.TYPE_MESSAGE:
@@ -147,14 +147,14 @@ def _describe_fields(cls: type[Any], message: DescriptorProto, used: _Used) -> N
 
 
 def _describe_type(
-    field: FieldDescriptorProto, meta: betterproto2.FieldMetadata, hint: Any, used: _Used
+    field: FieldDescriptorProto, meta: betterproto2.FieldMetadata, hint: Any, references: _References
 ) -> None:
     field.type = FieldDescriptorProto.Type.Value(f"TYPE_{meta.proto_type.upper()}")
     if meta.proto_type not in (betterproto2.TYPE_MESSAGE, betterproto2.TYPE_ENUM):
         return
     cls = meta.unwrap() if meta.unwrap else (get_args(hint) or (hint,))[0]
     field.type_name = "." + (full_name(cls) if _is_message(cls) else enum_name(cls))
-    used.add(cls)
+    references.add(cls)
 
 
 def _describe_enum(cls: type[betterproto2.Enum], enum: EnumDescriptorProto) -> None:
@@ -166,7 +166,7 @@ def _describe_enum(cls: type[betterproto2.Enum], enum: EnumDescriptorProto) -> N
         enum.options.allow_alias = True
 
 
-def _describe_service(base: type[Any], file: FileDescriptorProto, used: _Used) -> None:
+def _describe_service(base: type[Any], file: FileDescriptorProto, references: _References) -> None:
     for path, handler in base().__mapping__().items():
         _, service_name, method_name = path.split("/")
         name = service_name.removeprefix(file.package + ".")
@@ -176,25 +176,25 @@ def _describe_service(base: type[Any], file: FileDescriptorProto, used: _Used) -
         method.output_type = "." + full_name(handler.reply_type)
         method.client_streaming = handler.cardinality.client_streaming
         method.server_streaming = handler.cardinality.server_streaming
-        used.update((handler.request_type, handler.reply_type))
+        references.update((handler.request_type, handler.reply_type))
 
 
 def proto_name(attribute: str) -> str:
-    """Return the protobuf name of a generated attribute, whose name avoids keywords and leading digits."""
+    """Return the protobuf name of a generated attribute, without an underscore that betterproto2 added."""
     if attribute.endswith("_") and keyword.iskeyword(attribute[:-1]):
         return attribute[:-1]
     return attribute[1:] if attribute[:1] == "_" and attribute[1:2].isdigit() else attribute
 
 
 def _entry_name(field: str) -> str:
-    """Return the name that protoc gives to the entry message of a map field."""
+    """Return protoc's name for the entry message of a map field."""
     return "".join(part[:1].upper() + part[1:] for part in field.split("_")) + "Entry"
 
 
 def enum_name(cls: type[Any]) -> str:
     """Return the protobuf name of an enum.
 
-    Enums are not registered as messages are, so their nesting is derived from the class names.
+    Unlike messages, enums are not registered by name, so their nesting is derived from the class names.
     """
     package = package_of(cls.__module__)
     plain = f"{package}.{cls.__name__}"
@@ -202,9 +202,9 @@ def enum_name(cls: type[Any]) -> str:
         return f"{package}.{ENUM_NAMES[plain]}"
     outer: type[Any] | None = None
     for message in _classes(sys.modules[cls.__module__], _is_message):
-        rest = cls.__name__.removeprefix(message.__name__)
-        deeper = outer is None or len(message.__name__) > len(outer.__name__)
-        if rest != cls.__name__ and rest[:1].isupper() and deeper:
+        suffix = cls.__name__.removeprefix(message.__name__)
+        is_deeper = outer is None or len(message.__name__) > len(outer.__name__)
+        if suffix != cls.__name__ and suffix[:1].isupper() and is_deeper:
             outer = message
     return f"{full_name(outer)}.{cls.__name__.removeprefix(outer.__name__)}" if outer else plain
 

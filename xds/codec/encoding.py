@@ -1,8 +1,8 @@
 """Encoding of betterproto2 messages with protobuf's C implementation.
 
 `bytes(message)` validates each message again, and encodes it in Python. Copying the values into a protobuf
-message and serializing that is more than twenty times faster, and deterministic: maps are sorted, and fields
-are in order of their numbers. The steps of copying a message are computed once per class.
+message and serializing that message is more than twenty times faster. The result is deterministic: maps are
+sorted, and fields are in order of their numbers. The steps to copy a message are computed once per class.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from xds.codec.pool import message_class, type_url
 _Write: TypeAlias = Callable[[Any, Any], None]
 """Writes a value into a protobuf message: (message, value)."""
 _Step: TypeAlias = tuple[str, bool, _Write]
-"""An attribute, whether it has field presence (then all values but None count as set), and how to write it.
-"""
+"""An attribute, whether the field has presence (any value but None is then set), and its writer."""
 
 encode_counts: Final[Counter[str]] = Counter()
 """Number of messages that this process has encoded, by full name.
 
-It grows with distinct contents, not with proxies.
+It grows with the number of distinct contents, not of proxies.
 """
 
 
@@ -47,7 +46,7 @@ def encode(message: betterproto2.Message) -> bytes:
 
 
 def serialize(message: Message) -> bytes:
-    """Encode a message of protobuf's own classes. It is counted, and deterministic, as in `encode`."""
+    """Encode a message of protobuf's own classes deterministically, and count it, as `encode` does."""
     encode_counts[message.DESCRIPTOR.full_name] += 1
     body: bytes = message.SerializeToString(deterministic=True)
     return body
@@ -70,7 +69,7 @@ def _copy(target: Any, message: betterproto2.Message) -> None:
 
 
 class _Steps(dict[type[betterproto2.Message], tuple[_Step, ...]]):
-    """Steps of copying a message, by its class. They are computed when a class is first encoded."""
+    """Steps to copy a message, by class. They are computed when a class is first encoded."""
 
     def __missing__(self, cls: type[Any]) -> tuple[_Step, ...]:
         steps = self[cls] = tuple(_step(attribute) for attribute in dataclasses.fields(cls))
@@ -89,7 +88,7 @@ def _step(attribute: dataclasses.Field[Any]) -> _Step:
         return attribute.name, False, _messages(name, meta) if _is_message(meta) else _scalars(name)
     write = _message(name, meta) if _is_message(meta) else _scalar(name)
     if meta.group:
-        return attribute.name, True, _only(meta.group, write)
+        return attribute.name, True, _oneof_member(meta.group, write)
     return attribute.name, bool(meta.optional) or _is_message(meta), write
 
 
@@ -151,23 +150,23 @@ def _map(name: str, meta: betterproto2.FieldMetadata) -> _Write:
     return write_messages
 
 
-def _only(group: str, write: _Write) -> _Write:
-    """Return a writer that raises ValueError for a second member of a oneof, unlike protobuf."""
+def _oneof_member(group: str, write: _Write) -> _Write:
+    """Return a writer that, unlike protobuf, raises ValueError if another member of the oneof is set."""
 
-    def write_only(target: Any, value: Any) -> None:
+    def write_member(target: Any, value: Any) -> None:
         if target.WhichOneof(group):
             raise ValueError(
                 f"{target.DESCRIPTOR.full_name}: more than one member of the oneof {group!r} is set"
             )
         write(target, value)
 
-    return write_only
+    return write_member
 
 
 def _copier(meta: betterproto2.FieldMetadata) -> _Write:
     """Return the function that copies a message.
 
-    betterproto2 replaces some well-known types by Python values.
+    betterproto2 represents some well-known types as Python values.
     """
     wrapper = meta.unwrap() if meta.unwrap else None
     if wrapper is None:

@@ -1,4 +1,4 @@
-"""Protobuf JSON of encoded messages, with the field names of the .proto files and the content of each Any."""
+"""Protobuf JSON of encoded messages, with the .proto files' field names and the content of each Any."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A descriptor pool of all packages of envoy_data_plane, which are described when they are first used."""
+"""A descriptor pool of all packages of envoy_data_plane. Each package is described at its first use."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ All names match this.
 class PackageDatabase:
     """A descriptor database that describes a package of envoy_data_plane when one of its names is looked up.
 
-    Only that package is imported. Other names are looked up in protobuf's default pool. It has the well-known
-    types, and the files of gRPC's health, reflection and channelz services once they are imported. Unknown
+    Only that package is imported. Other names are looked up in protobuf's default pool, which contains the
+    well-known types and, once imported, the files of gRPC's health, reflection and channelz services. Unknown
     names raise KeyError, as descriptor pools expect.
     """
 
@@ -36,10 +36,7 @@ class PackageDatabase:
         return file or _copy(descriptor_pool.Default().FindFileByName(name).serialized_pb)
 
     def FindFileContainingSymbol(self, symbol: str) -> FileDescriptorProto:  # noqa: N802
-        """Return the file that declares a message, enum, service or method.
-
-        Raise KeyError if there is none.
-        """
+        """Return the file that declares a symbol. Raise KeyError if there is none."""
         match = _SYMBOL.fullmatch(symbol)
         file = _describe_package(match[1]) if match else None
         return file or _copy(descriptor_pool.Default().FindFileContainingSymbol(symbol).serialized_pb)
@@ -60,9 +57,7 @@ def _copy(serialized: bytes) -> FileDescriptorProto:
 
 
 pool: Final = descriptor_pool.DescriptorPool(descriptor_db=PackageDatabase())
-"""Descriptor pool with all messages, enums and services of envoy_data_plane, and protobuf's own
-google.protobuf.
-"""
+"""Descriptor pool of envoy_data_plane's packages, and of google.protobuf from protobuf itself."""
 
 
 _pool_lock = threading.RLock()
@@ -70,7 +65,7 @@ _pool_lock = threading.RLock()
 
 @cache
 def message_class(name: str) -> type[Message]:
-    """Return the protobuf class of a message, given its full name. This function is thread-safe.
+    """Return the protobuf class of a message. This function is thread-safe.
 
     Args:
         name: Full name of the message, such as `envoy.config.cluster.v3.Cluster`.
@@ -78,7 +73,7 @@ def message_class(name: str) -> type[Message]:
     Raises:
         KeyError: There is no message with this name.
     """
-    with _pool_lock:  # Without the lock, another thread could add a file while the pool imports its package.
+    with _pool_lock:  # Otherwise another thread could add a file while its package is being imported.
         return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 

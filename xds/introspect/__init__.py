@@ -24,13 +24,13 @@ Add: TypeAlias = Callable[[GuardedServer, DiscoveryService], None]
 class Introspection:
     """Adds reflection, channelz, CSDS and other services to a server.
 
-    In plaintext, they answer local callers only.
-    Reflection also lists the discovery services and the health service, which answer all callers.
+    In plaintext, these services answer local callers only. Reflection also lists the discovery services and
+    the health service, which answer all callers.
 
     Args:
         added: Functions that add more services.
-        admit: Authorizes callers over TLS. It raises `xds.server.Refused` for others. The default admits
-            local callers only.
+        admit: Authorizes callers over TLS, and raises `xds.server.Refused` to reject a caller. The default
+            admits local callers only.
         documented: Returns descriptors with comments for added services, for `grpcurl describe`.
     """
 
@@ -51,7 +51,7 @@ class Introspection:
         channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), guarded)
         for add in (add_csds, *self._added):
             add(guarded, discovery)
-        open_to_all = (handler.service_name() for handler in discovery.handlers())
-        services = (*open_to_all, health.SERVICE_NAME, *guarded.services)
+        discovery_services = (handler.service_name() for handler in discovery.handlers())
+        services = (*discovery_services, health.SERVICE_NAME, *guarded.services)
         guarded.add_generic_rpc_handlers(reflection.handlers(services, self._documented))
         discovery.connections.own_services.update(guarded.services)

@@ -15,7 +15,7 @@ from xds.server.stream import now
 class Clock:
     """A fixed offset between the event loop's clock and the wall clock.
 
-    Equal times of the event loop therefore have equal timestamps.
+    With one fixed offset, equal times of the event loop have equal timestamps.
     """
 
     offset: float
@@ -27,7 +27,7 @@ class Clock:
         return cls(time.time() - now())
 
     def to_timestamp(self, moment: float) -> Timestamp:
-        """Return a time of the event loop's clock as a timestamp, in milliseconds."""
+        """Convert a time of the event loop's clock to a timestamp, rounded to milliseconds."""
         timestamp = Timestamp()
         timestamp.FromMilliseconds(round((moment + self.offset) * 1000))
         return timestamp

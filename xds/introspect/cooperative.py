@@ -9,7 +9,7 @@ from typing import Final
 from xds.protocol.status import ResourceStatus, TypeStatus
 
 TIME_SLICE: Final = 0.003
-"""Seconds of work before yielding to the event loop, plus the work between two checkpoints."""
+"""Seconds of work before the next checkpoint yields to the event loop."""
 
 BATCH_SIZE: Final = 200
 """Number of resources to process between two checkpoints."""
@@ -23,7 +23,7 @@ class Checkpoint:
         self._slice_start = self._loop.time()
 
     async def __call__(self) -> None:
-        """Return at once, or yield to the event loop first if the time slice is used up."""
+        """Yield to the event loop if the time slice is used up; otherwise return at once."""
         if self._loop.time() >= self._slice_start + TIME_SLICE:
             await asyncio.sleep(0)
             self._slice_start = self._loop.time()

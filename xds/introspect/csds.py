@@ -1,8 +1,8 @@
 """Envoy's client status discovery service (CSDS): the status of each resource at each client.
 
-This is the management server's part of `envoy/service/status/v3/csds.proto`. Each stream is a client of its
-own. A proxy with two streams, for example during a hot restart, is listed twice, with different values of
-`client_scope`.
+This is the management server's part of `envoy/service/status/v3/csds.proto`. Each stream is listed as a
+separate client. A proxy with two streams, for example during a hot restart, is listed twice, with different
+values of `client_scope`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Many clients reject messages larger than 4 MiB.
 MAX_RESPONSE_SIZE: Final = 16 * 1024 * 1024
 """Maximum size of an answer in one message, in bytes."""
 _OVERHEAD: Final = 16
-"""Maximum size that a resource adds to an answer, beyond its own, in bytes."""
+"""Maximum number of bytes that a resource adds to an answer in addition to its own size."""
 
 _MATCHES: Final[dict[str, Callable[[str, str], bool]]] = {
     "exact": str.__eq__,
@@ -45,7 +45,7 @@ _MATCHES: Final[dict[str, Callable[[str, str], bool]]] = {
     "contains": str.__contains__,
 }
 _NodeFilter: TypeAlias = Callable[[str], bool]
-"""Whether a request selects a node, by the node's ID."""
+"""Returns whether a request selects the node with an ID."""
 
 
 class _TooLargeError(Exception):
@@ -63,7 +63,7 @@ def add_csds(server: GuardedServer, discovery: DiscoveryService) -> None:
 
 
 class _ClientStatus:
-    """Implementation of the service. Its methods take and return encoded messages."""
+    """Implements the service. Its methods receive and return encoded messages."""
 
     def __init__(self, discovery: DiscoveryService) -> None:
         self._discovery = discovery
@@ -75,7 +75,7 @@ class _ClientStatus:
     async def fetch(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Answer one request with one message."""
         try:
-            (answer,) = [part async for part in self._answer(body, MAX_RESPONSE_SIZE, whole=True)]
+            (answer,) = [part async for part in self._answer(body, MAX_RESPONSE_SIZE, single=True)]
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except _TooLargeError as error:
@@ -93,16 +93,16 @@ class _ClientStatus:
         except RequestError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
-    async def _answer(self, body: bytes, limit: int, *, whole: bool = False) -> AsyncIterator[bytes]:
+    async def _answer(self, body: bytes, limit: int, *, single: bool = False) -> AsyncIterator[bytes]:
         """Yield the encoded messages of an answer.
 
-        A client whose resources do not fit into one message continues in the next one, with the same node and
-        scope.
+        If the resources of a client do not fit into one message, the next message continues with the same
+        node and scope.
 
         Args:
             body: Encoded request.
             limit: Maximum size of a message, in bytes. A message with a single resource may be larger.
-            whole: Whether the answer must be one message.
+            single: Whether the answer must be one message.
 
         Raises:
             RequestError: The request is invalid.
@@ -123,7 +123,7 @@ class _ClientStatus:
             async for resource in self._resources(stream, contents, checkpoint):
                 added = resource.ByteSize() + _OVERHEAD
                 if size and size + added > limit:
-                    if whole:
+                    if single:
                         raise _TooLargeError(
                             f"the answer is larger than {limit >> 20} MiB:"
                             " select fewer nodes (node_matchers),"
@@ -139,7 +139,7 @@ class _ClientStatus:
     async def _resources(
         self, stream: Stream, contents: _RedactedContents | None, checkpoint: Checkpoint
     ) -> AsyncIterator[Any]:
-        """Yield the status of a client's resources, and yield to the event loop in between."""
+        """Generate the status of a client's resources, and yield to the event loop in between."""
         await checkpoint()
         for kind in stream.session.status():
             async for batch in batches(kind, checkpoint):
@@ -172,11 +172,11 @@ class _ClientStatus:
 
 
 class _RedactedContents:
-    """Contents of resources without secrets. Each resource is redacted once, for all clients that have it."""
+    """Redacted contents of resources. Each resource is redacted once for all clients that have it."""
 
     def __init__(self) -> None:
         self._redacted: dict[int, tuple[bytes, bytes | None]] = {}
-        """Original and redacted body, by the identity of the original. Keeping it reserves that identity."""
+        """Original and redacted body, by `id(original)`. Storing the original reserves its id."""
 
     async def prepare(self, statuses: Iterable[ResourceStatus]) -> None:
         """Redact new resources in a thread, because importing and describing their packages is slow."""
@@ -216,7 +216,7 @@ def _scope(stream: Stream) -> str:
 
 
 def _set_time(timestamp: Any, at: float) -> None:
-    """Set a Timestamp from a time of the event loop's clock, in milliseconds."""
+    """Set a Timestamp from a time of the event loop's clock, rounded to milliseconds."""
     timestamp.FromMilliseconds(round((time.time() - asyncio.get_running_loop().time() + at) * 1e3))
 
 

@@ -1,4 +1,4 @@
-"""Authorization of the introspection services: local callers in plaintext, and authorized callers over TLS.
+"""Authorization for the introspection services: local callers in plaintext, authorized callers over TLS.
 
 These services show the configuration of all clients. Callers in plaintext are not authenticated, so they must
 be on the same machine.
@@ -18,7 +18,7 @@ from xds.server.connections import ConnectionGuard
 from xds.server.proxies import peer_address
 
 REFUSAL = "this service answers callers on loopback addresses only, and this caller is {peer}"
-"""Error message for other callers."""
+"""Error message for callers that are not local."""
 
 Admit: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[None]]
 """Authorizes a caller, or raises `xds.server.Refused`."""
@@ -37,29 +37,29 @@ def is_local(peer: str) -> bool:
 
 
 async def local_only(context: grpc.aio.ServicerContext) -> None:
-    """Admit callers on this machine. Raise Refused for others."""
+    """Raise Refused unless the caller is on this machine."""
     if not is_local(context.peer()):
         raise Refused(grpc.StatusCode.PERMISSION_DENIED, REFUSAL.format(peer=context.peer()))
 
 
 class GuardedServer(CheckedServer):
-    """A server for the generated `add_..._to_server` functions, whose services answer admitted callers only.
+    """A server for generated `add_..._to_server` functions. Added services answer admitted callers only.
 
     Args:
         server: Server to add the services to.
         admit: Authorizes callers over TLS. The default admits local callers only. Callers in plaintext must
             be local.
-        connections: Guard that records for each call whether its caller was admitted.
+        connections: Guard that records whether the caller of each call was admitted.
     """
 
     def __init__(
         self, server: grpc.aio.Server, admit: Admit | None = None, connections: ConnectionGuard | None = None
     ) -> None:
-        super().__init__(server, self._let_in)
+        super().__init__(server, self._admit_caller)
         self._admit = admit
         self._connections = connections or ConnectionGuard()
 
-    async def _let_in(self, context: grpc.aio.ServicerContext) -> None:
+    async def _admit_caller(self, context: grpc.aio.ServicerContext) -> None:
         admit = self._admit if self._admit and is_encrypted(context) else local_only
         try:
             await admit(context)

@@ -1,8 +1,8 @@
-"""Redaction of secrets in resources: `[redacted]` replaces each secret, as in Envoy's config dump.
+"""Redaction of secrets in resources. As in Envoy's config dump, `[redacted]` replaces each secret.
 
-Envoy's API marks sensitive fields (`udpa.annotations.sensitive`), but the generated Python classes do not
-have the annotation, so the fields are listed here. The contents of such a field are redacted at any depth,
-also in an Any.
+Envoy's API marks sensitive fields with `udpa.annotations.sensitive`. The generated Python classes lack this
+annotation, so the fields are listed here. The contents of a sensitive field are redacted at any depth, also
+in an Any.
 """
 
 from __future__ import annotations
@@ -68,12 +68,9 @@ SENSITIVE_FIELDS = frozenset(
         "envoy.config.grpc_credential.v2alpha.FileBasedMetadataConfig.secret_data",
     }
 )
-"""Fields that Envoy's API marks as sensitive.
+"""Fields that Envoy's API marks as sensitive. API v2 is included, because an Any may contain its messages."""
 
-Those of API v2 are included, because an Any may contain them.
-"""
-
-_SECRET = SENSITIVE_FIELDS | {
+_SECRET_FIELDS = SENSITIVE_FIELDS | {
     f"{_GOOGLE}.CallCredentials.access_token",
     f"{_GOOGLE}.CallCredentials.google_refresh_token",
     f"{_GOOGLE}.CallCredentials.ServiceAccountJWTAccessCredentials.json_key",
@@ -83,17 +80,17 @@ _SECRET = SENSITIVE_FIELDS | {
 
 
 def redact(type_url: str, body: bytes) -> bytes | None:
-    """Return an encoded resource without its secrets; None if it may still contain secrets.
+    """Return an encoded resource without its secrets; None if the result might still contain secrets.
 
-    This is the case if its type is unknown, or if the result still contains a private key in PEM, for example
-    in a string. Unknown fields, and the contents of an Any with an unknown type, are removed.
+    The result is None if the type is unknown, or if a private key in PEM remains, for example in a string.
+    Unknown fields, and the contents of an Any with an unknown type, are removed.
     """
-    clean = _clean(type_url, body, wholly=False)
-    return None if clean is None or _PEM in clean else clean
+    redacted = _redact_encoded(type_url, body, all_fields=False)
+    return None if redacted is None or _PEM in redacted else redacted
 
 
-def _clean(type_url: str, body: bytes, *, wholly: bool) -> bytes | None:
-    """Redact the secrets of an encoded message, or all its fields (`wholly`).
+def _redact_encoded(type_url: str, body: bytes, *, all_fields: bool) -> bytes | None:
+    """Redact the secrets of an encoded message, or all its fields.
 
     Return None if the message cannot be decoded.
     """
@@ -102,37 +99,37 @@ def _clean(type_url: str, body: bytes, *, wholly: bool) -> bytes | None:
     except (KeyError, DecodeError):
         return None
     message.DiscardUnknownFields()
-    _redact(message, wholly=wholly)
+    _redact(message, all_fields=all_fields)
     return message.SerializeToString(deterministic=True)
 
 
-def _redact(message: Any, *, wholly: bool) -> None:
+def _redact(message: Any, *, all_fields: bool) -> None:
     if message.DESCRIPTOR.full_name == _ANY:
-        message.value = _clean(message.type_url, message.value, wholly=wholly) or b""
+        message.value = _redact_encoded(message.type_url, message.value, all_fields=all_fields) or b""
         return
     for field, value in message.ListFields():
-        secret = wholly or field.full_name in _SECRET
+        is_secret = all_fields or field.full_name in _SECRET_FIELDS
         inner = field.message_type
         if not inner:
-            if secret:
+            if is_secret:
                 _blank(message, field, value)
-        elif not secret and not _may_have_secrets(inner):
+        elif not is_secret and not _may_have_secrets(inner):
             continue
         elif inner.GetOptions().map_entry:
-            _redact_map(value, inner.fields_by_name["value"], wholly=secret)
+            _redact_map(value, inner.fields_by_name["value"], all_fields=is_secret)
         elif field.is_repeated:
             for item in value:
-                _redact(item, wholly=secret)
+                _redact(item, all_fields=is_secret)
         else:
-            _redact(value, wholly=secret)
+            _redact(value, all_fields=is_secret)
 
 
-def _redact_map(entries: Any, values: FieldDescriptor, *, wholly: bool) -> None:
+def _redact_map(entries: Any, values: FieldDescriptor, *, all_fields: bool) -> None:
     """Redact the values of a map, and keep its keys."""
     for key in list(entries):
         if values.message_type:
-            _redact(entries[key], wholly=wholly)
-        elif wholly:
+            _redact(entries[key], all_fields=all_fields)
+        elif all_fields:
             entries[key] = _placeholder(values) or values.default_value
 
 
@@ -159,7 +156,7 @@ def _may_have_secrets(descriptor: Descriptor) -> bool:
     seen, unvisited = {descriptor.full_name}, [descriptor]
     while unvisited:
         current = unvisited.pop()
-        if current.full_name == _ANY or any(field.full_name in _SECRET for field in current.fields):
+        if current.full_name == _ANY or any(field.full_name in _SECRET_FIELDS for field in current.fields):
             return True
         for field in current.fields:
             inner = field.message_type

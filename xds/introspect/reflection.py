@@ -1,7 +1,7 @@
 """gRPC server reflection, v1 and v1alpha: the services of a server, and the files that declare them.
 
-The files come from `xds.codec`. Those of Envoy's API are reconstructed from envoy_data_plane's classes on
-request, in a thread, because the first time takes some milliseconds. The others are protobuf's own.
+The files come from `xds.codec`. Files of Envoy's API are reconstructed from envoy_data_plane's classes on
+request, in a thread, because this takes several milliseconds. All other files are protobuf's own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _MAX_SYMBOLS = 1024
 """Maximum number of symbols whose file is cached. Clients choose the symbols."""
 
 DescriptorLookup: TypeAlias = Callable[[str], FileDescriptorProto | None]
-"""Returns a file by name with JSON names and the comments that generated code lacks; None if unknown."""
+"""Returns the file with a name, including JSON names and comments; None if unknown.
+
+Generated code lacks the comments.
+"""
 
 _packages = PackageDatabase()
 
@@ -83,7 +86,7 @@ async def _answer(request: Any, listed: list[str], sent: set[str], documented: D
 
 
 async def _add_files(response: Any, name: str, sent: set[str], documented: DescriptorLookup) -> None:
-    """Add a file to a response, and its dependencies that the client does not have."""
+    """Add a file to a response, and the dependencies that the client does not have yet."""
     closure = await asyncio.to_thread(dependency_closure, name)
     for file in closure:
         if file == name or file not in sent:
@@ -114,7 +117,7 @@ def file_of(symbol: str) -> str:
 
 
 def _find(symbol: str) -> FileDescriptorProto:
-    """Return the file of a symbol or of its parent. Databases may not find methods and fields themselves."""
+    """Return the file of a symbol or its parent. A database may not find methods and fields themselves."""
     outer = symbol
     while outer:
         try:
@@ -144,9 +147,9 @@ def _messages(messages: Iterable[DescriptorProto]) -> Iterator[DescriptorProto]:
 
 
 def _json_name(name: str) -> str:
-    """Return the JSON name that protoc gives to a field: in camel case, without underscores."""
-    first, *rest = name.split("_")
-    return first + "".join(part[:1].upper() + part[1:] for part in rest)
+    """Return the JSON name of a field as protoc derives it: in camel case, without underscores."""
+    first, *words = name.split("_")
+    return first + "".join(word[:1].upper() + word[1:] for word in words)
 
 
 @cache
@@ -165,7 +168,7 @@ def _symbols(file: FileDescriptorProto) -> Iterator[str]:
     """Yield the full names of all declarations in a file."""
     prefix = f"{file.package}." if file.package else ""
     for message in file.message_type:
-        yield from _inside(message, prefix)
+        yield from _message_symbols(message, prefix)
     for enum in file.enum_type:
         yield prefix + enum.name
         yield from (prefix + value.name for value in enum.value)
@@ -174,13 +177,13 @@ def _symbols(file: FileDescriptorProto) -> Iterator[str]:
         yield from (f"{prefix}{service.name}.{method.name}" for method in service.method)
 
 
-def _inside(message: DescriptorProto, prefix: str) -> Iterator[str]:
+def _message_symbols(message: DescriptorProto, prefix: str) -> Iterator[str]:
     name = prefix + message.name
     yield name
     yield from (f"{name}.{field.name}" for field in message.field)
     yield from (f"{name}.{oneof.name}" for oneof in message.oneof_decl)
     for nested in message.nested_type:
-        yield from _inside(nested, f"{name}.")
+        yield from _message_symbols(nested, f"{name}.")
     for enum in message.enum_type:
         yield f"{name}.{enum.name}"
         yield from (f"{name}.{value.name}" for value in enum.value)
@@ -188,9 +191,9 @@ def _inside(message: DescriptorProto, prefix: str) -> Iterator[str]:
 
 @cache
 def _v1() -> FileDescriptorProto:
-    """Return the descriptor of v1, made from that of v1alpha.
+    """Return the file of v1. It is derived from v1alpha, because grpcio-reflection has no v1.
 
-    grpcio-reflection has only v1alpha; v1 is the same.
+    Both versions are identical except for their package.
     """
     alpha = FileDescriptorProto.FromString(
         descriptor_pool.Default().FindFileContainingSymbol(V1ALPHA).serialized_pb

@@ -1,4 +1,4 @@
 """The xDS protocol as a sans-IO state machine.
 
-It takes snapshots and requests, and returns responses and events.
+Input is snapshots and requests. Output is responses and events.
 """

@@ -1,4 +1,4 @@
-"""Tracking of the responses of one type, and of the client's ACKs and NACKs."""
+"""Tracking of one type's responses, and of the client's ACKs and NACKs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xds.protocol.wire import ErrorDetail
 MAX_UNANSWERED = 64
 """Maximum number of unanswered responses of one type.
 
-Each is kept in memory, so the client then receives no more.
+Each is kept in memory. At this limit, sending pauses until the client answers or the session's patience ends.
 """
 
 
@@ -22,7 +22,7 @@ class Rejection:
     """A client's rejection of a resource or of a response."""
 
     version: str
-    """Rejected version of the resource, or of the type as in the response."""
+    """Rejected version of the resource, or of the type for a whole response."""
     code: int
     """Status code of the NACK (google.rpc.Code)."""
     message: str
@@ -34,7 +34,7 @@ class Rejection:
 
 
 class AckTracker:
-    """The unanswered responses of one type, and the results of the answered ones.
+    """Tracks the unanswered responses of one type, and the results of the answered ones.
 
     Its memory is proportional to the unanswered responses, the rejected resources, and the resources that
     have changed since the first answer.
@@ -43,9 +43,9 @@ class AckTracker:
     __slots__ = (
         "_first_sent",
         "_initially_sent_at",
+        "_last_sent",
         "_never_acked",
         "_outdated",
-        "_times",
         "acked_at",
         "last_error",
         "names",
@@ -77,14 +77,15 @@ class AckTracker:
         self.resumed = False
         """Whether the client has resources from an earlier stream."""
         self._outdated: dict[str, float] = {}
-        """Time since when the client uses an older version of a resource that it rejected, by name."""
+        """Time of the first rejection of each resource that the client still has in an older version."""
         self._never_acked: set[str] = set()
         """Names of resources that the client was sent and has not ACKed in any version."""
         self._first_sent: dict[str, float] = {}
-        """Time when a resource was first sent, for those that were not in the initial responses."""
+        """Time when each resource was first sent, unless it was in the initial responses."""
         self._initially_sent_at: float | None = None
-        self._times: dict[str, float] = {}
-        """Time when a resource was last sent, for those sent after the first answer."""
+        """Time of the last response before the first answer."""
+        self._last_sent: dict[str, float] = {}
+        """Time when each resource was last sent, if that was after the first answer."""
 
     @property
     def waiting_since(self) -> float | None:
@@ -93,21 +94,20 @@ class AckTracker:
 
     @property
     def blocked_since(self) -> float | None:
-        """Time since when too many responses are unanswered, so that nothing is sent; None if not."""
+        """Same as `waiting_since` if so many responses are unanswered that sending pauses; otherwise None."""
         return self.waiting_since if len(self.unanswered) >= MAX_UNANSWERED else None
 
     @property
     def unacked(self) -> set[str]:
-        """Names of resources that may be new to the client and are in an unanswered response."""
+        """Names of resources in unanswered responses that may be new to the client."""
         return {resource.name for response in self.unanswered.values() for resource in response.fresh}
 
     def updated_at(self, name: str) -> float | None:
         """Return when a new version of a resource was last sent; None if that was on an earlier stream.
 
-        Resources that were sent before the first answer share the time of the last response before that
-        answer.
+        For resources sent before the first answer, this is the time of the last response before that answer.
         """
-        return self._times.get(name, self._initially_sent_at)
+        return self._last_sent.get(name, self._initially_sent_at)
 
     def first_sent_at(self, name: str) -> float:
         """Return when a resource was first sent; minus infinity if it was in the initial responses."""
@@ -115,15 +115,16 @@ class AckTracker:
 
     @property
     def outdated_since(self) -> float:
-        """Time when the client last kept an older version of a rejected resource; minus infinity if never.
+        """Time when the last resource became outdated; minus infinity if none is.
 
-        No outdated resource refers to resources that were first sent after this time. Resources that the
-        client has never ACKed are not outdated, because the client does not have them.
+        A resource is outdated if the client rejected an update and uses an older version. The older version
+        cannot refer to resources that were first sent after this time. Resources that the client has never
+        ACKed are not outdated, because the client has no version of them.
         """
         return max(self._outdated.values(), default=-inf)
 
     def expect(self, response: Response, new: Iterable[str] = ()) -> None:
-        """Expect an answer to a response. If there are too many, stop expecting one to the oldest response.
+        """Expect an answer to a response. At `MAX_UNANSWERED`, stop expecting one to the oldest response.
 
         Args:
             response: Response that was sent.
@@ -138,13 +139,13 @@ class AckTracker:
         if self.acked_at is None and not self.last_error and not self.resumed:
             self._initially_sent_at = response.sent_at
         else:
-            self._times.update(
+            self._last_sent.update(
                 dict.fromkeys((resource.name for resource in response.fresh), response.sent_at)
             )
             self._first_sent.update(dict.fromkeys(new, response.sent_at))
         self._never_acked.update(new)
         for name in response.removed:
-            self._times.pop(name, None)
+            self._last_sent.pop(name, None)
             self._first_sent.pop(name, None)
 
     def skip(self, nonce: str) -> list[Response]:
@@ -180,11 +181,11 @@ class AckTracker:
         if not self.rejected:
             self.last_error = None
 
-    def forget(self, covers: Callable[[str], bool]) -> None:
+    def forget_unsubscribed(self, covers: Callable[[str], bool]) -> None:
         """Forget the resources that the client no longer subscribes to."""
         tracked = self.rejected.keys() | self._outdated.keys() | self._never_acked
         self.clear_rejections([name for name in tracked if not covers(name)])
-        for times in (self._times, self._first_sent):
+        for times in (self._last_sent, self._first_sent):
             for name in [name for name in times if not covers(name)]:
                 del times[name]
 
@@ -202,10 +203,10 @@ class AckTracker:
 
     def _record_nack(self, event: Nacked, now: float) -> None:
         suspects = {resource.name for resource in event.suspects}
-        others = {resource.name for resource in event.fresh} - suspects
-        self._never_acked -= others
+        bystanders = {resource.name for resource in event.fresh} - suspects
+        self._never_acked -= bystanders
         if event.culprits:
-            self.clear_rejections(others)
+            self.clear_rejections(bystanders)
         for resource in event.culprits or event.fresh:
             if resource.name not in self._never_acked:
                 self._outdated.setdefault(resource.name, now)

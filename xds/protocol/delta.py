@@ -1,4 +1,4 @@
-"""The delta variant. Requests and responses have only changes, and each response is answered individually."""
+"""The delta variant. Requests and responses contain only changes, and clients answer each response."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ class DeltaWatch(Watch):
 
     def __init__(self, type_url: str) -> None:
         super().__init__(type_url)
-        self._awaited: set[str] = set()
-        """Names to send again after the client's first request, which reports what it has."""
+        self._deferred_resends: set[str] = set()
+        """Names to send again once the client's first request has reported the client's resources."""
         self._heartbeats = Heartbeats()
 
     def receive(self, request: DeltaRequest, now: float) -> list[Event]:
-        """Process a request. Its subscription changes apply whichever response it answers."""
+        """Process a request. Its subscription changes apply even if it answers an older response."""
         answered = self._handle_answer(request.nonce, request.error, now)
         subscribe = self._share_strings(request.subscribe)
         unsubscribed = [resource for name in request.unsubscribe if (resource := self.get(name))]
         aliases = [alias for resource in unsubscribed for alias in resource.aliases]
-        difference = self.subscription.change(subscribe, (*request.unsubscribe, *aliases))
+        change = self.subscription.change(subscribe, (*request.unsubscribe, *aliases))
         if not self.requested:
             self.initial_versions = tuple(version for _, version in request.initial_versions)
             self._initial_names = len(self.initial_versions)
@@ -38,23 +38,23 @@ class DeltaWatch(Watch):
                 [name for name, _ in request.initial_versions]
             )
         reported = self._resume(request.initial_versions, now) if not self.requested else frozenset()
-        if difference.entered and not reported:
+        if change.adds_wildcard and not reported:
             self._response_due = True
-        for name in difference.asked:
+        for name in change.names_to_answer:
             self._response_due |= name in self.subscription.collections and not reported
             for resolved in self._resolve(name):
                 self._mark_dirty(resolved, force=resolved not in reported)
         self.requested = True
-        self.resend(self._awaited)
-        self._awaited.clear()
-        return [*answered, *self._subscribe(difference)]
+        self.resend(self._deferred_resends)
+        self._deferred_resends.clear()
+        return [*answered, *self._subscribe(change)]
 
     def resend(self, names: Iterable[str]) -> None:
-        """Send resources again that the client has, because it waits for them again."""
+        """Send resources again, but not before the first request reports which ones the client has."""
         if self.requested:
             super().resend(names)
         else:
-            self._awaited.update(names)
+            self._deferred_resends.update(names)
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the next response, and mark it as sent. A large response is split."""
@@ -73,7 +73,7 @@ class DeltaWatch(Watch):
         if absent:
             self._heartbeats.retain(self.sent.__contains__)
         self._response_due = False
-        composed = Response(
+        response = Response(
             type_url=self.type_url,
             nonce=nonce,
             version=self.resources.version,
@@ -83,15 +83,15 @@ class DeltaWatch(Watch):
             sent_at=now,
             generation=-1 if self.pending else self.generation,
         )
-        self.acks.expect(composed, new)
-        return composed, encode_delta_response(
+        self.acks.expect(response, new)
+        return response, encode_delta_response(
             type_url=self.type_url,
-            version=composed.version,
+            version=response.version,
             nonce=nonce,
             joined=joined,
             removed=removed,
             unknown=unknown,
-            errors=[(name, self.refused[name]) for name in removed if name in self.refused],
+            errors=[(name, self.denied[name]) for name in removed if name in self.denied],
             identifier=identifier,
         )
 
@@ -103,13 +103,13 @@ class DeltaWatch(Watch):
         if not resources:
             return None
         self._heartbeats.start(resources, now)
-        composed = Response(
+        response = Response(
             type_url=self.type_url, nonce=nonce, version=self.resources.version, resources=(), sent_at=now
         )
-        self.acks.expect(composed)
-        return composed, encode_delta_response(
+        self.acks.expect(response)
+        return response, encode_delta_response(
             type_url=self.type_url,
-            version=composed.version,
+            version=response.version,
             nonce=nonce,
             heartbeats=resources,
             identifier=identifier,
@@ -121,27 +121,27 @@ class DeltaWatch(Watch):
         return inf if self.acks.blocked_since is not None else self._heartbeats.next(self.acks.unacked)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
-        """Process the answer to a response. The TTL of ACKed resources starts now."""
+        """Process the ACK or NACK of a response. The TTL of ACKed resources starts now."""
         events = super()._handle_answer(nonce, error, now)
         for event in events:
             if isinstance(event, Acked):
-                kept = (
+                acked = (
                     resource
                     for resource in event.resources
                     if resource.ttl is None or resource.name in self.sent
                 )
-                self._heartbeats.start(kept, now)
+                self._heartbeats.start(acked, now)
         return events
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _forget_unsubscribed(self) -> None:
+        super()._forget_unsubscribed()
         self._heartbeats.retain(self.covers)
 
     def _resume(self, versions: tuple[tuple[str, str], ...], now: float) -> frozenset[str]:
-        """Record the resources of a client that reconnects, so that it receives only those that differ.
+        """Record the resources that a reconnecting client has, so that only changed ones are sent.
 
-        Secrets are always sent. A cluster that has changed while the client was disconnected waits for its
-        secret, and Envoy does not always subscribe to that secret again.
+        Secrets are always sent. A cluster that changed while the client was disconnected waits for its
+        secret, and Envoy does not always subscribe to that secret again. Return the recorded names.
         """
         if self.type_url == SECRET:
             return frozenset()
@@ -158,10 +158,7 @@ class DeltaWatch(Watch):
         return frozenset(reported)
 
     def _handle_nack(self, event: Nacked) -> None:
-        """Do not send rejected resources again unchanged.
-
-        Removals of the same response are sent again without them.
-        """
+        """Record the rejected resources, and retry the removals of the same response without them."""
         super()._handle_nack(event)
         if event.resources and not event.culprits:
             for name in event.removed:

@@ -1,4 +1,4 @@
-"""Events of a session: what its client has subscribed to, ACKed and NACKed."""
+"""Events of a session: connection, subscriptions, ACKs and NACKs."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Nacked:
     culprits: tuple[Resource, ...] = field(default=(), repr=False)
     """Resources that the client rejected individually.
 
-    If there are any, it accepted all others of the response.
+    If there are any, the client accepted all other resources in the response.
     """
     waited: float
     """Seconds between the response and the NACK."""
@@ -109,7 +109,7 @@ Event: TypeAlias = Connected | Subscribed | Acked | Nacked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """A response, as a session remembers it until the client answers."""
+    """A response that was sent. A session stores it until the client answers."""
 
     type_url: str
     """Type URL of the response."""
@@ -120,7 +120,7 @@ class Response:
     resources: tuple[Resource, ...]
     """Resources in the response."""
     removed: tuple[str, ...] = ()
-    """Names of resources that the response removes: it lists them, or omits them from the full state."""
+    """Names of resources that the response removes, explicitly or by omission from the full state."""
     fresh: tuple[Resource, ...] = ()
     """Resources that may be new to the client."""
     sent_at: float
@@ -143,7 +143,7 @@ def acked(response: Response, now: float) -> Acked:
 
 def nacked(response: Response, error: ErrorDetail, now: float) -> Nacked:
     """Make the event for the NACK of a response."""
-    message = _without_keys(error.message[:_MAX_MESSAGE_LENGTH])
+    message = _without_private_keys(error.message[:_MAX_MESSAGE_LENGTH])
     rejected = culprits(error.message, response.resources)
     return Nacked(
         type_url=response.type_url,
@@ -160,32 +160,36 @@ def nacked(response: Response, error: ErrorDetail, now: float) -> Nacked:
     )
 
 
-def _without_keys(message: str) -> str:
-    """Cut a message where PEM begins.
+def _without_private_keys(message: str) -> str:
+    """Truncate an error message where PEM begins.
 
-    Envoy quotes messages that it cannot validate, including private keys.
+    Envoy quotes resources that fail validation, including private keys.
     """
     return message.partition("-----BEGIN")[0]
 
 
 def _suspects(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...]:
+    """Return the resources that an error message names; all resources if it names none.
+
+    If a name is a part of another name in the message, only the longer name counts.
+    """
     words = set(_WORD.findall(message))
-    named = [
+    mentioned = [
         resource
         for resource in resources
-        # This cheap check rejects most names. Only the others need a search of the whole message.
-        if words.issuperset(_WORD.findall(resource.name)) and _names(message, resource.name)
+        # The comparison of words is cheap and excludes most names, so few names are searched in the message.
+        if words.issuperset(_WORD.findall(resource.name)) and _contains_name(message, resource.name)
     ]
     longest = [
         resource
-        for resource in named
-        if not any(resource.name != other.name and resource.name in other.name for other in named)
+        for resource in mentioned
+        if not any(resource.name != other.name and resource.name in other.name for other in mentioned)
     ]
     return tuple(longest or resources)
 
 
-def _names(message: str, name: str) -> bool:
-    """Whether a message contains a name, and not as a part of a word."""
+def _contains_name(message: str, name: str) -> bool:
+    """Whether a message contains a name as a whole word."""
     start = message.find(name)
     while start >= 0:
         end = start + len(name)

@@ -18,67 +18,61 @@ from xds.snapshot import CLUSTER, Resource, ResourceSet
 class FullStateWatch(SotwWatch):
     """A watch of a type whose responses are always complete.
 
-    A resource that the client rejected individually is not sent again until it changes. It cannot be omitted
-    either, because the client would delete its previous version. The previous version is therefore sent in
-    its place.
+    A resource that the client rejected individually is withheld until it changes. A response cannot omit the
+    resource, because the client would delete its previous version. That version is therefore sent instead.
     """
 
     def __init__(self, type_url: str) -> None:
         super().__init__(type_url)
-        self._held: dict[str, str] = {}
+        self._withheld: dict[str, str] = {}
         """Version of each resource that the client rejected individually, by name."""
         self._previous: dict[str, Resource] = {}
-        """Resource that the client has, where it differs from the desired one: that is due, unanswered or
-        rejected.
-        """
+        """Resource that the client uses, by name, if the desired version is due, unanswered or rejected."""
         self._unknown: set[str] = set()
-        """Names of resources that the client may have in an unknown version, from an earlier stream."""
+        """Names of resources that the client may have from an earlier stream, in an unknown version."""
         self._was_connected = False
         """Whether the client had an earlier stream."""
 
     def receive(self, request: Request, now: float) -> list[Event]:
-        """Process a request.
-
-        If the first one has a version, the client has resources from an earlier stream.
-        """
-        first = not self.requested
-        if first:
+        """Process a request. If the first one has a version, the client had an earlier stream."""
+        is_first = not self.requested
+        if is_first:
             self._was_connected = bool(request.version)
         events = super().receive(request, now)
-        if first and self._was_connected and self.type_url == CLUSTER:
-            gone = [name for name in self.subscription.names if name not in self.resources]
-            self.lingering.update((name, Lingering(None)) for name in gone)
-            self.resumed = bool(gone)
+        if is_first and self._was_connected and self.type_url == CLUSTER:
+            removed = [name for name in self.subscription.names if name not in self.resources]
+            self.lingering.update((name, Lingering(None)) for name in removed)
+            self.resumed = bool(removed)
         return events
 
     @property
-    def withheld(self) -> bool:
-        """Whether a response would omit resources of an earlier stream that the client may still use."""
+    def waits_for_users(self) -> bool:
+        """Whether a response would omit resources from an earlier stream that the client may still use."""
         return any(not item.resource and self.covers(name) for name, item in self.lingering.items())
 
     def serve(self, resources: ResourceSet) -> None:
-        """Set the desired resources of the client. Its previous ones are kept until it ACKs the new ones."""
+        """Set the desired resources of the client. Remember the previous ones until it ACKs the new ones."""
         if resources is self.resources:
             return
-        served, unacked = self.resources, self.acks.unacked.union(self.rejections.names())
+        previous_set, unacked = self.resources, self.acks.unacked.union(self.rejections.names())
         lingering = {name: item.resource for name, item in self.lingering.items()}
         super().serve(resources)
         for name in self._dirty:
-            previous = served.get(name) or lingering.get(name)
+            previous = previous_set.get(name) or lingering.get(name)
             if previous and self.sent.get(name) == previous.version and name not in unacked:
                 self._previous[name] = previous
-        self._record_held()
-        resolved = [name for name in self._held if self._has_current(name) or not self.get(name)]
-        self.acks.clear_rejections(resolved)
-        for name in resolved:
-            del self._held[name]
+        self._record_withheld()
+        obsolete = [name for name in self._withheld if self._is_reverted(name) or not self.get(name)]
+        self.acks.clear_rejections(obsolete)
+        for name in obsolete:
+            del self._withheld[name]
             self.rejections.discard(name)
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the next response, and mark it as sent."""
         composed = super().compose(nonce, now, identifier)
         if composed:
-            self._record_held()
+            self._record_withheld()
         return composed
 
     def _content(self, due: list[tuple[str, Resource | None]]) -> Content:  # noqa: ARG002
@@ -89,8 +83,8 @@ class FullStateWatch(SotwWatch):
         content = Content(
             resources=resources,
             version=version,
-            fresh=self._news(resources),
-            removed=tuple(self.sent.keys() - names - self._held.keys()),
+            fresh=self._fresh(resources),
+            removed=tuple(self.sent.keys() - names - self._withheld.keys()),
         )
         self._unknown &= names
         self._previous = {name: resource for name, resource in self._previous.items() if name in names}
@@ -105,8 +99,10 @@ class FullStateWatch(SotwWatch):
         covers = self.covers
         resources = [resource for name, resource in self.resources.items() if covers(name)]
         lingering = [item.resource for name, item in self.lingering.items() if item.resource and covers(name)]
-        self._held = {name: version for name, version in self._held.items() if self._is_held(name)}
-        if not lingering and not self._held:
+        self._withheld = {
+            name: version for name, version in self._withheld.items() if self._is_withheld(name)
+        }
+        if not lingering and not self._withheld:
             return resources, self.resources.version
         resources = [
             replacement for resource in resources + lingering if (replacement := self._replacement(resource))
@@ -116,12 +112,12 @@ class FullStateWatch(SotwWatch):
     def _replacement(self, resource: Resource) -> Resource | None:
         """Return what to send for a resource: the client's previous version if it rejected this one."""
         name = resource.name
-        if name not in self._held or (name in self._unknown and name not in self._previous):
+        if name not in self._withheld or (name in self._unknown and name not in self._previous):
             return resource
         return self._previous.get(name)
 
-    def _has_current(self, name: str) -> bool:
-        """Whether the desired resource is again the one that the client kept when it rejected another."""
+    def _is_reverted(self, name: str) -> bool:
+        """Whether a rejected change was reverted, so that the client has the desired version."""
         resource, previous = self.get(name), self._previous.get(name)
         return (
             resource is not None
@@ -129,31 +125,31 @@ class FullStateWatch(SotwWatch):
             and resource.version == previous.version == self.sent.get(name)
         )
 
-    def _is_held(self, name: str) -> bool:
+    def _is_withheld(self, name: str) -> bool:
         resource = self.get(name)
-        return resource is not None and self._held.get(name) == resource.version
+        return resource is not None and self._withheld.get(name) == resource.version
 
-    def _record_held(self) -> None:
-        """Record that the held resources are rejected, while the client keeps their previous versions."""
-        for name in self._held:
-            if self._is_held(name):
+    def _record_withheld(self) -> None:
+        """Mark the withheld resources as rejected. The client keeps their previous versions."""
+        for name in self._withheld:
+            if self._is_withheld(name):
                 self.rejections.add(frozenset({name}))
 
-    def _news(self, resources: list[Resource]) -> list[Resource]:
-        """Return the resources that the client may not have: new, changed, rejected or unanswered ones."""
+    def _fresh(self, resources: list[Resource]) -> list[Resource]:
+        """Return the resources that may be new to the client: new, changed, rejected or unanswered ones."""
         unacked = self.acks.unacked.union(self.rejections.names())
         return [
             resource
             for resource in resources
-            if not (resource.name in self._held and resource is self._previous.get(resource.name))
+            if not (resource.name in self._withheld and resource is self._previous.get(resource.name))
             and (self.sent.get(resource.name) != resource.version or resource.name in unacked)
         ]
 
-    def _ask(self, names: Iterable[str]) -> None:
+    def _answer_names(self, names: Iterable[str]) -> None:
         self._response_due |= any(True for _ in names)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
-        """Process the answer to a response."""
+        """Process the ACK or NACK of a response."""
         answered = self.acks.unanswered.get(nonce)
         events = super()._handle_answer(nonce, error, now)
         fresh = answered.fresh if answered else ()
@@ -161,7 +157,7 @@ class FullStateWatch(SotwWatch):
             if isinstance(event, Acked):
                 self._accept(fresh)
                 self.rejections.clear()
-                self._record_held()
+                self._record_withheld()
             elif event.culprits:
                 rejected = {culprit.name for culprit in event.culprits}
                 self._accept(resource for resource in fresh if resource.name not in rejected)
@@ -172,51 +168,54 @@ class FullStateWatch(SotwWatch):
         for resource in resources:
             current = self.get(resource.name)
             self._unknown.discard(resource.name)
-            if self._held.get(resource.name) == resource.version:
-                del self._held[resource.name]
+            if self._withheld.get(resource.name) == resource.version:
+                del self._withheld[resource.name]
             if current and current.version == resource.version:
                 self._previous.pop(resource.name, None)
             else:
                 self._previous[resource.name] = resource
 
     def _handle_nack(self, event: Nacked) -> None:
-        """Hold individually rejected resources back.
+        """Withhold individually rejected resources.
 
         Resources that were rejected together are sent together again.
         """
-        others = self._bystanders(event)
-        held = event.culprits if others is None else event.suspects
-        self._held.update(
-            (resource.name, resource.version) for resource in held if self._is_current(resource)
+        bystanders = self._bystanders(event)
+        withheld = event.culprits if bystanders is None else event.suspects
+        self._withheld.update(
+            (resource.name, resource.version) for resource in withheld if self._is_current(resource)
         )
         if not event.culprits:
             suspects = event.fresh or event.resources
             self.rejections.replace(
                 frozenset(resource.name for resource in suspects if self._is_current(resource))
             )
-        for name in others or ():
+        for name in bystanders or ():
             self._mark_dirty(name, force=True)
-        self._record_held()
+        self._record_withheld()
 
     def _bystanders(self, event: Nacked) -> frozenset[str] | None:
-        """Return None if the client may have an unknown version of a suspect: a response must not omit it."""
+        """Return the bystanders, or None if the client may have an unknown version of a suspect.
+
+        A response must not omit such a suspect.
+        """
         if any(suspect.name in self._unknown.difference(self._previous) for suspect in event.suspects):
             return None
         return super()._bystanders(event)
 
-    def _forget(self) -> None:
+    def _forget_unsubscribed(self) -> None:
         count = len(self.rejections.names())
-        super()._forget()
-        # Without the resources that are forgotten, the client may accept the others.
+        super()._forget_unsubscribed()
+        # Without the unsubscribed resources, the client may accept the others.
         self._response_due |= 0 < len(self.rejections.names()) < count
-        for names in (self._held, self._previous):
+        for names in (self._withheld, self._previous):
             for name in [name for name in names if not self.covers(name)]:
                 del names[name]
 
-    def _skip(self, skipped: Response) -> None:
-        """Keep the resources of a skipped response as previous versions: the client may have accepted them.
+    def _handle_skipped(self, skipped: Response) -> None:
+        """Remember the resources of a response that was never answered, because the client may use them.
 
-        They need not be sent again: the later response has all of them.
+        They need not be sent again, because the later response contains all resources.
         """
         for resource in skipped.fresh:
             current = self.get(resource.name)
@@ -224,10 +223,10 @@ class FullStateWatch(SotwWatch):
                 self._previous[resource.name] = resource
 
     def _is_rejected(self, name: str) -> bool:
-        return self._is_held(name) or (super()._is_rejected(name) and not self._has_current(name))
+        return self._is_withheld(name) or (super()._is_rejected(name) and not self._is_reverted(name))
 
     def _is_outdated(self, resource: Resource) -> bool:
-        return not self._is_held(resource.name) and super()._is_outdated(resource)
+        return not self._is_withheld(resource.name) and super()._is_outdated(resource)
 
     def _needs_removal(self, name: str) -> bool:
         return name in self.sent

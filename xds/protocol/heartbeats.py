@@ -21,7 +21,7 @@ class _Beat:
 
 
 class Heartbeats:
-    """Schedules the heartbeats of one client and type. It stores only resources that have a TTL."""
+    """Schedules the heartbeats of one client and type. Only resources with a TTL are stored."""
 
     __slots__ = ("_beats",)
 
@@ -31,7 +31,7 @@ class Heartbeats:
     def start(self, resources: Iterable[Resource], now: float) -> None:
         """Schedule the heartbeats of resources that the client has ACKed now.
 
-        Those without a TTL need none.
+        Resources without a TTL need no heartbeats.
         """
         for resource in resources:
             if resource.ttl is not None:
@@ -50,13 +50,13 @@ class Heartbeats:
             del self._beats[name]
 
     def next(self, excluded: set[str]) -> float:
-        """Return when the next heartbeat is due, except for `excluded` names; infinity if none is."""
+        """Return when the next heartbeat is due, except for `excluded` names; infinity if there is none."""
         return min((beat.at for name, beat in self._beats.items() if name not in excluded), default=inf)
 
     def due(self, excluded: set[str], now: float) -> list[Resource]:
-        """Return the resources whose heartbeat is due, other than `excluded` names.
+        """Return the resources whose heartbeat is due, except for `excluded` names.
 
-        Call `start` for those sent.
+        Call `start` for the resources whose heartbeat is sent.
         """
         return [
             beat.resource for name, beat in self._beats.items() if beat.at <= now and name not in excluded

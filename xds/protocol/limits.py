@@ -28,20 +28,20 @@ class Limits:
     names: int = 100_000
     """Maximum number of names that the server stores for a client.
 
-    These are names that it subscribes to, resources that it reports from an earlier stream, and removed names
-    that it has not ACKed. A sidecar that reconnects in a mesh of 10,000 clusters needs 31,000, and twice that
-    during a hot restart. Each name takes up to 370 bytes and some microseconds of the event loop.
+    These are subscribed names, resources reported from an earlier stream, and removed names that the client
+    has not ACKed. In a mesh of 10,000 clusters, a sidecar that reconnects needs 31,000 names, and twice as
+    many during a hot restart. Each name takes up to 370 bytes, and a few microseconds of the event loop.
     """
     size: int = 8 * 1024 * 1024
     """Maximum size of these names and the versions sent with them, in bytes.
 
-    100,000 names of a mesh have 7 MiB.
+    In a mesh, 100,000 names take 7 MiB.
     """
     request_size: int = 8 * 1024 * 1024
     """Maximum size of one request, in bytes.
 
     A client that reconnects lists all its resources in one request. In the delta variant, each cluster's
-    endpoints take 164 bytes, so the default is sufficient for 50,000 clusters.
+    assignment takes 164 bytes, so the default is sufficient for 50,000 clusters.
     """
     name_length: int = 1024
     """Maximum length of one name, in characters. The longest name of a mesh has about 300 characters."""
@@ -60,10 +60,10 @@ class Limits:
     def __post_init__(self) -> None:
         for name in self.__slots__:
             if getattr(self, name) < 0:
-                raise ValueError(f"Limits({name}={getattr(self, name)}): a limit is at least 0")
+                raise ValueError(f"Limits({name}={getattr(self, name)}): a limit must be at least 0")
 
     def check(self, names: int, size: int, subject: str) -> None:
-        """Raise LimitError for too many names or too large names. The message begins with `subject`."""
+        """Raise LimitError if names are too many or too large. The message begins with `subject`."""
         if names > self.names:
             raise LimitError(
                 f"{subject} {names:,} names, and the limit is {self.names:,} names per client{_ADVICE}"
@@ -82,13 +82,13 @@ class Limits:
         longest = max(map(len, names), default=0)
         if longest > self.name_length:
             raise LimitError(
-                f"{field}: a name of {longest:,} characters,"
+                f"{field} has a name of {longest:,} characters,"
                 f" and the limit is {self.name_length:,} characters per name"
             )
 
 
 DEFAULT_LIMITS = Limits()
-"""Limits of a server that sets none."""
+"""Limits that apply unless the server sets others."""
 
 
 def size_of(strings: Collection[str]) -> int:
@@ -100,7 +100,7 @@ def size_of(strings: Collection[str]) -> int:
 
 
 class _Account:
-    """Combined use of one client's streams."""
+    """Combined usage of all streams of one client."""
 
     __slots__ = ("names", "size", "streams")
 
@@ -109,7 +109,7 @@ class _Account:
 
 
 class Budgets:
-    """Use of the limits by each client. A client without streams takes no memory."""
+    """Tracks each client's usage of the limits. A client without streams takes no memory."""
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self.limits = limits
@@ -139,7 +139,7 @@ class Budgets:
 
 
 class Reservation:
-    """Use of a client's budget by one stream, until `close`."""
+    """One stream's share of its client's budget, until `close`."""
 
     __slots__ = ("_budgets", "_client", "_names", "_size")
 
@@ -150,7 +150,7 @@ class Reservation:
         budgets._add(client, 0, 0, 1)
 
     def use(self, names: int, size: int) -> None:
-        """Set the current use of the stream.
+        """Set the current usage of the stream.
 
         Raises:
             LimitError: The client's streams together exceed a limit. This stream must end.
@@ -166,5 +166,5 @@ class Reservation:
         self._budgets._add(client, self._names, self._size, 1)
 
     def close(self) -> None:
-        """Release what the stream uses."""
+        """Release the stream's share."""
         self._budgets._add(self._client, -self._names, -self._size, -1)

@@ -8,13 +8,13 @@ from collections.abc import Collection, Sequence
 from xds.snapshot import Resource
 
 _ENVOY = re.compile(r"Error adding/updating (?:cluster|listener)\(s\) ")
-"""Beginning of Envoy's message if it accepted the other resources.
+"""Beginning of Envoy's message if Envoy accepted the other resources.
 
 `NAME: reason` follows, comma-separated for CDS.
 """
 
 _GRPC = re.compile(r"resource index (\d+): ")
-"""Part of gRPC's message for each rejected resource: its index in the response."""
+"""Part of a gRPC client's message for each rejected resource, with its index in the response."""
 
 _SEPARATOR = re.compile(r", |\n")
 _COLON = ": "
@@ -25,10 +25,10 @@ _CUT = "...(truncated)"
 
 
 def culprits(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...]:
-    """Return the resources that a client rejected individually, accepting all others; empty if it did not.
+    """Return the resources that a client rejected individually; empty if it rejected the whole response.
 
-    Envoy rejects clusters and listeners individually, unless it cannot decode the response. gRPC rejects all
-    types individually.
+    Envoy rejects clusters and listeners individually, unless it cannot decode the response. gRPC clients
+    reject resources of all types individually.
     """
     if len(message) > _MAX_MESSAGE_LENGTH or message.endswith(_CUT):
         return ()
@@ -42,8 +42,8 @@ def culprits(message: str, resources: Sequence[Resource]) -> tuple[Resource, ...
 def _rejected_names(message: str, names: Collection[str]) -> set[str]:
     """Return the names that are followed by a colon, at the beginning or after a comma or line break.
 
-    The cost is linear in the message and the names, because the client chooses the message and the event loop
-    waits.
+    The client chooses the message and the event loop waits, so the cost must be linear in the message and
+    the names.
     """
     longest = max(map(len, names), default=0)
     rejected: set[str] = set()

@@ -1,7 +1,7 @@
 """The order in which types are sent and removed on one stream, so that an update drops no traffic.
 
-Make before break, from Envoy's xDS protocol page: clusters and their endpoints are sent before the listeners
-and routes that use them, and a cluster is removed after the routes that used it.
+This is the make-before-break order of Envoy's xDS protocol page. Clusters and their endpoints are sent before
+the listeners and routes that use them, and a cluster is removed after the routes that used it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _IN_ORDER = (
     ROUTE,
     VIRTUAL_HOST,
 )
-ORDER = {type_url: place for place, type_url in enumerate(_IN_ORDER)}
+ORDER = {type_url: position for position, type_url in enumerate(_IN_ORDER)}
 """Position of each type in the sending order. Other types are sent last."""
 
 AFTER_CLUSTERS = frozenset({LISTENER, SCOPED_ROUTE, ROUTE, VIRTUAL_HOST})
@@ -46,9 +46,9 @@ USERS = {
     LB_ENDPOINT: (ENDPOINT,),
     SECRET: (CLUSTER, LISTENER),
 }
-"""Types that use the resources of a type.
+"""Types that use the resources of each type.
 
-A resource is removed after those that used it. Users precede used types.
+A resource is removed after the resources that used it. Each type comes after the types that use it.
 """
 
 WILDCARD_TYPES = frozenset({CLUSTER, LISTENER, SCOPED_ROUTE})
@@ -61,5 +61,5 @@ it subscribes without a name, and deletes the resources that a response omits.
 NEVER_REMOVED = frozenset({EXTENSION_CONFIG})
 """Types whose resources are not removed while a client subscribes to them.
 
-The client's listener needs an extension configuration for each request.
+A listener that subscribes to an extension configuration needs it for each request.
 """

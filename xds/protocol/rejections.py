@@ -1,27 +1,27 @@
 """Tracking of rejected resources, so that they are not sent again unchanged.
 
-One bad resource can make a client reject a whole response. All resources of that response are therefore
-suspects, and are sent again once one of them changes, because that may remove the cause. A smaller response
-narrows the cause.
+One invalid resource can make a client reject a whole response. All resources of that response are therefore
+suspects. When one of them changes, the others are retried, because the change may have removed the cause. The
+rejection of a smaller response narrows down the cause.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-_UNTIL_IT_RETURNS: frozenset[str] = frozenset()
-"""Causes of a resource that does not exist now and must be sent once it exists again."""
+_RETRY_WHEN_EXISTS: frozenset[str] = frozenset()
+"""Placeholder for the causes of a resource that must be retried, but does not exist at the moment."""
 
 
 class RejectionTracker:
-    """Possible causes of each resource's rejection: the names in the same response, including its own."""
+    """Tracks the possible causes of each rejection: all names in the rejected response."""
 
     __slots__ = ("_causes", "_suspects")
 
     def __init__(self) -> None:
         self._causes: dict[str, frozenset[str]] = {}
         self._suspects: set[str] = set()
-        """All causes of these rejections, including causes that have been sent again in the meantime."""
+        """All causes of these rejections, including names that have been sent again since."""
 
     def __bool__(self) -> bool:
         return bool(self._causes)
@@ -29,8 +29,8 @@ class RejectionTracker:
     def __contains__(self, name: object) -> bool:
         return name in self._causes
 
-    def is_known(self, name: str) -> bool:
-        """Whether a resource would probably be rejected again if it has not changed."""
+    def blocks(self, name: str) -> bool:
+        """Whether an unchanged resource must not be sent, because it would probably be rejected again."""
         return bool(self._causes.get(name))
 
     def add(self, names: frozenset[str]) -> None:
@@ -46,10 +46,10 @@ class RejectionTracker:
         self._causes = {name: frozenset({name}) for name in names}
         self._suspects = set(names)
 
-    def change(self, changed: str, exists: Callable[[str], bool]) -> list[str]:
-        """Record that a resource has changed or was removed. Return the other resources to send again.
+    def record_change(self, changed: str, exists: Callable[[str], bool]) -> list[str]:
+        """Record that a resource has changed or was removed. Return the other resources to retry.
 
-        A resource that does not exist cannot be sent. It is returned by a later call, once it exists again.
+        A resource that does not exist cannot be retried. A later call returns it, once it exists again.
         """
         if changed not in self._suspects:
             return []
@@ -60,12 +60,12 @@ class RejectionTracker:
                 if name != changed or not causes:
                     retried.append(name)
             elif len(self._causes[name]) > 1:
-                self._causes[name] = _UNTIL_IT_RETURNS
+                self._causes[name] = _RETRY_WHEN_EXISTS
         self._forget_suspects()
         return retried
 
     def discard(self, name: str) -> None:
-        """Forget the rejection of a resource that is sent again or was removed."""
+        """Forget the rejection of a resource that was sent again or removed."""
         self._causes.pop(name, None)
         self._forget_suspects()
 

@@ -1,4 +1,4 @@
-"""The wire format of discovery responses, joined from resources that are already encoded."""
+"""Encoding of discovery responses from resources that are already encoded."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def encode_delta_response(
         resources: Resources of the response.
         joined: More resources, as `first_part` has encoded them.
         removed: Names of removed resources.
-        unknown: Aliases of no resource. Each is answered with a resource without a body.
-        errors: Names that the client may not have, each with the reason.
-        heartbeats: Resources whose TTL starts again.
+        unknown: Aliases that no resource has. Each is answered with a resource without a body.
+        errors: Names that the client is not allowed to have, each with the reason.
+        heartbeats: Resources whose TTL to renew.
         identifier: Identifier of the control plane; empty for none.
     """
     parts = [encode_string(1, version), joined]
@@ -84,18 +84,18 @@ def first_part(resources: tuple[Resource, ...], budget: int) -> tuple[tuple[Reso
 
     Args:
         resources: Resources to send.
-        budget: Maximum size of the encoded resources, in bytes. At least one resource is returned regardless
-            of it.
+        budget: Maximum size of the encoded resources, in bytes. At least one resource is returned, even if
+            it is larger.
     """
     if len(resources) < 2:
         return resources, _join(resources)
-    key = (budget, *map(id, resources))
-    cached = _parts.get(key)
+    cache_key = (budget, *map(id, resources))
+    cached = _parts.get(cache_key)
     if cached is None:
         part = resources[: count_fitting(resources, budget)]
         if len(_parts) >= _MAX_CACHED_PARTS:
             del _parts[next(iter(_parts))]
-        cached = _parts[key] = resources, part, _join(part)
+        cached = _parts[cache_key] = resources, part, _join(part)
     return cached[1:]
 
 
@@ -104,7 +104,7 @@ def _join(resources: Iterable[Resource]) -> bytes:
 
 
 def count_fitting(resources: Sequence[Resource], budget: int) -> int:
-    """Return how many of the first resources fit into `budget` bytes: at least one, if there is any."""
+    """Return how many resources fit into `budget` bytes, from the first: at least one, if there is any."""
     total = 0
     for count, resource in enumerate(resources):
         total += encoded_size(resource)
@@ -126,8 +126,8 @@ def removal_size(name: str) -> int:
     return 15 + 2 * len(name.encode())
 
 
-# The body is by far the largest part of a resource. The caches therefore hold only the bytes before the body,
-# which are few and the same for all streams. Fields can be encoded in any order, so the body can be last.
+# The body is by far the largest part of a resource. The caches therefore contain only the few bytes before
+# the body, which are the same for all streams. Fields can be encoded in any order, so the body can be last.
 
 
 @lru_cache(maxsize=1 << 12)
@@ -158,7 +158,7 @@ def _named_head(
 
 
 def _heartbeat(resource: Resource) -> bytes:
-    """Encode a Resource without a body, which renews the TTL of the client's version."""
+    """Encode a Resource without a body, which renews the TTL of the version that the client has."""
     return _bytes(2, _named(resource.name, resource.version, (), resource.ttl))
 
 

@@ -1,6 +1,6 @@
 """One discovery stream as a state machine without I/O.
 
-It takes snapshots and requests, and returns responses:
+Input is snapshots and requests. Output is responses and events:
 
     session = Session(Variant.DELTA)
     session.serve(snapshot)                     # whenever the client's desired state changes
@@ -9,9 +9,9 @@ It takes snapshots and requests, and returns responses:
         ...                                     # write it; call next again by session.deadline()
 
 Types are sent in an order that drops no traffic (Envoy's xDS protocol page, "Eventual consistency
-considerations"): a route is sent after the clusters that it refers to, and a cluster is removed after the
-routes that refer to it. Assignments and secrets are sent at once, because Envoy ACKs a new cluster only after
-it has received them.
+considerations"). A route is sent after the clusters that it refers to, and a cluster is removed after the
+routes that refer to it. Endpoint assignments and secrets are sent at once, because Envoy ACKs a new cluster
+only after it has received them.
 """
 
 from __future__ import annotations
@@ -39,16 +39,17 @@ from xds.protocol.wire import (
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
 
 _COMMON_TYPES = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE)
-"""Types that nearly all clients subscribe to. Watches of other types are created when they are needed."""
+"""Types that nearly all clients subscribe to. Watches of other types are created on demand."""
 
 _RESUME_TIMEOUT = 1.0
-"""Seconds to wait for a client that reconnects to send its subscriptions again. Clients do so at once."""
+"""Seconds to wait for a reconnecting client to subscribe again. Clients do so at once."""
 
 _MAX_REJECTED_AGE = 86400.0
-"""Seconds for which a removed resource is served to a client that may use it because it rejected the change.
+"""Maximum time to keep a removed resource for a client that rejected an update, in seconds.
 
-Removing it drops traffic, so an operator needs time to fix the change, also overnight. The cost is low,
-because resources that were first sent after the rejection are not kept.
+The client's previous configuration may still refer to the resource, so removing it could drop traffic. A day
+gives an operator time to fix the update. The cost is low, because resources that were first sent after the
+rejection are not kept.
 """
 
 
@@ -56,13 +57,13 @@ class Variant(Enum):
     """The two variants of the protocol."""
 
     SOTW = "sotw"
-    """State of the world. Each request has the whole subscription."""
+    """State of the world. Each request contains the whole subscription."""
     DELTA = "delta"
-    """Incremental. Requests and responses have only changes."""
+    """Incremental. Requests and responses contain only changes."""
 
 
 class Session:
-    """One stream, from its first request to its end.
+    """Protocol state of one stream.
 
     The session does no I/O and reads no clock: callers pass the current time as `now`, in seconds of any
     monotonic clock.
@@ -74,9 +75,9 @@ class Session:
         limits: Limits of the client.
         patience: Seconds to wait for the client to ACK its clusters before listeners and routes are sent
             regardless.
-        grace: Seconds for which a removed resource is served while the client has not ACKed the removal of
-            its users. If the client rejected that change, the resource is served until it ACKs one, for a day
-            at most.
+        grace: Seconds to keep a removed resource while the client has not ACKed the removal of the resources
+            that use it. If the client rejected that removal, the resource is kept until the client ACKs an
+            update, for a day at most.
     """
 
     def __init__(
@@ -103,30 +104,30 @@ class Session:
         self._watches: dict[str, Watch] = {type_url: self._new_watch(type_url) for type_url in _COMMON_TYPES}
         """Watches by type, in sending order."""
         self._nonces = 0
-        self._left_warming = False
-        """Whether the client has warming clusters from an earlier stream and has not subscribed to clusters
-        yet.
-        """
+        self._resumed_warming = False
+        """Whether the client reconnected with warming clusters and has not subscribed to clusters yet."""
         self._opened_at = inf
+        """Time of the first request."""
         self._last_request_at = -inf
         self._last_response_at = inf
-        self._started_at = inf
+        self._serving_since = inf
+        """Time of the first call of `next` with a snapshot."""
         self._deadline = inf
 
     def serve(self, snapshot: Snapshot) -> None:
-        """Set the client's desired state. Earlier states that were not sent yet are skipped."""
+        """Set the client's desired state. A previous state that was not sent yet is skipped."""
         previous, self._snapshot = self._snapshot, snapshot
         for watch in self._watches.values():
             self._serve(watch, snapshot)
         if previous:
-            # A cluster that was sent may not have its assignment yet, and Envoy does not ACK it without one.
+            # A removed cluster may still wait for its assignment, and Envoy does not ACK it without one.
             for type_url, name in self._watches[CLUSTER].lingering_refs():
                 self._watch(type_url).linger(name, previous.of(type_url).get(name))
         if not self._watches[CLUSTER].requested:
             self._answer_missing_assignments()
 
     def receive(self, message: bytes, now: float) -> list[Event]:
-        """Process a request, and return its events.
+        """Process a request, and return the resulting events.
 
         Args:
             message: Encoded DiscoveryRequest or DeltaDiscoveryRequest.
@@ -143,57 +144,54 @@ class Session:
         self._last_request_at = now
         if not self.node:
             if not request.node or not request.node.id:
-                raise RequestError("the first request of a stream must have node.id")
+                raise RequestError("the first request on a stream must have node.id")
             self.node = request.node
             events.append(Connected(node=request.node))
         type_url = request.type_url or self._type_url
         if not type_url:
-            raise RequestError("a request of an aggregated stream must have type_url")
+            raise RequestError("a request on an aggregated stream must have type_url")
         if self._type_url and type_url != self._type_url:
             raise RequestError(f"this stream is for {self._type_url} only")
-        if type_url not in self._watches and not self._knows(type_url):
+        if type_url not in self._watches and not self._is_known_type(type_url):
             self._check_unknown_types()
         watch = self._watch(type_url)
-        left_warming = type_url == ENDPOINT and not watch.requested and self._lost_while_warming(request)
+        resumes_warming = type_url == ENDPOINT and not watch.requested and self._resumes_warming(request)
         events += watch.receive(request, now)
         self._limits.check(self.names, self.size, "this stream has")
         if type_url == ENDPOINT:
             self._answer_missing_assignments()
-        if left_warming:
-            self._left_warming = True
+        if resumes_warming:
+            self._resumed_warming = True
             watch.resend(tuple(watch.sent))
         elif type_url == CLUSTER:
-            self._left_warming = False
+            self._resumed_warming = False
         return events
 
     @property
     def names(self) -> int:
-        """Number of names that are stored because the client sent them."""
+        """Number of names stored for the client, which `Limits.names` limits."""
         return sum(watch.names for watch in self._watches.values())
 
     @property
     def size(self) -> int:
-        """Size of these names and of the versions sent with them, in bytes."""
+        """Size of these names and of their versions in bytes, which `Limits.size` limits."""
         return sum(watch.size for watch in self._watches.values())
 
     def expect_no_acks(self) -> None:
-        """Stop waiting for ACKs, because the client sends no more requests.
-
-        Responses that wait for one are due.
-        """
+        """Stop waiting for ACKs, because the client sends no more requests. Waiting responses become due."""
         self._patience = 0.0
 
     def next(self, now: float) -> bytes | None:
-        """Return the next encoded response; None if none is due. The response counts as sent."""
+        """Return the next encoded response, and mark it as sent; return None if none is due."""
         self._deadline = inf
         self.sent = None
         if not self._snapshot:
             return None
-        self._started_at = min(self._started_at, now)
+        self._serving_since = min(self._serving_since, now)
         self._release_unused(now)
         for watch in self._watches.values():
-            if not self._serves(watch.type_url):
-                continue  # There is nothing to serve for this type; other types must not wait for it.
+            if not self._is_served(watch.type_url):
+                continue  # Other types must not wait for a type that is not served.
             earliest = self._earliest_send(watch)
             if now < earliest:
                 if watch.pending:
@@ -203,18 +201,18 @@ class Session:
             if composed:
                 if watch.type_url == CLUSTER:
                     self._resend_assignments(composed[0].fresh)
-                return self._hand_out(*composed)
+                return self._record_sent(*composed)
         return self._heartbeat(now)
 
     def deadline(self) -> float | None:
-        """Return the latest time to call `next` again, after it has returned None; None if there is none."""
+        """Return the latest time to call `next` again, after it has returned None; None for no limit."""
         return None if self._deadline == inf else self._deadline
 
     @property
     def synced(self) -> bool:
         """Whether the client has ACKed the current resources of all types that it subscribes to."""
         requested = (watch for watch in self._watches.values() if watch.requested)
-        return all(watch.synced for watch in requested if self._serves(watch.type_url))
+        return all(watch.synced for watch in requested if self._is_served(watch.type_url))
 
     def status(self) -> tuple[TypeStatus, ...]:
         """Return the status of each type that the client has subscribed to, in sending order."""
@@ -230,10 +228,10 @@ class Session:
         return self._snapshot.generation if self._snapshot else -1
 
     def answered_generation(self, type_url: str) -> int:
-        """Return the last generation whose resources of a type are all ACKed or NACKed; -1 for none.
+        """Return the last generation for which all resources of a type are ACKed or NACKed; -1 for none.
 
-        A client that has not subscribed to the type does not use it, unless one of its resources refers to
-        the type.
+        For a type without a subscription, this is the current generation. If one of the client's resources
+        refers to the type, it is -1, because the client is about to subscribe.
         """
         watch = self._watch(type_url)
         if watch.requested or not self._snapshot:
@@ -257,7 +255,7 @@ class Session:
         return self._watch(type_url).requested
 
     def tagged(self, type_url: str) -> list[str]:
-        """Return the names of the served resources of a type that have a tag."""
+        """Return the sorted names of the resources of a type that have a tag."""
         return self._snapshot.of(type_url).tagged if self._snapshot else []
 
     def initial_versions(self, type_url: str) -> tuple[str, ...]:
@@ -269,17 +267,14 @@ class Session:
         return self._watch(type_url).acks.rejected
 
     def resource_status(self, type_url: str, name: str) -> ResourceStatus | None:
-        """Return the status of one resource; None if the client does not subscribe to it by name.
-
-        This is cheap.
-        """
+        """Return the status of one resource; None if the client does not subscribe to it by name."""
         watch = self._watches.get(type_url)
         if watch is None or name not in watch.subscription.names:
             return None
         return next(type_status(watch, None).resource_statuses([name]))
 
     def _wait_reason(self, watch: Watch) -> WaitReason | None:
-        if not self._serves(watch.type_url):
+        if not self._is_served(watch.type_url):
             return WaitReason(reason=SNAPSHOT, since=self._opened_at)
         since = self._opened_at if self._last_response_at == inf else self._last_response_at
         return wait_reason(
@@ -290,31 +285,33 @@ class Session:
             aggregated=not self._type_url,
         )
 
-    def _serves(self, type_url: str) -> bool:
-        """Whether a type can be served. Known types can be served without any resources."""
-        return self._snapshot is not None and self._knows(type_url)
+    def _is_served(self, type_url: str) -> bool:
+        """Whether a type is served. A known type without resources is served as empty."""
+        return self._snapshot is not None and self._is_known_type(type_url)
 
-    def _knows(self, type_url: str) -> bool:
+    def _is_known_type(self, type_url: str) -> bool:
         return type_url in ORDER or (self._snapshot is not None and type_url in self._snapshot.types)
 
     def _check_unknown_types(self) -> None:
-        """Raise LimitError if the stream has too many types that the server does not know."""
-        if sum(not self._knows(requested) for requested in self._watches) >= self._limits.unknown_types:
+        """Raise LimitError if another type that the server does not know would exceed the limit."""
+        unknown = sum(not self._is_known_type(type_url) for type_url in self._watches)
+        if unknown >= self._limits.unknown_types:
             raise LimitError(
-                f"the limit is {self._limits.unknown_types:,} types per stream that this server does not know"
+                f"too many types that this server does not know: the limit is {self._limits.unknown_types:,}"
+                " per stream"
             )
 
-    def _hand_out(self, response: Response, message: bytes) -> bytes:
+    def _record_sent(self, response: Response, message: bytes) -> bytes:
         self.sent, self._last_response_at = response, response.sent_at
         self._nonces += 1
         return message
 
     def _heartbeat(self, now: float) -> bytes | None:
-        """Return the next heartbeat that is due, once no other response is."""
+        """Return the next heartbeat that is due. Heartbeats are sent after all other responses."""
         for watch in self._watches.values():
             composed = watch.heartbeat(str(self._nonces + 1), now, self._identifier)
             if composed:
-                return self._hand_out(*composed)
+                return self._record_sent(*composed)
             self._deadline = min(self._deadline, watch.next_heartbeat)
         return None
 
@@ -324,6 +321,7 @@ class Session:
         return FullStateWatch(type_url) if type_url in WILDCARD_TYPES else SotwWatch(type_url)
 
     def _watch(self, type_url: str) -> Watch:
+        """Return the watch of a type, and create it if there is none."""
         if type_url not in self._watches:
             watch = self._watches[type_url] = self._new_watch(type_url)
             self._watches = dict(
@@ -335,27 +333,27 @@ class Session:
 
     @staticmethod
     def _serve(watch: Watch, snapshot: Snapshot) -> None:
-        watch.refused = snapshot.refused(watch.type_url)
+        watch.denied = snapshot.denied(watch.type_url)
         watch.generation = snapshot.generation
         watch.serve(snapshot.of(watch.type_url))
 
     def _earliest_send(self, watch: Watch) -> float:
-        """Return the earliest time at which a type may be sent; minus infinity if it need not wait."""
-        waits = [watch.acks.blocked_since]
+        """Return the earliest time to send a type; minus infinity if the type need not wait."""
+        waiting_since = [watch.acks.blocked_since]
         if watch.type_url in AFTER_CLUSTERS:
-            waits.append(self._watches[CLUSTER].acks.waiting_since)
-        times = [since + self._patience for since in waits if since is not None]
-        if watch.withheld:
-            times.append(self._started_at + self._patience)
-        if watch.type_url in AFTER_CLUSTERS and self._left_warming:
-            times.append(self._started_at + min(_RESUME_TIMEOUT, self._patience))
+            waiting_since.append(self._watches[CLUSTER].acks.waiting_since)
+        times = [since + self._patience for since in waiting_since if since is not None]
+        if watch.waits_for_users:
+            times.append(self._serving_since + self._patience)
+        if watch.type_url in AFTER_CLUSTERS and self._resumed_warming:
+            times.append(self._serving_since + min(_RESUME_TIMEOUT, self._patience))
         return max(times, default=-inf)
 
-    def _lost_while_warming(self, request: Request | DeltaRequest) -> bool:
-        """Whether a first request for assignments is from a client that reconnects while clusters warm.
+    def _resumes_warming(self, request: Request | DeltaRequest) -> bool:
+        """Whether the first EDS request is from a client that reconnected while clusters were warming.
 
-        Envoy then sends no request for clusters on the new stream until they are warm, and it reports that it
-        has all assignments, although its clusters wait for them.
+        Envoy sends no CDS request on the new stream until these clusters are warm. Its EDS request reports
+        all assignments as received, although the warming clusters still wait for them.
         """
         reconnected = request.version if isinstance(request, Request) else request.initial_versions
         return bool(reconnected) and not self._type_url and not self._watches[CLUSTER].requested
@@ -363,16 +361,16 @@ class Session:
     def _resend_assignments(self, clusters: Iterable[Resource]) -> None:
         """Send the assignments of new and changed clusters again.
 
-        Such clusters do not use earlier assignments.
+        Envoy does not apply earlier assignments to these clusters.
         """
         self._watches[ENDPOINT].resend(
             name for cluster in clusters for type_url, name in cluster.refs if type_url == ENDPOINT
         )
 
     def _answer_missing_assignments(self) -> None:
-        """Send empty assignments to clusters whose assignments do not exist.
+        """Send an empty assignment for each cluster whose assignment does not exist.
 
-        SotW cannot express their absence.
+        A SotW response cannot report that a resource does not exist.
         """
         assignments, clusters = self._watches[ENDPOINT], self._watches[CLUSTER]
         if (
@@ -381,21 +379,21 @@ class Session:
             or not (missing := assignments.missing())
         ):
             return
-        served = self._snapshot.of(CLUSTER).values()
-        refs = clusters.refs() if clusters.requested else (ref for cluster in served for ref in cluster.refs)
+        desired = self._snapshot.of(CLUSTER).values()
+        refs = clusters.refs() if clusters.requested else (ref for cluster in desired for ref in cluster.refs)
         used = {name for type_url, name in refs if type_url == ENDPOINT}
         assignments.add_empty(name for name in missing if name in used)
 
     def _release_unused(self, now: float) -> None:
-        """Release the lingering resources that are not used any more, or have lingered for too long."""
+        """Release the lingering resources that are no longer used or have lingered for too long."""
         for watch in self._watches.values():
             if watch.type_url not in USERS:
                 watch.release(tuple(watch.lingering))
-        for type_url, by in USERS.items():
+        for type_url, user_types in USERS.items():
             if type_url not in self._watches:
                 continue
             watch = self._watches[type_url]
-            users = [self._watches[user] for user in by if user in self._watches]
+            users = [self._watches[user_type] for user_type in user_types if user_type in self._watches]
             if not watch.lingering or (watch.resumed and self._expects_listeners(now)):
                 continue
             if all(self._is_settled(user) for user in users):
@@ -404,12 +402,12 @@ class Session:
                 self._expire(watch, users, now)
 
     def _expire(self, watch: Watch, users: Sequence[Watch], now: float) -> None:
-        """Release resources that have lingered for too long.
+        """Release the resources of a type that have lingered for too long.
 
         The time starts when no lingering resource uses them.
         """
         outdated_since = max(user.acks.outdated_since for user in users)
-        is_outdated = outdated_since > -inf
+        has_outdated_users = outdated_since > -inf
         used = {ref for user in users for ref in user.lingering_refs()}
         for name, lingering in tuple(watch.lingering.items()):
             if (watch.type_url, name) in used:
@@ -421,10 +419,9 @@ class Session:
             if lingering.since is None:
                 lingering.since = now
             end = lingering.since + _MAX_REJECTED_AGE
-            if is_outdated and watch.acks.first_sent_at(name) <= outdated_since and now < end:
-                lingering.until = (
-                    None  # The client may still have a user of it, because it rejected the change.
-                )
+            if has_outdated_users and watch.acks.first_sent_at(name) <= outdated_since and now < end:
+                # The client rejected an update, so it may still have a resource that uses this one.
+                lingering.until = None
                 self._deadline = min(self._deadline, end)
                 continue
             if lingering.until is None:
@@ -435,23 +432,22 @@ class Session:
                 self._deadline = min(self._deadline, lingering.until)
 
     def _is_settled(self, user: Watch) -> bool:
-        """Whether a client has exactly the current resources of a type, and all resources that they refer to.
+        """Whether the client has exactly the current resources of a type, and all resources they refer to.
 
-        Envoy uses the routes of a removed listener, and subscribes to them, until the listener's connections
-        close.
+        Until the connections of a removed listener close, Envoy uses its routes and stays subscribed to them.
         """
         is_complete = user.synced and all(self._has_arrived(*ref) for ref in user.refs())
-        return is_complete and not user.lingering and not user.gone
+        return is_complete and not user.lingering and not user.still_subscribed
 
     def _expects_listeners(self, now: float) -> bool:
-        """Whether a client that reconnected may still subscribe to listeners, which use its clusters."""
-        end = self._started_at + _RESUME_TIMEOUT
+        """Whether a reconnected client may still subscribe to listeners, which may use its clusters."""
+        end = self._serving_since + _RESUME_TIMEOUT
         if self._type_url or self._watches[LISTENER].requested or now >= end:
             return False
         self._deadline = min(self._deadline, end)
         return True
 
     def _has_arrived(self, type_url: str, name: str) -> bool:
-        """Whether the client has a resource that another one refers to."""
+        """Whether the client has received a resource that another resource refers to."""
         watch = self._watches.get(type_url)
         return watch is not None and watch.covers(name) and watch.synced

@@ -1,4 +1,4 @@
-"""The state-of-the-world variant. A request has the client's whole subscription to a type."""
+"""The state-of-the-world variant. Each request contains the client's whole subscription to a type."""
 
 from __future__ import annotations
 
@@ -32,37 +32,30 @@ class Content:
 class SotwWatch(Watch):
     """A watch of a type whose responses need not be complete, such as assignments, routes and secrets.
 
-    Clients keep the resources that a response omits. Responses therefore have only new and changed resources,
-    and cannot remove any (Envoy's xDS protocol page, "Deleting resources").
+    Clients keep the resources that a response omits (Envoy's xDS protocol page, "Deleting resources").
+    Responses therefore contain only new and changed resources, and cannot remove any.
     """
 
     def __init__(self, type_url: str) -> None:
         super().__init__(type_url)
         self._nonce = ""
-        self._empty: set[str] = set()
-        """Names of assignments that do not exist and are served without endpoints, because a cluster uses
-        them.
-        """
+        self._empty_assignments: set[str] = set()
+        """Names of assignments that do not exist, but are served as empty because a cluster uses them."""
 
     def receive(self, request: Request, now: float) -> list[Event]:
-        """Process a request. The subscription in a request with an older nonce than the last one is ignored.
+        """Process a request. If it answers an older response than the last, ignore its subscription.
 
         The client sends its subscription again when it answers the last response.
         """
-        stale = request.nonce and self._nonce and request.nonce != self._nonce
+        is_stale = request.nonce and self._nonce and request.nonce != self._nonce
         if not self.requested and request.version:
             self.initial_versions = (request.version,)
             self._initial_size = size_of(self.initial_versions)
         self.requested = True
-        answered = self._handle_answer(request.nonce, request.error, now)
-        return [
-            *answered,
-            *(
-                ()
-                if stale
-                else self._subscribe(self.subscription.replace(self._share_strings(request.names)))
-            ),
-        ]
+        events: list[Event] = [*self._handle_answer(request.nonce, request.error, now)]
+        if not is_stale:
+            events += self._subscribe(self.subscription.replace(self._share_strings(request.names)))
+        return events
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the next response, and mark it as sent."""
@@ -76,7 +69,7 @@ class SotwWatch(Watch):
         self._mark_sent(content.resources)
         self._response_due = False
         self._nonce = nonce
-        composed = Response(
+        response = Response(
             type_url=self.type_url,
             nonce=nonce,
             version=content.version,
@@ -86,8 +79,8 @@ class SotwWatch(Watch):
             sent_at=now,
             generation=-1 if self.pending else self.generation,
         )
-        self.acks.expect(composed, new)
-        return composed, encode_response(
+        self.acks.expect(response, new)
+        return response, encode_response(
             type_url=self.type_url,
             version=content.version,
             nonce=nonce,
@@ -96,27 +89,27 @@ class SotwWatch(Watch):
         )
 
     def get(self, name: str) -> Resource | None:
-        """Return the resource that the client should have now; None if there is none."""
+        """Return the desired, lingering or empty resource with a name; None if there is none."""
         resource = super().get(name)
-        return empty_assignment(name) if resource is None and name in self._empty else resource
+        return empty_assignment(name) if resource is None and name in self._empty_assignments else resource
 
     def missing(self) -> list[str]:
-        """Return subscribed names that were never sent and for which there is no resource."""
+        """Return subscribed names that do not exist and were never sent."""
         return [name for name in self.subscription.names if name not in self.sent and not self.get(name)]
 
     def add_empty(self, names: Iterable[str]) -> None:
-        """Serve assignments that do not exist as assignments without endpoints.
+        """Serve empty assignments for names that do not exist.
 
-        Otherwise Envoy waits for the assignment, and with its ACK of the cluster, until a timeout of 15 s.
+        Otherwise Envoy waits up to 15 s for the assignment before it ACKs the cluster.
         """
         for name in names:
-            self._empty.add(name)
+            self._empty_assignments.add(name)
             self._mark_dirty(name)
 
     def release(self, names: Iterable[str]) -> None:
-        """Remove lingering resources.
+        """Stop serving lingering resources.
 
-        A client that rejected one does not have it, and may still wait for it.
+        A client that rejected an assignment may still wait for it, so it is sent an empty one.
         """
         names = tuple(names)
         rejected = [
@@ -132,49 +125,50 @@ class SotwWatch(Watch):
         resources = self._take_fitting([resource for _, resource in due if resource])
         return Content(resources=resources, fresh=resources, version=self.resources.version)
 
-    def _subscribe(self, difference: SubscriptionChange) -> list[Event]:
-        self._response_due |= difference.entered
-        self._ask(difference.asked)
-        return super()._subscribe(difference)
+    def _subscribe(self, change: SubscriptionChange) -> list[Event]:
+        self._response_due |= change.adds_wildcard
+        self._answer_names(change.names_to_answer)
+        return super()._subscribe(change)
 
-    def _ask(self, names: Iterable[str]) -> None:
+    def _answer_names(self, names: Iterable[str]) -> None:
         for name in names:
             self._response_due |= name in self.subscription.collections
             for resolved in self._resolve(name):
                 self._mark_dirty(resolved, force=resolved in self.sent)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
-        """Process the answer to a response.
+        """Process the ACK or NACK of a response.
 
-        Older unanswered responses get none, and may have been rejected.
+        The client will not answer older responses, and may have rejected them.
         """
         for skipped in self.acks.skip(nonce):
-            self._skip(skipped)
+            self._handle_skipped(skipped)
         return super()._handle_answer(nonce, error, now)
 
-    def _skip(self, skipped: Response) -> None:
+    def _handle_skipped(self, skipped: Response) -> None:
+        """Resend the resources of a response that was never answered."""
         self.resend(resource.name for resource in skipped.resources if self._is_current(resource))
 
     def _mark_sent(self, resources: Iterable[Resource]) -> None:
         super()._mark_sent(resources)
-        if self._empty:
-            self._empty.difference_update(
+        if self._empty_assignments:
+            self._empty_assignments.difference_update(
                 resource.name for resource in resources if resource.name in self.resources
             )
 
     def _exists(self, name: str) -> bool:
-        return name in self._empty or super()._exists(name)
+        return name in self._empty_assignments or super()._exists(name)
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._empty.intersection_update(self.subscription.names)
+    def _forget_unsubscribed(self) -> None:
+        super()._forget_unsubscribed()
+        self._empty_assignments.intersection_update(self.subscription.names)
 
     def _needs_removal(self, name: str) -> bool:  # noqa: ARG002
         return False
 
-    def _answer_absence(self, name: str) -> None:
+    def _send_absence(self, name: str) -> None:
         self.add_empty((name,))
-        self._pushed.add(name)
+        self._awaited.add(name)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -1,4 +1,4 @@
-"""Status of a client: its subscriptions, ACKs and rejections by type, and what each type waits for.
+"""Status of a client by type: its subscription, ACKs and rejections, and what the type waits for.
 
 The status is computed on request from the watches of a stream. Times are in seconds of the clock that the
 session's caller uses.
@@ -27,16 +27,14 @@ SNAPSHOT = "SNAPSHOT"
 
 
 class State(Enum):
-    """State of a resource at a client, as `ConfigStatus` in envoy.service.status.v3 defines it."""
+    """State of a resource at a client. The names are those of `ConfigStatus` in envoy.service.status.v3."""
 
     SYNCED = "synced"
     """The client has ACKed the current version."""
     STALE = "stale"
-    """The client has not ACKed the version that it was sent, or a newer version or the resource's removal is
-    due.
-    """
+    """The client has not ACKed the version that it was sent, or an update or removal is due."""
     NOT_SENT = "not sent"
-    """The resource was never sent, or the client subscribes to it and there is none (`resource` is None)."""
+    """The resource was never sent, or it does not exist (`resource` is None)."""
     ERROR = "error"
     """The client rejected the current version."""
 
@@ -50,13 +48,11 @@ class ResourceStatus:
     state: State
     """State of the resource at the client."""
     version: str
-    """Version that the client was last sent; empty if it was sent none."""
+    """Version that the client was last sent; empty if the resource was never sent."""
     resource: Resource | None
-    """Resource that the client should have, which may be newer than the one it was sent; None if there is
-    none.
-    """
+    """Desired resource, which may be newer than the version sent; None if there is none."""
     updated_at: float | None
-    """Time when the client was last sent a new version; None if that was not on this stream."""
+    """Time when a new version was last sent; None if none was sent on this stream."""
     error: Rejection | None
     """Last rejection of the resource, until the client ACKs it."""
 
@@ -103,7 +99,7 @@ class TypeStatus:
         """Number of resources by state. Counting is cheap for a synced client."""
         watch = self.watch
         by_name = self.type_url != VIRTUAL_HOST and not watch.subscription.collections
-        has_removals = watch.lingering or watch.gone
+        has_removals = watch.lingering or watch.still_subscribed
         if self.synced and by_name and not has_removals and not watch.acks.rejected:
             absent = len(watch.subscription.names.difference(watch.sent))
             return Counter({State.SYNCED: len(watch.sent), State.NOT_SENT: absent})
@@ -113,12 +109,12 @@ class TypeStatus:
     def resources(self) -> Iterator[ResourceStatus]:
         """Status of each resource that the client should have, has or subscribes to.
 
-        Use the iterator at once.
+        Consume the iterator before the next call of the session.
         """
         yield from self.resource_statuses(self.watch.known_names())
 
     def resource_statuses(self, names: Iterable[str]) -> Iterator[ResourceStatus]:
-        """Yield the status of some of these resources. Use the iterator before the session's next call."""
+        """Yield the status of some resources. Consume the iterator before the next call of the session."""
         unacked = self.watch.acks.unacked
         for name in names:
             yield _resource_status(self.watch, name, unacked)
@@ -161,21 +157,21 @@ def wait_reason(
     """
     unanswered, clusters = watch.acks.waiting_since, watches[CLUSTER].acks.waiting_since
     if unanswered is not None:
-        # A client that has sent nothing since then may hang, so it may not be waiting for other types.
-        warms = aggregated and watch.type_url == CLUSTER and last_request_at >= unanswered
-        needed = _needed(watch, watches, last_response_at) if warms else None
+        # If the client has sent no request since, it may hang rather than wait for other types.
+        is_warming = aggregated and watch.type_url == CLUSTER and last_request_at >= unanswered
+        needed = _needed(watch, watches, last_response_at) if is_warming else None
         return WaitReason(reason=needed[0] if needed else ACK, since=unanswered)
     if watch.pending:
         if watch.type_url in AFTER_CLUSTERS and clusters is not None:
             return WaitReason(reason=CLUSTER, since=clusters)
-        return WaitReason(reason=LISTENER if watch.withheld else READ, since=last_response_at)
+        return WaitReason(reason=LISTENER if watch.waits_for_users else READ, since=last_response_at)
     if aggregated and watch.type_url == LISTENER and (needed := _needed(watch, watches, last_response_at)):
         return WaitReason(reason=needed[0], since=needed[1])
     return None
 
 
 def _needed(watch: Watch, watches: Mapping[str, Watch], default: float) -> tuple[str, float] | None:
-    """Return the type that a client's resources wait for, and since when (`default` if not known)."""
+    """Return the type that the resources of a type wait for, and since when (`default` if unknown)."""
     unacked = {type_url: other.acks.unacked for type_url, other in watches.items()}
     waits: dict[str, float] = {}
     for name in watch.sent:
@@ -183,19 +179,19 @@ def _needed(watch: Watch, watches: Mapping[str, Watch], default: float) -> tuple
         if not resource or name in watch.acks.rejected:
             continue
         for type_url, ref in resource.refs:
-            used = watches.get(type_url)
-            if used and _lacks(used, ref, unacked[type_url]):
+            used_watch = watches.get(type_url)
+            if used_watch and _lacks(used_watch, ref, unacked[type_url]):
                 since = watch.acks.updated_at(name) or default
                 waits[type_url] = min(waits.get(type_url, since), since)
     return min(waits.items(), key=lambda item: item[1]) if waits else None
 
 
 def _lacks(watch: Watch, name: str, unacked: set[str]) -> bool:
-    """Whether a client must still subscribe to, receive or ACK a resource that another one refers to."""
+    """Whether the client has yet to subscribe to, receive or ACK a resource that another resource uses."""
     if not watch.subscription.covers(name):
         return True
     if watch.type_url == ENDPOINT and not watch.get(name):
-        return False  # The client knows that there is no assignment, and does not wait for one.
+        return False  # The client was notified that the assignment does not exist, and does not wait for it.
     return name not in watch.sent or name in unacked or name in watch.acks.rejected
 
 

@@ -16,34 +16,35 @@ _MEMBERS = "/*"
 def collection(name: str) -> str:
     """Return the glob collection of a resource name: the part before the last slash, and `/*`.
 
-    A collection has the context parameters of its xdstp names. The result is empty if the name has no slash.
+    A collection keeps the context parameters of an xdstp name. The result is empty if the name has no slash.
     """
-    path, mark, parameters = name.partition("?") if name.startswith(_URN) else (name, "", "")
+    path, question_mark, parameters = name.partition("?") if name.startswith(_URN) else (name, "", "")
     parent, slash, _ = path.rpartition("/")
-    return f"{parent}{_MEMBERS}{mark}{parameters}" if slash else ""
+    return f"{parent}{_MEMBERS}{question_mark}{parameters}" if slash else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriptionChange:
-    """Changes that a request made to a subscription."""
+    """Effect of a request on a subscription."""
 
-    asked: tuple[str, ...] = ()
+    names_to_answer: tuple[str, ...] = ()
     """Names that require a response, even if there is no such resource."""
-    entered: bool = False
+    adds_wildcard: bool = False
     """Whether the request started a wildcard subscription."""
-    dropped: bool = False
+    has_unsubscribed: bool = False
     """Whether the client may have unsubscribed from resources."""
 
     def __bool__(self) -> bool:
-        return bool(self.asked) or self.entered or self.dropped
+        return bool(self.names_to_answer) or self.adds_wildcard or self.has_unsubscribed
 
 
 class Subscription:
     """A client's subscription to one type.
 
     Args:
-        legacy: Whether a client that has never named a resource subscribes to all of them, as before the name
-            `*` existed. Envoy's xDS protocol page defines this for listeners and clusters only.
+        legacy: Whether a client that has never named a resource subscribes to all resources, as clients did
+            before the name `*` existed. Envoy's xDS protocol page defines this for listeners and clusters
+            only.
         globs: Whether a name that ends in `/*` subscribes to a collection.
     """
 
@@ -69,28 +70,26 @@ class Subscription:
         )
 
     def replace(self, names: Collection[str]) -> SubscriptionChange:
-        """Apply a state-of-the-world request, which has all names."""
+        """Apply a state-of-the-world request, which contains all names."""
         if names:
             self._legacy = False
         wildcard = WILDCARD in names or self._legacy
-        wanted = dict.fromkeys(name for name in names if name != WILDCARD)
-        difference = SubscriptionChange(
-            asked=tuple(name for name in wanted if name not in self.names),
-            entered=wildcard and not self.wildcard,
-            dropped=(self.wildcard and not wildcard) or any(name not in wanted for name in self.names),
+        new_names = dict.fromkeys(name for name in names if name != WILDCARD)
+        change = SubscriptionChange(
+            names_to_answer=tuple(name for name in new_names if name not in self.names),
+            adds_wildcard=wildcard and not self.wildcard,
+            has_unsubscribed=(self.wildcard and not wildcard)
+            or any(name not in new_names for name in self.names),
         )
-        if difference:
-            self.names = frozenset(wanted)
-            self.collections = self._collections(wanted)
-            self.size = size_of(wanted)
+        if change:
+            self.names = frozenset(new_names)
+            self.collections = self._collections(new_names)
+            self.size = size_of(new_names)
             self.wildcard = wildcard
-        return difference
+        return change
 
     def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str]) -> SubscriptionChange:
-        """Apply a delta request.
-
-        Names to subscribe to are added before names to unsubscribe from are removed.
-        """
+        """Apply a delta request. A name in both lists ends up unsubscribed."""
         added, removed = dict.fromkeys(subscribe), dict.fromkeys(unsubscribe)
         was_wildcard = self.wildcard
         self.wildcard = (
@@ -100,26 +99,25 @@ class Subscription:
         added.pop(WILDCARD, None)
         removed.pop(WILDCARD, None)
         new = [name for name in added if name not in self.names]
-        gone = [name for name in removed if name in self.names or name in added]
+        unsubscribed = [name for name in removed if name in self.names or name in added]
         if new:
             self.names = self.names.union(new)
             self.collections = self.collections.union(self._collections(new))
-        if gone:
-            self.names = self.names.difference(gone)
-            self.collections = self.collections.difference(gone)
-        self.size += size_of(new) - size_of(gone)
-        # Two kinds of names require a response. A client may subscribe again to a resource that it has lost.
-        # And a client with a wildcard subscription that unsubscribes from a name has deleted the resource,
-        # although the wildcard still covers it.
-        asked = (*(name for name in added if name in self.names), *(gone if self.wildcard else ()))
+        if unsubscribed:
+            self.names = self.names.difference(unsubscribed)
+            self.collections = self.collections.difference(unsubscribed)
+        self.size += size_of(new) - size_of(unsubscribed)
+        # A client may subscribe again to a resource that it has lost. A client that unsubscribes from a name
+        # deletes the resource, although its wildcard subscription may still cover it. Answer both.
+        subscribed = (name for name in added if name in self.names)
         return SubscriptionChange(
-            asked=asked,
-            entered=self.wildcard and not was_wildcard,
-            dropped=(was_wildcard and not self.wildcard) or bool(gone),
+            names_to_answer=(*subscribed, *(unsubscribed if self.wildcard else ())),
+            adds_wildcard=self.wildcard and not was_wildcard,
+            has_unsubscribed=(was_wildcard and not self.wildcard) or bool(unsubscribed),
         )
 
     def share(self, share_strings: Callable[[Collection[str]], Collection[str]]) -> None:
-        """Replace the names by the server's equal strings, which all clients share."""
+        """Replace the names with the server's equal strings, which all clients share."""
         self.names = frozenset(share_strings(self.names))
         self.collections = self._collections(self.names)
 

@@ -27,9 +27,9 @@ SHORT_NAMES = {
     RUNTIME: "RTDS",
     EXTENSION_CONFIG: "ECDS",
 }
-"""Short name of each type's discovery service, as in Envoy's documentation."""
+"""Short name of each type's discovery service."""
 
 
 def short_name(type_url: str) -> str:
-    """Return the short name of a type, such as `CDS`, or the name of its message if it has none."""
+    """Return the short name of a type, such as `CDS`, or its message name if it has no short name."""
     return SHORT_NAMES.get(type_url) or type_url.rpartition("/")[2].rpartition(".")[2] or type_url

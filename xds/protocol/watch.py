@@ -1,8 +1,8 @@
-"""The state of one type on one stream: the subscription, the desired and the sent resources.
+"""State of one type on one stream: the subscription, and the desired and sent resources.
 
-A watch has no queue of responses. It remembers the names that may have to be sent (`_dirty`), and looks up
-their resources when it sends them. Outdated versions are therefore never sent, and a slow client costs only
-these names.
+A watch has no queue of responses. It stores the names that may have to be sent (`_dirty`), and looks up the
+resources when it composes a response. Superseded versions are therefore never sent, and a slow client costs
+little memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from xds.snapshot import EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet
 RESPONSE_BUDGET = 3 * 1024 * 1024 - 4096
 """Maximum size of a response's resources, in bytes.
 
-It keeps a response below 3 MiB; many clients reject 4 MiB.
+A response stays below 3 MiB, because many clients reject messages larger than 4 MiB.
 """
 
 
@@ -37,9 +37,9 @@ class Lingering:
     resource: Resource | None
     """Resource; None if the client has it from an earlier stream and only its name is known."""
     since: float | None = None
-    """Time when the session first found that no lingering resource uses it."""
+    """Time when the session found that no other lingering resource uses this resource."""
     until: float | None = None
-    """Time when the session releases it in any case; None if that is not decided."""
+    """Time when the session releases the resource even if it is still used; None if not scheduled."""
 
 
 class Watch(ABC):
@@ -51,17 +51,17 @@ class Watch(ABC):
         """Whether the client has sent a request for the type."""
         self.resources: ResourceSet = EMPTY
         """Desired resources of the client."""
-        self.refused: Mapping[str, str] = {}
-        """Names that the client may not have, each with the reason. Only delta responses report it."""
+        self.denied: Mapping[str, str] = {}
+        """Reason for each name that the client is not allowed to have. Only delta responses report it."""
         self.subscription = Subscription(legacy=type_url in WILDCARD_TYPES, globs=type_url != VIRTUAL_HOST)
         self.sent: dict[str, str] = {}
         """Version of each resource that the client was sent, or has from an earlier stream, by name."""
         self.resumed = False
-        """Whether the client has clusters from an earlier stream that may be removed now."""
+        """Whether the client may have clusters from an earlier stream that have been removed since."""
         self.lingering: dict[str, Lingering] = {}
         """Removed resources that the client keeps for now, by name."""
-        self.gone: set[str] = set()
-        """Names of removed resources that the client may use while it subscribes to them.
+        self.still_subscribed: set[str] = set()
+        """Names of removed resources that the client still subscribes to, and may therefore still use.
 
         Empty for wildcard types.
         """
@@ -69,13 +69,13 @@ class Watch(ABC):
         self._dirty: dict[str, None] = {}
         """Names that may have to be sent, in order."""
         self._forced: set[str] = set()
-        """Names to send in any case, because the client subscribed again or may have rejected them."""
-        self._pushed: set[str] = set()
-        """Names to send in any case, because the client waits for them, unless it rejects them."""
+        """Names to send even if unchanged, because the client subscribed again or may have rejected them."""
+        self._awaited: set[str] = set()
+        """Names to send even if unchanged, because the client waits for them. A rejection removes them."""
         self._response_due = False
         """Whether the client must receive a response even if it is empty."""
         self._retried: dict[str, str] = {}
-        """Versions of resources that were sent again without the suspects of their response."""
+        """Version of each bystander that was sent again, by name; see `_bystanders`."""
         self.acks = AckTracker()
         self.generation = 0
         """Generation of the snapshot that the resources are from."""
@@ -83,10 +83,11 @@ class Watch(ABC):
         """Versions that the client reported: one per resource (delta), or one for all (SotW)."""
         self._answered_generation = -1
         self._initial_names = self._initial_size = 0
+        """Number of resources that the first request reported, and size of their names and versions."""
 
     @abstractmethod
     def receive(self, request: Any, now: float) -> list[Event]:
-        """Process a request of the variant, and return its events."""
+        """Process a request of the variant, and return the resulting events."""
 
     @abstractmethod
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
@@ -94,12 +95,12 @@ class Watch(ABC):
 
     @property
     def names(self) -> int:
-        """Number of names that are stored because the client sent them."""
+        """Number of names stored for the client, which `Limits.names` limits."""
         return len(self.subscription.names) + self._initial_names + self.acks.names
 
     @property
     def size(self) -> int:
-        """Size of these names and of the versions sent with them, in bytes."""
+        """Size of these names and of their versions in bytes, which `Limits.size` limits."""
         return self.subscription.size + self._initial_size + self.acks.size
 
     @property
@@ -129,8 +130,11 @@ class Watch(ABC):
         )
 
     @property
-    def withheld(self) -> bool:
-        """Whether a response would remove resources from an earlier stream that the client may still use."""
+    def waits_for_users(self) -> bool:
+        """Whether a response would remove resources from an earlier stream that the client may still use.
+
+        The response waits until the client has the current versions of the resources that use them.
+        """
         return False
 
     def covers(self, name: str) -> bool:
@@ -141,7 +145,7 @@ class Watch(ABC):
         return resource is not None and not self.subscription.names.isdisjoint(resource.aliases)
 
     def _covers_all(self, names: Sequence[str]) -> bool:
-        """Whether the client certainly subscribes to all names, without a check of each name."""
+        """Whether the client is known to subscribe to all names, without checking each one."""
         return self.subscription.wildcard or self.subscription.names.issuperset(names)
 
     def heartbeat(
@@ -159,15 +163,15 @@ class Watch(ABC):
         return inf
 
     def get(self, name: str) -> Resource | None:
-        """Return the resource that the client should have now, which may linger; None if there is none."""
+        """Return the desired or lingering resource with a name; None if there is none."""
         resource = self.resources.get(name)
         if resource is None and name in self.lingering:
             return self.lingering[name].resource
         return resource
 
     def is_due(self, name: str) -> bool:
-        """Whether a resource is sent again even if the client has the current version."""
-        return name in self._forced or name in self._pushed
+        """Whether a resource will be sent even if the client has the current version."""
+        return name in self._forced or name in self._awaited
 
     def known_names(self) -> list[str]:
         """Return the sorted names of all resources that the client should have, has or subscribes to."""
@@ -201,6 +205,7 @@ class Watch(ABC):
             for name in names:
                 if name in resources:
                     self.lingering.pop(name, None)
+        # `difference` lists removed names last.
         for name in takewhile(lambda name: name not in resources, reversed(names)):
             if name in self.sent:
                 self.lingering[name] = Lingering(previous[name])
@@ -208,12 +213,12 @@ class Watch(ABC):
         if self.rejections:
             for name in covered:
                 if not self._is_rejected(name):
-                    self._change(name)
+                    self._mark_changed(name)
         else:
             self._dirty.update(dict.fromkeys(covered))
 
     def _share_names(self) -> None:
-        """Replace names and versions by the server's equal strings, which all clients share."""
+        """Replace names and versions with the server's equal strings, which all clients share."""
         self.subscription.share(self._share_strings)
         for name, version in tuple(self.sent.items()):
             resource = self.resources.get(name)
@@ -222,58 +227,58 @@ class Watch(ABC):
                 self.sent[resource.name] = resource.version if resource.version == version else version
 
     def _share_strings(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return names of a request as the server's equal strings, where it has them.
+        """Replace names from a request with the server's equal strings, for names of existing resources.
 
-        Many clients subscribe to the same names. `sys.intern` would share the strings as well, but since
-        Python 3.12 interned strings are never freed, so that a client could exhaust the memory with names.
+        Many clients subscribe to the same names. `sys.intern` would share the strings as well. But since
+        Python 3.12, interned strings are never freed, so a client could exhaust the memory.
         """
         get = self.resources.get
         return tuple(name if (resource := get(name)) is None else resource.name for name in names)
 
     def linger(self, name: str, resource: Resource | None) -> None:
-        """Keep serving a removed resource that the client does not have yet, but may still subscribe to."""
+        """Keep serving a removed resource, because the client may still subscribe to it."""
         if resource and not self.get(name):
             self.lingering[name] = Lingering(resource)
 
     def release(self, names: Iterable[str]) -> None:
-        """Remove lingering resources from the client."""
+        """Stop serving lingering resources."""
         for name in names:
             del self.lingering[name]
             if self.type_url not in WILDCARD_TYPES and name in self.sent and name in self.subscription.names:
-                self.gone.add(name)
-            self._change(name)
+                self.still_subscribed.add(name)
+            self._mark_changed(name)
             self.rejections.discard(name)
             self.acks.clear_rejections((name,))
 
     def resend(self, names: Iterable[str]) -> None:
-        """Send resources again that the client has, because it waits for them again."""
+        """Send resources again, because the client waits for them although it already has them."""
         for name in names:
             if name in self.rejections:
                 continue
             if not self.get(name) and self.subscription.covers(name):
-                self._answer_absence(name)
+                self._send_absence(name)
             elif name in self.sent:
                 self._mark_dirty(name)
-                self._pushed.add(name)
+                self._awaited.add(name)
 
     def _is_rejected(self, name: str) -> bool:
         """Whether the client rejected the current version of a resource."""
         resource = self.resources.get(name)
         is_sent = resource is not None and self.sent.get(name) == resource.version
-        return is_sent and self.rejections.is_known(name)
+        return is_sent and self.rejections.blocks(name)
 
     def _is_current(self, resource: Resource) -> bool:
         """Whether the client should still have exactly this version of a resource."""
         current = self.get(resource.name)
         return current is not None and current.version == resource.version and self.covers(resource.name)
 
-    def _subscribe(self, difference: SubscriptionChange) -> list[Event]:
-        """Apply a change of the subscription, and return its event."""
-        if not difference:
+    def _subscribe(self, change: SubscriptionChange) -> list[Event]:
+        """Process a change of the subscription, and return the resulting event."""
+        if not change:
             return []
-        if difference.dropped:
-            self._forget()
-        if difference.entered:
+        if change.has_unsubscribed:
+            self._forget_unsubscribed()
+        if change.adds_wildcard:
             for name in self.resources:
                 self._mark_dirty(name)
         return [
@@ -283,12 +288,12 @@ class Watch(ABC):
         ]
 
     def _resolve(self, name: str) -> Iterable[str]:
-        """Return the names of the resources that a name of the subscription stands for."""
+        """Return the names of the resources that a subscribed name, collection or alias refers to."""
         if self.subscription.is_collection(name):
             return [member for member in (*self.resources, *self.lingering) if collection(member) == name]
         return (self.resources.resolve(name) if self.type_url == VIRTUAL_HOST else name,)
 
-    def _forget(self) -> None:
+    def _forget_unsubscribed(self) -> None:
         """Forget all names that the client no longer subscribes to.
 
         The client may have deleted their resources.
@@ -296,80 +301,79 @@ class Watch(ABC):
         covers = self.covers
         for name in self.rejections.names():
             if not covers(name):
-                self._change(name)  # The resources that were rejected with it may be valid.
+                self._mark_changed(name)  # The resources that were rejected with it may be valid.
                 self.rejections.discard(name)
         for names in (self.sent, self._dirty):
             for name in [name for name in names if not covers(name)]:
                 del names[name]
-        for forced in (self._forced, self._pushed):
-            forced.difference_update([name for name in forced if not covers(name)])
-        self.gone.intersection_update(self.subscription.names)
-        self.acks.forget(covers)
+        for due in (self._forced, self._awaited):
+            due.difference_update([name for name in due if not covers(name)])
+        self.still_subscribed.intersection_update(self.subscription.names)
+        self.acks.forget_unsubscribed(covers)
 
-    def _change(self, name: str) -> None:
-        """Mark a name that has changed as dirty, and send the resources that were rejected with it again."""
+    def _mark_changed(self, name: str) -> None:
+        """Mark a changed name as dirty, and retry the resources that were rejected with it."""
         self._mark_dirty(name)
-        for other in self.rejections.change(name, self._exists):
+        for other in self.rejections.record_change(name, self._exists):
             self._mark_dirty(other, force=True)
 
     def _exists(self, name: str) -> bool:
         return name in self.resources
 
     def _mark_dirty(self, name: str, *, force: bool = False) -> None:
-        """Check a name before the next response.
+        """Mark a name for a check when the next response is composed.
 
-        With `force`, send it even if the client has the current version.
+        With `force`, send the resource even if the client has the current version.
         """
         self._dirty[name] = None
         if force:
             self._forced.add(name)
 
     def _due(self) -> list[tuple[str, Resource | None]]:
-        """Return what to send: resources first, then the names of removed ones.
+        """Return what to send: resources first, then removed names.
 
-        Clear the other dirty names.
+        Names that need not be sent are no longer dirty.
         """
         present: list[tuple[str, Resource | None]] = []
         absent: list[tuple[str, Resource | None]] = []
         unchanged = []
         for name in self._dirty:
             resource = self.get(name)
-            forced = name in self._forced or name in self._pushed
-            if resource and (forced or self._is_outdated(resource)):
+            if resource and (self.is_due(name) or self._is_outdated(resource)):
                 present.append((name, resource))
             elif not resource and self._needs_removal(name):
                 absent.append((name, None))
             else:
                 unchanged.append(name)
                 if resource:
-                    self.gone.discard(name)
+                    self.still_subscribed.discard(name)
         self._clear_dirty(unchanged)
         return present + absent
 
     def _is_outdated(self, resource: Resource) -> bool:
         """Whether the client needs the current version.
 
-        A lingering resource that it has in any version is not sent.
+        A lingering resource is sent only if the client has no version of it.
         """
         sent = self.sent.get(resource.name)
         return sent != resource.version and not (sent and resource.name in self.lingering)
 
     @abstractmethod
     def _needs_removal(self, name: str) -> bool:
-        """Whether the client must be notified that there is no resource of a name."""
+        """Whether the client must be notified that a resource does not exist."""
 
-    def _answer_absence(self, name: str) -> None:
-        """Notify a client that waits for a resource that there is none."""
+    def _send_absence(self, name: str) -> None:
+        """Notify a waiting client that a resource does not exist."""
         self._mark_dirty(name, force=True)
 
     @staticmethod
     def _take_fitting(resources: list[Resource]) -> list[Resource]:
-        """Return the first resources that fit into one response, and at least one."""
+        """Return the first resources that fit into one response: at least one, if there is any."""
         return resources[: count_fitting(resources, RESPONSE_BUDGET)]
 
     @staticmethod
     def _take_part(due: list[tuple[str, Resource | None]]) -> tuple[tuple[Resource, ...], bytes, list[str]]:
-        """Return the resources that fit into one response, their encoding, and removed names."""
+        """Return what fits into one response: the resources, their encoding, and the removed names."""
         resources = tuple(resource for _, resource in due if resource)
         part, joined = first_part(resources, RESPONSE_BUDGET)
         absent: list[str] = []
@@ -382,10 +386,10 @@ class Watch(ABC):
         return part, joined, absent
 
     def _mark_sent(self, resources: Iterable[Resource]) -> None:
-        """Record that resources are sent, and forget earlier rejections of them."""
+        """Record that resources were sent, and forget their earlier rejections."""
         sent = {resource.name: resource.version for resource in resources}
         self.sent.update(sent)
-        self.gone.difference_update(sent)
+        self.still_subscribed.difference_update(sent)
         if self.rejections:
             for name in sent:
                 self.rejections.discard(name)
@@ -394,12 +398,12 @@ class Watch(ABC):
     def _clear_dirty(self, names: Iterable[str]) -> None:
         for name in names:
             self._dirty.pop(name, None)
-        for forced in (self._forced, self._pushed):
-            if forced:
-                forced.difference_update(names)
+        for due in (self._forced, self._awaited):
+            if due:
+                due.difference_update(names)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
-        """Process the answer to a response, and return its event."""
+        """Process the ACK or NACK of a response, and return the resulting event."""
         answered = self.acks.unanswered.get(nonce)
         if answered and answered is next(iter(self.acks.unanswered.values())):
             self._answered_generation = max(self._answered_generation, answered.generation)
@@ -413,43 +417,43 @@ class Watch(ABC):
         return [event] if event else []
 
     def _handle_nack(self, event: Nacked) -> None:
-        """Do not send rejected resources again unchanged.
+        """Record the rejected resources, so that they are not sent again unchanged.
 
-        If some have changed since, send the others again.
+        If some of them have changed since, retry the others.
         """
-        others = self._bystanders(event)
-        rejected = event.culprits or (event.resources if others is None else event.suspects)
+        retried = self._bystanders(event)
+        rejected = event.culprits or (event.resources if retried is None else event.suspects)
         names = frozenset(resource.name for resource in rejected if self._is_current(resource))
         if event.culprits:
             for name in names:
                 self.rejections.add(frozenset({name}))
-            self._pushed -= names
+            self._awaited -= names
         elif len(names) == len(rejected):
             self.rejections.add(names)
-            self._pushed -= names
+            self._awaited -= names
         else:
-            others = names
-        for name in others or ():
+            retried = names
+        for name in retried or ():
             self._mark_dirty(name, force=True)
 
     def _bystanders(self, event: Nacked) -> frozenset[str] | None:
-        """Return the names of resources that a client rejected only because of others in the same response.
+        """Return the names of resources that were rejected only because of others in the same response.
 
-        They are sent again once, without the others. The result is None if the client did not blame a part of
-        the response, or if the retry was rejected as well. Envoy rejects a whole response if one resource
-        violates a constraint of its proto.
+        Envoy rejects a whole response if one resource violates a constraint of its proto. The bystanders are
+        retried once, without the suspects. Return None if the client did not name suspects, if a suspect has
+        changed since, or if the retry was rejected as well.
         """
         suspects = {suspect.name for suspect in event.suspects}
         if event.culprits or len(suspects) == len(event.resources):
             return None
         if not all(self._is_current(suspect) for suspect in event.suspects):
             return None
-        others = {
+        bystanders = {
             resource.name: resource.version
             for resource in event.fresh
             if resource.name not in suspects and self._is_current(resource)
         }
-        if others and others.items() <= self._retried.items():
+        if bystanders and bystanders.items() <= self._retried.items():
             return None
-        self._retried.update(others)
-        return frozenset(others)
+        self._retried.update(bystanders)
+        return frozenset(bystanders)

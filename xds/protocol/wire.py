@@ -1,7 +1,7 @@
 """The wire format of discovery requests.
 
-The schema below has only the fields that a server uses; other fields of a request are skipped. It is in a
-descriptor pool of its own, so that `xds.protocol` needs no generated code.
+The schema below contains only the fields that a server uses; other fields of a request are skipped. It has
+its own descriptor pool, so `xds.protocol` needs no generated code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _STRING = "string"
 _INT = "int32"
 _REPEATED = "repeated "
 
-# Initial versions are a map. On the wire, a map is the same as repeated pairs.
+# `initial_resource_versions` is a map, which has the same wire format as repeated pairs.
 _SCHEMA = {
     "Version": (("major", 1, _INT), ("minor", 2, _INT), ("patch", 3, _INT)),
     "Build": (("version", 1, "Version"),),
@@ -59,7 +59,7 @@ _SCHEMA = {
 MAX_ID_LENGTH = 1024
 """Maximum length of type_url and of each string of a node, in bytes.
 
-They are stored per stream, and logged.
+These strings are stored per stream and logged.
 """
 MAX_CLIENT_FEATURES = 256
 """Maximum number of items in node.client_features. Envoy sends fewer than ten."""
@@ -93,7 +93,7 @@ class ErrorDetail:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A DiscoveryRequest. It has the whole subscription to a type, and may answer a response."""
+    """A DiscoveryRequest. It contains the whole subscription to a type, and may answer a response."""
 
     node: Node | None = None
     """Node of the client. Only the first request of a stream must have it."""
@@ -187,7 +187,7 @@ def parse_delta_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> DeltaRe
 def _check(message: Any, limits: Limits, *lists: str) -> None:
     """Check a request's size before it is processed.
 
-    Messages are short, because they are sent in a header.
+    Error messages must be short, because gRPC sends them in a header.
     """
     for name in lists:
         limits.check_count(name, len(getattr(message, name)))

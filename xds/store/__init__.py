@@ -1,4 +1,4 @@
-"""A store of resources that a program sets, for all nodes, a group of nodes, or one node.
+"""A store of resources that a program sets for all nodes, a group of nodes, or one node.
 
     store = Store()
     server = XdsServer(store, "127.0.0.1:18000")

@@ -1,4 +1,4 @@
-"""Connected clients, and whether they have ACKed their resources."""
+"""Connected clients, and waiting for their ACKs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from xds.server import StreamInfo, Subscriber
 from xds.store.scopes import Scope, ScopeView
 
 _POLL_INTERVAL = 0.01
-"""Seconds between two checks of a stream that has not processed its latest snapshot yet."""
+"""Seconds between checks of a stream that has not processed its latest snapshot yet."""
 _MAX_NAMES = 10
 """Maximum number of resource names in one error."""
 _BATCH_SIZE = 100
-"""Number of clients to check before yielding to the event loop, which takes a few milliseconds."""
+"""Number of clients to check before yielding to the event loop. Checking them takes a few milliseconds."""
 
 
 class NackError(Exception):
-    """A client rejected a resource. It keeps its previous version until the resource changes."""
+    """A client rejected a resource. The client keeps its previous version until the resource changes."""
 
     def __init__(self, node: Node, status: TypeStatus, rejection: Rejection) -> None:
         self.node = node
@@ -28,7 +28,7 @@ class NackError(Exception):
         self.type_url = status.type_url
         """Type URL of the rejected resources."""
         self.names = tuple(resource.name for resource in status.resources if resource.error)
-        """Names of the rejected resources; those of the whole response if the client names none."""
+        """Names of the rejected resources; all names in the response if the error message names none."""
         self.message = rejection.message
         """Error message of the client, without private keys that it quotes."""
         self.sources = rejection.sources
@@ -50,9 +50,9 @@ class Client(Subscriber):
         return scope.node in {"", self.node.id} and scope.group in {"", self.group}
 
     def is_synced(self) -> bool:
-        """Whether the client has ACKed all that it subscribes to.
+        """Whether the client has ACKed all resources that it subscribes to.
 
-        Raise NackError if it rejected a resource.
+        Raise NackError if it rejected one of them.
         """
         if not self.session or not self.snapshot:
             return False

@@ -16,7 +16,7 @@ from xds.server import Subscriber
 log = structlog.get_logger(__name__)
 
 MAX_NAMES = 1_000_000
-"""Maximum number of names in queued `Subscribed` events. Each has all names of its client, up to 100,000."""
+"""Maximum number of names in queued `Subscribed` events. One event has up to 100,000 names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,8 @@ Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked
 class Events:
     """Asynchronous iterator over the events of a store's clients, as pairs of a stream and an event.
 
-    A reader that is slower than the clients does not slow them down. At most `limit` events and a million
-    names in them are queued; then the oldest events are dropped and counted in `missed`. Iteration ends after
+    A slow reader does not slow down the clients. At most `limit` events, with a million names in total, are
+    queued. If there are more, the oldest events are dropped and counted in `missed`. Iteration ends after
     `close`.
     """
 
@@ -58,11 +58,11 @@ class Events:
             if not self.missed:
                 log.warning("events dropped, reader is too slow", limit=self._limit)
             self.missed += 1
-            self._take()
+            self._pop()
         self._wake.set()
 
     def close(self) -> None:
-        """End the iteration after the events that are already queued."""
+        """End the iteration once the queued events have been read."""
         self._closed = True
         self._wake.set()
 
@@ -75,9 +75,9 @@ class Events:
                 raise StopAsyncIteration
             self._wake.clear()
             await self._wake.wait()
-        return self._take()
+        return self._pop()
 
-    def _take(self) -> tuple[Subscriber, Event]:
+    def _pop(self) -> tuple[Subscriber, Event]:
         subscriber, event = self._queue.popleft()
         self._names -= _names(event)
         return subscriber, event

@@ -45,8 +45,7 @@ class Scope:
             raise TypeError(f"node= and group= must be str, not {node!r} and {group!r}")
         if node and group:
             raise ValueError(
-                f"give node={node!r} or group={group!r}, not both:"
-                " a node receives its group's resources as well"
+                f"pass node={node!r} or group={group!r}, not both: a node also receives its group's resources"
             )
         return cls(node, group)
 
@@ -68,21 +67,21 @@ class _Step:
 
 
 class Change:
-    """Changes to a store that each node receives in one snapshot. `Store.change` opens one.
+    """Changes to a store that each node receives in one snapshot. `Store.change` makes one.
 
-    The calls apply in order. Each method raises RuntimeError after the block of `Store.change` has ended.
+    Calls are applied in order. After the block of `Store.change` has ended, each method raises RuntimeError.
     """
 
     def __init__(self) -> None:
         self.steps: list[_Step] = []
         """Calls to apply, in order."""
         self.closed = False
-        """Whether the block has ended, so that no call can be added."""
+        """Whether the block has ended. No more calls can then be added."""
 
     def set(self, *resources: ResourceLike, node: str = "", group: str = "") -> None:
         """Set resources for all nodes, or for one node or group.
 
-        Each replaces the one with its type and name.
+        A resource replaces one with the same type and name in the same scope.
 
         Args:
             resources: Resources, or messages that `xds.resources.resource` accepts.
@@ -92,7 +91,7 @@ class Change:
         Raises:
             TypeError: An argument has the wrong type.
             ValueError: Two resources have the same type and name, a type or name is invalid, or both `node`
-                and `group` are set. No resource of the call is set then.
+                and `group` are set. None of the resources is then set.
         """
         self._add(_Step(Scope.of(node, group), _to_resources(resources)))
 
@@ -102,23 +101,23 @@ class Change:
     @overload
     def remove(self, *resources: ResourceLike, node: str = "", group: str = "") -> None: ...
 
-    def remove(self, *what: str | ResourceLike, node: str = "", group: str = "") -> None:
+    def remove(self, *targets: str | ResourceLike, node: str = "", group: str = "") -> None:
         """Remove resources from exactly this scope.
 
-        Nodes then receive those of a wider scope, if there are any.
+        If a wider scope has a resource with the same type and name, nodes then receive that resource.
         Resources that are not set are ignored. To remove all resources of a type, call `replace` with an
         empty list.
 
         Args:
-            what: A type URL and names, or resources with the types and names to remove.
+            targets: A type URL and names, or resources with the types and names to remove.
             node: ID of the node to remove them from.
             group: Group of nodes to remove them from.
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: Nothing is given, a type URL has no names, or both `node` and `group` are set.
+            ValueError: `targets` is empty, a type URL has no names, or both `node` and `group` are set.
         """
-        self._add(_Step(Scope.of(node, group), removed=_to_keys(what)))
+        self._add(_Step(Scope.of(node, group), removed=_to_keys(targets)))
 
     def replace(
         self, resources: Iterable[ResourceLike], *, node: str = "", group: str = "", type_url: str = ""
@@ -149,12 +148,12 @@ class Change:
 
     def _add(self, step: _Step) -> None:
         if self.closed:
-            raise RuntimeError("this change has ended with its block: open another with store.change()")
+            raise RuntimeError("the block of this change has ended: start another with store.change()")
         self.steps.append(step)
 
 
 class ScopeView:
-    """The resources that the nodes of one scope receive. A view lives as long as a client uses it."""
+    """The resources that the nodes of one scope receive. A view exists as long as a client uses it."""
 
     __slots__ = ("__weakref__", "_parent", "scope", "snapshot")
 
@@ -165,11 +164,16 @@ class ScopeView:
         self._parent = parent
         """View of the next wider scope."""
 
-    def update(self, own: dict[str, ResourceSet], types: Iterable[str]) -> None:
-        """Rebuild some types of the snapshot, given the resources that are set in the scope itself."""
+    def update(self, scope_sets: dict[str, ResourceSet], types: Iterable[str]) -> None:
+        """Rebuild some types of the snapshot.
+
+        Args:
+            scope_sets: Resources that are set in exactly this scope, by type.
+            types: Types to rebuild.
+        """
         if self._parent is None:
-            self.snapshot = Snapshot(dict(own))
-        elif not own:
+            self.snapshot = Snapshot(dict(scope_sets))
+        elif not scope_sets:
             self.snapshot = self._parent.snapshot
         else:
             inherited = self._parent.snapshot
@@ -178,7 +182,7 @@ class ScopeView:
                 {
                     type_url: resources
                     if resources is not None and type_url not in types
-                    else _layered(own.get(type_url), inherited.of(type_url))
+                    else _layered(scope_sets.get(type_url), inherited.of(type_url))
                     for type_url, resources in current.items()
                 }
             )
@@ -189,8 +193,8 @@ class ScopeView:
         return types | self._parent.affected_types(changed) if self._parent else types
 
 
-def _layered(own: ResourceSet | None, inherited: ResourceSet) -> ResourceSet:
-    return ResourceSet(own.values(), base=inherited) if own else inherited
+def _layered(layer: ResourceSet | None, inherited: ResourceSet) -> ResourceSet:
+    return ResourceSet(layer.values(), base=inherited) if layer else inherited
 
 
 class Contents:
@@ -198,17 +202,17 @@ class Contents:
 
     def __init__(self) -> None:
         self.initialized = False
-        """Whether any change was applied. Before that, clients receive no response."""
+        """Whether a change was applied. Before the first change, clients receive no response."""
         self._sets: dict[Scope, dict[str, ResourceSet]] = {ALL_NODES: {}}
-        """Resources that are set in each scope.
+        """Resources that are set in each scope, by type.
 
-        `ALL_NODES` keeps types that are empty now, so that clients delete their resources.
+        `ALL_NODES` keeps types that have become empty, so that clients delete their resources.
         """
         self._all_nodes = ScopeView(ALL_NODES)
         self._groups: WeakValueDictionary[str, ScopeView] = WeakValueDictionary()
         self._nodes: WeakValueDictionary[tuple[str, str], ScopeView] = WeakValueDictionary()
         self._shared: WeakValueDictionary[tuple[str, str, str], Resource] = WeakValueDictionary()
-        """One object for each distinct resource, also if a program sets it for many nodes one by one."""
+        """One object for each distinct resource, even if a program sets it for many nodes separately."""
 
     def view(self, node: str, group: str) -> ScopeView:
         """Return the view of a node in a group."""
@@ -240,28 +244,27 @@ class Contents:
                 view.update(self._sets.get(view.scope, {}), types)
 
     def _resolve_steps(self, change: Change) -> dict[tuple[Scope, str], dict[str, Resource | None]]:
-        """Return the final resource of each name that the change touches; None for removed names."""
+        """Return the result of a change, by scope, type and name; None for removed resources."""
         result: dict[tuple[Scope, str], dict[str, Resource | None]] = {}
         for step in change.steps:
             if step.replaces:
-                touched = {type_url for scope, type_url in result if scope == step.scope}
-                for type_url in (
-                    (step.type_url,) if step.type_url else touched | {*self._sets.get(step.scope, ())}
-                ):
+                changed_types = {type_url for scope, type_url in result if scope == step.scope}
+                all_types = changed_types.union(self._sets.get(step.scope, ()))
+                for type_url in (step.type_url,) if step.type_url else all_types:
                     names = result.setdefault((step.scope, type_url), {})
-                    names.update(dict.fromkeys((*self._own_set(step.scope, type_url), *names)))
+                    names.update(dict.fromkeys((*self._scope_set(step.scope, type_url), *names)))
             for type_url, name in step.removed:
                 result.setdefault((step.scope, type_url), {})[name] = None
             for resource in step.resources:
                 result.setdefault((step.scope, resource.type_url), {})[resource.name] = resource
         return result
 
-    def _own_set(self, scope: Scope, type_url: str) -> ResourceSet:
+    def _scope_set(self, scope: Scope, type_url: str) -> ResourceSet:
         return self._sets.get(scope, {}).get(type_url, EMPTY)
 
     def _update_scope(self, scope: Scope, type_url: str, names: dict[str, Resource | None]) -> bool:
-        """Set and remove resources of one type in a scope. Return whether anything has changed."""
-        current = self._own_set(scope, type_url)
+        """Set and remove resources of one type in a scope. Return whether this changed anything."""
+        current = self._scope_set(scope, type_url)
         added = [
             self._deduplicate(resource)
             for resource in names.values()
@@ -299,37 +302,35 @@ def _to_resources(items: Iterable[ResourceLike]) -> tuple[Resource, ...]:
     return tuple(resources.values())
 
 
-def _to_keys(what: tuple[Any, ...]) -> tuple[ResourceKey, ...]:
-    """Return the types and names that are given as a type URL and names, or by resources."""
-    if what and isinstance(what[0], str):
-        type_url, *names = what
+def _to_keys(targets: tuple[Any, ...]) -> tuple[ResourceKey, ...]:
+    """Return the types and names of resources, or of a type URL followed by names."""
+    if targets and isinstance(targets[0], str):
+        type_url, *names = targets
         check_type(type_url)
         if not names:
             raise ValueError(
-                f"no names to remove after {type_url}; to remove all of the type, replace([], type_url=...)"
+                f"no names to remove after {type_url}; to remove a whole type, call replace([], type_url=...)"
             )
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"a type URL must be followed by names, not {type(name).__name__}")
             _check_name(type_url, name)
         return tuple((type_url, name) for name in names)
-    if not what:
+    if not targets:
         raise ValueError(
-            "nothing to remove: give a type URL and names, or resources;"
-            " to remove all of a type, replace([], type_url=...), or all, replace([])"
+            "nothing to remove: pass a type URL and names, or resources;"
+            " to remove a whole type, call replace([], type_url=...), or for all types, replace([])"
         )
-    return tuple((resource.type_url, resource.name) for resource in map(_to_resource, what))
+    return tuple((resource.type_url, resource.name) for resource in map(_to_resource, targets))
 
 
 def _check_name(type_url: str, name: str) -> None:
     """Raise ValueError for a name that no resource can have."""
     kind = type_url.rpartition(".")[2]
     if not name:
-        raise ValueError(f"{kind} without a name: clients ask for resources by name; give it one")
+        raise ValueError(f"{kind} without a name: clients request resources by name")
     if name == WILDCARD:
-        raise ValueError(
-            f"{kind} {name}: requests use this name for all resources of a type; give it another"
-        )
+        raise ValueError(f"{kind} {name}: this name is reserved, because it requests all resources of a type")
 
 
 def _to_resource(item: ResourceLike) -> Resource:

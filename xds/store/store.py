@@ -23,16 +23,17 @@ class Store:
     A node receives the resources that are set for all nodes, for its group and for itself. Of two resources
     with the same type and name, the one with the narrower scope is served.
 
-    Clients receive no response before the first change, so that a server that starts does not tell its
-    clients to delete everything. If there are no resources, call `store.replace([])`.
+    Clients receive no response before the first change. Otherwise, a restarted server would make its clients
+    delete everything. If there are no resources, call `store.replace([])`.
 
     Methods do not block. They must be called on the event loop's thread; a call from another thread raises
-    RuntimeError. Before an event loop runs, any thread may call them. Clients receive changes when the event
-    loop continues: changes without an `await` in between, or in one `change()`, reach each node in one
-    snapshot.
+    RuntimeError. Before an event loop runs, any thread may call them.
+
+    Changes are sent when the event loop continues. A node receives changes without an `await` in between, or
+    in one `change()` block, in one snapshot.
 
     Args:
-        group: Returns the group of a node; the default is the node's cluster. It may raise
+        group: Returns the group of a node. The default is the node's cluster. It may raise
             `xds.server.Refused`, which ends the node's stream.
     """
 
@@ -50,7 +51,7 @@ class Store:
     def set(self, *resources: ResourceLike, node: str = "", group: str = "") -> None:
         """Set resources for all nodes, or for one node or group.
 
-        Arguments and errors are those of `Change.set`.
+        See `Change.set` for arguments and errors.
         """
         with self.change() as change:
             change.set(*resources, node=node, group=group)
@@ -61,17 +62,17 @@ class Store:
     @overload
     def remove(self, *resources: ResourceLike, node: str = "", group: str = "") -> None: ...
 
-    def remove(self, *what: str | ResourceLike, node: str = "", group: str = "") -> None:
-        """Remove resources from exactly one scope. Arguments and errors are those of `Change.remove`."""
+    def remove(self, *targets: str | ResourceLike, node: str = "", group: str = "") -> None:
+        """Remove resources from exactly one scope. See `Change.remove` for arguments and errors."""
         with self.change() as change:
-            change.remove(*what, node=node, group=group)  # type: ignore[arg-type]
+            change.remove(*targets, node=node, group=group)  # type: ignore[arg-type]
 
     def replace(
         self, resources: Iterable[ResourceLike], *, node: str = "", group: str = "", type_url: str = ""
     ) -> None:
         """Set the resources of a scope and remove all others.
 
-        Arguments and errors are those of `Change.replace`.
+        See `Change.replace` for arguments and errors.
         """
         with self.change() as change:
             change.replace(resources, node=node, group=group, type_url=type_url)
@@ -118,19 +119,19 @@ class Store:
         return events
 
     async def applied(self, *, node: str = "", group: str = "") -> None:
-        """Wait until all clients that are connected now have ACKed all resources that they subscribe to.
+        """Wait until all currently connected clients have ACKed all resources that they subscribe to.
 
-        This includes the resources that these make a client subscribe to. A client may still have a removed
-        resource afterwards, as long as another resource refers to it. There is no timeout; use
-        `asyncio.timeout`.
+        This includes resources that a client subscribes to because other resources refer to them. A client
+        may still have a removed resource afterwards, as long as another resource refers to it. There is no
+        timeout; use `asyncio.timeout`.
 
         Args:
             node: ID of the node whose streams to wait for. The default is all clients.
             group: Group of the nodes whose streams to wait for.
 
         Raises:
-            NackError: A client rejected a resource. It does not receive that resource again until it changes.
-            RuntimeError: The store has had no change yet, so clients receive no response.
+            NackError: A client rejected a resource. The resource is not sent again until it changes.
+            RuntimeError: No change was applied yet, so clients receive no response.
         """
         self._check_thread()
         if not self._contents.initialized:
@@ -149,7 +150,7 @@ class Store:
     # --- calls of the discovery service (xds.server.Proxies) ---
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
-        """Register a stream that has opened, and publish the node's snapshot to it."""
+        """Register a new stream, and publish the node's snapshot to it."""
         self._check_thread()
         group = self._group(node)
         if not isinstance(group, str):
@@ -165,7 +166,7 @@ class Store:
         return client
 
     def disconnect(self, subscriber: Subscriber) -> None:
-        """Unregister a stream that has ended."""
+        """Unregister a stream."""
         client = self._clients.pop(subscriber)
         for waiter in self._waiters:
             waiter.discard(client)
@@ -179,7 +180,7 @@ class Store:
         self._emit(client, event)
 
     def _check_thread(self) -> None:
-        """Remember the event loop. Raise RuntimeError on a thread other than the loop's."""
+        """Record the running event loop. Raise RuntimeError on any other thread than the loop's."""
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:

@@ -67,4 +67,4 @@ def without_private_key(snapshot: Snapshot) -> Snapshot:
     """Return the snapshot for unauthenticated callers."""
     secrets = [secret for secret in snapshot.of(SECRET).values() if secret.name != CERTIFICATE]
     types = {**snapshot.types, SECRET: ResourceSet(secrets)}
-    return replace(snapshot, types=types, refusals={(SECRET, CERTIFICATE): NO_KEY})
+    return replace(snapshot, types=types, denials={(SECRET, CERTIFICATE): NO_KEY})
