@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from envoy_data_plane.envoy.service.runtime.v3 import Runtime
 
@@ -30,13 +29,6 @@ async def test_the_first_program_runs(tmp_path):
     program.write_text(first.replace("127.0.0.1:18000", "127.0.0.1:0"))
     async with running(str(program)) as started:
         await started.wait_for(r"serving xDS .*port=\d+")
-
-
-def test_the_bootstrap_that_is_shown_is_the_examples():
-    (shown,) = re.findall(r"```yaml\n(.*?)```", TUTORIAL, re.DOTALL)
-    example = yaml.safe_load((ROOT / "examples" / "library" / "envoy.yaml").read_text())
-    del example["admin"]
-    assert yaml.safe_load(shown) == example
 
 
 LOG = """
