@@ -83,12 +83,12 @@ def _relevant_content(rule: DestinationRule) -> tuple[str, frozenset[Send], froz
     return rule.host, frozenset(_sends_under(rule, ())), frozenset(_sends_under(rule, tuple(Send)))
 
 
-def installed_rules(config: MeshConfig) -> dict[Ref, DestinationRule]:
+def default_rules(config: MeshConfig) -> dict[Ref, DestinationRule]:
     """Return the DestinationRules that the installation creates."""
     return {fact.ref: fact for fact in default_objects(config) if isinstance(fact, DestinationRule)}
 
 
-def without_effect(rule: DestinationRule) -> DestinationRule:
+def placeholder_for(rule: DestinationRule) -> DestinationRule:
     """Return a rule without settings, as a placeholder for a rule that is held."""
     return replace(rule, policy=None, subsets=())
 
