@@ -204,7 +204,7 @@ async def test_internal_error_is_500_and_logged_once(proxies, poller):
 
     proxies.observe = fail
     with capture_logs() as logs:
-        assert await poller.ask("clusters") == (500, "internal error; see the log of the server\n")
+        assert await poller.ask("clusters") == (500, "internal error; see the server's log\n")
     (line,) = (line for line in logs if line["log_level"] == "error")
     assert "ZeroDivisionError" in line["stack"]
     assert proxies.subscribers == []
