@@ -232,7 +232,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no typ
         else:
             self._connections.mark_proven(context)
 
-    async def Watch(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802 - gRPC's name
+    async def Watch(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
         """Watch a status, in plaintext only. Over TLS, unauthenticated callers must not keep streams open."""
         if is_encrypted(context):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Watch is not available over TLS: use Check")
@@ -248,7 +248,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no typ
         finally:
             self._watches -= 1
 
-    async def List(self, _: object, context: grpc.aio.ServicerContext) -> None:  # noqa: N802 - gRPC's name
+    async def List(self, _: object, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
         """Abort as unimplemented. The inherited method would use a thread for that."""
         await context.abort(
             grpc.StatusCode.UNIMPLEMENTED, "use Check or Watch; reflection lists the services"

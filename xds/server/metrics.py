@@ -84,7 +84,7 @@ class StreamMetrics:
             self._metrics_of(type_url)  # Export zeros, so that the first event is visible as an increase.
 
     def _metrics_of(self, type_url: str) -> _TypeMetrics:
-        """Return the metrics of a type. They are cached, because looking up labels is slower than counting."""
+        """Return the metrics of a type. They are cached, because a lookup is slower than counting."""
         label = type_label(type_url)
         metrics = self._by_type.get(label)
         if metrics is None:

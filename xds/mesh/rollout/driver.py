@@ -257,7 +257,7 @@ class RolloutDriver:
         self.checked_at, self._must_check = now, False
         peers = self.sync.peer_view(now) if self.sync else PeerView()
         if not (self.is_active or self._has_skipped):
-            # No transition needs a generation. A new one needs the set of proxies to wait for.
+            # Generations matter only during a transition. A new one needs the set of proxies to wait for.
             proxies = [*self._tracked_proxies(mesh, now)]
             return ObservedState(
                 servers={Ref("Pod", *key): -1 for key, _ in proxies},
