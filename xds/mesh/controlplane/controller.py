@@ -109,6 +109,7 @@ class Controller:
         self._serve_keys = serve_keys
         self._now = now
         self._streams: dict[PodName, set[Subscriber]] = {}
+        """The streams of each connected pod."""
         self.rollouts = RolloutDriver(self._streams, rollout_timeout)
         """Driver of the rollouts that are in progress."""
         self.sidecars = SidecarTracker(lambda: self.mesh, self._streams)
@@ -116,7 +117,7 @@ class Controller:
         self.mesh_lock = asyncio.Lock()
         """Lock on the mesh and the rollouts. Acquire it to read both consistently."""
         self._due: dict[PodName, float | None] = {}
-        """Queue of pods to translate, each with the time of its oldest unpublished change."""
+        """Queue of pods to translate, with the time of the oldest unpublished change; None without one."""
         self._rollout_log = RolloutLog()
         self._deferred: set[PodName] = set()
         """Pods whose first snapshot waits for reconnecting proxies to report their state."""
@@ -294,7 +295,7 @@ class Controller:
                 await self._wait_for_work()
 
     def _must_apply(self) -> bool:
-        """Return whether the debounce of pending changes has ended."""
+        """Return whether to apply pending changes now: peers are synced, and the debounce has ended."""
         now = asyncio.get_running_loop().time()
         return (
             bool(self._pending)
@@ -324,8 +325,8 @@ class Controller:
             self.stats.batches += 1
             self.stats.apply_seconds += time.perf_counter() - started_at
         for ref in change.removed:
-            if isinstance(removed := old_mesh.get(ref), Pod):
-                self._issuer.forget(removed)
+            if isinstance(removed_pod := old_mesh.get(ref), Pod):
+                self._issuer.forget(removed_pod)
                 self.sidecars.forget((ref.namespace, ref.name))
         for key, streams in self._streams.items():
             pod, old_pod = self.mesh.pod(*key), old_mesh.pod(*key)
@@ -415,15 +416,15 @@ class Controller:
         keyless: Snapshot | None = None
         for subscriber in self._streams.get(key, ()):
             if not self._may_receive_key(subscriber):
-                new = keyless = keyless or without_private_key(snapshot)
+                new_snapshot = keyless = keyless or without_private_key(snapshot)
             elif with_key:
-                new = snapshot
+                new_snapshot = snapshot
             else:
                 # This stream connected after the translation started: it gets a key from the next one.
                 continue
             current = subscriber.snapshot
-            if current is None or current != new or current.generation != new.generation:
-                subscriber.publish(new, changed_at)
+            if current is None or current != new_snapshot or current.generation != new_snapshot.generation:
+                subscriber.publish(new_snapshot, changed_at)
 
     def _must_defer(self, key: PodName, now: float) -> bool:
         """Return whether a pod's snapshot must wait until reconnecting proxies have reported their state."""
