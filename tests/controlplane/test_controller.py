@@ -179,7 +179,7 @@ async def test_translation_yields_to_the_event_loop(monkeypatch: pytest.MonkeyPa
             yield
         return Snapshot()
 
-    monkeypatch.setattr(module, "steps", slow)
+    monkeypatch.setattr(module, "translation_steps", slow)
     async with running(pod("a"), pod("bb")) as controller:
         streams = [controller.connect(node(name), STREAM) for name in ("a", "bb")]
         turns = 0
@@ -206,7 +206,7 @@ async def test_superseded_translation_is_abandoned_but_not_twice(
         finally:
             ended.append((pod.name, whole))
 
-    monkeypatch.setattr(module, "steps", slow)
+    monkeypatch.setattr(module, "translation_steps", slow)
     async with running(pod("a"), pod("bb")) as controller:
         await published(controller.connect(node("a"), STREAM))
         await published(controller.connect(node("bb"), STREAM))
@@ -222,7 +222,7 @@ async def test_failed_translation_does_not_block_other_pods(
             raise RuntimeError("a bug")
         return steps(mesh, pod, secrets)
 
-    monkeypatch.setattr(module, "steps", broken)
+    monkeypatch.setattr(module, "translation_steps", broken)
     async with running(pod("a"), pod("bb"), service("web")) as controller:
         with capture_logs() as logs:
             controller.connect(node("a"), STREAM)

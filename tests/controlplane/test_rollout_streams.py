@@ -150,15 +150,15 @@ async def test_unknown_pods_do_not_block_and_leave_no_state() -> None:
         await becomes_strict_soon(controller, web)
 
 
-async def test_held_proxy_of_deleted_pod_is_released() -> None:
+async def test_deferred_proxy_of_deleted_pod_is_released() -> None:
     async with running(*FACTS) as controller:
         client = Sidecar(controller, "client", "ns")
         client.brings = {CLUSTER: {"gone": "1"}}
         async with client:
-            await eventually(lambda: ("ns", "client") in controller._held, timeout=WITHIN)
+            await eventually(lambda: ("ns", "client") in controller._deferred, timeout=WITHIN)
             controller.change(Change(removed=(Ref("Pod", "ns", "client"),)))
             controller.rollouts._recovery_ends = 0.0
-            await eventually(lambda: not controller._held, timeout=WITHIN)
+            await eventually(lambda: not controller._deferred, timeout=WITHIN)
 
 
 async def test_failed_observation_does_not_stop_a_rollout(monkeypatch) -> None:
@@ -166,14 +166,14 @@ async def test_failed_observation_does_not_stop_a_rollout(monkeypatch) -> None:
         web.withholds = {LISTENER}
         set_mode(controller, "STRICT")
         await until_waiting_for(controller, "listener")
-        observe, calls = controller.rollouts.observe, []
+        collect_progress, calls = controller.rollouts.collect_progress, []
 
         def fail_once(*args: object) -> object:
             calls.append(args)
             if len(calls) == 1:
                 raise RuntimeError("a bug")
-            return observe(*args)
+            return collect_progress(*args)
 
-        monkeypatch.setattr(controller.rollouts, "observe", fail_once)
+        monkeypatch.setattr(controller.rollouts, "collect_progress", fail_once)
         web.answer(LISTENER)
         await web.until(lambda: web.accepts(PORT) == "S")

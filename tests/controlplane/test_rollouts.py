@@ -252,9 +252,9 @@ async def test_new_client_is_held_while_servers_reconnect(
         back, new = (Sidecar(controller, name, "ns") for name in ("client", "other"))
         back.brings = {CLUSTER: {"a": "1"}, LISTENER: {"virtualInbound": f"0.{PORT}S"}}
         await stack.enter_async_context(back)
-        await eventually(lambda: ("ns", "client") in controller._held, timeout=WITHIN)
+        await eventually(lambda: ("ns", "client") in controller._deferred, timeout=WITHIN)
         await stack.enter_async_context(new)
-        await eventually(lambda: ("ns", "other") in controller._held, timeout=WITHIN)
+        await eventually(lambda: ("ns", "other") in controller._deferred, timeout=WITHIN)
         web = Sidecar(controller, "web", "ns")
         web.brings, web.withholds = (
             {CLUSTER: {"a": "1"}, LISTENER: {"virtualInbound": f"0.{PORT}D"}},
@@ -276,7 +276,7 @@ async def test_restarted_control_plane_recovers_active_modes() -> None:
         client.brings = versions["client"]
         await stack.enter_async_context(client)
         # The client reconnects first. What it should send depends on a server that may be about to reconnect.
-        await eventually(lambda: ("ns", "client") in controller._held, timeout=WITHIN)
+        await eventually(lambda: ("ns", "client") in controller._deferred, timeout=WITHIN)
         assert client.subscriber.snapshot is None
         web = Sidecar(controller, "web", "ns")
         web.brings, web.withholds = versions["web"], {LISTENER}
@@ -382,6 +382,6 @@ async def test_failed_step_is_logged_once_and_retried(monkeypatch) -> None:
 
 async def test_deleted_pod_is_forgotten_by_the_driver() -> None:
     async with world() as (controller, _web, _client):
-        assert ("ns", "web") in controller.rollouts._reported
+        assert ("ns", "web") in controller.rollouts._known_listeners
         controller.change(Change(removed=(Ref("Pod", "ns", "web"),)))
-        await eventually(lambda: ("ns", "web") not in controller.rollouts._reported, timeout=WITHIN)
+        await eventually(lambda: ("ns", "web") not in controller.rollouts._known_listeners, timeout=WITHIN)

@@ -24,7 +24,7 @@ async def test_problem_of_a_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -
             raise RuntimeError("a bug")
         return (yield from steps(mesh, pod, secrets))
 
-    monkeypatch.setattr(module, "steps", build)
+    monkeypatch.setattr(module, "translation_steps", build)
     async with running(service("web")) as controller:
         subscriber = controller.connect(node("a"), STREAM)
         assert controller.problem_of(subscriber) == "its pod is not known"
@@ -81,7 +81,7 @@ async def test_superseded_translation_keeps_the_change_time(monkeypatch: pytest.
                 yield
         return (yield from steps(mesh, pod, secrets))
 
-    monkeypatch.setattr(module, "steps", slow)
+    monkeypatch.setattr(module, "translation_steps", slow)
     loop = asyncio.get_running_loop()
     async with running(pod("a"), service("web")) as controller:
         subscriber = controller.connect(node("a"), STREAM)

@@ -297,7 +297,7 @@ async def test_streams_without_a_request(shared) -> None:
     assert set(ends) == {
         (
             EXHAUSTED,
-            f"{limit} calls of this caller without a request are open, the limit: send requests",
+            f"the caller has {limit} calls without a request, the maximum: send requests",
         )
     }
     honest_sidecar_is_served(cost)

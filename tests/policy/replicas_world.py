@@ -69,7 +69,7 @@ class Replicas(Proxies):
         new.mesh = rollouts.first_mesh(
             Change(applied=tuple(self.facts.values())), self.observed_by(new), self.now
         )
-        rollouts.publish()
+        rollouts.publish_report()
         self.replicas[name] = new
 
     def kill(self, name: str, successor: str) -> None:
@@ -106,7 +106,7 @@ class Replicas(Proxies):
         for change in self.changes[replica.changes_read : replica.changes_read + count]:
             replica.changes_read += 1
             replica.mesh = replica.rollouts.apply(replica.mesh, change, self.observed_by(replica), self.now)
-            replica.rollouts.publish()
+            replica.rollouts.publish_report()
 
     def learn_at_once(self, replica: Replica) -> None:
         """Let a replica apply all new changes in one batch, without the states in between."""
@@ -119,7 +119,7 @@ class Replicas(Proxies):
             removed=tuple(ref for ref, fact in last.items() if fact is None),
         )
         replica.mesh = replica.rollouts.apply(replica.mesh, change, self.observed_by(replica), self.now)
-        replica.rollouts.publish()
+        replica.rollouts.publish_report()
 
     def step(self) -> None:
         for replica in self.replicas.values():
@@ -132,7 +132,7 @@ class Replicas(Proxies):
 
     def advance_at(self, replica: Replica) -> None:
         replica.mesh = replica.rollouts.advance(replica.mesh, self.observed_by(replica), self.now)
-        replica.rollouts.publish()
+        replica.rollouts.publish_report()
 
     def observed_by(self, replica: Replica) -> ObservedState:
         return ObservedState(

@@ -149,7 +149,7 @@ async def test_type_without_resources_is_an_empty_response(poller):
         (b'{"node": {"cluster": "x"}}', "node.id"),
         (b'{"node": {"id": "x"}, "type_url": "y"}', "not y"),
         (b"[" * 20_000, "nested too deeply"),
-        (b'{"node": {"id": ' + b"1" * 5000 + b"}}", "a number of more than 32 characters"),
+        (b'{"node": {"id": ' + b"1" * 5000 + b"}}", "a number with more than 32 characters"),
     ],
 )
 async def test_invalid_request_is_400_with_the_reason(proxies, poller, body, problem):
@@ -204,7 +204,7 @@ async def test_internal_error_is_500_and_logged_once(proxies, poller):
 
     proxies.observe = fail
     with capture_logs() as logs:
-        assert await poller.ask("clusters") == (500, "internal error; see the log of the server\n")
+        assert await poller.ask("clusters") == (500, "internal error; see the server's log\n")
     (line,) = (line for line in logs if line["log_level"] == "error")
     assert "ZeroDivisionError" in line["stack"]
     assert proxies.subscribers == []

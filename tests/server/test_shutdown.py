@@ -40,7 +40,7 @@ async def test_stream_without_a_request_times_out(proxies, server, channel, monk
         code, details = await asyncio.wait_for(Client(channel).end(), 10)
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert details == "no request arrived within 0.05 s; send one when the stream opens"
-    assert [line["event"] for line in logs] == ["stream without a request"]
+    assert [line["event"] for line in logs] == ["call timed out without a request"]
     assert server.discovery.failed[grpc.StatusCode.DEADLINE_EXCEEDED] == 1
     assert not server.discovery._pending
     assert proxies.streams == []

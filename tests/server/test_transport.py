@@ -155,7 +155,7 @@ async def ends_with_internal(proxies: OneForAll, channel: grpc.aio.Channel, vari
         client = Client(channel, variant)
         await client.ask(CLUSTER)
         code, details = await asyncio.wait_for(client.end(), 10)
-    assert (code, details) == (grpc.StatusCode.INTERNAL, "internal error; see the log of the server")
+    assert (code, details) == (grpc.StatusCode.INTERNAL, "internal error; see the server's log")
     (line,) = (line for line in logs if line["log_level"] == "error")
     assert "ZeroDivisionError" in line["stack"]
     assert "exc_info" not in line

@@ -1,6 +1,6 @@
 """The discovery services over gRPC and REST.
 
-`XdsServer` is a complete gRPC server. `DiscoveryService` is a servicer for a server of your own.
+`XdsServer` is a complete gRPC server. `DiscoveryService` adds the services to a gRPC server of your own.
 `xds.server.rest.RestServer` serves clients that poll with HTTP and JSON. A `Proxies` object decides what each
 client gets.
 """

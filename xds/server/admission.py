@@ -1,8 +1,10 @@
 """Authorization of unary calls before their request is read.
 
-gRPC reads the request of a unary call, up to 32 MiB, before the handler knows of the call. Twenty calls of an
-unauthenticated client would hold half a gigabyte. A stream of requests has the same wire format, and gRPC
-reads a request only when the handler asks for it.
+gRPC reads the request of a unary call, up to 32 MiB, before it calls the handler. With twenty calls, an
+unauthenticated client could make the server use more than half a gigabyte.
+
+All methods are therefore registered with a stream of requests. The wire format is the same, and gRPC reads a
+request only when the handler asks for it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import grpc
 import grpc.aio
 
 FIRST_REQUEST_TIMEOUT = 30.0
-"""Seconds in which the first request of a call must arrive."""
+"""Time within which the first request of a call must arrive, in seconds."""
 
 Check: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[None]]
 """Admits a caller, or aborts the call."""
@@ -26,7 +28,7 @@ _Behavior: TypeAlias = Callable[[Any, grpc.aio.ServicerContext], Any]
 
 
 class CheckedServer:
-    """A server for generated `add_..._to_server` functions that reads no request of a refused caller.
+    """A server for generated `add_..._to_server` functions. It reads no requests of callers that are refused.
 
     Args:
         server: Server to add the services to.

@@ -1,7 +1,7 @@
 """Drop packets of blocked addresses in the kernel, before a connection exists.
 
-A socket filter (SO_ATTACH_FILTER with a classic BPF program) needs no privileges. A connection inherits the
-filter that its listener has when the connection is made. Later changes do not affect it.
+A socket filter (SO_ATTACH_FILTER with a classic BPF program) needs no privileges. A new connection inherits
+its listener's filter. Later changes of the listener's filter do not affect the connection.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def network_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> Networ
 
 
 def block(listener: socket.socket, networks: Iterable[Network]) -> None:
-    """Make a listening socket drop packets of exactly these networks.
+    """Make a listening socket drop packets from these networks, and from no others.
 
     Args:
         listener: Listening TCP socket.
@@ -83,5 +83,5 @@ def _program(networks: Iterable[Network]) -> bytes:
 
 
 def _instruction(code: int, operand: int, *, skip_unless_equal: int = 0) -> bytes:
-    """Encode an instruction. A comparison that fails skips the next `skip_unless_equal` instructions."""
+    """Encode an instruction. A comparison skips `skip_unless_equal` instructions if the values differ."""
     return struct.pack("HBBI", code, 0, skip_unless_equal, operand)

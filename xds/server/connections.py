@@ -1,13 +1,15 @@
 """Limits for connections whose callers are not authenticated.
 
-gRPC accepts connections itself, reports only calls to Python, and has no limit per address. `ConnectionGuard`
+gRPC accepts connections itself, passes only calls to Python, and has no limit per address. `ConnectionGuard`
 therefore finds the connections of a server among the file descriptors of this process. The services report
-their calls. A connection is proven once a call on it is accepted; in plaintext, any answered call counts. The
-guard shuts down unproven connections that stay too long, are too many, or send too much.
+their calls to it.
 
-Calls wait in one queue, and gRPC does not remove the calls of closed connections from it. An address that
-makes too many calls is therefore blocked for a while. A proven connection is ended only if its caller makes
-more calls than `PROVEN_CALLS`.
+A connection is proven once a call on it is accepted. In plaintext, any answered call counts. The guard shuts
+down unproven connections that stay open too long, are too many, or send too much. A proven connection is
+ended only if its caller makes more calls than `PROVEN_CALLS`.
+
+Calls wait in one queue, and gRPC does not remove the calls of closed connections from it. The guard therefore
+blocks an address that makes too many calls for a while.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ from xds.server.token_bucket import TokenBucket
 log = structlog.get_logger(__name__)
 
 PROOF_TIMEOUT: Final = 15.0
-"""Seconds in which a connection must make an accepted call. Proxies make one as soon as they connect."""
+"""Time within which a connection must be proven, in seconds. Proxies make a call as soon as they connect."""
 CROWDED_PROOF_TIMEOUT: Final = 5.0
-"""Seconds for the same, for connections beyond MAX_UNPROVEN_PER_ADDRESS of their address."""
+"""The same for connections beyond MAX_UNPROVEN_PER_ADDRESS of their address, in seconds."""
 MAX_UNPROVEN_PER_ADDRESS: Final = 32
-"""Unproven connections of one address that get the whole PROOF_TIMEOUT.
+"""Number of unproven connections of one address that may use the whole PROOF_TIMEOUT.
 
-It is the number of pods behind one NAT that may connect at once.
+This is the number of pods behind one NAT that may connect at once.
 """
 MAX_UNPROVEN: Final = 4_096
 """Maximum number of unproven connections in total.
@@ -54,7 +56,7 @@ A connection costs about 50 kB over TLS. The limit must allow a whole mesh to re
 MAX_UNPROVEN_BYTES: Final = 5 << 18
 """Maximum number of bytes that an unproven connection may send.
 
-Until a call is accepted, flow control limits an honest client to 64 KiB for each of at most 16 streams.
+Until a call is accepted, flow control limits an honest client to 64 KiB on each of at most 16 streams.
 """
 UNPROVEN_CALLS: Final = (100, 10)
 """Unproven calls of one address: burst and rate per second.
@@ -62,11 +64,11 @@ UNPROVEN_CALLS: Final = (100, 10)
 A proxy with an invalid token retries at most once per second.
 """
 BLOCK_TIME: Final = 5.0
-"""Seconds for which an address is blocked that exceeds the limits of unproven calls or bytes."""
+"""Seconds for which an address is blocked if it exceeds the limit of unproven calls or bytes."""
 ALL_UNPROVEN_CALLS: Final = (1_000, 200)
 """Unproven calls of all addresses: burst and rate per second.
 
-An attacker may have many addresses. A refused call takes about 0.3 ms of the event loop.
+An attacker may have many addresses. A refused call uses about 0.3 ms of the event loop's time.
 """
 PROVEN_CALLS: Final = (1_000, 100)
 """Calls of a proven caller from one address: burst and rate per second. A proxy makes one per connection."""
@@ -76,20 +78,23 @@ MAX_BACKLOG: Final = 60.0
 """Maximum extension of PROOF_TIMEOUT in seconds, while honest callers wait for their calls to be handled."""
 
 _SCAN_INTERVAL: Final = 0.5
-"""Minimum seconds between two scans; a quarter of it if a connection to end has no known descriptor."""
-_SCAN_INTERVAL_PER_DESCRIPTOR: Final = 0.0002
-"""Seconds between two scans, for each file descriptor.
+"""Minimum interval between scans, in seconds.
 
-A check of a descriptor takes 3 µs, so scans use at most 1.5 % of the time.
+The interval is a quarter of this if a connection that must end has no known descriptor.
+"""
+_SCAN_INTERVAL_PER_DESCRIPTOR: Final = 0.0002
+"""Minimum interval between scans for each file descriptor, in seconds.
+
+Checking a descriptor takes 3 µs, so scans use at most 1.5 % of the time.
 """
 _SCAN_BATCH: Final = 250
-"""Descriptors or connections checked before other tasks run, which takes 2 ms."""
+"""Number of descriptors or connections that are checked before other tasks run. This takes 2 ms."""
 _BACKLOG_TTL: Final = 60.0
 """Seconds for which an observed backlog extends the timeouts."""
 _LOG_INTERVAL: Final = 10.0
-"""Minimum interval of log lines, in seconds."""
+"""Minimum interval between log lines, in seconds."""
 _MAX_BUCKETS: Final = 4_096
-"""Maximum number of remembered addresses and callers."""
+"""Maximum number of addresses and callers whose calls are counted."""
 _MAX_BLOCKED: Final = 256
 """Maximum number of blocked addresses.
 
@@ -98,7 +103,7 @@ The kernel accepts 4,096 instructions, and an address needs up to five.
 _DESCRIPTORS: Final = "/proc/self/fd"
 """Directory of the file descriptors of this process."""
 _BYTES_RECEIVED: Final = struct.Struct("=128xQ")
-"""Offset of `tcpi_bytes_received` in the `struct tcp_info` of Linux."""
+"""Position of `tcpi_bytes_received` in Linux's `struct tcp_info`."""
 
 _Key = tuple[Address, int]
 
@@ -127,32 +132,32 @@ class _Connection:
     network: Network
     """Unit of per-address limits that the client belongs to."""
     since: float
-    """Time it was first seen, in seconds of the event loop's clock."""
+    """Time the connection was first seen, in seconds of the event loop's clock."""
     age: float = 0.0
-    """Age in seconds, without the time in which this process was too busy to scan."""
+    """Age in seconds, not counting times when this process was too busy to scan."""
     sockets: dict[int, int] = field(default_factory=dict)
     """File descriptors by inode; empty until a scan finds them.
 
-    A client may use one local port for connections to several of our ports.
+    A client may use one local port for connections to several ports of the server.
     """
     proven: TokenBucket | None = None
-    """Calls of its proven caller; None while the connection is unproven."""
+    """Bucket for calls of the proven caller; None while the connection is unproven."""
     is_authenticated: bool = False
-    """Whether that caller presented a credential."""
+    """Whether the proven caller presented a credential."""
     end_reason: str = ""
     """Reason to end the connection as soon as its descriptor is known; empty to keep it."""
 
 
 @dataclass(slots=True)
 class _EndedConnections:
-    """Ended connections that were not logged yet."""
+    """Ended connections that have not been logged."""
 
     reasons: Counter[str] = field(default_factory=Counter)
     addresses: set[Address] = field(default_factory=set)
 
 
 class ConnectionGuard:
-    """Ends unproven connections that exceed their limits. It works on Linux only.
+    """Ends connections that exceed their limits. It works only on Linux.
 
     The services report accepted calls with `mark_proven` and other calls with `record_unproven`. Connections
     are ended only while `run` is active.
@@ -160,13 +165,13 @@ class ConnectionGuard:
 
     def __init__(self) -> None:
         self.own_services: set[str] = set()
-        """Full names of services that report their calls themselves. All others accept all callers."""
+        """Full names of services that report their own calls. All other services accept all callers."""
         self.ended: Counter[str] = Counter(dict.fromkeys(_REASONS, 0))
         """Number of ended connections, by reason."""
         self.unproven_calls = 0
-        """Number of calls that were refused, or were answered without proof."""
+        """Number of calls that were refused, or were answered without proving the connection."""
         self._connections: dict[_Key, _Connection] = {}
-        self._others: set[int] = set()
+        self._other_sockets: set[int] = set()
         """Inodes of sockets that are not connections of the server."""
         self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
         self._all_unproven_bucket = TokenBucket(*ALL_UNPROVEN_CALLS)
@@ -203,12 +208,12 @@ class ConnectionGuard:
         self._charge(connection, connection.proven, now)
 
     def record_unproven(self, context: grpc.aio.ServicerContext, *, undecided: bool = False) -> None:
-        """Record a call that was refused, or was answered without proof.
+        """Record a call that was refused, or was answered without proving the connection.
 
         Args:
             context: Context of the call.
             undecided: Whether the credential could not be checked, such as while the API server is down. This
-                affects all honest callers at once, so only the limit per address applies.
+                affects all honest callers at the same time, so only the limit per address applies.
         """
         self.unproven_calls += 1
         if not (connection := self._connection_of(context)):
@@ -217,18 +222,18 @@ class ConnectionGuard:
         if connection.proven:
             self._charge(connection, connection.proven, now)
             return
-        own_bucket = self._bucket(connection.network, UNPROVEN_CALLS)
-        exceeds_bucket = not own_bucket.take(now)
+        address_bucket = self._bucket(connection.network, UNPROVEN_CALLS)
+        exceeds_bucket = not address_bucket.take(now)
         if exceeds_bucket or not (undecided or self._all_unproven_bucket.take(now)):
-            # Do not block an address with few calls because of the calls of others.
-            if exceeds_bucket or own_bucket.is_half_spent:
+            # Do not block an address with few calls because of calls from other addresses.
+            if exceeds_bucket or address_bucket.is_half_spent:
                 self._block(connection.network, now)
             self._end(connection, _TOO_MANY_UNPROVEN_CALLS)
 
     def _charge(self, connection: _Connection, bucket: TokenBucket, now: float) -> None:
         """Count a call of a proven caller, and end the connection if it exceeds the limit."""
         if not bucket.take(now):
-            if connection.is_authenticated:  # A plaintext address may have many clients.
+            if connection.is_authenticated:  # In plaintext, an address may have many clients.
                 self._block(connection.network, now)
             self._end(connection, _TOO_MANY_CALLS)
 
@@ -288,13 +293,13 @@ class ConnectionGuard:
         return bucket
 
     async def _scan(self, ports: Collection[int]) -> None:
-        """Update the set of connections, and end those that exceed a limit."""
-        began = _now()
+        """Update the set of connections, and end connections that exceed a limit."""
+        started_at = _now()
         seen_inodes: set[int] = set()
         connection_by_inode = {
             inode: connection for connection in self._connections.values() for inode in connection.sockets
         }
-        descriptors = os.listdir(_DESCRIPTORS)  # noqa: PTH208 - there may be 10,000 of them, twice a second
+        descriptors = os.listdir(_DESCRIPTORS)  # noqa: PTH208 - faster: there may be 10,000, twice a second
         for start in range(0, len(descriptors), _SCAN_BATCH):
             for descriptor in map(int, descriptors[start : start + _SCAN_BATCH]):
                 if (inode := _inode(descriptor)) and inode not in seen_inodes:
@@ -303,16 +308,16 @@ class ConnectionGuard:
                         connection.sockets[inode] = descriptor
                     elif inode in self._listeners:
                         self._listeners[inode] = descriptor
-                    elif inode not in self._others:
+                    elif inode not in self._other_sockets:
                         self._classify(descriptor, inode, ports)
             await asyncio.sleep(0)
-        self._others &= seen_inodes
+        self._other_sockets &= seen_inodes
         for inode in self._listeners.keys() - seen_inodes:
             del self._listeners[inode]
         for key, connection in tuple(self._connections.items()):
             for inode in connection.sockets.keys() - seen_inodes:
                 del connection.sockets[inode]
-            if not connection.sockets and connection.since < began:
+            if not connection.sockets and connection.since < started_at:
                 del self._connections[key]
         now = _now()
         self._scan_interval = max(_SCAN_INTERVAL, len(descriptors) * _SCAN_INTERVAL_PER_DESCRIPTOR)
@@ -322,13 +327,13 @@ class ConnectionGuard:
         self._log_ended(now)
 
     def _classify(self, descriptor: int, inode: int, ports: Collection[int]) -> None:
-        """Classify a socket that the last scan did not have."""
-        names = _inspect_socket(descriptor, inode)
-        if names is None:
-            return  # Closed since the scan.
-        local, key = names
-        if local not in ports:
-            self._others.add(inode)
+        """Classify a socket that is new since the last scan."""
+        endpoints = _inspect_socket(descriptor, inode)
+        if endpoints is None:
+            return  # Closed in the meantime.
+        local_port, key = endpoints
+        if local_port not in ports:
+            self._other_sockets.add(inode)
             return
         if key is None:
             self._listeners[inode] = descriptor
@@ -336,12 +341,12 @@ class ConnectionGuard:
         connection = self._connections.setdefault(key, _Connection(key, network_of(key[0]), _now()))
         connection.sockets[inode] = descriptor
 
-    async def _enforce_limits(self, now: float, passed: float) -> None:
+    async def _enforce_limits(self, now: float, elapsed: float) -> None:
         """End the connections that exceed a limit.
 
         Args:
             now: Current time, in seconds of the event loop's clock.
-            passed: Seconds to add to the age of all connections.
+            elapsed: Seconds to add to the age of all connections.
         """
         by_network: dict[Network, list[_Connection]] = {}
         for connection in tuple(self._connections.values()):
@@ -354,10 +359,10 @@ class ConnectionGuard:
         for network, connections in by_network.items():
             connections.sort(key=lambda connection: connection.since, reverse=True)
             for rank, connection in enumerate(connections):
-                if connection.proven is not None:  # Proven since the loop started.
+                if connection.proven is not None:  # Proven in the meantime.
                     continue
                 age = connection.age - extension
-                connection.age += passed
+                connection.age += elapsed
                 if age > PROOF_TIMEOUT:
                     self._end(connection, _NO_PROOF)
                 elif rank >= MAX_UNPROVEN_PER_ADDRESS and age > CROWDED_PROOF_TIMEOUT:
@@ -369,7 +374,7 @@ class ConnectionGuard:
                     remaining.append((rank, age, connection))
                     if len(remaining) % _SCAN_BATCH == 0:
                         await asyncio.sleep(0)
-        remaining.sort(key=lambda item: item[:2])  # Those of the addresses that have most are the last.
+        remaining.sort(key=lambda item: item[:2])  # Addresses with the most connections are last.
         for _, _, connection in remaining[MAX_UNPROVEN:]:
             if connection.proven is None:
                 self._end(connection, _TOO_MANY)
@@ -384,7 +389,7 @@ class ConnectionGuard:
                 self.ended[reason] += 1
                 self._unlogged.reasons[reason] += 1
                 self._unlogged.addresses.add(connection.key[0])
-                self._others.add(inode)  # Ignore it while gRPC closes it.
+                self._other_sockets.add(inode)  # Ignore the socket while gRPC closes it.
         self._connections.pop(connection.key, None)
 
     def _block(self, network: Network, now: float) -> None:
@@ -416,7 +421,7 @@ class ConnectionGuard:
             log.error("scan of connections failed", problem=f"{type(error).__name__}: {error}")
 
     def _log_ended(self, now: float) -> None:
-        """Log ended connections, in one line for all."""
+        """Log all ended connections in one line."""
         if not self._unlogged.reasons or now < self._logged_at + _LOG_INTERVAL:
             return
         self._logged_at = now
@@ -430,7 +435,7 @@ class ConnectionGuard:
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Records the calls of services that do not report them to the guard themselves."""
+    """Records the calls of services that are not in `own_services`, and of unknown methods."""
 
     def __init__(self, guard: ConnectionGuard) -> None:
         self._guard = guard
@@ -440,7 +445,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ha
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]],
         details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """Return the handler of a call."""
+        """Return the handler of a call, wrapped if the guard must record the call."""
         handler = await continuation(details)
         if handler is None:
             return grpc.stream_stream_rpc_method_handler(self._unknown)
@@ -448,7 +453,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ha
             return handler
         request = "stream" if handler.request_streaming else "unary"
         response = "stream" if handler.response_streaming else "unary"
-        behavior = _reporting(getattr(handler, f"{request}_{response}"), self._guard.mark_proven)
+        behavior = _recorded(getattr(handler, f"{request}_{response}"), self._guard.mark_proven)
         make = getattr(grpc, f"{request}_{response}_rpc_method_handler")
         return make(behavior, handler.request_deserializer, handler.response_serializer)
 
@@ -457,12 +462,12 @@ class _Interceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc ha
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
 
-def _reporting(behavior: Callable[..., Any], report: Callable[[Any], None]) -> Callable[..., Any]:
-    """Wrap a behavior, to report each call first."""
+def _recorded(behavior: Callable[..., Any], record: Callable[[Any], None]) -> Callable[..., Any]:
+    """Wrap the function that handles a call. The wrapper records the call first."""
     if inspect.isasyncgenfunction(behavior):
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            report(context)
+            record(context)
             async with aclosing(behavior(request, context)) as responses:
                 async for response in responses:
                     yield response
@@ -471,7 +476,7 @@ def _reporting(behavior: Callable[..., Any], report: Callable[[Any], None]) -> C
     if inspect.iscoroutinefunction(behavior):
 
         async def call(request: Any, context: Any) -> Any:
-            report(context)
+            record(context)
             return await behavior(request, context)
 
         return call
@@ -479,7 +484,7 @@ def _reporting(behavior: Callable[..., Any], report: Callable[[Any], None]) -> C
     loop = asyncio.get_running_loop()
 
     def in_thread(request: Any, context: Any) -> Any:
-        loop.call_soon_threadsafe(report, context)
+        loop.call_soon_threadsafe(record, context)
         return behavior(request, context)
 
     return in_thread
@@ -500,7 +505,7 @@ def _inode(descriptor: int) -> int:
 
 @contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Inspect a socket without owning its descriptor. Another thread may close it and reuse the number.
+    """Use a socket without owning its descriptor. Another thread may close it and reuse the number.
 
     Raises:
         OSError: the descriptor is not a socket.
@@ -515,21 +520,21 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
 def _inspect_socket(descriptor: int, inode: int) -> tuple[int, _Key | None] | None:
     """Return the local port and the peer of a TCP socket; None if the socket or its connection is closed.
 
-    A listening socket has no peer (None). Other kinds of sockets have the port 0.
+    The peer of a listening socket is None. For other kinds of sockets, the port is 0.
     """
     try:
         with _borrowed(descriptor) as borrowed:
-            names: tuple[int, _Key | None] = 0, None
+            endpoints: tuple[int, _Key | None] = 0, None
             if borrowed.family in {socket.AF_INET, socket.AF_INET6} and borrowed.type == socket.SOCK_STREAM:
-                local = borrowed.getsockname()[1]
+                local_port = borrowed.getsockname()[1]
                 if borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    names = local, None
+                    endpoints = local_port, None
                 else:
-                    names = local, _peer_key(*borrowed.getpeername()[:2])
+                    endpoints = local_port, _peer_key(*borrowed.getpeername()[:2])
     except (OSError, ValueError, TypeError, IndexError, AttributeError):
-        # A thread of gRPC may close it, and open another kind of socket with the same number.
+        # A thread of gRPC may close the socket, and open another kind of socket with the same number.
         return None
-    return names if _inode(descriptor) == inode else None
+    return endpoints if _inode(descriptor) == inode else None
 
 
 def _peer_key(host: str, port: int) -> _Key:
@@ -560,7 +565,7 @@ def _shut_down(descriptor: int, inode: int) -> bool:
 
 @contextmanager
 def _duplicate(descriptor: int, inode: int) -> Iterator[socket.socket]:
-    """Duplicate a descriptor. The copy stays the same socket, as no other thread closes it.
+    """Duplicate a descriptor. No other thread can close the copy.
 
     Raises:
         OSError: the socket is closed.

@@ -12,15 +12,15 @@ from xds.server import Stream
 from xds.snapshot import Snapshot, difference
 
 _MAX_PENDING = 64
-"""Maximum number of remembered changes of a type, and of remembered responses."""
+"""Maximum number of unsent changes of a type, and of unanswered responses, that are tracked."""
 
 
 class ConvergenceTracker:
-    """Tracks the changes that one stream has not acknowledged.
+    """Tracks the changes that the client of one stream has not ACKed.
 
-    The time of a change starts when its source reports it, and ends at the ACK of the first response that
-    contains any part of it. Resources without a subscription do not count, and a NACK discards the
-    measurement.
+    A measurement starts when a source reports a change. It ends when the client ACKs the first response that
+    contains part of the change, and is discarded if the client NACKs that response. Resources without a
+    subscription do not count.
     """
 
     __slots__ = ("_sent", "_snapshot", "_subscribed", "_unsent")
@@ -29,46 +29,46 @@ class ConvergenceTracker:
         self._snapshot = Snapshot()
         self._subscribed: dict[str, Subscribed] = {}
         self._unsent: dict[str, list[tuple[float, frozenset[str]]]] = {}
-        """By type, the changes that were not sent yet: time of the change and names of the resources."""
+        """For each type, the unsent changes: time of the change and names of the resources."""
         self._sent: dict[str, float] = {}
-        """By nonce of a response, the time of the oldest change that it contains."""
+        """For each unanswered response, by nonce, the time of the oldest change that it contains."""
 
     def sent(self, stream: Stream, response: Response) -> None:
-        """Record a response, which contains what the snapshot of the stream has now."""
+        """Record a response, which was built from the stream's current snapshot."""
         self._record_changes(stream)
-        due = self._unsent.get(response.type_url)
-        if not due:
+        unsent = self._unsent.get(response.type_url)
+        if not unsent:
             return
         names = {resource.name for resource in response.resources}
         names.update(response.removed)
-        carried = [change for change in due if not change[1].isdisjoint(names)]
-        if carried:
-            self._unsent[response.type_url] = [change for change in due if change not in carried]
-            self._sent[response.nonce] = min(since for since, _ in carried)
+        sent = [change for change in unsent if not change[1].isdisjoint(names)]
+        if sent:
+            self._unsent[response.type_url] = [change for change in unsent if change not in sent]
+            self._sent[response.nonce] = min(changed_at for changed_at, _ in sent)
             if len(self._sent) > _MAX_PENDING:
                 del self._sent[next(iter(self._sent))]
 
     def answered(self, event: Acked | Nacked) -> float | None:
-        """Return the time of the change that an answered response contains; None if it contains no change."""
+        """Return the time of the oldest change in an ACKed or NACKed response; None if it contains none."""
         return self._sent.pop(event.nonce, None)
 
     def subscribed(self, stream: Stream, event: Subscribed) -> None:
         """Record a new subscription."""
-        self._record_changes(stream)  # Changes from before the subscription do not count.
+        self._record_changes(stream)  # Changes before the subscription do not count.
         self._subscribed[event.type_url] = event
-        due = self._unsent.get(event.type_url)
-        if due:
-            pending = ((since, frozenset(_select(event, names))) for since, names in due)
-            self._unsent[event.type_url] = [change for change in pending if change[1]]
+        unsent = self._unsent.get(event.type_url)
+        if unsent:
+            selected = ((changed_at, frozenset(_select(event, names))) for changed_at, names in unsent)
+            self._unsent[event.type_url] = [change for change in selected if change[1]]
 
     def _record_changes(self, stream: Stream) -> None:
-        """Record what changed since the last call."""
+        """Record the difference between the snapshot at the last call and the current one."""
         snapshot = stream.subscriber.snapshot
         if snapshot is None or snapshot is self._snapshot:
             return
         previous, self._snapshot = self._snapshot, snapshot
-        since, stream.subscriber.changed_at = stream.subscriber.changed_at, None
-        if since is None:
+        changed_at, stream.subscriber.changed_at = stream.subscriber.changed_at, None
+        if changed_at is None:
             return
         for type_url, subscription in self._subscribed.items():
             current = snapshot.of(type_url)
@@ -77,13 +77,14 @@ class ConvergenceTracker:
                 changed = (name for name in changed if name in current)  # SotW cannot express these removals.
             names = frozenset(changed)
             if names:
-                due = self._unsent.setdefault(type_url, [])
-                due.append((since, names))
-                del due[:-_MAX_PENDING]
+                unsent = self._unsent.setdefault(type_url, [])
+                unsent.append((changed_at, names))
+                del unsent[:-_MAX_PENDING]
 
 
 def _select(subscription: Subscribed, names: tuple[str, ...] | frozenset[str]) -> Iterator[str]:
+    """Yield the names that a subscription selects."""
     if subscription.wildcard:
         return iter(names)
-    wanted = subscription.names
-    return (name for name in names if name in wanted or collection(name) in wanted)
+    subscribed = subscription.names
+    return (name for name in names if name in subscribed or collection(name) in subscribed)

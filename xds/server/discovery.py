@@ -42,14 +42,14 @@ T = TypeVar("T")
 
 _SHUTTING_DOWN = "the server is shutting down"
 MAX_PENDING_CALLS = 5_000
-"""Maximum number of calls without a first request, about 30 kB each.
+"""Maximum number of calls without a first request. Each uses about 30 kB.
 
-A mesh that reconnects opens many at once.
+A mesh that reconnects opens many calls at once.
 """
 PENDING_CALLS_FACTOR = 8
-"""Maximum number of waiting calls of one caller, as a multiple of its maximum number of streams."""
+"""Maximum number of these calls for one caller, as a multiple of its maximum number of streams."""
 _MAX_DRAIN_INTERVAL = 0.01
-"""Maximum interval between the ends of two streams during shutdown, in seconds."""
+"""Maximum pause after ending a stream during shutdown, in seconds."""
 
 
 class DiscoveryService:
@@ -82,15 +82,15 @@ class DiscoveryService:
         self._observer = observer
         self._budgets = Budgets(limits)
         self.failed: Counter[grpc.StatusCode] = Counter()
-        """Number of failed calls, by status: refused, malformed, or ended by an error in the server."""
+        """Number of calls that were refused, were malformed or failed, by status."""
         self._streams: set[Stream] = set()
         self._pending: set[asyncio.Timeout] = set()
-        """Timeouts of the calls whose first request has not arrived."""
+        """Timeouts of pending calls, whose first request has not arrived."""
         self.connections = ConnectionGuard()
         """Guard that records every call. Its `run` method enforces the limits of unproven connections."""
         self.connections.own_services.update(SERVICES)
         self._pending_by_caller: Counter[Hashable] = Counter()
-        """Number of such calls of each authenticated caller."""
+        """Number of pending calls, by authenticated caller."""
         self._scheduler = TurnScheduler()
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -114,20 +114,19 @@ class DiscoveryService:
             stream.stop(_SHUTTING_DOWN)
 
     async def drain(self, *, grace: float) -> None:
-        """End the streams one after the other, so that clients reconnect gradually. Refuse new streams.
+        """End the streams one by one, so that clients reconnect gradually. Refuse new streams.
 
         Args:
             grace: Seconds for the whole drain. Streams are ended during the first half, or later if ending
-                them takes longer. Clients that do not read keep their streams open beyond it; these are left
-                open.
+                them takes longer. A stream whose client does not read may still be open afterwards.
         """
         self._stop_pending()
-        began = now()
+        started_at = now()
         pause = min(_MAX_DRAIN_INTERVAL, grace / 2 / max(len(self._streams), 1))
         for number, stream in enumerate(tuple(self._streams), 1):
             stream.stop(_SHUTTING_DOWN)
-            await asyncio.sleep(max(began + number * pause - now(), 0))
-        await self.wait_closed(grace=max(began + grace - now(), grace / 2))
+            await asyncio.sleep(max(started_at + number * pause - now(), 0))
+        await self.wait_closed(grace=max(started_at + grace - now(), grace / 2))
 
     async def wait_closed(self, *, grace: float) -> None:
         """Wait until all streams have sent their status and ended, for at most `grace` seconds."""
@@ -135,7 +134,7 @@ class DiscoveryService:
             await asyncio.wait(self._tasks, timeout=grace)
 
     def _stop_pending(self) -> None:
-        """Refuse new calls, and end the calls whose first request has not arrived."""
+        """Refuse new calls, and end the pending ones."""
         self._stopping = True
         for timeout in self._pending:
             if not timeout.expired():
@@ -172,13 +171,13 @@ class DiscoveryService:
                 )
                 if request is None:
                     raise RequestError("the call has no request")
-                fetched = await fetch(self._proxies, request, info, self._budgets)
-            # The response is sent even if the client has this version. Fetch has no status for it, and an
-            # empty response would delete the resources.
-            return fetched.response(self._identifier)
+                result = await fetch(self._proxies, request, info, self._budgets)
+            # Send the response even if the client has this version: Fetch has no status for "not modified",
+            # and an empty response would delete the resources.
+            return result.response(self._identifier)
 
-        # Unary-unary has the same wire format, but gRPC would read the request first: see
-        # `xds.server.admission`.
+        # Not unary_unary, although the wire format is the same: gRPC would read the request before it calls
+        # the handler (see `xds.server.admission`).
         return grpc.stream_unary_rpc_method_handler(fetch_once)
 
     def _open_session(self, info: StreamInfo, data: bytes) -> tuple[Session, list[Event]]:
@@ -194,7 +193,7 @@ class DiscoveryService:
         session, events = opened
         node = next(event.node for event in events if isinstance(event, Connected))
         stream_log = log.bind(proxy=node.id, peer=info.peer, variant=info.variant.value)
-        # The cleanup must not await: a cancelled stream would not be removed.
+        # The cleanup must not await, or a cancelled stream would not be removed.
         with ExitStack() as cleanup:
             try:
                 subscriber = cleanup.enter_context(open_subscriber(self._proxies, self._budgets, node, info))
@@ -236,9 +235,7 @@ class DiscoveryService:
             Refused: the caller is refused, the request does not arrive in time, or the server shuts down.
         """
         if len(self._pending) >= MAX_PENDING_CALLS:
-            problem = (
-                f"{MAX_PENDING_CALLS} calls without a request are open (MAX_PENDING_CALLS): try again later"
-            )
+            problem = f"{MAX_PENDING_CALLS} calls without a request are open, the maximum: try again later"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         info: StreamInfo | None = None
         try:
@@ -268,21 +265,21 @@ class DiscoveryService:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, problem) from None
             self._scheduler.pacer.charge(info.origin, WARNING_COST)
             problem = f"no request arrived within {FIRST_REQUEST_TIMEOUT:g} s; send one when the stream opens"
-            log.warning("stream without a request", peer=context.peer(), problem=problem)
+            log.warning("call timed out without a request", peer=context.peer(), problem=problem)
             raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, problem) from None
         finally:
             self._pending.discard(timeout)
 
     @asynccontextmanager
     async def _reserve_first_request(self, origin: Hashable) -> AsyncIterator[None]:
-        """Hold a slot for the first request of an authenticated caller.
+        """Reserve a slot for the first request of a call by an authenticated caller.
 
         Raises:
-            Refused: too many calls of the caller wait for their first request.
+            Refused: too many calls of the caller have no first request.
         """
         limit = PENDING_CALLS_FACTOR * self._budgets.limits.streams
         if self._pending_by_caller[origin] >= limit:
-            problem = f"{limit} calls of this caller without a request are open, the limit: send requests"
+            problem = f"the caller has {limit} calls without a request, the maximum: send requests"
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         self._scheduler.pacer.charge(origin, CALL_COST)
         self._pending_by_caller[origin] += 1
@@ -295,7 +292,7 @@ class DiscoveryService:
                 del self._pending_by_caller[origin]
 
     async def _authenticate_call(self, context: grpc.aio.ServicerContext) -> Any:
-        """Return the caller of a call, and record in the connection guard whether it was accepted.
+        """Return the caller of a call, and record in the connection guard whether the call is accepted.
 
         Raises:
             Refused: the caller is refused.
@@ -324,12 +321,12 @@ class DiscoveryService:
             # The connection was lost during a read or write: no status can be sent.
             raise asyncio.CancelledError from error
         except Exception:  # noqa: BLE001 - logged with its traceback
-            # Log the traceback as text: a formatter of tracebacks may print local variables, which may
-            # contain keys.
+            # Log the traceback as text: a log processor that formats tracebacks may print local variables,
+            # which may contain keys.
             log.error(  # noqa: TRY400
                 "call failed with an internal error", peer=context.peer(), stack=traceback.format_exc()
             )
-            code, message = grpc.StatusCode.INTERNAL, "internal error; see the log of the server"
+            code, message = grpc.StatusCode.INTERNAL, "internal error; see the server's log"
         else:
             return
         self.failed[code] += 1
@@ -337,5 +334,5 @@ class DiscoveryService:
 
 
 def _clear_frames(error: Exception) -> None:
-    """Release the locals of a traceback, such as a request, before the next garbage collection."""
+    """Release the local variables of a traceback, such as a large request, without garbage collection."""
     traceback.clear_frames(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Share capacity fairly between unauthenticated HTTP clients, by address and in turn."""
+"""Share capacity fairly between unauthenticated HTTP clients, by address."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class FairSemaphore:
         """Create the semaphore.
 
         Args:
-            slots: Maximum number of holders at the same time.
+            slots: Total number of slots.
             per_client: Maximum number of slots that one client may hold.
         """
         self._free = slots
         self._per_client = per_client
-        self._held = Counter[str]()
+        self._in_use = Counter[str]()
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
@@ -39,30 +39,30 @@ class FairSemaphore:
         finally:
             if turn.done() and not turn.cancelled():
                 self._free += 1
-                self._held[client] -= 1
-                self._held += Counter()  # Forget clients that hold nothing.
+                self._in_use[client] -= 1
+                self._in_use += Counter()  # Remove clients without slots.
                 self._assign()
 
     def _assign(self) -> None:
         for client in list(self._queues):
             if not self._free:
                 return
-            if self._held[client] >= self._per_client:
+            if self._in_use[client] >= self._per_client:
                 continue
             turns = self._queues.pop(client)
             while turns:
                 turn = turns.popleft()
-                if not turn.done():  # The client may have given up.
+                if not turn.done():  # The request may have been cancelled.
                     turn.set_result(None)
                     self._free -= 1
-                    self._held[client] += 1
+                    self._in_use[client] += 1
                     break
             if turns:
                 self._queues[client] = turns  # Move the client to the end of the queue.
 
 
 class CpuShare:
-    """CPU time of one client: a burst, then a share of one core."""
+    """CPU time of one client, limited to a burst and then to a share of one core."""
 
     BURST = 1.0
     """Burst in CPU seconds: the admission of 500 pods, each on a TLS connection of its own."""
@@ -74,12 +74,12 @@ class CpuShare:
         self._updated = 0.0
 
     def charge(self, seconds: float, now: float) -> None:
-        """Count used CPU time. `now` is the time of the event loop, in seconds."""
+        """Count used CPU time. `now` is the time of the event loop's clock, in seconds."""
         self._used = max(0.0, self._used - self.SHARE * (now - self._updated)) + seconds
         self._updated = now
 
     def wait(self, now: float) -> float:
-        """Return the seconds until the client may use CPU time again; 0 if it may now."""
+        """Return the number of seconds until the client may use CPU time again; 0 if it may now."""
         return max(0.0, (self._used - self.BURST) / self.SHARE - (now - self._updated))
 
     def has_recovered(self, now: float) -> bool:
@@ -99,7 +99,7 @@ class FairExecutor:
         Args:
             client: Address of the client.
             share: CPU share of the client.
-            function: Function that needs no event loop.
+            function: Function to run. It must not use the event loop.
 
         Returns:
             The result of the function. An exception that it raises is raised here.
@@ -122,9 +122,9 @@ class FairExecutor:
 
 def _call_timed(function: Callable[[], T]) -> tuple[T | Exception, float]:
     """Call a function. Return its result or exception, and the CPU seconds it used."""
-    began = thread_time()
+    started_at = thread_time()
     try:
         result: T | Exception = function()
     except Exception as error:  # noqa: BLE001 - the caller raises it
         result = error
-    return result, thread_time() - began
+    return result, thread_time() - started_at

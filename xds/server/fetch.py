@@ -18,7 +18,7 @@ from xds.snapshot import Resource, ResourceSet, Snapshot
 log = structlog.get_logger(__name__)
 
 FIRST_SNAPSHOT_TIMEOUT = 0.5
-"""Seconds that a request waits for the first snapshot. By default, Envoy's polls time out after 1 s."""
+"""Time that a request waits for the first snapshot, in seconds. Envoy's polls time out after 1 s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,12 +30,12 @@ class FetchResult:
     version: str
     """Version of these resources. It depends on the requested names."""
     resources: tuple[Resource, ...] = field(repr=False)
-    """Resources that the request selects."""
+    """The selected resources."""
     is_current: bool
-    """Whether the request contains this version, so that the proxy has these resources."""
+    """Whether the request has this version, so that the proxy already has the resources."""
 
     def response(self, identifier: str = "") -> bytes:
-        """Encode a DiscoveryResponse. Its nonce is the version, as there is no stream."""
+        """Encode a DiscoveryResponse. The nonce is the version, because there is no stream."""
         return encode_response(
             type_url=self.type_url,
             version=self.version,
@@ -53,9 +53,10 @@ async def fetch(
     *,
     first_snapshot_timeout: float = FIRST_SNAPSHOT_TIMEOUT,
 ) -> FetchResult:
-    """Return the resources that a DiscoveryRequest names; all of its type without names, or with `*`.
+    """Return the resources that a DiscoveryRequest selects.
 
-    The request may name resources and collections. The proxy is a subscriber until it has a snapshot.
+    The request may name resources and collections. Without names, or with `*`, it selects all resources of
+    its type. The proxy is a subscriber until it has a snapshot.
 
     Args:
         proxies: Decides what the proxy gets.
@@ -86,7 +87,7 @@ async def fetch(
             )
             snapshot = await _first_snapshot(subscriber, first_snapshot_timeout)
     except Refused as refused:
-        # Not a warning, because a polling client repeats it.
+        # Not a warning, because a polling client repeats the request.
         log.info(
             "fetch refused",
             proxy=request.node.id,

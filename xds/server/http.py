@@ -1,7 +1,7 @@
 """HTTP listeners for unauthenticated clients, with bounded cost for each client address.
 
-aiohttp implements HTTP. This module accepts connections, counts them by address, closes slow ones, and limits
-the CPU time of each address. The security documentation lists the limits.
+aiohttp implements HTTP. This module accepts connections, limits their number per address, closes slow ones,
+and limits the CPU time of each address. The security documentation lists the limits.
 """
 
 from __future__ import annotations
@@ -27,47 +27,47 @@ log = structlog.get_logger(__name__)
 MAX_CONNECTIONS = 128
 """Default maximum number of connections of a listener.
 
-The listeners together use a fraction of the usual 1,024 file descriptors, to leave the rest for xDS.
+All listeners together use only a fraction of the usual 1,024 file descriptors: xDS needs the others.
 """
 MAX_CONNECTIONS_PER_ADDRESS = 32
 """Default maximum number of connections of a client address. Prometheus and the kubelet use one or two."""
 MAX_ADDRESSES = 1024
-"""Maximum number of client addresses whose CPU usage is remembered."""
+"""Maximum number of client addresses whose CPU time is tracked."""
 
 TLS_HANDSHAKE_TIMEOUT = 5.0
 """Timeout of a TLS handshake, in seconds."""
 HEADER_TIMEOUT = 10.0
-"""Timeout for complete headers in seconds, from the connection or the first byte of a later request."""
+"""Timeout for complete headers in seconds, from the connection or from the first byte of a later request."""
 BODY_TIMEOUT = 5.0
 """Timeout for the body in seconds, from the headers: 3 MiB at 5 Mbit/s."""
 REQUEST_TIMEOUT = 12.0
-"""Timeout for a written response in seconds, from the headers.
+"""Timeout for writing the response in seconds, from the headers.
 
 The API server and Prometheus time out after 10 s.
 """
 IDLE_TIMEOUT = 120.0
 """Seconds until an idle connection is closed.
 
-Go clients such as the API server close idle connections after 90 s. If the server closed them first, it could
-fail a request that is just being sent.
+Go clients such as the API server close idle connections after 90 s. If the server closed them first, a
+request that is just being sent could fail.
 """
 SHUTDOWN_TIMEOUT = 3.0
-"""Seconds for pending requests when the listener stops, and again for their connections."""
+"""Seconds to wait for pending requests when the listener stops, and then for their connections."""
 THROTTLE_TIMEOUT = 2.0
 """Maximum seconds that a request waits for CPU time of its address, before it fails with status 429."""
 
 MAX_HEADERS = 64
 """Maximum number of headers of a request."""
 MAX_HEADER_SIZE = 4096
-"""Maximum bytes of a request line, of a header name and of a header value."""
+"""Maximum size of a request line, a header name or a header value, in bytes."""
 MAX_SMALL_BODY = 64 << 10
-"""Maximum bytes of a body that any connection may buffer. Larger bodies need a slot."""
+"""Maximum size of a body that needs no slot, in bytes. Any connection may buffer such a body."""
 LARGE_BODIES = 16
 """Maximum number of large bodies of a listener in memory at the same time."""
 LARGE_BODIES_PER_ADDRESS = 2
-"""Maximum number of these of one address."""
+"""Maximum number of large bodies of one address in memory at the same time."""
 MAX_JSON_VALUES = 30_000
-"""Maximum number of separators in a JSON text. Parsing holds the GIL for up to 250 ns for each."""
+"""Maximum number of separators in a JSON text. Parsing takes up to 250 ns for each, and holds the GIL."""
 _MAX_DIGITS = 32
 """Maximum characters of a JSON number, because parsing takes quadratic time."""
 
@@ -83,7 +83,7 @@ BODY_COST = 0.002 / (1 << 20)
 ACCEPT_RETRY_DELAY = 1.0
 """Seconds to pause accepting when the process has no free file descriptors."""
 LOG_INTERVAL = 60.0
-"""Minimum interval of log lines with the same event about refused connections, in seconds."""
+"""Minimum interval between log lines with the same event about refused connections, in seconds."""
 _BACKLOG = 128
 
 
@@ -120,13 +120,13 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self.lost = self._loop.create_future()
-        """Future that is done when the connection is closed."""
+        """Future that completes when the connection is closed."""
 
     def abort(self) -> None:
         """Close the connection immediately."""
         if self._transport:
             self._transport.abort()
-        else:  # It waits for its first byte or its TLS handshake, which fails at the end of input.
+        else:  # End the wait for the first byte, or the TLS handshake.
             with suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
 
@@ -183,7 +183,7 @@ class HttpListener:
         port: Port to listen on; 0 selects a free port.
         tls: TLS context, to serve HTTPS; None for plaintext.
         max_connections: Maximum number of connections. Beyond it, a new connection replaces the oldest
-            connection of the address that has the most.
+            connection of the address with the most connections.
         max_per_address: Maximum number of connections of one client address. Further connections are closed
             at once.
     """
@@ -243,34 +243,34 @@ class HttpListener:
             await self.stop()
             text = (error.strerror or str(error)).lower()
             raise OSError(error.errno, f"cannot listen on {self._host}:{self._port}: {text}") from error
-        for listening in self._sockets:
-            loop.add_reader(listening, self._accept, listening)
+        for server_socket in self._sockets:
+            loop.add_reader(server_socket, self._accept, server_socket)
         self.port = self._sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Stop listening, and close all connections after their pending requests."""
         loop = asyncio.get_running_loop()
-        for listening in self._sockets:
-            loop.remove_reader(listening)
-            listening.close()
+        for server_socket in self._sockets:
+            loop.remove_reader(server_socket)
+            server_socket.close()
         self._sockets.clear()
         await self._runner.cleanup()
-        # The remaining connections have no request, or do not read their response.
+        # The remaining connections have no pending request, or their client does not read the response.
         for client in self._clients.values():
             for connection in client.connections:
                 connection.abort()
         await asyncio.gather(*self._tasks)
 
-    def _accept(self, listening: socket.socket) -> None:
-        """Accept one connection. The event loop calls this again while more are pending."""
+    def _accept(self, server_socket: socket.socket) -> None:
+        """Accept one connection. The event loop calls this method again if more are pending."""
         loop = asyncio.get_running_loop()
         try:
-            accepted, address = listening.accept()
+            accepted, address = server_socket.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
         except OSError as error:
-            loop.remove_reader(listening)
-            loop.call_later(ACCEPT_RETRY_DELAY, self._resume, listening)
+            loop.remove_reader(server_socket)
+            loop.call_later(ACCEPT_RETRY_DELAY, self._resume, server_socket)
             self._log_refusal("cannot accept connections", problem=str(error))
             return
         accepted.setblocking(False)
@@ -282,23 +282,23 @@ class HttpListener:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _resume(self, listening: socket.socket) -> None:
-        if listening in self._sockets:
-            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+    def _resume(self, server_socket: socket.socket) -> None:
+        if server_socket in self._sockets:
+            asyncio.get_running_loop().add_reader(server_socket, self._accept, server_socket)
 
     def _admit(self, address: str) -> Client | None:
-        """Charge an address for a connection. Return None if it exceeds a limit."""
+        """Charge an address for a connection. Return None if the address exceeds a limit."""
         now = asyncio.get_running_loop().time()
         if address not in self._clients and len(self._clients) >= MAX_ADDRESSES:
             self._forget_addresses(now)
         client = self._clients.pop(address, None) or Client(address)
-        self._clients[address] = client  # Move to the end: least recently used clients are removed first.
+        self._clients[address] = client  # Move to the end: the least recently used are removed first.
         if len(client.connections) >= self._max_per_address:
             self._log_refusal(
                 "connection refused", client=address, limit=f"{self._max_per_address} for one address"
             )
             return None
-        if client.share.wait(now) > THROTTLE_TIMEOUT:  # The same wait as for a request.
+        if client.share.wait(now) > THROTTLE_TIMEOUT:  # A request would fail as well.
             self._log_refusal("connection refused", client=address, limit=_SHARE)
             return None
         client.share.charge(HANDSHAKE_COST if self._tls else CONNECTION_COST, now)
@@ -327,7 +327,7 @@ class HttpListener:
             try:
                 await _readable(connection.socket)
             except TimeoutError:
-                connection.socket.close()  # No transport owns it yet.
+                connection.socket.close()  # No transport owns the socket yet.
                 return
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: connection,
@@ -338,15 +338,15 @@ class HttpListener:
             )
             await connection.lost
         except OSError as error:
-            # The client disconnected, or does not use TLS. Without the traceback, no reference cycle keeps
-            # 0.3 MB until the next full garbage collection.
+            # The client disconnected, or does not use TLS. The traceback is part of a reference cycle, which
+            # would keep 0.3 MB until the next full garbage collection.
             error.__traceback__ = None
         finally:
             connection.client.connections.pop(connection, None)
 
 
 async def _readable(accepted: socket.socket) -> None:
-    """Wait for the first byte. Until then, a connection costs little more than its descriptor.
+    """Wait for the first byte. Until then, a connection needs little more than its file descriptor.
 
     Raises:
         TimeoutError: no byte arrived within HEADER_TIMEOUT.
@@ -362,9 +362,9 @@ async def _readable(accepted: socket.socket) -> None:
 
 
 def _bind(family: int, address: tuple[Any, ...]) -> socket.socket:
-    listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    listening.setblocking(False)
-    return listening
+    server_socket = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    server_socket.setblocking(False)
+    return server_socket
 
 
 _SHARE = f"{CpuShare.SHARE:.0%} of a CPU core for one address"
@@ -408,7 +408,7 @@ async def _limited(request: web.Request, handler: Handler) -> web.StreamResponse
             return response
         finally:
             connection.end_request()
-    except ConnectionError:  # The client disconnected. aiohttp would log a traceback.
+    except ConnectionError:  # The client disconnected. Otherwise, aiohttp would log a traceback.
         return web.Response()
 
 
@@ -426,13 +426,13 @@ async def _throttle(share: CpuShare) -> None:
 
 
 async def _write(request: web.Request, response: web.StreamResponse) -> None:
-    """Write the response within the timeout, which aiohttp lacks. aiohttp does not write it again."""
+    """Write the response here, so that the request timeout covers it. aiohttp does not write it again."""
     await response.prepare(request)
     await response.write_eof()
 
 
 class BodyReader:
-    """Reads the bodies of a listener's requests, in bounded memory and time.
+    """Reads the request bodies of a listener, in bounded memory and time.
 
     Args:
         limit: Maximum size of a body in bytes.
@@ -500,14 +500,14 @@ _NOT_SEPARATORS = bytes(byte for byte in range(256) if byte not in b",:[{")
 
 
 def _integer(digits: str) -> int:
-    return int(_short(digits))
+    return int(_check_length(digits))
 
 
 def _float(digits: str) -> float:
-    return float(_short(digits))
+    return float(_check_length(digits))
 
 
-def _short(digits: str) -> str:
+def _check_length(digits: str) -> str:
     if len(digits) > _MAX_DIGITS:
-        raise ValueError(f"the JSON has a number of more than {_MAX_DIGITS} characters")
+        raise ValueError(f"the JSON has a number with more than {_MAX_DIGITS} characters")
     return digits

@@ -26,23 +26,24 @@ OPTIONS = (
     # A reconnecting proxy names all its resources. In a large mesh, that exceeds the default of 4 MiB.
     ("grpc.max_receive_message_length", DEFAULT_LIMITS.request_size),
     ("grpc.max_send_message_length", -1),
-    # Per connection. A proxy has one stream, or one per type. Cancelled streams count until gRPC removes
-    # them.
+    # Maximum for each connection. A proxy has one stream, or one per type. Cancelled streams count until gRPC
+    # removes them.
     ("grpc.max_concurrent_streams", 100),
-    # Bytes buffered for a stream before it is read. It does not limit the size or the speed of a message.
+    # Bytes buffered for a stream before it is read. This does not limit the size or the speed of messages.
     ("grpc.http2.lookahead_bytes", 64 * 1024),
-    # With the probe, the buffer grows to 100 MiB for each stream of a fast client.
+    # With this probe, the buffer of each stream of a fast client grows to 100 MiB.
     ("grpc.http2.bdp_probe", 0),
-    # Total of calls that wait for a handler, about 30 kB each, such as of a whole mesh that reconnects.
-    # Between the two numbers, gRPC cancels some of the calls; above the second, all.
+    # Total number of calls that wait for a handler. Each uses about 30 kB. They must allow a whole mesh to
+    # reconnect. Above the first number, gRPC cancels some of the calls; above the second, all.
     ("grpc.server.max_pending_requests", 5_000),
     ("grpc.server.max_pending_requests_hard_limit", 10_000),
-    # By default, gRPC also cancels calls that wait for 30 s, such as after a cold start of a large mesh.
+    # By default, gRPC cancels calls that have waited for 30 s. That is too short for a cold start of a large
+    # mesh.
     ("grpc.server_max_unrequested_time_in_server", 600),
     # Detect lost proxies, and let proxies detect a lost server.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # Without this, a ping may be unanswered for a minute regardless of the keepalive timeout.
+    # Without this, a ping may remain unanswered for a minute regardless of the keepalive timeout.
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
@@ -65,38 +66,41 @@ MAX_CONNECTIONS = 30_000
 The limit for unproven connections is much lower: see `xds.server.connections`.
 """
 RESERVED_FILES = 1_024
-"""Open files reserved for other purposes; at most half of the limit of the process."""
+"""Number of open files reserved for other purposes; at most half of the limit of the process."""
 
 MAX_WATCHES = 100
 """Maximum number of concurrent health watches."""
 MAX_SERVICE_NAME = 1_000
-"""Maximum characters of a watched service name, which is stored as long as the watch."""
+"""Maximum length of a watched service name, in characters. The name is stored while the watch is open."""
 
 _UNLIMITED = 24 * 3600.0
-"""Grace in seconds that never expires. With it, gRPC stops accepting calls and cancels none."""
+"""Grace in seconds that does not expire. gRPC then stops accepting calls, and cancels none."""
 
 
 class XdsServer:
     """A gRPC server with the discovery services and the health service.
 
-    On Linux, it ends connections whose callers do not authenticate in time: see `xds.server.connections`. In
-    plaintext, any answered call counts as proof. The health service accepts all callers. Over TLS it answers
-    only Check, for the whole server. A server can be started once.
+    On Linux, the server ends connections whose callers do not authenticate in time: see
+    `xds.server.connections`. In plaintext, any answered call counts as proof.
+
+    The health service accepts all callers. Over TLS, it answers only Check, for the server as a whole.
+
+    A server can be started only once.
 
     Args:
         proxies: Decides what each client gets.
         address: Address of the plaintext port, such as `127.0.0.1:15010`; port 0 selects a free port.
         identifier: Identifier of the control plane in responses.
-        grace: Seconds in which streams must end on shutdown.
+        grace: Seconds for streams to end on shutdown.
         max_connection_age: Maximum age of a connection in seconds, with a random deviation of 10 %; None for
-            no limit. Reconnecting spreads clients over added servers. The client receives a GOAWAY frame, and
-            its streams end with UNAVAILABLE ten seconds later.
+            no limit. The limit spreads clients over servers that were added. At this age, the client receives
+            a GOAWAY frame, and its streams end with UNAVAILABLE ten seconds later.
         options: gRPC channel arguments, which override `OPTIONS`.
         observer: Observer of all streams.
-        added: Functions that add other services before the server starts.
-        secure: TLS ports with the same services: addresses and gRPC credentials.
-        authenticate: Authenticates calls on all ports; `is_encrypted` distinguishes them. The default accepts
-            all callers.
+        added: Functions that add other services. They are called before the server starts.
+        secure: Address and gRPC credentials of each TLS port. They have the same services.
+        authenticate: Authenticates calls on all ports. `is_encrypted` tells TLS from plaintext. The default
+            accepts all callers.
         limits: Limits of each client. A client that exceeds them gets RESOURCE_EXHAUSTED.
     """
 
@@ -167,7 +171,9 @@ class XdsServer:
             await self._health.set(handler.service_name(), health_pb2.HealthCheckResponse.SERVING)
         try:
             self.port = server.add_insecure_port(self._address)
-            self.secure_ports = tuple(server.add_secure_port(*each) for each in self._secure)
+            self.secure_ports = tuple(
+                server.add_secure_port(address, credentials) for address, credentials in self._secure
+            )
         except RuntimeError:
             await server.stop(None)
             raise
@@ -182,12 +188,12 @@ class XdsServer:
     async def stop(self) -> None:
         """Stop accepting calls, and end the streams with UNAVAILABLE one by one.
 
-        Streams that are still open after the grace are cancelled.
+        Streams that are still open after the grace period are cancelled.
         """
         if self._server:
-            with suppress(TimeoutError):  # Watchers that do not read delay it.
+            with suppress(TimeoutError):  # A health watcher that does not read delays this.
                 await asyncio.wait_for(self._health.enter_graceful_shutdown(), self._grace)
-            # The grace of gRPC starts now, but the drain ends the last stream later.
+            # gRPC must not cancel streams that the drain has not ended yet.
             closing = asyncio.create_task(self._server.stop(_UNLIMITED))
             try:
                 await asyncio.gather(
@@ -212,7 +218,7 @@ def max_connections() -> int:
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no types
-    """The health service with limits for Watch."""
+    """The health service, with limits for Watch."""
 
     def __init__(self, connections: ConnectionGuard) -> None:
         super().__init__()
@@ -220,21 +226,21 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no typ
         self._watches = 0
 
     async def record_caller(self, context: grpc.aio.ServicerContext) -> None:
-        """Accept all callers, and record them. A health check over TLS does not prove an identity."""
+        """Accept all callers, and record the call. A health check over TLS does not prove the connection."""
         if is_encrypted(context):
             self._connections.record_unproven(context)
         else:
             self._connections.mark_proven(context)
 
-    async def Watch(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802 - gRPC's name for it
-        """Watch in plaintext. Over TLS, unauthenticated callers must not keep streams open."""
+    async def Watch(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+        """Watch a status, in plaintext only. Over TLS, unauthenticated callers must not keep streams open."""
         if is_encrypted(context):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Watch is not available over TLS: use Check")
         if len(request.service) > MAX_SERVICE_NAME:
             problem = f"the service name is longer than {MAX_SERVICE_NAME} characters"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
         if self._watches >= MAX_WATCHES:
-            problem = f"{MAX_WATCHES} watches are open, the limit (MAX_WATCHES): use Check"
+            problem = f"{MAX_WATCHES} watches are open, the maximum: use Check"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
         self._watches += 1
         try:
@@ -242,8 +248,8 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no typ
         finally:
             self._watches -= 1
 
-    async def List(self, _: object, context: grpc.aio.ServicerContext) -> None:  # noqa: N802 - gRPC's name for it
-        """Abort as unimplemented. The inherited method would do so in a thread."""
+    async def List(self, _: object, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+        """Abort as unimplemented. The inherited method would use a thread for that."""
         await context.abort(
             grpc.StatusCode.UNIMPLEMENTED, "use Check or Watch; reflection lists the services"
         )
@@ -251,7 +257,7 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no typ
 
 class _HealthServer(CheckedServer):
     async def _read_request(self, context: grpc.aio.ServicerContext) -> Any:
-        """Read requests of plaintext callers only. Over TLS, all services share the status of the server."""
+        """Read requests only in plaintext. Over TLS, the answer is the server's status in any case."""
         return (
             health_pb2.HealthCheckRequest() if is_encrypted(context) else await super()._read_request(context)
         )

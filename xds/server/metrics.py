@@ -59,11 +59,11 @@ class StreamMetrics:
         for variant in Variant:
             self._opened.labels(variant.value)
 
-        def counter(name: str, what: str) -> Counter:
-            return Counter(name, what, ("type",), registry=registry)
+        def counter(name: str, help_text: str) -> Counter:
+            return Counter(name, help_text, ("type",), registry=registry)
 
-        def histogram(name: str, what: str) -> Histogram:
-            return Histogram(name, what, ("type",), registry=registry, buckets=LATENCIES)
+        def histogram(name: str, help_text: str) -> Histogram:
+            return Histogram(name, help_text, ("type",), registry=registry, buckets=LATENCIES)
 
         self._metrics = (
             counter("xds_pushes", "Sent responses."),
@@ -84,11 +84,12 @@ class StreamMetrics:
             self._metrics_of(type_url)  # Export zeros, so that the first event is visible as an increase.
 
     def _metrics_of(self, type_url: str) -> _TypeMetrics:
-        """Return the metrics of a type. They are cached, because a label lookup costs more than counting."""
-        value = type_label(type_url)
-        metrics = self._by_type.get(value)
+        """Return the metrics of a type. They are cached, because a lookup is slower than counting."""
+        label = type_label(type_url)
+        metrics = self._by_type.get(label)
         if metrics is None:
-            metrics = self._by_type[value] = _TypeMetrics(*(metric.labels(value) for metric in self._metrics))  # type: ignore[arg-type]
+            children = (metric.labels(label) for metric in self._metrics)
+            metrics = self._by_type[label] = _TypeMetrics(*children)  # type: ignore[arg-type]
         return metrics
 
     def opened(self, stream: Stream) -> None:
@@ -109,7 +110,7 @@ class StreamMetrics:
         self._streams[stream].sent(stream, response)
 
     def received(self, stream: Stream, event: Event) -> None:
-        """Count an event of a request."""
+        """Count a subscription, an ACK or a NACK."""
         match event:
             case Subscribed():
                 self._metrics_of(event.type_url).subscriptions.inc()
@@ -118,9 +119,9 @@ class StreamMetrics:
                 metrics = self._metrics_of(event.type_url)
                 metrics.acks.inc()
                 metrics.push_to_ack.observe(event.waited)
-                since = self._streams[stream].answered(event)
-                if since is not None:
-                    metrics.change_to_ack.observe(now() - since)
+                changed_at = self._streams[stream].answered(event)
+                if changed_at is not None:
+                    metrics.change_to_ack.observe(now() - changed_at)
             case Nacked():
                 self._metrics_of(event.type_url).nacks.inc()
                 self._streams[stream].answered(event)

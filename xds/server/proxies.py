@@ -20,13 +20,13 @@ from xds.protocol.wire import Node
 from xds.snapshot import Snapshot
 
 _MAX_STATUS_MESSAGE = 1000
-"""Maximum characters of a status message. gRPC encodes a character as up to three bytes, and clients accept
-16 KiB of headers.
+"""Maximum length of a status message, in characters.
+
+gRPC encodes a character as up to three bytes, and clients accept 16 KiB of headers.
 """
 
-
 Authenticate: TypeAlias = Callable[[grpc.aio.ServicerContext], Awaitable[Any]]
-"""Authenticates a call. Returns the `caller` of its `StreamInfo`, or raises `Refused`."""
+"""Authenticates a call: returns the `caller` for `StreamInfo`, or raises `Refused`."""
 
 
 def is_encrypted(context: grpc.aio.ServicerContext) -> bool:
@@ -39,7 +39,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def peer_address(peer: str) -> Address | None:
-    """Return the address of a peer; None if it has none, such as a Unix socket.
+    """Return the IP address of a peer; None if it has none, such as a Unix socket.
 
     Args:
         peer: Peer in gRPC's form, such as `ipv4:127.0.0.1:1` or `ipv6:%5B::1%5D:1`.
@@ -55,7 +55,7 @@ def peer_address(peer: str) -> Address | None:
 
 
 def truncate(message: str) -> str:
-    """Shorten a message so that it can be sent as the status of a call."""
+    """Shorten a message to the maximum length of a status message."""
     return message if len(message) <= _MAX_STATUS_MESSAGE else f"{message[: _MAX_STATUS_MESSAGE - 3]}..."
 
 
@@ -66,7 +66,7 @@ def status_code(error: RequestError) -> grpc.StatusCode:
 
 
 class Refused(Exception):  # noqa: N818 - it is a result, not a failure
-    """A call is refused, and ends with a status.
+    """Raised to refuse a call, which then ends with a status.
 
     Args:
         code: Status code of the call.
@@ -80,12 +80,12 @@ class Refused(Exception):  # noqa: N818 - it is a result, not a failure
 
 
 def no_snapshot(node: Node) -> Refused:
-    """Return the refusal of a call whose proxy has no snapshot."""
+    """Return the exception for a call whose proxy has no snapshot."""
     return Refused(grpc.StatusCode.UNAVAILABLE, f"no configuration for {node.id} yet; try again later")
 
 
 def caller_key(caller: Any) -> Hashable:
-    """Return the key of a caller for limits. `authenticate` may return objects that are not hashable."""
+    """Return a hashable key for a caller, which `authenticate` may return in an unhashable form."""
     try:
         hash(caller)
     except TypeError:
@@ -110,7 +110,7 @@ class StreamInfo:
 
     @property
     def origin(self) -> Hashable:
-        """Key for the shares of the event loop's time: caller and address, or the connection in plaintext."""
+        """Key for shares of the event loop's time: caller and address, or the connection without a caller."""
         return self.peer if self.caller is None else (caller_key(self.caller), peer_address(self.peer))
 
 
@@ -126,32 +126,30 @@ class Subscriber:
         self.node = node
         self.stream = stream
         self.client: Hashable = node.id
-        """Key of the limits that the stream counts against. `Proxies.connect` may set another key than the
-        node ID.
-        """
+        """Key of the limits that the stream counts against. `Proxies.connect` may replace the node ID."""
         self.reservation: Reservation | None = None
-        """Usage of these limits; None before the stream is open."""
+        """Reservation against these limits; None before the stream is open."""
         self.snapshot: Snapshot | None = None
         """Latest snapshot; None before the first."""
         self.session: Session | None = None
-        """Protocol state of the stream. It is set before the first event; a fetch has none."""
+        """Protocol state of the stream, set before the first event; None for a fetch."""
         self.changed = asyncio.Event()
-        """Event that makes the stream check for something to send."""
+        """Event that wakes up the stream's writer."""
         self.changed_at: float | None = None
         """Time of the oldest change that the stream has not processed, in seconds of the event loop's
         clock."""
         self.refused: Refused | None = None
-        """Status that ends the stream; None while it is accepted."""
+        """Exception with the status that ends the stream; None while the stream is accepted."""
         self.on_refused: Callable[[], None] | None = None
-        """Callback for `refuse` while the stream runs."""
+        """Callback that `refuse` calls while the stream runs."""
 
     def publish(self, snapshot: Snapshot, changed_at: float | None = None) -> None:
         """Set the snapshot for the proxy. Does nothing after `refuse`.
 
         Args:
             snapshot: Snapshot to serve.
-            changed_at: Time of the change in seconds of the event loop's clock; None if nothing changed for
-                the proxy.
+            changed_at: Time of the change, in seconds of the event loop's clock; None if the snapshot is not
+                the result of a change.
         """
         if self.refused:
             return
@@ -167,7 +165,7 @@ class Subscriber:
         self.client = client
 
     def refuse(self, code: grpc.StatusCode, message: str) -> None:
-        """End the stream with a status. Later calls do not replace the first status."""
+        """End the stream with a status. Only the first call has an effect."""
         self.refused = self.refused or Refused(code, message)
         self.changed.set()
         if self.on_refused:
@@ -175,7 +173,7 @@ class Subscriber:
 
 
 class Proxies(Protocol):
-    """Decides what proxies get. The methods run on the event loop and must not block."""
+    """Decides what each proxy gets. The methods run on the event loop and must not block."""
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
         """Accept a stream, and return a new `Subscriber` for it.
@@ -217,5 +215,5 @@ def open_subscriber(
             subscriber.reservation = None
     finally:
         proxies.disconnect(subscriber)
-        # Unread events may reference the subscriber: release the state of the client.
+        # Events that are still queued may reference the subscriber: release the session.
         subscriber.session = None

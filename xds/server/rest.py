@@ -1,8 +1,8 @@
 """Discovery by polling over HTTP and JSON, for clients without gRPC.
 
-The paths are those of Envoy's protos (`option (google.api.http).post`). The bodies are DiscoveryRequest and
-DiscoveryResponse in protobuf's JSON form. Each poll reads the current snapshot, so types are not ordered as
-they are on an aggregated stream.
+Envoy's protos define the paths (`option (google.api.http).post`). The bodies are DiscoveryRequest and
+DiscoveryResponse in protobuf's JSON form. Each poll returns resources of the current snapshot. Unlike on an
+aggregated stream, the types are not ordered.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MAX_REQUEST_SIZE = 1 << 20
-"""Maximum size of a request in bytes, as clients are not authenticated. Requests of Envoy have a few kB."""
+"""Maximum size of a request in bytes, because clients are not authenticated. Envoy sends a few kB."""
 
 TYPES_BY_PATH = {service.path: service.type_url for service in SERVICES.values() if service.path}
 """Type URL by HTTP path."""
@@ -61,9 +61,14 @@ _STATUS = {
 class RestServer:
     """An HTTP server of the discovery services, for POST to `/v3/discovery:clusters` and similar paths.
 
-    The body of a request is a DiscoveryRequest. Status codes: 200 with a DiscoveryResponse; 304 if the proxy
-    has the version in the request's `version_info`; 400 for an invalid request; 404 for an unknown path; 503
-    without a snapshot of the proxy; and the equivalents of the statuses that `proxies` refuses with.
+    The body of a request is a DiscoveryRequest. The status codes are
+
+    - 200 with a DiscoveryResponse;
+    - 304 if the request's `version_info` is the current version;
+    - 400 for an invalid request;
+    - 404 for an unknown path;
+    - 503 if the proxy has no snapshot;
+    - the equivalent of the gRPC status if `proxies` refuses the request.
 
     A web page in a browser on this machine must not read the configuration, even through DNS rebinding. The
     server therefore refuses requests from browsers, requests without `Content-Type: application/json`, and
@@ -76,8 +81,8 @@ class RestServer:
         identifier: Identifier of the control plane in responses.
         limits: Limits of each client.
         first_snapshot_timeout: Seconds that a request waits for the first snapshot of its proxy.
-        failed: Counter of failed requests by equivalent gRPC status, such as the one of a `DiscoveryService`.
-        names: Further host names of the server.
+        failed: Counter of failed requests by equivalent gRPC status, such as `DiscoveryService.failed`.
+        names: Other host names of the server.
         max_connections: Maximum number of connections.
         max_connections_per_address: Maximum number of connections of one client address.
     """
@@ -135,7 +140,7 @@ class RestServer:
         log.info("serving xDS over REST", host=self._host, port=self.port)
 
     async def stop(self) -> None:
-        """Stop listening, after pending requests are answered."""
+        """Stop listening. Pending requests are answered first."""
         if self._listener:
             await self._listener.stop()
             self._listener = None
@@ -146,9 +151,9 @@ class RestServer:
             return refusal
         try:
             async with self._bodies.read(request) as body:
-                # In a thread, because the cost depends on the client.
+                # In a thread, because the client determines the cost.
                 message = await self._run_in_thread(client, lambda: _parse_json(body, self._budgets.limits))
-            fetched = await fetch(
+            result = await fetch(
                 self._proxies,
                 message,
                 StreamInfo(
@@ -157,14 +162,14 @@ class RestServer:
                 self._budgets,
                 first_snapshot_timeout=self._first_snapshot_timeout,
             )
-            if fetched.is_current:
+            if result.is_current:
                 return web.Response(status=304)
             # In a thread, because the cost depends on the size of the response.
             content = await self._run_in_thread(
-                client, lambda: _encode_json(fetched.response(self._identifier))
+                client, lambda: _encode_json(result.response(self._identifier))
             )
         except RequestError as error:
-            # Unauthenticated clients can send anything: report it to the client and in a metric only.
+            # No warning, because unauthenticated clients can send anything. A metric counts these errors.
             log.debug("malformed request", peer=peer, path=request.path, problem=truncate(str(error)))
             return self._error_response(status_code(error), str(error))
         except Refused as refused:
@@ -178,7 +183,7 @@ class RestServer:
                 path=request.path,
                 stack=traceback.format_exc(),
             )
-            return self._error_response(grpc.StatusCode.INTERNAL, "internal error; see the log of the server")
+            return self._error_response(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
         return web.Response(body=content, content_type="application/json")
 
     async def _run_in_thread(self, client: Client, function: Callable[[], T]) -> T:
@@ -187,12 +192,12 @@ class RestServer:
     def _deny_browsers(self, request: web.Request) -> web.Response | None:
         """Return an error response for a request that a web page may have sent."""
         if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
-            return self._deny(403, "requests from browsers are not answered (Origin or Sec-Fetch-Site)")
+            return self._deny(403, "requests from browsers are refused (Origin or Sec-Fetch-Site header)")
         host = _host_name(request.headers.get("Host", ""))
         if not (_is_address(host) or "." not in host or host in self._names):
             return self._deny(
                 421,
-                f"Host is {truncate(host)!r}: use the server's address, localhost, or one of its --tls-name",
+                f"unknown Host {truncate(host)!r}: use the server's address, localhost or a --tls-name",
             )
         if request.content_type != "application/json":
             return self._deny(415, "Content-Type must be application/json")
@@ -219,7 +224,7 @@ def _parse_json(body: bytes, limits: Limits) -> Request:
     try:
         value = read_json(body)
         if isinstance(value, dict) and isinstance(node := value.get("node"), dict):
-            node.pop("extensions", None)  # Unused, and 90 % of the size of an Envoy node.
+            node.pop("extensions", None)  # Not used. They are 90 % of the size of an Envoy node.
         json_format.ParseDict(value, message, ignore_unknown_fields=True, descriptor_pool=pool)
     except (ValueError, TypeError, RecursionError, json_format.ParseError) as error:
         raise RequestError(f"the request is not the JSON form of a DiscoveryRequest: {error}") from error

@@ -1,4 +1,4 @@
-"""Divide the event loop's time between streams and between clients."""
+"""Share the event loop's time between streams and between clients."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from weakref import WeakValueDictionary
 
 TIME_SLICE = 0.01
-"""Seconds of work on streams until the event loop runs other tasks."""
+"""Seconds of work on streams before the event loop runs other tasks."""
 
 CLIENT_SHARE = 0.25
 """Share of the event loop's time that the requests of one client may use in the long run."""
 
 CLIENT_BURST = 1.0
-"""Seconds of work that a client may use at once. A sidecar that reconnects to a large mesh uses 0.5 s."""
+"""Seconds of work that a client may use in a burst. A sidecar that reconnects to a large mesh uses 0.5 s."""
 
 REQUEST_COST = 0.0001
-"""Seconds charged for a request, because the time that gRPC needs to read it cannot be measured here."""
+"""Seconds charged for reading a request, because gRPC's share of the work cannot be measured."""
 
 WARNING_COST = 0.02
 """Seconds charged for a NACK or a refused request, because of its log line. It allows 12 per second."""
@@ -28,10 +28,10 @@ CALL_COST = 0.01
 """Seconds charged for a call, because of the log lines at its start and end."""
 
 MAX_CONCURRENT_FIRST_REQUESTS = 4
-"""Calls of one caller whose first request is read at the same time. Each uses up to 30 MiB meanwhile."""
+"""Maximum number of first requests that are read at the same time for one caller. Each uses up to 30 MiB."""
 
 _MIN_CLEANUP_SIZE = 1024
-"""Number of clients from which on idle ones are removed."""
+"""Number of tracked clients above which idle ones are removed."""
 
 
 class RequestPacer:
@@ -39,7 +39,7 @@ class RequestPacer:
 
     def __init__(self) -> None:
         self._free_at: dict[Hashable, float] = {}
-        """By client, the time at which its charged work is repaid; in seconds of the event loop's clock."""
+        """For each client, when its charged work is paid off, in seconds of the event loop's clock."""
         self._cleanup_size = _MIN_CLEANUP_SIZE
         self._first_requests: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
 
@@ -53,11 +53,11 @@ class RequestPacer:
 
         The block must not contain `await`.
         """
-        began = time.thread_time()  # CPU time, to exclude other processes.
+        started_at = time.thread_time()  # CPU time, to exclude other processes.
         try:
             yield
         finally:
-            self.charge(client, time.thread_time() - began + extra)
+            self.charge(client, time.thread_time() - started_at + extra)
 
     def first_requests(self, client: Hashable) -> asyncio.Semaphore:
         """Return the semaphore to hold while a client's first request on a stream is read and parsed."""
@@ -71,7 +71,7 @@ class RequestPacer:
         now = asyncio.get_running_loop().time()
         self._free_at[client] = max(self._free_at.get(client, now), now) + seconds / CLIENT_SHARE
         if len(self._free_at) > self._cleanup_size:
-            self._free_at = {client: at for client, at in self._free_at.items() if at > now}
+            self._free_at = {client: free_at for client, free_at in self._free_at.items() if free_at > now}
             self._cleanup_size = max(_MIN_CLEANUP_SIZE, 2 * len(self._free_at))
 
     async def wait(self, client: Hashable) -> None:
@@ -83,10 +83,10 @@ class RequestPacer:
 
 
 class TurnScheduler:
-    """Divides the event loop's time between streams, as a change can make all of them ready at once.
+    """Shares the event loop's time between streams, because a change can make all of them ready at once.
 
-    A caller within the current slice continues at once. Later callers wait in a queue. Each slice releases as
-    many of them as fitted into the previous slice.
+    A caller continues immediately until the current slice is used up. Later callers wait in a queue. Each
+    slice releases about as many callers as fitted into the previous slice.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class TurnScheduler:
         self._released = 0
 
     async def wait_turn(self) -> None:
-        """Wait for the caller's turn. The caller then must not await anything until it calls this again."""
+        """Wait for the caller's turn. The turn ends when the caller awaits anything."""
         loop = asyncio.get_running_loop()
         if self._slice_start is None:
             self._slice_start = loop.time()
@@ -109,7 +109,7 @@ class TurnScheduler:
             await turn
 
     def _start_slice(self) -> None:
-        """Start the next slice. The event loop has run its other tasks."""
+        """Start the next slice, after the event loop has run other tasks."""
         loop = asyncio.get_running_loop()
         if self._released and self._slice_start is not None:
             elapsed = max(loop.time() - self._slice_start, 1e-6)

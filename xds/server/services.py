@@ -1,7 +1,7 @@
 """The discovery services: their names, types and methods.
 
-They are those of Envoy's protos: `envoy/service/discovery/v3/ads.proto`, `envoy/service/cluster/v3/cds.proto`
-and so on.
+Envoy's protos define them: `envoy/service/discovery/v3/ads.proto`, `envoy/service/cluster/v3/cds.proto` and
+so on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ADS = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A discovery service. The name of a method that it lacks is empty."""
+    """A discovery service. The name of a missing method is empty."""
 
     type_url: str = ""
     """Type URL of its resources; empty for ADS."""
@@ -38,7 +38,7 @@ class Service:
     fetch: str = ""
     """Name of the unary method."""
     path: str = ""
-    """HTTP path of the unary method in REST."""
+    """HTTP path of the unary method over REST."""
 
 
 def _service(type_url: str, resources: str, path: str) -> Service:

@@ -1,7 +1,7 @@
-"""One stream of a client, which carries the bytes of a `Session`.
+"""One gRPC stream of a client: passes requests to a `Session`, and sends its responses.
 
-A stream has one reader task and one writer, the task that calls `run`. At most one write is pending. The next
-response contains all changes that happen meanwhile.
+A stream has two tasks: a reader, and the task that calls `run`, which is the writer. At most one write is
+pending. The next response contains all changes that were made in the meantime.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from xds.server.scheduling import REQUEST_COST, WARNING_COST, TurnScheduler
 log = structlog.get_logger(__name__)
 
 MAX_CLIENT_MESSAGE = 4 * 1024 * 1024
-"""Default maximum size of a message in gRPC clients, in bytes."""
+"""Default maximum size of a message that gRPC clients accept, in bytes."""
 
 FIRST_SNAPSHOT_TIMEOUT = 5.0
-"""Seconds that a half-closed stream waits for the first snapshot."""
+"""Time that a half-closed stream waits for the first snapshot, in seconds."""
 
 LAST_WRITE_TIMEOUT = 1.0
-"""Seconds for a pending write when the stream must end: gRPC can send a status only after it."""
+"""Time for a pending write when the stream must end, in seconds. gRPC sends the status after the write."""
 
 _MAX_LOGGED_NAMES = 10
 """Maximum number of resources or objects in a log line."""
@@ -45,7 +45,7 @@ class Observer(Protocol):
         """Handle a sent response of `size` bytes; `stream.session.sent` describes it."""
 
     def received(self, stream: Stream, event: Event) -> None:
-        """Handle an event of a request."""
+        """Handle an event that a request caused."""
 
     def closed(self, stream: Stream) -> None:
         """Handle the end of a stream."""
@@ -78,10 +78,10 @@ class Stream:
         self.opened_at = now()
         """Time the stream was opened, in seconds of the event loop's clock, which the session uses too."""
         self.message_count = 0
-        """Number of requests and responses. The status of the client changes only with another message."""
+        """Number of requests and responses. The client's status changes only with these, or at a timeout."""
         self._scheduler = scheduler
         self._answers_request = False
-        """Whether the next response answers a request, so that the client is charged for it."""
+        """Whether the next response answers a request, so that its cost is charged to the client."""
         self._is_writing = False
         self._warned_of_size = False
 
@@ -110,17 +110,17 @@ class Stream:
             writer.cancel()
 
         def limit_last_write() -> None:
-            """Limit the pending write: a client that does not read must not keep the stream open."""
+            """Limit the pending write, because a client that does not read must not keep the stream open."""
             nonlocal write_timer
             if self._is_writing and write_timer is None:
                 write_timer = reader.get_loop().call_later(LAST_WRITE_TIMEOUT, cancel_writer)
 
-        def done(reader: asyncio.Task[None]) -> None:
+        def on_reader_done(reader: asyncio.Task[None]) -> None:
             self.subscriber.changed.set()
             if not reader.cancelled() and reader.exception():
                 limit_last_write()
 
-        reader.add_done_callback(done)
+        reader.add_done_callback(on_reader_done)
         self.subscriber.on_refused = limit_last_write
         try:
             await self._write(context, reader, observer)
@@ -131,9 +131,9 @@ class Stream:
                 await reader
             raise
         finally:
-            # Do not await here: a cancelled stream would not be removed.
+            # The cleanup must not await, or a cancelled stream would not be removed.
             reader.cancel()
-            self.subscriber.on_refused = None  # The closure references the stream.
+            self.subscriber.on_refused = None  # Break the reference cycle.
             if write_timer:
                 write_timer.cancel()
 
@@ -166,18 +166,18 @@ class Stream:
             await self._scheduler.wait_turn()
             with self._scheduler.pacer.measure(self.info.origin, REQUEST_COST):
                 self.receive(self.session.receive(request, now()), proxies, observer)
-            del request  # Release the memory, as the next request may be far away.
+            del request  # Release the memory now: the next request may arrive much later.
             self._answers_request = True
             self.subscriber.changed.set()
 
     async def _write(
         self, context: grpc.aio.ServicerContext, reader: asyncio.Task[None], observer: Observer | None
     ) -> None:
-        """Send responses until the server ends the stream, or a half-closed stream has all pending responses.
+        """Send responses until the server ends the stream, or a half-closed stream has no pending response.
 
-        A client that half-closed the stream receives no later changes, as it could not ACK them.
+        A client that half-closed the stream receives no later changes, because it could not ACK them.
         """
-        served = None
+        session_snapshot = None
         closed_at: float | None = None
         changed = self.subscriber.changed
         while self.subscriber.refused is None:
@@ -188,8 +188,8 @@ class Stream:
                 closed_at = now()
                 self.session.expect_no_acks()
             snapshot = self.subscriber.snapshot
-            if snapshot and snapshot is not served:
-                served = snapshot
+            if snapshot and snapshot is not session_snapshot:
+                session_snapshot = snapshot
                 self.session.serve(snapshot)
             with self._scheduler.pacer.measure(self.info.origin) if self._answers_request else nullcontext():
                 response = self.session.next(now())
@@ -216,7 +216,7 @@ class Stream:
         raise self.subscriber.refused
 
     def _warn_if_too_large(self, size: int) -> None:
-        """Warn once about a response that many clients reject: they reconnect, and receive it again."""
+        """Warn once about a response that many clients reject. They reconnect, and are sent it again."""
         if size <= MAX_CLIENT_MESSAGE or self._warned_of_size:
             return
         self._warned_of_size = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class TokenBucket:
-    """A token bucket: `burst` events at once, and `rate` events per second in the long run.
+    """A token bucket that allows `burst` events at once, and `rate` events per second in the long run.
 
     All times are in seconds of the same monotonic clock.
     """
@@ -19,11 +19,11 @@ class TokenBucket:
 
     @property
     def is_half_spent(self) -> bool:
-        """Whether at least half of the burst was used at the last event."""
+        """Whether at least half of the burst was spent after the last event."""
         return self._used >= self.burst / 2
 
     def take(self, now: float) -> bool:
-        """Return whether an event is within the limit, and count it if so."""
+        """Return whether an event is within the limit. If it is, count it."""
         self._used = max(0.0, self._used - (now - self._updated) * self.rate)
         self._updated = now
         if self._used + 1 > self.burst:

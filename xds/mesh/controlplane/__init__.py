@@ -1,1 +1,1 @@
-"""The controller, its admin port, status, metrics, and our gRPC services."""
+"""The controller, the admin port, status, metrics and the gRPC services of xds.mesh.v1."""

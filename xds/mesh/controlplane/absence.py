@@ -1,6 +1,6 @@
-"""Pods that should have a connected sidecar and do not.
+"""Pods without a connected sidecar that should have one.
 
-Without this, a sidecar that dies would just disappear from reports.
+Reports list these pods, so that a sidecar that dies does not just disappear from them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Absent(NamedTuple):
     pod: str
     """The name of the pod."""
     since: float | None
-    """When its last stream ended, in seconds of the event loop's clock. None: it has not connected yet."""
+    """When its last stream ended, in seconds of the event loop's clock. None: it has not connected."""
 
 
 class Absences(NamedTuple):
@@ -38,8 +38,8 @@ class Absences(NamedTuple):
 class SidecarTracker:
     """Track which sidecars are not connected, and since when.
 
-    A pod should have a connected sidecar from the moment it has an address, as none of its containers runs
-    earlier, until it ends.
+    A pod should have a connected sidecar from when it is assigned an address until it ends. Before it has an
+    address, none of its containers runs.
     """
 
     def __init__(self, mesh: Callable[[], Mesh], connected: Container[PodName]) -> None:
@@ -52,7 +52,7 @@ class SidecarTracker:
         self._mesh = mesh
         self._connected = connected
         self._disconnected: dict[PodName, tuple[str, float]] = {}
-        """The UID of each pod that has lost its last stream, and when."""
+        """For each pod that lost its last stream: its UID, and when the stream ended."""
         self._expected: tuple[Mesh, tuple[Pod, ...]] | None = None
         self._absent: tuple[Absent, ...] | None = None
 
@@ -85,16 +85,16 @@ class SidecarTracker:
         """The expected pods without a connected sidecar."""
         expected = self.expected
         if self._absent is None:
-            keys = ((pod, (pod.namespace, pod.name)) for pod in expected)
+            pods = ((pod, (pod.namespace, pod.name)) for pod in expected)
             self._absent = tuple(
-                Absent(*key, self._since(pod, key)) for pod, key in keys if key not in self._connected
+                Absent(*key, self._since(pod, key)) for pod, key in pods if key not in self._connected
             )
         return self._absent
 
     def _since(self, pod: Pod, key: PodName) -> float | None:
-        uid, since = self._disconnected.get(key, (None, None))
-        # A new pod of the same name has not connected yet.
-        return since if uid == pod.meta.uid else None
+        uid, ended_at = self._disconnected.get(key, (None, None))
+        # The entry may be about an earlier pod of the same name.
+        return ended_at if uid == pod.meta.uid else None
 
 
 def _has_running_sidecar(pod: Pod) -> bool:

@@ -15,10 +15,10 @@ from xds.server.fair_share import CpuShare
 from xds.server.http import HttpListener, client_of
 
 MAX_WARNINGS = 20
-"""Warnings that /ready lists; it counts the others."""
+"""Maximum number of warnings that /ready lists. The rest are only counted."""
 
 RenderMetrics: TypeAlias = Callable[[str], tuple[bytes, str]]
-"""Returns the metrics and their content type, for an Accept header."""
+"""Renders the metrics for an Accept header. Returns them with their content type."""
 
 
 class AdminServer:
@@ -37,16 +37,15 @@ class AdminServer:
         """Create a server that does not listen yet.
 
         Args:
-            ready: returns None if the process serves what it should, else what it still waits for.
+            ready: returns None if the process is ready, else the reason why it is not.
             host: the address to listen on.
             port: the port to listen on. 0: any free port.
-            metrics: renders the metrics for /metrics. None: there is no such path.
-            note: returns what /ready adds for a ready process, such as a source that is unreachable. Empty:
-            nothing.
-            warnings: returns problems that do not prevent the process from serving. /ready lists them for
-            callers on this
-                machine. It only counts them for other callers, who are not authenticated and must not learn
-                which policies have no effect.
+            metrics: renders the metrics for /metrics. None: the path does not exist.
+            note: returns a note that /ready adds when the process is ready, such as that the API server is
+                unreachable. Empty: no note.
+            warnings: returns problems that do not prevent the process from serving. For clients on this
+                machine, /ready lists them. For other clients, it only counts them, because they are not
+                authenticated and must not learn which policies have no effect.
         """
         self._ready = ready
         self._metrics = metrics
@@ -56,12 +55,16 @@ class AdminServer:
         self._port = port
         self._listener: HttpListener | None = None
         self._scrapes = CpuShare()
-        """The CPU time that all clients together use for metrics, on the event loop that serves xDS."""
+        """Limit of the CPU time for rendering metrics, which blocks the event loop that serves xDS."""
         self.port = 0
-        """The port that the server listens on, once started."""
+        """The port that the server listens on, after `start`."""
 
     async def start(self) -> None:
-        """Listen. OSError: the address is not available."""
+        """Start to listen.
+
+        Raises:
+            OSError: the address cannot be used.
+        """
         app = web.Application()
         app.router.add_get("/healthz", self._get_health)
         app.router.add_get("/ready", self._get_readiness)
@@ -79,7 +82,7 @@ class AdminServer:
             self._listener = None
 
     async def _get_metrics(self, request: web.Request) -> web.Response:
-        assert self._metrics  # noqa: S101 - otherwise there is no such path
+        assert self._metrics  # noqa: S101 - without it, the path does not exist
         loop = asyncio.get_running_loop()
         if (wait := self._scrapes.wait(loop.time())) > 0:
             text = f"the metrics were read too often; try again in {wait:.0f} s\n"

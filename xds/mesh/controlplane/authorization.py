@@ -1,4 +1,4 @@
-"""What the controller grants to the caller of a stream, and when the grant ends."""
+"""Authorization of streams: private keys, and the pods that a caller may act for. Budgets of callers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ NO_KEY = (
     "private keys are not served in plaintext, where callers are not authenticated: connect over TLS, with a "
     "service account token or a client certificate"
 )
-"""Why a stream does not get the secret `default`."""
-
+"""Why a stream does not receive the secret `default`."""
 
 UNKNOWN_BUDGETS = 64
-"""Budgets that all unknown pods share on plaintext streams."""
+"""Number of budgets that plaintext streams of unknown pods share."""
 
 
 def recheck_caller(
     subscriber: Subscriber, name: tuple[str, str], previous: Pod | None, pod: Pod | None
 ) -> None:
-    """End a stream whose caller may no longer speak for a pod (namespace, name).
+    """End a stream if its caller may no longer act for its pod (namespace, name).
 
-    Call it when the pod has changed, or was replaced or deleted.
+    Call it when the pod was changed, replaced or deleted.
     """
     caller: Caller | None = subscriber.stream.caller
     if caller is None:
@@ -54,9 +53,9 @@ def budget_key(caller: Caller | None, name: tuple[str, str], *, is_known: bool) 
     """Return the budget that a stream for a pod (namespace, name) is charged to.
 
     A known pod has one budget for authenticated streams and one for plaintext streams, so that
-    unauthenticated callers cannot use up what the pod needs. Unknown pods share the budget of the caller's
-    service account, because a caller could invent any number of them; in plaintext they share
-    UNKNOWN_BUDGETS. A token that is bound to a pod is valid for that pod only.
+    unauthenticated callers cannot exhaust the pod's budget. A caller can invent any number of unknown pods,
+    so these share the budget of the caller's service account. In plaintext, they share UNKNOWN_BUDGETS. A
+    token bound to a pod is valid only for that pod, so it has a budget of its own.
     """
     if is_known or (caller and caller.pod):
         return (*name, caller is None)
@@ -64,7 +63,7 @@ def budget_key(caller: Caller | None, name: tuple[str, str], *, is_known: bool) 
 
 
 def without_private_key(snapshot: Snapshot) -> Snapshot:
-    """Return the snapshot for unauthenticated callers."""
+    """Return a copy of a snapshot without the private key, for unauthenticated callers."""
     secrets = [secret for secret in snapshot.of(SECRET).values() if secret.name != CERTIFICATE]
     types = {**snapshot.types, SECRET: ResourceSet(secrets)}
     return replace(snapshot, types=types, denials={(SECRET, CERTIFICATE): NO_KEY})

@@ -1,9 +1,9 @@
 """The controller applies changes to the mesh and publishes a new snapshot to each affected proxy.
 
-A single task does this. Changes that arrive close together are batched. Proxies are served one at a time, in
-the order in which they became due, and the task yields to the event loop every few milliseconds. A
-translation that newer changes supersede is abandoned, but never twice in a row for the same proxy, so that
-proxies are served even under constant change.
+A single task does this. It batches changes that arrive close together, and queues the affected pods. It then
+translates one pod at a time, in order, and yields to the event loop every few milliseconds. Newer changes
+cancel a translation, but never twice in a row for the same pod, so every proxy is updated even under constant
+change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from xds.mesh.controlplane.absence import Absences, SidecarTracker
 from xds.mesh.controlplane.authorization import NO_KEY, budget_key, recheck_caller, without_private_key
 from xds.mesh.controlplane.stats import CertificateStats, Stats
 from xds.mesh.envoy.names import NodeId
-from xds.mesh.envoy.translate import steps
+from xds.mesh.envoy.translate import steps as translation_steps
 from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.identity.chain import bundle, to_pem
@@ -49,13 +49,16 @@ MAX_DEBOUNCE = 0.05
 TIME_SLICE = 0.005
 """Seconds of work after which the task yields to the event loop."""
 MAX_ROLLOUT_DELAY = 0.5
-"""Seconds after which rollouts advance, even if translations are still queued."""
+"""Maximum delay of a rollout check while translations are queued, in seconds."""
 RETRY_DELAY = 1.0
 """Seconds after which a failed renewal is retried."""
 ROLLOUT_TIMEOUT = 30.0
-"""Seconds to wait for a proxy during a rollout."""
+"""Default time to wait for a proxy during a rollout, in seconds."""
 CLOCK_CHECK_INTERVAL = 60.0
-"""Seconds after which renewals are checked again, in case the clock was set or the machine was suspended."""
+"""Maximum interval between two checks for certificates to renew, in seconds.
+
+The wall clock may be set, or the machine suspended, so the next renewal may be due earlier than computed.
+"""
 
 
 def _utc_now() -> datetime:
@@ -65,9 +68,11 @@ def _utc_now() -> datetime:
 class Controller:
     """Track the mesh and the connected proxies, and publish the current snapshot to each proxy.
 
-    A stream with an authenticated caller (`xds.mesh.identity.auth`) may act only for the pod that the caller
-    authenticated as, and is closed once that no longer holds. A plaintext stream may act for any pod. It gets
-    a private key only if `serve_keys` is set, and never over REST.
+    An authenticated stream (`xds.mesh.identity.auth`) may act only for a pod that its credential covers. The
+    controller ends the stream when the pod is deleted or replaced, or the credential no longer covers it.
+
+    A plaintext stream may act for any pod. It gets a private key only if `serve_keys` is set, and never over
+    REST.
     """
 
     def __init__(
@@ -87,40 +92,41 @@ class Controller:
             extra_roots: further trusted root certificates, in PEM form.
             serve_keys: whether plaintext streams get private keys.
             lifetime: the lifetime of certificates.
-            rollout_timeout: seconds to wait for a proxy during a rollout. None: serve the desired state at
-            once.
+            rollout_timeout: seconds to wait for a proxy during a rollout. None: serve the desired state
+                immediately.
             now: returns the current time.
         """
         self.mesh = Mesh()
-        """The mesh that is served."""
+        """The current mesh, including the served modes."""
         self.ready = asyncio.Event()
         """Set once the first change is applied."""
         self.stats = Stats()
         """Counters for metrics."""
-        extra_roots = self._also_trust = tuple(extra_roots)
+        self._extra_roots = tuple(extra_roots)
         self._authority = authority
-        self._roots = trusted_roots(authority, extra_roots)
-        self._issuer = Issuer(authority, extra_roots=extra_roots, lifetime=lifetime)
+        self._roots = trusted_roots(authority, self._extra_roots)
+        self._issuer = Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
         self._serve_keys = serve_keys
         self._now = now
         self._streams: dict[PodName, set[Subscriber]] = {}
+        """The streams of each connected pod."""
         self.rollouts = RolloutDriver(self._streams, rollout_timeout)
-        """Drives the mode changes that are in progress."""
+        """Driver of the rollouts that are in progress."""
         self.sidecars = SidecarTracker(lambda: self.mesh, self._streams)
-        """Tracks the sidecars that should be connected and are not."""
+        """Tracker of the sidecars that should be connected and are not."""
         self.mesh_lock = asyncio.Lock()
-        """Held while a thread changes the mesh and the rollouts. Hold it to read both consistently."""
+        """Lock on the mesh and the rollouts. Acquire it to read both consistently."""
         self._due: dict[PodName, float | None] = {}
-        """Queue of pods to translate, each with the time of its oldest unserved change."""
-        self._log = RolloutLog()
-        self._held: set[PodName] = set()
-        """Pods that are not served until reconnecting proxies have reported their state."""
+        """Queue of pods to translate, with the time of the oldest unpublished change; None without one."""
+        self._rollout_log = RolloutLog()
+        self._deferred: set[PodName] = set()
+        """Pods whose first snapshot waits for reconnecting proxies to report their state."""
         self._superseded: set[PodName] = set()
-        """The pods whose last translation was abandoned."""
+        """Pods whose last translation was cancelled by newer changes."""
         self._last_error = ""
         """The last error that was logged with its traceback."""
         self._errors: dict[PodName, str] = {}
-        """Why a pod has no newer configuration."""
+        """Why the last translation of a pod failed."""
         self._pending: list[Change] = []
         self._first_change_at = self._last_change_at = self._slice_started_at = 0.0
         self._wake = asyncio.Event()
@@ -128,7 +134,7 @@ class Controller:
     # --- for sources ----------------------------------------------------------------------------------------
 
     def change(self, change: Change) -> None:
-        """Queue a change. It is applied a moment later."""
+        """Queue a change, to be applied after the debounce."""
         self._last_change_at = asyncio.get_running_loop().time()
         if not self._pending:
             self._first_change_at = self._last_change_at
@@ -138,35 +144,39 @@ class Controller:
 
     @property
     def trust(self) -> tuple[Authority, bytes]:
-        """The CA that issues certificates now, and all trusted roots in PEM form."""
-        return self._authority, bundle((to_pem(self._authority.roots), *self._also_trust))
+        """The current CA, and all trusted roots in PEM form."""
+        return self._authority, bundle((to_pem(self._authority.roots), *self._extra_roots))
 
     def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
-        """Issue all certificates from a new authority, and trust its root and `extra_roots` from now on."""
-        extra_roots = self._also_trust = tuple(extra_roots)
+        """Issue all certificates from a new CA. Trust its roots and `extra_roots`."""
+        self._extra_roots = tuple(extra_roots)
         self._authority = authority
-        self._roots = trusted_roots(authority, extra_roots)
-        self._issuer.rotate(authority, extra_roots)
+        self._roots = trusted_roots(authority, self._extra_roots)
+        self._issuer.rotate(authority, self._extra_roots)
         for key in self._streams:
             if self.mesh.pod(*key):
                 self._schedule(key)
         self._wake.set()
 
-    # --- for streams (server.Proxies) -----------------------------------------------------------------------
+    # --- for streams (implements server.Proxies) ------------------------------------------------------------
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
-        """Admit a sidecar if the caller may act for its pod. If the pod is unknown, the sidecar waits."""
+        """Accept a stream if its caller may act for the pod. The pod may still be unknown.
+
+        Raises:
+            Refused: the node ID is invalid, or the caller may not act for the pod.
+        """
         try:
-            name = NodeId.parse(node.id)
+            node_id = NodeId.parse(node.id)
         except ValueError as error:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
-        key = (name.namespace, name.pod)
+        key = (node_id.namespace, node_id.pod)
         caller: Caller | None = stream.caller
         if caller and (reason := denial_reason(caller, *key, self.mesh.pod(*key))):
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
         subscriber = Subscriber(node, stream)
         subscriber.client = budget_key(caller, key, is_known=self.mesh.pod(*key) is not None)
-        if not (self._may_have_key(subscriber) or stream.keyless or key in self._streams):
+        if not (self._may_receive_key(subscriber) or stream.keyless or key in self._streams):
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self._streams.setdefault(key, set()).add(subscriber)
         self.rollouts.connected(subscriber, _clock())
@@ -175,11 +185,11 @@ class Controller:
             self._schedule(key)
             self._wake.set()
         else:
-            log.warning("proxy waits for its pod", proxy=node.id, pod=f"{name.namespace}/{name.pod}")
+            log.warning("proxy waits for its pod", proxy=node.id, pod="/".join(key))
         return subscriber
 
     def disconnect(self, subscriber: Subscriber) -> None:
-        """Forget a stream that has ended."""
+        """Remove a stream that has ended."""
         key = _pod_name(subscriber)
         streams = self._streams[key]
         streams.discard(subscriber)
@@ -190,17 +200,17 @@ class Controller:
             self._errors.pop(key, None)
             self._due.pop(key, None)
             self._superseded.discard(key)
-            self._held.discard(key)
+            self._deferred.discard(key)
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
-        """Record a subscription or an ACK. The server logs NACKs.
+        """Record a subscription, an ACK or a NACK. The server logs NACKs.
 
         Raises:
-            Refused: on an SDS stream, the proxy requests a private key that it is not allowed to receive.
+            Refused: on an SDS stream, the proxy requests a private key that it may not receive.
         """
         if isinstance(event, Subscribed):
             wants_key = event.type_url == subscriber.stream.type_url == SECRET and CERTIFICATE in event.names
-            if wants_key and not self._may_have_key(subscriber):
+            if wants_key and not self._may_receive_key(subscriber):
                 raise Refused(grpc.StatusCode.PERMISSION_DENIED, NO_KEY)
             self.rollouts.subscribed(subscriber, _pod_name(subscriber), event.type_url)
         self.rollouts.received(subscriber, _clock())
@@ -216,16 +226,19 @@ class Controller:
     # --- status ---------------------------------------------------------------------------------------------
 
     def problem_of(self, subscriber: Subscriber) -> str:
-        """Return why a sidecar gets no new configuration; an empty string if it gets one."""
+        """Return why a proxy's configuration is not up to date; empty if there is no problem."""
         key = _pod_name(subscriber)
         return self._errors.get(key, "") if self.mesh.pod(*key) else "its pod is not known"
 
     def absences(self) -> Absences:
-        """Return the pods that should have a connected sidecar and do not."""
+        """Return the pods without a connected sidecar that should have one."""
         return Absences(self.sidecars.absent, self.rollouts.may_have_peers(_clock()))
 
     def proxies_with_old_roots(self) -> list[str]:
-        """Return the node IDs of proxies that use root certificates and have not ACKed the current ones."""
+        """Return the node IDs of proxies that have not ACKed the current root certificates.
+
+        Proxies that do not subscribe to root certificates are not included.
+        """
         return sorted(
             {
                 subscriber.node.id
@@ -244,27 +257,31 @@ class Controller:
     def certificates(self) -> CertificateStats:
         """Return certificate statistics."""
         expiries = self._issuer.expiries()
-        first = min(expiries, default=None)
-        return CertificateStats(self._issuer.issued, len(expiries), first, self._authority.expires)
+        return CertificateStats(
+            issued=self._issuer.issued,
+            current=len(expiries),
+            soonest_expiry=min(expiries, default=None),
+            root_expiry=self._authority.expires,
+        )
 
     # --- replicas -------------------------------------------------------------------------------------------
 
     def enable_sync(self) -> ReplicaSync | None:
         """Start coordinating with other replicas. No proxy is served before their transitions are known.
 
-        Return None if there is nothing to coordinate, because the rollout timeout is disabled.
+        Return None if rollouts are disabled (no rollout timeout), because there is nothing to coordinate.
         """
         return self.rollouts.enable_sync(_clock())
 
     def peers_changed(self) -> None:
-        """Check rollouts soon: a peer's report has arrived, or the API server has confirmed our own."""
+        """Schedule a rollout check: a peer's report arrived, or this replica's report was read back."""
         self.rollouts.peers_changed()
         self._wake.set()
 
     # --- the task -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Apply changes, advance rollouts and publish snapshots, until cancelled."""
         while True:
             self._wake.clear()
             if self._must_apply():
@@ -272,34 +289,35 @@ class Controller:
             elif self.ready.is_set() and self._must_advance_rollouts():
                 await self._advance_rollouts()
             elif self._due:
-                await self._serve(next(iter(self._due)))
+                await self._translate_and_publish(next(iter(self._due)))
                 await self._yield_to_loop()
             else:
-                await self._rest()
+                await self._wait_for_work()
 
     def _must_apply(self) -> bool:
-        """Return whether pending changes have to be applied now."""
+        """Return whether to apply pending changes now: peers are synced, and the debounce has ended."""
         now = asyncio.get_running_loop().time()
         return (
             bool(self._pending)
-            and now >= self.rollouts.starts_at(now)
+            and now >= self.rollouts.earliest_apply(now)
             and (now >= self._last_change_at + DEBOUNCE or now >= self._first_change_at + MAX_DEBOUNCE)
         )
 
     async def _apply(self) -> None:
+        """Apply the pending changes to the mesh, and queue all connected proxies whose pod is known."""
         change, self._pending = merge_changes(self._pending), []
-        changed_at, old = self._first_change_at, self.mesh
+        changed_at, old_mesh = self._first_change_at, self.mesh
         started_at = time.perf_counter()
         try:
-            # In a thread: the cost grows with the change, and the first change is the whole input.
             now = _clock()
             async with self.mesh_lock:
-                observed = self.rollouts.observe(old, now)
+                observed = self.rollouts.collect_progress(old_mesh, now)
+                # In a thread: the cost grows with the change, and the first change is the whole input.
                 if self.ready.is_set():
-                    self.mesh = await asyncio.to_thread(self.rollouts.apply, old, change, observed, now)
+                    self.mesh = await asyncio.to_thread(self.rollouts.apply, old_mesh, change, observed, now)
                 else:
                     self.mesh = await asyncio.to_thread(self.rollouts.first_mesh, change, observed, now)
-            self.rollouts.publish()
+            self.rollouts.publish_report()
         except Exception as error:  # noqa: BLE001 - logged in full
             log.error("failed to apply change, skipped", stack=_traceback(error))  # noqa: TRY400
             return
@@ -307,16 +325,16 @@ class Controller:
             self.stats.batches += 1
             self.stats.apply_seconds += time.perf_counter() - started_at
         for ref in change.removed:
-            if isinstance(removed := old.get(ref), Pod):
-                self._issuer.forget(removed)
+            if isinstance(removed_pod := old_mesh.get(ref), Pod):
+                self._issuer.forget(removed_pod)
                 self.sidecars.forget((ref.namespace, ref.name))
         for key, streams in self._streams.items():
-            pod, previous = self.mesh.pod(*key), old.pod(*key)
-            if pod is not previous:
+            pod, old_pod = self.mesh.pod(*key), old_mesh.pod(*key)
+            if pod is not old_pod:
                 for subscriber in streams:
                     if pod:
                         subscriber.charge(budget_key(subscriber.stream.caller, key, is_known=True))
-                    recheck_caller(subscriber, key, previous, pod)
+                    recheck_caller(subscriber, key, old_pod, pod)
             if pod:
                 self._schedule(key, changed_at)
         if not self.ready.is_set():
@@ -324,53 +342,52 @@ class Controller:
             self.ready.set()
 
     def _must_advance_rollouts(self) -> bool:
-        """Return True once all queued proxies are served, or MAX_ROLLOUT_DELAY has passed."""
+        """Return whether a rollout check is due. Queued translations delay it by MAX_ROLLOUT_DELAY."""
         now = _clock()
         due_at = self.rollouts.next_check(now)
         return now >= (due_at + MAX_ROLLOUT_DELAY if self._due else due_at)
 
     async def _advance_rollouts(self) -> None:
-        """Take the next step of the rollouts if proxies have made progress."""
-        now, old = _clock(), self.mesh
+        """Advance rollouts as far as proxies have progressed. Queue all proxies if the mesh changes."""
+        now, old_mesh = _clock(), self.mesh
         try:
             async with self.mesh_lock:
-                observed = self.rollouts.observe(old, now)
-                self.mesh = await asyncio.to_thread(self.rollouts.advance, old, observed, now)
-            self.rollouts.publish()
-            self._log.update(self.mesh, self.rollouts.rollout, _clock())
+                observed = self.rollouts.collect_progress(old_mesh, now)
+                self.mesh = await asyncio.to_thread(self.rollouts.advance, old_mesh, observed, now)
+            self.rollouts.publish_report()
+            self._rollout_log.update(self.mesh, self.rollouts.rollout, _clock())
         except Exception as error:  # noqa: BLE001 - logged in full, unless it repeats
             description = f"{type(error).__name__}: {error}"
             if description != self._last_error:
                 log.error("rollout step failed", problem=description, stack=_traceback(error))  # noqa: TRY400
             self._last_error = description
-        if self.mesh is not old:
+        if self.mesh is not old_mesh:
             for key in self._streams:
                 if self.mesh.pod(*key):
                     self._schedule(key)
 
     def _schedule(self, key: PodName, changed_at: float | None = None) -> None:
-        """Queue a pod for translation."""
+        """Queue a pod for translation. If it is queued already, keep the time of its oldest change."""
         oldest = self._due.get(key)
         self._due[key] = changed_at if oldest is None else oldest
 
-    async def _serve(self, key: PodName) -> None:
-        """Translate a pod, and publish the snapshot to its streams."""
+    async def _translate_and_publish(self, key: PodName) -> None:
+        """Translate a queued pod, and publish the snapshot to its streams."""
         changed_at = self._due.pop(key)
-        self._held.discard(key)
+        self._deferred.discard(key)
         pod = self.mesh.pod(*key)
         if pod is None:
             return
-        now = _clock()
-        if any(self.rollouts.should_hold(subscriber, key, now) for subscriber in self._streams.get(key, ())):
-            self._held.add(key)
+        if self._must_defer(key, _clock()):
+            self._deferred.add(key)
             return
-        with_key = any(self._may_have_key(subscriber) for subscriber in self._streams.get(key, ()))
+        with_key = any(self._may_receive_key(subscriber) for subscriber in self._streams.get(key, ()))
         try:
             secrets = self._secrets(pod, with_key=with_key)
-            snapshot = await self._translate(pod, secrets, may_abandon=key not in self._superseded)
+            snapshot = await self._translate(pod, secrets, may_cancel=key not in self._superseded)
         except Exception as error:  # noqa: BLE001 - logged in full, unless it repeats
             # An error often affects many pods: log the traceback once.
-            description, previous = f"{type(error).__name__}: {error}", self._last_error
+            description, last_error = f"{type(error).__name__}: {error}", self._last_error
             self._last_error = description
             self._errors[key] = f"translation failed: {description}"
             self.stats.failed += 1
@@ -378,7 +395,7 @@ class Controller:
                 "translation failed, proxy keeps its configuration",
                 pod="/".join(key),
                 problem=description,
-                **({"stack": _traceback(error)} if description != previous else {}),
+                **({"stack": _traceback(error)} if description != last_error else {}),
             )
             return
         if snapshot is None:
@@ -398,25 +415,32 @@ class Controller:
             )
         keyless: Snapshot | None = None
         for subscriber in self._streams.get(key, ()):
-            if not self._may_have_key(subscriber):
-                new = keyless = keyless or without_private_key(snapshot)
+            if not self._may_receive_key(subscriber):
+                new_snapshot = keyless = keyless or without_private_key(snapshot)
             elif with_key:
-                new = snapshot
+                new_snapshot = snapshot
             else:
-                continue  # A stream that is entitled to a key connected in the meantime; it will be served next.
+                # This stream connected after the translation started: it gets a key from the next one.
+                continue
             current = subscriber.snapshot
-            if current is None or current != new or current.generation != new.generation:
-                subscriber.publish(new, changed_at)
+            if current is None or current != new_snapshot or current.generation != new_snapshot.generation:
+                subscriber.publish(new_snapshot, changed_at)
 
-    def _may_have_key(self, subscriber: Subscriber) -> bool:
+    def _must_defer(self, key: PodName, now: float) -> bool:
+        """Return whether a pod's snapshot must wait until reconnecting proxies have reported their state."""
+        return any(
+            self.rollouts.must_defer(subscriber, key, now) for subscriber in self._streams.get(key, ())
+        )
+
+    def _may_receive_key(self, subscriber: Subscriber) -> bool:
         stream = subscriber.stream
         return stream.caller is not None or (self._serve_keys and not stream.keyless)
 
     async def _translate(
-        self, pod: Pod, secrets: tuple[Resource, ...], *, may_abandon: bool
+        self, pod: Pod, secrets: tuple[Resource, ...], *, may_cancel: bool
     ) -> Snapshot | None:
-        """Translate a pod in time slices. Return None if newer changes superseded it."""
-        translation = steps(self.mesh, pod, secrets)
+        """Translate a pod in time slices. Return None if newer changes superseded the translation."""
+        translation = translation_steps(self.mesh, pod, secrets)
         while True:
             started_at = time.perf_counter()
             try:
@@ -426,12 +450,12 @@ class Controller:
                 return snapshot
             finally:
                 self.stats.translate_seconds += time.perf_counter() - started_at
-            if await self._yield_to_loop() and may_abandon and self._must_apply():
+            if await self._yield_to_loop() and may_cancel and self._must_apply():
                 return None
 
     def _secrets(self, pod: Pod, *, with_key: bool) -> tuple[Resource, ...]:
         if self.mesh.config.sds_socket:
-            return ()  # Sidecars get certificates and roots from that socket.
+            return ()  # An SDS server on this socket serves certificates and roots to sidecars.
         if not with_key:
             return (self._roots,)
         return self._issuer.secrets_for(pod, self.mesh.config.trust_domain, self._now())
@@ -445,26 +469,26 @@ class Controller:
         self._slice_started_at = loop.time()
         return True
 
-    async def _rest(self) -> None:
-        """Wait for an event, the end of a debounce, or the next rollout check or renewal."""
+    async def _wait_for_work(self) -> None:
+        """Wait for an event, the end of a debounce, or the next rollout check or certificate renewal."""
         loop = asyncio.get_running_loop()
         if self._pending:
             due_at = min(self._last_change_at + DEBOUNCE, self._first_change_at + MAX_DEBOUNCE)
-            seconds = max(due_at, self.rollouts.starts_at(loop.time())) - loop.time()
+            seconds = max(due_at, self.rollouts.earliest_apply(loop.time())) - loop.time()
         else:
-            soonest = min((renew_at for renew_at, _ in self._renewals()), default=None)
-            left = (soonest - self._now()).total_seconds() if soonest else CLOCK_CHECK_INTERVAL
-            seconds = min(max(left, RETRY_DELAY), CLOCK_CHECK_INTERVAL)
+            next_renewal = min((renew_at for renew_at, _ in self._renewals()), default=None)
+            until_renewal = (
+                (next_renewal - self._now()).total_seconds() if next_renewal else CLOCK_CHECK_INTERVAL
+            )
+            seconds = min(max(until_renewal, RETRY_DELAY), CLOCK_CHECK_INTERVAL)
         until_check = self.rollouts.next_check(loop.time()) - loop.time() if self.ready.is_set() else inf
-        seconds = min(seconds, until_check, CHECK_INTERVAL if self._held else inf)
+        seconds = min(seconds, until_check, CHECK_INTERVAL if self._deferred else inf)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._wake.wait()
         now = self._slice_started_at = loop.time()
-        for key in tuple(self._held):
-            if not any(
-                self.rollouts.should_hold(subscriber, key, now) for subscriber in self._streams.get(key, ())
-            ):
+        for key in tuple(self._deferred):
+            if not self._must_defer(key, now):
                 self._schedule(key)
         for renew_at, key in self._renewals():
             if renew_at <= self._now():
@@ -485,11 +509,11 @@ def _clock() -> float:
 def _traceback(error: Exception) -> str:
     """Return the traceback as text.
 
-    Log processors that format tracebacks themselves may print local variables and so leak private keys.
+    A log processor that formats tracebacks may print local variables, and so leak private keys.
     """
     return "".join(traceback.format_exception(error))
 
 
 def _pod_name(subscriber: Subscriber) -> PodName:
-    name = NodeId.parse(subscriber.node.id)
-    return name.namespace, name.pod
+    node_id = NodeId.parse(subscriber.node.id)
+    return node_id.namespace, node_id.pod

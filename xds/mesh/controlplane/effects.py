@@ -1,7 +1,6 @@
 """Report objects that have had no effect for a while (`xds.mesh.policy.effect`).
 
-Nothing waits for it: the mesh is examined in a thread, after it has changed and not more often than every few
-seconds.
+A thread checks the mesh after changes, at most every few seconds. No proxy waits for the check.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from xds.server.token_bucket import TokenBucket
 log = structlog.get_logger(__name__)
 
 SETTLE_TIME = 10.0
-"""Seconds without effect after which an object is reported: its pods may be about to start."""
+"""Seconds without effect after which an object is reported. Its pods may be about to start."""
 INTERVAL = 2.0
-"""Minimum interval between two examinations of the mesh, in seconds."""
+"""Minimum interval between two checks of the mesh, in seconds."""
 IDLE_FACTOR = 20
-"""Pause after an examination, as a multiple of its duration."""
+"""Minimum pause after a check, as a multiple of its duration."""
 MAX_LOGGED = 100
-"""Lines that may be logged in one burst."""
+"""Maximum number of log lines in one burst."""
 LOG_RATE = 5.0
-"""Lines per second that may be logged after a burst."""
+"""Maximum number of log lines per second after a burst."""
 
 _Key: TypeAlias = tuple[Ref, str, bool]
 
@@ -65,34 +64,34 @@ class EffectWatcher:
         return by_object
 
     async def run(self) -> None:
-        """Examine the mesh after each change, until cancelled."""
+        """Check the mesh after each change, until cancelled."""
         await self._ready.wait()
-        examined: Mesh | None = None
+        checked_mesh: Mesh | None = None
         ineffective = Ineffective()
-        failure = ""
+        last_error = ""
         seconds = 0.0
         while True:
             mesh = self._mesh()
-            if mesh is not examined:
+            if mesh is not checked_mesh:
                 started_at = time.perf_counter()
                 try:
                     ineffective = await asyncio.to_thread(without_effect, mesh, ineffective)
-                    failure = ""
+                    last_error = ""
                 except Exception as error:  # noqa: BLE001 - serving does not depend on it
                     description = f"{type(error).__name__}: {error}"
-                    if description != failure:
+                    if description != last_error:
                         log.error("failed to check for objects without effect", problem=description)  # noqa: TRY400
-                    failure = description
-                examined, seconds = mesh, time.perf_counter() - started_at
+                    last_error = description
+                checked_mesh, seconds = mesh, time.perf_counter() - started_at
             self._settle(ineffective, asyncio.get_running_loop().time())
             await asyncio.sleep(max(INTERVAL, IDLE_FACTOR * seconds))
 
     def _settle(self, ineffective: Ineffective, now: float) -> None:
-        """Update the problems from an examination, and log the difference."""
+        """Update the problems from the result of a check, and log the difference."""
         problems = {
             (ref, problem.what, problem.notice): problem
-            for ref, of_object in ineffective.problems.items()
-            for problem in of_object
+            for ref, object_problems in ineffective.problems.items()
+            for problem in object_problems
         }
         self._since = {key: self._since.get(key, now) for key in problems}
         previous = self._settled

@@ -1,7 +1,7 @@
 """The gRPC service xds.mesh.v1.Proxies: connected proxies, their status, and what they wait for.
 
-protos/xds/mesh/v1/proxies.proto documents the messages. The service keeps no state: it builds each response
-from the sessions of the streams, in slices of a few milliseconds.
+protos/xds/mesh/v1/proxies.proto documents the messages. The service builds each response from the streams'
+sessions, in slices of a few milliseconds.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from xds.server.stream import now
 SERVICE = "xds.mesh.v1.Proxies"
 
 WATCH_INTERVAL = 0.25
-"""Seconds between two checks for changes on behalf of a Watch call."""
+"""Interval at which a Watch call checks for changes, in seconds."""
 RECHECK_INTERVAL = 1.0
-"""Seconds after which a proxy that is not synced is checked again without an event: its wait may be over."""
+"""Seconds after which a proxy that is not synced is checked again, because a timeout may have passed."""
 
 MAX_NOT_CONNECTED = 1000
-"""Pods without a connected sidecar that a response lists; it counts the others."""
+"""Maximum number of pods without a connected sidecar that a response lists. The rest are only counted."""
 MAX_WARNINGS = 100
-"""Warnings that a response lists; it counts the others."""
+"""Maximum number of warnings that a response lists. The rest are only counted."""
 
 ProblemOf: TypeAlias = Callable[[Subscriber], str]
-"""Returns why a proxy gets no configuration, or no newer one. Empty: it does."""
+"""Returns why a proxy's configuration is not up to date; empty if there is no problem."""
 
 _VARIANTS = {Variant.SOTW: pb.Stream.SOTW, Variant.DELTA: pb.Stream.DELTA}
 _STATES = {
@@ -64,7 +64,8 @@ class ProxiesService:
         """Create the service.
 
         Args:
-            problem_of: returns why a proxy gets no configuration, such as `Controller.problem_of`.
+            problem_of: returns why a proxy's configuration is not up to date, such as
+                `Controller.problem_of`.
             absences: returns the pods without a connected sidecar, such as `Controller.absences`.
             problems: returns the problems of objects and settings.
         """
@@ -79,13 +80,13 @@ class ProxiesService:
             request: pb.ListProxiesRequest, _: grpc.aio.ServicerContext
         ) -> pb.ListProxiesResponse:
             clock = Clock.read()
-            breathe = Checkpoint()
+            checkpoint = Checkpoint()
             proxies = []
             absences = self._absences()
-            chosen, absent = _chosen(discovery, absences, request)
-            for streams in chosen.values():
+            streams_by_node, absent = _select(discovery, absences, request)
+            for streams in streams_by_node.values():
                 problem = self._problem(streams)
-                proxies.append(await _proxy(streams, problem, clock, breathe, unsynced=request.unsynced))
+                proxies.append(await _proxy(streams, problem, clock, checkpoint, unsynced=request.unsynced))
             warnings = [_warning(problem) for problem in self._problems() if not problem.notice]
             return pb.ListProxiesResponse(
                 proxies=proxies,
@@ -126,7 +127,7 @@ class _Sent:
     """A proxy as a Watch call last sent it."""
 
     inputs: tuple[Any, ...]
-    """What the message was built from. While it is unchanged, so is the message, except for timeouts."""
+    """The inputs of the message. While they are unchanged, only a timeout can change the message."""
     proxy: pb.Proxy
     """The message."""
     checked_at: float
@@ -150,13 +151,13 @@ class _Watch:
         self._sent: dict[str, _Sent] | None = None
 
     async def next_changes(self, discovery: DiscoveryService) -> pb.WatchProxiesResponse | None:
-        """Return what has changed since the last call, the first time everything. None: nothing has."""
+        """Return what has changed since the last call, or None. The first call returns everything."""
         previous, self._sent = self._sent, {}
         changed = []
-        breathe = Checkpoint()
+        checkpoint = Checkpoint()
         absences = self._absences()
-        chosen, absent = _chosen(discovery, absences, self._request)
-        for node_id, streams in chosen.items():
+        streams_by_node, absent = _select(discovery, absences, self._request)
+        for node_id, streams in streams_by_node.items():
             problem = self._problem(streams)
             inputs = (
                 problem,
@@ -164,12 +165,14 @@ class _Watch:
             )
             sent = previous.get(node_id) if previous else None
             if sent is None or sent.inputs != inputs or _must_recheck(sent):
-                proxy = await _proxy(streams, problem, self._clock, breathe, unsynced=self._request.unsynced)
+                proxy = await _proxy(
+                    streams, problem, self._clock, checkpoint, unsynced=self._request.unsynced
+                )
                 if sent is None or sent.proxy != proxy:
                     changed.append(proxy)
                 sent = _Sent(inputs, proxy, now())
             self._sent[node_id] = sent
-            await breathe()
+            await checkpoint()
         gone = previous.keys() - self._sent.keys() if previous else ()
         sent_absent, self._absent = self._absent, (absent, absences.may_be_on_other_replica)
         if previous is not None and not changed and not gone and sent_absent == self._absent:
@@ -190,12 +193,15 @@ def _must_recheck(sent: _Sent) -> bool:
     return now() >= sent.checked_at + RECHECK_INTERVAL and not settled(sent.proxy)
 
 
-def _chosen(
+def _select(
     discovery: DiscoveryService,
     absences: Absences,
     request: pb.ListProxiesRequest | pb.WatchProxiesRequest,
 ) -> tuple[dict[str, list[Stream]], list[Absent]]:
-    """Return the streams of the requested proxies by node ID, and the requested pods without one."""
+    """Return the streams of the requested proxies by node ID, and the requested pods without one.
+
+    A name selects a proxy with exactly this name. If there is none, it selects all proxies with this prefix.
+    """
     streams: dict[str, list[Stream]] = {}
     for stream in sorted(discovery.streams, key=lambda stream: stream.opened_at):
         streams.setdefault(stream.node.id, []).append(stream)
@@ -208,18 +214,18 @@ def _chosen(
     for absent in absences.pods:
         if request.namespace in {"", absent.namespace}:
             aliases[absent] = (f"{absent.pod}.{absent.namespace}",)
-    chosen = list(aliases)
+    selected = list(aliases)
     if request.proxy:
-        exact = [key for key, known_as in aliases.items() if request.proxy in known_as]
-        chosen = exact or [
+        exact_matches = [key for key, key_aliases in aliases.items() if request.proxy in key_aliases]
+        selected = exact_matches or [
             key
-            for key, known_as in aliases.items()
-            if any(name.startswith(request.proxy) for name in known_as)
+            for key, key_aliases in aliases.items()
+            if any(alias.startswith(request.proxy) for alias in key_aliases)
         ]
-    node_ids = [key for key in chosen if isinstance(key, str)]
+    node_ids = [key for key in selected if isinstance(key, str)]
     node_ids.sort(key=lambda node_id: (*names[node_id], node_id))
     return {node_id: streams[node_id] for node_id in node_ids}, [
-        key for key in chosen if isinstance(key, Absent)
+        key for key in selected if isinstance(key, Absent)
     ]
 
 
@@ -250,7 +256,7 @@ def _warning(problem: Problem) -> pb.ObjectWarning:
 
 
 async def _proxy(
-    streams: Sequence[Stream], problem: str, clock: Clock, breathe: Checkpoint, *, unsynced: bool
+    streams: Sequence[Stream], problem: str, clock: Clock, checkpoint: Checkpoint, *, unsynced: bool
 ) -> pb.Proxy:
     node = streams[-1].node
     namespace, name = pod(node.id)
@@ -263,27 +269,27 @@ async def _proxy(
         problem=problem,
     )
     for stream in streams:
-        await breathe()
+        await checkpoint()
         statuses = stream.session.status()
         proxy.streams.add(
             peer=stream.info.peer,
             variant=_VARIANTS[stream.info.variant],
             type_url=stream.info.type_url,
             connected_at=clock.to_timestamp(stream.opened_at),
-            types=[await _type(status, clock, breathe, unsynced=unsynced) for status in statuses],
+            types=[await _type(status, clock, checkpoint, unsynced=unsynced) for status in statuses],
         )
     return proxy
 
 
-async def _type(status: TypeStatus, clock: Clock, breathe: Checkpoint, *, unsynced: bool) -> pb.Type:
+async def _type(status: TypeStatus, clock: Clock, checkpoint: Checkpoint, *, unsynced: bool) -> pb.Type:
     error = status.last_error
     state = pb.REJECTED if error else pb.SYNCED if status.synced else pb.WAITING
     counts = status.counts
     must_list = error or (unsynced and counts.total() > counts[State.SYNCED])
     resources: list[ResourceStatus] = []
     if must_list:
-        async for portion in batches(status, breathe):
-            resources += (resource for resource in portion if resource.state is not State.SYNCED)
+        async for batch in batches(status, checkpoint):
+            resources += (resource for resource in batch if resource.state is not State.SYNCED)
     rejected = {resource.name: resource.error for resource in resources if resource.error}
     return pb.Type(
         type_url=status.type_url,
@@ -314,7 +320,9 @@ def _waiting(waiting: WaitReason, clock: Clock) -> pb.Waiting:
 
 def _rejection(rejection: Rejection, clock: Clock, resources: Mapping[str, Rejection]) -> pb.Rejection:
     """Return the message for a rejection; `resources` maps rejected resources to their rejections."""
-    causes = dict.fromkeys(source for each in resources.values() for source in each.sources[:1])
+    causes = dict.fromkeys(
+        source for resource_rejection in resources.values() for source in resource_rejection.sources[:1]
+    )
     return pb.Rejection(
         version=rejection.version,
         code=rejection.code,

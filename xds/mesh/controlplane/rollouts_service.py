@@ -31,10 +31,10 @@ from xds.server.stream import now
 SERVICE = "xds.mesh.v1.Rollouts"
 
 WATCH_INTERVAL = 0.25
-"""Seconds between two checks for changes on behalf of a Watch call."""
+"""Interval at which a Watch call checks for changes, in seconds."""
 
 MAX_CLIENTS = 10
-"""Clients to name for one endpoint. At the start of a rollout, all endpoints wait for all clients."""
+"""Maximum number of clients listed for one endpoint. Initially, all endpoints wait for all clients."""
 
 _MODES = {Mode.DISABLE: pb.DISABLE, Mode.PERMISSIVE: pb.PERMISSIVE, Mode.STRICT: pb.STRICT}
 _WAITING_FOR = {
@@ -82,20 +82,20 @@ class RolloutsService:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
     async def _response(self, request: pb.ListRolloutsRequest, clock: Clock) -> pb.ListRolloutsResponse:
-        rollout, breathe = self._controller.rollouts.rollout, Checkpoint()
+        rollout, checkpoint = self._controller.rollouts.rollout, Checkpoint()
         async with self._controller.mesh_lock:
-            moment = now()
+            response_time = now()
             response = pb.ListRolloutsResponse(
                 plaintext_disabled=rollout.plaintext_disabled,
                 skipped=rollout.skip_count,
-                time=clock.to_timestamp(moment),
+                time=clock.to_timestamp(response_time),
             )
             for service in service_progress(self._controller.mesh, rollout, request.namespace):
-                response.services.append(_service(service, clock, moment))
-                await breathe()
+                response.services.append(_service(service, clock, response_time))
+                await checkpoint()
             for rule in rule_progress(rollout):
                 if request.namespace in {"", rule.namespace}:
-                    response.rules.append(_rule(rule, clock, moment))
+                    response.rules.append(_rule(rule, clock, response_time))
         return response
 
 
@@ -109,11 +109,11 @@ def _without_time(response: pb.ListRolloutsResponse) -> pb.ListRolloutsResponse:
     return copy
 
 
-def _service(service: ServiceProgress, clock: Clock, moment: float) -> pb.ServiceRollout:
+def _service(service: ServiceProgress, clock: Clock, response_time: float) -> pb.ServiceRollout:
     return pb.ServiceRollout(
         namespace=service.namespace,
         service=service.service,
-        status=service.summary(moment),
+        status=service.summary(response_time),
         endpoints=service.endpoints,
         mtls=service.mtls,
         plaintext=service.plaintext,
@@ -122,8 +122,8 @@ def _service(service: ServiceProgress, clock: Clock, moment: float) -> pb.Servic
 
 
 def _waiting(endpoint: WaitingEndpoint, clock: Clock) -> pb.WaitingEndpoint:
-    is_on_replicas = endpoint.waiting_for is WaitingFor.REPLICAS
-    clients, replicas = ((), endpoint.lagging) if is_on_replicas else (endpoint.lagging, ())
+    waits_for_replicas = endpoint.waiting_for is WaitingFor.REPLICAS
+    clients, replicas = ((), endpoint.lagging) if waits_for_replicas else (endpoint.lagging, ())
     return pb.WaitingEndpoint(
         pod=endpoint.pod,
         port=endpoint.port,
@@ -139,11 +139,11 @@ def _waiting(endpoint: WaitingEndpoint, clock: Clock) -> pb.WaitingEndpoint:
     )
 
 
-def _rule(rule: RuleProgress, clock: Clock, moment: float) -> pb.RuleRollout:
+def _rule(rule: RuleProgress, clock: Clock, response_time: float) -> pb.RuleRollout:
     return pb.RuleRollout(
         namespace=rule.namespace,
         name=rule.name,
-        status=rule.summary(moment),
+        status=rule.summary(response_time),
         host=rule.host,
         deleted=rule.deleted,
         held=rule.held,

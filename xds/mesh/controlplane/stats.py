@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 @dataclass(slots=True)
 class Stats:
-    """Counters since the start."""
+    """Counters since the start of the process."""
 
     changes: int = 0
     """Changes that sources reported."""
@@ -20,7 +20,7 @@ class Stats:
     translated: int = 0
     """Translations of a pod that completed."""
     superseded: int = 0
-    """Translations that were abandoned because newer changes arrived."""
+    """Translations that newer changes cancelled."""
     failed: int = 0
     """Translations that failed with an error."""
     translate_seconds: float = 0.0
@@ -31,9 +31,9 @@ class CertificateStats(NamedTuple):
     """The certificates that the controller has issued."""
 
     issued: int
-    """Certificates issued since the start."""
+    """Certificates issued since the start of the process."""
     current: int
-    """Certificates that existing pods have now."""
+    """Current certificates of existing pods."""
     soonest_expiry: datetime | None
     """When the first of the current certificates expires. None: there is none."""
     root_expiry: datetime

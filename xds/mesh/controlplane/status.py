@@ -17,10 +17,10 @@ from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.types import short_name
 
 _MAX_CAUSES = 2
-"""Objects that a line names."""
+"""Maximum number of objects that a line names."""
 
 _ORIGIN = re.compile(r" \([^()]*\)$")
-"""The location of a source, which follows its name."""
+"""The location of a source, in parentheses after its name."""
 
 
 def type_line(kind: pb.Type, problem: str, now: Timestamp) -> str:
@@ -29,7 +29,7 @@ def type_line(kind: pb.Type, problem: str, now: Timestamp) -> str:
     Args:
         kind: the status.
         problem: the proxy's `problem`.
-        now: the time of the response that has both.
+        now: the time of the response.
     """
     suffix = f" ({problem})" if problem else ""
     if kind.state == pb.REJECTED:
@@ -37,7 +37,7 @@ def type_line(kind: pb.Type, problem: str, now: Timestamp) -> str:
         return printable(f"rejected: {message}{_from(kind.rejection.causes)}")
     if kind.state == pb.SYNCED:
         if not kind.HasField("acked_at"):
-            return printable(f"synced{suffix}")  # It already had everything when it connected.
+            return printable(f"synced{suffix}")  # The proxy was up to date when it connected.
         return printable(f"synced {_since(kind.acked_at, now)} ago{suffix}")
     waiting = kind.waiting
     if waiting.reason == pb.Waiting.CONFIGURATION and problem:
@@ -61,24 +61,28 @@ def resource_line(resource: pb.Resource, now: Timestamp) -> str:
 
 
 def stream_line(stream: pb.Stream, now: Timestamp) -> str:
-    """Describe a stream: `delta ADS from ipv4:127.0.0.1:41234, connected 14s ago`."""
+    """Describe a stream, such as `delta ADS from ipv4:127.0.0.1:41234, connected 14s ago`."""
     variant = pb.Stream.Variant.Name(stream.variant).lower()
     kind = short_name(stream.type_url) if stream.type_url else "ADS"
     return printable(f"{variant} {kind} from {stream.peer}, connected {_since(stream.connected_at, now)} ago")
 
 
 def object_name(source: str) -> str:
-    """Return the object of a source as one word, without its location: `DestinationRule/full/x`."""
+    """Return the object of a source as one word without its location, such as `DestinationRule/full/x`."""
     return _ORIGIN.sub("", source).replace(" ", "/", 1)
 
 
 def duration(seconds: float) -> str:
-    """Format a duration with at most two units: `14s`, `3m20s`, `5h`, `2d7h`."""
+    """Format a duration with at most two units, such as `14s`, `3m20s`, `5h` or `2d7h`."""
     whole = max(0, round(seconds))
-    for unit, length, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+    for unit, length, next_unit, next_length in (
+        ("d", 86400, "h", 3600),
+        ("h", 3600, "m", 60),
+        ("m", 60, "s", 1),
+    ):
         if whole >= length:
-            rest = whole % length // part
-            return f"{whole // length}{unit}" + (f"{rest}{smaller}" if rest else "")
+            remainder = whole % length // next_length
+            return f"{whole // length}{unit}" + (f"{remainder}{next_unit}" if remainder else "")
     return f"{whole}s"
 
 
@@ -89,24 +93,24 @@ def absent_line(absent: pb.AbsentSidecar, now: Timestamp, *, may_be_on_other_rep
 
 
 def warning_line(warning: pb.ObjectWarning) -> str:
-    """Describe a problem and its location, in a form in which editors and CI systems recognize file names."""
+    """Describe a problem and its location, in the format that editors and CI systems recognize."""
     hint = f" ({warning.hint})" if warning.hint else ""
     return printable(f"{warning.place}: warning: {warning.what}{hint}")
 
 
 def settled(proxy: pb.Proxy) -> bool:
-    """Return whether a proxy has everything that it should have, and its configuration is up to date."""
+    """Return whether a proxy has ACKed its whole configuration, and the configuration is up to date."""
     return not proxy.problem and all(kind.state == pb.SYNCED for kind in types(proxy))
 
 
 @lru_cache(maxsize=1 << 14)
 def pod(node_id: str) -> tuple[str, str]:
-    """Return the namespace and name of a sidecar's pod. Empty: the node ID is not that of a sidecar."""
+    """Return the namespace and name of a sidecar's pod; both empty if the node ID is not a sidecar's."""
     try:
-        name = NodeId.parse(node_id)
+        parsed = NodeId.parse(node_id)
     except ValueError:
         return "", ""
-    return name.namespace, name.pod
+    return parsed.namespace, parsed.pod
 
 
 def proxy_name(node_id: str) -> str:
@@ -136,9 +140,9 @@ def _awaited(waiting: pb.Waiting) -> str:
 def _from(causes: Sequence[str]) -> str:
     if not causes:
         return ""
-    named = ", ".join(object_name(cause) for cause in causes[:_MAX_CAUSES])
+    names = ", ".join(object_name(cause) for cause in causes[:_MAX_CAUSES])
     more = len(causes) - _MAX_CAUSES
-    return f" (from {named}{f' and {more} more' if more > 0 else ''})"
+    return f" (from {names}{f' and {more} more' if more > 0 else ''})"
 
 
 def _since(moment: Timestamp, now: Timestamp) -> str:

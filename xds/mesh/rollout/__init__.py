@@ -1,1 +1,1 @@
-"""How a mode changes without a failed request: expand, migrate, contract."""
+"""Mode changes without failed requests: expand, migrate, contract."""

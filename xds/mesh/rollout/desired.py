@@ -1,4 +1,4 @@
-"""The desired state of each port of a pod with a sidecar: its mode, and what clients have to send."""
+"""The desired state of each port of a pod with a sidecar: the listener's mode, and what clients send."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ class Desired(NamedTuple):
     mode: Mode
     """The mode of the listener."""
     send: Send
-    """What clients send, unless a DestinationRule says otherwise."""
+    """What clients without a DestinationRule send."""
     uid: str
     """The UID of the pod."""
     immediate: bool
-    """Whether the policy asks to change both sides at once."""
+    """Whether the policy asks to change servers and clients at the same time."""
 
 
 def desired_ports(mesh: Mesh, service: Service) -> Iterator[tuple[PortKey, Desired]]:
-    """Yield the desired state of each endpoint of a service that has a sidecar."""
+    """Yield the desired state of each endpoint with a sidecar of a service."""
     for port in service.ports:
         for endpoint in mesh.endpoints(service, port):
-            server = endpoint_mode(mesh, endpoint)
-            if server and endpoint.pod:
-                mtls = mesh.config.enable_auto_mtls and server.mode is not Mode.DISABLE
-                policy = mesh.get(server.decided_by)
-                immediate = bool(policy) and policy.meta.annotations.get(ROLLOUT) == "immediate"  # type: ignore[union-attr]
+            decision = endpoint_mode(mesh, endpoint)
+            if decision and endpoint.pod:
+                sends_mtls = mesh.config.enable_auto_mtls and decision.mode is not Mode.DISABLE
+                policy = mesh.get(decision.decided_by)
+                immediate = policy is not None and policy.meta.annotations.get(ROLLOUT) == "immediate"
                 desired = Desired(
-                    server.mode,
-                    Send.MTLS if mtls else Send.PLAINTEXT,
+                    decision.mode,
+                    Send.MTLS if sends_mtls else Send.PLAINTEXT,
                     endpoint.pod.meta.uid,
                     immediate,
                 )
@@ -48,7 +48,7 @@ def has_running_sidecar(mesh: Mesh, key: PortKey) -> bool:
 
 
 def services_at(mesh: Mesh, key: PortKey) -> frozenset[tuple[str, int]]:
-    """Return the hosts and service ports of the services that lead to a port of a pod."""
+    """Return the hosts and service ports of the services that route to a port of a pod."""
     pod = mesh.get(key[0])
     exposures = mesh.exposures(pod) if isinstance(pod, Pod) else ()
     return frozenset(

@@ -1,12 +1,13 @@
-"""Report the progress of proxies to the rollout, and apply its steps to the mesh.
+"""Connect the rollout state machine to the streams and to the mesh.
 
-The driver has no state about resources: the session knows the newest generation that its proxy has ACKed.
+The driver passes the progress of proxies to `Rollout.step`, and applies each step to the mesh. It keeps no
+state about resources: each session knows the newest generation that its proxy has ACKed.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple, TypeAlias
@@ -17,7 +18,7 @@ from xds.mesh.model.objects import Change, DestinationRule, Mode, PortKey, Ref
 from xds.mesh.rollout.machine import Rollout, classification_delay
 from xds.mesh.rollout.peers import PeerView, PortReport
 from xds.mesh.rollout.replica_sync import ReplicaSync, RulesVersion
-from xds.mesh.rollout.rules import installed_rules, without_effect
+from xds.mesh.rollout.rules import default_rules, placeholder_for
 from xds.mesh.rollout.transition import ObservedState
 from xds.protocol.session import Session
 from xds.server import Subscriber
@@ -27,21 +28,27 @@ PodName: TypeAlias = tuple[str, str]
 """Namespace and name of a pod."""
 
 WORKER_DELAY = 0.2
-"""Seconds from an ACK, which Envoy's main thread sends, until all worker threads use the configuration."""
+"""Time from an ACK until all of Envoy's worker threads use the configuration, in seconds.
+
+Envoy's main thread sends the ACK.
+"""
 RECONNECT_GRACE = 10.0
 """Grace period for a client that reconnects, in seconds. Envoy reconnects within five."""
 RECOVERY_PERIOD = 6.0
-"""Time after the start to wait for proxies of the previous control plane to reconnect, in seconds."""
+"""Time to wait after startup for proxies of the previous control plane to reconnect, in seconds."""
 SUBSCRIBE_TIMEOUT = 1.0
-"""Time to wait for a reconnected proxy to subscribe to listeners, which reveals those it has, in seconds."""
+"""Time to wait for a reconnected proxy to subscribe to listeners, in seconds.
+
+The subscription contains the versions of the listeners that the proxy has.
+"""
 JOIN_TIMEOUT = 10.0
-"""Seconds after which the control plane starts without its peers. Each step then waits for its timeout."""
+"""Time to wait for peers at startup, in seconds. Without them, each step waits for the rollout timeout."""
 CHECK_INTERVAL = 0.1
 """Seconds between two checks of the progress of proxies, during a transition."""
 SKIPPED_CHECK_INTERVAL = 1.0
-"""Seconds between two checks while only skipped proxies are left."""
+"""Seconds between two checks while no transition is in progress, but a skipped proxy has not caught up."""
 MAX_STEPS = 8
-"""Maximum number of steps at a time. Several steps are possible only if none has to wait for a proxy."""
+"""Maximum number of steps in one call of `advance`. All but the last are steps that need no ACK."""
 
 
 class _ActiveGeneration:
@@ -62,12 +69,12 @@ class _ActiveGeneration:
 
 
 class _StreamProgress:
-    """The progress of one stream, as a client and as a server."""
+    """The progress of a proxy on one stream, as a client and as a server."""
 
     def __init__(self, now: float) -> None:
         self.connected_at = now
         self.caught_up_at: float | None = None
-        """For a client that reconnected: time when it first ACKed a complete configuration on this stream."""
+        """For a client that reconnected: time by which it had ACKed or NACKed all clusters and endpoints."""
         self.client = _ActiveGeneration()
         self.server = _ActiveGeneration()
 
@@ -81,27 +88,26 @@ class _Progress(NamedTuple):
 
 @dataclass(slots=True)
 class _DisconnectedProxy:
-    """A proxy that has lost its stream. It keeps using its configuration."""
+    """A proxy that has lost its last stream. It keeps using its configuration."""
 
     progress: _Progress
     client_until: float
     """Time until which it counts as a client."""
     is_server: bool
-    """Whether its inbound listeners are active. The rollout waits for a server until it reconnects or its pod
-    is deleted."""
+    """Whether the rollout waits for it as a server, until it reconnects or its pod is deleted."""
     caught_up_at: float
     """Time when it stopped using a configuration from an earlier stream.
 
-    Infinity if it still used one; minus infinity if it never had one.
+    Infinity if it had not stopped; minus infinity if it had no such configuration.
     """
     uid: str | None = None
     """UID of its pod; None until it is looked up."""
 
 
 class RolloutDriver:
-    """Take a mesh from one step of its rollouts to the next.
+    """Apply changes and rollout steps to the mesh.
 
-    `first_mesh`, `apply` and `advance` may run in a thread. No other method may.
+    `first_mesh`, `apply` and `advance` may run in a thread. All other methods must run on the event loop.
     """
 
     def __init__(self, streams: Mapping[PodName, set[Subscriber]], timeout: float | None) -> None:
@@ -109,7 +115,7 @@ class RolloutDriver:
 
         Args:
             streams: the streams of each connected pod; the caller updates the mapping.
-            timeout: seconds to wait for a proxy. None: serve the desired state at once.
+            timeout: seconds to wait for a proxy. None: serve the desired state immediately.
         """
         self.rollout = Rollout(timeout)
         self.sync: ReplicaSync | None = None
@@ -119,8 +125,7 @@ class RolloutDriver:
         self._join_deadline = -inf
         self._rules_version = RulesVersion()
         self._placeholders: set[Ref] = set()
-        """Default DestinationRules that are held back: the mesh has their previous version as a
-        placeholder."""
+        """Default DestinationRules that are held. The mesh has a placeholder instead of each."""
         self._port_reports: Mapping[PortKey, PortReport] = {}
         self._must_check = False
         self._must_assume_mixed = False
@@ -128,13 +133,13 @@ class RolloutDriver:
         self._subscribers = streams
         self._streams: dict[Subscriber, _StreamProgress] = {}
         self._disconnected: dict[PodName, _DisconnectedProxy] = {}
-        self._reported: set[PodName] = set()
-        """Pods that have reported their listeners by subscribing to listeners."""
+        self._known_listeners: set[PodName] = set()
+        """Pods whose listeners at connection time are known, because they have subscribed to listeners."""
         self._recovered_modes: dict[Ref, Mapping[int, Mode]] = {}
-        """Modes that were active when a server reconnected, until the next step reads them."""
+        """Modes that servers had active when they reconnected, until `advance` processes them."""
         self._recovery_ends = inf
         self._may_reconnect: set[PodName] = set()
-        """Pods whose sidecars may reconnect soon."""
+        """Pods whose sidecars may reconnect during the recovery period."""
         self._has_reconnects = False
         """Whether any proxy has connected with a configuration from an earlier stream."""
         self.checked_at = -inf
@@ -147,45 +152,47 @@ class RolloutDriver:
         self._streams[subscriber] = _StreamProgress(now)
 
     def disconnected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
-        """Record that a stream has ended. Its proxy keeps its configuration, and reconnects."""
+        """Record that a stream has ended. The proxy keeps its configuration, and will reconnect."""
         session, is_last = subscriber.session, not self._subscribers.get(key)
-        counts = self.rollout.timeout is not None and is_last
-        if counts and session and (subscriber.snapshot or _has_earlier_configuration(session)):
-            # With several replicas, the proxy most probably reconnects to another one.
+        is_tracked = self.rollout.timeout is not None and is_last
+        if is_tracked and session and (subscriber.snapshot or _has_earlier_configuration(session)):
+            # With several replicas, the proxy may reconnect to another one: do not wait for it as a server.
             is_server = _listener_generation(session) >= 0 and not self.sync
             progress = self._progress(subscriber, now)
             self._disconnected[key] = _DisconnectedProxy(
                 progress, now + RECONNECT_GRACE, is_server, self._caught_up_at(subscriber)
             )
             if self.sync:
-                self._reported.discard(key)  # It may connect to another replica before it returns.
+                self._known_listeners.discard(key)  # Another replica may change them before it returns.
         if is_last and Ref("Pod", *key) in self._recovered_modes:
-            # It reports them again when it reconnects. A step in a thread may have read them by now.
+            # The proxy reports them again when it reconnects. `advance`, in a thread, may have removed them.
             self._recovered_modes.pop(Ref("Pod", *key), None)
-            self._reported.discard(key)
+            self._known_listeners.discard(key)
         del self._streams[subscriber]
 
     def subscribed(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
         """Record a subscription to a type.
 
-        With its first subscription to listeners, a proxy reports those that it already has.
+        The first subscription to listeners contains the versions of the listeners that the proxy has.
         """
         session = subscriber.session
-        if session and type_url == CLUSTER and key not in self._reported:
+        if session and type_url == CLUSTER and key not in self._known_listeners:
             had_clusters = bool(session.initial_versions(CLUSTER))
             self._has_reconnects |= had_clusters
             self._must_assume_mixed |= had_clusters and self.sync is not None
             if not had_clusters:
-                self._may_reconnect.discard(key)  # It is new, so it has no earlier configuration.
-        if type_url != LISTENER or not session or key in self._reported or self.rollout.timeout is None:
+                self._may_reconnect.discard(key)  # The proxy is new: it has no earlier configuration.
+        if type_url != LISTENER or not session or key in self._known_listeners:
             return
-        self._reported.add(key)
+        if self.rollout.timeout is None:
+            return
+        self._known_listeners.add(key)
         self._may_reconnect.discard(key)
         if modes := decode_modes(session.initial_versions(LISTENER)):
             self.recover(Ref("Pod", *key), modes)
 
     def received(self, subscriber: Subscriber, now: float) -> None:
-        """Record a request, which may be the ACK that completes a client's configuration."""
+        """Record a request. It may be the ACK with which a reconnected client catches up."""
         session, stream = subscriber.session, self._streams[subscriber]
         if session is None or stream.caught_up_at is not None or not _has_earlier_configuration(session):
             return
@@ -196,30 +203,31 @@ class RolloutDriver:
         """Record the modes, by port, that a server already had active when it connected."""
         self._recovered_modes[pod] = modes
 
-    def should_hold(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
-        """Return whether a proxy has to wait until reconnecting proxies have reported their progress.
+    def must_defer(self, subscriber: Subscriber, key: PodName, now: float) -> bool:
+        """Return whether a proxy's first snapshot must wait until reconnecting proxies report their state.
 
-        A reconnected proxy can wait: it has a configuration. A new proxy waits only if other proxies are
-        known to be reconnecting.
+        A reconnected proxy can wait, because it has a configuration. A new proxy waits only if another proxy
+        has already reconnected.
         """
         session = subscriber.session
         if session is None or self.rollout.timeout is None or subscriber.snapshot is not None:
             return False
         if not _has_earlier_configuration(session):
             return self._has_reconnects and self.is_recovering(now)
-        if key not in self._reported and now < self._streams[subscriber].connected_at + SUBSCRIBE_TIMEOUT:
+        subscribe_deadline = self._streams[subscriber].connected_at + SUBSCRIBE_TIMEOUT
+        if key not in self._known_listeners and now < subscribe_deadline:
             return True
         return Ref("Pod", *key) in self._recovered_modes or self.is_recovering(now)
 
     def start_recovery(self, mesh: Mesh, now: float) -> None:
-        """Start the recovery period: the first mesh is complete, and proxies are about to be served."""
+        """Start the recovery period. Call it once the first mesh is complete, before proxies are served."""
         self._recovery_ends = now + RECOVERY_PERIOD
         self._may_reconnect = {
             (pod.namespace, pod.name) for pod in mesh.pods() if pod.has_sidecar and not pod.ended
         }
 
     def is_recovering(self, now: float) -> bool:
-        """Return whether proxies of an earlier control plane may be reconnecting."""
+        """Return whether proxies of an earlier control plane may still be reconnecting."""
         return bool(self._may_reconnect or self._recovered_modes) and now < self._recovery_ends < inf
 
     @property
@@ -233,7 +241,7 @@ class RolloutDriver:
         )
 
     def next_check(self, now: float) -> float:
-        """Return when to check the progress of proxies again; infinity to wait for an event."""
+        """Return when to check the progress of proxies next; infinity if only an event requires a check."""
         if self._must_check:
             return min(now, self.checked_at + CHECK_INTERVAL)
         if self.is_active:
@@ -244,43 +252,43 @@ class RolloutDriver:
     def _has_skipped(self) -> bool:
         return bool(self.rollout.skipped_ports or self.rollout.skipped_rules)
 
-    def observe(self, mesh: Mesh, now: float) -> ObservedState:
-        """Return the progress of the proxies whose pods are in the mesh."""
+    def collect_progress(self, mesh: Mesh, now: float) -> ObservedState:
+        """Return the progress of the proxies whose pods are in the mesh, and the reports of peers."""
         self.checked_at, self._must_check = now, False
         peers = self.sync.peer_view(now) if self.sync else PeerView()
         if not (self.is_active or self._has_skipped):
-            # Without transitions it matters only which proxies there are.
-            sessions = [*self._sessions(mesh, now)]
+            # Generations matter only during a transition. A new one needs the set of proxies to wait for.
+            proxies = [*self._tracked_proxies(mesh, now)]
             return ObservedState(
-                servers={Ref("Pod", *key): -1 for key, _ in sessions},
-                clients={_name(key): -1 for key, _ in sessions if self._is_client(key, now)},
+                servers={Ref("Pod", *key): -1 for key, _ in proxies},
+                clients={_name(key): -1 for key, _ in proxies if self._is_client(key, now)},
                 reconnected=frozenset(
                     _name(key)
-                    for key, subscriber in sessions
-                    if self._may_use_earlier_configuration(mesh, key, subscriber, now)
+                    for key, subscriber in proxies
+                    if self._may_have_earlier_connections(mesh, key, subscriber, now)
                 ),
                 peers=peers,
             )
-        pods = {pod for pod, _ in (*self.rollout.transitions, *self.rollout.skipped_ports)}
+        pods_in_transition = {pod for pod, _ in (*self.rollout.transitions, *self.rollout.skipped_ports)}
         servers: dict[Ref, int] = {}
         clients: dict[str, int] = {}
         rejected_listeners: dict[Ref, str] = {}
         rejected_clusters: dict[str, dict[str, str]] = {}
         reconnected: set[str] = set()
-        for key, subscriber in self._sessions(mesh, now):
+        for key, subscriber in self._tracked_proxies(mesh, now):
             session = subscriber.session if subscriber else None
             progress = self._progress(subscriber, now) if subscriber else self._disconnected[key].progress
             name, ref = _name(key), Ref("Pod", *key)
-            if self._may_use_earlier_configuration(mesh, key, subscriber, now):
+            if self._may_have_earlier_connections(mesh, key, subscriber, now):
                 reconnected.add(name)
             if self._is_client(key, now):
                 clients[name] = min(progress.client, clients.get(name, progress.client))
-            # Include all servers: the pending change may start a transition on any of them.
+            # Include servers without a transition: the pending change may start one.
             if subscriber is None or self._may_be_server(subscriber, now):
                 servers[ref] = min(progress.server, servers.get(ref, progress.server))
             if session is None:
                 continue
-            if ref in pods and (error := _listener_error(session, _inbound_listeners(session))):
+            if ref in pods_in_transition and (error := _inbound_listener_error(session)):
                 rejected_listeners[ref] = error
             for type_url in (CLUSTER, ENDPOINT):
                 for cluster, rejection in session.rejected(type_url).items():
@@ -294,12 +302,11 @@ class RolloutDriver:
             peers=peers,
         )
 
-    def _sessions(self, mesh: Mesh, now: float) -> Iterator[tuple[PodName, Subscriber | None]]:
-        """Yield the streams that the rollout waits for, and None for each proxy without a stream."""
+    def _tracked_proxies(self, mesh: Mesh, now: float) -> Iterator[tuple[PodName, Subscriber | None]]:
+        """Yield each stream that the rollout waits for, and None for each disconnected proxy."""
         for key, subscribers in self._subscribers.items():
             for subscriber in subscribers if mesh.pod(*key) else ():
-                # A new proxy that has not been served has nothing to ACK, so the rollout need not wait for
-                # it.
+                # Do not wait for a new proxy without a snapshot: it has no configuration.
                 if subscriber.session and (
                     subscriber.snapshot or _has_earlier_configuration(subscriber.session)
                 ):
@@ -315,13 +322,13 @@ class RolloutDriver:
                 yield key, None
 
     def _is_client(self, key: PodName, now: float) -> bool:
-        """Return whether a proxy may send requests."""
+        """Return whether the rollout waits for a proxy as a client."""
         return key not in self._disconnected or now < self._disconnected[key].client_until
 
-    def _may_use_earlier_configuration(
+    def _may_have_earlier_connections(
         self, mesh: Mesh, key: PodName, subscriber: Subscriber | None, now: float
     ) -> bool:
-        """Return whether a client may have pending connections that it opened under an earlier configuration.
+        """Return whether a client may have pending connections from a configuration of an earlier stream.
 
         A connection is pending until the server's listener has detected its protocol.
         """
@@ -335,12 +342,12 @@ class RolloutDriver:
         if session is None or not _has_earlier_configuration(session):
             return -inf
         if stream.caught_up_at is None:
-            # A client that has the current configuration is sent nothing.
+            # A client that already has the current configuration is sent nothing, and so sends no ACK.
             return stream.connected_at if _client_generation(session) >= 0 else inf
         return stream.caught_up_at
 
     def _may_be_server(self, subscriber: Subscriber, now: float) -> bool:
-        """Return whether the stream may be the one on which a sidecar gets its listeners."""
+        """Return whether a sidecar may receive its listeners on a stream."""
         session = subscriber.session
         has_subscribed = session is not None and session.is_subscribed(LISTENER)
         return has_subscribed or (
@@ -350,7 +357,7 @@ class RolloutDriver:
 
     def _progress(self, subscriber: Subscriber, now: float) -> _Progress:
         session, stream = subscriber.session, self._streams[subscriber]
-        assert session  # noqa: S101 - callers check it
+        assert session  # noqa: S101 - checked by callers
         return _Progress(
             stream.client.update(_client_generation(session), now),
             stream.server.update(_listener_generation(session), now),
@@ -359,7 +366,7 @@ class RolloutDriver:
     # --- peers ----------------------------------------------------------------------------------------------
 
     def may_have_peers(self, now: float) -> bool:
-        """Return whether sidecars may be connected to another replica, as far as is known."""
+        """Return whether sidecars may be connected to another replica."""
         if not self._is_replicated:
             return False
         peers = self.sync.peer_view(now) if self.sync else None
@@ -372,23 +379,23 @@ class RolloutDriver:
             self.sync, self._join_deadline = ReplicaSync(), now + JOIN_TIMEOUT
         return self.sync
 
-    def starts_at(self, now: float) -> float:
-        """Return when the first mesh may be built: once this replica and its peers know each other."""
+    def earliest_apply(self, now: float) -> float:
+        """Return when changes may be applied: once this replica has synced with its peers, or timed out."""
         return now if self.sync is None or self.sync.is_synced else max(self._join_deadline, now)
 
     def peers_changed(self) -> None:
-        """Check soon: a peer's report has arrived, or the API server has confirmed our own."""
+        """Make a check due: a peer's report arrived, or this replica's report was read back."""
         self._must_check = True
 
-    def publish(self) -> None:
+    def publish_report(self) -> None:
         """Publish this replica's report to its peers."""
         if self.sync:
             self.sync.publish(self._rules_version.version, self._port_reports)
 
-    # --- steps ----------------------------------------------------------------------------------------------
+    # --- changes to the mesh --------------------------------------------------------------------------------
 
     def first_mesh(self, change: Change, observed: ObservedState, now: float) -> Mesh:
-        """Return the first mesh. It has no transitions, except those that are in progress on peers."""
+        """Return the first mesh. Its only transitions are those in progress on peers."""
         mesh = Mesh(change.applied, change.config)
         self._rules_version.update(change.applied, (), mesh.config)
         self.rollout.update_desired(mesh, (), now)
@@ -398,71 +405,76 @@ class RolloutDriver:
         """Return the mesh to serve after a change."""
         if self.rollout.timeout is None:
             return mesh.apply(change)
-        rules, rest = _split_rules(change)
-        self._placeholders.difference_update(rule.ref for rule in rules.applied)
-        installed = self._changed_installed_rules(mesh, change)
-        placeholders = [rule for ref, (rule, _) in installed.items() if ref not in self._placeholders]
-        self._placeholders |= installed.keys()
-        after = mesh.apply(replace(rest, applied=(*rest.applied, *placeholders)))
-        self._rules_version.update(rules.applied, rules.removed, after.config)
-        for ref, (_, new) in installed.items():
-            self.rollout.change_rule(after, ref, new, now)
-        self._reported.difference_update(
+        # Hold all DestinationRules: the rollout decides when to serve them.
+        rule_change, other_change = _split_rules(change)
+        self._placeholders.difference_update(rule.ref for rule in rule_change.applied)
+        changed_defaults = self._changed_default_rules(mesh, change)
+        placeholders = [
+            placeholder for ref, (placeholder, _) in changed_defaults.items() if ref not in self._placeholders
+        ]
+        self._placeholders |= changed_defaults.keys()
+        new_mesh = mesh.apply(replace(other_change, applied=(*other_change.applied, *placeholders)))
+        self._rules_version.update(rule_change.applied, rule_change.removed, new_mesh.config)
+        for ref, (_, new) in changed_defaults.items():
+            self.rollout.change_rule(new_mesh, ref, new, now)
+        self._known_listeners.difference_update(
             (ref.namespace, ref.name) for ref in change.removed if ref.kind == "Pod"
         )
-        for rule in rules.applied:
+        for rule in rule_change.applied:
             self.rollout.change_rule(
-                after, rule.ref, rule if isinstance(rule, DestinationRule) else None, now
+                new_mesh, rule.ref, rule if isinstance(rule, DestinationRule) else None, now
             )
-        for ref in rules.removed:
-            self.rollout.change_rule(after, ref, None, now)
-        self.rollout.update_desired(after, change.removed, now)
-        return self.advance(after, observed, now)
+        for ref in rule_change.removed:
+            self.rollout.change_rule(new_mesh, ref, None, now)
+        self.rollout.update_desired(new_mesh, change.removed, now)
+        return self.advance(new_mesh, observed, now)
 
-    def _changed_installed_rules(
+    def _changed_default_rules(
         self, mesh: Mesh, change: Change
     ) -> Mapping[Ref, tuple[DestinationRule, DestinationRule | None]]:
-        """Return the default DestinationRules that a change of settings replaces.
+        """Return the default DestinationRules that a change of settings adds, replaces or removes.
 
-        Each comes with the version to serve for now, and the new version.
+        Each has a placeholder to serve while the rule is held, and the new version (None: removed).
         """
-        old, new = installed_rules(mesh.config), installed_rules(change.config or mesh.config)
+        old, new = default_rules(mesh.config), default_rules(change.config or mesh.config)
         changed = [ref for ref in old.keys() | new.keys() if old.get(ref) != new.get(ref)]
-        applied = {rule.ref for rule in change.applied}
+        applied = {fact.ref for fact in change.applied}
         return {
-            ref: (old.get(ref) or without_effect(new[ref]), new.get(ref))
+            ref: (old.get(ref) or placeholder_for(new[ref]), new.get(ref))
             for ref in changed
             if ref in self._placeholders or not (ref in applied or _is_user_object(mesh, ref))
         }
 
     def _withdraw_rules(self, mesh: Mesh, now: float) -> Mesh:
-        """Return a mesh without the rules that were served too early."""
+        """Return a mesh without the DestinationRules that are served too early."""
         too_early = self.rollout.withdraw_rules(mesh, now)
         removed = tuple(
             ref for ref in too_early if ref not in self._placeholders and _is_user_object(mesh, ref)
         )
-        installed = [ref for ref in too_early if not _is_user_object(mesh, ref)]
-        self._placeholders.update(installed)
-        rules = installed_rules(mesh.config)
-        change = Change(applied=tuple(without_effect(rules[ref]) for ref in installed), removed=removed)
+        default_refs = [ref for ref in too_early if not _is_user_object(mesh, ref)]
+        self._placeholders.update(default_refs)
+        defaults = default_rules(mesh.config)
+        change = Change(
+            applied=tuple(placeholder_for(defaults[ref]) for ref in default_refs), removed=removed
+        )
         return mesh.apply(change) if change != Change() else mesh
 
-    def _without_placeholders(self, rules: Change) -> Change:
-        """Return the change that puts released rules into effect.
+    def _without_placeholders(self, released: Change) -> Change:
+        """Return the change that puts released DestinationRules into effect.
 
-        To serve a default rule, remove its placeholder.
+        A default rule takes effect when its placeholder is removed.
         """
-        restored = tuple(rule.ref for rule in rules.applied if rule.ref in self._placeholders)
-        self._placeholders.difference_update(restored, rules.removed)
-        applied = tuple(rule for rule in rules.applied if rule.ref not in restored)
-        return Change(applied=applied, removed=(*rules.removed, *restored))
+        restored = tuple(rule.ref for rule in released.applied if rule.ref in self._placeholders)
+        self._placeholders.difference_update(restored, released.removed)
+        applied = tuple(rule for rule in released.applied if rule.ref not in restored)
+        return Change(applied=applied, removed=(*released.removed, *restored))
 
     def advance(self, mesh: Mesh, observed: ObservedState, now: float) -> Mesh:
-        """Return the mesh to serve, given the progress of proxies: the same object if nothing changes."""
-        # Servers that connected after the observation are not in it, and the rollout would not wait for them.
+        """Return the mesh to serve, given the progress of proxies; `mesh` itself if nothing changes."""
+        # Leave servers that connected after the progress was collected: the rollout would not wait for them.
         recovered = [ref for ref in tuple(self._recovered_modes) if ref in observed.servers]
         for ref in recovered:
-            # The stream may have ended in the meantime, in the event loop's thread.
+            # `disconnected` may have removed the modes in the meantime, on the event loop.
             if modes := self._recovered_modes.pop(ref, None):
                 self.rollout.recover(mesh, ref, modes, now)
         if recovered:
@@ -484,31 +496,31 @@ class RolloutDriver:
 
 
 def _is_user_object(mesh: Mesh, ref: Ref) -> bool:
-    """Return whether a user created the object."""
+    """Return whether the object is in the input, and not a default."""
     return ref in mesh.in_namespace(ref.namespace, with_defaults=False).facts
 
 
 def _split_rules(change: Change) -> tuple[Change, Change]:
-    """Split a change into its DestinationRules and the rest."""
-    rules = Change(
+    """Split a change into its DestinationRules and everything else."""
+    rule_change = Change(
         applied=tuple(fact for fact in change.applied if isinstance(fact, DestinationRule)),
         removed=tuple(ref for ref in change.removed if ref.kind == "DestinationRule"),
     )
-    rest = Change(
+    other_change = Change(
         applied=tuple(fact for fact in change.applied if not isinstance(fact, DestinationRule)),
         removed=tuple(ref for ref in change.removed if ref.kind != "DestinationRule"),
         config=change.config,
     )
-    return rules, rest
+    return rule_change, other_change
 
 
 def _has_earlier_configuration(session: Session) -> bool:
-    """Return whether a proxy connected with a configuration from an earlier stream."""
+    """Return whether a proxy had a configuration from an earlier stream when it connected."""
     return any(session.initial_versions(type_url) for type_url in (CLUSTER, ENDPOINT, LISTENER))
 
 
 def _client_generation(session: Session) -> int:
-    """Return the newest generation of clusters and endpoints that a client has answered; -1 for none."""
+    """Return the newest generation whose clusters and endpoints a client has ACKed or NACKed; -1 for none."""
     return min(session.answered_generation(CLUSTER), session.answered_generation(ENDPOINT))
 
 
@@ -518,16 +530,16 @@ def _name(key: PodName) -> str:
 
 
 def _inbound_listeners(session: Session) -> list[str]:
-    """Return the names of the pod's inbound listeners. They have a tag that lists the modes they accept."""
+    """Return the names of the pod's inbound listeners. Only these have a tag, which lists their modes."""
     return session.tagged(LISTENER)
 
 
 def _listener_generation(session: Session) -> int:
-    """Return the generation if the pod's inbound listeners are ACKed and warm, else -1."""
+    """Return the current generation if the inbound listeners and their references are ACKed, else -1."""
     listeners = _inbound_listeners(session)
     return session.generation if listeners and session.has_acked(LISTENER, listeners) else -1
 
 
-def _listener_error(session: Session, names: Iterable[str]) -> str:
+def _inbound_listener_error(session: Session) -> str:
     rejected = session.rejected(LISTENER)
-    return next((rejected[name].message for name in names if name in rejected), "")
+    return next((rejected[name].message for name in _inbound_listeners(session) if name in rejected), "")

@@ -14,21 +14,21 @@ from xds.mesh.rollout.progress import count_services, rule_progress, service_pro
 log = structlog.get_logger(__name__)
 
 LOG_INTERVAL = 5.0
-"""Seconds between two log lines about the same service."""
+"""Minimum interval between two log lines about the same service, in seconds."""
 MAX_LOGGED = 10
-"""Services, and DestinationRules, that are logged one by one."""
+"""Maximum number of services, and of DestinationRules, that are logged individually."""
 
 
 class RolloutLog:
-    """Log the progress of services when it changes, at most every few seconds."""
+    """Log the progress of rollouts, at most every `LOG_INTERVAL` seconds."""
 
     def __init__(self) -> None:
         self._logged: dict[str, str] = {}
-        """The last status that was logged, by service or DestinationRule."""
+        """The status as last logged, by service or DestinationRule."""
         self._logged_at = -inf
 
     def update(self, mesh: Mesh, rollout: Rollout, now: float) -> None:
-        """Log what has changed."""
+        """Log rollouts in progress, and those that have finished."""
         is_active = bool(
             rollout.transitions or rollout.skipped_ports or rollout.rule_transitions or rollout.skipped_rules
         )
@@ -44,9 +44,8 @@ class RolloutLog:
         for rule in islice(rule_progress(rollout), MAX_LOGGED):
             name, summary = f"DestinationRule/{rule.namespace}/{rule.name}", rule.summary(rule.since)
             logged[name] = summary
-            if (
-                self._logged.get(name) != summary
-            ):  # A rejection lasts until the user changes the rule: log it once.
+            # Log each summary once: a rejection lasts until the user changes the rule.
+            if self._logged.get(name) != summary:
                 _log(rule.summary(now), is_stalled=rule.skipped or bool(rule.rejection))
         for name in sorted(self._logged.keys() - logged.keys()):
             log.info("rollout finished", name=name)

@@ -1,10 +1,14 @@
-"""Decide what to serve next, so that modes change without a failed request.
+"""The rollout state machine: decides what to serve next, so that modes change without a failed request.
 
-A transition has three phases. Expand: the server's listener accepts both plaintext and mutual TLS. Migrate:
-once that listener is active, clients change what they send. Contract: once no client sends the old kind of
-traffic, the listener stops accepting it. Each port of each pod changes on its own. This module knows neither
-clocks nor streams: `Rollout.step` receives the time and the observed state, and returns what to serve next.
-docs/explanation/rollouts.md explains the order, and why it needs ACKs.
+A transition has three phases:
+
+- Expand: the server's listener accepts both plaintext and mutual TLS.
+- Migrate: once that listener is active, clients change what they send.
+- Contract: once no client sends the old kind of traffic, the listener stops accepting it.
+
+Each port of each pod has its own transition. This module uses no clock and no streams: `Rollout.step`
+receives the time and the observed state, and returns what to serve next. docs/explanation/rollouts.md
+explains the order, and why it needs ACKs.
 """
 
 from __future__ import annotations
@@ -23,40 +27,45 @@ from xds.mesh.rollout.rules import RuleTransition
 from xds.mesh.rollout.transition import ObservedState, Transition, WaitingFor, other_than, service_of
 
 _MODE_ACCEPTING = {sends: mode for mode, sends in ACCEPTED_SENDS.items()}
+"""The mode that accepts exactly these kinds of traffic."""
 
-_BOTH = ACCEPTED_SENDS[Mode.PERMISSIVE]
+_ANY_SEND = ACCEPTED_SENDS[Mode.PERMISSIVE]
+"""Both kinds of traffic."""
 
 _CONNECTION_DELAY = 0.2
-"""Seconds that a connection takes from a client's sidecar to the server's sidecar."""
+"""Time that a connection takes from a client's sidecar to the server's sidecar, in seconds."""
 
 API_SERVER = "the API server"
-"""Placeholder in `Transition.held_by` until this replica's report is visible to peers."""
+"""Placeholder in `Transition.blocked_by` while this replica's report has not been read back."""
 
 
 class Step(NamedTuple):
-    """What to serve from now on."""
+    """One step of all rollouts: what to serve from now on."""
 
     served: Served
-    """The modes and client configurations."""
+    """The modes of listeners, and what clients are configured to send."""
     rules: Change
-    """The DestinationRules that were held and are released now."""
+    """The DestinationRules that this step releases."""
 
 
 class Rollout:
-    """The transitions of all ports of all pods.
+    """The transitions of all ports of all pods, and of all DestinationRules.
 
-    `timeout` is the number of seconds to wait for a proxy. With None, the desired state is served at once.
+    `timeout` is the number of seconds to wait for a proxy. None: serve the desired state immediately.
     """
 
     def __init__(self, timeout: float | None = 30.0) -> None:
         self.timeout = timeout
         self.served = Served(generation=1)
+        """The served state, as of the last step."""
         self.transitions: dict[PortKey, Transition] = {}
+        """The transitions in progress, by port."""
         self.rule_transitions: dict[Ref, RuleTransition] = {}
+        """The transitions of DestinationRules: held rules, and rules that clients have not ACKed."""
         self.skipped_ports: dict[PortKey, Transition] = {}
-        """Copies of transitions that skipped a lagging proxy or peer, until it has caught up."""
+        """Copies of transitions that skipped a lagging proxy or peer, kept until it has caught up."""
         self.skipped_rules: dict[Ref, RuleTransition] = {}
-        """Rule transitions that skipped a lagging client, until it has caught up."""
+        """Rule transitions that skipped a lagging client, kept until it has caught up."""
         self.skip_count = 0
         """Number of times a lagging proxy or peer was skipped."""
         self.plaintext_disabled = 0
@@ -65,78 +74,81 @@ class Rollout:
         """Called with the duration of each finished transition, in seconds."""
         self._desired: dict[Ref, dict[int, Desired]] = {}
         self._service_ports: dict[ServiceKey, frozenset[PortKey]] = {}
-        """The ports that each service leads to."""
+        """The ports of pods that each service routes to."""
         self._lagging_clients: dict[int, Mapping[str, str]] = {}
-        """A cache for one step: the clients that have not activated a generation."""
+        """Cache for one step: by generation, the clients on which it is not active."""
         self._new_ports: set[PortKey] = set()
-        """The ports that appeared since the last step. They may be in transition on a peer."""
+        """Ports that appeared since the last step. They may be in transition on a peer."""
         self._started: list[Transition] = []
-        """The transitions that started since the last step."""
+        """Transitions that started since the last step."""
         self._peer_transitions: frozenset[PortKey] = frozenset()
-        """Ports that are in transition on a peer; peers expect a report about them."""
+        """Ports in transition on a peer, which waits for this replica's report about them."""
 
     # --- desired state --------------------------------------------------------------------------------------
 
     def update_desired(self, mesh: Mesh, removed: Iterable[Ref], now: float) -> None:
-        """Read the desired state from a mesh; `removed` are the objects deleted since the last call."""
+        """Read the desired state from a mesh, and start transitions where it differs from the previous one.
+
+        `removed` contains the objects deleted since the last call.
+        """
         for ref in removed:
             self._desired.pop(ref, None)
-        names: Collection[ServiceKey] | None = mesh.touched
-        if names is None:
-            names = self._service_ports.keys() | {
+        service_keys: Collection[ServiceKey] | None = mesh.touched
+        if service_keys is None:
+            service_keys = self._service_ports.keys() | {
                 (service.namespace, service.name) for service in mesh.services()
             }
-        gone: set[PortKey] = set()
-        for name in sorted(names):
-            service = mesh.service(*name)
+        removed_ports: set[PortKey] = set()
+        for service_key in sorted(service_keys):
+            service = mesh.service(*service_key)
             ports = dict(desired_ports(mesh, service)) if service else {}
-            gone |= self._service_ports.pop(name, frozenset()) - ports.keys()
+            removed_ports |= self._service_ports.pop(service_key, frozenset()) - ports.keys()
             if ports:
-                self._service_ports[name] = frozenset(ports)
+                self._service_ports[service_key] = frozenset(ports)
             for key, desired in ports.items():
                 self._set_desired(mesh, key, desired, now)
-        for key in gone:
-            # No Service exposes the port, so its mode changes in one step. If exposed again, it is treated as
-            # new.
+        for key in removed_ports:
+            # A port without a Service needs no transition. If a Service exposes it again, it counts as new.
             if key not in self.transitions and not any(
                 key in ports for ports in self._service_ports.values()
             ):
                 self._desired.get(key[0], {}).pop(key[1], None)
 
     def recover(self, mesh: Mesh, pod: Ref, modes: Mapping[int, Mode], now: float) -> None:
-        """Record the modes that a server already had active when it connected."""
+        """Continue the transitions of a server that reconnected. `modes` were active, by port."""
         for port, mode in modes.items():
             desired = self._desired.get(pod, {}).get(port)
             key = (pod, port)
             if key in self.transitions:
-                self.transitions[key].possible_modes.add(mode)  # Another replica may have served it.
+                # Another replica may have served this mode.
+                self.transitions[key].possible_modes.add(mode)
                 continue
             if desired is None or desired.mode is mode or self.timeout is None:
                 continue
             send = desired.send if desired.send in ACCEPTED_SENDS[mode] else other_than(desired.send)
             transition = self._start(mesh, key, desired._replace(mode=mode, send=send), now)
             transition.desired_mode, transition.desired_send = desired.mode, desired.send
-            # Its clients may send either.
-            transition.possible_sends, transition.send_generation = set(_BOTH), self.served.generation
+            # What clients send is unknown.
+            transition.possible_sends, transition.send_generation = set(_ANY_SEND), self.served.generation
 
     def assume_mixed_clients(self, now: float) -> None:
         """Assume that clients may send either kind of traffic.
 
-        Call it when a client connects that a peer may have served a different configuration.
+        A peer may have served a different configuration to a client that connects to this replica.
         """
         for transition in self.transitions.values():
             if transition.possible_sends == {transition.served_send}:
                 transition.send_since = now
-            transition.possible_sends = set(_BOTH)
+            transition.possible_sends = set(_ANY_SEND)
             transition.acked_since, transition.is_settled = None, False
 
     def change_rule(self, mesh: Mesh, ref: Ref, new: DestinationRule | None, now: float) -> None:
-        """Record that a DestinationRule changes to `new`, or is deleted; `step` decides when."""
+        """Hold a changed DestinationRule until `step` releases it. If `new` is None, the rule was deleted."""
         previous = self.rule_transitions.get(ref) or self.skipped_rules.pop(ref, None)
         self.rule_transitions[ref] = rules.begin_transition(mesh, previous, ref, new, now)
 
     def withdraw_rules(self, mesh: Mesh, now: float) -> list[Ref]:
-        """Return the DestinationRules to take back, because servers do not accept yet what they ask for."""
+        """Hold the DestinationRules whose traffic servers do not accept yet. Return those in the mesh."""
         for rule in mesh.rules():
             transition = replace(rules.begin_transition(mesh, None, rule.ref, rule, now), old=None)
             if rule.ref not in self.rule_transitions and rules.is_too_early(
@@ -151,17 +163,19 @@ class Rollout:
         return [ref for ref in held if mesh.get(ref)]
 
     def _set_desired(self, mesh: Mesh, key: PortKey, desired: Desired, now: float) -> None:
+        """Record the desired state of a port, and start a transition if it changed."""
         pod, port = key
-        of_pod = self._desired.setdefault(pod, {})
-        previous = of_pod.get(port)
-        of_pod[port] = desired
+        pod_ports = self._desired.setdefault(pod, {})
+        previous = pod_ports.get(port)
+        pod_ports[port] = desired
         if previous is None or previous.uid != desired.uid or self.timeout is None:
-            self.transitions.pop(key, None)  # No client uses a new port yet.
+            # No client uses a new port yet: serve its desired state immediately.
+            self.transitions.pop(key, None)
             if self.timeout is not None:
                 self._new_ports.add(key)
                 hosts = services_at(mesh, key)
                 if any(rule.affects(hosts) for rule in self.rule_transitions.values()):
-                    # Clients may follow the old or the new version of the rule.
+                    # Clients may use the old or the new version of the rule: accept both kinds of traffic.
                     transition = self._start(mesh, key, desired, now)
                     transition.served_mode = transition.next_mode = Mode.PERMISSIVE
                     transition.possible_modes = {transition.served_mode}
@@ -177,6 +191,7 @@ class Rollout:
         transition.immediate = desired.immediate
 
     def _start(self, mesh: Mesh, key: PortKey, current: Desired, now: float) -> Transition:
+        """Start a transition whose active and desired state are both `current`; the caller changes either."""
         transition = self.transitions[key] = Transition(
             desired_mode=current.mode,
             desired_send=current.send,
@@ -195,7 +210,7 @@ class Rollout:
             started_at=now,
         )
         self._started.append(transition)
-        # Wait again for proxies that the last transition skipped and that have not caught up.
+        # Wait again for a proxy that the last transition skipped, unless it has caught up.
         skipped = self.skipped_ports.pop(key, None)
         if skipped and skipped.waiting_for is WaitingFor.LISTENER:
             transition.possible_modes |= skipped.possible_modes
@@ -208,17 +223,17 @@ class Rollout:
     # --- peers ----------------------------------------------------------------------------------------------
 
     def port_reports(self) -> dict[PortKey, PortReport]:
-        """Return what to report to peers."""
+        """Return the reports about all ports that are in transition on any replica."""
         reports = dict.fromkeys(self._peer_transitions, UNKNOWN_POD)
         return reports | {key: self._port_report(transition) for key, transition in self.transitions.items()}
 
     def _port_report(self, transition: Transition) -> PortReport:
         accepted = ACCEPTED_SENDS[transition.desired_mode]
-        is_accepted = transition.desired_send in accepted
-        sends = {transition.next_send, *transition.possible_sends} if is_accepted else set()
-        for current, new in rules.sends_under_rules(self.rule_transitions, transition):
-            if new & accepted:
-                sends |= current
+        is_send_accepted = transition.desired_send in accepted
+        sends = {transition.next_send, *transition.possible_sends} if is_send_accepted else set()
+        for current_sends, new_sends in rules.sends_under_rules(self.rule_transitions, transition):
+            if new_sends & accepted:
+                sends |= current_sends
         modes = frozenset({transition.next_mode, *transition.possible_modes})
         return PortReport(in_transition=not transition.is_settled, modes=modes, sends=frozenset(sends))
 
@@ -236,30 +251,31 @@ class Rollout:
             transition = self._start(mesh, key, desired, now)
             if key not in self._new_ports:
                 continue
-            # The port is new on this replica only. It has to accept whatever the peers' clients may send, and
-            # this replica's clients have to send what the listener accepts on every peer.
+            # The port is new only on this replica. Its listener must accept whatever the peers' clients may
+            # send, and this replica's clients must send what the listener accepts on every peer.
             transition.served_mode = transition.next_mode = Mode.PERMISSIVE
             transition.possible_modes = {transition.served_mode}
-            modes, other = peers.possible_modes(key), other_than(desired.send)
-            is_accepted = all(desired.send in ACCEPTED_SENDS[mode] for mode in modes)
-            if not (is_accepted and not peers.without_report(key)) and all(
-                other in ACCEPTED_SENDS[mode] for mode in modes
+            peer_modes, other_send = peers.possible_modes(key), other_than(desired.send)
+            is_desired_accepted = all(desired.send in ACCEPTED_SENDS[mode] for mode in peer_modes)
+            if not (is_desired_accepted and not peers.without_report(key)) and all(
+                other_send in ACCEPTED_SENDS[mode] for mode in peer_modes
             ):
-                transition.served_send = transition.next_send = other
+                transition.served_send = transition.next_send = other_send
                 transition.possible_sends = {transition.served_send}
         self._new_ports.clear()
 
     # --- what to serve --------------------------------------------------------------------------------------
 
     def step(self, mesh: Mesh, observed: ObservedState, now: float) -> Step | None:
-        """Advance every transition as far as is safe. Return None if the served state does not change."""
+        """Advance each transition as far as is safe. Return None if the served state does not change."""
         self._lagging_clients.clear()
         generation = self.served.generation + 1
         for key in [key for key in self.transitions if not has_running_sidecar(mesh, key)]:
             del self.transitions[key]
         self._join_peer_transitions(mesh, observed.peers, now)
-        for transition in self._started:
-            transition.possible_sends |= _BOTH if observed.reconnected else set()
+        if observed.reconnected:
+            for transition in self._started:
+                transition.possible_sends |= _ANY_SEND
         self._started.clear()
         self._forget_caught_up(mesh, observed)
         delay = classification_delay(mesh.config)
@@ -303,13 +319,13 @@ class Rollout:
     def _confirm(
         self, key: PortKey, transition: Transition, observed: ObservedState, now: float, classify_delay: float
     ) -> None:
-        """Narrow down what may be active, from what proxies have ACKed.
+        """Narrow down what may be active, from what proxies have ACKed. Skip proxies after the timeout.
 
         `classify_delay` is the time, in seconds, that a listener may take to detect a connection's protocol.
         """
         pod, _ = key
-        active = observed.servers.get(pod)
-        if active is None or active >= transition.mode_generation:
+        active_generation = observed.servers.get(pod)
+        if active_generation is None or active_generation >= transition.mode_generation:
             transition.possible_modes = {transition.served_mode}
         elif (
             transition.possible_modes != {transition.served_mode}
@@ -321,6 +337,7 @@ class Rollout:
         if transition.possible_sends == {transition.served_send}:
             return
         lagging = self._clients_lagging_on_port(transition, observed)
+        # Only plaintext connections can be pending: with TLS, the client sends first.
         delay = 0.0 if transition.served_send is Send.PLAINTEXT else classify_delay
         if _is_acked(transition, lagging, now, delay):
             transition.possible_sends = {transition.served_send}
@@ -329,7 +346,7 @@ class Rollout:
             transition.possible_sends = {transition.served_send}
 
     def _is_finished(self, key: PortKey, transition: Transition, observed: ObservedState, now: float) -> bool:
-        """Return whether the desired state is active everywhere and no peer needs a report about the port."""
+        """Return whether the desired state is settled on all replicas, and no peer needs a report."""
         if not transition.is_done:
             transition.done_since, transition.is_settled = None, False
             return False
@@ -338,7 +355,7 @@ class Rollout:
         if transition.immediate or self._is_overdue(transition.done_since, now):
             transition.is_settled = True
         elif not transition.is_settled:
-            # Once all replicas have been settled at the same time, each may stop reporting the port.
+            # Once all replicas are settled at the same time, each may stop reporting the port.
             transition.is_settled = not observed.peers.not_settled(
                 key, transition.served_mode, transition.served_send
             )
@@ -347,7 +364,7 @@ class Rollout:
     def _skip(
         self, key: PortKey, transition: Transition, waiting_for: WaitingFor, lagging: Mapping[str, str]
     ) -> None:
-        """Record that the transition skips lagging proxies or peers; `lagging` maps names to errors."""
+        """Record that a transition skips lagging proxies or peers; `lagging` maps names to errors."""
         self.skipped_ports[key] = replace(
             transition,
             possible_modes=set(transition.possible_modes),
@@ -361,11 +378,11 @@ class Rollout:
     def _forget_caught_up(self, mesh: Mesh, observed: ObservedState) -> None:
         """Forget skipped proxies and peers that have caught up."""
         for key, skipped in tuple(self.skipped_ports.items()):
-            # A server that is disconnected has not caught up: it may still run with the old listener.
-            active = observed.servers.get(key[0], -1)
+            # A disconnected server has not caught up: it may still use the old listener.
+            active_generation = observed.servers.get(key[0], -1)
             match skipped.waiting_for:
                 case WaitingFor.LISTENER:
-                    has_caught_up = active >= skipped.mode_generation
+                    has_caught_up = active_generation >= skipped.mode_generation
                 case WaitingFor.REPLICAS:
                     has_caught_up = key not in self.transitions
                 case _:
@@ -387,8 +404,9 @@ class Rollout:
             self._serve_send(transition, transition.desired_send, generation, now)
             return previous != (transition.served_mode, transition.served_send)
         is_send_accepted, peers = transition.desired_send in accepted, observed.peers
-        is_overdue = transition.held_since is not None and self._is_overdue(transition.held_since, now)
-        held_by: list[str] | None = None
+        is_overdue = transition.blocked_since is not None and self._is_overdue(transition.blocked_since, now)
+        # Migrate: switch clients once all modes that may be active accept the desired traffic.
+        send_blockers: list[str] | None = None
         transition.next_send = transition.served_send
         if transition.served_send is not transition.desired_send and (
             not is_send_accepted
@@ -396,46 +414,55 @@ class Rollout:
         ):
             transition.next_send = transition.desired_send
             if is_send_accepted:
-                blockers = peers.may_refuse(key, transition.desired_send)
-                if blockers or not peers.knows_send(key, transition.desired_send):
-                    held_by = blockers
-            if held_by is None or is_overdue:
+                peer_names = peers.may_refuse(key, transition.desired_send)
+                if peer_names or not peers.knows_send(key, transition.desired_send):
+                    send_blockers = peer_names
+            if send_blockers is None or is_overdue:
                 self._serve_send(transition, transition.desired_send, generation, now)
-        needed = set(accepted)
+        # Expand or contract: accept the desired mode's traffic, and what clients may still send until they
+        # have switched.
+        required = set(accepted)
         if is_send_accepted:
-            needed |= transition.possible_sends & ACCEPTED_SENDS[transition.served_mode]
-        for current, new in rules.sends_under_rules(self.rule_transitions, transition):
-            if new & accepted:
-                needed |= current & ACCEPTED_SENDS[transition.served_mode]
-        transition.next_mode = _MODE_ACCEPTING[frozenset(needed)]
-        refused = ACCEPTED_SENDS[transition.served_mode] - needed
-        mode_held_by: list[str] | None = None
+            required |= transition.possible_sends & ACCEPTED_SENDS[transition.served_mode]
+        for current_sends, new_sends in rules.sends_under_rules(self.rule_transitions, transition):
+            if new_sends & accepted:
+                required |= current_sends & ACCEPTED_SENDS[transition.served_mode]
+        transition.next_mode = _MODE_ACCEPTING[frozenset(required)]
+        refused = ACCEPTED_SENDS[transition.served_mode] - required
+        mode_blockers: list[str] | None = None
         if refused:
-            blockers = peers.may_send(key, refused)
-            if blockers or not peers.knows_mode(key, transition.next_mode):
-                mode_held_by = blockers
-        if mode_held_by is None or is_overdue:
+            peer_names = peers.may_send(key, refused)
+            if peer_names or not peers.knows_mode(key, transition.next_mode):
+                mode_blockers = peer_names
+        if mode_blockers is None or is_overdue:
             self._serve_mode(transition, transition.next_mode, generation, now)
-        if mode_held_by is not None:
-            held_by = [*(held_by or ()), *mode_held_by]
-        self._update_hold(key, transition, held_by, now, is_overdue=is_overdue)
+        is_blocked = send_blockers is not None or mode_blockers is not None
+        blockers = [*(send_blockers or ()), *(mode_blockers or ())] if is_blocked else None
+        self._update_blockers(key, transition, blockers, now, is_overdue=is_overdue)
         return previous != (transition.served_mode, transition.served_send)
 
-    def _update_hold(
-        self, key: PortKey, transition: Transition, held_by: list[str] | None, now: float, *, is_overdue: bool
+    def _update_blockers(
+        self,
+        key: PortKey,
+        transition: Transition,
+        blockers: list[str] | None,
+        now: float,
+        *,
+        is_overdue: bool,
     ) -> None:
-        """Record which peers block the transition.
+        """Record which peers block a transition. Skip them after the timeout.
 
-        `held_by` is None if nothing blocks it, and empty while peers have not read this replica's report.
+        `blockers` is None if nothing blocks the transition. It is empty if no peer does, but this replica's
+        report has not been read back.
         """
-        if held_by is not None and is_overdue:
-            self._skip(key, transition, WaitingFor.REPLICAS, dict.fromkeys(transition.held_by, ""))
-        if held_by is None or is_overdue:
-            transition.held_since, transition.held_by = None, ()
+        if blockers is not None and is_overdue:
+            self._skip(key, transition, WaitingFor.REPLICAS, dict.fromkeys(transition.blocked_by, ""))
+        if blockers is None or is_overdue:
+            transition.blocked_since, transition.blocked_by = None, ()
             return
-        transition.held_by = tuple(sorted(set(held_by))) or (API_SERVER,)
-        if transition.held_since is None:
-            transition.held_since = now
+        transition.blocked_by = tuple(sorted(set(blockers))) or (API_SERVER,)
+        if transition.blocked_since is None:
+            transition.blocked_since = now
 
     def _serve_mode(self, transition: Transition, mode: Mode, generation: int, now: float) -> None:
         if transition.served_mode is not mode:
@@ -451,7 +478,7 @@ class Rollout:
             transition.acked_since = None
 
     def _update_wait(self, key: PortKey, transition: Transition, observed: ObservedState) -> None:
-        """Record what the transition waits for."""
+        """Record what a transition waits for."""
         pod, _ = key
         waits_for_clients = transition.possible_sends != {transition.served_send} or any(
             rules.sends_under_rules(self.rule_transitions, transition)
@@ -464,8 +491,8 @@ class Rollout:
             transition.waiting_for, transition.lagging = WaitingFor.CLIENTS, tuple(lagging)
             transition.rejection = next(filter(None, lagging.values()), "")
         else:
-            transition.waiting_for = WaitingFor.REPLICAS if transition.held_by else None
-            transition.lagging, transition.rejection = transition.held_by, ""
+            transition.waiting_for = WaitingFor.REPLICAS if transition.blocked_by else None
+            transition.lagging, transition.rejection = transition.blocked_by, ""
 
     def _clients_lagging_on_port(self, transition: Transition, observed: ObservedState) -> Mapping[str, str]:
         return self._clients_lagging(transition.send_generation, observed, transition.hosts.__contains__)
@@ -476,7 +503,10 @@ class Rollout:
     def _clients_lagging(
         self, generation: int, observed: ObservedState, is_relevant: Callable[[tuple[str, int]], bool]
     ) -> Mapping[str, str]:
-        """Return the clients that lag behind a generation or rejected a relevant cluster, with errors."""
+        """Return the clients on which a generation is not active, or that rejected a relevant cluster.
+
+        The values are the errors of rejections; empty for other clients.
+        """
         if generation not in self._lagging_clients:
             names = sorted(name for name, active in observed.clients.items() if active < generation)
             self._lagging_clients[generation] = dict.fromkeys(names, "")
@@ -490,6 +520,7 @@ class Rollout:
         return dict(sorted(lagging.items()))
 
     def _confirm_rules(self, observed: ObservedState, now: float, classify_delay: float) -> None:
+        """End the transitions of DestinationRules that all clients have ACKed, or skip lagging clients."""
         for ref, rule in tuple(self.rule_transitions.items()):
             if rule.generation is None:
                 continue
@@ -505,7 +536,7 @@ class Rollout:
     def _release_rules(
         self, observed: ObservedState, generation: int, now: float
     ) -> dict[Ref, RuleTransition]:
-        """Release the held rules whose traffic all servers accept, or whose wait is overdue."""
+        """Release the held rules whose traffic all servers accept, or that have waited for the timeout."""
         held = {ref: rule for ref, rule in self.rule_transitions.items() if rule.generation is None}
         too_early = {
             ref for ref, rule in held.items() if rules.is_too_early(rule, self.transitions, observed.peers)
@@ -521,10 +552,11 @@ class Rollout:
 
 
 def classification_delay(config: MeshConfig) -> float:
-    """Return the time, in seconds, until a listener has detected the protocol of a new connection.
+    """Return the maximum time until a listener has detected the protocol of a new connection, in seconds.
 
-    A listener waits this long for the client to send first. Clients of server-first protocols send nothing,
-    so the listener applies its current filter chains only then, and refuses what they no longer accept.
+    A listener waits for the client's first bytes, and then selects a filter chain. If the protocol lets the
+    server speak first, the whole wait passes. Until then, the connection is pending, and is refused if the
+    listener drops its mode in the meantime.
     """
     return config.protocol_detection_timeout + _CONNECTION_DELAY
 
@@ -532,9 +564,9 @@ def classification_delay(config: MeshConfig) -> float:
 def _is_acked(
     transition: Transition | RuleTransition, lagging: Collection[str], now: float, delay: float
 ) -> bool:
-    """Return whether all clients ACKed at least `delay` seconds ago.
+    """Return whether all clients had ACKed at least `delay` seconds ago.
 
-    By then, servers have classified the connections that clients opened earlier.
+    After this delay, servers have classified the connections that clients opened before they ACKed.
     """
     if lagging:
         transition.acked_since = None

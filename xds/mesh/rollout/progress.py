@@ -15,12 +15,12 @@ from xds.mesh.rollout.machine import API_SERVER, Rollout
 from xds.mesh.rollout.transition import Transition, WaitingFor
 
 _MAX_NAMES = 3
-"""Endpoints, clients or replicas that a summary names."""
+"""Maximum number of endpoints, clients or replicas that a summary names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingEndpoint:
-    """An endpoint in transition, or one whose transition went on without a lagging proxy or replica."""
+    """An endpoint in transition, or whose transition skipped a lagging proxy or replica."""
 
     pod: str
     """The name of the pod."""
@@ -39,7 +39,7 @@ class WaitingEndpoint:
     accepts_plaintext: bool = False
     """Whether the server still accepts plaintext although policies forbid it."""
     skipped: bool = False
-    """Whether the transition went on without the lagging proxies or replicas."""
+    """Whether the transition skipped the lagging proxies or replicas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class ServiceProgress:
     service: str
     """The name of the service."""
     endpoints: int
-    """The number of ports of pods with a sidecar."""
+    """The number of endpoints with a sidecar."""
     mtls: int
     """The number of endpoints to which all clients without a DestinationRule send mutual TLS."""
     plaintext: int
@@ -59,14 +59,14 @@ class ServiceProgress:
     to_plaintext: bool
     """Whether all transitions of the service lead to plaintext."""
     waiting: tuple[WaitingEndpoint, ...]
-    """The endpoints that wait, and those that skipped a lagging proxy or replica."""
+    """The endpoints that wait, and those whose transition skipped a lagging proxy or replica."""
 
     def summary(self, now: float) -> str:
         """Return one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12 s)`."""
         count, mode = (self.plaintext, "plaintext") if self.to_plaintext else (self.mtls, "mTLS")
         parts = [f"{self.service}.{self.namespace}: {count}/{self.endpoints} endpoints {mode}"]
         ports = Counter(pod for pod, _ in {(endpoint.pod, endpoint.port) for endpoint in self.waiting})
-        # Stalled endpoints first, then those that have waited longest.
+        # Stalled endpoints first, then the longest wait first.
         waiting = sorted(
             self.waiting,
             key=lambda endpoint: (not (endpoint.skipped or endpoint.rejection), endpoint.since),
@@ -98,7 +98,7 @@ class RuleProgress:
     deleted: bool
     """Whether the rule was deleted."""
     held: bool
-    """Whether the old version is still served, because a server would refuse traffic of the new one."""
+    """Whether the old version is still served, because a server would refuse traffic under the new one."""
     since: float
     """When the wait began, in seconds of the event loop's clock."""
     lagging: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class RuleProgress:
     rejection: str = ""
     """The error of one of these clients that rejected the change."""
     skipped: bool = False
-    """Whether the rollout went on without these clients."""
+    """Whether the rollout skipped these clients."""
 
     def summary(self, now: float) -> str:
         """Return one line: `DestinationRule/full/x held until its servers accept it (3 s)`."""
@@ -120,7 +120,10 @@ class RuleProgress:
 
 
 def service_progress(mesh: Mesh, rollout: Rollout, namespace: str = "") -> Iterator[ServiceProgress]:
-    """Yield the services (of a namespace) with an endpoint in transition or with a skipped proxy, by name."""
+    """Yield the services with an endpoint in transition or a skipped proxy or replica, by namespace and name.
+
+    If `namespace` is empty, yield the services of all namespaces.
+    """
     for service, endpoints in sorted(_endpoints_by_service(rollout).items()):
         if namespace in {"", service[0]}:
             yield _progress_of(
@@ -136,7 +139,7 @@ def count_services(rollout: Rollout) -> int:
 
 
 def rule_progress(rollout: Rollout) -> list[RuleProgress]:
-    """Return the DestinationRules in transition: first those that skipped a client; by name."""
+    """Return the DestinationRules in transition, by name. Those that skipped a client come first."""
     return [
         RuleProgress(
             namespace=ref.namespace,
@@ -192,8 +195,7 @@ def _progress_of(mesh: Mesh, namespace: str, name: str, endpoints: list[_Endpoin
             since=transition.waiting_since,
             lagging=transition.lagging,
             rejection=transition.rejection,
-            # After clients or replicas were skipped, the transition in progress tells what the server
-            # accepts.
+            # If clients or replicas were skipped, the entry of the transition in progress reports this.
             accepts_plaintext=transition.accepts_plaintext
             and not (is_skipped and transition.waiting_for is not WaitingFor.LISTENER),
             skipped=is_skipped,
@@ -249,8 +251,8 @@ def _duration(seconds: float) -> str:
 
 
 def _first_names(names: Iterable[str], kind: str) -> Iterator[str]:
-    """Yield the first names, and the number of the others."""
+    """Yield the first names, and how many more there are."""
     all_names = list(names)
     yield from all_names[:_MAX_NAMES]
-    if others := all_names[_MAX_NAMES:]:
-        yield f"{len(others)} more {kind}"
+    if remaining := all_names[_MAX_NAMES:]:
+        yield f"{len(remaining)} more {kind}"

@@ -1,4 +1,4 @@
-"""The reports of this replica that peers may be reading, and the reports of peers that still count."""
+"""The reports of this replica that peers may act on, and the reports of peers that have not expired."""
 
 from __future__ import annotations
 
@@ -12,39 +12,47 @@ from xds.mesh.model.objects import DestinationRule, Fact, MeshConfig, PortKey, R
 from xds.mesh.rollout.peers import PeerView, PortReport, ReplicaReport
 
 REPORT_LIFETIME = 15.0
-"""Seconds after which a report that was not renewed expires. By then, the replica's proxies have moved."""
+"""Seconds until a report expires if it is not renewed.
+
+By then, the proxies of the replica have reconnected to another one.
+"""
 
 
 @dataclass(slots=True)
 class _Peer:
     report: ReplicaReport
     version: str
-    """The version of the object that held the report. It changes with each renewal."""
+    """The resource version of the Lease with the report. It changes with each renewal."""
     duration: float
-    """Seconds that the report counts without renewal."""
+    """Seconds until the report expires if it is not renewed."""
     seen_at: float
-    """When this version was first seen, by this replica's clock: clocks of machines are never compared."""
+    """When this version was first seen, by this replica's clock. Clocks of machines are never compared."""
 
 
 class ReplicaSync:
-    """Keep track of reports. The caller writes what `start_write` returns, and passes on what it reads."""
+    """Track the reports of this replica and its peers, without I/O.
+
+    The caller writes each report that `start_write` returns, and passes the reports that it reads to
+    `read_back` and `receive`.
+    """
 
     def __init__(self, duration: float = REPORT_LIFETIME) -> None:
         self.duration = duration
         self.is_synced = False
-        """Whether peers know this replica, and it has read what they reported before."""
+        """Whether this replica has read back its first report, and with it all earlier reports of peers."""
         self.on_change: Callable[[], None] = lambda: None
-        """Called when there may be something to write."""
+        """Called when there is a new report to write."""
         self._rules_version = ""
         self._ports: Mapping[PortKey, PortReport] = {}
         self._written: list[ReplicaReport] = []
-        """The own reports, from the last one that was read back to the last one that was written."""
+        """This replica's reports, from the last one that was read back to the last one that was written."""
         self._write_started: dict[int, float] = {}
-        """When the write of each of these reports started."""
+        """For each of these reports, by number, when its write started."""
         self._valid_until = -inf
+        """When this replica becomes isolated, unless it reads back another report."""
         self._peers: dict[str, _Peer] = {}
 
-    # --- own reports ----------------------------------------------------------------------------------------
+    # --- reports of this replica ----------------------------------------------------------------------------
 
     def publish(self, rules_version: str, ports: Mapping[PortKey, PortReport]) -> None:
         """Set the content of the next report."""
@@ -59,11 +67,11 @@ class ReplicaSync:
         return last is None or last.rules_version != self._rules_version or last.ports != self._ports
 
     def start_write(self, now: float, *, too_large: bool = False) -> ReplicaReport:
-        """Return the report to write now. From here on it counts as one that peers may have read.
+        """Return the report to write now. From now on, peers may have read it.
 
         Args:
             now: the time, in seconds of the event loop's clock.
-            too_large: the ports do not fit into a report, so the report has none.
+            too_large: whether the ports do not fit into a report, so that it must omit them.
         """
         number = self._written[-1].number + 1 if self._written else 1
         report = ReplicaReport(number, self._rules_version, None if too_large else self._ports)
@@ -72,19 +80,19 @@ class ReplicaSync:
         return report
 
     def retract(self) -> None:
-        """Drop the last report, because nothing of it was written."""
+        """Drop the last report, because it was certainly not written."""
         del self._write_started[self._written.pop().number]
 
     def read_back(self, number: int, now: float) -> None:
-        """Record that an own report was read, and with it every report that was written earlier."""
+        """Record that this replica has read one of its reports, and all reports that were written earlier."""
         if number not in self._write_started:
             return
         if self._valid_until <= now:
-            # While isolated, this replica could not read renewals: give every peer its full time again.
+            # While isolated, this replica could not read renewals: restart the expiry of every peer.
             for peer in self._peers.values():
                 peer.seen_at = now
-        # Counted from the start of the write, and only 2/3 of the duration: this replica has to stop before
-        # peers stop waiting for it.
+        # Only 2/3 of the duration, from the start of the write: this replica must stop acting before peers
+        # ignore its report.
         self._valid_until = self._write_started[number] + self.duration * 2 / 3
         self._written = [report for report in self._written if report.number >= number]
         self.is_synced = True
@@ -94,8 +102,8 @@ class ReplicaSync:
 
     def receive(self, name: str, version: str, report: ReplicaReport, duration: float, now: float) -> None:
         """Record the report of a peer."""
-        known = self._peers.get(name)
-        if known is None or known.version != version:
+        peer = self._peers.get(name)
+        if peer is None or peer.version != version:
             self._peers[name] = _Peer(report, version, duration, now)
 
     def forget(self, name: str) -> None:
@@ -110,7 +118,7 @@ class ReplicaSync:
     def expired(self, now: float) -> dict[str, str]:
         """Return the peers whose reports have expired, with the version last seen.
 
-        Empty while this replica is isolated.
+        The result is empty while this replica is isolated, because it may have missed renewals.
         """
         if self._valid_until <= now:
             return {}
@@ -119,16 +127,17 @@ class ReplicaSync:
         }
 
     def peer_view(self, now: float) -> PeerView:
-        """Return what is known about peers now, and what they know about this replica."""
+        """Return what is known about peers now, and which reports of this replica they may act on."""
         expired = self.expired(now)
         reports = {name: peer.report for name, peer in self._peers.items() if name not in expired}
-        own = [(report.rules_version, report.ports or {}) for report in self._written]
-        own.append((self._rules_version, self._ports))
+        own_reports = [(report.rules_version, report.ports or {}) for report in self._written]
+        own_reports.append((self._rules_version, self._ports))
         is_isolated = self._valid_until <= now
         return PeerView(
-            own_reports=tuple(ports for _, ports in own),
+            own_reports=tuple(ports for _, ports in own_reports),
             is_isolated=is_isolated,
-            rules_are_shared=not is_isolated and all(version == self._rules_version for version, _ in own),
+            rules_are_shared=not is_isolated
+            and all(version == self._rules_version for version, _ in own_reports),
             peers={name: report.ports for name, report in reports.items()},
             different_rules=frozenset(
                 name for name, report in reports.items() if report.rules_version != self._rules_version
@@ -154,7 +163,7 @@ class RulesVersion:
         self.version = ""
 
     def update(self, applied: Iterable[Fact], removed: Iterable[Ref], config: MeshConfig) -> None:
-        """Apply a change."""
+        """Update the hash for a change of DestinationRules and settings."""
         for ref in removed:
             self._sum -= self._hashes.pop(ref, 0)
         for rule in applied:

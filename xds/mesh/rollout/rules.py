@@ -16,22 +16,25 @@ from xds.mesh.rollout.transition import Transition
 
 @dataclass(slots=True, kw_only=True)
 class RuleTransition:
-    """A DestinationRule that was added, changed or deleted. Clients may follow either version."""
+    """The transition of a DestinationRule that was added, changed or deleted.
+
+    Clients may use either version.
+    """
 
     old: DestinationRule | None
     """The version that was served before. None: there was none."""
     new: DestinationRule | None
     """The desired version. None: the rule was deleted."""
     other_rules: tuple[DestinationRule, ...]
-    """The rules that may apply to a client where this one does not."""
+    """The rules that may apply to a client instead of this one."""
     since: float
     """When the current wait began: for servers while the rule is held, then for clients."""
     generation: int | None = None
     """The first generation with the new version. None: the rule is held, and the old version is served."""
     lagging_since: float | None = None
-    """Since when some clients have not ACKed a change of this rule, possibly an earlier one."""
+    """When clients began to lag behind this rule, possibly behind an earlier change of it."""
     acked_since: float | None = None
-    """Since when all clients are known to have ACKed. None: some have not."""
+    """When the last client was known to have ACKed; None until all have."""
     lagging: tuple[str, ...] = ()
     """The clients that have not ACKed."""
     rejection: str = ""
@@ -39,7 +42,7 @@ class RuleTransition:
 
     @property
     def versions(self) -> list[DestinationRule]:
-        """The old and the new version, where they exist."""
+        """The versions that exist: the old, the new, or both."""
         return [rule for rule in (self.old, self.new) if rule]
 
     def affects(self, hosts: Iterable[tuple[str, int]]) -> bool:
@@ -55,9 +58,9 @@ class RuleTransition:
         The result is a superset: it does not consider which of several rules applies to a client.
 
         Args:
-            rule: the old or the new version, or None if there is none.
+            rule: the old or the new version; None if there is none.
             hosts: the services.
-            default: what clients send to which no rule applies.
+            default: what clients send if no rule sets TLS.
         """
         sends = _sends_under(rule, default) if rule else set(default)
         for other in self.other_rules:
@@ -67,7 +70,7 @@ class RuleTransition:
 
 
 def _sends_under(rule: DestinationRule, default: Collection[Send]) -> set[Send]:
-    """Return what clients send under any part of a rule; `default` applies where it does not set TLS."""
+    """Return what clients may send under a rule; `default` is for parts of the rule that do not set TLS."""
     sends: set[Send] = set()
     for policy in (rule.policy, *(subset.policy for subset in rule.subsets)):
         for settings in (policy, *(policy.ports.values() if policy else ())):
@@ -79,26 +82,32 @@ def _sends_under(rule: DestinationRule, default: Collection[Send]) -> set[Send]:
 
 
 def _relevant_content(rule: DestinationRule) -> tuple[str, frozenset[Send], frozenset[Send]]:
-    """Return what matters of an earlier version. Few versions differ in it, however often a rule changes."""
+    """Return the key to deduplicate earlier versions, so that their number is bounded.
+
+    Versions with the same key have the same effect on a rollout.
+    """
     return rule.host, frozenset(_sends_under(rule, ())), frozenset(_sends_under(rule, tuple(Send)))
 
 
-def installed_rules(config: MeshConfig) -> dict[Ref, DestinationRule]:
-    """Return the DestinationRules that the installation creates."""
+def default_rules(config: MeshConfig) -> dict[Ref, DestinationRule]:
+    """Return the default DestinationRules for some settings."""
     return {fact.ref: fact for fact in default_objects(config) if isinstance(fact, DestinationRule)}
 
 
-def without_effect(rule: DestinationRule) -> DestinationRule:
-    """Return a rule without settings, as a placeholder for a rule that is held."""
+def placeholder_for(rule: DestinationRule) -> DestinationRule:
+    """Return a copy of a rule without settings, to serve while the rule is held."""
     return replace(rule, policy=None, subsets=())
 
 
 def begin_transition(
     mesh: Mesh, previous: RuleTransition | None, ref: Ref, new: DestinationRule | None, now: float
 ) -> RuleTransition:
-    """Start the transition of a rule from its version in the mesh to `new`; `previous` may be in progress."""
+    """Start the transition of a rule from its version in the mesh to `new`.
+
+    `previous` is the rule's last transition, if clients have not ACKed it.
+    """
     old = mesh.get(ref)
-    # Clients may not even have ACKed the previous change.
+    # Clients that have not ACKed the previous change may still use an earlier version.
     earlier = (*previous.other_rules, previous.old) if previous and previous.generation is not None else ()
     other_rules = [rule for rule in mesh.rules() if rule.ref != ref]
     other_rules += {
@@ -108,15 +117,14 @@ def begin_transition(
         old=old if isinstance(old, DestinationRule) else None,
         new=new,
         other_rules=tuple(other_rules),
-        # A rule that changes again while it is held keeps its deadline. Clients that lag have a deadline of
-        # their own.
+        # A rule that changes again while it is held keeps its deadline, and lagging clients keep theirs.
         since=previous.since if previous and previous.generation is None else now,
         lagging_since=previous.lagging_since if previous else None,
     )
 
 
 def is_too_early(rule: RuleTransition, transitions: Mapping[PortKey, Transition], peers: PeerView) -> bool:
-    """Return whether a server may refuse what the new version has clients send, which policies allow."""
+    """Return whether a server may still refuse traffic that the new version causes and policies allow."""
     return not peers.rules_are_shared or any(
         any(send not in ACCEPTED_SENDS[mode] for mode in transition.possible_modes)
         or not peers.knows_send(key, send)
@@ -131,7 +139,8 @@ def is_too_early(rule: RuleTransition, transitions: Mapping[PortKey, Transition]
 def with_overlapping(held: Mapping[Ref, RuleTransition], too_early: Collection[Ref]) -> set[Ref]:
     """Return the rules that are too early, and all held rules that may apply to the same clients.
 
-    If one were released without the other, clients could send what neither the old nor the new rules ask for.
+    Overlapping rules must be released together. Otherwise, clients could send what neither the old rules nor
+    the new rules ask for.
     """
     waiting, added = set(too_early), set(too_early)
     while added:
@@ -144,16 +153,16 @@ def with_overlapping(held: Mapping[Ref, RuleTransition], too_early: Collection[R
     return waiting
 
 
-def _overlap(one: RuleTransition, other: RuleTransition) -> bool:
-    return one.affects((rule.host, 0) for rule in other.versions) or other.affects(
-        (rule.host, 0) for rule in one.versions
+def _overlap(first: RuleTransition, second: RuleTransition) -> bool:
+    return first.affects((rule.host, 0) for rule in second.versions) or second.affects(
+        (rule.host, 0) for rule in first.versions
     )
 
 
 def sends_under_rules(
     rules: Mapping[Ref, RuleTransition], transition: Transition
 ) -> Iterator[tuple[set[Send], set[Send]]]:
-    """Yield what clients may send now and what they will send, for each changing rule that affects a port."""
+    """Yield what clients may send now and under the new version, for each changing rule of a port."""
     for rule in rules.values():
         if rule.affects(transition.hosts):
             new = rule.possible_sends(rule.new, transition.hosts, {transition.desired_send})

@@ -1,4 +1,4 @@
-"""A port that changes its mode, and what the control plane knows about the progress of proxies."""
+"""The transition of a port, and the observed progress of proxies."""
 
 from __future__ import annotations
 
@@ -15,90 +15,90 @@ class WaitingFor(StrEnum):
     """What blocks the next phase of a transition."""
 
     LISTENER = "listener"
-    """The server's sidecar has not activated the listener that it was sent."""
+    """The served listener is not active in the server's sidecar."""
     CLIENTS = "clients"
-    """Clients have not ACKed what they were sent, or their latest connections have not sent any data."""
+    """Clients have not ACKed the served configuration, or may have pending connections from before."""
     REPLICAS = "replicas"
-    """Other replicas of the control plane have not reported that their proxies are ready."""
+    """Peers have not reported that their proxies are ready, or this replica's report was not read back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedState:
-    """The generation (`Served.generation`) that each connected proxy uses.
+    """The progress of proxies: the generations (`Served.generation`) that are active, and rejections.
 
-    The rollout does not wait for proxies that are missing here.
+    The rollout waits only for proxies listed here.
     """
 
     servers: Mapping[Ref, int] = field(default_factory=dict)
-    """The active generation of a pod's inbound listeners and of the secrets that they reference."""
+    """For each pod, the active generation of its inbound listeners and the secrets that they reference."""
     rejected_listeners: Mapping[Ref, str] = field(default_factory=dict)
-    """The error of each pod whose sidecar rejected an inbound listener."""
+    """For each pod whose sidecar rejected an inbound listener, the error."""
     clients: Mapping[str, int] = field(default_factory=dict)
-    """The active generation of a client's clusters and endpoints, by POD.NAMESPACE."""
+    """For each client (POD.NAMESPACE), the active generation of its clusters and endpoints."""
     reconnected: frozenset[str] = frozenset()
-    """Clients that may have pending connections that they opened under an earlier configuration."""
+    """Clients that may have pending connections from a configuration of an earlier stream."""
     rejected_clusters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """For each client, the clusters or endpoints that it rejected, with the error."""
+    """For each client, the clusters and endpoints that it rejected, with the error."""
     peers: PeerView = field(default_factory=PeerView)
-    """What the other replicas report."""
+    """The reports of peers."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Transition:
-    """A port of a pod that moves from one mode to another."""
+    """The transition of a pod's port from one mode to another."""
 
     desired_mode: Mode
     """The mode that policies ask for."""
     desired_send: Send
-    """What clients have to send in the end."""
+    """What clients send when the transition is complete."""
     immediate: bool
-    """Whether the policy asks to change both sides at once."""
+    """Whether the policy asks to change servers and clients at the same time."""
     served_mode: Mode
-    """The mode of the listener as it was last served."""
+    """The mode that the listener is currently served with."""
     mode_generation: int
-    """The first generation with this listener."""
+    """The first generation with this served mode."""
     mode_since: float
-    """When the listener was first served with this mode."""
+    """When this mode was first served."""
     possible_modes: set[Mode]
     """The modes that may be active in the server's sidecar."""
     served_send: Send
-    """What clients are configured to send, as last served."""
+    """What clients are currently configured to send."""
     send_generation: int
     """The first generation with this client configuration."""
     send_since: float
-    """When clients were first served this configuration."""
+    """When this client configuration was first served."""
     possible_sends: set[Send]
     """What clients may be sending."""
     next_mode: Mode
-    """The mode to serve next, once peers have read it in a report of this replica."""
+    """The mode to serve next. If peers must agree, it is reported to them first."""
     next_send: Send
-    """What to configure clients to send next, once peers have read it in a report of this replica."""
+    """What to configure clients to send next. If peers must agree, it is reported to them first."""
     hosts: frozenset[tuple[str, int]]
-    """The services that the port belongs to, as hosts and service ports."""
+    """The services that route to the port, as hosts and service ports."""
     started_at: float
     """When the transition started."""
-    held_since: float | None = None
-    """Time when the transition began to wait only for peers; None if it does not."""
-    held_by: tuple[str, ...] = ()
+    blocked_since: float | None = None
+    """When peers began to block the next phase; None if none do."""
+    blocked_by: tuple[str, ...] = ()
     """The peers that block the next phase."""
     acked_since: float | None = None
-    """Time when the last client was known to have ACKed; None until all have."""
+    """When the last client was known to have ACKed; None until all have."""
     done_since: float | None = None
-    """Time when the desired state became active on this replica; None until then."""
+    """When the desired state became active on this replica; None until then."""
     is_settled: bool = False
-    """Whether the desired state is active on this replica and on its known peers."""
+    """Whether the desired state is active on this replica and its peers, or the timeout has passed."""
     waiting_for: WaitingFor | None = None
     """What blocks the next phase; None if nothing does."""
     lagging: tuple[str, ...] = ()
-    """The clients, or the peers, that block the next phase or were skipped."""
+    """The clients or peers that block the next phase, or were skipped."""
     rejection: str = ""
-    """Error of a sidecar that rejected its configuration; empty if none did."""
+    """The error of a sidecar that rejected its configuration; empty if none did."""
 
     @property
     def waiting_since(self) -> float:
         """When the current wait began."""
-        if self.waiting_for is WaitingFor.REPLICAS and self.held_since is not None:
-            return self.held_since
+        if self.waiting_for is WaitingFor.REPLICAS and self.blocked_since is not None:
+            return self.blocked_since
         return self.mode_since if self.waiting_for is WaitingFor.LISTENER else self.send_since
 
     @property
@@ -110,7 +110,7 @@ class Transition:
 
     @property
     def is_done(self) -> bool:
-        """Whether the desired state is served and active."""
+        """Whether the desired state is served and active, as far as this replica knows."""
         return (
             self.served_mode is self.desired_mode
             and self.served_send is self.desired_send
@@ -120,12 +120,14 @@ class Transition:
 
 
 def other_than(send: Send) -> Send:
-    """Return PLAINTEXT for MTLS, and MTLS for anything else."""
+    """Return the other kind of traffic: PLAINTEXT for MTLS, else MTLS."""
     return Send.PLAINTEXT if send is Send.MTLS else Send.MTLS
 
 
 def service_of(cluster: str) -> tuple[str, int]:
-    """Return the host and port of a cluster named `outbound|PORT|SUBSET|HOST`."""
-    kind, _, rest = cluster.partition("|")
-    port, _, rest = rest.partition("|")
-    return (rest.rpartition("|")[2], int(port)) if kind == "outbound" and port.isdecimal() else ("", 0)
+    """Return the host and port of a cluster named `outbound|PORT|SUBSET|HOST`; ("", 0) for other names."""
+    direction, _, remainder = cluster.partition("|")
+    port, _, subset_and_host = remainder.partition("|")
+    if direction != "outbound" or not port.isdecimal():
+        return "", 0
+    return subset_and_host.rpartition("|")[2], int(port)

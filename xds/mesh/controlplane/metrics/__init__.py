@@ -1,8 +1,8 @@
 """Prometheus metrics of the control plane.
 
-`controlplane.Metrics` is what `xds serve` exposes at /metrics. Servers of the library use
-`xds.server.metrics`: XdsServer(..., observer=StreamMetrics(registry)).
+`xds serve` exposes `controlplane.Metrics` at /metrics. A server that uses only the library exposes
+`xds.server.metrics`: `XdsServer(..., observer=StreamMetrics(registry))`.
 
-No label has a value that clients choose, and there is no label per proxy, so the number of series does not
-grow with the mesh.
+Clients cannot choose the value of a label, and no label identifies a proxy. The number of time series
+therefore does not grow with the mesh.
 """

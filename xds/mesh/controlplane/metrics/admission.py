@@ -14,16 +14,16 @@ from xds.mesh.inject.webhook import RESULTS
 class AdmissionMetrics(Collector):
     """Expose the counters of a webhook."""
 
-    def __init__(self, answers: Mapping[str, int]) -> None:
-        self._answers = answers
+    def __init__(self, requests: Mapping[str, int]) -> None:
+        self._requests = requests
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         family = CounterMetricFamily(
             "xds_webhook_requests",
-            "Requests to the webhook, by result; malformed: the request had no pod.",
+            "Requests to the webhook, by result; malformed: the request contained no pod.",
             labels=("result",),
         )
         for result in RESULTS:
-            family.add_metric((result,), self._answers.get(result, 0))
+            family.add_metric((result,), self._requests.get(result, 0))
         yield family

@@ -1,4 +1,4 @@
-"""All metrics that a control plane exposes at /metrics."""
+"""The metrics that a control plane exposes at /metrics."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Metrics:
         Args:
             controller: the controller to expose.
             problems: returns the problems and notices of manifests and settings.
-            stale_seconds: returns for how many seconds the source has not been able to learn of changes.
+            stale_seconds: returns for how many seconds the source has been stale; 0 if it is current.
             unenforced: returns the number of objects by kind, for kinds that are not enforced.
         """
         self._controller = controller
@@ -49,7 +49,7 @@ class Metrics:
         """The observer of the server's streams."""
         self._lag = Histogram(
             "xds_event_loop_lag_seconds",
-            "Delay of the event loop with due callbacks, which delays all other work as well.",
+            "Delay with which the event loop runs due callbacks.",
             registry=self._registry,
             buckets=LATENCIES,
         )
@@ -73,7 +73,7 @@ class Metrics:
         return _render(self._registry, accept)
 
     async def measure_loop_lag(self) -> None:
-        """Measure the lag of the event loop until cancelled."""
+        """Measure the event loop's lag until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             due_at = loop.time() + LAG_INTERVAL
@@ -82,7 +82,7 @@ class Metrics:
 
 
 class StartupMetrics:
-    """The metrics of a control plane that still waits for its input: the problems."""
+    """The metrics of a control plane that waits for its first input: the version and the problems."""
 
     def __init__(
         self, problems: Callable[[], Collection[Problem]], stale_seconds: Callable[[], float]
@@ -102,7 +102,7 @@ def _render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
 
 
 class _WithoutCreationTimes:
-    """A registry without the creation time of each metric, which is just the start of the process."""
+    """A registry that omits creation times, because they all equal the start of the process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry

@@ -23,7 +23,7 @@ class RolloutMetrics(Collector):
         self._rollout = controller.rollouts.rollout
         self._duration = Histogram(
             "xds_rollout_duration_seconds",
-            "Duration from a change of an endpoint's desired mode until it is active on all proxies.",
+            "Time from a change of an endpoint's desired mode until it is active on all proxies.",
             registry=None,
             buckets=_BUCKETS,
         )
@@ -32,7 +32,7 @@ class RolloutMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         rollout = self._rollout
-        # Copied at once: a thread may take the next step in the meantime.
+        # Copy first: a thread may change the rollout during the scrape.
         transitions = tuple(rollout.transitions.values())
         rule_transitions = tuple(rollout.rule_transitions.values())
         counts = Counter(transition.waiting_for for transition in transitions)
@@ -56,22 +56,22 @@ class RolloutMetrics(Collector):
         )
         yield GaugeMetricFamily(
             "xds_rollout_skipped_endpoints",
-            "Endpoints whose transition continued without a proxy or replica that still lags.",
+            "Endpoints whose transition skipped a proxy or replica that still lags.",
             len(rollout.skipped_ports),
         )
         yield GaugeMetricFamily(
             "xds_rollout_rules_held",
-            "DestinationRules that are held until their servers accept what they have clients send.",
+            "DestinationRules that are held until servers accept the traffic they cause.",
             sum(rule.generation is None for rule in rule_transitions),
         )
         yield CounterMetricFamily(
             "xds_rollout_skipped",
-            "Times that a rollout continued without a lagging proxy or replica.",
+            "Number of times a rollout skipped a lagging proxy or replica.",
             rollout.skip_count,
         )
         yield CounterMetricFamily(
             "xds_rollout_plaintext_disabled",
-            "Times that a port stopped accepting plaintext; open connections end at the drain time.",
+            "Number of times a port stopped accepting plaintext; open connections end after the drain time.",
             rollout.plaintext_disabled,
         )
         yield from self._duration.collect()

@@ -1,4 +1,4 @@
-"""Metrics that are read from the state of the control plane at each scrape."""
+"""Metrics computed from the state of the control plane at each scrape."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BuildMetrics(Collector):
 
 
 class ConnectionMetrics(Collector):
-    """Expose the number of proxies, streams and failed calls."""
+    """Expose the number of proxies, sidecars, streams, failed calls and ended connections."""
 
     def __init__(self, discovery: DiscoveryService, controller: Controller) -> None:
         self._discovery = discovery
@@ -50,7 +50,7 @@ class ConnectionMetrics(Collector):
         )
         yield GaugeMetricFamily(
             "xds_sidecars",
-            "Running pods whose label says that they have a sidecar.",
+            "Running pods that should have a sidecar, according to their label.",
             len(self._controller.sidecars.expected),
         )
         yield GaugeMetricFamily(
@@ -62,24 +62,24 @@ class ConnectionMetrics(Collector):
             (stream.info.variant.value, type_label(stream.info.type_url) if stream.info.type_url else "ads")
             for stream in streams
         )
-        yield _by(
+        yield _with_samples(
             GaugeMetricFamily(
                 "xds_streams", "Open streams; type ads: aggregated.", labels=("variant", "type")
             ),
             kinds.items(),
         )
         codes = Counter({(code.name,): count for code, count in self._discovery.failed.items()})
-        yield _by(
+        yield _with_samples(
             CounterMetricFamily(
                 "xds_calls_failed",
-                "Streams, fetches and polls that were refused, malformed or failed, by gRPC status.",
+                "Streams, fetches and polls that were refused, were malformed or failed, by gRPC status.",
                 labels=("code",),
             ),
             codes.items(),
         )
         connections = self._discovery.connections
         reasons = Counter({(reason,): count for reason, count in connections.ended.items()})
-        yield _by(
+        yield _with_samples(
             CounterMetricFamily(
                 "xds_connections_ended",
                 "Connections that the control plane closed because they exceeded a limit, by reason.",
@@ -89,7 +89,7 @@ class ConnectionMetrics(Collector):
         )
         yield CounterMetricFamily(
             "xds_calls_unauthenticated",
-            "Calls of unauthenticated callers, which were refused or were health checks.",
+            "Calls of unauthenticated callers: refused calls and health checks.",
             connections.unproven_calls,
         )
 
@@ -110,12 +110,12 @@ class ControllerMetrics(Collector):
             stats.batches,
         )
         yield CounterMetricFamily(
-            "xds_change_apply_seconds", "Time spent on applying changes, in a thread.", stats.apply_seconds
+            "xds_change_apply_seconds", "Time spent applying changes, in a thread.", stats.apply_seconds
         )
-        yield _by(
+        yield _with_samples(
             CounterMetricFamily(
                 "xds_translations",
-                "Translations of pods; superseded: abandoned because newer changes arrived.",
+                "Translations of pods; superseded: cancelled because newer changes arrived.",
                 labels=("result",),
             ),
             (
@@ -129,33 +129,33 @@ class ControllerMetrics(Collector):
             "Time that the event loop spent on translations.",
             stats.translate_seconds,
         )
-        yield _by(
+        yield _with_samples(
             CounterMetricFamily(
                 "xds_encodings",
-                "Encoded messages, by full name. Each distinct content is encoded once, not once per proxy.",
+                "Encoded messages, by full name. Equal messages are encoded once, not once per proxy.",
                 labels=("message",),
             ),
             (((name,), count) for name, count in tuple(encode_counts.items())),
         )
         yield CounterMetricFamily("xds_certificates_issued", "Certificates issued.", certificates.issued)
-        yield GaugeMetricFamily("xds_certificates", "Certificates that pods have now.", certificates.current)
+        yield GaugeMetricFamily("xds_certificates", "Current certificates of pods.", certificates.current)
         soonest = certificates.soonest_expiry
         family = GaugeMetricFamily(
             "xds_certificate_expiry_timestamp_seconds",
-            "When the first of the current certificates expires; absent if there is none.",
+            "Time at which the first of the current certificates expires; absent if there is none.",
         )
         if soonest:
             family.add_metric((), soonest.timestamp())
         yield family
         yield GaugeMetricFamily(
             "xds_root_certificate_expiry_timestamp_seconds",
-            "When the root certificate expires.",
+            "Time at which the root certificate expires.",
             certificates.root_expiry.timestamp(),
         )
 
 
 class ProblemMetrics(Collector):
-    """Expose the problems of the input, and for how long the source has been stale."""
+    """Expose the problems of the input, unenforced objects, and for how long the source has been stale."""
 
     def __init__(
         self,
@@ -169,23 +169,23 @@ class ProblemMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
-        counted = self._unenforced()
+        unenforced = self._unenforced()
         counts = Counter("notice" if problem.notice else "problem" for problem in self._problems())
-        yield _by(
+        yield _with_samples(
             GaugeMetricFamily(
                 "xds_problems",
-                "Current problems of manifests and settings, and notices about objects that are ignored.",
+                "Current problems of manifests and settings, and notices about ignored objects.",
                 labels=("severity",),
             ),
             (((severity,), counts[severity]) for severity in ("problem", "notice")),
         )
-        yield _by(
+        yield _with_samples(
             GaugeMetricFamily(
                 "xds_unenforced_objects",
                 "Objects of kinds that the control plane does not enforce, such as AuthorizationPolicy.",
                 labels=("kind",),
             ),
-            (((kind.name,), counted.get(kind.name, 0)) for kind in UNENFORCED),
+            (((kind.name,), unenforced.get(kind.name, 0)) for kind in UNENFORCED),
         )
         yield GaugeMetricFamily(
             "xds_source_stale_seconds",
@@ -194,7 +194,7 @@ class ProblemMetrics(Collector):
         )
 
 
-def _by(
+def _with_samples(
     family: CounterMetricFamily | GaugeMetricFamily, values: Iterable[tuple[tuple[str, ...], float]]
 ) -> Metric:
     for labels, value in values:
