@@ -26,9 +26,7 @@ def init(
     *,
     envoy_port: Annotated[
         int,
-        typer.Option(
-            "--envoy-port", "-p", min=1, max=65535, help="Port of the sidecar's outbound listener."
-        ),
+        typer.Option("--envoy-port", "-p", min=1, max=65535, help="Port of the sidecar's outbound listener."),
     ] = 15001,
     inbound_capture_port: Annotated[
         int,

@@ -282,7 +282,7 @@ class ControlPlane:
                 # The mesh stays in memory. Freezing it shortens later garbage collection pauses tenfold.
                 gc.collect()
                 gc.freeze()
-                await _start(*filter(None, (rest, server)))
+                await _start(*(each for each in (rest, server) if each))
                 self._is_listening = True
                 log.info("control plane ready", admin=ready_url)
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
