@@ -26,8 +26,8 @@ from xds.demo.play import (
     STEPS,
     Answer,
     Answers,
-    Pair,
     IdentityShare,
+    Pair,
     Step,
     StepResult,
 )
