@@ -33,7 +33,8 @@ PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out
 KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries
 
 .NOTPARALLEL:
-.PHONY: help demo unit test test-slow test-all coverage test-kubernetes test-compose kubernetes check docs proto golden bench clean
+.PHONY: help demo unit test test-slow test-all coverage test-kubernetes test-compose kubernetes check docs proto \
+	golden bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

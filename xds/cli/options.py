@@ -52,8 +52,8 @@ Kubeconfig = Annotated[
         metavar="FILE",
         exists=True,
         dir_okay=False,
-        help="Path to a kubeconfig file. Default: the pod's service account in a cluster, else the kubeconfig "
-        "that kubectl uses.",
+        help="Path to a kubeconfig file. Default: the pod's service account in a cluster, else the "
+        "kubeconfig that kubectl uses.",
     ),
 ]
 Context = Annotated[

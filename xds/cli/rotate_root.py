@@ -37,7 +37,7 @@ def rotate_root(
         typer.Option(
             "--trust-domain",
             metavar="NAME",
-            help="Trust domain of the new root certificate. Default: that of the current one.",
+            help="Trust domain of the new root certificate. Default: the current trust domain.",
             show_default=False,
         ),
     ] = None,

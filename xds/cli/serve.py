@@ -65,7 +65,7 @@ class SourceOptions:
         bool,
         typer.Option(
             "--kubernetes",
-            help="Read objects from a Kubernetes cluster, which --kubeconfig selects, instead of --manifests.",
+            help="Read objects from a Kubernetes cluster (see --kubeconfig) instead of --manifests.",
         ),
     ] = False
     kubeconfig: Kubeconfig = None

@@ -61,8 +61,9 @@ def token(
         typer.Option(
             "--service-account",
             metavar="NAME",
-            help="Service account of the pods. Cannot be combined with --manifests. Without a pod, it must be "
-            "NAMESPACE/NAME, and the token is bound to no pod, as for an --admin-identity. Default: default.",
+            help="Service account of the pods. Cannot be combined with --manifests. Without a pod, it must "
+            "be NAMESPACE/NAME, and the token is bound to no pod, as for an --admin-identity. Default: "
+            "default.",
             show_default=False,
         ),
     ] = None,
@@ -79,7 +80,7 @@ def token(
             metavar="DIR",
             file_okay=False,
             help="Folder to write DIR/POD.NAMESPACE/token and DIR/POD.NAMESPACE/root-cert.pem to. Default: "
-            "none; print the token.",
+            "print the token.",
             show_default=False,
         ),
     ] = None,

@@ -93,7 +93,7 @@ def expected_config(snapshot: Snapshot) -> Config:
 
 
 def active_config(dump: Json) -> Config:
-    """Return the active resources in Envoy's `/config_dump?include_eds`, without warming and draining ones."""
+    """Return the active resources in `/config_dump?include_eds`, without warming and draining ones."""
     config: Config = {}
     for cluster in _entries(dump, "dynamic_active_clusters", "cluster"):
         config[CLUSTER, cluster["name"]] = cluster
