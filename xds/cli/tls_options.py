@@ -86,8 +86,8 @@ class TlsOptions:
             fail(f"{option} requires --xds-tls-address or --xds-mtls-address")
         if listeners.tls and not can_verify_tokens:
             fail(
-                "--xds-tls-address requires --state-dir, which contains the signing key of the tokens that "
-                "`xds token` issues"
+                "--xds-tls-address requires --state-dir, which contains the key that signs the tokens of "
+                "`xds token`"
             )
         return listeners
 
