@@ -1,4 +1,4 @@
-"""Time from a change to its arrival at the last of many clients: `make bench`.
+"""Measure the time from a change until the last of many clients has it: `make bench`.
 
 `python benchmarks/bench.py --help` lists the options. The server, the clients and the floor are child
 processes. Ratios to the floor of the same round are comparable between machines; seconds are not.
@@ -14,10 +14,10 @@ from pathlib import Path
 
 from control import raise_file_limit
 from report import as_json, as_markdown, as_table
-from rounds import Bench, Measured, Size, library, mesh
+from rounds import Bench, Measurement, Size, library, mesh
 
 _SPARE = 200
-"""Open files of a process in addition to its connections."""
+"""Number of open files that a process needs in addition to its connections."""
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         quiet=0.2 if options.quick else 0.5,
     )
     raise_file_limit(2 * size.streams + _SPARE)
-    results: dict[str, list[Measured]] = {}
+    results: dict[str, list[Measurement]] = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         bench = Bench(size, Path(folder), stack, lambda line: print(line, file=sys.stderr, flush=True))
         if "library" in options.only:
@@ -46,29 +46,26 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     quick = "--quick" in sys.argv
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0] + ".")
-    parser.add_argument(
-        "--quick", action="store_true", help="run a small benchmark of a few seconds, as a test"
-    )
+    parser.add_argument("--quick", action="store_true", help="run a small benchmark that takes a few seconds")
     parser.add_argument("--streams", type=int, default=20 if quick else 1000)
     parser.add_argument("--services", type=int, default=20 if quick else 1000)
     parser.add_argument("--endpoints", type=int, default=3 if quick else 10, help="endpoints of each service")
     parser.add_argument("--namespaces", type=int, default=2 if quick else 10)
     parser.add_argument("--rounds", type=int, default=2 if quick else 7)
-    parser.add_argument(
-        "--starts", type=int, default=1 if quick else 3, help="number of cold starts of the server"
-    )
+    parser.add_argument("--starts", type=int, default=1 if quick else 3, help="number of server cold starts")
     parser.add_argument(
         "--kinds",
         type=lambda text: [int(kind) for kind in text.split(",")],
         default=[2] if quick else [1, 5],
-        help="number of namespaces with sidecars; a list runs each in turn (default: %(default)s)",
+        help="number of namespaces with sidecars; a comma-separated list runs each in turn "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--only",
         choices=("library", "mesh"),
         nargs=1,
         default=["library", "mesh"],
-        help="run one half of the benchmark",
+        help="run only one half of the benchmark (default: both)",
     )
     parser.add_argument("-o", "--output", choices=("table", "markdown", "json"), default="table")
     return parser.parse_args()

@@ -22,24 +22,24 @@ def raise_file_limit(needed: int) -> None:
         return
     if hard not in (resource.RLIM_INFINITY, *range(needed, hard + 1)):
         raise SystemExit(
-            f"a process needs {needed} open files, and the hard limit is {hard}: "
-            f"raise it (as root: ulimit -Hn {needed}), or reduce --streams"
+            f"a process needs {needed} open files, but the hard limit is {hard}: "
+            f"raise the limit (as root: ulimit -Hn {needed}), or reduce --streams"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def answer(value: dict[str, Any]) -> None:
+def respond(value: dict[str, Any]) -> None:
     """Send a JSON object to the parent process."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 
 
-def read_commands(do: Callable[[dict[str, Any]], None]) -> None:
-    """Handle one command from stdin, which must be readable. Exit at the end of input."""
+def read_command(handle: Callable[[dict[str, Any]], None]) -> None:
+    """Read one command from stdin, and handle it. Exit at the end of input."""
     line = sys.stdin.readline()
     if not line:
         raise SystemExit
-    do(json.loads(line))
+    handle(json.loads(line))
 
 
 class Process:
@@ -64,27 +64,27 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def ask(self, do: str, within: float = 120, **more: Any) -> dict[str, Any]:
+    def call(self, command: str, timeout: float = 120, **arguments: Any) -> dict[str, Any]:
         """Send a command, and return the response."""
         assert self._process.stdin
-        rest = memoryview(json.dumps({"do": do, **more}).encode() + b"\n")
+        unsent = memoryview(json.dumps({"do": command, **arguments}).encode() + b"\n")
         try:
-            while rest:
-                rest = rest[self._process.stdin.write(rest) :]
+            while unsent:
+                unsent = unsent[self._process.stdin.write(unsent) :]
         except BrokenPipeError:
-            self._fail("has ended")
-        return self.hear(within)
+            self._fail("exited")
+        return self.receive(timeout)
 
-    def hear(self, within: float = 120) -> dict[str, Any]:
+    def receive(self, timeout: float = 120) -> dict[str, Any]:
         """Return the next JSON object from the process."""
         assert self._process.stdout
-        if not select.select([self._process.stdout], [], [], within)[0]:
-            self._fail(f"did not respond within {within:.0f} s")
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            self._fail(f"did not respond within {timeout:.0f} s")
         line = self._process.stdout.readline()
         if not line:
-            self._fail("has ended")
-        said: dict[str, Any] = json.loads(line)
-        return said
+            self._fail("exited")
+        message: dict[str, Any] = json.loads(line)
+        return message
 
     def stop(self) -> None:
         """Terminate the process and wait for it."""
@@ -98,5 +98,5 @@ class Process:
             if stream:
                 stream.close()
 
-    def _fail(self, what: str) -> None:
-        raise SystemExit(f"{self._name} {what}:\n{self._log.read_text(errors='replace')[-3000:]}")
+    def _fail(self, reason: str) -> None:
+        raise SystemExit(f"{self._name} {reason}:\n{self._log.read_text(errors='replace')[-3000:]}")

@@ -1,6 +1,6 @@
-"""Compare the speed of `encode` and `bytes`: python benchmarks/encode.py.
+"""Compare the speed of `xds.codec.encode` and of betterproto2's `bytes`: python benchmarks/encode.py.
 
-The ratios are comparable between machines.
+Ratios are comparable between machines; durations are not.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ROUNDS = 7
 NAME = "outbound|8000||httpbin.foo.svc.cluster.local"
 
 
-def a_struct(**fields: str) -> Struct:
+def make_struct(**fields: str) -> Struct:
     return Struct(fields={key: Value(string_value=text) for key, text in fields.items()})
 
 
-def a_cluster() -> cluster.Cluster:
+def make_cluster() -> cluster.Cluster:
     context = tls.UpstreamTlsContext(
         sni="outbound_.8000_._.httpbin.foo.svc.cluster.local",
         common_tls_context=tls.CommonTlsContext(alpn_protocols=["istio"]),
@@ -44,7 +44,7 @@ def a_cluster() -> cluster.Cluster:
         transport_socket_matches=[
             cluster.ClusterTransportSocketMatch(
                 name="tlsMode-istio",
-                match=a_struct(tlsMode="istio"),
+                match=make_struct(tlsMode="istio"),
                 transport_socket=core.TransportSocket(
                     name="envoy.transport_sockets.tls", typed_config=pack(context)
                 ),
@@ -58,27 +58,29 @@ def a_cluster() -> cluster.Cluster:
     )
 
 
-def an_endpoint(number: int) -> endpoint.LbEndpoint:
+def make_endpoint(number: int) -> endpoint.LbEndpoint:
     address = f"10.1.{number // 250}.{number % 250}"
     return endpoint.LbEndpoint(
         endpoint=endpoint.Endpoint(
             address=core.Address(socket_address=core.SocketAddress(address=address, port_value=8000))
         ),
         health_status=core.HealthStatus.HEALTHY,
-        metadata=core.Metadata(filter_metadata={"envoy.transport_socket_match": a_struct(tlsMode="istio")}),
+        metadata=core.Metadata(
+            filter_metadata={"envoy.transport_socket_match": make_struct(tlsMode="istio")}
+        ),
         load_balancing_weight=1,
     )
 
 
-def an_assignment(size: int) -> endpoint.ClusterLoadAssignment:
+def make_assignment(size: int) -> endpoint.ClusterLoadAssignment:
     locality = endpoint.LocalityLbEndpoints(
         locality=core.Locality(region="eu", zone="a", sub_zone="istio"),
-        lb_endpoints=[an_endpoint(number) for number in range(size)],
+        lb_endpoints=[make_endpoint(number) for number in range(size)],
     )
     return endpoint.ClusterLoadAssignment(cluster_name=NAME, endpoints=[locality])
 
 
-def a_listener() -> listener.Listener:
+def make_listener() -> listener.Listener:
     proxy = tcp_proxy.TcpProxy(stat_prefix="inbound", cluster="inbound|8000||")
     return listener.Listener(
         name="virtualInbound",
@@ -104,7 +106,7 @@ def seconds(run: Callable[[], object], repeat: int) -> float:
 
 
 def compare(name: str, message: betterproto2.Message, repeat: int) -> None:
-    """Compare alternately, so that other load of the machine affects both."""
+    """Print how much faster `encode` is. Measure alternately, so that other load affects both equally."""
     body = encode(message)
     upb = message_class(
         f"{type(message).__module__.removeprefix('envoy_data_plane.')}.{type(message).__name__}"
@@ -124,6 +126,6 @@ def compare(name: str, message: betterproto2.Message, repeat: int) -> None:
 
 
 if __name__ == "__main__":
-    compare("Cluster", a_cluster(), 400)
-    compare("1,000-endpoint CLA", an_assignment(1000), 3)
-    compare("Listener", a_listener(), 400)
+    compare("Cluster", make_cluster(), 400)
+    compare("1,000-endpoint CLA", make_assignment(1000), 3)
+    compare("Listener", make_listener(), 400)

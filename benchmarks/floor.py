@@ -1,4 +1,4 @@
-"""The floor: a server that only pushes bytes to many sockets with epoll."""
+"""The floor: a server that only sends bytes to many plain sockets, with epoll."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from control import answer, read_commands
+from control import read_command, respond
 
 
 class Floor:
-    """Sends the requested number of bytes to all clients, and reads their answers."""
+    """Sends the requested number of bytes to all clients, and reads their replies."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
@@ -22,28 +22,28 @@ class Floor:
         self._epoll.register(self._listener, select.EPOLLIN)
         self._epoll.register(sys.stdin, select.EPOLLIN)
         self._sockets: dict[int, socket.socket] = {}
-        self._owed: dict[int, memoryview] = {}
+        self._unsent: dict[int, memoryview] = {}
         self._content = b""
-        self._greets = False
+        self._sends_on_accept = False
 
     def run(self) -> None:
-        answer({"port": self._listener.getsockname()[1]})
+        respond({"port": self._listener.getsockname()[1]})
         while True:
             for fd, event in self._epoll.poll():
                 if fd == self._listener.fileno():
                     self._accept()
                 elif fd == sys.stdin.fileno():
-                    read_commands(self._do)
+                    read_command(self._handle)
                 else:
                     self._serve(fd, event)
 
-    def _do(self, command: dict[str, Any]) -> None:
+    def _handle(self, command: dict[str, Any]) -> None:
         self._content = bytes(command["size"])
-        self._greets = command["do"] == "greet"
-        answer({"changed": time.monotonic()})
-        if not self._greets:
+        self._sends_on_accept = command["do"] == "send_on_accept"
+        respond({"changed": time.monotonic()})
+        if not self._sends_on_accept:
             for fd in tuple(self._sockets):
-                self._owed[fd] = memoryview(self._content)
+                self._unsent[fd] = memoryview(self._content)
                 self._write(fd)
 
     def _accept(self) -> None:
@@ -56,8 +56,8 @@ class Floor:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sockets[accepted.fileno()] = accepted
             self._epoll.register(accepted, select.EPOLLIN)
-            if self._greets:
-                self._owed[accepted.fileno()] = memoryview(self._content)
+            if self._sends_on_accept:
+                self._unsent[accepted.fileno()] = memoryview(self._content)
                 self._write(accepted.fileno())
 
     def _serve(self, fd: int, event: int) -> None:
@@ -66,25 +66,25 @@ class Floor:
         if event & ~select.EPOLLOUT and not _receive(self._sockets[fd]):
             self._epoll.unregister(fd)
             self._sockets.pop(fd).close()
-            self._owed.pop(fd, None)
+            self._unsent.pop(fd, None)
 
     def _write(self, fd: int) -> None:
-        owed = self._owed[fd]
-        waits = len(owed) < len(self._content)
+        unsent = self._unsent[fd]
+        was_blocked = len(unsent) < len(self._content)
         with suppress(BlockingIOError):
-            owed = owed[self._sockets[fd].send(owed) :]
-        if owed:
-            self._owed[fd] = owed
+            unsent = unsent[self._sockets[fd].send(unsent) :]
+        if unsent:
+            self._unsent[fd] = unsent
         else:
-            del self._owed[fd]
-        if waits != bool(owed):
-            self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if owed else 0))
+            del self._unsent[fd]
+        if was_blocked != bool(unsent):
+            self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if unsent else 0))
 
 
-def _receive(found: socket.socket) -> bool:
-    """Read an answer. Return whether the connection is still open."""
+def _receive(connection: socket.socket) -> bool:
+    """Read a reply. Return whether the connection is still open."""
     try:
-        return bool(found.recv(65536))
+        return bool(connection.recv(65536))
     except ConnectionResetError:
         return False
 

@@ -1,6 +1,6 @@
-"""A minimal client for one delta ADS stream on its own connection, with just enough HTTP/2 and gRPC.
+"""A minimal HTTP/2 and gRPC client for one delta ADS stream on its own connection.
 
-Bodies are skipped unless the caller needs them: a thousand clients must cost less than the server.
+Bodies are skipped unless the caller needs them: a thousand clients must use less CPU time than the server.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _DEFAULT_WINDOW, _DEFAULT_FRAME = 65535, 16384
 _PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 
 TAIL = 512
-"""Stored bytes at the end of a response, where the type and the nonce follow the resources."""
+"""Number of stored bytes at the end of a response. They contain the type and the nonce."""
 HEAD = 18
-"""Stored bytes at the start of a response, which contain the version."""
+"""Number of stored bytes at the start of a response. They contain the version."""
 
 
 class Ended(Exception):  # noqa: N818 - reported to the parent process
@@ -53,8 +53,7 @@ def _text(text: str) -> bytes:
 
 
 def _headers() -> bytes:
-    # HPACK: indexed fields of the static table, then literals without indexing, with an indexed or a new
-    # name.
+    # HPACK: indexed fields of the static table, then literals with an indexed name, then with a new name.
     post, http, path, authority = b"\x83", b"\x86", b"\x04", b"\x01"
     return b"".join(
         (
@@ -84,29 +83,34 @@ class Http2Stream:
     """A connection with one stream. It calls `receive` for each message in the data passed to `feed`."""
 
     def __init__(
-        self, connected: socket.socket, receive: Callable[[Received], None], *, keep: bool = False
+        self, connection: socket.socket, receive: Callable[[Received], None], *, keep: bool = False
     ) -> None:
-        self.socket = connected
+        self.socket = connection
         self._receive = receive
-        self._keep = keep
+        self._keeps_bodies = keep
         self.out = bytearray(_OPENING)
         """Data to write to the socket."""
         self._queue = bytearray()
-        """Messages that wait for the server's flow-control windows."""
+        """Messages that wait for flow control."""
         self._windows = [_DEFAULT_WINDOW, _DEFAULT_WINDOW]
-        """Bytes that may be sent on the connection and on the stream."""
+        """Flow-control windows of the connection and of the stream, in bytes."""
         self._initial, self._frame_size = _DEFAULT_WINDOW, _DEFAULT_FRAME
         self._partial = bytearray()
-        """An incomplete frame; for data frames, only the header."""
-        self._data = 0
-        """Missing bytes of the current data frame."""
+        """An incomplete frame; for a data frame, only its header."""
+        self._frame_remaining = 0
+        """Bytes of the current data frame that have not arrived."""
         self._prefix = bytearray()
-        self._size = self._message = 0
-        """Size of the current message, and its missing bytes."""
-        self._head = self._tail = self._body = b""
-        self._kept: list[bytes] = []
+        """The incomplete gRPC prefix of a message."""
+        self._size = 0
+        """Size of the current message."""
+        self._message_remaining = 0
+        """Bytes of the current message that have not arrived."""
+        self._head = self._tail = b""
+        self._pieces: list[bytes] = []
+        """Parts of the current message's body."""
         self._decoder = Decoder()
-        self._taken = 0
+        self._unacknowledged = 0
+        """Received bytes that no WINDOW_UPDATE covers yet."""
 
     def send(self, message: bytes) -> None:
         """Send a gRPC message when flow control allows it."""
@@ -115,25 +119,25 @@ class Http2Stream:
 
     def feed(self, data: memoryview) -> None:
         """Process received data. Raise Ended if the server ended the stream."""
-        at, end = 0, len(data)
-        while at < end:
-            if self._data:
-                took = min(self._data, end - at)
-                self._data -= took
-                self._payload(data[at : at + took])
-                at += took
+        position, end = 0, len(data)
+        while position < end:
+            if self._frame_remaining:
+                count = min(self._frame_remaining, end - position)
+                self._frame_remaining -= count
+                self._payload(data[position : position + count])
+                position += count
                 continue
-            known = len(self._partial) >= 9
-            length = int.from_bytes(self._partial[:3], "big") if known else 0
-            took = min(9 + length - len(self._partial), end - at)
-            self._partial += data[at : at + took]
-            at += took
+            has_header = len(self._partial) >= 9
+            length = int.from_bytes(self._partial[:3], "big") if has_header else 0
+            count = min(9 + length - len(self._partial), end - position)
+            self._partial += data[position : position + count]
+            position += count
             if len(self._partial) < 9 + length:
                 return
-            if not known:
+            if not has_header:
                 length = int.from_bytes(self._partial[:3], "big")
                 if self._partial[3] == _DATA:
-                    self._data = length
+                    self._frame_remaining = length
                     self._partial.clear()
                     continue
                 if length:
@@ -142,34 +146,34 @@ class Http2Stream:
             self._control(frame[3], frame[4], int.from_bytes(frame[5:9], "big"), frame[9:])
 
     def _payload(self, data: memoryview) -> None:
-        at, end = 0, len(data)
-        while at < end:
-            if not self._message:
-                took = min(5 - len(self._prefix), end - at)
-                self._prefix += data[at : at + took]
-                at += took
+        position, end = 0, len(data)
+        while position < end:
+            if not self._message_remaining:
+                count = min(5 - len(self._prefix), end - position)
+                self._prefix += data[position : position + count]
+                position += count
                 if len(self._prefix) == 5:
-                    self._size = self._message = int.from_bytes(self._prefix[1:], "big")
+                    self._size = self._message_remaining = int.from_bytes(self._prefix[1:], "big")
                     self._prefix.clear()
                     self._head = self._tail = b""
                 continue
-            took = min(self._message, end - at)
-            piece = data[at : at + took]
-            at += took
-            self._message -= took
+            count = min(self._message_remaining, end - position)
+            piece = data[position : position + count]
+            position += count
+            self._message_remaining -= count
             if len(self._head) < HEAD:
                 self._head += bytes(piece[: HEAD - len(self._head)])
-            self._tail = bytes(piece[-TAIL:]) if took >= TAIL else (self._tail + bytes(piece))[-TAIL:]
-            if self._keep:
-                self._kept.append(bytes(piece))
-            if not self._message:
-                body, self._kept = b"".join(self._kept), []
+            self._tail = bytes(piece[-TAIL:]) if count >= TAIL else (self._tail + bytes(piece))[-TAIL:]
+            if self._keeps_bodies:
+                self._pieces.append(bytes(piece))
+            if not self._message_remaining:
+                body, self._pieces = b"".join(self._pieces), []
                 self._receive(Received(self._size, self._head, self._tail, body))
-        self._taken += end
-        if self._taken >= _REPLENISH:
-            more = self._taken.to_bytes(4, "big")
-            self._taken = 0
-            self.out += _frame(_WINDOW_UPDATE, 0, 0, more) + _frame(_WINDOW_UPDATE, 0, 1, more)
+        self._unacknowledged += end
+        if self._unacknowledged >= _REPLENISH:
+            increment = self._unacknowledged.to_bytes(4, "big")
+            self._unacknowledged = 0
+            self.out += _frame(_WINDOW_UPDATE, 0, 0, increment) + _frame(_WINDOW_UPDATE, 0, 1, increment)
 
     def _control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         match kind:
@@ -192,15 +196,17 @@ class Http2Stream:
             case 1:
                 headers = self._decoder.decode(payload)
                 if flags & _END_STREAM:
-                    why = ", ".join(f"{name}: {value}" for name, value in headers if name.startswith("grpc-"))
-                    raise Ended(f"the server ended the stream: {why}")
+                    status = ", ".join(
+                        f"{name}: {value}" for name, value in headers if name.startswith("grpc-")
+                    )
+                    raise Ended(f"the server ended the stream: {status}")
             case 3:
                 raise Ended("the server reset the stream")
             case 7:
                 raise Ended(f"the server ended the connection: {payload[8:].decode(errors='replace')}")
 
     def _release(self) -> None:
-        while self._queue and (some := min(len(self._queue), self._frame_size, *self._windows)) > 0:
-            self.out += _frame(_DATA, 0, 1, bytes(self._queue[:some]))
-            del self._queue[:some]
-            self._windows = [window - some for window in self._windows]
+        while self._queue and (size := min(len(self._queue), self._frame_size, *self._windows)) > 0:
+            self.out += _frame(_DATA, 0, 1, bytes(self._queue[:size]))
+            del self._queue[:size]
+            self._windows = [window - size for window in self._windows]

@@ -1,4 +1,4 @@
-"""A server of the library without the mesh, which serves one snapshot to all clients and measures itself."""
+"""A server built on the library, without the mesh. It serves one snapshot to all clients, with a Probe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from datetime import timedelta
 
-from control import answer
+from control import respond
 from envoy_data_plane.envoy.config.cluster import v3 as cluster
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
@@ -22,14 +22,14 @@ from xds.server import StreamInfo, Subscriber, XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 
-def name(number: int) -> str:
+def cluster_name(number: int) -> str:
     return f"outbound|8000||svc-{number:04}.shop.svc.cluster.local"
 
 
-def a_cluster(number: int) -> Resource:
+def make_cluster(number: int) -> Resource:
     ads = core.ConfigSource(ads=core.AggregatedConfigSource())
     message = cluster.Cluster(
-        name=name(number),
+        name=cluster_name(number),
         type=cluster.ClusterDiscoveryType.EDS,
         connect_timeout=timedelta(seconds=10),
         eds_cluster_config=cluster.ClusterEdsClusterConfig(eds_config=ads),
@@ -37,7 +37,7 @@ def a_cluster(number: int) -> Resource:
     return Resource.of(CLUSTER, message.name, encode(message), refs=((ENDPOINT, message.name),))
 
 
-def an_assignment(number: int, size: int, port: int) -> Resource:
+def make_assignment(number: int, size: int, port: int) -> Resource:
     hosts = [
         endpoint.LbEndpoint(
             endpoint=endpoint.Endpoint(
@@ -49,21 +49,21 @@ def an_assignment(number: int, size: int, port: int) -> Resource:
         for host in range(1, size + 1)
     ]
     message = endpoint.ClusterLoadAssignment(
-        cluster_name=name(number), endpoints=[endpoint.LocalityLbEndpoints(lb_endpoints=hosts)]
+        cluster_name=cluster_name(number), endpoints=[endpoint.LocalityLbEndpoints(lb_endpoints=hosts)]
     )
     return Resource.of(ENDPOINT, message.cluster_name, encode(message))
 
 
-class OneForAll:
-    """A `Proxies` that serves the same snapshot to all clients."""
+class SharedSnapshot:
+    """An implementation of `Proxies` that serves the same snapshot to all clients."""
 
     def __init__(self, services: int, endpoints: int) -> None:
         self._size = endpoints
-        self._clusters = ResourceSet(a_cluster(number) for number in range(services))
-        self._assignments = [an_assignment(number, endpoints, 8000) for number in range(services)]
+        self._clusters = ResourceSet(make_cluster(number) for number in range(services))
+        self._assignments = [make_assignment(number, endpoints, 8000) for number in range(services)]
         self._subscribers: set[Subscriber] = set()
         self._port = 8000
-        self.snapshot = self._made()
+        self.snapshot = self._build_snapshot()
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
         subscriber = Subscriber(node, stream)
@@ -78,25 +78,25 @@ class OneForAll:
         """Ignore events."""
 
     def change(self, count: int) -> None:
-        """Change the first `count` assignments and publish the snapshot. The encoding is not measured."""
+        """Change the first `count` assignments, then publish the snapshot. Encoding them is not measured."""
         self._port += 1
-        self._assignments[:count] = [an_assignment(n, self._size, self._port) for n in range(count)]
+        self._assignments[:count] = [make_assignment(n, self._size, self._port) for n in range(count)]
         probe.changed = time.monotonic()
-        self.snapshot = self._made()
+        self.snapshot = self._build_snapshot()
         for subscriber in self._subscribers:
             subscriber.publish(self.snapshot)
 
-    def _made(self) -> Snapshot:
+    def _build_snapshot(self) -> Snapshot:
         return Snapshot({CLUSTER: self._clusters, ENDPOINT: ResourceSet(self._assignments)})
 
 
 async def main(services: int, endpoints: int) -> None:
-    proxies = OneForAll(services, endpoints)
+    proxies = SharedSnapshot(services, endpoints)
     probe.commands |= {"one": lambda: proxies.change(1), "all": lambda: proxies.change(services)}
     probe.attach(lambda: [proxies.snapshot], lambda: True)
     server = XdsServer(proxies, "127.0.0.1:0")
     await server.start()
-    answer({"port": server.port, "listening": time.monotonic()})
+    respond({"port": server.port, "listening": time.monotonic()})
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
@@ -106,5 +106,5 @@ async def main(services: int, endpoints: int) -> None:
 probe = Probe()
 
 if __name__ == "__main__":
-    logs.configure()  # Log to stderr: stdout carries responses.
+    logs.configure()  # Log to stderr, because responses to commands are written to stdout.
     asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))

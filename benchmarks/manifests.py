@@ -1,4 +1,4 @@
-"""Generate a mesh as manifests: services and their pods in several namespaces, and policies."""
+"""Generate the manifests of a mesh: services and their pods in several namespaces, and a policy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Manifests:
     def nodes(self, count: int, kinds: int) -> list[str]:
         """Return the node IDs of `count` pods, evenly distributed over the first `kinds` namespaces.
 
-        Sidecars of one namespace share their configuration, except the inbound configuration.
+        Sidecars of one namespace have the same configuration, except for inbound traffic.
         """
         by_kind = [
             [
@@ -41,18 +41,18 @@ class Manifests:
             ]
             for kind in range(kinds)
         ]
-        each = -(-count // kinds)
-        if any(len(pods) < each for pods in by_kind):
+        per_kind = -(-count // kinds)
+        if any(len(pods) < per_kind for pods in by_kind):
             raise SystemExit(f"{count} streams of {kinds} kinds need more pods in each namespace")
-        chosen = [pod for pods in by_kind for pod in pods[:each]][:count]
+        chosen = [pod for pods in by_kind for pod in pods[:per_kind]][:count]
         return [
             str(NodeId(_address(*pod), f"svc-{pod[0]:04}-{pod[1]:02}", self._namespace(pod[0])))
             for pod in chosen
         ]
 
-    def move_endpoint(self, there: bool) -> None:
+    def move_endpoint(self, moved: bool) -> None:
         """Change the address of a pod of the last service, or restore it."""
-        self.write_service(self.services - 1, moved=there)
+        self.write_service(self.services - 1, moved=moved)
 
     def set_mode(self, mode: str) -> None:
         """Set the mode of the whole mesh: STRICT, PERMISSIVE or DISABLE."""
@@ -67,12 +67,12 @@ class Manifests:
     def write_service(self, service: int, *, moved: bool = False) -> None:
         """Write the file of a service. With `moved`, its last pod has another address."""
         name = f"svc-{service:04}"
-        about = {"namespace": self._namespace(service), "labels": {"app": name}}
+        namespace = self._namespace(service)
         objects: list[object] = [
             {
                 "apiVersion": "v1",
                 "kind": "Service",
-                "metadata": {"name": name, **about},
+                "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
                 "spec": {
                     "clusterIP": f"10.96.{service // 250}.{service % 250 + 1}",
                     "selector": {"app": name},
@@ -81,21 +81,21 @@ class Manifests:
             }
         ]
         for number in range(self.endpoints):
-            elsewhere = moved and number == self.endpoints - 1
+            has_moved = moved and number == self.endpoints - 1
             objects.append(
                 {
                     "apiVersion": "v1",
                     "kind": "Pod",
                     "metadata": {
                         "name": f"{name}-{number:02}",
-                        "namespace": about["namespace"],
+                        "namespace": namespace,
                         "labels": {"app": name, "security.istio.io/tlsMode": "istio"},
                     },
                     "spec": {
                         "serviceAccountName": name,
                         "containers": [{"name": "app", "image": "app", "ports": [{"containerPort": 8080}]}],
                     },
-                    "status": {"podIP": "10.200.0.1" if elsewhere else _address(service, number)},
+                    "status": {"podIP": "10.200.0.1" if has_moved else _address(service, number)},
                 }
             )
         self._replace(f"{name}.yaml", objects)
@@ -104,10 +104,10 @@ class Manifests:
         return f"ns-{service % self.namespaces:02}"
 
     def _replace(self, name: str, objects: list[object]) -> None:
-        # JSON is valid YAML. Rename the file so that no reader sees a partial one.
-        written = self.root / f".{name}"
-        written.write_text("\n---\n".join(json.dumps(found, indent=1) for found in objects) + "\n")
-        written.rename(self.root / name)
+        # JSON is valid YAML. Write atomically: the server must not read a partial file.
+        temporary = self.root / f".{name}"
+        temporary.write_text("\n---\n".join(json.dumps(item, indent=1) for item in objects) + "\n")
+        temporary.rename(self.root / name)
 
 
 def _address(service: int, number: int) -> str:

@@ -1,4 +1,4 @@
-"""Measurements inside a server process, sent on request."""
+"""Measurements inside a server process, reported on request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from control import answer, read_commands
+from control import read_command, respond
 
 from xds.codec import encode_counts
 from xds.snapshot import TYPE_PREFIX, Snapshot
@@ -33,15 +33,15 @@ class Probe:
         self._block = 0.0
         self._culprit = ""
         self._late = 0.0
-        self._collecting = self._collection_began = 0.0
+        self._collecting = self._collection_start = 0.0
         self._contents: set[tuple[str, str, str]] = set()
 
     def attach(self, snapshots: Callable[[], Iterable[Snapshot]], idle: Callable[[], bool]) -> None:
         """Start measuring. Must be called on the event loop.
 
         Args:
-            snapshots: Returns the snapshots of the proxies.
-            idle: Returns whether the server has no pending work.
+            snapshots: returns the snapshots of the proxies.
+            idle: returns whether the server has no pending work.
         """
         self._snapshots = snapshots
         self._idle = idle
@@ -50,11 +50,11 @@ class Probe:
         gc.callbacks.append(self._time_collections)
         self._due = loop.time() + _BEAT
         loop.call_at(self._due, self._beat)
-        loop.add_reader(sys.stdin.fileno(), read_commands, self._do)
+        loop.add_reader(sys.stdin.fileno(), read_command, self._handle)
 
     def sample(self) -> dict[str, Any]:
         """Return the measurements since the last call, and reset them."""
-        seen = {
+        sample = {
             "idle": self._idle(),
             "changed": self.changed,
             "cpu": time.process_time(),
@@ -67,18 +67,18 @@ class Probe:
             "contents": self._new_contents(),
         }
         self._block = self._late = self._collecting = 0.0
-        return seen
+        return sample
 
     def _new_contents(self) -> dict[str, int]:
-        """Count the new resources of the proxies since the last call, by type, which had to be encoded."""
-        sets = {found for snapshot in self._snapshots() for found in snapshot.types.values()}
-        contents = {(r.type_url, r.name, r.version) for found in sets for r in found.values()}
+        """Count the proxies' resources that are new since the last call, by type. Each had to be encoded."""
+        sets = {resources for snapshot in self._snapshots() for resources in snapshot.types.values()}
+        contents = {(r.type_url, r.name, r.version) for resources in sets for r in resources.values()}
         new, self._contents = contents - self._contents, contents
         return Counter(type_url.removeprefix(TYPE_PREFIX) for type_url, _, _ in new)
 
-    def _do(self, command: dict[str, Any]) -> None:
-        found = self.commands[command["do"]]()
-        answer(found if isinstance(found, dict) else {})
+    def _handle(self, command: dict[str, Any]) -> None:
+        result = self.commands[command["do"]]()
+        respond(result if isinstance(result, dict) else {})
         self._due = asyncio.get_running_loop().time() + _BEAT  # Exclude this command from the measurement.
 
     def _beat(self) -> None:
@@ -89,20 +89,20 @@ class Probe:
 
     def _time_collections(self, phase: str, _: object) -> None:
         if phase == "start":
-            self._collection_began = time.thread_time()
+            self._collection_start = time.thread_time()
         else:
-            self._collecting = max(self._collecting, time.thread_time() - self._collection_began)
+            self._collecting = max(self._collecting, time.thread_time() - self._collection_start)
 
     def _time_callbacks(self) -> None:
-        """Measure all callbacks of the loop, in CPU time, to exclude other processes."""
+        """Measure the CPU time of all callbacks. Unlike wall-clock time, it excludes other processes."""
         run = events.Handle._run
 
         def timed(handle: events.Handle) -> None:
-            began = time.thread_time()
+            start = time.thread_time()
             run(handle)
-            took = time.thread_time() - began
-            if took > self._block and getattr(handle, "_callback", None) is not read_commands:
-                self._block = took
+            duration = time.thread_time() - start
+            if duration > self._block and getattr(handle, "_callback", None) is not read_command:
+                self._block = duration
                 self._culprit = _name(handle)
 
         events.Handle._run = timed  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""Format the results for people and for programs."""
+"""Format the results as a table, as Markdown or as JSON."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from statistics import median
 
 from rich.console import Console
 from rich.table import Table
-from rounds import Measured, Size
+from rounds import Measurement, Size
 
 
-def as_json(size: Size, results: dict[str, list[Measured]]) -> str:
+def as_json(size: Size, results: dict[str, list[Measurement]]) -> str:
     """Return all results as JSON."""
     return json.dumps(
         {
             "machine": _machine(),
             "size": dataclasses.asdict(size),
             "results": {
-                name: [dataclasses.asdict(found) | {"ratio": found.ratio} for found in rounds]
+                name: [dataclasses.asdict(result) | {"ratio": result.ratio} for result in rounds]
                 for name, rounds in results.items()
             },
         },
@@ -30,7 +30,7 @@ def as_json(size: Size, results: dict[str, list[Measured]]) -> str:
     )
 
 
-def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
+def as_table(size: Size, results: dict[str, list[Measurement]]) -> str:
     """Return a table of medians, with the minimum and the maximum of important values."""
     table = Table(
         title=f"{size.streams:,} delta streams, {size.services:,} services x {size.endpoints} endpoints"
@@ -49,20 +49,20 @@ def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
         table.add_column(column, justify="right" if column else "left")
     notes = []
     for name, rounds in results.items():
-        worst = max(rounds, key=lambda found: found.block)
+        worst = max(rounds, key=lambda result: result.block)
         table.add_row(
             name,
-            _spread((found.ratio for found in rounds), 1, 1),
-            _spread((found.seconds for found in rounds), 1000, 0),
-            _spread((found.floor for found in rounds), 1000, 0),
-            f"{median(found.megabytes for found in rounds):,.1f}",
-            f"{median(found.cpu for found in rounds):.2f}",
+            _spread((result.ratio for result in rounds), 1, 1),
+            _spread((result.seconds for result in rounds), 1000, 0),
+            _spread((result.floor for result in rounds), 1000, 0),
+            f"{median(result.megabytes for result in rounds):,.1f}",
+            f"{median(result.cpu for result in rounds):.2f}",
             f"{worst.block * 1000:.0f}",
-            f"{max(found.late for found in rounds) * 1000:.0f}",
+            f"{max(result.late for result in rounds) * 1000:.0f}",
             _encodings(rounds[0]),
         )
         for what in rounds[0].more:
-            values = _spread((found.more[what] for found in rounds), 1, 2)
+            values = _spread((result.more[what] for result in rounds), 1, 2)
             notes.append(f"{name}: {_WORDS[what]} {values}")
         notes.append(
             f"{name}: the longest block was {worst.culprit}, of which garbage collection "
@@ -82,7 +82,7 @@ def as_table(size: Size, results: dict[str, list[Measured]]) -> str:
     return out.getvalue().rstrip()
 
 
-def as_markdown(size: Size, results: dict[str, list[Measured]]) -> str:
+def as_markdown(size: Size, results: dict[str, list[Measurement]]) -> str:
     """Return the table of docs/explanation/performance.md, with its notes."""
     lines = [
         f"| | {' | '.join(_COLUMNS)} |",
@@ -92,18 +92,18 @@ def as_markdown(size: Size, results: dict[str, list[Measured]]) -> str:
     for name, rounds in results.items():
         cells = (
             name,
-            f"**{_spread((found.ratio for found in rounds), 1, 1)}**",
-            _spread((found.seconds for found in rounds), 1, 2),
-            _spread((found.floor for found in rounds), 1, 3),
-            f"{median(found.megabytes for found in rounds):,.1f}",
-            _spread((found.cpu for found in rounds), 1, 2),
-            f"{max(found.block for found in rounds) * 1000:.0f}",
-            f"{max(found.late for found in rounds) * 1000:,.0f}",
+            f"**{_spread((result.ratio for result in rounds), 1, 1)}**",
+            _spread((result.seconds for result in rounds), 1, 2),
+            _spread((result.floor for result in rounds), 1, 3),
+            f"{median(result.megabytes for result in rounds):,.1f}",
+            _spread((result.cpu for result in rounds), 1, 2),
+            f"{max(result.block for result in rounds) * 1000:.0f}",
+            f"{max(result.late for result in rounds) * 1000:,.0f}",
             _encodings(rounds[0]),
         )
         lines.append(f"| {' | '.join(cells)} |")
         notes += [
-            f"- {name}: {_WORDS[what]} {_spread((found.more[what] for found in rounds), 1, 1)}"
+            f"- {name}: {_WORDS[what]} {_spread((result.more[what] for result in rounds), 1, 1)}"
             for what in rounds[0].more
         ]
     about = f"{size.rounds} rounds, {size.starts} starts; {_machine()}"
@@ -130,17 +130,17 @@ _WORDS = {
 }
 
 
-def _encodings(found: Measured) -> str:
-    kinds = sorted(found.encoded.keys() | found.contents.keys())
+def _encodings(result: Measurement) -> str:
+    kinds = sorted(result.encoded.keys() | result.contents.keys())
     return " ".join(
-        f"{''.join(filter(str.isupper, kind))} {found.encoded.get(kind, 0)}/{found.contents.get(kind, 0)}"
+        f"{''.join(filter(str.isupper, kind))} {result.encoded.get(kind, 0)}/{result.contents.get(kind, 0)}"
         for kind in kinds
     )
 
 
 def _spread(values: Iterable[float], factor: float, digits: int) -> str:
-    found = sorted(value * factor for value in values)
-    return f"{median(found):,.{digits}f} [{found[0]:,.{digits}f}-{found[-1]:,.{digits}f}]"
+    result = sorted(value * factor for value in values)
+    return f"{median(result):,.{digits}f} [{result[0]:,.{digits}f}-{result[-1]:,.{digits}f}]"
 
 
 def _machine() -> str:

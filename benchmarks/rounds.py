@@ -1,8 +1,7 @@
 """The measurements.
 
-Each measures the time from a change at the server to the last client, and the time for the same bytes on
-plain
-sockets.
+Each measures the time from a change at the server until the last client has it, and the floor: the time to
+send the same number of bytes over plain sockets.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, TYPE_PREFIX
 
 _POLL = 0.02
 """Interval of queries to the clients, in seconds."""
-_WITHIN = 120.0
+_TIMEOUT = 120.0
 """Timeout for a change to reach all clients, in seconds."""
 _TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET)
 
@@ -38,17 +37,17 @@ class Size:
     starts: int
     """Number of server starts."""
     quiet: float
-    """Seconds without data after which a change counts as received by all clients."""
+    """Seconds without data after which a change counts as complete."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Measured:
+class Measurement:
     """Result of one change or one start."""
 
     seconds: float
-    """Seconds from the change at the server until the last client has the last byte."""
+    """Seconds from the change at the server until the last client has received the last byte."""
     floor: float
-    """The same for plain sockets."""
+    """Seconds to send the same number of bytes over plain sockets."""
     megabytes: float
     """Data that all clients received, in MB."""
     cpu: float
@@ -60,13 +59,13 @@ class Measured:
     late: float
     """Maximum lag of a timer, in seconds."""
     collecting: float
-    """Longest garbage collection in CPU seconds, which is part of a callback."""
+    """Longest garbage collection, in CPU seconds. It is part of a callback."""
     encoded: dict[str, int]
     """Number of encoded resources, by type."""
     contents: dict[str, int]
     """Number of changed resources, by type."""
     more: dict[str, float] = field(default_factory=dict)
-    """Further values of a scenario."""
+    """Additional values of one scenario."""
 
     @property
     def ratio(self) -> float:
@@ -77,76 +76,76 @@ class Measured:
 class Bench:
     """The client and floor processes, for all rounds."""
 
-    def __init__(self, size: Size, folder: Path, stack: ExitStack, say: Callable[[str], None]) -> None:
+    def __init__(self, size: Size, folder: Path, stack: ExitStack, log: Callable[[str], None]) -> None:
         self.size = size
         self.folder = folder
-        self.say = say
+        self.log = log
         self.fleet = stack.enter_context(Process("fleet.py", log=folder / "fleet.log"))
         self.floor = stack.enter_context(Process("floor.py", log=folder / "floor.log"))
-        self.fleet.hear()
-        self._floor_port = self.floor.hear()["port"]
+        self.fleet.receive()
+        self._floor_port = self.floor.receive()["port"]
 
     def connect(self, port: int, nodes: list[str], types: tuple[str, ...]) -> tuple[float, dict[str, Any]]:
-        """Connect all streams. Return the start time, and their state when they have all resources."""
-        began = self.fleet.ask("connect", port=port, nodes=nodes, types=types)["began"]
-        return began, self._settled(lambda seen: bool(seen["complete"] == len(nodes)))
+        """Connect all streams. Return the start time, and the fleet's state once it has all resources."""
+        start = self.fleet.call("connect", port=port, nodes=nodes, types=types)["start"]
+        return start, self._wait_for_streams(lambda state: bool(state["complete"] == len(nodes)))
 
-    def changed(self) -> dict[str, Any]:
-        """Wait until a change has reached every stream. Return what the streams received."""
-        return self._settled(lambda seen: bool(seen["reached"] == self.size.streams))
+    def wait_for_change(self) -> dict[str, Any]:
+        """Wait until a change has reached every stream. Return the fleet's state."""
+        return self._wait_for_streams(lambda state: bool(state["reached"] == self.size.streams))
 
     def floor_of_start(self, size: int) -> float:
-        """Connect plain sockets that receive `size` bytes each. Return the seconds it took."""
-        self.floor.ask("greet", size=size)
-        began = self.fleet.ask("plain", port=self._floor_port, count=self.size.streams, size=size)["began"]
-        return float(self._reached()["last"] - began)
+        """Connect plain sockets, and send `size` bytes to each. Return the duration in seconds."""
+        self.floor.call("send_on_accept", size=size)
+        start = self.fleet.call("plain", port=self._floor_port, count=self.size.streams, size=size)["start"]
+        return float(self._wait_for_plain_sockets()["last"] - start)
 
     def floor_of_push(self, size: int) -> float:
-        """Send `size` bytes to each plain socket. Return the seconds it took."""
-        self.fleet.ask("expect", size=size)
-        began = self.floor.ask("push", size=size)["changed"]
-        return float(self._reached()["last"] - began)
+        """Send `size` bytes to each plain socket. Return the duration in seconds."""
+        self.fleet.call("expect", size=size)
+        start = self.floor.call("push", size=size)["changed"]
+        return float(self._wait_for_plain_sockets()["last"] - start)
 
-    def _reached(self) -> dict[str, Any]:
-        return self._until(lambda seen: bool(seen["reached"] == self.size.streams), "plain sockets")
+    def _wait_for_plain_sockets(self) -> dict[str, Any]:
+        return self._wait(lambda state: bool(state["reached"] == self.size.streams), "plain sockets")
 
-    def _settled(self, done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        return self._until(
-            lambda seen: done(seen) and time.monotonic() >= seen["last"] + self.size.quiet, "streams"
+    def _wait_for_streams(self, done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        return self._wait(
+            lambda state: done(state) and time.monotonic() >= state["last"] + self.size.quiet, "streams"
         )
 
-    def _until(self, done: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-        end = time.monotonic() + _WITHIN
+    def _wait(self, done: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        end = time.monotonic() + _TIMEOUT
         while True:
-            seen = self.fleet.ask("seen")
-            if seen["failures"]:
-                raise SystemExit(f"{what} ended: {seen['failures']}")
-            if done(seen):
-                return seen
+            state = self.fleet.call("state")
+            if state["failures"]:
+                raise SystemExit(f"{what} ended: {state['failures']}")
+            if done(state):
+                return state
             if time.monotonic() > end:
-                raise SystemExit(f"{what} did not receive everything within {_WITHIN:.0f} s: {seen}")
+                raise SystemExit(f"{what} did not receive everything within {_TIMEOUT:.0f} s: {state}")
             time.sleep(_POLL)
 
 
 def settle(server: Process, wait: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Wait for the clients, and until the server has no pending work."""
-    seen = wait()
-    while not (sample := server.ask("sample"))["idle"]:
-        seen = wait()
-    return seen, sample
+    """Wait for the clients, and until the server has no pending work. Return the state of both."""
+    state = wait()
+    while not (sample := server.call("sample"))["idle"]:
+        state = wait()
+    return state, sample
 
 
-def measured(
+def measurement(
     before: dict[str, Any], after: dict[str, Any], *, seconds: float, floor: float, size: int, **more: float
-) -> Measured:
-    """Build a result from two samples of the server."""
-    known = {name.removeprefix(TYPE_PREFIX) for name in _TYPES}
+) -> Measurement:
+    """Build a measurement from two samples of the server."""
+    resource_types = {name.removeprefix(TYPE_PREFIX) for name in _TYPES}
     encoded = {
         name.rpartition(".")[2]: count - before["encoded"].get(name, 0)
         for name, count in after["encoded"].items()
-        if name in known and count > before["encoded"].get(name, 0)
+        if name in resource_types and count > before["encoded"].get(name, 0)
     }
-    return Measured(
+    return Measurement(
         seconds=seconds,
         floor=floor,
         megabytes=size / 1e6,
@@ -161,48 +160,48 @@ def measured(
     )
 
 
-def library(bench: Bench, results: dict[str, list[Measured]]) -> None:
+def library(bench: Bench, results: dict[str, list[Measurement]]) -> None:
     """Measure the library alone: prebuilt resources, and one snapshot for all clients."""
     size = bench.size
     args = (str(size.services), str(size.endpoints))
     with Process("library.py", *args, log=bench.folder / "library.log") as server:
-        port = server.hear()["port"]
-        before = server.ask("sample")
+        port = server.receive()["port"]
+        before = server.call("sample")
         nodes = [f"client-{number}" for number in range(size.streams)]
-        began, seen = bench.connect(port, nodes, (CLUSTER, ENDPOINT))
-        after = server.ask("sample")
-        floor = bench.floor_of_start(seen["bytes"] // size.streams)
+        start, state = bench.connect(port, nodes, (CLUSTER, ENDPOINT))
+        after = server.call("sample")
+        floor = bench.floor_of_start(state["bytes"] // size.streams)
         results.setdefault("library: connect", []).append(
-            measured(
+            measurement(
                 before,
                 after,
-                seconds=seen["last"] - began,
+                seconds=state["last"] - start,
                 floor=floor,
-                size=seen["bytes"],
+                size=state["bytes"],
                 kib_per_stream=(after["rss"] - before["rss"]) / size.streams / 1024,
             )
         )
         for number in range(size.rounds):
-            bench.say(f"library: round {number + 1} of {size.rounds}")
-            for what in ("one", "all"):
-                before = server.ask("sample")
-                bench.fleet.ask("mark")
-                server.ask(what)
-                seen, after = settle(server, bench.changed)
-                floor = bench.floor_of_push(seen["bytes"] // size.streams)
-                results.setdefault(f"library: {what} of {size.services:,} changes", []).append(
-                    measured(
+            bench.log(f"library: round {number + 1} of {size.rounds}")
+            for change in ("one", "all"):
+                before = server.call("sample")
+                bench.fleet.call("reset")
+                server.call(change)
+                state, after = settle(server, bench.wait_for_change)
+                floor = bench.floor_of_push(state["bytes"] // size.streams)
+                results.setdefault(f"library: {change} of {size.services:,} changes", []).append(
+                    measurement(
                         before,
                         after,
-                        seconds=seen["last"] - after["changed"],
+                        seconds=state["last"] - after["changed"],
                         floor=floor,
-                        size=seen["bytes"],
+                        size=state["bytes"],
                     )
                 )
-        bench.fleet.ask("close")
+        bench.fleet.call("close")
 
 
-def mesh(bench: Bench, kinds: int, results: dict[str, list[Measured]]) -> None:
+def mesh(bench: Bench, kinds: int, results: dict[str, list[Measurement]]) -> None:
     """Measure `xds serve` with a directory, and sidecars in `kinds` namespaces."""
     size = bench.size
     title = f"mesh, {kinds} kind{'s' if kinds > 1 else ''}"
@@ -223,38 +222,38 @@ def mesh(bench: Bench, kinds: int, results: dict[str, list[Measured]]) -> None:
         "127.0.0.1:0",
         "--admin-address",
         "127.0.0.1:0",
-        # Measure the distribution of changes, not the waiting of a gradual rollout.
+        # Measure the distribution of changes without the phases of a gated rollout.
         "--rollout",
         "immediate",
     )
     for number in range(size.starts):
-        bench.say(f"{title}: start {number + 1} of {size.starts}")
+        bench.log(f"{title}: start {number + 1} of {size.starts}")
         with Process("serve.py", *args, log=bench.folder / f"serve-{kinds}.log") as server:
             _start(bench, server, nodes, title, results)
             if number == size.starts - 1:
                 _changes(bench, server, folder, title, results)
-            bench.fleet.ask("close")
+            bench.fleet.call("close")
 
 
 def _start(
-    bench: Bench, server: Process, nodes: list[str], title: str, results: dict[str, list[Measured]]
+    bench: Bench, server: Process, nodes: list[str], title: str, results: dict[str, list[Measurement]]
 ) -> None:
-    read = server.hear()["read"]
-    heard = server.hear()
-    before = server.ask("sample")
-    began, seen = bench.connect(heard["port"], nodes, _TYPES)
-    after = server.ask("sample")
-    floor = bench.floor_of_start(seen["bytes"] // len(nodes))
+    read = server.receive()["read"]
+    listening = server.receive()
+    before = server.call("sample")
+    start, state = bench.connect(listening["port"], nodes, _TYPES)
+    after = server.call("sample")
+    floor = bench.floor_of_start(state["bytes"] // len(nodes))
     results.setdefault(f"{title}: cold start", []).append(
-        measured(
+        measurement(
             before,
             after,
-            seconds=seen["last"] - began,
+            seconds=state["last"] - start,
             floor=floor,
-            size=seen["bytes"],
+            size=state["bytes"],
             read=read - server.started,
-            listening=heard["listening"] - read,
-            everything=seen["last"] - server.started,
+            listening=listening["listening"] - read,
+            everything=state["last"] - server.started,
             kib_per_stream=(after["rss"] - before["rss"]) / len(nodes) / 1024,
             mib=after["rss"] / 2**20,
         )
@@ -262,11 +261,11 @@ def _start(
 
 
 def _changes(
-    bench: Bench, server: Process, folder: Manifests, title: str, results: dict[str, list[Measured]]
+    bench: Bench, server: Process, folder: Manifests, title: str, results: dict[str, list[Measurement]]
 ) -> None:
     size = bench.size
     for number in range(size.rounds):
-        bench.say(f"{title}: round {number + 1} of {size.rounds}")
+        bench.log(f"{title}: round {number + 1} of {size.rounds}")
         changes: dict[str, Callable[[], None]] = {
             "one endpoint": lambda: folder.move_endpoint(number % 2 == 0),  # noqa: B023 - called below
             "PERMISSIVE to STRICT": lambda: folder.set_mode("STRICT"),
@@ -274,19 +273,19 @@ def _changes(
             "DISABLE to PERMISSIVE": lambda: folder.set_mode("PERMISSIVE"),
         }
         for name, change in changes.items():
-            before = server.ask("sample")
-            bench.fleet.ask("mark")
+            before = server.call("sample")
+            bench.fleet.call("reset")
             written = time.monotonic()
             change()
-            seen, after = settle(server, bench.changed)
-            floor = bench.floor_of_push(seen["bytes"] // size.streams)
+            state, after = settle(server, bench.wait_for_change)
+            floor = bench.floor_of_push(state["bytes"] // size.streams)
             results.setdefault(f"{title}: {name}", []).append(
-                measured(
+                measurement(
                     before,
                     after,
-                    seconds=seen["last"] - after["changed"],
+                    seconds=state["last"] - after["changed"],
                     floor=floor,
-                    size=seen["bytes"],
+                    size=state["bytes"],
                     noticed=after["changed"] - written,
                 )
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from control import answer
+from control import respond
 from probe import Probe
 
 import xds.mesh.controlplane.controller
@@ -15,13 +15,13 @@ from xds.mesh.model.objects import Change
 probe = Probe()
 
 
-class WatchedController(xds.mesh.controlplane.controller.Controller):
+class MeasuredController(xds.mesh.controlplane.controller.Controller):
     """Reports the time of each change, and measures the event loop."""
 
     def change(self, change: Change) -> None:
         probe.changed = time.monotonic()
         if not self.ready.is_set():
-            answer({"read": probe.changed})
+            respond({"read": probe.changed})
         super().change(change)
 
     async def run(self) -> None:
@@ -32,15 +32,15 @@ class WatchedController(xds.mesh.controlplane.controller.Controller):
         await super().run()
 
 
-class WatchedServer(xds.server.XdsServer):
+class MeasuredServer(xds.server.XdsServer):
     """Reports the port and the start time."""
 
     async def start(self) -> None:
         await super().start()
-        answer({"port": self.port, "listening": time.monotonic()})
+        respond({"port": self.port, "listening": time.monotonic()})
 
 
 if __name__ == "__main__":
-    xds.mesh.controlplane.controller.Controller = WatchedController  # type: ignore[misc]
-    xds.server.XdsServer = WatchedServer  # type: ignore[misc]
+    xds.mesh.controlplane.controller.Controller = MeasuredController  # type: ignore[misc]
+    xds.server.XdsServer = MeasuredServer  # type: ignore[misc]
     cli.main()

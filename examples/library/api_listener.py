@@ -1,4 +1,9 @@
-"""Tell gRPC clients where `xds:///svc` is, here: python api_listener.py [ADDRESS], 127.0.0.1:18000 if it is not said."""
+"""Configure proxyless gRPC clients of `xds:///svc`, and serve gRPC's health service as its only endpoint.
+
+Usage: python api_listener.py [ADDRESS]
+
+ADDRESS is the address to listen on (default: 127.0.0.1:18000).
+"""
 
 import asyncio
 import sys
@@ -20,17 +25,17 @@ ADS = core.ConfigSource(ads=core.AggregatedConfigSource())
 rds = http.Rds(config_source=ADS, route_config_name="svc-routes")
 router = http.HttpFilter(name="router", typed_config=pack(Router()))
 api = listeners.ApiListener(api_listener=pack(http.HttpConnectionManager(rds=rds, http_filters=[router])))
-every = routes.Route(match=routes.RouteMatch(prefix=""), route=routes.RouteAction(cluster="backends"))
-host = routes.VirtualHost(name="all", domains=["*"], routes=[every])
+route = routes.Route(match=routes.RouteMatch(prefix=""), route=routes.RouteAction(cluster="backends"))
+host = routes.VirtualHost(name="all", domains=["*"], routes=[route])
 eds = clusters.ClusterEdsClusterConfig(eds_config=ADS)
 
 
 def backends(port: int) -> endpoints.ClusterLoadAssignment:
     address = core.Address(socket_address=core.SocketAddress(address="127.0.0.1", port_value=port))
-    one = endpoints.LbEndpoint(endpoint=endpoints.Endpoint(address=address))
+    backend = endpoints.LbEndpoint(endpoint=endpoints.Endpoint(address=address))
     zone = core.Locality(zone="a")
-    local = endpoints.LocalityLbEndpoints(locality=zone, load_balancing_weight=1, lb_endpoints=[one])
-    return endpoints.ClusterLoadAssignment(cluster_name="backends", endpoints=[local])
+    locality = endpoints.LocalityLbEndpoints(locality=zone, load_balancing_weight=1, lb_endpoints=[backend])
+    return endpoints.ClusterLoadAssignment(cluster_name="backends", endpoints=[locality])
 
 
 async def main(address: str = "127.0.0.1:18000") -> None:
@@ -41,11 +46,11 @@ async def main(address: str = "127.0.0.1:18000") -> None:
         clusters.Cluster(name="backends", type=clusters.ClusterDiscoveryType.EDS, eds_cluster_config=eds)
     )
     async with XdsServer(store, address) as server:
-        store.set(backends(server.port))  # It serves gRPC's health service, too: something to reach.
-        print(f"ask 127.0.0.1:{server.port} where svc is", flush=True)
+        store.set(backends(server.port))  # XdsServer also serves gRPC's health service.
+        print(f"serving xds:///svc on 127.0.0.1:{server.port}", flush=True)
         async for client, event in store.events():
             if isinstance(event, Acked):
-                print(f"{client.node.id} took {', '.join(event.names)}", flush=True)
+                print(f"{client.node.id} ACKed {', '.join(event.names)}", flush=True)
 
 
 with suppress(KeyboardInterrupt):

@@ -1,13 +1,15 @@
-"""Call `xds:///svc`: gRPC asks the xDS server where that is.
+"""Call the gRPC service `xds:///svc`, whose endpoints gRPC gets from an xDS server.
 
-python client.py [ADDRESS]      where xDS is served; 127.0.0.1:18000 if it is not said
+Usage: python client.py [ADDRESS]
+
+ADDRESS is the address of the xDS server (default: 127.0.0.1:18000).
 """
 
 import json
 import os
 import sys
 
-# gRPC reads this once, before its first channel.
+# gRPC reads its bootstrap configuration when it creates the first xDS channel.
 server = {
     "server_uri": sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:18000",
     "channel_creds": [{"type": "insecure"}],
@@ -20,5 +22,5 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse  #
 from grpc_health.v1.health_pb2_grpc import HealthStub  # noqa: E402
 
 with grpc.insecure_channel("xds:///svc") as channel:
-    answer = HealthStub(channel).Check(HealthCheckRequest(), timeout=10, wait_for_ready=True)
-    print("xds:///svc is", HealthCheckResponse.ServingStatus.Name(answer.status))
+    response = HealthStub(channel).Check(HealthCheckRequest(), timeout=10, wait_for_ready=True)
+    print("xds:///svc is", HealthCheckResponse.ServingStatus.Name(response.status))

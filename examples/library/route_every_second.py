@@ -1,7 +1,8 @@
-"""Give an Envoy one more route every second: /1, /2, /3 and so on, each with an answer of its own.
+"""Add a route to an Envoy every second: /1, /2, /3 and so on, each with its own response.
 
-python route_every_second.py [ADDRESS [PORT]]      where to serve xDS, and the port that Envoy is to listen on;
-                                                   127.0.0.1:18000 and 10000 if they are not said
+Usage: python route_every_second.py [ADDRESS [PORT]]
+
+ADDRESS is the address to serve xDS on (default: 127.0.0.1:18000). Envoy listens on PORT (default: 10000).
 """
 
 import asyncio
@@ -34,15 +35,15 @@ def listener(port: int) -> listeners.Listener:
     return listeners.Listener(name="http", address=address, filter_chains=[chain])
 
 
-def answer(number: int) -> routes.Route:
+def route(number: int) -> routes.Route:
     body = core.DataSource(inline_string=f"this is route {number}\n")
     match = routes.RouteMatch(path=f"/{number}")
     return routes.Route(match=match, direct_response=routes.DirectResponseAction(status=200, body=body))
 
 
 def configuration(count: int) -> routes.RouteConfiguration:
-    answers = [answer(number) for number in range(1, count + 1)]
-    host = routes.VirtualHost(name="all", domains=["*"], routes=answers)
+    numbered = [route(number) for number in range(1, count + 1)]
+    host = routes.VirtualHost(name="all", domains=["*"], routes=numbered)
     return routes.RouteConfiguration(name="routes", virtual_hosts=[host])
 
 
@@ -50,16 +51,16 @@ async def main(address: str = "127.0.0.1:18000", port: str = "10000") -> None:
     store = Store()
     store.set(listener(int(port)), configuration(0))
     async with XdsServer(store, address) as server:
-        print(f"start an Envoy that asks 127.0.0.1:{server.port}", flush=True)
+        print(f"waiting for an Envoy on 127.0.0.1:{server.port}", flush=True)
         async for client, event in store.events():
             if isinstance(event, Subscribed) and event.type_url == ROUTE:
-                print(f"{client.node.id} asks for {', '.join(event.names)}", flush=True)
+                print(f"{client.node.id} subscribed to {', '.join(event.names)}", flush=True)
                 break
         for count in itertools.count(1):
             store.set(configuration(count))
             try:
                 await store.applied()
-                print(f"added /{count}: acknowledged", flush=True)
+                print(f"added /{count}: ACKed", flush=True)
             except NackError as error:
                 print(f"added /{count}: {error}", flush=True)
             await asyncio.sleep(1)

@@ -174,7 +174,7 @@ def test_reach_fails_if_nothing_was_checked(tmp_path: Path) -> None:
         for output in ("table", "json"):
             result = xds("reach", "--manifests", tmp_path, "-o", output)
             assert (result.exit_code, result.stdout) == (2, "")
-            error = f"xds: nothing was checked: there is no {missing} in {tmp_path}"
+            error = f"xds: nothing was checked: no {missing} in {tmp_path}"
             assert result.stderr.splitlines()[-1] == error
 
 
@@ -269,19 +269,19 @@ def test_notices_are_limited(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("translate", "clint.shop"), "there is no pod clint.shop (POD.NAMESPACE); did you mean client.shop"),
-        (("translate", "web.shop"), "there is no pod web.shop (POD.NAMESPACE); did you mean web-1.shop?"),
-        (("bootstrap", "client"), "there is no pod client (POD.NAMESPACE); did you mean client.shop?"),
-        (("reach", "--from", "x.y"), "there is no pod x.y (POD.NAMESPACE); known: client.shop, new.shop"),
+        (("translate", "clint.shop"), "pod clint.shop not found (POD.NAMESPACE); did you mean client.shop"),
+        (("translate", "web.shop"), "pod web.shop not found (POD.NAMESPACE); did you mean web-1.shop?"),
+        (("bootstrap", "client"), "pod client not found (POD.NAMESPACE); did you mean client.shop?"),
+        (("reach", "--from", "x.y"), "pod x.y not found (POD.NAMESPACE); known: client.shop, new.shop"),
         (
             ("reach", "--to", "wb.shop"),
-            "there is no service wb.shop (SERVICE.NAMESPACE); did you mean web.shop?",
+            "service wb.shop not found (SERVICE.NAMESPACE); did you mean web.shop?",
         ),
         (
             ("reach", "--to", "web.nowhere"),
-            "there is no service web.nowhere (SERVICE.NAMESPACE); did you mean",
+            "service web.nowhere not found (SERVICE.NAMESPACE); did you mean",
         ),
-        (("reach", "--to", "web.shop:81"), "there is no port 81 (of service web.shop); did you mean 80?"),
+        (("reach", "--to", "web.shop:81"), "port 81 not found (service web.shop); did you mean 80?"),
         (("bootstrap", "client.shop", "--xds-address", "x"), "'x' is not HOST:PORT"),
         (
             ("bootstrap", "client.shop", "--token-file", "/x"),
@@ -329,7 +329,7 @@ def test_pod_without_an_address_exits_with_1(folder: Path, command: str) -> None
 def test_empty_folder_has_no_pods(tmp_path: Path) -> None:
     result = xds("translate", "a.b", "--manifests", tmp_path)
     assert result.exit_code == 2
-    assert "there is no pod a.b: the manifests contain no pod" in result.stderr
+    assert "pod a.b not found: the manifests contain no pod" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["", "serve", "bootstrap", "translate", "reach", "token"])

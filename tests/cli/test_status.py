@@ -189,7 +189,7 @@ async def test_table_limits_the_streams_of_a_proxy(server: XdsServer, channel: g
     assert [line.split()[:3] for line in lines] == [["many.shop", "SDS", "0/1"]] * 8
     assert rest.split(maxsplit=3) == [
         *("many.shop", "-", "-"),
-        "4 more streams, 4 of them not synced; -o json prints them",
+        "4 more streams, 4 of them not synced; -o json lists all",
     ]
     result = await xds("many", port=server.port)
     about, table, resources = result.stdout.split("\n\n")
@@ -319,7 +319,7 @@ async def test_no_connected_proxy_exits_with_2(server: XdsServer):
     assert "no proxy of namespace shop is connected" in result.stderr
     result = await xds("web.shop", port=server.port)
     assert result.exit_code == 2
-    assert "there is no proxy web.shop: no proxy is connected" in result.stderr
+    assert "proxy web.shop not found: no proxy is connected" in result.stderr
 
 
 async def test_absent_sidecar_exits_with_1(server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel):
@@ -336,7 +336,7 @@ async def test_absent_sidecar_exits_with_1(server: XdsServer, mesh: Mesh, channe
         assert result.exit_code == 1
         assert "not connected (2m5s)" in result.stdout
     assert (await xds("good", port=server.port)).exit_code == 0
-    assert "there is no proxy deaf.shop (POD.NAMESPACE); did you mean dead.shop" in (
+    assert "proxy deaf.shop not found (POD.NAMESPACE); did you mean dead.shop" in (
         (await xds("deaf.shop", port=server.port)).stderr
     )
     result = await xds("-n", "bank", port=server.port)
@@ -412,7 +412,7 @@ async def test_unknown_or_ambiguous_proxy_exits_with_2(server: XdsServer, channe
         await synced(channel, server, name)
     result = await xds("webb.shop", port=server.port)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "there is no proxy webb.shop (POD.NAMESPACE); did you mean web-" in result.stderr
+    assert "proxy webb.shop not found (POD.NAMESPACE); did you mean web-" in result.stderr
     result = await xds("web", port=server.port)
     assert result.exit_code == 2
     assert "web is ambiguous: it matches web-1.shop, web-2.shop" in result.stderr

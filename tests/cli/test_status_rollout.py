@@ -62,7 +62,7 @@ async def test_one_line_per_service_then_notes(plane: Plane):
     _, held, blank, *notes = result.stdout.splitlines()
     assert re.fullmatch(r"DestinationRule/shop/rule held until its servers accept it \(\d s\)", held)
     assert (blank, notes[0]) == ("", TCP)
-    assert "plaintext connections and responses that are still open then are closed after" in notes[1]
+    assert "closes the remaining plaintext connections after the drain time" in notes[1]
     assert len(notes) == 2
     assert (await xds("-n", "shop", port=port)).exit_code == 1
     assert (await xds("-n", "elsewhere", port=port)).stdout == f"{NO_TRANSITIONS}\n"
@@ -151,4 +151,4 @@ async def test_server_without_the_service_exits_with_3():
 def test_rollout_rejects_a_proxy():
     result = CliRunner().invoke(app, ["status", "--rollout", "web-1.shop"], prog_name="xds")
     assert result.exit_code == 2
-    assert "--rollout and PROXY cannot be combined: --rollout prints services" in result.stderr
+    assert "--rollout cannot be combined with PROXY" in result.stderr

@@ -123,13 +123,13 @@ def test_folder_is_written_for_each_pod(state: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "name a pod (POD.NAMESPACE), or use --service-account NAMESPACE/NAME"),
+        ((), "set POD.NAMESPACE, or use --service-account NAMESPACE/NAME"),
         (
             ("--service-account", "admin"),
-            "--service-account admin: must be NAMESPACE/NAME without a pod",
+            "--service-account admin: must be NAMESPACE/NAME if no pod is set",
         ),
-        (("--service-account", "spiffe://x/ns/a/sa/b"), "must be NAMESPACE/NAME without a pod"),
-        (("--service-account", "a/b", "--out-dir", "OUT"), "name a pod (POD.NAMESPACE)"),
+        (("--service-account", "spiffe://x/ns/a/sa/b"), "must be NAMESPACE/NAME if no pod is set"),
+        (("--service-account", "a/b", "--out-dir", "OUT"), "set POD.NAMESPACE"),
         (("a.b", "c.d"), "add --out-dir to write tokens for several pods"),
         (("a.b", "--renew"), "--renew requires --out-dir"),
         (
@@ -143,7 +143,7 @@ def test_folder_is_written_for_each_pod(state: Path, tmp_path: Path) -> None:
         (("a.b", "--lifetime", "9"), "Invalid value for '--lifetime'"),
         (
             ("web.shop", "--manifests", "M"),
-            "there is no pod web.shop (POD.NAMESPACE); did you mean web-0.shop?",
+            "pod web.shop not found (POD.NAMESPACE); did you mean web-0.shop?",
         ),
     ],
 )
@@ -273,7 +273,7 @@ def test_token_is_renewed_if_the_account_changes(state: Path, folder: Path, tmp_
         assert verify(state, process.token()) == caller("seller", uid="11-22")
         before = process.token()
         (folder / "pod.yaml").unlink()
-        process.wait_for(lambda: "the pod is not in the manifests any more" in process.log)
+        process.wait_for(lambda: "the pod is no longer in the manifests" in process.log)
         assert process.token() == before
         (folder / "pod.yaml").write_text(POD.format("buyer"))
         process.wait_for(lambda: process.token() != before)
@@ -301,6 +301,6 @@ def test_problem_with_one_pod_does_not_delay_others(state: Path, tmp_path: Path)
     assert {name: outcome.problem for name, outcome in files.write().items()} == {
         "web-0.shop": f"{tmp_path}/out/web-0.shop: File exists",
         "web-1.shop": "",
-        "gone.shop": "the pod is not in the manifests any more",
+        "gone.shop": "the pod is no longer in the manifests",
     }
     assert (tmp_path / "out/web-1.shop/token").exists()

@@ -173,7 +173,7 @@ def test_taken_down_with_its_volumes_nothing_is_left(demo: Demo) -> None:
         [EXAMPLE / "play"], env=demo.docker.environment, capture_output=True, text=True, check=False
     )
     assert (played.returncode, played.stdout) == (2, "")
-    assert "play: the demo does not run: docker compose up" in played.stderr
+    assert "play: the mesh is not running; start it with: docker compose up" in played.stderr
 
 
 def test_an_image_that_is_not_there_is_built_and_not_asked_of_a_registry(docker: Docker) -> None:

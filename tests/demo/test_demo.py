@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from xds.demo.play import STEPS, Shown
+from xds.demo.play import STEPS, IdentityShare
 
 pytest.importorskip("envoy", reason="the extra `demo` is not installed")
 pytest.importorskip("httpbin", reason="the extra `demo` is not installed")
@@ -117,7 +117,9 @@ def test_demo_matches_the_istio_task(start, options):
         (code,) = rows[key]["codes"]
         assert code == e.code, key
         assert rows[key]["codes"][code] >= 10, key
-        assert rows[key]["identities"] == ([] if e.shown is Shown.NONE else [pair.identity]), key
+        assert rows[key]["identities"] == (
+            [] if e.identity_share is IdentityShare.NONE else [pair.identity]
+        ), key
     assert "matches the Istio task: 9 steps, " in demo.progress
     assert demo.has_no_processes()
     assert list(demo.folder.iterdir()) == []

@@ -81,7 +81,7 @@ def test_unavailable_address_is_reported():
 def test_client_without_a_sidecar_alternates_ready_pods(asked):
     client = select_clients(MESH, iter([LEGACY_PARTIAL]))["sleep.legacy"]
     for _ in range(4):
-        client.ask("httpbin.partial")
+        client.request("httpbin.partial")
     assert Counter(options["to"] for _, options in asked) == {
         ("127.10.2.1", 8080): 2,
         ("127.10.2.2", 8080): 2,
@@ -91,7 +91,7 @@ def test_client_without_a_sidecar_alternates_ready_pods(asked):
 
 
 def test_client_with_a_sidecar_uses_its_proxy(asked):
-    Client(MESH, pod("sleep", "full", "127.10.1.2", sidecar=True, app="sleep")).ask("httpbin.partial")
+    Client(MESH, pod("sleep", "full", "127.10.1.2", sidecar=True, app="sleep")).request("httpbin.partial")
     assert asked == [
         (
             "http://httpbin.partial:8000/headers",
@@ -101,7 +101,7 @@ def test_client_with_a_sidecar_uses_its_proxy(asked):
 
 
 def test_unknown_service_gives_no_answer(asked):
-    assert Client(MESH, SLEEP).ask("httpbin.nowhere") == Answer("000")
+    assert Client(MESH, SLEEP).request("httpbin.nowhere") == Answer("000")
     assert asked == []
 
 

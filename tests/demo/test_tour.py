@@ -48,11 +48,11 @@ def test_script_contains_all_steps_in_order(mesh):
     strict = lines.index("step STRICT")
     assert lines[strict + 1 : strict + 4] == [
         "apply policy.yaml strict.yaml",
-        "settle true applied httpbin.full sleep.full httpbin.partial",
-        "ask sleep.full httpbin.full 10",
+        "await true applied httpbin.full sleep.full httpbin.partial",
+        "request sleep.full httpbin.full 10",
     ]
     assert lines.count("auto false") == 1
-    assert "settle false drained httpbin.full sleep.full httpbin.partial" in lines
+    assert "await false drained httpbin.full sleep.full httpbin.partial" in lines
     assert lines[-3:] == ["delete policy.yaml", "delete destination-rule.yaml", "auto true"]
 
 

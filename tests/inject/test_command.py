@@ -99,7 +99,11 @@ def test_a_key_that_is_there_twice_is_a_mistake_only_where_a_sidecar_is_added() 
         (["-f", "/"], "", "xds: /: Is a directory"),
         (["-f", "-"], b"\xff\xfe", "xds: -: is not UTF-8 text"),
         (["-f", "-", "-o", "/no/such/file"], POD, "xds: /no/such/file: No such file or directory"),
-        (["-f", "-", "--image-pull-policy", "Sometimes"], POD, "'Sometimes' is none of"),
+        (
+            ["-f", "-", "--image-pull-policy", "Sometimes"],
+            POD,
+            "'Sometimes' is not Always, IfNotPresent or Never",
+        ),
         (["-f", "-", "--xds-address", "xds"], POD, "'xds' is not HOST:PORT"),
         (["-f", "-", "--sds", "unix:///sock"], POD, "is not unix:///DIRECTORY/SOCKET"),
         (["-f", "-", "--set", "meshConfig.nonsense=1"], POD, "nonsense"),

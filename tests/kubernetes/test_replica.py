@@ -58,7 +58,7 @@ async def test_two_share_a_ca_and_one_publishes_its_root_until_it_is_killed(
     command = ("rotate-root", f"--kubeconfig={kubeconfig}")
     status, said = await xds(*command)
     assert status == 1
-    assert f"no CA found: xds serve creates it in the Secret {HOME}/{SECRET}" in said
+    assert f"no CA found: xds serve creates the Secret {HOME}/{SECRET}" in said
 
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:

@@ -16,28 +16,28 @@ from tests.support.loopback import free_port
 
 async def test_grpc_finds_the_backend_of_the_api_listener():
     async with running("api_listener.py", "127.0.0.1:0") as server:
-        port = (await server.wait_for(r"ask 127\.0\.0\.1:(\d+) where svc is"))[1]
+        port = (await server.wait_for(r"serving xds:///svc on 127\.0\.0\.1:(\d+)"))[1]
         async with running("client.py", f"127.0.0.1:{port}") as client:
             await client.wait_for("^xds:///svc is SERVING$")
             for name in ("svc", "svc-routes", "backends", "backends"):
-                await server.wait_for(f"^client-1 took {name}$")
+                await server.wait_for(f"^client-1 ACKed {name}$")
             assert await client.process.wait() == 0
 
 
 @pytest.mark.envoy
 async def test_envoy_gets_a_route_every_second(tmp_path):
     async with running("route_every_second.py", "127.0.0.1:0", "0") as program:
-        port = (await program.wait_for(r"asks 127\.0\.0\.1:(\d+)"))[1]
+        port = (await program.wait_for(r"waiting for an Envoy on 127\.0\.0\.1:(\d+)"))[1]
         bootstrap = yaml.safe_load((EXAMPLES / "envoy.yaml").read_text())
         bootstrap["admin"]["address"]["socket_address"]["port_value"] = free_port()
         (xds,) = bootstrap["static_resources"]["clusters"]
         (endpoint,) = xds["load_assignment"]["endpoints"][0]["lb_endpoints"]
         endpoint["endpoint"]["address"]["socket_address"]["port_value"] = int(port)
         async with EnvoyProcess("envoy-1", bootstrap, tmp_path) as envoy:
-            await program.wait_for("^envoy-1 asks for routes$")
+            await program.wait_for("^envoy-1 subscribed to routes$")
             client = Client()
             for number in (1, 2, 3):
-                await program.wait_for(f"^added /{number}: acknowledged$")
+                await program.wait_for(f"^added /{number}: ACKed$")
                 (listener,) = (await envoy.admin.json("/listeners?format=json"))["listener_statuses"]
                 at = listener["local_address"]["socket_address"]["port_value"]
                 answer = await client.get(f"http://127.0.0.1:{at}/{number}")
@@ -48,7 +48,7 @@ async def test_envoy_gets_a_route_every_second(tmp_path):
 @pytest.mark.parametrize("name", ["api_listener.py", "route_every_second.py"])
 async def test_they_end_quietly_when_they_are_interrupted(name):
     async with running(name, "127.0.0.1:0") as program:
-        await program.wait_for(r"(ask|asks) 127\.0\.0\.1:\d+")
+        await program.wait_for(r"on 127\.0\.0\.1:\d+")
         program.process.send_signal(signal.SIGINT)
         rest, _ = await asyncio.wait_for(program.process.communicate(), TIMEOUT)
         assert (program.process.returncode, rest.decode()) == (0, "")

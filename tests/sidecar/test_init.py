@@ -359,7 +359,7 @@ class TestWhereItCannot:
     [
         (["-b", "http"], "'-b': 'http' is not a port"),
         (["-x", "10.0.0.1/8"], "'-x': 10.0.0.1/8 has host bits set"),
-        (["-x", "*"], "'-x': '*' is not allowed here"),
+        (["-x", "*"], "'-x': '*' is not allowed"),
         (["-m", "TPROXY"], "'-m': 'TPROXY' is not REDIRECT or NONE"),
     ],
 )

@@ -1,7 +1,7 @@
 """The command `xds`.
 
-Each subcommand is a function in a module of its own, `xds.cli.NAME`. The module is imported when the
-subcommand runs or prints its help, so `xds --help` imports no heavy package.
+Each subcommand is a function in its own module, `xds.cli.NAME`. The module is imported only when the
+subcommand runs or prints its help, so `xds --help` is fast.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COMMANDS = {
     "install-crds": "Create missing CustomResourceDefinitions in a Kubernetes cluster.",
     "rotate-root": "Start or inspect the rotation of a cluster's root certificate.",
     "translate": "Print the configuration of a pod's sidecar.",
-    "reach": "Print which connections use mutual TLS or plaintext, or fail.",
+    "reach": "Print which connections use mutual TLS, use plaintext, or fail.",
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",
     "proxy": "Run Envoy in a sidecar container.",
     "init": "Redirect a pod's traffic to its sidecar with iptables.",
@@ -41,7 +41,7 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in _COMMANDS:
             return None
         if cmd_name == "serve":
-            # gRPC logs each failed handshake, without a limit. It reads this variable when it is imported.
+            # Without this, gRPC logs every failed handshake. It reads the variable at import time.
             os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
         name = cmd_name.replace("-", "_")
         module = import_module(f"xds.cli.{name}")
@@ -55,12 +55,12 @@ class _LazyGroup(TyperGroup):
 
 
 def _examples(module: Any) -> str | None:
-    """Return the module's EXAMPLES, one command a line, as the end of the help text."""
+    """Format the module's EXAMPLES, one command per line, as the end of the help text."""
     examples = getattr(module, "EXAMPLES", "").strip()
     if not examples:
         return None
     lines = "\n".join(f"  {line}" for line in examples.splitlines())
-    return f"\b\nExamples:\n{lines}"  # click keeps the line breaks of a paragraph that starts with \b
+    return f"\b\nExamples:\n{lines}"  # click does not rewrap a paragraph that starts with \b
 
 
 def _app(**options: Any) -> typer.Typer:

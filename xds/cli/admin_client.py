@@ -1,4 +1,4 @@
-"""A client of a running control plane's services xds.mesh.v1.Proxies and xds.mesh.v1.Rollouts."""
+"""A gRPC client of a running control plane: services xds.mesh.v1.Proxies and xds.mesh.v1.Rollouts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROLLOUTS = "xds.mesh.v1.Rollouts"
 RPC_TIMEOUT = 10.0
 """Timeout of a unary call, in seconds."""
 EXIT_UNREACHABLE = 3
-"""Exit status if the control plane cannot be reached or does not answer."""
+"""Exit status if a call to the control plane fails."""
 
 
 def _file(option: str, help_text: str) -> Any:
@@ -36,18 +36,22 @@ def _file(option: str, help_text: str) -> Any:
 CaFile = Annotated[
     Path | None,
     _file(
-        "--ca-file", "Connect over TLS, and verify the control plane against these root certificates (PEM)."
+        "--ca-file",
+        "Root certificates (PEM) to verify the control plane against. Default: plaintext, no TLS.",
     ),
 ]
 TokenFile = Annotated[
     Path | None,
-    _file("--token-file", "Token of an admin's service account (audience xds-ca). Requires --ca-file."),
+    _file("--token-file", "Token of an admin service account (audience xds-ca). Requires --ca-file."),
 ]
 CertFile = Annotated[
     Path | None,
-    _file("--cert-file", "Client certificate of an admin's service account (PEM). Requires --ca-file."),
+    _file(
+        "--cert-file",
+        "Client certificate (PEM) of an admin service account. Requires --ca-file and --key-file.",
+    ),
 ]
-KeyFile = Annotated[Path | None, _file("--key-file", "Private key of --cert-file (PEM).")]
+KeyFile = Annotated[Path | None, _file("--key-file", "Private key (PEM) of --cert-file.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class ClientCredentials:
     """The files that a client needs to connect over TLS."""
 
     roots: Path | None = None
-    """Root certificates to verify the control plane against. Without them the connection is plaintext."""
+    """Root certificates to verify the control plane against; None for a plaintext connection."""
     token: Path | None = None
     """Token of a service account."""
     certificate: Path | None = None
@@ -64,12 +68,12 @@ class ClientCredentials:
     """Private key of the client certificate."""
 
     def load(self) -> grpc.ChannelCredentials | None:
-        """Read the files; return None for plaintext. Exit if a file is missing or cannot be used."""
+        """Read the files; return None for plaintext. Exit if a file is missing or invalid."""
         if (self.certificate is None) != (self.key is None):
             fail("--cert-file and --key-file must be used together")
         if self.roots is None:
             if self.token or self.certificate:
-                fail("credentials are sent over TLS only: add --ca-file to verify the control plane")
+                fail("credentials are only sent over TLS: add --ca-file to verify the control plane")
             return None
         try:
             credentials = grpc.ssl_channel_credentials(
@@ -86,17 +90,17 @@ class ClientCredentials:
 
 
 class AdminClient:
-    """A connection to a control plane. Any error prints a message and exits."""
+    """A connection to a control plane. On an error, every method prints a message and exits."""
 
     def __init__(self, address: Address, credentials: ClientCredentials = ClientCredentials()) -> None:
         self._address = address
-        # The state of a large mesh exceeds the default of 4 MiB. An HTTP proxy for the web does not reach
-        # this port.
+        # The state of a large mesh exceeds the default message limit of 4 MiB. Ignore http_proxy: a web
+        # proxy does not forward to this port.
         options = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
-        loaded = credentials.load()
+        channel_credentials = credentials.load()
         self._channel: grpc.Channel = (
-            grpc.secure_channel(str(address), loaded, options)
-            if loaded
+            grpc.secure_channel(str(address), channel_credentials, options)
+            if channel_credentials
             else grpc.insecure_channel(str(address), options)
         )
 
@@ -107,14 +111,14 @@ class AdminClient:
         self._channel.close()
 
     def list_proxies(self, filters: dict[str, str], *, unsynced: bool) -> proxies_pb2.ListProxiesResponse:
-        """Return the state of proxies. `unsynced` adds the resources that are not synced."""
+        """Return the state of proxies. With `unsynced`, include the resources that are not synced."""
         request = proxies_pb2.ListProxiesRequest(**filters, unsynced=unsynced)
         return self._call(PROXIES, request, proxies_pb2.ListProxiesResponse)
 
     def watch_proxies(
         self, filters: dict[str, str], *, unsynced: bool
     ) -> Iterator[proxies_pb2.WatchProxiesResponse]:
-        """Yield the state of proxies, then its changes until the control plane stops."""
+        """Yield the state of proxies, then each change until the control plane stops."""
         request = proxies_pb2.WatchProxiesRequest(**filters, unsynced=unsynced)
         return self._stream(PROXIES, request, proxies_pb2.WatchProxiesResponse)
 
@@ -124,29 +128,30 @@ class AdminClient:
         return self._call(ROLLOUTS, request, rollouts_pb2.ListRolloutsResponse)
 
     def watch_rollouts(self, namespace: str) -> Iterator[rollouts_pb2.ListRolloutsResponse]:
-        """Yield the progress of rollouts at each change until the control plane stops."""
+        """Yield the progress of rollouts, again at each change, until the control plane stops."""
         request = rollouts_pb2.ListRolloutsRequest(namespace=namespace)
         return self._stream(ROLLOUTS, request, rollouts_pb2.ListRolloutsResponse)
 
     def resolve_proxy(self, proxy: str, namespace: str) -> str:
-        """Return the filter that selects the proxy `proxy`; exit if it does not match exactly one."""
+        """Return a filter that selects exactly one proxy; exit if `proxy` matches none or several."""
 
-        def list_names(text: str) -> list[str]:
-            response = self.list_proxies({"proxy": text, "namespace": namespace}, unsynced=False)
-            names = dict.fromkeys(proxy_name(each.node_id) for each in response.proxies)
-            if not (names and response.not_connected.may_be_on_other_replica):
-                names |= dict.fromkeys(f"{each.pod}.{each.namespace}" for each in response.not_connected.pods)
+        def list_names(prefix: str) -> list[str]:
+            response = self.list_proxies({"proxy": prefix, "namespace": namespace}, unsynced=False)
+            names = dict.fromkeys(proxy_name(connected.node_id) for connected in response.proxies)
+            absent = response.not_connected
+            if not (names and absent.may_be_on_other_replica):
+                names |= dict.fromkeys(f"{sidecar.pod}.{sidecar.namespace}" for sidecar in absent.pods)
             return list(names)
 
         names = list_names(proxy)
         if not names:
             known = list_names("")
             if not known:
-                fail(f"there is no proxy {proxy}: no proxy is connected to {self._address}")
+                fail(f"proxy {proxy} not found: no proxy is connected to {self._address}")
             fail_unknown("proxy", proxy, known, "POD.NAMESPACE")
         if len(names) > 1:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            fail(f"{proxy} is ambiguous: it matches {shown}")
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            fail(f"{proxy} is ambiguous: it matches {listed}")
         return names[0] if names[0].startswith(proxy) else proxy
 
     def _call(self, service: str, request: Message, response: type[_Response]) -> _Response:
@@ -186,18 +191,18 @@ class AdminClient:
             case grpc.StatusCode.UNAVAILABLE:
                 message = (
                     f"cannot connect to a control plane at {self._address}: start `xds serve`, or set "
-                    "its xDS address with --xds-address"
+                    "--xds-address to its xDS address"
                 )
             case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
                 message = f"{self._address} denied the request"
             case grpc.StatusCode.UNIMPLEMENTED:
                 message = (
                     f"the server at {self._address} does not implement {service}: it is not `xds serve`, or "
-                    "an older version"
+                    "is an older version"
                 )
             case grpc.StatusCode.DEADLINE_EXCEEDED:
-                message = f"the server at {self._address} did not answer within {RPC_TIMEOUT:.0f} s"
+                message = f"the server at {self._address} did not respond within {RPC_TIMEOUT:.0f} s"
             case code:
-                message = f"{self._address} answered {code.name}"
+                message = f"the server at {self._address} responded with {code.name}"
         details = error.details() or ""
         fail(message + (f" ({printable(details)})" if details else ""), EXIT_UNREACHABLE)

@@ -35,8 +35,8 @@ def bootstrap(
         typer.Option(
             "--token-file",
             metavar="PATH",
-            help="Connect over TLS and send the token in this file, a path in Envoy's container. "
-            "Requires --ca-file.",
+            help="Path, in Envoy's container, of the token to authenticate with. Enables TLS; requires "
+            "--ca-file.",
             show_default=False,
         ),
     ] = None,
@@ -45,9 +45,8 @@ def bootstrap(
         typer.Option(
             "--ca-file",
             metavar="PATH",
-            help="Root certificates (PEM) to verify the control plane against, a path in Envoy's "
-            "container. Requires "
-            "--token-file.",
+            help="Path, in Envoy's container, of the root certificates (PEM) to verify the control plane "
+            "against. Requires --token-file.",
             show_default=False,
         ),
     ] = None,
@@ -56,8 +55,8 @@ def bootstrap(
     address = parse_address("--xds-address", xds_address)
     if (token_file is None) != (ca_file is None):
         fail(
-            "--token-file and --ca-file must be used together: a token is sent to a verified control "
-            "plane only"
+            "--token-file and --ca-file must be used together: a token is only sent to a verified control "
+            "plane"
         )
     credential = envoy.TokenFile(token=token_file, roots=ca_file) if token_file and ca_file else None
     sidecar = find_pod(load_mesh(manifests), pod)

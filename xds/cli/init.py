@@ -26,9 +26,7 @@ def init(
     *,
     envoy_port: Annotated[
         int,
-        typer.Option(
-            "--envoy-port", "-p", min=1, max=65535, help="Port where the sidecar accepts outbound traffic."
-        ),
+        typer.Option("--envoy-port", "-p", min=1, max=65535, help="Port of the sidecar's outbound listener."),
     ] = 15001,
     inbound_capture_port: Annotated[
         int,
@@ -37,7 +35,7 @@ def init(
             "-z",
             min=1,
             max=65535,
-            help="Port where the sidecar accepts inbound traffic.",
+            help="Port of the sidecar's inbound listener.",
         ),
     ] = 15006,
     proxy_uid: Annotated[
@@ -58,7 +56,7 @@ def init(
             "--istio-inbound-interception-mode",
             "-m",
             metavar="|".join(_MODES),
-            help="Interception mode. NONE redirects nothing.",
+            help="Interception mode. NONE redirects no traffic.",
         ),
     ] = "REDIRECT",
     service_cidr: Annotated[
@@ -76,7 +74,7 @@ def init(
             "--istio-service-exclude-cidr",
             "-x",
             metavar="NETWORKS",
-            help="Outbound networks to exclude from redirection.",
+            help="Outbound networks to exclude from redirection. Default: none.",
         ),
     ] = "",
     inbound_ports: Annotated[
@@ -100,7 +98,7 @@ def init(
             "--istio-outbound-ports",
             "-q",
             metavar="PORTS",
-            help="Outbound ports to redirect to any network, in addition to -i.",
+            help="Outbound ports to redirect for all networks, in addition to -i. Default: none.",
         ),
     ] = "",
     local_outbound_ports_exclude: Annotated[
@@ -109,7 +107,7 @@ def init(
             "--istio-local-outbound-ports-exclude",
             "-o",
             metavar="PORTS",
-            help="Outbound ports to exclude from redirection.",
+            help="Outbound ports to exclude from redirection. Default: none.",
         ),
     ] = "",
     exclude_interfaces: Annotated[
@@ -118,15 +116,15 @@ def init(
             "--istio-exclude-interfaces",
             "-c",
             metavar="NAMES",
-            help="Network interfaces to exclude from redirection.",
+            help="Network interfaces to exclude from redirection. Default: none.",
         ),
     ] = "",
-    undo: Annotated[bool, typer.Option("--undo", help="Remove the rules.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Remove the rules instead of applying them.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Print the IPv4 rules without applying them.")
     ] = False,
 ) -> None:
-    """Redirect a pod's traffic to its sidecar with iptables: the command of an init container.
+    """Redirect a pod's traffic to its sidecar with iptables. This is the command of an init container.
 
     Accepts the flags of istio-iptables. Idempotent and atomic: all rules take effect at once, or none.
     """
@@ -171,7 +169,7 @@ def _parse(option: str, parser: Callable[[str], T], text: str) -> T:
 
 def _require_list(option: str, values: tuple[T, ...] | None) -> tuple[T, ...]:
     if values is None:
-        _fail_option(option, "'*' is not allowed here: use a list")
+        _fail_option(option, "'*' is not allowed: set a comma-separated list")
     return values
 
 

@@ -24,7 +24,7 @@ kubectl get deployment httpbin -o yaml | xds inject -f - | kubectl apply -f -
 """
 
 MAX_FILE_BYTES = 64 << 20
-"""Maximum size of a file. etcd limits an object to a fortieth of that, but a file can hold many objects."""
+"""Maximum size of a file. A file can contain many objects; etcd limits each to a fortieth of this size."""
 
 
 def inject(
@@ -38,7 +38,7 @@ def inject(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="File to write instead of stdout.", show_default=False
+            "--output", "-o", metavar="FILE", help="File to write to. Default: stdout.", show_default=False
         ),
     ] = None,
     image: Annotated[
@@ -50,7 +50,8 @@ def inject(
         typer.Option(
             "--image-pull-policy",
             metavar="POLICY",
-            help="Always, IfNotPresent or Never. Default: Kubernetes chooses by the image's tag.",
+            help="Image pull policy of the sidecar: Always, IfNotPresent or Never. Default: chosen by "
+            "Kubernetes from the image tag.",
             show_default=False,
         ),
     ] = "",
@@ -63,16 +64,16 @@ def inject(
         typer.Option(
             "--sds",
             metavar="unix:///PATH",
-            help="Socket on the node that serves certificates (SPIRE's agent), instead of the control plane.",
+            help="Socket, on the node, of an SDS server that provides certificates and roots instead of the "
+            "control plane, such as the SPIRE agent.",
             show_default=False,
         ),
     ] = "",
     native_sidecar: Annotated[
         bool,
         typer.Option(
-            help="Add the sidecar as a restartable init container (Kubernetes 1.29), so that Jobs "
-            "complete and init "
-            "containers can use the mesh; otherwise as an ordinary container."
+            help="Add the sidecar as a native sidecar (Kubernetes 1.29) or as an ordinary container. With a "
+            "native sidecar, Jobs complete and init containers can use the mesh."
         ),
     ] = True,
     mesh_config: MeshConfigFile = None,
@@ -80,14 +81,14 @@ def inject(
 ) -> None:
     """Add sidecars to the pods in manifests, for `kubectl apply -f -`.
 
-    Changes Pods and the templates of Deployments, StatefulSets, DaemonSets, ReplicaSets,
-    ReplicationControllers, Jobs and CronJobs, except those with the label or annotation
-    `sidecar.istio.io/inject: "false"`. Other objects and unrelated text are not changed.
+    Changes Pods and the pod templates of Deployments, StatefulSets, DaemonSets, ReplicaSets,
+    ReplicationControllers, Jobs and CronJobs. Skips those with the label or annotation
+    `sidecar.istio.io/inject: "false"`. Leaves other objects and unrelated text unchanged.
     """
     parse_address("--xds-address", xds_address)
     if image_pull_policy not in ("", "Always", "IfNotPresent", "Never"):
         raise typer.BadParameter(
-            f"{image_pull_policy!r} is none of Always, IfNotPresent, Never",
+            f"{image_pull_policy!r} is not Always, IfNotPresent or Never",
             param_hint="'--image-pull-policy'",
         )
     if sds and not (sds.startswith("unix:///") and sds.removeprefix("unix://").strip("/").count("/")):
@@ -98,12 +99,12 @@ def inject(
     ).with_mesh_config(config)
     result, problems = "", list[Problem]()
     for name in filenames:
-        text, found = _inject_text(_read(name), "stdin" if name == "-" else name, settings)
+        text, file_problems = _inject_text(_read(name), "stdin" if name == "-" else name, settings)
         if result and not text.startswith("---"):
             result = result if result.endswith("\n") else result + "\n"
             result += "---\n"
         result += text
-        problems += found
+        problems += file_problems
     print_problems(problems)
     if any(not problem.notice for problem in problems):
         raise typer.Exit(1)
@@ -139,7 +140,7 @@ def _write(output: Path | None, text: str) -> None:
 
 
 def _inject_text(text: str, file: str, settings: InjectionSettings) -> tuple[str, list[Problem]]:
-    """Return a file's text with sidecars added, and the problems found."""
+    """Return a file's text with sidecars added, and its problems."""
     if text.lstrip().startswith("{"):
         text = documents.join_surrogates(text)
     result, problems = "", list[Problem]()
@@ -149,16 +150,16 @@ def _inject_text(text: str, file: str, settings: InjectionSettings) -> tuple[str
             if isinstance(document, Problem):
                 problems.append(document)
             else:
-                value, found = _inject_document(document, settings)
+                value, document_problems = _inject_document(document, settings)
                 changes.append((document, value))
-                problems += found
-        changed = any(document.value is not value for document, value in changes)
-        result += rewriting.rewrite(chunk, changes) if changed else chunk
+                problems += document_problems
+        is_changed = any(document.value is not value for document, value in changes)
+        result += rewriting.rewrite(chunk, changes) if is_changed else chunk
     return result, problems
 
 
 def _inject_document(document: Document, settings: InjectionSettings) -> tuple[object, list[Problem]]:
-    """Return a document's value with sidecars added, the same object if unchanged, and the problems."""
+    """Return a document's value with sidecars added, and its problems. An unchanged value is not copied."""
     value, problems = document.value, list[Problem]()
     pod_templates = list(find_templates(value))
     for path, flaw in document.flaws if pod_templates else ():
@@ -174,14 +175,14 @@ def _inject_document(document: Document, settings: InjectionSettings) -> tuple[o
         )
         problems += injection.problems
         if injection.skip_reason:
-            what = f"{template.subject} is left as it is: {injection.skip_reason}"
+            what = f"{template.subject} gets no sidecar: {injection.skip_reason}"
             problems.append(Problem(where=document.locate(template.path), what=what, notice=True))
         value = _replace(value, template.path, injection.pod)
     return value, problems
 
 
 def _replace(value: Any, path: FieldPath, new: Any) -> Any:
-    """Return a value with another one at a path; the siblings are shared."""
+    """Return a copy of a value with `new` at the path. Unaffected parts are not copied."""
     if not path:
         return new
     step, *rest = path

@@ -60,8 +60,8 @@ def install(
         list[Part] | None,
         typer.Option(
             "--only",
-            help="Install one part: missing CRDs, the control plane, or the initial policies of the "
-            "mesh. Can be repeated.",
+            help="Part to install: missing CRDs, the control plane, or the mesh's initial policies. Can be "
+            "repeated. Default: all parts.",
             show_default=False,
         ),
     ] = None,
@@ -69,7 +69,7 @@ def install(
         bool,
         typer.Option(
             "--network-policy/--no-network-policy",
-            help="Install, or delete, a NetworkPolicy that restricts connections to the control plane.",
+            help="Install a NetworkPolicy that restricts connections to the control plane, or delete it.",
         ),
     ] = True,
     api_server_cidr: Annotated[
@@ -77,9 +77,8 @@ def install(
         typer.Option(
             "--api-server-cidr",
             metavar="CIDR",
-            help="Network from which the API server calls the webhook, for the NetworkPolicy. Can be "
-            "repeated. Default: any "
-            "address can connect to the webhook.",
+            help="Network that the API server calls the webhook from. The NetworkPolicy then admits no other "
+            "address to the webhook. Can be repeated. Default: any address.",
             show_default=False,
         ),
     ] = None,
@@ -87,7 +86,7 @@ def install(
     output: Annotated[
         Format,
         typer.Option(
-            "-o", "--output", help="Output format. yaml prints the objects and does not install them."
+            "-o", "--output", help="Output format. yaml prints the objects without installing them."
         ),
     ] = Format.TABLE,
     kubeconfig: Kubeconfig = None,
@@ -95,8 +94,8 @@ def install(
 ) -> None:
     """Install or upgrade the control plane in a Kubernetes cluster.
 
-    Idempotent: objects that are up to date are left untouched, and so are policies that another client has
-    changed since.
+    Idempotent: objects that are up to date are left untouched. So are the initial policies once another
+    client, such as kubectl, has changed them.
 
     --set values.global.mtls.auto=BOOL sets whether clients use automatic mutual TLS.
     --set values.global.mtls.enabled=BOOL sets the initial policies: MeshPolicy default is PERMISSIVE (false),
@@ -109,8 +108,8 @@ def install(
     _, config = load_settings(mesh_config, assignments)
     mesh = _merge_settings(mesh_config, assignments or ())
     objects = kube.control_plane(image=image, mesh=mesh, api_server_cidrs=_networks(api_server_cidr or ()))
-    disabled = [each for each in objects if each["kind"] == "NetworkPolicy" and not network_policy]
-    objects = [each for each in objects if each not in disabled]
+    disabled = [item for item in objects if item["kind"] == "NetworkPolicy" and not network_policy]
+    objects = [item for item in objects if item not in disabled]
     if output is Format.YAML:
         _print_yaml(parts, config, objects)
         return
@@ -132,12 +131,12 @@ def _networks(texts: Iterable[str]) -> list[str]:
 
 
 def _merge_settings(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:
-    """Return the settings, which have been validated, as one document."""
-    document: dict[str, Any] = {"enableAutoMtls": True}
-    for each in read_documents(file.read_text("utf-8-sig"), str(file)) if file else ():
-        if isinstance(each, Document) and isinstance(each.value, dict):
-            document |= each.value
-    return merged(document, assignments)
+    """Return the settings, which must be valid, as one MeshConfig."""
+    settings: dict[str, Any] = {"enableAutoMtls": True}
+    for document in read_documents(file.read_text("utf-8-sig"), str(file)) if file else ():
+        if isinstance(document, Document) and isinstance(document.value, dict):
+            settings |= document.value
+    return merged(settings, assignments)
 
 
 def _print_yaml(parts: frozenset[Part], config: MeshConfig, objects: list[Json]) -> None:
@@ -158,7 +157,7 @@ async def _install(
     *,
     dry_run: bool,
 ) -> bool:
-    """Install the parts and print the result; return whether all kinds can be used.
+    """Install the parts and print the results; return whether all kinds can be used.
 
     Args:
         api: the API server.
@@ -166,30 +165,30 @@ async def _install(
         config: the settings of the mesh.
         objects: the control plane's objects to create or update.
         disabled: the control plane's objects to delete.
-        dry_run: whether to change nothing.
+        dry_run: whether to send only dry-run requests.
     """
-    usable = True
+    all_usable = True
     if Part.CRDS in parts:
         definitions = await crds.install(api, dry_run=dry_run)
         print_definitions(definitions, dry_run=dry_run)
         typer.echo()
-        usable = not any(definition.problem for definition in definitions)
+        all_usable = not any(definition.problem for definition in definitions)
     installer = Installer(api, dry_run=dry_run)
-    done: list[InstallResult] = []
+    results: list[InstallResult] = []
     if Part.CONTROL_PLANE in parts:
-        done += [await installer.namespace(), *await installer.control_plane(objects)]
-        done += await installer.remove(disabled)
+        results += [await installer.namespace(), *await installer.control_plane(objects)]
+        results += await installer.remove(disabled)
     if Part.MESH in parts:
-        done += await installer.policies(config, await crds.served_versions(api))
-    _print_results(done, dry_run=dry_run)
-    return usable
+        results += await installer.policies(config, await crds.served_versions(api))
+    _print_results(results, dry_run=dry_run)
+    return all_usable
 
 
-def _print_results(done: Iterable[InstallResult], *, dry_run: bool) -> None:
+def _print_results(results: Iterable[InstallResult], *, dry_run: bool) -> None:
     table = Table("OBJECT", "STATUS")
-    for each in done:
-        status = f"{each.outcome}: {each.why}" if each.why else each.outcome.value
-        if dry_run and each.outcome in ("created", "changed", "deleted"):
+    for result in results:
+        status = f"{result.outcome}: {result.why}" if result.why else result.outcome.value
+        if dry_run and result.outcome in ("created", "changed", "deleted"):
             status = f"would be {status}"
-        table.add_row(each.title, Text(status, "yellow" if each.why else ""))
+        table.add_row(result.title, Text(status, "yellow" if result.why else ""))
     table.show()

@@ -22,7 +22,7 @@ xds install-crds --context staging
 """
 
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Send dry-run requests to the API server: nothing is changed.")
+    bool, typer.Option("--dry-run", help="Send dry-run requests to the API server, which change nothing.")
 ]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import structlog
 
 _MAX_VALUE_LENGTH = 1000
-"""Characters shown of a value. Proxies can send values of any length."""
+"""Maximum characters of a logged value. Proxies can send values of any length."""
 
 
 def configure() -> None:
-    """Set up logging for the process. Records of the standard library's logging get the same format."""
+    """Configure structlog, and the standard library's logging with the same format."""
     is_terminal = sys.stderr.isatty()
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -54,8 +54,8 @@ def _escape_values(
         if isinstance(text, str) and key == "stack":
             text = "\n".join(_replace_control_characters(line) for line in text.splitlines())
         elif isinstance(text, str):
-            short = text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]}..."
-            text = _replace_control_characters(short).strip()
+            truncated = text if len(text) <= _MAX_VALUE_LENGTH else f"{text[:_MAX_VALUE_LENGTH]}..."
+            text = _replace_control_characters(truncated).strip()
         if key != "exc_info":
             event[key] = text
     return event

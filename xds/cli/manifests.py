@@ -1,4 +1,4 @@
-"""Read a folder of manifests once, for subcommands that print an answer and exit."""
+"""Read a folder of manifests once, for subcommands that print a result and exit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from xds.mesh.model.objects import MeshConfig, Pod, Problem
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
 
-UNREADABLE = "every document of the manifests must be readable, because any of them may be a policy"
-"""Error when a document cannot be read: a prediction, a translation or a token could be wrong without it."""
+UNREADABLE = "cannot read all documents of the manifests: any of them may be a policy"
+"""Error if a document cannot be read. Without it, a prediction, translation or token could be wrong."""
 
 
 def load_settings(config: Path | None, assignments: list[str] | None) -> tuple[SettingsLoader, MeshConfig]:
-    """Return a source of the mesh's settings, and the settings; exit with status 2 if they are invalid."""
+    """Return a loader of the mesh's settings, and the settings. Exit with status 2 if they are invalid."""
     settings = SettingsLoader(config, assignments or ())
     mesh_config, problems = settings.load()
     if mesh_config is None:
@@ -29,7 +29,7 @@ def load_settings(config: Path | None, assignments: list[str] | None) -> tuple[S
 def read_mesh(
     manifests: Path, config: Path | None = None, assignments: list[str] | None = None
 ) -> tuple[Mesh, tuple[Problem, ...]]:
-    """Return the mesh in the manifests, and their problems; exit with status 2 if one is unreadable."""
+    """Return the mesh in the manifests, and its problems. Exit with status 2 if a document is unreadable."""
     settings, _ = load_settings(config, assignments)
     try:
         report = Folder(manifests, settings).load()
@@ -42,14 +42,14 @@ def read_mesh(
 
 
 def load_mesh(manifests: Path, config: Path | None = None, assignments: list[str] | None = None) -> Mesh:
-    """Return the mesh that the manifests describe; print their problems. Exit as `read_mesh` does."""
+    """Return the mesh in the manifests, and print its problems. Exits like `read_mesh`."""
     mesh, problems = read_mesh(manifests, config, assignments)
     print_problems(problems)
     return mesh
 
 
 def find_pod(mesh: Mesh, name: str) -> Pod:
-    """Return the pod POD.NAMESPACE, or exit with similar names."""
+    """Return the pod named POD.NAMESPACE. If there is none, print similar names and exit."""
     pod_name, _, namespace = name.rpartition(".")
     pod = mesh.pod(namespace, pod_name)
     if pod is None:

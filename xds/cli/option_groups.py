@@ -1,4 +1,4 @@
-"""Dataclasses of command line options: typer shows each field as an option of the command."""
+"""Commands that take their options as one dataclass instead of one parameter per option."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ _Options = TypeVar("_Options")
 
 
 def grouped_options(options: type[_Options]) -> Callable[[Callable[[_Options], None]], Callable[..., None]]:
-    """Make a command of a function that takes its options as one dataclass.
+    """Turn a function that takes one dataclass of options into a typer command.
 
-    A field is an option, annotated and with a default as a parameter of a command is, or another dataclass of
-    options.
+    Each field is an option, annotated as typer expects of a parameter, or a nested dataclass of options.
     """
 
     def decorate(function: Callable[[_Options], None]) -> Callable[..., None]:

@@ -1,6 +1,6 @@
-"""Options that several subcommands share, and how a subcommand reports an error and exits.
+"""Shared options of subcommands, and functions that report an error and exit.
 
-Imports nothing heavy.
+Every subcommand imports this module, so it must be cheap to import.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
     from xds.mesh.model.objects import Problem
 
 MAX_NOTICES = 20
-"""Notices that one run prints. A dump of a whole cluster can have one for each ConfigMap."""
+"""Maximum number of notices that one run prints. A dump of a whole cluster can cause one per ConfigMap."""
 
 MANIFESTS = typer.Option(
     "--manifests",
     metavar="DIR",
     exists=True,
     file_okay=False,
-    help="Folder of Kubernetes and Istio objects: *.yaml, *.yml and *.json, as for kubectl apply.",
+    help="Folder of Kubernetes and Istio objects (*.yaml, *.yml, *.json), as for kubectl apply.",
 )
 Manifests = Annotated[Path, MANIFESTS]
 MeshConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--mesh-config", metavar="FILE", exists=True, dir_okay=False, help="Istio MeshConfig, as YAML."
+        "--mesh-config", metavar="FILE", exists=True, dir_okay=False, help="Istio MeshConfig file (YAML)."
     ),
 ]
 Assignments = Annotated[
@@ -40,8 +40,7 @@ Assignments = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a setting of --mesh-config: meshConfig.KEY=VALUE, values.global.mtls.auto=BOOL "
-        "(default true) or "
+        help="Override a mesh setting: meshConfig.KEY=VALUE, values.global.mtls.auto=BOOL (default true) or "
         "values.global.mtls.enabled=BOOL (default false). Can be repeated.",
     ),
 ]
@@ -53,13 +52,18 @@ Kubeconfig = Annotated[
         metavar="FILE",
         exists=True,
         dir_okay=False,
-        help="Path to a kubeconfig file. Default: the pod's service account, or else the kubeconfig "
-        "that kubectl uses.",
+        help="Path to a kubeconfig file. Default: the pod's service account in a cluster, else the "
+        "kubeconfig that kubectl uses.",
     ),
 ]
 Context = Annotated[
     str | None,
-    typer.Option("--context", metavar="NAME", help="Context of the kubeconfig to use.", show_default=False),
+    typer.Option(
+        "--context",
+        metavar="NAME",
+        help="Kubeconfig context to use. Default: the current context.",
+        show_default=False,
+    ),
 ]
 
 
@@ -74,7 +78,7 @@ class Address(NamedTuple):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach the address."""
+        """Whether the address can be reached from this machine only."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -82,7 +86,7 @@ class Address(NamedTuple):
 
 
 def parse_address(option: str, text: str) -> Address:
-    """Parse the HOST:PORT of an option; an IPv6 address is in brackets."""
+    """Parse an option's HOST:PORT. An IPv6 address must be in brackets."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535 or (":" in host and host[0] + host[-1] != "[]"):
         raise typer.BadParameter(
@@ -105,23 +109,36 @@ def print_problems(problems: Iterable[Problem]) -> None:
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
-    """Print an error and exit. Status 2 is wrong usage, 1 is a failed check or operation."""
+    """Print an error and exit. Status 2 means wrong usage; 1 means that a check or operation failed."""
     typer.echo(f"xds: {message}", err=True)
     raise typer.Exit(status)
 
 
 def fail_unknown(kind: str, name: str, known: list[str], form: str) -> NoReturn:
-    """Exit because no object has the name; suggest known names."""
+    """Print that no object has the name, with similar names, and exit.
+
+    Args:
+        kind: the kind of object, such as `pod`.
+        name: the name that the user entered.
+        known: the names that exist.
+        form: the form of a name, such as `POD.NAMESPACE`, or where the name was looked up.
+    """
     if not known:
-        fail(f"there is no {kind} {name}: the manifests contain no {kind}")
-    # A name without its namespace, or a Deployment's name without the suffix of its pods.
-    first, _, rest = name.rpartition(".")
+        fail(f"{kind} {name} not found: the manifests contain no {kind}")
+    # Complete a name without its namespace, and a Deployment's name without the suffix of its pods.
+    first_name, _, namespace = name.rpartition(".")
     completions = [
-        each for each in known if each.startswith((f"{name}.", f"{first}-")) and each.endswith(rest)
+        known_name
+        for known_name in known
+        if known_name.startswith((f"{name}.", f"{first_name}-")) and known_name.endswith(namespace)
     ]
-    completions += [each for each in known if each.split(".")[0] == name and each not in completions]
+    completions += [
+        known_name
+        for known_name in known
+        if known_name.split(".")[0] == name and known_name not in completions
+    ]
     similar = completions or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     names = similar or known
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    hint = f"did you mean {shown}?" if similar else f"known: {shown}"
-    fail(f"there is no {kind} {name} ({form}); {hint}")
+    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    hint = f"did you mean {listed}?" if similar else f"known: {listed}"
+    fail(f"{kind} {name} not found ({form}); {hint}")

@@ -14,15 +14,15 @@ from xds.mesh.sources.report import SourceUpdate
 from xds.server.token_bucket import TokenBucket
 
 BURST = 200
-"""Problems that are logged at once, and as many notices. A log call takes 0.1 ms of the event loop."""
+"""Maximum burst of logged problems; the same for notices. A log call takes 0.1 ms of the event loop."""
 RATE = 5.0
-"""Problems that are logged per second after a burst, and as many notices."""
+"""Problems logged per second after a burst; the same for notices."""
 
 
 class ProblemLog:
-    """Logs problems, notices and solved problems; counts those that exceed the rate.
+    """Logs problems, notices and solved problems, up to a rate, and counts the lines that exceed it.
 
-    Problems and notices have separate budgets, so that notices cannot hide problems.
+    Problems and notices have separate limits, so that notices cannot hide problems.
     """
 
     def __init__(self, log: BoundLogger, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,45 +35,45 @@ class ProblemLog:
         self._log = log
         self._problems, self._notices = _LineBudget(clock), _LineBudget(clock)
 
-    def add(self, report: SourceUpdate) -> None:
-        """Log the new and the solved problems of a report."""
-        for problem in report.problems:
+    def add(self, update: SourceUpdate) -> None:
+        """Log the new and the solved problems of an update."""
+        for problem in update.problems:
             fields = {"where": problem.where, "what": problem.what}
             fields |= {"hint": problem.hint} if problem.hint else {}
             if problem.notice and self._notices.spend():
                 self._log.info("notice", **fields)
             elif not problem.notice and self._problems.spend():
                 self._log.warning("problem found", **fields)
-        for problem in report.solved:
+        for problem in update.solved:
             if not problem.notice and self._notices.spend():
                 self._log.info("problem solved", where=problem.where, what=problem.what)
         for budget, kind in ((self._problems, "problems"), (self._notices, "notices")):
             if omitted := budget.take_omitted():
-                limit = f"{BURST} at once, then {RATE:g} per second; /metrics counts all in xds_problems"
+                limit = f"{BURST} at once, then {RATE:g} per second; the metric xds_problems counts all"
                 self._log.warning(f"{kind} not logged", count=omitted, limit=limit)
 
 
 class _LineBudget:
-    """The log lines of one kind that may still be written, and the number of lines omitted."""
+    """A rate limit for one kind of log line. Counts the lines omitted."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._budget = TokenBucket(BURST, RATE)
+        self._bucket = TokenBucket(BURST, RATE)
         self._omitted = 0
-        self._spent = False
+        self._has_written = False
 
     def spend(self) -> bool:
-        """Take one line; return whether there was one left."""
-        if not self._budget.take(self._clock()):
+        """Return whether a line may be written now, and count it as written or omitted."""
+        if not self._bucket.take(self._clock()):
             self._omitted += 1
             return False
-        self._spent = True
+        self._has_written = True
         return True
 
     def take_omitted(self) -> int:
-        """Return the number of lines omitted since the last call; 0 if no line was written since then."""
-        if not self._spent:
+        """Return the number of omitted lines, and reset it; 0 if no line was written since the last call."""
+        if not self._has_written:
             return 0
-        self._spent = False
+        self._has_written = False
         omitted, self._omitted = self._omitted, 0
         return omitted

@@ -31,8 +31,8 @@ def proxy(
         bool,
         typer.Option(
             "--drain",
-            help="Drain the running sidecar and wait for requests in flight: the preStop hook of its "
-            "container.",
+            help="Drain the running sidecar and wait for requests in flight. Intended as the container's "
+            "preStop hook.",
         ),
     ] = False,
     envoy: Annotated[
@@ -42,12 +42,12 @@ def proxy(
         str, typer.Option(metavar="unix:///PATH", envvar=settings.SDS.name, help=settings.SDS.description)
     ] = "",
 ) -> None:
-    """Run Envoy as this pod's sidecar: the command of a sidecar container.
+    """Run Envoy as this pod's sidecar. This is the command of a sidecar container.
 
-    Environment variables are the configuration.
+    The configuration is read from environment variables. POD_NAME, POD_NAMESPACE and INSTANCE_IP are
+    required; docs/reference/sidecar.md lists all variables.
 
-    Replaces this process with Envoy, so signals and the exit status are Envoy's. POD_NAME, POD_NAMESPACE and
-    INSTANCE_IP are required; docs/sidecar.md lists all variables.
+    The command replaces its process with Envoy: signals go to Envoy, and the exit status is Envoy's.
     """
     sidecar = _read_environment(sds)
     if drain:
@@ -70,8 +70,7 @@ def _read_environment(sds: str) -> Sidecar:
     sidecar, problems = environment.read(variables, labels)
     if problems:
         print_problems(problems)
-        # The kubelet sets downward API variables when a container starts, and restarts this one with newer
-        # values.
+        # The kubelet restarts the container, with current values of the downward API.
         raise typer.Exit(1)
     return sidecar
 
@@ -87,11 +86,11 @@ def _become_envoy(sidecar: Sidecar, envoy: str) -> None:
 
 def _drain(sidecar: Sidecar) -> None:
     try:
-        left = draining.drain(loopback_address(sidecar.pod), sidecar.drain_seconds)
+        remaining = draining.drain(loopback_address(sidecar.pod), sidecar.drain_seconds)
     except draining.DrainError as error:
         fail(str(error), 1)
-    if left:
+    if remaining:
         typer.echo(
-            f"xds: {left} connections or requests are still in flight after {sidecar.drain_seconds} s",
+            f"xds: {remaining} connections or requests are still in flight after {sidecar.drain_seconds} s",
             err=True,
         )

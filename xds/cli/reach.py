@@ -49,40 +49,48 @@ def reach(
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     client: Annotated[
-        str | None, typer.Option("--from", metavar="POD.NS", help="Print one client.", show_default=False)
+        str | None,
+        typer.Option(
+            "--from", metavar="POD.NS", help="Client pod to print. Default: all pods.", show_default=False
+        ),
     ] = None,
     server: Annotated[
         str | None,
-        typer.Option("--to", metavar="SERVICE.NS[:PORT]", help="Print one service.", show_default=False),
+        typer.Option(
+            "--to",
+            metavar="SERVICE.NS[:PORT]",
+            help="Service or service port to print. Default: all services.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
     strict: Annotated[
         bool,
         typer.Option(
             "--strict",
-            help="Exit with status 1 if the manifests have a problem or an object has no effect.",
+            help="Also exit with status 1 if the manifests have a problem or an object has no effect.",
         ),
     ] = False,
 ) -> None:
-    """Print whether each client reaches each service port and endpoint (mtls, plaintext or fails), and why.
+    """Print whether each client reaches each service endpoint (mtls, plaintext or fails), and why.
 
-    The result is predicted from the manifests; no request is sent. Problems of the manifests and objects
+    The result is predicted from the manifests; no request is sent. Problems of the manifests, and objects
     without effect, such as a policy whose selector matches no pod, are printed to stderr.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
     without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage.
     """
     mesh, problems = read_mesh(manifests, mesh_config, assignments)
-    ineffective = [each for effect in without_effect(mesh).problems.values() for each in effect]
+    ineffective = [problem for effect in without_effect(mesh).problems.values() for problem in effect]
     # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests.
-    warnings = [*problems, *(replace(each, notice=False) for each in ineffective)]
+    warnings = [*problems, *(replace(problem, notice=False) for problem in ineffective)]
     print_problems(warnings)
     clients = [find_pod(mesh, client)] if client else None
     targets = list(_targets(mesh, server)) if server else None
     outcomes = list(predict(mesh, clients, targets))
     if not outcomes:
         missing = "Service with a TCP port" if any(not pod.ended for pod in mesh.pods()) else "Pod"
-        fail(f"nothing was checked: there is no {missing} in {manifests}")
+        fail(f"nothing was checked: no {missing} in {manifests}")
     rows = [_row(outcome) for outcome in outcomes]
     if output is Format.JSON:
         typer.echo(json.dumps(rows, indent=2))
@@ -101,10 +109,10 @@ def _targets(mesh: Mesh, text: str) -> Iterator[tuple[Service, ServicePort]]:
     if service is None:
         known = [f"{service.name}.{service.namespace}" for service in mesh.services()]
         fail_unknown("service", host, known, "SERVICE.NAMESPACE")
-    ports = [each for each in service.ports if port in ("", str(each.port), each.name)]
-    if not ports:
-        fail_unknown("port", port, [str(each.port) for each in service.ports], f"of service {host}")
-    yield from ((service, each) for each in ports)
+    selected = [item for item in service.ports if port in ("", str(item.port), item.name)]
+    if not selected:
+        fail_unknown("port", port, [str(item.port) for item in service.ports], f"service {host}")
+    yield from ((service, item) for item in selected)
 
 
 def _row(outcome: Outcome) -> dict[str, Any]:

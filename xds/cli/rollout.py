@@ -12,39 +12,39 @@ from xds.mesh.v1 import rollouts_pb2 as pb
 NO_TRANSITIONS = "no transitions in progress"
 
 _TCP = "Open TCP connections keep their mode until they close."
-_LOCK = (
-    "A server that becomes STRICT accepts plaintext until its transition ends; plaintext connections and "
-    "responses that are still open then are closed after its sidecar's drain time."
+_STRICT = (
+    "A server that becomes STRICT accepts plaintext until its transition ends. Its sidecar closes the "
+    "remaining plaintext connections after the drain time."
 )
 _PLAINTEXT_DISABLED = "Ports that stopped accepting plaintext since the control plane started: {count}."
 
 
 def has_transitions(response: pb.ListRolloutsResponse) -> bool:
-    """Whether a port or a DestinationRule still changes, as far as this control plane knows."""
+    """Whether a port or a DestinationRule is in transition."""
     return bool(response.services or response.rules)
 
 
 def print_rollouts(response: pb.ListRolloutsResponse) -> None:
     """Print a line for each service and DestinationRule in transition, then notes."""
-    _print([each.status for _, each in _lines(response)] or [NO_TRANSITIONS])
+    _print([rollout.status for _, rollout in _named_rollouts(response)] or [NO_TRANSITIONS])
     if notes := list(_notes(response)):
         _print(["", *notes])
 
 
 def follow_rollouts(responses: Iterable[pb.ListRolloutsResponse]) -> None:
-    """Print the lines that changed in each response, and the services and rules that are done."""
-    shown: dict[str, bytes] | None = None
+    """For each response, print the lines that changed, and the services and rules that are done."""
+    current: dict[str, bytes] | None = None
     printed_notes: set[str] = set()
     for response in responses:
-        previous, shown = shown, {}
-        for name, each in _lines(response):
-            status = each.status
-            each.ClearField("status")  # The text also changes as time passes.
-            shown[name] = each.SerializeToString(deterministic=True)
-            if previous is None or previous.get(name) != shown[name]:
+        previous, current = current, {}
+        for name, rollout in _named_rollouts(response):
+            status = rollout.status
+            rollout.ClearField("status")  # The text contains durations, so it always changes.
+            current[name] = rollout.SerializeToString(deterministic=True)
+            if previous is None or previous.get(name) != current[name]:
                 _print([status])
-        _print(f"{name}: done" for name in previous or () if name not in shown)
-        if not shown and previous != shown:
+        _print(f"{name}: done" for name in previous or () if name not in current)
+        if not current and previous != current:
             _print([NO_TRANSITIONS])
         notes = [
             note
@@ -55,7 +55,9 @@ def follow_rollouts(responses: Iterable[pb.ListRolloutsResponse]) -> None:
         printed_notes.update(notes)
 
 
-def _lines(response: pb.ListRolloutsResponse) -> Iterator[tuple[str, pb.ServiceRollout | pb.RuleRollout]]:
+def _named_rollouts(
+    response: pb.ListRolloutsResponse,
+) -> Iterator[tuple[str, pb.ServiceRollout | pb.RuleRollout]]:
     """Yield each service and DestinationRule in transition, with its name."""
     for service in response.services:
         yield f"{service.service}.{service.namespace}", service
@@ -63,13 +65,13 @@ def _lines(response: pb.ListRolloutsResponse) -> Iterator[tuple[str, pb.ServiceR
         yield f"DestinationRule/{rule.namespace}/{rule.name}", rule
 
 
-def _notes(answer: pb.ListRolloutsResponse, *, counts: bool = True) -> Iterator[str]:
-    if answer.services:
+def _notes(response: pb.ListRolloutsResponse, *, counts: bool = True) -> Iterator[str]:
+    if response.services:
         yield _TCP
-    if any(each.accepts_plaintext for service in answer.services for each in service.waiting):
-        yield _LOCK
-    if answer.plaintext_disabled and counts:
-        yield _PLAINTEXT_DISABLED.format(count=answer.plaintext_disabled)
+    if any(endpoint.accepts_plaintext for service in response.services for endpoint in service.waiting):
+        yield _STRICT
+    if response.plaintext_disabled and counts:
+        yield _PLAINTEXT_DISABLED.format(count=response.plaintext_disabled)
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -37,7 +37,7 @@ def rotate_root(
         typer.Option(
             "--trust-domain",
             metavar="NAME",
-            help="Trust domain of the new root. Default: the trust domain of the current root.",
+            help="Trust domain of the new root certificate. Default: the current trust domain.",
             show_default=False,
         ),
     ] = None,
@@ -46,9 +46,9 @@ def rotate_root(
 ) -> None:
     """Start the rotation of the mesh's root certificate, or print the state of a rotation in progress.
 
-    The control plane completes the rotation without failed requests: sidecars trust the new root in addition
-    to the old one, then get certificates from the new root, and stop trusting the old root a day later. To
-    rotate your own CA (Secret cacerts), change that Secret instead.
+    The control plane completes the rotation without failed requests. First, sidecars trust the new root in
+    addition to the old one. Then the new root issues their certificates. A day later, they stop trusting the
+    old root. To rotate your own CA (Secret cacerts), change that Secret instead.
 
     Exit status: 0 started or printed, 1 the rotation is not possible, 2 wrong usage, 3 the API server cannot
     be reached.
@@ -77,7 +77,7 @@ async def _rotate(
 async def _read(secrets: CaSecrets, namespace: str) -> Authorities:
     stored = await secrets.read(datetime.now(UTC))
     if stored is None:
-        fail(f"no CA found: xds serve creates it in the Secret {namespace}/{SECRET} when it starts", 1)
+        fail(f"no CA found: xds serve creates the Secret {namespace}/{SECRET} when it starts", 1)
     return stored.authorities
 
 
@@ -95,9 +95,9 @@ async def _begin(secrets: CaSecrets, namespace: str, trust_domain: str | None) -
             )
         domain = trust_domain or stored.authorities.authority.trust_domain
         if not domain:
-            fail("the root certificate names no trust domain: set --trust-domain", 1)
-        new = Authority.create(PrivateKey.generate(), domain, now)
-        if written := await secrets.replace(stored, stored.authorities.begin(new, now)):
+            fail("the root certificate contains no trust domain: set --trust-domain", 1)
+        new_root = Authority.create(PrivateKey.generate(), domain, now)
+        if written := await secrets.replace(stored, stored.authorities.begin(new_root, now)):
             return written.authorities
 
 
@@ -106,17 +106,17 @@ def _describe(authorities: Authorities) -> str:
     elapsed = (datetime.now(UTC) - authorities.since).total_seconds() if authorities.since else 0.0
     match authorities.stage:
         case Stage.SPREADING:
-            left = max(0.0, DEFAULT_TIMING.spread.total_seconds() - elapsed)
+            remaining = max(0.0, DEFAULT_TIMING.spread.total_seconds() - elapsed)
             return (
-                f"step 1 of 2, since {duration(elapsed)}: the new root is trusted in addition to the "
-                f"old one; {issuer}. The new root issues certificates in {duration(left)} at the earliest, "
-                "once every connected sidecar trusts it"
+                f"step 1 of 2, for {duration(elapsed)}: the new root is trusted in addition to the old one; "
+                f"{issuer}. The new root issues certificates once every connected sidecar trusts it, in "
+                f"{duration(remaining)} at the earliest"
             )
         case Stage.RETIRING:
-            left = max(0.0, DEFAULT_TIMING.retire.total_seconds() - elapsed)
+            remaining = max(0.0, DEFAULT_TIMING.retire.total_seconds() - elapsed)
             return (
-                f"step 2 of 2, since {duration(elapsed)}: {issuer}. The old root is no longer trusted in "
-                f"{duration(left)}"
+                f"step 2 of 2, for {duration(elapsed)}: {issuer}. The old root stops being trusted in "
+                f"{duration(remaining)}"
             )
         case Stage.STEADY:
             return f"no rotation in progress: {issuer}, until {authorities.authority.expires:%Y-%m-%d}"

@@ -1,4 +1,4 @@
-"""The running control plane of `xds serve`: its source, controller, servers and background tasks."""
+"""Run the control plane of `xds serve`: its source, controller, servers and background tasks."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ from xds.server.rest import RestServer
 log = structlog.get_logger("xds.cli.serve")
 
 BackgroundTask: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
-"""Runs from the start until it is cancelled; the control plane stops if it ends earlier.
+"""A function that runs until it is cancelled. The control plane stops if the function returns earlier.
 
-A task that needs the mesh awaits `controller.ready`.
+Tasks start before the mesh is known; a task that needs the mesh awaits `controller.ready`.
 """
 
 
 class Source(Protocol):
-    """Where objects and settings come from."""
+    """A source of objects and settings."""
 
     what: str
-    """The kind of source, in one word for the log."""
+    """The kind of source, as one word for the log."""
 
     @property
     def problems(self) -> Collection[Problem]:
@@ -64,31 +64,31 @@ class Source(Protocol):
 
     @property
     def unenforced(self) -> Mapping[str, int]:
-        """The number of objects of each kind that is not enforced."""
+        """The number of objects of each kind that the control plane does not enforce."""
 
     def watch(self) -> AsyncGenerator[SourceUpdate, None]:
-        """Yield the state, then changes, without end."""
+        """Yield the current state, then each change, until closed."""
 
     def pending_reason(self) -> str:
-        """Return what has not been read yet, for /ready; empty if everything has been read once."""
+        """Return what has not been read yet, for /ready; empty once everything has been read."""
 
     def staleness(self) -> str:
-        """Return how old the state is if it can be out of date; else empty."""
+        """Return since when changes cannot be read, and why; empty if they can."""
 
     def stale_seconds(self) -> float:
-        """Return for how many seconds changes could not be read."""
+        """Return the number of seconds since changes could last be read; 0 if they can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenAddresses:
-    """Addresses that the control plane listens on in plaintext."""
+    """Addresses of the control plane's plaintext listeners."""
 
     xds: Address
     """Address of the xDS server."""
     admin: Address
     """Address of /healthz, /ready and /metrics."""
     rest: Address | None = None
-    """Address of the REST server."""
+    """Address of the REST server; None if it is disabled."""
     names: Sequence[str] = ()
     """DNS names that clients of the REST server may use."""
 
@@ -97,50 +97,47 @@ class SecureListeners(NamedTuple):
     """The TLS listeners of the xDS server, and the clients they accept."""
 
     credentials: Sequence[tuple[str, grpc.ServerCredentials]]
-    """Addresses, each with its gRPC credentials."""
+    """Addresses to listen on, each with its gRPC credentials."""
     authenticate: Authenticate
     """Authenticates the client of a stream."""
     admit: Admit
-    """Authorizes clients of the admin services."""
+    """Authorizes a client of the admin services."""
 
 
 class Components(NamedTuple):
     """The parts of a control plane that depend on the mesh's settings."""
 
     controller: Controller
-    """The controller."""
+    """Translates the mesh and publishes it to proxies."""
     effects: EffectWatcher
     """Finds objects without effect."""
     tasks: Sequence[BackgroundTask] = ()
-    """Tasks that run in addition."""
+    """Additional background tasks, such as leader election and the webhook."""
     listeners: SecureListeners | None = None
-    """TLS listeners; None if there are none."""
+    """The TLS listeners; None if TLS is disabled."""
     metrics: Sequence[Collector] = ()
-    """Metrics of the tasks."""
+    """Metrics of the background tasks."""
 
 
 BuildComponents: TypeAlias = Callable[[MeshConfig], Awaitable[Components]]
-"""Creates the components once the mesh's settings are known.
-
-It may take long: /ready returns what is missing.
-"""
+"""Creates the components once the mesh's settings are known. May take long; /ready is served meanwhile."""
 
 
 async def run(
     source: Source, build: BuildComponents, addresses: ListenAddresses, *, max_connection_age: float | None
 ) -> int:
-    """Run until a signal arrives; return the exit status."""
+    """Run until SIGINT or SIGTERM arrives; return the exit status."""
     _raise_file_limit()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     control_plane = ControlPlane(source, build, addresses, max_connection_age)
 
-    def lacking() -> str | None:
-        return "shutting down" if stop.is_set() else control_plane.lacking()
+    def not_ready_reason() -> str | None:
+        return "shutting down" if stop.is_set() else control_plane.not_ready_reason()
 
     admin = AdminServer(
-        lacking,
+        not_ready_reason,
         *addresses.admin,
         metrics=control_plane.render_metrics,
         note=source.staleness,
@@ -149,7 +146,7 @@ async def run(
     try:
         await admin.start()
     except OSError as error:
-        log.error("cannot listen", problem=str(error))  # noqa: TRY400 - no bug, no traceback
+        log.error("cannot listen", problem=str(error))  # noqa: TRY400 - not a bug: no traceback
         return 1
     ready_url = f"http://{addresses.admin._replace(port=admin.port)}/ready"
     running = asyncio.create_task(control_plane.run(ready_url))
@@ -174,18 +171,18 @@ async def run(
 
 
 def _raise_file_limit() -> None:
-    """Raise the limit of open files to the maximum. Each connection is a file; a common limit is 1,024."""
+    """Raise the soft limit of open files to the hard limit: the usual 1,024 also limits connections."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS rejects its hard limit as a soft limit.
+    with suppress(OSError, ValueError):  # macOS does not accept its hard limit as the soft limit.
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class CannotListenError(Exception):
-    """An address cannot be listened on."""
+    """The control plane cannot listen on one of its addresses."""
 
 
 class ControlPlane:
-    """A source, and the servers that serve what the controller makes of it."""
+    """A source, a controller that translates its objects, and the servers that serve the result."""
 
     def __init__(
         self,
@@ -202,8 +199,8 @@ class ControlPlane:
         self._effects: EffectWatcher | None = None
         self._is_listening = False
 
-    def lacking(self) -> str | None:
-        """Return why the xDS server does not listen yet; None if it does."""
+    def not_ready_reason(self) -> str | None:
+        """Return why the xDS server does not listen yet; None if it listens."""
         return (
             None
             if self._is_listening
@@ -216,19 +213,19 @@ class ControlPlane:
         return (*self._source.problems, *(self._effects.problems if self._effects else ()))
 
     def render_metrics(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics and their content type. During startup these are the source's metrics only."""
-        start = StartupMetrics(lambda: self._source.problems, self._source.stale_seconds)
-        return (self._metrics or start).render(accept)
+        """Return the metrics and their content type. During startup, return only the source's metrics."""
+        startup_metrics = StartupMetrics(lambda: self._source.problems, self._source.stale_seconds)
+        return (self._metrics or startup_metrics).render(accept)
 
     async def run(self, ready_url: str) -> None:
         """Serve until cancelled. Raises CannotListenError, and any error of a background task."""
-        async with aclosing(self._source.watch()) as reports:
+        async with aclosing(self._source.watch()) as updates:
             problem_log = ProblemLog(log)
-            change = await _wait_until_complete(reports, problem_log)
+            change = await _wait_until_complete(updates, problem_log)
             components = await self._build(change.config or MeshConfig())
             components.controller.change(change)
             _log_change(self._source, change)
-            follow = _follow(self._source, reports, components.controller, problem_log)
+            follow = _follow(self._source, updates, components.controller, problem_log)
             await self._serve(components, ready_url, (follow, *(task() for task in components.tasks)))
 
     async def _serve(
@@ -282,8 +279,7 @@ class ControlPlane:
         try:
             await asyncio.wait([*running, is_ready], return_when=asyncio.FIRST_COMPLETED)
             if controller.ready.is_set():
-                # The mesh stays in memory. Freezing it cuts the pauses of later garbage collections to a
-                # tenth.
+                # The mesh stays in memory. Freezing it shortens later garbage collection pauses tenfold.
                 gc.collect()
                 gc.freeze()
                 await _start(*(each for each in (rest, server) if each))
@@ -294,8 +290,8 @@ class ControlPlane:
             if rest:
                 await rest.stop()
             await server.stop()
-            for each in (*running, is_ready):
-                each.cancel()
+            for task in (*running, is_ready):
+                task.cancel()
             results = await asyncio.gather(*running, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
@@ -310,24 +306,24 @@ async def _start(*servers: XdsServer | RestServer) -> None:
             raise CannotListenError(str(error)) from error
 
 
-async def _wait_until_complete(reports: AsyncIterator[SourceUpdate], problem_log: ProblemLog) -> Change:
-    """Wait until the source has read everything; log its problems meanwhile."""
-    async for report in reports:
-        problem_log.add(report)
-        if report.complete:
-            return report.change
+async def _wait_until_complete(updates: AsyncIterator[SourceUpdate], problem_log: ProblemLog) -> Change:
+    """Return the first state that the source has read completely. Log problems meanwhile."""
+    async for update in updates:
+        problem_log.add(update)
+        if update.complete:
+            return update.change
     raise RuntimeError("the source ended before it had read everything")
 
 
 async def _follow(
-    source: Source, reports: AsyncIterator[SourceUpdate], controller: Controller, problem_log: ProblemLog
+    source: Source, updates: AsyncIterator[SourceUpdate], controller: Controller, problem_log: ProblemLog
 ) -> None:
-    """Pass the source's changes to the controller and its problems to the log."""
-    async for report in reports:
-        problem_log.add(report)
-        if report.change != Change():
-            controller.change(report.change)
-            _log_change(source, report.change)
+    """Pass the source's changes to the controller, and its problems to the log."""
+    async for update in updates:
+        problem_log.add(update)
+        if update.change != Change():
+            controller.change(update.change)
+            _log_change(source, update.change)
 
 
 def _log_change(source: Source, change: Change) -> None:

@@ -65,9 +65,7 @@ class SourceOptions:
         bool,
         typer.Option(
             "--kubernetes",
-            help="Serve the sidecars of a Kubernetes cluster: the cluster of this pod, or else of the "
-            "kubeconfig that kubectl "
-            "uses.",
+            help="Read objects from a Kubernetes cluster (see --kubeconfig) instead of --manifests.",
         ),
     ] = False
     kubeconfig: Kubeconfig = None
@@ -77,9 +75,8 @@ class SourceOptions:
         typer.Option(
             "--namespace",
             metavar="NAME",
-            help="Namespace of the control plane. Requires --kubernetes. Default: the namespace of "
-            "this pod, or else "
-            "istio-system.",
+            help="Namespace of the control plane. Requires --kubernetes. Default: the pod's namespace in a "
+            "cluster, else istio-system.",
             show_default=False,
         ),
     ] = None
@@ -88,9 +85,8 @@ class SourceOptions:
         typer.Option(
             "--mesh-config-map",
             metavar="NAME",
-            help="ConfigMap in that namespace with Istio's MeshConfig in the key mesh; Istio's own is "
-            "named istio. Requires "
-            "--kubernetes. Default: xds.",
+            help="ConfigMap in the control plane's namespace with an Istio MeshConfig in the key mesh, such "
+            "as Istio's ConfigMap istio. Requires --kubernetes. Default: xds.",
             show_default=False,
         ),
     ] = None
@@ -131,8 +127,7 @@ class ListenOptions:
             "--rest-address",
             metavar="HOST:PORT",
             help="Address of the plaintext REST xDS listener (POST /v3/discovery:clusters etc.), which "
-            "serves no private keys. "
-            "Default: disabled.",
+            "serves no private keys. Default: disabled.",
             show_default=False,
         ),
     ] = None
@@ -141,14 +136,13 @@ class ListenOptions:
         typer.Option(
             "--insecure-xds",
             help="Allow --xds-address and --rest-address to be reachable from other machines, without "
-            "authentication. Plaintext "
-            "connections then serve no private keys.",
+            "authentication. Plaintext listeners then serve no private keys.",
         ),
     ] = False
     admin_address: Annotated[
         str,
         typer.Option(
-            "--admin-address", metavar="HOST:PORT", help="Address of /healthz, /ready and /metrics."
+            "--admin-address", metavar="HOST:PORT", help="HTTP address of /healthz, /ready and /metrics."
         ),
     ] = "127.0.0.1:15014"
     max_connection_age: Annotated[
@@ -157,9 +151,8 @@ class ListenOptions:
             "--max-connection-age",
             metavar="SECONDS",
             min=0,
-            help="Maximum age of a sidecar's connection, in seconds (+/-10%), after which it "
-            "reconnects and may reach another "
-            "replica. 0 for no limit.",
+            help="Maximum age of a sidecar's connection, in seconds (+/-10%). The sidecar then reconnects, "
+            "possibly to another replica. 0 disables the limit.",
         ),
     ] = 1800
 
@@ -171,8 +164,7 @@ class ListenOptions:
         if (exposed := _exposed(xds, rest)) and not self.insecure_xds:
             fail(
                 f"{exposed[0]} is reachable from other machines, without encryption or authentication: "
-                f"listen on 127.0.0.1, or "
-                "add --insecure-xds (plaintext connections then serve no private keys)"
+                "listen on 127.0.0.1, or add --insecure-xds (plaintext listeners then serve no private keys)"
             )
         return xds, admin, rest
 
@@ -186,8 +178,7 @@ class RolloutOptions:
         typer.Option(
             "--rollout",
             help="How a change of mTLS mode is rolled out. gated: servers accept both modes until all "
-            "clients have switched, so "
-            "that no request fails. immediate: servers and clients switch at once.",
+            "clients have switched; no request fails. immediate: servers and clients switch at once.",
         ),
     ] = Rollout.GATED
     rollout_timeout: Annotated[
@@ -216,11 +207,9 @@ class IdentityOptions:
             "--state-dir",
             metavar="DIR",
             file_okay=False,
-            help="Directory of the root certificate, its private key and the key that signs tokens; "
-            "created if missing. It must "
-            "be owned by the user of this process or root, and not be writable by others. Requires "
-            "--manifests. Default: the "
-            "root certificate lasts as long as this process.",
+            help="Directory of the root certificate, its private key and the key that signs tokens; created "
+            "if missing. Must be owned by the current user or root, and not be writable by others. Requires "
+            "--manifests. Default: none; the root certificate is temporary.",
             show_default=False,
         ),
     ] = None
@@ -229,9 +218,8 @@ class IdentityOptions:
         typer.Option(
             "--sds",
             metavar="unix:///PATH",
-            help="Socket, in the sidecar's container, that serves certificates and roots instead of "
-            "the control plane, such as "
-            "the SPIRE agent's (meshConfig.sdsUdsPath).",
+            help="Socket, in the sidecar's container, of an SDS server that provides certificates and roots "
+            "instead of the control plane, such as the SPIRE agent. Sets meshConfig.sdsUdsPath.",
             show_default=False,
         ),
     ] = None
@@ -259,12 +247,12 @@ class ServeOptions:
 def serve(options: ServeOptions) -> None:
     """Run the control plane for a folder of manifests or a Kubernetes cluster, and apply changes live.
 
-    Errors in an object are logged with its file and line, or its name. The last valid version of the object
-    stays active; a policy without a valid version is STRICT until it is fixed. While the API server cannot be
-    reached, the current configuration stays active.
+    An invalid object is logged with its file and line, or its name. Its last valid version stays active; a
+    policy without a valid version is STRICT until it is fixed. While the API server cannot be reached, the
+    current configuration stays active.
 
-    The control plane serves once every kind has been listed, or every document of the manifests can be read.
-    Until then /ready returns what is missing.
+    The control plane starts to serve once it has listed every kind, or read every document of the manifests.
+    Until then, /ready returns what is missing.
     """
     source = options.source
     source.validate()
@@ -278,9 +266,8 @@ def serve(options: ServeOptions) -> None:
         fail("--state-dir requires --manifests; with --kubernetes the CA is in a Secret (xds-ca-secret)")
     sds = options.identity.sds
     assignments = [*(source.assignments or ()), *([f"meshConfig.sdsUdsPath={sds}"] if sds else ())]
-    load_settings(
-        None, assignments
-    )  # An invalid --set is wrong usage; an invalid file can be fixed while running.
+    # Fail if a --set is invalid. An invalid --mesh-config file does not fail: it can be fixed while running.
+    load_settings(None, assignments)
     exposed = _exposed(xds, rest)
     addresses = ListenAddresses(xds=xds, admin=admin, rest=rest, names=tls.names)
     max_connection_age = options.listen.max_connection_age or None
@@ -322,17 +309,16 @@ async def _build_components(
     """Create the components of a control plane for manifests."""
     try:
         authority = load_or_create_root(state_dir, config.trust_domain, datetime.now(UTC))
-        judge = (
+        token_verifier = (
             own_token_verifier(load_or_create_token_key(state_dir))
             if state_dir and tls.accept_tokens
             else None
         )
     except StateError as error:
         fail(f"--state-dir: {error}", 1)
-    # A control plane that other machines can reach serves no keys in plaintext, even on loopback: a forwarded
-    # port, too,
-    # connects from this machine.
-    serve_keys = not exposed and all(each.is_loopback for each in tls.addresses)
+    # Serve no keys in plaintext if any listener can be reached from other machines. A loopback listener is
+    # not exempt: connections of a forwarded port also come from this machine.
+    serve_keys = not exposed and all(address.is_loopback for address in tls.addresses)
     if serve_keys:
         log.warning("plaintext xDS serves private keys: any local user can impersonate any workload")
     elif exposed:
@@ -342,10 +328,13 @@ async def _build_components(
     controller = Controller(authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout)
     authorities = Authorities(authority=authority)
     effects = EffectWatcher(lambda: controller.mesh, controller.ready)
-    return Components(controller, effects, listeners=tls.open(controller, lambda: authorities, judge=judge))
+    listeners = tls.open(controller, lambda: authorities, token_verifier=token_verifier)
+    return Components(controller, effects, listeners=listeners)
 
 
 def _exposed(xds: Address, rest: Address | None) -> list[str]:
-    """Return the plaintext listeners that other machines can reach, as OPTION ADDRESS."""
+    """Return the plaintext listeners that other machines can reach, each as `OPTION ADDRESS`."""
     addresses = {"--xds-address": xds, "--rest-address": rest}
-    return [f"{option} {each}" for option, each in addresses.items() if each and not each.is_loopback]
+    return [
+        f"{option} {address}" for option, address in addresses.items() if address and not address.is_loopback
+    ]

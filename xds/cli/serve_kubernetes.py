@@ -1,4 +1,4 @@
-"""The part of `xds serve` that depends on a Kubernetes cluster."""
+"""The implementation of `xds serve --kubernetes`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ XDS_PORT = 15012
 """Port of the control plane's Service that injected sidecars connect to."""
 
 TRUST_POLL_INTERVAL = 5.0
-"""Seconds between checks for a new CA. Peers trust the old one for hours after a rotation."""
+"""Seconds between checks for a new CA. The old CA stays trusted for hours after a rotation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +48,11 @@ class ClusterOptions:
     """Options of a control plane for a cluster."""
 
     kubeconfig: Path | None
-    """Path to a kubeconfig file; None: see --kubeconfig."""
+    """Path to a kubeconfig file; None for the default of --kubeconfig."""
     context: str | None
-    """Context of the kubeconfig."""
+    """Kubeconfig context; None for the current context."""
     namespace: str | None
-    """Namespace of the control plane; None: see --namespace."""
+    """Namespace of the control plane; None for the default of --namespace."""
     mesh_config_map: str | None
     """Name of the ConfigMap with the mesh's settings; None for the default."""
     assignments: list[str]
@@ -131,7 +131,7 @@ async def _build_components(
     listeners = options.tls.open(
         controller,
         lambda: replica.authorities,
-        judge=TokenReviewer(api),
+        token_verifier=TokenReviewer(api),
         service_names=service_names(namespace),
         own_identity=await _own_identity(api) if needs_default_admin else (),
     )
@@ -144,7 +144,7 @@ async def _own_identity(api: KubeApi) -> tuple[Identity, ...]:
         namespace, account = await own_account(api)
     except KubeError as error:
         log.warning(
-            "admin services accept no client over TLS: own service account is unknown, set --admin-identity",
+            "admin services deny all clients over TLS: own service account is unknown, set --admin-identity",
             problem=str(error),
         )
         return ()
@@ -169,10 +169,10 @@ class _Webhook:
         Args:
             options: the options of the webhook.
             address: the address to listen on.
-            controller: has the mesh's settings and the CA.
+            controller: the source of the mesh's settings and the CA.
             api: the API server.
             namespace: the namespace of the control plane.
-            leads: returns whether this replica is the leader, which may write objects.
+            leads: returns whether this replica is the leader. Only the leader writes objects.
         """
         names = service_names(namespace)[:2]
         settings = InjectionSettings(
@@ -194,7 +194,7 @@ class _Webhook:
         """Tasks that run the webhook."""
 
     async def _listen(self) -> None:
-        await self._controller.ready.wait()  # The mesh's settings are not known earlier.
+        await self._controller.ready.wait()  # The mesh's settings are unknown until then.
         try:
             await self._server.run()
         except OSError as error:

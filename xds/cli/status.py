@@ -40,12 +40,12 @@ xds status --xds-address localhost:15012 --ca-file root-cert.pem --token-file to
 """
 
 _LineKey: TypeAlias = tuple[str, int, str]
-"""A stream's peer, the time it was opened, and a type URL."""
+"""The peer of a stream, the time the stream was opened, and a type URL."""
 
 _TITLES = ("PROXY", "TYPE", "RESOURCES", "STATUS")
 
 _MAX_STREAMS = 8
-"""Streams of one proxy in a table. An Envoy that uses ADS has one, or two during a hot restart."""
+"""Maximum streams per proxy in a table. An Envoy that uses ADS has one, or two during a hot restart."""
 
 _STYLES = {pb.SYNCED: "green", pb.WAITING: "yellow", pb.REJECTED: "red"}
 
@@ -63,24 +63,31 @@ def status(
         str | None,
         typer.Argument(
             metavar="PROXY",
-            help="Print one sidecar, with its resources that are not synced: POD.NAMESPACE, a node id, "
-            "or a prefix of one.",
+            help="Sidecar to print, with its unsynced resources: POD.NAMESPACE, a node ID, or a prefix of "
+            "either. Default: all sidecars.",
             show_default=False,
         ),
     ] = None,
     namespace: Annotated[
         str | None,
-        typer.Option("-n", "--namespace", metavar="NS", help="Print one namespace.", show_default=False),
+        typer.Option(
+            "-n",
+            "--namespace",
+            metavar="NS",
+            help="Namespace to print. Default: all namespaces.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
-    watch: Annotated[bool, typer.Option("-w", "--watch", help="Print changes until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("-w", "--watch", help="Print the current state, then each change until Ctrl-C.")
+    ] = False,
     rollout: Annotated[
         bool,
         typer.Option(
             "--rollout",
-            help="Print the progress of transitions between plaintext and mutual TLS: one line per "
-            "service, with what each "
-            "endpoint waits for.",
+            help="Print the progress of transitions between plaintext and mutual TLS: one line per service, "
+            "with what each endpoint waits for.",
         ),
     ] = False,
     xds_address: Annotated[
@@ -93,16 +100,16 @@ def status(
 ) -> None:
     """Print the sync status of connected sidecars by resource type: synced, waiting or rejected, and why.
 
-    Queries a running control plane (gRPC services xds.mesh.v1.Proxies and xds.mesh.v1.Rollouts).
+    Queries a running control plane with the gRPC services xds.mesh.v1.Proxies and xds.mesh.v1.Rollouts.
 
     Exit status: 0 all sidecars are synced, 1 a sidecar is not synced, rejected a resource or is not
     connected, 2 no sidecar is connected or wrong usage, 3 the control plane cannot be reached. With
     --rollout: 0 no transition is in progress, 1 a transition is in progress or skipped a lagging sidecar.
     """
     if "" in (proxy, namespace):
-        fail("PROXY and --namespace must not be empty: omit them to select all")
+        fail("PROXY and --namespace must not be empty: omit them to print all sidecars")
     if rollout and proxy:
-        fail("--rollout and PROXY cannot be combined: --rollout prints services")
+        fail("--rollout cannot be combined with PROXY, because it prints services")
     address = parse_address("--xds-address", xds_address)
     credentials = admin_client.ClientCredentials(
         roots=ca_file, token=token_file, certificate=cert_file, key=key_file
@@ -129,7 +136,7 @@ def status(
         scope = f"of namespace {namespace} " if namespace else ""
         fail(f"no proxy {scope}is connected to {address}: nothing was checked")
     is_absent = absent.total and not absent.may_be_on_other_replica
-    if is_absent or not all(settled(each) for each in response.proxies):
+    if is_absent or not all(map(settled, response.proxies)):
         raise typer.Exit(1)
 
 
@@ -138,8 +145,8 @@ def _print_rollouts(client: admin_client.AdminClient, namespace: str, output: Fo
         responses = client.watch_rollouts(namespace)
         with suppress(KeyboardInterrupt):
             if output is Format.JSON:
-                for each in responses:
-                    typer.echo(json.dumps(_to_json(each)))
+                for response in responses:
+                    typer.echo(json.dumps(_to_json(response)))
             else:
                 follow_rollouts(responses)
         return
@@ -153,17 +160,17 @@ def _print_rollouts(client: admin_client.AdminClient, namespace: str, output: Fo
 
 
 def _follow(responses: Iterable[pb.WatchProxiesResponse], output: Format) -> None:
-    """Print each response as it arrives. A table gets the lines that changed."""
+    """Print each response as it arrives: all of it as JSON, or the changed lines as a table."""
     if output is Format.JSON:
         for response in responses:
             typer.echo(json.dumps(_to_json(response)))
         return
     table = Table(*_TITLES)
-    shown: dict[str, dict[_LineKey, Any]] = {}
-    absent: set[tuple[str, str]] = set()
+    states: dict[str, dict[_LineKey, Any]] = {}
+    known_absent: set[tuple[str, str]] = set()
     for response in responses:
         for proxy in response.proxies:
-            previous = shown.get(proxy.node_id, {})
+            previous = states.get(proxy.node_id, {})
             lines = {line.key: line for line in _lines(proxy, response.time)}
             for line in lines.values():
                 if previous.get(line.key) != line.state:
@@ -171,16 +178,16 @@ def _follow(responses: Iterable[pb.WatchProxiesResponse], output: Format) -> Non
             for peer, _ in sorted({key[:2] for key in previous} - {key[:2] for key in lines}):
                 if peer:
                     _add_note(table, proxy.node_id, f"stream from {peer} ended")
-            shown[proxy.node_id] = {line.key: line.state for line in lines.values()}
+            states[proxy.node_id] = {line.key: line.state for line in lines.values()}
         for node_id in response.gone:
-            shown.pop(node_id, None)
+            states.pop(node_id, None)
             _add_note(table, node_id, "disconnected")
         if response.HasField("not_connected"):
-            missing = response.not_connected
-            for each in () if missing.may_be_on_other_replica else missing.pods:
-                if (each.namespace, each.pod) not in absent:
-                    _add_absent(table, each, response.time, may_be_on_other_replica=False)
-            absent = {(each.namespace, each.pod) for each in missing.pods}
+            absent = response.not_connected
+            for sidecar in () if absent.may_be_on_other_replica else absent.pods:
+                if (sidecar.namespace, sidecar.pod) not in known_absent:
+                    _add_absent(table, sidecar, response.time, may_be_on_other_replica=False)
+            known_absent = {(sidecar.namespace, sidecar.pod) for sidecar in absent.pods}
         table.show()
 
 
@@ -189,12 +196,12 @@ def _to_json(response: Message) -> dict[str, Any]:
 
 
 class _Line(NamedTuple):
-    """A table line: one resource type of one stream, or the streams that the table omits."""
+    """A table line: one resource type of one stream, or a summary of the streams that the table omits."""
 
     key: _LineKey
-    """What the line is about."""
+    """Identifies the line in successive responses."""
     state: Any
-    """What the text is derived from. The text itself also changes as time passes."""
+    """The data that the text is made from. Unlike the text, it contains no durations."""
     cells: tuple[Text, ...]
     """The cells of the line."""
 
@@ -218,7 +225,7 @@ def _lines(proxy: pb.Proxy, now: Timestamp) -> Iterator[_Line]:
             )
     if omitted := proxy.streams[_MAX_STREAMS:]:
         unsynced = sum(any(kind.state != pb.SYNCED for kind in stream.types) for stream in omitted)
-        text = f"{len(omitted)} more streams, {unsynced} of them not synced; -o json prints them"
+        text = f"{len(omitted)} more streams, {unsynced} of them not synced; -o json lists all"
         yield _Line(("", 0, ""), text, (Text(name), Text("-"), Text("-"), Text(text)))
 
 
@@ -227,18 +234,15 @@ def _add_note(table: Table, node_id: str, note: str) -> None:
 
 
 def _add_absent(
-    table: Table, absent: pb.AbsentSidecar, now: Timestamp, *, may_be_on_other_replica: bool
+    table: Table, sidecar: pb.AbsentSidecar, now: Timestamp, *, may_be_on_other_replica: bool
 ) -> None:
-    name = printable(f"{absent.pod}.{absent.namespace}")
-    text = absent_line(absent, now, may_be_on_other_replica=may_be_on_other_replica)
+    name = printable(f"{sidecar.pod}.{sidecar.namespace}")
+    text = absent_line(sidecar, now, may_be_on_other_replica=may_be_on_other_replica)
     table.add_row(name, "-", "-", Text(text, "" if may_be_on_other_replica else "red"))
 
 
 def _print(response: pb.ListProxiesResponse, *, one_proxy: bool) -> None:
-    """Print a response as tables.
-
-    With `one_proxy` the streams and unsynced resources of the proxy are included.
-    """
+    """Print a response as tables. With `one_proxy`, include the proxy's streams and unsynced resources."""
     absent = response.not_connected
     if response.proxies or (absent.total and (one_proxy or not absent.may_be_on_other_replica)):
         _print_proxies(response, one_proxy=one_proxy)
@@ -271,14 +275,16 @@ def _print_proxies(response: pb.ListProxiesResponse, *, one_proxy: bool) -> None
         for line in _lines(proxy, response.time):
             table.add_row(*line.cells)
     if one_proxy or not absent.may_be_on_other_replica:
-        for each in absent.pods:
-            _add_absent(table, each, response.time, may_be_on_other_replica=absent.may_be_on_other_replica)
+        for sidecar in absent.pods:
+            _add_absent(table, sidecar, response.time, may_be_on_other_replica=absent.may_be_on_other_replica)
     table.show()
     if more := absent.total - len(absent.pods):
         typer.echo(f"{more} more sidecars are not connected", err=True)
     if one_proxy:
         streams = (stream for proxy in response.proxies for stream in proxy.streams[:_MAX_STREAMS])
-        unsynced = [(kind, each) for stream in streams for kind in stream.types for each in kind.unsynced]
+        unsynced = [
+            (kind, resource) for stream in streams for kind in stream.types for resource in kind.unsynced
+        ]
         if unsynced:
             _print_resources(unsynced, response.time)
 

@@ -1,4 +1,4 @@
-"""Tables in kubectl's style: columns separated by spaces, without lines."""
+"""Tables in kubectl's style: columns separated by spaces, without borders."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from rich.text import Text
 _GAP = 2
 """Spaces between columns."""
 _MIN_LAST_WIDTH = 10
-"""Width of the last column on a terminal that is too narrow for the others."""
+"""Minimum width of the last column, on a terminal that is too narrow for all columns."""
 
 
 class Table:
-    """Rows under titles.
+    """Rows of cells under column titles.
 
-    On a terminal, long text in the last column wraps; the other columns never do. Elsewhere each row is one
-    line of any length. A table can be shown repeatedly: each call prints the rows added since, aligned with
-    the earlier ones.
+    On a terminal, only the last column wraps long text. Elsewhere, each row is one line of any length.
+    `show` can be called repeatedly: it prints the rows added since the last call, aligned with earlier rows.
     """
 
     def __init__(self, *titles: str) -> None:
@@ -29,32 +28,32 @@ class Table:
         self._rows: list[tuple[Text, ...]] = []
 
     def add_row(self, *cells: str | Text) -> None:
-        """Add a row, with a cell for each title."""
+        """Add a row, with one cell per title."""
         self._rows.append(tuple(Text(cell) if isinstance(cell, str) else cell for cell in cells))
 
     def show(self) -> None:
-        """Print the new rows, after the titles if a column has become wider.
+        """Print the new rows. Print the titles again if a column became wider.
 
         Uses color on a terminal unless NO_COLOR is set.
         """
         rows, self._rows = self._rows, []
         lines = [tuple(map(Text, self._titles)), *rows]
         needed = [max(line[column].cell_len for line in lines) for column in range(len(self._widths))]
-        widened = any(width > old for width, old in zip(needed, self._widths, strict=True))
+        is_wider = any(width > previous for width, previous in zip(needed, self._widths, strict=True))
         self._widths = [max(pair) for pair in zip(needed, self._widths, strict=True)]
         console = Console(highlight=False)
-        taken = sum(self._widths) + _GAP * len(self._widths)
+        last_start = sum(self._widths) + _GAP * len(self._widths)
         last_width = max(line[-1].cell_len for line in lines)
         if sys.stdout.isatty():
-            last_width = min(last_width, max(console.width - taken, _MIN_LAST_WIDTH))
+            last_width = min(last_width, max(console.width - last_start, _MIN_LAST_WIDTH))
         table = RichTable(
-            box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=widened, header_style="bold"
+            box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=is_wider, header_style="bold"
         )
         for title, width in zip(self._titles, [*self._widths, last_width], strict=True):
             table.add_column(title, width=width, overflow="fold")
         for row in rows:
             table.add_row(*row)
-        console.width = taken + last_width
+        console.width = last_start + last_width
         with console.capture() as captured:
             console.print(table)
         for line in captured.get().splitlines():

@@ -1,4 +1,4 @@
-"""Options of `xds serve` for xDS over TLS, and the listeners that they configure."""
+"""Options of `xds serve` for its TLS listeners, and the configuration made from them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,9 @@ class TlsOptions:
         typer.Option(
             "--xds-tls-address",
             metavar="HOST:PORT",
-            help="Address of the TLS xDS listener, for sidecars that authenticate with a service "
-            "account token. With "
-            "--manifests it requires --state-dir and accepts the tokens of xds token. Default: "
-            "0.0.0.0:15012 with "
-            "--kubernetes, else disabled.",
+            help="Address of the TLS xDS listener, for sidecars that authenticate with a service account "
+            "token. With --manifests, requires --state-dir and accepts tokens issued by xds token. "
+            "Default: 0.0.0.0:15012 with --kubernetes, else disabled.",
             show_default=False,
         ),
     ] = None
@@ -46,9 +44,8 @@ class TlsOptions:
         typer.Option(
             "--xds-mtls-address",
             metavar="HOST:PORT",
-            help="Address of the mTLS xDS listener, for clients with a certificate signed by the mesh "
-            "CA. Default: "
-            "0.0.0.0:15013 with --kubernetes, else disabled.",
+            help="Address of the mTLS xDS listener, for clients with a certificate signed by the mesh CA. "
+            "Default: 0.0.0.0:15013 with --kubernetes, else disabled.",
             show_default=False,
         ),
     ] = None
@@ -57,9 +54,8 @@ class TlsOptions:
         typer.Option(
             "--tls-name",
             metavar="NAME",
-            help="DNS name or IP address to add to the server certificate, in addition to those of the "
-            "Service and of "
-            "localhost. Can be repeated.",
+            help="DNS name or IP address to add to the server certificate, which always contains the names "
+            "of the Service, localhost and the listen addresses. Can be repeated.",
             show_default=False,
         ),
     ] = None
@@ -69,9 +65,8 @@ class TlsOptions:
             "--admin-identity",
             metavar="IDENTITY",
             help="Identity that may use the admin services over TLS (xds status, reflection, CSDS, "
-            "channelz): "
-            "NAMESPACE/SERVICE_ACCOUNT or a SPIFFE ID. Can be repeated. Default: the control plane's "
-            "own service account.",
+            "channelz): NAMESPACE/SERVICE_ACCOUNT or a SPIFFE ID. Can be repeated. Default: the control "
+            "plane's service account.",
             show_default=False,
         ),
     ] = None
@@ -91,8 +86,8 @@ class TlsOptions:
             fail(f"{option} requires --xds-tls-address or --xds-mtls-address")
         if listeners.tls and not can_verify_tokens:
             fail(
-                "--xds-tls-address requires --state-dir, which contains the key that signs the tokens "
-                "of `xds token`"
+                "--xds-tls-address requires --state-dir, which contains the key that signs the tokens of "
+                "`xds token`"
             )
         return listeners
 
@@ -118,25 +113,25 @@ class TlsListeners:
     @property
     def addresses(self) -> tuple[Address, ...]:
         """The addresses of the listeners."""
-        return tuple(each for each in (self.tls, self.mtls) if each)
+        return tuple(address for address in (self.tls, self.mtls) if address)
 
     def open(
         self,
         controller: Controller,
         authorities: Callable[[], Authorities],
         *,
-        judge: TokenVerifier | None,
+        token_verifier: TokenVerifier | None,
         service_names: Iterable[str] = (),
         own_identity: Iterable[Identity] = (),
     ) -> SecureListeners | None:
-        """Return what the xDS server needs to listen; None if there are no addresses.
+        """Return the TLS listeners for the xDS server; None if there are no addresses.
 
         Args:
-            controller: has the mesh's settings.
+            controller: the source of the mesh's settings.
             authorities: returns the issuing CA and the trusted roots.
-            judge: verifies tokens; None if none are accepted.
+            token_verifier: verifies tokens; None if no tokens are accepted.
             service_names: DNS names of the control plane's Service.
-            own_identity: the control plane's own identity, the default admin.
+            own_identity: the control plane's own identity, which is an admin by default.
         """
         if not self.addresses:
             return None
@@ -150,17 +145,16 @@ class TlsListeners:
             certificate = ServerCertificate(tuple(names), trust)
         except IdentityError as error:
             fail(f"--tls-name: {error}")
-        listeners = [(self.tls, False), (self.mtls, True)]
         credentials = [
             (str(address), certificate.credentials(certificate_required=required))
-            for address, required in listeners
+            for address, required in ((self.tls, False), (self.mtls, True))
             if address
         ]
 
         def trust_domains() -> Sequence[str]:
             return controller.mesh.config.trust_domains
 
-        authentication = Authentication(trust_domains, judge)
+        authentication = Authentication(trust_domains, token_verifier)
         admins = self.admins or tuple(own_identity)
         return SecureListeners(
             credentials, authentication, AdminAuthorizer(authentication, admins, trust_domains)
@@ -175,8 +169,8 @@ def _parse_identity(text: str) -> Identity:
 
 
 def _local_names(addresses: Iterable[Address]) -> tuple[str, ...]:
-    """Return the names by which this machine, or a forwarded port, reaches the listeners."""
-    hosts = [each.host for each in addresses if each.host and not _is_unspecified(each.host)]
+    """Return the names that clients on this machine, or of a forwarded port, connect to."""
+    hosts = [address.host for address in addresses if address.host and not _is_unspecified(address.host)]
     return ("localhost", "127.0.0.1", "::1", *hosts)
 
 

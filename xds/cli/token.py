@@ -42,7 +42,7 @@ def token(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="State directory of xds serve, which contains the signing key.",
+            help="State directory of xds serve, which contains the key that signs tokens.",
         ),
     ],
     manifests: Annotated[
@@ -52,7 +52,7 @@ def token(
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Folder of manifests with the pods and their service accounts.",
+            help="Folder of manifests that define the pods and their service accounts.",
             show_default=False,
         ),
     ] = None,
@@ -61,9 +61,9 @@ def token(
         typer.Option(
             "--service-account",
             metavar="NAME",
-            help="Service account of the pods, without --manifests (default: default). Without a pod: "
-            "NAMESPACE/NAME, for a "
-            "token that is bound to no pod, such as an --admin-identity.",
+            help="Service account of the pods. Cannot be combined with --manifests. Without a pod, it must "
+            "be NAMESPACE/NAME, and the token is bound to no pod, as for an --admin-identity. Default: "
+            "default.",
             show_default=False,
         ),
     ] = None,
@@ -79,8 +79,8 @@ def token(
             "--out-dir",
             metavar="DIR",
             file_okay=False,
-            help="Write DIR/POD.NAMESPACE/token and DIR/POD.NAMESPACE/root-cert.pem instead of "
-            "printing a token.",
+            help="Folder to write DIR/POD.NAMESPACE/token and DIR/POD.NAMESPACE/root-cert.pem to. Default: "
+            "print the token.",
             show_default=False,
         ),
     ] = None,
@@ -88,33 +88,31 @@ def token(
         bool,
         typer.Option(
             "--renew",
-            help="Keep running and renew the files at half of the lifetime, and when the roots, the "
-            "signing key or a pod's "
-            "service account change. Requires --out-dir.",
+            help="Keep running. Renew the files at half their lifetime, and when the roots, the signing key "
+            "or a pod's service account change. Requires --out-dir.",
         ),
     ] = False,
 ) -> None:
     """Issue tokens that sidecars outside Kubernetes use to authenticate to xds serve --manifests.
 
-    A token is signed with the key in --state-dir, identifies a service account, is bound to a pod and
-    expires. In a Kubernetes cluster, the API server and the kubelet provide such tokens.
+    A token identifies a service account and is bound to a pod. In a Kubernetes cluster, the API server and
+    the kubelet provide such tokens instead.
 
-    With --renew the command runs until SIGTERM or Ctrl-C, and waits for a root certificate that does not
-    exist yet.
+    With --renew, the command runs until SIGTERM or Ctrl-C. If there is no root certificate yet, it waits.
     """
     pod_names = tuple(dict.fromkeys(pods or ()))
     if renew and out_dir is None:
         fail("--renew requires --out-dir: a printed token cannot be renewed")
     if manifests and service_account:
-        fail("--service-account cannot be combined with --manifests, which name the service accounts of pods")
+        fail("--service-account cannot be combined with --manifests, which set each pod's service account")
     if len(pod_names) > 1 and out_dir is None:
         fail("only one token can be printed: add --out-dir to write tokens for several pods")
     duration = timedelta(seconds=lifetime)
     if not pod_names:
         if service_account is None or out_dir:
             fail(
-                "name a pod (POD.NAMESPACE), or use --service-account NAMESPACE/NAME to print a token "
-                "bound to no pod"
+                "set POD.NAMESPACE, or use --service-account NAMESPACE/NAME to print a token that is bound "
+                "to no pod"
             )
         _print(_unbound_caller(service_account), state_dir, duration)
         return
@@ -151,7 +149,7 @@ def _unbound_caller(identity: str) -> Caller:
     except ValueError:
         trust_domain = identity
     if trust_domain:
-        fail(f"--service-account {identity}: must be NAMESPACE/NAME without a pod")
+        fail(f"--service-account {identity}: must be NAMESPACE/NAME if no pod is set")
     return Caller(namespace=namespace, service_account=account, credential=Credential.TOKEN)
 
 

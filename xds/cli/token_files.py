@@ -23,7 +23,7 @@ log = structlog.get_logger("xds.cli.token")
 TOKEN, ROOTS = "token", "root-cert.pem"
 
 CallerLookup: TypeAlias = Callable[[], Mapping[str, Caller | None]]
-"""Returns the current caller for each POD.NAMESPACE; None if there is no such pod."""
+"""Returns the current identity of each POD.NAMESPACE; None for a pod that does not exist."""
 
 
 class ManifestPods:
@@ -34,21 +34,21 @@ class ManifestPods:
         self.mesh = Mesh()
 
     def load(self) -> Iterable[Problem]:
-        """Read what changed, and return the new problems.
+        """Read the changed files, and return the new problems.
 
-        Raises OSError if the folder cannot be read the first time.
+        Raises OSError if the first read of the folder fails.
         """
-        report = self._folder.load()
-        self.mesh = self.mesh.apply(report.change)
-        return report.problems
+        update = self._folder.load()
+        self.mesh = self.mesh.apply(update.change)
+        return update.problems
 
     @property
     def complete(self) -> bool:
-        """Whether all manifests have been read once; until then no pod is known."""
+        """Whether all manifests have been read. Until then, `mesh` is empty."""
         return not self._folder.pending_reason()
 
     def callers(self, names: Iterable[str]) -> Mapping[str, Caller | None]:
-        """Read the manifests and return the caller for each POD.NAMESPACE."""
+        """Read the manifests, and return the identity of each POD.NAMESPACE."""
         self.load()
         callers: dict[str, Caller | None] = {}
         for name in names:
@@ -70,7 +70,7 @@ def caller_of_pod(pod: Pod) -> Caller:
 
 
 class _Written(NamedTuple):
-    """What the files of a pod were made from, and when."""
+    """The inputs of a pod's current files, and when the files were written."""
 
     caller: Caller
     key: TokenKey
@@ -82,9 +82,9 @@ class WriteResult(NamedTuple):
     """The result of writing a pod's files."""
 
     problem: str = ""
-    """Why the files could not be written; empty if they were, or are still valid."""
+    """Why the files could not be written; empty if they were written or are still valid."""
     written: Caller | None = None
-    """The caller of the new token; None if no token was written."""
+    """The identity in the new token; None if no token was written."""
     expires: datetime | None = None
     """When the new token expires."""
 
@@ -109,7 +109,7 @@ class TokenFiles:
         self._written: dict[str, _Written] = {}
 
     def write(self) -> dict[str, WriteResult]:
-        """Write the files that are due for renewal; a problem with one pod does not affect the others."""
+        """Write the files that are due for renewal. A problem with one pod does not affect the others."""
         callers = self._lookup()
         try:
             key, roots = state_dir.load_or_create_token_key(self._state_dir), state_dir.roots(self._state_dir)
@@ -119,7 +119,7 @@ class TokenFiles:
 
     def _try_write(self, name: str, caller: Caller | None, key: TokenKey, roots: bytes) -> WriteResult:
         if caller is None:
-            return WriteResult("the pod is not in the manifests any more")
+            return WriteResult("the pod is no longer in the manifests")
         try:
             return self._write(name, caller, key, roots)
         except OSError as error:
@@ -128,7 +128,7 @@ class TokenFiles:
     def _write(self, name: str, caller: Caller, key: TokenKey, roots: bytes) -> WriteResult:
         now = self._now()
         last = self._written.get(name)
-        # A clock that was set back must not delay the renewal.
+        # If the clock was set back, renew at once.
         if (
             last
             and last == (caller, key, roots, last.time)
@@ -145,8 +145,8 @@ class TokenFiles:
 
 def renew(files: TokenFiles) -> None:
     """Renew files until SIGTERM or SIGINT. Problems are logged and retried."""
-    end_signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, end_signals)  # so that a signal does not interrupt a write
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)  # A signal must not interrupt a write.
     log_problem = OnceLogger(log, "token not written")
     while True:
         for name, result in files.write().items():
@@ -156,6 +156,6 @@ def renew(files: TokenFiles) -> None:
                 log.info(
                     "token written", pod=name, account=account, expires=f"{result.expires:%Y-%m-%dT%H:%M:%SZ}"
                 )
-        if signal.sigtimedwait(end_signals, RESCAN_INTERVAL):
+        if signal.sigtimedwait(stop_signals, RESCAN_INTERVAL):
             log.info("token renewal stopped")
             return

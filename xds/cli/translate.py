@@ -54,13 +54,14 @@ def translate(
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     only: Annotated[
-        Type | None, typer.Option("--type", help="Print one resource type.", show_default=False)
+        Type | None,
+        typer.Option("--type", help="Resource type to print. Default: all types.", show_default=False),
     ] = None,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.JSON,
 ) -> None:
     """Print the clusters, endpoints, listeners and routes of a pod's sidecar.
 
-    Fields have their protobuf names; an Any is an object with "@type". Secrets are not printed.
+    Fields have their protobuf names (snake_case), and an Any is an object with "@type". Secrets are omitted.
     """
     mesh = load_mesh(manifests, mesh_config, assignments)
     sidecar = find_pod(mesh, pod)

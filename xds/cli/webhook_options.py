@@ -38,9 +38,8 @@ class WebhookOptions:
         typer.Option(
             "--sidecar-xds-address",
             metavar="HOST:PORT",
-            help="xDS address that injected sidecars connect to. Default: port 15012 of Service xds in "
-            "the control plane's "
-            "namespace.",
+            help="xDS address that injected sidecars connect to. Default: port 15012 of the Service xds in "
+            "the control plane's namespace.",
             show_default=False,
         ),
     ] = None

@@ -15,9 +15,7 @@ _IDENTITY = re.compile(r"URI=(spiffe://[^\s;,\"]+)")
 def curl(
     url: str, *, source: str, to: tuple[str, int], through_proxy: bool = False, timeout: float = 5.0
 ) -> Answer:
-    """Request `url` from httpbin, which returns the headers that it received.
-
-    Like curl, it opens a connection for each request.
+    """Send a request to httpbin's /headers, on a new connection, and return the result.
 
     Args:
         url: the URL to get.
@@ -40,7 +38,7 @@ def curl(
 
 
 def identity(headers: bytes) -> str:
-    """Return the SPIFFE ID that the server's sidecar passed to httpbin; empty for a plaintext request."""
+    """Return the client's SPIFFE ID in httpbin's response; empty for a plaintext request."""
     header = json.loads(headers)["headers"].get("X-Forwarded-Client-Cert", "")
     match = _IDENTITY.search(header)
     return match[1] if match else ""

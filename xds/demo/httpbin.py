@@ -8,9 +8,9 @@ import sys
 
 
 def main() -> None:
-    """Serve until SIGTERM, which the first process of a container ignores unless it has a handler."""
-    # An exception would not do: werkzeug listens before it catches exceptions, and import callbacks can
-    # swallow one.
+    """Serve until SIGTERM. A container's first process ignores the signal unless it installs a handler."""
+    # Do not raise in the handler: werkzeug listens before it catches exceptions, and import callbacks can
+    # swallow them.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from httpbin import app  # noqa: PLC0415 -- an optional dependency (extra `demo`)
     from werkzeug.serving import make_server  # noqa: PLC0415 -- installed with httpbin

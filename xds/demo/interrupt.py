@@ -1,7 +1,7 @@
 """Deferred handling of termination signals: a handler records the signal, and `check` raises at a safe point.
 
-Raising in the handler is not safe: the exception could occur after a process has started but before it is
-recorded, and Python prints and ignores exceptions in some callbacks.
+Raising in the handler is not safe. The exception could occur after a process has started but before it is
+recorded, and Python ignores exceptions in some callbacks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Interrupted(BaseException):
 
 
 _received: list[int] = []
-"""Signals that arrived. Signals belong to the process, and so does this list."""
+"""Signals that arrived. The list is global, like signal handlers."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The steps of the Istio task, the expected responses, and their comparison with the actual responses."""
+"""The steps of the Istio task, and the comparison of expected with actual responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from enum import Enum
 from typing import NamedTuple, TypeAlias
 
 REQUESTS = 10
-"""Requests per pair: enough to reach both pods of a service, and to detect an unstable mode."""
+"""Minimum requests per pair, to reach both pods of a service and to detect an unstable mode."""
 
 MAX_REQUESTS = 100
 """Maximum requests per pair if two kinds of answers are expected: Envoy chooses endpoints at random."""
@@ -46,7 +46,7 @@ class Answer(NamedTuple):
 Answers: TypeAlias = Counter[Answer]
 
 
-class Shown(Enum):
+class IdentityShare(Enum):
     """How many requests of a pair carry the client's identity, which means mutual TLS."""
 
     ALL = "with"
@@ -59,31 +59,31 @@ class Expected:
     """The expected answers to the requests of a pair."""
 
     code: str
-    shown: Shown
+    identity_share: IdentityShare
 
     def answers(self, pair: Pair) -> set[Answer]:
-        """Return the kinds of answers that must all occur, without any other."""
-        with_identity, without = Answer(self.code, pair.identity), Answer(self.code)
-        match self.shown:
-            case Shown.ALL:
+        """Return the kinds of answers that must occur. No other kind may occur."""
+        with_identity, without_identity = Answer(self.code, pair.identity), Answer(self.code)
+        match self.identity_share:
+            case IdentityShare.ALL:
                 return {with_identity}
-            case Shown.NONE:
-                return {without}
-            case Shown.SOME:
-                return {with_identity, without}
+            case IdentityShare.NONE:
+                return {without_identity}
+            case IdentityShare.SOME:
+                return {with_identity, without_identity}
 
-    def is_settled(self, pair: Pair, seen: Answers) -> bool:
-        """Whether further requests cannot change the result."""
+    def is_settled(self, pair: Pair, answers: Answers) -> bool:
+        """Whether the answers suffice, so that no more requests are needed."""
         expected = self.answers(pair)
-        is_decided = expected <= seen.keys() or not seen.keys() <= expected
-        return seen.total() >= (REQUESTS if is_decided else MAX_REQUESTS)
+        is_decided = expected <= answers.keys() or not answers.keys() <= expected
+        return answers.total() >= (REQUESTS if is_decided else MAX_REQUESTS)
 
 
-MTLS = Expected("200", Shown.ALL)
-MIXED = Expected("200", Shown.SOME)
-PLAINTEXT = Expected("200", Shown.NONE)
-NO_ANSWER = Expected("000", Shown.NONE)
-UNAVAILABLE = Expected("503", Shown.NONE)
+MTLS = Expected("200", IdentityShare.ALL)
+MIXED = Expected("200", IdentityShare.SOME)
+PLAINTEXT = Expected("200", IdentityShare.NONE)
+NO_ANSWER = Expected("000", IdentityShare.NONE)
+UNAVAILABLE = Expected("503", IdentityShare.NONE)
 
 FULL_FULL = Pair("sleep.full", "httpbin.full")
 FULL_PARTIAL = Pair("sleep.full", "httpbin.partial")
@@ -103,10 +103,10 @@ ALL_PLAINTEXT: Table = {
     LEGACY_LEGACY: PLAINTEXT,
 }
 AUTOMATIC: Table = {**ALL_PLAINTEXT, FULL_FULL: MTLS, FULL_PARTIAL: MIXED}
-"""Mutual TLS between pods that both have a sidecar."""
+"""Mutual TLS between pods that have a sidecar, plaintext between all others."""
 
 POLICY = "policy.yaml"
-"""The file of Policy `httpbin`. A later step replaces it."""
+"""The file of Policy `httpbin`. A later step replaces its content."""
 DESTINATION_RULE = "destination-rule.yaml"
 
 
@@ -117,7 +117,7 @@ class Step:
     name: str
     """The name of the section."""
     what: str
-    """A description of the state."""
+    """A description of the mesh after the changes."""
     expected: Table
     """The expected answers of each pair."""
     apply: Mapping[str, str] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class Step:
     auto: bool = True
     """The setting values.global.mtls.auto."""
     drained: bool = False
-    """Whether to wait until connections from before the change, which clients can still use, are closed."""
+    """Whether to wait until connections from before the change are closed. Clients can still use them."""
 
 
 STEPS = (
@@ -148,9 +148,8 @@ STEPS = (
         apply={POLICY: "strict.yaml"},
         expected={**AUTOMATIC, LEGACY_FULL: NO_ANSWER},
     ),
-    # The Istio task prints no URI for sleep.full to httpbin.partial in this section, after a single request.
-    # The policy is in
-    # another namespace, so the behaviour of that service does not change.
+    # In this section, the Istio task sends only one request from sleep.full to httpbin.partial, and prints no
+    # URI for it. The policy is in another namespace, so that service does not change.
     Step(
         name="plaintext policy",
         what="Policy full/httpbin: no mutual TLS",
@@ -180,9 +179,8 @@ STEPS = (
         what="httpbin.full requires mutual TLS, clients send plaintext",
         apply={POLICY: "strict.yaml"},
         auto=False,
-        # Other changes make clients close old connections. This one changes only the server, which answers
-        # one more request on
-        # an old plaintext connection while its listener drains.
+        # Other changes make clients close old connections. This one changes only the server: it serves one
+        # more request on each old plaintext connection while the listener drains.
         drained=True,
         expected={**ALL_PLAINTEXT, FULL_FULL: UNAVAILABLE, LEGACY_FULL: NO_ANSWER},
     ),

@@ -1,4 +1,4 @@
-"""Pods as local processes: an application and possibly a sidecar, on the pod's loopback addresses."""
+"""Pods as local processes: an application, and optionally a sidecar, on loopback addresses of the pod."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, MeshConfig, Pod, Ser
 
 PROXY_PORT = MeshConfig().proxy_http_port
 SERVER_PORT = 8080
-"""The services' targetPort. Ports below 1024 need root privileges."""
+"""The targetPort of the services. Ports below 1024 would require root privileges."""
 
 
 def name_of(pod: Pod) -> str:
-    """Return the name that the Istio task and the commands use, such as `httpbin.full`."""
+    """Return the pod's POD.NAMESPACE, as the Istio task and the commands write it, such as `httpbin.full`."""
     return f"{pod.name}.{pod.namespace}"
 
 
@@ -30,7 +30,7 @@ def is_httpbin(pod: Pod) -> bool:
 
 
 def application(pod: Pod) -> tuple[str, int]:
-    """Return the address of the pod's application, which is not the pod's own if a sidecar listens there."""
+    """Return the address that the pod's application listens on: `app_address` if the pod has a sidecar."""
     return (pod.app_address if pod.has_sidecar else pod.address, SERVER_PORT)
 
 
@@ -44,13 +44,14 @@ def addresses(pod: Pod) -> Iterator[tuple[str, int]]:
 
 
 def check_addresses_free(names: Mapping[tuple[str, int], str]) -> None:
-    """Raise UnavailableError if an address cannot be listened on.
+    """Raise UnavailableError if it is not possible to listen on an address.
 
-    The values name the processes that need the addresses.
+    Args:
+        names: for each address, the name of the pod that needs it.
     """
     for (host, port), name in names.items():
         with socket.socket() as probe:
-            # As servers do, to ignore connections in TIME_WAIT.
+            # Ignore connections in TIME_WAIT, as the servers do.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
@@ -68,23 +69,23 @@ def _explain(error: OSError, port: int) -> str:
 
 def find_not_listening(servers: Mapping[str, tuple[str, int]]) -> str:
     """Return which of the named servers does not accept connections; empty if all do."""
-    for name, where in servers.items():
+    for name, (host, port) in servers.items():
         with socket.socket() as probe:
-            if probe.connect_ex(where) != 0:
-                return f"{name} does not listen on {where[0]}:{where[1]}"
+            if probe.connect_ex((host, port)) != 0:
+                return f"{name} does not listen on {host}:{port}"
     return ""
 
 
 @dataclass(slots=True)
 class Client:
-    """A pod `sleep`, which sends requests to services by name, through its sidecar if it has one."""
+    """A pod that sends requests to services by name, through its sidecar if it has one."""
 
     mesh: Mesh
     pod: Pod
     _turns: dict[str, Iterator[int]] = field(default_factory=dict)
 
-    def ask(self, server: str) -> Answer:
-        """Send one request to `SERVICE.NAMESPACE`, on its first port."""
+    def request(self, server: str) -> Answer:
+        """Send one request to the first port of `SERVICE.NAMESPACE`."""
         name, namespace = server.split(".")
         service = self.mesh.service(namespace, name)
         if service is None:
@@ -92,11 +93,11 @@ class Client:
         url = f"http://{server}:{service.ports[0].port}/headers"
         if self.pod.has_sidecar:
             return curl(url, source=self.pod.address, to=(self.pod.address, PROXY_PORT), through_proxy=True)
-        backend = self._next(service, service.ports[0])
-        return curl(url, source=self.pod.address, to=backend) if backend else Answer("000")
+        endpoint = self._next_endpoint(service, service.ports[0])
+        return curl(url, source=self.pod.address, to=endpoint) if endpoint else Answer("000")
 
-    def _next(self, service: Service, port: ServicePort) -> tuple[str, int] | None:
-        """Choose an endpoint for a client without a sidecar: ready pods in turn, as kube-proxy does."""
+    def _next_endpoint(self, service: Service, port: ServicePort) -> tuple[str, int] | None:
+        """Choose an endpoint for a client without a sidecar: ready pods in turn, like kube-proxy."""
         ready = [(e.address, e.port) for e in self.mesh.endpoints(service, port) if e.ready]
         turn = next(self._turns.setdefault(service.host, itertools.count()))
         return ready[turn % len(ready)] if ready else None

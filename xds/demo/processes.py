@@ -28,7 +28,7 @@ class DemoError(Exception):
 
 
 class UnavailableError(DemoError):
-    """The demo cannot run on this machine. The message contains the remedy."""
+    """The demo cannot run on this machine. The message says how to fix that."""
 
     status = 2
 
@@ -70,7 +70,7 @@ class Processes:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(env or {})},
-                start_new_session=True,  # Ctrl-C must reach the demo only, which stops its processes in order
+                start_new_session=True,  # Only the demo must receive Ctrl-C. It then stops its processes.
             )
         running = Running(name, process, log)
         self._running.append(running)
@@ -78,15 +78,16 @@ class Processes:
 
     def stop(self, *running: Running) -> None:
         """Stop processes and their children: send SIGTERM to all, then SIGKILL after STOP_TIMEOUT."""
-        for each in running:
-            _signal(each.process, signal.SIGTERM)
+        processes = [each.process for each in running]
+        for process in processes:
+            _signal(process, signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT
-        for each in running:
+        for process in processes:
             try:
-                each.process.wait(max(0.0, deadline - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                _signal(each.process, signal.SIGKILL)
-                each.process.wait()
+                _signal(process, signal.SIGKILL)
+                process.wait()
         self._running = [each for each in self._running if each not in running]
 
     def check(self) -> None:
@@ -97,9 +98,12 @@ class Processes:
                 raise DemoError(f"{each.name} exited with status {status}:\n{each.log_tail()}")
 
     def wait_for(self, what: str, pending: Callable[[], str], *, timeout: float = 20.0) -> None:
-        """Wait until `pending` returns an empty text.
+        """Wait until a condition is met. Raises DemoError on timeout.
 
-        Otherwise it returns what is missing, which a timeout reports.
+        Args:
+            what: what to wait for, for the error message.
+            pending: returns what is missing; empty if nothing is.
+            timeout: the timeout in seconds.
         """
         deadline = time.monotonic() + timeout
         while missing := pending():
@@ -110,5 +114,5 @@ class Processes:
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    if process.poll() is None:  # not reaped yet, so its process group ID cannot be reused
+    if process.poll() is None:  # The process is not reaped yet, so its process group ID cannot be reused.
         os.killpg(process.pid, number)

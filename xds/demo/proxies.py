@@ -16,7 +16,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Snapshot
 
 Json: TypeAlias = Mapping[str, Any]
 DRAINING_STATS_PATH = "/stats?format=json&filter=^listener_manager.total_.*_draining$"
-"""Path of the admin interface with the number of replaced listeners that still drain connections."""
+"""Path in Envoy's admin interface that returns the number of draining listeners and filter chains."""
 Config: TypeAlias = dict[tuple[str, str], Any]
 """Resources in protobuf's JSON form, by type URL and name."""
 
@@ -35,7 +35,7 @@ def find_stale(configurations: Iterable[tuple[Pod, Config]]) -> str:
 
 
 def find_draining(mesh: Mesh) -> str:
-    """Return which sidecar still drains connections of replaced listeners; empty if none does."""
+    """Return which sidecar has draining listeners or filter chains; empty if none has."""
     for pod in mesh.pods():
         if pod.has_sidecar and (stats := draining_stats(_get(pod.address, DRAINING_STATS_PATH))):
             return f"{name_of(pod)} has {stats}"
@@ -59,8 +59,8 @@ def _get(address: str, path: str) -> Json:
     connection = http.client.HTTPConnection(address, ADMIN_PORT, timeout=5.0)
     try:
         connection.request("GET", path)
-        answer: Json = json.load(connection.getresponse())
-        return answer
+        body: Json = json.load(connection.getresponse())
+        return body
     finally:
         connection.close()
 
@@ -73,8 +73,8 @@ def difference(expected: Config, active: Config) -> str:
         if expected[key] != active[key]:
             return f"has a different {_short(key)}"
     # Envoy also lists endpoints of static clusters, and routes of draining listeners.
-    stale = next((key for key in active if key not in expected and key[0] in (CLUSTER, LISTENER)), None)
-    return f"still has {_short(stale)}" if stale else ""
+    removed = next((key for key in active if key not in expected and key[0] in (CLUSTER, LISTENER)), None)
+    return f"still has {_short(removed)}" if removed else ""
 
 
 def _short(key: tuple[str, str]) -> str:
@@ -87,34 +87,34 @@ def expected_config(snapshot: Snapshot) -> Config:
     config: Config = {}
     for type_url in (CLUSTER, ENDPOINT, LISTENER, ROUTE):
         for name, resource in snapshot.of(type_url).items():
-            shown = to_dict(type_url, resource.body)
-            config[type_url, name] = _endpoints(shown) if type_url == ENDPOINT else shown
+            content = to_dict(type_url, resource.body)
+            config[type_url, name] = _endpoints(content) if type_url == ENDPOINT else content
     return config
 
 
 def active_config(dump: Json) -> Config:
-    """Return the active resources in Envoy's `/config_dump?include_eds`: not those that warm or drain."""
+    """Return the active resources in `/config_dump?include_eds`, without warming and draining ones."""
     config: Config = {}
-    for shown in _each(dump, "dynamic_active_clusters", "cluster"):
-        config[CLUSTER, shown["name"]] = shown
-    for listener in _each(dump, "dynamic_listeners", "active_state"):
-        config[LISTENER, listener["listener"]["name"]] = _plain(listener["listener"])
-    for shown in _each(dump, "dynamic_route_configs", "route_config"):
-        config[ROUTE, shown["name"]] = shown
-    for shown in _each(dump, "dynamic_endpoint_configs", "endpoint_config"):
-        config[ENDPOINT, shown["cluster_name"]] = _endpoints(shown)
+    for cluster in _entries(dump, "dynamic_active_clusters", "cluster"):
+        config[CLUSTER, cluster["name"]] = cluster
+    for state in _entries(dump, "dynamic_listeners", "active_state"):
+        config[LISTENER, state["listener"]["name"]] = _without_type(state["listener"])
+    for routes in _entries(dump, "dynamic_route_configs", "route_config"):
+        config[ROUTE, routes["name"]] = routes
+    for assignment in _entries(dump, "dynamic_endpoint_configs", "endpoint_config"):
+        config[ENDPOINT, assignment["cluster_name"]] = _endpoints(assignment)
     return config
 
 
-def _each(dump: Json, list_name: str, part: str) -> Iterator[Json]:
+def _entries(dump: Json, list_name: str, part: str) -> Iterator[Json]:
     for section in dump["configs"]:
         for entry in section.get(list_name, ()):
             if part in entry:
-                yield _plain(entry[part])
+                yield _without_type(entry[part])
 
 
-def _plain(packed: Json) -> Json:
-    return {name: value for name, value in packed.items() if name != "@type"}
+def _without_type(value: Json) -> Json:
+    return {name: item for name, item in value.items() if name != "@type"}
 
 
 def _endpoints(assignment: Json) -> set[tuple[str, int, str]]:

@@ -36,7 +36,7 @@ class Output(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Options of the command line."""
+    """Command-line options of `xds demo`."""
 
     keep: bool = False
     """Whether to keep the processes running after the last step."""
@@ -47,10 +47,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Run the demo and return the exit status.
-
-    0: all responses match. 1: some do not match, or the demo failed. 2: the demo cannot run on this machine.
-    """
+    """Run the demo and return the exit status, as described in `xds demo --help`."""
     errors = Console(stderr=True, highlight=False)
     try:
         with defer_signals():
@@ -81,18 +78,18 @@ def _run_steps(stage: Stage, processes: Processes, options: Options, errors: Con
     start_time = time.monotonic()
     with progress("Starting the control plane, applications and sidecars"):
         stage.start()
-    seen: list[StepResult] = []
+    results: list[StepResult] = []
     for number, step in enumerate(STEPS, 1):
         with progress(f"{number}/{len(STEPS)} {step.name}"):
             stage.perform(step)
-            seen.append(stage.ask(step))
+            results.append(stage.send_requests(step))
         if as_table:
-            out.print(table(seen[-1], number), end="\n\n")
+            out.print(table(results[-1], number), end="\n\n")
     duration = time.monotonic() - start_time
     if options.output is Output.JSON:
-        print(json.dumps(as_json(seen), indent=2), flush=True)  # noqa: T201 -- the result, not a message
-    differences = [difference for each in seen for difference in each.differences()]
-    summary = f"{len(seen)} steps, {sum(each.requests for each in seen)} requests, {duration:.0f} s"
+        print(json.dumps(as_json(results), indent=2), flush=True)  # noqa: T201 -- the result, not a message
+    differences = [difference for result in results for difference in result.differences()]
+    summary = f"{len(results)} steps, {sum(result.requests for result in results)} requests, {duration:.0f} s"
     failure = "\n  ".join([f"does not match the Istio task: {summary}", *differences])
     if not differences:
         (out if as_table else errors).print(f"matches the Istio task: {summary}", style="bold green")
@@ -109,7 +106,7 @@ def _keep(stage: Stage, processes: Processes, errors: Console, progress: Progres
         stage.perform(INITIAL_STATE)
     for line in suggest_commands(stage.mesh(), stage.manifests, EXAMPLES, stage.xds, stage.admin):
         errors.print(line, markup=False, soft_wrap=True)
-    with suppress(Interrupted):  # Ctrl-C ends the demo
+    with suppress(Interrupted):  # Ctrl-C stops the demo.
         processes.wait_for("Ctrl-C", lambda: "no signal", timeout=math.inf)
 
 
@@ -127,7 +124,7 @@ def _progress(errors: Console) -> Progress:
 
 @contextmanager
 def _folder(errors: Console) -> Iterator[Path]:
-    """Create a temporary folder. It is removed afterwards, unless the demo failed and its logs can help."""
+    """Create a temporary folder. Remove it afterwards, unless the demo failed: it contains the logs."""
     folder = Path(tempfile.mkdtemp(prefix="xds-demo-"))
     keep = False
     try:

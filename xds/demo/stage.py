@@ -1,4 +1,4 @@
-"""The running system of the demo: a folder of manifests, a control plane that reads it, and the pods."""
+"""The running system of the demo: a folder of manifests, the control plane that reads it, and pods."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from xds.mesh.model.objects import MeshConfig, Pod
 from xds.mesh.sources.files import Folder
 
 EXAMPLES = Path(__file__).with_name("manifests").resolve()
-"""The folder examples/envoy/auto-mtls, which is part of the package."""
+"""The folder examples/envoy/auto-mtls, which the package contains."""
 
 
 class Stage:
-    """The system that the steps change and send requests to."""
+    """The running system. `perform` applies a step, and `send_requests` sends the step's requests."""
 
     def __init__(self, folder: Path, processes: Processes, *, sotw: bool) -> None:
         self.manifests = folder / "manifests"
@@ -48,13 +48,12 @@ class Stage:
         for example in sorted((EXAMPLES / "workloads").iterdir()):
             self._write(example.name, example)
 
-    # --- processes
-    # ---------------------------------------------------------------------------------------------------
+    # --- processes ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the control plane and every pod."""
         mesh = self.mesh()
-        check_addresses_free({where: name_of(pod) for pod in mesh.pods() for where in addresses(pod)})
+        check_addresses_free({address: name_of(pod) for pod in mesh.pods() for address in addresses(pod)})
         applications = {name_of(pod): application(pod) for pod in mesh.pods() if is_httpbin(pod)}
         for name, (host, port) in applications.items():
             self._processes.start(name, sys.executable, "-P", "-m", "xds.demo.httpbin", host, str(port))
@@ -65,7 +64,7 @@ class Stage:
         self._processes.wait_for("httpbin", lambda: find_not_listening(applications))
 
     def install(self, *, auto: bool) -> None:
-        """Start the control plane; stop the running one, if any, because its options cannot change."""
+        """Start the control plane. If it runs already, restart it with the new setting."""
         if self._control_plane:
             self._processes.stop(self._control_plane)
         self.auto = auto
@@ -79,9 +78,9 @@ class Stage:
             *("--admin-address", self.admin),
             *("--state-dir", str(self._folder / "state")),
         )
-        self._processes.wait_for("the control plane", self._not_ready)
+        self._processes.wait_for("the control plane", self._not_ready_reason)
 
-    def _not_ready(self) -> str:
+    def _not_ready_reason(self) -> str:
         connection = http.client.HTTPConnection(self.admin, timeout=5.0)
         try:
             connection.request("GET", "/ready")
@@ -108,8 +107,7 @@ class Stage:
             *("--drain-strategy", "immediate", "--drain-time-s", "5"),
         )
 
-    # --- steps
-    # -------------------------------------------------------------------------------------------------------
+    # --- steps ----------------------------------------------------------------------------------------------
 
     def perform(self, step: Step) -> None:
         """Apply the changes of a step, and wait until they are active in all sidecars."""
@@ -125,16 +123,16 @@ class Stage:
         if step.drained:
             self._processes.wait_for("old connections to close", lambda: proxies.find_draining(mesh))
 
-    def ask(self, step: Step) -> StepResult:
-        """Send the requests of a step, for each pair until further ones cannot change the result."""
+    def send_requests(self, step: Step) -> StepResult:
+        """Send the requests of a step, and return the answers."""
         clients_by_name = select_clients(self.mesh(), iter(step.expected))
-        seen: dict[Pair, Answers] = {}
+        answers_by_pair: dict[Pair, Answers] = {}
         for pair, expected in step.expected.items():
-            answers = seen[pair] = Counter()
+            answers = answers_by_pair[pair] = Counter()
             while not expected.is_settled(pair, answers):
                 self._processes.check()
-                answers[clients_by_name[pair.client].ask(pair.server)] += 1
-        return StepResult(step, seen)
+                answers[clients_by_name[pair.client].request(pair.server)] += 1
+        return StepResult(step, answers_by_pair)
 
     def mesh(self) -> Mesh:
         """Read the manifests and return the mesh."""
@@ -142,10 +140,10 @@ class Stage:
         return Mesh(report.change.applied, MeshConfig(enable_auto_mtls=self.auto))
 
     def _write(self, name: str, example: Path) -> None:
-        # Atomically, so that the control plane does not read half a file.
-        draft = self._folder / name
-        shutil.copyfile(example, draft)
-        draft.replace(self.manifests / name)
+        # Write atomically: the control plane must not read a partial file.
+        temporary = self._folder / name
+        shutil.copyfile(example, temporary)
+        temporary.replace(self.manifests / name)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -14,11 +14,11 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import ADMIN_PORT
 
 
-def table(seen: StepResult, number: int) -> Text:
+def table(result: StepResult, number: int) -> Text:
     """Return the answers of a step as the Istio task's commands print them, with a count of equal answers."""
-    lines = [Text(f"{number}. {seen.step.name}: {seen.step.what}", style="bold")]
-    margin = max(len(str(pair)) for pair in seen.answers) + 2
-    for pair, answers in seen.answers.items():
+    lines = [Text(f"{number}. {result.step.name}: {result.step.what}", style="bold")]
+    margin = max(len(str(pair)) for pair in result.answers) + 2
+    for pair, answers in result.answers.items():
         title = str(pair)
         for line in _lines(answers):
             lines.append(Text.assemble(title.ljust(margin), line))
@@ -33,25 +33,30 @@ def _lines(answers: Answers) -> Iterator[Text]:
         yield Text(f"response code: {answer.code} ({count}x)", style="" if answer.code == "200" else "yellow")
 
 
-def as_json(steps: Iterable[StepResult]) -> list[dict[str, Any]]:
-    """Return the answers of the steps as JSON values, one object per step and pair."""
+def as_json(results: Iterable[StepResult]) -> list[dict[str, Any]]:
+    """Return the answers as JSON values, one object per step and pair."""
     return [
         {
-            "step": seen.step.name,
+            "step": result.step.name,
             "from": pair.client,
             "to": pair.server,
             "codes": {code: _count(answers, code) for code in sorted({a.code for a in answers})},
             "identities": sorted({answer.identity for answer in answers if answer.identity}),
         }
-        for seen in steps
-        for pair, answers in seen.answers.items()
+        for result in results
+        for pair, answers in result.answers.items()
     ]
 
 
 def suggest_commands(mesh: Mesh, manifests: Path, examples: Path, xds: str, admin: str) -> list[str]:
-    """Return the text that `--keep` prints: commands to try with the running demo.
+    """Return the lines that `--keep` prints: commands to try with the running demo.
 
-    `xds` and `admin` are HOST:PORT.
+    Args:
+        mesh: the mesh of the demo.
+        manifests: the folder that the control plane reads.
+        examples: the folder of example manifests.
+        xds: the xDS address of the control plane, as HOST:PORT.
+        admin: the admin address of the control plane, as HOST:PORT.
     """
     pods = {name_of(pod): pod for pod in mesh.pods()}
     proxy, server = pods["sleep.full"], pods["httpbin.full"]

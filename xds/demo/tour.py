@@ -1,8 +1,8 @@
-"""The steps of the demo for other programs, such as the shell script of the demo in containers.
+"""The steps of the demo for other programs, such as examples/envoy/compose/play.
 
-`python -m xds.demo.tour script` prints the steps as commands, one per line. `lacking` prints which sidecar
-does not have its expected configuration. `compare` reads the output of requests, in the format of the Istio
-task, and compares it.
+`python -m xds.demo.tour script` prints the steps as commands, one per line. `stale` prints a sidecar that
+differs from its expected configuration. `compare` reads the output of requests, in the format of the Istio
+task, and compares the answers with the expected ones.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from xds.demo.play import (
     STEPS,
     Answer,
     Answers,
+    IdentityShare,
     Pair,
-    Shown,
     Step,
     StepResult,
 )
@@ -47,11 +47,12 @@ _TITLE = re.compile(r"^(sleep\.\w+ to httpbin\.\w+)$", flags=re.MULTILINE)
 def script(mesh: Mesh) -> Iterator[str]:
     """Yield the steps as commands, each a verb and its arguments.
 
-    step NAME: start a step; later output belongs to it.
-    apply FILE EXAMPLE, delete FILE: change the manifests folder.
-    auto true|false: install with this value of values.global.mtls.auto.
-    settle AUTO drained|applied POD...: wait until the sidecars of the pods have their expected configuration.
-    ask POD SERVICE TIMES: send requests.
+    step NAME: start a step. The output of later commands belongs to it.
+    apply FILE EXAMPLE: copy an example to the manifests folder.
+    delete FILE: delete a file of the manifests folder.
+    auto true|false: restart the control plane with this value of values.global.mtls.auto.
+    await AUTO drained|applied POD...: wait until the pods' sidecars have their expected configuration.
+    request POD SERVICE TIMES: send requests.
     """
     sidecars = " ".join(name_of(pod) for pod in mesh.pods() if pod.has_sidecar)
     auto = True
@@ -62,10 +63,10 @@ def script(mesh: Mesh) -> Iterator[str]:
         if step.auto != auto:
             auto = step.auto
             yield f"auto {_word(auto)}"
-        yield f"settle {_word(auto)} {'drained' if step.drained else 'applied'} {sidecars}"
+        yield f"await {_word(auto)} {'drained' if step.drained else 'applied'} {sidecars}"
         for pair, expected in step.expected.items():
-            requests = MAX_REQUESTS // 2 if expected.shown is Shown.SOME else REQUESTS
-            yield f"ask {pair.client} {pair.server} {requests}"
+            requests = MAX_REQUESTS // 2 if expected.identity_share is IdentityShare.SOME else REQUESTS
+            yield f"request {pair.client} {pair.server} {requests}"
     yield from (f"delete {name}" for name in (POLICY, DESTINATION_RULE))
     yield "auto true"
 
@@ -77,16 +78,16 @@ def _word(value: bool) -> str:
 # --- configuration of sidecars ------------------------------------------------------------------------------
 
 
-def find_stale(mesh: Mesh, shown: str, *, drained: bool) -> str:
+def find_stale(mesh: Mesh, dumps: str, *, drained: bool) -> str:
     """Return which sidecar differs from its expected configuration, and how; empty if none does.
 
     Args:
         mesh: the expected mesh.
-        shown: for each sidecar the name of its pod as a JSON string, then the admin interface's responses for
+        dumps: three JSON values for each sidecar: the name of its pod, and the admin interface's responses to
             `/config_dump?include_eds` and `proxies.DRAINING_STATS_PATH`.
-        drained: whether connections from before the change must be closed, too.
+        drained: whether a draining listener also makes a sidecar stale.
     """
-    values = _values(shown)
+    values = _json_values(dumps)
     pods = {name_of(pod): pod for pod in mesh.pods()}
     for name, dump, stats in zip(values, values, values, strict=True):
         if mismatch := proxies.difference(
@@ -98,28 +99,28 @@ def find_stale(mesh: Mesh, shown: str, *, drained: bool) -> str:
     return ""
 
 
-def _values(text: str) -> Iterator[Any]:
-    decoder, rest = json.JSONDecoder(), text.lstrip()
-    while rest:
-        value, end = decoder.raw_decode(rest)
+def _json_values(text: str) -> Iterator[Any]:
+    decoder, remaining = json.JSONDecoder(), text.lstrip()
+    while remaining:
+        value, end = decoder.raw_decode(remaining)
         yield value
-        rest = rest[end:].lstrip()
+        remaining = remaining[end:].lstrip()
 
 
 # --- output of requests -------------------------------------------------------------------------------------
 
 
 def answers(output: str) -> Answers:
-    """Parse the output of the Istio task's command for one pair, repeated any number of times."""
-    seen: Answers = Counter()
+    """Parse the output for one pair: that of the Istio task's command, once per request."""
+    counts: Answers = Counter()
     identity = ""
     for line in output.splitlines():
         if line.startswith("URI="):
             identity = line.removeprefix("URI=")
         elif match := re.fullmatch(r"response(?: code:)? (\d+)", line):
-            seen[Answer(match[1], identity)] += 1
+            counts[Answer(match[1], identity)] += 1
             identity = ""
-    return seen
+    return counts
 
 
 def table(output: str) -> Mapping[Pair, Answers]:
@@ -132,14 +133,14 @@ def table(output: str) -> Mapping[Pair, Answers]:
 
 
 def compare(lines: Iterable[str], out: Console) -> int:
-    """Print a table for each step as it arrives; return 0 if all answers match the Istio task, 1 if not."""
-    seen: list[StepResult] = []
+    """Print a table for each step as it arrives. Return 0 if all answers match the Istio task, else 1."""
+    results: list[StepResult] = []
     for step, output in _steps(lines):
-        seen.append(StepResult(step, table(output)))
-        out.print(tables.table(seen[-1], len(seen)) if seen[-1].answers else step.name, end="\n\n")
-    differences = [difference for each in seen for difference in each.differences()]
-    differences += [f"{step.name}: was not executed" for step in STEPS[len(seen) :]]
-    summary = f"{len(seen)} steps, {sum(each.requests for each in seen)} requests"
+        results.append(StepResult(step, table(output)))
+        out.print(tables.table(results[-1], len(results)) if results[-1].answers else step.name, end="\n\n")
+    differences = [difference for result in results for difference in result.differences()]
+    differences += [f"{step.name}: was not executed" for step in STEPS[len(results) :]]
+    summary = f"{len(results)} steps, {sum(result.requests for result in results)} requests"
     if differences:
         out.print("\n  ".join([f"does not match the Istio task: {summary}", *differences]), style="red")
         return 1
@@ -167,18 +168,18 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["script"]:
             print(*script(_mesh(auto=True)), sep="\n")  # noqa: T201 -- the result
-        case ["lacking", auto, drained]:
-            if missing := find_stale(
+        case ["stale", auto, drained]:
+            if mismatch := find_stale(
                 _mesh(auto=auto == "true"), sys.stdin.read(), drained=drained == "drained"
             ):
-                print(missing)  # noqa: T201 -- the result
+                print(mismatch)  # noqa: T201 -- the result
                 return 1
         case ["compare"]:
             return compare(sys.stdin, Console(highlight=False))
         case _:
             print(  # noqa: T201
-                "usage: python -m xds.demo.tour script | lacking AUTO DRAINED | compare\n"
-                "Programs such as examples/envoy/compose/play use these subcommands.",
+                "usage: python -m xds.demo.tour script | stale AUTO drained|applied | compare\n"
+                "These subcommands are for programs such as examples/envoy/compose/play.",
                 file=sys.stderr,
             )
             return 2
