@@ -1,4 +1,7 @@
-"""Tell gRPC clients where `xds:///svc` is, here: python api_listener.py [ADDRESS], 127.0.0.1:18000 if it is not said."""
+"""Serve the endpoints of `xds:///svc` to gRPC clients.
+
+python api_listener.py [ADDRESS]      address to serve xDS at (default: 127.0.0.1:18000)
+"""
 
 import asyncio
 import sys

@@ -1,7 +1,8 @@
-"""Give an Envoy one more route every second: /1, /2, /3 and so on, each with an answer of its own.
+"""Give an Envoy one more route every second: /1, /2, /3 and so on, each with its own response.
 
-python route_every_second.py [ADDRESS [PORT]]      where to serve xDS, and the port that Envoy is to listen on;
-                                                   127.0.0.1:18000 and 10000 if they are not said
+python route_every_second.py [ADDRESS [PORT]]      address to serve xDS at (default: 127.0.0.1:18000), and
+port
+                                                   that Envoy listens on (default: 10000)
 """
 
 import asyncio

@@ -74,7 +74,7 @@ class Demo:
         return json.loads(self.docker.run("inspect", self.containers()[service]))[0]
 
     def kill(self, service: str) -> None:
-        """End a service's first process as if it had crashed: what `docker kill` ends, Docker does not start again."""
+        """Crash a service's first process. Docker does not restart a container after `docker kill`."""
         pid = self.state(service)["State"]["Pid"]
         options = ["--pid=host", "--user=0:0", "--entrypoint=sh", "--network=none"]
         done = self.docker.image("-c", f"kill -9 {pid}", options=options)

@@ -101,7 +101,7 @@ def test_a_token_is_mounted_by_its_sidecar_and_by_who_writes_it(config: dict) ->
 
 @pytest.mark.netns
 def test_a_pods_new_network_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
-    """The kernel gives a network the number of one that is gone: an application would run without its rules."""
+    """The kernel reuses a deleted network's number: the application would run without its rules."""
     if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("needs root and iproute2")
     script, stub = tmp_path / "pod.sh", tmp_path / "xds"

@@ -1,4 +1,4 @@
-"""Credentials as attackers and mistaken people have them: tokens that nobody signed, and certificates of any shape."""
+"""Credentials of attackers and of users who make mistakes: unsigned tokens and odd certificates."""
 
 from __future__ import annotations
 

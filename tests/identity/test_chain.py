@@ -1,4 +1,4 @@
-"""A CA that somebody else made: an intermediate, other kinds of keys, and what is refused with which words."""
+"""A user-provided CA: intermediates, kinds of keys, and the errors that reject it."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_name_that_a_certificate_lacks_is_its_serial_number() -> None:
     assert chain.subject(cert) == f"with serial number {cert.serial_number:x}"
 
 
-# --- servers -------------------------------------------------------------------------------------------------------------
+# --- servers ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

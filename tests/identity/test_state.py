@@ -379,8 +379,8 @@ def test_a_directory_that_a_group_of_others_can_write_is_refused(filled: Path) -
 def test_a_file_that_a_member_of_the_group_puts_there_is_refused(filled: Path, name: str) -> None:
     filled.chmod(0o2770)
     script = (
-        "import os, sys; name, group, user = sys.argv[1:]; os.setgid(int(group)); os.setuid(int(user)); os.unlink(name)\n"
-        "os.write(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600), sys.stdin.buffer.read())"
+        "import os, sys; name, group, user = sys.argv[1:]; os.setgid(int(group)); os.setuid(int(user)); "
+        "os.unlink(name)\nos.write(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600), sys.stdin.buffer.read())"
     )
     argv = [sys.executable, "-c", script, name, str(filled.stat().st_gid), str(STRANGER)]
     subprocess.run(argv, cwd=filled, input=(filled / name).read_bytes(), check=True)

@@ -78,8 +78,8 @@ def test_all_that_is_wrong_is_said_with_file_and_line_and_nothing_is_written(tmp
     lines = [line.removeprefix(f"{tmp_path}/") for line in result.stderr.splitlines()]
     assert [line.split(" problem: ")[0] for line in lines] == ["bad.yaml:10:", "bad.yaml:25:", "bad.yaml:28:"]
     assert lines[0].endswith(
-        "problem: Pod web: spec.containers[0].ports[0].containerPort is 15001, which is reserved for outbound interception "
-        "(use another port)"
+        "problem: Pod web: spec.containers[0].ports[0].containerPort is 15001, which is reserved for "
+        "outbound interception (use another port)"
     )
 
 

@@ -147,7 +147,8 @@ def test_what_cannot_have_a_sidecar_is_left_as_it_is(changes, namespace) -> None
 def test_a_port_that_the_sidecar_needs_is_refused(port: int) -> None:
     (refused,) = refusals(pod(containers=[{"name": "web", "ports": [{"containerPort": port}]}]))
     assert refused.startswith(
-        f"spec.containers[0].ports[0].containerPort: spec.containers[0].ports[0].containerPort is {port}, which"
+        f"spec.containers[0].ports[0].containerPort: spec.containers[0].ports[0].containerPort is {port}, "
+        "which"
     )
 
 

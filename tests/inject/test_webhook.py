@@ -131,8 +131,8 @@ async def test_a_pod_that_cannot_have_one_is_refused_with_what_to_change(call: C
     assert answered["response"]["status"] == {
         "code": 422,
         "reason": "Invalid",
-        "message": "Pod shop/web-: spec.containers[0].ports[0].containerPort is 15001, which is reserved for outbound interception "
-        "(use another port)",
+        "message": "Pod shop/web-: spec.containers[0].ports[0].containerPort is 15001, which is reserved "
+        "for outbound interception (use another port)",
     }
     assert [entry["pod"] for entry in logs if entry["event"] == "pod refused"] == ["shop/web-"]
 

@@ -23,7 +23,8 @@ def depth_of(value: object) -> tuple[int, object]:
 
 
 def test_what_is_around_it_is_read() -> None:
-    text = f'{{"items": [{{"name": "a}}]"}}, {nested(5000, "1")}, {{"name": "\\"["}}, {"[" * 3000 + "]" * 3000}, 1]}}'
+    row = "[" * 3000 + "]" * 3000
+    text = f'{{"items": [{{"name": "a}}]"}}, {nested(5000, "1")}, {{"name": "\\"["}}, {row}, 1]}}'
     first, deep, last, row, one = decode_json(text.encode())["items"]
     assert (first, last, one) == ({"name": "a}]"}, {"name": '"['}, 1)
     assert depth_of(deep) == (MAX_DEPTH - 2, CUT)

@@ -1,4 +1,4 @@
-"""A real Kubernetes cluster for the tests; where its programs are missing they skip, and say how to get them."""
+"""A real Kubernetes cluster for the tests. Without its programs, tests skip and say how to get them."""
 
 from __future__ import annotations
 

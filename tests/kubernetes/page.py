@@ -1,4 +1,4 @@
-"""The commands of Istio's task *Automatic mutual TLS*, as its page prints them, and how what they print is read."""
+"""The commands of Istio's task *Automatic mutual TLS*, as printed, and parsers for their output."""
 
 from __future__ import annotations
 
@@ -77,15 +77,15 @@ kubectl get destinationrules.networking.istio.io --all-namespaces -o yaml | grep
 
 FIRST_CHECK = r"""
 kubectl exec $(kubectl get pod -l app=sleep -n full -o jsonpath={.items..metadata.name}) -c sleep -n full -- curl http://httpbin.full:8000/headers  -s  -w "response %{http_code}\n" | egrep -o 'URI\=spiffe.*sa/[a-z]*|response.*$'
-"""
+"""  # noqa: E501
 
 EVERY_PAIR = r"""
 for from in "full" "legacy"; do for to in "full" "partial" "legacy"; do echo "sleep.${from} to httpbin.${to}";kubectl exec $(kubectl get pod -l app=sleep -n ${from} -o jsonpath={.items..metadata.name}) -c sleep -n ${from} -- curl http://httpbin.${to}:8000/headers  -s  -w "response code: %{http_code}\n" | egrep -o 'URI\=spiffe.*sa/[a-z]*|response.*$';  echo -n "\n"; done; done
-"""
+"""  # noqa: E501
 
 TEN_TIMES_PARTIAL = r"""
 for i in `seq 1 10`; do kubectl exec $(kubectl get pod -l app=sleep -n full -o jsonpath={.items..metadata.name}) -c sleep -nfull  -- curl http://httpbin.partial:8000/headers  -s  -w "response code: %{http_code}\n" | egrep -o 'URI\=spiffe.*sa/[a-z]*|response.*$';  echo -n "\n"; done
-"""
+"""  # noqa: E501
 
 STRICT = r"""
 cat <<EOF | kubectl apply -n full -f -
@@ -145,7 +145,7 @@ STEPS: Mapping[str, str] = {
     "auto=false": REINSTALL,
     "auto=false, STRICT": STRICT,
 }
-"""Steps of xds.demo.play, whose tables say what is to be seen then -> what is typed before it is looked for."""
+"""Step of xds.demo.play -> commands typed before its table is checked."""
 
 
 def answers(output: str) -> Answers:

@@ -1,4 +1,4 @@
-"""Where the contract of the watch is asked for: of a fake API server, of a real one, and of one that is named."""
+"""API servers that the watch contract is tested with: a fake, a real one, and a named one."""
 
 from __future__ import annotations
 

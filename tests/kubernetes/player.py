@@ -54,13 +54,13 @@ class Player:
 
     async def brings(self, pair: Pair, expected: Expected) -> bool:
         """Whether a pair's first requests bring what they should. AssertionError: what they bring instead."""
-        # So many that each worker thread of Envoy's has some: one may still have a connection from before, which drains.
+        # Enough for each of Envoy's worker threads: one may still have an old connection that drains.
         seen = await self.ask(pair, 20)
         assert seen.keys() <= expected.answers(pair), f"{pair}: {dict(seen)}"
         return True
 
     async def perform(self, step: Step) -> None:
-        """Type the step's commands, and look at the table as the page prints it, and at many more requests."""
+        """Type the step's commands; check the table as the Istio task prints it, and many more requests."""
         await self.types(page.STEPS[step.name])
         await eventually(lambda: self.holds(step), timeout=PATIENCE, every=0.3, what=step.name)
         one_by_one = page.TEN_TIMES_PARTIAL if step.name == "migration" else page.EVERY_PAIR

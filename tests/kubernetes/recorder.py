@@ -32,7 +32,7 @@ class Call(NamedTuple):
 
 
 class Recorder:
-    """A way to the API server, inside an `async with` block, that takes down what is asked; objects only, not discovery."""
+    """A recording proxy of the API server, as an `async with` block. It ignores discovery requests."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster

@@ -98,7 +98,7 @@ async def set_up(cluster: Cluster) -> None:
 
 
 async def service(cluster: Cluster, namespace: str, name: str) -> str:
-    """Make a Service whose EndpointSlices are written by hand: controllers leave it alone. Return its path."""
+    """Make a Service with handwritten EndpointSlices, which controllers ignore. Return its path."""
     spec = {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]}
     path = f"/api/v1/namespaces/{namespace}/services"
     await cluster.api.create(path, {"metadata": {"name": name}, "spec": spec})

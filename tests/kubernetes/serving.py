@@ -1,4 +1,4 @@
-"""`xds serve --kubernetes` as a process, and what sits at both ends of it: a sidecar, and a cable to the API server."""
+"""`xds serve --kubernetes` as a process, its sidecar, and a cable between it and the API server."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Serving:
 
 
 class Sidecar:
-    """Asks for all clusters and their endpoints inside an `async with` block, on one stream, and accepts everything.
+    """Subscribes to all clusters and endpoints on one stream in an `async with` block, and ACKs everything.
 
     It waits for a control plane that does not listen yet.
     """
@@ -141,7 +141,7 @@ class Sidecar:
     def __init__(self, address: str, node: str) -> None:
         self._address, self._node = address, node
         self.seen: dict[str, list[dict[str, bool]]] = {}
-        """By cluster, in each response that has it: the addresses of its endpoints, and whether they get mutual TLS."""
+        """For each response with the cluster: its endpoints' addresses, and whether they get mutual TLS."""
         self.clusters: list[set[str]] = []
         """The names in each response with clusters."""
         self._last = {CLUSTER: _REQUEST(type_url=CLUSTER), ENDPOINT: _REQUEST(type_url=ENDPOINT)}
@@ -171,7 +171,7 @@ class Sidecar:
         return not self._reading.done()
 
     async def until(self, cluster: str, addresses: set[str], *, mtls: bool = True) -> None:
-        """Wait until a cluster has these endpoints and no others, which all get mutual TLS, or none of them."""
+        """Wait until a cluster has exactly these endpoints, and all of them or none get mutual TLS."""
         wanted = dict.fromkeys(addresses, mtls)
 
         async def heard() -> None:

@@ -1,4 +1,4 @@
-"""The tests' own node: pods run, answer behind their Service, are probed, restarted, and leave without a trace."""
+"""The test node: pods run, answer behind their Service, are probed and restarted, and leave no trace."""
 
 from __future__ import annotations
 
@@ -49,15 +49,21 @@ spec:
   terminationGracePeriodSeconds: 2
   securityContext: {runAsUser: 1337, runAsGroup: 1337, fsGroup: 1337}
   initContainers:
-  - {name: told, image: xds, command: [sh, -c, 'echo "$WHO" > /var/run/told/who'], volumeMounts: [{name: told, mountPath: /var/run/told}],
-     env: [{name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: WHO, value: "$(NAME) of $(NAME)"}]}
+  - name: told
+    image: xds
+    command: [sh, -c, 'echo "$WHO" > /var/run/told/who']
+    volumeMounts: [{name: told, mountPath: /var/run/told}]
+    env:
+    - {name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+    - {name: WHO, value: "$(NAME) of $(NAME)"}
   containers:
   - name: sleep
     image: curlimages/curl:8
     env:
     - {name: ADDRESS, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
     - {name: PLAIN, valueFrom: {configMapKeyRef: {name: settings, key: mesh}}}
-    securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+    securityContext:
+      {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
     volumeMounts:
     - {name: told, mountPath: /var/run/told}
     - {name: tokens, mountPath: /var/run/secrets/tokens}
@@ -120,12 +126,13 @@ async def test_pods_run_behind_services(agent: Agent) -> None:
 
         await eventually(rewritten, timeout=30)
 
-        # Every form of the Service's name leads to its pods in turn, and the API server is where pods expect it.
+        # All forms of the Service's name reach its pods, and pods find the API server.
         for name in ("httpbin", f"httpbin.{namespace}", f"httpbin.{namespace}.svc.cluster.local"):
             assert (
                 await shell(f"curl -s -o /dev/null -w '%{{http_code}}' http://{name}:8000/headers") == "200"
             )
-        code = "curl -s -o /dev/null -w '%{http_code}' --cacert /var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+        ca = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+        code = f"curl -s -o /dev/null -w '%{{http_code}}' --cacert {ca}"
         assert await shell(f"{code} https://kubernetes.default.svc/readyz") == "200"
         assert (
             await shell(f"{code} https://$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT/readyz") == "200"

@@ -177,7 +177,7 @@ async def test_no_key_is_logged(cluster: Cluster, namespace: str) -> None:
         assert key.splitlines()[1].decode() not in str(logs)
 
 
-# --- rotation ------------------------------------------------------------------------------------------------------------
+# --- rotation -----------------------------------------------------------------------------------------------
 
 
 class Replica:

@@ -1,8 +1,8 @@
-"""Objects that an API server lets through when nothing guards the kinds: each has its outcome, and nothing else moves.
+"""Bad objects in an API server without schemas: each has its documented effect and no other.
 
-The kinds are served without any schema, as a foreign installation may have left them. What is asked is what sidecars get: the
-real source reads the real API server, and every resource of every sidecar is compared, byte by byte. docs/reference/problems.md
-has the rules.
+The kinds have no schema, as a foreign installation may have left them. The tests look at what sidecars are
+sent: the real source reads the real API server, and every resource of every sidecar is compared byte by byte.
+The rules are in docs/reference/problems.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def followed(bare: ControlPlane) -> AsyncIterator[Watching]:
-    """A mesh in a cluster whose kinds have no schemas: a STRICT service, its client, and a neighbour that means no good."""
+    """A mesh in a cluster without schemas: a STRICT service, its client and a malicious neighbor."""
     async with Cluster(bare) as cluster:
         await set_up(cluster)
         watching = Watching(cluster)
@@ -102,7 +102,7 @@ async def test_the_last_good_version_stays_in_force(followed: Watching, case: Ca
 
 
 def _tells(case: Case, problem: Problem) -> bool:
-    """Whether a problem names the object and says what is wrong: in one line, not at length, and without secrets."""
+    """Whether a problem names the object and the error, in one short line and without secrets."""
     said = str(problem)
     name = f"{case.kind.partition(' ')[2]} {case.namespace}/{case.name}".replace(" /", " ")
     return (
@@ -129,7 +129,7 @@ async def test_it_is_read_and_moves_nothing(followed: Watching, case: Case) -> N
 
 
 async def test_a_neighbour_who_lists_our_pod_does_not_decide_what_it_accepts(followed: Watching) -> None:
-    """The neighbour's service is older than ours, leads to our pod's port, and has a policy: plaintext only."""
+    """The neighbor's older service selects our pod's port and has a policy that asks for plaintext."""
     before = followed.view()
     policy = {"spec": {"targets": [{"name": "elder"}]}}
     listing = {
@@ -158,7 +158,7 @@ async def test_a_neighbour_who_lists_our_pod_does_not_decide_what_it_accepts(fol
 async def test_a_pod_that_claims_anothers_address_changes_nothing_for_the_other(
     followed: Watching, where: str
 ) -> None:
-    """It comes first by name, and says that it has no sidecar: were it believed, clients would send plaintext."""
+    """It sorts first by name and claims to have no sidecar: clients that believe it send plaintext."""
     target = {"targetRef": {"kind": "Pod", "namespace": SHOP, "name": "web"}} if "pod" in where else {}
     path = f"/apis/discovery.k8s.io/v1/namespaces/{SHOP}/endpointslices/web-1"
     endpoint = {"addresses": ["10.1.0.1"], "conditions": {"ready": True}, **target}
@@ -209,7 +209,7 @@ async def test_a_sidecar_that_is_not_there_is_believed_in_and_nobody_else_is_tou
         decision = decide(followed.mesh, client, found, found.ports[0], endpoints()[0])
         assert decision.mode is Send.MTLS
         moved = {key for key, version in followed.view().items() if before.get(key) != version}
-        # Its own configuration, its own clusters and endpoints, and the one table of routes that names all services.
+        # Only its own resources change, and the route table that lists all services.
         others = {
             key for key in moved if key[0] != f"{SHOP}/liar" and "liar." not in key[2] and key[1] != ROUTE
         }

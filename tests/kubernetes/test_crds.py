@@ -1,4 +1,4 @@
-"""Our custom resource definitions: the API server refuses what `parse` refuses; kinds that are there are left alone."""
+"""Our CRDs: the API server refuses what `parse` refuses, and existing kinds are left alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES = [head + f"spec: {spec}\n" for head, spec in SPECS] + FILES + [POLICY, ME
 
 @pytest.fixture
 async def cluster(bare: ControlPlane) -> AsyncIterator[Cluster]:
-    """For all but those who need one without kinds, and have one each: kinds that are deleted may take for ever to go."""
+    """Shared by all tests except those that delete kinds, because a deletion may never finish."""
     async with Cluster(bare) as entered:
         yield entered
 

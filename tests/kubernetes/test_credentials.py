@@ -1,4 +1,4 @@
-"""Who gets another pod's key from `xds serve --kubernetes`: nobody. With the real API server's tokens, on each port."""
+"""No pod gets another pod's key from `xds serve --kubernetes`, with real tokens, on each port."""
 
 from __future__ import annotations
 
@@ -275,7 +275,8 @@ async def test_a_stream_ends_with_its_pod_and_its_successor_is_somebody_else(sit
         for stream in streams:
             code, said = await stream.end()
             assert (code, said) == (DENIED, f"pod {site.namespace}/web-1 is gone")
-        # Who waits for its pod is let go when that is another account's, and an old pod's token stays the old pod's.
+        # A caller that waits for its pod is refused if the new pod has another account. An old pod's token is
+        # not valid for the new pod.
         waiting = site.client(two)
         await waiting.ask(SECRET, "default")
         await pod(cluster, site.namespace, "web-1", account="other")

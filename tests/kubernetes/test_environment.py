@@ -1,4 +1,4 @@
-"""The cluster of the tests is a real one: controllers, tokens, compaction, an API server that dies and comes back."""
+"""The test cluster is real: controllers, tokens, compaction, and an API server that crashes and restarts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a real API server does not tell, or no longer: it is waited for at start, and later the last known state stays in use."""
+"""Collections that the API server does not serve: start-up waits; later, the last known state is used."""
 
 from __future__ import annotations
 

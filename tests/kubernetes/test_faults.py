@@ -1,4 +1,4 @@
-"""What befalls a cluster while `xds serve --kubernetes` serves its sidecars: nothing that is known is ever lost."""
+"""Cluster faults while `xds serve --kubernetes` serves sidecars: no known state is lost."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ async def test_the_api_server_takes_what_xds_inject_writes(cluster: Cluster, fil
 
 
 async def test_jobs_end_although_their_sidecar_does_not(cluster: Cluster) -> None:
-    """A native sidecar does not count: the API server knows a pod's restartable init containers from those that must end."""
+    """A native sidecar is no obstacle: the API server tells restartable init containers from others."""
     text = (CASES / "kinds.yaml").read_text()
     (job,) = [part for part in text.split("---") if "kind: Job" in part]
     injected = CliRunner().invoke(app, ["inject", "-f", "-"], input=job)
@@ -52,7 +52,10 @@ async def test_jobs_end_although_their_sidecar_does_not(cluster: Cluster) -> Non
 
 
 async def test_kubectl_says_that_nothing_came_if_a_file_is_refused(cluster: Cluster) -> None:
-    bad = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: x, ports: [{containerPort: 15001}]}]}\n"
+    bad = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n"
+        "spec: {containers: [{name: x, ports: [{containerPort: 15001}]}]}\n"
+    )
     injected = CliRunner().invoke(app, ["inject", "-f", "-"], input=bad)
     assert (injected.exit_code, injected.stdout) == (1, "")
     with pytest.raises(KubectlError, match="no objects passed"):

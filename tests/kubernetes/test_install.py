@@ -1,4 +1,4 @@
-"""Installing into a real cluster: by `kubectl apply -k`, by `xds install`, again and again, with no more rights than needed."""
+"""Installing into a real cluster, by `kubectl apply -k` and `xds install`: idempotent, least privilege."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RULES = f"/apis/networking.istio.io/v1/namespaces/{SYSTEM}/destinationrules"
 
 @pytest.fixture
 def cluster(own_cluster: Cluster) -> Cluster:
-    """A cluster without anything of ours: kinds that are made again soon after they were deleted may never go any more."""
+    """A cluster without our objects. CRDs that are recreated soon after their deletion may get stuck."""
     return own_cluster
 
 
@@ -40,7 +40,7 @@ async def policies(cluster: Cluster) -> tuple[str, list[str]]:
     return peer["mtls"]["mode"], sorted(rule["metadata"]["name"] for rule in rules)
 
 
-# --- kubectl apply -k ------------------------------------------------------------------------------------------------
+# --- kubectl apply -k ---------------------------------------------------------------------------------------
 
 
 async def test_kubectl_applies_it_and_applies_it_again(cluster: Cluster) -> None:
@@ -69,7 +69,7 @@ async def test_what_the_control_plane_writes_stays_when_it_is_applied_again(clus
 
 
 async def _versions(cluster: Cluster) -> dict[str, str]:
-    """Return the resourceVersion of everything that the kustomization has; the status of some changes by itself."""
+    """Return the resourceVersion of each object of the kustomization. Some change because of their status."""
     found = json.loads(await cluster.kubectl("get", "-k", KUSTOMIZATION, "-o", "json"))["items"]
     return {
         f"{each['kind']} {each['metadata']['name']}": each["metadata"].get(
@@ -124,7 +124,8 @@ async def test_deleting_it_leaves_kinds_and_policies(
     await cluster.kubectl("delete", "-k", "xds/mesh/kube/install", "--ignore-not-found")
     assert await policies(cluster) == ("STRICT", ["api-server", "default"])
     left = await cluster.kubectl(
-        "get", "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,configmaps,pdb,"
+        "get",
+        "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,configmaps,pdb,"
         "networkpolicies,validatingadmissionpolicies,validatingadmissionpolicybindings",
         "-A", "-l", "app.kubernetes.io/name=xds", "-o", "name",
     )  # fmt: skip
@@ -135,7 +136,7 @@ async def test_deleting_it_leaves_kinds_and_policies(
         await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", pod)
 
 
-# --- xds install -----------------------------------------------------------------------------------------------------
+# --- xds install --------------------------------------------------------------------------------------------
 
 
 async def test_the_two_switches_of_the_page(cluster: Cluster) -> None:
@@ -278,11 +279,11 @@ def test_assignments_are_written_into_the_settings() -> None:
     assert document["outboundTrafficPolicy"] == {"x": 1}
 
 
-# --- what runs there -------------------------------------------------------------------------------------------------
+# --- what runs there ----------------------------------------------------------------------------------------
 
 
 async def test_pods_are_as_restricted_as_kubernetes_can_ask_for(cluster: Cluster) -> None:
-    """The control plane's pods and the Job's are let into a namespace that enforces the profile `restricted`."""
+    """The pods of the control plane and the Job satisfy the Pod Security profile `restricted`."""
     objects = list(yaml.safe_load_all(await cluster.kubectl("kustomize", KUSTOMIZATION)))
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     async with cluster.namespace(labels=labels) as namespace:

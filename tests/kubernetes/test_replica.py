@@ -1,4 +1,4 @@
-"""`xds serve --kubernetes` twice: one CA, one that publishes the roots, a rotation by command, and a death."""
+"""Two replicas of `xds serve --kubernetes`: one CA, one root publisher, a rotation, and a crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replicas of the control plane, and the API server: who of them dies, and when, is nothing that a request notices."""
+"""Control-plane replicas or the API server crash at any time: no request notices."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ kubectl patch deployment httpbin -n full -p '{{"spec": {{"template": {{"spec": {
 kubectl rollout status -n full deployment/httpbin --timeout={PATIENCE}s
 kubectl wait --for=condition=Available --timeout={PATIENCE}s -n full deployment --all
 kubectl wait --for=condition=Available --timeout={PATIENCE}s -n legacy deployment --all
-"""
+"""  # noqa: E501
 REPLACE = f"""
 kubectl rollout restart -n full deployment/httpbin
 kubectl rollout status -n full deployment/httpbin --timeout={PATIENCE}s
@@ -111,14 +111,14 @@ async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) 
 
 
 async def has_sidecars(player: Player) -> bool:
-    """Whether the API server asked the webhook, found among the pods of a Service. AssertionError: what there is instead."""
+    """Whether the API server called the webhook by its Service. AssertionError shows the actual result."""
     output = await player.types("kubectl get pods -n full --no-headers")
     assert [line.split()[1:4] for line in output.splitlines()] == [["2/2", "Running", "0"]] * 2, output
     return True
 
 
 async def is_the_same(agent: Agent, pod: Pod) -> bool:
-    """Whether all replicas give a pod's sidecar the same bytes, of every type. AssertionError: what differs."""
+    """Whether all replicas send a pod's sidecar the same bytes. AssertionError shows the difference."""
     one, other = [await everything(agent, replica, pod) for replica in replicas(agent)]
     assert all(one.values()), one.keys()
     assert one == other

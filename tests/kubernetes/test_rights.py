@@ -1,4 +1,4 @@
-"""The control plane may do what it has to, and nothing else: a real API server is asked, and listened in on."""
+"""The control plane has the rights it needs and no others, according to a real API server and its audit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from xds.mesh.sources.kubernetes import Kubernetes
 
 @pytest.fixture
 def cluster(own_cluster: Cluster) -> Cluster:
-    """A cluster without anything of ours: kinds that are made again soon after they were deleted may never go any more."""
+    """A cluster without our objects. CRDs that are recreated soon after their deletion may get stuck."""
     return own_cluster
 
 

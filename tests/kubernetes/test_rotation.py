@@ -1,4 +1,4 @@
-"""Another root while requests go on between real sidecars: none fails, and one would if the first step were left out."""
+"""Root rotation under load between real sidecars: no request fails, unless the first step is skipped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = ["loopback"]
 
 PORT = 8080
 KEPT, FRESH = "http://kept:80/headers", "http://fresh:80/headers"
-"""Two services with the same servers: connections to one are kept, and each request to the other makes a new one."""
+"""Two services with the same servers: one keeps connections, the other makes one for each request."""
 PATIENCE = 60.0
 
 
@@ -113,7 +113,7 @@ def new_connections(host: str) -> Manifest:
 
 
 class World:
-    """Two clients and two servers, one of each by state-of-the-world xDS and one by delta, and four kinds of load."""
+    """Two clients and two servers, one of each by SotW and one by delta xDS, and four kinds of load."""
 
     def __init__(self, mesh: LocalMesh, plane: Plane, stack: AsyncExitStack) -> None:
         self.mesh, self.plane, self._stack = mesh, plane, stack

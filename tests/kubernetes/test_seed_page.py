@@ -1,4 +1,4 @@
-"""Istio's task *Automatic mutual TLS* on a real cluster: its commands as printed, from `create ns` to `delete ns`."""
+"""Istio's task *Automatic mutual TLS* on a real cluster, as printed, from `create ns` to `delete ns`."""
 
 from __future__ import annotations
 

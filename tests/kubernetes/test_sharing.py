@@ -1,4 +1,4 @@
-"""`xds serve --kubernetes` twice, a server's sidecar at one and a client's at the other: a mode changes as fast as both know."""
+"""Two replicas, one for the server's sidecar and one for the client's: a transition needs both."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MATCH = "envoy.transport_socket_match"
 
 
 class Proxy:
-    """A sidecar, as far as the control plane can tell: it has what it acknowledged, and may be slow to take endpoints."""
+    """A fake sidecar: its state is what it ACKed, and it may be slow to ACK endpoints."""
 
     def __init__(self, cluster: Cluster, namespace: str, number: int, app: str) -> None:
         self._cluster, self._namespace, self._name = cluster, namespace, f"{app}-{number}"

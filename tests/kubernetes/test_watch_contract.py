@@ -1,4 +1,4 @@
-"""What a reflector relies on in an API server: the same of a real one and of the fake that fails on purpose."""
+"""The API server behavior that a reflector relies on, checked with a real server and the faulty fake."""
 
 from __future__ import annotations
 

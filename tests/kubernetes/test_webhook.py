@@ -135,7 +135,7 @@ class Mesh:
             self._serving = None
 
     async def until_trusted(self) -> None:
-        """Wait until the API server has the caBundle, and until it uses it: its webhooks come to know a little later."""
+        """Wait until the API server has the caBundle and uses it, which takes a little longer."""
         wanted = base64.b64encode(self.roots()).decode()
         await self.cluster.until(
             self.path, lambda c: all(w["clientConfig"].get("caBundle") == wanted for w in c["webhooks"])

@@ -1,9 +1,10 @@
-"""The state-of-the-world scenarios of the CNCF xds-test-harness, with a client whose codec is not ours.
+"""State-of-the-world scenarios of the CNCF xds-test-harness, with a client whose codec is not ours.
 
-Its 18 outlines with their 50 rows are here, and in test_cncf_harness_delta.py, under the numbers S1 to S9, U1 to U3 and D1 to D6. In both
-forms of the protocol and by both ways to it they make 98 runs. What that harness has commented out is here as well: rows of S4, and that a
-client is told of what does not exist in D3. Where it lets more pass than is good, these do not: nothing comes that was not asked for, and
-nothing that the client has. That nothing comes is seen from what comes next, not from waiting.
+This file and test_cncf_harness_delta.py have the harness's 18 outlines with their 50 rows, numbered S1 to S9,
+U1 to U3 and D1 to D6. Both protocol variants and both services make 98 runs. Scenarios that the harness has
+commented out are included: rows of S4, and in D3, that a client learns of missing resources. These tests are
+stricter than the harness: no response may contain resources that the client did not request or already has.
+The next response proves that; no test waits for silence.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""gRPC's own client: C code that is not ours asks for listeners and clusters by name, and calls go where it is told."""
+"""gRPC's own C client subscribes to listeners and clusters by name, and its calls follow them."""
 
 from __future__ import annotations
 

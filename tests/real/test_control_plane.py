@@ -1,4 +1,4 @@
-"""`xds serve` as a process, with real sidecars: what it follows, what it survives, what it says, and how it ends."""
+"""`xds serve` as a process, with real sidecars: input, faults, output and shutdown."""
 
 from __future__ import annotations
 

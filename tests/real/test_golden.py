@@ -1,4 +1,4 @@
-"""Every golden case loads in the real Envoy: nothing is refused, nothing waits, and everything that was sent is in force."""
+"""Every golden case loads in the real Envoy: nothing is rejected or warming, everything sent is active."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FAMILIES = {"cluster_manager", "listener_manager", "http", "cluster", "sds"}
 
 
 class Planes:
-    """A control plane for each combination of settings, whose one manifest is replaced by the next: to start one takes long."""
+    """One control plane for each combination of settings. Each case replaces the manifest, to save starts."""
 
     def __init__(self, directory: Path, exits: AsyncExitStack) -> None:
         self._directory, self._exits = directory, exits

@@ -1,4 +1,4 @@
-"""The harness tried on loopback: the Envoy process, the applications, the clients and the load do what they say."""
+"""Tests of the harness on loopback: the Envoy process, applications, clients and load."""
 
 from __future__ import annotations
 

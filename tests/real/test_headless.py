@@ -1,4 +1,4 @@
-"""Headless services and PASSTHROUGH: who asks for a pod reaches that pod, in the pod's own mode; only services are balanced."""
+"""Headless services and PASSTHROUGH: a request reaches the addressed pod in that pod's own mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hot restart: while one Envoy takes over from another, two streams have the same node, and each is on its own."""
+"""Hot restart: during the takeover, two Envoys have streams with the same node id, served independently."""
 
 from __future__ import annotations
 

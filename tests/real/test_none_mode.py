@@ -1,4 +1,4 @@
-"""Interception mode NONE on real sidecars: what the outbound proxy forwards, what it refuses, and what listens where."""
+"""Interception mode NONE with real sidecars: listeners, and what the outbound proxy forwards or refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Addresses answer to their owners, pods that are not known get nothing, and sidecars' own ports are not published."""
+"""Addresses belong to their owners, unknown pods get no traffic, and sidecar ports are not published."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def applied(mesh: Mesh, *objects: Manifest) -> AsyncIterator[None]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """A Service with a virtual address and a headless one in `shop`, their client in `third`, and nobody in `aaa`."""
+    """A Service with a virtual address and a headless one in `shop`; a client in `third`; `aaa` is empty."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "third")
@@ -110,7 +110,7 @@ class TestAPodThatIsNotKnown:
 
         async with applied(mesh, slice_of(name, "shop", ports, entry)):
             seen = await ways()
-            # Its sidecar keeps its configuration, and its application goes on: whatever is sent there arrives.
+            # Its sidecar and its application keep running, so a request that is sent there succeeds.
             mesh.manifests.remove(f"pod-shop-{name}")
             try:
 

@@ -1,4 +1,4 @@
-"""A control plane that is killed under traffic, and one that takes over: proxies come back and hardly notice."""
+"""A control plane is killed under traffic, and another takes over: proxies reconnect without disruption."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONFIGURED = (
     r"^cluster_manager\.cluster_(added|modified|removed)$|\.membership_change$"
     r"|^listener_manager\.listener_(added|modified|removed|in_place_updated)$|\.config_reload$"
 )
-"""What Envoy counts when its configuration really changes. A route configuration's `config_reload` is among them."""
+"""Envoy's counters of real configuration changes, such as `config_reload` of a route configuration."""
 TAKEN = r"(cds|lds|rds\.r|^cluster\.(one|two|three))\.update_success$"
 """And when a response came that it accepted, whether or not that changed anything."""
 

@@ -1,4 +1,4 @@
-"""Interception: what every kind of traffic becomes between pods as on Kubernetes, in every mode, with and without sidecars."""
+"""Interception: the path of all kinds of traffic between pods, in every mode, with and without sidecars."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SLEEP = "spiffe://cluster.local/ns/permissive/sa/sleep"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """Servers in namespaces that are named after what is in force there, a client with a sidecar, and one without."""
+    """Servers in namespaces that are named after their mode, a client with a sidecar, and one without."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "permissive", account="sleep")

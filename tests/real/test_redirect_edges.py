@@ -1,4 +1,4 @@
-"""Interception at its edges: pods that ask for themselves, the sidecar's own ports, and destinations that no Service names."""
+"""Interception edge cases: pods that call themselves, sidecar ports, and destinations outside Services."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def listed(
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """Two servers, one of them strict; each has ports, too, that no Service names. Nobody knows the stranger."""
+    """Two servers, one STRICT, which also have ports outside Services, and a stranger outside the mesh."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("outsider", "outside", sidecar=False)

@@ -1,4 +1,4 @@
-"""X-Forwarded-Client-Cert: the application learns who asks from its sidecar, and nobody can make it believe anything else."""
+"""X-Forwarded-Client-Cert: sidecars give applications the client's identity, and clients cannot forge it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALIASES = [
     *(f"x{a}forwarded{b}client{c}cert" for a, b, c in product("-_", repeat=3) if "_" in (a, b, c)),
     *("x.forwarded.client.cert", "x-forwarded~client-cert"),
 ]
-"""Names that an application takes for the header's if its server turns what is no letter into "_", as CGI's and WSGI's do."""
+"""Aliases of the header for servers that turn punctuation into "_", as CGI and WSGI servers do."""
 LEGITIMATE = {"user_id": "7", "x_forwarded_for": "a", "x_forwarded_client_certificate": "b", "x_cert": "c"}
 ALIASED = {**dict.fromkeys(ALIASES, FORGED), "X_Forwarded_Client_Cert": FORGED, **LEGITIMATE}
 MESH_ALPN = ("istio", "istio-peer-exchange", "istio-http/1.1", "istio-h2")
@@ -49,7 +49,7 @@ METHODS = ["get", "get_http2"]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """Servers in namespaces that are named after what is in force there, a client with a sidecar, and one without."""
+    """Servers in namespaces that are named after their mode, a client with a sidecar, and one without."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "full", account="sleep")
@@ -189,11 +189,11 @@ class TestAMemberThatSpeaksMutualTlsItself:
 
 
 class TestANameThatAliasesTheHeader:
-    """WSGI knows `X_Forwarded_Client_Cert` and `X-Forwarded-Client-Cert` by one name: neither may be the client's."""
+    """WSGI merges `X_Forwarded_Client_Cert` and `X-Forwarded-Client-Cert`: clients must not set either."""
 
     @pytest.fixture(params=["plaintext", "sidecar", "member of permissive", "member of strict"])
     def caller(self, request, mesh, root, member, tmp_path):
-        """Return a function that sends a request with all aliases to a port, and the identity the application may see."""
+        """Return a function that sends all aliases to a port, and the identity that the server may see."""
         how, _, namespace = request.param.partition(" of ")
         pod = mesh[CLIENT if how == "sidecar" else OUTSIDER]
         tls = {}

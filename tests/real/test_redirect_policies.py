@@ -24,7 +24,7 @@ APP = {"app": "web"}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """A server with a sidecar and one without, two clients with and one without. Policy is up to the tests."""
+    """A server with a sidecar and one without, two clients with one and one without. Tests add policies."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "apps")
@@ -192,7 +192,7 @@ class TestADestinationRule:
         ports = [{"port": {"number": 80}, **tls("ISTIO_MUTUAL")}, {"port": {"number": 83}}]
         await under(mesh, rule("web", tls("DISABLE") | {"portLevelSettings": ports}))
 
-        # A port's settings replace those above it, also what they leave out: that is for auto mTLS to say then.
+        # A port's settings replace all others. Auto mTLS decides where they leave out the mode.
         assert await inside(mesh) == {80: MTLS, 90: PLAINTEXT, 83: MTLS}
 
     async def test_in_the_clients_namespace_comes_before_that_of_the_service(self, mesh):

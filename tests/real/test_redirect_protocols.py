@@ -1,4 +1,4 @@
-"""Interception: what is spoken on a port, by its declaration or by what is seen on it, between pods as on Kubernetes."""
+"""Interception: which protocol a port speaks, whether declared or detected, between pods."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MODES = ("permissive", "strict", "disable")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """Servers in namespaces that are named after what is in force there, a client with a sidecar, and one without."""
+    """Servers in namespaces that are named after their mode, a client with a sidecar, and one without."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "permissive", account="sleep")
@@ -228,7 +228,8 @@ async def test_an_upgraded_connection_is_passed_on_both_ways(mesh, client, names
     ):
         await conversation.say(
             f"GET /chat HTTP/1.1\r\nHost: web.{namespace}:{port}\r\nConnection: Upgrade\r\n"
-            "Upgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r"
+            "Upgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: "
+            "13\r\n\r"
         )
         if (client, namespace) == (OUTSIDER, "strict"):
             assert await conversation.closed()

@@ -1,4 +1,4 @@
-"""`xds reach` says what will happen on every hop of a mesh. Here real requests take every hop, and show whether it does."""
+"""`xds reach` predicts every hop of a mesh; real requests on every hop verify it."""
 
 from __future__ import annotations
 

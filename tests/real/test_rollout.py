@@ -1,8 +1,8 @@
-"""Modes that change under traffic: no request fails that the policies before and after would both have served.
+"""Modes that change under traffic: no request fails that both the old and the new policies would have served.
 
-Of clients and servers there are two each, one that speaks state-of-the-world xDS and one that speaks delta, and two more whose
-sidecars come and go. Traffic is HTTP/1.1 on kept and on new connections, HTTP/2 between the sidecars, and TCP, some of it to
-servers that speak first.
+There are two clients and two servers, one of each by state-of-the-world xDS and one by delta, and two more
+pods whose sidecars come and go. Traffic is HTTP/1.1 on kept and new connections, HTTP/2 between the sidecars,
+and TCP, also to servers that speak first.
 """
 
 from __future__ import annotations
@@ -284,7 +284,8 @@ class _Paused:
 
     def __str__(self) -> str:
         return ", ".join(
-            f"{how} {found['kind']} {found['metadata']['name']}.{found['metadata']['namespace']} {found['spec']}"
+            f"{how} {found['kind']} {found['metadata']['name']}.{found['metadata']['namespace']} "
+            f"{found['spec']}"
             for how, found in self._written
         )
 
@@ -403,7 +404,8 @@ async def test_requests_change_over_and_plaintext_ends(loopback, tmp_path):
         _, failed = await pods.stop()
     assert not failed
     print(
-        f"locked {locked - said:.2f} s after the change; the last request in plaintext began {lag - locked:+.2f} s from then"
+        f"locked {locked - said:.2f} s after the change; "
+        f"the last request in plaintext began {lag - locked:+.2f} s from then"
     )
 
 
@@ -440,7 +442,7 @@ async def test_new_requests_on_kept_connections_use_the_new_mode_though_the_serv
 
 @pytest.mark.timeout(120)
 async def test_between_disable_and_permissive_no_plaintext_ends(loopback, tmp_path):
-    """Both serve it, so it may last for as long as it likes: requests, and connections that say nothing for long."""
+    """Traffic that both modes serve never breaks: requests, and connections that are silent for long."""
     async with LocalMesh(loopback, tmp_path) as mesh, AsyncExitStack() as stack:
         client, server = mesh.pod("client", "ns"), mesh.pod("web", "ns")
         await mesh.serve(server, http=(HTTP,), lines=(TCP,))

@@ -1,4 +1,4 @@
-"""What `xds status --rollout` says while real sidecars hang, and who counts the plaintext connections that a lock ends."""
+"""`xds status --rollout` while real sidecars hang; the count of plaintext connections that STRICT closes."""
 
 from __future__ import annotations
 

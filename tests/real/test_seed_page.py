@@ -1,4 +1,4 @@
-"""Istio's task *Automatic mutual TLS*, step by step, with the real Envoy, httpbin and `xds serve`: codes and identities exactly."""
+"""Istio's task *Automatic mutual TLS*, step by step, with the real Envoy, httpbin and `xds serve`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MTLS, PLAIN = ("200", ME), ("200", "")
 REFUSED, UNAVAILABLE = ("000", ""), ("503", "")
 
 Seen = Mapping[tuple[str, str], set[tuple[str, str]]]
-"""(namespace of sleep, namespace of httpbin) -> every (code, identity that httpbin was shown) that requests brought."""
+"""(namespace of sleep, namespace of httpbin) -> every (status code, client identity that httpbin saw)."""
 
 EVERYTHING_PLAIN: Seen = {
     (source, target): {PLAIN} for source in ("full", "legacy") for target in ("full", "partial", "legacy")

@@ -1,6 +1,7 @@
-"""Certificates from SPIRE's agent instead of ours: sidecars ask the socket that the mesh's settings name, and us for none.
+"""Certificates from SPIRE's agent: sidecars request them from its socket, and none from the control plane.
 
-The agent here is a store of ours on a Unix socket; it tells sidecars apart by their node id, where SPIRE's looks at the process.
+The agent here is our own SDS server on a Unix socket. It identifies sidecars by node id, where SPIRE inspects
+the process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`xds status` and CSDS with real sidecars: synced, one that rejected, one that waits, one whose pod is not known."""
+"""`xds status` and CSDS with real sidecars: one synced, one rejected, one waiting, one of an unknown pod."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def state_of(found: Any) -> str:
 
 
 async def csds_tells_what_was_rejected(mesh: LocalMesh, before: Any, began: float) -> None:
-    """That one sidecar rejected a cluster, which was fine `before` the time when it `began`, and why; and another did not."""
+    """Assert that one sidecar rejected a cluster since `began` but not `before`, and another never did."""
     good, bad = [await cluster_by_csds(mesh, pod, WEB) for pod in ("good.ns", "bad.other")]
     assert state_of(good) == "SYNCED"
     assert not good.HasField("error_state")

@@ -225,7 +225,8 @@ async def test_requests_follow_the_label_of_a_sidecar_at_once(loopback, tmp_path
                 report.append(f"{moment - written:.3f} + {lag:.3f}")
         sent = await pods.stop()
     print(
-        f"{len(sent)} requests; seconds from file to ACK, and on to the last request in the old mode: {report}"
+        f"{len(sent)} requests; seconds from file to ACK, and on to the last request in the old mode: "
+        f"{report}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The real Envoy over TLS with a token from a file: large answers, tokens that are replaced, certificates and servers that change."""
+"""The real Envoy over TLS with a token file: large responses; new tokens, certificates and servers."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ async def test_a_token_that_was_replaced_is_shown_on_the_next_stream(loopback, t
         end(site.store)
         await site.until_known_as("second")
 
-        # One that expires while the stream goes on is noticed by the next one, and who has it waits for the kubelet.
+        # A token that expires during a stream only affects the next stream, which waits for a renewed token.
         site.good = set()
         end(site.store)
         await site.until_shown("second")

@@ -1,4 +1,4 @@
-"""Pods whose sidecar is started as its container does: by `xds proxy`, from the environment that injection gives it."""
+"""Pods whose sidecar starts as in its container: by `xds proxy`, with the environment of injection."""
 
 from __future__ import annotations
 

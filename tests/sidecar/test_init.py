@@ -154,7 +154,10 @@ class TestWhatIsRedirected:
             (["-i", "", "-q", "8081"], ["inbound", "inbound"], ["other", "outbound"]),
             (["-c", "eth0"], ["app", "app"], ["other", "other"]),
             (["-p", "15006", "-z", "15001"], ["outbound", "outbound"], ["inbound", "inbound"]),
-            (["--istio-inbound-ports=8080", "--istio-local-outbound-ports-exclude=8080"], ["inbound", "app"], ["other", "outbound"]),
+            (
+                ["--istio-inbound-ports=8080", "--istio-local-outbound-ports-exclude=8080"],
+                ["inbound", "app"], ["other", "outbound"],
+            ),
         ],
     )  # fmt: skip
     async def test_flags_leave_out_what_they_say(self, pods, flags, comes, leaves):

@@ -1,4 +1,4 @@
-"""A sidecar without interception: the application is elsewhere than at the pod's address, which the sidecar has."""
+"""A sidecar without interception: it listens on the pod's address, and the application on another."""
 
 from __future__ import annotations
 

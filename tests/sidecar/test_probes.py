@@ -37,21 +37,31 @@ ORIGINALS = {
         "httpGet": {
             "path": "healthz?deep=1&name=a%20b",
             "port": HTTP,
-            "httpHeaders": [{"name": "X-Probe", "value": "100% ready"}, {"name": "Host", "value": "web.example"}],
+            "httpHeaders": [
+                {"name": "X-Probe", "value": "100% ready"},
+                {"name": "Host", "value": "web.example"},
+            ],
         },
         "timeoutSeconds": 10,
     },
     "/app-health/web/livez": {"httpGet": {"port": HTTP}, "timeoutSeconds": 10},
     "/app-health/web/startupz": {"httpGet": {"path": "/moved", "port": HTTP}, "timeoutSeconds": 10},
-    "/app-health/tls/livez": {"httpGet": {"path": "/tls", "port": HTTPS, "scheme": "HTTPS"}, "timeoutSeconds": 10},
+    "/app-health/tls/livez": {
+        "httpGet": {"path": "/tls", "port": HTTPS, "scheme": "HTTPS"},
+        "timeoutSeconds": 10,
+    },
     "/app-health/tcp/livez": {"tcpSocket": {"port": TCP}, "timeoutSeconds": 10, "periodSeconds": PERIOD},
     "/app-health/grpc/livez": {"grpc": {"port": GRPC}, "timeoutSeconds": 10, "periodSeconds": PERIOD},
-    "/app-health/grpc/readyz": {"grpc": {"port": GRPC, "service": "shop"}, "timeoutSeconds": 10, "periodSeconds": PERIOD},
+    "/app-health/grpc/readyz": {
+        "grpc": {"port": GRPC, "service": "shop"},
+        "timeoutSeconds": 10,
+        "periodSeconds": PERIOD,
+    },
     "/app-health/hanging/livez": {"httpGet": {"port": HANGING}, "timeoutSeconds": 1},
     "/app-health/nobody/livez": {"httpGet": {"port": NOBODY}, "timeoutSeconds": 10},
     "/app-health/nobody/readyz": {"tcpSocket": {"port": NOBODY}},
     "/app-health/nobody/startupz": {"grpc": {"port": NOBODY}},
-}  # fmt: skip
+}
 
 
 class App:

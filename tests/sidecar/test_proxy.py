@@ -90,7 +90,8 @@ class TestWhatIsWrong:
             XDS_CONCURRENCY="many",
             XDS_LOG_LEVEL="loud",
             XDS_SDS="/run/spire.sock",
-            XDS_APP_PROBES='{"/a": {"httpGet": {"port": "http"}, "tcpSocket": {}}, "b": {}, "/c": {"grpc": {}}}',
+            XDS_APP_PROBES='{"/a": {"httpGet": {"port": "http"}, "tcpSocket": {}}, '
+            '"b": {}, "/c": {"grpc": {}}}',
         )
 
         assert (status, out) == (1, "")
@@ -101,7 +102,10 @@ class TestWhatIsWrong:
             "XDS_ADDRESS: problem: must be HOST:PORT, not 'nowhere' (write xds.istio-system.svc:15012)",
             "XDS_SDS: problem: must be unix:///PATH, not '/run/spire.sock'",
             "XDS_CONCURRENCY: problem: must be a number from 0 to 1024, not 'many'",
-            "XDS_LOG_LEVEL: problem: must be one of trace, debug, info, warning, error, critical, off, not 'loud'",
+            (
+                "XDS_LOG_LEVEL: problem: must be one of trace, debug, info, warning, error, critical, off, "
+                "not 'loud'"
+            ),
             'XDS_APP_PROBES: problem: ["/a"] must have exactly one of httpGet, tcpSocket, grpc',
             "XDS_APP_PROBES: problem: b must be a path (write /b)",
             'XDS_APP_PROBES: problem: ["/c"].grpc.port is required',
@@ -197,7 +201,8 @@ class TestWaiting:
         served.bind(str(tmp_path / "sds"))
         served.close()
         process = await asyncio.create_subprocess_exec(
-            "env", "-i", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "xds", "proxy",
+            "env", "-i", *(f"{name}={value}" for name, value in variables.items()),
+            sys.executable, "-m", "xds", "proxy",
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/",
         )  # fmt: skip
         assert process.stderr
@@ -216,7 +221,8 @@ class TestWaiting:
         words = out.decode().split()
         assert words[0] == "--config-yaml"
         assert " ".join(words[-9:]) == (
-            "--concurrency 2 --log-level warning --drain-strategy immediate --drain-time-s 5 --disable-hot-restart"
+            "--concurrency 2 --log-level warning --drain-strategy immediate --drain-time-s 5 "
+            "--disable-hot-restart"
         )
         assert b"secret of the token" not in out
 
@@ -272,8 +278,8 @@ class TestTheProcess:
         pod = cluster.pod("web", "ns", sidecar=True)
         # All that is mounted becomes read-only, in a mount namespace of the process's own.
         script = (
-            'while read -r _ where _; do mount -o remount,bind,ro "$where" 2>/dev/null; done < /proc/self/mounts;'
-            '! touch /tmp/x 2>/dev/null || exit 9; exec "$@"'
+            'while read -r _ where _; do mount -o remount,bind,ro "$where" 2>/dev/null; done < '
+            '/proc/self/mounts;! touch /tmp/x 2>/dev/null || exit 9; exec "$@"'
         )
         argv = ["unshare", "--mount", "sh", "-c", script, "sh", *command(environment(pod))]
         with (tmp_path / "log").open("wb") as log:

@@ -53,7 +53,10 @@ def test_all_traffic_is_redirected_unless_something_else_is_said():
         "-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT",
         "-A OUTPUT -p tcp -j ISTIO_OUTPUT",
         "-A ISTIO_OUTPUT -s 127.0.0.6/32 -o lo -j RETURN",
-        "-A ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -p tcp -m owner --uid-owner 1337 --gid-owner 1337 -j ISTIO_IN_REDIRECT",
+        (
+            "-A ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -p tcp -m owner --uid-owner 1337 --gid-owner 1337 -j "
+            "ISTIO_IN_REDIRECT"
+        ),
         "-A ISTIO_OUTPUT -o lo -m owner ! --uid-owner 1337 -j RETURN",
         "-A ISTIO_OUTPUT -o lo -m owner ! --gid-owner 1337 -j RETURN",
         "-A ISTIO_OUTPUT -m owner --uid-owner 1337 --gid-owner 1337 -j RETURN",
@@ -75,36 +78,65 @@ def test_ipv6_is_redirected_by_the_same_rules():
     [
         (
             {"outbound_port": 1, "inbound_port": 2},
-            ["-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 2", "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 1"],
-            ["-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006", "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001"],
+            [
+                "-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 2",
+                "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 1",
+            ],
+            [
+                "-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006",
+                "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001",
+            ],
         ),
         (
             {"inbound_ports": (80, 81)},
-            ["-A ISTIO_INBOUND -p tcp --dport 80 -j ISTIO_IN_REDIRECT", "-A ISTIO_INBOUND -p tcp --dport 81 -j ISTIO_IN_REDIRECT"],
+            [
+                "-A ISTIO_INBOUND -p tcp --dport 80 -j ISTIO_IN_REDIRECT",
+                "-A ISTIO_INBOUND -p tcp --dport 81 -j ISTIO_IN_REDIRECT",
+            ],
             ["-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT"],
         ),
-        ({"exclude_inbound_ports": (15020, 22)}, ["-A ISTIO_INBOUND -p tcp --dport 22 -j RETURN"], ["-A ISTIO_INBOUND -p tcp --dport 15090 -j RETURN", "-A ISTIO_INBOUND -p tcp --dport 15021 -j RETURN"]),
+        (
+            {"exclude_inbound_ports": (15020, 22)},
+            ["-A ISTIO_INBOUND -p tcp --dport 22 -j RETURN"],
+            [
+                "-A ISTIO_INBOUND -p tcp --dport 15090 -j RETURN",
+                "-A ISTIO_INBOUND -p tcp --dport 15021 -j RETURN",
+            ],
+        ),
         (
             {"networks": (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))},
             ["-A ISTIO_OUTPUT -d 10.0.0.0/8 -j ISTIO_REDIRECT"],
             ["-A ISTIO_OUTPUT -j ISTIO_REDIRECT"],
         ),
         ({"networks": ()}, [], ["-A ISTIO_OUTPUT -j ISTIO_REDIRECT"]),
-        ({"networks": (), "outbound_ports": (443,)}, ["-A ISTIO_OUTPUT -p tcp --dport 443 -j ISTIO_REDIRECT"], ["-A ISTIO_OUTPUT -j ISTIO_REDIRECT"]),
-        ({"exclude_networks": (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))}, ["-A ISTIO_OUTPUT -d 10.0.0.0/8 -j RETURN"], []),
+        (
+            {"networks": (), "outbound_ports": (443,)},
+            ["-A ISTIO_OUTPUT -p tcp --dport 443 -j ISTIO_REDIRECT"],
+            ["-A ISTIO_OUTPUT -j ISTIO_REDIRECT"],
+        ),
+        (
+            {"exclude_networks": (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))},
+            ["-A ISTIO_OUTPUT -d 10.0.0.0/8 -j RETURN"],
+            [],
+        ),
         ({"exclude_outbound_ports": (5432,)}, ["-A ISTIO_OUTPUT -p tcp --dport 5432 -j RETURN"], []),
-        ({"exclude_interfaces": ("docker0",)}, ["-A ISTIO_INBOUND -i docker0 -j RETURN", "-A ISTIO_OUTPUT -o docker0 -j RETURN"], []),
+        (
+            {"exclude_interfaces": ("docker0",)},
+            ["-A ISTIO_INBOUND -i docker0 -j RETURN", "-A ISTIO_OUTPUT -o docker0 -j RETURN"],
+            [],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_said_changes_these_rules_and_no_others(wanted, more, less):
     before, after = rules(), rules(**wanted)
 
     assert [line for line in after if line not in before] == more
     assert [line for line in before if line not in after] == less
-    # What leaves others alone must come before what redirects.
-    redirecting = [index for index, line in enumerate(after) if line.startswith("-A ISTIO_OUTPUT") and line.endswith("-j ISTIO_REDIRECT")]  # fmt: skip
-    leaving = [index for index, line in enumerate(after) if line.startswith("-A ISTIO_OUTPUT") and line.endswith("-j RETURN")]  # fmt: skip
-    assert not redirecting or max(leaving) < min(redirecting)
+    # Exceptions must precede the rule that redirects.
+    output = [line for line in after if line.startswith("-A ISTIO_OUTPUT")]
+    redirecting = [index for index, line in enumerate(output) if line.endswith("-j ISTIO_REDIRECT")]
+    returning = [index for index, line in enumerate(output) if line.endswith("-j RETURN")]
+    assert not redirecting or max(returning) < min(redirecting)
 
 
 def test_without_inbound_ports_nothing_that_comes_is_touched():

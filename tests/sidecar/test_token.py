@@ -1,4 +1,4 @@
-"""A sidecar outside of Kubernetes: `xds proxy` with the files that `xds token --renew` keeps, and `xds serve --manifests` over TLS."""
+"""A sidecar outside Kubernetes: `xds proxy` with files of `xds token --renew`, and `xds serve` over TLS."""
 
 from __future__ import annotations
 

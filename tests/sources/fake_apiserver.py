@@ -1,6 +1,6 @@
-"""A small API server: versions, pages, watches, bookmarks and expiry as Kubernetes has them, and faults as networks have them.
+"""A small fake API server: versions, pages, watches, bookmarks and expiry, and faults on demand.
 
-What the tests of the contract find out about a real server, they find out about this one; the faults are for it alone.
+The contract tests run against both a real server and this one. Only this one has faults.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FakeApiServer:
         self.token = "good"
         self.asked: list[web.Request] = []
         self.faults: dict[str, list[Fault]] = {}
-        """By `list`, `watch` or `discovery` and plural, such as `watch pods`: what happens instead, each once."""
+        """Verb (`list`, `watch` or `discovery`) and plural, as in `watch pods` -> faults, each used once."""
         self.bookmarks = 0.05
         """Seconds between bookmarks."""
         self._kinds = {("", plural): Kind("", plural, kind, ["v1"]) for plural, kind in CORE.items()}
@@ -161,7 +161,7 @@ class FakeApiServer:
         async with self._changed:
             self._changed.notify_all()
 
-    # --- answers -----------------------------------------------------------------------------------------------------
+    # --- answers --------------------------------------------------------------------------------------------
 
     async def _counted(self, request: web.Request) -> web.StreamResponse:
         task = asyncio.current_task()
@@ -189,7 +189,10 @@ class FakeApiServer:
             namespace, rest = rest[1], rest[2:]
         kind = self._kinds.get((group, rest[0]))
         if who == NOBODY:
-            message = f'{rest[0]} is forbidden: User "nobody" cannot list resource "{rest[0]}" in API group "{group}"'
+            plural = rest[0]
+            message = (
+                f'{plural} is forbidden: User "nobody" cannot list resource "{plural}" in API group "{group}"'
+            )
             return failure(403, "Forbidden", message)
         if kind is None or version not in kind.versions:
             return failure(404, "NotFound", "the server could not find the requested resource")

@@ -20,7 +20,7 @@ def status(code: int, reason: str, message: str = "said the test", **headers: st
 
 
 def events(*lines: bytes, then: str = "end") -> Fault:
-    """Answer with these bytes, and then `end` properly, `cut` the connection, `reset` it, or say nothing any `more`."""
+    """Answer with these bytes; then `end` properly, `cut` or `reset` the connection, or stay silent."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})

@@ -40,7 +40,7 @@ def read(text: str, *, json: bool = False) -> list[Problem]:
     return problems
 
 
-# --- time -----------------------------------------------------------------------------------------------------------
+# --- time ---------------------------------------------------------------------------------------------------
 
 UNITS = [
     *(
@@ -217,7 +217,7 @@ def test_too_many_mistakes_make_the_whole_document_unreadable() -> None:
     )
 
 
-# --- equal to what it was ------------------------------------------------------------------------------------------
+# --- equal to what it was -----------------------------------------------------------------------------------
 
 
 @given(TEXTS, TEXTS, TEXTS)
@@ -277,7 +277,7 @@ def test_what_comes_first_wins_a_merge(parts: list[list[tuple[str, int]]]) -> No
     assert [*document.value] == [*wanted]
 
 
-# --- rewriting ------------------------------------------------------------------------------------------------------
+# --- rewriting ----------------------------------------------------------------------------------------------
 
 
 def test_many_changes_of_a_large_text_are_made_quickly() -> None:
@@ -297,7 +297,7 @@ def test_many_changes_of_a_large_text_are_made_quickly() -> None:
     assert result.count(comment) == 5000
 
 
-# --- problems -------------------------------------------------------------------------------------------------------
+# --- problems -----------------------------------------------------------------------------------------------
 
 
 def test_a_file_lists_its_first_problems_and_counts_the_others(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_objects_that_leave_a_file_with_a_bad_one_cost_time_in_proportion(tmp_pa
     assert_quick(lambda: files._resolve(loaded, folder._applied), 2.0)
 
 
-# --- settings -------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
 def test_settings_that_are_too_large_are_not_read() -> None:

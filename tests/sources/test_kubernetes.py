@@ -1,4 +1,4 @@
-"""Facts from an API server are those of the same objects in files, and what stands in the way is told once."""
+"""An API server yields the same facts as the same objects in files, and each problem is reported once."""
 
 from __future__ import annotations
 
@@ -118,7 +118,10 @@ async def test_what_a_server_adds_to_objects_is_no_news(server: FakeApiServer, a
         assert followed.facts[Ref("Pod", "default", "it")].meta.origin == ""
 
 
-EFFECT = "; until it is repaired, STRICT applies to pods in namespace shop (if shop is the root namespace, to the whole mesh)"
+EFFECT = (
+    "; until it is repaired, STRICT applies to pods in namespace shop "
+    "(if shop is the root namespace, to the whole mesh)"
+)
 
 
 async def test_a_bad_policy_is_told_by_name_and_gone_when_it_is_deleted(
@@ -178,11 +181,13 @@ async def test_kinds_that_may_not_be_read_are_waited_for(server: FakeApiServer) 
         said = {problem.where: problem for problem in followed.problems}
         assert said["destinationrules.networking.istio.io"].hint == (
             "add to the rules of the ClusterRole: - "
-            '{apiGroups: ["networking.istio.io"], resources: ["destinationrules"], verbs: ["get", "list", "watch"]}'
+            '{apiGroups: ["networking.istio.io"], resources: ["destinationrules"], verbs: ["get", "list", '
+            '"watch"]}'
         )
         assert said["configmaps"].hint == (
             "add to the rules of a Role in namespace istio-system: - "
-            '{apiGroups: [""], resources: ["configmaps"], resourceNames: ["xds"], verbs: ["get", "list", "watch"]}'
+            '{apiGroups: [""], resources: ["configmaps"], resourceNames: ["xds"], verbs: ["get", "list", '
+            '"watch"]}'
         )
         assert 'User "nobody" cannot list resource "pods"' in said["pods"].what
         told = sum(len(report.problems) for report in followed.reports)
@@ -223,8 +228,8 @@ async def test_kinds_that_a_cluster_lacks_are_waited_for(server: FakeApiServer, 
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: len(followed.said()) == 4)
         assert (
-            "peerauthentications.security.istio.io: cannot be watched, so no sidecar is configured until it can be: the "
-            "cluster has no such kind (xds install-crds adds it)" in followed.said()
+            "peerauthentications.security.istio.io: cannot be watched, so no sidecar is configured until it "
+            "can be: the cluster has no such kind (xds install-crds adds it)" in followed.said()
         )
         asked = len(server.asked_for("discovery security.istio.io"))
         await followed.until(lambda: len(server.asked_for("discovery security.istio.io")) > asked + 5)

@@ -1,4 +1,4 @@
-"""A reflector on a server and a network that misbehave: nothing that is known is lost, nothing is told twice."""
+"""A reflector with a faulty server and network: no known object is lost, no change is reported twice."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Changes:
         return f"remove {name}"
 
     def _change_routes_of_listener(self) -> str:
-        """Give a listener a route configuration of another name, and delete those that nobody uses any more."""
+        """Give a listener a route configuration of another name, and delete unused ones."""
         if not self.world.listeners:
             return self._remove_or_add_listener()
         name = self._random.choice(sorted(self.world.listeners))

@@ -73,10 +73,11 @@ class History:
 
 
 def _answerers(reigns: Sequence[_Reign], target: Target) -> list[frozenset[int]]:
-    """Return, for each state that a proxy may be in while worlds follow each other, who answers.
+    """Return who may answer, for each state that a proxy can be in while one world replaces another.
 
-    Resources change one after the other, so that a listener of one world meets routes of another, and those a cluster.
-    What only one of the worlds has is there all the time: it comes before it is used, and goes afterwards.
+    Resources change one by one, so a listener of one world meets the routes of another, and those meet its
+    clusters. A resource that only one world has exists throughout: it is added before its use and removed
+    afterwards.
     """
     worlds = [reign.world for reign in reigns]
     found: dict[frozenset[int], None] = {}

@@ -1,6 +1,6 @@
-"""A small world for one Envoy, with everything that changes in one: clusters, assignments, listeners, routes, secrets.
+"""A small world for one Envoy: clusters, assignments, listeners, routes and secrets, all changeable.
 
-It is a value: equal worlds give equal resources in every process, and it goes from one to another as JSON.
+It is a value: equal worlds give equal resources in every process. Processes exchange it as JSON.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Cluster:
     secured: bool = False
     """It has a TLS context that no endpoint uses, and so waits for a secret."""
     fault: Literal["", "invalid", "unfit"] = ""
-    """Envoy rejects it: with all that comes in the same response, for the message is invalid; or by itself."""
+    """Envoy rejects it: alone, or with the rest of its response because the message is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ def _listener(name: str, spec: Listener) -> Resource:
                 ]
             )
         ],
-        # Every other change concerns the listener as a whole, not only its filter chains, which Envoy can change alone.
+        # Every other change affects the whole listener, not only filter chains, which Envoy updates in place.
         listener_filters_timeout=timedelta(seconds=15 + spec.setting // 2),
     )
     return resource(message)

@@ -1,4 +1,4 @@
-"""Docker for the tests: an engine, Compose v2, and the image that ours is built on where no registry can be reached."""
+"""Docker for the tests: an engine, Compose v2, and a base image where no registry can be reached."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _started(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _kept_as_it_is() -> Iterator[None]:
-    """Have the machine's own network afterwards as it was: dockerd leaves its rules, its bridge, and forwarding on."""
+    """Restore the machine's network afterwards: dockerd leaves rules, a bridge and IP forwarding behind."""
     forward = _FORWARD.read_text()
     before = {(tool, table): _rules(tool, table) for tool in ("iptables", "ip6tables") for table in _EMPTY}
     try:

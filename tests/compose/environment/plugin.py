@@ -1,4 +1,4 @@
-"""Compose v2: the one that is installed, or else one that Go builds, into .cache/. Distributions may have v1 only."""
+"""Compose v2: the installed one, or else one built with Go into .cache/. Some distributions have only v1."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def configured(folder: Path) -> dict[str, str]:
     """Return the environment in which `docker compose` is Compose v2.
 
     Args:
-        folder: where Docker's configuration may be put; nobody's own is read, which may have credentials in it.
+        folder: where to put Docker's configuration. The user's is not read, because it may contain
+            credentials.
 
     Raises:
-        MissingError: there is none, and none can be built.
+        MissingError: Compose v2 is not installed and cannot be built.
     """
     environment = {**os.environ, "DOCKER_CONFIG": str(folder)}
     if not shutil.which("docker"):
         raise MissingError(
-            "needs the command docker (Debian: apt-get install docker.io, and docker-cli where there is such a package)"
+            "needs the command docker (Debian: apt-get install docker.io, and docker-cli where there is such "
+            "a package)"
         )
     if _version(environment) < 2:
         plugin = folder / "cli-plugins/docker-compose"

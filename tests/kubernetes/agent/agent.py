@@ -1,4 +1,4 @@
-"""The node: it takes every pod that nobody has, runs it, and leads Services' names and addresses to ready endpoints."""
+"""The node: runs every unassigned pod, and routes Service names and addresses to ready endpoints."""
 
 from __future__ import annotations
 

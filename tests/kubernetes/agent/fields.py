@@ -1,4 +1,4 @@
-"""What a container learns of its pod and its configuration: the downward API, ConfigMaps, Secrets and variables."""
+"""A container's view of its pod and configuration: downward API, ConfigMaps, Secrets and variables."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def content(found: Json) -> dict[str, bytes]:
 
 
 def chosen(held: Mapping[str, bytes], items: Iterable[Json] | None) -> dict[str, bytes]:
-    """Return the files that a volume makes of what is held: all, or `items` under the paths they name. NotYetError."""
+    """Return a volume's files: all keys, or `items` under the paths they name. Raises NotYetError."""
     if not items:
         return dict(held)
     try:

@@ -1,8 +1,8 @@
-"""Become a container's process: `python launch.py FILE [COMMAND ...]`, where FILE says what it sees and runs. In its pod's network already.
+"""Become a container's process: `python launch.py FILE [COMMAND ...]`, already in the pod's network.
 
-With a command, run that instead: what kubelet's exec does.
+FILE describes the mounts and the process. With a command, run that instead, as kubelet's exec does.
 
-It may neither need nor import anything of the project: what it mounts may hide that.
+This program must not import anything of the project: its mounts may hide it.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Pod:
             await self._volumes.write()
 
     async def execute(self, container: str, *command: str) -> tuple[int, str, str]:
-        """Run a command to its end as kubelet's exec does; return its exit status, output and standard error."""
+        """Run a command as kubelet's exec does; return its exit status, output and standard error."""
         process = await asyncio.create_subprocess_exec(
             str(self._folder / f"{container}.exec"),
             *command,
@@ -252,7 +252,7 @@ class Pod:
         return Container(spec, command, self._folder / f"{prefix}{spec['name']}.log", self._changed.set)
 
     def _as_told(self) -> Json:
-        """Return the pod with the addresses that its containers may ask for, which are about to be reported."""
+        """Return the pod with its addresses, which containers may refer to before they are reported."""
         return {**self.object, "status": {"podIP": self.address, "hostIP": GATEWAY}}
 
     def _everything(self) -> Iterator[Container]:

@@ -17,7 +17,7 @@ from tests.support.tcp import Relay
 from xds.mesh.kube.api import Json
 
 _SOONER = 0.2
-"""Seconds between probes before the first that succeeds: kubelet waits a whole period, and tests would too."""
+"""Seconds between probes until the first success. Kubelet waits a whole period, too long for tests."""
 
 
 class Probe:

@@ -1,4 +1,4 @@
-"""A user's terminal: bash, with a kubectl whose `exec` works though there is no kubelet, and stand-ins for istioctl."""
+"""A user's terminal: bash, a kubectl whose `exec` works without a kubelet, and stand-ins for istioctl."""
 
 from __future__ import annotations
 

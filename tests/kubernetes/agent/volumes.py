@@ -1,4 +1,4 @@
-"""A pod's volumes as folders, kept up to date: tokens are renewed, and ConfigMaps and labels follow their objects."""
+"""A pod's volumes as folders: tokens are renewed, and ConfigMaps and labels follow their objects."""
 
 from __future__ import annotations
 

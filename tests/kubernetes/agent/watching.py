@@ -1,4 +1,4 @@
-"""The objects of a collection as the API server tells them, from a list and a watch that begin again when they break."""
+"""The objects of a collection, from a list and a watch that restart after errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import aiohttp
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 
 _IDLE = 30.0
-"""Seconds without a byte, after which a watch is taken for dead; less than this goes by between bookmarks only rarely."""
+"""Seconds of silence after which a watch is considered dead. Bookmarks are rarely this far apart."""
 _PAUSE = 0.2
 
 
@@ -34,7 +34,7 @@ class Watched:
     async def run(self) -> NoReturn:
         """Follow the collection for ever."""
         while True:
-            # The server may be gone, or have forgotten the version that the watch was at: what is missed is listed.
+            # The server may be down or have expired the watch's version: list again.
             with suppress(KubeError, aiohttp.ClientError, OSError, TimeoutError):
                 await self._follow(await self._list())
             await asyncio.sleep(_PAUSE)

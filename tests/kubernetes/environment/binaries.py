@@ -1,7 +1,7 @@
-"""Where the programs of a Kubernetes control plane are, and how they are built: `python -m` this module builds them.
+"""Find or build the programs of a Kubernetes control plane; `python -m` this module builds them.
 
-They are looked for in the folder KUBEBUILDER_ASSETS, the convention of envtest, and then below .cache/, where the build
-puts them. Nobody publishes them in a package registry, so they are built from source by Go: one program, see go/main.go,
+They are looked for in the folder KUBEBUILDER_ASSETS, the convention of envtest, and then below .cache/, where
+the build puts them. No package registry has them, so Go builds them from source: one program, see go/main.go,
 under four names.
 """
 
@@ -71,7 +71,7 @@ class BuildError(Exception):
 
 
 def build() -> None:
-    """Build the programs unless they are there, made from this source; they appear all at once. BuildError."""
+    """Build the programs, all at once, unless they exist and match this source. Raises BuildError."""
     with _alone():
         if _is_current(_built()):
             return

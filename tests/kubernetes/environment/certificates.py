@@ -36,14 +36,14 @@ class Certificates:
         return self._leaf(names[0], _name(names[0]), alternatives)
 
     def client(self, user: str, *groups: str) -> tuple[Path, Path]:
-        """Return the files of a client's certificate, which proves a user's name and groups, and of its key."""
+        """Return the files of a client certificate for a user's name and groups, and of its key."""
         if (user, groups) not in self._clients:
             file = f"client-{len(self._clients)}"
             self._clients[user, groups] = self._leaf(file, _name(user, *groups), [])
         return self._clients[user, groups]
 
     def key_pair(self, name: str) -> tuple[Path, Path]:
-        """Return the files of a public key and its private key, such as service account tokens are signed with."""
+        """Return the files of a public and a private key, as used to sign service account tokens."""
         key = ec.generate_private_key(ec.SECP256R1())
         public = self._folder / f"{name}.pub"
         public.write_bytes(

@@ -57,10 +57,11 @@ class Cluster:
         audience: str = "",
         server: str = "",
     ) -> Path:
-        """Write a kubeconfig with a context for each user, called as the user is; the first is current unless said.
+        """Write a kubeconfig with a context of the same name for each user.
 
-        `admin` may do everything; `NAMESPACE/NAME` is a service account, with a token for `audience` if that is given; any
-        other name is that of a user who may do what RBAC grants to that name. `server`: another URL of the API server.
+        `admin` may do everything. `NAMESPACE/NAME` is a service account, with a token for `audience` if one
+        is given. Any other name is a user with the rights that RBAC grants to that name. The first user's
+        context is current by default. `server` is another URL of the API server.
         """
         users = users or ("admin",)
         entries = {user: await self._credentials(user, audience) for user in users}
@@ -80,7 +81,7 @@ class Cluster:
         pod: str = "",
         seconds: int = 3600,
     ) -> str:
-        """Ask for a service account's token, bound to a pod if one is named; the API server gives 600 seconds at least."""
+        """Request a service account's token, bound to `pod` if given; valid for 600 seconds at least."""
         spec: dict[str, Any] = {"audiences": [audience] if audience else [], "expirationSeconds": seconds}
         if pod:
             spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Pod", "name": pod}
@@ -117,7 +118,7 @@ class Cluster:
     async def namespace(
         self, prefix: str = "test", labels: Mapping[str, str] | None = None
     ) -> AsyncIterator[str]:
-        """Make a namespace with a name of its own, ready for pods; its deletion is begun afterwards, not awaited."""
+        """Create a namespace with a unique name, ready for pods. Leaving the block starts its deletion."""
         name = await self.new_namespace(prefix, labels)
         try:
             yield name
@@ -133,7 +134,7 @@ class Cluster:
         return name
 
     async def delete_namespace(self, name: str) -> None:
-        """Delete a namespace. Its pods go at once: there is no kubelet that would say that they have ended."""
+        """Delete a namespace. Its pods are force-deleted: no kubelet would report that they have ended."""
         await self.api.delete(f"/api/v1/namespaces/{name}")
         await self.api.delete(f"/api/v1/namespaces/{name}/pods", gracePeriodSeconds=0)
 
@@ -146,7 +147,7 @@ class Cluster:
                 raise
 
     async def run_pod(self, namespace: str, name: str, address: str, *, node: str = "node") -> None:
-        """Say of a pod what the scheduler and a kubelet would: it runs on a node, has this address, and is ready."""
+        """Report a pod as the scheduler and a kubelet would: its node, its address, and that it is ready."""
         await self.node(node)
         path = f"/api/v1/namespaces/{namespace}/pods/{name}"
         binding = {"target": {"kind": "Node", "name": node}, "metadata": {"name": name}}
@@ -162,8 +163,8 @@ class Cluster:
     async def service_here(self, namespace: str, name: str, *, port: int, target: int) -> None:
         """Make a Service whose one endpoint is this machine, at `own_address()` and port `target`.
 
-        This is how the API server reaches a webhook of the test's own by `clientConfig.service`: endpoints cannot be on
-        loopback, and the API server of the tests calls a Service's endpoints, not its address. (By `clientConfig.url` it
+        With it, the API server reaches a test's webhook by `clientConfig.service`: endpoints cannot be on
+        loopback, and this API server calls a Service's endpoints, not its address. (By `clientConfig.url` it
         calls any address.)
         """
         path = f"/api/v1/namespaces/{namespace}/services"
@@ -190,9 +191,9 @@ class Cluster:
         return await eventually(read, timeout=timeout, every=0.05, what=f"{path} as it should be")
 
     async def compact(self) -> None:
-        """Make the API server forget everything that has been: resourceVersions from before are Expired (410) from now on.
+        """Expire all earlier resourceVersions: the API server answers 410 from now on.
 
-        etcd is compacted, and the API server, which has a memory of its own, is killed and started again.
+        etcd is compacted, and the API server, which has its own cache, is killed and started again.
         """
         self.stop_api_server()
         self.control_plane.compact()
@@ -211,7 +212,7 @@ class Cluster:
         await asyncio.to_thread(plane.until_controllers)
 
     def freeze_api_server(self) -> None:
-        """Stop it from running: its connections stay open and silent. For a cluster that is the test's own."""
+        """Stop (SIGSTOP) the API server: its connections stay open and silent. Not for the shared cluster."""
         self.control_plane.freeze_api_server()
 
     def thaw_api_server(self) -> None:

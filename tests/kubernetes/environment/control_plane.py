@@ -54,9 +54,10 @@ class ControlPlane:
     def __init__(self, address: str | None = None, *, egress: bool = False) -> None:
         """Put the API server on `address`, which this machine must have; by default on loopback.
 
-        An address that is not on loopback is published as the Service `kubernetes` of namespace `default`, so pods in
-        network namespaces find the API server there. With `egress`, the API server calls Services (of webhooks) through
-        an HTTP CONNECT proxy that the test has to run at the Unix socket `egress`: pods may be where only that reaches.
+        An address that is not on loopback is published as the Service `kubernetes` of namespace `default`, so
+        pods in network namespaces find the API server there. With `egress`, the API server calls webhooks'
+        Services through an HTTP CONNECT proxy, which the test runs at the Unix socket `egress`: only the
+        proxy may be able to reach pods.
         """
         self._has_egress = egress
         self._loopback = Loopback()
@@ -133,7 +134,7 @@ class ControlPlane:
             f"--service-account-signing-key-file={private}",
             "--authorization-mode=Node,RBAC",
             "--allow-privileged=true",
-            # A webhook's Service is called at one of its endpoints: nothing here routes Services' own addresses.
+            # Call a webhook's Service at one of its endpoints: nothing here routes clusterIPs.
             "--enable-aggregator-routing=true",
             f"--audit-policy-file={self._audit_policy()}",
             f"--audit-log-path={self.folder / _AUDIT}",
@@ -158,11 +159,11 @@ class ControlPlane:
         self._signal(signal.SIGCONT)
 
     def until_ready(self) -> None:
-        """Wait until the API server is ready for calls. DemoError: it ended, or is late; its log is in the text."""
+        """Wait until the API server is ready. Raises DemoError with its log if it exits or is late."""
         self._processes.wait_for("the API server", lambda: self._why_not("/readyz"), timeout=_START)
 
     def start_controllers(self) -> None:
-        """Start the controller manager, if there is one, unless it runs: without an API server it gives up after 10 s."""
+        """Start the controller manager unless it runs. It exits after 10 s without an API server."""
         if not self.has_controllers:
             return
         if self._controller_manager:

@@ -403,7 +403,7 @@ class Controller:
             elif with_key:
                 new = snapshot
             else:
-                continue  # A stream that is entitled to a key connected in the meantime; it will be served next.
+                continue  # A stream that may have the key has connected since, and is served next.
             current = subscriber.snapshot
             if current is None or current != new or current.generation != new.generation:
                 subscriber.publish(new, changed_at)

@@ -83,10 +83,10 @@ class TokenReviewer:
         """The last logged error of the API server."""
 
     async def __call__(self, token: str, peer: str) -> Caller:
-        """Return whose token it is; `peer` is who shows it, in gRPC's form.
+        """Return the identity that a token proves; `peer` is the caller's address, in gRPC's form.
 
-        UnauthenticatedError: nobody's. AuthenticationUnavailableError: the API server cannot be asked. RateLimitedError: it is not, for
-        now.
+        UnauthenticatedError: the token is invalid. AuthenticationUnavailableError: the API server cannot be
+        asked. RateLimitedError: the caller has to retry later.
         """
         end = claims.token_expiry(token, self._now(), self._audience)
         key = hashlib.sha256(token.encode()).digest()

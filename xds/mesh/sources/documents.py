@@ -1,7 +1,8 @@
 """Parser for YAML and JSON as kubectl reads them, which records the line of each value.
 
-kubectl converts YAML to JSON first: keys are strings, times stay text, and 1:30 is not a number. An unreadable
-document does not affect the others of its file. The size of the result is limited, even with nested aliases.
+kubectl converts YAML to JSON first: keys are strings, times stay text, and 1:30 is not a number. An
+unreadable document does not affect the others of its file. The size of the result is limited, even with
+nested aliases.
 """
 
 from __future__ import annotations

@@ -218,8 +218,8 @@ def _is_resting(found: os.stat_result, now: float) -> bool:
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
     """Yield the files below a folder, sorted by name, each once, and errors of unreadable entries.
 
-    Names that start with a dot are skipped: Kubernetes keeps versions of a mounted ConfigMap below `..data`, and
-    programs that replace files atomically write them under such a name first.
+    Names that start with a dot are skipped: Kubernetes keeps versions of a mounted ConfigMap below `..data`,
+    and programs that replace files atomically write them under such a name first.
     """
     try:
         with os.scandir(folder) as listing:
