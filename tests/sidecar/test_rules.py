@@ -186,7 +186,7 @@ class TestFlags:
     @pytest.mark.parametrize(
         ("text", "found"), [("*", None), ("", ()), (" ", ()), ("80", (80,)), ("80, 81,80,", (80, 81))]
     )
-    def test_ports(self, text, found):
+    def test_ports(self, text, expected):
         assert parse_ports(text) == found
 
     @pytest.mark.parametrize("text", ["x", "0", "65536", "80-90", "80;81", "-1", "80,*"])
@@ -198,7 +198,7 @@ class TestFlags:
         ("text", "found"),
         [("*", None), ("", ()), ("10.0.0.0/8,fd00::/8", (ip_network("10.0.0.0/8"), ip_network("fd00::/8")))],
     )
-    def test_networks(self, text, found):
+    def test_networks(self, text, expected):
         assert parse_networks(text) == found
 
     @pytest.mark.parametrize("text", ["x", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/8 -j ACCEPT"])
