@@ -1,4 +1,4 @@
-"""Bad objects, and what becomes of each: docs/reference/problems.md has the rules."""
+"""Bad objects and their effects. The rules are in docs/reference/problems.md."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Good: TypeAlias = tuple[str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A bad object, and what becomes of it."""
+    """A bad object and its expected effect."""
 
     title: str
     kind: str
     """apiVersion and kind."""
     body: str | Callable[[], Any]
-    """What it has besides its metadata: the spec, or if that is a mapping with other keys, those."""
-    said: str = ""
-    """Words of the problem; empty: it is a good object that moves nothing."""
+    """The spec, or a mapping with other fields of the object."""
+    message: str = ""
+    """Part of the problem's message; empty for a valid object without effect."""
     good: str = ""
-    """A spec that is good, of which it takes the place."""
+    """A valid spec that the bad one replaces."""
     namespace: str = SHOP
     name: str = "web"
     metadata: str = "{}"
@@ -40,7 +40,7 @@ class Case:
 
     @property
     def fails_closed_as(self) -> Good:
-        """A good object that has the same effect as this one while this one has no good version."""
+        """A valid object with the same effect as this one when it has no valid version."""
         return self.closed or (STRICT_SHOP if self.kind == PEER else RULE_WEB)
 
 

@@ -14,7 +14,7 @@ SYSTEM = "istio-system"
 
 
 async def install(cluster: Cluster, *arguments: str, kubeconfig: Path | None = None) -> dict[str, str]:
-    """Run `xds install`; return what it said of each object."""
+    """Run `xds install`; return its result for each object."""
     config = kubeconfig or await cluster.kubeconfig()
     status, output, error = await run("install", f"--kubeconfig={config}", *arguments)
     assert status == 0, output + error

@@ -51,7 +51,7 @@ class Recorder:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # Who is waiting for more of an answer is told first that there is none.
+        # First end all streaming responses.
         await self._onward.close()
         await self._runner.cleanup()
 
@@ -131,10 +131,10 @@ class Grant(NamedTuple):
 def granted(objects: Iterable[dict[str, Any]], role: str) -> set[Grant]:
     """Return the rights of the ClusterRole and the Role of a name, each by itself."""
     return {
-        Grant(verb, group, resource, each["metadata"].get("namespace", ""), name)
-        for each in objects
-        if each["kind"] in ("ClusterRole", "Role") and each["metadata"]["name"] == role
-        for rule in each["rules"]
+        Grant(verb, group, resource, item["metadata"].get("namespace", ""), name)
+        for item in objects
+        if item["kind"] in ("ClusterRole", "Role") and item["metadata"]["name"] == role
+        for rule in item["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]

@@ -79,8 +79,8 @@ class Serving:
         """Wait until /ready answers that it waits for something."""
 
         async def asked() -> bool:
-            status, said = await self.ready()
-            return status == 503 and "waiting for" in said
+            status, body = await self.ready()
+            return status == 503 and "waiting for" in body
 
         await eventually(asked, timeout=PATIENCE, what="/ready says what it waits for")
 
@@ -96,10 +96,10 @@ class Serving:
         """
 
         async def asked() -> str:
-            status, said = await self.ready()
-            assert status == 200, f"{status}: {said}\n{self.log.read_text()}"
-            first = said.partition("\n")[0]
-            assert re.fullmatch(text, first), f"{said}\n{self.log.read_text()}"
+            status, body = await self.ready()
+            assert status == 200, f"{status}: {body}\n{self.log.read_text()}"
+            first = body.partition("\n")[0]
+            assert re.fullmatch(text, first), f"{body}\n{self.log.read_text()}"
             return first
 
         return str(await eventually(asked, timeout=PATIENCE, what=f"/ready says {text!r}"))
@@ -124,8 +124,8 @@ class Serving:
             answer = await channel.unary_unary(_SECRETS)(
                 request.SerializeToString(), timeout=PATIENCE, wait_for_ready=True
             )
-        [found] = _RESPONSE.FromString(answer).resources
-        return _SECRET.FromString(found.value)
+        [secret] = _RESPONSE.FromString(answer).resources
+        return _SECRET.FromString(secret.value)
 
     def sidecar(self, pod: str, namespace: str, address: str) -> Sidecar:
         """Return the sidecar of a pod, to be connected."""
@@ -193,7 +193,7 @@ class Sidecar:
         await self._ask(CLUSTER)
         while (data := await self._call.read()) is not grpc.aio.EOF:
             response = _RESPONSE.FromString(data)
-            kind, bodies = response.type_url, [each.value for each in response.resources]
+            kind, bodies = response.type_url, [resource.value for resource in response.resources]
             self._last[kind].version_info = response.version_info
             self._last[kind].response_nonce = response.nonce
             await self._ask(kind)
@@ -212,13 +212,13 @@ class Sidecar:
         await self._call.write(self._last[kind].SerializeToString())
 
     async def _learn(self, assignments: list[Any]) -> None:
-        for each in assignments:
+        for assignment in assignments:
             modes = {
                 endpoint.endpoint.address.socket_address.address: _MATCH in endpoint.metadata.filter_metadata
-                for locality in each.endpoints
+                for locality in assignment.endpoints
                 for endpoint in locality.lb_endpoints
             }
-            self.seen.setdefault(each.cluster_name, []).append(modes)
+            self.seen.setdefault(assignment.cluster_name, []).append(modes)
         async with self._news:
             self._news.notify_all()
 

@@ -51,11 +51,11 @@ class Shop:
             f"/apis/discovery.k8s.io/v1/namespaces/{self.namespace}/endpointslices",
             lambda slices: right(
                 {
-                    each
+                    address
                     for item in slices["items"]
                     for endpoint in item["endpoints"] or ()
                     if endpoint["conditions"]["ready"]
-                    for each in endpoint["addresses"]
+                    for address in endpoint["addresses"]
                 }
             ),
         )

@@ -13,7 +13,7 @@ from xds.demo.play import STEPS, Pair
 pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]
 
 
-async def test_the_page_by_kubectl(agent: Agent, player: Player) -> None:
+async def test_istio_task_with_kubectl(agent: Agent, player: Player) -> None:
     await player.types(page.INSTALL)
     for commands in page.DEPLOY:
         await player.types(commands)

@@ -82,7 +82,7 @@ class TestFiles:
         for step, expected in steps:
             step()
             took.append(await sidecars.find("svc", expected))
-        print(f"seconds from a file to both sidecars: {[round(each, 2) for each in took]}")
+        print(f"seconds from a file to both sidecars: {[round(seconds, 2) for seconds in took]}")
 
     async def test_bad_input_changes_nothing_is_told_with_its_line_and_holds_nothing_up(self, sidecars):
         kept, other = sidecars.folder / "kept.yaml", sidecars.folder / "other.yaml"
@@ -99,7 +99,7 @@ class TestFiles:
         assert f"where={kept}:{number} " in line
         assert await sidecars.addresses("kept") == [{"10.0.0.1"}] * 2
         # Told once, not again with every look at the folder.
-        assert sum(f'event="problem found" where={kept}' in each for each in sidecars.log()) == 1
+        assert sum(f'event="problem found" where={kept}' in line for line in sidecars.log()) == 1
 
         kept.write_text(changed)
         await sidecars.find("kept", "10.0.0.2")

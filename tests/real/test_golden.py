@@ -75,8 +75,8 @@ async def test_everything_that_is_sent_is_taken_and_in_force(case, planes, tmp_p
         for pod, in_full in zip(apps.values(), sotw, strict=False)
     ]
     if why_no_namespaces():  # Ports of sidecars are the same for all, so one after the other.
-        for each in checks:
-            await each
+        for pending in checks:
+            await pending
     else:
         await asyncio.gather(*checks)
 

@@ -68,10 +68,10 @@ async def ten_times(mesh: Mesh, what: str, client: str, host: str, port: int) ->
         seen = await asyncio.gather(*(mesh.exchange(what, client, host, port) for _ in range(TIMES)))
     else:
         seen = [await mesh.exchange(what, client, host, port) for _ in range(TIMES)]
-    for each in seen:
-        assert each.how != FAILS, each
-        assert bool(each.identity) == (each.how == MTLS and what in (HTTP1, HTTP2)), each
-    return Counter((each.pod, each.how) for each in seen)
+    for exchange in seen:
+        assert exchange.how != FAILS, exchange
+        assert bool(exchange.identity) == (exchange.how == MTLS and what in (HTTP1, HTTP2)), exchange
+    return Counter((exchange.pod, exchange.how) for exchange in seen)
 
 
 class TestAPodOfAHeadlessService:

@@ -40,10 +40,10 @@ async def test_everything_but_the_key_is_taken_in_plaintext(loopback, tmp_path, 
 
                 async def told() -> bool:
                     synced = {
-                        each.type_url.rpartition(".")[2]
+                        status.type_url.rpartition(".")[2]
                         for stream in server.discovery.streams
-                        for each in stream.session.status()
-                        if each.synced
+                        for status in stream.session.status()
+                        if status.synced
                     }
                     return synced >= {"Secret", "Cluster", "Listener"}
 

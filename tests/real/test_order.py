@@ -67,8 +67,8 @@ class Running:
         async def holds() -> bool:
             clusters = (await self.admin.json("/clusters?format=json"))["cluster_statuses"]
             listeners = (await self.admin.json("/listeners?format=json")).get("listener_statuses", ())
-            assert {each["name"] for each in clusters} == {*world.clusters, "xds"}
-            assert {each["name"] for each in listeners} == {*world.listeners}
+            assert {cluster["name"] for cluster in clusters} == {*world.clusters, "xds"}
+            assert {listener["name"] for listener in listeners} == {*world.listeners}
             return True
 
         await eventually(holds, timeout=30)
@@ -134,7 +134,7 @@ async def test_o2_assignments_come_before_the_clusters_are_acknowledged(variant,
     async with Upstream() as app, running(variant, World(), tmp_path) as here:
         here.publish(World().having(new=Cluster((app.port,), checked=True)))
         await here.settled()
-        acked = [each.type_url for each in here.stream.answers if "new" in each.names]
+        acked = [answer.type_url for answer in here.stream.answers if "new" in answer.names]
     assert acked == [ENDPOINT, CLUSTER]
 
 
@@ -146,7 +146,7 @@ async def test_r38_the_assignment_of_a_cluster_that_changed_is_sent_again_unaske
             asked, start = stream.asked[ENDPOINT], len(stream.answers)
             here.publish(before.having(one=Cluster((app.port,), setting=1)))
             await here.settled()
-            assigned = [each.names for each in stream.answers[start:] if each.type_url == ENDPOINT]
+            assigned = [answer.names for answer in stream.answers[start:] if answer.type_url == ENDPOINT]
             assert assigned == [("one",)]
             assert stream.asked[ENDPOINT] == asked
             assert await here.admin.stat("cluster.one.membership_total") == 1
@@ -211,7 +211,7 @@ async def test_r12_a_rejected_cluster_is_sent_once_holds_up_nothing_and_can_be_m
                 await traffic.more(5)
             assert stream.responses[CLUSTER] == sent
             (rejection,) = stream.rejections
-            assert [each.name for each in rejection.suspects] == ["bad"]
+            assert [suspect.name for suspect in rejection.suspects] == ["bad"]
             here.publish(bad.having(bad=Cluster((app.port,), static=True)).routing("r", a="bad"))
             await here.settled()
             await traffic.more(5)

@@ -94,7 +94,9 @@ class TestANamespaceThatListsAddressesOfAnother:
             seen = [(WEB, await mesh.exchange(what, CLIENT, virtual, port)) for what, port in TRAFFIC]
             seen += [(DB, await mesh.exchange(what, CLIENT, pod, port)) for what, port in TO_POD]
 
-        assert [(each.how, each.pod) for _, each in seen] == [(MTLS, owner) for owner, _ in seen], seen
+        assert [(exchange.how, exchange.pod) for _, exchange in seen] == [
+            (MTLS, owner) for owner, _ in seen
+        ], seen
 
 
 class TestAPodThatIsNotKnown:

@@ -50,14 +50,14 @@ class Site:
 
     async def active(self) -> Instance:
         """Return the instance that the Envoy is connected to."""
-        waits = [asyncio.create_task(each.said("connected")) for each in self.instances]
+        waits = [asyncio.create_task(instance.said("connected")) for instance in self.instances]
         done, others = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for task in others:
             task.cancel()
         return self.instances[waits.index(done.pop())]
 
     def other_than(self, instance: Instance) -> Instance:
-        (other,) = (each for each in self.instances if each is not instance)
+        (other,) = (candidate for candidate in self.instances if candidate is not instance)
         return other
 
     async def resumed(self, instance: Instance) -> None:
@@ -103,7 +103,7 @@ async def site(variant: Variant, directory, *, instances: int = 1):
             await stack.enter_async_context(Instance(f"instance-{number}", world, directory))
             for number in range(instances)
         ]
-        config = bootstrap("envoy", variant, free_port(), *(each.port for each in running))
+        config = bootstrap("envoy", variant, free_port(), *(instance.port for instance in running))
         envoy = await stack.enter_async_context(EnvoyProcess("envoy", config, directory))
         traffic = Traffic(targets=[Target(port, f"/{path}") for path in "abcd"], workers=4)
         async with traffic:

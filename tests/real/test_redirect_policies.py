@@ -59,7 +59,7 @@ async def ways(mesh: Mesh, client: str, host: str = WEB) -> dict[int, str]:
     }
     for port in (80, 83):
         assert bool(seen[port].identity) == (seen[port].how == MTLS)
-    return {port: each.how for port, each in seen.items()}
+    return {port: answers.how for port, answers in seen.items()}
 
 
 async def inside(mesh: Mesh, host: str = WEB) -> dict[int, str]:

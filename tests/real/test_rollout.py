@@ -91,8 +91,10 @@ class Pods:
         self.mesh = mesh
         self._stack = stack
         variants = ("sotw", "delta")
-        self.clients = [mesh.pod(f"client-{each}", "ns") for each in variants]
-        self.servers = [mesh.pod(f"web-{each}", "ns", labels={"app": "web", "at": each}) for each in variants]
+        self.clients = [mesh.pod(f"client-{variant}", "ns") for variant in variants]
+        self.servers = [
+            mesh.pod(f"web-{variant}", "ns", labels={"app": "web", "at": variant}) for variant in variants
+        ]
         self.restless = [mesh.pod("restless-client", "ns"), mesh.pod("restless-server", "other")]
         self.loads: list[Load] = []
         self.lines: list[Lines] = []
@@ -138,19 +140,19 @@ class Pods:
 
     async def more(self, count: int = 5) -> list[Sent]:
         found = await asyncio.gather(*(load.more(count, timeout=20) for load in self.loads))
-        return [sent for each in found for sent in each]
+        return [sent for batch in found for sent in batch]
 
     async def stop(self) -> tuple[int, Counter[str]]:
         """End the traffic; return how much there was, and what failed."""
-        for each in (*self.loads, *self.lines):
-            await each.stop()
+        for load in (*self.loads, *self.lines):
+            await load.stop()
         failed: Counter[str] = Counter()
         for load in self.loads:
             for sent in load.failures:
                 failed[f"{load.url}: {sent.answer.code} {sent.answer.error or sent.answer.text}"] += 1
         for lines in self.lines:
             failed.update(lines.failures)
-        return sum(len(load.sent) for load in self.loads) + sum(each.asked for each in self.lines), failed
+        return sum(len(load.sent) for load in self.loads) + sum(line.asked for line in self.lines), failed
 
     def say(self, found: Manifest) -> None:
         self.objects[f"{found['kind']}/{found['metadata']['namespace']}/{found['metadata']['name']}"] = found
@@ -163,14 +165,14 @@ class Pods:
         """Return what becomes of the traffic by the policies as they are."""
         names = {pod.name for pod in self.clients}
         return [
-            each
-            for each in predict(self.mesh.facts())
-            if each.client.name in names and each.service.name == "web"
+            outcome
+            for outcome in predict(self.mesh.facts())
+            if outcome.client.name in names and outcome.service.name == "web"
         ]
 
     @property
     def all_served(self) -> bool:
-        return all(each.result is not Result.FAILS for each in self.outcomes())
+        return all(outcome.result is not Result.FAILS for outcome in self.outcomes())
 
     async def restart(self, number: int) -> None:
         """Have a sidecar that nobody uses start anew, whatever is on its way."""
@@ -304,7 +306,7 @@ def facts_with(mesh: LocalMesh, objects: dict[str, Manifest]):
     base = mesh.facts()
     kinds = {"PeerAuthentication", "DestinationRule"}
     kept = [fact for fact in base.facts() if fact.ref.kind not in kinds]
-    said = [each.fact for found in objects.values() for each in parse(found, lambda _: "test")]
+    said = [parsed.fact for found in objects.values() for parsed in parse(found, lambda _: "test")]
     return Mesh([*kept, *filter(None, said)], base.config)
 
 
@@ -455,8 +457,8 @@ async def test_between_disable_and_permissive_no_plaintext_ends(loopback, tmp_pa
             slow = asyncio.create_task(
                 Client().get(f"http://{server.address}:{HTTP}/slow?seconds=9", timeout=60)
             )
-            for each in lines:
-                assert (await each.ask("hello")).endswith(": hello")
+            for connection in lines:
+                assert (await connection.ask("hello")).endswith(": hello")
 
             async def is_asked() -> bool:
                 stat = rf"^cluster\.inbound\|{HTTP}\|\|;?\.upstream_rq_active$"
@@ -467,5 +469,5 @@ async def test_between_disable_and_permissive_no_plaintext_ends(loopback, tmp_pa
             await mesh.settled()
             await mesh.drained()
             assert (await slow).code == "200"
-            for each in lines:
-                assert (await each.ask("still here")).endswith(": still here")
+            for connection in lines:
+                assert (await connection.ask("still here")).endswith(": still here")

@@ -92,8 +92,8 @@ async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
         ]
         plain = [await stack.enter_async_context(Client().tcp(server.address, TCP)) for _ in range(2)]
         encrypted = await stack.enter_async_context(client.client.tcp("web.ns", 90))
-        for each in (*plain, encrypted):
-            await each.ask("hello")
+        for connection in (*plain, encrypted):
+            await connection.ask("hello")
 
         async def all_ask() -> bool:
             return await admin.total(rf"^cluster\.inbound\|{HTTP}\|\|;?\.upstream_rq_active$") == len(slow)
@@ -101,7 +101,7 @@ async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
         await eventually(all_ask, timeout=10)
         assert await cut() == {str(HTTP): 0, str(TCP): 0}
         mesh.apply(manifests.peer_authentication("ns", "STRICT"))
-        assert all([await each.closed() for each in plain])
+        assert all([await connection.closed() for connection in plain])
         answers = await asyncio.gather(*slow)
         await mesh.drained()
         assert [answer.code for answer in answers] == ["200", "000", "000", "000"]

@@ -57,7 +57,7 @@ async def serials(mesh: LocalMesh, pod: LocalPod) -> tuple[set[int], set[int]]:
     """Return the serial numbers of the roots that a sidecar trusts, and of what it shows."""
     certificates = (await mesh.sidecar(pod).admin.json("/certs"))["certificates"]
     return tuple(  # type: ignore[return-value]
-        {int(cert["serial_number"], 16) for each in certificates for cert in each.get(kind, ())}
+        {int(cert["serial_number"], 16) for certificate in certificates for cert in certificate.get(kind, ())}
         for kind in ("ca_cert", "cert_chain")
     )
 
@@ -105,8 +105,8 @@ async def test_sidecars_take_certificates_from_the_socket_and_none_from_us(
         types = {
             kind["typeUrl"]
             for proxy in status["proxies"]
-            for each in proxy["streams"]
-            for kind in each["types"]
+            for stream in proxy["streams"]
+            for kind in stream["types"]
         }
         assert CLUSTER in types
         assert SECRET not in types

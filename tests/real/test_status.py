@@ -76,7 +76,9 @@ async def cluster_by_csds(mesh: LocalMesh, pod: str, name: str) -> Any:
             await fetch(request.SerializeToString())
         )
     [client] = answer.config
-    [found] = [each for each in client.generic_xds_configs if (each.type_url, each.name) == (CLUSTER, name)]
+    [found] = [
+        config for config in client.generic_xds_configs if (config.type_url, config.name) == (CLUSTER, name)
+    ]
     return found
 
 

@@ -62,7 +62,7 @@ class Pods:
 
     async def more(self, count: int = 50) -> list[Sent]:
         found = await asyncio.gather(*(load.more(count, timeout=20) for load in self.loads))
-        return [sent for each in found for sent in each]
+        return [sent for item in found for sent in item]
 
     async def stop(self) -> list[Sent]:
         """End the load; nothing may have failed."""
@@ -74,7 +74,7 @@ class Pods:
     async def serials(self, pod: LocalPod) -> frozenset[str]:
         """Return the serial numbers of the certificates that a sidecar shows now."""
         shown = (await self.mesh.sidecar(pod).admin.json("/certs"))["certificates"]
-        return frozenset(cert["serial_number"] for each in shown for cert in each.get("cert_chain", ()))
+        return frozenset(cert["serial_number"] for item in shown for cert in item.get("cert_chain", ()))
 
 
 @asynccontextmanager
@@ -115,11 +115,11 @@ async def test_renewed_certificates_cut_no_connection_and_lose_no_request(loopba
                 return min(map(len, seen.values())) >= 4
 
             await eventually(renewed, timeout=40, every=0.05)
-            assert all([(await each.ask("still here")).endswith(": still here") for each in opened])
+            assert all([(await item.ask("still here")).endswith(": still here") for item in opened])
         sent = await pods.stop()
 
     assert all(map(is_mtls, sent))
-    print(f"{len(sent)} requests, {[len(each) - 1 for each in seen.values()]} renewals")
+    print(f"{len(sent)} requests, {[len(item) - 1 for item in seen.values()]} renewals")
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
@@ -187,8 +187,8 @@ async def test_what_is_encrypted_survives_locking_and_unlocking_a_server(loopbac
                 assert (await Client().get(f"http://{server.address}:{HTTP}/headers")).certificate == ""
                 await pods.more()
                 flips += 2
-            for each in encrypted:
-                assert (await each.ask("still here")).endswith(": still here")
+            for item in encrypted:
+                assert (await item.ask("still here")).endswith(": still here")
             answers = await asyncio.gather(*slow)
         sent = await pods.stop()
 

@@ -120,7 +120,7 @@ async def test_six_megabytes_in_one_answer_are_taken(loopback, tmp_path, sotw):
         await site.until_known_as("first")
         assert await envoy.admin.stat("cluster_manager.active_clusters") == 101
         largest = site.store.view("").of("type.googleapis.com/envoy.config.cluster.v3.Cluster")
-        assert sum(len(each.body) for each in largest.values()) >= LARGE * 0.99
+        assert sum(len(resource.body) for resource in largest.values()) >= LARGE * 0.99
 
 
 async def test_a_token_that_was_replaced_is_shown_on_the_next_stream(loopback, tmp_path, sotw):

@@ -161,14 +161,16 @@ async def test_token_in_plaintext_gets_all_but_the_key(site):
         aggregated = Client(channel, Variant.DELTA, node=NODE.format("sleep-1"))
         await aggregated.ask(SECRET, "default", "ROOTCA")
         answer = await aggregated.get()
-        assert [each.name for each in answer.resources] == ["ROOTCA"]
+        assert [resource.name for resource in answer.resources] == ["ROOTCA"]
         assert list(answer.removed_resources) == ["default"]
         [error] = answer.resource_errors
         assert error.resource_name.name == "default"
         assert "not served in plaintext" in error.error_detail.message
         aggregated = Client(channel, Variant.SOTW, node=NODE.format("sleep-1"))
         await aggregated.ask(SECRET, "default", "ROOTCA")
-        assert [Secret.parse(each.value).name for each in (await aggregated.get()).resources] == ["ROOTCA"]
+        assert [Secret.parse(resource.value).name for resource in (await aggregated.get()).resources] == [
+            "ROOTCA"
+        ]
 
 
 @pytest.mark.parametrize("token", ["own", "unbound"])

@@ -70,10 +70,10 @@ async def test_other_callers_may_not_introspect(site):
     async with site.token("own") as channel:
         found = await look(channel)
     assert len(found) == 6
-    assert {each.partition(":")[0] for each in found} == {
+    assert {result.partition(":")[0] for result in found} == {
         "PERMISSION_DENIED service account full/sleep is not an admin"
     }
     async with site.shows(issued(SLEEP)) as channel:
         assert await look(channel) == found
     async with site.token(None) as channel:
-        assert {each.partition(" ")[0] for each in await look(channel)} == {"UNAUTHENTICATED"}
+        assert {result.partition(" ")[0] for result in await look(channel)} == {"UNAUTHENTICATED"}

@@ -42,11 +42,11 @@ class History:
 
     def faults(self, sent: Iterable[Sent]) -> list[str]:
         """Say of which requests a data plane that is right would have made something else."""
-        return [fault for each in sent if (fault := self._fault(each))]
+        return [fault for request in sent if (fault := self._fault(request))]
 
     def served(self, sent: Iterable[Sent]) -> list[Sent]:
         """Return the requests that had to be served."""
-        return [each for each in sent if all(_answerers(self._reigns_of(each), each.target))]
+        return [request for request in sent if all(_answerers(self._reigns_of(request), request.target))]
 
     def _fault(self, sent: Sent) -> str:
         reigns = self._reigns_of(sent)
@@ -57,7 +57,7 @@ class History:
             return ""
         kind = "a kept" if sent.kept else "its own"
         began, took = (sent.began - self._reigns[0].begins) * 1000, (sent.ended - sent.began) * 1000
-        worlds = "; ".join(f"{each.what}: {sorted(each.world.serves(*sent.target))}" for each in reigns)
+        worlds = "; ".join(f"{reign.what}: {sorted(reign.world.serves(*sent.target))}" for reign in reigns)
         return (
             f"{began:.0f} ms: {sent.target} on {kind} connection in {took:.0f} ms: "
             f"{sent.code} {sent.text!r}, not {worlds}"
@@ -83,7 +83,7 @@ def _answerers(reigns: Sequence[_Reign], target: Target) -> list[frozenset[int]]
     found: dict[frozenset[int], None] = {}
     for routes in {world.routes_at(target.port) for world in worlds}:
         paths = [world.routes[routes] for world in worlds if routes in world.routes]
-        for name in {each.get(target.path) for each in paths} or {None}:
+        for name in {path.get(target.path) for path in paths} or {None}:
             clusters = [world.clusters[name] for world in worlds if name in world.clusters] if name else []
-            found |= dict.fromkeys(frozenset(each.endpoints or ()) for each in clusters or [Cluster()])
+            found |= dict.fromkeys(frozenset(cluster.endpoints or ()) for cluster in clusters or [Cluster()])
     return list(found)

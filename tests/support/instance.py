@@ -87,7 +87,9 @@ class Instance:
         wanted = {"what": what, **fields}
         try:
             async with asyncio.timeout(timeout):
-                while len(found := [each for each in self.events if wanted.items() <= each.items()]) < times:
+                while (
+                    len(found := [event for event in self.events if wanted.items() <= event.items()]) < times
+                ):
                     self._news.clear()
                     await self._news.wait()
                 return found[times - 1]
@@ -130,7 +132,7 @@ class _Telling(OneWorld):
             _tell(
                 "sent",
                 type=_short(response.type_url),
-                names=[each.name for each in response.resources],
+                names=[resource.name for resource in response.resources],
                 removed=response.removed,
             )
 

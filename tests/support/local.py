@@ -169,8 +169,8 @@ class LocalMesh:
 
     async def enter(self, *running: Any) -> None:
         """Have something run until the mesh ends."""
-        for each in running:
-            await self._exits.enter_async_context(each)
+        for context in running:
+            await self._exits.enter_async_context(context)
 
     async def serve(
         self,

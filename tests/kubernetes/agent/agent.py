@@ -61,7 +61,7 @@ class Agent:
             await self._listen(stack)
             await self._register(stack)
             followed = (self._services, self._slices, self._config_maps, self._watched)
-            self._tasks = [asyncio.create_task(each.run()) for each in followed]
+            self._tasks = [asyncio.create_task(collection.run()) for collection in followed]
             self._tasks.append(asyncio.create_task(self._publish()))
             stack.push_async_callback(self._stop)
             self._cleanup = stack.pop_all()

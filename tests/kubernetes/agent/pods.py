@@ -149,7 +149,9 @@ class Pod:
                 container.stop(signal.SIGTERM)
             keeping.cancel()
         if not self._deleted.is_set():
-            self._phase = "Failed" if any(each.exit_status for each in self.containers) else "Succeeded"
+            self._phase = (
+                "Failed" if any(container.exit_status for container in self.containers) else "Succeeded"
+            )
             self._changed.set()
 
     async def _end(self, living: asyncio.Task[None]) -> None:
@@ -199,7 +201,7 @@ class Pod:
 
     def _status(self) -> Json:
         running = self._phase == "Running"
-        lasting = [*self.containers, *(each for each in self._init if each.is_sidecar)]
+        lasting = [*self.containers, *(item for item in self._init if item.is_sidecar)]
         ready = running and all(container.ready for container in lasting)
         for kind in self._since:
             status = str(ready)

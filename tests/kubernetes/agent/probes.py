@@ -78,7 +78,7 @@ class Probe:
         scheme, path = how.get("scheme", "HTTP").lower(), how.get("path", "/")
         url = f"{scheme}://{host}:{self._port(how['port'])}/{path.removeprefix('/')}"
         headers = {"user-agent": "kube-probe/1", "connection": "close"}
-        headers |= {each["name"]: each["value"] for each in how.get("httpHeaders", ())}
+        headers |= {header["name"]: header["value"] for header in how.get("httpHeaders", ())}
         async with (
             self._client.session() as session,
             session.get(url, headers=headers, ssl=scheme != "https", allow_redirects=False) as response,
@@ -99,5 +99,5 @@ class Probe:
     def _port(self, port: int | str) -> int:
         if isinstance(port, int):
             return port
-        named = {each.get("name"): each["containerPort"] for each in self._container.get("ports", ())}
+        named = {item.get("name"): item["containerPort"] for item in self._container.get("ports", ())}
         return int(named.get(port) or port)

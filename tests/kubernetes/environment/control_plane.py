@@ -204,12 +204,12 @@ class ControlPlane:
         events = map(json.loads, (self.folder / _AUDIT).read_text().splitlines())
         return [
             Asked(
-                each["verb"],
-                urlsplit(each["requestURI"]).path,
-                dict(parse_qsl(urlsplit(each["requestURI"]).query)),
+                event["verb"],
+                urlsplit(event["requestURI"]).path,
+                dict(parse_qsl(urlsplit(event["requestURI"]).query)),
             )
-            for each in events
-            if each["user"]["username"] == user
+            for event in events
+            if event["user"]["username"] == user
         ]
 
     def logs(self) -> str:
