@@ -48,7 +48,7 @@ def headless(name: str, namespace: str, ports: dict[str, tuple[int, int]]) -> Ma
 
 @asynccontextmanager
 async def applied(mesh: Mesh, *objects: Manifest) -> AsyncIterator[None]:
-    """Have objects in force for a while."""
+    """Apply objects for a while."""
     mesh.apply(*objects)
     await mesh.settled()
     try:
@@ -75,8 +75,8 @@ async def mesh(tmp_path_factory):
             yield mesh
 
 
-class TestANamespaceThatListsAddressesOfAnother:
-    async def test_does_not_get_their_traffic(self, mesh):
+class TestForeignAddresses:
+    async def test_foreign_addresses_get_no_traffic(self, mesh):
         virtual, pod = mesh.address("web", "shop"), mesh[DB].address
         ports = {name: (port, port) for name, (port, _) in PORTS.items()}
         pod_ports = {f"{name}-pod": own for name, own in OWN_NUMBERS.items()}
@@ -99,9 +99,9 @@ class TestANamespaceThatListsAddressesOfAnother:
         ], seen
 
 
-class TestAPodThatIsNotKnown:
+class TestUnknownPod:
     @pytest.mark.parametrize(("name", "traffic"), [("web", TRAFFIC), ("db", TO_POD)])
-    async def test_gets_no_plaintext(self, mesh, name, traffic):
+    async def test_unknown_pod_gets_no_plaintext(self, mesh, name, traffic):
         pod, host = mesh[f"{name}.shop"], f"{name}.shop"
         target = {"kind": "Pod", "name": pod.name, "namespace": pod.namespace}
         ports = {key: port for key, (_, port) in PORTS.items()}
@@ -120,7 +120,7 @@ class TestAPodThatIsNotKnown:
                     seen.extend(found := await ways())
                     return set(found) == {FAILS}
 
-                await eventually(all_refused, timeout=20, what=f"{host} is asked for in vain")
+                await eventually(all_refused, timeout=20, what=f"{host} refuses all requests")
             finally:
                 mesh.write_pod(pod)
             assert set(seen) == {MTLS, FAILS}
@@ -128,9 +128,9 @@ class TestAPodThatIsNotKnown:
             assert set(await ways()) == {MTLS}
 
 
-class TestTheAdminInterface:
+class TestAdminInterface:
     @pytest.mark.parametrize("mode", ["PASSTHROUGH", "LOCALHOST"])
-    async def test_is_not_published_by_a_service(self, mesh, mode):
+    async def test_admin_interface_is_not_published(self, mesh, mode):
         mesh.set(inboundTrafficPolicy={"mode": mode})
         await mesh.settled()
         pod = mesh[WEB]

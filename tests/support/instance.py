@@ -61,7 +61,7 @@ class Instance:
         self.events = []
         self._listener = asyncio.create_task(self._listen())
         await self.publish(self.world)
-        self.port = (await self.said("serving"))["port"]
+        self.port = (await self.event("serving"))["port"]
 
     async def kill(self) -> None:
         """Kill it, without a word to anybody."""
@@ -82,7 +82,7 @@ class Instance:
         self._process.stdin.write(json.dumps([dies_before, world.to_json()]).encode() + b"\n")
         await self._process.stdin.drain()
 
-    async def said(self, what: str, *, times: int = 1, timeout: float = 60, **fields: Any) -> dict[str, Any]:
+    async def event(self, what: str, *, times: int = 1, timeout: float = 60, **fields: Any) -> dict[str, Any]:
         """Wait until the process has said something for the first time, or so many times, and return it."""
         wanted = {"what": what, **fields}
         try:
