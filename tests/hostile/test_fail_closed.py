@@ -449,9 +449,7 @@ spec: {}
 NOT_ENFORCED = "NOT enforced: requests that it would deny are allowed"
 
 
-async def test_kinds_that_are_not_enforced_are_warnings_at_every_start(
-    server: FakeApiServer, tmp_path: Path
-) -> None:
+async def test_unenforced_kinds_are_warnings_at_every_start(server: FakeApiServer, tmp_path: Path) -> None:
     manifests = tmp_path / "manifests"
     manifests.mkdir()
     place(manifests / "pods.yaml", tenant(1))

@@ -111,8 +111,8 @@ async def ended(peer: http2.Peer, streams: list[int]) -> None:
     """Wait until the server has ended these streams."""
     async with asyncio.timeout(NEVER):
         while not peer.closed.is_set() and not peer.ended.issuperset(streams):
-            peer.said.clear()
-            await peer.said.wait()
+            peer.received.clear()
+            await peer.received.wait()
 
 
 def assert_undisturbed(cost: Cost) -> None:

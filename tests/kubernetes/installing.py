@@ -1,4 +1,4 @@
-"""Installs into a cluster of the tests."""
+"""Run `xds install` in a cluster of the tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def install(cluster: Cluster, *arguments: str, kubeconfig: Path | None = N
 
 
 async def run(*arguments: str) -> tuple[int, str, str]:
-    """Run `xds`; return its exit status, what it printed, and what it complained of."""
+    """Run `xds`; return its exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "xds", *arguments),
         stdout=asyncio.subprocess.PIPE,

@@ -13,7 +13,7 @@ istioctl manifest apply --set profile=demo \
   --set values.global.mtls.enabled=false
 """
 REINSTALL = INSTALL.replace("auto=true", "auto=false")
-"""What the page's summary says must be done to disable it."""
+"""The installation without automatic mutual TLS, from the task's summary."""
 
 DEPLOY = (
     r"""
@@ -128,7 +128,7 @@ UNDO = r"""
 kubectl delete policies.authentication.istio.io httpbin -n full
 kubectl delete destinationrules.networking.istio.io httpbin-full-mtls -n full
 """
-"""Not on the page, whose clean-up deletes the namespaces."""
+"""Not part of the task, whose clean-up deletes the namespaces."""
 
 CLEAN_UP = r"""
 kubectl delete ns full partial legacy
@@ -149,12 +149,12 @@ STEPS: Mapping[str, str] = {
 
 
 def answers(output: str) -> Answers:
-    """Read what one pair's commands printed."""
+    """Parse the output of one pair's commands."""
     return tour.answers(_plain(output))
 
 
 def table(output: str) -> Mapping[Pair, Answers]:
-    """Read what the command for every pair printed."""
+    """Parse the output of the command for every pair."""
     return tour.table(_plain(output))
 
 

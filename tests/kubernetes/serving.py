@@ -24,21 +24,21 @@ from xds.codec import message_class
 from xds.snapshot import CLUSTER, ENDPOINT, SECRET
 
 PATIENCE = 60.0
-"""Seconds within which a change has come through, on a machine that does much else at once."""
+"""Time limit for a change on a busy machine, in seconds."""
 
 _REQUEST = message_class("envoy.service.discovery.v3.DiscoveryRequest")
 _RESPONSE = message_class("envoy.service.discovery.v3.DiscoveryResponse")
 _CLUSTER = message_class("envoy.config.cluster.v3.Cluster")
 _ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
 _MATCH = "envoy.transport_socket_match"
-"""Metadata of an endpoint that gets mutual TLS."""
+"""Key of the endpoint metadata that selects mutual TLS."""
 _SECRET = message_class("envoy.extensions.transport_sockets.tls.v3.Secret")
 _SECRETS = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
 _METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 
 
 class Serving:
-    """The control plane inside an `async with` block: `xds serve --kubernetes`."""
+    """`xds serve --kubernetes` in an `async with` block."""
 
     def __init__(
         self, kubeconfig: Path, folder: Path, *options: str, env: Mapping[str, str] | None = None
@@ -67,7 +67,7 @@ class Serving:
         await self._process.wait()
 
     async def ready(self) -> tuple[int, str]:
-        """Return the status and the text of /ready; status 0 if nobody answers."""
+        """Return the status and the text of /ready; status 0 without an answer."""
         assert self._process.returncode is None, f"xds serve ended\n{self.log.read_text()}"
         try:
             async with self._http.get(f"http://{self._admin}/ready") as response:
@@ -76,7 +76,7 @@ class Serving:
             return 0, str(error)
 
     async def until_waiting(self) -> None:
-        """Wait until /ready answers that it waits for something."""
+        """Wait until /ready reports that start-up waits for something."""
 
         async def asked() -> bool:
             status, body = await self.ready()
@@ -85,7 +85,7 @@ class Serving:
         await eventually(asked, timeout=PATIENCE, what="/ready says what it waits for")
 
     async def metrics(self) -> str:
-        """Return what /metrics tells."""
+        """Return the text of /metrics."""
         async with self._http.get(f"http://{self._admin}/metrics") as response:
             return await response.text()
 
@@ -105,15 +105,15 @@ class Serving:
         return str(await eventually(asked, timeout=PATIENCE, what=f"/ready says {text!r}"))
 
     def freeze(self) -> None:
-        """Stop it from running, with all its connections open."""
+        """Suspend it (SIGSTOP). Its connections stay open."""
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it run again."""
+        """Continue it (SIGCONT)."""
         self._process.send_signal(signal.SIGCONT)
 
     async def certificate(self, pod: str, namespace: str, address: str, root: str, token: str) -> Any:
-        """Ask for a pod's certificate over TLS, with its token; return the Secret."""
+        """Request a pod's certificate over TLS, with its token; return the Secret."""
         credentials = grpc.composite_channel_credentials(
             grpc.ssl_channel_credentials(root.encode()), grpc.access_token_call_credentials(token)
         )
@@ -128,7 +128,7 @@ class Serving:
         return _SECRET.FromString(secret.value)
 
     def sidecar(self, pod: str, namespace: str, address: str) -> Sidecar:
-        """Return the sidecar of a pod, to be connected."""
+        """Return the sidecar of a pod. Enter it to connect."""
         return Sidecar(self._xds, f"sidecar~{address}~{pod}.{namespace}~{namespace}.svc.cluster.local")
 
 
@@ -143,7 +143,7 @@ class Sidecar:
         self.seen: dict[str, list[dict[str, bool]]] = {}
         """For each response with the cluster: its endpoints' addresses, and whether they get mutual TLS."""
         self.clusters: list[set[str]] = []
-        """The names in each response with clusters."""
+        """Cluster names in each response with clusters."""
         self._last = {CLUSTER: _REQUEST(type_url=CLUSTER), ENDPOINT: _REQUEST(type_url=ENDPOINT)}
         self._news = asyncio.Condition()
 
@@ -167,7 +167,7 @@ class Sidecar:
 
     @property
     def connected(self) -> bool:
-        """Whether the stream goes on."""
+        """Whether the stream is open."""
         return not self._reading.done()
 
     async def until(self, cluster: str, addresses: set[str], *, mtls: bool = True) -> None:
@@ -224,22 +224,22 @@ class Sidecar:
 
 
 class Cable(TcpServer):
-    """What connections to the API server go over, inside an `async with` block: it can be cut."""
+    """A TCP proxy to the API server in an `async with` block, which can cut connections."""
 
     def __init__(self, target: str, port: int) -> None:
         super().__init__(HERE.listener("127.0.0.1", 0))
         self._target = target, port
         self._left = math.inf
         self.cuts = 0
-        """How often it was cut."""
+        """Number of cuts."""
 
     @property
     def server(self) -> str:
-        """The API server's URL at this end."""
+        """URL of the API server through this proxy."""
         return f"https://127.0.0.1:{self.port}"
 
     def cut_after(self, count: int) -> None:
-        """Let so many bytes of the API server's through, and then break all connections, once."""
+        """Forward so many bytes from the API server, and then break all connections once."""
         self._left = count
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -32,7 +32,7 @@ class Shop:
             await self._until(lambda found: found >= addresses(numbers))
 
     async def create(self, name: str, app: str) -> None:
-        """Make a pod that does not run yet."""
+        """Create a pod that does not run yet."""
         pod = {
             "metadata": {"name": name, "labels": {"app": app, "security.istio.io/tlsMode": "istio"}},
             "spec": {"containers": [{"name": "app", "image": "app", "ports": [{"containerPort": 8080}]}]},

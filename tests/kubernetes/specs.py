@@ -1,4 +1,4 @@
-"""Specs of our kinds: edges, and what must be let through. `parse` says which is which."""
+"""Edge cases of our kinds' specs, valid and invalid. `parse` decides which."""
 
 from __future__ import annotations
 

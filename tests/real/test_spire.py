@@ -48,7 +48,7 @@ class Agent:
 
 
 def with_socket(mesh: LocalMesh, option: str) -> LocalMesh:
-    """Pass the control plane the SDS socket as an option, as the test's sidecars have it."""
+    """Make the control plane use this option instead of the setting, which only the test's sidecars read."""
     mesh.plane._options = (option,)
     return mesh
 

@@ -44,8 +44,8 @@ async def ask(peer: http2.Peer, path: str, body: bytes = b"") -> None:
     stream = peer.open(path, body)
     async with asyncio.timeout(LATE):
         while stream not in peer.ended:
-            peer.said.clear()
-            await peer.said.wait()
+            peer.received.clear()
+            await peer.received.wait()
 
 
 async def test_token_bucket_empties_and_refills():

@@ -1,4 +1,4 @@
-"""Where Services lead: the names that DNS knows, and the addresses that kube-proxy balances."""
+"""DNS names of Services, and the addresses that kube-proxy balances."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ DOMAIN = "svc.cluster.local"
 
 
 class Services:
-    """The Services and EndpointSlices of a moment."""
+    """A snapshot of Services and EndpointSlices."""
 
     def __init__(self, services: Mapping[Key, Json], slices: Iterable[Json], api_server: Target) -> None:
-        """Let the Service `kubernetes` lead to `api_server`, which no slice names."""
+        """Route the Service `kubernetes` to `api_server`, which is in no EndpointSlice."""
         self._services = services
         self._api_server = api_server
         self._slices: dict[Key, list[Json]] = {}

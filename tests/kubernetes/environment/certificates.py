@@ -1,4 +1,4 @@
-"""The cluster's certificate authority: what the API server shows, and who its clients are."""
+"""The cluster's certificate authority, for the API server and its clients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIFETIME = timedelta(days=3650)
 
 
 class Certificates:
-    """A CA whose certificates and keys are files in a folder of their own."""
+    """A CA whose certificates and keys are files in their own folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -28,7 +28,7 @@ class Certificates:
         self.root.write_bytes(_pem(self._made(self._name, self._key.public_key(), authority=True)))
 
     def server(self, names: Sequence[str], addresses: Sequence[str]) -> tuple[Path, Path]:
-        """Make a server's certificate and its key, in files called by its first name."""
+        """Create a server's certificate and key, in files named after its first name."""
         alternatives = [
             *(x509.DNSName(name) for name in names),
             *(x509.IPAddress(ipaddress.ip_address(address)) for address in addresses),
