@@ -46,7 +46,7 @@ def provided(environment: dict[str, str]) -> Iterator[None]:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "Dockerfile").write_text(_DOCKERFILE)
             shutil.copyfile(_ROOTS, Path(folder) / "roots.crt")
-            # Not every docker has the plugin for the newer builder.
+            # Some installations lack the plugin for the newer builder.
             _must(_docker({**environment, "DOCKER_BUILDKIT": "0"}, "build", "-q", "-t", NAME, folder))
         yield
     finally:
@@ -86,7 +86,7 @@ def _archive() -> Path:
 
 
 def _mirror() -> list[str]:
-    """Return where this machine gets Debian from; nothing if it is not Debian."""
+    """Return this machine's Debian mirror as a list, which is empty on other systems."""
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Label: Debian"]
     found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
     return found[:1]

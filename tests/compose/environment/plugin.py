@@ -49,13 +49,13 @@ def _version(environment: dict[str, str]) -> int:
     if asked.returncode:
         return 0
     version: str = json.loads(asked.stdout)["version"]
-    # Built without a word about its version it says `dev`, and is not to be relied on.
+    # A build without a version prints `dev`, which is not comparable.
     major = version.lstrip("v").split(".")[0]
     return int(major) if major.isdecimal() else 0
 
 
 def _built() -> Path:
-    """Return the plugin that was built, or build it."""
+    """Return the built plugin, or build it."""
     CACHE.mkdir(exist_ok=True)
     plugin = CACHE / f"compose-{VERSION}" / "docker-compose"
     with (CACHE / "compose.lock").open("w") as lock:
@@ -68,7 +68,7 @@ def _built() -> Path:
         making = plugin.parent.with_suffix(".making")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
-        # `go install` would do, if theirs did not exclude versions of others.
+        # `go install` fails because their go.mod has exclude directives.
         (making / "go.mod").write_text(f"module xds.test/compose\ngo 1.24.0\nrequire {MODULE} {VERSION}\n")
         linking = f"-s -w -X {MODULE}/internal.Version={VERSION}"
         command = [
