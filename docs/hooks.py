@@ -1,6 +1,6 @@
-"""MkDocs hooks: generate reference pages from the code, list directories in the navigation, check links that leave docs/.
+"""MkDocs hooks: generate reference pages, list directories in the navigation, check links that leave docs/.
 
-A line `<!-- generate: NAME -->` in a page is replaced by what the function NAME of `GENERATORS` returns.
+A line `<!-- generate: NAME -->` in a page is replaced by the result of the function NAME in `GENERATORS`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def on_pre_build(config: Any) -> None:  # noqa: ARG001
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Insert generated parts. Turn links to files outside of docs/ into text, or into links to the repository."""
+    """Insert generated parts. Turn links to files outside docs/ into text or links to the repository."""
     file = DOCS / page.file.src_uri
 
     def outside(match: re.Match[str]) -> str:

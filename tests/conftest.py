@@ -20,8 +20,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 _HERE = Path(__file__).parent
 _REAL = {
-    "benchmarks", "cli", "compose", "demo", "hostile", "introspect", "kubernetes", "library", "metrics", "peers", "real",
-    "server", "sidecar", "sources",
+    "benchmarks", "cli", "compose", "demo", "hostile", "introspect", "kubernetes", "library", "metrics",
+    "peers", "real", "server", "sidecar", "sources",
 }  # fmt: skip
 """Directories whose tests use sockets, processes or the file system's notifications."""
 _PURE = {
@@ -68,7 +68,7 @@ def _is_real(file: Path) -> bool:
 
 
 def _group(item: pytest.Item) -> str:
-    """Name the worker group of tests that share a fixture, so that the fixture is set up once; empty for none."""
+    """Return the worker group of tests that share a fixture, which is set up once; empty for no group."""
     if (directory := item.path.parent.name) in {"compose", "demo"}:
         return directory  # a machine has room for one demo
     definitions = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]

@@ -29,7 +29,7 @@ def bench(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_each_distinct_content_is_encoded_once():
+def test_equal_content_is_encoded_once():
     done = bench("--quick", "-o", "json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -61,7 +61,7 @@ def test_more_streams_than_pods_are_an_error():
     assert "Traceback" not in done.stderr
 
 
-def test_more_open_files_than_allowed_are_refused_with_what_to_do():
+def test_file_limit_error_has_a_hint():
     limited = f"ulimit -n 300 && exec {sys.executable} {BENCH} --quick --streams 1000"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The demo in containers for its tests; where Docker is missing they skip, and say how to get it."""
+"""The demo in containers. Without Docker, its tests skip and say how to get it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def client() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def docker(client: dict[str, str]) -> Iterator[Docker]:
-    """An engine that has our image, built from the Dockerfile as it is."""
+    """An engine that has our image, built from the current Dockerfile."""
     with ExitStack() as stack:
         try:
             environment = stack.enter_context(engine.running(client))
@@ -44,7 +44,7 @@ def docker(client: dict[str, str]) -> Iterator[Docker]:
 
 @pytest.fixture(scope="session")
 def demo(docker: Docker) -> Iterator[Demo]:
-    """The demo, which all tests share: each leaves it well."""
+    """The demo, shared by all tests: each leaves it healthy."""
     ports = _free_ports(2)
     names = {"XDS_TLS_PORT": str(ports[0]), "XDS_ADMIN_PORT": str(ports[1]), "COMPOSE_PROJECT_NAME": PROJECT}
     demo = Demo(Docker({**docker.environment, **names}), *ports)

@@ -1,4 +1,4 @@
-"""What compose.yaml says: as Compose reads it, without an engine."""
+"""compose.yaml as Compose reads it, without an engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def config(client: dict[str, str]) -> dict:
     return json.loads(done.stdout)
 
 
-def test_every_container_has_the_one_image_and_the_fewest_rights(config: dict) -> None:
+def test_containers_share_the_image_and_have_minimal_rights(config: dict) -> None:
     for name, service in config["services"].items():
         if name != "grpcurl":
             assert (service["image"], service["pull_policy"]) == (IMAGE, "never")
@@ -42,14 +42,14 @@ def test_every_container_has_the_one_image_and_the_fewest_rights(config: dict) -
         assert not any("docker.sock" in str(volume) for volume in service.get("volumes", ())), name
 
 
-def test_whatever_runs_is_started_again_and_looked_after(config: dict) -> None:
+def test_services_have_restart_policies_and_health_checks(config: dict) -> None:
     for name, service in config["services"].items():
         if not service.get("profiles"):
             assert service["restart"] == "always", name
             assert service["healthcheck"]["test"], name
 
 
-def test_only_the_control_plane_is_published_and_to_this_machine_only(config: dict) -> None:
+def test_only_the_control_plane_is_published_on_loopback(config: dict) -> None:
     published = {
         name: [(port["host_ip"], port["target"]) for port in service["ports"]]
         for name, service in config["services"].items()
@@ -58,7 +58,7 @@ def test_only_the_control_plane_is_published_and_to_this_machine_only(config: di
     assert published == {"control-plane": [("127.0.0.1", 15012), ("127.0.0.1", 15014)]}
 
 
-def test_pods_have_the_addresses_that_their_manifests_say(config: dict) -> None:
+def test_pods_have_the_addresses_of_their_manifests(config: dict) -> None:
     objects = [
         each for file in (EXAMPLE / "mesh").glob("*.yaml") for each in yaml.safe_load_all(file.read_text())
     ]
@@ -75,9 +75,9 @@ def test_pods_have_the_addresses_that_their_manifests_say(config: dict) -> None:
         }
         if "security.istio.io/tlsMode" in pod["metadata"]["labels"]:
             assert members == {name, f"{name}-init", f"{name}-sidecar"}
-            said = services[f"{name}-sidecar"]["environment"]
-            assert (said["POD_NAME"], said["POD_NAMESPACE"]) == tuple(name.split("."))
-            assert (said["INSTANCE_IP"], said["SERVICE_ACCOUNT"]) == (
+            environment = services[f"{name}-sidecar"]["environment"]
+            assert (environment["POD_NAME"], environment["POD_NAMESPACE"]) == tuple(name.split("."))
+            assert (environment["INSTANCE_IP"], environment["SERVICE_ACCOUNT"]) == (
                 pod["status"]["podIP"],
                 pod["spec"]["serviceAccountName"],
             )
@@ -85,14 +85,14 @@ def test_pods_have_the_addresses_that_their_manifests_say(config: dict) -> None:
             assert members == {name}
 
 
-def test_a_token_is_mounted_by_its_sidecar_and_by_who_writes_it(config: dict) -> None:
+def test_token_is_mounted_by_its_sidecar_and_its_writer(config: dict) -> None:
     mounted: dict[str, set[str]] = {}
     for name, service in config["services"].items():
         for volume in service.get("volumes", ()):
             if volume["type"] == "volume" and volume["source"] != "pods":
                 mounted.setdefault(volume["source"], set()).add(name)
     pods = ("httpbin.full", "sleep.full", "httpbin.partial")
-    # What signs tokens and certificates is where it is needed, and nowhere else.
+    # Only the services that need the signing keys mount them.
     assert mounted == {
         "state": {"control-plane", "tokens"},
         **{f"token-{pod}": {"tokens", f"{pod}-sidecar"} for pod in pods},
@@ -100,8 +100,8 @@ def test_a_token_is_mounted_by_its_sidecar_and_by_who_writes_it(config: dict) ->
 
 
 @pytest.mark.netns
-def test_a_pods_new_network_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
-    """The kernel gives a network the number of one that is gone: an application would run without its rules."""
+def test_recreated_network_is_not_mistaken_for_the_old_one(tmp_path: Path) -> None:
+    """The kernel reuses a deleted network's number: the application would run without its rules."""
     if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("needs root and iproute2")
     script, stub = tmp_path / "pod.sh", tmp_path / "xds"
@@ -111,7 +111,7 @@ def test_a_pods_new_network_is_not_taken_for_the_old_one(tmp_path: Path) -> None
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     name = f"xds-pod-{os.getpid()}"
 
-    def said() -> list[Path]:
+    def state_files() -> list[Path]:
         return [*tmp_path.glob("*.intercept")]
 
     def numbered(pod: list[str]) -> str:
@@ -138,30 +138,30 @@ def test_a_pods_new_network_is_not_taken_for_the_old_one(tmp_path: Path) -> None
             yield ["ip", "netns", "exec", name, "sh", str(script)]
         finally:
             subprocess.run(["ip", "netns", "delete", name], check=True)
-            # Its other end goes a moment later.
+            # The kernel removes the other end a moment later.
             until(lambda: not Path(f"/sys/class/net/v{os.getpid()}").exists(), "the link is gone")
 
-    said_of: dict[str, str] = {}
-    """By number, what was said of a network that is gone."""
+    state_of: dict[str, str] = {}
+    """Network number -> recorded state of a deleted network."""
     for _ in range(50):
         with network() as pod:
             number = numbered(pod)
-            file = next(iter(said()), None)
-            if file and number in said_of:
-                file.write_text(said_of[number])
+            file = next(iter(state_files()), None)
+            if file and number in state_of:
+                file.write_text(state_of[number])
                 assert subprocess.run([*pod, "is", "intercept"], env=environment, check=False).returncode != 0
                 return
             if file:
                 file.unlink()
             running = subprocess.Popen([*pod, "intercept"], env=environment, start_new_session=True)
             try:
-                until(lambda: bool(said()), "it is said that the network is intercepted")
+                until(lambda: bool(state_files()), "the interception is recorded")
                 assert subprocess.run([*pod, "is", "intercept"], env=environment, check=False).returncode == 0
             finally:
                 os.killpg(running.pid, signal.SIGKILL)
                 running.wait()
-            said_of[number] = said()[0].read_text()
-            # Whoever is left in a network without a cable learns that it is another one by then.
+            state_of[number] = state_files()[0].read_text()
+            # Without its link, the check has to stop the processes that are left in the network.
             subprocess.run(["ip", "-n", name, "link", "delete", "eth0"], check=True)
             left = [*pod, "check", "intercept", "true"]
             done = subprocess.run(

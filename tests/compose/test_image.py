@@ -1,4 +1,4 @@
-"""The image: what is in it and what is not, who runs it, and that each role does in it what it should."""
+"""The image: its content, its user, and each role in a container."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ pytestmark = pytest.mark.timeout(1800)
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RESTRICTED = ["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--user=65532:65532"]
-"""As the profile `restricted` of Pod Security has it, and the control plane's Deployment."""
+"""Options like the Pod Security profile `restricted` and the control plane's Deployment."""
 ALONE = [
     "--env=POD_NAME=web",
     "--env=POD_NAMESPACE=shop",
     "--env=INSTANCE_IP=127.0.0.1",
     "--env=XDS_ROOT_FILE=",
 ]
-"""A sidecar that finds no control plane, and starts nevertheless."""
+"""A sidecar that starts without a control plane."""
 PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/]{20}")
 UNWANTED = {".git", ".cache", ".venv", ".ci", "token-key", "root-key.pem"}
-"""Names of what a checkout has, or may have, beside the package."""
+"""Files that a checkout may have beside the package."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def image(docker: Docker) -> dict:
     return json.loads(docker.run("image", "inspect", BUILT))[0]
 
 
-def test_it_says_what_it_is_and_is_nobody_special(image: dict) -> None:
+def test_image_has_labels_and_an_unprivileged_user(image: dict) -> None:
     config = image["Config"]
     labels = {
         name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()
@@ -44,12 +44,12 @@ def test_it_says_what_it_is_and_is_nobody_special(image: dict) -> None:
     assert labels["title"] == "xds"
     assert labels["version"] == PROJECT["version"]
     assert labels["licenses"] == PROJECT["license"]
-    assert config["User"] == "1337:1337"  # a number: Kubernetes can tell that it is not root
+    assert config["User"] == "1337:1337"  # a number, so that Kubernetes can verify runAsNonRoot
     assert config["Entrypoint"] == ["xds"]
     assert config["Healthcheck"]
 
 
-def test_it_is_what_constraints_say_and_not_much(docker: Docker, image: dict) -> None:
+def test_image_has_the_constrained_packages_and_is_small(docker: Docker, image: dict) -> None:
     listed = (
         "from importlib.metadata import distributions as d; print(*(f'{i.name}=={i.version}' for i in d()))"
     )
@@ -65,16 +65,16 @@ def test_it_is_what_constraints_say_and_not_much(docker: Docker, image: dict) ->
     assert added < 360
 
 
-def test_what_it_was_built_with_is_not_in_it(docker: Docker) -> None:
+def test_image_has_no_build_tools(docker: Docker) -> None:
     unwanted = (
         "ls -d /src /opt/build /opt/xds/bin/pip /root/.cache /var/lib/apt/lists/*; command -v gcc make git"
     )
-    # Only root can look into root's folder.
+    # Only root can read root's folder.
     done = docker.image("-c", f"{unwanted}; echo looked", options=["--entrypoint=sh", "--user=0:0"])
     assert done.stdout == "looked\n"
 
 
-def test_no_layer_has_a_secret_or_what_is_not_of_the_package(docker: Docker, tmp_path: Path) -> None:
+def test_layers_have_no_secrets_or_foreign_files(docker: Docker, tmp_path: Path) -> None:
     archive, folder = tmp_path / "image.tar", tmp_path / "image"
     docker.run("save", "--output", str(archive), BUILT)
     with tarfile.open(archive) as saved:
@@ -95,7 +95,7 @@ def test_no_layer_has_a_secret_or_what_is_not_of_the_package(docker: Docker, tmp
     assert not re.search(r"(?i)(password|secret|token|authorization)[=:]", configured)
 
 
-def test_what_our_manifests_run_is_in_it(docker: Docker) -> None:
+def test_image_has_the_commands_of_the_manifests(docker: Docker) -> None:
     files = (ROOT / "xds/mesh/kube/install").glob("*.yaml")
     objects = [each for file in files for each in yaml.safe_load_all(file.read_text()) if each]
     templates = [
@@ -106,11 +106,11 @@ def test_what_our_manifests_run_is_in_it(docker: Docker) -> None:
     for role in {container["args"][0] for container in containers} | {"init", "proxy", "token"}:
         done = docker.image(role, "--help", options=RESTRICTED)
         assert f"xds {role} [OPTIONS]" in done.stdout, done.stderr
-    # What they call by name: preStop is `xds proxy --drain`.
+    # Commands that they call by name: preStop is `xds proxy --drain`.
     assert "POD_NAME" in docker.image("xds", "proxy", "--drain", options=["--entrypoint="]).stderr
 
 
-def test_interception_is_set_up_once_however_often_and_taken_away(docker: Docker) -> None:
+def test_interception_setup_is_idempotent_and_reversible(docker: Docker) -> None:
     script = """
     xds init && iptables-save -t nat | grep -v '^#' > /tmp/once
     xds init && iptables-save -t nat | grep -v '^#' > /tmp/twice
@@ -128,12 +128,10 @@ def test_interception_is_set_up_once_however_often_and_taken_away(docker: Docker
 
 
 @pytest.mark.parametrize(("signal", "status"), [("TERM", 0), ("KILL", 137)])
-def test_a_sidecar_is_envoy_itself_to_signals_and_exit_status(
-    docker: Docker, signal: str, status: int
-) -> None:
+def test_sidecar_process_is_envoy(docker: Docker, signal: str, status: int) -> None:
     name = docker.run("run", "--detach", *ALONE, *RESTRICTED, "--user=1337:1337", BUILT, "proxy").strip()
     try:
-        # Before it has a handler, a first process does not hear SIGTERM at all.
+        # Process 1 ignores SIGTERM until it has a handler.
         admin = ("exec", name, "curl", "-fs", "http://127.0.0.1:15000/server_info")
         until(lambda: docker.ask(*admin).returncode == 0, "Envoy answers")
         assert docker.run("exec", name, "cat", "/proc/1/comm") == "envoy\n"
@@ -143,13 +141,13 @@ def test_a_sidecar_is_envoy_itself_to_signals_and_exit_status(
         docker.run("rm", "--force", name)
 
 
-def test_a_sidecar_that_cannot_start_says_why_and_ends(docker: Docker) -> None:
+def test_sidecar_that_cannot_start_exits_with_the_reason(docker: Docker) -> None:
     done = docker.image("proxy")
     assert done.returncode == 1
     assert "POD_NAME: problem: is not set" in done.stderr
 
 
-def test_the_control_plane_is_healthy_once_it_serves(docker: Docker) -> None:
+def test_control_plane_becomes_healthy(docker: Docker) -> None:
     options = ["--detach", *RESTRICTED, "--tmpfs=/mesh", "--health-interval=1s"]
     name = docker.run("run", *options, BUILT, "serve", "--manifests=/mesh").strip()
     try:

@@ -58,24 +58,24 @@ class Demo:
 
         Each process inherits a variable that marks it.
         """
-        found = {}
+        processes = {}
         for environment in Path("/proc").glob("[0-9]*/environ"):
             try:
                 if self.mark.encode() in environment.read_bytes().split(b"\0"):
                     command = (environment.parent / "cmdline").read_text().replace("\0", " ")
-                    found[int(environment.parent.name)] = command
+                    processes[int(environment.parent.name)] = command
             except OSError:
                 continue
-        return found
+        return processes
 
     def pid_of(self, text, within=10.0):
         """Return the PID of the process with a text in its command line, which is empty during an exec."""
         deadline = time.monotonic() + within
         while True:
             running = self.find_processes()
-            found = [pid for pid, command in running.items() if text in command]
-            if found:
-                (pid,) = found
+            processes = [pid for pid, command in running.items() if text in command]
+            if processes:
+                (pid,) = processes
                 return pid
             assert time.monotonic() < deadline, running
             time.sleep(0.02)
@@ -83,9 +83,9 @@ class Demo:
     def has_no_processes(self, within=10.0):
         """Wait until no process runs: the kernel needs a moment to kill what the demo could not stop."""
         deadline = time.monotonic() + within
-        while (found := self.find_processes()) and time.monotonic() < deadline:
+        while (processes := self.find_processes()) and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert found == {}
+        assert processes == {}
         return True
 
 

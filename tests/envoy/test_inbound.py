@@ -1,4 +1,4 @@
-"""Filter chains: what the modes have in common is the same bytes, and the rest of the listener knows no policy."""
+"""Filter chains: modes share the bytes of common chains, and policy affects no other part of the listener."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""Write the resources of pods as their differences from resources that come before them.
+"""Write each pod's resources as differences from another pod's resources.
 
-A pod is `like` another one, which is its reference: an earlier pod of the same case, or `CASE/POD` of another case.
-`encode` chooses the pod that differs least. Lists whose elements have names are written as mappings. Compared with a
+A pod is `like` its reference: an earlier pod of the same case, or `CASE/POD` of another case. `encode`
+chooses the pod that differs least. Lists whose elements have names are written as mappings. Compared with a
 reference:
 
 - A key that is not listed has the value of the reference.
 - `without` lists the keys that only the reference has.
 - `order` lists all keys, if new elements do not follow those of the reference.
 - `a > b: value` is short for `a: {b: value}`. In a list whose elements have no names, the index is the key.
-- A new element is `like NAME` if a list of the same field has a similar element before it. In a copy of that element,
-  the new name replaces NAME, and each part of the new name (port, address, host, and the service account of the same
-  name) replaces that part of NAME. What differs from the copy is listed.
+- A new element is `like NAME` if a list of the same field has a similar element before it. In a copy of that
+  element, the new name replaces NAME, and each part of the new name (port, address, host, and the service
+  account of the same name) replaces that part of NAME. What differs from the copy is listed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NAMED = RESOURCES | {
     "transport_socket_matches": "name",
     "virtual_hosts": "name",
 }
-"""Lists whose elements have names, and the field of the name. It is empty if `_name` makes the name of other fields."""
+"""Lists whose elements have names, and the name's field; empty if `_name` combines other fields."""
 NEVER_LIKE = {"endpoints", "filters", "http_filters", "listener_filters"}
 """Lists whose new elements are written in full."""
 KEYWORDS = {"like", "order", "without"}
@@ -147,7 +147,7 @@ class _Codec:
         return {"like": like, **written} if written else f"like {like}"
 
     def _nearest(self, tree: Tree, field: str, name: str) -> str | None:
-        """Return the name of the element that differs least, or None if at least half of it differs from all."""
+        """Return the name of the element that differs least, or None if all differ in at least half."""
         distances = {
             like: _distance(tree, self._like(field, like, name)) for like in self._elements[field]
         } | {None: _distance(tree, {}) / 2}

@@ -1,7 +1,7 @@
 """Whole meshes in, everything out.
 
-`CASE/in.yaml` (`mesh.yaml`, `set.txt`) gives `CASE/reach.txt` and `CASE/out.yaml`: the resources of one pod of each
-application, as their differences from the case `base`, and from the case that `extends.txt` names (see
+`CASE/in.yaml` (`mesh.yaml`, `set.txt`) gives `CASE/reach.txt` and `CASE/out.yaml`: the resources of one pod
+of each application, as differences from the case `base` and from the case that `extends.txt` names (see
 `differences.py`). `make golden` writes these files. Read their diff before you commit it.
 """
 
@@ -115,7 +115,7 @@ def texts(pods: Pods) -> dict[str, str]:
 
 
 def diff(expected: dict[str, str], actual: dict[str, str]) -> str:
-    """Return the diff of each text that changed. The same diff of several texts is shown once, under all names."""
+    """Return the diffs of changed texts. Identical diffs are shown once, under all their names."""
     names: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(expected.keys() | actual.keys()):
         before, after = (texts.get(name, "").splitlines(keepends=True) for texts in (expected, actual))

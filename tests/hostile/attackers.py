@@ -75,10 +75,10 @@ async def many(
     address: tuple[str, int], sources: Iterable[str], each: int
 ) -> AsyncIterator[list[Connection]]:
     """Hold `each` TCP connections from every source address, including connections that the server closes."""
-    found = await asyncio.gather(
+    results = await asyncio.gather(
         *(connect(address, source) for source in sources for _ in range(each)), return_exceptions=True
     )
-    held = [one for one in found if isinstance(one, Connection)]
+    held = [one for one in results if isinstance(one, Connection)]
     try:
         yield held
     finally:

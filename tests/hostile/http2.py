@@ -69,7 +69,7 @@ class Peer(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport
         self.closed = asyncio.Event()
-        self.said = asyncio.Event()
+        self.received = asyncio.Event()
         """Set when the server sends anything."""
         self.frames: dict[int, int] = {}
         """Number of received frames by kind."""
@@ -85,7 +85,7 @@ class Peer(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self.closed.set()
-        self.said.set()
+        self.received.set()
         self.writable.set()
 
     def pause_writing(self) -> None:
@@ -108,7 +108,7 @@ class Peer(asyncio.Protocol):
                 self.ended.add(stream)
             if kind in {SETTINGS, PING} and not flags & ACK:
                 self.send(frame(kind, ACK, 0, payload if kind == PING else b""))
-            self.said.set()
+            self.received.set()
 
     def send(self, data: bytes) -> None:
         """Send bytes, unless the connection is closed."""

@@ -246,9 +246,9 @@ async def test_streams_that_do_not_read(shared) -> None:
         lists = [names(6_000, mark=mark) for mark in "ab"]
         requests = [
             REQUEST(
-                node={"id": node_of("evil-2")}, type_url=ENDPOINT, resource_names=each
+                node={"id": node_of("evil-2")}, type_url=ENDPOINT, resource_names=subscription
             ).SerializeToString()
-            for each in lists
+            for subscription in lists
         ]
         calls = [channel.stream_stream(SOTW)() for _ in range(LIMITS.streams)]
         await flood(cost, (endless(call, requests) for call in calls))

@@ -124,17 +124,19 @@ class ControlPlane(Serve):
                 request.node.id = f"sidecar~127.9.{tenant}.1~web.{where}~{where}.svc.cluster.local"
                 await call.write(request.SerializeToString())
                 response = RESPONSE.FromString(await call.read())
-                found[response.type_url] = [each.value for each in response.resources]
+                found[response.type_url] = [resource.value for resource in response.resources]
                 request.version_info, request.response_nonce = response.version_info, response.nonce
                 await call.write(request.SerializeToString())
                 if kind == CLUSTER:
                     clusters = [CLUSTER_MESSAGE.FromString(body) for body in found[CLUSTER]]
-                    names = [each.name for each in clusters if each.HasField("eds_cluster_config")]
+                    names = [cluster.name for cluster in clusters if cluster.HasField("eds_cluster_config")]
             call.cancel()
         listeners = [LISTENER_MESSAGE.FromString(body) for body in found[LISTENER]]
-        [inbound] = [each for each in listeners if each.name == "virtualInbound"]
+        [inbound] = [listener for listener in listeners if listener.name == "virtualInbound"]
         chains = [
-            each for each in inbound.filter_chains if each.filter_chain_match.destination_port.value == 8080
+            chain
+            for chain in inbound.filter_chains
+            if chain.filter_chain_match.destination_port.value == 8080
         ]
         assert chains
         marked = {
@@ -144,7 +146,7 @@ class ControlPlane(Serve):
             for endpoint in locality.lb_endpoints
         }
         return Served(
-            takes_plaintext=not all(each.HasField("transport_socket") for each in chains),
+            takes_plaintext=not all(chain.HasField("transport_socket") for chain in chains),
             sends_mtls=marked[f"127.9.{tenant}.2"],
         )
 
@@ -258,9 +260,9 @@ def reached(manifests: Path, config: MeshConfig | None = None) -> dict[int, obje
     mesh = Mesh(Folder(manifests).load().change.applied, config)
     legacy = [pod for pod in mesh.pods() if pod.name == "legacy"]
     return {
-        int(each.service.namespace.removeprefix("shop-")): each.reason
-        for each in predict(mesh, legacy)
-        if each.service.name == "web" and each.client.namespace == each.service.namespace
+        int(hop.service.namespace.removeprefix("shop-")): hop.reason
+        for hop in predict(mesh, legacy)
+        if hop.service.name == "web" and hop.client.namespace == hop.service.namespace
     }
 
 
@@ -447,9 +449,7 @@ spec: {}
 NOT_ENFORCED = "NOT enforced: requests that it would deny are allowed"
 
 
-async def test_kinds_that_are_not_enforced_are_warnings_at_every_start(
-    server: FakeApiServer, tmp_path: Path
-) -> None:
+async def test_unenforced_kinds_are_warnings_at_every_start(server: FakeApiServer, tmp_path: Path) -> None:
     manifests = tmp_path / "manifests"
     manifests.mkdir()
     place(manifests / "pods.yaml", tenant(1))

@@ -111,8 +111,8 @@ async def ended(peer: http2.Peer, streams: list[int]) -> None:
     """Wait until the server has ended these streams."""
     async with asyncio.timeout(NEVER):
         while not peer.closed.is_set() and not peer.ended.issuperset(streams):
-            peer.said.clear()
-            await peer.said.wait()
+            peer.received.clear()
+            await peer.received.wait()
 
 
 def assert_undisturbed(cost: Cost) -> None:
@@ -204,7 +204,7 @@ async def test_floods_of_frames_end_the_connection(target):
     async with target.watched() as cost, Attackers(target) as attackers:
         peers = [(await attackers.connect(source), flood) for source, flood in enumerate(FLOODS.values(), 2)]
         async with asyncio.timeout(NEVER / 3):
-            await asyncio.gather(*(attack(*each) for each in peers))
+            await asyncio.gather(*(attack(*peer) for peer in peers))
     assert_undisturbed(cost)
     assert cost.memory < 64 * MIB
     metrics = await target.metrics()

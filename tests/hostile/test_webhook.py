@@ -27,15 +27,15 @@ POD = {"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "w
 class Webhook:
     """A webhook in its own process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, said: dict[str, Any], log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, message: dict[str, Any], log: Path) -> None:
         self.pid = process.pid
-        self.address = ("127.0.0.1", int(said["port"]))
-        self.admin = ("127.0.0.1", int(said["admin"]))
+        self.address = ("127.0.0.1", int(message["port"]))
+        self.admin = ("127.0.0.1", int(message["admin"]))
         self.log = log
         self.lag = 0.0
         """Maximum lag of its event loop, in seconds."""
         self._process = process
-        self._tls = ssl.create_default_context(cadata=said["ca"])
+        self._tls = ssl.create_default_context(cadata=message["ca"])
 
     def connected(self, source: str) -> AbstractAsyncContextManager[Connection]:
         """Connect over TLS."""
@@ -78,8 +78,8 @@ async def serving(directory: Path, divisor: int = 1) -> AsyncIterator[Webhook]:
     assert process.stdout
     try:
         async with asyncio.timeout(30):
-            said = json.loads(await process.stdout.readline())
-        webhook = Webhook(process, said, log)
+            message = json.loads(await process.stdout.readline())
+        webhook = Webhook(process, message, log)
         following = asyncio.create_task(webhook.follow())
         await webhook.admit()
         yield webhook

@@ -14,7 +14,7 @@ NOW = datetime.now(UTC)
 
 
 def bridge(old: Authority, new: Authority) -> bytes:
-    """The new CA's name and key, signed by the old CA."""
+    """Return the new CA's name and key, signed by the old CA."""
     builder = (
         x509.CertificateBuilder()
         .subject_name(new.certificate.subject)

@@ -1,4 +1,4 @@
-"""Certificate authorities as companies have them: a root, and intermediates below it."""
+"""A company's certificate authorities: a root, and intermediates below it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Credentials as attackers and mistaken people have them: tokens that nobody signed, and certificates of any shape."""
+"""Credentials of attackers and of users who make mistakes: unsigned tokens and odd certificates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xds.mesh.identity.ca import Authority
 
 
 def token(claims: Any) -> str:
-    """Return a JSON Web Token with a signature of nobody."""
+    """Return a JSON Web Token with an invalid signature."""
     parts = ({"alg": "RS256", "kid": "x"}, claims)
     words = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
     return ".".join([*words, "c2lnbmF0dXJl"])
@@ -30,7 +30,7 @@ def certificate(
     dns: tuple[str, ...] = (),
     lifetime: timedelta = timedelta(hours=1),
 ) -> tuple[bytes, bytes]:
-    """Return the certificate of a TLS client, and its key, in PEM form. It may have ended by now."""
+    """Return a TLS client's certificate and key as PEM. With a negative `lifetime`, it has expired."""
     key = ec.generate_private_key(ec.SECP256R1())
     names = [*map(x509.UniformResourceIdentifier, uris), *map(x509.DNSName, dns)]
     builder = (

@@ -1,4 +1,4 @@
-"""The certificate authority: what it issues verifies, and what it refuses to sign with."""
+"""The certificate authority: certificates that it issues, and CA files that it rejects."""
 
 import copy
 import pickle
@@ -46,7 +46,7 @@ def uris(cert: x509.Certificate) -> list[str]:
     )
 
 
-def test_the_root_is_a_spiffe_signing_certificate_for_ten_years(authority: Authority) -> None:
+def test_root_is_a_spiffe_ca_valid_for_ten_years(authority: Authority) -> None:
     root = authority.certificate
     assert root.issuer == root.subject
     assert root.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -64,7 +64,7 @@ def test_the_root_is_a_spiffe_signing_certificate_for_ten_years(authority: Autho
     assert isinstance(root.public_key().curve, ec.SECP256R1)
 
 
-def test_a_leaf_is_an_x509_svid(authority: Authority, leaf: Leaf) -> None:
+def test_leaf_is_an_x509_svid(authority: Authority, leaf: Leaf) -> None:
     cert = certificate(leaf)
     assert not cert.subject.rdns
     assert uris(cert) == [SLEEP]
@@ -85,29 +85,29 @@ def test_a_leaf_is_an_x509_svid(authority: Authority, leaf: Leaf) -> None:
     assert cert.public_key() == leaf.key.public_key
 
 
-def test_a_leaf_lives_a_day_from_a_little_before_now_and_is_renewed_at_half(leaf: Leaf) -> None:
+def test_leaf_is_valid_for_a_day_and_renewed_at_half(leaf: Leaf) -> None:
     assert leaf.not_before == datetime(2030, 1, 1, 11, 55, tzinfo=UTC)
     assert leaf.not_after == datetime(2030, 1, 2, 12, 0, tzinfo=UTC)
     assert leaf.renew_at == NOW + timedelta(hours=12)
 
 
-def test_times_in_another_zone_are_the_same_instants(authority: Authority) -> None:
+def test_other_time_zones_are_accepted(authority: Authority) -> None:
     local = NOW.astimezone()
     assert authority.issue(SLEEP, local).not_after == authority.issue(SLEEP, NOW).not_after
 
 
-def test_a_time_without_a_zone_is_refused() -> None:
+def test_naive_time_is_rejected() -> None:
     with pytest.raises(ValueError, match="time zone"):
         Authority.create(PrivateKey.generate(), "cluster.local", NOW.replace(tzinfo=None))
 
 
-def test_a_lifetime_can_be_chosen(authority: Authority) -> None:
+def test_leaf_lifetime_is_configurable(authority: Authority) -> None:
     leaf = authority.issue(SLEEP, NOW, timedelta(hours=1))
     assert leaf.not_after == NOW.replace(microsecond=0) + timedelta(hours=1)
     assert leaf.renew_at == NOW + timedelta(minutes=30)
 
 
-def test_every_leaf_has_a_key_and_a_serial_number_of_its_own(authority: Authority) -> None:
+def test_each_leaf_has_its_own_key_and_serial_number(authority: Authority) -> None:
     leaves = [authority.issue(SLEEP, NOW) for _ in range(20)]
     assert len({leaf.key.to_pem() for leaf in leaves}) == 20
     assert len({certificate(leaf).serial_number for leaf in leaves}) == 20
@@ -119,17 +119,17 @@ def verify(leaf: Leaf, root: x509.Certificate, at: datetime = NOW) -> list[str]:
     return [name.value for name in verifier.verify(certificate(leaf), []).subjects or ()]
 
 
-def test_a_leaf_verifies_against_its_root(authority: Authority, leaf: Leaf) -> None:
+def test_leaf_verifies_with_its_root(authority: Authority, leaf: Leaf) -> None:
     assert verify(leaf, authority.certificate) == [SLEEP]
 
 
 @pytest.mark.parametrize("at", [NOW - timedelta(minutes=6), NOW + timedelta(hours=24, seconds=1)])
-def test_a_leaf_does_not_verify_outside_its_time(authority: Authority, leaf: Leaf, at: datetime) -> None:
+def test_leaf_does_not_verify_outside_its_validity(authority: Authority, leaf: Leaf, at: datetime) -> None:
     with pytest.raises(VerificationError):
         verify(leaf, authority.certificate, at)
 
 
-def test_a_leaf_does_not_verify_against_another_root(leaf: Leaf) -> None:
+def test_leaf_does_not_verify_with_another_root(leaf: Leaf) -> None:
     other = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     with pytest.raises(VerificationError):
         verify(leaf, other.certificate)
@@ -138,7 +138,7 @@ def test_a_leaf_does_not_verify_against_another_root(leaf: Leaf) -> None:
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command")
 @pytest.mark.parametrize("purpose", ["sslclient", "sslserver"])
 @pytest.mark.real
-def test_openssl_verifies_a_leaf_strictly(
+def test_openssl_strictly_verifies_a_leaf(
     authority: Authority, leaf: Leaf, purpose: str, tmp_path: Path
 ) -> None:
     (tmp_path / "root.pem").write_bytes(authority.certificate_pem)
@@ -150,23 +150,23 @@ def test_openssl_verifies_a_leaf_strictly(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_two_leaves_of_a_root_speak_mutual_tls(tmp_path: Path) -> None:
+def test_leaves_of_one_root_complete_a_mutual_tls_handshake(tmp_path: Path) -> None:
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
 
     def context(side: ssl._SSLMethod, name: str) -> ssl.SSLContext:
         leaf = authority.issue(f"spiffe://cluster.local/ns/full/sa/{name}", datetime.now(UTC))
         file = tmp_path / name
         file.write_bytes(leaf.chain + leaf.key.to_pem())
-        made = ssl.SSLContext(side)
-        made.check_hostname = False
-        made.verify_mode = ssl.CERT_REQUIRED
-        made.load_verify_locations(cadata=authority.certificate_pem.decode())
-        made.load_cert_chain(file)
-        return made
+        tls_context = ssl.SSLContext(side)
+        tls_context.check_hostname = False
+        tls_context.verify_mode = ssl.CERT_REQUIRED
+        tls_context.load_verify_locations(cadata=authority.certificate_pem.decode())
+        tls_context.load_cert_chain(file)
+        return tls_context
 
-    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = context(ssl.PROTOCOL_TLS_CLIENT, "sleep").wrap_bio(back, there)
-    server = context(ssl.PROTOCOL_TLS_SERVER, "httpbin").wrap_bio(there, back, server_side=True)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context(ssl.PROTOCOL_TLS_CLIENT, "sleep").wrap_bio(to_client, to_server)
+    server = context(ssl.PROTOCOL_TLS_SERVER, "httpbin").wrap_bio(to_server, to_client, server_side=True)
     for side in (client, server, client, server):
         try:
             side.do_handshake()
@@ -194,24 +194,24 @@ def test_two_leaves_of_a_root_speak_mutual_tls(tmp_path: Path) -> None:
         "spiffe://cluster.local/ns/full/sa/" + "a" * 2048,
     ],
 )
-def test_nothing_but_a_service_accounts_id_is_certified(authority: Authority, identity: str) -> None:
+def test_only_service_account_ids_are_certified(authority: Authority, identity: str) -> None:
     with pytest.raises(IdentityError, match="is not the SPIFFE ID"):
         authority.issue(identity, NOW)
 
 
 @pytest.mark.parametrize("trust_domain", ["", "Cluster.Local", "a/b", "spiffe://a", "a" * 256])
-def test_a_bad_trust_domain_is_refused(trust_domain: str) -> None:
+def test_invalid_trust_domain_is_rejected(trust_domain: str) -> None:
     with pytest.raises(IdentityError, match="not a trust domain"):
         Authority.create(PrivateKey.generate(), trust_domain, NOW)
 
 
-def test_a_long_trust_domain_is_fine() -> None:
+def test_long_trust_domain_is_accepted() -> None:
     assert uris(Authority.create(PrivateKey.generate(), "a" * 255, NOW).certificate) == [
         "spiffe://" + "a" * 255
     ]
 
 
-def test_a_leaf_never_outlives_its_root_and_is_not_renewed_ever_faster() -> None:
+def test_leaf_expires_with_its_root_at_the_latest() -> None:
     root = Authority.create(PrivateKey.generate(), "cluster.local", NOW, timedelta(hours=20))
     early = root.issue(SLEEP, NOW)
     assert early.not_after == root.certificate.not_valid_after_utc
@@ -222,7 +222,7 @@ def test_a_leaf_never_outlives_its_root_and_is_not_renewed_ever_faster() -> None
         root.issue(SLEEP, late.renew_at)
 
 
-def test_a_root_survives_being_written_and_read(authority: Authority) -> None:
+def test_root_round_trips(authority: Authority) -> None:
     loaded = Authority.load(authority.certificate_pem, authority.key.to_pem(), NOW)
     assert loaded.certificate == authority.certificate
     assert verify(loaded.issue(SLEEP, NOW), authority.certificate) == [SLEEP]
@@ -240,7 +240,7 @@ def key_pem(key: object, password: bytes | None = None) -> bytes:
 def certified(
     key: object, *extensions: x509.ExtensionType, signer: object = None, start: datetime = NOW
 ) -> bytes:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody's")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "user-provided")])
     builder = (
         x509.CertificateBuilder()
         .serial_number(1)
@@ -349,23 +349,21 @@ BROKEN = damaged(TRUE, b"\x31" + TRUE[1:])
         ),
     ],
 )
-def test_a_root_that_is_not_fit_to_sign_with_is_refused_with_the_reason(
-    cert: bytes, key: bytes, complaint: str
-) -> None:
+def test_unusable_root_is_rejected_with_the_reason(cert: bytes, key: bytes, complaint: str) -> None:
     with pytest.raises(IdentityError, match=complaint) as refusal:
         Authority.load(cert, key, NOW)
     assert "PRIVATE" not in str(refusal.value)
     assert refusal.value.__cause__ is None
 
 
-def test_somebody_elses_root_can_be_used(leaf: Leaf) -> None:
-    mine = Authority.load(GOOD, key_pem(EC_KEY), NOW)
-    cert = certificate(mine.issue(SLEEP, NOW))
-    assert cert.issuer == mine.certificate.subject
-    cert.verify_directly_issued_by(mine.certificate)
+def test_user_provided_root_is_used(leaf: Leaf) -> None:
+    authority = Authority.load(GOOD, key_pem(EC_KEY), NOW)
+    cert = certificate(authority.issue(SLEEP, NOW))
+    assert cert.issuer == authority.certificate.subject
+    cert.verify_directly_issued_by(authority.certificate)
 
 
-def test_a_key_shows_itself_nowhere(authority: Authority, leaf: Leaf) -> None:
+def test_repr_hides_the_private_key(authority: Authority, leaf: Leaf) -> None:
     for key in (authority.key, leaf.key):
         secret = key.to_pem().splitlines()[1].decode()
         number = str(serialization.load_pem_private_key(key.to_pem(), None).private_numbers().private_value)
@@ -376,6 +374,6 @@ def test_a_key_shows_itself_nowhere(authority: Authority, leaf: Leaf) -> None:
 
 
 @pytest.mark.parametrize("leak", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_key_is_neither_pickled_nor_copied(leaf: Leaf, leak: object) -> None:
+def test_private_key_cannot_be_pickled_or_copied(leaf: Leaf, leak: object) -> None:
     with pytest.raises(TypeError, match="cannot be copied or pickled"):
         leak(leaf.key)

@@ -1,4 +1,4 @@
-"""A CA that somebody else made: an intermediate, other kinds of keys, and what is refused with which words."""
+"""A user-provided CA: intermediates, kinds of keys, and the errors that reject it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def verified(authority: Authority, chain_pem: bytes) -> list[str]:
     return [name.value for name in verifier.verify(leaf, between).subjects or ()]
 
 
-def test_an_intermediates_leaf_brings_the_chain_up_to_the_root_and_not_the_root() -> None:
+def test_leaf_chain_has_intermediates_but_not_the_root() -> None:
     authority = load(ISSUING, ISSUING, ROOT)
     leaf = authority.issue(SLEEP, NOW)
     assert x509.load_pem_x509_certificates(leaf.chain)[1:] == [ISSUING.certificate]
@@ -52,30 +52,30 @@ def test_an_intermediates_leaf_brings_the_chain_up_to_the_root_and_not_the_root(
     assert verified(authority, leaf.chain) == [SLEEP]
 
 
-def test_everything_between_is_brought_in_order_whatever_the_order_it_was_given_in() -> None:
+def test_chain_is_sorted() -> None:
     policy = ROOT.subsidiary("Policy")
     regional = policy.subsidiary("Regional")
     issuing = regional.subsidiary("Issuing", pathlen=0)
     authority = load(issuing, ROOT, policy, ISSUING, regional)
     leaf = authority.issue(SLEEP, NOW)
-    between = [each.certificate for each in (issuing, regional, policy)]
-    assert x509.load_pem_x509_certificates(leaf.chain)[1:] == between
+    issuers = [company.certificate for company in (issuing, regional, policy)]
+    assert x509.load_pem_x509_certificates(leaf.chain)[1:] == issuers
     assert verified(authority, leaf.chain) == [SLEEP]
 
 
-def test_a_root_of_its_own_needs_no_chain() -> None:
+def test_root_needs_no_chain() -> None:
     authority = load(ROOT)
     assert authority.root_pem == pem(ROOT)
     assert len(x509.load_pem_x509_certificates(authority.issue(SLEEP, NOW).chain)) == 1
 
 
-def test_of_several_roots_the_one_that_it_leads_to_is_its_root() -> None:
+def test_root_is_selected_by_signature() -> None:
     assert load(ISSUING, roots=(Company.root("Other", NOW), ROOT)).root_pem == pem(ROOT)
 
 
-def test_text_around_certificates_is_passed_over_as_istios_samples_have_it() -> None:
-    told = b"Certificate:\n    Data:\n        Version: 3\n" + pem(ISSUING)
-    assert Authority.load(told, key_pem(ISSUING), NOW, root=b"# ours\n" + pem(ROOT)).issuers == (
+def test_text_around_pem_certificates_is_ignored() -> None:
+    chain_pem = b"Certificate:\n    Data:\n        Version: 3\n" + pem(ISSUING)
+    assert Authority.load(chain_pem, key_pem(ISSUING), NOW, root=b"# comment\n" + pem(ROOT)).issuers == (
         ROOT.certificate,
     )
 
@@ -85,7 +85,7 @@ def test_text_around_certificates_is_passed_over_as_istios_samples_have_it() -> 
     [ec.generate_private_key(ec.SECP384R1()), rsa.generate_private_key(65537, 4096)],
     ids=["EC P-384", "RSA 4096"],
 )
-def test_a_ca_may_have_another_kind_of_key_and_leaves_stay_ec_p256(key: object) -> None:
+def test_ca_key_may_differ_while_leaves_use_ec_p256(key: object) -> None:
     root = Company.root("Root", NOW, key=key)
     authority = load(root.subsidiary("Issuing", key=key), roots=(root,))
     leaf = authority.issue(SLEEP, NOW)
@@ -94,7 +94,7 @@ def test_a_ca_may_have_another_kind_of_key_and_leaves_stay_ec_p256(key: object) 
     assert repr(authority.key) == "<PrivateKey: hidden>"
 
 
-def test_nothing_outlives_the_first_certificate_on_the_way_that_expires() -> None:
+def test_leaf_expires_with_its_shortest_lived_issuer() -> None:
     root = Company.root("Root", NOW, lifetime=timedelta(hours=3))
     authority = load(root.subsidiary("Issuing"), roots=(root,))
     leaf = authority.issue(SLEEP, NOW, timedelta(hours=5))
@@ -159,19 +159,19 @@ LEAF = ROOT.subsidiary("Leaf", ca=False)
         ),
     ],
 )
-def test_a_ca_that_peers_would_not_accept_is_refused_with_the_reason(make: object, complaint: str) -> None:
+def test_unusable_ca_chain_is_rejected_with_the_reason(make: object, complaint: str) -> None:
     with pytest.raises(IdentityError, match=complaint) as refusal:
         make()
     assert "PRIVATE" not in str(refusal.value)
 
 
-def test_a_name_that_a_certificate_lacks_is_its_serial_number() -> None:
+def test_subject_falls_back_to_the_serial_number() -> None:
     leaf = load(ROOT).issue(SLEEP, NOW)
     (cert,) = chain.read(leaf.chain)
     assert chain.subject(cert) == f"with serial number {cert.serial_number:x}"
 
 
-# --- servers -------------------------------------------------------------------------------------------------------------
+# --- servers ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -183,12 +183,12 @@ def live() -> Authority:
     return Authority.load(pem(issuing), key_pem(issuing), now, root=pem(root))
 
 
-def test_a_servers_certificate_has_its_names_and_is_for_servers_only() -> None:
+def test_server_certificate_has_names_and_server_usage_only() -> None:
     leaf = load(ISSUING).issue_server(NAMES, NOW)
     cert = x509.load_pem_x509_certificate(leaf.chain)
     names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == NAMES[:3]
-    assert [str(each) for each in names.get_values_for_type(x509.IPAddress)] == NAMES[3:]
+    assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == NAMES[3:]
     assert not names.get_values_for_type(x509.UniformResourceIdentifier)
     usage = cert.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH]
@@ -199,24 +199,22 @@ def test_a_servers_certificate_has_its_names_and_is_for_servers_only() -> None:
 @pytest.mark.parametrize(
     "names", [[], [""], ["*.svc"], ["Xds.svc"], ["a..b"], ["a_b"], ["-a"], ["a" * 64], ["a\n"]]
 )
-def test_a_server_needs_names_that_can_be_asked_for(names: list[str]) -> None:
+def test_server_certificate_needs_valid_names(names: list[str]) -> None:
     with pytest.raises(IdentityError, match=r"needs a name|is neither a lower-case DNS name"):
         load(ISSUING).issue_server(names, NOW)
 
 
 @pytest.mark.parametrize("name", [NAMES[0], "127.0.0.1", "::1"])
-def test_a_client_that_trusts_the_root_finds_the_server_genuine(
-    live: Authority, name: str, tmp_path: Path
-) -> None:
+def test_client_that_trusts_the_root_verifies_the_server(live: Authority, name: str, tmp_path: Path) -> None:
     leaf = live.issue_server(NAMES, datetime.now(UTC))
     file = tmp_path / "server"
     file.write_bytes(leaf.chain + leaf.key.to_pem())
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(file)
-    trusting = ssl.create_default_context(cadata=live.root_pem.decode())
-    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = trusting.wrap_bio(back, there, server_hostname=name)
-    server = context.wrap_bio(there, back, server_side=True)
+    client_context = ssl.create_default_context(cadata=live.root_pem.decode())
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = client_context.wrap_bio(to_client, to_server, server_hostname=name)
+    server = context.wrap_bio(to_server, to_client, server_side=True)
     for side in (client, server, client, server):
         try:
             side.do_handshake()
@@ -228,7 +226,7 @@ def test_a_client_that_trusts_the_root_finds_the_server_genuine(
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command")
 @pytest.mark.parametrize("purpose", ["sslclient", "sslserver"])
 @pytest.mark.real
-def test_openssl_verifies_an_intermediates_leaf_strictly(
+def test_openssl_strictly_verifies_a_leaf_of_an_intermediate(
     live: Authority, purpose: str, tmp_path: Path
 ) -> None:
     leaf = live.issue(SLEEP, datetime.now(UTC))
@@ -245,7 +243,7 @@ def test_openssl_verifies_an_intermediates_leaf_strictly(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_control_planes_own_identity_is_good_for_both_sides() -> None:
+def test_control_plane_certificate_has_both_usages() -> None:
     leaf = Authority.create(PrivateKey.generate(), "cluster.local", NOW).issue(
         "spiffe://cluster.local/ns/istio-system/sa/xds", NOW
     )

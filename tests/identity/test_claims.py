@@ -1,4 +1,4 @@
-"""Which credential proves what, and for which pod its owner may speak."""
+"""The identity that each credential proves, and the pods that its caller may act for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MESH = ("cluster.local", "old.example")
 
 
 def review(**changes: Any) -> dict[str, Any]:
-    """The status of a TokenReview, as a real API server answers."""
+    """Return the status of a TokenReview, as a real API server does."""
     user = {
         "username": "system:serviceaccount:full:sleep",
         "uid": "0c5f",
@@ -38,17 +38,17 @@ def review(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("audience", ["xds-ca", ["xds-ca"], ["other", "xds-ca"]])
-def test_a_token_says_until_when_it_is_good(audience):
+def test_token_expiry_is_read_from_its_claims(audience):
     assert claims.token_expiry(token({"aud": audience, "exp": LATER}), NOW) == NOW + timedelta(hours=1)
 
 
-def test_an_expired_token_is_shown_to_who_issued_it_as_long_as_only_our_clock_may_be_wrong():
+def test_recently_expired_token_is_still_reviewed():
     ended = int((NOW - timedelta(minutes=4)).timestamp())
     assert claims.token_expiry(token({"aud": "xds-ca", "exp": ended}), NOW) < NOW
 
 
 @pytest.mark.parametrize(
-    ("shown", "why"),
+    ("credential", "why"),
     [
         ("", "not a service account token"),
         ("secret", "not a service account token"),
@@ -71,19 +71,19 @@ def test_an_expired_token_is_shown_to_who_issued_it_as_long_as_only_our_clock_ma
         (token({"aud": "xds-ca", "exp": LATER - 7200}), "expired at 2030-01-01 11:00 UTC"),
     ],
 )
-def test_a_token_that_is_plainly_no_good_is_shown_to_nobody(shown, why):
+def test_obviously_invalid_token_is_not_reviewed(credential, why):
     with pytest.raises(UnauthenticatedError, match=why) as refused:
-        claims.token_expiry(shown, NOW)
-    assert not shown or shown not in str(refused.value)
+        claims.token_expiry(credential, NOW)
+    assert not credential or credential not in str(refused.value)
 
 
-def test_a_review_tells_the_account_and_the_pod():
+def test_token_review_identifies_account_and_pod():
     assert claims.from_review(review()) == Caller(
         namespace="full", service_account="sleep", pod="sleep-1", pod_uid="11-22", credential=Credential.TOKEN
     )
 
 
-def test_a_token_may_be_bound_to_no_pod():
+def test_token_may_be_unbound():
     caller = claims.from_review(review(user={"username": "system:serviceaccount:full:sleep"}))
     assert (caller.pod, caller.pod_uid) == ("", "")
 
@@ -107,25 +107,25 @@ def test_a_token_may_be_bound_to_no_pod():
         (review(user={"username": "system:node:one"}), "no service account"),
     ],
 )
-def test_a_review_that_proves_nothing(status, why):
+def test_unauthenticated_token_review_is_rejected(status, why):
     with pytest.raises(UnauthenticatedError, match=why):
         claims.from_review(status)
 
 
-def test_a_certificate_that_we_issued_tells_the_account():
+def test_issued_certificate_identifies_the_account():
     leaf = CA.issue(SLEEP, NOW)
     assert claims.from_certificate(leaf.chain, MESH, NOW) == Caller(
         namespace="full", service_account="sleep", credential=Credential.CERTIFICATE
     )
 
 
-def test_so_does_one_from_before_the_trust_domain_was_another():
-    shown, _ = certificate(CA, NOW, uris=("spiffe://old.example/ns/full/sa/sleep",))
-    assert claims.from_certificate(shown, MESH, NOW).namespace == "full"
+def test_certificate_of_a_former_trust_domain_is_accepted():
+    credential, _ = certificate(CA, NOW, uris=("spiffe://old.example/ns/full/sa/sleep",))
+    assert claims.from_certificate(credential, MESH, NOW).namespace == "full"
 
 
 @pytest.mark.parametrize(
-    ("shown", "why"),
+    ("credential", "why"),
     [
         (b"", "malformed"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "malformed"),
@@ -145,9 +145,9 @@ def test_so_does_one_from_before_the_trust_domain_was_another():
         (certificate(CA, NOW + timedelta(days=3), uris=(SLEEP,))[0], "valid from 2030-01-02"),
     ],
 )
-def test_a_certificate_that_proves_nothing(shown, why):
+def test_invalid_certificate_is_rejected(credential, why):
     with pytest.raises(UnauthenticatedError, match=why):
-        claims.from_certificate(shown, MESH, NOW)
+        claims.from_certificate(credential, MESH, NOW)
 
 
 TOKEN = Caller(
@@ -163,7 +163,7 @@ def pod(account: str = "sleep", uid: str = "11-22") -> Pod:
 
 @pytest.mark.parametrize("caller", [TOKEN, UNBOUND, CERTIFICATE])
 @pytest.mark.parametrize("known", [None, pod(), pod(uid="")])
-def test_who_may_speak_for_a_pod(caller, known):
+def test_matching_caller_may_act_for_the_pod(caller, known):
     assert claims.denial_reason(caller, "full", "sleep-1", known) == ""
 
 
@@ -180,14 +180,14 @@ def test_who_may_speak_for_a_pod(caller, known):
         (TOKEN, "full", "sleep-1", pod(uid="33-44"), "an earlier pod"),
     ],
 )
-def test_who_may_not(caller, namespace, name, known, why):
-    said = claims.denial_reason(caller, namespace, name, known)
-    assert why in said
-    assert said.startswith(f"service account full/sleep may not act for pod {namespace}/{name}: ")
+def test_other_callers_may_not_act_for_the_pod(caller, namespace, name, known, why):
+    reason = claims.denial_reason(caller, namespace, name, known)
+    assert why in reason
+    assert reason.startswith(f"service account full/sleep may not act for pod {namespace}/{name}: ")
 
 
 @pytest.mark.parametrize("text", ["full/sleep", SLEEP, "spiffe://old.example/ns/full/sa/sleep"])
-def test_an_identity_is_named_by_account_or_spiffe_id(text):
+def test_identity_is_parsed_from_account_or_spiffe_id(text):
     identity = Identity.parse(text)
     assert identity.matches(TOKEN, MESH)
     assert identity.matches(CERTIFICATE, MESH)
@@ -195,13 +195,13 @@ def test_an_identity_is_named_by_account_or_spiffe_id(text):
     assert not identity.matches(replace(TOKEN, service_account="httpbin"), MESH)
 
 
-def test_an_identity_of_another_trust_domain_is_nobody_here():
+def test_identity_of_another_trust_domain_does_not_match():
     assert not Identity.parse("spiffe://other/ns/full/sa/sleep").matches(TOKEN, MESH)
 
 
 @pytest.mark.parametrize(
     "text", ["", "sleep", "a/b/c", "spiffe://x/ns/a", "full/", "spiffe://X/ns/a/sa/b", "full/*"]
 )
-def test_what_names_nobody_is_refused(text):
+def test_invalid_identity_is_rejected(text):
     with pytest.raises(ValueError, match="is neither NAMESPACE/SERVICE_ACCOUNT nor"):
         Identity.parse(text)

@@ -1,4 +1,4 @@
-"""The steps of a rotation, and that any of them can be kept and gone on from."""
+"""The steps of a CA rotation. Each can be stored and resumed."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ SPREADING = STEADY.begin(NEW, NOW)
 RETIRING = SPREADING.advance(NOW + DEFAULT_TIMING.spread, is_trusted_everywhere=True)
 
 
-def test_first_the_new_root_is_trusted_and_the_old_ca_still_issues() -> None:
+def test_spreading_trusts_the_new_root_before_it_issues() -> None:
     assert SPREADING.stage is Stage.SPREADING
     assert SPREADING.authority is OLD
     assert SPREADING.extra_roots == (NEW.root_pem,)
     assert SPREADING.trusted_pem == OLD.root_pem + NEW.root_pem
 
 
-def test_then_the_new_ca_issues_and_the_old_root_is_still_trusted() -> None:
+def test_retiring_issues_from_the_new_ca_and_trusts_both() -> None:
     assert RETIRING.stage is Stage.RETIRING
     assert RETIRING.authority is NEW
     assert RETIRING.extra_roots == (OLD.root_pem,)
     assert RETIRING.since == NOW + DEFAULT_TIMING.spread
 
 
-def test_at_last_the_old_root_goes() -> None:
+def test_rotation_ends_without_the_old_root() -> None:
     done = RETIRING.advance(NOW + DEFAULT_TIMING.spread + DEFAULT_TIMING.retire, is_trusted_everywhere=True)
     assert done == Authorities(authority=NEW, bridges=RETIRING.bridges)
     assert done.stage is Stage.STEADY
     assert done.extra_roots == ()
 
 
-def test_no_certificate_of_the_old_ca_outlives_the_trust_in_its_root() -> None:
+def test_old_root_is_trusted_longer_than_its_leaves_live() -> None:
     assert DEFAULT_TIMING.retire > LEAF_LIFETIME
 
 
@@ -55,27 +55,25 @@ def test_no_certificate_of_the_old_ca_outlives_the_trust_in_its_root() -> None:
         (SPREADING, DEFAULT_TIMING.give_up - MINUTE, False),
         (RETIRING, DEFAULT_TIMING.spread + DEFAULT_TIMING.retire - MINUTE, True),
     ],
-    ids=["nothing to do", "too early", "a proxy lags", "certificates of the old one live"],
+    ids=["nothing to do", "too early", "a proxy lags", "old certificates are valid"],
 )
-def test_no_step_is_taken_before_its_time(
-    at: Authorities, after: timedelta, is_trusted_everywhere: bool
-) -> None:
+def test_no_step_happens_early(at: Authorities, after: timedelta, is_trusted_everywhere: bool) -> None:
     assert at.advance(NOW + after, is_trusted_everywhere=is_trusted_everywhere) is at
 
 
-def test_a_proxy_that_never_takes_the_new_root_does_not_hold_everybody_up_for_ever() -> None:
+def test_lagging_proxy_blocks_rotation_only_until_timeout() -> None:
     assert SPREADING.advance(NOW + DEFAULT_TIMING.give_up, is_trusted_everywhere=False).authority is NEW
 
 
 @pytest.mark.parametrize("kept", [STEADY, SPREADING, RETIRING], ids=lambda kept: kept.stage.value)
-def test_whoever_reads_what_was_kept_goes_on_from_there(kept: Authorities) -> None:
+def test_rotation_state_round_trips(kept: Authorities) -> None:
     read = Authorities.from_data(kept.to_data(), NOW)
     assert read.to_data() == kept.to_data()
     assert (read.stage, read.since, read.trusted) == (kept.stage, kept.since, kept.trusted)
     assert read.authority.certificate == kept.authority.certificate
 
 
-def trusted_by_who_knows_only(root: Authority, leaf: Leaf, bridges: bytes) -> None:
+def verify_with_only(root: Authority, leaf: Leaf, bridges: bytes) -> None:
     cert, *between = x509.load_pem_x509_certificates(leaf.chain + bridges)
     verifier = (
         PolicyBuilder()
@@ -86,18 +84,18 @@ def trusted_by_who_knows_only(root: Authority, leaf: Leaf, bridges: bytes) -> No
     verifier.verify(cert, between)
 
 
-def test_who_knows_only_an_older_root_knows_the_control_plane_by_a_bridge() -> None:
+def test_bridges_verify_the_server_with_older_roots() -> None:
     third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     twice = RETIRING.begin(third, NOW).advance(NOW + DEFAULT_TIMING.spread, is_trusted_everywhere=True)
     for kept, roots in ((STEADY, [OLD]), (RETIRING, [OLD, NEW]), (twice, [OLD, NEW, third])):
         leaf = kept.authority.issue_server(["xds.svc"], NOW)
         for root in roots:
-            trusted_by_who_knows_only(root, leaf, kept.bridges_pem)
+            verify_with_only(root, leaf, kept.bridges_pem)
     with pytest.raises(VerificationError):
-        trusted_by_who_knows_only(OLD, third.issue_server(["xds.svc"], NOW), b"")
+        verify_with_only(OLD, third.issue_server(["xds.svc"], NOW), b"")
 
 
-def test_a_bridge_leads_from_an_intermediate_to_an_intermediate() -> None:
+def test_bridge_connects_intermediates() -> None:
     first, second = Company.root("First", NOW), Company.root("Second", NOW)
     below = first.subsidiary("Below the first")
     old = Authority.load(pem(below), key_pem(below), NOW, root=pem(first))
@@ -105,11 +103,11 @@ def test_a_bridge_leads_from_an_intermediate_to_an_intermediate() -> None:
     new = Authority.load(pem(issuing), key_pem(issuing), NOW, root=pem(second))
     bridge = old.bridge(new, NOW)
     assert len(chain.read(bridge)) == 2
-    trusted_by_who_knows_only(old, new.issue_server(["xds.svc"], NOW), bridge)
+    verify_with_only(old, new.issue_server(["xds.svc"], NOW), bridge)
 
 
 @pytest.mark.parametrize("pathlen", [0, 1])
-def test_there_is_no_bridge_from_a_ca_that_may_have_none_below(pathlen: int) -> None:
+def test_path_length_limit_prevents_a_bridge(pathlen: int) -> None:
     root, other = Company.root("Root", NOW, pathlen=pathlen), Company.root("Other", NOW)
     issuing = other.subsidiary("Issuing")
     old = Authority.load(pem(root), key_pem(root), NOW)
@@ -124,7 +122,7 @@ def test_there_is_no_bridge_from_a_ca_that_may_have_none_below(pathlen: int) -> 
     )
 
 
-def test_no_bridge_is_kept_after_its_end() -> None:
+def test_expired_bridge_is_removed() -> None:
     short = Authority.create(PrivateKey.generate(), "cluster.local", NOW, timedelta(days=1))
     once = (
         Authorities(authority=short)
@@ -135,10 +133,10 @@ def test_no_bridge_is_kept_after_its_end() -> None:
     later = NOW + timedelta(days=2)
     third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     again = once.begin(third, later).advance(later + DEFAULT_TIMING.spread, is_trusted_everywhere=True)
-    assert [each.issuer for each in again.bridges] == [NEW.certificate.subject]
+    assert [certificate.issuer for certificate in again.bridges] == [NEW.certificate.subject]
 
 
-def test_an_intermediate_is_kept_with_its_chain_and_the_roots_beside_its_own() -> None:
+def test_intermediate_is_stored_with_its_chain_and_all_roots() -> None:
     root, other = Company.root("Root", NOW), Company.root("Other", NOW)
     issuing = root.subsidiary("Issuing", pathlen=0)
     ca = Authority.load(pem(issuing), key_pem(issuing), NOW, root=pem(other) + pem(root))
@@ -147,17 +145,17 @@ def test_an_intermediate_is_kept_with_its_chain_and_the_roots_beside_its_own() -
     assert read.roots == (root.certificate, other.certificate)
 
 
-def test_another_intermediate_of_the_same_root_issues_at_once() -> None:
+def test_new_intermediate_of_the_same_root_issues_at_once() -> None:
     root = Company.root("Root", NOW)
     first, second = (
-        Authority.load(pem(each), key_pem(each), NOW, root=pem(root))
-        for each in (root.subsidiary("First"), root.subsidiary("Second"))
+        Authority.load(pem(company), key_pem(company), NOW, root=pem(root))
+        for company in (root.subsidiary("First"), root.subsidiary("Second"))
     )
     changed = Authorities(authority=first).begin(second, NOW)
     assert changed == Authorities(authority=second)
 
 
-def test_going_back_to_a_root_that_is_still_trusted_needs_no_wait() -> None:
+def test_return_to_a_trusted_root_is_immediate() -> None:
     back = RETIRING.begin(OLD, NOW)
     assert back.authority is OLD
     assert len(back.bridges) == 2
@@ -165,17 +163,17 @@ def test_going_back_to_a_root_that_is_still_trusted_needs_no_wait() -> None:
     assert back.stage is Stage.RETIRING
 
 
-def test_changing_ones_mind_while_the_new_root_spreads_begins_that_step_anew() -> None:
+def test_another_ca_during_spreading_restarts_the_step() -> None:
     third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     changed = SPREADING.begin(third, NOW + MINUTE)
     assert changed.authority is OLD
     assert changed.extra_roots == (third.root_pem,)
     assert changed.since == NOW + MINUTE
-    # Even to what is trusted already: nobody knows yet who has it.
+    # Even if the new CA's root is spreading already: not all proxies may trust it yet.
     assert SPREADING.begin(NEW, NOW + MINUTE).stage is Stage.SPREADING
 
 
-def test_a_rotation_that_begins_while_an_old_root_retires_keeps_all_three() -> None:
+def test_rotation_during_retiring_keeps_three_roots() -> None:
     third = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     begun = RETIRING.begin(third, NOW)
     assert begun.extra_roots == (third.root_pem, OLD.root_pem)
@@ -196,19 +194,17 @@ def test_a_rotation_that_begins_while_an_old_root_retires_keeps_all_three() -> N
         ({"ca-key.pem": NEW.key.to_pem()}, "to different CAs"),
     ],
 )
-def test_what_was_kept_and_damaged_is_refused_with_the_reason(
-    change: dict[str, bytes | None], complaint: str
-) -> None:
+def test_damaged_state_is_rejected_with_the_reason(change: dict[str, bytes | None], complaint: str) -> None:
     data = {name: value for name, value in (SPREADING.to_data() | change).items() if value is not None}
     with pytest.raises(IdentityError, match=complaint) as refusal:
         Authorities.from_data(data, NOW)
     assert "PRIVATE" not in str(refusal.value)
 
 
-def test_no_key_is_shown() -> None:
+def test_repr_hides_keys() -> None:
     for line in SPREADING.authority.key.to_pem().splitlines()[1:2]:
         assert line.decode() not in repr(SPREADING)
 
 
-def test_a_bundle_has_each_certificate_once() -> None:
+def test_bundle_has_no_duplicate_certificates() -> None:
     assert chain.bundle([OLD.root_pem, NEW.root_pem + OLD.root_pem]) == OLD.root_pem + NEW.root_pem

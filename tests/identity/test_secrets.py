@@ -1,4 +1,4 @@
-"""What SDS gives to each pod, and when it changes."""
+"""Secrets that SDS sends to each pod, and when they change."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -56,9 +56,7 @@ def identity_of(resource: Resource) -> str:
     return names.get_values_for_type(x509.UniformResourceIdentifier)[0]
 
 
-def test_a_pod_gets_its_certificate_with_the_key_of_it_and_the_root(
-    authority: Authority, issuer: Issuer
-) -> None:
+def test_pod_gets_its_certificate_key_and_root(authority: Authority, issuer: Issuer) -> None:
     default, roots = issuer.secrets_for(pod(), "cluster.local", NOW)
     assert (default.type_url, default.name) == (SECRET, "default")
     assert secret(default).name == "default"
@@ -71,13 +69,13 @@ def test_a_pod_gets_its_certificate_with_the_key_of_it_and_the_root(
     assert secret(roots).validation_context.trusted_ca.inline_bytes == authority.certificate_pem
 
 
-def test_the_certificates_version_is_its_fingerprint_and_owes_nothing_to_the_key(issuer: Issuer) -> None:
+def test_version_is_the_certificate_fingerprint(issuer: Issuer) -> None:
     default, _ = issuer.secrets_for(pod(), "cluster.local", NOW)
     assert leaf_of(default).fingerprint(hashes.SHA256()).hex().startswith(default.version)
     assert len(default.version) == 16
 
 
-def test_a_secret_shows_no_key(issuer: Issuer) -> None:
+def test_repr_of_a_secret_hides_the_key(issuer: Issuer) -> None:
     default, _ = issuer.secrets_for(pod(), "cluster.local", NOW)
     line = key_of(default).splitlines()[1].decode()
     for shown in (repr(default), str(default), repr(issuer), repr(issuer._issued)):
@@ -85,7 +83,7 @@ def test_a_secret_shows_no_key(issuer: Issuer) -> None:
         assert "PRIVATE" not in shown
 
 
-def test_the_same_is_given_until_half_its_life_is_over_then_a_new_key(issuer: Issuer) -> None:
+def test_certificate_is_renewed_at_half_its_lifetime(issuer: Issuer) -> None:
     first, roots = issuer.secrets_for(pod(), "cluster.local", NOW)
     assert issuer.renew_at(pod()) == NOW + HALF_LIFE
     before = NOW + HALF_LIFE - timedelta(seconds=1)
@@ -97,22 +95,22 @@ def test_the_same_is_given_until_half_its_life_is_over_then_a_new_key(issuer: Is
     assert issuer.renew_at(pod()) == NOW + 2 * HALF_LIFE
 
 
-def test_a_clock_that_was_set_back_gets_a_certificate_that_is_valid_now(issuer: Issuer) -> None:
+def test_clock_set_back_gets_a_valid_certificate(issuer: Issuer) -> None:
     later, _ = issuer.secrets_for(pod(), "cluster.local", NOW + timedelta(days=3))
     earlier, _ = issuer.secrets_for(pod(), "cluster.local", NOW)
     assert earlier.version != later.version
     assert leaf_of(earlier).not_valid_before_utc < NOW
 
 
-def test_a_lifetime_can_be_chosen(authority: Authority) -> None:
+def test_lifetime_is_configurable(authority: Authority) -> None:
     issuer = Issuer(authority, lifetime=timedelta(minutes=2))
     issuer.secrets_for(pod(), "cluster.local", NOW)
     assert issuer.renew_at(pod()) == NOW + timedelta(minutes=1)
 
 
-def test_no_two_pods_share_a_key_not_even_of_one_service_account(issuer: Issuer) -> None:
+def test_each_pod_has_its_own_key(issuer: Issuer) -> None:
     pods = [pod("a"), pod("b"), pod("a", "legacy"), pod("c")]
-    keys = {key_of(issuer.secrets_for(each, "cluster.local", NOW)[0]) for each in pods}
+    keys = {key_of(issuer.secrets_for(owner, "cluster.local", NOW)[0]) for owner in pods}
     assert len(keys) == len(pods)
 
 
@@ -127,20 +125,18 @@ def test_no_two_pods_share_a_key_not_even_of_one_service_account(issuer: Issuer)
     ids=[
         "another service account",
         "another trust domain",
-        "another pod of the same name",
-        "within a second",
+        "new pod of the same name",
+        "new pod within the same second",
     ],
 )
-def test_a_pod_that_is_somebody_else_now_gets_a_key_of_its_own(
-    issuer: Issuer, successor: Pod, trust_domain: str
-) -> None:
+def test_pod_with_a_new_identity_gets_a_new_key(issuer: Issuer, successor: Pod, trust_domain: str) -> None:
     first, _ = issuer.secrets_for(pod(), "cluster.local", NOW)
     second, _ = issuer.secrets_for(successor, trust_domain, NOW)
     assert key_of(first) != key_of(second)
     assert identity_of(second) == successor.identity(trust_domain)
 
 
-def test_a_pod_that_is_gone_is_forgotten_with_its_key(issuer: Issuer) -> None:
+def test_deleted_pod_and_its_key_are_forgotten(issuer: Issuer) -> None:
     first, _ = issuer.secrets_for(pod(), "cluster.local", NOW)
     issuer.forget(pod())
     issuer.forget(pod("never-known"))
@@ -148,17 +144,17 @@ def test_a_pod_that_is_gone_is_forgotten_with_its_key(issuer: Issuer) -> None:
     assert key_of(issuer.secrets_for(pod(), "cluster.local", NOW)[0]) != key_of(first)
 
 
-def test_two_issuers_of_one_root_never_give_the_same_key(authority: Authority) -> None:
+def test_issuers_of_one_root_generate_different_keys(authority: Authority) -> None:
     keys = {key_of(Issuer(authority).secrets_for(pod(), "cluster.local", NOW)[0]) for _ in range(2)}
     assert len(keys) == 2
 
 
-def test_an_expired_root_is_an_error_that_says_so(issuer: Issuer) -> None:
+def test_expired_root_is_an_error(issuer: Issuer) -> None:
     with pytest.raises(IdentityError, match="root certificate expired"):
         issuer.secrets_for(pod(), "cluster.local", NOW + timedelta(days=4000))
 
 
-def test_several_roots_are_trusted_each_once_and_the_version_is_the_contents(authority: Authority) -> None:
+def test_roots_are_bundled_without_duplicates(authority: Authority) -> None:
     old = Authority.create(PrivateKey.generate(), "cluster.local", NOW).certificate_pem
     new = authority.certificate_pem
     both = roots_secret([new, old, new])
@@ -167,16 +163,16 @@ def test_several_roots_are_trusted_each_once_and_the_version_is_the_contents(aut
     assert len(x509.load_pem_x509_certificates(bundle)) == 2
     assert both == roots_secret([new.strip(), old])
     assert both.version != roots_secret([new]).version
-    _, given = Issuer(authority, extra_roots=[old]).secrets_for(pod(), "cluster.local", NOW)
-    assert given == both
+    _, issued = Issuer(authority, extra_roots=[old]).secrets_for(pod(), "cluster.local", NOW)
+    assert issued == both
 
 
-def test_the_version_of_a_leaf_is_the_same_wherever_it_is_encoded(authority: Authority) -> None:
+def test_leaf_secret_is_deterministic(authority: Authority) -> None:
     leaf: Leaf = authority.issue("spiffe://cluster.local/ns/full/sa/sleep", NOW)
     assert certificate_secret(leaf) == certificate_secret(leaf)
 
 
-def test_a_root_that_is_only_trusted_changes_no_certificate(authority: Authority, issuer: Issuer) -> None:
+def test_additional_root_keeps_certificates(authority: Authority, issuer: Issuer) -> None:
     before, _ = issuer.secrets_for(pod(), "cluster.local", NOW)
     new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     issuer.rotate(authority, [new.root_pem])
@@ -185,9 +181,7 @@ def test_a_root_that_is_only_trusted_changes_no_certificate(authority: Authority
     assert roots == issuer.roots == roots_secret([authority.root_pem, new.root_pem])
 
 
-def test_another_authority_issues_everybody_a_certificate_with_a_new_key_at_once(
-    authority: Authority, issuer: Issuer
-) -> None:
+def test_new_authority_reissues_certificates_at_once(authority: Authority, issuer: Issuer) -> None:
     before, _ = issuer.secrets_for(pod(), "cluster.local", NOW)
     new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     issuer.rotate(new, [authority.root_pem])
@@ -198,7 +192,7 @@ def test_another_authority_issues_everybody_a_certificate_with_a_new_key_at_once
     assert issuer.secrets_for(pod(), "cluster.local", NOW)[0] is after
 
 
-def test_roots_that_came_with_a_ca_are_trusted_as_well() -> None:
+def test_roots_supplied_with_a_ca_are_trusted() -> None:
     other, mine = Company.root("Other", NOW), Company.root("Mine", NOW)
     ca = Authority.load(pem(mine), key_pem(mine), NOW, root=pem(other) + pem(mine))
     _, roots = Issuer(ca).secrets_for(pod(), "cluster.local", NOW)

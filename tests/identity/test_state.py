@@ -1,4 +1,4 @@
-"""The root in the state directory: made once, kept private, agreed on by all who start at once."""
+"""The root in the state directory: created once, kept private, shared by concurrent processes."""
 
 import os
 import stat
@@ -53,25 +53,25 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_root_is_made_on_first_use_and_used_from_then_on(state: Path) -> None:
+def test_root_is_created_once_and_reused(state: Path) -> None:
     first = load(state)
     assert load(state, NOW + timedelta(days=300)).certificate == first.certificate
 
 
-def test_only_we_can_read_the_key(state: Path) -> None:
+def test_only_the_owner_can_read_the_key(state: Path) -> None:
     load(state)
     assert mode(state) == 0o700
     assert mode(state / KEY_FILE) == 0o600
     assert mode(state / CERTIFICATE_FILE) == 0o644
 
 
-def test_nothing_else_is_left_in_the_directory(state: Path) -> None:
+def test_no_temporary_files_remain(state: Path) -> None:
     load(state)
     load(state)
     assert {file.name for file in state.iterdir()} == {KEY_FILE, CERTIFICATE_FILE}
 
 
-def test_parents_are_made_and_an_existing_directory_stays_as_it_is(tmp_path: Path) -> None:
+def test_parent_directories_are_created(tmp_path: Path) -> None:
     existing = tmp_path / "there"
     existing.mkdir(mode=0o755)
     load(existing)
@@ -79,16 +79,14 @@ def test_parents_are_made_and_an_existing_directory_stays_as_it_is(tmp_path: Pat
     assert mode(existing) == 0o755
 
 
-def test_without_a_directory_the_root_is_in_memory_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_root_without_a_directory_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load(None).certificate != load(None).certificate
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("loose", [0o640, 0o604, 0o660, 0o666, 0o644])
-def test_a_key_that_others_can_use_is_refused_with_the_remedy(state: Path, loose: int) -> None:
+def test_key_readable_by_others_is_refused_with_a_hint(state: Path, loose: int) -> None:
     load(state)
     (state / KEY_FILE).chmod(loose)
     with pytest.raises(StateError) as refusal:
@@ -99,13 +97,13 @@ def test_a_key_that_others_can_use_is_refused_with_the_remedy(state: Path, loose
     load(state)
 
 
-def test_a_key_that_nobody_can_write_is_fine(state: Path) -> None:
+def test_read_only_key_is_accepted(state: Path) -> None:
     load(state)
     (state / KEY_FILE).chmod(0o400)
     load(state)
 
 
-def test_a_crash_between_key_and_certificate_is_made_good(state: Path) -> None:
+def test_crash_between_key_and_certificate_is_repaired(state: Path) -> None:
     load(state)
     key = (state / KEY_FILE).read_bytes()
     (state / CERTIFICATE_FILE).unlink()
@@ -114,7 +112,7 @@ def test_a_crash_between_key_and_certificate_is_made_good(state: Path) -> None:
     assert load(state).certificate == again.certificate
 
 
-def test_a_certificate_without_its_key_is_refused_and_kept(state: Path) -> None:
+def test_certificate_without_its_key_is_refused_and_kept(state: Path) -> None:
     load(state)
     (state / KEY_FILE).unlink()
     with pytest.raises(StateError, match=rf"{KEY_FILE} is missing"):
@@ -122,7 +120,7 @@ def test_a_certificate_without_its_key_is_refused_and_kept(state: Path) -> None:
     assert [file.name for file in state.iterdir()] == [CERTIFICATE_FILE]
 
 
-def test_a_key_of_another_root_is_refused(state: Path) -> None:
+def test_key_of_another_root_is_refused(state: Path) -> None:
     load(state)
     (state / KEY_FILE).write_bytes(PrivateKey.generate().to_pem())
     with pytest.raises(StateError, match=rf"{state}.*different CAs.*remove both") as refusal:
@@ -131,7 +129,7 @@ def test_a_key_of_another_root_is_refused(state: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [KEY_FILE, CERTIFICATE_FILE])
-def test_a_damaged_file_is_refused_and_kept(state: Path, name: str) -> None:
+def test_damaged_file_is_refused_and_kept(state: Path, name: str) -> None:
     load(state)
     (state / name).write_bytes(b"")
     with pytest.raises(StateError, match="not a PEM"):
@@ -139,20 +137,20 @@ def test_a_damaged_file_is_refused_and_kept(state: Path, name: str) -> None:
     assert (state / name).read_bytes() == b""
 
 
-def test_an_expired_root_is_refused(state: Path) -> None:
+def test_expired_root_is_refused(state: Path) -> None:
     load(state)
     with pytest.raises(StateError, match=r"expired at 20\d\d.*remove both"):
         load(state, NOW + timedelta(days=4000))
 
 
-def test_a_file_in_the_directorys_place_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_file_instead_of_the_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("not a directory")
     with pytest.raises(StateError, match=rf"{tmp_path / 'state'}: File exists"):
         load(tmp_path / "state")
 
 
 @pytest.mark.parametrize("stolen", [KEY_FILE, CERTIFICATE_FILE])
-def test_whoever_links_a_file_first_wins(state: Path, monkeypatch: pytest.MonkeyPatch, stolen: str) -> None:
+def test_first_process_to_link_a_file_wins(state: Path, monkeypatch: pytest.MonkeyPatch, stolen: str) -> None:
     link, winners = Path.hardlink_to, []
 
     def overtaken(target: Path, aside: Path) -> None:
@@ -198,7 +196,7 @@ def race(script: str, state: Path) -> set[str]:
 
 
 @pytest.mark.real
-def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
+def test_concurrent_processes_agree_on_one_root(state: Path) -> None:
     printed = race(
         "root = load_or_create_root(state, 'cluster.local', now)\n"
         "leaf = root.issue('spiffe://cluster.local/ns/a/sa/b', now)\n"
@@ -210,7 +208,7 @@ def test_processes_that_start_at_once_agree_on_one_root(state: Path) -> None:
 
 
 @pytest.mark.real
-def test_processes_that_start_at_once_agree_on_one_key_for_tokens(state: Path) -> None:
+def test_concurrent_processes_agree_on_one_token_key(state: Path) -> None:
     state.mkdir(mode=0o700)
     printed = race("print(load_or_create_token_key(state).to_text().decode(), end='')", state)
     assert printed == {(state / TOKEN_KEY_FILE).read_text()}
@@ -218,14 +216,14 @@ def test_processes_that_start_at_once_agree_on_one_key_for_tokens(state: Path) -
     assert mode(state / TOKEN_KEY_FILE) == 0o600
 
 
-def test_the_key_for_tokens_is_made_once_and_only_where_there_is_a_directory(state: Path) -> None:
+def test_token_key_is_created_once_in_an_existing_directory(state: Path) -> None:
     with pytest.raises(StateError, match=f"{state}.*No such file"):
         load_or_create_token_key(state)
     state.mkdir(mode=0o700)
     assert load_or_create_token_key(state) == load_or_create_token_key(state)
 
 
-def test_a_key_for_tokens_that_cannot_be_used_is_refused_with_the_remedy(state: Path) -> None:
+def test_unusable_token_key_is_refused_with_a_hint(state: Path) -> None:
     state.mkdir(mode=0o700)
     load_or_create_token_key(state)
     file = state / TOKEN_KEY_FILE
@@ -241,7 +239,7 @@ def test_a_key_for_tokens_that_cannot_be_used_is_refused_with_the_remedy(state: 
     assert "something else" not in str(refusal.value)
 
 
-def test_the_roots_can_be_read_without_any_key(state: Path) -> None:
+def test_roots_are_readable_without_a_key(state: Path) -> None:
     with pytest.raises(StateError, match=r"root-cert\.pem does not exist: xds serve creates it"):
         roots(state)
     mine = load(state)
@@ -255,7 +253,7 @@ def test_the_roots_can_be_read_without_any_key(state: Path) -> None:
         roots(state)
 
 
-def test_a_file_is_replaced_at_once_whoever_looks_meanwhile(tmp_path: Path) -> None:
+def test_file_is_replaced_atomically(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("before")
     with file.open() as held:
@@ -266,10 +264,10 @@ def test_a_file_is_replaced_at_once_whoever_looks_meanwhile(tmp_path: Path) -> N
     (tmp_path / "d").mkdir()
     with pytest.raises(IsADirectoryError):
         write_atomically(tmp_path / "d", b"", 0o600)
-    assert {each.name for each in tmp_path.iterdir()} == {"token", "d"}
+    assert {path.name for path in tmp_path.iterdir()} == {"token", "d"}
 
 
-def test_further_roots_that_somebody_put_there_are_trusted(state: Path) -> None:
+def test_additional_roots_file_is_trusted(state: Path) -> None:
     mine = load(state)
     other = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     put(state / MORE_ROOTS_FILE, other.certificate_pem + mine.certificate_pem)
@@ -282,13 +280,13 @@ def more_roots() -> bytes:
 
 FILES = (KEY_FILE, CERTIFICATE_FILE, MORE_ROOTS_FILE, TOKEN_KEY_FILE)
 STRANGER = 12345
-"""A user and a group that we are not."""
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+"""A foreign user and group id."""
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change a file's owner")
 
 
 @pytest.fixture
 def filled(state: Path) -> Path:
-    """A state directory with everything that may be in one."""
+    """A state directory with all files that one may contain."""
     load(state)
     load_or_create_token_key(state)
     put(state / MORE_ROOTS_FILE, more_roots())
@@ -296,7 +294,7 @@ def filled(state: Path) -> Path:
 
 
 def use(state: Path, name: str) -> None:
-    """Read the file in each way in which it is read."""
+    """Call every function that reads the file."""
     if name == TOKEN_KEY_FILE:
         load_or_create_token_key(state)
         return
@@ -313,7 +311,7 @@ def refusal(what: Callable[[], object]) -> str:
 
 @root_only
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_another_user_is_refused_with_the_remedy(filled: Path, name: str) -> None:
+def test_file_of_another_user_is_refused_with_a_hint(filled: Path, name: str) -> None:
     use(filled, name)
     os.chown(filled / name, STRANGER, -1)
     readers = (
@@ -324,13 +322,13 @@ def test_a_file_of_another_user_is_refused_with_the_remedy(filled: Path, name: s
         else [load, roots]
     )
     for reader in readers:
-        said = refusal(lambda reader=reader: reader(filled))
-        assert f"{filled / name} belongs to user {STRANGER}" in said
-        assert f"run 'chown 0 {filled / name}'" in said
+        message = refusal(lambda reader=reader: reader(filled))
+        assert f"{filled / name} belongs to user {STRANGER}" in message
+        assert f"run 'chown 0 {filled / name}'" in message
 
 
 @root_only
-def test_a_directory_of_another_user_is_refused_with_the_remedy(filled: Path) -> None:
+def test_directory_of_another_user_is_refused_with_a_hint(filled: Path) -> None:
     os.chown(filled, STRANGER, -1)
     for reader in (load, roots, load_or_create_token_key):
         assert f"run 'chown 0 {filled}'" in refusal(lambda reader=reader: reader(filled))
@@ -338,36 +336,36 @@ def test_a_directory_of_another_user_is_refused_with_the_remedy(filled: Path) ->
 
 @pytest.mark.parametrize("loose", [0o664, 0o646, 0o666, 0o620])
 @pytest.mark.parametrize("name", [CERTIFICATE_FILE, MORE_ROOTS_FILE])
-def test_roots_that_others_can_write_are_refused_with_the_remedy(filled: Path, name: str, loose: int) -> None:
+def test_roots_writable_by_others_are_refused_with_a_hint(filled: Path, name: str, loose: int) -> None:
     (filled / name).chmod(loose)
     for reader in (load, roots):
-        said = refusal(lambda reader=reader: reader(filled))
-        assert f"(mode {loose:04o})" in said
-        assert f"run 'chmod go-w {filled / name}'" in said
+        message = refusal(lambda reader=reader: reader(filled))
+        assert f"(mode {loose:04o})" in message
+        assert f"run 'chmod go-w {filled / name}'" in message
     (filled / name).chmod(0o644)
     use(filled, name)
 
 
 @pytest.mark.parametrize("loose", [0o777, 0o1777, 0o702, 0o757])
-def test_a_directory_that_others_can_write_is_refused_with_the_remedy(filled: Path, loose: int) -> None:
+def test_directory_writable_by_others_is_refused_with_a_hint(filled: Path, loose: int) -> None:
     filled.chmod(loose)
     for reader in (load, roots, load_or_create_token_key):
-        said = refusal(lambda reader=reader: reader(filled))
-        assert f"(mode {loose:04o})" in said
-        assert f"run 'chmod go-w {filled}'" in said
+        message = refusal(lambda reader=reader: reader(filled))
+        assert f"(mode {loose:04o})" in message
+        assert f"run 'chmod go-w {filled}'" in message
     load(filled / "within")
     assert mode(filled / "within") == 0o700
 
 
 @pytest.mark.parametrize("fs_group", [0o2770, 0o2775])
-def test_a_volume_with_an_fs_group_can_be_used(filled: Path, fs_group: int) -> None:
+def test_volume_with_an_fs_group_is_accepted(filled: Path, fs_group: int) -> None:
     filled.chmod(fs_group)
     for name in FILES:
         use(filled, name)
 
 
 @root_only
-def test_a_directory_that_a_group_of_others_can_write_is_refused(filled: Path) -> None:
+def test_directory_writable_by_a_foreign_group_is_refused(filled: Path) -> None:
     os.chown(filled, -1, STRANGER)
     filled.chmod(0o770)
     assert "is writable by other users (mode 0770)" in refusal(lambda: load(filled))
@@ -376,11 +374,11 @@ def test_a_directory_that_a_group_of_others_can_write_is_refused(filled: Path) -
 @root_only
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.real
-def test_a_file_that_a_member_of_the_group_puts_there_is_refused(filled: Path, name: str) -> None:
+def test_file_created_by_a_group_member_is_refused(filled: Path, name: str) -> None:
     filled.chmod(0o2770)
     script = (
-        "import os, sys; name, group, user = sys.argv[1:]; os.setgid(int(group)); os.setuid(int(user)); os.unlink(name)\n"
-        "os.write(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600), sys.stdin.buffer.read())"
+        "import os, sys; name, group, user = sys.argv[1:]; os.setgid(int(group)); os.setuid(int(user)); "
+        "os.unlink(name)\nos.write(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600), sys.stdin.buffer.read())"
     )
     argv = [sys.executable, "-c", script, name, str(filled.stat().st_gid), str(STRANGER)]
     subprocess.run(argv, cwd=filled, input=(filled / name).read_bytes(), check=True)
@@ -388,32 +386,32 @@ def test_a_file_that_a_member_of_the_group_puts_there_is_refused(filled: Path, n
 
 
 @pytest.mark.parametrize("name", [KEY_FILE, TOKEN_KEY_FILE])
-def test_a_key_that_is_a_symbolic_link_is_refused(filled: Path, name: str) -> None:
+def test_symlinked_key_is_refused(filled: Path, name: str) -> None:
     target = (filled / name).rename(filled / "elsewhere")
     (filled / name).symlink_to(target)
     assert f"{filled / name} is a symbolic link" in refusal(lambda: use(filled, name))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_no_regular_file_is_refused_and_not_waited_for(filled: Path, name: str) -> None:
+def test_fifo_is_refused_without_blocking(filled: Path, name: str) -> None:
     (filled / name).unlink()
     os.mkfifo(filled / name, 0o600)
     assert f"{filled / name} is not a regular file" in refusal(lambda: use(filled, name))
 
 
 @pytest.mark.parametrize("name", [MORE_ROOTS_FILE, TOKEN_KEY_FILE])
-def test_the_file_that_was_checked_is_the_one_that_is_read(
+def test_checked_file_is_the_file_that_is_read(
     filled: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     fstat, inode = os.fstat, (filled / name).stat().st_ino
     attempts = []
 
     def exchanging(handle: int) -> os.stat_result:
-        found = fstat(handle)
-        if found.st_ino == inode:
+        status = fstat(handle)
+        if status.st_ino == inode:
             attempts.append(name)
             write_atomically(filled / name, b"planted", 0o666)
-        return found
+        return status
 
     monkeypatch.setattr(os, "fstat", exchanging)
     use_once = load_or_create_token_key if name == TOKEN_KEY_FILE else roots
@@ -424,7 +422,7 @@ def test_the_file_that_was_checked_is_the_one_that_is_read(
         use_once(filled)
 
 
-def test_further_roots_that_cannot_be_read_are_refused(state: Path) -> None:
+def test_malformed_additional_roots_are_refused(state: Path) -> None:
     load(state)
     put(state / MORE_ROOTS_FILE, b"-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n")
     with pytest.raises(StateError, match="not a PEM certificate"):

@@ -1,4 +1,4 @@
-"""Tokens that we sign: what is in them, and which are good."""
+"""Tokens signed by the control plane: their claims, and how they are verified."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ def read(part: str) -> dict[str, Any]:
     return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))  # type: ignore[no-any-return]
 
 
-def altered(shown: str, part: int, **changes: Any) -> str:
-    """Return a token of which a part says something else, under the signature that it has."""
-    parts = shown.split(".")
-    said = json.dumps(read(parts[part]) | changes).encode()
-    parts[part] = base64.urlsafe_b64encode(said).decode().rstrip("=")
+def altered(encoded: str, part: int, **changes: Any) -> str:
+    """Return a token with changed claims in one part, and its original signature."""
+    parts = encoded.split(".")
+    claims = json.dumps(read(parts[part]) | changes).encode()
+    parts[part] = base64.urlsafe_b64encode(claims).decode().rstrip("=")
     return ".".join(parts)
 
 
-@pytest.mark.parametrize("who", [WEB, UNBOUND], ids=["bound", "unbound"])
-def test_who_shows_a_token_is_whom_it_was_made_for_until_it_expires(who: Caller) -> None:
-    shown = KEY.issue(who, NOW, HOUR)
-    assert KEY.verify(shown, NOW) == who
-    assert KEY.verify(shown, NOW + HOUR - timedelta(seconds=1)) == who
+@pytest.mark.parametrize("caller", [WEB, UNBOUND], ids=["bound", "unbound"])
+def test_token_identifies_its_caller_until_it_expires(caller: Caller) -> None:
+    encoded = KEY.issue(caller, NOW, HOUR)
+    assert KEY.verify(encoded, NOW) == caller
+    assert KEY.verify(encoded, NOW + HOUR - timedelta(seconds=1)) == caller
     with pytest.raises(UnauthenticatedError, match="expired at 2030-01-01 13:00 UTC"):
-        KEY.verify(shown, NOW + HOUR)
+        KEY.verify(encoded, NOW + HOUR)
 
 
-def test_the_claims_are_those_of_a_projected_token() -> None:
-    header, said, _ = KEY.issue(WEB, NOW, HOUR).split(".")
+def test_claims_match_a_projected_token() -> None:
+    header, claims, _ = KEY.issue(WEB, NOW, HOUR).split(".")
     assert read(header) == {"alg": "HS256", "typ": "JWT"}
     began = int(NOW.timestamp())
-    assert read(said) == {
+    assert read(claims) == {
         "iss": "xds",
         "aud": ["xds-ca"],
         "sub": "system:serviceaccount:shop:seller",
@@ -64,20 +64,20 @@ def test_the_claims_are_those_of_a_projected_token() -> None:
     }
 
 
-def test_the_signature_is_that_of_the_standard() -> None:
-    """The example of RFC 7515, appendix A.1; it is for nobody's audience, which is told of genuine tokens alone."""
+def test_signature_matches_the_rfc_example() -> None:
+    """Example of RFC 7515, appendix A.1. Only genuine tokens get an error about their audience."""
     key = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow=="
-    shown = (
+    encoded = (
         "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9"
         ".eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ"
         ".dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
     )
     with pytest.raises(UnauthenticatedError, match="not for audience xds-ca"):
-        TokenKey(base64.urlsafe_b64decode(key)).verify(shown, NOW)
+        TokenKey(base64.urlsafe_b64decode(key)).verify(encoded, NOW)
     with pytest.raises(UnauthenticatedError, match="not signed"):
         TokenKey(base64.urlsafe_b64decode(key)).verify(
-            shown[:-1] + "l", NOW
-        )  # the same bytes, in another spelling
+            encoded[:-1] + "l", NOW
+        )  # the same bytes, encoded differently
 
 
 GOOD = KEY.issue(WEB, NOW, HOUR)
@@ -85,7 +85,7 @@ LATER = int((NOW + HOUR).timestamp())
 
 
 @pytest.mark.parametrize(
-    ("shown", "why"),
+    ("encoded", "why"),
     [
         ("", "not a service account token"),
         ("garbage", "not a service account token"),
@@ -105,17 +105,17 @@ LATER = int((NOW + HOUR).timestamp())
         (KEY.issue(WEB, NOW + HOUR, HOUR), "not valid yet"),
     ],
 )
-def test_what_proves_nothing(shown: str, why: str) -> None:
+def test_invalid_token_is_rejected(encoded: str, why: str) -> None:
     with pytest.raises(UnauthenticatedError, match=why) as refused:
-        KEY.verify(shown, NOW)
-    assert not shown or shown not in str(refused.value)
+        KEY.verify(encoded, NOW)
+    assert not encoded or encoded not in str(refused.value)
 
 
-def test_a_clock_that_is_a_little_ahead_does_no_harm() -> None:
+def test_small_clock_skew_is_tolerated() -> None:
     assert KEY.verify(KEY.issue(WEB, NOW + timedelta(minutes=4), HOUR), NOW) == WEB
 
 
-def test_the_key_is_kept_as_text_and_shows_itself_nowhere_else() -> None:
+def test_token_key_round_trips_as_text_only() -> None:
     text = KEY.to_text()
     assert TokenKey.from_text(text) == KEY != TokenKey.generate()
     assert len(bytes.fromhex(text.decode())) == 32
@@ -125,7 +125,7 @@ def test_the_key_is_kept_as_text_and_shows_itself_nowhere_else() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"00" * 31, b"00" * 33, b"x" * 64, b"\xff" * 64])
-def test_a_text_that_is_no_key_is_refused_and_not_quoted(text: bytes) -> None:
+def test_invalid_token_key_is_rejected_without_quoting_it(text: bytes) -> None:
     with pytest.raises(IdentityError, match="64 hexadecimal digits") as refused:
         TokenKey.from_text(text)
     assert not text or text.decode(errors="replace") not in str(refused.value)

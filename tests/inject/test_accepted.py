@@ -1,4 +1,4 @@
-"""What injection writes, `xds init` and `xds proxy` take."""
+"""`xds init` and `xds proxy` accept the arguments and environment that injection writes."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ def containers(name: str) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("container", [*containers("xds-init")])
-def test_init_understands_its_arguments(container: dict[str, Any]) -> None:
+def test_init_accepts_injected_arguments(container: dict[str, Any]) -> None:
     result = CliRunner().invoke(app, [*container["args"], "--dry-run"])
     assert result.exit_code == 0, result.output
     assert "-A PREROUTING -p tcp -j ISTIO_INBOUND" in result.stdout
 
 
 @pytest.mark.parametrize("container", [*containers("xds-proxy")])
-def test_the_proxy_understands_its_environment(container: dict[str, Any]) -> None:
-    given = {
+def test_proxy_accepts_the_injected_environment(container: dict[str, Any]) -> None:
+    env = {
         entry["name"]: entry["value"].replace("$$(", "$(")
         if "value" in entry
         else DOWNWARD[entry["valueFrom"]["fieldRef"]["fieldPath"]]
         for entry in container["env"]
     }
-    assert given.keys() <= {variable.name for variable in variables()}
-    sidecar, problems = environment.read(given)
+    assert env.keys() <= {variable.name for variable in variables()}
+    sidecar, problems = environment.read(env)
     assert not problems
     assert sidecar.bootstrap()
-    found, _ = probes.read(given.get("XDS_APP_PROBES", ""))
-    assert len(sidecar.probes) == len(found)
+    expected, _ = probes.read(env.get("XDS_APP_PROBES", ""))
+    assert len(sidecar.probes) == len(expected)
 
 
-def test_probes_of_every_kind_are_among_what_is_tried() -> None:
-    tried = str([container.values for container in containers("xds-proxy")])
-    for what in (
+def test_cases_cover_all_kinds_of_probes() -> None:
+    values = str([container.values for container in containers("xds-proxy")])
+    for text in (
         '"tcpSocket"',
         '"grpc"',
         '"scheme":"HTTPS"',
         "/app-lifecycle/web/prestopz",
         "/app-health/logs/readyz",
     ):
-        assert what in tried
+        assert text in values

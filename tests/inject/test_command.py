@@ -1,4 +1,4 @@
-"""`xds inject`: what it reads, where it writes, and how it says what is wrong."""
+"""`xds inject`: input, output and error messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def inject(*words: object, stdin: str | bytes = "") -> Result:
     return CliRunner().invoke(app, ["inject", *map(str, words)], input=stdin)
 
 
-def test_files_come_out_one_after_another(tmp_path: Path) -> None:
+def test_files_are_written_in_order(tmp_path: Path) -> None:
     (tmp_path / "pod.yaml").write_text(POD.rstrip())
     (tmp_path / "other.yaml").write_text(OTHER)
     result = inject(
@@ -33,13 +33,13 @@ def test_files_come_out_one_after_another(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
-def test_it_writes_to_a_file_if_told_to(tmp_path: Path) -> None:
+def test_output_option_writes_a_file(tmp_path: Path) -> None:
     result = inject("-f", "-", "-o", tmp_path / "out.yaml", stdin=POD)
     assert (result.exit_code, result.stdout) == (0, "")
     assert (tmp_path / "out.yaml").read_text() == inject("-f", "-", stdin=POD).stdout
 
 
-def test_options_say_how_the_sidecar_is_to_be() -> None:
+def test_options_configure_the_sidecar() -> None:
     options = (
         "--image",
         "r.example/xds:1",
@@ -55,13 +55,13 @@ def test_options_say_how_the_sidecar_is_to_be() -> None:
     assert init["args"][1:3] == ["-p", "16001"]
 
 
-def test_a_socket_of_the_mesh_is_mounted_too() -> None:
+def test_sds_socket_of_the_mesh_config_is_mounted() -> None:
     result = inject("-f", "-", "--set", "meshConfig.sdsUdsPath=unix:///run/spire/agent.sock", stdin=POD)
     volumes = yaml.safe_load(result.stdout)["spec"]["volumes"]
     assert {"name": "xds-sds", "hostPath": {"path": "/run/spire", "type": "Directory"}} in volumes
 
 
-def test_all_that_is_wrong_is_said_with_file_and_line_and_nothing_is_written(tmp_path: Path) -> None:
+def test_errors_have_file_and_line_and_prevent_output(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(POD)
     bad = (
         POD
@@ -78,12 +78,12 @@ def test_all_that_is_wrong_is_said_with_file_and_line_and_nothing_is_written(tmp
     lines = [line.removeprefix(f"{tmp_path}/") for line in result.stderr.splitlines()]
     assert [line.split(" problem: ")[0] for line in lines] == ["bad.yaml:10:", "bad.yaml:25:", "bad.yaml:28:"]
     assert lines[0].endswith(
-        "problem: Pod web: spec.containers[0].ports[0].containerPort is 15001, which is reserved for outbound interception "
-        "(use another port)"
+        "problem: Pod web: spec.containers[0].ports[0].containerPort is 15001, which is reserved for "
+        "outbound interception (use another port)"
     )
 
 
-def test_a_key_that_is_there_twice_is_a_mistake_only_where_a_sidecar_is_added() -> None:
+def test_duplicate_key_is_an_error_only_where_injected() -> None:
     twice = POD.replace("    image: web\n", "    image: web\n    image: other\n")
     result = inject("-f", "-", stdin=twice)
     assert result.exit_code == 1
@@ -92,7 +92,7 @@ def test_a_key_that_is_there_twice_is_a_mistake_only_where_a_sidecar_is_added() 
 
 
 @pytest.mark.parametrize(
-    ("words", "stdin", "said"),
+    ("words", "stdin", "message"),
     [
         ([], "", "Missing option"),
         (["-f", "/no/such.yaml"], "", "xds: /no/such.yaml: No such file or directory"),
@@ -109,19 +109,19 @@ def test_a_key_that_is_there_twice_is_a_mistake_only_where_a_sidecar_is_added() 
         (["-f", "-", "--set", "meshConfig.nonsense=1"], POD, "nonsense"),
     ],
 )
-def test_wrong_use_is_told(words: list[str], stdin: str, said: str) -> None:
+def test_wrong_usage_exits_with_2(words: list[str], stdin: str, message: str) -> None:
     result = inject(*words, stdin=stdin)
-    assert said in " ".join(result.stderr.replace("│", " ").split())
+    assert message in " ".join(result.stderr.replace("│", " ").split())
     assert result.stdout == ""
     assert result.exit_code == 2
 
 
-def test_nothing_in_nothing_out() -> None:
+def test_empty_input_gives_empty_output() -> None:
     assert inject("-f", "-").stdout == ""
     assert inject("-f", "-", stdin="# only a comment\n").stdout == "# only a comment\n"
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text() -> None:
+def test_byte_order_mark_is_removed() -> None:
     assert (
         inject("-f", "-", stdin="\ufeff".encode() + POD.encode()).stdout
         == inject("-f", "-", stdin=POD).stdout

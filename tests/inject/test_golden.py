@@ -33,7 +33,7 @@ def values(text: str) -> list[object]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
-def test_a_file_is_injected_as_before(case: Path, request: pytest.FixtureRequest) -> None:
+def test_output_matches_the_golden_file(case: Path, request: pytest.FixtureRequest) -> None:
     result = injected(case.read_text())
     assert result.exit_code == 0, result.output
     for suffix, text in ((".out", result.stdout), (".err", result.stderr)):
@@ -44,7 +44,7 @@ def test_a_file_is_injected_as_before(case: Path, request: pytest.FixtureRequest
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.stem)
-def test_injecting_twice_is_the_same_as_once(case: Path) -> None:
+def test_injection_is_idempotent(case: Path) -> None:
     once = injected(case.read_text()).stdout
     twice = injected(once)
     assert twice.stdout == once
@@ -52,12 +52,12 @@ def test_injecting_twice_is_the_same_as_once(case: Path) -> None:
 
 
 def lines_are_kept(before: str, after: str) -> bool:
-    """Whether all lines of one text are in another, in that order."""
-    rest = iter(after.splitlines())
-    return all(line in rest for line in before.splitlines())
+    """Whether another text contains all lines of one text in order."""
+    remaining = iter(after.splitlines())
+    return all(line in remaining for line in before.splitlines())
 
 
-def test_nothing_but_what_is_added_differs() -> None:
+def test_injection_only_adds_lines() -> None:
     before = (SAMPLES / "httpbin/httpbin.yaml").read_text()
     after = injected(before).stdout
     assert lines_are_kept(before, after)
@@ -65,7 +65,7 @@ def test_nothing_but_what_is_added_differs() -> None:
     assert service in values(before)
 
 
-def test_what_has_no_sidecar_to_get_is_the_same_to_the_byte() -> None:
+def test_file_without_injection_keeps_its_bytes() -> None:
     text = (Path(__file__).parent / "cases/left.yaml").read_text()
     assert injected(text).stdout == text
 
@@ -84,13 +84,13 @@ def test_json_stays_json() -> None:
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.suffix == ".yaml"], ids=lambda case: case.stem
 )
-def test_what_is_written_means_the_same_to_another_reader(case: Path) -> None:
-    """Nothing that is added relies on how a plain word is understood: PyYAML's rules are not kubectl's."""
+def test_output_means_the_same_to_pyyaml(case: Path) -> None:
+    """No addition is an ambiguous plain scalar, which PyYAML and kubectl would interpret differently."""
     text = injected(case.read_text()).stdout
     ours = [template for value in values(text) for template in find_templates(value)]
     theirs = [template for value in yaml.safe_load_all(text) for template in find_templates(value)]
     assert ours == theirs
 
 
-def test_a_surrogate_pair_is_a_character() -> None:
+def test_surrogate_pair_is_one_character() -> None:
     assert values(join_surrogates('{"a": "\\ud83d\\ude00"}')) == [{"a": "😀"}]

@@ -1,4 +1,4 @@
-"""A pod in which anything may be anything: it is patched, or left, or refused, and nothing breaks."""
+"""Pods with arbitrary values: each is patched, skipped or refused without an exception."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ ANYTHING = st.sampled_from(
 
 @settings(max_examples=400, deadline=None)
 @given(st.data(), st.booleans())
-def test_whatever_a_pod_has_it_is_patched_or_left_or_refused(data: st.DataObject, native: bool) -> None:
+def test_arbitrary_pod_is_patched_skipped_or_refused(data: st.DataObject, native: bool) -> None:
     pod = data.draw(st.sampled_from(PODS))
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from([*places(pod)]))
         if path:
             pod = replaced(pod, path, data.draw(ANYTHING))
-    kept = copy.deepcopy(pod)
+    original = copy.deepcopy(pod)
     result = inject(pod, InjectionSettings(native=native), locate=dotted)
-    assert pod == kept
+    assert pod == original
     assert (result.pod is pod) is bool(result.skip_reason or result.refused)
     json.dumps(create_patch(pod, result.pod))
     assert len(result.skip_reason) < 300

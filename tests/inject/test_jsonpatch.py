@@ -1,4 +1,4 @@
-"""The patch that the webhook answers with, applied by somebody else's implementation."""
+"""The webhook's JSON Patch, applied by another implementation."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ VALUES = st.recursive(
 
 @settings(deadline=None)
 @given(VALUES, VALUES)
-def test_a_patch_makes_one_value_of_another(before: object, after: object) -> None:
+def test_patch_transforms_one_value_into_another(before: object, after: object) -> None:
     patch = create_patch(before, after)
-    found = jsonpatch.apply_patch(copy.deepcopy(before), patch)
-    assert json.dumps(found, sort_keys=True) == json.dumps(after, sort_keys=True)
+    patched = jsonpatch.apply_patch(copy.deepcopy(before), patch)
+    assert json.dumps(patched, sort_keys=True) == json.dumps(after, sort_keys=True)
 
 
 @settings(deadline=None)
 @given(VALUES)
-def test_there_is_nothing_to_patch_in_what_is_the_same(value: object) -> None:
+def test_equal_values_have_an_empty_patch(value: object) -> None:
     assert create_patch(value, copy.deepcopy(value)) == []
 
 
-def test_what_is_named_keeps_its_place_in_the_patch() -> None:
+def test_list_elements_are_matched_by_name() -> None:
     before = [{"name": "a", "port": 1}, {"name": "b"}]
     after = [{"name": "new"}, {"name": "a", "port": 2}, {"name": "b"}, {"name": "last"}]
     assert create_patch(before, [*before, {"name": "c"}]) == [

@@ -1,4 +1,4 @@
-"""What a pod gets, why one gets nothing, and what is refused."""
+"""Injected, skipped and refused pods."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def pod(**changes: Any) -> dict[str, Any]:
 def injected(
     value: dict[str, Any], settings: InjectionSettings | None = None, namespace: str = "shop"
 ) -> Injection:
-    kept = copy.deepcopy(value)
+    original = copy.deepcopy(value)
     result = inject(value, settings or InjectionSettings(), namespace=namespace, locate=dotted)
-    assert value == kept, "the argument was changed"
+    assert value == original, "the argument was changed"
     return result
 
 
 def container(result: Injection, name: str) -> dict[str, Any]:
     spec = result.pod["spec"]
-    (found,) = [c for c in [*spec.get("initContainers", ()), *spec["containers"]] if c["name"] == name]
-    return found
+    (match,) = [c for c in [*spec.get("initContainers", ()), *spec["containers"]] if c["name"] == name]
+    return match
 
 
 def environment(result: Injection) -> dict[str, str]:
@@ -48,7 +48,7 @@ def refusals(value: dict[str, Any]) -> list[str]:
     return [f"{problem.where}: {problem.what}" for problem in result.problems if not problem.notice]
 
 
-def test_a_pod_becomes_one_with_a_sidecar() -> None:
+def test_injected_pod_has_label_annotation_and_volumes() -> None:
     result = injected(pod(labels={"app": "web"}))
     assert result.pod["metadata"]["labels"] == {"app": "web", "security.istio.io/tlsMode": "istio"}
     added = json.loads(result.pod["metadata"]["annotations"][STATUS])
@@ -56,12 +56,12 @@ def test_a_pod_becomes_one_with_a_sidecar() -> None:
     assert [v["name"] for v in result.pod["spec"]["volumes"]] == added["volumes"]
 
 
-def test_the_label_that_a_user_set_stays() -> None:
+def test_existing_label_is_kept() -> None:
     result = injected(pod(labels={"security.istio.io/tlsMode": "disabled"}))
     assert result.pod["metadata"]["labels"]["security.istio.io/tlsMode"] == "disabled"
 
 
-def test_only_the_init_container_may_change_the_network_and_only_that() -> None:
+def test_containers_have_minimal_capabilities() -> None:
     result = injected(pod())
     init = container(result, "xds-init")["securityContext"]
     assert init["capabilities"] == {"add": ["NET_ADMIN", "NET_RAW"], "drop": ["ALL"]}
@@ -73,21 +73,21 @@ def test_only_the_init_container_may_change_the_network_and_only_that() -> None:
     assert not proxy["privileged"]
 
 
-def test_the_sidecar_has_the_user_and_the_group_whose_traffic_is_left_alone() -> None:
+def test_init_excludes_the_user_and_group_of_the_sidecar() -> None:
     result = injected(pod())
     arguments = container(result, "xds-init")["args"]
     proxy = container(result, "xds-proxy")["securityContext"]
-    said = {flag: int(arguments[arguments.index(flag) + 1]) for flag in ("-u", "-g")}
-    assert said == {"-u": proxy["runAsUser"], "-g": proxy["runAsGroup"]}
+    excluded = {flag: int(arguments[arguments.index(flag) + 1]) for flag in ("-u", "-g")}
+    assert excluded == {"-u": proxy["runAsUser"], "-g": proxy["runAsGroup"]}
 
 
-def test_interception_comes_first_then_the_sidecar_then_the_rest() -> None:
+def test_injected_init_containers_come_first() -> None:
     first = pod(initContainers=[{"name": "prepare", "image": "web"}])
     names = [c["name"] for c in injected(first).pod["spec"]["initContainers"]]
     assert names == ["xds-init", "xds-proxy", "prepare"]
 
 
-def test_what_runs_before_an_ordinary_sidecar_is_not_redirected_to_it() -> None:
+def test_init_container_comes_last_for_an_ordinary_sidecar() -> None:
     first = pod(initContainers=[{"name": "prepare", "image": "web"}])
     names = [
         c["name"] for c in injected(first, InjectionSettings(native=False)).pod["spec"]["initContainers"]
@@ -95,7 +95,7 @@ def test_what_runs_before_an_ordinary_sidecar_is_not_redirected_to_it() -> None:
     assert names == ["prepare", "xds-init"]
 
 
-def test_an_ordinary_container_comes_last_so_that_exec_and_logs_mean_the_application() -> None:
+def test_ordinary_sidecar_is_the_last_container() -> None:
     result = injected(pod(), InjectionSettings(native=False))
     assert [c["name"] for c in result.pod["spec"]["containers"]] == ["web", "xds-proxy"]
     assert "restartPolicy" not in container(result, "xds-proxy")
@@ -106,7 +106,7 @@ def test_an_ordinary_container_comes_last_so_that_exec_and_logs_mean_the_applica
 
 
 @pytest.mark.parametrize(
-    ("labels", "annotations", "gets"),
+    ("labels", "annotations", "is_injected"),
     [
         ({}, {}, True),
         ({"sidecar.istio.io/inject": "true"}, {"sidecar.istio.io/inject": "false"}, True),
@@ -117,10 +117,10 @@ def test_an_ordinary_container_comes_last_so_that_exec_and_logs_mean_the_applica
         ({}, {"sidecar.istio.io/inject": "nonsense"}, False),
     ],
 )
-def test_a_pod_decides_for_itself_as_with_istio(labels, annotations, gets: bool) -> None:
+def test_label_and_annotation_control_injection_as_in_istio(labels, annotations, is_injected: bool) -> None:
     result = injected(pod(labels=labels, annotations=annotations))
-    assert (result.skip_reason == "") is gets
-    assert (STATUS in result.pod["metadata"]["annotations"]) is gets
+    assert (result.skip_reason == "") is is_injected
+    assert (STATUS in result.pod["metadata"]["annotations"]) is is_injected
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_pod_decides_for_itself_as_with_istio(labels, annotations, gets: bool)
         ({}, "kube-system"),
     ],
 )
-def test_what_cannot_have_a_sidecar_is_left_as_it_is(changes, namespace) -> None:
+def test_unsuitable_pod_is_skipped(changes, namespace) -> None:
     value = pod(**changes)
     result = injected(value, namespace=namespace)
     assert result.skip_reason
@@ -144,14 +144,15 @@ def test_what_cannot_have_a_sidecar_is_left_as_it_is(changes, namespace) -> None
 
 
 @pytest.mark.parametrize("port", [15000, 15001, 15006, 15020, 15021, 15090])
-def test_a_port_that_the_sidecar_needs_is_refused(port: int) -> None:
+def test_reserved_port_is_refused(port: int) -> None:
     (refused,) = refusals(pod(containers=[{"name": "web", "ports": [{"containerPort": port}]}]))
     assert refused.startswith(
-        f"spec.containers[0].ports[0].containerPort: spec.containers[0].ports[0].containerPort is {port}, which"
+        f"spec.containers[0].ports[0].containerPort: spec.containers[0].ports[0].containerPort is {port}, "
+        "which"
     )
 
 
-def test_the_meshs_own_ports_are_what_counts() -> None:
+def test_reserved_ports_follow_the_mesh_config() -> None:
     moved = InjectionSettings().with_mesh_config(
         MeshConfig(proxy_listen_port=16001, proxy_inbound_listen_port=16006)
     )
@@ -161,7 +162,7 @@ def test_the_meshs_own_ports_are_what_counts() -> None:
     assert container(result, "xds-init")["args"][:5] == ["init", "-p", "16001", "-z", "16006"]
 
 
-def test_udp_is_nobodys_business() -> None:
+def test_udp_port_is_not_reserved() -> None:
     udp = [{"containerPort": 15001, "protocol": "UDP"}]
     assert not injected(pod(containers=[{"name": "web", "ports": udp}])).problems
 
@@ -234,18 +235,18 @@ def test_udp_is_nobodys_business() -> None:
         ({"metadata": {}}, "spec"),
     ],
 )
-def test_what_would_not_work_is_refused_where_it_is(value, where: str) -> None:
+def test_invalid_field_is_refused_with_its_path(value, where: str) -> None:
     assert [refused.partition(": ")[0] for refused in refusals(value)] == [where]
 
 
-def test_a_probe_that_asks_the_sidecar_already_stays() -> None:
-    asked = {"httpGet": {"path": "/x", "port": 15020}}
-    result = injected(pod(containers=[{"name": "web", "readinessProbe": asked}]))
-    assert container(result, "web")["readinessProbe"] == asked
+def test_probe_of_the_sidecar_is_kept() -> None:
+    probe = {"httpGet": {"path": "/x", "port": 15020}}
+    result = injected(pod(containers=[{"name": "web", "readinessProbe": probe}]))
+    assert container(result, "web")["readinessProbe"] == probe
     assert "XDS_APP_PROBES" not in environment(result)
 
 
-def test_probes_of_the_application_are_known_to_the_sidecar() -> None:
+def test_application_probes_are_rewritten() -> None:
     web = {
         "name": "web",
         "ports": [{"name": "http", "containerPort": 8080}],
@@ -263,7 +264,7 @@ def test_probes_of_the_application_are_known_to_the_sidecar() -> None:
     }
 
 
-def test_a_socket_of_the_node_is_mounted_where_the_sidecar_looks() -> None:
+def test_sds_socket_of_the_node_is_mounted() -> None:
     result = injected(pod(), InjectionSettings(sds="unix:///run/spire/agent/sds.sock"))
     assert environment(result)["XDS_SDS"] == "unix:///run/spire/agent/sds.sock"
     assert {"name": "xds-sds", "mountPath": "/run/spire/agent", "readOnly": True} in container(
@@ -314,9 +315,9 @@ PODS = st.fixed_dictionaries(
 
 @settings(deadline=None)
 @given(PODS, st.booleans())
-def test_twice_is_once_and_the_patch_says_the_same(value: dict[str, Any], native: bool) -> None:
+def test_injection_is_idempotent_and_equals_its_patch(value: dict[str, Any], native: bool) -> None:
     settings = InjectionSettings(native=native)
-    value = json.loads(json.dumps(value))  # no part of it is in two places
+    value = json.loads(json.dumps(value))  # no shared parts
     once = injected(value, settings)
     assert not once.refused
     again = injected(dict(once.pod), settings)

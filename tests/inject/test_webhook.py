@@ -1,4 +1,4 @@
-"""The webhook's HTTPS server: what it answers to the API server, and to anybody else."""
+"""The webhook's HTTPS server: responses to the API server and to other clients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def authority() -> Authority:
 
 
 class Call:
-    """What the API server does: it trusts a caBundle, and knows the server by the Service's name."""
+    """A client like the API server: it trusts a caBundle, and verifies the Service's name."""
 
     def __init__(self, port: int, ca: Authority) -> None:
         self.url = f"https://127.0.0.1:{port}/inject"
@@ -101,7 +101,7 @@ def review(pod: Any, **request: Any) -> dict[str, Any]:
     }
 
 
-async def test_a_pod_gets_what_xds_inject_gives_it(call: Call) -> None:
+async def test_patch_equals_the_output_of_inject(call: Call) -> None:
     status, answered = await call(review(POD))
     assert (status, answered["apiVersion"], answered["kind"]) == (
         200,
@@ -116,13 +116,13 @@ async def test_a_pod_gets_what_xds_inject_gives_it(call: Call) -> None:
     assert (await call(review(POD, dryRun=True)))[1] == answered
 
 
-async def test_a_pod_that_has_a_sidecar_is_allowed_as_it_is(call: Call) -> None:
+async def test_pod_with_a_sidecar_is_allowed_unchanged(call: Call) -> None:
     injected = inject(POD, InjectionSettings(), locate=dotted).pod
     _, answered = await call(review(injected))
     assert answered["response"] == {"uid": review(POD)["request"]["uid"], "allowed": True}
 
 
-async def test_a_pod_that_cannot_have_one_is_refused_with_what_to_change(call: Call) -> None:
+async def test_uninjectable_pod_is_refused_with_a_hint(call: Call) -> None:
     pod = copy.deepcopy(POD)
     pod["spec"]["containers"][0]["ports"] = [{"containerPort": 15001}]
     with capture_logs() as logs:
@@ -131,13 +131,13 @@ async def test_a_pod_that_cannot_have_one_is_refused_with_what_to_change(call: C
     assert answered["response"]["status"] == {
         "code": 422,
         "reason": "Invalid",
-        "message": "Pod shop/web-: spec.containers[0].ports[0].containerPort is 15001, which is reserved for outbound interception "
-        "(use another port)",
+        "message": "Pod shop/web-: spec.containers[0].ports[0].containerPort is 15001, which is reserved "
+        "for outbound interception (use another port)",
     }
     assert [entry["pod"] for entry in logs if entry["event"] == "pod refused"] == ["shop/web-"]
 
 
-async def test_a_pod_that_asks_for_what_it_cannot_get_is_told_so(call: Call) -> None:
+async def test_skipped_pod_with_inject_label_gets_a_warning(call: Call) -> None:
     pod = copy.deepcopy(POD)
     pod["metadata"]["labels"] = {"sidecar.istio.io/inject": "true"}
     pod["spec"]["hostNetwork"] = True
@@ -157,7 +157,7 @@ async def test_a_pod_that_asks_for_what_it_cannot_get_is_told_so(call: Call) -> 
         {"resource": {"group": "apps", "version": "v1", "resource": "deployments"}},
     ],
 )
-async def test_what_is_no_new_pod_is_allowed_as_it_is(call: Call, request_: dict[str, Any]) -> None:
+async def test_other_operations_and_resources_are_allowed(call: Call, request_: dict[str, Any]) -> None:
     _, answered = await call(review(POD, **request_))
     assert answered["response"] == {"uid": review(POD)["request"]["uid"], "allowed": True}
 
@@ -166,7 +166,7 @@ DEEP = b'{"kind":' * 200_000
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
@@ -181,35 +181,33 @@ DEEP = b'{"kind":' * 200_000
     ],
     ids=lambda value: str(value)[:30],
 )
-async def test_a_bad_request_is_told_what_is_wrong_and_the_next_one_is_served(
-    call: Call, body, said: str
-) -> None:
+async def test_malformed_request_is_400_with_the_reason(call: Call, body, message: str) -> None:
     status, text = await call(body)
     assert status == 400
-    assert said in text
+    assert message in text
     assert (await call(review(POD)))[1]["response"]["allowed"]
 
 
 @pytest.mark.parametrize(
     "spec", [None, [], {"containers": 1}, {"containers": [None]}, {"containers": [{"name": {}}]}]
 )
-async def test_a_pod_that_is_none_is_refused(call: Call, spec: Any) -> None:
+async def test_malformed_pod_is_refused(call: Call, spec: Any) -> None:
     _, answered = await call(review({"metadata": {"name": "x"}, "spec": spec}))
     assert answered["response"]["allowed"] is False
 
 
-async def test_what_is_too_large_is_refused(call: Call) -> None:
+async def test_body_beyond_the_limit_is_413(call: Call) -> None:
     assert (await call(b" " * (MAX_BODY + 1)))[0] == 413
 
 
 async def test_pods_are_read_in_a_thread(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     answer, threads = webhook.review_pod, []
 
-    def note(*args: Any) -> Any:
+    def record(*args: Any) -> Any:
         threads.append(threading.current_thread())
         return answer(*args)
 
-    monkeypatch.setattr(webhook, "review_pod", note)
+    monkeypatch.setattr(webhook, "review_pod", record)
     large = copy.deepcopy(POD) | {"x": "x" * MAX_SMALL_BODY}
     for pod in (POD, large):
         assert (await call(review(pod)))[1]["response"]["allowed"]
@@ -229,11 +227,11 @@ async def test_request_that_waits_too_long_is_503(call: Call, monkeypatch: pytes
     calls = [asyncio.create_task(call(review(POD))) for _ in range(3)]
     await asyncio.wait(calls[:1], timeout=2)
     done.set()
-    assert {(await each)[0] for each in calls} == {503}
+    assert {(await request)[0] for request in calls} == {503}
     assert (await call(review(POD)))[0] == 200
 
 
-async def test_of_a_hundred_thousand_problems_a_few_are_told(call: Call) -> None:
+async def test_number_of_reported_problems_is_limited(call: Call) -> None:
     labels = {f"label-{number}": number for number in range(10_000)}
     pod = copy.deepcopy(POD) | {"metadata": {"name": "web", "labels": labels}}
     with capture_logs() as logs:
@@ -242,12 +240,12 @@ async def test_of_a_hundred_thousand_problems_a_few_are_told(call: Call) -> None
     assert [len(line["problems"]) for line in logs if line["event"] == "pod refused"] == [MAX_PROBLEMS + 1]
 
 
-async def test_nothing_else_is_served(call: Call) -> None:
+async def test_other_methods_and_paths_are_errors(call: Call) -> None:
     assert (await call(b"", method="GET"))[0] == 405
     assert (await call(b"", url=call.url.replace("/inject", "/")))[0] == 404
 
 
-async def test_another_ca_takes_over_without_a_restart() -> None:
+async def test_ca_changes_without_a_restart() -> None:
     old, new = authority(), authority()
     current = [old]
     server = WebhookServer(InjectionSettings, lambda: current[0].issue_server([NAME], NOW), "127.0.0.1", 0)
@@ -264,14 +262,14 @@ async def test_another_ca_takes_over_without_a_restart() -> None:
                     return
 
 
-async def test_a_certificate_that_cannot_be_had_leaves_the_last_one_in_force() -> None:
+async def test_failed_renewal_keeps_the_certificate() -> None:
     ca = authority()
-    asked = asyncio.Event()
+    failed = asyncio.Event()
     issued: list[Leaf] = []
 
     def issue() -> Leaf:
         if issued:
-            asked.set()
+            failed.set()
             raise IdentityError("the root certificate expired")
         issued.append(ca.issue_server([NAME], NOW, timedelta(hours=1)))
         return issued[0]
@@ -281,14 +279,14 @@ async def test_a_certificate_that_cannot_be_had_leaves_the_last_one_in_force() -
         async with running(server):
             server.trigger_renewal()
             async with asyncio.timeout(30):
-                await asked.wait()
+                await failed.wait()
             assert (await Call(server.port, ca)(review(POD)))[0] == 200
     assert [entry["problem"] for entry in logs if entry["log_level"] == "error"] == [
         "the root certificate expired"
     ]
 
 
-async def test_an_address_that_is_taken_is_an_error() -> None:
+async def test_address_in_use_is_an_error() -> None:
     ca = authority()
 
     def server(port: int) -> WebhookServer:
@@ -299,7 +297,7 @@ async def test_an_address_that_is_taken_is_an_error() -> None:
             await server(first.port).run()
 
 
-async def test_requests_are_counted_by_what_became_of_them() -> None:
+async def test_requests_are_counted_by_result() -> None:
     ca, answers = authority(), Counter[str]()
     server = WebhookServer(
         InjectionSettings, lambda: ca.issue_server([NAME], NOW), "127.0.0.1", 0, answers=answers

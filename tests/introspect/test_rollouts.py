@@ -185,8 +185,8 @@ async def test_grpcurl_prints_rollouts(plane: Plane):
     status, described = await grpcurl(target, "describe", SERVICE)
     assert status == 0
     assert (
-        "// Returns the current progress. Empty lists of services and rules mean that no rollout is in progress."
-        in described
+        "// Returns the current progress. Empty lists of services and rules mean that no rollout is in "
+        "progress." in described
     )
     plane.set_mode("STRICT")
     await Ask(plane.channel).until(awaits(pb.WaitingEndpoint.LISTENER, "web-1"))

@@ -1,4 +1,4 @@
-"""JSON that others have nested without end costs one value, not what it came with."""
+"""Excessively nested JSON loses only the nested value, not the values beside it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def depth_of(value: object) -> tuple[int, object]:
     return depth, value
 
 
-def test_what_is_around_it_is_read() -> None:
-    text = f'{{"items": [{{"name": "a}}]"}}, {nested(5000, "1")}, {{"name": "\\"["}}, {"[" * 3000 + "]" * 3000}, 1]}}'
+def test_values_beside_deep_nesting_are_decoded() -> None:
+    row = "[" * 3000 + "]" * 3000
+    text = f'{{"items": [{{"name": "a}}]"}}, {nested(5000, "1")}, {{"name": "\\"["}}, {row}, 1]}}'
     first, deep, last, row, one = decode_json(text.encode())["items"]
     assert (first, last, one) == ({"name": "a}]"}, {"name": '"['}, 1)
     assert depth_of(deep) == (MAX_DEPTH - 2, CUT)
@@ -31,16 +32,16 @@ def test_what_is_around_it_is_read() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, MAX_DEPTH, MAX_DEPTH + 1, 900])
-def test_what_can_be_read_is_not_cut(depth: int) -> None:
+def test_nesting_that_json_can_decode_is_kept(depth: int) -> None:
     assert depth_of(decode_json(nested(depth, '"x"').encode())) == (depth, "x")
 
 
-def test_strings_of_any_length_are_no_trouble() -> None:
+def test_long_strings_are_decoded() -> None:
     text = json.dumps({"long": '\\"{[' * 300_000, "deep": None}).replace("null", nested(2000, "1"))
     assert decode_json(text.encode())["long"] == '\\"{[' * 300_000
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[1,", b"{" * 5000, b"[" * 5000 + b"]" * 4999])
-def test_what_is_no_json_is_said_to_be_none(text: bytes) -> None:
+def test_invalid_json_is_an_error(text: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - json's own
         decode_json(text)

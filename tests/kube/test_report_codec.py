@@ -1,4 +1,4 @@
-"""Reports of replicas, as they are written into annotations."""
+"""Reports of replicas, as encoded in annotations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xds.mesh.rollout.peers import UNKNOWN_POD, PortReport, ReplicaReport
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,20}", fullmatch=True)
 keys = st.tuples(st.builds(Ref, st.just("Pod"), names, names), st.integers(0, 65535))
-stands = st.builds(
+port_reports = st.builds(
     PortReport,
     in_transition=st.booleans(),
     modes=st.frozensets(st.sampled_from(Mode)),
@@ -26,19 +26,19 @@ reports = st.builds(
     ReplicaReport,
     number=st.integers(1, 2**40),
     rules_version=st.text("0123456789abcdef", max_size=16),
-    ports=st.none() | st.dictionaries(keys, stands, max_size=60),
+    ports=st.none() | st.dictionaries(keys, port_reports, max_size=60),
 )
 
 
 @given(reports)
-def test_what_is_written_is_read(report: ReplicaReport) -> None:
+def test_report_round_trips(report: ReplicaReport) -> None:
     text = encode_report(report)
     assert text is not None
     assert decode_report(text) == report
 
 
-def test_a_small_one_can_be_read_by_people() -> None:
-    stand = PortReport(
+def test_small_report_is_readable_json() -> None:
+    port = PortReport(
         in_transition=True,
         modes=frozenset({Mode.PERMISSIVE, Mode.STRICT}),
         sends=frozenset({Send.MTLS, Send.PLAINTEXT}),
@@ -46,7 +46,7 @@ def test_a_small_one_can_be_read_by_people() -> None:
     report = ReplicaReport(
         7,
         "e1",
-        {(Ref("Pod", "ns", "web-1"), 80): stand, (Ref("Pod", "ns", "web-1"), 90): UNKNOWN_POD},
+        {(Ref("Pod", "ns", "web-1"), 80): port, (Ref("Pod", "ns", "web-1"), 90): UNKNOWN_POD},
     )
     assert encode_report(report) == (
         '{"number":7,"view":"e1","stands":{"PS/mp+":{"ns":{"web-1":[80]}},"/":{"ns":{"web-1":[90]}}}}'
@@ -55,18 +55,18 @@ def test_a_small_one_can_be_read_by_people() -> None:
 
 def many(count: int) -> ReplicaReport:
     random = Random(1)
-    stand = PortReport(in_transition=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.MTLS}))
+    port = PortReport(in_transition=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.MTLS}))
     letters = "bcdfghjklmnpqrstvwxz2456789"
     pods = [
         f"service-{number // 10}-{random.randrange(16**9):09x}-{''.join(random.choices(letters, k=5))}"
         for number in range(count)
     ]
     return ReplicaReport(
-        1, "", {(Ref("Pod", f"team-{n % 50}", pod), 8080): stand for n, pod in enumerate(pods)}
+        1, "", {(Ref("Pod", f"team-{n % 50}", pod), 8080): port for n, pod in enumerate(pods)}
     )
 
 
-def test_ten_thousand_ports_fit_and_what_does_not_is_not_written() -> None:
+def test_report_beyond_the_size_limit_is_not_encoded() -> None:
     text = encode_report(report := many(10_000))
     assert text is not None
     assert len(text) <= MAX_LENGTH
@@ -88,5 +88,5 @@ def test_ten_thousand_ports_fit_and_what_does_not_is_not_written() -> None:
         "[]",
     ],
 )
-def test_what_cannot_be_read_says_nothing(text: str) -> None:
+def test_malformed_report_has_no_ports(text: str) -> None:
     assert decode_report(text).ports is None

@@ -1,4 +1,4 @@
-"""What is asked of an API server about tokens, and how often; a real one is asked in tests/kubernetes."""
+"""TokenReviews that the control plane requests. tests/kubernetes uses a real API server."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ PEER = "ipv4:10.0.0.7:4711"
 SLEEP = Caller(namespace="full", service_account="sleep", credential=Credential.TOKEN)
 
 
-def made(name: str = "good", *, minutes: float = 60) -> str:
-    """A token; those whose name begins with `good` are accepted."""
+def make_token(name: str = "good", *, minutes: float = 60) -> str:
+    """Return a token. The fake server accepts names that start with `good`."""
     return token({"aud": ["xds-ca"], "exp": (NOW + timedelta(minutes=minutes)).timestamp(), "sub": name})
 
 
@@ -40,26 +40,26 @@ class Server:
     def __init__(self) -> None:
         self.status = 201
         self.accepted = {
-            made("good"),
-            *(made(f"good-{number}") for number in range(100)),
-            made("brief", minutes=0.25),
+            make_token("good"),
+            *(make_token(f"good-{number}") for number in range(100)),
+            make_token("brief", minutes=0.25),
         }
-        self.asked = 0
-        self.now = 0
-        self.most = 0
-        self.go_on = asyncio.Event()
-        self.go_on.set()
-        self.came = asyncio.Event()
+        self.reviews = 0
+        self.current = 0
+        self.maximum = 0
+        self.resume = asyncio.Event()
+        self.resume.set()
+        self.received = asyncio.Event()
 
     async def review(self, request: web.Request) -> web.Response:
         body = await request.json()
         assert body["spec"]["audiences"] == ["xds-ca"]
-        self.asked += 1
-        self.now += 1
-        self.most = max(self.most, self.now)
-        self.came.set()
-        await self.go_on.wait()
-        self.now -= 1
+        self.reviews += 1
+        self.current += 1
+        self.maximum = max(self.maximum, self.current)
+        self.received.set()
+        await self.resume.wait()
+        self.current -= 1
         if self.status != 201:
             return web.json_response({"message": "not now"}, status=self.status)
         good = body["spec"]["token"] in self.accepted
@@ -98,138 +98,136 @@ async def reviews(server, clock) -> AsyncIterator[TokenReviewer]:
     await runner.cleanup()
 
 
-async def refusal(reviews: TokenReviewer, shown: str, peer: str = PEER) -> str:
+async def refusal(reviews: TokenReviewer, encoded: str, peer: str = PEER) -> str:
     with pytest.raises(UnauthenticatedError) as refused:
-        await reviews(shown, peer)
+        await reviews(encoded, peer)
     return str(refused.value)
 
 
-async def test_what_the_api_server_said_is_remembered_for_a_moment(server, clock, reviews):
-    assert await reviews(made(), PEER) == SLEEP
+async def test_review_result_is_cached_briefly(server, clock, reviews):
+    assert await reviews(make_token(), PEER) == SLEEP
     clock.seconds = tokens.ACCEPTED_TTL - 1
-    assert await reviews(made(), PEER) == SLEEP
-    assert server.asked == 1
+    assert await reviews(make_token(), PEER) == SLEEP
+    assert server.reviews == 1
     clock.seconds = tokens.ACCEPTED_TTL
     server.accepted.clear()
-    assert "rejects the token" in await refusal(reviews, made())
-    assert server.asked == 2
+    assert "rejects the token" in await refusal(reviews, make_token())
+    assert server.reviews == 2
 
 
-async def test_a_token_never_counts_as_good_after_its_end(server, clock, reviews):
-    assert await reviews(made("brief", minutes=0.25), PEER) == SLEEP
+async def test_accepted_token_is_not_cached_past_its_expiry(server, clock, reviews):
+    assert await reviews(make_token("brief", minutes=0.25), PEER) == SLEEP
     clock.seconds = 15
     server.accepted.clear()
-    await refusal(reviews, made("brief", minutes=0.25))
-    assert server.asked == 2
+    await refusal(reviews, make_token("brief", minutes=0.25))
+    assert server.reviews == 2
 
 
-async def test_a_bad_token_is_not_looked_at_again_and_again(server, clock, reviews):
-    said = {await refusal(reviews, made("bad")) for _ in range(100)}
-    assert (server.asked, len(said)) == (1, 1)
+async def test_rejected_token_is_cached(server, clock, reviews):
+    messages = {await refusal(reviews, make_token("bad")) for _ in range(100)}
+    assert (server.reviews, len(messages)) == (1, 1)
     clock.seconds = tokens.REJECTED_TTL
-    await refusal(reviews, made("bad"))
-    assert server.asked == 2
+    await refusal(reviews, make_token("bad"))
+    assert server.reviews == 2
 
 
-async def test_one_that_is_plainly_no_good_is_not_shown_to_the_api_server(server, reviews):
-    for shown in ("x", made("good", minutes=-10), token({"aud": "vault", "exp": 1e11})):
-        await refusal(reviews, shown)
-    assert server.asked == 0
+async def test_obviously_invalid_token_is_not_reviewed(server, reviews):
+    for encoded in ("x", make_token("good", minutes=-10), token({"aud": "vault", "exp": 1e11})):
+        await refusal(reviews, encoded)
+    assert server.reviews == 0
 
 
-async def test_concurrent_questions_about_one_token_are_one(server, reviews):
-    server.go_on.clear()
-    asking = [asyncio.create_task(reviews(made(), PEER)) for _ in range(50)]
-    await server.came.wait()
-    asking.pop(0).cancel()  # who asked first need not be who waits longest
-    server.go_on.set()
-    assert await asyncio.gather(*asking) == [SLEEP] * 49
-    assert server.asked == 1
+async def test_concurrent_reviews_of_one_token_are_merged(server, reviews):
+    server.resume.clear()
+    tasks = [asyncio.create_task(reviews(make_token(), PEER)) for _ in range(50)]
+    await server.received.wait()
+    tasks.pop(0).cancel()  # the review continues although its first caller is gone
+    server.resume.set()
+    assert await asyncio.gather(*tasks) == [SLEEP] * 49
+    assert server.reviews == 1
 
 
-async def test_few_are_asked_at_a_time(server, reviews):
-    callers = [reviews(made(f"good-{number}"), f"ipv4:10.0.0.{number}:1") for number in range(100)]
+async def test_concurrent_reviews_are_limited(server, reviews):
+    callers = [reviews(make_token(f"good-{number}"), f"ipv4:10.0.0.{number}:1") for number in range(100)]
     assert await asyncio.gather(*callers) == [SLEEP] * 100
-    assert server.asked == 100
-    assert server.most <= tokens.MAX_CONCURRENT_REVIEWS
+    assert server.reviews == 100
+    assert server.maximum <= tokens.MAX_CONCURRENT_REVIEWS
 
 
-async def test_a_storm_of_bad_tokens_from_an_address_does_not_get_through(server, clock, reviews):
-    async def show(number: int) -> type[Exception]:
+async def test_bad_tokens_of_an_address_are_rate_limited(server, clock, reviews):
+    async def refused_type(number: int) -> type[Exception]:
         with pytest.raises((UnauthenticatedError, RateLimitedError)) as refused:
-            await reviews(made(f"bad-{number}"), PEER)
+            await reviews(make_token(f"bad-{number}"), PEER)
         return refused.type
 
-    kinds = await asyncio.gather(*(show(number) for number in range(1000)))
-    assert server.asked == kinds.count(UnauthenticatedError) == tokens.MAX_REFUSALS
+    kinds = await asyncio.gather(*(refused_type(number) for number in range(1000)))
+    assert server.reviews == kinds.count(UnauthenticatedError) == tokens.MAX_REFUSALS
     with pytest.raises(RateLimitedError, match="from this address"):
-        await reviews(made(), PEER)
-    assert await reviews(made(), "ipv4:10.0.0.8:4711") == SLEEP
-    assert await reviews(made(), PEER) == SLEEP  # for it is known now
+        await reviews(make_token(), PEER)
+    assert await reviews(make_token(), "ipv4:10.0.0.8:4711") == SLEEP
+    assert await reviews(make_token(), PEER) == SLEEP  # it is cached now
     clock.seconds = 1
-    assert await reviews(made("good-1"), PEER) == SLEEP
+    assert await reviews(make_token("good-1"), PEER) == SLEEP
 
 
 async def test_good_tokens_from_one_address_are_not_limited(server, reviews):
     for number in range(100):
-        assert await reviews(made(f"good-{number}"), PEER) == SLEEP
+        assert await reviews(make_token(f"good-{number}"), PEER) == SLEEP
 
 
-async def test_there_are_only_so_many_that_wait(server, reviews, monkeypatch):
+async def test_pending_reviews_are_limited(server, reviews, monkeypatch):
     monkeypatch.setattr(tokens, "MAX_PENDING_REVIEWS", 2)
-    server.go_on.clear()
-    asking = [asyncio.create_task(reviews(made(f"good-{number}"), PEER)) for number in range(2)]
-    await server.came.wait()
+    server.resume.clear()
+    tasks = [asyncio.create_task(reviews(make_token(f"good-{number}"), PEER)) for number in range(2)]
+    await server.received.wait()
     with pytest.raises(RateLimitedError, match="too many tokens are being reviewed"):
-        await reviews(made("good-3"), PEER)
-    server.go_on.set()
-    assert await asyncio.gather(*asking) == [SLEEP, SLEEP]
+        await reviews(make_token("good-3"), PEER)
+    server.resume.set()
+    assert await asyncio.gather(*tasks) == [SLEEP, SLEEP]
 
 
-async def test_what_is_remembered_is_bounded_and_bad_ones_do_not_push_out_the_good(
-    server, reviews, monkeypatch
-):
+async def test_caches_are_bounded_and_separate(server, reviews, monkeypatch):
     monkeypatch.setattr(tokens, "MAX_CACHED_TOKENS", 3)
     monkeypatch.setattr(tokens, "MAX_BUDGETS", 3)
-    await reviews(made(), PEER)
+    await reviews(make_token(), PEER)
     for number in range(10):
-        await refusal(reviews, made(f"bad-{number}"), f"ipv4:10.0.1.{number}:1")
-    assert await reviews(made(), PEER) == SLEEP
-    assert server.asked == 11
-    await refusal(reviews, made("bad-9"), "ipv4:10.0.1.9:1")
-    assert server.asked == 11
-    await refusal(reviews, made("bad-0"), "ipv4:10.0.1.0:1")
-    assert server.asked == 12
+        await refusal(reviews, make_token(f"bad-{number}"), f"ipv4:10.0.1.{number}:1")
+    assert await reviews(make_token(), PEER) == SLEEP
+    assert server.reviews == 11
+    await refusal(reviews, make_token("bad-9"), "ipv4:10.0.1.9:1")
+    assert server.reviews == 11
+    await refusal(reviews, make_token("bad-0"), "ipv4:10.0.1.0:1")
+    assert server.reviews == 12
     assert (len(reviews._accepted), len(reviews._rejected), len(reviews._budgets._budgets)) == (1, 3, 3)
 
 
 @pytest.mark.parametrize("status", [403, 429, 500, 503])
-async def test_an_api_server_that_does_not_answer_leaves_it_open(server, reviews, status):
+async def test_api_server_error_is_unavailable(server, reviews, status):
     server.status = status
     with capture_logs() as logs:
         for number in range(50):
             with pytest.raises(AuthenticationUnavailableError, match="cannot review the token") as undecided:
-                await reviews(made(), PEER)
+                await reviews(make_token(), PEER)
             assert undecided.type is AuthenticationUnavailableError, number
-    assert server.asked == 50
+    assert server.reviews == 50
     [line] = [line for line in logs if line["event"] == "cannot review tokens"]
     assert ("tokenreviews" in line.get("hint", "")) == (status == 403)
     server.status = 201
-    assert await reviews(made(), PEER) == SLEEP
+    assert await reviews(make_token(), PEER) == SLEEP
 
 
-async def test_no_api_server_leaves_it_open():
+async def test_unreachable_api_server_is_unavailable():
     async with KubeApi(client.Configuration(host="http://127.0.0.1:1"), "default") as api:
         with pytest.raises(AuthenticationUnavailableError):
-            await TokenReviewer(api, now=lambda: NOW)(made(), PEER)
+            await TokenReviewer(api, now=lambda: NOW)(make_token(), PEER)
 
 
-async def test_no_token_is_in_the_log(server, reviews):
+async def test_tokens_are_not_logged(server, reviews):
     with capture_logs() as logs:
-        await refusal(reviews, made("bad"))
+        await refusal(reviews, make_token("bad"))
         server.status = 500
         with pytest.raises(AuthenticationUnavailableError):
-            await reviews(made("worse"), PEER)
-    assert made("bad") not in str(logs)
-    assert made("worse") not in str(logs)
-    assert made("bad") not in repr(reviews.__dict__)
+            await reviews(make_token("worse"), PEER)
+    assert make_token("bad") not in str(logs)
+    assert make_token("worse") not in str(logs)
+    assert make_token("bad") not in repr(reviews.__dict__)

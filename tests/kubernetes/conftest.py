@@ -1,4 +1,4 @@
-"""A real Kubernetes cluster for the tests; where its programs are missing they skip, and say how to get them."""
+"""A real Kubernetes cluster for the tests. Without its programs, tests skip and say how to get them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples/envoy/kubernetes"
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    """The processes that all tests of this run share. Nothing may be stopped in it."""
+    """The processes that all tests of this run share, so tests must not stop them."""
     _skip_without_programs()
     with ControlPlane() as running:
         yield running
@@ -31,14 +31,14 @@ def control_plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture
 async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
-    """A cluster that other tests use too: objects go into namespaces of the test's own."""
+    """A shared cluster: tests create objects in their own namespaces."""
     async with Cluster(control_plane) as entered:
         yield entered
 
 
 @pytest.fixture(scope="module")
 def bare() -> Iterator[ControlPlane]:
-    """A control plane for one file's tests, which nobody else has put anything into."""
+    """An empty control plane for the tests of one file."""
     _skip_without_programs()
     with ControlPlane() as running:
         yield running
@@ -46,7 +46,7 @@ def bare() -> Iterator[ControlPlane]:
 
 @pytest.fixture
 async def own_cluster() -> AsyncIterator[Cluster]:
-    """A cluster for this test alone, which may stop parts of it."""
+    """A cluster for one test, which may stop parts of it."""
     _skip_without_programs()
     with ControlPlane() as running:
         async with Cluster(running) as entered:
@@ -56,7 +56,7 @@ async def own_cluster() -> AsyncIterator[Cluster]:
 
 @pytest.fixture
 async def agent(controllers: None, tmp_path: Path) -> AsyncIterator[Agent]:
-    """A cluster for this test alone, whose pods really run, in network namespaces."""
+    """A cluster for one test, whose pods really run, in network namespaces."""
     with ControlPlane(egress=True) as running:
         async with (
             Cluster(running) as entered,
@@ -68,7 +68,7 @@ async def agent(controllers: None, tmp_path: Path) -> AsyncIterator[Agent]:
 
 @pytest.fixture
 def player(agent: Agent, tmp_path: Path) -> Player:
-    """Somebody who follows Istio's task on that cluster; nothing is installed yet."""
+    """A player of the Istio task on that cluster, before the installation."""
     if shutil.which("curl") is None:
         pytest.skip("needs curl (Debian: apt-get install curl)")
     return Player(agent, Terminal(agent, tmp_path / "tools", EXAMPLES))
@@ -76,7 +76,7 @@ def player(agent: Agent, tmp_path: Path) -> Player:
 
 @pytest.fixture
 def controllers() -> None:
-    """Skip where there is no controller manager: Deployments have no pods, Services no EndpointSlices."""
+    """Skip without a controller manager: Deployments have no pods, Services no EndpointSlices."""
     _skip_without_programs()
     if "kube-controller-manager" not in binaries.find():
         pytest.skip(
@@ -86,7 +86,7 @@ def controllers() -> None:
 
 @pytest.fixture(params=["fake", _REAL, *(["named"] if NAMED else [])])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
-    """A server that others use too."""
+    """A shared server."""
     match request.param:
         case "fake":
             async with fake(tmp_path) as place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def foreign(plural: str, group: str, kind: str, versions: list[str], *, manager: str = "") -> dict:
-    """Return a definition of another's: anything goes."""
+    """Return a foreign definition without a schema."""
     schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

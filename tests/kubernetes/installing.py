@@ -1,4 +1,4 @@
-"""Installs into a cluster of the tests."""
+"""Run `xds install` in a cluster of the tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SYSTEM = "istio-system"
 
 
 async def install(cluster: Cluster, *arguments: str, kubeconfig: Path | None = None) -> dict[str, str]:
-    """Run `xds install`; return what it said of each object."""
+    """Run `xds install`; return its result for each object."""
     config = kubeconfig or await cluster.kubeconfig()
     status, output, error = await run("install", f"--kubeconfig={config}", *arguments)
     assert status == 0, output + error
@@ -23,7 +23,7 @@ async def install(cluster: Cluster, *arguments: str, kubeconfig: Path | None = N
 
 
 async def run(*arguments: str) -> tuple[int, str, str]:
-    """Run `xds`; return its exit status, what it printed, and what it complained of."""
+    """Run `xds`; return its exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "xds", *arguments),
         stdout=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The commands of Istio's task *Automatic mutual TLS*, as its page prints them, and how what they print is read."""
+"""The commands of Istio's task *Automatic mutual TLS*, as printed, and parsers for their output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ istioctl manifest apply --set profile=demo \
   --set values.global.mtls.enabled=false
 """
 REINSTALL = INSTALL.replace("auto=true", "auto=false")
-"""What the page's summary says must be done to disable it."""
+"""The installation without automatic mutual TLS, from the task's summary."""
 
 DEPLOY = (
     r"""
@@ -77,15 +77,15 @@ kubectl get destinationrules.networking.istio.io --all-namespaces -o yaml | grep
 
 FIRST_CHECK = r"""
 kubectl exec $(kubectl get pod -l app=sleep -n full -o jsonpath={.items..metadata.name}) -c sleep -n full -- curl http://httpbin.full:8000/headers  -s  -w "response %{http_code}\n" | egrep -o 'URI\=spiffe.*sa/[a-z]*|response.*$'
-"""
+"""  # noqa: E501
 
 EVERY_PAIR = r"""
 for from in "full" "legacy"; do for to in "full" "partial" "legacy"; do echo "sleep.${from} to httpbin.${to}";kubectl exec $(kubectl get pod -l app=sleep -n ${from} -o jsonpath={.items..metadata.name}) -c sleep -n ${from} -- curl http://httpbin.${to}:8000/headers  -s  -w "response code: %{http_code}\n" | egrep -o 'URI\=spiffe.*sa/[a-z]*|response.*$';  echo -n "\n"; done; done
-"""
+"""  # noqa: E501
 
 TEN_TIMES_PARTIAL = r"""
 for i in `seq 1 10`; do kubectl exec $(kubectl get pod -l app=sleep -n full -o jsonpath={.items..metadata.name}) -c sleep -nfull  -- curl http://httpbin.partial:8000/headers  -s  -w "response code: %{http_code}\n" | egrep -o 'URI\=spiffe.*sa/[a-z]*|response.*$';  echo -n "\n"; done
-"""
+"""  # noqa: E501
 
 STRICT = r"""
 cat <<EOF | kubectl apply -n full -f -
@@ -128,7 +128,7 @@ UNDO = r"""
 kubectl delete policies.authentication.istio.io httpbin -n full
 kubectl delete destinationrules.networking.istio.io httpbin-full-mtls -n full
 """
-"""Not on the page, whose clean-up deletes the namespaces."""
+"""Not part of the task, whose clean-up deletes the namespaces."""
 
 CLEAN_UP = r"""
 kubectl delete ns full partial legacy
@@ -145,16 +145,16 @@ STEPS: Mapping[str, str] = {
     "auto=false": REINSTALL,
     "auto=false, STRICT": STRICT,
 }
-"""Steps of xds.demo.play, whose tables say what is to be seen then -> what is typed before it is looked for."""
+"""Step of xds.demo.play -> commands typed before its table is checked."""
 
 
 def answers(output: str) -> Answers:
-    """Read what one pair's commands printed."""
+    """Parse the output of one pair's commands."""
     return tour.answers(_plain(output))
 
 
 def table(output: str) -> Mapping[Pair, Answers]:
-    """Read what the command for every pair printed."""
+    """Parse the output of the command for every pair."""
     return tour.table(_plain(output))
 
 

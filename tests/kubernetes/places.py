@@ -1,4 +1,4 @@
-"""Where the contract of the watch is asked for: of a fake API server, of a real one, and of one that is named."""
+"""API servers that the watch contract is tested with: a fake, a real one, and a named one."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from xds.mesh.kube.api import KubeApi
 from xds.mesh.sources.resource import KubeResource
 
 NAMED = os.environ.get("XDS_TEST_KUBECONFIG", "")
-"""A kubeconfig: its cluster is asked too, in namespaces and with CRDs of the tests' own."""
+"""A kubeconfig: its cluster is tested too, with namespaces and CRDs of the tests."""
 
 
 @dataclass
 class Place:
-    """An API server, and a namespace there that is the test's own."""
+    """An API server, and a namespace of the test."""
 
     api: KubeApi
-    """As somebody who may do everything."""
+    """Connection of an administrator."""
     other: KubeApi
-    """The same; what the test itself does is not counted there."""
+    """Another connection of an administrator, whose requests are not counted."""
     namespace: str
     stack: AsyncExitStack
     fake: FakeApiServer | None = None
@@ -51,14 +51,14 @@ class Place:
         await self.other.delete(self.path("configmaps", name))
 
     async def serve_kinds(self) -> None:
-        """Have the kinds of policies, without which no control plane starts."""
+        """Serve the kinds of policies, without which no control plane starts."""
         if self.fake:
             self.fake.serve_istio()
         else:
             await crds.install(self.other)
 
     async def nobody(self) -> KubeApi:
-        """The server, as somebody who may do nothing."""
+        """Connect as a user without rights."""
         if self.fake:
             return await self.stack.enter_async_context(await self.fake.connect(NOBODY))
         if not self.cluster:

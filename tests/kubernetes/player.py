@@ -1,4 +1,4 @@
-"""Who plays the page: types its commands, and looks at what requests then bring."""
+"""Plays the Istio task: types its commands, and checks the results of requests."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from tests.support.waiting import eventually
 from xds.demo.play import Answers, Expected, Pair, Step, StepResult
 
 PATIENCE = 90
-"""Seconds within which everything is in force, on a machine that does much else at once."""
+"""Time limit for a step on a busy machine, in seconds."""
 
 
 class Player:
-    """Performs the page's steps and looks at what then is."""
+    """Performs the steps of the task and checks their results."""
 
     def __init__(self, agent: Agent, terminal: Terminal) -> None:
         self.agent, self.terminal = agent, terminal
 
     async def types(self, commands: str) -> str:
-        """Run commands that must succeed, and return what they printed."""
+        """Run commands that must succeed, and return their output."""
         printed = await self.terminal.run(f"set -e -o pipefail\n{commands}")
         assert printed.status == 0, f"{commands}\n{printed.error}"
         return printed.output
 
     async def ask(self, pair: Pair, times: int) -> Answers:
-        """Send requests as the page does, without asking anew for the pod's name each time."""
+        """Send requests as the task does, but look up the pod's name only once."""
         name, namespace = pair.client.split(".")
         (pod,) = self.agent.pods(namespace, name)
         request = (
@@ -38,7 +38,7 @@ class Player:
         return page.answers(output)
 
     async def see(self, step: Step) -> StepResult:
-        """Ask each pair until there is nothing new to see."""
+        """Send requests for each pair until there are no new answers."""
         seen: dict[Pair, Answers] = {}
         for pair, expected in step.expected.items():
             answers = seen[pair] = Counter()
@@ -47,20 +47,20 @@ class Player:
         return StepResult(step, seen)
 
     async def holds(self, step: Step) -> bool:
-        """Whether the first requests bring what the step says. AssertionError: what they bring instead."""
+        """Whether the first requests have the step's results. AssertionError shows the actual results."""
         for pair, expected in step.expected.items():
             await self.brings(pair, expected)
         return True
 
     async def brings(self, pair: Pair, expected: Expected) -> bool:
-        """Whether a pair's first requests bring what they should. AssertionError: what they bring instead."""
-        # So many that each worker thread of Envoy's has some: one may still have a connection from before, which drains.
+        """Whether a pair's first requests have the expected results. AssertionError shows the actual ones."""
+        # Enough for each of Envoy's worker threads: one may still have an old connection that drains.
         seen = await self.ask(pair, 20)
         assert seen.keys() <= expected.answers(pair), f"{pair}: {dict(seen)}"
         return True
 
     async def perform(self, step: Step) -> None:
-        """Type the step's commands, and look at the table as the page prints it, and at many more requests."""
+        """Type the step's commands; check the table as the Istio task prints it, and many more requests."""
         await self.types(page.STEPS[step.name])
         await eventually(lambda: self.holds(step), timeout=PATIENCE, every=0.3, what=step.name)
         one_by_one = page.TEN_TIMES_PARTIAL if step.name == "migration" else page.EVERY_PAIR
@@ -81,7 +81,7 @@ class Player:
         assert not list(seen.differences())
 
     async def ready(self) -> bool:
-        """Whether `kubectl get pods` shows what the page shows. AssertionError: what it shows instead."""
+        """Whether `kubectl get pods` prints the task's output. AssertionError shows the actual output."""
         for namespace, command in zip(page.READY, page.PODS.strip().splitlines(), strict=True):
             output = await self.types(command)
             rows = [line.split() for line in output.splitlines()[1:]]

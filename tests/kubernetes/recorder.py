@@ -1,4 +1,4 @@
-"""Listens in on what is asked of an API server, and compares it with what RBAC grants."""
+"""Record the requests to an API server, and compare them with RBAC rules."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete
 
 
 class Call(NamedTuple):
-    """A call, as RBAC sees it."""
+    """A request, as in RBAC rules."""
 
     verb: str
     group: str
     resource: str
-    """With the subresource: `pods/status`."""
+    """With the subresource, as in `pods/status`."""
     namespace: str
     name: str
     status: int
 
 
 class Recorder:
-    """A way to the API server, inside an `async with` block, that takes down what is asked; objects only, not discovery."""
+    """A recording proxy of the API server, as an `async with` block. It ignores discovery requests."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -51,12 +51,12 @@ class Recorder:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # Who is waiting for more of an answer is told first that there is none.
+        # First end all streaming responses.
         await self._onward.close()
         await self._runner.cleanup()
 
     async def kubeconfig(self, user: str, folder: Path) -> Path:
-        """Write a kubeconfig for a user (see `Cluster.kubeconfig`) that leads through here."""
+        """Write a kubeconfig for a user (see `Cluster.kubeconfig`) that uses this proxy."""
         document = json.loads((await self._cluster.kubeconfig(user)).read_text())
         document["clusters"][0]["cluster"] = {"server": f"http://127.0.0.1:{self.port}"}
         path = folder / f"{user.replace('/', '-')}.json"
@@ -73,7 +73,7 @@ class Recorder:
             self.calls |= set(_calls(request, answer.status))
             back = {name: value for name, value in answer.headers.items() if name.lower() not in _HOPS}
             response = web.StreamResponse(status=answer.status, headers=back)
-            with suppress(ConnectionResetError, aiohttp.ClientError):  # one of both ends is gone
+            with suppress(ConnectionResetError, aiohttp.ClientError):  # one of the ends has disconnected
                 await response.prepare(request)
                 async for some in answer.content.iter_any():
                     await response.write(some)
@@ -82,7 +82,7 @@ class Recorder:
 
     @property
     def refused(self) -> list[Call]:
-        """What was asked and not granted."""
+        """Return the forbidden requests."""
         return [call for call in self.calls if call.status in (401, 403)]
 
 
@@ -93,7 +93,7 @@ def _calls(request: web.Request, status: int) -> Iterator[Call]:
     elif parts[0] == "apis" and len(parts) > 3:
         group, rest = parts[1], parts[3:]
     else:
-        return  # discovery, which everybody may read
+        return  # discovery, which all users may read
     namespace = ""
     if rest[0] == "namespaces" and len(rest) > 2:
         namespace, rest = rest[1], rest[2:]
@@ -102,16 +102,16 @@ def _calls(request: web.Request, status: int) -> Iterator[Call]:
     selected = query.get("fieldSelector", [""])[0].partition("metadata.name=")[2]
     verb = _VERBS.get(request.method, "get" if name else "watch" if "watch" in query else "list")
     if resource in ("selfsubjectreviews", "selfsubjectaccessreviews"):
-        return  # who one is, which everybody may ask
+        return  # a review of the caller itself, which all users may request
     resource = "/".join([resource, *(part for part in sub if part)])
     yield Call(verb, group, resource, namespace, name or selected, status)
     if verb == "patch" and status == 201:
-        # What does not exist is created by server-side apply, and that is asked of RBAC too.
+        # Server-side apply of a missing object also needs the right to create it.
         yield Call("create", group, resource, namespace, name, status)
 
 
 class Grant(NamedTuple):
-    """One right: a verb on a resource, in a namespace (empty: in all) and of a name (empty: of any)."""
+    """A right: a verb on a resource, in a namespace (empty: all) and with a name (empty: any)."""
 
     verb: str
     group: str
@@ -120,7 +120,7 @@ class Grant(NamedTuple):
     name: str
 
     def covers(self, call: Call) -> bool:
-        """Whether it is what a call needs."""
+        """Whether it allows a request."""
         return (
             (self.verb, self.group, self.resource) == (call.verb, call.group, call.resource)
             and self.namespace in ("", call.namespace)
@@ -129,12 +129,12 @@ class Grant(NamedTuple):
 
 
 def granted(objects: Iterable[dict[str, Any]], role: str) -> set[Grant]:
-    """Return the rights of the ClusterRole and the Role of a name, each by itself."""
+    """Return the single rights of the ClusterRole and the Role with this name."""
     return {
-        Grant(verb, group, resource, each["metadata"].get("namespace", ""), name)
-        for each in objects
-        if each["kind"] in ("ClusterRole", "Role") and each["metadata"]["name"] == role
-        for rule in each["rules"]
+        Grant(verb, group, resource, item["metadata"].get("namespace", ""), name)
+        for item in objects
+        if item["kind"] in ("ClusterRole", "Role") and item["metadata"]["name"] == role
+        for rule in item["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]

@@ -1,4 +1,4 @@
-"""A mesh in a cluster whose kinds have no schemas, and what its sidecars get."""
+"""A mesh in a cluster whose kinds have no schemas, and the configuration of its sidecars."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PLURALS = {
 
 
 ENDLESS = {"ENDLESS": 5000}
-"""Words that stand for something nested so deep."""
+"""Placeholders for deeply nested values."""
 
 View: TypeAlias = dict[tuple[str, str, str], str]
 
 
 class Watching:
-    """What the control plane knows of a cluster, followed."""
+    """The control plane's view of a cluster, kept up to date."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
@@ -47,7 +47,7 @@ class Watching:
         self.mesh = Mesh()
 
     async def until(self, check: Callable[[], Any], what: str) -> None:
-        """Follow what the cluster tells until `check` holds."""
+        """Follow the cluster's changes until `check` holds."""
         async with asyncio.timeout(PATIENCE):
             while not check():
                 report = await anext(self._reports)
@@ -55,14 +55,14 @@ class Watching:
         assert check(), what
 
     def view(self) -> View:
-        """Return what each sidecar gets: version by pod, type and name."""
+        """Return the configuration of each sidecar: version by pod, type and name."""
         return {
             (f"{pod.namespace}/{pod.name}", url, resource.name): resource.version
             for pod in self.mesh.pods()
             if pod.meta.labels.get(TLS_MODE_LABEL) == "istio"
             for url in (CLUSTER, ENDPOINT, LISTENER, ROUTE)
             for resource in translate(self.mesh, pod).of(url).values()
-            # What the neighbour does to its own services is its affair.
+            # The neighbor may change its own services.
             if not resource.name.endswith(f".{EVIL}.svc.cluster.local")
         }
 
@@ -86,7 +86,7 @@ async def set_up(cluster: Cluster) -> None:
     for namespace in (SYSTEM, SHOP, EVIL):
         await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
         await cluster.until(f"/api/v1/namespaces/{namespace}/serviceaccounts/default", lambda _: True)
-    # Older than all that is of the shop: where age decides, it would win.
+    # Older than all objects of the shop, so that it would win by age.
     await service(cluster, EVIL, "elder")
     await service(cluster, SHOP, "web")
     await pod(cluster, SHOP, "web", "10.1.0.1")
@@ -98,7 +98,7 @@ async def set_up(cluster: Cluster) -> None:
 
 
 async def service(cluster: Cluster, namespace: str, name: str) -> str:
-    """Make a Service whose EndpointSlices are written by hand: controllers leave it alone. Return its path."""
+    """Make a Service with handwritten EndpointSlices, which controllers ignore. Return its path."""
     spec = {"ports": [{"name": "http", "port": 80, "targetPort": 8080}]}
     path = f"/api/v1/namespaces/{namespace}/services"
     await cluster.api.create(path, {"metadata": {"name": name}, "spec": spec})
@@ -129,7 +129,7 @@ async def pod(
     tls_mode: str = "istio",
     annotations: Any = None,
 ) -> str:
-    """Make a pod that runs, with a sidecar unless said; return its path."""
+    """Create a running pod, with a sidecar by default; return its path."""
     path = f"/api/v1/namespaces/{namespace}/pods"
     metadata = {"name": name, "labels": {"app": name, TLS_MODE_LABEL: tls_mode}, "annotations": annotations}
     spec = {"containers": [{"name": "app", "image": "app"}]}
@@ -149,7 +149,7 @@ async def create(cluster: Cluster, kind: str, namespace: str, name: str, body: d
 
 
 async def send(cluster: Cluster, method: str, path: str, body: dict[str, Any]) -> None:
-    """Send what our own client and Python's JSON would not: anything may be nested without end."""
+    """Send a body that may be nested too deeply for Python's JSON module."""
     context = ssl.create_default_context(cafile=cluster.control_plane.certificates.root)
     context.load_cert_chain(*cluster.control_plane.admin)
     headers = {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""`xds serve --kubernetes` as a process, and what sits at both ends of it: a sidecar, and a cable to the API server."""
+"""`xds serve --kubernetes` as a process, its sidecar, and a cable between it and the API server."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from xds.codec import message_class
 from xds.snapshot import CLUSTER, ENDPOINT, SECRET
 
 PATIENCE = 60.0
-"""Seconds within which a change has come through, on a machine that does much else at once."""
+"""Time limit for a change on a busy machine, in seconds."""
 
 _REQUEST = message_class("envoy.service.discovery.v3.DiscoveryRequest")
 _RESPONSE = message_class("envoy.service.discovery.v3.DiscoveryResponse")
 _CLUSTER = message_class("envoy.config.cluster.v3.Cluster")
 _ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
 _MATCH = "envoy.transport_socket_match"
-"""Metadata of an endpoint that gets mutual TLS."""
+"""Key of the endpoint metadata that selects mutual TLS."""
 _SECRET = message_class("envoy.extensions.transport_sockets.tls.v3.Secret")
 _SECRETS = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
 _METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 
 
 class Serving:
-    """The control plane inside an `async with` block: `xds serve --kubernetes`."""
+    """`xds serve --kubernetes` in an `async with` block."""
 
     def __init__(
         self, kubeconfig: Path, folder: Path, *options: str, env: Mapping[str, str] | None = None
@@ -67,7 +67,7 @@ class Serving:
         await self._process.wait()
 
     async def ready(self) -> tuple[int, str]:
-        """Return the status and the text of /ready; status 0 if nobody answers."""
+        """Return the status and the text of /ready; status 0 without an answer."""
         assert self._process.returncode is None, f"xds serve ended\n{self.log.read_text()}"
         try:
             async with self._http.get(f"http://{self._admin}/ready") as response:
@@ -76,16 +76,16 @@ class Serving:
             return 0, str(error)
 
     async def until_waiting(self) -> None:
-        """Wait until /ready answers that it waits for something."""
+        """Wait until /ready reports that start-up waits for something."""
 
         async def asked() -> bool:
-            status, said = await self.ready()
-            return status == 503 and "waiting for" in said
+            status, body = await self.ready()
+            return status == 503 and "waiting for" in body
 
         await eventually(asked, timeout=PATIENCE, what="/ready says what it waits for")
 
     async def metrics(self) -> str:
-        """Return what /metrics tells."""
+        """Return the text of /metrics."""
         async with self._http.get(f"http://{self._admin}/metrics") as response:
             return await response.text()
 
@@ -96,24 +96,24 @@ class Serving:
         """
 
         async def asked() -> str:
-            status, said = await self.ready()
-            assert status == 200, f"{status}: {said}\n{self.log.read_text()}"
-            first = said.partition("\n")[0]
-            assert re.fullmatch(text, first), f"{said}\n{self.log.read_text()}"
+            status, body = await self.ready()
+            assert status == 200, f"{status}: {body}\n{self.log.read_text()}"
+            first = body.partition("\n")[0]
+            assert re.fullmatch(text, first), f"{body}\n{self.log.read_text()}"
             return first
 
         return str(await eventually(asked, timeout=PATIENCE, what=f"/ready says {text!r}"))
 
     def freeze(self) -> None:
-        """Stop it from running, with all its connections open."""
+        """Suspend it (SIGSTOP). Its connections stay open."""
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it run again."""
+        """Continue it (SIGCONT)."""
         self._process.send_signal(signal.SIGCONT)
 
     async def certificate(self, pod: str, namespace: str, address: str, root: str, token: str) -> Any:
-        """Ask for a pod's certificate over TLS, with its token; return the Secret."""
+        """Request a pod's certificate over TLS, with its token; return the Secret."""
         credentials = grpc.composite_channel_credentials(
             grpc.ssl_channel_credentials(root.encode()), grpc.access_token_call_credentials(token)
         )
@@ -124,16 +124,16 @@ class Serving:
             answer = await channel.unary_unary(_SECRETS)(
                 request.SerializeToString(), timeout=PATIENCE, wait_for_ready=True
             )
-        [found] = _RESPONSE.FromString(answer).resources
-        return _SECRET.FromString(found.value)
+        [secret] = _RESPONSE.FromString(answer).resources
+        return _SECRET.FromString(secret.value)
 
     def sidecar(self, pod: str, namespace: str, address: str) -> Sidecar:
-        """Return the sidecar of a pod, to be connected."""
+        """Return the sidecar of a pod. Enter it to connect."""
         return Sidecar(self._xds, f"sidecar~{address}~{pod}.{namespace}~{namespace}.svc.cluster.local")
 
 
 class Sidecar:
-    """Asks for all clusters and their endpoints inside an `async with` block, on one stream, and accepts everything.
+    """Subscribes to all clusters and endpoints on one stream in an `async with` block, and ACKs everything.
 
     It waits for a control plane that does not listen yet.
     """
@@ -141,9 +141,9 @@ class Sidecar:
     def __init__(self, address: str, node: str) -> None:
         self._address, self._node = address, node
         self.seen: dict[str, list[dict[str, bool]]] = {}
-        """By cluster, in each response that has it: the addresses of its endpoints, and whether they get mutual TLS."""
+        """For each response with the cluster: its endpoints' addresses, and whether they get mutual TLS."""
         self.clusters: list[set[str]] = []
-        """The names in each response with clusters."""
+        """Cluster names in each response with clusters."""
         self._last = {CLUSTER: _REQUEST(type_url=CLUSTER), ENDPOINT: _REQUEST(type_url=ENDPOINT)}
         self._news = asyncio.Condition()
 
@@ -167,11 +167,11 @@ class Sidecar:
 
     @property
     def connected(self) -> bool:
-        """Whether the stream goes on."""
+        """Whether the stream is open."""
         return not self._reading.done()
 
     async def until(self, cluster: str, addresses: set[str], *, mtls: bool = True) -> None:
-        """Wait until a cluster has these endpoints and no others, which all get mutual TLS, or none of them."""
+        """Wait until a cluster has exactly these endpoints, and all of them or none get mutual TLS."""
         wanted = dict.fromkeys(addresses, mtls)
 
         async def heard() -> None:
@@ -193,7 +193,7 @@ class Sidecar:
         await self._ask(CLUSTER)
         while (data := await self._call.read()) is not grpc.aio.EOF:
             response = _RESPONSE.FromString(data)
-            kind, bodies = response.type_url, [each.value for each in response.resources]
+            kind, bodies = response.type_url, [resource.value for resource in response.resources]
             self._last[kind].version_info = response.version_info
             self._last[kind].response_nonce = response.nonce
             await self._ask(kind)
@@ -212,34 +212,34 @@ class Sidecar:
         await self._call.write(self._last[kind].SerializeToString())
 
     async def _learn(self, assignments: list[Any]) -> None:
-        for each in assignments:
+        for assignment in assignments:
             modes = {
                 endpoint.endpoint.address.socket_address.address: _MATCH in endpoint.metadata.filter_metadata
-                for locality in each.endpoints
+                for locality in assignment.endpoints
                 for endpoint in locality.lb_endpoints
             }
-            self.seen.setdefault(each.cluster_name, []).append(modes)
+            self.seen.setdefault(assignment.cluster_name, []).append(modes)
         async with self._news:
             self._news.notify_all()
 
 
 class Cable(TcpServer):
-    """What connections to the API server go over, inside an `async with` block: it can be cut."""
+    """A TCP proxy to the API server in an `async with` block, which can cut connections."""
 
     def __init__(self, target: str, port: int) -> None:
         super().__init__(HERE.listener("127.0.0.1", 0))
         self._target = target, port
         self._left = math.inf
         self.cuts = 0
-        """How often it was cut."""
+        """Number of cuts."""
 
     @property
     def server(self) -> str:
-        """The API server's URL at this end."""
+        """URL of the API server through this proxy."""
         return f"https://127.0.0.1:{self.port}"
 
     def cut_after(self, count: int) -> None:
-        """Let so many bytes of the API server's through, and then break all connections, once."""
+        """Forward so many bytes from the API server, and then break all connections once."""
         self._left = count
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

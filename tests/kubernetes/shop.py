@@ -32,7 +32,7 @@ class Shop:
             await self._until(lambda found: found >= addresses(numbers))
 
     async def create(self, name: str, app: str) -> None:
-        """Make a pod that does not run yet."""
+        """Create a pod that does not run yet."""
         pod = {
             "metadata": {"name": name, "labels": {"app": app, "security.istio.io/tlsMode": "istio"}},
             "spec": {"containers": [{"name": "app", "image": "app", "ports": [{"containerPort": 8080}]}]},
@@ -51,11 +51,11 @@ class Shop:
             f"/apis/discovery.k8s.io/v1/namespaces/{self.namespace}/endpointslices",
             lambda slices: right(
                 {
-                    each
+                    address
                     for item in slices["items"]
                     for endpoint in item["endpoints"] or ()
                     if endpoint["conditions"]["ready"]
-                    for each in endpoint["addresses"]
+                    for address in endpoint["addresses"]
                 }
             ),
         )

@@ -1,4 +1,4 @@
-"""Specs of our kinds: edges, and what must be let through. `parse` says which is which."""
+"""Edge cases of our kinds' specs, valid and invalid. `parse` decides which."""
 
 from __future__ import annotations
 
@@ -92,7 +92,10 @@ SPECS = [
     ),
     (
         RULE_HEAD,
-        "{host: web, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /ca.pem, insecureSkipVerify: true}}}",
+        (
+            "{host: web, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /ca.pem, insecureSkipVerify: "
+            "true}}}"
+        ),
     ),
     (RULE_HEAD, "{host: web, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: ca.pem}}}"),
     (RULE_HEAD, '{host: web, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: "/c\\na"}}}'),
@@ -112,7 +115,10 @@ SPECS = [
     (RULE_HEAD, "{host: web, trafficPolicy: {connectionPool: {tcp: {connectTimeout: 0s}}}}"),
     (
         RULE_HEAD,
-        "{host: web, trafficPolicy: {connectionPool: {tcp: {connectTimeout: .5s, tcpKeepalive: {time: 1.s}}}}}",
+        (
+            "{host: web, trafficPolicy: {connectionPool: {tcp: {connectTimeout: .5s, tcpKeepalive: {time: "
+            "1.s}}}}}"
+        ),
     ),
     (RULE_HEAD, "{host: web, trafficPolicy: {connectionPool: {tcp: {idleTimeout: 1d}}}}"),
     (RULE_HEAD, "{host: web, trafficPolicy: {connectionPool: {http: {maxRetries: 2147483648}}}}"),
@@ -137,7 +143,10 @@ SPECS = [
     (RULE_HEAD, "{host: web, trafficPolicy: {portLevelSettings: {}}}"),
     (
         RULE_HEAD,
-        "{host: web, subsets: [{name: v1}, {name: v2, labels: {v: v2}, trafficPolicy: {tls: {mode: DISABLE}}}]}",
+        (
+            "{host: web, subsets: [{name: v1}, {name: v2, labels: {v: v2}, trafficPolicy: {tls: {mode: "
+            "DISABLE}}}]}"
+        ),
     ),
     (RULE_HEAD, "{host: web, subsets: [{name: v.1}]}"),
     (RULE_HEAD, "{host: web, subsets: [{name: v1, label: {v: v1}}]}"),

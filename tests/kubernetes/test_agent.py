@@ -1,4 +1,4 @@
-"""The tests' own node: pods run, answer behind their Service, are probed, restarted, and leave without a trace."""
+"""The test node: pods run, answer behind their Service, are probed and restarted, and leave no trace."""
 
 from __future__ import annotations
 
@@ -49,15 +49,21 @@ spec:
   terminationGracePeriodSeconds: 2
   securityContext: {runAsUser: 1337, runAsGroup: 1337, fsGroup: 1337}
   initContainers:
-  - {name: told, image: xds, command: [sh, -c, 'echo "$WHO" > /var/run/told/who'], volumeMounts: [{name: told, mountPath: /var/run/told}],
-     env: [{name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: WHO, value: "$(NAME) of $(NAME)"}]}
+  - name: told
+    image: xds
+    command: [sh, -c, 'echo "$WHO" > /var/run/told/who']
+    volumeMounts: [{name: told, mountPath: /var/run/told}]
+    env:
+    - {name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+    - {name: WHO, value: "$(NAME) of $(NAME)"}
   containers:
   - name: sleep
     image: curlimages/curl:8
     env:
     - {name: ADDRESS, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
     - {name: PLAIN, valueFrom: {configMapKeyRef: {name: settings, key: mesh}}}
-    securityContext: {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+    securityContext:
+      {readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
     volumeMounts:
     - {name: told, mountPath: /var/run/told}
     - {name: tokens, mountPath: /var/run/secrets/tokens}
@@ -72,7 +78,7 @@ spec:
 """
 
 
-async def test_pods_run_behind_services(agent: Agent) -> None:
+async def test_agent_runs_pods_behind_services(agent: Agent) -> None:
     cluster = agent.cluster
     async with cluster.namespace() as namespace:
 
@@ -87,7 +93,7 @@ async def test_pods_run_behind_services(agent: Agent) -> None:
         rows = [line.split()[1:4] for line in (await kubectl("get", "pods", "--no-headers")).splitlines()]
         assert rows == [["1/1", "Running", "0"]] * 3
 
-        # What it is told of itself is true, where the specification says.
+        # The downward API and volumes have the right content.
         sleep = agent.pod(namespace, "sleep")
 
         async def shell(command: str) -> str:
@@ -98,7 +104,7 @@ async def test_pods_run_behind_services(agent: Agent) -> None:
         assert await shell("cat /var/run/told/who") == "sleep of sleep\n"
         assert await shell("echo $ADDRESS $PLAIN; hostname; id -u") == f"{sleep.address} first\nsleep\n1337\n"
         assert await shell("cat /run/settings/mesh /etc/xds-tests/about/labels") == 'firsta="b"\napp="sleep"'
-        # None, but for one that lets it read what this machine hides in somebody's home, where it does.
+        # It has no capabilities, except one to read files below a private home directory, where necessary.
         assert await shell("grep CapBnd /proc/self/status | tr 4 0") == f"CapBnd:\t{0:016x}\n"
         assert "Read-only" in (await sleep.execute("sleep", "touch", "/forbidden"))[2]
         review = {
@@ -120,18 +126,19 @@ async def test_pods_run_behind_services(agent: Agent) -> None:
 
         await eventually(rewritten, timeout=30)
 
-        # Every form of the Service's name leads to its pods in turn, and the API server is where pods expect it.
+        # All forms of the Service's name reach its pods, and pods find the API server.
         for name in ("httpbin", f"httpbin.{namespace}", f"httpbin.{namespace}.svc.cluster.local"):
             assert (
                 await shell(f"curl -s -o /dev/null -w '%{{http_code}}' http://{name}:8000/headers") == "200"
             )
-        code = "curl -s -o /dev/null -w '%{http_code}' --cacert /var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+        ca = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+        code = f"curl -s -o /dev/null -w '%{{http_code}}' --cacert {ca}"
         assert await shell(f"{code} https://kubernetes.default.svc/readyz") == "200"
         assert (
             await shell(f"{code} https://$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT/readyz") == "200"
         )
 
-        # What dies is begun again, and is counted.
+        # A crashed container is restarted and counted.
         victim, other = agent.pods(namespace, "httpbin")
         (container,) = victim.containers
         container.kill(signal.SIGKILL)
@@ -141,7 +148,7 @@ async def test_pods_run_behind_services(agent: Agent) -> None:
             "wait", "--for=condition=Ready", "--timeout=60s", f"pod/{victim.object['metadata']['name']}"
         )
 
-        # What hangs leaves its Service, and is killed.
+        # A hanging container leaves its Service and is killed.
         assert container.pid
         os.kill(container.pid, signal.SIGSTOP)
 
@@ -160,14 +167,14 @@ async def test_pods_run_behind_services(agent: Agent) -> None:
 
         await eventually(alone, timeout=60)
 
-        # What is deleted ends, and nothing is left of it.
+        # A deleted pod ends and leaves nothing behind.
         await kubectl("delete", "deployment", "httpbin", "--timeout=60s")
         await kubectl("wait", "--for=delete", "pod", "-l", "app=httpbin", "--timeout=60s")
         await eventually(lambda: not agent.pods(namespace, "httpbin"), timeout=30)
         assert container.pid is None
 
 
-async def test_nothing_outlives_the_agent(own_cluster: Cluster, tmp_path) -> None:
+async def test_agent_leaves_nothing_behind(own_cluster: Cluster, tmp_path) -> None:
     async with own_cluster.namespace() as namespace:
         async with Agent(own_cluster, tmp_path) as agent:
             await own_cluster.kubectl(
@@ -184,4 +191,4 @@ async def test_nothing_outlives_the_agent(own_cluster: Cluster, tmp_path) -> Non
             "ip", "-j", "netns", "list", stdout=asyncio.subprocess.PIPE
         )
         output, _ = await listed.communicate()
-        assert not [each for each in json.loads(output or "[]") if each["name"].startswith(f"{agent.name}-")]
+        assert not [link for link in json.loads(output or "[]") if link["name"].startswith(f"{agent.name}-")]

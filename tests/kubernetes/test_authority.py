@@ -1,4 +1,4 @@
-"""The CA's key in a Secret: one for all replicas, the user's own if there is one, and never shown."""
+"""The CA in a Secret: shared by all replicas, replaceable by the user's CA, and never logged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RULES = [
     {"apiGroups": [""], "resources": ["secrets"], "resourceNames": [SECRET], "verbs": ["update"]},
     {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
 ]
-"""What the module says that it needs."""
+"""The rights that the module documents."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ async def namespace(cluster: Cluster) -> AsyncIterator[str]:
 
 
 async def users_ca(cluster: Cluster, namespace: str, company: Company, root: Company) -> None:
-    """Put a CA into `cacerts` as Istio's documentation says to."""
+    """Put a CA into `cacerts` as in Istio's documentation."""
     data = {
         "ca-cert.pem": pem(company),
         "ca-key.pem": key_pem(company),
@@ -55,26 +55,26 @@ async def users_ca(cluster: Cluster, namespace: str, company: Company, root: Com
 
 
 async def kept(cluster: Cluster, namespace: str) -> dict[str, bytes]:
-    found = await cluster.api.get(f"/api/v1/namespaces/{namespace}/secrets/{SECRET}")
-    return {name: b64decode(value) for name, value in found["data"].items()}
+    secret = await cluster.api.get(f"/api/v1/namespaces/{namespace}/secrets/{SECRET}")
+    return {name: b64decode(value) for name, value in secret["data"].items()}
 
 
 async def authorities(api: KubeApi, namespace: str) -> Authorities:
     return await load_or_create_authorities(api, namespace, "cluster.local", NOW)
 
 
-async def test_ten_replicas_that_start_at_once_agree_on_one_root(cluster: Cluster, namespace: str) -> None:
+async def test_ten_concurrent_replicas_agree_on_one_root(cluster: Cluster, namespace: str) -> None:
     async with AsyncExitStack() as stack:
         replicas = [await stack.enter_async_context(await cluster.connect()) for _ in range(10)]
-        found = await asyncio.gather(*(authorities(api, namespace) for api in replicas))
-    assert len({each.authority.certificate_pem for each in found}) == 1
-    assert len({each.authority.key.to_pem() for each in found}) == 1
-    assert (await kept(cluster, namespace))["ca-cert.pem"] == found[0].authority.certificate_pem
-    # And who comes later, too.
-    assert (await authorities(cluster.api, namespace)).authority.root_pem == found[0].authority.root_pem
+        states = await asyncio.gather(*(authorities(api, namespace) for api in replicas))
+    assert len({item.authority.certificate_pem for item in states}) == 1
+    assert len({item.authority.key.to_pem() for item in states}) == 1
+    assert (await kept(cluster, namespace))["ca-cert.pem"] == states[0].authority.certificate_pem
+    # A later replica gets the same root.
+    assert (await authorities(cluster.api, namespace)).authority.root_pem == states[0].authority.root_pem
 
 
-async def test_needs_no_more_than_it_says(cluster: Cluster, namespace: str) -> None:
+async def test_documented_rights_suffice(cluster: Cluster, namespace: str) -> None:
     rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}"
     await cluster.api.create(f"{rbac}/roles", {"metadata": {"name": "xds"}, "rules": RULES})
     subject = {"kind": "User", "name": f"ca-{namespace}", "apiGroup": "rbac.authorization.k8s.io"}
@@ -90,7 +90,7 @@ async def test_needs_no_more_than_it_says(cluster: Cluster, namespace: str) -> N
 
 
 async def until_allowed(api: KubeApi, namespace: str) -> None:
-    """RBAC hears of a new binding a moment later."""
+    """Wait until RBAC has seen the new binding."""
     async with asyncio.timeout(30):
         while True:
             try:
@@ -103,21 +103,21 @@ async def until_allowed(api: KubeApi, namespace: str) -> None:
                 return
 
 
-async def test_who_may_not_read_the_secret_is_told_so(cluster: Cluster, namespace: str) -> None:
+async def test_forbidden_secret_is_an_error(cluster: Cluster, namespace: str) -> None:
     async with await cluster.connect("nobody") as api:
         with pytest.raises(KubeError, match=r'cannot get resource "secrets"'):
             await authorities(api, namespace)
 
 
-async def test_the_users_own_ca_is_taken_with_its_chain(cluster: Cluster, namespace: str) -> None:
+async def test_user_ca_is_used_with_its_chain(cluster: Cluster, namespace: str) -> None:
     root = Company.root("Root", NOW, key=rsa.generate_private_key(65537, 4096))
     issuing = root.subsidiary("Issuing", pathlen=0, key=rsa.generate_private_key(65537, 4096))
     await users_ca(cluster, namespace, issuing, root)
-    found = await authorities(cluster.api, namespace)
-    assert found.authority.certificate == issuing.certificate
-    assert found.authority.root_pem == pem(root)
-    assert found.stage is Stage.STEADY
-    # Another replica has the same, from our copy as well as from the user's Secret.
+    state = await authorities(cluster.api, namespace)
+    assert state.authority.certificate == issuing.certificate
+    assert state.authority.root_pem == pem(root)
+    assert state.stage is Stage.STEADY
+    # Another replica gets the same CA, both from our copy and from the user's Secret.
     await cluster.api.delete(f"/api/v1/namespaces/{namespace}/secrets/{USER_SECRET}")
     again = await authorities(cluster.api, namespace)
     assert again.authority.certificate == issuing.certificate
@@ -142,12 +142,14 @@ async def test_the_users_own_ca_is_taken_with_its_chain(cluster: Cluster, namesp
         ),
     ],
 )
-async def test_a_bad_ca_of_the_users_is_refused_with_the_remedy_and_not_silently_replaced(
+async def test_bad_user_ca_is_refused_with_a_hint(
     cluster: Cluster, namespace: str, name: str, value: bytes | None, complaint: str
 ) -> None:
     root = Company.root("Root", NOW)
     data = {"ca-cert.pem": pem(root), "ca-key.pem": key_pem(root), "root-cert.pem": pem(root), name: value}
-    await put(cluster, namespace, USER_SECRET, {key: each for key, each in data.items() if each is not None})
+    await put(
+        cluster, namespace, USER_SECRET, {key: value for key, value in data.items() if value is not None}
+    )
     with pytest.raises(AuthorityError, match=complaint) as refusal:
         await authorities(cluster.api, namespace)
     assert f"{namespace}/cacerts" in str(refusal.value)
@@ -158,40 +160,38 @@ async def test_a_bad_ca_of_the_users_is_refused_with_the_remedy_and_not_silently
     assert missing.value.is_not_found
 
 
-async def test_what_we_kept_and_somebody_damaged_is_refused_with_the_remedy(
-    cluster: Cluster, namespace: str
-) -> None:
+async def test_damaged_ca_secret_is_refused_with_a_hint(cluster: Cluster, namespace: str) -> None:
     await put(cluster, namespace, SECRET, {"ca-cert.pem": pem(Company.root("Root", NOW))})
     with pytest.raises(AuthorityError, match=rf"{namespace}/{SECRET}.*ca-key.pem is missing.*delete secret"):
         await authorities(cluster.api, namespace)
 
 
-async def test_no_key_is_logged(cluster: Cluster, namespace: str) -> None:
+async def test_keys_are_not_logged(cluster: Cluster, namespace: str) -> None:
     with capture_logs() as logs:
-        found = await authorities(cluster.api, namespace)
+        state = await authorities(cluster.api, namespace)
         root = Company.root("Root", NOW)
         await users_ca(cluster, namespace, root, root)
         await authorities(cluster.api, namespace)
     assert len(logs) == 2
-    for key in (found.authority.key.to_pem(), key_pem(root)):
+    for key in (state.authority.key.to_pem(), key_pem(root)):
         assert key.splitlines()[1].decode() not in str(logs)
 
 
-# --- rotation ------------------------------------------------------------------------------------------------------------
+# --- rotation -----------------------------------------------------------------------------------------------
 
 
 class Replica:
-    """A replica that follows the Secret, and what it was told."""
+    """A replica that follows the Secret, and the authorities it was given."""
 
     def __init__(self, api: KubeApi, namespace: str, first: Authorities, **how: Any) -> None:
-        self.told: list[Authorities] = []
+        self.changes: list[Authorities] = []
         self.lagging: Sequence[str] = ()
         self.leads = True
         self.time = NOW
         self.rotation = RotationController(
             CaSecrets(api, namespace),
             first,
-            on_change=self.told.append,
+            on_change=self.changes.append,
             lagging=lambda: self.lagging,
             leads=lambda: self.leads,
             now=lambda: self.time,
@@ -212,9 +212,7 @@ async def replicas(cluster: Cluster, namespace: str) -> tuple[Replica, Replica]:
     return leader, follower
 
 
-async def test_another_ca_of_the_users_goes_through_all_steps_and_any_replica_goes_on(
-    cluster: Cluster, namespace: str
-) -> None:
+async def test_any_replica_continues_the_rotation_to_a_new_user_ca(cluster: Cluster, namespace: str) -> None:
     leader, follower = await replicas(cluster, namespace)
     old = leader.rotation.current.authority
     root = Company.root("Root", NOW)
@@ -225,10 +223,10 @@ async def test_another_ca_of_the_users_goes_through_all_steps_and_any_replica_go
     assert await leader.look() is Stage.SPREADING
     assert await follower.look() is Stage.SPREADING
     for replica in (leader, follower):
-        assert replica.told[-1].authority.certificate == old.certificate
-        assert replica.told[-1].extra_roots == (pem(root),)
+        assert replica.changes[-1].authority.certificate == old.certificate
+        assert replica.changes[-1].extra_roots == (pem(root),)
 
-    # The leader is gone; the follower goes on where it was, and waits for its proxies.
+    # The leader is gone. The follower continues and waits for its own proxies.
     follower.leads, follower.lagging = True, ["sidecar~10.0.0.1~a.b~b.svc.cluster.local"]
     with capture_logs() as logs:
         assert await follower.look(timedelta(seconds=30)) is Stage.SPREADING
@@ -238,53 +236,53 @@ async def test_another_ca_of_the_users_goes_through_all_steps_and_any_replica_go
     assert [(entry["count"], entry["first"]) for entry in logs] == [(1, follower.lagging[0])]
     follower.lagging = ()
     assert await follower.look() is Stage.RETIRING
-    assert follower.told[-1].authority.certificate == issuing.certificate
-    assert follower.told[-1].extra_roots == (old.root_pem,)
+    assert follower.changes[-1].authority.certificate == issuing.certificate
+    assert follower.changes[-1].extra_roots == (old.root_pem,)
 
-    # A replica that starts now finds the same.
+    # A new replica reads the same state.
     started = await authorities(cluster.api, namespace)
-    assert started.to_data() == follower.told[-1].to_data()
+    assert started.to_data() == follower.changes[-1].to_data()
 
     assert await follower.look(timedelta(hours=3)) is Stage.STEADY
-    assert follower.told[-1].trusted_pem == pem(root)
-    assert len(follower.told) == 3
+    assert follower.changes[-1].trusted_pem == pem(root)
+    assert len(follower.changes) == 3
     assert await follower.look() is Stage.STEADY
-    assert len(follower.told) == 3
+    assert len(follower.changes) == 3
 
 
-async def test_that_the_ca_ends_is_said_in_time_and_once_a_day(cluster: Cluster, namespace: str) -> None:
+async def test_ca_expiry_is_logged_daily(cluster: Cluster, namespace: str) -> None:
     root = Company.root("Root", NOW, lifetime=timedelta(days=40))
     await users_ca(cluster, namespace, root, root)
     _, follower = await replicas(cluster, namespace)
-    said = []
+    events = []
     for after in (0, 5, 6, 0, 1):
         with capture_logs() as logs:
             await follower.look(timedelta(days=after))
-        said.append([entry["event"] for entry in logs])
-    assert said == [[], [], ["mesh CA certificate expires soon"], [], ["mesh CA certificate expires soon"]]
+        events.append([entry["event"] for entry in logs])
+    assert events == [[], [], ["mesh CA certificate expires soon"], [], ["mesh CA certificate expires soon"]]
 
 
-async def test_a_bad_ca_of_the_users_changes_nothing_of_what_runs(cluster: Cluster, namespace: str) -> None:
+async def test_bad_user_ca_does_not_affect_a_running_replica(cluster: Cluster, namespace: str) -> None:
     leader, _ = await replicas(cluster, namespace)
     before = await kept(cluster, namespace)
     await put(cluster, namespace, USER_SECRET, {"ca-cert.pem": b"x"})
     with pytest.raises(AuthorityError):
         await leader.look()
     assert await kept(cluster, namespace) == before
-    assert leader.told == []
+    assert leader.changes == []
 
 
-async def test_a_secret_that_somebody_removed_is_put_back(cluster: Cluster, namespace: str) -> None:
+async def test_deleted_secret_is_restored(cluster: Cluster, namespace: str) -> None:
     leader, follower = await replicas(cluster, namespace)
     before = await kept(cluster, namespace)
     await cluster.api.delete(f"/api/v1/namespaces/{namespace}/secrets/{SECRET}")
     await follower.look()
     assert await kept(cluster, namespace) == before
     await leader.look()
-    assert leader.told == []
+    assert leader.changes == []
 
 
-async def test_what_others_put_on_the_secret_stays(cluster: Cluster, namespace: str) -> None:
+async def test_foreign_fields_of_the_secret_are_kept(cluster: Cluster, namespace: str) -> None:
     ca = Company.root("Root", NOW)
     await put(cluster, namespace, SECRET, {"ca-cert.pem": pem(ca), "ca-key.pem": key_pem(ca)})
     path = f"/api/v1/namespaces/{namespace}/secrets/{SECRET}"
@@ -293,15 +291,15 @@ async def test_what_others_put_on_the_secret_stays(cluster: Cluster, namespace: 
     other = Company.root("Other", NOW)
     await users_ca(cluster, namespace, other, other)
     assert await leader.look() is Stage.SPREADING
-    found = await cluster.api.get(path)
-    assert found["metadata"]["labels"] == {"backup": "nightly"}
-    assert found["type"] == "Opaque"
+    secret = await cluster.api.get(path)
+    assert secret["metadata"]["labels"] == {"backup": "nightly"}
+    assert secret["type"] == "Opaque"
     kept_now = await leader.rotation._secrets.read(NOW)
     assert key_pem(ca).splitlines()[1].decode() not in repr(kept_now)
     assert "PRIVATE" not in repr(kept_now)
 
 
-async def test_two_that_write_at_once_do_not_overwrite_each_other(cluster: Cluster, namespace: str) -> None:
+async def test_concurrent_writes_do_not_overwrite_each_other(cluster: Cluster, namespace: str) -> None:
     leader, other = await replicas(cluster, namespace)
     other.leads = True
     root = Company.root("Root", NOW)
@@ -312,11 +310,11 @@ async def test_two_that_write_at_once_do_not_overwrite_each_other(cluster: Clust
     assert leader.rotation.current.extra_roots == (pem(root),)
 
 
-async def test_it_follows_by_itself_and_says_once_what_is_wrong(cluster: Cluster, namespace: str) -> None:
+async def test_controller_runs_periodically_and_logs_errors_once(cluster: Cluster, namespace: str) -> None:
     first = await authorities(cluster.api, namespace)
-    told = asyncio.Event()
+    changed = asyncio.Event()
     follower = Replica(cluster.api, namespace, first, poll_interval=0.01)
-    follower.rotation._on_change = lambda _: told.set()
+    follower.rotation._on_change = lambda _: changed.set()
     looks = 0
     sync = follower.rotation.sync
 
@@ -334,7 +332,7 @@ async def test_it_follows_by_itself_and_says_once_what_is_wrong(cluster: Cluster
                 await asyncio.sleep(0.01)
             root = Company.root("Root", NOW)
             await users_ca(cluster, namespace, root, root)
-            await told.wait()
+            await changed.wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     errors = [entry for entry in logs if entry["log_level"] == "error"]
@@ -342,7 +340,7 @@ async def test_it_follows_by_itself_and_says_once_what_is_wrong(cluster: Cluster
     assert "ca-key.pem is missing" in errors[0]["problem"]
 
 
-async def test_the_ca_made_here_is_the_trust_domains(cluster: Cluster, namespace: str) -> None:
+async def test_created_ca_has_the_trust_domain(cluster: Cluster, namespace: str) -> None:
     made = await load_or_create_authorities(cluster.api, namespace, "prod.example", NOW)
     assert isinstance(made.authority, Authority)
     assert "prod.example" in made.authority.certificate.subject.rfc4514_string()

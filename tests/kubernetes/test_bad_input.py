@@ -1,8 +1,8 @@
-"""Objects that an API server lets through when nothing guards the kinds: each has its outcome, and nothing else moves.
+"""Bad objects in an API server without schemas: each has its documented effect and no other.
 
-The kinds are served without any schema, as a foreign installation may have left them. What is asked is what sidecars get: the
-real source reads the real API server, and every resource of every sidecar is compared, byte by byte. docs/reference/problems.md
-has the rules.
+The kinds have no schema, as a foreign installation may have left them. The tests look at what sidecars are
+sent: the real source reads the real API server, and every resource of every sidecar is compared byte by byte.
+The rules are in docs/reference/problems.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def followed(bare: ControlPlane) -> AsyncIterator[Watching]:
-    """A mesh in a cluster whose kinds have no schemas: a STRICT service, its client, and a neighbour that means no good."""
+    """A mesh in a cluster without schemas: a STRICT service, its client and a malicious neighbor."""
     async with Cluster(bare) as cluster:
         await set_up(cluster)
         watching = Watching(cluster)
@@ -41,7 +41,7 @@ async def followed(bare: ControlPlane) -> AsyncIterator[Watching]:
         assert not watching.problems()
         yield watching
         await watching.close()
-        # TLS connections that were closed in the middle of an answer take a moment to end.
+        # TLS connections that were closed during a response take a moment to end.
         await asyncio.sleep(0.25)
 
 
@@ -52,48 +52,48 @@ def body_of(case: Case) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.title)
-async def test_it_is_refused_by_name_and_fails_closed(followed: Watching, case: Case) -> None:
+async def test_bad_object_is_refused_and_fails_closed(followed: Watching, case: Case) -> None:
     before = followed.view()
     closed = await _view_with(followed, case.fails_closed_as)
     path = await create(followed.cluster, case.kind, case.namespace, case.name, body_of(case))
     try:
-        await followed.until(followed.problems, "it is said what is wrong")
-        assert any(_tells(case, problem) for problem in followed.problems()), followed.problems()
+        await followed.until(followed.problems, "a problem is reported")
+        assert any(_describes(case, problem) for problem in followed.problems()), followed.problems()
         assert followed.view() == closed
     finally:
         await followed.cluster.api.delete(path)
-        await followed.until(lambda: not followed.problems(), "it is solved")
+        await followed.until(lambda: not followed.problems(), "the problem is solved")
     assert followed.view() == before
 
 
 async def _view_with(followed: Watching, good: Good) -> View:
-    """Return what sidecars get while there is this good object."""
+    """Return what sidecars are sent while this valid object exists."""
     kind, namespace, name, spec = good
 
     def known() -> bool:
-        found = followed.mesh.get(Ref(kind.partition(" ")[2], namespace, name))
-        return bool(found and found.meta.uid)  # what installing would create has none
+        result = followed.mesh.get(Ref(kind.partition(" ")[2], namespace, name))
+        return bool(result and result.meta.uid)  # default objects have no uid
 
     path = await create(followed.cluster, kind, namespace, name, {"spec": yaml.safe_load(spec)})
     await followed.until(known, "it is known")
-    found = followed.view()
+    result = followed.view()
     await followed.cluster.api.delete(path)
     await followed.until(lambda: not known(), "it is gone")
-    return found
+    return result
 
 
 @pytest.mark.parametrize("case", [case for case in REFUSED if case.good], ids=lambda case: case.title)
-async def test_the_last_good_version_stays_in_force(followed: Watching, case: Case) -> None:
+async def test_bad_update_keeps_the_last_valid_version(followed: Watching, case: Case) -> None:
     plain = followed.view()
     good = {"spec": yaml.safe_load(case.good)}
     path = await create(followed.cluster, case.kind, case.namespace, case.name, good)
     try:
-        await followed.until(lambda: followed.view() != plain, "the good one is in force")
+        await followed.until(lambda: followed.view() != plain, "the valid version is in use")
         enforced = followed.view()
         there = await followed.cluster.api.get(path)
         await send(followed.cluster, "PUT", path, {**there, "spec": body_of(case)["spec"]})
-        await followed.until(followed.problems, "it is said what is wrong")
-        assert any(_tells(case, problem) for problem in followed.problems()), followed.problems()
+        await followed.until(followed.problems, "a problem is reported")
+        assert any(_describes(case, problem) for problem in followed.problems()), followed.problems()
         assert followed.view() == enforced
     finally:
         await followed.cluster.api.delete(path)
@@ -101,21 +101,21 @@ async def test_the_last_good_version_stays_in_force(followed: Watching, case: Ca
     assert not followed.problems()
 
 
-def _tells(case: Case, problem: Problem) -> bool:
-    """Whether a problem names the object and says what is wrong: in one line, not at length, and without secrets."""
-    said = str(problem)
+def _describes(case: Case, problem: Problem) -> bool:
+    """Whether a problem names the object and the error, in one short line and without secrets."""
+    message = str(problem)
     name = f"{case.kind.partition(' ')[2]} {case.namespace}/{case.name}".replace(" /", " ")
     return (
-        said.startswith(name)
-        and case.said in said
-        and said.isprintable()
-        and len(said) < 1000
-        and "MC4CAQ" not in said
+        message.startswith(name)
+        and case.message in message
+        and message.isprintable()
+        and len(message) < 1000
+        and "MC4CAQ" not in message
     )
 
 
 @pytest.mark.parametrize("case", HARMLESS, ids=lambda case: case.title)
-async def test_it_is_read_and_moves_nothing(followed: Watching, case: Case) -> None:
+async def test_harmless_object_changes_nothing(followed: Watching, case: Case) -> None:
     before = followed.view()
     facts = list(followed.mesh.facts())
     path = await create(followed.cluster, case.kind, case.namespace, case.name, body_of(case))
@@ -128,8 +128,8 @@ async def test_it_is_read_and_moves_nothing(followed: Watching, case: Case) -> N
         await followed.until(lambda: len(list(followed.mesh.facts())) == len(facts), "it is gone")
 
 
-async def test_a_neighbour_who_lists_our_pod_does_not_decide_what_it_accepts(followed: Watching) -> None:
-    """The neighbour's service is older than ours, leads to our pod's port, and has a policy: plaintext only."""
+async def test_foreign_service_cannot_change_the_mode_of_a_pod(followed: Watching) -> None:
+    """The neighbor's older service selects our pod's port and has a policy that asks for plaintext."""
     before = followed.view()
     policy = {"spec": {"targets": [{"name": "elder"}]}}
     listing = {
@@ -155,23 +155,21 @@ async def test_a_neighbour_who_lists_our_pod_does_not_decide_what_it_accepts(fol
 
 
 @pytest.mark.parametrize("where", ["listed-with-its-pod", "listed-by-address-alone"])
-async def test_a_pod_that_claims_anothers_address_changes_nothing_for_the_other(
-    followed: Watching, where: str
-) -> None:
-    """It comes first by name, and says that it has no sidecar: were it believed, clients would send plaintext."""
+async def test_pod_claiming_a_foreign_address_changes_nothing(followed: Watching, where: str) -> None:
+    """It sorts first by name and claims to have no sidecar: clients that believe it send plaintext."""
     target = {"targetRef": {"kind": "Pod", "namespace": SHOP, "name": "web"}} if "pod" in where else {}
     path = f"/apis/discovery.k8s.io/v1/namespaces/{SHOP}/endpointslices/web-1"
     endpoint = {"addresses": ["10.1.0.1"], "conditions": {"ready": True}, **target}
     there = await followed.cluster.api.get(path)
     await followed.cluster.api.replace(path, {**there, "endpoints": [endpoint]})
-    await followed.until(lambda: _target(followed) is bool(target), "it is listed so")
+    await followed.until(lambda: _target(followed) is bool(target), "the slice is updated")
     before = followed.view()
     pod_path = await pod(followed.cluster, EVIL, "claims", "10.1.0.1", tls_mode="disabled")
     try:
 
         def known() -> bool:
-            found = followed.mesh.pod(EVIL, "claims")
-            return bool(found and found.address)
+            claimant = followed.mesh.pod(EVIL, "claims")
+            return bool(claimant and claimant.address)
 
         await followed.until(known, "it is known")
         assert followed.view() == before
@@ -181,35 +179,35 @@ async def test_a_pod_that_claims_anothers_address_changes_nothing_for_the_other(
 
 
 def _target(followed: Watching) -> bool:
-    """Whether the shop's EndpointSlice says whose the address is."""
+    """Whether the shop's EndpointSlice has a targetRef for the address."""
     [listed] = followed.mesh.in_namespace(SHOP).endpoints["web"]
     return listed.groups[0].addresses[0].pod is not None
 
 
-async def test_a_sidecar_that_is_not_there_is_believed_in_and_nobody_else_is_touched(
+async def test_false_sidecar_label_affects_only_its_own_pod(
     followed: Watching,
 ) -> None:
-    """Nothing can be known of a pod but its label: clients send it mutual TLS, and that fails."""
+    """The control plane has to trust the pod's label: clients send mutual TLS, which fails."""
     before = followed.view()
     paths = [await service(followed.cluster, SHOP, "liar")]
     paths.append(await pod(followed.cluster, SHOP, "liar", "10.1.0.9"))
     paths.append(await slice_of(followed.cluster, SHOP, "liar", "10.1.0.9", target="liar"))
 
     def endpoints() -> tuple[Endpoint, ...]:
-        found = followed.mesh.service(SHOP, "liar")
-        return followed.mesh.endpoints(found, found.ports[0]) if found else ()
+        liar = followed.mesh.service(SHOP, "liar")
+        return followed.mesh.endpoints(liar, liar.ports[0]) if liar else ()
 
     try:
         await followed.until(
-            lambda: any(each.pod and each.pod.address for each in endpoints()), "it is known"
+            lambda: any(endpoint.pod and endpoint.pod.address for endpoint in endpoints()), "it is known"
         )
-        client, found = followed.mesh.pod(SHOP, "client"), followed.mesh.service(SHOP, "liar")
+        client, liar = followed.mesh.pod(SHOP, "client"), followed.mesh.service(SHOP, "liar")
         assert client
-        assert found
-        decision = decide(followed.mesh, client, found, found.ports[0], endpoints()[0])
+        assert liar
+        decision = decide(followed.mesh, client, liar, liar.ports[0], endpoints()[0])
         assert decision.mode is Send.MTLS
         moved = {key for key, version in followed.view().items() if before.get(key) != version}
-        # Its own configuration, its own clusters and endpoints, and the one table of routes that names all services.
+        # Only its own resources change, and the route table that lists all services.
         others = {
             key for key in moved if key[0] != f"{SHOP}/liar" and "liar." not in key[2] and key[1] != ROUTE
         }
@@ -221,7 +219,7 @@ async def test_a_sidecar_that_is_not_there_is_believed_in_and_nobody_else_is_tou
 
 
 @pytest.mark.parametrize(
-    ("annotations", "said"),
+    ("annotations", "message"),
     [
         ({"sidecar.istio.io/interceptionMode": "SOMETIMES"}, "must be one of REDIRECT, NONE"),
         (
@@ -231,24 +229,24 @@ async def test_a_sidecar_that_is_not_there_is_believed_in_and_nobody_else_is_tou
         ({"sidecar.xds/app-address": "localhost\u0000"}, "is not an IP address"),
     ],
 )
-async def test_a_pod_with_bad_annotations_is_refused_and_moves_nothing(
-    followed: Watching, annotations: dict[str, str], said: str
+async def test_pod_with_bad_annotations_is_refused(
+    followed: Watching, annotations: dict[str, str], message: str
 ) -> None:
     before = followed.view()
     path = await pod(followed.cluster, SHOP, "odd", "10.1.0.9", annotations=annotations)
     try:
         await followed.until(
-            lambda: any(said in str(problem) for problem in followed.problems()), "it is said"
+            lambda: any(message in str(problem) for problem in followed.problems()), "the problem is reported"
         )
         assert all(str(problem).startswith("Pod shop/odd") for problem in followed.problems())
         assert {key: version for key, version in followed.view().items() if key[0] != f"{SHOP}/odd"} == before
     finally:
         await followed.cluster.api.delete(path, gracePeriodSeconds=0)
-        await followed.until(lambda: not followed.problems(), "it is solved")
+        await followed.until(lambda: not followed.problems(), "the problem is solved")
 
 
 @pytest.mark.parametrize(
-    ("mesh", "said"),
+    ("mesh", "message"),
     [
         ("{trustDomain: [", "cannot be read as YAML"),
         ("- a", "must be a mapping, not a list"),
@@ -261,7 +259,7 @@ async def test_a_pod_with_bad_annotations_is_refused_and_moves_nothing(
         ),
     ],
 )
-async def test_bad_settings_leave_those_of_before_in_force(followed: Watching, mesh: str, said: str) -> None:
+async def test_bad_settings_keep_the_previous_ones(followed: Watching, mesh: str, message: str) -> None:
     path = f"/api/v1/namespaces/{SYSTEM}/configmaps"
     await followed.cluster.api.create(
         path, {"metadata": {"name": "xds"}, "data": {"mesh": "trustDomain: td.example\n"}}
@@ -271,7 +269,7 @@ async def test_bad_settings_leave_those_of_before_in_force(followed: Watching, m
         before = followed.view()
         await followed.cluster.api.patch(f"{path}/xds", {"data": {"mesh": mesh}})
         await followed.until(
-            lambda: any(said in str(problem) for problem in followed.problems()), "it is said"
+            lambda: any(message in str(problem) for problem in followed.problems()), "the problem is reported"
         )
         assert all(str(problem).startswith("ConfigMap istio-system/xds") for problem in followed.problems())
         assert followed.view() == before
@@ -282,10 +280,8 @@ async def test_bad_settings_leave_those_of_before_in_force(followed: Watching, m
     assert not followed.problems()
 
 
-async def test_the_control_plane_serves_on_with_all_of_them_at_once(
-    followed: Watching, tmp_path: Path
-) -> None:
-    """The process itself: started among them, as after a restart, and told of them while it runs."""
+async def test_control_plane_keeps_serving_despite_bad_objects(followed: Watching, tmp_path: Path) -> None:
+    """The real process, with bad objects before its start, as after a restart, and later ones."""
     cases = [replace(case, name=f"bad-{number}") for number, case in enumerate(REFUSED) if case.name == "web"]
     half = len(cases) // 2
     paths = [await create(followed.cluster, *_where(case), body_of(case)) for case in cases[:half]]
@@ -297,22 +293,22 @@ async def test_the_control_plane_serves_on_with_all_of_them_at_once(
                 paths += [
                     await create(followed.cluster, *_where(case), body_of(case)) for case in cases[half:]
                 ]
-                wanted = {f"{case.kind.partition(' ')[2]} {case.namespace}/{case.name}" for case in cases}
+                expected = {f"{case.kind.partition(' ')[2]} {case.namespace}/{case.name}" for case in cases}
 
-                def all_told() -> bool:
-                    said = serving.log.read_text()
-                    return all(name.replace(" /", " ") in said for name in wanted)
+                def all_reported() -> bool:
+                    log = serving.log.read_text()
+                    return all(name.replace(" /", " ") in log for name in expected)
 
-                await eventually(all_told, timeout=PATIENCE, what="each is named in the log")
+                await eventually(all_reported, timeout=PATIENCE, what="each is named in the log")
                 await pod(followed.cluster, SHOP, "later", "10.1.0.7")
                 paths.append(f"/api/v1/namespaces/{SHOP}/pods/later")
                 await _list_too(followed.cluster, "10.1.0.7")
                 await sidecar.until("outbound|80||web.shop.svc.cluster.local", {"10.1.0.1", "10.1.0.7"})
                 assert (await serving.ready())[0] == 200
-            said = serving.log.read_text()
-            assert "Traceback" not in said
-            assert "MC4CAQ" not in said
-            assert "\x1b[31m" not in said
+            log = serving.log.read_text()
+            assert "Traceback" not in log
+            assert "MC4CAQ" not in log
+            assert "\x1b[31m" not in log
     finally:
         await _list_too(followed.cluster)
         for path in paths:

@@ -1,4 +1,4 @@
-"""Where the control plane's programs come from, and what is said when they do not."""
+"""Finding and building the control plane's programs, and error messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 
 
-async def test_a_cluster_of_envtest_has_no_controllers(
+async def test_envtest_assets_have_no_controllers(
     control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, program in binaries.find().items():
@@ -26,7 +26,7 @@ async def test_a_cluster_of_envtest_has_no_controllers(
             await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", pod)
 
 
-def test_assets_that_lack_something_are_said_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_asset_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "etcd").symlink_to("/bin/true")
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
     assert not binaries.find()
@@ -34,7 +34,7 @@ def test_assets_that_lack_something_are_said_to(tmp_path: Path, monkeypatch: pyt
     assert binaries.main() == 1
 
 
-def test_without_go_nothing_is_built(
+def test_build_requires_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _nothing_built(tmp_path, monkeypatch)
@@ -45,15 +45,15 @@ def test_without_go_nothing_is_built(
 
 
 @pytest.mark.skipif(binaries.go() is None, reason="needs Go (https://go.dev/dl)")
-def test_a_failed_build_says_what_came_back_and_leaves_nothing(
+def test_failed_build_reports_output_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _nothing_built(tmp_path, monkeypatch)
     monkeypatch.setenv("GOPROXY", "off")
     monkeypatch.setenv("GOMODCACHE", str(tmp_path / "modules"))
     assert binaries.main() == 1
-    assert "could not be built" in (said := capsys.readouterr().err)
-    assert "GOPROXY=off" in said
+    assert "could not be built" in (message := capsys.readouterr().err)
+    assert "GOPROXY=off" in message
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("kubernetes-")]
 
 

@@ -1,4 +1,4 @@
-"""What is wrong is said on the object: as a condition or an Event, once, and no longer than it is so."""
+"""Problems are published once on their object, as a condition or an Event, while they last."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ RULES = [
     },
     {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list"]},
 ]
-"""What the module says that it needs."""
+"""The rights that the module documents."""
 
 
 @pytest.fixture(scope="module")
 def control_plane(bare: ControlPlane) -> ControlPlane:
-    """Of this file's own: what is written here is written in every namespace."""
+    """A control plane for this file alone, because these tests write in every namespace."""
     return bare
 
 
@@ -66,7 +66,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class World:
-    """What is known, as the test says."""
+    """Facts and problems, as set by the test."""
 
     def __init__(self, api: KubeApi, namespace: str) -> None:
         self.api, self.namespace = api, namespace
@@ -112,11 +112,11 @@ class World:
 
     async def conditions_of(self, name: str) -> dict[str, dict[str, Any]]:
         status = (await self.get(name)).get("status", {})
-        return {each["type"]: each for each in status.get("conditions", ())}
+        return {condition["type"]: condition for condition in status.get("conditions", ())}
 
     async def events(self, kind: str, namespace: str = "") -> list[dict[str, Any]]:
-        found = await self.api.get(f"/api/v1/namespaces/{namespace or self.namespace}/events")
-        return [each for each in found["items"] if each["involvedObject"]["kind"] == kind]
+        events = await self.api.get(f"/api/v1/namespaces/{namespace or self.namespace}/events")
+        return [item for item in events["items"] if item["involvedObject"]["kind"] == kind]
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ async def world(cluster: Cluster) -> AsyncIterator[World]:
         yield World(cluster.api, namespace)
 
 
-def test_what_is_said_of_what() -> None:
+def test_conditions_of_objects_and_problems() -> None:
     facts = [
         pod("web", "ns"),
         *(peer("ns", "STRICT", name=name, age=age) for name, age in (("old", 9), ("young", 1))),
@@ -138,34 +138,35 @@ def test_what_is_said_of_what() -> None:
         Problem(where="Service ns/web", what="was passed over", notice=True),
         Problem(where="https://10.0.0.1:443", what="cannot be reached"),
     ]
-    said = desired_conditions(mesh(*facts), problems)
-    assert said[Ref("PeerAuthentication", "ns", "young")] == {
+    desired = desired_conditions(mesh(*facts), problems)
+    assert desired[Ref("PeerAuthentication", "ns", "young")] == {
         "Accepted": FalseCondition("Refused", r"is odd (make it even); is long\nand broken"),
         "Enforced": FalseCondition("Overridden", "overridden by PeerAuthentication ns/old"),
     }
-    assert said[Ref("MeshPolicy", "", "other")] == {"Accepted": FalseCondition("Refused", "is wrong")}
-    assert set(said) == {
+    assert desired[Ref("MeshPolicy", "", "other")] == {"Accepted": FalseCondition("Refused", "is wrong")}
+    assert set(desired) == {
         Ref("PeerAuthentication", "ns", "young"),
         Ref("MeshPolicy", "", "other"),
         Ref("MeshPolicy", "", "default"),
     }
 
 
-def test_what_has_no_effect_is_said_of_services_and_endpointslices() -> None:
+def test_services_without_effect_have_a_condition() -> None:
     admin = ServicePort(port=80, target=15000)
     same = [service("web", "aaa", admin, age=age) for age in (9, 1)]
     taker = replace(same[1], meta=replace(same[1].meta, ref=Ref("Service", "aaa", "web-too")))
     world = mesh(pod("web", "aaa"), same[0], taker)
-    said = desired_conditions(world, (), without_effect(world).problems)
+    desired = desired_conditions(world, (), without_effect(world).problems)
     closed = "port 80 forwards to port 15000, which is reserved for the sidecar"
-    told = {ref.name: text["Enforced"] for ref, text in said.items() if ref.kind == "Service"}
-    assert told["web"].message.startswith(closed)
-    assert told["web"].reason == told["web-too"].reason == "NoEffect"
-    assert told["web-too"].message.startswith(f"clusterIP {taker.addresses[0]} belongs to Service aaa/web: ")
-    assert closed in told["web-too"].message
+    conditions = {ref.name: text["Enforced"] for ref, text in desired.items() if ref.kind == "Service"}
+    assert conditions["web"].message.startswith(closed)
+    assert conditions["web"].reason == conditions["web-too"].reason == "NoEffect"
+    owner = f"clusterIP {taker.addresses[0]} belongs to Service aaa/web: "
+    assert conditions["web-too"].message.startswith(owner)
+    assert closed in conditions["web-too"].message
 
 
-def test_an_object_without_effect_is_not_in_force() -> None:
+def test_object_without_effect_is_not_enforced() -> None:
     facts = [
         pod("web", "ns"),
         service("web", "ns"),
@@ -176,19 +177,19 @@ def test_an_object_without_effect_is_not_in_force() -> None:
         rule("ns", "web.ns.svc.cluster.local", "DISABLE", name="younger", selector={"app": "x"}),
     ]
     world = mesh(*facts)
-    said = desired_conditions(world, (), without_effect(world).problems)
+    desired = desired_conditions(world, (), without_effect(world).problems)
     lock = "selector app=wbe matches no pod in namespace ns, so it has no effect (did you mean app=web?)"
     clients = "workloadSelector app=x matches no pod in namespace ns, so it has no effect"
-    assert {ref.name: conditions for ref, conditions in said.items() if ref.kind != "MeshPolicy"} == {
+    assert {ref.name: conditions for ref, conditions in desired.items() if ref.kind != "MeshPolicy"} == {
         "lock": {"Enforced": FalseCondition("NoEffect", lock)},
         "young": {"Enforced": FalseCondition("NoEffect", clients)},
         "younger": {
             "Enforced": FalseCondition("Overridden", f"overridden by DestinationRule ns/young; {clients}")
         },
-    }, "that a Service has no endpoints now is not said on it"
+    }, "a Service without endpoints has no condition"
 
 
-async def test_a_condition_of_no_effect_goes_when_it_applies(world: World) -> None:
+async def test_no_effect_condition_is_cleared(world: World) -> None:
     await world.apply("default")
     ref = Ref("PeerAuthentication", world.namespace, "default")
     world.without_effect = {ref: (Problem(where=str(ref), what="matches nothing"),)}
@@ -205,30 +206,30 @@ async def test_a_condition_of_no_effect_goes_when_it_applies(world: World) -> No
         await eventually(cleared, timeout=30)
 
 
-async def test_a_condition_is_there_as_long_as_it_is_so(world: World) -> None:
+async def test_condition_follows_the_problem(world: World) -> None:
     made = await world.apply("default")
     await world.apply("fine")
     world.refuse("PeerAuthentication", "default")
     assert await world.reconcile()
-    found = await world.conditions_of("default")
-    assert found == {
+    conditions = await world.conditions_of("default")
+    assert conditions == {
         "Accepted": {
             "type": "Accepted",
             "status": "False",
             "reason": "Refused",
             "message": REFUSED,
             "observedGeneration": made["metadata"]["generation"],
-            "lastTransitionTime": found["Accepted"]["lastTransitionTime"],
+            "lastTransitionTime": conditions["Accepted"]["lastTransitionTime"],
         }
     }
     fields = (await world.get("default"))["metadata"]["managedFields"]
-    assert ("xds-status", "status") in {(each["manager"], each.get("subresource")) for each in fields}
+    assert ("xds-status", "status") in {(field["manager"], field.get("subresource")) for field in fields}
     assert "status" not in await world.get("fine")
 
-    # Another mistake is the same state, since the same time, of another generation.
+    # Another problem keeps the status and its time, and updates the generation.
     await world.api.patch(
         f"{PEER.format(world.namespace)}/default/status",
-        {"status": {"conditions": [found["Accepted"] | {"lastTransitionTime": "2001-01-01T00:00:00Z"}]}},
+        {"status": {"conditions": [conditions["Accepted"] | {"lastTransitionTime": "2001-01-01T00:00:00Z"}]}},
     )
     await world.apply("default", "DISABLE")
     world.refuse("PeerAuthentication", "default", "is wrong otherwise")
@@ -243,7 +244,7 @@ async def test_a_condition_is_there_as_long_as_it_is_so(world: World) -> None:
     assert await world.conditions_of("default") == {}
 
 
-async def test_nothing_is_written_that_is_there_and_others_conditions_stay(world: World) -> None:
+async def test_existing_and_foreign_conditions_are_kept(world: World) -> None:
     await world.apply("default")
     theirs = {"type": "Reconciled", "status": "True", "reason": "Fine"}
     path = f"{PEER.format(world.namespace)}/default"
@@ -251,8 +252,8 @@ async def test_nothing_is_written_that_is_there_and_others_conditions_stay(world
     world.refuse("PeerAuthentication", "default")
     assert await world.reconcile()
     before = await world.get("default")
-    assert [each["type"] for each in before["status"]["conditions"]] == ["Reconciled", "Accepted"]
-    # This replica and another find nothing to do.
+    assert [condition["type"] for condition in before["status"]["conditions"]] == ["Reconciled", "Accepted"]
+    # Neither this replica nor another has anything to write.
     assert await world.reconcile()
     assert await world.reconcile(world.another(world.api))
     assert await world.get("default") == before
@@ -261,7 +262,7 @@ async def test_nothing_is_written_that_is_there_and_others_conditions_stay(world
     assert (await world.get("default"))["status"] == {"conditions": [theirs], "observedGeneration": 7}
 
 
-async def test_who_does_not_lead_writes_nothing(world: World) -> None:
+async def test_follower_writes_no_conditions(world: World) -> None:
     await world.apply("default")
     world.refuse("PeerAuthentication", "default")
     world.leads = False
@@ -269,7 +270,7 @@ async def test_who_does_not_lead_writes_nothing(world: World) -> None:
     assert await world.conditions_of("default") == {}
 
 
-async def test_a_kind_without_a_status_gets_an_event_and_no_second_one(world: World) -> None:
+async def test_kind_without_a_status_gets_one_event(world: World) -> None:
     plain = {"metadata": {"name": "web"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
     await world.api.create(
         f"/api/v1/namespaces/{world.namespace}/serviceaccounts", {"metadata": {"name": "web"}}
@@ -282,17 +283,17 @@ async def test_a_kind_without_a_status_gets_an_event_and_no_second_one(world: Wo
     (event,) = await world.events("Pod")
     assert event["involvedObject"]["uid"] == made["metadata"]["uid"]
     assert (event["type"], event["reason"], event["message"]) == ("Warning", "Refused", REFUSED)
-    # Something else that is wrong is news.
+    # Another problem causes another Event.
     world.refuse("Pod", "web", "claims the address of another")
     assert await world.reconcile()
     assert len(await world.events("Pod")) == 2
-    # Of what is gone nothing is said.
+    # A deleted object gets no Event.
     world.refuse("Pod", "gone")
     assert await world.reconcile()
     assert len(await world.events("Pod")) == 2
 
 
-async def test_settings_that_cannot_be_used_are_told_of_their_config_map(world: World) -> None:
+async def test_bad_settings_get_an_event_on_their_config_map(world: World) -> None:
     maps = f"/api/v1/namespaces/{world.namespace}/configmaps"
     await world.api.create(maps, {"metadata": {"name": "xds"}, "data": {"mesh": "enableAutoMtls: maybe"}})
     world.refuse("ConfigMap", "xds", "must be true or false, in line 1 of mesh")
@@ -312,7 +313,7 @@ def other_status(version: Manifest) -> None:
 
 
 async def unless(status: HTTPStatus, call: Awaitable[object]) -> bool:
-    """Whether a call is not refused with a status."""
+    """Whether a call does not fail with this status."""
     try:
         await call
     except KubeError as error:
@@ -323,7 +324,7 @@ async def unless(status: HTTPStatus, call: Awaitable[object]) -> bool:
 
 
 @pytest.mark.parametrize("change", [without_status, other_status])
-async def test_a_foreign_definition_that_has_no_place_for_conditions_gets_events(
+async def test_crd_without_conditions_gets_events(
     own_cluster: Cluster, change: Callable[[Manifest], None]
 ) -> None:
     await crds.install(own_cluster.api)
@@ -331,7 +332,7 @@ async def test_a_foreign_definition_that_has_no_place_for_conditions_gets_events
     path = f"{crds.PATH}/meshpolicies.authentication.istio.io"
 
     async def changed() -> bool:
-        # Controllers may write to it at the same time.
+        # Controllers may update it at the same time.
         definition = await world.api.get(path)
         for version in definition["spec"]["versions"]:
             change(version)
@@ -346,24 +347,24 @@ async def test_a_foreign_definition_that_has_no_place_for_conditions_gets_events
     }
 
     async def created() -> bool:
-        # What serves the kind is replaced when its definition changes, and takes nothing for a moment.
+        # The API server replaces the handler of a changed kind, and refuses requests for a moment.
         policies = "/apis/authentication.istio.io/v1alpha1/meshpolicies"
         return await unless(HTTPStatus.SERVICE_UNAVAILABLE, world.api.create(policies, mesh_policy))
 
     await eventually(created, timeout=30)
     world.refuse("MeshPolicy", "default")
 
-    async def said() -> bool:
-        # Discovery hears of the definition's change a moment later.
+    async def is_reported() -> bool:
+        # Discovery is updated a moment later.
         assert await world.reconcile(world.another(world.api))
         return bool(await world.events("MeshPolicy", "default"))
 
-    await eventually(said, timeout=30)
+    await eventually(is_reported, timeout=30)
     (event,) = await world.events("MeshPolicy", "default")
     assert event["message"] == REFUSED
 
 
-async def test_kinds_that_the_cluster_lacks_are_passed_over(own_cluster: Cluster) -> None:
+async def test_missing_kinds_are_ignored(own_cluster: Cluster) -> None:
     world = World(own_cluster.api, "default")
     world.refuse("PeerAuthentication", "default")
     with capture_logs() as logs:
@@ -371,7 +372,7 @@ async def test_kinds_that_the_cluster_lacks_are_passed_over(own_cluster: Cluster
     assert logs == []
 
 
-async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(world: World, cluster: Cluster) -> None:
+async def test_documented_rights_suffice_and_missing_are_logged_once(world: World, cluster: Cluster) -> None:
     await world.apply("default")
     async with await cluster.connect("teller") as api:
         conditions = world.another(api)
@@ -398,7 +399,7 @@ async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(world: Wor
             assert await world.conditions_of("default") == {}
 
 
-async def test_it_follows_by_itself_and_survives_a_mistake_of_ours(
+async def test_publisher_follows_changes_and_survives_an_error(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.apply("default")

@@ -1,4 +1,4 @@
-"""Our custom resource definitions: the API server refuses what `parse` refuses; kinds that are there are left alone."""
+"""Our CRDs: the API server refuses what `parse` refuses, and existing kinds are left alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xds.mesh.sources.documents import read_documents
 
 FOLDER = Path(crds.__file__).parent
 
-# Of the files' table: what is wrong with a whole object of ours, not with its text, its type or its metadata.
+# Cases from the table for files, without errors in the text, the type or the metadata.
 FILES = [
     good.replace(old, new, 1)
     for good, old, new, *_ in BAD
@@ -34,14 +34,14 @@ CASES = [head + f"spec: {spec}\n" for head, spec in SPECS] + FILES + [POLICY, ME
 
 @pytest.fixture
 async def cluster(bare: ControlPlane) -> AsyncIterator[Cluster]:
-    """For all but those who need one without kinds, and have one each: kinds that are deleted may take for ever to go."""
+    """Shared by all tests except those that delete kinds, because a deletion may never finish."""
     async with Cluster(bare) as entered:
         yield entered
 
 
 @pytest.fixture
 async def kinds(cluster: Cluster) -> Cluster:
-    """The same, with all of our kinds."""
+    """The same cluster, with all of our kinds."""
     await crds.install(cluster.api)
     return cluster
 
@@ -55,7 +55,7 @@ def plural(document: dict) -> str:
 
 
 def the_object(text: str) -> tuple[dict, bool]:
-    """Return what kubectl would send, and whether parse refuses it."""
+    """Return the object that kubectl would send, and whether `parse` refuses it."""
     [document] = read_documents(text, "case.yaml")
     assert not isinstance(document, Problem), document
     [parsed] = parse(document.value, document.locate, document.flaws)
@@ -63,7 +63,7 @@ def the_object(text: str) -> tuple[dict, bool]:
 
 
 async def verdict(api: KubeApi, document: dict, validation: str) -> str:
-    """Return why the API server refuses an object; empty: it takes it."""
+    """Return why the API server refuses an object; empty if it accepts it."""
     metadata = {
         **document["metadata"],
         **({"namespace": "default"} if document["kind"] != "MeshPolicy" else {}),
@@ -87,19 +87,19 @@ def meaning(document: dict) -> Parsed:
 
 
 @pytest.mark.parametrize("text", CASES)
-async def test_the_api_server_refuses_what_parse_refuses_and_only_that(kinds: Cluster, text: str) -> None:
+async def test_api_server_and_parser_refuse_the_same_objects(kinds: Cluster, text: str) -> None:
     document, refused = the_object(text)
     for validation in ("Strict", "Ignore"):
-        said = await verdict(kinds.api, document, validation)
-        assert bool(said) == refused, said or "the API server takes it"
+        reason = await verdict(kinds.api, document, validation)
+        assert bool(reason) == refused, reason or "the API server takes it"
 
 
-def test_the_table_has_both_verdicts_of_every_kind() -> None:
+def test_cases_have_both_verdicts_for_every_kind() -> None:
     seen = {(document["kind"], refused) for document, refused in map(the_object, CASES)}
     assert len(seen) == 8, seen
 
 
-async def test_every_served_version_has_the_same_schema(kinds: Cluster) -> None:
+async def test_served_versions_have_the_same_schema(kinds: Cluster) -> None:
     for definition in crds.definitions():
         versions = definition["spec"]["versions"]
         assert all(version["schema"] == versions[0]["schema"] for version in versions)
@@ -110,26 +110,26 @@ async def test_every_served_version_has_the_same_schema(kinds: Cluster) -> None:
         await kinds.api.create(path, document, dryRun="All")
 
 
-async def test_kubectl_refuses_a_misspelled_field_with_and_without_its_validation(kinds: Cluster) -> None:
+async def test_misspelled_field_is_refused_without_validation(kinds: Cluster) -> None:
     text = PEER_HEAD + "spec: {mtls: {mdoe: STRICT}}\n"
     for validation in ("strict", "warn", "ignore"):
         with pytest.raises(KubectlError, match=r"spec\.mtls: .* unknown field; the only known field is mode"):
             await kinds.kubectl("apply", f"--validate={validation}", "-f", "-", stdin=text)
 
 
-async def test_what_may_be_a_key_is_not_repeated(kinds: Cluster) -> None:
+async def test_possible_key_is_not_quoted(kinds: Cluster) -> None:
     document, _ = the_object(RULE)
     document["spec"]["trafficPolicy"]["tls"]["privateKey"] = (
         "-----BEGIN EC PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEI"
     )
-    said = await verdict(kinds.api, document, "Strict")
-    assert "absolute path" in said
-    assert "MC4CAQ" not in said
+    reason = await verdict(kinds.api, document, "Strict")
+    assert "absolute path" in reason
+    assert "MC4CAQ" not in reason
     document["spec"]["trafficPolicy"]["tls"]["privateKey"] += "\nMC4CAQAwBQYDK2VwBCIEI" * 99
     assert "MC4CAQ" not in await verdict(kinds.api, document, "Strict")
 
 
-async def test_kubectl_shows_what_one_looks_for(kinds: Cluster) -> None:
+async def test_kubectl_prints_useful_columns(kinds: Cluster) -> None:
     objects = (
         MESH
         + "spec: {peers: [{mtls: {mode: PERMISSIVE}}]}\n---\n"
@@ -140,7 +140,7 @@ async def test_kubectl_shows_what_one_looks_for(kinds: Cluster) -> None:
     await kinds.kubectl("apply", "-f", "-", stdin=objects)
     try:
         shown = await kinds.kubectl("get", "meshpolicies", "-o", "yaml")
-        # What the seed page prints, to the space.
+        # The output in the Istio task, including spaces.
         assert [line for line in shown.splitlines() if " mode" in line] == ["        mode: PERMISSIVE"]
         for name, cells in (
             ("meshpolicies", ["NAME MODE PROBLEM AGE", "default PERMISSIVE"]),
@@ -160,7 +160,7 @@ async def test_kubectl_shows_what_one_looks_for(kinds: Cluster) -> None:
         await kinds.kubectl("delete", "-f", "-", stdin=objects)
 
 
-async def test_the_status_is_written_apart_from_what_it_is_about(kinds: Cluster) -> None:
+async def test_status_is_a_subresource(kinds: Cluster) -> None:
     document, _ = the_object(PEER_HEAD + "spec: {mtls: {mode: STRICT}}\n")
     made = await kinds.api.create(plural(document), document)
     path = f"{plural(document)}/web"
@@ -185,21 +185,23 @@ async def test_the_status_is_written_apart_from_what_it_is_about(kinds: Cluster)
         await kinds.api.delete(path)
 
 
-async def test_only_kinds_that_are_lacking_are_created(own_cluster: Cluster) -> None:
-    """Foreign ones are there: one without any schema, one with another version, one of another scope."""
+async def test_only_missing_kinds_are_created(own_cluster: Cluster) -> None:
+    """Some CRDs exist: one without a schema, one with another version, one with another scope."""
     theirs = [
         foreign(
             "peerauthentications", "security.istio.io", "PeerAuthentication", ["v1beta1"], manager="Helm"
         ),
         foreign("destinationrules", "networking.istio.io", "DestinationRule", ["v9"]),
     ]
-    for each in theirs:
-        await own_cluster.api.create(crds.PATH, each)
-    before = [await own_cluster.api.get(f"{crds.PATH}/{each['metadata']['name']}") for each in theirs]
+    for definition in theirs:
+        await own_cluster.api.create(crds.PATH, definition)
+    before = [
+        await own_cluster.api.get(f"{crds.PATH}/{definition['metadata']['name']}") for definition in theirs
+    ]
 
     asked = await crds.install(own_cluster.api, dry_run=True)
     assert [definition.created for definition in asked] == [True, True, False, False]
-    names = {each["metadata"]["name"] for each in (await own_cluster.api.get(crds.PATH))["items"]}
+    names = {definition["metadata"]["name"] for definition in (await own_cluster.api.get(crds.PATH))["items"]}
     assert "policies.authentication.istio.io" not in names, "it was only asked what would be done"
 
     policies, mesh_policies, peers, rules = await crds.install(own_cluster.api)
@@ -213,20 +215,22 @@ async def test_only_kinds_that_are_lacking_are_created(own_cluster: Cluster) -> 
     def same(definition: dict) -> tuple:
         return definition["metadata"]["resourceVersion"], definition["spec"]
 
-    after = [await own_cluster.api.get(f"{crds.PATH}/{each['metadata']['name']}") for each in theirs]
-    assert [same(each)[1] for each in after] == [same(each)[1] for each in before]
-    assert [each["metadata"]["generation"] for each in after] == [1, 1]
+    after = [
+        await own_cluster.api.get(f"{crds.PATH}/{definition['metadata']['name']}") for definition in theirs
+    ]
+    assert [same(definition)[1] for definition in after] == [same(definition)[1] for definition in before]
+    assert [definition["metadata"]["generation"] for definition in after] == [1, 1]
     assert not any(definition.created for definition in await crds.install(own_cluster.api))
 
 
-async def test_several_may_install_at_once(own_cluster: Cluster) -> None:
-    found = await asyncio.gather(*(crds.install(own_cluster.api) for _ in range(4)))
-    for definitions in zip(*found, strict=True):
+async def test_concurrent_installations_succeed(own_cluster: Cluster) -> None:
+    results = await asyncio.gather(*(crds.install(own_cluster.api) for _ in range(4)))
+    for definitions in zip(*results, strict=True):
         assert sum(definition.created for definition in definitions) == 1
         assert not any(definition.problem for definition in definitions)
 
 
-async def test_the_command_says_what_it_did(own_cluster: Cluster) -> None:
+async def test_install_crds_prints_its_changes(own_cluster: Cluster) -> None:
     config = str(await own_cluster.kubeconfig("admin", "nobody"))
     status, output, _ = await run("install-crds", "--dry-run", "--kubeconfig", config)
     assert (status, output.count("would be created")) == (0, 4), output
@@ -237,10 +241,10 @@ async def test_the_command_says_what_it_did(own_cluster: Cluster) -> None:
     assert 'User "nobody" cannot get resource "customresourcedefinitions"' in error
 
 
-async def test_the_kustomization_has_all_kinds(cluster: Cluster) -> None:
+async def test_kustomization_has_all_kinds(cluster: Cluster) -> None:
     shown = await cluster.kubectl("kustomize", str(FOLDER))
     assert list(yaml.safe_load_all(shown)) == sorted(
-        crds.definitions(), key=lambda each: each["metadata"]["name"]
+        crds.definitions(), key=lambda definition: definition["metadata"]["name"]
     )
     assert {path.name for path in FOLDER.glob("*.yaml")} == {
         "kustomization.yaml",
@@ -249,7 +253,7 @@ async def test_the_kustomization_has_all_kinds(cluster: Cluster) -> None:
 
 
 async def run(*arguments: str) -> tuple[int, str, str]:
-    """Run `xds`; return its exit status, what it printed, and what it complained of."""
+    """Run `xds`; return its exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""Who gets another pod's key from `xds serve --kubernetes`: nobody. With the real API server's tokens, on each port."""
+"""No pod gets another pod's key from `xds serve --kubernetes`, with real tokens, on each port."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ pytestmark = pytest.mark.timeout(300)
 
 DENIED, UNPROVEN = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED
 AGAIN = " yet; ask again"
-"""How a fetch ends that came before the first configuration of its pod was made."""
+"""Status of a fetch before the pod's first configuration exists."""
 SDS = "/envoy.service.secret.v3.SecretDiscoveryService"
 _SECRET = message_class("envoy.extensions.transport_sockets.tls.v3.Secret")
 
 
 @dataclass(frozen=True)
 class Site:
-    """A control plane in a namespace of its own, and pods web-1 and web-2 of account web in another."""
+    """A control plane in its own namespace, and pods web-1 and web-2 of account web in another."""
 
     cluster: Cluster
     serving: Serving
@@ -80,8 +80,8 @@ class Site:
             yield channel
 
     @asynccontextmanager
-    async def with_certificate(self, shown: tuple[bytes, bytes]) -> AsyncIterator[grpc.aio.Channel]:
-        credentials = grpc.ssl_channel_credentials(self.roots, shown[1], shown[0])
+    async def with_certificate(self, credential: tuple[bytes, bytes]) -> AsyncIterator[grpc.aio.Channel]:
+        credentials = grpc.ssl_channel_credentials(self.roots, credential[1], credential[0])
         async with grpc.aio.secure_channel(f"localhost:{self.mtls}", credentials) as channel:
             yield channel
 
@@ -91,14 +91,14 @@ class Site:
     def client(self, channel: grpc.aio.Channel, pod: str = "web-1") -> Client:
         return Client(channel, Variant.DELTA, f"{SDS}/DeltaSecrets", node=self.node(pod))
 
-    async def asked(self, channel: grpc.aio.Channel, pod: str = "web-1") -> tuple[grpc.StatusCode, str]:
-        """Fetch a pod's key; return the status, and what is wrong or the certificate."""
+    async def fetch(self, channel: grpc.aio.Channel, pod: str = "web-1") -> tuple[grpc.StatusCode, str]:
+        """Fetch a pod's key; return the status, and the error or the certificate."""
         async with asyncio.timeout(60):
-            while (found := await self._asked_once(channel, pod))[1].endswith(AGAIN):
+            while (result := await self._fetch_once(channel, pod))[1].endswith(AGAIN):
                 pass
-        return found
+        return result
 
-    async def _asked_once(self, channel: grpc.aio.Channel, pod: str) -> tuple[grpc.StatusCode, str]:
+    async def _fetch_once(self, channel: grpc.aio.Channel, pod: str) -> tuple[grpc.StatusCode, str]:
         request = REQUEST(resource_names=["default"])
         request.node.id = self.node(pod)
         call = channel.unary_unary(f"{SDS}/FetchSecrets")
@@ -136,7 +136,7 @@ async def account(cluster: Cluster, namespace: str, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
-    """A cluster for these tests alone: each control plane publishes its roots everywhere in it."""
+    """A cluster for these tests alone: each control plane publishes its roots in all namespaces."""
     _skip_without_programs()
     with ControlPlane() as running:
         yield running
@@ -171,14 +171,15 @@ async def _site(cluster: Cluster, tmp_path: Path) -> AsyncIterator[Site]:
     )
     async with serving:
         await serving.until_ready()
-        found = await cluster.until(
-            f"/api/v1/namespaces/{namespace}/configmaps/{NAME}", lambda found: KEY in found.get("data", {})
+        config_map = await cluster.until(
+            f"/api/v1/namespaces/{namespace}/configmaps/{NAME}",
+            lambda config_map: KEY in config_map.get("data", {}),
         )
-        roots = found["data"][KEY].encode()
+        roots = config_map["data"][KEY].encode()
         yield Site(cluster, serving, namespace, home, plain, tls, mtls, roots)
 
 
-async def test_nobody_gets_another_pods_key(site: Site) -> None:
+async def test_token_gets_only_the_key_of_its_pod(site: Site) -> None:
     cluster, namespace = site.cluster, site.namespace
     other_namespace = await cluster.new_namespace("other")
     await account(cluster, other_namespace, "web")
@@ -188,10 +189,10 @@ async def test_nobody_gets_another_pods_key(site: Site) -> None:
     own = await site.token(pod="web-1")
     for text in (own, await site.token()):
         async with site.with_token(text) as channel:
-            code, chain = await site.asked(channel)
+            code, chain = await site.fetch(channel)
             assert code is grpc.StatusCode.OK, chain
     async with site.with_token(await site.token(pod="web-2")) as channel:
-        code, second = await site.asked(channel, "web-2")
+        code, second = await site.fetch(channel, "web-2")
         assert (code, second == chain) == (grpc.StatusCode.OK, False)
 
     shown = {
@@ -211,7 +212,7 @@ async def test_nobody_gets_another_pods_key(site: Site) -> None:
     ends = {}
     for name, (text, *_) in shown.items():
         async with site.with_token(text) as channel:
-            ends[name] = await site.asked(channel)
+            ends[name] = await site.fetch(channel)
             with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 stream = site.client(channel)
                 await stream.ask(SECRET, "default")
@@ -221,12 +222,12 @@ async def test_nobody_gets_another_pods_key(site: Site) -> None:
     log = site.serving.log.read_text()
     assert not [name for name, (text, *_) in shown.items() if text and text in log]
 
-    # It was good when it was signed again, so that what is refused above is only its age.
+    # A re-signed token is valid, so the one above is refused only because of its age.
     async with site.with_token(resigned(cluster, own, seconds=600)) as channel:
-        assert (await site.asked(channel))[0] is grpc.StatusCode.OK
+        assert (await site.fetch(channel))[0] is grpc.StatusCode.OK
 
 
-async def test_certificates_and_plaintext_do_not_get_it_either(site: Site) -> None:
+async def test_certificate_or_plaintext_gets_no_foreign_key(site: Site) -> None:
     now = datetime.now(UTC)
     ca, foreign = await site.ca(), Authority.create(PrivateKey.generate(), "cluster.local", now)
 
@@ -248,22 +249,22 @@ async def test_certificates_and_plaintext_do_not_get_it_either(site: Site) -> No
     }
     for name, (pair, code, why) in shown.items():
         async with site.with_certificate(pair) as channel:
-            ended, said = await site.asked(channel)
-        assert (name, ended, why in said) == (name, code, True), said
+            ended, details = await site.fetch(channel)
+        assert (name, ended, why in details) == (name, code, True), details
     async with grpc.aio.insecure_channel(f"127.0.0.1:{site.plain}") as channel:
-        code, said = await site.asked(channel)
-        assert (code, "not served in plaintext" in said) == (DENIED, True)
+        code, details = await site.fetch(channel)
+        assert (code, "not served in plaintext" in details) == (DENIED, True)
         aggregated = Client(channel, Variant.DELTA, node=site.node("web-1"))
         await aggregated.ask(SECRET, "default", "ROOTCA")
         answer = await aggregated.get()
-        assert [each.name for each in answer.resources] == ["ROOTCA"]
+        assert [resource.name for resource in answer.resources] == ["ROOTCA"]
         assert list(answer.removed_resources) == ["default"]
-    # A credential is no use in plaintext, nor where another kind is asked for.
+    # The TLS port accepts no plaintext.
     async with grpc.aio.insecure_channel(f"localhost:{site.tls}") as channel:
-        assert (await site.asked(channel))[0] is grpc.StatusCode.UNAVAILABLE
+        assert (await site.fetch(channel))[0] is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_stream_ends_with_its_pod_and_its_successor_is_somebody_else(site: Site) -> None:
+async def test_stream_ends_when_its_pod_is_replaced(site: Site) -> None:
     cluster, path = site.cluster, f"/api/v1/namespaces/{site.namespace}/pods/web-1"
     bound, unbound = await site.token(pod="web-1"), await site.token()
     async with site.with_token(bound) as one, site.with_token(unbound) as two:
@@ -273,20 +274,21 @@ async def test_a_stream_ends_with_its_pod_and_its_successor_is_somebody_else(sit
             assert (await stream.get()).resources
         await cluster.api.delete(path, gracePeriodSeconds=0)
         for stream in streams:
-            code, said = await stream.end()
-            assert (code, said) == (DENIED, f"pod {site.namespace}/web-1 is gone")
-        # Who waits for its pod is let go when that is another account's, and an old pod's token stays the old pod's.
+            code, details = await stream.end()
+            assert (code, details) == (DENIED, f"pod {site.namespace}/web-1 is gone")
+        # A caller that waits for its pod is refused if the new pod has another account. An old pod's token is
+        # not valid for the new pod.
         waiting = site.client(two)
         await waiting.ask(SECRET, "default")
         await pod(cluster, site.namespace, "web-1", account="other")
-        code, said = await waiting.end()
-        assert (code, "another service account" in said) == (DENIED, True)
-        assert (await site.asked(one))[0] in {DENIED, UNPROVEN}
+        code, details = await waiting.end()
+        assert (code, "another service account" in details) == (DENIED, True)
+        assert (await site.fetch(one))[0] in {DENIED, UNPROVEN}
     async with site.with_token(await site.token("other", pod="web-1")) as channel:
-        assert (await site.asked(channel))[0] is grpc.StatusCode.OK
+        assert (await site.fetch(channel))[0] is grpc.StatusCode.OK
 
 
-async def test_only_admins_may_look_over_tls(site: Site, tmp_path: Path) -> None:
+async def test_only_admins_may_introspect_over_tls(site: Site, tmp_path: Path) -> None:
     roots = tmp_path / "roots.pem"
     roots.write_bytes(site.roots)
     texts = {
@@ -303,40 +305,40 @@ async def test_only_admins_may_look_over_tls(site: Site, tmp_path: Path) -> None
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        _, said = await process.communicate()
-        ends[name] = process.returncode, said.decode()
-    # No sidecar is connected, though pods have one: that the admin was answered is what counts here.
+        _, stderr = await process.communicate()
+        ends[name] = process.returncode, stderr.decode()
+    # No sidecar is connected, so the command fails, but the admin got an answer.
     assert ends["admin"] == (1, ""), ends
     why = f"service account {site.namespace}/web is not an admin: add its identity with --admin-identity"
     assert ends["web"] == (3, f"xds: localhost:{site.tls} denied the request ({why})\n")
     assert (ends["bad"][0], "rejects the token" in ends["bad"][1]) == (3, True)
 
 
-async def test_while_the_api_server_is_away_nothing_is_decided_and_then_it_is(site: Site) -> None:
+async def test_token_is_unavailable_during_an_api_server_outage(site: Site) -> None:
     own = await site.token(pod="web-1")
     site.cluster.stop_api_server()
     async with site.with_token(own) as channel:
-        code, said = await site.asked(channel)
-        assert (code, "cannot review the token" in said) == (grpc.StatusCode.UNAVAILABLE, True), said
+        code, details = await site.fetch(channel)
+        assert (code, "cannot review the token" in details) == (grpc.StatusCode.UNAVAILABLE, True), details
         await site.cluster.start_api_server()
 
-        async def let_in() -> bool:
-            return (await site.asked(channel))[0] is grpc.StatusCode.OK
+        async def is_accepted() -> bool:
+            return (await site.fetch(channel))[0] is grpc.StatusCode.OK
 
-        await eventually(let_in, timeout=60, what="the token is taken again")
+        await eventually(is_accepted, timeout=60, what="the token is accepted again")
 
 
-async def test_a_storm_of_bad_tokens_hardly_reaches_the_api_server(cluster: Cluster) -> None:
-    """Two thousand callers, each with a token of its own that only the API server can tell is bad."""
+async def test_bad_tokens_are_rate_limited(cluster: Cluster) -> None:
+    """Two thousand callers, each with a different bad token that only the API server can reject."""
     async with cluster.namespace() as namespace:
         good = await cluster.token(namespace, "default", audience="xds-ca")
         api = _Counting(cluster.api)
         reviews = TokenReviewer(api)  # type: ignore[arg-type]
-        said = claims(good)
+        payload = claims(good)
 
         async def show(number: int) -> str:
             try:
-                return str(await reviews(token(said | {"jti": str(number)}), "ipv4:10.0.0.9:1"))
+                return str(await reviews(token(payload | {"jti": str(number)}), "ipv4:10.0.0.9:1"))
             except Exception as error:  # noqa: BLE001 - compared below
                 return type(error).__name__
 
@@ -347,7 +349,7 @@ async def test_a_storm_of_bad_tokens_hardly_reaches_the_api_server(cluster: Clus
 
 
 class _Counting:
-    """Counts what the real API server is asked."""
+    """Counts requests to the real API server."""
 
     def __init__(self, api: Any) -> None:
         self._api = api
@@ -360,16 +362,16 @@ class _Counting:
 
 def claims(text: str) -> dict[str, Any]:
     payload = text.split(".")[1]
-    found: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=="))
-    return found
+    decoded: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=="))
+    return decoded
 
 
 def resigned(cluster: Cluster, text: str, *, seconds: int) -> str:
-    """The same token, as the API server would have signed it to end so many seconds from now."""
+    """Return the token as the API server would have signed it, expiring in so many seconds."""
     header = text.split(".", maxsplit=1)[0]
     now = int(time.time())
-    said = claims(text) | {"exp": now + seconds, "iat": now + seconds - 600, "nbf": now + seconds - 600}
-    payload = base64.urlsafe_b64encode(json.dumps(said).encode()).decode().rstrip("=")
+    altered = claims(text) | {"exp": now + seconds, "iat": now + seconds - 600, "nbf": now + seconds - 600}
+    payload = base64.urlsafe_b64encode(json.dumps(altered).encode()).decode().rstrip("=")
     key: Any = load_pem_private_key(
         (cluster.control_plane.folder / "pki/service-accounts.key").read_bytes(), None
     )

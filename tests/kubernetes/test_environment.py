@@ -1,4 +1,4 @@
-"""The cluster of the tests is a real one: controllers, tokens, compaction, an API server that dies and comes back."""
+"""The test cluster is real: controllers, tokens, compaction, and an API server that crashes and restarts."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ spec:
 """
 
 
-async def test_is_the_version_that_was_built(cluster: Cluster) -> None:
+async def test_cluster_has_the_built_version(cluster: Cluster) -> None:
     assert (await cluster.api.get("/version"))["gitVersion"] == f"v{binaries.version()}"
 
 
 @pytest.mark.usefixtures("controllers")
-async def test_controllers_make_pods_and_endpoints(cluster: Cluster) -> None:
+async def test_controllers_create_pods_and_endpoints(cluster: Cluster) -> None:
     async with cluster.namespace() as namespace:
         await cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=DEPLOYMENT)
         pods = f"/api/v1/namespaces/{namespace}/pods"
-        found = await cluster.until(pods, lambda pods: len(pods["items"]) == 2)
-        for number, pod in enumerate(found["items"], 1):
+        created = await cluster.until(pods, lambda pods: len(pods["items"]) == 2)
+        for number, pod in enumerate(created["items"], 1):
             await cluster.run_pod(namespace, pod["metadata"]["name"], f"10.244.0.{number}")
 
         def addresses(slices):
@@ -64,7 +64,7 @@ async def test_controllers_make_pods_and_endpoints(cluster: Cluster) -> None:
         )
 
 
-async def test_a_token_is_for_its_audience(cluster: Cluster) -> None:
+async def test_token_is_bound_to_its_audience(cluster: Cluster) -> None:
     async def review(token: str, audience: str) -> dict:
         body = {"spec": {"token": token, "audiences": [audience]}}
         return (await cluster.api.create("/apis/authentication.k8s.io/v1/tokenreviews", body))["status"]
@@ -77,7 +77,7 @@ async def test_a_token_is_for_its_audience(cluster: Cluster) -> None:
         assert not (await review(token, "another")).get("authenticated")
 
 
-async def test_users_may_do_what_they_were_granted(cluster: Cluster) -> None:
+async def test_users_have_granted_rights_only(cluster: Cluster) -> None:
     async with cluster.namespace() as namespace:
         account = f"{namespace}/default"
         kubeconfig = await cluster.kubeconfig("nobody", account, namespace=namespace)
@@ -98,7 +98,7 @@ async def test_users_may_do_what_they_were_granted(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("way", ["url", "service"])
-async def test_webhooks_of_the_test_are_called(cluster: Cluster, way: str) -> None:
+async def test_webhook_of_the_test_is_called(cluster: Cluster, way: str) -> None:
     address = own_address()
     if not address:
         pytest.skip("this machine has no address but loopback's, where endpoints cannot be")
@@ -156,25 +156,25 @@ async def test_webhooks_of_the_test_are_called(cluster: Cluster, way: str) -> No
 
 
 async def _is_admitted(cluster: Cluster, namespace: str) -> bool:
-    """Whether the webhook, which the API server learns of a little later, has seen a new object."""
+    """Whether the webhook has seen a new object; the API server calls it after a short delay."""
     body = {"metadata": {"generateName": "seen-"}}
     made = await cluster.api.create(f"/api/v1/namespaces/{namespace}/configmaps", body)
     return made.get("data") == {"seen": "yes"}
 
 
-async def test_pods_find_an_api_server_that_is_not_on_loopback() -> None:
+async def test_api_server_off_loopback_is_published() -> None:
     address = own_address()
     if binaries.why_none() or not address:
         pytest.skip(binaries.why_none() or "this machine has no address but loopback's")
     with ControlPlane(address) as plane:
         async with Cluster(plane) as cluster:
             slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes"
-            found = await cluster.until(slices, lambda found: found["endpoints"])
-            assert found["endpoints"][0]["addresses"] == [address]
-            assert found["ports"][0]["port"] == plane.port
+            endpoint_slice = await cluster.until(slices, lambda endpoint_slice: endpoint_slice["endpoints"])
+            assert endpoint_slice["endpoints"][0]["addresses"] == [address]
+            assert endpoint_slice["ports"][0]["port"] == plane.port
 
 
-async def test_a_restarted_api_server_knows_what_it_knew_and_compaction_makes_it_forget_the_past(
+async def test_restart_keeps_data_and_compaction_expires_versions(
     own_cluster: Cluster,
 ) -> None:
     api = own_cluster.api

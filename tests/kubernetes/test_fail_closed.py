@@ -1,4 +1,4 @@
-"""What a real API server does not tell, or no longer: it is waited for at start, and later the last known state stays in use."""
+"""Collections that the API server does not serve: start-up waits; later, the last known state is used."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ STRICT = {
 
 
 async def grant(cluster: Cluster, name: str, resources: str) -> None:
-    """Let the control plane's user read resources."""
+    """Allow the control plane's user to read resources."""
     verbs = "--verb=get,list,watch"
     await cluster.kubectl("create", "clusterrole", name, verbs, f"--resource={resources}")
     await cluster.kubectl("create", "clusterrolebinding", name, f"--clusterrole={name}", f"--user={USER}")
 
 
-async def test_process_waits_for_kinds_and_rights(own_cluster: Cluster, tmp_path: Path) -> None:
+async def test_start_waits_for_kinds_and_rights(own_cluster: Cluster, tmp_path: Path) -> None:
     cluster = own_cluster
     admin = ("create", "clusterrolebinding", USER, "--clusterrole=cluster-admin", f"--user={USER}")
     await grant(cluster, "core", CORE)
@@ -42,10 +42,10 @@ async def test_process_waits_for_kinds_and_rights(own_cluster: Cluster, tmp_path
     async with Serving(await cluster.kubeconfig(USER), tmp_path) as serving:
 
         async def says(*words: str) -> bool:
-            status, said = await serving.ready()
+            status, body = await serving.ready()
             assert status == 503
-            assert "waiting for pods" not in said
-            return all(word in said for word in words)
+            assert "waiting for pods" not in body
+            return all(word in body for word in words)
 
         remedy = 'resources: ["peerauthentications"], verbs: ["get", "list", "watch"]}'
         missing = "the cluster has no such kind; run xds install-crds"
@@ -57,7 +57,7 @@ async def test_process_waits_for_kinds_and_rights(own_cluster: Cluster, tmp_path
         await serving.until_ready()
 
 
-async def test_what_was_known_stays_without_rights_and_kinds(own_cluster: Cluster) -> None:
+async def test_lost_rights_and_kinds_keep_the_facts(own_cluster: Cluster) -> None:
     cluster = own_cluster
     await crds.install(cluster.api)
     await grant(cluster, "core", CORE)
@@ -90,12 +90,12 @@ async def test_what_was_known_stays_without_rights_and_kinds(own_cluster: Cluste
 
             definition = await cluster.api.get(f"{crds.PATH}/{PEERS}")
             for served in (False, True):
-                versions = [{**each, "served": served} for each in definition["spec"]["versions"]]
+                versions = [{**version, "served": served} for version in definition["spec"]["versions"]]
                 await cluster.api.patch(f"{crds.PATH}/{PEERS}", {"spec": {"versions": versions}})
                 await followed.until(lambda served=served: bool(source.staleness()) is not served)
                 assert locked()
 
-            # With its definition each object is deleted, one by one.
+            # Deleting a definition deletes its objects one by one.
             await cluster.api.delete(f"{crds.PATH}/{PEERS}")
             await followed.until(lambda: PEERS in source.staleness())
             assert not locked()

@@ -1,4 +1,4 @@
-"""What befalls a cluster while `xds serve --kubernetes` serves its sidecars: nothing that is known is ever lost."""
+"""Cluster faults while `xds serve --kubernetes` serves sidecars: no known state is lost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OUTDATED = r"ready: the API server .+ cannot be reached since \S+Z \(\d{1,3} s\)
 
 @pytest.fixture
 async def shop(own_cluster: Cluster) -> Shop:
-    """Three pods behind a Service, and one that asks."""
+    """Three pods behind a Service, and a client."""
     grant = ("create", "clusterrolebinding", USER, "--clusterrole=cluster-admin", f"--user={USER}")
     await own_cluster.kubectl(*grant)
     await own_cluster.kubectl("create", "namespace", "istio-system")
@@ -38,21 +38,21 @@ async def shop(own_cluster: Cluster) -> Shop:
 
 @asynccontextmanager
 async def connected(serving: Serving, shop: Shop, known: set[str]):
-    """A sidecar that has been told of everything."""
+    """Connect a sidecar and wait until it knows all endpoints."""
     async with serving.sidecar("client-101", shop.namespace, address(101)) as sidecar:
         await sidecar.until(shop.service, known)
         yield sidecar
 
 
 def lists(cluster: Cluster, plural: str) -> list[dict[str, str]]:
-    """How the control plane has listed a resource."""
+    """Return the query parameters of the control plane's list requests for a resource."""
     asked = cluster.control_plane.asked(USER)
-    return [each.query for each in asked if each.verb == "list" and each.path.endswith(f"/{plural}")]
+    return [
+        request.query for request in asked if request.verb == "list" and request.path.endswith(f"/{plural}")
+    ]
 
 
-async def test_while_the_api_server_is_dead_everything_known_stays(
-    own_cluster: Cluster, shop: Shop, tmp_path: Path
-) -> None:
+async def test_api_server_outage_keeps_all_facts(own_cluster: Cluster, shop: Shop, tmp_path: Path) -> None:
     kubeconfig = await own_cluster.kubeconfig(USER)
     async with Serving(kubeconfig, tmp_path) as serving:
         await serving.until_ready()
@@ -61,18 +61,18 @@ async def test_while_the_api_server_is_dead_everything_known_stays(
                 own_cluster.stop_api_server()
                 await serving.until_ready(OUTDATED)
                 async with connected(serving, shop, addresses([deaths + 1, deaths + 2, deaths + 3])):
-                    pass  # who comes only now is told everything all the same
+                    pass  # a new sidecar gets everything, too
                 await own_cluster.start_api_server()
                 await serving.until_ready()
                 await shop.add(deaths + 4)
                 await shop.remove(deaths + 1)
                 await sidecar.until(shop.service, addresses([deaths + 2, deaths + 3, deaths + 4]))
             assert sidecar.connected
-            known = [each for each in sidecar.seen[shop.service] if len(each) < 3]
-            assert not known, "an endpoint was gone that had not gone"
+            known = [endpoints for endpoints in sidecar.seen[shop.service] if len(endpoints) < 3]
+            assert not known, "a live endpoint was removed"
 
 
-async def test_a_process_that_was_there_first_knows_everything_once_it_is_ready(
+async def test_process_started_before_the_api_server_catches_up(
     own_cluster: Cluster, shop: Shop, tmp_path: Path
 ) -> None:
     kubeconfig = await own_cluster.kubeconfig(USER)
@@ -83,12 +83,14 @@ async def test_a_process_that_was_there_first_knows_everything_once_it_is_ready(
             starting = asyncio.create_task(own_cluster.start_api_server())
             await early.until(shop.service, addresses([1, 2, 3]))
             await serving.until_ready()
-            assert all(shop.service in each for each in early.clusters), "told of a part first"
-            assert len(early.seen[shop.service]) == 1, "told of a part first"
+            assert all(shop.service in clusters for clusters in early.clusters), (
+                "a partial state was sent first"
+            )
+            assert len(early.seen[shop.service]) == 1, "a partial state was sent first"
             await starting
 
 
-async def test_policies_outlive_the_api_server(own_cluster: Cluster, shop: Shop, tmp_path: Path) -> None:
+async def test_policies_survive_api_server_crashes(own_cluster: Cluster, shop: Shop, tmp_path: Path) -> None:
     plaintext = {"metadata": {"name": "default"}, "spec": {"mtls": {"mode": "DISABLE"}}}
     kind = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication"}
     path = f"/apis/security.istio.io/v1/namespaces/{shop.namespace}/peerauthentications"
@@ -104,12 +106,10 @@ async def test_policies_outlive_the_api_server(own_cluster: Cluster, shop: Shop,
                 await own_cluster.start_api_server()
                 await shop.add(deaths + 4)
                 await sidecar.until(shop.service, addresses(range(1, deaths + 5)), mtls=False)
-            assert not any(mtls for each in sidecar.seen[shop.service] for mtls in each.values())
+            assert not any(mtls for endpoints in sidecar.seen[shop.service] for mtls in endpoints.values())
 
 
-async def test_what_changed_before_a_compaction_is_all_that_is_different_after_it(
-    own_cluster: Cluster, shop: Shop, tmp_path: Path
-) -> None:
+async def test_compaction_causes_no_other_changes(own_cluster: Cluster, shop: Shop, tmp_path: Path) -> None:
     kubeconfig = await own_cluster.kubeconfig(USER)
     async with Serving(kubeconfig, tmp_path) as serving:
         await serving.until_ready()
@@ -123,14 +123,12 @@ async def test_what_changed_before_a_compaction_is_all_that_is_different_after_i
             await own_cluster.compact()
             serving.thaw()
             await sidecar.until(shop.service, addresses([2, 3, 4]))
-            # What it was at is gone; of pods it may learn that later than of endpoints.
+            # Its version has expired; it may notice that later for pods than for endpoints.
             await eventually(lambda: len(lists(own_cluster, "pods")) == before + 1, timeout=PATIENCE)
-            assert all(each.keys() >= addresses([2, 3]) for each in sidecar.seen[shop.service])
+            assert all(endpoints.keys() >= addresses([2, 3]) for endpoints in sidecar.seen[shop.service])
 
 
-async def test_a_connection_that_breaks_in_the_middle_of_what_it_says_loses_nothing(
-    own_cluster: Cluster, shop: Shop, tmp_path: Path
-) -> None:
+async def test_broken_connections_lose_no_change(own_cluster: Cluster, shop: Shop, tmp_path: Path) -> None:
     randomly = random.Random(4)
     plane = own_cluster.control_plane
     async with Cable(plane.address, plane.port) as cable:
@@ -146,8 +144,8 @@ async def test_a_connection_that_breaks_in_the_middle_of_what_it_says_loses_noth
                     await sidecar.until(shop.service, addresses(range(number + 1, number + 4)))
                 assert cable.cuts == 10
                 assert len(lists(own_cluster, "pods")) == before, "watches go on from where they were"
-                # A slice may come before the Pod that it names, which is left out until it is known.
-                assert all(len(each) >= 2 for each in sidecar.seen[shop.service])
+                # A slice may arrive before its Pod. The endpoint is left out until the Pod is known.
+                assert all(len(endpoints) >= 2 for endpoints in sidecar.seen[shop.service])
 
 
 async def test_five_thousand_pods_are_listed_in_pages(
@@ -173,7 +171,7 @@ async def test_five_thousand_pods_are_listed_in_pages(
 
 
 @pytest.mark.parametrize("skew", ["+26h", "-26h"])
-async def test_the_clock_of_the_api_server_may_be_another(
+async def test_api_server_clock_may_differ(
     own_cluster: Cluster, shop: Shop, tmp_path: Path, skew: str
 ) -> None:
     env = another_clock(skew)
@@ -189,7 +187,7 @@ async def test_the_clock_of_the_api_server_may_be_another(
 
 
 @pytest.mark.parametrize("skew", ["+4m", "-4m"])
-async def test_credentials_and_certificates_are_good_though_clocks_are_minutes_apart(
+async def test_credentials_tolerate_minutes_of_clock_skew(
     own_cluster: Cluster, shop: Shop, tmp_path: Path, skew: str
 ) -> None:
     env = another_clock(skew)
@@ -210,9 +208,9 @@ async def test_credentials_and_certificates_are_good_though_clocks_are_minutes_a
 
 
 def another_clock(skew: str) -> dict[str, str]:
-    """Return the environment that gives a process another clock."""
+    """Return an environment that shifts a process's clock."""
     for name in ("faketimeMT", "faketime"):
         for folder in Path("/usr/lib").glob("*/faketime"):
-            if (found := folder / f"lib{name}.so.1").exists():
-                return {"LD_PRELOAD": str(found), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+            if (library := folder / f"lib{name}.so.1").exists():
+                return {"LD_PRELOAD": str(library), "FAKETIME": skew, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     pytest.skip("needs libfaketime (Debian: apt-get install libfaketime)")

@@ -1,4 +1,4 @@
-"""What `xds inject` writes, a real API server takes, and kubectl brings there."""
+"""A real API server accepts the output of `xds inject` from kubectl."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES = Path("tests/inject/cases")
     "file", [*sorted(SAMPLES.rglob("*.yaml")), CASES / "probes.yaml", CASES / "annotations.yaml"]
 )
 @pytest.mark.parametrize("native", ["--native-sidecar", "--no-native-sidecar"])
-async def test_the_api_server_takes_what_xds_inject_writes(cluster: Cluster, file: Path, native: str) -> None:
+async def test_api_server_accepts_injected_manifests(cluster: Cluster, file: Path, native: str) -> None:
     injected = CliRunner().invoke(
         app, ["inject", "-f", str(file), native, "--sds", "unix:///run/spire/agent.sock"]
     )
@@ -37,8 +37,8 @@ async def test_the_api_server_takes_what_xds_inject_writes(cluster: Cluster, fil
     assert output.count("created (server dry run)") == injected.stdout.count("apiVersion: ")
 
 
-async def test_jobs_end_although_their_sidecar_does_not(cluster: Cluster) -> None:
-    """A native sidecar does not count: the API server knows a pod's restartable init containers from those that must end."""
+async def test_job_with_a_native_sidecar_is_accepted(cluster: Cluster) -> None:
+    """A native sidecar is no obstacle: the API server tells restartable init containers from others."""
     text = (CASES / "kinds.yaml").read_text()
     (job,) = [part for part in text.split("---") if "kind: Job" in part]
     injected = CliRunner().invoke(app, ["inject", "-f", "-"], input=job)
@@ -51,8 +51,11 @@ async def test_jobs_end_although_their_sidecar_does_not(cluster: Cluster) -> Non
     assert template["initContainers"][1]["restartPolicy"] == "Always"
 
 
-async def test_kubectl_says_that_nothing_came_if_a_file_is_refused(cluster: Cluster) -> None:
-    bad = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: x, ports: [{containerPort: 15001}]}]}\n"
+async def test_refused_file_leaves_kubectl_without_input(cluster: Cluster) -> None:
+    bad = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n"
+        "spec: {containers: [{name: x, ports: [{containerPort: 15001}]}]}\n"
+    )
     injected = CliRunner().invoke(app, ["inject", "-f", "-"], input=bad)
     assert (injected.exit_code, injected.stdout) == (1, "")
     with pytest.raises(KubectlError, match="no objects passed"):

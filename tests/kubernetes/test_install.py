@@ -1,4 +1,4 @@
-"""Installing into a real cluster: by `kubectl apply -k`, by `xds install`, again and again, with no more rights than needed."""
+"""Installing into a real cluster, by `kubectl apply -k` and `xds install`: idempotent, least privilege."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RULES = f"/apis/networking.istio.io/v1/namespaces/{SYSTEM}/destinationrules"
 
 @pytest.fixture
 def cluster(own_cluster: Cluster) -> Cluster:
-    """A cluster without anything of ours: kinds that are made again soon after they were deleted may never go any more."""
+    """A cluster without our objects. CRDs that are recreated soon after their deletion may get stuck."""
     return own_cluster
 
 
@@ -40,10 +40,10 @@ async def policies(cluster: Cluster) -> tuple[str, list[str]]:
     return peer["mtls"]["mode"], sorted(rule["metadata"]["name"] for rule in rules)
 
 
-# --- kubectl apply -k ------------------------------------------------------------------------------------------------
+# --- kubectl apply -k ---------------------------------------------------------------------------------------
 
 
-async def test_kubectl_applies_it_and_applies_it_again(cluster: Cluster) -> None:
+async def test_kustomization_can_be_applied_twice(cluster: Cluster) -> None:
     first = await cluster.kubectl("apply", "-k", KUSTOMIZATION)
     outcomes = dict(line.rsplit(" ", 1) for line in first.splitlines())
     outcomes.pop(f"namespace/{SYSTEM}")
@@ -56,59 +56,57 @@ async def test_kubectl_applies_it_and_applies_it_again(cluster: Cluster) -> None
     )
 
 
-async def test_what_the_control_plane_writes_stays_when_it_is_applied_again(cluster: Cluster) -> None:
+async def test_second_apply_keeps_fields_of_the_control_plane(cluster: Cluster) -> None:
     await cluster.kubectl("apply", "-k", KUSTOMIZATION)
     webhook = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/xds-sidecar-injector"
     roots = lambda: b"-----BEGIN CERTIFICATE-----\n"  # noqa: E731
     await CaBundlePublisher(cluster.api, roots, leads=lambda: True).reconcile()
     written = (await cluster.api.get(webhook))["webhooks"]
-    assert all("caBundle" in each["clientConfig"] for each in written)
+    assert all("caBundle" in webhook["clientConfig"] for webhook in written)
     await cluster.kubectl("apply", "-k", KUSTOMIZATION)
     await install(cluster)
     assert (await cluster.api.get(webhook))["webhooks"] == written
 
 
 async def _versions(cluster: Cluster) -> dict[str, str]:
-    """Return the resourceVersion of everything that the kustomization has; the status of some changes by itself."""
-    found = json.loads(await cluster.kubectl("get", "-k", KUSTOMIZATION, "-o", "json"))["items"]
+    """Return the resourceVersion of each object of the kustomization. Some change because of their status."""
+    objects = json.loads(await cluster.kubectl("get", "-k", KUSTOMIZATION, "-o", "json"))["items"]
     return {
-        f"{each['kind']} {each['metadata']['name']}": each["metadata"].get(
-            "generation", each["metadata"]["resourceVersion"]
+        f"{item['kind']} {item['metadata']['name']}": item["metadata"].get(
+            "generation", item["metadata"]["resourceVersion"]
         )
-        for each in found
+        for item in objects
     }
 
 
-async def test_both_ways_install_the_same(cluster: Cluster) -> None:
+async def test_kustomization_and_install_are_equivalent(cluster: Cluster) -> None:
     shown = list(yaml.safe_load_all(await cluster.kubectl("kustomize", KUSTOMIZATION)))
-    job = [each for each in shown if each["metadata"]["name"] == "xds-install" or each["kind"] == "Namespace"]
-    ours = [each for each in shown if each not in job]
+    job = [item for item in shown if item["metadata"]["name"] == "xds-install" or item["kind"] == "Namespace"]
+    ours = [item for item in shown if item not in job]
 
     def key(each: dict) -> tuple[str, str]:
         return each["kind"], each["metadata"]["name"]
 
     assert sorted(ours, key=key) == sorted(control_plane(), key=key)
-    assert {each["kind"] for each in job} >= {"Job", "Namespace", "ServiceAccount", "ClusterRole"}
+    assert {item["kind"] for item in job} >= {"Job", "Namespace", "ServiceAccount", "ClusterRole"}
 
 
-async def test_the_job_does_its_part_with_its_own_rights_and_no_more(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+async def test_job_installs_with_its_own_rights(cluster: Cluster, tmp_path: Path) -> None:
     await cluster.kubectl("apply", "-k", KUSTOMIZATION)
     objects = list(yaml.safe_load_all(await cluster.kubectl("kustomize", KUSTOMIZATION)))
-    [job] = [each for each in objects if each["kind"] == "Job"]
+    [job] = [item for item in objects if item["kind"] == "Job"]
     [container] = job["spec"]["template"]["spec"]["containers"]
     subcommand, *arguments = container["args"]
     assert subcommand == "install"
     async with Recorder(cluster) as recorder:
         config = await recorder.kubeconfig(f"{SYSTEM}/xds-install", tmp_path)
-        said = await install(cluster, *arguments, kubeconfig=config)
-        assert said["MeshPolicy default"] == "created"
+        results = await install(cluster, *arguments, kubeconfig=config)
+        assert results["MeshPolicy default"] == "created"
         assert await policies(cluster) == ("PERMISSIVE", [])
-        said = await install(cluster, *arguments, kubeconfig=config)
-        assert said["MeshPolicy default"] == "unchanged"
-        # Somebody changes the switch in the Job, and changes it back.
-        strict = [each.replace("enabled=false", "enabled=true") for each in arguments]
+        results = await install(cluster, *arguments, kubeconfig=config)
+        assert results["MeshPolicy default"] == "unchanged"
+        # A user changes the switch in the Job, and changes it back.
+        strict = [argument.replace("enabled=false", "enabled=true") for argument in arguments]
         await install(cluster, *strict, kubeconfig=config)
         assert await policies(cluster) == ("STRICT", ["api-server", "default"])
         await install(cluster, *arguments, kubeconfig=config)
@@ -117,29 +115,30 @@ async def test_the_job_does_its_part_with_its_own_rights_and_no_more(
     assert unused(granted(objects, "xds-install"), recorder) == set()
 
 
-async def test_deleting_it_leaves_kinds_and_policies(
+async def test_deletion_keeps_kinds_and_policies(
     cluster: Cluster,
 ) -> None:
     await install(cluster, "--set", "values.global.mtls.enabled=true")
     await cluster.kubectl("delete", "-k", "xds/mesh/kube/install", "--ignore-not-found")
     assert await policies(cluster) == ("STRICT", ["api-server", "default"])
     left = await cluster.kubectl(
-        "get", "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,configmaps,pdb,"
+        "get",
+        "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,configmaps,pdb,"
         "networkpolicies,validatingadmissionpolicies,validatingadmissionpolicybindings",
         "-A", "-l", "app.kubernetes.io/name=xds", "-o", "name",
     )  # fmt: skip
     assert left == ""
-    # Without the control plane pods are created as if it had never been there.
+    # Without the control plane, pods are created as if it had never been installed.
     pod = {"metadata": {"name": "web"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
     async with cluster.namespace(labels={"istio-injection": "enabled"}) as namespace:
         await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", pod)
 
 
-# --- xds install -----------------------------------------------------------------------------------------------------
+# --- xds install --------------------------------------------------------------------------------------------
 
 
-async def test_the_two_switches_of_the_page(cluster: Cluster) -> None:
-    """Each installation makes the cluster what it says, whatever the one before it was."""
+async def test_auto_and_enabled_switches(cluster: Cluster) -> None:
+    """Each installation sets both switches, regardless of the previous installation."""
     page = (
         "--set",
         "profile=demo",
@@ -148,21 +147,24 @@ async def test_the_two_switches_of_the_page(cluster: Cluster) -> None:
         "--set",
         "values.global.mtls.enabled={}",
     )
-    said = await install(cluster, *(each.format("false") for each in page))
-    assert said[f"Deployment {SYSTEM}/xds"] == "created"
-    assert said["policies.authentication.istio.io"] == "created"
+    results = await install(cluster, *(argument.format("false") for argument in page))
+    assert results[f"Deployment {SYSTEM}/xds"] == "created"
+    assert results["policies.authentication.istio.io"] == "created"
     assert await policies(cluster) == ("PERMISSIVE", [])
     assert await _mesh(cluster) == {"enableAutoMtls": True}
-    assert set((await install(cluster, *(each.format("false") for each in page))).values()) <= {
+    assert set((await install(cluster, *(argument.format("false") for argument in page))).values()) <= {
         *("unchanged", "exists, left untouched", "STATUS"),
     }
 
-    said = await install(cluster, *(each.format("true") for each in page))
-    assert (said["MeshPolicy default"], said[f"DestinationRule {SYSTEM}/default"]) == ("changed", "created")
+    results = await install(cluster, *(argument.format("true") for argument in page))
+    assert (results["MeshPolicy default"], results[f"DestinationRule {SYSTEM}/default"]) == (
+        "changed",
+        "created",
+    )
     assert await policies(cluster) == ("STRICT", ["api-server", "default"])
 
-    said = await install(cluster, "--set", "values.global.mtls.auto=false")
-    assert (said[f"ConfigMap {SYSTEM}/xds"], said[f"DestinationRule {SYSTEM}/default"]) == (
+    results = await install(cluster, "--set", "values.global.mtls.auto=false")
+    assert (results[f"ConfigMap {SYSTEM}/xds"], results[f"DestinationRule {SYSTEM}/default"]) == (
         "changed",
         "deleted",
     )
@@ -171,43 +173,47 @@ async def test_the_two_switches_of_the_page(cluster: Cluster) -> None:
 
 
 async def _mesh(cluster: Cluster) -> dict:
-    found = await cluster.api.get(f"/api/v1/namespaces/{SYSTEM}/configmaps/xds")
-    return yaml.safe_load(found["data"]["mesh"])
+    config_map = await cluster.api.get(f"/api/v1/namespaces/{SYSTEM}/configmaps/xds")
+    return yaml.safe_load(config_map["data"]["mesh"])
 
 
-async def test_what_others_have_changed_is_left_as_it_is(cluster: Cluster) -> None:
+async def test_user_changes_are_kept(cluster: Cluster) -> None:
     await install(cluster, "--set", "values.global.mtls.enabled=true")
     permissive = {"spec": {"peers": [{"mtls": {"mode": "PERMISSIVE"}}]}}
     await cluster.kubectl("patch", "meshpolicy", "default", "--type=merge", "-p", json.dumps(permissive))
     other = {"spec": {"host": "*.shop.svc.cluster.local"}}
     await cluster.kubectl("patch", "dr", "default", "-n", SYSTEM, "--type=merge", "-p", json.dumps(other))
 
-    said = await install(cluster, "--set", "values.global.mtls.enabled=true")
-    assert said["MeshPolicy default"].startswith('left as it is: .spec.peers (conflict with "kubectl-patch"')
-    assert said[f"DestinationRule {SYSTEM}/default"].startswith("left as it is: .spec.host")
+    results = await install(cluster, "--set", "values.global.mtls.enabled=true")
+    assert results["MeshPolicy default"].startswith(
+        'left as it is: .spec.peers (conflict with "kubectl-patch"'
+    )
+    assert results[f"DestinationRule {SYSTEM}/default"].startswith("left as it is: .spec.host")
     assert await policies(cluster) == ("PERMISSIVE", ["api-server", "default"])
 
-    said = await install(cluster, "--set", "values.global.mtls.enabled=false")
-    assert said[f"DestinationRule {SYSTEM}/default"] == "left as it is: changed by kubectl-patch"
+    results = await install(cluster, "--set", "values.global.mtls.enabled=false")
+    assert results[f"DestinationRule {SYSTEM}/default"] == "left as it is: changed by kubectl-patch"
     assert await policies(cluster) == ("PERMISSIVE", ["default"])
 
 
-async def test_a_dry_run_says_what_would_be_and_does_nothing(cluster: Cluster) -> None:
+async def test_dry_run_only_prints_changes(cluster: Cluster) -> None:
     await cluster.kubectl("delete", "namespace", SYSTEM, "--ignore-not-found", "--wait")
-    said = await install(cluster, "--dry-run", "--set", "values.global.mtls.enabled=true")
-    assert set(said.values()) == {"would be created", "STATUS"}
+    results = await install(cluster, "--dry-run", "--set", "values.global.mtls.enabled=true")
+    assert set(results.values()) == {"would be created", "STATUS"}
     for path in ("/api/v1/namespaces", "/apis/rbac.authorization.k8s.io/v1/clusterroles", crds.PATH):
         items = (await cluster.api.get(path))["items"]
         assert not [
-            each for each in items if "xds" in each["metadata"]["name"] or "istio" in each["metadata"]["name"]
+            item for item in items if "xds" in item["metadata"]["name"] or "istio" in item["metadata"]["name"]
         ]
     await install(cluster)
-    said = await install(cluster, "--dry-run", "--set", "values.global.mtls.auto=false", "--image", "xds:2")
-    assert said[f"ConfigMap {SYSTEM}/xds"] == said[f"Deployment {SYSTEM}/xds"] == "would be changed"
+    results = await install(
+        cluster, "--dry-run", "--set", "values.global.mtls.auto=false", "--image", "xds:2"
+    )
+    assert results[f"ConfigMap {SYSTEM}/xds"] == results[f"Deployment {SYSTEM}/xds"] == "would be changed"
     assert await _mesh(cluster) == {"enableAutoMtls": True}
 
 
-async def test_it_prints_what_kubectl_can_apply(cluster: Cluster) -> None:
+async def test_printed_manifests_can_be_applied(cluster: Cluster) -> None:
     status, text, _ = await run(
         "install", "-o", "yaml", "--set", "values.global.mtls.enabled=true", "--only", "crds"
     )
@@ -221,9 +227,11 @@ async def test_it_prints_what_kubectl_can_apply(cluster: Cluster) -> None:
     assert await policies(cluster) == ("STRICT", ["api-server", "default"])
 
 
-def test_the_image_is_that_of_the_control_plane_and_of_sidecars() -> None:
+def test_image_option_applies_to_control_plane_and_sidecars() -> None:
     [deployment] = [
-        each for each in control_plane(image="registry.example/xds:1") if each["kind"] == "Deployment"
+        manifest
+        for manifest in control_plane(image="registry.example/xds:1")
+        if manifest["kind"] == "Deployment"
     ]
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     assert container["image"] == "registry.example/xds:1"
@@ -233,16 +241,18 @@ def test_the_image_is_that_of_the_control_plane_and_of_sidecars() -> None:
 
 def _is_served(definition: dict) -> bool:
     conditions = definition.get("status", {}).get("conditions") or ()
-    return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
+    return any(
+        condition["type"] == "Established" and condition["status"] == "True" for condition in conditions
+    )
 
 
-async def test_wrong_use_touches_nothing(cluster: Cluster) -> None:
+async def test_wrong_usage_changes_nothing(cluster: Cluster) -> None:
     config = await cluster.kubeconfig()
     status, _, error = await run("install", f"--kubeconfig={config}", "--set", "values.global.mtls.atuo=true")
     assert status == 2
     assert "did you mean values.global.mtls.auto?" in error
     assert not [
-        each for each in (await cluster.api.get(crds.PATH))["items"] if "istio" in each["metadata"]["name"]
+        item for item in (await cluster.api.get(crds.PATH))["items"] if "istio" in item["metadata"]["name"]
     ]
     status, _, error = await run("install", f"--kubeconfig={await cluster.kubeconfig('nobody')}")
     assert status == 1
@@ -250,20 +260,20 @@ async def test_wrong_use_touches_nothing(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_first_policies_are_those_that_files_would_have(enabled: bool) -> None:
+def test_default_policies_match_the_mesh_config(enabled: bool) -> None:
     config = MeshConfig(mtls_enabled=enabled)
-    read = [parse(each, str)[0].fact for each in default_policies(config)]
-    assert [replace(each.meta, labels={}) for each in read if each] == [
-        each.meta for each in default_objects(config)
+    read = [parse(policy, str)[0].fact for policy in default_policies(config)]
+    assert [replace(policy.meta, labels={}) for policy in read if policy] == [
+        policy.meta for policy in default_objects(config)
     ]
     assert [
-        replace(each, meta=fact.meta)
-        for each, fact in zip(read, default_objects(config), strict=True)
-        if each
+        replace(policy, meta=fact.meta)
+        for policy, fact in zip(read, default_objects(config), strict=True)
+        if policy
     ] == list(default_objects(config))
 
 
-def test_assignments_are_written_into_the_settings() -> None:
+def test_assignments_are_stored_in_the_settings() -> None:
     assignments = [
         "profile=demo",
         "values.global.mtls.auto=false",
@@ -278,17 +288,17 @@ def test_assignments_are_written_into_the_settings() -> None:
     assert document["outboundTrafficPolicy"] == {"x": 1}
 
 
-# --- what runs there -------------------------------------------------------------------------------------------------
+# --- pods ----------------------------------------------------------------------------------------
 
 
-async def test_pods_are_as_restricted_as_kubernetes_can_ask_for(cluster: Cluster) -> None:
-    """The control plane's pods and the Job's are let into a namespace that enforces the profile `restricted`."""
+async def test_pods_satisfy_profile_restricted(cluster: Cluster) -> None:
+    """The pods of the control plane and the Job satisfy the Pod Security profile `restricted`."""
     objects = list(yaml.safe_load_all(await cluster.kubectl("kustomize", KUSTOMIZATION)))
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     async with cluster.namespace(labels=labels) as namespace:
         for kind in ("Deployment", "Job"):
-            [found] = [each for each in objects if each["kind"] == kind]
-            template = found["spec"]["template"]
+            [workload] = [item for item in objects if item["kind"] == kind]
+            template = workload["spec"]["template"]
             pod_spec = {**template["spec"], "serviceAccountName": "default"}
             body = {"metadata": {"name": "trial", "labels": template["metadata"]["labels"]}, "spec": pod_spec}
             await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", body, dryRun="All")
@@ -297,9 +307,9 @@ async def test_pods_are_as_restricted_as_kubernetes_can_ask_for(cluster: Cluster
                 assert container["resources"].keys() == {"requests", "limits"}
 
 
-def test_the_command_lines_are_good() -> None:
-    """Every option of the containers is one that the command knows."""
-    [deployment] = [each for each in control_plane() if each["kind"] == "Deployment"]
+def test_container_arguments_are_valid() -> None:
+    """The commands know all options that the containers use."""
+    [deployment] = [manifest for manifest in control_plane() if manifest["kind"] == "Deployment"]
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     from typer.main import get_command
 

@@ -1,4 +1,4 @@
-"""One at a time may write, somebody always may, and no clocks are compared."""
+"""Leader election: at most one leader, always a successor, and no comparison of clocks."""
 
 from __future__ import annotations
 
@@ -50,26 +50,24 @@ def lease(cluster: Cluster, namespace: str, identity: str, duration: float = DUR
     return Lease(cluster.api, namespace, identity, duration=duration)
 
 
-async def test_of_several_one_leads_and_gives_it_back_at_its_end(cluster: Cluster, namespace: str) -> None:
+async def test_one_candidate_leads_and_releases_the_lease(cluster: Cluster, namespace: str) -> None:
     claims = [lease(cluster, namespace, name, 60) for name in "abc"]
     async with running(claims[0]) as first, running(claims[1]), running(claims[2]):
         holder = await until_held(*claims)
-        others = [each for each in claims if each is not holder]
+        others = [claim for claim in claims if claim is not holder]
         identity = (await spec(cluster, namespace))["holderIdentity"]
         assert identity == holder._identity
     assert first.done()
     found = await spec(cluster, namespace)
     assert found.get("holderIdentity", "") == ""
     assert not holder.held
-    # Long before the duration of a minute is over.
+    # Long before the lease duration of a minute ends.
     async with running(others[0]):
         assert await until_held(*others) is others[0]
         assert (await spec(cluster, namespace))["leaseTransitions"] >= 1
 
 
-async def test_a_holder_that_is_gone_without_a_word_is_followed_by_another(
-    cluster: Cluster, namespace: str
-) -> None:
+async def test_expired_lease_is_taken_over(cluster: Cluster, namespace: str) -> None:
     gone, next_ = lease(cluster, namespace, "gone"), lease(cluster, namespace, "next")
     await gone._try_to_hold()
     assert (await spec(cluster, namespace))["holderIdentity"] == "gone"
@@ -79,7 +77,7 @@ async def test_a_holder_that_is_gone_without_a_word_is_followed_by_another(
     assert (await spec(cluster, namespace))["leaseTransitions"] >= 1
 
 
-async def test_the_time_that_is_written_there_counts_for_nothing(cluster: Cluster, namespace: str) -> None:
+async def test_timestamps_in_the_lease_are_ignored(cluster: Cluster, namespace: str) -> None:
     holder, other = lease(cluster, namespace, "holder", 60), lease(cluster, namespace, "other", 60)
     await holder._try_to_hold()
     path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{LEASE_NAME}"
@@ -90,7 +88,7 @@ async def test_the_time_that_is_written_there_counts_for_nothing(cluster: Cluste
     assert holder.held
 
 
-async def test_a_holder_that_keeps_renewing_keeps_it(cluster: Cluster, namespace: str) -> None:
+async def test_renewed_lease_is_kept(cluster: Cluster, namespace: str) -> None:
     holder, other = lease(cluster, namespace, "holder", 60), lease(cluster, namespace, "other", 60)
     await holder._try_to_hold()
     for _ in range(3):
@@ -103,7 +101,7 @@ async def test_a_holder_that_keeps_renewing_keeps_it(cluster: Cluster, namespace
         assert not other.held
 
 
-async def test_one_that_cannot_reach_the_server_stops_before_another_may_begin(
+async def test_disconnected_leader_stops_before_its_successor_starts(
     cluster: Cluster, namespace: str
 ) -> None:
     holder = lease(cluster, namespace, "holder")
@@ -121,7 +119,7 @@ async def test_one_that_cannot_reach_the_server_stops_before_another_may_begin(
     await eventually(lambda: not holder.held, timeout=30)
 
 
-async def test_two_that_see_it_free_do_not_both_get_it(cluster: Cluster, namespace: str) -> None:
+async def test_concurrent_candidates_do_not_both_lead(cluster: Cluster, namespace: str) -> None:
     claims = [lease(cluster, namespace, f"replica-{number}", 60) for number in range(8)]
     await asyncio.gather(*(claim._try_to_hold() for claim in claims))
     assert sum(claim.held for claim in claims) == 1

@@ -24,7 +24,7 @@ ANY = "any address"
 
 @pytest.fixture
 def cluster(own_cluster: Cluster) -> Cluster:
-    """A cluster without anything of ours."""
+    """A cluster without our objects."""
     return own_cluster
 
 
@@ -42,32 +42,32 @@ def with_sidecar(name: str, **labels: str) -> dict[str, Any]:
 
 
 def query(selector: dict[str, Any]) -> str:
-    """Write a selector as a query parameter has it."""
+    """Return a selector as a query parameter."""
 
     def parts() -> Iterator[str]:
         for key, value in (selector.get("matchLabels") or {}).items():
             yield f"{key}={value}"
-        for each in selector.get("matchExpressions") or ():
-            assert each["operator"] == "Exists"
-            yield each["key"]
+        for expression in selector.get("matchExpressions") or ():
+            assert expression["operator"] == "Exists"
+            yield expression["key"]
 
     return ",".join(parts())
 
 
 async def selected(cluster: Cluster, namespaces: list[str], selector: dict[str, Any]) -> set[str]:
-    """Return the pods that a selector selects, as the API server understands it."""
+    """Return the pods that match a selector, according to the API server."""
     lists = [
-        await cluster.api.list_all(f"/api/v1/namespaces/{each}/pods", labelSelector=query(selector))
-        for each in namespaces
+        await cluster.api.list_all(f"/api/v1/namespaces/{namespace}/pods", labelSelector=query(selector))
+        for namespace in namespaces
     ]
-    return {each["metadata"]["name"] for items in lists for each in items}
+    return {item["metadata"]["name"] for items in lists for item in items}
 
 
 async def allowed(cluster: Cluster, policy: dict[str, Any], port: int) -> set[str]:
-    """Return who may connect to a port: pods by name, networks, or any address."""
+    """Return the clients that may connect to a port: pods by name, networks, or any address."""
     who: set[str] = set()
     for rule in policy["spec"]["ingress"]:
-        if not any((each["protocol"], each["port"]) == ("TCP", port) for each in rule["ports"]):
+        if not any((item["protocol"], item["port"]) == ("TCP", port) for item in rule["ports"]):
             continue
         for peer in rule.get("from") or ({"any": True},):
             if "any" in peer:
@@ -75,23 +75,23 @@ async def allowed(cluster: Cluster, policy: dict[str, Any], port: int) -> set[st
             elif "ipBlock" in peer:
                 who.add(peer["ipBlock"]["cidr"])
             else:
-                found = await cluster.api.list_all(
+                peers = await cluster.api.list_all(
                     "/api/v1/namespaces", labelSelector=query(peer["namespaceSelector"])
                 )
-                names = [each["metadata"]["name"] for each in found]
+                names = [item["metadata"]["name"] for item in peers]
                 who |= await selected(cluster, names, peer.get("podSelector") or {})
     return who
 
 
-async def test_it_selects_the_control_plane_and_lets_in_who_has_to_get_in(cluster: Cluster) -> None:
+async def test_network_policy_admits_only_required_clients(cluster: Cluster) -> None:
     await install(cluster)
     policy = await cluster.api.get(PATH)
-    [deployment] = [each for each in control_plane() if each["kind"] == "Deployment"]
+    [deployment] = [manifest for manifest in control_plane() if manifest["kind"] == "Deployment"]
     template = deployment["spec"]["template"]
     [job] = [
-        each
-        for each in yaml.safe_load_all(await cluster.kubectl("kustomize", KUSTOMIZATION))
-        if each["kind"] == "Job"
+        document
+        for document in yaml.safe_load_all(await cluster.kubectl("kustomize", KUSTOMIZATION))
+        if document["kind"] == "Job"
     ]
     in_system = [
         pod("control-plane", **template["metadata"]["labels"]),
@@ -103,13 +103,13 @@ async def test_it_selects_the_control_plane_and_lets_in_who_has_to_get_in(cluste
         pod("legacy", app="web"),
     ]
     async with cluster.namespace() as shop:
-        # Injection is not what is tried here, and nothing answers for it.
+        # This test needs no injection, and no webhook runs.
         webhook = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/xds-sidecar-injector"
         await cluster.api.delete(webhook)
         for namespace, pods in ((SYSTEM, in_system), (shop, in_shop)):
-            for each in pods:
-                each["spec"]["automountServiceAccountToken"] = False
-                await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", each)
+            for item in pods:
+                item["spec"]["automountServiceAccountToken"] = False
+                await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", item)
 
         chosen = await selected(cluster, [SYSTEM], policy["spec"]["podSelector"])
         everybody = {"control-plane", "install-job", "web", "plaintext", "legacy"}
@@ -122,20 +122,20 @@ async def test_it_selects_the_control_plane_and_lets_in_who_has_to_get_in(cluste
         assert not await allowed(cluster, policy, 15010)
 
     [container] = template["spec"]["containers"]
-    listening = {each["containerPort"] for each in container["ports"]}
-    assert listening == {each["port"] for rule in policy["spec"]["ingress"] for each in rule["ports"]}
+    listening = {port["containerPort"] for port in container["ports"]}
+    assert listening == {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
 
 
-async def test_the_webhook_can_be_limited_to_the_api_servers_networks(cluster: Cluster) -> None:
+async def test_webhook_is_limited_to_api_server_networks(cluster: Cluster) -> None:
     networks = ("10.0.0.0/24", "fd00::/64")
-    await install(cluster, *(f"--api-server-cidr={each}" for each in networks))
+    await install(cluster, *(f"--api-server-cidr={network}" for network in networks))
     assert await allowed(cluster, await cluster.api.get(PATH), 15017) == set(networks)
 
     await install(cluster)
     assert await allowed(cluster, await cluster.api.get(PATH), 15017) == {ANY}
 
 
-async def test_it_can_be_switched_off_and_on(cluster: Cluster) -> None:
+async def test_network_policy_is_optional(cluster: Cluster) -> None:
     name = f"NetworkPolicy {SYSTEM}/xds"
     assert name not in await install(cluster, "--no-network-policy")
     with pytest.raises(KubeError, match="not found"):
@@ -146,10 +146,10 @@ async def test_it_can_be_switched_off_and_on(cluster: Cluster) -> None:
     assert (await install(cluster, "--no-network-policy"))[name] == "deleted"
 
     _, shown, _ = await run("install", "-o", "yaml", "--only", "control-plane", "--no-network-policy")
-    assert "NetworkPolicy" not in {each["kind"] for each in yaml.safe_load_all(shown)}
+    assert "NetworkPolicy" not in {document["kind"] for document in yaml.safe_load_all(shown)}
 
 
-async def test_a_wrong_network_is_named() -> None:
+async def test_invalid_network_is_named() -> None:
     status, _, error = await run("install", "-o", "yaml", "--api-server-cidr", "10.0.0.1/24")
     assert status == 2
     assert "10.0.0.1/24 has host bits set" in " ".join(error.split())

@@ -1,4 +1,4 @@
-"""`xds serve --kubernetes` twice: one CA, one that publishes the roots, a rotation by command, and a death."""
+"""Two replicas of `xds serve --kubernetes`: one CA, one root publisher, a rotation, and a crash."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOME = "istio-system"
 
 
 async def xds(*arguments: str) -> tuple[int, str]:
-    """Run a command; return its exit status and all that it printed."""
+    """Run a command; return its exit status and output."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "xds", *arguments),
         stdout=asyncio.subprocess.PIPE,
@@ -34,8 +34,8 @@ async def xds(*arguments: str) -> tuple[int, str]:
 
 
 async def kept(cluster: Cluster) -> dict[str, bytes]:
-    found = await cluster.api.get(f"/api/v1/namespaces/{HOME}/secrets/{SECRET}")
-    return {name: b64decode(value) for name, value in found["data"].items()}
+    secret = await cluster.api.get(f"/api/v1/namespaces/{HOME}/secrets/{SECRET}")
+    return {name: b64decode(value) for name, value in secret["data"].items()}
 
 
 async def until_published(cluster: Cluster, namespace: str, *roots: bytes) -> None:
@@ -48,45 +48,43 @@ async def until_published(cluster: Cluster, namespace: str, *roots: bytes) -> No
 
 
 @pytest.mark.timeout(300)
-async def test_two_share_a_ca_and_one_publishes_its_root_until_it_is_killed(
-    own_cluster: Cluster, tmp_path: Path
-) -> None:
+async def test_replicas_share_the_ca_and_replace_the_publisher(own_cluster: Cluster, tmp_path: Path) -> None:
     cluster = own_cluster
     await crds.install(cluster.api)
     kubeconfig = await cluster.kubeconfig()
     await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": HOME}})
     command = ("rotate-root", f"--kubeconfig={kubeconfig}")
-    status, said = await xds(*command)
+    status, output = await xds(*command)
     assert status == 1
-    assert f"no CA found: xds serve creates the Secret {HOME}/{SECRET}" in said
+    assert f"no CA found: xds serve creates the Secret {HOME}/{SECRET}" in output
 
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
     async with Serving(kubeconfig, folders[0]) as first, Serving(kubeconfig, folders[1]) as second:
-        for each in (first, second):
-            await each.until_ready()
+        for serving in (first, second):
+            await serving.until_ready()
         old = (await kept(cluster))["ca-cert.pem"]
         await until_published(cluster, "default", old)
 
-        status, said = await xds(*command, "--status")
+        status, output = await xds(*command, "--status")
         assert status == 0
-        assert "no rotation in progress: certificates are issued by CN=xds root" in said
-        status, said = await xds(*command)
+        assert "no rotation in progress: certificates are issued by CN=xds root" in output
+        status, output = await xds(*command)
         assert status == 0
-        assert "step 1 of 2" in said
+        assert "step 1 of 2" in output
         assert (await xds(*command))[1].startswith("step 1 of 2")  # once is enough
         new = (await kept(cluster))["next-ca-cert.pem"]
         await until_published(cluster, "default", old, new)
 
-        leads = [b"became leader" in each.log.read_bytes() for each in (first, second)]
+        leads = [b"became leader" in serving.log.read_bytes() for serving in (first, second)]
         assert sorted(leads) == [False, True]
         leader = (first, second)[leads.index(True)]
         leader._process.send_signal(signal.SIGKILL)
         await cluster.api.delete(f"/api/v1/namespaces/default/configmaps/{NAME}")
         await until_published(cluster, "default", old, new)
 
-        log = b"".join(each.log.read_bytes() for each in (first, second))
+        log = b"".join(serving.log.read_bytes() for serving in (first, second))
         assert b"PRIVATE" not in log
         for name, value in (await kept(cluster)).items():
             if name.endswith("key.pem"):
@@ -94,9 +92,7 @@ async def test_two_share_a_ca_and_one_publishes_its_root_until_it_is_killed(
 
 
 @pytest.mark.timeout(300)
-async def test_a_policy_that_is_overruled_says_so_until_the_other_one_goes(
-    own_cluster: Cluster, tmp_path: Path
-) -> None:
+async def test_overridden_policy_has_a_condition(own_cluster: Cluster, tmp_path: Path) -> None:
     cluster = own_cluster
     await crds.install(cluster.api)
     await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": HOME}})
@@ -108,12 +104,12 @@ async def test_a_policy_that_is_overruled_says_so_until_the_other_one_goes(
         await cluster.api.create(path, body | {"metadata": {"name": name}})
 
     async def until(name: str, *messages: str) -> dict[str, Any]:
-        def said(found: dict[str, Any]) -> bool:
-            conditions = found.get("status", {}).get("conditions", ())
-            return [each["message"] for each in conditions] == list(messages)
+        def has_messages(obj: dict[str, Any]) -> bool:
+            conditions = obj.get("status", {}).get("conditions", ())
+            return [condition["message"] for condition in conditions] == list(messages)
 
-        found: dict[str, Any] = await cluster.until(f"{path}/{name}", said, timeout=PATIENCE)
-        return found
+        obj: dict[str, Any] = await cluster.until(f"{path}/{name}", has_messages, timeout=PATIENCE)
+        return obj
 
     await apply("a")
     await apply("b")
@@ -128,13 +124,13 @@ async def test_a_policy_that_is_overruled_says_so_until_the_other_one_goes(
         }
         await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", pod)
         before = await until("b", f"overridden by PeerAuthentication {HOME}/a")
-        # What we write is no news to ourselves: while another object is written to, this one stays as it is.
+        # Our own writes cause no further write: this object stays unchanged while others are written.
         await apply("c")
         await until("c", f"overridden by PeerAuthentication {HOME}/a")
         assert await cluster.api.get(f"{path}/b") == before
         assert "status" not in await cluster.api.get(f"{path}/a")
 
-        # A lock that matches nothing says so as well, as long as that is so.
+        # A policy that matches nothing also has a condition while that lasts.
         selector = {"selector": {"matchLabels": {"app": "wbe"}}, "mtls": {"mode": "STRICT"}}
         lock = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "spec": selector}
         locks = path.replace(HOME, namespace)
@@ -153,19 +149,17 @@ async def test_a_policy_that_is_overruled_says_so_until_the_other_one_goes(
         await until("c", f"overridden by PeerAuthentication {HOME}/b")
 
 
-async def test_a_bad_ca_of_the_users_is_a_start_refused_that_says_how_to_mend_it(
-    own_cluster: Cluster, tmp_path: Path
-) -> None:
+async def test_bad_user_ca_prevents_start_with_a_hint(own_cluster: Cluster, tmp_path: Path) -> None:
     cluster = own_cluster
     await crds.install(cluster.api)
     kubeconfig = await cluster.kubeconfig()
     await cluster.api.create("/api/v1/namespaces", {"metadata": {"name": HOME}})
     body = {"metadata": {"name": USER_SECRET}, "data": {"ca-cert.pem": b64encode(b"x").decode()}}
     await cluster.api.create(f"/api/v1/namespaces/{HOME}/secrets", body)
-    status, said = await xds(
+    status, output = await xds(
         *("serve", "--kubernetes", f"--kubeconfig={kubeconfig}", "--xds-address=127.0.0.1:0"),
         "--admin-address=127.0.0.1:0",
     )
     assert status == 1
-    assert f"the Secret {HOME}/{USER_SECRET} cannot be used as the mesh's CA: ca-key.pem is missing" in said
-    assert "kubectl -n istio-system delete secret cacerts" in said
+    assert f"the Secret {HOME}/{USER_SECRET} cannot be used as the mesh's CA: ca-key.pem is missing" in output
+    assert "kubectl -n istio-system delete secret cacerts" in output

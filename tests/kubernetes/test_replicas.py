@@ -1,4 +1,4 @@
-"""Replicas of the control plane, and the API server: who of them dies, and when, is nothing that a request notices."""
+"""Control-plane replicas or the API server crash at any time: no request notices."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CAREFUL = json.dumps(
         "lifecycle": {"preStop": {"sleep": {"seconds": 3}}},
     }
 )
-"""What makes a server one that can be replaced without losing a request, with a sidecar or without."""
+"""Container settings of a server that can be replaced without losing a request."""
 WEBHOOK = "mutatingwebhookconfiguration/xds-sidecar-injector"
 DEPLOY = f"""
 kubectl apply -k .
@@ -62,7 +62,7 @@ kubectl patch deployment httpbin -n full -p '{{"spec": {{"template": {{"spec": {
 kubectl rollout status -n full deployment/httpbin --timeout={PATIENCE}s
 kubectl wait --for=condition=Available --timeout={PATIENCE}s -n full deployment --all
 kubectl wait --for=condition=Available --timeout={PATIENCE}s -n legacy deployment --all
-"""
+"""  # noqa: E501
 REPLACE = f"""
 kubectl rollout restart -n full deployment/httpbin
 kubectl rollout status -n full deployment/httpbin --timeout={PATIENCE}s
@@ -71,7 +71,7 @@ kubectl wait --for=delete --timeout={PATIENCE}s -n full pod/{{}}
 FULL_FULL, LEGACY_FULL = Pair("sleep.full", "httpbin.full"), Pair("sleep.legacy", "httpbin.full")
 
 
-async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) -> None:
+async def test_killed_replica_or_api_server_fails_no_request(agent: Agent, player: Player) -> None:
     expected = {step.name: step.expected for step in STEPS}
     await player.types(DEPLOY)
     await eventually(lambda: has_sidecars(player), timeout=PATIENCE, every=0.3)
@@ -79,7 +79,7 @@ async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) 
     await eventually(lambda: player.brings(FULL_FULL, permissive), timeout=PATIENCE, every=0.2)
 
     (sleep,), (httpbin,) = agent.pods("full", "sleep"), agent.pods("full", "httpbin")
-    # Each replica learns by itself of the pods that have just come.
+    # Each replica learns of new pods independently.
     await eventually(lambda: is_the_same(agent, sleep), timeout=PATIENCE, every=0.2)
 
     load = Load(client=agent.client(sleep), url=URL, connections=2, pause=0.02, seconds=600)
@@ -90,7 +90,7 @@ async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) 
             await until_connected(agent, sleep, httpbin)
             await load.more(20, PATIENCE)
 
-        # Pods come and go, with their sidecars.
+        # Pods and their sidecars are replaced.
         await player.types(REPLACE.format(httpbin.object["metadata"]["name"]))
         (httpbin,) = agent.pods("full", "httpbin")
         await load.more(20, PATIENCE)
@@ -101,7 +101,7 @@ async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) 
         await agent.cluster.start_api_server()
         await load.more(20, PATIENCE)
 
-        # Those who were killed, and those who saw it, all know of what changes now.
+        # Restarted and surviving replicas all see later changes.
         await player.types(page.STRICT)
         strict = expected["STRICT"][LEGACY_FULL]
         await eventually(lambda: player.brings(LEGACY_FULL, strict), timeout=PATIENCE, every=0.2)
@@ -111,14 +111,14 @@ async def test_no_request_fails_whoever_is_killed(agent: Agent, player: Player) 
 
 
 async def has_sidecars(player: Player) -> bool:
-    """Whether the API server asked the webhook, found among the pods of a Service. AssertionError: what there is instead."""
+    """Whether the API server called the webhook by its Service. AssertionError shows the actual result."""
     output = await player.types("kubectl get pods -n full --no-headers")
     assert [line.split()[1:4] for line in output.splitlines()] == [["2/2", "Running", "0"]] * 2, output
     return True
 
 
 async def is_the_same(agent: Agent, pod: Pod) -> bool:
-    """Whether all replicas give a pod's sidecar the same bytes, of every type. AssertionError: what differs."""
+    """Whether all replicas send a pod's sidecar the same bytes. AssertionError shows the difference."""
     one, other = [await everything(agent, replica, pod) for replica in replicas(agent)]
     assert all(one.values()), one.keys()
     assert one == other
@@ -126,13 +126,13 @@ async def is_the_same(agent: Agent, pod: Pod) -> bool:
 
 
 def replicas(agent: Agent) -> list[Pod]:
-    found = agent.pods("istio-system", "xds")
-    assert len(found) == 2
-    return found
+    pods = agent.pods("istio-system", "xds")
+    assert len(pods) == 2
+    return pods
 
 
 async def killed(replica: Pod) -> None:
-    """Kill a replica, and wait until it is there again."""
+    """Kill a replica, and wait until it is back."""
     (container,) = replica.containers
     deaths = container.restarts
     container.kill(signal.SIGKILL)
@@ -147,7 +147,7 @@ async def until_connected(agent: Agent, *pods: Pod) -> None:
 
 
 async def everything(agent: Agent, replica: Pod, pod: Pod) -> dict[str, dict[bytes, bytes]]:
-    """Ask a replica for all that a pod's sidecar may have from it, as that sidecar."""
+    """Fetch all resources of a pod's sidecar from a replica, as that sidecar."""
     request = REQUEST()
     name, namespace = pod.object["metadata"]["name"], pod.object["metadata"]["namespace"]
     request.node.id = f"sidecar~{pod.address}~{name}.{namespace}~{namespace}.svc.cluster.local"
@@ -156,14 +156,15 @@ async def everything(agent: Agent, replica: Pod, pod: Pod) -> dict[str, dict[byt
         for service, method in SERVICES.items():
             answer = await open_channel.unary_unary(method)(request.SerializeToString(), timeout=10)
             given[service] = {
-                each.value: each.type_url.encode() for each in RESPONSE.FromString(answer).resources
+                resource.value: resource.type_url.encode()
+                for resource in RESPONSE.FromString(answer).resources
             }
     return given
 
 
 @asynccontextmanager
 async def channel(agent: Agent, replica: Pod, pod: Pod) -> AsyncIterator[grpc.aio.Channel]:
-    """Open a channel to a replica with what a pod shows there."""
+    """Open a channel to a replica with a pod's credentials."""
     root = pod.file("xds-root", "root-cert.pem").read_bytes()
     token = pod.file("xds-token", "xds-token").read_text()
     credentials = grpc.composite_channel_credentials(

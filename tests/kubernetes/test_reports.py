@@ -1,4 +1,4 @@
-"""Replicas hear of each other, whatever becomes of their Leases."""
+"""Replicas exchange reports by Leases, even if Leases are deleted or overwritten."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def namespace(cluster: Cluster) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def replica(cluster: Cluster, namespace: str, name: str) -> AsyncIterator[tuple[ReplicaSync, str]]:
-    """Run one until its report was read back; yield it, and where its Lease is."""
+    """Run a replica until it has read back its report; yield it and the path of its Lease."""
     exchange = ReplicaSync(duration=6.0)
     reports = ReplicaLeases(cluster.api, namespace, name, exchange, lambda: None)
     task = asyncio.create_task(reports.run())
@@ -45,15 +45,15 @@ async def until(what: object, message: str) -> None:
 
 
 def heard_of(exchange: ReplicaSync) -> list[object]:
-    found = exchange.peer_view(asyncio.get_running_loop().time())
-    return [stands.get(KEY) for stands in found.peers.values() if stands is not None]
+    view = exchange.peer_view(asyncio.get_running_loop().time())
+    return [stands.get(KEY) for stands in view.peers.values() if stands is not None]
 
 
 def is_known_by_all(exchange: ReplicaSync) -> bool:
     return exchange.peer_view(asyncio.get_running_loop().time()).knows_send(KEY, Send.MTLS)
 
 
-async def test_what_one_says_the_other_hears(cluster: Cluster, namespace: str) -> None:
+async def test_reports_reach_the_peer(cluster: Cluster, namespace: str) -> None:
     async with (
         replica(cluster, namespace, "One_1") as (one, _),
         replica(cluster, namespace, "two_2") as (two, _),
@@ -66,7 +66,7 @@ async def test_what_one_says_the_other_hears(cluster: Cluster, namespace: str) -
 
 
 @pytest.mark.parametrize("deleted", [True, False])
-async def test_a_lease_that_somebody_else_wrote_or_deleted_is_put_right(
+async def test_foreign_write_or_deletion_of_a_lease_is_repaired(
     cluster: Cluster, namespace: str, deleted: bool
 ) -> None:
     async with (
@@ -83,12 +83,12 @@ async def test_a_lease_that_somebody_else_wrote_or_deleted_is_put_right(
         await until(lambda: is_known_by_all(one), "one knows that two can know")
 
 
-async def test_who_is_gone_is_forgotten_and_its_lease_deleted(cluster: Cluster, namespace: str) -> None:
+async def test_dead_peer_and_its_lease_are_removed(cluster: Cluster, namespace: str) -> None:
     async with replica(cluster, namespace, "one") as (one, _):
         async with replica(cluster, namespace, "two") as (two, lease):
             two.publish("", {KEY: STAND})
             await until(lambda: heard_of(one) == [STAND], "one hears it")
-        # It is reckoned with as long as its sidecars may be on their way.
+        # It counts as a peer while its sidecars may still be reconnecting.
         assert heard_of(one) == [STAND]
         await until(lambda: not one.names, "it is forgotten")
         assert await cluster.api.find(lease) is None

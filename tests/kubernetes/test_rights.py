@@ -1,4 +1,4 @@
-"""The control plane may do what it has to, and nothing else: a real API server is asked, and listened in on."""
+"""The control plane has the rights it needs and no others, according to a real API server and its audit."""
 
 from __future__ import annotations
 
@@ -35,13 +35,11 @@ from xds.mesh.sources.kubernetes import Kubernetes
 
 @pytest.fixture
 def cluster(own_cluster: Cluster) -> Cluster:
-    """A cluster without anything of ours: kinds that are made again soon after they were deleted may never go any more."""
+    """A cluster without our objects. CRDs that are recreated soon after their deletion may get stuck."""
     return own_cluster
 
 
-async def test_the_control_plane_is_granted_what_it_asks_and_asks_for_all_it_is_granted(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+async def test_granted_rights_are_exactly_those_used(cluster: Cluster, tmp_path: Path) -> None:
     await install(cluster)
     async with Recorder(cluster) as recorder:
         config = await recorder.kubeconfig(f"{SYSTEM}/xds", tmp_path)
@@ -53,23 +51,21 @@ async def test_the_control_plane_is_granted_what_it_asks_and_asks_for_all_it_is_
     assert not unused(rights, recorder)
 
 
-async def test_the_process_with_its_command_line_and_its_account_is_refused_nothing(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+async def test_installed_process_is_forbidden_nothing(cluster: Cluster, tmp_path: Path) -> None:
     await install(cluster)
-    [deployment] = [each for each in control_plane() if each["kind"] == "Deployment"]
+    [deployment] = [manifest for manifest in control_plane() if manifest["kind"] == "Deployment"]
     [container] = deployment["spec"]["template"]["spec"]["containers"]
-    # Addresses of its own pod are for this machine's loopback here.
+    # Here the pod's addresses are on this machine's loopback.
     options = [
-        each.partition("=")[0] + "=127.0.0.1:0" if "0.0.0.0:" in each else each
-        for each in container["args"][2:]
-        if "--admin-address" not in each
+        arg.partition("=")[0] + "=127.0.0.1:0" if "0.0.0.0:" in arg else arg
+        for arg in container["args"][2:]
+        if "--admin-address" not in arg
     ]
     async with Recorder(cluster) as recorder:
         config = await recorder.kubeconfig(f"{SYSTEM}/xds", tmp_path)
         async with Serving(config, tmp_path, f"--namespace={SYSTEM}", *options) as serving:
             await serving.until_ready()
-            # It leads, has a CA, publishes its roots, and keeps the webhook right.
+            # It leads, creates a CA, publishes its roots, and updates the webhook.
             for path in (
                 f"namespaces/{SYSTEM}/secrets/xds-ca-secret",
                 "namespaces/default/configmaps/xds-ca-root-cert",
@@ -78,7 +74,7 @@ async def test_the_process_with_its_command_line_and_its_account_is_refused_noth
             webhook = "mutatingwebhookconfigurations/xds-sidecar-injector"
             await cluster.until(
                 f"/apis/admissionregistration.k8s.io/v1/{webhook}",
-                lambda found: all("caBundle" in each["clientConfig"] for each in found["webhooks"]),
+                lambda obj: all("caBundle" in webhook["clientConfig"] for webhook in obj["webhooks"]),
             )
             assert "Traceback" not in serving.log.read_text()
     assert not recorder.refused
@@ -104,7 +100,7 @@ def secret(name: str, kind: str) -> Json:
     return {"metadata": {"name": name, "annotations": annotations}, "type": kind}
 
 
-async def test_the_control_plane_can_write_its_own_leases_and_secret_only(cluster: Cluster) -> None:
+async def test_only_own_leases_and_secrets_are_writable(cluster: Cluster) -> None:
     await install(cluster)
     istios = await cluster.api.create(LEASES, lease("istio-leader"))
     await cluster.api.create(
@@ -139,13 +135,13 @@ async def test_the_control_plane_can_write_its_own_leases_and_secret_only(cluste
             await api.replace(f"{LEASES}/{name}", body)
             await api.delete(f"{LEASES}/{name}")
         assert await api.create(SECRETS, secret("xds-ca-secret", "istio.io/ca-root"))
-    # Others are not concerned.
+    # Other accounts are not restricted.
     await cluster.api.replace(f"{LEASES}/istio-leader", istios)
     await cluster.api.delete(f"{LEASES}/istio-leader")
 
 
 async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder: Recorder) -> None:
-    """Do what the parts of a control plane do, each for itself."""
+    """Run each part of a control plane once."""
     for kind in UNENFORCED:
         definition = foreign(kind.plural, kind.group, kind.name, list(kind.versions))
         await cluster.api.create(crds.PATH, definition)
@@ -177,7 +173,7 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
         kind(api, lambda: b"-----BEGIN CERTIFICATE-----\n", leads=lambda: True)
         for kind in (CaBundlePublisher, RootPublisher)
     )
-    working = [asyncio.create_task(each.run()) for each in (bundle, roots)]
+    working = [asyncio.create_task(publisher.run()) for publisher in (bundle, roots)]
     await cluster.until("/api/v1/namespaces/default/configmaps/xds-ca-root-cert", lambda _: True)
 
     def kept_right() -> bool:
@@ -197,7 +193,7 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
 
 
 async def _tell_other_replicas(api: KubeApi) -> None:
-    """See another replica come, and end without a word."""
+    """Discover another replica, which then crashes."""
     ours, others = ReplicaSync(duration=3.0), ReplicaSync(duration=3.0)
     here, there = (
         asyncio.create_task(ReplicaLeases(api, SYSTEM, name, exchange, lambda: None).run())
@@ -229,13 +225,13 @@ async def _say_what_is_wrong(cluster: Cluster, api: KubeApi) -> None:
         desired_conditions(Mesh(), problems)
     )
     for version, path, _ in objects.values():
-        found = await cluster.api.get(f"/apis/{version}/{path}/default")
-        assert [each["type"] for each in found["status"]["conditions"]] == ["Accepted"]
+        obj = await cluster.api.get(f"/apis/{version}/{path}/default")
+        assert [condition["type"] for condition in obj["status"]["conditions"]] == ["Accepted"]
 
 
 @asynccontextmanager
 async def _first(source: Kubernetes) -> AsyncIterator[None]:
-    """Follow a source, and wait until it has told everything."""
+    """Follow a source until its first complete report."""
     watching = source.watch()
     try:
         async for report in watching:

@@ -1,4 +1,4 @@
-"""The roots in every namespace: there quickly, put back, and never a noise about namespaces that go."""
+"""The ConfigMap with the roots in every namespace: published, restored, silent about deleted namespaces."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ RULES = [
         "verbs": ["list", "watch", "create", "patch"],
     },
 ]
-"""What the module says that it needs."""
+"""The rights that the module documents."""
 
 
 @pytest.fixture(scope="module")
 def control_plane(bare: ControlPlane) -> ControlPlane:
-    """Of this file's own: what is written here is written in every namespace."""
+    """A control plane for this file alone, because these tests write in every namespace."""
     return bare
 
 
@@ -67,21 +67,21 @@ def leading(cluster: Cluster, text: str, **how: Any) -> RootPublisher:
     return RootPublisher(cluster.api, text.encode, leads=lambda: True, **how)
 
 
-async def test_are_in_every_namespace_in_new_ones_too_and_follow_a_rotation(cluster: Cluster) -> None:
-    said = b"first"
-    roots = RootPublisher(cluster.api, lambda: said, leads=lambda: True)
+async def test_roots_are_in_all_namespaces_and_follow_a_rotation(cluster: Cluster) -> None:
+    text = b"first"
+    roots = RootPublisher(cluster.api, lambda: text, leads=lambda: True)
     async with cluster.namespace() as old, running(roots):
         for namespace in (old, "default", "kube-system"):
             await until(cluster, namespace, "first")
         async with cluster.namespace() as new:
             await until(cluster, new, "first")
-            said = b"second"
+            text = b"second"
             roots.trigger()
             for namespace in (old, new, "default"):
                 await until(cluster, namespace, "second")
 
 
-async def test_what_somebody_changed_or_removed_is_put_back(cluster: Cluster) -> None:
+async def test_changed_or_deleted_roots_are_restored(cluster: Cluster) -> None:
     async with cluster.namespace() as namespace, running(leading(cluster, "right")):
         await until(cluster, namespace, "right")
         await cluster.api.patch(path(namespace), {"data": {KEY: "wrong"}})
@@ -92,7 +92,7 @@ async def test_what_somebody_changed_or_removed_is_put_back(cluster: Cluster) ->
         await until(cluster, namespace, "right")
 
 
-async def test_nothing_is_written_while_all_is_right(cluster: Cluster) -> None:
+async def test_unchanged_roots_are_not_written_again(cluster: Cluster) -> None:
     roots = leading(cluster, "right")
     async with cluster.namespace() as namespace:
         assert await roots.reconcile()
@@ -102,7 +102,7 @@ async def test_nothing_is_written_while_all_is_right(cluster: Cluster) -> None:
     assert before == after
 
 
-async def test_namespaces_that_are_named_are_left_alone(cluster: Cluster) -> None:
+async def test_excluded_namespaces_get_no_roots(cluster: Cluster) -> None:
     async with cluster.namespace() as excluded, cluster.namespace() as namespace:
         assert await leading(cluster, "right", exclude=[excluded]).reconcile()
         await until(cluster, namespace, "right")
@@ -111,7 +111,7 @@ async def test_namespaces_that_are_named_are_left_alone(cluster: Cluster) -> Non
     assert missing.value.is_not_found
 
 
-async def test_a_namespace_that_is_being_deleted_is_no_news(cluster: Cluster) -> None:
+async def test_terminating_namespace_is_not_logged(cluster: Cluster) -> None:
     holding = "example.com/hold"
     async with cluster.namespace() as namespace:
         await cluster.api.create(
@@ -121,7 +121,7 @@ async def test_a_namespace_that_is_being_deleted_is_no_news(cluster: Cluster) ->
         roots = leading(cluster, "right")
         with capture_logs() as logs:
             assert await roots.reconcile()
-            # Even if it was not known to be ending when it was read.
+            # Also if the namespace was not yet terminating when it was read.
             assert await roots._write(namespace, "right")
             assert await roots._write("never-there", "right")
         assert logs == []
@@ -131,7 +131,7 @@ async def test_a_namespace_that_is_being_deleted_is_no_news(cluster: Cluster) ->
         )
 
 
-async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(cluster: Cluster) -> None:
+async def test_documented_rights_suffice_and_missing_are_logged_once(cluster: Cluster) -> None:
     async with AsyncExitStack() as stack:
         namespace = await stack.enter_async_context(cluster.namespace())
         api: KubeApi = await stack.enter_async_context(await cluster.connect("publisher"))
@@ -157,7 +157,7 @@ async def test_needs_no_more_than_it_says_and_says_once_what_it_lacks(cluster: C
             await until(cluster, namespace, "right")
 
 
-async def test_when_the_replica_that_writes_is_killed_another_goes_on(cluster: Cluster) -> None:
+async def test_another_replica_replaces_a_killed_leader(cluster: Cluster) -> None:
     async with AsyncExitStack() as stack:
         namespace = await stack.enter_async_context(cluster.namespace())
         leases = [Lease(cluster.api, "default", name, duration=6) for name in ("a", "b")]
@@ -168,7 +168,7 @@ async def test_when_the_replica_that_writes_is_killed_another_goes_on(cluster: C
             tasks[lease] = [await stack.enter_async_context(_killable(part)) for part in (lease, roots)]
         (holder,) = await eventually(lambda: [lease for lease in leases if lease.held], timeout=60)
         await until(cluster, namespace, texts[holder])
-        # As by SIGKILL: it gives nothing back.
+        # As by SIGKILL: the lease is not released.
         holder._release = _nothing
         for task in tasks[holder]:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Another root while requests go on between real sidecars: none fails, and one would if the first step were left out."""
+"""Root rotation under load between real sidecars: no request fails, unless the first step is skipped."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ __all__ = ["loopback"]
 
 PORT = 8080
 KEPT, FRESH = "http://kept:80/headers", "http://fresh:80/headers"
-"""Two services with the same servers: connections to one are kept, and each request to the other makes a new one."""
+"""Two services with the same servers: one keeps connections, the other makes one for each request."""
 PATIENCE = 60.0
 
 
 class Dam(TcpServer):
-    """Between proxies and the control plane: can hold back what the control plane says."""
+    """A TCP proxy that can hold back data from the control plane."""
 
     def __init__(self, port: int) -> None:
         super().__init__(HERE.listener("127.0.0.1", 0))
@@ -68,7 +68,7 @@ class Dam(TcpServer):
 
 
 class Plane:
-    """The control plane in the test's own process, and the way to it for some."""
+    """The control plane in the test's own process, with a `Dam` before it for some proxies."""
 
     def __init__(self, manifests: Path, authorities: Authorities) -> None:
         self.controller = Controller(authorities.authority, extra_roots=authorities.extra_roots)
@@ -100,7 +100,7 @@ class Plane:
 
 
 def new_connections(host: str) -> Manifest:
-    """A DestinationRule that makes every request go over a connection of its own."""
+    """Return a DestinationRule with one request per connection."""
     return {
         "apiVersion": "networking.istio.io/v1",
         "kind": "DestinationRule",
@@ -113,7 +113,7 @@ def new_connections(host: str) -> Manifest:
 
 
 class World:
-    """Two clients and two servers, one of each by state-of-the-world xDS and one by delta, and four kinds of load."""
+    """Two clients and two servers, one of each by SotW and one by delta xDS, and four kinds of load."""
 
     def __init__(self, mesh: LocalMesh, plane: Plane, stack: AsyncExitStack) -> None:
         self.mesh, self.plane, self._stack = mesh, plane, stack
@@ -124,7 +124,7 @@ class World:
         self.loads: list[Load] = []
 
     @property
-    def everybody(self) -> list[LocalPod]:
+    def sidecars(self) -> list[LocalPod]:
         return [*self.clients, *self.servers]
 
     async def start(self) -> None:
@@ -147,37 +147,39 @@ class World:
         await self.more()
 
     async def more(self, count: int = 20) -> None:
-        """Wait for requests of each kind that begin from now on."""
+        """Wait for further requests of each kind."""
         await asyncio.gather(*(load.more(count, timeout=PATIENCE) for load in self.loads))
 
     async def shown(self) -> dict[str, set[str]]:
-        """Return the serial numbers of the certificates that each sidecar shows now."""
-        found = {}
-        for pod in self.everybody:
+        """Return the serial numbers of each sidecar's current certificates."""
+        serials = {}
+        for pod in self.sidecars:
             certs = (await self.mesh.sidecar(pod).admin.json("/certs"))["certificates"]
-            found[pod.name] = {cert["serial_number"] for each in certs for cert in each.get("cert_chain", ())}
-        return found
+            serials[pod.name] = {
+                cert["serial_number"] for entry in certs for cert in entry.get("cert_chain", ())
+            }
+        return serials
 
     async def until_trusted(self, *roots: bytes) -> None:
-        """Wait until each sidecar trusts these roots and no others."""
+        """Wait until each sidecar trusts exactly these roots."""
         wanted = {cert for root in roots for cert in chain.read(root)}
-        for pod in self.everybody:
+        for pod in self.sidecars:
 
             async def trusts(pod: LocalPod = pod) -> bool:
                 secret = await self._secret(pod, "ROOTCA")
                 trusted = secret["validation_context"]["trusted_ca"]["inline_bytes"]
                 return set(chain.read(b64decode(trusted))) == wanted
 
-            await eventually(trusts, timeout=PATIENCE, what=f"{pod.name} trusts these roots and no others")
+            await eventually(trusts, timeout=PATIENCE, what=f"{pod.name} trusts exactly these roots")
 
     async def until_issued_by(self, ca: Company, before: dict[str, set[str]]) -> None:
-        """Wait until each sidecar shows another certificate than before, and this CA's."""
+        """Wait until each sidecar has a new certificate, issued by this CA."""
 
         async def are_new() -> bool:
             return all(serials.isdisjoint(before[name]) for name, serials in (await self.shown()).items())
 
-        await eventually(are_new, timeout=PATIENCE, what="everybody shows another certificate")
-        for pod in self.everybody:
+        await eventually(are_new, timeout=PATIENCE, what="all sidecars have a new certificate")
+        for pod in self.sidecars:
             secret = await self._secret(pod, "default")
             leaf, *above = chain.read(
                 b64decode(secret["tls_certificate"]["certificate_chain"]["inline_bytes"])
@@ -187,8 +189,8 @@ class World:
 
     async def _secret(self, pod: LocalPod, name: str) -> dict[str, Any]:
         (dump,) = await self.mesh.sidecar(pod).admin.config("SecretsConfigDump")
-        (found,) = [each["secret"] for each in dump["dynamic_active_secrets"] if each["name"] == name]
-        return found
+        (secret,) = [entry["secret"] for entry in dump["dynamic_active_secrets"] if entry["name"] == name]
+        return secret
 
     def failed(self) -> int:
         return sum(len(load.failures) for load in self.loads)
@@ -212,9 +214,7 @@ async def running(loopback, directory: Path, authorities: Authorities) -> AsyncI
             await world.stop()
 
 
-async def test_no_request_fails_while_the_user_replaces_the_ca(
-    cluster: Cluster, loopback, tmp_path: Path
-) -> None:
+async def test_ca_replacement_fails_no_request(cluster: Cluster, loopback, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     clock = now
     async with cluster.namespace("rotation") as namespace:
@@ -246,14 +246,14 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
                 },
             )
 
-            # (a) Both are trusted; but the clients do not hear of it, and so nothing goes on.
+            # (a) Both roots are sent, but do not reach the clients, so the rotation does not continue.
             world.plane.dam.open.clear()
             await rotation.sync()
             assert rotation.current.stage is Stage.SPREADING
             await eventually(
                 lambda: len(controller.proxies_with_old_roots()) == 2,
                 timeout=PATIENCE,
-                what="the servers heard",
+                what="the servers have both roots",
             )
             assert {node.split("~")[2] for node in controller.proxies_with_old_roots()} == {
                 client.full_name for client in world.clients
@@ -264,12 +264,14 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
             await world.more()
             world.plane.dam.open.set()
             await eventually(
-                lambda: not controller.proxies_with_old_roots(), timeout=PATIENCE, what="the clients heard"
+                lambda: not controller.proxies_with_old_roots(),
+                timeout=PATIENCE,
+                what="the clients have both roots",
             )
             await world.until_trusted(old.root_pem, pem(root))
             assert await world.shown() == before
 
-            # (b) Certificates are the new one's.
+            # (b) The new CA issues certificates.
             await rotation.sync()
             assert rotation.current.stage is Stage.RETIRING
 
@@ -277,7 +279,7 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
             await world.more()
             await world.until_trusted(old.root_pem, pem(root))
 
-            # (c) The old root goes.
+            # (c) The old root is removed.
             clock = now + timedelta(hours=2)
             await rotation.sync()
             assert rotation.current.stage is Stage.STEADY
@@ -298,14 +300,14 @@ async def test_no_request_fails_while_the_user_replaces_the_ca(
     print(f"{sum(len(load.sent) for load in world.loads)} requests, {fresh} on connections of their own")
 
 
-async def test_requests_fail_if_the_new_root_is_not_trusted_first(loopback, tmp_path: Path) -> None:
+async def test_requests_fail_if_the_first_step_is_skipped(loopback, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     old, new = (Authority.create(PrivateKey.generate(), "cluster.local", now) for _ in range(2))
     async with running(loopback, tmp_path, Authorities(authority=old)) as world:
         world.plane.dam.open.clear()
         before = await world.shown()
         world.plane.controller.rotate(new, [old.root_pem])
-        # The servers' certificates are the new CA's, and the clients have not heard of it yet.
+        # The servers have certificates of the new CA, which the clients do not trust yet.
         await eventually(world.failed, timeout=PATIENCE, what="requests fail")
         shown = await world.shown()
         assert all(shown[client.name] == before[client.name] for client in world.clients)

@@ -1,4 +1,4 @@
-"""Istio's task *Automatic mutual TLS* on a real cluster: its commands as printed, from `create ns` to `delete ns`."""
+"""Istio's task *Automatic mutual TLS* on a real cluster, as printed, from `create ns` to `delete ns`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xds.demo.play import STEPS, Pair
 pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]
 
 
-async def test_the_page_by_kubectl(agent: Agent, player: Player) -> None:
+async def test_istio_task_with_kubectl(agent: Agent, player: Player) -> None:
     await player.types(page.INSTALL)
     for commands in page.DEPLOY:
         await player.types(commands)

@@ -1,4 +1,4 @@
-"""`xds serve --kubernetes` twice, a server's sidecar at one and a client's at the other: a mode changes as fast as both know."""
+"""Two replicas, one for the server's sidecar and one for the client's: a transition needs both."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ _MATCH = "envoy.transport_socket_match"
 
 
 class Proxy:
-    """A sidecar, as far as the control plane can tell: it has what it acknowledged, and may be slow to take endpoints."""
+    """A fake sidecar: its state is what it ACKed, and it may be slow to ACK endpoints."""
 
     def __init__(self, cluster: Cluster, namespace: str, number: int, app: str) -> None:
         self._cluster, self._namespace, self._name = cluster, namespace, f"{app}-{number}"
         self._node = f"sidecar~{address(number)}~{self._name}.{namespace}~{namespace}.svc.cluster.local"
         self._has: dict[str, dict[str, str]] = {}
-        """By type, the version of each resource."""
+        """Type -> name -> version of each resource."""
         self.mode: Mode | None = None
-        """What its listener accepts at 8080."""
+        """The mode of its listener on port 8080."""
         self.sends: dict[str, Send] = {}
-        """By address, what it sends."""
+        """Address -> how it sends."""
         self.takes = asyncio.Event()
         self.takes.set()
-        """Cleared: endpoints that come stay unanswered."""
+        """While cleared, new endpoints are not ACKed."""
         self.waits = asyncio.Event()
-        """Set while there are such."""
+        """Set while endpoints wait for an ACK."""
 
     @asynccontextmanager
     async def at(self, serving: Serving) -> AsyncIterator[Self]:
-        """Be connected to a control plane."""
-        found = await self._cluster.until(
+        """Connect to a control plane."""
+        config_map = await self._cluster.until(
             f"/api/v1/namespaces/{self._namespace}/configmaps/xds-ca-root-cert",
-            lambda found: bool(found["data"]["root-cert.pem"]),
+            lambda config_map: bool(config_map["data"]["root-cert.pem"]),
         )
-        root = found["data"]["root-cert.pem"]
+        root = config_map["data"]["root-cert.pem"]
         token = await self._cluster.token(self._namespace, "default", audience="xds-ca", pod=self._name)
         credentials = grpc.composite_channel_credentials(
             grpc.ssl_channel_credentials(root.encode()), grpc.access_token_call_credentials(token)
@@ -91,16 +91,18 @@ class Proxy:
                 await self.takes.wait()
                 self.waits.clear()
             has = self._has.setdefault(response.type_url, {})
-            has |= {each.name: each.version for each in response.resources}
+            has |= {resource.name: resource.version for resource in response.resources}
             for gone in response.removed_resources:
                 has.pop(gone, None)
             await self._take(response)
 
     async def _take(self, response: Any) -> None:
-        kind, bodies = response.type_url, [each.resource.value for each in response.resources]
+        kind, bodies = response.type_url, [resource.resource.value for resource in response.resources]
         await self._ask(kind, nonce=response.nonce)
         if kind == CLUSTER:
-            names = [each.name for each in response.resources if each.name.startswith("outbound|")]
+            names = [
+                resource.name for resource in response.resources if resource.name.startswith("outbound|")
+            ]
             if names:
                 await self._ask(ENDPOINT, *names)
         elif kind == LISTENER:
@@ -109,13 +111,13 @@ class Proxy:
             if routes := sorted(name for type_url, name in refs if type_url == ROUTE):
                 await self._ask(ROUTE, *routes)
         elif kind == ENDPOINT:
-            for each in map(_ASSIGNMENT.FromString, bodies):
-                if f".{self._namespace}." in each.cluster_name:
+            for assignment in map(_ASSIGNMENT.FromString, bodies):
+                if f".{self._namespace}." in assignment.cluster_name:
                     self.sends = {
                         endpoint.endpoint.address.socket_address.address: Send.MTLS
                         if _MATCH in endpoint.metadata.filter_metadata
                         else Send.PLAINTEXT
-                        for locality in each.endpoints
+                        for locality in assignment.endpoints
                         for endpoint in locality.lb_endpoints
                     }
 
@@ -128,31 +130,31 @@ class Proxy:
 
 
 class Reports:
-    """What replicas say in their Leases of one port."""
+    """The replicas' reports about one port, from their Leases."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self._cluster = cluster
         self._key = (Ref("Pod", namespace, "web-1"), 8080)
 
     async def leases(self) -> dict[str, dict[str, Any]]:
-        found = await self._cluster.api.list_all(LEASES, labelSelector=f"{LABEL}=true")
-        return {each["metadata"]["name"]: each for each in found}
+        leases = await self._cluster.api.list_all(LEASES, labelSelector=f"{LABEL}=true")
+        return {lease["metadata"]["name"]: lease for lease in leases}
 
-    async def stands(self) -> list[PortReport]:
+    async def ports(self) -> list[PortReport]:
         reports = [
-            decode_report(each["metadata"]["annotations"][ANNOTATION])
-            for each in (await self.leases()).values()
+            decode_report(lease["metadata"]["annotations"][ANNOTATION])
+            for lease in (await self.leases()).values()
         ]
-        return [each.ports[self._key] for each in reports if each.ports and self._key in each.ports]
+        return [report.ports[self._key] for report in reports if report.ports and self._key in report.ports]
 
     async def until_all_were_renewed(self) -> None:
-        before = {name: each["spec"]["renewTime"] for name, each in (await self.leases()).items()}
+        before = {name: lease["spec"]["renewTime"] for name, lease in (await self.leases()).items()}
 
         async def renewed() -> bool:
             now = await self.leases()
             return all(now[name]["spec"]["renewTime"] != stamp for name, stamp in before.items())
 
-        await eventually(renewed, timeout=PATIENCE, every=0.2, what="all have said something")
+        await eventually(renewed, timeout=PATIENCE, every=0.2, what="all Leases were renewed")
 
 
 async def set_mode(cluster: Cluster, namespace: str, mode: str) -> None:
@@ -173,7 +175,7 @@ async def until(what: Any, message: str) -> None:
 
 
 @pytest.mark.timeout(400)
-async def test_a_lock_waits_for_clients_of_another_replica_as_long_as_it_lives(
+async def test_strict_waits_for_clients_of_a_live_replica(
     controllers: None, own_cluster: Cluster, tmp_path: Path
 ) -> None:
     cluster = own_cluster
@@ -194,8 +196,8 @@ async def test_a_lock_waits_for_clients_of_another_replica_as_long_as_it_lives(
         await shop.open()
         await shop.add(1)
         await shop.add(102, app="client")
-        for each in (a, b):
-            await each.until_ready()
+        for serving in (a, b):
+            await serving.until_ready()
         reports, at = Reports(cluster, namespace), address(1)
         server = Proxy(cluster, namespace, 1, "web")
         near, far = (Proxy(cluster, namespace, number, "client") for number in (101, 102))
@@ -208,9 +210,9 @@ async def test_a_lock_waits_for_clients_of_another_replica_as_long_as_it_lives(
                 "all is plaintext",
             )
             assert len(await reports.leases()) == 2
-            assert not await reports.stands()
+            assert not await reports.ports()
 
-            # The one at the other replica is slow: the server goes on to accept what it sends.
+            # The other replica's client is slow, so the server still accepts plaintext.
             far.takes.clear()
             await set_mode(cluster, namespace, "STRICT")
             await until(lambda: server.mode is Mode.PERMISSIVE, "the server accepts both")
@@ -218,18 +220,18 @@ async def test_a_lock_waits_for_clients_of_another_replica_as_long_as_it_lives(
             async with asyncio.timeout(PATIENCE):
                 await far.waits.wait()
             await reports.until_all_were_renewed()
-            assert {Send.PLAINTEXT, Send.MTLS} in [each.sends for each in await reports.stands()]
+            assert {Send.PLAINTEXT, Send.MTLS} in [report.sends for report in await reports.ports()]
             assert (server.mode, far.sends) == (Mode.PERMISSIVE, {at: Send.PLAINTEXT})
             far.takes.set()
-            await until(lambda: server.mode is Mode.STRICT, "the server is locked")
+            await until(lambda: server.mode is Mode.STRICT, "the server accepts only mutual TLS")
             assert far.sends == {at: Send.MTLS}
 
             async def is_settled() -> bool:
-                return not await reports.stands()
+                return not await reports.ports()
 
-            await until(is_settled, "nobody speaks of it any more")
+            await until(is_settled, "no report mentions the port")
 
-            # And back, while the other replica dies before its client has answered.
+            # And back, while the other replica crashes before its client ACKs.
             far.takes.clear()
             await set_mode(cluster, namespace, "DISABLE")
             await until(lambda: near.sends == {at: Send.PLAINTEXT}, "the near client sends plaintext")
@@ -238,7 +240,9 @@ async def test_a_lock_waits_for_clients_of_another_replica_as_long_as_it_lives(
             b._process.send_signal(signal.SIGKILL)
             await b._process.wait()
             assert server.mode is Mode.PERMISSIVE
-            await until(lambda: server.mode is Mode.DISABLE, "the server goes on without it")
+            await until(
+                lambda: server.mode is Mode.DISABLE, "the server does not wait for the crashed replica"
+            )
 
             async def is_deleted() -> bool:
                 return len(await reports.leases()) == 1

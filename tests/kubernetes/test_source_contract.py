@@ -1,4 +1,4 @@
-"""What the source of facts makes of an API server's objects: the same of a real one and of the fake one."""
+"""The source reads the same facts from a real API server as from the fake one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RUNNING = {
 }
 
 
-async def test_facts_are_those_of_the_same_objects_in_files(place: Place, tmp_path: Path) -> None:
+async def test_facts_equal_those_from_files(place: Place, tmp_path: Path) -> None:
     plurals = {"pods": "", "services": "", "serviceaccounts": "", "endpointslices": "discovery.k8s.io"}
     account = {"metadata": {"name": "web"}}
     ports = [
@@ -72,13 +72,13 @@ async def test_facts_are_those_of_the_same_objects_in_files(place: Place, tmp_pa
         wanted.add(f"EndpointSlice {place.namespace}/web-made")
 
         def pod() -> Any:
-            found = followed.facts.get(Ref("Pod", place.namespace, "web"))
-            return isinstance(found, Pod) and found.ready and found.address
+            fact = followed.facts.get(Ref("Pod", place.namespace, "web"))
+            return isinstance(fact, Pod) and fact.ready and fact.address
 
         await followed.until(lambda: refs(followed.facts) >= wanted and pod())
-        said = [line for line in followed.said(notices=True) if place.namespace in line]
-        assert said == []
-        found = {ref: fact for ref, fact in followed.of(place.namespace).items() if str(ref) in wanted}
+        messages = [line for line in followed.messages(notices=True) if place.namespace in line]
+        assert messages == []
+        actual = {ref: fact for ref, fact in followed.of(place.namespace).items() if str(ref) in wanted}
     for plural, group in plurals.items():
         root = f"/apis/{group}/v1" if group else "/api/v1"
         listed = await place.other.get(f"{root}/namespaces/{place.namespace}/{plural}")
@@ -89,10 +89,10 @@ async def test_facts_are_those_of_the_same_objects_in_files(place: Place, tmp_pa
         (tmp_path / "files").mkdir(exist_ok=True)
         (tmp_path / f"files/{plural}.json").write_text(json.dumps(listed))
     read = {fact.ref: fact for fact in Folder(tmp_path / "files").load().change.applied}
-    assert found == {ref: fact for ref, fact in read.items() if str(ref) in wanted}
+    assert actual == {ref: fact for ref, fact in read.items() if str(ref) in wanted}
 
 
-async def test_a_bad_version_of_an_object_is_told_by_name_and_the_last_good_one_stays(place: Place) -> None:
+async def test_bad_update_is_reported_and_not_used(place: Place) -> None:
     ref = Ref("Pod", place.namespace, "web")
     async with Followed(Kubernetes(place.api, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
@@ -105,22 +105,24 @@ async def test_a_bad_version_of_an_object_is_told_by_name_and_the_last_good_one_
             }
         }
         await place.other.patch(place.path("pods", "web"), mode)
-        [said] = await followed.until(lambda: [line for line in followed.said() if place.namespace in line])
-        assert said.startswith(
+        [message] = await followed.until(
+            lambda: [line for line in followed.messages() if place.namespace in line]
+        )
+        assert message.startswith(
             f'{ref}: metadata.annotations["sidecar.istio.io/interceptionMode"] must be one of'
         )
         assert followed.facts[ref] == good
         await place.other.patch(place.path("pods", "web"), {"metadata": {"annotations": None}})
-        await followed.until(lambda: not [line for line in followed.said() if place.namespace in line])
+        await followed.until(lambda: not [line for line in followed.messages() if place.namespace in line])
         assert followed.facts[ref].meta.labels["app"] == "new"
         await place.other.patch(place.path("pods", "web"), mode)
-        await followed.until(lambda: [line for line in followed.said() if place.namespace in line])
+        await followed.until(lambda: [line for line in followed.messages() if place.namespace in line])
         await place.other.delete(place.path("pods", "web"), gracePeriodSeconds=0)
         await followed.until(lambda: ref not in followed.facts)
-        assert not [line for line in followed.said() if place.namespace in line]
+        assert not [line for line in followed.messages() if place.namespace in line]
 
 
-async def test_the_settings_of_the_mesh_are_in_a_config_map_and_over_it_is_what_was_set(place: Place) -> None:
+async def test_options_override_the_settings_in_the_config_map(place: Place) -> None:
     source = Kubernetes(
         place.api,
         assignments=["values.global.mtls.auto=false"],
@@ -134,24 +136,26 @@ async def test_the_settings_of_the_mesh_are_in_a_config_map_and_over_it_is_what_
         assert followed.config
         assert followed.config.root_namespace == place.namespace
         assert not followed.config.enable_auto_mtls
-        assert f"{where}: does not exist; the defaults apply" in followed.said(notices=True)
+        assert f"{where}: does not exist; the defaults apply" in followed.messages(notices=True)
         await place.put(
             "istio", mesh="trustDomain: first\nenableAutoMtls: true\ndefaultConfig: {tracing: {}}\n"
         )
         await followed.until(lambda: followed.config and followed.config.trust_domain == "first")
         assert not followed.config.enable_auto_mtls
-        told = [line for line in followed.said(notices=True) if line.startswith(where)]
-        assert told == [f"{where}: mesh config: defaultConfig has no effect here, in line 3 of mesh"]
+        notices = [line for line in followed.messages(notices=True) if line.startswith(where)]
+        assert notices == [f"{where}: mesh config: defaultConfig has no effect here, in line 3 of mesh"]
         await place.patch("istio", mesh="trustDomain: [second]\n")
-        [said] = await followed.until(lambda: [line for line in followed.said() if line.startswith(where)])
-        assert said == f"{where}: mesh config: trustDomain must be a string, not a list, in line 1 of mesh"
+        [message] = await followed.until(
+            lambda: [line for line in followed.messages() if line.startswith(where)]
+        )
+        assert message == f"{where}: mesh config: trustDomain must be a string, not a list, in line 1 of mesh"
         await place.patch("istio", mesh="trustDomain: third\n")
         await followed.until(lambda: followed.config and followed.config.trust_domain == "third")
         await place.delete("istio")
         await followed.until(lambda: followed.config and followed.config.trust_domain == "cluster.local")
 
 
-async def test_nothing_is_told_before_everything_is_known(place: Place) -> None:
+async def test_first_report_is_complete(place: Place) -> None:
     await place.other.create(place.path("pods"), POD)
     source = Kubernetes(place.api, options=QUICK)
     assert source.pending_reason().startswith("waiting for namespaces, serviceaccounts, services, pods")

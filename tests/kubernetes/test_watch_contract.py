@@ -1,4 +1,4 @@
-"""What a reflector relies on in an API server: the same of a real one and of the fake that fails on purpose."""
+"""The API server behavior that a reflector relies on, checked with a real server and the faulty fake."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ async def fake_place(tmp_path: Path) -> AsyncIterator[Place]:
 
 @pytest.fixture
 async def real_place(own_cluster: Cluster) -> AsyncIterator[Place]:
-    """A server of the test's own, which may be stopped."""
+    """A server that only this test uses, so that it can be stopped."""
     async with real(own_cluster) as place:
         yield place
 
 
 def own(names: set[str]) -> set[str]:
-    """Without what a cluster puts into every namespace by itself."""
+    """Return the names without those that a cluster creates in every namespace."""
     return names - {"kube-root-ca.crt"}
 
 
-async def test_everything_is_listed_in_pages(place: Place) -> None:
+async def test_list_is_paged(place: Place) -> None:
     names = {f"map-{number}" for number in range(7)}
     for name in names:
         await place.put(name, key=name)
@@ -44,34 +44,34 @@ async def test_everything_is_listed_in_pages(place: Place) -> None:
         assert own(following.names) == names
         assert following.reflector.objects[place.namespace, "map-3"] == {"key": "map-3"}
         assert following.lists == 3
-        assert len(following.told) == 1, "a list is told when it is complete, and not page by page"
+        assert len(following.changes) == 1, "a list is reported when it is complete, not page by page"
 
 
-async def test_what_is_made_changed_and_deleted_is_told(place: Place) -> None:
+async def test_changes_are_reported(place: Place) -> None:
     async with Following(place.api, place.maps) as following:
         await following.until(lambda: following.reflector.complete)
         await place.put("one", key="old")
-        await following.until(lambda: {"one": {"key": "old"}} in following.told)
+        await following.until(lambda: {"one": {"key": "old"}} in following.changes)
         await place.patch("one", key="new")
-        await following.until(lambda: {"one": {"key": "new"}} in following.told)
+        await following.until(lambda: {"one": {"key": "new"}} in following.changes)
         await place.delete("one")
-        await following.until(lambda: {"one": None} in following.told)
+        await following.until(lambda: {"one": None} in following.changes)
         assert following.lists == 1
 
 
-async def test_what_changes_nothing_of_what_is_kept_is_not_told(place: Place) -> None:
+async def test_irrelevant_change_is_not_reported(place: Place) -> None:
     await place.put("one", key="value")
     async with Following(place.api, place.maps) as following:
         await following.until(lambda: "one" in following.names)
-        told = list(following.told)
+        before = list(following.changes)
         await place.other.patch(place.path("configmaps", "one"), {"metadata": {"labels": {"of": "nothing"}}})
         await place.put("two")
         await following.until(lambda: "two" in following.names)
-        new = [each for each in following.told if each not in told]
-        assert [own(set(each)) for each in new if own(set(each))] == [{"two"}]
+        new = [change for change in following.changes if change not in before]
+        assert [own(set(change)) for change in new if own(set(change))] == [{"two"}]
 
 
-async def test_a_watch_that_the_server_ends_goes_on_where_it_was(place: Place) -> None:
+async def test_ended_watch_resumes_at_its_version(place: Place) -> None:
     async with Following(place.api, place.maps, QUICK._replace(watch_timeout=1.0)) as following:
         await following.until(lambda: following.watches > 2)
         await place.put("one")
@@ -80,15 +80,15 @@ async def test_a_watch_that_the_server_ends_goes_on_where_it_was(place: Place) -
         assert following.reflector.failure is None
 
 
-async def test_a_version_that_is_forgotten_is_listed_anew_by_a_fake_server(fake_place: Place) -> None:
-    await a_forgotten_version_is_listed_anew(fake_place)
+async def test_expired_version_is_listed_again_with_the_fake_server(fake_place: Place) -> None:
+    await expired_version_is_listed_again(fake_place)
 
 
-async def test_a_version_that_is_forgotten_is_listed_anew_by_a_real_server(real_place: Place) -> None:
-    await a_forgotten_version_is_listed_anew(real_place)
+async def test_expired_version_is_listed_again_with_a_real_server(real_place: Place) -> None:
+    await expired_version_is_listed_again(real_place)
 
 
-async def a_forgotten_version_is_listed_anew(place: Place) -> None:
+async def expired_version_is_listed_again(place: Place) -> None:
     for name in ("stays", "changes", "goes"):
         await place.put(name, key="old")
     following = Following(place.api, place.maps)
@@ -97,7 +97,7 @@ async def a_forgotten_version_is_listed_anew(place: Place) -> None:
     await place.delete("goes")
     await place.patch("changes", key="new")
     await place.put("comes", key="new")
-    told = len(following.told)
+    before = len(following.changes)
     if place.fake:
         await place.fake.compact()
     else:
@@ -105,11 +105,13 @@ async def a_forgotten_version_is_listed_anew(place: Place) -> None:
         await place.cluster.compact()
     async with following:
         await following.until(lambda: own(following.names) == {"stays", "changes", "comes"})
-        assert following.told[told:] == [{"changes": {"key": "new"}, "goes": None, "comes": {"key": "new"}}]
+        assert following.changes[before:] == [
+            {"changes": {"key": "new"}, "goes": None, "comes": {"key": "new"}}
+        ]
         assert following.lists == 2
 
 
-async def test_one_object_can_be_followed_by_its_name(place: Place) -> None:
+async def test_single_object_is_watched_by_name(place: Place) -> None:
     one = replace(place.maps, name="one")
     await place.put("other")
     async with Following(place.api, one) as following:
@@ -117,12 +119,12 @@ async def test_one_object_can_be_followed_by_its_name(place: Place) -> None:
         assert not following.names
         await place.put("another")
         await place.put("one", key="value")
-        await following.until(lambda: following.told == [{"one": {"key": "value"}}])
+        await following.until(lambda: following.changes == [{"one": {"key": "value"}}])
         await place.delete("one")
         await following.until(lambda: not following.names)
 
 
-async def test_who_may_not_read_is_told_so_with_the_rule_that_is_missing(place: Place) -> None:
+async def test_forbidden_list_names_the_missing_rule(place: Place) -> None:
     async with Following(await place.nobody(), place.maps) as following:
         await following.until(lambda: following.reflector.failure)
         failure = following.reflector.failure
@@ -130,7 +132,7 @@ async def test_who_may_not_read_is_told_so_with_the_rule_that_is_missing(place: 
         assert failure.cause is FailureCause.FORBIDDEN
         assert not following.reflector.complete
         assert 'cannot list resource "configmaps"' in failure.message
-        assert not following.told
+        assert not following.changes
 
 
 def definition(group: str, **served: bool) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def definition(group: str, **served: bool) -> dict[str, Any]:
     }
 
 
-async def test_a_custom_resource_may_come_be_served_otherwise_and_go(place: Place) -> None:
+async def test_custom_resource_appears_changes_version_and_goes(place: Place) -> None:
     group = f"t{uuid4().hex[:12]}.example.com"
     things = KubeResource(
         kind="Thing",
@@ -187,12 +189,12 @@ async def test_a_custom_resource_may_come_be_served_otherwise_and_go(place: Plac
             await following.until(lambda: reflector._api_version == "v1" and reflector.failure is None)
             await make("two", "v1")
             await following.until(lambda: following.names == {"one", "two"})
-            assert following.told == [{"one": {"key": "one"}}, {"two": {"key": "two"}}]
+            assert following.changes == [{"one": {"key": "one"}}, {"two": {"key": "two"}}]
             await serve(v2=True, v1=False, v1beta1=False)
             unread = "serves v2, but xds supports only v1beta1 and v1"
             await following.until(lambda: reflector.failure and unread in reflector.failure.message)
         finally:
             await place.other.delete(f"{definitions}/things.{group}")
         await following.until(lambda: reflector.failure and "no such kind" in reflector.failure.message)
-        # Nobody saw that they were deleted.
+        # The deletion was not observed.
         assert following.names == {"one", "two"}

@@ -1,4 +1,4 @@
-"""Injection by a real API server: it calls our webhook, and trusts what we write into its configuration."""
+"""Injection by a real API server, which calls our webhook and trusts our caBundle."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RULES = [
         "verbs": ["get", "watch", "patch"],
     }
 ]
-"""What the module says that it needs, for one name."""
+"""The rights that the module documents, for one name."""
 
 
 def authority() -> Authority:
@@ -53,7 +53,7 @@ def authority() -> Authority:
 
 
 class Mesh:
-    """A control plane's webhook: for namespaces that the test makes, in the one where it has its Service."""
+    """A control plane's webhook in its own namespace, for namespaces that the test creates."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self.cluster = cluster
@@ -102,7 +102,7 @@ class Mesh:
                 await self.cluster.api.delete(path)
 
     def configuration(self) -> dict[str, Any]:
-        """What we install, for the test's own namespaces alone: others use this cluster too."""
+        """Return the installed configuration, limited to the test's namespaces (the cluster is shared)."""
         made: dict[str, Any] = yaml.safe_load(INSTALLED.read_text())
         made["metadata"]["name"] = self.name
         for webhook in made["webhooks"]:
@@ -118,7 +118,7 @@ class Mesh:
         return b"".join(ca.certificate_pem for ca in self.trusted)
 
     async def start(self) -> None:
-        """Serve, at the port from before if there was one."""
+        """Start the server, at the previous port if there was one."""
         server = WebhookServer(InjectionSettings, self._issue, own_address(), self._port)
         self._serving = asyncio.create_task(server.run())
         async with asyncio.timeout(30):
@@ -135,7 +135,7 @@ class Mesh:
             self._serving = None
 
     async def until_trusted(self) -> None:
-        """Wait until the API server has the caBundle, and until it uses it: its webhooks come to know a little later."""
+        """Wait until the API server has the caBundle and uses it, which takes a little longer."""
         wanted = base64.b64encode(self.roots()).decode()
         await self.cluster.until(
             self.path, lambda c: all(w["clientConfig"].get("caBundle") == wanted for w in c["webhooks"])
@@ -152,7 +152,7 @@ class Mesh:
             await eventually(trial, timeout=60, every=0.1, what="a pod is injected")
 
     def namespace_of(self, injection: str = "") -> Any:
-        """Make a namespace that the test's configuration is for."""
+        """Create a namespace that the test's configuration selects."""
         labels = {"test": self.namespace} | ({"istio-injection": injection} if injection else {})
         return self.cluster.namespace("webhook", labels)
 
@@ -160,7 +160,7 @@ class Mesh:
         return await self.cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", pod or POD, **query)
 
     async def _with_least_privileges(self) -> KubeApi:
-        """Call the API server as one who may do no more than what the module needs."""
+        """Connect to the API server with only the rights that the module documents."""
         rules = [rule | {"resourceNames": [self.name]} for rule in RULES]
         await self.cluster.api.create(
             f"{_RBAC}/clusterroles", {"metadata": {"name": self.name}, "rules": rules}
@@ -192,7 +192,7 @@ def has_sidecar(pod: dict[str, Any]) -> bool:
     return bool(names)
 
 
-async def test_the_pods_of_a_deployment_get_their_sidecar(controllers: None, mesh: Mesh) -> None:
+async def test_pods_of_a_deployment_are_injected(controllers: None, mesh: Mesh) -> None:
     async with mesh.namespace_of("enabled") as namespace:
         await mesh.cluster.kubectl("apply", "-n", namespace, "-f", str(SAMPLES / "httpbin/httpbin.yaml"))
         pods = await mesh.cluster.until(f"/api/v1/namespaces/{namespace}/pods", lambda found: found["items"])
@@ -217,15 +217,13 @@ async def test_the_pods_of_a_deployment_get_their_sidecar(controllers: None, mes
         ("disabled", {"sidecar.istio.io/inject": "true"}, {}, False),
     ],
 )
-async def test_namespaces_and_pods_choose_as_with_istio(
-    mesh: Mesh, injection, labels, annotations, gets
-) -> None:
+async def test_labels_control_injection_as_in_istio(mesh: Mesh, injection, labels, annotations, gets) -> None:
     meta = {"generateName": "web-", "labels": labels, "annotations": annotations}
     async with mesh.namespace_of(injection) as namespace:
         assert has_sidecar(await mesh.create(namespace, POD | {"metadata": meta})) is gets
 
 
-async def test_a_pod_that_cannot_have_a_sidecar_is_refused_with_what_to_change(mesh: Mesh) -> None:
+async def test_uninjectable_pod_is_refused_with_a_hint(mesh: Mesh) -> None:
     spec = {"containers": [{"name": "web", "image": "web", "ports": [{"containerPort": 15006}]}]}
     async with mesh.namespace_of("enabled") as namespace:
         with pytest.raises(
@@ -234,7 +232,7 @@ async def test_a_pod_that_cannot_have_a_sidecar_is_refused_with_what_to_change(m
             await mesh.create(namespace, POD | {"spec": spec})
 
 
-async def test_a_dry_run_shows_the_sidecar(mesh: Mesh) -> None:
+async def test_server_dry_run_shows_the_sidecar(mesh: Mesh) -> None:
     async with mesh.namespace_of("enabled") as namespace:
         text = yaml.safe_dump(POD | {"metadata": {"name": "web"}})
         kubectl = (
@@ -250,7 +248,7 @@ async def test_a_dry_run_shows_the_sidecar(mesh: Mesh) -> None:
         assert not (await mesh.cluster.api.get(f"/api/v1/namespaces/{namespace}/pods"))["items"]
 
 
-async def test_the_ca_bundle_is_put_back_and_nothing_else(mesh: Mesh) -> None:
+async def test_only_the_ca_bundle_is_restored(mesh: Mesh) -> None:
     before = await mesh.cluster.api.get(mesh.path)
     edited = {"webhooks": before["webhooks"]}
     for webhook in edited["webhooks"]:
@@ -265,7 +263,7 @@ async def test_the_ca_bundle_is_put_back_and_nothing_else(mesh: Mesh) -> None:
     assert "f:timeoutSeconds" not in str(ours["fieldsV1"])
 
 
-async def test_a_root_that_takes_over_is_followed_and_pods_go_on_being_injected(mesh: Mesh) -> None:
+async def test_injection_continues_during_a_rotation(mesh: Mesh) -> None:
     old, new = mesh.ca, authority()
     async with mesh.namespace_of("enabled") as namespace:
         for trusted, issuing in (([old, new], old), ([new, old], new), ([new], new)):
@@ -277,7 +275,7 @@ async def test_a_root_that_takes_over_is_followed_and_pods_go_on_being_injected(
             assert has_sidecar(await mesh.create(namespace))
 
 
-async def test_who_does_not_lead_writes_nothing(mesh: Mesh) -> None:
+async def test_follower_does_not_write_the_ca_bundle(mesh: Mesh) -> None:
     asked = asyncio.Event()
 
     def leads() -> bool:
@@ -295,13 +293,13 @@ async def test_who_does_not_lead_writes_nothing(mesh: Mesh) -> None:
                 asked.clear()
     finally:
         task.cancel()
-    found = await mesh.cluster.api.get(mesh.path)
-    assert {w["clientConfig"]["caBundle"] for w in found["webhooks"]} == {
+    configuration = await mesh.cluster.api.get(mesh.path)
+    assert {w["clientConfig"]["caBundle"] for w in configuration["webhooks"]} == {
         base64.b64encode(mesh.roots()).decode()
     }
 
 
-async def test_a_configuration_that_is_not_there_is_somebodys_choice_and_one_that_is_forbidden_is_told(
+async def test_missing_webhook_is_silent_and_forbidden_is_logged(
     mesh: Mesh,
 ) -> None:
     assert await CaBundlePublisher(
@@ -312,13 +310,11 @@ async def test_a_configuration_that_is_not_there_is_somebodys_choice_and_one_tha
     with capture_logs() as logs:
         assert not await forbidden.reconcile()
         assert not await forbidden.reconcile()
-    (said,) = [entry for entry in logs if entry["log_level"] == "warning"]
-    assert 'cannot get resource "mutatingwebhookconfigurations"' in said["problem"]
+    (warning,) = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert 'cannot get resource "mutatingwebhookconfigurations"' in warning["problem"]
 
 
-async def test_while_the_webhook_is_down_pods_wait_and_come_once_it_is_back(
-    controllers: None, mesh: Mesh
-) -> None:
+async def test_pods_are_created_once_the_webhook_is_back(controllers: None, mesh: Mesh) -> None:
     async with mesh.namespace_of("enabled") as namespace, mesh.namespace_of() as elsewhere:
         await mesh.stop()
         with pytest.raises(KubeError, match=r"failed calling webhook .*sidecar-injector"):
@@ -344,7 +340,7 @@ async def test_while_the_webhook_is_down_pods_wait_and_come_once_it_is_back(
         assert has_sidecar(pods["items"][0])
 
 
-async def test_without_interception_the_sidecar_is_fit_for_the_strictest_namespaces(mesh: Mesh) -> None:
+async def test_sidecar_in_mode_none_satisfies_profile_restricted(mesh: Mesh) -> None:
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
     web = {
         "name": "web",
@@ -361,10 +357,8 @@ async def test_without_interception_the_sidecar_is_fit_for_the_strictest_namespa
             await mesh.create(namespace, POD | {"spec": {"containers": [web]}})
 
 
-async def test_the_control_plane_adds_sidecars_as_it_was_told_to(
-    own_cluster: Cluster, tmp_path: Path
-) -> None:
-    """`xds serve` itself, with the configuration that is installed, in a cluster of its own."""
+async def test_serve_injects_with_the_installed_webhook(own_cluster: Cluster, tmp_path: Path) -> None:
+    """`xds serve` with the installed configuration, in a cluster of its own."""
     if not own_address():
         pytest.skip("needs an address that is not on loopback: a Service's endpoints cannot be there")
     cluster, port = own_cluster, free_port()

@@ -75,7 +75,7 @@ def test_removing_and_adding_an_object_leaves_no_trace(name):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_facts_of_different_meshes_can_be_mixed(data):
-    """The golden cases share names: changing from one to another changes labels, ports, selectors and policies."""
+    """The golden cases share names: switching between them changes labels, ports, selectors and policies."""
     one, two = (data.draw(st.sampled_from(sorted(WORLDS))) for _ in range(2))
     taken = data.draw(st.lists(st.sampled_from(FACTS[two]), max_size=8, unique_by=lambda fact: fact.ref))
     mesh = Mesh(FACTS[one])

@@ -222,7 +222,7 @@ def test_uid_in_a_file_does_not_prove_allocation() -> None:
 
 
 def test_host_network_pods_share_the_node_address() -> None:
-    """With hostNetwork, each namespace may speak for its own pods; of two for one port, the oldest Service."""
+    """With hostNetwork, each namespace decides for its own pods; the oldest Service wins a shared port."""
     mesh = Mesh(
         facts(
             *SHOP,

@@ -1,4 +1,4 @@
-"""An endpoint whose Pod is not known is left out until it is: it may have a sidecar, and plaintext would give it away."""
+"""An endpoint is left out until its Pod is known: the pod may have a sidecar, and must not get plaintext."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_entry_uses_the_pod_that_has_the_address(pods, entry, wanted) -> None:
 
 @pytest.mark.parametrize("address", ["10.96.0.1", "None"])
 def test_pod_with_sidecar_never_gets_plaintext(address) -> None:
-    """A StatefulSet's pod comes late, goes, and comes back as another of the same name; the slice is always ahead."""
+    """A StatefulSet's pod appears late, is deleted and recreated; the EndpointSlice is always ahead."""
     before = facts(CLIENT, service("shop", "web", address))
     client = before[0]
 

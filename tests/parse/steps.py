@@ -10,11 +10,11 @@ from types import FrameType
 from typing import Any
 
 GENEROUS = 10.0
-"""Seconds of CPU time for what needs well under one; what is quadratic needs far more for the sizes in these tests."""
+"""Limit of CPU time in seconds. Linear work needs well under one, quadratic work far more."""
 
 
 def steps(work: Callable[[], object]) -> int:
-    """Return how many lines of Python a computation executes. Regular expressions and builtins count as nothing."""
+    """Return how many lines of Python a computation executes, without regular expressions and builtins."""
     count = 0
 
     def trace(_frame: FrameType, event: str, _arg: Any) -> Any:
@@ -34,12 +34,12 @@ def steps(work: Callable[[], object]) -> int:
 def assert_linear(work: Callable[[int], object], size: int, slack: int = 5000) -> None:
     """Fail if twice the size takes much more than twice the steps, and twice that size again.
 
-    Once is no proof: a small input may be given up early, for a mistake that a larger one does not have.
+    One comparison is no proof: a small input may be rejected early for another mistake.
 
     Args:
-        work: computes with an input of `size`, 2 `size` or 4 `size`; what makes the input should not be a part of it.
+        work: computes with an input of `size`, 2 `size` or 4 `size`. Build the input outside it.
         size: the smallest size.
-        slack: steps that do not count, for what is done once.
+        slack: steps that do not count, for one-time work.
     """
     counts = [steps(lambda size=size: work(size)) for size in (size, 2 * size, 4 * size)]  # type: ignore[misc]
     growing = [large > 2.3 * small + slack for small, large in pairwise(counts)]

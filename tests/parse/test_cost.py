@@ -49,7 +49,7 @@ SEARCHED = {
     "_LINE": "search",
     "_PART": "",
 }
-"""Regular expressions that are not matched against the whole of a text. `_PART` is used on what `_DURATION` matched."""
+"""Regular expressions that do not match a whole text. `_PART` is applied to a match of `_DURATION`."""
 PATTERNS = {
     f"{module.__name__}.{name}": (pattern, SEARCHED.get(name, "fullmatch"))
     for module in MODULES
@@ -109,7 +109,7 @@ def assert_bounded(problems: tuple[Problem, ...]) -> None:
     assert all(len(text) <= MAX_PROBLEM_TEXT for p in problems for text in (p.where, p.what, p.hint))
 
 
-# --- time -----------------------------------------------------------------------------------------------------------
+# --- time ---------------------------------------------------------------------------------------------------
 
 
 def many(value: Any, junk: Any, size: int) -> Any:
@@ -194,7 +194,7 @@ def test_suggestions_are_made_for_short_words_only() -> None:
     assert nearest("x" * 1_000_000, ["x" * 1_000_000]) == ""
 
 
-# --- numbers that Python refuses to read or write -------------------------------------------------------------------
+# --- numbers that Python refuses to read or write -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("digits", [5, 6, 5000])
@@ -221,7 +221,7 @@ def test_number_in_set_that_cannot_be_parsed_is_a_problem() -> None:
     assert "must be a number from 1 to 65535" in problem.what
 
 
-# --- problems -------------------------------------------------------------------------------------------------------
+# --- problems -----------------------------------------------------------------------------------------------
 
 
 def test_more_unknown_fields_are_counted_in_one_notice() -> None:
@@ -229,8 +229,8 @@ def test_more_unknown_fields_are_counted_in_one_notice() -> None:
     assert parsed.fact
     assert len(parsed.problems) == MAX_UNKNOWN + 1
     assert parsed.problems[-1].what == (
-        "DestinationRule shop/web: spec.trafficPolicy.connectionPool has 99997 more unknown fields that are ignored:"
-        " field3, field4, field5, ..."
+        "DestinationRule shop/web: spec.trafficPolicy.connectionPool has 99997 more unknown fields that are "
+        "ignored: field3, field4, field5, ..."
     )
     assert sum(len(str(problem)) for problem in parsed.problems) < 2000
 
@@ -280,7 +280,7 @@ def test_condition_message_fits_into_an_event() -> None:
     assert len(said.message) == 1000
 
 
-# --- the log --------------------------------------------------------------------------------------------------------
+# --- the log ------------------------------------------------------------------------------------------------
 
 
 class Lines:

@@ -1,4 +1,4 @@
-"""What applies instead of an object that is refused: STRICT over the scope that could be read, and never less."""
+"""What replaces a rejected object: STRICT over the scope that could be read, never less."""
 
 from __future__ import annotations
 

@@ -423,8 +423,8 @@ def test_destination_rule() -> None:
           connectionPool: {
             tcp: {maxConnections: 5, connectTimeout: 1.5s, tcpKeepalive: {probes: 3, time: 1h, interval: 75s},
                   maxConnectionDuration: 1h30m, idleTimeout: 0s},
-            http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRequestsPerConnection: 3, maxRetries: 0,
-                   idleTimeout: 500ms, h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 9}},
+            http: {http1MaxPendingRequests: 1, http2MaxRequests: 2, maxRequestsPerConnection: 3,
+                   maxRetries: 0, idleTimeout: 500ms, h2UpgradePolicy: UPGRADE, maxConcurrentStreams: 9}},
           outlierDetection: {consecutive5xxErrors: 0, consecutiveGatewayErrors: 2, interval: 10s,
                              consecutiveLocalOriginFailures: 4, splitExternalLocalOriginErrors: true,
                              baseEjectionTime: 30s, maxEjectionPercent: 100, minHealthPercent: 50},
@@ -515,10 +515,10 @@ def test_empty_tls_is_plaintext_and_absent_tls_is_auto(policy: str, mode: TlsMod
 
 def test_unsupported_settings_get_a_notice() -> None:
     said = notices(
-        RULE
-        % "web, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}, localityLbSetting: {enabled: true}},"
-        " tls: {mode: ISTIO_MUTUAL, caCertificates: /ca}, tunnel: {}, connectionPool: {http: {useClientProtocol: true}},"
-        " outlierDetection: {consecutiveErrors: 5}}"
+        RULE % "web, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}, localityLbSetting: "
+        "{enabled: true}},"
+        " tls: {mode: ISTIO_MUTUAL, caCertificates: /ca}, tunnel: {}, connectionPool: {http: "
+        "{useClientProtocol: true}}, outlierDetection: {consecutiveErrors: 5}}"
     )
     assert len(said) == 6
     assert all("ignored" in line for line in said)

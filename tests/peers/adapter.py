@@ -1,7 +1,7 @@
-"""What the CNCF xds-test-harness asks of a target: worlds of resources by node, set and changed one resource at a time.
+"""Adapter for the CNCF xds-test-harness: worlds of resources by node, changed one resource at a time.
 
-Resources are encoded by the codec of somebody else. What a scenario calls a version is written into the resource, so that an
-update is a change of content, and a response shows which content it carries.
+Resources are encoded by a foreign codec. A scenario's version is written into the resource, so an update
+changes content, and a response shows which content it carries.
 """
 
 from __future__ import annotations

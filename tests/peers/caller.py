@@ -1,11 +1,11 @@
-"""A gRPC client that makes a call for each line of its input, and says in a line what came of it.
+"""A gRPC client that makes a call for each line of input, and prints its result as a line.
 
     caller.py sync|aio TARGET
 
     {"answer": {...}}   or   {"code": "UNAVAILABLE", "details": "..."}
 
-It is a process of its own because gRPC reads its xDS bootstrap once. What it is told by way of xDS it does in C, without a
-line of this project's code.
+It is a separate process because gRPC reads its xDS bootstrap once. Its xDS client is gRPC's C code, without
+any code of this project.
 """
 
 from __future__ import annotations

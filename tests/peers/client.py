@@ -1,7 +1,7 @@
-"""A client of the discovery services that shares no code with them, and is as strict as a peer can be.
+"""A strict client of the discovery services that shares no code with them.
 
-It knows what the target's world is, and asserts with each response that its nonce is fresh, that its version is the world's (the same
-if and only if the world is the same), and that every resource is as it is now. It acknowledges every response.
+It knows the target's world, and asserts of each response that the nonce is fresh, that equal versions mean
+equal worlds, and that every resource is current. It ACKs every response.
 """
 
 from __future__ import annotations
@@ -121,10 +121,10 @@ class Client:
         return response
 
     async def gets_nothing(self, service: str) -> None:
-        """Make sure that nothing was sent since the last response: what is asked for now is what comes next.
+        """Make sure that nothing was sent since the last response: the next response answers this request.
 
-        Whatever the server would have said before, it has said by then: it knew all that came before when this request
-        was sent, and has one writer.
+        A pending response would come first: the server knew of all earlier changes when this request was
+        sent, and has one writer.
         """
         sentinel = f"{_SENTINEL}{next(self._sentinels)}"
         if self._variant.incremental:

@@ -1,13 +1,13 @@
-"""A protobuf codec that is not ours, as a process: generated classes of Envoy's API and protobuf's own JSON form.
+"""A foreign protobuf codec, as a process: generated classes of Envoy's API and protobuf's own JSON form.
 
-It runs with xds-protos on its path, which this project's packages cannot be imported beside (see xdsprotos.py).
-Every line of its input is a job, and is answered by a line:
+It runs with xds-protos on its path, which conflicts with this project's packages (see xdsprotos.py). Every
+line of input is a job, and is answered by a line:
 
     {"decode": "envoy.service.discovery.v3.DiscoveryResponse", "body": BASE64}   {"json": {...}}
     {"encode": "envoy.config.cluster.v3.Cluster", "json": {...}}                 {"body": BASE64}
 
-or {"error": MESSAGE}. Fields have the names of the .proto files, and every Any is opened. A field that the classes do not
-know, at whatever depth, is an error.
+or {"error": MESSAGE}. Fields have the names of the .proto files, and every Any is opened. A field that the
+classes do not know, at any depth, is an error.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Types:
 
 
 def _import_package(name: str) -> None:
-    """Import the generated modules of a message's package; in Envoy's API the files of a package share a folder."""
+    """Import the generated modules of a message's package; in Envoy's API, its files share a folder."""
     package = ""
     for part in name.split("."):
         inner = f"{package}.{part}" if package else part

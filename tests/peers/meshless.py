@@ -1,4 +1,4 @@
-"""What a mesh without proxies is made of, as gRPC wants it: a service is a listener, routes, a cluster and its endpoints."""
+"""A proxyless gRPC mesh: each service is a listener, routes, a cluster and its endpoints."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Caller:
         assert {await self.answer() for _ in range(10)} == {after}
 
     async def fails(self, *, after: str = "") -> str:
-        """Make calls until one fails for want of a server, and say why; until then only `after` may answer."""
+        """Make calls until none finds a server, and return the error; until then only `after` may answer."""
         async with asyncio.timeout(DEADLINE):
             while "answer" in (outcome := await self.call()):
                 assert outcome["answer"]["name"] == after
@@ -117,7 +117,7 @@ class Caller:
         return str(outcome["details"])
 
     async def heals(self, name: str) -> dict[str, Any]:
-        """Make calls until one succeeds, and return the answer; until then they may fail for want of a server."""
+        """Make calls until one succeeds, and return the answer. Earlier calls may find no server."""
         async with asyncio.timeout(DEADLINE):
             while "answer" not in (outcome := await self.call()):
                 assert outcome["code"] == UNAVAILABLE

@@ -11,7 +11,7 @@ FOUR = ("CDS", "LDS", "RDS", "EDS")
 
 @over(*DELTA)
 @rows("xds resources r1 r2", ("CDS", "A,B,C", "A", "B"), *((xds, "D,E,F", "D", "E") for xds in FOUR[1:]))
-async def test_d1_a_client_subscribes_to_one_after_the_other(client, adapter, xds, resources, r1, r2):
+async def test_d1_client_subscribes_one_by_one(client, adapter, xds, resources, r1, r2):
     adapter.set_state(NODE, "1", **{xds: resources})
     await client.subscribe(xds, r1)
     await client.gets(xds, **{r1: "1"})
@@ -22,7 +22,7 @@ async def test_d1_a_client_subscribes_to_one_after_the_other(client, adapter, xd
 
 @over(*DELTA)
 @rows("xds resources r1", *((xds, "A,B,C", "A") for xds in FOUR))
-async def test_d2_an_update_brings_only_what_changed(client, adapter, xds, resources, r1):
+async def test_d2_update_sends_only_changes(client, adapter, xds, resources, r1):
     adapter.set_state(NODE, "1", **{xds: resources})
     await client.subscribe(xds, *resources.split(","))
     before = await client.gets(xds, **at("1", resources))
@@ -35,7 +35,7 @@ async def test_d2_an_update_brings_only_what_changed(client, adapter, xds, resou
 
 @over(*DELTA)
 @rows("xds r1 r2", ("CDS", "A", "B"), *((xds, "D", "E") for xds in FOUR[1:]))
-async def test_d3_a_client_is_told_what_does_not_exist_and_gets_it_when_it_does(client, adapter, xds, r1, r2):
+async def test_d3_missing_resource_is_reported_and_sent_once_created(client, adapter, xds, r1, r2):
     adapter.set_state(NODE, "1", **{xds: r1})
     await client.subscribe(xds, r1, r2)
     await client.gets(xds, r2, **{r1: "1"})
@@ -46,9 +46,7 @@ async def test_d3_a_client_is_told_what_does_not_exist_and_gets_it_when_it_does(
 
 @over(*DELTA)
 @rows("xds resources r1", ("CDS", "A,B", "B"), *((xds, "D,E", "E") for xds in FOUR[1:]))
-async def test_d4_a_client_is_told_what_was_removed_and_gets_it_when_it_is_back(
-    client, adapter, xds, resources, r1
-):
+async def test_d4_removed_resource_is_reported_and_may_return(client, adapter, xds, resources, r1):
     adapter.set_state(NODE, "1", **{xds: resources})
     await client.subscribe(xds, *resources.split(","))
     before = await client.gets(xds, **at("1", resources))
@@ -63,7 +61,7 @@ async def test_d4_a_client_is_told_what_was_removed_and_gets_it_when_it_is_back(
 
 @over(*DELTA)
 @rows("xds resources r1 r2", ("CDS", "A,B", "B", "A"), *((xds, "D,E", "E", "D") for xds in FOUR[1:]))
-async def test_d5_a_client_unsubscribes_from_one_after_the_other(client, adapter, xds, resources, r1, r2):
+async def test_d5_client_unsubscribes_one_by_one(client, adapter, xds, resources, r1, r2):
     adapter.set_state(NODE, "1", **{xds: resources})
     await client.subscribe(xds, *resources.split(","))
     await client.gets(xds, **at("1", resources))

@@ -28,7 +28,7 @@ LISTENER = {
 }
 
 
-def test_a_message_comes_back_with_every_any_opened(codec):
+def test_any_messages_are_decoded(codec):
     message = {"version_info": "1", "resources": [LISTENER]}
     body = codec.encode(RESPONSE, message)
     assert b"HttpConnectionManager" in body
@@ -44,12 +44,12 @@ def test_a_message_comes_back_with_every_any_opened(codec):
         ("envoy.config.cluster.v3.Nothing", b"", "Nothing"),
     ],
 )
-def test_what_is_no_such_message_is_an_error(codec, name, body, problem):
+def test_wrong_message_is_an_error(codec, name, body, problem):
     with pytest.raises(CodecError, match=problem):
         codec.decode(name, body)
 
 
-def test_an_unknown_field_inside_an_any_is_an_error(codec):
+def test_unknown_field_in_an_any_is_an_error(codec):
     url = b"type.googleapis.com/envoy.config.core.v3.Address"
     packed = b"\x0a" + bytes([len(url)]) + url + b"\x12\x04\xfa\x3f\x01x"
     with pytest.raises(
@@ -58,6 +58,6 @@ def test_an_unknown_field_inside_an_any_is_an_error(codec):
         codec.decode(RESPONSE, b"\x12" + bytes([len(packed)]) + packed)
 
 
-def test_json_that_fits_no_message_is_an_error(codec):
+def test_invalid_json_form_is_an_error(codec):
     with pytest.raises(CodecError, match="no_such_field"):
         codec.encode(RESPONSE, {"no_such_field": 1})

@@ -1,4 +1,4 @@
-"""gRPC's own client: C code that is not ours asks for listeners and clusters by name, and calls go where it is told."""
+"""gRPC's own C client subscribes to listeners and clusters by name, and its calls follow them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def caller(request, server) -> AsyncIterator[Caller]:
     await end(caller.process)
 
 
-async def test_calls_go_through(store, caller):
+async def test_call_succeeds(store, caller):
     assert await caller.answer() == "one"
     await asyncio.wait_for(store.applied(), DEADLINE)
 
@@ -73,7 +73,7 @@ async def test_calls_follow_endpoints(store, caller, backends):
     await caller.moves("one", "two")
 
 
-async def test_calls_are_spread_over_all_endpoints(store, caller, backends):
+async def test_calls_are_balanced_over_endpoints(store, caller, backends):
     assert await caller.answer() == "one"
     store.set(endpoints("a", backends.values()))
     async with asyncio.timeout(DEADLINE):
@@ -82,7 +82,7 @@ async def test_calls_are_spread_over_all_endpoints(store, caller, backends):
     assert {await caller.answer() for _ in range(10)} == {"one", "two"}
 
 
-async def test_calls_follow_routes_to_another_cluster_and_none_is_lost(store, caller, backends):
+async def test_changed_route_loses_no_call(store, caller, backends):
     assert await caller.answer() == "one"
     here, there = ("a", "one"), ("b", "two")
     for _ in range(2):
@@ -98,7 +98,7 @@ async def test_calls_follow_routes_to_another_cluster_and_none_is_lost(store, ca
         here, there = there, here
 
 
-async def test_calls_fail_without_a_listener_and_heal_with_it(store, caller):
+async def test_calls_fail_while_there_is_no_listener(store, caller):
     assert await caller.answer() == "one"
     store.remove(LISTENER, SERVICE)
     await caller.fails(after="one")
@@ -106,7 +106,7 @@ async def test_calls_fail_without_a_listener_and_heal_with_it(store, caller):
     await caller.heals("one")
 
 
-async def test_a_call_waits_for_a_listener_that_appears(store, caller):
+async def test_call_waits_for_a_new_listener(store, caller):
     store.remove(LISTENER, SERVICE)
     events = store.events()
     call = asyncio.create_task(caller.call())
@@ -117,7 +117,7 @@ async def test_a_call_waits_for_a_listener_that_appears(store, caller):
     assert await call == {"answer": {"name": "one"}}
 
 
-async def test_what_grpc_rejects_is_named_once_and_what_it_had_stays(store, caller, backends):
+async def test_rejected_resource_is_logged_once_and_the_old_one_stays(store, caller, backends):
     assert await caller.answer() == "one"
     events = store.events()
     store.set(cluster("a", policy=ClusterLbPolicy.MAGLEV))
@@ -136,7 +136,7 @@ async def test_what_grpc_rejects_is_named_once_and_what_it_had_stays(store, call
     assert [resource.name for resource in rejected.suspects] == ["a"]
 
 
-async def test_assignments_of_more_than_four_mebibytes_come_in_parts_that_grpc_takes(store, caller, backends):
+async def test_assignments_above_four_mebibytes_are_split(store, caller, backends):
     names = [f"c{number}" for number in range(60)]
     store.set(routes(*names), *map(cluster, names), *(endpoints(name, [backends["one"]]) for name in names))
     assert await caller.answer() == "one"
@@ -155,7 +155,7 @@ async def test_assignments_of_more_than_four_mebibytes_come_in_parts_that_grpc_t
     assert {name for event in taken for name in event.names} == {f"{name}-endpoints" for name in names}
 
 
-async def test_calls_survive_a_server_that_is_killed_and_the_next_one_is_listened_to(backends):
+async def test_calls_survive_a_control_plane_crash(backends):
     async with AsyncExitStack() as stack:
         first = await start("control_plane.py", "a", backends["one"])
         stack.push_async_callback(kill, first)

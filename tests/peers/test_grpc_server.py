@@ -84,7 +84,7 @@ async def secure(authority) -> AsyncIterator[Mesh]:
         yield mesh
 
 
-async def test_a_server_serves_while_it_has_a_listener(mesh):
+async def test_server_serves_while_it_has_a_listener(mesh):
     async with mesh.caller(target=mesh.address) as caller:
         await caller.fails()
         mesh.store.set(server_listener(mesh.port))
@@ -96,7 +96,7 @@ async def test_a_server_serves_while_it_has_a_listener(mesh):
         await caller.heals("inbound")
 
 
-async def test_a_server_goes_on_with_its_listener_when_it_rejects_another(mesh):
+async def test_server_keeps_its_listener_after_a_rejection(mesh):
     mesh.store.set(server_listener(mesh.port))
     async with mesh.caller(target=mesh.address) as caller:
         await caller.heals("inbound")
@@ -111,19 +111,19 @@ async def test_a_server_goes_on_with_its_listener_when_it_rejects_another(mesh):
         assert {await caller.answer() for _ in range(10)} == {"inbound"}
 
 
-async def test_a_client_and_a_server_find_each_other_without_a_proxy(mesh):
+async def test_proxyless_client_calls_proxyless_server(mesh):
     mesh.store.set(server_listener(mesh.port), *world("a", mesh.port))
     async with mesh.caller() as caller:
         assert (await caller.heals("inbound"))["caller"] == []
 
 
-async def test_both_ends_have_mutual_tls_by_what_they_are_told(secure, authority):
+async def test_xds_configures_mutual_tls_on_both_ends(secure, authority):
     secure.store.set(cluster("a", tls=True, peer=SERVER))
     async with secure.caller(certificates=authority.issue(CALLER)) as caller:
         assert (await caller.heals("inbound"))["caller"] == [CALLER]
 
 
-async def test_a_server_that_is_somebody_else_is_not_called(secure, authority):
+async def test_server_with_another_identity_is_not_called(secure, authority):
     secure.store.set(cluster("a", tls=True, peer=CALLER))
     async with secure.caller(certificates=authority.issue(CALLER)) as caller:
         await asyncio.wait_for(secure.store.applied(), DEADLINE)
@@ -132,7 +132,7 @@ async def test_a_server_that_is_somebody_else_is_not_called(secure, authority):
         assert (await caller.heals("inbound"))["caller"] == [CALLER]
 
 
-async def test_a_caller_in_plain_text_is_not_served(secure, authority):
+async def test_plaintext_caller_is_refused(secure, authority):
     async with secure.caller(certificates=authority.issue(CALLER)) as caller:
         await caller.fails()
         secure.store.set(cluster("a", tls=True, peer=SERVER))

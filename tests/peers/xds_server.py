@@ -1,4 +1,4 @@
-"""A gRPC server that is configured by way of xDS, and answers who it is and who called; it ends with its input.
+"""A gRPC server configured by xDS, which answers with its name and the caller's; exits at end of input.
 
 xds_server.py NAME PORT
 """

@@ -62,32 +62,37 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     "a lock whose selector has a typo": (
         [peer("shop", "STRICT", name="lock", app="wbe")],
         (
-            "PeerAuthentication shop/lock: selector app=wbe matches no pod in namespace shop, so it has no effect "
-            "(did you mean app=web?)"
+            "PeerAuthentication shop/lock: selector app=wbe matches no pod in namespace shop, so it has no "
+            "effect (did you mean app=web?)"
         ),
     ),
     "a lock whose selector has a typo in the key": (
         [peer("shop", "STRICT", name="lock", ap="web")],
         (
-            "PeerAuthentication shop/lock: selector ap=web matches no pod in namespace shop, so it has no effect "
-            "(did you mean app=web?)"
+            "PeerAuthentication shop/lock: selector ap=web matches no pod in namespace shop, so it has no "
+            "effect (did you mean app=web?)"
         ),
     ),
     "a lock for labels that pods have, but no pod together": (
         [pod("a", "shop", v="1"), pod("b", "shop"), peer("shop", "STRICT", name="lock", app="b", v="1")],
-        "PeerAuthentication shop/lock: selector app=b,v=1 matches no pod in namespace shop, so it has no effect",
+        (
+            "PeerAuthentication shop/lock: selector app=b,v=1 matches no pod in namespace shop, so it has no "
+            "effect"
+        ),
     ),
     "a lock for a workload that is scaled to 0": (
         [replace(service("db", "shop"), ports=()), peer("shop", "STRICT", name="lock", app="db")],
         (
-            "notice: PeerAuthentication shop/lock: selector app=db matches no pod in namespace shop, so it has no effect "
+            "notice: PeerAuthentication shop/lock: selector app=db matches no pod in namespace shop, so "
+            "it has no effect "
             "(Service db selects the same workload and has no pods either)"
         ),
     ),
     "a lock of pods without a sidecar": (
         [pod("bare", "shop", sidecar=False), peer("shop", "STRICT", name="lock", app="bare")],
         (
-            "PeerAuthentication shop/lock: selector app=bare matches only pods without a sidecar in namespace shop, so it "
+            "PeerAuthentication shop/lock: selector app=bare matches only pods without a sidecar in "
+            "namespace shop, so it "
             "has no effect (inject the sidecar; until then, these pods accept plaintext)"
         ),
     ),
@@ -101,35 +106,41 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     "a lock of a namespace that does not exist": (
         [peer("shpo", "STRICT")],
         (
-            "PeerAuthentication shpo/default: namespace shpo does not exist (it contains only policies), so it has no effect "
+            "PeerAuthentication shpo/default: namespace shpo does not exist (it contains only policies), "
+            "so it has no effect "
             "(did you mean shop?)"
         ),
     ),
     "a selector of a namespace that does not exist, told once": (
         [peer("nowhere", "STRICT", app="web")],
         (
-            "PeerAuthentication nowhere/default: namespace nowhere does not exist (it contains only policies), so it has no "
+            "PeerAuthentication nowhere/default: namespace nowhere does not exist (it contains only "
+            "policies), so it has no "
             "effect"
         ),
     ),
     "a rule of a namespace that does not exist": (
         [rule("shpo", "nothing", "DISABLE")],
         (
-            "DestinationRule shpo/rule: namespace shpo does not exist (it contains only policies), so it has no effect "
+            "DestinationRule shpo/rule: namespace shpo does not exist (it contains only policies), so it "
+            "has no effect "
             "(did you mean shop?)"
         ),
     ),
     "a selector in the root namespace": (
         [pod("x", ROOT), peer(ROOT, "STRICT", app="x")],
         (
-            "PeerAuthentication istio-system/default: a selector in the root namespace istio-system selects nothing, so it "
-            "has no effect (remove the selector to apply it to the whole mesh, or move it to the workload's namespace)"
+            "PeerAuthentication istio-system/default: a selector in the root namespace istio-system selects "
+            "nothing, so it "
+            "has no effect (remove the selector to apply it to the whole mesh, or move it to the workload's "
+            "namespace)"
         ),
     ),
     "a port of the Service where the workload's should be": (
         [peer("shop", "DISABLE", name="lock", ports={80: "STRICT"}, app="web")],
         (
-            "PeerAuthentication shop/lock: portLevelMtls 80: no selected pod declares port 80, and no Service forwards to it, so "
+            "PeerAuthentication shop/lock: portLevelMtls 80: no selected pod declares port 80, and no "
+            "Service forwards to it, so "
             f"it has no effect {UNREPORTED} (port 80 of Service web forwards to 8080: write 8080)"
         ),
     ),
@@ -139,17 +150,24 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
             peer("shop", None, name="lock", ports={8081: "STRICT"}, app="alone"),
         ],
         (
-            "PeerAuthentication shop/lock: portLevelMtls 8081: no selected pod declares port 8081, and no Service forwards to it, "
+            "PeerAuthentication shop/lock: portLevelMtls 8081: no selected pod declares port 8081, and "
+            "no Service forwards to it, "
             f"so it has no effect {UNREPORTED}"
         ),
     ),
     "a target that is no Service": (
         [policy("shop", "STRICT", "wbe", name="lock")],
-        "Policy shop/lock: target wbe is not a Service in namespace shop, so it has no effect (did you mean web?)",
+        (
+            "Policy shop/lock: target wbe is not a Service in namespace shop, so it has no effect (did you "
+            "mean web?)"
+        ),
     ),
     "a target in another namespace": (
         [policy("shop", "STRICT", "web.bank.svc.cluster.local", name="lock")],
-        "Policy shop/lock: target web.bank.svc.cluster.local is not a Service in namespace shop, so it has no effect",
+        (
+            "Policy shop/lock: target web.bank.svc.cluster.local is not a Service in namespace shop, so it "
+            "has no effect"
+        ),
     ),
     "a port that a target does not have": (
         [policy("shop", "STRICT", Target(service="web", ports=(80, 8080, "tcp")), name="lock")],
@@ -169,8 +187,8 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     "a rule for an unknown host": (
         [rule("shop", "wbe.shop.svc.cluster.local", "ISTIO_MUTUAL")],
         (
-            "DestinationRule shop/rule: host wbe.shop.svc.cluster.local matches no Service, so it has no effect "
-            "(did you mean web.shop.svc.cluster.local?)"
+            "DestinationRule shop/rule: host wbe.shop.svc.cluster.local matches no Service, so it has no "
+            "effect (did you mean web.shop.svc.cluster.local?)"
         ),
     ),
     "a rule for a host without the cluster's domain": (
@@ -183,8 +201,8 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     "a rule for an unknown namespace": (
         [rule("shop", "web.shpo.svc.cluster.local", "ISTIO_MUTUAL")],
         (
-            "DestinationRule shop/rule: host web.shpo.svc.cluster.local matches no Service, so it has no effect "
-            "(did you mean web.shop.svc.cluster.local?)"
+            "DestinationRule shop/rule: host web.shpo.svc.cluster.local matches no Service, so it has no "
+            "effect (did you mean web.shop.svc.cluster.local?)"
         ),
     ),
     "a rule for a wildcard that covers no Service": (
@@ -197,45 +215,53 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     ),
     "a lock for a version that does not run": (
         [peer("shop", "STRICT", name="lock", app="web", version="v11")],
-        "PeerAuthentication shop/lock: selector app=web,version=v11 matches no pod in namespace shop, so it has no effect",
+        (
+            "PeerAuthentication shop/lock: selector app=web,version=v11 matches no pod in namespace shop, so "
+            "it has no effect"
+        ),
     ),
     "a subset that selects nothing": (
         [pod("web-2", "shop", v="1"), rule("shop", HOST, subsets=(Subset(name="v3", labels={"v": "3"}),))],
-        "notice: DestinationRule shop/rule: subset v3: v=3 matches no pod of host web.shop.svc.cluster.local, so it has no effect",
+        (
+            "notice: DestinationRule shop/rule: subset v3: v=3 matches no pod of host "
+            "web.shop.svc.cluster.local, so it has no effect"
+        ),
     ),
     "a setting for a port that the Service does not have": (
         [rule("shop", HOST, policy=TrafficPolicy(ports={80: TrafficPolicy(), 81: TrafficPolicy()}))],
         (
-            "DestinationRule shop/rule: portLevelSettings 81: no Service that host web.shop.svc.cluster.local matches has this "
-            "port, so it has no effect"
+            "DestinationRule shop/rule: portLevelSettings 81: no Service that host "
+            "web.shop.svc.cluster.local matches has this port, so it has no effect"
         ),
     ),
     "a rule for clients that there are not": (
         [rule("shop", HOST, "DISABLE", selector={"app": "wbe"})],
         (
-            "DestinationRule shop/rule: workloadSelector app=wbe matches no pod in namespace shop, so it has no effect "
-            "(did you mean app=web?)"
+            "DestinationRule shop/rule: workloadSelector app=wbe matches no pod in namespace shop, so it has "
+            "no effect (did you mean app=web?)"
         ),
     ),
     "a targetPort that no container declares": (
         [ports(pod("api", "shop"), web=8080), service("api", "shop", NAMED)],
         (
-            "Service shop/api: targetPort http: no container of its pods declares a port with this name, so port 80 has no "
+            "Service shop/api: targetPort http: no container of its pods declares a port with this name, "
+            "so port 80 has no "
             "endpoints (its pods declare web (8080))"
         ),
     ),
     "a targetPort of pods that declare nothing": (
         [pod("api", "shop"), service("api", "shop", NAMED)],
         (
-            "Service shop/api: targetPort http: no container of its pods declares a port with this name, so port 80 has no "
+            "Service shop/api: targetPort http: no container of its pods declares a port with this name, "
+            "so port 80 has no "
             "endpoints"
         ),
     ),
     "a Service that selects nothing": (
         [service("api", "shop", app="wbe")],
         (
-            "notice: Service shop/api: selector app=wbe matches no pod in namespace shop, so it has no endpoints "
-            "(did you mean app=web?)"
+            "notice: Service shop/api: selector app=wbe matches no pod in namespace shop, so it has no "
+            "endpoints (did you mean app=web?)"
         ),
     ),
     "a Service that selects pods that have ended": (
@@ -252,7 +278,8 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     "a Service that nothing is listed for": (
         [replace(service("api", "shop"), selector={})],
         (
-            "notice: Service shop/api: it has no selector, and no EndpointSlice with addresses, so it has no endpoints "
+            "notice: Service shop/api: it has no selector, and no EndpointSlice with addresses, so it "
+            "has no endpoints "
             "(add an EndpointSlice or a selector)"
         ),
     ),

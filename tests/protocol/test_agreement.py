@@ -199,5 +199,5 @@ class AgreementMachine(RuleBasedStateMachine):
 
 
 TestAgreement = AgreementMachine.TestCase
-# Other examples find disagreements after requests with an outdated nonce: make random once these are understood.
+# Random examples still find disagreements after requests with an outdated nonce.
 TestAgreement.settings = settings(max_examples=300, stateful_step_count=30, deadline=None, derandomize=True)

@@ -1,4 +1,4 @@
-"""Bootstraps without a control plane, to try the harness itself: a sidecar that lets everything pass and leaves marks."""
+"""Static bootstraps to test the harness itself: a sidecar that forwards everything and marks it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HTTP_PORTS = (80, 8080)
 
 
 def passing_sidecar(name: str) -> dict[str, Any]:
-    """Return the bootstrap of a sidecar that sends each connection where it was going, marking HTTP requests."""
+    """Return the bootstrap of a sidecar that forwards to the original destination and marks HTTP requests."""
     return {
         "admin": {"address": _address("127.0.0.1", 15000)},
         "static_resources": {

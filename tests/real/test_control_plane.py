@@ -1,4 +1,4 @@
-"""`xds serve` as a process, with real sidecars: what it follows, what it survives, what it says, and how it ends."""
+"""`xds serve` as a process, with real sidecars: input, faults, output and shutdown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def sidecars(loopback, tmp_path):
 
 
 class TestFiles:
-    async def test_whatever_happens_to_a_file_reaches_sidecars_within_a_second(self, sidecars):
+    async def test_file_changes_reach_sidecars_within_a_second(self, sidecars):
         folder, aside = sidecars.folder, sidecars.folder.parent
         file, below, mounted = folder / "svc.yaml", folder / "below", folder / "mounted"
 
@@ -60,7 +60,7 @@ class TestFiles:
             (below / "other.yml").unlink()
 
         def mount(number: int) -> None:
-            # As a kubelet brings a ConfigMap up to date: all of its files at once.
+            # As a kubelet updates a ConfigMap: all files at once.
             version = mounted / f"..{number}"
             version.mkdir(parents=True)
             (version / "svc.yaml").write_text(text_of(service_at("svc", f"10.0.0.{number}")))
@@ -82,9 +82,9 @@ class TestFiles:
         for step, expected in steps:
             step()
             took.append(await sidecars.find("svc", expected))
-        print(f"seconds from a file to both sidecars: {[round(each, 2) for each in took]}")
+        print(f"seconds from a file to both sidecars: {[round(seconds, 2) for seconds in took]}")
 
-    async def test_bad_input_changes_nothing_is_told_with_its_line_and_holds_nothing_up(self, sidecars):
+    async def test_bad_input_is_reported_and_blocks_nothing(self, sidecars):
         kept, other = sidecars.folder / "kept.yaml", sidecars.folder / "other.yaml"
         kept.write_text(text_of(service_at("kept", "10.0.0.1")))
         await sidecars.find("kept", "10.0.0.1")
@@ -98,8 +98,8 @@ class TestFiles:
         number = changed[: changed.index("  - ip:")].count("\n") + 1
         assert f"where={kept}:{number} " in line
         assert await sidecars.addresses("kept") == [{"10.0.0.1"}] * 2
-        # Told once, not again with every look at the folder.
-        assert sum(f'event="problem found" where={kept}' in each for each in sidecars.log()) == 1
+        # Logged once, not every time the folder is read.
+        assert sum(f'event="problem found" where={kept}' in line for line in sidecars.log()) == 1
 
         kept.write_text(changed)
         await sidecars.find("kept", "10.0.0.2")
@@ -107,7 +107,7 @@ class TestFiles:
 
 
 @pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
-async def test_a_rejection_is_told_with_its_cause_and_harms_nothing_else(loopback, tmp_path, sotw):
+async def test_rejection_is_logged_and_affects_nothing_else(loopback, tmp_path, sotw):
     async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
         client, web = mesh.pod("client", "ns"), mesh.pod("web", "ns", sidecar=False)
         await mesh.serve(web, http=(8080,))
@@ -127,7 +127,7 @@ async def test_a_rejection_is_told_with_its_cause_and_harms_nothing_else(loopbac
         assert f"DestinationRule ns/bad ({where}:1)" in line
         assert await sidecars.rejections() == 1
 
-        # What was refused stays as it was, and everything else goes on, without another attempt.
+        # The rejected resource keeps its version without a retry, and all others are updated.
         for host in ("web", "bad"):
             assert (await client.client.get(f"http://{host}/headers")).pod == "web.ns"
         await sidecars.follow("svc")
@@ -148,9 +148,7 @@ async def test_a_rejection_is_told_with_its_cause_and_harms_nothing_else(loopbac
 
 
 class TestRestart:
-    async def test_it_ends_at_once_and_comes_back_with_the_same_and_sidecars_get_only_what_is_new(
-        self, sidecars
-    ):
+    async def test_restart_sends_only_new_keys(self, sidecars):
         (sidecars.folder / "before.yaml").write_text(text_of(service_at("before", "10.0.0.1")))
         await sidecars.find("before", "10.0.0.1")
         mesh, (sotw, delta) = sidecars.mesh, sidecars.envoys
@@ -166,7 +164,7 @@ class TestRestart:
 
         for was, pod in zip(before, sidecars.pods, strict=True):
             now = await everything(mesh.plane.port, pod)
-            # Keys are not kept; everything else is the same to the byte.
+            # Keys are not stored; all other resources have the same bytes.
             assert now.pop((SECRET, "default")) != was.pop((SECRET, "default"))
             assert now == was
             assert {type_url for type_url, _ in now} == {CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET}
@@ -193,7 +191,7 @@ class TestRestart:
 
 
 class TestAddresses:
-    async def test_health_and_readiness_are_told(self, tmp_path):
+    async def test_health_and_readiness_are_served(self, tmp_path):
         plane = ControlPlane(tmp_path, tmp_path)
         starting = asyncio.create_task(plane.start())
         codes = []
@@ -213,7 +211,7 @@ class TestAddresses:
     @pytest.mark.parametrize(
         "address", ["0.0.0.0:15010", "10.0.0.1:15010", "[::]:15010", "example.org:15010"]
     )
-    async def test_where_others_could_listen_it_does_not_serve_unasked(self, tmp_path, address):
+    async def test_plaintext_needs_loopback_or_an_option(self, tmp_path, address):
         process = await asyncio.create_subprocess_exec(
             *(controlplane.XDS, "serve", f"--manifests={tmp_path}", f"--xds-address={address}"),
             stdout=PIPE,
@@ -226,7 +224,7 @@ class TestAddresses:
         assert "--insecure-xds" in err.decode()
 
     @pytest.mark.netns
-    async def test_where_others_can_listen_nobody_gets_a_private_key(self, loopback, tmp_path):
+    async def test_plaintext_off_loopback_serves_no_private_key(self, loopback, tmp_path):
         mesh = LocalMesh(loopback, tmp_path)
         client = mesh.pod("client", "ns")
         mesh.service("client", "ns", {"http": (80, 8080)}, address="10.96.0.1")
@@ -244,14 +242,14 @@ class TestAddresses:
                 door = HERE.listener(loopback.address(), 0)
                 async with Relay(door, lambda: Client(place).connect("127.0.0.1", 15010)):
                     host, port = door.getsockname()
-                    found = await everything(port, client, host=host)
+                    resources = await everything(port, client, host=host)
             finally:
                 process.terminate()
                 out, err = await process.communicate()
 
-        assert {type_url for type_url, _ in found} == {CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET}
-        assert [name for type_url, name in found if type_url == SECRET] == ["ROOTCA"]
-        assert not any(b"PRIVATE KEY" in body for _, body in found.values())
+        assert {type_url for type_url, _ in resources} == {CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET}
+        assert [name for type_url, name in resources if type_url == SECRET] == ["ROOTCA"]
+        assert not any(b"PRIVATE KEY" in body for _, body in resources.values())
         assert (process.returncode, out) == (0, b"")
         assert b"gets no certificate" in err
 

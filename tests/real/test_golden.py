@@ -1,4 +1,4 @@
-"""Every golden case loads in the real Envoy: nothing is refused, nothing waits, and everything that was sent is in force."""
+"""Every golden case loads in the real Envoy: nothing is rejected or warming, everything sent is active."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
 _DOOR = 15010
 _FAMILIES = {"cluster_manager", "listener_manager", "http", "cluster", "sds"}
-"""How the statistics about subscriptions begin: of CDS, LDS, RDS, EDS and SDS."""
+"""Prefixes of subscription statistics: CDS, LDS, RDS, EDS and SDS."""
 
 
 class Planes:
-    """A control plane for each combination of settings, whose one manifest is replaced by the next: to start one takes long."""
+    """One control plane for each combination of settings. Each case replaces the manifest, to save starts."""
 
     def __init__(self, directory: Path, exits: AsyncExitStack) -> None:
         self._directory, self._exits = directory, exits
@@ -43,7 +43,7 @@ class Planes:
     async def serve(self, case: Path) -> ControlPlane:
         file, assignments = options(case)
         settings = [f"--mesh-config={file}"] if file else []
-        # Sidecars of the last case are gone without a word, and would be waited for.
+        # Rollouts would wait for the previous case's sidecars, which have just disconnected.
         key = ("--rollout=immediate", *settings, *(f"--set={assignment}" for assignment in assignments))
         if key not in self._planes:
             directory = self._directory / case.name
@@ -64,10 +64,10 @@ async def planes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_everything_that_is_sent_is_taken_and_in_force(case, planes, tmp_path):
+async def test_golden_configuration_becomes_active(case, planes, tmp_path):
     mesh = load(case)
     apps = {pod.meta.labels["app"]: pod for pod in reversed([*mesh.pods()]) if pod.has_sidecar}
-    # Each variant of the protocol gets every other application, and another one in the next case.
+    # The protocol variants alternate between applications, and start differently in the next case.
     sotw = cycle((False, True) if [p.id for p in CASES].index(case.name) % 2 else (True, False))
     plane = await planes.serve(case)
     checks = [
@@ -75,8 +75,8 @@ async def test_everything_that_is_sent_is_taken_and_in_force(case, planes, tmp_p
         for pod, in_full in zip(apps.values(), sotw, strict=False)
     ]
     if why_no_namespaces():  # Ports of sidecars are the same for all, so one after the other.
-        for each in checks:
-            await each
+        for pending in checks:
+            await pending
     else:
         await asyncio.gather(*checks)
 
@@ -94,7 +94,7 @@ async def check(pod: Pod, snapshot: Snapshot, plane: ControlPlane, directory: Pa
 
 @contextmanager
 def place_of_its_own(name: str) -> Iterator[Place]:
-    """A namespace if we may, else this machine."""
+    """Return a network namespace if permitted, else this machine."""
     if why_no_namespaces():
         yield HERE
         return
@@ -108,7 +108,7 @@ def place_of_its_own(name: str) -> Iterator[Place]:
 async def sidecar(
     pod: Pod, plane: ControlPlane, directory: Path, place: Place, *, sotw: bool
 ) -> AsyncIterator[EnvoyProcess]:
-    """A pod's Envoy, which reaches the control plane from wherever it is."""
+    """A pod's Envoy, connected to the control plane through a relay if necessary."""
     begin = to_json_dict(bootstrap(pod, "127.0.0.1", plane.port if place is HERE else _DOOR, sotw=sotw))
     envoy = EnvoyProcess(f"{pod.name}.{pod.namespace}", begin, directory, place=place)
     async with AsyncExitStack() as exits:
@@ -122,11 +122,11 @@ async def has_everything(envoy: EnvoyProcess, snapshot: Snapshot) -> None:
     config = expected_config(snapshot)
 
     async def lacks_nothing() -> bool:
-        found = difference(config, active_config(await envoy.admin.json("/config_dump?include_eds")))
-        assert not found, f"{found}\n{await envoy.rejections()}\n{envoy.tail()}"
+        missing = difference(config, active_config(await envoy.admin.json("/config_dump?include_eds")))
+        assert not missing, f"{missing}\n{await envoy.rejections()}\n{envoy.tail()}"
         return True
 
-    await eventually(lacks_nothing, every=0.1, what=f"{envoy.name} has what it was sent")
+    await eventually(lacks_nothing, every=0.1, what=f"{envoy.name} has its configuration")
 
 
 async def refused_nothing(envoy: EnvoyProcess) -> None:
@@ -140,9 +140,9 @@ async def waits_for_nothing(envoy: EnvoyProcess, snapshot: Snapshot) -> None:
     assert await envoy.admin.ready()
     stats = await envoy.admin.stats()
     assert stats["cluster_manager.warming_clusters"] == stats["listener_manager.total_listeners_warming"] == 0
-    # One more: the listener that shows the sidecar's health.
+    # One more: the health listener.
     assert stats["listener_manager.total_listeners_active"] == len(snapshot.of(LISTENER)) + 1
     assert stats["control_plane.connected_state"] == 1
     (secrets,) = await envoy.admin.config("SecretsConfigDump")
-    assert {found["name"] for found in secrets["dynamic_active_secrets"]} == {"default", "ROOTCA"}
+    assert {secret["name"] for secret in secrets["dynamic_active_secrets"]} == {"default", "ROOTCA"}
     assert not secrets.get("dynamic_warming_secrets")

@@ -1,4 +1,4 @@
-"""The harness tried on Envoys without a control plane: what the other tests take for granted holds."""
+"""Tests of the harness in network namespaces, with Envoys that have static bootstraps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.tcp import LineApp, Relay
 
 
 class Pods:
-    """Pods with applications and, where they have one, a sidecar that lets everything pass."""
+    """Pods with applications, and optional sidecars that forward everything."""
 
     def __init__(self, cluster: Cluster, directory: Path, stack: AsyncExitStack) -> None:
         self._cluster, self._directory, self._stack = cluster, directory, stack
@@ -45,7 +45,7 @@ async def pods(cluster, tmp_path):
 @pytest.mark.netns
 @pytest.mark.envoy
 class TestCluster:
-    async def test_a_request_between_pods_with_sidecars_passes_through_both(self, pods):
+    async def test_request_passes_through_both_sidecars(self, pods):
         sleep = await pods.add("sleep", "full", sidecar=True)
         web = await pods.add("web", "full", sidecar=True)
 
@@ -55,7 +55,7 @@ class TestCluster:
         assert answer.echo["headers"] | {"X-Out": "sleep", "X-In": "web"} == answer.echo["headers"]
         assert answer.echo["peer"][0] == "127.0.0.6"
 
-    async def test_http2_with_prior_knowledge_passes_through_both_sidecars(self, pods):
+    async def test_http2_passes_through_both_sidecars(self, pods):
         sleep = await pods.add("sleep", "full", sidecar=True)
         web = await pods.add("web", "full", sidecar=True)
 
@@ -64,7 +64,7 @@ class TestCluster:
         assert (answer.pod, answer.echo["protocol"]) == ("web", "HTTP/2")
         assert answer.echo["headers"]["X-In"] == "web"
 
-    async def test_a_server_that_speaks_first_is_heard_through_both_sidecars(self, pods):
+    async def test_server_first_protocol_passes_through_both_sidecars(self, pods):
         sleep = await pods.add("sleep", "full", sidecar=True)
         web = await pods.add("web", "full", sidecar=True)
 
@@ -72,7 +72,7 @@ class TestCluster:
             assert await conversation.hear() == "220 web"
             assert await conversation.ask("hello") == "web: hello"
 
-    async def test_an_application_reaches_its_own_address_without_its_sidecar(self, pods):
+    async def test_application_reaches_its_own_address_directly(self, pods):
         web = await pods.add("web", "full", sidecar=True)
 
         for address in (web.address, "127.0.0.1"):
@@ -80,7 +80,7 @@ class TestCluster:
             assert "X-In" not in answer.echo["headers"]
             assert "X-Out" not in answer.echo["headers"]
 
-    async def test_only_a_pod_with_a_sidecar_is_intercepted(self, pods):
+    async def test_only_pods_with_sidecars_are_intercepted(self, pods):
         sleep = await pods.add("sleep", "legacy")
         web = await pods.add("web", "full", sidecar=True)
 
@@ -94,7 +94,7 @@ class TestCluster:
         assert to_sleep.echo["headers"]["X-Out"] == "web"
         assert to_sleep.echo["peer"][0] == web.address
 
-    async def test_a_service_name_leads_to_its_endpoints_in_turn(self, pods, cluster):
+    async def test_service_name_alternates_between_endpoints(self, pods, cluster):
         sleep = await pods.add("sleep", "legacy")
         servers = [await pods.add(f"web-{n}", "full") for n in (0, 1)]
         service = cluster.service("web", "full", {80: 8080}, servers)
@@ -107,7 +107,7 @@ class TestCluster:
         answers = await sleep.client.gets("http://web.full.svc.cluster.local/headers", 2)
         assert {answer.pod for answer in answers} == {"web-0"}
 
-    async def test_a_service_without_endpoints_refuses(self, pods, cluster):
+    async def test_service_without_endpoints_refuses_connections(self, pods, cluster):
         sleep = await pods.add("sleep", "legacy")
         cluster.service("web", "full", {80: 8080})
 
@@ -115,7 +115,7 @@ class TestCluster:
 
         assert answer.code == "000", answer
 
-    async def test_a_pod_reaches_itself_through_its_own_service(self, pods, cluster):
+    async def test_pod_reaches_itself_through_its_service(self, pods, cluster):
         outsider = await pods.add("plain", "legacy")
         web = await pods.add("web", "full", sidecar=True)
         cluster.service("plain", "legacy", {80: 8080}, [outsider])
@@ -127,7 +127,7 @@ class TestCluster:
         assert through.pod == "web"
         assert through.echo["headers"]["X-Out"] == through.echo["headers"]["X-In"] == "web"
 
-    async def test_commands_in_a_pod_resolve_names_as_its_clients_do(self, pods, cluster):
+    async def test_commands_in_a_pod_resolve_service_names(self, pods, cluster):
         sleep = await pods.add("sleep", "full")
         web = await pods.add("web-0", "full")
         service = cluster.service("web", "full", {80: 8080}, [web])
@@ -139,7 +139,7 @@ class TestCluster:
         assert cluster.resolve("nodes.full", seen_from="legacy") == [web.address]
         assert cluster.resolve("web", seen_from="legacy") == []
 
-    async def test_a_relay_leads_out_of_a_pod_to_this_machine(self, pods):
+    async def test_relay_connects_a_pod_to_this_machine(self, pods):
         sleep = await pods.add("sleep", "full", sidecar=True)
 
         async with LineApp("here", 0, address="127.0.0.1") as outside:
@@ -150,7 +150,7 @@ class TestCluster:
             ):
                 assert await conversation.ask("hello") == "here: hello"
 
-    async def test_a_pod_cannot_reach_this_machine(self, pods, cluster):
+    async def test_pod_cannot_reach_this_machine(self, pods, cluster):
         sleep = await pods.add("sleep", "legacy")
 
         async with LineApp("here", 0, address="0.0.0.0") as outside:
@@ -162,7 +162,7 @@ class TestCluster:
 
 @pytest.mark.netns
 @pytest.mark.envoy
-async def test_a_cluster_leaves_nothing_behind_even_when_a_test_fails(tmp_path):
+async def test_failed_test_leaves_nothing_behind(tmp_path):
     envoy_pid = 0
 
     async def fail() -> None:

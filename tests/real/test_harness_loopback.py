@@ -1,4 +1,4 @@
-"""The harness tried on loopback: the Envoy process, the applications, the clients and the load do what they say."""
+"""Tests of the harness on loopback: the Envoy process, applications, clients and load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 
 @pytest.mark.envoy
 class TestEnvoyProcess:
-    async def test_an_envoy_that_dies_or_cannot_start_fails_the_test_with_its_log(self, tmp_path, loopback):
+    async def test_crashed_envoy_fails_the_test_with_its_log(self, tmp_path, loopback):
         idle = static_envoy.idle(loopback.address(), 15000)
         broken = idle | {"no_such_field": 1}
 
@@ -48,7 +48,7 @@ class TestEnvoyProcess:
 
 
 class TestApplicationsAndClients:
-    async def test_the_echo_says_what_it_was_asked_as_httpbin_does(self):
+    async def test_echo_answers_like_httpbin(self):
         headers = {"x-forwarded-client-cert": "By=a;URI=spiffe://cluster.local/ns/full/sa/sleep"}
         async with EchoApp("web", 0, address="127.0.0.1") as app, Httpbin(0) as httpbin:
             echo, real = [
@@ -60,7 +60,7 @@ class TestApplicationsAndClients:
         assert real.identity == echo.identity
         assert {**real.echo["headers"], "Host": ""} == {**echo.echo["headers"], "Host": ""}
 
-    async def test_one_port_speaks_both_versions_of_http(self):
+    async def test_echo_speaks_http1_and_http2_on_one_port(self):
         async with EchoApp("web", 0, address="127.0.0.1") as app:
             url = f"http://127.0.0.1:{app.port}/headers"
             old, new = await Client().get(url), await Client().get_http2(url)
@@ -68,7 +68,7 @@ class TestApplicationsAndClients:
         assert (old.echo["protocol"], new.echo["protocol"]) == ("HTTP/1.1", "HTTP/2")
 
     @pytest.mark.parametrize("way", ["get", "get_http2"])
-    async def test_a_slow_response_arrives_piece_by_piece(self, way):
+    async def test_slow_response_arrives_in_pieces(self, way):
         async with EchoApp("web", 0, address="127.0.0.1") as app:
             began = time.monotonic()
             answer = await getattr(Client(), way)(f"http://127.0.0.1:{app.port}/slow?seconds=0.5")
@@ -77,7 +77,7 @@ class TestApplicationsAndClients:
         assert answer.text == "0\n1\n2\n3\n4\n"
 
     @pytest.mark.parametrize("way", ["get", "get_http2"])
-    async def test_a_refused_a_cut_and_a_late_response_are_all_000(self, way):
+    async def test_refused_cut_and_late_responses_are_000(self, way):
         get = getattr(Client(), way)
         async with EchoApp("web", 0, address="127.0.0.1") as app:
             slow = asyncio.create_task(get(f"http://127.0.0.1:{app.port}/slow?seconds=20"))
@@ -88,7 +88,7 @@ class TestApplicationsAndClients:
         assert {(await slow).code, late.code, refused.code, unknown.code} == {"000"}
         assert all(answer.error for answer in (await slow, late, refused, unknown))
 
-    async def test_a_client_without_a_sidecar_takes_the_endpoints_in_turn(self):
+    async def test_client_without_a_sidecar_alternates_endpoints(self):
         async with (
             EchoApp("a", 0, address="127.0.0.1") as a,
             EchoApp("b", 0, address="127.0.0.1") as b,
@@ -99,7 +99,7 @@ class TestApplicationsAndClients:
         assert [answer.pod for answer in answers] == ["a", "b", "a", "b"]
         assert answers[0].echo["headers"]["Host"] == "web.full:8000"
 
-    async def test_load_counts_every_request_and_what_failed(self):
+    async def test_load_counts_requests_and_failures(self):
         async with EchoApp("web", 0, address="127.0.0.1") as app:
             load = Load(client=Client(), url=f"http://127.0.0.1:{app.port}/headers", at_most=100_000)
             async with load:
@@ -112,7 +112,7 @@ class TestApplicationsAndClients:
         with pytest.raises(AssertionError, match="requests failed"):
             load.check()
 
-    async def test_waiting_ends_with_what_was_seen_last(self):
+    async def test_wait_timeout_reports_the_last_result(self):
         with pytest.raises(AssertionError, match="the moon is full; last seen: AssertionError: half"):
             await eventually(lambda: _fail("half"), timeout=0.1, what="the moon is full")
 

@@ -1,4 +1,4 @@
-"""Headless services and PASSTHROUGH: who asks for a pod reaches that pod, in the pod's own mode; only services are balanced."""
+"""Headless services and PASSTHROUGH: a request reaches the addressed pod in that pod's own mode."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TRAFFIC = [
     (HTTP1, 8083), (HTTP2, 8083), (TCP, 9003), (SERVER_FIRST, 9004), (HTTP1, 8084),
 ]  # fmt: skip
 PASSED = {"http-cache": (80, 8090), "tcp-cache": (90, 9090), "cache": (81, 8091)}
-"""Of the service with a virtual address, whose clients do the balancing."""
+"""Virtual address of the service that its clients balance."""
 
 HOW = {"db-0": MTLS, "db-1": PLAINTEXT}
 NEAR, FAR = "client.ns", "client.apps"
@@ -39,7 +39,7 @@ TIMES = 10
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """A StatefulSet's two pods, one with and one without a sidecar, under STRICT; clients near and far."""
+    """A StatefulSet's two pods under STRICT, one with a sidecar, and clients in both namespaces."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "ns", account="client")
@@ -63,21 +63,21 @@ async def mesh(tmp_path_factory):
 
 
 async def ten_times(mesh: Mesh, what: str, client: str, host: str, port: int) -> Counter[tuple[str, str]]:
-    """Count the pods that answered, and how it went there."""
+    """Count the responses by pod and kind of traffic."""
     if what == SERVER_FIRST:
         seen = await asyncio.gather(*(mesh.exchange(what, client, host, port) for _ in range(TIMES)))
     else:
         seen = [await mesh.exchange(what, client, host, port) for _ in range(TIMES)]
-    for each in seen:
-        assert each.how != FAILS, each
-        assert bool(each.identity) == (each.how == MTLS and what in (HTTP1, HTTP2)), each
-    return Counter((each.pod, each.how) for each in seen)
+    for exchange in seen:
+        assert exchange.how != FAILS, exchange
+        assert bool(exchange.identity) == (exchange.how == MTLS and what in (HTTP1, HTTP2)), exchange
+    return Counter((exchange.pod, exchange.how) for exchange in seen)
 
 
-class TestAPodOfAHeadlessService:
+class TestHeadlessPod:
     @pytest.mark.parametrize("pod", ["db-0", "db-1"])
     @pytest.mark.parametrize(("what", "port"), TRAFFIC)
-    async def test_is_reached_every_time_at_its_own_address(self, mesh, pod, what, port):
+    async def test_pod_is_reached_at_its_address(self, mesh, pod, what, port):
         seen = await ten_times(mesh, what, FAR, mesh[f"{pod}.ns"].address, port)
 
         assert seen == {(f"{pod}.ns", HOW[pod]): TIMES}
@@ -87,7 +87,7 @@ class TestAPodOfAHeadlessService:
         ("client", "suffix"),
         [(NEAR, ""), (NEAR, ".ns"), (FAR, ".ns"), (FAR, ".ns.svc"), (FAR, ".ns.svc.cluster.local")],
     )
-    async def test_is_reached_every_time_by_its_own_name(self, mesh, pod, client, suffix):
+    async def test_pod_is_reached_by_its_name(self, mesh, pod, client, suffix):
         for what, port in TRAFFIC:
             if what != SERVER_FIRST:
                 seen = await ten_times(mesh, what, client, f"{pod}.db{suffix}", port)
@@ -96,7 +96,7 @@ class TestAPodOfAHeadlessService:
     @pytest.mark.parametrize(
         "host", ["www.example.org", "db-1.db.ns", "db-0.db.ns:8080", "cache.ns", "10.96.0.1"]
     )
-    async def test_is_reached_at_its_own_address_whatever_host_is_asked_for(self, mesh, host):
+    async def test_pod_is_reached_at_its_address_with_any_host_header(self, mesh, host):
         for name, how in HOW.items():
             pod = mesh[f"{name}.ns"]
             for port in (8080, 8083):
@@ -106,7 +106,7 @@ class TestAPodOfAHeadlessService:
                 assert {answer.pod for answer in answers} == {f"{name}.ns"}
                 assert {bool(answer.identity) for answer in answers} == {how == MTLS}
 
-    async def test_is_not_reached_by_way_of_its_original_address(self, mesh):
+    async def test_original_destination_header_is_ignored(self, mesh):
         client = mesh.sidecar(mesh[FAR])
         pattern = r"^cluster\.outbound\|8080\|[^|]+\|db\.ns\.svc\.cluster\.local;?\.upstream_rq_total$"
         passed = r"^cluster\.PassthroughCluster\.upstream_(cx|rq)_total$"
@@ -126,7 +126,7 @@ class TestAPodOfAHeadlessService:
             "InboundPassthroughCluster",
         }
 
-    async def test_is_under_its_own_policy_for_clients_without_a_sidecar(self, mesh):
+    async def test_pod_mode_applies_to_clients_without_a_sidecar(self, mesh):
         locked = await mesh.exchange(HTTP1, "outsider.outside", "db-0.db.ns", 8080)
         open_ = await mesh.exchange(HTTP1, "outsider.outside", "db-1.db.ns", 8080)
 
@@ -134,7 +134,7 @@ class TestAPodOfAHeadlessService:
 
 
 async def balanced(mesh: Mesh, what: str, client: str, host: str, port: int) -> set[tuple[str, str]]:
-    """Ask until two pods have answered, and say how it went there."""
+    """Send requests until two pods have answered; return the pods and kinds of traffic."""
     seen: set[tuple[str, str]] = set()
     for _ in range(50):
         each = await mesh.exchange(what, client, host, port)
@@ -144,32 +144,32 @@ async def balanced(mesh: Mesh, what: str, client: str, host: str, port: int) -> 
     return seen
 
 
-class TestTheNameOfAHeadlessService:
+class TestHeadlessName:
     @pytest.mark.parametrize(
         ("client", "host"), [(NEAR, "db"), (FAR, "db.ns"), (FAR, "db.ns.svc.cluster.local")]
     )
     @pytest.mark.parametrize(("what", "port"), [(HTTP1, 8080), (HTTP2, 8081), (HTTP1, 8083), (HTTP2, 8083)])
-    async def test_is_balanced_over_its_pods_each_in_its_mode(self, mesh, client, host, what, port):
+    async def test_headless_name_is_balanced_in_the_mode_of_each_pod(self, mesh, client, host, what, port):
         seen = await balanced(mesh, what, client, host, port)
 
         assert seen == {("db-0.ns", MTLS), ("db-1.ns", PLAINTEXT)}
 
 
-class TestAServiceWhoseClientsBalance:
+class TestPassthroughService:
     @pytest.mark.parametrize(("what", "port"), [(HTTP1, 8090), (TCP, 9090), (HTTP1, 8091), (HTTP2, 8091)])
-    async def test_has_every_pod_reached_at_its_own_address(self, mesh, what, port):
+    async def test_passthrough_reaches_each_pod_at_its_address(self, mesh, what, port):
         for pod, how in HOW.items():
             seen = await ten_times(mesh, what, FAR, mesh[f"{pod}.ns"].address, port)
             assert seen == {(f"{pod}.ns", how): TIMES}
 
     @pytest.mark.parametrize(("what", "port"), [(HTTP1, 80), (TCP, 90), (HTTP1, 81), (HTTP2, 81)])
-    async def test_is_balanced_at_its_own_address(self, mesh, what, port):
+    async def test_virtual_address_is_balanced(self, mesh, what, port):
         seen = await balanced(mesh, what, FAR, "cache.ns", port)
 
         assert seen == {("db-0.ns", MTLS), ("db-1.ns", PLAINTEXT)}
 
 
-async def test_pods_of_a_headless_service_may_go_and_come_back_elsewhere(mesh):
+async def test_headless_pods_may_be_replaced(mesh):
     async def asked(what: str, port: int, how: str) -> None:
         for host in ("db-1.db.ns", mesh["db-1.ns"].address):
             assert await ten_times(mesh, what, FAR, host, port) == {("db-1.ns", how): TIMES}

@@ -1,4 +1,4 @@
-"""Hot restart: while one Envoy takes over from another, two streams have the same node, and each is on its own."""
+"""Hot restart: during the takeover, two Envoys have streams with the same node id, served independently."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.envoy
 
 
 @pytest.mark.parametrize("variant", Variant, ids=lambda variant: variant.value)
-async def test_r51_two_streams_of_one_node_are_served_each_on_its_own(variant, tmp_path):
+async def test_r51_streams_of_one_node_are_independent(variant, tmp_path):
     async with Upstream() as app, Upstream() as other:
         port = free_port()
         world = World(listeners={"l": Listener(port, "r")}).having(one=Cluster((app.port,)))

@@ -1,4 +1,4 @@
-"""The real Envoy where private keys are not served: it is told why, and rejects nothing."""
+"""The real Envoy without served private keys: it learns the reason and rejects nothing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ pytestmark = pytest.mark.envoy
 
 
 class Patient(EnvoyProcess):
-    """An Envoy that is not waited for until it is live: without an answer, it waits for its key for 15 s."""
+    """An Envoy that counts as started before it is live: it would wait 15 s for its key."""
 
     async def _is_live(self) -> bool:
         return bool(await self.admin.json("/server_info"))
 
 
 @pytest.mark.parametrize("sotw", [False, True], ids=["delta", "sotw"])
-async def test_everything_but_the_key_is_taken_in_plaintext(loopback, tmp_path, sotw):
+async def test_envoy_accepts_configuration_without_the_key(loopback, tmp_path, sotw):
     meta = Meta(ref=Ref("Pod", "ns", "web"), labels={"security.istio.io/tlsMode": "istio"})
     pod = Pod(meta=meta, address=loopback.address(), interception=Interception.NONE)
     controller = Controller(AUTHORITY, serve_keys=False)
@@ -38,16 +38,16 @@ async def test_everything_but_the_key_is_taken_in_plaintext(loopback, tmp_path, 
             config = to_json_dict(bootstrap(pod, "127.0.0.1", server.port, sotw=sotw))
             async with (Patient if sotw else EnvoyProcess)("web", config, tmp_path) as envoy:
 
-                async def told() -> bool:
+                async def is_synced() -> bool:
                     synced = {
-                        each.type_url.rpartition(".")[2]
+                        status.type_url.rpartition(".")[2]
                         for stream in server.discovery.streams
-                        for each in stream.session.status()
-                        if each.synced
+                        for status in stream.session.status()
+                        if status.synced
                     }
                     return synced >= {"Secret", "Cluster", "Listener"}
 
-                await eventually(told, timeout=60, what="everything is taken")
+                await eventually(is_synced, timeout=60, what="all resources are accepted")
                 await eventually(envoy.admin.ready, timeout=60, what="it is live")
                 assert await envoy.admin.stat("control_plane.connected_state") == 1
                 dumped = await envoy.admin.get("/config_dump")

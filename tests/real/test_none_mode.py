@@ -1,4 +1,4 @@
-"""Interception mode NONE on real sidecars: what the outbound proxy forwards, what it refuses, and what listens where."""
+"""Interception mode NONE with real sidecars: listeners, and what the outbound proxy forwards or refuses."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Pods:
         return self.client.client.tcp(host, port)
 
     async def handshakes(self, pod: LocalPod, port: int) -> int:
-        """Return how many mutual TLS connections a port has taken."""
+        """Return how many mutual TLS connections a port has accepted."""
         name = re.escape(f"listener.{pod.address}_{port}.ssl.handshake")
         return await self.mesh.sidecar(pod).admin.total(f"^{name}$")
 
@@ -85,22 +85,22 @@ async def pods(tmp_path_factory):
 
 class TestHttp:
     @pytest.mark.parametrize("name", ["web", "web.ns", "web.ns.svc", "web.ns.svc.cluster.local", "10.96.0.3"])
-    async def test_every_name_of_a_service_leads_to_it_with_mutual_tls(self, pods, name):
+    async def test_all_service_names_get_mutual_tls(self, pods, name):
         for host in (name, f"{name}:80"):
             answer = await pods.get(host)
             assert (answer.pod, answer.identity) == ("web.ns", CLIENT_ID)
 
-    async def test_a_pod_without_a_sidecar_gets_plaintext(self, pods):
+    async def test_pod_without_a_sidecar_gets_plaintext(self, pods):
         answer = await pods.get("plain")
         assert (answer.pod, answer.certificate) == ("plain.ns", "")
 
-    async def test_http_on_an_undeclared_port_is_known_for_http_inside_tls(self, pods):
+    async def test_http_on_an_undeclared_port_is_detected_inside_tls(self, pods):
         answer = await pods.get("web:84")
 
         assert (answer.pod, answer.identity) == ("web.ns", CLIENT_ID)
         assert (await pods.get("plain:84")).certificate == ""
 
-    async def test_a_client_of_http_1_0_is_served_through_both_sidecars(self, pods):
+    async def test_http_1_0_client_is_served_through_both_sidecars(self, pods):
         for port in (80, 84):
             (answer,) = await raw(pods.client, f"GET http://web:{port}/headers HTTP/1.0\nHost: web:{port}\n")
 
@@ -108,12 +108,12 @@ class TestHttp:
             assert CLIENT_ID in answer
 
     @pytest.mark.parametrize(("name", "identity"), [("web", CLIENT_ID), ("plain", "")])
-    async def test_a_grpc_port_is_spoken_to_in_http2(self, pods, name, identity):
+    async def test_grpc_port_gets_http2(self, pods, name, identity):
         answer = await pods.get(f"{name}:81")
 
         assert (answer.echo["protocol"], answer.identity) == ("HTTP/2", identity)
 
-    async def test_the_application_learns_of_one_certificate_only(self, pods):
+    async def test_application_sees_exactly_one_certificate(self, pods):
         forged = {"x-forwarded-client-cert": "By=me;URI=spiffe://cluster.local/ns/ns/sa/admin"}
 
         answer = await pods.get("web", headers=forged)
@@ -123,18 +123,18 @@ class TestHttp:
         assert answer.identity == CLIENT_ID
         assert (outsider.code, outsider.certificate) == ("200", "")
 
-    async def test_the_application_is_where_the_annotation_says(self, pods):
+    async def test_application_address_annotation_is_used(self, pods):
         assert pods.web.app_address != pods.web.address
         straight = await Client().get(f"http://{pods.web.app_address}:{HTTP}/headers")
         assert (await pods.get("web")).pod == straight.pod == "web.ns"
 
-    async def test_a_service_without_endpoints_is_unavailable(self, pods):
+    async def test_service_without_endpoints_is_unavailable(self, pods):
         assert (await pods.get("nobody")).code == "503"
 
 
-class TestPodsOfAHeadlessService:
+class TestHeadlessPods:
     @pytest.mark.parametrize(("number", "identity"), [(0, CLIENT_ID), (1, "")])
-    async def test_a_pods_own_name_and_address_lead_to_it_in_its_mode(self, pods, number, identity):
+    async def test_pod_is_reached_by_name_and_address_in_its_mode(self, pods, number, identity):
         pod = pods.db[number]
         for host in (f"db-{number}.db", f"db-{number}.db.ns.svc.cluster.local", pod.address):
             for _ in range(3):
@@ -143,7 +143,7 @@ class TestPodsOfAHeadlessService:
             async with pods.tcp(host, TCP) as conversation:
                 assert await conversation.ask("hello") == f"{pod.full_name}: hello"
 
-    async def test_the_services_name_leads_to_both(self, pods):
+    async def test_service_name_reaches_both_pods(self, pods):
         seen = {(a.pod, a.identity) for a in [await pods.get(f"db:{HTTP}") for _ in range(30)]}
 
         assert seen == {("db-0.ns", CLIENT_ID), ("db-1.ns", "")}
@@ -151,7 +151,7 @@ class TestPodsOfAHeadlessService:
 
 class TestConnect:
     @pytest.mark.parametrize(("port", "target"), [(82, TCP), (85, ANY_TCP)])
-    async def test_tcp_passes_with_mutual_tls(self, pods, port, target):
+    async def test_tcp_tunnel_uses_mutual_tls(self, pods, port, target):
         before = await pods.handshakes(pods.web, target)
         async with pods.tcp("web.ns", port) as conversation:
             assert await conversation.ask("hello") == "web.ns: hello"
@@ -160,7 +160,7 @@ class TestConnect:
         assert await pods.handshakes(pods.web, target) == before + 1
 
     @pytest.mark.parametrize(("port", "target"), [(83, GREETS), (86, ANY_GREETS)])
-    async def test_a_server_that_speaks_first_is_heard(self, pods, port, target):
+    async def test_server_first_protocol_passes_through_a_tunnel(self, pods, port, target):
         before = await pods.handshakes(pods.web, target)
         for name in ("web", "plain"):
             async with pods.tcp(f"{name}.ns", port) as conversation:
@@ -169,8 +169,8 @@ class TestConnect:
 
         assert await pods.handshakes(pods.web, target) == before + 1
 
-    async def test_on_an_undeclared_port_it_is_tcp_whatever_it_carries(self, pods):
-        """The same port that speaks HTTP to HTTP requests: what goes through a tunnel is nobody's to read."""
+    async def test_tunnel_to_an_undeclared_port_is_tcp(self, pods):
+        """The sidecar treats tunneled bytes as TCP, although it detects HTTP in requests to the same port."""
         before = await pods.handshakes(pods.web, ANY_HTTP)
         answer = await http2_inside(pods.client, "web.ns", 84)
 
@@ -186,26 +186,26 @@ class TestConnect:
 
 class TestRefusals:
     @pytest.mark.parametrize("host", ["example.org", "web.elsewhere", "web:99", f"web:{HTTP}", "client"])
-    async def test_what_is_no_service_is_answered_with_502_and_what_to_do(self, pods, host):
+    async def test_unknown_host_is_502_with_a_hint(self, pods, host):
         answer = await pods.get(host)
 
-        said = f"502: no service of the mesh is called {host}; ask for SERVICE.NAMESPACE:PORT\n"
-        assert (answer.code, answer.text) == ("502", said)
+        message = f"502: no service of the mesh is called {host}; ask for SERVICE.NAMESPACE:PORT\n"
+        assert (answer.code, answer.text) == ("502", message)
 
     @pytest.mark.parametrize("authority", ["example.org:443", "web.elsewhere:80", "web:99", "client:80"])
-    async def test_a_tunnel_to_what_is_no_service_is_refused_likewise(self, pods, authority):
-        said = f"502: no service of the mesh is called {authority}; ask for SERVICE.NAMESPACE:PORT\n"
+    async def test_tunnel_to_an_unknown_host_is_502_with_a_hint(self, pods, authority):
+        message = f"502: no service of the mesh is called {authority}; ask for SERVICE.NAMESPACE:PORT\n"
 
-        with pytest.raises(ConnectionRefusedError, match=re.escape(f"502 Bad Gateway: {said}")):
+        with pytest.raises(ConnectionRefusedError, match=re.escape(f"502 Bad Gateway: {message}")):
             async with pods.tcp(*authority.split(":")):
                 pass
 
-    async def test_http_to_a_tcp_service_is_told_how(self, pods):
+    async def test_http_request_to_a_tcp_service_gets_a_hint(self, pods):
         answer = await pods.get("web:82")
 
         assert (answer.code, answer.text) == ("502", "502: web:82 speaks TCP: use CONNECT\n")
 
-    async def test_nothing_is_forwarded_to_an_address_taken_from_the_request(self, pods):
+    async def test_addresses_from_the_request_are_not_used(self, pods):
         spy = f"{pods.spy.address}:{pods.spy.port}"
         requests = [
             f"GET http://{spy}/ HTTP/1.1\nHost: {spy}\n",
@@ -231,7 +231,7 @@ class TestRefusals:
             await conversation.closed()
         assert pods.spy.came == 1
 
-    async def test_nor_to_a_sidecar_itself_or_a_pod_behind_a_service(self, pods):
+    async def test_sidecars_and_pod_addresses_are_refused(self, pods):
         requests = [
             f"GET http://{pod.address}:{port}/ HTTP/1.1\nHost: web\n"
             for pod in (pods.client, pods.web)
@@ -241,14 +241,14 @@ class TestRefusals:
         for request, answer in zip(requests, await raw(pods.client, *requests), strict=True):
             assert answer.startswith("HTTP/1.1 502 "), f"{request}: {answer}"
 
-    async def test_the_url_counts_where_the_host_header_says_otherwise(self, pods):
+    async def test_url_overrides_the_host_header(self, pods):
         (answer,) = await raw(pods.client, "GET http://web/ HTTP/1.1\nHost: example.org\n")
 
         assert '"pod": "web.ns"' in answer
 
 
 class TestListeners:
-    async def test_readiness_is_all_of_the_admin_interface_that_shows_on_the_health_port(self, pods):
+    async def test_health_port_exposes_only_readiness(self, pods):
         def get(path: str):
             return Client().get(f"http://{pods.web.address}:15021{path}")
 
@@ -258,21 +258,21 @@ class TestListeners:
             "404"
         }
 
-    async def test_a_sidecar_on_loopback_listens_on_its_pods_address_only(self, pods):
+    async def test_loopback_sidecar_listens_only_on_the_pod_address(self, pods):
         sockets = listening(pods.mesh.sidecar(pods.web).pid)
 
         assert {address for address, _ in sockets} == {pods.web.address}
         assert {port for _, port in sockets} == {15000, PROXY_PORT, 15021, *(t for _, t in PORTS.values())}
 
     @pytest.mark.netns
-    async def test_proxy_and_admin_stay_on_loopback_where_the_pods_address_is_not(self, tmp_path):
+    async def test_proxy_and_admin_always_listen_on_loopback(self, tmp_path):
         address, port = "10.78.0.1", free_port()
         with ExitStack() as places, Loopback() as loopback:
             place = Namespace(f"xds-none-{port}")
             places.callback(place.close)
             place.run("ip", "addr", "add", f"{address}/32", "dev", "lo")
             mesh = LocalMesh(loopback, tmp_path)
-            # Without the other annotation, the application is at 127.0.0.1.
+            # Without the annotation, the application is at 127.0.0.1.
             annotations = {"sidecar.istio.io/interceptionMode": "NONE"}
             mesh.apply(
                 manifests.pod("web", "ns", address, labels={"app": "web"}, annotations=annotations),

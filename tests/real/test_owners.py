@@ -1,4 +1,4 @@
-"""Addresses answer to their owners, pods that are not known get nothing, and sidecars' own ports are not published."""
+"""Addresses belong to their owners, unknown pods get no traffic, and sidecar ports are not published."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def headless(name: str, namespace: str, ports: dict[str, tuple[int, int]]) -> Ma
 
 @asynccontextmanager
 async def applied(mesh: Mesh, *objects: Manifest) -> AsyncIterator[None]:
-    """Have objects in force for a while."""
+    """Apply objects for a while."""
     mesh.apply(*objects)
     await mesh.settled()
     try:
@@ -60,7 +60,7 @@ async def applied(mesh: Mesh, *objects: Manifest) -> AsyncIterator[None]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """A Service with a virtual address and a headless one in `shop`, their client in `third`, and nobody in `aaa`."""
+    """A Service with a virtual address and a headless one in `shop`; a client in `third`; `aaa` is empty."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "third")
@@ -75,8 +75,8 @@ async def mesh(tmp_path_factory):
             yield mesh
 
 
-class TestANamespaceThatListsAddressesOfAnother:
-    async def test_does_not_get_their_traffic(self, mesh):
+class TestForeignAddresses:
+    async def test_foreign_addresses_get_no_traffic(self, mesh):
         virtual, pod = mesh.address("web", "shop"), mesh[DB].address
         ports = {name: (port, port) for name, (port, _) in PORTS.items()}
         pod_ports = {f"{name}-pod": own for name, own in OWN_NUMBERS.items()}
@@ -94,12 +94,14 @@ class TestANamespaceThatListsAddressesOfAnother:
             seen = [(WEB, await mesh.exchange(what, CLIENT, virtual, port)) for what, port in TRAFFIC]
             seen += [(DB, await mesh.exchange(what, CLIENT, pod, port)) for what, port in TO_POD]
 
-        assert [(each.how, each.pod) for _, each in seen] == [(MTLS, owner) for owner, _ in seen], seen
+        assert [(exchange.how, exchange.pod) for _, exchange in seen] == [
+            (MTLS, owner) for owner, _ in seen
+        ], seen
 
 
-class TestAPodThatIsNotKnown:
+class TestUnknownPod:
     @pytest.mark.parametrize(("name", "traffic"), [("web", TRAFFIC), ("db", TO_POD)])
-    async def test_gets_no_plaintext(self, mesh, name, traffic):
+    async def test_unknown_pod_gets_no_plaintext(self, mesh, name, traffic):
         pod, host = mesh[f"{name}.shop"], f"{name}.shop"
         target = {"kind": "Pod", "name": pod.name, "namespace": pod.namespace}
         ports = {key: port for key, (_, port) in PORTS.items()}
@@ -110,7 +112,7 @@ class TestAPodThatIsNotKnown:
 
         async with applied(mesh, slice_of(name, "shop", ports, entry)):
             seen = await ways()
-            # Its sidecar keeps its configuration, and its application goes on: whatever is sent there arrives.
+            # Its sidecar and its application keep running, so a request that is sent there succeeds.
             mesh.manifests.remove(f"pod-shop-{name}")
             try:
 
@@ -118,7 +120,7 @@ class TestAPodThatIsNotKnown:
                     seen.extend(found := await ways())
                     return set(found) == {FAILS}
 
-                await eventually(all_refused, timeout=20, what=f"{host} is asked for in vain")
+                await eventually(all_refused, timeout=20, what=f"{host} refuses all requests")
             finally:
                 mesh.write_pod(pod)
             assert set(seen) == {MTLS, FAILS}
@@ -126,9 +128,9 @@ class TestAPodThatIsNotKnown:
             assert set(await ways()) == {MTLS}
 
 
-class TestTheAdminInterface:
+class TestAdminInterface:
     @pytest.mark.parametrize("mode", ["PASSTHROUGH", "LOCALHOST"])
-    async def test_is_not_published_by_a_service(self, mesh, mode):
+    async def test_admin_interface_is_not_published(self, mesh, mode):
         mesh.set(inboundTrafficPolicy={"mode": mode})
         await mesh.settled()
         pod = mesh[WEB]

@@ -1,4 +1,4 @@
-"""A control plane that is killed under traffic, and one that takes over: proxies come back and hardly notice."""
+"""A control plane is killed under traffic, and another takes over: proxies reconnect without disruption."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ CONFIGURED = (
     r"^cluster_manager\.cluster_(added|modified|removed)$|\.membership_change$"
     r"|^listener_manager\.listener_(added|modified|removed|in_place_updated)$|\.config_reload$"
 )
-"""What Envoy counts when its configuration really changes. A route configuration's `config_reload` is among them."""
+"""Envoy's counters of real configuration changes, such as `config_reload` of a route configuration."""
 TAKEN = r"(cds|lds|rds\.r|^cluster\.(one|two|three))\.update_success$"
-"""And when a response came that it accepted, whether or not that changed anything."""
+"""Envoy's timestamps of accepted responses, with or without changes."""
 
 
 WARM = 3.0
-"""Seconds, far from the 15 that Envoy waits for an assignment that does not come."""
+"""Time limit in seconds, well below the 15 that Envoy waits for a missing assignment."""
 
 
 @dataclass
 class Site:
-    """Instances with the same world, an Envoy that may ask any of them, and traffic through it."""
+    """Instances with the same world, an Envoy that may use any of them, and traffic through it."""
 
     instances: list[Instance]
     envoy: EnvoyProcess
@@ -50,20 +50,20 @@ class Site:
 
     async def active(self) -> Instance:
         """Return the instance that the Envoy is connected to."""
-        waits = [asyncio.create_task(each.said("connected")) for each in self.instances]
+        waits = [asyncio.create_task(instance.event("connected")) for instance in self.instances]
         done, others = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for task in others:
             task.cancel()
         return self.instances[waits.index(done.pop())]
 
     def other_than(self, instance: Instance) -> Instance:
-        (other,) = (each for each in self.instances if each is not instance)
+        (other,) = (candidate for candidate in self.instances if candidate is not instance)
         return other
 
     async def resumed(self, instance: Instance) -> None:
-        """Wait until the Envoy has asked an instance for all that it asked the other for."""
+        """Wait until the Envoy has subscribed to everything at an instance as before at the other."""
         for name in TYPES:
-            await instance.said("subscribed", type=name)
+            await instance.event("subscribed", type=name)
 
     async def counts(self, pattern: str = CONFIGURED) -> dict[str, int]:
         return await self.envoy.admin.stats(pattern)
@@ -76,7 +76,7 @@ class Site:
         return await self.envoy.admin.stat("cluster_manager.warming_clusters") == 0
 
     async def check(self) -> None:
-        """End the traffic; nothing may have failed."""
+        """Stop the traffic, and assert that no request failed."""
         await self.traffic.more(10)
         await self.traffic.stop()
         assert self.history.faults(self.traffic.sent) == []
@@ -103,14 +103,14 @@ async def site(variant: Variant, directory, *, instances: int = 1):
             await stack.enter_async_context(Instance(f"instance-{number}", world, directory))
             for number in range(instances)
         ]
-        config = bootstrap("envoy", variant, free_port(), *(each.port for each in running))
+        config = bootstrap("envoy", variant, free_port(), *(instance.port for instance in running))
         envoy = await stack.enter_async_context(EnvoyProcess("envoy", config, directory))
         traffic = Traffic(targets=[Target(port, f"/{path}") for path in "abcd"], workers=4)
         async with traffic:
             made = Site(running, envoy, traffic, History(world), apps)
             active = await made.active()
             for name in TYPES:
-                await active.said("acked", type=name)
+                await active.event("acked", type=name)
             await traffic.more(20)
             made.history.settle()
             traffic.sent.clear()
@@ -122,22 +122,22 @@ def certificate() -> str:
     return made.certificate_pem.decode()
 
 
-async def kill(each: Site, instance: Instance) -> None:
-    """Kill an instance under traffic, and see the Envoy go on without it."""
+async def kill(site: Site, instance: Instance) -> None:
+    """Kill an instance under traffic, and verify that the Envoy keeps serving."""
     await instance.kill()
-    await each.traffic.more(20)
+    await site.traffic.more(20)
 
 
-async def test_r36_a_delta_client_that_comes_back_is_sent_what_differs(tmp_path):
+async def test_r36_reconnected_delta_client_gets_only_changes(tmp_path):
     async with site(Variant.DELTA, tmp_path) as here:
         (instance,) = here.instances
         before, taken = await here.counts(), await here.counts(TAKEN)
         await kill(here, instance)
         await instance.start()
         await here.resumed(instance)
-        # Whatever is sent unasked goes out before the answer to a later change.
+        # An unsolicited response would precede the one for a later change.
         await here.publish(instance, instance.world.routing("r", e="one"))
-        await instance.said("acked", type="RouteConfiguration")
+        await instance.event("acked", type="RouteConfiguration")
         here.history.settle()
         assert instance.sent == {"Secret": 1, "RouteConfiguration": 1}
         moved = {name: count for name, count in (await here.counts()).items() if count != before[name]}
@@ -147,7 +147,7 @@ async def test_r36_a_delta_client_that_comes_back_is_sent_what_differs(tmp_path)
         await here.check()
 
 
-async def test_r36_what_changed_while_it_was_away_is_sent_and_nothing_else(tmp_path):
+async def test_r36_changes_during_an_outage_are_sent_on_reconnect(tmp_path):
     async with site(Variant.DELTA, tmp_path) as here:
         (instance,) = here.instances
         before = await here.counts()
@@ -158,8 +158,8 @@ async def test_r36_what_changed_while_it_was_away_is_sent_and_nothing_else(tmp_p
         here.history.publish(world)
         instance.world = world
         await instance.start()
-        # The cluster that is gone goes when its routes have gone.
-        await instance.said("acked", type="Cluster", names=[], removed=["one"])
+        # The deleted cluster is removed after its routes.
+        await instance.event("acked", type="Cluster", names=[], removed=["one"])
         assert instance.sent == {
             "Cluster": 2,
             "ClusterLoadAssignment": 2,
@@ -180,7 +180,7 @@ async def test_r36_what_changed_while_it_was_away_is_sent_and_nothing_else(tmp_p
         await here.check()
 
 
-async def test_r36_another_instance_with_the_same_world_sends_a_delta_client_nothing(tmp_path):
+async def test_r36_equal_instance_sends_a_delta_client_nothing(tmp_path):
     async with site(Variant.DELTA, tmp_path, instances=2) as here:
         first = await here.active()
         second = here.other_than(first)
@@ -189,7 +189,7 @@ async def test_r36_another_instance_with_the_same_world_sends_a_delta_client_not
         await kill(here, first)
         await here.resumed(second)
         await here.publish(second, second.world.routing("r", e="one"))
-        await second.said("acked", type="RouteConfiguration")
+        await second.event("acked", type="RouteConfiguration")
         here.history.settle()
         assert second.sent == {"Secret": 1, "RouteConfiguration": 1}
         moved = {name for name, count in (await here.counts()).items() if count != before[name]}
@@ -198,7 +198,7 @@ async def test_r36_another_instance_with_the_same_world_sends_a_delta_client_not
 
 
 @pytest.mark.parametrize("instances", [1, 2], ids=["started-again", "another"])
-async def test_r35_a_client_of_the_older_variant_is_answered_and_changes_nothing(instances, tmp_path):
+async def test_r35_reconnected_sotw_client_changes_nothing(instances, tmp_path):
     async with site(Variant.SOTW, tmp_path, instances=instances) as here:
         first = await here.active()
         before, taken = await here.counts(), await here.counts(TAKEN)
@@ -207,7 +207,7 @@ async def test_r35_a_client_of_the_older_variant_is_answered_and_changes_nothing
             await first.start()
         successor = await here.active() if instances == 1 else here.other_than(first)
         for name in TYPES:
-            await successor.said("acked", type=name)
+            await successor.event("acked", type=name)
         everything = {
             "Cluster": 4,
             "ClusterLoadAssignment": 3,
@@ -220,13 +220,13 @@ async def test_r35_a_client_of_the_older_variant_is_answered_and_changes_nothing
         still = {name: count for name, count in (await here.counts(TAKEN)).items() if count == taken[name]}
         assert still == {}
         await here.publish(successor, here.history.world.routing("r", a="fixed"))
-        await successor.said("acked", type="RouteConfiguration", times=2)
+        await successor.event("acked", type="RouteConfiguration", times=2)
         here.history.settle()
         assert successor.sent == {**everything, "RouteConfiguration": 2}
         await here.check()
 
 
-async def test_r38_a_cluster_that_was_warming_when_the_server_died_gets_its_assignment(variant, tmp_path):
+async def test_r38_warming_cluster_gets_its_assignment_after_a_crash(variant, tmp_path):
     async with site(variant, tmp_path) as here:
         (instance,) = here.instances
         world = here.history.world.having(one=Cluster((here.apps[0],), setting=1))
@@ -234,12 +234,12 @@ async def test_r38_a_cluster_that_was_warming_when_the_server_died_gets_its_assi
         await instance.died()
         assert await here.envoy.admin.stat("cluster_manager.warming_clusters") == 1
         await instance.start()
-        await instance.said("connected")
+        await instance.event("connected")
         await eventually(here.is_warm, timeout=WARM)
         await here.check()
 
 
-async def test_r43_routes_do_not_overtake_the_clusters_of_a_client_that_was_warming(variant, tmp_path):
+async def test_r43_routes_wait_for_warming_clusters_after_a_crash(variant, tmp_path):
     async with site(variant, tmp_path) as here:
         (instance,) = here.instances
         world = here.history.world.having(one=Cluster((here.apps[0],), setting=1))
@@ -249,6 +249,6 @@ async def test_r43_routes_do_not_overtake_the_clusters_of_a_client_that_was_warm
         here.history.publish(world)
         instance.world = world
         await instance.start()
-        await instance.said("acked", type="RouteConfiguration")
+        await instance.event("acked", type="RouteConfiguration")
         here.history.settle()
         await here.check()

@@ -1,4 +1,4 @@
-"""Interception: what every kind of traffic becomes between pods as on Kubernetes, in every mode, with and without sidecars."""
+"""Interception: the path of all kinds of traffic between pods, in every mode, with and without sidecars."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PORTS = {
     "lines": (93, 9003),
     "greets": (94, 9004),
 }
-"""Of every server."""
+"""Ports of every server."""
 UNDECLARED = (83, 93, 94)
-"""Those whose name does not say what they speak."""
+"""Ports whose names declare no protocol."""
 
 TRAFFIC = [
     (HTTP1, 80), (HTTP2, 80), (HTTP1, 81), (HTTP2, 81), (HTTP2, 82), (TCP, 90), (SERVER_FIRST, 91),
@@ -37,7 +37,7 @@ SLEEP = "spiffe://cluster.local/ns/permissive/sa/sleep"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """Servers in namespaces that are named after what is in force there, a client with a sidecar, and one without."""
+    """Servers in namespaces that are named after their mode, a client with a sidecar, and one without."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "permissive", account="sleep")
@@ -58,9 +58,7 @@ class TestEveryKindOfTraffic:
         [("permissive", MTLS), ("strict", MTLS), ("disable", PLAINTEXT), ("legacy", PLAINTEXT)],
     )
     @pytest.mark.parametrize(("what", "port"), TRAFFIC)
-    async def test_from_a_sidecar_is_encrypted_wherever_the_server_takes_it(
-        self, mesh, namespace, how, what, port
-    ):
+    async def test_traffic_from_a_sidecar_is_encrypted_if_possible(self, mesh, namespace, how, what, port):
         mesh.wire.forget()
 
         seen = await mesh.exchange(what, CLIENT, f"web.{namespace}", port)
@@ -78,9 +76,7 @@ class TestEveryKindOfTraffic:
         [("permissive", PLAINTEXT), ("strict", FAILS), ("disable", PLAINTEXT), ("legacy", PLAINTEXT)],
     )
     @pytest.mark.parametrize(("what", "port"), TRAFFIC)
-    async def test_from_outside_is_plaintext_and_refused_where_the_server_is_strict(
-        self, mesh, namespace, how, what, port
-    ):
+    async def test_plaintext_client_is_refused_under_strict(self, mesh, namespace, how, what, port):
         mesh.wire.forget()
 
         seen = await mesh.exchange(what, OUTSIDER, f"web.{namespace}", port)
@@ -106,7 +102,7 @@ class TestNames:
         ],
     )
     @pytest.mark.parametrize("suffix", ["", ":80"])
-    async def test_a_service_is_reached_by_every_name_with_and_without_port(self, mesh, name, suffix):
+    async def test_service_is_reached_by_all_names_and_ports(self, mesh, name, suffix):
         address = mesh.address("web", "permissive")
         host = address if name == "VIP" else name
 
@@ -115,7 +111,7 @@ class TestNames:
         assert (answer.pod, answer.identity) == ("web.permissive", SLEEP)
         assert answer.echo["headers"]["Host"] == host + suffix
 
-    async def test_resolved_names_lead_to_services_of_any_protocol(self, mesh):
+    async def test_resolved_names_work_for_all_protocols(self, mesh):
         for name in ("web", "web.permissive", "web.permissive.svc", "web.permissive.svc.cluster.local"):
             for what, port in ((HTTP1, 80), (HTTP2, 83), (TCP, 90), (TCP, 93)):
                 mesh.wire.forget()
@@ -123,7 +119,7 @@ class TestNames:
                 assert (seen.how, seen.pod) == (MTLS, "web.permissive"), (name, port)
                 assert mesh.wire.saw_tls(mesh["web.permissive"].address)
 
-    async def test_short_names_lead_to_services_of_the_own_namespace_only(self, mesh):
+    async def test_short_names_work_only_within_the_namespace(self, mesh):
         address = mesh.address("web", "strict")
 
         answer = await mesh[CLIENT].client.get(f"http://{address}/", headers={"host": "web2"})

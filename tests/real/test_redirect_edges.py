@@ -1,4 +1,4 @@
-"""Interception at its edges: pods that ask for themselves, the sidecar's own ports, and destinations that no Service names."""
+"""Interception edge cases: pods that call themselves, sidecar ports, and destinations outside Services."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OUTSIDER, STRANGER = "outsider.outside", "stranger.elsewhere"
 def listed(
     mesh: Mesh, name: str, pod: str, ports: dict[str, tuple[int, int]], *, ready: bool = True
 ) -> Iterator[Manifest]:
-    """Write a service without a selector, and who serves it."""
+    """Write a service without a selector, and its endpoints."""
     service = mesh.cluster.service(name, "listed", dict(ports.values()), [mesh[pod]])
     written = manifests.service(name, "listed", ports, address=service.address)
     del written["spec"]["selector"]
@@ -58,7 +58,7 @@ def listed(
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """Two servers, one of them strict; each has ports, too, that no Service names. Nobody knows the stranger."""
+    """Two servers, one STRICT, which also have ports outside Services, and a stranger outside the mesh."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("outsider", "outside", sidecar=False)
@@ -90,10 +90,10 @@ async def mesh(tmp_path_factory):
             yield mesh
 
 
-class TestAPodThatAsksForItself:
+class TestPodThatCallsItself:
     @pytest.mark.parametrize("namespace", ["permissive", "strict"])
     @pytest.mark.parametrize(("what", "port"), TRAFFIC)
-    async def test_through_its_own_service_speaks_mutual_tls_with_itself(self, mesh, namespace, what, port):
+    async def test_pod_uses_mutual_tls_to_itself_through_its_service(self, mesh, namespace, what, port):
         pod = mesh[f"web.{namespace}"]
         with Wire(pod.place, within=pod.address) as inward:
             seen = await exchange(inward.saw, what, pod, "web", port)
@@ -104,7 +104,7 @@ class TestAPodThatAsksForItself:
             assert seen.identity == f"spiffe://cluster.local/ns/{namespace}/sa/default"
 
     @pytest.mark.parametrize("port", [8080, 7000])
-    async def test_by_its_own_address_is_left_alone(self, mesh, port):
+    async def test_own_address_is_not_intercepted(self, mesh, port):
         for pod in (mesh[OPEN], mesh[STRICT]):
             for address in (pod.address, "127.0.0.1"):
                 answer = await pod.client.get(f"http://{address}:{port}/")
@@ -112,11 +112,11 @@ class TestAPodThatAsksForItself:
                 assert answer.echo["peer"][0] == address, "it came straight from the application"
 
 
-class TestTheSidecarsOwnPorts:
+class TestSidecarPorts:
     @pytest.mark.parametrize("port", [RedirectConfig().inbound_port, RedirectConfig().outbound_port])
     @pytest.mark.parametrize(("target", "other"), [(OPEN, STRICT), (STRICT, OPEN)])
     @pytest.mark.parametrize("who", ["outsider", "another with a sidecar", "the pod itself"])
-    async def test_are_closed_and_nothing_goes_round_in_circles(self, mesh, who, target, other, port):
+    async def test_sidecar_ports_are_closed_without_loops(self, mesh, who, target, other, port):
         client = mesh[{"outsider": OUTSIDER, "another with a sidecar": other}.get(who, target)].client
         addresses = [mesh[target].address, *(("127.0.0.1",) if who == "the pod itself" else ())]
         sidecars = [mesh.sidecar(mesh[name]).admin for name in (OPEN, STRICT)]
@@ -131,9 +131,9 @@ class TestTheSidecarsOwnPorts:
                 assert await conversation.closed()
 
         after = sum([await admin.total(accepted) for admin in sidecars])
-        assert after - before == 3 * len(addresses), "each connection is accepted once, and leads nowhere"
+        assert after - before == 3 * len(addresses), "each connection is accepted once, without a loop"
 
-    async def test_show_health_to_everybody_and_the_rest_to_the_pod_alone(self, mesh):
+    async def test_only_health_is_reachable_from_other_pods(self, mesh):
         for pod in (mesh[OPEN], mesh[STRICT]):
             for client in (mesh[OUTSIDER], mesh[OPEN], mesh[STRICT]):
                 ready = await client.client.get(f"http://{pod.address}:15021/healthz/ready")
@@ -144,12 +144,12 @@ class TestTheSidecarsOwnPorts:
             assert (await pod.client.get("http://127.0.0.1:15000/ready")).ok
 
 
-class TestAPortThatNoServiceNames:
+class TestPortOutsideServices:
     @pytest.mark.parametrize(
         ("what", "port"), [(HTTP1, 7000), (HTTP2, 7000), (TCP, 7100), (SERVER_FIRST, 7200)]
     )
     @pytest.mark.parametrize("who", ["outsider", "a client with a sidecar"])
-    async def test_is_under_the_policy_of_its_pod(self, mesh, who, what, port):
+    async def test_port_outside_services_has_the_mode_of_the_pod(self, mesh, who, what, port):
         client = {"outsider": mesh[OUTSIDER]}.get(who)
 
         to_open = await mesh.exchange(what, client or mesh[STRICT], mesh[OPEN].address, port)
@@ -161,20 +161,20 @@ class TestAPortThatNoServiceNames:
     @pytest.mark.parametrize(
         ("what", "port"), [(HTTP1, 7001), (HTTP2, 7001), (HTTP1, 7002), (HTTP2, 7002), (SERVER_FIRST, 7201)]
     )
-    async def test_may_have_a_mode_of_its_own(self, mesh, what, port):
+    async def test_port_outside_services_may_have_its_own_mode(self, mesh, what, port):
         for client in (mesh[OUTSIDER], mesh[OPEN]):
             seen = await mesh.exchange(what, client, mesh[STRICT].address, port)
             assert (seen.how, seen.pod) == (PLAINTEXT, "web.strict"), seen
 
-    async def test_may_be_locked_alone(self, mesh):
+    async def test_port_outside_services_may_be_strict_alone(self, mesh):
         for what in (HTTP1, HTTP2):
             open_ = await mesh.exchange(what, OUTSIDER, mesh[OPEN].address, 7001)
             locked = await mesh.exchange(what, OUTSIDER, mesh[OPEN].address, 7002)
             assert (open_.how, locked.how) == (PLAINTEXT, FAILS)
 
 
-class TestAnApplicationThatListensOnLoopback:
-    async def test_is_reached_where_inbound_traffic_is_sent_there(self, mesh):
+class TestApplicationOnLoopback:
+    async def test_application_on_loopback_needs_an_app_address(self, mesh):
         async def asked() -> str:
             return (await mesh.exchange(HTTP1, OPEN, "web.strict", 85)).how
 
@@ -188,20 +188,20 @@ class TestAnApplicationThatListensOnLoopback:
                     assert (seen.how, seen.pod) == (MTLS, STRICT)
 
 
-class TestAServiceWithListedEndpoints:
-    async def test_leads_to_addresses_that_are_nobodys_pod(self, mesh):
+class TestServiceWithListedEndpoints:
+    async def test_listed_addresses_outside_pods_are_reached(self, mesh):
         http = await mesh.exchange(HTTP1, OPEN, "outside.listed", 80)
         tcp = await mesh.exchange(SERVER_FIRST, OPEN, "outside.listed", 90)
 
         assert (http.how, http.pod) == (tcp.how, tcp.pod) == (PLAINTEXT, STRANGER)
 
-    async def test_leads_to_pods_in_their_own_mode(self, mesh):
+    async def test_listed_pods_are_reached_in_their_mode(self, mesh):
         for what, port in ((HTTP1, 80), (TCP, 90)):
             inside = await mesh.exchange(what, OPEN, "inside.listed", port)
             outside = await mesh.exchange(what, OUTSIDER, "inside.listed", port)
             assert (inside.how, inside.pod, outside.how) == (MTLS, STRICT, FAILS)
 
-    async def test_leads_nowhere_while_none_is_ready(self, mesh):
+    async def test_unready_listed_endpoints_get_no_traffic(self, mesh):
         http = await mesh.exchange(HTTP1, OPEN, "unready.listed", 80)
         tcp = await mesh.exchange(TCP, OPEN, "unready.listed", 90)
 
@@ -211,7 +211,7 @@ class TestAServiceWithListedEndpoints:
 
 @asynccontextmanager
 async def settings(mesh: Mesh, **settings: Any) -> AsyncIterator[None]:
-    """Have other mesh-wide settings in force for a while."""
+    """Apply other mesh-wide settings for a while."""
     mesh.set(**settings)
     await mesh.settled()
     yield
@@ -219,14 +219,14 @@ async def settings(mesh: Mesh, **settings: Any) -> AsyncIterator[None]:
     await mesh.settled()
 
 
-class TestAnUnknownDestination:
+class TestUnknownDestination:
     @pytest.mark.parametrize(("what", "port"), TO_STRANGER)
-    async def test_is_reached_where_any_is_allowed(self, mesh, what, port):
+    async def test_allow_any_reaches_unknown_destinations(self, mesh, what, port):
         seen = await mesh.exchange(what, OPEN, mesh[STRANGER].address, port)
 
         assert (seen.how, seen.pod) == (PLAINTEXT, "stranger.elsewhere"), seen
 
-    async def test_is_reached_by_whatever_name_it_is_asked_for(self, mesh):
+    async def test_allow_any_accepts_any_host_header(self, mesh):
         answer = await mesh[OPEN].client.get(
             f"http://{mesh[STRANGER].address}/", headers={"host": "www.example.org"}
         )
@@ -234,7 +234,7 @@ class TestAnUnknownDestination:
         assert answer.pod == "stranger.elsewhere"
         assert answer.echo["headers"]["Host"] == "www.example.org"
 
-    async def test_is_refused_where_only_services_are_allowed(self, mesh):
+    async def test_registry_only_refuses_unknown_destinations(self, mesh):
         async with settings(mesh, outboundTrafficPolicy={"mode": "REGISTRY_ONLY"}):
             for what, port in TO_STRANGER:
                 seen = await mesh.exchange(what, OPEN, mesh[STRANGER].address, port)

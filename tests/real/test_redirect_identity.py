@@ -1,4 +1,4 @@
-"""X-Forwarded-Client-Cert: the application learns who asks from its sidecar, and nobody can make it believe anything else."""
+"""X-Forwarded-Client-Cert: sidecars give applications the client's identity, and clients cannot forge it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALIASES = [
     *(f"x{a}forwarded{b}client{c}cert" for a, b, c in product("-_", repeat=3) if "_" in (a, b, c)),
     *("x.forwarded.client.cert", "x-forwarded~client-cert"),
 ]
-"""Names that an application takes for the header's if its server turns what is no letter into "_", as CGI's and WSGI's do."""
+"""Aliases of the header for servers that turn punctuation into "_", as CGI and WSGI servers do."""
 LEGITIMATE = {"user_id": "7", "x_forwarded_for": "a", "x_forwarded_client_certificate": "b", "x_cert": "c"}
 ALIASED = {**dict.fromkeys(ALIASES, FORGED), "X_Forwarded_Client_Cert": FORGED, **LEGITIMATE}
 MESH_ALPN = ("istio", "istio-peer-exchange", "istio-http/1.1", "istio-h2")
@@ -49,7 +49,7 @@ METHODS = ["get", "get_http2"]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """Servers in namespaces that are named after what is in force there, a client with a sidecar, and one without."""
+    """Servers in namespaces that are named after their mode, a client with a sidecar, and one without."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "full", account="sleep")
@@ -66,13 +66,13 @@ async def mesh(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def root(mesh) -> Authority:
-    """The authority that the sidecars' certificates are from."""
+    """The CA of the sidecars' certificates."""
     return load_or_create_root(mesh.plane.state, "cluster.local", datetime.now(UTC))
 
 
 @pytest.fixture(scope="module")
 def member(root) -> Leaf:
-    """A certificate of somebody who belongs to the mesh and has no sidecar."""
+    """A certificate of a mesh member without a sidecar."""
     return root.issue(MEMBER, datetime.now(UTC))
 
 
@@ -93,11 +93,11 @@ def _element(server: str, client: str, fingerprint: str = "[0-9a-f]{64}") -> re.
     return re.compile(f'By={server};Hash={fingerprint};Subject="";URI={client}')
 
 
-class TestAClientWithASidecar:
+class TestClientWithSidecar:
     @pytest.mark.parametrize("port", [80, 81, 83])
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("namespace", ["permissive", "strict"])
-    async def test_is_named_by_exactly_one_element(self, mesh, namespace, method, port):
+    async def test_client_has_exactly_one_header_element(self, mesh, namespace, method, port):
         for headers in ({}, *FORGERIES):
             answer = await getattr(mesh[CLIENT].client, method)(
                 f"http://web.{namespace}:{port}/headers", headers=headers
@@ -105,20 +105,20 @@ class TestAClientWithASidecar:
             server = f"spiffe://cluster.local/ns/{namespace}/sa/web"
             assert _element(server, SLEEP).fullmatch(answer.certificate), answer.certificate
 
-    async def test_is_what_the_pages_grep_finds(self, mesh):
+    async def test_grep_of_the_istio_task_finds_the_identity(self, mesh):
         answer = await mesh[CLIENT].client.get("http://web.strict/headers", headers=FORGERIES[1])
 
         grep = ["grep", "-Eo", "URI=spiffe.*sa/[a-z]*"]
-        found = subprocess.run(grep, input=answer.text, capture_output=True, text=True, check=True)
+        grepped = subprocess.run(grep, input=answer.text, capture_output=True, text=True, check=True)
 
-        assert found.stdout == f"URI={SLEEP}\n"
+        assert grepped.stdout == f"URI={SLEEP}\n"
 
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize(
         ("namespace", "port"),
         [("disable", 80), ("disable", 81), ("disable", 83), ("legacy", 80), ("legacy", 83)],
     )
-    async def test_is_not_named_where_it_speaks_plaintext(self, mesh, namespace, port, method):
+    async def test_plaintext_request_has_no_identity(self, mesh, namespace, port, method):
         for headers in ({}, *FORGERIES):
             answer = await getattr(mesh[CLIENT].client, method)(
                 f"http://web.{namespace}:{port}/headers", headers=headers
@@ -126,11 +126,11 @@ class TestAClientWithASidecar:
             assert (answer.pod, answer.certificate) == (f"web.{namespace}", "")
 
 
-class TestAPlaintextClient:
+class TestPlaintextClient:
     @pytest.mark.parametrize("port", [8080, 8081, 8083, UNNAMED])
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("namespace", ["permissive", "disable"])
-    async def test_is_nobody_whatever_it_says(self, mesh, namespace, method, port):
+    async def test_forged_header_of_a_plaintext_client_is_removed(self, mesh, namespace, method, port):
         address = mesh[f"web.{namespace}"].address
         for headers in FORGERIES:
             answer = await getattr(mesh[OUTSIDER].client, method)(
@@ -139,7 +139,7 @@ class TestAPlaintextClient:
             assert (answer.pod, answer.certificate) == (f"web.{namespace}", "")
 
 
-class TestAMemberThatSpeaksMutualTlsItself:
+class TestClientWithOwnTls:
     @pytest.mark.parametrize(
         ("port", "alpn"),
         [
@@ -149,7 +149,7 @@ class TestAMemberThatSpeaksMutualTlsItself:
     )
     @pytest.mark.parametrize("method", METHODS)
     @pytest.mark.parametrize("namespace", ["permissive", "strict"])
-    async def test_is_known_by_its_certificate_whatever_it_says(
+    async def test_forged_header_of_a_tls_client_is_replaced(
         self, mesh, root, member, tmp_path, namespace, method, port, alpn
     ):
         tls = _own_tls(tmp_path, root, member, alpn)
@@ -165,7 +165,7 @@ class TestAMemberThatSpeaksMutualTlsItself:
         ("port", "alpn"),
         [(8080, ()), (8081, ()), (8080, ("http/1.1",)), (8083, ("http/1.1",)), (8083, ("h2",))],
     )
-    async def test_is_known_at_a_strict_server_without_the_meshs_alpn_too(
+    async def test_strict_server_accepts_clients_without_istio_alpn(
         self, mesh, root, member, tmp_path, port, alpn
     ):
         tls = _own_tls(tmp_path, root, member, *alpn)
@@ -178,7 +178,7 @@ class TestAMemberThatSpeaksMutualTlsItself:
 
         assert _element("spiffe://cluster.local/ns/strict/sa/web", MEMBER).fullmatch(answer.certificate)
 
-    async def test_reaches_tcp_ports_that_no_service_names(self, mesh, root, member, tmp_path):
+    async def test_tls_client_reaches_tcp_ports_outside_services(self, mesh, root, member, tmp_path):
         tls = _own_tls(tmp_path, root, member, "istio")
         for pod in (mesh["web.permissive"], mesh["web.strict"]):
             connected = await mesh[OUTSIDER].client.connect(pod.address, 7100)
@@ -188,12 +188,12 @@ class TestAMemberThatSpeaksMutualTlsItself:
             await conversation.close()
 
 
-class TestANameThatAliasesTheHeader:
-    """WSGI knows `X_Forwarded_Client_Cert` and `X-Forwarded-Client-Cert` by one name: neither may be the client's."""
+class TestHeaderAlias:
+    """WSGI merges `X_Forwarded_Client_Cert` and `X-Forwarded-Client-Cert`: clients must not set either."""
 
     @pytest.fixture(params=["plaintext", "sidecar", "member of permissive", "member of strict"])
     def caller(self, request, mesh, root, member, tmp_path):
-        """Return a function that sends a request with all aliases to a port, and the identity the application may see."""
+        """Return a function that sends all aliases to a port, and the identity that the server may see."""
         how, _, namespace = request.param.partition(" of ")
         pod = mesh[CLIENT if how == "sidecar" else OUTSIDER]
         tls = {}
@@ -214,7 +214,7 @@ class TestANameThatAliasesTheHeader:
 
     @pytest.mark.parametrize("port", [8080, 8081, 8083])
     @pytest.mark.parametrize("method", METHODS)
-    async def test_does_not_arrive(self, caller, port, method):
+    async def test_header_alias_is_removed(self, caller, port, method):
         ask, identity = caller
         answer = await ask(port, method)
         forged = [name for name, value in answer.echo["headers"].items() if "forged" in value]
@@ -223,12 +223,12 @@ class TestANameThatAliasesTheHeader:
 
     @pytest.mark.parametrize("port", [8080, 8081, 8083])
     @pytest.mark.parametrize("method", METHODS)
-    async def test_other_names_with_underscores_do(self, caller, port, method):
+    async def test_other_headers_with_underscores_are_kept(self, caller, port, method):
         ask, _ = caller
         seen = {name.lower(): value for name, value in (await ask(port, method)).echo["headers"].items()}
         assert LEGITIMATE.items() <= seen.items()
 
-    async def test_a_wsgi_application_sees_the_peer_only(self, caller):
+    async def test_wsgi_application_sees_only_the_peer(self, caller):
         ask, identity = caller
         answer = await ask(WSGI, "get")
         assert answer.ok, answer
@@ -237,10 +237,10 @@ class TestANameThatAliasesTheHeader:
         assert answer.echo["headers"]["User-Id"] == "7"
 
 
-class TestACertificateThatProvesNothing:
+class TestInvalidCertificate:
     @pytest.mark.parametrize("port", [8080, 8083, UNNAMED])
     @pytest.mark.parametrize("namespace", ["permissive", "strict"])
-    async def test_is_refused(self, mesh, root, tmp_path, namespace, port):
+    async def test_invalid_certificate_is_refused(self, mesh, root, tmp_path, namespace, port):
         now = datetime.now(UTC)
         other_root = Authority.create(PrivateKey.generate(), "cluster.local", now)
         proofs = {

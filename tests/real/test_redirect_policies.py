@@ -1,4 +1,4 @@
-"""Policies and rules that change while sidecars run: what is sent is what the server takes, port by port."""
+"""Policies and rules that change while sidecars run: clients send what the server accepts, by port."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_sco
 
 PORTS = {"http-web": (80, 8080), "tcp-lines": (90, 9000), "web": (83, 8083)}
 CLIENTS = ("client.apps", "old.apps")
-"""One is told of what changed, the other, as the server is, of the state of the world."""
+"""One uses delta xDS, the other, like the server, state-of-the-world xDS."""
 OUTSIDER = "outsider.outside"
 WEB, BARE = "web.full", "bare.full"
 APP = {"app": "web"}
@@ -24,7 +24,7 @@ APP = {"app": "web"}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """A server with a sidecar and one without, two clients with and one without. Policy is up to the tests."""
+    """A server with a sidecar and one without, two clients with one and one without. Tests add policies."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "apps")
@@ -39,12 +39,12 @@ async def mesh(tmp_path_factory):
 
 
 async def under(mesh: Mesh, *objects: Manifest, **settings: Any) -> None:
-    """Put these objects in force, and none but these."""
-    # A peer that does not understand TLS may say nothing at all to it.
+    """Apply exactly these objects."""
+    # A peer without TLS may not answer a TLS handshake at all.
     mesh.set(connectTimeout="1s", **settings)
     mesh.manifests.write("policies", *objects)
     await mesh.settled()
-    # A pooled connection that is not allowed any more gets one more response, which says so.
+    # A pooled connection that is no longer allowed gets one more response.
     for client in CLIENTS:
         for host in (WEB, BARE):
             for port in (80, 83):
@@ -52,25 +52,25 @@ async def under(mesh: Mesh, *objects: Manifest, **settings: Any) -> None:
 
 
 async def ways(mesh: Mesh, client: str, host: str = WEB) -> dict[int, str]:
-    """Tell how a client's traffic goes, by port of the service."""
+    """Return the kind of a client's traffic, by port of the service."""
     seen = {
         port: await mesh.exchange(what, client, host, port)
         for what, port in ((HTTP1, 80), (TCP, 90), (HTTP1, 83))
     }
     for port in (80, 83):
         assert bool(seen[port].identity) == (seen[port].how == MTLS)
-    return {port: each.how for port, each in seen.items()}
+    return {port: answers.how for port, answers in seen.items()}
 
 
 async def inside(mesh: Mesh, host: str = WEB) -> dict[int, str]:
-    """Tell how the traffic of every client with a sidecar goes."""
+    """Return the kind of traffic of all clients with a sidecar."""
     one, other = [await ways(mesh, client, host) for client in CLIENTS]
     assert one == other
     return one
 
 
 async def outside(mesh: Mesh, host: str = WEB) -> dict[int, str]:
-    """Tell how the traffic of a client without a sidecar goes."""
+    """Return the kind of traffic of a client without a sidecar."""
     return await ways(mesh, OUTSIDER, host)
 
 
@@ -124,7 +124,7 @@ class TestPeerAuthentication:
             ),
         ],
     )  # fmt: skip
-    async def test_is_in_force_on_both_sides_of_every_port(
+    async def test_mode_applies_to_clients_and_server_on_every_port(
         self, mesh, objects: list[Manifest], from_inside: dict[int, str], from_outside: dict[int, str]
     ):
         await under(mesh, *objects)
@@ -133,7 +133,7 @@ class TestPeerAuthentication:
         assert await outside(mesh) == from_outside
         assert await inside(mesh, BARE) == await outside(mesh, BARE) == all_of(PLAINTEXT)
 
-    async def test_may_change_again_and_again(self, mesh):
+    async def test_mode_may_change_repeatedly(self, mesh):
         for mode, from_inside, from_outside in 2 * [
             ("STRICT", MTLS, FAILS),
             ("DISABLE", PLAINTEXT, PLAINTEXT),
@@ -155,7 +155,7 @@ def tls(mode: str, **more: Any) -> dict[str, Any]:
     return {"tls": {"mode": mode, **more}}
 
 
-class TestADestinationRule:
+class TestDestinationRule:
     @pytest.mark.parametrize(
         ("server", "mode", "how"),
         [
@@ -168,19 +168,19 @@ class TestADestinationRule:
             ("DISABLE", "ISTIO_MUTUAL", FAILS),
         ],
     )
-    async def test_is_followed_whatever_the_server_takes(self, mesh, server, mode, how):
+    async def test_rule_overrides_auto_mtls(self, mesh, server, mode, how):
         await under(mesh, namespaced(server), rule("web.full.svc.cluster.local", tls(mode)))
 
         assert await inside(mesh) == all_of(how)
         assert await outside(mesh) == all_of(FAILS if server == "STRICT" else PLAINTEXT)
 
     @pytest.mark.parametrize(("mode", "how"), [("DISABLE", PLAINTEXT), ("ISTIO_MUTUAL", FAILS)])
-    async def test_is_followed_where_there_is_no_sidecar(self, mesh, mode, how):
+    async def test_rule_applies_to_servers_without_a_sidecar(self, mesh, mode, how):
         await under(mesh, rule("*.full.svc.cluster.local", tls(mode)))
 
         assert await inside(mesh, BARE) == all_of(how)
 
-    async def test_that_the_server_does_not_match_is_answered_by_503(self, mesh):
+    async def test_rule_that_contradicts_the_server_gives_503(self, mesh):
         await under(mesh, namespaced("DISABLE"), rule("web", tls("ISTIO_MUTUAL")))
 
         answer = await mesh[CLIENTS[0]].client.get("http://web.full/headers")
@@ -188,14 +188,14 @@ class TestADestinationRule:
         assert answer.code == "503"
         assert "connection failure" in answer.text
 
-    async def test_may_say_something_else_for_a_port(self, mesh):
+    async def test_rule_may_have_port_settings(self, mesh):
         ports = [{"port": {"number": 80}, **tls("ISTIO_MUTUAL")}, {"port": {"number": 83}}]
         await under(mesh, rule("web", tls("DISABLE") | {"portLevelSettings": ports}))
 
-        # A port's settings replace those above it, also what they leave out: that is for auto mTLS to say then.
+        # A port's settings replace all others. Auto mTLS decides where they leave out the mode.
         assert await inside(mesh) == {80: MTLS, 90: PLAINTEXT, 83: MTLS}
 
-    async def test_in_the_clients_namespace_comes_before_that_of_the_service(self, mesh):
+    async def test_rule_in_the_client_namespace_overrides_others(self, mesh):
         await under(
             mesh,
             rule("web.full.svc.cluster.local", tls("DISABLE"), "apps"),
@@ -204,7 +204,7 @@ class TestADestinationRule:
 
         assert await inside(mesh) == all_of(PLAINTEXT)
 
-    async def test_may_insist_on_an_identity(self, mesh):
+    async def test_rule_may_require_an_identity(self, mesh):
         server = "spiffe://cluster.local/ns/full/sa/default"
         await under(mesh, rule("web", tls("ISTIO_MUTUAL", subjectAltNames=[server])))
         assert await inside(mesh) == all_of(MTLS)
@@ -212,14 +212,14 @@ class TestADestinationRule:
         await under(mesh, rule("web", tls("ISTIO_MUTUAL", subjectAltNames=[f"{server}x"])))
         assert await inside(mesh) == all_of(FAILS)
 
-    async def test_for_all_hosts_leaves_nothing_to_auto_mtls(self, mesh):
+    async def test_rule_for_all_hosts_replaces_auto_mtls(self, mesh):
         await under(mesh, mesh_wide("STRICT"), rule("*.local", tls("ISTIO_MUTUAL"), "istio-system"))
 
         assert await inside(mesh) == all_of(MTLS)
         assert await inside(mesh, BARE) == all_of(FAILS)
 
 
-async def test_with_auto_mtls_off_clients_speak_plaintext_unless_a_rule_says_otherwise(mesh):
+async def test_without_auto_mtls_only_rules_enable_tls(mesh):
     await under(mesh, enableAutoMtls=False)
     assert await inside(mesh) == all_of(PLAINTEXT)
 

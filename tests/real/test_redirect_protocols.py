@@ -1,4 +1,4 @@
-"""Interception: what is spoken on a port, by its declaration or by what is seen on it, between pods as on Kubernetes."""
+"""Interception: which protocol a port speaks, whether declared or detected, between pods."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MODES = ("permissive", "strict", "disable")
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """Servers in namespaces that are named after what is in force there, a client with a sidecar, and one without."""
+    """Servers in namespaces that are named after their mode, a client with a sidecar, and one without."""
     with Cluster() as cluster:
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("client", "permissive", account="sleep")
@@ -72,8 +72,8 @@ async def mesh(tmp_path_factory):
             yield mesh
 
 
-class TestWhatIsSpoken:
-    async def test_app_protocol_is_believed_over_the_name_of_the_port(self, mesh):
+class TestProtocolSelection:
+    async def test_app_protocol_overrides_the_port_name(self, mesh):
         http = await mesh.exchange(HTTP1, CLIENT, "apps.strict", 80)
         http2 = await mesh.exchange(HTTP1, CLIENT, "apps.strict", 81)
         tcp = await mesh.exchange(SERVER_FIRST, CLIENT, "apps.strict", 90)
@@ -83,24 +83,24 @@ class TestWhatIsSpoken:
         assert (tcp.how, tcp.pod) == (MTLS, "web.strict")
 
     @pytest.mark.parametrize("what", [HTTP1, HTTP2])
-    async def test_a_port_without_a_name_is_detected(self, mesh, what):
+    async def test_unnamed_port_is_detected(self, mesh, what):
         seen = await mesh.exchange(what, CLIENT, "unnamed.strict", 80)
 
         assert (seen.how, seen.pod, seen.identity, seen.protocol) == (MTLS, "web.strict", SLEEP, what)
 
     @pytest.mark.parametrize(("port", "protocol"), [(80, "HTTP/1.1"), (81, "HTTP/2"), (82, "HTTP/2")])
-    async def test_a_declared_port_gets_what_it_declares(self, mesh, port, protocol):
+    async def test_declared_protocol_is_used(self, mesh, port, protocol):
         for what in (HTTP1, HTTP2):
             seen = await mesh.exchange(what, CLIENT, "web.strict", port)
             assert (seen.protocol, seen.identity) == (protocol, SLEEP)
 
-    async def test_services_that_share_a_port_may_differ_in_what_they_speak(self, mesh):
+    async def test_services_on_one_port_may_differ_in_protocol(self, mesh):
         tcp = await mesh.exchange(TCP, CLIENT, "others.strict", 80)
         http = await mesh.exchange(HTTP1, CLIENT, "web.strict", 80)
 
         assert (tcp.how, tcp.pod) == (http.how, http.pod) == (MTLS, "web.strict")
 
-    async def test_only_who_cannot_know_waits_for_who_speaks_first(self, mesh):
+    async def test_only_undeclared_ports_wait_for_detection(self, mesh):
         async def waited(host: str, port: int) -> list[int]:
             sidecars = [mesh.sidecar(mesh[name]).admin for name in (CLIENT, "web.strict", "web.disable")]
             stat = r"^listener\..*\.downstream_pre_cx_timeout$"
@@ -116,7 +116,7 @@ class TestWhatIsSpoken:
         assert await waited("web.disable", declared) == [0, 0, 1]
         assert await waited("web.disable", undeclared) == [1, 0, 1]
 
-    async def test_a_client_asks_for_the_service_that_it_means(self, mesh):
+    async def test_request_names_its_service(self, mesh):
         mesh.wire.forget()
 
         await mesh.exchange(TCP, CLIENT, "others.strict", 80)
@@ -127,7 +127,7 @@ class TestWhatIsSpoken:
 
 
 class TlsLines(LineApp):
-    """An application that ends TLS itself."""
+    """An application that terminates TLS itself."""
 
     def __init__(self, name: str, port: int, pod: ClusterPod, tls: ssl.SSLContext) -> None:
         super().__init__(name, port, place=pod.place)
@@ -140,13 +140,13 @@ class TlsLines(LineApp):
 
 @pytest.fixture(scope="module")
 def authority() -> Authority:
-    """Whom the applications' own certificate is from."""
+    """The CA of the applications' own certificates."""
     return Authority.create(PrivateKey.generate(), "example.org", datetime.now(UTC))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def apps(mesh, authority, tmp_path_factory) -> AsyncIterator[None]:
-    """Applications that end TLS themselves."""
+    """Applications that terminate TLS themselves."""
     leaf = authority.issue("spiffe://example.org/ns/own/sa/app", datetime.now(UTC))
     file = tmp_path_factory.mktemp("own") / "leaf.pem"
     file.touch(0o600)
@@ -162,11 +162,11 @@ async def apps(mesh, authority, tmp_path_factory) -> AsyncIterator[None]:
 
 
 @pytest.mark.usefixtures("apps")
-class TestTlsOfTheApplicationsOwn:
-    async def said(
+class TestApplicationTls:
+    async def answer(
         self, mesh: Mesh, authority: Authority, client: str, host: str, port: int, *alpn: str
     ) -> str:
-        """Return what the application answers over TLS; empty if nothing."""
+        """Return the application's answer over TLS, or an empty string."""
         tls = ssl.create_default_context(cadata=authority.certificate_pem.decode())
         tls.check_hostname = False
         if alpn:
@@ -185,12 +185,12 @@ class TestTlsOfTheApplicationsOwn:
     @pytest.mark.parametrize("alpn", [(), ("h2", "http/1.1")])
     @pytest.mark.parametrize("port", [443, 444])
     @pytest.mark.parametrize("namespace", MODES)
-    async def test_passes_through_sidecars(self, mesh, authority, namespace, port, alpn):
+    async def test_application_tls_passes_through_sidecars(self, mesh, authority, namespace, port, alpn):
         mesh.wire.forget()
 
-        said = await self.said(mesh, authority, CLIENT, f"web.{namespace}", port, *alpn)
+        answer = await self.answer(mesh, authority, CLIENT, f"web.{namespace}", port, *alpn)
 
-        assert said == f"web.{namespace}: hello"
+        assert answer == f"web.{namespace}: hello"
         within_mutual_tls = namespace != "disable"
         assert mesh.wire.saw(f"outbound_.{port}_._.web.{namespace}.svc") == within_mutual_tls
         assert mesh.wire.saw(OWN_NAME) == (not within_mutual_tls)
@@ -198,16 +198,16 @@ class TestTlsOfTheApplicationsOwn:
     @pytest.mark.parametrize("alpn", [(), ("h2", "http/1.1")])
     @pytest.mark.parametrize("port", [443, 444])
     @pytest.mark.parametrize("namespace", MODES)
-    async def test_from_outside_is_refused_where_the_server_is_strict(
+    async def test_application_tls_from_outside_is_refused_under_strict(
         self, mesh, authority, namespace, port, alpn
     ):
-        said = await self.said(mesh, authority, OUTSIDER, f"web.{namespace}", port, *alpn)
+        answer = await self.answer(mesh, authority, OUTSIDER, f"web.{namespace}", port, *alpn)
 
-        assert said == ("" if namespace == "strict" else f"web.{namespace}: hello")
+        assert answer == ("" if namespace == "strict" else f"web.{namespace}: hello")
 
 
 class Upgrading(TcpServer):
-    """Takes every request for the wish to speak something else from now on, as WebSocket servers do."""
+    """Upgrades every request to another protocol, as WebSocket servers do."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (await reader.readline()).strip():
@@ -220,7 +220,7 @@ class Upgrading(TcpServer):
 @pytest.mark.parametrize("port", [86, 87])
 @pytest.mark.parametrize("namespace", MODES)
 @pytest.mark.parametrize("client", [CLIENT, OUTSIDER])
-async def test_an_upgraded_connection_is_passed_on_both_ways(mesh, client, namespace, port):
+async def test_upgraded_connection_passes_data_both_ways(mesh, client, namespace, port):
     place = mesh[f"web.{namespace}"].place
     async with (
         Upgrading(place.listener("0.0.0.0", 8000 + port)),
@@ -228,7 +228,8 @@ async def test_an_upgraded_connection_is_passed_on_both_ways(mesh, client, names
     ):
         await conversation.say(
             f"GET /chat HTTP/1.1\r\nHost: web.{namespace}:{port}\r\nConnection: Upgrade\r\n"
-            "Upgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r"
+            "Upgrade: websocket\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: "
+            "13\r\n\r"
         )
         if (client, namespace) == (OUTSIDER, "strict"):
             assert await conversation.closed()

@@ -1,4 +1,4 @@
-"""`xds reach` says what will happen on every hop of a mesh. Here real requests take every hop, and show whether it does."""
+"""`xds reach` predicts every hop of a mesh; real requests on every hop verify it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SAME_PORTS = {"http-web": (8080, 8080), "tcp-lines": (9000, 9000)}
 TRAFFIC = {80: HTTP1, 81: HTTP2, 83: HTTP1, 90: TCP, 8080: HTTP1, 9000: TCP}
 AT_ONCE = 12
 ENOUGH = 60
-"""Requests among which every endpoint of a service is met."""
+"""Number of requests that reach every endpoint of a service."""
 
 PODS: dict[str, tuple[bool, Mapping[str, str]]] = {
     "client.apps": (True, {}),
@@ -45,7 +45,7 @@ SERVICES: dict[str, tuple[Mapping[str, tuple[int, int]], Mapping[str, str]]] = {
     "web.ports": (PORTS, {"app": "web"}),
     "web.alpha": (PORTS, {"app": "web"}),
     "other.alpha": (PORTS, {"app": "other"}),
-    # The same pods again, under other names: the oldest service's policy decides, and each has its own rule.
+    # More services for the same pods: the oldest service's policy decides, and each has its own rule.
     "second.alpha": (TWO_PORTS, {"app": "other"}),
     "plain.auto": (TWO_PORTS, {"app": "web"}),
     "mutual.auto": (TWO_PORTS, {"app": "web"}),
@@ -68,9 +68,9 @@ RULES = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """A mesh with something of everything."""
+    """A mesh with all kinds of services, policies and rules."""
     with Cluster() as cluster:
-        # A peer that does not understand TLS may say nothing at all to it.
+        # A peer without TLS may not answer a TLS handshake at all.
         async with Mesh(cluster, tmp_path_factory.mktemp("mesh"), connectTimeout="1s") as mesh:
             for full, (sidecar, labels) in PODS.items():
                 name, namespace = full.split(".")
@@ -100,14 +100,14 @@ async def mesh(tmp_path_factory):
 
 
 class Hop(NamedTuple):
-    """A client and what it asks for."""
+    """A client and its destination."""
 
     client: str
     host: str
     port: int
 
 
-async def test_every_hop_of_a_mesh_goes_as_reach_predicts(mesh):
+async def test_traffic_on_every_hop_matches_reach(mesh):
     predicted: dict[Hop, set[tuple[str, str]]] = defaultdict(set)
     for row in await mesh.reach():
         service, (address, _, number) = row["service"], (row["address"] or "").rpartition(":")
@@ -119,7 +119,7 @@ async def test_every_hop_of_a_mesh_goes_as_reach_predicts(mesh):
             hop = Hop(row["client"], address, int(number))
         answers = (row["outcome"], "" if row["outcome"] == FAILS else row["endpoint"])
         predicted[hop].add(answers)
-    # All that can happen is among it, and nobody is left out.
+    # The mesh has every possible result and every client.
     assert Counter(how for ways in predicted.values() for how, _ in ways).keys() == {MTLS, PLAINTEXT, FAILS}
     assert {hop.client for hop in predicted} == set(PODS)
     assert {hop.host for hop in predicted} >= set(SERVICES) - {"headless.strict"}
@@ -130,8 +130,8 @@ async def test_every_hop_of_a_mesh_goes_as_reach_predicts(mesh):
         seen: set[tuple[str, str]] = set()
         for _ in range(ENOUGH if len(predicted[hop]) > 1 else 1):
             async with turn:
-                each = await mesh.exchange(TRAFFIC[hop.port], hop.client, hop.host, hop.port)
-            seen.add((each.how, each.pod))
+                exchange = await mesh.exchange(TRAFFIC[hop.port], hop.client, hop.host, hop.port)
+            seen.add((exchange.how, exchange.pod))
             if seen == predicted[hop] or not seen <= predicted[hop]:
                 break
         return seen

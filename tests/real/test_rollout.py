@@ -1,8 +1,8 @@
-"""Modes that change under traffic: no request fails that the policies before and after would both have served.
+"""Modes that change under traffic: no request fails that both the old and the new policies would have served.
 
-Of clients and servers there are two each, one that speaks state-of-the-world xDS and one that speaks delta, and two more whose
-sidecars come and go. Traffic is HTTP/1.1 on kept and on new connections, HTTP/2 between the sidecars, and TCP, some of it to
-servers that speak first.
+There are two clients and two servers, one of each by state-of-the-world xDS and one by delta, and two more
+pods whose sidecars come and go. Traffic is HTTP/1.1 on kept and new connections, HTTP/2 between the sidecars,
+and TCP, also to servers that speak first.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ FLIPS = 50
 
 
 def clock() -> str:
-    """Return the time as the control plane's log has it."""
+    """Return the time in the format of the control plane's log."""
     return f"{datetime.now(UTC):%H:%M:%S.%f}"[:-3]
 
 
 @dataclass
 class Lines:
-    """Opens a TCP connection, has a word answered and closes it, again and again."""
+    """Repeatedly opens a TCP connection, exchanges a line and closes it."""
 
     client: Client
     seconds: float = 240
     greets: bool = False
-    """Whether the server speaks first: its sidecar waits for a second for the client to do so."""
+    """Whether the server speaks first. Its sidecar waits one second for the client to do so."""
     asked: int = 0
     failures: list[str] = field(default_factory=list)
     pause: float = 0.02
@@ -85,20 +85,22 @@ class Lines:
 
 
 class Pods:
-    """The pods, their traffic, and the policies that are in force."""
+    """The pods, their traffic and the current policies."""
 
     def __init__(self, mesh: LocalMesh, stack: AsyncExitStack) -> None:
         self.mesh = mesh
         self._stack = stack
         variants = ("sotw", "delta")
-        self.clients = [mesh.pod(f"client-{each}", "ns") for each in variants]
-        self.servers = [mesh.pod(f"web-{each}", "ns", labels={"app": "web", "at": each}) for each in variants]
+        self.clients = [mesh.pod(f"client-{variant}", "ns") for variant in variants]
+        self.servers = [
+            mesh.pod(f"web-{variant}", "ns", labels={"app": "web", "at": variant}) for variant in variants
+        ]
         self.restless = [mesh.pod("restless-client", "ns"), mesh.pod("restless-server", "other")]
         self.loads: list[Load] = []
         self.lines: list[Lines] = []
         self.objects: dict[str, Manifest] = {}
         self.history: list[str] = []
-        """What was changed, restarted and killed, with the time."""
+        """Changes, restarts and kills, with the time."""
 
     async def start(self) -> None:
         for server in self.servers:
@@ -106,7 +108,7 @@ class Pods:
         ports = {"http": (80, HTTP), "http2": (81, HTTP2), "tcp": (90, TCP), "tcp-greets": (91, GREETS)}
         self.mesh.service("web", "ns", ports)
         self.mesh.service("restless-server", "other", {"http": (80, HTTP)})
-        # One server and another client are far away: what is sent to all at once arrives at different times.
+        # A relay delays one server and one client, so they get changes later than the others.
         for pod, seconds in ((self.servers[0], 0.3), (self.clients[1], 0.5)):
             relay = SlowRelay(HERE.listener("127.0.0.1", 0), self._control_plane, seconds)
             await self._stack.enter_async_context(relay)
@@ -137,50 +139,52 @@ class Pods:
                 self.lines.append(await self._stack.enter_async_context(lines))
 
     async def more(self, count: int = 5) -> list[Sent]:
-        found = await asyncio.gather(*(load.more(count, timeout=20) for load in self.loads))
-        return [sent for each in found for sent in each]
+        batches = await asyncio.gather(*(load.more(count, timeout=20) for load in self.loads))
+        return [sent for batch in batches for sent in batch]
 
     async def stop(self) -> tuple[int, Counter[str]]:
-        """End the traffic; return how much there was, and what failed."""
-        for each in (*self.loads, *self.lines):
-            await each.stop()
+        """Stop the traffic; return the number of requests and the failures."""
+        for load in (*self.loads, *self.lines):
+            await load.stop()
         failed: Counter[str] = Counter()
         for load in self.loads:
             for sent in load.failures:
                 failed[f"{load.url}: {sent.answer.code} {sent.answer.error or sent.answer.text}"] += 1
         for lines in self.lines:
             failed.update(lines.failures)
-        return sum(len(load.sent) for load in self.loads) + sum(each.asked for each in self.lines), failed
+        return sum(len(load.sent) for load in self.loads) + sum(line.asked for line in self.lines), failed
 
-    def say(self, found: Manifest) -> None:
-        self.objects[f"{found['kind']}/{found['metadata']['namespace']}/{found['metadata']['name']}"] = found
-        self.mesh.apply(found)
+    def say(self, manifest: Manifest) -> None:
+        self.objects[
+            f"{manifest['kind']}/{manifest['metadata']['namespace']}/{manifest['metadata']['name']}"
+        ] = manifest
+        self.mesh.apply(manifest)
 
     def unsay(self, key: str) -> None:
         self.mesh.delete(self.objects.pop(key))
 
     def outcomes(self) -> list[Outcome]:
-        """Return what becomes of the traffic by the policies as they are."""
+        """Return the traffic's expected results under the current policies."""
         names = {pod.name for pod in self.clients}
         return [
-            each
-            for each in predict(self.mesh.facts())
-            if each.client.name in names and each.service.name == "web"
+            outcome
+            for outcome in predict(self.mesh.facts())
+            if outcome.client.name in names and outcome.service.name == "web"
         ]
 
     @property
     def all_served(self) -> bool:
-        return all(each.result is not Result.FAILS for each in self.outcomes())
+        return all(outcome.result is not Result.FAILS for outcome in self.outcomes())
 
     async def restart(self, number: int) -> None:
-        """Have a sidecar that nobody uses start anew, whatever is on its way."""
+        """Restart an unused sidecar, even during a transition."""
         pod = self.restless[number]
         self.history.append(f"{clock()} restart {pod.name}")
         self.mesh.sotw = number == 0
         sidecar = self.mesh.sidecars[pod.full_name]
         sidecar._process.kill()
         await sidecar.ended()
-        # It takes the place of the one that the mesh ends.
+        # It replaces the one that the mesh stops.
         fresh = self.mesh._envoy(pod, self.mesh.facts())
         await fresh.__aenter__()
         sidecar._process = fresh._process
@@ -199,7 +203,7 @@ async def running(loopback, directory, *options: str):
 
 
 def flips(pods: Pods, dice: random.Random) -> Iterator[Callable[[], str]]:
-    """Yield changes without end, each of which leaves all traffic served."""
+    """Yield endless changes. After each of them, all traffic is still served."""
 
     def mode() -> str:
         return dice.choice(MODES)
@@ -238,7 +242,7 @@ def flips(pods: Pods, dice: random.Random) -> Iterator[Callable[[], str]]:
 
 
 def flip(pods: Pods, changes: Iterator[Callable[[], str]]) -> str:
-    """Make the next change after which everything is still served; undo those of which that is not so."""
+    """Make the next change that keeps all traffic served, and undo others."""
     for change in changes:
         before = dict(pods.objects)
         applied = _Paused(pods)
@@ -254,17 +258,17 @@ def flip(pods: Pods, changes: Iterator[Callable[[], str]]) -> str:
 
 
 async def on_its_way(pods: Pods) -> bool:
-    """Whether a control plane has begun a change, which takes it a moment, and has not ended it."""
+    """Whether the control plane has a transition in progress. It starts after a short delay."""
     until = time.monotonic() + 1
     while time.monotonic() < until:
-        said = await pods.mesh.plane.metrics()
-        if re.search(r"^xds_rollout_endpoints\{.*\} [1-9]", said, flags=re.MULTILINE):
+        metrics = await pods.mesh.plane.metrics()
+        if re.search(r"^xds_rollout_endpoints\{.*\} [1-9]", metrics, flags=re.MULTILINE):
             return True
     return False
 
 
 class _Paused:
-    """Keeps changes from the folder until it is known that they are wanted."""
+    """Holds back changes from the folder until they are confirmed."""
 
     def __init__(self, pods: Pods) -> None:
         self._pods, self._mesh = pods, pods.mesh
@@ -276,21 +280,22 @@ class _Paused:
     def __exit__(self, *_: object) -> None:
         self._pods.mesh = self._mesh
 
-    def apply(self, found: Manifest) -> None:
-        self._written.append(("apply", found))
+    def apply(self, manifest: Manifest) -> None:
+        self._written.append(("apply", manifest))
 
-    def delete(self, found: Manifest) -> None:
-        self._written.append(("delete", found))
+    def delete(self, manifest: Manifest) -> None:
+        self._written.append(("delete", manifest))
 
     def __str__(self) -> str:
         return ", ".join(
-            f"{how} {found['kind']} {found['metadata']['name']}.{found['metadata']['namespace']} {found['spec']}"
-            for how, found in self._written
+            f"{how} {manifest['kind']} {manifest['metadata']['name']}.{manifest['metadata']['namespace']} "
+            f"{manifest['spec']}"
+            for how, manifest in self._written
         )
 
     def write(self) -> None:
-        for how, found in self._written:
-            getattr(self._mesh, how)(found)
+        for how, manifest in self._written:
+            getattr(self._mesh, how)(manifest)
 
     def facts(self):
         return facts_with(self._mesh, self._pods.objects)
@@ -303,8 +308,8 @@ def facts_with(mesh: LocalMesh, objects: dict[str, Manifest]):
     base = mesh.facts()
     kinds = {"PeerAuthentication", "DestinationRule"}
     kept = [fact for fact in base.facts() if fact.ref.kind not in kinds]
-    said = [each.fact for found in objects.values() for each in parse(found, lambda _: "test")]
-    return Mesh([*kept, *filter(None, said)], base.config)
+    facts = [parsed.fact for manifest in objects.values() for parsed in parse(manifest, lambda _: "test")]
+    return Mesh([*kept, *filter(None, facts)], base.config)
 
 
 def served_with(pods: Pods) -> bool:
@@ -312,7 +317,7 @@ def served_with(pods: Pods) -> bool:
 
 
 @pytest.mark.timeout(420)
-async def test_random_flips_under_traffic_fail_no_request(loopback, tmp_path):
+async def test_random_mode_changes_fail_no_request(loopback, tmp_path):
     seed = random.randrange(1 << 32)
     dice = random.Random(seed)
     print(f"seed {seed}")
@@ -337,7 +342,7 @@ async def test_random_flips_under_traffic_fail_no_request(loopback, tmp_path):
                 await pods.more()
                 await pods.mesh.plane.start()
                 pods.history.append(f"{clock()} control plane started")
-            # Some policies change again half-way.
+            # Some policies change again during a transition.
             if dice.random() < 0.5:
                 await pods.mesh.settled(timeout=RECONNECTED)
             else:
@@ -354,7 +359,7 @@ async def test_random_flips_under_traffic_fail_no_request(loopback, tmp_path):
 
 
 @pytest.mark.timeout(120)
-async def test_the_same_load_loses_requests_when_nobody_is_waited_for(loopback, tmp_path):
+async def test_changes_without_waiting_lose_requests(loopback, tmp_path):
     async with running(loopback, tmp_path, "--rollout=immediate") as pods:
         await pods.load()
         for mode in ("DISABLE", "STRICT") * 6:
@@ -367,8 +372,8 @@ async def test_the_same_load_loses_requests_when_nobody_is_waited_for(loopback, 
 
 
 @pytest.mark.timeout(120)
-async def test_requests_change_over_and_plaintext_ends(loopback, tmp_path):
-    """DISABLE to STRICT: what clients send after the change, and when others are refused."""
+async def test_strict_migrates_requests_and_closes_plaintext(loopback, tmp_path):
+    """DISABLE to STRICT: what clients send after the change, and when plaintext is refused."""
     async with running(loopback, tmp_path) as pods:
         pods.say(manifests.peer_authentication("ns", "DISABLE"))
         await pods.mesh.settled()
@@ -379,14 +384,14 @@ async def test_requests_change_over_and_plaintext_ends(loopback, tmp_path):
             plain = await stack.enter_async_context(Client().tcp(pods.servers[0].address, TCP))
             tunnel = await stack.enter_async_context(pods.clients[1].client.tcp("web.ns", 90))
             assert (await plain.ask("hello")).endswith(": hello")
-            said = time.monotonic()
+            changed = time.monotonic()
             pods.say(manifests.peer_authentication("ns", "STRICT"))
             await pods.mesh.settled()
             locked = time.monotonic()
             await asyncio.sleep(0)
             refused = await Client().get(f"http://{pods.servers[0].address}:{HTTP}/headers")
             assert refused.code == "000", refused
-            # Both were opened in plaintext, and end at the drain time.
+            # Both were opened in plaintext, and are closed after the drain time.
             assert await plain.closed()
             assert await tunnel.closed()
             assert time.monotonic() - locked < 3 * 5
@@ -395,7 +400,7 @@ async def test_requests_change_over_and_plaintext_ends(loopback, tmp_path):
         old = [
             sent
             for load in pods.loads
-            for sent in load.since(said)
+            for sent in load.since(changed)
             if not sent.answer.identity and sent.began > locked + 2
         ]
         assert not old
@@ -403,15 +408,14 @@ async def test_requests_change_over_and_plaintext_ends(loopback, tmp_path):
         _, failed = await pods.stop()
     assert not failed
     print(
-        f"locked {locked - said:.2f} s after the change; the last request in plaintext began {lag - locked:+.2f} s from then"
+        f"locked {locked - changed:.2f} s after the change; "
+        f"the last request in plaintext began {lag - locked:+.2f} s from then"
     )
 
 
 @pytest.mark.timeout(120)
-async def test_new_requests_on_kept_connections_use_the_new_mode_though_the_server_takes_both(
-    loopback, tmp_path
-):
-    """Nothing ends the old connections here, as a lock would: clients change over by themselves."""
+async def test_kept_connections_switch_to_the_new_mode(loopback, tmp_path):
+    """Nothing closes the old connections here, as STRICT would: clients switch on their own."""
     changes = [
         (manifests.peer_authentication("ns", "PERMISSIVE"), True),
         (manifests.destination_rule("web", "ns", "web.ns.svc.cluster.local", "DISABLE"), False),
@@ -425,22 +429,22 @@ async def test_new_requests_on_kept_connections_use_the_new_mode_though_the_serv
         pods.say(manifests.peer_authentication("ns", "DISABLE"))
         await pods.mesh.settled()
         await pods.load()
-        for found, is_mtls in changes:
-            pods.say(found)
+        for manifest, is_mtls in changes:
+            pods.say(manifest)
             await pods.mesh.settled()
             taken = time.monotonic()
             while time.monotonic() < taken + 2:
                 await pods.more()
             later = [sent for sent in await pods.more(10) if sent.began > taken + 2]
             assert later
-            assert {bool(sent.answer.identity) for sent in later} == {is_mtls}, found
+            assert {bool(sent.answer.identity) for sent in later} == {is_mtls}, manifest
         _, failed = await pods.stop()
     assert not failed
 
 
 @pytest.mark.timeout(120)
-async def test_between_disable_and_permissive_no_plaintext_ends(loopback, tmp_path):
-    """Both serve it, so it may last for as long as it likes: requests, and connections that say nothing for long."""
+async def test_permissive_and_disable_keep_plaintext_connections(loopback, tmp_path):
+    """Traffic that both modes serve never breaks: requests, and connections that are silent for long."""
     async with LocalMesh(loopback, tmp_path) as mesh, AsyncExitStack() as stack:
         client, server = mesh.pod("client", "ns"), mesh.pod("web", "ns")
         await mesh.serve(server, http=(HTTP,), lines=(TCP,))
@@ -453,8 +457,8 @@ async def test_between_disable_and_permissive_no_plaintext_ends(loopback, tmp_pa
             slow = asyncio.create_task(
                 Client().get(f"http://{server.address}:{HTTP}/slow?seconds=9", timeout=60)
             )
-            for each in lines:
-                assert (await each.ask("hello")).endswith(": hello")
+            for connection in lines:
+                assert (await connection.ask("hello")).endswith(": hello")
 
             async def is_asked() -> bool:
                 stat = rf"^cluster\.inbound\|{HTTP}\|\|;?\.upstream_rq_active$"
@@ -465,5 +469,5 @@ async def test_between_disable_and_permissive_no_plaintext_ends(loopback, tmp_pa
             await mesh.settled()
             await mesh.drained()
             assert (await slow).code == "200"
-            for each in lines:
-                assert (await each.ask("still here")).endswith(": still here")
+            for connection in lines:
+                assert (await connection.ask("still here")).endswith(": still here")

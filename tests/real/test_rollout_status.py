@@ -1,4 +1,4 @@
-"""What `xds status --rollout` says while real sidecars hang, and who counts the plaintext connections that a lock ends."""
+"""`xds status --rollout` while real sidecars hang; the count of plaintext connections that STRICT closes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stopped(envoy: EnvoyProcess) -> Iterator[None]:
         os.kill(envoy.pid, signal.SIGCONT)
 
 
-async def test_who_hangs_is_named_until_the_server_is_locked(loopback, tmp_path):
+async def test_hanging_sidecars_are_named_until_strict_is_reached(loopback, tmp_path):
     async with LocalMesh(loopback, tmp_path) as mesh:
         client = mesh.pod("client", "ns")
         servers = [mesh.pod(f"web-{number}", "ns", labels={"app": "web"}) for number in (1, 2)]
@@ -44,29 +44,29 @@ async def test_who_hangs_is_named_until_the_server_is_locked(loopback, tmp_path)
         await mesh.start(client, *servers)
 
         async def says(pattern: str) -> bool:
-            said = await xds("status", "--rollout", f"--xds-address={mesh.plane.address}", may_be_no=True)
-            assert re.match(pattern, said), said
+            output = await xds("status", "--rollout", f"--xds-address={mesh.plane.address}", may_be_no=True)
+            assert re.match(pattern, output), output
             return True
 
-        async def said(pattern: str) -> None:
+        async def until(pattern: str) -> None:
             await eventually(lambda: says(pattern), timeout=20, what=pattern)
 
-        await said(NO_TRANSITIONS)
+        await until(NO_TRANSITIONS)
         with stopped(mesh.sidecar(client)):
             with stopped(mesh.sidecar(servers[0])):
                 mesh.apply(manifests.peer_authentication("ns", "STRICT"))
-                # The server that hangs holds back nobody but itself.
-                await said(
+                # The hanging server delays only its own transition.
+                await until(
                     rf"web\.ns: 0/2 endpoints mTLS, web-1 waiting for its listener \(\d+ s; {OPEN}\), "
                     rf"web-2 waiting for client\.ns and web-1\.ns \(\d+ s; {OPEN}\)\n"
                 )
             one, two = (rf"web-{number} waiting for client\.ns \(\d+ s; {OPEN}\)" for number in (1, 2))
-            await said(rf"web\.ns: 0/2 endpoints mTLS, ({two}, {one}|{one}, {two})\n")
-        await said(NO_TRANSITIONS)
+            await until(rf"web\.ns: 0/2 endpoints mTLS, ({two}, {one}|{one}, {two})\n")
+        await until(NO_TRANSITIONS)
         await mesh.settled()
 
 
-async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
+async def test_sidecar_counts_connections_closed_by_strict(loopback, tmp_path):
     async with LocalMesh(loopback, tmp_path) as mesh, AsyncExitStack() as stack:
         client, server = mesh.pod("client", "ns"), mesh.pod("web", "ns")
         await mesh.serve(server, http=(HTTP,), lines=(TCP,))
@@ -75,10 +75,10 @@ async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
         admin = mesh.sidecar(server).admin
 
         async def cut() -> dict[str, int]:
-            found = await admin.stats(rf"^cluster\.inbound\|\d+\|\|;?\.{CUT}$")
-            return {name.split("|")[1]: count for name, count in found.items()}
+            stats = await admin.stats(rf"^cluster\.inbound\|\d+\|\|;?\.{CUT}$")
+            return {name.split("|")[1]: count for name, count in stats.items()}
 
-        # What ends by itself is none of it, whoever ends it.
+        # Connections that a peer closes are not counted.
         for ended in (client.client.tcp("web.ns", 90), Client().tcp(server.address, TCP)):
             async with ended as conversation:
                 await conversation.ask("hello")
@@ -92,8 +92,8 @@ async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
         ]
         plain = [await stack.enter_async_context(Client().tcp(server.address, TCP)) for _ in range(2)]
         encrypted = await stack.enter_async_context(client.client.tcp("web.ns", 90))
-        for each in (*plain, encrypted):
-            await each.ask("hello")
+        for connection in (*plain, encrypted):
+            await connection.ask("hello")
 
         async def all_ask() -> bool:
             return await admin.total(rf"^cluster\.inbound\|{HTTP}\|\|;?\.upstream_rq_active$") == len(slow)
@@ -101,7 +101,7 @@ async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
         await eventually(all_ask, timeout=10)
         assert await cut() == {str(HTTP): 0, str(TCP): 0}
         mesh.apply(manifests.peer_authentication("ns", "STRICT"))
-        assert all([await each.closed() for each in plain])
+        assert all([await connection.closed() for connection in plain])
         answers = await asyncio.gather(*slow)
         await mesh.drained()
         assert [answer.code for answer in answers] == ["200", "000", "000", "000"]
@@ -113,11 +113,11 @@ async def test_the_sidecar_counts_what_a_lock_ends(loopback, tmp_path):
         )
         assert {name.split("|")[1]: int(count) for name, count in named} == {str(HTTP): 3, str(TCP): 2}
 
-        said = await xds("status", "--rollout", f"--xds-address={mesh.plane.address}")
+        output = await xds("status", "--rollout", f"--xds-address={mesh.plane.address}")
         closed = "Ports that stopped accepting plaintext since the control plane started: 2."
-        assert said == f"{NO_TRANSITIONS}\n\n{closed}\n"
+        assert output == f"{NO_TRANSITIONS}\n\n{closed}\n"
 
-        # The same the other way round: a server that goes to plaintext only ends what is encrypted.
+        # The reverse: a server that changes to DISABLE closes encrypted connections.
         mesh.apply(manifests.peer_authentication("ns", "DISABLE"))
         assert await encrypted.closed()
         await mesh.drained()

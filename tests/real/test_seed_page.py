@@ -1,4 +1,4 @@
-"""Istio's task *Automatic mutual TLS*, step by step, with the real Envoy, httpbin and `xds serve`: codes and identities exactly."""
+"""Istio's task *Automatic mutual TLS*, step by step, with the real Envoy, httpbin and `xds serve`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ MTLS, PLAIN = ("200", ME), ("200", "")
 REFUSED, UNAVAILABLE = ("000", ""), ("503", "")
 
 Seen = Mapping[tuple[str, str], set[tuple[str, str]]]
-"""(namespace of sleep, namespace of httpbin) -> every (code, identity that httpbin was shown) that requests brought."""
+"""(namespace of sleep, namespace of httpbin) -> every (status code, client identity that httpbin saw)."""
 
 EVERYTHING_PLAIN: Seen = {
     (source, target): {PLAIN} for source in ("full", "legacy") for target in ("full", "partial", "legacy")
@@ -62,7 +62,7 @@ REQUESTS, AT_MOST = 10, 100
 
 
 class Page:
-    """What the page deploys: httpbin in three namespaces, and sleep in two of them."""
+    """The deployment of the Istio task: httpbin in three namespaces, and sleep in two of them."""
 
     def __init__(self, mesh: LocalMesh) -> None:
         self.mesh = mesh
@@ -90,7 +90,7 @@ class Page:
         await self.mesh.enter(Httpbin(8080, address=pod.app_address))
 
     async def seen(self, expected: Seen) -> Seen:
-        """Ask until everything expected was seen, and often enough to see what is not."""
+        """Send requests until everything expected was seen, and enough to see anything unexpected."""
         return {pair: await self._ask(*pair, expected[pair]) for pair in expected}
 
     async def _ask(self, source: str, target: str, expected: set[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -103,14 +103,14 @@ class Page:
 
 
 @pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
-async def test_the_page_from_beginning_to_end(loopback, tmp_path, sotw):
+async def test_istio_task(loopback, tmp_path, sotw):
     async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
         page = Page(mesh)
         await page.deploy()
         sidecar = mesh.sidecar(page.sleeps["full"])
         assert await mesh.plane.bootstrap("sleep.full", *(["--sotw"] if sotw else [])) == sidecar.bootstrap
 
-        # PERMISSIVE is what the installation begins with, and sidecars migrate pod by pod.
+        # The installation starts with PERMISSIVE, and sidecars migrate pod by pod.
         assert await page.seen(AUTOMATIC) == AUTOMATIC
 
         strict = printed(STRICT)
@@ -134,7 +134,7 @@ async def test_the_page_from_beginning_to_end(loopback, tmp_path, sotw):
         await mesh.settled()
         assert await page.seen(AUTOMATIC) == AUTOMATIC
 
-        # What the page's summary warns of.
+        # The case that the task's summary warns of.
         await mesh.reinstall("values.global.mtls.auto=false", "values.global.mtls.enabled=false")
         await mesh.settled(timeout=RECONNECTED)
         assert await page.seen(EVERYTHING_PLAIN) == EVERYTHING_PLAIN
@@ -151,7 +151,7 @@ async def test_the_page_from_beginning_to_end(loopback, tmp_path, sotw):
 
 
 def printed(text: str) -> Manifest:
-    """An object as the page prints it, in the namespace that its `kubectl apply -n full` says."""
-    found: Manifest = yaml.safe_load(text)
-    found["metadata"]["namespace"] = "full"
-    return found
+    """Return an object as printed in the task, in the namespace of its `kubectl apply -n full`."""
+    manifest: Manifest = yaml.safe_load(text)
+    manifest["metadata"]["namespace"] = "full"
+    return manifest

@@ -1,4 +1,4 @@
-"""A real Envoy that asks for each type on its own: by REST, and on streams of both variants. No ADS."""
+"""A real Envoy without ADS, which requests each type by REST or on streams of both variants."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def address(port: int) -> dict[str, Any]:
 
 
 def asked_by(kind: str) -> dict[str, Any]:
-    """Return where a type comes from: from our server, by one kind of API."""
+    """Return the config source of a type: our server, by one kind of API."""
     api: dict[str, Any] = {"api_type": kind, "transport_api_version": "V3"}
     if kind == "REST":
         api |= {"cluster_names": [SERVER], "refresh_delay": "0.1s", "request_timeout": "3s"}
@@ -69,7 +69,7 @@ def asked_by(kind: str) -> dict[str, Any]:
 
 @dataclass
 class World:
-    """One of each; every other version of it is different in every type."""
+    """One resource of each type. All of them alternate between two contents, by version."""
 
     kind: str
     apps: tuple[EchoApp, EchoApp]
@@ -77,7 +77,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.ports = free_port(), free_port(), free_port()
-        """In plain, with TLS, with scoped routes; and the second version listens on one more."""
+        """Plaintext, TLS and scoped routes; the second version has one more listener."""
         self.another = free_port()
 
     def bootstrap(self, server: int) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class World:
             RUNTIME: [made(RUNTIME, {"name": "runtime", "layer": {"test": {"version": version}}})],
             SECRET: [self.secrets[version - 1]],
         }
-        return Snapshot({type_url: ResourceSet(found) for type_url, found in resources.items()})
+        return Snapshot({type_url: ResourceSet(messages) for type_url, messages in resources.items()})
 
     def _listener(self, name: str, port: int, *, tls: bool = False, scoped: bool = False) -> Resource:
         source = asked_by(self.kind)
@@ -199,7 +199,7 @@ class World:
         return made(LISTENER, {"name": name, "address": address(port), "filter_chains": [chain]})
 
     async def check(self, envoy: EnvoyProcess, version: int) -> bool:
-        """Assert that each type is at a version, by what clients see."""
+        """Assert that clients see this version of each type."""
         client = Client()
         plain, _, scoped = (f"http://{HOST}:{port}/" for port in self.ports)
         app = self.apps[version - 1].name
@@ -219,9 +219,9 @@ class World:
     async def _certificate(self) -> bytes:
         context = ssl._create_unverified_context()
         _, writer = await asyncio.open_connection(HOST, self.ports[1], ssl=context)
-        found: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        certificate: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         writer.close()
-        return found
+        return certificate
 
     def _served(self, version: int) -> bytes:
         message = message_class(SECRET.rpartition("/")[2]).FromString(self.secrets[version - 1].body)
@@ -253,7 +253,7 @@ async def serving(kind: str, proxies: OneForAll, **options: Any) -> AsyncIterato
 
 @pytest.mark.envoy
 @pytest.mark.parametrize("kind", KINDS)
-async def test_r49_r50_each_type_comes_on_its_own_and_every_change_of_it(tmp_path: Path, kind: str) -> None:
+async def test_r49_r50_each_type_is_served_separately(tmp_path: Path, kind: str) -> None:
     proxies = OneForAll()
     async with AsyncExitStack() as stack:
         one, two = [
@@ -278,7 +278,7 @@ async def test_r49_r50_each_type_comes_on_its_own_and_every_change_of_it(tmp_pat
 
 @pytest.mark.envoy
 @pytest.mark.parametrize("kind", ["GRPC", "DELTA_GRPC"])
-async def test_r55_connections_that_end_at_their_age_are_made_anew(tmp_path: Path, kind: str) -> None:
+async def test_r55_envoy_reconnects_at_the_maximum_age(tmp_path: Path, kind: str) -> None:
     proxies = OneForAll()
     age = {"max_connection_age": 0.5, "options": (("grpc.max_connection_age_grace_ms", 100),)}
     async with AsyncExitStack() as stack:
@@ -302,7 +302,7 @@ async def test_r55_connections_that_end_at_their_age_are_made_anew(tmp_path: Pat
 
 
 async def only_news_is_sent(envoy: EnvoyProcess) -> None:
-    """Assert that polls by an Envoy that is up to date go on, and bring it nothing."""
+    """Assert that a synced Envoy keeps polling and gets no updates."""
     updates = r"^(cluster_manager\.cds|listener_manager\.lds)\.update_success$"
     polls = r"^(cluster_manager\.cds|listener_manager\.lds)\.update_attempt$"
     had, asked = await envoy.admin.total(updates), await envoy.admin.total(polls)

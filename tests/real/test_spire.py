@@ -1,6 +1,7 @@
-"""Certificates from SPIRE's agent instead of ours: sidecars ask the socket that the mesh's settings name, and us for none.
+"""Certificates from SPIRE's agent: sidecars request them from its socket, and none from the control plane.
 
-The agent here is a store of ours on a Unix socket; it tells sidecars apart by their node id, where SPIRE's looks at the process.
+The agent here is our own SDS server on a Unix socket. It identifies sidecars by node id, where SPIRE inspects
+the process.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HTTP = 8080
 
 
 class Agent:
-    """Plays SPIRE's agent."""
+    """A stand-in for SPIRE's agent."""
 
     def __init__(self) -> None:
         now = datetime.now(UTC)
@@ -47,31 +48,29 @@ class Agent:
 
 
 def with_socket(mesh: LocalMesh, option: str) -> LocalMesh:
-    """Have the control plane told by its own option what the test knows by a setting."""
+    """Make the control plane use this option instead of the setting, which only the test's sidecars read."""
     mesh.plane._options = (option,)
     return mesh
 
 
 async def serials(mesh: LocalMesh, pod: LocalPod) -> tuple[set[int], set[int]]:
-    """Return the serial numbers of the roots that a sidecar trusts, and of what it shows."""
+    """Return the serial numbers of a sidecar's trusted roots and of its certificates."""
     certificates = (await mesh.sidecar(pod).admin.json("/certs"))["certificates"]
     return tuple(  # type: ignore[return-value]
-        {int(cert["serial_number"], 16) for each in certificates for cert in each.get(kind, ())}
+        {int(cert["serial_number"], 16) for certificate in certificates for cert in certificate.get(kind, ())}
         for kind in ("ca_cert", "cert_chain")
     )
 
 
 @pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
-async def test_sidecars_take_certificates_from_the_socket_and_none_from_us(
-    loopback, tmp_path: Path, *, sotw: bool
-) -> None:
+async def test_sidecars_use_certificates_from_the_sds_socket(loopback, tmp_path: Path, *, sotw: bool) -> None:
     socket = tmp_path / "agent.sock"
     agent = Agent()
-    said = f"meshConfig.sdsUdsPath=unix://{socket}"
+    option = f"meshConfig.sdsUdsPath=unix://{socket}"
     async with (
         XdsServer(agent.store, f"unix:{socket}"),
         with_socket(
-            LocalMesh(loopback, tmp_path, sotw=sotw, settings=[said]), f"--sds=unix://{socket}"
+            LocalMesh(loopback, tmp_path, sotw=sotw, settings=[option]), f"--sds=unix://{socket}"
         ) as mesh,
     ):
         client = mesh.pod("client", "ns")
@@ -90,22 +89,22 @@ async def test_sidecars_take_certificates_from_the_socket_and_none_from_us(
             assert trusted == {root}
             assert shown == {first[pod.name]}
 
-        # The agent renews what it gave out.
+        # The agent renews a certificate.
         second = {pod.name: agent.issue(pod) for pod in (client, server)}
 
         async def renewed() -> bool:
             return all([(await serials(mesh, pod))[1] == {second[pod.name]} for pod in (client, server)])
 
-        await eventually(renewed, timeout=30, what="what the agent renewed is shown")
+        await eventually(renewed, timeout=30, what="the renewed certificate is used")
         assert (await client.client.get("http://web:80/headers")).identity
 
-        # The control plane is asked for everything else.
+        # Everything else comes from the control plane.
         status = json.loads(await xds("status", f"--xds-address={mesh.plane.address}", "-o", "json"))
         types = {
             kind["typeUrl"]
             for proxy in status["proxies"]
-            for each in proxy["streams"]
-            for kind in each["types"]
+            for stream in proxy["streams"]
+            for kind in stream["types"]
         }
         assert CLUSTER in types
         assert SECRET not in types

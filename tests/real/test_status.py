@@ -1,4 +1,4 @@
-"""`xds status` and CSDS with real sidecars: synced, one that rejected, one that waits, one whose pod is not known."""
+"""`xds status` and CSDS with real sidecars: one synced, one rejected, one waiting, one of an unknown pod."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ _STATUS = "envoy.service.status.v3"
 
 
 class Running(EnvoyProcess):
-    """An Envoy that is not waited for until it is live: it has nothing to live on."""
+    """An Envoy that counts as started before it is live, because it gets no configuration."""
 
     async def _is_live(self) -> bool:
         return bool(await self.admin.json("/server_info"))
 
 
 class Status:
-    """What `xds status` says of a mesh."""
+    """The output of `xds status` for a mesh."""
 
     def __init__(self, mesh: LocalMesh) -> None:
         self._at = f"--xds-address={mesh.plane.address}"
 
     async def lines(self, *arguments: str) -> dict[tuple[str, str], str]:
-        """By proxy and type, the words."""
+        """Return (proxy, type) -> the rest of the line."""
         _, *lines = (await xds("status", self._at, *arguments, may_be_no=True)).splitlines()
         rows = [line.split(maxsplit=3) for line in lines]
         return {(proxy, kind): words for proxy, kind, _, words in rows}
 
     async def says(self, proxy: str, kind: str, words: str) -> bool:
-        """Whether the words are those of a regular expression."""
-        said = (await self.lines())[proxy, kind]
-        assert re.fullmatch(words, said), said
+        """Whether a line matches a regular expression."""
+        line = (await self.lines())[proxy, kind]
+        assert re.fullmatch(words, line), line
         return True
 
     async def text(self, *arguments: str) -> str:
@@ -67,7 +67,7 @@ class Status:
 
 
 async def cluster_by_csds(mesh: LocalMesh, pod: str, name: str) -> Any:
-    """What the control plane's client status discovery service says of one cluster of one sidecar."""
+    """Return the CSDS entry of one cluster of one sidecar."""
     request = message_class(f"{_STATUS}.ClientStatusRequest")()
     request.node_matchers.add().node_id.contains = f"~{pod}~"
     async with grpc.aio.insecure_channel(mesh.plane.address) as channel:
@@ -76,17 +76,19 @@ async def cluster_by_csds(mesh: LocalMesh, pod: str, name: str) -> Any:
             await fetch(request.SerializeToString())
         )
     [client] = answer.config
-    [found] = [each for each in client.generic_xds_configs if (each.type_url, each.name) == (CLUSTER, name)]
-    return found
+    [config] = [
+        config for config in client.generic_xds_configs if (config.type_url, config.name) == (CLUSTER, name)
+    ]
+    return config
 
 
-def state_of(found: Any) -> str:
-    field = found.DESCRIPTOR.fields_by_name["config_status"]
-    return str(field.enum_type.values_by_number[found.config_status].name)
+def state_of(config: Any) -> str:
+    field = config.DESCRIPTOR.fields_by_name["config_status"]
+    return str(field.enum_type.values_by_number[config.config_status].name)
 
 
-async def csds_tells_what_was_rejected(mesh: LocalMesh, before: Any, began: float) -> None:
-    """That one sidecar rejected a cluster, which was fine `before` the time when it `began`, and why; and another did not."""
+async def assert_csds_reports_rejection(mesh: LocalMesh, before: Any, began: float) -> None:
+    """Assert that one sidecar rejected a cluster since `began` but not `before`, and another never did."""
     good, bad = [await cluster_by_csds(mesh, pod, WEB) for pod in ("good.ns", "bad.other")]
     assert state_of(good) == "SYNCED"
     assert not good.HasField("error_state")
@@ -101,7 +103,7 @@ async def csds_tells_what_was_rejected(mesh: LocalMesh, before: Any, began: floa
 
 @contextmanager
 def stopped(envoy: EnvoyProcess) -> Iterator[None]:
-    """Have an Envoy hang, as if the machine had no time for it."""
+    """Suspend an Envoy (SIGSTOP)."""
     os.kill(envoy.pid, signal.SIGSTOP)
     try:
         yield
@@ -110,7 +112,7 @@ def stopped(envoy: EnvoyProcess) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
-async def test_what_real_sidecars_have_wait_for_and_reject(loopback, tmp_path, sotw):
+async def test_status_of_synced_waiting_and_rejecting_sidecars(loopback, tmp_path, sotw):
     async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
         status = Status(mesh)
         web, good = mesh.pod("web", "ns"), mesh.pod("good", "ns")
@@ -131,16 +133,16 @@ async def test_what_real_sidecars_have_wait_for_and_reject(loopback, tmp_path, s
             return all(words.startswith("synced ") and words.endswith("s ago") for words in lines.values())
 
         await eventually(all_synced, what="every sidecar is synced")
-        found = {proxy["pod"]: proxy for proxy in await status.json()}
-        assert found["good"]["agent"] == "envoy"
-        assert found["good"]["agentVersion"].startswith("1.")
-        [stream] = found["good"]["streams"]
+        proxies = {proxy["pod"]: proxy for proxy in await status.json()}
+        assert proxies["good"]["agent"] == "envoy"
+        assert proxies["good"]["agentVersion"].startswith("1.")
+        [stream] = proxies["good"]["streams"]
         assert stream["variant"] == ("SOTW" if sotw else "DELTA")
 
         before, began = await cluster_by_csds(mesh, "bad.other", WEB), time.time()
         assert state_of(before) == "SYNCED"
 
-        # Only clients in the rule's own namespace follow it, and there is no such file in the sidecar.
+        # The rule applies only to clients in its namespace, and its file does not exist in the sidecar.
         rule = destination_rule("broken", "other", "web.ns.svc.cluster.local", "SIMPLE")
         rule["spec"] |= {"exportTo": ["."]}
         rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = NOWHERE
@@ -155,7 +157,7 @@ async def test_what_real_sidecars_have_wait_for_and_reject(loopback, tmp_path, s
         assert "rejected, made from DestinationRule other/broken (" in text
         assert "destinationrule-other-broken" in text, "where it was read"
 
-        await csds_tells_what_was_rejected(mesh, before, began)
+        await assert_csds_reports_rejection(mesh, before, began)
 
         await mesh.enter(Running("lost.ns", begin, tmp_path))
 
@@ -165,7 +167,7 @@ async def test_what_real_sidecars_have_wait_for_and_reject(loopback, tmp_path, s
             mesh.pod("web-2", "ns", sidecar=False, labels={"app": "web"})
             await eventually(lambda: status.says("slow.ns", "EDS", r"waiting \d+s for an ACK"))
             mesh.service("other", "ns", {"http": (81, 8081)}, selector={"app": "web"})
-            # It lacks the endpoints, but what keeps it is that it says nothing.
+            # Endpoints are missing because the suspended sidecar does not answer.
             await eventually(lambda: status.says("slow.ns", "CDS", r"waiting \d+s for an ACK"))
             await eventually(lambda: status.says("good.ns", "CDS", r"synced \d+s ago"))
         await eventually(lambda: status.says("slow.ns", "CDS", r"synced \d+s ago"))

@@ -36,7 +36,7 @@ main()
 
 
 class Pods:
-    """Two clients under load, and the two servers that they ask."""
+    """Two clients under load, and their two servers."""
 
     def __init__(self, mesh: LocalMesh, stack: AsyncExitStack) -> None:
         self.mesh = mesh
@@ -61,20 +61,20 @@ class Pods:
             self.loads.append(await self._stack.enter_async_context(load))
 
     async def more(self, count: int = 50) -> list[Sent]:
-        found = await asyncio.gather(*(load.more(count, timeout=20) for load in self.loads))
-        return [sent for each in found for sent in each]
+        batches = await asyncio.gather(*(load.more(count, timeout=20) for load in self.loads))
+        return [sent for batch in batches for sent in batch]
 
     async def stop(self) -> list[Sent]:
-        """End the load; nothing may have failed."""
+        """Stop the load, and assert that no request failed."""
         for load in self.loads:
             await load.stop()
             load.check()
         return [sent for load in self.loads for sent in load.sent]
 
     async def serials(self, pod: LocalPod) -> frozenset[str]:
-        """Return the serial numbers of the certificates that a sidecar shows now."""
+        """Return the serial numbers of a sidecar's current certificates."""
         shown = (await self.mesh.sidecar(pod).admin.json("/certs"))["certificates"]
-        return frozenset(cert["serial_number"] for each in shown for cert in each.get("cert_chain", ()))
+        return frozenset(cert["serial_number"] for item in shown for cert in item.get("cert_chain", ()))
 
 
 @asynccontextmanager
@@ -89,7 +89,7 @@ def is_mtls(sent: Sent) -> bool:
     return bool(sent.answer.identity)
 
 
-async def test_renewed_certificates_cut_no_connection_and_lose_no_request(loopback, tmp_path, monkeypatch):
+async def test_certificate_renewal_loses_no_request(loopback, tmp_path, monkeypatch):
     command = tmp_path / "xds"
     command.write_text(SHORT_LIVED.format(python=sys.executable, seconds=6))
     command.chmod(command.stat().st_mode | stat.S_IXUSR)
@@ -106,7 +106,7 @@ async def test_renewed_certificates_cut_no_connection_and_lose_no_request(loopba
             ]
 
             async def renewed() -> bool:
-                # Each tunnel is a connection of its own, whose handshake takes the certificates of the day.
+                # Each tunnel is a new connection, whose handshake uses the current certificates.
                 for pod in pods.clients:
                     async with pod.client.tcp("web.ns", 90) as conversation:
                         assert (await conversation.ask("hello")).endswith(": hello")
@@ -115,15 +115,15 @@ async def test_renewed_certificates_cut_no_connection_and_lose_no_request(loopba
                 return min(map(len, seen.values())) >= 4
 
             await eventually(renewed, timeout=40, every=0.05)
-            assert all([(await each.ask("still here")).endswith(": still here") for each in opened])
+            assert all([(await item.ask("still here")).endswith(": still here") for item in opened])
         sent = await pods.stop()
 
     assert all(map(is_mtls, sent))
-    print(f"{len(sent)} requests, {[len(each) - 1 for each in seen.values()]} renewals")
+    print(f"{len(sent)} requests, {[len(item) - 1 for item in seen.values()]} renewals")
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
-async def test_traffic_goes_on_while_the_control_plane_is_gone(loopback, tmp_path, how):
+async def test_traffic_continues_without_the_control_plane(loopback, tmp_path, how):
     async with running(loopback, tmp_path) as pods:
         await pods.load()
         await pods.more()
@@ -155,7 +155,7 @@ async def is_stat(admin, name: str, value: int) -> bool:
 
 
 @pytest.mark.timeout(90)
-async def test_what_is_encrypted_survives_locking_and_unlocking_a_server(loopback, tmp_path):
+async def test_encrypted_connections_survive_mode_changes(loopback, tmp_path):
     seconds = 20
     strict = manifests.peer_authentication("ns", "STRICT")
     async with running(loopback, tmp_path) as pods:
@@ -176,7 +176,7 @@ async def test_what_is_encrypted_survives_locking_and_unlocking_a_server(loopbac
                 pods.mesh.apply(strict)
                 await pods.mesh.settled()
                 locked = time.monotonic()
-                # New plaintext connections are refused at once, old ones are cut after the drain time.
+                # New plaintext connections are refused at once, existing ones closed after the drain time.
                 assert (await Client().get(f"http://{server.address}:{HTTP}/headers")).code == "000"
                 assert await plain.closed()
                 assert time.monotonic() - locked < 7
@@ -187,8 +187,8 @@ async def test_what_is_encrypted_survives_locking_and_unlocking_a_server(loopbac
                 assert (await Client().get(f"http://{server.address}:{HTTP}/headers")).certificate == ""
                 await pods.more()
                 flips += 2
-            for each in encrypted:
-                assert (await each.ask("still here")).endswith(": still here")
+            for item in encrypted:
+                assert (await item.ask("still here")).endswith(": still here")
             answers = await asyncio.gather(*slow)
         sent = await pods.stop()
 
@@ -198,9 +198,9 @@ async def test_what_is_encrypted_survives_locking_and_unlocking_a_server(loopbac
     print(f"{len(sent)} requests, {flips} flips")
 
 
-async def test_requests_follow_the_label_of_a_sidecar_at_once(loopback, tmp_path):
+async def test_requests_follow_the_sidecar_label_at_once(loopback, tmp_path):
     async with running(loopback, tmp_path) as pods:
-        # One server, so that every kept connection is concerned.
+        # One server, so that the change affects every kept connection.
         (server, other) = pods.servers
         pods.mesh.write_pod(other, sidecar=True, labels={"app": "other"})
         await pods.mesh.settled()
@@ -225,7 +225,8 @@ async def test_requests_follow_the_label_of_a_sidecar_at_once(loopback, tmp_path
                 report.append(f"{moment - written:.3f} + {lag:.3f}")
         sent = await pods.stop()
     print(
-        f"{len(sent)} requests; seconds from file to ACK, and on to the last request in the old mode: {report}"
+        f"{len(sent)} requests; seconds from file to ACK, and on to the last request in the old mode: "
+        f"{report}"
     )
 
 
@@ -234,7 +235,7 @@ async def updates(pods: Pods, pod: LocalPod) -> int:
 
 
 async def acknowledged(pods: Pods, pod: LocalPod, before: int) -> float:
-    """Wait for a client's sidecar to take the next assignment, and return when that was."""
+    """Wait until a client's sidecar ACKs the next assignment, and return the time."""
 
     async def more() -> bool:
         return await updates(pods, pod) > before

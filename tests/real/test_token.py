@@ -1,4 +1,4 @@
-"""The real Envoy over TLS with a token from a file: large answers, tokens that are replaced, certificates and servers that change."""
+"""The real Envoy over TLS with a token file: large responses; new tokens, certificates and servers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LARGE = 6 * 1024 * 1024
 
 @dataclass
 class Site:
-    """A control plane at one port, and what it makes of tokens."""
+    """A control plane at one port, with the tokens that it accepts."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -46,7 +46,7 @@ class Site:
     store: Store = field(default_factory=Store)
     good: set[str] = field(default_factory=lambda: {"first"})
     shown: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
-    """Every token that was shown, good or bad."""
+    """Every received token, valid or not."""
 
     def __post_init__(self) -> None:
         ca = authority()
@@ -55,7 +55,7 @@ class Site:
         self.project("first")
 
     def project(self, token: str) -> None:
-        """Put another token in the place of the one before, as the kubelet does: at once."""
+        """Replace the token atomically, as the kubelet does."""
         (self.folder / "new").write_text(token)
         (self.folder / "new").rename(self.folder / "token")
 
@@ -90,7 +90,7 @@ class Site:
                 pass
 
     async def until_known_as(self, token: str) -> None:
-        """Wait until the Envoy has everything, on a stream that it opened with this token."""
+        """Wait until the Envoy is synced on a stream that it opened with this token."""
         async with asyncio.timeout(WITHIN):
             while [client.stream.caller.service_account for client in self.store.clients] != [token]:
                 await asyncio.sleep(0.02)
@@ -109,21 +109,21 @@ def cluster(name: str, size: int = 0) -> Cluster:
 
 
 def replace(store: Store, *clusters: Cluster) -> None:
-    """Say that these are all the clusters, and that there are no listeners."""
+    """Serve exactly these clusters, and no listeners."""
     store.replace(clusters)
 
 
-async def test_six_megabytes_in_one_answer_are_taken(loopback, tmp_path, sotw):
+async def test_envoy_accepts_a_response_of_six_megabytes(loopback, tmp_path, sotw):
     site = Site(tmp_path)
     replace(site.store, *(cluster(f"c{number}", LARGE // 100) for number in range(100)))
     async with site.serving(), site.envoy(loopback, sotw=sotw) as envoy:
         await site.until_known_as("first")
         assert await envoy.admin.stat("cluster_manager.active_clusters") == 101
         largest = site.store.view("").of("type.googleapis.com/envoy.config.cluster.v3.Cluster")
-        assert sum(len(each.body) for each in largest.values()) >= LARGE * 0.99
+        assert sum(len(resource.body) for resource in largest.values()) >= LARGE * 0.99
 
 
-async def test_a_token_that_was_replaced_is_shown_on_the_next_stream(loopback, tmp_path, sotw):
+async def test_replaced_token_is_used_on_the_next_stream(loopback, tmp_path, sotw):
     site = Site(tmp_path)
     replace(site.store, cluster("a"))
     async with site.serving(), site.envoy(loopback, sotw=sotw) as envoy:
@@ -135,7 +135,7 @@ async def test_a_token_that_was_replaced_is_shown_on_the_next_stream(loopback, t
         end(site.store)
         await site.until_known_as("second")
 
-        # One that expires while the stream goes on is noticed by the next one, and who has it waits for the kubelet.
+        # A token that expires during a stream only affects the next stream, which waits for a renewed token.
         site.good = set()
         end(site.store)
         await site.until_shown("second")
@@ -148,7 +148,7 @@ async def test_a_token_that_was_replaced_is_shown_on_the_next_stream(loopback, t
         assert await envoy.admin.stat("cluster_manager.cluster_added") == 4
 
 
-async def test_a_control_plane_that_was_away_is_found_again_after_a_rotation_too(loopback, tmp_path, sotw):
+async def test_envoy_reconnects_after_a_ca_rotation(loopback, tmp_path, sotw):
     site = Site(tmp_path)
     replace(site.store, cluster("a"))
     async with site.serving():
@@ -159,7 +159,7 @@ async def test_a_control_plane_that_was_away_is_found_again_after_a_rotation_too
     try:
         async with site.serving():
             await site.until_known_as("first")
-            # Envoy reads its roots once: what is the new CA's has to be led back to the old one.
+            # Envoy reads its roots once, so the new CA's certificate needs a bridge to the old root.
             site.trust = Trust(new, new.root_pem + old.root_pem, bridge(old, new))
             end(site.store)
             await site.until_known_as("first")
@@ -172,6 +172,6 @@ async def test_a_control_plane_that_was_away_is_found_again_after_a_rotation_too
 
 
 def end(store: Store) -> None:
-    """End the streams that there are: their clients open others."""
+    """End all streams; their clients open new ones."""
     for client in tuple(store.clients):
         client.refuse(grpc.StatusCode.UNAVAILABLE, "the connection is old")

@@ -50,16 +50,16 @@ async def site() -> AsyncIterator[Site]:
 @pytest.mark.parametrize("token", ["own", "unbound"])
 async def test_token_gets_the_key_of_its_own_pod(site, token, variant):
     async with site.token(token) as channel:
-        found = await secret(channel, variant)
-        assert b"PRIVATE KEY" in found.tls_certificate.private_key.inline_bytes
+        secrets = await secret(channel, variant)
+        assert b"PRIVATE KEY" in secrets.tls_certificate.private_key.inline_bytes
         assert (await fetch(channel)).resources
 
 
 @pytest.mark.parametrize("variant", Variant)
 async def test_issued_certificate_gets_the_key_of_its_pod(site, variant):
     async with site.shows(issued(SLEEP)) as channel:
-        found = await secret(channel, variant)
-        assert b"PRIVATE KEY" in found.tls_certificate.private_key.inline_bytes
+        secrets = await secret(channel, variant)
+        assert b"PRIVATE KEY" in secrets.tls_certificate.private_key.inline_bytes
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,9 @@ async def test_issued_certificate_gets_the_key_of_its_pod(site, variant):
 )
 async def test_token_does_not_get_the_key_of_another_pod(site, token, code, why):
     async with site.token(token) as channel:
-        ended, said = await refused(channel)
+        ended, details = await refused(channel)
     assert ended is code
-    assert why in said
+    assert why in details
 
 
 async def test_other_authorization_scheme_is_refused(site):
@@ -99,9 +99,9 @@ async def test_other_authorization_scheme_is_refused(site):
 )
 async def test_certificate_does_not_get_the_key_of_another_pod(site, shown, why):
     async with site.shows(shown) as channel:
-        code, said = await refused(channel)
+        code, details = await refused(channel)
     assert code is DENIED
-    assert why in said
+    assert why in details
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ async def test_certificate_does_not_get_the_key_of_another_pod(site, shown, why)
 )
 async def test_certificate_without_workload_identity_is_refused(site, shown):
     async with site.shows(shown) as channel:
-        code, said = await refused(channel)
+        code, details = await refused(channel)
     assert code is UNPROVEN
-    assert said.startswith("the certificate ")
+    assert details.startswith("the certificate ")
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ async def test_token_in_plaintext_gets_all_but_the_key(site):
             )
             client._node = NODE.format("sleep-1")
             await client.ask(SECRET, "default")
-            code, said = await client.end()
-            assert (code, "not served in plaintext" in said) == (DENIED, True)
+            code, details = await client.end()
+            assert (code, "not served in plaintext" in details) == (DENIED, True)
         with pytest.raises(grpc.aio.AioRpcError, match="not served in plaintext"):
             await channel.unary_unary(f"{SDS}/FetchSecrets")(
                 REQUEST(resource_names=["default"], node={"id": NODE.format("sleep-1")}).SerializeToString(),
@@ -161,14 +161,16 @@ async def test_token_in_plaintext_gets_all_but_the_key(site):
         aggregated = Client(channel, Variant.DELTA, node=NODE.format("sleep-1"))
         await aggregated.ask(SECRET, "default", "ROOTCA")
         answer = await aggregated.get()
-        assert [each.name for each in answer.resources] == ["ROOTCA"]
+        assert [resource.name for resource in answer.resources] == ["ROOTCA"]
         assert list(answer.removed_resources) == ["default"]
         [error] = answer.resource_errors
         assert error.resource_name.name == "default"
         assert "not served in plaintext" in error.error_detail.message
         aggregated = Client(channel, Variant.SOTW, node=NODE.format("sleep-1"))
         await aggregated.ask(SECRET, "default", "ROOTCA")
-        assert [Secret.parse(each.value).name for each in (await aggregated.get()).resources] == ["ROOTCA"]
+        assert [Secret.parse(resource.value).name for resource in (await aggregated.get()).resources] == [
+            "ROOTCA"
+        ]
 
 
 @pytest.mark.parametrize("token", ["own", "unbound"])
@@ -183,8 +185,8 @@ async def test_stream_of_a_deleted_pod_ends(site, token):
         await again.ask(SECRET, "default")
         site.controller.change(Change(applied=(sleep("2"),)))
         if token == "own":
-            code, said = await again.end()
-            assert (code, "an earlier pod" in said) == (DENIED, True)
+            code, details = await again.end()
+            assert (code, "an earlier pod" in details) == (DENIED, True)
         else:
             assert (await again.get()).resources
 
@@ -214,5 +216,5 @@ async def test_error_states_that_tokens_are_not_accepted():
         Site(server, controller).token("own") as channel,
     ):
         client = Client(channel, method=f"/{ADS}/StreamAggregatedResources")
-        code, said = await client.end()
-    assert (code, "this server does not accept tokens" in said) == (UNPROVEN, True)
+        code, details = await client.end()
+    assert (code, "this server does not accept tokens" in details) == (UNPROVEN, True)

@@ -44,8 +44,8 @@ async def ask(peer: http2.Peer, path: str, body: bytes = b"") -> None:
     stream = peer.open(path, body)
     async with asyncio.timeout(LATE):
         while stream not in peer.ended:
-            peer.said.clear()
-            await peer.said.wait()
+            peer.received.clear()
+            await peer.received.wait()
 
 
 async def test_token_bucket_empties_and_refills():
@@ -97,7 +97,7 @@ async def test_calls_of_added_services_count_as_proof(proxies, monkeypatch, kind
     async with XdsServer(proxies, "127.0.0.1:0", added=[add], authenticate=refuse) as server:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             if kind == "generator":
-                assert [each async for each in channel.unary_stream(OWN)(b"x")] == [b"x"]
+                assert [response async for response in channel.unary_stream(OWN)(b"x")] == [b"x"]
             else:
                 assert await channel.unary_unary(OWN)(b"x") == b"x"
         known, idle = await connected(server), await connected(server)
@@ -249,7 +249,9 @@ def test_kernel_drops_packets_of_blocked_addresses(family, source, other):
             pytest.skip(f"there is no {source} here")
         listener.listen()
         port = listener.getsockname()[1]
-        networks = [network_of(ipaddress.ip_address(each)) for each in ("10.0.0.1", "2001:db8::1", source)]
+        networks = [
+            network_of(ipaddress.ip_address(address)) for address in ("10.0.0.1", "2001:db8::1", source)
+        ]
         block(listener, networks)
         assert not connects(source)
         assert other is None or connects(other)

@@ -68,12 +68,12 @@ async def test_account_of_the_control_plane_may_introspect(site):
 
 async def test_other_callers_may_not_introspect(site):
     async with site.token("own") as channel:
-        found = await look(channel)
-    assert len(found) == 6
-    assert {each.partition(":")[0] for each in found} == {
+        results = await look(channel)
+    assert len(results) == 6
+    assert {result.partition(":")[0] for result in results} == {
         "PERMISSION_DENIED service account full/sleep is not an admin"
     }
     async with site.shows(issued(SLEEP)) as channel:
-        assert await look(channel) == found
+        assert await look(channel) == results
     async with site.token(None) as channel:
-        assert {each.partition(" ")[0] for each in await look(channel)} == {"UNAUTHENTICATED"}
+        assert {result.partition(" ")[0] for result in await look(channel)} == {"UNAUTHENTICATED"}

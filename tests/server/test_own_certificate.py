@@ -124,7 +124,7 @@ async def test_bridge_serves_clients_with_the_old_root_only(server, world):
     assert not await healthy(server, authority().root_pem)
 
 
-async def test_failed_renewal_is_logged_once_and_keeps_the_certificate(server, world):
+async def test_failed_renewal_is_logged_and_keeps_the_certificate(server, world):
     good = world.trust.roots
     with capture_logs() as logs:
         world.trust = Trust(authority(lifetime=timedelta(seconds=-1)), good)

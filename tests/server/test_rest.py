@@ -104,7 +104,7 @@ async def test_json_accepts_both_field_spellings_and_unknown_fields(poller):
     request = {"node": NODE | {"newer": [1]}, "resourceNames": ["b"], "typeUrl": ENDPOINT, "newer": {}}
     status, body = await poller.send("/v3/discovery:endpoints", json.dumps(request).encode())
     assert status == 200
-    assert [each["cluster_name"] for each in json.loads(body)["resources"]] == ["b"]
+    assert [resource["cluster_name"] for resource in json.loads(body)["resources"]] == ["b"]
 
 
 async def test_r49_poll_gets_304_until_a_change(proxies, poller):
@@ -115,7 +115,7 @@ async def test_r49_poll_gets_304_until_a_change(proxies, poller):
     status, changed = await poller.ask("clusters", version_info=version)
     assert status == 200
     assert changed["version_info"] != version
-    assert {each["alt_stat_name"] for each in changed["resources"]} == {"other"}
+    assert {resource["alt_stat_name"] for resource in changed["resources"]} == {"other"}
 
 
 async def test_poll_for_other_names_does_not_get_304(poller):

@@ -107,8 +107,8 @@ async def test_r49_fetch_returns_named_or_all_resources(proxies, channel, method
     proxies.publish(snapshot(type_url, "a=1", "b=1", "c=1"))
     some = await fetch(channel, method, "c", "a", "none")
     assert some.type_url == type_url
-    assert [each.type_url for each in some.resources] == [type_url] * 2
-    assert [each.value for each in some.resources] == [b"a=1", b"c=1"]
+    assert [resource.type_url for resource in some.resources] == [type_url] * 2
+    assert [resource.value for resource in some.resources] == [b"a=1", b"c=1"]
     assert some.control_plane.identifier == "xds-test"
     assert len((await fetch(channel, method)).resources) == 3
     assert len((await fetch(channel, method, "*", type_url=type_url)).resources) == 3
@@ -122,7 +122,7 @@ async def test_r34_fetch_returns_direct_members_of_a_collection(proxies, channel
     type_url = FETCHES[method]
     proxies.publish(snapshot(type_url, "zone/a=1", "zone/b=1", "zone/deeper/c=1", "other=1", "left-out=1"))
     some = await fetch(channel, method, "zone/*", "other")
-    assert [each.value for each in some.resources] == [b"other=1", b"zone/a=1", b"zone/b=1"]
+    assert [resource.value for resource in some.resources] == [b"other=1", b"zone/a=1", b"zone/b=1"]
 
 
 async def test_version_covers_the_requested_resources(proxies, channel):

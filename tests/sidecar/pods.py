@@ -1,4 +1,4 @@
-"""Pods whose sidecar is started as its container does: by `xds proxy`, from the environment that injection gives it."""
+"""Pods whose sidecar starts as in its container: by `xds proxy`, with the environment of injection."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from xds.mesh.sidecar.settings import PROXY_ID
 
 
 def as_user(uid: int, gid: int) -> tuple[str, ...]:
-    """Return what runs a command as a user and a group."""
+    """Return a command prefix that sets the user and the group."""
     return (
         "setpriv",
         f"--reuid={uid}",
         f"--regid={gid}",
         "--clear-groups",
-        # This user may not be allowed into the folder that Python and Envoy are in; a container's is.
+        # Unlike in a container, this user may not be allowed to read the folder of Python and Envoy.
         "--inh-caps=+dac_override",
         "--ambient-caps=+dac_override",
     )
@@ -34,7 +34,7 @@ AS_SIDECAR = as_user(PROXY_ID, PROXY_ID)
 
 
 def environment(pod: ClusterPod, **more: str) -> dict[str, str]:
-    """Return the environment of a pod's sidecar that asks a control plane on its own loopback."""
+    """Return the environment of a sidecar whose control plane is on the pod's loopback."""
     return {
         "POD_NAME": pod.name,
         "POD_NAMESPACE": pod.namespace,
@@ -54,7 +54,7 @@ def command(environment: Mapping[str, str], *arguments: str) -> list[str]:
 
 
 class ProxyProcess(EnvoyProcess):
-    """An Envoy that `xds proxy` became."""
+    """An Envoy started by `xds proxy`."""
 
     def __init__(self, *what: Any, environment: Mapping[str, str], **how: Any) -> None:
         super().__init__(*what, **how)
@@ -66,7 +66,7 @@ class ProxyProcess(EnvoyProcess):
             await super().__aexit__(*error)
 
     async def terminate(self) -> int:
-        """End it as the kubelet does, and return its exit status."""
+        """Send SIGTERM as the kubelet does, and return the exit status."""
         self._over = True
         os.kill(self.pid, signal.SIGTERM)
         return await asyncio.wait_for(self.ended(), 60)
@@ -81,7 +81,7 @@ class ProxyMesh(Mesh):
     def __init__(self, *what: Any, **settings: Any) -> None:
         super().__init__(*what, **settings)
         self.probes: dict[str, dict[str, Any]] = {}
-        """What `XDS_APP_PROBES` says, by address of the pod."""
+        """The content of `XDS_APP_PROBES`, by pod address."""
 
     def _process(self, pod: ClusterPod, begin: Mapping[str, Any]) -> EnvoyProcess:
         variables = environment(pod, XDS_APP_PROBES=json.dumps(self.probes.get(pod.address, {})))
@@ -90,7 +90,7 @@ class ProxyMesh(Mesh):
 
 
 async def finished(*argv: str, timeout: float = 60) -> tuple[int, str, str]:
-    """Run a command to its end; return its exit status, and what it printed."""
+    """Run a command; return its exit status and output."""
     process = await asyncio.create_subprocess_exec(
         *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/"
     )
@@ -105,7 +105,7 @@ async def finished(*argv: str, timeout: float = 60) -> tuple[int, str, str]:
 
 
 class Process:
-    """`xds proxy` with this environment, inside an `async with` block."""
+    """`xds proxy` with this environment, in an `async with` block."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         self._argv = ["env", *(f"{name}={value}" for name, value in environment.items())]

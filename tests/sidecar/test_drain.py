@@ -1,4 +1,4 @@
-"""The end of a pod: nobody's request ends with it."""
+"""A pod's shutdown interrupts no request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 from xds.mesh.sidecar.draining import MIN_DRAIN_SECONDS, in_flight
 
 SLOW = MIN_DRAIN_SECONDS + 3
-"""Seconds of a request that takes longer than a drain at least does."""
+"""Duration of a request that takes longer than the shortest drain, in seconds."""
 
 
 @pytest_asyncio.fixture
@@ -33,9 +33,9 @@ async def mesh(tmp_path):
 
 @pytest.fixture
 def sidecar(mesh) -> ProxyProcess:
-    found = mesh.sidecar(mesh["web.ns"])
-    assert isinstance(found, ProxyProcess)
-    return found
+    process = mesh.sidecar(mesh["web.ns"])
+    assert isinstance(process, ProxyProcess)
+    return process
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ async def until_in_flight(sidecar: ProxyProcess) -> None:
 @pytest.mark.netns
 @pytest.mark.envoy
 class TestDrain:
-    async def test_it_waits_for_requests_in_flight_and_tells_clients_to_go(self, mesh, sidecar, client, url):
+    async def test_drain_waits_for_requests_and_closes_connections(self, mesh, sidecar, client, url):
         async with client.session(keep_alive=True) as busy, client.session(keep_alive=True) as idle:
             for session in (busy, idle):
                 assert "connection" not in (await ask(session, url)).headers
@@ -72,12 +72,12 @@ class TestDrain:
             await until_in_flight(sidecar)
             hook = asyncio.create_task(drained(mesh, sidecar, 100))
 
-            async def is_told_to_go() -> bool:
+            async def is_closing() -> bool:
                 return (await ask(busy, url)).headers.get("connection") == "close"
 
-            await eventually(is_told_to_go, timeout=30, what="a client is told to close its connection")
+            await eventually(is_closing, timeout=30, what="a client has to close its connection")
             assert not hook.done()
-            assert (await client.get(url)).ok, "new connections are served on"
+            assert (await client.get(url)).ok, "new connections are still served"
             assert await hook == (0, "", "")
             assert await sidecar.terminate() == 0
             answer = await slow
@@ -85,14 +85,14 @@ class TestDrain:
         assert answer.ok
         assert len(answer.text.splitlines()) == int(SLOW * PIECES_PER_SECOND)
 
-    async def test_without_it_requests_are_cut(self, mesh, sidecar, client, url):
+    async def test_without_drain_requests_are_cut(self, mesh, sidecar, client, url):
         slow = asyncio.create_task(client.get(f"{url}/slow?seconds={SLOW}", timeout=60))
         await until_in_flight(sidecar)
 
         assert await sidecar.terminate() == 0
         assert (await slow).code == "000"
 
-    async def test_it_waits_for_what_the_application_still_has_to_say_but_not_for_ever(self, mesh, sidecar):
+    async def test_drain_waits_a_limited_time_for_outbound_connections(self, mesh, sidecar):
         other = mesh["outsider.outside"].address
         async with mesh["web.ns"].client.tcp(other, 9000) as conversation:
             assert await conversation.ask("before") == "outsider.outside: before"
@@ -102,12 +102,12 @@ class TestDrain:
             assert (status, out) == (0, "")
             assert err == "xds: 1 connections or requests are still in flight after 7 s\n"
             assert await conversation.ask("after") == "outsider.outside: after"
-        # The application can go on to ask others, too.
+        # The application can still open connections.
         async with mesh["web.ns"].client.tcp(other, 9000) as conversation:
             assert await conversation.ask("more") == "outsider.outside: more"
 
 
-def test_what_is_in_flight():
+def test_in_flight_counts_connections_and_requests():
     stats = {
         "listener.0.0.0.0_15006.downstream_cx_active": 5,
         "listener.0.0.0.0_15006.worker_0.downstream_cx_active": 5,
@@ -122,7 +122,7 @@ def test_what_is_in_flight():
         "http.metrics.downstream_rq_active": 1,
         "cluster.x.upstream_cx_active": 9,
     }
-    two_of_tcp, one_request = 2, 1
+    tcp_connections, requests = 2, 1
 
-    assert in_flight(stats) == two_of_tcp + one_request
+    assert in_flight(stats) == tcp_connections + requests
     assert in_flight({}) == 0

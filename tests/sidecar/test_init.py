@@ -1,4 +1,4 @@
-"""`xds init` in real network namespaces: whom connections reach once the rules are in force."""
+"""`xds init` in real network namespaces: where connections go once the rules are active."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ def init(place: Namespace, *flags: str, before: tuple[str, ...] = ()) -> subproc
     )  # fmt: skip
 
 
-def did(done: subprocess.CompletedProcess[str]) -> None:
+def assert_success(done: subprocess.CompletedProcess[str]) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def rules(place: Namespace, tool: str = "iptables-save") -> list[str]:
-    """Return all rules and chains of the nat table, without the comments, which have the time."""
+    """Return all rules and chains of the nat table, without comments, which contain the time."""
     return [line for line in place.run(tool, "-t", "nat").splitlines() if not line.startswith("#")]
 
 
 class Pods:
-    """A pod in which an application and something in the sidecar's place listen, and another pod."""
+    """A pod with an application and listeners in place of the sidecar, and another pod."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.pod = cluster.pod("web", "ns", sidecar=False)
         self.other = cluster.pod("other", "ns", sidecar=False)
 
     def apps(self) -> list[LineApp]:
-        there = [(15001, "outbound"), (15006, "inbound"), (15020, "probes"), (8080, "app"), (8081, "app")]
+        listeners = [(15001, "outbound"), (15006, "inbound"), (15020, "probes"), (8080, "app"), (8081, "app")]
         return [
-            *(LineApp(name, port, place=self.pod.place) for port, name in there),
+            *(LineApp(name, port, place=self.pod.place) for port, name in listeners),
             *(LineApp("other", port, place=self.other.place) for port in (8080, 8081)),
         ]
 
     async def reached(self, client: ClusterPod, server: ClusterPod | str, port: int) -> str:
-        """Return who answers a connection."""
+        """Return the name of the application that answers a connection."""
         address = server if isinstance(server, str) else server.address
         async with client.client.tcp(address, port) as conversation:
             return (await conversation.ask("hello")).partition(":")[0]
@@ -69,14 +69,14 @@ class Pods:
     async def leaves(self, port: int) -> str:
         return await self.reached(self.pod, self.other, port)
 
-    async def leaves_as(self, who: tuple[str, ...], address: str, *, source: str = "") -> str:
-        """Return who answers a connection from a process in the pod that runs as somebody else."""
-        # A thread cannot be another user without its process.
+    async def leaves_as(self, user: tuple[str, ...], address: str, *, source: str = "") -> str:
+        """Return the name of the application that answers a process in the pod that runs as another user."""
+        # Only a process, not a thread, can run as another user.
         program = (
             "import socket, sys; s = socket.create_connection((sys.argv[1], 8080), 10, (sys.argv[2], 0));"
             "s.sendall(b'hello\\n'); print(s.makefile().readline().partition(':')[0])"
         )
-        command = (*who, sys.executable, "-c", program, address, source)
+        command = (*user, sys.executable, "-c", program, address, source)
         return (await asyncio.to_thread(self.pod.place.run, *command)).strip()
 
 
@@ -89,26 +89,26 @@ async def pods(cluster: Cluster) -> AsyncIterator[Pods]:
         yield pods
 
 
-class TestWhatIsRedirected:
-    async def test_nothing_before_everything_after_nothing_when_undone(self, pods):
+class TestRedirection:
+    async def test_traffic_is_redirected_until_undo(self, pods):
         assert [await pods.comes(8080), await pods.leaves(8080)] == ["app", "other"]
 
-        did(init(pods.pod.place))
+        assert_success(init(pods.pod.place))
         assert [await pods.comes(8080), await pods.comes(8081)] == ["inbound", "inbound"]
         assert await pods.comes(15020) == "probes"
         assert await pods.leaves(8080) == "outbound"
 
-        did(init(pods.pod.place, "--undo"))
+        assert_success(init(pods.pod.place, "--undo"))
         assert [await pods.comes(8080), await pods.leaves(8080)] == ["app", "other"]
 
-    async def test_what_the_pod_says_to_itself_is_left_alone(self, pods):
-        did(init(pods.pod.place))
+    async def test_local_traffic_is_not_redirected(self, pods):
+        assert_success(init(pods.pod.place))
 
         for address in (pods.pod.address, "127.0.0.1"):
             assert await pods.reached(pods.pod, address, 8080) == "app"
 
-    async def test_the_sidecar_reaches_others_and_its_own_pod_through_itself(self, pods):
-        did(init(pods.pod.place))
+    async def test_sidecar_traffic_bypasses_redirection(self, pods):
+        assert_success(init(pods.pod.place))
 
         assert await pods.leaves_as(AS_SIDECAR, pods.other.address) == "other"
         assert await pods.leaves_as(AS_SIDECAR, pods.pod.address) == "inbound"
@@ -116,26 +116,26 @@ class TestWhatIsRedirected:
         assert await pods.leaves_as(AS_SIDECAR, pods.pod.address, source="127.0.0.6") == "app"
 
     @pytest.mark.parametrize(("uid", "gid"), [(1337, 0), (1337, 1000), (0, 1337), (1000, 1337)])
-    async def test_an_application_with_the_sidecars_user_or_group_is_redirected(self, pods, uid, gid):
-        did(init(pods.pod.place))
+    async def test_application_with_the_sidecar_uid_or_gid_is_redirected(self, pods, uid, gid):
+        assert_success(init(pods.pod.place))
         application = as_user(uid, gid)
 
         assert await pods.leaves_as(application, pods.other.address) == "outbound"
         for address in (pods.pod.address, "127.0.0.1"):
             assert await pods.leaves_as(application, address) == "app"
 
-    async def test_an_image_with_the_sidecars_user_and_group_is_redirected(self, pods):
-        # As injection has it: the sidecar's group is one that no image has by chance.
-        did(init(pods.pod.place, "-u", str(PROXY_ID), "-g", str(INJECTED_GROUP)))
+    async def test_injected_group_identifies_the_sidecar(self, pods):
+        # Injection gives the sidecar a group that no image uses by chance.
+        assert_success(init(pods.pod.place, "-u", str(PROXY_ID), "-g", str(INJECTED_GROUP)))
 
         assert await pods.leaves_as(as_user(PROXY_ID, PROXY_ID), pods.other.address) == "outbound"
         assert await pods.leaves_as(as_user(PROXY_ID, INJECTED_GROUP), pods.other.address) == "other"
 
     @pytest.mark.parametrize("flags", [(), ("-d", ""), ("-b", "15000,8080")])
-    async def test_nothing_that_comes_for_the_admin_interface_is_redirected(self, pods, flags):
-        did(init(pods.pod.place, *flags))
+    async def test_admin_port_is_never_redirected(self, pods, flags):
+        assert_success(init(pods.pod.place, *flags))
 
-        # As Envoy's, it listens on loopback. The sidecar is not asked, so it cannot lead there by mistake.
+        # It listens on loopback, as Envoy's does. The sidecar gets no connection that it could forward there.
         async with LineApp("admin", ADMIN_PORT, place=pods.pod.place, address="127.0.0.1"):
             with pytest.raises(ConnectionRefusedError):
                 await pods.comes(ADMIN_PORT)
@@ -154,11 +154,14 @@ class TestWhatIsRedirected:
             (["-i", "", "-q", "8081"], ["inbound", "inbound"], ["other", "outbound"]),
             (["-c", "eth0"], ["app", "app"], ["other", "other"]),
             (["-p", "15006", "-z", "15001"], ["outbound", "outbound"], ["inbound", "inbound"]),
-            (["--istio-inbound-ports=8080", "--istio-local-outbound-ports-exclude=8080"], ["inbound", "app"], ["other", "outbound"]),
+            (
+                ["--istio-inbound-ports=8080", "--istio-local-outbound-ports-exclude=8080"],
+                ["inbound", "app"], ["other", "outbound"],
+            ),
         ],
     )  # fmt: skip
-    async def test_flags_leave_out_what_they_say(self, pods, flags, comes, leaves):
-        did(init(pods.pod.place, *flags))
+    async def test_flags_limit_redirection(self, pods, flags, comes, leaves):
+        assert_success(init(pods.pod.place, *flags))
 
         assert [await pods.comes(8080), await pods.comes(8081)] == comes
         assert [await pods.leaves(8080), await pods.leaves(8081)] == leaves
@@ -171,33 +174,33 @@ class TestRules:
         place.run("iptables-restore", "--noflush", stdin=OTHERS)
         return place
 
-    def test_twice_is_once(self, place):
-        did(init(place))
+    def test_init_is_idempotent(self, place):
+        assert_success(init(place))
         once = rules(place)
-        did(init(place))
+        assert_success(init(place))
 
         assert rules(place) == once
         assert len([line for line in once if line.startswith("-A OUTPUT")]) == 2
 
-    def test_the_last_word_counts(self, place):
-        did(init(place, "-b", "80"))
-        did(init(place, "-b", "81"))
+    def test_second_init_replaces_the_rules(self, place):
+        assert_success(init(place, "-b", "80"))
+        assert_success(init(place, "-b", "81"))
 
         assert [line for line in rules(place) if "--dport 8" in line] == [
             "-A ISTIO_INBOUND -p tcp -m tcp --dport 81 -j ISTIO_IN_REDIRECT"
         ]
 
-    def test_undo_leaves_what_others_made_and_may_come_twice(self, place):
+    def test_undo_keeps_foreign_rules_and_is_idempotent(self, place):
         before = rules(place)
-        did(init(place))
+        assert_success(init(place))
         assert rules(place) != before
 
-        did(init(place, "--undo"))
-        did(init(place, "--undo"))
+        assert_success(init(place, "--undo"))
+        assert_success(init(place, "--undo"))
 
         assert rules(place) == before
 
-    def test_dry_run_prints_what_would_be_set_and_sets_nothing(self, place):
+    def test_dry_run_only_prints_the_rules(self, place):
         before = rules(place)
 
         printed = init(place, "--dry-run", "-o", "5432")
@@ -206,7 +209,7 @@ class TestRules:
         assert rules(place) == before
         place.run("iptables-restore", "--noflush", stdin=printed.stdout)
         by_hand = rules(place)
-        did(init(place, "-o", "5432"))
+        assert_success(init(place, "-o", "5432"))
         assert sorted(rules(place)) == sorted(by_hand)
 
     def test_mode_none_changes_nothing(self, place):
@@ -217,7 +220,7 @@ class TestRules:
         assert (done.returncode, done.stderr) == (0, "interception mode is NONE: no traffic is redirected\n")
         assert rules(place) == before
 
-    def test_a_rule_that_cannot_be_leaves_all_as_it_was(self, place):
+    def test_failed_init_changes_nothing(self, place):
         before = rules(place)
 
         done = init(place, "-u", str(2**40))
@@ -230,7 +233,7 @@ class TestRules:
 class TestIpv6:
     @pytest.fixture
     def places(self, cluster: Cluster) -> tuple[Namespace, Namespace]:
-        """A pod and another, with a link between them that knows IPv6 too."""
+        """Two pods with a link that supports IPv6."""
         pod, other = (cluster.pod(name, "ns", sidecar=False).place for name in ("web", "other"))
         other.run("ip", "link", "add", "v6", "type", "veth", "peer", "name", "v6", "netns", pod.name)
         for number, place in enumerate((pod, other), 1):
@@ -239,7 +242,7 @@ class TestIpv6:
         return pod, other
 
     def connects(self, places: tuple[Namespace, Namespace]) -> bool:
-        """Whether the other reaches the application in the pod over IPv6."""
+        """Whether the other pod reaches the application over IPv6."""
         pod, other = places
         with pod.entered():
             listener = socket.create_server(("fd77::1", 8080), family=socket.AF_INET6)
@@ -250,41 +253,41 @@ class TestIpv6:
                 return False
             return True
 
-    def test_nobody_passes_by_over_ipv6(self, places):
+    def test_ipv6_does_not_bypass_the_sidecar(self, places):
         assert self.connects(places)
-        did(init(places[0]))
+        assert_success(init(places[0]))
         assert not self.connects(places)
 
         once = rules(places[0], "ip6tables-save")
-        did(init(places[0]))
+        assert_success(init(places[0]))
         assert rules(places[0], "ip6tables-save") == once
 
-        did(init(places[0], "--undo"))
+        assert_success(init(places[0], "--undo"))
         assert self.connects(places)
 
-    def test_it_is_an_error_if_somebody_could(self, places, tmp_path):
+    def test_missing_ip6tables_is_an_error_with_ipv6_addresses(self, places, tmp_path):
         for tool in ("iptables-save", "iptables-restore"):
             (tmp_path / tool).symlink_to(shutil.which(tool) or "")
 
         done = init(places[0], before=("env", f"PATH={tmp_path}"))
 
         assert done.returncode == 1
-        said = "has IPv6 addresses, whose traffic would bypass the sidecar: ip6tables-restore is missing"
-        assert said in done.stderr
+        message = "has IPv6 addresses, whose traffic would bypass the sidecar: ip6tables-restore is missing"
+        assert message in done.stderr
 
     @pytest.mark.parametrize("disabled", ["0", "1"])
-    def test_an_address_that_comes_later_does_not_bypass_the_sidecar(self, places, disabled):
+    def test_later_ipv6_address_does_not_bypass_the_sidecar(self, places, disabled):
         pod, _ = places
         pod.run("ip", "-6", "addr", "flush", "dev", "v6")
         pod.run("ip", "-6", "addr", "flush", "dev", "eth0")
         pod.sysctl("net.ipv6.conf.all.disable_ipv6", disabled)
-        did(init(pod))
+        assert_success(init(pod))
 
         pod.sysctl("net.ipv6.conf.all.disable_ipv6", "0")
         pod.run("ip", "addr", "add", "fd77::1/64", "dev", "v6", "nodad")
         assert not self.connects(places)
 
-    def test_an_address_that_could_come_later_is_a_warning(self, cluster, tmp_path):
+    def test_missing_ip6tables_is_a_warning_without_addresses(self, cluster, tmp_path):
         place = cluster.pod("web", "ns", sidecar=False).place
         place.run("ip", "-6", "addr", "flush", "dev", "eth0")
         for tool in ("iptables-save", "iptables-restore"):
@@ -295,23 +298,23 @@ class TestIpv6:
 
         assert done.returncode == 0
         assert "no global IPv6 address now" in done.stderr
-        did(init(place, "--undo", before=env))
+        assert_success(init(place, "--undo", before=env))
 
-    def test_a_pod_without_ipv6_needs_no_ip6tables(self, cluster, tmp_path):
+    def test_disabled_ipv6_needs_no_ip6tables(self, cluster, tmp_path):
         place = cluster.pod("web", "ns", sidecar=False).place
         place.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
         for tool in ("iptables-save", "iptables-restore"):
             (tmp_path / tool).symlink_to(shutil.which(tool) or "")
 
-        did(init(place, before=("env", f"PATH={tmp_path}")))
+        assert_success(init(place, before=("env", f"PATH={tmp_path}")))
 
 
-class TestWhereItCannot:
+class TestMissingRequirements:
     @pytest.fixture
     def place(self, cluster: Cluster) -> Namespace:
         return cluster.pod("web", "ns", sidecar=False).place
 
-    def test_iptables_is_missing(self, place):
+    def test_missing_iptables_is_an_error(self, place):
         done = init(place, before=("env", "PATH=/nowhere"))
 
         assert done.returncode == 1
@@ -319,20 +322,20 @@ class TestWhereItCannot:
             "xds: iptables-restore is missing (Debian, Ubuntu: apt-get install iptables;"
         )
 
-    def test_without_the_capability(self, place):
+    def test_missing_capability_is_an_error(self, place):
         done = init(place, before=("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"))
 
         assert done.returncode == 1
         assert "needs the capability NET_ADMIN (securityContext.capabilities.add" in done.stderr
 
-    def test_who_is_not_root(self, place):
+    def test_user_other_than_root_is_an_error(self, place):
         as_nobody = ("setpriv", "--reuid=65534", "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
 
         done = init(place, before=as_nobody)
 
         assert (done.returncode, done.stderr) == (1, "xds: must run as root (securityContext.runAsUser: 0)\n")
 
-    def test_the_kind_of_iptables_that_works_is_used(self, place, tmp_path):
+    def test_working_iptables_variant_is_used(self, place, tmp_path):
         if not shutil.which("iptables-legacy-restore"):
             pytest.skip("needs iptables-legacy-restore beside iptables-restore")
         place.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
@@ -343,11 +346,11 @@ class TestWhereItCannot:
             (tmp_path / legacy).symlink_to(shutil.which(legacy) or "")
         env = ("env", f"PATH={tmp_path}")
 
-        did(init(place, before=env))
+        assert_success(init(place, before=env))
         assert "-A OUTPUT -p tcp -j ISTIO_OUTPUT" in rules(place, "iptables-legacy-save")
         assert not [line for line in rules(place, "iptables-nft-save") if "ISTIO" in line]
 
-        did(init(place, before=env))
+        assert_success(init(place, before=env))
         assert len([line for line in rules(place, "iptables-legacy-save") if "-A OUTPUT" in line]) == 1
         done = init(place, "--undo", before=env)
         assert done.returncode == 0, done.stderr
@@ -355,7 +358,7 @@ class TestWhereItCannot:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["-b", "http"], "'-b': 'http' is not a port"),
         (["-x", "10.0.0.1/8"], "'-x': 10.0.0.1/8 has host bits set"),
@@ -363,7 +366,7 @@ class TestWhereItCannot:
         (["-m", "TPROXY"], "'-m': 'TPROXY' is not REDIRECT or NONE"),
     ],
 )
-def test_a_wrong_flag_is_named(flags, said):
+def test_invalid_flag_value_is_named(flags, message):
     done = subprocess.run(
         [sys.executable, "-m", "xds", "init", "-n", *flags],
         capture_output=True,
@@ -373,4 +376,4 @@ def test_a_wrong_flag_is_named(flags, said):
     )
 
     assert done.returncode == 2
-    assert said in " ".join(done.stderr.split())
+    assert message in " ".join(done.stderr.split())

@@ -1,4 +1,4 @@
-"""A sidecar without interception: the application is elsewhere than at the pod's address, which the sidecar has."""
+"""A sidecar without interception: it listens on the pod's address, and the application on another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBES = {
 
 
 @pytest.mark.envoy
-async def test_probes_and_metrics_are_at_the_pods_address_with_and_without_a_control_plane(tmp_path):
+async def test_probes_and_metrics_need_no_control_plane(tmp_path):
     with Loopback() as loopback:
         mesh = LocalMesh(loopback, tmp_path)
         pod = mesh.pod("web", "ns")
@@ -44,9 +44,9 @@ async def test_probes_and_metrics_are_at_the_pods_address_with_and_without_a_con
         async def codes() -> list[str]:
             return [await code(path) for path in PROBES]
 
-        async def are(*wanted: str) -> bool:
-            found = await codes()
-            assert found == list(wanted), found
+        async def are(*expected: str) -> bool:
+            actual = await codes()
+            assert actual == list(expected), actual
             return True
 
         async with mesh, Process(variables, tmp_path / "log"):

@@ -1,4 +1,4 @@
-"""Probes of a pod under STRICT: the kubelet asks the sidecar, which asks the application."""
+"""Probes of a pod under STRICT: the kubelet probes the sidecar, which probes the application."""
 
 from __future__ import annotations
 
@@ -28,41 +28,51 @@ from xds.mesh.identity.keys import PrivateKey
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
-HTTP, HTTPS, TCP, GRPC, HANGING, NOBODY = 8080, 8443, 9000, 9001, 9002, 9003
+HTTP, HTTPS, TCP, GRPC, HANGING, UNUSED = 8080, 8443, 9000, 9001, 9002, 9003
 PERIOD = 2
-"""Seconds of the probes that the sidecar makes on its own."""
+"""Period of the probes that the sidecar makes on its own, in seconds."""
 
 ORIGINALS = {
     "/app-health/web/readyz": {
         "httpGet": {
             "path": "healthz?deep=1&name=a%20b",
             "port": HTTP,
-            "httpHeaders": [{"name": "X-Probe", "value": "100% ready"}, {"name": "Host", "value": "web.example"}],
+            "httpHeaders": [
+                {"name": "X-Probe", "value": "100% ready"},
+                {"name": "Host", "value": "web.example"},
+            ],
         },
         "timeoutSeconds": 10,
     },
     "/app-health/web/livez": {"httpGet": {"port": HTTP}, "timeoutSeconds": 10},
     "/app-health/web/startupz": {"httpGet": {"path": "/moved", "port": HTTP}, "timeoutSeconds": 10},
-    "/app-health/tls/livez": {"httpGet": {"path": "/tls", "port": HTTPS, "scheme": "HTTPS"}, "timeoutSeconds": 10},
+    "/app-health/tls/livez": {
+        "httpGet": {"path": "/tls", "port": HTTPS, "scheme": "HTTPS"},
+        "timeoutSeconds": 10,
+    },
     "/app-health/tcp/livez": {"tcpSocket": {"port": TCP}, "timeoutSeconds": 10, "periodSeconds": PERIOD},
     "/app-health/grpc/livez": {"grpc": {"port": GRPC}, "timeoutSeconds": 10, "periodSeconds": PERIOD},
-    "/app-health/grpc/readyz": {"grpc": {"port": GRPC, "service": "shop"}, "timeoutSeconds": 10, "periodSeconds": PERIOD},
+    "/app-health/grpc/readyz": {
+        "grpc": {"port": GRPC, "service": "shop"},
+        "timeoutSeconds": 10,
+        "periodSeconds": PERIOD,
+    },
     "/app-health/hanging/livez": {"httpGet": {"port": HANGING}, "timeoutSeconds": 1},
-    "/app-health/nobody/livez": {"httpGet": {"port": NOBODY}, "timeoutSeconds": 10},
-    "/app-health/nobody/readyz": {"tcpSocket": {"port": NOBODY}},
-    "/app-health/nobody/startupz": {"grpc": {"port": NOBODY}},
-}  # fmt: skip
+    "/app-health/unused/livez": {"httpGet": {"port": UNUSED}, "timeoutSeconds": 10},
+    "/app-health/unused/readyz": {"tcpSocket": {"port": UNUSED}},
+    "/app-health/unused/startupz": {"grpc": {"port": UNUSED}},
+}
 
 
 class App:
-    """An HTTP application that says what it is told to, and what it was asked."""
+    """An HTTP application with a configurable status, which records its requests."""
 
     def __init__(self) -> None:
         self.status = 200
-        self.asked: list[web.BaseRequest] = []
+        self.requests: list[web.BaseRequest] = []
 
     async def answer(self, request: web.BaseRequest) -> web.Response:
-        self.asked.append(request)
+        self.requests.append(request)
         if request.path == "/moved":
             return web.Response(status=302, headers={"location": "/elsewhere"})
         return web.Response(status=self.status, text=f"{request.path_qs} is {self.status}")
@@ -83,7 +93,7 @@ class App:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory):
-    """A pod under STRICT whose applications do not run yet, and somebody outside the mesh."""
+    """A pod under STRICT whose applications do not run yet, and a client outside the mesh."""
     with Cluster() as cluster:
         async with ProxyMesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             pod = mesh.pod("web", "strict")
@@ -102,7 +112,7 @@ def pod(mesh):
 
 @pytest.fixture
 def kubelet(mesh, pod):
-    """Ask as the kubelet does: from the node, in plaintext, at the pod's address."""
+    """Send requests as the kubelet does: from the node, in plaintext, to the pod's address."""
 
     async def ask(path: str, port: int = 15020, **how: object) -> Answer:
         headers = {"user-agent": "kube-probe/1.37", "accept": "*/*"}
@@ -113,7 +123,7 @@ def kubelet(mesh, pod):
 
 
 async def becomes(kubelet, path: str, code: str) -> None:
-    """Wait until a probe has this outcome: at most a period, a time limit, and what a slow machine takes."""
+    """Wait until a probe has this status: for a period and a timeout at most, on a slow machine longer."""
 
     async def has() -> bool:
         answer = await kubelet(path)
@@ -124,12 +134,12 @@ async def becomes(kubelet, path: str, code: str) -> None:
 
 
 class TestHttp:
-    async def test_the_probe_as_it_was_would_fail(self, kubelet, pod):
+    async def test_original_probe_fails_under_strict(self, kubelet, pod):
         async with App().at(pod.place, HTTP):
             assert (await kubelet("/healthz", HTTP)).code == "000"
             assert (await pod.client.get(f"http://{pod.address}:{HTTP}/healthz")).ok
 
-    async def test_the_answer_is_the_applications(self, kubelet, pod):
+    async def test_application_response_is_returned(self, kubelet, pod):
         app = App()
         async with app.at(pod.place, HTTP):
             answer = await kubelet("/app-health/web/readyz")
@@ -142,18 +152,18 @@ class TestHttp:
             app.status = 204
             assert (await kubelet("/app-health/web/readyz")).code == "204"
 
-    async def test_it_is_asked_what_the_probe_asks(self, kubelet, pod):
+    async def test_application_receives_the_original_probe(self, kubelet, pod):
         app = App()
         async with app.at(pod.place, HTTP):
             await kubelet("/app-health/web/readyz")
             await kubelet("/app-health/web/livez")
 
-        full, bare = app.asked
+        full, bare = app.requests
         assert (full.headers["Host"], full.headers["X-Probe"]) == ("web.example", "100% ready")
         assert (bare.path_qs, bare.headers["Host"]) == ("/", f"{pod.address}:{HTTP}")
-        assert {request.headers["User-Agent"] for request in app.asked} == {"kube-probe/1.37"}
+        assert {request.headers["User-Agent"] for request in app.requests} == {"kube-probe/1.37"}
 
-    async def test_headers_that_the_kubelet_still_sends_come_once(self, mesh, pod):
+    async def test_probe_headers_are_not_duplicated(self, mesh, pod):
         app = App()
         async with app.at(pod.place, HTTP):
             await Client(mesh.cluster.node).get(
@@ -161,21 +171,21 @@ class TestHttp:
                 headers={"X-Probe": "100% ready", "Host": "web.example"},
             )
 
-        (request,) = app.asked
+        (request,) = app.requests
         assert request.headers.getall("X-Probe") == ["100% ready"]
         assert request.headers.getall("Host") == ["web.example"]
 
-    async def test_it_fails_when_the_application_is_gone(self, kubelet, pod):
+    async def test_probe_fails_without_the_application(self, kubelet, pod):
         async with App().at(pod.place, HTTP):
             assert (await kubelet("/app-health/web/livez")).ok
 
         assert (await kubelet("/app-health/web/livez")).code == "503"
-        assert (await kubelet("/app-health/nobody/livez")).code == "503"
+        assert (await kubelet("/app-health/unused/livez")).code == "503"
 
         async with App().at(pod.place, HTTP):
             assert (await kubelet("/app-health/web/livez")).ok
 
-    async def test_an_application_that_hangs_fails_in_the_probes_own_time(self, kubelet, pod):
+    async def test_hanging_application_fails_after_the_probe_timeout(self, kubelet, pod):
         listener = pod.place.listener("0.0.0.0", HANGING)
         try:
             answer = await kubelet("/app-health/hanging/livez", timeout=30)
@@ -184,14 +194,14 @@ class TestHttp:
 
         assert answer.code == "504"
 
-    async def test_a_redirect_is_a_success_that_leads_nowhere(self, kubelet, pod):
+    async def test_redirect_succeeds_without_a_location(self, kubelet, pod):
         async with App().at(pod.place, HTTP):
             answer = await kubelet("/app-health/web/startupz")
 
         assert answer.code == "302"
         assert "location" not in answer.headers
 
-    async def test_over_tls_any_certificate_will_do(self, kubelet, pod, tmp_path):
+    async def test_https_probe_accepts_any_certificate(self, kubelet, pod, tmp_path):
         authority = Authority.create(PrivateKey.generate(), "example.org", datetime.now(UTC))
         leaf = authority.issue("spiffe://example.org/ns/own/sa/app", datetime.now(UTC))
         (tmp_path / "leaf.pem").write_bytes(leaf.chain + leaf.key.to_pem())
@@ -205,17 +215,17 @@ class TestHttp:
 
 
 class TestTcpAndGrpc:
-    async def test_nobody_listens(self, kubelet):
-        assert (await kubelet("/app-health/nobody/readyz")).code == "503"
-        assert (await kubelet("/app-health/nobody/startupz")).code == "503"
+    async def test_unused_port_fails(self, kubelet):
+        assert (await kubelet("/app-health/unused/readyz")).code == "503"
+        assert (await kubelet("/app-health/unused/startupz")).code == "503"
 
-    async def test_a_tcp_probe_follows_the_application(self, kubelet, pod):
+    async def test_tcp_probe_follows_the_application(self, kubelet, pod):
         for _ in range(2):
             async with LineApp("web", TCP, place=pod.place):
                 await becomes(kubelet, "/app-health/tcp/livez", "200")
             await becomes(kubelet, "/app-health/tcp/livez", "503")
 
-    async def test_a_grpc_probe_follows_the_service_that_it_names(self, kubelet, pod):
+    async def test_grpc_probe_follows_its_service(self, kubelet, pod):
         status = health_pb2.HealthCheckResponse
         servicer = health.HealthServicer()
         server = grpc.aio.server()
@@ -239,8 +249,8 @@ class TestTcpAndGrpc:
         await becomes(kubelet, "/app-health/grpc/livez", "503")
 
 
-class TestWhatElseIsOpen:
-    async def test_the_application_stays_closed_to_plaintext(self, mesh, pod):
+class TestOtherAccess:
+    async def test_application_refuses_plaintext(self, mesh, pod):
         async with App().at(pod.place, HTTP), LineApp("web", TCP, place=pod.place):
             for place in (mesh.cluster.node, mesh["outsider.outside"].place):
                 assert (
@@ -253,13 +263,13 @@ class TestWhatElseIsOpen:
     @pytest.mark.parametrize(
         "path", ["/", "/app-health/web", "/app-health/web/readyz/", "/healthz", "/app-health/other/livez"]
     )
-    async def test_nothing_is_asked_but_what_the_probes_ask(self, kubelet, pod, path):
+    async def test_other_paths_are_not_forwarded(self, kubelet, pod, path):
         app = App()
         async with app.at(pod.place, HTTP):
             assert (await kubelet(path)).code == "404"
-        assert not app.asked
+        assert not app.requests
 
-    async def test_readiness_and_metrics_of_the_sidecar_itself(self, kubelet):
+    async def test_sidecar_serves_readiness_and_metrics(self, kubelet):
         assert (await kubelet("/healthz/ready", 15021)).text.strip() == "LIVE"
         metrics = await kubelet("/stats/prometheus", 15090)
         assert "# TYPE envoy_server_live gauge\nenvoy_server_live{} 1\n" in metrics.text

@@ -1,4 +1,4 @@
-"""`xds proxy`: it becomes the Envoy that the environment describes."""
+"""`xds proxy` executes Envoy with a bootstrap made from the environment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POD = {"POD_NAME": "web-0", "POD_NAMESPACE": "shop", "INSTANCE_IP": "10.1.2.3"}
 
 
 async def proxy(*arguments: str, **variables: str) -> tuple[int, str, str]:
-    """Run `xds proxy` to its end with this environment and no other."""
+    """Run `xds proxy` with exactly this environment until it exits."""
     assignments = (f"{name}={value}" for name, value in variables.items())
     return await finished("env", "-i", *assignments, sys.executable, "-m", "xds", "proxy", *arguments)
 
@@ -38,7 +38,7 @@ class TestDryRun:
         assert (status, err) == (0, "")
         return json.loads(out)  # type: ignore[no-any-return]
 
-    async def test_prints_the_bootstrap(self, tmp_path):
+    async def test_dry_run_prints_the_bootstrap(self, tmp_path):
         (tmp_path / "labels").write_text('app="web"\nsecurity.istio.io/tlsMode="istio"\n')
 
         printed = await self.bootstrap(
@@ -57,31 +57,34 @@ class TestDryRun:
         assert service["google_grpc"]["target_uri"] == "xds.elsewhere.svc:15012"
         assert "/var/run/secrets/tokens/xds-token" in json.dumps(service)
         listeners = printed["static_resources"]["listeners"]
-        sockets = {each["name"]: each["address"]["socket_address"] for each in listeners}
+        sockets = {listener["name"]: listener["address"]["socket_address"] for listener in listeners}
         assert sockets == {
             "health": {"address": "0.0.0.0", "port_value": 15021},
             "metrics": {"address": "0.0.0.0", "port_value": 15090},
             "probes": {"address": "0.0.0.0", "port_value": 15020},
         }
 
-    async def test_without_probes_nothing_answers_them(self):
+    async def test_without_probes_there_is_no_probe_listener(self):
         printed = await self.bootstrap()
 
-        assert {each["name"] for each in printed["static_resources"]["listeners"]} == {"health", "metrics"}
+        listeners = printed["static_resources"]["listeners"]
+        assert {listener["name"] for listener in listeners} == {"health", "metrics"}
 
-    async def test_without_interception_it_keeps_to_the_pods_address(self):
+    async def test_mode_none_listens_on_the_pod_address(self):
         printed = await self.bootstrap(XDS_INTERCEPTION_MODE="NONE", XDS_APP_PROBES=json.dumps(PROBES))
 
         resources = printed["static_resources"]
-        sockets = {each["address"]["socket_address"]["address"] for each in resources["listeners"]}
+        sockets = {listener["address"]["socket_address"]["address"] for listener in resources["listeners"]}
         assert sockets == {"10.1.2.3"}
-        (web,) = (each for each in resources["clusters"] if each["name"] == "probe|/app-health/web/livez")
+        (web,) = (
+            cluster for cluster in resources["clusters"] if cluster["name"] == "probe|/app-health/web/livez"
+        )
         assert "upstream_bind_config" not in web
         assert '"address": "127.0.0.1"' in json.dumps(web)
 
 
-class TestWhatIsWrong:
-    async def test_all_of_it_is_told_at_once(self):
+class TestErrors:
+    async def test_all_errors_are_reported_together(self):
         status, out, err = await proxy(
             POD_NAME="web-0",
             INSTANCE_IP="",
@@ -90,7 +93,8 @@ class TestWhatIsWrong:
             XDS_CONCURRENCY="many",
             XDS_LOG_LEVEL="loud",
             XDS_SDS="/run/spire.sock",
-            XDS_APP_PROBES='{"/a": {"httpGet": {"port": "http"}, "tcpSocket": {}}, "b": {}, "/c": {"grpc": {}}}',
+            XDS_APP_PROBES='{"/a": {"httpGet": {"port": "http"}, "tcpSocket": {}}, '
+            '"b": {}, "/c": {"grpc": {}}}',
         )
 
         assert (status, out) == (1, "")
@@ -101,14 +105,17 @@ class TestWhatIsWrong:
             "XDS_ADDRESS: problem: must be HOST:PORT, not 'nowhere' (write xds.istio-system.svc:15012)",
             "XDS_SDS: problem: must be unix:///PATH, not '/run/spire.sock'",
             "XDS_CONCURRENCY: problem: must be a number from 0 to 1024, not 'many'",
-            "XDS_LOG_LEVEL: problem: must be one of trace, debug, info, warning, error, critical, off, not 'loud'",
+            (
+                "XDS_LOG_LEVEL: problem: must be one of trace, debug, info, warning, error, critical, off, "
+                "not 'loud'"
+            ),
             'XDS_APP_PROBES: problem: ["/a"] must have exactly one of httpGet, tcpSocket, grpc',
             "XDS_APP_PROBES: problem: b must be a path (write /b)",
             'XDS_APP_PROBES: problem: ["/c"].grpc.port is required',
         ]
 
     @pytest.mark.parametrize(
-        ("probes", "said"),
+        ("probes", "message"),
         [
             ("{", "is not JSON"),
             ("[]", "must be a mapping, not a list"),
@@ -129,19 +136,19 @@ class TestWhatIsWrong:
             ),
         ],
     )
-    async def test_probes(self, probes, said):
+    async def test_invalid_probe_is_named(self, probes, message):
         status, _, err = await proxy("--dry-run", **POD, XDS_APP_PROBES=probes)
 
         assert status == 1
         assert "XDS_APP_PROBES" in err
-        assert said in err
+        assert message in err
 
-    async def test_there_is_no_such_envoy(self):
+    async def test_missing_envoy_is_an_error(self):
         status, _, err = await proxy("--envoy", "/nowhere/envoy", **POD, XDS_ROOT_FILE="")
 
         assert (status, err) == (1, "xds: /nowhere/envoy is not found, or not executable\n")
 
-    async def test_an_envoy_that_is_none(self, tmp_path):
+    async def test_invalid_envoy_binary_is_an_error(self, tmp_path):
         (tmp_path / "envoy").write_bytes(b"\x7fELF no")
         (tmp_path / "envoy").chmod(0o755)
 
@@ -149,7 +156,7 @@ class TestWhatIsWrong:
 
         assert (status, err) == (1, f"xds: cannot execute {tmp_path}/envoy: Exec format error\n")
 
-    async def test_more_probes_than_an_argument_holds(self):
+    async def test_too_many_probes_are_an_error(self):
         probes = {f"/app-health/{number}/livez": {"httpGet": {"port": 8080}} for number in range(500)}
 
         status, _, err = await proxy(**POD, XDS_ROOT_FILE="", XDS_APP_PROBES=json.dumps(probes))
@@ -157,17 +164,17 @@ class TestWhatIsWrong:
         assert status == 1
         assert "more than 131071: this pod has too many probes" in err
 
-    async def test_nothing_to_drain(self):
-        # An address of its own, where no sidecar's admin interface is.
-        there = {"INSTANCE_IP": "127.99.98.97", "XDS_INTERCEPTION_MODE": "NONE"}
-        status, _, err = await proxy("--drain", **POD | there)
+    async def test_drain_without_a_sidecar_is_an_error(self):
+        # No sidecar has its admin interface at this address.
+        nowhere = {"INSTANCE_IP": "127.99.98.97", "XDS_INTERCEPTION_MODE": "NONE"}
+        status, _, err = await proxy("--drain", **POD | nowhere)
 
         assert status == 1
         assert "no response from the sidecar at 127.99.98.97:15000: [Errno 111] Connection refused" in err
 
 
 class TestWaiting:
-    async def test_it_gives_up_in_time_and_says_what_is_missing(self, tmp_path):
+    async def test_wait_times_out_and_names_missing_files(self, tmp_path):
         (tmp_path / "root").touch()
         status, _, err = await proxy(
             **POD,
@@ -177,15 +184,15 @@ class TestWaiting:
             XDS_SDS=f"unix://{tmp_path}/root",
         )
 
-        what = (
+        missing = (
             f"the service account token {tmp_path}/token does not exist yet and "
             f"the root certificate {tmp_path}/root is empty and "
             f"the SDS socket {tmp_path}/root does not exist yet"
         )
         assert status == 1
-        assert err.splitlines() == [f"xds: waiting: {what}", f"xds: {what}, after 1 s"]
+        assert err.splitlines() == [f"xds: waiting: {missing}", f"xds: {missing}, after 1 s"]
 
-    async def test_it_goes_on_when_all_is_there(self, tmp_path):
+    async def test_wait_ends_when_all_files_exist(self, tmp_path):
         token, root = tmp_path / "token", tmp_path / "root"
         variables = POD | {
             "XDS_TOKEN_FILE": str(token),
@@ -197,7 +204,8 @@ class TestWaiting:
         served.bind(str(tmp_path / "sds"))
         served.close()
         process = await asyncio.create_subprocess_exec(
-            "env", "-i", *(f"{name}={value}" for name, value in variables.items()), sys.executable, "-m", "xds", "proxy",
+            "env", "-i", *(f"{name}={value}" for name, value in variables.items()),
+            sys.executable, "-m", "xds", "proxy",
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/",
         )  # fmt: skip
         assert process.stderr
@@ -207,8 +215,8 @@ class TestWaiting:
                 f"the root certificate {root} does not exist yet\n"
             )
             token.write_text("secret of the token")
-            said = (await process.stderr.readline()).decode()
-            assert said == f"xds: waiting: the root certificate {root} does not exist yet\n"
+            line = (await process.stderr.readline()).decode()
+            assert line == f"xds: waiting: the root certificate {root} does not exist yet\n"
             root.write_text("PEM")
             out, err = await process.communicate()
 
@@ -216,7 +224,8 @@ class TestWaiting:
         words = out.decode().split()
         assert words[0] == "--config-yaml"
         assert " ".join(words[-9:]) == (
-            "--concurrency 2 --log-level warning --drain-strategy immediate --drain-time-s 5 --disable-hot-restart"
+            "--concurrency 2 --log-level warning --drain-strategy immediate --drain-time-s 5 "
+            "--disable-hot-restart"
         )
         assert b"secret of the token" not in out
 
@@ -244,8 +253,8 @@ async def is_live(pod: ClusterPod) -> bool:
 
 @pytest.mark.netns
 @pytest.mark.envoy
-class TestTheProcess:
-    async def test_is_envoy_itself(self, cluster: Cluster, tmp_path):
+class TestProcess:
+    async def test_process_becomes_envoy(self, cluster: Cluster, tmp_path):
         pod = cluster.pod("web", "ns", sidecar=True)
 
         async with running(pod, environment(pod), tmp_path / "log") as process:
@@ -255,8 +264,8 @@ class TestTheProcess:
             process.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(process.wait(), 60) == 0
 
-    async def test_is_not_ready_while_it_knows_nothing(self, cluster: Cluster, tmp_path):
-        """Envoy's own default would be 30 s, so a pod would be ready that refuses everything."""
+    async def test_envoy_is_not_ready_without_configuration(self, cluster: Cluster, tmp_path):
+        """With Envoy's default of 30 s, a pod would become ready although it refuses everything."""
         pod = cluster.pod("web", "ns", sidecar=True)
 
         async with running(pod, environment(pod), tmp_path / "log"):
@@ -268,12 +277,12 @@ class TestTheProcess:
             dump = (await pod.client.get("http://127.0.0.1:15000/config_dump")).text
             assert dump.count('"initial_fetch_timeout": "0s"') == len(sources)
 
-    async def test_needs_no_disk_that_can_be_written(self, cluster: Cluster, tmp_path):
+    async def test_read_only_file_system_is_sufficient(self, cluster: Cluster, tmp_path):
         pod = cluster.pod("web", "ns", sidecar=True)
-        # All that is mounted becomes read-only, in a mount namespace of the process's own.
+        # All mounts become read-only, in the process's own mount namespace.
         script = (
-            'while read -r _ where _; do mount -o remount,bind,ro "$where" 2>/dev/null; done < /proc/self/mounts;'
-            '! touch /tmp/x 2>/dev/null || exit 9; exec "$@"'
+            'while read -r _ where _; do mount -o remount,bind,ro "$where" 2>/dev/null; done < '
+            '/proc/self/mounts;! touch /tmp/x 2>/dev/null || exit 9; exec "$@"'
         )
         argv = ["unshare", "--mount", "sh", "-c", script, "sh", *command(environment(pod))]
         with (tmp_path / "log").open("wb") as log:
@@ -288,11 +297,9 @@ class TestTheProcess:
                 process.kill()
             await process.wait()
 
-    async def test_a_configuration_that_envoy_refuses_ends_with_envoys_words_and_status(
-        self, cluster: Cluster
-    ):
+    async def test_rejected_bootstrap_exits_with_the_error_of_envoy(self, cluster: Cluster):
         pod = cluster.pod("web", "ns", sidecar=True)
-        # Envoy reads nothing from there.
+        # Envoy accepts no files below /proc.
         variables = environment(pod, XDS_ROOT_FILE="/proc/version", XDS_TOKEN_FILE="/etc/hostname")
 
         status, _, err = await finished(*pod.place.command(*command(variables)))

@@ -1,4 +1,4 @@
-"""The rules of interception, as text."""
+"""The iptables rules of `xds init`, as text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rules(family=4, **wanted) -> list[str]:
     return redirect_rules(RedirectConfig(**wanted), family=family).splitlines()
 
 
-def test_all_traffic_is_redirected_unless_something_else_is_said():
+def test_all_traffic_is_redirected_by_default():
     assert rules() == [
         "*nat",
         ":ISTIO_INBOUND - [0:0]",
@@ -53,7 +53,10 @@ def test_all_traffic_is_redirected_unless_something_else_is_said():
         "-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT",
         "-A OUTPUT -p tcp -j ISTIO_OUTPUT",
         "-A ISTIO_OUTPUT -s 127.0.0.6/32 -o lo -j RETURN",
-        "-A ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -p tcp -m owner --uid-owner 1337 --gid-owner 1337 -j ISTIO_IN_REDIRECT",
+        (
+            "-A ISTIO_OUTPUT ! -d 127.0.0.1/32 -o lo -p tcp -m owner --uid-owner 1337 --gid-owner 1337 -j "
+            "ISTIO_IN_REDIRECT"
+        ),
         "-A ISTIO_OUTPUT -o lo -m owner ! --uid-owner 1337 -j RETURN",
         "-A ISTIO_OUTPUT -o lo -m owner ! --gid-owner 1337 -j RETURN",
         "-A ISTIO_OUTPUT -m owner --uid-owner 1337 --gid-owner 1337 -j RETURN",
@@ -63,7 +66,7 @@ def test_all_traffic_is_redirected_unless_something_else_is_said():
     ]
 
 
-def test_ipv6_is_redirected_by_the_same_rules():
+def test_ipv6_has_the_same_rules():
     def replaced(line: str) -> str:
         return line.replace("127.0.0.1/32", "::1/128").replace("127.0.0.6/32", "::6/128")
 
@@ -71,71 +74,100 @@ def test_ipv6_is_redirected_by_the_same_rules():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "more", "less"),
+    ("settings", "added", "removed"),
     [
         (
             {"outbound_port": 1, "inbound_port": 2},
-            ["-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 2", "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 1"],
-            ["-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006", "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001"],
+            [
+                "-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 2",
+                "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 1",
+            ],
+            [
+                "-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports 15006",
+                "-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports 15001",
+            ],
         ),
         (
             {"inbound_ports": (80, 81)},
-            ["-A ISTIO_INBOUND -p tcp --dport 80 -j ISTIO_IN_REDIRECT", "-A ISTIO_INBOUND -p tcp --dport 81 -j ISTIO_IN_REDIRECT"],
+            [
+                "-A ISTIO_INBOUND -p tcp --dport 80 -j ISTIO_IN_REDIRECT",
+                "-A ISTIO_INBOUND -p tcp --dport 81 -j ISTIO_IN_REDIRECT",
+            ],
             ["-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT"],
         ),
-        ({"exclude_inbound_ports": (15020, 22)}, ["-A ISTIO_INBOUND -p tcp --dport 22 -j RETURN"], ["-A ISTIO_INBOUND -p tcp --dport 15090 -j RETURN", "-A ISTIO_INBOUND -p tcp --dport 15021 -j RETURN"]),
+        (
+            {"exclude_inbound_ports": (15020, 22)},
+            ["-A ISTIO_INBOUND -p tcp --dport 22 -j RETURN"],
+            [
+                "-A ISTIO_INBOUND -p tcp --dport 15090 -j RETURN",
+                "-A ISTIO_INBOUND -p tcp --dport 15021 -j RETURN",
+            ],
+        ),
         (
             {"networks": (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))},
             ["-A ISTIO_OUTPUT -d 10.0.0.0/8 -j ISTIO_REDIRECT"],
             ["-A ISTIO_OUTPUT -j ISTIO_REDIRECT"],
         ),
         ({"networks": ()}, [], ["-A ISTIO_OUTPUT -j ISTIO_REDIRECT"]),
-        ({"networks": (), "outbound_ports": (443,)}, ["-A ISTIO_OUTPUT -p tcp --dport 443 -j ISTIO_REDIRECT"], ["-A ISTIO_OUTPUT -j ISTIO_REDIRECT"]),
-        ({"exclude_networks": (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))}, ["-A ISTIO_OUTPUT -d 10.0.0.0/8 -j RETURN"], []),
+        (
+            {"networks": (), "outbound_ports": (443,)},
+            ["-A ISTIO_OUTPUT -p tcp --dport 443 -j ISTIO_REDIRECT"],
+            ["-A ISTIO_OUTPUT -j ISTIO_REDIRECT"],
+        ),
+        (
+            {"exclude_networks": (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))},
+            ["-A ISTIO_OUTPUT -d 10.0.0.0/8 -j RETURN"],
+            [],
+        ),
         ({"exclude_outbound_ports": (5432,)}, ["-A ISTIO_OUTPUT -p tcp --dport 5432 -j RETURN"], []),
-        ({"exclude_interfaces": ("docker0",)}, ["-A ISTIO_INBOUND -i docker0 -j RETURN", "-A ISTIO_OUTPUT -o docker0 -j RETURN"], []),
+        (
+            {"exclude_interfaces": ("docker0",)},
+            ["-A ISTIO_INBOUND -i docker0 -j RETURN", "-A ISTIO_OUTPUT -o docker0 -j RETURN"],
+            [],
+        ),
     ],
-)  # fmt: skip
-def test_what_is_said_changes_these_rules_and_no_others(wanted, more, less):
-    before, after = rules(), rules(**wanted)
+)
+def test_settings_change_only_these_rules(settings, added, removed):
+    before, after = rules(), rules(**settings)
 
-    assert [line for line in after if line not in before] == more
-    assert [line for line in before if line not in after] == less
-    # What leaves others alone must come before what redirects.
-    redirecting = [index for index, line in enumerate(after) if line.startswith("-A ISTIO_OUTPUT") and line.endswith("-j ISTIO_REDIRECT")]  # fmt: skip
-    leaving = [index for index, line in enumerate(after) if line.startswith("-A ISTIO_OUTPUT") and line.endswith("-j RETURN")]  # fmt: skip
-    assert not redirecting or max(leaving) < min(redirecting)
-
-
-def test_without_inbound_ports_nothing_that_comes_is_touched():
-    found = rules(inbound_ports=())
-
-    assert not [line for line in found if "PREROUTING" in line or "-j ISTIO_IN_REDIRECT" in line]
-    assert "-A ISTIO_OUTPUT -j ISTIO_REDIRECT" in found
+    assert [line for line in after if line not in before] == added
+    assert [line for line in before if line not in after] == removed
+    # Exceptions must precede the rule that redirects.
+    output = [line for line in after if line.startswith("-A ISTIO_OUTPUT")]
+    redirecting = [index for index, line in enumerate(output) if line.endswith("-j ISTIO_REDIRECT")]
+    returning = [index for index, line in enumerate(output) if line.endswith("-j RETURN")]
+    assert not redirecting or max(returning) < min(redirecting)
 
 
-def test_networks_go_to_the_rules_of_their_own_ip_version():
+def test_empty_inbound_ports_redirect_no_inbound_traffic():
+    lines = rules(inbound_ports=())
+
+    assert not [line for line in lines if "PREROUTING" in line or "-j ISTIO_IN_REDIRECT" in line]
+    assert "-A ISTIO_OUTPUT -j ISTIO_REDIRECT" in lines
+
+
+def test_networks_apply_to_their_ip_version():
     both = (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))
 
-    found = rules(family=6, networks=both, exclude_networks=both)
+    lines = rules(family=6, networks=both, exclude_networks=both)
 
-    assert [line for line in found if "fd00" in line or "10.0" in line] == [
+    assert [line for line in lines if "fd00" in line or "10.0" in line] == [
         "-A ISTIO_OUTPUT -d fd00::/8 -j RETURN",
         "-A ISTIO_OUTPUT -d fd00::/8 -j ISTIO_REDIRECT",
     ]
 
 
-def test_rules_that_are_there_already_are_replaced():
-    found = redirect_rules(RedirectConfig(), PRESENT).splitlines()
+def test_existing_rules_are_replaced():
+    lines = redirect_rules(RedirectConfig(), PRESENT).splitlines()
 
-    assert [line for line in found if line.startswith("-D")] == [
+    assert [line for line in lines if line.startswith("-D")] == [
         "-D PREROUTING -p tcp -j ISTIO_INBOUND",
         '-D OUTPUT -p tcp -m comment --comment "a b" -j ISTIO_OUTPUT',
     ]
-    assert [line for line in found if not line.startswith("-D")] == rules()
+    assert [line for line in lines if not line.startswith("-D")] == rules()
 
 
-def test_undo_takes_away_what_is_ours_and_nothing_else():
+def test_undo_removes_only_own_rules():
     assert undo_rules(PRESENT).splitlines() == [
         "*nat",
         "-D PREROUTING -p tcp -j ISTIO_INBOUND",
@@ -152,25 +184,25 @@ def test_undo_takes_away_what_is_ours_and_nothing_else():
 
 class TestFlags:
     @pytest.mark.parametrize(
-        ("text", "found"), [("*", None), ("", ()), (" ", ()), ("80", (80,)), ("80, 81,80,", (80, 81))]
+        ("text", "expected"), [("*", None), ("", ()), (" ", ()), ("80", (80,)), ("80, 81,80,", (80, 81))]
     )
-    def test_ports(self, text, found):
-        assert parse_ports(text) == found
+    def test_ports(self, text, expected):
+        assert parse_ports(text) == expected
 
     @pytest.mark.parametrize("text", ["x", "0", "65536", "80-90", "80;81", "-1", "80,*"])
-    def test_what_is_no_port_is_named(self, text):
+    def test_invalid_port_is_an_error(self, text):
         with pytest.raises(ValueError, match=r"is not a port: write comma-separated numbers"):
             parse_ports(text)
 
     @pytest.mark.parametrize(
-        ("text", "found"),
+        ("text", "expected"),
         [("*", None), ("", ()), ("10.0.0.0/8,fd00::/8", (ip_network("10.0.0.0/8"), ip_network("fd00::/8")))],
     )
-    def test_networks(self, text, found):
-        assert parse_networks(text) == found
+    def test_networks(self, text, expected):
+        assert parse_networks(text) == expected
 
     @pytest.mark.parametrize("text", ["x", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/8 -j ACCEPT"])
-    def test_what_is_no_network_is_named(self, text):
+    def test_invalid_network_is_an_error(self, text):
         with pytest.raises(ValueError, match="write comma-separated networks"):
             parse_networks(text)
 
@@ -178,6 +210,6 @@ class TestFlags:
         assert parse_interfaces("docker0, eth0.100") == ("docker0", "eth0.100")
 
     @pytest.mark.parametrize("text", ["a b", "x" * 16, "-j", "eth0\nCOMMIT"])
-    def test_what_is_no_interface_is_named(self, text):
+    def test_invalid_interface_is_an_error(self, text):
         with pytest.raises(ValueError, match="is not the name of a network interface"):
             parse_interfaces(text)

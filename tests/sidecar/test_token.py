@@ -1,4 +1,4 @@
-"""A sidecar outside of Kubernetes: `xds proxy` with the files that `xds token --renew` keeps, and `xds serve --manifests` over TLS."""
+"""A sidecar outside Kubernetes: `xds proxy` with files of `xds token --renew`, and `xds serve` over TLS."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ status: {{podIP: {}}}
 
 
 class Site:
-    """Where the control plane, the one who renews, and a sidecar find their files and each other."""
+    """Shared files and addresses of the control plane, `xds token --renew` and a sidecar."""
 
     def __init__(self, folder: Path, address: str) -> None:
         self.address = address
@@ -88,15 +88,16 @@ class Site:
         return False
 
     async def certificate(self) -> str:
-        """Return the certificate that the sidecar has, or nothing."""
+        """Return the sidecar's active certificate, or an empty string."""
         answer = await Client().get(
             f"http://{self.address}:15000/config_dump?resource=dynamic_active_secrets"
         )
         assert answer.ok
-        found = {each["name"]: each["secret"] for each in json.loads(answer.text).get("configs", ())}
+        configs = json.loads(answer.text).get("configs", ())
+        secrets = {config["name"]: config["secret"] for config in configs}
         return (
-            found["default"]["tls_certificate"]["certificate_chain"]["inline_bytes"]
-            if "default" in found
+            secrets["default"]["tls_certificate"]["certificate_chain"]["inline_bytes"]
+            if "default" in secrets
             else ""
         )
 
@@ -105,7 +106,7 @@ class Site:
 
 
 async def is_synced(plane: ServeProcess) -> bool:
-    """Whether the sidecar is connected, and has all that it should."""
+    """Whether the sidecar is connected and synced."""
     where = f"--xds-address=127.0.0.1:{plane.xds}"
     status, out, err = await finished(sys.executable, "-m", "xds", "status", "web.shop", where)
     assert status == 0, out + err
@@ -120,39 +121,37 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.mark.envoy
 @pytest.mark.timeout(300)
-async def test_it_gets_its_key_and_comes_back_with_the_token_that_is_good_by_then(
-    site: Site, tmp_path: Path
-) -> None:
+async def test_sidecar_reconnects_with_its_renewed_token(site: Site, tmp_path: Path) -> None:
     site.state.mkdir()
-    # The sidecar waits for its files, and who writes them for the control plane.
+    # The sidecar waits for its files, and `xds token` waits for the control plane.
     async with site.renewing(), Process(site.environment(), tmp_path / "envoy"):
         with site.serving() as plane:
-            await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar has everything")
+            await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar is synced")
             first = (site.files / "token").read_text()
             certificate = await eventually(site.certificate, timeout=30)
             await eventually(lambda: site.has_expired(first), timeout=60, what="the first token has expired")
             assert await is_synced(plane)  # a stream outlives its token
         with site.serving() as plane:
-            await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar came back")
+            await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar reconnected")
             assert not plane.logged("caller refused")
-            # Its key is in memory only: another control plane makes another.
+            # Keys are in memory only: a new control plane creates another.
             await eventually(lambda: site.has_other(certificate), timeout=30)
 
 
 @pytest.mark.envoy
 @pytest.mark.timeout(300)
-async def test_with_a_token_that_nobody_renews_it_stays_out(site: Site, tmp_path: Path) -> None:
+async def test_sidecar_with_an_expired_token_is_refused(site: Site, tmp_path: Path) -> None:
     site.state.mkdir()
     async with Process(site.environment(), tmp_path / "envoy"):
         with site.serving() as plane:
             async with site.renewing():
-                await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar has everything")
+                await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar is synced")
             last = (site.files / "token").read_text()
             await eventually(lambda: site.has_expired(last), timeout=60, what="the last token has expired")
         with site.serving() as plane:
             await eventually(lambda: plane.logged("caller refused"), timeout=60)
             assert plane.logged("code=UNAUTHENTICATED")
             assert plane.logged("the token expired at")
-            assert await site.certificate()  # what it has stays in force
+            assert await site.certificate()  # its certificate stays active
             async with site.renewing():
-                await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar came back")
+                await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar reconnected")

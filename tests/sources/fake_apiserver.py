@@ -1,6 +1,6 @@
-"""A small API server: versions, pages, watches, bookmarks and expiry as Kubernetes has them, and faults as networks have them.
+"""A small fake API server: versions, pages, watches, bookmarks and expiry, and faults on demand.
 
-What the tests of the contract find out about a real server, they find out about this one; the faults are for it alone.
+The contract tests run against both a real server and this one. Only this one has faults.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from uuid import uuid4
 import yaml
 from aiohttp import web
 
-from tests.sources.fake_objects import CORE, ISTIO, OTHERS, Chosen, Event, Kind
+from tests.sources.fake_objects import CORE, ISTIO, OTHERS, Event, Kind, Selection
 from xds.mesh.kube.api import KubeApi
 
 NOBODY = "nobody"
-"""A token with which nothing may be done."""
+"""A token without any rights."""
 
 Fault = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class FakeApiServer:
-    """A server inside an `async with` block."""
+    """A server in an `async with` block."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.version = 100
         self.compacted = 0
-        """What was before is no longer known."""
+        """Versions before this one have expired."""
         self.token = "good"
-        self.asked: list[web.Request] = []
+        self.requests: list[web.Request] = []
         self.faults: dict[str, list[Fault]] = {}
-        """By `list`, `watch` or `discovery` and plural, such as `watch pods`: what happens instead, each once."""
+        """Verb (`list`, `watch` or `discovery`) and plural, as in `watch pods` -> faults, each used once."""
         self.bookmarks = 0.05
         """Seconds between bookmarks."""
         self._kinds = {("", plural): Kind("", plural, kind, ["v1"]) for plural, kind in CORE.items()}
@@ -58,7 +58,7 @@ class FakeApiServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Listen, at the same address as before."""
+        """Start, at the same address as before."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", self._counted)
         self._runner = web.AppRunner(app, shutdown_timeout=0)
@@ -69,7 +69,7 @@ class FakeApiServer:
         self.url = f"http://127.0.0.1:{self._port}"
 
     async def stop(self) -> None:
-        """End, and cut every connection."""
+        """Stop, and close every connection."""
         for task in list(self._answering):
             task.cancel()
         await self._runner.cleanup()
@@ -95,7 +95,7 @@ class FakeApiServer:
         return await KubeApi.connect(self.kubeconfig(token))
 
     def serve_istio(self, newest: str = "v1") -> None:
-        """Have the four kinds of policies."""
+        """Serve the four kinds of policies."""
         for group, version, plural, kind in ISTIO:
             versions = [newest if version == "v1" else version]
             self._kinds[group, plural] = Kind(group, plural, kind, versions)
@@ -109,19 +109,19 @@ class FakeApiServer:
         self._kinds[group, plural].versions = list(versions)
 
     def objects(self, plural: str, group: str = "") -> dict[tuple[str, str], dict[str, Any]]:
-        """What there is of a resource, by namespace and name."""
+        """Return a resource's objects by namespace and name."""
         return self._kinds[group, plural].objects
 
-    def asked_for(self, what: str) -> list[web.Request]:
-        """The requests of a sort, such as `list pods`."""
-        return [request for request in self.asked if _sort(request) == what]
+    def requests_for(self, what: str) -> list[web.Request]:
+        """Return the received requests of a kind, such as `list pods`."""
+        return [request for request in self.requests if _sort(request) == what]
 
     def fail(self, what: str, *faults: Fault) -> None:
-        """Have the next requests of a sort fail."""
+        """Make the next requests of a kind fail."""
         self.faults.setdefault(what, []).extend(faults)
 
     async def compact(self) -> None:
-        """Forget everything that was; who watches is cut."""
+        """Expire all versions, and end all watches."""
         self.version += 1
         self.compacted = self.version
         self._pages.clear()
@@ -130,7 +130,7 @@ class FakeApiServer:
         await self.cut()
 
     async def cut(self) -> None:
-        """Cut all watches."""
+        """End all watches."""
         for task in list(self._watches):
             task.cancel()
 
@@ -161,7 +161,7 @@ class FakeApiServer:
         async with self._changed:
             self._changed.notify_all()
 
-    # --- answers -----------------------------------------------------------------------------------------------------
+    # --- responses ------------------------------------------------------------------------------------------
 
     async def _counted(self, request: web.Request) -> web.StreamResponse:
         task = asyncio.current_task()
@@ -172,7 +172,7 @@ class FakeApiServer:
             self._answering.discard(task)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(request)
+        self.requests.append(request)
         who = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if who not in {self.token, NOBODY}:
             return failure(401, "Unauthorized", "Unauthorized")
@@ -189,16 +189,19 @@ class FakeApiServer:
             namespace, rest = rest[1], rest[2:]
         kind = self._kinds.get((group, rest[0]))
         if who == NOBODY:
-            message = f'{rest[0]} is forbidden: User "nobody" cannot list resource "{rest[0]}" in API group "{group}"'
+            plural = rest[0]
+            message = (
+                f'{plural} is forbidden: User "nobody" cannot list resource "{plural}" in API group "{group}"'
+            )
             return failure(403, "Forbidden", message)
         if kind is None or version not in kind.versions:
             return failure(404, "NotFound", "the server could not find the requested resource")
         api_version = f"{group}/{version}" if group else version
         if request.method == "GET" and len(rest) == 1:
-            chosen = Chosen(kind, api_version, namespace, _name(request))
+            selection = Selection(kind, api_version, namespace, _name(request))
             if request.query.get("watch") == "true":
-                return await self._watch(request, chosen)
-            return self._list(request, chosen)
+                return await self._watch(request, selection)
+            return self._list(request, selection)
         return await self._object(request, kind, (namespace, *rest[1:2]))
 
     def _discovery(self, parts: list[str]) -> web.Response:
@@ -216,7 +219,7 @@ class FakeApiServer:
         return failure(404, "NotFound", "the server could not find the requested resource")
 
     async def _definition(self, request: web.Request, rest: list[str]) -> web.Response:
-        """CustomResourceDefinitions, as far as that they can be made, changed and deleted."""
+        """Create, change and delete CustomResourceDefinitions."""
         if request.method == "GET":
             return web.json_response(self._definitions[rest[1]])
         if request.method == "DELETE":
@@ -226,7 +229,7 @@ class FakeApiServer:
             return web.json_response({"kind": "Status", "status": "Success"})
         body = await request.json()
         spec = body["spec"]
-        versions = [each["name"] for each in spec["versions"] if each["served"]]
+        versions = [version["name"] for version in spec["versions"] if version["served"]]
         key = (spec["group"], spec["names"]["plural"])
         self._definitions[body["metadata"]["name"]] = body
         if request.method == "POST":
@@ -258,14 +261,14 @@ class FakeApiServer:
         await self.remove(kind.plural, key[0], key[1], kind.group)
         return web.json_response({"kind": "Status", "status": "Success"})
 
-    def _list(self, request: web.Request, chosen: Chosen) -> web.Response:
+    def _list(self, request: web.Request, selection: Selection) -> web.Response:
         limit = int(request.query.get("limit", 0)) or 10**9
         if token := request.query.get("continue"):
             if token not in self._pages:
                 return failure(410, "Expired", "The provided continue parameter is too old")
             version, left = self._pages.pop(token)
         else:
-            version, left = self.version, [json.loads(json.dumps(obj)) for obj in chosen.objects()]
+            version, left = self.version, [json.loads(json.dumps(obj)) for obj in selection.objects()]
         page, left = left[:limit], left[limit:]
         meta: dict[str, Any] = {"resourceVersion": str(version)}
         if left:
@@ -275,10 +278,10 @@ class FakeApiServer:
         items = [
             {key: value for key, value in obj.items() if key not in ("kind", "apiVersion")} for obj in page
         ]
-        body = {"kind": f"{chosen.kind.kind}List", "apiVersion": chosen.api_version, "metadata": meta}
+        body = {"kind": f"{selection.kind.kind}List", "apiVersion": selection.api_version, "metadata": meta}
         return web.json_response(body | {"items": items})
 
-    async def _watch(self, request: web.Request, chosen: Chosen) -> web.StreamResponse:
+    async def _watch(self, request: web.Request, selection: Selection) -> web.StreamResponse:
         at = int(request.query["resourceVersion"])
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         await response.prepare(request)
@@ -292,7 +295,7 @@ class FakeApiServer:
         try:
             with suppress(TimeoutError, ConnectionError):
                 async with asyncio.timeout(float(request.query["timeoutSeconds"])):
-                    await self._follow(response, chosen, at)
+                    await self._follow(response, selection, at)
         except asyncio.CancelledError:
             if request.transport:
                 request.transport.abort()
@@ -301,30 +304,30 @@ class FakeApiServer:
             self._watches.discard(task)
         return response
 
-    async def _follow(self, response: web.StreamResponse, chosen: Chosen, at: int) -> None:
+    async def _follow(self, response: web.StreamResponse, selection: Selection, at: int) -> None:
         while True:
-            for event in [event for event in chosen.kind.events if event.version > at]:
+            for event in [event for event in selection.kind.events if event.version > at]:
                 at = event.version
-                if chosen.has(event.object):
-                    await response.write(line(event.type, chosen.typed(event.object)))
+                if selection.has(event.object):
+                    await response.write(line(event.type, selection.typed(event.object)))
             try:
                 async with asyncio.timeout(self.bookmarks), self._changed:
-                    await self._changed.wait_for(lambda after=at: chosen.kind.newest > after)
+                    await self._changed.wait_for(lambda after=at: selection.kind.newest > after)
             except TimeoutError:
-                if chosen.kind.newest > at:
+                if selection.kind.newest > at:
                     continue
                 at = max(at, self.version)
-                bookmark = {"kind": chosen.kind.kind, "metadata": {"resourceVersion": str(at)}}
+                bookmark = {"kind": selection.kind.kind, "metadata": {"resourceVersion": str(at)}}
                 await response.write(line("BOOKMARK", bookmark))
 
 
 def line(kind: str, obj: dict[str, Any]) -> bytes:
-    """An event of a watch."""
+    """Encode an event of a watch."""
     return json.dumps({"type": kind, "object": obj}).encode() + b"\n"
 
 
 def failure(code: int, reason: str, message: str, headers: dict[str, str] | None = None) -> web.Response:
-    """An answer that says no."""
+    """Return an error response."""
     body = {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}
     named = {name.replace("_", "-"): value for name, value in (headers or {}).items()}
     return web.json_response(body, status=code, headers=named)
@@ -343,7 +346,7 @@ def _name(request: web.Request) -> str:
 
 
 def _merged(obj: Any, patch: Any) -> Any:
-    """RFC 7386."""
+    """Apply a JSON merge patch (RFC 7386)."""
     if not isinstance(patch, dict):
         return patch
     obj = obj if isinstance(obj, dict) else {}

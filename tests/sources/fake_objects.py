@@ -1,4 +1,4 @@
-"""What the fake API server has: resources, their objects, and what happened to them."""
+"""The data of the fake API server: resources, objects and events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Event(NamedTuple):
 
 
 class Kind:
-    """A resource: what there is of it, and what happened to it."""
+    """A resource type with its objects and events."""
 
     def __init__(self, group: str, plural: str, kind: str, versions: list[str]) -> None:
         self.group, self.plural, self.kind, self.versions = group, plural, kind, versions
@@ -45,8 +45,8 @@ class Kind:
         return self.events[-1].version if self.events else 0
 
 
-class Chosen(NamedTuple):
-    """What a list or a watch is about."""
+class Selection(NamedTuple):
+    """The objects that a list or a watch selects."""
 
     kind: Kind
     api_version: str

@@ -1,4 +1,4 @@
-"""What goes wrong between an API server and who asks it: each is an answer of the fake one."""
+"""Faults between an API server and its clients, as responses of the fake server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiohttp import web
 from tests.sources.fake_apiserver import FakeApiServer, Fault, failure
 
 
-def status(code: int, reason: str, message: str = "said the test", **headers: str) -> Fault:
+def status(code: int, reason: str, message: str = "made by the test", **headers: str) -> Fault:
     """Answer with an error."""
 
     async def answer(_: web.Request) -> web.Response:
@@ -20,7 +20,7 @@ def status(code: int, reason: str, message: str = "said the test", **headers: st
 
 
 def events(*lines: bytes, then: str = "end") -> Fault:
-    """Answer with these bytes, and then `end` properly, `cut` the connection, `reset` it, or say nothing any `more`."""
+    """Answer with these bytes; then `end` properly, `cut` or `reset` the connection, or stay silent."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -42,7 +42,7 @@ def events(*lines: bytes, then: str = "end") -> Fault:
 
 
 def silence() -> Fault:
-    """Take the request, and never answer: a connection that is half open."""
+    """Accept the request and never answer, as on a half-open connection."""
 
     async def answer(_: web.Request) -> web.Response:
         await asyncio.Event().wait()
@@ -52,7 +52,7 @@ def silence() -> Fault:
 
 
 def slow(server: FakeApiServer, pieces: int) -> Fault:
-    """Answer a list rightly, but a bit at a time."""
+    """Answer a list correctly, but in small pieces."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         whole = await server.answer(request)

@@ -1,4 +1,4 @@
-"""Write files the way that tools replace them."""
+"""Write files as tools replace them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def place(path: Path, text: str) -> None:
-    """Put a file in place at once, and long ago as far as its times tell."""
+    """Replace a file atomically, with an old modification time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}")
     new.write_text(text)

@@ -1,4 +1,4 @@
-"""A reflector, or a whole source, as a test follows it."""
+"""Run a reflector or a whole source, and record its output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xds.mesh.sources.report import SourceUpdate
 from xds.mesh.sources.resource import KubeResource, WatchOptions
 
 PATIENCE = 30.0
-"""Seconds within which what is to come has come, on a machine that does much else at once."""
+"""Time limit for expected changes on a busy machine, in seconds."""
 QUICK = WatchOptions(
     min_delay=0.01,
     max_delay=0.2,
@@ -28,7 +28,7 @@ CONFIG_MAPS = KubeResource(kind="ConfigMap", plural="configmaps")
 
 
 class Following:
-    """A reflector inside an `async with` block; of each ConfigMap its data are kept."""
+    """A reflector in an `async with` block. It keeps the data of each ConfigMap."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class Following:
         keep: Any = None,
     ) -> None:
         self.lists = self.watches = 0
-        """How often the server was asked."""
-        self.told: list[dict[str, Any]] = []
-        """What was different, each time it was: by name what is kept now, None if it is gone."""
+        """Number of requests to the server."""
+        self.changes: list[dict[str, Any]] = []
+        """Reported changes: name -> kept value, None if the object was deleted."""
         self._count(api)
         self.reflector: Reflector[Any] = Reflector(
             api, resource, keep or (lambda obj, _: obj.get("data") or {}), self._take, options
@@ -67,7 +67,7 @@ class Following:
 
     def _take(self) -> None:
         if taken := self.reflector.take():
-            self.told.append({name: after for (_, name), (_, after) in taken.items()})
+            self.changes.append({name: after for (_, name), (_, after) in taken.items()})
 
     def _count(self, api: KubeApi) -> None:
         call, stream = api.call, api.stream
@@ -86,7 +86,7 @@ class Following:
 
 
 class Followed:
-    """A source inside an `async with` block, and all that it has told."""
+    """A source in an `async with` block, and everything it has reported."""
 
     def __init__(self, source: Kubernetes) -> None:
         self.source = source
@@ -120,11 +120,11 @@ class Followed:
         return any(report.complete for report in self.reports)
 
     def of(self, namespace: str) -> dict[Ref, Fact]:
-        """The facts of a namespace."""
+        """Return the facts of a namespace."""
         return {ref: fact for ref, fact in self.facts.items() if ref.namespace == namespace}
 
-    def said(self, *, notices: bool = False) -> list[str]:
-        """The problems that are not solved."""
+    def messages(self, *, notices: bool = False) -> list[str]:
+        """Return the problems that are not solved."""
         return [str(problem) for problem in self.problems if notices or not problem.notice]
 
     async def until(self, check: Callable[[], Any]) -> Any:

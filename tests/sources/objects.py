@@ -132,9 +132,9 @@ spec:
   - name: v1
     labels: {version: v1}
 """
-# Each: a good object, what is changed in it into what, the line the complaint is about, and words of it.
+# Valid object, text to replace, replacement, line of the error, part of its message.
 BAD = [
-    # the text
+    # the YAML text
     (
         SERVICE,
         "kind: Service",
@@ -167,7 +167,7 @@ BAD = [
     (SERVICE, "{app: web}\nspec", "{<<: [1]}\nspec", 6, "merges (<<) a value that is not a mapping"),
     (SERVICE, "port: 81", "port: 0x" + "f" * 5000, 15, "spec.ports[1].port is not a number"),
     (SERVICE, "port: 81", "port: 1" + "0" * 5000, 15, "spec.ports[1].port is not a number"),
-    # what every object has
+    # fields of every object
     (SERVICE, SERVICE, "- just\n- a list\n", 1, "is not a Kubernetes object"),
     (SERVICE, SERVICE, "just text\n", 1, "is not a Kubernetes object"),
     (SERVICE, "kind: Service\n", "", 1, "kind is required"),

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file is said with file and line, and takes nothing else down."""
+"""Errors in a file are reported with file and line, and affect no other object."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from xds.mesh.sources.files import Folder
 
 
 def empty(path: Path) -> Folder:
-    """A folder that was read once: what cannot be read from then on takes nothing else with it."""
+    """Return a folder that was read once: an unreadable file no longer makes it incomplete."""
     folder = Folder(path)
     assert folder.load().complete
     return folder
 
 
 @pytest.mark.parametrize(("good", "old", "new", "line", "words"), BAD)
-def test_a_bad_object_is_named_by_line_and_its_last_good_version_stays(
+def test_bad_object_is_reported_and_keeps_its_last_version(
     tmp_path: Path, good: str, old: str, new: str, line: int, words: str
 ) -> None:
     assert good.count(old), "the case must change something"
@@ -38,13 +38,13 @@ def test_a_bad_object_is_named_by_line_and_its_last_good_version_stays(
 
     refusals = [problem for problem in report.problems if not problem.notice]
     assert [p for p in refusals if p.where == f"{tmp_path}/object.yaml:{line}" and words in str(p)], refusals
-    # A bad object of another name has no good version, and fails closed.
+    # A bad object with another name has no valid version, and fails closed.
     new = {fact.ref for fact in report.change.applied}
     assert known.ref not in new
     assert Ref("Namespace", "", "beside") in new
     assert report.change.removed == ()
 
-    place(tmp_path / "object.yaml", f"# as it was\n{good}")
+    place(tmp_path / "object.yaml", f"# repaired\n{good}")
     report = folder.load()
     assert set(refusals) <= set(report.solved)
     assert report.problems == ()
@@ -52,7 +52,7 @@ def test_a_bad_object_is_named_by_line_and_its_last_good_version_stays(
     assert set(report.change.removed) == new
 
 
-def test_a_bad_object_that_was_never_good_is_left_out(tmp_path: Path) -> None:
+def test_object_that_was_never_valid_is_left_out(tmp_path: Path) -> None:
     place(tmp_path / "bad.yaml", POD.replace("podIP: 10", "podIP: x10") + "---\n" + SERVICE)
     report = Folder(tmp_path).load()
     assert report.complete
@@ -60,19 +60,19 @@ def test_a_bad_object_that_was_never_good_is_left_out(tmp_path: Path) -> None:
     assert len(report.problems) == 1
 
 
-def test_all_that_is_wrong_with_an_object_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_of_an_object_are_reported_together(tmp_path: Path) -> None:
     place(tmp_path / "bad.yaml", SERVICE.replace("port: 80", "port: http").replace("10.0.0.1", "ten"))
     assert len(Folder(tmp_path).load().problems) == 2
 
 
-def test_what_may_be_a_key_is_not_repeated(tmp_path: Path) -> None:
+def test_possible_key_is_not_quoted(tmp_path: Path) -> None:
     place(tmp_path / "bad.yaml", RULE.replace("/etc/certs/key.pem", "MC4CAQAwBQYDK2VwBCIEI"))
     [problem] = Folder(tmp_path).load().problems
     assert "absolute path" in str(problem)
     assert "MC4CAQ" not in str(problem)
 
 
-def test_words_of_the_input_cannot_look_like_lines_of_ours(tmp_path: Path) -> None:
+def test_control_characters_of_the_input_are_escaped(tmp_path: Path) -> None:
     place(
         tmp_path / "odd.yaml",
         'apiVersion: v1\nkind: "Odd\\nx.yaml:1: problem: forged \\e[31m"\nmetadata: {name: x}\n',
@@ -81,7 +81,7 @@ def test_words_of_the_input_cannot_look_like_lines_of_ours(tmp_path: Path) -> No
     assert str(notice).isprintable()
 
 
-def test_a_fault_of_ours_costs_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_affects_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = files.parse
 
     def broken(document: object, *more: object) -> object:
@@ -101,7 +101,7 @@ def test_a_fault_of_ours_costs_one_document(tmp_path: Path, monkeypatch: pytest.
     )
 
 
-def test_nested_aliases_do_not_fill_the_memory(tmp_path: Path) -> None:
+def test_nested_aliases_are_limited(tmp_path: Path) -> None:
     bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"{chr(97 + i)}: &{chr(97 + i)} [{', '.join([f'*{chr(96 + i)}'] * 10)}]\n" for i in range(1, 20)
     )
@@ -124,7 +124,7 @@ def test_deep_nesting_is_refused(tmp_path: Path, text: str) -> None:
     assert report.problems
 
 
-def test_text_that_is_not_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_invalid_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"apiVersion: v1\n# caf\xe9\n")
     assert Folder(tmp_path).load().problems == (
         Problem(where=f"{tmp_path}/latin.yaml:2", what="is not UTF-8 text", hint="save it as UTF-8"),

@@ -1,4 +1,4 @@
-"""Files cost time in proportion to their size, whatever is in them, and add a bounded number of problems."""
+"""Reading a file takes linear time, whatever it contains, and reports a bounded number of problems."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from xds.mesh.sources.rewriting import rewrite
 from xds.mesh.sources.settings import SettingsLoader
 
 POOL = RULE.partition("    connectionPool:\n")[0] + "    connectionPool:\n"
-"""A DestinationRule to whose connectionPool fields can be added."""
+"""A DestinationRule that ends with its connectionPool, so that tests can append fields."""
 LIST = "apiVersion: v1\nkind: List\nitems:\n"
 
 
 def read(text: str, *, json: bool = False) -> list[Problem]:
-    """Read a text as a file of manifests is read, and return its problems."""
+    """Read a text as a manifest file, and return its problems."""
     problems: list[Problem] = []
     for document in documents.read_documents(text, "in.yaml", json=json):
         if isinstance(document, Problem):
@@ -40,7 +40,7 @@ def read(text: str, *, json: bool = False) -> list[Problem]:
     return problems
 
 
-# --- time -----------------------------------------------------------------------------------------------------------
+# --- time ---------------------------------------------------------------------------------------------------
 
 UNITS = [
     *(
@@ -97,14 +97,14 @@ TEXTS = st.lists(st.sampled_from(UNITS), max_size=8).map("".join)
 
 @settings(max_examples=150, deadline=None)
 @given(TEXTS, TEXTS.filter(bool), TEXTS, st.booleans())
-def test_twice_the_text_takes_twice_the_steps(before: str, pump: str, after: str, json: bool) -> None:
+def test_reading_cost_is_linear(before: str, pump: str, after: str, json: bool) -> None:
     texts = {size: before + pump * size + after for size in (100, 200, 400)}
     assert_linear(lambda size: read(texts[size], json=json), 100)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([SERVICE, POD, RULE]), TEXTS.filter(bool), st.integers(min_value=0))
-def test_twice_the_text_within_an_object_takes_twice_the_steps(good: str, pump: str, at: int) -> None:
+def test_reading_cost_within_an_object_is_linear(good: str, pump: str, at: int) -> None:
     at %= len(good)
     texts = {size: good[:at] + pump * size + good[at:] for size in (100, 200, 400)}
     assert_linear(lambda size: read(texts[size]), 100)
@@ -121,7 +121,7 @@ MANY = {
 
 
 @pytest.mark.parametrize("kind", MANY)
-def test_twice_the_mistakes_take_twice_the_steps(kind: str) -> None:
+def test_cost_of_mistakes_is_linear(kind: str) -> None:
     texts = {size: MANY[kind](size) for size in (100, 200, 400)}
     assert_linear(lambda size: read(texts[size]), 100)
 
@@ -140,7 +140,7 @@ def test_twice_the_mistakes_take_twice_the_steps(kind: str) -> None:
     ],
     ids=lambda text: repr(text[-30:])[1:-1],
 )
-def test_a_large_text_is_read_quickly(text: str) -> None:
+def test_large_text_is_read_quickly(text: str) -> None:
     assert_quick(lambda: read(text))
 
 
@@ -158,7 +158,7 @@ def test_a_large_text_is_read_quickly(text: str) -> None:
     ],
     ids=lambda text: repr(text[:12] + text[-12:])[1:-1],
 )
-def test_what_aliases_repeat_is_counted(text: str) -> None:
+def test_values_of_aliases_are_counted(text: str) -> None:
     def work() -> None:
         problems = read(text)
         assert problems
@@ -167,7 +167,7 @@ def test_what_aliases_repeat_is_counted(text: str) -> None:
     assert_quick(work)
 
 
-def test_an_object_may_repeat_as_much_as_aliases_may_stand_for() -> None:
+def test_aliases_are_accepted_up_to_the_limit() -> None:
     text = f"a: &a [{'1, ' * 99}]\nb: [{'*a, ' * (MAX_ALIASED_VALUES // 100)}]\n"
     [document] = documents.read_documents(text, "in.yaml")
     assert isinstance(document, Document)
@@ -192,11 +192,11 @@ def test_an_object_may_repeat_as_much_as_aliases_may_stand_for() -> None:
     ],
     ids=lambda text: repr(text[:8])[1:-1],
 )
-def test_what_is_nested_too_deep_is_a_problem(text: str) -> None:
+def test_deep_nesting_is_a_problem(text: str) -> None:
     assert read(text)
 
 
-def test_a_document_of_too_many_values_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_values_in_a_document_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_VALUES", 100)
     [good, bad] = documents.read_documents("---\n[" + "1," * 99 + "]\n---\n[" + "1," * 100 + "]\n", "in.yaml")
     assert isinstance(good, Document)
@@ -206,8 +206,8 @@ def test_a_document_of_too_many_values_is_a_problem(monkeypatch: pytest.MonkeyPa
     )
 
 
-def test_too_many_mistakes_make_the_whole_document_unreadable() -> None:
-    """A flaw that is not noted could let an object through that has lost half of itself."""
+def test_too_many_mistakes_make_a_document_unreadable() -> None:
+    """A flaw beyond the limit could otherwise hide the loss of part of an object."""
     items = f"apiVersion: v1\nkind: List\nitems:\n{'- {a: 1, a: 2}' + chr(10)}"
     text = items + "- {a: 1, a: 2}\n" * MAX_FLAWS
     [problem] = documents.read_documents("# first\n" + text, "in.yaml")
@@ -218,11 +218,11 @@ def test_too_many_mistakes_make_the_whole_document_unreadable() -> None:
     )
 
 
-# --- equal to what it was ------------------------------------------------------------------------------------------
+# --- round trips and merges ---------------------------------------------------------------------------------
 
 
 @given(TEXTS, TEXTS, TEXTS)
-def test_chunks_together_are_the_text(before: str, middle: str, after: str) -> None:
+def test_chunks_preserve_the_text(before: str, middle: str, after: str) -> None:
     text = before + "\n" + middle + "\n---\n" + after
     assert "".join(chunk for _, chunk in split_documents(text)) == text
     for line, chunk in split_documents(text):
@@ -242,11 +242,11 @@ def test_chunks_together_are_the_text(before: str, middle: str, after: str) -> N
         ("\n---\n---\n", [1, 2, 3]),
     ],
 )
-def test_a_document_begins_with_its_directives(text: str, lines: list[int]) -> None:
+def test_document_starts_with_its_directives(text: str, lines: list[int]) -> None:
     assert [line for line, _ in split_documents(text)] == lines
 
 
-def test_problems_have_the_line_of_the_last_of_equal_keys_and_of_what_is_merged() -> None:
+def test_lines_of_duplicate_and_merged_keys() -> None:
     text = "base: &b\n  deep: 1\nmore: &m\n  <<: *b\n  own: 1\nit:\n  <<: [*m]\n  twice: 1\n  twice: 2\n"
     [document] = documents.read_documents(text, "f")
     assert isinstance(document, Document)
@@ -263,25 +263,25 @@ def test_problems_have_the_line_of_the_last_of_equal_keys_and_of_what_is_merged(
 
 
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=3), max_size=4))
-def test_what_comes_first_wins_a_merge(parts: list[list[tuple[str, int]]]) -> None:
+def test_first_merge_wins(parts: list[list[tuple[str, int]]]) -> None:
     merges = [dict(part) for part in parts]
     text = "a: own\n" + "".join(
         f"<<: {yaml.safe_dump(part, default_flow_style=True, sort_keys=False)}" for part in merges
     )
     [document] = documents.read_documents(text, "f")
-    wanted: dict[str, object] = {"a": "own"}
+    expected: dict[str, object] = {"a": "own"}
     for part in merges:
-        wanted = part | wanted
+        expected = part | expected
     assert isinstance(document, Document)
     assert isinstance(document.value, dict)
-    assert document.value == wanted
-    assert [*document.value] == [*wanted]
+    assert document.value == expected
+    assert [*document.value] == [*expected]
 
 
-# --- rewriting ------------------------------------------------------------------------------------------------------
+# --- rewriting ----------------------------------------------------------------------------------------------
 
 
-def test_many_changes_of_a_large_text_are_made_quickly() -> None:
+def test_many_changes_of_a_large_text_are_quick() -> None:
     comment = "  # " + "x" * 4000 + "\n"
     text = "a:\n" + "".join(f"- {{name: n{number}, v: 1}}{comment}" for number in range(5000))
     [document] = parse_chunk(text, "f", 1)
@@ -298,10 +298,10 @@ def test_many_changes_of_a_large_text_are_made_quickly() -> None:
     assert result.count(comment) == 5000
 
 
-# --- problems -------------------------------------------------------------------------------------------------------
+# --- problems -----------------------------------------------------------------------------------------------
 
 
-def test_a_file_lists_its_first_problems_and_counts_the_others(tmp_path: Path) -> None:
+def test_problems_of_a_file_are_limited_and_counted(tmp_path: Path) -> None:
     limit = files.MAX_PROBLEMS
     folder = Folder(tmp_path)
     folder.load()
@@ -321,14 +321,14 @@ def test_a_file_lists_its_first_problems_and_counts_the_others(tmp_path: Path) -
     )
 
 
-def test_an_object_that_is_there_many_times_is_told_a_few_times(tmp_path: Path) -> None:
+def test_problems_about_duplicates_are_limited(tmp_path: Path) -> None:
     (tmp_path / "pods.yaml").write_text(f"---\n{POD}" * 1000)
     report = Folder(tmp_path).load()
     assert len(report.change.applied) == 1
     assert len(report.problems) == files.MAX_PROBLEMS + 1
 
 
-def test_an_unlisted_bad_document_still_keeps_what_was_in_force(tmp_path: Path) -> None:
+def test_unlisted_bad_document_keeps_earlier_objects(tmp_path: Path) -> None:
     path = tmp_path / "pod.yaml"
     path.write_text(POD)
     folder = Folder(tmp_path)
@@ -339,26 +339,26 @@ def test_an_unlisted_bad_document_still_keeps_what_was_in_force(tmp_path: Path) 
     assert report.change.removed == ()
 
 
-def test_objects_that_leave_a_file_with_a_bad_one_cost_time_in_proportion(tmp_path: Path) -> None:
+def test_cost_of_objects_leaving_a_bad_file_is_linear(tmp_path: Path) -> None:
     path = tmp_path / "pods.yaml"
-    held = {
+    objects = {
         f"pod-{number}": f"---\n{{apiVersion: v1, kind: Namespace, metadata: {{name: n{number}}}}}\n"
         for number in range(4000)
     }
-    path.write_text("".join(held.values()))
+    path.write_text("".join(objects.values()))
     folder = Folder(tmp_path)
     folder.load()
-    renamed = "".join(held.values()).replace("name: n", "name: m")
+    renamed = "".join(objects.values()).replace("name: n", "name: m")
     path.write_text(renamed + "---\n{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: 1}\n")
     assert folder._files is not None
     loaded = {path: files._read_file(path, None, 1)}
     assert_quick(lambda: files._resolve(loaded, folder._applied), 2.0)
 
 
-# --- settings -------------------------------------------------------------------------------------------------------
+# --- settings -----------------------------------------------------------------------------------------------
 
 
-def test_settings_that_are_too_large_are_not_read() -> None:
+def test_settings_beyond_the_size_limit_are_not_read() -> None:
     config, [problem] = SettingsLoader().read(
         "enableAutoMtls: false\n#" + "x" * settings_module.MAX_SIZE, "mesh.yaml"
     )
@@ -366,7 +366,7 @@ def test_settings_that_are_too_large_are_not_read() -> None:
     assert problem.what.endswith(f"is not read (the limit is {settings_module.MAX_SIZE})")
 
 
-def test_settings_of_many_documents_list_a_few_problems() -> None:
+def test_problems_of_settings_are_limited() -> None:
     text = "---\n{enableAutoMtls: 1, x: 1}\n" * 500
     _, problems = SettingsLoader().read(text, "mesh.yaml")
     assert len(problems) == 2 * (settings_module.MAX_PROBLEMS + 1)

@@ -1,4 +1,4 @@
-"""A folder of files, read again and again: what is in force, and what is told when."""
+"""A folder of files that is read repeatedly: the objects in use, and the reported changes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def names(change: Change) -> list[str]:
     return [fact.name for fact in change.applied]
 
 
-def test_every_file_below_the_folder_is_read_in_order(tmp_path: Path) -> None:
+def test_all_files_below_the_folder_are_read_in_order(tmp_path: Path) -> None:
     place(tmp_path / "b.yml", NAMESPACE.format("b1") + "---\n" + NAMESPACE.format("b2"))
     place(tmp_path / "a/deep/er.yaml", NAMESPACE.format("a"))
     place(
@@ -40,7 +40,7 @@ def test_every_file_below_the_folder_is_read_in_order(tmp_path: Path) -> None:
     assert report.problems == ()
 
 
-def test_only_differences_are_told(tmp_path: Path) -> None:
+def test_only_differences_are_reported(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", NAMESPACE.format("a"))
     place(tmp_path / "p.yaml", POLICY.format("STRICT"))
     folder = Folder(tmp_path)
@@ -48,7 +48,7 @@ def test_only_differences_are_told(tmp_path: Path) -> None:
     assert folder.load().empty
 
     place(tmp_path / "a.yaml", "# another line\n\n" + NAMESPACE.format("a"))
-    assert folder.load().empty, "where something is written is no difference"
+    assert folder.load().empty, "a new line number is no difference"
 
     place(tmp_path / "p.yaml", POLICY.format("PERMISSIVE"))
     [fact] = folder.load().change.applied
@@ -62,7 +62,7 @@ def test_only_differences_are_told(tmp_path: Path) -> None:
     assert folder.load().change == Change(removed=(Ref("Policy", "shop", "default"),))
 
 
-def test_an_object_that_moves_to_another_file_is_no_difference(tmp_path: Path) -> None:
+def test_moving_an_object_to_another_file_is_no_change(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", NAMESPACE.format("a"))
     folder = Folder(tmp_path)
     folder.load()
@@ -70,7 +70,7 @@ def test_an_object_that_moves_to_another_file_is_no_difference(tmp_path: Path) -
     assert folder.load().empty
 
 
-def test_a_name_used_twice_is_told_with_both_places_and_the_first_stays(tmp_path: Path) -> None:
+def test_duplicate_name_is_reported_and_the_first_object_stays(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("STRICT"))
     place(tmp_path / "b.yaml", POLICY.format("PERMISSIVE"))
     folder = Folder(tmp_path)
@@ -91,11 +91,11 @@ def test_a_name_used_twice_is_told_with_both_places_and_the_first_stays(tmp_path
 
     place(tmp_path / "a.yaml", POLICY.format("STRICT"))
     report = folder.load()
-    assert report.change == Change(), "what is in force stays, though a.yaml comes first"
+    assert report.change == Change(), "the object in use stays, although a.yaml comes first"
     assert report.problems[0].where == f"{tmp_path}/a.yaml:1"
 
 
-def test_a_name_used_twice_in_a_file(tmp_path: Path) -> None:
+def test_duplicate_name_in_one_file_is_reported(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("STRICT"))
     folder = Folder(tmp_path)
     folder.load()
@@ -107,7 +107,7 @@ def test_a_name_used_twice_in_a_file(tmp_path: Path) -> None:
     assert f"is already defined at {tmp_path}/a.yaml:6" in problem.what
 
 
-def test_of_two_with_a_name_the_good_one_is_used(tmp_path: Path) -> None:
+def test_valid_one_of_two_objects_with_a_name_is_used(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("STRCT"))
     place(tmp_path / "b.yaml", POLICY.format("STRICT"))
     report = Folder(tmp_path).load()
@@ -115,17 +115,17 @@ def test_of_two_with_a_name_the_good_one_is_used(tmp_path: Path) -> None:
     assert len(report.problems) == 2
 
 
-def test_a_bad_version_elsewhere_does_not_replace_what_is_in_force(tmp_path: Path) -> None:
+def test_other_file_cannot_replace_the_last_valid_version(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("STRICT"))
     folder = Folder(tmp_path)
     folder.load()
     place(tmp_path / "a.yaml", POLICY.format("STRCT"))
     assert folder.load().change == Change()
     place(tmp_path / "b.yaml", POLICY.format("PERMISSIVE"))
-    assert folder.load().change == Change(), "the name is taken by a.yaml's last good version"
+    assert folder.load().change == Change(), "a.yaml's last valid version keeps the name"
 
 
-def test_objects_of_a_file_that_cannot_be_read_stay_and_later_documents_are_read(tmp_path: Path) -> None:
+def test_unreadable_document_keeps_the_objects_of_its_file(tmp_path: Path) -> None:
     good = NAMESPACE.format("a") + "---\n" + POLICY.format("STRICT")
     place(tmp_path / "a.yaml", good)
     folder = Folder(tmp_path)
@@ -143,7 +143,7 @@ def test_objects_of_a_file_that_cannot_be_read_stay_and_later_documents_are_read
     assert len(report.solved) == 2
 
 
-def test_what_is_passed_over_on_purpose_is_no_longer_in_force(tmp_path: Path) -> None:
+def test_object_that_becomes_unsupported_is_removed(tmp_path: Path) -> None:
     service = "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\nspec: {{{}}}\n"
     place(tmp_path / "a.yaml", service.format("clusterIP: None"))
     folder = Folder(tmp_path)
@@ -152,7 +152,7 @@ def test_what_is_passed_over_on_purpose_is_no_longer_in_force(tmp_path: Path) ->
     assert folder.load().change.removed == (Ref("Service", "shop", "web"),)
 
 
-def test_a_problem_is_told_once_and_again_when_it_changes(tmp_path: Path) -> None:
+def test_problem_is_reported_again_only_when_it_changes(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("STRCT"))
     folder = Folder(tmp_path)
     [first] = folder.load().problems
@@ -168,7 +168,7 @@ def test_a_problem_is_told_once_and_again_when_it_changes(tmp_path: Path) -> Non
     assert len(report.solved) == 1
 
 
-def test_a_file_that_is_being_written_is_left_for_a_moment(tmp_path: Path) -> None:
+def test_file_that_is_being_written_is_read_later(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("STRICT"))
     folder = Folder(tmp_path)
     folder.load()
@@ -178,7 +178,7 @@ def test_a_file_that_is_being_written_is_left_for_a_moment(tmp_path: Path) -> No
     assert report.change == Change()
 
 
-def test_links_are_followed_and_nothing_is_read_twice(tmp_path: Path) -> None:
+def test_symlinked_files_are_read_once(tmp_path: Path) -> None:
     folder = tmp_path / "manifests"
     place(tmp_path / "elsewhere/a.yaml", NAMESPACE.format("a"))
     folder.mkdir()
@@ -191,7 +191,7 @@ def test_links_are_followed_and_nothing_is_read_twice(tmp_path: Path) -> None:
     assert report.problems == ()
 
 
-def test_a_mounted_config_map(tmp_path: Path) -> None:
+def test_mounted_config_map_is_read(tmp_path: Path) -> None:
     place(tmp_path / "..v1/a.yaml", POLICY.format("STRICT"))
     (tmp_path / "..data").symlink_to("..v1")
     (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
@@ -208,14 +208,14 @@ def test_a_mounted_config_map(tmp_path: Path) -> None:
     assert fact.mode is Mode.PERMISSIVE
 
 
-def test_a_link_to_nothing_is_told(tmp_path: Path) -> None:
+def test_dangling_symlink_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").symlink_to("gone.yaml")
     [problem] = Folder(tmp_path).load().problems
     assert problem.where == f"{tmp_path}/a.yaml"
     assert problem.what.startswith("cannot be read")
 
 
-def test_a_folder_must_be_there_at_first_and_may_go_missing_later(tmp_path: Path) -> None:
+def test_folder_must_exist_only_at_start(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Folder(tmp_path / "none").load()
     place(tmp_path / "m/a.yaml", NAMESPACE.format("a"))
@@ -231,20 +231,20 @@ def test_a_folder_must_be_there_at_first_and_may_go_missing_later(tmp_path: Path
     assert len(report.solved) == 1
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_beyond_the_size_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xds.mesh.sources.files.MAX_FILE_SIZE", 2**20)
     place(tmp_path / "a.yaml", "#" * (2**20 + 1))
     assert "is larger than 1 MiB" in Folder(tmp_path).load().problems[0].what
 
 
-def test_a_file_that_may_not_be_read_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(_: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
     place(tmp_path / "a.yaml", NAMESPACE.format("a"))
     folder = Folder(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", forbidden)  # as root may read everything
+        patch.setattr(Path, "read_bytes", forbidden)  # root may read everything
         report = folder.load()
     assert report.problems[0].where == f"{tmp_path}/a.yaml"
     assert report.problems[0].what == "cannot be read: Permission denied"
@@ -253,7 +253,7 @@ def test_a_file_that_may_not_be_read_is_tried_again(tmp_path: Path, monkeypatch:
     assert len(report.solved) == 1
 
 
-def test_mesh_settings_come_with_the_facts_and_stay_when_their_file_goes_bad(tmp_path: Path) -> None:
+def test_bad_mesh_config_keeps_the_last_valid_one(tmp_path: Path) -> None:
     place(tmp_path / "mesh.yaml", "trustDomain: shop.example\nenableAutoMtls: false\n")
     (tmp_path / "m").mkdir()
     folder = Folder(tmp_path / "m", SettingsLoader(tmp_path / "mesh.yaml", ["values.global.mtls.auto=true"]))
@@ -283,7 +283,7 @@ def documents(text: str, *, json: bool = False) -> list[object]:
     ]
 
 
-def test_yaml_means_what_it_means_to_kubectl() -> None:
+def test_yaml_is_read_as_kubectl_reads_it() -> None:
     text = """
         a: 2020-01-01T00:00:00Z
         b: 12:30:45
@@ -310,25 +310,25 @@ def test_yaml_means_what_it_means_to_kubectl() -> None:
     ]
 
 
-def test_anchors_and_merges() -> None:
+def test_anchors_and_merges_are_resolved() -> None:
     assert documents("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [{y: 4}, *a]}\n") == [
         {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 4}}
     ]
 
 
-def test_documents_are_told_apart_and_empty_ones_left_out() -> None:
+def test_documents_are_split_and_empty_ones_skipped() -> None:
     text = "---\n# nothing\n---\na: |\n  ---\n  x\n--- {b: 1}\n%YAML 1.1\n---\nc: 1\n...\n"
     assert documents(text) == [{"a": "---\nx\n"}, {"b": 1}, {"c": 1}]
     assert documents("a: 1\r\n---\r\nb: 2\r\n") == [{"a": 1}, {"b": 2}]
 
 
-def test_json_with_what_yaml_does_not_know() -> None:
+def test_json_may_contain_what_yaml_forbids() -> None:
     assert documents('{\t"a": "\\ud83d\\ude00 \\u003c \\/ \\\\ud83d"}', json=True) == [
         {"a": "😀 < / \\ud83d"}
     ]
 
 
-def test_lines_lead_through_lists_merges_and_aliases() -> None:
+def test_lines_are_known_in_lists_merges_and_aliases() -> None:
     [document] = read_documents("# x\na: &a\n  b:\n  - c: 1\n  - c: 2\nd:\n  <<: *a\n", "f")
     assert isinstance(document, Document)
     assert document.locate(()) == "f:2"
@@ -338,7 +338,7 @@ def test_lines_lead_through_lists_merges_and_aliases() -> None:
     assert document.locate(("d", "missing")) == "f:6"
 
 
-def test_a_list_of_a_thousand_pods_is_read_in_reasonable_time(tmp_path: Path) -> None:
+def test_list_of_a_thousand_pods_is_read(tmp_path: Path) -> None:
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -353,12 +353,12 @@ def test_a_list_of_a_thousand_pods_is_read_in_reasonable_time(tmp_path: Path) ->
     assert report.problems == ()
 
 
-def test_a_problem_reads_well() -> None:
+def test_problem_has_place_message_and_hint() -> None:
     problem = Problem(where="a.yaml:3", what="Policy shop/web: spec.peers must be a list, not 'x'", hint="so")
     assert str(problem) == "a.yaml:3: Policy shop/web: spec.peers must be a list, not 'x' (so)"
 
 
-def test_unreadable_documents_are_waited_for_and_named(tmp_path: Path) -> None:
+def test_start_waits_for_unreadable_documents(tmp_path: Path) -> None:
     place(tmp_path / "good.yaml", POLICY.format("STRICT"))
     for number in range(12):
         place(tmp_path / f"{number:02}.yaml", "kind: Policy\n")
@@ -379,7 +379,7 @@ def test_unreadable_documents_are_waited_for_and_named(tmp_path: Path) -> None:
     assert len(report.solved) == 12
 
 
-def test_refused_policy_is_strict_until_there_is_a_good_version(tmp_path: Path) -> None:
+def test_refused_policy_is_strict_until_a_valid_version(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("PERMISIVE"))
     folder = Folder(tmp_path)
     [closed] = folder.load().change.applied
@@ -391,11 +391,11 @@ def test_refused_policy_is_strict_until_there_is_a_good_version(tmp_path: Path) 
     assert isinstance(good, AuthenticationPolicy)
     assert good.mode is Mode.PERMISSIVE
     place(tmp_path / "a.yaml", POLICY.format("PERMISIVE"))
-    assert folder.load().change == Change(), "the last good version stays in force"
+    assert folder.load().change == Change(), "the last valid version stays in use"
     assert "until it is repaired" not in folder.problems[0].what
 
 
-def test_of_two_with_a_name_the_refused_policy_decides_at_start(tmp_path: Path) -> None:
+def test_refused_one_of_two_policies_decides_at_start(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("PERMISSIVE"))
     place(tmp_path / "b.yaml", POLICY.format("STRCT"))
     folder = Folder(tmp_path)

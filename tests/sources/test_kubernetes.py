@@ -1,4 +1,4 @@
-"""Facts from an API server are those of the same objects in files, and what stands in the way is told once."""
+"""An API server yields the same facts as the same objects in files, and each problem is reported once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def policy(mode: str, name: str = "default") -> dict[str, Any]:
 
 
 def plain(fact: Fact) -> Fact:
-    """A fact without what a server gives every object."""
+    """Return a fact without the fields that a server adds to every object."""
     return replace(fact, meta=replace(fact.meta, uid="", created=None))
 
 
@@ -71,7 +71,7 @@ def mode(followed: Followed, ref: Ref) -> Mode | None:
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_golden_meshes_are_the_same_from_files_and_from_an_api_server(
+async def test_golden_meshes_are_equal_from_files_and_api_server(
     case: Path, server: FakeApiServer, api: KubeApi, tmp_path: Path
 ) -> None:
     mesh, assignments = options(case)
@@ -90,14 +90,14 @@ async def test_golden_meshes_are_the_same_from_files_and_from_an_api_server(
         await put(server, {"kind": "ConfigMap", "metadata": metadata, "data": data})
     async with Followed(Kubernetes(api, assignments=assignments, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
-        assert followed.said() == []
+        assert followed.messages() == []
         assert followed.config == folder.config
-        wanted = {fact.ref: plain(fact) for fact in folder.applied if fact.ref.kind != "Endpoints"}
-        assert {ref: plain(fact) for ref, fact in followed.facts.items()} == wanted
-        assert len(wanted) > 1
+        expected = {fact.ref: plain(fact) for fact in folder.applied if fact.ref.kind != "Endpoints"}
+        assert {ref: plain(fact) for ref, fact in followed.facts.items()} == expected
+        assert len(expected) > 1
 
 
-async def test_what_a_server_adds_to_objects_is_no_news(server: FakeApiServer, api: KubeApi) -> None:
+async def test_fields_added_by_the_server_are_ignored(server: FakeApiServer, api: KubeApi) -> None:
     annotations = {"kubectl.kubernetes.io/last-applied-configuration": "{}"}
     new = {"allocatedToTheFuture": True}
     for kind, body in {
@@ -112,44 +112,45 @@ async def test_what_a_server_adds_to_objects_is_no_news(server: FakeApiServer, a
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
         assert [
-            line for line in followed.said(notices=True) if "does not exist; the defaults" not in line
+            line for line in followed.messages(notices=True) if "does not exist; the defaults" not in line
         ] == []
         assert followed.facts[Ref("Pod", "default", "it")].meta.annotations == {}
         assert followed.facts[Ref("Pod", "default", "it")].meta.origin == ""
 
 
-EFFECT = "; until it is repaired, STRICT applies to pods in namespace shop (if shop is the root namespace, to the whole mesh)"
+EFFECT = (
+    "; until it is repaired, STRICT applies to pods in namespace shop "
+    "(if shop is the root namespace, to the whole mesh)"
+)
 
 
-async def test_a_bad_policy_is_told_by_name_and_gone_when_it_is_deleted(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_bad_policy_is_reported_until_it_is_deleted(server: FakeApiServer, api: KubeApi) -> None:
     ref = Ref("PeerAuthentication", "shop", "default")
     await put(server, policy("STRICT"))
     await put(server, policy("SOMETIMES", "other"))
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: followed.complete)
         assert refs(followed.facts) == {str(ref), "PeerAuthentication shop/other"}
-        wrong = "spec.mtls.mode must be one of UNSET, DISABLE, PERMISSIVE, STRICT, not 'SOMETIMES'"
-        assert followed.said() == [f"PeerAuthentication shop/other: {wrong}{EFFECT}"]
+        error = "spec.mtls.mode must be one of UNSET, DISABLE, PERMISSIVE, STRICT, not 'SOMETIMES'"
+        assert followed.messages() == [f"PeerAuthentication shop/other: {error}{EFFECT}"]
         good = followed.facts[ref]
         await put(server, policy("SOMETIMES"))
-        await followed.until(lambda: f"{ref}: {wrong}" in followed.said())
+        await followed.until(lambda: f"{ref}: {error}" in followed.messages())
         assert followed.facts[ref] == good
-        listed = len(server.asked_for("list peerauthentications"))
+        listed = len(server.requests_for("list peerauthentications"))
         await server.compact()
-        await followed.until(lambda: len(server.asked_for("list peerauthentications")) > listed)
+        await followed.until(lambda: len(server.requests_for("list peerauthentications")) > listed)
         await put(server, policy("STRICT", "third"))
         await followed.until(lambda: Ref("PeerAuthentication", "shop", "third") in followed.facts)
-        assert followed.facts[ref] == good, "listed anew it is as bad as before"
+        assert followed.facts[ref] == good, "a new list has the same bad version"
         for name in ("default", "other"):
             await server.remove("peerauthentications", "shop", name, "security.istio.io")
-        await followed.until(lambda: not followed.said())
+        await followed.until(lambda: not followed.messages())
         assert ref not in followed.facts
         assert not [problem for problem in followed.source.problems if not problem.notice]
 
 
-async def test_a_bad_successor_of_the_same_name_fails_closed(server: FakeApiServer, api: KubeApi) -> None:
+async def test_recreated_bad_policy_fails_closed(server: FakeApiServer, api: KubeApi) -> None:
     ref = Ref("PeerAuthentication", "shop", "default")
     await put(server, policy("PERMISSIVE"))
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
@@ -161,84 +162,87 @@ async def test_a_bad_successor_of_the_same_name_fails_closed(server: FakeApiServ
         await server.start()
         await followed.until(lambda: mode(followed, ref) is Mode.STRICT)
         # The outage may be reported a little longer.
-        await followed.until(lambda: len(followed.said()) == 1)
-        assert EFFECT in followed.said()[0]
+        await followed.until(lambda: len(followed.messages()) == 1)
+        assert EFFECT in followed.messages()[0]
         for wrong in ("NEVER", "SELDOM"):
             await put(server, policy(wrong))
-            await followed.until(lambda wrong=wrong: wrong in str(followed.said()))
+            await followed.until(lambda wrong=wrong: wrong in str(followed.messages()))
             assert mode(followed, ref) is Mode.STRICT
-            assert EFFECT in str(followed.said()), "what fails closed is no version to go back to"
+            assert EFFECT in str(followed.messages()), (
+                "the fail-closed substitute is no valid version to fall back to"
+            )
         await put(server, policy("PERMISSIVE"))
         await followed.until(lambda: mode(followed, ref) is Mode.PERMISSIVE)
 
 
-async def test_kinds_that_may_not_be_read_are_waited_for(server: FakeApiServer) -> None:
+async def test_start_waits_for_forbidden_kinds(server: FakeApiServer) -> None:
     async with await server.connect(NOBODY) as api, Followed(Kubernetes(api, options=QUICK)) as followed:
-        await followed.until(lambda: len(followed.said()) == 10)
-        said = {problem.where: problem for problem in followed.problems}
-        assert said["destinationrules.networking.istio.io"].hint == (
+        await followed.until(lambda: len(followed.messages()) == 10)
+        problems = {problem.where: problem for problem in followed.problems}
+        assert problems["destinationrules.networking.istio.io"].hint == (
             "add to the rules of the ClusterRole: - "
-            '{apiGroups: ["networking.istio.io"], resources: ["destinationrules"], verbs: ["get", "list", "watch"]}'
+            '{apiGroups: ["networking.istio.io"], resources: ["destinationrules"], verbs: ["get", "list", '
+            '"watch"]}'
         )
-        assert said["configmaps"].hint == (
+        assert problems["configmaps"].hint == (
             "add to the rules of a Role in namespace istio-system: - "
-            '{apiGroups: [""], resources: ["configmaps"], resourceNames: ["xds"], verbs: ["get", "list", "watch"]}'
+            '{apiGroups: [""], resources: ["configmaps"], resourceNames: ["xds"], verbs: ["get", "list", '
+            '"watch"]}'
         )
-        assert 'User "nobody" cannot list resource "pods"' in said["pods"].what
-        told = sum(len(report.problems) for report in followed.reports)
-        asked = len(server.asked_for("list pods"))
-        await followed.until(lambda: len(server.asked_for("list pods")) > asked + 5)
-        assert sum(len(report.problems) for report in followed.reports) == told
+        assert 'User "nobody" cannot list resource "pods"' in problems["pods"].what
+        reported = sum(len(report.problems) for report in followed.reports)
+        requests = len(server.requests_for("list pods"))
+        await followed.until(lambda: len(server.requests_for("list pods")) > requests + 5)
+        assert sum(len(report.problems) for report in followed.reports) == reported
         assert not followed.complete
         lines = followed.source.pending_reason().splitlines()
         assert len(lines) == 10
-        [pods] = [each for each in lines if each.startswith("waiting for pods: access is denied")]
+        [pods] = [line for line in lines if line.startswith("waiting for pods: access is denied")]
         assert 'User "nobody" cannot list resource "pods"' in pods
-        assert all('verbs: ["get", "list", "watch"]}' in each for each in lines)
+        assert all('verbs: ["get", "list", "watch"]}' in line for line in lines)
 
 
-async def test_what_may_no_longer_be_read_is_said_with_since_when_and_stays(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_kind_that_becomes_forbidden_keeps_its_objects(server: FakeApiServer, api: KubeApi) -> None:
     await put(server, policy("STRICT"))
     source = Kubernetes(api, options=QUICK)
     async with Followed(source) as followed:
         await followed.until(lambda: followed.complete)
-        for what in ("list", "watch"):
-            server.fail(f"{what} peerauthentications", *(status(403, "Forbidden") for _ in range(10_000)))
+        for verb in ("list", "watch"):
+            server.fail(f"{verb} peerauthentications", *(status(403, "Forbidden") for _ in range(10_000)))
         await server.cut()
-        [said] = await followed.until(
-            lambda: [line for line in followed.said() if "access is denied" in line]
+        [message] = await followed.until(
+            lambda: [line for line in followed.messages() if "access is denied" in line]
         )
-        assert "so the last known state stays in use" in said
+        assert "so the last known state stays in use" in message
         assert source.staleness().startswith("peerauthentications.security.istio.io cannot be read since 20")
         assert source.pending_reason() == ""
         assert source.stale_seconds() > 0
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
         server.faults.clear()
-        await followed.until(lambda: source.staleness() == "" and followed.said() == [])
+        await followed.until(lambda: source.staleness() == "" and followed.messages() == [])
 
 
-async def test_kinds_that_a_cluster_lacks_are_waited_for(server: FakeApiServer, api: KubeApi) -> None:
+async def test_start_waits_for_missing_kinds(server: FakeApiServer, api: KubeApi) -> None:
     for group, _, plural, _ in ISTIO:
         del server._kinds[group, plural]
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
-        await followed.until(lambda: len(followed.said()) == 4)
+        await followed.until(lambda: len(followed.messages()) == 4)
         assert (
-            "peerauthentications.security.istio.io: cannot be watched, so no sidecar is configured: the cluster has no "
-            "such kind (run xds install-crds)" in followed.said()
+            "peerauthentications.security.istio.io: cannot be watched, so no sidecar is configured: the "
+            "cluster has no "
+            "such kind (run xds install-crds)" in followed.messages()
         )
-        asked = len(server.asked_for("discovery security.istio.io"))
-        await followed.until(lambda: len(server.asked_for("discovery security.istio.io")) > asked + 5)
+        requests = len(server.requests_for("discovery security.istio.io"))
+        await followed.until(lambda: len(server.requests_for("discovery security.istio.io")) > requests + 5)
         assert not followed.complete
         assert followed.source.pending_reason().count("; run xds install-crds") == 4
         server.serve_istio()
         await followed.until(lambda: followed.complete)
         assert followed.source.pending_reason() == ""
-        assert followed.said() == []
+        assert followed.messages() == []
 
 
-async def test_a_version_that_cannot_be_read_is_waited_for(server: FakeApiServer, api: KubeApi) -> None:
+async def test_start_waits_for_a_supported_version(server: FakeApiServer, api: KubeApi) -> None:
     server.serve_istio("v2")
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(
@@ -249,15 +253,15 @@ async def test_a_version_that_cannot_be_read_is_waited_for(server: FakeApiServer
         await followed.until(lambda: followed.complete)
 
 
-async def test_objects_of_a_kind_that_disappears_stay_in_force(server: FakeApiServer, api: KubeApi) -> None:
+async def test_kind_that_disappears_keeps_its_objects(server: FakeApiServer, api: KubeApi) -> None:
     await put(server, policy("STRICT"))
     source = Kubernetes(api, options=QUICK)
     async with Followed(source) as followed:
         await followed.until(lambda: followed.complete)
         del server._kinds["security.istio.io", "peerauthentications"]
         await server.cut()
-        [said] = await followed.until(followed.said)
-        assert said.startswith(
+        [message] = await followed.until(followed.messages)
+        assert message.startswith(
             "peerauthentications.security.istio.io: cannot be watched, so the last known state stays in use: "
         )
         assert "peerauthentications.security.istio.io cannot be read since" in source.staleness()
@@ -276,37 +280,33 @@ def settings_map(mesh: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", MALFORMED)
-async def test_malformed_settings_are_waited_for_at_start(
-    server: FakeApiServer, api: KubeApi, what: str
-) -> None:
+async def test_start_waits_for_valid_settings(server: FakeApiServer, api: KubeApi, what: str) -> None:
     await put(server, policy("STRICT"))
     await put(server, settings_map(MALFORMED[what]))
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
-        [said] = await followed.until(followed.said)
-        assert said.startswith("ConfigMap istio-system/xds: ")
+        [message] = await followed.until(followed.messages)
+        assert message.startswith("ConfigMap istio-system/xds: ")
         assert not followed.complete
         assert followed.source.pending_reason().startswith("waiting for ConfigMap istio-system/xds: ")
         await put(server, settings_map("trustDomain: example.org"))
         await followed.until(lambda: followed.complete)
-        assert followed.said() == []
+        assert followed.messages() == []
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
         assert followed.config
         assert followed.config.trust_domain == "example.org"
         await put(server, settings_map(MALFORMED[what]))
-        await followed.until(followed.said)
+        await followed.until(followed.messages)
         assert followed.config.trust_domain == "example.org"
         assert followed.source.pending_reason() == ""
 
 
-async def test_a_server_that_is_away_from_the_start_is_told_once_and_nothing_is_complete(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_start_waits_for_an_unreachable_server(server: FakeApiServer, api: KubeApi) -> None:
     await put(server, policy("STRICT"))
     await server.stop()
     source = Kubernetes(api, options=QUICK)
     async with Followed(source) as followed:
-        [said] = await followed.until(followed.said)
-        assert said.startswith(f"{server.url}: the API server cannot be reached: ")
+        [message] = await followed.until(followed.messages)
+        assert message.startswith(f"{server.url}: the API server cannot be reached: ")
         await followed.until(lambda: source.stale_seconds() > 1)
         assert len(followed.reports) == 1
         assert not followed.complete
@@ -315,12 +315,10 @@ async def test_a_server_that_is_away_from_the_start_is_told_once_and_nothing_is_
         await server.start()
         await followed.until(lambda: followed.complete)
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
-        await followed.until(lambda: not followed.said())
+        await followed.until(lambda: not followed.messages())
 
 
-async def test_what_is_known_stays_while_the_server_is_away_and_it_is_said_since_when(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_outage_keeps_the_facts_and_reports_their_age(server: FakeApiServer, api: KubeApi) -> None:
     await put(server, policy("STRICT"))
     source = Kubernetes(api, options=QUICK)
     async with Followed(source) as followed:
@@ -329,20 +327,20 @@ async def test_what_is_known_stays_while_the_server_is_away_and_it_is_said_since
         await server.stop()
         await followed.until(lambda: source.stale_seconds() > 1)
         assert followed.facts == known
-        await followed.until(lambda: len(followed.said()) == 1)
+        await followed.until(lambda: len(followed.messages()) == 1)
         assert source.pending_reason() == ""
-        standing = source.staleness()
-        assert standing.startswith(f"the API server at {server.url} cannot be reached since 20")
-        assert "s); the last known state stays in use: Cannot connect" in standing
+        staleness = source.staleness()
+        assert staleness.startswith(f"the API server at {server.url} cannot be reached since 20")
+        assert "s); the last known state stays in use: Cannot connect" in staleness
         await put(server, policy("DISABLE"))
         await server.start()
         await followed.until(lambda: followed.facts != known)
         await followed.until(lambda: source.staleness() == "" and source.stale_seconds() == 0)
-        await followed.until(lambda: not followed.said())
+        await followed.until(lambda: not followed.messages())
         assert all(report.change == Change() or report.complete for report in followed.reports)
 
 
-async def test_a_nonsensical_object_takes_nothing_with_it(server: FakeApiServer, api: KubeApi) -> None:
+async def test_malformed_object_affects_no_other(server: FakeApiServer, api: KubeApi) -> None:
     await put(server, policy("STRICT"))
     for name, spec in {
         "a": [1],
@@ -360,13 +358,11 @@ async def test_a_nonsensical_object_takes_nothing_with_it(server: FakeApiServer,
         assert len({problem.where for problem in followed.problems if not problem.notice}) == 5
 
 
-async def test_a_list_that_is_refused_by_and_by_is_told_as_the_server_that_cannot_be_reached(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_repeated_server_errors_are_reported_as_an_outage(server: FakeApiServer, api: KubeApi) -> None:
     server.fail("list pods", *(status(500, "InternalError", "etcdserver: no leader") for _ in range(10_000)))
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
-        [said] = await followed.until(followed.said)
-        assert said == f"{server.url}: the API server cannot be reached: etcdserver: no leader"
+        [message] = await followed.until(followed.messages)
+        assert message == f"{server.url}: the API server cannot be reached: etcdserver: no leader"
         assert "pods" in followed.source.pending_reason()
         server.faults.clear()
         await followed.until(lambda: followed.complete)
@@ -376,35 +372,35 @@ def deny_all(name: str) -> dict[str, Any]:
     return {"kind": "AuthorizationPolicy", "metadata": {"name": name, "namespace": "shop"}, "spec": {}}
 
 
-async def test_objects_that_are_not_enforced_are_warnings(server: FakeApiServer, api: KubeApi) -> None:
+async def test_unenforced_objects_are_warnings(server: FakeApiServer, api: KubeApi) -> None:
     source = Kubernetes(api, options=QUICK)
     async with Followed(source) as followed:
         await followed.until(lambda: followed.complete)
-        assert followed.said() == []
+        assert followed.messages() == []
         server.add("security.istio.io", "v1", "authorizationpolicies", "AuthorizationPolicy")
         await server.put("authorizationpolicies", deny_all("a"), "security.istio.io")
         await server.put("authorizationpolicies", deny_all("b"), "security.istio.io")
-        await followed.until(lambda: len(followed.said()) == 2)
-        said = "NOT enforced: requests that it would deny are allowed"
-        assert followed.said() == [f"AuthorizationPolicy shop/{name}: {said}" for name in "ab"]
+        await followed.until(lambda: len(followed.messages()) == 2)
+        message = "NOT enforced: requests that it would deny are allowed"
+        assert followed.messages() == [f"AuthorizationPolicy shop/{name}: {message}" for name in "ab"]
         assert source.unenforced == {"AuthorizationPolicy": 2}
         await server.remove("authorizationpolicies", "shop", "a", "security.istio.io")
-        await followed.until(lambda: len(followed.said()) == 1)
+        await followed.until(lambda: len(followed.messages()) == 1)
         for verb in ("list", "watch"):
             server.fail(f"{verb} authorizationpolicies", *(status(403, "Forbidden") for _ in range(10_000)))
         await server.cut()
-        unread = "objects of kind AuthorizationPolicy are not enforced, and cannot be reported"
-        await followed.until(lambda: unread in str(followed.said(notices=True)))
+        unlisted = "objects of kind AuthorizationPolicy are not enforced, and cannot be reported"
+        await followed.until(lambda: unlisted in str(followed.messages(notices=True)))
         assert source.staleness() == source.pending_reason() == ""
     async with Followed(Kubernetes(api, options=QUICK)) as restarted:
-        await restarted.until(lambda: restarted.complete and unread in str(restarted.said(notices=True)))
+        await restarted.until(
+            lambda: restarted.complete and unlisted in str(restarted.messages(notices=True))
+        )
         server.faults.clear()
-        await restarted.until(lambda: len(restarted.said()) == 1)
+        await restarted.until(lambda: len(restarted.messages()) == 1)
 
 
-async def test_an_object_of_a_hundred_thousand_unknown_fields_adds_a_few_notices(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_notices_about_unknown_fields_are_limited(server: FakeApiServer, api: KubeApi) -> None:
     policy = {"connectionPool": {f"field{number}": 1 for number in range(100_000)}}
     spec = {"host": "web.shop.svc.cluster.local", "trafficPolicy": policy}
     meta = {"name": "web", "namespace": "shop"}

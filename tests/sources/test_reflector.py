@@ -1,4 +1,4 @@
-"""A reflector on a server and a network that misbehave: nothing that is known is lost, nothing is told twice."""
+"""A reflector with a faulty server and network: no known object is lost, no change is reported twice."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def api(server: FakeApiServer) -> AsyncIterator[KubeApi]:
 
 
 MANY = 10_000
-"""Faults: so many until there are to be none."""
+"""Number of faults that lasts until the test clears them."""
 
 
 def config_map(name: str, namespace: str = "shop", **data: str) -> dict[str, Any]:
@@ -45,29 +45,27 @@ async def fill(server: FakeApiServer, *names: str) -> None:
         await server.put("configmaps", config_map(name, key="old"))
 
 
-def said(what: str, name: str, version: int, **data: str) -> bytes:
+def event(what: str, name: str, version: int, **data: str) -> bytes:
     obj = config_map(name, **data)
     obj["metadata"]["resourceVersion"] = str(version)
     return line(what, obj)
 
 
 BROKEN = {
-    "in the middle of an object": (said("ADDED", "b", 900)[:40], "cut"),
-    "after an object": (said("ADDED", "b", 101, key="new"), "cut"),
-    "by a reset": (said("ADDED", "b", 101, key="new")[:40], "reset"),
-    "by an end without a line's end": (said("ADDED", "b", 900).rstrip(), "end"),
+    "in the middle of an event": (event("ADDED", "b", 900)[:40], "cut"),
+    "after an event": (event("ADDED", "b", 101, key="new"), "cut"),
+    "by a reset": (event("ADDED", "b", 101, key="new")[:40], "reset"),
+    "by an end without a newline": (event("ADDED", "b", 900).rstrip(), "end"),
     "with a garbled line": (b'{"type": "ADDED", "object": {"metad\xff\xfe\n', "end"),
     "with a line that is no event": (b"[1, 2, 3]\n", "end"),
     "with an event without an object": (b'{"type": "ADDED"}\n', "end"),
     "with an error": (line("ERROR", {"code": 500, "message": "etcdserver: leader changed"}), "end"),
-    "by saying nothing any more": (said("ADDED", "b", 101, key="new"), "more"),
+    "by silence": (event("ADDED", "b", 101, key="new"), "more"),
 }
 
 
 @pytest.mark.parametrize("how", BROKEN)
-async def test_a_watch_that_breaks_goes_on_where_it_was(
-    server: FakeApiServer, api: KubeApi, how: str
-) -> None:
+async def test_broken_watch_resumes_at_its_version(server: FakeApiServer, api: KubeApi, how: str) -> None:
     await fill(server, "a")
     content, then = BROKEN[how]
     server.fail("watch configmaps", events(content, then=then))
@@ -75,23 +73,23 @@ async def test_a_watch_that_breaks_goes_on_where_it_was(
         await following.until(lambda: following.watches > 1)
         await server.put("configmaps", config_map("c", key="new"))
         await following.until(lambda: "c" in following.names)
-        assert following.lists == 1, "the version was known: nothing had to be listed"
-        [first, second, *_] = server.asked_for("watch configmaps")
-        got = "key" in str(content) and content.endswith(b"\n")
+        assert following.lists == 1, "the version was known, so the watch resumes without a list"
+        [first, second, *_] = server.requests_for("watch configmaps")
+        is_complete = "key" in str(content) and content.endswith(b"\n")
         assert (first.query["resourceVersion"], second.query["resourceVersion"]) == ("101", "101")
-        assert ("b" in following.names) == got
+        assert ("b" in following.names) == is_complete
         assert following.reflector.failure is None
 
 
-async def test_what_comes_a_byte_at_a_time_is_the_same(server: FakeApiServer, api: KubeApi) -> None:
-    content = said("ADDED", "a", 102, key="value") + said("MODIFIED", "a", 103, key="ünïcödé")
+async def test_events_may_arrive_byte_by_byte(server: FakeApiServer, api: KubeApi) -> None:
+    content = event("ADDED", "a", 102, key="value") + event("MODIFIED", "a", 103, key="ünïcödé")
     server.fail("watch configmaps", events(*(bytes([byte]) for byte in content)))
     async with Following(api) as following:
         await following.until(lambda: following.reflector.objects == {("shop", "a"): {"key": "ünïcödé"}})
 
 
 @pytest.mark.parametrize("size", [64 << 10, 3 << 20, 9 << 20])
-async def test_objects_may_be_larger_than_any_buffer(server: FakeApiServer, api: KubeApi, size: int) -> None:
+async def test_objects_may_exceed_buffer_sizes(server: FakeApiServer, api: KubeApi, size: int) -> None:
     await server.put("configmaps", config_map("listed", key="x" * size))
     async with Following(api, keep=lambda obj, _: len(obj["data"]["key"])) as following:
         await following.until(lambda: following.reflector.objects == {("shop", "listed"): size})
@@ -100,9 +98,7 @@ async def test_objects_may_be_larger_than_any_buffer(server: FakeApiServer, api:
         assert following.lists == 1
 
 
-async def test_a_line_without_an_end_is_not_kept_in_memory_for_ever(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_endless_line_is_dropped(server: FakeApiServer, api: KubeApi) -> None:
     endless = [
         b'{"type": "ADDED", "object": {"data": {"key": "',
         *[b"x" * (1 << 20)] * ((MAX_LINE_LENGTH >> 20) + 2),
@@ -114,7 +110,7 @@ async def test_a_line_without_an_end_is_not_kept_in_memory_for_ever(
         await following.until(lambda: following.names == {"a"})
 
 
-async def test_bookmarks_move_the_version_on(server: FakeApiServer, api: KubeApi) -> None:
+async def test_bookmarks_advance_the_version(server: FakeApiServer, api: KubeApi) -> None:
     await fill(server, "a")
     async with Following(api) as following:
         await following.until(lambda: following.watches == 1)
@@ -128,9 +124,7 @@ async def test_bookmarks_move_the_version_on(server: FakeApiServer, api: KubeApi
         assert following.lists == 1
 
 
-async def test_pages_that_were_compacted_away_are_listed_in_one_piece(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_expired_page_falls_back_to_an_unpaged_list(server: FakeApiServer, api: KubeApi) -> None:
     names = {f"map-{number}" for number in range(9)}
     await fill(server, *names)
     first = asyncio.Event()
@@ -138,23 +132,21 @@ async def test_pages_that_were_compacted_away_are_listed_in_one_piece(
     def keep(obj: dict[str, Any], _: Any) -> dict[str, Any]:
         if not first.is_set():
             first.set()
-            server._pages.clear()  # as a compaction does
+            server._pages.clear()  # like a compaction
         return dict(obj["data"])
 
     async with Following(api, options=QUICK._replace(page_size=2), keep=keep) as following:
         await following.until(lambda: following.reflector.complete)
         assert following.names == names
-        assert [request.query.get("limit") for request in server.asked_for("list configmaps")] == [
+        assert [request.query.get("limit") for request in server.requests_for("list configmaps")] == [
             "2",
             "2",
             None,
         ]
-        assert len(following.told) == 1
+        assert len(following.changes) == 1
 
 
-async def test_a_list_that_breaks_off_or_is_slow_takes_nothing_away(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_broken_or_slow_list_removes_nothing(server: FakeApiServer, api: KubeApi) -> None:
     await fill(server, "a", "b")
     async with Following(api) as following:
         await following.until(lambda: following.watches == 1)
@@ -169,17 +161,15 @@ async def test_a_list_that_breaks_off_or_is_slow_takes_nothing_away(
         )
         await server.remove("configmaps", "shop", "a")
         await server.put("configmaps", config_map("c"))
-        told = len(following.told)
+        before = len(following.changes)
         await server.compact()
         await following.until(lambda: following.names == {"b", "c"})
-        assert [each for each in following.told[told:] if "b" in each] == []
+        assert [change for change in following.changes[before:] if "b" in change] == []
         assert following.lists == 6
         await following.until(lambda: following.reflector.failure is None)
 
 
-async def test_a_server_that_is_away_is_known_as_it_was_and_asked_less_and_less(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_outage_keeps_objects_and_backs_off(server: FakeApiServer, api: KubeApi) -> None:
     await fill(server, "a")
     async with Following(api) as following:
         await following.until(lambda: following.watches == 1)
@@ -197,12 +187,10 @@ async def test_a_server_that_is_away_is_known_as_it_was_and_asked_less_and_less(
         await following.until(lambda: following.reflector.failure is None)
         await fill(server, "b")
         await following.until(lambda: following.names == {"a", "b"})
-        assert following.lists == 1, "it was away, and forgot nothing"
+        assert following.lists == 1, "the restarted server still has all versions"
 
 
-async def test_a_connection_that_is_half_open_is_noticed_and_old_is_what_is_known(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_half_open_connection_is_detected(server: FakeApiServer, api: KubeApi) -> None:
     await fill(server, "a")
     server.fail("watch configmaps", *(silence() for _ in range(MANY)))
     async with Following(api, options=QUICK._replace(idle_timeout=0.2)) as following:
@@ -216,7 +204,7 @@ async def test_a_connection_that_is_half_open_is_noticed_and_old_is_what_is_know
         assert following.names == {"a"}
 
 
-async def test_a_server_that_asks_to_wait_is_waited_for(server: FakeApiServer, api: KubeApi) -> None:
+async def test_retry_after_is_respected(server: FakeApiServer, api: KubeApi) -> None:
     server.fail("list configmaps", status(429, "TooManyRequests", "too many", Retry_After="1"))
     began = time.monotonic()
     async with Following(api, options=QUICK._replace(max_retry_after=5.0)) as following:
@@ -224,7 +212,7 @@ async def test_a_server_that_asks_to_wait_is_waited_for(server: FakeApiServer, a
         assert time.monotonic() - began >= 1.0
 
 
-async def test_a_token_that_expired_is_read_anew(server: FakeApiServer, api: KubeApi) -> None:
+async def test_expired_token_is_read_again(server: FakeApiServer, api: KubeApi) -> None:
     async with Following(api) as following:
         await following.until(lambda: following.watches == 1)
         server.token = "renewed"
@@ -254,13 +242,13 @@ async def test_refused_list_is_retried_and_never_complete(
 ) -> None:
     server.serve_istio()
     await server.put("policies", config_map("a"), POLICIES.group)
-    fault, trouble = REFUSALS[why]
+    fault, cause = REFUSALS[why]
     server.fail("list policies", *(fault for _ in range(MANY)))
     async with Following(api, POLICIES) as following:
         await following.until(lambda: following.lists > 8)
         assert not following.reflector.complete
         assert following.reflector.failure
-        assert following.reflector.failure.cause is trouble
+        assert following.reflector.failure.cause is cause
         server.faults.clear()
         await following.until(lambda: following.reflector.complete)
         assert following.names == {"a"}
@@ -268,19 +256,19 @@ async def test_refused_list_is_retried_and_never_complete(
 
 
 @pytest.mark.parametrize("why", REFUSALS)
-async def test_objects_stay_while_a_watch_is_refused(server: FakeApiServer, api: KubeApi, why: str) -> None:
+async def test_refused_watch_keeps_the_objects(server: FakeApiServer, api: KubeApi, why: str) -> None:
     server.serve_istio()
     await server.put("policies", config_map("a"), POLICIES.group)
-    fault, trouble = REFUSALS[why]
+    fault, cause = REFUSALS[why]
     async with Following(api, POLICIES) as following:
         await following.until(lambda: following.watches == 1)
-        for what in ("list policies", "watch policies"):
-            server.fail(what, *(fault for _ in range(MANY)))
+        for request in ("list policies", "watch policies"):
+            server.fail(request, *(fault for _ in range(MANY)))
         await server.cut()
         await following.until(lambda: following.lists + following.watches > 12)
         assert following.names == {"a"}
         assert following.reflector.failure
-        assert following.reflector.failure.cause is trouble
+        assert following.reflector.failure.cause is cause
         await server.remove("policies", "shop", "a", POLICIES.group)
         await server.put("policies", config_map("b"), POLICIES.group)
         server.faults.clear()
@@ -288,9 +276,7 @@ async def test_objects_stay_while_a_watch_is_refused(server: FakeApiServer, api:
         assert following.reflector.failure is None
 
 
-async def test_what_was_known_of_what_may_no_longer_be_read_stays(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_forbidden_list_keeps_the_objects(server: FakeApiServer, api: KubeApi) -> None:
     await fill(server, "a")
     async with Following(api) as following:
         await following.until(lambda: following.watches == 1)
@@ -305,7 +291,7 @@ async def test_what_was_known_of_what_may_no_longer_be_read_stays(
         await following.until(lambda: following.reflector.failure is None)
 
 
-async def test_a_version_that_never_gets_on_is_given_up(server: FakeApiServer, api: KubeApi) -> None:
+async def test_rejected_version_is_replaced_by_a_new_list(server: FakeApiServer, api: KubeApi) -> None:
     await fill(server, "a")
     wrong = {"code": 400, "reason": "BadRequest", "message": "resourceVersion: too large"}
     server.fail("watch configmaps", *(events(line("ERROR", wrong)) for _ in range(3)))
@@ -315,9 +301,7 @@ async def test_a_version_that_never_gets_on_is_given_up(server: FakeApiServer, a
         await following.until(lambda: following.names == {"a", "b"})
 
 
-async def test_a_server_that_forgets_what_it_has_just_listed_is_asked_less_and_less(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_repeated_expiry_backs_off(server: FakeApiServer, api: KubeApi) -> None:
     await fill(server, "a")
     gone = {"code": 410, "reason": "Expired", "message": "too old resource version"}
     forgets = [events(line("ERROR", gone)), status(410, "Expired")]
@@ -331,7 +315,7 @@ async def test_a_server_that_forgets_what_it_has_just_listed_is_asked_less_and_l
 
     async with Following(api, options=Counted(*QUICK)) as following:
         await following.until(lambda: following.lists > 5)
-        assert set(range(1, 5)) <= set(waits), "the first time it is listed at once, and then later each time"
+        assert set(range(1, 5)) <= set(waits), "the first expiry lists at once, each later one waits longer"
         server.faults.clear()
         await fill(server, "b")
         await following.until(lambda: following.names == {"a", "b"} and following.reflector._expirations == 0)
@@ -343,34 +327,32 @@ async def test_a_server_that_forgets_what_it_has_just_listed_is_asked_less_and_l
         assert following.lists <= lists + 1
 
 
-async def test_nameless_and_unknown_things_are_passed_over(server: FakeApiServer, api: KubeApi) -> None:
-    strange = [
+async def test_unknown_events_are_ignored(server: FakeApiServer, api: KubeApi) -> None:
+    unknown = [
         line("ADDED", {"metadata": {}}),
         line("ADDED", {"metadata": [1]}),
         line("PONDERED", config_map("x")),
     ]
-    server.fail("watch configmaps", events(*strange, said("ADDED", "a", 103, key="v")))
+    server.fail("watch configmaps", events(*unknown, event("ADDED", "a", 103, key="v")))
     async with Following(api) as following:
         await following.until(lambda: following.names == {"a"})
 
 
-async def test_many_objects_do_not_keep_the_event_loop_from_others(
-    server: FakeApiServer, api: KubeApi
-) -> None:
+async def test_long_list_yields_to_the_event_loop(server: FakeApiServer, api: KubeApi) -> None:
     names = [f"map-{number:04}" for number in range(300)]
     await fill(server, *names)
     turns: list[int] = []
-    seen = 0
+    kept = 0
 
     def keep(obj: dict[str, Any], _: Any) -> Any:
-        nonlocal seen
-        seen += 1
-        time.sleep(0.0005)  # as reading a large object takes
+        nonlocal kept
+        kept += 1
+        time.sleep(0.0005)  # the time to read a large object
         return obj["data"]
 
     async def others() -> None:
         while True:
-            turns.append(seen)
+            turns.append(kept)
             await asyncio.sleep(0)
 
     task = asyncio.create_task(others())
@@ -381,7 +363,7 @@ async def test_many_objects_do_not_keep_the_event_loop_from_others(
     assert len(set(between)) > 10
 
 
-def test_waits_double_up_to_a_limit_and_are_never_the_same() -> None:
+def test_backoff_is_exponential_with_jitter_and_a_limit() -> None:
     options = WatchOptions(min_delay=1.0, max_delay=10.0)
     for failures, longest in ((1, 1.0), (2, 2.0), (4, 8.0), (5, 10.0), (10_000, 10.0)):
         waits = {options.delay(failures) for _ in range(50)}

@@ -1,1 +1,1 @@
-"""What the tests with real components stand on: Envoys, pods, applications, clients, and the control plane."""
+"""Support for tests with real components: Envoys, pods, applications, clients, and the control plane."""

@@ -1,4 +1,4 @@
-"""HTTP applications: one that echoes what it was asked, over HTTP/1.1 and HTTP/2 on one port, and the real httpbin."""
+"""HTTP applications: one that echoes requests, over HTTP/1.1 and HTTP/2 on one port, and the real httpbin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PIECES_PER_SECOND = 10
 
 
 class EchoApp:
-    """Answers every path with JSON as httpbin's /headers does, and who answered: `headers`, `pod`, `protocol`, ...
+    """Answers every path with JSON like httpbin's /headers, and its own name: `headers`, `pod`, `protocol`...
 
     `/slow?seconds=N` sends a response of N * PIECES_PER_SECOND lines over N seconds.
     """

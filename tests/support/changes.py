@@ -85,7 +85,7 @@ class Changes:
 
     def _empty(self) -> str:
         """Take all endpoints from a cluster, or give it some if it has none."""
-        empty = [name for name, each in sorted(self.world.clusters.items()) if not each.endpoints]
+        empty = [name for name, cluster in sorted(self.world.clusters.items()) if not cluster.endpoints]
         name = self._random.choice(empty or sorted(self.world.clusters))
         endpoints = self._some_apps() if empty else ()
         self.world = self.world.having(**{name: replace(self.world.clusters[name], endpoints=endpoints)})
@@ -97,7 +97,7 @@ class Changes:
     def _delete_cluster(self) -> str:
         """Delete a cluster, and the routes to it."""
         unused = sorted(
-            set(self.world.clusters).difference(*(each.values() for each in self.world.routes.values()))
+            set(self.world.clusters).difference(*(route.values() for route in self.world.routes.values()))
         )
         name = self._random.choice(unused or sorted(self.world.clusters))
         kept = {
@@ -142,7 +142,7 @@ class Changes:
         return f"remove {name}"
 
     def _change_routes_of_listener(self) -> str:
-        """Give a listener a route configuration of another name, and delete those that nobody uses any more."""
+        """Give a listener a route configuration of another name, and delete unused ones."""
         if not self.world.listeners:
             return self._remove_or_add_listener()
         name = self._random.choice(sorted(self.world.listeners))
@@ -151,7 +151,7 @@ class Changes:
         self._listen(name, replace(self.world.listeners[name], routes=routes))
         used = {listener.routes for listener in self.world.listeners.values()}
         self.world = replace(
-            self.world, routes={name: each for name, each in self.world.routes.items() if name in used}
+            self.world, routes={name: routes for name, routes in self.world.routes.items() if name in used}
         )
         return f"{name} by {routes}"
 
@@ -162,7 +162,9 @@ class Changes:
 
     def _listen(self, name: str, listener: Listener | None) -> None:
         together = {**self.world.listeners, name: listener}
-        self.world = replace(self.world, listeners={name: each for name, each in together.items() if each})
+        self.world = replace(
+            self.world, listeners={name: listener for name, listener in together.items() if listener}
+        )
 
     def _route(self, routes: str, path: str, cluster: str) -> None:
         self.world = self.world.routing(routes, **{path.removeprefix("/"): cluster})

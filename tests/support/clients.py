@@ -1,4 +1,4 @@
-"""Clients: HTTP/1.1, HTTP/2 with prior knowledge, and TCP, from any place, with names resolved as the pod would."""
+"""Clients: HTTP/1.1, HTTP/2 with prior knowledge, and TCP, from any place, with the pod's name resolution."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Pods in network namespaces, routed through a node that balances virtual addresses as kube-proxy does.
 
-Every pod has a namespace, an address of its own and a link to the node, which is a namespace too: nothing here can
-reach, or be reached from, the machine it runs on. Leaving the `with` block removes all of it.
+Every pod has a namespace, an address of its own and a link to the node, which is a namespace too. It is
+isolated from the machine it runs on. Leaving the `with` block removes all of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from xds.mesh.sidecar.rules import RedirectConfig, redirect_rules
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterPod:
-    """A pod: a place with an address. Who asks from here is an application, intercepted if there is a sidecar."""
+    """A pod: a place with an address. Its clients are applications, intercepted if there is a sidecar."""
 
     name: str
     namespace: str

@@ -17,7 +17,7 @@ XDS = str(Path(sys.executable).with_name("xds"))
 
 
 class ControlPlane:
-    """Serves a folder of manifests inside an `async with` block; leaving it fails if the server does not end well."""
+    """Serves a folder of manifests in an `async with` block; a server that exits with an error fails it."""
 
     def __init__(self, manifests: Path, directory: Path, *options: str) -> None:
         self.manifests = manifests
@@ -99,7 +99,7 @@ async def bootstrap(pod: str, manifests: Path, address: str, *options: str) -> d
 
 
 async def xds(*arguments: str, may_be_no: bool = False) -> str:
-    """Run an xds command to its end, and return what it printed; any exit status but 0 (and 1, "no") is a failure."""
+    """Run an xds command and return its output. Exit statuses other than 0 and 1 ("no") are failures."""
     process = await asyncio.create_subprocess_exec(
         XDS, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )

@@ -61,7 +61,7 @@ class Admin:
         return sum((await self.stats(pattern)).values())
 
     async def config(self, kind: str = "") -> list[dict[str, Any]]:
-        """Return the configuration in force, endpoints too: all of it, or the dumps whose type ends in `kind`."""
+        """Return the active configuration with endpoints: all dumps, or those whose type ends in `kind`."""
         dumps = (await self.json("/config_dump?include_eds"))["configs"]
         return [dump for dump in dumps if dump["@type"].endswith(kind)]
 

@@ -42,11 +42,11 @@ class History:
 
     def faults(self, sent: Iterable[Sent]) -> list[str]:
         """Say of which requests a data plane that is right would have made something else."""
-        return [fault for each in sent if (fault := self._fault(each))]
+        return [fault for request in sent if (fault := self._fault(request))]
 
     def served(self, sent: Iterable[Sent]) -> list[Sent]:
         """Return the requests that had to be served."""
-        return [each for each in sent if all(_answerers(self._reigns_of(each), each.target))]
+        return [request for request in sent if all(_answerers(self._reigns_of(request), request.target))]
 
     def _fault(self, sent: Sent) -> str:
         reigns = self._reigns_of(sent)
@@ -57,7 +57,7 @@ class History:
             return ""
         kind = "a kept" if sent.kept else "its own"
         began, took = (sent.began - self._reigns[0].begins) * 1000, (sent.ended - sent.began) * 1000
-        worlds = "; ".join(f"{each.what}: {sorted(each.world.serves(*sent.target))}" for each in reigns)
+        worlds = "; ".join(f"{reign.what}: {sorted(reign.world.serves(*sent.target))}" for reign in reigns)
         return (
             f"{began:.0f} ms: {sent.target} on {kind} connection in {took:.0f} ms: "
             f"{sent.code} {sent.text!r}, not {worlds}"
@@ -73,16 +73,17 @@ class History:
 
 
 def _answerers(reigns: Sequence[_Reign], target: Target) -> list[frozenset[int]]:
-    """Return, for each state that a proxy may be in while worlds follow each other, who answers.
+    """Return who may answer, for each state that a proxy can be in while one world replaces another.
 
-    Resources change one after the other, so that a listener of one world meets routes of another, and those a cluster.
-    What only one of the worlds has is there all the time: it comes before it is used, and goes afterwards.
+    Resources change one by one, so a listener of one world meets the routes of another, and those meet its
+    clusters. A resource that only one world has exists throughout: it is added before its use and removed
+    afterwards.
     """
     worlds = [reign.world for reign in reigns]
     found: dict[frozenset[int], None] = {}
     for routes in {world.routes_at(target.port) for world in worlds}:
         paths = [world.routes[routes] for world in worlds if routes in world.routes]
-        for name in {each.get(target.path) for each in paths} or {None}:
+        for name in {path.get(target.path) for path in paths} or {None}:
             clusters = [world.clusters[name] for world in worlds if name in world.clusters] if name else []
-            found |= dict.fromkeys(frozenset(each.endpoints or ()) for each in clusters or [Cluster()])
+            found |= dict.fromkeys(frozenset(cluster.endpoints or ()) for cluster in clusters or [Cluster()])
     return list(found)

@@ -17,7 +17,7 @@ _ALONE = "--disable-hot-restart"
 
 
 class Epoch(EnvoyProcess):
-    """One of the processes. It may end before the block does, for it is told to when the next one has taken over."""
+    """One of the processes. It may exit before the block ends: its successor tells it to."""
 
     def __init__(self, number: int, bootstrap: Mapping[str, Any], directory: Path, *options: str) -> None:
         common = [option for option in OPTIONS[:-1] if option != _ALONE]

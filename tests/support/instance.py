@@ -1,6 +1,6 @@
-"""Instances of a control plane, each a process of its own that can be killed: the library's server with one world.
+"""Control-plane instances as processes that can be killed: the library's server with one world.
 
-As a program it takes worlds from standard input, a line of JSON each, and says on standard output what happens.
+The program reads worlds from standard input, a line of JSON each, and reports events on standard output.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Instance:
-    """A server process inside an `async with` block, at a port that it keeps when it is killed and started again."""
+    """A server process in an `async with` block. It keeps its port when it is killed and restarted."""
 
     def __init__(self, name: str, world: World, directory: Path, port: int = 0) -> None:
         self.name = name
@@ -61,7 +61,7 @@ class Instance:
         self.events = []
         self._listener = asyncio.create_task(self._listen())
         await self.publish(self.world)
-        self.port = (await self.said("serving"))["port"]
+        self.port = (await self.event("serving"))["port"]
 
     async def kill(self) -> None:
         """Kill it, without a word to anybody."""
@@ -76,18 +76,20 @@ class Instance:
         await self._listener
 
     async def publish(self, world: World, *, dies_before: str = "") -> None:
-        """Give it another world; `dies_before`: it kills itself when it is about to send something of this type."""
+        """Replace its world. With `dies_before`, it kills itself just before it sends this type."""
         self.world = world
         assert self._process.stdin
         self._process.stdin.write(json.dumps([dies_before, world.to_json()]).encode() + b"\n")
         await self._process.stdin.drain()
 
-    async def said(self, what: str, *, times: int = 1, timeout: float = 60, **fields: Any) -> dict[str, Any]:
+    async def event(self, what: str, *, times: int = 1, timeout: float = 60, **fields: Any) -> dict[str, Any]:
         """Wait until the process has said something for the first time, or so many times, and return it."""
         wanted = {"what": what, **fields}
         try:
             async with asyncio.timeout(timeout):
-                while len(found := [each for each in self.events if wanted.items() <= each.items()]) < times:
+                while (
+                    len(found := [event for event in self.events if wanted.items() <= event.items()]) < times
+                ):
                     self._news.clear()
                     await self._news.wait()
                 return found[times - 1]
@@ -130,7 +132,7 @@ class _Telling(OneWorld):
             _tell(
                 "sent",
                 type=_short(response.type_url),
-                names=[each.name for each in response.resources],
+                names=[resource.name for resource in response.resources],
                 removed=response.removed,
             )
 

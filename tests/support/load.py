@@ -1,4 +1,4 @@
-"""Load without pause over connections that are kept, to see that no request is lost while something changes."""
+"""Continuous load over kept connections, to verify that no request is lost during a change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sent:
 
 @dataclass(slots=True, kw_only=True)
 class Load:
-    """Asks for `url` over kept connections inside an `async with` block; it stops by itself at either bound."""
+    """Requests `url` over kept connections in an `async with` block; stops by itself at either limit."""
 
     client: Client
     url: str

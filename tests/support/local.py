@@ -1,7 +1,8 @@
-"""A mesh on loopback: every pod has a 127.x.y.z of its own, and sidecars in interception mode NONE led by `xds serve`.
+"""A mesh on loopback: every pod has its own 127.x.y.z, and sidecars in mode NONE follow `xds serve`.
 
-A pod with a sidecar has two addresses: its own, where the sidecar listens, and one for its application. Clients in it use
-the sidecar as their HTTP proxy; those in a pod without one resolve names themselves and take the endpoints in turn.
+A pod with a sidecar has two addresses: its own, where the sidecar listens, and its application's. Its clients
+use the sidecar as an HTTP proxy. Clients in a pod without a sidecar resolve names themselves and take turns
+with the endpoints.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from xds.mesh.sources.settings import SettingsLoader
 
 PROXY_PORT = 15002
 RECONNECTED = 45.0
-"""Seconds within which a sidecar is back: Envoy waits up to 30 between attempts, longer after each that failed."""
+"""Seconds until a sidecar reconnects at the latest: Envoy backs off, for up to 30 seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class LocalPod:
 
 
 class LocalMesh:
-    """Pods and services on loopback, and the manifests that say so; inside an `async with` block, `xds serve` follows them."""
+    """Pods, services and their manifests on loopback; `xds serve` follows them in an `async with` block."""
 
     def __init__(
         self,
@@ -91,13 +92,13 @@ class LocalMesh:
         await self._exits.__aexit__(*error)
 
     async def reinstall(self, *settings: str) -> None:
-        """Start the control plane anew with these settings (`--set`): in the installation, there is no other way."""
+        """Restart the control plane with these settings (`--set`), as an installation would."""
         await self.plane.stop()
         self._settings = settings
         self.plane._options = tuple(f"--set={setting}" for setting in settings)
         await self.plane.start()
 
-    # --- what there is -----------------------------------------------------------------------------------------------
+    # --- what there is --------------------------------------------------------------------------------------
 
     def pod(self, name: str, namespace: str, *, sidecar: bool = True, **said: Any) -> LocalPod:
         """Add a pod, with what `manifests.pod` may say of it. A sidecar starts with `start`."""
@@ -126,14 +127,14 @@ class LocalMesh:
         return pod
 
     def write_pod(self, pod: LocalPod, *, sidecar: bool, **said: Any) -> None:
-        """Write a pod's manifest anew; whether there is a sidecar may be said otherwise than when the pod was made."""
+        """Rewrite a pod's manifest, which may differ from reality about whether there is a sidecar."""
         written = manifests.pod(pod.name, pod.namespace, pod.address, sidecar=sidecar, **pod.said | said)
         self.apply(written)
 
     def service(
         self, name: str, namespace: str, ports: Mapping[str, tuple[int, int]], **said: Any
     ) -> Manifest:
-        """Add a service over the pods that its selector (app: NAME) covers; `ports`: name -> (port, target port)."""
+        """Add a service that selects pods by label `app`; `ports`: name -> (port, target port)."""
         written = manifests.service(name, namespace, ports, **said)
         self._services.append(written)
         self.apply(written)
@@ -164,12 +165,12 @@ class LocalMesh:
                 where = [(pod.address, port["targetPort"]) for pod in pods]
                 self._table[f"{meta['name']}.{meta['namespace']}", port["port"]] = where
 
-    # --- what runs ---------------------------------------------------------------------------------------------------
+    # --- what runs ------------------------------------------------------------------------------------------
 
     async def enter(self, *running: Any) -> None:
         """Have something run until the mesh ends."""
-        for each in running:
-            await self._exits.enter_async_context(each)
+        for context in running:
+            await self._exits.enter_async_context(context)
 
     async def serve(
         self,
@@ -250,7 +251,7 @@ def file_of(found: Manifest) -> str:
 
 
 async def raw(pod: LocalPod, *requests: str) -> list[str]:
-    """Send requests as they are to a pod's proxy, each on a connection of its own; return the answers as they are."""
+    """Send raw requests to a pod's proxy, each on its own connection; return the raw responses."""
     return await asyncio.gather(*(_raw(pod, request) for request in requests))
 
 

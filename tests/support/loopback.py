@@ -56,7 +56,7 @@ _PORTS = _ports()
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """Return a free port that this process has not returned before and that no connection uses as its source."""
+    """Return a free port that was not returned before and is no connection's source port."""
     while True:
         port = next(_PORTS)
         with closing(socket.socket()) as trial, suppress(OSError):

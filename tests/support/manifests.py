@@ -14,7 +14,7 @@ SIDECAR_LABEL = "security.istio.io/tlsMode"
 
 
 class Manifests:
-    """The folder that `xds serve` follows. Files appear and change in one step, as editors and GitOps tools do it."""
+    """The folder that `xds serve` follows. Files are replaced atomically, as editors and GitOps tools do."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -1,4 +1,4 @@
-"""A mesh as on Kubernetes: pods in network namespaces, manifests that say the same, and sidecars led by `xds serve`."""
+"""A mesh as on Kubernetes: pods in network namespaces, their manifests, and sidecars of `xds serve`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Mesh:
         *_, found = (pod for pod in self.cluster.pods if f"{pod.name}.{pod.namespace}" == name)
         return found
 
-    # --- what there is -----------------------------------------------------------------------------------------------
+    # --- what there is --------------------------------------------------------------------------------------
 
     def pod(
         self,
@@ -170,7 +170,7 @@ class Mesh:
         """Run another application until the end."""
         await self._exits.enter_async_context(app)
 
-    # --- what is in force --------------------------------------------------------------------------------------------
+    # --- what is in force -----------------------------------------------------------------------------------
 
     def sidecar(self, pod: ClusterPod) -> EnvoyProcess:
         """Return a pod's sidecar."""

@@ -1,6 +1,6 @@
 """A machine that pods run on: a network namespace that routes between theirs.
 
-Nothing here can reach, or be reached from, the machine that it really runs on. Leaving the `with` block removes all of it.
+It is isolated from the machine that it really runs on. Leaving the `with` block removes all of it.
 """
 
 from __future__ import annotations
@@ -53,12 +53,14 @@ class Node:
             made.callback(self.place.run, "ip", "link", "delete", link)
             self.place.run(
                 "ip", "-batch", "-",
-                stdin=f"link set {link} up\naddr add {GATEWAY}/32 dev {link}\nroute add {address}/32 dev {link}\n",
+                stdin=f"link set {link} up\naddr add {GATEWAY}/32 dev {link}\n"
+                f"route add {address}/32 dev {link}\n",
             )  # fmt: skip
             place.run(
                 "ip", "-batch", "-",
                 stdin=f"addr add {address}/32 dev eth0\nlink set eth0 up\n"
-                f"route add {GATEWAY}/32 dev eth0 src {address}\nroute add default via {GATEWAY} src {address}\n",
+                f"route add {GATEWAY}/32 dev eth0 src {address}\nroute add default via {GATEWAY} src "
+                f"{address}\n",
             )  # fmt: skip
             self._pods[place.name] = made.pop_all()
         return place, address

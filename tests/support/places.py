@@ -1,7 +1,8 @@
-"""Where sockets and processes live: this machine's loopback, or a network namespace that a test made.
+"""Where sockets and processes live: this machine's loopback, or a network namespace of a test.
 
-A socket belongs to the namespace that its thread was in when it was made, for ever. So applications and clients of
-any number of pods run in the test's own process and event loop; only their sockets are made elsewhere.
+A socket always belongs to the namespace that its thread was in when it was created. So applications and
+clients of any number of pods run in the test's own process and event loop; only their sockets are created
+elsewhere.
 """
 
 from __future__ import annotations

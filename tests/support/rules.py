@@ -12,7 +12,8 @@ def node(pods: Iterable[str], virtual: Mapping[tuple[str, int], Sequence[tuple[s
         for left, (to, target) in zip(range(len(endpoints), 0, -1), endpoints, strict=True):
             turn = f"-m statistic --mode nth --every {left} --packet 0 " if left > 1 else ""
             rules.append(
-                f"-A PREROUTING -d {address}/32 -p tcp --dport {port} {turn}-j DNAT --to-destination {to}:{target}"
+                f"-A PREROUTING -d {address}/32 -p tcp --dport {port} {turn}-j DNAT --to-destination "
+                f"{to}:{target}"
             )
     rules += [f"-A POSTROUTING -s {pod}/32 -d {pod}/32 -j MASQUERADE" for pod in pods]
     return "\n".join(["*nat", *rules, "COMMIT", ""])

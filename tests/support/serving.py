@@ -51,7 +51,9 @@ class Stream:
             for name in answer.removed:
                 taken.pop(name, None)
         spoiled = () if isinstance(answer, Acked) else answer.culprits or answer.resources
-        taken.update({each.name: each.version for each in answer.resources if each not in spoiled})
+        taken.update(
+            {resource.name: resource.version for resource in answer.resources if resource not in spoiled}
+        )
 
     @property
     def rejections(self) -> list[Nacked]:
@@ -186,9 +188,9 @@ def bootstrap(node: str, variant: Variant, admin: int, *servers: int) -> dict[st
 
 def _used(resources: Sequence[Resource]) -> list[Resource]:
     """List the clusters and listeners, and what those make a proxy ask for."""
-    used = [each for each in resources if each.type_url in (CLUSTER, LISTENER)]
-    refs = {ref for each in used for ref in each.refs}
-    return used + [each for each in resources if (each.type_url, each.name) in refs]
+    used = [resource for resource in resources if resource.type_url in (CLUSTER, LISTENER)]
+    refs = {ref for resource in used for ref in resource.refs}
+    return used + [resource for resource in resources if (resource.type_url, resource.name) in refs]
 
 
 def _address(port: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What sidecars of a local mesh know, and what the control plane would tell them: to see changes arrive, and nothing else."""
+"""State of a local mesh's sidecars, and what the control plane would send them, to verify changes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Sidecars:
         return [await addresses(envoy, service) for envoy in self.envoys]
 
     async def find(self, service: str, *expected: str | None, within: float = DEADLINE) -> float:
-        """Wait until all sidecars find a service there and nowhere else (None: know of none); return how long it took."""
+        """Wait until all sidecars have exactly this endpoint of a service (or none); return the time."""
         wanted = None if expected == (None,) else set(expected)
         began = time.monotonic()
 
@@ -57,7 +57,7 @@ class Sidecars:
         return time.monotonic() - began
 
     async def follow(self, service: str) -> None:
-        """See that what happens elsewhere arrives: it is also a sign that what was sent before has been answered."""
+        """Verify that unrelated changes arrive, which also proves that earlier responses were answered."""
         for number in range(1, 6):
             text = text_of(service_at(service, f"10.0.1.{number}"))
             (self.folder / f"{service}.yaml").write_text(text)
@@ -132,6 +132,6 @@ async def updates(envoy: EnvoyProcess) -> dict[str, int]:
 
 
 async def version_infos(envoy: EnvoyProcess) -> set[str]:
-    """Return the versions of all that a sidecar has in force, as it was told them; keys, which are new each time, apart."""
+    """Return the versions of a sidecar's active resources, except secrets, which always differ."""
     dumps = [dump for dump in await envoy.admin.config() if not dump["@type"].endswith("SecretsConfigDump")]
     return set(re.findall(r'"version_info": "([^"]+)"', json.dumps(dumps)))

@@ -49,7 +49,7 @@ class Conversation:
         return True
 
     async def connect_through(self, authority: str) -> None:
-        """Ask the HTTP proxy at the other end for a tunnel; raise ConnectionError, with its words, if it will not."""
+        """Open a tunnel through the HTTP proxy at the other end. A refusal raises ConnectionError."""
         await self.say(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r")
         status = await self.hear()
         length = 0

@@ -21,9 +21,9 @@ async def eventually(
     every: float = 0.02,
     what: str = "",
 ) -> Any:
-    """Ask `check` until it answers with something true, and return that; fail with its last word after `timeout`.
+    """Call `check` until it returns something true, and return it; fail with its last result after `timeout`.
 
-    A check says "not yet" by a false answer, a failed assertion, or a connection that fails.
+    A false result, a failed assertion or a failed connection means "not yet".
     """
     deadline = time.monotonic() + timeout
     while True:

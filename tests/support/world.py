@@ -1,6 +1,6 @@
-"""A small world for one Envoy, with everything that changes in one: clusters, assignments, listeners, routes, secrets.
+"""A small world for one Envoy: clusters, assignments, listeners, routes and secrets, all changeable.
 
-It is a value: equal worlds give equal resources in every process, and it goes from one to another as JSON.
+It is a value: equal worlds give equal resources in every process. Processes exchange it as JSON.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Cluster:
     secured: bool = False
     """It has a TLS context that no endpoint uses, and so waits for a secret."""
     fault: Literal["", "invalid", "unfit"] = ""
-    """Envoy rejects it: with all that comes in the same response, for the message is invalid; or by itself."""
+    """Envoy rejects it: alone, or with the rest of its response because the message is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class World:
 
     def routes_at(self, port: int) -> str:
         """Return the name of the route configuration of the listener at a port; empty if there is none."""
-        return next((each.routes for each in self.listeners.values() if each.port == port), "")
+        return next((listener.routes for listener in self.listeners.values() if listener.port == port), "")
 
     def serves(self, port: int, path: str) -> frozenset[int]:
         """Return the applications that may answer a request."""
@@ -110,7 +110,7 @@ class World:
     def having(self, **clusters: Cluster | None) -> World:
         """Return the world with other clusters; None: without."""
         together = {**self.clusters, **clusters}
-        return replace(self, clusters={name: each for name, each in together.items() if each})
+        return replace(self, clusters={name: cluster for name, cluster in together.items() if cluster})
 
     def routing(self, routes: str, **paths: str) -> World:
         """Return the world with some paths of a route configuration going elsewhere."""
@@ -124,21 +124,21 @@ class World:
     def from_json(cls, text: str) -> Self:
         read: dict[str, Any] = json.loads(text)
         clusters = {
-            name: Cluster(**{**each, "endpoints": each["endpoints"] and tuple(each["endpoints"])})
-            for name, each in read.pop("clusters").items()
+            name: Cluster(**{**cluster, "endpoints": cluster["endpoints"] and tuple(cluster["endpoints"])})
+            for name, cluster in read.pop("clusters").items()
         }
-        listeners = {name: Listener(**each) for name, each in read.pop("listeners").items()}
+        listeners = {name: Listener(**listener) for name, listener in read.pop("listeners").items()}
         return cls(clusters=clusters, listeners=listeners, **read)
 
     def resources(self) -> list[Resource]:
         return [
-            *(_cluster(name, _without_eds(each)) for name, each in self.clusters.items()),
+            *(_cluster(name, _without_eds(cluster)) for name, cluster in self.clusters.items()),
             *(
-                _assignment(name, each.endpoints)
-                for name, each in self.clusters.items()
-                if not each.static and each.endpoints is not None
+                _assignment(name, cluster.endpoints)
+                for name, cluster in self.clusters.items()
+                if not cluster.static and cluster.endpoints is not None
             ),
-            *(_listener(name, each) for name, each in self.listeners.items()),
+            *(_listener(name, listener) for name, listener in self.listeners.items()),
             *(_routes(name, tuple(paths.items())) for name, paths in self.routes.items()),
             *([_secret(self.roots)] if self.roots else []),
         ]
@@ -217,7 +217,7 @@ def _listener(name: str, spec: Listener) -> Resource:
                 ]
             )
         ],
-        # Every other change concerns the listener as a whole, not only its filter chains, which Envoy can change alone.
+        # Every other change affects the whole listener, not only filter chains, which Envoy updates in place.
         listener_filters_timeout=timedelta(seconds=15 + spec.setting // 2),
     )
     return resource(message)

@@ -1,4 +1,4 @@
-"""Docker for the tests: an engine, Compose v2, and the image that ours is built on where no registry can be reached."""
+"""Docker for the tests: an engine, Compose v2, and a base image where no registry can be reached."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 REQUIRED = "XDS_REQUIRE_COMPOSE"
-"""Environment variable: tests that lack something fail, not skip."""
+"""Environment variable: tests fail instead of skipping if something is missing."""
 
 CACHE = Path(__file__).parents[3] / ".cache"
 
 
 class MissingError(Exception):
-    """Something is not here that the tests need: the text says what, and how to get it."""
+    """A requirement of the tests is missing. The message says how to get it."""
 
 
 def tail(log: Path, lines: int = 30) -> str:
@@ -21,5 +21,5 @@ def tail(log: Path, lines: int = 30) -> str:
 
 
 def is_root() -> bool:
-    """Whether we may start an engine."""
+    """Whether this process may start an engine."""
     return os.geteuid() == 0

@@ -1,7 +1,8 @@
-"""The image that ours is built on: the real one, or where no registry of images can be reached, a stand-in.
+"""The base image: the real one, or a stand-in where no image registry can be reached.
 
-The stand-in is of Debian's packages and has what the Dockerfile relies on: Debian 13, Python 3.13 called python, pip, apt. It
-is larger. It trusts whom this machine trusts, as proxies of companies need it.
+The stand-in is built from Debian packages and has what the Dockerfile relies on: Debian 13, Python 3.13
+called python, pip and apt. It is larger. It trusts the CAs that this machine trusts, which company proxies
+need.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ ENV PIP_CERT={_ROOTS}
 
 @contextmanager
 def provided(environment: dict[str, str]) -> Iterator[None]:
-    """Have the image in the engine; a stand-in does not stay there, where others would take it for the real one.
+    """Make the image available in the engine. A stand-in is removed afterwards, to prevent confusion.
 
     Raises:
-        MissingError: it cannot be had.
+        MissingError: the image is not available and cannot be built.
     """
     for command in (["image", "inspect", NAME], ["pull", "--quiet", NAME]):
         if not _docker(environment, *command).returncode:
@@ -45,7 +46,7 @@ def provided(environment: dict[str, str]) -> Iterator[None]:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "Dockerfile").write_text(_DOCKERFILE)
             shutil.copyfile(_ROOTS, Path(folder) / "roots.crt")
-            # Not every docker has the plugin for the newer builder.
+            # Some installations lack the plugin for the newer builder.
             _must(_docker({**environment, "DOCKER_BUILDKIT": "0"}, "build", "-q", "-t", NAME, folder))
         yield
     finally:
@@ -58,8 +59,8 @@ def _archive() -> Path:
         return archive
     if not (is_root() and shutil.which("debootstrap")):
         raise MissingError(
-            f"needs the image {NAME}: `docker pull {NAME}`, or be root where debootstrap is installed, of which a stand-in is "
-            "made (Debian: apt-get install debootstrap debian-archive-keyring)"
+            f"needs the image {NAME}: `docker pull {NAME}`, or be root where debootstrap is installed, of "
+            "which a stand-in is made (Debian: apt-get install debootstrap debian-archive-keyring)"
         )
     print("Making a stand-in for python:3.13-slim: the first time takes about a minute", flush=True)
     CACHE.mkdir(exist_ok=True)
@@ -85,7 +86,7 @@ def _archive() -> Path:
 
 
 def _mirror() -> list[str]:
-    """Return where this machine gets Debian from; nothing if it is not Debian."""
+    """Return this machine's Debian mirror as a list, which is empty on other systems."""
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Label: Debian"]
     found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
     return found[:1]

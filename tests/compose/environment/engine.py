@@ -1,4 +1,4 @@
-"""A Docker engine: the one that answers, or else one that is started here and ended afterwards."""
+"""A Docker engine: the running one, or else one that is started here and stopped afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 @contextmanager
 def running(environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Yield the environment in which `docker` has an engine to talk to.
+    """Yield an environment in which `docker` has an engine.
 
     Raises:
         MissingError: none answers, and none can be started.
@@ -39,7 +39,7 @@ def running(environment: dict[str, str]) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """Make a folder that is gone afterwards, though it has 40,000 files then."""
+    """Create a folder and delete it afterwards, even with 40,000 files."""
     folder = Path(tempfile.mkdtemp(prefix="xds-dockerd-"))
     try:
         yield folder
@@ -69,7 +69,7 @@ def _started(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _kept_as_it_is() -> Iterator[None]:
-    """Have the machine's own network afterwards as it was: dockerd leaves its rules, its bridge, and forwarding on."""
+    """Restore the machine's network afterwards: dockerd leaves rules, a bridge and IP forwarding behind."""
     forward = _FORWARD.read_text()
     before = {(tool, table): _rules(tool, table) for tool in ("iptables", "ip6tables") for table in _EMPTY}
     try:
@@ -90,11 +90,11 @@ _EMPTY = {
         "nat": "PREROUTING INPUT OUTPUT POSTROUTING",
     }.items()
 }
-"""The tables that dockerd uses, where there were none."""
+"""Empty tables, to restore those that did not exist before dockerd."""
 
 
 def _rules(tool: str, table: str) -> str:
-    """Return what there is; empty where there is no such table."""
+    """Return the rules of a table; empty if it does not exist."""
     saved = subprocess.run([f"{tool}-save", "-t", table], capture_output=True, text=True, check=False).stdout
     lines = [line for line in saved.splitlines(keepends=True) if not line.startswith("#")]
     return "".join(lines)

@@ -1,4 +1,4 @@
-"""Compose v2: the one that is installed, or else one that Go builds, into .cache/. Distributions may have v1 only."""
+"""Compose v2: the installed one, or else one built with Go into .cache/. Some distributions have only v1."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def configured(folder: Path) -> dict[str, str]:
     """Return the environment in which `docker compose` is Compose v2.
 
     Args:
-        folder: where Docker's configuration may be put; nobody's own is read, which may have credentials in it.
+        folder: where to put Docker's configuration. The user's is not read, because it may contain
+            credentials.
 
     Raises:
-        MissingError: there is none, and none can be built.
+        MissingError: Compose v2 is not installed and cannot be built.
     """
     environment = {**os.environ, "DOCKER_CONFIG": str(folder)}
     if not shutil.which("docker"):
         raise MissingError(
-            "needs the command docker (Debian: apt-get install docker.io, and docker-cli where there is such a package)"
+            "needs the command docker (Debian: apt-get install docker.io, and docker-cli where there is such "
+            "a package)"
         )
     if _version(environment) < 2:
         plugin = folder / "cli-plugins/docker-compose"
@@ -47,13 +49,13 @@ def _version(environment: dict[str, str]) -> int:
     if asked.returncode:
         return 0
     version: str = json.loads(asked.stdout)["version"]
-    # Built without a word about its version it says `dev`, and is not to be relied on.
+    # A build without a version prints `dev`, which is not comparable.
     major = version.lstrip("v").split(".")[0]
     return int(major) if major.isdecimal() else 0
 
 
 def _built() -> Path:
-    """Return the plugin that was built, or build it."""
+    """Return the built plugin, or build it."""
     CACHE.mkdir(exist_ok=True)
     plugin = CACHE / f"compose-{VERSION}" / "docker-compose"
     with (CACHE / "compose.lock").open("w") as lock:
@@ -66,7 +68,7 @@ def _built() -> Path:
         making = plugin.parent.with_suffix(".making")
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
-        # `go install` would do, if theirs did not exclude versions of others.
+        # `go install` fails because their go.mod has exclude directives.
         (making / "go.mod").write_text(f"module xds.test/compose\ngo 1.24.0\nrequire {MODULE} {VERSION}\n")
         linking = f"-s -w -X {MODULE}/internal.Version={VERSION}"
         command = [

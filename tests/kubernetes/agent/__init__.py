@@ -1,1 +1,1 @@
-"""A node agent for the tests: what kubelet, kube-proxy and cluster DNS do, with network namespaces for pods."""
+"""A node agent for the tests: kubelet, kube-proxy and cluster DNS, with network namespaces as pods."""

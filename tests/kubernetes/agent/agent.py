@@ -1,4 +1,4 @@
-"""The node: it takes every pod that nobody has, runs it, and leads Services' names and addresses to ready endpoints."""
+"""The node: runs every unassigned pod, and routes Service names and addresses to ready endpoints."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _RETRY = 0.2
 
 
 class Agent:
-    """Runs the pods of a cluster inside an `async with` block, which ends all of them."""
+    """Runs the pods of a cluster in an `async with` block, and stops them at its end."""
 
     def __init__(self, cluster: Cluster, folder: Path, *, egress: Path | None = None) -> None:
-        """Keep volumes, logs and the like in `folder`, which exists and is nobody else's.
+        """Keep volumes, logs and other files in `folder`, which exists and is not shared.
 
         `egress`: the socket where the API server asks for connections to pods.
         """
@@ -61,7 +61,7 @@ class Agent:
             await self._listen(stack)
             await self._register(stack)
             followed = (self._services, self._slices, self._config_maps, self._watched)
-            self._tasks = [asyncio.create_task(each.run()) for each in followed]
+            self._tasks = [asyncio.create_task(collection.run()) for collection in followed]
             self._tasks.append(asyncio.create_task(self._publish()))
             stack.push_async_callback(self._stop)
             self._cleanup = stack.pop_all()
@@ -73,11 +73,11 @@ class Agent:
             raise BaseExceptionGroup("what the node agent could not do", self._failures)
 
     def pod(self, namespace: str, name: str) -> Pod:
-        """Return a pod that runs here."""
+        """Return a pod that runs on this node."""
         return self._pods[Key(namespace, name)]
 
     def pods(self, namespace: str, app: str) -> list[Pod]:
-        """Return the pods of an application that run here and are not being deleted."""
+        """Return the pods of an application that run on this node and are not terminating."""
         return [
             pod
             for key, pod in sorted(self._pods.items())
@@ -87,7 +87,7 @@ class Agent:
         ]
 
     def client(self, pod: Pod) -> Client:
-        """Return a client in a pod, which knows what the cluster's DNS does, by the whole names."""
+        """Return a client in a pod, which resolves the fully qualified names of the cluster's DNS."""
 
         def resolve(host: str, port: int) -> list[tuple[str, int]]:
             return [(address, port) for address in self._resolver.records.get(host, ())]
@@ -104,7 +104,7 @@ class Agent:
         )
 
     async def _listen(self, stack: AsyncExitStack) -> None:
-        """Open what pods find on the node: DNS and the API server, and what the API server finds: pods."""
+        """Listen on the node: DNS and the API server for pods, and a proxy to pods for the API server."""
         with self.node.place.entered():
             made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             made.bind(("0.0.0.0", _DNS))
@@ -148,14 +148,14 @@ class Agent:
                 raise
 
         address = await eventually(service, timeout=60, what="the Service `kubernetes`")
-        told = {"KUBERNETES_SERVICE_HOST": address, "KUBERNETES_SERVICE_PORT": "443"}
-        self._around = Surroundings(self._api, self.node, self.folder, told)
+        variables = {"KUBERNETES_SERVICE_HOST": address, "KUBERNETES_SERVICE_PORT": "443"}
+        self._around = Surroundings(self._api, self.node, self.folder, variables)
 
     async def _leave(self) -> None:
         try:
             await self._api.delete(f"/api/v1/nodes/{self.name}")
         except KubeError as error:
-            if error.status:  # else the API server was stopped before
+            if error.status:  # otherwise the API server is stopped
                 raise
 
     async def _stop(self) -> None:
@@ -194,7 +194,7 @@ class Agent:
             try:
                 await self._api.create(path, body)
             except KubeError as error:
-                if error.status:  # it is gone, or another node has it
+                if error.status:  # the pod was deleted, or runs on another node
                     return
                 await asyncio.sleep(_RETRY)
             else:
@@ -231,7 +231,7 @@ class Agent:
                 self._start(pod.refresh())
 
     async def _publish(self) -> NoReturn:
-        """Make names and virtual addresses lead where Services say."""
+        """Update DNS names and virtual addresses from Services."""
         here = (GATEWAY, _API_SERVER_HERE)
         while True:
             await self._services_changed.wait()
@@ -243,7 +243,7 @@ class Agent:
 
 
 def _shown(pod: Json) -> Json:
-    """Return what files in a pod may show of it, and may change."""
+    """Return the changeable parts of a pod that its files may contain."""
     return {name: pod["metadata"].get(name) for name in ("labels", "annotations")}
 
 

@@ -1,4 +1,4 @@
-"""A container: its process, begun again when it ends, its probes, and what the pod's status says of it."""
+"""A container: its process with restarts, its probes, and its status."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tests.support.places import Namespace
 from xds.mesh.kube.api import Json
 
 GRACE = 30
-"""Seconds that a process has for ending once asked to, unless its pod says otherwise."""
+"""Default termination grace period, in seconds."""
 _BACK_OFF = 1.0
-"""Seconds before the second and every further restart: kubelet's begin with 10."""
+"""Delay of the second and later restarts, in seconds. Kubelet starts with 10."""
 
 
 def now() -> str:
-    """Return this moment as Kubernetes writes it."""
+    """Return the current time in the format of Kubernetes."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Container:
-    """A container of a pod. `changed` is called whenever its status did."""
+    """A container of a pod. It calls `changed` whenever its status changes."""
 
     def __init__(
         self,
@@ -49,12 +49,12 @@ class Container:
         self.started = False
         self.ready = False
         self.began = asyncio.Event()
-        """Set when it has started for the first time, as its startup probe says."""
+        """Set after its first start, including the startup probe."""
         self.exit_status: int | None = None
 
     @property
     def pid(self) -> int | None:
-        """Of its process, while that runs."""
+        """Process id, while the process runs."""
         running = self._process and self._process.returncode is None
         return self._process.pid if self._process and running else None
 
@@ -75,7 +75,7 @@ class Container:
     async def run(
         self, policy: Literal["Always", "OnFailure", "Never"], address: str, node: Namespace
     ) -> None:
-        """Run it until it has ended and the policy leaves it at that, or `stop` was called."""
+        """Run it until it ends and its policy allows no restart, or until `stop` is called."""
         kinds = ("startupProbe", "readinessProbe", "livenessProbe")
         while not self._stopping:
             self._probes = {
@@ -93,23 +93,23 @@ class Container:
             self.restarts += 1
 
     def stop(self, number: signal.Signals) -> None:
-        """Ask it to end, and do not begin it again."""
+        """Signal it to exit, and do not restart it."""
         self._stopping = True
         self.kill(number)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send its processes a signal; nothing happens if they have ended."""
+        """Send its processes a signal, unless they have ended."""
         if pid := self.pid:
             with suppress(ProcessLookupError):
                 os.killpg(pid, number)
 
     @property
     def is_sidecar(self) -> bool:
-        """Whether it is an init container that goes on for as long as the pod."""
+        """Whether it is a restartable init container."""
         return self.spec.get("restartPolicy") == "Always"
 
     async def before_stop(self) -> None:
-        """Do what its lifecycle says before it is asked to end."""
+        """Run its preStop hook."""
         match self.spec.get("lifecycle", {}).get("preStop"):
             case {"exec": {"command": command}} if self.pid:
                 with self.log.open("ab") as log:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 _HEADER = struct.Struct("!6H")
 _ANSWER = struct.Struct("!HHHIH4s")
-_RESPONSE = 0x8580  # a response, from who knows best, and recursion is to be had
+_RESPONSE = 0x8580  # a response, authoritative, recursion available
 _NO_SUCH_NAME = 3
 _ADDRESS, _INTERNET = 1, 1
 _TTL = 1
@@ -35,13 +35,13 @@ def answer(query: bytes, records: Mapping[str, Sequence[str]]) -> bytes:
     kind, _ = struct.unpack_from("!2H", query, end)
     question = query[_HEADER.size : end + 4]
     known = records.get(name.lower())
-    found = known or () if kind == _ADDRESS else ()
+    addresses = known or () if kind == _ADDRESS else ()
     flags = _RESPONSE | (_NO_SUCH_NAME if known is None else 0)
     answers = b"".join(
         _ANSWER.pack(0xC000 | _HEADER.size, _ADDRESS, _INTERNET, _TTL, 4, socket.inet_aton(address))
-        for address in found
+        for address in addresses
     )
-    return _HEADER.pack(number, flags, 1, len(found), 0, 0) + question + answers
+    return _HEADER.pack(number, flags, 1, len(addresses), 0, 0) + question + answers
 
 
 def _name(query: bytes, at: int) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Where the API server asks for connections to pods, such as a webhook's: an HTTP proxy for CONNECT, on the node."""
+"""An HTTP CONNECT proxy on the node, through which the API server connects to pods, such as webhooks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a container learns of its pod and its configuration: the downward API, ConfigMaps, Secrets and variables."""
+"""A container's view of its pod and configuration: downward API, ConfigMaps, Secrets and variables."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _REFERENCE = re.compile(r"\$(\$|\(([^()]+)\))")
 
 
 class NotYetError(Exception):
-    """Something that the pod refers to is not there: the text says what. It may come later."""
+    """An object that the pod refers to does not exist yet."""
 
 
 def field(pod: Json, path: str) -> str:
-    """Return what the downward API says of a pod, for a `fieldPath`."""
+    """Return the downward API's value of a `fieldPath`."""
     if found := _KEYED.fullmatch(path):
         return str(pod["metadata"].get(found[1], {}).get(found[2], ""))
     if path in {"metadata.labels", "metadata.annotations"}:
@@ -34,21 +34,21 @@ def field(pod: Json, path: str) -> str:
 
 
 async def environment(api: KubeApi, pod: Json, container: Json) -> dict[str, str]:
-    """Return the variables of a container, in order. NotYetError."""
+    """Return the variables of a container, in order. Raises NotYetError."""
     made: dict[str, str] = {}
     for entry in container.get("env", ()):
         value = entry.get("value", "")
         if source := entry.get("valueFrom"):
-            found = await _referred(api, pod, container, source)
-            if found is None:
+            referred = await _referred(api, pod, container, source)
+            if referred is None:
                 continue
-            value = found
+            value = referred
         made[entry["name"]] = expanded(value, made)
     return made
 
 
 def expanded(text: str, variables: Mapping[str, str]) -> str:
-    """Put variables in place of `$(NAME)`; a name that is unknown stays, and `$$` is a dollar."""
+    """Replace `$(NAME)` by variables. Unknown names stay, and `$$` is a dollar."""
     return _REFERENCE.sub(
         lambda found: "$" if found[1] == "$" else variables.get(found[2], found[0]),
         text,
@@ -56,27 +56,27 @@ def expanded(text: str, variables: Mapping[str, str]) -> str:
 
 
 async def data(api: KubeApi, resource: str, key: Key, *, optional: bool) -> dict[str, bytes]:
-    """Return what a ConfigMap or a Secret (`resource`: its plural) holds. NotYetError."""
+    """Fetch the content of a ConfigMap or Secret (`resource`: its plural). Raises NotYetError."""
     try:
-        found = await api.get(f"/api/v1/namespaces/{key.namespace}/{resource}/{key.name}")
+        obj = await api.get(f"/api/v1/namespaces/{key.namespace}/{resource}/{key.name}")
     except KubeError as error:
         if error.is_not_found and optional:
             return {}
         raise NotYetError(str(error)) from error
-    return content(found)
+    return content(obj)
 
 
-def content(found: Json) -> dict[str, bytes]:
-    """Return what a ConfigMap or a Secret holds."""
-    plain = found.get("data") or {}
-    if found.get("kind") == "Secret" or "type" in found:
+def content(obj: Json) -> dict[str, bytes]:
+    """Return the content of a ConfigMap or Secret."""
+    plain = obj.get("data") or {}
+    if obj.get("kind") == "Secret" or "type" in obj:
         return {name: base64.b64decode(value) for name, value in plain.items()}
-    binary = {name: base64.b64decode(value) for name, value in (found.get("binaryData") or {}).items()}
+    binary = {name: base64.b64decode(value) for name, value in (obj.get("binaryData") or {}).items()}
     return {name: value.encode() for name, value in plain.items()} | binary
 
 
 def chosen(held: Mapping[str, bytes], items: Iterable[Json] | None) -> dict[str, bytes]:
-    """Return the files that a volume makes of what is held: all, or `items` under the paths they name. NotYetError."""
+    """Return a volume's files: all keys, or `items` under the paths they name. Raises NotYetError."""
     if not items:
         return dict(held)
     try:

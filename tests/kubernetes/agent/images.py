@@ -1,4 +1,4 @@
-"""What an image's name stands for, and the command line that runs a container of it."""
+"""The programs that image names stand for, and command lines that run their containers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ROOT, _NOBODY = 0, 65534
 
 
 def command(container: Json, variables: Mapping[str, str]) -> list[str]:
-    """Return what a container of this image runs. ValueError: nobody knows the image."""
+    """Return the command of a container. Raises ValueError if the image is unknown."""
     name = _NAME.sub(r"\1", container["image"])
     if name == "httpbin":
         return [sys.executable, "-m", "xds.demo.httpbin", "0.0.0.0", "80"]
@@ -44,7 +44,7 @@ def launched(
     place: Namespace,
     file: Path,
 ) -> list[str]:
-    """Write down in `file` what a container's process is to become, and return the command line that does it.
+    """Describe a container's process in `file`, and return the command line that starts it.
 
     The script beside it, FILE.exec, runs any command the same way.
     """
@@ -55,23 +55,23 @@ def launched(
     capabilities = security.get("capabilities", {})
     kept = [f"+{name.lower()}" for name in capabilities.get("add", ())]
     if user != _ROOT and not _everybody_can_read(Path(sys.executable), LAUNCH):
-        # An image's files are for every user; these here may be below somebody's home.
+        # All users can read an image's files, but these may be below a private home directory.
         become += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
         kept.append("+dac_read_search")
     if "ALL" in capabilities.get("drop", ()):
         become.append(f"--bounding-set={','.join(['-all', *kept])}")
     if security.get("allowPrivilegeEscalation") is False:
         become.append("--no-new-privs")
-    told = {
+    config = {
         "become": [*become, "--"],
         "argv": command(container, variables),
         "environment": {"PATH": _PATH, "HOME": "/", "HOSTNAME": pod["metadata"]["name"], **variables},
         "hostname": pod["metadata"]["name"],
-        # Last, because mounting something below /etc may cover it.
+        # Last, because a mount below /etc may hide it.
         "mounts": [*mounts, *(Mount(str(etc(place, name)), f"/etc/{name}", False) for name in _NAMES)],
         "read_only": bool(security.get("readOnlyRootFilesystem")),
     }
-    file.write_text(json.dumps(told))
+    file.write_text(json.dumps(config))
     line = place.command(sys.executable, "-I", "-S", str(LAUNCH), str(file))
     script = file.with_suffix(".exec")
     script.write_text(f'#!/bin/sh\nexec {shlex.join(line)} "$@"\n')
@@ -80,7 +80,7 @@ def launched(
 
 
 def identity(pod: Json, container: Json) -> tuple[int, int, list[int]]:
-    """Return the user, group and further groups that a container runs as."""
+    """Return the user, group and supplementary groups of a container."""
     asked = {**pod["spec"].get("securityContext", {}), **container.get("securityContext", {})}
     user = asked.get("runAsUser", _NOBODY if asked.get("runAsNonRoot") else _ROOT)
     further = [*asked.get("supplementalGroups", ()), *([asked["fsGroup"]] if "fsGroup" in asked else ())]

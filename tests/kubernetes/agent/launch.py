@@ -1,8 +1,8 @@
-"""Become a container's process: `python launch.py FILE [COMMAND ...]`, where FILE says what it sees and runs. In its pod's network already.
+"""Become a container's process: `python launch.py FILE [COMMAND ...]`, already in the pod's network.
 
-With a command, run that instead: what kubelet's exec does.
+FILE describes the mounts and the process. With a command, run that instead, as kubelet's exec does.
 
-It may neither need nor import anything of the project: what it mounts may hide that.
+This program must not import anything of the project: its mounts may hide it.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Make the mounts, become the user, and then the command."""
-    told = json.loads(Path(sys.argv[1]).read_text())
+    """Make the mounts, set the user, and execute the command."""
+    config = json.loads(Path(sys.argv[1]).read_text())
     _checked(_libc.unshare(_NEWUTS | _NEWNS), "unshare")
-    socket.sethostname(told["hostname"])
+    socket.sethostname(config["hostname"])
     _mount(None, "/", _REC | _PRIVATE)
-    sources = [os.open(source, os.O_PATH) for source, *_ in told["mounts"]]
-    # The pod's own /run, whatever this machine has there: where tokens and the like are mounted.
+    sources = [os.open(source, os.O_PATH) for source, *_ in config["mounts"]]
+    # The pod's own /run, for mounts such as tokens.
     _mount("tmpfs", "/run", 0, "tmpfs")
-    for source, (_, target, read_only) in zip(sources, told["mounts"], strict=True):
+    for source, (_, target, read_only) in zip(sources, config["mounts"], strict=True):
         at = Path(target)
         if not at.exists():
             _make(at, directory=Path(f"/proc/self/fd/{source}").is_dir())
         _mount(f"/proc/self/fd/{source}", target, _BIND)
         if read_only:
             _mount(None, target, _BIND | _REMOUNT | _RDONLY)
-    if told["read_only"]:
+    if config["read_only"]:
         _mount(None, "/", _BIND | _REMOUNT | _RDONLY)
     os.chdir("/")
-    argv = [*told["become"], *(sys.argv[2:] or told["argv"])]
-    os.execvpe(argv[0], argv, told["environment"])
+    argv = [*config["become"], *(sys.argv[2:] or config["argv"])]
+    os.execvpe(argv[0], argv, config["environment"])
 
 
 def _make(at: Path, *, directory: bool) -> None:
-    """Make a mount point, which this machine does not get: outside /run its folder is covered by a copy."""
+    """Make a mount point without changing this machine: outside /run, a copy covers its folder."""
     if not at.resolve().is_relative_to(_RUN):
         above = next(parent for parent in at.parents if parent.exists())
         assert above != Path("/"), f"{at} would have to be made in /"

@@ -1,4 +1,4 @@
-"""The life of a pod on the node: its place, volumes, init containers, containers, status, and its end."""
+"""The life cycle of a pod on the node: network namespace, volumes, containers, status and termination."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _RETRY = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all pods of a node share."""
+    """Objects that all pods of a node share."""
 
     api: KubeApi
     node: Node
     folder: Path
     environment: dict[str, str]
-    """What every container is told: where the API server is."""
+    """Variables of every container: the address of the API server."""
 
 
 class Pod:
-    """A pod that was bound to the node. `run` is its life; `update` tells it what the API server now says."""
+    """A pod bound to the node. `run` runs it; `update` passes it changes of its object."""
 
     def __init__(self, around: Surroundings, pod: Json) -> None:
         about = pod["metadata"]
@@ -43,7 +43,7 @@ class Pod:
         self.place: Namespace | None = None
         self.address = ""
         self.gone = asyncio.Event()
-        """Set when nothing of it is left here."""
+        """Set when it has been removed from the node."""
         self._around = around
         self._path = f"/api/v1/namespaces/{about['namespace']}/pods/{about['name']}"
         self._folder = around.folder / self.name
@@ -53,14 +53,14 @@ class Pod:
         self._deleted = asyncio.Event()
         self._killed = asyncio.Event()
         self._all_done = asyncio.Event()
-        """Set when all containers but sidecars have ended for good."""
+        """Set when all containers except sidecars have completed."""
         self._init = [self._container(spec, "init-") for spec in pod["spec"].get("initContainers", ())]
         self.containers = [self._container(spec) for spec in pod["spec"]["containers"]]
         self._phase = "Pending"
         self._since = {"ContainersReady": ("False", now()), "Ready": ("False", now())}
 
     def label(self, name: str) -> str:
-        """Return a label; empty if it has none of that name."""
+        """Return a label, or an empty string."""
         return str(self.object["metadata"].get("labels", {}).get(name, ""))
 
     def file(self, volume: str, path: str) -> Path:
@@ -68,7 +68,7 @@ class Pod:
         return self._folder / "volumes" / volume / path
 
     def update(self, pod: Json | None) -> None:
-        """Take over what the API server says; None: the pod is gone, whatever still runs of it."""
+        """Use a new version of the object; None if the pod was deleted."""
         if pod is None:
             self._killed.set()
             self._deleted.set()
@@ -78,12 +78,12 @@ class Pod:
             self._deleted.set()
 
     async def refresh(self) -> None:
-        """Write its volumes anew, because something changed that they show."""
+        """Rewrite its volumes after a change of their sources."""
         with suppress(NotYetError, KubeError):
             await self._volumes.write()
 
     async def execute(self, container: str, *command: str) -> tuple[int, str, str]:
-        """Run a command to its end as kubelet's exec does; return its exit status, output and standard error."""
+        """Run a command as kubelet's exec does; return its exit status, output and standard error."""
         process = await asyncio.create_subprocess_exec(
             str(self._folder / f"{container}.exec"),
             *command,
@@ -96,7 +96,7 @@ class Pod:
         return process.returncode, output.decode(), error.decode()
 
     async def run(self) -> None:
-        """Live until deleted, or until all that should run has ended and deletion follows."""
+        """Run until the pod is deleted, even if it completes earlier."""
         self.place, self.address = self._around.node.add()
         try:
             living = asyncio.create_task(self._live())
@@ -124,7 +124,7 @@ class Pod:
         etc(self.place, "resolv.conf").write_text(
             f"nameserver {GATEWAY}\nsearch {search}\noptions ndots:5 timeout:2\n"
         )
-        # An application may open any port, as in containers everywhere.
+        # As in containers, applications may use any port.
         self.place.sysctl("net.ipv4.ip_unprivileged_port_start", "0")
         self._changed.set()
         await self._write_volumes()
@@ -149,11 +149,13 @@ class Pod:
                 container.stop(signal.SIGTERM)
             keeping.cancel()
         if not self._deleted.is_set():
-            self._phase = "Failed" if any(each.exit_status for each in self.containers) else "Succeeded"
+            self._phase = (
+                "Failed" if any(container.exit_status for container in self.containers) else "Succeeded"
+            )
             self._changed.set()
 
     async def _end(self, living: asyncio.Task[None]) -> None:
-        """Ask all containers to end, and end what has not in time."""
+        """Stop all containers, and kill those that do not exit in time."""
         grace = self.object["metadata"].get("deletionGracePeriodSeconds", GRACE)
         ending = [asyncio.create_task(self._end_one(container)) for container in self._everything()]
         killed = asyncio.create_task(self._killed.wait())
@@ -172,7 +174,7 @@ class Pod:
         container.stop(signal.SIGTERM)
 
     async def _forget(self) -> None:
-        """Tell the API server that nothing of it runs any more."""
+        """Tell the API server that the pod has terminated."""
         while not self._killed.is_set():
             body = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.uid}}
             try:
@@ -185,7 +187,7 @@ class Pod:
                 return
 
     async def _report(self) -> None:
-        """Keep the pod's status in the API server as it is."""
+        """Keep the pod's status in the API server up to date."""
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -199,7 +201,7 @@ class Pod:
 
     def _status(self) -> Json:
         running = self._phase == "Running"
-        lasting = [*self.containers, *(each for each in self._init if each.is_sidecar)]
+        lasting = [*self.containers, *(item for item in self._init if item.is_sidecar)]
         ready = running and all(container.ready for container in lasting)
         for kind in self._since:
             status = str(ready)
@@ -252,7 +254,7 @@ class Pod:
         return Container(spec, command, self._folder / f"{prefix}{spec['name']}.log", self._changed.set)
 
     def _as_told(self) -> Json:
-        """Return the pod with the addresses that its containers may ask for, which are about to be reported."""
+        """Return the pod with its addresses, which containers may refer to before they are reported."""
         return {**self.object, "status": {"podIP": self.address, "hostIP": GATEWAY}}
 
     def _everything(self) -> Iterator[Container]:

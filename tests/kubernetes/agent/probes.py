@@ -1,4 +1,4 @@
-"""Probes, asked from the node's address as kubelet asks them."""
+"""Probes, sent from the node's address as kubelet does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.tcp import Relay
 from xds.mesh.kube.api import Json
 
 _SOONER = 0.2
-"""Seconds between probes before the first that succeeds: kubelet waits a whole period, and tests would too."""
+"""Seconds between probes until the first success. Kubelet waits a whole period, too long for tests."""
 
 
 class Probe:
@@ -31,15 +31,15 @@ class Probe:
         self._failures = 0
         self._failed_at = -math.inf
         self.succeeded = False
-        """Whether it has, and has not failed since as often as its threshold says."""
+        """Whether it has succeeded, and not failed since as often as its threshold."""
 
     async def ask(self) -> bool:
-        """Ask once, and return whether the probe now holds."""
+        """Probe once, and return whether the container passes."""
         if await self._answered():
             self._failures = 0
             self.succeeded = True
         elif (now := time.monotonic()) - self._failed_at >= self._period:
-            # Of failures that come sooner than the period says only one counts.
+            # Several failures within a period count once.
             self._failed_at = now
             self._failures += 1
             self.succeeded = self.succeeded and not self.failed
@@ -47,15 +47,15 @@ class Probe:
 
     @property
     def failed(self) -> bool:
-        """Whether it failed as often as its threshold says."""
+        """Whether it failed as often as its threshold."""
         return self._failures >= int(self._asked.get("failureThreshold", 3))
 
     async def delay(self) -> None:
-        """Wait before the first time."""
+        """Wait before the first probe."""
         await asyncio.sleep(self._asked.get("initialDelaySeconds", 0))
 
     async def period(self) -> None:
-        """Wait for the next time."""
+        """Wait for the next probe."""
         await asyncio.sleep(self._period if self.succeeded else min(self._period, _SOONER))
 
     async def _answered(self) -> bool:
@@ -78,7 +78,7 @@ class Probe:
         scheme, path = how.get("scheme", "HTTP").lower(), how.get("path", "/")
         url = f"{scheme}://{host}:{self._port(how['port'])}/{path.removeprefix('/')}"
         headers = {"user-agent": "kube-probe/1", "connection": "close"}
-        headers |= {each["name"]: each["value"] for each in how.get("httpHeaders", ())}
+        headers |= {header["name"]: header["value"] for header in how.get("httpHeaders", ())}
         async with (
             self._client.session() as session,
             session.get(url, headers=headers, ssl=scheme != "https", allow_redirects=False) as response,
@@ -86,7 +86,7 @@ class Probe:
             return 200 <= response.status < 400
 
     async def _grpc(self, how: Json) -> bool:
-        # gRPC makes its own sockets, so it is led to the node's place by one that does not.
+        # gRPC creates its own sockets, so it connects through a relay in the node's namespace.
         relay = Relay(HERE.listener("127.0.0.1", 0), lambda: self._connect(how["port"]))
         async with relay, grpc.aio.insecure_channel(f"127.0.0.1:{relay.port}") as channel:
             request = health_pb2.HealthCheckRequest(service=how.get("service") or "")
@@ -99,5 +99,5 @@ class Probe:
     def _port(self, port: int | str) -> int:
         if isinstance(port, int):
             return port
-        named = {each.get("name"): each["containerPort"] for each in self._container.get("ports", ())}
+        named = {item.get("name"): item["containerPort"] for item in self._container.get("ports", ())}
         return int(named.get(port) or port)

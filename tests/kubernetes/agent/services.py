@@ -1,4 +1,4 @@
-"""Where Services lead: the names that DNS knows, and the addresses that kube-proxy balances."""
+"""DNS names of Services, and the addresses that kube-proxy balances."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ DOMAIN = "svc.cluster.local"
 
 
 class Services:
-    """The Services and EndpointSlices of a moment."""
+    """A snapshot of Services and EndpointSlices."""
 
     def __init__(self, services: Mapping[Key, Json], slices: Iterable[Json], api_server: Target) -> None:
-        """Let the Service `kubernetes` lead to `api_server`, which no slice names."""
+        """Route the Service `kubernetes` to `api_server`, which is in no EndpointSlice."""
         self._services = services
         self._api_server = api_server
         self._slices: dict[Key, list[Json]] = {}
-        for each in slices:
-            name = each["metadata"].get("labels", {}).get("kubernetes.io/service-name")
-            self._slices.setdefault(Key(each["metadata"]["namespace"], name), []).append(each)
+        for endpoint_slice in slices:
+            name = endpoint_slice["metadata"].get("labels", {}).get("kubernetes.io/service-name")
+            self._slices.setdefault(Key(endpoint_slice["metadata"]["namespace"], name), []).append(
+                endpoint_slice
+            )
 
     def virtual(self) -> dict[Target, list[Target]]:
         """Return the ready endpoints behind each Service's address and port."""
@@ -50,14 +52,16 @@ class Services:
             return [self._api_server]
         return [
             (address, known["port"])
-            for each in self._slices.get(key, ())
-            for known in each.get("ports") or ()
+            for endpoint_slice in self._slices.get(key, ())
+            for known in endpoint_slice.get("ports") or ()
             if known.get("name", "") == port
-            for address in _ready(each)
+            for address in _ready(endpoint_slice)
         ]
 
     def _addresses(self, key: Key) -> list[str]:
-        return sorted({address for each in self._slices.get(key, ()) for address in _ready(each)})
+        return sorted(
+            {address for endpoint_slice in self._slices.get(key, ()) for address in _ready(endpoint_slice)}
+        )
 
 
 def _ready(endpoint_slice: Json) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""A user's terminal: bash, with a kubectl whose `exec` works though there is no kubelet, and stand-ins for istioctl."""
+"""A user's terminal: bash, a kubectl whose `exec` works without a kubelet, and stand-ins for istioctl."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ exit 1
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """What a command printed, and how it ended."""
+    """A command's output and exit status."""
 
     status: int
     output: str
@@ -58,7 +58,7 @@ class Terminal:
     """Runs command lines in a folder, as an administrator of an agent's cluster."""
 
     def __init__(self, agent: Agent, tools: Path, folder: Path) -> None:
-        """Make the tools in `tools`, to be used in `folder`."""
+        """Create the tools in `tools`. Commands run in `folder`."""
         tools.mkdir()
         self._tools, self._folder, self._cluster = tools, folder, agent.cluster
         kubectl = _KUBECTL.format(kubectl=agent.cluster.control_plane.kubectl, pods=agent.folder)
@@ -68,7 +68,7 @@ class Terminal:
             (tools / name).chmod(0o755)
 
     async def run(self, commands: str, *, timeout: float = 300) -> Printed:
-        """Run commands to their end."""
+        """Run commands until they end."""
         kubeconfig = await self._cluster.kubeconfig()
         path = f"{self._tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""A pod's volumes as folders, kept up to date: tokens are renewed, and ConfigMaps and labels follow their objects."""
+"""A pod's volumes as folders: tokens are renewed, and ConfigMaps and labels follow their objects."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.kubernetes.agent.watching import Key
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 
 _RENEWED_AT = 0.8
-"""The part of a token's life after which kubelet asks for another."""
+"""The part of a token's lifetime after which kubelet renews it."""
 _MODE = 0o644
 _PAUSE = 1.0
 _NEEDED = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[3]))
-"""Where the programs of containers are: nothing may be mounted over them."""
+"""Folders with the programs of containers, which mounts must not cover."""
 
 
 class Mount(NamedTuple):
-    """A folder or file of ours, and where a container sees it."""
+    """A folder or file of this machine, and its path in a container."""
 
     source: str
     target: str
@@ -32,17 +32,17 @@ class Mount(NamedTuple):
 
 
 class Volumes:
-    """The volumes of a pod, below a folder of its own."""
+    """The volumes of a pod, below their own folder."""
 
     def __init__(self, api: KubeApi, pod: Json, folder: Path) -> None:
         self._api, self._folder = api, folder
         self.pod = pod
-        """As it is now: what it says of itself may change."""
+        """The current version of the pod."""
         self._tokens: dict[tuple[str, str], tuple[bytes, float]] = {}
         """(volume, path) -> token, and when it is to be renewed (`time.time`)."""
 
     async def write(self) -> None:
-        """Make all that is not as it should be. NotYetError: something is not there yet."""
+        """Write all missing or outdated files. Raises NotYetError."""
         for volume in self.pod["spec"].get("volumes", ()):
             folder = self._folder / volume["name"]
             folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Volumes:
                 self._put(folder / path, value, mode)
 
     async def keep(self) -> None:
-        """Renew tokens when their time has come, for ever."""
+        """Renew tokens in time, until cancelled."""
         while True:
             due = min((renew for _, renew in self._tokens.values()), default=None)
             if due is None:
@@ -67,7 +67,7 @@ class Volumes:
                 await asyncio.sleep(_PAUSE)
 
     def mounts(self, container: Json) -> Iterator[Mount]:
-        """Yield what a container is to see."""
+        """Yield the mounts of a container."""
         for mount in container.get("volumeMounts", ()):
             source = self._folder / mount["name"] / mount.get("subPath", "")
             if not any(Path(seen).is_relative_to(mount["mountPath"]) for seen in _NEEDED):
@@ -122,7 +122,7 @@ class Volumes:
         if path.exists() and path.read_bytes() == value:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Readers see the old file or the new one, never half of one.
+        # Readers see the old file or the new one, never a partial one.
         made = path.with_name(f"..{path.name}")
         made.write_bytes(value)
         made.chmod(mode if group is None else mode | 0o040)

@@ -1,4 +1,4 @@
-"""The objects of a collection as the API server tells them, from a list and a watch that begin again when they break."""
+"""The objects of a collection, from a list and a watch that restart after errors."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ import aiohttp
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 
 _IDLE = 30.0
-"""Seconds without a byte, after which a watch is taken for dead; less than this goes by between bookmarks only rarely."""
+"""Seconds of silence after which a watch is considered dead. Bookmarks are rarely this far apart."""
 _PAUSE = 0.2
 
 
 class Key(NamedTuple):
-    """What tells an object of a collection from others."""
+    """The namespace and name of an object."""
 
     namespace: str
     name: str
 
 
 class Watched:
-    """A collection. `changed` is called with the key of whatever was added, modified or deleted."""
+    """A collection. It calls `changed` with the key of each added, modified or deleted object."""
 
     def __init__(self, api: KubeApi, path: str, changed: Callable[[Key], None]) -> None:
         self._api, self._path, self._changed = api, path, changed
         self.objects: dict[Key, Json] = {}
 
     async def run(self) -> NoReturn:
-        """Follow the collection for ever."""
+        """Follow the collection until cancelled."""
         while True:
-            # The server may be gone, or have forgotten the version that the watch was at: what is missed is listed.
+            # The server may be down or have expired the watch's version: list again.
             with suppress(KubeError, aiohttp.ClientError, OSError, TimeoutError):
                 await self._follow(await self._list())
             await asyncio.sleep(_PAUSE)
 
     async def _list(self) -> str:
-        found = await self._api.get(self._path)
-        listed = {key_of(item): item for item in found["items"]}
+        collection = await self._api.get(self._path)
+        listed = {key_of(item): item for item in collection["items"]}
         gone = self.objects.keys() - listed.keys()
         changed = [key for key, item in listed.items() if self.objects.get(key) != item]
         self.objects = listed
         for key in (*gone, *changed):
             self._changed(key)
-        return str(found["metadata"]["resourceVersion"])
+        return str(collection["metadata"]["resourceVersion"])
 
     async def _follow(self, version: str) -> None:
         query = {"watch": True, "allowWatchBookmarks": True, "resourceVersion": version}

@@ -1,1 +1,1 @@
-"""A real Kubernetes control plane for the tests: where its programs come from, and how it is started and ended."""
+"""A real Kubernetes control plane for the tests: find its programs, start it, stop it."""

@@ -1,7 +1,7 @@
-"""Where the programs of a Kubernetes control plane are, and how they are built: `python -m` this module builds them.
+"""Find or build the programs of a Kubernetes control plane; `python -m` this module builds them.
 
-They are looked for in the folder KUBEBUILDER_ASSETS, the convention of envtest, and then below .cache/, where the build
-puts them. Nobody publishes them in a package registry, so they are built from source by Go: one program, see go/main.go,
+They are looked for in the folder KUBEBUILDER_ASSETS, the convention of envtest, and then below .cache/, where
+the build puts them. No package registry has them, so Go builds them from source: one program, see go/main.go,
 under four names.
 """
 
@@ -21,35 +21,35 @@ from pathlib import Path
 
 NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
 OPTIONAL = ("kube-controller-manager",)
-"""What envtest's archives do not have."""
+"""The program that envtest's archives lack."""
 REQUIRED = "XDS_REQUIRE_KUBERNETES"
-"""Environment variable: a machine with Go must have the programs, and tests without them fail, not skip."""
+"""Environment variable: on a machine with Go, missing programs fail tests instead of skipping them."""
 
 _SOURCE = Path(__file__).with_name("go")
 _CACHE = Path(__file__).parents[3] / ".cache"
 _ONE = "kubernetes"
 _BUILT_FROM = "built-from.sha256"
 _PACKAGES_AT_ONCE = 2
-"""Each may take a gigabyte of memory to compile."""
+"""Maximum number of parallel compilations. Each may need a gigabyte of memory."""
 
 
 def version() -> str:
-    """Return the version that is built."""
-    found = re.search(r"^\s*k8s\.io/kubernetes v(\S+)$", (_SOURCE / "go.mod").read_text(), re.MULTILINE)
-    assert found, "go.mod requires k8s.io/kubernetes"
-    return found[1]
+    """Return the version that this source builds."""
+    match = re.search(r"^\s*k8s\.io/kubernetes v(\S+)$", (_SOURCE / "go.mod").read_text(), re.MULTILINE)
+    assert match, "go.mod requires k8s.io/kubernetes"
+    return match[1]
 
 
 def find() -> dict[str, Path]:
-    """Return the programs that are here; empty if one that the tests cannot do without is missing."""
+    """Return the available programs; empty if a required one is missing."""
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     folder = Path(assets) if assets else _built()
-    found = {name: folder / name for name in NAMES if os.access(folder / name, os.X_OK)}
-    return found if all(name in found or name in OPTIONAL for name in NAMES) else {}
+    programs = {name: folder / name for name in NAMES if os.access(folder / name, os.X_OK)}
+    return programs if all(name in programs or name in OPTIONAL for name in NAMES) else {}
 
 
 def why_none() -> str:
-    """Say what is missing, and how to get it; empty if nothing is."""
+    """Return what is missing and how to get it; empty if nothing is missing."""
     if find():
         return ""
     if assets := os.environ.get("KUBEBUILDER_ASSETS"):
@@ -62,16 +62,16 @@ def why_none() -> str:
 
 
 def go() -> str | None:
-    """Return the Go tool, which may be installed without being on the PATH."""
+    """Return the Go tool, also if it is installed outside PATH."""
     return shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
 
 
 class BuildError(Exception):
-    """The programs could not be built: the text says what came back."""
+    """The programs could not be built. The message has the output."""
 
 
 def build() -> None:
-    """Build the programs unless they are there, made from this source; they appear all at once. BuildError."""
+    """Build the programs, all at once, unless they exist and match this source. Raises BuildError."""
     with _alone():
         if _is_current(_built()):
             return
@@ -99,11 +99,15 @@ def _compile(tool: str, into: Path) -> None:
     shutil.copytree(_SOURCE, source)
     number = version()
     major, minor, _ = number.split(".", 2)
-    said = "k8s.io/component-base/version"
-    values = {f"{said}.gitVersion": f"v{number}", f"{said}.gitMajor": major, f"{said}.gitMinor": minor}
+    version_package = "k8s.io/component-base/version"
+    values = {
+        f"{version_package}.gitVersion": f"v{number}",
+        f"{version_package}.gitMajor": major,
+        f"{version_package}.gitMinor": minor,
+    }
     linking = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in values.items())])
     command = [tool, "build", "-v", "-trimpath", "-ldflags", linking, "-o", str(into / _ONE), "."]
-    # The folder is ignored by git: there is no version to be found out from it.
+    # git ignores the folder, so Go cannot determine a version.
     flags = f"-mod=mod -buildvcs=false -p={_PACKAGES_AT_ONCE}"
     with subprocess.Popen(
         command,
@@ -122,16 +126,16 @@ def _compile(tool: str, into: Path) -> None:
 
 
 def _follow(lines: Iterator[str]) -> str:
-    """Show how far a build is, and return the end of what it said."""
-    said: list[str] = []
+    """Show the progress of a build, and return the end of its output."""
+    output: list[str] = []
     packages, spoke = 0, time.monotonic()
     for line in lines:
-        said = [*said[-40:], line]
+        output = [*output[-40:], line]
         packages += not line.startswith("go: ")
         if time.monotonic() - spoke > 20:
             spoke = time.monotonic()
             print(f"  {packages} packages compiled; now {line.strip()}", flush=True)
-    return "".join(said)
+    return "".join(output)
 
 
 def _built() -> Path:
@@ -145,7 +149,7 @@ def _is_current(folder: Path) -> bool:
 
 
 def _fingerprint() -> str:
-    """Tell this source, and how it is built, from another."""
+    """Return a hash of this source and its build options."""
     parts = [Path(__file__), *sorted(path for path in _SOURCE.iterdir() if path.suffix in {".go", ".mod"})]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in parts)).hexdigest()
 
@@ -160,7 +164,7 @@ def _alone() -> Iterator[None]:
 
 
 def main() -> int:
-    """Build what is missing, if this machine can; return an exit status."""
+    """Build missing programs, if possible; return an exit status."""
     if os.environ.get("KUBEBUILDER_ASSETS"):
         if reason := why_none():
             print(reason, file=sys.stderr)

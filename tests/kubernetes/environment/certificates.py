@@ -1,4 +1,4 @@
-"""The cluster's certificate authority: what the API server shows, and who its clients are."""
+"""The cluster's certificate authority, for the API server and its clients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIFETIME = timedelta(days=3650)
 
 
 class Certificates:
-    """A CA whose certificates and keys are files in a folder of their own."""
+    """A CA whose certificates and keys are files in their own folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -28,7 +28,7 @@ class Certificates:
         self.root.write_bytes(_pem(self._made(self._name, self._key.public_key(), authority=True)))
 
     def server(self, names: Sequence[str], addresses: Sequence[str]) -> tuple[Path, Path]:
-        """Make a server's certificate and its key, in files called by its first name."""
+        """Create a server's certificate and key, in files named after its first name."""
         alternatives = [
             *(x509.DNSName(name) for name in names),
             *(x509.IPAddress(ipaddress.ip_address(address)) for address in addresses),
@@ -36,14 +36,14 @@ class Certificates:
         return self._leaf(names[0], _name(names[0]), alternatives)
 
     def client(self, user: str, *groups: str) -> tuple[Path, Path]:
-        """Return the files of a client's certificate, which proves a user's name and groups, and of its key."""
+        """Return the files of a client certificate for a user's name and groups, and of its key."""
         if (user, groups) not in self._clients:
             file = f"client-{len(self._clients)}"
             self._clients[user, groups] = self._leaf(file, _name(user, *groups), [])
         return self._clients[user, groups]
 
     def key_pair(self, name: str) -> tuple[Path, Path]:
-        """Return the files of a public key and its private key, such as service account tokens are signed with."""
+        """Return the files of a public and a private key, as used to sign service account tokens."""
         key = ec.generate_private_key(ec.SECP256R1())
         public = self._folder / f"{name}.pub"
         public.write_bytes(

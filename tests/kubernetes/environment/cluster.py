@@ -1,4 +1,4 @@
-"""What a test does with a Kubernetes cluster: call it as anybody, run kubectl, have namespaces of its own."""
+"""A test's view of a Kubernetes cluster: API calls as any user, kubectl, and its own namespaces."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.support.waiting import eventually
 from xds.mesh.kube.api import KubeApi, KubeError
 
 PATIENCE = 30.0
-"""Seconds within which controllers react, on a machine that does much else at once."""
+"""Time limit for reactions of controllers on a busy machine, in seconds."""
 
 
 class KubectlError(Exception):
-    """kubectl ended with another status than 0."""
+    """kubectl exited with a status other than 0."""
 
     def __init__(self, arguments: tuple[str, ...], status: int, output: str, error: str) -> None:
         super().__init__(f"kubectl {' '.join(arguments)}: exit status {status}: {error}")
@@ -29,7 +29,7 @@ class KubectlError(Exception):
 
 
 class Cluster:
-    """A control plane as one test sees it. To be entered in the test's own event loop."""
+    """One test's view of a control plane. Enter it in the test's own event loop."""
 
     api: KubeApi
     """The API server, as an administrator."""
@@ -46,7 +46,7 @@ class Cluster:
         await self.api.close()
 
     async def connect(self, user: str = "admin") -> KubeApi:
-        """Return the API server for a user, see `kubeconfig`; the caller closes it."""
+        """Connect to the API server as a user (see `kubeconfig`); the caller closes the connection."""
         return await KubeApi.connect(await self.kubeconfig(user))
 
     async def kubeconfig(
@@ -57,10 +57,11 @@ class Cluster:
         audience: str = "",
         server: str = "",
     ) -> Path:
-        """Write a kubeconfig with a context for each user, called as the user is; the first is current unless said.
+        """Write a kubeconfig with a context of the same name for each user.
 
-        `admin` may do everything; `NAMESPACE/NAME` is a service account, with a token for `audience` if that is given; any
-        other name is that of a user who may do what RBAC grants to that name. `server`: another URL of the API server.
+        `admin` may do everything. `NAMESPACE/NAME` is a service account, with a token for `audience` if one
+        is given. Any other name is a user with the rights that RBAC grants to that name. The first user's
+        context is current by default. `server` is another URL of the API server.
         """
         users = users or ("admin",)
         entries = {user: await self._credentials(user, audience) for user in users}
@@ -80,7 +81,7 @@ class Cluster:
         pod: str = "",
         seconds: int = 3600,
     ) -> str:
-        """Ask for a service account's token, bound to a pod if one is named; the API server gives 600 seconds at least."""
+        """Request a service account's token, bound to `pod` if given; valid for 600 seconds at least."""
         spec: dict[str, Any] = {"audiences": [audience] if audience else [], "expirationSeconds": seconds}
         if pod:
             spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Pod", "name": pod}
@@ -91,7 +92,7 @@ class Cluster:
     async def kubectl(
         self, *arguments: str, stdin: str = "", kubeconfig: Path | None = None, timeout: float = 60
     ) -> str:
-        """Run kubectl and return what it printed. KubectlError."""
+        """Run kubectl and return its output. Raises KubectlError."""
         home = self.control_plane.folder / "home"
         home.mkdir(exist_ok=True)
         process = await asyncio.create_subprocess_exec(
@@ -117,7 +118,7 @@ class Cluster:
     async def namespace(
         self, prefix: str = "test", labels: Mapping[str, str] | None = None
     ) -> AsyncIterator[str]:
-        """Make a namespace with a name of its own, ready for pods; its deletion is begun afterwards, not awaited."""
+        """Create a namespace with a unique name, ready for pods. Leaving the block starts its deletion."""
         name = await self.new_namespace(prefix, labels)
         try:
             yield name
@@ -125,7 +126,7 @@ class Cluster:
             await self.delete_namespace(name)
 
     async def new_namespace(self, prefix: str = "test", labels: Mapping[str, str] | None = None) -> str:
-        """Make a namespace that stays, with a name of its own, ready for pods; return its name."""
+        """Create a permanent namespace with a unique name, ready for pods; return its name."""
         metadata = {"generateName": f"{prefix}-", "labels": dict(labels or {})}
         made = await self.api.create("/api/v1/namespaces", {"metadata": metadata})
         name = str(made["metadata"]["name"])
@@ -133,12 +134,12 @@ class Cluster:
         return name
 
     async def delete_namespace(self, name: str) -> None:
-        """Delete a namespace. Its pods go at once: there is no kubelet that would say that they have ended."""
+        """Delete a namespace. Its pods are force-deleted: no kubelet would report that they have ended."""
         await self.api.delete(f"/api/v1/namespaces/{name}")
         await self.api.delete(f"/api/v1/namespaces/{name}/pods", gracePeriodSeconds=0)
 
     async def node(self, name: str) -> None:
-        """Make sure that there is a node of that name: a pod on a node that is not there has no endpoints."""
+        """Create the node if it does not exist: a pod on a missing node has no endpoints."""
         try:
             await self.api.create("/api/v1/nodes", {"metadata": {"name": name}})
         except KubeError as error:
@@ -146,7 +147,7 @@ class Cluster:
                 raise
 
     async def run_pod(self, namespace: str, name: str, address: str, *, node: str = "node") -> None:
-        """Say of a pod what the scheduler and a kubelet would: it runs on a node, has this address, and is ready."""
+        """Report a pod as the scheduler and a kubelet would: its node, its address, and that it is ready."""
         await self.node(node)
         path = f"/api/v1/namespaces/{namespace}/pods/{name}"
         binding = {"target": {"kind": "Node", "name": node}, "metadata": {"name": name}}
@@ -162,8 +163,8 @@ class Cluster:
     async def service_here(self, namespace: str, name: str, *, port: int, target: int) -> None:
         """Make a Service whose one endpoint is this machine, at `own_address()` and port `target`.
 
-        This is how the API server reaches a webhook of the test's own by `clientConfig.service`: endpoints cannot be on
-        loopback, and the API server of the tests calls a Service's endpoints, not its address. (By `clientConfig.url` it
+        With it, the API server reaches a test's webhook by `clientConfig.service`: endpoints cannot be on
+        loopback, and this API server calls a Service's endpoints, not its address. (By `clientConfig.url` it
         calls any address.)
         """
         path = f"/api/v1/namespaces/{namespace}/services"
@@ -177,33 +178,33 @@ class Cluster:
         await self.api.create(f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices", slices)
 
     async def until(self, path: str, check: Any, *, timeout: float = PATIENCE) -> Any:
-        """Read an object or list until `check` finds it right, and return what was read. AssertionError."""
+        """Read an object or list until `check` accepts it, and return it. Raises AssertionError."""
 
         async def read() -> Any:
             try:
-                found = await self.api.get(path)
+                result = await self.api.get(path)
             except KubeError as error:
                 raise AssertionError(error) from error
-            assert check(found), found
-            return found
+            assert check(result), result
+            return result
 
-        return await eventually(read, timeout=timeout, every=0.05, what=f"{path} as it should be")
+        return await eventually(read, timeout=timeout, every=0.05, what=f"{path} in the expected state")
 
     async def compact(self) -> None:
-        """Make the API server forget everything that has been: resourceVersions from before are Expired (410) from now on.
+        """Expire all earlier resourceVersions: the API server answers 410 from now on.
 
-        etcd is compacted, and the API server, which has a memory of its own, is killed and started again.
+        etcd is compacted, and the API server, which has its own cache, is killed and started again.
         """
         self.stop_api_server()
         self.control_plane.compact()
         await self.start_api_server()
 
     def stop_api_server(self) -> None:
-        """Kill it. For a cluster that is the test's own."""
+        """Kill the API server. Not for the shared cluster."""
         self.control_plane.stop_api_server()
 
     async def start_api_server(self) -> None:
-        """Start it again, at the same address and on the same data, and wait until it is ready."""
+        """Restart the API server with the same address and data, and wait until it is ready."""
         plane = self.control_plane
         plane.start_api_server()
         await asyncio.to_thread(plane.until_ready)
@@ -211,11 +212,11 @@ class Cluster:
         await asyncio.to_thread(plane.until_controllers)
 
     def freeze_api_server(self) -> None:
-        """Stop it from running: its connections stay open and silent. For a cluster that is the test's own."""
+        """Stop (SIGSTOP) the API server: its connections stay open and silent. Not for the shared cluster."""
         self.control_plane.freeze_api_server()
 
     def thaw_api_server(self) -> None:
-        """Let it run again."""
+        """Continue the API server (SIGCONT)."""
         self.control_plane.thaw_api_server()
 
     async def _credentials(self, user: str, audience: str) -> dict[str, str]:
@@ -226,7 +227,7 @@ class Cluster:
         return {"client-certificate": str(certificate), "client-key": str(key)}
 
     async def _until_pods_may_come(self, namespace: str) -> None:
-        """Wait for the service account that pods have by default; without controllers, make it."""
+        """Wait for the default service account, or create it if there are no controllers."""
         accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
         if self.control_plane.has_controllers:
             await self.until(f"{accounts}/default", lambda _: True)
@@ -238,10 +239,10 @@ class Cluster:
 
 
 def own_address() -> str:
-    """Return an address of this machine that is not on loopback, or nothing if it has none."""
+    """Return an address of this machine outside loopback, or an empty string."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as trial:
         try:
-            trial.connect(("192.0.2.1", 9))  # sends nothing: asks which address would
+            trial.connect(("192.0.2.1", 9))  # sends nothing, but selects the local address
         except OSError:
             return ""
         return str(trial.getsockname()[0])

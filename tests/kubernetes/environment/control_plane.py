@@ -1,4 +1,4 @@
-"""etcd, the API server and the controller manager, as processes on this machine that end with the tests."""
+"""etcd, the API server and the controller manager, as processes that end with the tests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.support.loopback import Loopback, free_port
 from xds.demo.processes import Processes, Running
 
 SERVICES = "10.96.0.0/16"
-"""Where Services get their addresses; nothing on this machine routes them."""
+"""Network of clusterIPs, which nothing on this machine routes."""
 ISSUER = "https://kubernetes.default.svc.cluster.local"
-"""Of service account tokens, and their audience if no other is asked for."""
+"""Issuer of service account tokens, and their default audience."""
 
 _FIRST_SERVICE = "10.96.0.1"
 _PORT = 6443
@@ -31,13 +31,13 @@ _NAMES = (
     "kubernetes.default.svc",
     "kubernetes.default.svc.cluster.local",
 )
-# Without a kubelet, nodes do not report: what would evict and collect their pods stays away.
+# Without a kubelet, nodes send no heartbeats, so disable the controllers that would evict their pods.
 _AUDIT = "audit.log"
 _CONTROLLERS = "*,-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller"
 
 
 class Asked(NamedTuple):
-    """A call of the API server that read a collection."""
+    """A list or watch request to the API server."""
 
     verb: str
     """`list` or `watch`."""
@@ -46,7 +46,7 @@ class Asked(NamedTuple):
 
 
 class ControlPlane:
-    """A Kubernetes control plane with addresses, files and data of its own, so that any number run at once.
+    """A Kubernetes control plane with its own addresses, files and data, so that several can run at once.
 
     Made and entered in the main thread: the processes end with the thread that started them.
     """
@@ -54,9 +54,10 @@ class ControlPlane:
     def __init__(self, address: str | None = None, *, egress: bool = False) -> None:
         """Put the API server on `address`, which this machine must have; by default on loopback.
 
-        An address that is not on loopback is published as the Service `kubernetes` of namespace `default`, so pods in
-        network namespaces find the API server there. With `egress`, the API server calls Services (of webhooks) through
-        an HTTP CONNECT proxy that the test has to run at the Unix socket `egress`: pods may be where only that reaches.
+        An address that is not on loopback is published as the Service `kubernetes` of namespace `default`, so
+        pods in network namespaces find the API server there. With `egress`, the API server calls webhooks'
+        Services through an HTTP CONNECT proxy, which the test runs at the Unix socket `egress`: only the
+        proxy may be able to reach pods.
         """
         self._has_egress = egress
         self._loopback = Loopback()
@@ -94,7 +95,7 @@ class ControlPlane:
 
     def __exit__(self, *_: object) -> None:
         for running in self._running:
-            running.process.kill()  # asked to end, each would wait for the others
+            running.process.kill()  # on SIGTERM, each would wait for the others
         if self._controller_manager:
             self._controller_manager.process.kill()
         self._controllers.__exit__()
@@ -104,16 +105,16 @@ class ControlPlane:
 
     @property
     def egress(self) -> Path:
-        """The socket through which the API server calls Services, if that was asked for."""
+        """The socket through which the API server calls Services, if enabled."""
         return self.folder / "egress.sock"
 
     @property
     def kubectl(self) -> str:
-        """The program."""
+        """Path of kubectl."""
         return str(self._programs["kubectl"])
 
     def start_api_server(self) -> None:
-        """Start the API server, where and with what it was before; see `until_ready`."""
+        """Start the API server with its previous address and data; see `until_ready`."""
         certificate, key = self._serving
         public, private = self._issuing
         own_address = not self.address.startswith("127.")
@@ -133,7 +134,7 @@ class ControlPlane:
             f"--service-account-signing-key-file={private}",
             "--authorization-mode=Node,RBAC",
             "--allow-privileged=true",
-            # A webhook's Service is called at one of its endpoints: nothing here routes Services' own addresses.
+            # Call a webhook's Service at one of its endpoints: nothing here routes clusterIPs.
             "--enable-aggregator-routing=true",
             f"--audit-policy-file={self._audit_policy()}",
             f"--audit-log-path={self.folder / _AUDIT}",
@@ -143,26 +144,26 @@ class ControlPlane:
         )
 
     def stop_api_server(self) -> None:
-        """Kill the API server, which has no time to say good-bye."""
+        """Kill the API server without a graceful shutdown."""
         self._signal(signal.SIGKILL)
         self._api_server.process.wait()
         self._processes.stop(self._api_server)
         self._running.remove(self._api_server)
 
     def freeze_api_server(self) -> None:
-        """Stop it from running, with all its connections open."""
+        """Suspend the API server (SIGSTOP). Its connections stay open."""
         self._signal(signal.SIGSTOP)
 
     def thaw_api_server(self) -> None:
-        """Let it run again."""
+        """Continue the API server (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def until_ready(self) -> None:
-        """Wait until the API server is ready for calls. DemoError: it ended, or is late; its log is in the text."""
+        """Wait until the API server is ready. Raises DemoError with its log if it exits or is late."""
         self._processes.wait_for("the API server", lambda: self._why_not("/readyz"), timeout=_START)
 
     def start_controllers(self) -> None:
-        """Start the controller manager, if there is one, unless it runs: without an API server it gives up after 10 s."""
+        """Start the controller manager unless it runs. It exits after 10 s without an API server."""
         if not self.has_controllers:
             return
         if self._controller_manager:
@@ -187,28 +188,28 @@ class ControlPlane:
         )
 
     def until_controllers(self) -> None:
-        """Wait until the controllers, if there are any, have begun. DemoError."""
+        """Wait until the controllers have started, if there are any. Raises DemoError."""
         if self.has_controllers:
             account = "/api/v1/namespaces/default/serviceaccounts/default"
             self._controllers.wait_for("the controllers", lambda: self._why_not(account), timeout=_START)
 
     def compact(self) -> int:
-        """Forget all revisions but the newest, in etcd alone; return that one."""
+        """Compact etcd to its newest revision, and return that revision."""
         newest = int(self._ask_etcd("range", key="AA==", limit=1)["header"]["revision"])
         self._ask_etcd("compaction", revision=newest, physical=True)
         return newest
 
     def asked(self, user: str) -> list[Asked]:
-        """Return how a user has read collections until now, in the order of the answers."""
+        """Return a user's list and watch requests so far, in the order of the responses."""
         events = map(json.loads, (self.folder / _AUDIT).read_text().splitlines())
         return [
             Asked(
-                each["verb"],
-                urlsplit(each["requestURI"]).path,
-                dict(parse_qsl(urlsplit(each["requestURI"]).query)),
+                event["verb"],
+                urlsplit(event["requestURI"]).path,
+                dict(parse_qsl(urlsplit(event["requestURI"]).query)),
             )
-            for each in events
-            if each["user"]["username"] == user
+            for event in events
+            if event["user"]["username"] == user
         ]
 
     def logs(self) -> str:
@@ -228,12 +229,12 @@ class ControlPlane:
             f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=default={peer}",
-            "--unsafe-no-fsync",  # its data need not outlive the machine
+            "--unsafe-no-fsync",  # the data need not survive a crash of the machine
             "--log-level=warn",
         )
 
     def kubeconfig(self, users: dict[str, dict[str, str]], current: str, namespace: str = "default") -> Any:
-        """Return the document of a kubeconfig with a context for each user, who is called as it is."""
+        """Return a kubeconfig document with a context of the same name for each user."""
         cluster = {"server": self.server, "certificate-authority": str(self.certificates.root)}
         return {
             "apiVersion": "v1",
@@ -249,7 +250,7 @@ class ControlPlane:
 
     def _audit_policy(self) -> Path:
         rules = [{"level": "Metadata", "verbs": ["list", "watch"]}, {"level": "None"}]
-        # A watch is written down when it begins, a list when it has been answered.
+        # A watch is recorded at its start, a list after its response.
         return self._written(
             "audit", "audit.k8s.io/v1", "Policy", rules=rules, omitStages=["RequestReceived"]
         )
@@ -274,7 +275,7 @@ class ControlPlane:
         self._api_server.process.send_signal(number)
 
     def _why_not(self, path: str) -> str:
-        """Say what keeps the API server from answering; empty if nothing does."""
+        """Return why the API server does not answer; empty if it does."""
         context = ssl.create_default_context(cafile=self.certificates.root)
         context.load_cert_chain(*self.admin)
         try:

@@ -1,8 +1,8 @@
 """Storage and rotation of the mesh CA, whose key is in a Secret that all replicas share.
 
 The first replica creates the Secret. If several start at once, one creates it and the others read it. A
-user's own CA in Istio's Secret `cacerts` takes precedence. It is copied into our Secret: after the user replaces
-`cacerts`, the old CA continues to issue until the new root is trusted everywhere
+user's own CA in Istio's Secret `cacerts` takes precedence. It is copied into our Secret: after the user
+replaces `cacerts`, the old CA continues to issue until the new root is trusted everywhere
 (`xds.mesh.identity.rotation`).
 
 Required permissions in its own namespace (a Role, not a ClusterRole): get secrets `xds-ca-secret` and

@@ -26,8 +26,8 @@ _SENDS = {send.value[0]: send for send in Send}
 def encode_report(report: ReplicaReport) -> str | None:
     """Return a report as text, or None if it is too large.
 
-    Ports with equal reports form a group: {"PS/mp+": {"namespace": {"pod": [8080]}}}. The group's name consists
-    of the initials of its modes and sends, and a `+` if its ports are in transition on this replica.
+    Ports with equal reports form a group: {"PS/mp+": {"namespace": {"pod": [8080]}}}. The group's name
+    consists of the initials of its modes and sends, and a `+` if its ports are in transition on this replica.
     """
     content: dict[str, object] = {"number": report.number, "view": report.rules_version}
     if report.ports is not None:
