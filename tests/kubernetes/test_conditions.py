@@ -295,10 +295,10 @@ async def test_a_kind_without_a_status_gets_an_event_and_no_second_one(world: Wo
 async def test_settings_that_cannot_be_used_are_told_of_their_config_map(world: World) -> None:
     maps = f"/api/v1/namespaces/{world.namespace}/configmaps"
     await world.api.create(maps, {"metadata": {"name": "xds"}, "data": {"mesh": "enableAutoMtls: maybe"}})
-    world.refuse("ConfigMap", "xds", "must be true or false, in line 1 of mesh")
+    world.refuse("ConfigMap", "xds", 'must be true or false, on line 1 of the key "mesh"')
     assert await world.reconcile()
     (event,) = await world.events("ConfigMap")
-    assert event["message"] == "must be true or false, in line 1 of mesh"
+    assert event["message"] == 'must be true or false, on line 1 of the key "mesh"'
 
 
 def without_status(version: Manifest) -> None:

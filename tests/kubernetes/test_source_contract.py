@@ -141,10 +141,12 @@ async def test_the_settings_of_the_mesh_are_in_a_config_map_and_over_it_is_what_
         await followed.until(lambda: followed.config and followed.config.trust_domain == "first")
         assert not followed.config.enable_auto_mtls
         told = [line for line in followed.said(notices=True) if line.startswith(where)]
-        assert told == [f"{where}: mesh config: defaultConfig has no effect here, in line 3 of mesh"]
+        what = 'defaultConfig has no effect here, on line 3 of the key "mesh"'
+        assert told == [f"{where}: mesh config: {what}"]
         await place.patch("istio", mesh="trustDomain: [second]\n")
         [said] = await followed.until(lambda: [line for line in followed.said() if line.startswith(where)])
-        assert said == f"{where}: mesh config: trustDomain must be a string, not a list, in line 1 of mesh"
+        what = 'trustDomain must be a string, not a list, on line 1 of the key "mesh"'
+        assert said == f"{where}: mesh config: {what}"
         await place.patch("istio", mesh="trustDomain: third\n")
         await followed.until(lambda: followed.config and followed.config.trust_domain == "third")
         await place.delete("istio")

@@ -211,7 +211,8 @@ async def test_what_may_no_longer_be_read_is_said_with_since_when_and_stays(
             lambda: [line for line in followed.said() if "access is denied" in line]
         )
         assert "so the last known state stays in use" in said
-        assert source.staleness().startswith("peerauthentications.security.istio.io cannot be read since 20")
+        stale = "peerauthentications.security.istio.io have been unreadable since 20"
+        assert source.staleness().startswith(stale)
         assert source.pending_reason() == ""
         assert source.stale_seconds() > 0
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
@@ -225,8 +226,8 @@ async def test_kinds_that_a_cluster_lacks_are_waited_for(server: FakeApiServer, 
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: len(followed.said()) == 4)
         assert (
-            "peerauthentications.security.istio.io: cannot be watched, so no sidecar is configured: the cluster has no "
-            "such kind (run xds install-crds)" in followed.said()
+            "peerauthentications.security.istio.io: cannot be watched, so sidecars get no configuration until "
+            "this is fixed: the cluster has no such kind (run xds install-crds)" in followed.said()
         )
         asked = len(server.asked_for("discovery security.istio.io"))
         await followed.until(lambda: len(server.asked_for("discovery security.istio.io")) > asked + 5)
@@ -260,7 +261,7 @@ async def test_objects_of_a_kind_that_disappears_stay_in_force(server: FakeApiSe
         assert said.startswith(
             "peerauthentications.security.istio.io: cannot be watched, so the last known state stays in use: "
         )
-        assert "peerauthentications.security.istio.io cannot be read since" in source.staleness()
+        assert "peerauthentications.security.istio.io have been unreadable since" in source.staleness()
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
         server.serve_istio()
         await followed.until(lambda: not followed.facts)
@@ -332,7 +333,7 @@ async def test_what_is_known_stays_while_the_server_is_away_and_it_is_said_since
         await followed.until(lambda: len(followed.said()) == 1)
         assert source.pending_reason() == ""
         standing = source.staleness()
-        assert standing.startswith(f"the API server at {server.url} cannot be reached since 20")
+        assert standing.startswith(f"the API server at {server.url} has been unreachable since 20")
         assert "s); the last known state stays in use: Cannot connect" in standing
         await put(server, policy("DISABLE"))
         await server.start()
