@@ -207,7 +207,7 @@ async def test_a_sidecar_that_is_not_there_is_believed_in_and_nobody_else_is_tou
         assert client
         assert found
         decision = decide(followed.mesh, client, found, found.ports[0], endpoints()[0])
-        assert decision.mode is Send.MTLS
+        assert decision.send is Send.MTLS
         moved = {key for key, version in followed.view().items() if before.get(key) != version}
         # Its own configuration, its own clusters and endpoints, and the one table of routes that names all services.
         others = {

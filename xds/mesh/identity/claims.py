@@ -21,7 +21,10 @@ from xds.mesh.identity import AUDIENCE
 from xds.mesh.model.objects import Pod
 
 CLOCK_SKEW = timedelta(minutes=5)
-"""Tolerance for expired tokens, because the local clock can be fast. Within it, the issuer decides."""
+"""Tolerance for expired tokens, because the local clock can be fast.
+
+Tokens that expired less than this long ago are left to the API server.
+"""
 
 _MAX_TOKEN_LENGTH = 16 * 1024
 """Maximum length of a token in characters. Kubernetes tokens have fewer than 2,000."""
