@@ -42,7 +42,7 @@ def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
 
 
 def sidecar_ports(mesh: Mesh) -> frozenset[int]:
-    """Return the ports that an intercepting sidecar binds on all addresses. Other listeners cannot use them."""
+    """Return the ports that intercepting sidecars bind on all addresses. Other listeners cannot use them."""
     return mesh.config.own_ports(Interception.REDIRECT)
 
 
