@@ -1,4 +1,4 @@
-"""Publisher for the problems of objects: in `status.conditions` if the kind has a status, else as Events.
+"""Publish the problems of objects, in `status.conditions` if the kind has a status, otherwise as Events.
 
 There are two conditions, and each exists only while it is False. `Accepted: False` means that the object is
 rejected; its last valid version stays in use or, without one, the object fails closed. `Enforced: False`

@@ -14,7 +14,7 @@ from xds.mesh.policy.mtls import Decision, ModeDecision, Reason, Send, decide, e
 
 
 class Result(StrEnum):
-    """How a client connects, or that the connection fails."""
+    """Result of a connection: mutual TLS, plaintext or failure."""
 
     MTLS = "mtls"
     PLAINTEXT = "plaintext"
@@ -57,7 +57,7 @@ class Outcome:
     endpoint: Endpoint | None
     """Endpoint that the load balancer picks; None if the service port has no ready endpoint."""
     result: Result
-    """How the client connects, or that the connection fails."""
+    """Result of the connection."""
     reason: Reason | Failure
     """Rule that decided, or why the connection fails."""
     decided_by: tuple[Ref, ...] = ()

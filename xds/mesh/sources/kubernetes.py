@@ -226,7 +226,7 @@ class Kubernetes:
             problem = Problem(
                 where=str(self._config_map),
                 what='has no key "mesh"; the defaults apply',
-                hint="add the key 'mesh' with Istio's MeshConfig as YAML",
+                hint='add the key "mesh" with an Istio MeshConfig as YAML',
                 notice=True,
             )
             return replace(self._default, problems=(*self._default.problems, problem))
