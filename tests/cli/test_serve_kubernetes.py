@@ -37,8 +37,8 @@ async def test_serve_survives_an_outage_of_the_api_server(server: FakeApiServer,
         assert not serve.logged("serves private keys"), "on Kubernetes a key requires authentication"
         assert "xds_source_stale_seconds 0.0" in (await serve.get("/metrics"))[1]
         await server.stop()
-        text = await serve.wait_ready(200, "cannot be reached since", "stays in use")
-        assert text.startswith(f"ready: the API server at {server.url} cannot be reached since 20")
+        text = await serve.wait_ready(200, "has been unreachable since", "stays in use")
+        assert text.startswith(f"ready: the API server at {server.url} has been unreachable since 20")
         _, metrics = await serve.get("/metrics")
         assert "xds_source_stale_seconds 0.0" not in metrics
         await server.start()

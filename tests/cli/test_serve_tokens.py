@@ -23,7 +23,7 @@ from tests.server.doors import DENIED, SDS, UNPROVEN
 from tests.server.proxies import REQUEST, RESPONSE, Client
 from tests.support.loopback import free_port
 from xds.codec import message_class
-from xds.mesh.identity.claims import Caller, Credential
+from xds.mesh.identity.claims import Caller, CredentialKind
 from xds.mesh.identity.state_dir import TOKEN_KEY_FILE, load_or_create_token_key, roots
 from xds.mesh.identity.tokens import TokenKey
 from xds.snapshot import SECRET
@@ -75,7 +75,11 @@ class Site:
     ) -> str:
         """Return a token as `xds token` signs it, issued `age` seconds ago, with a lifetime of one minute."""
         caller = Caller(
-            namespace=namespace, service_account=account, pod=pod, pod_uid=uid, credential=Credential.TOKEN
+            namespace=namespace,
+            service_account=account,
+            pod=pod,
+            pod_uid=uid,
+            credential=CredentialKind.TOKEN,
         )
         issued = datetime.now(UTC) - timedelta(seconds=age)
         return (key or load_or_create_token_key(self.state)).issue(caller, issued, timedelta(minutes=1))

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from xds.cli import app
 from xds.cli.token_files import TokenFiles
 from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.claims import Caller, Credential, UnauthenticatedError
+from xds.mesh.identity.claims import Caller, CredentialKind, UnauthenticatedError
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.state_dir import (
     MORE_ROOTS_FILE,
@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 def caller(account: str, pod: str = "web-0", uid: str = "") -> Caller:
     return Caller(
-        namespace="shop", service_account=account, pod=pod, pod_uid=uid, credential=Credential.TOKEN
+        namespace="shop", service_account=account, pod=pod, pod_uid=uid, credential=CredentialKind.TOKEN
     )
 
 
@@ -93,7 +93,7 @@ def test_token_without_a_pod_is_for_admins(state: Path) -> None:
     done = xds("--service-account", "ops/admin", "--state-dir", state)
     assert (done.exit_code, done.stderr) == (0, "")
     assert verify(state, done.stdout.strip()) == Caller(
-        namespace="ops", service_account="admin", credential=Credential.TOKEN
+        namespace="ops", service_account="admin", credential=CredentialKind.TOKEN
     )
 
 

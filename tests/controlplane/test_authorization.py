@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from tests.controlplane.world import NOW, STREAM, node, published, running, service
 from tests.controlplane.world import pod as make_pod
 from xds.mesh.controlplane.authorization import NO_KEY, UNKNOWN_BUDGETS, budget_key
-from xds.mesh.identity.claims import Caller, Credential
+from xds.mesh.identity.claims import Caller, CredentialKind
 from xds.mesh.model.objects import Change, Pod, Ref
 from xds.protocol.events import Subscribed
 from xds.protocol.limits import Budgets, LimitError, Limits
@@ -27,8 +27,8 @@ from xds.server.fetch import fetch
 from xds.server.proxies import open_subscriber
 from xds.snapshot import CLUSTER, SECRET
 
-CERTIFICATE = Caller(namespace="shop", service_account="web", credential=Credential.CERTIFICATE)
-TOKEN = Caller(namespace="shop", service_account="web", pod="a", pod_uid="1", credential=Credential.TOKEN)
+CERTIFICATE = Caller(namespace="shop", service_account="web", credential=CredentialKind.CERTIFICATE)
+TOKEN = Caller(namespace="shop", service_account="web", pod="a", pod_uid="1", credential=CredentialKind.TOKEN)
 SECRETS = replace(STREAM, type_url=SECRET)
 
 

@@ -24,7 +24,7 @@ import grpc.aio
 from tests.server.proxies import REQUEST
 from tests.support.controlplane import ControlPlane
 from tests.support.loopback import free_port
-from xds.mesh.identity.claims import Caller, Credential
+from xds.mesh.identity.claims import Caller, CredentialKind
 from xds.mesh.identity.state_dir import load_or_create_token_key, roots
 
 MIB = 1 << 20
@@ -90,7 +90,7 @@ class Target(ControlPlane):
         """Return a token of a service account (NAMESPACE/NAME), bound to a pod of that namespace if given."""
         namespace, _, name = account.partition("/")
         caller = Caller(
-            namespace=namespace, service_account=name, pod=pod, pod_uid="", credential=Credential.TOKEN
+            namespace=namespace, service_account=name, pod=pod, pod_uid="", credential=CredentialKind.TOKEN
         )
         return load_or_create_token_key(self.state).issue(caller, datetime.now(UTC), timedelta(hours=1))
 

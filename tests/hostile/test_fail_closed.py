@@ -425,7 +425,9 @@ async def test_kinds_that_become_unreadable_keep_their_policies(
         await eventually(running.has_been_told_nothing, timeout=TIMEOUT)
         for number in (1, 2):
             assert not (await running.served(number)).takes_plaintext
-        await running.wait_ready(200, f"ready: {POLICIES}, {PEERS} cannot be read since", "stays in use")
+        await running.wait_ready(
+            200, f"ready: {POLICIES}, {PEERS} have been unreadable since", "stays in use"
+        )
         allow(server, "policies")
         server.serve("peerauthentications", "security.istio.io", "v1")
         await running.wait_ready(200, "ready\n")

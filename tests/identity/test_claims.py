@@ -11,7 +11,7 @@ import pytest
 from tests.identity.credentials import certificate, token
 from xds.mesh.identity import claims
 from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.claims import Caller, Credential, Identity, UnauthenticatedError
+from xds.mesh.identity.claims import Caller, CredentialKind, IdentityPattern, UnauthenticatedError
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.objects import Meta, Pod, Ref
 
@@ -79,7 +79,11 @@ def test_obviously_invalid_token_is_not_reviewed(credential, why):
 
 def test_token_review_identifies_account_and_pod():
     assert claims.from_review(review()) == Caller(
-        namespace="full", service_account="sleep", pod="sleep-1", pod_uid="11-22", credential=Credential.TOKEN
+        namespace="full",
+        service_account="sleep",
+        pod="sleep-1",
+        pod_uid="11-22",
+        credential=CredentialKind.TOKEN,
     )
 
 
@@ -115,7 +119,7 @@ def test_unauthenticated_token_review_is_rejected(status, why):
 def test_issued_certificate_identifies_the_account():
     leaf = CA.issue(SLEEP, NOW)
     assert claims.from_certificate(leaf.chain, MESH, NOW) == Caller(
-        namespace="full", service_account="sleep", credential=Credential.CERTIFICATE
+        namespace="full", service_account="sleep", credential=CredentialKind.CERTIFICATE
     )
 
 
@@ -151,10 +155,10 @@ def test_invalid_certificate_is_rejected(credential, why):
 
 
 TOKEN = Caller(
-    namespace="full", service_account="sleep", pod="sleep-1", pod_uid="11-22", credential=Credential.TOKEN
+    namespace="full", service_account="sleep", pod="sleep-1", pod_uid="11-22", credential=CredentialKind.TOKEN
 )
 UNBOUND = replace(TOKEN, pod="", pod_uid="")
-CERTIFICATE = Caller(namespace="full", service_account="sleep", credential=Credential.CERTIFICATE)
+CERTIFICATE = Caller(namespace="full", service_account="sleep", credential=CredentialKind.CERTIFICATE)
 
 
 def pod(account: str = "sleep", uid: str = "11-22") -> Pod:
@@ -188,7 +192,7 @@ def test_other_callers_may_not_act_for_the_pod(caller, namespace, name, known, w
 
 @pytest.mark.parametrize("text", ["full/sleep", SLEEP, "spiffe://old.example/ns/full/sa/sleep"])
 def test_identity_is_parsed_from_account_or_spiffe_id(text):
-    identity = Identity.parse(text)
+    identity = IdentityPattern.parse(text)
     assert identity.matches(TOKEN, MESH)
     assert identity.matches(CERTIFICATE, MESH)
     assert not identity.matches(replace(TOKEN, namespace="legacy"), MESH)
@@ -196,7 +200,7 @@ def test_identity_is_parsed_from_account_or_spiffe_id(text):
 
 
 def test_identity_of_another_trust_domain_does_not_match():
-    assert not Identity.parse("spiffe://other/ns/full/sa/sleep").matches(TOKEN, MESH)
+    assert not IdentityPattern.parse("spiffe://other/ns/full/sa/sleep").matches(TOKEN, MESH)
 
 
 @pytest.mark.parametrize(
@@ -204,4 +208,4 @@ def test_identity_of_another_trust_domain_does_not_match():
 )
 def test_invalid_identity_is_rejected(text):
     with pytest.raises(ValueError, match="is neither NAMESPACE/SERVICE_ACCOUNT nor"):
-        Identity.parse(text)
+        IdentityPattern.parse(text)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.identity.credentials import token
-from xds.mesh.identity.claims import Caller, Credential, UnauthenticatedError
+from xds.mesh.identity.claims import Caller, CredentialKind, UnauthenticatedError
 from xds.mesh.identity.keys import IdentityError
 from xds.mesh.identity.tokens import TokenKey
 
@@ -19,9 +19,9 @@ NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 KEY = TokenKey.generate()
 WEB = Caller(
-    namespace="shop", service_account="seller", pod="web-0", pod_uid="11-22", credential=Credential.TOKEN
+    namespace="shop", service_account="seller", pod="web-0", pod_uid="11-22", credential=CredentialKind.TOKEN
 )
-UNBOUND = Caller(namespace="ops", service_account="admin", credential=Credential.TOKEN)
+UNBOUND = Caller(namespace="ops", service_account="admin", credential=CredentialKind.TOKEN)
 
 
 def read(part: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.support.listening import listen
 from xds.mesh.identity.claims import (
     AuthenticationUnavailableError,
     Caller,
-    Credential,
+    CredentialKind,
     RateLimitedError,
     UnauthenticatedError,
 )
@@ -26,7 +26,7 @@ from xds.mesh.kube.tokens import TokenReviewer
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 PEER = "ipv4:10.0.0.7:4711"
-SLEEP = Caller(namespace="full", service_account="sleep", credential=Credential.TOKEN)
+SLEEP = Caller(namespace="full", service_account="sleep", credential=CredentialKind.TOKEN)
 
 
 def make_token(name: str = "good", *, minutes: float = 60) -> str:

@@ -205,7 +205,7 @@ async def test_false_sidecar_label_affects_only_its_own_pod(
         assert client
         assert liar
         decision = decide(followed.mesh, client, liar, liar.ports[0], endpoints()[0])
-        assert decision.mode is Send.MTLS
+        assert decision.send is Send.MTLS
         moved = {key for key, version in followed.view().items() if before.get(key) != version}
         # Only its own resources change, and the route table that lists all services.
         others = {

@@ -296,10 +296,10 @@ async def test_kind_without_a_status_gets_one_event(world: World) -> None:
 async def test_bad_settings_get_an_event_on_their_config_map(world: World) -> None:
     maps = f"/api/v1/namespaces/{world.namespace}/configmaps"
     await world.api.create(maps, {"metadata": {"name": "xds"}, "data": {"mesh": "enableAutoMtls: maybe"}})
-    world.refuse("ConfigMap", "xds", "must be true or false, in line 1 of mesh")
+    world.refuse("ConfigMap", "xds", 'must be true or false, on line 1 of the key "mesh"')
     assert await world.reconcile()
     (event,) = await world.events("ConfigMap")
-    assert event["message"] == "must be true or false, in line 1 of mesh"
+    assert event["message"] == 'must be true or false, on line 1 of the key "mesh"'
 
 
 def without_status(version: Manifest) -> None:

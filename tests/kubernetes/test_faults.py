@@ -20,7 +20,7 @@ from xds.mesh.kube.crds import install
 pytestmark = [pytest.mark.usefixtures("controllers"), pytest.mark.timeout(300)]
 
 USER = "control-plane"
-OUTDATED = r"ready: the API server .+ cannot be reached since \S+Z \(\d{1,3} s\); .+"
+OUTDATED = r"ready: the API server .+ has been unreachable since \S+Z \(\d{1,3} s\); .+"
 
 
 @pytest.fixture

@@ -143,12 +143,16 @@ async def test_options_override_the_settings_in_the_config_map(place: Place) -> 
         await followed.until(lambda: followed.config and followed.config.trust_domain == "first")
         assert not followed.config.enable_auto_mtls
         notices = [line for line in followed.messages(notices=True) if line.startswith(where)]
-        assert notices == [f"{where}: mesh config: defaultConfig has no effect here, in line 3 of mesh"]
+        assert notices == [
+            f'{where}: mesh config: defaultConfig has no effect here, on line 3 of the key "mesh"'
+        ]
         await place.patch("istio", mesh="trustDomain: [second]\n")
         [message] = await followed.until(
             lambda: [line for line in followed.messages() if line.startswith(where)]
         )
-        assert message == f"{where}: mesh config: trustDomain must be a string, not a list, in line 1 of mesh"
+        assert message == (
+            f'{where}: mesh config: trustDomain must be a string, not a list, on line 1 of the key "mesh"'
+        )
         await place.patch("istio", mesh="trustDomain: third\n")
         await followed.until(lambda: followed.config and followed.config.trust_domain == "third")
         await place.delete("istio")

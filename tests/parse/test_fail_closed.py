@@ -36,12 +36,12 @@ def read(kind: str, version: str, spec: str, name: str = "x", more: str = "") ->
 
 
 def closed(parsed: Parsed) -> Fact:
-    assert parsed.fail_closed
-    assert parsed.fails_closed.fact is parsed.fail_closed.fact
-    said = [problem.what for problem in parsed.fails_closed.problems if not problem.notice]
-    assert said[0].endswith(f"; until it is repaired, {parsed.fail_closed.effect}")
+    assert parsed.replacement
+    assert parsed.with_replacement().fact is parsed.replacement.fact
+    said = [problem.what for problem in parsed.with_replacement().problems if not problem.notice]
+    assert said[0].endswith(f"; until it is repaired, {parsed.replacement.effect}")
     assert len(said) == len([problem for problem in parsed.problems if not problem.notice])
-    return parsed.fail_closed.fact
+    return parsed.replacement.fact
 
 
 PEERS: dict[str, tuple[str, dict[str, str], bool]] = {
@@ -183,7 +183,7 @@ def test_object_with_only_a_name_fails_closed() -> None:
         parsed = unreadable(
             kind, Ref(kind.name, "ns" if kind.namespaced else "", "x"), Problem(where="x", what="y")
         )
-        if parsed.fail_closed:
+        if parsed.replacement:
             found[kind.name] = closed(parsed)
     peer, policy, rule = (found[name] for name in ("PeerAuthentication", "Policy", "DestinationRule"))
     assert isinstance(peer, PeerAuthentication)
@@ -209,4 +209,4 @@ def test_services_with_unknown_ports_are_named() -> None:
     labels = ", labels: {kubernetes.io/service-name: web}"
     listed = closed(read("EndpointSlice", "discovery.k8s.io/v1", "1, addressType: X", "web-1", labels))
     assert listed == UnknownService(meta=listed.meta, service="web")
-    assert read("EndpointSlice", "discovery.k8s.io/v1", "1, addressType: X").fail_closed is None
+    assert read("EndpointSlice", "discovery.k8s.io/v1", "1, addressType: X").replacement is None

@@ -643,4 +643,4 @@ def test_ignored_parts_of_a_service_get_a_notice() -> None:
 
 def test_allow_tls_of_alpha_policy_is_ignored() -> None:
     [line] = notices(POLICY % ("default", "peers: [{mtls: {allowTls: true}}]"))
-    assert "is ignored: a client certificate is always requested" in line
+    assert "is ignored: a client certificate is always required when the sidecar terminates TLS" in line

@@ -273,7 +273,7 @@ class Proxies:
                     server = endpoint.pod
                     assert isinstance(server, Pod)
                     mode = served_mode(mesh, server, endpoint.port).mode
-                    if decide(mesh, client, web, port, endpoint).mode in ACCEPTED_SENDS[mode]:
+                    if decide(mesh, client, web, port, endpoint).send in ACCEPTED_SENDS[mode]:
                         found.add((name, (server.ref, endpoint.port)))
         return found
 

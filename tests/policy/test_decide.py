@@ -127,7 +127,7 @@ def test_a_client_sends(facts, config, client, target, mode, reason, because):
     found = decide(
         world, world.pod("ns", client), world.service("ns", target), HTTP, only_endpoint(world, "ns", target)
     )
-    assert (found.mode, found.reason, found.decided_by and str(found.decided_by)) == (mode, reason, because)
+    assert (found.send, found.reason, found.decided_by and str(found.decided_by)) == (mode, reason, because)
 
 
 def test_port_settings_without_tls_use_auto_mtls():
@@ -135,8 +135,8 @@ def test_port_settings_without_tls_use_auto_mtls():
     world = mesh(*BASE, rule("ns", HOST, policy=ported))
     service_ = world.service("ns", "server")
     endpoint = only_endpoint(world, "ns", "server")
-    assert decide(world, CLIENT, service_, HTTP, endpoint).mode == "mtls"
-    assert decide(world, CLIENT, service_, service_.ports[1], endpoint).mode == "plaintext"
+    assert decide(world, CLIENT, service_, HTTP, endpoint).send == "mtls"
+    assert decide(world, CLIENT, service_, service_.ports[1], endpoint).send == "plaintext"
 
 
 def test_subset_overrides_and_inherits_fields():
@@ -147,7 +147,7 @@ def test_subset_overrides_and_inherits_fields():
     base = rule("", "", "ISTIO_MUTUAL").policy
     world = mesh(*BASE, rule("ns", HOST, policy=base, subsets=subsets))
     args = world, CLIENT, world.service("ns", "server"), HTTP, only_endpoint(world, "ns", "server")
-    assert [decide(*args, subset).mode for subset in ("", "open", "same")] == ["mtls", "plaintext", "mtls"]
+    assert [decide(*args, subset).send for subset in ("", "open", "same")] == ["mtls", "plaintext", "mtls"]
 
 
 def test_objects_overridden_by_the_rule_are_named():

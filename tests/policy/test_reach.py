@@ -164,8 +164,8 @@ def test_service_with_and_without_sidecars_gets(mode, vistio, vlegacy):
     )
     multi = world.service("apps", "multi")
     by_pod = {endpoint.pod.name: endpoint for endpoint in world.endpoints(multi, HTTP)}
-    assert decide(world, PODS[0], multi, HTTP, by_pod["istio"], "vistio").mode == vistio
-    assert decide(world, PODS[0], multi, HTTP, by_pod["legacy"], "vlegacy").mode == vlegacy
+    assert decide(world, PODS[0], multi, HTTP, by_pod["istio"], "vistio").send == vistio
+    assert decide(world, PODS[0], multi, HTTP, by_pod["legacy"], "vlegacy").send == vlegacy
     results = {o.endpoint.pod.name: str(o.result) for o in predict(world, [PODS[0]], [(multi, HTTP)])}
     assert (
         results

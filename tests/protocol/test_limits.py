@@ -137,7 +137,7 @@ def test_bytes_of_names_are_limited(variant):
 def test_initial_versions_count_towards_the_size():
     stream = Stream(Variant.DELTA, limits=LIMITS)
     stream.ask("CDS", initial={"a": "x" * 40, "b": "x" * 40})
-    assert (stream.session.names, stream.session.size) == (2, 82)
+    assert (stream.session.name_count, stream.session.size) == (2, 82)
     with pytest.raises(LimitError, match="names of 112 bytes"):
         stream.ask("EDS", "y" * 30)
     stream = Stream(Variant.SOTW, limits=LIMITS)
@@ -153,7 +153,7 @@ def test_unanswered_removals_count_until_they_are_answered():
     with pytest.raises(LimitError, match="this stream has 6 names"):
         stream.ask("EDS", "d", "e", "f", unsubscribe=("a", "b", "c"))
     stream.ack("EDS")
-    assert (stream.session.names, stream.session.size) == (3, 3)
+    assert (stream.session.name_count, stream.session.size) == (3, 3)
 
 
 def test_replaced_subscription_leaves_nothing_behind(variant):
@@ -165,9 +165,16 @@ def test_replaced_subscription_leaves_nothing_behind(variant):
         stream.ask("EDS", *names, unsubscribe=gone)
         stream.settle()
     watch = stream.session._watches[ENDPOINT]
-    assert stream.session.names == 3
+    assert stream.session.name_count == 3
     assert stream.session.size == len("".join(names))
-    kept = (watch.sent, watch._dirty, watch._forced, watch._awaited, watch.lingering, watch.still_subscribed)
+    kept = (
+        watch.sent,
+        watch._dirty,
+        watch._forced,
+        watch._forced_until_nack,
+        watch.lingering,
+        watch.still_subscribed,
+    )
     assert all(len(each) <= 3 for each in kept)
     assert not watch.acks.unanswered
 

@@ -22,7 +22,7 @@ from xds.codec import to_json_dict
 from xds.mesh.envoy.bootstrap import TokenFile, bootstrap
 from xds.mesh.identity.auth import Authentication
 from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.claims import Caller, Credential, UnauthenticatedError
+from xds.mesh.identity.claims import Caller, CredentialKind, UnauthenticatedError
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.server_tls import ServerCertificate, Trust
 from xds.mesh.model.objects import Interception, Meta, Pod, Ref
@@ -63,7 +63,7 @@ class Site:
         self.shown.put_nowait(token)
         if token not in self.good:
             raise UnauthenticatedError("the token expired")
-        return Caller(namespace="ns", service_account=token, credential=Credential.TOKEN)
+        return Caller(namespace="ns", service_account=token, credential=CredentialKind.TOKEN)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[XdsServer]:

@@ -23,8 +23,8 @@ from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.claims import (
     AuthenticationUnavailableError,
     Caller,
-    Credential,
-    Identity,
+    CredentialKind,
+    IdentityPattern,
     RateLimitedError,
     UnauthenticatedError,
 )
@@ -48,7 +48,7 @@ TRUST_DOMAINS = ("cluster.local",)
 
 def caller(namespace: str, account: str, pod: str = "", uid: str = "") -> Caller:
     return Caller(
-        namespace=namespace, service_account=account, pod=pod, pod_uid=uid, credential=Credential.TOKEN
+        namespace=namespace, service_account=account, pod=pod, pod_uid=uid, credential=CredentialKind.TOKEN
     )
 
 
@@ -122,7 +122,9 @@ async def opened() -> AsyncIterator[Site]:
         await controller.ready.wait()
         own = ServerCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
         authentication = Authentication(lambda: TRUST_DOMAINS, judge)
-        admins = AdminAuthorizer(authentication, [Identity("istio-system", "xds")], lambda: TRUST_DOMAINS)
+        admins = AdminAuthorizer(
+            authentication, [IdentityPattern("istio-system", "xds")], lambda: TRUST_DOMAINS
+        )
         server = XdsServer(
             controller,
             "127.0.0.1:0",

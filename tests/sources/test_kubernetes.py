@@ -214,7 +214,8 @@ async def test_kind_that_becomes_forbidden_keeps_its_objects(server: FakeApiServ
             lambda: [line for line in followed.messages() if "access is denied" in line]
         )
         assert "so the last known state stays in use" in message
-        assert source.staleness().startswith("peerauthentications.security.istio.io cannot be read since 20")
+        stale = "peerauthentications.security.istio.io have been unreadable since 20"
+        assert source.staleness().startswith(stale)
         assert source.pending_reason() == ""
         assert source.stale_seconds() > 0
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
@@ -228,9 +229,8 @@ async def test_start_waits_for_missing_kinds(server: FakeApiServer, api: KubeApi
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: len(followed.messages()) == 4)
         assert (
-            "peerauthentications.security.istio.io: cannot be watched, so no sidecar is configured: the "
-            "cluster has no "
-            "such kind (run xds install-crds)" in followed.messages()
+            "peerauthentications.security.istio.io: cannot be watched, so sidecars get no configuration until "
+            "this is fixed: the cluster has no such kind (run xds install-crds)" in followed.messages()
         )
         requests = len(server.requests_for("discovery security.istio.io"))
         await followed.until(lambda: len(server.requests_for("discovery security.istio.io")) > requests + 5)
@@ -264,7 +264,7 @@ async def test_kind_that_disappears_keeps_its_objects(server: FakeApiServer, api
         assert message.startswith(
             "peerauthentications.security.istio.io: cannot be watched, so the last known state stays in use: "
         )
-        assert "peerauthentications.security.istio.io cannot be read since" in source.staleness()
+        assert "peerauthentications.security.istio.io have been unreadable since" in source.staleness()
         assert refs(followed.facts) == {"PeerAuthentication shop/default"}
         server.serve_istio()
         await followed.until(lambda: not followed.facts)

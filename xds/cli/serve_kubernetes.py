@@ -21,7 +21,7 @@ from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
-from xds.mesh.identity.claims import Identity
+from xds.mesh.identity.claims import IdentityPattern
 from xds.mesh.identity.server_tls import service_names
 from xds.mesh.inject import InjectionSettings
 from xds.mesh.inject.webhook import WebhookServer
@@ -138,7 +138,7 @@ async def _build_components(
     return Components(controller, effects, tasks, listeners, metrics)
 
 
-async def _own_identity(api: KubeApi) -> tuple[Identity, ...]:
+async def _own_identity(api: KubeApi) -> tuple[IdentityPattern, ...]:
     """Return the control plane's own identity, if the API server reports a service account."""
     try:
         namespace, account = await own_account(api)
@@ -148,7 +148,7 @@ async def _own_identity(api: KubeApi) -> tuple[Identity, ...]:
             problem=str(error),
         )
         return ()
-    return (Identity(namespace, account),) if account else ()
+    return (IdentityPattern(namespace, account),) if account else ()
 
 
 class _Webhook:

@@ -102,8 +102,8 @@ def status(
 
     Queries a running control plane with the gRPC services xds.mesh.v1.Proxies and xds.mesh.v1.Rollouts.
 
-    Exit status: 0 all sidecars are synced, 1 a sidecar is not synced, rejected a resource or is not
-    connected, 2 no sidecar is connected or wrong usage, 3 the control plane cannot be reached. With
+    Exit status: 0 all sidecars are synced, 1 a sidecar is not synced, rejected a resource, or is known but
+    not connected, 2 nothing to check or wrong usage, 3 the control plane cannot be reached. With
     --rollout: 0 no transition is in progress, 1 a transition is in progress or skipped a lagging sidecar.
     """
     if "" in (proxy, namespace):

@@ -13,7 +13,7 @@ from xds.cli.options import Address, fail, parse_address
 from xds.cli.runtime import SecureListeners
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity.auth import AdminAuthorizer, Authentication, TokenVerifier
-from xds.mesh.identity.claims import Identity
+from xds.mesh.identity.claims import IdentityPattern
 from xds.mesh.identity.keys import IdentityError
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.identity.server_tls import ServerCertificate, Trust
@@ -102,7 +102,7 @@ class TlsListeners:
     """Address for clients with a certificate; None if there is no such listener."""
     names: tuple[str, ...]
     """Additional names in the server certificate."""
-    admins: tuple[Identity, ...]
+    admins: tuple[IdentityPattern, ...]
     """Identities that may use the admin services."""
 
     @property
@@ -122,7 +122,7 @@ class TlsListeners:
         *,
         token_verifier: TokenVerifier | None,
         service_names: Iterable[str] = (),
-        own_identity: Iterable[Identity] = (),
+        own_identity: Iterable[IdentityPattern] = (),
     ) -> SecureListeners | None:
         """Return the TLS listeners for the xDS server; None if there are no addresses.
 
@@ -161,9 +161,9 @@ class TlsListeners:
         )
 
 
-def _parse_identity(text: str) -> Identity:
+def _parse_identity(text: str) -> IdentityPattern:
     try:
-        return Identity.parse(text)
+        return IdentityPattern.parse(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="'--admin-identity'") from error
 

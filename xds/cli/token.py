@@ -14,7 +14,7 @@ from xds.cli.manifests import UNREADABLE, find_pod
 from xds.cli.options import fail, print_problems
 from xds.cli.token_files import CallerLookup, ManifestPods, TokenFiles
 from xds.cli.token_files import renew as renew_files
-from xds.mesh.identity.claims import Caller, Credential, Identity
+from xds.mesh.identity.claims import Caller, CredentialKind, IdentityPattern
 from xds.mesh.identity.state_dir import StateError, load_or_create_token_key
 from xds.mesh.parse import names
 
@@ -145,12 +145,12 @@ def _write(files: TokenFiles, *, renew: bool) -> None:
 
 def _unbound_caller(identity: str) -> Caller:
     try:
-        namespace, account, trust_domain = Identity.parse(identity)
+        namespace, account, trust_domain = IdentityPattern.parse(identity)
     except ValueError:
         trust_domain = identity
     if trust_domain:
         fail(f"--service-account {identity}: must be NAMESPACE/NAME if no pod is set")
-    return Caller(namespace=namespace, service_account=account, credential=Credential.TOKEN)
+    return Caller(namespace=namespace, service_account=account, credential=CredentialKind.TOKEN)
 
 
 def _lookup_without_manifests(pod_names: Iterable[str], account: str) -> CallerLookup:
@@ -162,7 +162,7 @@ def _lookup_without_manifests(pod_names: Iterable[str], account: str) -> CallerL
         if names.subdomain(pod) or names.label(namespace):
             fail(f"{name!r} is not POD.NAMESPACE, such as web-0.shop")
         callers[name] = Caller(
-            namespace=namespace, service_account=account, pod=pod, credential=Credential.TOKEN
+            namespace=namespace, service_account=account, pod=pod, credential=CredentialKind.TOKEN
         )
     return lambda: callers
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 import structlog
 
 from xds.mesh.identity import state_dir
-from xds.mesh.identity.claims import Caller, Credential
+from xds.mesh.identity.claims import Caller, CredentialKind
 from xds.mesh.identity.tokens import TokenKey
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
@@ -65,7 +65,7 @@ def caller_of_pod(pod: Pod) -> Caller:
         service_account=pod.service_account,
         pod=pod.name,
         pod_uid=pod.meta.uid,
-        credential=Credential.TOKEN,
+        credential=CredentialKind.TOKEN,
     )
 
 

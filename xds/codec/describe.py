@@ -81,15 +81,15 @@ def describe(module: ModuleType) -> FileDescriptorProto:
     package = package_of(module.__name__)
     file = FileDescriptorProto(name=file_name(package), package=package, syntax="proto3")
     references: _References = set()
-    nests: dict[str, DescriptorProto] = {}
+    messages: dict[str, DescriptorProto] = {}
     for cls in sorted(_classes(module, _is_message), key=lambda cls: full_name(cls).count(".")):
         path = full_name(cls).removeprefix(package + ".")
         outer, _, name = path.rpartition(".")
-        nests[path] = (nests[outer].nested_type if outer else file.message_type).add(name=name)
-        _describe_fields(cls, nests[path], references)
+        messages[path] = (messages[outer].nested_type if outer else file.message_type).add(name=name)
+        _describe_fields(cls, messages[path], references)
     for cls in _classes(module, _is_enum):
         outer, _, name = enum_name(cls).removeprefix(package + ".").rpartition(".")
-        _describe_enum(cls, (nests[outer] if outer else file).enum_type.add(name=name))
+        _describe_enum(cls, (messages[outer] if outer else file).enum_type.add(name=name))
     for cls in _classes(module, _is_service):
         _describe_service(cls, file, references)
     file.dependency.extend(sorted({_file_of(cls) for cls in references} - {file.name}))

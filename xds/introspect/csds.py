@@ -45,7 +45,7 @@ _MATCHES: Final[dict[str, Callable[[str, str], bool]]] = {
     "contains": str.__contains__,
 }
 _NodeFilter: TypeAlias = Callable[[str], bool]
-"""Returns whether a request selects the node with an ID."""
+"""Returns whether a request selects the node with the given ID."""
 
 
 class _TooLargeError(Exception):

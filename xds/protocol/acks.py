@@ -13,7 +13,8 @@ from xds.protocol.wire import ErrorDetail
 MAX_UNANSWERED = 64
 """Maximum number of unanswered responses of one type.
 
-Each is kept in memory. At this limit, sending pauses until the client answers or the session's patience ends.
+Each response is kept in memory. At this limit, sending pauses until the client answers or the session's
+patience ends.
 """
 
 
@@ -48,7 +49,7 @@ class AckTracker:
         "_outdated",
         "acked_at",
         "last_error",
-        "names",
+        "name_count",
         "rejected",
         "resumed",
         "sent_at",
@@ -60,7 +61,7 @@ class AckTracker:
     def __init__(self) -> None:
         self.unanswered: dict[str, Response] = {}
         """Unanswered responses by nonce, oldest first."""
-        self.names = 0
+        self.name_count = 0
         """Number of removed names in the unanswered responses."""
         self.size = 0
         """Size of these names, in bytes."""
@@ -133,7 +134,7 @@ class AckTracker:
         if len(self.unanswered) >= MAX_UNANSWERED:
             self._abandon(next(iter(self.unanswered)))
         self.unanswered[response.nonce] = response
-        self.names += len(response.removed)
+        self.name_count += len(response.removed)
         self.size += size_of(response.removed)
         self.sent_at = response.sent_at
         if self.acked_at is None and not self.last_error and not self.resumed:
@@ -197,7 +198,7 @@ class AckTracker:
 
     def _pop(self, nonce: str) -> Response:
         response = self.unanswered.pop(nonce)
-        self.names -= len(response.removed)
+        self.name_count -= len(response.removed)
         self.size -= size_of(response.removed)
         return response
 

@@ -33,7 +33,7 @@ class DeltaWatch(Watch):
         change = self.subscription.change(subscribe, (*request.unsubscribe, *aliases))
         if not self.requested:
             self.initial_versions = tuple(version for _, version in request.initial_versions)
-            self._initial_names = len(self.initial_versions)
+            self._initial_name_count = len(self.initial_versions)
             self._initial_size = size_of(self.initial_versions) + size_of(
                 [name for name, _ in request.initial_versions]
             )
@@ -58,7 +58,7 @@ class DeltaWatch(Watch):
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the next response, and mark it as sent. A large response is split."""
-        due = self._due()
+        due = self._collect_due()
         if not due and not self._response_due:
             return None
         resources, joined, absent = self._take_part(due)
@@ -147,7 +147,7 @@ class DeltaWatch(Watch):
             return frozenset()
         reported = {name: version for name, version in versions if self.covers(name)}
         self.acks.resumed = bool(reported)
-        self.resumed = bool(reported) and self.type_url == CLUSTER
+        self.may_have_removed_clusters = bool(reported) and self.type_url == CLUSTER
         for name, version in reported.items():
             self.sent[name] = version
             if resource := self.get(name):

@@ -42,11 +42,11 @@ class FullStateWatch(SotwWatch):
         if is_first and self._was_connected and self.type_url == CLUSTER:
             removed = [name for name in self.subscription.names if name not in self.resources]
             self.lingering.update((name, Lingering(None)) for name in removed)
-            self.resumed = bool(removed)
+            self.may_have_removed_clusters = bool(removed)
         return events
 
     @property
-    def waits_for_users(self) -> bool:
+    def waits_for_referrers(self) -> bool:
         """Whether a response would omit resources from an earlier stream that the client may still use."""
         return any(not item.resource and self.covers(name) for name, item in self.lingering.items())
 

@@ -120,7 +120,8 @@ class Session:
         for watch in self._watches.values():
             self._serve(watch, snapshot)
         if previous:
-            # A removed cluster may still wait for its assignment, and Envoy does not ACK it without one.
+            # A lingering cluster may still be warming. Without its assignment, Envoy does not ACK the CDS
+            # response.
             for type_url, name in self._watches[CLUSTER].lingering_refs():
                 self._watch(type_url).linger(name, previous.of(type_url).get(name))
         if not self._watches[CLUSTER].requested:
@@ -157,7 +158,7 @@ class Session:
         watch = self._watch(type_url)
         resumes_warming = type_url == ENDPOINT and not watch.requested and self._resumes_warming(request)
         events += watch.receive(request, now)
-        self._limits.check(self.names, self.size, "this stream has")
+        self._limits.check(self.name_count, self.size, "this stream has")
         if type_url == ENDPOINT:
             self._answer_missing_assignments()
         if resumes_warming:
@@ -168,13 +169,13 @@ class Session:
         return events
 
     @property
-    def names(self) -> int:
+    def name_count(self) -> int:
         """Number of names stored for the client, which `Limits.names` limits."""
-        return sum(watch.names for watch in self._watches.values())
+        return sum(watch.name_count for watch in self._watches.values())
 
     @property
     def size(self) -> int:
-        """Size of these names and of their versions in bytes, which `Limits.size` limits."""
+        """Size in bytes of the names and versions stored for the client, which `Limits.size` limits."""
         return sum(watch.size for watch in self._watches.values())
 
     def expect_no_acks(self) -> None:
@@ -230,8 +231,8 @@ class Session:
     def answered_generation(self, type_url: str) -> int:
         """Return the last generation for which all resources of a type are ACKed or NACKed; -1 for none.
 
-        For a type without a subscription, this is the current generation. If one of the client's resources
-        refers to the type, it is -1, because the client is about to subscribe.
+        For a type without a subscription, return the current generation, or -1 if one of the client's
+        resources refers to the type, because the client is about to subscribe.
         """
         watch = self._watch(type_url)
         if watch.requested or not self._snapshot:
@@ -343,7 +344,7 @@ class Session:
         if watch.type_url in AFTER_CLUSTERS:
             waiting_since.append(self._watches[CLUSTER].acks.waiting_since)
         times = [since + self._patience for since in waiting_since if since is not None]
-        if watch.waits_for_users:
+        if watch.waits_for_referrers:
             times.append(self._serving_since + self._patience)
         if watch.type_url in AFTER_CLUSTERS and self._resumed_warming:
             times.append(self._serving_since + min(_RESUME_TIMEOUT, self._patience))
@@ -394,7 +395,7 @@ class Session:
                 continue
             watch = self._watches[type_url]
             users = [self._watches[user_type] for user_type in user_types if user_type in self._watches]
-            if not watch.lingering or (watch.resumed and self._expects_listeners(now)):
+            if not watch.lingering or (watch.may_have_removed_clusters and self._expects_listeners(now)):
                 continue
             if all(self._is_settled(user) for user in users):
                 watch.release(tuple(watch.lingering))
@@ -434,7 +435,8 @@ class Session:
     def _is_settled(self, user: Watch) -> bool:
         """Whether the client has exactly the current resources of a type, and all resources they refer to.
 
-        Until the connections of a removed listener close, Envoy uses its routes and stays subscribed to them.
+        The client must also have unsubscribed from removed resources. Envoy uses the routes of a removed
+        listener, and stays subscribed to them, until the listener's connections close.
         """
         is_complete = user.synced and all(self._has_arrived(*ref) for ref in user.refs())
         return is_complete and not user.lingering and not user.still_subscribed

@@ -59,7 +59,7 @@ class SotwWatch(Watch):
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the next response, and mark it as sent."""
-        due = self._due()
+        due = self._collect_due()
         if not due and not self._response_due:
             return None
         content = self._content(due)
@@ -168,7 +168,7 @@ class SotwWatch(Watch):
 
     def _send_absence(self, name: str) -> None:
         self.add_empty((name,))
-        self._awaited.add(name)
+        self._forced_until_nack.add(name)
 
 
 @lru_cache(maxsize=1 << 12)

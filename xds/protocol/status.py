@@ -164,7 +164,7 @@ def wait_reason(
     if watch.pending:
         if watch.type_url in AFTER_CLUSTERS and clusters is not None:
             return WaitReason(reason=CLUSTER, since=clusters)
-        return WaitReason(reason=LISTENER if watch.waits_for_users else READ, since=last_response_at)
+        return WaitReason(reason=LISTENER if watch.waits_for_referrers else READ, since=last_response_at)
     if aggregated and watch.type_url == LISTENER and (needed := _needed(watch, watches, last_response_at)):
         return WaitReason(reason=needed[0], since=needed[1])
     return None
@@ -206,7 +206,7 @@ def _resource_status(watch: Watch, name: str, unacked: set[str]) -> ResourceStat
     elif name in unacked or not resource or resource.version != version or name in watch.lingering:
         state = State.STALE
     else:
-        state = State.STALE if name in watch.rejections or watch.is_due(name) else State.SYNCED
+        state = State.STALE if name in watch.rejections or watch.is_forced(name) else State.SYNCED
     return ResourceStatus(
         name=name,
         state=state,

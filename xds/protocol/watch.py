@@ -56,8 +56,8 @@ class Watch(ABC):
         self.subscription = Subscription(legacy=type_url in WILDCARD_TYPES, globs=type_url != VIRTUAL_HOST)
         self.sent: dict[str, str] = {}
         """Version of each resource that the client was sent, or has from an earlier stream, by name."""
-        self.resumed = False
-        """Whether the client may have clusters from an earlier stream that have been removed since."""
+        self.may_have_removed_clusters = False
+        """CLUSTER only: whether the client may still have removed clusters from an earlier stream."""
         self.lingering: dict[str, Lingering] = {}
         """Removed resources that the client keeps for now, by name."""
         self.still_subscribed: set[str] = set()
@@ -70,8 +70,11 @@ class Watch(ABC):
         """Names that may have to be sent, in order."""
         self._forced: set[str] = set()
         """Names to send even if unchanged, because the client subscribed again or may have rejected them."""
-        self._awaited: set[str] = set()
-        """Names to send even if unchanged, because the client waits for them. A rejection removes them."""
+        self._forced_until_nack: set[str] = set()
+        """Names to send even if unchanged, because the client waits for them.
+
+        A NACK removes the names that it rejects.
+        """
         self._response_due = False
         """Whether the client must receive a response even if it is empty."""
         self._retried: dict[str, str] = {}
@@ -82,7 +85,7 @@ class Watch(ABC):
         self.initial_versions: tuple[str, ...] = ()
         """Versions that the client reported: one per resource (delta), or one for all (SotW)."""
         self._answered_generation = -1
-        self._initial_names = self._initial_size = 0
+        self._initial_name_count = self._initial_size = 0
         """Number of resources that the first request reported, and size of their names and versions."""
 
     @abstractmethod
@@ -94,19 +97,19 @@ class Watch(ABC):
         """Make the next response, and mark it as sent; return None if there is nothing to send."""
 
     @property
-    def names(self) -> int:
+    def name_count(self) -> int:
         """Number of names stored for the client, which `Limits.names` limits."""
-        return len(self.subscription.names) + self._initial_names + self.acks.names
+        return len(self.subscription.names) + self._initial_name_count + self.acks.name_count
 
     @property
     def size(self) -> int:
-        """Size of these names and of their versions in bytes, which `Limits.size` limits."""
+        """Size in bytes of the names and versions stored for the client, which `Limits.size` limits."""
         return self.subscription.size + self._initial_size + self.acks.size
 
     @property
     def pending(self) -> bool:
         """Whether there is something to send."""
-        return self._response_due or bool(self._due())
+        return self._response_due or bool(self._collect_due())
 
     @property
     def synced(self) -> bool:
@@ -124,16 +127,17 @@ class Watch(ABC):
         is_sent = resource is not None and self.covers(name) and self.sent.get(name) == resource.version
         return (
             is_sent
-            and not self.is_due(name)
+            and not self.is_forced(name)
             and name not in self.acks.unacked
             and name not in self.acks.rejected
         )
 
     @property
-    def waits_for_users(self) -> bool:
-        """Whether a response would remove resources from an earlier stream that the client may still use.
+    def waits_for_referrers(self) -> bool:
+        """Whether a removal is held back because the client may still use the resources.
 
-        The response waits until the client has the current versions of the resources that use them.
+        The client got the resources on an earlier stream. The removal waits until the client has the current
+        versions of the resources that refer to them.
         """
         return False
 
@@ -163,15 +167,15 @@ class Watch(ABC):
         return inf
 
     def get(self, name: str) -> Resource | None:
-        """Return the desired or lingering resource with a name; None if there is none."""
+        """Return the desired or lingering resource with this name; None if there is none."""
         resource = self.resources.get(name)
         if resource is None and name in self.lingering:
             return self.lingering[name].resource
         return resource
 
-    def is_due(self, name: str) -> bool:
+    def is_forced(self, name: str) -> bool:
         """Whether a resource will be sent even if the client has the current version."""
-        return name in self._forced or name in self._awaited
+        return name in self._forced or name in self._forced_until_nack
 
     def known_names(self) -> list[str]:
         """Return the sorted names of all resources that the client should have, has or subscribes to."""
@@ -259,7 +263,7 @@ class Watch(ABC):
                 self._send_absence(name)
             elif name in self.sent:
                 self._mark_dirty(name)
-                self._awaited.add(name)
+                self._forced_until_nack.add(name)
 
     def _is_rejected(self, name: str) -> bool:
         """Whether the client rejected the current version of a resource."""
@@ -306,8 +310,8 @@ class Watch(ABC):
         for names in (self.sent, self._dirty):
             for name in [name for name in names if not covers(name)]:
                 del names[name]
-        for due in (self._forced, self._awaited):
-            due.difference_update([name for name in due if not covers(name)])
+        for forced in (self._forced, self._forced_until_nack):
+            forced.difference_update([name for name in forced if not covers(name)])
         self.still_subscribed.intersection_update(self.subscription.names)
         self.acks.forget_unsubscribed(covers)
 
@@ -329,17 +333,17 @@ class Watch(ABC):
         if force:
             self._forced.add(name)
 
-    def _due(self) -> list[tuple[str, Resource | None]]:
+    def _collect_due(self) -> list[tuple[str, Resource | None]]:
         """Return what to send: resources first, then removed names.
 
-        Names that need not be sent are no longer dirty.
+        As a side effect, remove names that need not be sent from `_dirty`.
         """
         present: list[tuple[str, Resource | None]] = []
         absent: list[tuple[str, Resource | None]] = []
         unchanged = []
         for name in self._dirty:
             resource = self.get(name)
-            if resource and (self.is_due(name) or self._is_outdated(resource)):
+            if resource and (self.is_forced(name) or self._is_outdated(resource)):
                 present.append((name, resource))
             elif not resource and self._needs_removal(name):
                 absent.append((name, None))
@@ -398,9 +402,9 @@ class Watch(ABC):
     def _clear_dirty(self, names: Iterable[str]) -> None:
         for name in names:
             self._dirty.pop(name, None)
-        for due in (self._forced, self._awaited):
-            if due:
-                due.difference_update(names)
+        for forced in (self._forced, self._forced_until_nack):
+            if forced:
+                forced.difference_update(names)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Process the ACK or NACK of a response, and return the resulting event."""
@@ -427,10 +431,10 @@ class Watch(ABC):
         if event.culprits:
             for name in names:
                 self.rejections.add(frozenset({name}))
-            self._awaited -= names
+            self._forced_until_nack -= names
         elif len(names) == len(rejected):
             self.rejections.add(names)
-            self._awaited -= names
+            self._forced_until_nack -= names
         else:
             retried = names
         for name in retried or ():
@@ -440,8 +444,10 @@ class Watch(ABC):
         """Return the names of resources that were rejected only because of others in the same response.
 
         Envoy rejects a whole response if one resource violates a constraint of its proto. The bystanders are
-        retried once, without the suspects. Return None if the client did not name suspects, if a suspect has
-        changed since, or if the retry was rejected as well.
+        retried once, without the suspects.
+
+        Return None if the client rejected resources individually, if its error message named none of the
+        resources (or all), if a suspect has changed since, or if the retry was rejected as well.
         """
         suspects = {suspect.name for suspect in event.suspects}
         if event.culprits or len(suspects) == len(event.resources):

@@ -22,7 +22,7 @@ from xds.server.scheduling import REQUEST_COST, WARNING_COST, TurnScheduler
 
 log = structlog.get_logger(__name__)
 
-MAX_CLIENT_MESSAGE = 4 * 1024 * 1024
+CLIENT_RECEIVE_LIMIT = 4 * 1024 * 1024
 """Default maximum size of a message that gRPC clients accept, in bytes."""
 
 FIRST_SNAPSHOT_TIMEOUT = 5.0
@@ -145,7 +145,7 @@ class Stream:
         """
         self.message_count += 1
         if self.subscriber.reservation:
-            self.subscriber.reservation.use(self.session.names, self.session.size)
+            self.subscriber.reservation.use(self.session.name_count, self.session.size)
         for event in events:
             if observer:
                 observer.received(self, event)
@@ -178,14 +178,14 @@ class Stream:
         A client that half-closed the stream receives no later changes, because it could not ACK them.
         """
         session_snapshot = None
-        closed_at: float | None = None
+        half_closed_at: float | None = None
         changed = self.subscriber.changed
         while self.subscriber.refused is None:
             await self._scheduler.wait_turn()
             changed.clear()
-            if reader.done() and closed_at is None:
+            if reader.done() and half_closed_at is None:
                 await reader
-                closed_at = now()
+                half_closed_at = now()
                 self.session.expect_no_acks()
             snapshot = self.subscriber.snapshot
             if snapshot and snapshot is not session_snapshot:
@@ -204,10 +204,10 @@ class Stream:
                 continue
             self._answers_request = False
             deadline = self.session.deadline()
-            if closed_at is not None:
+            if half_closed_at is not None:
                 if snapshot:
                     return
-                deadline = closed_at + FIRST_SNAPSHOT_TIMEOUT
+                deadline = half_closed_at + FIRST_SNAPSHOT_TIMEOUT
                 if now() >= deadline:
                     raise no_snapshot(self.node)
             with suppress(TimeoutError):
@@ -216,8 +216,11 @@ class Stream:
         raise self.subscriber.refused
 
     def _warn_if_too_large(self, size: int) -> None:
-        """Warn once about a response that many clients reject. They reconnect, and are sent it again."""
-        if size <= MAX_CLIENT_MESSAGE or self._warned_of_size:
+        """Warn once about a response that is too large for many clients.
+
+        Such a client reconnects and receives the same response again.
+        """
+        if size <= CLIENT_RECEIVE_LIMIT or self._warned_of_size:
             return
         self._warned_of_size = True
         log.warning(
@@ -225,7 +228,7 @@ class Stream:
             proxy=self.node.id,
             type=self.session.sent.type_url.rpartition(".")[2] if self.session.sent else "",
             bytes=size,
-            limit=MAX_CLIENT_MESSAGE,
+            limit=CLIENT_RECEIVE_LIMIT,
             hint="gRPC clients accept 4 MiB by default (Envoy's own client accepts more): use delta "
             "xDS, which splits large responses, or raise the limit of the client",
         )

@@ -55,7 +55,7 @@ ALL_NODES = Scope()
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One call of a change: remove some or all resources of a scope, then set others."""
+    """One method call on a `Change`: remove some or all resources of a scope, then set others."""
 
     scope: Scope
     resources: tuple[Resource, ...] = ()
@@ -67,7 +67,7 @@ class _Step:
 
 
 class Change:
-    """Changes to a store that each node receives in one snapshot. `Store.change` makes one.
+    """Changes to a store that each node receives in one snapshot. `Store.change` makes a `Change`.
 
     Calls are applied in order. After the block of `Store.change` has ended, each method raises RuntimeError.
     """

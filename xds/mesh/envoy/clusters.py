@@ -49,7 +49,7 @@ _LB = {
     LoadBalancing.LEAST_REQUEST: ClusterLbPolicy.LEAST_REQUEST,
     LoadBalancing.ROUND_ROBIN: ClusterLbPolicy.ROUND_ROBIN,
     LoadBalancing.RANDOM: ClusterLbPolicy.RANDOM,
-    # With PASSTHROUGH, each endpoint has its own cluster. This one gets only requests to the service's name.
+    # With PASSTHROUGH, each endpoint has its own cluster. Only requests to the service's name use this one.
     LoadBalancing.PASSTHROUGH: ClusterLbPolicy.LEAST_REQUEST,
 }
 

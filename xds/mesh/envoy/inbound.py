@@ -4,13 +4,14 @@ A filter chain that two modes share has the same bytes in both. Nothing outside 
 policy. When a mode changes, Envoy therefore replaces only the chains that differ, and keeps connections on
 the other chains (ADR 0003). Filter chains by mode:
 
-| mode       | mutual TLS, mesh ALPN | other TLS     | plaintext            |
-|------------|-----------------------|---------------|----------------------|
-| STRICT     | yes                   | mutual TLS    |                      |
-| PERMISSIVE | yes (the same chain)  | forwarded (1) | yes                  |
-| DISABLE    |                       | forwarded (1) | yes (the same chain) |
+| mode       | TLS, mesh ALPN              | TLS, other ALPN | plaintext                 |
+|------------|-----------------------------|-----------------|---------------------------|
+| STRICT     | terminated (1)              | terminated (1)  | refused                   |
+| PERMISSIVE | terminated (1) (same chain) | forwarded (2)   | accepted                  |
+| DISABLE    | forwarded (2)               | forwarded (2)   | accepted (same chain)     |
 
-(1) To the application, which terminates TLS itself. Ports declared as HTTP refuse such connections.
+(1) A client certificate is required.
+(2) To the application, which terminates TLS itself. Ports declared as HTTP refuse such connections.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Port(NamedTuple):
     """A port of the pod, and how its inbound listener serves it."""
 
     number: int
-    """Port number; 0 for all ports without an entry."""
+    """Port number; 0 for all ports that have no `Port` of their own."""
     protocol: Protocol
     """Protocol of the port."""
     mode: Mode

@@ -23,7 +23,7 @@ class ServiceResources(NamedTuple):
     """Resources for one service in its clients' sidecars."""
 
     clusters: list[Resource]
-    """Clusters of the service's ports and subsets, and of its endpoints if clients address them singly."""
+    """Clusters of the service's ports and subsets, and of endpoints that clients address individually."""
     endpoints: list[Resource]
     """Load assignments of these clusters."""
     listeners: list[Resource]
@@ -42,7 +42,7 @@ def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
 
 
 def sidecar_ports(mesh: Mesh) -> frozenset[int]:
-    """Return the ports that an intercepting sidecar binds on every address, so other listeners cannot."""
+    """Return the ports that intercepting sidecars bind on all addresses. Other listeners cannot use them."""
     return mesh.config.own_ports(Interception.REDIRECT)
 
 

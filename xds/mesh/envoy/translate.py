@@ -113,7 +113,8 @@ def _build_outbound(mesh: Mesh, pod: Pod) -> Generator[None, None, _OutboundReso
     rds: list[Resource] = []
     if intercepted:
         lds.append(outbound.redirect_listener(config))
-        # If several services list an address that no pod or Service owns, the oldest service gets it.
+        # If several Services' EndpointSlices contain the same external address, the listener of the oldest
+        # Service is used.
         lds += {r.name: r for service in reversed(by_age) for r in reversed(service.listeners)}.values()
         http_hosts = [host for host in hosts if host.protocol.is_http and not host.is_endpoint]
         for port in sorted({host.port for host in http_hosts} - sidecar_ports(mesh)):

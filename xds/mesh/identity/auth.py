@@ -20,7 +20,7 @@ from xds.mesh.identity import claims
 from xds.mesh.identity.claims import (
     AuthenticationUnavailableError,
     Caller,
-    Identity,
+    IdentityPattern,
     RateLimitedError,
     UnauthenticatedError,
 )
@@ -132,7 +132,7 @@ class AdminAuthorizer:
     def __init__(
         self,
         authentication: Authentication,
-        identities: Collection[Identity],
+        identities: Collection[IdentityPattern],
         trust_domains: Callable[[], Collection[str]],
     ) -> None:
         self._authentication = authentication

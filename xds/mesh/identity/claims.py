@@ -21,7 +21,10 @@ from xds.mesh.identity import AUDIENCE
 from xds.mesh.model.objects import Pod
 
 CLOCK_SKEW = timedelta(minutes=5)
-"""Tolerance for expired tokens, because the local clock can be fast. Within it, the issuer decides."""
+"""Tolerance for expired tokens, because the local clock can be fast.
+
+Tokens that expired less than this long ago are left to the API server.
+"""
 
 _MAX_TOKEN_LENGTH = 16 * 1024
 """Maximum length of a token in characters. Kubernetes tokens have fewer than 2,000."""
@@ -45,7 +48,7 @@ class RateLimitedError(AuthenticationUnavailableError):
     """A credential is not checked because of a rate limit; the text has the reason."""
 
 
-class Credential(StrEnum):
+class CredentialKind(StrEnum):
     """Kind of credential of a caller."""
 
     TOKEN = "token"  # noqa: S105 - not a password
@@ -64,15 +67,15 @@ class Caller:
     """Pod that the token is bound to; empty for an unbound token or a certificate."""
     pod_uid: str = ""
     """UID of that pod."""
-    credential: Credential
+    credential: CredentialKind
     """Kind of credential."""
 
     def __str__(self) -> str:
         return f"service account {self.namespace}/{self.service_account}"
 
 
-class Identity(NamedTuple):
-    """Service account in an option, as NAMESPACE/SERVICE_ACCOUNT or SPIFFE ID."""
+class IdentityPattern(NamedTuple):
+    """Service account that an option names, as NAMESPACE/SERVICE_ACCOUNT or SPIFFE ID."""
 
     namespace: str
     """Namespace of the service account."""
@@ -82,8 +85,8 @@ class Identity(NamedTuple):
     """Trust domain; empty for any trust domain of the mesh."""
 
     @classmethod
-    def parse(cls, text: str) -> Identity:
-        """Parse an identity. Raise ValueError if the format is invalid."""
+    def parse(cls, text: str) -> IdentityPattern:
+        """Parse an option's text. Raise ValueError if the format is invalid."""
         if match := _ACCOUNT.fullmatch(text):
             return cls(*match.groups())
         if match := _SPIFFE.fullmatch(text):
@@ -94,7 +97,7 @@ class Identity(NamedTuple):
         )
 
     def matches(self, caller: Caller, trust_domains: Collection[str]) -> bool:
-        """Return whether a caller has this identity, in a mesh with these trust domains."""
+        """Whether a caller is this service account, in a mesh with these trust domains."""
         is_same = (self.namespace, self.service_account) == (caller.namespace, caller.service_account)
         return is_same and (not self.trust_domain or self.trust_domain in trust_domains)
 
@@ -160,7 +163,7 @@ def from_review(status: Any, audience: str = AUDIENCE) -> Caller:
         service_account=name,
         pod=_first_extra(extra, "pod-name"),
         pod_uid=_first_extra(extra, "pod-uid"),
-        credential=Credential.TOKEN,
+        credential=CredentialKind.TOKEN,
     )
 
 
@@ -211,7 +214,7 @@ def from_certificate(pem: bytes, trust_domains: Collection[str], now: datetime) 
             f"the certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} "
             f"to {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
         )
-    return Caller(namespace=namespace, service_account=account, credential=Credential.CERTIFICATE)
+    return Caller(namespace=namespace, service_account=account, credential=CredentialKind.CERTIFICATE)
 
 
 def denial_reason(caller: Caller, namespace: str, name: str, pod: Pod | None) -> str:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, NoReturn
 
 from xds.mesh.identity import AUDIENCE, claims
-from xds.mesh.identity.claims import CLOCK_SKEW, Caller, Credential, UnauthenticatedError
+from xds.mesh.identity.claims import CLOCK_SKEW, Caller, CredentialKind, UnauthenticatedError
 from xds.mesh.identity.keys import IdentityError
 
 DEFAULT_LIFETIME = timedelta(hours=1)
@@ -95,7 +95,7 @@ class TokenKey:
             service_account=account,
             pod=pod.get("name", ""),
             pod_uid=pod.get("uid", ""),
-            credential=Credential.TOKEN,
+            credential=CredentialKind.TOKEN,
         )
 
     def _signature(self, signed: str) -> str:

@@ -32,13 +32,13 @@ NATIVE = "sidecar.istio.io/nativeSidecar"
 
 MAX_PROBLEMS = 16
 """Maximum number of problems per pod. Validation stops there, because a pod can have 100,000."""
+# Kubernetes has no such limits. These bound the work that an unauthenticated client can cause.
 MAX_CONTAINERS = 256
 """Maximum number of containers, and of init containers."""
 MAX_PORTS = 256
 """Maximum number of ports per container."""
 MAX_VOLUMES = 1024
-"""Maximum number of volumes. Kubernetes has no such limits; they bound the work for unauthenticated
-clients."""
+"""Maximum number of volumes."""
 
 _ISTIO_PREFIX = "sidecar.istio.io/"
 _KNOWN = frozenset(

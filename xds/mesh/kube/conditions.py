@@ -1,4 +1,4 @@
-"""Publisher for the problems of objects: in `status.conditions` if the kind has a status, else as Events.
+"""Publish the problems of objects, in `status.conditions` if the kind has a status, otherwise as Events.
 
 There are two conditions, and each exists only while it is False. `Accepted: False` means that the object is
 rejected; its last valid version stays in use or, without one, the object fails closed. `Enforced: False`
@@ -50,7 +50,7 @@ _MAX_MESSAGE_LENGTH = 1000
 _MAX_NAMES = 3
 """Maximum number of objects that a message names."""
 
-_POLICIES = {
+_STATUS_KINDS = {
     "Policy": ("authentication.istio.io", "policies"),
     "MeshPolicy": ("authentication.istio.io", "meshpolicies"),
     "PeerAuthentication": ("security.istio.io", "peerauthentications"),
@@ -138,7 +138,7 @@ class ConditionPublisher:
         """Update all outdated conditions. Return whether all updates succeeded."""
         try:
             remaining = dict(desired)
-            for kind, (group, plural) in _POLICIES.items():
+            for kind, (group, plural) in _STATUS_KINDS.items():
                 version, has_status = await self._served_version(group, plural)
                 if has_status:
                     for obj in await self._api.list_all(f"/apis/{group}/{version}/{plural}"):
@@ -264,9 +264,11 @@ def desired_conditions(
     desired: dict[Ref, dict[str, FalseCondition]] = {}
     for ref, texts in rejected.items():
         desired[ref] = {ACCEPTED: FalseCondition("Refused", _truncate("; ".join(texts)))}
-    for ref, lost in overridden(Mesh(mesh.facts(), mesh.config)).items():
-        by = ", ".join(map(str, lost.by[:_MAX_NAMES])) + (", ..." if len(lost.by) > _MAX_NAMES else "")
-        message = f"overridden in part ({lost.what}) by {by}" if lost.what else f"overridden by {by}"
+    for ref, override in overridden(Mesh(mesh.facts(), mesh.config)).items():
+        by = ", ".join(map(str, override.by[:_MAX_NAMES])) + (
+            ", ..." if len(override.by) > _MAX_NAMES else ""
+        )
+        message = f"overridden in part ({override.what}) by {by}" if override.what else f"overridden by {by}"
         desired.setdefault(ref, {})[ENFORCED] = FalseCondition("Overridden", _truncate(message))
     for ref, object_problems in without_effect.items():
         texts = [_text(problem) for problem in object_problems if not problem.notice]
@@ -286,7 +288,7 @@ def _text(problem: Problem) -> str:
 def _merge_conditions(
     current: list[Json], desired: Mapping[str, FalseCondition], generation: int
 ) -> list[Json]:
-    """Return the current conditions with the desired ones set, and obsolete ones of ours removed."""
+    """Return the current conditions with the desired ones set, and our obsolete ones removed."""
     merged = [
         entry
         for entry in current

@@ -54,24 +54,23 @@ class Parsed:
     problems: tuple[Problem, ...] = ()
     """Problems of the object."""
     refused: bool = False
-    """Whether the object is rejected as invalid. The caller should continue to use the last valid version."""
-    fail_closed: FailClosed | None = None
-    """Replacement of a rejected object without an earlier valid version; None to ignore the object."""
+    """Whether the object is rejected as invalid. The caller should continue to use its last valid version."""
+    replacement: FailClosed | None = None
+    """Replacement for a rejected object without an earlier valid version; None to ignore the object."""
     unenforced: str = ""
     """Kind of the object if it is one of `UNENFORCED`, otherwise empty."""
 
-    @property
-    def fails_closed(self) -> Parsed:
-        """A copy with the replacement as its fact. Its first problem describes the effect."""
-        if self.fail_closed is None:
+    def with_replacement(self) -> Parsed:
+        """Return a copy with the replacement as its fact. Its first problem describes the effect."""
+        if self.replacement is None:
             return self
         first = next(problem for problem in self.problems if not problem.notice)
-        described = replace(first, what=f"{first.what}; until it is repaired, {self.fail_closed.effect}")
+        described = replace(first, what=f"{first.what}; until it is repaired, {self.replacement.effect}")
         problems = tuple(described if problem is first else problem for problem in self.problems)
-        return replace(self, fact=self.fail_closed.fact, problems=problems)
+        return replace(self, fact=self.replacement.fact, problems=problems)
 
 
-_FailClosedFunction: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed | None]
+_MakeReplacement: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +89,8 @@ class Kind:
     """Function that returns what is wrong with an object's name, or an empty string."""
     namespaced: bool = True
     """Whether objects of the kind are in a namespace."""
-    fail_closed: _FailClosedFunction | None = None
-    """Function that returns the replacement of a rejected object, from its metadata, its fact and its log."""
+    make_replacement: _MakeReplacement | None = None
+    """Function that makes the replacement for a rejected object, from its metadata, fact and log."""
 
     @property
     def built_in(self) -> bool:
@@ -108,22 +107,22 @@ _ISTIO = ("v1alpha3", "v1beta1", "v1")
 KINDS = (
     Kind("Namespace", "", ("v1",), core.namespace, names.label, namespaced=False),
     Kind("ServiceAccount", "", ("v1",), core.service_account),
-    Kind("Service", "", ("v1",), core.service, names.service, fail_closed=core.service_fail_closed),
+    Kind("Service", "", ("v1",), core.service, names.service, make_replacement=core.service_fail_closed),
     Kind("Pod", "", ("v1",), core.pod),
-    Kind("Endpoints", "", ("v1",), endpoints.endpoints, fail_closed=endpoints.endpoints_fail_closed),
+    Kind("Endpoints", "", ("v1",), endpoints.endpoints, make_replacement=endpoints.endpoints_fail_closed),
     Kind(
         "EndpointSlice",
         "discovery.k8s.io",
         ("v1",),
         endpoints.endpoint_slice,
-        fail_closed=endpoints.endpoints_fail_closed,
+        make_replacement=endpoints.endpoints_fail_closed,
     ),
     Kind(
         "Policy",
         "authentication.istio.io",
         ("v1alpha1",),
         authentication.policy,
-        fail_closed=authentication.policy_fail_closed,
+        make_replacement=authentication.policy_fail_closed,
     ),
     Kind(
         "MeshPolicy",
@@ -131,21 +130,21 @@ KINDS = (
         ("v1alpha1",),
         authentication.mesh_policy,
         namespaced=False,
-        fail_closed=authentication.mesh_policy_fail_closed,
+        make_replacement=authentication.mesh_policy_fail_closed,
     ),
     Kind(
         "PeerAuthentication",
         "security.istio.io",
         ("v1beta1", "v1"),
         authentication.peer_authentication,
-        fail_closed=authentication.peer_authentication_fail_closed,
+        make_replacement=authentication.peer_authentication_fail_closed,
     ),
     Kind(
         "DestinationRule",
         "networking.istio.io",
         _ISTIO,
         destinationrule.destination_rule,
-        fail_closed=destinationrule.destination_rule_fail_closed,
+        make_replacement=destinationrule.destination_rule_fail_closed,
     ),
 )
 """All kinds that become facts."""
@@ -219,8 +218,8 @@ def _objects(
     for path, what in flaws:
         log.add(path, what)
     fact = kind.read(obj, meta) if meta else None
-    if meta and log.refused and kind.fail_closed:
-        yield replace(_result(obj, meta.ref), fail_closed=kind.fail_closed(meta, fact, log))
+    if meta and log.refused and kind.make_replacement:
+        yield replace(_result(obj, meta.ref), replacement=kind.make_replacement(meta, fact, log))
         return
     yield _result(obj, meta.ref if meta else None, None if log.refused else fact)
 
@@ -238,8 +237,8 @@ def unreadable(kind: Kind, ref: Ref, problem: Problem) -> Parsed:
     """Return the result for a rejected object whose name is known, but whose content could not be read."""
     log = Log(lambda _: problem.where)
     log.refusals.append(())
-    replacement = kind.fail_closed(Meta(ref=ref), None, log) if kind.fail_closed else None
-    return Parsed(ref=ref, origin=problem.where, problems=(problem,), refused=True, fail_closed=replacement)
+    replacement = kind.make_replacement(Meta(ref=ref), None, log) if kind.make_replacement else None
+    return Parsed(ref=ref, origin=problem.where, problems=(problem,), refused=True, replacement=replacement)
 
 
 def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
@@ -272,7 +271,10 @@ def _list_items(obj: Field, flaws: Sequence[Flaw], item_type: str, *, served: bo
 
 
 def _kind(obj: Field, version: str, name: str) -> Kind | None:
-    """Return the kind of an object, or None: an ignored kind gets a notice, a misspelled kind is an error."""
+    """Return the kind of an object.
+
+    For an ignored kind, add a notice and return None. For a misspelled kind, add an error and return None.
+    """
     if kind := _BY_TYPE.get((version, name)):
         return kind
     for field in (obj["apiVersion"], obj["kind"]):

@@ -92,7 +92,9 @@ def _v1alpha1_mode(peers: Field) -> Mode:
             # `mtls: {}` and `mtls:` both mean STRICT, the first value of the enumeration.
             modes.append(Mode(_v1alpha1_choice(mtls["mode"]) or AlphaMode.STRICT))
             if mtls["allowTls"].boolean():
-                mtls["allowTls"].notice("is ignored: a client certificate is always requested")
+                mtls["allowTls"].notice(
+                    "is ignored: a client certificate is always required when the sidecar terminates TLS"
+                )
         elif peer.has("jwt"):
             peer["jwt"].notice("is ignored", "only mutual TLS is enforced, not JSON Web Tokens")
         else:
@@ -173,7 +175,7 @@ def _peer_mode(field: Field) -> Mode | None:
 
 
 def policy_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:
-    """Return the replacement of a rejected Policy: STRICT for its targets, or for its whole namespace."""
+    """Return the replacement for a rejected Policy: STRICT for its targets, or for its whole namespace."""
     targets = parsed.targets if isinstance(parsed, AuthenticationPolicy) else ()
     known = log.is_readable("spec", "targets") and log.is_readable("metadata", "name")
     if not targets:
@@ -187,13 +189,13 @@ def policy_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:
 
 
 def mesh_policy_fail_closed(meta: Meta, _: Fact | None, log: Log) -> FailClosed:
-    """Return the replacement of a rejected MeshPolicy: STRICT for the whole mesh."""
+    """Return the replacement for a rejected MeshPolicy: STRICT for the whole mesh."""
     fact = AuthenticationPolicy(meta=oldest(meta, log), mode=Mode.STRICT)
     return FailClosed(fact, "STRICT applies to the whole mesh")
 
 
 def peer_authentication_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:
-    """Return the replacement of a rejected PeerAuthentication: STRICT for its pods, or for its namespace.
+    """Return the replacement for a rejected PeerAuthentication: STRICT for its pods, or for its namespace.
 
     All ports of the pods are STRICT, including ports for which the object sets another mode.
     """
@@ -211,5 +213,5 @@ def peer_authentication_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -
     if fact.selector:
         labels = ", ".join(f"{key}={value}" for key, value in fact.selector.items())
         return FailClosed(fact, f"STRICT applies to pods in namespace {namespace} with labels {labels}")
-    exception = f"(if {namespace} is the root namespace, to the whole mesh)"
-    return FailClosed(fact, f"STRICT applies to pods in namespace {namespace} {exception}")
+    root_scope = f"(if {namespace} is the root namespace, to the whole mesh)"
+    return FailClosed(fact, f"STRICT applies to pods in namespace {namespace} {root_scope}")

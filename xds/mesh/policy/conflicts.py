@@ -11,7 +11,7 @@ from xds.mesh.policy.mtls import effective_mode, ports_with_own_mode
 
 
 class Overridden(NamedTuple):
-    """Which objects override an object or parts of it."""
+    """The objects that override an object, in full or in part."""
 
     by: tuple[Ref, ...]
     """Objects that override it."""

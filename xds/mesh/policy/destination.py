@@ -42,7 +42,7 @@ class ClientRule:
         return tuple(dict.fromkeys(self.owners.values()))
 
     def subset(self, name: str) -> Subset | None:
-        """Return the subset with a name, or None."""
+        """Return the subset with this name; None if there is none."""
         return next((subset for subset in self.subsets if subset.name == name), None)
 
     def for_port(self, port: int, subset: str = "") -> TrafficPolicy:

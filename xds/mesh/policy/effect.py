@@ -41,7 +41,7 @@ API_SERVER = f"kubernetes.default.svc.{CLUSTER_DOMAIN}"
 
 _SERVICE_SUFFIX = f".svc.{CLUSTER_DOMAIN}"
 _DID_YOU_MEAN = "did you mean "
-_POLICIES = (AuthenticationPolicy, PeerAuthentication, DestinationRule)
+_POLICIES_AND_RULES = (AuthenticationPolicy, PeerAuthentication, DestinationRule)
 
 _Finding: TypeAlias = tuple[Ref, Problem]
 _NamespaceFindings: TypeAlias = tuple[NamespaceFacts, tuple[_Finding, ...]]
@@ -105,7 +105,7 @@ def _problem(owner: Object, what: str, hint: str = "", *, notice: bool = False) 
 
 
 def _capped(owner: Object, findings: Iterable[_Finding]) -> Iterator[_Finding]:
-    """Yield the first MAX_PER_OBJECT problems of an object, and a problem with the number of all others."""
+    """Yield at most MAX_PER_OBJECT problems of an object, then one with the number of omitted problems."""
     problems = list(findings)
     yield from problems[:MAX_PER_OBJECT]
     if (more := len(problems) - MAX_PER_OBJECT) > 0:
@@ -274,14 +274,14 @@ def _similar_label(facts: NamespaceFacts, selector: Mapping[str, str]) -> str:
 
 
 def _missing_namespaces(mesh: Mesh) -> dict[str, None]:
-    """Return the namespaces that do not exist: no Namespace, only policies that refer to them."""
+    """Return namespaces that seem not to exist: they contain only policies and DestinationRules."""
     always_exist = ("", mesh.config.root_namespace)
     return {
         name: None
         for name in mesh.namespaces()
         if name not in always_exist
         and all(
-            isinstance(fact, _POLICIES)
+            isinstance(fact, _POLICIES_AND_RULES)
             for fact in mesh.in_namespace(name, with_defaults=False).facts.values()
         )
     }

@@ -30,11 +30,12 @@ class ModeDecision(NamedTuple):
     """The mTLS mode of a pod's port, and the object that decided it."""
 
     mode: Mode
-    """What the pod's listener accepts on the port."""
+    """Mode required by policies (`effective_mode`) or currently configured (`served_mode`)."""
     decided_by: Ref
     """Object that set the mode.
 
-    If all objects for the port leave the mode UNSET, it is PERMISSIVE, and this is the most specific object.
+    If PeerAuthentications apply and all of them leave the mode UNSET, it is PERMISSIVE (v1alpha1 policies are
+    not consulted), and this is the most specific of them.
     """
     overridden: tuple[Ref, ...] = ()
     """Other objects that apply to the port, in order of precedence."""
@@ -89,8 +90,8 @@ def ports_with_own_mode(mesh: Mesh, pod: Pod) -> tuple[int, ...]:
 def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> ModeDecision | None:
     """Return the decision of the PeerAuthentications for a port; None if none applies to the pod.
 
-    As in Istio, the mode of the port overrides the workload's, then the namespace's, then the mesh's. At each
-    level, only the oldest object applies.
+    As in Istio, the port's mode takes precedence over the workload's, which takes precedence over the
+    namespace's, and so on. At each level, only the oldest object applies.
     """
     levels = [level for level in _levels(mesh, pod) if level]
     if not levels:
@@ -146,7 +147,7 @@ def _v1alpha1_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[Authenticati
 
 
 def served_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
-    """Return the mode with which the listener of a pod's port is currently served.
+    """Return the mode that the pod's listener is currently configured with on a port.
 
     During a rollout, it can differ from the mode that `effective_mode` returns.
     """
@@ -187,17 +188,21 @@ class Reason(StrEnum):
 class Decision:
     """What a client sends to one endpoint, and why."""
 
-    mode: Send
+    send: Send
     """What the client sends."""
     reason: Reason
     """Rule that decided."""
     decided_by: Ref | None = None
-    """Object that decided; None if the client or endpoint has no sidecar, or if auto mTLS is disabled."""
+    """Object that decided.
+
+    None if the client has no sidecar. Without a deciding DestinationRule, also None if the endpoint has no
+    sidecar or auto mTLS is disabled.
+    """
     overridden: tuple[Ref, ...] = ()
     """Other objects for this client and endpoint, in order of precedence."""
 
 
-_BY_ENDPOINT = (Reason.AUTO_MTLS, Reason.SERVER_PLAINTEXT)
+_BY_SERVER_MODE = (Reason.AUTO_MTLS, Reason.SERVER_PLAINTEXT)
 """Reasons of decisions that depend on the server's mode."""
 
 _SENDS = {
@@ -209,7 +214,7 @@ _SENDS = {
 
 
 def explicit_tls(rule: ClientRule | None, port: int, subset: str = "") -> ClientTls | None:
-    """Return the TLS settings of a rule for a service port and subset; None if auto mTLS decides."""
+    """Return the TLS settings of a rule for a service port and subset; None if there are none."""
     return rule.for_port(port, subset).tls if rule else None
 
 
@@ -260,8 +265,8 @@ def sends_mtls(
     During a rollout, the answer can differ from the decision of `decide_for`.
     """
     decision = decide_for(mesh, rule, port, endpoint, subset)
-    if mesh.served.mtls and endpoint.pod and decision.reason in _BY_ENDPOINT:
+    if mesh.served.mtls and endpoint.pod and decision.reason in _BY_SERVER_MODE:
         served = mesh.served.mtls.get((endpoint.pod.ref, endpoint.port))
         if served is not None:
             return served
-    return decision.mode is Send.MTLS
+    return decision.send is Send.MTLS

@@ -14,7 +14,7 @@ from xds.mesh.policy.mtls import Decision, ModeDecision, Reason, Send, decide, e
 
 
 class Result(StrEnum):
-    """How a client connects, or that the connection fails."""
+    """Result of a connection: mutual TLS, plaintext or failure."""
 
     MTLS = "mtls"
     PLAINTEXT = "plaintext"
@@ -57,7 +57,7 @@ class Outcome:
     endpoint: Endpoint | None
     """Endpoint that the load balancer picks; None if the service port has no ready endpoint."""
     result: Result
-    """How the client connects, or that the connection fails."""
+    """Result of the connection."""
     reason: Reason | Failure
     """Rule that decided, or why the connection fails."""
     decided_by: tuple[Ref, ...] = ()
@@ -113,30 +113,30 @@ def outcome(
     if is_closed(mesh, endpoint):
         return outcome_of(Result.FAILS, Failure.PORT_OF_SIDECAR)
     server = endpoint_mode(mesh, endpoint)
-    sent = decide(mesh, client, service, port, endpoint)
+    decision = decide(mesh, client, service, port, endpoint)
     exposure = mesh.exposure(endpoint.pod, endpoint.port) if endpoint.pod else None
-    failure = _mismatch(sent, server, http=bool(exposure and exposure.port.protocol.is_http))
+    failure = _mismatch(decision, server, http=bool(exposure and exposure.port.protocol.is_http))
     if (
         failure is None
-        and sent.mode is Send.MTLS
+        and decision.send is Send.MTLS
         and _rejects_identity(mesh, client, service, port, endpoint)
     ):
         failure = Failure.IDENTITY_REFUSED
     if failure:
-        return outcome_of(Result.FAILS, failure, sent.decided_by, server.decided_by if server else None)
-    result = Result.MTLS if sent.mode is Send.MTLS else Result.PLAINTEXT
-    return outcome_of(result, sent.reason, sent.decided_by, server.decided_by if server else None)
+        return outcome_of(Result.FAILS, failure, decision.decided_by, server.decided_by if server else None)
+    result = Result.MTLS if decision.send is Send.MTLS else Result.PLAINTEXT
+    return outcome_of(result, decision.reason, decision.decided_by, server.decided_by if server else None)
 
 
-def _mismatch(sent: Decision, server: ModeDecision | None, *, http: bool) -> Failure | None:
+def _mismatch(decision: Decision, server: ModeDecision | None, *, http: bool) -> Failure | None:
     """Return why the server does not accept what the client sends, or None if the server accepts it.
 
     Args:
-        sent: what the client sends.
+        decision: what the client sends.
         server: mode of the server; None if no sidecar is in front of it.
         http: whether the server's port is declared as HTTP. Its sidecar then parses requests.
     """
-    match sent.mode, server and server.mode:
+    match decision.send, server and server.mode:
         case Send.MTLS, None:
             return Failure.ENDPOINT_WITHOUT_SIDECAR
         case Send.MTLS, Mode.DISABLE:

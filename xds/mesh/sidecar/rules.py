@@ -48,7 +48,7 @@ class RedirectConfig:
     exclude_networks: tuple[Network, ...] = ()
     """Destination networks that are not redirected."""
     outbound_ports: tuple[int, ...] = ()
-    """Destination ports to redirect, for all networks."""
+    """Ports to redirect even outside `networks`; exclusions take precedence."""
     exclude_outbound_ports: tuple[int, ...] = ()
     """Destination ports that are not redirected."""
     exclude_interfaces: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ def redirect_rules(config: RedirectConfig, current: str = "", *, family: Family 
 
     Args:
         config: traffic to redirect.
-        current: output of `iptables-save -t nat`. Rules of an earlier run in it are replaced.
+        current: output of `iptables-save -t nat`. Rules in it from an earlier run are replaced.
         family: IP version, 4 or 6.
     """
     # With --noflush, declaring a chain creates or flushes it.

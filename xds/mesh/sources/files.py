@@ -55,9 +55,9 @@ class _File:
     objects: tuple[Parsed, ...] = ()
     """Objects with a name, and objects of kinds that are not enforced."""
     problems: tuple[Problem, ...] = ()
-    """The first problems of the file, its documents, and its objects without a name."""
+    """Problems of the file, its documents and its unnamed objects, limited by `MAX_PROBLEMS`."""
     unreadable: bool = False
-    """Whether an unnamed part of the file may be an invalid version of an object."""
+    """Whether some part could not be attributed to an object, so that an object may seem to be missing."""
 
 
 class _AppliedFact(NamedTuple):
@@ -67,8 +67,8 @@ class _AppliedFact(NamedTuple):
     """The fact."""
     path: Path
     """File of the object."""
-    fails_closed: bool = False
-    """Whether the fact replaces a refused object, and so is not a version to fall back to."""
+    is_replacement: bool = False
+    """Whether the fact replaces a rejected object. It is then not a version to fall back to."""
 
 
 class Folder:
@@ -84,7 +84,7 @@ class Folder:
         self._files: dict[Path, _File] | None = None
         self._complete = False
         self._blocking_problems: tuple[Problem, ...] = ()
-        """Problems that prevent listing all objects."""
+        """Problems that keep the source from being complete."""
         self._applied: dict[Ref, _AppliedFact] = {}
         self._object_problems: tuple[Problem, ...] = ()
         self._problems: tuple[Problem, ...] = ()
@@ -106,10 +106,10 @@ class Folder:
         before = self._applied
         if files != self._files or not self._complete:
             self._files = files
-            self._applied, conflicts = _resolve(files, before)
+            self._applied, problems = _resolve(files, before)
             self._object_problems = (
                 *_listed_problems(files, self._applied),
-                *conflicts.listed(str(self.root)),
+                *problems.listed(str(self.root)),
             )
         self._complete = True
         change = Change(
@@ -219,7 +219,10 @@ class Folder:
 
 
 def _is_settled(status: os.stat_result, now: float) -> bool:
-    """Whether a file was not written within SETTLE_TIME. A modification time in the future is ignored."""
+    """Whether the last write to a file is at least SETTLE_TIME ago.
+
+    A file with a modification time in the future counts as settled.
+    """
     return not 0 <= now - status.st_mtime < SETTLE_TIME
 
 
@@ -300,7 +303,7 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
 def _blocking_problems(
     files: Mapping[Path, _File], scan_problems: Iterable[Problem], settings_problems: Iterable[Problem]
 ) -> tuple[Problem, ...]:
-    """Return the problems of settings, files and documents that prevent listing all objects."""
+    """Return the problems of settings, files and documents that keep the source from being complete."""
     file_problems = (problem for file in files.values() if file.unreadable for problem in file.problems)
     return tuple(
         problem for problem in (*settings_problems, *scan_problems, *file_problems) if not problem.notice
@@ -314,30 +317,31 @@ def _listed_problems(files: Mapping[Path, _File], facts: Mapping[Ref, _AppliedFa
         problems = Problems(MAX_PROBLEMS)
         for parsed in file.objects:
             applied = facts.get(parsed.ref) if parsed.ref else None
-            failed_closed = applied and applied.fails_closed and applied.path == path
-            problems.add((parsed.fails_closed if failed_closed and parsed.refused else parsed).problems)
+            uses_replacement = applied and applied.is_replacement and applied.path == path
+            described = parsed.with_replacement() if uses_replacement and parsed.refused else parsed
+            problems.add(described.problems)
         yield from problems.listed(str(path))
 
 
 def _resolve(
     files: Mapping[Path, _File], before: Mapping[Ref, _AppliedFact]
 ) -> tuple[dict[Ref, _AppliedFact], Problems]:
-    """Return the version of each object to use, and the problems of duplicate names."""
+    """Return the facts to use, and problems about duplicate or missing objects."""
     claims: dict[Ref, list[tuple[Path, Parsed]]] = {}
     for path, file in files.items():
         for parsed in file.objects:
             if parsed.ref:
                 claims.setdefault(parsed.ref, []).append((path, parsed))
     applied: dict[Ref, _AppliedFact] = {}
-    conflicts = Problems(MAX_PROBLEMS)
+    problems = Problems(MAX_PROBLEMS)
     for ref, claimants in claims.items():
         last = before.get(ref)
         path, chosen = _choose(claimants, last)
-        if chosen.refused and last and not last.fails_closed:
+        if chosen.refused and last and not last.is_replacement:
             applied[ref] = last
-        elif fact := chosen.fails_closed.fact if chosen.refused else chosen.fact:
+        elif fact := chosen.with_replacement().fact if chosen.refused else chosen.fact:
             applied[ref] = _AppliedFact(fact, path, chosen.refused)
-        conflicts.add(
+        problems.add(
             Problem(
                 where=parsed.origin,
                 what=f"{ref} is already defined at {chosen.origin}, which is used",
@@ -351,8 +355,8 @@ def _resolve(
         if ref not in claims and last.path in suspect_paths:
             applied[ref] = last
             what = f"{ref} is missing, but stays in use until the whole file is valid"
-            conflicts.add([Problem(where=str(last.path), what=what, notice=True)])
-    return applied, conflicts
+            problems.add([Problem(where=str(last.path), what=what, notice=True)])
+    return applied, problems
 
 
 def _may_hide_object(file: _File, before: Mapping[Ref, _AppliedFact]) -> bool:
@@ -363,14 +367,15 @@ def _may_hide_object(file: _File, before: Mapping[Ref, _AppliedFact]) -> bool:
 def _choose(claimants: list[tuple[Path, Parsed]], before: _AppliedFact | None) -> tuple[Path, Parsed]:
     """Choose one of several objects with the same name.
 
-    The object in use takes precedence, then the first one that fails closed, then the first valid one.
+    If a version is in use, prefer the object in the same file, then an object with the same content, then the
+    first one. Otherwise, prefer an object that fails closed, then a valid one, then the first one.
     """
 
     def rank(claimant: tuple[Path, Parsed]) -> tuple[bool, bool]:
         path, parsed = claimant
         if before is None:
             # Fail closed: it is unknown which object was in use before.
-            return parsed.fail_closed is None, parsed.fact is None
+            return parsed.replacement is None, parsed.fact is None
         return path != before.path, parsed.fact != before.fact
 
     return min(claimants, key=rank)

@@ -46,6 +46,7 @@ _NOISE = (
 )
 """Annotations that are dropped because they are large or change often, and have no effect here."""
 _LINE = re.compile(r":(\d+)$")
+_NO_CONFIGURATION = "sidecars get no configuration until this is fixed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +57,8 @@ class ObjectState:
     """The fact in use; None if the object has none."""
     problems: tuple[Problem, ...] = ()
     """Problems of the object's current version."""
-    fails_closed: bool = False
-    """Whether the fact replaces a refused object, and so is not a version to fall back to."""
+    is_replacement: bool = False
+    """Whether the fact replaces a rejected object. It is then not a version to fall back to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,10 +166,10 @@ class Kubernetes:
         seconds = self.stale_seconds()
         since = f"{datetime.now(UTC) - timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%SZ} ({seconds:.0f} s)"
         if reason := self._outage_reason():
-            what = f"the API server at {self._api.server} cannot be reached since {since}"
+            what = f"the API server at {self._api.server} has been unreachable since {since}"
             return f"{what}; the last known state stays in use: {reason}"
         if stale := [reflector.resource.title for reflector, _ in self._stale()]:
-            return f"{', '.join(stale)} cannot be read since {since}; the last known state stays in use"
+            return f"{', '.join(stale)} have been unreadable since {since}; the last known state stays in use"
         return ""
 
     def stale_seconds(self) -> float:
@@ -224,8 +225,8 @@ class Kubernetes:
         if not isinstance(text, str):
             problem = Problem(
                 where=str(self._config_map),
-                what="has no key mesh; the defaults apply",
-                hint="add the key mesh with Istio's MeshConfig as YAML",
+                what='has no key "mesh"; the defaults apply',
+                hint='add the key "mesh" with an Istio MeshConfig as YAML',
                 notice=True,
             )
             return replace(self._default, problems=(*self._default.problems, problem))
@@ -370,15 +371,15 @@ def _read_object(kind: Kind, obj: Json, before: ObjectState | None) -> ObjectSta
 def _object_state(parsed: Parsed, before: ObjectState | None, uid: str) -> ObjectState:
     """Return the new state of an object.
 
-    If the object is refused, its last valid version is used. Without one, the object fails closed.
+    If the object is rejected, its last valid version is used. Without one, the object fails closed.
     """
     if not parsed.refused:
         return ObjectState(fact=parsed.fact, problems=parsed.problems)
     # An object with the same name and another UID is not an earlier version.
-    if before and before.fact and not before.fails_closed and before.fact.meta.uid == uid:
+    if before and before.fact and not before.is_replacement and before.fact.meta.uid == uid:
         return ObjectState(fact=before.fact, problems=parsed.problems)
-    closed = parsed.fails_closed
-    return ObjectState(fact=closed.fact, problems=closed.problems, fails_closed=True)
+    replaced = parsed.with_replacement()
+    return ObjectState(fact=replaced.fact, problems=replaced.problems, is_replacement=True)
 
 
 def _without_line(problem: Problem) -> Problem:
@@ -386,15 +387,14 @@ def _without_line(problem: Problem) -> Problem:
     line = _LINE.search(problem.where)
     if not line:
         return problem
-    return replace(
-        problem, where=_LINE.sub("", problem.where), what=f"{problem.what}, in line {line[1]} of mesh"
-    )
+    what = f'{problem.what}, on line {line[1]} of the key "mesh"'
+    return replace(problem, where=_LINE.sub("", problem.where), what=what)
 
 
 def _access_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem:
     """Return a problem that explains why a kind cannot be read, the effect, and the fix."""
     resource = reflector.resource
-    effect = "the last known state stays in use" if reflector.complete else "no sidecar is configured"
+    effect = "the last known state stays in use" if reflector.complete else _NO_CONFIGURATION
     if failure.cause is FailureCause.FORBIDDEN:
         role = f"a Role in namespace {resource.namespace}" if resource.namespace else "the ClusterRole"
         return Problem(
