@@ -62,11 +62,12 @@ class Parsed:
 
     @property
     def fails_closed(self) -> Parsed:
-        """A copy with the replacement as its fact. Its first problem describes the effect."""
+        """A copy with the replacement as its fact. Its first problem describes the effect, after the hint."""
         if self.fail_closed is None:
             return self
         first = next(problem for problem in self.problems if not problem.notice)
-        described = replace(first, what=f"{first.what}; until it is repaired, {self.fail_closed.effect}")
+        error = f"{first.what} ({first.hint})" if first.hint else first.what
+        described = replace(first, what=f"{error}; until it is repaired, {self.fail_closed.effect}", hint="")
         problems = tuple(described if problem is first else problem for problem in self.problems)
         return replace(self, fact=self.fail_closed.fact, problems=problems)
 
