@@ -210,3 +210,12 @@ def test_services_with_unknown_ports_are_named() -> None:
     listed = closed(read("EndpointSlice", "discovery.k8s.io/v1", "1, addressType: X", "web-1", labels))
     assert listed == UnknownService(meta=listed.meta, service="web")
     assert read("EndpointSlice", "discovery.k8s.io/v1", "1, addressType: X").replacement is None
+
+
+def test_hint_precedes_the_effect() -> None:
+    parsed = read(
+        "MeshPolicy", "authentication.istio.io/v1alpha1", "{peers: [{mtls: {mode: STRCT}}]}", "default"
+    )
+    [problem] = parsed.with_replacement().problems
+    assert "not 'STRCT' (did you mean STRICT?); until it is repaired, STRICT applies" in problem.what
+    assert problem.hint == ""

@@ -229,8 +229,8 @@ async def test_start_waits_for_missing_kinds(server: FakeApiServer, api: KubeApi
     async with Followed(Kubernetes(api, options=QUICK)) as followed:
         await followed.until(lambda: len(followed.messages()) == 4)
         assert (
-            "peerauthentications.security.istio.io: cannot be watched, so sidecars get no configuration until "
-            "this is fixed: the cluster has no such kind (run xds install-crds)" in followed.messages()
+            "peerauthentications.security.istio.io: cannot be watched, so sidecars get no configuration "
+            "until this is fixed: the cluster has no such kind (run xds install-crds)" in followed.messages()
         )
         requests = len(server.requests_for("discovery security.istio.io"))
         await followed.until(lambda: len(server.requests_for("discovery security.istio.io")) > requests + 5)

@@ -61,11 +61,12 @@ class Parsed:
     """Kind of the object if it is one of `UNENFORCED`, otherwise empty."""
 
     def with_replacement(self) -> Parsed:
-        """Return a copy with the replacement as its fact. Its first problem describes the effect."""
+        """Return a copy with the replacement as its fact. Its first problem describes the effect, after the hint."""
         if self.replacement is None:
             return self
         first = next(problem for problem in self.problems if not problem.notice)
-        described = replace(first, what=f"{first.what}; until it is repaired, {self.replacement.effect}")
+        error = f"{first.what} ({first.hint})" if first.hint else first.what
+        described = replace(first, what=f"{error}; until it is repaired, {self.replacement.effect}", hint="")
         problems = tuple(described if problem is first else problem for problem in self.problems)
         return replace(self, fact=self.replacement.fact, problems=problems)
 
