@@ -61,7 +61,7 @@ class Parsed:
     """Kind of the object if it is one of `UNENFORCED`, otherwise empty."""
 
     def with_replacement(self) -> Parsed:
-        """Return a copy with the replacement as its fact. Its first problem describes the effect, after the hint."""
+        """Return a copy with the replacement as its fact. The effect follows the first error and its hint."""
         if self.replacement is None:
             return self
         first = next(problem for problem in self.problems if not problem.notice)
