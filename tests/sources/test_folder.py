@@ -80,7 +80,7 @@ def test_duplicate_name_is_reported_and_the_first_object_stays(tmp_path: Path) -
     assert fact.mode is Mode.STRICT
     [problem] = report.problems
     assert problem.where == f"{tmp_path}/b.yaml:1"
-    assert f"Policy shop/default is already defined at {tmp_path}/a.yaml:1" in problem.what
+    assert f"Policy shop/default is also defined at {tmp_path}/a.yaml:1" in problem.what
 
     (tmp_path / "a.yaml").unlink()
     report = folder.load()
@@ -104,7 +104,7 @@ def test_duplicate_name_in_one_file_is_reported(tmp_path: Path) -> None:
     assert report.change == Change()
     [problem] = report.problems
     assert problem.where == f"{tmp_path}/a.yaml:1"
-    assert f"is already defined at {tmp_path}/a.yaml:6" in problem.what
+    assert f"is also defined at {tmp_path}/a.yaml:6" in problem.what
 
 
 def test_valid_one_of_two_objects_with_a_name_is_used(tmp_path: Path) -> None:

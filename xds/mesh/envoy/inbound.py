@@ -4,14 +4,15 @@ A filter chain that two modes share has the same bytes in both. Nothing outside 
 policy. When a mode changes, Envoy therefore replaces only the chains that differ, and keeps connections on
 the other chains (ADR 0003). Filter chains by mode:
 
-| mode       | TLS, mesh ALPN              | TLS, other ALPN | plaintext                 |
-|------------|-----------------------------|-----------------|---------------------------|
-| STRICT     | terminated (1)              | terminated (1)  | refused                   |
-| PERMISSIVE | terminated (1) (same chain) | forwarded (2)   | accepted                  |
-| DISABLE    | forwarded (2)               | forwarded (2)   | accepted (same chain)     |
+| mode       | TLS, mesh ALPN | TLS, other ALPN | plaintext    |
+|------------|----------------|-----------------|--------------|
+| STRICT     | terminated (1) | terminated (1)  | refused      |
+| PERMISSIVE | terminated (1) | forwarded (2)   | accepted (3) |
+| DISABLE    | forwarded (2)  | forwarded (2)   | accepted (3) |
 
-(1) A client certificate is required.
+(1) A client certificate is required. Both modes have the same chain for the mesh's ALPN.
 (2) To the application, which terminates TLS itself. Ports declared as HTTP refuse such connections.
+(3) Both modes have the same chain.
 """
 
 from __future__ import annotations

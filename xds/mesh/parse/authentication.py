@@ -64,7 +64,7 @@ def _check_rollout_annotation(obj: Field, meta: Meta) -> None:
     if (value := meta.annotations.get(ROLLOUT, "immediate")) != "immediate":
         obj["metadata"]["annotations"][ROLLOUT].notice(
             f"is ignored: unknown value {shown(value)}",
-            "write immediate, or remove the annotation to wait for proxies",
+            "write immediate, or remove the annotation to roll changes out in phases",
         )
 
 
@@ -74,9 +74,11 @@ def _v1alpha1(obj: Field, meta: Meta) -> AuthenticationPolicy:
     spec = obj["spec"].mapping(
         "targets peers peerIsOptional origins originIsOptional principalBinding", strict=True
     )
-    for name in ("origins", "originIsOptional", "principalBinding", "peerIsOptional"):
+    for name in ("origins", "originIsOptional", "principalBinding"):
         if spec[name].value:
             spec[name].notice("is ignored", "only mutual TLS is enforced, not JSON Web Tokens")
+    if spec["peerIsOptional"].value:
+        spec["peerIsOptional"].notice("is ignored", "the mode decides whether clients need mutual TLS")
     return AuthenticationPolicy(
         meta=meta, mode=_v1alpha1_mode(spec["peers"]), targets=tuple(_targets(spec["targets"]))
     )

@@ -34,8 +34,8 @@ class ModeDecision(NamedTuple):
     decided_by: Ref
     """Object that set the mode.
 
-    If PeerAuthentications apply and all of them leave the mode UNSET, it is PERMISSIVE (v1alpha1 policies are
-    not consulted), and this is the most specific of them.
+    If every applicable PeerAuthentication leaves the mode UNSET, the mode is PERMISSIVE (v1alpha1 policies
+    are not consulted), and `decided_by` is the most specific of these objects.
     """
     overridden: tuple[Ref, ...] = ()
     """Other objects that apply to the port, in order of precedence."""
@@ -46,7 +46,7 @@ def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
 
     A PeerAuthentication overrides all v1alpha1 policies, even more specific ones. v1alpha1 policies target
     Services: if several Services forward to the port, the policies for the oldest Service apply. The pod's
-    listener uses the same Service.
+    listener takes the protocol of the port from that Service too.
     """
     v1alpha1 = _v1alpha1(mesh, pod, port)
     peer = _peer_authentication(mesh, pod, port)
@@ -147,7 +147,7 @@ def _v1alpha1_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[Authenticati
 
 
 def served_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
-    """Return the mode that the pod's listener is currently configured with on a port.
+    """Return the mode that the control plane currently serves for a pod's port.
 
     During a rollout, it can differ from the mode that `effective_mode` returns.
     """
@@ -164,7 +164,9 @@ class Send(StrEnum):
     PLAINTEXT = "plaintext"
     """No TLS."""
     TLS = "tls"
-    """TLS that a DestinationRule configures (SIMPLE or MUTUAL). Sidecars of the mesh do not terminate it."""
+    """TLS that a DestinationRule configures (SIMPLE or MUTUAL).
+
+    Sidecars forward it to the application. Under STRICT, they refuse it."""
 
 
 class Reason(StrEnum):

@@ -344,7 +344,7 @@ def _resolve(
         problems.add(
             Problem(
                 where=parsed.origin,
-                what=f"{ref} is already defined at {chosen.origin}, which is used",
+                what=f"{ref} is also defined at {chosen.origin}; that definition is used",
                 hint="delete or rename one of them",
             )
             for _, parsed in claimants
