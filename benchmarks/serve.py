@@ -26,8 +26,10 @@ class MeasuredController(xds.mesh.controlplane.controller.Controller):
 
     async def run(self) -> None:
         probe.attach(
-            lambda: (s.snapshot for streams in self._streams.values() for s in streams if s.snapshot),
-            lambda: not self._pending and not self._due,
+            lambda: (
+                s.snapshot for streams in self.connections.streams.values() for s in streams if s.snapshot
+            ),
+            lambda: not self.batcher and self.publisher.next is None,
         )
         await super().run()
 

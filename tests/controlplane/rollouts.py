@@ -86,7 +86,7 @@ async def running(mode: str) -> AsyncIterator[Plane]:
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
     controller = Controller(authority)
     server = XdsServer(
-        controller,
+        controller.connections,
         "127.0.0.1:0",
         grace=0.2,
         added=[Introspection([RolloutsService(controller)], documented=described)],

@@ -40,7 +40,7 @@ class Sidecar:
         node = Node(id=f"sidecar~10.0.0.1~{self.name}.{self.namespace}~{self.namespace}.svc.cluster.local")
         stream = StreamInfo(peer="ipv4:127.0.0.1:5", variant=Variant.DELTA, type_url="")
         self.session = Session(Variant.DELTA)
-        self.subscriber = self.controller.connect(node, stream)
+        self.subscriber = self.controller.connections.connect(node, stream)
         self.subscriber.session = self.session
         self._node = node.id
         for type_url in (CLUSTER, LISTENER):
@@ -53,7 +53,7 @@ class Sidecar:
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self.controller.disconnect(self.subscriber)
+        self.controller.connections.disconnect(self.subscriber)
 
     def versions(self) -> dict[str, dict[str, str]]:
         """Return names and versions of its resources, by type, for the next stream to bring."""
@@ -139,4 +139,4 @@ class Sidecar:
             request.initial_resource_versions.update(self.brings.get(type_url, {}))
         for event in self.session.receive(request.SerializeToString(), asyncio.get_running_loop().time()):
             if isinstance(event, Subscribed | Acked | Nacked):
-                self.controller.observe(self.subscriber, event)
+                self.controller.connections.observe(self.subscriber, event)

@@ -14,7 +14,7 @@ from envoy_data_plane.envoy.config.core.v3 import Node as EnvoyNode
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 from structlog.testing import capture_logs
 
-from tests.controlplane.world import NOW, STREAM, node, published, running, service
+from tests.controlplane.world import NOW, STREAM, WITHIN, node, published, running, service
 from tests.controlplane.world import pod as make_pod
 from xds.mesh.controlplane.authorization import NO_KEY, UNKNOWN_BUDGETS, budget_key
 from xds.mesh.identity.claims import Caller, CredentialKind
@@ -44,8 +44,8 @@ def of(caller: Caller | None, type_url: str = "") -> StreamInfo:
 @pytest.mark.parametrize("caller", [CERTIFICATE, TOKEN])
 async def test_only_authenticated_caller_gets_the_key(caller):
     async with running(pod(), serve_keys=False) as controller:
-        authenticated = controller.connect(node("a"), of(caller))
-        unauthenticated = controller.connect(node("a"), STREAM)
+        authenticated = controller.connections.connect(node("a"), of(caller))
+        unauthenticated = controller.connections.connect(node("a"), STREAM)
         assert sorted((await published(authenticated)).of(SECRET)) == ["ROOTCA", "default"]
         snapshot = await published(unauthenticated)
         assert list(snapshot.of(SECRET)) == ["ROOTCA"]
@@ -55,12 +55,12 @@ async def test_only_authenticated_caller_gets_the_key(caller):
 
 async def test_no_certificate_is_issued_without_a_permitted_caller():
     async with running(pod(), serve_keys=False) as controller:
-        unauthenticated = controller.connect(node("a"), STREAM)
+        unauthenticated = controller.connections.connect(node("a"), STREAM)
         await published(unauthenticated)
-        assert controller.certificates().issued == 0
-        authenticated = controller.connect(node("a"), of(TOKEN))
+        assert controller.certificates.stats().issued == 0
+        authenticated = controller.connections.connect(node("a"), of(TOKEN))
         assert "default" in (await published(authenticated)).of(SECRET)
-        assert controller.certificates().issued == 1
+        assert controller.certificates.stats().issued == 1
         assert not unauthenticated.changed.is_set()
 
 
@@ -76,25 +76,25 @@ async def test_no_certificate_is_issued_without_a_permitted_caller():
 async def test_caller_of_another_pod_is_refused(caller, message):
     async with running(pod()) as controller:
         with pytest.raises(Refused, match=message) as refused:
-            controller.connect(node("a"), of(caller))
+            controller.connections.connect(node("a"), of(caller))
     assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_waiting_caller_is_checked_when_its_pod_appears():
     async with running() as controller:
-        waiting = controller.connect(node("a"), of(TOKEN))
-        other = controller.connect(node("a"), of(CERTIFICATE))
+        waiting = controller.connections.connect(node("a"), of(TOKEN))
+        other = controller.connections.connect(node("a"), of(CERTIFICATE))
         with pytest.raises(Refused, match="another namespace"):
-            controller.connect(node("a"), of(replace(TOKEN, namespace="other")))
+            controller.connections.connect(node("a"), of(replace(TOKEN, namespace="other")))
         with pytest.raises(Refused, match="bound to pod b"):
-            controller.connect(node("a"), of(replace(TOKEN, pod="b")))
+            controller.connections.connect(node("a"), of(replace(TOKEN, pod="b")))
         controller.change(Change(applied=(pod(account="other"),)))
         for subscriber in (waiting, other):
             await until_refused(subscriber)
             assert subscriber.refused
             assert "another service account" in subscriber.refused.message
-            controller.disconnect(subscriber)
-        again = controller.connect(node("b"), of(replace(TOKEN, pod="b")))
+            controller.connections.disconnect(subscriber)
+        again = controller.connections.connect(node("b"), of(replace(TOKEN, pod="b")))
         controller.change(Change(applied=(pod("b"),)))
         assert "default" in (await published(again)).of(SECRET)
 
@@ -105,15 +105,15 @@ async def test_refused_waiting_caller_never_gets_the_key():
     async with running() as controller:
         asking = asyncio.create_task(
             fetch(
-                controller,
+                controller.connections,
                 parse_request(bytes(request)),
                 of(other, SECRET),
                 Budgets(),
                 first_snapshot_timeout=30.0,
             )
         )
-        waiting = controller.connect(node("a"), of(other))
-        owner = controller.connect(node("a"), of(TOKEN))
+        waiting = controller.connections.connect(node("a"), of(other))
+        owner = controller.connections.connect(node("a"), of(TOKEN))
         controller.change(Change(applied=(pod(),)))
         assert "default" in (await published(owner)).of(SECRET)
         assert waiting.refused
@@ -133,8 +133,8 @@ async def test_refused_waiting_caller_never_gets_the_key():
 )
 async def test_stream_ends_when_caller_loses_its_pod(caller, change, message):
     async with running(pod()) as controller:
-        authenticated = controller.connect(node("a"), of(caller))
-        unauthenticated = controller.connect(node("a"), STREAM)
+        authenticated = controller.connections.connect(node("a"), of(caller))
+        unauthenticated = controller.connections.connect(node("a"), STREAM)
         await published(authenticated)
         await published(unauthenticated)
         controller.change(change)
@@ -148,7 +148,7 @@ async def test_stream_ends_when_caller_loses_its_pod(caller, change, message):
 
 async def test_changed_pod_keeps_its_stream():
     async with running(pod()) as controller:
-        authenticated = controller.connect(node("a"), of(TOKEN))
+        authenticated = controller.connections.connect(node("a"), of(TOKEN))
         await published(authenticated)
         controller.change(Change(applied=(pod(ready=False), service("web"))))
         await published(authenticated)
@@ -160,12 +160,17 @@ async def test_plaintext_sds_stream_is_refused_with_a_reason():
     roots = Subscribed(type_url=SECRET, names=frozenset({"ROOTCA"}), wildcard=False)
     async with running(pod(), serve_keys=False) as controller:
         with capture_logs() as logs:
-            alone, aggregated = controller.connect(node("a"), SECRETS), controller.connect(node("a"), STREAM)
-            controller.observe(alone, roots)
-            controller.observe(aggregated, subscription)
-            controller.observe(controller.connect(node("a"), replace(SECRETS, caller=TOKEN)), subscription)
+            alone, aggregated = (
+                controller.connections.connect(node("a"), SECRETS),
+                controller.connections.connect(node("a"), STREAM),
+            )
+            controller.connections.observe(alone, roots)
+            controller.connections.observe(aggregated, subscription)
+            controller.connections.observe(
+                controller.connections.connect(node("a"), replace(SECRETS, caller=TOKEN)), subscription
+            )
             with pytest.raises(Refused, match="private keys are not served in plaintext") as refused:
-                controller.observe(alone, subscription)
+                controller.connections.observe(alone, subscription)
         assert refused.value.code is grpc.StatusCode.PERMISSION_DENIED
         assert [line["event"] for line in logs] == ["proxy gets no certificate"]
 
@@ -173,8 +178,8 @@ async def test_plaintext_sds_stream_is_refused_with_a_reason():
 async def test_plaintext_sds_stream_gets_the_key_if_keys_are_served():
     subscription = Subscribed(type_url=SECRET, names=frozenset({"default"}), wildcard=False)
     async with running(pod()) as controller:
-        alone = controller.connect(node("a"), SECRETS)
-        controller.observe(alone, subscription)
+        alone = controller.connections.connect(node("a"), SECRETS)
+        controller.connections.observe(alone, subscription)
         snapshot = await published(alone)
         assert "default" in snapshot.of(SECRET)
         assert not snapshot.denials
@@ -182,7 +187,7 @@ async def test_plaintext_sds_stream_gets_the_key_if_keys_are_served():
 
 async def until_refused(subscriber: Any) -> None:
     """Wait until the controller ends a stream."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN):
         while subscriber.refused is None:
             await subscriber.changed.wait()
             subscriber.changed.clear()
@@ -219,7 +224,7 @@ async def test_stream_gets_its_pods_budget_once_the_pod_is_known():
 
             def connect(name: str) -> Subscriber:
                 return streams.enter_context(
-                    open_subscriber(controller, budgets, node(name), of(CERTIFICATE))
+                    open_subscriber(controller.connections, budgets, node(name), of(CERTIFICATE))
                 )
 
             connect("known")
@@ -232,5 +237,5 @@ async def test_stream_gets_its_pods_budget_once_the_pod_is_known():
             connect("b")
             with pytest.raises(LimitError):
                 connect("a")
-        assert not controller._streams
+        assert not controller.connections.streams
         assert len(budgets) == 0

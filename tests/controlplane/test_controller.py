@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, MutableMapping
+from collections.abc import Generator, Iterable, MutableMapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -25,13 +25,13 @@ from tests.controlplane.world import (
     running,
     service,
 )
-from xds.mesh.controlplane import controller as module
+from xds.mesh.controlplane import batcher, certificates, publisher
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.envoy.translate import steps
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, MeshConfig, Pod, Ref
+from xds.mesh.model.objects import Change, Fact, MeshConfig, Pod, Ref
 from xds.protocol.events import Acked
 from xds.protocol.wire import Node
 from xds.server import Refused
@@ -52,14 +52,14 @@ def assert_traceback_is_text(entry: MutableMapping[str, Any]) -> None:
 async def test_malformed_node_id_is_refused_with_the_expected_form(text: str) -> None:
     async with running() as controller:
         with pytest.raises(Refused) as refused:
-            controller.connect(Node(id=text), STREAM)
+            controller.connections.connect(Node(id=text), STREAM)
     assert refused.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert "sidecar~ADDRESS~POD.NAMESPACE~NAMESPACE.svc.cluster.local" in refused.value.message
 
 
 async def test_proxy_gets_its_snapshot_and_every_change() -> None:
     async with running(pod("a"), service("web")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         first = await published(subscriber)
         assert "outbound|80||web.shop.svc.cluster.local" in first.of(CLUSTER)
         controller.change(Change(applied=(service("other"),)))
@@ -72,7 +72,7 @@ async def test_proxy_gets_its_snapshot_and_every_change() -> None:
 
 async def test_proxies_share_equal_resources() -> None:
     async with running(pod("a"), pod("bb"), service("web")) as controller:
-        streams = [controller.connect(node(name), STREAM) for name in ("a", "a", "bb")]
+        streams = [controller.connections.connect(node(name), STREAM) for name in ("a", "a", "bb")]
         one, again, other = [await published(stream) for stream in streams]
         assert one is again
         assert one.of(ENDPOINT) is other.of(ENDPOINT)
@@ -82,13 +82,13 @@ async def test_proxies_share_equal_resources() -> None:
 
 async def test_unaffected_proxy_is_not_woken() -> None:
     async with running(pod("a"), service("web")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         first = await published(subscriber)
         controller.change(Change(applied=(namespace("elsewhere"),)))
         controller.change(Change(applied=(service("other"),)))
         await published(subscriber)
         controller.change(Change(applied=(namespace("elsewhere2"),)))
-        later = controller.connect(node("a"), STREAM)
+        later = controller.connections.connect(node("a"), STREAM)
         assert (await published(later)).of(SECRET) is not None
         assert not subscriber.changed.is_set()
         assert subscriber.snapshot != first
@@ -97,7 +97,7 @@ async def test_unaffected_proxy_is_not_woken() -> None:
 async def test_proxy_of_unknown_pod_waits_for_the_pod() -> None:
     async with running(service("web")) as controller:
         with capture_logs() as logs:
-            subscriber = controller.connect(node("late"), STREAM)
+            subscriber = controller.connections.connect(node("late"), STREAM)
             controller.change(Change(applied=(namespace("x"),)))
             controller.change(Change(applied=(pod("late"),)))
             snapshot = await published(subscriber)
@@ -111,7 +111,7 @@ async def test_proxy_of_unknown_pod_waits_for_the_pod() -> None:
 async def test_proxy_that_connects_early_waits_for_the_first_change() -> None:
     controller = Controller(AUTHORITY)
     task = asyncio.create_task(controller.run())
-    subscriber = controller.connect(node("a"), STREAM)
+    subscriber = controller.connections.connect(node("a"), STREAM)
     controller.change(Change(applied=(pod("a"),)))
     assert (await published(subscriber)).of(CLUSTER)
     task.cancel()
@@ -119,17 +119,17 @@ async def test_proxy_that_connects_early_waits_for_the_first_change() -> None:
 
 async def test_proxy_of_deleted_pod_keeps_its_configuration() -> None:
     async with running(pod("a"), service("web")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         snapshot = await published(subscriber)
         controller.change(Change(removed=(Ref("Pod", "shop", "a"),)))
         controller.change(Change(applied=(pod("bb"),)))
-        await published(controller.connect(node("bb"), STREAM))
+        await published(controller.connections.connect(node("bb"), STREAM))
         assert subscriber.snapshot is snapshot
 
 
 async def test_new_pod_of_the_same_name_gets_a_new_key() -> None:
     async with running(pod("a", created=NOW)) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         first = await published(subscriber)
         controller.change(Change(removed=(Ref("Pod", "shop", "a"),)))
         controller.change(Change(applied=(pod("a", created=NOW + timedelta(seconds=1)),)))
@@ -142,7 +142,7 @@ async def test_close_changes_are_batched(monkeypatch: pytest.MonkeyPatch) -> Non
     apply = Mesh.apply
     monkeypatch.setattr(Mesh, "apply", lambda mesh, change: applied.append(change) or apply(mesh, change))
     async with running(pod("a")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         await published(subscriber)
         for number in range(100):
             controller.change(Change(applied=(service(f"s{number}"),)))
@@ -159,13 +159,13 @@ async def test_close_changes_are_batched(monkeypatch: pytest.MonkeyPatch) -> Non
 
 async def test_constant_changes_do_not_starve_proxies() -> None:
     async with running(pod("a")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         await published(subscriber)
 
         async def hurry() -> None:
             for number in range(10_000):
                 controller.change(Change(applied=(service(f"s{number % 50}"), namespace(f"n{number}"))))
-                await asyncio.sleep(module.DEBOUNCE / 4)
+                await asyncio.sleep(batcher.DEBOUNCE / 4)
 
         task = asyncio.create_task(hurry())
         await published(subscriber)
@@ -179,14 +179,14 @@ async def test_translation_yields_to_the_event_loop(monkeypatch: pytest.MonkeyPa
             yield
         return Snapshot()
 
-    monkeypatch.setattr(module, "translation_steps", slow)
+    monkeypatch.setattr(publisher, "translation_steps", slow)
     async with running(pod("a"), pod("bb")) as controller:
-        streams = [controller.connect(node(name), STREAM) for name in ("a", "bb")]
+        streams = [controller.connections.connect(node(name), STREAM) for name in ("a", "bb")]
         turns = 0
         while not all(stream.changed.is_set() for stream in streams):
             await asyncio.sleep(0)
             turns += 1
-    assert turns > 2 * 100 * 0.002 / module.TIME_SLICE / 3
+    assert turns > 2 * 100 * 0.002 / publisher.TIME_SLICE / 3
 
 
 async def test_superseded_translation_is_abandoned_but_not_twice(
@@ -199,17 +199,17 @@ async def test_superseded_translation_is_abandoned_but_not_twice(
         try:
             for _ in range(20):
                 controller.change(Change(applied=(namespace("more"),)))
-                busy(module.MAX_DEBOUNCE / 10)
+                busy(batcher.MAX_DEBOUNCE / 10)
                 yield
             whole = True
             return Snapshot()
         finally:
             ended.append((pod.name, whole))
 
-    monkeypatch.setattr(module, "translation_steps", slow)
+    monkeypatch.setattr(publisher, "translation_steps", slow)
     async with running(pod("a"), pod("bb")) as controller:
-        await published(controller.connect(node("a"), STREAM))
-        await published(controller.connect(node("bb"), STREAM))
+        await published(controller.connections.connect(node("a"), STREAM))
+        await published(controller.connections.connect(node("bb"), STREAM))
     assert ended[:2] == [("a", False), ("a", True)]
     assert [whole for name, whole in ended if name == "bb"][:2] == [False, True]
 
@@ -222,43 +222,77 @@ async def test_failed_translation_does_not_block_other_pods(
             raise RuntimeError("a bug")
         return steps(mesh, pod, secrets)
 
-    monkeypatch.setattr(module, "translation_steps", broken)
+    monkeypatch.setattr(publisher, "translation_steps", broken)
     async with running(pod("a"), pod("bb"), service("web")) as controller:
         with capture_logs() as logs:
-            controller.connect(node("a"), STREAM)
-            await published(controller.connect(node("bb"), STREAM))
+            controller.connections.connect(node("a"), STREAM)
+            await published(controller.connections.connect(node("bb"), STREAM))
         (entry,) = (entry for entry in logs if entry["log_level"] == "error")
         assert entry["pod"] == "shop/a"
         assert_traceback_is_text(entry)
 
 
-async def test_change_that_fails_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    apply = Mesh.apply
+@pytest.fixture
+def unappliable(monkeypatch: pytest.MonkeyPatch) -> Ref:
+    """A service that no mesh can contain."""
+    ref, apply, create = service("bad").ref, Mesh.apply, Mesh.__init__
 
-    def broken(mesh: Mesh, change: Change) -> Mesh:
-        if change.removed:
+    def check(facts: Iterable[Fact]) -> None:
+        if any(fact.ref == ref for fact in facts):
             raise RuntimeError("a bug")
+
+    def broken_apply(mesh: Mesh, change: Change) -> Mesh:
+        check(change.applied)
         return apply(mesh, change)
 
-    monkeypatch.setattr(Mesh, "apply", broken)
-    async with running(pod("a")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+    def broken_create(mesh: Mesh, facts: Iterable[Fact] = (), config: MeshConfig | None = None) -> None:
+        check(facts)
+        create(mesh, facts, config)
+
+    monkeypatch.setattr(Mesh, "apply", broken_apply)
+    monkeypatch.setattr(Mesh, "__init__", broken_create)
+    return ref
+
+
+async def test_object_that_cannot_be_applied_is_skipped(unappliable: Ref) -> None:
+    """All other objects of the same change are applied."""
+    async with running(pod("a"), service("old")) as controller:
+        subscriber = controller.connections.connect(node("a"), STREAM)
         await published(subscriber)
         with capture_logs() as logs:
-            controller.change(Change(removed=(Ref("Service", "shop", "x"),)))
-            async with asyncio.timeout(WITHIN):
-                while not logs:
-                    await asyncio.sleep(module.DEBOUNCE)
-        assert_traceback_is_text(logs[0])
-        controller.change(Change(applied=(service("web"),)))
-        assert "outbound|80||web.shop.svc.cluster.local" in (await published(subscriber)).of(CLUSTER)
+            controller.change(
+                Change(
+                    applied=(service("bad"), service("web")),
+                    removed=(service("old").ref,),
+                    config=MeshConfig(connect_timeout=3),
+                )
+            )
+            snapshot = await published(subscriber)
+        assert "outbound|80||web.shop.svc.cluster.local" in snapshot.of(CLUSTER)
+        assert "outbound|80||old.shop.svc.cluster.local" not in snapshot.of(CLUSTER)
+        assert controller.mesh.config == MeshConfig(connect_timeout=3)
+        assert controller.stats.batches == 2
+        (entry,) = logs
+        assert (entry["log_level"], entry["objects"]) == ("error", [str(unappliable)])
+        assert_traceback_is_text(entry)
+        controller.change(Change(applied=(service("later"),)))
+        assert "outbound|80||later.shop.svc.cluster.local" in (await published(subscriber)).of(CLUSTER)
+
+
+async def test_controller_starts_without_an_object_that_cannot_be_applied(unappliable: Ref) -> None:
+    with capture_logs() as logs:
+        async with running(pod("a"), service("bad"), service("web")) as controller:
+            subscriber = controller.connections.connect(node("a"), STREAM)
+            snapshot = await published(subscriber)
+    assert "outbound|80||web.shop.svc.cluster.local" in snapshot.of(CLUSTER)
+    assert [entry["objects"] for entry in logs] == [[str(unappliable)]]
 
 
 async def test_certificates_are_renewed_at_half_their_lifetime(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CLOCK_CHECK_INTERVAL", 0.01)
+    monkeypatch.setattr(certificates, "CLOCK_CHECK_INTERVAL", 0.01)
     clock = [NOW]
     async with running(pod("a"), now=lambda: clock[0]) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         first = await published(subscriber)
         clock[0] += timedelta(hours=11, minutes=59)
         controller.change(Change(applied=(service("web"),)))
@@ -274,32 +308,32 @@ async def test_certificates_are_renewed_at_half_their_lifetime(monkeypatch: pyte
 async def test_failed_renewal_is_retried_with_a_delay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "RETRY_DELAY", 0.02)
-    monkeypatch.setattr(module, "CLOCK_CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr(certificates, "RETRY_DELAY", 0.02)
+    monkeypatch.setattr(certificates, "CLOCK_CHECK_INTERVAL", 0.02)
     clock = [NOW]
     async with running(pod("a"), now=lambda: clock[0]) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         await published(subscriber)
-        secrets_for = controller._issuer.secrets_for
+        secrets_for = controller.certificates._issuer.secrets_for
         with capture_logs() as logs:
-            monkeypatch.setattr(controller._issuer, "secrets_for", lambda *_: 1 / 0)
+            monkeypatch.setattr(controller.certificates._issuer, "secrets_for", lambda *_: 1 / 0)
             clock[0] += timedelta(hours=13)
             async with asyncio.timeout(WITHIN):
                 while len(logs) < 3:
                     await asyncio.sleep(0.01)
-        monkeypatch.setattr(controller._issuer, "secrets_for", secrets_for)
+        monkeypatch.setattr(controller.certificates._issuer, "secrets_for", secrets_for)
         assert (await published(subscriber)).of(SECRET)["default"]
 
 
 async def test_proxy_without_key_gets_roots_and_one_warning() -> None:
     async with running(pod("a"), serve_keys=False) as controller:
         with capture_logs() as logs:
-            subscribers = [controller.connect(node("a"), STREAM) for _ in range(2)]
+            subscribers = [controller.connections.connect(node("a"), STREAM) for _ in range(2)]
             first = await published(subscribers[0])
         for subscriber in subscribers:
-            controller.disconnect(subscriber)
+            controller.connections.disconnect(subscriber)
         with capture_logs() as later:
-            controller.connect(node("a"), STREAM)
+            controller.connections.connect(node("a"), STREAM)
         assert list(first.of(SECRET)) == ["ROOTCA"]
         [entry] = logs
         assert [again["event"] for again in later] == [entry["event"]]
@@ -309,26 +343,30 @@ async def test_proxy_without_key_gets_roots_and_one_warning() -> None:
 
 async def test_ended_streams_leave_no_state() -> None:
     async with running(pod("a")) as controller:
-        streams = [controller.connect(node(name), STREAM) for name in ("a", "a", "unknown")]
+        streams = [controller.connections.connect(node(name), STREAM) for name in ("a", "a", "unknown")]
         await published(streams[0])
         for stream in streams:
-            controller.disconnect(stream)
-        assert (controller._streams, controller._due, controller._superseded) == ({}, {}, set())
-        assert await published(controller.connect(node("a"), STREAM))
+            controller.connections.disconnect(stream)
+        assert (
+            controller.connections.streams,
+            controller.publisher._due,
+            controller.publisher._superseded,
+        ) == ({}, {}, set())
+        assert await published(controller.connections.connect(node("a"), STREAM))
 
 
 async def test_acks_are_logged_at_debug_level() -> None:
     answer = Acked(type_url=CLUSTER, nonce="1", version="v", resources=(), waited=0.01)
     async with running(pod("a")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         with capture_logs() as logs:
-            controller.observe(subscriber, answer)
+            controller.connections.observe(subscriber, answer)
         assert [(entry["log_level"], entry["type"]) for entry in logs] == [("debug", "Cluster")]
 
 
 async def test_changed_pod_is_served_again() -> None:
     async with running(pod("a"), service("web")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         first = await published(subscriber)
         controller.change(Change(applied=(replace(pod("a"), address="10.9.9.9"),)))
         assert (await published(subscriber)).of(ENDPOINT) != first.of(ENDPOINT)
@@ -340,13 +378,13 @@ async def test_changed_pod_is_served_again() -> None:
 async def test_rotation_replaces_roots_and_then_certificates() -> None:
     new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     async with running(pod("a"), pod("bb")) as controller:
-        streams = [controller.connect(node(name), STREAM) for name in ("a", "bb")]
+        streams = [controller.connections.connect(node(name), STREAM) for name in ("a", "bb")]
         first = [await published(stream) for stream in streams]
         controller.rotate(AUTHORITY, [new.root_pem])
         second = [await published(stream) for stream in streams]
         controller.rotate(new, [AUTHORITY.root_pem])
         third = [await published(stream) for stream in streams]
-        assert controller.certificates().issued == 4
+        assert controller.certificates.stats().issued == 4
     for before, between, after in zip(first, second, third, strict=True):
         assert before.of(SECRET)["default"] == between.of(SECRET)["default"] != after.of(SECRET)["default"]
         assert len({each.of(SECRET)["ROOTCA"].version for each in (before, between, after)}) == 3
@@ -355,7 +393,7 @@ async def test_rotation_replaces_roots_and_then_certificates() -> None:
 async def test_rotated_roots_reach_proxies_without_keys() -> None:
     new = Authority.create(PrivateKey.generate(), "cluster.local", NOW)
     async with running(pod("a"), serve_keys=False) as controller:
-        stream = controller.connect(node("a"), STREAM)
+        stream = controller.connections.connect(node("a"), STREAM)
         before = await published(stream)
         controller.rotate(AUTHORITY, [new.root_pem])
         after = await published(stream)
@@ -365,7 +403,7 @@ async def test_rotated_roots_reach_proxies_without_keys() -> None:
 
 async def test_no_secrets_are_served_with_an_sds_socket() -> None:
     async with running(pod("a")) as controller:
-        stream = controller.connect(node("a"), STREAM)
+        stream = controller.connections.connect(node("a"), STREAM)
         assert set((await published(stream)).of(SECRET)) == {"ROOTCA", "default"}
         controller.change(Change(config=MeshConfig(sds_socket="/run/agent.sock")))
         assert not (await published(stream)).of(SECRET)

@@ -12,14 +12,17 @@ from tests.controlplane.transitions import (
     PORT,
     WEB,
     set_mode,
+    transitions,
     until_checked_twice,
     until_waiting_for,
+    waits,
     world,
 )
 from tests.controlplane.world import running
 from tests.policy.world import peer, pod
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import Change, Ref
+from xds.mesh.rollout.proxies import State
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
@@ -31,7 +34,9 @@ SOON = 6.0
 
 def connect(controller, name: str, type_url: str = "") -> Subscriber:
     node = Node(id=f"sidecar~10.0.0.1~{name}.ns~ns.svc.cluster.local")
-    return controller.connect(node, StreamInfo(peer="x", variant=Variant.DELTA, type_url=type_url))
+    return controller.connections.connect(
+        node, StreamInfo(peer="x", variant=Variant.DELTA, type_url=type_url)
+    )
 
 
 async def becomes_strict_soon(controller, web: Sidecar) -> None:
@@ -63,10 +68,12 @@ async def test_reconnected_client_counts_before_it_is_served() -> None:
             await client.until(lambda: client.uses_mtls(WEB))
             await until_waiting_for(controller, "clients")
         async with await reconnected(controller, other):
-            await eventually(lambda: not controller._pending, timeout=WITHIN)
+            await eventually(lambda: not controller.batcher, timeout=WITHIN)
             await until_checked_twice(controller)
-            (transition,) = controller.rollouts.rollout.transitions.values()
-            assert transition.served_mode == "PERMISSIVE"
+            (wait,) = waits(controller)
+            assert "other.ns" in wait.lagging
+            (transition,) = transitions(controller)
+            assert transition.listener.current == "PERMISSIVE"
 
 
 async def test_reconnected_server_counts_before_it_is_served() -> None:
@@ -76,9 +83,9 @@ async def test_reconnected_server_counts_before_it_is_served() -> None:
             web.withholds = {LISTENER}
             set_mode(controller, "STRICT")
             await until_waiting_for(controller, "listener")
-        controller.rollouts._recovery_ends = 0.0  # long after the start
+        controller.rollouts.proxies._recovery_ends = 0.0  # long after the start
         async with await reconnected(controller, web):
-            await eventually(lambda: not controller._pending, timeout=WITHIN)
+            await eventually(lambda: not controller.batcher, timeout=WITHIN)
             await until_checked_twice(controller)
             assert not client.uses_mtls(WEB)
 
@@ -93,32 +100,24 @@ async def test_polling_stream_does_not_replace_disconnected_client() -> None:
             await until_waiting_for(controller, "clients")
         polling = connect(controller, "other", CLUSTER)
         await until_checked_twice(controller)
-        controller.disconnect(polling)
-        assert [each.served_mode for each in controller.rollouts.rollout.transitions.values()] == [
-            "PERMISSIVE"
-        ]
+        controller.connections.disconnect(polling)
+        (wait,) = waits(controller)
+        assert "other.ns" in wait.lagging
+        (transition,) = transitions(controller)
+        assert transition.listener.current == "PERMISSIVE"
 
 
 @pytest.mark.parametrize("type_url", [SECRET, CLUSTER])
 async def test_stream_without_listeners_does_not_count_as_server(type_url) -> None:
-    async with world(peer("ns", "DISABLE")) as (controller, web, _client):
+    async with world(peer("ns", "DISABLE")) as (controller, web, client):
         second = connect(controller, "web", type_url)
         second.session = Session(Variant.DELTA, type_url=type_url)
         await eventually(lambda: second.snapshot is not None, timeout=WITHIN)
         second.session.serve(second.snapshot)
         set_mode(controller, "PERMISSIVE")
-        await eventually(
-            lambda: not controller.rollouts.rollout.transitions or _serves_desired_sends(controller),
-            timeout=SOON,
-        )
-        controller.disconnect(second)
+        await eventually(lambda: client.uses_mtls(WEB), timeout=SOON)
+        controller.connections.disconnect(second)
         await web.until(lambda: web.accepts(PORT) == "P")
-
-
-def _serves_desired_sends(controller) -> bool:
-    return all(
-        each.served_send is each.desired_send for each in controller.rollouts.rollout.transitions.values()
-    )
 
 
 async def test_stream_of_deleted_pod_does_not_block_a_rollout() -> None:
@@ -146,7 +145,8 @@ async def test_unknown_pods_do_not_block_and_leave_no_state() -> None:
         for number in range(50):
             async with Sidecar(controller, f"unknown-{number}", "ns"):
                 pass
-        assert not controller.rollouts._disconnected
+        names = [("ns", f"unknown-{number}") for number in range(50)]
+        assert {controller.rollouts.proxies.state(name) for name in names} == {State.UNKNOWN}
         await becomes_strict_soon(controller, web)
 
 
@@ -155,10 +155,10 @@ async def test_deferred_proxy_of_deleted_pod_is_released() -> None:
         client = Sidecar(controller, "client", "ns")
         client.brings = {CLUSTER: {"gone": "1"}}
         async with client:
-            await eventually(lambda: ("ns", "client") in controller._deferred, timeout=WITHIN)
+            await eventually(lambda: ("ns", "client") in controller.publisher.deferred, timeout=WITHIN)
             controller.change(Change(removed=(Ref("Pod", "ns", "client"),)))
-            controller.rollouts._recovery_ends = 0.0
-            await eventually(lambda: not controller._deferred, timeout=WITHIN)
+            controller.rollouts.proxies._recovery_ends = 0.0
+            await eventually(lambda: not controller.publisher.deferred, timeout=WITHIN)
 
 
 async def test_failed_observation_does_not_stop_a_rollout(monkeypatch) -> None:

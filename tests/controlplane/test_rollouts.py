@@ -15,9 +15,11 @@ from tests.controlplane.transitions import (
     PORT,
     WEB,
     set_mode,
+    transitions,
     until_checked_twice,
     until_finished,
     until_waiting_for,
+    waits,
     world,
 )
 from tests.controlplane.world import running
@@ -25,7 +27,9 @@ from tests.policy.rollout_world import UNREAD
 from tests.policy.world import meta, peer, rule
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import ROLLOUT, Change, Ref
-from xds.mesh.rollout import driver, log
+from xds.mesh.rollout import driver, log, proxies
+from xds.mesh.rollout.progress import accepts_plaintext, port_waits
+from xds.mesh.rollout.proxies import State
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
 ROLLOUT_EVENTS = {"rollout in progress", "rollout stalled", "rollout finished"}
@@ -73,14 +77,16 @@ async def test_server_contracts_once_every_client_uses_mtls() -> None:
         set_mode(controller, "STRICT")
         await client.until(lambda: client.uses_mtls(WEB))
         await until_waiting_for(controller, "clients")
-        (transition,) = controller.rollouts.rollout.transitions.values()
-        await eventually(lambda: transition.lagging == ("other.ns",), timeout=WITHIN)
-        assert transition.accepts_plaintext
+        await eventually(
+            lambda: [each.lagging for each in waits(controller)] == [("other.ns",)], timeout=WITHIN
+        )
+        ((key, transition, _),) = port_waits(controller.rollouts)
+        assert accepts_plaintext(controller.rollouts.rollout, key, transition)
         assert web.accepts(PORT) == "P"
         other.answer(ENDPOINT)
         await web.until(lambda: web.accepts(PORT) == "S")
         await until_finished(controller)
-        assert controller.rollouts.rollout.plaintext_disabled == 1
+        assert controller.rollouts.rollout.stats.plaintext_disabled == 1
 
 
 async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
@@ -90,14 +96,14 @@ async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
             client.withholds = {ENDPOINT}
             set_mode(controller, "STRICT")
             await web.until(lambda: web.accepts(PORT) == "S")
-            (skipped,) = controller.rollouts.rollout.skipped_ports.values()
-            assert skipped.lagging == ("client.ns",)
-            assert controller.rollouts.rollout.skip_count == 1
+            (skipped,) = controller.rollouts.rollout.skipped.ports.values()
+            assert skipped.wait.lagging == ("client.ns",)
+            assert controller.rollouts.rollout.stats.skips == 1
             await eventually(
                 lambda: any("skipped" in entry.get("status", "") for entry in logs), timeout=WITHIN
             )
             client.answer(ENDPOINT)
-            await eventually(lambda: not controller.rollouts.rollout.skipped_ports, timeout=WITHIN)
+            await eventually(lambda: not controller.rollouts.rollout.skipped.ports, timeout=WITHIN)
             await eventually(lambda: logs[-1]["event"] == "rollout finished", timeout=WITHIN)
     events = [entry for entry in logs if entry["event"] in ROLLOUT_EVENTS]
     assert any("web waiting for client.ns" in entry.get("status", "") for entry in events)
@@ -115,13 +121,13 @@ async def test_rejected_rule_is_logged_only_on_change(
         async with world(peer("ns", "PERMISSIVE"), timeout=0.5) as (controller, _web, client):
             client.rejects = {CLUSTER}
             controller.change(Change(applied=(mutual,)))
-            await eventually(lambda: controller.rollouts.rollout.skipped_rules, timeout=WITHIN)
+            await eventually(lambda: controller.rollouts.rollout.skipped.rules, timeout=WITHIN)
             for _ in range(3):
                 await until_checked_twice(controller)
             client.rejects = set()
             controller.change(Change(removed=(mutual.ref,)))
             await until_finished(controller)
-            await eventually(lambda: not controller.rollouts.rollout.skipped_rules, timeout=WITHIN)
+            await eventually(lambda: not controller.rollouts.rollout.skipped.rules, timeout=WITHIN)
             await eventually(lambda: logs[-1]["event"] == "rollout finished", timeout=WITHIN)
     events = [entry for entry in logs if entry["event"] in ROLLOUT_EVENTS]
     statuses = [entry["status"].partition(" (")[0] for entry in events if "status" in entry]
@@ -137,21 +143,19 @@ async def test_lagging_server_is_skipped_after_the_timeout() -> None:
         set_mode(controller, "PERMISSIVE")
         await until_waiting_for(controller, "listener")
         await client.until(lambda: client.uses_mtls(WEB))
-        assert controller.rollouts.rollout.skip_count == 1
+        assert controller.rollouts.rollout.stats.skips == 1
 
 
 async def test_rejected_listener_is_never_skipped() -> None:
     async with world(peer("ns", "DISABLE"), timeout=0.5) as (controller, web, client):
         web.rejects = {LISTENER}
         set_mode(controller, "STRICT")
-        await eventually(
-            lambda: [each.rejection for each in controller.rollouts.rollout.transitions.values()] == ["no"],
-            timeout=WITHIN,
-        )
-        (transition,) = controller.rollouts.rollout.transitions.values()
-        await eventually(lambda: controller.rollouts.checked_at > transition.mode_since + 1.5, timeout=WITHIN)
+        await eventually(lambda: [each.rejection for each in waits(controller)] == ["no"], timeout=WITHIN)
+        (transition,) = transitions(controller)
+        until = transition.listener.since + 1.5
+        await eventually(lambda: controller.rollouts.checked_at > until, timeout=WITHIN)
         assert not client.uses_mtls(WEB)
-        assert controller.rollouts.rollout.skip_count == 0
+        assert controller.rollouts.rollout.stats.skips == 0
         web.rejects = set()
         set_mode(controller, "DISABLE")
         await until_finished(controller)
@@ -162,11 +166,11 @@ async def test_client_that_rejects_endpoints_is_reported() -> None:
         client.rejects = {ENDPOINT}
         set_mode(controller, "STRICT")
         await eventually(
-            lambda: [each.rejection for each in controller.rollouts.rollout.transitions.values()] == ["no"],
+            lambda: (
+                [(each.rejection, each.lagging) for each in waits(controller)] == [("no", ("client.ns",))]
+            ),
             timeout=WITHIN,
         )
-        (transition,) = controller.rollouts.rollout.transitions.values()
-        await eventually(lambda: transition.lagging == ("client.ns",), timeout=WITHIN)
         await web.until(lambda: web.accepts(PORT) == "S")
 
 
@@ -175,7 +179,7 @@ async def test_immediate_rollout_waits_for_no_proxy() -> None:
         client.withholds = {ENDPOINT}
         set_mode(controller, "STRICT")
         await web.until(lambda: web.accepts(PORT) == "S")
-        assert not controller.rollouts.is_active
+        assert not controller.rollouts.rollout.is_active
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
         client.withholds = {ENDPOINT}
         strict = peer("ns", "STRICT")
@@ -196,6 +200,8 @@ async def test_disconnected_client_counts_until_it_reconnects(monkeypatch) -> No
             await client.until(lambda: client.uses_mtls(WEB))
         await until_waiting_for(controller, "clients")
         await until_checked_twice(controller)
+        (wait,) = waits(controller)
+        assert "other.ns" in wait.lagging
         assert web.accepts(PORT) == "P"
         async with Sidecar(controller, "other", "ns") as other:
             await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) and other.uses_mtls(WEB))
@@ -203,7 +209,7 @@ async def test_disconnected_client_counts_until_it_reconnects(monkeypatch) -> No
 
 
 async def test_client_that_does_not_reconnect_is_forgotten(monkeypatch) -> None:
-    monkeypatch.setattr(driver, "RECONNECT_GRACE", 0.5)
+    monkeypatch.setattr(proxies, "RECONNECT_GRACE", 0.5)
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
         async with Sidecar(controller, "other", "ns") as other:
             await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
@@ -214,8 +220,8 @@ async def test_client_that_does_not_reconnect_is_forgotten(monkeypatch) -> None:
 
 
 async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None:
-    monkeypatch.setattr(driver, "RECONNECT_GRACE", 0.0)
-    monkeypatch.setattr(driver, "RECOVERY_PERIOD", 0.0)
+    monkeypatch.setattr(proxies, "RECONNECT_GRACE", 0.0)
+    monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 0.0)
     async with world(peer("ns", "DISABLE"), names=("client",), timeout=WITHIN) as (controller, client):
         async with Sidecar(controller, "web", "ns") as web:
             await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "D")
@@ -241,20 +247,22 @@ async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None
         controller.change(Change(applied=(replace(gone, meta=replace(gone.meta, uid="another")),)))
         await until_finished(controller)
         set_mode(controller, "PERMISSIVE")
-        await eventually(lambda: not controller.rollouts._disconnected, timeout=WITHIN)
+        await eventually(
+            lambda: controller.rollouts.proxies.state(("ns", "web")) is State.UNKNOWN, timeout=WITHIN
+        )
 
 
 async def test_new_client_is_held_while_servers_reconnect(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(driver, "RECOVERY_PERIOD", 60.0)
+    monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 60.0)
     async with running(*FACTS, peer("ns", "STRICT")) as controller, AsyncExitStack() as stack:
         back, new = (Sidecar(controller, name, "ns") for name in ("client", "other"))
         back.brings = {CLUSTER: {"a": "1"}, LISTENER: {"virtualInbound": f"0.{PORT}S"}}
         await stack.enter_async_context(back)
-        await eventually(lambda: ("ns", "client") in controller._deferred, timeout=WITHIN)
+        await eventually(lambda: ("ns", "client") in controller.publisher.deferred, timeout=WITHIN)
         await stack.enter_async_context(new)
-        await eventually(lambda: ("ns", "other") in controller._deferred, timeout=WITHIN)
+        await eventually(lambda: ("ns", "other") in controller.publisher.deferred, timeout=WITHIN)
         web = Sidecar(controller, "web", "ns")
         web.brings, web.withholds = (
             {CLUSTER: {"a": "1"}, LISTENER: {"virtualInbound": f"0.{PORT}D"}},
@@ -276,7 +284,7 @@ async def test_restarted_control_plane_recovers_active_modes() -> None:
         client.brings = versions["client"]
         await stack.enter_async_context(client)
         # The client reconnects first. What it should send depends on a server that may be about to reconnect.
-        await eventually(lambda: ("ns", "client") in controller._deferred, timeout=WITHIN)
+        await eventually(lambda: ("ns", "client") in controller.publisher.deferred, timeout=WITHIN)
         assert client.subscriber.snapshot is None
         web = Sidecar(controller, "web", "ns")
         web.brings, web.withholds = versions["web"], {LISTENER}
@@ -285,8 +293,9 @@ async def test_restarted_control_plane_recovers_active_modes() -> None:
         await stack.enter_async_context(Sidecar(controller, "other", "ns"))
         await client.until(lambda: client.subscriber.snapshot is not None)
         assert ENDPOINT not in client.has or not client.uses_mtls(WEB)
-        (transition,) = controller.rollouts.rollout.transitions.values()
-        assert (transition.served_mode, transition.desired_mode) == ("PERMISSIVE", "STRICT")
+        ((key, transition),) = controller.rollouts.rollout.plan.ports.items()
+        desired = controller.rollouts.rollout.ports[key].desired
+        assert (transition.listener.current, desired.mode) == ("PERMISSIVE", "STRICT")
         web.answer(LISTENER)
         await client.until(lambda: WEB in client.has.get(ENDPOINT, {}) and client.uses_mtls(WEB))
         await web.until(lambda: web.accepts(PORT) == "S")
@@ -311,7 +320,7 @@ async def test_start_waits_for_unclassified_connections() -> None:
 
 
 async def test_reconnected_proxy_is_held_only_for_the_recovery_period(monkeypatch) -> None:
-    monkeypatch.setattr(driver, "RECOVERY_PERIOD", 0.5)
+    monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 0.5)
     async with running(*FACTS) as controller:
         client = Sidecar(controller, "client", "ns")
         client.brings = {CLUSTER: {"gone": "1"}}
@@ -326,15 +335,15 @@ async def test_rule_is_held_until_servers_accept_it() -> None:
         controller.change(Change(applied=(peer("ns", "STRICT"), mutual)))
         await until_waiting_for(controller, "listener")
         await until_checked_twice(controller)
-        assert controller.mesh.get(mutual.ref) is None
+        assert controller.mesh.served_rule(mutual.ref) is None
         web.answer(LISTENER)
         await web.until(lambda: web.accepts(PORT) == "S")
-        assert controller.mesh.get(mutual.ref) == mutual
+        assert controller.mesh.served_rule(mutual.ref) == mutual
         await until_finished(controller)
         controller.change(Change(removed=(mutual.ref,), applied=(peer("ns", "DISABLE"),)))
         await web.until(lambda: web.accepts(PORT) == "D")
         await until_finished(controller)
-        assert controller.mesh.get(mutual.ref) is None
+        assert controller.mesh.served_rule(mutual.ref) is None
 
 
 async def test_deleted_server_ends_its_transition() -> None:
@@ -344,7 +353,8 @@ async def test_deleted_server_ends_its_transition() -> None:
         await until_waiting_for(controller, "listener")
         controller.change(Change(removed=(Ref("Pod", "ns", "web"),)))
         await until_finished(controller)
-        assert meta("Pod", "ns", "web").ref not in controller.rollouts.rollout._desired
+        gone = meta("Pod", "ns", "web").ref
+        assert gone not in {pod for pod, _ in controller.rollouts.rollout.ports}
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -380,8 +390,9 @@ async def test_failed_step_is_logged_once_and_retried(monkeypatch) -> None:
     assert [entry["problem"] for entry in errors] == ["RuntimeError: a bug"]
 
 
-async def test_deleted_pod_is_forgotten_by_the_driver() -> None:
+async def test_deleted_pod_is_forgotten_by_the_tracker() -> None:
     async with world() as (controller, _web, _client):
-        assert ("ns", "web") in controller.rollouts._known_listeners
+        proxy = controller.rollouts.proxies._proxies["ns", "web"]
+        assert proxy.has_reported
         controller.change(Change(removed=(Ref("Pod", "ns", "web"),)))
-        await eventually(lambda: ("ns", "web") not in controller.rollouts._known_listeners, timeout=WITHIN)
+        await eventually(lambda: not proxy.has_reported, timeout=WITHIN)

@@ -8,8 +8,19 @@ from datetime import timedelta
 
 import pytest
 
-from tests.controlplane.world import NOW, STREAM, busy, namespace, node, pod, published, running, service
-from xds.mesh.controlplane import controller as module
+from tests.controlplane.world import (
+    NOW,
+    STREAM,
+    WITHIN,
+    busy,
+    namespace,
+    node,
+    pod,
+    published,
+    running,
+    service,
+)
+from xds.mesh.controlplane import batcher, publisher
 from xds.mesh.envoy.translate import steps
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Pod, Ref
@@ -24,12 +35,12 @@ async def test_problem_of_a_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -
             raise RuntimeError("a bug")
         return (yield from steps(mesh, pod, secrets))
 
-    monkeypatch.setattr(module, "translation_steps", build)
+    monkeypatch.setattr(publisher, "translation_steps", build)
     async with running(service("web")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         assert controller.problem_of(subscriber) == "its pod is not known"
         controller.change(Change(applied=(pod("a"),)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WITHIN):
             while not controller.stats.failed:
                 await asyncio.sleep(0.01)
         assert controller.problem_of(subscriber) == "translation failed: RuntimeError: a bug"
@@ -38,7 +49,7 @@ async def test_problem_of_a_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -
         await published(subscriber)
         assert controller.problem_of(subscriber) == ""
         controller.change(Change(removed=(Ref("Pod", "shop", "a"),)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WITHIN):
             while not controller.problem_of(subscriber):
                 await asyncio.sleep(0.01)
         assert controller.problem_of(subscriber) == "its pod is not known"
@@ -47,7 +58,7 @@ async def test_problem_of_a_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -
 async def test_change_time_is_when_the_source_reported_it() -> None:
     loop = asyncio.get_running_loop()
     async with running(pod("a"), service("web")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         await published(subscriber)
         assert subscriber.changed_at is None, "the initial snapshot is not a change"
         before = loop.time()
@@ -77,14 +88,14 @@ async def test_superseded_translation_keeps_the_change_time(monkeypatch: pytest.
             supersede = False
             for n in range(20):
                 controller.change(Change(applied=(service(f"s{n}"),)))
-                busy(module.MAX_DEBOUNCE / 10)
+                busy(batcher.MAX_DEBOUNCE / 10)
                 yield
         return (yield from steps(mesh, pod, secrets))
 
-    monkeypatch.setattr(module, "translation_steps", slow)
+    monkeypatch.setattr(publisher, "translation_steps", slow)
     loop = asyncio.get_running_loop()
     async with running(pod("a"), service("web")) as controller:
-        subscriber = controller.connect(node("a"), STREAM)
+        subscriber = controller.connections.connect(node("a"), STREAM)
         await published(subscriber)
         supersede = True
         before = loop.time()
@@ -100,18 +111,18 @@ async def test_stats_and_certificates_are_counted() -> None:
     async with running(
         pod("a"), pod("bb"), service("web"), lifetime=timedelta(hours=2), now=lambda: NOW
     ) as controller:
-        assert controller.certificates()[:3] == (0, 0, None)
+        assert controller.certificates.stats()[:3] == (0, 0, None)
         for name in ("a", "bb"):
-            await published(controller.connect(node(name), STREAM))
-        issued, current, soonest, root = controller.certificates()
+            await published(controller.connections.connect(node(name), STREAM))
+        issued, current, soonest, root = controller.certificates.stats()
         assert (issued, current) == (2, 2)
         assert soonest == NOW.replace(microsecond=0) + timedelta(hours=2)
         assert root > NOW + timedelta(days=3650)
         controller.change(Change(removed=(Ref("Pod", "shop", "bb"),)))
-        async with asyncio.timeout(5):
-            while controller.certificates().current != 1:
+        async with asyncio.timeout(WITHIN):
+            while controller.certificates.stats().current != 1:
                 await asyncio.sleep(0.01)
-        assert controller.certificates().issued == 2
+        assert controller.certificates.stats().issued == 2
         stats = controller.stats
         assert (stats.changes, stats.batches, stats.failed) == (2, 2, 0)
         assert stats.translated >= 2

@@ -9,6 +9,9 @@ from tests.controlplane.world import running
 from tests.policy.world import HTTP, peer, pod, service
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import Change, Ref
+from xds.mesh.rollout.plan import Transition
+from xds.mesh.rollout.progress import port_waits
+from xds.mesh.rollout.waits import Wait
 from xds.snapshot import ENDPOINT, LISTENER
 
 WEB = "outbound|80||web.ns.svc.cluster.local"
@@ -39,13 +42,24 @@ def set_mode(controller, mode: str | None, **more) -> None:
 
 
 async def until_finished(controller) -> None:
-    await eventually(lambda: not controller.rollouts.is_active and not controller._pending, timeout=WITHIN)
+    rollout = controller.rollouts.rollout
+    await eventually(lambda: not rollout.is_active and not controller.batcher, timeout=WITHIN)
+
+
+def transitions(controller) -> list[Transition]:
+    """Return the transitions in the plan."""
+    return list(controller.rollouts.rollout.plan.ports.values())
+
+
+def waits(controller) -> list[Wait]:
+    """Return what the transitions wait for."""
+    return [wait for _, _, wait in port_waits(controller.rollouts)]
 
 
 async def until_waiting_for(controller, stage: str) -> None:
     def is_waiting() -> bool:
-        transitions = controller.rollouts.rollout.transitions.values()
-        return bool(transitions) and all(each.waiting_for == stage for each in transitions)
+        found = waits(controller)
+        return bool(found) and all(each.waiting_for == stage for each in found)
 
     await eventually(is_waiting, timeout=WITHIN, every=0.01)
 

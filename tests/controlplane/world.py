@@ -20,7 +20,7 @@ from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
 from xds.snapshot import Snapshot
 
-WITHIN = 5.0
+WITHIN = 20.0
 STREAM = StreamInfo(peer="ipv4:127.0.0.1:5", variant=Variant.DELTA, type_url="")
 NOW = datetime.now(UTC)
 AUTHORITY = Authority.create(PrivateKey.generate(), "cluster.local", NOW)

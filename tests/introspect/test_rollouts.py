@@ -17,7 +17,7 @@ from xds.introspect.clock import Clock
 from xds.mesh.controlplane.rollouts_service import MAX_CLIENTS, SERVICE, _waiting
 from xds.mesh.model.objects import Change, Mode, Ref
 from xds.mesh.rollout.progress import WaitingEndpoint
-from xds.mesh.rollout.transition import WaitingFor
+from xds.mesh.rollout.waits import WaitingFor
 from xds.mesh.v1 import rollouts_pb2 as pb
 from xds.snapshot import ENDPOINT, LISTENER
 

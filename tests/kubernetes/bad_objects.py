@@ -136,7 +136,7 @@ REFUSED = [
         "another namespace's service in a policy",
         POLICY,
         "{targets: [{name: web.shop.svc.cluster.local}]}",
-        "must be a service of the Policy's own",
+        "must be the name of a Service",
         namespace=EVIL,
         closed=POLICY_EVIL,
     ),

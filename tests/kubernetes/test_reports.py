@@ -1,23 +1,40 @@
-"""Replicas exchange reports by Leases, even if Leases are deleted or overwritten."""
+"""Replicas share reports and one plan by Leases, even if Leases are deleted or overwritten."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
 from tests.support.waiting import eventually
-from xds.mesh.kube.replica_leases import ANNOTATION, ReplicaLeases
+from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX, ReplicaLeases, replica_name
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.peers import PortReport
-from xds.mesh.rollout.replica_sync import ReplicaSync
+from xds.mesh.rollout.machine import Proposal
+from xds.mesh.rollout.observation import Ask, Report
+from xds.mesh.rollout.plan import Plan, StoredPlan, Transition
+from xds.mesh.rollout.stages import Staged
+from xds.mesh.rollout.sync import ReplicaSync
 
-KEY = (Ref("Pod", "ns", "web"), 8080)
-STAND = PortReport(in_transition=True, modes=frozenset({Mode.PERMISSIVE}), sends=frozenset({Send.MTLS}))
+POD = Ref("Pod", "ns", "web")
+KEY = (POD, 8080)
+REPORT = Report(
+    generation=7,
+    servers={POD: 6},
+    other_servers=7,
+    clients={"client.ns": 5},
+    other_clients=7,
+    asks={KEY: Ask(Mode.PERMISSIVE, Send.MTLS, is_active=True)},
+    held_rules=frozenset({Ref("DestinationRule", "ns", "web")}),
+)
+TRANSITION = Transition(
+    Staged(Mode.PERMISSIVE, 2, (Mode.DISABLE, Mode.PERMISSIVE)), Staged(Send.PLAINTEXT, 0, (Send.PLAINTEXT,))
+)
+PROPOSAL = Proposal(Plan(2, {KEY: TRANSITION}))
 
 
 @pytest.fixture
@@ -26,69 +43,211 @@ async def namespace(cluster: Cluster) -> AsyncIterator[str]:
         yield name
 
 
+@dataclass
+class Replica:
+    sync: ReplicaSync
+    lease: str
+    """The path of its Lease."""
+    plan: str
+    """The path of the Lease with the plan."""
+    changes: int = 0
+    """Number of times that something may have changed."""
+
+    def changed(self) -> None:
+        self.changes += 1
+
+    def peers(self) -> list[Report]:
+        return list(self.sync.peers(asyncio.get_running_loop().time()).values())
+
+    def propose(self, proposal: Proposal) -> None:
+        """Propose a plan that replaces the one that was read last."""
+        self.sync.propose(self.sync.share(0.0).version, proposal)
+
+    @property
+    def members(self) -> set[str]:
+        return set(self.sync.stored.members) if self.sync.stored else set()
+
+
 @asynccontextmanager
-async def replica(cluster: Cluster, namespace: str, name: str) -> AsyncIterator[tuple[ReplicaSync, str]]:
-    """Run a replica until it has read back its report; yield it and the path of its Lease."""
-    exchange = ReplicaSync(duration=6.0)
-    reports = ReplicaLeases(cluster.api, namespace, name, exchange, lambda: None)
-    task = asyncio.create_task(reports.run())
+async def replica(
+    cluster: Cluster, namespace: str, name: str, *, leads: bool = False
+) -> AsyncIterator[Replica]:
+    """Run a replica, and wait until it has joined the plan and written its report."""
+    sync = ReplicaSync(replica_name(name), lambda: leads, duration=6.0)
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+    this = Replica(sync, f"{path}/{PREFIX}{sync.name}", f"{path}/{PLAN}")
+    leases = ReplicaLeases(cluster.api, namespace, sync, this.changed)
+    task = asyncio.create_task(leases.run())
     try:
-        await until(lambda: exchange.is_synced, "it reads itself")
-        yield exchange, f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{reports.name}"
+        await until(lambda: sync.has_joined, "it joins the plan")
+        await until(lambda: not sync.is_isolated(asyncio.get_running_loop().time()), "it writes its report")
+        yield this
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def until(what: object, message: str) -> None:
-    await eventually(what, timeout=60, every=0.05, what=message)
-
-
-def heard_of(exchange: ReplicaSync) -> list[object]:
-    view = exchange.peer_view(asyncio.get_running_loop().time())
-    return [stands.get(KEY) for stands in view.peers.values() if stands is not None]
-
-
-def is_known_by_all(exchange: ReplicaSync) -> bool:
-    return exchange.peer_view(asyncio.get_running_loop().time()).knows_send(KEY, Send.MTLS)
+async def until(check: Callable[[], object], message: str) -> None:
+    await eventually(check, timeout=60, every=0.05, what=message)
 
 
 async def test_reports_reach_the_peer(cluster: Cluster, namespace: str) -> None:
     async with (
-        replica(cluster, namespace, "One_1") as (one, _),
-        replica(cluster, namespace, "two_2") as (two, _),
+        replica(cluster, namespace, "One_1") as one,
+        replica(cluster, namespace, "two_2") as two,
     ):
-        await until(lambda: (one.names, two.names) == ({"two-2"}, {"one-1"}), "they know of each other")
-        assert heard_of(two) == [None]
-        one.publish("", {KEY: STAND})
-        await until(lambda: heard_of(two) == [STAND], "two hears it")
-        await until(lambda: is_known_by_all(one), "one knows that two can know")
+        await until(lambda: (one.sync.names, two.sync.names) == ({"two-2"}, {"one-1"}), "they read reports")
+        await until(lambda: one.members == two.members == {"one-1", "two-2"}, "both are members of the plan")
+        one.sync.publish(REPORT)
+        before = two.changes
+        await until(lambda: two.peers() == [REPORT], "two reads it")
+        assert two.changes > before
+
+
+async def test_new_replicas_join_the_plan_at_the_same_time(cluster: Cluster, namespace: str) -> None:
+    """None removes another one from the members."""
+    names = {f"replica-{number}" for number in range(5)}
+    async with asyncio.TaskGroup() as tasks:
+        all_joined = asyncio.Barrier(len(names))
+
+        async def run(name: str) -> None:
+            async with replica(cluster, namespace, name) as this:
+                await all_joined.wait()
+                await until(lambda: this.members == names, "all are members")
+                await all_joined.wait()
+
+        for name in names:
+            tasks.create_task(run(name))
+
+
+async def test_plan_of_the_leader_reaches_the_peer(cluster: Cluster, namespace: str) -> None:
+    async with (
+        replica(cluster, namespace, "one", leads=True) as one,
+        replica(cluster, namespace, "two") as two,
+    ):
+        await until(lambda: one.members == {"one", "two"}, "the leader reads that both joined")
+        two.propose(PROPOSAL)  # It does not lead.
+        one.propose(PROPOSAL)
+        stored = PROPOSAL.plan.stored({"one", "two"})
+        await until(lambda: one.sync.accepted is PROPOSAL, "the API server has stored it")
+        await until(lambda: one.sync.stored == two.sync.stored == stored, "both read it")
+        assert two.sync.accepted is None
+
+        # Somebody who reads it later gets all of it.
+        async with replica(cluster, namespace, "three") as three:
+            assert three.sync.stored == stored._replace(members=frozenset({"one", "two", "three"}))
+
+
+async def test_only_one_of_two_leaders_stores_its_plan(cluster: Cluster, namespace: str) -> None:
+    other = Proposal(Plan(3, {(POD, 9090): TRANSITION}))
+    async with (
+        replica(cluster, namespace, "one", leads=True) as one,
+        replica(cluster, namespace, "two", leads=True) as two,
+    ):
+        await until(lambda: one.members == two.members == {"one", "two"}, "both read the same")
+        one.propose(PROPOSAL)
+        two.propose(other)
+        await until(lambda: one.sync.accepted or two.sync.accepted, "one plan is stored")
+        [winner] = [each.sync.accepted for each in (one, two) if each.sync.accepted]
+        stored = winner.plan.stored({"one", "two"})
+        await until(lambda: one.sync.stored == two.sync.stored == stored, "both read it")
+
+        # The other one does not store a plan that it made before it read this one.
+        one.sync.publish(REPORT)
+        two.sync.publish(REPORT)
+        await until(lambda: one.peers() == two.peers() == [REPORT], "both go on")
+        assert one.sync.stored == two.sync.stored == stored
 
 
 @pytest.mark.parametrize("deleted", [True, False])
-async def test_foreign_write_or_deletion_of_a_lease_is_repaired(
+async def test_foreign_write_or_deletion_of_a_report_is_repaired(
     cluster: Cluster, namespace: str, deleted: bool
 ) -> None:
     async with (
-        replica(cluster, namespace, "one") as (one, lease),
-        replica(cluster, namespace, "two") as (two, _),
+        replica(cluster, namespace, "one") as one,
+        replica(cluster, namespace, "two") as two,
     ):
+        one.sync.publish(REPORT)
+        await until(lambda: two.peers() == [REPORT], "two reads what one writes")
         if deleted:
-            await cluster.api.delete(lease)
+            await cluster.api.delete(one.lease)
         else:
-            await cluster.api.patch(lease, {"metadata": {"annotations": {ANNOTATION: "nonsense"}}})
-            await until(lambda: heard_of(two) == [], "two hears nothing that it understands")
-        one.publish("", {KEY: STAND})
-        await until(lambda: heard_of(two) == [STAND], "two hears what one says")
-        await until(lambda: is_known_by_all(one), "one knows that two can know")
+            await cluster.api.patch(one.lease, {"metadata": {"annotations": {ANNOTATION: "nonsense"}}})
+            await until(lambda: two.peers() == [Report().unknown()], "two reads nothing that it understands")
+        one.sync.publish(Report(generation=8))
+        await until(lambda: two.peers() == [Report(generation=8)], "two reads what one writes")
 
 
-async def test_dead_peer_and_its_lease_are_removed(cluster: Cluster, namespace: str) -> None:
-    async with replica(cluster, namespace, "one") as (one, _):
-        async with replica(cluster, namespace, "two") as (two, lease):
-            two.publish("", {KEY: STAND})
-            await until(lambda: heard_of(one) == [STAND], "one hears it")
-        # It counts as a peer while its sidecars may still be reconnecting.
-        assert heard_of(one) == [STAND]
-        await until(lambda: not one.names, "it is forgotten")
-        assert await cluster.api.find(lease) is None
+@pytest.mark.parametrize("deleted", [True, False])
+async def test_all_replicas_join_again_if_the_plan_is_deleted_or_overwritten(
+    cluster: Cluster, namespace: str, deleted: bool
+) -> None:
+    async with (
+        replica(cluster, namespace, "one", leads=True) as one,
+        replica(cluster, namespace, "two") as two,
+    ):
+        await until(lambda: one.members == {"one", "two"}, "both are members")
+        one.propose(PROPOSAL)
+        await until(lambda: two.sync.stored == PROPOSAL.plan.stored({"one", "two"}), "two reads the plan")
+        before = await cluster.api.get(one.plan)
+        if deleted:
+            await cluster.api.delete(one.plan)
+        else:
+            await cluster.api.patch(one.plan, {"metadata": {"annotations": {ANNOTATION: "nonsense"}}})
+        empty = StoredPlan(members=frozenset({"one", "two"}))
+        await until(lambda: one.sync.stored == two.sync.stored == empty, "both join an empty plan")
+        one.propose(PROPOSAL)
+        await until(lambda: two.sync.stored == PROPOSAL.plan.stored({"one", "two"}), "two reads the plan")
+        after = await cluster.api.get(one.plan)
+        assert after["metadata"]["annotations"] == before["metadata"]["annotations"]
+        assert after["metadata"]["labels"] == {LABEL: "true"}
+
+
+async def test_expired_peer_and_its_lease_are_removed(cluster: Cluster, namespace: str) -> None:
+    async with replica(cluster, namespace, "one", leads=True) as one:
+        async with replica(cluster, namespace, "two") as two:
+            two.sync.publish(REPORT)
+            await until(lambda: one.peers() == [REPORT], "one reads it")
+        # It counts while its sidecars may still be reconnecting.
+        assert one.peers() == [REPORT]
+        await until(lambda: not one.peers(), "its report expires")
+        await until(lambda: not one.sync.names, "it is forgotten")
+        assert await cluster.api.find(two.lease) is None
+        # The next plan does not consider it.
+        one.propose(PROPOSAL)
+        await until(lambda: one.sync.stored == PROPOSAL.plan.stored({"one"}), "its plan is stored")
+
+
+async def test_member_that_crashed_before_it_reported_is_forgotten(cluster: Cluster, namespace: str) -> None:
+    """The leader waits for it as long as for any other replica."""
+    async with replica(cluster, namespace, "one", leads=True) as one:
+        stored = await cluster.api.get(one.plan)
+        joined = stored["metadata"]["annotations"][ANNOTATION].replace('["one"]', '["one","two"]')
+        await cluster.api.patch(one.plan, {"metadata": {"annotations": {ANNOTATION: joined}}})
+        await until(lambda: one.members == {"one", "two"}, "one reads that two has joined")
+        assert one.peers() == [Report().unknown()]
+        assert not one.sync.names
+        await until(lambda: not one.peers(), "it is forgotten")
+        one.propose(PROPOSAL)
+        await until(lambda: one.sync.stored == PROPOSAL.plan.stored({"one"}), "its plan is stored")
+        assert not one.peers()
+
+
+async def test_replica_that_was_taken_for_dead_comes_back(cluster: Cluster, namespace: str) -> None:
+    """Its Lease is deleted, and it is no member of the next plan, until it writes again."""
+    async with replica(cluster, namespace, "one", leads=True) as one:
+        sync = ReplicaSync("two", lambda: False, duration=6.0)
+        leases = ReplicaLeases(cluster.api, namespace, sync, lambda: None)
+        task = asyncio.create_task(leases.run())
+        await until(lambda: "two" in one.sync.names and "two" in one.members, "one knows of two")
+        task.cancel()  # It hangs.
+        await asyncio.gather(task, return_exceptions=True)
+        await until(lambda: not one.sync.names, "it is forgotten")
+        one.propose(PROPOSAL)
+        await until(lambda: one.sync.stored == PROPOSAL.plan.stored({"one"}), "a plan without it is stored")
+        task = asyncio.create_task(leases.run())
+        await until(lambda: one.sync.stored == PROPOSAL.plan.stored({"one", "two"}), "it joins again")
+        await until(lambda: one.sync.names == {"two"}, "its report is read again")
+        assert sync.has_joined
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -22,14 +22,14 @@ from xds.mesh.kube.ca_secret import CaSecrets, load_or_create_authorities
 from xds.mesh.kube.conditions import ConditionPublisher, desired_conditions
 from xds.mesh.kube.install import control_plane
 from xds.mesh.kube.lease import Lease
-from xds.mesh.kube.replica_leases import ReplicaLeases
+from xds.mesh.kube.replica_leases import PLAN, ReplicaLeases
 from xds.mesh.kube.root_publisher import RootPublisher
 from xds.mesh.kube.tokens import TokenReviewer
 from xds.mesh.kube.webhook import CaBundlePublisher
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.parse import UNENFORCED
-from xds.mesh.rollout.replica_sync import ReplicaSync
+from xds.mesh.rollout.sync import ReplicaSync
 from xds.mesh.sources.kubernetes import Kubernetes
 
 
@@ -130,7 +130,7 @@ async def test_only_own_leases_and_secrets_are_writable(cluster: Cluster) -> Non
         for name, kind in (("cacerts", token), ("xds-ca-secret", token), ("other", "Opaque")):
             assert await is_forbidden(api.create(SECRETS, secret(name, kind)))
 
-        for name in ("xds-leader", "xds-replica-a"):
+        for name in ("xds-leader", PLAN, "xds-replica-a"):
             body = await api.create(LEASES, lease(name))
             await api.replace(f"{LEASES}/{name}", body)
             await api.delete(f"{LEASES}/{name}")
@@ -193,13 +193,17 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
 
 
 async def _tell_other_replicas(api: KubeApi) -> None:
-    """Discover another replica, which then crashes."""
-    ours, others = ReplicaSync(duration=3.0), ReplicaSync(duration=3.0)
+    """Join the plan together with another replica, which then crashes."""
+    ours, others = (ReplicaSync(name, lambda: False, duration=3.0) for name in ("here", "there"))
     here, there = (
-        asyncio.create_task(ReplicaLeases(api, SYSTEM, name, exchange, lambda: None).run())
-        for name, exchange in (("here", ours), ("there", others))
+        asyncio.create_task(ReplicaLeases(api, SYSTEM, sync, lambda: None).run()) for sync in (ours, others)
     )
-    await eventually(lambda: ours.is_synced and ours.names, timeout=30, what="they know of each other")
+    both = {"here", "there"}
+    await eventually(
+        lambda: ours.names and ours.stored and ours.stored.members == both,
+        timeout=30,
+        what="they know of each other",
+    )
     there.cancel()
     await asyncio.gather(there, return_exceptions=True)
     await eventually(lambda: not ours.names, timeout=30, what="the other one is forgotten")

@@ -80,7 +80,7 @@ class Plane:
         self._tasks = [asyncio.create_task(self.controller.run()), asyncio.create_task(self._follow())]
         async with asyncio.timeout(PATIENCE):
             await self.controller.ready.wait()
-        server = await self._exits.enter_async_context(XdsServer(self.controller, "127.0.0.1:0"))
+        server = await self._exits.enter_async_context(XdsServer(self.controller.connections, "127.0.0.1:0"))
         self.dam = await self._exits.enter_async_context(Dam(server.port))
         self.port = server.port
         return self

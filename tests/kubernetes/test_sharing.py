@@ -20,11 +20,12 @@ from tests.support.waiting import eventually
 from xds.codec import message_class
 from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.kube import crds
-from xds.mesh.kube.replica_leases import ANNOTATION, LABEL
-from xds.mesh.kube.report_codec import decode_report
+from xds.mesh.kube.plan_codec import decode_plan, decode_report
+from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.peers import PortReport
+from xds.mesh.rollout.observation import Report
+from xds.mesh.rollout.plan import StoredPlan
 from xds.resources import resource
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 
@@ -129,23 +130,38 @@ class Proxy:
         await self._call.write(request.SerializeToString())
 
 
-class Reports:
-    """The replicas' reports about one port, from their Leases."""
+class Shared:
+    """What the replicas share, from their Leases."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self._cluster = cluster
         self._key = (Ref("Pod", namespace, "web-1"), 8080)
 
     async def leases(self) -> dict[str, dict[str, Any]]:
+        """Return the Lease of each replica."""
         leases = await self._cluster.api.list_all(LEASES, labelSelector=f"{LABEL}=true")
-        return {lease["metadata"]["name"]: lease for lease in leases}
+        named = {lease["metadata"]["name"]: lease for lease in leases}
+        assert named.pop(PLAN, None)
+        return {name.removeprefix(PREFIX): lease for name, lease in named.items()}
 
-    async def ports(self) -> list[PortReport]:
-        reports = [
+    async def reports(self) -> list[Report]:
+        return [
             decode_report(lease["metadata"]["annotations"][ANNOTATION])
             for lease in (await self.leases()).values()
         ]
-        return [report.ports[self._key] for report in reports if report.ports and self._key in report.ports]
+
+    async def plan(self) -> StoredPlan:
+        lease = await self._cluster.api.get(f"{LEASES}/{PLAN}")
+        return decode_plan(lease["metadata"]["annotations"][ANNOTATION])
+
+    async def is_settled(self) -> bool:
+        """Whether the port is in no transition."""
+        return self._key not in (await self.plan()).ports
+
+    async def sends(self) -> set[Send]:
+        """Return what clients of the port may send, according to the plan."""
+        _, clients = (await self.plan()).ports[self._key]
+        return set(clients.possible)
 
     async def until_all_were_renewed(self) -> None:
         before = {name: lease["spec"]["renewTime"] for name, lease in (await self.leases()).items()}
@@ -198,7 +214,7 @@ async def test_strict_waits_for_clients_of_a_live_replica(
         await shop.add(102, app="client")
         for serving in (a, b):
             await serving.until_ready()
-        reports, at = Reports(cluster, namespace), address(1)
+        shared, at = Shared(cluster, namespace), address(1)
         server = Proxy(cluster, namespace, 1, "web")
         near, far = (Proxy(cluster, namespace, number, "client") for number in (101, 102))
         async with server.at(a), near.at(a), far.at(b):
@@ -209,8 +225,10 @@ async def test_strict_waits_for_clients_of_a_live_replica(
                 ),
                 "all is plaintext",
             )
-            assert len(await reports.leases()) == 2
-            assert not await reports.ports()
+            replicas = set(await shared.leases())
+            assert len(replicas) == 2
+            assert (await shared.plan()).members == replicas
+            assert await shared.is_settled()
 
             # The other replica's client is slow, so the server still accepts plaintext.
             far.takes.clear()
@@ -219,17 +237,16 @@ async def test_strict_waits_for_clients_of_a_live_replica(
             await until(lambda: near.sends == {at: Send.MTLS}, "the near client sends mutual TLS")
             async with asyncio.timeout(PATIENCE):
                 await far.waits.wait()
-            await reports.until_all_were_renewed()
-            assert {Send.PLAINTEXT, Send.MTLS} in [report.sends for report in await reports.ports()]
+            await shared.until_all_were_renewed()
+            assert await shared.sends() == {Send.PLAINTEXT, Send.MTLS}
+            assert [set(report.clients) for report in await shared.reports() if report.clients] == [
+                {f"client-102.{namespace}"}
+            ]
             assert (server.mode, far.sends) == (Mode.PERMISSIVE, {at: Send.PLAINTEXT})
             far.takes.set()
             await until(lambda: server.mode is Mode.STRICT, "the server accepts only mutual TLS")
             assert far.sends == {at: Send.MTLS}
-
-            async def is_settled() -> bool:
-                return not await reports.ports()
-
-            await until(is_settled, "no report mentions the port")
+            await until(shared.is_settled, "the plan does not mention the port")
 
             # And back, while the other replica crashes before its client ACKs.
             far.takes.clear()
@@ -245,7 +262,7 @@ async def test_strict_waits_for_clients_of_a_live_replica(
             )
 
             async def is_deleted() -> bool:
-                return len(await reports.leases()) == 1
+                return len(await shared.leases()) == 1
 
             await until(is_deleted, "its Lease is deleted")
         assert b"replica expired" in a.log.read_bytes()

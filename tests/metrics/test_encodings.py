@@ -46,7 +46,9 @@ async def test_change_for_1000_proxies_is_encoded_once():
     controller.change(Change(applied=(service, pod("web-1", "10.3.0.1", "web"), *clients)))
     await controller.ready.wait()
     subscribers = [
-        controller.connect(Node(id=f"sidecar~10.2.0.1~{each.name}.shop~shop.svc.cluster.local"), STREAM)
+        controller.connections.connect(
+            Node(id=f"sidecar~10.2.0.1~{each.name}.shop~shop.svc.cluster.local"), STREAM
+        )
         for each in clients
     ]
     await all_have_news(subscribers)

@@ -71,7 +71,9 @@ class Plane:
         self.controller = Controller(authority)
         self.problems: list[Problem] = []
         self.metrics = Metrics(self.controller, lambda: self.problems)
-        self.server = XdsServer(self.controller, "127.0.0.1:0", grace=0.2, observer=self.metrics.streams)
+        self.server = XdsServer(
+            self.controller.connections, "127.0.0.1:0", grace=0.2, observer=self.metrics.streams
+        )
         self.metrics.add_server(self.server.discovery)
 
     def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

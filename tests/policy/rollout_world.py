@@ -11,13 +11,14 @@ from math import inf
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, Pod, PortKey, Ref
+from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, Pod, PortKey, Ref, Served
 from xds.mesh.model.traffic import TlsMode
-from xds.mesh.policy.destination import client_rule
+from xds.mesh.policy.destination import served_client_rule
 from xds.mesh.policy.mtls import Send, decide, explicit_tls, sends_mtls, served_mode
 from xds.mesh.rollout.driver import RolloutDriver
-from xds.mesh.rollout.peers import ACCEPTED_SENDS
-from xds.mesh.rollout.transition import ObservedState
+from xds.mesh.rollout.observation import Observed, Report
+from xds.mesh.rollout.stages import ACCEPTED_SENDS
+from xds.mesh.rollout.waits import Wait, port_wait
 
 SERVERS = ("web-1", "web-2")
 CLIENTS = ("one", "two")
@@ -84,14 +85,14 @@ class Proxies:
 
     def start(self) -> None:
         """Start a control plane that knows only the objects, and what proxies bring."""
-        self.rollouts = RolloutDriver({}, self.timeout)
+        self.rollouts = RolloutDriver(self.timeout)
         self.rollout = self.rollouts.rollout
         everything = Change(applied=tuple(self.facts.values()), config=self.config)
-        self.mesh = self.rollouts.first_mesh(everything, ObservedState(), self.now)
+        self.mesh = self.rollouts.first_mesh(everything, Observed(), self.now)
         for name, server in self.servers.items():
             server.acked = server.generation = -1
             if server.connected and server.modes:
-                self.rollouts.recover(Ref("Pod", "ns", name), server.modes)
+                self.rollout.recover(Ref("Pod", "ns", name), server.modes)
         for client in self.clients.values():
             self.reset(client)
         self.step()
@@ -115,26 +116,35 @@ class Proxies:
         self.now += UNREAD
         self.advance()
 
-    def observe(self) -> ObservedState:
-        return ObservedState(
-            servers={
-                Ref("Pod", "ns", name): each.acked for name, each in self.servers.items() if each.connected
-            },
-            rejected_listeners={
-                Ref("Pod", "ns", name): "no" for name, each in self.servers.items() if each.rejects
-            },
-            clients={f"{name}.clients": each.acked for name, each in self.clients.items() if each.connected},
-            reconnected=frozenset(
-                f"{name}.clients"
-                for name, each in self.clients.items()
-                if each.connected and self.now < each.caught_up_at + UNREAD
-            ),
-            rejected_clusters={
-                f"{name}.clients": dict.fromkeys(CLUSTERS, "no")
-                for name, each in self.clients.items()
-                if each.rejects
-            },
+    def observe(self) -> Observed:
+        servers = {
+            Ref("Pod", "ns", name): each.acked for name, each in self.servers.items() if each.connected
+        }
+        return Observed(
+            Report(
+                generation=self.mesh.served.generation,
+                servers=servers,
+                rejected_listeners={
+                    Ref("Pod", "ns", name): "no" for name, each in self.servers.items() if each.rejects
+                },
+                clients={
+                    f"{name}.clients": each.acked for name, each in self.clients.items() if each.connected
+                },
+                has_returned=any(
+                    each.connected and self.now < each.caught_up_at + UNREAD for each in self.clients.values()
+                ),
+                rejected_clusters={
+                    f"{name}.clients": dict.fromkeys(CLUSTERS, "no")
+                    for name, each in self.clients.items()
+                    if each.rejects
+                },
+                asks=self.rollout.asks(servers),
+            )
         )
+
+    def wait(self, key: PortKey) -> Wait:
+        """Return what a port in transition waits for."""
+        return port_wait(key, self.rollout.plan.ports[key], self.observe())
 
     # --- the policies ---------------------------------------------------------------------------------------
 
@@ -220,7 +230,7 @@ class Proxies:
         client, web = mesh.pod("clients", name), mesh.service("ns", "web")
         assert client
         assert web
-        found = client_rule(mesh, client.namespace, client.meta.labels, web)
+        found = served_client_rule(mesh, client.namespace, client.meta.labels, web)
         sends = {}
         for port in web.ports:
             tls = explicit_tls(found, port.port)
@@ -245,9 +255,9 @@ class Proxies:
             self.step()
             if self.mesh is before:
                 break
-        assert not self.rollout.transitions, self.rollout.transitions
-        assert not self.rollout.rule_transitions
-        assert (self.mesh.served.modes, self.mesh.served.mtls) == ({}, {})
+        assert not self.rollout.plan.ports, self.rollout.plan.ports
+        assert not self.rollout.rules
+        assert self.mesh.served == Served(generation=self.mesh.served.generation)
         wanted = Mesh(self.facts.values(), self.config)
         assert {fact.ref: fact for fact in self.mesh.facts()} == {fact.ref: fact for fact in wanted.facts()}
         for name, server in self.servers.items():

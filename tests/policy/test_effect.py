@@ -360,11 +360,7 @@ def test_object_with_effect_is_not_reported(facts: list[Fact]) -> None:
 
 
 def test_default_objects_are_not_reported() -> None:
-    # Not even while a rollout has one of its rules in the mesh as if it were given.
-    world = mesh(*SHOP, mtls_enabled=True)
-    stand_ins = [fact for fact in world.facts() if fact.ref.kind == "DestinationRule"]
-    assert len(stand_ins) == 2
-    assert said(mesh(pod("web", "shop"), *stand_ins, mtls_enabled=True)) == []
+    assert said(mesh(pod("web", "shop"), mtls_enabled=True)) == []
 
 
 def test_problem_in_a_file_names_the_object() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.policy.rollout_world import UNREAD
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.mesh.model.objects import Change, Fact, Pod, Ref, ServicePort
 from xds.mesh.rollout.driver import RolloutDriver
-from xds.mesh.rollout.peers import PeerView
-from xds.mesh.rollout.progress import count_services, rule_progress, service_progress
-from xds.mesh.rollout.transition import ObservedState
+from xds.mesh.rollout.observation import Observed, Report
+from xds.mesh.rollout.plan import StoredPlan
+from xds.mesh.rollout.progress import count_services, port_waits, rule_progress, service_progress
+from xds.mesh.rollout.sync import ReplicaSync
+from xds.mesh.rollout.waits import WaitingFor
 
 CLUSTER = "outbound|80||web.ns.svc.cluster.local"
 ONE = "one.clients"
@@ -36,43 +40,54 @@ class World:
         ports: tuple[ServicePort, ...] = (HTTP,),
         more: tuple[Fact, ...] = (),
     ) -> None:
-        self.rollouts = RolloutDriver({}, 30.0)
+        self.rollouts = RolloutDriver(30.0)
         self.now = 1000.0
         self.servers = {ref(f"web-{number}"): 0 for number in range(1, servers + 1)}
         self.clients = {ONE: 0}
-        self.observed: dict[str, object] = {}
+        self.peers: dict[str, Report] = {}
+        self.rejected_listeners: dict[Ref, str] = {}
+        self.rejected_clusters: dict[str, dict[str, str]] = {}
         facts = [
             *(web(name.name) for name in self.servers),
             service("web", "ns", *ports, app="web"),
             peer("ns", before),
             *more,
         ]
-        self.mesh = self.rollouts.first_mesh(Change(applied=tuple(facts)), ObservedState(), self.now)
+        self.mesh = self.rollouts.first_mesh(Change(applied=tuple(facts)), Observed(), self.now)
 
     def change(self, *applied: Fact, removed: tuple[Ref, ...] = ()) -> None:
         change = Change(applied=applied, removed=removed)
         self.mesh = self.rollouts.apply(self.mesh, change, self._observe(), self.now)
+        self.rollouts.publish_report()
 
     def step(self, *, seconds: float = 0.0, servers: bool = False, clients: bool = False) -> None:
         """Let time pass, and let all servers or all clients ACK."""
         self.now += seconds
-        generation = self.rollouts.rollout.served.generation
+        generation = self.mesh.served.generation
         self.servers = dict.fromkeys(self.servers, generation) if servers else self.servers
         self.clients = dict.fromkeys(self.clients, generation) if clients else self.clients
         self.mesh = self.rollouts.advance(self.mesh, self._observe(), self.now)
         if clients:  # and servers classify their last connections
             self.now += UNREAD
             self.mesh = self.rollouts.advance(self.mesh, self._observe(), self.now)
+        self.rollouts.publish_report()
 
     def summaries(self, *, after: float = 0.0) -> list[str]:
-        rollout = self.rollouts.rollout
         return [
             each.summary(self.now + after)
-            for each in (*service_progress(self.mesh, rollout), *rule_progress(rollout))
+            for each in (*service_progress(self.mesh, self.rollouts), *rule_progress(self.rollouts))
         ]
 
-    def _observe(self) -> ObservedState:
-        return ObservedState(servers=self.servers, clients=self.clients, **self.observed)  # type: ignore[arg-type]
+    def _observe(self) -> Observed:
+        own = Report(
+            generation=self.mesh.served.generation,
+            servers=self.servers,
+            clients=self.clients,
+            rejected_listeners=self.rejected_listeners,
+            rejected_clusters=self.rejected_clusters,
+        )
+        self.rollouts.observed = replace(self.rollouts.observe(own, self.now), peers=self.peers)
+        return self.rollouts.observed
 
 
 def test_unchanged_policy_starts_no_transition():
@@ -97,7 +112,7 @@ def test_strict_expands_migrates_and_contracts():
     assert world.summaries() == [
         f"web.ns: 1/1 endpoints mTLS, web-1 waiting for its listener (0 s{still_open})"
     ]
-    [found] = service_progress(world.mesh, world.rollouts.rollout)
+    [found] = service_progress(world.mesh, world.rollouts)
     assert (found.endpoints, found.mtls, found.plaintext) == (1, 1, 0)
     world.step(servers=True)
     assert world.summaries() == []
@@ -117,7 +132,7 @@ def test_disable_expands_migrates_and_contracts():
 
 def test_rejected_listener_stops_the_transition():
     world = World("PERMISSIVE")
-    world.observed = {"rejected_listeners": {ref("web-1"): "not to my taste"}}
+    world.rejected_listeners = {ref("web-1"): "not to my taste"}
     world.change(peer("ns", "STRICT"))
     world.step(seconds=90)
     assert world.summaries() == [
@@ -130,7 +145,7 @@ def test_rejected_listener_stops_the_transition():
 
 def test_rejecting_client_is_skipped_after_the_timeout():
     world = World("DISABLE")
-    world.observed = {"rejected_clusters": {ONE: {CLUSTER: "no such thing"}}}
+    world.rejected_clusters = {ONE: {CLUSTER: "no such thing"}}
     world.change(peer("ns", "PERMISSIVE"))
     world.step(servers=True, clients=True)
     world.step(seconds=1, clients=True)
@@ -181,25 +196,65 @@ def test_skipped_clients_are_shown_after_contraction():
     assert world.summaries() == []
 
 
-def test_lagging_replicas_are_shown():
-    """The replica first waits for the API server to have its report, and then for its peers."""
+def test_plan_that_is_not_stored_is_shown():
     world = World("DISABLE")
-    world.observed = {"peers": PeerView(own_reports=({},))}
+    sync = ReplicaSync("own", lambda: True)
+    sync.plan_read("1", StoredPlan(1, members=frozenset({"own"})))
+    assert world.rollouts.enable_sync(sync, world.now)
+    world.change(peer("ns", "STRICT"))
+    still_open = "; still accepts plaintext"
+    assert world.summaries(after=2) == [
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for the API server (2 s{still_open})"
+    ]
+    candidate = sync.plan_to_store(world.now)
+    assert candidate
+    sync.plan_stored(candidate[0], "2", candidate[1])
+    world.step()
+    assert world.summaries() == [
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (0 s{still_open})"
+    ]
+
+
+def test_lagging_replicas_are_shown():
+    """The server or its clients may be connected to a replica that has not applied the plan."""
+    world = World("DISABLE")
+    world.peers = dict.fromkeys(("xds-a", "xds-b"), Report().unknown())
     world.change(peer("ns", "STRICT"))
     world.step(servers=True)
     still_open = "; still accepts plaintext"
     assert world.summaries() == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for the API server (0 s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a and xds-b (0 s{still_open})"
     ]
-    world.observed = {"peers": PeerView(own_reports=({},), peers={"xds-a": None, "xds-b": None})}
+    applied = Report(generation=2, other_servers=2, other_clients=2)
+    world.peers = {"xds-a": applied, "xds-b": applied}
     world.step(seconds=2)
     assert world.summaries() == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a and xds-b (2 s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE} and xds-a and xds-b (0 s{still_open})"
     ]
-    world.step(seconds=28)
-
+    world.peers["xds-b"] = replace(applied, generation=3, other_clients=3)
+    world.step(clients=True)
+    assert world.summaries() == [
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a (1 s{still_open})"
+    ]
+    world.step(seconds=29)
     [summary] = world.summaries()
-    assert "web-1 skipped replica xds-a and xds-b (30 s)" in summary
+    assert "web-1 skipped replica xds-a (30 s)" in summary
+
+
+def test_ports_are_listed_with_what_they_wait_for():
+    world = World("DISABLE", ports=(HTTP, TCP))
+    world.change(peer("ns", "PERMISSIVE"))
+    found = {key: wait.waiting_for for key, _, wait in port_waits(world.rollouts)}
+    assert found == {(ref("web-1"), port): WaitingFor.LISTENER for port in (8080, 9090)}
+
+
+def test_skipped_port_that_no_service_exposes_is_not_shown():
+    world = World("PERMISSIVE")
+    world.change(peer("ns", "STRICT"))
+    world.step(seconds=31)
+    world.change(removed=(Ref("Service", "ns", "web"),))
+    assert world.rollouts.rollout.skipped.ports
+    assert [each.waiting for each in service_progress(world.mesh, world.rollouts)] == [()]
 
 
 def test_clients_of_a_rule_are_not_named():
@@ -216,7 +271,7 @@ def test_three_endpoints_are_named_and_others_counted():
     world.change(peer("ns", "PERMISSIVE"))
     waiting = ", ".join(f"web-{number} waiting for its listener (0 s)" for number in (1, 2, 3))
     assert world.summaries() == [f"web.ns: 0/5 endpoints mTLS, {waiting}, 2 more endpoints"]
-    world.servers = dict.fromkeys(world.servers, world.rollouts.rollout.served.generation)
+    world.servers = dict.fromkeys(world.servers, world.mesh.served.generation)
     world.step()
     [summary] = world.summaries()
     assert "web-1 waiting for client-0.ns and client-1.ns and client-2.ns and 1 more clients (0 s)" in summary
@@ -225,9 +280,9 @@ def test_three_endpoints_are_named_and_others_counted():
 def test_stalled_and_oldest_endpoints_are_named_first():
     world = World("DISABLE", servers=5)
     world.change(peer("ns", "PERMISSIVE"))
-    generation = world.rollouts.rollout.served.generation
+    generation = world.mesh.served.generation
     world.servers |= {ref(f"web-{number}"): generation for number in (1, 2, 3)}
-    world.observed = {"rejected_listeners": {ref("web-5"): "no"}}
+    world.rejected_listeners = {ref("web-5"): "no"}
     world.step(seconds=2)
     [summary] = world.summaries()
     assert summary.startswith(
@@ -272,10 +327,9 @@ def test_only_endpoints_with_a_sidecar_count():
     world = World("DISABLE", more=(pod("web-old", "ns", sidecar=False, app="web"), other))
     world.change(peer("ns", "PERMISSIVE"))
     assert world.summaries() == ["web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (0 s)"]
-    rollout = world.rollouts.rollout
-    assert [each.service for each in service_progress(world.mesh, rollout, "ns")] == ["web"]
-    assert count_services(rollout) == 1
-    assert list(service_progress(world.mesh, rollout, "away")) == []
+    assert [each.service for each in service_progress(world.mesh, world.rollouts, "ns")] == ["web"]
+    assert count_services(world.mesh, world.rollouts) == 1
+    assert list(service_progress(world.mesh, world.rollouts, "away")) == []
     # No service leads to the pod, but its transition is shown until it is done.
     world.change(removed=(Ref("Service", "ns", "web"),))
     assert world.summaries() == ["web.ns: 0/0 endpoints mTLS, web-1 waiting for its listener (0 s)"]
@@ -290,7 +344,7 @@ def test_held_rule_is_shown_until_servers_accept_it():
     ]
     world.step(servers=True)
     assert world.summaries()[1:] == ["DestinationRule/clients/rule waiting for one.clients (0 s)"]
-    [found] = rule_progress(world.rollouts.rollout)
+    [found] = rule_progress(world.rollouts)
     assert (found.host, found.deleted, found.held) == ("web.ns.svc.cluster.local", False, False)
     world.step(clients=True)
     world.step(servers=True)
@@ -307,7 +361,7 @@ def test_deleted_rule_is_shown_as_deletion():
 
 def test_client_that_rejects_a_rule_is_shown():
     world = World("STRICT", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
-    world.observed = {"rejected_clusters": {ONE: {CLUSTER: "no such thing"}}}
+    world.rejected_clusters = {ONE: {CLUSTER: "no such thing"}}
     world.change(removed=(RULE,))
     world.step(seconds=1, clients=True)
     deletion = "deletion of DestinationRule/clients/rule"
@@ -316,8 +370,8 @@ def test_client_that_rejects_a_rule_is_shown():
     world.step(seconds=30)
     passed = f"{deletion} skipped {ONE}, rejected: no such thing (32 s)"
     assert world.summaries() == [passed]
-    assert world.rollouts.rollout.skip_count == 1
+    assert world.rollouts.rollout.stats.skips == 1
     assert world.rollouts.next_check(world.now) < world.now + 2
-    world.observed = {}
+    world.rejected_clusters = {}
     world.step()
     assert world.summaries() == []

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from random import Random
 
 import pytest
 
 from tests.policy.replicas_world import Replica, Replicas
-from tests.policy.rollout_world import CLIENTS, PORTS, RULES, SERVERS
-from xds.mesh.model.objects import Mode
+from tests.policy.rollout_world import CLIENTS, KEYS, PORTS, RULES, SERVERS, Proxies
+from tests.policy.world import peer, rule
+from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.peers import PeerView
+from xds.mesh.rollout.driver import RolloutDriver
+from xds.mesh.rollout.machine import Proposal, Rollout
+from xds.mesh.rollout.observation import Observed
+from xds.mesh.rollout.plan import StoredPlan
+from xds.mesh.rollout.planner import Planner
+from xds.mesh.rollout.rules import RuleSends
+from xds.mesh.rollout.stages import Staged
+from xds.mesh.rollout.sync import ReplicaSync
 
 MODES = (None, "DISABLE", "PERMISSIVE", "STRICT")
 WALKS = range(40)
@@ -33,9 +42,13 @@ class Walk:
             self.apply_all_changes: 0.5,
             self.write: 3,
             self.deliver_report: 4,
-            self.read_reports: 5,
+            self.store: 3,
+            self.deliver_plan: 4,
+            self.respond: 1,
+            self.read: 5,
             self.advance: 3,
-            self.exchange_reports: 3,
+            self.elect: 0.2,
+            self.exchange: 3,
             self.activate: 6,
             self.ack: 3,
             self.move: 0.5,
@@ -84,20 +97,30 @@ class Walk:
     def deliver_report(self) -> None:
         self.world.arrive(self.replica)
 
-    def read_reports(self) -> None:
+    def store(self) -> None:
+        self.world.store(self.replica)
+
+    def deliver_plan(self) -> None:
+        self.world.arrive_plan(self.replica, respond=self.random.random() < 0.7)
+
+    def respond(self) -> None:
+        self.world.respond(self.replica)
+
+    def read(self) -> None:
         self.world.read(self.replica, self.random.choice((1, 2, 99)))
 
     def advance(self) -> None:
         self.world.step_at(self.replica)
 
-    def exchange_reports(self) -> None:
-        """Let replicas exchange reports as they do if nothing is late."""
+    def elect(self) -> None:
+        """Change the leader. For a moment there may be none, or two."""
+        self.world.leaders = set(self.random.sample(self.names, k=self.random.choice((0, 1, 1, 1, 2))))
+        self.history.append(f"  {sorted(self.world.leaders)}")
+
+    def exchange(self) -> None:
+        """Let replicas share reports and plans as they do if nothing is late."""
         for name in self.random.choices(self.names, k=3):
-            replica = self.world.replicas[name]
-            self.world.write(replica)
-            self.world.arrive(replica)
-            self.world.read(replica, 99)
-            self.world.step_at(replica)
+            self.world.exchange(self.world.replicas[name])
 
     def activate(self) -> None:
         self.world.take(self.proxy, ack=self.random.random() < 0.7)
@@ -133,77 +156,8 @@ def test_no_request_fails_and_the_desired_state_is_reached(seed: int) -> None:
     walk(seed, ("a", "b") if seed % 4 else ("a", "b", "c"))
 
 
-@pytest.mark.parametrize("check", ["may_refuse", "may_send"])
-def test_model_fails_if_peers_are_ignored(monkeypatch: pytest.MonkeyPatch, check: str) -> None:
-    monkeypatch.setattr(PeerView, check, lambda *_: [])
-    with pytest.raises(AssertionError, match=r"sends .* which accepts"):
-        walks(300)
-
-
-def walks(count: int) -> None:
-    for seed in range(count):
-        walk(seed)
-
-
-class Race:
-    """Policies return to plaintext just before a contraction: `web-2` and `two` are on b, `one` on a."""
-
-    def __init__(self) -> None:
-        self.world = world = Replicas(("a", "b"))
-        self.a, self.b = world.replicas.values()
-        world.set_mode("DISABLE")
-        world.settle()
-        world.set_mode("STRICT")
-        for replica in (self.a, self.b):
-            world.learn(replica)
-        for proxy in ("web-1", "web-2", "one"):
-            self.exchange_reports(self.a, self.b)
-            world.take(proxy)
-        self.exchange_reports(self.a, self.b)
-        world.set_mode("DISABLE")
-        world.learn(self.a)
-
-    def exchange_reports(self, *replicas: Replica) -> None:
-        for replica in replicas * 3:
-            self.world.write(replica)
-            self.world.arrive(replica)
-            self.world.read(replica, 99)
-            self.world.step_at(replica)
-
-    def migrate_early(self) -> None:
-        self.world.take("one")
-        self.world.take("two")
-        self.world.step_at(self.b)
-        self.exchange_reports(self.b)
-        self.world.take("web-2")
-        self.world.check()
-
-    def contract_early(self) -> None:
-        self.exchange_reports(self.a)
-        self.world.take("one")
-        self.world.take("two")
-        self.world.step_at(self.b)
-        self.world.take("web-2")
-        self.world.check()
-
-
-RACES = {"knows_send": Race.migrate_early, "knows_mode": Race.contract_early}
-
-
-@pytest.mark.parametrize("check", RACES)
-def test_replica_acts_only_after_peers_can_know(monkeypatch: pytest.MonkeyPatch, check: str) -> None:
-    race = Race()
-    for run in RACES.values():
-        race = Race()
-        run(race)
-        race.world.settle()
-    monkeypatch.setattr(PeerView, check, lambda *_: True)
-    race = Race()
-    with pytest.raises(AssertionError, match=r"one sends plaintext to web-2:.*, which accepts STRICT"):
-        RACES[check](race)
-
-
 def test_lagging_replica_is_skipped_after_the_timeout() -> None:
+    """The other replica keeps its Lease, but applies no plan. Proxies may be connected to it."""
     world = Replicas(("a", "b"))
     a = world.replicas["a"]
     rollout = a.rollouts.rollout
@@ -217,10 +171,7 @@ def test_lagging_replica_is_skipped_after_the_timeout() -> None:
     world.learn(a)
     states = []
     for _ in range(20):
-        world.write(a)
-        world.arrive(a)
-        world.read(a, 99)
-        world.step_at(a)
+        world.exchange(a)
         for proxy in (*SERVERS, *CLIENTS):
             world.take(proxy)
         states.append((world.servers["web-1"].modes[8080], set(world.clients["one"].sends.values())))
@@ -232,5 +183,284 @@ def test_lagging_replica_is_skipped_after_the_timeout() -> None:
     assert [sends for _, sends in states[:migrated_at]] == [plaintext] * migrated_at
     assert migrated_at >= 3
     assert contracted_at >= migrated_at + 3
-    assert not rollout.transitions
-    assert rollout.skip_count == 2 * len(SERVERS) * len(PORTS)
+    assert not rollout.plan.ports
+    assert not a.sync.report.is_alone
+    # For each port: the listener expands, clients migrate, the listener contracts.
+    assert rollout.stats.skips == 3 * len(SERVERS) * len(PORTS)
+
+
+# --- what the plan must consider ----------------------------------------------------------------------------
+
+
+def walk_until(seed: int) -> Callable[[], None]:
+    """Return a walk as a scenario: the first one that fails without the condition."""
+
+    def run() -> None:
+        walk(seed)
+
+    return run
+
+
+def servers_accept_both(world: Replicas) -> None:
+    """Go from DISABLE to STRICT, until every proxy has ACKed the first plan."""
+    world.set_mode("DISABLE")
+    world.settle()
+    world.set_mode("STRICT")
+    replicas = (*world.replicas.values(),)
+    for replica in replicas:
+        world.learn(replica)
+    for replica in replicas * 2:
+        world.exchange(replica)
+    for proxy in world.home:
+        world.take(proxy)
+    for replica in reversed(replicas):
+        world.step_at(replica)
+        world.write(replica)
+        world.arrive(replica)
+
+
+def two_leaders_disagree() -> None:
+    """One has read that policies return to plaintext, and ends the transition. The other goes on."""
+    world = Replicas(("a", "b"))  # web-1 is connected to a, and the client two to b
+    a, b = world.replicas.values()
+    servers_accept_both(world)
+    world.leaders = {"a", "b"}
+    world.set_mode("DISABLE")
+    world.read(a, 99)
+    world.learn(a)
+    world.write(a)
+    world.arrive(a)
+    world.read(b, 99)
+    world.step_at(b)
+    for replica in (a, b):
+        world.store(replica)
+    for replica in (a, b):
+        world.arrive_plan(replica)
+        world.step_at(replica)
+    for proxy in ("web-1", "two"):
+        world.take(proxy)
+        world.check()
+    world.settle()
+
+
+def response_arrives_late() -> None:
+    """A leader's plan is stored. It learns so after a later leader's plans have taken everything back."""
+    world = Replicas(("a", "b"))
+    a, b = world.replicas.values()
+    servers_accept_both(world)
+    world.read(a, 99)
+    world.step_at(a)
+    world.store(a)
+    world.arrive_plan(a, respond=False)
+    world.leaders = {"b"}
+    world.set_mode("DISABLE")
+    for replica in (a, b):
+        world.learn(replica)
+    for _ in range(4):
+        for replica in (b, a):
+            world.read(replica, 99)
+            world.step_at(replica)
+            if replica is b:
+                world.store(b)
+                world.arrive_plan(b)
+                world.step_at(b)
+            world.write(replica)
+            world.arrive(replica)
+        for proxy in world.home:
+            world.take(proxy)
+            world.check()
+    assert world.servers["web-2"].modes[8080] is Mode.DISABLE
+    world.respond(a)
+    world.step_at(a)
+    world.take("one")
+    world.check()
+    world.settle()
+
+
+def connections_are_unclassified() -> None:
+    """Clients change to mutual TLS just after they have opened connections."""
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    world.set_mode("STRICT")
+    for names in (SERVERS, CLIENTS):
+        world.ack(*names)
+        world.advance()
+    world.ack(*SERVERS)
+    world.check()
+    world.settle()
+
+
+def rule_is_deleted() -> None:
+    """Clients send plaintext until they have ACKed the deletion of a rule."""
+    world = Proxies()
+    world.set_rule("DISABLE")
+    world.settle()
+    policy = peer("ns", "STRICT")
+    world.change(policy, removed=(Ref("DestinationRule", "clients", "for-all"),))
+    world.must_reach = [{("one", KEYS[0]), ("two", KEYS[0])}]
+    world.ack(*SERVERS)
+    world.check()
+    world.settle()
+
+
+def rule_needs_other_servers() -> None:
+    """A rule asks for mutual TLS before servers accept it."""
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    world.change(peer("ns", "PERMISSIVE"), rule("clients", "web.ns.svc.cluster.local", "ISTIO_MUTUAL"))
+    world.must_reach = [{("one", KEYS[0]), ("two", KEYS[0])}]
+    world.ack("one")
+    world.check()
+    world.settle()
+
+
+def control_plane_restarts() -> None:
+    """Policies change while no control plane runs."""
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    world.facts[Ref("PeerAuthentication", "ns", "default")] = peer("ns", "STRICT")
+    world.must_reach.append(world.reachable())
+    world.start()
+    world.ack("one")
+    world.check()
+    world.settle()
+
+
+def clients_return() -> None:
+    """Clients have connections that they opened under an earlier control plane."""
+    world = Proxies()
+    world.set_mode("DISABLE")
+    world.settle()
+    world.set_mode("PERMISSIVE")
+    world.ack(*SERVERS)
+    world.start()
+    world.ack(*CLIENTS)
+    world.advance()
+    world.set_mode("STRICT")
+    world.ack(*CLIENTS)
+    world.advance()
+    world.ack(*SERVERS)
+    world.check()
+    world.settle()
+
+
+def new_leader_does_not_know_the_old_rule() -> None:
+    """The other replica still serves a rule that was deleted before the new leader started."""
+    world = Replicas(("a", "b"))
+    b = world.replicas["b"]
+    world.set_rule("DISABLE")
+    world.settle()
+    reachable = world.must_reach
+    world.set_rule(None)
+    world.set_mode("STRICT")
+    world.learn(b, 2)
+    world.write(b)
+    world.arrive(b)
+    world.kill("a", "b")
+    world.leaders = {"a"}
+    world.must_reach = reachable
+    a = world.replicas["a"]
+    for _ in range(3):
+        for replica in (a, b):
+            world.exchange(replica)
+        for proxy in SERVERS:
+            world.take(proxy)
+            world.check()
+    world.settle()
+
+
+confirm, propose, lagging_clients = Staged.confirm, ReplicaSync.propose, Observed.lagging_clients
+
+
+def arrive_always(world: Replicas, replica: Replica, *, respond: bool = True) -> None:
+    """Store a plan, whatever is stored."""
+    replaced, plan = replica.plans.pop() if replica.plans else ("", None)
+    if plan:
+        world.version += 1
+        world.events.append(("plan", str(world.version), plan))
+        replica.responses.append((replaced, str(world.version), plan))
+    if respond:
+        world.respond(replica)
+
+
+def accept_always(sync: ReplicaSync, _replaced: str, version: str, plan: StoredPlan) -> None:
+    sync._stored = version, plan
+    sync.accepted = sync._sent or sync.accepted
+
+
+def accept_unstored(sync: ReplicaSync, version: str, proposal: Proposal) -> None:
+    propose(sync, version, proposal)
+    sync.accepted = proposal
+
+
+def confirm_at_once(stage: Staged[Send], *, is_acked: bool, now: float, delay: float = 0.0) -> Staged[Send]:
+    """Ignore the delay."""
+    del delay
+    return confirm(stage, is_acked=is_acked, now=now)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "owner", "name", "without"),
+    [
+        pytest.param(
+            walk_until(21),
+            Observed,
+            "server_generation",
+            lambda observed, pod: observed.own.servers.get(pod, inf),
+            id="servers of peers",
+        ),
+        pytest.param(
+            walk_until(9),
+            Observed,
+            "lagging_clients",
+            lambda observed, *args: lagging_clients(Observed(observed.own), *args),
+            id="clients of peers",
+        ),
+        pytest.param(walk_until(4), Staged, "confirm", lambda stage, **_: stage.settled(), id="ACKs"),
+        pytest.param(two_leaders_disagree, Replicas, "arrive_plan", arrive_always, id="compare and swap"),
+        pytest.param(two_leaders_disagree, ReplicaSync, "propose", accept_unstored, id="stored plan"),
+        pytest.param(connections_are_unclassified, Staged, "confirm", confirm_at_once, id="delay"),
+        pytest.param(rule_is_deleted, RuleSends, "to", lambda *_: (), id="rules in transition"),
+        pytest.param(
+            rule_needs_other_servers,
+            Planner,
+            "_is_too_early",
+            lambda *_: False,
+            id="rules that are too early",
+        ),
+        pytest.param(control_plane_restarts, Rollout, "asks", lambda *_: {}, id="asks"),
+        pytest.param(clients_return, Observed, "has_returned", False, id="connections of earlier streams"),
+        pytest.param(
+            new_leader_does_not_know_the_old_rule,
+            Rollout,
+            "held_rules",
+            lambda _: frozenset(),
+            id="held rules",
+        ),
+    ],
+)
+def test_requests_fail_without(
+    monkeypatch: pytest.MonkeyPatch, scenario: Callable[[], None], owner: type, name: str, without: object
+) -> None:
+    if not scenario.__qualname__.startswith("walk_until"):  # The walks pass above.
+        scenario()
+    monkeypatch.setattr(owner, name, without)
+    with pytest.raises(AssertionError, match=r"sends .* which accepts"):
+        scenario()
+
+
+def test_requests_fail_if_a_late_response_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The later plan has been read, and it is served: each is enough to ignore the response."""
+    guards = ((ReplicaSync, "plan_stored", accept_always), (RolloutDriver, "_is_newer", lambda *_: True))
+    response_arrives_late()
+    for owner, name, without in guards:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, without)
+            response_arrives_late()
+    for owner, name, without in guards:
+        monkeypatch.setattr(owner, name, without)
+    with pytest.raises(AssertionError, match=r"sends .* which accepts"):
+        response_arrives_late()

@@ -8,10 +8,12 @@ import pytest
 
 from tests.policy.rollout_world import UNREAD, Proxies
 from tests.policy.world import peer, rule, tls
-from xds.mesh.model.objects import ROLLOUT, Change, MeshConfig, Ref
+from xds.mesh.model.objects import ROLLOUT, Change, MeshConfig, Mode, Ref
 from xds.mesh.model.traffic import Subset, TrafficPolicy
-from xds.mesh.rollout.peers import UNKNOWN_POD, PeerView
-from xds.mesh.rollout.transition import WaitingFor
+from xds.mesh.policy.mtls import Send
+from xds.mesh.rollout.observation import Ask, Observed
+from xds.mesh.rollout.progress import accepts_plaintext
+from xds.mesh.rollout.waits import WaitingFor, port_wait
 
 WEB = Ref("Pod", "ns", "web-1")
 KEY = (WEB, 8080)
@@ -52,21 +54,21 @@ def test_lagging_server_delays_only_its_own_clients():
     world.step()
     unchanged = {key[0].name for key, mtls in world.mesh.served.mtls.items() if not mtls}
     assert unchanged == {"web-1"}
-    assert world.rollout.transitions[KEY].waiting_for is WaitingFor.LISTENER
+    assert world.wait(KEY).waiting_for is WaitingFor.LISTENER
     world.ack(*world.clients)
     world.step()
     world.ack("web-2")
-    world.now = world.rollout.transitions[KEY].mode_since + 29
+    world.now = world.wait(KEY).since + 29
     world.advance()
-    assert not world.rollout.skipped_ports
+    assert not world.rollout.skipped.ports
     world.now += 1
     world.step()
-    assert {key[0].name for key in world.rollout.skipped_ports} == {"web-1"}
-    assert world.rollout.skip_count == 2  # both ports of web-1
+    assert {key[0].name for key in world.rollout.skipped.ports} == {"web-1"}
+    assert world.rollout.stats.skips == 2  # both ports of web-1
     assert not world.mesh.served.mtls
     world.ack("web-1")
     world.step()
-    assert not world.rollout.skipped_ports
+    assert not world.rollout.skipped.ports
 
 
 def test_immediate_policy_changes_both_sides_at_once():
@@ -76,42 +78,42 @@ def test_immediate_policy_changes_both_sides_at_once():
     strict = peer("ns", "STRICT")
     strict = replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"}))
     world.change(strict)
-    assert world.rollout.served.modes == world.rollout.served.mtls == {}
-    assert world.rollout.plaintext_disabled == 4
+    assert world.mesh.served.modes == world.mesh.served.mtls == {}
+    assert world.rollout.stats.plaintext_disabled == 4
 
 
 def test_immediate_transition_is_tracked_until_active():
     world = Proxies(timeout=30.0)
     strict = peer("ns", "STRICT")
     world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
-    transition = world.rollout.transitions[KEY]
-    assert (transition.waiting_for, transition.accepts_plaintext) == (WaitingFor.LISTENER, True)
-    refused = replace(world.observe(), rejected_listeners={WEB: "no"})
+    assert world.wait(KEY).waiting_for is WaitingFor.LISTENER
+    assert accepts_plaintext(world.rollout, KEY, world.rollout.plan.ports[KEY])
+    refused = Observed(replace(world.observe().own, rejected_listeners={WEB: "no"}))
     world.mesh = world.rollouts.advance(world.mesh, refused, world.now + 40)
-    assert transition.rejection == "no"
+    assert port_wait(KEY, world.rollout.plan.ports[KEY], refused).rejection == "no"
     world.now += 31
     world.step()
-    assert not world.rollout.transitions
-    assert KEY in world.rollout.skipped_ports
+    assert not world.rollout.plan.ports
+    assert KEY in world.rollout.skipped.ports
     world.settle()
-    assert not world.rollout.skipped_ports
+    assert not world.rollout.skipped.ports
 
 
-def test_peer_report_about_unknown_pod_changes_nothing():
+def test_ask_about_unknown_pod_changes_nothing():
     world = Proxies()
-    opened = PeerView(own_reports=(), in_transition=frozenset({(Ref("Pod", "ns", "unknown"), 8080)}))
-    world.mesh = world.rollouts.advance(world.mesh, replace(world.observe(), peers=opened), world.now)
-    assert not world.rollout.transitions
-    assert world.rollout.port_reports() == {(Ref("Pod", "ns", "unknown"), 8080): UNKNOWN_POD}
+    asks = {(Ref("Pod", "ns", "unknown"), 8080): Ask(Mode.DISABLE, Send.PLAINTEXT, is_active=True)}
+    observed = Observed(replace(world.observe().own, asks=asks))
+    world.mesh = world.rollouts.advance(world.mesh, observed, world.now)
+    assert not world.rollout.plan.ports
 
 
 def test_immediate_strict_keeps_clients_that_use_mtls():
     world = Proxies()
     strict = peer("ns", "STRICT")
     world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
-    assert world.rollout.plaintext_disabled == 4
-    assert {each.waiting_for for each in world.rollout.transitions.values()} == {WaitingFor.LISTENER}
-    assert {each.send_generation for each in world.rollout.transitions.values()} == {0}
+    assert world.rollout.stats.plaintext_disabled == 4
+    assert {world.wait(key).waiting_for for key in world.rollout.plan.ports} == {WaitingFor.LISTENER}
+    assert {each.clients.generation for each in world.rollout.plan.ports.values()} == {0}
 
 
 def test_immediate_policy_ends_a_gradual_transition():
@@ -135,12 +137,15 @@ def test_traffic_that_policies_forbid_is_not_waited_for():
         world.mesh, Change(config=MeshConfig(enable_auto_mtls=False)), world.observe(), world.now
     )
     assert modes(world) == set()
-    assert all(each.served_send is each.desired_send for each in world.rollout.transitions.values())
+    assert all(
+        transition.clients.current is world.rollout.ports[key].desired.send
+        for key, transition in world.rollout.plan.ports.items()
+    )
     for each in (*world.servers.values(), *world.clients.values()):
-        each.generation = world.rollout.served.generation
+        each.generation = world.mesh.served.generation
         world.receive_ack(each)
     world.step()
-    assert not world.rollout.transitions
+    assert not world.rollout.plan.ports
 
 
 def test_deleted_pod_is_no_longer_waited_for():
@@ -148,9 +153,9 @@ def test_deleted_pod_is_no_longer_waited_for():
     world.set_mode("DISABLE")
     world.settle()
     world.set_mode("STRICT")
-    assert KEY in world.rollout.transitions
+    assert KEY in world.rollout.plan.ports
     world.change(removed=(WEB,))
-    assert {key[0].name for key in world.rollout.transitions} == {"web-2"}
+    assert {key[0].name for key in world.rollout.plan.ports} == {"web-2"}
 
 
 def test_rule_is_held_if_any_part_needs_it():
@@ -166,10 +171,10 @@ def test_rule_is_held_if_any_part_needs_it():
         subsets=(Subset(name="v1", labels={}, policy=mutual), Subset(name="v2", labels={})),
     )
     world.change(peer("ns", "STRICT"), parts)
-    assert world.mesh.get(parts.ref) is None
-    assert world.rollout.rule_transitions[parts.ref].generation is None
+    assert world.mesh.served_rule(parts.ref) is None
+    assert world.rollout.rules[parts.ref].is_held
     world.settle()
-    assert world.mesh.get(parts.ref) == parts
+    assert world.mesh.served_rule(parts.ref) == parts
 
 
 def test_held_rule_is_released_in_its_last_version():
@@ -178,10 +183,10 @@ def test_held_rule_is_released_in_its_last_version():
     world.settle()
     first, second = rule("clients", HOST, "ISTIO_MUTUAL"), rule("clients", HOST, "DISABLE")
     world.change(peer("ns", "STRICT"), first)
-    assert world.rollout.rule_transitions[first.ref].new == first
+    assert world.rollout.rules[first.ref].desired == first
     world.change(second)
     # This version is not held: servers accept plaintext now, and STRICT forbids it in any case.
-    assert world.mesh.get(second.ref) == second
+    assert world.mesh.served_rule(second.ref) == second
 
 
 def test_overlapping_rules_are_released_together():
@@ -193,9 +198,9 @@ def test_overlapping_rules_are_released_together():
     wide = rule("clients", "*.local", "ISTIO_MUTUAL", name="wide")
     other = rule("clients", "other.example", "ISTIO_MUTUAL", name="other")
     world.change(peer("ns", "DISABLE"), narrow, wide, other)
-    assert [world.mesh.get(each.ref) for each in (narrow, wide, other)] == [None, None, other]
+    assert [world.mesh.served_rule(each.ref) for each in (narrow, wide, other)] == [None, None, other]
     world.settle()
-    assert world.mesh.get(wide.ref) == wide
+    assert world.mesh.served_rule(wide.ref) == wide
 
 
 def test_held_rule_is_released_after_the_timeout():
@@ -204,16 +209,16 @@ def test_held_rule_is_released_after_the_timeout():
     world.settle()
     held = rule("clients", HOST, "ISTIO_MUTUAL")
     world.change(peer("ns", "PERMISSIVE"), held)
-    assert world.mesh.get(held.ref) is None
+    assert world.mesh.served_rule(held.ref) is None
     world.now += 30
     world.step()
-    assert world.mesh.get(held.ref) == held
+    assert world.mesh.served_rule(held.ref) == held
     # Once for each port, and later for the clients, which ACK neither the mode nor the rule.
-    assert world.rollout.skip_count == 4
+    assert world.rollout.stats.skips == 4
     world.now += 30
     world.step()
-    assert not world.rollout.rule_transitions
-    assert world.rollout.skip_count == 4 + 4 + 1
+    assert not world.rollout.rules
+    assert world.rollout.stats.skips == 4 + 4 + 1
 
 
 def test_skipped_server_is_tracked_until_it_catches_up():
@@ -223,13 +228,13 @@ def test_skipped_server_is_tracked_until_it_catches_up():
     world.set_mode("PERMISSIVE")
     world.now += 30
     world.step()
-    assert KEY in world.rollout.skipped_ports
+    assert KEY in world.rollout.skipped.ports
     world.servers["web-1"].connected = False
     world.step()
     # The server may still run with its old listener although it is disconnected.
-    assert KEY in world.rollout.skipped_ports
+    assert KEY in world.rollout.skipped.ports
     world.change(removed=(WEB,))
-    assert KEY not in world.rollout.skipped_ports
+    assert KEY not in world.rollout.skipped.ports
 
 
 def test_without_timeout_the_desired_state_is_served_at_once():
@@ -237,8 +242,8 @@ def test_without_timeout_the_desired_state_is_served_at_once():
     world.set_mode("DISABLE")
     held = rule("clients", HOST, "ISTIO_MUTUAL")
     world.change(peer("ns", "STRICT"), held)
-    assert world.mesh.get(held.ref) == held
-    assert not world.rollout.transitions
+    assert world.mesh.served_rule(held.ref) == held
+    assert not world.rollout.plan.ports
     assert world.mesh.served.modes == {}
 
 
@@ -251,10 +256,10 @@ def test_rejection_of_unrelated_cluster_is_ignored():
     world.step()
     world.ack(*world.clients)
     rejected = {"one.clients": {"outbound|80||other.ns.svc.cluster.local": "no", "BlackHoleCluster": "no"}}
-    observed = replace(world.observe(), rejected_clusters=rejected)
+    observed = Observed(replace(world.observe().own, rejected_clusters=rejected))
     for now in (world.now, world.now + UNREAD):
         world.mesh = world.rollouts.advance(world.mesh, observed, now)
-    assert not world.rollout.transitions
+    assert not world.rollout.plan.ports
 
 
 def test_installed_rule_is_withdrawn_if_servers_refuse_it():
@@ -266,7 +271,7 @@ def test_installed_rule_is_withdrawn_if_servers_refuse_it():
     world.config = MeshConfig(mtls_enabled=True)
     world.must_reach.append(world.reachable())
     world.start()
-    assert [each.generation for each in world.rollout.rule_transitions.values()] == [None]
+    assert [rule.is_held for rule in world.rollout.rules.values()] == [True]
     for name in world.clients:
         world.deliver_to_client(name)
         world.check()
@@ -289,7 +294,7 @@ def test_mesh_wide_mtls_setting_rolls_out_gradually(enabled, auto, others_first)
                 world.check()
                 world.receive_ack(proxy)
             world.step()
-    assert not world.rollout.transitions
+    assert not world.rollout.plan.ports
     mode = "STRICT" if enabled else "PERMISSIVE"
     assert {each for server in world.servers.values() for each in server.modes.values()} == {mode}
     world.settle()
@@ -308,7 +313,7 @@ def test_mesh_wide_setting_waits_for_disabled_servers():
     world.change(own)
     world.change(config=MeshConfig(mtls_enabled=False))
     world.settle()
-    assert world.mesh.get(own.ref) == own
+    assert world.mesh.served_rule(own.ref) == own
 
 
 def test_contraction_waits_for_unclassified_connections():
@@ -323,14 +328,14 @@ def test_contraction_waits_for_unclassified_connections():
     heard = world.now
     world.advance()
     assert modes(world) == {"PERMISSIVE"}
-    assert world.rollout.transitions[KEY].waiting_for is WaitingFor.CLIENTS
+    assert world.wait(KEY).waiting_for is WaitingFor.CLIENTS
     world.now = heard + 1.1
     world.advance()
     assert modes(world) == {"PERMISSIVE"}
     world.now = heard + UNREAD
     world.advance()
     assert modes(world) == set()
-    assert world.rollout.plaintext_disabled == 4
+    assert world.rollout.stats.plaintext_disabled == 4
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.9])
@@ -366,17 +371,17 @@ def test_skipped_proxy_is_waited_for_in_the_next_transition(late):
     world.now += 31
     world.step()
     world.step()
-    assert KEY in world.rollout.skipped_ports
+    assert KEY in world.rollout.skipped.ports
     world.set_mode("STRICT" if late == "client" else "DISABLE")
     for _ in range(3):
         world.ack("web-2", "one")
         world.check()
         world.step()
-    waiting = world.rollout.transitions[KEY]
+    waiting = world.wait(KEY)
     assert waiting.waiting_for is (WaitingFor.CLIENTS if late == "client" else WaitingFor.LISTENER)
     assert waiting.lagging == (("two.clients",) if late == "client" else ())
     world.settle()
-    assert not world.rollout.skipped_ports
+    assert not world.rollout.skipped.ports
 
 
 def test_client_that_rejects_a_rule_keeps_the_old_one():
@@ -389,7 +394,7 @@ def test_client_that_rejects_a_rule_keeps_the_old_one():
     world.clients["two"].acked = world.mesh.served.generation  # It has answered, but keeps the old clusters.
     rejected = {"two.clients": {f"outbound|80||{HOST}": "no"}}
     for now in (world.now, world.now + UNREAD):
-        observed = replace(world.observe(), rejected_clusters=rejected)
+        observed = Observed(replace(world.observe().own, rejected_clusters=rejected))
         world.mesh = world.rollouts.advance(world.mesh, observed, now)
     assert modes(world) == {"PERMISSIVE"}
     world.settle()
@@ -402,10 +407,9 @@ def test_changed_rule_has_its_own_deadline():
     world.change(rule("clients", HOST, "DISABLE", name="for-all"))  # which `two` does not ACK
     world.now += 28
     world.change(peer("ns", "STRICT"), rule("clients", HOST, "ISTIO_MUTUAL", name="for-all"))
-    (held,) = world.rollout.rule_transitions.values()
-    assert held.generation is None
+    assert [rule.is_held for rule in world.rollout.rules.values()] == [True]
     world.now += 2
     world.advance()
-    assert held.generation is None
+    assert [rule.is_held for rule in world.rollout.rules.values()] == [True]
     world.deliver_to_client("one")
     world.check()

@@ -34,7 +34,7 @@ async def test_envoy_accepts_configuration_without_the_key(loopback, tmp_path, s
     controller.change(Change(applied=(pod,)))
     await controller.ready.wait()
     try:
-        async with XdsServer(controller, "127.0.0.1:0", grace=0.5) as server:
+        async with XdsServer(controller.connections, "127.0.0.1:0", grace=0.5) as server:
             config = to_json_dict(bootstrap(pod, "127.0.0.1", server.port, sotw=sotw))
             async with (Patient if sotw else EnvoyProcess)("web", config, tmp_path) as envoy:
 

@@ -126,7 +126,7 @@ async def opened() -> AsyncIterator[Site]:
             authentication, [IdentityPattern("istio-system", "xds")], lambda: TRUST_DOMAINS
         )
         server = XdsServer(
-            controller,
+            controller.connections,
             "127.0.0.1:0",
             grace=0.2,
             added=[

@@ -207,7 +207,7 @@ async def test_error_states_that_tokens_are_not_accepted():
     controller = Controller(CA)
     async with (
         XdsServer(
-            controller,
+            controller.connections,
             "127.0.0.1:0",
             grace=0.2,
             secure=[("127.0.0.1:0", own.credentials(certificate_required=False))],

@@ -330,7 +330,7 @@ async def test_outage_keeps_the_facts_and_reports_their_age(server: FakeApiServe
         await followed.until(lambda: len(followed.messages()) == 1)
         assert source.pending_reason() == ""
         staleness = source.staleness()
-        assert staleness.startswith(f"the API server at {server.url} cannot be reached since 20")
+        assert staleness.startswith(f"the API server at {server.url} has been unreachable since 20")
         assert "s); the last known state stays in use: Cannot connect" in staleness
         await put(server, policy("DISABLE"))
         await server.start()

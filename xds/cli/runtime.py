@@ -245,7 +245,7 @@ class ControlPlane:
         services = (proxies, RolloutsService(controller))
         admit = listeners.admit if listeners else None
         server = XdsServer(
-            controller,
+            controller.connections,
             str(self._addresses.xds),
             identifier=identifier,
             max_connection_age=self._max_connection_age,
@@ -256,7 +256,7 @@ class ControlPlane:
         )
         rest = (
             RestServer(
-                controller,
+                controller.connections,
                 *self._addresses.rest,
                 identifier=identifier,
                 failed=server.discovery.failed,

@@ -183,11 +183,11 @@ class _Webhook:
         self._controller = controller
         self._server = WebhookServer(
             lambda: settings.with_mesh_config(controller.mesh.config),
-            lambda: controller.trust[0].issue_server(names, datetime.now(UTC)),
+            lambda: controller.certificates.trust[0].issue_server(names, datetime.now(UTC)),
             *address,
             answers=results,
         )
-        self._bundle = CaBundlePublisher(api, lambda: controller.trust[1], leads=leads)
+        self._bundle = CaBundlePublisher(api, lambda: controller.certificates.trust[1], leads=leads)
         self.metrics: list[Collector] = [AdmissionMetrics(results)]
         """Metrics of the webhook."""
         self.tasks: list[BackgroundTask] = [self._listen, self._bundle.run, self._follow_trust]
@@ -202,10 +202,10 @@ class _Webhook:
 
     async def _follow_trust(self) -> None:
         """Renew the server certificate and the CA bundle after a change of the CA."""
-        trust = self._controller.trust
+        trust = self._controller.certificates.trust
         while True:
             await asyncio.sleep(TRUST_POLL_INTERVAL)
-            if self._controller.trust != trust:
-                trust = self._controller.trust
+            if self._controller.certificates.trust != trust:
+                trust = self._controller.certificates.trust
                 self._server.trigger_renewal()
                 self._bundle.trigger()

@@ -1,64 +1,44 @@
-"""The controller applies changes to the mesh and publishes a new snapshot to each affected proxy.
+"""The controller applies changes to the mesh, and has the current snapshot published to each affected proxy.
 
-A single task does this. It batches changes that arrive close together, and queues the affected pods. It then
-translates one pod at a time, in order, and yields to the event loop every few milliseconds. Newer changes
-cancel a translation, but never twice in a row for the same pod, so every proxy is updated even under constant
-change.
+One task does both, so the mesh never changes during a step. It batches changes that arrive close together,
+advances rollouts, and then serves one proxy at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from math import inf
 
-import grpc
 import structlog
 
-from xds.mesh.controlplane.absence import Absences, SidecarTracker
-from xds.mesh.controlplane.authorization import NO_KEY, budget_key, recheck_caller, without_private_key
-from xds.mesh.controlplane.stats import CertificateStats, Stats
-from xds.mesh.envoy.names import NodeId
-from xds.mesh.envoy.translate import steps as translation_steps
-from xds.mesh.identity import CERTIFICATE, ROOTS
+from xds.mesh.controlplane.absence import Absences
+from xds.mesh.controlplane.batcher import Batch, ChangeBatcher
+from xds.mesh.controlplane.certificates import Certificates
+from xds.mesh.controlplane.connections import Connections, pod_name
+from xds.mesh.controlplane.publisher import Publisher, publish, traceback_of
+from xds.mesh.controlplane.stats import Stats
+from xds.mesh.identity import ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
-from xds.mesh.identity.chain import bundle, to_pem
-from xds.mesh.identity.claims import Caller, denial_reason
-from xds.mesh.identity.secrets import Issuer, trusted_roots
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Pod, merge_changes
-from xds.mesh.rollout.driver import CHECK_INTERVAL, PodName, RolloutDriver
+from xds.mesh.model.objects import Change, Pod
+from xds.mesh.rollout.driver import CHECK_INTERVAL, RolloutDriver
 from xds.mesh.rollout.log import RolloutLog
-from xds.mesh.rollout.replica_sync import ReplicaSync
-from xds.protocol.events import Acked, Nacked, Subscribed
+from xds.mesh.rollout.proxies import PodName
+from xds.mesh.rollout.sync import ReplicaSync
 from xds.protocol.status import State
-from xds.protocol.wire import Node
-from xds.server import Refused, StreamInfo, Subscriber
-from xds.snapshot import SECRET, Resource, Snapshot
+from xds.server import Subscriber
+from xds.snapshot import SECRET
 
 log = structlog.get_logger(__name__)
 
-DEBOUNCE = 0.01
-"""Quiet period before pending changes are applied, in seconds."""
-MAX_DEBOUNCE = 0.05
-"""Seconds after which pending changes are applied, even if more keep arriving."""
-TIME_SLICE = 0.005
-"""Seconds of work after which the task yields to the event loop."""
 MAX_ROLLOUT_DELAY = 0.5
-"""Maximum delay of a rollout check while translations are queued, in seconds."""
-RETRY_DELAY = 1.0
-"""Seconds after which a failed renewal is retried."""
+"""Seconds after which rollouts advance, even if translations are still queued."""
 ROLLOUT_TIMEOUT = 30.0
-"""Default time to wait for a proxy during a rollout, in seconds."""
-CLOCK_CHECK_INTERVAL = 60.0
-"""Maximum interval between two checks for certificates to renew, in seconds.
-
-The wall clock may be set, or the machine suspended, so the next renewal may be due earlier than computed.
-"""
+"""Seconds to wait for a proxy during a rollout."""
 
 
 def _utc_now() -> datetime:
@@ -66,14 +46,7 @@ def _utc_now() -> datetime:
 
 
 class Controller:
-    """Track the mesh and the connected proxies, and publish the current snapshot to each proxy.
-
-    An authenticated stream (`xds.mesh.identity.auth`) may act only for a pod that its credential covers. The
-    controller ends the stream when the pod is deleted or replaced, or the credential no longer covers it.
-
-    A plaintext stream may act for any pod. It gets a private key only if `serve_keys` is set, and never over
-    REST.
-    """
+    """Apply changes to the mesh, and keep connected proxies up to date."""
 
     def __init__(
         self,
@@ -98,256 +71,147 @@ class Controller:
         """
         self.mesh = Mesh()
         """The current mesh, including the served modes."""
+        self.mesh_lock = asyncio.Lock()
+        """Lock on the mesh and the rollouts. Acquire it to read both consistently."""
         self.ready = asyncio.Event()
         """Set once the first change is applied."""
         self.stats = Stats()
         """Counters for metrics."""
-        self._extra_roots = tuple(extra_roots)
-        self._authority = authority
-        self._roots = trusted_roots(authority, self._extra_roots)
-        self._issuer = Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
-        self._serve_keys = serve_keys
-        self._now = now
-        self._streams: dict[PodName, set[Subscriber]] = {}
-        """The streams of each connected pod."""
-        self.rollouts = RolloutDriver(self._streams, rollout_timeout)
-        """Driver of the rollouts that are in progress."""
-        self.sidecars = SidecarTracker(lambda: self.mesh, self._streams)
-        """Tracker of the sidecars that should be connected and are not."""
-        self.mesh_lock = asyncio.Lock()
-        """Lock on the mesh and the rollouts. Acquire it to read both consistently."""
-        self._due: dict[PodName, float | None] = {}
-        """Queue of pods to translate, with the time of the oldest unpublished change; None without one."""
-        self._rollout_log = RolloutLog()
-        self._deferred: set[PodName] = set()
-        """Pods whose first snapshot waits for reconnecting proxies to report their state."""
-        self._superseded: set[PodName] = set()
-        """Pods whose last translation was cancelled by newer changes."""
-        self._last_error = ""
-        """The last error that was logged with its traceback."""
-        self._errors: dict[PodName, str] = {}
-        """Why the last translation of a pod failed."""
-        self._pending: list[Change] = []
-        self._first_change_at = self._last_change_at = self._slice_started_at = 0.0
         self._wake = asyncio.Event()
+        self.batcher = ChangeBatcher()
+        """Changes to apply."""
+        self.rollouts = RolloutDriver(rollout_timeout)
+        """Driver of the rollouts that are in progress."""
+        self.certificates = Certificates(authority, extra_roots, lifetime, now)
+        """Issuer of the sidecars' certificates."""
+        self.publisher = Publisher(self._wake, self.stats)
+        """Queue of pods to serve."""
+        self.connections = Connections(
+            lambda: self.mesh, self.rollouts.proxies, self.publisher, serve_keys=serve_keys
+        )
+        """Registry of streams, for the servers."""
 
     # --- for sources ----------------------------------------------------------------------------------------
 
     def change(self, change: Change) -> None:
         """Queue a change, to be applied after the debounce."""
-        self._last_change_at = asyncio.get_running_loop().time()
-        if not self._pending:
-            self._first_change_at = self._last_change_at
-        self._pending.append(change)
+        self.batcher.add(change, _clock())
         self.stats.changes += 1
         self._wake.set()
 
-    @property
-    def trust(self) -> tuple[Authority, bytes]:
-        """The current CA, and all trusted roots in PEM form."""
-        return self._authority, bundle((to_pem(self._authority.roots), *self._extra_roots))
-
     def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
         """Issue all certificates from a new CA. Trust its roots and `extra_roots`."""
-        self._extra_roots = tuple(extra_roots)
-        self._authority = authority
-        self._roots = trusted_roots(authority, self._extra_roots)
-        self._issuer.rotate(authority, self._extra_roots)
-        for key in self._streams:
-            if self.mesh.pod(*key):
-                self._schedule(key)
-        self._wake.set()
-
-    # --- for streams (implements server.Proxies) ------------------------------------------------------------
-
-    def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
-        """Accept a stream if its caller may act for the pod. The pod may still be unknown.
-
-        Raises:
-            Refused: the node ID is invalid, or the caller may not act for the pod.
-        """
-        try:
-            node_id = NodeId.parse(node.id)
-        except ValueError as error:
-            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
-        key = (node_id.namespace, node_id.pod)
-        caller: Caller | None = stream.caller
-        if caller and (reason := denial_reason(caller, *key, self.mesh.pod(*key))):
-            raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
-        subscriber = Subscriber(node, stream)
-        subscriber.client = budget_key(caller, key, is_known=self.mesh.pod(*key) is not None)
-        if not (self._may_receive_key(subscriber) or stream.keyless or key in self._streams):
-            log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
-        self._streams.setdefault(key, set()).add(subscriber)
-        self.rollouts.connected(subscriber, _clock())
-        self.sidecars.connected(key)
-        if self.mesh.pod(*key):
-            self._schedule(key)
-            self._wake.set()
-        else:
-            log.warning("proxy waits for its pod", proxy=node.id, pod="/".join(key))
-        return subscriber
-
-    def disconnect(self, subscriber: Subscriber) -> None:
-        """Remove a stream that has ended."""
-        key = _pod_name(subscriber)
-        streams = self._streams[key]
-        streams.discard(subscriber)
-        self.rollouts.disconnected(subscriber, key, _clock())
-        if not streams:
-            del self._streams[key]
-            self.sidecars.disconnected(key, _clock())
-            self._errors.pop(key, None)
-            self._due.pop(key, None)
-            self._superseded.discard(key)
-            self._deferred.discard(key)
-
-    def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
-        """Record a subscription, an ACK or a NACK. The server logs NACKs.
-
-        Raises:
-            Refused: on an SDS stream, the proxy requests a private key that it may not receive.
-        """
-        if isinstance(event, Subscribed):
-            wants_key = event.type_url == subscriber.stream.type_url == SECRET and CERTIFICATE in event.names
-            if wants_key and not self._may_receive_key(subscriber):
-                raise Refused(grpc.StatusCode.PERMISSION_DENIED, NO_KEY)
-            self.rollouts.subscribed(subscriber, _pod_name(subscriber), event.type_url)
-        self.rollouts.received(subscriber, _clock())
-        if isinstance(event, Acked):
-            log.debug(
-                "proxy acked",
-                proxy=subscriber.node.id,
-                type=event.type_url.rpartition(".")[2],
-                version=event.version,
-                seconds=round(event.waited, 3),
-            )
+        self.certificates.rotate(authority, extra_roots)
+        self._schedule_all(None)
 
     # --- status ---------------------------------------------------------------------------------------------
 
     def problem_of(self, subscriber: Subscriber) -> str:
         """Return why a proxy's configuration is not up to date; empty if there is no problem."""
-        key = _pod_name(subscriber)
-        return self._errors.get(key, "") if self.mesh.pod(*key) else "its pod is not known"
+        key = pod_name(subscriber)
+        return self.publisher.error_of(key) if self.mesh.pod(*key) else "its pod is not known"
 
     def absences(self) -> Absences:
         """Return the pods without a connected sidecar that should have one."""
-        return Absences(self.sidecars.absent, self.rollouts.may_have_peers(_clock()))
+        return Absences(self.connections.sidecars.absent, self.rollouts.may_have_peers(_clock()))
 
     def proxies_with_old_roots(self) -> list[str]:
         """Return the node IDs of proxies that have not ACKed the current root certificates.
 
         Proxies that do not subscribe to root certificates are not included.
         """
-        return sorted(
-            {
-                subscriber.node.id
-                for streams in self._streams.values()
-                for subscriber in streams
-                if self._has_old_roots(subscriber)
-            }
-        )
-
-    def _has_old_roots(self, subscriber: Subscriber) -> bool:
-        status = subscriber.session.resource_status(SECRET, ROOTS) if subscriber.session else None
-        return status is not None and not (
-            status.state is State.SYNCED and status.version == self._roots.version
-        )
-
-    def certificates(self) -> CertificateStats:
-        """Return certificate statistics."""
-        expiries = self._issuer.expiries()
-        return CertificateStats(
-            issued=self._issuer.issued,
-            current=len(expiries),
-            soonest_expiry=min(expiries, default=None),
-            root_expiry=self._authority.expires,
-        )
+        version = self.certificates.roots.version
+        subscribers = [stream for streams in self.connections.streams.values() for stream in streams]
+        return sorted({each.node.id for each in subscribers if _has_old_roots(each, version)})
 
     # --- replicas -------------------------------------------------------------------------------------------
 
-    def enable_sync(self) -> ReplicaSync | None:
-        """Start coordinating with other replicas. No proxy is served before their transitions are known.
+    def enable_sync(self, sync: ReplicaSync) -> bool:
+        """Start sharing rollouts with other replicas. No proxy is served before their plan is known.
 
-        Return None if rollouts are disabled (no rollout timeout), because there is nothing to coordinate.
+        Return False if rollouts are disabled (no rollout timeout), because there is nothing to share.
         """
-        return self.rollouts.enable_sync(_clock())
+        return self.rollouts.enable_sync(sync, _clock())
 
     def peers_changed(self) -> None:
-        """Schedule a rollout check: a peer's report arrived, or this replica's report was read back."""
+        """Schedule a rollout check: a report or plan of another replica arrived, or our plan was stored."""
         self.rollouts.peers_changed()
         self._wake.set()
 
     # --- the task -------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Apply changes, advance rollouts and publish snapshots, until cancelled."""
+        """Apply changes, advance rollouts, publish snapshots and renew certificates, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._run())
+            tasks.create_task(
+                self.certificates.run(
+                    lambda: (pod for _, pod in self.connections.pods()),
+                    lambda pod: self.publisher.schedule((pod.namespace, pod.name)),
+                )
+            )
+
+    async def _run(self) -> None:
+        rollout_log = RolloutLog()
         while True:
             self._wake.clear()
             if self._must_apply():
-                await self._apply()
+                await self._apply(self.batcher.take())
             elif self.ready.is_set() and self._must_advance_rollouts():
-                await self._advance_rollouts()
-            elif self._due:
-                await self._translate_and_publish(next(iter(self._due)))
-                await self._yield_to_loop()
+                await self._advance_rollouts(rollout_log)
+            elif key := self.publisher.next:
+                await self._serve(key)
+                await self.publisher.yield_to_loop()
             else:
                 await self._wait_for_work()
 
     def _must_apply(self) -> bool:
-        """Return whether to apply pending changes now: peers are synced, and the debounce has ended."""
-        now = asyncio.get_running_loop().time()
-        return (
-            bool(self._pending)
-            and now >= self.rollouts.earliest_apply(now)
-            and (now >= self._last_change_at + DEBOUNCE or now >= self._first_change_at + MAX_DEBOUNCE)
-        )
+        """Return whether to apply pending changes now: the debounce has ended, and peers are known."""
+        now = _clock()
+        return now >= self.batcher.due_at and now >= self.rollouts.earliest_apply(now)
 
-    async def _apply(self) -> None:
-        """Apply the pending changes to the mesh, and queue all connected proxies whose pod is known."""
-        change, self._pending = merge_changes(self._pending), []
-        changed_at, old_mesh = self._first_change_at, self.mesh
-        started_at = time.perf_counter()
+    async def _apply(self, batch: Batch) -> None:
+        """Apply changes to the mesh, and queue all connected proxies whose pod is known."""
+        old_mesh, started_at = self.mesh, time.perf_counter()
+        await self._apply_change(batch.change)
+        self.stats.batches += 1
+        self.stats.apply_seconds += time.perf_counter() - started_at
+        for ref in batch.change.removed:
+            if isinstance(removed_pod := old_mesh.get(ref), Pod) and self.mesh.get(ref) is not removed_pod:
+                key = (ref.namespace, ref.name)
+                self.certificates.forget(removed_pod)
+                self.connections.sidecars.forget(key)
+                self.rollouts.proxies.pod_deleted(key)
+        self.connections.mesh_changed(old_mesh)
+        self._schedule_all(batch.changed_at)
+        if not self.ready.is_set() and self.mesh is not old_mesh:
+            self.rollouts.proxies.start_recovery(self.mesh, _clock())
+            self.ready.set()
+
+    async def _apply_change(self, change: Change) -> None:
+        """Apply a change. If that fails, apply its objects one by one, and skip those that fail."""
         try:
-            now = _clock()
             async with self.mesh_lock:
-                observed = self.rollouts.collect_progress(old_mesh, now)
+                now = _clock()
+                observed = self.rollouts.collect_progress(self.mesh, now)
                 # In a thread: the cost grows with the change, and the first change is the whole input.
-                if self.ready.is_set():
-                    self.mesh = await asyncio.to_thread(self.rollouts.apply, old_mesh, change, observed, now)
-                else:
-                    self.mesh = await asyncio.to_thread(self.rollouts.first_mesh, change, observed, now)
+                self.mesh = await asyncio.to_thread(self.rollouts.apply, self.mesh, change, observed, now)
             self.rollouts.publish_report()
         except Exception as error:  # noqa: BLE001 - logged in full
-            log.error("failed to apply change, skipped", stack=_traceback(error))  # noqa: TRY400
-            return
-        finally:
-            self.stats.batches += 1
-            self.stats.apply_seconds += time.perf_counter() - started_at
-        for ref in change.removed:
-            if isinstance(removed_pod := old_mesh.get(ref), Pod):
-                self._issuer.forget(removed_pod)
-                self.sidecars.forget((ref.namespace, ref.name))
-        for key, streams in self._streams.items():
-            pod, old_pod = self.mesh.pod(*key), old_mesh.pod(*key)
-            if pod is not old_pod:
-                for subscriber in streams:
-                    if pod:
-                        subscriber.charge(budget_key(subscriber.stream.caller, key, is_known=True))
-                    recheck_caller(subscriber, key, old_pod, pod)
-            if pod:
-                self._schedule(key, changed_at)
-        if not self.ready.is_set():
-            self.rollouts.start_recovery(self.mesh, _clock())
-            self.ready.set()
+            if len(parts := list(_parts(change))) > 1:
+                for part in parts:
+                    await self._apply_change(part)
+                return
+            objects = [str(ref) for ref in (*(fact.ref for fact in change.applied), *change.removed)]
+            log.error("failed to apply change, skipped", objects=objects, stack=traceback_of(error))  # noqa: TRY400
 
     def _must_advance_rollouts(self) -> bool:
         """Return whether a rollout check is due. Queued translations delay it by MAX_ROLLOUT_DELAY."""
         now = _clock()
         due_at = self.rollouts.next_check(now)
-        return now >= (due_at + MAX_ROLLOUT_DELAY if self._due else due_at)
+        return now >= (due_at + MAX_ROLLOUT_DELAY if self.publisher.next else due_at)
 
-    async def _advance_rollouts(self) -> None:
+    async def _advance_rollouts(self, rollout_log: RolloutLog) -> None:
         """Advance rollouts as far as proxies have progressed. Queue all proxies if the mesh changes."""
         now, old_mesh = _clock(), self.mesh
         try:
@@ -355,165 +219,67 @@ class Controller:
                 observed = self.rollouts.collect_progress(old_mesh, now)
                 self.mesh = await asyncio.to_thread(self.rollouts.advance, old_mesh, observed, now)
             self.rollouts.publish_report()
-            self._rollout_log.update(self.mesh, self.rollouts.rollout, _clock())
+            rollout_log.update(self.mesh, self.rollouts, _clock())
         except Exception as error:  # noqa: BLE001 - logged in full, unless it repeats
-            description = f"{type(error).__name__}: {error}"
-            if description != self._last_error:
-                log.error("rollout step failed", problem=description, stack=_traceback(error))  # noqa: TRY400
-            self._last_error = description
+            rollout_log.failed(f"{type(error).__name__}: {error}", traceback_of(error))
         if self.mesh is not old_mesh:
-            for key in self._streams:
-                if self.mesh.pod(*key):
-                    self._schedule(key)
+            self._schedule_all(None)
 
-    def _schedule(self, key: PodName, changed_at: float | None = None) -> None:
-        """Queue a pod for translation. If it is queued already, keep the time of its oldest change."""
-        oldest = self._due.get(key)
-        self._due[key] = changed_at if oldest is None else oldest
+    def _schedule_all(self, changed_at: float | None) -> None:
+        """Queue all connected pods."""
+        for key, _ in self.connections.pods():
+            self.publisher.schedule(key, changed_at)
 
-    async def _translate_and_publish(self, key: PodName) -> None:
+    async def _serve(self, key: PodName) -> None:
         """Translate a queued pod, and publish the snapshot to its streams."""
-        changed_at = self._due.pop(key)
-        self._deferred.discard(key)
-        pod = self.mesh.pod(*key)
+        pod, connections = self.mesh.pod(*key), self.connections
         if pod is None:
+            self.publisher.forget(key)
             return
-        if self._must_defer(key, _clock()):
-            self._deferred.add(key)
+        if self.rollouts.proxies.must_defer(key, _clock()):
+            self.publisher.defer(key)
             return
-        with_key = any(self._may_receive_key(subscriber) for subscriber in self._streams.get(key, ()))
-        try:
-            secrets = self._secrets(pod, with_key=with_key)
-            snapshot = await self._translate(pod, secrets, may_cancel=key not in self._superseded)
-        except Exception as error:  # noqa: BLE001 - logged in full, unless it repeats
-            # An error often affects many pods: log the traceback once.
-            description, last_error = f"{type(error).__name__}: {error}", self._last_error
-            self._last_error = description
-            self._errors[key] = f"translation failed: {description}"
-            self.stats.failed += 1
-            log.error(  # noqa: TRY400
-                "translation failed, proxy keeps its configuration",
-                pod="/".join(key),
-                problem=description,
-                **({"stack": _traceback(error)} if description != last_error else {}),
-            )
-            return
-        if snapshot is None:
-            self._superseded.add(key)
-            self._schedule(key, changed_at)
-            self.stats.superseded += 1
-            return
-        self.stats.translated += 1
-        self._errors.pop(key, None)
-        self._superseded.discard(key)
-        while self.mesh.failures:
-            ref, failure = self.mesh.failures.popitem()
-            log.error(
-                "service translation failed, clients keep its previous configuration",
-                service=str(ref),
-                stack=_traceback(failure),
-            )
-        keyless: Snapshot | None = None
-        for subscriber in self._streams.get(key, ()):
-            if not self._may_receive_key(subscriber):
-                new_snapshot = keyless = keyless or without_private_key(snapshot)
-            elif with_key:
-                new_snapshot = snapshot
-            else:
-                # This stream connected after the translation started: it gets a key from the next one.
-                continue
-            current = subscriber.snapshot
-            if current is None or current != new_snapshot or current.generation != new_snapshot.generation:
-                subscriber.publish(new_snapshot, changed_at)
-
-    def _must_defer(self, key: PodName, now: float) -> bool:
-        """Return whether a pod's snapshot must wait until reconnecting proxies have reported their state."""
-        return any(
-            self.rollouts.must_defer(subscriber, key, now) for subscriber in self._streams.get(key, ())
+        with_key = any(map(connections.may_receive_key, connections.streams.get(key, ())))
+        translated = await self.publisher.translate(
+            self.mesh,
+            pod,
+            lambda: self.certificates.secrets_for(pod, self.mesh.config, with_key=with_key),
+            self._must_apply,
         )
-
-    def _may_receive_key(self, subscriber: Subscriber) -> bool:
-        stream = subscriber.stream
-        return stream.caller is not None or (self._serve_keys and not stream.keyless)
-
-    async def _translate(
-        self, pod: Pod, secrets: tuple[Resource, ...], *, may_cancel: bool
-    ) -> Snapshot | None:
-        """Translate a pod in time slices. Return None if newer changes superseded the translation."""
-        translation = translation_steps(self.mesh, pod, secrets)
-        while True:
-            started_at = time.perf_counter()
-            try:
-                next(translation)
-            except StopIteration as done:
-                snapshot: Snapshot = done.value
-                return snapshot
-            finally:
-                self.stats.translate_seconds += time.perf_counter() - started_at
-            if await self._yield_to_loop() and may_cancel and self._must_apply():
-                return None
-
-    def _secrets(self, pod: Pod, *, with_key: bool) -> tuple[Resource, ...]:
-        if self.mesh.config.sds_socket:
-            return ()  # An SDS server on this socket serves certificates and roots to sidecars.
-        if not with_key:
-            return (self._roots,)
-        return self._issuer.secrets_for(pod, self.mesh.config.trust_domain, self._now())
-
-    async def _yield_to_loop(self) -> bool:
-        """Yield to the event loop if the time slice is used up. Return whether it was."""
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._slice_started_at + TIME_SLICE:
-            return False
-        await asyncio.sleep(0)
-        self._slice_started_at = loop.time()
-        return True
+        if translated:
+            streams = connections.streams.get(key, ())
+            publish(*translated, streams, connections.may_receive_key, with_key=with_key)
 
     async def _wait_for_work(self) -> None:
-        """Wait for an event, the end of a debounce, or the next rollout check or certificate renewal."""
-        loop = asyncio.get_running_loop()
-        if self._pending:
-            due_at = min(self._last_change_at + DEBOUNCE, self._first_change_at + MAX_DEBOUNCE)
-            seconds = max(due_at, self.rollouts.earliest_apply(loop.time())) - loop.time()
-        else:
-            next_renewal = min((renew_at for renew_at, _ in self._renewals()), default=None)
-            until_renewal = (
-                (next_renewal - self._now()).total_seconds() if next_renewal else CLOCK_CHECK_INTERVAL
-            )
-            seconds = min(max(until_renewal, RETRY_DELAY), CLOCK_CHECK_INTERVAL)
-        until_check = self.rollouts.next_check(loop.time()) - loop.time() if self.ready.is_set() else inf
-        seconds = min(seconds, until_check, CHECK_INTERVAL if self._deferred else inf)
+        """Wait for an event, the end of a debounce, or the next rollout check."""
+        now = _clock()
+        due_at = max(self.batcher.due_at, self.rollouts.earliest_apply(now))
+        if self.ready.is_set():
+            due_at = min(due_at, self.rollouts.next_check(now))
+        if self.publisher.deferred:
+            due_at = min(due_at, now + CHECK_INTERVAL)
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(due_at if due_at < inf else None):
                 await self._wake.wait()
-        now = self._slice_started_at = loop.time()
-        for key in tuple(self._deferred):
-            if not self._must_defer(key, now):
-                self._schedule(key)
-        for renew_at, key in self._renewals():
-            if renew_at <= self._now():
-                self._schedule(key)
+        self.publisher.start_slice()
+        for key in tuple(self.publisher.deferred):
+            if not self.rollouts.proxies.must_defer(key, _clock()):
+                self.publisher.schedule(key)
 
-    def _renewals(self) -> Iterator[tuple[datetime, PodName]]:
-        """Yield the renewal time of each connected pod's certificate."""
-        for key in self._streams:
-            pod = self.mesh.pod(*key)
-            if pod and (renew_at := self._issuer.renew_at(pod)):
-                yield renew_at, key
+
+def _parts(change: Change) -> Iterator[Change]:
+    """Yield the settings and each object of a change as a change of its own."""
+    if change.config:
+        yield Change(config=change.config)
+    # In this order, a policy that replaces another one applies before the other one is removed.
+    yield from (Change(applied=(fact,)) for fact in change.applied)
+    yield from (Change(removed=(ref,)) for ref in change.removed)
+
+
+def _has_old_roots(subscriber: Subscriber, version: str) -> bool:
+    status = subscriber.session.resource_status(SECRET, ROOTS) if subscriber.session else None
+    return status is not None and not (status.state is State.SYNCED and status.version == version)
 
 
 def _clock() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _traceback(error: Exception) -> str:
-    """Return the traceback as text.
-
-    A log processor that formats tracebacks may print local variables, and so leak private keys.
-    """
-    return "".join(traceback.format_exception(error))
-
-
-def _pod_name(subscriber: Subscriber) -> PodName:
-    node_id = NodeId.parse(subscriber.node.id)
-    return node_id.namespace, node_id.pod

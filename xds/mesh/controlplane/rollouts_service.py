@@ -23,7 +23,7 @@ from xds.mesh.rollout.progress import (
     rule_progress,
     service_progress,
 )
-from xds.mesh.rollout.transition import WaitingFor
+from xds.mesh.rollout.waits import WaitingFor
 from xds.mesh.v1 import rollouts_pb2 as pb
 from xds.server import DiscoveryService
 from xds.server.stream import now
@@ -82,18 +82,18 @@ class RolloutsService:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
     async def _response(self, request: pb.ListRolloutsRequest, clock: Clock) -> pb.ListRolloutsResponse:
-        rollout, checkpoint = self._controller.rollouts.rollout, Checkpoint()
+        rollouts, checkpoint = self._controller.rollouts, Checkpoint()
         async with self._controller.mesh_lock:
             response_time = now()
             response = pb.ListRolloutsResponse(
-                plaintext_disabled=rollout.plaintext_disabled,
-                skipped=rollout.skip_count,
+                plaintext_disabled=rollouts.rollout.stats.plaintext_disabled,
+                skipped=rollouts.rollout.stats.skips,
                 time=clock.to_timestamp(response_time),
             )
-            for service in service_progress(self._controller.mesh, rollout, request.namespace):
+            for service in service_progress(self._controller.mesh, rollouts, request.namespace):
                 response.services.append(_service(service, clock, response_time))
                 await checkpoint()
-            for rule in rule_progress(rollout):
+            for rule in rule_progress(rollouts):
                 if request.namespace in {"", rule.namespace}:
                     response.rules.append(_rule(rule, clock, response_time))
         return response

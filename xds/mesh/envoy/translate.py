@@ -26,7 +26,7 @@ from xds.mesh.model.objects import (
     Service,
     ServicePort,
 )
-from xds.mesh.policy.destination import client_rule
+from xds.mesh.policy.destination import served_client_rule
 from xds.mesh.policy.mtls import ports_with_own_mode, served_mode
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
 
@@ -44,7 +44,7 @@ def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snaps
 
 def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator[None, None, Snapshot]:
     """Build a pod's snapshot. Yields after each service to let the event loop run other tasks."""
-    rules = mesh.in_namespace(pod.namespace).rules
+    rules = mesh.served_rules(pod.namespace)
     selecting = tuple(r.ref for r in rules if r.selector is not None and covers(r.selector, pod.meta.labels))
     # Pods with the same key have the same outbound resources.
     key = ("clients", pod.namespace, selecting, pod.interception)
@@ -90,7 +90,7 @@ def _build_outbound(mesh: Mesh, pod: Pod) -> Generator[None, None, _OutboundReso
     age_keys: list[tuple[bool, float, str, str]] = []
     for service in mesh.services():
         age_keys.append(service.meta.age_key)
-        rule = client_rule(mesh, pod.namespace, pod.meta.labels, service)
+        rule = served_client_rule(mesh, pod.namespace, pod.meta.labels, service)
         same_namespace = pod.namespace == service.namespace
         key = ("outbound", rule.refs if rule else (), same_namespace)
         memo = mesh.memo(service)

@@ -17,9 +17,9 @@ from xds.mesh.identity.rotation import Authorities
 from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.kube.ca_secret import CaSecrets, RotationController, load_or_create_authorities, utc_now
 from xds.mesh.kube.lease import Lease
-from xds.mesh.kube.replica_leases import ReplicaLeases
+from xds.mesh.kube.replica_leases import ReplicaLeases, replica_name
 from xds.mesh.kube.root_publisher import RootPublisher
-from xds.mesh.rollout.replica_sync import ReplicaSync
+from xds.mesh.rollout.sync import ReplicaSync
 
 log = structlog.get_logger(__name__)
 
@@ -38,13 +38,13 @@ class RotationTarget(Protocol):
 
 
 class SyncedController(RotationTarget, Protocol):
-    """Rolls out changes of modes. Implemented by `xds.mesh.controlplane.controller.Controller`."""
+    """Rolls out changes of modes: `xds.mesh.controlplane.controller.Controller`."""
 
-    def enable_sync(self) -> ReplicaSync | None:
-        """Synchronize rollouts with other replicas. Return None if rollouts wait for no proxies."""
+    def enable_sync(self, sync: ReplicaSync) -> bool:
+        """Share rollouts with other replicas. Return False if rollouts wait for no proxies."""
 
     def peers_changed(self) -> None:
-        """Handle new reports of other replicas."""
+        """Handle new reports and plans of other replicas."""
 
 
 class Replica:
@@ -87,9 +87,10 @@ class Replica:
     def attach(self, controller: SyncedController) -> None:
         """Pass CA rotations to a controller, and synchronize its rollouts with those of other replicas."""
         self._controllers.append(controller)
-        if sync := controller.enable_sync():
+        sync = ReplicaSync(replica_name(self._identity), self.leads)
+        if controller.enable_sync(sync):
             self._replica_leases.append(
-                ReplicaLeases(self._api, self._namespace, self._identity, sync, controller.peers_changed)
+                ReplicaLeases(self._api, self._namespace, sync, controller.peers_changed)
             )
 
     @property

@@ -1,9 +1,10 @@
-"""Exchange of the replicas' rollout reports (`xds.mesh.rollout.peers`) through annotations of Leases.
+"""The plan and the reports of replicas (`xds.mesh.rollout.sync`), in annotations of Leases.
 
-Each replica has a Lease. It renews the Lease every few seconds, and writes it after each change of its
-report. One watch covers all Leases, so every replica reads them, including its own, in the order of the
-writes. A replica that stops does not delete its Lease: its proxies count until they connect to another
-replica or the Lease expires. Any replica deletes expired Leases.
+Each replica has a Lease for its report. It renews the Lease every few seconds, and writes it after each
+change of its report. The plan has a Lease of its own. It is written with the resourceVersion that was read,
+so that only one of two simultaneous writes succeeds. One watch covers all Leases. A replica that stops does
+not delete its Lease: its proxies count until they connect to another replica or the Lease expires. Any
+replica deletes expired Leases.
 
 Required permissions in its own namespace: list, watch, create, update and delete coordination.k8s.io leases.
 """
@@ -13,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import Any
 
 import structlog
 
@@ -24,127 +26,161 @@ from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.decoding import decode_json
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.kube.ndjson import read_lines
-from xds.mesh.kube.report_codec import decode_report, encode_report
-from xds.mesh.rollout.peers import ReplicaReport
-from xds.mesh.rollout.replica_sync import ReplicaSync
+from xds.mesh.kube.plan_codec import CodecError, decode_plan, decode_report, encode_plan, encode_report
+from xds.mesh.rollout.plan import StoredPlan
+from xds.mesh.rollout.sync import ReplicaSync
 
 log = structlog.get_logger(__name__)
 
 PREFIX = "xds-replica-"
 """Prefix of the Leases' names, before the name of the replica."""
+PLAN = "xds-replica-plan"
+"""Name of the Lease with the plan."""
 LABEL = "sidecar.xds/replica"
 ANNOTATION = "sidecar.xds/rollout"
 
-WRITE_INTERVAL = 0.2
-"""Minimum seconds between two writes of small reports."""
-LARGE_WRITE_INTERVAL = 2.0
-"""Minimum seconds between two writes of the largest reports; other sizes are interpolated."""
+WRITE_INTERVAL = 0.1
+"""Minimum seconds between two writes of a report."""
 RETRY_DELAY = 1.0
 """Seconds before a failed request is retried."""
 _WATCH_TIMEOUT = 290
 """Lifetime of a watch, in seconds. An expired watch is reopened."""
 
-_NOT_WRITTEN = frozenset({HTTPStatus.BAD_REQUEST, 401, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, 413, 422})
-"""Statuses of responses to writes that certainly had no effect."""
+
+def replica_name(identity: str) -> str:
+    """Return the name of a replica, as part of a Lease's name."""
+    return re.sub(r"[^a-z0-9-]", "-", identity.lower())
 
 
 class ReplicaLeases:
-    """Writes the report of this replica, and reads the reports of all replicas.
+    """Writes the report and the plan of this replica, and reads those of all replicas.
 
-    `on_reports` is called after reports have been read.
+    `on_change` is called after something has been read, or a plan was stored.
     """
 
     def __init__(
-        self, api: KubeApi, namespace: str, identity: str, sync: ReplicaSync, on_reports: Callable[[], None]
+        self, api: KubeApi, namespace: str, sync: ReplicaSync, on_change: Callable[[], None]
     ) -> None:
         self._api = api
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
-        self._identity, self._namespace = identity, namespace
-        # The identity changes at each start: the previous process's report counts until its Lease expires.
-        self.name = PREFIX + re.sub(r"[^a-z0-9-]", "-", identity.lower())
+        self._namespace = namespace
         self._sync = sync
-        self._on_reports = on_reports
-        self._changed = asyncio.Event()
-        sync.on_change = self._changed.set
+        self._on_change = on_change
+        self._changed = {"report": asyncio.Event(), "plan": asyncio.Event()}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        sync.on_change = self._wake
         self._version = ""
         """resourceVersion of this replica's Lease; empty if the Lease does not exist."""
-        self._log_problem = OnceLogger(log, "cannot exchange reports with other replicas")
+        self._log_problem = OnceLogger(log, "cannot share rollouts with other replicas")
+
+    @property
+    def name(self) -> str:
+        """The name of this replica's Lease."""
+        return PREFIX + self._sync.name
+
+    def _wake(self) -> None:
+        """Write soon. May be called in any thread: plans are made in one."""
+        if self._loop:
+            for event in self._changed.values():
+                self._loop.call_soon_threadsafe(event.set)
 
     async def run(self) -> None:
         """Run until cancelled."""
+        self._loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._write())
+            tasks.create_task(self._write("report", self._write_report))
+            tasks.create_task(self._write("plan", self._write_plan))
             tasks.create_task(self._read())
 
-    # --- own Lease ---
+    # --- writes ---
 
-    async def _write(self) -> None:
+    async def _write(self, task: str, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Write after each change, and to renew the report, until cancelled."""
+        changed = self._changed[task]
         while True:
-            self._changed.clear()
+            changed.clear()
             delay = RETRY_DELAY
             try:
                 async with asyncio.timeout(self._sync.duration / 3):
-                    size = await self._put_lease()
-                    await self._delete_expired()
-                self._log_problem("", task="write")
-                delay = WRITE_INTERVAL + (LARGE_WRITE_INTERVAL - WRITE_INTERVAL) * size / (256 * 1024)
+                    await write()
+                self._log_problem("", task=task)
+                delay = WRITE_INTERVAL if task == "report" else 0.0
             except TimeoutError:
-                self._log_problem("the API server did not answer in time", task="write")
-            except KubeError as error:
-                self._log_problem(str(error), task="write")
+                self._log_problem("the API server did not answer in time", task=task)
+            except (KubeError, CodecError) as error:
+                self._log_problem(str(error), task=task)
             await asyncio.sleep(delay)
-            if not self._sync.has_unpublished:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._sync.duration / 3 * random.uniform(0.8, 1.0)):  # noqa: S311
-                        await self._changed.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._sync.duration / 3 * random.uniform(0.8, 1.0)):  # noqa: S311
+                    await changed.wait()
 
-    async def _put_lease(self) -> int:
-        """Write the report to the Lease. Return its size."""
+    async def _write_report(self) -> None:
         loop = asyncio.get_running_loop()
-        started = loop.time()
-        report = self._sync.start_write(started)
-        # In a thread, because compressing a large report takes a while.
-        text = await asyncio.to_thread(encode_report, report)
-        if text is None:
-            self._sync.retract()
-            report = self._sync.start_write(started, too_large=True)
-            text = encode_report(report) or ""
-        body: Json = {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {
-                "name": self.name,
-                "namespace": self._namespace,
-                "labels": {LABEL: "true"},
-                "annotations": {ANNOTATION: text},
-            },
-            "spec": {
-                "holderIdentity": self._identity,
-                "leaseDurationSeconds": max(1, round(self._sync.duration)),
-                "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            },
+        started_at = loop.time()
+        text = await asyncio.to_thread(encode_report, self._sync.report)
+        body = self._lease(self.name, text, self._version)
+        body["spec"] = {
+            "holderIdentity": self._sync.name,
+            "leaseDurationSeconds": max(1, round(self._sync.duration)),
+            "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         }
         try:
-            if self._version:
-                body["metadata"]["resourceVersion"] = self._version
-                lease = await self._api.replace(f"{self._path}/{self.name}", body)
-            else:
-                lease = await self._api.create(self._path, body)
+            self._version = await self._put(body)
         except KubeError as error:
-            # Not found: a peer deleted the expired Lease. Conflict: an earlier write succeeded, but its
-            # response was lost.
+            # The response to an earlier write was lost, or somebody else wrote or deleted the Lease.
             if error.is_not_found:
                 self._version = ""
-            if error.status in _NOT_WRITTEN:
-                self._sync.retract()
             if error.status == HTTPStatus.CONFLICT:
-                await self._list()
+                self._version = await self._read_version()
             raise
-        self._version = lease["metadata"]["resourceVersion"]
-        return len(text)
+        self._sync.renewed(started_at, loop.time())
+        await self._delete_expired()
+
+    async def _read_version(self) -> str:
+        """Return the version of the own Lease. Events of the watch may be older than the last write."""
+        listed = await self._api.get(self._path, fieldSelector=f"metadata.name={self.name}")
+        return next((str(lease["metadata"]["resourceVersion"]) for lease in listed.get("items") or ()), "")
+
+    async def _write_plan(self) -> None:
+        candidate = self._sync.plan_to_store(asyncio.get_running_loop().time())
+        if candidate is None:
+            return
+        replaced, plan = candidate
+        text = await asyncio.to_thread(encode_plan, plan)
+        try:
+            version = await self._put(self._lease(PLAN, text, replaced))
+        except KubeError as error:
+            if error.is_not_found or error.status == HTTPStatus.CONFLICT:
+                return  # Another replica has stored a plan. The watch delivers it.
+            raise
+        self._sync.plan_stored(replaced, version, plan)
+        self._on_change()
+
+    def _lease(self, name: str, text: str, version: str) -> Json:
+        metadata: Json = {
+            "name": name,
+            "namespace": self._namespace,
+            "labels": {LABEL: "true"},
+            "annotations": {ANNOTATION: text},
+        }
+        if version:
+            metadata["resourceVersion"] = version
+        return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": {}}
+
+    async def _put(self, body: Json) -> str:
+        """Create the Lease, or replace the version that was read. Return the new version."""
+        meta = body["metadata"]
+        if "resourceVersion" in meta:
+            stored = await self._api.replace(f"{self._path}/{meta['name']}", body)
+        else:
+            stored = await self._api.create(self._path, body)
+        return str(stored["metadata"]["resourceVersion"])
 
     async def _delete_expired(self) -> None:
         for name, version in self._sync.expired(asyncio.get_running_loop().time()).items():
+            if not version:
+                self._sync.forget(name)  # A member of the plan that has no Lease.
+                continue
             log.info("replica expired", replica=name)
             options: Json = {
                 "apiVersion": "v1",
@@ -171,49 +207,59 @@ class ReplicaLeases:
 
     async def _list(self) -> str:
         """Read all Leases. Return the resourceVersion of the list."""
-        page = await self._api.get(self._path, labelSelector=f"{LABEL}=true")
-        leases = [lease for lease in page.get("items") or () if isinstance(lease, dict)]
-        names = {lease["metadata"]["name"] for lease in leases}
-        if self.name not in names:
-            self._version = ""
-        # Own Lease last: when it is read back, all earlier reports of peers must have been received.
-        for lease in sorted(leases, key=lambda lease: bool(lease["metadata"]["name"] == self.name)):
-            if lease["metadata"]["name"] == self.name:
-                self._version = lease["metadata"]["resourceVersion"]
+        listed = await self._api.get(self._path, labelSelector=f"{LABEL}=true")
+        leases = {lease["metadata"]["name"]: lease for lease in listed.get("items") or ()}
+        for lease in leases.values():
             self._receive(lease)
-        for name in self._sync.names - {name.removeprefix(PREFIX) for name in names}:
+        if PLAN not in leases:
+            self._sync.plan_read("", StoredPlan())
+        for name in self._sync.names - {name.removeprefix(PREFIX) for name in leases}:
             self._sync.forget(name)
-        self._on_reports()
-        return str(page["metadata"]["resourceVersion"])
+        self._on_change()
+        return str(listed["metadata"]["resourceVersion"])
 
     async def _watch(self, version: str) -> None:
-        """Apply events until the server ends the watch. Raises KubeError."""
+        """Apply events until the server ends the watch. KubeError: the watch failed."""
         query = {
             "labelSelector": f"{LABEL}=true",
             "resourceVersion": version,
             "watch": True,
             "timeoutSeconds": _WATCH_TIMEOUT,
         }
-        # This replica's own renewals arrive within the duration, or the watch is broken.
+        # The replica's own renewals arrive within the duration. Without them, the watch is broken.
         async with self._api.stream(self._path, idle=self._sync.duration, **query) as stream:
-            async for batch in read_lines(stream):
-                for line in batch:
+            async for lines in read_lines(stream):
+                for line in lines:
                     event = decode_json(line)
                     lease = event["object"]
                     if event["type"] == "ERROR":
                         raise KubeError(int(lease.get("code") or 0), str(lease.get("message")))
                     if event["type"] == "DELETED":
-                        self._sync.forget(lease["metadata"]["name"].removeprefix(PREFIX))
+                        self._deleted(lease["metadata"]["name"])
                     elif event["type"] != "BOOKMARK":
                         self._receive(lease)
-                self._on_reports()
+                self._on_change()
+
+    def _deleted(self, name: str) -> None:
+        if name == PLAN:
+            self._sync.plan_read("", StoredPlan())
+        elif name == self.name:
+            self._version = ""
+            self._wake()
+        else:
+            self._sync.forget(name.removeprefix(PREFIX))
 
     def _receive(self, lease: Json) -> None:
         meta, now = lease["metadata"], asyncio.get_running_loop().time()
-        report: ReplicaReport = decode_report((meta.get("annotations") or {}).get(ANNOTATION, ""))
-        if meta["name"] == self.name:
-            self._sync.read_back(report.number, now)
-            return
-        duration = float((lease.get("spec") or {}).get("leaseDurationSeconds") or 0)
-        name = meta["name"].removeprefix(PREFIX)
-        self._sync.receive(name, meta["resourceVersion"], report, duration, now)
+        text = (meta.get("annotations") or {}).get(ANNOTATION, "")
+        if meta["name"] == PLAN:
+            try:
+                plan = decode_plan(text)
+            except CodecError as error:
+                self._log_problem(str(error), task="plan")
+                plan = StoredPlan()
+            self._sync.plan_read(meta["resourceVersion"], plan)
+        elif meta["name"] != self.name:
+            duration = float((lease.get("spec") or {}).get("leaseDurationSeconds") or 0)
+            name = meta["name"].removeprefix(PREFIX)
+            self._sync.receive(name, meta["resourceVersion"], decode_report(text), duration, now)

@@ -157,12 +157,18 @@ class Mesh:
         changed: set[PortKey] = set()
         for old, new in ((self.served.modes, served.modes), (self.served.mtls, served.mtls)):
             changed |= {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
-        pods = {pod.ref: pod for ref, _ in changed if isinstance(pod := self.get(ref), Pod)}
+        affected: list[Fact] = [
+            pod for ref in {ref for ref, _ in changed} if isinstance(pod := self.get(ref), Pod)
+        ]
         mesh = Mesh(config=self.config)
         mesh._without_defaults, mesh._all = self._without_defaults, self._all
         mesh._addresses, mesh._listings = self._addresses, self._listings
         mesh.served = served
-        mesh.touched = frozenset(key for pod in pods.values() for key in self.touched_by(pod))
+        for ref in self.served.rules.keys() | served.rules.keys():
+            old_rule, new_rule = self.served_rule(ref), mesh.served_rule(ref)
+            if old_rule != new_rule:
+                affected += filter(None, (old_rule, new_rule))
+        mesh.touched = frozenset(key for fact in affected for key in self.touched_by(fact))
         mesh._inherit_memos(self, mesh.touched)
         return mesh
 
@@ -240,6 +246,23 @@ class Mesh:
         """Yield every DestinationRule, by namespace."""
         for namespace in sorted(self._all):
             yield from self._all[namespace].rules
+
+    def served_rule(self, ref: Ref) -> DestinationRule | None:
+        """Return the version of a DestinationRule that clients are currently served, or None."""
+        rule = self.served.rules[ref] if ref in self.served.rules else self.get(ref)
+        return rule if isinstance(rule, DestinationRule) else None
+
+    def served_rules(self, namespace: str) -> tuple[DestinationRule, ...]:
+        """Return the DestinationRules of a namespace that clients are currently served."""
+        rules, key = self.in_namespace(namespace).rules, ("served rules", namespace)
+        held = {ref: rule for ref, rule in self.served.rules.items() if ref.namespace == namespace}
+        if not held:
+            return rules
+        if key not in self.scratch:
+            versions = {rule.ref: rule for rule in rules} | held
+            self.scratch[key] = NamespaceFacts({ref: rule for ref, rule in versions.items() if rule}).rules
+        served: tuple[DestinationRule, ...] = self.scratch[key]
+        return served
 
     def service(self, namespace: str, name: str) -> Service | None:
         """Return a service by name, or None."""

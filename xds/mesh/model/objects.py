@@ -490,6 +490,8 @@ class Served:
     """Modes that listeners are served with."""
     mtls: Mapping[PortKey, bool] = field(default_factory=dict)
     """Whether clients are configured to send mutual TLS, unless a DestinationRule has TLS settings."""
+    rules: Mapping[Ref, DestinationRule | None] = field(default_factory=dict)
+    """Served versions of DestinationRules that changed. None: no version is served yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,13 @@ Rules in different namespaces are not merged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
-from xds.mesh.model.objects import Ref, Service
+from xds.mesh.model.objects import DestinationRule, Ref, Service
 from xds.mesh.model.traffic import Subset, TrafficPolicy
 
 
@@ -88,8 +89,28 @@ def client_rule(mesh: Mesh, namespace: str, labels: Mapping[str, str], service: 
         labels: the clients' labels.
         service: Service that the clients call.
     """
+    return _client_rule(mesh, lambda name: mesh.in_namespace(name).rules, namespace, labels, service)
+
+
+def served_client_rule(
+    mesh: Mesh, namespace: str, labels: Mapping[str, str], service: Service
+) -> ClientRule | None:
+    """Return the rule that clients of a service are currently served.
+
+    During a rollout, it can differ from the rule that `client_rule` returns.
+    """
+    return _client_rule(mesh, mesh.served_rules, namespace, labels, service)
+
+
+_RulesOf: TypeAlias = Callable[[str], Iterable[DestinationRule]]
+"""Returns the rules of a namespace, in the order of `NamespaceFacts.rules`."""
+
+
+def _client_rule(
+    mesh: Mesh, rules_of: _RulesOf, namespace: str, labels: Mapping[str, str], service: Service
+) -> ClientRule | None:
     root = mesh.config.root_namespace
-    client_rules = _rules(mesh, namespace, service)
+    client_rules = _rules(mesh, rules_of, namespace, service)
     if namespace == root:
         # Exported rules of the root namespace are mesh-wide defaults. The service's namespace overrides them,
         # even for clients in the root namespace.
@@ -98,7 +119,7 @@ def client_rule(mesh: Mesh, namespace: str, labels: Mapping[str, str], service: 
         rules = _merge(rule for rule in client_rules if rule.export_to & {"*", namespace})
     for owner in dict.fromkeys((service.namespace, root)):
         if not rules:
-            exported = (rule for rule in _rules(mesh, owner, service) if rule.export_to != {owner})
+            exported = (rule for rule in _rules(mesh, rules_of, owner, service) if rule.export_to != {owner})
             rules = [rule for rule in _merge(exported) if rule.export_to & {"*", namespace}]
     for rule in rules:
         if rule.selector is not None and covers(rule.selector, labels):
@@ -106,13 +127,13 @@ def client_rule(mesh: Mesh, namespace: str, labels: Mapping[str, str], service: 
     return next((rule for rule in reversed(rules) if rule.selector is None), None)
 
 
-def _rules(mesh: Mesh, namespace: str, service: Service) -> Iterator[ClientRule]:
+def _rules(mesh: Mesh, rules_of: _RulesOf, namespace: str, service: Service) -> Iterator[ClientRule]:
     """Yield the rules of a namespace for a service, oldest first.
 
     Rules with a workloadSelector come before all others.
     """
     default = mesh.config.default_destination_rule_export_to
-    for rule in mesh.in_namespace(namespace).rules:
+    for rule in rules_of(namespace):
         if rule.is_about(service.host):
             names = rule.export_to or default
             yield ClientRule(

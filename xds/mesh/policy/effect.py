@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeAlias
 
-from xds.mesh.model.defaults import ORIGIN
 from xds.mesh.model.mesh import Mesh, target_port
 from xds.mesh.model.namespace import NamespaceFacts, covers
 from xds.mesh.model.objects import (
@@ -311,8 +310,7 @@ def _rules(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
     services = list(mesh.services())
     for name in mesh.namespaces():
         for rule in () if name in missing else mesh.in_namespace(name, with_defaults=False).rules:
-            # Skip default rules: during a rollout, one of them can replace a deleted rule.
-            if rule.host != API_SERVER and not rule.meta.origin.startswith(ORIGIN):
+            if rule.host != API_SERVER:
                 yield from _capped(rule, _rule(mesh, rule, services))
 
 

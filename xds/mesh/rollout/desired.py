@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import ROLLOUT, Mode, Pod, PortKey, Service
+from xds.mesh.model.objects import ROLLOUT, DestinationRule, Mode, Pod, PortKey, Ref, Service
 from xds.mesh.policy.mtls import Send, endpoint_mode
 
 
@@ -54,3 +54,9 @@ def services_at(mesh: Mesh, key: PortKey) -> frozenset[tuple[str, int]]:
     return frozenset(
         (exposure.service.host, exposure.port.port) for exposure in exposures if exposure.target == key[1]
     )
+
+
+def rule_in(mesh: Mesh, ref: Ref) -> DestinationRule | None:
+    """Return the desired version of a DestinationRule, or None."""
+    rule = mesh.get(ref)
+    return rule if isinstance(rule, DestinationRule) else None

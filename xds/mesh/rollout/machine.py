@@ -1,575 +1,337 @@
-"""The rollout state machine: decides what to serve next, so that modes change without a failed request.
+"""Decide what to serve next, so that modes change without a failed request.
 
-A transition has three phases:
+A transition has three phases. Expand: the server's listener accepts both plaintext and mutual TLS. Migrate:
+once that listener is active, clients change what they send. Contract: once no client sends the old kind of
+traffic, the listener stops accepting it. Each port of each pod changes on its own.
 
-- Expand: the server's listener accepts both plaintext and mutual TLS.
-- Migrate: once that listener is active, clients change what they send.
-- Contract: once no client sends the old kind of traffic, the listener stops accepting it.
-
-Each port of each pod has its own transition. This module uses no clock and no streams: `Rollout.step`
-receives the time and the observed state, and returns what to serve next. docs/explanation/rollouts.md
-explains the order, and why it needs ACKs.
+This module knows neither clocks nor streams. `update` receives the desired state. `propose` receives the time
+and the reports about proxies, and returns the next plan. `adopt` makes a plan the one that is served; with
+several replicas, that is a plan that the API server has stored. docs/explanation/rollouts.md explains the
+order, and why it needs ACKs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import replace
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import TypeVar
 
 from xds.mesh.model.mesh import Mesh, ServiceKey
-from xds.mesh.model.objects import Change, DestinationRule, MeshConfig, Mode, PortKey, Ref, Served
+from xds.mesh.model.objects import DestinationRule, Mode, PortKey, Ref, Served
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout import rules
-from xds.mesh.rollout.desired import Desired, desired_ports, has_running_sidecar, services_at
-from xds.mesh.rollout.peers import ACCEPTED_SENDS, UNKNOWN_POD, PeerView, PortReport
-from xds.mesh.rollout.rules import RuleTransition
-from xds.mesh.rollout.transition import ObservedState, Transition, WaitingFor, other_than, service_of
+from xds.mesh.rollout.desired import Desired, desired_ports, has_running_sidecar, rule_in, services_at
+from xds.mesh.rollout.observation import Ask, Observed
+from xds.mesh.rollout.plan import Plan, RuleTransition, StoredPlan, Transition, rule_hash
+from xds.mesh.rollout.stages import ACCEPTED_SENDS, Staged
+from xds.mesh.rollout.waits import Skips, clients_lagging_on_rule
 
-_MODE_ACCEPTING = {sends: mode for mode, sends in ACCEPTED_SENDS.items()}
-"""The mode that accepts exactly these kinds of traffic."""
+T = TypeVar("T")
 
-_ANY_SEND = ACCEPTED_SENDS[Mode.PERMISSIVE]
-"""Both kinds of traffic."""
-
-_CONNECTION_DELAY = 0.2
-"""Time that a connection takes from a client's sidecar to the server's sidecar, in seconds."""
-
-API_SERVER = "the API server"
-"""Placeholder in `Transition.blocked_by` while this replica's report has not been read back."""
+MAX_ASKS = 500
+"""Maximum number of ports that a replica asks the leader to include in the plan, at a time."""
 
 
-class Step(NamedTuple):
-    """One step of all rollouts: what to serve from now on."""
+@dataclass(slots=True)
+class Port:
+    """A port of a pod with a sidecar. Outside of transitions, its state is served and active."""
 
-    served: Served
-    """The modes of listeners, and what clients are configured to send."""
-    rules: Change
-    """The DestinationRules that this step releases."""
+    desired: Desired
+    """What policies ask for."""
+    mode: Mode
+    """The mode of its listener."""
+    send: Send
+    """What clients send to it."""
+    changed_at: float
+    """When the desired state last changed, in seconds of the event loop's clock."""
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether something else is desired."""
+        return (self.mode, self.send) != (self.desired.mode, self.desired.send)
+
+
+@dataclass(slots=True)
+class RolloutStats:
+    """Counters since the start."""
+
+    skips: int = 0
+    """Number of times a lagging proxy or replica was skipped."""
+    plaintext_disabled: int = 0
+    """Number of times a port stopped accepting plaintext."""
+    on_finished: Callable[[float], object] = float
+    """Called with the duration of each finished transition, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The next plan, and what it gives up waiting for."""
+
+    plan: Plan
+    """The plan."""
+    skips: Skips = field(default_factory=Skips)
+    """What goes on without a lagging proxy or replica."""
 
 
 class Rollout:
-    """The transitions of all ports of all pods, and of all DestinationRules.
+    """The ports and rules of a mesh, and the plan for those in transition.
 
-    `timeout` is the number of seconds to wait for a proxy. None: serve the desired state immediately.
+    `timeout` is the number of seconds to wait for a proxy. With None, the desired state is served at once.
     """
 
     def __init__(self, timeout: float | None = 30.0) -> None:
         self.timeout = timeout
-        self.served = Served(generation=1)
-        """The served state, as of the last step."""
-        self.transitions: dict[PortKey, Transition] = {}
-        """The transitions in progress, by port."""
-        self.rule_transitions: dict[Ref, RuleTransition] = {}
-        """The transitions of DestinationRules: held rules, and rules that clients have not ACKed."""
-        self.skipped_ports: dict[PortKey, Transition] = {}
-        """Copies of transitions that skipped a lagging proxy or peer, kept until it has caught up."""
-        self.skipped_rules: dict[Ref, RuleTransition] = {}
-        """Rule transitions that skipped a lagging client, kept until it has caught up."""
-        self.skip_count = 0
-        """Number of times a lagging proxy or peer was skipped."""
-        self.plaintext_disabled = 0
-        """Number of times a port stopped accepting plaintext."""
-        self.on_finished: Callable[[float], object] = float
-        """Called with the duration of each finished transition, in seconds."""
-        self._desired: dict[Ref, dict[int, Desired]] = {}
+        self.stats = RolloutStats()
+        self.plan = Plan()
+        """The plan that is served."""
+        self.skipped = Skips()
+        """Transitions that skipped a lagging proxy or replica."""
+        self.ports: dict[PortKey, Port] = {}
+        self.rules: dict[Ref, RuleTransition] = {}
+        """DestinationRules whose served version is not the desired one, or not yet active."""
+        self.pending: set[PortKey] = set()
+        """Ports whose desired state is not the served one."""
         self._service_ports: dict[ServiceKey, frozenset[PortKey]] = {}
-        """The ports of pods that each service routes to."""
-        self._lagging_clients: dict[int, Mapping[str, str]] = {}
-        """Cache for one step: by generation, the clients on which it is not active."""
-        self._new_ports: set[PortKey] = set()
-        """Ports that appeared since the last step. They may be in transition on a peer."""
-        self._started: list[Transition] = []
-        """Transitions that started since the last step."""
-        self._peer_transitions: frozenset[PortKey] = frozenset()
-        """Ports in transition on a peer, which waits for this replica's report about them."""
+        """The ports that each service leads to."""
+        self._recovered: dict[PortKey, Mode] = {}
+        """Modes that servers had active when they connected, until they have ACKed a listener of the plan."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a transition is in progress or about to start."""
+        return bool(self.plan.ports or self.rules or self.pending or self._recovered)
+
+    @property
+    def has_unplanned(self) -> bool:
+        """Whether something has changed that the plan does not consider yet."""
+        return not (self.pending <= self.plan.ports.keys() and self.rules.keys() <= self.plan.rules.keys())
 
     # --- desired state --------------------------------------------------------------------------------------
 
-    def update_desired(self, mesh: Mesh, removed: Iterable[Ref], now: float) -> None:
-        """Read the desired state from a mesh, and start transitions where it differs from the previous one.
-
-        `removed` contains the objects deleted since the last call.
-        """
-        for ref in removed:
-            self._desired.pop(ref, None)
-        service_keys: Collection[ServiceKey] | None = mesh.touched
-        if service_keys is None:
-            service_keys = self._service_ports.keys() | {
+    def update(self, mesh: Mesh, now: float) -> None:
+        """Read the desired state of the services that the last change touched."""
+        names: Collection[ServiceKey] | None = mesh.touched
+        if names is None:
+            names = self._service_ports.keys() | {
                 (service.namespace, service.name) for service in mesh.services()
             }
-        removed_ports: set[PortKey] = set()
-        for service_key in sorted(service_keys):
-            service = mesh.service(*service_key)
+        gone: set[PortKey] = set()
+        for name in sorted(names):
+            service = mesh.service(*name)
             ports = dict(desired_ports(mesh, service)) if service else {}
-            removed_ports |= self._service_ports.pop(service_key, frozenset()) - ports.keys()
+            gone |= self._service_ports.pop(name, frozenset()) - ports.keys()
             if ports:
-                self._service_ports[service_key] = frozenset(ports)
+                self._service_ports[name] = frozenset(ports)
             for key, desired in ports.items():
                 self._set_desired(mesh, key, desired, now)
-        for key in removed_ports:
-            # A port without a Service needs no transition. If a Service exposes it again, it counts as new.
-            if key not in self.transitions and not any(
-                key in ports for ports in self._service_ports.values()
-            ):
-                self._desired.get(key[0], {}).pop(key[1], None)
-
-    def recover(self, mesh: Mesh, pod: Ref, modes: Mapping[int, Mode], now: float) -> None:
-        """Continue the transitions of a server that reconnected. `modes` were active, by port."""
-        for port, mode in modes.items():
-            desired = self._desired.get(pod, {}).get(port)
-            key = (pod, port)
-            if key in self.transitions:
-                # Another replica may have served this mode.
-                self.transitions[key].possible_modes.add(mode)
-                continue
-            if desired is None or desired.mode is mode or self.timeout is None:
-                continue
-            send = desired.send if desired.send in ACCEPTED_SENDS[mode] else other_than(desired.send)
-            transition = self._start(mesh, key, desired._replace(mode=mode, send=send), now)
-            transition.desired_mode, transition.desired_send = desired.mode, desired.send
-            # What clients send is unknown.
-            transition.possible_sends, transition.send_generation = set(_ANY_SEND), self.served.generation
-
-    def assume_mixed_clients(self, now: float) -> None:
-        """Assume that clients may send either kind of traffic.
-
-        A peer may have served a different configuration to a client that connects to this replica.
-        """
-        for transition in self.transitions.values():
-            if transition.possible_sends == {transition.served_send}:
-                transition.send_since = now
-            transition.possible_sends = set(_ANY_SEND)
-            transition.acked_since, transition.is_settled = None, False
-
-    def change_rule(self, mesh: Mesh, ref: Ref, new: DestinationRule | None, now: float) -> None:
-        """Hold a changed DestinationRule until `step` releases it. If `new` is None, the rule was deleted."""
-        previous = self.rule_transitions.get(ref) or self.skipped_rules.pop(ref, None)
-        self.rule_transitions[ref] = rules.begin_transition(mesh, previous, ref, new, now)
-
-    def withdraw_rules(self, mesh: Mesh, now: float) -> list[Ref]:
-        """Hold the DestinationRules whose traffic servers do not accept yet. Return those in the mesh."""
-        for rule in mesh.rules():
-            transition = replace(rules.begin_transition(mesh, None, rule.ref, rule, now), old=None)
-            if rule.ref not in self.rule_transitions and rules.is_too_early(
-                transition, self.transitions, PeerView()
-            ):
-                self.rule_transitions[rule.ref] = transition
-        held = [
-            ref
-            for ref, rule in self.rule_transitions.items()
-            if rule.generation is None and not rule.old and rule.new
-        ]
-        return [ref for ref in held if mesh.get(ref)]
+        exposed = {key for ports in self._service_ports.values() for key in ports} if gone else set()
+        for key in gone - exposed:
+            # No Service exposes the port, so its mode changes in one step. If exposed again, it is new.
+            if key not in self.plan.ports or not has_running_sidecar(mesh, key):
+                self.ports.pop(key, None)
+                self.pending.discard(key)
 
     def _set_desired(self, mesh: Mesh, key: PortKey, desired: Desired, now: float) -> None:
-        """Record the desired state of a port, and start a transition if it changed."""
-        pod, port = key
-        pod_ports = self._desired.setdefault(pod, {})
-        previous = pod_ports.get(port)
-        pod_ports[port] = desired
-        if previous is None or previous.uid != desired.uid or self.timeout is None:
-            # No client uses a new port yet: serve its desired state immediately.
-            self.transitions.pop(key, None)
-            if self.timeout is not None:
-                self._new_ports.add(key)
-                hosts = services_at(mesh, key)
-                if any(rule.affects(hosts) for rule in self.rule_transitions.values()):
-                    # Clients may use the old or the new version of the rule: accept both kinds of traffic.
-                    transition = self._start(mesh, key, desired, now)
-                    transition.served_mode = transition.next_mode = Mode.PERMISSIVE
-                    transition.possible_modes = {transition.served_mode}
-            return
-        if key in self.transitions:
-            transition = self.transitions[key]
-            transition.hosts = services_at(mesh, key)
-        elif (previous.mode, previous.send) != (desired.mode, desired.send):
-            transition = self._start(mesh, key, previous, now)
+        port = self.ports.get(key)
+        if port is None or port.desired.uid != desired.uid or self.timeout is None:
+            # No client uses a new port yet, unless another replica leads clients to it.
+            port = Port(desired, desired.mode, desired.send, now)
+            is_known = key in self.ports
+            transition = None if is_known else self.plan.ports.get(key)
+            if transition:
+                port.mode, port.send = transition.listener.current, transition.clients.current
+            elif any(rule.affects(services_at(mesh, key)) for rule in self.rules.values()):
+                port.mode = Mode.PERMISSIVE  # Clients may follow any version of the rule.
+            self.ports[key] = port
+        elif port.desired != desired:
+            if (port.desired.mode, port.desired.send) != (desired.mode, desired.send):
+                port.changed_at = now
+            port.desired = desired
+        self._mark(key, port)
+
+    def _mark(self, key: PortKey, port: Port) -> None:
+        if port.is_pending:
+            self.pending.add(key)
         else:
-            return
-        transition.desired_mode, transition.desired_send = desired.mode, desired.send
-        transition.immediate = desired.immediate
+            self.pending.discard(key)
 
-    def _start(self, mesh: Mesh, key: PortKey, current: Desired, now: float) -> Transition:
-        """Start a transition whose active and desired state are both `current`; the caller changes either."""
-        transition = self.transitions[key] = Transition(
-            desired_mode=current.mode,
-            desired_send=current.send,
-            immediate=current.immediate,
-            served_mode=current.mode,
-            mode_generation=0,
-            mode_since=now,
-            possible_modes={current.mode},
-            served_send=current.send,
-            send_generation=0,
-            send_since=now,
-            possible_sends={current.send},
-            next_mode=current.mode,
-            next_send=current.send,
-            hosts=services_at(mesh, key),
-            started_at=now,
-        )
-        self._started.append(transition)
-        # Wait again for a proxy that the last transition skipped, unless it has caught up.
-        skipped = self.skipped_ports.pop(key, None)
-        if skipped and skipped.waiting_for is WaitingFor.LISTENER:
-            transition.possible_modes |= skipped.possible_modes
-            transition.mode_generation = skipped.mode_generation
-        elif skipped and skipped.waiting_for is WaitingFor.CLIENTS:
-            transition.possible_sends |= skipped.possible_sends
-            transition.send_generation = skipped.send_generation
-        return transition
+    def change_rule(self, before: Mesh, ref: Ref, desired: DestinationRule | None, now: float) -> None:
+        """Record that a DestinationRule changes, or is deleted (None). `before` is the previous mesh."""
+        known, rule = self.rules.get(ref), before.served_rule(ref)
+        served = known.rule if known else Staged(rule, 0, (rule,))
+        held_since = known.held_since if known and known.is_held else now
+        is_unknown = known is not None and known.is_unknown
+        self._set_rule(ref, RuleTransition(served, desired, is_unknown, held_since))
 
-    # --- peers ----------------------------------------------------------------------------------------------
+    def _set_rule(self, ref: Ref, rule: RuleTransition) -> None:
+        if rule.is_held or rule.is_unknown or not rule.rule.is_settled:
+            self.rules[ref] = rule
+        else:
+            self.rules.pop(ref, None)
 
-    def port_reports(self) -> dict[PortKey, PortReport]:
-        """Return the reports about all ports that are in transition on any replica."""
-        reports = dict.fromkeys(self._peer_transitions, UNKNOWN_POD)
-        return reports | {key: self._port_report(transition) for key, transition in self.transitions.items()}
+    # --- recovery -------------------------------------------------------------------------------------------
 
-    def _port_report(self, transition: Transition) -> PortReport:
-        accepted = ACCEPTED_SENDS[transition.desired_mode]
-        is_send_accepted = transition.desired_send in accepted
-        sends = {transition.next_send, *transition.possible_sends} if is_send_accepted else set()
-        for current_sends, new_sends in rules.sends_under_rules(self.rule_transitions, transition):
-            if new_sends & accepted:
-                sends |= current_sends
-        modes = frozenset({transition.next_mode, *transition.possible_modes})
-        return PortReport(in_transition=not transition.is_settled, modes=modes, sends=frozenset(sends))
+    def recover(self, pod: Ref, modes: Mapping[int, Mode]) -> None:
+        """Record the modes that a server already had active when it connected."""
+        if self.timeout is not None:
+            self._recovered.update({(pod, number): mode for number, mode in modes.items()})
 
-    def _join_peer_transitions(self, mesh: Mesh, peers: PeerView, now: float) -> None:
-        """Start transitions for ports that are in transition on a peer.
+    def forget_recovered(self, pod: Ref) -> bool:
+        """Forget what a server had active, because its stream ended. Return whether there was anything."""
+        keys = [key for key in tuple(self._recovered) if key[0] == pod]
+        for key in keys:
+            self._recovered.pop(key, None)
+        return bool(keys)
 
-        The peer waits until this replica reports about them.
-        """
-        self._peer_transitions = peers.in_transition
-        for key in peers.in_transition - self.transitions.keys():
-            pod, port = key
-            desired = self._desired.get(pod, {}).get(port)
-            if desired is None or not has_running_sidecar(mesh, key):
-                continue
-            transition = self._start(mesh, key, desired, now)
-            if key not in self._new_ports:
-                continue
-            # The port is new only on this replica. Its listener must accept whatever the peers' clients may
-            # send, and this replica's clients must send what the listener accepts on every peer.
-            transition.served_mode = transition.next_mode = Mode.PERMISSIVE
-            transition.possible_modes = {transition.served_mode}
-            peer_modes, other_send = peers.possible_modes(key), other_than(desired.send)
-            is_desired_accepted = all(desired.send in ACCEPTED_SENDS[mode] for mode in peer_modes)
-            if not (is_desired_accepted and not peers.without_report(key)) and all(
-                other_send in ACCEPTED_SENDS[mode] for mode in peer_modes
-            ):
-                transition.served_send = transition.next_send = other_send
-                transition.possible_sends = {transition.served_send}
-        self._new_ports.clear()
-
-    # --- what to serve --------------------------------------------------------------------------------------
-
-    def step(self, mesh: Mesh, observed: ObservedState, now: float) -> Step | None:
-        """Advance each transition as far as is safe. Return None if the served state does not change."""
-        self._lagging_clients.clear()
-        generation = self.served.generation + 1
-        for key in [key for key in self.transitions if not has_running_sidecar(mesh, key)]:
-            del self.transitions[key]
-        self._join_peer_transitions(mesh, observed.peers, now)
-        if observed.reconnected:
-            for transition in self._started:
-                transition.possible_sends |= _ANY_SEND
-        self._started.clear()
-        self._forget_caught_up(mesh, observed)
-        delay = classification_delay(mesh.config)
-        self._confirm_rules(observed, now, delay)
-        for key, transition in self.transitions.items():
-            self._confirm(key, transition, observed, now, delay)
-        released = self._release_rules(observed, generation, now)
-        has_moved = False
-        for key, transition in tuple(self.transitions.items()):
-            has_moved |= self._advance(key, transition, observed, generation, now)
-            if self._is_finished(key, transition, observed, now):
-                del self.transitions[key]
-                self.on_finished(now - transition.started_at)
-            else:
-                self._update_wait(key, transition, observed)
-        modes = {
-            key: transition.served_mode
-            for key, transition in self.transitions.items()
-            if transition.served_mode is not transition.desired_mode
-        }
-        mtls = {
-            key: transition.served_send is Send.MTLS
-            for key, transition in self.transitions.items()
-            if transition.served_send is not transition.desired_send
-        }
-        has_changed = (modes, mtls) != (self.served.modes, self.served.mtls)
-        if not (has_moved or released or has_changed):
-            return None
-        self.served = Served(generation=generation, modes=modes, mtls=mtls)
-        return Step(
-            self.served,
-            Change(
-                applied=tuple(rule.new for rule in released.values() if rule.new),
-                removed=tuple(ref for ref, rule in released.items() if not rule.new),
-            ),
+    def has_unconsidered(self, pod: Ref | None = None) -> bool:
+        """Return whether a server (or any) has a mode active that the plan does not consider yet."""
+        return any(
+            pod in {None, key[0]} and mode not in self._possible_modes(key)
+            for key, mode in tuple(self._recovered.items())
         )
 
-    def _is_overdue(self, since: float, now: float) -> bool:
-        return self.timeout is None or now >= since + self.timeout
+    def _possible_modes(self, key: PortKey) -> tuple[Mode, ...]:
+        transition, port = self.plan.ports.get(key), self.ports.get(key)
+        if transition:
+            return transition.listener.possible
+        return (port.mode,) if port else tuple(Mode)
 
-    def _confirm(
-        self, key: PortKey, transition: Transition, observed: ObservedState, now: float, classify_delay: float
-    ) -> None:
-        """Narrow down what may be active, from what proxies have ACKed. Skip proxies after the timeout.
+    def asks(self, servers: Mapping[Ref, int]) -> dict[PortKey, Ask]:
+        """Return the ports that the plan has to include.
 
-        `classify_delay` is the time, in seconds, that a listener may take to detect a connection's protocol.
+        `servers` has the active generation of the listeners of each connected pod.
         """
-        pod, _ = key
-        active_generation = observed.servers.get(pod)
-        if active_generation is None or active_generation >= transition.mode_generation:
-            transition.possible_modes = {transition.served_mode}
-        elif (
-            transition.possible_modes != {transition.served_mode}
-            and not observed.rejected_listeners.get(pod)
-            and self._is_overdue(transition.mode_since, now)
-        ):
-            self._skip(key, transition, WaitingFor.LISTENER, {})
-            transition.possible_modes = {transition.served_mode}
-        if transition.possible_sends == {transition.served_send}:
-            return
-        lagging = self._clients_lagging_on_port(transition, observed)
-        # Only plaintext connections can be pending: with TLS, the client sends first.
-        delay = 0.0 if transition.served_send is Send.PLAINTEXT else classify_delay
-        if _is_acked(transition, lagging, now, delay):
-            transition.possible_sends = {transition.served_send}
-        elif lagging and self._is_overdue(transition.send_since, now):
-            self._skip(key, transition, WaitingFor.CLIENTS, lagging)
-            transition.possible_sends = {transition.served_send}
+        asks: dict[PortKey, Ask] = {}
+        for key, mode in tuple(self._recovered.items()):
+            active, transition = servers.get(key[0]), self.plan.ports.get(key)
+            is_acked = transition and active is not None and active >= transition.listener.generation
+            if is_acked or (not transition and mode in self._possible_modes(key)):
+                self._recovered.pop(key, None)  # The event loop may have dropped it.
+            elif active is not None:
+                asks[key] = Ask(mode, next(iter(ACCEPTED_SENDS[mode])), is_active=True)
+        for key in sorted(self.pending - self.plan.ports.keys() - asks.keys()):
+            if (port := self.ports.get(key)) and len(asks) < MAX_ASKS:
+                asks[key] = Ask(port.mode, port.send, is_active=False)
+        return asks
 
-    def _is_finished(self, key: PortKey, transition: Transition, observed: ObservedState, now: float) -> bool:
-        """Return whether the desired state is settled on all replicas, and no peer needs a report."""
-        if not transition.is_done:
-            transition.done_since, transition.is_settled = None, False
-            return False
-        if transition.done_since is None:
-            transition.done_since = now
-        if transition.immediate or self._is_overdue(transition.done_since, now):
-            transition.is_settled = True
-        elif not transition.is_settled:
-            # Once all replicas are settled at the same time, each may stop reporting the port.
-            transition.is_settled = not observed.peers.not_settled(
-                key, transition.served_mode, transition.served_send
+    def held_rules(self) -> frozenset[Ref]:
+        """Return the DestinationRules that the plan has to include."""
+        return frozenset(self.rules.keys() - self.plan.rules.keys())
+
+    def join(self, mesh: Mesh, observed: Observed, now: float) -> None:
+        """Start with what other replicas serve where it is not the desired state."""
+        for report in observed.peers.values():
+            for key, ask in report.asks.items():
+                port = self.ports.get(key)
+                if port and key not in self.plan.ports:
+                    port.mode, port.send = ask.mode, ask.send
+                    self._mark(key, port)
+            for ref in report.held_rules - self.rules.keys():
+                served: Staged[DestinationRule | None] = Staged(None, 0, (None,), now)
+                self._set_rule(
+                    ref, RuleTransition(served, rule_in(mesh, ref), is_unknown=True, held_since=now)
+                )
+
+    # --- serving a plan -------------------------------------------------------------------------------------
+
+    def adopt(self, mesh: Mesh, proposal: Proposal, now: float) -> None:
+        """Serve a plan. `mesh` may be newer than the one that the plan was made for."""
+        before, plan = self.plan, proposal.plan
+        for key, transition in {**before.ports, **plan.ports}.items():
+            if plan.ports.get(key) is before.ports.get(key):
+                continue
+            port = self.ports.get(key)
+            if port is None or transition.uid not in {"", port.desired.uid}:
+                continue  # Another pod has taken the name.
+            if transition.listener.current is Mode.STRICT and port.mode is not Mode.STRICT:
+                self.stats.plaintext_disabled += 1
+            port.mode, port.send = transition.listener.current, transition.clients.current
+            self._mark(key, port)
+            if key not in plan.ports and not port.is_pending:
+                self.stats.on_finished(now - transition.started_at)
+        self.plan = plan
+        for ref, known in ({**self.rules, **plan.rules}).items():
+            rule = known.rule if ref in plan.rules else known.rule.settled()
+            local = self.rules.get(ref)
+            held_since = local.held_since if local and local.is_held else now
+            is_unknown = known.is_unknown and ref in plan.rules
+            self._set_rule(ref, RuleTransition(rule, rule_in(mesh, ref), is_unknown, held_since))
+        self.stats.skips += len(proposal.skips)
+        self.skipped.rules.update(proposal.skips.rules)
+        for key, skipped in proposal.skips.ports.items():
+            self.skipped.ports[key] = skipped
+            if skipped.wait.is_for_listener:
+                self._recovered.pop(key, None)
+
+    def resolve(self, mesh: Mesh, stored: StoredPlan, now: float) -> Plan | None:
+        """Return a stored plan with what this replica knows about it. None: it does not know a rule yet."""
+        ports = {}
+        for key, (listener, clients) in stored.ports.items():
+            known = self.plan.ports.get(key)
+            ports[key] = Transition(
+                _with_times(listener, known.listener if known else None, now),
+                _with_times(clients, known.clients if known else None, now),
+                known.hosts if known else services_at(mesh, key),
+                known.started_at if known else now,
             )
-        return transition.is_settled and key not in observed.peers.in_transition
+        rules = {}
+        for ref, stored_rule in stored.rules.items():
+            known_rule, fact = self.rules.get(ref), rule_in(mesh, ref)
+            served = known_rule.rule if known_rule else Staged(fact, 0, (fact,), now)
+            is_unknown = known_rule is not None and known_rule.is_unknown
+            if rule_hash(served.current) != stored_rule.content:
+                if stored_rule.content == rule_hash(fact):
+                    served = served.propose(fact, stored_rule.generation, now)
+                elif stored_rule.desired == rule_hash(fact):
+                    # This replica never knew the earlier version, which the leader still serves.
+                    served, is_unknown = served.propose(None, stored_rule.generation, now), True
+                else:
+                    return None
+            elif served.generation != stored_rule.generation:
+                served, is_unknown = replace(served, generation=stored_rule.generation), True
+            if stored_rule.is_settled:
+                served, is_unknown = served.settled(), False
+            rules[ref] = RuleTransition(served, fact, is_unknown)
+        return Plan(stored.generation, ports, rules)
 
-    def _skip(
-        self, key: PortKey, transition: Transition, waiting_for: WaitingFor, lagging: Mapping[str, str]
-    ) -> None:
-        """Record that a transition skips lagging proxies or peers; `lagging` maps names to errors."""
-        self.skipped_ports[key] = replace(
-            transition,
-            possible_modes=set(transition.possible_modes),
-            possible_sends=set(transition.possible_sends),
-            waiting_for=waiting_for,
-            lagging=tuple(lagging),
-            rejection=next(filter(None, lagging.values()), ""),
+    def state(self) -> Served:
+        """Return what to serve now."""
+        pending = {key: port for key in self.pending if (port := self.ports.get(key))}
+        return Served(
+            generation=self.plan.generation,
+            modes={key: port.mode for key, port in pending.items() if port.mode is not port.desired.mode},
+            mtls={
+                key: port.send is Send.MTLS
+                for key, port in pending.items()
+                if port.send is not port.desired.send
+            },
+            rules={ref: rule.rule.current for ref, rule in self.rules.items() if rule.is_held},
         )
-        self.skip_count += 1
 
-    def _forget_caught_up(self, mesh: Mesh, observed: ObservedState) -> None:
-        """Forget skipped proxies and peers that have caught up."""
-        for key, skipped in tuple(self.skipped_ports.items()):
-            # A disconnected server has not caught up: it may still use the old listener.
-            active_generation = observed.servers.get(key[0], -1)
-            match skipped.waiting_for:
-                case WaitingFor.LISTENER:
-                    has_caught_up = active_generation >= skipped.mode_generation
-                case WaitingFor.REPLICAS:
-                    has_caught_up = key not in self.transitions
-                case _:
-                    has_caught_up = not self._clients_lagging_on_port(skipped, observed)
+    # --- progress -------------------------------------------------------------------------------------------
+
+    def forget_caught_up(self, mesh: Mesh, observed: Observed) -> None:
+        """Forget skipped proxies and replicas that have caught up."""
+        for ref, (rule, _) in tuple(self.skipped.rules.items()):
+            if rule.is_held or not clients_lagging_on_rule(rule, observed):
+                del self.skipped.rules[ref]
+        for key, (transition, wait) in tuple(self.skipped.ports.items()):
+            if wait.is_for_listener:
+                # A server that is disconnected has not caught up: it may still run with the old listener.
+                active = observed.server_generation(key[0])
+                has_caught_up = wait.generation <= active < inf
+            else:
+                has_caught_up = not observed.lagging_clients(wait.generation, transition.hosts.__contains__)
             if has_caught_up or not has_running_sidecar(mesh, key):
-                del self.skipped_ports[key]
-        for ref, rule in tuple(self.skipped_rules.items()):
-            if not self._clients_lagging_on_rule(rule, observed):
-                del self.skipped_rules[ref]
-
-    def _advance(
-        self, key: PortKey, transition: Transition, observed: ObservedState, generation: int, now: float
-    ) -> bool:
-        """Decide what to serve for a port. Return whether it changed."""
-        accepted = ACCEPTED_SENDS[transition.desired_mode]
-        previous = (transition.served_mode, transition.served_send)
-        if transition.immediate:
-            self._serve_mode(transition, transition.desired_mode, generation, now)
-            self._serve_send(transition, transition.desired_send, generation, now)
-            return previous != (transition.served_mode, transition.served_send)
-        is_send_accepted, peers = transition.desired_send in accepted, observed.peers
-        is_overdue = transition.blocked_since is not None and self._is_overdue(transition.blocked_since, now)
-        # Migrate: switch clients once all modes that may be active accept the desired traffic.
-        send_blockers: list[str] | None = None
-        transition.next_send = transition.served_send
-        if transition.served_send is not transition.desired_send and (
-            not is_send_accepted
-            or all(transition.desired_send in ACCEPTED_SENDS[mode] for mode in transition.possible_modes)
-        ):
-            transition.next_send = transition.desired_send
-            if is_send_accepted:
-                peer_names = peers.may_refuse(key, transition.desired_send)
-                if peer_names or not peers.knows_send(key, transition.desired_send):
-                    send_blockers = peer_names
-            if send_blockers is None or is_overdue:
-                self._serve_send(transition, transition.desired_send, generation, now)
-        # Expand or contract: accept the desired mode's traffic, and what clients may still send until they
-        # have switched.
-        required = set(accepted)
-        if is_send_accepted:
-            required |= transition.possible_sends & ACCEPTED_SENDS[transition.served_mode]
-        for current_sends, new_sends in rules.sends_under_rules(self.rule_transitions, transition):
-            if new_sends & accepted:
-                required |= current_sends & ACCEPTED_SENDS[transition.served_mode]
-        transition.next_mode = _MODE_ACCEPTING[frozenset(required)]
-        refused = ACCEPTED_SENDS[transition.served_mode] - required
-        mode_blockers: list[str] | None = None
-        if refused:
-            peer_names = peers.may_send(key, refused)
-            if peer_names or not peers.knows_mode(key, transition.next_mode):
-                mode_blockers = peer_names
-        if mode_blockers is None or is_overdue:
-            self._serve_mode(transition, transition.next_mode, generation, now)
-        is_blocked = send_blockers is not None or mode_blockers is not None
-        blockers = [*(send_blockers or ()), *(mode_blockers or ())] if is_blocked else None
-        self._update_blockers(key, transition, blockers, now, is_overdue=is_overdue)
-        return previous != (transition.served_mode, transition.served_send)
-
-    def _update_blockers(
-        self,
-        key: PortKey,
-        transition: Transition,
-        blockers: list[str] | None,
-        now: float,
-        *,
-        is_overdue: bool,
-    ) -> None:
-        """Record which peers block a transition. Skip them after the timeout.
-
-        `blockers` is None if nothing blocks the transition. It is empty if no peer does, but this replica's
-        report has not been read back.
-        """
-        if blockers is not None and is_overdue:
-            self._skip(key, transition, WaitingFor.REPLICAS, dict.fromkeys(transition.blocked_by, ""))
-        if blockers is None or is_overdue:
-            transition.blocked_since, transition.blocked_by = None, ()
-            return
-        transition.blocked_by = tuple(sorted(set(blockers))) or (API_SERVER,)
-        if transition.blocked_since is None:
-            transition.blocked_since = now
-
-    def _serve_mode(self, transition: Transition, mode: Mode, generation: int, now: float) -> None:
-        if transition.served_mode is not mode:
-            if mode is Mode.STRICT:
-                self.plaintext_disabled += 1
-            transition.served_mode, transition.mode_generation, transition.mode_since = mode, generation, now
-            transition.possible_modes.add(mode)
-
-    def _serve_send(self, transition: Transition, send: Send, generation: int, now: float) -> None:
-        if transition.served_send is not send:
-            transition.served_send, transition.send_generation, transition.send_since = send, generation, now
-            transition.possible_sends.add(send)
-            transition.acked_since = None
-
-    def _update_wait(self, key: PortKey, transition: Transition, observed: ObservedState) -> None:
-        """Record what a transition waits for."""
-        pod, _ = key
-        waits_for_clients = transition.possible_sends != {transition.served_send} or any(
-            rules.sends_under_rules(self.rule_transitions, transition)
-        )
-        if transition.possible_modes != {transition.served_mode}:
-            transition.waiting_for = WaitingFor.LISTENER
-            transition.lagging, transition.rejection = (), observed.rejected_listeners.get(pod, "")
-        elif waits_for_clients:
-            lagging = self._clients_lagging_on_port(transition, observed)
-            transition.waiting_for, transition.lagging = WaitingFor.CLIENTS, tuple(lagging)
-            transition.rejection = next(filter(None, lagging.values()), "")
-        else:
-            transition.waiting_for = WaitingFor.REPLICAS if transition.blocked_by else None
-            transition.lagging, transition.rejection = transition.blocked_by, ""
-
-    def _clients_lagging_on_port(self, transition: Transition, observed: ObservedState) -> Mapping[str, str]:
-        return self._clients_lagging(transition.send_generation, observed, transition.hosts.__contains__)
-
-    def _clients_lagging_on_rule(self, rule: RuleTransition, observed: ObservedState) -> Mapping[str, str]:
-        return self._clients_lagging(rule.generation or 0, observed, lambda service: rule.affects((service,)))
-
-    def _clients_lagging(
-        self, generation: int, observed: ObservedState, is_relevant: Callable[[tuple[str, int]], bool]
-    ) -> Mapping[str, str]:
-        """Return the clients on which a generation is not active, or that rejected a relevant cluster.
-
-        The values are the errors of rejections; empty for other clients.
-        """
-        if generation not in self._lagging_clients:
-            names = sorted(name for name, active in observed.clients.items() if active < generation)
-            self._lagging_clients[generation] = dict.fromkeys(names, "")
-        if not observed.rejected_clusters:
-            return self._lagging_clients[generation]
-        lagging = dict(self._lagging_clients[generation])
-        for name, clusters in observed.rejected_clusters.items():
-            for cluster, error in clusters.items():
-                if is_relevant(service_of(cluster)):
-                    lagging[name] = error
-        return dict(sorted(lagging.items()))
-
-    def _confirm_rules(self, observed: ObservedState, now: float, classify_delay: float) -> None:
-        """End the transitions of DestinationRules that all clients have ACKed, or skip lagging clients."""
-        for ref, rule in tuple(self.rule_transitions.items()):
-            if rule.generation is None:
-                continue
-            lagging = self._clients_lagging_on_rule(rule, observed)
-            rule.lagging, rule.rejection = tuple(lagging), next(filter(None, lagging.values()), "")
-            if _is_acked(rule, lagging, now, classify_delay):
-                del self.rule_transitions[ref]
-            elif lagging and (rule.lagging_since is None or self._is_overdue(rule.lagging_since, now)):
-                rule.lagging_since = None
-                self.skip_count += 1
-                self.skipped_rules[ref] = self.rule_transitions.pop(ref)
-
-    def _release_rules(
-        self, observed: ObservedState, generation: int, now: float
-    ) -> dict[Ref, RuleTransition]:
-        """Release the held rules whose traffic all servers accept, or that have waited for the timeout."""
-        held = {ref: rule for ref, rule in self.rule_transitions.items() if rule.generation is None}
-        too_early = {
-            ref for ref, rule in held.items() if rules.is_too_early(rule, self.transitions, observed.peers)
-        }
-        overdue = {ref for ref, rule in held.items() if self._is_overdue(rule.since, now)}
-        self.skip_count += len(too_early & overdue)
-        waiting = rules.with_overlapping(held, too_early - overdue)
-        released = {ref: rule for ref, rule in held.items() if ref not in waiting}
-        for rule in released.values():
-            rule.generation, rule.since = generation, now
-            rule.lagging_since = now if rule.lagging_since is None else rule.lagging_since
-        return released
+                del self.skipped.ports[key]
 
 
-def classification_delay(config: MeshConfig) -> float:
-    """Return the maximum time until a listener has detected the protocol of a new connection, in seconds.
-
-    A listener waits for the client's first bytes, and then selects a filter chain. If the protocol lets the
-    server speak first, the whole wait passes. Until then, the connection is pending, and is refused if the
-    listener drops its mode in the meantime.
-    """
-    return config.protocol_detection_timeout + _CONNECTION_DELAY
+def as_recovered(port: Port, mode: Mode) -> Port:
+    """Return a port as its server's sidecar has it."""
+    accepted = ACCEPTED_SENDS[mode]
+    send = port.desired.send if port.desired.send in accepted else next(iter(accepted))
+    return replace(port, mode=mode, send=send)
 
 
-def _is_acked(
-    transition: Transition | RuleTransition, lagging: Collection[str], now: float, delay: float
-) -> bool:
-    """Return whether all clients had ACKed at least `delay` seconds ago.
-
-    After this delay, servers have classified the connections that clients opened before they ACKed.
-    """
-    if lagging:
-        transition.acked_since = None
-    elif transition.acked_since is None:
-        transition.acked_since = now
-    return transition.acked_since is not None and now >= transition.acked_since + delay
+def _with_times(stage: Staged[T], known: Staged[T] | None, now: float) -> Staged[T]:
+    return known if known == stage else replace(stage, since=now)

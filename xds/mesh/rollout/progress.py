@@ -5,22 +5,35 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import CLUSTER_DOMAIN, Mode, PortKey
+from xds.mesh.model.objects import CLUSTER_DOMAIN, Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import desired_ports
-from xds.mesh.rollout.machine import API_SERVER, Rollout
-from xds.mesh.rollout.transition import Transition, WaitingFor
+from xds.mesh.rollout.machine import Rollout
+from xds.mesh.rollout.observation import Observed
+from xds.mesh.rollout.plan import RuleTransition, Transition
+from xds.mesh.rollout.planner import start_transition
+from xds.mesh.rollout.waits import Wait, WaitingFor, port_wait, rule_wait
+
+API_SERVER = "the API server"
+"""What a transition waits for while its next plan is not stored."""
 
 _MAX_NAMES = 3
-"""Maximum number of endpoints, clients or replicas that a summary names."""
+"""Endpoints, clients or replicas that a summary names."""
+
+
+class Rollouts(Protocol):
+    """A plan, and what was last observed: `xds.mesh.rollout.driver.RolloutDriver`."""
+
+    rollout: Rollout
+    observed: Observed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingEndpoint:
-    """An endpoint in transition, or whose transition skipped a lagging proxy or replica."""
+    """An endpoint in transition, or one whose transition went on without a lagging proxy or replica."""
 
     pod: str
     """The name of the pod."""
@@ -39,7 +52,7 @@ class WaitingEndpoint:
     accepts_plaintext: bool = False
     """Whether the server still accepts plaintext although policies forbid it."""
     skipped: bool = False
-    """Whether the transition skipped the lagging proxies or replicas."""
+    """Whether the transition went on without the lagging proxies or replicas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +64,7 @@ class ServiceProgress:
     service: str
     """The name of the service."""
     endpoints: int
-    """The number of endpoints with a sidecar."""
+    """The number of ports of pods with a sidecar."""
     mtls: int
     """The number of endpoints to which all clients without a DestinationRule send mutual TLS."""
     plaintext: int
@@ -59,14 +72,14 @@ class ServiceProgress:
     to_plaintext: bool
     """Whether all transitions of the service lead to plaintext."""
     waiting: tuple[WaitingEndpoint, ...]
-    """The endpoints that wait, and those whose transition skipped a lagging proxy or replica."""
+    """The endpoints that wait, and those that skipped a lagging proxy or replica."""
 
     def summary(self, now: float) -> str:
         """Return one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12 s)`."""
         count, mode = (self.plaintext, "plaintext") if self.to_plaintext else (self.mtls, "mTLS")
         parts = [f"{self.service}.{self.namespace}: {count}/{self.endpoints} endpoints {mode}"]
         ports = Counter(pod for pod, _ in {(endpoint.pod, endpoint.port) for endpoint in self.waiting})
-        # Stalled endpoints first, then the longest wait first.
+        # Stalled endpoints first, then those that have waited longest.
         waiting = sorted(
             self.waiting,
             key=lambda endpoint: (not (endpoint.skipped or endpoint.rejection), endpoint.since),
@@ -98,7 +111,7 @@ class RuleProgress:
     deleted: bool
     """Whether the rule was deleted."""
     held: bool
-    """Whether the old version is still served, because a server would refuse traffic under the new one."""
+    """Whether the old version is still served, because a server would refuse traffic of the new one."""
     since: float
     """When the wait began, in seconds of the event loop's clock."""
     lagging: tuple[str, ...] = ()
@@ -106,7 +119,7 @@ class RuleProgress:
     rejection: str = ""
     """The error of one of these clients that rejected the change."""
     skipped: bool = False
-    """Whether the rollout skipped these clients."""
+    """Whether the rollout went on without these clients."""
 
     def summary(self, now: float) -> str:
         """Return one line: `DestinationRule/full/x held until its servers accept it (3 s)`."""
@@ -119,57 +132,91 @@ class RuleProgress:
         return f"{name} {status} ({_duration(now - self.since)})"
 
 
-def service_progress(mesh: Mesh, rollout: Rollout, namespace: str = "") -> Iterator[ServiceProgress]:
-    """Yield the services with an endpoint in transition or a skipped proxy or replica, by namespace and name.
-
-    If `namespace` is empty, yield the services of all namespaces.
-    """
-    for service, endpoints in sorted(_endpoints_by_service(rollout).items()):
+def service_progress(mesh: Mesh, rollouts: Rollouts, namespace: str = "") -> Iterator[ServiceProgress]:
+    """Yield the services (of a namespace) with an endpoint in transition or with a skipped proxy, by name."""
+    for service, endpoints in sorted(_endpoints_by_service(mesh, rollouts.rollout).items()):
         if namespace in {"", service[0]}:
-            yield _progress_of(
-                mesh,
-                *service,
-                sorted(endpoints, key=lambda endpoint: (endpoint.key, not endpoint.is_skipped)),
-            )
+            endpoints.sort(key=lambda endpoint: (endpoint.key, endpoint.skipped is None))
+            yield _progress_of(mesh, *service, endpoints, rollouts)
 
 
-def count_services(rollout: Rollout) -> int:
+def count_services(mesh: Mesh, rollouts: Rollouts) -> int:
     """Return the number of services that `service_progress` yields."""
-    return len(_endpoints_by_service(rollout))
+    return len(_endpoints_by_service(mesh, rollouts.rollout))
 
 
-def rule_progress(rollout: Rollout) -> list[RuleProgress]:
-    """Return the DestinationRules in transition, by name. Those that skipped a client come first."""
-    return [
-        RuleProgress(
-            namespace=ref.namespace,
-            name=ref.name,
-            host=rule.host,
-            deleted=transition.new is None,
-            held=transition.generation is None,
-            since=transition.since,
-            lagging=transition.lagging,
-            rejection=transition.rejection,
-            skipped=is_skipped,
+def rule_progress(rollouts: Rollouts) -> list[RuleProgress]:
+    """Return the DestinationRules in transition: first those that skipped a client; by name."""
+    rollout, found = rollouts.rollout, []
+    for ref, (transition, wait) in sorted(rollout.skipped.rules.items()):
+        found.append(_rule_progress(ref, transition, wait, is_skipped=True))
+    for ref, transition in sorted(rollout.rules.items()):
+        found.append(
+            _rule_progress(ref, transition, rule_wait(transition, rollouts.observed), is_skipped=False)
         )
-        for transitions, is_skipped in ((rollout.skipped_rules, True), (rollout.rule_transitions, False))
-        for ref, transition in sorted(transitions.items())
-        if (rule := transition.new or transition.old)
-    ]
+    return found
+
+
+def _rule_progress(ref: Ref, transition: RuleTransition, wait: Wait, *, is_skipped: bool) -> RuleProgress:
+    rule, is_held = transition.desired or transition.rule.current, transition.is_held and not is_skipped
+    return RuleProgress(
+        namespace=ref.namespace,
+        name=ref.name,
+        host=rule.host if rule else "",
+        deleted=transition.desired is None,
+        held=is_held,
+        since=transition.held_since if is_held else wait.since,
+        lagging=() if is_held else wait.lagging,
+        rejection=wait.rejection,
+        skipped=is_skipped,
+    )
+
+
+def port_waits(rollouts: Rollouts) -> Iterator[tuple[PortKey, Transition, Wait]]:
+    """Yield the ports in transition, with what each waits for."""
+    for key, transition in sorted(rollouts.rollout.plan.ports.items()):
+        yield key, transition, _wait(key, transition, rollouts)
+
+
+def accepts_plaintext(rollout: Rollout, key: PortKey, transition: Transition) -> bool:
+    """Return whether a server may still accept plaintext although policies forbid it."""
+    port = rollout.ports.get(key)
+    return (
+        port is not None
+        and port.desired.mode is Mode.STRICT
+        and transition.listener.possible != (Mode.STRICT,)
+    )
+
+
+def _wait(key: PortKey, transition: Transition, rollouts: Rollouts) -> Wait:
+    rollout = rollouts.rollout
+    affecting = any(rule.affects(transition.hosts) for rule in tuple(rollout.rules.values()))
+    if not transition.is_settled or affecting:
+        return port_wait(key, transition, rollouts.observed)
+    return Wait(WaitingFor.REPLICAS, 0, transition.started_at, lagging=(API_SERVER,))
 
 
 class _Endpoint(NamedTuple):
     key: PortKey
-    is_skipped: bool
     transition: Transition
+    skipped: Wait | None
 
 
-def _endpoints_by_service(rollout: Rollout) -> dict[tuple[str, str], list[_Endpoint]]:
+def _endpoints_by_service(mesh: Mesh, rollout: Rollout) -> dict[tuple[str, str], list[_Endpoint]]:
+    endpoints = [
+        _Endpoint(key, transition, wait) for key, (transition, wait) in tuple(rollout.skipped.ports.items())
+    ]
+    endpoints += (_Endpoint(key, transition, None) for key, transition in tuple(rollout.plan.ports.items()))
+    # Ports that the plan does not consider yet.
+    endpoints += (
+        _Endpoint(key, start_transition(mesh, key, port, port.changed_at), None)
+        for key in rollout.pending - rollout.plan.ports.keys()
+        if (port := rollout.ports.get(key))
+    )
     services: dict[tuple[str, str], list[_Endpoint]] = {}
-    for transitions, is_skipped in ((rollout.skipped_ports, True), (rollout.transitions, False)):
-        for key, transition in transitions.items():
-            for service in {_service_name(host) for host, _ in transition.hosts}:
-                services.setdefault(service, []).append(_Endpoint(key, is_skipped, transition))
+    for endpoint in endpoints:
+        for service in {_service_name(host) for host, _ in endpoint.transition.hosts}:
+            services.setdefault(service, []).append(endpoint)
     return services
 
 
@@ -178,39 +225,44 @@ def _service_name(host: str) -> tuple[str, str]:
     return namespace, name
 
 
-def _progress_of(mesh: Mesh, namespace: str, name: str, endpoints: list[_Endpoint]) -> ServiceProgress:
-    service = mesh.service(namespace, name)
+def _progress_of(
+    mesh: Mesh, namespace: str, name: str, endpoints: list[_Endpoint], rollouts: Rollouts
+) -> ServiceProgress:
+    service, rollout = mesh.service(namespace, name), rollouts.rollout
     ports = desired_ports(mesh, service) if service else ()
     sends: dict[PortKey, Send | None] = {key: desired.send for key, desired in ports}
-    for key, is_skipped, transition in endpoints:
-        if key in sends and not is_skipped:
-            is_certain = transition.possible_sends == {transition.served_send}
-            sends[key] = transition.served_send if is_certain else None
-    waiting = tuple(
-        WaitingEndpoint(
-            pod=key[0].name,
-            port=key[1],
-            desired_mode=transition.desired_mode,
-            waiting_for=transition.waiting_for,
-            since=transition.waiting_since,
-            lagging=transition.lagging,
-            rejection=transition.rejection,
-            # If clients or replicas were skipped, the entry of the transition in progress reports this.
-            accepts_plaintext=transition.accepts_plaintext
-            and not (is_skipped and transition.waiting_for is not WaitingFor.LISTENER),
-            skipped=is_skipped,
+    waiting, desired_sends = [], set()
+    for key, transition, skipped in endpoints:
+        port = rollout.ports.get(key)
+        if port is None:
+            continue
+        desired_sends.add(port.desired.send)
+        if key in sends and not skipped:
+            sends[key] = transition.clients.current if transition.clients.is_settled else None
+        wait = skipped or _wait(key, transition, rollouts)
+        # After clients or replicas were skipped, the transition in progress tells what the server accepts.
+        counts = skipped is None or skipped.is_for_listener
+        waiting.append(
+            WaitingEndpoint(
+                pod=key[0].name,
+                port=key[1],
+                desired_mode=port.desired.mode,
+                waiting_for=wait.waiting_for,
+                since=wait.since,
+                lagging=wait.lagging,
+                rejection=wait.rejection,
+                accepts_plaintext=counts and accepts_plaintext(rollout, key, transition),
+                skipped=skipped is not None,
+            )
         )
-        for key, is_skipped, transition in endpoints
-        if transition.waiting_for
-    )
     return ServiceProgress(
         namespace=namespace,
         service=name,
         endpoints=len(sends),
         mtls=sum(send is Send.MTLS for send in sends.values()),
         plaintext=sum(send is Send.PLAINTEXT for send in sends.values()),
-        to_plaintext=all(endpoint.transition.desired_send is Send.PLAINTEXT for endpoint in endpoints),
-        waiting=waiting,
+        to_plaintext=desired_sends == {Send.PLAINTEXT},
+        waiting=tuple(waiting),
     )
 
 
@@ -251,8 +303,8 @@ def _duration(seconds: float) -> str:
 
 
 def _first_names(names: Iterable[str], kind: str) -> Iterator[str]:
-    """Yield the first names, and how many more there are."""
+    """Yield the first names, and the number of the others."""
     all_names = list(names)
     yield from all_names[:_MAX_NAMES]
-    if remaining := all_names[_MAX_NAMES:]:
-        yield f"{len(remaining)} more {kind}"
+    if others := all_names[_MAX_NAMES:]:
+        yield f"{len(others)} more {kind}"

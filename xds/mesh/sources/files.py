@@ -273,7 +273,7 @@ def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
         problem = Problem(where=f"{name}:{line}", what="is not UTF-8 text", hint="save it as UTF-8")
         return _File(signature, problems=(problem,), unreadable=True)
     except OSError as error:
-        # Permissions can change without changing the signature. Retry.
+        # The error may pass without a change to the file. Retry.
         problem = Problem(where=name, what=f"cannot be read: {error.strerror}")
         return _File(None, problems=(problem,), unreadable=True)
     objects: list[Parsed] = []
@@ -311,7 +311,7 @@ def _blocking_problems(
 
 
 def _listed_problems(files: Mapping[Path, _File], facts: Mapping[Ref, _AppliedFact]) -> Iterator[Problem]:
-    """Yield the problems of each file and its objects, with the effect of objects that fail closed."""
+    """Yield the problems of each file and its objects, with the effect of replacements."""
     for path, file in files.items():
         yield from file.problems
         problems = Problems(MAX_PROBLEMS)
@@ -368,7 +368,7 @@ def _choose(claimants: list[tuple[Path, Parsed]], before: _AppliedFact | None) -
     """Choose one of several objects with the same name.
 
     If a version is in use, prefer the object in the same file, then an object with the same content, then the
-    first one. Otherwise, prefer an object that fails closed, then a valid one, then the first one.
+    first one. Otherwise, prefer a rejected policy that has a replacement, then a valid object.
     """
 
     def rank(claimant: tuple[Path, Parsed]) -> tuple[bool, bool]:

@@ -51,12 +51,12 @@ class ConnectionMetrics(Collector):
         yield GaugeMetricFamily(
             "xds_sidecars",
             "Running pods that should have a sidecar, according to their label.",
-            len(self._controller.sidecars.expected),
+            len(self._controller.connections.sidecars.expected),
         )
         yield GaugeMetricFamily(
             "xds_sidecars_not_connected",
             "Running pods whose sidecar is not connected to this replica of the control plane.",
-            len(self._controller.sidecars.absent),
+            len(self._controller.connections.sidecars.absent),
         )
         kinds = Counter(
             (stream.info.variant.value, type_label(stream.info.type_url) if stream.info.type_url else "ads")
@@ -102,7 +102,7 @@ class ControllerMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
-        stats, certificates = self._controller.stats, self._controller.certificates()
+        stats, certificates = self._controller.stats, self._controller.certificates.stats()
         yield CounterMetricFamily("xds_changes", "Changes that sources reported.", stats.changes)
         yield CounterMetricFamily(
             "xds_change_batches",

@@ -1,0 +1,99 @@
+"""Certificates and trusted roots of sidecars, and when they are renewed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import datetime, timedelta
+
+from xds.mesh.controlplane.stats import CertificateStats
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.chain import bundle, to_pem
+from xds.mesh.identity.secrets import Issuer
+from xds.mesh.model.objects import MeshConfig, Pod
+from xds.resources import Resource
+
+RETRY_DELAY = 1.0
+"""Seconds after which a failed renewal is retried."""
+CLOCK_CHECK_INTERVAL = 60.0
+"""Seconds after which renewals are checked again, in case the clock was set or the machine was suspended."""
+
+
+class Certificates:
+    """Issue the secrets of sidecars, and report when certificates are due for renewal."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        extra_roots: Iterable[bytes],
+        lifetime: timedelta,
+        now: Callable[[], datetime],
+    ) -> None:
+        """Create an issuer.
+
+        Args:
+            authority: the CA that issues certificates.
+            extra_roots: further trusted root certificates, in PEM form.
+            lifetime: the lifetime of certificates.
+            now: returns the current time.
+        """
+        self._authority, self._extra_roots = authority, tuple(extra_roots)
+        self._issuer = Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
+        self._now = now
+        self._changed = asyncio.Event()
+        """Set when a certificate was issued, which may be the first to be renewed."""
+
+    @property
+    def trust(self) -> tuple[Authority, bytes]:
+        """The current CA, and all trusted roots in PEM form."""
+        return self._authority, bundle((to_pem(self._authority.roots), *self._extra_roots))
+
+    @property
+    def roots(self) -> Resource:
+        """The secret with the trusted roots."""
+        return self._issuer.roots
+
+    def rotate(self, authority: Authority, extra_roots: Iterable[bytes]) -> None:
+        """Issue all certificates from a new CA. Trust its roots and `extra_roots`."""
+        self._authority, self._extra_roots = authority, tuple(extra_roots)
+        self._issuer.rotate(authority, self._extra_roots)
+
+    def secrets_for(self, pod: Pod, config: MeshConfig, *, with_key: bool) -> tuple[Resource, ...]:
+        """Return the secrets of a pod's sidecar, with its private key only if `with_key` is set."""
+        if config.sds_socket:
+            return ()  # An SDS server on this socket serves certificates and roots to sidecars.
+        if not with_key:
+            return (self.roots,)
+        secrets = self._issuer.secrets_for(pod, config.trust_domain, self._now())
+        self._changed.set()
+        return secrets
+
+    def forget(self, pod: Pod) -> None:
+        """Forget the certificate and key of a deleted pod."""
+        self._issuer.forget(pod)
+
+    def stats(self) -> CertificateStats:
+        """Return certificate statistics."""
+        expiries = self._issuer.expiries()
+        return CertificateStats(
+            issued=self._issuer.issued,
+            current=len(expiries),
+            soonest_expiry=min(expiries, default=None),
+            root_expiry=self._authority.expires,
+        )
+
+    async def run(self, connected: Callable[[], Iterable[Pod]], renew: Callable[[Pod], None]) -> None:
+        """Call `renew` for each connected pod whose certificate is due for renewal, until cancelled."""
+        while True:
+            self._changed.clear()
+            due_at = {pod.ref: (at, pod) for pod in connected() if (at := self._issuer.renew_at(pod))}
+            now = self._now()
+            for at, pod in due_at.values():
+                if at <= now:
+                    renew(pod)
+            next_at = min((at for at, _ in due_at.values()), default=None)
+            seconds = (next_at - now).total_seconds() if next_at else CLOCK_CHECK_INTERVAL
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(max(seconds, RETRY_DELAY), CLOCK_CHECK_INTERVAL)):
+                    await self._changed.wait()

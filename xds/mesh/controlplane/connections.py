@@ -1,0 +1,159 @@
+"""The streams of sidecars, and what each of them may have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import grpc
+import structlog
+
+from xds.mesh.controlplane.absence import SidecarTracker
+from xds.mesh.controlplane.authorization import NO_KEY, budget_key, recheck_caller
+from xds.mesh.envoy.names import NodeId
+from xds.mesh.identity import CERTIFICATE
+from xds.mesh.identity.claims import Caller, denial_reason
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Pod
+from xds.mesh.rollout.proxies import PodName, ProxyTracker
+from xds.protocol.events import Acked, Nacked, Subscribed
+from xds.protocol.wire import Node
+from xds.server import Refused, StreamInfo, Subscriber
+from xds.snapshot import SECRET
+
+log = structlog.get_logger(__name__)
+
+
+class PodQueue(Protocol):
+    """Serves pods: `xds.mesh.controlplane.publisher.Publisher`."""
+
+    def schedule(self, key: PodName, changed_at: float | None = None) -> None:
+        """Queue a pod to be served."""
+
+    def forget(self, key: PodName) -> None:
+        """Forget a pod without streams."""
+
+
+class Connections:
+    """The registry of streams, for the servers (`xds.server.Proxies`).
+
+    A stream with an authenticated caller (`xds.mesh.identity.auth`) may act only for the pod that the caller
+    authenticated as, and is closed once that no longer holds. A plaintext stream may act for any pod. It gets
+    a private key only if `serve_keys` is set, and never over REST.
+    """
+
+    def __init__(
+        self, mesh: Callable[[], Mesh], proxies: ProxyTracker, queue: PodQueue, *, serve_keys: bool
+    ) -> None:
+        """Create a registry without streams.
+
+        Args:
+            mesh: returns the current mesh.
+            proxies: tracks the progress of proxies.
+            queue: serves pods.
+            serve_keys: whether plaintext streams get private keys.
+        """
+        self.streams: dict[PodName, set[Subscriber]] = {}
+        """The streams of each connected pod."""
+        self.sidecars = SidecarTracker(mesh, self.streams)
+        """Tracker of the sidecars that should be connected and are not."""
+        self._mesh = mesh
+        self._proxies = proxies
+        self._queue = queue
+        self._serve_keys = serve_keys
+
+    def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
+        """Accept a stream if its caller may act for the pod. The pod may still be unknown.
+
+        Raises:
+            Refused: the node ID is invalid, or the caller may not act for the pod.
+        """
+        try:
+            node_id = NodeId.parse(node.id)
+        except ValueError as error:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+        key = (node_id.namespace, node_id.pod)
+        caller: Caller | None = stream.caller
+        pod = self._mesh().pod(*key)
+        if caller and (reason := denial_reason(caller, *key, pod)):
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
+        subscriber = Subscriber(node, stream)
+        subscriber.client = budget_key(caller, key, is_known=pod is not None)
+        if not (self.may_receive_key(subscriber) or stream.keyless or key in self.streams):
+            log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
+        self.streams.setdefault(key, set()).add(subscriber)
+        self._proxies.connected(subscriber, key, _clock())
+        self.sidecars.connected(key)
+        if pod:
+            self._queue.schedule(key)
+        else:
+            log.warning("proxy waits for its pod", proxy=node.id, pod="/".join(key))
+        return subscriber
+
+    def disconnect(self, subscriber: Subscriber) -> None:
+        """Remove a stream that has ended."""
+        key = pod_name(subscriber)
+        streams = self.streams[key]
+        streams.discard(subscriber)
+        self._proxies.disconnected(subscriber, key, _clock())
+        if not streams:
+            del self.streams[key]
+            self.sidecars.disconnected(key, _clock())
+            self._queue.forget(key)
+
+    def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
+        """Record a subscription, an ACK or a NACK. The server logs NACKs.
+
+        Raises:
+            Refused: on an SDS stream, the proxy requests a private key that it may not receive.
+        """
+        key = pod_name(subscriber)
+        if isinstance(event, Subscribed):
+            wants_key = event.type_url == subscriber.stream.type_url == SECRET and CERTIFICATE in event.names
+            if wants_key and not self.may_receive_key(subscriber):
+                raise Refused(grpc.StatusCode.PERMISSION_DENIED, NO_KEY)
+            self._proxies.subscribed(subscriber, key, event.type_url)
+        self._proxies.received(subscriber, key, _clock())
+        if isinstance(event, Acked):
+            log.debug(
+                "proxy acked",
+                proxy=subscriber.node.id,
+                type=event.type_url.rpartition(".")[2],
+                version=event.version,
+                seconds=round(event.waited, 3),
+            )
+
+    def may_receive_key(self, subscriber: Subscriber) -> bool:
+        """Return whether a stream may receive its pod's private key."""
+        stream = subscriber.stream
+        return stream.caller is not None or (self._serve_keys and not stream.keyless)
+
+    def pods(self) -> Iterator[tuple[PodName, Pod]]:
+        """Yield the connected pods that are in the mesh."""
+        mesh = self._mesh()
+        for key in self.streams:
+            if pod := mesh.pod(*key):
+                yield key, pod
+
+    def mesh_changed(self, before: Mesh) -> None:
+        """Check the streams of pods that have changed, and end those whose caller lost its right."""
+        mesh = self._mesh()
+        for key, streams in self.streams.items():
+            pod, old_pod = mesh.pod(*key), before.pod(*key)
+            if pod is old_pod:
+                continue
+            for subscriber in streams:
+                if pod:
+                    subscriber.charge(budget_key(subscriber.stream.caller, key, is_known=True))
+                recheck_caller(subscriber, key, old_pod, pod)
+
+
+def pod_name(subscriber: Subscriber) -> PodName:
+    """Return the namespace and name of a stream's pod."""
+    node_id = NodeId.parse(subscriber.node.id)
+    return node_id.namespace, node_id.pod
+
+
+def _clock() -> float:
+    return asyncio.get_running_loop().time()

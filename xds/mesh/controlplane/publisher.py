@@ -1,0 +1,197 @@
+"""Publish the current snapshot to each connected proxy.
+
+Proxies are served one at a time, in the order in which they became due, and the event loop runs other tasks
+every few milliseconds. Newer changes cancel a translation, but not twice in a row for one proxy, so all
+proxies are served even under constant change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from xds.mesh.controlplane.authorization import without_private_key
+from xds.mesh.controlplane.stats import Stats
+from xds.mesh.envoy.translate import steps as translation_steps
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Pod
+from xds.mesh.rollout.proxies import PodName
+from xds.resources import Resource
+from xds.server import Subscriber
+from xds.snapshot import Snapshot
+
+log = structlog.get_logger(__name__)
+
+TIME_SLICE = 0.005
+"""Seconds of work after which the task yields to the event loop."""
+
+
+class Publisher:
+    """A queue of pods to serve. The latest mesh wins."""
+
+    def __init__(self, wake: asyncio.Event, stats: Stats) -> None:
+        """Create an empty queue.
+
+        Args:
+            wake: set whenever a pod is queued.
+            stats: counts translations.
+        """
+        self._wake, self._stats = wake, stats
+        self._due: dict[PodName, float | None] = {}
+        """Pods to translate, with the time of the oldest unpublished change; None without one."""
+        self.deferred: set[PodName] = set()
+        """Pods whose first snapshot waits for reconnecting proxies to report their state."""
+        self._superseded: set[PodName] = set()
+        """Pods whose last translation was cancelled by newer changes."""
+        self._errors: dict[PodName, str] = {}
+        """Why the last translation of a pod failed."""
+        self._last_error = ""
+        """The last error that was logged with its traceback."""
+        self._slice_started_at = 0.0
+
+    @property
+    def next(self) -> PodName | None:
+        """The pod to serve next."""
+        return next(iter(self._due), None)
+
+    def schedule(self, key: PodName, changed_at: float | None = None) -> None:
+        """Queue a pod. If it is queued already, keep the time of its oldest change."""
+        oldest = self._due.get(key)
+        self._due[key] = changed_at if oldest is None else oldest
+        self.deferred.discard(key)
+        self._wake.set()
+
+    def defer(self, key: PodName) -> None:
+        """Take a pod from the queue, until it is scheduled again."""
+        self._due.pop(key, None)
+        self.deferred.add(key)
+
+    def forget(self, key: PodName) -> None:
+        """Forget a pod without streams."""
+        self._due.pop(key, None)
+        self._errors.pop(key, None)
+        self._superseded.discard(key)
+        self.deferred.discard(key)
+
+    def error_of(self, key: PodName) -> str:
+        """Return why the last translation of a pod failed; empty if it did not."""
+        return self._errors.get(key, "")
+
+    async def translate(
+        self,
+        mesh: Mesh,
+        pod: Pod,
+        secrets: Callable[[], tuple[Resource, ...]],
+        is_outdated: Callable[[], bool],
+    ) -> tuple[Snapshot, float | None] | None:
+        """Take a pod from the queue and translate it.
+
+        Return the snapshot, and when the oldest change in it arrived. Return None if newer changes superseded
+        the translation, or if it failed.
+
+        Args:
+            mesh: the mesh to translate.
+            pod: the pod.
+            secrets: returns the secrets of its sidecar.
+            is_outdated: returns whether newer changes have to be applied first.
+        """
+        key = (pod.namespace, pod.name)
+        changed_at, may_cancel = self._due.pop(key, None), key not in self._superseded
+        try:
+            snapshot = await self._run(mesh, pod, secrets(), lambda: may_cancel and is_outdated())
+        except Exception as error:  # noqa: BLE001 - logged in full, unless it repeats
+            self._failed(key, error)
+            return None
+        if snapshot is None:
+            self._superseded.add(key)
+            self.schedule(key, changed_at)
+            self._stats.superseded += 1
+            return None
+        self._stats.translated += 1
+        self._errors.pop(key, None)
+        self._superseded.discard(key)
+        while mesh.failures:
+            ref, failure = mesh.failures.popitem()
+            log.error(
+                "service translation failed, clients keep its previous configuration",
+                service=str(ref),
+                stack=traceback_of(failure),
+            )
+        return snapshot, changed_at
+
+    async def _run(
+        self, mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], is_outdated: Callable[[], bool]
+    ) -> Snapshot | None:
+        """Translate a pod in time slices. Return None if newer changes superseded the translation."""
+        translation = translation_steps(mesh, pod, secrets)
+        while True:
+            started_at = time.perf_counter()
+            try:
+                next(translation)
+            except StopIteration as done:
+                snapshot: Snapshot = done.value
+                return snapshot
+            finally:
+                self._stats.translate_seconds += time.perf_counter() - started_at
+            if await self.yield_to_loop() and is_outdated():
+                return None
+
+    def _failed(self, key: PodName, error: Exception) -> None:
+        # An error often affects many pods: log the traceback once.
+        description, last_error = f"{type(error).__name__}: {error}", self._last_error
+        self._last_error = description
+        self._errors[key] = f"translation failed: {description}"
+        self._stats.failed += 1
+        log.error(
+            "translation failed, proxy keeps its configuration",
+            pod="/".join(key),
+            problem=description,
+            **({"stack": traceback_of(error)} if description != last_error else {}),
+        )
+
+    def start_slice(self) -> None:
+        """Start a time slice, because the event loop has just run."""
+        self._slice_started_at = asyncio.get_running_loop().time()
+
+    async def yield_to_loop(self) -> bool:
+        """Yield to the event loop if the time slice is used up. Return whether it was."""
+        if asyncio.get_running_loop().time() < self._slice_started_at + TIME_SLICE:
+            return False
+        await asyncio.sleep(0)
+        self.start_slice()
+        return True
+
+
+def publish(
+    snapshot: Snapshot,
+    changed_at: float | None,
+    streams: Iterable[Subscriber],
+    may_receive_key: Callable[[Subscriber], bool],
+    *,
+    with_key: bool,
+) -> None:
+    """Publish a pod's snapshot to its streams, without the private key where a stream may not have it."""
+    keyless: Snapshot | None = None
+    for subscriber in streams:
+        if not may_receive_key(subscriber):
+            new_snapshot = keyless = keyless or without_private_key(snapshot)
+        elif with_key:
+            new_snapshot = snapshot
+        else:
+            # This stream connected after the translation started: it gets a key from the next one.
+            continue
+        current = subscriber.snapshot
+        if current is None or current != new_snapshot or current.generation != new_snapshot.generation:
+            subscriber.publish(new_snapshot, changed_at)
+
+
+def traceback_of(error: Exception) -> str:
+    """Return the traceback as text.
+
+    A log processor that formats tracebacks may print local variables, and so leak private keys.
+    """
+    return "".join(traceback.format_exception(error))

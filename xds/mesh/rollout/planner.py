@@ -1,0 +1,269 @@
+"""Make the next plan: advance each transition as far as proxies have ACKed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import MeshConfig, PortKey, Ref
+from xds.mesh.policy.mtls import Send
+from xds.mesh.rollout.desired import Desired, has_running_sidecar, rule_in, services_at
+from xds.mesh.rollout.machine import Port, Proposal, Rollout, as_recovered
+from xds.mesh.rollout.observation import Observed
+from xds.mesh.rollout.plan import Plan, RuleTransition, Transition
+from xds.mesh.rollout.rules import RuleSends, distinct, with_overlapping
+from xds.mesh.rollout.stages import ACCEPTED_SENDS, BOTH, MODE_ACCEPTING, Staged
+from xds.mesh.rollout.waits import (
+    SkippedPort,
+    SkippedRule,
+    Skips,
+    Wait,
+    WaitingFor,
+    clients_lagging_on_rule,
+    port_wait,
+    rule_wait,
+)
+
+_CONNECTION_DELAY = 0.2
+"""Seconds that a connection takes from a client's sidecar to the server's sidecar."""
+MAX_PORTS = 5000
+"""Ports in transition at a time, if the plan is shared: the most that fits into one Kubernetes object."""
+
+
+class Planner:
+    """Make one plan. What it gives up waiting for is in `skips`."""
+
+    def __init__(self, rollout: Rollout, mesh: Mesh, observed: Observed, now: float) -> None:
+        """Create a planner for one point in time.
+
+        Args:
+            rollout: the desired state, and the current plan.
+            mesh: the mesh that the desired state was read from.
+            observed: the reports about proxies.
+            now: the time, in seconds of the event loop's clock.
+        """
+        self.rollout, self.mesh, self.observed, self.now = rollout, mesh, observed, now
+        stored = observed.shared.stored if observed.shared else None
+        self.generation = 1 + max(
+            rollout.plan.generation,
+            stored.generation if stored else 0,
+            *(report.generation for report in observed),
+        )
+        self.skips = Skips()
+
+    def propose(self) -> Proposal:
+        """Return the plan that advances every transition as far as is safe."""
+        current = self.rollout.plan
+        ports = {key: self._confirm(key, transition) for key, transition in self._transitions()}
+        rules = self._release(dict(self._confirm_rules()), ports)
+        sends = RuleSends(self.mesh, rules)
+        ports = {key: self._advance(key, transition, sends) for key, transition in ports.items()}
+        stages = [
+            *(stage for port in ports.values() for stage in (port.listener, port.clients)),
+            *(transition.rule for transition in rules.values()),
+        ]
+        is_new = any(stage.generation == self.generation for stage in stages) or any(
+            report.is_alone and report.generation >= current.generation
+            for report in self.observed.peers.values()
+        )
+        unfinished = {key: port for key, port in ports.items() if not self._is_finished(key, port)}
+        return Proposal(
+            Plan(self.generation if is_new else current.generation, unfinished, rules), self.skips
+        )
+
+    # --- transitions of ports -------------------------------------------------------------------------------
+
+    def _transitions(self) -> Iterator[tuple[PortKey, Transition]]:
+        """Yield the ports in transition, including those that start now."""
+        rollout, observed = self.rollout, self.observed
+        asks = {key: ask for report in observed for key, ask in report.asks.items()}
+        count = 0
+        for key in {**rollout.plan.ports, **dict.fromkeys(rollout.pending), **asks}:
+            port, transition, ask = rollout.ports.get(key), rollout.plan.ports.get(key), asks.get(key)
+            if port is None or not has_running_sidecar(self.mesh, key):
+                continue
+            if transition and transition.uid not in {"", port.desired.uid}:
+                continue  # Another pod has taken the name.
+            count += 1
+            if transition is None:
+                if observed.peers and count > MAX_PORTS:
+                    continue
+                if ask and ask.is_active:
+                    port = as_recovered(port, ask.mode)
+                transition = self._start(key, port)
+                if observed.peers or observed.own.has_returned or ask:  # Clients may send either.
+                    clients = transition.clients.widen(BOTH, self.generation, self.now)
+                    transition = replace(transition, clients=clients)
+            if ask:
+                listener = transition.listener.widen((ask.mode,), self.generation, self.now)
+                transition = replace(transition, listener=listener)
+            yield key, transition
+
+    def _start(self, key: PortKey, port: Port) -> Transition:
+        transition = start_transition(self.mesh, key, port, self.now)
+        # Wait again for proxies that the last transition skipped and that have not caught up.
+        if skipped := self.rollout.skipped.ports.get(key):
+            old, generation = skipped.transition, skipped.wait.generation
+            if skipped.wait.is_for_listener:
+                listener = transition.listener.widen(old.listener.possible, generation, self.now)
+                return replace(transition, listener=listener)
+            clients = transition.clients.widen(old.clients.possible, generation, self.now)
+            return replace(transition, clients=clients)
+        return transition
+
+    def _confirm(self, key: PortKey, transition: Transition) -> Transition:
+        """Narrow down what may be active, from what proxies have ACKed."""
+        listener, clients, now = transition.listener, transition.clients, self.now
+        is_acked = self.observed.server_generation(key[0]) >= listener.generation
+        listener = listener.confirm(is_acked=is_acked, now=now)
+        is_rejected = bool(self.observed.listener_error(key[0]))
+        if not listener.is_settled and not is_rejected and self._is_overdue(listener.since):
+            self.skips.ports[key] = SkippedPort(transition, port_wait(key, transition, self.observed))
+            listener = listener.settled()
+        if clients.is_settled:
+            return transition.with_stages(listener, clients)
+        lagging = self.observed.lagging_clients(clients.generation, transition.hosts.__contains__)
+        needs_delay = clients.is_change and clients.current is Send.MTLS
+        is_known = clients.is_change or not self.observed.has_returned
+        clients = clients.confirm(
+            is_acked=is_known and not lagging,
+            now=now,
+            delay=classification_delay(self.mesh.config) if needs_delay else 0.0,
+        )
+        if lagging and self._is_overdue(clients.since):
+            waiting = replace(transition, listener=listener.settled())
+            self.skips.ports[key] = SkippedPort(transition, port_wait(key, waiting, self.observed))
+            clients = clients.settled()
+        return transition.with_stages(listener, clients)
+
+    def _advance(self, key: PortKey, transition: Transition, sends: RuleSends) -> Transition:
+        """Return the transition with what to serve next."""
+        desired, generation, now = self.rollout.ports[key].desired, self.generation, self.now
+        accepted, listener, clients = ACCEPTED_SENDS[desired.mode], transition.listener, transition.clients
+        if desired.immediate:
+            listener = listener.propose(desired.mode, generation, now)
+            return transition.with_stages(listener, clients.propose(desired.send, generation, now))
+        # If policies forbid what clients have to send, waiting would not help.
+        is_forbidden = desired.send not in accepted
+        if is_forbidden or all(desired.send in ACCEPTED_SENDS[mode] for mode in listener.possible):
+            clients = clients.propose(desired.send, generation, now)
+        transition = transition.with_stages(listener, clients)
+        arriving = set() if is_forbidden else set(clients.possible)
+        for current_sends, desired_sends in sends.to(transition, desired.send):
+            if desired_sends & accepted:
+                arriving |= current_sends
+        needed = accepted | (arriving & ACCEPTED_SENDS[listener.current])
+        mode = MODE_ACCEPTING[frozenset(needed)]
+        return transition.with_stages(listener.propose(mode, generation, now), clients)
+
+    def _is_finished(self, key: PortKey, transition: Transition) -> bool:
+        desired: Desired = self.rollout.ports[key].desired
+        current = (transition.listener.current, transition.clients.current)
+        return transition.is_settled and current == (desired.mode, desired.send)
+
+    # --- transitions of rules -------------------------------------------------------------------------------
+
+    def _confirm_rules(self) -> Iterator[tuple[Ref, RuleTransition]]:
+        for ref, transition in self._rules().items():
+            lagging = clients_lagging_on_rule(transition, self.observed)
+            delay = classification_delay(self.mesh.config)
+            rule = transition.rule.confirm(is_acked=not lagging, now=self.now, delay=delay)
+            is_unknown = transition.is_unknown and bool(lagging)
+            is_overdue = lagging and self._is_overdue(rule.since) and not transition.is_held
+            if (is_unknown or not rule.is_settled) and is_overdue:
+                self.skips.rules[ref] = SkippedRule(transition, rule_wait(transition, self.observed))
+                rule, is_unknown = rule.settled(), False
+            if transition.is_held or is_unknown or not rule.is_settled:
+                yield ref, replace(transition, rule=rule, is_unknown=is_unknown)
+
+    def _rules(self) -> dict[Ref, RuleTransition]:
+        """Return the rules in transition, including those that peers serve in an unknown version."""
+        rules = dict(self.rollout.rules)
+        held = {ref for report in self.observed.peers.values() for ref in report.held_rules}
+        for ref in held - rules.keys():
+            rule = rule_in(self.mesh, ref)
+            rules[ref] = RuleTransition(Staged(rule, 0, (rule,), self.now), rule, is_unknown=True)
+        for ref, transition in rules.items():
+            if transition.is_unknown and transition.rule.generation == 0:
+                rules[ref] = replace(transition, rule=replace(transition.rule, generation=self.generation))
+        return rules
+
+    def _release(
+        self, rules: Mapping[Ref, RuleTransition], ports: Mapping[PortKey, Transition]
+    ) -> dict[Ref, RuleTransition]:
+        """Release the held rules whose traffic all servers accept, or whose wait is overdue."""
+        held = {ref: rule for ref, rule in rules.items() if rule.is_held}
+        sends = RuleSends(self.mesh, rules)
+        too_early = {ref for ref, rule in held.items() if self._is_too_early(ref, rule, ports, sends)}
+        overdue = {ref for ref, rule in held.items() if self._is_overdue(rule.held_since)}
+        for ref in too_early & overdue:
+            wait = Wait(WaitingFor.LISTENER, 0, held[ref].held_since, is_for_listener=True)
+            self.skips.rules[ref] = SkippedRule(held[ref], wait)
+        waiting = with_overlapping(held, too_early - overdue)
+        return {
+            ref: rule if ref in waiting or not rule.is_held else self._released(rule)
+            for ref, rule in rules.items()
+        }
+
+    def _released(self, transition: RuleTransition) -> RuleTransition:
+        rule = transition.rule
+        since = (
+            self.now if rule.is_settled else rule.since
+        )  # Clients may have been lagging since an earlier change.
+        new = rule.propose(transition.desired, self.generation, since)
+        earlier = distinct(version for version in new.possible if version != new.current)
+        served = replace(new, possible=(*earlier, new.current))
+        return RuleTransition(served, transition.desired, transition.is_unknown)
+
+    def _is_too_early(
+        self, ref: Ref, rule: RuleTransition, ports: Mapping[PortKey, Transition], sends: RuleSends
+    ) -> bool:
+        """Return whether a server may still refuse traffic that the rule causes and policies allow."""
+        return any(
+            any(send not in ACCEPTED_SENDS[mode] for mode in transition.listener.possible)
+            for key, transition in ports.items()
+            if rule.affects(transition.hosts) and not self.rollout.ports[key].desired.immediate
+            for send in sends.under(ref, (rule.desired,), transition.hosts, {transition.clients.current})
+            & ACCEPTED_SENDS[self.rollout.ports[key].desired.mode]
+        )
+
+    def withdraw_rules(self) -> None:
+        """Hold DestinationRules whose traffic a server would refuse in the mode that it reported."""
+        rollout = self.rollout
+        ports = {key: transition for key, transition in rollout.plan.ports.items() if key in rollout.ports}
+        for key, ask in self.observed.own.asks.items():
+            if ask.is_active and (port := rollout.ports.get(key)) and key not in ports:
+                ports[key] = self._start(key, as_recovered(port, ask.mode))
+        for rule in self.mesh.rules():
+            if rule.ref in rollout.rules:
+                continue
+            served = Staged(None, rollout.plan.generation, (None, rule), self.now)
+            held = RuleTransition(served, rule, held_since=self.now)
+            sends = RuleSends(self.mesh, {**rollout.rules, rule.ref: held})
+            if self._is_too_early(rule.ref, held, ports, sends):
+                rollout.rules[rule.ref] = held
+
+    def _is_overdue(self, since: float) -> bool:
+        timeout = self.rollout.timeout
+        return timeout is None or self.now >= since + timeout
+
+
+def start_transition(mesh: Mesh, key: PortKey, port: Port, now: float) -> Transition:
+    """Return a transition of a port from its served state."""
+    return Transition(
+        Staged(port.mode, 0, (port.mode,), now),
+        Staged(port.send, 0, (port.send,), now),
+        services_at(mesh, key),
+        now,
+        port.desired.uid,
+    )
+
+
+def classification_delay(config: MeshConfig) -> float:
+    """Return the time, in seconds, until a listener has detected the protocol of a new connection.
+
+    A listener waits this long for the client to send first. Clients of server-first protocols send nothing,
+    so the listener applies its current filter chains only then, and refuses what they no longer accept.
+    """
+    return config.protocol_detection_timeout + _CONNECTION_DELAY

@@ -1,0 +1,368 @@
+"""What the control plane knows about the progress of the proxies that are connected to it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import inf
+from typing import NamedTuple, TypeAlias
+
+from xds.mesh.envoy.inbound import decode_modes
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Ref
+from xds.mesh.rollout.machine import Rollout
+from xds.mesh.rollout.observation import Report
+from xds.mesh.rollout.planner import classification_delay
+from xds.protocol.session import Session
+from xds.server import Subscriber
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
+
+PodName: TypeAlias = tuple[str, str]
+"""Namespace and name of a pod."""
+
+WORKER_DELAY = 0.2
+"""Seconds from an ACK, which Envoy's main thread sends, until all worker threads use the configuration."""
+RECONNECT_GRACE = 10.0
+"""Grace period for a client that reconnects, in seconds. Envoy reconnects within five."""
+RECOVERY_PERIOD = 6.0
+"""Time after the start to wait for proxies of the previous control plane to reconnect, in seconds."""
+SUBSCRIBE_TIMEOUT = 1.0
+"""Time to wait for a reconnected proxy to subscribe to listeners, which reveals those it has, in seconds."""
+
+
+class State(StrEnum):
+    """What is known about a proxy."""
+
+    UNKNOWN = "unknown"
+    """It may have a configuration of an earlier control plane, and has not connected yet."""
+    RETURNED = "returned"
+    """It connected with an earlier configuration, and has not ACKed everything since."""
+    CURRENT = "current"
+    """It uses only what it was served on its current stream."""
+    AWAY = "away"
+    """Its stream has ended. It keeps its configuration."""
+
+
+class Progress(NamedTuple):
+    """The generations that a proxy uses."""
+
+    client: int
+    """The active generation of clusters and endpoints; -1 if it is not known."""
+    server: int
+    """The active generation of inbound listeners; -1 if it is not known."""
+
+
+_NO_PROGRESS = Progress(-1, -1)
+
+
+class _ActiveGeneration:
+    """The newest generation that all worker threads of a proxy use."""
+
+    def __init__(self) -> None:
+        self._active = -1
+        self._pending: deque[tuple[int, float]] = deque()
+        """ACKed generations that are not active yet, with the time when each becomes active."""
+
+    def update(self, acked: int, now: float) -> int:
+        """Record the newest ACKed generation, and return the newest active one."""
+        if acked > (self._pending[-1][0] if self._pending else self._active):
+            self._pending.append((acked, now + WORKER_DELAY))
+        while self._pending and self._pending[0][1] <= now:
+            self._active, _ = self._pending.popleft()
+        return self._active
+
+
+class _Stream:
+    """One stream of a proxy."""
+
+    def __init__(self, subscriber: Subscriber, now: float) -> None:
+        self.subscriber = subscriber
+        self.connected_at = now
+        self._caught_up_at: float | None = None
+        """When a client that returned first ACKed a complete configuration."""
+        self._client = _ActiveGeneration()
+        self._server = _ActiveGeneration()
+
+    @property
+    def has_returned(self) -> bool:
+        """Whether the proxy connected with a configuration from an earlier stream."""
+        session = self.subscriber.session
+        return session is not None and any(
+            session.initial_versions(type_url) for type_url in (CLUSTER, ENDPOINT, LISTENER)
+        )
+
+    @property
+    def counts(self) -> bool:
+        """Whether the rollout waits for the stream. A new proxy has nothing to ACK before it is served."""
+        return self.subscriber.session is not None and (
+            self.subscriber.snapshot is not None or self.has_returned
+        )
+
+    @property
+    def caught_up_at(self) -> float:
+        """When the proxy stopped using an earlier configuration: inf if it has not, -inf if it had none."""
+        session = self.subscriber.session
+        if session is None or not self.has_returned:
+            return -inf
+        if self._caught_up_at is None:
+            # A client that has the current configuration is sent nothing.
+            return self.connected_at if _client_generation(session) >= 0 else inf
+        return self._caught_up_at
+
+    def received(self, now: float) -> None:
+        """Record a request, which may be the ACK that completes a client's configuration."""
+        session = self.subscriber.session
+        if session and self._caught_up_at is None and _client_generation(session) >= 0:
+            self._caught_up_at = now
+
+    def may_be_server(self, now: float) -> bool:
+        """Whether the proxy may get its listeners on this stream."""
+        session = self.subscriber.session
+        has_subscribed = session is not None and session.is_subscribed(LISTENER)
+        is_new = now < self.connected_at + SUBSCRIBE_TIMEOUT
+        return has_subscribed or (not self.subscriber.stream.type_url and is_new)
+
+    def progress(self, now: float) -> Progress:
+        """Return the active generations."""
+        session = self.subscriber.session
+        if session is None:
+            return _NO_PROGRESS
+        return Progress(
+            self._client.update(_client_generation(session), now),
+            self._server.update(_listener_generation(session), now),
+        )
+
+
+@dataclass(slots=True)
+class _Away:
+    """What a proxy used when its last stream ended."""
+
+    progress: Progress
+    client_until: float
+    """Time until which it counts as a client."""
+    is_server: bool
+    """Whether its inbound listeners are active. The rollout waits for a server until it reconnects or its pod
+    is deleted."""
+    caught_up_at: float
+    """Like `_Stream.caught_up_at`."""
+    uid: str | None = None
+    """UID of its pod; None until it is looked up."""
+
+
+@dataclass(slots=True)
+class _Proxy:
+    streams: dict[Subscriber, _Stream] = field(default_factory=dict)
+    away: _Away | None = None
+    has_reported: bool = False
+    """Whether it has subscribed to listeners, and thereby reported those that it had."""
+
+    @property
+    def state(self) -> State:
+        if self.streams:
+            is_behind = any(stream.caught_up_at == inf for stream in self.streams.values())
+            return State.RETURNED if is_behind else State.CURRENT
+        return State.AWAY if self.away else State.UNKNOWN
+
+
+class ProxyTracker:
+    """Track the progress of proxies, and what they bring when they connect."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        self._rollout = rollout
+        self.is_replicated = False
+        """Whether proxies may connect to other replicas."""
+        self._proxies: dict[PodName, _Proxy] = {}
+        self._unknown: set[PodName] = set()
+        """The pods whose sidecars are UNKNOWN, and may reconnect soon."""
+        self._recovery_ends = inf
+        self._has_returned = False
+        """Whether any proxy has connected with a configuration from an earlier stream."""
+
+    def state(self, key: PodName) -> State:
+        """Return what is known about a proxy."""
+        proxy = self._proxies.get(key)
+        return proxy.state if proxy else State.UNKNOWN
+
+    # --- events of streams ----------------------------------------------------------------------------------
+
+    def connected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
+        """Record a new stream."""
+        self._proxies.setdefault(key, _Proxy()).streams[subscriber] = _Stream(subscriber, now)
+
+    def subscribed(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
+        """Record a subscription to a type.
+
+        With its first subscription to listeners, a proxy reports those that it already has.
+        """
+        session, proxy = subscriber.session, self._proxies[key]
+        if session is None or proxy.has_reported or self._rollout.timeout is None:
+            return
+        if type_url == CLUSTER:
+            if session.initial_versions(CLUSTER):
+                self._has_returned = True
+            else:
+                self._unknown.discard(key)  # It is new, so it has no earlier configuration.
+        elif type_url == LISTENER:
+            proxy.has_reported = True
+            self._unknown.discard(key)
+            self._rollout.recover(Ref("Pod", *key), decode_modes(session.initial_versions(LISTENER)))
+
+    def received(self, subscriber: Subscriber, key: PodName, now: float) -> None:
+        """Record a request."""
+        self._proxies[key].streams[subscriber].received(now)
+
+    def disconnected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
+        """Record that a stream has ended. Its proxy keeps its configuration, and reconnects."""
+        proxy = self._proxies[key]
+        stream = proxy.streams.pop(subscriber)
+        if proxy.streams or self._rollout.timeout is None:
+            self._forget_if_unused(key)
+            return
+        if stream.counts and subscriber.session:
+            # With several replicas, the proxy most probably reconnects to another one.
+            is_server = _listener_generation(subscriber.session) >= 0 and not self.is_replicated
+            proxy.away = _Away(stream.progress(now), now + RECONNECT_GRACE, is_server, stream.caught_up_at)
+            if self.is_replicated:
+                proxy.has_reported = False  # It may connect to another replica before it returns.
+        if self._rollout.forget_recovered(Ref("Pod", *key)):
+            proxy.has_reported = False  # It reports them again when it reconnects.
+        self._forget_if_unused(key)
+
+    def pod_deleted(self, key: PodName) -> None:
+        """Forget what a deleted pod reported."""
+        if proxy := self._proxies.get(key):
+            proxy.has_reported = False
+            self._forget_if_unused(key)
+
+    def _forget_if_unused(self, key: PodName) -> None:
+        proxy = self._proxies[key]
+        if not (proxy.streams or proxy.away):
+            del self._proxies[key]
+
+    # --- recovery -------------------------------------------------------------------------------------------
+
+    def start_recovery(self, mesh: Mesh, now: float) -> None:
+        """Start the recovery period: the first mesh is complete, and proxies are about to be served."""
+        self._recovery_ends = now + RECOVERY_PERIOD
+        self._unknown = {
+            key
+            for pod in mesh.pods()
+            if pod.has_sidecar and not pod.ended
+            if (key := (pod.namespace, pod.name)) not in self._proxies
+        }
+
+    def is_recovering(self, now: float) -> bool:
+        """Return whether proxies of an earlier control plane may be reconnecting."""
+        is_over = not now < self._recovery_ends < inf
+        return not is_over and (bool(self._unknown) or self._rollout.has_unconsidered())
+
+    def must_defer(self, key: PodName, now: float) -> bool:
+        """Return whether a proxy has to wait until reconnecting proxies have reported their progress."""
+        proxy = self._proxies.get(key)
+        return bool(proxy) and any(
+            self._must_defer(stream, key, now) for stream in self._proxies[key].streams.values()
+        )
+
+    def _must_defer(self, stream: _Stream, key: PodName, now: float) -> bool:
+        """Return whether a stream has to wait.
+
+        A proxy that returned can wait: it has a configuration. A new proxy waits only if other proxies are
+        known to be reconnecting.
+        """
+        subscriber = stream.subscriber
+        if subscriber.session is None or self._rollout.timeout is None or subscriber.snapshot is not None:
+            return False
+        if not stream.has_returned:
+            return self._has_returned and self.is_recovering(now)
+        if not self._proxies[key].has_reported and now < stream.connected_at + SUBSCRIBE_TIMEOUT:
+            return True
+        return self._rollout.has_unconsidered(Ref("Pod", *key)) or self.is_recovering(now)
+
+    # --- the report -----------------------------------------------------------------------------------------
+
+    def report(self, mesh: Mesh, now: float, *, is_alone: bool = False) -> Report:
+        """Return the progress of the proxies whose pods are in the mesh."""
+        is_detailed = self._rollout.is_active or bool(self._rollout.skipped)
+        servers: dict[Ref, int] = {}
+        clients: dict[str, int] = {}
+        rejected_listeners: dict[Ref, str] = {}
+        rejected_clusters: dict[str, dict[str, str]] = {}
+        has_returned = False
+        delay = WORKER_DELAY + classification_delay(mesh.config)
+        for key, proxy in tuple(self._proxies.items()):
+            if not self._is_in_mesh(mesh, key, proxy, now):
+                continue
+            namespace, pod = key
+            name, ref = f"{pod}.{namespace}", Ref("Pod", *key)
+            for progress, is_client, is_server, caught_up_at in _parts(proxy, now, is_detailed=is_detailed):
+                if is_client:
+                    clients[name] = min(progress.client, clients.get(name, progress.client))
+                    # A connection is pending until the server's listener has detected its protocol.
+                    has_returned |= now < caught_up_at + delay
+                if is_server:
+                    servers[ref] = min(progress.server, servers.get(ref, progress.server))
+            for stream in proxy.streams.values() if is_detailed else ():
+                session = stream.subscriber.session
+                if session is None:
+                    continue
+                if error := _listener_error(session):
+                    rejected_listeners[ref] = error
+                for type_url in (CLUSTER, ENDPOINT):
+                    for cluster, rejection in session.rejected(type_url).items():
+                        rejected_clusters.setdefault(name, {})[cluster] = rejection.message
+        return Report(
+            generation=mesh.served.generation,
+            is_alone=is_alone,
+            servers=servers,
+            clients=clients,
+            rejected_listeners=rejected_listeners,
+            rejected_clusters=rejected_clusters,
+            has_returned=has_returned,
+            asks=self._rollout.asks(servers),
+        )
+
+    def _is_in_mesh(self, mesh: Mesh, key: PodName, proxy: _Proxy, now: float) -> bool:
+        """Return whether the pod of a proxy exists. Forget a proxy that is away for too long."""
+        pod, away = mesh.pod(*key), proxy.away
+        if any(stream.counts for stream in proxy.streams.values()):
+            proxy.away = None
+        elif away:
+            is_same = pod is not None and away.uid in {None, pod.meta.uid}
+            if pod is None or not is_same or pod.ended or (now >= away.client_until and not away.is_server):
+                proxy.away = None
+                self._forget_if_unused(key)
+            else:
+                away.uid = pod.meta.uid
+        return pod is not None
+
+
+def _parts(proxy: _Proxy, now: float, *, is_detailed: bool) -> Iterator[tuple[Progress, bool, bool, float]]:
+    """Yield the progress of each stream, whether it is a client and a server, and when it caught up.
+
+    A proxy that is away counts as a stream. Without transitions it matters only which proxies there are, so
+    their progress is not computed.
+    """
+    for stream in proxy.streams.values():
+        if stream.counts:
+            progress = stream.progress(now) if is_detailed else _NO_PROGRESS
+            yield progress, True, stream.may_be_server(now), stream.caught_up_at
+    if away := proxy.away:
+        yield away.progress, now < away.client_until, True, away.caught_up_at
+
+
+def _client_generation(session: Session) -> int:
+    """Return the newest generation of clusters and endpoints that a client has answered; -1 for none."""
+    return min(session.answered_generation(CLUSTER), session.answered_generation(ENDPOINT))
+
+
+def _listener_generation(session: Session) -> int:
+    """Return the generation if the pod's inbound listeners are ACKed and warm, else -1."""
+    listeners = session.tagged(LISTENER)  # Their tag lists the modes that they accept.
+    return session.generation if listeners and session.has_acked(LISTENER, listeners) else -1
+
+
+def _listener_error(session: Session) -> str:
+    rejected = session.rejected(LISTENER)
+    return next((rejected[name].message for name in session.tagged(LISTENER) if name in rejected), "")
