@@ -68,6 +68,12 @@ class Replica:
         assert plan.members == {"this"}
         await self.controller.ready.wait()
 
+    async def change_mode(self, mode: Mode) -> None:
+        """Change the policy, and wait until there is a plan to write."""
+        self.news.clear()
+        self.controller.change(Change(applied=(policy(mode),)))
+        await self.until_news()
+
     async def until_news(self) -> None:
         """Wait until there is something to write."""
         await self.news.wait()
@@ -146,9 +152,7 @@ async def test_each_plan_is_stored_before_it_is_served() -> None:
     async with running() as replica, asyncio.timeout(WITHIN):
         await replica.join()
         controller = replica.controller
-        replica.news.clear()
-        controller.change(Change(applied=(policy(Mode.STRICT),)))
-        await replica.until_news()
+        await replica.change_mode(Mode.STRICT)
         await replica.checks()
         assert controller.rollouts.rollout.plan.ports == {}
         assert controller.mesh.served.modes == {KEY: Mode.DISABLE}
@@ -171,9 +175,7 @@ async def test_plan_is_not_served_if_another_one_was_stored() -> None:
     async with running() as replica, asyncio.timeout(WITHIN):
         await replica.join()
         controller = replica.controller
-        replica.news.clear()
-        controller.change(Change(applied=(policy(Mode.STRICT),)))
-        await replica.until_news()
+        await replica.change_mode(Mode.STRICT)
         found = replica.sync.plan_to_store(asyncio.get_running_loop().time())
         assert found
         # Another leader was faster.

@@ -6,13 +6,11 @@ Reports list these pods, so that a sidecar that dies does not just disappear fro
 from __future__ import annotations
 
 from collections.abc import Callable, Container
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
-
-PodName: TypeAlias = tuple[str, str]
-"""Namespace and name of a pod."""
+from xds.mesh.rollout.proxies import PodName
 
 
 class Absent(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -20,6 +19,7 @@ from xds.mesh.rollout.proxies import PodName, ProxyTracker
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
+from xds.server.stream import now as clock
 from xds.snapshot import SECRET
 
 log = structlog.get_logger(__name__)
@@ -83,7 +83,7 @@ class Connections:
         if not (self.may_receive_key(subscriber) or stream.keyless or key in self.streams):
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self.streams.setdefault(key, set()).add(subscriber)
-        self._proxies.connected(subscriber, key, _clock())
+        self._proxies.connected(subscriber, key, clock())
         self.sidecars.connected(key)
         if pod:
             self._queue.schedule(key)
@@ -96,10 +96,10 @@ class Connections:
         key = pod_name(subscriber)
         streams = self.streams[key]
         streams.discard(subscriber)
-        self._proxies.disconnected(subscriber, key, _clock())
+        self._proxies.disconnected(subscriber, key, clock())
         if not streams:
             del self.streams[key]
-            self.sidecars.disconnected(key, _clock())
+            self.sidecars.disconnected(key, clock())
             self._queue.forget(key)
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
@@ -114,7 +114,7 @@ class Connections:
             if wants_key and not self.may_receive_key(subscriber):
                 raise Refused(grpc.StatusCode.PERMISSION_DENIED, NO_KEY)
             self._proxies.subscribed(subscriber, key, event.type_url)
-        self._proxies.received(subscriber, key, _clock())
+        self._proxies.received(subscriber, key, clock())
         if isinstance(event, Acked):
             log.debug(
                 "proxy acked",
@@ -153,7 +153,3 @@ def pod_name(subscriber: Subscriber) -> PodName:
     """Return the namespace and name of a stream's pod."""
     node_id = NodeId.parse(subscriber.node.id)
     return node_id.namespace, node_id.pod
-
-
-def _clock() -> float:
-    return asyncio.get_running_loop().time()

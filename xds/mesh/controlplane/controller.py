@@ -31,6 +31,7 @@ from xds.mesh.rollout.proxies import PodName
 from xds.mesh.rollout.sync import ReplicaSync
 from xds.protocol.status import State
 from xds.server import Subscriber
+from xds.server.stream import now as clock
 from xds.snapshot import SECRET
 
 log = structlog.get_logger(__name__)
@@ -95,7 +96,7 @@ class Controller:
 
     def change(self, change: Change) -> None:
         """Queue a change, to be applied after the debounce."""
-        self.batcher.add(change, _clock())
+        self.batcher.add(change, clock())
         self.stats.changes += 1
         self._wake.set()
 
@@ -113,7 +114,7 @@ class Controller:
 
     def absences(self) -> Absences:
         """Return the pods without a connected sidecar that should have one."""
-        return Absences(self.connections.sidecars.absent, self.rollouts.may_have_peers(_clock()))
+        return Absences(self.connections.sidecars.absent, self.rollouts.may_have_peers(clock()))
 
     def proxies_with_old_roots(self) -> list[str]:
         """Return the node IDs of proxies that have not ACKed the current root certificates.
@@ -131,7 +132,7 @@ class Controller:
 
         Return False if rollouts are disabled (no rollout timeout), because there is nothing to share.
         """
-        return self.rollouts.enable_sync(sync, _clock())
+        return self.rollouts.enable_sync(sync, clock())
 
     def peers_changed(self) -> None:
         """Schedule a rollout check: a report or plan of another replica arrived, or our plan was stored."""
@@ -167,7 +168,7 @@ class Controller:
 
     def _must_apply(self) -> bool:
         """Return whether to apply pending changes now: the debounce has ended, and peers are known."""
-        now = _clock()
+        now = clock()
         return now >= self.batcher.due_at and now >= self.rollouts.earliest_apply(now)
 
     async def _apply(self, batch: Batch) -> None:
@@ -185,14 +186,14 @@ class Controller:
         self.connections.mesh_changed(old_mesh)
         self._schedule_all(batch.changed_at)
         if not self.ready.is_set() and self.mesh is not old_mesh:
-            self.rollouts.proxies.start_recovery(self.mesh, _clock())
+            self.rollouts.proxies.start_recovery(self.mesh, clock())
             self.ready.set()
 
     async def _apply_change(self, change: Change) -> None:
         """Apply a change. If that fails, apply its objects one by one, and skip those that fail."""
         try:
             async with self.mesh_lock:
-                now = _clock()
+                now = clock()
                 observed = self.rollouts.collect_progress(self.mesh, now)
                 # In a thread: the cost grows with the change, and the first change is the whole input.
                 self.mesh = await asyncio.to_thread(self.rollouts.apply, self.mesh, change, observed, now)
@@ -207,19 +208,19 @@ class Controller:
 
     def _must_advance_rollouts(self) -> bool:
         """Return whether a rollout check is due. Queued translations delay it by MAX_ROLLOUT_DELAY."""
-        now = _clock()
+        now = clock()
         due_at = self.rollouts.next_check(now)
         return now >= (due_at + MAX_ROLLOUT_DELAY if self.publisher.next else due_at)
 
     async def _advance_rollouts(self, rollout_log: RolloutLog) -> None:
         """Advance rollouts as far as proxies have progressed. Queue all proxies if the mesh changes."""
-        now, old_mesh = _clock(), self.mesh
+        now, old_mesh = clock(), self.mesh
         try:
             async with self.mesh_lock:
                 observed = self.rollouts.collect_progress(old_mesh, now)
                 self.mesh = await asyncio.to_thread(self.rollouts.advance, old_mesh, observed, now)
             self.rollouts.publish_report()
-            rollout_log.update(self.mesh, self.rollouts, _clock())
+            rollout_log.update(self.mesh, self.rollouts, clock())
         except Exception as error:  # noqa: BLE001 - logged in full, unless it repeats
             rollout_log.failed(f"{type(error).__name__}: {error}", traceback_of(error))
         if self.mesh is not old_mesh:
@@ -236,7 +237,7 @@ class Controller:
         if pod is None:
             self.publisher.forget(key)
             return
-        if self.rollouts.proxies.must_defer(key, _clock()):
+        if self.rollouts.proxies.must_defer(key, clock()):
             self.publisher.defer(key)
             return
         with_key = any(map(connections.may_receive_key, connections.streams.get(key, ())))
@@ -252,7 +253,7 @@ class Controller:
 
     async def _wait_for_work(self) -> None:
         """Wait for an event, the end of a debounce, or the next rollout check."""
-        now = _clock()
+        now = clock()
         due_at = max(self.batcher.due_at, self.rollouts.earliest_apply(now))
         if self.ready.is_set():
             due_at = min(due_at, self.rollouts.next_check(now))
@@ -263,7 +264,7 @@ class Controller:
                 await self._wake.wait()
         self.publisher.start_slice()
         for key in tuple(self.publisher.deferred):
-            if not self.rollouts.proxies.must_defer(key, _clock()):
+            if not self.rollouts.proxies.must_defer(key, clock()):
                 self.publisher.schedule(key)
 
 
@@ -279,7 +280,3 @@ def _parts(change: Change) -> Iterator[Change]:
 def _has_old_roots(subscriber: Subscriber, version: str) -> bool:
     status = subscriber.session.resource_status(SECRET, ROOTS) if subscriber.session else None
     return status is not None and not (status.state is State.SYNCED and status.version == version)
-
-
-def _clock() -> float:
-    return asyncio.get_running_loop().time()

@@ -159,13 +159,14 @@ class RolloutDriver:
             if self._decides(shared, now):
                 self._plan_shared(shared, mesh, observed, now)
         served = rollout.state()
-        self._report = replace(
-            observed.own,
-            generation=served.generation,
-            is_alone=self._is_alone,
-            asks=rollout.asks(observed.own.servers),
-            held_rules=rollout.held_rules(),
-        )
+        if shared:
+            self._report = replace(
+                observed.own,
+                generation=served.generation,
+                is_alone=self._is_alone,
+                asks=rollout.asks(observed.own.servers),
+                held_rules=rollout.held_rules(),
+            )
         return mesh if served == mesh.served else mesh.with_served(served)
 
     def _plan(self, mesh: Mesh, observed: Observed, now: float) -> None:

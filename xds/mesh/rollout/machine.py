@@ -124,10 +124,10 @@ class Rollout:
                 self._service_ports[name] = frozenset(ports)
             for key, desired in ports.items():
                 self._set_desired(mesh, key, desired, now)
-        exposed = {key for ports in self._service_ports.values() for key in ports} if gone else set()
-        for key in gone - exposed:
-            # No Service exposes the port, so its mode changes in one step. If exposed again, it is new.
-            if key not in self.plan.ports or not has_running_sidecar(mesh, key):
+        for key in gone:
+            is_exposed = any(key in ports for ports in self._service_ports.values())
+            # If no Service exposes the port, its mode changes in one step. If exposed again, it is new.
+            if not is_exposed and (key not in self.plan.ports or not has_running_sidecar(mesh, key)):
                 self.ports.pop(key, None)
                 self.pending.discard(key)
 

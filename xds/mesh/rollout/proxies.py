@@ -261,11 +261,11 @@ class ProxyTracker:
     def must_defer(self, key: PodName, now: float) -> bool:
         """Return whether a proxy has to wait until reconnecting proxies have reported their progress."""
         proxy = self._proxies.get(key)
-        return bool(proxy) and any(
-            self._must_defer(stream, key, now) for stream in self._proxies[key].streams.values()
+        return proxy is not None and any(
+            self._must_defer(proxy, stream, key, now) for stream in proxy.streams.values()
         )
 
-    def _must_defer(self, stream: _Stream, key: PodName, now: float) -> bool:
+    def _must_defer(self, proxy: _Proxy, stream: _Stream, key: PodName, now: float) -> bool:
         """Return whether a stream has to wait.
 
         A proxy that returned can wait: it has a configuration. A new proxy waits only if other proxies are
@@ -276,7 +276,7 @@ class ProxyTracker:
             return False
         if not stream.has_returned:
             return self._has_returned and self.is_recovering(now)
-        if not self._proxies[key].has_reported and now < stream.connected_at + SUBSCRIBE_TIMEOUT:
+        if not proxy.has_reported and now < stream.connected_at + SUBSCRIBE_TIMEOUT:
             return True
         return self._rollout.has_unconsidered(Ref("Pod", *key)) or self.is_recovering(now)
 
