@@ -73,6 +73,10 @@ class Certificates:
         """Forget the certificate and key of a deleted pod."""
         self._issuer.forget(pod)
 
+    def expires(self, pod: Pod) -> datetime | None:
+        """Return when the certificate of a pod's sidecar expires; None if it was not issued here."""
+        return self._issuer.expires(pod)
+
     def stats(self) -> CertificateStats:
         """Return certificate statistics."""
         expiries = self._issuer.expiries()

@@ -1,0 +1,102 @@
+"""Explanations of connections as messages: the same for manifests and for a running control plane."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.objects import Mode, Pod, Ref, Service
+from xds.mesh.policy.explain import ACCEPTS, SENDS, Answer, Group, Served, Side
+from xds.mesh.policy.mtls import Send
+from xds.mesh.v1 import policies_pb2 as pb
+from xds.mesh.v1 import rollouts_pb2
+
+MAX_UNSYNCED = 10
+"""Maximum number of servers' sidecars that the differences of a group name."""
+
+_MODES = {
+    Mode.DISABLE: rollouts_pb2.DISABLE,
+    Mode.PERMISSIVE: rollouts_pb2.PERMISSIVE,
+    Mode.STRICT: rollouts_pb2.STRICT,
+}
+_SENDS = {
+    Send.MTLS: pb.Configured.MTLS,
+    Send.PLAINTEXT: pb.Configured.PLAINTEXT,
+    Send.TLS: pb.Configured.TLS,
+}
+
+
+def explanation(mesh: Mesh, client: Pod, service: Service, groups: Sequence[Group]) -> pb.Explanation:
+    """Return what policies require of a client's connections to a service."""
+    return pb.Explanation(
+        client=f"{client.name}.{client.namespace}",
+        service=f"{service.name}.{service.namespace}",
+        groups=[_group(mesh, group) for group in groups],
+    )
+
+
+def configured(state: Served) -> pb.Configured:
+    """Return what a client sends and a server accepts."""
+    return pb.Configured(send=_SENDS[state.send], mode=_MODES[state.mode] if state.mode else None)
+
+
+def differences(
+    answer: Answer, client: pb.ProxyState | None, servers: Collection[pb.ProxyState]
+) -> Iterator[str]:
+    """Yield the differences between what policies require and what is in use, in words.
+
+    Args:
+        answer: the desired and the served state.
+        client: the client's sidecar; None if it has none.
+        servers: the servers' sidecars.
+    """
+    desired, served = answer.desired, answer.served
+    if desired and served and desired.send is not served.send:
+        yield f"the client still sends {SENDS[served.send]}, not {SENDS[desired.send]}"
+    if desired and served and desired.mode and served.mode and desired.mode is not served.mode:
+        yield f"the server still accepts {ACCEPTS[served.mode]}, not {ACCEPTS[desired.mode]}"
+    if client and not client.synced:
+        yield f"the client's sidecar {client.pod}: {client.status}"
+    unsynced = [server for server in servers if not server.synced]
+    for server in unsynced[:MAX_UNSYNCED]:
+        yield f"the server's sidecar {server.pod}: {server.status}"
+    if more := len(unsynced[MAX_UNSYNCED:]):
+        yield f"{more} more servers' sidecars are not synced"
+
+
+def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:
+    answer = group.answer
+    return pb.EndpointGroup(
+        port=answer.port.port,
+        endpoints=[_endpoint(endpoint) for endpoint in group.endpoints],
+        outcome=answer.result,
+        reason=answer.reason,
+        summary=answer.summary,
+        client=_side(mesh, answer.client) if answer.client else None,
+        server=_side(mesh, answer.server) if answer.server else None,
+        desired=configured(answer.desired) if answer.desired else None,
+        identities=answer.identities,
+    )
+
+
+def _endpoint(endpoint: Endpoint) -> pb.EndpointName:
+    pod = endpoint.pod
+    return pb.EndpointName(
+        pod=f"{pod.name}.{pod.namespace}" if pod else "", address=endpoint.address, port=endpoint.port
+    )
+
+
+def _side(mesh: Mesh, side: Side) -> pb.Side:
+    return pb.Side(
+        summary=side.summary,
+        decided_by=policy_object(mesh, side.decided_by) if side.decided_by else None,
+        overridden=[policy_object(mesh, ref) for ref in side.overridden],
+    )
+
+
+def policy_object(mesh: Mesh, ref: Ref) -> pb.PolicyObject:
+    """Return an object's name, and where it was read."""
+    fact = mesh.get(ref)
+    return pb.PolicyObject(
+        kind=ref.kind, namespace=ref.namespace, name=ref.name, place=fact.meta.place if fact else ""
+    )

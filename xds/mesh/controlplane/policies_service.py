@@ -1,0 +1,167 @@
+"""The gRPC service xds.mesh.v1.Policies: explanations of connections, and what the proxies have ACKed.
+
+protos/xds/mesh/v1/policies.proto documents the messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import grpc
+import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from xds.introspect.clock import Clock
+from xds.introspect.cooperative import Checkpoint
+from xds.introspect.guard import GuardedServer
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.explanation import configured, differences, explanation
+from xds.mesh.controlplane.proxies_service import proxy_message
+from xds.mesh.controlplane.status import absent_line, pod, settled, type_line, types
+from xds.mesh.model.mesh import Endpoint
+from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
+from xds.mesh.model.objects import Pod, Service, matches_host
+from xds.mesh.policy.explain import Group, answers, grouped
+from xds.mesh.rollout.progress import rule_progress, service_progress
+from xds.mesh.v1 import policies_pb2 as pb
+from xds.mesh.v1 import proxies_pb2
+from xds.protocol.types import short_name
+from xds.server import DiscoveryService, Stream
+from xds.server.stream import now
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
+
+SERVICE = "xds.mesh.v1.Policies"
+
+MAX_SERVERS = 100
+"""Maximum number of servers' sidecars whose state a group contains."""
+
+_CLIENT_TYPES = (CLUSTER, ENDPOINT)
+"""Types that decide what a client sends."""
+_SERVER_TYPES = (LISTENER,)
+"""Types that decide what a server accepts."""
+
+
+class PoliciesService:
+    """The service, for `Introspection(added=[...])`."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    def __call__(self, server: GuardedServer, discovery: DiscoveryService) -> None:
+        """Add the service to a server that has not started."""
+
+        async def explain(request: pb.ExplainRequest, context: grpc.aio.ServicerContext) -> pb.Explanation:
+            try:
+                async with self._controller.mesh_lock:
+                    return await _Explainer(self._controller, discovery).explain(request)
+            except UnknownNameError as error:
+                await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+                raise  # not reached: `abort` raises
+
+        methods = {
+            "Explain": grpc.unary_unary_rpc_method_handler(
+                explain, pb.ExplainRequest.FromString, pb.Explanation.SerializeToString
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+
+
+class _Explainer:
+    """Answer one request. The mesh and the rollouts must not change meanwhile."""
+
+    def __init__(self, controller: Controller, discovery: DiscoveryService) -> None:
+        self._controller, self._mesh = controller, controller.mesh
+        self._clock, self._now = Clock.read(), now()
+        self._checkpoint = Checkpoint()
+        self._absences = controller.absences()
+        self._streams: dict[tuple[str, str], list[Stream]] = {}
+        for stream in discovery.streams:
+            self._streams.setdefault(pod(stream.node.id), []).append(stream)
+
+    async def explain(self, request: pb.ExplainRequest) -> pb.Explanation:
+        """Return the explanation. Raises UnknownNameError if the client or the service does not exist."""
+        mesh = self._mesh
+        client = pod_named(mesh, request.client)
+        service, ports = ports_named(mesh, request.service)
+        found = []
+        for answer in answers(mesh, client, service, ports):
+            found.append(answer)
+            await self._checkpoint()
+        groups = grouped(found)
+        message = explanation(mesh, client, service, groups)
+        message.time.CopyFrom(self._clock.to_timestamp(self._now))
+        if client.has_sidecar:
+            message.client_proxy.CopyFrom(await self._proxy(client, _CLIENT_TYPES))
+        message.rule_transitions.extend(self._rule_transitions(service))
+        for group, group_message in zip(groups, message.groups, strict=True):
+            await self._add_facts(message, group, group_message, service)
+        return message
+
+    async def _add_facts(
+        self, message: pb.Explanation, group: Group, group_message: pb.EndpointGroup, service: Service
+    ) -> None:
+        """Add what is served to a group, what its sidecars have ACKed, and what its endpoints wait for."""
+        if group.answer.served:
+            group_message.served.CopyFrom(configured(group.answer.served))
+        pods = {e.pod.ref: e.pod for e in group.endpoints if e.pod and e.pod.has_sidecar}
+        servers = [await self._proxy(server, _SERVER_TYPES) for server in list(pods.values())[:MAX_SERVERS]]
+        group_message.server_proxies.extend(servers)
+        client = message.client_proxy if message.HasField("client_proxy") else None
+        group_message.differences.extend(differences(group.answer, client, servers))
+        group_message.differences.extend(self._transitions(service, group.endpoints))
+
+    def _transitions(self, service: Service, endpoints: Sequence[Endpoint]) -> Iterator[str]:
+        """Yield what endpoints of a service wait for, in the words of `xds status --rollout`."""
+        keys = {(endpoint.pod.name, endpoint.port) for endpoint in endpoints if endpoint.pod}
+        for progress in service_progress(self._mesh, self._controller.rollouts, service.namespace):
+            waiting = tuple(each for each in progress.waiting if (each.pod, each.port) in keys)
+            if progress.service == service.name and waiting:
+                yield replace(progress, waiting=waiting).summary(self._now)
+
+    def _rule_transitions(self, service: Service) -> Iterator[str]:
+        for rule in rule_progress(self._controller.rollouts):
+            if matches_host(rule.host, service.host):
+                yield rule.summary(self._now)
+
+    async def _proxy(self, pod: Pod, type_urls: Sequence[str]) -> pb.ProxyState:
+        """Return the state of a pod's sidecar; `type_urls` are the types whose generation it has to ACK."""
+        key = (pod.namespace, pod.name)
+        streams = self._streams.get(key, ())
+        state = pb.ProxyState(
+            pod=f"{pod.name}.{pod.namespace}",
+            status=self._absence(pod),
+            acked_generation=min(
+                (stream.session.answered_generation(kind) for stream in streams for kind in type_urls),
+                default=-1,
+            ),
+            served_generation=self._mesh.served.generation,
+        )
+        if expires := self._controller.certificates.expires(pod):
+            state.certificate_expires.FromDatetime(expires)
+        if streams:
+            problem = self._controller.problem_of(streams[0].subscriber)
+            proxy = await proxy_message(streams, problem, self._clock, self._checkpoint, unsynced=False)
+            state.synced = settled(proxy)
+            state.status = _status(proxy, self._clock.to_timestamp(self._now))
+        return state
+
+    def _absence(self, pod: Pod) -> str:
+        """Describe a sidecar that is not connected."""
+        key = (pod.namespace, pod.name)
+        absent = next((each for each in self._absences.pods if (each.namespace, each.pod) == key), None)
+        since = absent.since if absent else None
+        return absent_line(
+            proxies_pb2.AbsentSidecar(since=None if since is None else self._clock.to_timestamp(since)),
+            self._clock.to_timestamp(self._now),
+            may_be_on_other_replica=self._absences.may_be_on_other_replica,
+        )
+
+
+def _status(proxy: proxies_pb2.Proxy, time: Timestamp) -> str:
+    """Describe the types of a connected proxy that are not synced."""
+    if settled(proxy):
+        return "synced"
+    unsynced = [kind for kind in types(proxy) if kind.state != proxies_pb2.SYNCED]
+    lines = [f"{short_name(kind.type_url)} {type_line(kind, proxy.problem, time)}" for kind in unsynced]
+    return "; ".join(lines) or proxy.problem

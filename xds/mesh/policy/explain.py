@@ -1,0 +1,223 @@
+"""Explain connections in words: what the client sends, what the server accepts, and which objects decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.objects import Mode, Pod, Ref, Service, ServicePort
+from xds.mesh.policy.destination import ClientRule, client_rule, rules_with_tls, served_client_rule
+from xds.mesh.policy.mtls import (
+    Decision,
+    ModeDecision,
+    Reason,
+    Send,
+    decide,
+    decide_for,
+    endpoint_mode,
+    explicit_tls,
+    sends_mtls,
+    served_mode,
+)
+from xds.mesh.policy.reach import Failure, Result, outcome
+
+SENDS = {Send.MTLS: "mutual TLS", Send.PLAINTEXT: "plaintext", Send.TLS: "TLS of its own"}
+"""What a client sends, in words."""
+
+ACCEPTS = {
+    Mode.DISABLE: "plaintext only (DISABLE)",
+    Mode.PERMISSIVE: "mutual TLS and plaintext (PERMISSIVE)",
+    Mode.STRICT: "mutual TLS only (STRICT)",
+}
+"""What a server accepts, in words."""
+
+_RESULTS = {Result.MTLS: "mutual TLS", Result.PLAINTEXT: "plaintext", Result.FAILS: "fails"}
+
+_FAILURES = {
+    Failure.NO_ENDPOINT: "the service port has no ready endpoint",
+    Failure.POD_UNKNOWN: "no endpoint is ready, and an EndpointSlice names an unknown Pod",
+    Failure.PORT_OF_SIDECAR: "the port belongs to the server's sidecar",
+    Failure.SERVER_REQUIRES_MTLS: "the client sends plaintext, but the server accepts mutual TLS only",
+    Failure.SERVER_PLAINTEXT: "the client sends mutual TLS, but the server accepts plaintext only",
+    Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
+    Failure.IDENTITY_REFUSED: "the DestinationRule's subjectAltNames do not contain the server's identity",
+    Failure.TLS_NOT_THE_MESHS: "the client sends TLS of its own, which the server's sidecar does not accept",
+    Failure.TLS_LEFT_TO_APPLICATION: "the client sends TLS of its own, which the application may not support",
+}
+_REASONS = {
+    Reason.CLIENT_WITHOUT_SIDECAR: "the client has no sidecar",
+    Reason.DESTINATION_RULE: "a DestinationRule sets {tls}",
+    Reason.AUTO_MTLS_OFF: "auto mTLS is disabled, and no DestinationRule sets TLS",
+    Reason.ENDPOINT_WITHOUT_SIDECAR: "{absence}",
+    Reason.SERVER_PLAINTEXT: "the server's mode is DISABLE",
+    Reason.AUTO_MTLS: "auto mTLS is enabled, and the server's mode is {mode}",
+}
+
+
+class Side(NamedTuple):
+    """What the client or the server of a connection does, and the objects that decided."""
+
+    summary: str
+    """What it sends or accepts, and why, in words."""
+    decided_by: Ref | None = None
+    """Object that decided; None if no object did, for example because there is no sidecar."""
+    overridden: tuple[Ref, ...] = ()
+    """Objects that the deciding object overrides, in order of precedence."""
+
+
+class Served(NamedTuple):
+    """What the control plane currently serves. During a rollout, it can differ from the policies."""
+
+    send: Send
+    """What the client is configured to send."""
+    mode: Mode | None
+    """What the server's listener accepts; None if no sidecar intercepts the port."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What happens when a client calls an endpoint of a service port, and why."""
+
+    port: ServicePort
+    """Port of the Service."""
+    result: Result
+    """Result that policies lead to."""
+    reason: Reason | Failure
+    """Rule that decided, or why the connection fails."""
+    summary: str
+    """The result and its reason, in words."""
+    client: Side | None = None
+    """What the client sends; None if the port has no ready endpoint."""
+    server: Side | None = None
+    """What the server accepts.
+
+    Without a ready endpoint, `decided_by` is the EndpointSlice that names an unknown Pod, if any.
+    """
+    desired: Served | None = None
+    """What policies require; None if the port has no ready endpoint."""
+    served: Served | None = None
+    """What the control plane currently serves; None if the port has no ready endpoint."""
+    identities: tuple[str, ...] = ()
+    """SPIFFE IDs that the client accepts from the server; empty if it does not send mutual TLS."""
+
+
+class Group(NamedTuple):
+    """Endpoints of a service port that share an answer."""
+
+    answer: Answer
+    """The answer."""
+    endpoints: tuple[Endpoint, ...]
+    """The endpoints; empty if the port has no ready endpoint."""
+
+
+def answers(
+    mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]
+) -> Iterator[tuple[Answer, Endpoint | None]]:
+    """Yield the answer for each ready endpoint of service ports; one answer for a port without any."""
+    for port in ports:
+        ready = [endpoint for endpoint in mesh.endpoints(service, port) if endpoint.ready]
+        for endpoint in ready:
+            yield _answer(mesh, client, service, port, endpoint), endpoint
+        if not ready:
+            yield _without_endpoint(mesh, client, service, port), None
+
+
+def grouped(found: Iterable[tuple[Answer, Endpoint | None]]) -> tuple[Group, ...]:
+    """Return the endpoints that `answers` yields, grouped by their answer."""
+    groups: dict[Answer, list[Endpoint]] = {}
+    for answer, endpoint in found:
+        groups.setdefault(answer, []).extend([endpoint] if endpoint else [])
+    return tuple(Group(answer, tuple(endpoints)) for answer, endpoints in groups.items())
+
+
+def explain(mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]) -> tuple[Group, ...]:
+    """Return the answers for a client and service ports, grouped."""
+    return grouped(answers(mesh, client, service, ports))
+
+
+def _without_endpoint(mesh: Mesh, client: Pod, service: Service, port: ServicePort) -> Answer:
+    predicted = outcome(mesh, client, service, port, None)
+    why = _FAILURES[Failure(predicted.reason)]
+    listed_by = predicted.decided_by[0] if predicted.decided_by else None
+    return Answer(
+        port=port,
+        result=predicted.result,
+        reason=predicted.reason,
+        summary=f"fails: {why}",
+        server=Side("nothing: no endpoint is ready", listed_by),
+    )
+
+
+def _answer(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Answer:
+    predicted = outcome(mesh, client, service, port, endpoint)
+    decision = decide(mesh, client, service, port, endpoint)
+    server = endpoint_mode(mesh, endpoint)
+    rule = client_rule(mesh, client.namespace, client.meta.labels, service) if client.has_sidecar else None
+    tls = explicit_tls(rule, port.port)
+    words = {
+        "absence": why_not_intercepted(endpoint),
+        "mode": server.mode if server else "",
+        "tls": tls.mode if tls else "",
+    }
+    why = _REASONS[decision.reason].format_map(words)
+    if rule and not tls:
+        why += f" ({rule.refs[0]} applies, but sets no TLS for port {port.port})"
+    failure = predicted.reason if isinstance(predicted.reason, Failure) else None
+    accepted = (tls.subject_alt_names if tls else ()) or mesh.identities(service)
+    any_identity = tuple(f"spiffe://{domain}/*" for domain in mesh.config.trust_domains)
+    return Answer(
+        port=port,
+        result=predicted.result,
+        reason=predicted.reason,
+        summary=f"{_RESULTS[predicted.result]}: {_FAILURES[failure].format_map(words) if failure else why}",
+        client=_client(mesh, client, service, port, decision, why),
+        server=_server(server, words["absence"]),
+        desired=Served(decision.send, server.mode if server else None),
+        served=_served(mesh, client, service, port, endpoint),
+        identities=(accepted or any_identity) if decision.send is Send.MTLS else (),
+    )
+
+
+def why_not_intercepted(endpoint: Endpoint) -> str:
+    """Return why no sidecar intercepts the traffic of an endpoint, in words. Assumes that none does."""
+    if endpoint.pod is None:
+        return "the server's address belongs to no known pod"
+    if not endpoint.pod.has_sidecar:
+        return "the server has no sidecar"
+    return f"the server's sidecar does not intercept port {endpoint.port}"
+
+
+def _client(  # noqa: PLR0917
+    mesh: Mesh, client: Pod, service: Service, port: ServicePort, decision: Decision, why: str
+) -> Side:
+    """Return the client's side. It lists the DestinationRules that set TLS, but do not decide."""
+    rules: tuple[Ref, ...] = ()
+    if client.has_sidecar:
+        rules = rules_with_tls(mesh, client.namespace, client.meta.labels, service, port.port)
+    overridden = tuple(ref for ref in rules if ref != decision.decided_by)
+    return Side(f"{SENDS[decision.send]}: {why}", decision.decided_by, overridden)
+
+
+def _server(server: ModeDecision | None, absence: str) -> Side:
+    if server is None:
+        return Side(f"whatever the application accepts: {absence}")
+    return Side(ACCEPTS[server.mode], server.decided_by, server.overridden)
+
+
+def _served(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Served:
+    pod = endpoint.pod
+    is_intercepted = pod is not None and endpoint_mode(mesh, endpoint) is not None
+    mode = served_mode(mesh, pod, endpoint.port).mode if pod and is_intercepted else None
+    if not client.has_sidecar:
+        return Served(Send.PLAINTEXT, mode)
+    rule = served_client_rule(mesh, client.namespace, client.meta.labels, service)
+    return Served(_served_send(mesh, rule, port, endpoint), mode)
+
+
+def _served_send(mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint) -> Send:
+    if sends_mtls(mesh, rule, port, endpoint):
+        return Send.MTLS
+    send = decide_for(mesh, rule, port, endpoint).send
+    return Send.TLS if send is Send.TLS else Send.PLAINTEXT
