@@ -1,4 +1,4 @@
-"""The text output of `xds explain`."""
+"""The text output of `xds explain` and `xds describe`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def print_rows(rows: Iterable[_Row]) -> None:
         typer.echo(f"  {label:{width}}  {printable(value)}")
 
 
-def object_text(named: pb.PolicyObject) -> str:
+def _object(named: pb.PolicyObject) -> str:
     """Return an object with its place: `DestinationRule full/x (mesh/rules.yaml:12)`."""
     name = f"{named.namespace}/{named.name}" if named.namespace else named.name
     return f"{named.kind} {name}" + (f" ({named.place})" if named.place else "")
@@ -60,28 +60,29 @@ def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row
     if explanation.HasField("time"):
         in_use = "no" if differences else "yes: the policies are served, and all sidecars have ACKed them"
         yield "In use:", in_use
-        yield from _listed("", differences)
+        yield from listed("", differences)
     yield "Outcome:", group.summary
     if group.HasField("client"):
-        yield from _side("Client sends:", group.client)
+        yield from side_rows("Client sends:", group.client)
     if group.HasField("server"):
-        yield from _side("Server accepts:", group.server)
-    yield from _listed("Expected identity:", group.identities)
+        yield from side_rows("Server accepts:", group.server)
+    yield from listed("Expected identity:", group.identities)
     if explanation.HasField("client_proxy"):
         yield "Client sidecar:", _proxy(explanation.client_proxy, explanation.time)
-    yield from _listed(
+    yield from listed(
         "Server sidecar:", [_proxy(server, explanation.time) for server in group.server_proxies]
     )
 
 
-def _side(label: str, side: pb.Side) -> Iterator[_Row]:
+def side_rows(label: str, side: pb.Side) -> Iterator[_Row]:
+    """Yield what one side of a connection does, and the objects that decided and that are overridden."""
     yield label, side.summary
     if side.HasField("decided_by"):
-        yield "  decided by:", object_text(side.decided_by)
-    yield from _listed("  overridden:", [object_text(named) for named in side.overridden])
+        yield "  decided by:", _object(side.decided_by)
+    yield from listed("  overridden:", [_object(named) for named in side.overridden])
 
 
-def _listed(label: str, values: Iterable[str]) -> Iterator[_Row]:
+def listed(label: str, values: Iterable[str]) -> Iterator[_Row]:
     """Yield the values, with the label before the first one."""
     found = list(values)
     for index, value in enumerate(found[:_MAX_LINES]):

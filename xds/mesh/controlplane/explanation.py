@@ -72,8 +72,8 @@ def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:
         outcome=answer.result,
         reason=answer.reason,
         summary=answer.summary,
-        client=_side(mesh, answer.client) if answer.client else None,
-        server=_side(mesh, answer.server) if answer.server else None,
+        client=side_message(mesh, answer.client) if answer.client else None,
+        server=side_message(mesh, answer.server) if answer.server else None,
         desired=configured(answer.desired) if answer.desired else None,
         identities=answer.identities,
     )
@@ -86,16 +86,16 @@ def _endpoint(endpoint: Endpoint) -> pb.EndpointName:
     )
 
 
-def _side(mesh: Mesh, side: Side) -> pb.Side:
+def side_message(mesh: Mesh, side: Side) -> pb.Side:
+    """Return one side of a connection, with the places of its objects."""
     return pb.Side(
         summary=side.summary,
-        decided_by=policy_object(mesh, side.decided_by) if side.decided_by else None,
-        overridden=[policy_object(mesh, ref) for ref in side.overridden],
+        decided_by=_object(mesh, side.decided_by) if side.decided_by else None,
+        overridden=[_object(mesh, ref) for ref in side.overridden],
     )
 
 
-def policy_object(mesh: Mesh, ref: Ref) -> pb.PolicyObject:
-    """Return an object's name, and where it was read."""
+def _object(mesh: Mesh, ref: Ref) -> pb.PolicyObject:
     fact = mesh.get(ref)
     return pb.PolicyObject(
         kind=ref.kind, namespace=ref.namespace, name=ref.name, place=fact.meta.place if fact else ""

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import grpc
 import grpc.aio
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.introspect.clock import Clock
 from xds.introspect.cooperative import Checkpoint
@@ -18,7 +17,7 @@ from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explanation import configured, differences, explanation
 from xds.mesh.controlplane.proxies_service import proxy_message
-from xds.mesh.controlplane.status import absent_line, pod, settled, type_line, types
+from xds.mesh.controlplane.status import absent_line, pod, type_line, types
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
 from xds.mesh.model.objects import Pod, Service, matches_host
@@ -29,7 +28,7 @@ from xds.mesh.v1 import proxies_pb2
 from xds.protocol.types import short_name
 from xds.server import DiscoveryService, Stream
 from xds.server.stream import now
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
 SERVICE = "xds.mesh.v1.Policies"
 
@@ -37,9 +36,9 @@ MAX_SERVERS = 100
 """Maximum number of servers' sidecars whose state a group contains."""
 
 _CLIENT_TYPES = (CLUSTER, ENDPOINT)
-"""Types that decide what a client sends."""
+"""Types that decide what a client sends, besides secrets."""
 _SERVER_TYPES = (LISTENER,)
-"""Types that decide what a server accepts."""
+"""Types that decide what a server accepts, besides secrets."""
 
 
 class PoliciesService:
@@ -125,7 +124,7 @@ class _Explainer:
                 yield rule.summary(self._now)
 
     async def _proxy(self, pod: Pod, type_urls: Sequence[str]) -> pb.ProxyState:
-        """Return the state of a pod's sidecar; `type_urls` are the types whose generation it has to ACK."""
+        """Return the state of a pod's sidecar: whether it has ACKed these types and its secrets."""
         key = (pod.namespace, pod.name)
         streams = self._streams.get(key, ())
         state = pb.ProxyState(
@@ -142,8 +141,12 @@ class _Explainer:
         if streams:
             problem = self._controller.problem_of(streams[0].subscriber)
             proxy = await proxy_message(streams, problem, self._clock, self._checkpoint, unsynced=False)
-            state.synced = settled(proxy)
-            state.status = _status(proxy, self._clock.to_timestamp(self._now))
+            unsynced = [kind for kind in types(proxy) if _must_ack(kind, (*type_urls, SECRET))]
+            time = self._clock.to_timestamp(self._now)
+            lines = [f"{short_name(kind.type_url)} {type_line(kind, problem, time)}" for kind in unsynced]
+            if not lines and (problem or state.acked_generation < state.served_generation):
+                lines = [problem or "has not ACKed the served state"]
+            state.synced, state.status = not lines, "; ".join(lines) or "synced"
         return state
 
     def _absence(self, pod: Pod) -> str:
@@ -158,10 +161,12 @@ class _Explainer:
         )
 
 
-def _status(proxy: proxies_pb2.Proxy, time: Timestamp) -> str:
-    """Describe the types of a connected proxy that are not synced."""
-    if settled(proxy):
-        return "synced"
-    unsynced = [kind for kind in types(proxy) if kind.state != proxies_pb2.SYNCED]
-    lines = [f"{short_name(kind.type_url)} {type_line(kind, proxy.problem, time)}" for kind in unsynced]
-    return "; ".join(lines) or proxy.problem
+def _must_ack(kind: proxies_pb2.Type, type_urls: Sequence[str]) -> bool:
+    """Return whether a proxy has not ACKed one of these types.
+
+    A type that is ACKed and waits for another type, such as a listener for its routes, does not count.
+    """
+    waits_for_other_type = (
+        kind.state == proxies_pb2.WAITING and kind.waiting.reason == proxies_pb2.Waiting.TYPE
+    )
+    return kind.type_url in type_urls and kind.state != proxies_pb2.SYNCED and not waits_for_other_type

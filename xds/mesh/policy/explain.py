@@ -11,7 +11,6 @@ from xds.mesh.model.objects import Mode, Pod, Ref, Service, ServicePort
 from xds.mesh.policy.destination import ClientRule, client_rule, rules_with_tls, served_client_rule
 from xds.mesh.policy.mtls import (
     Decision,
-    ModeDecision,
     Reason,
     Send,
     decide,
@@ -86,8 +85,8 @@ class Answer:
     """Result that policies lead to."""
     reason: Reason | Failure
     """Rule that decided, or why the connection fails."""
-    summary: str
-    """The result and its reason, in words."""
+    why: str
+    """Why the connection has this result, in words."""
     client: Side | None = None
     """What the client sends; None if the port has no ready endpoint."""
     server: Side | None = None
@@ -101,6 +100,11 @@ class Answer:
     """What the control plane currently serves; None if the port has no ready endpoint."""
     identities: tuple[str, ...] = ()
     """SPIFFE IDs that the client accepts from the server; empty if it does not send mutual TLS."""
+
+    @property
+    def summary(self) -> str:
+        """The result and its reason, in words: `plaintext: the server has no sidecar`."""
+        return f"{_RESULTS[self.result]}: {self.why}"
 
 
 class Group(NamedTuple):
@@ -119,7 +123,7 @@ def answers(
     for port in ports:
         ready = [endpoint for endpoint in mesh.endpoints(service, port) if endpoint.ready]
         for endpoint in ready:
-            yield _answer(mesh, client, service, port, endpoint), endpoint
+            yield answer_for(mesh, client, service, port, endpoint), endpoint
         if not ready:
             yield _without_endpoint(mesh, client, service, port), None
 
@@ -139,25 +143,25 @@ def explain(mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePo
 
 def _without_endpoint(mesh: Mesh, client: Pod, service: Service, port: ServicePort) -> Answer:
     predicted = outcome(mesh, client, service, port, None)
-    why = _FAILURES[Failure(predicted.reason)]
     listed_by = predicted.decided_by[0] if predicted.decided_by else None
     return Answer(
         port=port,
         result=predicted.result,
         reason=predicted.reason,
-        summary=f"fails: {why}",
+        why=_FAILURES[Failure(predicted.reason)],
         server=Side("nothing: no endpoint is ready", listed_by),
     )
 
 
-def _answer(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Answer:
+def answer_for(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Answer:
+    """Return the answer for one client and endpoint."""
     predicted = outcome(mesh, client, service, port, endpoint)
     decision = decide(mesh, client, service, port, endpoint)
     server = endpoint_mode(mesh, endpoint)
     rule = client_rule(mesh, client.namespace, client.meta.labels, service) if client.has_sidecar else None
     tls = explicit_tls(rule, port.port)
     words = {
-        "absence": why_not_intercepted(endpoint),
+        "absence": _why_not_intercepted(endpoint),
         "mode": server.mode if server else "",
         "tls": tls.mode if tls else "",
     }
@@ -171,22 +175,13 @@ def _answer(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoi
         port=port,
         result=predicted.result,
         reason=predicted.reason,
-        summary=f"{_RESULTS[predicted.result]}: {_FAILURES[failure].format_map(words) if failure else why}",
+        why=_FAILURES[failure].format_map(words) if failure else why,
         client=_client(mesh, client, service, port, decision, why),
-        server=_server(server, words["absence"]),
+        server=server_side(mesh, endpoint),
         desired=Served(decision.send, server.mode if server else None),
         served=_served(mesh, client, service, port, endpoint),
         identities=(accepted or any_identity) if decision.send is Send.MTLS else (),
     )
-
-
-def why_not_intercepted(endpoint: Endpoint) -> str:
-    """Return why no sidecar intercepts the traffic of an endpoint, in words. Assumes that none does."""
-    if endpoint.pod is None:
-        return "the server's address belongs to no known pod"
-    if not endpoint.pod.has_sidecar:
-        return "the server has no sidecar"
-    return f"the server's sidecar does not intercept port {endpoint.port}"
 
 
 def _client(  # noqa: PLR0917
@@ -200,10 +195,21 @@ def _client(  # noqa: PLR0917
     return Side(f"{SENDS[decision.send]}: {why}", decision.decided_by, overridden)
 
 
-def _server(server: ModeDecision | None, absence: str) -> Side:
+def server_side(mesh: Mesh, endpoint: Endpoint) -> Side:
+    """Return what the server at an endpoint accepts."""
+    server = endpoint_mode(mesh, endpoint)
     if server is None:
-        return Side(f"whatever the application accepts: {absence}")
+        return Side(f"whatever the application accepts: {_why_not_intercepted(endpoint)}")
     return Side(ACCEPTS[server.mode], server.decided_by, server.overridden)
+
+
+def _why_not_intercepted(endpoint: Endpoint) -> str:
+    """Return why no sidecar intercepts the traffic of an endpoint, in words. Assumes that none does."""
+    if endpoint.pod is None:
+        return "the server's address belongs to no known pod"
+    if not endpoint.pod.has_sidecar:
+        return "the server has no sidecar"
+    return f"the server's sidecar does not intercept port {endpoint.port}"
 
 
 def _served(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Served:
