@@ -48,10 +48,10 @@ def test_text_names_both_sides_and_the_places_of_objects(folder: Path) -> None:
         "Port 80 at web-1.shop (127.9.0.1:8080)\n"
         "  Outcome:            mutual TLS: auto mTLS is enabled, and the server's mode is STRICT\n"
         "  Client sends:       mutual TLS: auto mTLS is enabled, and the server's mode is STRICT\n"
-        f"    decided by:       PeerAuthentication shop/default ({folder}/strict.yaml:2)\n"
+        f"    decided by:       PeerAuthentication shop/default for the namespace ({folder}/strict.yaml:2)\n"
         "  Server accepts:     mutual TLS only (STRICT)\n"
-        f"    decided by:       PeerAuthentication shop/default ({folder}/strict.yaml:2)\n"
-        "    overridden:       MeshPolicy default (values.global.mtls.enabled=false)\n"
+        f"    decided by:       PeerAuthentication shop/default for the namespace ({folder}/strict.yaml:2)\n"
+        "    overridden:       MeshPolicy default for the mesh (values.global.mtls.enabled=false)\n"
         "  Expected identity:  spiffe://cluster.local/ns/shop/sa/default\n"
     )
 
@@ -61,7 +61,10 @@ def test_failing_connection_exits_with_1(folder: Path) -> None:
     result = xds("explain", "client.shop", "web.shop", "--manifests", folder)
     assert result.exit_code == 1
     assert "fails: the client sends plaintext, but the server accepts mutual TLS only" in result.stdout
-    assert f"decided by:    DestinationRule shop/web ({folder}/rule.yaml:2)" in result.stdout
+    assert (
+        f"decided by:    DestinationRule shop/web for host web.shop.svc.cluster.local ({folder}/rule.yaml:2)"
+        in result.stdout
+    )
 
 
 def test_json_and_yaml_have_the_same_content(folder: Path) -> None:
@@ -199,15 +202,15 @@ def test_description_of_a_pod(folder: Path) -> None:
         "Port 8080\n"
         "  Service ports:    web.shop:80\n"
         "  Accepts:          mutual TLS only (STRICT)\n"
-        f"    decided by:     PeerAuthentication shop/default {place}\n"
-        "    overridden:     MeshPolicy default (values.global.mtls.enabled=false)\n"
+        f"    decided by:     PeerAuthentication shop/default for the namespace {place}\n"
+        "    overridden:     MeshPolicy default for the mesh (values.global.mtls.enabled=false)\n"
         f"  Unreachable for:  new.shop: {why}\n"
         f"                    outsider.shop: {why}\n"
         "\n"
         "All other ports\n"
         "  Accepts:       mutual TLS only (STRICT)\n"
-        f"    decided by:  PeerAuthentication shop/default {place}\n"
-        "    overridden:  MeshPolicy default (values.global.mtls.enabled=false)\n"
+        f"    decided by:  PeerAuthentication shop/default for the namespace {place}\n"
+        "    overridden:  MeshPolicy default for the mesh (values.global.mtls.enabled=false)\n"
     )
 
 

@@ -120,8 +120,8 @@ def explained(mesh: Mesh) -> str:
 
 def objects(side: Side) -> str:
     """Return the object that decided a side, and those that it overrides."""
-    refs = [str(ref) for ref in (side.decided_by, *side.overridden) if ref]
-    return f"; {' > '.join(refs)}" if refs else ""
+    deciders = [str(decider) for decider in (side.decided_by, *side.overridden) if decider]
+    return f"; {' > '.join(deciders)}" if deciders else ""
 
 
 @cache

@@ -30,8 +30,8 @@ def test_ports_list_services_and_mode():
         "plaintext only (DISABLE)",
         "mutual TLS only (STRICT)",
     ]
-    assert str(found[9000].server.decided_by) == "PeerAuthentication apps/lock"
-    assert [str(ref) for ref in found[9000].server.overridden] == ["MeshPolicy default"]
+    assert str(found[9000].server.decided_by) == "PeerAuthentication apps/lock for port 9000"
+    assert [str(ref) for ref in found[9000].server.overridden] == ["MeshPolicy default for the mesh"]
     assert (found[9000].exposures, found[OTHER_PORTS].refused) == ((), ())
 
 

@@ -127,16 +127,31 @@ def test_overridden_policies_are_in_order_of_precedence():
             *WORLD,
             peer("apps", "STRICT", name="lock", app="b"),
             peer("apps", "PERMISSIVE"),
-            policy("apps", "DISABLE", "b", name="b"),
+            policy("apps", "DISABLE", name="all"),
         )
     )
-    assert str(found.server.decided_by) == "PeerAuthentication apps/lock"
+    assert str(found.server.decided_by) == "PeerAuthentication apps/lock for the workload"
     assert names(found.server.overridden) == [
-        "PeerAuthentication apps/default",
-        "Policy apps/b",
-        "MeshPolicy default",
+        "PeerAuthentication apps/default for the namespace",
+        "Policy apps/all for the namespace",
+        "MeshPolicy default for the mesh",
     ]
     assert found.client.decided_by == found.server.decided_by
+
+
+SCOPES = {
+    "port": (peer("apps", "STRICT", name="x", app="b", ports={8080: "DISABLE"}), "port 8080"),
+    "workload": (peer("apps", "STRICT", name="x", app="b", ports={8080: None}), "the workload"),
+    "unknown workload": (replace(peer("apps", "STRICT"), scope_unknown=True), "the workload"),
+    "namespace": (peer("apps", "STRICT"), "the namespace"),
+    "mesh": (peer(ROOT, "STRICT"), "the mesh"),
+    "v1alpha1 service": (policy("apps", "STRICT", "b", name="b"), "the service"),
+}
+
+
+@pytest.mark.parametrize(("fact", "scope"), SCOPES.values(), ids=SCOPES)
+def test_scope_of_the_deciding_object(fact, scope):
+    assert answer(mesh(*WORLD, fact)).server.decided_by == (fact.ref, scope)
 
 
 def test_overridden_rules_are_in_order_of_precedence():
@@ -151,17 +166,17 @@ def test_overridden_rules_are_in_order_of_precedence():
     ]
     world = mesh(*WORLD, far, *facts)
     near = answer(world)
-    assert str(near.client.decided_by) == "DestinationRule apps/older"
+    assert str(near.client.decided_by) == f"DestinationRule apps/older for host {HOST}"
     assert names(near.client.overridden) == [
-        "DestinationRule apps/younger",
-        "DestinationRule apps/wide",
-        f"DestinationRule {ROOT}/mesh",
+        f"DestinationRule apps/younger for host {HOST}",
+        "DestinationRule apps/wide for host *.local",
+        f"DestinationRule {ROOT}/mesh for host *.local",
     ]
     (group,) = explain(world, far, world.service("apps", "b"), (HTTP,))
     # A rule without TLS in the client's namespace hides all others.
     assert "DestinationRule elsewhere/no-tls applies, but sets no TLS for port 80" in group.answer.summary
-    assert str(group.answer.client.decided_by) == "MeshPolicy default"
-    assert "DestinationRule apps/older" in names(group.answer.client.overridden)
+    assert str(group.answer.client.decided_by) == "MeshPolicy default for the mesh"
+    assert f"DestinationRule apps/older for host {HOST}" in names(group.answer.client.overridden)
 
 
 def test_expected_identities():

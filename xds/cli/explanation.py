@@ -40,9 +40,11 @@ def print_rows(rows: Iterable[_Row]) -> None:
 
 
 def _object(named: pb.PolicyObject) -> str:
-    """Return an object with its place: `DestinationRule full/x (mesh/rules.yaml:12)`."""
+    """Return an object with its scope and place: `Policy full/x for the service (mesh/policy.yaml:12)`."""
     name = f"{named.namespace}/{named.name}" if named.namespace else named.name
-    return f"{named.kind} {name}" + (f" ({named.place})" if named.place else "")
+    scope = f" for {named.scope}" if named.scope else ""
+    place = f" ({named.place})" if named.place else ""
+    return f"{named.kind} {name}{scope}{place}"
 
 
 def _heading(group: pb.EndpointGroup) -> str:

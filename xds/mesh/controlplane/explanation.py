@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import Mode, Pod, Ref, Service
-from xds.mesh.policy.explain import ACCEPTS, SENDS, Answer, Group, Served, Side
+from xds.mesh.model.objects import Mode, Pod, Service
+from xds.mesh.policy.explain import ACCEPTS, SENDS, Answer, Decider, Group, Served, Side
 from xds.mesh.policy.mtls import Send
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import rollouts_pb2
@@ -91,12 +91,16 @@ def side_message(mesh: Mesh, side: Side) -> pb.Side:
     return pb.Side(
         summary=side.summary,
         decided_by=_object(mesh, side.decided_by) if side.decided_by else None,
-        overridden=[_object(mesh, ref) for ref in side.overridden],
+        overridden=[_object(mesh, each) for each in side.overridden],
     )
 
 
-def _object(mesh: Mesh, ref: Ref) -> pb.PolicyObject:
-    fact = mesh.get(ref)
+def _object(mesh: Mesh, decider: Decider) -> pb.PolicyObject:
+    ref, fact = decider.ref, mesh.get(decider.ref)
     return pb.PolicyObject(
-        kind=ref.kind, namespace=ref.namespace, name=ref.name, place=fact.meta.place if fact else ""
+        kind=ref.kind,
+        namespace=ref.namespace,
+        name=ref.name,
+        place=fact.meta.place if fact else "",
+        scope=decider.scope,
     )

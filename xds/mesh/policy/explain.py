@@ -7,10 +7,19 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import Mode, Pod, Ref, Service, ServicePort
+from xds.mesh.model.objects import (
+    AuthenticationPolicy,
+    DestinationRule,
+    Mode,
+    PeerAuthentication,
+    Pod,
+    Ref,
+    Service,
+    ServicePort,
+)
+from xds.mesh.model.traffic import ClientTls
 from xds.mesh.policy.destination import ClientRule, client_rule, rules_with_tls, served_client_rule
 from xds.mesh.policy.mtls import (
-    Decision,
     Reason,
     Send,
     decide,
@@ -55,14 +64,26 @@ _REASONS = {
 }
 
 
+class Decider(NamedTuple):
+    """An object that decides one side of a connection, or that is overridden."""
+
+    ref: Ref
+    """The object."""
+    scope: str
+    """What the object applies to, in words, such as `port 8080` or `the namespace`; empty if not known."""
+
+    def __str__(self) -> str:
+        return f"{self.ref} for {self.scope}" if self.scope else str(self.ref)
+
+
 class Side(NamedTuple):
     """What the client or the server of a connection does, and the objects that decided."""
 
     summary: str
     """What it sends or accepts, and why, in words."""
-    decided_by: Ref | None = None
+    decided_by: Decider | None = None
     """Object that decided; None if no object did, for example because there is no sidecar."""
-    overridden: tuple[Ref, ...] = ()
+    overridden: tuple[Decider, ...] = ()
     """Objects that the deciding object overrides, in order of precedence."""
 
 
@@ -88,7 +109,10 @@ class Answer:
     why: str
     """Why the connection has this result, in words."""
     client: Side | None = None
-    """What the client sends; None if the port has no ready endpoint."""
+    """What the client sends; None if the port has no ready endpoint.
+
+    `overridden` contains the DestinationRules that set TLS, but do not decide.
+    """
     server: Side | None = None
     """What the server accepts.
 
@@ -143,7 +167,7 @@ def explain(mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePo
 
 def _without_endpoint(mesh: Mesh, client: Pod, service: Service, port: ServicePort) -> Answer:
     predicted = outcome(mesh, client, service, port, None)
-    listed_by = predicted.decided_by[0] if predicted.decided_by else None
+    listed_by = Decider(predicted.decided_by[0], "") if predicted.decided_by else None
     return Answer(
         port=port,
         result=predicted.result,
@@ -168,31 +192,29 @@ def answer_for(mesh: Mesh, client: Pod, service: Service, port: ServicePort, end
     why = _REASONS[decision.reason].format_map(words)
     if rule and not tls:
         why += f" ({rule.refs[0]} applies, but sets no TLS for port {port.port})"
+    rules: tuple[Ref, ...] = ()
+    if client.has_sidecar:
+        rules = rules_with_tls(mesh, client.namespace, client.meta.labels, service, port.port)
+    overridden = (_decider(mesh, ref, endpoint.port) for ref in rules if ref != decision.decided_by)
+    decided_by = _decider(mesh, decision.decided_by, endpoint.port) if decision.decided_by else None
     failure = predicted.reason if isinstance(predicted.reason, Failure) else None
-    accepted = (tls.subject_alt_names if tls else ()) or mesh.identities(service)
-    any_identity = tuple(f"spiffe://{domain}/*" for domain in mesh.config.trust_domains)
     return Answer(
         port=port,
         result=predicted.result,
         reason=predicted.reason,
         why=_FAILURES[failure].format_map(words) if failure else why,
-        client=_client(mesh, client, service, port, decision, why),
+        client=Side(f"{SENDS[decision.send]}: {why}", decided_by, tuple(overridden)),
         server=server_side(mesh, endpoint),
         desired=Served(decision.send, server.mode if server else None),
         served=_served(mesh, client, service, port, endpoint),
-        identities=(accepted or any_identity) if decision.send is Send.MTLS else (),
+        identities=_identities(mesh, service, tls) if decision.send is Send.MTLS else (),
     )
 
 
-def _client(  # noqa: PLR0917
-    mesh: Mesh, client: Pod, service: Service, port: ServicePort, decision: Decision, why: str
-) -> Side:
-    """Return the client's side. It lists the DestinationRules that set TLS, but do not decide."""
-    rules: tuple[Ref, ...] = ()
-    if client.has_sidecar:
-        rules = rules_with_tls(mesh, client.namespace, client.meta.labels, service, port.port)
-    overridden = tuple(ref for ref in rules if ref != decision.decided_by)
-    return Side(f"{SENDS[decision.send]}: {why}", decision.decided_by, overridden)
+def _identities(mesh: Mesh, service: Service, tls: ClientTls | None) -> tuple[str, ...]:
+    """Return the SPIFFE IDs that a client accepts; `*` stands for any path in a trust domain."""
+    names = (tls.subject_alt_names if tls else ()) or mesh.identities(service)
+    return names or tuple(f"spiffe://{domain}/*" for domain in mesh.config.trust_domains)
 
 
 def server_side(mesh: Mesh, endpoint: Endpoint) -> Side:
@@ -200,7 +222,25 @@ def server_side(mesh: Mesh, endpoint: Endpoint) -> Side:
     server = endpoint_mode(mesh, endpoint)
     if server is None:
         return Side(f"whatever the application accepts: {_why_not_intercepted(endpoint)}")
-    return Side(ACCEPTS[server.mode], server.decided_by, server.overridden)
+    overridden = tuple(_decider(mesh, ref, endpoint.port) for ref in server.overridden)
+    return Side(ACCEPTS[server.mode], _decider(mesh, server.decided_by, endpoint.port), overridden)
+
+
+def _decider(mesh: Mesh, ref: Ref, port: int) -> Decider:
+    """Return an object, and what it applies to. `port` is the port of the server."""
+    fact, scope = mesh.get(ref), "the mesh"
+    match fact:
+        case DestinationRule():
+            scope = f"host {fact.host}"
+        case PeerAuthentication(selector=selector) if selector or fact.scope_unknown:
+            scope = f"port {port}" if fact.ports.get(port) else "the workload"
+        case PeerAuthentication() if fact.namespace != mesh.config.root_namespace:
+            scope = "the namespace"
+        case AuthenticationPolicy() if fact.targets:
+            scope = "the service"
+        case AuthenticationPolicy() if fact.namespace:
+            scope = "the namespace"
+    return Decider(ref, scope)
 
 
 def _why_not_intercepted(endpoint: Endpoint) -> str:

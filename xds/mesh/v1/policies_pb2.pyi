@@ -84,16 +84,18 @@ class Side(_message.Message):
     def __init__(self, summary: _Optional[str] = ..., decided_by: _Optional[_Union[PolicyObject, _Mapping]] = ..., overridden: _Optional[_Iterable[_Union[PolicyObject, _Mapping]]] = ...) -> None: ...
 
 class PolicyObject(_message.Message):
-    __slots__ = ("kind", "namespace", "name", "place")
+    __slots__ = ("kind", "namespace", "name", "place", "scope")
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
     kind: str
     namespace: str
     name: str
     place: str
-    def __init__(self, kind: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., place: _Optional[str] = ...) -> None: ...
+    scope: str
+    def __init__(self, kind: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., place: _Optional[str] = ..., scope: _Optional[str] = ...) -> None: ...
 
 class Configured(_message.Message):
     __slots__ = ("send", "mode")
