@@ -173,7 +173,7 @@ async def test_differences_from_the_policies_come_first(plane: Plane) -> None:
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     index = next(number for number, line in enumerate(lines) if re.fullmatch(r"  In use: +no", line))
-    assert lines[index + 1].strip() == "the client still sends plaintext, not mutual TLS"
+    assert lines[index + 1].strip() == "the client is still configured to send plaintext, not mutual TLS"
     assert any(line.startswith("  Client sidecar:     one.shop: ") for line in lines)
     assert any("certificate expires " in line for line in lines)
     await plane.first.answer(LISTENER)

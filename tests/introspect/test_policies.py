@@ -75,8 +75,11 @@ async def test_transition_is_followed_from_the_server_to_the_client(plane: Plane
     first = by_pod["web-1.shop"]
     assert first.summary == "mutual TLS: auto mTLS is enabled, and the server's mode is STRICT"
     assert first.differences[:2] == [
-        "the client still sends plaintext, not mutual TLS",
-        "the server still accepts mutual TLS and plaintext (PERMISSIVE), not mutual TLS only (STRICT)",
+        "the client is still configured to send plaintext, not mutual TLS",
+        (
+            "the server is still configured to accept mutual TLS and plaintext (PERMISSIVE), "
+            "not mutual TLS only (STRICT)"
+        ),
     ]
     assert first.served.mode == rollouts_pb2.PERMISSIVE
     assert any(text.startswith("the server's sidecar web-1.shop: LDS waiting ") for text in first.differences)
@@ -105,7 +108,9 @@ async def test_rule_that_is_held_is_reported(plane: Plane):
     (line,) = found.rule_transitions
     assert line.startswith("DestinationRule/shop/rule held until its servers accept it")
     assert found.groups[0].client.decided_by.kind == "DestinationRule"
-    assert found.groups[0].differences[0] == "the client still sends plaintext, not mutual TLS"
+    assert (
+        found.groups[0].differences[0] == "the client is still configured to send plaintext, not mutual TLS"
+    )
 
 
 async def test_rejection_is_reported_with_its_message(plane: Plane):

@@ -59,7 +59,7 @@ async def test_explanation_follows_what_real_sidecars_use(loopback, tmp_path):
             (group,) = (await explain())["groups"]
             assert group["desired"] == {"send": "MTLS", "mode": "STRICT"}
             assert group["served"] == {"send": "PLAINTEXT", "mode": "PERMISSIVE"}
-            assert "the client still sends plaintext, not mutual TLS" in group["differences"]
+            assert "the client is still configured to send plaintext, not mutual TLS" in group["differences"]
             assert any("web waiting for its listener" in text for text in group["differences"])
         finally:
             os.kill(envoy.pid, signal.SIGCONT)

@@ -52,9 +52,9 @@ def differences(
     """
     desired, served = answer.desired, answer.served
     if desired and served and desired.send is not served.send:
-        yield f"the client still sends {SENDS[served.send]}, not {SENDS[desired.send]}"
+        yield f"the client is still configured to send {SENDS[served.send]}, not {SENDS[desired.send]}"
     if desired and served and desired.mode and served.mode and desired.mode is not served.mode:
-        yield f"the server still accepts {ACCEPTS[served.mode]}, not {ACCEPTS[desired.mode]}"
+        yield f"the server is still configured to accept {ACCEPTS[served.mode]}, not {ACCEPTS[desired.mode]}"
     if client and not client.synced:
         yield f"the client's sidecar {client.pod}: {client.status}"
     unsynced = [server for server in servers if not server.synced]
