@@ -99,21 +99,21 @@ def reached(mesh: Mesh) -> str:
 
 
 def explained(mesh: Mesh) -> str:
-    """Return three lines for each group of endpoints, and the clients that have this answer.
+    """Return three lines for each group of endpoints, and the clients that have this explanation.
 
     Objects that a side's deciding object overrides follow it, after `>`.
     """
     clients: defaultdict[str, list[str]] = defaultdict(list)
     for client, service in product(mesh.pods(), mesh.services()):
-        for answer, endpoints in explain(mesh, client, service, service.ports):
+        for explanation, endpoints in explain(mesh, client, service, service.ports):
             addresses = " ".join(endpoint.address for endpoint in endpoints) or "-"
             sides = [
                 f"\n  {name}: {side.summary}{objects(side)}"
-                for name, side in (("client", answer.client), ("server", answer.server))
+                for name, side in (("client", explanation.client), ("server", explanation.server))
                 if side
             ]
-            where = f"{service.name}.{service.namespace}:{answer.port.port} at {addresses}"
-            text = f" -> {where}: {answer.summary}{''.join(sides)}\n"
+            where = f"{service.name}.{service.namespace}:{explanation.port.port} at {addresses}"
+            text = f" -> {where}: {explanation.summary}{''.join(sides)}\n"
             clients[text].append(f"{client.name}.{client.namespace}")
     return "".join(f"{', '.join(names)}{text}" for text, names in clients.items())
 

@@ -34,7 +34,7 @@ def groups(world: Mesh, client: str = "a", target: str = "b", ports=(HTTP,)):
 
 def answer(world: Mesh, client: str = "a", target: str = "b"):
     (group,) = groups(world, client, target)
-    return group.answer
+    return group.explanation
 
 
 def names(refs) -> list[str]:
@@ -117,7 +117,9 @@ def test_address_and_port_without_sidecar_are_told_apart():
     )
     world = mesh(*WORLD, service("probe", "apps", probe, app="b"), service("out", "apps", HTTP), listed)
     (group,) = groups(world, target="probe", ports=(probe,))
-    assert group.answer.summary == f"plaintext: the server's sidecar does not intercept port {PROBE_PORT}"
+    assert (
+        group.explanation.summary == f"plaintext: the server's sidecar does not intercept port {PROBE_PORT}"
+    )
     assert answer(world, target="out").summary == "plaintext: the server's address belongs to no known pod"
 
 
@@ -174,9 +176,11 @@ def test_overridden_rules_are_in_order_of_precedence():
     ]
     (group,) = explain(world, far, world.service("apps", "b"), (HTTP,))
     # A rule without TLS in the client's namespace hides all others.
-    assert "DestinationRule elsewhere/no-tls applies, but sets no TLS for port 80" in group.answer.summary
-    assert str(group.answer.client.decided_by) == "MeshPolicy default for the mesh"
-    assert f"DestinationRule apps/older for host {HOST}" in names(group.answer.client.overridden)
+    assert (
+        "DestinationRule elsewhere/no-tls applies, but sets no TLS for port 80" in group.explanation.summary
+    )
+    assert str(group.explanation.client.decided_by) == "MeshPolicy default for the mesh"
+    assert f"DestinationRule apps/older for host {HOST}" in names(group.explanation.client.overridden)
 
 
 def test_expected_identities():
@@ -210,7 +214,8 @@ def test_endpoints_with_one_answer_are_grouped():
     bare = pod("b-4", "apps", sidecar=False, app="b")
     found = groups(mesh(*WORLD, *twins, bare), ports=(HTTP, TCP))
     assert [
-        (group.answer.port.port, sorted(endpoint.pod.name for endpoint in group.endpoints)) for group in found
+        (group.explanation.port.port, sorted(endpoint.pod.name for endpoint in group.endpoints))
+        for group in found
     ] == [(80, ["b", "b-2", "b-3"]), (80, ["b-4"]), (90, ["b", "b-2", "b-3"]), (90, ["b-4"])]
 
 
@@ -218,8 +223,12 @@ def test_port_without_ready_endpoint():
     world = mesh(*WORLD, service("none", "apps", HTTP))
     (group,) = groups(world, target="none")
     assert group.endpoints == ()
-    assert group.answer.summary == "fails: the service port has no ready endpoint"
-    assert (group.answer.client, group.answer.served, group.answer.server.decided_by) == (None, None, None)
+    assert group.explanation.summary == "fails: the service port has no ready endpoint"
+    assert (group.explanation.client, group.explanation.served, group.explanation.server.decided_by) == (
+        None,
+        None,
+        None,
+    )
     unknown = Endpoints(
         meta=meta("EndpointSlice", "apps", "none-1"),
         service="none",
@@ -231,8 +240,10 @@ def test_port_without_ready_endpoint():
         ),
     )
     (group,) = groups(mesh(*WORLD, service("none", "apps", HTTP), unknown), target="none")
-    assert group.answer.summary == "fails: no endpoint is ready, and an EndpointSlice names an unknown Pod"
-    assert str(group.answer.server.decided_by) == "EndpointSlice apps/none-1"
+    assert (
+        group.explanation.summary == "fails: no endpoint is ready, and an EndpointSlice names an unknown Pod"
+    )
+    assert str(group.explanation.server.decided_by) == "EndpointSlice apps/none-1"
 
 
 SERVED = {
@@ -265,7 +276,14 @@ def test_served_state_differs_during_a_rollout(served, client, expected):
 
 
 def test_tls_of_a_rule_is_served_as_such():
-    assert answer(mesh(*WORLD, rule("apps", HOST, "SIMPLE"))).served == (Send.TLS, Mode.PERMISSIVE)
+    world = mesh(*WORLD, rule("apps", HOST, "SIMPLE"), peer("apps", "STRICT"))
+    found = answer(world.with_served(Served(modes={(B.ref, 8080): Mode.PERMISSIVE})))
+    assert found.served == (Send.TLS, Mode.PERMISSIVE)
+
+
+def test_server_without_sidecar_during_a_rollout():
+    found = answer(mesh(*WORLD).with_served(Served(mtls={(B.ref, 8080): False})), target="naked")
+    assert found.served == found.desired == (Send.PLAINTEXT, None)
 
 
 def test_every_reason_has_words():

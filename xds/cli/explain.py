@@ -15,7 +15,7 @@ from xds.cli import admin_client
 from xds.cli.explanation import print_explanation
 from xds.cli.manifests import load_mesh
 from xds.cli.options import MANIFESTS, Assignments, MeshConfigFile, fail, parse_address
-from xds.mesh.controlplane.explanation import explanation
+from xds.mesh.controlplane.explanation import explanation_message
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
 from xds.mesh.policy import explain as policy
@@ -113,4 +113,4 @@ def _explain_mesh(mesh: Mesh, client_name: str, service_name: str) -> pb.Explana
         service, ports = ports_named(mesh, service_name)
     except UnknownNameError as error:
         fail(str(error))
-    return explanation(mesh, client, service, policy.explain(mesh, client, service, ports))
+    return explanation_message(mesh, client, service, policy.explain(mesh, client, service, ports))

@@ -69,13 +69,13 @@ class Certificates:
         self._changed.set()
         return secrets
 
+    def expires_at(self, pod: Pod) -> datetime | None:
+        """Return when the pod's certificate expires; None if it has none."""
+        return self._issuer.expires_at(pod)
+
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""
         self._issuer.forget(pod)
-
-    def expires(self, pod: Pod) -> datetime | None:
-        """Return when the certificate of a pod's sidecar expires; None if it was not issued here."""
-        return self._issuer.expires(pod)
 
     def stats(self) -> CertificateStats:
         """Return certificate statistics."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Mode, Pod, Service
-from xds.mesh.policy.explain import ACCEPTS, SENDS, Answer, Decider, Group, Served, Side
+from xds.mesh.policy.explain import ACCEPTS, SENDS, Decider, Explanation, Group, Served, Side
 from xds.mesh.policy.mtls import Send
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import rollouts_pb2
@@ -26,7 +26,7 @@ _SENDS = {
 }
 
 
-def explanation(mesh: Mesh, client: Pod, service: Service, groups: Sequence[Group]) -> pb.Explanation:
+def explanation_message(mesh: Mesh, client: Pod, service: Service, groups: Sequence[Group]) -> pb.Explanation:
     """Return what policies require of a client's connections to a service."""
     return pb.Explanation(
         client=f"{client.name}.{client.namespace}",
@@ -41,16 +41,16 @@ def configured(state: Served) -> pb.Configured:
 
 
 def differences(
-    answer: Answer, client: pb.ProxyState | None, servers: Collection[pb.ProxyState]
+    explanation: Explanation, client: pb.ProxyState | None, servers: Collection[pb.ProxyState]
 ) -> Iterator[str]:
     """Yield the differences between what policies require and what is in use, in words.
 
     Args:
-        answer: the desired and the served state.
+        explanation: the desired and the served state.
         client: the client's sidecar; None if it has none.
         servers: the servers' sidecars.
     """
-    desired, served = answer.desired, answer.served
+    desired, served = explanation.desired, explanation.served
     if desired and served and desired.send is not served.send:
         yield f"the client is still configured to send {SENDS[served.send]}, not {SENDS[desired.send]}"
     if desired and served and desired.mode and served.mode and desired.mode is not served.mode:
@@ -65,17 +65,17 @@ def differences(
 
 
 def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:
-    answer = group.answer
+    explanation = group.explanation
     return pb.EndpointGroup(
-        port=answer.port.port,
+        port=explanation.port.port,
         endpoints=[_endpoint(endpoint) for endpoint in group.endpoints],
-        outcome=answer.result,
-        reason=answer.reason,
-        summary=answer.summary,
-        client=side_message(mesh, answer.client) if answer.client else None,
-        server=side_message(mesh, answer.server) if answer.server else None,
-        desired=configured(answer.desired) if answer.desired else None,
-        identities=answer.identities,
+        outcome=explanation.result,
+        reason=explanation.reason,
+        summary=explanation.summary,
+        client=side_message(mesh, explanation.client) if explanation.client else None,
+        server=side_message(mesh, explanation.server) if explanation.server else None,
+        desired=configured(explanation.desired) if explanation.desired else None,
+        identities=explanation.identities,
     )
 
 

@@ -15,13 +15,13 @@ from xds.introspect.clock import Clock
 from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.explanation import configured, differences, explanation
+from xds.mesh.controlplane.explanation import configured, differences, explanation_message
 from xds.mesh.controlplane.proxies_service import proxy_message
 from xds.mesh.controlplane.status import absent_line, pod, type_line, types
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
 from xds.mesh.model.objects import Pod, Service, matches_host
-from xds.mesh.policy.explain import Group, answers, grouped
+from xds.mesh.policy.explain import Group, explanations, grouped
 from xds.mesh.rollout.progress import rule_progress, service_progress
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import proxies_pb2
@@ -67,7 +67,7 @@ class PoliciesService:
 
 
 class _Explainer:
-    """Answer one request. The mesh and the rollouts must not change meanwhile."""
+    """Explanation one request. The mesh and the rollouts must not change meanwhile."""
 
     def __init__(self, controller: Controller, discovery: DiscoveryService) -> None:
         self._controller, self._mesh = controller, controller.mesh
@@ -84,11 +84,11 @@ class _Explainer:
         client = pod_named(mesh, request.client)
         service, ports = ports_named(mesh, request.service)
         found = []
-        for answer in answers(mesh, client, service, ports):
-            found.append(answer)
+        for explanation in explanations(mesh, client, service, ports):
+            found.append(explanation)
             await self._checkpoint()
         groups = grouped(found)
-        message = explanation(mesh, client, service, groups)
+        message = explanation_message(mesh, client, service, groups)
         message.time.CopyFrom(self._clock.to_timestamp(self._now))
         if client.has_sidecar:
             message.client_proxy.CopyFrom(await self._proxy(client, _CLIENT_TYPES))
@@ -101,13 +101,13 @@ class _Explainer:
         self, message: pb.Explanation, group: Group, group_message: pb.EndpointGroup, service: Service
     ) -> None:
         """Add what is served to a group, what its sidecars have ACKed, and what its endpoints wait for."""
-        if group.answer.served:
-            group_message.served.CopyFrom(configured(group.answer.served))
+        if group.explanation.served:
+            group_message.served.CopyFrom(configured(group.explanation.served))
         pods = {e.pod.ref: e.pod for e in group.endpoints if e.pod and e.pod.has_sidecar}
         servers = [await self._proxy(server, _SERVER_TYPES) for server in list(pods.values())[:MAX_SERVERS]]
         group_message.server_proxies.extend(servers)
         client = message.client_proxy if message.HasField("client_proxy") else None
-        group_message.differences.extend(differences(group.answer, client, servers))
+        group_message.differences.extend(differences(group.explanation, client, servers))
         group_message.differences.extend(self._transitions(service, group.endpoints))
 
     def _transitions(self, service: Service, endpoints: Sequence[Endpoint]) -> Iterator[str]:
@@ -136,7 +136,7 @@ class _Explainer:
             ),
             served_generation=self._mesh.served.generation,
         )
-        if expires := self._controller.certificates.expires(pod):
+        if expires := self._controller.certificates.expires_at(pod):
             state.certificate_expires.FromDatetime(expires)
         if streams:
             problem = self._controller.problem_of(streams[0].subscriber)

@@ -103,7 +103,7 @@ class Issuer:
         issued = self._issued.get((pod.namespace, pod.name))
         return issued.leaf.renew_at if issued else None
 
-    def expires(self, pod: Pod) -> datetime | None:
+    def expires_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate expires; None if it has none."""
         issued = self._issued.get((pod.namespace, pod.name))
         return issued.leaf.not_after if issued else None

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from xds.mesh.model.mesh import Endpoint, Exposure, Mesh
 from xds.mesh.model.objects import Pod
-from xds.mesh.policy.explain import Side, answer_for, server_side
-from xds.mesh.policy.mtls import ports_with_own_mode
+from xds.mesh.policy.explain import Side, explain_endpoint, server_side
+from xds.mesh.policy.mtls import endpoint_mode, ports_with_own_mode
 from xds.mesh.policy.reach import Result
 
 OTHER_PORTS = 0
@@ -49,8 +49,9 @@ def describe(mesh: Mesh, pod: Pod) -> Iterator[PortDescription]:
     for port in (*sorted({*own_modes, *(exposure.target for exposure in exposures)}), OTHER_PORTS):
         endpoint = Endpoint(address=pod.address, port=port, pod=pod)
         to_port = tuple(exposure for exposure in exposures if exposure.target == port)
+        server = endpoint_mode(mesh, endpoint)
         refused = tuple(_refused(mesh, endpoint, to_port))
-        yield PortDescription(port, to_port, server_side(mesh, endpoint), refused)
+        yield PortDescription(port, to_port, server_side(mesh, endpoint, server), refused)
 
 
 def _refused(mesh: Mesh, endpoint: Endpoint, exposures: tuple[Exposure, ...]) -> Iterator[RefusedClients]:
@@ -58,9 +59,9 @@ def _refused(mesh: Mesh, endpoint: Endpoint, exposures: tuple[Exposure, ...]) ->
     pods: dict[tuple[str, str], set[str]] = {}
     for client in mesh.pods():
         for exposure in () if client.ended else exposures:
-            answer = answer_for(mesh, client, exposure.service, exposure.port, endpoint)
-            if answer.result is Result.FAILS:
-                key = (_workload(client), answer.why)
+            explanation = explain_endpoint(mesh, client, exposure.service, exposure.port, endpoint)
+            if explanation.result is Result.FAILS:
+                key = (_workload(client), explanation.why)
                 pods.setdefault(key, set()).add(client.name)
     for (workload, why), names in sorted(pods.items()):
         yield RefusedClients(workload, why, len(names))

@@ -20,6 +20,7 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.traffic import ClientTls
 from xds.mesh.policy.destination import ClientRule, client_rule, rules_with_tls, served_client_rule
 from xds.mesh.policy.mtls import (
+    ModeDecision,
     Reason,
     Send,
     decide,
@@ -97,7 +98,7 @@ class Served(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Explanation:
     """What happens when a client calls an endpoint of a service port, and why."""
 
     port: ServicePort
@@ -132,43 +133,43 @@ class Answer:
 
 
 class Group(NamedTuple):
-    """Endpoints of a service port that share an answer."""
+    """Endpoints of a service port with the same explanation."""
 
-    answer: Answer
-    """The answer."""
+    explanation: Explanation
+    """The explanation."""
     endpoints: tuple[Endpoint, ...]
     """The endpoints; empty if the port has no ready endpoint."""
 
 
-def answers(
+def explanations(
     mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]
-) -> Iterator[tuple[Answer, Endpoint | None]]:
-    """Yield the answer for each ready endpoint of service ports; one answer for a port without any."""
+) -> Iterator[tuple[Explanation, Endpoint | None]]:
+    """Yield each ready endpoint of service ports with its explanation; None for a port without any."""
     for port in ports:
         ready = [endpoint for endpoint in mesh.endpoints(service, port) if endpoint.ready]
         for endpoint in ready:
-            yield answer_for(mesh, client, service, port, endpoint), endpoint
+            yield explain_endpoint(mesh, client, service, port, endpoint), endpoint
         if not ready:
             yield _without_endpoint(mesh, client, service, port), None
 
 
-def grouped(found: Iterable[tuple[Answer, Endpoint | None]]) -> tuple[Group, ...]:
-    """Return the endpoints that `answers` yields, grouped by their answer."""
-    groups: dict[Answer, list[Endpoint]] = {}
-    for answer, endpoint in found:
-        groups.setdefault(answer, []).extend([endpoint] if endpoint else [])
-    return tuple(Group(answer, tuple(endpoints)) for answer, endpoints in groups.items())
+def grouped(found: Iterable[tuple[Explanation, Endpoint | None]]) -> tuple[Group, ...]:
+    """Return the endpoints that `explanations` yields, grouped by their explanation."""
+    groups: dict[Explanation, list[Endpoint]] = {}
+    for explanation, endpoint in found:
+        groups.setdefault(explanation, []).extend([endpoint] if endpoint else [])
+    return tuple(Group(explanation, tuple(endpoints)) for explanation, endpoints in groups.items())
 
 
 def explain(mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]) -> tuple[Group, ...]:
-    """Return the answers for a client and service ports, grouped."""
-    return grouped(answers(mesh, client, service, ports))
+    """Return the explanations for a client and service ports, grouped."""
+    return grouped(explanations(mesh, client, service, ports))
 
 
-def _without_endpoint(mesh: Mesh, client: Pod, service: Service, port: ServicePort) -> Answer:
+def _without_endpoint(mesh: Mesh, client: Pod, service: Service, port: ServicePort) -> Explanation:
     predicted = outcome(mesh, client, service, port, None)
     listed_by = Decider(predicted.decided_by[0], "") if predicted.decided_by else None
-    return Answer(
+    return Explanation(
         port=port,
         result=predicted.result,
         reason=predicted.reason,
@@ -177,8 +178,10 @@ def _without_endpoint(mesh: Mesh, client: Pod, service: Service, port: ServicePo
     )
 
 
-def answer_for(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Answer:
-    """Return the answer for one client and endpoint."""
+def explain_endpoint(
+    mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint
+) -> Explanation:
+    """Explain what happens when a client calls an endpoint of a service port."""
     predicted = outcome(mesh, client, service, port, endpoint)
     decision = decide(mesh, client, service, port, endpoint)
     server = endpoint_mode(mesh, endpoint)
@@ -197,16 +200,17 @@ def answer_for(mesh: Mesh, client: Pod, service: Service, port: ServicePort, end
         rules = rules_with_tls(mesh, client.namespace, client.meta.labels, service, port.port)
     overridden = (_decider(mesh, ref, endpoint.port) for ref in rules if ref != decision.decided_by)
     decided_by = _decider(mesh, decision.decided_by, endpoint.port) if decision.decided_by else None
+    desired = Served(decision.send, server.mode if server else None)
     failure = predicted.reason if isinstance(predicted.reason, Failure) else None
-    return Answer(
+    return Explanation(
         port=port,
         result=predicted.result,
         reason=predicted.reason,
         why=_FAILURES[failure].format_map(words) if failure else why,
         client=Side(f"{SENDS[decision.send]}: {why}", decided_by, tuple(overridden)),
-        server=server_side(mesh, endpoint),
-        desired=Served(decision.send, server.mode if server else None),
-        served=_served(mesh, client, service, port, endpoint),
+        server=server_side(mesh, endpoint, server),
+        desired=desired,
+        served=_served(mesh, client, service, port, endpoint) if _is_rolling_out(mesh) else desired,
         identities=_identities(mesh, service, tls) if decision.send is Send.MTLS else (),
     )
 
@@ -217,9 +221,8 @@ def _identities(mesh: Mesh, service: Service, tls: ClientTls | None) -> tuple[st
     return names or tuple(f"spiffe://{domain}/*" for domain in mesh.config.trust_domains)
 
 
-def server_side(mesh: Mesh, endpoint: Endpoint) -> Side:
-    """Return what the server at an endpoint accepts."""
-    server = endpoint_mode(mesh, endpoint)
+def server_side(mesh: Mesh, endpoint: Endpoint, server: ModeDecision | None) -> Side:
+    """Return what the server at an endpoint accepts; `server` is its `endpoint_mode`."""
     if server is None:
         return Side(f"whatever the application accepts: {_why_not_intercepted(endpoint)}")
     overridden = tuple(_decider(mesh, ref, endpoint.port) for ref in server.overridden)
@@ -252,9 +255,14 @@ def _why_not_intercepted(endpoint: Endpoint) -> str:
     return f"the server's sidecar does not intercept port {endpoint.port}"
 
 
+def _is_rolling_out(mesh: Mesh) -> bool:
+    """Whether the served state differs from the desired state anywhere."""
+    return bool(mesh.served.modes or mesh.served.mtls or mesh.served.rules)
+
+
 def _served(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Served:
     pod = endpoint.pod
-    is_intercepted = pod is not None and endpoint_mode(mesh, endpoint) is not None
+    is_intercepted = endpoint_mode(mesh, endpoint) is not None
     mode = served_mode(mesh, pod, endpoint.port).mode if pod and is_intercepted else None
     if not client.has_sidecar:
         return Served(Send.PLAINTEXT, mode)
