@@ -273,6 +273,7 @@ class Rollout:
                 _with_times(clients, known.clients if known else None, now),
                 known.hosts if known else services_at(mesh, key),
                 known.started_at if known else now,
+                known.uid if known else "",
             )
         rules = {}
         for ref, stored_rule in stored.rules.items():
