@@ -18,6 +18,7 @@ from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.reports import Reports
 
+
 class Shared(NamedTuple):
     """What replicas share, at one moment."""
 
