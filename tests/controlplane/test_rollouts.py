@@ -26,8 +26,9 @@ from tests.controlplane.world import running
 from tests.policy.rollout_world import UNREAD
 from tests.policy.world import meta, peer, rule
 from tests.support.waiting import eventually
+from xds.mesh.controlplane import rollout_log
 from xds.mesh.model.objects import ROLLOUT, Change, Ref
-from xds.mesh.rollout import driver, log, proxies
+from xds.mesh.rollout import driver, proxies
 from xds.mesh.rollout.progress import accepts_plaintext, port_waits
 from xds.mesh.rollout.proxies import State
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
@@ -90,7 +91,7 @@ async def test_server_contracts_once_every_client_uses_mtls() -> None:
 
 
 async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
-    monkeypatch.setattr(log, "LOG_INTERVAL", 0.0)
+    monkeypatch.setattr(rollout_log, "LOG_INTERVAL", 0.0)
     with capture_logs() as logs:
         async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
             client.withholds = {ENDPOINT}
@@ -114,7 +115,7 @@ async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
 async def test_rejected_rule_is_logged_only_on_change(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(log, "LOG_INTERVAL", 0.0)
+    monkeypatch.setattr(rollout_log, "LOG_INTERVAL", 0.0)
     monkeypatch.setattr(driver, "SKIPPED_CHECK_INTERVAL", 0.1)
     mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     with capture_logs() as logs:

@@ -17,6 +17,7 @@ from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explanation import configured, differences, explanation_message
 from xds.mesh.controlplane.proxies_service import proxy_message
+from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.controlplane.status import absent_line, pod, type_line, types
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
@@ -112,16 +113,16 @@ class _Explainer:
 
     def _transitions(self, service: Service, endpoints: Sequence[Endpoint]) -> Iterator[str]:
         """Yield what endpoints of a service wait for, in the words of `xds status --rollout`."""
-        keys = {(endpoint.pod.name, endpoint.port) for endpoint in endpoints if endpoint.pod}
+        keys = {(endpoint.pod.ref, endpoint.port) for endpoint in endpoints if endpoint.pod}
         for progress in service_progress(self._mesh, self._controller.rollouts, service.namespace):
-            waiting = tuple(each for each in progress.waiting if (each.pod, each.port) in keys)
+            waiting = tuple(each for each in progress.waiting if each.key in keys)
             if progress.service == service.name and waiting:
-                yield replace(progress, waiting=waiting).summary(self._now)
+                yield service_summary(replace(progress, waiting=waiting), self._now)
 
     def _rule_transitions(self, service: Service) -> Iterator[str]:
         for rule in rule_progress(self._controller.rollouts):
             if matches_host(rule.host, service.host):
-                yield rule.summary(self._now)
+                yield rule_summary(rule, self._now)
 
     async def _proxy(self, pod: Pod, type_urls: Sequence[str]) -> pb.ProxyState:
         """Return the state of a pod's sidecar: whether it has ACKed these types and its secrets."""

@@ -159,13 +159,14 @@ class Rollout:
         """Record that a DestinationRule changes, or is deleted (None). `before` is the previous mesh."""
         known, rule = self.rules.get(ref), before.served_rule(ref)
         served = known.rule if known else Staged(rule, 0, (rule,))
-        held_since = known.held_since if known and known.is_held else now
         is_unknown = known is not None and known.is_unknown
-        self._set_rule(ref, RuleTransition(served, desired, is_unknown, held_since))
+        self._set_rule(ref, RuleTransition(served, desired, is_unknown), now)
 
-    def _set_rule(self, ref: Ref, rule: RuleTransition) -> None:
+    def _set_rule(self, ref: Ref, rule: RuleTransition, now: float) -> None:
+        known = self.rules.get(ref)
         if rule.is_held or rule.is_unknown or not rule.rule.is_settled:
-            self.rules[ref] = rule
+            held_since = known.held_since if known and known.is_held else now
+            self.rules[ref] = replace(rule, held_since=held_since)
         else:
             self.rules.pop(ref, None)
 
@@ -228,9 +229,7 @@ class Rollout:
                     self._mark(key, port)
             for ref in report.held_rules - self.rules.keys():
                 served: Staged[DestinationRule | None] = Staged(None, 0, (None,), now)
-                self._set_rule(
-                    ref, RuleTransition(served, rule_in(mesh, ref), is_unknown=True, held_since=now)
-                )
+                self._set_rule(ref, RuleTransition(served, rule_in(mesh, ref), is_unknown=True), now)
 
     # --- serving a plan -------------------------------------------------------------------------------------
 
@@ -252,10 +251,8 @@ class Rollout:
         self.plan = plan
         for ref, known in ({**self.rules, **plan.rules}).items():
             rule = known.rule if ref in plan.rules else known.rule.settled()
-            local = self.rules.get(ref)
-            held_since = local.held_since if local and local.is_held else now
             is_unknown = known.is_unknown and ref in plan.rules
-            self._set_rule(ref, RuleTransition(rule, rule_in(mesh, ref), is_unknown, held_since))
+            self._set_rule(ref, RuleTransition(rule, rule_in(mesh, ref), is_unknown), now)
         self.stats.skips += len(proposal.skips)
         self.skipped.rules.update(proposal.skips.rules)
         for key, skipped in proposal.skips.ports.items():
@@ -273,6 +270,7 @@ class Rollout:
                 _with_times(clients, known.clients if known else None, now),
                 known.hosts if known else services_at(mesh, key),
                 known.started_at if known else now,
+                known.uid if known else "",
             )
         rules = {}
         for ref, stored_rule in stored.rules.items():

@@ -73,7 +73,7 @@ class RuleTransition:
     is_unknown: bool = False
     """Whether clients may follow an earlier version that this replica does not know."""
     held_since: float = field(default=inf, compare=False)
-    """When the rule was first held; infinity if it is not."""
+    """When the rule was first held, if it is held."""
 
     @property
     def is_held(self) -> bool:

@@ -208,9 +208,8 @@ class Planner:
 
     def _released(self, transition: RuleTransition) -> RuleTransition:
         rule = transition.rule
-        since = (
-            self.now if rule.is_settled else rule.since
-        )  # Clients may have been lagging since an earlier change.
+        # Clients may have been lagging since an earlier change.
+        since = self.now if rule.is_settled else rule.since
         new = rule.propose(transition.desired, self.generation, since)
         earlier = distinct(version for version in new.possible if version != new.current)
         served = replace(new, possible=(*earlier, new.current))
@@ -235,13 +234,11 @@ class Planner:
         for key, ask in self.observed.own.asks.items():
             if ask.is_active and (port := rollout.ports.get(key)) and key not in ports:
                 ports[key] = self._start(key, as_recovered(port, ask.mode))
+        sends = RuleSends(self.mesh, dict(rollout.rules))
         for rule in self.mesh.rules():
-            if rule.ref in rollout.rules:
-                continue
             served = Staged(None, rollout.plan.generation, (None, rule), self.now)
             held = RuleTransition(served, rule, held_since=self.now)
-            sends = RuleSends(self.mesh, {**rollout.rules, rule.ref: held})
-            if self._is_too_early(rule.ref, held, ports, sends):
+            if rule.ref not in sends.rules and self._is_too_early(rule.ref, held, ports, sends):
                 rollout.rules[rule.ref] = held
 
     def _is_overdue(self, since: float) -> bool:

@@ -250,7 +250,7 @@ class ProxyTracker:
             key
             for pod in mesh.pods()
             if pod.has_sidecar and not pod.ended
-            if (key := (pod.namespace, pod.name)) not in self._proxies
+            if self.state(key := (pod.namespace, pod.name)) is State.UNKNOWN
         }
 
     def is_recovering(self, now: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 
 from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.mesh import Mesh
@@ -41,11 +42,12 @@ class RuleSends:
     """
 
     def __init__(self, mesh: Mesh, rules: Mapping[Ref, RuleTransition]) -> None:
-        self.rules = rules
-        self._versions: list[DestinationRule] = []
-        if rules:
-            self._versions += (rule for rule in mesh.rules() if rule.ref not in rules)
-            self._versions += (version for rule in rules.values() for version in rule.versions)
+        self.rules, self._mesh = rules, mesh
+
+    @cached_property
+    def _versions(self) -> list[DestinationRule]:
+        settled = (rule for rule in self._mesh.rules() if rule.ref not in self.rules)
+        return [*settled, *(version for rule in self.rules.values() for version in rule.versions)]
 
     def under(
         self,
