@@ -15,8 +15,10 @@ from typer.testing import CliRunner, Result
 
 from tests.cli.test_commands import MANIFESTS, STRICT
 from tests.controlplane.rollouts import WITHIN, Plane, running
+from tests.policy.world import pod
 from tests.support.loopback import free_port
 from xds.cli import app
+from xds.mesh.model.objects import Change
 from xds.snapshot import LISTENER
 
 RULE = """
@@ -177,6 +179,15 @@ async def test_differences_from_the_policies_come_first(plane: Plane) -> None:
     assert any(line.startswith("  Client sidecar:     one.shop: ") for line in lines)
     assert any("certificate expires " in line for line in lines)
     await plane.first.answer(LISTENER)
+
+
+async def test_sidecar_on_another_replica_is_not_known_to_be_in_use(plane: Plane) -> None:
+    plane.controller.rollouts.proxies.is_replicated = True
+    plane.controller.change(Change(applied=(pod("two", "shop"),)))
+    async with asyncio.timeout(WITHIN):
+        while "In use:" not in (result := await at(plane, "two.shop", "web.shop")).stdout:
+            await asyncio.sleep(0.05)
+    assert "not known: a sidecar may be connected to another replica; query that one too" in result.stdout
 
 
 async def test_unknown_name_at_a_control_plane_exits_with_2(plane: Plane) -> None:

@@ -139,6 +139,19 @@ async def test_sidecars_that_are_not_connected(plane: Plane):
     assert not (await explain(plane, client="bare.shop")).HasField("client_proxy")
 
 
+async def test_sidecar_on_another_replica_is_no_difference(plane: Plane):
+    plane.controller.rollouts.proxies.is_replicated = True
+    plane.controller.change(Change(applied=(pod("two", "shop"),)))
+    async with asyncio.timeout(WITHIN):
+        while not plane.controller.mesh.pod("shop", "two"):
+            await asyncio.sleep(0.01)
+    found = await explain(plane, client="two.shop")
+    proxy = found.client_proxy
+    assert (proxy.synced, proxy.may_be_on_other_replica) == (False, True)
+    assert proxy.status == "not connected here (never)"
+    assert not any("two.shop" in text for text in differences(found))
+
+
 @pytest.mark.parametrize(
     ("client", "service", "message"),
     [

@@ -60,8 +60,7 @@ def _heading(group: pb.EndpointGroup) -> str:
 def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row]:
     differences = [*group.differences, *explanation.rule_transitions]
     if explanation.HasField("time"):
-        in_use = "no" if differences else "yes: the policies are served, and all sidecars have ACKed them"
-        yield "In use:", in_use
+        yield "In use:", _in_use(explanation, group, has_differences=bool(differences))
         yield from listed("", differences)
     yield "Outcome:", group.summary
     if group.HasField("client"):
@@ -74,6 +73,15 @@ def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row
     yield from listed(
         "Server sidecar:", [_proxy(server, explanation.time) for server in group.server_proxies]
     )
+
+
+def _in_use(explanation: pb.Explanation, group: pb.EndpointGroup, *, has_differences: bool) -> str:
+    proxies = (explanation.client_proxy, *group.server_proxies)
+    if has_differences:
+        return "no"
+    if any(proxy.may_be_on_other_replica for proxy in proxies):
+        return "not known: a sidecar may be connected to another replica; query that one too"
+    return "yes: the policies are served, and all sidecars have ACKed them"
 
 
 def side_rows(label: str, side: pb.Side) -> Iterator[_Row]:

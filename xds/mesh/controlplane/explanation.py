@@ -55,13 +55,17 @@ def differences(
         yield f"the client is still configured to send {SENDS[served.send]}, not {SENDS[desired.send]}"
     if desired and served and desired.mode and served.mode and desired.mode is not served.mode:
         yield f"the server is still configured to accept {ACCEPTS[served.mode]}, not {ACCEPTS[desired.mode]}"
-    if client and not client.synced:
+    if client and _lags(client):
         yield f"the client's sidecar {client.pod}: {client.status}"
-    unsynced = [server for server in servers if not server.synced]
+    unsynced = [server for server in servers if _lags(server)]
     for server in unsynced[:MAX_UNSYNCED]:
         yield f"the server's sidecar {server.pod}: {server.status}"
     if more := len(unsynced[MAX_UNSYNCED:]):
         yield f"{more} more servers' sidecars are not synced"
+
+
+def _lags(proxy: pb.ProxyState) -> bool:
+    return not (proxy.synced or proxy.may_be_on_other_replica)
 
 
 def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:

@@ -136,6 +136,7 @@ class _Explainer:
                 default=-1,
             ),
             served_generation=self._mesh.served.generation,
+            may_be_on_other_replica=not streams and self._absences.may_be_on_other_replica,
         )
         if expires := self._controller.certificates.expires_at(pod):
             state.certificate_expires.FromDatetime(expires)

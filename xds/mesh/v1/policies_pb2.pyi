@@ -116,17 +116,19 @@ class Configured(_message.Message):
     def __init__(self, send: _Optional[_Union[Configured.Send, str]] = ..., mode: _Optional[_Union[_rollouts_pb2.Mode, str]] = ...) -> None: ...
 
 class ProxyState(_message.Message):
-    __slots__ = ("pod", "synced", "status", "acked_generation", "served_generation", "certificate_expires")
+    __slots__ = ("pod", "synced", "status", "acked_generation", "served_generation", "certificate_expires", "may_be_on_other_replica")
     POD_FIELD_NUMBER: _ClassVar[int]
     SYNCED_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     ACKED_GENERATION_FIELD_NUMBER: _ClassVar[int]
     SERVED_GENERATION_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_EXPIRES_FIELD_NUMBER: _ClassVar[int]
+    MAY_BE_ON_OTHER_REPLICA_FIELD_NUMBER: _ClassVar[int]
     pod: str
     synced: bool
     status: str
     acked_generation: int
     served_generation: int
     certificate_expires: _timestamp_pb2.Timestamp
-    def __init__(self, pod: _Optional[str] = ..., synced: _Optional[bool] = ..., status: _Optional[str] = ..., acked_generation: _Optional[int] = ..., served_generation: _Optional[int] = ..., certificate_expires: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    may_be_on_other_replica: bool
+    def __init__(self, pod: _Optional[str] = ..., synced: _Optional[bool] = ..., status: _Optional[str] = ..., acked_generation: _Optional[int] = ..., served_generation: _Optional[int] = ..., certificate_expires: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., may_be_on_other_replica: _Optional[bool] = ...) -> None: ...
