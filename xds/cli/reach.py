@@ -22,7 +22,7 @@ from xds.cli.options import (
     print_problems,
 )
 from xds.cli.tables import Table
-from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Service, ServicePort
 from xds.mesh.policy.effect import without_effect
 from xds.mesh.policy.reach import Outcome, Result, predict
@@ -31,6 +31,7 @@ EXAMPLES = """
 xds reach --manifests mesh/
 xds reach --manifests mesh/ --from sleep.shop --to httpbin.shop:8000
 xds reach --manifests mesh/ --strict -o json
+kustomize build overlays/prod | xds reach --manifests - --manifests policies/
 """
 
 _STYLES = {"mtls": "green", "plaintext": "yellow", "fails": "red"}
@@ -74,8 +75,10 @@ def reach(
 ) -> None:
     """Print whether each client reaches each service endpoint (mtls, plaintext or fails), and why.
 
-    The result is predicted from the manifests; no request is sent. Problems of the manifests, and objects
-    without effect, such as a policy whose selector matches no pod, are printed to stderr.
+    The result is predicted from the manifests; no request is sent. A workload whose Pods are not in the
+    manifests, such as a Deployment, counts as one pod (deploy/NAME), with a sidecar if the webhook would
+    inject one. Problems of the manifests, and objects without effect, such as a policy whose selector matches
+    no pod, are printed to stderr.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
     without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage.
@@ -90,7 +93,7 @@ def reach(
     outcomes = list(predict(mesh, clients, targets))
     if not outcomes:
         missing = "Service with a TCP port" if any(not pod.ended for pod in mesh.pods()) else "Pod"
-        fail(f"nothing was checked: no {missing} in {manifests}")
+        fail(f"nothing was checked: no {missing} in {', '.join(manifests)}")
     rows = [_row(outcome) for outcome in outcomes]
     if output is Format.JSON:
         typer.echo(json.dumps(rows, indent=2))
@@ -123,11 +126,17 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "service": f"{outcome.service.name}.{outcome.service.namespace}",
         "port": outcome.port.port,
         "endpoint": f"{pod.name}.{pod.namespace}" if pod else None,
-        "address": str(Address(endpoint.address, endpoint.port)) if endpoint else None,
+        "address": _address(endpoint) if endpoint else None,
         "outcome": str(outcome.result),
         "reason": str(outcome.reason),
         "decidedBy": [str(ref) for ref in outcome.decided_by],
     }
+
+
+def _address(endpoint: Endpoint) -> str:
+    """Return ADDRESS:PORT. The address of a workload's pods is unknown (`?`)."""
+    is_template = endpoint.pod is not None and endpoint.pod.is_template
+    return str(Address("?" if is_template else endpoint.address, endpoint.port))
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
