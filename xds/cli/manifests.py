@@ -10,7 +10,7 @@ import typer
 
 from xds.cli.options import STDIN, fail, fail_unknown, print_problems
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Fact, MeshConfig, Namespace, Pod, Problem
+from xds.mesh.model.objects import MeshConfig, Pod, Problem, Ref
 from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text
 from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
 from xds.mesh.sources.settings import SettingsLoader
@@ -77,34 +77,43 @@ def read_mesh(
         reads_workloads: whether a workload, such as a Deployment, becomes a pod (`Pod.is_template`).
     """
     settings, _ = load_settings(config, assignments)
-    folder = open_manifests(manifests, settings, reads_workloads=reads_workloads)
+    mesh, problems = load_folder(open_manifests(manifests, settings, reads_workloads=reads_workloads))
+    if mesh is None:
+        print_problems(problems)
+        fail(UNREADABLE)
+    return mesh, (*problems, *unknown_namespaces(mesh))
+
+
+def load_folder(folder: Folder) -> tuple[Mesh | None, tuple[Problem, ...]]:
+    """Return the mesh in the manifests (None if a document is unreadable), and its problems.
+
+    Exits with status 2 if a folder cannot be read.
+    """
     try:
         report = folder.load()
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}")
     if not report.complete:
-        print_problems(report.problems)
-        fail(UNREADABLE)
-    facts, problems = list(report.change.applied), list(report.problems)
-    for parsed in folder.expected_pods():
-        facts += [parsed.fact] if parsed.fact else []
-        problems += parsed.problems
-    problems += _unknown_namespaces(facts)
+        return None, report.problems
+    pods = folder.expected_pods()
+    facts = [*report.change.applied, *(parsed.fact for parsed in pods if parsed.fact)]
+    problems = [*report.problems, *(problem for parsed in pods for problem in parsed.problems)]
     return Mesh(facts, report.change.config), tuple(problems)
 
 
-def _unknown_namespaces(facts: Sequence[Fact]) -> Iterator[Problem]:
-    """Yield a notice for each namespace whose label for injection is unknown, but decides about sidecars."""
-    pods = [fact for fact in facts if isinstance(fact, Pod) and fact.is_template and not fact.has_sidecar]
-    first_pods = {pod.namespace: pod for pod in reversed(pods)}
-    known = {fact.name for fact in facts if isinstance(fact, Namespace)}
-    for namespace in sorted(first_pods.keys() - known):
-        yield Problem(
-            where=first_pods[namespace].meta.origin,
-            what=f"Namespace {namespace} is not in the manifests, so its workloads have no sidecar",
-            hint="add the Namespace with its label istio-injection",
-            notice=True,
-        )
+def unknown_namespaces(mesh: Mesh) -> Iterator[Problem]:
+    """Yield a notice for each missing Namespace whose label could give workloads a sidecar."""
+    for name in mesh.namespaces():
+        if mesh.get(Ref("Namespace", "", name)):
+            continue
+        pods = mesh.in_namespace(name).pods.values()
+        if pod := next((pod for pod in pods if pod.is_template and not pod.has_sidecar), None):
+            yield Problem(
+                where=pod.meta.origin,
+                what=f"Namespace {name} is not in the manifests, so its workloads have no sidecar",
+                hint="add the Namespace with its label istio-injection",
+                notice=True,
+            )
 
 
 def load_mesh(

@@ -171,6 +171,11 @@ class Folder:
         return tuple(expected_pods(found, namespaces, self._config or MeshConfig()))
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the last load found no file."""
+        return not self._files
+
+    @property
     def problems(self) -> tuple[Problem, ...]:
         """Current problems."""
         return self._problems
