@@ -47,7 +47,7 @@ def test_text_names_both_sides_and_the_places_of_objects(folder: Path) -> None:
     assert result.stdout == (
         "client.shop -> web.shop\n"
         "\n"
-        "Port 80 at web-1.shop (127.9.0.1:8080)\n"
+        "Port 80 at web-1.shop (10.9.0.1:8080)\n"
         "  Outcome:            mutual TLS: auto mTLS is enabled, and the server's mode is STRICT\n"
         "  Client sends:       mutual TLS: auto mTLS is enabled, and the server's mode is STRICT\n"
         f"    decided by:       PeerAuthentication shop/default for the namespace ({folder}/strict.yaml:2)\n"
@@ -77,7 +77,7 @@ def test_json_and_yaml_have_the_same_content(folder: Path) -> None:
     assert found == yaml.safe_load(xds(*words, "yaml").stdout)
     (group,) = found["groups"]
     assert (group["outcome"], group["reason"]) == ("fails", "server-requires-mtls")
-    assert group["endpoints"] == [{"pod": "web-1.shop", "address": "127.9.0.1", "port": 8080}]
+    assert group["endpoints"] == [{"pod": "web-1.shop", "address": "10.9.0.1", "port": 8080}]
     assert group["desired"] == {"send": "PLAINTEXT", "mode": "STRICT"}
     assert "served" not in group
     assert "time" not in found
@@ -102,12 +102,25 @@ def test_many_endpoints_are_counted(folder: Path) -> None:
     pods = [
         "apiVersion: v1\nkind: Pod\n"
         f"metadata: {{name: more-{number}, namespace: shop, labels: {{app: web}}}}\n"
-        f"status: {{podIP: 127.9.1.{number}}}\n"
+        f"status: {{podIP: 10.9.1.{number}}}\n"
         for number in range(1, 9)
     ]
     (folder / "more.yaml").write_text("---\n".join(pods))
     result = xds("explain", "outsider.shop", "web.shop", "--manifests", folder)
-    assert "more-5.shop (127.9.1.5:8080), 3 more\n" in result.stdout
+    assert "more-5.shop (10.9.1.5:8080), 3 more\n" in result.stdout
+
+
+def test_workload_without_pods_counts_as_one_pod(folder: Path) -> None:
+    (folder / "deployment.yaml").write_text(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: late, namespace: shop}\n"
+        "spec: {selector: {matchLabels: {app: web}}, template: {metadata: {labels: {app: web}}, "
+        "spec: {containers: [{name: web, image: web}]}}}\n"
+    )
+    result = xds("explain", "outsider.shop", "web.shop", "--manifests", folder)
+    assert "\nPort 80 at deploy/late.shop (?:8080)\n" in result.stdout
+    assert xds("describe", "pod", "late.shop", "--manifests", folder).stdout.startswith(
+        "Pod deploy/late.shop\n"
+    )
 
 
 def test_tls_check_is_another_name_of_explain(folder: Path) -> None:
@@ -124,11 +137,11 @@ def test_tls_check_is_another_name_of_explain(folder: Path) -> None:
         (("client.shop", "wed.shop", "--manifests", "m"), "did you mean web.shop?"),
         (
             ("client.shop", "web.shop", "--set", "meshConfig.x=1"),
-            "--mesh-config and --set require --manifests",
+            "--mesh-config and --set require --manifests or --kubernetes",
         ),
         (
             ("client.shop", "web.shop", "--manifests", "m", "--xds-address", "127.0.0.1:1"),
-            "use either --manifests DIR or --xds-address HOST:PORT, not both",
+            "--xds-address cannot be combined with --manifests or --kubernetes",
         ),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from math import inf
 
 import pytest
 from structlog.testing import capture_logs
@@ -218,6 +219,52 @@ async def test_client_that_does_not_reconnect_is_forgotten(monkeypatch) -> None:
             set_mode(controller, "STRICT")
             await client.until(lambda: client.uses_mtls(WEB))
         await web.until(lambda: web.accepts(PORT) == "S")
+
+
+async def test_server_that_leaves_before_its_ack_counts_until_the_timeout(monkeypatch) -> None:
+    monkeypatch.setattr(proxies, "RECONNECT_GRACE", 0.0)
+    async with world(peer("ns", "DISABLE"), names=("client",), timeout=WITHIN) as (controller, client):
+        async with Sidecar(controller, "web", "ns") as web:
+            await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "D")
+            web.withholds = {LISTENER}
+            set_mode(controller, "STRICT")
+            await until_waiting_for(controller, "listener")
+        await until_checked_twice(controller)
+        assert not client.uses_mtls(WEB)
+
+
+def lagging(controller) -> list[str]:
+    return [name for wait in waits(controller) for name in wait.lagging]
+
+
+async def test_new_client_does_not_lag() -> None:
+    """It has no earlier configuration, so a constant arrival of new pods delays nobody."""
+    async with world(peer("ns", "DISABLE")) as (controller, _web, client):
+        client.withholds = {ENDPOINT}
+        set_mode(controller, "STRICT")
+        await until_waiting_for(controller, "clients")
+        await eventually(lambda: lagging(controller) == ["client.ns"], timeout=WITHIN)
+        other = Sidecar(controller, "other", "ns")
+        other.withholds = {CLUSTER}
+        async with other:
+            await eventually(lambda: other.session.first_generation >= 0, timeout=WITHIN)
+            await until_checked_twice(controller)
+            assert lagging(controller) == ["client.ns"]
+
+
+async def test_client_that_reconnects_does_not_lag_behind_what_it_had(monkeypatch) -> None:
+    async with world(peer("ns", "DISABLE")) as (controller, _web, client):
+        client.withholds = {ENDPOINT}
+        async with Sidecar(controller, "other", "ns") as other:
+            set_mode(controller, "STRICT")
+            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) and other.uses_mtls(WEB))
+            await eventually(lambda: lagging(controller) == ["client.ns"], timeout=WITHIN)
+        monkeypatch.setattr(proxies, "WORKER_DELAY", inf)
+        again = Sidecar(controller, "other", "ns")
+        again.brings = other.versions()
+        async with again:
+            await until_checked_twice(controller)
+            assert lagging(controller) == ["client.ns"]
 
 
 async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None:

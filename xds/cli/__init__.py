@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 _COMMANDS = {
     "serve": "Run the control plane for a folder of manifests or a Kubernetes cluster.",
+    "new": "Write a small mesh of two services that runs on this machine.",
     "bootstrap": "Print the Envoy bootstrap of a pod's sidecar.",
     "inject": "Add sidecars to the pods in manifests.",
     "install": "Install or upgrade the control plane in a Kubernetes cluster.",
@@ -23,6 +24,7 @@ _COMMANDS = {
     "rotate-root": "Start or inspect the rotation of a cluster's root certificate.",
     "translate": "Print the configuration of a pod's sidecar.",
     "reach": "Print which connections use mutual TLS, use plaintext, or fail.",
+    "validate": "Check manifests, and print their problems with file and line.",
     "explain": "Print why a connection uses mutual TLS, uses plaintext, or fails.",
     "describe": "Print the Services, modes and refused clients of a pod.",
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",

@@ -14,7 +14,15 @@ from google.protobuf.json_format import MessageToDict
 from xds.cli.explain import Format
 from xds.cli.explanation import listed, print_rows, side_rows
 from xds.cli.manifests import find_pod, load_mesh
-from xds.cli.options import Assignments, Manifests, MeshConfigFile
+from xds.cli.options import (
+    Assignments,
+    Context,
+    FromKubernetes,
+    Kubeconfig,
+    Manifests,
+    MeshConfigFile,
+    parse_cluster,
+)
 from xds.mesh.controlplane.explanation import side_message
 from xds.mesh.model.mesh import Exposure, Mesh
 from xds.mesh.model.objects import Pod, printable
@@ -23,7 +31,7 @@ from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, RefusedClient
 
 EXAMPLES = """
 xds describe pod httpbin-1.shop --manifests mesh/
-xds describe pod httpbin-1.shop --manifests mesh/ -o yaml
+xds describe pod httpbin-1.shop --kubernetes -o yaml
 """
 
 
@@ -39,7 +47,10 @@ def describe(
         str, typer.Argument(metavar="POD.NAMESPACE", help="Pod to describe.", show_default=False)
     ],
     *,
-    manifests: Manifests,
+    manifests: Manifests = None,
+    kubernetes: FromKubernetes = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
@@ -51,7 +62,8 @@ def describe(
 
     Exit status: 0 all clients reach the pod, 1 a client does not, 2 an unknown name or wrong usage.
     """
-    mesh = load_mesh(manifests, mesh_config, assignments)
+    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    mesh = load_mesh(manifests, mesh_config, assignments, cluster=cluster)
     pod = find_pod(mesh, name)
     ports = list(policy.describe(mesh, pod))
     if output is Format.TABLE:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,17 @@ from google.protobuf.json_format import MessageToDict
 from xds.cli import admin_client
 from xds.cli.explanation import print_explanation
 from xds.cli.manifests import load_mesh
-from xds.cli.options import MANIFESTS, Assignments, MeshConfigFile, fail, parse_address
+from xds.cli.options import (
+    Assignments,
+    Context,
+    FromKubernetes,
+    Kubeconfig,
+    Manifests,
+    MeshConfigFile,
+    fail,
+    parse_address,
+    parse_cluster,
+)
 from xds.mesh.controlplane.explanation import explanation_message
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
@@ -25,7 +34,7 @@ from xds.mesh.v1 import policies_pb2 as pb
 EXAMPLES = """
 xds explain sleep.shop httpbin.shop
 xds explain sleep.shop httpbin.shop:8000 --manifests mesh/
-xds explain sleep.shop httpbin.shop -o json
+xds explain sleep.shop httpbin.shop --kubernetes -o json
 xds explain sleep.shop httpbin.shop --xds-address localhost:15012 --ca-file root-cert.pem --token-file token
 """
 
@@ -52,7 +61,10 @@ def explain(
         ),
     ],
     *,
-    manifests: Annotated[Path | None, MANIFESTS] = None,
+    manifests: Manifests = None,
+    kubernetes: FromKubernetes = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     xds_address: Annotated[
@@ -60,7 +72,7 @@ def explain(
         typer.Option(
             "--xds-address",
             metavar="HOST:PORT",
-            help="xDS address of the control plane to query, unless --manifests is set. Default: "
+            help="xDS address of the control plane to query, without --manifests and --kubernetes. Default: "
             "127.0.0.1:15010.",
             show_default=False,
         ),
@@ -77,18 +89,20 @@ def explain(
     and that they override, with the place where each was read.
 
     Queries a running control plane, and also prints what it serves now, what the sidecars have ACKed, and
-    what a rollout waits for. With --manifests, prints only what policies require.
+    what a rollout waits for. With --manifests or --kubernetes, prints only what policies require.
 
     Exit status: 0 every connection works, 1 a connection fails, 2 an unknown name or wrong usage, 3 the
     control plane cannot be reached.
     """
-    if manifests:
+    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    if manifests or cluster:
         if xds_address:
-            fail("use either --manifests DIR or --xds-address HOST:PORT, not both")
-        found = _explain_mesh(load_mesh(manifests, mesh_config, assignments), client, service)
+            fail("--xds-address cannot be combined with --manifests or --kubernetes: query one of them")
+        mesh = load_mesh(manifests, mesh_config, assignments, cluster=cluster)
+        found = _explain_mesh(mesh, client, service)
     else:
         if mesh_config or assignments:
-            fail("--mesh-config and --set require --manifests; a running control plane has its own settings")
+            fail("--mesh-config and --set require --manifests or --kubernetes: a control plane has settings")
         address = parse_address("--xds-address", xds_address or "127.0.0.1:15010")
         credentials = admin_client.ClientCredentials(
             roots=ca_file, token=token_file, certificate=cert_file, key=key_file

@@ -50,7 +50,7 @@ def _object(named: pb.PolicyObject) -> str:
 def _heading(group: pb.EndpointGroup) -> str:
     names = []
     for endpoint in group.endpoints[:_MAX_ENDPOINTS]:
-        address = str(Address(endpoint.address, endpoint.port))
+        address = str(Address(endpoint.address or "?", endpoint.port))
         names.append(f"{endpoint.pod} ({address})" if endpoint.pod else address)
     if more := len(group.endpoints[_MAX_ENDPOINTS:]):
         names.append(f"{more} more")

@@ -15,14 +15,18 @@ from xds.cli.manifests import find_pod, read_mesh
 from xds.cli.options import (
     Address,
     Assignments,
+    Context,
+    FromKubernetes,
+    Kubeconfig,
     Manifests,
     MeshConfigFile,
     fail,
     fail_unknown,
+    parse_cluster,
     print_problems,
 )
 from xds.cli.tables import Table
-from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Service, ServicePort
 from xds.mesh.policy.effect import without_effect
 from xds.mesh.policy.reach import Outcome, Result, predict
@@ -31,6 +35,8 @@ EXAMPLES = """
 xds reach --manifests mesh/
 xds reach --manifests mesh/ --from sleep.shop --to httpbin.shop:8000
 xds reach --manifests mesh/ --strict -o json
+xds reach --kubernetes --context staging --to httpbin.shop
+kustomize build overlays/prod | xds reach --manifests - --manifests policies/
 """
 
 _STYLES = {"mtls": "green", "plaintext": "yellow", "fails": "red"}
@@ -45,7 +51,10 @@ class Format(StrEnum):
 
 def reach(
     *,
-    manifests: Manifests,
+    manifests: Manifests = None,
+    kubernetes: FromKubernetes = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     client: Annotated[
@@ -74,13 +83,16 @@ def reach(
 ) -> None:
     """Print whether each client reaches each service endpoint (mtls, plaintext or fails), and why.
 
-    The result is predicted from the manifests; no request is sent. Problems of the manifests, and objects
-    without effect, such as a policy whose selector matches no pod, are printed to stderr.
+    The result is predicted from manifests, or from the objects of a cluster; no request is sent to a pod. A
+    workload whose Pods are not in the manifests, such as a Deployment, counts as one pod (deploy/NAME), with
+    a sidecar if the webhook would inject one. Problems, and objects without effect, such as a policy whose
+    selector matches no pod, are printed to stderr.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
     without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage.
     """
-    mesh, problems = read_mesh(manifests, mesh_config, assignments)
+    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    mesh, problems = read_mesh(manifests, mesh_config, assignments, cluster=cluster)
     ineffective = [problem for effect in without_effect(mesh).problems.values() for problem in effect]
     # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests.
     warnings = [*problems, *(replace(problem, notice=False) for problem in ineffective)]
@@ -90,7 +102,7 @@ def reach(
     outcomes = list(predict(mesh, clients, targets))
     if not outcomes:
         missing = "Service with a TCP port" if any(not pod.ended for pod in mesh.pods()) else "Pod"
-        fail(f"nothing was checked: no {missing} in {manifests}")
+        fail(f"nothing was checked: no {missing} in {', '.join(manifests or ['the cluster'])}")
     rows = [_row(outcome) for outcome in outcomes]
     if output is Format.JSON:
         typer.echo(json.dumps(rows, indent=2))
@@ -123,11 +135,17 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "service": f"{outcome.service.name}.{outcome.service.namespace}",
         "port": outcome.port.port,
         "endpoint": f"{pod.name}.{pod.namespace}" if pod else None,
-        "address": str(Address(endpoint.address, endpoint.port)) if endpoint else None,
+        "address": _address(endpoint) if endpoint else None,
         "outcome": str(outcome.result),
         "reason": str(outcome.reason),
         "decidedBy": [str(ref) for ref in outcome.decided_by],
     }
+
+
+def _address(endpoint: Endpoint) -> str:
+    """Return ADDRESS:PORT. The address of a workload's pods is unknown (`?`)."""
+    is_template = endpoint.pod is not None and endpoint.pod.is_template
+    return str(Address("?" if is_template else endpoint.address, endpoint.port))
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

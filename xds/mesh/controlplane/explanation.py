@@ -85,8 +85,10 @@ def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:
 
 def _endpoint(endpoint: Endpoint) -> pb.EndpointName:
     pod = endpoint.pod
+    # A workload in manifests stands for its pods, whose addresses are unknown.
+    address = "" if pod and pod.is_template else endpoint.address
     return pb.EndpointName(
-        pod=f"{pod.name}.{pod.namespace}" if pod else "", address=endpoint.address, port=endpoint.port
+        pod=f"{pod.name}.{pod.namespace}" if pod else "", address=address, port=endpoint.port
     )
 
 

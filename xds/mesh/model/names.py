@@ -48,13 +48,19 @@ def unknown_name(kind: str, name: str, known: list[str], form: str) -> str:
 
 
 def pod_named(mesh: Mesh, name: str) -> Pod:
-    """Return the pod named POD.NAMESPACE. Raises UnknownNameError if there is none."""
+    """Return the pod named POD.NAMESPACE. Raises UnknownNameError if there is none.
+
+    A workload without pods can be named with or without its kind: `deploy/web.shop` or `web.shop`.
+    """
     pod_name, _, namespace = name.rpartition(".")
-    pod = mesh.pod(namespace, pod_name)
-    if pod is None:
+    if pod := mesh.pod(namespace, pod_name):
+        return pod
+    templates = [pod for pod in mesh.in_namespace(namespace).pods.values() if pod.is_template]
+    named = [pod for pod in templates if pod.name.partition("/")[2] == pod_name]
+    if len(named) != 1:
         known = [f"{pod.name}.{pod.namespace}" for pod in mesh.pods()]
         raise UnknownNameError(unknown_name("pod", name, known, "POD.NAMESPACE"))
-    return pod
+    return named[0]
 
 
 def ports_named(mesh: Mesh, text: str) -> tuple[Service, tuple[ServicePort, ...]]:

@@ -169,6 +169,6 @@ class RolloutDriver:
 
     def _propose(self, mesh: Mesh, observed: Observed, now: float) -> Proposal:
         planner = Planner(self.rollout, mesh, observed, now)
-        if any(ask.is_active for ask in observed.own.asks.values()):
+        if any(ask.is_active for report in observed for ask in report.asks.values()):
             planner.withdraw_rules()
         return planner.propose()

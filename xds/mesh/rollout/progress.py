@@ -121,7 +121,7 @@ def rule_progress(rollouts: Rollouts) -> list[RuleProgress]:
 
 
 def _rule_progress(ref: Ref, transition: RuleTransition, wait: Wait, *, is_skipped: bool) -> RuleProgress:
-    rule, is_held = transition.desired or transition.rule.current, transition.is_held and not is_skipped
+    rule, is_held = transition.desired or transition.served, transition.is_held and not is_skipped
     return RuleProgress(
         namespace=ref.namespace,
         name=ref.name,
