@@ -68,7 +68,7 @@ class PoliciesService:
 
 
 class _Explainer:
-    """Explanation one request. The mesh and the rollouts must not change meanwhile."""
+    """Explain one request. The mesh and the rollouts must not change meanwhile."""
 
     def __init__(self, controller: Controller, discovery: DiscoveryService) -> None:
         self._controller, self._mesh = controller, controller.mesh
@@ -84,11 +84,11 @@ class _Explainer:
         mesh = self._mesh
         client = pod_named(mesh, request.client)
         service, ports = ports_named(mesh, request.service)
-        found = []
+        explained = []
         for explanation in explanations(mesh, client, service, ports):
-            found.append(explanation)
+            explained.append(explanation)
             await self._checkpoint()
-        groups = grouped(found)
+        groups = grouped(explained)
         message = explanation_message(mesh, client, service, groups)
         message.time.CopyFrom(self._clock.to_timestamp(self._now))
         if client.has_sidecar:
