@@ -75,6 +75,7 @@ class _Explainer:
         self._clock, self._now = Clock.read(), now()
         self._checkpoint = Checkpoint()
         self._absences = controller.absences()
+        self._absent = {(absent.namespace, absent.pod): absent for absent in self._absences.pods}
         self._streams: dict[tuple[str, str], list[Stream]] = {}
         for stream in discovery.streams:
             self._streams.setdefault(pod(stream.node.id), []).append(stream)
@@ -105,8 +106,9 @@ class _Explainer:
         if group.explanation.served:
             group_message.served.CopyFrom(configured(group.explanation.served))
         pods = {e.pod.ref: e.pod for e in group.endpoints if e.pod and e.pod.has_sidecar}
-        servers = [await self._proxy(server, _SERVER_TYPES) for server in list(pods.values())[:MAX_SERVERS]]
-        group_message.server_proxies.extend(servers)
+        servers = [await self._proxy(server, _SERVER_TYPES) for server in pods.values()]
+        servers.sort(key=lambda server: server.synced)
+        group_message.server_proxies.extend(servers[:MAX_SERVERS])
         client = message.client_proxy if message.HasField("client_proxy") else None
         group_message.differences.extend(differences(group.explanation, client, servers))
         group_message.differences.extend(self._transitions(service, group.endpoints))
@@ -153,8 +155,7 @@ class _Explainer:
 
     def _absence(self, pod: Pod) -> str:
         """Describe a sidecar that is not connected."""
-        key = (pod.namespace, pod.name)
-        absent = next((each for each in self._absences.pods if (each.namespace, each.pod) == key), None)
+        absent = self._absent.get((pod.namespace, pod.name))
         since = absent.since if absent else None
         return absent_line(
             proxies_pb2.AbsentSidecar(since=None if since is None else self._clock.to_timestamp(since)),
