@@ -207,8 +207,9 @@ def traffic(demo: Demo) -> Iterator[list[str]]:
 def synced(demo: Demo) -> int:
     """Return how many sidecars are synced."""
     done = demo.docker.ask("compose", "exec", "-T", "control-plane", "xds", "status")
-    lines = [line.split() for line in done.stdout.splitlines()[1:]]
-    return len({line[0] for line in lines}) if all(line[3] == "synced" for line in lines) else 0
+    footer = done.stdout.splitlines()[-1:]
+    synced = re.fullmatch(r"(\d+) synced", footer[0]) if footer else None
+    return int(synced[1]) if synced else 0
 
 
 def intercepted(demo: Demo, pod: str) -> bool:

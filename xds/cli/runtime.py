@@ -240,7 +240,10 @@ class ControlPlane:
             self._metrics.register(collector)
         identifier = f"xds {version('xds-mesh')}"
         proxies = ProxiesService(
-            controller.problem_of, absences=controller.absences, problems=lambda: self.problems
+            controller.problem_of,
+            expiry_of=controller.certificate_expiry,
+            absences=controller.absences,
+            problems=lambda: self.problems,
         )
         services = (proxies, RolloutsService(controller))
         admit = listeners.admit if listeners else None

@@ -108,7 +108,7 @@ class WatchProxiesResponse(_message.Message):
     def __init__(self, proxies: _Optional[_Iterable[_Union[Proxy, _Mapping]]] = ..., gone: _Optional[_Iterable[str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_connected: _Optional[_Union[NotConnected, _Mapping]] = ...) -> None: ...
 
 class Proxy(_message.Message):
-    __slots__ = ("node_id", "namespace", "pod", "agent", "agent_version", "problem", "streams")
+    __slots__ = ("node_id", "namespace", "pod", "agent", "agent_version", "problem", "streams", "certificate_expires_at")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     POD_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +116,7 @@ class Proxy(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     namespace: str
     pod: str
@@ -123,7 +124,8 @@ class Proxy(_message.Message):
     agent_version: str
     problem: str
     streams: _containers.RepeatedCompositeFieldContainer[Stream]
-    def __init__(self, node_id: _Optional[str] = ..., namespace: _Optional[str] = ..., pod: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., problem: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ...) -> None: ...
+    certificate_expires_at: _timestamp_pb2.Timestamp
+    def __init__(self, node_id: _Optional[str] = ..., namespace: _Optional[str] = ..., pod: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., problem: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ..., certificate_expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Stream(_message.Message):
     __slots__ = ("peer", "variant", "type_url", "connected_at", "types")
