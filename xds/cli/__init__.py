@@ -24,6 +24,8 @@ _COMMANDS = {
     "translate": "Print the configuration of a pod's sidecar.",
     "reach": "Print which connections use mutual TLS, use plaintext, or fail.",
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",
+    "problems": "Print the objects that are rejected or have no effect.",
+    "wait": "Wait until all sidecars have ACKed a policy or DestinationRule.",
     "proxy": "Run Envoy in a sidecar container.",
     "init": "Redirect a pod's traffic to its sidecar with iptables.",
     "token": "Issue tokens for sidecars outside Kubernetes.",

@@ -63,9 +63,7 @@ def status(
             "with what each endpoint waits for.",
         ),
     ] = False,
-    xds_address: Annotated[
-        str, typer.Option("--xds-address", metavar="HOST:PORT", help="xDS address of the control plane.")
-    ] = "127.0.0.1:15010",
+    xds_address: admin_client.XdsAddress = admin_client.DEFAULT_ADDRESS,
     ca_file: admin_client.CaFile = None,
     token_file: admin_client.TokenFile = None,
     cert_file: admin_client.CertFile = None,

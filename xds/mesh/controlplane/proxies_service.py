@@ -270,6 +270,7 @@ def _warning(problem: Problem) -> pb.ObjectWarning:
         what=printable(problem.what),
         hint=printable(problem.hint),
         level=pb.ObjectWarning.WARNING,
+        served_version=problem.served_version,
     )
 
 

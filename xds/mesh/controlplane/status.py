@@ -132,7 +132,8 @@ def absent_line(absent: pb.AbsentSidecar, now: Timestamp, *, may_be_on_other_rep
 def warning_line(warning: pb.ObjectWarning) -> str:
     """Describe a problem and its location, in the format that editors and CI systems recognize."""
     hint = f" ({warning.hint})" if warning.hint else ""
-    return printable(f"{warning.place}: warning: {warning.what}{hint}")
+    served = f"; version {warning.served_version} stays in use" if warning.served_version else ""
+    return printable(f"{warning.place}: warning: {warning.what}{hint}{served}")
 
 
 @lru_cache(maxsize=1 << 14)

@@ -66,7 +66,7 @@ class AbsentSidecar(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ObjectWarning(_message.Message):
-    __slots__ = ("place", "what", "hint", "level")
+    __slots__ = ("place", "what", "hint", "level", "served_version")
     class Level(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LEVEL_UNSPECIFIED: _ClassVar[ObjectWarning.Level]
@@ -79,11 +79,13 @@ class ObjectWarning(_message.Message):
     WHAT_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SERVED_VERSION_FIELD_NUMBER: _ClassVar[int]
     place: str
     what: str
     hint: str
     level: ObjectWarning.Level
-    def __init__(self, place: _Optional[str] = ..., what: _Optional[str] = ..., hint: _Optional[str] = ..., level: _Optional[_Union[ObjectWarning.Level, str]] = ...) -> None: ...
+    served_version: str
+    def __init__(self, place: _Optional[str] = ..., what: _Optional[str] = ..., hint: _Optional[str] = ..., level: _Optional[_Union[ObjectWarning.Level, str]] = ..., served_version: _Optional[str] = ...) -> None: ...
 
 class WatchProxiesRequest(_message.Message):
     __slots__ = ("proxy", "namespace", "unsynced")
