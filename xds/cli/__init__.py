@@ -26,6 +26,7 @@ _COMMANDS = {
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",
     "problems": "Print the objects that are rejected or have no effect.",
     "wait": "Wait until all sidecars have ACKed a policy or DestinationRule.",
+    "config": "Print the configuration that a connected sidecar is served.",
     "proxy": "Run Envoy in a sidecar container.",
     "init": "Redirect a pod's traffic to its sidecar with iptables.",
     "token": "Issue tokens for sidecars outside Kubernetes.",

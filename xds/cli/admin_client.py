@@ -1,4 +1,4 @@
-"""A gRPC client of a running control plane: services xds.mesh.v1.Objects, Proxies and Rollouts."""
+"""A gRPC client of a running control plane: services xds.mesh.v1.Objects, Proxies and Rollouts, and CSDS."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _Response = TypeVar("_Response", bound=Message)
 OBJECTS = "xds.mesh.v1.Objects"
 PROXIES = "xds.mesh.v1.Proxies"
 ROLLOUTS = "xds.mesh.v1.Rollouts"
+CSDS = "envoy.service.status.v3.ClientStatusDiscoveryService"
 RPC_TIMEOUT = 10.0
 """Timeout of a unary call, in seconds."""
 _CLOSED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
@@ -146,6 +147,18 @@ class AdminClient:
     def wait(self, request: objects_pb2.WaitRequest, timeout: float) -> Iterator[objects_pb2.WaitResponse]:
         """Yield the progress of an object, until its state is final or the timeout passes."""
         return self._stream(OBJECTS, "Wait", request, objects_pb2.WaitResponse, timeout)
+
+    def stream_client_status(self, request: Message, response: type[_Response]) -> Iterator[_Response]:
+        """Yield the parts of the answer to a request of Envoy's client status discovery service (CSDS)."""
+        method = self._channel.stream_stream(
+            f"/{CSDS}/StreamClientStatus",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        try:
+            yield from method(iter([request]), timeout=RPC_TIMEOUT)
+        except grpc.RpcError as error:
+            self._fail(CSDS, error)
 
     def resolve_proxy(self, proxy: str, namespace: str) -> str:
         """Return a filter that selects exactly one proxy; exit if `proxy` matches none or several."""

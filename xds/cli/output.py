@@ -20,6 +20,13 @@ class Format(StrEnum):
     YAML = "yaml"
 
 
+class DocumentFormat(StrEnum):
+    """An output format of a document."""
+
+    JSON = "json"
+    YAML = "yaml"
+
+
 class WideFormat(StrEnum):
     """An output format, including a table with more columns."""
 
