@@ -88,6 +88,18 @@ async def test_rejection_by_all_lagging_sidecars_ends_the_wait(plane: Plane):
     )
 
 
+async def test_rule_that_is_held_back_is_not_acked(plane: Plane):
+    plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
+    result = await xds(RULE, "--for=acked", "--timeout=1s", port=plane.server.port)
+    assert result.exit_code == 1
+    assert "DestinationRule shop/rule held until its servers accept it" in result.stderr
+    await plane.first.answer(LISTENER)
+    await plane.one.answer(ENDPOINT)
+    for words in (("--for=acked",), ()):
+        result = await xds(RULE, "--resource-version=1", *words, port=plane.server.port)
+        assert (result.exit_code, result.stderr) == (0, "")
+
+
 async def test_version_that_is_not_read_is_waited_for(plane: Plane):
     result = await xds(POLICY, "--resource-version=10", "--timeout=1s", port=plane.server.port)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -142,6 +154,9 @@ async def test_sidecars_that_are_not_connected_are_counted(plane: Plane):
     assert base
     meta = replace(base.meta, ref=Ref("Pod", "shop", "absent"))
     plane.apply(replace(base, meta=meta, address="10.9.9.9"))
+    async with asyncio.timeout(WITHIN):
+        while not plane.controller.absences().pods:
+            await asyncio.sleep(0.01)
     result = await xds(POLICY, "--resource-version=1", port=plane.server.port)
     assert (result.exit_code, result.stderr) == (
         0,

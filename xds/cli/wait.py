@@ -12,13 +12,10 @@ from typing import Annotated
 
 import typer
 
-from xds.cli import admin_client, cluster
+from xds.cli import admin_client
 from xds.cli.options import Context, Kubeconfig, fail, parse_address
-from xds.mesh.controlplane.object_progress import KINDS
 from xds.mesh.controlplane.status import proxy_name
-from xds.mesh.kube.api import Json
-from xds.mesh.model.objects import Ref
-from xds.mesh.sources.kubernetes import kube_resource
+from xds.mesh.model.objects import TRAFFIC_KINDS, Ref
 from xds.mesh.v1 import objects_pb2 as pb
 
 EXAMPLES = """
@@ -51,7 +48,7 @@ def wait(
         str,
         typer.Argument(
             metavar="KIND/NAMESPACE/NAME",
-            help=f"Object to wait for. Kinds: {', '.join(KINDS)} (MeshPolicy/NAME).",
+            help=f"Object to wait for. Kinds: {', '.join(TRAFFIC_KINDS)} (MeshPolicy/NAME).",
             show_default=False,
         ),
     ],
@@ -113,7 +110,7 @@ def wait(
     credentials = admin_client.ClientCredentials(
         roots=ca_file, token=token_file, certificate=cert_file, key=key_file
     )
-    version = asyncio.run(_read_version(ref, kubeconfig, context)) if kubernetes else resource_version
+    version = _read_version(ref, kubeconfig, context) if kubernetes else resource_version
     request = pb.WaitRequest(
         kind=ref.kind,
         namespace=ref.namespace,
@@ -129,9 +126,9 @@ def wait(
 def _parse_target(text: str) -> Ref:
     """Return the object that the user named."""
     word, *rest = text.split("/")
-    kind = next((kind for kind in KINDS if kind.lower() == word.lower()), None)
+    kind = next((kind for kind in TRAFFIC_KINDS if kind.lower() == word.lower()), None)
     if kind is None:
-        fail(f"{text}: {word!r} is none of the kinds {', '.join(KINDS)}")
+        fail(f"{text}: {word!r} is none of the kinds {', '.join(TRAFFIC_KINDS)}")
     expected = 1 if kind == _CLUSTER_SCOPED else 2
     if len(rest) != expected or not all(rest):
         fail(f"{text}: write {kind}/NAME" if expected == 1 else f"{text}: write {kind}/NAMESPACE/NAME")
@@ -145,16 +142,10 @@ def _parse_duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
-async def _read_version(ref: Ref, kubeconfig: Path | None, context: str | None) -> str:
-    """Return the resourceVersion of an object. Exit if it does not exist."""
-    resource = kube_resource(ref.kind, ref.namespace)
-    found: Json | None = None
-    async with cluster.connect(kubeconfig, context) as api:
-        for version in reversed(resource.versions):
-            found = found or await api.find(f"{resource.path(version)}/{ref.name}")
-    if found is None:
-        fail(f"{ref} does not exist on the API server")
-    return str(found["metadata"]["resourceVersion"])
+def _read_version(ref: Ref, kubeconfig: Path | None, context: str | None) -> str:
+    from xds.cli import cluster  # noqa: PLC0415 - the Kubernetes client takes long to import
+
+    return asyncio.run(cluster.read_resource_version(ref, kubeconfig, context))
 
 
 def _follow(responses: Iterable[pb.WaitResponse], ref: Ref) -> pb.WaitResponse:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 from xds.introspect.cooperative import Checkpoint
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Pod, Ref
+from xds.mesh.model.objects import POLICY_KINDS, Pod, Ref
 from xds.mesh.policy.mtls import effective_mode
 from xds.mesh.rollout.progress import port_waits, rule_progress
 from xds.mesh.rollout.proxies import PodName
@@ -21,12 +21,7 @@ from xds.protocol.session import Session
 from xds.protocol.status import State
 from xds.protocol.types import short_name
 from xds.server import Subscriber
-from xds.snapshot import ENDPOINT, Resource, ResourceSet, Snapshot
-
-POLICY_KINDS = frozenset({"PeerAuthentication", "Policy", "MeshPolicy"})
-"""Kinds that decide the mode of ports."""
-KINDS = (*sorted(POLICY_KINDS), "DestinationRule")
-"""Kinds whose progress is known."""
+from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 _Names: TypeAlias = Mapping[str, frozenset[str]]
 """Names of resources by type URL."""
@@ -147,8 +142,10 @@ class ProgressTracker:
         for kind in session.status():
             desired = snapshot.of(kind.type_url)
             names = [name for name in made.get(kind.type_url, ()) if kind.watch.covers(name)]
+            is_concerned |= bool(names)
+            if kind.type_url != CLUSTER and kind.synced and kind.watch.resources == desired:
+                continue  # Clusters refer to assignments, which the proxy may not have subscribed to.
             for status in kind.resource_statuses(names):
-                is_concerned = True
                 is_latest = status.resource and status.resource.version == desired[status.name].version
                 is_final = not kind.unanswered and not kind.watch.pending
                 if is_latest and is_final and status.state is State.ERROR and status.error:

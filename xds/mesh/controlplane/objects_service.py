@@ -16,9 +16,9 @@ import grpc.aio
 from xds.introspect.clock import Clock
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.object_progress import KINDS, ObjectProgress, ProgressTracker
+from xds.mesh.controlplane.object_progress import ObjectProgress, ProgressTracker
 from xds.mesh.controlplane.problem_times import FoundProblem
-from xds.mesh.model.objects import Ref, printable
+from xds.mesh.model.objects import TRAFFIC_KINDS, Ref, printable
 from xds.mesh.sources.report import ReadObject
 from xds.mesh.v1 import objects_pb2 as pb
 from xds.server import DiscoveryService
@@ -28,6 +28,8 @@ SERVICE = "xds.mesh.v1.Objects"
 
 POLL_INTERVAL = 0.1
 """Interval at which a Wait call checks for changes, in seconds."""
+IDLE_FACTOR = 4
+"""Minimum pause after a check, as a multiple of its duration: in a large mesh, a check takes seconds."""
 MAX_PROBLEMS = 1000
 """Maximum number of problems that a response lists. The rest are only counted."""
 MAX_LAGGING = 100
@@ -119,14 +121,15 @@ class ObjectsService:
     async def _wait(
         self, request: pb.WaitRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.WaitResponse]:
-        if request.kind not in KINDS:
-            known = ", ".join(KINDS)
+        if request.kind not in TRAFFIC_KINDS:
+            known = ", ".join(TRAFFIC_KINDS)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"kind must be one of {known}")
         ref, called_at = Ref(request.kind, request.namespace, request.name), time.monotonic()
         tracker = ProgressTracker(self._controller, ref)
         sent: pb.WaitResponse | None = None
         while True:
             response = self._read(request, ref, called_at)
+            started_at = time.monotonic()
             if response.state == pb.WaitResponse.ACKS:
                 _add_progress(response, await tracker.read(), request, is_held=tracker.is_held)
             if response != sent:
@@ -134,7 +137,7 @@ class ObjectsService:
                 yield response
             if response.state >= pb.WaitResponse.READY:
                 return
-            await asyncio.sleep(POLL_INTERVAL)
+            await asyncio.sleep(max(POLL_INTERVAL, IDLE_FACTOR * (time.monotonic() - started_at)))
 
     def _read(self, request: pb.WaitRequest, ref: Ref, called_at: float) -> pb.WaitResponse:
         """Return whether the version is read and applied. If it is, the state is ACKS."""

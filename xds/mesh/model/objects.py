@@ -64,6 +64,12 @@ class Protocol(StrEnum):
         return self in (Protocol.HTTP, Protocol.HTTP2)
 
 
+POLICY_KINDS = ("MeshPolicy", "PeerAuthentication", "Policy")
+"""Kinds that decide the mode of ports."""
+TRAFFIC_KINDS = (*POLICY_KINDS, "DestinationRule")
+"""Kinds that decide between plaintext and mutual TLS."""
+
+
 class Interception(StrEnum):
     """How a pod's traffic reaches its sidecar."""
 
