@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +72,30 @@ async def test_timeout_names_lagging_sidecars_and_transitions(plane: Plane):
     assert any(line.startswith("  web-1.shop:8080 waiting for its listener") for line in lines)
     await plane.first.answer(LISTENER)
     await plane.one.answer(ENDPOINT)
+
+
+async def test_progress_is_printed_on_a_terminal(plane: Plane):
+    plane.set_mode("STRICT")
+    terminal, side = os.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "xds", "wait", POLICY),
+            *("--xds-address", f"127.0.0.1:{plane.server.port}"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=side,
+        )
+        printed = ""
+        while "web-1.shop waiting for LDS" not in printed:
+            printed += (await asyncio.to_thread(os.read, terminal, 4096)).decode()
+        assert printed.startswith("xds: PeerAuthentication shop/default: ")
+        await plane.first.answer(LISTENER)
+        await plane.one.answer(ENDPOINT)
+        async with asyncio.timeout(WITHIN):
+            out, _ = await process.communicate()
+        assert (process.returncode, out.decode()) == (0, IN_FORCE)
+    finally:
+        os.close(terminal)
+        os.close(side)
 
 
 async def test_rejection_by_all_lagging_sidecars_ends_the_wait(plane: Plane):
