@@ -8,16 +8,19 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+import yaml
 from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from tests.protocol.stream import world
 from tests.server.proxies import Client, OneForAll
+from tests.support.rows import read_table
 from xds.cli import app
 from xds.introspect import Introspection
 from xds.mesh.controlplane.absence import Absences, Absent
@@ -28,6 +31,7 @@ from xds.server import XdsServer
 from xds.snapshot import CLUSTER, SECRET
 
 TIMEOUT = 10.0
+NOT_SYNCED = [("--not-synced", *words) for words in (("web.shop",), ("--rollout",), ("--watch",))]
 MISSING = {"lost.shop": "its pod is not known"}
 
 
@@ -41,6 +45,7 @@ class Mesh:
     def __init__(self) -> None:
         self.absences = Absences()
         self.problems: list[Problem] = []
+        self.expiry: datetime | None = None
 
     def set_absent(self, *names: str, since: float | None = None, elsewhere: bool = False) -> None:
         parts = (name.partition(".") for name in names)
@@ -59,6 +64,7 @@ async def server(mesh: Mesh) -> AsyncIterator[XdsServer]:
     missing = {node(name): why for name, why in MISSING.items()}
     service = ProxiesService(
         lambda subscriber: missing.get(subscriber.node.id, ""),
+        expiry_of=lambda _: mesh.expiry,
         absences=lambda: mesh.absences,
         problems=lambda: mesh.problems,
     )
@@ -107,13 +113,15 @@ async def rejecting(
     return client
 
 
-async def test_table_has_a_line_per_proxy_and_type(server: XdsServer, channel: grpc.aio.Channel):
+async def test_table_has_a_row_per_proxy(server: XdsServer, channel: grpc.aio.Channel):
     await synced(channel, server, "good.shop")
     result = await xds(port=server.port)
     assert (result.exit_code, result.stderr) == (0, "")
-    header, line = result.stdout.splitlines()
-    assert header.split() == ["PROXY", "TYPE", "RESOURCES", "STATUS"]
-    assert line.split()[:4] == ["good.shop", "SDS", "1/1", "synced"]
+    [good], footer = read_table(result.stdout)
+    assert footer == "1 synced\n"
+    assert [*good] == ["PROXY", "CDS", "EDS", "SDS", "LDS", "RDS", "CERT", "CONNECTED", "STATUS"]
+    assert [good[title] for title in ("PROXY", "CDS", "SDS", "CERT")] == ["good.shop", "-", "synced", "-"]
+    assert good["STATUS"].startswith("synced ")
 
     await rejecting(channel, server, "bad.shop")
     waits = Client(channel, Variant.DELTA, node=node("lost.shop"))
@@ -121,17 +129,51 @@ async def test_table_has_a_line_per_proxy_and_type(server: XdsServer, channel: g
     await waits.get()
     result = await xds(port=server.port)
     assert result.exit_code == 1
-    _, bad, good, lost = result.stdout.splitlines()
-    assert bad.split(maxsplit=3) == [
-        "bad.shop",
-        "CDS",
-        "0/2",
-        "rejected: cluster b is nonsense (from Object/ns/b)",
-    ]
-    assert good.split()[:4] == ["good.shop", "SDS", "1/1", "synced"]
-    assert lost.split(maxsplit=3)[:3] == ["lost.shop", "CDS", "0/2"]
-    assert lost.endswith("(its pod is not known)")
+    (bad, _, lost), footer = read_table(result.stdout)
+    assert footer == "1 synced, 1 waiting, 1 rejected\n"
+    assert (bad["PROXY"], bad["CDS"], bad["SDS"]) == ("bad.shop", "rejected", "-")
+    assert bad["STATUS"] == "CDS rejected: cluster b is nonsense (from Object/ns/b)"
+    assert (lost["PROXY"], lost["CDS"].split()[0]) == ("lost.shop", "waiting")
+    assert lost["STATUS"].startswith("its pod is not known; CDS waiting ")
     assert "\x1b" not in result.stdout
+
+
+async def test_not_synced_omits_synced_proxies(server: XdsServer, channel: grpc.aio.Channel):
+    await synced(channel, server, "good.shop")
+    result = await xds("--not-synced", port=server.port)
+    assert (result.exit_code, result.stdout) == (0, "\n1 synced\n")
+    await rejecting(channel, server, "bad.shop")
+    result = await xds("--not-synced", port=server.port)
+    [bad], footer = read_table(result.stdout)
+    assert (result.exit_code, bad["PROXY"], footer) == (1, "bad.shop", "1 synced, 1 rejected\n")
+    result = await xds("--not-synced", "-o", "yaml", port=server.port)
+    assert [proxy["pod"] for proxy in yaml.safe_load(result.stdout)["proxies"]] == ["bad"]
+
+
+async def test_numbers_in_names_are_sorted_by_value(server: XdsServer, channel: grpc.aio.Channel):
+    for name in ("s10.shop", "s2.shop", "s1.shop10", "s1.shop9"):
+        await synced(channel, server, name)
+    rows, _ = read_table((await xds(port=server.port)).stdout)
+    assert [row["PROXY"] for row in rows] == ["s2.shop", "s10.shop", "s1.shop9", "s1.shop10"]
+
+
+async def test_certificate_expiry_is_shown(server: XdsServer, channel: grpc.aio.Channel, mesh: Mesh):
+    mesh.expiry = datetime.now(UTC) + timedelta(hours=5, seconds=30)
+    await synced(channel, server, "good.shop")
+    [good], _ = read_table((await xds(port=server.port)).stdout)
+    assert good["CERT"] == "5h"
+    assert "good.shop: certificate expires in 5h\n" in (await xds("good", port=server.port)).stdout
+    mesh.expiry = datetime.now(UTC) - timedelta(seconds=1)
+    [good], _ = read_table((await xds(port=server.port)).stdout)
+    assert good["CERT"] == "expired"
+
+
+async def test_wide_table_has_more_columns(server: XdsServer, channel: grpc.aio.Channel):
+    await synced(channel, server, "good.shop")
+    header, row = (await xds("-o", "wide", port=server.port)).stdout.splitlines()[:2]
+    assert header.split()[8:] == ["ACKED", "RESOURCES", "STREAMS", "AGENT", "STATUS"]
+    assert " ago " in row
+    assert row[header.index("RESOURCES") :].split()[:3] == ["1/1", "1", "-"]
 
 
 async def test_one_proxy_is_printed_with_its_resources(server: XdsServer, channel: grpc.aio.Channel):
@@ -144,7 +186,7 @@ async def test_one_proxy_is_printed_with_its_resources(server: XdsServer, channe
         assert about.startswith("bad.shop:")
         assert ", delta ADS from ipv4:127.0.0.1:" in about
         assert header.startswith("PROXY")
-        assert line.startswith("bad.shop")
+        assert line.split(maxsplit=3)[:3] == ["bad.shop", "CDS", "0/2"]
         assert [line.split(maxsplit=2) for line in resources][1] == [
             "CDS",
             "b",
@@ -173,29 +215,29 @@ async def test_row_is_one_line_when_piped(server: XdsServer, channel: grpc.aio.C
     name = f"{'long-' * 30}name.shop"
     await rejecting(channel, server, name, f"cluster b is {'nonsense ' * 500}")
     result = await xds(port=server.port)
-    _, line = result.stdout.splitlines()
-    assert line.startswith(f"{name}  CDS   0/2        rejected: cluster b is nonsense nonsense")
+    _, line, _, _ = result.stdout.splitlines()
+    assert line.startswith(f"{name}  rejected  -    -")
+    assert "  CDS rejected: cluster b is nonsense nonsense" in line
     assert len(line) > 4000
     assert line.endswith("(from Object/ns/b)")
 
 
-async def test_table_limits_the_streams_of_a_proxy(server: XdsServer, channel: grpc.aio.Channel):
+async def test_view_of_one_proxy_limits_its_streams(server: XdsServer, channel: grpc.aio.Channel):
     clients = [Client(channel, Variant.DELTA, node=node("many.shop")) for _ in range(12)]
     for client in clients:
         await client.ask(SECRET, "s")
         await client.get()
-    result = await xds(port=server.port)
-    _, *lines, rest = result.stdout.splitlines()
-    assert [line.split()[:3] for line in lines] == [["many.shop", "SDS", "0/1"]] * 8
-    assert rest.split(maxsplit=3) == [
+    [many], _ = read_table((await xds(port=server.port)).stdout)
+    assert (many["PROXY"], many["SDS"].split()[0]) == ("many.shop", "waiting")
+    result = await xds("many", port=server.port)
+    about, rows, resources = result.stdout.split("\n\n")
+    assert about.count(" from ipv4:127.0.0.1:") == 8
+    assert about.splitlines()[-1] == "many.shop: 12 streams in total"
+    assert len(rows.splitlines()) == 10
+    assert rows.splitlines()[-1].split(maxsplit=3) == [
         *("many.shop", "-", "-"),
         "4 more streams, 4 of them not synced; -o json lists all",
     ]
-    result = await xds("many", port=server.port)
-    about, table, resources = result.stdout.split("\n\n")
-    assert about.count(" from ipv4:127.0.0.1:") == 8
-    assert about.splitlines()[-1] == "many.shop: 12 streams in total"
-    assert len(table.splitlines()) == 10
     assert len(resources.splitlines()) == 9
     result = await xds("-o", "json", port=server.port)
     assert len(json.loads(result.stdout)["proxies"][0]["streams"]) == 12
@@ -244,7 +286,7 @@ async def test_watch_table_exits_with_0_on_ctrl_c(server: XdsServer, channel: gr
             line = b""
             while b"rejected: cluster b is nonsense" not in line:
                 line = await process.stdout.readline()
-                assert line.startswith(b"bad.shop "), "a changed line, without another header"
+                assert line.startswith((b"bad.shop ", b"PROXY")), "a changed row, or a wider column"
             process.send_signal(signal.SIGINT)
             _, errors = await process.communicate()
             assert (process.returncode, errors) == (0, b"")
@@ -254,7 +296,7 @@ async def test_watch_table_exits_with_0_on_ctrl_c(server: XdsServer, channel: gr
             await process.wait()
 
 
-async def test_watch_prints_only_changed_lines(server: XdsServer, channel: grpc.aio.Channel):
+async def test_watch_prints_only_changed_rows(server: XdsServer, channel: grpc.aio.Channel):
     client = await synced(channel, server, "good.shop")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-u", "-m", "xds", "status", "-w", "--xds-address", f"127.0.0.1:{server.port}"),
@@ -268,21 +310,17 @@ async def test_watch_prints_only_changed_lines(server: XdsServer, channel: grpc.
             await client.ask(CLUSTER)
             response = await client.get()
             await client.ask(CLUSTER, nonce=response.nonce)
-            while "CDS   2/2        synced" not in lines[-1]:
-                lines.append((await process.stdout.readline()).decode())
-            assert [line.split()[1] for line in lines].count("SDS") == 1, "it did not change"
-            assert {line.index(line.split()[2]) for line in lines} == {header.index("RESOURCES")}
-            second = await synced(channel, server, "good.shop")
-            lines = [(await process.stdout.readline()).decode()]
-            second.call.cancel()
-            while "ended" not in lines[-1]:
-                lines.append((await process.stdout.readline()).decode())
-            assert {line.split()[1] for line in lines[:-1]} == {"SDS"}
-            assert lines[-1].startswith("good.shop  -     -          stream from ipv4:127.0.0.1:")
+            while not lines[-1].startswith("good.shop  synced"):
+                line = (await process.stdout.readline()).decode()
+                # The column of the waiting type may have become wider.
+                lines += [line] if not line.startswith("PROXY") else []
             await synced(channel, server, "longer-than-good.shop")
             again = [(await process.stdout.readline()).decode() for _ in range(2)]
-            assert again[0].split() == header.split(), "the columns are wider"
-            assert again[1].index("1/1") == again[0].index("RESOURCES")
+            assert again[0].split() == header.split(), "the columns are wider, and good.shop has not changed"
+            assert again[1].startswith("longer-than-good.shop  -")
+            client.call.cancel()
+            line = (await process.stdout.readline()).decode()
+            assert (line.split()[0], line.split()[-1]) == ("good.shop", "disconnected")
     finally:
         process.kill()
         await process.wait()
@@ -299,7 +337,7 @@ async def test_watch_prints_new_absent_sidecars(server: XdsServer, mesh: Mesh, c
         assert process.stdout
         async with asyncio.timeout(3 * TIMEOUT):
             lines = [(await process.stdout.readline()).decode() for _ in range(3)]
-            assert lines[2].split(maxsplit=3) == ["dead.shop", "-", "-", "not connected (never)\n"]
+            assert lines[2].split(maxsplit=8) == ["dead.shop", *("-" * 7), "not connected (never)\n"]
             mesh.set_absent("dead.shop", "web.shop")
             line = (await process.stdout.readline()).decode()
             assert line.split(maxsplit=1)[0] == "web.shop", "only new ones"
@@ -328,9 +366,9 @@ async def test_absent_sidecar_exits_with_1(server: XdsServer, mesh: Mesh, channe
     mesh.set_absent("dead.shop", since=asyncio.get_running_loop().time() - 125)
     result = await xds(port=server.port)
     assert (result.exit_code, result.stderr) == (1, "")
-    _, good, dead = result.stdout.splitlines()
-    assert good.startswith("good.shop")
-    assert dead.split(maxsplit=3) == ["dead.shop", "-", "-", "not connected (2m5s)"]
+    (good, dead), footer = read_table(result.stdout)
+    assert (good["PROXY"], footer) == ("good.shop", "1 synced, 1 not connected\n")
+    assert (dead["PROXY"], dead["CDS"], dead["STATUS"]) == ("dead.shop", "-", "not connected (2m5s)")
     for words in (("dead",), ("dead.shop",), ("-n", "shop")):
         result = await xds(*words, port=server.port)
         assert result.exit_code == 1
@@ -351,11 +389,9 @@ async def test_only_absent_sidecars_exits_with_1(server: XdsServer, mesh: Mesh):
     mesh.set_absent("web-1.shop", "web-2.shop")
     result = await xds(port=server.port)
     assert (result.exit_code, result.stderr) == (1, "")
-    assert [line.split(maxsplit=3)[3] for line in result.stdout.splitlines()] == [
-        "STATUS",
-        "not connected (never)",
-        "not connected (never)",
-    ]
+    rows, footer = read_table(result.stdout)
+    assert [row["STATUS"] for row in rows] == ["not connected (never)"] * 2
+    assert footer == "2 not connected\n"
     result = await xds("web", port=server.port)
     assert result.exit_code == 2
     assert "web is ambiguous: it matches web-1.shop, web-2.shop" in result.stderr
@@ -371,7 +407,7 @@ async def test_sidecars_of_another_replica_do_not_fail(
     await synced(channel, server, "web-3.shop")
     result = await xds(port=server.port)
     assert result.exit_code == 0
-    assert len(result.stdout.splitlines()) == 2
+    assert read_table(result.stdout)[1] == "1 synced\n"
     assert result.stderr == (
         "2 sidecars are not connected to this replica; other replicas may serve them (-o json lists them)\n"
     )
@@ -385,7 +421,8 @@ async def test_many_absent_sidecars_are_counted(server: XdsServer, mesh: Mesh):
     mesh.set_absent(*(f"web-{n}.shop" for n in range(1500)))
     result = await xds(port=server.port)
     assert result.exit_code == 1
-    assert len(result.stdout.splitlines()) == 1001
+    rows, footer = read_table(result.stdout)
+    assert (len(rows), footer) == (1000, "1500 not connected\n")
     assert result.stderr == "500 more sidecars are not connected\n"
 
 
@@ -442,7 +479,9 @@ async def test_server_without_the_service_exits_with_3():
         await server.stop()
 
 
-@pytest.mark.parametrize("words", [("--xds-address", "x"), ("-o", "xml"), ("a", "b"), ("",), ("-n", "")])
+@pytest.mark.parametrize(
+    "words", [("--xds-address", "x"), ("-o", "xml"), ("a", "b"), ("",), ("-n", ""), *NOT_SYNCED]
+)
 def test_wrong_usage_exits_with_2(words: tuple[str, ...]):
     result = CliRunner().invoke(app, ["status", *words], prog_name="xds")
     assert result.exit_code == 2

@@ -7,8 +7,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.mesh.controlplane.status import (
     duration,
+    natural_key,
     object_name,
     proxy_name,
+    proxy_state,
     resource_line,
     stream_line,
     type_line,
@@ -128,3 +130,25 @@ def test_names() -> None:
     assert object_name("Policy full/x (m.yaml:1)") == "Policy/full/x"
     assert proxy_name("sidecar~1.2.3.4~web.shop~shop.svc.cluster.local") == "web.shop"
     assert proxy_name("odd\x1bnode") == "odd\\x1bnode"
+
+
+def test_state_of_a_proxy_names_each_type_that_is_not_synced() -> None:
+    def state(*kinds: pb.Type, problem: str = "") -> str:
+        return proxy_state(pb.Proxy(streams=[pb.Stream(types=kinds)], problem=problem), at(0))
+
+    synced = pb.Type(type_url=CLUSTER, state=pb.SYNCED, acked_at=at(60))
+    late = waiting(pb.Waiting.ACK, 3)
+    late.type_url = LISTENER
+    unknown = waiting(pb.Waiting.CONFIGURATION, 3)
+    assert state(synced, pb.Type(state=pb.SYNCED, acked_at=at(5))) == "synced 5s ago"
+    assert state(pb.Type(state=pb.SYNCED)) == "synced"
+    assert state(synced, late) == "LDS waiting 3s for an ACK"
+    assert state(synced, late, late) == "LDS waiting 3s for an ACK", "two streams that wait equally"
+    assert state(unknown, unknown, problem="its pod is not known") == "its pod is not known"
+    assert state(late, problem="no pod\x1b") == "no pod\\x1b; LDS waiting 3s for an ACK"
+
+
+def test_numbers_in_names_are_ordered_by_value() -> None:
+    names = ["s2", "s10", "s10a", "s10b", "t", "1", "", "s", "s" + "9" * 5000]
+    expected = ["", "1", "s", "s2", "s10", "s10a", "s10b", "s" + "9" * 5000, "t"]
+    assert sorted(names, key=natural_key) == expected

@@ -24,7 +24,7 @@ POD = "httpbin.full"
 ROOT_CERTIFICATE = "/var/lib/xds/root-cert.pem"
 LISTED = (
     "\ngrpc.reflection.v1alpha.ServerReflection\n"
-    "xds.mesh.v1.Policies\nxds.mesh.v1.Proxies\nxds.mesh.v1.Rollouts\n"
+    "xds.mesh.v1.Objects\nxds.mesh.v1.Policies\nxds.mesh.v1.Proxies\nxds.mesh.v1.Rollouts\n"
 )
 MUTUAL = "spiffe://cluster.local/ns/full/sa/sleep"
 
@@ -210,8 +210,9 @@ def traffic(demo: Demo) -> Iterator[list[str]]:
 def synced(demo: Demo) -> int:
     """Return how many sidecars are synced."""
     done = demo.docker.ask("compose", "exec", "-T", "control-plane", "xds", "status")
-    lines = [line.split() for line in done.stdout.splitlines()[1:]]
-    return len({line[0] for line in lines}) if all(line[3] == "synced" for line in lines) else 0
+    footer = done.stdout.splitlines()[-1:]
+    synced = re.fullmatch(r"(\d+) synced", footer[0]) if footer else None
+    return int(synced[1]) if synced else 0
 
 
 def intercepted(demo: Demo, pod: str) -> bool:

@@ -14,11 +14,14 @@ from tests.policy.world import HTTP, peer, pod, service
 from tests.server.proxies import Client
 from xds.introspect import Introspection
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.objects_service import ObjectsService
 from xds.mesh.controlplane.policies_service import PoliciesService
+from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.model.objects import ROLLOUT, Change, Fact
+from xds.mesh.model.objects import ROLLOUT, Change, Fact, Ref
+from xds.mesh.sources.report import ReadObject
 from xds.mesh.v1 import described
 from xds.protocol.session import Variant
 from xds.server import XdsServer
@@ -64,11 +67,35 @@ class Sidecar:
         await self._client.ask(type_url, nonce=self.withheld.pop(type_url), error=error)
 
 
+class MemorySource:
+    """What the control plane has read, as the test decides."""
+
+    has_versions = True
+
+    def __init__(self) -> None:
+        self.objects: dict[Ref, ReadObject] = {}
+        self.is_read = True
+        self.problems: list[FoundProblem] = []
+
+    def read_object(self, ref: Ref) -> ReadObject | None:
+        return self.objects.get(ref)
+
+    def is_current(self, since: float) -> bool:
+        return self.is_read and since > 0
+
+
 class Plane:
     """A control plane for the service `web` (pods web-1 and web-2) and the client `one`, in `shop`."""
 
-    def __init__(self, channel: grpc.aio.Channel, controller: Controller, server: XdsServer) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        controller: Controller,
+        server: XdsServer,
+        source: MemorySource,
+    ) -> None:
         self.channel, self.controller, self.server = channel, controller, server
+        self.source = source
         self.one, self.first, self.second = (Sidecar(channel, name) for name in ("one", "web-1", "web-2"))
 
     def set_mode(self, mode: str, *more: Fact, at_once: bool = False) -> None:
@@ -78,30 +105,37 @@ class Plane:
         policy = peer("shop", mode)
         if at_once:
             policy = replace(policy, meta=replace(policy.meta, annotations={ROLLOUT: "immediate"}))
-        self.controller.change(Change(applied=(policy, *more)))
+        self.apply(policy, *more)
+
+    def apply(self, *facts: Fact, version: str = "1") -> None:
+        """Have the control plane read objects."""
+        self.source.objects |= {fact.ref: ReadObject(fact, version) for fact in facts}
+        self.controller.change(Change(applied=facts))
 
 
 @asynccontextmanager
 async def running(mode: str) -> AsyncIterator[Plane]:
     """Run a control plane whose sidecars have ACKed the desired state."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
-    controller = Controller(authority)
+    controller, source = Controller(authority), MemorySource()
+    objects = ObjectsService(controller, source, lambda: source.problems)
+    services = [RolloutsService(controller), PoliciesService(controller), objects]
     server = XdsServer(
         controller.connections,
         "127.0.0.1:0",
         grace=0.2,
-        added=[
-            Introspection([RolloutsService(controller), PoliciesService(controller)], documented=described)
-        ],
+        added=[Introspection(services, documented=described)],
     )
     tasks = [asyncio.create_task(controller.run())]
     pods = [*(pod(name, "shop", app="web") for name in ("web-1", "web-2")), pod("one", "shop")]
-    controller.change(Change(applied=(*pods, service("web", "shop", HTTP), peer("shop", mode))))
+    policy = peer("shop", mode)
+    source.objects[policy.ref] = ReadObject(policy, "1")
+    controller.change(Change(applied=(*pods, service("web", "shop", HTTP), policy)))
     await controller.ready.wait()
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            plane = Plane(channel, controller, server)
+            plane = Plane(channel, controller, server, source)
             sidecars = (plane.one, plane.first, plane.second)
             tasks += (asyncio.create_task(each.run()) for each in sidecars)
             async with asyncio.timeout(WITHIN):

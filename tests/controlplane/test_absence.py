@@ -35,6 +35,11 @@ async def test_only_running_pods_with_a_sidecar_are_expected() -> None:
         assert not controller.absences().may_be_on_other_replica
 
 
+async def test_numbers_in_names_are_sorted_by_value() -> None:
+    async with running(pod("web-10"), pod("web-9"), service("web")) as controller:
+        assert names(controller) == ["web-9", "web-10"]
+
+
 async def test_dead_sidecar_is_absent_since_its_last_stream_ended() -> None:
     async with running(pod("web"), pod("other"), service("web")) as controller:
         async with Sidecar(controller, "web", "shop"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from xds.demo.proxies import active_config, difference
+from xds.mesh.envoy.dump import active_config, difference
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from xds.demo import proxies, tour
+from xds.demo import tour
 from xds.demo.play import FULL_FULL, STEPS, Answer, Expected, Pair
 from xds.demo.stage import EXAMPLES
 from xds.mesh.model.mesh import Mesh
@@ -91,7 +91,7 @@ def test_stale_sidecar_is_named(mesh):
 
 
 def test_draining_sidecar_is_named_if_required(mesh, monkeypatch):
-    monkeypatch.setattr(proxies, "difference", lambda _expected, _active: "")
+    monkeypatch.setattr(tour, "difference", lambda _expected, _active: "")
     stats = {"stats": [{"name": "listener_manager.total_filter_chains_draining", "value": 1}]}
     shown = f'"sleep.full" {{"configs": []}} {json.dumps(stats)}'
     assert tour.find_stale(mesh, shown, drained=False) == ""

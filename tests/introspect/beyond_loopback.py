@@ -21,6 +21,7 @@ GUARDED = (
     "grpc.channelz.v1.Channelz/GetTopChannels",
     "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus",
     "envoy.service.status.v3.ClientStatusDiscoveryService/StreamClientStatus",
+    "xds.mesh.v1.Objects/ListProblems",
     "xds.mesh.v1.Proxies/List",
     "xds.mesh.v1.Rollouts/List",
     "xds.mesh.v1.Policies/Explain",

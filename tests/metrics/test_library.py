@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import grpc.aio
@@ -41,9 +42,9 @@ async def test_store_has_metrics_and_status():
             command = ["status", "--xds-address", f"127.0.0.1:{server.port}"]
             result = await asyncio.to_thread(CliRunner().invoke, app, command, prog_name="xds")
             assert result.exit_code == 1
-            _, line = result.stdout.splitlines()
-            assert line.split()[:4] == ["edge-1", "RTDS", "0/1", "waiting"]
-            assert line.endswith(" for an ACK")
+            _, line, *_ = result.stdout.splitlines()
+            assert line.split()[:2] == ["edge-1", "-"]
+            assert re.search(r"RTDS waiting \d+s for an ACK$", line)
     finally:
         await server.stop()
 

@@ -20,8 +20,8 @@ from tests.support.places import HERE, Namespace, Place, why_no_namespaces
 from tests.support.tcp import Relay
 from tests.support.waiting import eventually
 from xds.codec import to_json_dict
-from xds.demo.proxies import active_config, difference, expected_config
 from xds.mesh.envoy.bootstrap import bootstrap
+from xds.mesh.envoy.dump import active_config, difference, expected_config
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.objects import Pod
 from xds.snapshot import LISTENER, Snapshot

@@ -18,6 +18,7 @@ from tests.support.controlplane import xds
 from tests.support.envoy import EnvoyProcess
 from tests.support.local import LocalMesh
 from tests.support.manifests import destination_rule
+from tests.support.rows import read_table
 from tests.support.waiting import eventually
 from xds.codec import message_class, to_json_dict
 from xds.introspect import csds
@@ -45,16 +46,15 @@ class Status:
     def __init__(self, mesh: LocalMesh) -> None:
         self._at = f"--xds-address={mesh.plane.address}"
 
-    async def lines(self, *arguments: str) -> dict[tuple[str, str], str]:
-        """Return (proxy, type) -> the rest of the line."""
-        _, *lines = (await xds("status", self._at, *arguments, may_be_no=True)).splitlines()
-        rows = [line.split(maxsplit=3) for line in lines]
-        return {(proxy, kind): words for proxy, kind, _, words in rows}
+    async def rows(self) -> dict[str, dict[str, str]]:
+        """Return the row of each proxy, by title."""
+        rows, _ = read_table(await self.text())
+        return {row["PROXY"]: row for row in rows}
 
-    async def says(self, proxy: str, kind: str, words: str) -> bool:
-        """Whether a line matches a regular expression."""
-        line = (await self.lines())[proxy, kind]
-        assert re.fullmatch(words, line), line
+    async def says(self, proxy: str, title: str, words: str) -> bool:
+        """Whether a cell matches a regular expression."""
+        cell = (await self.rows())[proxy][title]
+        assert re.fullmatch(words, cell), cell
         return True
 
     async def text(self, *arguments: str) -> str:
@@ -127,10 +127,11 @@ async def test_status_of_synced_waiting_and_rejecting_sidecars(loopback, tmp_pat
         await mesh.start(bad, may_reject=True)
 
         async def all_synced() -> bool:
-            lines = await status.lines()
-            assert {kind for _, kind in lines} == TYPES
-            assert {proxy for proxy, _ in lines} == {"web.ns", "good.ns", "slow.ns", "bad.other"}
-            return all(words.startswith("synced ") and words.endswith("s ago") for words in lines.values())
+            rows = await status.rows()
+            assert set(rows) == {"web.ns", "good.ns", "slow.ns", "bad.other"}
+            assert all(re.fullmatch(r"synced \d+s ago", row["STATUS"]) for row in rows.values())
+            assert all(row[kind] == "synced" for row in rows.values() for kind in TYPES)
+            return all(re.fullmatch(r"(23h\d+m|1d)", row["CERT"]) for row in rows.values())
 
         await eventually(all_synced, what="every sidecar is synced")
         proxies = {proxy["pod"]: proxy for proxy in await status.json()}
@@ -148,10 +149,12 @@ async def test_status_of_synced_waiting_and_rejecting_sidecars(loopback, tmp_pat
         rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = NOWHERE
         mesh.apply(rule)
 
-        words = rf"rejected: .*{NOWHERE}.* \(from DestinationRule/other/broken\)"
-        await eventually(lambda: status.says("bad.other", "CDS", words))
-        lines = await status.lines()
-        assert [key for key, words in lines.items() if words.startswith("rejected")] == [("bad.other", "CDS")]
+        words = rf"CDS rejected: .*{NOWHERE}.* \(from DestinationRule/other/broken\)"
+        await eventually(lambda: status.says("bad.other", "STATUS", words))
+        rows = await status.rows()
+        rejected = [(name, kind) for name, row in rows.items() for kind in TYPES if row[kind] == "rejected"]
+        assert rejected == [("bad.other", "CDS")]
+        assert "good.ns" not in await status.text("--not-synced")
         text = await status.text("bad.other")
         assert WEB in text
         assert "rejected, made from DestinationRule other/broken (" in text
@@ -161,14 +164,14 @@ async def test_status_of_synced_waiting_and_rejecting_sidecars(loopback, tmp_pat
 
         await mesh.enter(Running("lost.ns", begin, tmp_path))
 
-        await eventually(lambda: status.says("lost.ns", "CDS", "waiting: its pod is not known"), timeout=20)
+        await eventually(lambda: status.says("lost.ns", "STATUS", "its pod is not known"), timeout=20)
 
         with stopped(mesh.sidecar(slow)):
             mesh.pod("web-2", "ns", sidecar=False, labels={"app": "web"})
-            await eventually(lambda: status.says("slow.ns", "EDS", r"waiting \d+s for an ACK"))
+            await eventually(lambda: status.says("slow.ns", "STATUS", r".*EDS waiting \d+s for an ACK.*"))
             mesh.service("other", "ns", {"http": (81, 8081)}, selector={"app": "web"})
             # Endpoints are missing because the suspended sidecar does not answer.
-            await eventually(lambda: status.says("slow.ns", "CDS", r"waiting \d+s for an ACK"))
-            await eventually(lambda: status.says("good.ns", "CDS", r"synced \d+s ago"))
-        await eventually(lambda: status.says("slow.ns", "CDS", r"synced \d+s ago"))
-        await eventually(lambda: status.says("slow.ns", "EDS", r"synced \d+s ago"))
+            await eventually(lambda: status.says("slow.ns", "STATUS", r".*CDS waiting \d+s for an ACK.*"))
+            await eventually(lambda: status.says("good.ns", "CDS", "synced"))
+        await eventually(lambda: status.says("slow.ns", "CDS", "synced"))
+        await eventually(lambda: status.says("slow.ns", "EDS", "synced"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.sources.files import place
 from xds.mesh.model.objects import AuthenticationPolicy, Change, MeshConfig, Mode, Pod, Problem, Ref
 from xds.mesh.sources.documents import Document, read_documents
 from xds.mesh.sources.files import Folder
+from xds.mesh.sources.report import ReadObject
 from xds.mesh.sources.settings import SettingsLoader
 
 NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n"
@@ -393,6 +395,25 @@ def test_refused_policy_is_strict_until_a_valid_version(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("PERMISIVE"))
     assert folder.load().change == Change(), "the last valid version stays in use"
     assert "until it is repaired" not in folder.problems[0].what
+
+
+def test_rejected_object_is_read_with_its_earlier_version(tmp_path: Path) -> None:
+    ref = Ref("Policy", "shop", "default")
+    place(tmp_path / "a.yaml", POLICY.format("PERMISSIVE"))
+    folder = Folder(tmp_path)
+    [good] = folder.load().change.applied
+    os.utime(tmp_path / "a.yaml", (1_700_000_000, 1_700_000_000))
+    folder.load()
+    assert folder.read_object(ref) == ReadObject(good)
+    assert folder.read_object(Ref("Policy", "shop", "other")) is None
+    place(tmp_path / "a.yaml", POLICY.format("PERMISIVE"))
+    folder.load()
+    read = folder.read_object(ref)
+    assert read
+    assert read.rejection
+    assert (read.fact, read.rejection.subject) == (good, str(ref))
+    assert "PERMISIVE" in read.rejection.what
+    assert folder.problems[0].served_version == "2023-11-14T22:13:20Z"
 
 
 def test_refused_one_of_two_policies_decides_at_start(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from xds.mesh.parse import KINDS
 from xds.mesh.sources.documents import Document, read_documents
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.kubernetes import Kubernetes
+from xds.mesh.sources.report import ReadObject
 from xds.mesh.sources.settings import SettingsLoader
 
 PLURALS = {
@@ -151,6 +152,32 @@ async def test_bad_policy_is_reported_until_it_is_deleted(server: FakeApiServer,
         await followed.until(lambda: not followed.messages())
         assert ref not in followed.facts
         assert not [problem for problem in followed.source.problems if not problem.notice]
+
+
+async def test_object_is_read_with_its_version(server: FakeApiServer, api: KubeApi) -> None:
+    ref = Ref("PeerAuthentication", "shop", "default")
+
+    def read(followed: Followed, version: str) -> ReadObject | None:
+        found = followed.source.read_object(ref)
+        return found if found and found.version == version else None
+
+    await put(server, policy("STRICT"))
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
+        await followed.until(lambda: followed.complete)
+        assert followed.source.is_current(0)
+        assert followed.source.read_object(Ref("PeerAuthentication", "shop", "other")) is None
+        assert followed.source.read_object(Ref("Node", "", "x")) is None
+        await put(server, policy("STRICT"))
+        same = str(server.version)
+        await followed.until(lambda: read(followed, same))
+        await put(server, policy("SOMETIMES"))
+        bad = str(server.version)
+        await followed.until(lambda: read(followed, bad))
+        found = followed.source.read_object(ref)
+        assert found
+        assert found.rejection
+        assert (found.fact, found.rejection.served_version) == (followed.facts[ref], same)
+        assert found.rejection.subject == str(ref)
 
 
 async def test_recreated_bad_policy_fails_closed(server: FakeApiServer, api: KubeApi) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -69,6 +70,28 @@ async def test_file_changes_are_followed(tmp_path: Path) -> None:
         (tmp_path / "a.yaml").unlink()
         await world.until("b3")
     assert world.problems == []
+
+
+async def test_folder_is_current_once_later_writes_are_read(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    ref = Ref("Namespace", "", "one")
+    reports = folder.watch()
+    await anext(reports)
+    (tmp_path / "a.yaml").write_text(NAMESPACE.format("one"))
+    written_at = time.monotonic()
+    assert not folder.is_current(written_at)
+    pending = asyncio.ensure_future(anext(reports))
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            await pending
+            assert folder.read_object(ref)
+            assert not folder.is_current(written_at), "the caller has not passed the change on"
+            pending = asyncio.ensure_future(anext(reports))
+            while not folder.is_current(written_at):
+                await asyncio.sleep(0.01)
+    finally:
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
 
 
 async def test_folder_changes_are_followed(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ class Admin:
 
     def __init__(self, client: Client, address: str, port: int) -> None:
         self._client = client
-        self._base = f"http://{address}:{port}"
+        self.address = f"{address}:{port}"
+        self._base = f"http://{self.address}"
 
     async def get(self, path: str) -> str:
         answer = await self._client.get(self._base + path)

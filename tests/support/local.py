@@ -27,8 +27,8 @@ from tests.support.places import HERE
 from tests.support.tcp import LineApp, TcpServer
 from tests.support.waiting import eventually
 from xds.codec import to_json_dict
-from xds.demo.proxies import active_config, difference, expected_config
 from xds.mesh.envoy.bootstrap import bootstrap
+from xds.mesh.envoy.dump import active_config, difference, expected_config
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers

@@ -23,8 +23,8 @@ from tests.support.tcp import LineApp, Relay
 from tests.support.waiting import eventually
 from tests.support.wire import Wire
 from xds.codec import to_json_dict
-from xds.demo.proxies import Config, active_config, difference, expected_config
 from xds.mesh.envoy.bootstrap import bootstrap
+from xds.mesh.envoy.dump import Config, active_config, difference, expected_config
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh as Facts
 from xds.mesh.model.namespace import covers

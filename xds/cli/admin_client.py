@@ -1,8 +1,8 @@
-"""A gRPC client of a running control plane: the services of xds.mesh.v1."""
+"""A gRPC client of a running control plane: the services of xds.mesh.v1, and CSDS."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self, TypeVar
@@ -14,16 +14,19 @@ from google.protobuf.message import Message
 from xds.cli.options import Address, fail, fail_unknown
 from xds.mesh.controlplane.status import proxy_name
 from xds.mesh.model.objects import printable
-from xds.mesh.v1 import policies_pb2, proxies_pb2, rollouts_pb2
+from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
 
-_Result = TypeVar("_Result")
 _Response = TypeVar("_Response", bound=Message)
 
+OBJECTS = "xds.mesh.v1.Objects"
 PROXIES = "xds.mesh.v1.Proxies"
 ROLLOUTS = "xds.mesh.v1.Rollouts"
 POLICIES = "xds.mesh.v1.Policies"
+CSDS = "envoy.service.status.v3.ClientStatusDiscoveryService"
 RPC_TIMEOUT = 10.0
 """Timeout of a unary call, in seconds."""
+_CLOSED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+"""Status codes of a stream that the control plane has closed."""
 EXIT_UNREACHABLE = 3
 """Exit status if a call to the control plane fails."""
 
@@ -34,6 +37,10 @@ def _file(option: str, help_text: str) -> Any:
     )
 
 
+XdsAddress = Annotated[
+    str, typer.Option("--xds-address", metavar="HOST:PORT", help="xDS address of the control plane.")
+]
+DEFAULT_ADDRESS = "127.0.0.1:15010"
 CaFile = Annotated[
     Path | None,
     _file(
@@ -121,7 +128,7 @@ class AdminClient:
     ) -> Iterator[proxies_pb2.WatchProxiesResponse]:
         """Yield the state of proxies, then each change until the control plane stops."""
         request = proxies_pb2.WatchProxiesRequest(**filters, unsynced=unsynced)
-        return self._stream(PROXIES, request, proxies_pb2.WatchProxiesResponse)
+        return self._stream(PROXIES, "Watch", request, proxies_pb2.WatchProxiesResponse)
 
     def list_rollouts(self, namespace: str) -> rollouts_pb2.ListRolloutsResponse:
         """Return the progress of rollouts."""
@@ -131,7 +138,28 @@ class AdminClient:
     def watch_rollouts(self, namespace: str) -> Iterator[rollouts_pb2.ListRolloutsResponse]:
         """Yield the progress of rollouts, again at each change, until the control plane stops."""
         request = rollouts_pb2.ListRolloutsRequest(namespace=namespace)
-        return self._stream(ROLLOUTS, request, rollouts_pb2.ListRolloutsResponse)
+        return self._stream(ROLLOUTS, "Watch", request, rollouts_pb2.ListRolloutsResponse)
+
+    def list_problems(self, namespace: str, *, notices: bool) -> objects_pb2.ListProblemsResponse:
+        """Return the problems of objects."""
+        request = objects_pb2.ListProblemsRequest(namespace=namespace, notices=notices)
+        return self._call(OBJECTS, "ListProblems", request, objects_pb2.ListProblemsResponse)
+
+    def wait(self, request: objects_pb2.WaitRequest, timeout: float) -> Iterator[objects_pb2.WaitResponse]:
+        """Yield the progress of an object, until its state is final or the timeout passes."""
+        return self._stream(OBJECTS, "Wait", request, objects_pb2.WaitResponse, timeout)
+
+    def stream_client_status(self, request: Message, response: type[_Response]) -> Iterator[_Response]:
+        """Yield the parts of the answer to a request of Envoy's client status discovery service (CSDS)."""
+        method = self._channel.stream_stream(
+            f"/{CSDS}/StreamClientStatus",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        try:
+            yield from method(iter([request]), timeout=RPC_TIMEOUT)
+        except grpc.RpcError as error:
+            self._fail(CSDS, error)
 
     def explain(self, client: str, service: str) -> policies_pb2.Explanation:
         """Return the explanation of a client's connections to a service; exit if either does not exist."""
@@ -160,37 +188,48 @@ class AdminClient:
             fail(f"{proxy} is ambiguous: it matches {listed}")
         return names[0] if names[0].startswith(proxy) else proxy
 
-    def _call(self, service: str, method_name: str, request: Message, response: type[_Response]) -> _Response:
+    def _call(self, service: str, name: str, request: Message, response: type[_Response]) -> _Response:
         method = self._channel.unary_unary(
-            f"/{service}/{method_name}",
+            f"/{service}/{name}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=response.FromString,
         )
-        result: _Response = self._exit_on_error(service, lambda: method(request, timeout=RPC_TIMEOUT))
+        try:
+            result: _Response = method(request, timeout=RPC_TIMEOUT)
+        except grpc.RpcError as error:
+            self._fail(service, error)
         return result
 
-    def _stream(self, service: str, request: Message, response: type[_Response]) -> Iterator[_Response]:
+    def _stream(
+        self,
+        service: str,
+        name: str,
+        request: Message,
+        response: type[_Response],
+        timeout: float | None = None,
+    ) -> Iterator[_Response]:
+        """Yield the responses of a call. With a timeout, the call may end; without one, it must not."""
         method = self._channel.unary_stream(
-            f"/{service}/Watch",
+            f"/{service}/{name}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=response.FromString,
         )
-        responses = iter(method(request))
-        first = self._exit_on_error(service, lambda: next(responses, None))
+        responses = iter(method(request, timeout=timeout))
+        try:
+            first = next(responses, None)
+        except grpc.RpcError as error:
+            self._fail(service, error)
         try:
             if first:
                 yield first
             yield from responses
+            has_ended = timeout is not None
         except grpc.RpcError as error:
-            if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
+            has_ended = timeout is not None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            if not has_ended and error.code() not in _CLOSED:
                 self._fail(service, error)
-        fail(f"the control plane at {self._address} closed the stream", EXIT_UNREACHABLE)
-
-    def _exit_on_error(self, service: str, call: Callable[[], _Result]) -> _Result:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            self._fail(service, error)
+        if not has_ended:
+            fail(f"the control plane at {self._address} closed the stream", EXIT_UNREACHABLE)
 
     def _fail(self, service: str, error: grpc.RpcError) -> NoReturn:
         match error.code():
@@ -209,7 +248,7 @@ class AdminClient:
                     "is an older version"
                 )
             case grpc.StatusCode.DEADLINE_EXCEEDED:
-                message = f"the server at {self._address} did not respond within {RPC_TIMEOUT:.0f} s"
+                message = f"the server at {self._address} did not respond in time"
             case code:
                 message = f"the server at {self._address} responded with {code.name}"
         details = error.details() or ""

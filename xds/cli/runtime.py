@@ -35,7 +35,9 @@ from xds.mesh.controlplane.admin import AdminServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.metrics.controlplane import Metrics, StartupMetrics
+from xds.mesh.controlplane.objects_service import ObjectsService, ReadObjects
 from xds.mesh.controlplane.policies_service import PoliciesService
+from xds.mesh.controlplane.problem_times import FoundProblem, ProblemTimes
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.model.objects import Change, MeshConfig, Problem
@@ -53,7 +55,7 @@ Tasks start before the mesh is known; a task that needs the mesh awaits `control
 """
 
 
-class Source(Protocol):
+class Source(ReadObjects, Protocol):
     """A source of objects and settings."""
 
     what: str
@@ -199,6 +201,7 @@ class ControlPlane:
         self._metrics: Metrics | None = None
         self._effects: EffectWatcher | None = None
         self._is_listening = False
+        self._problem_log, self._problem_times = ProblemLog(log), ProblemTimes()
 
     def not_ready_reason(self) -> str | None:
         """Return why the xDS server does not listen yet; None if it listens."""
@@ -221,13 +224,21 @@ class ControlPlane:
     async def run(self, ready_url: str) -> None:
         """Serve until cancelled. Raises CannotListenError, and any error of a background task."""
         async with aclosing(self._source.watch()) as updates:
-            problem_log = ProblemLog(log)
-            change = await _wait_until_complete(updates, problem_log)
+            change = await _wait_until_complete(updates, self._record_problems)
             components = await self._build(change.config or MeshConfig())
             components.controller.change(change)
             _log_change(self._source, change)
-            follow = _follow(self._source, updates, components.controller, problem_log)
+            follow = _follow(self._source, updates, components.controller, self._record_problems)
             await self._serve(components, ready_url, (follow, *(task() for task in components.tasks)))
+
+    def _record_problems(self, update: SourceUpdate) -> None:
+        self._problem_log.add(update)
+        self._problem_times.add(update)
+
+    def _found_problems(self) -> tuple[FoundProblem, ...]:
+        """Return the current problems, with when each was found."""
+        effects = self._effects.found if self._effects else ()
+        return (*self._problem_times.found(self._source.problems), *effects)
 
     async def _serve(
         self, components: Components, ready_url: str, tasks: Iterable[Coroutine[Any, Any, None]]
@@ -241,9 +252,13 @@ class ControlPlane:
             self._metrics.register(collector)
         identifier = f"xds {version('xds-mesh')}"
         proxies = ProxiesService(
-            controller.problem_of, absences=controller.absences, problems=lambda: self.problems
+            controller.problem_of,
+            expiry_of=controller.certificate_expiry,
+            absences=controller.absences,
+            problems=lambda: self.problems,
         )
-        services = (proxies, RolloutsService(controller), PoliciesService(controller))
+        objects = ObjectsService(controller, self._source, self._found_problems)
+        services = (proxies, RolloutsService(controller), PoliciesService(controller), objects)
         admit = listeners.admit if listeners else None
         server = XdsServer(
             controller.connections,
@@ -307,21 +322,26 @@ async def _start(*servers: XdsServer | RestServer) -> None:
             raise CannotListenError(str(error)) from error
 
 
-async def _wait_until_complete(updates: AsyncIterator[SourceUpdate], problem_log: ProblemLog) -> Change:
-    """Return the first state that the source has read completely. Log problems meanwhile."""
+async def _wait_until_complete(
+    updates: AsyncIterator[SourceUpdate], record_problems: Callable[[SourceUpdate], None]
+) -> Change:
+    """Return the first state that the source has read completely. Record problems meanwhile."""
     async for update in updates:
-        problem_log.add(update)
+        record_problems(update)
         if update.complete:
             return update.change
     raise RuntimeError("the source ended before it had read everything")
 
 
 async def _follow(
-    source: Source, updates: AsyncIterator[SourceUpdate], controller: Controller, problem_log: ProblemLog
+    source: Source,
+    updates: AsyncIterator[SourceUpdate],
+    controller: Controller,
+    record_problems: Callable[[SourceUpdate], None],
 ) -> None:
-    """Pass the source's changes to the controller, and its problems to the log."""
+    """Pass the source's changes to the controller, and record its problems."""
     async for update in updates:
-        problem_log.add(update)
+        record_problems(update)
         if update.change != Change():
             controller.change(update.change)
             _log_change(source, update.change)

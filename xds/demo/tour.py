@@ -32,6 +32,7 @@ from xds.demo.play import (
     StepResult,
 )
 from xds.demo.pods import name_of
+from xds.mesh.envoy.dump import active_config, difference, expected_config
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig
@@ -90,9 +91,7 @@ def find_stale(mesh: Mesh, dumps: str, *, drained: bool) -> str:
     values = _json_values(dumps)
     pods = {name_of(pod): pod for pod in mesh.pods()}
     for name, dump, stats in zip(values, values, values, strict=True):
-        if mismatch := proxies.difference(
-            proxies.expected_config(translate(mesh, pods[name])), proxies.active_config(dump)
-        ):
+        if mismatch := difference(expected_config(translate(mesh, pods[name])), active_config(dump)):
             return f"{name} {mismatch}"
         if drained and (draining := proxies.draining_stats(stats)):
             return f"{name} has {draining}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from typing import NamedTuple
 
+from xds.mesh.controlplane.status import natural_key
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
 from xds.mesh.rollout.proxies import PodName
@@ -74,7 +75,8 @@ class SidecarTracker:
         """The pods that should have a connected sidecar, ordered by namespace and name."""
         mesh = self._mesh()
         if self._expected is None or self._expected[0] is not mesh:
-            self._expected = mesh, tuple(pod for pod in mesh.pods() if _has_running_sidecar(pod))
+            pods = (pod for pod in mesh.pods() if _has_running_sidecar(pod))
+            self._expected = mesh, tuple(sorted(pods, key=_order))
             self._absent = None
         return self._expected[1]
 
@@ -93,6 +95,10 @@ class SidecarTracker:
         uid, ended_at = self._disconnected.get(key, (None, None))
         # The entry may be about an earlier pod of the same name.
         return ended_at if uid == pod.meta.uid else None
+
+
+def _order(pod: Pod) -> tuple[object, ...]:
+    return natural_key(pod.namespace), natural_key(pod.name)
 
 
 def _has_running_sidecar(pod: Pod) -> bool:

@@ -22,7 +22,7 @@ from xds.mesh.controlplane.connections import Connections, pod_name
 from xds.mesh.controlplane.publisher import Publisher, publish, traceback_of
 from xds.mesh.controlplane.rollout_log import RolloutLog
 from xds.mesh.controlplane.stats import Stats
-from xds.mesh.identity import ROOTS
+from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Pod
@@ -110,6 +110,12 @@ class Controller:
         """Return why a proxy's configuration is not up to date; empty if there is no problem."""
         key = pod_name(subscriber)
         return self.publisher.error_of(key) if self.mesh.pod(*key) else "its pod is not known"
+
+    def certificate_expiry(self, subscriber: Subscriber) -> datetime | None:
+        """Return when the certificate expires that a proxy is served; None if it is served none."""
+        pod, snapshot = self.mesh.pod(*pod_name(subscriber)), subscriber.snapshot
+        is_served = snapshot is not None and CERTIFICATE in snapshot.of(SECRET)
+        return self.certificates.expires_at(pod) if pod and is_served else None
 
     def absences(self) -> Absences:
         """Return the pods without a connected sidecar that should have one."""

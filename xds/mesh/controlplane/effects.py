@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import structlog
 
+from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.policy.effect import Ineffective, without_effect
@@ -54,6 +55,11 @@ class EffectWatcher:
     def problems(self) -> tuple[Problem, ...]:
         """The problems of objects that have had no effect for a while."""
         return tuple(self._settled.values())
+
+    @property
+    def found(self) -> tuple[FoundProblem, ...]:
+        """The same problems, with when each was first found."""
+        return tuple(FoundProblem(problem, self._since[key]) for key, problem in self._settled.items())
 
     @property
     def by_object(self) -> Mapping[Ref, tuple[Problem, ...]]:

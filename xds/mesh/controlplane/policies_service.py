@@ -16,7 +16,7 @@ from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explanation import configured, differences, explanation_message
-from xds.mesh.controlplane.proxies_service import proxy_message
+from xds.mesh.controlplane.proxies_service import ProxySummary, proxy_message
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.controlplane.status import absent_line, pod, type_line, types
 from xds.mesh.model.mesh import Endpoint
@@ -140,11 +140,13 @@ class _Explainer:
             served_generation=self._mesh.served.generation,
             may_be_on_other_replica=not streams and self._absences.may_be_on_other_replica,
         )
-        if expires := self._controller.certificates.expires_at(pod):
+        expires = self._controller.certificates.expires_at(pod)
+        if expires:
             state.certificate_expires.FromDatetime(expires)
         if streams:
             problem = self._controller.problem_of(streams[0].subscriber)
-            proxy = await proxy_message(streams, problem, self._clock, self._checkpoint, unsynced=False)
+            summary = ProxySummary(problem, expires)
+            proxy = await proxy_message(streams, summary, self._clock, self._checkpoint, unsynced=False)
             unsynced = [kind for kind in types(proxy) if _must_ack(kind, (*type_urls, SECRET))]
             time = self._clock.to_timestamp(self._now)
             lines = [f"{short_name(kind.type_url)} {type_line(kind, problem, time)}" for kind in unsynced]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from datetime import datetime
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 import grpc.aio
@@ -18,7 +19,7 @@ from xds.introspect.clock import Clock
 from xds.introspect.cooperative import Checkpoint, batches
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.absence import Absences, Absent
-from xds.mesh.controlplane.status import pod, settled
+from xds.mesh.controlplane.status import natural_key, pod, settled
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.acks import Rejection
@@ -41,6 +42,8 @@ MAX_WARNINGS = 100
 
 ProblemOf: TypeAlias = Callable[[Subscriber], str]
 """Returns why a proxy's configuration is not up to date; empty if there is no problem."""
+ExpiryOf: TypeAlias = Callable[[Subscriber], datetime | None]
+"""Returns when the certificate expires that a proxy is served; None if it is served none."""
 
 _VARIANTS = {Variant.SOTW: pb.Stream.SOTW, Variant.DELTA: pb.Stream.DELTA}
 _STATES = {
@@ -58,6 +61,7 @@ class ProxiesService:
         self,
         problem_of: ProblemOf = lambda _: "",
         *,
+        expiry_of: ExpiryOf = lambda _: None,
         absences: Callable[[], Absences] = Absences,
         problems: Callable[[], Collection[Problem]] = tuple,
     ) -> None:
@@ -66,10 +70,12 @@ class ProxiesService:
         Args:
             problem_of: returns why a proxy's configuration is not up to date, such as
                 `Controller.problem_of`.
+            expiry_of: returns when the certificate of a proxy expires, such as
+                `Controller.certificate_expiry`.
             absences: returns the pods without a connected sidecar, such as `Controller.absences`.
             problems: returns the problems of objects and settings.
         """
-        self._problem_of = problem_of
+        self._problem_of, self._expiry_of = problem_of, expiry_of
         self._absences = absences
         self._problems = problems
 
@@ -85,9 +91,9 @@ class ProxiesService:
             absences = self._absences()
             streams_by_node, absent = _select(discovery, absences, request)
             for streams in streams_by_node.values():
-                problem = self._problem(streams)
+                summary = self._summary(streams)
                 proxies.append(
-                    await proxy_message(streams, problem, clock, checkpoint, unsynced=request.unsynced)
+                    await proxy_message(streams, summary, clock, checkpoint, unsynced=request.unsynced)
                 )
             warnings = [_warning(problem) for problem in self._problems() if not problem.notice]
             return pb.ListProxiesResponse(
@@ -103,7 +109,7 @@ class ProxiesService:
         async def watch_(
             request: pb.WatchProxiesRequest, _: grpc.aio.ServicerContext
         ) -> AsyncIterator[pb.WatchProxiesResponse]:
-            watch = _Watch(request, self._problem, self._absences)
+            watch = _Watch(request, self._summary, self._absences)
             while True:
                 changes = await watch.next_changes(discovery)
                 if changes:
@@ -120,8 +126,20 @@ class ProxiesService:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
-    def _problem(self, streams: Sequence[Stream]) -> str:
-        return self._problem_of(streams[0].subscriber)
+    def _summary(self, streams: Sequence[Stream]) -> ProxySummary:
+        expiries = (self._expiry_of(stream.subscriber) for stream in streams)
+        return ProxySummary(
+            self._problem_of(streams[0].subscriber), next((expiry for expiry in expiries if expiry), None)
+        )
+
+
+class ProxySummary(NamedTuple):
+    """What the control plane knows about a proxy, apart from its streams."""
+
+    problem: str
+    """Why its configuration is not up to date; empty if there is no problem."""
+    expires_at: datetime | None
+    """When its certificate expires; None if it is served none."""
 
 
 @dataclass(slots=True)
@@ -142,11 +160,11 @@ class _Watch:
     def __init__(
         self,
         request: pb.WatchProxiesRequest,
-        problem: Callable[[Sequence[Stream]], str],
+        summary: Callable[[Sequence[Stream]], ProxySummary],
         absences: Callable[[], Absences] = Absences,
     ) -> None:
         self._request = request
-        self._problem = problem
+        self._summary = summary
         self._absences = absences
         self._absent: tuple[Sequence[Absent], bool] | None = None
         self._clock = Clock.read()
@@ -160,15 +178,15 @@ class _Watch:
         absences = self._absences()
         streams_by_node, absent = _select(discovery, absences, self._request)
         for node_id, streams in streams_by_node.items():
-            problem = self._problem(streams)
+            summary = self._summary(streams)
             inputs = (
-                problem,
+                summary,
                 *((stream, stream.message_count, stream.subscriber.snapshot) for stream in streams),
             )
             sent = previous.get(node_id) if previous else None
             if sent is None or sent.inputs != inputs or _must_recheck(sent):
                 proxy = await proxy_message(
-                    streams, problem, self._clock, checkpoint, unsynced=self._request.unsynced
+                    streams, summary, self._clock, checkpoint, unsynced=self._request.unsynced
                 )
                 if sent is None or sent.proxy != proxy:
                     changed.append(proxy)
@@ -225,7 +243,7 @@ def _select(
             if any(alias.startswith(request.proxy) for alias in key_aliases)
         ]
     node_ids = [key for key in selected if isinstance(key, str)]
-    node_ids.sort(key=lambda node_id: (*names[node_id], node_id))
+    node_ids.sort(key=lambda node_id: [natural_key(name) for name in (*names[node_id], node_id)])
     return {node_id: streams[node_id] for node_id in node_ids}, [
         key for key in selected if isinstance(key, Absent)
     ]
@@ -254,17 +272,23 @@ def _warning(problem: Problem) -> pb.ObjectWarning:
         what=printable(problem.what),
         hint=printable(problem.hint),
         level=pb.ObjectWarning.WARNING,
+        served_version=problem.served_version,
     )
 
 
 async def proxy_message(
-    streams: Sequence[Stream], problem: str, clock: Clock, checkpoint: Checkpoint, *, unsynced: bool
+    streams: Sequence[Stream],
+    summary: ProxySummary,
+    clock: Clock,
+    checkpoint: Checkpoint,
+    *,
+    unsynced: bool,
 ) -> pb.Proxy:
     """Return the status of a proxy.
 
     Args:
         streams: streams of the proxy, at least one.
-        problem: why its configuration is not up to date; empty if there is no problem.
+        summary: what is known apart from the streams.
         clock: converts times.
         checkpoint: yields to the event loop.
         unsynced: whether to list the resources that are not synced.
@@ -277,7 +301,8 @@ async def proxy_message(
         pod=name,
         agent=node.user_agent_name,
         agent_version=node.user_agent_version,
-        problem=problem,
+        problem=summary.problem,
+        certificate_expires_at=summary.expires_at,
     )
     for stream in streams:
         await checkpoint()

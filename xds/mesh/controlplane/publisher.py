@@ -52,6 +52,8 @@ class Publisher:
         self._last_error = ""
         """The last error that was logged with its traceback."""
         self._slice_started_at = 0.0
+        self._translating: PodName | None = None
+        """The pod whose translation is in progress."""
 
     @property
     def next(self) -> PodName | None:
@@ -77,6 +79,10 @@ class Publisher:
         self._superseded.discard(key)
         self.deferred.discard(key)
 
+    def is_pending(self, key: PodName) -> bool:
+        """Return whether a snapshot of the current mesh is still to be published to a pod."""
+        return key in self._due or key in self.deferred or key == self._translating
+
     def error_of(self, key: PodName) -> str:
         """Return why the last translation of a pod failed; empty if it did not."""
         return self._errors.get(key, "")
@@ -101,11 +107,14 @@ class Publisher:
         """
         key = (pod.namespace, pod.name)
         changed_at, may_cancel = self._due.pop(key, None), key not in self._superseded
+        self._translating = key
         try:
             snapshot = await self._run(mesh, pod, secrets(), lambda: may_cancel and is_outdated())
         except Exception as error:  # noqa: BLE001 - logged in full, unless it repeats
             self._failed(key, error)
             return None
+        finally:
+            self._translating = None
         if snapshot is None:
             self._superseded.add(key)
             self.schedule(key, changed_at)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import lru_cache
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +19,9 @@ from xds.protocol.types import short_name
 
 _MAX_CAUSES = 2
 """Maximum number of objects that a line names."""
+
+_NUMBERS = re.compile(r"([0-9]{1,18})")
+"""A number in a name. Longer numbers are split, because converting them is slow."""
 
 _ORIGIN = re.compile(r" \([^()]*\)$")
 """The location of a source, in parentheses after its name."""
@@ -43,6 +47,39 @@ def type_line(kind: pb.Type, problem: str, now: Timestamp) -> str:
     if waiting.reason == pb.Waiting.CONFIGURATION and problem:
         return printable(f"waiting: {problem}")
     return printable(f"waiting {_since(waiting.since, now)} for {_awaited(waiting)}{suffix}")
+
+
+def type_word(kind: pb.Type, now: Timestamp) -> str:
+    """Describe the status of a proxy for one type in a word, such as `synced` or `waiting 14s`."""
+    if kind.state == pb.WAITING:
+        return f"waiting {_since(kind.waiting.since, now)}"
+    return "rejected" if kind.state == pb.REJECTED else "synced"
+
+
+def proxy_state(proxy: pb.Proxy, now: Timestamp) -> str:
+    """Describe the status of a proxy: when it was synced, or each type that is not synced, and why."""
+    lines = {printable(proxy.problem): None} if proxy.problem else {}
+    for kind in types(proxy):
+        is_explained = proxy.problem and kind.waiting.reason == pb.Waiting.CONFIGURATION
+        if kind.state != pb.SYNCED and not is_explained:
+            lines[f"{short_name(kind.type_url)} {type_line(kind, '', now)}"] = None
+    if lines:
+        return "; ".join(lines)
+    acked = [kind.acked_at.ToDatetime() for kind in types(proxy) if kind.HasField("acked_at")]
+    return f"synced {since(max(acked), now)} ago" if acked else "synced"
+
+
+def expiry(proxy: pb.Proxy, now: Timestamp) -> str:
+    """Describe in how much time the certificate of a proxy expires; `-` if it is served none."""
+    if not proxy.HasField("certificate_expires_at"):
+        return "-"
+    seconds = (proxy.certificate_expires_at.ToDatetime() - now.ToDatetime()).total_seconds()
+    return duration(seconds) if seconds > 0 else "expired"
+
+
+def since(moment: datetime, now: Timestamp) -> str:
+    """Describe the time from a moment (UTC, without a time zone) until now."""
+    return duration((now.ToDatetime() - moment).total_seconds())
 
 
 def resource_line(resource: pb.Resource, now: Timestamp) -> str:
@@ -95,7 +132,16 @@ def absent_line(absent: pb.AbsentSidecar, now: Timestamp, *, may_be_on_other_rep
 def warning_line(warning: pb.ObjectWarning) -> str:
     """Describe a problem and its location, in the format that editors and CI systems recognize."""
     hint = f" ({warning.hint})" if warning.hint else ""
-    return printable(f"{warning.place}: warning: {warning.what}{hint}")
+    served = f"; version {warning.served_version} stays in use" if warning.served_version else ""
+    return printable(f"{warning.place}: warning: {warning.what}{hint}{served}")
+
+
+@lru_cache(maxsize=1 << 14)
+def natural_key(text: str) -> tuple[tuple[bool, int, str], ...]:
+    """Return a sort key that orders the numbers in names by value, so that `s2` is before `s10`."""
+    # At odd positions are the numbers.
+    parts = enumerate(_NUMBERS.split(text))
+    return tuple((False, int(part), part) if at % 2 else (True, 0, part) for at, part in parts)
 
 
 def settled(proxy: pb.Proxy) -> bool:
@@ -146,4 +192,4 @@ def _from(causes: Sequence[str]) -> str:
 
 
 def _since(moment: Timestamp, now: Timestamp) -> str:
-    return duration((now.ToMilliseconds() - moment.ToMilliseconds()) / 1000)
+    return since(moment.ToDatetime(), now)

@@ -64,6 +64,12 @@ class Protocol(StrEnum):
         return self in (Protocol.HTTP, Protocol.HTTP2)
 
 
+POLICY_KINDS = ("MeshPolicy", "PeerAuthentication", "Policy")
+"""Kinds that decide the mode of ports."""
+TRAFFIC_KINDS = (*POLICY_KINDS, "DestinationRule")
+"""Kinds that decide between plaintext and mutual TLS."""
+
+
 class Interception(StrEnum):
     """How a pod's traffic reaches its sidecar."""
 
@@ -80,6 +86,13 @@ class Ref(NamedTuple):
     """Namespace; empty for cluster-scoped kinds."""
     name: str
     """Name of the object."""
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """Return the reference with this text, such as `Service full/httpbin`."""
+        kind, _, name = text.partition(" ")
+        namespace, _, name = name.rpartition("/")
+        return cls(kind, namespace, name)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
@@ -480,6 +493,11 @@ class Problem:
     """How to fix the problem; empty if unknown."""
     notice: bool = False
     """Whether the problem is only a notice: the object is used nevertheless, or is ignored on purpose."""
+    subject: str = field(default="", compare=False)
+    """`KIND NAMESPACE/NAME` of the object; empty if it is not known."""
+    served_version: str = field(default="", compare=False)
+    """Earlier version of a rejected object that stays in use; empty if there is none. In a cluster, it is the
+    resourceVersion. For a file, it is the time when that version of the file was written."""
 
     def __post_init__(self) -> None:
         if len(self.where) > MAX_PROBLEM_TEXT:

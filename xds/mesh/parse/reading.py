@@ -148,7 +148,15 @@ class Log:
         subject = "" if self.subject == where else self.subject
         prefix = ": ".join(part for part in (subject, dotted(path)) if part)
         separator = " " if path else ": " if prefix else ""
-        self._problems.keep(Problem(where=where, what=prefix + separator + what, hint=hint, notice=notice))
+        self._problems.keep(
+            Problem(
+                where=where,
+                what=prefix + separator + what,
+                hint=hint,
+                notice=notice,
+                subject=self.subject,
+            )
+        )
 
     def nearest(self, word: object, known: Iterable[str]) -> str:
         """Like the function `nearest`, but for only the first MAX_SUGGESTIONS words of an object."""

@@ -100,7 +100,8 @@ def _problem(owner: Object, what: str, hint: str = "", *, notice: bool = False) 
     # The origin is a file and line: name the object in the text.
     origin = owner.meta.origin
     text = f"{owner.ref}: {what}" if origin else what
-    return owner.ref, Problem(where=origin or str(owner.ref), what=text, hint=hint, notice=notice)
+    ref = str(owner.ref)
+    return owner.ref, Problem(where=origin or ref, what=text, hint=hint, notice=notice, subject=ref)
 
 
 def _capped(owner: Object, findings: Iterable[_Finding]) -> Iterator[_Finding]:

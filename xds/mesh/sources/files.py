@@ -16,6 +16,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -27,7 +29,13 @@ from xds.mesh.model.objects import Change, Fact, MeshConfig, Namespace, Problem,
 from xds.mesh.parse import Parsed, parse
 from xds.mesh.parse.problems import Problems
 from xds.mesh.sources.documents import Document, read_documents
-from xds.mesh.sources.report import SourceUpdate, problems_not_in
+from xds.mesh.sources.report import (
+    ReadObject,
+    SourceUpdate,
+    problems_not_in,
+    rejection_of,
+    with_served_version,
+)
 from xds.mesh.sources.settings import SettingsLoader
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
@@ -82,6 +90,8 @@ class _AppliedFact(NamedTuple):
     """File of the object."""
     is_replacement: bool = False
     """Whether the fact replaces a rejected object. It is then not a version to fall back to."""
+    version: str = ""
+    """Time when the file of the fact was written."""
 
 
 class Folder:
@@ -96,6 +106,8 @@ class Folder:
 
     what = "manifests"
     """Name of the source in logs."""
+    has_versions = False
+    """Whether its objects have a resourceVersion."""
 
     def __init__(
         self,
@@ -117,6 +129,8 @@ class Folder:
         self._applied: dict[Ref, _AppliedFact] = {}
         self._object_problems: tuple[Problem, ...] = ()
         self._problems: tuple[Problem, ...] = ()
+        self._read_at = -inf
+        """When the last complete scan started whose changes were yielded, in seconds of `time.monotonic`."""
 
     def load(self) -> SourceUpdate:
         """Read the changes since the last call. The first call reads everything; the folder must exist."""
@@ -186,6 +200,23 @@ class Folder:
         files = (self._files or {}).values()
         return Counter(parsed.unenforced for file in files for parsed in file.objects if parsed.unenforced)
 
+    def read_object(self, ref: Ref) -> ReadObject | None:
+        """Return an object as it was last read; None if it does not exist."""
+        files = self._files or {}
+        claimants = [
+            (path, parsed) for path, file in files.items() for parsed in file.objects if parsed.ref == ref
+        ]
+        if not claimants:
+            return None
+        applied = self._applied.get(ref)
+        _, chosen = _choose(claimants, applied)
+        rejection = rejection_of(chosen.problems) if chosen.refused else None
+        return ReadObject(applied.fact if applied else None, rejection=rejection)
+
+    def is_current(self, since: float) -> bool:
+        """Return whether all files were read after a time of `time.monotonic`."""
+        return self._read_at >= since
+
     def pending_reason(self) -> str:
         """Return why the source is not complete; empty if it is complete."""
         if self._complete:
@@ -216,13 +247,15 @@ class Folder:
         async for _ in _change_events(*self._roots):
             unsettled = True
             while unsettled:
-                was_complete = update.complete
+                was_complete, started_at = update.complete, time.monotonic()
                 update = await asyncio.to_thread(self.load)
                 if not update.empty or update.complete != was_complete:
                     yield update
                 unsettled = update.unsettled
                 if unsettled:
                     await asyncio.sleep(SETTLE_TIME)
+                else:
+                    self._read_at = started_at
 
     async def _wait_until_settled(self) -> None:
         """Wait until no file is being written, for MAX_SETTLING seconds at most.
@@ -395,7 +428,12 @@ def _listed_problems(files: Mapping[Path, _File], facts: Mapping[Ref, _AppliedFa
             applied = facts.get(parsed.ref) if parsed.ref else None
             uses_replacement = applied and applied.is_replacement and applied.path == path
             described = parsed.with_replacement() if uses_replacement and parsed.refused else parsed
-            problems.add(described.problems)
+            uses_earlier = applied and parsed.refused and not applied.is_replacement
+            problems.add(
+                with_served_version(described.problems, applied.version)
+                if applied and uses_earlier
+                else described.problems
+            )
         yield from problems.listed(str(path))
 
 
@@ -416,7 +454,7 @@ def _resolve(
         if chosen.refused and last and not last.is_replacement:
             applied[ref] = last
         elif fact := chosen.with_replacement().fact if chosen.refused else chosen.fact:
-            applied[ref] = _AppliedFact(fact, path, chosen.refused)
+            applied[ref] = _AppliedFact(fact, path, chosen.refused, _written_at(files[path]))
         problems.add(
             Problem(
                 where=parsed.origin,
@@ -433,6 +471,13 @@ def _resolve(
             what = f"{ref} is missing, but stays in use until the whole file is valid"
             problems.add([Problem(where=str(last.path), what=what, notice=True)])
     return applied, problems
+
+
+def _written_at(file: _File) -> str:
+    """Return when a file was written; empty if it was being written when it was read."""
+    if file.signature is None:
+        return ""
+    return datetime.fromtimestamp(file.signature[0] // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _may_hide_object(file: _File, before: Mapping[Ref, _AppliedFact]) -> bool:

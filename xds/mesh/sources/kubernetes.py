@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeAlias
@@ -19,7 +19,13 @@ from xds.mesh.kube.api import Json, KubeApi
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref, printable
 from xds.mesh.parse import KINDS, UNENFORCED, Kind, Parsed, Unenforced, parse, unreadable
 from xds.mesh.sources.reflector import FailureCause, Key, Reflector, WatchFailure
-from xds.mesh.sources.report import SourceUpdate, problems_not_in
+from xds.mesh.sources.report import (
+    ReadObject,
+    SourceUpdate,
+    problems_not_in,
+    rejection_of,
+    with_served_version,
+)
 from xds.mesh.sources.resource import KubeResource, WatchOptions
 from xds.mesh.sources.settings import SettingsLoader
 
@@ -59,6 +65,12 @@ class ObjectState:
     """Problems of the object's current version."""
     is_replacement: bool = False
     """Whether the fact replaces a rejected object. It is then not a version to fall back to."""
+    version: str = field(default="", compare=False)
+    """resourceVersion of the object as it was last read."""
+    fact_version: str = field(default="", compare=False)
+    """resourceVersion of the version that the fact was made from."""
+    rejected: bool = False
+    """Whether the object as it was last read is rejected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +94,8 @@ class Kubernetes:
 
     what = "kubernetes"
     """Name of the source in logs."""
+    has_versions = True
+    """Whether its objects have a resourceVersion."""
 
     def __init__(
         self,
@@ -129,6 +143,19 @@ class Kubernetes:
         """Current problems."""
         object_problems = [problem for problems in self._object_problems.values() for problem in problems]
         return (*self._watch_problem_list, *self._config_problems, *object_problems)
+
+    def read_object(self, ref: Ref) -> ReadObject | None:
+        """Return an object as it was last read; None if it does not exist."""
+        reflector = next((each for each in self._kinds if each.resource.kind == ref.kind), None)
+        state = reflector.objects.get((ref.namespace, ref.name)) if reflector else None
+        if state is None:
+            return None
+        rejection = rejection_of(state.problems) if state.rejected else None
+        return ReadObject(state.fact, state.version, rejection)
+
+    def is_current(self, since: float) -> bool:  # noqa: ARG002
+        """Return True: the API server reports changes, and how far they were read is not known."""
+        return True
 
     @property
     def complete(self) -> bool:
@@ -348,6 +375,11 @@ def _resource(kind: Kind) -> KubeResource:
     )
 
 
+def kube_resource(kind: str, namespace: str = "") -> KubeResource:
+    """Return the resource type of a watched kind, in one namespace."""
+    return replace(_resource(next(each for each in KINDS if each.name == kind)), namespace=namespace)
+
+
 def _unenforced_resource(kind: Unenforced) -> KubeResource:
     return KubeResource(
         kind=kind.name, plural=kind.plural, versions=kind.versions, group=kind.group, custom=True
@@ -379,21 +411,28 @@ def _read_object(kind: Kind, obj: Json, before: ObjectState | None) -> ObjectSta
     except Exception as error:  # noqa: BLE001 - one object must not affect the others
         what = f"cannot be read: {type(error).__name__}: {error}"
         parsed = unreadable(kind, ref, Problem(where=name, what=what, hint="please report this"))
-    return _object_state(parsed, before, uid)
+    return _object_state(parsed, before, uid, str(meta.get("resourceVersion") or ""))
 
 
-def _object_state(parsed: Parsed, before: ObjectState | None, uid: str) -> ObjectState:
+def _object_state(parsed: Parsed, before: ObjectState | None, uid: str, version: str) -> ObjectState:
     """Return the new state of an object.
 
     If the object is rejected, its last valid version is used. Without one, the object fails closed.
     """
     if not parsed.refused:
-        return ObjectState(fact=parsed.fact, problems=parsed.problems)
+        return ObjectState(fact=parsed.fact, problems=parsed.problems, version=version, fact_version=version)
     # An object with the same name and another UID is not an earlier version.
     if before and before.fact and not before.is_replacement and before.fact.meta.uid == uid:
-        return ObjectState(fact=before.fact, problems=parsed.problems)
+        problems = with_served_version(parsed.problems, before.fact_version)
+        return replace(before, problems=problems, version=version, rejected=True)
     replaced = parsed.with_replacement()
-    return ObjectState(fact=replaced.fact, problems=replaced.problems, is_replacement=True)
+    return ObjectState(
+        fact=replaced.fact,
+        problems=replaced.problems,
+        is_replacement=True,
+        version=version,
+        rejected=True,
+    )
 
 
 def _without_line(problem: Problem) -> Problem:

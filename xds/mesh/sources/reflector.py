@@ -335,13 +335,12 @@ class Reflector(Generic[T]):
 
     def _put(self, key: Key, value: T | None) -> None:
         old = self.objects.get(key)
-        if old == value:
-            return
-        self._changed.setdefault(key, old)
+        if old != value:
+            self._changed.setdefault(key, old)
         if value is None:
-            del self.objects[key]
+            self.objects.pop(key, None)
         else:
-            self.objects[key] = value
+            self.objects[key] = value  # Equal values can have different versions.
 
     async def _yield_to_loop(self) -> None:
         """Yield to the event loop if TIME_SLICE has passed since the last yield."""

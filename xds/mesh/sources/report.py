@@ -5,11 +5,35 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
-from xds.mesh.model.objects import Change, Problem
+from xds.mesh.model.objects import Change, Fact, Problem
 
 _LINE = re.compile(r":\d+$")
+
+
+class ReadObject(NamedTuple):
+    """An object as a source last read it."""
+
+    fact: Fact | None = None
+    """The fact in use; None if the object has none."""
+    version: str = ""
+    """The resourceVersion; empty for an object in a file."""
+    rejection: Problem | None = None
+    """Why the version that was read is rejected; None if it is in use."""
+
+
+def rejection_of(problems: Iterable[Problem]) -> Problem | None:
+    """Return the first problem of a rejected object that is not a notice."""
+    return next((problem for problem in problems if not problem.notice), None)
+
+
+def with_served_version(problems: Iterable[Problem], version: str) -> tuple[Problem, ...]:
+    """Return the problems of a rejected object, of which an earlier version stays in use."""
+    return tuple(
+        problem if problem.notice else replace(problem, served_version=version) for problem in problems
+    )
 
 
 class SourceUpdate(NamedTuple):
@@ -32,12 +56,13 @@ class SourceUpdate(NamedTuple):
         return not self.problems and not self.solved and self.change == Change()
 
 
+def identity(problem: Problem) -> tuple[object, ...]:
+    """Return what distinguishes a problem from others, in all versions of a file."""
+    return _LINE.sub("", problem.where), problem.what, problem.hint, problem.notice
+
+
 def problems_not_in(problems: Iterable[Problem], known: Iterable[Problem]) -> tuple[Problem, ...]:
     """Return the problems that are not in `known`. Line numbers are ignored."""
-
-    def identity(problem: Problem) -> tuple[object, ...]:
-        return _LINE.sub("", problem.where), problem.what, problem.hint, problem.notice
-
     unmatched = Counter(identity(problem) for problem in known)
     new: list[Problem] = []
     for problem in problems:

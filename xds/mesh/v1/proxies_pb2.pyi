@@ -66,7 +66,7 @@ class AbsentSidecar(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ObjectWarning(_message.Message):
-    __slots__ = ("place", "what", "hint", "level")
+    __slots__ = ("place", "what", "hint", "level", "served_version")
     class Level(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         LEVEL_UNSPECIFIED: _ClassVar[ObjectWarning.Level]
@@ -79,11 +79,13 @@ class ObjectWarning(_message.Message):
     WHAT_FIELD_NUMBER: _ClassVar[int]
     HINT_FIELD_NUMBER: _ClassVar[int]
     LEVEL_FIELD_NUMBER: _ClassVar[int]
+    SERVED_VERSION_FIELD_NUMBER: _ClassVar[int]
     place: str
     what: str
     hint: str
     level: ObjectWarning.Level
-    def __init__(self, place: _Optional[str] = ..., what: _Optional[str] = ..., hint: _Optional[str] = ..., level: _Optional[_Union[ObjectWarning.Level, str]] = ...) -> None: ...
+    served_version: str
+    def __init__(self, place: _Optional[str] = ..., what: _Optional[str] = ..., hint: _Optional[str] = ..., level: _Optional[_Union[ObjectWarning.Level, str]] = ..., served_version: _Optional[str] = ...) -> None: ...
 
 class WatchProxiesRequest(_message.Message):
     __slots__ = ("proxy", "namespace", "unsynced")
@@ -108,7 +110,7 @@ class WatchProxiesResponse(_message.Message):
     def __init__(self, proxies: _Optional[_Iterable[_Union[Proxy, _Mapping]]] = ..., gone: _Optional[_Iterable[str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_connected: _Optional[_Union[NotConnected, _Mapping]] = ...) -> None: ...
 
 class Proxy(_message.Message):
-    __slots__ = ("node_id", "namespace", "pod", "agent", "agent_version", "problem", "streams")
+    __slots__ = ("node_id", "namespace", "pod", "agent", "agent_version", "problem", "streams", "certificate_expires_at")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     POD_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +118,7 @@ class Proxy(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     namespace: str
     pod: str
@@ -123,7 +126,8 @@ class Proxy(_message.Message):
     agent_version: str
     problem: str
     streams: _containers.RepeatedCompositeFieldContainer[Stream]
-    def __init__(self, node_id: _Optional[str] = ..., namespace: _Optional[str] = ..., pod: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., problem: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ...) -> None: ...
+    certificate_expires_at: _timestamp_pb2.Timestamp
+    def __init__(self, node_id: _Optional[str] = ..., namespace: _Optional[str] = ..., pod: _Optional[str] = ..., agent: _Optional[str] = ..., agent_version: _Optional[str] = ..., problem: _Optional[str] = ..., streams: _Optional[_Iterable[_Union[Stream, _Mapping]]] = ..., certificate_expires_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Stream(_message.Message):
     __slots__ = ("peer", "variant", "type_url", "connected_at", "types")

@@ -1,0 +1,287 @@
+"""`xds wait` and `xds problems` against a control plane whose sidecars ACK when the test decides."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from structlog.testing import capture_logs
+from typer.testing import CliRunner, Result
+
+from tests.controlplane.rollouts import WITHIN, Plane, running
+from tests.policy.world import peer, rule
+from tests.sources.fake_apiserver import FakeApiServer
+from xds.cli import app
+from xds.mesh.controlplane.problem_times import FoundProblem
+from xds.mesh.model.objects import Problem, Ref
+from xds.mesh.sources.report import ReadObject
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
+
+POLICY = "PeerAuthentication/shop/default"
+RULE = "DestinationRule/shop/rule"
+IN_FORCE = "PeerAuthentication shop/default: in force, acked by 3 of 3 sidecars\n"
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[Plane]:
+    # Without capture_logs, structlog prints to the stdout that CliRunner captures.
+    with capture_logs():
+        async with running("DISABLE") as plane:
+            yield plane
+
+
+async def xds(*words: object, port: int, command: str = "wait") -> Result:
+    arguments = [command, *map(str, words), "--xds-address", f"127.0.0.1:{port}"]
+    return await asyncio.to_thread(CliRunner().invoke, app, arguments, prog_name="xds")
+
+
+async def test_object_in_force_exits_with_0(plane: Plane):
+    result = await xds(POLICY, "--resource-version=1", port=plane.server.port)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, IN_FORCE, "")
+    result = await xds("peerauthentication/shop/default", port=plane.server.port)
+    assert (result.exit_code, result.stdout) == (0, IN_FORCE)
+    assert "checked resourceVersion 1; to wait for a change" in result.stderr
+
+
+async def test_wait_ends_once_the_transition_has_ended(plane: Plane):
+    plane.set_mode("STRICT")
+    waits = asyncio.create_task(xds(POLICY, port=plane.server.port))
+    await plane.first.answer(LISTENER)
+    await plane.one.answer(ENDPOINT)
+    async with asyncio.timeout(WITHIN):
+        result = await waits
+    assert (result.exit_code, result.stdout) == (0, IN_FORCE)
+    assert not plane.controller.rollouts.rollout.is_active
+
+
+async def test_timeout_names_lagging_sidecars_and_transitions(plane: Plane):
+    plane.set_mode("STRICT")
+    result = await xds(POLICY, "--timeout=1500ms", port=plane.server.port)
+    assert (result.exit_code, result.stdout) == (1, "")
+    first, *lines = result.stderr.splitlines()
+    assert first == "xds: PeerAuthentication shop/default: timed out after 1500ms: acked by 1 of 3 sidecars"
+    assert set(lines[:2]) == {"  web-1.shop waiting for LDS", "  one.shop waiting for EDS"}
+    assert any(line.startswith("  web-1.shop:8080 waiting for its listener") for line in lines)
+    await plane.first.answer(LISTENER)
+    await plane.one.answer(ENDPOINT)
+
+
+async def test_progress_is_printed_on_a_terminal(plane: Plane):
+    plane.set_mode("STRICT")
+    terminal, side = os.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "xds", "wait", POLICY),
+            *("--xds-address", f"127.0.0.1:{plane.server.port}"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=side,
+        )
+        printed = ""
+        while "web-1.shop waiting for LDS" not in printed:
+            printed += (await asyncio.to_thread(os.read, terminal, 4096)).decode()
+        assert printed.startswith("xds: PeerAuthentication shop/default: ")
+        await plane.first.answer(LISTENER)
+        await plane.one.answer(ENDPOINT)
+        async with asyncio.timeout(WITHIN):
+            out, _ = await process.communicate()
+        assert (process.returncode, out.decode()) == (0, IN_FORCE)
+    finally:
+        os.close(terminal)
+        os.close(side)
+
+
+async def test_rejection_by_all_lagging_sidecars_ends_the_wait(plane: Plane):
+    for sidecar in (plane.one, plane.first, plane.second):
+        sidecar.withheld = {CLUSTER: ""}
+    plane.apply(rule("shop", "web.shop.svc.cluster.local", "SIMPLE"))
+    waits = asyncio.create_task(xds(RULE, "--for=acked", port=plane.server.port))
+    await plane.one.answer(CLUSTER, "no such file")
+    await plane.first.answer(CLUSTER)
+    await plane.second.answer(CLUSTER)
+    async with asyncio.timeout(WITHIN):
+        result = await waits
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "xds: DestinationRule shop/rule: rejected by 1 sidecars\n  one.shop rejected: no such file\n"
+    )
+
+
+async def test_rule_that_is_held_back_is_not_acked(plane: Plane):
+    plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
+    result = await xds(RULE, "--for=acked", "--timeout=1s", port=plane.server.port)
+    assert result.exit_code == 1
+    assert "DestinationRule shop/rule held until its servers accept it" in result.stderr
+    await plane.first.answer(LISTENER)
+    await plane.one.answer(ENDPOINT)
+    for words in (("--for=acked",), ()):
+        result = await xds(RULE, "--resource-version=1", *words, port=plane.server.port)
+        assert (result.exit_code, result.stderr) == (0, "")
+
+
+async def test_version_that_is_not_read_is_waited_for(plane: Plane):
+    result = await xds(POLICY, "--resource-version=10", "--timeout=1s", port=plane.server.port)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.endswith("after 1s: the control plane has read resourceVersion 1, not 10\n")
+    waits = asyncio.create_task(xds(POLICY, "--resource-version=10", port=plane.server.port))
+    # Its content is the same, and it is newer than the one waited for.
+    plane.apply(peer("shop", "DISABLE"), version="11")
+    async with asyncio.timeout(WITHIN):
+        assert (await waits).exit_code == 0
+
+
+async def test_unread_files_are_waited_for(plane: Plane):
+    plane.source.has_versions = plane.source.is_read = False
+    result = await xds(POLICY, "--timeout=1s", port=plane.server.port)
+    assert (result.exit_code, "the control plane is reading the files" in result.stderr) == (1, True)
+    plane.source.is_read = True
+    assert (await xds(POLICY, port=plane.server.port)).stdout == IN_FORCE
+    result = await xds("MeshPolicy/default", port=plane.server.port)
+    assert (result.exit_code, "does not exist in the files" in result.stderr) == (2, True)
+    result = await xds(POLICY, "--resource-version=1", port=plane.server.port)
+    assert (result.exit_code, "have no resourceVersion" in result.stderr) == (2, True)
+
+
+async def test_change_that_is_not_applied_is_waited_for(plane: Plane):
+    policy = peer("shop", "PERMISSIVE")
+    plane.source.objects[policy.ref] = ReadObject(policy, "2")
+    result = await xds(POLICY, "--timeout=1s", port=plane.server.port)
+    assert (result.exit_code, "is applying the change" in result.stderr) == (1, True)
+
+
+async def test_object_that_is_rejected_exits_with_1(plane: Plane):
+    ref = Ref("PeerAuthentication", "shop", "default")
+    problem = Problem(where=str(ref), what="is wrong", hint="mend it")
+    plane.source.objects[ref] = plane.source.objects[ref]._replace(rejection=problem)
+    result = await xds(POLICY, port=plane.server.port)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"rejects {ref}: {ref}: is wrong (mend it)" in result.stderr
+
+
+async def test_rule_that_concerns_no_sidecar_is_in_force(plane: Plane):
+    plane.apply(rule("shop", "other.shop.svc.cluster.local", "DISABLE"))
+    result = await xds(RULE, "--resource-version=1", port=plane.server.port)
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "DestinationRule shop/rule: in force, acked by 0 of 0 sidecars\n",
+    )
+    assert "concerns no connected sidecar" in result.stderr
+
+
+async def test_sidecars_that_are_not_connected_are_counted(plane: Plane):
+    base = plane.controller.mesh.pod("shop", "one")
+    assert base
+    meta = replace(base.meta, ref=Ref("Pod", "shop", "absent"))
+    plane.apply(replace(base, meta=meta, address="10.9.9.9"))
+    async with asyncio.timeout(WITHIN):
+        while not plane.controller.absences().pods:
+            await asyncio.sleep(0.01)
+    result = await xds(POLICY, "--resource-version=1", port=plane.server.port)
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "xds: 1 sidecars are not connected and were not checked\n",
+    )
+
+
+async def test_version_is_read_from_the_api_server(plane: Plane, tmp_path: Path):
+    async with FakeApiServer(tmp_path) as server:
+        server.serve_istio()
+        meta = {"name": "default", "namespace": "shop"}
+        group = "security.istio.io"
+        created = await server.put("peerauthentications", {"metadata": meta}, group)
+        await server.put("peerauthentications", {"metadata": {**meta, "name": "other"}}, group)
+        created = await server.put("peerauthentications", created, group)
+        version = created["metadata"]["resourceVersion"]
+        options = ("--kubernetes", "--kubeconfig", server.kubeconfig())
+        result = await xds(POLICY, *options, "--timeout=1s", port=plane.server.port)
+        assert f"has read resourceVersion 1, not {version}" in result.stderr
+        result = await xds(RULE, *options, port=plane.server.port)
+        assert (result.exit_code, result.stderr) == (
+            2,
+            "xds: DestinationRule shop/rule does not exist on the API server\n",
+        )
+
+
+async def test_unreachable_control_plane_exits_with_3():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for command, words in (("wait", (POLICY,)), ("problems", ())):
+        result = await xds(*words, port=port, command=command)
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert f"cannot connect to a control plane at 127.0.0.1:{port}" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("Service/shop/web",),
+        ("PeerAuthentication/default",),
+        ("PeerAuthentication/shop/",),
+        ("MeshPolicy/shop/default",),
+        (POLICY, "--timeout", "soon"),
+        (POLICY, "--timeout", "-1s"),
+        (POLICY, "--for", "ever"),
+        (POLICY, "--kubernetes", "--resource-version", "1"),
+        (POLICY, "--context", "x"),
+        (),
+    ],
+)
+def test_wrong_usage_exits_with_2(words: tuple[str, ...]):
+    result = CliRunner().invoke(app, ["wait", *words], prog_name="xds")
+    assert result.exit_code == 2, result.output
+
+
+# --- problems -----------------------------------------------------------------------------------------------
+
+
+async def test_problems_are_listed_with_their_age(plane: Plane):
+    port, now = plane.server.port, asyncio.get_running_loop().time()
+    result = await xds(port=port, command="problems")
+    assert (result.exit_code, result.stdout) == (0, "no problems\n")
+    subject = "PeerAuthentication shop/default"
+    plane.source.problems = [
+        FoundProblem(
+            Problem(where=subject, what="is\x1b wrong", hint="mend", subject=subject, served_version="7"),
+            now - 125,
+        ),
+        FoundProblem(
+            Problem(where="m/a.yaml:3", what="Service bank/x: is odd", subject="Service bank/x"), None
+        ),
+        FoundProblem(Problem(where="ConfigMap xds", what="is ignored", notice=True), now),
+    ]
+    result = await xds(port=port, command="problems")
+    assert result.exit_code == 1
+    _, first, second = result.stdout.splitlines()
+    assert first.split(maxsplit=2)[:2] == ["PeerAuthentication", "shop/default"]
+    assert first.endswith("  (resourceVersion 1)  2m5s ago  is\\x1b wrong (mend); version 7 stays in use")
+    assert second.endswith("  m/a.yaml:3           -         is odd")
+    result = await xds("-n", "bank", "-o", "json", port=port, command="problems")
+    assert result.exit_code == 1
+    assert [each["object"] for each in json.loads(result.stdout)["problems"]] == ["Service bank/x"]
+    result = await xds("-n", "none", "-o", "yaml", port=port, command="problems")
+    assert (result.exit_code, yaml.safe_load(result.stdout)["problems"]) == (0, [])
+
+
+async def test_notices_do_not_change_the_exit_status(plane: Plane):
+    plane.source.problems = [FoundProblem(Problem(where="m/a.yaml:3", what="is ignored", notice=True), None)]
+    assert (await xds(port=plane.server.port, command="problems")).stdout == "no problems\n"
+    result = await xds("--notices", port=plane.server.port, command="problems")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1].endswith("notice: is ignored")
+
+
+async def test_many_problems_are_counted(plane: Plane):
+    plane.source.problems = [FoundProblem(Problem(where="x", what=f"{n}"), None) for n in range(1005)]
+    result = await xds(port=plane.server.port, command="problems")
+    assert (len(result.stdout.splitlines()), result.stderr) == (1001, "... and 5 more problems\n")
+
+
+def test_empty_namespace_is_wrong_usage():
+    assert CliRunner().invoke(app, ["problems", "-n", ""], prog_name="xds").exit_code == 2

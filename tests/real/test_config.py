@@ -1,0 +1,85 @@
+"""`xds config` with a real sidecar: what it is served, and the difference to what its Envoy uses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+import yaml
+
+from tests.support.controlplane import XDS, xds
+from tests.support.local import LocalMesh
+from tests.support.manifests import destination_rule
+from tests.support.waiting import eventually
+from xds.codec import to_dict
+from xds.mesh.envoy.translate import translate
+from xds.snapshot import CLUSTER
+
+pytestmark = pytest.mark.envoy
+
+HOST = "web.ns.svc.cluster.local"
+WEB = f"outbound|80||{HOST}"
+
+
+@pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
+async def test_served_configuration_is_printed_and_compared(loopback, tmp_path, sotw):
+    async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
+        web = mesh.pod("web", "ns")
+        mesh.service("web", "ns", {"http": (80, 8080)})
+        await mesh.start(web, may_reject=True)
+        at = f"--xds-address={mesh.plane.address}"
+        envoy = f"--envoy-admin={mesh.sidecar(web).admin.address}"
+
+        text = await xds("config", "web.ns", at)
+        assert "PRIVATE KEY" not in text
+        printed = json.loads(text)
+        assert list(printed) == ["clusters", "endpoints", "listeners", "routes", "secrets"]
+        facts = mesh.facts()
+        pod = facts.pod("ns", "web")
+        assert pod
+        served = translate(facts, pod).of(CLUSTER).values()
+        expected = {resource.name: to_dict(CLUSTER, resource.body) for resource in served}
+        assert {cluster["name"]: cluster for cluster in printed["clusters"]} == expected
+        assert {secret["name"] for secret in printed["secrets"]} == {"default", "ROOTCA"}
+
+        one = yaml.safe_load(await xds("config", "web", "--type=clusters", "--name", WEB, "-o", "yaml", at))
+        assert one == {"clusters": [expected[WEB]]}
+        assert await xds("config", "web", "--diff=envoy", envoy, at) == "no differences\n"
+
+        rule = destination_rule("rule", "ns", HOST, "SIMPLE")
+        rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = "/does/not/exist.pem"
+        mesh.apply(rule)
+
+        async def differs() -> str:
+            output = await xds("config", "web", "--diff=envoy", envoy, at, may_be_no=True)
+            return output if "/does/not/exist.pem" in output else ""
+
+        lines = (await eventually(differs)).splitlines()
+        assert f"--- CDS {WEB} (Envoy)" in lines
+        assert f"+++ CDS {WEB} (served)" in lines
+        assert any(line.startswith("+") and "/does/not/exist.pem" in line for line in lines)
+        assert await xds("config", "web", "--type=listeners", "--diff=envoy", envoy, at) == "no differences\n"
+
+
+ERRORS = [
+    (("nobody.ns",), 2, "proxy nobody.ns not found"),
+    (("web", "--name=lost"), 2, "web.ns is not served a resource lost"),
+    (("web", "--diff=envoy", "--envoy-admin=127.0.0.1:1"), 3, "cannot read Envoy's configuration at "),
+    (("web", "--diff=envoy", "--type=secrets"), 2, "--diff cannot compare secrets"),
+    (("web", "--xds-address=127.0.0.1:1"), 3, "cannot connect to a control plane"),
+]
+
+
+async def test_errors_have_a_message_and_status(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        await mesh.start(mesh.pod("web", "ns"))
+        for words, status, error in ERRORS:
+            process = await asyncio.create_subprocess_exec(
+                *(XDS, "config", f"--xds-address={mesh.plane.address}", *words),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            out, err = await process.communicate()
+            assert (process.returncode, out) == (status, b""), err
+            assert error in err.decode()

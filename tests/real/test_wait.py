@@ -1,0 +1,157 @@
+"""`xds wait` and `xds problems` with real sidecars that ACK, lag or reject, and with an invalid object."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pytest
+
+from tests.support.controlplane import XDS, xds
+from tests.support.envoy import EnvoyProcess
+from tests.support.local import LocalMesh
+from tests.support.manifests import destination_rule, peer_authentication
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.envoy
+
+HTTP = 8080
+HOST = "web.ns.svc.cluster.local"
+RULE = "DestinationRule/ns/rule"
+POLICY = "PeerAuthentication/ns/default"
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+async def wait(mesh: LocalMesh, *arguments: str) -> Result:
+    """Run `xds wait`."""
+    process = await asyncio.create_subprocess_exec(
+        *(XDS, "wait", *arguments, f"--xds-address={mesh.plane.address}"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Result(process.returncode, out.decode(), err.decode())
+
+
+@contextmanager
+def stopped(envoy: EnvoyProcess) -> Iterator[None]:
+    """Suspend an Envoy (SIGSTOP)."""
+    os.kill(envoy.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(envoy.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
+async def test_wait_ends_when_the_sidecars_have_acked(loopback, tmp_path, sotw):
+    async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
+        client, web = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        await mesh.serve(web, http=[HTTP])
+        mesh.service("web", "ns", {"http": (80, HTTP)})
+        mesh.apply(peer_authentication("ns", "DISABLE"))
+        await mesh.start(client, web)
+
+        # No pause: the control plane has not read the file yet.
+        mesh.apply(peer_authentication("ns", "STRICT"))
+        result = await wait(mesh, POLICY)
+        assert result == (0, "PeerAuthentication ns/default: in force, acked by 2 of 2 sidecars\n", "")
+        assert "no transitions" in await xds("status", "--rollout", f"--xds-address={mesh.plane.address}")
+        assert (await client.client.get("http://web.ns/")).ok
+        await mesh.settled()
+
+        mesh.apply(destination_rule("rule", "ns", HOST, "ISTIO_MUTUAL"))
+        assert (await wait(mesh, RULE, "--for", "acked")).status == 0
+        await mesh.settled()
+
+
+async def test_lagging_sidecar_is_named_after_the_timeout(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        client, web = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        mesh.service("web", "ns", {"http": (80, HTTP)})
+        mesh.apply(peer_authentication("ns", "DISABLE"))
+        await mesh.start(client, web)
+        with stopped(mesh.sidecar(client)):
+            mesh.apply(peer_authentication("ns", "PERMISSIVE"))
+            result = await wait(mesh, POLICY, "--timeout", "3s")
+            assert (result.status, result.out) == (1, "")
+            first, *lines = result.err.splitlines()
+            assert first.startswith("xds: PeerAuthentication ns/default: timed out after 3s: acked by 1 of 2")
+            assert lines[0] == "  client.ns waiting for EDS"
+            assert lines[1] == f"  web.ns:{HTTP} waiting for its clients client.ns"
+
+            mesh.apply(destination_rule("rule", "ns", HOST, "ISTIO_MUTUAL"))
+            result = await wait(mesh, RULE, "--for=acked", "--timeout=3s")
+            assert (result.status, "client.ns" in result.err) == (1, True)
+        assert (await wait(mesh, RULE)).status == 0
+        assert (await wait(mesh, POLICY)).status == 0
+
+
+async def test_rejections_end_the_wait(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        client, web = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        mesh.service("web", "ns", {"http": (80, HTTP)})
+        await mesh.start(client, web, may_reject=True)
+        rule = destination_rule("rule", "ns", HOST, "SIMPLE")
+        rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = "/does/not/exist.pem"
+        mesh.apply(rule)
+        result = await wait(mesh, RULE)
+        assert (result.status, result.out) == (1, "")
+        first, *lines = result.err.splitlines()
+        assert first == "xds: DestinationRule ns/rule: rejected by 2 sidecars"
+        assert sorted(line.split()[0] for line in lines) == ["client.ns", "web.ns"]
+        assert all("rejected: " in line and "/does/not/exist.pem" in line for line in lines)
+
+
+async def test_invalid_object_ends_the_wait_and_is_a_problem(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        web = mesh.pod("web", "ns")
+        mesh.service("web", "ns", {"http": (80, HTTP)})
+        mesh.apply(peer_authentication("ns", "PERMISSIVE"))
+        await mesh.start(web)
+        at = f"--xds-address={mesh.plane.address}"
+        assert await xds("problems", at) == "no problems\n"
+
+        mesh.apply(peer_authentication("ns", "STRICKT"))
+        result = await wait(mesh, POLICY)
+        assert (result.status, result.out) == (1, "")
+        assert "the control plane rejects PeerAuthentication ns/default: " in result.err
+        assert "did you mean STRICT" in result.err
+
+        text = await xds("problems", at, may_be_no=True)
+        header, line = text.splitlines()
+        assert header.split() == ["OBJECT", "PLACE", "SINCE", "PROBLEM"]
+        assert line.startswith("PeerAuthentication ns/default  ")
+        [problem] = json.loads(await xds("problems", "-o", "json", at, may_be_no=True))["problems"]
+        assert problem["object"] == "PeerAuthentication ns/default"
+        assert problem["servedVersion"]
+        assert line.endswith(f"; version {problem['servedVersion']} stays in use")
+        assert await xds("problems", "-n", "other", at) == "no problems\n"
+
+        mesh.apply(peer_authentication("ns", "STRICT"))
+        assert (await wait(mesh, POLICY)).status == 0
+        assert await xds("problems", at) == "no problems\n"
+        mesh.apply(peer_authentication("ns", "STRICT", name="lost", selector={"app": "wbe"}))
+
+        async def has_problem() -> bool:
+            return "wbe" in await xds("problems", at, may_be_no=True)
+
+        await eventually(has_problem, timeout=30)
+        result = await wait(mesh, "PeerAuthentication/ns/lost")
+        assert (result.status, "concerns no connected sidecar" in result.err) == (0, True)
+
+        result = await wait(mesh, "PeerAuthentication/ns/nobody")
+        assert (result.status, "does not exist in the files" in result.err) == (2, True)
+        result = await wait(mesh, POLICY, "--resource-version=12")
+        assert (result.status, "files, which have no resourceVersion" in result.err) == (2, True)

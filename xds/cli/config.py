@@ -1,0 +1,214 @@
+"""`xds config`."""
+
+from __future__ import annotations
+
+import difflib
+import http.client
+import json
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from xds import snapshot
+from xds.cli import admin_client
+from xds.cli.options import Address, fail, parse_address
+from xds.cli.output import DocumentFormat, print_document
+from xds.codec import message_class, to_dict
+from xds.mesh.envoy.dump import COMPARED_TYPES, Config, active_config, comparable
+from xds.mesh.model.objects import printable
+from xds.protocol.types import short_name
+
+EXAMPLES = """
+xds config sleep.shop
+xds config sleep.shop --type clusters --name 'outbound|80||httpbin.shop.svc.cluster.local' -o yaml
+kubectl port-forward sleep 15000 & xds config sleep.shop --diff envoy
+"""
+
+ADMIN_TIMEOUT = 10.0
+"""Timeout of a request to Envoy's admin interface, in seconds."""
+
+
+class Type(StrEnum):
+    """A resource type."""
+
+    CLUSTERS = "clusters"
+    ENDPOINTS = "endpoints"
+    LISTENERS = "listeners"
+    ROUTES = "routes"
+    SECRETS = "secrets"
+
+
+class Diff(StrEnum):
+    """What to compare the served configuration with."""
+
+    ENVOY = "envoy"
+
+
+_TYPE_URLS = {
+    Type.CLUSTERS: snapshot.CLUSTER,
+    Type.ENDPOINTS: snapshot.ENDPOINT,
+    Type.LISTENERS: snapshot.LISTENER,
+    Type.ROUTES: snapshot.ROUTE,
+    Type.SECRETS: snapshot.SECRET,
+}
+
+
+def config(
+    *,
+    proxy: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROXY",
+            help="Sidecar: POD.NAMESPACE, a node ID, or a prefix of either.",
+            show_default=False,
+        ),
+    ],
+    only: Annotated[
+        Type | None,
+        typer.Option("--type", help="Resource type to print. Default: all types.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help="Resource to print. Default: all resources.",
+            show_default=False,
+        ),
+    ] = None,
+    diff: Annotated[
+        Diff | None,
+        typer.Option(
+            "--diff",
+            help="Print the differences to what the sidecar's Envoy uses. Requires access to its admin "
+            "interface.",
+            show_default=False,
+        ),
+    ] = None,
+    envoy_admin: Annotated[
+        str,
+        typer.Option("--envoy-admin", metavar="HOST:PORT", help="Envoy's admin address, for --diff envoy."),
+    ] = "127.0.0.1:15000",
+    output: Annotated[
+        DocumentFormat, typer.Option("-o", "--output", help="Output format.")
+    ] = DocumentFormat.JSON,
+    xds_address: admin_client.XdsAddress = admin_client.DEFAULT_ADDRESS,
+    ca_file: admin_client.CaFile = None,
+    token_file: admin_client.TokenFile = None,
+    cert_file: admin_client.CertFile = None,
+    key_file: admin_client.KeyFile = None,
+) -> None:
+    """Print the configuration that a running control plane serves to a connected sidecar.
+
+    Fields have their protobuf names (snake_case), and an Any is an object with "@type". Private keys are
+    redacted. xds translate prints the same for manifests.
+
+    With --diff envoy, print the differences between what is served (+) and what Envoy uses (-), as a unified
+    diff. Endpoints are compared by address and TLS mode, secrets are not compared. Resources that have not
+    finished warming, and routes that Envoy keeps for draining listeners, are not in use.
+
+    Exit status: 0 printed, or no difference, 1 a difference, 2 the sidecar or the resource does not exist or
+    wrong usage, 3 the control plane or Envoy cannot be reached.
+    """
+    if diff and only is Type.SECRETS:
+        fail("--diff cannot compare secrets, because Envoy redacts them")
+    address = parse_address("--xds-address", xds_address)
+    admin = parse_address("--envoy-admin", envoy_admin)
+    credentials = admin_client.ClientCredentials(
+        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
+    )
+    with admin_client.AdminClient(address, credentials) as client:
+        full_name = client.resolve_proxy(proxy, "")
+        listed = client.list_proxies({"proxy": full_name, "namespace": ""}, unsynced=False)
+        if not listed.proxies:
+            fail(f"proxy {full_name} is not connected to {address}")
+        served = {
+            (type_url, resource): body
+            for type_url, resource, body in _read_served(client, listed.proxies[0].node_id)
+            if only in {None, _type_of(type_url)} and name in {None, resource}
+        }
+    if name and not served:
+        fail(f"{full_name} is not served {only or 'a resource'} {name}")
+    if diff:
+        _print_diff(served, _read_envoy(admin, only, name))
+    else:
+        _print(served, output)
+
+
+def _read_served(client: admin_client.AdminClient, node_id: str) -> Iterator[tuple[str, str, bytes]]:
+    """Yield the type URL, name and encoded content of each resource that a proxy is served."""
+    request: Any = message_class("envoy.service.status.v3.ClientStatusRequest")()
+    request.node_matchers.add().node_id.exact = node_id
+    response_class: Any = message_class("envoy.service.status.v3.ClientStatusResponse")
+    for response in client.stream_client_status(request, response_class):
+        for stream in response.config:
+            for resource in stream.generic_xds_configs:
+                if resource.HasField("xds_config"):
+                    yield resource.type_url, resource.name, resource.xds_config.value
+
+
+def _type_of(type_url: str) -> Type | None:
+    return next((type_ for type_, url in _TYPE_URLS.items() if url == type_url), None)
+
+
+def _print(served: dict[tuple[str, str], bytes], output: DocumentFormat) -> None:
+    document: dict[str, list[dict[str, Any]]] = {}
+    for (type_url, _), body in sorted(served.items()):
+        if type_ := _type_of(type_url):
+            document.setdefault(type_, []).append(to_dict(type_url, body))
+    print_document({type_.value: document[type_] for type_ in Type if type_ in document}, output)
+
+
+def _read_envoy(admin: Address, only: Type | None, name: str | None) -> Config:
+    """Return what Envoy uses, of a type and name. Exit if its admin interface cannot be reached."""
+    connection = http.client.HTTPConnection(*admin, timeout=ADMIN_TIMEOUT)
+    try:
+        connection.request("GET", "/config_dump?include_eds")
+        dump = json.load(connection.getresponse())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        fail(f"cannot read Envoy's configuration at {admin}: {error}", admin_client.EXIT_UNREACHABLE)
+    finally:
+        connection.close()
+    return {
+        (type_url, resource): content
+        for (type_url, resource), content in active_config(dump).items()
+        if only in {None, _type_of(type_url)} and name in {None, resource}
+    }
+
+
+def _print_diff(served: dict[tuple[str, str], bytes], active: Config) -> None:
+    """Print a unified diff of each resource that differs. Exit with status 1 if one does."""
+    expected = {
+        key: comparable(key[0], to_dict(key[0], body))
+        for key, body in served.items()
+        if key[0] in COMPARED_TYPES
+    }
+    # Envoy also lists endpoints of static clusters, and routes of draining listeners.
+    extra = {
+        key for key in active.keys() - expected.keys() if key[0] in (snapshot.CLUSTER, snapshot.LISTENER)
+    }
+    differing = [key for key in sorted(expected.keys() | extra) if expected.get(key) != active.get(key)]
+    for key in differing:
+        title = printable(f"{short_name(key[0])} {key[1]}")
+        for line in difflib.unified_diff(
+            _lines(active.get(key)),
+            _lines(expected.get(key)),
+            f"{title} (Envoy)",
+            f"{title} (served)",
+            lineterm="",
+        ):
+            typer.echo(printable(line))
+    if differing:
+        raise typer.Exit(1)
+    typer.echo("no differences")
+
+
+def _lines(resource: Any) -> list[str]:
+    """Return a resource as lines of JSON; no lines if it does not exist."""
+    if resource is None:
+        return []
+    if isinstance(resource, set):
+        return sorted(f"{host}:{port} {mode or 'plaintext'}" for host, port, mode in resource)
+    return json.dumps(resource, indent=2, sort_keys=True).splitlines()

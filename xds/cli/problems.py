@@ -1,0 +1,90 @@
+"""`xds problems`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from xds.cli import admin_client
+from xds.cli.options import fail, parse_address
+from xds.cli.output import Format, print_document
+from xds.cli.tables import Table
+from xds.mesh.controlplane.status import since
+from xds.mesh.model.objects import printable
+from xds.mesh.v1 import objects_pb2 as pb
+
+EXAMPLES = """
+xds problems
+xds problems --namespace shop
+xds problems --notices -o json
+"""
+
+
+def problems(
+    *,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "-n",
+            "--namespace",
+            metavar="NS",
+            help="Namespace to print. Default: all namespaces, and the settings of the mesh.",
+            show_default=False,
+        ),
+    ] = None,
+    notices: Annotated[
+        bool, typer.Option("--notices", help="Also print notices, such as objects that are ignored.")
+    ] = False,
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
+    xds_address: admin_client.XdsAddress = admin_client.DEFAULT_ADDRESS,
+    ca_file: admin_client.CaFile = None,
+    token_file: admin_client.TokenFile = None,
+    cert_file: admin_client.CertFile = None,
+    key_file: admin_client.KeyFile = None,
+) -> None:
+    """Print the objects that a running control plane rejects, and those that have had no effect for 10 s.
+
+    For a rejected object of which an earlier version stays in use, the last column names that version: its
+    resourceVersion or, for a file, the time when that version was written.
+
+    Exit status: 0 no problem, 1 a problem was found, 2 wrong usage, 3 the control plane cannot be reached.
+    Notices do not count.
+    """
+    if namespace == "":
+        fail("--namespace must not be empty: omit it to print all namespaces")
+    credentials = admin_client.ClientCredentials(
+        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
+    )
+    address = parse_address("--xds-address", xds_address)
+    with admin_client.AdminClient(address, credentials) as client:
+        response = client.list_problems(namespace or "", notices=notices)
+    if output is Format.TABLE:
+        _print_table(response)
+    else:
+        print_document(response, output)
+    if any(not problem.notice for problem in response.problems):
+        raise typer.Exit(1)
+
+
+def _print_table(response: pb.ListProblemsResponse) -> None:
+    if not response.problems:
+        typer.echo("no problems")
+        return
+    table = Table("OBJECT", "PLACE", "SINCE", "PROBLEM")
+    for problem in response.problems:
+        version = f" (resourceVersion {problem.resource_version})" if problem.resource_version else ""
+        place = "" if problem.place == problem.object else problem.place
+        age = f"{since(problem.since.ToDatetime(), response.time)} ago" if problem.HasField("since") else "-"
+        table.add_row(problem.object or "-", f"{place}{version}".strip() or "-", age, _text(problem))
+    table.show()
+    if response.more_problems:
+        typer.echo(f"... and {response.more_problems} more problems", err=True)
+
+
+def _text(problem: pb.ObjectProblem) -> str:
+    prefix = f"{problem.object}: " if problem.object else ""
+    hint = f" ({problem.hint})" if problem.hint else ""
+    served = f"; version {problem.served_version} stays in use" if problem.served_version else ""
+    notice = "notice: " if problem.notice else ""
+    return printable(f"{notice}{problem.what.removeprefix(prefix)}{hint}{served}")

@@ -1,0 +1,224 @@
+"""`xds wait`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xds.cli import admin_client
+from xds.cli.options import Context, Kubeconfig, fail, parse_address
+from xds.mesh.controlplane.status import proxy_name
+from xds.mesh.model.objects import TRAFFIC_KINDS, Ref
+from xds.mesh.v1 import objects_pb2 as pb
+
+EXAMPLES = """
+xds wait PeerAuthentication/shop/default
+xds wait DestinationRule/shop/httpbin --for acked --timeout 2m
+kubectl apply -f strict.yaml && xds wait PeerAuthentication/shop/default --kubernetes
+xds wait MeshPolicy/default --resource-version 81234
+"""
+
+_DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(ms|s|m|h)?")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_CLUSTER_SCOPED = "MeshPolicy"
+_MAX_NAMES = 20
+"""Maximum number of proxies that a message names."""
+
+
+class Condition(StrEnum):
+    """What to wait for."""
+
+    IN_FORCE = "in-force"
+    ACKED = "acked"
+
+
+_CONDITIONS = {Condition.IN_FORCE: pb.WaitRequest.IN_FORCE, Condition.ACKED: pb.WaitRequest.ACKED}
+
+
+def wait(
+    *,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND/NAMESPACE/NAME",
+            help=f"Object to wait for. Kinds: {', '.join(TRAFFIC_KINDS)} (MeshPolicy/NAME).",
+            show_default=False,
+        ),
+    ],
+    condition: Annotated[
+        Condition,
+        typer.Option(
+            "--for",
+            help="acked: all sidecars that the object concerns have ACKed. in-force: in addition, no "
+            "transition that the object caused is in progress.",
+        ),
+    ] = Condition.IN_FORCE,
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="DURATION", help="Time to wait, such as 90s or 2m.")
+    ] = "60s",
+    resource_version: Annotated[
+        str,
+        typer.Option(
+            "--resource-version",
+            metavar="VERSION",
+            help="Oldest resourceVersion of the object to wait for. Default: the version that the control "
+            "plane has read.",
+            show_default=False,
+        ),
+    ] = "",
+    kubernetes: Annotated[
+        bool,
+        typer.Option(
+            "--kubernetes",
+            help="Read the object from the API server, and wait for its resourceVersion.",
+        ),
+    ] = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    xds_address: admin_client.XdsAddress = admin_client.DEFAULT_ADDRESS,
+    ca_file: admin_client.CaFile = None,
+    token_file: admin_client.TokenFile = None,
+    cert_file: admin_client.CertFile = None,
+    key_file: admin_client.KeyFile = None,
+) -> None:
+    """Wait until all connected sidecars that a policy or DestinationRule concerns have ACKed it.
+
+    An object concerns a sidecar that subscribes to a resource made from it: a listener, cluster or
+    assignment. If a control plane reads files, everything that was written before the command started is
+    waited for. If it reads an API server, use --kubernetes or --resource-version: otherwise, a change that
+    the control plane has not read yet is not waited for.
+
+    Sidecars that are not connected, or that are connected to another replica, are not waited for.
+
+    Exit status: 0 the condition is met, 1 the timeout has passed, a sidecar rejected its configuration or the
+    control plane rejects the object, 2 the object does not exist or wrong usage, 3 the control plane or the
+    API server cannot be reached.
+    """
+    ref, seconds = _parse_target(target), _parse_duration(timeout)
+    if kubernetes and resource_version:
+        fail("--kubernetes cannot be combined with --resource-version")
+    if (kubeconfig or context) and not kubernetes:
+        fail("--kubeconfig and --context require --kubernetes")
+    address = parse_address("--xds-address", xds_address)
+    credentials = admin_client.ClientCredentials(
+        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
+    )
+    version = _read_version(ref, kubeconfig, context) if kubernetes else resource_version
+    request = pb.WaitRequest(
+        kind=ref.kind,
+        namespace=ref.namespace,
+        name=ref.name,
+        resource_version=version,
+        condition=_CONDITIONS[condition],
+    )
+    with admin_client.AdminClient(address, credentials) as client:
+        last = _follow(client.wait(request, seconds), ref)
+    _report(last, ref, request, timeout)
+
+
+def _parse_target(text: str) -> Ref:
+    """Return the object that the user named."""
+    word, *rest = text.split("/")
+    kind = next((kind for kind in TRAFFIC_KINDS if kind.lower() == word.lower()), None)
+    if kind is None:
+        fail(f"{text}: {word!r} is none of the kinds {', '.join(TRAFFIC_KINDS)}")
+    expected = 1 if kind == _CLUSTER_SCOPED else 2
+    if len(rest) != expected or not all(rest):
+        fail(f"{text}: write {kind}/NAME" if expected == 1 else f"{text}: write {kind}/NAMESPACE/NAME")
+    return Ref(kind, "" if expected == 1 else rest[0], rest[-1])
+
+
+def _parse_duration(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a duration such as 90s or 2m", param_hint="'--timeout'")
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def _read_version(ref: Ref, kubeconfig: Path | None, context: str | None) -> str:
+    from xds.cli import cluster  # noqa: PLC0415 - the Kubernetes client takes long to import
+
+    return asyncio.run(cluster.read_resource_version(ref, kubeconfig, context))
+
+
+def _follow(responses: Iterable[pb.WaitResponse], ref: Ref) -> pb.WaitResponse:
+    """Print each response to a terminal, and return the last one."""
+    last = pb.WaitResponse()
+    for last in responses:
+        if sys.stderr.isatty() and last.state < pb.WaitResponse.READY:
+            typer.echo(f"xds: {ref}: {_progress(last)}", err=True)
+    return last
+
+
+def _progress(response: pb.WaitResponse) -> str:
+    """Describe what an object waits for."""
+    if response.detail:
+        return response.detail
+    acked = f"acked by {response.acked} of {response.concerned} sidecars"
+    waits = [f"{proxy_name(proxy.node_id)} {proxy.reason}" for proxy in response.lagging[:3]]
+    if more := response.concerned - response.acked - len(waits):
+        waits.append(f"{more} more")
+    return ", ".join([acked, *(waits or response.transitions)])
+
+
+def _report(response: pb.WaitResponse, ref: Ref, request: pb.WaitRequest, timeout: str) -> None:
+    """Print the result, and exit unless the condition is met."""
+    state = pb.WaitResponse
+    match response.state:
+        case state.READY:
+            _report_success(response, ref, request)
+        case state.NO_VERSIONS:
+            fail("the control plane reads files, which have no resourceVersion: omit the option")
+        case state.NOT_FOUND:
+            fail(f"{ref} does not exist in the files that the control plane reads")
+        case state.INVALID:
+            fail(f"the control plane rejects {ref}: {response.detail}", 1)
+        case state.REJECTED:
+            _fail_lagging(response, f"{ref}: rejected by {len(response.lagging)} sidecars")
+        case _:
+            _fail_lagging(
+                response,
+                f"{ref}: timed out after {timeout}: {_summary(response)}",
+                response.transitions,
+            )
+
+
+def _report_success(response: pb.WaitResponse, ref: Ref, request: pb.WaitRequest) -> None:
+    word = "in force" if request.condition == pb.WaitRequest.IN_FORCE else "acked"
+    typer.echo(f"{ref}: {word}, acked by {response.acked} of {response.concerned} sidecars")
+    if not response.concerned:
+        typer.echo("xds: the object concerns no connected sidecar: see xds problems", err=True)
+    if response.has_versions and not request.resource_version:
+        typer.echo(
+            f"xds: checked resourceVersion {response.resource_version}; to wait for a change that the "
+            "control plane may not have read, use --kubernetes",
+            err=True,
+        )
+    if response.not_connected:
+        typer.echo(f"xds: {response.not_connected} sidecars are not connected and were not checked", err=True)
+
+
+def _summary(response: pb.WaitResponse) -> str:
+    if response.detail:
+        return response.detail
+    return f"acked by {response.acked} of {response.concerned} sidecars"
+
+
+def _fail_lagging(response: pb.WaitResponse, message: str, transitions: Iterable[str] = ()) -> None:
+    """Print a message, the sidecars that lag and the transitions in progress, and exit with status 1."""
+    typer.echo(f"xds: {message}", err=True)
+    for proxy in response.lagging[:_MAX_NAMES]:
+        word = "rejected: " if proxy.rejected else ""
+        typer.echo(f"  {proxy_name(proxy.node_id)} {word}{proxy.reason}", err=True)
+    if more := response.concerned - response.acked - len(response.lagging[:_MAX_NAMES]):
+        typer.echo(f"  and {more} more sidecars", err=True)
+    for transition in transitions:
+        typer.echo(f"  {transition}", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,190 @@
+"""Which proxies an object concerns, which of them have ACKed it, and which transitions it caused.
+
+An object concerns a proxy that subscribes to a resource made from the object: a resource whose sources name
+the object or, for an authentication policy, an assignment of a service with a port whose mode it decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from xds.introspect.cooperative import Checkpoint
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import POLICY_KINDS, Pod, Ref
+from xds.mesh.policy.mtls import effective_mode
+from xds.mesh.rollout.progress import port_waits, rule_progress
+from xds.mesh.rollout.proxies import PodName
+from xds.protocol.session import Session
+from xds.protocol.status import State
+from xds.protocol.types import short_name
+from xds.server import Subscriber
+from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
+
+_Names: TypeAlias = Mapping[str, frozenset[str]]
+"""Names of resources by type URL."""
+
+
+class Lagging(NamedTuple):
+    """A proxy that has not ACKed what was made from an object."""
+
+    node_id: str
+    """Node ID of the proxy."""
+    reason: str
+    """The types that it has not ACKed, or its error message."""
+    rejected: bool
+    """Whether it has rejected a resource."""
+
+
+@dataclass(slots=True)
+class ObjectProgress:
+    """How far an object is, at one moment."""
+
+    concerned: int = 0
+    """Number of connected proxies that the object concerns."""
+    lagging: tuple[Lagging, ...] = ()
+    """Those that have not ACKed: first those that rejected a resource."""
+    transitions: tuple[str, ...] = ()
+    """Transitions that the object caused, one line each."""
+
+
+class ProgressTracker:
+    """Follow one object. Results that depend only on the mesh or on a resource set are kept."""
+
+    def __init__(self, controller: Controller, ref: Ref) -> None:
+        self._controller, self._ref = controller, ref
+        self._mesh: Mesh | None = None
+        self._decided: frozenset[tuple[Ref, int]] = frozenset()
+        """Ports whose mode the object decides."""
+        self._hosts: frozenset[str] = frozenset()
+        """Hosts of the services with such a port."""
+        self._names: dict[tuple[str, str], frozenset[str]] = {}
+        """Names of the resources that were made from the object, by type and version of the resource set."""
+        self._made: dict[tuple[str, ...], bool] = {}
+        """Whether the sources of a resource name the object, by sources."""
+
+    async def read(self) -> ObjectProgress:
+        """Return the current progress. The mesh must contain the object."""
+        checkpoint = Checkpoint()
+        await self._read_mesh(checkpoint)
+        concerned, lagging = 0, []
+        for key, streams in tuple(self._controller.connections.streams.items()):
+            await checkpoint()
+            reports = [report for each in tuple(streams) if (report := self._read_stream(key, each))]
+            concerned += bool(reports)
+            lagging += [report for report in reports if isinstance(report, Lagging)][:1]
+        lagging.sort(key=lambda proxy: not proxy.rejected)
+        return ObjectProgress(concerned, tuple(lagging), tuple(self._transitions()))
+
+    # --- what the object concerns ---------------------------------------------------------------------------
+
+    async def _read_mesh(self, checkpoint: Checkpoint) -> None:
+        """Find the ports that the object decides, if the mesh has changed."""
+        mesh = self._controller.mesh
+        if mesh is self._mesh:
+            return
+        self._mesh, self._names, self._made = mesh, {}, {}
+        decided, hosts = set(), set()
+        if self._ref.kind in POLICY_KINDS:
+            for pod in tuple(mesh.pods()):
+                await checkpoint()
+                for exposure in mesh.exposures(pod) if self._may_decide(pod, mesh) else ():
+                    if effective_mode(mesh, pod, exposure.target).decided_by == self._ref:
+                        decided.add((pod.ref, exposure.target))
+                        hosts.add(exposure.service.host)
+        self._decided, self._hosts = frozenset(decided), frozenset(hosts)
+
+    def _may_decide(self, pod: Pod, mesh: Mesh) -> bool:
+        scopes = {"", pod.namespace, mesh.config.root_namespace}
+        return pod.has_sidecar and self._ref.namespace in scopes
+
+    def _resources(self, snapshot: Snapshot) -> _Names:
+        """Return the names of a snapshot's resources that were made from the object."""
+        names = {kind: self._in_set(kind, resources) for kind, resources in snapshot.types.items()}
+        return {kind: kind_names for kind, kind_names in names.items() if kind_names}
+
+    def _in_set(self, type_url: str, resources: ResourceSet) -> frozenset[str]:
+        key = type_url, resources.version
+        if key not in self._names:
+            self._names[key] = frozenset(
+                resource.name for resource in resources.values() if self._is_made_from(resource)
+            )
+        return self._names[key]
+
+    def _is_made_from(self, resource: Resource) -> bool:
+        sources, name = resource.sources, str(self._ref)
+        if sources not in self._made:
+            self._made[sources] = any(s == name or s.startswith(f"{name} (") for s in sources)
+        if self._made[sources]:
+            return True
+        # The assignments of outbound clusters are named PREFIX|PORT|SUBSET|HOST.
+        return resource.type_url == ENDPOINT and resource.name.rpartition("|")[2] in self._hosts
+
+    # --- ACKs -----------------------------------------------------------------------------------------------
+
+    def _read_stream(self, key: PodName, subscriber: Subscriber) -> Lagging | bool:
+        """Return whether the object concerns a stream, or why the stream lags."""
+        session, snapshot, node_id = subscriber.session, subscriber.snapshot, subscriber.node.id
+        if session is None or self._controller.mesh.pod(*key) is None:
+            return False
+        publisher = self._controller.publisher
+        if error := publisher.error_of(key):
+            return Lagging(node_id, error, rejected=False)
+        if snapshot is None or publisher.is_pending(key):
+            return Lagging(node_id, "waiting for its configuration", rejected=False)
+        return self._compare(node_id, session, snapshot)
+
+    def _compare(self, node_id: str, session: Session, snapshot: Snapshot) -> Lagging | bool:
+        """Compare what a proxy has ACKed with its snapshot."""
+        made, is_concerned, unacked = self._resources(snapshot), False, []
+        for kind in session.status():
+            desired = snapshot.of(kind.type_url)
+            names = [name for name in made.get(kind.type_url, ()) if kind.watch.covers(name)]
+            is_concerned |= bool(names)
+            if kind.type_url != CLUSTER and kind.synced and kind.watch.resources == desired:
+                continue  # Clusters refer to assignments, which the proxy may not have subscribed to.
+            for status in kind.resource_statuses(names):
+                is_latest = status.resource and status.resource.version == desired[status.name].version
+                is_final = not kind.unanswered and not kind.watch.pending
+                if is_latest and is_final and status.state is State.ERROR and status.error:
+                    return Lagging(node_id, status.error.message, rejected=True)
+                if not is_latest or status.state is not State.SYNCED:
+                    unacked.append(kind.type_url)
+                unacked += _unacked_references(session, snapshot, status.resource)
+        if unacked:
+            types = ", ".join(map(short_name, dict.fromkeys(unacked)))
+            return Lagging(node_id, f"waiting for {types}", rejected=False)
+        return is_concerned
+
+    # --- transitions ----------------------------------------------------------------------------------------
+
+    @property
+    def is_held(self) -> bool:
+        """Whether an earlier version of the DestinationRule is still served."""
+        return self._ref in self._controller.mesh.served.rules
+
+    def _transitions(self) -> Iterator[str]:
+        """Yield the transitions that the object caused."""
+        rollouts = self._controller.rollouts
+        for (pod, port), _, wait in port_waits(rollouts):
+            if (pod, port) in self._decided:
+                lagging = f" {', '.join(wait.lagging[:3])}" if wait.lagging else ""
+                yield f"{pod.name}.{pod.namespace}:{port} waiting for its {wait.waiting_for}{lagging}"
+        for rule in rule_progress(rollouts):
+            if self._ref == ("DestinationRule", rule.namespace, rule.name) and not rule.skipped:
+                held = "held until its servers accept it" if rule.held else "waiting for its clients"
+                yield f"{self._ref} {held}"
+        if rollouts.rollout.has_unplanned:
+            yield "waiting for the next plan of the rollout"
+
+
+def _unacked_references(session: Session, snapshot: Snapshot, resource: Resource | None) -> Iterator[str]:
+    """Yield the types of the resources that a resource refers to and that the proxy has not ACKed.
+
+    A sidecar subscribes to the assignment of a new cluster only after it has received the cluster.
+    """
+    for type_url, name in resource.refs if resource else ():
+        if name in snapshot.of(type_url) and not session.has_acked(type_url, [name]):
+            yield type_url
