@@ -45,7 +45,7 @@ def measure(root: Path, run: Callable[[Mesh], tuple[int, int]] | None) -> tuple[
     Without `run`, measure only the time to read the manifests.
     """
     start = time.process_time()
-    mesh, _ = read_mesh(root)
+    mesh, _ = read_mesh([str(root)])
     rows = connections = 0
     if run:
         start = time.process_time()

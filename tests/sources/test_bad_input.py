@@ -84,10 +84,10 @@ def test_control_characters_of_the_input_are_escaped(tmp_path: Path) -> None:
 def test_internal_error_affects_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = files.parse
 
-    def broken(document: object, *more: object) -> object:
+    def broken(document: object, *more: object, **options: object) -> object:
         if "kind: Pod" in str(document) or "'Pod'" in str(document):
             raise RecursionError("too deep")
-        return real(document, *more)
+        return real(document, *more, **options)
 
     folder = empty(tmp_path)
     monkeypatch.setattr(files, "parse", broken)

@@ -43,8 +43,8 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(root: Path) -> AsyncIterator[Watched]:
-    reports = Folder(root).watch()
+async def watching(*roots: Path) -> AsyncIterator[Watched]:
+    reports = Folder(roots).watch()
     try:
         yield Watched(reports)
     finally:
@@ -82,6 +82,18 @@ async def test_folder_changes_are_followed(tmp_path: Path) -> None:
         await world.until("a", "b")
         shutil.rmtree(tmp_path / "z")
         await world.until()
+
+
+async def test_several_folders_are_followed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "n.yaml").write_text(NAMESPACE.format(name))
+    async with watching(tmp_path / "a", tmp_path / "b") as world:
+        await world.until("a", "b")
+        (tmp_path / "b/n.yaml").write_text(NAMESPACE.format("b2"))
+        await world.until("a", "b2")
+        (tmp_path / "a/n.yaml").write_text(NAMESPACE.format("a2"))
+        await world.until("a2", "b2")
 
 
 async def test_mounted_config_map_changes_atomically(tmp_path: Path) -> None:

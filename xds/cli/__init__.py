@@ -23,6 +23,7 @@ _COMMANDS = {
     "rotate-root": "Start or inspect the rotation of a cluster's root certificate.",
     "translate": "Print the configuration of a pod's sidecar.",
     "reach": "Print which connections use mutual TLS, use plaintext, or fail.",
+    "validate": "Check manifests, and print their problems with file and line.",
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",
     "proxy": "Run Envoy in a sidecar container.",
     "init": "Redirect a pod's traffic to its sidecar with iptables.",

@@ -59,7 +59,7 @@ def bootstrap(
             "plane"
         )
     credential = envoy.TokenFile(token=token_file, roots=ca_file) if token_file and ca_file else None
-    sidecar = find_pod(load_mesh(manifests), pod)
+    sidecar = find_pod(load_mesh(manifests, reads_workloads=False), pod)
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)
     message = envoy.bootstrap(sidecar, address.host, address.port, sotw=sotw, credential=credential)

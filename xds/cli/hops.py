@@ -129,4 +129,6 @@ def _format_endpoint(endpoint: Endpoint) -> str:
 
 
 def _format_address(endpoint: Endpoint) -> str:
-    return str(Address(endpoint.address, endpoint.port))
+    """Return ADDRESS:PORT. The address of a workload's pods is unknown (`?`)."""
+    is_template = endpoint.pod is not None and endpoint.pod.is_template
+    return str(Address("?" if is_template else endpoint.address, endpoint.port))

@@ -1,15 +1,18 @@
-"""Read a folder of manifests once, for subcommands that print a result and exit."""
+"""Read manifests once, for subcommands that print a result and exit."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import typer
 
-from xds.cli.options import fail, fail_unknown, print_problems
+from xds.cli.options import STDIN, fail, fail_unknown, print_problems
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import MeshConfig, Pod, Problem
-from xds.mesh.sources.files import Folder
+from xds.mesh.model.objects import MeshConfig, Pod, Problem, Ref
+from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text
+from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
 from xds.mesh.sources.settings import SettingsLoader
 
 UNREADABLE = "cannot read all documents of the manifests: any of them may be a policy"
@@ -26,32 +29,116 @@ def load_settings(config: Path | None, assignments: list[str] | None) -> tuple[S
     return settings, mesh_config
 
 
-def read_mesh(
-    manifests: Path, config: Path | None = None, assignments: list[str] | None = None
-) -> tuple[Mesh, tuple[Problem, ...]]:
-    """Return the mesh in the manifests, and its problems. Exit with status 2 if a document is unreadable."""
-    settings, _ = load_settings(config, assignments)
+def open_manifests(
+    names: Sequence[str], settings: SettingsLoader | None = None, *, reads_workloads: bool = True
+) -> Folder:
+    """Return a source for files, folders, kustomizations and `-` (stdin). Exit with status 2 on an error."""
+    roots: list[Path] = []
+    texts: list[Text] = []
+    for name in dict.fromkeys(names):
+        path = Path(name)
+        if name == STDIN:
+            texts.append(Text("stdin", _read_stdin()))
+        elif not path.exists():
+            fail(f"{name}: no such file or folder")
+        elif is_kustomization(path):
+            try:
+                texts.append(build(path))
+            except KustomizeError as error:
+                fail(str(error))
+        else:
+            roots.append(path)
+    return Folder(roots, settings, texts=texts, reads_workloads=reads_workloads)
+
+
+def _read_stdin() -> str:
+    data = sys.stdin.buffer.read(MAX_FILE_SIZE + 1)
+    if len(data) > MAX_FILE_SIZE:
+        fail(f"stdin: larger than {MAX_FILE_SIZE >> 20} MiB; pass files instead")
     try:
-        report = Folder(manifests, settings).load()
-    except OSError as error:
-        fail(f"{manifests}: {error.strerror}")
-    if not report.complete:
-        print_problems(report.problems)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        fail("stdin: is not UTF-8 text")
+
+
+def read_mesh(
+    manifests: Sequence[str],
+    config: Path | None = None,
+    assignments: list[str] | None = None,
+    *,
+    reads_workloads: bool = True,
+) -> tuple[Mesh, tuple[Problem, ...]]:
+    """Return the mesh in the manifests, and its problems. Exit with status 2 if a document is unreadable.
+
+    Args:
+        manifests: files, folders, kustomizations, or `-` for stdin.
+        config: file with the settings of the mesh.
+        assignments: settings that override those of the file.
+        reads_workloads: whether a workload, such as a Deployment, becomes a pod (`Pod.is_template`).
+    """
+    settings, _ = load_settings(config, assignments)
+    mesh, problems = load_folder(open_manifests(manifests, settings, reads_workloads=reads_workloads))
+    if mesh is None:
+        print_problems(problems)
         fail(UNREADABLE)
-    return Mesh(report.change.applied, report.change.config), report.problems
+    return mesh, (*problems, *unknown_namespaces(mesh))
 
 
-def load_mesh(manifests: Path, config: Path | None = None, assignments: list[str] | None = None) -> Mesh:
-    """Return the mesh in the manifests, and print its problems. Exits like `read_mesh`."""
-    mesh, problems = read_mesh(manifests, config, assignments)
+def load_folder(folder: Folder) -> tuple[Mesh | None, tuple[Problem, ...]]:
+    """Return the mesh in the manifests (None if a document is unreadable), and its problems.
+
+    Exits with status 2 if a folder cannot be read.
+    """
+    try:
+        report = folder.load()
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}")
+    if not report.complete:
+        return None, report.problems
+    pods = folder.expected_pods()
+    facts = [*report.change.applied, *(parsed.fact for parsed in pods if parsed.fact)]
+    problems = [*report.problems, *(problem for parsed in pods for problem in parsed.problems)]
+    return Mesh(facts, report.change.config), tuple(problems)
+
+
+def unknown_namespaces(mesh: Mesh) -> Iterator[Problem]:
+    """Yield a notice for each missing Namespace whose label could give workloads a sidecar."""
+    for name in mesh.namespaces():
+        if mesh.get(Ref("Namespace", "", name)):
+            continue
+        pods = mesh.in_namespace(name).pods.values()
+        if pod := next((pod for pod in pods if pod.is_template and not pod.has_sidecar), None):
+            yield Problem(
+                where=pod.meta.origin,
+                what=f"Namespace {name} is not in the manifests, so its workloads have no sidecar",
+                hint="add the Namespace with its label istio-injection",
+                notice=True,
+            )
+
+
+def load_mesh(
+    manifests: Sequence[str],
+    config: Path | None = None,
+    assignments: list[str] | None = None,
+    *,
+    reads_workloads: bool = True,
+) -> Mesh:
+    """Return the mesh in the manifests, and print its problems. Arguments and exits as for `read_mesh`."""
+    mesh, problems = read_mesh(manifests, config, assignments, reads_workloads=reads_workloads)
     print_problems(problems)
     return mesh
 
 
 def find_pod(mesh: Mesh, name: str) -> Pod:
-    """Return the pod named POD.NAMESPACE. If there is none, print similar names and exit."""
+    """Return the pod named POD.NAMESPACE. If there is none, print similar names and exit.
+
+    A workload without pods can be named with or without its kind: `deploy/web.shop` or `web.shop`.
+    """
     pod_name, _, namespace = name.rpartition(".")
-    pod = mesh.pod(namespace, pod_name)
-    if pod is None:
+    if pod := mesh.pod(namespace, pod_name):
+        return pod
+    templates = [pod for pod in mesh.in_namespace(namespace).pods.values() if pod.is_template]
+    named = [pod for pod in templates if pod.name.partition("/")[2] == pod_name]
+    if len(named) != 1:
         fail_unknown("pod", name, [f"{pod.name}.{pod.namespace}" for pod in mesh.pods()], "POD.NAMESPACE")
-    return pod
+    return named[0]

@@ -21,14 +21,17 @@ if TYPE_CHECKING:
 MAX_NOTICES = 20
 """Maximum number of notices that one run prints. A dump of a whole cluster can cause one per ConfigMap."""
 
-MANIFESTS = typer.Option(
-    "--manifests",
-    metavar="DIR",
-    exists=True,
-    file_okay=False,
-    help="Folder of Kubernetes and Istio objects (*.yaml, *.yml, *.json), as for kubectl apply.",
-)
-Manifests = Annotated[Path, MANIFESTS]
+STDIN = "-"
+"""Name of standard input as a file."""
+Manifests = Annotated[
+    list[str],
+    typer.Option(
+        "--manifests",
+        metavar="PATH",
+        help="Folder, file, kustomization, or - for stdin, with Kubernetes and Istio objects, as for kubectl "
+        "apply. Can be repeated.",
+    ),
+]
 MeshConfigFile = Annotated[
     Path | None,
     typer.Option(

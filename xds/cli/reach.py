@@ -34,6 +34,7 @@ xds reach --manifests mesh/ --only fails
 xds reach --manifests mesh/ --from shop/sleep --to httpbin.shop:8000
 xds reach --manifests mesh/ --to httpbin.shop --expand
 xds reach --manifests mesh/ --strict -o json
+kustomize build overlays/prod | xds reach --manifests - --manifests policies/
 """
 
 
@@ -93,8 +94,10 @@ def reach(
     """Print which clients reach which services (mtls, plaintext or fails), and why.
 
     The result is predicted from the manifests; no request is sent. A line stands for all clients and
-    endpoints with the same outcome. Failures come first for each service. Problems of the manifests, and
-    objects without effect, such as a policy whose selector matches no pod, are printed to stderr.
+    endpoints with the same outcome. Failures come first for each service. A workload whose Pods are not in
+    the manifests, such as a Deployment, counts as one pod (deploy/NAME), with a sidecar if the webhook would
+    inject one. Problems of the manifests, and objects without effect, such as a policy whose selector matches
+    no pod, are printed to stderr.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
     without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage.
@@ -108,8 +111,8 @@ def reach(
     targets = [target for target in _targets(mesh, server) if namespace in (None, target[0].namespace)]
     if not clients or not targets:
         missing = "Service with a TCP port" if clients else "Pod"
-        where = f"namespace {namespace} of {manifests}" if clients and namespace else manifests
-        fail(f"nothing was checked: no {missing} in {where}")
+        where = f"namespace {namespace} of " if clients and namespace else ""
+        fail(f"nothing was checked: no {missing} in {where}{', '.join(manifests)}")
     fails = _print_hops(mesh, clients, targets, output, only=only, expand=expand)
     if fails or (strict and any(not problem.notice for problem in warnings)):
         raise typer.Exit(1)
@@ -153,12 +156,14 @@ def _clients(mesh: Mesh, text: str | None) -> Iterator[Pod]:
     """Yield the client pods that POD.NAMESPACE or NAMESPACE/ACCOUNT selects; None selects all."""
     if text is None:
         yield from clients_of(mesh)
-    elif "/" in text:
-        pods = [pod for pod in clients_of(mesh) if f"{pod.namespace}/{pod.service_account}" == text]
-        if not pods:
-            known = dict.fromkeys(f"{pod.namespace}/{pod.service_account}" for pod in clients_of(mesh))
-            fail_unknown("service account", text, list(known), "NAMESPACE/ACCOUNT")
-        yield from pods
+        return
+    accounts: dict[str, list[Pod]] = {}
+    for pod in clients_of(mesh) if "/" in text else ():
+        accounts.setdefault(f"{pod.namespace}/{pod.service_account}", []).append(pod)
+    if text in accounts:
+        yield from accounts[text]
+    elif any(account.startswith(f"{text.partition('/')[0]}/") for account in accounts):
+        fail_unknown("service account", text, list(accounts), "NAMESPACE/ACCOUNT")
     else:
         yield find_pod(mesh, text)
 

@@ -18,7 +18,6 @@ from xds.cli import logs
 from xds.cli.manifests import load_settings
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import (
-    MANIFESTS,
     Address,
     Assignments,
     Context,
@@ -60,7 +59,17 @@ class Rollout(StrEnum):
 class SourceOptions:
     """Options for the objects and settings of the mesh."""
 
-    manifests: Annotated[Path | None, MANIFESTS] = None
+    manifests: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--manifests",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Folder of Kubernetes and Istio objects (*.yaml, *.yml, *.json), as for kubectl apply. "
+            "Can be repeated.",
+        ),
+    ] = None
     kubernetes: Annotated[
         bool,
         typer.Option(
@@ -95,7 +104,7 @@ class SourceOptions:
 
     def validate(self) -> None:
         """Exit with status 2 if the options are invalid or contradict each other."""
-        if self.kubernetes == (self.manifests is not None):
+        if self.kubernetes == bool(self.manifests):
             fail("use either --manifests DIR or --kubernetes" + (", not both" if self.kubernetes else ""))
         if self.kubernetes and self.mesh_config:
             fail(

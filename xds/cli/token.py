@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -46,13 +46,13 @@ def token(
         ),
     ],
     manifests: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             "--manifests",
             metavar="DIR",
             exists=True,
             file_okay=False,
-            help="Folder of manifests that define the pods and their service accounts.",
+            help="Folder of manifests that define the pods and their service accounts. Can be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -167,13 +167,13 @@ def _lookup_without_manifests(pod_names: Iterable[str], account: str) -> CallerL
     return lambda: callers
 
 
-def _lookup_in_manifests(manifests: Path, pod_names: Iterable[str]) -> CallerLookup:
+def _lookup_in_manifests(manifests: Sequence[Path], pod_names: Iterable[str]) -> CallerLookup:
     """Return a lookup that reads the manifests again at each call."""
     pods = ManifestPods(manifests)
     try:
         print_problems(pods.load())
     except OSError as error:
-        fail(f"{manifests}: {error.strerror}")
+        fail(f"{error.filename}: {error.strerror}")
     if not pods.complete:
         fail(UNREADABLE)
     for name in pod_names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -27,16 +27,16 @@ CallerLookup: TypeAlias = Callable[[], Mapping[str, Caller | None]]
 
 
 class ManifestPods:
-    """The pods in a folder of manifests."""
+    """The pods in folders of manifests."""
 
-    def __init__(self, manifests: Path) -> None:
+    def __init__(self, manifests: Sequence[Path]) -> None:
         self._folder = Folder(manifests)
         self.mesh = Mesh()
 
     def load(self) -> Iterable[Problem]:
         """Read the changed files, and return the new problems.
 
-        Raises OSError if the first read of the folder fails.
+        Raises OSError if the first read of a folder fails.
         """
         update = self._folder.load()
         self.mesh = self.mesh.apply(update.change)

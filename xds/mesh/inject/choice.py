@@ -6,6 +6,8 @@ from xds.mesh.parse.reading import Field, shown
 
 INJECT_LABEL = "sidecar.istio.io/inject"
 """Pod label or annotation, `true` or `false`. The label takes precedence."""
+NAMESPACE_LABEL = "istio-injection"
+"""Namespace label, `enabled` or `disabled`."""
 TEMPLATES = "inject.istio.io/templates"
 
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease"})
@@ -17,6 +19,18 @@ PROXY = "xds-proxy"
 INIT = "xds-init"
 _ISTIO_CONTAINERS = frozenset({"istio-proxy", "istio-init", "istio-validation"})
 _TRUE = frozenset({"y", "yes", "true", "on"})
+
+
+def webhook_selects(pod: Field, namespace_label: str | None) -> bool:
+    """Return whether the webhook is called for a pod (the selectors in `kube/install/webhook.yaml`).
+
+    Args:
+        pod: the pod or pod template.
+        namespace_label: the namespace's label `istio-injection`; None if it has none.
+    """
+    if namespace_label is not None:
+        return namespace_label == "enabled"
+    return bool(pod["metadata"]["labels"][INJECT_LABEL].value == "true")
 
 
 def skip_reason(pod: Field, namespace: str) -> str:

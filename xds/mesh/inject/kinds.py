@@ -33,8 +33,19 @@ class Template(NamedTuple):
     """The template, with `metadata` and `spec`."""
     namespace: str
     """Namespace of the object; empty if unset."""
-    subject: str
-    """KIND NAME of the object, for messages."""
+    kind: str
+    """Kind of the object."""
+    name: str
+    """`metadata.name` or `metadata.generateName` of the object; empty if it has neither."""
+    manifest: Mapping[str, Any]
+    """The object that contains the template."""
+    root: Path
+    """Path of the object in the document."""
+
+    @property
+    def subject(self) -> str:
+        """KIND NAME of the object, for messages."""
+        return f"{self.kind} {self.name}".rstrip()
 
 
 def find_templates(document: Any, path: Path = (), default_type: str = "") -> Iterator[Template]:
@@ -63,5 +74,12 @@ def find_templates(document: Any, path: Path = (), default_type: str = "") -> It
     value: Any = document
     for step in template_path:
         value = value.get(step) if isinstance(value, Mapping) else None
-    subject = f"{kind} {meta.get('name') or meta.get('generateName') or ''}".rstrip()
-    yield Template((*path, *template_path), value, str(meta.get("namespace") or ""), subject)
+    yield Template(
+        path=(*path, *template_path),
+        value=value,
+        namespace=str(meta.get("namespace") or ""),
+        kind=kind,
+        name=str(meta.get("name") or meta.get("generateName") or ""),
+        manifest=document,
+        root=path,
+    )

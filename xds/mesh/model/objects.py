@@ -230,6 +230,11 @@ class Pod(Object):
     """How traffic reaches its sidecar."""
     app_address: str = "127.0.0.1"
     """Address that its application listens on in interception mode NONE."""
+    is_template: bool = False
+    """Whether it stands for the pods of a workload in manifests, such as a Deployment.
+
+    Its name is then `KIND/NAME`, as in `deploy/web`, and its address is a placeholder, not an IP address.
+    """
 
     @property
     def addresses(self) -> tuple[str, ...]:

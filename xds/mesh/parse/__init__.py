@@ -6,10 +6,10 @@ path in the document.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.objects import Fact, Meta, Problem, Ref
 from xds.mesh.parse import authentication, core, destinationrule, endpoints, names
@@ -178,7 +178,12 @@ _MAX_TIME_LENGTH = 64
 
 
 def parse(
-    document: object, locate: Locate, flaws: Sequence[Flaw] = (), *, served: bool = False
+    document: object,
+    locate: Locate,
+    flaws: Sequence[Flaw] = (),
+    *,
+    served: bool = False,
+    elsewhere: Collection[Path] = (),
 ) -> list[Parsed]:
     """Parse a document that contains one object or a List of objects.
 
@@ -188,13 +193,22 @@ def parse(
         flaws: problems of the document's text, such as duplicate keys.
         served: whether the document comes from an API server. Unknown fields of built-in kinds are then
             accepted, because the API server may be newer than this program.
+        elsewhere: paths of objects that the caller reads itself, such as Deployments. They are skipped.
     """
-    return list(_objects(Field(document, (), Log(locate)), flaws, served=served))
+    source = _Source(served=served, elsewhere=elsewhere)
+    return list(_objects(Field(document, (), Log(locate)), flaws, source))
 
 
-def _objects(
-    root: Field, flaws: Sequence[Flaw], default_type: str = "", *, served: bool = False
-) -> Iterator[Parsed]:
+class _Source(NamedTuple):
+    """The arguments of `parse` that concern all objects of a document."""
+
+    served: bool
+    elsewhere: Collection[Path]
+
+
+def _objects(root: Field, flaws: Sequence[Flaw], source: _Source, default_type: str = "") -> Iterator[Parsed]:
+    if root.path in source.elsewhere:
+        return
     log = Log(root.log.locate, root=root.path)
     obj = Field(root.value, root.path, log)
     if not isinstance(obj.value, Mapping):
@@ -205,7 +219,7 @@ def _objects(
     if default_type and not version and not name:
         version, _, name = default_type.rpartition("/")
     if name.endswith("List"):
-        yield from _list_items(obj, flaws, f"{version}/{name.removesuffix('List')}", served=served)
+        yield from _list_items(obj, flaws, f"{version}/{name.removesuffix('List')}", source)
         return
     if unenforced := _UNENFORCED.get((version.rpartition("/")[0], name)):
         yield replace(_unenforced(obj, unenforced), unenforced=unenforced.name)
@@ -214,7 +228,7 @@ def _objects(
     if kind is None:
         yield _result(obj, None)
         return
-    log.any_field = served and kind.built_in
+    log.any_field = source.served and kind.built_in
     meta = _meta(obj, kind)
     for path, what in flaws:
         log.add(path, what)
@@ -252,7 +266,7 @@ def _result(obj: Field, ref: Ref | None, fact: Fact | None = None) -> Parsed:
     )
 
 
-def _list_items(obj: Field, flaws: Sequence[Flaw], item_type: str, *, served: bool) -> Iterator[Parsed]:
+def _list_items(obj: Field, flaws: Sequence[Flaw], item_type: str, source: _Source) -> Iterator[Parsed]:
     """Parse the items of a List. Items of a typed list, such as PodList, need not repeat their type."""
     obj.mapping("apiVersion kind metadata items")
     items_field = obj["items"]
@@ -268,7 +282,7 @@ def _list_items(obj: Field, flaws: Sequence[Flaw], item_type: str, *, served: bo
         yield _result(obj, None)
     for item in items:
         default_type = "" if item_type.endswith("/") else item_type
-        yield from _objects(item, item_flaws.get(item.path[depth], ()), default_type, served=served)
+        yield from _objects(item, item_flaws.get(item.path[depth], ()), source, default_type)
 
 
 def _kind(obj: Field, version: str, name: str) -> Kind | None:

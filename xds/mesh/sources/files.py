@@ -1,4 +1,4 @@
-"""Source of objects from a folder of manifests.
+"""Source of objects from folders of manifests.
 
 A `Folder` is read repeatedly, and each update contains only differences. An error is reported once, with file
 and line, and the last valid version of the object stays in use. A policy without a valid version is STRICT.
@@ -14,17 +14,19 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from watchfiles import awatch
 
-from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref
+from xds.mesh.inject.kinds import find_templates
+from xds.mesh.inject.workloads import FoundTemplate, expected_pods
+from xds.mesh.model.objects import Change, Fact, MeshConfig, Namespace, Problem, Ref
 from xds.mesh.parse import Parsed, parse
 from xds.mesh.parse.problems import Problems
-from xds.mesh.sources.documents import read_documents
+from xds.mesh.sources.documents import Document, read_documents
 from xds.mesh.sources.report import SourceUpdate, problems_not_in
 from xds.mesh.sources.settings import SettingsLoader
 
@@ -56,8 +58,19 @@ class _File:
     """Objects with a name, and objects of kinds that are not enforced."""
     problems: tuple[Problem, ...] = ()
     """Problems of the file, its documents and its unnamed objects, limited by `MAX_PROBLEMS`."""
+    templates: tuple[FoundTemplate, ...] = ()
+    """Pods and pod templates; empty unless the source reads workloads."""
     unreadable: bool = False
     """Whether some part could not be attributed to an object, so that an object may seem to be missing."""
+
+
+class Text(NamedTuple):
+    """Manifests that are not in a file, such as those on standard input."""
+
+    name: str
+    """Name in place of a file name, such as `stdin`."""
+    text: str
+    """YAML or JSON."""
 
 
 class _AppliedFact(NamedTuple):
@@ -72,14 +85,30 @@ class _AppliedFact(NamedTuple):
 
 
 class Folder:
-    """All facts below a folder, and the settings of the mesh."""
+    """All facts below folders, and the settings of the mesh.
+
+    Args:
+        roots: a folder, or several folders and files.
+        settings: loader of the mesh's settings.
+        texts: manifests that are not in a file.
+        reads_workloads: whether to read pod templates for `expected_pods`. Otherwise, workloads are ignored.
+    """
 
     what = "manifests"
     """Name of the source in logs."""
 
-    def __init__(self, root: Path, settings: SettingsLoader | None = None) -> None:
-        self.root = root
+    def __init__(
+        self,
+        roots: Path | Sequence[Path],
+        settings: SettingsLoader | None = None,
+        *,
+        texts: Iterable[Text] = (),
+        reads_workloads: bool = False,
+    ) -> None:
+        self._roots = (roots,) if isinstance(roots, Path) else tuple(roots)
         self._settings = settings or SettingsLoader()
+        self._reads_workloads = reads_workloads
+        self._texts = {Path(name): self._parse(text, name) for name, text in texts}
         self._config: MeshConfig | None = None
         self._files: dict[Path, _File] | None = None
         self._complete = False
@@ -109,7 +138,7 @@ class Folder:
             self._applied, problems = _resolve(files, before)
             self._object_problems = (
                 *_listed_problems(files, self._applied),
-                *problems.listed(str(self.root)),
+                *problems.listed(", ".join(map(str, self._roots))),
             )
         self._complete = True
         change = Change(
@@ -130,6 +159,21 @@ class Folder:
         known, self._problems = self._problems, problems
         new, solved = problems_not_in(problems, known), problems_not_in(known, problems)
         return SourceUpdate(change, new, solved, unsettled, self._complete)
+
+    def expected_pods(self) -> tuple[Parsed, ...]:
+        """Return a pod for each workload whose pods are not in the manifests, or its problems.
+
+        Call it after `load` has returned a complete update.
+        """
+        found = [template for file in (self._files or {}).values() for template in file.templates]
+        facts = (applied.fact for applied in self._applied.values())
+        namespaces = {fact.name: fact.meta.labels for fact in facts if isinstance(fact, Namespace)}
+        return tuple(expected_pods(found, namespaces, self._config or MeshConfig()))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the last load found no file."""
+        return not self._files
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -169,7 +213,7 @@ class Folder:
         await self._wait_until_settled()
         update = await asyncio.to_thread(self.load)
         yield update
-        async for _ in _change_events(self.root):
+        async for _ in _change_events(*self._roots):
             unsettled = True
             while unsettled:
                 was_complete = update.complete
@@ -187,7 +231,7 @@ class Folder:
         """
         for _ in range(round(MAX_SETTLING / SETTLE_TIME)):
             now = time.time()
-            entries = await asyncio.to_thread(lambda: list(_walk(self.root, set())))
+            entries = await asyncio.to_thread(lambda: list(_walk_all(self._roots)))
             if all(isinstance(status, OSError) or _is_settled(status, now) for _, status in entries):
                 return
             await asyncio.sleep(SETTLE_TIME)
@@ -195,13 +239,13 @@ class Folder:
     def _scan(self) -> tuple[dict[Path, _File], list[Problem], bool]:
         """Scan all files and read the changed ones. Return files, errors, and whether a file is unsettled."""
         known = self._files or {}
-        files: dict[Path, _File] = {}
+        files = dict(self._texts)
         scan_problems: list[Problem] = []
         unsettled = False
         now = time.time()
-        for path, status in _walk(self.root, set()):
+        for path, status in _walk_all(self._roots):
             if isinstance(status, OSError):
-                if path == self.root and self._files is None:
+                if path in self._roots and self._files is None:
                     raise status
                 scan_problems.append(Problem(where=str(path), what=f"cannot be read: {status.strerror}"))
                 files |= {below: file for below, file in known.items() if below.is_relative_to(path)}
@@ -211,11 +255,60 @@ class Folder:
             if path in known and known[path].signature == signature:
                 files[path] = known[path]
             elif settled or not self._complete:
-                files[path] = _read_file(path, signature if settled else None, status.st_size)
+                files[path] = self._read_file(path, signature if settled else None, status.st_size)
             else:
                 unsettled = True
                 files |= {path: known[path]} if path in known else {}
         return files, scan_problems, unsettled
+
+    def _read_file(self, path: Path, signature: Signature | None, size: int) -> _File:
+        """Read a file. The result contains its problems."""
+        name = str(path)
+        if size > MAX_FILE_SIZE:
+            problem = Problem(where=name, what=f"is larger than {MAX_FILE_SIZE >> 20} MiB and is not read")
+            return _File(signature, problems=(problem,), unreadable=True)
+        try:
+            data = path.read_bytes()
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            problem = Problem(where=f"{name}:{line}", what="is not UTF-8 text", hint="save it as UTF-8")
+            return _File(signature, problems=(problem,), unreadable=True)
+        except OSError as error:
+            # The error may pass without a change to the file. Retry.
+            problem = Problem(where=name, what=f"cannot be read: {error.strerror}")
+            return _File(None, problems=(problem,), unreadable=True)
+        return replace(self._parse(text, name, json=path.suffix == ".json"), signature=signature)
+
+    def _parse(self, text: str, name: str, *, json: bool | None = None) -> _File:
+        """Parse the documents of a text. The result contains its problems."""
+        objects: list[Parsed] = []
+        templates: list[FoundTemplate] = []
+        problems = Problems(MAX_PROBLEMS)
+        unreadable = False
+        is_json = text.lstrip().startswith("{") if json is None else json
+        for document in read_documents(text, name, json=is_json):
+            if isinstance(document, Problem):
+                problems.add([document])
+                unreadable = True
+                continue
+            try:
+                found = list(_templates(document)) if self._reads_workloads else []
+                roots = [item.template.root for item in found if item.template.kind != "Pod"]
+                parsed_objects = parse(document.value, document.locate, document.flaws, elsewhere=roots)
+            except Exception as error:  # noqa: BLE001 - one document must not affect the others
+                what = f"cannot be read: {type(error).__name__}: {error}"
+                problems.add([Problem(where=document.locate(()), what=what, hint="please report this")])
+                unreadable = True
+                continue
+            templates += found
+            for parsed in parsed_objects:
+                if parsed.ref or parsed.unenforced:
+                    objects.append(parsed)
+                else:
+                    problems.add(parsed.problems)
+                    unreadable |= parsed.refused
+        return _File(None, tuple(objects), problems.listed(name), tuple(templates), unreadable)
 
 
 def _is_settled(status: os.stat_result, now: float) -> bool:
@@ -224,6 +317,22 @@ def _is_settled(status: os.stat_result, now: float) -> bool:
     A file with a modification time in the future counts as settled.
     """
     return not 0 <= now - status.st_mtime < SETTLE_TIME
+
+
+def _walk_all(roots: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
+    """Yield the status of each file that is a root or below one, without duplicates."""
+    seen: set[tuple[int, int]] = set()
+    for root in roots:
+        try:
+            status = root.stat()
+        except OSError as error:
+            yield root, error
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            yield from _walk(root, seen)
+        elif (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            yield root, status
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
@@ -259,45 +368,12 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.s
             yield path, status
 
 
-def _read_file(path: Path, signature: Signature | None, size: int) -> _File:
-    """Read a file. The result contains its problems."""
-    name = str(path)
-    if size > MAX_FILE_SIZE:
-        problem = Problem(where=name, what=f"is larger than {MAX_FILE_SIZE >> 20} MiB and is not read")
-        return _File(signature, problems=(problem,), unreadable=True)
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        problem = Problem(where=f"{name}:{line}", what="is not UTF-8 text", hint="save it as UTF-8")
-        return _File(signature, problems=(problem,), unreadable=True)
-    except OSError as error:
-        # The error may pass without a change to the file. Retry.
-        problem = Problem(where=name, what=f"cannot be read: {error.strerror}")
-        return _File(None, problems=(problem,), unreadable=True)
-    objects: list[Parsed] = []
-    problems = Problems(MAX_PROBLEMS)
-    unreadable = False
-    for document in read_documents(text, name, json=path.suffix == ".json"):
-        if isinstance(document, Problem):
-            problems.add([document])
-            unreadable = True
-            continue
-        try:
-            parsed_objects = parse(document.value, document.locate, document.flaws)
-        except Exception as error:  # noqa: BLE001 - one document must not affect the others
-            what = f"cannot be read: {type(error).__name__}: {error}"
-            problems.add([Problem(where=document.locate(()), what=what, hint="please report this")])
-            unreadable = True
-            continue
-        for parsed in parsed_objects:
-            if parsed.ref or parsed.unenforced:
-                objects.append(parsed)
-            else:
-                problems.add(parsed.problems)
-                unreadable |= parsed.refused
-    return _File(signature, tuple(objects), problems.listed(name), unreadable)
+def _templates(document: Document) -> Iterator[FoundTemplate]:
+    """Yield the Pods and pod templates of a document."""
+    for template in find_templates(document.value):
+        depth = len(template.root)
+        flaws = tuple(flaw for flaw in document.flaws if flaw[0][:depth] == template.root)
+        yield FoundTemplate(template, document.locate, flaws)
 
 
 def _blocking_problems(
@@ -381,11 +457,11 @@ def _choose(claimants: list[tuple[Path, Parsed]], before: _AppliedFact | None) -
     return min(claimants, key=rank)
 
 
-async def _change_events(root: Path) -> AsyncIterator[None]:
-    """Yield after each change event of the folder, and every RESCAN_INTERVAL seconds without one."""
+async def _change_events(*roots: Path) -> AsyncIterator[None]:
+    """Yield after each change event of the folders, and every RESCAN_INTERVAL seconds without one."""
     try:
         async for _ in awatch(
-            root,
+            *roots,
             watch_filter=None,
             debounce=200,
             step=20,

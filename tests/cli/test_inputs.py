@@ -1,0 +1,157 @@
+"""What `--manifests` accepts: files, folders, standard input, kustomizations, and several of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from xds.cli import app
+
+NAMESPACE = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio-injection: enabled}}
+"""
+WEB = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec:
+  replicas: 2
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: web, image: web:1, ports: [{name: http, containerPort: 8080}]}]}
+"""
+CLIENT = """
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: client, namespace: shop}
+spec: {template: {metadata: {labels: {app: client}}, spec: {containers: [{name: c, image: c:1}]}}}
+"""
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+"""
+ROWS = {("deploy/web.shop", "mtls"), ("sts/client.shop", "mtls")}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    for name, text in (("ns", NAMESPACE), ("web", WEB), ("client", CLIENT), ("strict", STRICT)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "all.yaml").write_text(text)
+    return tmp_path
+
+
+def xds(*words: object, stdin: str = "") -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], input=stdin, prog_name="xds")
+
+
+def reach(*manifests: object, stdin: str = "") -> set[tuple[str, str]]:
+    options = [word for name in manifests for word in ("--manifests", name)]
+    result = xds("reach", *options, "--expand", "-o", "json", stdin=stdin)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return {(row["client"], row["outcome"]) for row in json.loads(result.stdout)}
+
+
+def test_git_repository_without_pods_is_predicted(files: Path) -> None:
+    assert reach(files) == ROWS
+
+
+def test_manifests_can_be_repeated(files: Path) -> None:
+    assert reach(files / "ns", files / "web/all.yaml", files / "client") == ROWS
+    assert reach(files / "ns", files / "ns", files) == ROWS
+
+
+def test_manifests_are_read_from_stdin(files: Path) -> None:
+    assert reach("-", stdin=f"{NAMESPACE}---{WEB}---{CLIENT}") == ROWS
+    assert reach("-", files / "client", stdin=NAMESPACE + "---" + WEB) == ROWS
+
+
+def test_json_is_read_from_stdin(files: Path) -> None:
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": "shop", "labels": {"istio-injection": "enabled"}, "annotations": {"a": "😀"}},
+    }
+    assert reach("-", files / "web", files / "client", stdin=json.dumps(namespace)) == ROWS
+
+
+def test_stdin_that_is_not_text_is_an_error() -> None:
+    result = CliRunner().invoke(app, ["reach", "--manifests", "-"], input=b"\xff\xff")
+    assert (result.exit_code, result.stderr) == (2, "xds: stdin: is not UTF-8 text\n")
+
+
+@pytest.mark.skipif(
+    not (shutil.which("kustomize") or shutil.which("kubectl")), reason="needs kustomize or kubectl"
+)
+def test_kustomization_is_built(files: Path) -> None:
+    (files / "kustomization.yaml").write_text(
+        "resources: [ns/all.yaml, web/all.yaml, client/all.yaml]\nnameSuffix: -v2\n"
+    )
+    assert reach(files) == {("deploy/web-v2.shop", "mtls"), ("sts/client-v2.shop", "mtls")}
+
+
+def test_kustomization_without_a_program_is_an_error(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (files / "kustomization.yaml").touch()
+    monkeypatch.setenv("PATH", "/nowhere")
+    result = xds("reach", "--manifests", files)
+    assert result.exit_code == 2
+    assert f"kustomize build {files} | xds COMMAND --manifests -" in result.stderr
+
+
+def test_missing_path_is_an_error(files: Path) -> None:
+    result = xds("reach", "--manifests", files, "--manifests", files / "none")
+    assert (result.exit_code, result.stderr) == (2, f"xds: {files}/none: no such file or folder\n")
+
+
+def test_unknown_namespace_is_noticed_once(files: Path) -> None:
+    result = xds("reach", "--manifests", files / "web", "--manifests", files / "client")
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"{files}/web/all.yaml:7: notice: Namespace shop is not in the manifests, so its workloads have "
+        "no sidecar (add the Namespace with its label istio-injection)\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["deploy/web.shop", "web.shop"])
+def test_workload_can_be_named_without_its_kind(files: Path, name: str) -> None:
+    result = xds("translate", name, "--manifests", files, "--type", "endpoints")
+    assert result.exit_code == 0
+    [load_assignment] = json.loads(result.stdout)["endpoints"]
+    [locality] = load_assignment["endpoints"]
+    [endpoint] = locality["lb_endpoints"]
+    address = endpoint["endpoint"]["address"]["socket_address"]
+    assert address == {"address": "deploy/web.shop", "port_value": 8080}
+
+
+def test_ambiguous_workload_is_not_chosen(files: Path) -> None:
+    (files / "client/all.yaml").write_text(CLIENT.replace("name: client", "name: web"))
+    result = xds("translate", "web.shop", "--manifests", files)
+    assert result.exit_code == 2
+    assert "pod web.shop not found" in result.stderr
+
+
+def test_address_of_a_workload_is_unknown(files: Path) -> None:
+    arguments = ("--from", "sts/client.shop", "--expand", "-o", "json")
+    result = xds("reach", "--manifests", files, *arguments)
+    [row] = json.loads(result.stdout)
+    assert (row["endpoint"], row["address"]) == ("deploy/web.shop", "?:8080")
+
+
+def test_bootstrap_needs_a_real_pod(files: Path) -> None:
+    result = xds("bootstrap", "web.shop", "--manifests", files)
+    assert result.exit_code == 2
+    assert "pod web.shop not found: the manifests contain no pod" in result.stderr
+    assert "Deployment web is ignored" in result.stderr

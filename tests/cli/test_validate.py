@@ -1,0 +1,161 @@
+"""`xds validate`: problems of manifests with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from xds.cli import app
+
+POLICY = """apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  mtls:
+    mode: STRICT
+"""
+BAD = POLICY.replace("mode: STRICT", "mode: STRICKT")
+BAD_MESSAGE = (
+    "PeerAuthentication shop/strict: spec.mtls.mode must be one of UNSET, DISABLE, PERMISSIVE, STRICT, not "
+    "'STRICKT' (did you mean STRICT?); until it is repaired, STRICT applies to pods in namespace shop with "
+    "labels app=web"
+)
+WEB = """apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio-injection: enabled}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec:
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+      - {name: web, image: web:1}
+"""
+
+
+def xds(*words: object, stdin: str = "") -> Result:
+    return CliRunner().invoke(app, ["validate", *map(str, words)], input=stdin, prog_name="xds")
+
+
+@pytest.fixture
+def policies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("policies").mkdir()
+    Path("policies/strict.yaml").write_text(POLICY)
+    return Path("policies")
+
+
+def test_valid_policies_have_no_problems(policies: Path) -> None:
+    result = xds("-f", policies)
+    assert (result.exit_code, result.stdout) == (0, "no problems found\n")
+    assert json.loads(xds("-f", policies, "-o", "json").stdout) == []
+    assert xds("-f", policies, "-o", "github").stdout == ""
+
+
+def test_problem_has_file_line_and_the_control_planes_words(policies: Path) -> None:
+    (policies / "bad.yaml").write_text(BAD)
+    (policies / "strict.yaml").unlink()
+    result = xds("-f", policies)
+    assert result.exit_code == 1
+    header, line = result.stdout.splitlines()
+    assert header.split() == ["PLACE", "LEVEL", "MESSAGE"]
+    assert line == f"policies/bad.yaml:7  problem  {BAD_MESSAGE}"
+    assert json.loads(xds("-f", policies, "-o", "json").stdout) == [
+        {"file": "policies/bad.yaml", "line": 7, "level": "problem", "message": BAD_MESSAGE, "hint": ""}
+    ]
+    annotation = f"::error file=policies/bad.yaml,line=7,title=xds::{BAD_MESSAGE}\n"
+    assert xds("-f", policies, "-o", "github").stdout == annotation
+
+
+def test_notice_does_not_fail(policies: Path) -> None:
+    (policies / "map.yaml").write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n")
+    result = xds("-f", policies, "-o", "github")
+    assert result.exit_code == 0
+    assert result.stdout == "::notice file=policies/map.yaml,line=2,title=xds::kind ConfigMap a is ignored\n"
+
+
+def test_findings_are_sorted_by_file_and_line(policies: Path) -> None:
+    (policies / "b.yaml").write_text("kind: x\n---\n" * 10 + "- 1\n")
+    (policies / "a.yaml").write_text("- 1\n")
+    findings = json.loads(xds("-f", policies, "-o", "json").stdout)
+    places = [(finding["file"], finding["line"]) for finding in findings]
+    assert places == sorted(places)
+    assert len(places) > 10
+
+
+def test_unreadable_document_hides_no_problem_of_others(policies: Path) -> None:
+    (policies / "bad.yaml").write_text(BAD + "---\n{\n")
+    result = xds("-f", policies, "-o", "json")
+    assert result.exit_code == 1
+    assert [finding["line"] for finding in json.loads(result.stdout)] == [7, 10]
+
+
+def test_policy_repository_has_no_pods_to_select(policies: Path) -> None:
+    assert xds("-f", policies).exit_code == 0
+    result = xds("-f", policies, "--mesh")
+    assert result.exit_code == 1
+    assert "namespace shop does not exist" in result.stdout
+
+
+def test_whole_mesh_reports_objects_without_effect(policies: Path) -> None:
+    Path("web.yaml").write_text(WEB)
+    assert xds("-f", policies, "-f", "web.yaml", "--mesh").exit_code == 0
+    Path("web.yaml").write_text(WEB.replace("app: web", "app: wbe"))
+    result = xds("-f", policies, "-f", "web.yaml", "--mesh", "-o", "github")
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "::error file=policies/strict.yaml,line=1,title=xds::PeerAuthentication shop/strict: selector "
+        "app=web matches no pod in namespace shop, so it has no effect (did you mean app=wbe?)\n"
+    )
+
+
+def test_pod_that_injection_rejects_is_a_problem(policies: Path) -> None:
+    Path("web.yaml").write_text(WEB.replace("image: web:1", "image: web:1, ports: [{containerPort: 15001}]"))
+    result = xds("-f", policies, "-f", "web.yaml", "-o", "json")
+    assert result.exit_code == 1
+    [finding] = json.loads(result.stdout)
+    assert (finding["file"], finding["line"]) == ("web.yaml", 13)
+    assert finding["message"].endswith("is 15001, which is reserved for outbound interception")
+
+
+def test_stdin_is_named_in_the_message(policies: Path) -> None:
+    result = xds("-f", "-", "-o", "github", stdin=BAD)
+    assert (result.exit_code, result.stdout) == (1, f"::error title=xds::stdin:7: {BAD_MESSAGE}\n")
+    assert policies.exists()
+
+
+def test_annotation_is_escaped(policies: Path) -> None:
+    (policies / "50%,a:b.yaml").write_text(BAD.replace("STRICKT", '"100%\\n::error::x"'))
+    (policies / "strict.yaml").unlink()
+    [line] = xds("-f", policies, "-o", "github").stdout.splitlines()
+    assert line.startswith("::error file=policies/50%25%2Ca%3Ab.yaml,line=7,title=xds::PeerAuthentication")
+    assert "'100%25\\n::error::x'" in line
+
+
+def test_nothing_to_check_is_wrong_usage(policies: Path) -> None:
+    (policies / "strict.yaml").unlink()
+    result = xds("-f", policies)
+    assert (result.exit_code, result.stderr) == (2, "xds: nothing was checked: no manifests in policies\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "Missing option '--filename'"),
+        (("-f", "none"), "none: no such file or folder"),
+        (("-f", "policies", "-o", "xml"), "Invalid value for '-o'"),
+        (("-f", "policies", "--set", "mtls=true"), "mtls is not a setting"),
+    ],
+)
+def test_wrong_usage_exits_with_2(policies: Path, words: tuple[str, ...], message: str) -> None:
+    result = xds(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert policies.exists()

@@ -1,0 +1,149 @@
+"""`xds validate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.text import Text
+
+from xds.cli.manifests import load_folder, load_settings, open_manifests, unknown_namespaces
+from xds.cli.options import Assignments, MeshConfigFile, fail
+from xds.cli.tables import Table
+from xds.mesh.model.objects import Problem, printable
+from xds.mesh.policy.effect import without_effect
+
+EXAMPLES = """
+xds validate -f policies/
+xds validate -f policies/ -o github
+kustomize build overlays/prod | xds validate -f - -f policies/ --mesh
+"""
+
+_STYLES = {"problem": "red", "notice": "dim"}
+
+
+class Format(StrEnum):
+    """An output format."""
+
+    TABLE = "table"
+    JSON = "json"
+    GITHUB = "github"
+
+
+class _Finding(NamedTuple):
+    """A problem as it is printed."""
+
+    file: str
+    """Name of the file; the whole place if it has no line number."""
+    line: int | None
+    """Line number, counted from 1."""
+    level: str
+    """`problem` or `notice`."""
+    message: str
+    """Description of the problem."""
+    hint: str
+    """How to fix the problem; empty if unknown."""
+
+    @property
+    def place(self) -> str:
+        """FILE:LINE."""
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+    @property
+    def text(self) -> str:
+        """The description with the hint."""
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def validate(
+    *,
+    filenames: Annotated[
+        list[str],
+        typer.Option(
+            "--filename",
+            "-f",
+            metavar="PATH",
+            help="Folder, file, kustomization, or - for stdin, with Kubernetes and Istio objects. Can be "
+            "repeated.",
+        ),
+    ],
+    mesh: Annotated[
+        bool,
+        typer.Option(
+            "--mesh",
+            help="Treat the manifests as the whole mesh: also report objects without effect, such as a "
+            "policy whose selector matches no pod.",
+        ),
+    ] = False,
+    mesh_config: MeshConfigFile = None,
+    assignments: Assignments = None,
+    output: Annotated[
+        Format,
+        typer.Option(
+            "-o", "--output", help="Output format. github: annotations for a workflow of GitHub Actions."
+        ),
+    ] = Format.TABLE,
+) -> None:
+    """Check manifests, and print their problems with file and line.
+
+    Prints the problems that the control plane would report. A notice needs no repair: the input is ignored on
+    purpose, or the object is used nevertheless.
+
+    Exit status: 0 no problem, 1 a problem (notices do not count), 2 nothing was checked, or wrong usage.
+    """
+    settings, _ = load_settings(mesh_config, assignments)
+    folder = open_manifests(filenames, settings)
+    loaded, problems = load_folder(folder)
+    if folder.is_empty:
+        fail(f"nothing was checked: no manifests in {', '.join(filenames)}")
+    if mesh and loaded:
+        problems += tuple(unknown_namespaces(loaded))
+        problems += tuple(found for effects in without_effect(loaded).problems.values() for found in effects)
+    findings = sorted(map(_finding, problems), key=lambda finding: (finding.file, finding.line or 0))
+    if output is Format.JSON:
+        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+    elif output is Format.GITHUB:
+        for finding in findings:
+            typer.echo(_annotation(finding))
+    else:
+        _print_table(findings)
+    if any(not problem.notice for problem in problems):
+        raise typer.Exit(1)
+
+
+def _finding(problem: Problem) -> _Finding:
+    where = printable(problem.where)
+    file, _, line = where.rpartition(":")
+    has_line = bool(file) and line.isdecimal()
+    return _Finding(
+        file=file if has_line else where,
+        line=int(line) if has_line else None,
+        level="notice" if problem.notice else "problem",
+        message=printable(problem.what),
+        hint=printable(problem.hint),
+    )
+
+
+def _print_table(findings: Sequence[_Finding]) -> None:
+    if not findings:
+        typer.echo("no problems found")
+        return
+    table = Table("PLACE", "LEVEL", "MESSAGE")
+    for finding in findings:
+        table.add_row(finding.place, Text(finding.level, _STYLES[finding.level]), finding.text)
+    table.show()
+
+
+def _annotation(finding: _Finding) -> str:
+    """Format a workflow command of GitHub Actions. If the place is not a file, the message names it."""
+    command = "error" if finding.level == "problem" else "notice"
+    text = finding.text.replace("%", "%25")
+    if not Path(finding.file).is_file():
+        return f"::{command} title=xds::{finding.place.replace('%', '%25')}: {text}"
+    file = finding.file.replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
+    line = "" if finding.line is None else f",line={finding.line}"
+    return f"::{command} file={file}{line},title=xds::{text}"

@@ -1,0 +1,169 @@
+"""Pods that the workloads in manifests would create, for predictions from a Git repository. Pure.
+
+A repository contains Deployments and Jobs, but not their pods. Each workload becomes one pod, with a sidecar
+if the webhook would inject one. Its name is KIND/NAME, as for kubectl, and its address is not an IP address,
+so that it cannot be mistaken for a real pod.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from xds.mesh.inject import choice
+from xds.mesh.inject.kinds import Template
+from xds.mesh.inject.patch import inject
+from xds.mesh.inject.settings import InjectionSettings
+from xds.mesh.model.objects import TLS_MODE_LABEL, MeshConfig, Meta, Problem, Ref
+from xds.mesh.parse import DEFAULT_NAMESPACE, Parsed, core, names
+from xds.mesh.parse.reading import Field, Flaw, Locate, Log, shown
+
+SHORT_NAMES = {
+    "CronJob": "cronjob",
+    "DaemonSet": "ds",
+    "Deployment": "deploy",
+    "Job": "job",
+    "ReplicaSet": "rs",
+    "ReplicationController": "rc",
+    "StatefulSet": "sts",
+}
+"""kubectl's short names of kinds."""
+_HASH_LABEL = "pod-template-hash"
+"""Label with the suffix that a Deployment adds to its name to name a ReplicaSet."""
+
+
+class FoundTemplate(NamedTuple):
+    """A pod template, or a Pod, in a document."""
+
+    template: Template
+    """The template."""
+    locate: Locate
+    """Function that returns the place of a path in the document."""
+    flaws: tuple[Flaw, ...] = ()
+    """Problems of the object's text."""
+
+    @property
+    def ref(self) -> Ref:
+        """Reference to the object that contains the template."""
+        template = self.template
+        return Ref(template.kind, template.namespace or DEFAULT_NAMESPACE, template.name)
+
+
+def expected_pods(
+    found: Collection[FoundTemplate], namespaces: Mapping[str, Mapping[str, str]], config: MeshConfig
+) -> Iterator[Parsed]:
+    """Yield a pod for each workload that would run and has no pod in the manifests, or its problems.
+
+    Args:
+        found: all Pods and templates in the manifests.
+        namespaces: labels of the namespaces in the manifests.
+        config: settings of the mesh.
+    """
+    workloads: dict[Ref, FoundTemplate] = {}
+    represented = _owners_of_pods(found)
+    for item in found:
+        if item.template.kind == "Pod":
+            continue
+        if first := workloads.get(item.ref):
+            yield _duplicate(item, first)
+            continue
+        workloads[item.ref] = item
+    for ref, item in workloads.items():
+        if _runs(item.template.manifest) and ref not in represented and _owner(item) not in workloads:
+            yield _expected_pod(item, namespaces.get(ref.namespace, {}), config)
+
+
+def _duplicate(item: FoundTemplate, first: FoundTemplate) -> Parsed:
+    log = Log(item.locate, str(item.ref))
+    origin = first.locate(first.template.root)
+    what = f"is also defined at {origin}; that definition is used"
+    log.add(item.template.root, what, "delete or rename one of them", warning=True)
+    return Parsed(problems=tuple(log.problems))
+
+
+def _runs(manifest: Mapping[str, object]) -> bool:
+    """Whether a workload has pods: it is neither scaled to 0 nor suspended."""
+    spec = manifest.get("spec")
+    return not isinstance(spec, Mapping) or (spec.get("replicas") != 0 and spec.get("suspend") is not True)
+
+
+def _owner(item: FoundTemplate) -> Ref | None:
+    """Return the workload that created an object (its controller), or None."""
+    meta = Field(item.template.manifest, (), Log(item.locate))["metadata"]
+    references = meta["ownerReferences"].value
+    for reference in references if isinstance(references, list) else ():
+        if isinstance(reference, Mapping) and reference.get("controller") is True:
+            return Ref(str(reference.get("kind")), item.ref.namespace, str(reference.get("name")))
+    return None
+
+
+def _owners_of_pods(found: Iterable[FoundTemplate]) -> set[Ref]:
+    """Return the workloads whose pods are in the manifests, directly or through a ReplicaSet or Job."""
+    owners = {item.ref: owner for item in found if (owner := _owner(item))}
+    represented: set[Ref] = set()
+    for item in found:
+        owner = owners.get(item.ref) if item.template.kind == "Pod" else None
+        while owner and owner not in represented:
+            represented.add(owner)
+            represented.update(_deployment(item, owner))
+            owner = owners.get(owner)
+    return represented
+
+
+def _deployment(pod: FoundTemplate, owner: Ref) -> Iterator[Ref]:
+    """Yield the Deployment of a pod's ReplicaSet, which need not be in the manifests."""
+    meta = Field(pod.template.value, (), Log(pod.locate))["metadata"]
+    suffix = f"-{meta['labels'][_HASH_LABEL].value}"
+    if owner.kind == "ReplicaSet" and owner.name.endswith(suffix):
+        yield Ref("Deployment", owner.namespace, owner.name.removesuffix(suffix))
+
+
+def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], config: MeshConfig) -> Parsed:
+    """Return the pod of a workload, or the problems because of which it has none."""
+    template, ref = item.template, item.ref
+    log = Log(item.locate, str(ref))
+    for path, what in item.flaws:
+        log.add(path, what)
+    meta_path = (*template.root, "metadata")
+    if error := names.label(ref.namespace):
+        log.add((*meta_path, "namespace"), f"{shown(ref.namespace)} {error}")
+    if error := names.subdomain(ref.name.removesuffix("-")):
+        log.add((*meta_path, "name"), f"{shown(ref.name)} {error}" if ref.name else "is required")
+    field = Field(template.value, template.path, log)
+    field["spec"].required()
+    meta = Meta(
+        ref=Ref("Pod", ref.namespace, f"{SHORT_NAMES[ref.kind]}/{ref.name}"),
+        labels=names.labels(field["metadata"]["labels"]),
+        annotations={key: entry.text() for key, entry in field["metadata"]["annotations"].entries()},
+        origin=item.locate(template.root),
+    )
+    pod = core.pod(field, meta)
+    problems: list[Problem] = log.problems
+    labels = meta.labels
+    if not log.refused and _is_selected(field, ref.namespace, namespace_labels, config):
+        injection = inject(
+            template.value,
+            InjectionSettings().with_mesh_config(config),
+            namespace=ref.namespace,
+            locate=item.locate,
+            path=template.path,
+            subject=str(ref),
+        )
+        problems += injection.problems
+        labels = labels if injection.skip_reason else {TLS_MODE_LABEL: "istio", **labels}
+    if any(not problem.notice for problem in problems):
+        return Parsed(origin=meta.origin, problems=tuple(problems), refused=True)
+    pod = replace(
+        pod,
+        meta=replace(meta, labels=labels),
+        address=f"{meta.ref.name}.{ref.namespace}",
+        is_template=True,
+    )
+    return Parsed(ref=pod.ref, fact=pod, origin=meta.origin, problems=tuple(problems))
+
+
+def _is_selected(pod: Field, namespace: str, namespace_labels: Mapping[str, str], config: MeshConfig) -> bool:
+    """Return whether the webhook is called for a pod. It never is in the control plane's namespace."""
+    namespace_label = namespace_labels.get(choice.NAMESPACE_LABEL)
+    return namespace != config.root_namespace and choice.webhook_selects(pod, namespace_label)
