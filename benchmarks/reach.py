@@ -1,4 +1,4 @@
-"""Measure how long `xds reach` takes to decide every connection of a large mesh: python benchmarks/reach.py.
+"""Measure how long `xds reach` and `xds plan` take for a large mesh: python benchmarks/reach.py.
 
 Each measurement runs in its own process, so that its peak memory can be measured. Loading the manifests is
 not included in the other rows. The CPU time of a row does not depend on other load of the machine.
@@ -18,7 +18,9 @@ from manifests import PORT, Manifests
 
 from xds.cli.manifests import read_mesh
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Ref
 from xds.mesh.policy.hops import hops
+from xds.mesh.policy.plan import plan
 
 
 def main() -> None:
@@ -32,7 +34,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         Manifests(root=root, **vars(options)).write()
-        for name, run in {"load": None, "whole mesh": whole_mesh, "one service": one_service}.items():
+        for name, run in {
+            "load": None,
+            "whole mesh": whole_mesh,
+            "one service": one_service,
+            "plan": disable,
+        }.items():
             # A new process for each row: memory that an earlier row used must not count.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 seconds, rows, connections, peak = pool.apply(measure, (root, run))
@@ -71,6 +78,16 @@ def one_service(mesh: Mesh) -> tuple[int, int]:
     found = [*hops(mesh, targets=[(service, port)])]
     return len(found), sum(
         len(hop.endpoints) * len([*clients.pods]) for hop in found for clients in hop.clients
+    )
+
+
+def disable(mesh: Mesh) -> tuple[int, int]:
+    """Compare the mesh with itself under DISABLE, as `xds plan` does: every connection changes."""
+    ref = Ref("PeerAuthentication", mesh.config.root_namespace, "default")
+    policy = PeerAuthentication(meta=Meta(ref=ref), mode=Mode.DISABLE)
+    changes = plan(mesh, mesh.apply(Change(applied=(policy,)))).hops
+    return len(changes), sum(
+        len(change.endpoints) * len([*clients.pods]) for change in changes for clients in change.clients
     )
 
 

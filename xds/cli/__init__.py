@@ -24,6 +24,7 @@ _COMMANDS = {
     "translate": "Print the configuration of a pod's sidecar.",
     "reach": "Print which connections use mutual TLS, use plaintext, or fail.",
     "validate": "Check manifests, and print their problems with file and line.",
+    "plan": "Print which connections a change breaks, encrypts or repairs, before it is applied.",
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",
     "proxy": "Run Envoy in a sidecar container.",
     "init": "Redirect a pod's traffic to its sidecar with iptables.",

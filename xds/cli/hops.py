@@ -14,8 +14,8 @@ from xds.mesh.model.objects import Service, ServicePort
 from xds.mesh.policy.hops import Clients, Hop
 from xds.mesh.policy.reach import Outcome, Result
 
-MAX_NAMESPACES = 3
-"""Maximum number of namespaces of clients in a cell of a table."""
+MAX_NAMES = 3
+"""Maximum number of service accounts, or else of namespaces, in a cell of a table."""
 
 _STYLES = {Result.MTLS: "green", Result.PLAINTEXT: "yellow", Result.FAILS: "red"}
 
@@ -33,11 +33,14 @@ def format_target(service: Service, port: ServicePort) -> str:
 @lru_cache(maxsize=1024)
 def format_clients(clients: tuple[Clients, ...]) -> str:
     """Return the service accounts of clients in short, such as `shop/web, zoo/* (3 accounts)`."""
+    accounts = [f"{item.namespace}/{account}" for item in clients for account in item.accounts]
+    if len(accounts) <= MAX_NAMES:
+        return ", ".join(accounts)
     names = [
         f"{item.namespace}/* ({len(item.accounts)} accounts)"
         if len(item.accounts) > 1
         else f"{item.namespace}/{next(iter(item.accounts))}"
-        for item in clients[:MAX_NAMESPACES]
+        for item in clients[:MAX_NAMES]
     ]
     more = len(clients) - len(names)
     return ", ".join(names) + (f" and {more} more namespace{'s' * (more > 1)}" if more else "")
