@@ -42,7 +42,7 @@ def services(draw: st.DrawFn) -> Service:
 def policies(draw: st.DrawFn) -> Fact:
     namespace = draw(st.sampled_from([*NAMESPACES, ROOT]))
     name = f"p{draw(st.integers(0, 1))}"
-    match draw(st.integers(0, 3)):
+    match draw(st.sampled_from([0, 1, 2, 3, 3, 3])):
         case 0:
             mode = draw(st.none() | MODES)
             ports = draw(st.dictionaries(st.sampled_from([8080, 9090]), MODES, max_size=1))
@@ -53,12 +53,12 @@ def policies(draw: st.DrawFn) -> Fact:
             return policy(
                 draw(st.sampled_from(NAMESPACES)), draw(MODES), draw(st.sampled_from(APPS)), name=name
             )
-    exports = st.lists(st.sampled_from([".", "*", *NAMESPACES]), max_size=2)
+    exports = st.lists(st.sampled_from([".", "*", *NAMESPACES]), max_size=2, unique=True)
     return rule(
         namespace,
         draw(st.sampled_from(["*", "*.a.svc.cluster.local", "x1.a.svc.cluster.local"])),
         name=name,
-        policy=draw(st.none() | st.builds(TrafficPolicy, tls=TLS)),
+        policy=draw(st.builds(TrafficPolicy, tls=TLS)),
         export_to=tuple(draw(exports)),
         selector=draw(st.none() | SELECTORS),
     )
@@ -75,11 +75,22 @@ TLS = st.none() | st.builds(
 def facts(draw: st.DrawFn) -> list[Fact]:
     """Facts with different names."""
     drawn: list[Fact] = [
-        *draw(st.lists(pods(), max_size=8)),
-        *draw(st.lists(services(), max_size=4)),
-        *draw(st.lists(policies(), max_size=5)),
+        *draw(st.lists(policies(), max_size=4)),
+        *draw(st.lists(pods(), max_size=4)),
+        *draw(st.lists(services(), max_size=3)),
     ]
     return list({fact.ref: fact for fact in drawn}.values())
+
+
+BASE: tuple[Fact, ...] = (
+    service("x1", "a", HTTP),
+    replace(pod("x1-0", "a", app="x1"), service_account="one"),
+    replace(pod("x1-1", "a", app="x1"), service_account="two"),
+    pod("x1-2", "a", sidecar=False, app="x1"),
+    *(pod("v1", namespace, version="v1") for namespace in (*NAMESPACES, ROOT)),
+    *(pod("v2", namespace, version="v2") for namespace in (*NAMESPACES, ROOT)),
+)
+"""A Service with endpoints of every kind, and clients in every namespace. Random facts can replace them."""
 
 
 @st.composite
@@ -88,4 +99,4 @@ def meshes(draw: st.DrawFn) -> Mesh:
         enable_auto_mtls=draw(st.booleans()),
         default_destination_rule_export_to=draw(st.sampled_from([("*",), (".",), ("b",)])),
     )
-    return Mesh(draw(facts()), config)
+    return Mesh([*BASE, *draw(facts())], config)

@@ -34,7 +34,7 @@ def pairs(outcomes: Iterable[Outcome]) -> Counter[object]:
     )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(meshes())
 def test_hops_contain_each_outcome_once(world: Mesh) -> None:
     assert pairs(outcome for hop in hops(world) for outcome in hop.outcomes()) == pairs(predict(world))
@@ -44,6 +44,25 @@ def test_hops_contain_each_outcome_once(world: Mesh) -> None:
 def test_hops_of_golden_meshes_contain_each_outcome_once(case) -> None:
     world = load(case)
     assert pairs(outcome for hop in hops(world) for outcome in hop.outcomes()) == pairs(predict(world))
+
+
+@pytest.mark.parametrize(
+    ("facts", "config", "plaintext"),
+    [
+        ([rule("a", "*", "DISABLE", export_to=("b",))], {}, ["b"]),
+        ([rule("a", "*", "DISABLE")], {"default_destination_rule_export_to": ("b",)}, ["b"]),
+        ([rule("b", "*", "DISABLE", selector={"app": "client"})], {}, ["b"]),
+        ([rule("b", "*", "DISABLE", selector={"app": "other"})], {}, []),
+        ([rule("a", "*", "DISABLE", export_to=(".",))], {}, []),
+        ([rule("istio-system", "*", "DISABLE")], {}, ["b", "c", "istio-system"]),
+        ([rule("istio-system", "*", "DISABLE", export_to=("c",))], {}, ["c"]),
+    ],
+)
+def test_clients_with_other_rules_are_other_hops(facts, config, plaintext):
+    clients = [pod("client", namespace) for namespace in ("b", "c", "istio-system")]
+    world = mesh(pod("x", "a"), *clients, service("x", "a", HTTP), *facts, **config)
+    found = {hop.answer.result: [item.namespace for item in hop.clients] for hop in hops(world, clients)}
+    assert found.get("plaintext", []) == plaintext
 
 
 def names(clients: tuple[Clients, ...]) -> list[tuple[str, dict[str, int]]]:

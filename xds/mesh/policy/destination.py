@@ -110,7 +110,7 @@ def rule_key(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> RuleKey:
 def _distinct_namespaces(mesh: Mesh) -> frozenset[str]:
     """Return the namespaces whose clients may have other rules than clients elsewhere."""
     if "namespaces with rules" not in mesh.scratch:
-        names = {mesh.config.root_namespace, *mesh.config.default_destination_rule_export_to}
+        names = {*mesh.config.default_destination_rule_export_to}
         for rule in mesh.rules():
             names.update((rule.namespace, *rule.export_to))
         mesh.scratch["namespaces with rules"] = frozenset(names)
