@@ -37,14 +37,16 @@ class _Row(NamedTuple):
 
 
 def print_table(plan: Plan) -> None:
-    """Print a line for each effect, worst first, and a summary."""
+    """Print a line for each effect, worst first, then each remedy once, and a summary."""
     rows = list(_rows(plan))
     if rows:
-        table = Table(*TITLES)
+        table = Table(*TITLES[:-1])
         for row in rows:
-            table.add_row(Text(row.effect, _STYLES.get(row.effect, "green")), *row[1:])
+            table.add_row(Text(row.effect, _STYLES.get(row.effect, "green")), *row[1:-1])
         table.show()
         typer.echo()
+    if remedies := dict.fromkeys(row.remedy for row in rows if row.remedy):
+        typer.echo("\n".join(["Remedies:", *(f"  {text}" for text in remedies), ""]))
     typer.echo(_summary(rows))
 
 
