@@ -116,7 +116,7 @@ def _read_objects(names: list[str], settings: SettingsLoader, before: Mesh) -> t
     namespaces = [fact for fact in before.facts() if isinstance(fact, Namespace)]
     mesh, problems = load_folder(folder, namespaces)
     print_problems(problems)
-    if mesh is None or folder.has_unusable_objects():
+    if mesh is None or folder.has_unusable_objects(namespaces):
         fail("cannot plan the change: repair the problems of its objects first")
     facts = (
         fact

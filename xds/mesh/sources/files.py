@@ -174,11 +174,15 @@ class Folder:
         labels = {namespace.name: namespace.meta.labels for namespace in (*namespaces, *own)}
         return tuple(expected_pods(found, labels, self._config or MeshConfig()))
 
-    def has_unusable_objects(self) -> bool:
-        """Whether an object or a workload is invalid or defined twice, as of the last load."""
+    def has_unusable_objects(self, namespaces: Iterable[Namespace] = ()) -> bool:
+        """Whether an object is invalid or defined twice, or a workload is invalid, as of the last load.
+
+        Args:
+            namespaces: Namespaces that are not in the manifests.
+        """
         objects = [parsed for file in (self._files or {}).values() for parsed in file.objects]
         refs = [parsed.ref for parsed in objects if parsed.ref]
-        invalid = any(parsed.refused for parsed in (*objects, *self.expected_pods()))
+        invalid = any(parsed.refused for parsed in (*objects, *self.expected_pods(namespaces)))
         return invalid or len(refs) > len(set(refs))
 
     @property
