@@ -23,17 +23,17 @@ spec: {selector: {app: web}, clusterIP: 10.0.0.1, ports: [{name: http, port: 80,
 apiVersion: v1
 kind: Pod
 metadata: {name: web-1, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio}}
-status: {podIP: 127.9.0.1}
+status: {podIP: 10.9.0.1}
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: client, namespace: shop, labels: {security.istio.io/tlsMode: istio}}
-status: {podIP: 127.9.0.2}
+status: {podIP: 10.9.0.2}
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: outsider, namespace: shop}
-status: {podIP: 127.9.0.3}
+status: {podIP: 10.9.0.3}
 ---
 apiVersion: v1
 kind: Pod
@@ -90,7 +90,7 @@ def test_reach_expand_prints_every_connection(folder: Path) -> None:
             "service": "web.shop",
             "port": 80,
             "endpoint": "web-1.shop",
-            "address": "127.9.0.1:8080",
+            "address": "10.9.0.1:8080",
             "outcome": "mtls",
             "reason": "auto-mtls",
             "decidedBy": ["MeshPolicy default"],
@@ -103,7 +103,7 @@ def test_reach_expand_prints_every_connection(folder: Path) -> None:
     assert header.split() == ["CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "DECIDED", "BY"]
     assert len(lines) == 4
     [line] = [line for line in lines if line.startswith("client.shop")]
-    words = "client.shop web.shop:80 web-1.shop (127.9.0.1:8080) mtls auto-mtls MeshPolicy default"
+    words = "client.shop web.shop:80 web-1.shop (10.9.0.1:8080) mtls auto-mtls MeshPolicy default"
     assert line.split() == words.split()
 
 
@@ -296,12 +296,23 @@ def test_bootstrap_with_a_token_uses_tls(folder: Path) -> None:
 
 def test_bootstrap_prints_node_and_xds_server(folder: Path) -> None:
     shown = run_json("bootstrap", "client.shop", "--manifests", folder, "--xds-address", "127.0.0.5:99")
-    assert shown["node"]["id"] == "sidecar~127.9.0.2~client.shop~shop.svc.cluster.local"
+    assert shown["node"]["id"] == "sidecar~10.9.0.2~client.shop~shop.svc.cluster.local"
     assert shown["dynamic_resources"]["ads_config"]["api_type"] == "DELTA_GRPC"
     assert '"port_value": 99' in json.dumps(shown)
     shown = run_json("bootstrap", "client.shop", "--manifests", folder, "--sotw")
     assert shown["dynamic_resources"]["ads_config"]["api_type"] == "GRPC"
     assert '"port_value": 15010' in json.dumps(shown)
+
+
+def test_bootstrap_on_loopback_needs_interception_mode_none(folder: Path) -> None:
+    (folder / "all.yaml").write_text(MANIFESTS.replace("10.9.0.2", "127.9.0.2"))
+    result = xds("bootstrap", "client.shop", "--manifests", folder)
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"{folder}/all.yaml:12: problem: Pod shop/client: has the loopback address 127.9.0.2 and "
+        "interception mode REDIRECT, so its sidecar gets no traffic: iptables rules do not redirect "
+        "traffic on loopback (set the annotation sidecar.istio.io/interceptionMode: NONE)\n"
+    )
 
 
 def test_problems_go_to_stderr_and_the_result_to_stdout(folder: Path) -> None:

@@ -111,6 +111,18 @@ def test_kustomization_without_a_program_is_an_error(files: Path, monkeypatch: p
     assert f"kustomize build {files} | xds COMMAND --manifests -" in result.stderr
 
 
+def test_kustomization_below_a_folder_is_not_built(files: Path) -> None:
+    (files / "web/kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [all.yaml]\n"
+    )
+    result = xds("reach", "--manifests", files)
+    assert result.exit_code == 0
+    assert result.stderr == (
+        f"{files}/web/kustomization.yaml:2: notice: kind Kustomization is ignored (its changes are not "
+        "applied to the files that it lists)\n"
+    )
+
+
 def test_missing_path_is_an_error(files: Path) -> None:
     result = xds("reach", "--manifests", files, "--manifests", files / "none")
     assert (result.exit_code, result.stderr) == (2, f"xds: {files}/none: no such file or folder\n")

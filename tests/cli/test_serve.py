@@ -68,6 +68,28 @@ spec: {{mtls: {{mode: STRICT}}}}
 """
 
 
+def test_several_folders_are_followed(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "pod.yaml").write_text(POD.format("other"))
+    with serving(folder, "--manifests", other) as process:
+        assert process.fetch("web.shop", CLUSTER).resources
+        assert process.fetch("other.shop", CLUSTER).resources
+        (other / "more.yaml").write_text(POD.format("more"))
+        process.wait_for(lambda: process.logged("applied=1"))
+        assert process.fetch("more.shop", CLUSTER).resources
+
+
+def test_workloads_are_ignored(folder: Path) -> None:
+    (folder / "web.yaml").write_text(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web, namespace: shop}\n"
+        "spec: {template: {spec: {containers: [{name: web, image: web}]}}}\n"
+    )
+    with serving(folder) as process:
+        assert process.logged("Deployment web is ignored")
+        assert process.logged("applied=1")
+
+
 def test_policy_without_effect_is_reported_until_fixed(folder: Path) -> None:
     (folder / "strict.yaml").write_text(STRICT.format("shpo"))
     warning = (

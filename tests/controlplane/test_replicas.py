@@ -45,7 +45,7 @@ class Replica:
     def renew(self) -> None:
         """Write the report."""
         now = asyncio.get_running_loop().time()
-        self.sync.renewed(now, now)
+        self.sync.reports.renewed(now, now)
 
     def store(self) -> StoredPlan | None:
         """Store the plan of the replica, and return it; None if it has none."""
@@ -115,9 +115,9 @@ async def test_absent_sidecars_may_be_on_other_replicas_if_any() -> None:
         assert absences().may_be_on_other_replica, "it is not known yet"
         replica.renew()
         assert not absences().may_be_on_other_replica
-        sync.receive("other", "1", Report(), 15.0, asyncio.get_running_loop().time())
+        sync.reports.receive("other", "1", Report(), 15.0, asyncio.get_running_loop().time())
         assert absences().may_be_on_other_replica
-        sync.forget("other")
+        sync.reports.forget("other")
         assert not absences().may_be_on_other_replica
 
 
@@ -232,7 +232,7 @@ async def test_replica_asks_the_leader_and_serves_its_plan() -> None:
         controller, sync = replica.controller, replica.sync
         controller.change(Change(applied=(policy(Mode.STRICT),)))
         ask = Ask(Mode.DISABLE, Send.PLAINTEXT, is_active=False)
-        while sync.report.asks != {KEY: ask}:
+        while sync.reports.own.asks != {KEY: ask}:
             await replica.until_news()
         await replica.checks()
         assert replica.store() is None
@@ -243,8 +243,8 @@ async def test_replica_asks_the_leader_and_serves_its_plan() -> None:
         replica.read(StoredPlan(7, {KEY: (listener, clients)}, members=frozenset({"this", "leader"})))
         await replica.checks()
         assert controller.mesh.served.modes == {KEY: Mode.PERMISSIVE}
-        assert controller.mesh.served.generation == sync.report.generation == 7
-        assert sync.report.asks == {}
+        assert controller.mesh.served.generation == sync.reports.own.generation == 7
+        assert sync.reports.own.asks == {}
 
 
 async def test_replica_without_timeout_does_not_sync() -> None:

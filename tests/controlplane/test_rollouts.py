@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from math import inf
 
 import pytest
 from structlog.testing import capture_logs
@@ -26,8 +27,9 @@ from tests.controlplane.world import running
 from tests.policy.rollout_world import UNREAD
 from tests.policy.world import meta, peer, rule
 from tests.support.waiting import eventually
+from xds.mesh.controlplane import rollout_log
 from xds.mesh.model.objects import ROLLOUT, Change, Ref
-from xds.mesh.rollout import driver, log, proxies
+from xds.mesh.rollout import driver, proxies
 from xds.mesh.rollout.progress import accepts_plaintext, port_waits
 from xds.mesh.rollout.proxies import State
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
@@ -90,7 +92,7 @@ async def test_server_contracts_once_every_client_uses_mtls() -> None:
 
 
 async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
-    monkeypatch.setattr(log, "LOG_INTERVAL", 0.0)
+    monkeypatch.setattr(rollout_log, "LOG_INTERVAL", 0.0)
     with capture_logs() as logs:
         async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
             client.withholds = {ENDPOINT}
@@ -114,7 +116,7 @@ async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
 async def test_rejected_rule_is_logged_only_on_change(
     monkeypatch,
 ) -> None:
-    monkeypatch.setattr(log, "LOG_INTERVAL", 0.0)
+    monkeypatch.setattr(rollout_log, "LOG_INTERVAL", 0.0)
     monkeypatch.setattr(driver, "SKIPPED_CHECK_INTERVAL", 0.1)
     mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     with capture_logs() as logs:
@@ -217,6 +219,52 @@ async def test_client_that_does_not_reconnect_is_forgotten(monkeypatch) -> None:
             set_mode(controller, "STRICT")
             await client.until(lambda: client.uses_mtls(WEB))
         await web.until(lambda: web.accepts(PORT) == "S")
+
+
+async def test_server_that_leaves_before_its_ack_counts_until_the_timeout(monkeypatch) -> None:
+    monkeypatch.setattr(proxies, "RECONNECT_GRACE", 0.0)
+    async with world(peer("ns", "DISABLE"), names=("client",), timeout=WITHIN) as (controller, client):
+        async with Sidecar(controller, "web", "ns") as web:
+            await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "D")
+            web.withholds = {LISTENER}
+            set_mode(controller, "STRICT")
+            await until_waiting_for(controller, "listener")
+        await until_checked_twice(controller)
+        assert not client.uses_mtls(WEB)
+
+
+def lagging(controller) -> list[str]:
+    return [name for wait in waits(controller) for name in wait.lagging]
+
+
+async def test_new_client_does_not_lag() -> None:
+    """It has no earlier configuration, so a constant arrival of new pods delays nobody."""
+    async with world(peer("ns", "DISABLE")) as (controller, _web, client):
+        client.withholds = {ENDPOINT}
+        set_mode(controller, "STRICT")
+        await until_waiting_for(controller, "clients")
+        await eventually(lambda: lagging(controller) == ["client.ns"], timeout=WITHIN)
+        other = Sidecar(controller, "other", "ns")
+        other.withholds = {CLUSTER}
+        async with other:
+            await eventually(lambda: other.session.first_generation >= 0, timeout=WITHIN)
+            await until_checked_twice(controller)
+            assert lagging(controller) == ["client.ns"]
+
+
+async def test_client_that_reconnects_does_not_lag_behind_what_it_had(monkeypatch) -> None:
+    async with world(peer("ns", "DISABLE")) as (controller, _web, client):
+        client.withholds = {ENDPOINT}
+        async with Sidecar(controller, "other", "ns") as other:
+            set_mode(controller, "STRICT")
+            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) and other.uses_mtls(WEB))
+            await eventually(lambda: lagging(controller) == ["client.ns"], timeout=WITHIN)
+        monkeypatch.setattr(proxies, "WORKER_DELAY", inf)
+        again = Sidecar(controller, "other", "ns")
+        again.brings = other.versions()
+        async with again:
+            await until_checked_twice(controller)
+            assert lagging(controller) == ["client.ns"]
 
 
 async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None:

@@ -16,6 +16,7 @@ from tests.policy.world import rule
 from xds.introspect.clock import Clock
 from xds.mesh.controlplane.rollouts_service import MAX_CLIENTS, SERVICE, _waiting
 from xds.mesh.model.objects import Change, Mode, Ref
+from xds.mesh.rollout.plan import Phase
 from xds.mesh.rollout.progress import WaitingEndpoint
 from xds.mesh.rollout.waits import WaitingFor
 from xds.mesh.v1 import rollouts_pb2 as pb
@@ -163,7 +164,12 @@ async def test_watch_sends_changes(plane: Plane):
 
 def waiting_endpoint(stage: WaitingFor, *lagging: str) -> pb.WaitingEndpoint:
     waiting = WaitingEndpoint(
-        pod="web-1", port=80, desired_mode=Mode.STRICT, waiting_for=stage, since=0, lagging=lagging
+        key=(Ref("Pod", "ns", "web-1"), 80),
+        phase=Phase.MIGRATE,
+        desired_mode=Mode.STRICT,
+        waiting_for=stage,
+        since=0,
+        lagging=lagging,
     )
     return _waiting(waiting, Clock(0))
 

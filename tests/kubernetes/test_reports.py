@@ -17,6 +17,7 @@ from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.machine import Proposal
 from xds.mesh.rollout.observation import Ask, Report
 from xds.mesh.rollout.plan import Plan, StoredPlan, Transition
+from xds.mesh.rollout.reports import Reports
 from xds.mesh.rollout.stages import Staged
 from xds.mesh.rollout.sync import ReplicaSync
 
@@ -57,7 +58,7 @@ class Replica:
         self.changes += 1
 
     def peers(self) -> list[Report]:
-        return list(self.sync.peers(asyncio.get_running_loop().time()).values())
+        return list(self.sync.reports.peers(asyncio.get_running_loop().time()).values())
 
     def propose(self, proposal: Proposal) -> None:
         """Propose a plan that replaces the one that was read last."""
@@ -73,14 +74,15 @@ async def replica(
     cluster: Cluster, namespace: str, name: str, *, leads: bool = False
 ) -> AsyncIterator[Replica]:
     """Run a replica, and wait until it has joined the plan and written its report."""
-    sync = ReplicaSync(replica_name(name), lambda: leads, duration=6.0)
+    sync = ReplicaSync(replica_name(name), lambda: leads, Reports(6.0))
     path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
     this = Replica(sync, f"{path}/{PREFIX}{sync.name}", f"{path}/{PLAN}")
     leases = ReplicaLeases(cluster.api, namespace, sync, this.changed)
     task = asyncio.create_task(leases.run())
     try:
         await until(lambda: sync.has_joined, "it joins the plan")
-        await until(lambda: not sync.is_isolated(asyncio.get_running_loop().time()), "it writes its report")
+        clock = asyncio.get_running_loop().time
+        await until(lambda: not sync.reports.is_isolated(clock()), "it writes its report")
         yield this
     finally:
         task.cancel()
@@ -96,7 +98,10 @@ async def test_reports_reach_the_peer(cluster: Cluster, namespace: str) -> None:
         replica(cluster, namespace, "One_1") as one,
         replica(cluster, namespace, "two_2") as two,
     ):
-        await until(lambda: (one.sync.names, two.sync.names) == ({"two-2"}, {"one-1"}), "they read reports")
+        await until(
+            lambda: one.sync.reports.names == {"two-2"} and two.sync.reports.names == {"one-1"},
+            "they read reports",
+        )
         await until(lambda: one.members == two.members == {"one-1", "two-2"}, "both are members of the plan")
         one.sync.publish(REPORT)
         before = two.changes
@@ -211,7 +216,7 @@ async def test_expired_peer_and_its_lease_are_removed(cluster: Cluster, namespac
         # It counts while its sidecars may still be reconnecting.
         assert one.peers() == [REPORT]
         await until(lambda: not one.peers(), "its report expires")
-        await until(lambda: not one.sync.names, "it is forgotten")
+        await until(lambda: not one.sync.reports.names, "it is forgotten")
         assert await cluster.api.find(two.lease) is None
         # The next plan does not consider it.
         one.propose(PROPOSAL)
@@ -226,7 +231,7 @@ async def test_member_that_crashed_before_it_reported_is_forgotten(cluster: Clus
         await cluster.api.patch(one.plan, {"metadata": {"annotations": {ANNOTATION: joined}}})
         await until(lambda: one.members == {"one", "two"}, "one reads that two has joined")
         assert one.peers() == [Report().unknown()]
-        assert not one.sync.names
+        assert not one.sync.reports.names
         await until(lambda: not one.peers(), "it is forgotten")
         one.propose(PROPOSAL)
         await until(lambda: one.sync.stored == PROPOSAL.plan.stored({"one"}), "its plan is stored")
@@ -236,18 +241,18 @@ async def test_member_that_crashed_before_it_reported_is_forgotten(cluster: Clus
 async def test_replica_that_was_taken_for_dead_comes_back(cluster: Cluster, namespace: str) -> None:
     """Its Lease is deleted, and it is no member of the next plan, until it writes again."""
     async with replica(cluster, namespace, "one", leads=True) as one:
-        sync = ReplicaSync("two", lambda: False, duration=6.0)
+        sync = ReplicaSync("two", lambda: False, Reports(6.0))
         leases = ReplicaLeases(cluster.api, namespace, sync, lambda: None)
         task = asyncio.create_task(leases.run())
-        await until(lambda: "two" in one.sync.names and "two" in one.members, "one knows of two")
+        await until(lambda: "two" in one.sync.reports.names and "two" in one.members, "one knows of two")
         task.cancel()  # It hangs.
         await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: not one.sync.names, "it is forgotten")
+        await until(lambda: not one.sync.reports.names, "it is forgotten")
         one.propose(PROPOSAL)
         await until(lambda: one.sync.stored == PROPOSAL.plan.stored({"one"}), "a plan without it is stored")
         task = asyncio.create_task(leases.run())
         await until(lambda: one.sync.stored == PROPOSAL.plan.stored({"one", "two"}), "it joins again")
-        await until(lambda: one.sync.names == {"two"}, "its report is read again")
+        await until(lambda: one.sync.reports.names == {"two"}, "its report is read again")
         assert sync.has_joined
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

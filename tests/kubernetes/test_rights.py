@@ -29,6 +29,7 @@ from xds.mesh.kube.webhook import CaBundlePublisher
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.parse import UNENFORCED
+from xds.mesh.rollout.reports import Reports
 from xds.mesh.rollout.sync import ReplicaSync
 from xds.mesh.sources.kubernetes import Kubernetes
 
@@ -194,19 +195,19 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
 
 async def _tell_other_replicas(api: KubeApi) -> None:
     """Join the plan together with another replica, which then crashes."""
-    ours, others = (ReplicaSync(name, lambda: False, duration=3.0) for name in ("here", "there"))
+    ours, others = (ReplicaSync(name, lambda: False, Reports(3.0)) for name in ("here", "there"))
     here, there = (
         asyncio.create_task(ReplicaLeases(api, SYSTEM, sync, lambda: None).run()) for sync in (ours, others)
     )
     both = {"here", "there"}
     await eventually(
-        lambda: ours.names and ours.stored and ours.stored.members == both,
+        lambda: ours.reports.names and ours.stored and ours.stored.members == both,
         timeout=30,
         what="they know of each other",
     )
     there.cancel()
     await asyncio.gather(there, return_exceptions=True)
-    await eventually(lambda: not ours.names, timeout=30, what="the other one is forgotten")
+    await eventually(lambda: not ours.reports.names, timeout=30, what="the other one is forgotten")
     here.cancel()
     await asyncio.gather(here, return_exceptions=True)
 

@@ -12,6 +12,7 @@ from xds.mesh.policy.mtls import served_mode
 from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.rollout.observation import Observed, Report
 from xds.mesh.rollout.plan import StoredPlan
+from xds.mesh.rollout.reports import Reports
 from xds.mesh.rollout.sync import ReplicaSync
 
 FOREVER = 1e9
@@ -68,11 +69,11 @@ class Replicas(Proxies):
     def start_replica(self, name: str) -> None:
         """Start a replica. Before it serves, it is a member of the plan."""
         self.started += 1
-        sync = ReplicaSync(f"{name}-{self.started}", lambda: name in self.leaders, FOREVER)
+        sync = ReplicaSync(f"{name}-{self.started}", lambda: name in self.leaders, Reports(FOREVER))
         new = Replica(sync.name, RolloutDriver(FOREVER), sync, Mesh(), len(self.changes))
         sync.plan_read("0", StoredPlan())
         for gone in self.gone:
-            sync.forget(gone)
+            sync.reports.forget(gone)
         new.rollouts.enable_sync(sync, self.now)
         self.write(new)
         self.arrive(new)
@@ -94,7 +95,7 @@ class Replicas(Proxies):
             self.take(proxy)
         self.gone.add(gone.name)
         for replica in self.replicas.values():
-            replica.sync.forget(gone.name)
+            replica.sync.reports.forget(gone.name)
         if self.leaders == {name}:
             self.leaders = {successor}
         for replica in self.replicas.values():
@@ -164,9 +165,9 @@ class Replicas(Proxies):
 
     def write(self, replica: Replica) -> None:
         """Let a replica send its report. It arrives with `arrive`."""
-        if replica.published != replica.sync.report:
-            replica.published = replica.sync.report
-            replica.reports.append(replica.sync.report)
+        if replica.published != replica.sync.reports.own:
+            replica.published = replica.sync.reports.own
+            replica.reports.append(replica.sync.reports.own)
 
     def arrive(self, replica: Replica) -> None:
         if replica.reports:
@@ -199,7 +200,7 @@ class Replicas(Proxies):
             if isinstance(content, StoredPlan):
                 replica.sync.plan_read(name, content)
             elif name != replica.name and name not in self.gone:
-                replica.sync.receive(name, f"{kind}{replica.events_read}", content, FOREVER, self.now)
+                replica.sync.reports.receive(name, f"{kind}{replica.events_read}", content, FOREVER, self.now)
 
     # --- proxies --------------------------------------------------------------------------------------------
 

@@ -10,12 +10,13 @@ import pytest
 from tests.policy.rollout_world import Proxies
 from tests.policy.world import HTTP, peer, pod, rule, service
 from xds.mesh.model.objects import Change, DestinationRule, Mode, Ref
+from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout import machine, planner
 from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.rollout.machine import Proposal
 from xds.mesh.rollout.observation import MAX_LAGGING, Ask, Observed, Report
-from xds.mesh.rollout.plan import Phase, Plan, StoredPlan, StoredRule, Transition, rule_hash
+from xds.mesh.rollout.plan import UNKNOWN, Phase, Plan, StoredPlan, StoredRule, Transition, rule_hash
 from xds.mesh.rollout.planner import Planner
 from xds.mesh.rollout.stages import BOTH, Staged
 from xds.mesh.rollout.waits import WaitingFor
@@ -89,7 +90,7 @@ def test_rejections_of_all_replicas_count():
     [
         ((Mode.DISABLE, Mode.PERMISSIVE), (Send.PLAINTEXT,), Phase.EXPAND),
         ((Mode.PERMISSIVE,), BOTH, Phase.MIGRATE),
-        ((Mode.DISABLE, Mode.PERMISSIVE), BOTH, Phase.MIGRATE),
+        ((Mode.DISABLE, Mode.PERMISSIVE), BOTH, Phase.EXPAND),
         ((Mode.PERMISSIVE, Mode.STRICT), (Send.MTLS,), Phase.CONTRACT),
         ((Mode.PERMISSIVE,), (Send.MTLS,), Phase.EXPAND),
     ],
@@ -111,6 +112,13 @@ def test_port_that_no_service_exposes_ends_its_transition_first():
     world.mesh = world.rollouts.apply(world.mesh, everything, world.observe(), world.now)
     assert KEY in world.rollout.plan.ports
     assert KEY in world.rollout.ports
+    for _ in range(10):
+        for server in world.servers.values():
+            server.acked = world.mesh.served.generation
+        for client in world.clients.values():
+            client.acked = world.mesh.served.generation
+        world.step()
+    assert not world.rollout.ports
 
 
 def test_port_of_a_second_service_stays():
@@ -222,6 +230,9 @@ def test_held_rule_is_released_although_a_server_rejects_its_listener():
     wait = world.rollout.skipped.rules[RULE].wait
     assert (wait.waiting_for, wait.is_for_listener) == (WaitingFor.LISTENER, True)
     world.advance()
+    assert RULE in world.rollout.skipped.rules, "the server has not caught up"
+    world.settle()
+    world.advance()
     assert RULE not in world.rollout.skipped.rules
 
 
@@ -245,7 +256,7 @@ def resolve(known: DestinationRule | None, plan: StoredPlan) -> Plan | None:
 def test_known_rule_is_resolved():
     plan = resolve(OLD, stored(OLD, NEW))
     assert plan
-    assert plan.rules[RULE].rule == Staged(OLD, 9, (OLD,))
+    assert plan.rules[RULE].rule == Staged(OLD, 9, (OLD, UNKNOWN))
     assert plan.rules[RULE].is_unknown, "which version clients followed before is not known"
     settled = resolve(OLD, stored(OLD, NEW, is_settled=True))
     assert settled
@@ -305,8 +316,71 @@ def test_rule_that_only_a_peer_knows_is_waited_for():
         own = Report(generation=9, clients={"one.clients": 9})
         for now in (world.now, world.now + 2):
             proposal = Planner(world.rollout, world.mesh, Observed(own, {"other": report}), now).propose()
+            world.rollout.adopt(world.mesh, proposal, now)
         assert (RULE not in proposal.plan.rules) is is_known
 
 
 def test_server_that_no_report_counts_is_active():
     assert Observed().server_generation(WEB) == inf
+
+
+def test_rule_that_changes_again_gets_its_own_timeout():
+    """Clients that ACK in time are not skipped because another one lagged behind an earlier change."""
+    world = Proxies(timeout=30.0)
+    world.set_rule("DISABLE")
+    world.now += 29
+    world.set_rule("ISTIO_MUTUAL")
+    assert world.rollout.rules[RULE].served.policy.tls.mode is TlsMode.ISTIO_MUTUAL
+    world.now += 1
+    world.advance()
+    assert not world.rollout.rules[RULE].rule.is_settled
+    assert not world.rollout.skipped.rules
+    world.settle()
+
+
+def test_held_rule_that_changes_again_gets_its_own_timeout():
+    world = Proxies(timeout=30.0)
+    world.set_mode("DISABLE")
+    world.settle()
+    world.change(peer("ns", "PERMISSIVE"), NEW)
+    for server in world.servers.values():
+        world.reject(server)
+    world.now += 29
+    world.change(replace(NEW, host="*"))
+    world.now += 1
+    world.advance()
+    assert world.rollout.rules[RULE].is_held
+
+
+def test_rule_is_held_while_ports_do_not_fit_into_the_plan(monkeypatch):
+    monkeypatch.setattr(planner, "MAX_PORTS", 1)
+    world = disabled()
+    peers = {"other": Report(generation=9, other_servers=9, other_clients=9)}
+    change = Change(applied=(peer("ns", "PERMISSIVE"), NEW))
+    before = Observed(world.observe().own, peers)
+    world.mesh = world.rollouts.apply(world.mesh, change, before, world.now)
+    world.ack(*world.servers)
+    observed = Observed(world.observe().own, peers)
+    proposal = Planner(world.rollout, world.mesh, observed, world.now).propose()
+    assert proposal.plan.rules[RULE].is_held
+
+
+def test_active_mode_counts_beside_what_another_replica_serves():
+    world = Proxies()
+    world.set_mode("STRICT")
+    world.settle()
+    served = Report(generation=9, other_clients=9, asks={KEY: Ask(Mode.PERMISSIVE, Send.MTLS, False)})
+    own = replace(world.observe().own, asks={KEY: Ask(Mode.DISABLE, Send.PLAINTEXT, True)})
+    proposal = Planner(world.rollout, world.mesh, Observed(own, {"other": served}), world.now).propose()
+    assert set(proposal.plan.ports[KEY].listener.possible) >= {Mode.DISABLE, Mode.PERMISSIVE}
+    assert proposal.plan.ports[KEY].clients.current is Send.PLAINTEXT
+
+
+def test_rule_is_withdrawn_for_a_server_of_another_replica():
+    world = Proxies()
+    world.change(peer("ns", "STRICT"), NEW)
+    world.settle()
+    asks = {KEY: Ask(Mode.DISABLE, Send.PLAINTEXT, is_active=True)}
+    peers = {"other": Report(generation=9, other_servers=9, other_clients=9, asks=asks)}
+    mesh = world.rollouts.advance(world.mesh, Observed(world.observe().own, peers), world.now)
+    assert mesh.served_rule(RULE) is None

@@ -8,6 +8,7 @@ import pytest
 
 from tests.policy.rollout_world import UNREAD
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
+from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.model.objects import Change, Fact, Pod, Ref, ServicePort
 from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.rollout.observation import Observed, Report
@@ -73,10 +74,9 @@ class World:
         self.rollouts.publish_report()
 
     def summaries(self, *, after: float = 0.0) -> list[str]:
-        return [
-            each.summary(self.now + after)
-            for each in (*service_progress(self.mesh, self.rollouts), *rule_progress(self.rollouts))
-        ]
+        now = self.now + after
+        services = [service_summary(each, now) for each in service_progress(self.mesh, self.rollouts)]
+        return services + [rule_summary(each, now) for each in rule_progress(self.rollouts)]
 
     def _observe(self) -> Observed:
         own = Report(

@@ -13,7 +13,7 @@ from tests.policy.rollout_world import CLIENTS, KEYS, PORTS, RULES, SERVERS, Pro
 from tests.policy.world import peer, rule
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.driver import RolloutDriver
+from xds.mesh.rollout.follower import Follower
 from xds.mesh.rollout.machine import Proposal, Rollout
 from xds.mesh.rollout.observation import Observed
 from xds.mesh.rollout.plan import StoredPlan
@@ -184,7 +184,7 @@ def test_lagging_replica_is_skipped_after_the_timeout() -> None:
     assert migrated_at >= 3
     assert contracted_at >= migrated_at + 3
     assert not rollout.plan.ports
-    assert not a.sync.report.is_alone
+    assert not a.sync.reports.own.is_alone
     # For each port: the listener expands, clients migrate, the listener contracts.
     assert rollout.stats.skips == 3 * len(SERVERS) * len(PORTS)
 
@@ -454,7 +454,7 @@ def test_requests_fail_without(
 
 def test_requests_fail_if_a_late_response_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The later plan has been read, and it is served: each is enough to ignore the response."""
-    guards = ((ReplicaSync, "plan_stored", accept_always), (RolloutDriver, "_is_newer", lambda *_: True))
+    guards = ((ReplicaSync, "plan_stored", accept_always), (Follower, "_is_newer", lambda *_: True))
     response_arrives_late()
     for owner, name, without in guards:
         with monkeypatch.context() as patch:

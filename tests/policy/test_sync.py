@@ -14,6 +14,7 @@ from xds.mesh.rollout.driver import JOIN_TIMEOUT, RolloutDriver
 from xds.mesh.rollout.machine import Proposal
 from xds.mesh.rollout.observation import Observed, Report
 from xds.mesh.rollout.plan import Plan, StoredPlan, StoredRule
+from xds.mesh.rollout.reports import Reports
 from xds.mesh.rollout.stages import Staged
 from xds.mesh.rollout.sync import ReplicaSync
 
@@ -36,12 +37,12 @@ def new(*members: str, version: str = "1", is_leader: bool = True) -> ReplicaSyn
     """Return a replica that has read a plan, and renewed its report."""
     sync = ReplicaSync("own", lambda: is_leader)
     sync.plan_read(version, StoredPlan(5, members=frozenset(members)))
-    sync.renewed(0.0, 0.0)
+    sync.reports.renewed(0.0, 0.0)
     return sync
 
 
 def receive(sync: ReplicaSync, now: float, version: str = "1", report: Report = CURRENT) -> None:
-    sync.receive("other", version, report, 15.0, now)
+    sync.reports.receive("other", version, report, 15.0, now)
 
 
 def store(sync: ReplicaSync, version: str, now: float = 0.0) -> StoredPlan:
@@ -104,7 +105,7 @@ def test_leader_that_has_not_read_a_new_member_cannot_store():
     assert joining.stored
     leader.plan_read(server, joining.stored)
     assert leader.plan_to_store(0.0) is None, "the proposal did not consider the new member"
-    assert leader.peers(0.0) == {"new": Report().unknown()}
+    assert leader.reports.peers(0.0) == {"new": Report().unknown()}
     leader.propose("2", SECOND)
     assert store(leader, "3").members == {"own", "new"}
     assert leader.accepted is SECOND
@@ -187,7 +188,7 @@ def test_same_report_is_announced_once():
     for _ in range(2):
         sync.publish(CURRENT)
     assert len(calls) == 1
-    assert sync.report is CURRENT
+    assert sync.reports.own is CURRENT
 
 
 # --- reports ------------------------------------------------------------------------------------------------
@@ -196,14 +197,14 @@ def test_same_report_is_announced_once():
 def test_silent_peer_counts_until_its_report_expires():
     sync = new("own")
     for now in (0.0, 5.0, 10.0, 15.0):
-        sync.renewed(now, now)
+        sync.reports.renewed(now, now)
         if now < 10.0:
             receive(sync, now, str(now))
     # The report is read again, but was not renewed.
     receive(sync, 15.0, "5.0")
-    assert sync.peers(19.9) == {"other": CURRENT}
-    assert sync.expired(20.0) == {"other": "5.0"}
-    assert sync.peers(20.0) == {}
+    assert sync.reports.peers(19.9) == {"other": CURRENT}
+    assert sync.reports.expired(20.0) == {"other": "5.0"}
+    assert sync.reports.peers(20.0) == {}
     sync.propose("1", FIRST)
     assert store(sync, "2", 20.0).members == {"own"}
 
@@ -211,75 +212,75 @@ def test_silent_peer_counts_until_its_report_expires():
 def test_expiry_follows_the_clock_of_the_reader():
     """A report counts from when it was first seen, whatever the writer's clock says, with its duration."""
     sync = new("own")
-    sync.renewed(1e6, 1e6)
-    sync.receive("other", "1", CURRENT, 3.0, 1e6)
-    assert sync.peers(1e6 + 2.9) == {"other": CURRENT}
-    assert sync.peers(1e6 + 3.0) == {}
+    sync.reports.renewed(1e6, 1e6)
+    sync.reports.receive("other", "1", CURRENT, 3.0, 1e6)
+    assert sync.reports.peers(1e6 + 2.9) == {"other": CURRENT}
+    assert sync.reports.peers(1e6 + 3.0) == {}
 
 
 def test_isolated_replica_expires_no_peer():
     sync = new("own")
     receive(sync, 0.0)
-    assert not sync.is_isolated(9.9)
+    assert not sync.reports.is_isolated(9.9)
     # Peers may expire this replica from 15 s on.
-    assert sync.is_isolated(10.0)
-    assert sync.expired(100.0) == {}
-    assert sync.peers(100.0) == {"other": CURRENT}
+    assert sync.reports.is_isolated(10.0)
+    assert sync.reports.expired(100.0) == {}
+    assert sync.reports.peers(100.0) == {"other": CURRENT}
     # After the isolation, peers get their full time again.
-    sync.renewed(100.0, 100.5)
-    assert not sync.is_isolated(100.5)
-    assert sync.expired(109.0) == {}
+    sync.reports.renewed(100.0, 100.5)
+    assert not sync.reports.is_isolated(100.5)
+    assert sync.reports.expired(109.0) == {}
     for now in (105.0, 110.0):
-        sync.renewed(now, now)
-    assert sync.expired(115.4) == {}
-    assert sync.expired(115.5) == {"other": "1"}
+        sync.reports.renewed(now, now)
+    assert sync.reports.expired(115.4) == {}
+    assert sync.reports.expired(115.5) == {"other": "1"}
 
 
 def test_renewal_counts_from_when_the_write_began():
     sync = new("own")
-    sync.renewed(5.0, 14.0)
-    assert sync.is_isolated(15.0)
+    sync.reports.renewed(5.0, 14.0)
+    assert sync.reports.is_isolated(15.0)
 
 
 def test_member_without_report_may_use_anything():
     sync = new("own", "silent")
-    assert sync.names == set(), "it has no Lease"
-    assert sync.peers(0.0) == {"silent": Report().unknown()}
-    observed = Observed(CURRENT, sync.peers(0.0))
+    assert sync.reports.names == set(), "it has no Lease"
+    assert sync.reports.peers(0.0) == {"silent": Report().unknown()}
+    observed = Observed(CURRENT, sync.reports.peers(0.0))
     assert observed.server_generation(WEB) == -1
     assert list(observed.lagging_clients(5, lambda _: True)) == ["silent"]
     assert observed.has_returned
     receive(sync, 1.0)
-    assert sync.names == {"other"}
-    assert sync.expired(9.0) == {}
-    sync.renewed(9.0, 9.0)
+    assert sync.reports.names == {"other"}
+    assert sync.reports.expired(9.0) == {}
+    sync.reports.renewed(9.0, 9.0)
     # The first look at it counts, since when it became a member is not known.
-    assert sync.expired(15.0) == {"silent": ""}
-    assert sync.peers(15.0) == {"other": CURRENT}
+    assert sync.reports.expired(15.0) == {"silent": ""}
+    assert sync.reports.peers(15.0) == {"other": CURRENT}
 
 
 def test_forgotten_member_does_not_come_back():
     sync = new("own", "other")
     receive(sync, 0.0)
-    sync.forget("other")
-    assert sync.names == set()
-    assert sync.peers(0.0) == {}
+    sync.reports.forget("other")
+    assert sync.reports.names == set()
+    assert sync.reports.peers(0.0) == {}
     # The plan of a leader that has not forgotten it yet.
     sync.plan_read("2", StoredPlan(6, members=frozenset({"own", "other"})))
-    assert sync.peers(0.0) == {}
-    sync.forget("never-known")
+    assert sync.reports.peers(0.0) == {}
+    sync.reports.forget("never-known")
 
 
 def test_peer_with_a_plan_of_its_own_counts_as_unknown():
     sync = new("own")
     receive(sync, 0.0, report=replace(CURRENT, is_alone=True, held_rules=frozenset({RULE})))
-    [report] = sync.peers(0.0).values()
+    [report] = sync.reports.peers(0.0).values()
     assert report == Report(generation=5, is_alone=True, held_rules=frozenset({RULE})).unknown()
     observed = Observed(CURRENT, {"other": report})
     assert observed.server_generation(WEB) == -1
     assert list(observed.lagging_clients(1, lambda _: True)) == ["other"]
     receive(sync, 1.0, "2")
-    assert sync.peers(1.0) == {"other": CURRENT}
+    assert sync.reports.peers(1.0) == {"other": CURRENT}
 
 
 # --- a replica with proxies ---------------------------------------------------------------------------------
@@ -292,10 +293,10 @@ class Alone:
         """Create the replica. `stored` is the plan that it has read; None if it has read none."""
         self.now = 0.0
         self.is_leader = is_leader
-        self.sync = ReplicaSync("own", lambda: self.is_leader, duration=1e9)
+        self.sync = ReplicaSync("own", lambda: self.is_leader, Reports(1e9))
         if stored:
             self.sync.plan_read("1", stored)
-        self.sync.renewed(0.0, 0.0)
+        self.sync.reports.renewed(0.0, 0.0)
         self.rollouts = RolloutDriver(30.0)
         assert self.rollouts.enable_sync(self.sync, self.now)
         self.acked = -1
@@ -401,7 +402,6 @@ def test_plan_that_was_stored_is_served_after_a_step_that_failed(monkeypatch):
     world.apply(client_rule("SIMPLE"))
     assert world.mesh.served.generation == plan.generation
     assert world.mode is Mode.PERMISSIVE
-    assert world.sync.accepted is None
 
 
 def test_own_plan_is_not_resolved_again_once_it_is_stored():
@@ -422,25 +422,25 @@ def test_plan_that_is_not_stored_is_not_served():
     world = Alone()
     world.advance(29.9)
     assert world.mode is Mode.DISABLE
-    assert not world.sync.report.is_alone
+    assert not world.sync.reports.own.is_alone
     store(world.sync, "2")
     world.advance()
     assert world.mode is Mode.PERMISSIVE
-    assert not world.sync.report.is_alone
+    assert not world.sync.reports.own.is_alone
 
 
 def test_replica_goes_on_alone_if_its_plan_cannot_be_stored():
     world = Alone()
     world.advance(30.0)
     assert world.mode is Mode.PERMISSIVE
-    assert world.sync.report.is_alone
+    assert world.sync.reports.own.is_alone
     generation = world.mesh.served.generation
-    assert world.sync.report.generation == generation > 1
+    assert world.sync.reports.own.generation == generation > 1
     world.finish()
     assert world.mode is Mode.STRICT
     assert not world.rollouts.rollout.plan.ports
     assert world.mesh.served.generation > generation
-    assert world.sync.report.is_alone, "other replicas still know another plan"
+    assert world.sync.reports.own.is_alone, "other replicas still know another plan"
 
 
 def test_replica_that_is_not_the_leader_goes_on_alone():
@@ -449,10 +449,10 @@ def test_replica_that_is_not_the_leader_goes_on_alone():
     world.advance(29.9)
     assert world.mode is Mode.DISABLE
     assert world.sync.plan_to_store(world.now) is None
-    assert world.sync.report.asks.keys() >= {KEY}
+    assert world.sync.reports.own.asks.keys() >= {KEY}
     world.advance(0.1)
     assert world.mode is Mode.PERMISSIVE
-    assert world.sync.report.is_alone
+    assert world.sync.reports.own.is_alone
 
 
 def test_replica_that_was_alone_follows_the_next_stored_plan():
@@ -461,10 +461,10 @@ def test_replica_that_was_alone_follows_the_next_stored_plan():
     own = world.rollouts.rollout.plan
     world.sync.plan_read("2", own.stored({"own", "other"})._replace(generation=own.generation))
     world.advance()
-    assert world.sync.report.is_alone, "a plan of the same generation is not its own plan"
+    assert world.sync.reports.own.is_alone, "a plan of the same generation is not its own plan"
     world.sync.plan_read("3", own.stored({"own", "other"})._replace(generation=own.generation + 1))
     world.advance()
-    assert not world.sync.report.is_alone
+    assert not world.sync.reports.own.is_alone
     assert world.mesh.served.generation == own.generation + 1
     assert world.mode is Mode.PERMISSIVE
     # It waits its full time again before it leaves the common plan.
@@ -497,11 +497,11 @@ def test_plan_that_is_stored_late_takes_nothing_back():
     world.advance()
     assert world.mode is Mode.STRICT
     assert world.mesh.served.generation >= generation
-    assert world.sync.report.is_alone
+    assert world.sync.reports.own.is_alone
     store(world.sync, "3")
     world.advance()
     assert world.mode is Mode.STRICT
-    assert not world.sync.report.is_alone
+    assert not world.sync.reports.own.is_alone
 
 
 def test_plan_that_is_no_longer_needed_does_not_shorten_the_next_wait():
@@ -510,7 +510,7 @@ def test_plan_that_is_no_longer_needed_does_not_shorten_the_next_wait():
     world.now += 1000.0
     world.apply(peer("ns", "STRICT"))
     world.advance()
-    assert not world.sync.report.is_alone
+    assert not world.sync.reports.own.is_alone
 
 
 def test_leader_gives_a_plan_for_a_peer_that_is_alone():
@@ -519,7 +519,7 @@ def test_leader_gives_a_plan_for_a_peer_that_is_alone():
     store(world.sync, "2")
     world.advance()
     generation = world.mesh.served.generation
-    world.sync.receive("other", "1", Report(generation=generation + 5, is_alone=True), 1e9, world.now)
+    world.sync.reports.receive("other", "1", Report(generation=generation + 5, is_alone=True), 1e9, world.now)
     world.advance()
     candidate = world.sync.plan_to_store(world.now)
     assert candidate
@@ -535,7 +535,7 @@ def test_leader_that_cannot_serve_the_stored_plan_replaces_it_after_the_timeout(
     assert store(world.sync, "2").generation == 10
     world.advance()
     assert world.mesh.served.generation == 10
-    assert not world.sync.report.is_alone
+    assert not world.sync.reports.own.is_alone
 
 
 def test_follower_that_cannot_serve_the_stored_plan_goes_on_alone_after_the_timeout():
@@ -547,9 +547,9 @@ def test_follower_that_cannot_serve_the_stored_plan_goes_on_alone_after_the_time
     world.advance()
     assert not world.rollouts.rollout.has_unplanned, "nothing else makes it wait"
     world.advance(29.9)
-    assert not world.sync.report.is_alone
+    assert not world.sync.reports.own.is_alone
     world.advance(0.1)
-    assert world.sync.report.is_alone
+    assert world.sync.reports.own.is_alone
     assert world.mesh.served.generation == 10
 
 
@@ -571,5 +571,5 @@ def test_peers_are_possible_as_far_as_is_known(has_sync):
     assert rollouts.may_have_peers(0.0) is not has_sync
     assert rollouts.may_have_peers(10.0)
     receive(sync, 1.0)
-    sync.renewed(5.0, 5.0)
+    sync.reports.renewed(5.0, 5.0)
     assert rollouts.may_have_peers(5.0)

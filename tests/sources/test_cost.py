@@ -351,7 +351,7 @@ def test_cost_of_objects_leaving_a_bad_file_is_linear(tmp_path: Path) -> None:
     renamed = "".join(objects.values()).replace("name: n", "name: m")
     path.write_text(renamed + "---\n{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: 1}\n")
     assert folder._files is not None
-    loaded = {path: files._read_file(path, None, 1)}
+    loaded = {path: folder._read_file(path, None, 1)}
     assert_quick(lambda: files._resolve(loaded, folder._applied), 2.0)
 
 

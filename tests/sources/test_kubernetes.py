@@ -15,7 +15,7 @@ from tests.sources.fake_objects import ISTIO
 from tests.sources.faults import status
 from tests.sources.following import QUICK, Followed, refs
 from xds.mesh.kube.api import KubeApi
-from xds.mesh.model.objects import Change, Fact, Mode, PeerAuthentication, Ref
+from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, PeerAuthentication, Ref
 from xds.mesh.parse import KINDS
 from xds.mesh.sources.documents import Document, read_documents
 from xds.mesh.sources.files import Folder
@@ -411,3 +411,51 @@ async def test_notices_about_unknown_fields_are_limited(server: FakeApiServer, a
         notices = [p for p in followed.source.problems if p.where == "DestinationRule shop/web"]
         assert 1 < len(notices) < 10
         assert sum(len(str(notice)) for notice in notices) < 2000
+
+
+async def test_load_lists_once_and_does_not_watch(server: FakeApiServer, api: KubeApi) -> None:
+    await put(server, policy("STRICT"))
+    report = await Kubernetes(api).load()
+    assert report.complete
+    assert {str(fact.ref) for fact in report.change.applied} == {"PeerAuthentication shop/default"}
+    assert report.change.config == MeshConfig()
+    assert server.requests_for("list pods")
+    assert not server.requests_for("watch")
+
+
+async def test_load_reads_a_cluster_without_istio_kinds(server: FakeApiServer, api: KubeApi) -> None:
+    for group, _, plural, _ in ISTIO:
+        del server._kinds[group, plural]
+    await server.put("namespaces", {"metadata": {"name": "shop"}})
+    report = await Kubernetes(api).load()
+    assert report.complete
+    assert [str(fact.ref) for fact in report.change.applied] == ["Namespace shop"]
+
+
+async def test_load_refuses_kinds_of_unsupported_versions(server: FakeApiServer, api: KubeApi) -> None:
+    server.serve_istio("v2")
+    report = await Kubernetes(api).load()
+    assert not report.complete
+    assert any(
+        "serves v2, but xds supports only v1beta1 and v1" in problem.what for problem in report.problems
+    )
+
+
+async def test_load_names_missing_permissions(server: FakeApiServer) -> None:
+    async with await server.connect(NOBODY) as api:
+        report = await Kubernetes(api).load()
+    assert not report.complete
+    [pods] = [problem for problem in report.problems if problem.where == "pods"]
+    assert 'User "nobody" cannot list resource "pods"' in pods.what
+    rule = '- {apiGroups: [""], resources: ["pods"], verbs: ["list"]}'
+    assert pods.hint == f"add to the rules of a ClusterRole: {rule}"
+    [config_maps] = [problem for problem in report.problems if problem.where == "configmaps"]
+    assert "a Role in namespace istio-system" in config_maps.hint
+
+
+async def test_load_reports_an_unreachable_server_once(server: FakeApiServer, api: KubeApi) -> None:
+    await server.stop()
+    report = await Kubernetes(api).load()
+    assert not report.complete
+    [problem] = report.problems
+    assert problem.what.startswith("the API server cannot be reached: ")

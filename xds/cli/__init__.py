@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 _COMMANDS = {
     "serve": "Run the control plane for a folder of manifests or a Kubernetes cluster.",
+    "new": "Write a small mesh of two services that runs on this machine.",
     "bootstrap": "Print the Envoy bootstrap of a pod's sidecar.",
     "inject": "Add sidecars to the pods in manifests.",
     "install": "Install or upgrade the control plane in a Kubernetes cluster.",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
 from xds.cli.manifests import find_pod, load_mesh
-from xds.cli.options import Manifests, fail, parse_address
+from xds.cli.options import Manifests, fail, parse_address, print_problems
 from xds.codec import to_json_dict
 from xds.mesh.envoy import bootstrap as envoy
+from xds.mesh.model.objects import INTERCEPTION_MODE, Interception, Pod, Problem
 
 EXAMPLES = """
 xds bootstrap httpbin-1.shop --manifests mesh/ > bootstrap.json
@@ -62,5 +65,17 @@ def bootstrap(
     sidecar = find_pod(load_mesh(manifests, reads_workloads=False), pod)
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)
+    print_problems(_interception_problem(sidecar))
     message = envoy.bootstrap(sidecar, address.host, address.port, sotw=sotw, credential=credential)
     typer.echo(json.dumps(to_json_dict(message), indent=2))
+
+
+def _interception_problem(pod: Pod) -> Iterator[Problem]:
+    """Yield a problem if the sidecar of a pod on loopback would get no traffic."""
+    if pod.interception is Interception.REDIRECT and ipaddress.ip_address(pod.address).is_loopback:
+        yield Problem(
+            where=pod.meta.origin,
+            what=f"{pod.ref}: has the loopback address {pod.address} and interception mode REDIRECT, so its "
+            "sidecar gets no traffic: iptables rules do not redirect traffic on loopback",
+            hint=f"set the annotation {INTERCEPTION_MODE}: NONE",
+        )

@@ -1,14 +1,15 @@
-"""Read manifests once, for subcommands that print a result and exit."""
+"""Read manifests or a cluster once, for subcommands that print a result and exit."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import typer
 
-from xds.cli.options import STDIN, fail, fail_unknown, print_problems
+from xds.cli.options import STDIN, ClusterReference, fail, fail_unknown, print_problems
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig, Namespace, Pod, Problem, Ref
 from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text
@@ -62,26 +63,51 @@ def _read_stdin() -> str:
 
 
 def read_mesh(
-    manifests: Sequence[str],
+    manifests: Sequence[str] | None,
     config: Path | None = None,
     assignments: list[str] | None = None,
     *,
+    cluster: ClusterReference | None = None,
     reads_workloads: bool = True,
 ) -> tuple[Mesh, tuple[Problem, ...]]:
-    """Return the mesh in the manifests, and its problems. Exit with status 2 if a document is unreadable.
+    """Return the mesh in manifests or in a cluster, and its problems. Exit with status 2 if it is unreadable.
 
     Args:
         manifests: files, folders, kustomizations, or `-` for stdin.
         config: file with the settings of the mesh.
-        assignments: settings that override those of the file.
-        reads_workloads: whether a workload, such as a Deployment, becomes a pod (`Pod.is_template`).
+        assignments: settings that override those of the file or cluster.
+        cluster: the cluster to read, if there are no manifests.
+        reads_workloads: whether a workload in manifests, such as a Deployment, becomes a pod
+            (`Pod.is_template`).
     """
     settings, _ = load_settings(config, assignments)
-    mesh, problems = load_folder(open_manifests(manifests, settings, reads_workloads=reads_workloads))
+    if bool(manifests) == bool(cluster):
+        fail("use either --manifests PATH or --kubernetes" + (", not both" if cluster else ""))
+    if cluster:
+        if config:
+            fail("--mesh-config requires --manifests; with --kubernetes the settings are in a ConfigMap")
+        mesh, problems = asyncio.run(_read_cluster(cluster, assignments or ()))
+    else:
+        folder = open_manifests(manifests or (), settings, reads_workloads=reads_workloads)
+        mesh, problems = load_folder(folder)
+        problems += tuple(unknown_namespaces(mesh)) if mesh else ()
     if mesh is None:
         print_problems(problems)
-        fail(UNREADABLE)
-    return mesh, (*problems, *unknown_namespaces(mesh))
+        fail("cannot read all objects of the cluster: any of them may be a policy" if cluster else UNREADABLE)
+    return mesh, problems
+
+
+async def _read_cluster(
+    cluster: ClusterReference, assignments: Sequence[str]
+) -> tuple[Mesh | None, tuple[Problem, ...]]:
+    """Return the mesh in a cluster (None if a kind cannot be listed), and its problems."""
+    from xds.cli.cluster import connect  # noqa: PLC0415 - the Kubernetes client takes long to import
+    from xds.mesh.sources.kubernetes import Kubernetes  # noqa: PLC0415
+
+    async with connect(cluster.kubeconfig, cluster.context) as api:
+        report = await Kubernetes(api, assignments=assignments).load()
+    mesh = Mesh(report.change.applied, report.change.config) if report.complete else None
+    return mesh, report.problems
 
 
 def load_folder(
@@ -124,14 +150,17 @@ def unknown_namespaces(mesh: Mesh) -> Iterator[Problem]:
 
 
 def load_mesh(
-    manifests: Sequence[str],
+    manifests: Sequence[str] | None,
     config: Path | None = None,
     assignments: list[str] | None = None,
     *,
+    cluster: ClusterReference | None = None,
     reads_workloads: bool = True,
 ) -> Mesh:
-    """Return the mesh in the manifests, and print its problems. Arguments and exits as for `read_mesh`."""
-    mesh, problems = read_mesh(manifests, config, assignments, reads_workloads=reads_workloads)
+    """Return the mesh, and print its problems. Arguments and exits as for `read_mesh`."""
+    mesh, problems = read_mesh(
+        manifests, config, assignments, cluster=cluster, reads_workloads=reads_workloads
+    )
     print_problems(problems)
     return mesh
 

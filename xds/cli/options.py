@@ -24,12 +24,19 @@ MAX_NOTICES = 20
 STDIN = "-"
 """Name of standard input as a file."""
 Manifests = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
         "--manifests",
         metavar="PATH",
         help="Folder, file, kustomization, or - for stdin, with Kubernetes and Istio objects, as for kubectl "
         "apply. Can be repeated.",
+    ),
+]
+FromKubernetes = Annotated[
+    bool,
+    typer.Option(
+        "--kubernetes",
+        help="Read objects and mesh settings once from a Kubernetes cluster, instead of --manifests.",
     ),
 ]
 MeshConfigFile = Annotated[
@@ -68,6 +75,23 @@ Context = Annotated[
         show_default=False,
     ),
 ]
+
+
+class ClusterReference(NamedTuple):
+    """How to find a Kubernetes cluster."""
+
+    kubeconfig: Path | None
+    """Path to a kubeconfig file; None for the default."""
+    context: str | None
+    """Name of a kubeconfig context; None for the current one."""
+
+
+def parse_cluster(kubernetes: bool, kubeconfig: Path | None, context: str | None) -> ClusterReference | None:
+    """Return the cluster that --kubernetes selects, or None without it."""
+    for option, value in (("--kubeconfig", kubeconfig), ("--context", context)):
+        if value and not kubernetes:
+            fail(f"{option} requires --kubernetes")
+    return ClusterReference(kubeconfig, context) if kubernetes else None
 
 
 class Address(NamedTuple):

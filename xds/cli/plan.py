@@ -14,10 +14,14 @@ from xds.cli.manifests import load_folder, load_settings, open_manifests, read_m
 from xds.cli.options import (
     STDIN,
     Assignments,
+    Context,
+    FromKubernetes,
+    Kubeconfig,
     Manifests,
     MeshConfigFile,
     fail,
     fail_unknown,
+    parse_cluster,
     print_problems,
 )
 from xds.mesh.inject.workloads import SHORT_NAMES
@@ -34,7 +38,7 @@ EXAMPLES = """
 xds plan --manifests mesh/ -f strict.yaml
 xds plan --manifests mesh/ -f policies/ --delete PeerAuthentication/shop/default
 xds plan --manifests mesh/ -f strict.yaml -o markdown > comment.md
-kubectl get ns,pods,svc,endpointslices,pa,dr -A -o yaml | xds plan --manifests - -f strict.yaml
+xds plan --kubernetes -f strict.yaml
 """
 
 
@@ -48,7 +52,10 @@ class Format(StrEnum):
 
 def plan(
     *,
-    manifests: Manifests,
+    manifests: Manifests = None,
+    kubernetes: FromKubernetes = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
     filenames: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,23 +84,25 @@ def plan(
 ) -> None:
     """Print which connections break, lose or gain mutual TLS, or get repaired if a change is applied.
 
-    --manifests contains the mesh before the change, -f the objects to apply, and --delete the objects to
-    delete. Nothing is applied. Also prints kubelet probes and Prometheus scrapes that a STRICT sidecar would
-    refuse, and objects of -f that would have no effect. Connections of clients that are not in the manifests,
-    of new clients, and to new services are not compared.
+    --manifests or --kubernetes is the mesh before the change, -f the objects to apply, and --delete the
+    objects to delete. Nothing is applied. Also prints kubelet probes and Prometheus scrapes that a STRICT
+    sidecar would refuse, and objects of -f that would have no effect. Connections of clients that are not in
+    the manifests, of new clients, and to new services are not compared.
 
     Exit status: 0 nothing breaks, 1 something breaks, 2 an object of -f is invalid, nothing was checked
     because there is no Pod or no Service, or wrong usage.
     """
     if not filenames and not deletions:
         fail("nothing to plan: add -f PATH or --delete KIND/NS/NAME")
-    if STDIN in manifests and STDIN in (filenames or ()):
+    if STDIN in (manifests or ()) and STDIN in (filenames or ()):
         fail("stdin (-) can be either --manifests or -f, not both")
     settings, _ = load_settings(mesh_config, assignments)
-    before, problems = read_mesh(manifests, mesh_config, assignments)
+    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    before, problems = read_mesh(manifests, mesh_config, assignments, cluster=cluster)
     print_problems(problems)
     if not any(clients_of(before)) or not all_targets(before):
-        fail(f"nothing was checked: no Pod or no Service with a TCP port in {', '.join(manifests)}")
+        where = ", ".join(manifests or ["the cluster"])
+        fail(f"nothing was checked: no Pod or no Service with a TCP port in {where}")
     applied = _read_objects(filenames, settings, before) if filenames else ()
     removed = tuple(_find_object(before, text) for text in deletions or ())
     after = before.apply(Change(applied=applied, removed=removed))

@@ -15,10 +15,14 @@ from xds.cli.hops import hop_cells, hop_json, outcome_cells, outcome_json
 from xds.cli.manifests import find_pod, read_mesh
 from xds.cli.options import (
     Assignments,
+    Context,
+    FromKubernetes,
+    Kubeconfig,
     Manifests,
     MeshConfigFile,
     fail,
     fail_unknown,
+    parse_cluster,
     print_problems,
 )
 from xds.cli.rows import Format, Rows
@@ -34,13 +38,17 @@ xds reach --manifests mesh/ --only fails
 xds reach --manifests mesh/ --from shop/sleep --to httpbin.shop:8000
 xds reach --manifests mesh/ --to httpbin.shop --expand
 xds reach --manifests mesh/ --strict -o json
+xds reach --kubernetes --context staging --to httpbin.shop
 kustomize build overlays/prod | xds reach --manifests - --manifests policies/
 """
 
 
 def reach(
     *,
-    manifests: Manifests,
+    manifests: Manifests = None,
+    kubernetes: FromKubernetes = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     client: Annotated[
@@ -93,16 +101,17 @@ def reach(
 ) -> None:
     """Print which clients reach which services (mtls, plaintext or fails), and why.
 
-    The result is predicted from the manifests; no request is sent. A line stands for all clients and
-    endpoints with the same outcome. Failures come first for each service. A workload whose Pods are not in
-    the manifests, such as a Deployment, counts as one pod (deploy/NAME), with a sidecar if the webhook would
-    inject one. Problems of the manifests, and objects without effect, such as a policy whose selector matches
-    no pod, are printed to stderr.
+    The result is predicted from manifests, or from the objects of a cluster; no request is sent to a pod. A
+    line stands for all clients and endpoints with the same outcome. Failures come first for each service. A
+    workload whose Pods are not in the manifests, such as a Deployment, counts as one pod (deploy/NAME), with
+    a sidecar if the webhook would inject one. Problems, and objects without effect, such as a policy whose
+    selector matches no pod, are printed to stderr.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
     without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage.
     """
-    mesh, problems = read_mesh(manifests, mesh_config, assignments)
+    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    mesh, problems = read_mesh(manifests, mesh_config, assignments, cluster=cluster)
     ineffective = [problem for effect in without_effect(mesh).problems.values() for problem in effect]
     # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests.
     warnings = [*problems, *(replace(problem, notice=False) for problem in ineffective)]
@@ -112,7 +121,7 @@ def reach(
     if not clients or not targets:
         missing = "Service with a TCP port" if clients else "Pod"
         where = f"namespace {namespace} of " if clients and namespace else ""
-        fail(f"nothing was checked: no {missing} in {where}{', '.join(manifests)}")
+        fail(f"nothing was checked: no {missing} in {where}{', '.join(manifests or ['the cluster'])}")
     fails = _print_hops(mesh, clients, targets, output, only=only, expand=expand)
     if fails or (strict and any(not problem.notice for problem in warnings)):
         raise typer.Exit(1)

@@ -11,13 +11,24 @@ import yaml
 
 from xds import snapshot
 from xds.cli.manifests import find_pod, load_mesh
-from xds.cli.options import Assignments, Manifests, MeshConfigFile, fail
+from xds.cli.options import (
+    Assignments,
+    Context,
+    FromKubernetes,
+    Kubeconfig,
+    Manifests,
+    MeshConfigFile,
+    fail,
+    parse_cluster,
+)
 from xds.codec import to_dict
 from xds.mesh.envoy import translate as envoy
 
 EXAMPLES = """
 xds translate sleep.shop --manifests mesh/
 xds translate sleep.shop --manifests mesh/ --type listeners -o yaml
+xds translate deploy/sleep.shop --manifests apps/ --manifests policies/
+xds translate sleep-5d4f8-x2x7k.shop --kubernetes
 """
 
 
@@ -50,7 +61,10 @@ def translate(
         str, typer.Argument(metavar="POD.NAMESPACE", help="Pod of the sidecar.", show_default=False)
     ],
     *,
-    manifests: Manifests,
+    manifests: Manifests = None,
+    kubernetes: FromKubernetes = False,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     only: Annotated[
@@ -63,7 +77,8 @@ def translate(
 
     Fields have their protobuf names (snake_case), and an Any is an object with "@type". Secrets are omitted.
     """
-    mesh = load_mesh(manifests, mesh_config, assignments)
+    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    mesh = load_mesh(manifests, mesh_config, assignments, cluster=cluster)
     sidecar = find_pod(mesh, pod)
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)

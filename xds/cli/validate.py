@@ -104,13 +104,7 @@ def validate(
         problems += tuple(unknown_namespaces(loaded))
         problems += tuple(found for effects in without_effect(loaded).problems.values() for found in effects)
     findings = sorted(map(_finding, problems), key=lambda finding: (finding.file, finding.line or 0))
-    if output is Format.JSON:
-        typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
-    elif output is Format.GITHUB:
-        for finding in findings:
-            typer.echo(_annotation(finding))
-    else:
-        _print_table(findings)
+    _print(findings, output)
     if any(not problem.notice for problem in problems):
         raise typer.Exit(1)
 
@@ -126,6 +120,17 @@ def _finding(problem: Problem) -> _Finding:
         message=printable(problem.what),
         hint=printable(problem.hint),
     )
+
+
+def _print(findings: Sequence[_Finding], output: Format) -> None:
+    match output:
+        case Format.TABLE:
+            _print_table(findings)
+        case Format.JSON:
+            typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+        case Format.GITHUB:
+            for finding in findings:
+                typer.echo(_annotation(finding))
 
 
 def _print_table(findings: Sequence[_Finding]) -> None:

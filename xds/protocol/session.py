@@ -101,6 +101,8 @@ class Session:
         self._patience = patience
         self._grace = grace
         self._snapshot: Snapshot | None = None
+        self.first_generation = -1
+        """Generation of the first snapshot that was served; -1 if there is none."""
         self._watches: dict[str, Watch] = {type_url: self._new_watch(type_url) for type_url in _COMMON_TYPES}
         """Watches by type, in sending order."""
         self._nonces = 0
@@ -117,6 +119,8 @@ class Session:
     def serve(self, snapshot: Snapshot) -> None:
         """Set the client's desired state. A previous state that was not sent yet is skipped."""
         previous, self._snapshot = self._snapshot, snapshot
+        if previous is None:
+            self.first_generation = snapshot.generation
         for watch in self._watches.values():
             self._serve(watch, snapshot)
         if previous:

@@ -20,13 +20,13 @@ from xds.mesh.controlplane.batcher import Batch, ChangeBatcher
 from xds.mesh.controlplane.certificates import Certificates
 from xds.mesh.controlplane.connections import Connections, pod_name
 from xds.mesh.controlplane.publisher import Publisher, publish, traceback_of
+from xds.mesh.controlplane.rollout_log import RolloutLog
 from xds.mesh.controlplane.stats import Stats
 from xds.mesh.identity import ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Pod
 from xds.mesh.rollout.driver import CHECK_INTERVAL, RolloutDriver
-from xds.mesh.rollout.log import RolloutLog
 from xds.mesh.rollout.proxies import PodName
 from xds.mesh.rollout.sync import ReplicaSync
 from xds.protocol.status import State
@@ -66,8 +66,7 @@ class Controller:
             extra_roots: further trusted root certificates, in PEM form.
             serve_keys: whether plaintext streams get private keys.
             lifetime: the lifetime of certificates.
-            rollout_timeout: seconds to wait for a proxy during a rollout. None: serve the desired state
-                immediately.
+            rollout_timeout: seconds to wait for a proxy during a rollout; None not to wait.
             now: returns the current time.
         """
         self.mesh = Mesh()

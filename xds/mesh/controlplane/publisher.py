@@ -114,13 +114,7 @@ class Publisher:
         self._stats.translated += 1
         self._errors.pop(key, None)
         self._superseded.discard(key)
-        while mesh.failures:
-            ref, failure = mesh.failures.popitem()
-            log.error(
-                "service translation failed, clients keep its previous configuration",
-                service=str(ref),
-                stack=traceback_of(failure),
-            )
+        _log_failures(mesh)
         return snapshot, changed_at
 
     async def _run(
@@ -164,6 +158,16 @@ class Publisher:
         await asyncio.sleep(0)
         self.start_slice()
         return True
+
+
+def _log_failures(mesh: Mesh) -> None:
+    while mesh.failures:
+        ref, failure = mesh.failures.popitem()
+        log.error(
+            "service translation failed, clients keep its previous configuration",
+            service=str(ref),
+            stack=traceback_of(failure),
+        )
 
 
 def publish(

@@ -15,7 +15,9 @@ from xds.introspect.clock import Clock
 from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.model.objects import Mode
+from xds.mesh.rollout.plan import Phase
 from xds.mesh.rollout.progress import (
     RuleProgress,
     ServiceProgress,
@@ -37,6 +39,11 @@ MAX_CLIENTS = 10
 """Maximum number of clients listed for one endpoint. Initially, all endpoints wait for all clients."""
 
 _MODES = {Mode.DISABLE: pb.DISABLE, Mode.PERMISSIVE: pb.PERMISSIVE, Mode.STRICT: pb.STRICT}
+_PHASES = {
+    Phase.EXPAND: pb.WaitingEndpoint.EXPAND,
+    Phase.MIGRATE: pb.WaitingEndpoint.MIGRATE,
+    Phase.CONTRACT: pb.WaitingEndpoint.CONTRACT,
+}
 _WAITING_FOR = {
     WaitingFor.LISTENER: pb.WaitingEndpoint.LISTENER,
     WaitingFor.CLIENTS: pb.WaitingEndpoint.CLIENTS,
@@ -113,7 +120,7 @@ def _service(service: ServiceProgress, clock: Clock, response_time: float) -> pb
     return pb.ServiceRollout(
         namespace=service.namespace,
         service=service.service,
-        status=service.summary(response_time),
+        status=service_summary(service, response_time),
         endpoints=service.endpoints,
         mtls=service.mtls,
         plaintext=service.plaintext,
@@ -125,8 +132,9 @@ def _waiting(endpoint: WaitingEndpoint, clock: Clock) -> pb.WaitingEndpoint:
     waits_for_replicas = endpoint.waiting_for is WaitingFor.REPLICAS
     clients, replicas = ((), endpoint.lagging) if waits_for_replicas else (endpoint.lagging, ())
     return pb.WaitingEndpoint(
-        pod=endpoint.pod,
-        port=endpoint.port,
+        pod=endpoint.key[0].name,
+        port=endpoint.key[1],
+        phase=_PHASES[endpoint.phase],
         desired_mode=_MODES[endpoint.desired_mode],
         waiting_for=_WAITING_FOR[endpoint.waiting_for],
         since=clock.to_timestamp(endpoint.since),
@@ -143,7 +151,7 @@ def _rule(rule: RuleProgress, clock: Clock, response_time: float) -> pb.RuleRoll
     return pb.RuleRollout(
         namespace=rule.namespace,
         name=rule.name,
-        status=rule.summary(response_time),
+        status=rule_summary(rule, response_time),
         host=rule.host,
         deleted=rule.deleted,
         held=rule.held,

@@ -123,13 +123,7 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
     """Return the pod of a workload, or the problems because of which it has none."""
     template, ref = item.template, item.ref
     log = Log(item.locate, str(ref))
-    for path, what in item.flaws:
-        log.add(path, what)
-    meta_path = (*template.root, "metadata")
-    if error := names.label(ref.namespace):
-        log.add((*meta_path, "namespace"), f"{shown(ref.namespace)} {error}")
-    if error := names.subdomain(ref.name.removesuffix("-")):
-        log.add((*meta_path, "name"), f"{shown(ref.name)} {error}" if ref.name else "is required")
+    _check_object(item, log)
     field = Field(template.value, template.path, log)
     field["spec"].required()
     meta = Meta(
@@ -164,6 +158,18 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
         is_template=True,
     )
     return Parsed(ref=pod.ref, fact=pod, origin=meta.origin, problems=tuple(problems))
+
+
+def _check_object(item: FoundTemplate, log: Log) -> None:
+    """Report problems of the object that contains a template: of its text, name and namespace."""
+    ref, meta_path = item.ref, (*item.template.root, "metadata")
+    for path, what in item.flaws:
+        log.add(path, what)
+    if error := names.label(ref.namespace):
+        log.add((*meta_path, "namespace"), f"{shown(ref.namespace)} {error}")
+    # A generateName may end with a hyphen.
+    if error := names.subdomain(ref.name.removesuffix("-")):
+        log.add((*meta_path, "name"), f"{shown(ref.name)} {error}" if ref.name else "is required")
 
 
 def _is_selected(pod: Field, namespace: str, namespace_labels: Mapping[str, str], config: MeshConfig) -> bool:

@@ -101,7 +101,7 @@ class ReplicaLeases:
             changed.clear()
             delay = RETRY_DELAY
             try:
-                async with asyncio.timeout(self._sync.duration / 3):
+                async with asyncio.timeout(self._sync.reports.duration / 3):
                     await write()
                 self._log_problem("", task=task)
                 delay = WRITE_INTERVAL if task == "report" else 0.0
@@ -111,17 +111,17 @@ class ReplicaLeases:
                 self._log_problem(str(error), task=task)
             await asyncio.sleep(delay)
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._sync.duration / 3 * random.uniform(0.8, 1.0)):  # noqa: S311
+                async with asyncio.timeout(self._sync.reports.duration / 3 * random.uniform(0.8, 1.0)):  # noqa: S311
                     await changed.wait()
 
     async def _write_report(self) -> None:
         loop = asyncio.get_running_loop()
         started_at = loop.time()
-        text = await asyncio.to_thread(encode_report, self._sync.report)
+        text = await asyncio.to_thread(encode_report, self._sync.reports.own)
         body = self._lease(self.name, text, self._version)
         body["spec"] = {
             "holderIdentity": self._sync.name,
-            "leaseDurationSeconds": max(1, round(self._sync.duration)),
+            "leaseDurationSeconds": max(1, round(self._sync.reports.duration)),
             "renewTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         }
         try:
@@ -133,7 +133,7 @@ class ReplicaLeases:
             if error.status == HTTPStatus.CONFLICT:
                 self._version = await self._read_version()
             raise
-        self._sync.renewed(started_at, loop.time())
+        self._sync.reports.renewed(started_at, loop.time())
         await self._delete_expired()
 
     async def _read_version(self) -> str:
@@ -177,9 +177,9 @@ class ReplicaLeases:
         return str(stored["metadata"]["resourceVersion"])
 
     async def _delete_expired(self) -> None:
-        for name, version in self._sync.expired(asyncio.get_running_loop().time()).items():
+        for name, version in self._sync.reports.expired(asyncio.get_running_loop().time()).items():
             if not version:
-                self._sync.forget(name)  # A member of the plan that has no Lease.
+                self._sync.reports.forget(name)  # A member of the plan that has no Lease.
                 continue
             log.info("replica expired", replica=name)
             options: Json = {
@@ -213,8 +213,8 @@ class ReplicaLeases:
             self._receive(lease)
         if PLAN not in leases:
             self._sync.plan_read("", StoredPlan())
-        for name in self._sync.names - {name.removeprefix(PREFIX) for name in leases}:
-            self._sync.forget(name)
+        for name in self._sync.reports.names - {name.removeprefix(PREFIX) for name in leases}:
+            self._sync.reports.forget(name)
         self._on_change()
         return str(listed["metadata"]["resourceVersion"])
 
@@ -227,7 +227,7 @@ class ReplicaLeases:
             "timeoutSeconds": _WATCH_TIMEOUT,
         }
         # The replica's own renewals arrive within the duration. Without them, the watch is broken.
-        async with self._api.stream(self._path, idle=self._sync.duration, **query) as stream:
+        async with self._api.stream(self._path, idle=self._sync.reports.duration, **query) as stream:
             async for lines in read_lines(stream):
                 for line in lines:
                     event = decode_json(line)
@@ -247,7 +247,7 @@ class ReplicaLeases:
             self._version = ""
             self._wake()
         else:
-            self._sync.forget(name.removeprefix(PREFIX))
+            self._sync.reports.forget(name.removeprefix(PREFIX))
 
     def _receive(self, lease: Json) -> None:
         meta, now = lease["metadata"], asyncio.get_running_loop().time()
@@ -262,4 +262,4 @@ class ReplicaLeases:
         elif meta["name"] != self.name:
             duration = float((lease.get("spec") or {}).get("leaseDurationSeconds") or 0)
             name = meta["name"].removeprefix(PREFIX)
-            self._sync.receive(name, meta["resourceVersion"], decode_report(text), duration, now)
+            self._sync.reports.receive(name, meta["resourceVersion"], decode_report(text), duration, now)

@@ -163,9 +163,15 @@ _IGNORED = frozenset(
 )
 """Other kinds in the API groups of `KINDS`. They are ignored, and their names are not spelling mistakes."""
 
-_POD_OWNERS = frozenset(
-    {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "ReplicationController"}
+_POD_OWNERS = (
+    *("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob"),
+    "ReplicationController",
 )
+_IGNORED_HINTS = {
+    **dict.fromkeys(_POD_OWNERS, "only Pods are read, not the objects that create them"),
+    "Kustomization": "its changes are not applied to the files that it lists",
+}
+"""Consequences of ignoring an object, by kind."""
 _META = (
     "name namespace labels annotations creationTimestamp deletionTimestamp deletionGracePeriodSeconds "
     "finalizers generateName generation managedFields ownerReferences resourceVersion selfLink uid "
@@ -309,7 +315,7 @@ def _kind(obj: Field, version: str, name: str) -> Kind | None:
     object_name = obj["metadata"]["name"].value
     obj["kind"].notice(
         f"{name} {object_name} is ignored" if isinstance(object_name, str) else f"{name} is ignored",
-        "only Pods are read, not the objects that create them" if name in _POD_OWNERS else "",
+        _IGNORED_HINTS.get(name, ""),
     )
     return None
 

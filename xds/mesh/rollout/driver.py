@@ -8,13 +8,13 @@ from math import inf
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change
 from xds.mesh.rollout.desired import rule_in
+from xds.mesh.rollout.follower import Follower
 from xds.mesh.rollout.machine import Proposal, Rollout
 from xds.mesh.rollout.observation import Observed, Report
-from xds.mesh.rollout.plan import Plan, StoredPlan
 from xds.mesh.rollout.planner import Planner
 from xds.mesh.rollout.proxies import ProxyTracker
 from xds.mesh.rollout.rules import changed_rules
-from xds.mesh.rollout.sync import ReplicaSync, Shared
+from xds.mesh.rollout.sync import ReplicaSync
 
 JOIN_TIMEOUT = 10.0
 """Seconds after which the control plane starts without its peers."""
@@ -43,27 +43,17 @@ class RolloutDriver:
         """The progress of proxies."""
         self.sync: ReplicaSync | None = None
         """What is shared with other replicas. None: there are none."""
+        self.follower = Follower(self.rollout)
+        """What this replica does about the shared plan."""
         self.observed = Observed()
         """What was last observed."""
         self.checked_at = -inf
         """When the progress of proxies was last checked, in seconds of the event loop's clock."""
         self._must_check = False
         self._join_deadline = -inf
-        self._blocked_since = inf
-        """When this replica began to wait: for its plan to be stored, or for a plan that it can follow."""
         self._has_mesh = False
-        self._can_follow = True
-        """False if the stored plan names a version of a DestinationRule that this replica does not have."""
-        self._is_alone = False
-        """Whether this replica serves a plan of its own that could not be stored."""
         self._report = Report()
         """The report of this replica about the plan that it serves."""
-        self._proposal: tuple[str, Proposal] | None = None
-        """The plan to store next, with the version that it replaces."""
-        self._adopted: StoredPlan | None = None
-        """The stored plan that was adopted last."""
-        self._taken: Proposal | None = None
-        """The last plan of this replica that was stored, and is served."""
 
     # --- replicas -------------------------------------------------------------------------------------------
 
@@ -79,7 +69,7 @@ class RolloutDriver:
         """Return whether sidecars may be connected to another replica, as far as is known."""
         if self.sync is None:
             return self.proxies.is_replicated
-        return self.sync.is_isolated(now) or bool(self.sync.peers(now))
+        return self.sync.reports.is_isolated(now) or bool(self.sync.reports.peers(now))
 
     def earliest_apply(self, now: float) -> float:
         """Return when the first mesh may be built: once this replica is a member of the plan."""
@@ -91,12 +81,10 @@ class RolloutDriver:
 
     def publish_report(self) -> None:
         """Publish this replica's report, and the plan that it has made."""
-        proposal, self._proposal = self._proposal, None
         if self.sync:
-            if proposal:
+            if proposal := self.follower.proposal:
                 self.sync.propose(*proposal)
-            if self.sync.accepted is self._taken:
-                self.sync.accepted = None
+                self.follower.proposal = None
             is_active = self.rollout.is_active
             self.sync.publish(self._report.shared() if is_active else self._report.unknown())
 
@@ -106,21 +94,21 @@ class RolloutDriver:
         """Return when to check the progress of proxies again; infinity to wait for an event."""
         if self._must_check:
             return min(now, self.checked_at + CHECK_INTERVAL)
-        if self.rollout.is_active or not self._can_follow:
+        if self.rollout.is_active or not self.follower.can_follow:
             return max(self.checked_at + CHECK_INTERVAL, now)
         return max(self.checked_at + SKIPPED_CHECK_INTERVAL, now) if self.rollout.skipped else inf
 
     def collect_progress(self, mesh: Mesh, now: float) -> Observed:
         """Return the progress of the proxies whose pods are in the mesh, and what replicas share."""
         self.checked_at, self._must_check = now, False
-        return self.observe(self.proxies.report(mesh, now, is_alone=self._is_alone), now)
+        return self.observe(self.proxies.report(mesh, now, is_alone=self.follower.is_alone), now)
 
     def observe(self, report: Report, now: float) -> Observed:
         """Return a report of this replica, with what replicas share at this moment."""
         if self.sync is None:
             self.observed = Observed(report)
         else:
-            self.observed = Observed(report, self.sync.peers(now), self.sync.share(now))
+            self.observed = Observed(report, self.sync.reports.peers(now), self.sync.share(now))
         return self.observed
 
     # --- steps ----------------------------------------------------------------------------------------------
@@ -129,7 +117,7 @@ class RolloutDriver:
         """Return the first mesh. It has no transitions, except those of the stored plan."""
         mesh, self._has_mesh = Mesh(change.applied, change.config), True
         if observed.shared:
-            self._adopt_stored(observed.shared, mesh, now)
+            self.follower.follow(observed.shared, mesh, now)
         self.rollout.update(mesh, now)
         self.rollout.join(mesh, observed, now)
         return self.advance(mesh, observed, now)
@@ -148,22 +136,22 @@ class RolloutDriver:
 
     def advance(self, mesh: Mesh, observed: Observed, now: float) -> Mesh:
         """Return the mesh to serve, given the progress of proxies: the same object if nothing changes."""
-        rollout, shared = self.rollout, observed.shared
+        rollout, follower, shared = self.rollout, self.follower, observed.shared
         if rollout.timeout is None:
             return mesh
         rollout.forget_caught_up(mesh, observed)
         if shared is None:
             self._plan(mesh, observed, now)
         else:
-            self._can_follow = self._adopt_stored(shared, mesh, now)
-            if self._decides(shared, now):
-                self._plan_shared(shared, mesh, observed, now)
+            follower.follow(shared, mesh, now)
+            if follower.must_propose(shared, now):
+                follower.propose(self._propose(mesh, observed, now), shared, mesh, now)
         served = rollout.state()
         if shared:
             self._report = replace(
                 observed.own,
                 generation=served.generation,
-                is_alone=self._is_alone,
+                is_alone=follower.is_alone,
                 asks=rollout.asks(observed.own.servers),
                 held_rules=rollout.held_rules(),
             )
@@ -179,60 +167,8 @@ class RolloutDriver:
                 break
             observed = replace(observed, own=replace(observed.own, asks={}))  # The plan has them now.
 
-    def _plan_shared(self, shared: Shared, mesh: Mesh, observed: Observed, now: float) -> None:
-        """Make a plan for all replicas. It is served once it is stored, or after the timeout."""
-        proposal = self._propose(mesh, observed, now)
-        is_lost = shared.stored is None or shared.stored.generation < self.rollout.plan.generation
-        if proposal.plan == self.rollout.plan and self._can_follow and not (self._is_alone or is_lost):
-            self.rollout.adopt(mesh, proposal, now)
-            self._blocked_since = inf
-            return
-        if shared.stored is not None:
-            self._proposal = shared.version, proposal
-        self._blocked_since = min(self._blocked_since, now)
-        if self._is_alone or self._is_blocked(now):
-            self.rollout.adopt(mesh, proposal, now)
-            self._is_alone = True
-
     def _propose(self, mesh: Mesh, observed: Observed, now: float) -> Proposal:
         planner = Planner(self.rollout, mesh, observed, now)
-        if any(ask.is_active for ask in observed.own.asks.values()):
+        if any(ask.is_active for report in observed for ask in report.asks.values()):
             planner.withdraw_rules()
         return planner.propose()
-
-    def _decides(self, shared: Shared, now: float) -> bool:
-        """Return whether this replica makes the plan."""
-        if self._is_alone or (shared.leads and self._can_follow):
-            return True
-        is_cut_off = self.rollout.is_active and shared.is_isolated
-        is_waiting = self.rollout.has_unplanned or is_cut_off or not self._can_follow
-        self._blocked_since = min(self._blocked_since, now) if is_waiting else inf
-        return self._is_blocked(now)
-
-    def _is_blocked(self, now: float) -> bool:
-        """Return whether this replica has waited for the whole timeout, and should go on alone."""
-        return self.rollout.timeout is not None and now >= self._blocked_since + self.rollout.timeout
-
-    def _adopt_stored(self, shared: Shared, mesh: Mesh, now: float) -> bool:
-        """Serve the stored plan, if it is new. Return False if it cannot be served yet."""
-        rollout, accepted, stored = self.rollout, shared.accepted, shared.stored
-        if accepted and (accepted.plan == rollout.plan or self._is_newer(accepted.plan)):
-            rollout.adopt(mesh, accepted, now)
-            self._blocked_since, self._is_alone, self._taken = inf, False, accepted
-            if stored and stored == accepted.plan.stored(stored.members):
-                self._adopted = stored
-        if stored is None or stored is self._adopted or not self._is_newer(stored):
-            return True
-        plan = rollout.resolve(mesh, stored, now)
-        if plan is None:
-            return False
-        rollout.adopt(mesh, Proposal(plan), now)
-        self._adopted, self._blocked_since, self._is_alone = stored, inf, False
-        return True
-
-    def _is_newer(self, plan: Plan | StoredPlan) -> bool:
-        """Return whether to serve a plan.
-
-        Plans of the same generation agree on what is served, unless this replica has gone on alone.
-        """
-        return plan.generation >= self.rollout.plan.generation + self._is_alone

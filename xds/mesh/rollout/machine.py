@@ -22,12 +22,22 @@ from xds.mesh.model.objects import DestinationRule, Mode, PortKey, Ref, Served
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import Desired, desired_ports, has_running_sidecar, rule_in, services_at
 from xds.mesh.rollout.observation import Ask, Observed
-from xds.mesh.rollout.plan import Plan, RuleTransition, StoredPlan, Transition, rule_hash
+from xds.mesh.rollout.plan import (
+    UNKNOWN,
+    Plan,
+    RuleTransition,
+    RuleVersion,
+    StoredPlan,
+    Transition,
+    rule_hash,
+)
 from xds.mesh.rollout.stages import ACCEPTED_SENDS, Staged
 from xds.mesh.rollout.waits import Skips, clients_lagging_on_rule
 
 T = TypeVar("T")
 
+MAX_PORTS = 5000
+"""Ports in transition at a time, if the plan is shared: the most that fits into one Kubernetes object."""
 MAX_ASKS = 500
 """Maximum number of ports that a replica asks the leader to include in the plan, at a time."""
 
@@ -93,6 +103,8 @@ class Rollout:
         """Ports whose desired state is not the served one."""
         self._service_ports: dict[ServiceKey, frozenset[PortKey]] = {}
         """The ports that each service leads to."""
+        self._unexposed: set[PortKey] = set()
+        """Ports in transition that no Service exposes any more."""
         self._recovered: dict[PortKey, Mode] = {}
         """Modes that servers had active when they connected, until they have ACKed a listener of the plan."""
 
@@ -103,8 +115,10 @@ class Rollout:
 
     @property
     def has_unplanned(self) -> bool:
-        """Whether something has changed that the plan does not consider yet."""
-        return not (self.pending <= self.plan.ports.keys() and self.rules.keys() <= self.plan.rules.keys())
+        """Whether something has changed that the plan could consider and does not yet."""
+        ports = self.plan.ports.keys()
+        is_full = len(ports) >= MAX_PORTS
+        return not ((is_full or self.pending <= ports) and self.rules.keys() <= self.plan.rules.keys())
 
     # --- desired state --------------------------------------------------------------------------------------
 
@@ -127,12 +141,12 @@ class Rollout:
         for key in gone:
             is_exposed = any(key in ports for ports in self._service_ports.values())
             # If no Service exposes the port, its mode changes in one step. If exposed again, it is new.
-            if not is_exposed and (key not in self.plan.ports or not has_running_sidecar(mesh, key)):
-                self.ports.pop(key, None)
-                self.pending.discard(key)
+            if not is_exposed:
+                self._forget_port(mesh, key)
 
     def _set_desired(self, mesh: Mesh, key: PortKey, desired: Desired, now: float) -> None:
         port = self.ports.get(key)
+        self._unexposed.discard(key)
         if port is None or port.desired.uid != desired.uid or self.timeout is None:
             # No client uses a new port yet, unless another replica leads clients to it.
             port = Port(desired, desired.mode, desired.send, now)
@@ -149,6 +163,15 @@ class Rollout:
             port.desired = desired
         self._mark(key, port)
 
+    def _forget_port(self, mesh: Mesh, key: PortKey) -> None:
+        """Forget a port that no Service exposes, once its transition has ended."""
+        if key in self.plan.ports and has_running_sidecar(mesh, key):
+            self._unexposed.add(key)
+        else:
+            self._unexposed.discard(key)
+            self.ports.pop(key, None)
+            self.pending.discard(key)
+
     def _mark(self, key: PortKey, port: Port) -> None:
         if port.is_pending:
             self.pending.add(key)
@@ -158,13 +181,16 @@ class Rollout:
     def change_rule(self, before: Mesh, ref: Ref, desired: DestinationRule | None, now: float) -> None:
         """Record that a DestinationRule changes, or is deleted (None). `before` is the previous mesh."""
         known, rule = self.rules.get(ref), before.served_rule(ref)
-        served = known.rule if known else Staged(rule, 0, (rule,))
-        held_since = known.held_since if known and known.is_held else now
-        is_unknown = known is not None and known.is_unknown
-        self._set_rule(ref, RuleTransition(served, desired, is_unknown, held_since))
+        served: Staged[RuleVersion] = known.rule if known else Staged(rule, 0, (rule,))
+        self._set_rule(ref, served, desired, now)
 
-    def _set_rule(self, ref: Ref, rule: RuleTransition) -> None:
-        if rule.is_held or rule.is_unknown or not rule.rule.is_settled:
+    def _set_rule(
+        self, ref: Ref, served: Staged[RuleVersion], desired: DestinationRule | None, now: float
+    ) -> None:
+        known = self.rules.get(ref)
+        is_same = known is not None and known.is_held and known.desired == desired
+        rule = RuleTransition(served, desired, known.held_since if known and is_same else now)
+        if rule.is_held or not served.is_settled:
             self.rules[ref] = rule
         else:
             self.rules.pop(ref, None)
@@ -208,7 +234,7 @@ class Rollout:
             if is_acked or (not transition and mode in self._possible_modes(key)):
                 self._recovered.pop(key, None)  # The event loop may have dropped it.
             elif active is not None:
-                asks[key] = Ask(mode, next(iter(ACCEPTED_SENDS[mode])), is_active=True)
+                asks[key] = Ask(mode, min(ACCEPTED_SENDS[mode]), is_active=True)
         for key in sorted(self.pending - self.plan.ports.keys() - asks.keys()):
             if (port := self.ports.get(key)) and len(asks) < MAX_ASKS:
                 asks[key] = Ask(port.mode, port.send, is_active=False)
@@ -227,10 +253,7 @@ class Rollout:
                     port.mode, port.send = ask.mode, ask.send
                     self._mark(key, port)
             for ref in report.held_rules - self.rules.keys():
-                served: Staged[DestinationRule | None] = Staged(None, 0, (None,), now)
-                self._set_rule(
-                    ref, RuleTransition(served, rule_in(mesh, ref), is_unknown=True, held_since=now)
-                )
+                self._set_rule(ref, Staged(None, 0, (None, UNKNOWN), now), rule_in(mesh, ref), now)
 
     # --- serving a plan -------------------------------------------------------------------------------------
 
@@ -250,12 +273,11 @@ class Rollout:
             if key not in plan.ports and not port.is_pending:
                 self.stats.on_finished(now - transition.started_at)
         self.plan = plan
+        for key in self._unexposed - plan.ports.keys():
+            self._forget_port(mesh, key)
         for ref, known in ({**self.rules, **plan.rules}).items():
             rule = known.rule if ref in plan.rules else known.rule.settled()
-            local = self.rules.get(ref)
-            held_since = local.held_since if local and local.is_held else now
-            is_unknown = known.is_unknown and ref in plan.rules
-            self._set_rule(ref, RuleTransition(rule, rule_in(mesh, ref), is_unknown, held_since))
+            self._set_rule(ref, rule, rule_in(mesh, ref), now)
         self.stats.skips += len(proposal.skips)
         self.skipped.rules.update(proposal.skips.rules)
         for key, skipped in proposal.skips.ports.items():
@@ -273,25 +295,23 @@ class Rollout:
                 _with_times(clients, known.clients if known else None, now),
                 known.hosts if known else services_at(mesh, key),
                 known.started_at if known else now,
+                known.uid if known else "",
             )
         rules = {}
         for ref, stored_rule in stored.rules.items():
             known_rule, fact = self.rules.get(ref), rule_in(mesh, ref)
-            served = known_rule.rule if known_rule else Staged(fact, 0, (fact,), now)
-            is_unknown = known_rule is not None and known_rule.is_unknown
+            served: Staged[RuleVersion] = known_rule.rule if known_rule else Staged(fact, 0, (fact,), now)
+            generation = stored_rule.generation
+            is_known = served.generation == generation
             if rule_hash(served.current) != stored_rule.content:
-                if stored_rule.content == rule_hash(fact):
-                    served = served.propose(fact, stored_rule.generation, now)
-                elif stored_rule.desired == rule_hash(fact):
-                    # This replica never knew the earlier version, which the leader still serves.
-                    served, is_unknown = served.propose(None, stored_rule.generation, now), True
-                else:
+                is_known = stored_rule.content == rule_hash(fact)
+                if not is_known and stored_rule.desired != rule_hash(fact):
                     return None
-            elif served.generation != stored_rule.generation:
-                served, is_unknown = replace(served, generation=stored_rule.generation), True
-            if stored_rule.is_settled:
-                served, is_unknown = served.settled(), False
-            rules[ref] = RuleTransition(served, fact, is_unknown)
+                # If the leader still serves a version that this replica has never read, serve none.
+                served = served.propose(fact if is_known else None, generation, now)
+            if not is_known:
+                served = replace(served, generation=generation).widen((UNKNOWN,), generation, now)
+            rules[ref] = RuleTransition(served.settled() if stored_rule.is_settled else served, fact)
         return Plan(stored.generation, ports, rules)
 
     def state(self) -> Served:
@@ -305,7 +325,7 @@ class Rollout:
                 for key, port in pending.items()
                 if port.send is not port.desired.send
             },
-            rules={ref: rule.rule.current for ref, rule in self.rules.items() if rule.is_held},
+            rules={ref: rule.served for ref, rule in self.rules.items() if rule.is_held},
         )
 
     # --- progress -------------------------------------------------------------------------------------------
@@ -313,7 +333,11 @@ class Rollout:
     def forget_caught_up(self, mesh: Mesh, observed: Observed) -> None:
         """Forget skipped proxies and replicas that have caught up."""
         for ref, (rule, _) in tuple(self.skipped.rules.items()):
-            if rule.is_held or not clients_lagging_on_rule(rule, observed):
+            if rule.is_held:
+                has_caught_up = not any(rule.affects(port.hosts) for port in self.plan.ports.values())
+            else:
+                has_caught_up = not clients_lagging_on_rule(rule, observed)
+            if has_caught_up:
                 del self.skipped.rules[ref]
         for key, (transition, wait) in tuple(self.skipped.ports.items()):
             if wait.is_for_listener:
@@ -329,7 +353,7 @@ class Rollout:
 def as_recovered(port: Port, mode: Mode) -> Port:
     """Return a port as its server's sidecar has it."""
     accepted = ACCEPTED_SENDS[mode]
-    send = port.desired.send if port.desired.send in accepted else next(iter(accepted))
+    send = port.desired.send if port.desired.send in accepted else min(accepted)
     return replace(port, mode=mode, send=send)
 
 

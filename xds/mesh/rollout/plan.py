@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from enum import Enum, StrEnum
 from hashlib import sha256
 from math import inf
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from xds.mesh.model.objects import DestinationRule, Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
@@ -49,8 +49,8 @@ class Transition:
 
     @property
     def phase(self) -> Phase:
-        """The phase. Without changing clients, it depends on whether the listener is narrowed."""
-        if not self.clients.is_settled:
+        """The phase: a listener that changes is either widened or narrowed."""
+        if self.listener.is_settled and not self.clients.is_settled:
             return Phase.MIGRATE
         accepts = [ACCEPTED_SENDS[mode] for mode in self.listener.possible]
         is_narrowed = any(sends > ACCEPTED_SENDS[self.listener.current] for sends in accepts)
@@ -62,18 +62,32 @@ class Transition:
         return self.listener.is_settled and self.clients.is_settled
 
 
+class Unknown(Enum):
+    """A version of a DestinationRule that this replica has never read."""
+
+    UNKNOWN = "unknown"
+
+
+UNKNOWN: Final = Unknown.UNKNOWN
+RuleVersion: TypeAlias = DestinationRule | Unknown | None
+"""A version of a DestinationRule; None if there is no rule."""
+
+
 @dataclass(frozen=True, slots=True)
 class RuleTransition:
     """A DestinationRule that was added, changed or deleted."""
 
-    rule: Staged[DestinationRule | None]
-    """The version that clients are served; None if there is none."""
+    rule: Staged[RuleVersion]
+    """The version that clients are served, and those that they may still follow."""
     desired: DestinationRule | None
     """The version in the mesh; None if the rule was deleted."""
-    is_unknown: bool = False
-    """Whether clients may follow an earlier version that this replica does not know."""
     held_since: float = field(default=inf, compare=False)
-    """When the rule was first held; infinity if it is not."""
+    """When the rule was first held, if it is held."""
+
+    @property
+    def served(self) -> DestinationRule | None:
+        """The version that clients are served; None if there is none."""
+        return self.rule.current if isinstance(self.rule.current, DestinationRule) else None
 
     @property
     def is_held(self) -> bool:
@@ -81,9 +95,14 @@ class RuleTransition:
         return self.desired != self.rule.current
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether clients may follow a version that this replica does not know."""
+        return UNKNOWN in self.rule.possible
+
+    @property
     def versions(self) -> list[DestinationRule]:
-        """All versions that clients may follow, now or later."""
-        return [rule for rule in (*self.rule.possible, self.desired) if rule]
+        """All known versions that clients may follow, now or later."""
+        return [rule for rule in (*self.rule.possible, self.desired) if isinstance(rule, DestinationRule)]
 
     def affects(self, hosts: Iterable[tuple[str, int]]) -> bool:
         """Return whether the change may affect clients of any of these services."""
@@ -115,7 +134,7 @@ class Plan:
                     rule_hash(rule.rule.current),
                     rule_hash(rule.desired),
                     rule.rule.generation,
-                    rule.rule.is_settled and not rule.is_unknown,
+                    rule.rule.is_settled,
                 )
                 for ref, rule in self.rules.items()
             },
@@ -149,9 +168,9 @@ class StoredPlan(NamedTuple):
     """The replicas whose reports the plan considers."""
 
 
-def rule_hash(rule: DestinationRule | None) -> str:
-    """Return a hash of a rule's content, which is the same on all replicas; an empty string for None."""
-    if rule is None:
+def rule_hash(rule: RuleVersion) -> str:
+    """Return a hash of a rule's content, which is the same on all replicas; an empty string for no rule."""
+    if not isinstance(rule, DestinationRule):
         return ""
     fields = asdict(rule)
     del fields["meta"]

@@ -9,9 +9,9 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig, PortKey, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import Desired, has_running_sidecar, rule_in, services_at
-from xds.mesh.rollout.machine import Port, Proposal, Rollout, as_recovered
-from xds.mesh.rollout.observation import Observed
-from xds.mesh.rollout.plan import Plan, RuleTransition, Transition
+from xds.mesh.rollout.machine import MAX_PORTS, Port, Proposal, Rollout, as_recovered
+from xds.mesh.rollout.observation import Ask, Observed
+from xds.mesh.rollout.plan import UNKNOWN, Plan, RuleTransition, RuleVersion, Transition
 from xds.mesh.rollout.rules import RuleSends, distinct, with_overlapping
 from xds.mesh.rollout.stages import ACCEPTED_SENDS, BOTH, MODE_ACCEPTING, Staged
 from xds.mesh.rollout.waits import (
@@ -27,8 +27,6 @@ from xds.mesh.rollout.waits import (
 
 _CONNECTION_DELAY = 0.2
 """Seconds that a connection takes from a client's sidecar to the server's sidecar."""
-MAX_PORTS = 5000
-"""Ports in transition at a time, if the plan is shared: the most that fits into one Kubernetes object."""
 
 
 class Planner:
@@ -51,6 +49,8 @@ class Planner:
             *(report.generation for report in observed),
         )
         self.skips = Skips()
+        self._is_full = False
+        """Whether some ports do not fit into the plan."""
 
     def propose(self) -> Proposal:
         """Return the plan that advances every transition as far as is safe."""
@@ -76,11 +76,9 @@ class Planner:
 
     def _transitions(self) -> Iterator[tuple[PortKey, Transition]]:
         """Yield the ports in transition, including those that start now."""
-        rollout, observed = self.rollout, self.observed
-        asks = {key: ask for report in observed for key, ask in report.asks.items()}
-        count = 0
+        rollout, observed, asks, count = self.rollout, self.observed, self._asks(), 0
         for key in {**rollout.plan.ports, **dict.fromkeys(rollout.pending), **asks}:
-            port, transition, ask = rollout.ports.get(key), rollout.plan.ports.get(key), asks.get(key)
+            port, transition, asked = rollout.ports.get(key), rollout.plan.ports.get(key), asks.get(key, ())
             if port is None or not has_running_sidecar(self.mesh, key):
                 continue
             if transition and transition.uid not in {"", port.desired.uid}:
@@ -88,17 +86,24 @@ class Planner:
             count += 1
             if transition is None:
                 if observed.peers and count > MAX_PORTS:
+                    self._is_full = True
                     continue
-                if ask and ask.is_active:
-                    port = as_recovered(port, ask.mode)
+                if asked and asked[0].is_active:
+                    port = as_recovered(port, asked[0].mode)
                 transition = self._start(key, port)
-                if observed.peers or observed.own.has_returned or ask:  # Clients may send either.
+                if observed.peers or observed.own.has_returned or asked:  # Clients may send either.
                     clients = transition.clients.widen(BOTH, self.generation, self.now)
                     transition = replace(transition, clients=clients)
-            if ask:
-                listener = transition.listener.widen((ask.mode,), self.generation, self.now)
-                transition = replace(transition, listener=listener)
-            yield key, transition
+            listener = transition.listener.widen([ask.mode for ask in asked], self.generation, self.now)
+            yield key, transition.with_stages(listener, transition.clients)
+
+    def _asks(self) -> dict[PortKey, list[Ask]]:
+        """Return the ports that replicas ask for, with the modes that servers have active first."""
+        asks: dict[PortKey, list[Ask]] = {}
+        for report in self.observed:
+            for key, ask in report.asks.items():
+                asks.setdefault(key, []).append(ask)
+        return {key: sorted(asked, key=lambda ask: not ask.is_active) for key, asked in asks.items()}
 
     def _start(self, key: PortKey, port: Port) -> Transition:
         transition = start_transition(self.mesh, key, port, self.now)
@@ -169,13 +174,12 @@ class Planner:
             lagging = clients_lagging_on_rule(transition, self.observed)
             delay = classification_delay(self.mesh.config)
             rule = transition.rule.confirm(is_acked=not lagging, now=self.now, delay=delay)
-            is_unknown = transition.is_unknown and bool(lagging)
             is_overdue = lagging and self._is_overdue(rule.since) and not transition.is_held
-            if (is_unknown or not rule.is_settled) and is_overdue:
+            if not rule.is_settled and is_overdue:
                 self.skips.rules[ref] = SkippedRule(transition, rule_wait(transition, self.observed))
-                rule, is_unknown = rule.settled(), False
-            if transition.is_held or is_unknown or not rule.is_settled:
-                yield ref, replace(transition, rule=rule, is_unknown=is_unknown)
+                rule = rule.settled()
+            if transition.is_held or not rule.is_settled:
+                yield ref, replace(transition, rule=rule)
 
     def _rules(self) -> dict[Ref, RuleTransition]:
         """Return the rules in transition, including those that peers serve in an unknown version."""
@@ -183,7 +187,7 @@ class Planner:
         held = {ref for report in self.observed.peers.values() for ref in report.held_rules}
         for ref in held - rules.keys():
             rule = rule_in(self.mesh, ref)
-            rules[ref] = RuleTransition(Staged(rule, 0, (rule,), self.now), rule, is_unknown=True)
+            rules[ref] = RuleTransition(Staged(rule, 0, (rule, UNKNOWN), self.now), rule)
         for ref, transition in rules.items():
             if transition.is_unknown and transition.rule.generation == 0:
                 rules[ref] = replace(transition, rule=replace(transition.rule, generation=self.generation))
@@ -207,20 +211,15 @@ class Planner:
         }
 
     def _released(self, transition: RuleTransition) -> RuleTransition:
-        rule = transition.rule
-        since = (
-            self.now if rule.is_settled else rule.since
-        )  # Clients may have been lagging since an earlier change.
-        new = rule.propose(transition.desired, self.generation, since)
+        new = transition.rule.propose(transition.desired, self.generation, self.now)
         earlier = distinct(version for version in new.possible if version != new.current)
-        served = replace(new, possible=(*earlier, new.current))
-        return RuleTransition(served, transition.desired, transition.is_unknown)
+        return RuleTransition(replace(new, possible=(*earlier, new.current)), transition.desired)
 
     def _is_too_early(
         self, ref: Ref, rule: RuleTransition, ports: Mapping[PortKey, Transition], sends: RuleSends
     ) -> bool:
         """Return whether a server may still refuse traffic that the rule causes and policies allow."""
-        return any(
+        return self._is_full or any(
             any(send not in ACCEPTED_SENDS[mode] for mode in transition.listener.possible)
             for key, transition in ports.items()
             if rule.affects(transition.hosts) and not self.rollout.ports[key].desired.immediate
@@ -232,16 +231,14 @@ class Planner:
         """Hold DestinationRules whose traffic a server would refuse in the mode that it reported."""
         rollout = self.rollout
         ports = {key: transition for key, transition in rollout.plan.ports.items() if key in rollout.ports}
-        for key, ask in self.observed.own.asks.items():
+        for key, (ask, *_) in self._asks().items():
             if ask.is_active and (port := rollout.ports.get(key)) and key not in ports:
                 ports[key] = self._start(key, as_recovered(port, ask.mode))
+        sends = RuleSends(self.mesh, dict(rollout.rules))
         for rule in self.mesh.rules():
-            if rule.ref in rollout.rules:
-                continue
-            served = Staged(None, rollout.plan.generation, (None, rule), self.now)
+            served: Staged[RuleVersion] = Staged(None, rollout.plan.generation, (None, rule), self.now)
             held = RuleTransition(served, rule, held_since=self.now)
-            sends = RuleSends(self.mesh, {**rollout.rules, rule.ref: held})
-            if self._is_too_early(rule.ref, held, ports, sends):
+            if rule.ref not in sends.rules and self._is_too_early(rule.ref, held, ports, sends):
                 rollout.rules[rule.ref] = held
 
     def _is_overdue(self, since: float) -> bool:

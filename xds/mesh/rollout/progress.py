@@ -1,9 +1,8 @@
-"""The progress of rollouts by service and DestinationRule, as values and as one-line summaries."""
+"""The progress of rollouts by service and DestinationRule."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -13,15 +12,12 @@ from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import desired_ports
 from xds.mesh.rollout.machine import Rollout
 from xds.mesh.rollout.observation import Observed
-from xds.mesh.rollout.plan import RuleTransition, Transition
+from xds.mesh.rollout.plan import Phase, RuleTransition, Transition
 from xds.mesh.rollout.planner import start_transition
 from xds.mesh.rollout.waits import Wait, WaitingFor, port_wait, rule_wait
 
 API_SERVER = "the API server"
 """What a transition waits for while its next plan is not stored."""
-
-_MAX_NAMES = 3
-"""Endpoints, clients or replicas that a summary names."""
 
 
 class Rollouts(Protocol):
@@ -35,10 +31,10 @@ class Rollouts(Protocol):
 class WaitingEndpoint:
     """An endpoint in transition, or one whose transition went on without a lagging proxy or replica."""
 
-    pod: str
-    """The name of the pod."""
-    port: int
+    key: PortKey
     """The port of the pod."""
+    phase: Phase
+    """The phase of its transition."""
     desired_mode: Mode
     """The mode that policies ask for."""
     waiting_for: WaitingFor
@@ -74,29 +70,6 @@ class ServiceProgress:
     waiting: tuple[WaitingEndpoint, ...]
     """The endpoints that wait, and those that skipped a lagging proxy or replica."""
 
-    def summary(self, now: float) -> str:
-        """Return one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12 s)`."""
-        count, mode = (self.plaintext, "plaintext") if self.to_plaintext else (self.mtls, "mTLS")
-        parts = [f"{self.service}.{self.namespace}: {count}/{self.endpoints} endpoints {mode}"]
-        ports = Counter(pod for pod, _ in {(endpoint.pod, endpoint.port) for endpoint in self.waiting})
-        # Stalled endpoints first, then those that have waited longest.
-        waiting = sorted(
-            self.waiting,
-            key=lambda endpoint: (not (endpoint.skipped or endpoint.rejection), endpoint.since),
-        )
-        parts += _first_names(
-            [
-                _endpoint_summary(
-                    endpoint,
-                    f"{endpoint.pod}:{endpoint.port}" if ports[endpoint.pod] > 1 else endpoint.pod,
-                    now,
-                )
-                for endpoint in waiting
-            ],
-            "endpoints",
-        )
-        return ", ".join(parts)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleProgress:
@@ -120,16 +93,6 @@ class RuleProgress:
     """The error of one of these clients that rejected the change."""
     skipped: bool = False
     """Whether the rollout went on without these clients."""
-
-    def summary(self, now: float) -> str:
-        """Return one line: `DestinationRule/full/x held until its servers accept it (3 s)`."""
-        name = f"{'deletion of ' if self.deleted else ''}DestinationRule/{self.namespace}/{self.name}"
-        if self.held:
-            status = "held until its servers accept it"
-        else:
-            clients = " and ".join(_first_names(self.lagging, "clients")) or "its clients"
-            status = _wait_summary(clients, is_skipped=self.skipped, rejection=self.rejection)
-        return f"{name} {status} ({_duration(now - self.since)})"
 
 
 def service_progress(mesh: Mesh, rollouts: Rollouts, namespace: str = "") -> Iterator[ServiceProgress]:
@@ -158,7 +121,7 @@ def rule_progress(rollouts: Rollouts) -> list[RuleProgress]:
 
 
 def _rule_progress(ref: Ref, transition: RuleTransition, wait: Wait, *, is_skipped: bool) -> RuleProgress:
-    rule, is_held = transition.desired or transition.rule.current, transition.is_held and not is_skipped
+    rule, is_held = transition.desired or transition.served, transition.is_held and not is_skipped
     return RuleProgress(
         namespace=ref.namespace,
         name=ref.name,
@@ -244,8 +207,8 @@ def _progress_of(
         counts = skipped is None or skipped.is_for_listener
         waiting.append(
             WaitingEndpoint(
-                pod=key[0].name,
-                port=key[1],
+                key=key,
+                phase=transition.phase,
                 desired_mode=port.desired.mode,
                 waiting_for=wait.waiting_for,
                 since=wait.since,
@@ -264,47 +227,3 @@ def _progress_of(
         to_plaintext=desired_sends == {Send.PLAINTEXT},
         waiting=tuple(waiting),
     )
-
-
-def _endpoint_summary(endpoint: WaitingEndpoint, name: str, now: float) -> str:
-    if endpoint.waiting_for is not WaitingFor.LISTENER:
-        wait = _wait_summary(
-            _waiting_for(endpoint), is_skipped=endpoint.skipped, rejection=endpoint.rejection
-        )
-        status = f"{name} {wait}"
-    elif endpoint.rejection:
-        status = f"{name} stopped, its sidecar rejected the listener: {endpoint.rejection}"
-    elif endpoint.skipped:
-        status = f"{name} skipped, its listener was not active in time"
-    else:
-        status = f"{name} waiting for its listener"
-    plaintext = "; still accepts plaintext" if endpoint.accepts_plaintext else ""
-    return f"{status} ({_duration(now - endpoint.since)}{plaintext})"
-
-
-def _wait_summary(names: str, *, is_skipped: bool, rejection: str) -> str:
-    status = f"skipped {names}" if is_skipped else f"waiting for {names}"
-    return f"{status}, rejected: {rejection}" if rejection else status
-
-
-def _waiting_for(endpoint: WaitingEndpoint) -> str:
-    if endpoint.waiting_for is WaitingFor.CLIENTS:
-        return " and ".join(_first_names(endpoint.lagging, "clients")) or "clients"
-    replica = "" if endpoint.lagging == (API_SERVER,) else "replica "
-    return replica + " and ".join(_first_names(endpoint.lagging, "replicas"))
-
-
-def _duration(seconds: float) -> str:
-    whole = max(0, round(seconds))
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if whole >= 2 * length:
-            return f"{whole // length} {unit}"
-    return f"{whole} s"
-
-
-def _first_names(names: Iterable[str], kind: str) -> Iterator[str]:
-    """Yield the first names, and the number of the others."""
-    all_names = list(names)
-    yield from all_names[:_MAX_NAMES]
-    if others := all_names[_MAX_NAMES:]:
-        yield f"{len(others)} more {kind}"

@@ -77,9 +77,11 @@ class _ActiveGeneration:
 class _Stream:
     """One stream of a proxy."""
 
-    def __init__(self, subscriber: Subscriber, now: float) -> None:
+    def __init__(self, subscriber: Subscriber, now: float, earlier: _Away | None) -> None:
         self.subscriber = subscriber
         self.connected_at = now
+        self._earlier = earlier
+        """What the proxy used when its previous stream ended; None if that is unknown."""
         self._caught_up_at: float | None = None
         """When a client that returned first ACKed a complete configuration."""
         self._client = _ActiveGeneration()
@@ -106,6 +108,8 @@ class _Stream:
         session = self.subscriber.session
         if session is None or not self.has_returned:
             return -inf
+        if self._earlier and self._earlier.caught_up_at < inf:
+            return self._earlier.caught_up_at
         if self._caught_up_at is None:
             # A client that has the current configuration is sent nothing.
             return self.connected_at if _client_generation(session) >= 0 else inf
@@ -129,8 +133,12 @@ class _Stream:
         session = self.subscriber.session
         if session is None:
             return _NO_PROGRESS
+        # A proxy never goes back to an earlier configuration, and a new one has none.
+        client = session.first_generation if not self.has_returned else -1
+        if self.has_returned and self._earlier:
+            client = self._earlier.progress.client
         return Progress(
-            self._client.update(_client_generation(session), now),
+            max(client, self._client.update(_client_generation(session), now)),
             self._server.update(_listener_generation(session), now),
         )
 
@@ -189,7 +197,10 @@ class ProxyTracker:
 
     def connected(self, subscriber: Subscriber, key: PodName, now: float) -> None:
         """Record a new stream."""
-        self._proxies.setdefault(key, _Proxy()).streams[subscriber] = _Stream(subscriber, now)
+        proxy = self._proxies.setdefault(key, _Proxy())
+        # With several replicas, the proxy may have been connected to another one in the meantime.
+        earlier = None if self.is_replicated else proxy.away
+        proxy.streams[subscriber] = _Stream(subscriber, now, earlier)
 
     def subscribed(self, subscriber: Subscriber, key: PodName, type_url: str) -> None:
         """Record a subscription to a type.
@@ -222,7 +233,7 @@ class ProxyTracker:
             return
         if stream.counts and subscriber.session:
             # With several replicas, the proxy most probably reconnects to another one.
-            is_server = _listener_generation(subscriber.session) >= 0 and not self.is_replicated
+            is_server = subscriber.session.is_subscribed(LISTENER) and not self.is_replicated
             proxy.away = _Away(stream.progress(now), now + RECONNECT_GRACE, is_server, stream.caught_up_at)
             if self.is_replicated:
                 proxy.has_reported = False  # It may connect to another replica before it returns.
@@ -250,7 +261,7 @@ class ProxyTracker:
             key
             for pod in mesh.pods()
             if pod.has_sidecar and not pod.ended
-            if (key := (pod.namespace, pod.name)) not in self._proxies
+            if self.state(key := (pod.namespace, pod.name)) is State.UNKNOWN
         }
 
     def is_recovering(self, now: float) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 
 from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, DestinationRule, Ref
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.plan import RuleTransition, Transition
+from xds.mesh.rollout.plan import UNKNOWN, RuleTransition, RuleVersion, Transition
 from xds.mesh.rollout.stages import BOTH
 
 
@@ -21,12 +22,14 @@ def changed_rules(before: Mesh, after: Mesh, change: Change) -> set[Ref]:
     return {ref for ref in refs if ref.kind == "DestinationRule" and before.get(ref) != after.get(ref)}
 
 
-def distinct(versions: Iterable[DestinationRule | None]) -> tuple[DestinationRule | None, ...]:
+def distinct(versions: Iterable[RuleVersion]) -> tuple[RuleVersion, ...]:
     """Drop all but the last of the versions that make clients send the same.
 
     Few versions differ in that, however often a rule changes.
     """
-    kept = {(rule.host, *_sends_key(rule)) if rule else None: rule for rule in versions}
+    kept: dict[object, RuleVersion] = {}
+    for rule in versions:
+        kept[(rule.host, *_sends_key(rule)) if isinstance(rule, DestinationRule) else rule] = rule
     return tuple(kept.values())
 
 
@@ -41,16 +44,17 @@ class RuleSends:
     """
 
     def __init__(self, mesh: Mesh, rules: Mapping[Ref, RuleTransition]) -> None:
-        self.rules = rules
-        self._versions: list[DestinationRule] = []
-        if rules:
-            self._versions += (rule for rule in mesh.rules() if rule.ref not in rules)
-            self._versions += (version for rule in rules.values() for version in rule.versions)
+        self.rules, self._mesh = rules, mesh
+
+    @cached_property
+    def _versions(self) -> list[DestinationRule]:
+        settled = (rule for rule in self._mesh.rules() if rule.ref not in self.rules)
+        return [*settled, *(version for rule in self.rules.values() for version in rule.versions)]
 
     def under(
         self,
         ref: Ref,
-        versions: Iterable[DestinationRule | None],
+        versions: Iterable[RuleVersion],
         hosts: Iterable[tuple[str, int]],
         default: Collection[Send],
     ) -> set[Send]:
@@ -58,7 +62,7 @@ class RuleSends:
 
         Args:
             ref: name of the rule.
-            versions: versions of the rule; None if there is none.
+            versions: versions of the rule.
             hosts: the services.
             default: what clients send to which no rule applies.
         """
@@ -75,8 +79,7 @@ class RuleSends:
         for ref, rule in self.rules.items():
             if rule.affects(hosts):
                 then = self.under(ref, (rule.desired,), hosts, {desired})
-                current = self.under(ref, rule.rule.possible, hosts, transition.clients.possible) | then
-                yield set(BOTH) if rule.is_unknown else current, then
+                yield self.under(ref, rule.rule.possible, hosts, transition.clients.possible) | then, then
 
 
 def with_overlapping(held: Mapping[Ref, RuleTransition], too_early: Collection[Ref]) -> set[Ref]:
@@ -101,10 +104,10 @@ def _overlap(one: RuleTransition, other: RuleTransition) -> bool:
     )
 
 
-def _sends_under(rule: DestinationRule | None, default: Collection[Send]) -> set[Send]:
+def _sends_under(rule: RuleVersion, default: Collection[Send]) -> set[Send]:
     """Return what clients send under any part of a rule; `default` applies where it does not set TLS."""
-    if rule is None:
-        return set(default)
+    if not isinstance(rule, DestinationRule):
+        return set(BOTH if rule is UNKNOWN else default)
     sends: set[Send] = set()
     for policy in (rule.policy, *(subset.policy for subset in rule.subsets)):
         for settings in (policy, *(policy.ports.values() if policy else ())):

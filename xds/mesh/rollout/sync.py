@@ -10,29 +10,13 @@ read that cannot store its own plan, and one that has read it waits for the repo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import inf
+from collections.abc import Callable
 from typing import NamedTuple
 
 from xds.mesh.rollout.machine import Proposal
 from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.plan import StoredPlan
-
-REPORT_LIFETIME = 15.0
-"""Seconds after which a report that was not renewed expires. By then, the replica's proxies have moved."""
-
-
-@dataclass(slots=True)
-class _Peer:
-    report: Report | None
-    """None: the replica is a member of the plan, and its report was not read yet."""
-    version: str
-    """The version of the object that held the report. It changes with each renewal."""
-    duration: float
-    """Seconds that the report counts without renewal."""
-    seen_at: float
-    """When this version was first seen, by this replica's clock: clocks of machines are never compared."""
+from xds.mesh.rollout.reports import Reports
 
 
 class Shared(NamedTuple):
@@ -53,24 +37,19 @@ class Shared(NamedTuple):
 class ReplicaSync:
     """Keep track of reports and of the plan. The caller writes and reads them."""
 
-    def __init__(self, name: str, leads: Callable[[], bool], duration: float = REPORT_LIFETIME) -> None:
+    def __init__(self, name: str, leads: Callable[[], bool], reports: Reports | None = None) -> None:
         """Create the state of a replica that has read nothing yet.
 
         Args:
             name: the name of this replica, which no earlier replica had.
             leads: returns whether this replica makes the plan.
-            duration: seconds that a report counts without renewal.
+            reports: the reports; default: none was read yet.
         """
         self.name = name
         self.leads = leads
-        self.duration = duration
+        self.reports = reports or Reports()
         self.on_change: Callable[[], None] = lambda: None
         """Called when there may be something to write."""
-        self.report = Report()
-        """The report of this replica."""
-        self._peers: dict[str, _Peer] = {}
-        self._gone: set[str] = set()
-        """The replicas whose report was deleted. Their names do not recur."""
         self._stored: tuple[str, StoredPlan] | None = None
         """The plan that was read last, with the version of its object; "" if there is no such object."""
         self._candidate: tuple[str, Proposal] | None = None
@@ -79,7 +58,6 @@ class ReplicaSync:
         """The plan that is being stored."""
         self.accepted: Proposal | None = None
         """The last plan of this replica that was stored, until the caller takes it."""
-        self._renewed_at = -inf
 
     # --- the plan -------------------------------------------------------------------------------------------
 
@@ -96,7 +74,7 @@ class ReplicaSync:
     def share(self, now: float) -> Shared:
         """Return what replicas share now."""
         version, stored = self._stored or ("", None)
-        return Shared(version, stored, self.accepted, self.leads(), self.is_isolated(now))
+        return Shared(version, stored, self.accepted, self.leads(), self.reports.is_isolated(now))
 
     def propose(self, version: str, proposal: Proposal) -> None:
         """Set the next plan, which was made from a version of the stored plan."""
@@ -116,8 +94,7 @@ class ReplicaSync:
         self._sent = None
         if self._candidate and self._candidate[0] == version and self.leads():
             self._sent = self._candidate[1]
-            members = {self.name, *(name for name in self._peers if not self._is_expired(name, now))}
-            return version, self._sent.plan.stored(members)
+            return version, self._sent.plan.stored({self.name} | self.reports.alive(now))
         if not self.has_joined:
             return version, stored._replace(members=stored.members | {self.name})
         return None
@@ -132,69 +109,11 @@ class ReplicaSync:
     def plan_read(self, version: str, plan: StoredPlan) -> None:
         """Record the plan that is stored, or an empty one with version "" if there is none."""
         self._stored = version, plan
-        for name in plan.members - self._peers.keys() - self._gone - {self.name}:
-            self._peers[name] = _Peer(None, "", self.duration, -inf)
+        self.reports.expect(plan.members - {self.name})
         self.on_change()
-
-    # --- reports --------------------------------------------------------------------------------------------
 
     def publish(self, report: Report) -> None:
         """Set the report of this replica."""
-        if report != self.report:
-            self.report = report
+        if report != self.reports.own:
+            self.reports.own = report
             self.on_change()
-
-    def renewed(self, started_at: float, now: float) -> None:
-        """Record that the own report was written; the write started at `started_at`."""
-        if self.is_isolated(now):
-            # While isolated, this replica could not read renewals: give every peer its full time again.
-            for peer in self._peers.values():
-                peer.seen_at = now
-        self._renewed_at = started_at
-
-    def is_isolated(self, now: float) -> bool:
-        """Whether peers may have expired this replica, because it has not renewed its report in time."""
-        return now >= self._renewed_at + self.duration * 2 / 3
-
-    def receive(self, name: str, version: str, report: Report, duration: float, now: float) -> None:
-        """Record the report of a peer."""
-        known = self._peers.get(name)
-        if known is None or known.version != version:
-            self._peers[name] = _Peer(report, version, duration, now)
-
-    def forget(self, name: str) -> None:
-        """Forget a peer whose report was deleted."""
-        self._peers.pop(name, None)
-        self._gone.add(name)
-
-    @property
-    def names(self) -> set[str]:
-        """The names of the peers that have a report."""
-        return {name for name, peer in self._peers.items() if peer.report}
-
-    def expired(self, now: float) -> dict[str, str]:
-        """Return the peers whose reports have expired, with the version last seen.
-
-        Empty while this replica is isolated.
-        """
-        if self.is_isolated(now):
-            return {}
-        return {name: peer.version for name, peer in self._peers.items() if self._is_expired(name, now)}
-
-    def _is_expired(self, name: str, now: float) -> bool:
-        peer = self._peers[name]
-        if peer.seen_at == -inf:
-            peer.seen_at = now
-        return now >= peer.seen_at + peer.duration
-
-    def peers(self, now: float) -> Mapping[str, Report]:
-        """Return the reports of peers that have not expired.
-
-        Nothing is known about the proxies of a peer that serves a plan of its own.
-        """
-        expired = self.expired(now)
-        reports = {name: peer.report for name, peer in self._peers.items() if name not in expired}
-        return {
-            name: report if report and not report.is_alone else (report or Report()).unknown()
-            for name, report in reports.items()
-        }

@@ -77,7 +77,7 @@ _AnyReflector: TypeAlias = Reflector[ObjectState] | Reflector[ConfigState]
 class Kubernetes:
     """All facts of a cluster, and the settings of its mesh.
 
-    `assignments` (`--set`) override the ConfigMap. Call `watch` only once.
+    `assignments` (`--set`) override the ConfigMap. Call either `watch` or `load`, and only once.
     """
 
     what = "kubernetes"
@@ -199,6 +199,20 @@ class Kubernetes:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def load(self) -> SourceUpdate:
+        """List everything once, without watching. The update is incomplete if a kind cannot be listed.
+
+        A kind that the server does not serve has no objects.
+        """
+        await asyncio.gather(*(reflector.list_once() for reflector in (*self._reflectors, *self._optional)))
+        if all(reflector.complete for reflector in self._reflectors):
+            return self._make_update()
+        if reason := self._outage_reason():
+            problem = Problem(where=self._api.server, what=f"the API server cannot be reached: {reason}")
+            return SourceUpdate(problems=(problem,), complete=False)
+        problems = (_list_problem(reflector, failure) for reflector, failure in self._stale())
+        return SourceUpdate(problems=tuple(problems), complete=False)
 
     async def _wait(self, tasks: Sequence[asyncio.Task[None]]) -> None:
         """Wait until a reflector has changes. Raise the error of a reflector that has failed unexpectedly."""
@@ -406,6 +420,18 @@ def _access_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem
         where=resource.title,
         what=f"cannot be watched, so {effect}: {failure.message}",
         hint="run xds install-crds",
+    )
+
+
+def _list_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem:
+    """Return a problem that explains why a kind cannot be listed, and names a missing permission."""
+    resource = reflector.resource
+    role = f"a Role in namespace {resource.namespace}" if resource.namespace else "a ClusterRole"
+    denied = failure.cause is FailureCause.FORBIDDEN
+    return Problem(
+        where=resource.title,
+        what=f"cannot be listed: {failure.message}",
+        hint=f"add to the rules of {role}: - {resource.rule_for('list')}" if denied else "",
     )
 
 

@@ -25,6 +25,7 @@ Key: TypeAlias = tuple[str, str]
 
 TIME_SLICE = 0.005
 """Maximum seconds of work before the reflector yields to the event loop."""
+NO_SUCH_KIND = "the cluster has no such kind"
 MAX_EMPTY_WATCHES = 3
 """Number of consecutive watches without events after which everything is listed again."""
 
@@ -64,6 +65,10 @@ class WatchFailure(NamedTuple):
 
 class ExpiredError(Exception):
     """The server no longer has the requested resourceVersion."""
+
+
+class NoSuchKindError(KubeError):
+    """The server serves no version of the resource type, so it has no such objects."""
 
 
 class Reflector(Generic[T]):
@@ -136,6 +141,21 @@ class Reflector(Generic[T]):
                 self._wake()
             await asyncio.sleep(wait)
 
+    async def list_once(self) -> None:
+        """List all objects without watching them. Set `failure` on an error.
+
+        A kind that the server does not serve has no objects.
+        """
+        try:
+            if not self._api_version:
+                await self._find_version()
+            await self._list()
+        except NoSuchKindError:
+            self.complete = True
+        except KubeError as error:
+            causes: dict[int, FailureCause] = {403: FailureCause.FORBIDDEN, 404: FailureCause.NOT_SERVED}
+            self._set_failure(causes.get(error.status, FailureCause.UNREACHABLE), str(error))
+
     def _handle_failure(self, error: KubeError) -> float:
         """Record a failure. Return the retry delay in seconds."""
         if not self._failures:
@@ -192,7 +212,7 @@ class Reflector(Generic[T]):
             discovery = await self._api.get(f"/apis/{group}")
         except KubeError as error:
             if error.is_not_found:
-                raise KubeError(error.status, "the cluster has no such kind") from error
+                raise NoSuchKindError(error.status, NO_SUCH_KIND) from error
             raise
         served = [str(entry.get("version")) for entry in _mappings(discovery.get("versions"))]
         unsupported = []
@@ -203,9 +223,11 @@ class Reflector(Generic[T]):
                     self._api_version = version
                     return
                 unsupported.append(version)
+        if not unsupported:
+            raise NoSuchKindError(HTTPStatus.NOT_FOUND, NO_SUCH_KIND)
         supported = " and ".join(self.resource.versions)
         what = f"the cluster serves {', '.join(unsupported)}, but xds supports only {supported}"
-        raise KubeError(HTTPStatus.NOT_FOUND, what if unsupported else "the cluster has no such kind")
+        raise KubeError(HTTPStatus.NOT_FOUND, what)
 
     def _preference(self, version: str) -> int:
         """Return a sort key: supported versions, newest last, after unsupported versions."""

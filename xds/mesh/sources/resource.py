@@ -73,6 +73,11 @@ class KubeResource:
     @property
     def rule(self) -> str:
         """RBAC rule that grants access, as YAML on one line."""
+        return self.rule_for("get", "list", "watch")
+
+    def rule_for(self, *verbs: str) -> str:
+        """Return the RBAC rule that grants verbs, as YAML on one line."""
+        granted = ", ".join(f'"{verb}"' for verb in verbs)
         names = f'resourceNames: ["{self.name}"], ' if self.name else ""
         resources = f'apiGroups: ["{self.group}"], resources: ["{self.plural}"]'
-        return f'{{{resources}, {names}verbs: ["get", "list", "watch"]}}'
+        return f"{{{resources}, {names}verbs: [{granted}]}}"

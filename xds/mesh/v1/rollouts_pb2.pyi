@@ -60,7 +60,17 @@ class ServiceRollout(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., service: _Optional[str] = ..., status: _Optional[str] = ..., endpoints: _Optional[int] = ..., mtls: _Optional[int] = ..., plaintext: _Optional[int] = ..., waiting: _Optional[_Iterable[_Union[WaitingEndpoint, _Mapping]]] = ...) -> None: ...
 
 class WaitingEndpoint(_message.Message):
-    __slots__ = ("pod", "port", "desired_mode", "waiting_for", "since", "clients", "more_clients", "rejection", "accepts_plaintext", "skipped", "replicas")
+    __slots__ = ("pod", "port", "desired_mode", "waiting_for", "since", "clients", "more_clients", "rejection", "accepts_plaintext", "skipped", "replicas", "phase")
+    class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PHASE_UNSPECIFIED: _ClassVar[WaitingEndpoint.Phase]
+        EXPAND: _ClassVar[WaitingEndpoint.Phase]
+        MIGRATE: _ClassVar[WaitingEndpoint.Phase]
+        CONTRACT: _ClassVar[WaitingEndpoint.Phase]
+    PHASE_UNSPECIFIED: WaitingEndpoint.Phase
+    EXPAND: WaitingEndpoint.Phase
+    MIGRATE: WaitingEndpoint.Phase
+    CONTRACT: WaitingEndpoint.Phase
     class WaitingFor(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         WAITING_FOR_UNSPECIFIED: _ClassVar[WaitingEndpoint.WaitingFor]
@@ -82,6 +92,7 @@ class WaitingEndpoint(_message.Message):
     ACCEPTS_PLAINTEXT_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
     pod: str
     port: int
     desired_mode: Mode
@@ -93,7 +104,8 @@ class WaitingEndpoint(_message.Message):
     accepts_plaintext: bool
     skipped: bool
     replicas: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, pod: _Optional[str] = ..., port: _Optional[int] = ..., desired_mode: _Optional[_Union[Mode, str]] = ..., waiting_for: _Optional[_Union[WaitingEndpoint.WaitingFor, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., accepts_plaintext: _Optional[bool] = ..., skipped: _Optional[bool] = ..., replicas: _Optional[_Iterable[str]] = ...) -> None: ...
+    phase: WaitingEndpoint.Phase
+    def __init__(self, pod: _Optional[str] = ..., port: _Optional[int] = ..., desired_mode: _Optional[_Union[Mode, str]] = ..., waiting_for: _Optional[_Union[WaitingEndpoint.WaitingFor, str]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., accepts_plaintext: _Optional[bool] = ..., skipped: _Optional[bool] = ..., replicas: _Optional[_Iterable[str]] = ..., phase: _Optional[_Union[WaitingEndpoint.Phase, str]] = ...) -> None: ...
 
 class RuleRollout(_message.Message):
     __slots__ = ("namespace", "name", "status", "host", "deleted", "held", "since", "clients", "more_clients", "rejection", "skipped")

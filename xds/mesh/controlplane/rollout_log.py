@@ -7,6 +7,7 @@ from math import inf
 
 import structlog
 
+from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.rollout.progress import count_services, rule_progress, service_progress
@@ -42,17 +43,16 @@ class RolloutLog:
         self._logged_at = now
         logged: dict[str, str] = {}
         for service in islice(service_progress(mesh, rollouts), MAX_LOGGED):
-            logged[f"{service.service}.{service.namespace}"] = status = service.summary(now)
+            logged[f"{service.service}.{service.namespace}"] = status = service_summary(service, now)
             _log(status, is_stalled=any(port.skipped or port.rejection for port in service.waiting))
         if (count := count_services(mesh, rollouts) - len(logged)) > 0:
             log.info("more services in transition, not logged", count=count)
         for rule in islice(rule_progress(rollouts), MAX_LOGGED):
-            name, summary = f"DestinationRule/{rule.namespace}/{rule.name}", rule.summary(rule.since)
+            name, summary = f"DestinationRule/{rule.namespace}/{rule.name}", rule_summary(rule, rule.since)
             logged[name] = summary
-            if (
-                self._logged.get(name) != summary
-            ):  # A rejection lasts until the user changes the rule: log it once.
-                _log(rule.summary(now), is_stalled=rule.skipped or bool(rule.rejection))
+            # A rejection lasts until the user changes the rule: log it once.
+            if self._logged.get(name) != summary:
+                _log(rule_summary(rule, now), is_stalled=rule.skipped or bool(rule.rejection))
         for name in sorted(self._logged.keys() - logged.keys()):
             log.info("rollout finished", name=name)
         self._logged = logged

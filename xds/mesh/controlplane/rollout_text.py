@@ -1,0 +1,81 @@
+"""One-line summaries of the progress of rollouts, for the log, the API and `xds status --rollout`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from xds.mesh.rollout.progress import API_SERVER, RuleProgress, ServiceProgress, WaitingEndpoint
+from xds.mesh.rollout.waits import WaitingFor
+
+_MAX_NAMES = 3
+"""Endpoints, clients or replicas that a summary names."""
+
+
+def service_summary(service: ServiceProgress, now: float) -> str:
+    """Return one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12 s)`."""
+    count, mode = (service.plaintext, "plaintext") if service.to_plaintext else (service.mtls, "mTLS")
+    ports = Counter(pod for pod, _ in {endpoint.key for endpoint in service.waiting})
+    # Stalled endpoints first, then those that have waited longest.
+    waiting = sorted(
+        service.waiting, key=lambda endpoint: (not (endpoint.skipped or endpoint.rejection), endpoint.since)
+    )
+    summaries = [
+        _endpoint_summary(endpoint, now, with_port=ports[endpoint.key[0]] > 1) for endpoint in waiting
+    ]
+    head = f"{service.service}.{service.namespace}: {count}/{service.endpoints} endpoints {mode}"
+    return ", ".join((head, *_first_names(summaries, "endpoints")))
+
+
+def rule_summary(rule: RuleProgress, now: float) -> str:
+    """Return one line: `DestinationRule/full/x held until its servers accept it (3 s)`."""
+    name = f"{'deletion of ' if rule.deleted else ''}DestinationRule/{rule.namespace}/{rule.name}"
+    if rule.held:
+        status = "held until its servers accept it"
+    else:
+        clients = " and ".join(_first_names(rule.lagging, "clients")) or "its clients"
+        status = _wait_summary(clients, rule)
+    return f"{name} {status} ({_duration(now - rule.since)})"
+
+
+def _endpoint_summary(endpoint: WaitingEndpoint, now: float, *, with_port: bool) -> str:
+    pod, port = endpoint.key
+    if endpoint.waiting_for is not WaitingFor.LISTENER:
+        status = _wait_summary(_waiting_for(endpoint), endpoint)
+    elif endpoint.rejection:
+        status = f"stopped, its sidecar rejected the listener: {endpoint.rejection}"
+    elif endpoint.skipped:
+        status = "skipped, its listener was not active in time"
+    else:
+        status = "waiting for its listener"
+    plaintext = "; still accepts plaintext" if endpoint.accepts_plaintext else ""
+    name = f"{pod.name}:{port}" if with_port else pod.name
+    return f"{name} {status} ({_duration(now - endpoint.since)}{plaintext})"
+
+
+def _wait_summary(names: str, progress: WaitingEndpoint | RuleProgress) -> str:
+    status = f"skipped {names}" if progress.skipped else f"waiting for {names}"
+    return f"{status}, rejected: {progress.rejection}" if progress.rejection else status
+
+
+def _waiting_for(endpoint: WaitingEndpoint) -> str:
+    if endpoint.waiting_for is WaitingFor.CLIENTS:
+        return " and ".join(_first_names(endpoint.lagging, "clients")) or "clients"
+    replica = "" if endpoint.lagging == (API_SERVER,) else "replica "
+    return replica + " and ".join(_first_names(endpoint.lagging, "replicas"))
+
+
+def _duration(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if whole >= 2 * length:
+            return f"{whole // length} {unit}"
+    return f"{whole} s"
+
+
+def _first_names(names: Iterable[str], kind: str) -> Iterator[str]:
+    """Yield the first names, and the number of the others."""
+    all_names = list(names)
+    yield from all_names[:_MAX_NAMES]
+    if others := all_names[_MAX_NAMES:]:
+        yield f"{len(others)} more {kind}"
