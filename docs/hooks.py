@@ -155,7 +155,9 @@ def services() -> str:
     """Return our gRPC services and messages, with the comments of their definitions."""
     (file,) = (ROOT / "xds").rglob("descriptors.binpb")
     files = FileDescriptorSet.FromString(file.read_bytes()).file
-    return "\n\n".join(part for file in files for part in _services_of(file))
+    return "\n\n".join(
+        part for file in sorted(files, key=lambda file: file.name) for part in _services_of(file)
+    )
 
 
 def _services_of(file: FileDescriptorProto) -> Iterator[str]:

@@ -404,7 +404,7 @@ def test_pod_without_an_address_exits_with_1(folder: Path, command: str) -> None
 def test_empty_folder_has_no_pods(tmp_path: Path) -> None:
     result = xds("translate", "a.b", "--manifests", tmp_path)
     assert result.exit_code == 2
-    assert "pod a.b not found: the manifests contain no pod" in result.stderr
+    assert "pod a.b not found: there is no pod" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["", "serve", "bootstrap", "translate", "reach", "token"])

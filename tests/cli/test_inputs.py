@@ -165,5 +165,5 @@ def test_address_of_a_workload_is_unknown(files: Path) -> None:
 def test_bootstrap_needs_a_real_pod(files: Path) -> None:
     result = xds("bootstrap", "web.shop", "--manifests", files)
     assert result.exit_code == 2
-    assert "pod web.shop not found: the manifests contain no pod" in result.stderr
+    assert "pod web.shop not found: there is no pod" in result.stderr
     assert "Deployment web is ignored" in result.stderr

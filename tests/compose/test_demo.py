@@ -22,7 +22,10 @@ pytestmark = pytest.mark.timeout(1800)
 
 POD = "httpbin.full"
 ROOT_CERTIFICATE = "/var/lib/xds/root-cert.pem"
-LISTED = "\ngrpc.reflection.v1alpha.ServerReflection\nxds.mesh.v1.Proxies\nxds.mesh.v1.Rollouts\n"
+LISTED = (
+    "\ngrpc.reflection.v1alpha.ServerReflection\n"
+    "xds.mesh.v1.Policies\nxds.mesh.v1.Proxies\nxds.mesh.v1.Rollouts\n"
+)
 MUTUAL = "spiffe://cluster.local/ns/full/sa/sleep"
 
 

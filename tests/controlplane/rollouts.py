@@ -14,6 +14,7 @@ from tests.policy.world import HTTP, peer, pod, service
 from tests.server.proxies import Client
 from xds.introspect import Introspection
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -89,7 +90,9 @@ async def running(mode: str) -> AsyncIterator[Plane]:
         controller.connections,
         "127.0.0.1:0",
         grace=0.2,
-        added=[Introspection([RolloutsService(controller)], documented=described)],
+        added=[
+            Introspection([RolloutsService(controller), PoliciesService(controller)], documented=described)
+        ],
     )
     tasks = [asyncio.create_task(controller.run())]
     pods = [*(pod(name, "shop", app="web") for name in ("web-1", "web-2")), pod("one", "shop")]

@@ -39,7 +39,8 @@ def test_every_command_has_its_help():
 
 def test_services_have_their_fields_and_comments():
     text = hooks.services()
-    assert re.findall(r"^## (\S+)$", text, re.MULTILINE) == ["xds.mesh.v1.Proxies", "xds.mesh.v1.Rollouts"]
+    names = [f"xds.mesh.v1.{name}" for name in ("Policies", "Proxies", "Rollouts")]
+    assert re.findall(r"^## (\S+)$", text, re.MULTILINE) == names
     assert re.search(r"^\| `time` \| `Timestamp` \| \w.+ \|$", text, re.MULTILINE)
 
 

@@ -1,8 +1,9 @@
 """Whole meshes in, everything out.
 
-`CASE/in.yaml` (`mesh.yaml`, `set.txt`) gives `CASE/reach.txt` and `CASE/out.yaml`: the resources of one pod
-of each application, as differences from the case `base` and from the case that `extends.txt` names (see
-`differences.py`). `make golden` writes these files. Read their diff before you commit it.
+`CASE/in.yaml` (`mesh.yaml`, `set.txt`) gives `CASE/reach.txt`, `CASE/explain.txt` and `CASE/out.yaml`: the
+resources of one pod of each application, as differences from the case `base` and from the case that
+`extends.txt` names (see `differences.py`). `make golden` writes these files. Read their diff before you
+commit it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from difflib import unified_diff
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,13 @@ from tests.support.predictions import predict
 from xds.codec import to_dict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.policy.explain import Side, explain
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 TYPE_URLS = {"clusters": CLUSTER, "load_assignments": ENDPOINT, "listeners": LISTENER, "routes": ROUTE}
+TEXTS = ("reach.txt", "explain.txt")
 INPUTS = {"in.yaml", "mesh.yaml", "set.txt", "extends.txt"}
-OUTPUTS = {"out.yaml", "reach.txt"}
+OUTPUTS = {"out.yaml", *TEXTS}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +41,8 @@ def rewritten(request: pytest.FixtureRequest) -> None:
             mesh = load(case)
             text = encode(translated(mesh), references(case, lambda other: translated(load(other))))
             (case / "out.yaml").write_text(text)
-            (case / "reach.txt").write_text(reached(mesh))
+            for name, text in predicted(mesh).items():
+                (case / name).write_text(text)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -45,7 +50,7 @@ def test_output_equals_golden_files(case: Path) -> None:
     mesh = load(case)
     pods = translated(mesh)
     changes = diff(texts(golden(case)), texts(pods))
-    changes += diff({"reach.txt": (case / "reach.txt").read_text()}, {"reach.txt": reached(mesh)})
+    changes += diff({name: (case / name).read_text() for name in TEXTS}, predicted(mesh))
     if not changes:
         text = (case / "out.yaml").read_text()
         changes = diff({"out.yaml": text}, {"out.yaml": encode(pods, references(case, golden))})
@@ -77,6 +82,11 @@ def translated(mesh: Mesh) -> Pods:
     }
 
 
+def predicted(mesh: Mesh) -> dict[str, str]:
+    """Return the contents of `TEXTS`."""
+    return dict(zip(TEXTS, (reached(mesh), explained(mesh)), strict=True))
+
+
 def reached(mesh: Mesh) -> str:
     """Return a line for each client, port and endpoint: whether and how requests arrive."""
     return "".join(
@@ -86,6 +96,32 @@ def reached(mesh: Mesh) -> str:
         + "\n"
         for o in predict(mesh)
     )
+
+
+def explained(mesh: Mesh) -> str:
+    """Return three lines for each group of endpoints, and the clients that have this explanation.
+
+    Objects that a side's deciding object overrides follow it, after `>`.
+    """
+    clients: defaultdict[str, list[str]] = defaultdict(list)
+    for client, service in product(mesh.pods(), mesh.services()):
+        for explanation, endpoints in explain(mesh, client, service, service.ports):
+            addresses = " ".join(endpoint.address for endpoint in endpoints) or "-"
+            sides = [
+                f"\n  {name}: {side.summary}{objects(side)}"
+                for name, side in (("client", explanation.client), ("server", explanation.server))
+                if side
+            ]
+            where = f"{service.name}.{service.namespace}:{explanation.port.port} at {addresses}"
+            text = f" -> {where}: {explanation.summary}{''.join(sides)}\n"
+            clients[text].append(f"{client.name}.{client.namespace}")
+    return "".join(f"{', '.join(names)}{text}" for text, names in clients.items())
+
+
+def objects(side: Side) -> str:
+    """Return the object that decided a side, and those that it overrides."""
+    deciders = [str(decider) for decider in (side.decided_by, *side.overridden) if decider]
+    return f"; {' > '.join(deciders)}" if deciders else ""
 
 
 @cache

@@ -45,6 +45,7 @@ METHODS = [
         for service in ("Proxies", "Rollouts")
         for method in ("List", "Watch")
     ),
+    "/xds.mesh.v1.Policies/Explain",
     "/no.such.Service/Method",
 ]
 """Methods served over TLS, and methods that are not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -104,7 +105,11 @@ def test_metadata() -> None:
     assert read.meta.labels == {"istio-injection": "enabled", "empty": ""}
     assert read.meta.annotations == {"note": "free text: any"}
     assert read.meta.created == datetime(2020, 1, 1, tzinfo=UTC)
-    assert read.meta.origin == "in.yaml:"
+    assert read.meta.origin == read.meta.place == "in.yaml:"
+    assert replace(read.meta, origin="").place == "resourceVersion 7"
+    assert (
+        fact("{apiVersion: v1, kind: Namespace, metadata: {name: a, resourceVersion: 7}}").meta.version == ""
+    )
 
 
 def test_service_account() -> None:

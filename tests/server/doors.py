@@ -16,6 +16,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
 from tests.server.proxies import REQUEST, RESPONSE, Client
 from xds.introspect import Introspection
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.identity.auth import AdminAuthorizer, Authentication
@@ -131,7 +132,11 @@ async def opened() -> AsyncIterator[Site]:
             grace=0.2,
             added=[
                 Introspection(
-                    (ProxiesService(controller.problem_of), RolloutsService(controller)),
+                    (
+                        ProxiesService(controller.problem_of),
+                        RolloutsService(controller),
+                        PoliciesService(controller),
+                    ),
                     admit=admins,
                     documented=described,
                 )

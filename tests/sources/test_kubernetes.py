@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,9 @@ async def test_fields_added_by_the_server_are_ignored(server: FakeApiServer, api
             line for line in followed.messages(notices=True) if "does not exist; the defaults" not in line
         ] == []
         assert followed.facts[Ref("Pod", "default", "it")].meta.annotations == {}
-        assert followed.facts[Ref("Pod", "default", "it")].meta.origin == ""
+        meta = followed.facts[Ref("Pod", "default", "it")].meta
+        assert meta.origin == ""
+        assert re.fullmatch(r"resourceVersion \d+", meta.place)
 
 
 EFFECT = (

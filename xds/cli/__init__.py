@@ -26,6 +26,8 @@ _COMMANDS = {
     "reach": "Print which connections use mutual TLS, use plaintext, or fail.",
     "validate": "Check manifests, and print their problems with file and line.",
     "plan": "Print which connections a change breaks, encrypts or repairs, before it is applied.",
+    "explain": "Print why a connection uses mutual TLS, uses plaintext, or fails.",
+    "describe": "Print the Services, modes and refused clients of a pod.",
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",
     "proxy": "Run Envoy in a sidecar container.",
     "init": "Redirect a pod's traffic to its sidecar with iptables.",
@@ -34,13 +36,21 @@ _COMMANDS = {
 }
 
 
+_HIDDEN = {"authn": ("tls-check", "explain")}
+"""Hidden groups with one subcommand, which is another name of a command. istioctl had `authn tls-check`."""
+
+
 class _LazyGroup(TyperGroup):
     """A group that imports the module of a subcommand on demand."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in _HIDDEN:
+            alias, original = _HIDDEN[cmd_name]
+            command = self.get_command(ctx, original)
+            return TyperGroup(name=cmd_name, commands={alias: command}, hidden=True, rich_markup_mode=None)
         if cmd_name not in _COMMANDS:
             return None
         if cmd_name == "serve":

@@ -1,4 +1,4 @@
-"""A gRPC client of a running control plane: services xds.mesh.v1.Proxies and xds.mesh.v1.Rollouts."""
+"""A gRPC client of a running control plane: the services of xds.mesh.v1."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from google.protobuf.message import Message
 from xds.cli.options import Address, fail, fail_unknown
 from xds.mesh.controlplane.status import proxy_name
 from xds.mesh.model.objects import printable
-from xds.mesh.v1 import proxies_pb2, rollouts_pb2
+from xds.mesh.v1 import policies_pb2, proxies_pb2, rollouts_pb2
 
 _Result = TypeVar("_Result")
 _Response = TypeVar("_Response", bound=Message)
 
 PROXIES = "xds.mesh.v1.Proxies"
 ROLLOUTS = "xds.mesh.v1.Rollouts"
+POLICIES = "xds.mesh.v1.Policies"
 RPC_TIMEOUT = 10.0
 """Timeout of a unary call, in seconds."""
 EXIT_UNREACHABLE = 3
@@ -113,7 +114,7 @@ class AdminClient:
     def list_proxies(self, filters: dict[str, str], *, unsynced: bool) -> proxies_pb2.ListProxiesResponse:
         """Return the state of proxies. With `unsynced`, include the resources that are not synced."""
         request = proxies_pb2.ListProxiesRequest(**filters, unsynced=unsynced)
-        return self._call(PROXIES, request, proxies_pb2.ListProxiesResponse)
+        return self._call(PROXIES, "List", request, proxies_pb2.ListProxiesResponse)
 
     def watch_proxies(
         self, filters: dict[str, str], *, unsynced: bool
@@ -125,12 +126,17 @@ class AdminClient:
     def list_rollouts(self, namespace: str) -> rollouts_pb2.ListRolloutsResponse:
         """Return the progress of rollouts."""
         request = rollouts_pb2.ListRolloutsRequest(namespace=namespace)
-        return self._call(ROLLOUTS, request, rollouts_pb2.ListRolloutsResponse)
+        return self._call(ROLLOUTS, "List", request, rollouts_pb2.ListRolloutsResponse)
 
     def watch_rollouts(self, namespace: str) -> Iterator[rollouts_pb2.ListRolloutsResponse]:
         """Yield the progress of rollouts, again at each change, until the control plane stops."""
         request = rollouts_pb2.ListRolloutsRequest(namespace=namespace)
         return self._stream(ROLLOUTS, request, rollouts_pb2.ListRolloutsResponse)
+
+    def explain(self, client: str, service: str) -> policies_pb2.Explanation:
+        """Return the explanation of a client's connections to a service; exit if either does not exist."""
+        request = policies_pb2.ExplainRequest(client=client, service=service)
+        return self._call(POLICIES, "Explain", request, policies_pb2.Explanation)
 
     def resolve_proxy(self, proxy: str, namespace: str) -> str:
         """Return a filter that selects exactly one proxy; exit if `proxy` matches none or several."""
@@ -154,9 +160,9 @@ class AdminClient:
             fail(f"{proxy} is ambiguous: it matches {listed}")
         return names[0] if names[0].startswith(proxy) else proxy
 
-    def _call(self, service: str, request: Message, response: type[_Response]) -> _Response:
+    def _call(self, service: str, method_name: str, request: Message, response: type[_Response]) -> _Response:
         method = self._channel.unary_unary(
-            f"/{service}/List",
+            f"/{service}/{method_name}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=response.FromString,
         )
@@ -188,6 +194,8 @@ class AdminClient:
 
     def _fail(self, service: str, error: grpc.RpcError) -> NoReturn:
         match error.code():
+            case grpc.StatusCode.NOT_FOUND:
+                fail(printable(error.details() or ""))
             case grpc.StatusCode.UNAVAILABLE:
                 message = (
                     f"cannot connect to a control plane at {self._address}: start `xds serve`, or set "

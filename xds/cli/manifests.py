@@ -9,8 +9,9 @@ from pathlib import Path
 
 import typer
 
-from xds.cli.options import STDIN, ClusterReference, fail, fail_unknown, print_problems
+from xds.cli.options import STDIN, ClusterReference, fail, print_problems
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import UnknownNameError, pod_named
 from xds.mesh.model.objects import MeshConfig, Namespace, Pod, Problem, Ref
 from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text
 from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
@@ -166,15 +167,8 @@ def load_mesh(
 
 
 def find_pod(mesh: Mesh, name: str) -> Pod:
-    """Return the pod named POD.NAMESPACE. If there is none, print similar names and exit.
-
-    A workload without pods can be named with or without its kind: `deploy/web.shop` or `web.shop`.
-    """
-    pod_name, _, namespace = name.rpartition(".")
-    if pod := mesh.pod(namespace, pod_name):
-        return pod
-    templates = [pod for pod in mesh.in_namespace(namespace).pods.values() if pod.is_template]
-    named = [pod for pod in templates if pod.name.partition("/")[2] == pod_name]
-    if len(named) != 1:
-        fail_unknown("pod", name, [f"{pod.name}.{pod.namespace}" for pod in mesh.pods()], "POD.NAMESPACE")
-    return named[0]
+    """Return the pod with this name, as `pod_named` does. If there is none, print similar names and exit."""
+    try:
+        return pod_named(mesh, name)
+    except UnknownNameError as error:
+        fail(str(error))

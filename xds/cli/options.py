@@ -5,7 +5,6 @@ Every subcommand imports this module, so it must be cheap to import.
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
+from xds.mesh.model.names import unknown_name
 from xds.mesh.model.objects import printable
 
 if TYPE_CHECKING:
@@ -142,30 +142,5 @@ def fail(message: str, status: int = 2) -> NoReturn:
 
 
 def fail_unknown(kind: str, name: str, known: list[str], form: str) -> NoReturn:
-    """Print that no object has the name, with similar names, and exit.
-
-    Args:
-        kind: the kind of object, such as `pod`.
-        name: the name that the user entered.
-        known: the names that exist.
-        form: the form of a name, such as `POD.NAMESPACE`, or where the name was looked up.
-    """
-    if not known:
-        fail(f"{kind} {name} not found: the manifests contain no {kind}")
-    # Complete a name without its namespace, and a Deployment's name without the suffix of its pods.
-    first_name, _, namespace = name.rpartition(".")
-    completions = [
-        known_name
-        for known_name in known
-        if known_name.startswith((f"{name}.", f"{first_name}-")) and known_name.endswith(namespace)
-    ]
-    completions += [
-        known_name
-        for known_name in known
-        if known_name.split(".")[0] == name and known_name not in completions
-    ]
-    similar = completions or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    names = similar or known
-    listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    hint = f"did you mean {listed}?" if similar else f"known: {listed}"
-    fail(f"{kind} {name} not found ({form}); {hint}")
+    """Print that no object has the name, with similar names, and exit. See `unknown_name`."""
+    fail(unknown_name(kind, name, known, form))

@@ -27,6 +27,7 @@ from xds.cli.options import (
 )
 from xds.cli.rows import Format, Rows
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import UnknownNameError, ports_named
 from xds.mesh.model.objects import Pod
 from xds.mesh.policy.effect import without_effect
 from xds.mesh.policy.hops import Target, all_targets, clients_of, hops
@@ -182,13 +183,8 @@ def _targets(mesh: Mesh, text: str | None) -> Iterator[Target]:
     if text is None:
         yield from all_targets(mesh)
         return
-    host, _, port = text.partition(":")
-    name, _, namespace = host.removesuffix(".svc.cluster.local").removesuffix(".svc").rpartition(".")
-    service = mesh.service(namespace, name)
-    if service is None:
-        known = [f"{service.name}.{service.namespace}" for service in mesh.services()]
-        fail_unknown("service", host, known, "SERVICE.NAMESPACE")
-    selected = [item for item in service.ports if port in ("", str(item.port), item.name)]
-    if not selected:
-        fail_unknown("port", port, [str(item.port) for item in service.ports], f"service {host}")
-    yield from ((service, item) for item in selected)
+    try:
+        service, ports = ports_named(mesh, text)
+    except UnknownNameError as error:
+        fail(str(error))
+    yield from ((service, port) for port in ports)

@@ -35,6 +35,7 @@ from xds.mesh.controlplane.admin import AdminServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.metrics.controlplane import Metrics, StartupMetrics
+from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.model.objects import Change, MeshConfig, Problem
@@ -242,7 +243,7 @@ class ControlPlane:
         proxies = ProxiesService(
             controller.problem_of, absences=controller.absences, problems=lambda: self.problems
         )
-        services = (proxies, RolloutsService(controller))
+        services = (proxies, RolloutsService(controller), PoliciesService(controller))
         admit = listeners.admit if listeners else None
         server = XdsServer(
             controller.connections,

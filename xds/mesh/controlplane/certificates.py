@@ -69,6 +69,10 @@ class Certificates:
         self._changed.set()
         return secrets
 
+    def expires_at(self, pod: Pod) -> datetime | None:
+        """Return when the pod's certificate expires; None if it has none."""
+        return self._issuer.expires_at(pod)
+
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""
         self._issuer.forget(pod)

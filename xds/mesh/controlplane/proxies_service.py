@@ -86,7 +86,9 @@ class ProxiesService:
             streams_by_node, absent = _select(discovery, absences, request)
             for streams in streams_by_node.values():
                 problem = self._problem(streams)
-                proxies.append(await _proxy(streams, problem, clock, checkpoint, unsynced=request.unsynced))
+                proxies.append(
+                    await proxy_message(streams, problem, clock, checkpoint, unsynced=request.unsynced)
+                )
             warnings = [_warning(problem) for problem in self._problems() if not problem.notice]
             return pb.ListProxiesResponse(
                 proxies=proxies,
@@ -165,7 +167,7 @@ class _Watch:
             )
             sent = previous.get(node_id) if previous else None
             if sent is None or sent.inputs != inputs or _must_recheck(sent):
-                proxy = await _proxy(
+                proxy = await proxy_message(
                     streams, problem, self._clock, checkpoint, unsynced=self._request.unsynced
                 )
                 if sent is None or sent.proxy != proxy:
@@ -255,9 +257,18 @@ def _warning(problem: Problem) -> pb.ObjectWarning:
     )
 
 
-async def _proxy(
+async def proxy_message(
     streams: Sequence[Stream], problem: str, clock: Clock, checkpoint: Checkpoint, *, unsynced: bool
 ) -> pb.Proxy:
+    """Return the status of a proxy.
+
+    Args:
+        streams: streams of the proxy, at least one.
+        problem: why its configuration is not up to date; empty if there is no problem.
+        clock: converts times.
+        checkpoint: yields to the event loop.
+        unsynced: whether to list the resources that are not synced.
+    """
     node = streams[-1].node
     namespace, name = pod(node.id)
     proxy = pb.Proxy(

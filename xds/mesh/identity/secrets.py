@@ -103,6 +103,11 @@ class Issuer:
         issued = self._issued.get((pod.namespace, pod.name))
         return issued.leaf.renew_at if issued else None
 
+    def expires_at(self, pod: Pod) -> datetime | None:
+        """Return when the pod's certificate expires; None if it has none."""
+        issued = self._issued.get((pod.namespace, pod.name))
+        return issued.leaf.not_after if issued else None
+
     def expiries(self) -> list[datetime]:
         """Return the expiry times of the issued certificates."""
         return [issued.leaf.not_after for issued in self._issued.values()]

@@ -106,6 +106,13 @@ class Meta:
     cluster."""
     origin: str = field(default="", compare=False)
     """Place where the object was read: `FILE:LINE`, or empty."""
+    version: str = field(default="", compare=False)
+    """`metadata.resourceVersion`; empty outside a cluster."""
+
+    @property
+    def place(self) -> str:
+        """Place where the object was read: `FILE:LINE`, or its resourceVersion; empty if neither is known."""
+        return self.origin or (f"resourceVersion {self.version}" if self.version else "")
 
     @property
     def age_key(self) -> tuple[bool, float, str, str]:
@@ -361,7 +368,7 @@ class DestinationRule(Object):
 
     def is_about(self, host: str) -> bool:
         """Whether the rule's host matches a service's full name, exactly or with a wildcard."""
-        return self.host == host or (self.host.startswith("*") and host.endswith(self.host[1:]))
+        return matches_host(self.host, host)
 
 
 Fact: TypeAlias = (
@@ -447,6 +454,11 @@ class MeshConfig:
     def trust_domains(self) -> tuple[str, ...]:
         """The trust domain and its aliases, without duplicates."""
         return tuple(dict.fromkeys((self.trust_domain, *self.trust_domain_aliases)))
+
+
+def matches_host(pattern: str, host: str) -> bool:
+    """Whether a DestinationRule's host matches a service's full name, exactly or with a wildcard."""
+    return pattern == host or (pattern.startswith("*") and host.endswith(pattern[1:]))
 
 
 def printable(text: str) -> str:

@@ -343,11 +343,20 @@ def _meta(obj: Field, kind: Kind) -> Meta | None:
     annotations = {key: entry.text() for key, entry in meta["annotations"].entries()}
     created = _time(meta["creationTimestamp"])
     uid = meta["uid"].text()
+    version = meta["resourceVersion"].value
     if not obj.log.subject:
         return None
     where = obj.log.locate(obj.path)
     origin = "" if where == obj.log.subject else where
-    return Meta(ref=ref, labels=labels, annotations=annotations, created=created, uid=uid, origin=origin)
+    return Meta(
+        ref=ref,
+        labels=labels,
+        annotations=annotations,
+        created=created,
+        uid=uid,
+        origin=origin,
+        version=version if isinstance(version, str) else "",
+    )
 
 
 def _time(field: Field) -> datetime | None:

@@ -128,6 +128,35 @@ def served_client_rule(
     return _client_rule(mesh, mesh.served_rules, namespace, labels, service)
 
 
+def rules_with_tls(
+    mesh: Mesh, namespace: str, labels: Mapping[str, str], service: Service, port: int
+) -> tuple[Ref, ...]:
+    """Return the DestinationRules with TLS settings for a service port that could apply to clients.
+
+    They are in order of precedence. At most one of them decides: `ClientRule.tls_owner` of `client_rule`.
+
+    Args:
+        mesh: the facts.
+        namespace: the clients' namespace.
+        labels: the clients' labels.
+        service: Service that the clients call.
+        port: port of the Service.
+    """
+    levels = dict.fromkeys((namespace, service.namespace, mesh.config.root_namespace))
+    rules = (
+        rule
+        for level in levels
+        for rule in sorted(
+            _rules(mesh, lambda name: mesh.in_namespace(name).rules, level, service),
+            key=lambda rule: _specificity(rule.host),
+            reverse=True,
+        )
+        if rule.export_to & {"*", namespace}
+        if rule.selector is None or covers(rule.selector, labels)
+    )
+    return tuple(rule.owners[""] for rule in rules if _at_port(rule.policy, port).tls)
+
+
 _RulesOf: TypeAlias = Callable[[str], Iterable[DestinationRule]]
 """Returns the rules of a namespace, in the order of `NamespaceFacts.rules`."""
 

@@ -1,0 +1,58 @@
+"""A pod from the server's side: its ports, what they accept, and who cannot reach them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.policy.world import HTTP, mesh, peer, pod, rule, service
+from xds.mesh.policy.describe import OTHER_PORTS, describe
+
+WEB = pod("web-1", "apps", app="web")
+CLIENTS = (
+    *(pod(f"old-{number}", "apps", sidecar=False, app="old") for number in (1, 2)),
+    replace(pod("old-3", "apps", sidecar=False, app="old"), ended=True),
+    pod("new", "apps", **{"app.kubernetes.io/name": "fresh"}),
+)
+WORLD = (WEB, *CLIENTS, service("web", "apps", HTTP), service("alias", "apps", HTTP, app="web"))
+
+
+def ports(*facts):
+    world = mesh(*WORLD, *facts)
+    return {described.port: described for described in describe(world, world.pod("apps", "web-1"))}
+
+
+def test_ports_list_services_and_mode():
+    found = ports(peer("apps", "STRICT", name="lock", app="web", ports={9000: "DISABLE"}))
+    assert list(found) == [8080, 9000, OTHER_PORTS]
+    assert sorted(exposure.service.name for exposure in found[8080].exposures) == ["alias", "web"]
+    assert [found[port].server.summary for port in found] == [
+        "mutual TLS only (STRICT)",
+        "plaintext only (DISABLE)",
+        "mutual TLS only (STRICT)",
+    ]
+    assert str(found[9000].server.decided_by) == "PeerAuthentication apps/lock for port 9000"
+    assert [str(ref) for ref in found[9000].server.overridden] == ["MeshPolicy default for the mesh"]
+    assert (found[9000].exposures, found[OTHER_PORTS].refused) == ((), ())
+
+
+def test_clients_that_fail_are_grouped_by_workload_and_reason():
+    assert ports()[8080].refused == ()
+    found = ports(peer("apps", "STRICT"), rule("apps", "web.apps.svc.cluster.local", "SIMPLE"))[8080]
+    assert [(clients.workload, clients.pods) for clients in found.refused] == [
+        ("fresh.apps", 1),
+        ("old.apps", 2),
+        ("web.apps", 1),
+    ]
+    assert found.refused[1].why == "the client sends plaintext, but the server accepts mutual TLS only"
+
+
+def test_client_without_labels_is_named_after_its_pod():
+    found = ports(peer("apps", "STRICT"), replace(CLIENTS[0], meta=replace(CLIENTS[0].meta, labels={})))
+    assert [clients.workload for clients in found[8080].refused] == ["old-1.apps", "old.apps"]
+
+
+def test_pod_without_sidecar_accepts_what_its_application_accepts():
+    world = mesh(*WORLD, peer("apps", "STRICT", name="lock", app="old", ports={1: "STRICT"}))
+    (described,) = describe(world, CLIENTS[0])
+    assert described.port == OTHER_PORTS
+    assert described.server.summary == "whatever the application accepts: the server has no sidecar"

@@ -1,0 +1,86 @@
+"""`xds explain` with real sidecars: what policies require, beside what the sidecars have ACKed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from tests.support import manifests
+from tests.support.controlplane import xds
+from tests.support.local import LocalMesh
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.envoy
+
+HTTP = 8080
+
+
+async def test_explanation_follows_what_real_sidecars_use(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        client, server, bare = (
+            mesh.pod("client", "ns"),
+            mesh.pod("web", "ns"),
+            mesh.pod("bare", "ns", sidecar=False),
+        )
+        await mesh.serve(server, http=(HTTP,))
+        mesh.service("web", "ns", {"http": (80, HTTP)})
+        mesh.apply(manifests.peer_authentication("ns", "DISABLE"))
+        await mesh.start(client, server)
+
+        async def explain(pod: str = "client.ns") -> dict[str, Any]:
+            words = ("explain", pod, "web.ns", f"--xds-address={mesh.plane.address}", "-o", "json")
+            found: dict[str, Any] = json.loads(await xds(*words, may_be_no=True))
+            return found
+
+        async def has(outcome: str, *, in_use: bool) -> bool:
+            found = await explain()
+            (group,) = found["groups"]
+            assert group["outcome"] == outcome
+            assert (not group["differences"]) is in_use, group["differences"]
+            return True
+
+        async def uses_mtls() -> bool:
+            answer = await client.client.get("http://web.ns:80/headers")
+            assert answer.code == "200"
+            return "spiffe://" in answer.text
+
+        await eventually(lambda: has("plaintext", in_use=True))
+        assert not await uses_mtls()
+
+        envoy = mesh.sidecar(server)
+        os.kill(envoy.pid, signal.SIGSTOP)
+        try:
+            mesh.apply(manifests.peer_authentication("ns", "STRICT"))
+            await eventually(lambda: has("mtls", in_use=False))
+            (group,) = (await explain())["groups"]
+            assert group["desired"] == {"send": "MTLS", "mode": "STRICT"}
+            assert group["served"] == {"send": "PLAINTEXT", "mode": "PERMISSIVE"}
+            assert "the client is still configured to send plaintext, not mutual TLS" in group["differences"]
+            assert any("web waiting for its listener" in text for text in group["differences"])
+        finally:
+            os.kill(envoy.pid, signal.SIGCONT)
+        await eventually(lambda: has("mtls", in_use=True), timeout=30)
+        assert await uses_mtls()
+
+        found = await explain()
+        (group,) = found["groups"]
+        (proxy,) = group["serverProxies"]
+        assert (
+            proxy["ackedGeneration"] == proxy["servedGeneration"] == found["clientProxy"]["ackedGeneration"]
+        )
+        assert proxy["certificateExpires"] > found["time"]
+        assert group["identities"] == ["spiffe://cluster.local/ns/ns/sa/web"]
+        assert group["server"]["decidedBy"]["place"].endswith("peerauthentication-ns-default.yaml:1")
+        # The words are those of the manifests; only what is in use is added.
+        words = ("explain", "client.ns", "web.ns", "-o", "json", f"--manifests={mesh.manifests.directory}")
+        (intent,) = json.loads(await xds(*words))["groups"]
+        only_in_use = ("served", "serverProxies")
+        assert {key: value for key, value in intent.items() if key not in only_in_use} == {
+            key: value for key, value in group.items() if key not in only_in_use
+        }
+        assert (await explain("bare.ns"))["groups"][0]["reason"] == "server-requires-mtls"
+        assert not (await bare.client.get("http://web.ns:80/headers")).ok

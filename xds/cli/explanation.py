@@ -1,0 +1,112 @@
+"""The text output of `xds explain` and `xds describe`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+import typer
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from xds.cli.options import Address
+from xds.mesh.model.objects import printable
+from xds.mesh.v1 import policies_pb2 as pb
+
+_MAX_ENDPOINTS = 5
+"""Maximum number of endpoints that a heading names."""
+_MAX_LINES = 10
+"""Maximum number of values under one label, such as sidecars or identities."""
+
+_Row: TypeAlias = tuple[str, str]
+"""A label and its value. The label is empty if the value belongs to the label above."""
+
+
+def print_explanation(explanation: pb.Explanation) -> None:
+    """Print an explanation, one paragraph for each group of endpoints."""
+    typer.echo(printable(f"{explanation.client} -> {explanation.service}"))
+    if not explanation.groups:
+        typer.echo("\nThe service has no TCP port.")
+    for group in explanation.groups:
+        typer.echo(f"\n{printable(_heading(group))}")
+        print_rows(_rows(explanation, group))
+
+
+def print_rows(rows: Iterable[_Row]) -> None:
+    """Print labels and values in two columns."""
+    found = list(rows)
+    width = max((len(label) for label, _ in found), default=0)
+    for label, value in found:
+        typer.echo(f"  {label:{width}}  {printable(value)}")
+
+
+def _object(named: pb.PolicyObject) -> str:
+    """Return an object with its scope and place: `Policy full/x for the service (mesh/policy.yaml:12)`."""
+    name = f"{named.namespace}/{named.name}" if named.namespace else named.name
+    scope = f" for {named.scope}" if named.scope else ""
+    place = f" ({named.place})" if named.place else ""
+    return f"{named.kind} {name}{scope}{place}"
+
+
+def _heading(group: pb.EndpointGroup) -> str:
+    names = []
+    for endpoint in group.endpoints[:_MAX_ENDPOINTS]:
+        address = str(Address(endpoint.address or "?", endpoint.port))
+        names.append(f"{endpoint.pod} ({address})" if endpoint.pod else address)
+    if more := len(group.endpoints[_MAX_ENDPOINTS:]):
+        names.append(f"{more} more")
+    return f"Port {group.port} at {', '.join(names)}" if names else f"Port {group.port}"
+
+
+def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row]:
+    differences = [*group.differences, *explanation.rule_transitions]
+    if explanation.HasField("time"):
+        yield "In use:", _in_use(explanation, group, has_differences=bool(differences))
+        yield from listed("", differences)
+    yield "Outcome:", group.summary
+    if group.HasField("client"):
+        yield from side_rows("Client sends:", group.client)
+    if group.HasField("server"):
+        yield from side_rows("Server accepts:", group.server)
+    yield from listed("Expected identity:", group.identities)
+    if explanation.HasField("client_proxy"):
+        yield "Client sidecar:", _proxy(explanation.client_proxy, explanation.time)
+    yield from listed(
+        "Server sidecar:", [_proxy(server, explanation.time) for server in group.server_proxies]
+    )
+
+
+def _in_use(explanation: pb.Explanation, group: pb.EndpointGroup, *, has_differences: bool) -> str:
+    proxies = (explanation.client_proxy, *group.server_proxies)
+    if has_differences:
+        return "no"
+    if any(proxy.may_be_on_other_replica for proxy in proxies):
+        return "not known: a sidecar may be connected to another replica; query that one too"
+    return "yes: the policies are served, and all sidecars have ACKed them"
+
+
+def side_rows(label: str, side: pb.Side) -> Iterator[_Row]:
+    """Yield what one side of a connection does, and the objects that decided and that are overridden."""
+    yield label, side.summary
+    if side.HasField("decided_by"):
+        yield "  decided by:", _object(side.decided_by)
+    yield from listed("  overridden:", [_object(named) for named in side.overridden])
+
+
+def listed(label: str, values: Iterable[str]) -> Iterator[_Row]:
+    """Yield the values, with the label before the first one."""
+    found = list(values)
+    for index, value in enumerate(found[:_MAX_LINES]):
+        yield label if index == 0 else "", value
+    if more := len(found[_MAX_LINES:]):
+        yield "", f"... and {more} more (-o json lists all)"
+
+
+def _proxy(proxy: pb.ProxyState, now: Timestamp) -> str:
+    text = f"{proxy.pod}: {proxy.status}"
+    if proxy.acked_generation >= 0:
+        text += f", has ACKed generation {proxy.acked_generation} of {proxy.served_generation}"
+    if proxy.HasField("certificate_expires"):
+        expires = proxy.certificate_expires
+        verb = "expires" if expires.ToNanoseconds() > now.ToNanoseconds() else "expired"
+        text += f", certificate {verb} {expires.ToDatetime():%Y-%m-%d %H:%M} UTC"
+    return text

@@ -1,0 +1,112 @@
+"""Explanations of connections as messages: the same for manifests and for a running control plane."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.objects import Mode, Pod, Service
+from xds.mesh.policy.explain import ACCEPTS, SENDS, Decider, Explanation, Group, Served, Side
+from xds.mesh.policy.mtls import Send
+from xds.mesh.v1 import policies_pb2 as pb
+from xds.mesh.v1 import rollouts_pb2
+
+MAX_UNSYNCED = 10
+"""Maximum number of servers' sidecars that the differences of a group name."""
+
+_MODES = {
+    Mode.DISABLE: rollouts_pb2.DISABLE,
+    Mode.PERMISSIVE: rollouts_pb2.PERMISSIVE,
+    Mode.STRICT: rollouts_pb2.STRICT,
+}
+_SENDS = {
+    Send.MTLS: pb.Configured.MTLS,
+    Send.PLAINTEXT: pb.Configured.PLAINTEXT,
+    Send.TLS: pb.Configured.TLS,
+}
+
+
+def explanation_message(mesh: Mesh, client: Pod, service: Service, groups: Sequence[Group]) -> pb.Explanation:
+    """Return what policies require of a client's connections to a service."""
+    return pb.Explanation(
+        client=f"{client.name}.{client.namespace}",
+        service=f"{service.name}.{service.namespace}",
+        groups=[_group(mesh, group) for group in groups],
+    )
+
+
+def configured(state: Served) -> pb.Configured:
+    """Return what a client sends and a server accepts."""
+    return pb.Configured(send=_SENDS[state.send], mode=_MODES[state.mode] if state.mode else None)
+
+
+def differences(
+    explanation: Explanation, client: pb.ProxyState | None, servers: Collection[pb.ProxyState]
+) -> Iterator[str]:
+    """Yield the differences between what policies require and what is in use, in words.
+
+    Args:
+        explanation: the desired and the served state.
+        client: the client's sidecar; None if it has none.
+        servers: the servers' sidecars.
+    """
+    desired, served = explanation.desired, explanation.served
+    if desired and served and desired.send is not served.send:
+        yield f"the client is still configured to send {SENDS[served.send]}, not {SENDS[desired.send]}"
+    if desired and served and desired.mode and served.mode and desired.mode is not served.mode:
+        yield f"the server is still configured to accept {ACCEPTS[served.mode]}, not {ACCEPTS[desired.mode]}"
+    if client and _lags(client):
+        yield f"the client's sidecar {client.pod}: {client.status}"
+    unsynced = [server for server in servers if _lags(server)]
+    for server in unsynced[:MAX_UNSYNCED]:
+        yield f"the server's sidecar {server.pod}: {server.status}"
+    if more := len(unsynced[MAX_UNSYNCED:]):
+        yield f"{more} more servers' sidecars are not synced"
+
+
+def _lags(proxy: pb.ProxyState) -> bool:
+    return not (proxy.synced or proxy.may_be_on_other_replica)
+
+
+def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:
+    explanation = group.explanation
+    return pb.EndpointGroup(
+        port=explanation.port.port,
+        endpoints=[_endpoint(endpoint) for endpoint in group.endpoints],
+        outcome=explanation.result,
+        reason=explanation.reason,
+        summary=explanation.summary,
+        client=side_message(mesh, explanation.client) if explanation.client else None,
+        server=side_message(mesh, explanation.server) if explanation.server else None,
+        desired=configured(explanation.desired) if explanation.desired else None,
+        identities=explanation.identities,
+    )
+
+
+def _endpoint(endpoint: Endpoint) -> pb.EndpointName:
+    pod = endpoint.pod
+    # A workload in manifests stands for its pods, whose addresses are unknown.
+    address = "" if pod and pod.is_template else endpoint.address
+    return pb.EndpointName(
+        pod=f"{pod.name}.{pod.namespace}" if pod else "", address=address, port=endpoint.port
+    )
+
+
+def side_message(mesh: Mesh, side: Side) -> pb.Side:
+    """Return one side of a connection, with the places of its objects."""
+    return pb.Side(
+        summary=side.summary,
+        decided_by=_object(mesh, side.decided_by) if side.decided_by else None,
+        overridden=[_object(mesh, each) for each in side.overridden],
+    )
+
+
+def _object(mesh: Mesh, decider: Decider) -> pb.PolicyObject:
+    ref, fact = decider.ref, mesh.get(decider.ref)
+    return pb.PolicyObject(
+        kind=ref.kind,
+        namespace=ref.namespace,
+        name=ref.name,
+        place=fact.meta.place if fact else "",
+        scope=decider.scope,
+    )

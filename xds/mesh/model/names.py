@@ -1,0 +1,81 @@
+"""Find pods and services by the names that users enter: POD.NAMESPACE and SERVICE.NAMESPACE[:PORT]."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xds.mesh.model.mesh import Mesh
+    from xds.mesh.model.objects import Pod, Service, ServicePort
+
+_MAX_NAMES = 5
+"""Maximum number of names that a message suggests."""
+
+
+class UnknownNameError(LookupError):
+    """No object has the name that the user entered. The message suggests similar names."""
+
+
+def unknown_name(kind: str, name: str, known: list[str], form: str) -> str:
+    """Return the message that no object has the name, with similar names.
+
+    Args:
+        kind: the kind of object, such as `pod`.
+        name: the name that the user entered.
+        known: the names that exist.
+        form: the form of a name, such as `POD.NAMESPACE`, or where the name was looked up.
+    """
+    if not known:
+        return f"{kind} {name} not found: there is no {kind}"
+    # Complete a name without its namespace, and a Deployment's name without the suffix of its pods.
+    first_name, _, namespace = name.rpartition(".")
+    completions = [
+        known_name
+        for known_name in known
+        if known_name.startswith((f"{name}.", f"{first_name}-")) and known_name.endswith(namespace)
+    ]
+    completions += [
+        known_name
+        for known_name in known
+        if known_name.split(".")[0] == name and known_name not in completions
+    ]
+    similar = completions or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    names = similar or known
+    listed = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
+    hint = f"did you mean {listed}?" if similar else f"known: {listed}"
+    return f"{kind} {name} not found ({form}); {hint}"
+
+
+def pod_named(mesh: Mesh, name: str) -> Pod:
+    """Return the pod named POD.NAMESPACE. Raises UnknownNameError if there is none.
+
+    A workload without pods can be named with or without its kind: `deploy/web.shop` or `web.shop`.
+    """
+    pod_name, _, namespace = name.rpartition(".")
+    if pod := mesh.pod(namespace, pod_name):
+        return pod
+    templates = [pod for pod in mesh.in_namespace(namespace).pods.values() if pod.is_template]
+    named = [pod for pod in templates if pod.name.partition("/")[2] == pod_name]
+    if len(named) != 1:
+        known = [f"{pod.name}.{pod.namespace}" for pod in mesh.pods()]
+        raise UnknownNameError(unknown_name("pod", name, known, "POD.NAMESPACE"))
+    return named[0]
+
+
+def ports_named(mesh: Mesh, text: str) -> tuple[Service, tuple[ServicePort, ...]]:
+    """Return the Service of SERVICE.NAMESPACE[:PORT], and the selected ports. PORT is a number or a name.
+
+    Without PORT, all ports are selected. Raises UnknownNameError if the Service or the port does not exist.
+    """
+    host, _, port = text.partition(":")
+    name, _, namespace = host.removesuffix(".svc.cluster.local").removesuffix(".svc").rpartition(".")
+    service = mesh.service(namespace, name)
+    if service is None:
+        known = [f"{service.name}.{service.namespace}" for service in mesh.services()]
+        raise UnknownNameError(unknown_name("service", host, known, "SERVICE.NAMESPACE"))
+    ports = tuple(item for item in service.ports if port in ("", str(item.port), item.name))
+    if port and not ports:
+        known = [str(item.port) for item in service.ports]
+        raise UnknownNameError(unknown_name("port", port, known, f"service {host}"))
+    return service, ports

@@ -1,0 +1,278 @@
+"""Explain connections in words: what the client sends, what the server accepts, and which objects decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.objects import (
+    AuthenticationPolicy,
+    DestinationRule,
+    Mode,
+    PeerAuthentication,
+    Pod,
+    Ref,
+    Service,
+    ServicePort,
+)
+from xds.mesh.model.traffic import ClientTls
+from xds.mesh.policy.destination import ClientRule, client_rule, rules_with_tls, served_client_rule
+from xds.mesh.policy.mtls import (
+    ModeDecision,
+    Reason,
+    Send,
+    decide,
+    decide_for,
+    endpoint_mode,
+    explicit_tls,
+    sends_mtls,
+    served_mode,
+)
+from xds.mesh.policy.reach import Failure, Result, outcome
+
+SENDS = {Send.MTLS: "mutual TLS", Send.PLAINTEXT: "plaintext", Send.TLS: "TLS of its own"}
+"""What a client sends, in words."""
+
+ACCEPTS = {
+    Mode.DISABLE: "plaintext only (DISABLE)",
+    Mode.PERMISSIVE: "mutual TLS and plaintext (PERMISSIVE)",
+    Mode.STRICT: "mutual TLS only (STRICT)",
+}
+"""What a server accepts, in words."""
+
+_RESULTS = {Result.MTLS: "mutual TLS", Result.PLAINTEXT: "plaintext", Result.FAILS: "fails"}
+
+_FAILURES = {
+    Failure.NO_ENDPOINT: "the service port has no ready endpoint",
+    Failure.POD_UNKNOWN: "no endpoint is ready, and an EndpointSlice names an unknown Pod",
+    Failure.SERVICE_DELETED: "the change deletes the Service or its port",
+    Failure.PORT_OF_SIDECAR: "the port belongs to the server's sidecar",
+    Failure.SERVER_REQUIRES_MTLS: "the client sends plaintext, but the server accepts mutual TLS only",
+    Failure.SERVER_PLAINTEXT: "the client sends mutual TLS, but the server accepts plaintext only",
+    Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
+    Failure.IDENTITY_REFUSED: "the DestinationRule's subjectAltNames do not contain the server's identity",
+    Failure.TLS_NOT_THE_MESHS: "the client sends TLS of its own, which the server's sidecar does not accept",
+    Failure.TLS_LEFT_TO_APPLICATION: "the client sends TLS of its own, which the application may not support",
+}
+_REASONS = {
+    Reason.CLIENT_WITHOUT_SIDECAR: "the client has no sidecar",
+    Reason.DESTINATION_RULE: "a DestinationRule sets {tls}",
+    Reason.AUTO_MTLS_OFF: "auto mTLS is disabled, and no DestinationRule sets TLS",
+    Reason.ENDPOINT_WITHOUT_SIDECAR: "{absence}",
+    Reason.SERVER_PLAINTEXT: "the server's mode is DISABLE",
+    Reason.AUTO_MTLS: "auto mTLS is enabled, and the server's mode is {mode}",
+}
+
+
+class Decider(NamedTuple):
+    """An object that decides one side of a connection, or that is overridden."""
+
+    ref: Ref
+    """The object."""
+    scope: str
+    """What the object applies to, in words, such as `port 8080` or `the namespace`; empty if not known."""
+
+    def __str__(self) -> str:
+        return f"{self.ref} for {self.scope}" if self.scope else str(self.ref)
+
+
+class Side(NamedTuple):
+    """What the client or the server of a connection does, and the objects that decided."""
+
+    summary: str
+    """What it sends or accepts, and why, in words."""
+    decided_by: Decider | None = None
+    """Object that decided; None if no object did, for example because there is no sidecar."""
+    overridden: tuple[Decider, ...] = ()
+    """Objects that the deciding object overrides, in order of precedence."""
+
+
+class Served(NamedTuple):
+    """What the control plane currently serves. During a rollout, it can differ from the policies."""
+
+    send: Send
+    """What the client is configured to send."""
+    mode: Mode | None
+    """What the server's listener accepts; None if no sidecar intercepts the port."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """What happens when a client calls an endpoint of a service port, and why."""
+
+    port: ServicePort
+    """Port of the Service."""
+    result: Result
+    """Result that policies lead to."""
+    reason: Reason | Failure
+    """Rule that decided, or why the connection fails."""
+    why: str
+    """Why the connection has this result, in words."""
+    client: Side | None = None
+    """What the client sends; None if the port has no ready endpoint.
+
+    `overridden` contains the DestinationRules that set TLS, but do not decide.
+    """
+    server: Side | None = None
+    """What the server accepts.
+
+    Without a ready endpoint, `decided_by` is the EndpointSlice that names an unknown Pod, if any.
+    """
+    desired: Served | None = None
+    """What policies require; None if the port has no ready endpoint."""
+    served: Served | None = None
+    """What the control plane currently serves; None if the port has no ready endpoint."""
+    identities: tuple[str, ...] = ()
+    """SPIFFE IDs that the client accepts from the server; empty if it does not send mutual TLS."""
+
+    @property
+    def summary(self) -> str:
+        """The result and its reason, in words: `plaintext: the server has no sidecar`."""
+        return f"{_RESULTS[self.result]}: {self.why}"
+
+
+class Group(NamedTuple):
+    """Endpoints of a service port with the same explanation."""
+
+    explanation: Explanation
+    """The explanation."""
+    endpoints: tuple[Endpoint, ...]
+    """The endpoints; empty if the port has no ready endpoint."""
+
+
+def explanations(
+    mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]
+) -> Iterator[tuple[Explanation, Endpoint | None]]:
+    """Yield each ready endpoint of service ports with its explanation; None for a port without any."""
+    for port in ports:
+        ready = [endpoint for endpoint in mesh.endpoints(service, port) if endpoint.ready]
+        for endpoint in ready:
+            yield explain_endpoint(mesh, client, service, port, endpoint), endpoint
+        if not ready:
+            yield _without_endpoint(mesh, client, service, port), None
+
+
+def grouped(found: Iterable[tuple[Explanation, Endpoint | None]]) -> tuple[Group, ...]:
+    """Return the endpoints that `explanations` yields, grouped by their explanation."""
+    groups: dict[Explanation, list[Endpoint]] = {}
+    for explanation, endpoint in found:
+        groups.setdefault(explanation, []).extend([endpoint] if endpoint else [])
+    return tuple(Group(explanation, tuple(endpoints)) for explanation, endpoints in groups.items())
+
+
+def explain(mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]) -> tuple[Group, ...]:
+    """Return the explanations for a client and service ports, grouped."""
+    return grouped(explanations(mesh, client, service, ports))
+
+
+def _without_endpoint(mesh: Mesh, client: Pod, service: Service, port: ServicePort) -> Explanation:
+    predicted = outcome(mesh, client, service, port, None)
+    listed_by = Decider(predicted.decided_by[0], "") if predicted.decided_by else None
+    return Explanation(
+        port=port,
+        result=predicted.result,
+        reason=predicted.reason,
+        why=_FAILURES[Failure(predicted.reason)],
+        server=Side("nothing: no endpoint is ready", listed_by),
+    )
+
+
+def explain_endpoint(
+    mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint
+) -> Explanation:
+    """Explain what happens when a client calls an endpoint of a service port."""
+    predicted = outcome(mesh, client, service, port, endpoint)
+    decision = decide(mesh, client, service, port, endpoint)
+    server = endpoint_mode(mesh, endpoint)
+    rule = client_rule(mesh, client.namespace, client.meta.labels, service) if client.has_sidecar else None
+    tls = explicit_tls(rule, port.port)
+    words = {
+        "absence": _why_not_intercepted(endpoint),
+        "mode": server.mode if server else "",
+        "tls": tls.mode if tls else "",
+    }
+    why = _REASONS[decision.reason].format_map(words)
+    if rule and not tls:
+        why += f" ({rule.refs[0]} applies, but sets no TLS for port {port.port})"
+    rules: tuple[Ref, ...] = ()
+    if client.has_sidecar:
+        rules = rules_with_tls(mesh, client.namespace, client.meta.labels, service, port.port)
+    overridden = (_decider(mesh, ref, endpoint.port) for ref in rules if ref != decision.decided_by)
+    decided_by = _decider(mesh, decision.decided_by, endpoint.port) if decision.decided_by else None
+    desired = Served(decision.send, server.mode if server else None)
+    failure = predicted.reason if isinstance(predicted.reason, Failure) else None
+    return Explanation(
+        port=port,
+        result=predicted.result,
+        reason=predicted.reason,
+        why=_FAILURES[failure].format_map(words) if failure else why,
+        client=Side(f"{SENDS[decision.send]}: {why}", decided_by, tuple(overridden)),
+        server=server_side(mesh, endpoint, server),
+        desired=desired,
+        served=_served(mesh, client, service, port, endpoint) if _is_rolling_out(mesh) else desired,
+        identities=_identities(mesh, service, tls) if decision.send is Send.MTLS else (),
+    )
+
+
+def _identities(mesh: Mesh, service: Service, tls: ClientTls | None) -> tuple[str, ...]:
+    """Return the SPIFFE IDs that a client accepts; `*` stands for any path in a trust domain."""
+    names = (tls.subject_alt_names if tls else ()) or mesh.identities(service)
+    return names or tuple(f"spiffe://{domain}/*" for domain in mesh.config.trust_domains)
+
+
+def server_side(mesh: Mesh, endpoint: Endpoint, server: ModeDecision | None) -> Side:
+    """Return what the server at an endpoint accepts; `server` is its `endpoint_mode`."""
+    if server is None:
+        return Side(f"whatever the application accepts: {_why_not_intercepted(endpoint)}")
+    overridden = tuple(_decider(mesh, ref, endpoint.port) for ref in server.overridden)
+    return Side(ACCEPTS[server.mode], _decider(mesh, server.decided_by, endpoint.port), overridden)
+
+
+def _decider(mesh: Mesh, ref: Ref, port: int) -> Decider:
+    """Return an object, and what it applies to. `port` is the port of the server."""
+    fact, scope = mesh.get(ref), "the mesh"
+    match fact:
+        case DestinationRule():
+            scope = f"host {fact.host}"
+        case PeerAuthentication(selector=selector) if selector or fact.scope_unknown:
+            scope = f"port {port}" if fact.ports.get(port) else "the workload"
+        case PeerAuthentication() if fact.namespace != mesh.config.root_namespace:
+            scope = "the namespace"
+        case AuthenticationPolicy() if fact.targets:
+            scope = "the service"
+        case AuthenticationPolicy() if fact.namespace:
+            scope = "the namespace"
+    return Decider(ref, scope)
+
+
+def _why_not_intercepted(endpoint: Endpoint) -> str:
+    """Return why no sidecar intercepts the traffic of an endpoint, in words. Assumes that none does."""
+    if endpoint.pod is None:
+        return "the server's address belongs to no known pod"
+    if not endpoint.pod.has_sidecar:
+        return "the server has no sidecar"
+    return f"the server's sidecar does not intercept port {endpoint.port}"
+
+
+def _is_rolling_out(mesh: Mesh) -> bool:
+    """Whether the served state differs from the desired state anywhere."""
+    return bool(mesh.served.modes or mesh.served.mtls or mesh.served.rules)
+
+
+def _served(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Served:
+    pod = endpoint.pod
+    is_intercepted = endpoint_mode(mesh, endpoint) is not None
+    mode = served_mode(mesh, pod, endpoint.port).mode if pod and is_intercepted else None
+    if not client.has_sidecar:
+        return Served(Send.PLAINTEXT, mode)
+    rule = served_client_rule(mesh, client.namespace, client.meta.labels, service)
+    return Served(_served_send(mesh, rule, port, endpoint), mode)
+
+
+def _served_send(mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint) -> Send:
+    if sends_mtls(mesh, rule, port, endpoint):
+        return Send.MTLS
+    send = decide_for(mesh, rule, port, endpoint).send
+    return Send.TLS if send is Send.TLS else Send.PLAINTEXT
