@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,19 @@ def test_reach_yaml_has_the_rows_of_json(folder: Path) -> None:
         result = xds(*arguments, "-o", "yaml")
         assert yaml.safe_load(result.stdout) == run_json(*arguments, "-o", "json")
         assert "&id" not in result.stdout, "no anchors"
+
+
+def test_reach_shows_progress_on_a_terminal_only(folder: Path) -> None:
+    command = [sys.executable, "-m", "xds", "reach", "--manifests", folder, "-o", "json"]
+    leader, follower = os.openpty()
+    with os.fdopen(leader, "rb", buffering=0) as terminal:
+        environment = os.environ | {"TERM": "xterm"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=follower, env=environment, check=True)
+        os.close(follower)
+        assert b"Checking services" in terminal.read(65536)
+    assert len(json.loads(done.stdout)) == 2
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stderr == b""
 
 
 def test_reach_limits_output_to_accounts_and_namespaces(folder: Path) -> None:
