@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +66,25 @@ def run_json(*words: object, status: int = 0) -> Any:
     return json.loads(result.stdout)
 
 
-def test_reach_prints_every_connection(folder: Path) -> None:
-    rows = run_json("reach", "--manifests", folder, "-o", "json", "--from", "client.shop")
+def test_reach_groups_clients_and_endpoints(folder: Path) -> None:
+    rows = run_json("reach", "--manifests", folder, "-o", "json")
+    assert rows == [
+        {
+            "clients": [{"namespace": "shop", "accounts": {"default": 2}}],
+            "service": "web.shop",
+            "port": 80,
+            "endpoints": 1,
+            "ready": 1,
+            "outcome": outcome,
+            "reason": reason,
+            "decidedBy": ["MeshPolicy default"],
+        }
+        for outcome, reason in (("plaintext", "client-without-sidecar"), ("mtls", "auto-mtls"))
+    ]
+
+
+def test_reach_expand_prints_every_connection(folder: Path) -> None:
+    rows = run_json("reach", "--manifests", folder, "-o", "json", "--from", "client.shop", "--expand")
     assert rows == [
         {
             "client": "client.shop",
@@ -79,7 +97,15 @@ def test_reach_prints_every_connection(folder: Path) -> None:
             "decidedBy": ["MeshPolicy default"],
         }
     ]
-    assert len(run_json("reach", "--manifests", folder, "-o", "json")) == 4
+    assert len(run_json("reach", "--manifests", folder, "-o", "json", "--expand")) == 4
+    result = xds("reach", "--manifests", folder, "--expand")
+    assert result.exit_code == 0
+    header, *lines = result.stdout.splitlines()
+    assert header.split() == ["CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "DECIDED", "BY"]
+    assert len(lines) == 4
+    [line] = [line for line in lines if line.startswith("client.shop")]
+    words = "client.shop web.shop:80 web-1.shop (10.9.0.1:8080) mtls auto-mtls MeshPolicy default"
+    assert line.split() == words.split()
 
 
 def test_reach_exits_with_1_if_a_connection_fails(folder: Path) -> None:
@@ -105,26 +131,78 @@ def test_reach_warns_of_an_object_without_effect(folder: Path) -> None:
     ) in result.stderr
 
 
-def test_reach_table_has_a_line_per_connection(folder: Path) -> None:
+def test_reach_table_has_a_line_per_outcome(folder: Path) -> None:
     result = xds("reach", "--manifests", folder)
     assert result.exit_code == 0
     header, *lines = result.stdout.splitlines()
-    assert header.split() == ["CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "DECIDED", "BY"]
-    assert len(lines) == 4
-    [line] = [line for line in lines if line.startswith("client.shop")]
-    assert line.split() == (
-        [
-            "client.shop",
-            "web.shop:80",
-            "web-1.shop",
-            "(10.9.0.1:8080)",
-            "mtls",
-            "auto-mtls",
-            "MeshPolicy",
-            "default",
-        ]
-    )
+    assert header.split() == ["CLIENTS", "SERVICE", "ENDPOINTS", "OUTCOME", "REASON", "DECIDED", "BY"]
+    assert [line.split() for line in lines] == [
+        ["shop/default", "web.shop:80", "1/1", outcome, reason, "MeshPolicy", "default"]
+        for outcome, reason in (("plaintext", "client-without-sidecar"), ("mtls", "auto-mtls"))
+    ]
     assert "\x1b" not in result.stdout
+    wide = xds("reach", "--manifests", folder, "-o", "wide", "--from", "client.shop").stdout
+    assert wide.splitlines()[1].startswith("shop/default (1 pod)  web.shop:80  1/1 (web-1.shop)  mtls ")
+
+
+def test_reach_names_few_namespaces_in_a_table(folder: Path) -> None:
+    for number, account in [(number, account) for number in range(2, 7) for account in ("a", "b")]:
+        (folder / f"{number}{account}.yaml").write_text(
+            f"apiVersion: v1\nkind: Pod\nmetadata: {{name: {account}, namespace: n{number}}}\n"
+            f"spec: {{serviceAccountName: {account}}}\n"
+        )
+    line = xds("reach", "--manifests", folder, "--only", "plaintext").stdout.splitlines()[1]
+    assert line.startswith("n2/* (2 accounts), n3/* (2 accounts), n4/* (2 accounts) and 3 more namespaces  ")
+    assert run_json("reach", "--manifests", folder, "-o", "json", "--only", "plaintext")[0]["clients"][4] == {
+        "namespace": "n6",
+        "accounts": {"a": 1, "b": 1},
+    }
+
+
+def test_reach_prints_only_the_chosen_outcomes(folder: Path) -> None:
+    (folder / "strict.yaml").write_text(STRICT)
+    arguments = ("reach", "--manifests", folder, "-o", "json", "--only")
+    assert [row["reason"] for row in run_json(*arguments, "fails", status=1)] == ["server-requires-mtls"]
+    assert [row["reason"] for row in run_json(*arguments, "mtls", status=1)] == ["auto-mtls"]
+    assert run_json(*arguments, "plaintext", status=1) == []
+    result = xds("reach", "--manifests", folder, "-o", "yaml", "--only", "plaintext")
+    assert (result.exit_code, yaml.safe_load(result.stdout)) == (1, [])
+
+
+def test_reach_yaml_has_the_rows_of_json(folder: Path) -> None:
+    for more in ((), ("--expand",)):
+        arguments = ("reach", "--manifests", folder, *more)
+        result = xds(*arguments, "-o", "yaml")
+        assert yaml.safe_load(result.stdout) == run_json(*arguments, "-o", "json")
+        assert "&id" not in result.stdout, "no anchors"
+
+
+def test_reach_shows_progress_on_a_terminal_only(folder: Path) -> None:
+    command = [sys.executable, "-m", "xds", "reach", "--manifests", folder, "-o", "json"]
+    leader, follower = os.openpty()
+    with os.fdopen(leader, "rb", buffering=0) as terminal:
+        environment = os.environ | {"TERM": "xterm"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=follower, env=environment, check=True)
+        os.close(follower)
+        assert b"Checking services" in terminal.read(65536)
+    assert len(json.loads(done.stdout)) == 2
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stderr == b""
+
+
+def test_reach_limits_output_to_accounts_and_namespaces(folder: Path) -> None:
+    arguments = ("reach", "--manifests", folder, "-o", "json")
+    assert len(run_json(*arguments, "--from", "shop/default", "-n", "shop", "--expand")) == 4
+    for words, message in (
+        (
+            ("--from", "shop/web"),
+            "service account shop/web not found (NAMESPACE/ACCOUNT); did you mean shop/default?",
+        ),
+        (("-n", "shp"), f"nothing was checked: no Service with a TCP port in namespace shp of {folder}"),
+    ):
+        result = xds(*arguments, *words)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert message in result.stderr
 
 
 MISTYPED_SELECTOR = """
@@ -180,7 +258,7 @@ def test_reach_fails_if_nothing_was_checked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["web.shop", "web.shop.svc", "web.shop.svc.cluster.local:80", "web.shop:http"])
 def test_service_can_be_named_in_several_ways(folder: Path, to: str) -> None:
-    assert len(run_json("reach", "--manifests", folder, "-o", "json", "--to", to)) == 4
+    assert len(run_json("reach", "--manifests", folder, "-o", "json", "--to", to)) == 2
 
 
 def test_settings_change_the_result(folder: Path, tmp_path: Path) -> None:
@@ -262,7 +340,7 @@ def test_problems_go_to_stderr_and_the_result_to_stdout(folder: Path) -> None:
         "pods in namespace"
         " shop\n"
     )
-    assert len(json.loads(result.stdout)) == 4
+    assert len(json.loads(result.stdout)) == 2
 
 
 def test_notices_are_limited(folder: Path) -> None:

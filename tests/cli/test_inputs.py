@@ -60,7 +60,7 @@ def xds(*words: object, stdin: str = "") -> Result:
 
 def reach(*manifests: object, stdin: str = "") -> set[tuple[str, str]]:
     options = [word for name in manifests for word in ("--manifests", name)]
-    result = xds("reach", *options, "-o", "json", stdin=stdin)
+    result = xds("reach", *options, "--expand", "-o", "json", stdin=stdin)
     assert (result.exit_code, result.stderr) == (0, "")
     return {(row["client"], row["outcome"]) for row in json.loads(result.stdout)}
 
@@ -156,7 +156,8 @@ def test_ambiguous_workload_is_not_chosen(files: Path) -> None:
 
 
 def test_address_of_a_workload_is_unknown(files: Path) -> None:
-    result = xds("reach", "--manifests", files, "--from", "client.shop", "-o", "json")
+    arguments = ("--from", "sts/client.shop", "--expand", "-o", "json")
+    result = xds("reach", "--manifests", files, *arguments)
     [row] = json.loads(result.stdout)
     assert (row["endpoint"], row["address"]) == ("deploy/web.shop", "?:8080")
 
@@ -164,5 +165,5 @@ def test_address_of_a_workload_is_unknown(files: Path) -> None:
 def test_bootstrap_needs_a_real_pod(files: Path) -> None:
     result = xds("bootstrap", "web.shop", "--manifests", files)
     assert result.exit_code == 2
-    assert "pod web.shop not found: the manifests contain no pod" in result.stderr
+    assert "pod web.shop not found: there is no pod" in result.stderr
     assert "Deployment web is ignored" in result.stderr

@@ -20,11 +20,11 @@ import yaml
 
 from tests.golden.cases import BASE, CASES, HERE, extended, load
 from tests.golden.differences import RESOURCES, Pods, decode, encode
+from tests.support.predictions import predict
 from xds.codec import to_dict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.policy.explain import Side, explain
-from xds.mesh.policy.reach import predict
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 TYPE_URLS = {"clusters": CLUSTER, "load_assignments": ENDPOINT, "listeners": LISTENER, "routes": ROUTE}

@@ -19,11 +19,12 @@ from tests.server.proxies import REQUEST, RESPONSE
 from tests.sources.fake_apiserver import FakeApiServer
 from tests.sources.faults import status
 from tests.support.loopback import free_port
+from tests.support.predictions import predict
 from tests.support.waiting import eventually
 from xds.codec import message_class
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig
-from xds.mesh.policy.reach import Failure, predict
+from xds.mesh.policy.reach import Failure
 from xds.mesh.sources.files import Folder
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
 

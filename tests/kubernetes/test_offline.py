@@ -66,6 +66,7 @@ async def test_reader_predicts_a_running_mesh(cluster: Cluster, controllers: Non
                 f"web.{namespace}",
                 "--from",
                 f"client-101.{namespace}",
+                "--expand",
                 "-o",
                 "json",
             )

@@ -7,10 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.golden.cases import CASES, load
+from tests.support.predictions import predict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, MeshConfig
-from xds.mesh.policy.reach import predict
 from xds.snapshot import SECRET
 
 WORLDS = {param.id: load(param.values[0]) for param in CASES}

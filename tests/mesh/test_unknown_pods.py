@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.mesh.objects import facts, pod, service, slice_of
+from tests.support.predictions import predict
 from xds.codec import to_dict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Change, Endpoints, Pod, Ref
 from xds.mesh.policy.disregarded import disregarded
-from xds.mesh.policy.reach import predict
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
 
 ADDRESS, OTHER = "10.1.0.1", "10.1.0.2"

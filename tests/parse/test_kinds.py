@@ -253,6 +253,28 @@ def test_pod() -> None:
 
 
 @pytest.mark.parametrize(
+    ("container", "ports"),
+    [
+        ("livenessProbe: {httpGet: {port: 8080}}, startupProbe: {httpGet: {port: 8080}}", (8080,)),
+        ("readinessProbe: {grpc: {port: 9090}}, livenessProbe: {httpGet: {port: 8080}}", (8080, 9090)),
+        ("livenessProbe: {httpGet: {port: web}}, ports: [{name: web, containerPort: 81}]", (81,)),
+        ("livenessProbe: {httpGet: {port: web}}", ()),
+        ("livenessProbe: {httpGet: {port: 80, host: 10.0.0.1}}", ()),
+        ("livenessProbe: {tcpSocket: {port: 80}}, readinessProbe: {exec: {command: [x]}}", ()),
+        ("livenessProbe: {httpGet: {port: 70000}}, readinessProbe: {grpc: 5}, startupProbe: x", ()),
+    ],
+)
+def test_probe_ports_are_those_of_http_and_grpc(container: str, ports: tuple[int, ...]) -> None:
+    read = fact(f"""
+        apiVersion: v1
+        kind: Pod
+        metadata: {{name: web, namespace: shop}}
+        spec: {{containers: [{{name: web, image: x, {container}}}]}}
+    """)
+    assert read.probe_ports == ports
+
+
+@pytest.mark.parametrize(
     ("status", "ready", "ended"),
     [
         ("podIP: 10.1.0.1", True, False),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, policy, reach, rule, service, tls
+from tests.support.predictions import predict
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
     EndpointAddress,
@@ -18,7 +19,7 @@ from xds.mesh.model.objects import (
 )
 from xds.mesh.model.traffic import Subset, TrafficPolicy
 from xds.mesh.policy.mtls import decide
-from xds.mesh.policy.reach import outcome, predict
+from xds.mesh.policy.reach import outcome
 
 APPS = ("a", "b", "naked")
 PODS = [pod(name, "apps", sidecar=name != "naked") for name in APPS]

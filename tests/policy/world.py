@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from zlib import crc32
 
+from tests.support.predictions import predict
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import (
     TLS_MODE_LABEL,
@@ -23,7 +24,6 @@ from xds.mesh.model.objects import (
     Target,
 )
 from xds.mesh.model.traffic import ClientTls, Subset, TlsMode, TrafficPolicy
-from xds.mesh.policy.reach import predict
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ROOT = "istio-system"

@@ -27,9 +27,10 @@ from tests.support.load import Load, Sent
 from tests.support.local import RECONNECTED, LocalMesh
 from tests.support.manifests import Manifest
 from tests.support.places import HERE
+from tests.support.predictions import predict
 from tests.support.tcp import SlowRelay
 from tests.support.waiting import eventually
-from xds.mesh.policy.reach import Outcome, Result, predict
+from xds.mesh.policy.reach import Outcome, Result
 
 pytestmark = pytest.mark.envoy
 

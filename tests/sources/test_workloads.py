@@ -83,6 +83,28 @@ def pods(*documents: object) -> dict[str, Pod]:
     return {pod.name: pod for pod in mesh.pods()}
 
 
+PROBED = {"name": "app", "image": "app", "livenessProbe": {"httpGet": {"port": 8080}}}
+
+
+@pytest.mark.parametrize(
+    ("label", "annotations", "ports"),
+    [
+        ("enabled", {}, (15020,)),
+        ("enabled", {"sidecar.istio.io/rewriteAppHTTPProbers": "false"}, (8080,)),
+        (None, {}, (8080,)),
+    ],
+)
+def test_probes_are_those_after_injection(
+    label: str | None, annotations: Any, ports: tuple[int, ...]
+) -> None:
+    deployment = workload("Deployment")
+    template = deployment["spec"]["template"]
+    template["metadata"]["annotations"] = annotations
+    template["spec"]["containers"] = [PROBED]
+    [pod] = pods(namespace(label), deployment).values()
+    assert [port for port in pod.probe_ports if port != 15021] == list(ports)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [

@@ -25,6 +25,7 @@ _COMMANDS = {
     "translate": "Print the configuration of a pod's sidecar.",
     "reach": "Print which connections use mutual TLS, use plaintext, or fail.",
     "validate": "Check manifests, and print their problems with file and line.",
+    "plan": "Print which connections a change breaks, encrypts or repairs, before it is applied.",
     "explain": "Print why a connection uses mutual TLS, uses plaintext, or fails.",
     "describe": "Print the Services, modes and refused clients of a pod.",
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",

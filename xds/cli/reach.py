@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.text import Text
+from rich.console import Console
+from rich.progress import track
 
+from xds.cli.hops import hop_cells, hop_json, outcome_cells, outcome_json
 from xds.cli.manifests import find_pod, read_mesh
 from xds.cli.options import (
-    Address,
     Assignments,
     Context,
     FromKubernetes,
@@ -25,28 +25,23 @@ from xds.cli.options import (
     parse_cluster,
     print_problems,
 )
-from xds.cli.tables import Table
-from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import Service, ServicePort
+from xds.cli.rows import Format, Rows
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import UnknownNameError, ports_named
+from xds.mesh.model.objects import Pod
 from xds.mesh.policy.effect import without_effect
-from xds.mesh.policy.reach import Outcome, Result, predict
+from xds.mesh.policy.hops import Target, all_targets, clients_of, hops
+from xds.mesh.policy.reach import Result
 
 EXAMPLES = """
 xds reach --manifests mesh/
-xds reach --manifests mesh/ --from sleep.shop --to httpbin.shop:8000
+xds reach --manifests mesh/ --only fails
+xds reach --manifests mesh/ --from shop/sleep --to httpbin.shop:8000
+xds reach --manifests mesh/ --to httpbin.shop --expand
 xds reach --manifests mesh/ --strict -o json
 xds reach --kubernetes --context staging --to httpbin.shop
 kustomize build overlays/prod | xds reach --manifests - --manifests policies/
 """
-
-_STYLES = {"mtls": "green", "plaintext": "yellow", "fails": "red"}
-
-
-class Format(StrEnum):
-    """An output format."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def reach(
@@ -60,7 +55,10 @@ def reach(
     client: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="POD.NS", help="Client pod to print. Default: all pods.", show_default=False
+            "--from",
+            metavar="POD.NS|NS/ACCOUNT",
+            help="Client pod, or service account of client pods, to print. Default: all pods.",
+            show_default=False,
         ),
     ] = None,
     server: Annotated[
@@ -72,6 +70,27 @@ def reach(
             show_default=False,
         ),
     ] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "-n",
+            "--namespace",
+            metavar="NS",
+            help="Namespace of the services to print. Default: all namespaces.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        Result | None,
+        typer.Option(
+            "--only",
+            help="Outcome to print; it does not change the exit status. Default: all outcomes.",
+            show_default=False,
+        ),
+    ] = None,
+    expand: Annotated[
+        bool, typer.Option("--expand", help="Print a line for each client pod and endpoint.")
+    ] = False,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
     strict: Annotated[
         bool,
@@ -81,9 +100,10 @@ def reach(
         ),
     ] = False,
 ) -> None:
-    """Print whether each client reaches each service endpoint (mtls, plaintext or fails), and why.
+    """Print which clients reach which services (mtls, plaintext or fails), and why.
 
     The result is predicted from manifests, or from the objects of a cluster; no request is sent to a pod. A
+    line stands for all clients and endpoints with the same outcome. Failures come first for each service. A
     workload whose Pods are not in the manifests, such as a Deployment, counts as one pod (deploy/NAME), with
     a sidecar if the webhook would inject one. Problems, and objects without effect, such as a policy whose
     selector matches no pod, are printed to stderr.
@@ -97,67 +117,74 @@ def reach(
     # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests.
     warnings = [*problems, *(replace(problem, notice=False) for problem in ineffective)]
     print_problems(warnings)
-    clients = [find_pod(mesh, client)] if client else None
-    targets = list(_targets(mesh, server)) if server else None
-    outcomes = list(predict(mesh, clients, targets))
-    if not outcomes:
-        missing = "Service with a TCP port" if any(not pod.ended for pod in mesh.pods()) else "Pod"
-        fail(f"nothing was checked: no {missing} in {', '.join(manifests or ['the cluster'])}")
-    rows = [_row(outcome) for outcome in outcomes]
-    if output is Format.JSON:
-        typer.echo(json.dumps(rows, indent=2))
-    else:
-        _print_table(rows)
-    has_problem = strict and any(not problem.notice for problem in warnings)
-    if has_problem or any(outcome.result is Result.FAILS for outcome in outcomes):
+    clients = list(_clients(mesh, client))
+    targets = [target for target in _targets(mesh, server) if namespace in (None, target[0].namespace)]
+    if not clients or not targets:
+        missing = "Service with a TCP port" if clients else "Pod"
+        where = f"namespace {namespace} of " if clients and namespace else ""
+        fail(f"nothing was checked: no {missing} in {where}{', '.join(manifests or ['the cluster'])}")
+    fails = _print_hops(mesh, clients, targets, output, only=only, expand=expand)
+    if fails or (strict and any(not problem.notice for problem in warnings)):
         raise typer.Exit(1)
 
 
-def _targets(mesh: Mesh, text: str) -> Iterator[tuple[Service, ServicePort]]:
-    """Yield the ports that SERVICE.NAMESPACE[:PORT] selects; PORT is a number or a name."""
-    host, _, port = text.partition(":")
-    name, _, namespace = host.removesuffix(".svc.cluster.local").removesuffix(".svc").rpartition(".")
-    service = mesh.service(namespace, name)
-    if service is None:
-        known = [f"{service.name}.{service.namespace}" for service in mesh.services()]
-        fail_unknown("service", host, known, "SERVICE.NAMESPACE")
-    selected = [item for item in service.ports if port in ("", str(item.port), item.name)]
-    if not selected:
-        fail_unknown("port", port, [str(item.port) for item in service.ports], f"service {host}")
-    yield from ((service, item) for item in selected)
+def _print_hops(
+    mesh: Mesh,
+    clients: list[Pod],
+    targets: list[Target],
+    output: Format,
+    *,
+    only: Result | None,
+    expand: bool,
+) -> bool:
+    """Print the hops, and return whether a connection fails."""
+    columns = ("CLIENT", "SERVICE", "ENDPOINT") if expand else ("CLIENTS", "SERVICE", "ENDPOINTS")
+    rows = Rows(output, *columns, "OUTCOME", "REASON", "DECIDED BY")
+    fails = False
+    for hop in hops(mesh, clients, _with_progress(targets)):
+        fails |= hop.answer.result is Result.FAILS
+        if only not in (None, hop.answer.result):
+            continue
+        if not expand:
+            rows.add(hop_json(hop), hop_cells(hop, wide=output is Format.WIDE))
+            continue
+        for outcome in hop.outcomes():
+            rows.add(outcome_json(outcome), outcome_cells(outcome))
+    rows.close()
+    return fails
 
 
-def _row(outcome: Outcome) -> dict[str, Any]:
-    endpoint = outcome.endpoint
-    pod = endpoint.pod if endpoint else None
-    return {
-        "client": f"{outcome.client.name}.{outcome.client.namespace}",
-        "service": f"{outcome.service.name}.{outcome.service.namespace}",
-        "port": outcome.port.port,
-        "endpoint": f"{pod.name}.{pod.namespace}" if pod else None,
-        "address": _address(endpoint) if endpoint else None,
-        "outcome": str(outcome.result),
-        "reason": str(outcome.reason),
-        "decidedBy": [str(ref) for ref in outcome.decided_by],
-    }
+def _with_progress(targets: list[Target]) -> Iterable[Target]:
+    """Show a progress bar on a terminal, unless the rows themselves are printed there."""
+    is_hidden = not sys.stderr.isatty() or sys.stdout.isatty()
+    return track(
+        targets, "Checking services", console=Console(stderr=True), transient=True, disable=is_hidden
+    )
 
 
-def _address(endpoint: Endpoint) -> str:
-    """Return ADDRESS:PORT. The address of a workload's pods is unknown (`?`)."""
-    is_template = endpoint.pod is not None and endpoint.pod.is_template
-    return str(Address("?" if is_template else endpoint.address, endpoint.port))
+def _clients(mesh: Mesh, text: str | None) -> Iterator[Pod]:
+    """Yield the client pods that POD.NAMESPACE or NAMESPACE/ACCOUNT selects; None selects all."""
+    if text is None:
+        yield from clients_of(mesh)
+        return
+    accounts: dict[str, list[Pod]] = {}
+    for pod in clients_of(mesh) if "/" in text else ():
+        accounts.setdefault(f"{pod.namespace}/{pod.service_account}", []).append(pod)
+    if text in accounts:
+        yield from accounts[text]
+    elif any(account.startswith(f"{text.partition('/')[0]}/") for account in accounts):
+        fail_unknown("service account", text, list(accounts), "NAMESPACE/ACCOUNT")
+    else:
+        yield find_pod(mesh, text)
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table("CLIENT", "SERVICE", "ENDPOINT", "OUTCOME", "REASON", "DECIDED BY")
-    for row in rows:
-        endpoint = f"{row['endpoint']} ({row['address']})" if row["endpoint"] else row["address"] or "-"
-        table.add_row(
-            row["client"],
-            f"{row['service']}:{row['port']}",
-            endpoint,
-            Text(row["outcome"], _STYLES[row["outcome"]]),
-            row["reason"],
-            ", ".join(row["decidedBy"]),
-        )
-    table.show()
+def _targets(mesh: Mesh, text: str | None) -> Iterator[Target]:
+    """Yield the ports that SERVICE.NAMESPACE[:PORT] selects, by number or name; None selects all."""
+    if text is None:
+        yield from all_targets(mesh)
+        return
+    try:
+        service, ports = ports_named(mesh, text)
+    except UnknownNameError as error:
+        fail(str(error))
+    yield from ((service, port) for port in ports)

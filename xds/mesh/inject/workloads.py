@@ -146,6 +146,9 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
         )
         problems += injection.problems
         labels = labels if injection.skip_reason else {TLS_MODE_LABEL: "istio", **labels}
+        # The injected sidecar sends the probes.
+        injected = Field(injection.pod, template.path, log)["spec"]
+        pod = replace(pod, probe_ports=core.probe_ports(injected))
     if any(not problem.notice for problem in problems):
         return Parsed(origin=meta.origin, problems=tuple(problems), refused=True)
     pod = replace(

@@ -250,6 +250,8 @@ class Pod(Object):
     """How traffic reaches its sidecar."""
     app_address: str = "127.0.0.1"
     """Address that its application listens on in interception mode NONE."""
+    probe_ports: tuple[int, ...] = ()
+    """Ports of the HTTP and gRPC probes that the kubelet sends to its containers."""
     is_template: bool = False
     """Whether it stands for the pods of a workload in manifests, such as a Deployment.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
 from xds.mesh.model.objects import (
@@ -197,6 +197,7 @@ def pod(obj: Field, meta: Meta) -> Pod:
         ready=phase is Phase.RUNNING and not deleted and _is_ready(status),
         ended=phase in (Phase.SUCCEEDED, Phase.FAILED),
         ports=tuple(_container_ports(spec)),
+        probe_ports=probe_ports(spec),
         hostname=spec["hostname"].name(names.label),
         subdomain=spec["subdomain"].name(names.label),
         interception=interception,
@@ -240,6 +241,32 @@ def _ports_of(container: Field) -> Iterator[ContainerPort]:
         number = item["containerPort"].required().port()
         if (item["protocol"].choice(Transport) or Transport.TCP) is Transport.TCP:
             yield ContainerPort(port=number, name=name)
+
+
+def probe_ports(spec: Field) -> tuple[int, ...]:
+    """Return the ports of the HTTP and gRPC probes in a pod's spec, sorted.
+
+    They do not affect the sidecar's configuration, so a value that the API server would reject is skipped.
+    """
+    lists = (spec["initContainers"].value, spec["containers"].value)
+    containers = [item for items in lists if isinstance(items, list) for item in items]
+    found = {port for item in containers for port in _probe_ports(Field(item, spec.path, spec.log))}
+    return tuple(sorted(found))
+
+
+def _probe_ports(container: Field) -> Iterator[int]:
+    declared = container["ports"].value
+    numbers = {
+        port["name"]: port.get("containerPort")
+        for port in (declared if isinstance(declared, list) else ())
+        if isinstance(port, Mapping) and isinstance(port.get("name"), str)
+    }
+    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+        for handler in (container[probe]["httpGet"], container[probe]["grpc"]):
+            port = handler["port"].value
+            number = numbers.get(port) if isinstance(port, str) else port
+            if isinstance(number, int) and 0 < number < 65536 and not handler["host"]:
+                yield number
 
 
 def service_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed:

@@ -77,7 +77,7 @@ class ClientRule:
 def _at_port(policy: TrafficPolicy | None, port: int) -> TrafficPolicy:
     if policy is None:
         return TrafficPolicy()
-    return policy.ports.get(port) or replace(policy, ports={})
+    return policy.ports.get(port) or (replace(policy, ports={}) if policy.ports else policy)
 
 
 def client_rule(mesh: Mesh, namespace: str, labels: Mapping[str, str], service: Service) -> ClientRule | None:
@@ -90,6 +90,32 @@ def client_rule(mesh: Mesh, namespace: str, labels: Mapping[str, str], service: 
         service: Service that the clients call.
     """
     return _client_rule(mesh, lambda name: mesh.in_namespace(name).rules, namespace, labels, service)
+
+
+RuleKey: TypeAlias = tuple[str, tuple[bool, ...]]
+"""Namespace of clients, and which `workloadSelector`s of its rules match them."""
+
+
+def rule_key(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> RuleKey:
+    """Return a key for clients: those with equal keys have the same `client_rule` for every service.
+
+    Namespaces without rules, which no rule names in `exportTo`, share one key.
+    """
+    if namespace not in _distinct_namespaces(mesh):
+        return "", ()
+    selectors = (rule.selector for rule in mesh.in_namespace(namespace).rules if rule.selector is not None)
+    return namespace, tuple(covers(selector, labels) for selector in selectors)
+
+
+def _distinct_namespaces(mesh: Mesh) -> frozenset[str]:
+    """Return the namespaces whose clients may have other rules than clients elsewhere."""
+    if "namespaces with rules" not in mesh.scratch:
+        names = {*mesh.config.default_destination_rule_export_to}
+        for rule in mesh.rules():
+            names.update((rule.namespace, *rule.export_to))
+        mesh.scratch["namespaces with rules"] = frozenset(names)
+    namespaces: frozenset[str] = mesh.scratch["namespaces with rules"]
+    return namespaces
 
 
 def served_client_rule(

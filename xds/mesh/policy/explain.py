@@ -47,6 +47,7 @@ _RESULTS = {Result.MTLS: "mutual TLS", Result.PLAINTEXT: "plaintext", Result.FAI
 _FAILURES = {
     Failure.NO_ENDPOINT: "the service port has no ready endpoint",
     Failure.POD_UNKNOWN: "no endpoint is ready, and an EndpointSlice names an unknown Pod",
+    Failure.SERVICE_DELETED: "the change deletes the Service or its port",
     Failure.PORT_OF_SIDECAR: "the port belongs to the server's sidecar",
     Failure.SERVER_REQUIRES_MTLS: "the client sends plaintext, but the server accepts mutual TLS only",
     Failure.SERVER_PLAINTEXT: "the client sends mutual TLS, but the server accepts plaintext only",

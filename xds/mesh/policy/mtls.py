@@ -244,7 +244,13 @@ def decide_for(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> Decision:
     """Like `decide`, for clients with a sidecar, whose DestinationRule for the service is `rule`."""
-    server = endpoint_mode(mesh, endpoint)
+    return decide_for_mode(mesh, rule, port, endpoint_mode(mesh, endpoint), subset)
+
+
+def decide_for_mode(
+    mesh: Mesh, rule: ClientRule | None, port: ServicePort, server: ModeDecision | None, subset: str = ""
+) -> Decision:
+    """Like `decide_for`, for endpoints whose mode is `server` (`endpoint_mode`)."""
     server_objects = (server.decided_by, *server.overridden) if server else ()
     tls = explicit_tls(rule, port.port, subset)
     if rule and tls:

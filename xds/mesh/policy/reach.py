@@ -1,16 +1,28 @@
-"""Predict the result of a connection from a client pod to each endpoint of a service port."""
+"""Predict the result of a connection from a client pod to an endpoint of a service port.
+
+`xds.mesh.policy.hops` groups the results of a whole mesh.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Mode, Pod, Ref, Service, ServicePort
 from xds.mesh.model.traffic import TlsMode
-from xds.mesh.policy.destination import client_rule
-from xds.mesh.policy.mtls import Decision, ModeDecision, Reason, Send, decide, endpoint_mode, explicit_tls
+from xds.mesh.policy.destination import ClientRule, client_rule
+from xds.mesh.policy.mtls import (
+    Decision,
+    ModeDecision,
+    Reason,
+    Send,
+    decide_for_mode,
+    endpoint_mode,
+    explicit_tls,
+)
 
 
 class Result(StrEnum):
@@ -28,6 +40,8 @@ class Failure(StrEnum):
     """The service port has no ready endpoint."""
     POD_UNKNOWN = "pod-unknown"
     """The service port has no ready endpoint, and an EndpointSlice names an unknown Pod."""
+    SERVICE_DELETED = "service-deleted"
+    """A change deletes the Service or its port. Only `xds.mesh.policy.plan` returns this reason."""
     PORT_OF_SIDECAR = "port-of-sidecar"
     """The endpoint's port belongs to its sidecar, and only its own pod can connect to it."""
     SERVER_REQUIRES_MTLS = "server-requires-mtls"
@@ -42,6 +56,20 @@ class Failure(StrEnum):
     """The client sends SIMPLE or MUTUAL TLS to a sidecar, which expects mesh mTLS or plaintext HTTP."""
     TLS_LEFT_TO_APPLICATION = "tls-left-to-application"
     """The client sends SIMPLE or MUTUAL TLS to an application, which may not support TLS."""
+
+
+class Answer(NamedTuple):
+    """Result of a connection, and why."""
+
+    result: Result
+    """Result of the connection."""
+    reason: Reason | Failure
+    """Rule that decided, or why the connection fails."""
+    decided_by: tuple[Ref, ...] = ()
+    """Object that decided what the client sends, then the object that decided what the server accepts.
+
+    If an endpoint's Pod is unknown: the EndpointSlices that list it, and the Pods that they name.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,71 +89,93 @@ class Outcome:
     reason: Reason | Failure
     """Rule that decided, or why the connection fails."""
     decided_by: tuple[Ref, ...] = ()
-    """Object that decided what the client sends, then the object that decided what the server accepts.
-
-    If an endpoint's Pod is unknown: the EndpointSlices that list it, and the Pods that they name.
-    """
-
-
-def predict(
-    mesh: Mesh,
-    clients: Iterable[Pod] | None = None,
-    targets: Iterable[tuple[Service, ServicePort]] | None = None,
-) -> Iterator[Outcome]:
-    """Yield one outcome for each client, service port and ready endpoint.
-
-    A service port without a ready endpoint has one outcome for each client.
-
-    Args:
-        mesh: the facts.
-        clients: client pods; default: all pods that have not ended.
-        targets: service ports that the clients call; default: all.
-    """
-    called = tuple(targets or ((service, port) for service in mesh.services() for port in service.ports))
-    for client in clients if clients is not None else (pod for pod in mesh.pods() if not pod.ended):
-        for service, port in called:
-            ready = [endpoint for endpoint in mesh.endpoints(service, port) if endpoint.ready]
-            for endpoint in ready or (None,):
-                yield outcome(mesh, client, service, port, endpoint)
+    """Objects that decided, as in `Answer`."""
 
 
 def outcome(
     mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint | None
 ) -> Outcome:
     """Return the outcome for one client and endpoint."""
+    server = server_of(mesh, endpoint) if endpoint else None
+    result, reason, refs = answer_for(mesh, sender_of(mesh, client, service), service, port, server)
+    return Outcome(
+        client=client,
+        service=service,
+        port=port,
+        endpoint=endpoint,
+        result=result,
+        reason=reason,
+        decided_by=refs,
+    )
 
-    def outcome_of(result: Result, reason: Reason | Failure, *objects: Ref | None) -> Outcome:
-        refs = tuple(dict.fromkeys(ref for ref in objects if ref))
-        return Outcome(
-            client=client,
-            service=service,
-            port=port,
-            endpoint=endpoint,
-            result=result,
-            reason=reason,
-            decided_by=refs,
-        )
 
-    if endpoint is None:
+class Sender(NamedTuple):
+    """The properties of a client that its results for a service depend on."""
+
+    has_sidecar: bool
+    """Whether the client has a sidecar."""
+    rule: ClientRule | None
+    """DestinationRule of the client for the service."""
+
+
+class Server(NamedTuple):
+    """The properties of an endpoint that results depend on."""
+
+    closed: bool
+    """Whether the port belongs to the sidecar (`is_closed`)."""
+    mode: ModeDecision | None
+    """Mode of the server; None if no sidecar is in front of it."""
+    http: bool
+    """Whether the server's port is declared as HTTP. Its sidecar then parses requests."""
+    identity: str
+    """SPIFFE ID of the pod; empty for an address outside the mesh."""
+
+
+def sender_of(mesh: Mesh, client: Pod, service: Service) -> Sender:
+    """Return what the results of a client depend on."""
+    if not client.has_sidecar:
+        return Sender(has_sidecar=False, rule=None)
+    return Sender(True, client_rule(mesh, client.namespace, client.meta.labels, service))
+
+
+def server_of(mesh: Mesh, endpoint: Endpoint) -> Server:
+    """Return what the results of an endpoint depend on."""
+    pod = endpoint.pod
+    exposure = mesh.exposure(pod, endpoint.port) if pod else None
+    return Server(
+        closed=is_closed(mesh, endpoint),
+        mode=endpoint_mode(mesh, endpoint),
+        http=bool(exposure and exposure.port.protocol.is_http),
+        identity=pod.identity(mesh.config.trust_domain) if pod else "",
+    )
+
+
+def answer_for(
+    mesh: Mesh, sender: Sender, service: Service, port: ServicePort, server: Server | None
+) -> Answer:
+    """Return the answer for one client and one endpoint; `server` is None without a ready endpoint."""
+    if server is None:
         withheld = mesh.withheld(service, port)
-        refs = [ref for listed in withheld for ref in (listed.source, listed.entry.pod)]
-        return outcome_of(Result.FAILS, Failure.POD_UNKNOWN if withheld else Failure.NO_ENDPOINT, *refs)
-    if is_closed(mesh, endpoint):
-        return outcome_of(Result.FAILS, Failure.PORT_OF_SIDECAR)
-    server = endpoint_mode(mesh, endpoint)
-    decision = decide(mesh, client, service, port, endpoint)
-    exposure = mesh.exposure(endpoint.pod, endpoint.port) if endpoint.pod else None
-    failure = _mismatch(decision, server, http=bool(exposure and exposure.port.protocol.is_http))
-    if (
-        failure is None
-        and decision.send is Send.MTLS
-        and _rejects_identity(mesh, client, service, port, endpoint)
-    ):
-        failure = Failure.IDENTITY_REFUSED
-    if failure:
-        return outcome_of(Result.FAILS, failure, decision.decided_by, server.decided_by if server else None)
+        refs = (ref for listed in withheld for ref in (listed.source, listed.entry.pod))
+        failure = Failure.POD_UNKNOWN if withheld else Failure.NO_ENDPOINT
+        return Answer(Result.FAILS, failure, _unique(refs))
+    if server.closed:
+        return Answer(Result.FAILS, Failure.PORT_OF_SIDECAR)
+    decision = Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
+    if sender.has_sidecar:
+        decision = decide_for_mode(mesh, sender.rule, port, server.mode)
+    mismatch = _mismatch(decision, server.mode, http=server.http)
+    if mismatch is None and decision.send is Send.MTLS and _rejects_identity(sender.rule, port, server):
+        mismatch = Failure.IDENTITY_REFUSED
+    decided_by = _unique((decision.decided_by, server.mode.decided_by if server.mode else None))
+    if mismatch:
+        return Answer(Result.FAILS, mismatch, decided_by)
     result = Result.MTLS if decision.send is Send.MTLS else Result.PLAINTEXT
-    return outcome_of(result, decision.reason, decision.decided_by, server.decided_by if server else None)
+    return Answer(result, decision.reason, decided_by)
+
+
+def _unique(refs: Iterable[Ref | None]) -> tuple[Ref, ...]:
+    return tuple(dict.fromkeys(ref for ref in refs if ref))
 
 
 def _mismatch(decision: Decision, server: ModeDecision | None, *, http: bool) -> Failure | None:
@@ -160,15 +210,8 @@ def is_closed(mesh: Mesh, endpoint: Endpoint) -> bool:
     return endpoint.port in mesh.config.closed_ports(pod.interception)
 
 
-def _rejects_identity(
-    mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint
-) -> bool:
-    tls = explicit_tls(client_rule(mesh, client.namespace, client.meta.labels, service), port.port)
-    if (
-        endpoint.pod is None
-        or tls is None
-        or tls.mode is not TlsMode.ISTIO_MUTUAL
-        or not tls.subject_alt_names
-    ):
+def _rejects_identity(rule: ClientRule | None, port: ServicePort, server: Server) -> bool:
+    tls = explicit_tls(rule, port.port)
+    if tls is None or tls.mode is not TlsMode.ISTIO_MUTUAL or not tls.subject_alt_names:
         return False
-    return endpoint.pod.identity(mesh.config.trust_domain) not in tls.subject_alt_names
+    return server.identity not in tls.subject_alt_names

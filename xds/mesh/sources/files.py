@@ -174,15 +174,30 @@ class Folder:
         new, solved = problems_not_in(problems, known), problems_not_in(known, problems)
         return SourceUpdate(change, new, solved, unsettled, self._complete)
 
-    def expected_pods(self) -> tuple[Parsed, ...]:
+    def expected_pods(self, namespaces: Iterable[Namespace] = ()) -> tuple[Parsed, ...]:
         """Return a pod for each workload whose pods are not in the manifests, or its problems.
 
         Call it after `load` has returned a complete update.
+
+        Args:
+            namespaces: Namespaces that are not in the manifests.
         """
         found = [template for file in (self._files or {}).values() for template in file.templates]
         facts = (applied.fact for applied in self._applied.values())
-        namespaces = {fact.name: fact.meta.labels for fact in facts if isinstance(fact, Namespace)}
-        return tuple(expected_pods(found, namespaces, self._config or MeshConfig()))
+        own = (fact for fact in facts if isinstance(fact, Namespace))
+        labels = {namespace.name: namespace.meta.labels for namespace in (*namespaces, *own)}
+        return tuple(expected_pods(found, labels, self._config or MeshConfig()))
+
+    def has_unusable_objects(self, namespaces: Iterable[Namespace] = ()) -> bool:
+        """Whether an object is invalid or defined twice, or a workload is invalid, as of the last load.
+
+        Args:
+            namespaces: Namespaces that are not in the manifests.
+        """
+        objects = [parsed for file in (self._files or {}).values() for parsed in file.objects]
+        refs = [parsed.ref for parsed in objects if parsed.ref]
+        invalid = any(parsed.refused for parsed in (*objects, *self.expected_pods(namespaces)))
+        return invalid or len(refs) > len(set(refs))
 
     @property
     def is_empty(self) -> bool:

@@ -1,0 +1,269 @@
+"""`xds plan`: what a change breaks, as a table, JSON and Markdown, and its exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from xds.cli import app
+
+MESH = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio-injection: enabled}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, clusterIP: 10.0.0.1, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  {name: web-1, namespace: shop, creationTimestamp: "2026-01-01T00:00:00Z",
+   labels: {app: web, security.istio.io/tlsMode: istio}}
+spec: {containers: [{name: a, ports: [{containerPort: 8080}, {name: metrics, containerPort: 9090}]}]}
+status: {podIP: 10.1.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop, labels: {security.istio.io/tlsMode: istio}}
+status: {podIP: 10.1.0.2}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: outsider, namespace: zoo}
+status: {podIP: 10.1.0.3}
+"""
+POLICY = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+"""
+TITLES = "EFFECT CLIENTS TARGET BEFORE AFTER DECIDED BY"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/all.yaml").write_text(MESH)
+    (tmp_path / "strict.yaml").write_text(POLICY)
+    return tmp_path / "m"
+
+
+def xds(*words: object, stdin: str = "") -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], input=stdin, prog_name="xds")
+
+
+def plan(folder: Path, *words: object, stdin: str = "") -> Result:
+    return xds("plan", "--manifests", folder, *words, stdin=stdin)
+
+
+def plan_json(folder: Path, *words: object, status: int, stdin: str = "") -> Any:
+    result = plan(folder, *words, "-o", "json", stdin=stdin)
+    assert (result.exit_code, result.stderr) == (status, "")
+    return json.loads(result.stdout)
+
+
+def test_strict_policy_breaks_plaintext_clients(folder: Path) -> None:
+    result = plan(folder, "-f", folder.parent / "strict.yaml")
+    assert (result.exit_code, result.stderr) == (1, "")
+    titles, *lines = result.stdout.splitlines()
+    assert titles.split() == TITLES.split()
+    policy = "PeerAuthentication shop/default"
+    assert [" ".join(line.split()) for line in lines] == [
+        f"breaks zoo/default web.shop:80 (1/1 endpoints) plaintext fails (server-requires-mtls) {policy}",
+        f"may break metrics-port port 9090 of shop/default plaintext fails (server-requires-mtls) {policy}",
+        "",
+        "Remedies:",
+        f"add a sidecar to zoo/default, or use PERMISSIVE in {policy} until then",
+        f"exempt port 9090 with portLevelMtls, or use PERMISSIVE in {policy}",
+        "",
+        "breaks: 1, may break: 1",
+    ]
+
+
+def test_json_contains_answers_before_and_after(folder: Path) -> None:
+    found = plan_json(folder, "-f", "-", status=1, stdin=POLICY)
+    assert found["breaks"]
+    assert found["hops"] == [
+        {
+            "effect": "breaks",
+            "clients": [{"namespace": "zoo", "accounts": {"default": 1}}],
+            "service": "web.shop",
+            "port": 80,
+            "endpoints": 1,
+            "ready": 1,
+            "before": {
+                "outcome": "plaintext",
+                "reason": "client-without-sidecar",
+                "decidedBy": ["MeshPolicy default"],
+            },
+            "after": {
+                "outcome": "fails",
+                "reason": "server-requires-mtls",
+                "decidedBy": ["PeerAuthentication shop/default"],
+            },
+            "remedy": "add a sidecar to zoo/default, or use PERMISSIVE in PeerAuthentication shop/default "
+            "until then",
+        }
+    ]
+    [refused] = found["refused"]
+    assert (refused["traffic"], refused["breaks"], refused["port"]) == ("metrics-port", False, 9090)
+    assert found["withoutEffect"] == []
+
+
+def test_deleting_the_policy_repairs_the_clients(folder: Path) -> None:
+    (folder / "strict.yaml").write_text(POLICY)
+    found = plan_json(folder, "--delete", "PeerAuthentication/shop/default", status=0)
+    [hop] = found["hops"]
+    assert (hop["effect"], hop["remedy"], found["breaks"]) == ("repaired", "", False)
+
+
+def test_disabled_mtls_is_a_warning_not_a_failure(folder: Path) -> None:
+    found = plan_json(folder, "-f", "-", status=0, stdin=POLICY.replace("STRICT", "DISABLE"))
+    [hop] = found["hops"]
+    assert (hop["effect"], hop["after"]["reason"]) == ("plaintext", "server-plaintext")
+    assert hop["remedy"] == "set PERMISSIVE or STRICT in PeerAuthentication shop/default"
+
+
+def test_change_without_consequences_says_so(folder: Path) -> None:
+    result = plan(folder, "-f", "-", stdin=POLICY.replace("STRICT", "PERMISSIVE"))
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "no connection changes\n", "")
+
+
+def test_probes_that_strict_refuses_break(folder: Path) -> None:
+    pod = MESH.split("---")[2].replace(
+        "{name: a,", "{name: a, livenessProbe: {httpGet: {port: 8080}}, readinessProbe: {grpc: {port: 9090}},"
+    )
+    (folder / "pod.yaml").write_text(pod)
+    (folder / "all.yaml").write_text("---".join([*MESH.split("---")[:2], *MESH.split("---")[3:4]]))
+    found = plan_json(folder, "-f", folder.parent / "strict.yaml", status=1)
+    assert found["hops"] == []
+    assert [(item["traffic"], item["port"]) for item in found["refused"]] == [
+        ("kubelet-probe", 8080),
+        ("kubelet-probe", 9090),
+    ]
+    assert found["refused"][0]["remedy"].startswith("inject the sidecar with rewritten probes, or exempt")
+
+
+def test_markdown_is_a_table_for_a_pull_request(folder: Path) -> None:
+    mistyped = POLICY.replace("name: default", "name: other").replace(
+        "spec: {", "spec: {selector: {matchLabels: {app: wbe}}, "
+    )
+    result = plan(folder, "-f", "-", "-o", "markdown", stdin=f"{POLICY}---{mistyped}")
+    assert (result.exit_code, result.stderr) == (1, "")
+    lines = result.stdout.splitlines()
+    assert lines[:5] == [
+        "### Effect on connections",
+        "",
+        "**breaks: 1, may break: 1**",
+        "",
+        "| effect | clients | target | before | after | decided by | remedy |",
+    ]
+    assert lines[6].startswith("| breaks | zoo/default | web.shop:80 (1/1 endpoints) | plaintext | fails (")
+    assert lines[-1].startswith("- stdin:7: PeerAuthentication shop/other: selector app=wbe matches no pod")
+    nothing = plan(folder, "-f", "-", "-o", "markdown", stdin=POLICY.replace("STRICT", "PERMISSIVE"))
+    assert nothing.stdout == "### Effect on connections\n\n**no connection changes**\n"
+
+
+def test_objects_without_effect_are_reported(folder: Path) -> None:
+    newer = POLICY.replace("name: default", "name: newer").replace("STRICT", "PERMISSIVE")
+    (folder / "strict.yaml").write_text(POLICY)
+    result = plan(folder, "-f", "-", stdin=newer)
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "stdin:2: problem: PeerAuthentication shop/newer: has no effect, because PeerAuthentication "
+        "shop/default overrides it\n"
+    )
+
+
+def test_applied_objects_keep_what_the_api_server_set(folder: Path) -> None:
+    """A Pod without its status and a Service without its clusterIP are updates of the existing objects."""
+    pod = MESH.split("---")[2].partition("status:")[0]
+    service = MESH.split("---")[1].replace("clusterIP: 10.0.0.1, ", "")
+    result = plan(folder, "-f", "-", stdin=f"{service}---{pod}")
+    assert (result.exit_code, result.stdout) == (0, "no connection changes\n")
+    result = plan(folder, "-f", "-", stdin=pod.replace(", security.istio.io/tlsMode: istio", ""))
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "plaintext: 2")
+
+
+DEPLOYMENT = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: api, namespace: shop}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: a, livenessProbe: {httpGet: {port: 8080}}}]}
+"""
+
+
+def test_workloads_are_compared_as_pods(folder: Path) -> None:
+    """The webhook adds a sidecar, and the sidecar answers the probes."""
+    (folder / "strict.yaml").write_text(POLICY)
+    found = plan_json(folder, "-f", "-", status=0, stdin=DEPLOYMENT)
+    assert (found["hops"], found["refused"]) == ([], [])
+    (folder / "api.yaml").write_text(DEPLOYMENT)
+    without = DEPLOYMENT.replace(
+        "labels: {app: web}}", 'labels: {app: web, sidecar.istio.io/inject: "false"}}'
+    )
+    found = plan_json(folder, "-f", "-", status=1, stdin=without)
+    assert [(hop["effect"], hop["after"]["reason"], hop["endpoints"]) for hop in found["hops"]] == [
+        ("breaks", "server-requires-mtls", 1),
+        ("plaintext", "endpoint-without-sidecar", 1),
+        ("plaintext", "client-without-sidecar", 1),
+        ("repaired", "client-without-sidecar", 1),
+    ]
+    found = plan_json(folder, "--delete", "Deployment/shop/api", "--delete", "Pod/shop/web-1", status=1)
+    assert {hop["after"]["reason"] for hop in found["hops"]} == {"no-endpoint"}
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "message"),
+    [
+        ((), "", "xds: nothing to plan: add -f PATH or --delete KIND/NS/NAME"),
+        (("-f", "-", "--manifests", "-"), "", "stdin (-) can be either --manifests or -f, not both"),
+        (
+            ("-f", "-"),
+            POLICY.replace("STRICT", "STRICKT"),
+            "stdin:5: problem: PeerAuthentication shop/default",
+        ),
+        (
+            ("-f", "-"),
+            POLICY.replace("STRICT", "STRICKT"),
+            "xds: cannot plan the change: repair the problems",
+        ),
+        (("-f", "-"), f"{POLICY}---{POLICY}", "PeerAuthentication shop/default is also defined at stdin:2"),
+        (("-f", "-"), "{", "cannot be read as YAML"),
+        (("-f", "/none"), "", "/none: no such file or folder"),
+        (
+            ("--delete", "Pod/shop/wb-1"),
+            "",
+            "object Pod/shop/wb-1 not found (--delete KIND/NS/NAME); did you",
+        ),
+        (("--delete", "MeshPolicy/default"), "", "object MeshPolicy/default not found"),
+        (
+            ("--delete", "Pods/shop/web-1"),
+            "",
+            "kind Pods not found (--delete Pods/shop/web-1); did you mean Pod",
+        ),
+    ],
+)
+def test_wrong_use_exits_with_2(folder: Path, words: tuple[str, ...], stdin: str, message: str) -> None:
+    result = plan(folder, *words, stdin=stdin)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_nothing_to_check_exits_with_2(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(POLICY)
+    result = plan(tmp_path, "-f", tmp_path / "m.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == f"xds: nothing was checked: no Pod or no Service with a TCP port in {tmp_path}\n"

@@ -1,0 +1,49 @@
+"""The commands in pages print what the pages show."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from xds.cli import app
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "envoy" / "auto-mtls"
+PAGES = ("docs/how-to/find-what-strict-breaks.md", "docs/how-to/check-reachability.md")
+BLOCK = re.compile(r"^( *)```console\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> Iterator[tuple[str, str]]:
+    """Yield each command in the console blocks of a page, and the output that the page shows."""
+    for _, block in BLOCK.findall((ROOT / page).read_text()):
+        for part in re.split(r"^\$ ", textwrap.dedent(block), flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            yield command, output
+
+
+SHOWN = [(page, *shown) for page in PAGES for shown in commands(page)]
+
+
+@pytest.mark.parametrize(("page", "command", "output"), SHOWN, ids=[command for _, command, _ in SHOWN])
+def test_output_in_page_is_real(
+    page: str, command: str, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(EXAMPLES / "workloads", tmp_path / "mesh")
+    shutil.copy(EXAMPLES / "steps" / "strict.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    name, *words = shlex.split(command)
+    assert name == "xds", page
+    result = CliRunner().invoke(app, words, prog_name="xds")
+    assert result.stderr == ""
+    assert [line.rstrip() for line in result.stdout.splitlines()] == output.splitlines()
+
+
+def test_pages_show_commands() -> None:
+    assert {page for page, _, _ in SHOWN} == set(PAGES)

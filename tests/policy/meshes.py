@@ -1,0 +1,102 @@
+"""Random meshes: pods, Services and policies that combine in every way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from tests.policy.world import HTTP, ROOT, TCP, peer, pod, policy, rule, service, tls
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Fact, Interception, MeshConfig, Pod, Service, ServicePort
+from xds.mesh.model.traffic import TrafficPolicy
+
+NAMESPACES = ("a", "b", "c")
+APPS = ("x1", "x2", "x10")
+MODES = st.sampled_from(["DISABLE", "PERMISSIVE", "STRICT"])
+SELECTORS = st.sampled_from([{}, {"app": "x1"}, {"version": "v1"}])
+PORTS = (HTTP, TCP, ServicePort(port=95, target=15001, name="closed"), replace(HTTP, port=96, target="none"))
+
+
+@st.composite
+def pods(draw: st.DrawFn) -> Pod:
+    namespace, app = draw(st.sampled_from(NAMESPACES)), draw(st.sampled_from(APPS))
+    labels = {"app": app, "version": draw(st.sampled_from(["v1", "v2"]))}
+    name = f"{app}-{draw(st.integers(0, 2))}"
+    return replace(
+        pod(name, namespace, sidecar=draw(st.booleans()), **labels),
+        service_account=draw(st.sampled_from(["one", "two"])),
+        ready=draw(st.integers(0, 3)) > 0,
+        ended=draw(st.integers(0, 5)) == 0,
+        interception=draw(st.sampled_from(Interception)),
+    )
+
+
+@st.composite
+def services(draw: st.DrawFn) -> Service:
+    ports = draw(st.lists(st.sampled_from(PORTS), min_size=1, unique=True))
+    return service(draw(st.sampled_from(APPS)), draw(st.sampled_from(NAMESPACES)), *ports)
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Fact:
+    namespace = draw(st.sampled_from([*NAMESPACES, ROOT]))
+    name = f"p{draw(st.integers(0, 1))}"
+    match draw(st.sampled_from([0, 1, 2, 3, 3, 3])):
+        case 0:
+            mode = draw(st.none() | MODES)
+            ports = draw(st.dictionaries(st.sampled_from([8080, 9090]), MODES, max_size=1))
+            return peer(namespace, mode, name=name, ports=ports, **draw(SELECTORS))
+        case 1:
+            return policy(draw(st.sampled_from(["", *NAMESPACES])), draw(MODES))
+        case 2:
+            return policy(
+                draw(st.sampled_from(NAMESPACES)), draw(MODES), draw(st.sampled_from(APPS)), name=name
+            )
+    exports = st.lists(st.sampled_from([".", "*", *NAMESPACES]), max_size=2, unique=True)
+    return rule(
+        namespace,
+        draw(st.sampled_from(["*", "*.a.svc.cluster.local", "x1.a.svc.cluster.local"])),
+        name=name,
+        policy=draw(st.builds(TrafficPolicy, tls=TLS)),
+        export_to=tuple(draw(exports)),
+        selector=draw(st.none() | SELECTORS),
+    )
+
+
+TLS = st.none() | st.builds(
+    tls,
+    st.sampled_from(["DISABLE", "SIMPLE", "ISTIO_MUTUAL"]),
+    subject_alt_names=st.sampled_from([(), ("spiffe://cluster.local/ns/a/sa/one",)]),
+)
+
+
+@st.composite
+def facts(draw: st.DrawFn) -> list[Fact]:
+    """Facts with different names."""
+    drawn: list[Fact] = [
+        *draw(st.lists(policies(), max_size=4)),
+        *draw(st.lists(pods(), max_size=4)),
+        *draw(st.lists(services(), max_size=3)),
+    ]
+    return list({fact.ref: fact for fact in drawn}.values())
+
+
+BASE: tuple[Fact, ...] = (
+    service("x1", "a", HTTP),
+    replace(pod("x1-0", "a", app="x1"), service_account="one"),
+    replace(pod("x1-1", "a", app="x1"), service_account="two"),
+    pod("x1-2", "a", sidecar=False, app="x1"),
+    *(pod("v1", namespace, version="v1") for namespace in (*NAMESPACES, ROOT)),
+    *(pod("v2", namespace, version="v2") for namespace in (*NAMESPACES, ROOT)),
+)
+"""A Service with endpoints of every kind, and clients in every namespace. Random facts can replace them."""
+
+
+@st.composite
+def meshes(draw: st.DrawFn) -> Mesh:
+    config = MeshConfig(
+        enable_auto_mtls=draw(st.booleans()),
+        default_destination_rule_export_to=draw(st.sampled_from([("*",), (".",), ("b",)])),
+    )
+    return Mesh([*BASE, *draw(facts())], config)

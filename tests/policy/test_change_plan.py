@@ -1,0 +1,309 @@
+"""What a change of the mesh breaks: as the difference of the results of all pairs before and after it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.golden.cases import CASES, extended, load
+from tests.policy.meshes import facts, meshes
+from tests.policy.world import HTTP, TCP, mesh, peer, pod, policy, rule, service
+from tests.support.predictions import predict
+from xds.demo.play import STEPS
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Change, ContainerPort, Fact
+from xds.mesh.policy.hops import RANKS
+from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, as_applied, plan
+from xds.mesh.policy.reach import Answer, Result
+from xds.mesh.policy.remedy import refusal_remedy, remedy
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.settings import SettingsLoader
+
+Pair: TypeAlias = tuple[object, ...]
+Found: TypeAlias = Mapping[object, Mapping[object, Answer]]
+
+
+def answers(world: Mesh) -> Found:
+    """(client, service, port) -> endpoint (None: there is none) -> answer."""
+    found: dict[object, dict[object, Answer]] = defaultdict(dict)
+    for o in predict(world):
+        endpoint = o.endpoint and (o.endpoint.address, o.endpoint.port)
+        hop = (o.client.ref, o.service.ref, o.port.port)
+        found[hop][endpoint] = Answer(o.result, o.reason, o.decided_by)
+    return found
+
+
+def difference(before: Mesh, after: Mesh) -> set[Pair]:
+    """The changed pairs, one by one."""
+    old, new = answers(before), answers(after)
+    clients = {o.ref for o in after.pods() if not o.ended}
+    changed = set()
+    for hop in (hop for hop in old if hop[0] in clients):
+        best = max(old[hop].values(), key=lambda answer: RANKS[answer.result])
+        deleted = {None: Answer(Result.FAILS, "service-deleted")}
+        for endpoint, answer in new.get(hop, deleted).items():
+            earlier = old[hop].get(endpoint, best)
+            if answer.result != earlier.result:
+                changed.add((hop, endpoint, earlier.result, answer))
+    return changed
+
+
+def expanded(found: Plan) -> list[Pair]:
+    return [
+        (
+            (client.ref, change.service.ref, change.port.port),
+            endpoint and (endpoint.address, endpoint.port),
+            change.before.result,
+            change.after,
+        )
+        for change in found.hops
+        for clients in change.clients
+        for client in clients.pods
+        for endpoint in change.endpoints or (None,)
+    ]
+
+
+def check(before: Mesh, after: Mesh) -> None:
+    found = plan(before, after)
+    pairs = expanded(found)
+    assert len(pairs) == len(set(pairs))
+    assert set(pairs) == difference(before, after)
+    breaking = any(change.effect is Effect.BREAKS for change in found.hops)
+    assert breaking == any(answer.result == "fails" for _, _, _, answer in difference(before, after))
+    assert [change.effect for change in found.hops] == sorted(
+        (change.effect for change in found.hops), key=list(Effect).index
+    )
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(meshes(), facts(), st.data())
+def test_plan_is_the_difference_of_all_results(before: Mesh, changed: list[Fact], data: st.DataObject):
+    refs = [fact.ref for fact in before.facts()]
+    removed = data.draw(st.lists(st.sampled_from(refs), max_size=3)) if refs else []
+    check(before, before.apply(Change(applied=tuple(changed), removed=tuple(removed))))
+
+
+PAIRS = [(one.values[0], other.values[0]) for one, other in pairwise([*CASES, CASES[0]])]
+PAIRS += [(extended(case.values[0]), case.values[0]) for case in CASES if extended(case.values[0])]
+
+
+@pytest.mark.parametrize(("before", "after"), PAIRS, ids=lambda case: case.name)
+def test_plan_between_golden_meshes_is_the_difference_of_their_results(before: Path, after: Path):
+    check(load(before), load(after))
+    check(load(after), load(before))
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "envoy" / "auto-mtls"
+
+
+def task_meshes(folder: Path) -> list[Mesh]:
+    """Return the mesh after each step of the Istio task."""
+    for file in (EXAMPLES / "workloads").iterdir():
+        (folder / file.name).write_text(file.read_text())
+    found = []
+    for step in STEPS:
+        for name in step.delete:
+            (folder / name).unlink()
+        for name, example in step.apply.items():
+            (folder / name).write_text((EXAMPLES / "steps" / example).read_text())
+        report = Folder(folder, SettingsLoader(None, [f"values.global.mtls.auto={step.auto}".lower()])).load()
+        found.append(Mesh(report.change.applied, report.change.config))
+    return found
+
+
+def summary(change: HopChange) -> str:
+    clients = " ".join(f"{item.namespace}/{account}" for item in change.clients for account in item.accounts)
+    target = f"{change.service.name}.{change.service.namespace}"
+    return f"{change.effect}: {clients} -> {target} ({change.after.reason})"
+
+
+WITH, WITHOUT = "full/httpbin full/sleep partial/httpbin", "legacy/httpbin legacy/sleep partial/default"
+"""The clients with and without a sidecar."""
+TASK = {
+    "PERMISSIVE": [],
+    "migration": [],
+    "STRICT": [f"breaks: {WITHOUT} -> httpbin.full (server-requires-mtls)"],
+    "plaintext policy": [
+        f"plaintext: {WITH} -> httpbin.full (server-plaintext)",
+        f"repaired: {WITHOUT} -> httpbin.full (client-without-sidecar)",
+    ],
+    "DestinationRule override": [f"breaks: {WITH} -> httpbin.full (server-plaintext)"],
+    "clean-up": [f"repaired: {WITH} -> httpbin.full (auto-mtls)"],
+    "auto=false": [
+        f"plaintext: {WITH} -> httpbin.full (auto-mtls-off)",
+        f"plaintext: {WITH} -> httpbin.partial (auto-mtls-off)",
+    ],
+    "auto=false, STRICT": [
+        f"breaks: {WITH} -> httpbin.full (server-requires-mtls)",
+        f"breaks: {WITHOUT} -> httpbin.full (server-requires-mtls)",
+    ],
+}
+
+
+def test_plan_of_each_step_of_the_istio_task(tmp_path: Path):
+    steps = task_meshes(tmp_path)
+    for before, after in pairwise(steps):
+        check(before, after)
+    found = {
+        after.name: [summary(change) for change in plan(*worlds).hops if change.service.name == "httpbin"]
+        for after, worlds in zip(STEPS[1:], pairwise(steps), strict=True)
+    }
+    assert found == TASK
+
+
+def test_strict_breaks_clients_without_a_sidecar():
+    world = mesh(pod("a", "x"), pod("b", "x", sidecar=False), service("a", "x", HTTP))
+    found = plan(world, world.apply(Change(applied=(peer("x", "STRICT"),))))
+    (change,) = found.hops
+    assert found.breaks
+    assert summary(change) == "breaks: x/b -> a.x (server-requires-mtls)"
+    assert change.before == ("plaintext", "client-without-sidecar", (change.before.decided_by[0],))
+
+
+def test_change_without_an_effect_is_an_empty_plan():
+    world = mesh(pod("a", "x"), pod("b", "x"), service("a", "x"))
+    found = plan(world, world.apply(Change(applied=(peer("x", "STRICT"),))))
+    assert (found.hops, found.refusals, found.breaks) == ((), (), False)
+
+
+def test_new_endpoint_that_fails_breaks_its_clients():
+    world = mesh(
+        pod("a", "x", app="s"), pod("b", "x"), service("s", "x", HTTP), rule("x", "*", "ISTIO_MUTUAL")
+    )
+    new = pod("new", "x", sidecar=False, app="s")
+    (change,) = plan(world, world.apply(Change(applied=(new,)))).hops
+    assert summary(change) == "breaks: x/a x/b -> s.x (endpoint-without-sidecar)"
+    assert (len(change.endpoints), change.ready) == (1, 2)
+
+
+def test_deleted_service_breaks_its_clients():
+    world = mesh(pod("a", "x"), pod("b", "x"), service("a", "x"))
+    gone = world.apply(Change(removed=(world.service("x", "a").ref,)))
+    assert {str(change.after.reason) for change in plan(world, gone).hops} == {"service-deleted"}
+    port_gone = world.apply(Change(applied=(service("a", "x", HTTP),)))
+    assert [change.port for change in plan(world, port_gone).hops] == [TCP]
+
+
+def test_new_clients_and_services_are_not_compared():
+    world = mesh(pod("a", "x"), service("a", "x"), peer("x", "STRICT"))
+    new = (pod("b", "x", sidecar=False), service("none", "x"))
+    assert plan(world, world.apply(Change(applied=new))).hops == ()
+
+
+PORTS = (ContainerPort(port=8080, name="http"), ContainerPort(port=9090, name="http-metrics"))
+SERVER = replace(pod("a", "x"), ports=PORTS)
+SCRAPED = {"prometheus.io/scrape": "true"}
+
+
+@pytest.mark.parametrize(
+    ("probes", "annotations", "refused"),
+    [
+        ((8080, 15020), {}, [("kubelet-probe", 8080), ("metrics-port", 9090)]),
+        ((), SCRAPED, [("prometheus-scrape", 8080), ("prometheus-scrape", 9090)]),
+        ((), SCRAPED | {"prometheus.io/port": "9090"}, [("prometheus-scrape", 9090)]),
+        ((), SCRAPED | {"prometheus.io/port": "15020"}, [("metrics-port", 9090)]),
+        ((), SCRAPED | {"prometheus.io/port": "http"}, [("metrics-port", 9090)]),
+        ((), SCRAPED | {"prometheus.io/port": "9" * 9999}, [("metrics-port", 9090)]),
+        ((), {"prometheus.io/scrape": "false"}, [("metrics-port", 9090)]),
+        ((9090,), {"traffic.sidecar.istio.io/excludeInboundPorts": "80, 9090"}, []),
+    ],
+)
+def test_strict_refuses_direct_traffic(probes, annotations, refused):
+    server = replace(SERVER, probe_ports=probes, meta=replace(SERVER.meta, annotations=annotations))
+    world = mesh(server)
+    strict = world.apply(Change(applied=(peer("x", "STRICT"),)))
+    found = plan(world, strict)
+    assert [(str(refusal.traffic), refusal.port) for refusal in found.refusals] == refused
+    assert found.breaks is any(traffic != "metrics-port" for traffic, _ in refused)
+    assert {str(refusal.decided_by) for refusal in found.refusals} <= {"PeerAuthentication x/default"}
+    assert plan(strict, strict).refusals == plan(strict, world).refusals == ()
+
+
+def test_direct_traffic_to_new_pods_is_refused():
+    strict = mesh(peer("x", "STRICT"), replace(pod("b", "x", sidecar=False), probe_ports=(80,)))
+    new = replace(SERVER, probe_ports=(8080,))
+    (refusal, _) = plan(strict, strict.apply(Change(applied=(new,)))).refusals
+    assert [clients.accounts for clients in refusal.clients] == [{"a": (new,)}]
+
+
+def test_every_failure_and_plaintext_has_a_remedy():
+    worlds = [load(case.values[0]) for case in CASES]
+    found = {
+        (o.result, o.reason): remedy(
+            Answer(o.result, o.reason, o.decided_by), "x/c", has_sidecar=o.client.has_sidecar
+        )
+        for world in worlds
+        for o in predict(world)
+    }
+    assert all(bool(text) == (result != "mtls") for (result, _), text in found.items())
+    assert len(found) > 10
+    assert not any("{" in text for text in found.values())
+
+
+@pytest.mark.parametrize(
+    ("facts", "client", "text"),
+    [
+        ([], "naked", "add a sidecar to x/c, or use PERMISSIVE in PeerAuthentication x/default until then"),
+        (
+            [rule("x", "*", "DISABLE")],
+            "b",
+            "remove tls from DestinationRule x/rule, or use PERMISSIVE in PeerAuthentication x/default",
+        ),
+    ],
+)
+def test_remedy_when_the_server_requires_mtls(facts, client, text):
+    world = mesh(
+        pod("a", "x"), pod("b", "x"), pod("naked", "x", sidecar=False), service("a", "x", HTTP),
+        peer("x", "STRICT"), *facts,
+    )  # fmt: skip
+    (o,) = predict(world, [world.pod("x", client)])
+    answer = Answer(o.result, o.reason, o.decided_by)
+    assert remedy(answer, "x/c", has_sidecar=o.client.has_sidecar) == text
+
+
+def test_remedy_without_auto_mtls():
+    world = mesh(
+        pod("a", "x"), pod("b", "x"), service("a", "x", HTTP), policy("", "STRICT"), enable_auto_mtls=False
+    )
+    (o, *_) = predict(world)
+    answer = Answer(o.result, o.reason, o.decided_by)
+    assert (
+        remedy(answer, "x/b", has_sidecar=True) == "enable auto mTLS, or use PERMISSIVE in MeshPolicy default"
+    )
+
+
+def test_remedy_for_a_probe_is_injection():
+    world = mesh(replace(SERVER, probe_ports=(8080,)))
+    texts = {
+        refusal.traffic: refusal_remedy(refusal)
+        for refusal in plan(world, world.apply(Change(applied=(peer("x", "STRICT"),)))).refusals
+    }
+    exempt = "exempt port 9090 with portLevelMtls, or use PERMISSIVE in PeerAuthentication x/default"
+    assert texts[Traffic.METRICS_PORT] == exempt
+    assert texts[Traffic.KUBELET_PROBE].startswith(
+        "inject the sidecar with rewritten probes, or exempt port 8080"
+    )
+
+
+def test_applied_facts_keep_what_the_api_server_set():
+    old_pod = replace(pod("a", "x"), ready=False, more_addresses=("fd00::1",))
+    old_service, old_policy = service("a", "x", HTTP), peer("x", "STRICT", age=60)
+    world = mesh(old_pod, old_service, old_policy)
+    new_pod = replace(old_pod, address="", more_addresses=(), ready=True, service_account="other")
+    assert as_applied(world, new_pod) == replace(old_pod, service_account="other")
+    moved = replace(old_pod, address="10.0.0.9")
+    assert as_applied(world, moved) == moved
+    new_service = service("a", "x", TCP)
+    assert as_applied(world, replace(new_service, addresses=())) == new_service
+    headless = replace(new_service, addresses=(), headless=True)
+    assert as_applied(world, headless) == headless
+    assert as_applied(world, peer("x", "DISABLE")) == peer("x", "DISABLE", age=60)
+    assert as_applied(world, peer("y", "DISABLE")) == peer("y", "DISABLE")

@@ -1,0 +1,198 @@
+"""Group the predicted results of connections: which clients get which answer from which service port.
+
+`xds.mesh.policy.reach` defines the answer for one client and one endpoint. This module computes it once for
+all clients and endpoints that cannot differ, so the cost does not depend on the number of pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
+
+from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.objects import Pod, Service, ServicePort
+from xds.mesh.policy.destination import RuleKey, rule_key
+from xds.mesh.policy.reach import Answer, Outcome, Result, Server, answer_for, sender_of, server_of
+
+SenderKey: TypeAlias = RuleKey | None
+"""Key for clients whose answers cannot differ; None for clients without a sidecar."""
+
+K = TypeVar("K", bound=Hashable)
+
+Target: TypeAlias = tuple[Service, ServicePort]
+"""A service port that clients call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Clients:
+    """Client pods of one namespace."""
+
+    namespace: str
+    """Namespace of the pods."""
+    accounts: Mapping[str, tuple[Pod, ...]]
+    """Pods by the name of their service account, in natural order."""
+
+    @property
+    def pods(self) -> Iterator[Pod]:
+        """The pods, by service account."""
+        return (pod for pods in self.accounts.values() for pod in pods)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hop:
+    """Clients that get the same answer from the same endpoints of a service port."""
+
+    clients: tuple[Clients, ...]
+    """Client pods, in natural order of their namespaces."""
+    service: Service
+    """Service that the clients call."""
+    port: ServicePort
+    """Port of the Service."""
+    answer: Answer
+    """Result of the connections, and why."""
+    endpoints: tuple[Endpoint, ...]
+    """Endpoints that give this answer; empty if the service port has no ready endpoint."""
+    ready: int
+    """Number of ready endpoints of the service port."""
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield the outcome for each client and endpoint."""
+        result, reason, decided_by = self.answer
+        for client in (pod for clients in self.clients for pod in clients.pods):
+            for endpoint in self.endpoints or (None,):
+                yield Outcome(
+                    client=client,
+                    service=self.service,
+                    port=self.port,
+                    endpoint=endpoint,
+                    result=result,
+                    reason=reason,
+                    decided_by=decided_by,
+                )
+
+
+def hops(
+    mesh: Mesh, clients: Iterable[Pod] | None = None, targets: Iterable[Target] | None = None
+) -> Iterator[Hop]:
+    """Yield the hops of each service port, failing hops first.
+
+    Together, the hops have one outcome for each client, service port and ready endpoint. A service port
+    without a ready endpoint has one outcome for each client.
+
+    Args:
+        mesh: the facts.
+        clients: client pods; default: all pods that have not ended.
+        targets: service ports that the clients call; default: all.
+    """
+    pods_by_key: dict[SenderKey, list[Pod]] = {}
+    for pod in clients_of(mesh) if clients is None else clients:
+        pods_by_key.setdefault(sender_key(mesh, pod), []).append(pod)
+    senders = {key: pods[0] for key, pods in pods_by_key.items()}
+    grouping = Grouping(pods_by_key)
+    for service, port in all_targets(mesh) if targets is None else targets:
+        found = answers(mesh, senders, service, port)
+        ready = sum(map(len, found.endpoints))
+        keys_by_answer: dict[tuple[Answer, tuple[int, ...]], list[SenderKey]] = {}
+        for key, by_class in found.by_sender.items():
+            for answer in dict.fromkeys(by_class):
+                classes = tuple(index for index, other in enumerate(by_class) if other == answer)
+                keys_by_answer.setdefault((answer, classes), []).append(key)
+        ranked = sorted(keys_by_answer.items(), key=lambda item: RANKS[item[0][0].result])
+        for (answer, classes), keys in ranked:
+            yield Hop(
+                clients=grouping.merge(keys),
+                service=service,
+                port=port,
+                answer=answer,
+                endpoints=tuple(endpoint for index in classes for endpoint in found.endpoints[index]),
+                ready=ready,
+            )
+
+
+RANKS = {Result.FAILS: 0, Result.PLAINTEXT: 1, Result.MTLS: 2}
+"""Order of results in reports, worst first."""
+
+
+def clients_of(mesh: Mesh) -> Iterator[Pod]:
+    """Yield the pods that can open connections: those that have not ended."""
+    return (pod for pod in mesh.pods() if not pod.ended)
+
+
+def all_targets(mesh: Mesh) -> list[Target]:
+    """Return all service ports, in natural order of namespace, service and port."""
+    services = sorted(mesh.services(), key=lambda service: natural_key(service.namespace, service.name))
+    return [
+        (service, port) for service in services for port in sorted(service.ports, key=lambda item: item.port)
+    ]
+
+
+def natural_key(*names: str) -> tuple[tuple[str | int, ...], ...]:
+    """Return a sort key that compares numbers in names by value: `s2` comes before `s10`."""
+    parts = (re.split(r"([0-9]+)", name) for name in names)
+    return tuple(tuple(int(part) if part.isdecimal() else part for part in split) for split in parts)
+
+
+# --- classes of clients and endpoints -------------------------------------------------------------
+
+
+def sender_key(mesh: Mesh, client: Pod) -> SenderKey:
+    """Return a key for a client: clients with equal keys get the same answer from each endpoint."""
+    return rule_key(mesh, client.namespace, client.meta.labels) if client.has_sidecar else None
+
+
+class Answers(NamedTuple):
+    """The answers of a service port."""
+
+    endpoints: Sequence[Sequence[Endpoint]]
+    """Classes of ready endpoints with equal answers; one empty class if no endpoint is ready."""
+    by_sender: Mapping[SenderKey, Sequence[Answer]]
+    """The answer of each class of endpoints to each class of clients."""
+
+
+def answers(mesh: Mesh, senders: Mapping[SenderKey, Pod], service: Service, port: ServicePort) -> Answers:
+    """Return the answers of a service port.
+
+    Args:
+        mesh: the facts.
+        senders: one pod of each class of clients.
+        service: Service that the clients call.
+        port: port of the Service.
+    """
+    classes: dict[Server | None, list[Endpoint]] = {}
+    for endpoint in mesh.endpoints(service, port):
+        if endpoint.ready:
+            classes.setdefault(server_of(mesh, endpoint), []).append(endpoint)
+    if not classes:
+        classes[None] = []
+    by_sender: dict[SenderKey, Sequence[Answer]] = {}
+    for key, client in senders.items():
+        sender = sender_of(mesh, client, service)
+        by_sender[key] = [answer_for(mesh, sender, service, port, server) for server in classes]
+    return Answers(list(classes.values()), by_sender)
+
+
+class Grouping(Generic[K]):
+    """Pods in classes, which `merge` groups by namespace and service account."""
+
+    def __init__(self, pods_by_key: Mapping[K, Iterable[Pod]]) -> None:
+        self._pods = pods_by_key
+        self._merged: dict[tuple[K, ...], tuple[Clients, ...]] = {}
+
+    def merge(self, keys: Iterable[K]) -> tuple[Clients, ...]:
+        """Return the pods of some classes. Equal keys return the same objects."""
+        key = tuple(keys)
+        if key not in self._merged:
+            self._merged[key] = _by_account(pod for item in key for pod in self._pods[item])
+        return self._merged[key]
+
+
+def _by_account(pods: Iterable[Pod]) -> tuple[Clients, ...]:
+    namespaces: dict[str, dict[str, list[Pod]]] = {}
+    for pod in sorted(pods, key=lambda pod: natural_key(pod.namespace, pod.service_account, pod.name)):
+        namespaces.setdefault(pod.namespace, {}).setdefault(pod.service_account, []).append(pod)
+    return tuple(
+        Clients(namespace=name, accounts={account: tuple(pods) for account, pods in accounts.items()})
+        for name, accounts in namespaces.items()
+    )

@@ -1,0 +1,305 @@
+"""Predict how a change of the mesh changes the results of connections.
+
+`plan` compares two meshes for classes of clients and endpoints that cannot differ, as `hops` does. It also
+finds probes and scrapes that connect to pods directly, and that a STRICT sidecar would refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple, TypeAlias
+
+from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.objects import Fact, Mode, Pod, Ref, Service, ServicePort
+from xds.mesh.policy.hops import (
+    RANKS,
+    Answers,
+    Clients,
+    Grouping,
+    SenderKey,
+    all_targets,
+    answers,
+    clients_of,
+    natural_key,
+    sender_key,
+)
+from xds.mesh.policy.mtls import endpoint_mode
+from xds.mesh.policy.reach import Answer, Failure, Result
+
+EXCLUDED_PORTS = "traffic.sidecar.istio.io/excludeInboundPorts"
+"""Pod annotation: ports whose traffic does not pass through the sidecar."""
+SCRAPE = "prometheus.io/scrape"
+"""Pod annotation: whether Prometheus scrapes the pod."""
+SCRAPE_PORT = "prometheus.io/port"
+"""Pod annotation: the port that Prometheus scrapes. Without it, Prometheus scrapes every declared port."""
+METRICS_PORT_NAMES = frozenset(
+    {"metrics", "http-metrics", "https-metrics", "tcp-metrics", "prometheus", "http-prometheus", "http-prom"}
+)
+"""Usual names of container ports that serve metrics."""
+_MAX_DIGITS = len("65535")
+
+
+class Effect(StrEnum):
+    """How a change affects connections, worst first."""
+
+    BREAKS = "breaks"
+    """Connections that worked fail."""
+    PLAINTEXT = "plaintext"
+    """Connections lose mutual TLS, and use plaintext."""
+    REPAIRED = "repaired"
+    """Connections that failed work."""
+    ENCRYPTED = "encrypted"
+    """Plaintext connections use mutual TLS."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HopChange:
+    """Clients and endpoints of a service port whose answer changes in the same way."""
+
+    effect: Effect
+    """How the change affects the connections."""
+    clients: tuple[Clients, ...]
+    """Client pods, in natural order of their namespaces."""
+    service: Service
+    """Service that the clients call."""
+    port: ServicePort
+    """Port of the Service."""
+    before: Answer
+    """Answer before the change; for a new endpoint, the best answer of the service port."""
+    after: Answer
+    """Answer after the change."""
+    endpoints: tuple[Endpoint, ...]
+    """Endpoints after the change; empty if the service port then has no ready endpoint."""
+    ready: int
+    """Number of ready endpoints of the service port after the change."""
+
+
+class Traffic(StrEnum):
+    """Plaintext traffic that connects to pods directly, not to a Service."""
+
+    KUBELET_PROBE = "kubelet-probe"
+    """An HTTP or gRPC probe of the kubelet."""
+    PROMETHEUS_SCRAPE = "prometheus-scrape"
+    """A scrape of Prometheus, which the annotation `prometheus.io/scrape` requests."""
+    METRICS_PORT = "metrics-port"
+    """A scrape of a port whose name suggests metrics. Whether anything scrapes the port is unknown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Direct traffic to pods that sidecars refuse after the change, because they become STRICT."""
+
+    traffic: Traffic
+    """The traffic that sidecars refuse."""
+    clients: tuple[Clients, ...]
+    """The pods, by service account."""
+    port: int
+    """Port of the pods."""
+    decided_by: Ref
+    """Object that sets STRICT."""
+
+    @property
+    def breaks(self) -> bool:
+        """Whether the traffic exists for certain, and not only probably."""
+        return self.traffic is not Traffic.METRICS_PORT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The effects of a change."""
+
+    hops: tuple[HopChange, ...]
+    """Changed hops, worst effect first, then in natural order of their services."""
+    refusals: tuple[Refusal, ...]
+    """Direct traffic that is refused."""
+
+    @property
+    def breaks(self) -> bool:
+        """Whether something that worked fails after the change."""
+        return any(hop.effect is Effect.BREAKS for hop in self.hops) or any(
+            refusal.breaks for refusal in self.refusals
+        )
+
+
+def plan(before: Mesh, after: Mesh) -> Plan:
+    """Return the effects of a change.
+
+    Hops of clients and service ports that exist only after the change are left out: nothing that worked can
+    break there. A new endpoint is compared with the best answer that its service port gave to the client.
+
+    Args:
+        before: the mesh without the change.
+        after: the mesh with the change.
+    """
+    changes = list(_hop_changes(before, after))
+    ranks = list(Effect)
+    return Plan(
+        hops=tuple(sorted(changes, key=lambda change: ranks.index(change.effect))),
+        refusals=tuple(_refusals(before, after)),
+    )
+
+
+def as_applied(mesh: Mesh, fact: Fact) -> Fact:
+    """Return a fact as `kubectl apply` leaves it: fields that the API server has set are kept."""
+    old = mesh.get(fact.ref)
+    if old is None:
+        return fact
+    created, uid = fact.meta.created or old.meta.created, fact.meta.uid or old.meta.uid
+    meta = replace(fact.meta, created=created, uid=uid)
+    if isinstance(fact, Service) and isinstance(old, Service) and not fact.headless:
+        return replace(fact, meta=meta, addresses=fact.addresses or old.addresses)
+    if isinstance(fact, Pod) and isinstance(old, Pod) and not fact.address:
+        status = {name: getattr(old, name) for name in ("address", "more_addresses", "ready", "ended")}
+        return replace(fact, meta=meta, **status)
+    return replace(fact, meta=meta)
+
+
+_Senders: TypeAlias = tuple[SenderKey, SenderKey]
+"""Class of clients before and after the change."""
+
+
+def _hop_changes(before: Mesh, after: Mesh) -> Iterator[HopChange]:
+    pods: dict[_Senders, list[Pod]] = {}
+    old_senders: dict[SenderKey, Pod] = {}
+    new_senders: dict[SenderKey, Pod] = {}
+    for old_pod in clients_of(before):
+        new_pod = after.pod(old_pod.namespace, old_pod.name)
+        if new_pod and not new_pod.ended:
+            old_key, new_key = sender_key(before, old_pod), sender_key(after, new_pod)
+            pods.setdefault((old_key, new_key), []).append(new_pod)
+            old_senders.setdefault(old_key, old_pod)
+            new_senders.setdefault(new_key, new_pod)
+    grouping = Grouping(pods)
+    for service, port in all_targets(before):
+        old = answers(before, old_senders, service, port)
+        new = _answers_after(after, new_senders, service, port)
+        ready = sum(map(len, new.endpoints))
+        for transition, endpoints, senders in _compare(old, new, pods):
+            yield HopChange(
+                effect=transition.effect,
+                clients=grouping.merge(senders),
+                service=service,
+                port=port,
+                before=transition.before,
+                after=transition.after,
+                endpoints=endpoints,
+                ready=ready,
+            )
+
+
+def _answers_after(
+    after: Mesh, senders: Mapping[SenderKey, Pod], service: Service, port: ServicePort
+) -> Answers:
+    new_service = after.service(service.namespace, service.name)
+    new_ports = new_service.ports if new_service else ()
+    new_port = next((item for item in new_ports if item.port == port.port), None)
+    if new_service and new_port:
+        return answers(after, senders, new_service, new_port)
+    deleted = Answer(Result.FAILS, Failure.SERVICE_DELETED)
+    return Answers([()], {key: [deleted] for key in senders})
+
+
+class _Transition(NamedTuple):
+    """How an answer changes."""
+
+    effect: Effect
+    before: Answer
+    after: Answer
+
+
+_Pair: TypeAlias = tuple[int | None, int]
+"""Class of an endpoint before the change (None if it is new) and after it."""
+
+
+def _compare(
+    old: Answers, new: Answers, senders: Iterable[_Senders]
+) -> Iterator[tuple[_Transition, tuple[Endpoint, ...], list[_Senders]]]:
+    """Yield each way in which answers of a service port change, with its endpoints and clients."""
+    pairs = _pairs(old, new)
+    found: dict[tuple[_Transition, tuple[_Pair, ...]], list[_Senders]] = {}
+    for old_key, new_key in senders:
+        by_transition: dict[_Transition, list[_Pair]] = {}
+        for pair in pairs:
+            before = _answer_before(old.by_sender[old_key], pair[0])
+            after = new.by_sender[new_key][pair[1]]
+            if effect := _effect(before.result, after.result):
+                by_transition.setdefault(_Transition(effect, before, after), []).append(pair)
+        for transition, changed in by_transition.items():
+            found.setdefault((transition, tuple(changed)), []).append((old_key, new_key))
+    for (transition, changed_pairs), keys in found.items():
+        yield transition, tuple(endpoint for pair in changed_pairs for endpoint in pairs[pair]), keys
+
+
+def _pairs(old: Answers, new: Answers) -> dict[_Pair, list[Endpoint]]:
+    """Return the endpoints after the change, by their classes before and after it."""
+    old_classes = {
+        (endpoint.address, endpoint.port): index
+        for index, endpoints in enumerate(old.endpoints)
+        for endpoint in endpoints
+    }
+    pairs: dict[_Pair, list[Endpoint]] = {}
+    for index, endpoints in enumerate(new.endpoints):
+        if not endpoints:
+            pairs[None, index] = []
+        for endpoint in endpoints:
+            old_index = old_classes.get((endpoint.address, endpoint.port))
+            pairs.setdefault((old_index, index), []).append(endpoint)
+    return pairs
+
+
+def _answer_before(by_class: Iterable[Answer], index: int | None) -> Answer:
+    by_class = list(by_class)
+    return max(by_class, key=lambda answer: RANKS[answer.result]) if index is None else by_class[index]
+
+
+def _effect(before: Result, after: Result) -> Effect | None:
+    if before is after:
+        return None
+    if after is Result.FAILS:
+        return Effect.BREAKS
+    if before is Result.FAILS:
+        return Effect.REPAIRED
+    return Effect.PLAINTEXT if after is Result.PLAINTEXT else Effect.ENCRYPTED
+
+
+# --- direct traffic -------------------------------------------------------------------------------
+
+
+def _refusals(before: Mesh, after: Mesh) -> Iterator[Refusal]:
+    found: dict[tuple[Traffic, int, Ref], list[Pod]] = {}
+    for pod in clients_of(after):
+        for port, traffic in _direct_traffic(pod).items():
+            old_pod = before.pod(pod.namespace, pod.name)
+            old_mode, mode = (old_pod and _mode(before, old_pod, port)), _mode(after, pod, port)
+            if mode and mode[0] is Mode.STRICT and not (old_mode and old_mode[0] is Mode.STRICT):
+                found.setdefault((traffic, port, mode[1]), []).append(pod)
+    ranks = list(Traffic)
+    grouping = Grouping(found)
+    for key in sorted(found, key=lambda key: (ranks.index(key[0]), key[1], natural_key(*key[2]))):
+        traffic, port, ref = key
+        yield Refusal(traffic=traffic, clients=grouping.merge([key]), port=port, decided_by=ref)
+
+
+def _mode(mesh: Mesh, pod: Pod, port: int) -> tuple[Mode, Ref] | None:
+    decision = endpoint_mode(mesh, Endpoint(address=pod.address, port=port, pod=pod))
+    return (decision.mode, decision.decided_by) if decision else None
+
+
+def _direct_traffic(pod: Pod) -> dict[int, Traffic]:
+    """Return the ports of a pod that are probed or scraped, each with its most certain traffic."""
+    excluded = {text.strip() for text in pod.meta.annotations.get(EXCLUDED_PORTS, "").split(",")}
+    found = {port.port: Traffic.METRICS_PORT for port in pod.ports if port.name in METRICS_PORT_NAMES}
+    found |= dict.fromkeys(_scraped_ports(pod), Traffic.PROMETHEUS_SCRAPE)
+    found |= dict.fromkeys(pod.probe_ports, Traffic.KUBELET_PROBE)
+    return {port: traffic for port, traffic in found.items() if str(port) not in excluded}
+
+
+def _scraped_ports(pod: Pod) -> list[int]:
+    if pod.meta.annotations.get(SCRAPE) != "true":
+        return []
+    text = pod.meta.annotations.get(SCRAPE_PORT)
+    if text is None:
+        return [port.port for port in pod.ports]
+    return [int(text)] if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else []

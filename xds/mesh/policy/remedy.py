@@ -1,0 +1,59 @@
+"""Advice for connections that fail or use plaintext."""
+
+from __future__ import annotations
+
+from xds.mesh.policy.mtls import Reason
+from xds.mesh.policy.plan import Refusal, Traffic
+from xds.mesh.policy.reach import Answer, Failure, Result
+
+_FAILS = {
+    Failure.NO_ENDPOINT: "check the Service's selector and targetPort, and whether its pods are ready",
+    Failure.POD_UNKNOWN: "add the Pod {server}",
+    Failure.SERVICE_DELETED: "keep the Service and its port while clients call it",
+    Failure.PORT_OF_SIDECAR: "use a targetPort that does not belong to the sidecar",
+    Failure.SERVER_PLAINTEXT: "remove tls from {client}, or set PERMISSIVE in {server}",
+    Failure.ENDPOINT_WITHOUT_SIDECAR: "add a sidecar to the endpoints, or remove tls from {client}",
+    Failure.IDENTITY_REFUSED: "add the identities of the endpoints to subjectAltNames in {client}",
+    Failure.TLS_NOT_THE_MESHS: "set ISTIO_MUTUAL in {client}, or remove its tls",
+    Failure.TLS_LEFT_TO_APPLICATION: "check that the application supports TLS, or remove tls from {client}",
+}
+_PLAINTEXT = {
+    Reason.CLIENT_WITHOUT_SIDECAR: "add a sidecar to {clients}",
+    Reason.DESTINATION_RULE: "remove tls from {client}",
+    Reason.AUTO_MTLS_OFF: "enable auto mTLS, or set ISTIO_MUTUAL in a DestinationRule",
+    Reason.ENDPOINT_WITHOUT_SIDECAR: "add a sidecar to the endpoints",
+    Reason.SERVER_PLAINTEXT: "set PERMISSIVE or STRICT in {server}",
+}
+
+
+def remedy(answer: Answer, clients: str, *, has_sidecar: bool) -> str:
+    """Return what makes connections use mutual TLS, or at least work; empty if they use mutual TLS.
+
+    Args:
+        answer: the result of the connections.
+        clients: the clients, as text.
+        has_sidecar: whether the clients have a sidecar.
+    """
+    if answer.result is Result.MTLS:
+        return ""
+    refs = {"client": answer.decided_by[0], "server": answer.decided_by[-1]} if answer.decided_by else {}
+    if answer.reason is Failure.SERVER_REQUIRES_MTLS:
+        return _when_required(answer, has_sidecar).format(clients=clients, **refs)
+    text = _PLAINTEXT[answer.reason] if isinstance(answer.reason, Reason) else _FAILS[answer.reason]
+    return text.format(clients=clients, **refs)
+
+
+def _when_required(answer: Answer, has_sidecar: bool) -> str:
+    if not has_sidecar:
+        return "add a sidecar to {clients}, or use PERMISSIVE in {server} until then"
+    if len(answer.decided_by) > 1:
+        return "remove tls from {client}, or use PERMISSIVE in {server}"
+    return "enable auto mTLS, or use PERMISSIVE in {server}"
+
+
+def refusal_remedy(refusal: Refusal) -> str:
+    """Return how to let direct traffic pass."""
+    exempt = f"exempt port {refusal.port} with portLevelMtls, or use PERMISSIVE in {refusal.decided_by}"
+    if refusal.traffic is Traffic.KUBELET_PROBE:
+        return f"inject the sidecar with rewritten probes, or {exempt}"
+    return exempt
