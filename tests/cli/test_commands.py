@@ -360,4 +360,4 @@ def test_version_is_printed() -> None:
 def test_unknown_command_is_wrong_usage() -> None:
     result = xds("frobnicate")
     assert result.exit_code == 2
-    assert "No such command 'frobnicate'" in result.stderr
+    assert "unknown command 'frobnicate'" in result.stderr

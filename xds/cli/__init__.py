@@ -6,13 +6,16 @@ subcommand runs or prints its help, so `xds --help` is fast.
 
 from __future__ import annotations
 
+import difflib
 import os
 from importlib import import_module
-from importlib.metadata import version
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from typer._click.shell_completion import CompletionItem
 
 _COMMANDS = {
     "serve": "Run the control plane for a folder of manifests or a Kubernetes cluster.",
@@ -28,6 +31,8 @@ _COMMANDS = {
     "init": "Redirect a pod's traffic to its sidecar with iptables.",
     "token": "Issue tokens for sidecars outside Kubernetes.",
     "demo": "Run Istio's automatic mutual TLS task with real Envoys on this machine.",
+    "completion": "Print a completion script for bash, zsh or fish.",
+    "version": "Print the versions of this program and of the control plane.",
 }
 
 
@@ -37,7 +42,7 @@ class _LazyGroup(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in _COMMANDS:
             return None
         if cmd_name == "serve":
@@ -47,7 +52,30 @@ class _LazyGroup(TyperGroup):
         module = import_module(f"xds.cli.{name}")
         app = _app()
         app.command(cmd_name, epilog=_examples(module))(getattr(module, name))
-        return typer.main.get_command(app)
+        command = typer.main.get_command(app)
+        if ctx.resilient_parsing:  # typer's word for completion
+            from xds.cli.completers import add_completers  # noqa: PLC0415
+
+            add_completers(command)
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            similar = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f" (did you mean {similar[0]}?)" if similar else ""
+            ctx.fail(f"unknown command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        # typer would import the module of every command.
+        from typer._click.shell_completion import CompletionItem  # noqa: PLC0415
+
+        names = [*_COMMANDS, "--help", "--version"]
+        return [
+            CompletionItem(name, help=_COMMANDS.get(name))
+            for name in names
+            if name.startswith(incomplete) and (incomplete or name in _COMMANDS)
+        ]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -75,6 +103,8 @@ def _app(**options: Any) -> typer.Typer:
 
 def _version(value: bool) -> None:
     if value:
+        from importlib.metadata import version  # noqa: PLC0415 - slow to import
+
         typer.echo(f"xds {version('xds-mesh')}")
         raise typer.Exit
 
@@ -84,13 +114,20 @@ app = _app(cls=_LazyGroup, no_args_is_help=True)
 
 @app.callback()
 def _root(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """A control plane for Envoy sidecars: automatic mutual TLS between the services of a mesh."""
+    if os.environ.get("NO_COLOR"):
+        context.color = False
 
 
 def main() -> None:
     """Run the command line."""
+    if "_XDS_COMPLETE" in os.environ:
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # noqa: PLC0415
+
+        completion_init()
     app(prog_name="xds")

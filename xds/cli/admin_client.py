@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import grpc
-import typer
 from google.protobuf.message import Message
 
 from xds.cli.options import Address, fail, fail_unknown
-from xds.mesh.controlplane.status import proxy_name
+from xds.mesh.controlplane.status import VERSION_HEADER, proxy_name
 from xds.mesh.model.objects import printable
 from xds.mesh.v1 import proxies_pb2, rollouts_pb2
 
@@ -25,33 +24,6 @@ RPC_TIMEOUT = 10.0
 """Timeout of a unary call, in seconds."""
 EXIT_UNREACHABLE = 3
 """Exit status if a call to the control plane fails."""
-
-
-def _file(option: str, help_text: str) -> Any:
-    return typer.Option(
-        option, metavar="FILE", exists=True, dir_okay=False, help=help_text, show_default=False
-    )
-
-
-CaFile = Annotated[
-    Path | None,
-    _file(
-        "--ca-file",
-        "Root certificates (PEM) to verify the control plane against. Default: plaintext, no TLS.",
-    ),
-]
-TokenFile = Annotated[
-    Path | None,
-    _file("--token-file", "Token of an admin service account (audience xds-ca). Requires --ca-file."),
-]
-CertFile = Annotated[
-    Path | None,
-    _file(
-        "--cert-file",
-        "Client certificate (PEM) of an admin service account. Requires --ca-file and --key-file.",
-    ),
-]
-KeyFile = Annotated[Path | None, _file("--key-file", "Private key (PEM) of --cert-file.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +64,15 @@ class ClientCredentials:
 class AdminClient:
     """A connection to a control plane. On an error, every method prints a message and exits."""
 
-    def __init__(self, address: Address, credentials: ClientCredentials = ClientCredentials()) -> None:
+    def __init__(
+        self,
+        address: Address,
+        credentials: ClientCredentials = ClientCredentials(),
+        *,
+        timeout: float = RPC_TIMEOUT,
+    ) -> None:
         self._address = address
+        self._timeout = timeout
         # The state of a large mesh exceeds the default message limit of 4 MiB. Ignore http_proxy: a web
         # proxy does not forward to this port.
         options = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
@@ -109,6 +88,18 @@ class AdminClient:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
+
+    def server_version(self) -> str:
+        """Return the version of the control plane; empty if it is too old to send its version."""
+        method = self._channel.unary_unary(
+            f"/{PROXIES}/List",
+            request_serializer=proxies_pb2.ListProxiesRequest.SerializeToString,
+            response_deserializer=proxies_pb2.ListProxiesResponse.FromString,
+        )
+        # "-" is the name of no namespace: the response contains no proxy.
+        request = proxies_pb2.ListProxiesRequest(namespace="-")
+        _, call = self._exit_on_error(PROXIES, lambda: method.with_call(request, timeout=self._timeout))
+        return str(dict(call.initial_metadata()).get(VERSION_HEADER, ""))
 
     def list_proxies(self, filters: dict[str, str], *, unsynced: bool) -> proxies_pb2.ListProxiesResponse:
         """Return the state of proxies. With `unsynced`, include the resources that are not synced."""
@@ -160,7 +151,7 @@ class AdminClient:
             request_serializer=type(request).SerializeToString,
             response_deserializer=response.FromString,
         )
-        result: _Response = self._exit_on_error(service, lambda: method(request, timeout=RPC_TIMEOUT))
+        result: _Response = self._exit_on_error(service, lambda: method(request, timeout=self._timeout))
         return result
 
     def _stream(self, service: str, request: Message, response: type[_Response]) -> Iterator[_Response]:
@@ -201,7 +192,7 @@ class AdminClient:
                     "is an older version"
                 )
             case grpc.StatusCode.DEADLINE_EXCEEDED:
-                message = f"the server at {self._address} did not respond within {RPC_TIMEOUT:.0f} s"
+                message = f"the server at {self._address} did not respond within {self._timeout:.0f} s"
             case code:
                 message = f"the server at {self._address} responded with {code.name}"
         details = error.details() or ""

@@ -21,7 +21,7 @@ from xds.cli.options import (
     fail_unknown,
     print_problems,
 )
-from xds.cli.tables import Table
+from xds.cli.tables import Table, natural_key
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Service, ServicePort
 from xds.mesh.policy.effect import without_effect
@@ -91,7 +91,7 @@ def reach(
     if not outcomes:
         missing = "Service with a TCP port" if any(not pod.ended for pod in mesh.pods()) else "Pod"
         fail(f"nothing was checked: no {missing} in {manifests}")
-    rows = [_row(outcome) for outcome in outcomes]
+    rows = sorted(map(_row, outcomes), key=_order)
     if output is Format.JSON:
         typer.echo(json.dumps(rows, indent=2))
     else:
@@ -128,6 +128,11 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "reason": str(outcome.reason),
         "decidedBy": [str(ref) for ref in outcome.decided_by],
     }
+
+
+def _order(row: dict[str, Any]) -> list[Any]:
+    names = (row["client"], row["service"], str(row["port"]), row["endpoint"] or "", row["address"] or "")
+    return [natural_key(name) for name in names]
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -15,9 +15,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
 from xds.cli import admin_client
-from xds.cli.options import fail, parse_address
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
+from xds.cli.options import AllNamespaces, fail, parse_address
 from xds.cli.rollout import follow_rollouts, has_transitions, print_rollouts
-from xds.cli.tables import Table
+from xds.cli.tables import Table, natural_key
 from xds.mesh.controlplane.status import (
     absent_line,
     proxy_name,
@@ -78,6 +79,7 @@ def status(
             show_default=False,
         ),
     ] = None,
+    all_namespaces: AllNamespaces = False,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
     watch: Annotated[
         bool, typer.Option("-w", "--watch", help="Print the current state, then each change until Ctrl-C.")
@@ -90,13 +92,11 @@ def status(
             "with what each endpoint waits for.",
         ),
     ] = False,
-    xds_address: Annotated[
-        str, typer.Option("--xds-address", metavar="HOST:PORT", help="xDS address of the control plane.")
-    ] = "127.0.0.1:15010",
-    ca_file: admin_client.CaFile = None,
-    token_file: admin_client.TokenFile = None,
-    cert_file: admin_client.CertFile = None,
-    key_file: admin_client.KeyFile = None,
+    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Print the sync status of connected sidecars by resource type: synced, waiting or rejected, and why.
 
@@ -108,6 +108,8 @@ def status(
     """
     if "" in (proxy, namespace):
         fail("PROXY and --namespace must not be empty: omit them to print all sidecars")
+    if namespace and all_namespaces:
+        fail("--namespace and --all-namespaces cannot be combined")
     if rollout and proxy:
         fail("--rollout cannot be combined with PROXY, because it prints services")
     address = parse_address("--xds-address", xds_address)
@@ -271,7 +273,7 @@ def _print_proxies(response: pb.ListProxiesResponse, *, one_proxy: bool) -> None
                 typer.echo(f"{name}: {len(proxy.streams)} streams in total")
         typer.echo()
     table = Table(*_TITLES)
-    for proxy in response.proxies:
+    for proxy in sorted(response.proxies, key=lambda proxy: natural_key(proxy_name(proxy.node_id))):
         for line in _lines(proxy, response.time):
             table.add_row(*line.cells)
     if one_proxy or not absent.may_be_on_other_replica:

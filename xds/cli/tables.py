@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -13,6 +15,13 @@ _GAP = 2
 """Spaces between columns."""
 _MIN_LAST_WIDTH = 10
 """Minimum width of the last column, on a terminal that is too narrow for all columns."""
+
+
+def natural_key(text: str) -> list[Any]:
+    """Return a sort key that compares numbers by value: `s2` comes before `s10`."""
+    # Texts and numbers alternate, so a number is never compared with a text. A longer number is greater.
+    texts = re.split(r"0*(\d+)", text, flags=re.ASCII)
+    return [(len(part), part) if index % 2 else part for index, part in enumerate(texts)]
 
 
 class Table:

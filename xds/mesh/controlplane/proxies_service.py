@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, TypeAlias
 
 import grpc
@@ -18,7 +19,7 @@ from xds.introspect.clock import Clock
 from xds.introspect.cooperative import Checkpoint, batches
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.absence import Absences, Absent
-from xds.mesh.controlplane.status import pod, settled
+from xds.mesh.controlplane.status import VERSION_HEADER, pod, settled
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.acks import Rejection
@@ -77,8 +78,9 @@ class ProxiesService:
         """Add the service to a server that has not started."""
 
         async def list_(
-            request: pb.ListProxiesRequest, _: grpc.aio.ServicerContext
+            request: pb.ListProxiesRequest, context: grpc.aio.ServicerContext
         ) -> pb.ListProxiesResponse:
+            await context.send_initial_metadata(((VERSION_HEADER, version("xds-mesh")),))
             clock = Clock.read()
             checkpoint = Checkpoint()
             proxies = []

@@ -16,6 +16,9 @@ from xds.mesh.model.objects import printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.types import short_name
 
+VERSION_HEADER = "xds-version"
+"""Header of xds.mesh.v1.Proxies/List with the version of the control plane."""
+
 _MAX_CAUSES = 2
 """Maximum number of objects that a line names."""
 
