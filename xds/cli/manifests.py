@@ -8,7 +8,7 @@ import typer
 
 from xds.cli.options import fail, fail_unknown, print_problems
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import MeshConfig, Pod, Problem
+from xds.mesh.model.objects import MeshConfig, Pod, Problem, Service
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
 
@@ -55,3 +55,14 @@ def find_pod(mesh: Mesh, name: str) -> Pod:
     if pod is None:
         fail_unknown("pod", name, [f"{pod.name}.{pod.namespace}" for pod in mesh.pods()], "POD.NAMESPACE")
     return pod
+
+
+def find_service(mesh: Mesh, name: str) -> Service:
+    """Return the Service named SERVICE.NAMESPACE. If there is none, print similar names and exit."""
+    host = name.removesuffix(".svc.cluster.local").removesuffix(".svc")
+    service_name, _, namespace = host.rpartition(".")
+    service = mesh.service(namespace, service_name)
+    if service is None:
+        known = [f"{service.name}.{service.namespace}" for service in mesh.services()]
+        fail_unknown("service", name, known, "SERVICE.NAMESPACE")
+    return service

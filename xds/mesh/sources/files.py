@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from watchfiles import awatch
-
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref
 from xds.mesh.parse import Parsed, parse
 from xds.mesh.parse.problems import Problems
@@ -383,6 +381,8 @@ def _choose(claimants: list[tuple[Path, Parsed]], before: _AppliedFact | None) -
 
 async def _change_events(root: Path) -> AsyncIterator[None]:
     """Yield after each change event of the folder, and every RESCAN_INTERVAL seconds without one."""
+    from watchfiles import awatch  # noqa: PLC0415 - slow to import, and most commands read a folder once
+
     try:
         async for _ in awatch(
             root,
