@@ -173,7 +173,7 @@ def test_environment_variable_sets_the_address(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("typo", "hint"),
-    [("staus", " (did you mean status?)"), ("trnslate", " (did you mean translate?)"), ("qqq", "")],
+    [("stats", " (did you mean status?)"), ("trnslate", " (did you mean translate?)"), ("qqq", "")],
 )
 def test_mistyped_command_gets_a_suggestion(typo: str, hint: str) -> None:
     result = xds(typo)

@@ -22,6 +22,7 @@ _COMMANDS = {
     "bootstrap": "Print the Envoy bootstrap of a pod's sidecar.",
     "inject": "Add sidecars to the pods in manifests.",
     "install": "Install or upgrade the control plane in a Kubernetes cluster.",
+    "check": "Check a cluster, an installed control plane and its sidecars.",
     "install-crds": "Create missing CustomResourceDefinitions in a Kubernetes cluster.",
     "rotate-root": "Start or inspect the rotation of a cluster's root certificate.",
     "translate": "Print the configuration of a pod's sidecar.",

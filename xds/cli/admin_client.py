@@ -61,8 +61,12 @@ class ClientCredentials:
         return credentials
 
 
+def _exit_unreachable(message: str) -> NoReturn:
+    fail(message, EXIT_UNREACHABLE)
+
+
 class AdminClient:
-    """A connection to a control plane. On an error, every method prints a message and exits."""
+    """A connection to a control plane. On an error, every method prints a message and exits by default."""
 
     def __init__(
         self,
@@ -70,9 +74,19 @@ class AdminClient:
         credentials: ClientCredentials = ClientCredentials(),
         *,
         timeout: float = RPC_TIMEOUT,
+        on_error: Callable[[str], NoReturn] = _exit_unreachable,
     ) -> None:
+        """Create a client.
+
+        Args:
+            address: xDS address of the control plane.
+            credentials: the files for a connection over TLS.
+            timeout: seconds to wait for a response.
+            on_error: called with the message if a call fails.
+        """
         self._address = address
         self._timeout = timeout
+        self._on_error = on_error
         # The state of a large mesh exceeds the default message limit of 4 MiB. Ignore http_proxy: a web
         # proxy does not forward to this port.
         options = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
@@ -169,7 +183,7 @@ class AdminClient:
         except grpc.RpcError as error:
             if error.code() not in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
                 self._fail(service, error)
-        fail(f"the control plane at {self._address} closed the stream", EXIT_UNREACHABLE)
+        self._on_error(f"the control plane at {self._address} closed the stream")
 
     def _exit_on_error(self, service: str, call: Callable[[], _Result]) -> _Result:
         try:
@@ -196,4 +210,4 @@ class AdminClient:
             case code:
                 message = f"the server at {self._address} responded with {code.name}"
         details = error.details() or ""
-        fail(message + (f" ({printable(details)})" if details else ""), EXIT_UNREACHABLE)
+        self._on_error(message + (f" ({printable(details)})" if details else ""))

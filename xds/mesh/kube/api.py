@@ -10,6 +10,8 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -161,6 +163,16 @@ class KubeApi:
             if error.is_not_found:
                 return None
             raise
+
+    async def server_time(self) -> datetime:
+        """Return the time of the API server's clock, from a response's header Date. Raises KubeError."""
+        client_timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT, sock_connect=_CONNECT_TIMEOUT)
+        async with self._request("GET", "/version", {}, client_timeout) as response:
+            date = response.headers.get("Date", "")
+        try:
+            return parsedate_to_datetime(date)
+        except ValueError as error:
+            raise KubeError(response.status, f"{self.server} sent no valid header Date") from error
 
     async def create(self, path: str, body: Json, **query: Any) -> Json:
         """Create an object in a collection. Raises KubeError."""
