@@ -8,6 +8,7 @@ import pty
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -240,3 +241,80 @@ def test_natural_key_orders_numbers_by_value() -> None:
     expected = ["", "1", "9" * 5000, "a", "a1", "a1b", "a2", "a02c", "a10", "a10.b2", "a10.b10", "b"]
     random.shuffle(names)
     assert sorted(names, key=natural_key) == expected
+
+
+# --- errors and help in plain words ---
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("reach", "-o", "xml"), "'xml' is not one of 'table', 'json'"),
+        (("serve", "--rollout-timeout", "abc"), "'--rollout-timeout': must be a valid number"),
+        (("serve", "--rollout-timeout", "-5"), "'--rollout-timeout': must be at least 0"),
+        (("init", "--envoy-port", "99999"), "must be at most 65535"),
+        (("install", "--only", "foo"), "'--only': 'foo' is not one of 'crds'"),
+        (("reach", "--manifests", "/none"), "folder '/none' does not exist"),
+        (("completion", "tcsh"), "Invalid value for 'SHELL': 'tcsh' is not one of"),
+    ],
+)
+def test_invalid_value_is_explained_in_plain_words(words: tuple[str, ...], message: str) -> None:
+    result = xds(*words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not re.search(r"Value error|Input should|unable to parse", result.stderr)
+
+
+def test_help_has_no_type_names_of_python() -> None:
+    for command in re.findall(r"^  ([a-z][a-z-]*)  ", xds("--help").stdout, re.MULTILINE):
+        text = xds(command, "--help").stdout.partition("Examples:")[0]
+        assert not re.search(r"<\w|\{|\b(str|int|float|RANGE)\b|list\[|<=x|x>=", text), command
+    assert "Usage: xds translate [OPTIONS] POD.NAMESPACE\n" in xds("translate", "--help").stdout
+    assert re.search(
+        r"--envoy-port NUMBER .*\[default: 15001; 1 to\s+65535\]", xds("init", "--help").stdout, re.DOTALL
+    )
+
+
+def test_unreachable_control_plane_is_explained_in_one_line(tmp_path: Path) -> None:
+    place = f"127.0.0.1:{free_port()}"
+    result = run("status", "--xds-address", place)
+    assert result.returncode == 3
+    assert result.stderr == (
+        f"xds: cannot connect to a control plane at {place}: start `xds serve`, or set --xds-address to its "
+        "xDS address (connection refused)\n"
+    )
+    (tmp_path / "root.pem").write_text("nothing")
+    result = run("status", "--xds-address", place, "--ca-file", tmp_path / "root.pem")
+    error = f"xds: --ca-file {tmp_path}/root.pem contains no certificate in PEM format\n"
+    assert (result.returncode, result.stderr) == (2, error)
+
+
+@pytest.mark.parametrize(
+    "option", ["--xds-address", "--admin-address", "--rest-address", "--xds-tls-address"]
+)
+def test_address_in_use_names_the_option_to_change(folder: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        place = f"127.0.0.1:{occupied.getsockname()[1]}"
+        addresses = {"--xds-address": "127.0.0.1:0", "--admin-address": "127.0.0.1:0", option: place}
+        words = [word for pair in addresses.items() for word in pair]
+        result = run("serve", "--manifests", folder, "--state-dir", folder.parent / "state", *words)
+    assert result.returncode == 1
+    assert f"cannot listen on {place}: address already in use (choose another with {option}" in result.stderr
+    assert not re.search(r"Errno|add_port|GRPC_VERBOSITY|Traceback", result.stderr)
+
+
+def test_missing_kubeconfig_is_explained(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    result = run("check", KUBECONFIG=str(config))
+    error = f"xds: there is no kubeconfig at {config}: set --kubeconfig or KUBECONFIG\n"
+    assert (result.returncode, result.stderr) == (2, error)
+    config.write_text("text")
+    result = run("check", KUBECONFIG=str(config))
+    error = f"xds: {config} is not a valid kubeconfig file\n"
+    assert (result.returncode, result.stderr) == (2, error)
+    config.write_text(
+        "{apiVersion: v1, kind: Config, current-context: '', contexts: [], clusters: [], users: []}"
+    )
+    result = run("check", "--context", "x", KUBECONFIG=str(config))
+    error = f"xds: {config} has no context x: kubectl config get-contexts lists them\n"
+    assert (result.returncode, result.stderr) == (2, error)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from xds.cli.plain import Command, plain_error
+
 if TYPE_CHECKING:
     from typer._click.shell_completion import CompletionItem
 
@@ -46,19 +48,25 @@ class _LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in _COMMANDS:
             return None
-        if cmd_name == "serve":
-            # Without this, gRPC logs every failed handshake. It reads the variable at import time.
-            os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+        # gRPC reads this at import time. It would log every failed handshake, and errors that we report.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         name = cmd_name.replace("-", "_")
         module = import_module(f"xds.cli.{name}")
         app = _app()
-        app.command(cmd_name, epilog=_examples(module))(getattr(module, name))
+        app.command(cmd_name, cls=Command, epilog=_examples(module))(getattr(module, name))
         command = typer.main.get_command(app)
         if ctx.resilient_parsing:  # typer's word for completion
             from xds.cli.completers import add_completers  # noqa: PLC0415
 
             add_completers(command)
         return command
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = plain_error(error.message)
+            raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:

@@ -48,21 +48,35 @@ class ClientCredentials:
                 fail("credentials are only sent over TLS: add --ca-file to verify the control plane")
             return None
         try:
+            roots = self.roots.read_bytes()
+            if b"-----BEGIN CERTIFICATE-----" not in roots:
+                fail(f"--ca-file {self.roots} contains no certificate in PEM format")
             credentials = grpc.ssl_channel_credentials(
-                self.roots.read_bytes(),
+                roots,
                 self.key.read_bytes() if self.key else None,
                 self.certificate.read_bytes() if self.certificate else None,
             )
             if self.token:
                 token = grpc.access_token_call_credentials(self.token.read_text().strip())
                 credentials = grpc.composite_channel_credentials(credentials, token)
-        except (OSError, ValueError) as error:
-            fail(str(error))
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}")
+        except ValueError:
+            fail(f"--token-file {self.token}: is not UTF-8 text")
         return credentials
 
 
 def _exit_unreachable(message: str) -> NoReturn:
     fail(message, EXIT_UNREACHABLE)
+
+
+def _reason(details: str) -> str:
+    """Return the reason in gRPC's details of a failed connection, which name each step that failed."""
+    if not details.startswith(("failed to connect to all addresses", "errors resolving")):
+        return details
+    if "SSL" in details or "Ssl" in details:
+        return "the TLS handshake failed: " + details.rpartition(":")[2].strip()
+    return details.rpartition(": ")[2].rstrip("]").lower()
 
 
 class AdminClient:
@@ -209,5 +223,5 @@ class AdminClient:
                 message = f"the server at {self._address} did not respond within {self._timeout:.0f} s"
             case code:
                 message = f"the server at {self._address} responded with {code.name}"
-        details = error.details() or ""
+        details = _reason(error.details() or "")
         self._on_error(message + (f" ({printable(details)})" if details else ""))
