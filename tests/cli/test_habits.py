@@ -109,6 +109,15 @@ def test_bash_completes_names_from_manifests(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("bash")
+def test_bash_completes_options_with_an_equals_sign(folder: Path) -> None:
+    """Bash passes --option=value as three words."""
+    where = ("--manifests", "=", folder)
+    assert complete("reach", *where, "--from", "web-2") == ["web-2.shop"]
+    assert complete("reach", *where, "--from", "=", "web-2") == ["web-2.shop"]
+    assert complete("reach", *where, "--from", "=") == ["web-1.shop", "web-2.shop", "web-10.shop"]
+
+
+@pytest.mark.usefixtures("bash")
 def test_bash_completes_sidecars_of_a_control_plane(folder: Path) -> None:
     with serving(folder) as process:
         words = ("status", "--xds-address", address(process))

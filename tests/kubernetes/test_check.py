@@ -511,3 +511,13 @@ async def test_sidecars_of_a_control_plane_are_checked(cluster: Cluster, tmp_pat
     row = await sidecars(address)
     assert row["result"] == "skip"
     assert "cannot connect to a control plane" in row["detail"]
+
+
+async def test_rejected_credentials_fail(cluster: Cluster, tmp_path: Path) -> None:
+    config = json.loads((await cluster.kubeconfig("default/default")).read_text())
+    config["users"] = [{"name": user["name"], "user": {"token": "wrong"}} for user in config["users"]]
+    (tmp_path / "config").write_text(json.dumps(config))
+    status, output, _ = await run("check", "--pre", f"--kubeconfig={tmp_path / 'config'}")
+    assert status == 1
+    assert re.search(r"^✗ fail  API server +Unauthorized", output, re.MULTILINE)
+    assert "✓" not in output

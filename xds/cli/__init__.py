@@ -139,4 +139,11 @@ def main() -> None:
         from typer.completion import completion_init  # type: ignore[attr-defined]  # noqa: PLC0415
 
         completion_init()
+        if "COMP_WORDS" in os.environ:
+            from xds.cli.completers import join_assignments  # noqa: PLC0415
+
+            words, index = join_assignments(
+                os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+            )
+            os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(index)}
     app(prog_name="xds")

@@ -62,14 +62,14 @@ class ClusterChecks:
         yield Check("permissions to install", self._caller_permissions)
         for definition in crds.definitions():
             name = definition["metadata"]["name"]
-            yield Check(f"kind {name}", partial(self._kind, name, may_be_missing=True))
+            yield Check(f"kind {name}", partial(self._kind, definition, may_be_missing=True))
 
     def of_installation(self) -> Iterator[Check]:
         """Yield the checks of an installed control plane."""
         yield from self._of_the_api_server()
         for definition in crds.definitions():
             name = definition["metadata"]["name"]
-            yield Check(f"kind {name}", partial(self._kind, name))
+            yield Check(f"kind {name}", partial(self._kind, definition))
         yield Check("control plane permissions", self._control_plane_permissions)
         yield Check("control plane pods", self._deployment)
         yield Check("CA certificate", self._authority)
@@ -123,8 +123,8 @@ class ClusterChecks:
 
     # --- kinds and permissions ---
 
-    async def _kind(self, name: str, *, may_be_missing: bool = False) -> str:
-        [status] = [status for status in await crds.examine(self._api) if status.name == name]
+    async def _kind(self, definition: Json, *, may_be_missing: bool = False) -> str:
+        status = await crds.examine(self._api, definition)
         if status.problem == crds.MISSING and may_be_missing:
             return "does not exist; xds install creates it"
         if status.problem:

@@ -24,6 +24,30 @@ TIMEOUT = 2.0
 """Seconds to wait for the control plane. The user's shell is blocked meanwhile."""
 
 
+def join_assignments(words: list[str], current: int) -> tuple[list[str], int]:
+    """Undo bash's splitting of --option=value into three words.
+
+    Args:
+        words: the words of the command line.
+        current: the index of the word to complete.
+
+    Returns:
+        The joined words, and the index of the word to complete among them.
+    """
+    joined: list[str] = []
+    index = 0
+    for number, word in enumerate(words):
+        is_value = bool(joined) and joined[-1].startswith("--") and joined[-1].endswith("=")
+        is_sign = word == "=" and bool(joined) and joined[-1].startswith("--")
+        if is_value or is_sign:
+            joined[-1] += word
+        else:
+            joined.append(word)
+        if number == current:
+            index = len(joined) - 1
+    return joined, index
+
+
 def add_completers(command: Any) -> None:
     """Complete the parameters of a command whose metavar stands for a name."""
     for param in command.params:

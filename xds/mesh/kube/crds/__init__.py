@@ -68,25 +68,23 @@ async def served_versions(api: KubeApi) -> dict[str, tuple[str, ...]]:
     return versions
 
 
-async def examine(api: KubeApi) -> list[CrdStatus]:
-    """Return the status of each kind without installing it.
+async def examine(api: KubeApi, ours: Json) -> CrdStatus:
+    """Return the status of a packaged kind without installing it.
 
     Its problem is also set if the kind is missing or not served yet, or if its schema drops a field.
     """
-    statuses = []
-    for ours in definitions():
-        existing = await _read(api, ours["metadata"]["name"])
-        if existing is None:
-            statuses.append(replace(_status_of(ours, ours), versions=(), owner="", problem=MISSING))
-            continue
-        status = _status_of(existing, ours)
-        if not status.problem and _condition(existing, "Established") != "True":
-            status = replace(status, problem="is not served yet")
-        elif not status.problem and (dropped := _dropped_fields(existing, ours)):
-            listed = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
-            status = replace(status, problem=f"its schema drops {listed} from every object")
-        statuses.append(status)
-    return statuses
+    existing = await _read(api, ours["metadata"]["name"])
+    if existing is None:
+        return replace(_status_of(ours, ours), versions=(), owner="", problem=MISSING)
+    status = _status_of(existing, ours)
+    if status.problem:
+        return status
+    if _condition(existing, "Established") != "True":
+        return replace(status, problem="is not served yet")
+    if dropped := _dropped_fields(existing, ours):
+        listed = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
+        return replace(status, problem=f"its schema drops {listed} from every object")
+    return status
 
 
 def _dropped_fields(existing: Json, ours: Json) -> list[str]:
