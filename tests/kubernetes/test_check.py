@@ -17,6 +17,7 @@ from tests.cli.serve_process import serving
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.kubernetes.installing import SYSTEM, install, run
+from tests.kubernetes.serving import Serving
 from tests.support.loopback import free_port
 from tests.support.waiting import eventually
 from xds.cli import cluster_checks
@@ -521,3 +522,27 @@ async def test_rejected_credentials_fail(cluster: Cluster, tmp_path: Path) -> No
     assert status == 1
     assert re.search(r"^✗ fail  API server +Unauthorized", output, re.MULTILINE)
     assert "✓" not in output
+
+
+async def test_running_control_plane_passes_the_checks_of_its_work(
+    own_cluster: Cluster, tmp_path: Path
+) -> None:
+    """Two real processes do what `healthy` does for the other tests."""
+    await install(own_cluster)
+    config = await own_cluster.kubeconfig(f"{SYSTEM}/xds")
+    expected = {"CA certificate", "root certificates in namespaces", "webhook CA bundle", "replicas agree"}
+    options = (f"--namespace={SYSTEM}", "--webhook-address=127.0.0.1:0")
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+    async with Serving(config, folders[0], *options) as one, Serving(config, folders[1], *options) as two:
+        await one.until_ready()
+        await two.until_ready()
+
+        async def pass_() -> bool:
+            findings = await check(own_cluster)
+            missing = expected - of(Result.PASS, findings)
+            assert not missing, [findings[name] for name in missing]
+            return findings["replicas agree"].detail.startswith("2 serve generation ")
+
+        await eventually(pass_, timeout=60, what="the checks pass")
