@@ -84,7 +84,7 @@ def check(
     )
 
     async def check_sidecars() -> str:
-        return _check_sidecars(xds_address, credentials)
+        return _check_sidecars(xds_address, credentials, namespace)
 
     sidecars = () if pre else (Check("sidecars in sync", check_sidecars),)
     findings = asyncio.run(_check_cluster(kubeconfig, context, namespace, sidecars, pre=pre))
@@ -107,11 +107,13 @@ async def _check_cluster(
         fail(str(error), 3)
 
 
-def _check_sidecars(xds_address: str | None, credentials: admin_client.ClientCredentials) -> str:
+def _check_sidecars(
+    xds_address: str | None, credentials: admin_client.ClientCredentials, namespace: str
+) -> str:
     if not xds_address:
         raise CheckSkippedError(
             "no address of a control plane",
-            "run kubectl -n istio-system port-forward deployment/xds 15012, and set --xds-address",
+            f"run kubectl -n {namespace} port-forward deployment/xds 15012, and set --xds-address",
         )
 
     def skip(message: str) -> NoReturn:
