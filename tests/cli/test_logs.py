@@ -26,10 +26,25 @@ log.error("long", text="x" * 2000, names=["y" * 600] * 2, stack="line 1\\nline 2
 """
 
 
-def run(stderr: int) -> None:
+def run(stderr: int, **env: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     subprocess.run(
-        [sys.executable, "-c", CODE], stderr=stderr, check=True, env=os.environ | {"TERM": "xterm"}
+        [sys.executable, "-c", CODE], stderr=stderr, check=True, env=environment | {"TERM": "xterm"} | env
     )
+
+
+def run_on_terminal(**env: str) -> str:
+    master, slave = pty.openpty()
+    run(slave, **env)
+    os.close(slave)
+    text = b""
+    while True:
+        try:
+            text += os.read(master, 65536)
+        except OSError:  # the other end is closed
+            break
+    os.close(master)
+    return text.decode()
 
 
 def test_logs_are_logfmt_without_a_terminal() -> None:
@@ -50,17 +65,7 @@ def test_logs_are_logfmt_without_a_terminal() -> None:
 
 
 def test_logs_are_columns_on_a_terminal() -> None:
-    master, slave = pty.openpty()
-    run(slave)
-    os.close(slave)
-    text = b""
-    while True:
-        try:
-            text += os.read(master, 65536)
-        except OSError:  # the other end is closed
-            break
-    os.close(master)
-    shown = text.decode()
+    shown = run_on_terminal()
     assert "hello" in shown
     assert "from a library" in shown
     assert "RuntimeError: a bug" in shown
@@ -68,3 +73,8 @@ def test_logs_are_columns_on_a_terminal() -> None:
     assert "PRIVATE KEY" not in shown.replace('secret = "PRIVATE KEY"', "")
     assert "too much" not in shown
     assert f"line 1\r\nline 2 {'z' * 2000}" in shown
+
+
+def test_no_color_disables_the_colors_of_logs() -> None:
+    assert "\x1b[" in run_on_terminal()
+    assert "\x1b[" not in run_on_terminal(NO_COLOR="1")

@@ -7,7 +7,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.mesh.controlplane.status import (
     duration,
-    natural_key,
     object_name,
     proxy_name,
     proxy_state,
@@ -146,9 +145,3 @@ def test_state_of_a_proxy_names_each_type_that_is_not_synced() -> None:
     assert state(synced, late, late) == "LDS waiting 3s for an ACK", "two streams that wait equally"
     assert state(unknown, unknown, problem="its pod is not known") == "its pod is not known"
     assert state(late, problem="no pod\x1b") == "no pod\\x1b; LDS waiting 3s for an ACK"
-
-
-def test_numbers_in_names_are_ordered_by_value() -> None:
-    names = ["s2", "s10", "s10a", "s10b", "t", "1", "", "s", "s" + "9" * 5000]
-    expected = ["", "1", "s", "s2", "s10", "s10a", "s10b", "s" + "9" * 5000, "t"]
-    assert sorted(names, key=natural_key) == expected

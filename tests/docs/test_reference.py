@@ -37,6 +37,14 @@ def test_every_command_has_its_help():
     assert re.findall(r"^## xds (\S+)$", hooks.commands(), re.MULTILINE) == names
 
 
+def test_exit_statuses_of_every_command_are_listed():
+    listed = CliRunner().invoke(app, ["--help"]).output.partition("Commands:")[2]
+    names = re.findall(r"^  (\S+)  ", listed, re.MULTILINE)
+    table = (REFERENCE / "cli.md").read_text().partition("## Exit statuses")[2]
+    rows = "".join(re.findall(r"^\| (`.+?) \|", table, re.MULTILINE))
+    assert [name for name in names if f"`{name}`" not in rows] == []
+
+
 def test_services_have_their_fields_and_comments():
     text = hooks.services()
     names = [f"xds.mesh.v1.{name}" for name in ("Objects", "Policies", "Proxies", "Rollouts")]

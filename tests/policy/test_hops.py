@@ -14,8 +14,9 @@ from tests.policy.meshes import meshes
 from tests.policy.world import HTTP, TCP, mesh, peer, pod, rule, service
 from tests.support.predictions import predict
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import natural_key
 from xds.mesh.policy import hops as hops_module
-from xds.mesh.policy.hops import Clients, all_targets, hops, natural_key
+from xds.mesh.policy.hops import Clients, all_targets, hops
 from xds.mesh.policy.reach import Outcome
 
 

@@ -84,7 +84,7 @@ async def test_server_starts_only_once(proxies, server):
 async def test_server_may_retry_a_failed_start(proxies, server):
     other = XdsServer(proxies, f"127.0.0.1:{server.port}")
     await other.stop()
-    with pytest.raises(RuntimeError, match="bind"):
+    with pytest.raises(RuntimeError, match=r"cannot listen on .*: "):
         await other.start()
     await server.stop()
     async with other, grpc.aio.insecure_channel(f"127.0.0.1:{other.port}") as channel:

@@ -6,13 +6,18 @@ subcommand runs or prints its help, so `xds --help` is fast.
 
 from __future__ import annotations
 
+import difflib
 import os
 from importlib import import_module
-from importlib.metadata import version
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from xds.cli.plain import Command, plain_error
+
+if TYPE_CHECKING:
+    from typer._click.shell_completion import CompletionItem
 
 _COMMANDS = {
     "serve": "Run the control plane for a folder of manifests or a Kubernetes cluster.",
@@ -20,6 +25,7 @@ _COMMANDS = {
     "bootstrap": "Print the Envoy bootstrap of a pod's sidecar.",
     "inject": "Add sidecars to the pods in manifests.",
     "install": "Install or upgrade the control plane in a Kubernetes cluster.",
+    "check": "Check a cluster, an installed control plane and its sidecars.",
     "install-crds": "Create missing CustomResourceDefinitions in a Kubernetes cluster.",
     "rotate-root": "Start or inspect the rotation of a cluster's root certificate.",
     "translate": "Print the configuration of a pod's sidecar.",
@@ -36,6 +42,8 @@ _COMMANDS = {
     "init": "Redirect a pod's traffic to its sidecar with iptables.",
     "token": "Issue tokens for sidecars outside Kubernetes.",
     "demo": "Run Istio's automatic mutual TLS task with real Envoys on this machine.",
+    "completion": "Print a completion script for bash, zsh or fish.",
+    "version": "Print the versions of this program and of the control plane.",
 }
 
 
@@ -56,14 +64,43 @@ class _LazyGroup(TyperGroup):
             return TyperGroup(name=cmd_name, commands={alias: command}, hidden=True, rich_markup_mode=None)
         if cmd_name not in _COMMANDS:
             return None
-        if cmd_name == "serve":
-            # Without this, gRPC logs every failed handshake. It reads the variable at import time.
-            os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+        # gRPC reads this at import time. It would log every failed handshake, and errors that we report.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         name = cmd_name.replace("-", "_")
         module = import_module(f"xds.cli.{name}")
         app = _app()
-        app.command(cmd_name, epilog=_examples(module))(getattr(module, name))
-        return typer.main.get_command(app)
+        app.command(cmd_name, cls=Command, epilog=_examples(module))(getattr(module, name))
+        command = typer.main.get_command(app)
+        if ctx.resilient_parsing:  # typer's word for completion
+            from xds.cli.completers import add_completers  # noqa: PLC0415
+
+            add_completers(command)
+        return command
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = plain_error(error.message)
+            raise
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            similar = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            hint = f" (did you mean {similar[0]}?)" if similar else ""
+            ctx.fail(f"unknown command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        # typer would import the module of every command.
+        from typer._click.shell_completion import CompletionItem  # noqa: PLC0415
+
+        names = [*_COMMANDS, "--help", "--version"]
+        return [
+            CompletionItem(name, help=_COMMANDS.get(name))
+            for name in names
+            if name.startswith(incomplete) and (incomplete or name in _COMMANDS)
+        ]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -91,6 +128,8 @@ def _app(**options: Any) -> typer.Typer:
 
 def _version(value: bool) -> None:
     if value:
+        from importlib.metadata import version  # noqa: PLC0415 - slow to import
+
         typer.echo(f"xds {version('xds-mesh')}")
         raise typer.Exit
 
@@ -100,13 +139,27 @@ app = _app(cls=_LazyGroup, no_args_is_help=True)
 
 @app.callback()
 def _root(
+    context: typer.Context,
     _version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """A control plane for Envoy sidecars: automatic mutual TLS between the services of a mesh."""
+    if os.environ.get("NO_COLOR"):
+        context.color = False
 
 
 def main() -> None:
     """Run the command line."""
+    if "_XDS_COMPLETE" in os.environ:
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # noqa: PLC0415
+
+        completion_init()
+        if "COMP_WORDS" in os.environ:
+            from xds.cli.completers import join_assignments  # noqa: PLC0415
+
+            words, index = join_assignments(
+                os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+            )
+            os.environ |= {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(index)}
     app(prog_name="xds")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Self, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 import grpc
-import typer
 from google.protobuf.message import Message
 
 from xds.cli.options import Address, fail, fail_unknown
-from xds.mesh.controlplane.status import proxy_name
+from xds.mesh.controlplane.status import VERSION_HEADER, proxy_name
 from xds.mesh.model.objects import printable
 from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
 
@@ -29,37 +28,6 @@ _CLOSED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 """Status codes of a stream that the control plane has closed."""
 EXIT_UNREACHABLE = 3
 """Exit status if a call to the control plane fails."""
-
-
-def _file(option: str, help_text: str) -> Any:
-    return typer.Option(
-        option, metavar="FILE", exists=True, dir_okay=False, help=help_text, show_default=False
-    )
-
-
-XdsAddress = Annotated[
-    str, typer.Option("--xds-address", metavar="HOST:PORT", help="xDS address of the control plane.")
-]
-DEFAULT_ADDRESS = "127.0.0.1:15010"
-CaFile = Annotated[
-    Path | None,
-    _file(
-        "--ca-file",
-        "Root certificates (PEM) to verify the control plane against. Default: plaintext, no TLS.",
-    ),
-]
-TokenFile = Annotated[
-    Path | None,
-    _file("--token-file", "Token of an admin service account (audience xds-ca). Requires --ca-file."),
-]
-CertFile = Annotated[
-    Path | None,
-    _file(
-        "--cert-file",
-        "Client certificate (PEM) of an admin service account. Requires --ca-file and --key-file.",
-    ),
-]
-KeyFile = Annotated[Path | None, _file("--key-file", "Private key (PEM) of --cert-file.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,24 +52,59 @@ class ClientCredentials:
                 fail("credentials are only sent over TLS: add --ca-file to verify the control plane")
             return None
         try:
+            roots = self.roots.read_bytes()
+            if b"-----BEGIN CERTIFICATE-----" not in roots:
+                fail(f"--ca-file {self.roots} contains no certificate in PEM format")
             credentials = grpc.ssl_channel_credentials(
-                self.roots.read_bytes(),
+                roots,
                 self.key.read_bytes() if self.key else None,
                 self.certificate.read_bytes() if self.certificate else None,
             )
             if self.token:
                 token = grpc.access_token_call_credentials(self.token.read_text().strip())
                 credentials = grpc.composite_channel_credentials(credentials, token)
-        except (OSError, ValueError) as error:
-            fail(str(error))
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}")
+        except ValueError:
+            fail(f"--token-file {self.token}: is not UTF-8 text")
         return credentials
 
 
-class AdminClient:
-    """A connection to a control plane. On an error, every method prints a message and exits."""
+def _exit_unreachable(message: str) -> NoReturn:
+    fail(message, EXIT_UNREACHABLE)
 
-    def __init__(self, address: Address, credentials: ClientCredentials = ClientCredentials()) -> None:
+
+def _reason(details: str) -> str:
+    """Return the reason in gRPC's details of a failed connection, which name each step that failed."""
+    if not details.startswith(("failed to connect to all addresses", "errors resolving")):
+        return details
+    if "SSL" in details or "Ssl" in details:
+        return "the TLS handshake failed: " + details.rpartition(":")[2].strip()
+    return details.rpartition(": ")[2].rstrip("]").lower()
+
+
+class AdminClient:
+    """A connection to a control plane. On an error, every method prints a message and exits by default."""
+
+    def __init__(
+        self,
+        address: Address,
+        credentials: ClientCredentials = ClientCredentials(),
+        *,
+        timeout: float = RPC_TIMEOUT,
+        on_error: Callable[[str], NoReturn] = _exit_unreachable,
+    ) -> None:
+        """Create a client.
+
+        Args:
+            address: xDS address of the control plane.
+            credentials: the files for a connection over TLS.
+            timeout: seconds to wait for a response.
+            on_error: called with the message if a call fails.
+        """
         self._address = address
+        self._timeout = timeout
+        self._on_error = on_error
         # The state of a large mesh exceeds the default message limit of 4 MiB. Ignore http_proxy: a web
         # proxy does not forward to this port.
         options = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
@@ -117,6 +120,21 @@ class AdminClient:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
+
+    def server_version(self) -> str:
+        """Return the version of the control plane; empty if it is too old to send its version."""
+        method = self._channel.unary_unary(
+            f"/{PROXIES}/List",
+            request_serializer=proxies_pb2.ListProxiesRequest.SerializeToString,
+            response_deserializer=proxies_pb2.ListProxiesResponse.FromString,
+        )
+        # "-" is the name of no namespace: the response contains no proxy.
+        request = proxies_pb2.ListProxiesRequest(namespace="-")
+        try:
+            _, call = method.with_call(request, timeout=self._timeout)
+        except grpc.RpcError as error:
+            self._fail(PROXIES, error)
+        return str(dict(call.initial_metadata()).get(VERSION_HEADER, ""))
 
     def list_proxies(self, filters: dict[str, str], *, unsynced: bool) -> proxies_pb2.ListProxiesResponse:
         """Return the state of proxies. With `unsynced`, include the resources that are not synced."""
@@ -195,7 +213,7 @@ class AdminClient:
             response_deserializer=response.FromString,
         )
         try:
-            result: _Response = method(request, timeout=RPC_TIMEOUT)
+            result: _Response = method(request, timeout=self._timeout)
         except grpc.RpcError as error:
             self._fail(service, error)
         return result
@@ -229,7 +247,7 @@ class AdminClient:
             if not has_ended and error.code() not in _CLOSED:
                 self._fail(service, error)
         if not has_ended:
-            fail(f"the control plane at {self._address} closed the stream", EXIT_UNREACHABLE)
+            self._on_error(f"the control plane at {self._address} closed the stream")
 
     def _fail(self, service: str, error: grpc.RpcError) -> NoReturn:
         match error.code():
@@ -248,8 +266,8 @@ class AdminClient:
                     "is an older version"
                 )
             case grpc.StatusCode.DEADLINE_EXCEEDED:
-                message = f"the server at {self._address} did not respond in time"
+                message = f"the server at {self._address} did not respond within {self._timeout:.0f} s"
             case code:
                 message = f"the server at {self._address} responded with {code.name}"
-        details = error.details() or ""
-        fail(message + (f" ({printable(details)})" if details else ""), EXIT_UNREACHABLE)
+        details = _reason(error.details() or "")
+        self._on_error(message + (f" ({printable(details)})" if details else ""))

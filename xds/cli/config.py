@@ -13,6 +13,7 @@ import typer
 
 from xds import snapshot
 from xds.cli import admin_client
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
 from xds.cli.options import Address, fail, parse_address
 from xds.cli.output import DocumentFormat, print_document
 from xds.codec import message_class, to_dict
@@ -94,11 +95,11 @@ def config(
     output: Annotated[
         DocumentFormat, typer.Option("-o", "--output", help="Output format.")
     ] = DocumentFormat.JSON,
-    xds_address: admin_client.XdsAddress = admin_client.DEFAULT_ADDRESS,
-    ca_file: admin_client.CaFile = None,
-    token_file: admin_client.TokenFile = None,
-    cert_file: admin_client.CertFile = None,
-    key_file: admin_client.KeyFile = None,
+    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Print the configuration that a running control plane serves to a connected sidecar.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import yaml
 from google.protobuf.json_format import MessageToDict
 
 from xds.cli import admin_client
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile
 from xds.cli.explanation import print_explanation
 from xds.cli.manifests import load_mesh
 from xds.cli.options import (
@@ -77,10 +79,10 @@ def explain(
             show_default=False,
         ),
     ] = None,
-    ca_file: admin_client.CaFile = None,
-    token_file: admin_client.TokenFile = None,
-    cert_file: admin_client.CertFile = None,
-    key_file: admin_client.KeyFile = None,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
 ) -> None:
     """Print why a client's connections to a service use mutual TLS, use plaintext, or fail.
@@ -103,7 +105,8 @@ def explain(
     else:
         if mesh_config or assignments:
             fail("--mesh-config and --set require --manifests or --kubernetes: a control plane has settings")
-        address = parse_address("--xds-address", xds_address or "127.0.0.1:15010")
+        default = os.environ.get("XDS_ADDRESS") or DEFAULT_XDS_ADDRESS
+        address = parse_address("--xds-address", xds_address or default)
         credentials = admin_client.ClientCredentials(
             roots=ca_file, token=token_file, certificate=cert_file, key=key_file
         )

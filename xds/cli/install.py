@@ -126,8 +126,12 @@ def _networks(texts: Iterable[str]) -> list[str]:
         return [str(ip_network(text)) for text in texts]
     except ValueError as error:
         raise typer.BadParameter(
-            f"{error}: use a network such as 10.0.0.0/24", param_hint="'--api-server-cidr'"
+            f"{_network_problem(error)}; use a network such as 10.0.0.0/24", param_hint="'--api-server-cidr'"
         ) from None
+
+
+def _network_problem(error: ValueError) -> str:
+    return str(error).replace("does not appear to be an IPv4 or IPv6 network", "is not a network")
 
 
 def _merge_settings(file: Path | None, assignments: Iterable[str]) -> dict[str, Any]:

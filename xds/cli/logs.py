@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -23,7 +24,11 @@ def configure() -> None:
     ]
     renderers: list[Any] = (
         # Tracebacks without local variables, which may contain keys.
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [
+            structlog.dev.ConsoleRenderer(
+                colors=not os.environ.get("NO_COLOR"), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
         if is_terminal
         else [
             structlog.processors.format_exc_info,

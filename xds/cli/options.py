@@ -75,6 +75,9 @@ Context = Annotated[
         show_default=False,
     ),
 ]
+AllNamespaces = Annotated[
+    bool, typer.Option("-A", "--all-namespaces", help="Print all namespaces. This is the default.")
+]
 
 
 class ClusterReference(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from xds.cli import admin_client
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
 from xds.cli.options import fail, parse_address
 from xds.cli.output import Format, print_document
 from xds.cli.tables import Table
@@ -37,11 +38,11 @@ def problems(
         bool, typer.Option("--notices", help="Also print notices, such as objects that are ignored.")
     ] = False,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
-    xds_address: admin_client.XdsAddress = admin_client.DEFAULT_ADDRESS,
-    ca_file: admin_client.CaFile = None,
-    token_file: admin_client.TokenFile = None,
-    cert_file: admin_client.CertFile = None,
-    key_file: admin_client.KeyFile = None,
+    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Print the objects that a running control plane rejects, and those that have had no effect for 10 s.
 

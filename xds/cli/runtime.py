@@ -149,7 +149,8 @@ async def run(
     try:
         await admin.start()
     except OSError as error:
-        log.error("cannot listen", problem=str(error))  # noqa: TRY400 - not a bug: no traceback
+        problem = f"{error.strerror} (choose another with --admin-address)"
+        log.error("cannot listen", problem=problem)  # noqa: TRY400 - not a bug: no traceback
         return 1
     ready_url = f"http://{addresses.admin._replace(port=admin.port)}/ready"
     running = asyncio.create_task(control_plane.run(ready_url))
@@ -298,7 +299,7 @@ class ControlPlane:
                 # The mesh stays in memory. Freezing it shortens later garbage collection pauses tenfold.
                 gc.collect()
                 gc.freeze()
-                await _start(*(each for each in (rest, server) if each))
+                await self._listen(server, rest)
                 self._is_listening = True
                 log.info("control plane ready", admin=ready_url)
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -313,13 +314,20 @@ class ControlPlane:
             if isinstance(result, Exception):
                 raise result
 
-
-async def _start(*servers: XdsServer | RestServer) -> None:
-    for server in servers:
+    async def _listen(self, server: XdsServer, rest: RestServer | None) -> None:
+        """Start the servers. Raises CannotListenError."""
+        option = "--rest-address"
         try:
+            if rest:
+                await rest.start()
+            option = "--xds-address"
             await server.start()
-        except (OSError, RuntimeError) as error:
-            raise CannotListenError(str(error)) from error
+        except OSError as error:
+            raise CannotListenError(f"{error.strerror} (choose another with {option})") from error
+        except RuntimeError as error:
+            if f" {self._addresses.xds}: " not in str(error):
+                option = "--xds-tls-address or --xds-mtls-address"
+            raise CannotListenError(f"{error} (choose another with {option})") from error
 
 
 async def _wait_until_complete(

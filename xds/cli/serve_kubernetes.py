@@ -198,7 +198,7 @@ class _Webhook:
         try:
             await self._server.run()
         except OSError as error:
-            raise CannotListenError(str(error)) from error
+            raise CannotListenError(f"{error.strerror} (choose another with --webhook-address)") from error
 
     async def _follow_trust(self) -> None:
         """Renew the server certificate and the CA bundle after a change of the CA."""

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from xds.cli import admin_client
-from xds.cli.options import fail, parse_address
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
+from xds.cli.options import AllNamespaces, fail, parse_address
 from xds.cli.output import WideFormat, print_document
 from xds.cli.proxy_table import ProxyTable, print_footer, print_notes, print_proxy
 from xds.cli.rollout import follow_rollouts, has_transitions, print_rollouts
@@ -48,6 +49,7 @@ def status(
             show_default=False,
         ),
     ] = None,
+    all_namespaces: AllNamespaces = False,
     not_synced: Annotated[
         bool, typer.Option("--not-synced", help="Omit sidecars that have ACKed their whole configuration.")
     ] = False,
@@ -63,11 +65,11 @@ def status(
             "with what each endpoint waits for.",
         ),
     ] = False,
-    xds_address: admin_client.XdsAddress = admin_client.DEFAULT_ADDRESS,
-    ca_file: admin_client.CaFile = None,
-    token_file: admin_client.TokenFile = None,
-    cert_file: admin_client.CertFile = None,
-    key_file: admin_client.KeyFile = None,
+    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Print the sync status of connected sidecars, one row each: synced, waiting or rejected, and why.
 
@@ -79,6 +81,8 @@ def status(
     """
     if "" in (proxy, namespace):
         fail("PROXY and --namespace must not be empty: omit them to print all sidecars")
+    if namespace and all_namespaces:
+        fail("--namespace and --all-namespaces cannot be combined")
     if rollout and proxy:
         fail("--rollout cannot be combined with PROXY, because it prints services")
     if not_synced and (proxy or rollout or watch):

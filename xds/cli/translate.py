@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
 
 from xds import snapshot
-from xds.cli.manifests import find_pod, load_mesh
+from xds.cli.manifests import find_pod, find_service, load_mesh
 from xds.cli.options import (
     Assignments,
     Context,
@@ -23,12 +23,14 @@ from xds.cli.options import (
 )
 from xds.codec import to_dict
 from xds.mesh.envoy import translate as envoy
+from xds.mesh.model.objects import Service
 
 EXAMPLES = """
 xds translate sleep.shop --manifests mesh/
 xds translate sleep.shop --manifests mesh/ --type listeners -o yaml
 xds translate deploy/sleep.shop --manifests apps/ --manifests policies/
 xds translate sleep-5d4f8-x2x7k.shop --kubernetes
+xds translate sleep.shop --manifests mesh/ --service httpbin.shop
 """
 
 
@@ -71,6 +73,15 @@ def translate(
         Type | None,
         typer.Option("--type", help="Resource type to print. Default: all types.", show_default=False),
     ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option(
+            "--service",
+            metavar="SERVICE.NS",
+            help="Service to print: only what the sidecar uses to connect to it. Default: everything.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.JSON,
 ) -> None:
     """Print the clusters, endpoints, listeners and routes of a pod's sidecar.
@@ -83,12 +94,47 @@ def translate(
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)
     translated = envoy.translate(mesh, sidecar)
+    shown = {type_: list(translated.of(url).values()) for type_, url in _TYPE_URLS.items()}
     resources = {
-        str(type_): [to_dict(url, resource.body) for resource in translated.of(url).values()]
-        for type_, url in _TYPE_URLS.items()
-        if only in (None, type_)
+        str(type_): [to_dict(resource.type_url, resource.body) for resource in items]
+        for type_, items in shown.items()
     }
+    if service:
+        resources = _select(find_service(mesh, service), shown, resources)
+    if only:
+        resources = {str(only): resources[only]}
     if output is Format.JSON:
         typer.echo(json.dumps(resources, indent=2))
     else:
         typer.echo(yaml.dump(resources, Dumper=yaml.CSafeDumper, sort_keys=False, width=120), nl=False)
+
+
+def _select(
+    service: Service,
+    resources: dict[Type, list[snapshot.Resource]],
+    messages: dict[str, list[dict[str, Any]]],
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the messages that a sidecar uses to connect to a service, and its virtual hosts in routes."""
+    title = str(service.ref)
+    names = {
+        (resource.type_url, resource.name)
+        for items in resources.values()
+        for resource in items
+        if any(source.partition(" (")[0] == title for source in resource.sources)
+    }
+    clusters = [json.dumps(name) for type_url, name in names if type_url == snapshot.CLUSTER]
+    routes = []
+    for message in messages[Type.ROUTES]:
+        hosts = [host for host in message["virtual_hosts"] if any(c in json.dumps(host) for c in clusters)]
+        if hosts:
+            routes.append(message | {"virtual_hosts": hosts})
+            names.add((snapshot.ROUTE, message["name"]))
+    selected: dict[str, list[dict[str, Any]]] = {
+        str(type_): [
+            message
+            for resource, message in zip(items, messages[type_], strict=True)
+            if not names.isdisjoint(((resource.type_url, resource.name), *resource.refs))
+        ]
+        for type_, items in resources.items()
+    }
+    return selected | {str(Type.ROUTES): routes}

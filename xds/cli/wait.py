@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from xds.cli import admin_client
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
 from xds.cli.options import Context, Kubeconfig, fail, parse_address
 from xds.mesh.controlplane.status import proxy_name
 from xds.mesh.model.objects import TRAFFIC_KINDS, Ref
@@ -82,11 +83,11 @@ def wait(
     ] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-    xds_address: admin_client.XdsAddress = admin_client.DEFAULT_ADDRESS,
-    ca_file: admin_client.CaFile = None,
-    token_file: admin_client.TokenFile = None,
-    cert_file: admin_client.CertFile = None,
-    key_file: admin_client.KeyFile = None,
+    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Wait until all connected sidecars that a policy or DestinationRule concerns have ACKed it.
 

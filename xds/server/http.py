@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -241,8 +242,8 @@ class HttpListener:
                 self._sockets.append(_bind(family, address))
         except OSError as error:
             await self.stop()
-            text = (error.strerror or str(error)).lower()
-            raise OSError(error.errno, f"cannot listen on {self._host}:{self._port}: {text}") from error
+            what = f"cannot listen on {self._host}:{self._port}: {reason_of(error)}"
+            raise OSError(error.errno, what) from error
         for server_socket in self._sockets:
             loop.add_reader(server_socket, self._accept, server_socket)
         self.port = self._sockets[0].getsockname()[1]
@@ -359,6 +360,13 @@ async def _readable(accepted: socket.socket) -> None:
             await readable.wait()
     finally:
         loop.remove_reader(accepted)
+
+
+def reason_of(error: OSError) -> str:
+    """Return why an address cannot be used, without the additions of Python's modules."""
+    # The numbers of name resolution errors are negative and no numbers of the operating system.
+    number = error.errno or 0
+    return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
 
 
 def _bind(family: int, address: tuple[Any, ...]) -> socket.socket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Self
@@ -17,6 +18,7 @@ from xds.protocol.limits import DEFAULT_LIMITS, Limits
 from xds.server.admission import CheckedServer
 from xds.server.connections import ConnectionGuard
 from xds.server.discovery import DiscoveryService
+from xds.server.http import reason_of
 from xds.server.proxies import Authenticate, Proxies, is_encrypted
 from xds.server.stream import Observer
 
@@ -169,21 +171,23 @@ class XdsServer:
             add(server, self.discovery)
         for handler in self.discovery.handlers():
             await self._health.set(handler.service_name(), health_pb2.HealthCheckResponse.SERVING)
+        address = self._address
+        secure_ports = []
         try:
-            self.port = server.add_insecure_port(self._address)
-            self.secure_ports = tuple(
-                server.add_secure_port(address, credentials) for address, credentials in self._secure
-            )
-        except RuntimeError:
+            self.port = server.add_insecure_port(address)
+            for address, credentials in self._secure:
+                secure_ports.append(server.add_secure_port(address, credentials))
+        except RuntimeError as error:
             await server.stop(None)
-            raise
+            raise RuntimeError(f"cannot listen on {address}: {_bind_problem(address)}") from error
+        self.secure_ports = tuple(secure_ports)
         await server.start()
         self._server = server
         ports = (port for port in (self.port, *self.secure_ports) if port > 1)  # 1: a Unix socket
         self._guard_task = asyncio.create_task(connections.run(tuple(ports)))
         log.info("serving xDS", address=self._address, port=self.port)
-        for (address, _), port in zip(self._secure, self.secure_ports, strict=True):
-            log.info("serving xDS over TLS", address=address, port=port)
+        for (secure_address, _), port in zip(self._secure, self.secure_ports, strict=True):
+            log.info("serving xDS over TLS", address=secure_address, port=port)
 
     async def stop(self) -> None:
         """Stop accepting calls, and end the streams with UNAVAILABLE one by one.
@@ -268,3 +272,20 @@ def _connection_age(seconds: float) -> tuple[tuple[str, int], ...]:
         ("grpc.max_connection_age_ms", round(seconds * 1000)),
         ("grpc.max_connection_age_grace_ms", 10_000),
     )
+
+
+def _bind_problem(address: str) -> str:
+    """Return why an address cannot be used. gRPC only logs the reason."""
+    if address.startswith("unix"):
+        return "the socket cannot be created"
+    host, _, port = address.rpartition(":")
+    try:
+        resolved = socket.getaddrinfo(
+            host.strip("[]") or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, kind, protocol, _, target in resolved:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(target)
+    except OSError as error:
+        return reason_of(error)
+    return "the address cannot be used"

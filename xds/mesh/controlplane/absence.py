@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from typing import NamedTuple
 
-from xds.mesh.controlplane.status import natural_key
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Pod
 from xds.mesh.rollout.proxies import PodName
 
@@ -98,7 +98,7 @@ class SidecarTracker:
 
 
 def _order(pod: Pod) -> tuple[object, ...]:
-    return natural_key(pod.namespace), natural_key(pod.name)
+    return natural_key(pod.namespace, pod.name)
 
 
 def _has_running_sidecar(pod: Pod) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any, NamedTuple, TypeAlias
 
 import grpc
@@ -19,7 +20,8 @@ from xds.introspect.clock import Clock
 from xds.introspect.cooperative import Checkpoint, batches
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.absence import Absences, Absent
-from xds.mesh.controlplane.status import natural_key, pod, settled
+from xds.mesh.controlplane.status import VERSION_HEADER, pod, settled
+from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.acks import Rejection
@@ -83,8 +85,9 @@ class ProxiesService:
         """Add the service to a server that has not started."""
 
         async def list_(
-            request: pb.ListProxiesRequest, _: grpc.aio.ServicerContext
+            request: pb.ListProxiesRequest, context: grpc.aio.ServicerContext
         ) -> pb.ListProxiesResponse:
+            await context.send_initial_metadata(((VERSION_HEADER, version("xds-mesh")),))
             clock = Clock.read()
             checkpoint = Checkpoint()
             proxies = []
@@ -243,7 +246,7 @@ def _select(
             if any(alias.startswith(request.proxy) for alias in key_aliases)
         ]
     node_ids = [key for key in selected if isinstance(key, str)]
-    node_ids.sort(key=lambda node_id: [natural_key(name) for name in (*names[node_id], node_id)])
+    node_ids.sort(key=lambda node_id: natural_key(*names[node_id], node_id))
     return {node_id: streams[node_id] for node_id in node_ids}, [
         key for key in selected if isinstance(key, Absent)
     ]

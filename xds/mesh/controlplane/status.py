@@ -17,6 +17,9 @@ from xds.mesh.model.objects import printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.types import short_name
 
+VERSION_HEADER = "xds-version"
+"""Header of xds.mesh.v1.Proxies/List with the version of the control plane."""
+
 _MAX_CAUSES = 2
 """Maximum number of objects that a line names."""
 
@@ -134,14 +137,6 @@ def warning_line(warning: pb.ObjectWarning) -> str:
     hint = f" ({warning.hint})" if warning.hint else ""
     served = f"; version {warning.served_version} stays in use" if warning.served_version else ""
     return printable(f"{warning.place}: warning: {warning.what}{hint}{served}")
-
-
-@lru_cache(maxsize=1 << 14)
-def natural_key(text: str) -> tuple[tuple[bool, int, str], ...]:
-    """Return a sort key that orders the numbers in names by value, so that `s2` is before `s10`."""
-    # At odd positions are the numbers.
-    parts = enumerate(_NUMBERS.split(text))
-    return tuple((False, int(part), part) if at % 2 else (True, 0, part) for at, part in parts)
 
 
 def settled(proxy: pb.Proxy) -> bool:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -100,12 +103,14 @@ class KubeApi:
 
         No request is sent yet. Raises KubeConfigError if the configuration is missing or invalid.
         """
+        files = _kubeconfig_files(kubeconfig)
 
         async def read() -> tuple[client.Configuration, str, bool]:
             configuration = client.Configuration()
             configuration.connection_pool_maxsize = 100  # each watch uses one connection
             if kubeconfig is None and context is None and _in_cluster(configuration):
                 return configuration, _own_namespace() or "default", True
+            _require_any(files)
             loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
                 config_file=str(kubeconfig) if kubeconfig else None,
                 context=context,
@@ -119,11 +124,10 @@ class KubeApi:
 
         try:
             configuration, namespace, in_cluster = await read()
-        except (ConfigException, OSError) as error:
-            raise KubeConfigError(str(error)) from error
+        except KubeConfigError:
+            raise
         except Exception as error:  # the library raises any type of error for an invalid file
-            what = f"{kubeconfig or 'the kubeconfig'} cannot be used: {type(error).__name__}: {error}"
-            raise KubeConfigError(what) from error
+            raise KubeConfigError(_explain(error, files, context)) from error
         return cls(configuration, namespace, in_cluster=in_cluster, renew=renew)
 
     async def __aenter__(self) -> Self:
@@ -161,6 +165,16 @@ class KubeApi:
             if error.is_not_found:
                 return None
             raise
+
+    async def server_time(self) -> datetime:
+        """Return the time of the API server's clock, from a response's header Date. Raises KubeError."""
+        client_timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT, sock_connect=_CONNECT_TIMEOUT)
+        async with self._request("GET", "/version", {}, client_timeout) as response:
+            date = response.headers.get("Date", "")
+        try:
+            return parsedate_to_datetime(date)
+        except ValueError as error:
+            raise KubeError(response.status, f"{self.server} sent no valid header Date") from error
 
     async def create(self, path: str, body: Json, **query: Any) -> Json:
         """Create an object in a collection. Raises KubeError."""
@@ -280,6 +294,28 @@ class KubeApi:
             self._configuration.api_key.update(renewed.api_key)
             self._configuration.refresh_api_key_hook = renewed.refresh_api_key_hook
         return self._token != used_token
+
+
+def _kubeconfig_files(kubeconfig: Path | None) -> list[str]:
+    """Return the files that kubectl would read."""
+    defaults = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
+    return [str(kubeconfig)] if kubeconfig else defaults.split(os.pathsep)
+
+
+def _require_any(files: list[str]) -> None:
+    """Raise KubeConfigError if no file exists. The library would only log that."""
+    if not any(Path(file).is_file() for file in files):
+        raise KubeConfigError(f"there is no kubeconfig at {', '.join(files)}: set --kubeconfig or KUBECONFIG")
+
+
+def _explain(error: Exception, files: list[str], context: str | None) -> str:
+    """Return why the kubeconfig files cannot be used."""
+    names = ", ".join(files)
+    if context and f"Expected object with name {context} " in str(error):
+        return f"{names} has no context {context}: kubectl config get-contexts lists them"
+    if isinstance(error, ConfigException | OSError):
+        return f"{names}: {error}"
+    return f"{names} is not a valid kubeconfig file"
 
 
 def _in_cluster(configuration: client.Configuration) -> bool:

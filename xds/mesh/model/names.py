@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +13,18 @@ if TYPE_CHECKING:
 
 _MAX_NAMES = 5
 """Maximum number of names that a message suggests."""
+
+
+def natural_key(*names: str) -> tuple[tuple[object, ...], ...]:
+    """Return a sort key that orders the numbers in names by their value: `s2` before `s10`."""
+    return tuple(map(_natural_key, names))
+
+
+@lru_cache(maxsize=1 << 14)
+def _natural_key(name: str) -> tuple[object, ...]:
+    # Texts and numbers alternate, so a number is never compared with a text. A longer number is greater.
+    texts = re.split(r"0*([0-9]+)", name)
+    return tuple((len(text), text) if index % 2 else text for index, text in enumerate(texts))
 
 
 class UnknownNameError(LookupError):
@@ -63,17 +77,23 @@ def pod_named(mesh: Mesh, name: str) -> Pod:
     return named[0]
 
 
+def service_named(mesh: Mesh, host: str) -> Service:
+    """Return the Service named SERVICE.NAMESPACE. Raises UnknownNameError if there is none."""
+    name, _, namespace = host.removesuffix(".svc.cluster.local").removesuffix(".svc").rpartition(".")
+    service = mesh.service(namespace, name)
+    if service is None:
+        known = [f"{service.name}.{service.namespace}" for service in mesh.services()]
+        raise UnknownNameError(unknown_name("service", host, known, "SERVICE.NAMESPACE"))
+    return service
+
+
 def ports_named(mesh: Mesh, text: str) -> tuple[Service, tuple[ServicePort, ...]]:
     """Return the Service of SERVICE.NAMESPACE[:PORT], and the selected ports. PORT is a number or a name.
 
     Without PORT, all ports are selected. Raises UnknownNameError if the Service or the port does not exist.
     """
     host, _, port = text.partition(":")
-    name, _, namespace = host.removesuffix(".svc.cluster.local").removesuffix(".svc").rpartition(".")
-    service = mesh.service(namespace, name)
-    if service is None:
-        known = [f"{service.name}.{service.namespace}" for service in mesh.services()]
-        raise UnknownNameError(unknown_name("service", host, known, "SERVICE.NAMESPACE"))
+    service = service_named(mesh, host)
     ports = tuple(item for item in service.ports if port in ("", str(item.port), item.name))
     if port and not ports:
         known = [str(item.port) for item in service.ports]

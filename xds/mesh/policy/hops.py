@@ -6,12 +6,12 @@ all clients and endpoints that cannot differ, so the cost does not depend on the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Pod, Service, ServicePort
 from xds.mesh.policy.destination import RuleKey, rule_key
 from xds.mesh.policy.reach import Answer, Outcome, Result, Server, answer_for, sender_of, server_of
@@ -126,12 +126,6 @@ def all_targets(mesh: Mesh) -> list[Target]:
     return [
         (service, port) for service in services for port in sorted(service.ports, key=lambda item: item.port)
     ]
-
-
-def natural_key(*names: str) -> tuple[tuple[str | int, ...], ...]:
-    """Return a sort key that compares numbers in names by value: `s2` comes before `s10`."""
-    parts = (re.split(r"([0-9]+)", name) for name in names)
-    return tuple(tuple(int(part) if part.isdecimal() else part for part in split) for split in parts)
 
 
 # --- classes of clients and endpoints -------------------------------------------------------------

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Fact, Mode, Pod, Ref, Service, ServicePort
 from xds.mesh.policy.hops import (
     RANKS,
@@ -22,7 +23,6 @@ from xds.mesh.policy.hops import (
     all_targets,
     answers,
     clients_of,
-    natural_key,
     sender_key,
 )
 from xds.mesh.policy.mtls import endpoint_mode

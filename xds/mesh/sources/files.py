@@ -21,8 +21,6 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from watchfiles import awatch
-
 from xds.mesh.inject.kinds import find_templates
 from xds.mesh.inject.workloads import FoundTemplate, expected_pods
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Namespace, Problem, Ref
@@ -519,6 +517,8 @@ def _choose(claimants: list[tuple[Path, Parsed]], before: _AppliedFact | None) -
 
 async def _change_events(*roots: Path) -> AsyncIterator[None]:
     """Yield after each change event of the folders, and every RESCAN_INTERVAL seconds without one."""
+    from watchfiles import awatch  # noqa: PLC0415 - slow to import, and most commands read a folder once
+
     try:
         async for _ in awatch(
             *roots,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.packaged import FIELD_MANAGER, load_packaged
 
 PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+
+MISSING = "is missing"
+"""Problem of a kind that does not exist."""
 
 _SERVED_TIMEOUT = 30.0
 _POLL_INTERVAL = 0.1
@@ -62,6 +66,60 @@ async def served_versions(api: KubeApi) -> dict[str, tuple[str, ...]]:
             supported = [version["name"] for version in ours["spec"]["versions"]]
             versions[status.name] = tuple(name for name in supported if name in status.versions)
     return versions
+
+
+async def examine(api: KubeApi, ours: Json) -> CrdStatus:
+    """Return the status of a packaged kind without installing it.
+
+    Its problem is also set if the kind is missing or not served yet, or if its schema drops a field.
+    """
+    existing = await _read(api, ours["metadata"]["name"])
+    if existing is None:
+        return replace(_status_of(ours, ours), versions=(), owner="", problem=MISSING)
+    status = _status_of(existing, ours)
+    if status.problem:
+        return status
+    if _condition(existing, "Established") != "True":
+        return replace(status, problem="is not served yet")
+    if dropped := _dropped_fields(existing, ours):
+        listed = ", ".join(dropped[:3]) + (", ..." if len(dropped) > 3 else "")
+        return replace(status, problem=f"its schema drops {listed} from every object")
+    return status
+
+
+def _dropped_fields(existing: Json, ours: Json) -> list[str]:
+    """Return the fields that xds reads and that the API server prunes, because the schema lacks them."""
+
+    def schemas(definition: Json) -> dict[str, Json]:
+        versions = definition["spec"]["versions"]
+        return {
+            version["name"]: (version.get("schema") or {}).get("openAPIV3Schema") or {}
+            for version in versions
+            if version["served"]
+        }
+
+    theirs = schemas(existing)
+    return list(
+        dict.fromkeys(
+            field
+            for version, schema in schemas(ours).items()
+            if version in theirs
+            for field in _missing_properties(schema, theirs[version], "")
+        )
+    )
+
+
+def _missing_properties(ours: Json, theirs: Json, path: str) -> Iterator[str]:
+    known = theirs.get("properties") or {}
+    rest = theirs.get("additionalProperties")
+    for name, schema in (ours.get("properties") or {}).items():
+        if name in known:
+            yield from _missing_properties(schema, known[name], f"{path}{name}.")
+        elif not rest and not theirs.get("x-kubernetes-preserve-unknown-fields"):
+            yield path + name
+    for part in ("items", "additionalProperties"):
+        if isinstance(ours.get(part), dict) and isinstance(theirs.get(part), dict):
+            yield from _missing_properties(ours[part], theirs[part], path)
 
 
 async def _wait_until_served(api: KubeApi, names: list[str]) -> None:

@@ -32,6 +32,7 @@ _PLURALS = {
     "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
 }
 _CLUSTER_SCOPED = (
+    "CustomResourceDefinition",
     "Namespace",
     "ClusterRole",
     "ClusterRoleBinding",
@@ -215,12 +216,18 @@ class Installer:
         return await self._api.find(_path(desired))
 
 
+def resource_of(body: Json) -> tuple[str, str, str]:
+    """Return the API group, the plural and the namespace of an object; empty without a namespace."""
+    group = body["apiVersion"].rpartition("/")[0]
+    plural = _PLURALS.get(body["kind"], f"{body['kind'].lower()}s")
+    return group, plural, "" if body["kind"] in _CLUSTER_SCOPED else body["metadata"]["namespace"]
+
+
 def _path(body: Json) -> str:
-    version, kind, meta = body["apiVersion"], body["kind"], body["metadata"]
-    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    plural = _PLURALS.get(kind, f"{kind.lower()}s")
-    scope = "" if kind in _CLUSTER_SCOPED else f"/namespaces/{meta['namespace']}"
-    return f"{root}{scope}/{plural}/{meta['name']}"
+    group, plural, namespace = resource_of(body)
+    root = f"/apis/{body['apiVersion']}" if group else f"/api/{body['apiVersion']}"
+    scope = f"/namespaces/{namespace}" if namespace else ""
+    return f"{root}{scope}/{plural}/{body['metadata']['name']}"
 
 
 def _title(body: Json) -> str:

@@ -1,0 +1,329 @@
+"""Habits of the command line: completion in a real shell, suggestions, versions, colors."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.cli.serve_process import ServeProcess, serving
+from tests.support.loopback import free_port
+from xds.cli import app
+from xds.mesh.model.names import natural_key
+
+MANIFESTS = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, clusterIP: 10.0.0.1, ports: [{name: http, port: 80, targetPort: 8080}]}
+"""
+POD = """
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio}}
+status: {podIP: %s}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "m").mkdir()
+    pods = [POD % (f"web-{number}", f"127.9.0.{number}") for number in (10, 2, 1)]
+    (tmp_path / "m/all.yaml").write_text(MANIFESTS + "".join(pods))
+    return tmp_path / "m"
+
+
+def xds(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name="xds")
+
+
+def run(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "xds", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, check=False)
+
+
+def address(process: ServeProcess) -> str:
+    return f"127.0.0.1:{process.xds}"
+
+
+# --- completion ---
+
+
+def complete(*words: object) -> list[str]:
+    """Return what a real bash completes for the last word of a command line."""
+    line = ["xds", *map(str, words)]
+    script = (
+        "source <(xds completion bash)\n"
+        f"COMP_WORDS=({' '.join(repr(word) for word in line)}); COMP_CWORD={len(line) - 1}\n"
+        "complete -p xds >/dev/null && _xds_completion xds\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+        check=True,
+    )
+    assert result.stderr == ""
+    return result.stdout.split()
+
+
+@pytest.fixture
+def bash() -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+
+
+@pytest.mark.usefixtures("bash")
+def test_bash_completes_commands_and_options() -> None:
+    assert complete("sta") == ["status"]
+    assert complete("rea") == ["reach"]
+    assert {"serve", "status", "version"} <= set(complete(""))
+    assert complete("reach", "--manif") == ["--manifests"]
+    assert complete("completion", "z") == ["zsh"]
+
+
+@pytest.mark.usefixtures("bash")
+def test_bash_completes_names_from_manifests(folder: Path) -> None:
+    assert complete("reach", "--manifests", folder, "--from", "") == [
+        "web-1.shop",
+        "web-2.shop",
+        "web-10.shop",
+    ]
+    assert complete("reach", "--manifests", folder, "--from", "web-1") == ["web-1.shop", "web-10.shop"]
+    assert complete("reach", "--manifests", folder, "--to", "w") == ["web.shop"]
+    assert complete("translate", "--manifests", folder, "web-2") == ["web-2.shop"]
+
+
+@pytest.mark.usefixtures("bash")
+def test_bash_completes_options_with_an_equals_sign(folder: Path) -> None:
+    """Bash passes --option=value as three words."""
+    where = ("--manifests", "=", folder)
+    assert complete("reach", *where, "--from", "web-2") == ["web-2.shop"]
+    assert complete("reach", *where, "--from", "=", "web-2") == ["web-2.shop"]
+    assert complete("reach", *where, "--from", "=") == ["web-1.shop", "web-2.shop", "web-10.shop"]
+
+
+@pytest.mark.usefixtures("bash")
+def test_bash_completes_sidecars_of_a_control_plane(folder: Path) -> None:
+    with serving(folder) as process:
+        words = ("status", "--xds-address", address(process))
+        assert complete(*words, "web-2") == ["web-2.shop"]
+        assert complete(*words, "-n", "") == ["shop"]
+
+
+@pytest.mark.usefixtures("bash")
+def test_completion_without_a_control_plane_is_empty_and_silent(tmp_path: Path) -> None:
+    assert complete("status", "--xds-address", f"127.0.0.1:{free_port()}", "we") == []
+    assert complete("status", "--xds-address", "nonsense", "we") == []
+    (tmp_path / "m.yaml").write_text("{")
+    assert complete("reach", "--manifests", tmp_path, "--from", "we") == []
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_script_for_other_shells_calls_xds(shell: str) -> None:
+    result = xds("completion", shell)
+    assert result.exit_code == 0
+    assert f"_XDS_COMPLETE=complete_{shell}" in result.stdout
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_complete_names_from_manifests(folder: Path, shell: str) -> None:
+    words = f"xds reach --manifests {folder} --from web-2"
+    env = {"_XDS_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": words}
+    result = run(**env, _TYPER_COMPLETE_FISH_ACTION="get-args")
+    assert "web-2.shop" in result.stdout
+    assert "web-1" not in result.stdout
+
+
+# --- versions ---
+
+
+def test_version_prints_client_and_server(folder: Path) -> None:
+    with serving(folder) as process:
+        result = xds("version", "--xds-address", address(process), "-o", "json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    versions = json.loads(result.stdout)
+    assert versions == {"client": "0.1.0", "server": "0.1.0"}
+
+
+def test_version_without_a_server_exits_with_3() -> None:
+    result = xds("version", "--xds-address", f"127.0.0.1:{free_port()}")
+    assert result.exit_code == 3
+    assert result.stdout == "client: 0.1.0\n"
+    assert "cannot connect to a control plane" in result.stderr
+    result = xds("version", "--client")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "client: 0.1.0\n", "")
+
+
+def test_environment_variable_sets_the_address(folder: Path) -> None:
+    with serving(folder) as process:
+        result = run("version", XDS_ADDRESS=address(process))
+        assert result.returncode == 0
+        assert "server: 0.1.0" in result.stdout
+        other = f"127.0.0.1:{free_port()}"
+        assert run("version", "--xds-address", other, XDS_ADDRESS=address(process)).returncode == 3
+
+
+# --- words, colors and order ---
+
+
+@pytest.mark.parametrize(
+    ("typo", "hint"),
+    [("stats", " (did you mean status?)"), ("trnslate", " (did you mean translate?)"), ("qqq", "")],
+)
+def test_mistyped_command_gets_a_suggestion(typo: str, hint: str) -> None:
+    result = xds(typo)
+    assert result.exit_code == 2
+    assert f"unknown command '{typo}'{hint}\n" in result.stderr
+
+
+def test_every_command_ends_its_help_with_examples() -> None:
+    for command in re.findall(r"^  ([a-z][a-z-]*)  ", xds("--help").stdout, re.MULTILINE):
+        end = xds(command, "--help").stdout.rpartition("Examples:\n")[2]
+        assert f"xds {command}" in end, command
+
+
+def test_all_namespaces_excludes_a_namespace() -> None:
+    result = xds("status", "-A", "-n", "shop")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "xds: --namespace and --all-namespaces cannot be combined\n",
+    )
+
+
+def on_terminal(*words: object, **env: str) -> str:
+    """Return what a command prints on a terminal."""
+    other_end, end = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    subprocess.run(
+        [sys.executable, "-m", "xds", *map(str, words)],
+        stdout=end,
+        stderr=end,
+        env={**environment, "TERM": "xterm", **env},
+        check=False,
+    )
+    os.close(end)
+    shown = b""
+    try:
+        while part := os.read(other_end, 1 << 16):
+            shown += part
+    except OSError:  # the end of a terminal
+        pass
+    os.close(other_end)
+    return shown.decode()
+
+
+def test_no_color_disables_color_on_a_terminal(folder: Path) -> None:
+    (folder / "bad.yaml").write_text(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {ports: [{}]}\n"
+    )
+    words = ("reach", "--manifests", folder)
+    assert "\x1b[" in on_terminal(*words)
+    shown = on_terminal(*words, NO_COLOR="1")
+    assert "problem" in shown
+    assert "web-10.shop" in shown
+    assert not [part for part in shown.split("\x1b[")[1:] if part[0] == "3"], "bold is no color"
+
+
+def test_names_are_sorted_by_number(folder: Path) -> None:
+    result = xds("reach", "--manifests", folder, "--to", "web.shop", "-o", "json")
+    clients = list(dict.fromkeys(row["client"] for row in json.loads(result.stdout)))
+    assert clients == ["web-1.shop", "web-2.shop", "web-10.shop"]
+
+
+def test_natural_key_orders_numbers_by_value() -> None:
+    names = ["", "1", "a", "a1", "a1b", "a2", "a02c", "a10", "a10.b2", "a10.b10", "b", "9" * 5000]
+    expected = ["", "1", "9" * 5000, "a", "a1", "a1b", "a2", "a02c", "a10", "a10.b2", "a10.b10", "b"]
+    random.shuffle(names)
+    assert sorted(names, key=natural_key) == expected
+
+
+# --- errors and help in plain words ---
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("reach", "-o", "xml"), "'xml' is not one of 'table', 'json'"),
+        (("serve", "--rollout-timeout", "abc"), "'--rollout-timeout': must be a valid number"),
+        (("serve", "--rollout-timeout", "-5"), "'--rollout-timeout': must be at least 0"),
+        (("init", "--envoy-port", "99999"), "must be at most 65535"),
+        (("install", "--only", "foo"), "'--only': 'foo' is not one of 'crds'"),
+        (("reach", "--manifests", "/none"), "folder '/none' does not exist"),
+        (("completion", "tcsh"), "Invalid value for 'SHELL': 'tcsh' is not one of"),
+    ],
+)
+def test_invalid_value_is_explained_in_plain_words(words: tuple[str, ...], message: str) -> None:
+    result = xds(*words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not re.search(r"Value error|Input should|unable to parse", result.stderr)
+
+
+def test_help_has_no_type_names_of_python() -> None:
+    for command in re.findall(r"^  ([a-z][a-z-]*)  ", xds("--help").stdout, re.MULTILINE):
+        text = xds(command, "--help").stdout.partition("Examples:")[0]
+        assert not re.search(r"<\w|\{|\b(str|int|float|RANGE)\b|list\[|<=x|x>=", text), command
+    assert "Usage: xds translate [OPTIONS] POD.NAMESPACE\n" in xds("translate", "--help").stdout
+    assert re.search(
+        r"--envoy-port NUMBER .*\[default: 15001; 1 to\s+65535\]", xds("init", "--help").stdout, re.DOTALL
+    )
+
+
+def test_unreachable_control_plane_is_explained_in_one_line(tmp_path: Path) -> None:
+    place = f"127.0.0.1:{free_port()}"
+    result = run("status", "--xds-address", place)
+    assert result.returncode == 3
+    assert result.stderr == (
+        f"xds: cannot connect to a control plane at {place}: start `xds serve`, or set --xds-address to its "
+        "xDS address (connection refused)\n"
+    )
+    (tmp_path / "root.pem").write_text("nothing")
+    result = run("status", "--xds-address", place, "--ca-file", tmp_path / "root.pem")
+    error = f"xds: --ca-file {tmp_path}/root.pem contains no certificate in PEM format\n"
+    assert (result.returncode, result.stderr) == (2, error)
+
+
+@pytest.mark.parametrize(
+    "option", ["--xds-address", "--admin-address", "--rest-address", "--xds-tls-address"]
+)
+def test_address_in_use_names_the_option_to_change(folder: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as occupied:
+        place = f"127.0.0.1:{occupied.getsockname()[1]}"
+        addresses = {"--xds-address": "127.0.0.1:0", "--admin-address": "127.0.0.1:0", option: place}
+        words = [word for pair in addresses.items() for word in pair]
+        result = run("serve", "--manifests", folder, "--state-dir", folder.parent / "state", *words)
+    assert result.returncode == 1
+    assert f"cannot listen on {place}: address already in use (choose another with {option}" in result.stderr
+    assert not re.search(r"Errno|add_port|GRPC_VERBOSITY|Traceback", result.stderr)
+
+
+def test_missing_kubeconfig_is_explained(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    result = run("check", KUBECONFIG=str(config))
+    error = f"xds: there is no kubeconfig at {config}: set --kubeconfig or KUBECONFIG\n"
+    assert (result.returncode, result.stderr) == (2, error)
+    config.write_text("text")
+    result = run("check", KUBECONFIG=str(config))
+    error = f"xds: {config} is not a valid kubeconfig file\n"
+    assert (result.returncode, result.stderr) == (2, error)
+    config.write_text(
+        "{apiVersion: v1, kind: Config, current-context: '', contexts: [], clusters: [], users: []}"
+    )
+    result = run("check", "--context", "x", KUBECONFIG=str(config))
+    error = f"xds: {config} has no context x: kubectl config get-contexts lists them\n"
+    assert (result.returncode, result.stderr) == (2, error)

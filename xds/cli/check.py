@@ -1,0 +1,157 @@
+"""`xds check`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.text import Text
+
+from xds.cli import admin_client
+from xds.cli.client_options import CaFile, CertFile, KeyFile, TokenFile
+from xds.cli.cluster_checks import ClusterChecks, list_names
+from xds.cli.findings import Check, CheckFailedError, CheckSkippedError, Finding, Result, run_checks
+from xds.cli.options import Context, Kubeconfig, fail, parse_address
+from xds.cli.tables import Table
+from xds.mesh.controlplane.status import proxy_name, settled
+from xds.mesh.kube.api import KubeApi, KubeConfigError, KubeError
+from xds.mesh.kube.install import NAMESPACE
+from xds.mesh.model.objects import printable
+
+EXAMPLES = """
+xds check --pre
+xds check
+xds check --xds-address 127.0.0.1:15012 --ca-file root-cert.pem --token-file token
+xds check -o json
+"""
+
+_MARKS = {
+    Result.PASS: Text("✓ pass", "green"),
+    Result.FAIL: Text("✗ fail", "red"),
+    Result.SKIP: Text("- skip", "yellow"),
+}
+
+
+class Format(StrEnum):
+    """An output format."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+def check(
+    *,
+    pre: Annotated[
+        bool, typer.Option("--pre", help="Check whether the control plane can be installed.")
+    ] = False,
+    namespace: Annotated[
+        str, typer.Option("-n", "--namespace", metavar="NAME", help="Namespace of the control plane.")
+    ] = NAMESPACE,
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
+    kubeconfig: Kubeconfig = None,
+    context: Context = None,
+    xds_address: Annotated[
+        str | None,
+        typer.Option(
+            "--xds-address",
+            metavar="HOST:PORT",
+            envvar="XDS_ADDRESS",
+            help="xDS address of a control plane, such as a port that kubectl forwards. Without it, the "
+            "sync status of sidecars is not checked.",
+            show_default=False,
+        ),
+    ] = None,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Check a cluster before the installation (--pre), or an installed control plane and its sidecars.
+
+    Checks the API server, its version and clock, the custom resources, permissions, the CA, the webhook,
+    replicas and sidecars. What cannot be checked is skipped, with the reason.
+
+    Exit status: 0 no check failed, 1 a check failed, 2 wrong usage, 3 the API server cannot be reached.
+    """
+    credentials = admin_client.ClientCredentials(
+        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
+    )
+
+    async def check_sidecars() -> str:
+        return _check_sidecars(xds_address, credentials, namespace)
+
+    sidecars = () if pre else (Check("sidecars in sync", check_sidecars),)
+    findings = asyncio.run(_check_cluster(kubeconfig, context, namespace, sidecars, pre=pre))
+    _print(findings, output)
+    if any(finding.result is Result.FAIL for finding in findings):
+        raise typer.Exit(1)
+
+
+async def _check_cluster(
+    kubeconfig: Path | None, context: str | None, namespace: str, others: Iterable[Check], *, pre: bool
+) -> list[Finding]:
+    try:
+        async with await KubeApi.connect(kubeconfig, context) as api:
+            checks = ClusterChecks(api, namespace)
+            selected = checks.before_installation() if pre else checks.of_installation()
+            return await run_checks([*selected, *others])
+    except KubeConfigError as error:
+        fail(str(error))
+    except KubeError as error:
+        fail(str(error), 3)
+
+
+def _check_sidecars(
+    xds_address: str | None, credentials: admin_client.ClientCredentials, namespace: str
+) -> str:
+    if not xds_address:
+        raise CheckSkippedError(
+            "no address of a control plane",
+            f"run kubectl -n {namespace} port-forward deployment/xds 15012, and set --xds-address",
+        )
+
+    def skip(message: str) -> NoReturn:
+        raise CheckSkippedError(message, "check --xds-address, --ca-file and the credentials")
+
+    address = parse_address("--xds-address", xds_address)
+    with admin_client.AdminClient(address, credentials, on_error=skip) as client:
+        response = client.list_proxies({}, unsynced=False)
+    lagging = [proxy_name(proxy.node_id) for proxy in response.proxies if not settled(proxy)]
+    absent = response.not_connected
+    if not absent.may_be_on_other_replica:
+        lagging += [f"{sidecar.pod}.{sidecar.namespace}" for sidecar in absent.pods]
+    if lagging:
+        hint = f"run xds status --xds-address {address}"
+        raise CheckFailedError(f"not in sync: {list_names(lagging)}", hint)
+    if not response.proxies:
+        raise CheckSkippedError(f"no sidecar is connected to {address}", "check another replica")
+    unknown = f"; {absent.total} others may be connected to other replicas" if absent.total else ""
+    return f"{len(response.proxies)} connected to {address} are in sync{unknown}"
+
+
+def _print(findings: list[Finding], output: Format) -> None:
+    if output is Format.JSON:
+        rows = [
+            {
+                "name": finding.name,
+                "result": str(finding.result),
+                "detail": finding.detail,
+                "hint": finding.hint,
+            }
+            for finding in findings
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    table = Table("RESULT", "CHECK", "DETAIL")
+    for finding in findings:
+        hint = f" ({finding.hint})" if finding.hint else ""
+        table.add_row(_MARKS[finding.result], finding.name, printable(finding.detail + hint))
+    table.show()
+    counts = Counter(finding.result for finding in findings)
+    typer.echo(f"\n{counts[Result.PASS]} passed, {counts[Result.FAIL]} failed, {counts[Result.SKIP]} skipped")

@@ -1,0 +1,64 @@
+"""`xds version`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import typer
+
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
+from xds.cli.options import parse_address
+
+EXAMPLES = """
+xds version
+xds version --client
+xds version -o json
+"""
+
+
+class Format(StrEnum):
+    """An output format."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def version(
+    *,
+    client: Annotated[bool, typer.Option("--client", help="Print only the version of this program.")] = False,
+    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TEXT,
+    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Print the versions of this program (client) and of the running control plane (server).
+
+    Exit status: 0 printed, 2 wrong usage, 3 the control plane cannot be reached; the version of the client
+    is printed nevertheless.
+    """
+    versions = {"client": installed_version("xds-mesh")}
+    error: typer.Exit | None = None
+    if not client:
+        from xds.cli import admin_client  # noqa: PLC0415 - gRPC is slow to import
+
+        address = parse_address("--xds-address", xds_address)
+        credentials = admin_client.ClientCredentials(
+            roots=ca_file, token=token_file, certificate=cert_file, key=key_file
+        )
+        try:
+            with admin_client.AdminClient(address, credentials) as connection:
+                versions["server"] = connection.server_version() or "unknown (too old to send its version)"
+        except typer.Exit as exit_:
+            error = exit_
+    if output is Format.JSON:
+        typer.echo(json.dumps(versions, indent=2))
+    else:
+        for side, text in versions.items():
+            typer.echo(f"{side}: {text}")
+    if error:
+        raise error
