@@ -388,12 +388,12 @@ def arrive_always(world: Replicas, replica: Replica, *, respond: bool = True) ->
 
 def accept_always(sync: ReplicaSync, _replaced: str, version: str, plan: StoredPlan) -> None:
     sync._stored = version, plan
-    sync.accepted = sync._sent or sync.accepted
+    sync.stored_proposal = sync._sent or sync.stored_proposal
 
 
 def accept_unstored(sync: ReplicaSync, version: str, proposal: Proposal) -> None:
     propose(sync, version, proposal)
-    sync.accepted = proposal
+    sync.stored_proposal = proposal
 
 
 def confirm_at_once(stage: Staged[Send], *, is_acked: bool, now: float, delay: float = 0.0) -> Staged[Send]:
@@ -409,7 +409,7 @@ def confirm_at_once(stage: Staged[Send], *, is_acked: bool, now: float, delay: f
             walk_until(21),
             Observed,
             "server_generation",
-            lambda observed, pod: observed.own.servers.get(pod, inf),
+            lambda observed, pod: observed.own.servers.of(pod),
             id="servers of peers",
         ),
         pytest.param(
@@ -419,7 +419,7 @@ def confirm_at_once(stage: Staged[Send], *, is_acked: bool, now: float, delay: f
             lambda observed, *args: lagging_clients(Observed(observed.own), *args),
             id="clients of peers",
         ),
-        pytest.param(walk_until(4), Staged, "confirm", lambda stage, **_: stage.settled(), id="ACKs"),
+        pytest.param(walk_until(4), Staged, "confirm", lambda stage, **_: stage.settle(), id="ACKs"),
         pytest.param(two_leaders_disagree, Replicas, "arrive_plan", arrive_always, id="compare and swap"),
         pytest.param(two_leaders_disagree, ReplicaSync, "propose", accept_unstored, id="stored plan"),
         pytest.param(connections_are_unclassified, Staged, "confirm", confirm_at_once, id="delay"),
@@ -431,12 +431,12 @@ def confirm_at_once(stage: Staged[Send], *, is_acked: bool, now: float, delay: f
             lambda *_: False,
             id="rules that are too early",
         ),
-        pytest.param(control_plane_restarts, Rollout, "asks", lambda *_: {}, id="asks"),
-        pytest.param(clients_return, Observed, "has_returned", False, id="connections of earlier streams"),
+        pytest.param(control_plane_restarts, Rollout, "collect_asks", lambda *_: {}, id="asks"),
+        pytest.param(clients_return, Observed, "has_earlier_connections", False, id="connections of earlier streams"),
         pytest.param(
             new_leader_does_not_know_the_old_rule,
             Rollout,
-            "held_rules",
+            "unplanned_rules",
             lambda _: frozenset(),
             id="held rules",
         ),

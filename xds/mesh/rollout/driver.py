@@ -85,8 +85,8 @@ class RolloutDriver:
             if proposal := self.follower.proposal:
                 self.sync.propose(*proposal)
                 self.follower.proposal = None
-            is_active = self.rollout.is_active
-            self.sync.publish(self._report.shared() if is_active else self._report.unknown())
+            is_active = self.rollout.is_in_progress
+            self.sync.publish(self._report.shared() if is_active else self._report.without_progress())
 
     # --- checks ---------------------------------------------------------------------------------------------
 
@@ -94,7 +94,7 @@ class RolloutDriver:
         """Return when to check the progress of proxies again; infinity to wait for an event."""
         if self._must_check:
             return min(now, self.checked_at + CHECK_INTERVAL)
-        if self.rollout.is_active or not self.follower.can_follow:
+        if self.rollout.is_in_progress or not self.follower.can_follow:
             return max(self.checked_at + CHECK_INTERVAL, now)
         return max(self.checked_at + SKIPPED_CHECK_INTERVAL, now) if self.rollout.skipped else inf
 
@@ -152,8 +152,8 @@ class RolloutDriver:
                 observed.own,
                 generation=served.generation,
                 is_alone=follower.is_alone,
-                asks=rollout.asks(observed.own.servers),
-                held_rules=rollout.held_rules(),
+                asks=rollout.collect_asks(observed.own.servers.named),
+                unplanned_rules=rollout.unplanned_rules(),
             )
         return mesh if served == mesh.served else mesh.with_served(served)
 
@@ -169,6 +169,6 @@ class RolloutDriver:
 
     def _propose(self, mesh: Mesh, observed: Observed, now: float) -> Proposal:
         planner = Planner(self.rollout, mesh, observed, now)
-        if any(ask.is_active for report in observed for ask in report.asks.values()):
-            planner.withdraw_rules()
+        if any(ask.is_from_server for report in observed for ask in report.asks.values()):
+            self.rollout.rules.update(planner.refused_rules())
         return planner.propose()

@@ -21,24 +21,24 @@ class Follower:
         """False if the stored plan names a version of a DestinationRule that this replica does not have."""
         self.proposal: tuple[str, Proposal] | None = None
         """The plan to store next, with the version that it replaces."""
-        self._adopted: StoredPlan | None = None
+        self._adopted_plan: StoredPlan | None = None
         """The stored plan that was adopted last."""
-        self._accepted: Proposal | None = None
+        self._adopted_proposal: Proposal | None = None
         """The last plan of this replica that was stored, and is served."""
         self._blocked_since = inf
         """When this replica began to wait: for its plan to be stored, or for a plan that it can follow."""
 
     def follow(self, shared: Shared, mesh: Mesh, now: float) -> None:
         """Serve the stored plan, if it is new and this replica can follow it."""
-        accepted, stored = shared.accepted, shared.stored
-        if accepted and accepted is not self._accepted and self._may_adopt(accepted.plan):
-            self._adopt(accepted, mesh, now)
-            self._accepted = accepted
+        proposal, stored = shared.stored_proposal, shared.stored
+        if proposal and proposal is not self._adopted_proposal and self._may_adopt(proposal.plan):
+            self._adopt(proposal, mesh, now)
+            self._adopted_proposal = proposal
         self.can_follow = True
-        if stored and stored is not self._adopted and self._is_newer(stored):
+        if stored and stored is not self._adopted_plan and self._is_newer(stored):
             if plan := self.rollout.resolve(mesh, stored, now):
                 self._adopt(Proposal(plan), mesh, now)
-                self._adopted = stored
+                self._adopted_plan = stored
             else:
                 self.can_follow = False
 
@@ -60,8 +60,8 @@ class Follower:
         """Return whether this replica makes the next plan."""
         if self.is_alone or (shared.leads and self.can_follow):
             return True
-        is_cut_off = self.rollout.is_active and shared.is_isolated
-        return self._is_overdue(self.rollout.has_unplanned or is_cut_off or not self.can_follow, now)
+        is_cut_off = self.rollout.is_in_progress and shared.is_isolated
+        return self._record_wait(self.rollout.has_unplanned_changes or is_cut_off or not self.can_follow, now)
 
     def propose(self, proposal: Proposal, shared: Shared, mesh: Mesh, now: float) -> None:
         """Have a plan stored, and serve it once it is. Serve it at once if that takes too long."""
@@ -69,12 +69,12 @@ class Follower:
         is_new = proposal.plan != self.rollout.plan or not self.can_follow or self.is_alone or is_lost
         if is_new and shared.stored:
             self.proposal = shared.version, proposal
-        is_overdue = self._is_overdue(is_new, now)
+        is_overdue = self._record_wait(is_new, now)
         if not is_new or self.is_alone or is_overdue:
             self.rollout.adopt(mesh, proposal, now)
             self.is_alone = is_new
 
-    def _is_overdue(self, is_waiting: bool, now: float) -> bool:
+    def _record_wait(self, is_waiting: bool, now: float) -> bool:
         """Return whether this replica has waited for the whole timeout, and should go on alone."""
         self._blocked_since = min(self._blocked_since, now) if is_waiting else inf
         return self.rollout.timeout is not None and now >= self._blocked_since + self.rollout.timeout

@@ -121,14 +121,14 @@ def rule_progress(rollouts: Rollouts) -> list[RuleProgress]:
 
 
 def _rule_progress(ref: Ref, transition: RuleTransition, wait: Wait, *, is_skipped: bool) -> RuleProgress:
-    rule, is_held = transition.desired or transition.served, transition.is_held and not is_skipped
+    rule, is_held = transition.desired or transition.served, transition.is_pending and not is_skipped
     return RuleProgress(
         namespace=ref.namespace,
         name=ref.name,
         host=rule.host if rule else "",
         deleted=transition.desired is None,
         held=is_held,
-        since=transition.held_since if is_held else wait.since,
+        since=transition.pending_since if is_held else wait.since,
         lagging=() if is_held else wait.lagging,
         rejection=wait.rejection,
         skipped=is_skipped,

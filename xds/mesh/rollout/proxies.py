@@ -13,7 +13,7 @@ from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Ref
 from xds.mesh.rollout.machine import Rollout
-from xds.mesh.rollout.observation import Report
+from xds.mesh.rollout.observation import Generations, Report
 from xds.mesh.rollout.planner import classification_delay
 from xds.protocol.session import Session
 from xds.server import Subscriber
@@ -267,7 +267,7 @@ class ProxyTracker:
     def is_recovering(self, now: float) -> bool:
         """Return whether proxies of an earlier control plane may be reconnecting."""
         is_over = not now < self._recovery_ends < inf
-        return not is_over and (bool(self._unknown) or self._rollout.has_unconsidered())
+        return not is_over and (bool(self._unknown) or self._rollout.has_unplanned_mode())
 
     def must_defer(self, key: PodName, now: float) -> bool:
         """Return whether a proxy has to wait until reconnecting proxies have reported their progress."""
@@ -289,13 +289,13 @@ class ProxyTracker:
             return self._has_returned and self.is_recovering(now)
         if not proxy.has_reported and now < stream.connected_at + SUBSCRIBE_TIMEOUT:
             return True
-        return self._rollout.has_unconsidered(Ref("Pod", *key)) or self.is_recovering(now)
+        return self._rollout.has_unplanned_mode(Ref("Pod", *key)) or self.is_recovering(now)
 
     # --- the report -----------------------------------------------------------------------------------------
 
     def report(self, mesh: Mesh, now: float, *, is_alone: bool = False) -> Report:
         """Return the progress of the proxies whose pods are in the mesh."""
-        is_detailed = self._rollout.is_active or bool(self._rollout.skipped)
+        is_detailed = self._rollout.is_in_progress or bool(self._rollout.skipped)
         servers: dict[Ref, int] = {}
         clients: dict[str, int] = {}
         rejected_listeners: dict[Ref, str] = {}
@@ -326,12 +326,12 @@ class ProxyTracker:
         return Report(
             generation=mesh.served.generation,
             is_alone=is_alone,
-            servers=servers,
-            clients=clients,
+            servers=Generations(servers),
+            clients=Generations(clients),
             rejected_listeners=rejected_listeners,
             rejected_clusters=rejected_clusters,
             has_returned=has_returned,
-            asks=self._rollout.asks(servers),
+            asks=self._rollout.collect_asks(servers),
         )
 
     def _is_in_mesh(self, mesh: Mesh, key: PodName, proxy: _Proxy, now: float) -> bool:

@@ -102,6 +102,6 @@ class Reports:
         expired = self.expired(now)
         reports = {name: peer.report for name, peer in self._peers.items() if name not in expired}
         return {
-            name: report if report and not report.is_alone else (report or Report()).unknown()
+            name: report if report and not report.is_alone else (report or Report()).without_progress()
             for name, report in reports.items()
         }

@@ -26,7 +26,7 @@ class Shared(NamedTuple):
     """The version of the stored plan; empty if none is stored, or if it was not read yet."""
     stored: StoredPlan | None
     """The stored plan; None if it was not read yet."""
-    accepted: Proposal | None
+    stored_proposal: Proposal | None
     """A plan of this replica that was stored, and that it does not serve yet."""
     leads: bool
     """Whether this replica makes the plan."""
@@ -56,7 +56,7 @@ class ReplicaSync:
         """The next plan, with the version that it replaces."""
         self._sent: Proposal | None = None
         """The plan that is being stored."""
-        self.accepted: Proposal | None = None
+        self.stored_proposal: Proposal | None = None
         """The last plan of this replica that was stored, until the caller takes it."""
 
     # --- the plan -------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class ReplicaSync:
     def share(self, now: float) -> Shared:
         """Return what replicas share now."""
         version, stored = self._stored or ("", None)
-        return Shared(version, stored, self.accepted, self.leads(), self.reports.is_isolated(now))
+        return Shared(version, stored, self.stored_proposal, self.leads(), self.reports.is_isolated(now))
 
     def propose(self, version: str, proposal: Proposal) -> None:
         """Set the next plan, which was made from a version of the stored plan."""
@@ -104,7 +104,7 @@ class ReplicaSync:
         if self._stored is None or self._stored[0] not in {replaced, version}:
             return  # A later one was read in the meantime.
         self._stored = version, plan
-        self.accepted = self._sent or self.accepted
+        self.stored_proposal = self._sent or self.stored_proposal
 
     def plan_read(self, version: str, plan: StoredPlan) -> None:
         """Record the plan that is stored, or an empty one with version "" if there is none."""
