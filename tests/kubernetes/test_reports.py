@@ -176,7 +176,9 @@ async def test_foreign_write_or_deletion_of_a_report_is_repaired(
             await cluster.api.delete(one.lease)
         else:
             await cluster.api.patch(one.lease, {"metadata": {"annotations": {ANNOTATION: "nonsense"}}})
-            await until(lambda: two.peers() == [Report().without_progress()], "two reads nothing that it understands")
+            await until(
+                lambda: two.peers() == [Report().without_progress()], "two reads nothing that it understands"
+            )
         one.sync.publish(Report(generation=8))
         await until(lambda: two.peers() == [Report(generation=8)], "two reads what one writes")
 

@@ -73,7 +73,10 @@ def test_report_with_too_many_rejections_is_unknown():
 def test_rejections_of_all_replicas_count():
     clusters = {f"outbound|80||{HOST}": "no such thing", "outbound|80||other": "other", "BlackHole": "none"}
     peer_report = Report(
-        generation=7, servers=Generations(others=7), clients=Generations(others=7), rejected_clusters={"one.ns": clusters}
+        generation=7,
+        servers=Generations(others=7),
+        clients=Generations(others=7),
+        rejected_clusters={"one.ns": clusters},
     )
     observed = Observed(Report(rejected_listeners={WEB: "no"}), {"other": peer_report})
     assert observed.lagging_clients(7, lambda service: service == (HOST, 80)) == {"one.ns": "no such thing"}
@@ -157,7 +160,10 @@ def test_plan_for_an_earlier_pod_of_the_name_is_ignored():
 
 def test_shared_plan_has_a_limited_number_of_ports(monkeypatch):
     monkeypatch.setattr(planner, "MAX_PORTS", 3)
-    for peers, count in (({}, 4), ({"other": Report(servers=Generations(others=0), clients=Generations(others=0))}, 3)):
+    for peers, count in (
+        ({}, 4),
+        ({"other": Report(servers=Generations(others=0), clients=Generations(others=0))}, 3),
+    ):
         world = disabled()
         change = Change(applied=(peer("ns", "STRICT"),))
         observed = Observed(world.observe().own, peers)
@@ -182,7 +188,12 @@ def test_started_replica_joins_with_what_its_peers_serve():
         KEY: Ask(Mode.DISABLE, Send.PLAINTEXT, is_from_server=False),
         (Ref("Pod", "ns", "unknown"), 1): Ask(Mode.DISABLE, Send.PLAINTEXT, is_from_server=False),
     }
-    lagging = Report(servers=Generations(others=0), clients=Generations(others=0), asks=asks, unplanned_rules=frozenset({RULE}))
+    lagging = Report(
+        servers=Generations(others=0),
+        clients=Generations(others=0),
+        asks=asks,
+        unplanned_rules=frozenset({RULE}),
+    )
     facts = [*Proxies().facts.values(), peer("ns", "STRICT")]
     rollouts = RolloutDriver(30.0)
     mesh = rollouts.first_mesh(Change(applied=tuple(facts)), Observed(peers={"other": lagging}), 0.0)
@@ -304,7 +315,11 @@ def test_rule_that_only_a_peer_knows_is_waited_for():
     """The peer serves a version of a rule that was deleted before this replica started."""
     world = Proxies()
     held = Report(
-        generation=1, servers=Generations(others=1), clients=Generations(others=1), unplanned_rules=frozenset({RULE}), has_earlier_connections=False
+        generation=1,
+        servers=Generations(others=1),
+        clients=Generations(others=1),
+        unplanned_rules=frozenset({RULE}),
+        has_earlier_connections=False,
     )
     observed = Observed(world.observe().own, {"other": held})
     proposal = Planner(world.rollout, world.mesh, observed, world.now).propose()
@@ -312,7 +327,10 @@ def test_rule_that_only_a_peer_knows_is_waited_for():
     assert transition.is_unknown
     assert transition.rule.generation == proposal.plan.generation > held.generation
     world.rollout.adopt(world.mesh, proposal, world.now)
-    for report, is_known in ((held, False), (Report(generation=9, servers=Generations(others=9), clients=Generations(others=9)), True)):
+    for report, is_known in (
+        (held, False),
+        (Report(generation=9, servers=Generations(others=9), clients=Generations(others=9)), True),
+    ):
         own = Report(generation=9, clients=Generations({"one.clients": 9}))
         for now in (world.now, world.now + 2):
             proposal = Planner(world.rollout, world.mesh, Observed(own, {"other": report}), now).propose()
@@ -369,7 +387,9 @@ def test_active_mode_counts_beside_what_another_replica_serves():
     world = Proxies()
     world.set_mode("STRICT")
     world.settle()
-    served = Report(generation=9, clients=Generations(others=9), asks={KEY: Ask(Mode.PERMISSIVE, Send.MTLS, False)})
+    served = Report(
+        generation=9, clients=Generations(others=9), asks={KEY: Ask(Mode.PERMISSIVE, Send.MTLS, False)}
+    )
     own = replace(world.observe().own, asks={KEY: Ask(Mode.DISABLE, Send.PLAINTEXT, True)})
     proposal = Planner(world.rollout, world.mesh, Observed(own, {"other": served}), world.now).propose()
     assert set(proposal.plan.ports[KEY].listener.possible) >= {Mode.DISABLE, Mode.PERMISSIVE}
@@ -381,6 +401,8 @@ def test_rule_is_withdrawn_for_a_server_of_another_replica():
     world.change(peer("ns", "STRICT"), NEW)
     world.settle()
     asks = {KEY: Ask(Mode.DISABLE, Send.PLAINTEXT, is_from_server=True)}
-    peers = {"other": Report(generation=9, servers=Generations(others=9), clients=Generations(others=9), asks=asks)}
+    peers = {
+        "other": Report(generation=9, servers=Generations(others=9), clients=Generations(others=9), asks=asks)
+    }
     mesh = world.rollouts.advance(world.mesh, Observed(world.observe().own, peers), world.now)
     assert mesh.served_rule(RULE) is None

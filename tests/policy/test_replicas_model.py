@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from random import Random
 
 import pytest
@@ -432,7 +431,9 @@ def confirm_at_once(stage: Staged[Send], *, is_acked: bool, now: float, delay: f
             id="rules that are too early",
         ),
         pytest.param(control_plane_restarts, Rollout, "collect_asks", lambda *_: {}, id="asks"),
-        pytest.param(clients_return, Observed, "has_earlier_connections", False, id="connections of earlier streams"),
+        pytest.param(
+            clients_return, Observed, "has_earlier_connections", False, id="connections of earlier streams"
+        ),
         pytest.param(
             new_leader_does_not_know_the_old_rule,
             Rollout,
@@ -454,7 +455,7 @@ def test_requests_fail_without(
 
 def test_requests_fail_if_a_late_response_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The later plan has been read, and it is served: each is enough to ignore the response."""
-    guards = ((ReplicaSync, "plan_stored", accept_always), (Follower, "_is_newer", lambda *_: True))
+    guards = ((ReplicaSync, "plan_stored", accept_always), (Follower, "_may_replace", lambda *_: True))
     response_arrives_late()
     for owner, name, without in guards:
         with monkeypatch.context() as patch:

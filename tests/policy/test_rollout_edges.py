@@ -76,7 +76,9 @@ def test_server_is_recovered_once_it_is_observed():
     mesh = rollouts.advance(mesh, Observed(Report(asks=rollout.collect_asks({}))), 0.0)
     assert rollout.has_unplanned_mode(WEB)
     servers = {WEB: -1}
-    mesh = rollouts.advance(mesh, Observed(Report(servers=Generations(servers), asks=rollout.collect_asks(servers))), 0.0)
+    mesh = rollouts.advance(
+        mesh, Observed(Report(servers=Generations(servers), asks=rollout.collect_asks(servers))), 0.0
+    )
     assert mesh.served.mtls[KEY] is False
     assert not rollout.has_unplanned_mode(WEB)
 

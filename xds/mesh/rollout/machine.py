@@ -1,8 +1,8 @@
 """The state of a rollout: what is desired, what is served, and the plan that leads from one to the other.
 
 `Rollout.update` and `change_rule` record the desired state. `Planner.propose` (`planner.py`) makes the next
-plan. `Rollout.adopt` serves a plan; with several replicas, only one that is stored. This module reads no clock
-and no stream: callers pass the time and the reports.
+plan. `Rollout.adopt` serves a plan; with several replicas, it has to be stored first. This module reads no
+clock and no stream: callers pass the time and the reports.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class Rollout:
             self._recovered.update({(pod, number): mode for number, mode in modes.items()})
 
     def forget_recovered(self, pod: Ref) -> bool:
-        """Forget the modes that a server reported, because its stream ended. Return whether there were any."""
+        """Forget the modes that a server reported, as its stream ended. Return whether there were any."""
         keys = [key for key in tuple(self._recovered) if key[0] == pod]
         for key in keys:
             self._recovered.pop(key, None)
@@ -250,7 +250,7 @@ class Rollout:
         return frozenset(self.rules.keys() - self.plan.rules.keys())
 
     def join(self, mesh: Mesh, observed: Observed, now: float) -> None:
-        """Start with the served state of other replicas, for ports and rules where it is not the desired one."""
+        """Start with what other replicas serve, for the ports and rules that they report as not desired."""
         for report in observed.peers.values():
             for key, ask in report.asks.items():
                 port = self.ports.get(key)

@@ -128,7 +128,7 @@ class Plan:
     """DestinationRules in transition. All other rules stay as they are."""
 
     def stored(self, members: Iterable[str]) -> StoredPlan:
-        """Return the part of the plan that is stored. `members` are the replicas whose reports it considers."""
+        """Return what replicas store of the plan. `members`: the replicas whose reports it considers."""
         return StoredPlan(
             self.generation,
             {key: (port.listener, port.clients) for key, port in self.ports.items()},

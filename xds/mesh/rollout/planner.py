@@ -24,14 +24,14 @@ from xds.mesh.rollout.waits import (
 )
 
 _CONNECTION_DELAY = 0.2
-"""Maximum time, in seconds, that a new connection takes from the client's sidecar to the server's sidecar."""
+"""Seconds that a connection takes at most from the client's sidecar to the server's sidecar."""
 
 
 class Planner:
     """Make one plan. A planner only reads the rollout: `Rollout.adopt` serves the plan.
 
-    `propose` confirms what proxies have ACKed (`_confirm`, `_confirm_rules`), serves pending rules that servers
-    accept (`_release`), and then lets each port take its next step (`_advance`).
+    `propose` first records what proxies have ACKed (`_confirm`, `_confirm_rules`). Then it serves the pending
+    rules that servers accept (`_release`), and each port takes its next step if that is safe (`_advance`).
     """
 
     def __init__(self, rollout: Rollout, mesh: Mesh, observed: Observed, now: float) -> None:
@@ -113,7 +113,7 @@ class Planner:
 
     def _start(self, key: PortKey, port: Port) -> Transition:
         transition = start_transition(self.mesh, key, port, self.now)
-        # The last transition skipped proxies that still lag: count what they may use, and wait for them again.
+        # The last transition skipped proxies that still lag. Count what they may use, and wait again.
         if skipped := self.rollout.skipped.ports.get(key):
             old, generation = skipped.transition, skipped.wait.generation
             if skipped.wait.is_for_listener:
@@ -136,11 +136,11 @@ class Planner:
             return transition.with_stages(listener, clients)
         lagging = self.observed.lagging_clients(clients.generation, transition.hosts.__contains__)
         if clients.is_change:
-            # The client of a server-first protocol sends nothing in plaintext. With mutual TLS, it speaks first.
+            # Earlier plaintext connections may have sent no bytes yet. Mutual TLS starts with client bytes.
             delay = classification_delay(self.mesh.config) if clients.current is Send.MTLS else 0.0
             clients = clients.confirm(is_acked=not lagging, now=now, delay=delay)
         else:
-            # Nothing changed for clients, so an ACK does not show how old their connections are.
+            # Clients are served the same as before, so an ACK does not tell how old their connections are.
             is_acked = not lagging and not self.observed.has_earlier_connections
             clients = clients.confirm(is_acked=is_acked, now=now)
         if lagging and self._is_overdue(clients.since):
@@ -156,7 +156,7 @@ class Planner:
         if desired.immediate:
             listener = listener.propose(desired.mode, generation, now)
             return transition.with_stages(listener, clients.propose(desired.send, generation, now))
-        # If even the desired mode refuses the desired traffic, no listener will ever accept it: do not wait.
+        # If even the desired mode refuses the desired traffic, waiting would not prevent failures.
         is_forbidden = desired.send not in allowed
         if is_forbidden or all(desired.send in ACCEPTED_SENDS[mode] for mode in listener.possible):
             clients = clients.propose(desired.send, generation, now)
@@ -165,7 +165,7 @@ class Planner:
         for current_sends, desired_sends in sends.to(transition, desired.send):
             if desired_sends & allowed:
                 arriving |= current_sends
-        # Do not start to accept what the listener already refuses: those requests fail before the change, too.
+        # Keep accepting what may arrive. What the listener refuses already needs no exception from policies.
         needed = allowed | (arriving & ACCEPTED_SENDS[listener.current])
         mode = MODE_ACCEPTING[frozenset(needed)]
         return transition.with_stages(listener.propose(mode, generation, now), clients)
@@ -178,7 +178,7 @@ class Planner:
     # --- transitions of rules -------------------------------------------------------------------------------
 
     def _confirm_rules(self) -> Iterator[tuple[Ref, RuleTransition]]:
-        """Yield the rules in transition. Settle those that clients have ACKed, or whose wait has timed out."""
+        """Yield the rules in transition. Settle those that clients ACKed, or whose wait has timed out."""
         for ref, transition in self._rules().items():
             wait = rule_wait(transition, self.observed)
             delay = classification_delay(self.mesh.config)
@@ -191,7 +191,7 @@ class Planner:
                 yield ref, replace(transition, rule=rule)
 
     def _rules(self) -> dict[Ref, RuleTransition]:
-        """Return the rules in transition, including those of which peers serve a version that is unknown here."""
+        """Return the rules in transition, including those that only peers report."""
         rules = dict(self.rollout.rules)
         reported = {ref for report in self.observed.peers.values() for ref in report.unplanned_rules}
         for ref in reported - rules.keys():
@@ -228,7 +228,7 @@ class Planner:
     def _is_too_early(
         self, ref: Ref, rule: RuleTransition, ports: Mapping[PortKey, Transition], sends: RuleSends
     ) -> bool:
-        """Return whether a server may still refuse traffic that policies allow and the desired rule causes."""
+        """Return whether a server may still refuse traffic that a desired rule causes and policies allow."""
         if self._is_full:
             return True  # A port that does not fit into the plan may refuse it.
         for key, transition in ports.items():
@@ -243,7 +243,7 @@ class Planner:
     def refused_rules(self) -> dict[Ref, RuleTransition]:
         """Return the DestinationRules whose traffic a server would refuse in the mode that it reported.
 
-        They are returned as pending: clients are served without the rule until the server accepts its traffic.
+        Clients are then served without these rules until the servers accept their traffic.
         """
         rollout, refused = self.rollout, {}
         ports = {key: transition for key, transition in rollout.plan.ports.items() if key in rollout.ports}
@@ -277,8 +277,8 @@ def start_transition(mesh: Mesh, key: PortKey, port: Port, now: float) -> Transi
 def classification_delay(config: MeshConfig) -> float:
     """Return the time, in seconds, until a listener has detected the protocol of a new connection.
 
-    A listener waits for the client's first bytes, and selects a filter chain when they arrive or the wait times
-    out. The client of a server-first protocol sends none. If the listener changes during this wait, it may
-    refuse the connection.
+    A listener waits for the client's first bytes, and selects a filter chain when they arrive or the wait
+    times out. The client of a server-first protocol sends none. If the listener changes during this wait, it
+    may refuse the connection.
     """
     return config.protocol_detection_timeout + _CONNECTION_DELAY

@@ -81,7 +81,7 @@ class Staged(Generic[T]):
         return self if acked_at == self.acked_at else replace(self, acked_at=acked_at)
 
     def settle(self) -> Staged[T]:
-        """Return the stage without the earlier values: proxies do not use them, or the rollout skips those that do."""
+        """Return the stage with only the current value: proxies use no other, or are skipped."""
         return replace(self, possible=(self.current,), acked_at=None)
 
 

@@ -19,7 +19,7 @@ class WaitingFor(StrEnum):
     LISTENER = "listener"
     """The server's sidecar has not activated the listener that it was sent."""
     CLIENTS = "clients"
-    """Clients have not ACKed what they were sent, or listeners may not have classified the last connections."""
+    """Clients have not ACKed what they were sent, or their last connections are not classified yet."""
     REPLICAS = "replicas"
     """Other replicas of the control plane have not ACKed the plan, or the API server has not stored it."""
 
