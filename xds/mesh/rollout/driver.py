@@ -47,12 +47,15 @@ class RolloutDriver:
         self.follower = Follower(self.rollout)
         """Decides when to serve the shared plan, and when to make the next one."""
         self.observed = Observed()
-        """What was last observed."""
+        """The reports that were last collected."""
         self.checked_at = -inf
         """When the progress of proxies was last checked, in seconds of the event loop's clock."""
         self._must_check = False
+        """Whether peers have changed since the last check."""
         self._join_deadline = -inf
+        """When to build the first mesh even if the plan does not list this replica."""
         self._has_mesh = False
+        """Whether the first mesh was built."""
         self._report = Report()
         """The report about the plan that this replica serves."""
 
@@ -77,7 +80,7 @@ class RolloutDriver:
         return now if self.sync is None or self.sync.has_joined else max(self._join_deadline, now)
 
     def peers_changed(self) -> None:
-        """Check soon: a report or a plan has arrived, or the API server has stored our own."""
+        """Schedule a check: a report or a plan has arrived, or the API server has stored this replica's plan."""
         self._must_check = True
 
     def publish_report(self) -> None:
@@ -175,7 +178,7 @@ class RolloutDriver:
             observed = replace(observed, own=replace(observed.own, asks={}))
 
     def _propose(self, mesh: Mesh, observed: Observed, now: float) -> Proposal:
-        """Return the next plan. If servers reported modes, first stop serving the rules that these refuse."""
+        """Return the next plan. First stop serving the rules that servers refuse in their reported modes."""
         planner = Planner(self.rollout, mesh, observed, now)
         if any(ask.is_from_server for report in observed for ask in report.asks.values()):
             self.rollout.rules.update(planner.refused_rules())

@@ -50,7 +50,7 @@ class Port:
     mode: Mode
     """The served mode of its listener."""
     send: Send
-    """What clients are served to send to it."""
+    """What clients without a DestinationRule are configured to send."""
     changed_at: float
     """When the desired state last changed, in seconds of the event loop's clock."""
 
@@ -90,6 +90,7 @@ class Rollout:
 
     def __init__(self, timeout: float | None = 30.0) -> None:
         self.timeout = timeout
+        """Seconds to wait for a proxy; None not to wait."""
         self.stats = RolloutStats()
         self.plan = Plan()
         """The plan that is served."""
@@ -102,7 +103,7 @@ class Rollout:
         self.pending: set[PortKey] = set()
         """Ports whose desired state is not the served one."""
         self._service_ports: dict[ServiceKey, frozenset[PortKey]] = {}
-        """The ports that each service leads to."""
+        """The ports that each service routes to."""
         self._unexposed: set[PortKey] = set()
         """Ports in transition that no Service exposes any more."""
         self._recovered: dict[PortKey, Mode] = {}
@@ -145,6 +146,7 @@ class Rollout:
                 self._forget_port(mesh, key)
 
     def _set_desired(self, mesh: Mesh, key: PortKey, desired: Desired, now: float) -> None:
+        """Record the desired state of a port."""
         port = self.ports.get(key)
         self._unexposed.discard(key)
         if port is None or port.desired.uid != desired.uid or self.timeout is None:
@@ -191,6 +193,7 @@ class Rollout:
     def _set_rule(
         self, ref: Ref, served: Staged[RuleVersion], desired: DestinationRule | None, now: float
     ) -> None:
+        """Record the served and the desired version of a rule, or forget it if it is not in transition."""
         known = self.rules.get(ref)
         is_same = known is not None and known.is_pending and known.desired == desired
         rule = RuleTransition(served, desired, known.pending_since if known and is_same else now)
@@ -214,13 +217,14 @@ class Rollout:
         return bool(keys)
 
     def has_unplanned_mode(self, pod: Ref | None = None) -> bool:
-        """Return whether a server reported a mode that the plan does not consider. None: any server."""
+        """Return whether a server (None: any) reported a mode that the plan does not consider yet."""
         return any(
             pod in {None, key[0]} and mode not in self._possible_modes(key)
             for key, mode in tuple(self._recovered.items())
         )
 
     def _possible_modes(self, key: PortKey) -> tuple[Mode, ...]:
+        """Return the modes that a port may have active; all of them for an unknown port."""
         transition, port = self.plan.ports.get(key), self.ports.get(key)
         if transition:
             return transition.listener.possible
@@ -250,7 +254,7 @@ class Rollout:
         return frozenset(self.rules.keys() - self.plan.rules.keys())
 
     def join(self, mesh: Mesh, observed: Observed, now: float) -> None:
-        """Start with what other replicas serve, for the ports and rules that they report as not desired."""
+        """Start with the state that peers report for some ports and rules, instead of the desired state."""
         for report in observed.peers.values():
             for key, ask in report.asks.items():
                 port = self.ports.get(key)
@@ -284,6 +288,7 @@ class Rollout:
         for key in self._unexposed - plan.ports.keys():
             self._forget_port(mesh, key)
         for ref, known in ({**self.rules, **plan.rules}).items():
+            # A rule that the plan does not contain any more is active.
             rule = known.rule if ref in plan.rules else known.rule.settle()
             self._set_rule(ref, rule, rule_in(mesh, ref), now)
         self.stats.skips += len(proposal.skips)
@@ -291,7 +296,7 @@ class Rollout:
         for key, skipped in proposal.skips.ports.items():
             self.skipped.ports[key] = skipped
             if skipped.wait.is_for_listener:
-                self._recovered.pop(key, None)
+                self._recovered.pop(key, None)  # Do not wait for the reported mode, either.
 
     def resolve(self, mesh: Mesh, stored: StoredPlan, now: float) -> Plan | None:
         """Return a stored plan with this replica's objects and times.
@@ -352,7 +357,7 @@ class Rollout:
     def forget_caught_up(self, mesh: Mesh, observed: Observed) -> None:
         """Forget skipped transitions whose proxies and replicas have caught up."""
         for ref, (rule, _) in tuple(self.skipped.rules.items()):
-            if rule.is_pending:
+            if rule.is_pending:  # It was skipped while servers might still refuse its traffic.
                 has_caught_up = not any(rule.affects(port.hosts) for port in self.plan.ports.values())
             else:
                 has_caught_up = not rule_wait(rule, observed).lagging

@@ -56,7 +56,7 @@ class Generations(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The generations (`Plan.generation`) that the proxies of one replica use.
+    """What one replica reports: which generations (`Plan.generation`) its proxies have active.
 
     The rollout does not wait for proxies that no report counts.
     """

@@ -30,8 +30,8 @@ _CONNECTION_DELAY = 0.2
 class Planner:
     """Make one plan. A planner only reads the rollout: `Rollout.adopt` serves the plan.
 
-    `propose` first records what proxies have ACKed (`_confirm`, `_confirm_rules`). Then it serves the pending
-    rules that servers accept (`_release`), and each port takes its next step if that is safe (`_advance`).
+    `propose` first considers what proxies have ACKed (`_confirm`, `_confirm_rules`). Then it serves the pending
+    rules whose traffic servers accept (`_advance_rules`), and takes the next step of each port (`_advance`).
     """
 
     def __init__(self, rollout: Rollout, mesh: Mesh, observed: Observed, now: float) -> None:
@@ -60,13 +60,14 @@ class Planner:
         """Return the plan that advances every transition as far as is safe."""
         current = self.rollout.plan
         ports = {key: self._confirm(key, transition) for key, transition in self._transitions()}
-        rules = self._release(dict(self._confirm_rules()), ports)
+        rules = self._advance_rules(dict(self._confirm_rules()), ports)
         sends = RuleSends(self.mesh, rules)
         ports = {key: self._advance(key, transition, sends) for key, transition in ports.items()}
         stages = [
             *(stage for port in ports.values() for stage in (port.listener, port.clients)),
             *(transition.rule for transition in rules.values()),
         ]
+        # A peer that went on alone follows only a plan with a later generation than its own.
         is_new = any(stage.generation == self.generation for stage in stages) or any(
             report.is_alone and report.generation >= current.generation
             for report in self.observed.peers.values()
@@ -95,8 +96,8 @@ class Planner:
                 if asked and asked[0].is_from_server:
                     port = as_recovered(port, asked[0].mode)
                 transition = self._start(key, port)
-                # Count clients as sending either, if they may not have the state that this replica serves:
-                # another replica serves them and may have read less, or they connected with an earlier state.
+                # Count clients as sending either if they may not have the state that this replica serves:
+                # another replica may serve them an earlier one, or they reconnected with an earlier one.
                 if observed.peers or observed.own.has_earlier_connections or asked:
                     clients = transition.clients.widen(BOTH, self.generation, self.now)
                     transition = replace(transition, clients=clients)
@@ -112,6 +113,7 @@ class Planner:
         return {key: sorted(asked, key=lambda ask: not ask.is_from_server) for key, asked in asks.items()}
 
     def _start(self, key: PortKey, port: Port) -> Transition:
+        """Return a new transition of a port."""
         transition = start_transition(self.mesh, key, port, self.now)
         # The last transition skipped proxies that still lag. Count what they may use, and wait again.
         if skipped := self.rollout.skipped.ports.get(key):
@@ -165,12 +167,13 @@ class Planner:
         for current_sends, desired_sends in sends.to(transition, desired.send):
             if desired_sends & allowed:
                 arriving |= current_sends
-        # Keep accepting what may arrive. What the listener refuses already needs no exception from policies.
+        # Keep accepting what may still arrive. Do not start to accept what policies forbid: it fails already.
         needed = allowed | (arriving & ACCEPTED_SENDS[listener.current])
         mode = MODE_ACCEPTING[frozenset(needed)]
         return transition.with_stages(listener.propose(mode, generation, now), clients)
 
     def _is_finished(self, key: PortKey, transition: Transition) -> bool:
+        """Return whether the desired state of a port is served and active."""
         desired: Desired = self.rollout.ports[key].desired
         current = (transition.listener.current, transition.clients.current)
         return transition.is_settled and current == (desired.mode, desired.send)
@@ -199,10 +202,11 @@ class Planner:
             rules[ref] = RuleTransition(Staged(rule, 0, (rule, UNKNOWN), self.now), rule)
         for ref, transition in rules.items():
             if transition.is_unknown and transition.rule.generation == 0:
+                # Clients no longer follow an unknown version once they have ACKed this plan.
                 rules[ref] = replace(transition, rule=replace(transition.rule, generation=self.generation))
         return rules
 
-    def _release(
+    def _advance_rules(
         self, rules: Mapping[Ref, RuleTransition], ports: Mapping[PortKey, Transition]
     ) -> dict[Ref, RuleTransition]:
         """Serve the pending rules whose traffic all servers accept, or whose wait has timed out."""
@@ -215,12 +219,12 @@ class Planner:
             self.skips.rules[ref] = Skipped(pending[ref], wait)
         waiting = with_overlapping(pending, too_early - overdue)
         return {
-            ref: rule if ref in waiting or not rule.is_pending else self._released(rule)
+            ref: rule if ref in waiting or not rule.is_pending else self._with_desired(rule)
             for ref, rule in rules.items()
         }
 
-    def _released(self, transition: RuleTransition) -> RuleTransition:
-        """Return a rule that serves its desired version."""
+    def _with_desired(self, transition: RuleTransition) -> RuleTransition:
+        """Return the transition of a rule that serves the desired version from now on."""
         new = transition.rule.propose(transition.desired, self.generation, self.now)
         earlier = distinct(version for version in new.possible if version != new.current)
         return RuleTransition(replace(new, possible=(*earlier, new.current)), transition.desired)
@@ -259,6 +263,7 @@ class Planner:
         return refused
 
     def _is_overdue(self, since: float) -> bool:
+        """Return whether a wait has timed out."""
         timeout = self.rollout.timeout
         return timeout is None or self.now >= since + timeout
 
