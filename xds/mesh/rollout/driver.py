@@ -80,7 +80,7 @@ class RolloutDriver:
         return now if self.sync is None or self.sync.has_joined else max(self._join_deadline, now)
 
     def peers_changed(self) -> None:
-        """Schedule a check: a report or a plan has arrived, or the API server has stored this replica's plan."""
+        """Schedule a check, because a report or a plan has arrived, or this replica's plan was stored."""
         self._must_check = True
 
     def publish_report(self) -> None:

@@ -40,10 +40,10 @@ class Generations(Generic[T]):
     named: Mapping[T, int] = field(default_factory=dict)
     """The active generation of each listed proxy."""
     others: float = inf
-    """A generation that all other proxies have active; infinity if there are no others."""
+    """The lowest generation that any other proxy may have active; infinity if there are no others."""
 
     def of(self, name: T) -> float:
-        """Return a generation that a proxy has active at least; infinity if it is not connected."""
+        """Return the lowest generation that a proxy may have active; infinity if it is not connected."""
         return self.named.get(name, self.others)
 
     def shared(self, generation: int) -> Generations[T]:

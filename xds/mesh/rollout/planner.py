@@ -30,8 +30,8 @@ _CONNECTION_DELAY = 0.2
 class Planner:
     """Make one plan. A planner only reads the rollout: `Rollout.adopt` serves the plan.
 
-    `propose` first considers what proxies have ACKed (`_confirm`, `_confirm_rules`). Then it serves the pending
-    rules whose traffic servers accept (`_advance_rules`), and takes the next step of each port (`_advance`).
+    `propose` first considers what proxies have ACKed (`_confirm`, `_confirm_rules`). Then it serves the
+    pending rules that servers accept (`_advance_rules`), and takes the next step of each port (`_advance`).
     """
 
     def __init__(self, rollout: Rollout, mesh: Mesh, observed: Observed, now: float) -> None:

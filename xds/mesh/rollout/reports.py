@@ -35,7 +35,8 @@ class Reports:
         """Create the state of a replica that has read nothing yet.
 
         Args:
-            duration: seconds after which a report of this replica expires without renewal.
+            duration: seconds after which the report of this replica expires without renewal; also for peers
+                whose report was not read yet.
         """
         self.duration = duration
         self.own = Report()

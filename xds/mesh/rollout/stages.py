@@ -43,10 +43,9 @@ class Staged(Generic[T]):
     acked_at: float | None = field(default=None, compare=False)
     """When all proxies had ACKed `generation`; None while some lag."""
     is_change: bool = field(default=True, compare=False)
-    """Whether the wait began with another served value.
+    """Whether the wait began because the served value changed.
 
-    False if the served value is the same, and `widen` began the wait: the planner does not know what proxies
-    use.
+    False if `widen` began it: proxies are served the same value, but the planner does not know what they use.
     """
 
     @property
@@ -63,7 +62,7 @@ class Staged(Generic[T]):
     def widen(self, values: Collection[T], generation: int, now: float) -> Staged[T]:
         """Return the stage with more possible values, until proxies have ACKed `generation`.
 
-        A wait for a changed value remains one.
+        `is_change` remains true only if the stage is already waiting for a changed value.
         """
         possible = _united(self.possible, values)
         if possible == self.possible:
