@@ -36,7 +36,7 @@ class Wait(NamedTuple):
     is_for_listener: bool = False
     """Whether the server's listener has to become active. If not, clients have to ACK.
 
-    The server's sidecar may be connected to another replica, so `waiting_for` may be REPLICAS in both cases.
+    `waiting_for` does not tell: it is REPLICAS in both cases if a peer lags but does not name the proxies.
     """
     lagging: tuple[str, ...] = ()
     """The lagging clients, as POD.NAMESPACE, or the lagging replicas."""
