@@ -231,7 +231,7 @@ async def test_replica_asks_the_leader_and_serves_its_plan() -> None:
         await replica.join()
         controller, sync = replica.controller, replica.sync
         controller.change(Change(applied=(policy(Mode.STRICT),)))
-        ask = Ask(Mode.DISABLE, Send.PLAINTEXT, is_active=False)
+        ask = Ask(Mode.DISABLE, Send.PLAINTEXT, is_from_server=False)
         while sync.reports.own.asks != {KEY: ask}:
             await replica.until_news()
         await replica.checks()

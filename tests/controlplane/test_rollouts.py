@@ -181,7 +181,7 @@ async def test_immediate_rollout_waits_for_no_proxy() -> None:
         client.withholds = {ENDPOINT}
         set_mode(controller, "STRICT")
         await web.until(lambda: web.accepts(PORT) == "S")
-        assert not controller.rollouts.rollout.is_active
+        assert not controller.rollouts.rollout.is_in_progress
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
         client.withholds = {ENDPOINT}
         strict = peer("ns", "STRICT")

@@ -43,7 +43,7 @@ def set_mode(controller, mode: str | None, **more) -> None:
 
 async def until_finished(controller) -> None:
     rollout = controller.rollouts.rollout
-    await eventually(lambda: not rollout.is_active and not controller.batcher, timeout=WITHIN)
+    await eventually(lambda: not rollout.is_in_progress and not controller.batcher, timeout=WITHIN)
 
 
 def transitions(controller) -> list[Transition]:

@@ -15,7 +15,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Interception
 from xds.mesh.model.traffic import ConnectionPool, Subset, TrafficPolicy
 from xds.mesh.rollout.driver import RolloutDriver
-from xds.mesh.rollout.observation import Observed, Report
+from xds.mesh.rollout.observation import Generations, Observed, Report
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPE_PREFIX
 
 TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE)
@@ -125,7 +125,7 @@ def test_rollout_steps_encode_only_what_differs():
     rollouts = RolloutDriver(30.0)
     facts = (*PODS, *SERVICES, peer("a", "DISABLE"))
     config = replace(mesh().config, trust_domain=domain(4))
-    at = Observed(Report(servers={each.ref: 0 for each in PODS}))
+    at = Observed(Report(servers=Generations({each.ref: 0 for each in PODS})))
     world = rollouts.first_mesh(Change(applied=facts, config=config), at, 0.0)
     before, _ = count(world)
     # Two meshes are made, one after the other, and only the second one is translated.

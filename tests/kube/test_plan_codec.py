@@ -24,7 +24,7 @@ from xds.mesh.kube.plan_codec import (
 )
 from xds.mesh.model.objects import Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.observation import Ask, Report
+from xds.mesh.rollout.observation import Ask, Generations, Report
 from xds.mesh.rollout.plan import StoredPlan, StoredRule
 from xds.mesh.rollout.stages import BOTH, Staged
 
@@ -58,21 +58,20 @@ plans = st.builds(
     replicas,
 )
 generations = st.integers(-1, 2**40)
+others = generations | st.just(inf)
 reports = st.builds(
     Report,
     generation=numbers,
     is_alone=st.booleans(),
-    servers=st.dictionaries(pods, generations, max_size=5),
-    other_servers=generations | st.just(inf),
-    clients=st.dictionaries(names, generations, max_size=5),
-    other_clients=generations | st.just(inf),
+    servers=st.builds(Generations, st.dictionaries(pods, generations, max_size=5), others),
+    clients=st.builds(Generations, st.dictionaries(names, generations, max_size=5), others),
     rejected_listeners=st.dictionaries(pods, errors, max_size=3),
     rejected_clusters=st.dictionaries(names, st.dictionaries(names, errors, max_size=3), max_size=3),
-    has_returned=st.booleans(),
+    has_earlier_connections=st.booleans(),
     asks=st.dictionaries(
         keys, st.builds(Ask, st.sampled_from(Mode), st.sampled_from(BOTH), st.booleans()), max_size=40
     ),
-    held_rules=st.frozensets(rules, max_size=5),
+    unplanned_rules=st.frozensets(rules, max_size=5),
 )
 
 
@@ -87,7 +86,7 @@ def test_report_round_trips(report: Report) -> None:
 
 
 def test_shared_report_of_a_replica_without_proxies_round_trips() -> None:
-    for report in (Report(), Report().unknown(), Report(generation=3).shared()):
+    for report in (Report(), Report().without_progress(), Report(generation=3).shared()):
         assert decode_report(encode_report(report)) == report
 
 
@@ -114,14 +113,13 @@ def test_small_plan_is_readable_json() -> None:
 def test_small_report_is_readable_json() -> None:
     report = Report(
         generation=7,
-        servers={WEB: 6},
-        other_servers=7,
-        has_returned=True,
+        servers=Generations({WEB: 6}, 7),
+        has_earlier_connections=True,
         asks={
-            (WEB, 80): Ask(Mode.STRICT, Send.MTLS, is_active=True),
-            (WEB, 90): Ask(Mode.DISABLE, Send.PLAINTEXT, is_active=False),
+            (WEB, 80): Ask(Mode.STRICT, Send.MTLS, is_from_server=True),
+            (WEB, 90): Ask(Mode.DISABLE, Send.PLAINTEXT, is_from_server=False),
         },
-        held_rules=frozenset({RULE}),
+        unplanned_rules=frozenset({RULE}),
     )
     assert encode_report(report) == (
         '{"generation":7,"alone":false,"servers":{"ns/web-1":6},"otherServers":7,'
@@ -154,7 +152,7 @@ def test_plan_beyond_the_size_limit_is_not_encoded() -> None:
 
 def test_report_beyond_the_size_limit_is_not_encoded() -> None:
     with pytest.raises(CodecError, match="do not fit"):
-        encode_report(Report(servers={pod: 1 for pod, _ in many(60_000)}))
+        encode_report(Report(servers=Generations({pod: 1 for pod, _ in many(60_000)})))
 
 
 MALFORMED = [
@@ -229,4 +227,4 @@ REPORT = encode_report(Report())
 )
 def test_malformed_report_tells_nothing(text: str) -> None:
     assert text != REPORT
-    assert decode_report(text) == Report().unknown()
+    assert decode_report(text) == Report().without_progress()

@@ -15,7 +15,7 @@ from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX, Replic
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.machine import Proposal
-from xds.mesh.rollout.observation import Ask, Report
+from xds.mesh.rollout.observation import Ask, Generations, Report
 from xds.mesh.rollout.plan import Plan, StoredPlan, Transition
 from xds.mesh.rollout.reports import Reports
 from xds.mesh.rollout.stages import Staged
@@ -25,12 +25,10 @@ POD = Ref("Pod", "ns", "web")
 KEY = (POD, 8080)
 REPORT = Report(
     generation=7,
-    servers={POD: 6},
-    other_servers=7,
-    clients={"client.ns": 5},
-    other_clients=7,
-    asks={KEY: Ask(Mode.PERMISSIVE, Send.MTLS, is_active=True)},
-    held_rules=frozenset({Ref("DestinationRule", "ns", "web")}),
+    servers=Generations({POD: 6}, 7),
+    clients=Generations({"client.ns": 5}, 7),
+    asks={KEY: Ask(Mode.PERMISSIVE, Send.MTLS, is_from_server=True)},
+    unplanned_rules=frozenset({Ref("DestinationRule", "ns", "web")}),
 )
 TRANSITION = Transition(
     Staged(Mode.PERMISSIVE, 2, (Mode.DISABLE, Mode.PERMISSIVE)), Staged(Send.PLAINTEXT, 0, (Send.PLAINTEXT,))
@@ -134,9 +132,9 @@ async def test_plan_of_the_leader_reaches_the_peer(cluster: Cluster, namespace: 
         two.propose(PROPOSAL)  # It does not lead.
         one.propose(PROPOSAL)
         stored = PROPOSAL.plan.stored({"one", "two"})
-        await until(lambda: one.sync.accepted is PROPOSAL, "the API server has stored it")
+        await until(lambda: one.sync.stored_proposal is PROPOSAL, "the API server has stored it")
         await until(lambda: one.sync.stored == two.sync.stored == stored, "both read it")
-        assert two.sync.accepted is None
+        assert two.sync.stored_proposal is None
 
         # Somebody who reads it later gets all of it.
         async with replica(cluster, namespace, "three") as three:
@@ -152,8 +150,8 @@ async def test_only_one_of_two_leaders_stores_its_plan(cluster: Cluster, namespa
         await until(lambda: one.members == two.members == {"one", "two"}, "both read the same")
         one.propose(PROPOSAL)
         two.propose(other)
-        await until(lambda: one.sync.accepted or two.sync.accepted, "one plan is stored")
-        [winner] = [each.sync.accepted for each in (one, two) if each.sync.accepted]
+        await until(lambda: one.sync.stored_proposal or two.sync.stored_proposal, "one plan is stored")
+        [winner] = [each.sync.stored_proposal for each in (one, two) if each.sync.stored_proposal]
         stored = winner.plan.stored({"one", "two"})
         await until(lambda: one.sync.stored == two.sync.stored == stored, "both read it")
 
@@ -178,7 +176,9 @@ async def test_foreign_write_or_deletion_of_a_report_is_repaired(
             await cluster.api.delete(one.lease)
         else:
             await cluster.api.patch(one.lease, {"metadata": {"annotations": {ANNOTATION: "nonsense"}}})
-            await until(lambda: two.peers() == [Report().unknown()], "two reads nothing that it understands")
+            await until(
+                lambda: two.peers() == [Report().without_progress()], "two reads nothing that it understands"
+            )
         one.sync.publish(Report(generation=8))
         await until(lambda: two.peers() == [Report(generation=8)], "two reads what one writes")
 
@@ -230,7 +230,7 @@ async def test_member_that_crashed_before_it_reported_is_forgotten(cluster: Clus
         joined = stored["metadata"]["annotations"][ANNOTATION].replace('["one"]', '["one","two"]')
         await cluster.api.patch(one.plan, {"metadata": {"annotations": {ANNOTATION: joined}}})
         await until(lambda: one.members == {"one", "two"}, "one reads that two has joined")
-        assert one.peers() == [Report().unknown()]
+        assert one.peers() == [Report().without_progress()]
         assert not one.sync.reports.names
         await until(lambda: not one.peers(), "it is forgotten")
         one.propose(PROPOSAL)

@@ -10,7 +10,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Ref, merge_changes
 from xds.mesh.policy.mtls import served_mode
 from xds.mesh.rollout.driver import RolloutDriver
-from xds.mesh.rollout.observation import Observed, Report
+from xds.mesh.rollout.observation import Generations, Observed, Report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.reports import Reports
 from xds.mesh.rollout.sync import ReplicaSync
@@ -151,13 +151,15 @@ class Replicas(Proxies):
         servers = {Ref("Pod", "ns", name): replica.acked[name] for name in SERVERS if name in replica.acked}
         own = Report(
             generation=replica.mesh.served.generation,
-            servers=servers,
-            clients={f"{name}.clients": replica.acked[name] for name in CLIENTS if name in replica.acked},
-            has_returned=any(
+            servers=Generations(servers),
+            clients=Generations(
+                {f"{name}.clients": replica.acked[name] for name in CLIENTS if name in replica.acked}
+            ),
+            has_earlier_connections=any(
                 name in replica.acked and self.now < replica.caught_up_at.get(name, -inf) + UNREAD
                 for name in CLIENTS
             ),
-            asks=replica.rollouts.rollout.asks(servers),
+            asks=replica.rollouts.rollout.collect_asks(servers),
         )
         return replica.rollouts.observe(own, self.now)
 

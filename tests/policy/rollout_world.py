@@ -16,7 +16,7 @@ from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.destination import served_client_rule
 from xds.mesh.policy.mtls import Send, decide, explicit_tls, sends_mtls, served_mode
 from xds.mesh.rollout.driver import RolloutDriver
-from xds.mesh.rollout.observation import Observed, Report
+from xds.mesh.rollout.observation import Generations, Observed, Report
 from xds.mesh.rollout.stages import ACCEPTED_SENDS
 from xds.mesh.rollout.waits import Wait, port_wait
 
@@ -123,14 +123,14 @@ class Proxies:
         return Observed(
             Report(
                 generation=self.mesh.served.generation,
-                servers=servers,
+                servers=Generations(servers),
                 rejected_listeners={
                     Ref("Pod", "ns", name): "no" for name, each in self.servers.items() if each.rejects
                 },
-                clients={
-                    f"{name}.clients": each.acked for name, each in self.clients.items() if each.connected
-                },
-                has_returned=any(
+                clients=Generations(
+                    {f"{name}.clients": each.acked for name, each in self.clients.items() if each.connected}
+                ),
+                has_earlier_connections=any(
                     each.connected and self.now < each.caught_up_at + UNREAD for each in self.clients.values()
                 ),
                 rejected_clusters={
@@ -138,7 +138,7 @@ class Proxies:
                     for name, each in self.clients.items()
                     if each.rejects
                 },
-                asks=self.rollout.asks(servers),
+                asks=self.rollout.collect_asks(servers),
             )
         )
 

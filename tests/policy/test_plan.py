@@ -15,7 +15,7 @@ from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout import machine, planner
 from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.rollout.machine import Proposal
-from xds.mesh.rollout.observation import MAX_LAGGING, Ask, Observed, Report
+from xds.mesh.rollout.observation import MAX_LAGGING, Ask, Generations, Observed, Report
 from xds.mesh.rollout.plan import UNKNOWN, Phase, Plan, StoredPlan, StoredRule, Transition, rule_hash
 from xds.mesh.rollout.planner import Planner
 from xds.mesh.rollout.stages import BOTH, Staged
@@ -45,17 +45,17 @@ def names(count: int) -> list[str]:
 
 
 def test_shared_report_lists_only_proxies_that_lag():
-    own = Report(generation=7, servers={WEB: 6}, clients={"one.ns": 7, "two.ns": 3})
+    own = Report(generation=7, servers=Generations({WEB: 6}), clients=Generations({"one.ns": 7, "two.ns": 3}))
     shared = own.shared()
-    assert (shared.servers, shared.other_servers) == ({WEB: 6}, 7)
-    assert (shared.clients, shared.other_clients) == ({"two.ns": 3}, 7)
+    assert shared.servers == Generations({WEB: 6}, 7)
+    assert shared.clients == Generations({"two.ns": 3}, 7)
 
 
 def test_shared_report_names_a_limited_number_of_proxies():
     lagging = dict(zip(names(MAX_LAGGING + 1), range(MAX_LAGGING + 1), strict=True))
-    shared = Report(generation=100, clients=lagging | {"current.ns": 100}).shared()
-    assert len(shared.clients) == MAX_LAGGING
-    assert shared.other_clients == 0
+    shared = Report(generation=100, clients=Generations(lagging | {"current.ns": 100})).shared()
+    assert len(shared.clients.named) == MAX_LAGGING
+    assert shared.clients.others == 0
     observed = Observed(peers={"other": shared})
     assert list(observed.lagging_clients(0, lambda _: True)) == []
     assert "other" in observed.lagging_clients(1, lambda _: True)
@@ -63,17 +63,20 @@ def test_shared_report_names_a_limited_number_of_proxies():
 
 def test_report_with_too_many_rejections_is_unknown():
     rejected = {name: {"cluster": "no"} for name in names(MAX_LAGGING + 1)}
-    asks = {KEY: Ask(Mode.STRICT, Send.MTLS, is_active=True)}
+    asks = {KEY: Ask(Mode.STRICT, Send.MTLS, is_from_server=True)}
     own = Report(generation=7, rejected_clusters=rejected, asks=asks)
-    assert own.shared() == own.unknown()
-    assert own.unknown().asks == asks
-    assert own.unknown().has_returned
+    assert own.shared() == own.without_progress()
+    assert own.without_progress().asks == asks
+    assert own.without_progress().has_earlier_connections
 
 
 def test_rejections_of_all_replicas_count():
     clusters = {f"outbound|80||{HOST}": "no such thing", "outbound|80||other": "other", "BlackHole": "none"}
     peer_report = Report(
-        generation=7, other_servers=7, other_clients=7, rejected_clusters={"one.ns": clusters}
+        generation=7,
+        servers=Generations(others=7),
+        clients=Generations(others=7),
+        rejected_clusters={"one.ns": clusters},
     )
     observed = Observed(Report(rejected_listeners={WEB: "no"}), {"other": peer_report})
     assert observed.lagging_clients(7, lambda service: service == (HOST, 80)) == {"one.ns": "no such thing"}
@@ -157,13 +160,16 @@ def test_plan_for_an_earlier_pod_of_the_name_is_ignored():
 
 def test_shared_plan_has_a_limited_number_of_ports(monkeypatch):
     monkeypatch.setattr(planner, "MAX_PORTS", 3)
-    for peers, count in (({}, 4), ({"other": Report(other_servers=0, other_clients=0)}, 3)):
+    for peers, count in (
+        ({}, 4),
+        ({"other": Report(servers=Generations(others=0), clients=Generations(others=0))}, 3),
+    ):
         world = disabled()
         change = Change(applied=(peer("ns", "STRICT"),))
         observed = Observed(world.observe().own, peers)
         world.mesh = world.rollouts.apply(world.mesh, change, observed, world.now)
         assert len(world.rollout.plan.ports) == count
-        assert world.rollout.has_unplanned is (count == 3)
+        assert world.rollout.has_unplanned_changes is (count == 3)
 
 
 def test_replica_asks_for_a_limited_number_of_ports(monkeypatch):
@@ -172,17 +178,22 @@ def test_replica_asks_for_a_limited_number_of_ports(monkeypatch):
     mesh = world.mesh.apply(Change(applied=(peer("ns", "STRICT"),)))
     world.rollout.update(mesh, world.now)
     assert len(world.rollout.pending) == 4
-    asks = world.rollout.asks({})
-    assert list(asks.values()) == [Ask(Mode.DISABLE, Send.PLAINTEXT, is_active=False)] * 3
+    asks = world.rollout.collect_asks({})
+    assert list(asks.values()) == [Ask(Mode.DISABLE, Send.PLAINTEXT, is_from_server=False)] * 3
 
 
 def test_started_replica_joins_with_what_its_peers_serve():
     """It has read the newest policies, which its peers do not serve yet."""
     asks = {
-        KEY: Ask(Mode.DISABLE, Send.PLAINTEXT, is_active=False),
-        (Ref("Pod", "ns", "unknown"), 1): Ask(Mode.DISABLE, Send.PLAINTEXT, is_active=False),
+        KEY: Ask(Mode.DISABLE, Send.PLAINTEXT, is_from_server=False),
+        (Ref("Pod", "ns", "unknown"), 1): Ask(Mode.DISABLE, Send.PLAINTEXT, is_from_server=False),
     }
-    lagging = Report(other_servers=0, other_clients=0, asks=asks, held_rules=frozenset({RULE}))
+    lagging = Report(
+        servers=Generations(others=0),
+        clients=Generations(others=0),
+        asks=asks,
+        unplanned_rules=frozenset({RULE}),
+    )
     facts = [*Proxies().facts.values(), peer("ns", "STRICT")]
     rollouts = RolloutDriver(30.0)
     mesh = rollouts.first_mesh(Change(applied=tuple(facts)), Observed(peers={"other": lagging}), 0.0)
@@ -200,16 +211,16 @@ def test_recovered_modes_are_forgotten_when_the_stream_ends():
     world.set_mode("DISABLE")
     world.settle()
     world.rollout.recover(WEB, {8080: Mode.STRICT})
-    assert world.rollout.has_unconsidered()
+    assert world.rollout.has_unplanned_mode()
     assert world.rollout.forget_recovered(WEB)
     assert not world.rollout.forget_recovered(WEB)
-    assert not world.rollout.has_unconsidered()
+    assert not world.rollout.has_unplanned_mode()
 
 
 def test_without_timeout_nothing_is_recovered():
     world = Proxies(timeout=None)
     world.rollout.recover(WEB, {8080: Mode.STRICT})
-    assert not world.rollout.is_active
+    assert not world.rollout.is_in_progress
 
 
 def test_held_rule_is_released_although_a_server_rejects_its_listener():
@@ -289,7 +300,7 @@ def test_version_that_the_leader_serves_is_served():
     plan = world.rollout.resolve(mesh, stored(NEW, NEW), world.now)
     assert plan
     assert plan.rules[RULE].rule.possible == (OLD, NEW)
-    assert not plan.rules[RULE].is_held
+    assert not plan.rules[RULE].is_pending
 
 
 def test_hash_covers_everything_that_clients_follow():
@@ -304,7 +315,11 @@ def test_rule_that_only_a_peer_knows_is_waited_for():
     """The peer serves a version of a rule that was deleted before this replica started."""
     world = Proxies()
     held = Report(
-        generation=1, other_servers=1, other_clients=1, held_rules=frozenset({RULE}), has_returned=False
+        generation=1,
+        servers=Generations(others=1),
+        clients=Generations(others=1),
+        unplanned_rules=frozenset({RULE}),
+        has_earlier_connections=False,
     )
     observed = Observed(world.observe().own, {"other": held})
     proposal = Planner(world.rollout, world.mesh, observed, world.now).propose()
@@ -312,8 +327,11 @@ def test_rule_that_only_a_peer_knows_is_waited_for():
     assert transition.is_unknown
     assert transition.rule.generation == proposal.plan.generation > held.generation
     world.rollout.adopt(world.mesh, proposal, world.now)
-    for report, is_known in ((held, False), (Report(generation=9, other_servers=9, other_clients=9), True)):
-        own = Report(generation=9, clients={"one.clients": 9})
+    for report, is_known in (
+        (held, False),
+        (Report(generation=9, servers=Generations(others=9), clients=Generations(others=9)), True),
+    ):
+        own = Report(generation=9, clients=Generations({"one.clients": 9}))
         for now in (world.now, world.now + 2):
             proposal = Planner(world.rollout, world.mesh, Observed(own, {"other": report}), now).propose()
             world.rollout.adopt(world.mesh, proposal, now)
@@ -349,27 +367,29 @@ def test_held_rule_that_changes_again_gets_its_own_timeout():
     world.change(replace(NEW, host="*"))
     world.now += 1
     world.advance()
-    assert world.rollout.rules[RULE].is_held
+    assert world.rollout.rules[RULE].is_pending
 
 
 def test_rule_is_held_while_ports_do_not_fit_into_the_plan(monkeypatch):
     monkeypatch.setattr(planner, "MAX_PORTS", 1)
     world = disabled()
-    peers = {"other": Report(generation=9, other_servers=9, other_clients=9)}
+    peers = {"other": Report(generation=9, servers=Generations(others=9), clients=Generations(others=9))}
     change = Change(applied=(peer("ns", "PERMISSIVE"), NEW))
     before = Observed(world.observe().own, peers)
     world.mesh = world.rollouts.apply(world.mesh, change, before, world.now)
     world.ack(*world.servers)
     observed = Observed(world.observe().own, peers)
     proposal = Planner(world.rollout, world.mesh, observed, world.now).propose()
-    assert proposal.plan.rules[RULE].is_held
+    assert proposal.plan.rules[RULE].is_pending
 
 
 def test_active_mode_counts_beside_what_another_replica_serves():
     world = Proxies()
     world.set_mode("STRICT")
     world.settle()
-    served = Report(generation=9, other_clients=9, asks={KEY: Ask(Mode.PERMISSIVE, Send.MTLS, False)})
+    served = Report(
+        generation=9, clients=Generations(others=9), asks={KEY: Ask(Mode.PERMISSIVE, Send.MTLS, False)}
+    )
     own = replace(world.observe().own, asks={KEY: Ask(Mode.DISABLE, Send.PLAINTEXT, True)})
     proposal = Planner(world.rollout, world.mesh, Observed(own, {"other": served}), world.now).propose()
     assert set(proposal.plan.ports[KEY].listener.possible) >= {Mode.DISABLE, Mode.PERMISSIVE}
@@ -380,7 +400,9 @@ def test_rule_is_withdrawn_for_a_server_of_another_replica():
     world = Proxies()
     world.change(peer("ns", "STRICT"), NEW)
     world.settle()
-    asks = {KEY: Ask(Mode.DISABLE, Send.PLAINTEXT, is_active=True)}
-    peers = {"other": Report(generation=9, other_servers=9, other_clients=9, asks=asks)}
+    asks = {KEY: Ask(Mode.DISABLE, Send.PLAINTEXT, is_from_server=True)}
+    peers = {
+        "other": Report(generation=9, servers=Generations(others=9), clients=Generations(others=9), asks=asks)
+    }
     mesh = world.rollouts.advance(world.mesh, Observed(world.observe().own, peers), world.now)
     assert mesh.served_rule(RULE) is None

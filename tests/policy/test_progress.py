@@ -11,7 +11,7 @@ from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.model.objects import Change, Fact, Pod, Ref, ServicePort
 from xds.mesh.rollout.driver import RolloutDriver
-from xds.mesh.rollout.observation import Observed, Report
+from xds.mesh.rollout.observation import Generations, Observed, Report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.progress import count_services, port_waits, rule_progress, service_progress
 from xds.mesh.rollout.sync import ReplicaSync
@@ -81,8 +81,8 @@ class World:
     def _observe(self) -> Observed:
         own = Report(
             generation=self.mesh.served.generation,
-            servers=self.servers,
-            clients=self.clients,
+            servers=Generations(self.servers),
+            clients=Generations(self.clients),
             rejected_listeners=self.rejected_listeners,
             rejected_clusters=self.rejected_clusters,
         )
@@ -218,20 +218,20 @@ def test_plan_that_is_not_stored_is_shown():
 def test_lagging_replicas_are_shown():
     """The server or its clients may be connected to a replica that has not applied the plan."""
     world = World("DISABLE")
-    world.peers = dict.fromkeys(("xds-a", "xds-b"), Report().unknown())
+    world.peers = dict.fromkeys(("xds-a", "xds-b"), Report().without_progress())
     world.change(peer("ns", "STRICT"))
     world.step(servers=True)
     still_open = "; still accepts plaintext"
     assert world.summaries() == [
         f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a and xds-b (0 s{still_open})"
     ]
-    applied = Report(generation=2, other_servers=2, other_clients=2)
+    applied = Report(generation=2, servers=Generations(others=2), clients=Generations(others=2))
     world.peers = {"xds-a": applied, "xds-b": applied}
     world.step(seconds=2)
     assert world.summaries() == [
         f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE} and xds-a and xds-b (0 s{still_open})"
     ]
-    world.peers["xds-b"] = replace(applied, generation=3, other_clients=3)
+    world.peers["xds-b"] = replace(applied, generation=3, clients=Generations(others=3))
     world.step(clients=True)
     assert world.summaries() == [
         f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a (1 s{still_open})"

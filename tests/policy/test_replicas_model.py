@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from random import Random
 
 import pytest
@@ -388,12 +387,12 @@ def arrive_always(world: Replicas, replica: Replica, *, respond: bool = True) ->
 
 def accept_always(sync: ReplicaSync, _replaced: str, version: str, plan: StoredPlan) -> None:
     sync._stored = version, plan
-    sync.accepted = sync._sent or sync.accepted
+    sync.stored_proposal = sync._sent or sync.stored_proposal
 
 
 def accept_unstored(sync: ReplicaSync, version: str, proposal: Proposal) -> None:
     propose(sync, version, proposal)
-    sync.accepted = proposal
+    sync.stored_proposal = proposal
 
 
 def confirm_at_once(stage: Staged[Send], *, is_acked: bool, now: float, delay: float = 0.0) -> Staged[Send]:
@@ -409,7 +408,7 @@ def confirm_at_once(stage: Staged[Send], *, is_acked: bool, now: float, delay: f
             walk_until(21),
             Observed,
             "server_generation",
-            lambda observed, pod: observed.own.servers.get(pod, inf),
+            lambda observed, pod: observed.own.servers.of(pod),
             id="servers of peers",
         ),
         pytest.param(
@@ -419,7 +418,7 @@ def confirm_at_once(stage: Staged[Send], *, is_acked: bool, now: float, delay: f
             lambda observed, *args: lagging_clients(Observed(observed.own), *args),
             id="clients of peers",
         ),
-        pytest.param(walk_until(4), Staged, "confirm", lambda stage, **_: stage.settled(), id="ACKs"),
+        pytest.param(walk_until(4), Staged, "confirm", lambda stage, **_: stage.settle(), id="ACKs"),
         pytest.param(two_leaders_disagree, Replicas, "arrive_plan", arrive_always, id="compare and swap"),
         pytest.param(two_leaders_disagree, ReplicaSync, "propose", accept_unstored, id="stored plan"),
         pytest.param(connections_are_unclassified, Staged, "confirm", confirm_at_once, id="delay"),
@@ -431,12 +430,14 @@ def confirm_at_once(stage: Staged[Send], *, is_acked: bool, now: float, delay: f
             lambda *_: False,
             id="rules that are too early",
         ),
-        pytest.param(control_plane_restarts, Rollout, "asks", lambda *_: {}, id="asks"),
-        pytest.param(clients_return, Observed, "has_returned", False, id="connections of earlier streams"),
+        pytest.param(control_plane_restarts, Rollout, "collect_asks", lambda *_: {}, id="asks"),
+        pytest.param(
+            clients_return, Observed, "has_earlier_connections", False, id="connections of earlier streams"
+        ),
         pytest.param(
             new_leader_does_not_know_the_old_rule,
             Rollout,
-            "held_rules",
+            "unplanned_rules",
             lambda _: frozenset(),
             id="held rules",
         ),
@@ -454,7 +455,7 @@ def test_requests_fail_without(
 
 def test_requests_fail_if_a_late_response_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The later plan has been read, and it is served: each is enough to ignore the response."""
-    guards = ((ReplicaSync, "plan_stored", accept_always), (Follower, "_is_newer", lambda *_: True))
+    guards = ((ReplicaSync, "plan_stored", accept_always), (Follower, "_may_replace", lambda *_: True))
     response_arrives_late()
     for owner, name, without in guards:
         with monkeypatch.context() as patch:

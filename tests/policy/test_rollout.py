@@ -101,7 +101,7 @@ def test_immediate_transition_is_tracked_until_active():
 
 def test_ask_about_unknown_pod_changes_nothing():
     world = Proxies()
-    asks = {(Ref("Pod", "ns", "unknown"), 8080): Ask(Mode.DISABLE, Send.PLAINTEXT, is_active=True)}
+    asks = {(Ref("Pod", "ns", "unknown"), 8080): Ask(Mode.DISABLE, Send.PLAINTEXT, is_from_server=True)}
     observed = Observed(replace(world.observe().own, asks=asks))
     world.mesh = world.rollouts.advance(world.mesh, observed, world.now)
     assert not world.rollout.plan.ports
@@ -172,7 +172,7 @@ def test_rule_is_held_if_any_part_needs_it():
     )
     world.change(peer("ns", "STRICT"), parts)
     assert world.mesh.served_rule(parts.ref) is None
-    assert world.rollout.rules[parts.ref].is_held
+    assert world.rollout.rules[parts.ref].is_pending
     world.settle()
     assert world.mesh.served_rule(parts.ref) == parts
 
@@ -271,7 +271,7 @@ def test_installed_rule_is_withdrawn_if_servers_refuse_it():
     world.config = MeshConfig(mtls_enabled=True)
     world.must_reach.append(world.reachable())
     world.start()
-    assert [rule.is_held for rule in world.rollout.rules.values()] == [True]
+    assert [rule.is_pending for rule in world.rollout.rules.values()] == [True]
     for name in world.clients:
         world.deliver_to_client(name)
         world.check()
@@ -407,9 +407,9 @@ def test_changed_rule_has_its_own_deadline():
     world.change(rule("clients", HOST, "DISABLE", name="for-all"))  # which `two` does not ACK
     world.now += 28
     world.change(peer("ns", "STRICT"), rule("clients", HOST, "ISTIO_MUTUAL", name="for-all"))
-    assert [rule.is_held for rule in world.rollout.rules.values()] == [True]
+    assert [rule.is_pending for rule in world.rollout.rules.values()] == [True]
     world.now += 2
     world.advance()
-    assert [rule.is_held for rule in world.rollout.rules.values()] == [True]
+    assert [rule.is_pending for rule in world.rollout.rules.values()] == [True]
     world.deliver_to_client("one")
     world.check()

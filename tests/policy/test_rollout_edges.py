@@ -13,7 +13,7 @@ from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.model.objects import TLS_MODE_LABEL, Change, Mode, Ref
 from xds.mesh.policy.mtls import served_mode
 from xds.mesh.rollout.driver import RolloutDriver
-from xds.mesh.rollout.observation import Observed, Report
+from xds.mesh.rollout.observation import Generations, Observed, Report
 
 WEB = Ref("Pod", "ns", "web-1")
 KEY = (WEB, 8080)
@@ -73,12 +73,14 @@ def test_server_is_recovered_once_it_is_observed():
     mesh = rollouts.first_mesh(Change(applied=tuple(facts.values())), Observed(), 0.0)
     # The server connected after the observation, and would count as disconnected.
     rollout.recover(WEB, {8080: Mode.DISABLE, 9090: Mode.DISABLE})
-    mesh = rollouts.advance(mesh, Observed(Report(asks=rollout.asks({}))), 0.0)
-    assert rollout.has_unconsidered(WEB)
+    mesh = rollouts.advance(mesh, Observed(Report(asks=rollout.collect_asks({}))), 0.0)
+    assert rollout.has_unplanned_mode(WEB)
     servers = {WEB: -1}
-    mesh = rollouts.advance(mesh, Observed(Report(servers=servers, asks=rollout.asks(servers))), 0.0)
+    mesh = rollouts.advance(
+        mesh, Observed(Report(servers=Generations(servers), asks=rollout.collect_asks(servers))), 0.0
+    )
     assert mesh.served.mtls[KEY] is False
-    assert not rollout.has_unconsidered(WEB)
+    assert not rollout.has_unplanned_mode(WEB)
 
 
 def test_stream_that_ends_during_recovery_is_harmless():
@@ -108,7 +110,7 @@ def test_new_pod_accepts_both_versions_of_a_held_rule():
     world.change(peer("ns", "DISABLE"), rule("clients", HOST, "DISABLE", name="for-all"))
     world.settle()
     world.change(peer("ns", "STRICT"), rule("clients", HOST, "ISTIO_MUTUAL", name="for-all"))
-    assert [rule.is_held for rule in world.rollout.rules.values()] == [True]
+    assert [rule.is_pending for rule in world.rollout.rules.values()] == [True]
     new = pod("web-3", "ns", app="web", group="web-3")
     world.servers["web-3"] = Server()
     world.change(new)

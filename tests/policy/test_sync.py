@@ -12,7 +12,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, DestinationRule, Fact, Mode, Pod, Ref
 from xds.mesh.rollout.driver import JOIN_TIMEOUT, RolloutDriver
 from xds.mesh.rollout.machine import Proposal
-from xds.mesh.rollout.observation import Observed, Report
+from xds.mesh.rollout.observation import Generations, Observed, Report
 from xds.mesh.rollout.plan import Plan, StoredPlan, StoredRule
 from xds.mesh.rollout.reports import Reports
 from xds.mesh.rollout.stages import Staged
@@ -23,7 +23,7 @@ WEB = KEY[0]
 RULE = Ref("DestinationRule", "ns", "rule")
 FIRST = Proposal(Plan(generation=7))
 SECOND = Proposal(Plan(generation=8))
-CURRENT = Report(generation=5, other_servers=5, other_clients=5)
+CURRENT = Report(generation=5, servers=Generations(others=5), clients=Generations(others=5))
 READ = StoredPlan(1, members=frozenset({"own"}))
 # It serves a version of a rule that no longer exists.
 UNRESOLVABLE = READ._replace(generation=9, rules={RULE: StoredRule("gone", "gone", 9, False)})
@@ -67,7 +67,7 @@ def test_replica_joins_as_a_member_before_it_serves():
     assert not sync.has_joined
     assert store(sync, "2") == stored._replace(members=frozenset({"other", "own"}))
     assert sync.has_joined
-    assert sync.accepted is None, "joining changes nothing that is served"
+    assert sync.stored_proposal is None, "joining changes nothing that is served"
     assert sync.plan_to_store(101.0) is None
     assert rollouts.earliest_apply(101.0) == 101.0
 
@@ -105,10 +105,10 @@ def test_leader_that_has_not_read_a_new_member_cannot_store():
     assert joining.stored
     leader.plan_read(server, joining.stored)
     assert leader.plan_to_store(0.0) is None, "the proposal did not consider the new member"
-    assert leader.reports.peers(0.0) == {"new": Report().unknown()}
+    assert leader.reports.peers(0.0) == {"new": Report().without_progress()}
     leader.propose("2", SECOND)
     assert store(leader, "3").members == {"own", "new"}
-    assert leader.accepted is SECOND
+    assert leader.stored_proposal is SECOND
 
 
 # --- compare and swap ---------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_only_the_proposal_that_was_sent_is_accepted():
     assert candidate
     sync.propose("1", SECOND)
     sync.plan_stored(candidate[0], "2", candidate[1])
-    assert sync.accepted is FIRST
+    assert sync.stored_proposal is FIRST
     assert sync.stored == FIRST.plan.stored({"own"})
     # The second proposal would replace a plan that is no longer the stored one.
     assert sync.plan_to_store(0.0) is None
@@ -136,7 +136,7 @@ def test_plan_that_was_read_in_the_meantime_wins():
     sync.plan_read("3", later)
     sync.plan_stored(candidate[0], "2", candidate[1])
     assert sync.stored == later
-    assert sync.accepted is None
+    assert sync.stored_proposal is None
     assert sync.plan_to_store(0.0) is None
 
 
@@ -147,7 +147,7 @@ def test_own_plan_may_be_read_before_the_response_arrives():
     assert candidate
     sync.plan_read("2", candidate[1])
     sync.plan_stored(candidate[0], "2", candidate[1])
-    assert sync.accepted is FIRST
+    assert sync.stored_proposal is FIRST
 
 
 def test_response_without_a_plan_is_ignored():
@@ -245,11 +245,11 @@ def test_renewal_counts_from_when_the_write_began():
 def test_member_without_report_may_use_anything():
     sync = new("own", "silent")
     assert sync.reports.names == set(), "it has no Lease"
-    assert sync.reports.peers(0.0) == {"silent": Report().unknown()}
+    assert sync.reports.peers(0.0) == {"silent": Report().without_progress()}
     observed = Observed(CURRENT, sync.reports.peers(0.0))
     assert observed.server_generation(WEB) == -1
     assert list(observed.lagging_clients(5, lambda _: True)) == ["silent"]
-    assert observed.has_returned
+    assert observed.has_earlier_connections
     receive(sync, 1.0)
     assert sync.reports.names == {"other"}
     assert sync.reports.expired(9.0) == {}
@@ -273,9 +273,9 @@ def test_forgotten_member_does_not_come_back():
 
 def test_peer_with_a_plan_of_its_own_counts_as_unknown():
     sync = new("own")
-    receive(sync, 0.0, report=replace(CURRENT, is_alone=True, held_rules=frozenset({RULE})))
+    receive(sync, 0.0, report=replace(CURRENT, is_alone=True, unplanned_rules=frozenset({RULE})))
     [report] = sync.reports.peers(0.0).values()
-    assert report == Report(generation=5, is_alone=True, held_rules=frozenset({RULE})).unknown()
+    assert report == Report(generation=5, is_alone=True, unplanned_rules=frozenset({RULE})).without_progress()
     observed = Observed(CURRENT, {"other": report})
     assert observed.server_generation(WEB) == -1
     assert list(observed.lagging_clients(1, lambda _: True)) == ["other"]
@@ -307,8 +307,8 @@ class Alone:
     def observe(self) -> Observed:
         report = Report(
             generation=self.mesh.served.generation,
-            servers={Ref("Pod", "ns", name): self.acked for name in ("web-1", "web-2")},
-            clients={"one.clients": self.acked},
+            servers=Generations({Ref("Pod", "ns", name): self.acked for name in ("web-1", "web-2")}),
+            clients=Generations({"one.clients": self.acked}),
         )
         return self.rollouts.observe(report, self.now)
 
@@ -366,7 +366,7 @@ def test_plan_that_is_stored_during_a_check_is_served_by_the_next_one():
     world.advance_from(observed)
     assert world.mode is Mode.DISABLE
     assert world.sync.plan_to_store(world.now) is None, "its next plan does not consider the stored one"
-    assert world.sync.accepted, "it does not serve it yet"
+    assert world.sync.stored_proposal, "it does not serve it yet"
     world.advance()
     assert world.mode is Mode.PERMISSIVE
     assert world.mesh.served.generation == plan.generation
@@ -545,7 +545,7 @@ def test_follower_that_cannot_serve_the_stored_plan_goes_on_alone_after_the_time
     world.is_leader = False
     world.sync.plan_read("3", UNRESOLVABLE)
     world.advance()
-    assert not world.rollouts.rollout.has_unplanned, "nothing else makes it wait"
+    assert not world.rollouts.rollout.has_unplanned_changes, "nothing else makes it wait"
     world.advance(29.9)
     assert not world.sync.reports.own.is_alone
     world.advance(0.1)

@@ -77,8 +77,7 @@ class Controller:
         """Set once the first change is applied."""
         self.stats = Stats()
         """Counters for metrics."""
-        self._wake = asyncio.Event()
-        self.batcher = ChangeBatcher()
+        self._wake, self.batcher = asyncio.Event(), ChangeBatcher()
         """Changes to apply."""
         self.rollouts = RolloutDriver(rollout_timeout)
         """Driver of the rollouts that are in progress."""

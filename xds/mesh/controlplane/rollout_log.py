@@ -37,7 +37,7 @@ class RolloutLog:
 
     def update(self, mesh: Mesh, rollouts: RolloutDriver, now: float) -> None:
         """Log what has changed."""
-        is_active = bool(rollouts.rollout.is_active or rollouts.rollout.skipped)
+        is_active = bool(rollouts.rollout.is_in_progress or rollouts.rollout.skipped)
         if not (is_active or self._logged) or (is_active and now < self._logged_at + LOG_INTERVAL):
             return
         self._logged_at = now

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from xds.mesh.model.objects import Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.observation import Ask, Report
+from xds.mesh.rollout.observation import Ask, Generations, Report
 from xds.mesh.rollout.plan import StoredPlan, StoredRule
 from xds.mesh.rollout.stages import Staged
 
@@ -78,22 +78,22 @@ def decode_plan(text: str) -> StoredPlan:
 def encode_report(report: Report) -> str:
     """Return a report as text."""
     asks = {
-        key: f"{ask.mode.value[0]}/{ask.send.value[0]}{'+' * ask.is_active}"
+        key: f"{ask.mode.value[0]}/{ask.send.value[0]}{'+' * ask.is_from_server}"
         for key, ask in report.asks.items()
     }
     return _pack(
         {
             "generation": report.generation,
             "alone": report.is_alone,
-            "servers": {_name(pod): number for pod, number in report.servers.items()},
-            "otherServers": None if report.other_servers == inf else report.other_servers,
-            "clients": dict(report.clients),
-            "otherClients": None if report.other_clients == inf else report.other_clients,
+            "servers": {_name(pod): number for pod, number in report.servers.named.items()},
+            "otherServers": None if report.servers.others == inf else report.servers.others,
+            "clients": dict(report.clients.named),
+            "otherClients": None if report.clients.others == inf else report.clients.others,
             "rejectedListeners": {_name(pod): error for pod, error in report.rejected_listeners.items()},
             "rejectedClusters": {name: dict(errors) for name, errors in report.rejected_clusters.items()},
-            "returned": report.has_returned,
+            "returned": report.has_earlier_connections,
             "asks": _grouped(asks),
-            "heldRules": sorted(map(_name, report.held_rules)),
+            "heldRules": sorted(map(_name, report.unplanned_rules)),
         }
     )
 
@@ -105,15 +105,14 @@ def decode_report(text: str) -> Report:
         asks = {}
         for key, state in _ungrouped(content["asks"]):
             mode, _, send = state.removesuffix("+").partition("/")
-            asks[key] = Ask(_MODES[mode], _SENDS[send], is_active=state.endswith("+"))
-        other_servers, other_clients = content["otherServers"], content["otherClients"]
+            asks[key] = Ask(_MODES[mode], _SENDS[send], is_from_server=state.endswith("+"))
+        servers = {_pod_ref(name): int(number) for name, number in content["servers"].items()}
+        clients = {str(name): int(number) for name, number in content["clients"].items()}
         return Report(
             generation=int(content["generation"]),
             is_alone=bool(content["alone"]),
-            servers={_pod_ref(name): int(number) for name, number in content["servers"].items()},
-            other_servers=inf if other_servers is None else int(other_servers),
-            clients={str(name): int(number) for name, number in content["clients"].items()},
-            other_clients=inf if other_clients is None else int(other_clients),
+            servers=Generations(servers, _parse_others(content["otherServers"])),
+            clients=Generations(clients, _parse_others(content["otherClients"])),
             rejected_listeners={
                 _pod_ref(name): str(error) for name, error in content["rejectedListeners"].items()
             },
@@ -121,12 +120,16 @@ def decode_report(text: str) -> Report:
                 str(name): {str(cluster): str(error) for cluster, error in errors.items()}
                 for name, errors in content["rejectedClusters"].items()
             },
-            has_returned=bool(content["returned"]),
+            has_earlier_connections=bool(content["returned"]),
             asks=asks,
-            held_rules=frozenset(map(_rule_ref, content["heldRules"])),
+            unplanned_rules=frozenset(map(_rule_ref, content["heldRules"])),
         )
     except _MALFORMED:
-        return Report().unknown()
+        return Report().without_progress()
+
+
+def _parse_others(number: int | None) -> float:
+    return inf if number is None else int(number)
 
 
 def _stage(stage: Staged[Mode] | Staged[Send]) -> str:

@@ -24,7 +24,7 @@ class Desired(NamedTuple):
 
 
 def desired_ports(mesh: Mesh, service: Service) -> Iterator[tuple[PortKey, Desired]]:
-    """Yield the desired state of each endpoint with a sidecar of a service."""
+    """Yield the desired state of each endpoint of a service that has a sidecar."""
     for port in service.ports:
         for endpoint in mesh.endpoints(service, port):
             decision = endpoint_mode(mesh, endpoint)

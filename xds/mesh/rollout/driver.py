@@ -1,4 +1,4 @@
-"""Apply changes to the mesh, and take rollouts from one plan to the next."""
+"""Apply changes to the mesh, and advance rollouts: the entry point of this package for the controller."""
 
 from __future__ import annotations
 
@@ -17,43 +17,47 @@ from xds.mesh.rollout.rules import changed_rules
 from xds.mesh.rollout.sync import ReplicaSync
 
 JOIN_TIMEOUT = 10.0
-"""Seconds after which the control plane starts without its peers."""
+"""Seconds after which a replica serves its sidecars although it has not joined the plan."""
 CHECK_INTERVAL = 0.1
 """Seconds between two checks of the progress of proxies, during a transition."""
 SKIPPED_CHECK_INTERVAL = 1.0
-"""Seconds between two checks while only skipped proxies are left."""
+"""Seconds between two checks while no transition is in progress, but skipped proxies still lag."""
 MAX_STEPS = 8
-"""Maximum number of successive plans that one call makes. Each follows at once if it waits for no proxy."""
+"""Maximum number of plans that one call makes. The next one follows at once if it waits for no proxy."""
 
 
 class RolloutDriver:
-    """Take a mesh from one plan to the next.
+    """Return the mesh to serve after each change and each step of a rollout.
 
-    `first_mesh`, `apply` and `advance` may run in a thread. No other method may.
+    Only `first_mesh`, `apply` and `advance` may run in a thread.
     """
 
     def __init__(self, timeout: float | None) -> None:
-        """Create a driver without transitions.
+        """Create a driver without a mesh.
 
         Args:
             timeout: seconds to wait for a proxy. None: serve the desired state at once.
         """
         self.rollout = Rollout(timeout)
+        """The desired and the served state, and the current plan."""
         self.proxies = ProxyTracker(self.rollout)
         """The progress of proxies."""
         self.sync: ReplicaSync | None = None
-        """What is shared with other replicas. None: there are none."""
+        """What replicas share; None without other replicas."""
         self.follower = Follower(self.rollout)
-        """What this replica does about the shared plan."""
+        """Decides when to serve the shared plan, and when to make the next one."""
         self.observed = Observed()
-        """What was last observed."""
+        """The reports that were last collected."""
         self.checked_at = -inf
         """When the progress of proxies was last checked, in seconds of the event loop's clock."""
         self._must_check = False
+        """Whether peers have changed since the last check."""
         self._join_deadline = -inf
+        """When to build the first mesh even if the plan does not list this replica."""
         self._has_mesh = False
+        """Whether the first mesh was built."""
         self._report = Report()
-        """The report of this replica about the plan that it serves."""
+        """The report about the plan that this replica serves."""
 
     # --- replicas -------------------------------------------------------------------------------------------
 
@@ -66,45 +70,47 @@ class RolloutDriver:
         return True
 
     def may_have_peers(self, now: float) -> bool:
-        """Return whether sidecars may be connected to another replica, as far as is known."""
+        """Return whether sidecars may be connected to another replica."""
         if self.sync is None:
             return self.proxies.is_replicated
         return self.sync.reports.is_isolated(now) or bool(self.sync.reports.peers(now))
 
     def earliest_apply(self, now: float) -> float:
-        """Return when the first mesh may be built: once this replica is a member of the plan."""
+        """Return when to build the first mesh: when the plan lists this replica, or after JOIN_TIMEOUT."""
         return now if self.sync is None or self.sync.has_joined else max(self._join_deadline, now)
 
     def peers_changed(self) -> None:
-        """Check soon: a report or a plan has arrived, or the API server has stored our own."""
+        """Schedule a check, because a report or a plan has arrived, or this replica's plan was stored."""
         self._must_check = True
 
     def publish_report(self) -> None:
-        """Publish this replica's report, and the plan that it has made."""
+        """Pass this replica's report, and the plan that it has made, to `sync`, which has them written."""
         if self.sync:
             if proposal := self.follower.proposal:
                 self.sync.propose(*proposal)
                 self.follower.proposal = None
-            is_active = self.rollout.is_active
-            self.sync.publish(self._report.shared() if is_active else self._report.unknown())
+            # Without a transition, the progress of proxies changes nothing: do not write each ACK.
+            is_needed = self.rollout.is_in_progress
+            self.sync.publish(self._report.shared() if is_needed else self._report.without_progress())
 
     # --- checks ---------------------------------------------------------------------------------------------
 
     def next_check(self, now: float) -> float:
         """Return when to check the progress of proxies again; infinity to wait for an event."""
         if self._must_check:
+            # Not `now`: an overdue check stays overdue, so queued translations delay it only once.
             return min(now, self.checked_at + CHECK_INTERVAL)
-        if self.rollout.is_active or not self.follower.can_follow:
+        if self.rollout.is_in_progress or not self.follower.can_follow:
             return max(self.checked_at + CHECK_INTERVAL, now)
         return max(self.checked_at + SKIPPED_CHECK_INTERVAL, now) if self.rollout.skipped else inf
 
     def collect_progress(self, mesh: Mesh, now: float) -> Observed:
-        """Return the progress of the proxies whose pods are in the mesh, and what replicas share."""
+        """Return the reports of this replica and of its peers, and remember the time of this check."""
         self.checked_at, self._must_check = now, False
-        return self.observe(self.proxies.report(mesh, now, is_alone=self.follower.is_alone), now)
+        return self.observe(self.proxies.collect_report(mesh, now, is_alone=self.follower.is_alone), now)
 
     def observe(self, report: Report, now: float) -> Observed:
-        """Return a report of this replica, with what replicas share at this moment."""
+        """Return a report of this replica, with the reports and the plan that replicas share now."""
         if self.sync is None:
             self.observed = Observed(report)
         else:
@@ -114,7 +120,10 @@ class RolloutDriver:
     # --- steps ----------------------------------------------------------------------------------------------
 
     def first_mesh(self, change: Change, observed: Observed, now: float) -> Mesh:
-        """Return the first mesh. It has no transitions, except those of the stored plan."""
+        """Return the first mesh to serve.
+
+        It serves the desired state, except where the stored plan, or a peer's report, has another one.
+        """
         mesh, self._has_mesh = Mesh(change.applied, change.config), True
         if observed.shared:
             self.follower.follow(observed.shared, mesh, now)
@@ -135,7 +144,7 @@ class RolloutDriver:
         return self.advance(after, observed, now)
 
     def advance(self, mesh: Mesh, observed: Observed, now: float) -> Mesh:
-        """Return the mesh to serve, given the progress of proxies: the same object if nothing changes."""
+        """Return the mesh to serve after progress of proxies; the same object if the served state stays."""
         rollout, follower, shared = self.rollout, self.follower, observed.shared
         if rollout.timeout is None:
             return mesh
@@ -152,8 +161,8 @@ class RolloutDriver:
                 observed.own,
                 generation=served.generation,
                 is_alone=follower.is_alone,
-                asks=rollout.asks(observed.own.servers),
-                held_rules=rollout.held_rules(),
+                asks=rollout.collect_asks(observed.own.servers.named),
+                unplanned_rules=rollout.unplanned_rules(),
             )
         return mesh if served == mesh.served else mesh.with_served(served)
 
@@ -165,10 +174,12 @@ class RolloutDriver:
             self.rollout.adopt(mesh, proposal, now)
             if not is_new:
                 break
-            observed = replace(observed, own=replace(observed.own, asks={}))  # The plan has them now.
+            # The plan contains these ports now. Do not count the reported modes as possible again.
+            observed = replace(observed, own=replace(observed.own, asks={}))
 
     def _propose(self, mesh: Mesh, observed: Observed, now: float) -> Proposal:
+        """Return the next plan. First stop serving the rules that servers refuse in their reported modes."""
         planner = Planner(self.rollout, mesh, observed, now)
-        if any(ask.is_active for report in observed for ask in report.asks.values()):
-            planner.withdraw_rules()
+        if any(ask.is_from_server for report in observed for ask in report.asks.values()):
+            self.rollout.rules.update(planner.refused_rules())
         return planner.propose()

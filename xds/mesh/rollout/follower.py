@@ -1,4 +1,4 @@
-"""What a replica does about the plan that all replicas share."""
+"""Follow the plan that all replicas share, or go on alone if that takes too long."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from xds.mesh.rollout.sync import Shared
 
 
 class Follower:
-    """Serve the stored plan, or a plan of this replica's own if none can be stored or followed in time."""
+    """Serve the stored plan, and decide when this replica makes the next one.
+
+    This replica goes on alone, with a plan of its own, if it waits longer than the rollout timeout for its
+    plan to be stored, or for a DestinationRule that the stored plan needs.
+    """
 
     def __init__(self, rollout: Rollout) -> None:
         self.rollout = rollout
@@ -21,24 +25,24 @@ class Follower:
         """False if the stored plan names a version of a DestinationRule that this replica does not have."""
         self.proposal: tuple[str, Proposal] | None = None
         """The plan to store next, with the version that it replaces."""
-        self._adopted: StoredPlan | None = None
-        """The stored plan that was adopted last."""
-        self._accepted: Proposal | None = None
-        """The last plan of this replica that was stored, and is served."""
+        self._adopted_plan: StoredPlan | None = None
+        """The last plan that was read from the API server and then served."""
+        self._adopted_proposal: Proposal | None = None
+        """The last plan of this replica that was stored and then served."""
         self._blocked_since = inf
         """When this replica began to wait: for its plan to be stored, or for a plan that it can follow."""
 
     def follow(self, shared: Shared, mesh: Mesh, now: float) -> None:
-        """Serve the stored plan, if it is new and this replica can follow it."""
-        accepted, stored = shared.accepted, shared.stored
-        if accepted and accepted is not self._accepted and self._may_adopt(accepted.plan):
-            self._adopt(accepted, mesh, now)
-            self._accepted = accepted
+        """Serve the stored plan, if it is new and this replica has the rules that it needs."""
+        proposal, stored = shared.stored_proposal, shared.stored
+        if proposal and proposal is not self._adopted_proposal and self._may_adopt(proposal.plan):
+            self._adopt(proposal, mesh, now)
+            self._adopted_proposal = proposal
         self.can_follow = True
-        if stored and stored is not self._adopted and self._is_newer(stored):
+        if stored and stored is not self._adopted_plan and self._may_replace(stored):
             if plan := self.rollout.resolve(mesh, stored, now):
                 self._adopt(Proposal(plan), mesh, now)
-                self._adopted = stored
+                self._adopted_plan = stored
             else:
                 self.can_follow = False
 
@@ -47,34 +51,36 @@ class Follower:
         self.is_alone, self._blocked_since = False, inf
 
     def _may_adopt(self, plan: Plan) -> bool:
-        return plan == self.rollout.plan or self._is_newer(plan)
+        return plan == self.rollout.plan or self._may_replace(plan)
 
-    def _is_newer(self, plan: Plan | StoredPlan) -> bool:
-        """Return whether to serve a plan.
+    def _may_replace(self, plan: Plan | StoredPlan) -> bool:
+        """Return whether to replace the served plan.
 
-        Plans of the same generation agree on what is served, unless this replica has gone on alone.
+        Plans of the same generation serve the same state, so one replaces the other. Exception: a plan that
+        this replica made alone may serve another state, so only a later generation replaces it.
         """
         return plan.generation >= self.rollout.plan.generation + self.is_alone
 
     def must_propose(self, shared: Shared, now: float) -> bool:
-        """Return whether this replica makes the next plan."""
+        """Return whether this replica makes the next plan: if it leads, or if it has waited for too long."""
         if self.is_alone or (shared.leads and self.can_follow):
             return True
-        is_cut_off = self.rollout.is_active and shared.is_isolated
-        return self._is_overdue(self.rollout.has_unplanned or is_cut_off or not self.can_follow, now)
+        is_cut_off = self.rollout.is_in_progress and shared.is_isolated
+        return self._record_wait(self.rollout.has_unplanned_changes or is_cut_off or not self.can_follow, now)
 
     def propose(self, proposal: Proposal, shared: Shared, mesh: Mesh, now: float) -> None:
-        """Have a plan stored, and serve it once it is. Serve it at once if that takes too long."""
+        """Have a plan stored. `follow` serves it once it is; if that takes too long, serve it here, alone."""
+        # The stored plan is older than the served one if its Lease was deleted: store the served plan again.
         is_lost = shared.stored is None or shared.stored.generation < self.rollout.plan.generation
         is_new = proposal.plan != self.rollout.plan or not self.can_follow or self.is_alone or is_lost
         if is_new and shared.stored:
             self.proposal = shared.version, proposal
-        is_overdue = self._is_overdue(is_new, now)
+        is_overdue = self._record_wait(is_new, now)
         if not is_new or self.is_alone or is_overdue:
             self.rollout.adopt(mesh, proposal, now)
             self.is_alone = is_new
 
-    def _is_overdue(self, is_waiting: bool, now: float) -> bool:
-        """Return whether this replica has waited for the whole timeout, and should go on alone."""
+    def _record_wait(self, is_waiting: bool, now: float) -> bool:
+        """Record whether this replica waits now, and return whether it has waited for the whole timeout."""
         self._blocked_since = min(self._blocked_since, now) if is_waiting else inf
         return self.rollout.timeout is not None and now >= self._blocked_since + self.rollout.timeout

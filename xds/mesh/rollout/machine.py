@@ -1,13 +1,8 @@
-"""Decide what to serve next, so that modes change without a failed request.
+"""The state of a rollout: what is desired, what is served, and the plan that leads from one to the other.
 
-A transition has three phases. Expand: the server's listener accepts both plaintext and mutual TLS. Migrate:
-once that listener is active, clients change what they send. Contract: once no client sends the old kind of
-traffic, the listener stops accepting it. Each port of each pod changes on its own.
-
-This module knows neither clocks nor streams. `update` receives the desired state. `propose` receives the time
-and the reports about proxies, and returns the next plan. `adopt` makes a plan the one that is served; with
-several replicas, that is a plan that the API server has stored. docs/explanation/rollouts.md explains the
-order, and why it needs ACKs.
+`Rollout.update` and `change_rule` record the desired state. `Planner.propose` (`planner.py`) makes the next
+plan. `Rollout.adopt` serves a plan; with several replicas, it has to be stored first. This module reads no
+clock and no stream: callers pass the time and the reports.
 """
 
 from __future__ import annotations
@@ -28,36 +23,40 @@ from xds.mesh.rollout.plan import (
     RuleTransition,
     RuleVersion,
     StoredPlan,
+    StoredRule,
     Transition,
     rule_hash,
 )
 from xds.mesh.rollout.stages import ACCEPTED_SENDS, Staged
-from xds.mesh.rollout.waits import Skips, clients_lagging_on_rule
+from xds.mesh.rollout.waits import Skips, rule_wait
 
 T = TypeVar("T")
 
 MAX_PORTS = 5000
-"""Ports in transition at a time, if the plan is shared: the most that fits into one Kubernetes object."""
+"""Maximum number of ports in a shared plan: the plan has to fit into one Kubernetes object."""
 MAX_ASKS = 500
-"""Maximum number of ports that a replica asks the leader to include in the plan, at a time."""
+"""Maximum number of ports in a report that the leader has to include in the plan."""
 
 
 @dataclass(slots=True)
 class Port:
-    """A port of a pod with a sidecar. Outside of transitions, its state is served and active."""
+    """A port of a pod with a sidecar: what policies ask for, and what is served.
+
+    The served state is also active, unless the plan contains a transition of the port.
+    """
 
     desired: Desired
     """What policies ask for."""
     mode: Mode
-    """The mode of its listener."""
+    """The served mode of its listener."""
     send: Send
-    """What clients send to it."""
+    """What clients without a DestinationRule are configured to send."""
     changed_at: float
     """When the desired state last changed, in seconds of the event loop's clock."""
 
     @property
     def is_pending(self) -> bool:
-        """Whether something else is desired."""
+        """Whether the served state is not the desired one."""
         return (self.mode, self.send) != (self.desired.mode, self.desired.send)
 
 
@@ -68,19 +67,19 @@ class RolloutStats:
     skips: int = 0
     """Number of times a lagging proxy or replica was skipped."""
     plaintext_disabled: int = 0
-    """Number of times a port stopped accepting plaintext."""
+    """Number of times a port became STRICT."""
     on_finished: Callable[[float], object] = float
     """Called with the duration of each finished transition, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """The next plan, and what it gives up waiting for."""
+    """The next plan, and the waits that it ends because the timeout has passed."""
 
     plan: Plan
     """The plan."""
     skips: Skips = field(default_factory=Skips)
-    """What goes on without a lagging proxy or replica."""
+    """Transitions that continue without lagging proxies or replicas."""
 
 
 class Rollout:
@@ -91,39 +90,41 @@ class Rollout:
 
     def __init__(self, timeout: float | None = 30.0) -> None:
         self.timeout = timeout
+        """Seconds to wait for a proxy; None not to wait."""
         self.stats = RolloutStats()
         self.plan = Plan()
         """The plan that is served."""
         self.skipped = Skips()
-        """Transitions that skipped a lagging proxy or replica."""
+        """Transitions that skipped proxies or replicas which still lag."""
         self.ports: dict[PortKey, Port] = {}
+        """All ports of pods with a sidecar that a Service exposes."""
         self.rules: dict[Ref, RuleTransition] = {}
-        """DestinationRules whose served version is not the desired one, or not yet active."""
+        """DestinationRules in transition: pending, or served and not active yet. All others are absent."""
         self.pending: set[PortKey] = set()
         """Ports whose desired state is not the served one."""
         self._service_ports: dict[ServiceKey, frozenset[PortKey]] = {}
-        """The ports that each service leads to."""
+        """The ports that each service routes to."""
         self._unexposed: set[PortKey] = set()
         """Ports in transition that no Service exposes any more."""
         self._recovered: dict[PortKey, Mode] = {}
-        """Modes that servers had active when they connected, until they have ACKed a listener of the plan."""
+        """The modes that servers reported when they connected, until they have ACKed the plan's listener."""
 
     @property
-    def is_active(self) -> bool:
+    def is_in_progress(self) -> bool:
         """Whether a transition is in progress or about to start."""
         return bool(self.plan.ports or self.rules or self.pending or self._recovered)
 
     @property
-    def has_unplanned(self) -> bool:
-        """Whether something has changed that the plan could consider and does not yet."""
+    def has_unplanned_changes(self) -> bool:
+        """Whether the plan lacks a changed rule, or a changed port for which it has room."""
         ports = self.plan.ports.keys()
-        is_full = len(ports) >= MAX_PORTS
-        return not ((is_full or self.pending <= ports) and self.rules.keys() <= self.plan.rules.keys())
+        lacks_ports = len(ports) < MAX_PORTS and not self.pending <= ports
+        return lacks_ports or bool(self.unplanned_rules())
 
     # --- desired state --------------------------------------------------------------------------------------
 
     def update(self, mesh: Mesh, now: float) -> None:
-        """Read the desired state of the services that the last change touched."""
+        """Record the desired state of the services that the last change touched."""
         names: Collection[ServiceKey] | None = mesh.touched
         if names is None:
             names = self._service_ports.keys() | {
@@ -140,18 +141,19 @@ class Rollout:
                 self._set_desired(mesh, key, desired, now)
         for key in gone:
             is_exposed = any(key in ports for ports in self._service_ports.values())
-            # If no Service exposes the port, its mode changes in one step. If exposed again, it is new.
+            # No client sends to a port that no Service exposes, so its mode changes in one step.
             if not is_exposed:
                 self._forget_port(mesh, key)
 
     def _set_desired(self, mesh: Mesh, key: PortKey, desired: Desired, now: float) -> None:
+        """Record the desired state of a port."""
         port = self.ports.get(key)
         self._unexposed.discard(key)
         if port is None or port.desired.uid != desired.uid or self.timeout is None:
-            # No client uses a new port yet, unless another replica leads clients to it.
+            # No client uses a new port yet, so it starts in its desired state. Exception: the plan already
+            # contains the port, because another replica has read the pod earlier, and serves it to clients.
+            transition = self.plan.ports.get(key) if port is None else None
             port = Port(desired, desired.mode, desired.send, now)
-            is_known = key in self.ports
-            transition = None if is_known else self.plan.ports.get(key)
             if transition:
                 port.mode, port.send = transition.listener.current, transition.clients.current
             elif any(rule.affects(services_at(mesh, key)) for rule in self.rules.values()):
@@ -173,13 +175,17 @@ class Rollout:
             self.pending.discard(key)
 
     def _mark(self, key: PortKey, port: Port) -> None:
+        """Add a port to `pending`, or remove it."""
         if port.is_pending:
             self.pending.add(key)
         else:
             self.pending.discard(key)
 
     def change_rule(self, before: Mesh, ref: Ref, desired: DestinationRule | None, now: float) -> None:
-        """Record that a DestinationRule changes, or is deleted (None). `before` is the previous mesh."""
+        """Record that a DestinationRule was added, changed or deleted (`desired` is None).
+
+        `before` is the mesh before the change: it has the version that clients are served.
+        """
         known, rule = self.rules.get(ref), before.served_rule(ref)
         served: Staged[RuleVersion] = known.rule if known else Staged(rule, 0, (rule,))
         self._set_rule(ref, served, desired, now)
@@ -187,10 +193,11 @@ class Rollout:
     def _set_rule(
         self, ref: Ref, served: Staged[RuleVersion], desired: DestinationRule | None, now: float
     ) -> None:
+        """Record the served and the desired version of a rule, or forget it if it is not in transition."""
         known = self.rules.get(ref)
-        is_same = known is not None and known.is_held and known.desired == desired
-        rule = RuleTransition(served, desired, known.held_since if known and is_same else now)
-        if rule.is_held or not served.is_settled:
+        is_same = known is not None and known.is_pending and known.desired == desired
+        rule = RuleTransition(served, desired, known.pending_since if known and is_same else now)
+        if rule.is_pending or not served.is_settled:
             self.rules[ref] = rule
         else:
             self.rules.pop(ref, None)
@@ -198,67 +205,72 @@ class Rollout:
     # --- recovery -------------------------------------------------------------------------------------------
 
     def recover(self, pod: Ref, modes: Mapping[int, Mode]) -> None:
-        """Record the modes that a server already had active when it connected."""
+        """Record the modes that a server's sidecar reported when it connected."""
         if self.timeout is not None:
             self._recovered.update({(pod, number): mode for number, mode in modes.items()})
 
     def forget_recovered(self, pod: Ref) -> bool:
-        """Forget what a server had active, because its stream ended. Return whether there was anything."""
+        """Forget the modes that a server reported, as its stream ended. Return whether there were any."""
         keys = [key for key in tuple(self._recovered) if key[0] == pod]
         for key in keys:
             self._recovered.pop(key, None)
         return bool(keys)
 
-    def has_unconsidered(self, pod: Ref | None = None) -> bool:
-        """Return whether a server (or any) has a mode active that the plan does not consider yet."""
+    def has_unplanned_mode(self, pod: Ref | None = None) -> bool:
+        """Return whether a server (None: any) reported a mode that the plan does not consider yet."""
         return any(
             pod in {None, key[0]} and mode not in self._possible_modes(key)
             for key, mode in tuple(self._recovered.items())
         )
 
     def _possible_modes(self, key: PortKey) -> tuple[Mode, ...]:
+        """Return the modes that a port may have active; all of them for an unknown port."""
         transition, port = self.plan.ports.get(key), self.ports.get(key)
         if transition:
             return transition.listener.possible
         return (port.mode,) if port else tuple(Mode)
 
-    def asks(self, servers: Mapping[Ref, int]) -> dict[PortKey, Ask]:
-        """Return the ports that the plan has to include.
+    def collect_asks(self, servers: Mapping[Ref, int]) -> dict[PortKey, Ask]:
+        """Return the ports that the plan has to include, and forget reported modes that servers have left.
 
-        `servers` has the active generation of the listeners of each connected pod.
+        Args:
+            servers: the active generation of the listeners of each connected pod.
         """
         asks: dict[PortKey, Ask] = {}
         for key, mode in tuple(self._recovered.items()):
             active, transition = servers.get(key[0]), self.plan.ports.get(key)
             is_acked = transition and active is not None and active >= transition.listener.generation
             if is_acked or (not transition and mode in self._possible_modes(key)):
-                self._recovered.pop(key, None)  # The event loop may have dropped it.
+                self._recovered.pop(key, None)  # Not `del`: `forget_recovered` may run in another thread.
             elif active is not None:
-                asks[key] = Ask(mode, min(ACCEPTED_SENDS[mode]), is_active=True)
+                asks[key] = Ask(mode, min(ACCEPTED_SENDS[mode]), is_from_server=True)
         for key in sorted(self.pending - self.plan.ports.keys() - asks.keys()):
             if (port := self.ports.get(key)) and len(asks) < MAX_ASKS:
-                asks[key] = Ask(port.mode, port.send, is_active=False)
+                asks[key] = Ask(port.mode, port.send, is_from_server=False)
         return asks
 
-    def held_rules(self) -> frozenset[Ref]:
-        """Return the DestinationRules that the plan has to include."""
+    def unplanned_rules(self) -> frozenset[Ref]:
+        """Return the DestinationRules in transition that the plan has to include."""
         return frozenset(self.rules.keys() - self.plan.rules.keys())
 
     def join(self, mesh: Mesh, observed: Observed, now: float) -> None:
-        """Start with what other replicas serve where it is not the desired state."""
+        """Start with the state that peers report for some ports and rules, instead of the desired state."""
         for report in observed.peers.values():
             for key, ask in report.asks.items():
                 port = self.ports.get(key)
                 if port and key not in self.plan.ports:
                     port.mode, port.send = ask.mode, ask.send
                     self._mark(key, port)
-            for ref in report.held_rules - self.rules.keys():
+            for ref in report.unplanned_rules - self.rules.keys():
                 self._set_rule(ref, Staged(None, 0, (None, UNKNOWN), now), rule_in(mesh, ref), now)
 
     # --- serving a plan -------------------------------------------------------------------------------------
 
     def adopt(self, mesh: Mesh, proposal: Proposal, now: float) -> None:
-        """Serve a plan. `mesh` may be newer than the one that the plan was made for."""
+        """Serve a plan, and record the transitions that it skipped.
+
+        `mesh` may be newer than the one that the plan was made for.
+        """
         before, plan = self.plan, proposal.plan
         for key, transition in {**before.ports, **plan.ports}.items():
             if plan.ports.get(key) is before.ports.get(key):
@@ -276,17 +288,21 @@ class Rollout:
         for key in self._unexposed - plan.ports.keys():
             self._forget_port(mesh, key)
         for ref, known in ({**self.rules, **plan.rules}).items():
-            rule = known.rule if ref in plan.rules else known.rule.settled()
+            # A rule that the plan does not contain any more is active.
+            rule = known.rule if ref in plan.rules else known.rule.settle()
             self._set_rule(ref, rule, rule_in(mesh, ref), now)
         self.stats.skips += len(proposal.skips)
         self.skipped.rules.update(proposal.skips.rules)
         for key, skipped in proposal.skips.ports.items():
             self.skipped.ports[key] = skipped
             if skipped.wait.is_for_listener:
-                self._recovered.pop(key, None)
+                self._recovered.pop(key, None)  # Do not wait for the reported mode, either.
 
     def resolve(self, mesh: Mesh, stored: StoredPlan, now: float) -> Plan | None:
-        """Return a stored plan with what this replica knows about it. None: it does not know a rule yet."""
+        """Return a stored plan with this replica's objects and times.
+
+        None: the plan needs a version of a DestinationRule that this replica has not read yet.
+        """
         ports = {}
         for key, (listener, clients) in stored.ports.items():
             known = self.plan.ports.get(key)
@@ -299,23 +315,31 @@ class Rollout:
             )
         rules = {}
         for ref, stored_rule in stored.rules.items():
-            known_rule, fact = self.rules.get(ref), rule_in(mesh, ref)
-            served: Staged[RuleVersion] = known_rule.rule if known_rule else Staged(fact, 0, (fact,), now)
-            generation = stored_rule.generation
-            is_known = served.generation == generation
-            if rule_hash(served.current) != stored_rule.content:
-                is_known = stored_rule.content == rule_hash(fact)
-                if not is_known and stored_rule.desired != rule_hash(fact):
-                    return None
-                # If the leader still serves a version that this replica has never read, serve none.
-                served = served.propose(fact if is_known else None, generation, now)
-            if not is_known:
-                served = replace(served, generation=generation).widen((UNKNOWN,), generation, now)
-            rules[ref] = RuleTransition(served.settled() if stored_rule.is_settled else served, fact)
+            transition = self._resolve_rule(ref, stored_rule, rule_in(mesh, ref), now)
+            if transition is None:
+                return None
+            rules[ref] = transition
         return Plan(stored.generation, ports, rules)
 
+    def _resolve_rule(
+        self, ref: Ref, stored: StoredRule, desired: DestinationRule | None, now: float
+    ) -> RuleTransition | None:
+        """Return the transition of a stored rule. None: the leader has read another version of the rule."""
+        known = self.rules.get(ref)
+        served: Staged[RuleVersion] = known.rule if known else Staged(desired, 0, (desired,), now)
+        knows_versions = served.generation == stored.generation
+        if rule_hash(served.current) != stored.content:
+            knows_versions = stored.content == rule_hash(desired)
+            if not knows_versions and stored.desired != rule_hash(desired):
+                return None
+            # If other replicas still serve a version that this one has never read, serve no rule.
+            served = served.propose(desired if knows_versions else None, stored.generation, now)
+        if not knows_versions:
+            served = replace(served, generation=stored.generation).widen((UNKNOWN,), stored.generation, now)
+        return RuleTransition(served.settle() if stored.is_settled else served, desired)
+
     def state(self) -> Served:
-        """Return what to serve now."""
+        """Return the served state of the ports and rules where it is not the desired one."""
         pending = {key: port for key in self.pending if (port := self.ports.get(key))}
         return Served(
             generation=self.plan.generation,
@@ -325,23 +349,23 @@ class Rollout:
                 for key, port in pending.items()
                 if port.send is not port.desired.send
             },
-            rules={ref: rule.served for ref, rule in self.rules.items() if rule.is_held},
+            rules={ref: rule.served for ref, rule in self.rules.items() if rule.is_pending},
         )
 
     # --- progress -------------------------------------------------------------------------------------------
 
     def forget_caught_up(self, mesh: Mesh, observed: Observed) -> None:
-        """Forget skipped proxies and replicas that have caught up."""
+        """Forget skipped transitions whose proxies and replicas have caught up."""
         for ref, (rule, _) in tuple(self.skipped.rules.items()):
-            if rule.is_held:
+            if rule.is_pending:  # It was skipped while servers might still refuse its traffic.
                 has_caught_up = not any(rule.affects(port.hosts) for port in self.plan.ports.values())
             else:
-                has_caught_up = not clients_lagging_on_rule(rule, observed)
+                has_caught_up = not rule_wait(rule, observed).lagging
             if has_caught_up:
                 del self.skipped.rules[ref]
         for key, (transition, wait) in tuple(self.skipped.ports.items()):
             if wait.is_for_listener:
-                # A server that is disconnected has not caught up: it may still run with the old listener.
+                # Infinity: no report counts the server. A disconnected server may still use the old listener.
                 active = observed.server_generation(key[0])
                 has_caught_up = wait.generation <= active < inf
             else:
@@ -351,11 +375,12 @@ class Rollout:
 
 
 def as_recovered(port: Port, mode: Mode) -> Port:
-    """Return a port as its server's sidecar has it."""
+    """Return a port in the mode that its server's sidecar reported, with a send that this mode accepts."""
     accepted = ACCEPTED_SENDS[mode]
     send = port.desired.send if port.desired.send in accepted else min(accepted)
     return replace(port, mode=mode, send=send)
 
 
 def _with_times(stage: Staged[T], known: Staged[T] | None, now: float) -> Staged[T]:
+    """Return the known stage, which has times, if it equals the stored one."""
     return known if known == stage else replace(stage, since=now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from xds.mesh.model.objects import Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
@@ -16,23 +16,47 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_LAGGING = 50
-"""Lagging proxies that a replica names to its peers, of servers and of clients."""
+"""Maximum number of lagging servers, and of lagging clients, that a replica names to its peers."""
 
 
 class Ask(NamedTuple):
-    """A port that the plan has to include, because proxies of a replica may use another state."""
+    """The state of a port that a replica asks the leader to include in the plan."""
 
     mode: Mode
-    """The mode that its listener may have."""
+    """The mode that the port's listener may have active."""
     send: Send
     """What clients may send."""
-    is_active: bool
-    """Whether the server's sidecar connected with this mode. Otherwise, the replica serves it."""
+    is_from_server: bool
+    """Whether the server's sidecar reported this mode when it connected.
+
+    If not, the replica serves this state, but policies ask for another one.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Generations(Generic[T]):
+    """The active generations of the servers or clients that are connected to one replica."""
+
+    named: Mapping[T, int] = field(default_factory=dict)
+    """The active generation of each listed proxy."""
+    others: float = inf
+    """The lowest generation that any other proxy may have active; infinity if there are no others."""
+
+    def of(self, name: T) -> float:
+        """Return the lowest generation that a proxy may have active; infinity if it is not connected."""
+        return self.named.get(name, self.others)
+
+    def shared(self, generation: int) -> Generations[T]:
+        """Return the generations for other replicas. They list only proxies that lag behind `generation`."""
+        lagging = {name: active for name, active in self.named.items() if active < generation}
+        if len(lagging) <= MAX_LAGGING:
+            return Generations(lagging, generation)
+        return Generations(dict(list(lagging.items())[:MAX_LAGGING]), min(lagging.values()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The generations (`Plan.generation`) that the proxies of one replica use.
+    """What one replica reports: which generations (`Plan.generation`) its proxies have active.
 
     The rollout does not wait for proxies that no report counts.
     """
@@ -41,68 +65,53 @@ class Report:
     """The generation that the replica serves."""
     is_alone: bool = False
     """Whether the replica serves a plan of its own that could not be stored."""
-    servers: Mapping[Ref, int] = field(default_factory=dict)
-    """The active generation of a pod's inbound listeners and of the secrets that they reference."""
-    other_servers: float = inf
-    """The lowest active generation of all other pods' listeners; infinity if there are none."""
-    clients: Mapping[str, int] = field(default_factory=dict)
-    """The active generation of a client's clusters and endpoints, by POD.NAMESPACE."""
-    other_clients: float = inf
-    """The lowest active generation of all other clients; infinity if there are none."""
+    servers: Generations[Ref] = field(default_factory=Generations)
+    """The active generations of pods' inbound listeners and of the secrets that they reference."""
+    clients: Generations[str] = field(default_factory=Generations)
+    """The active generations of clients' clusters and endpoints, by POD.NAMESPACE."""
     rejected_listeners: Mapping[Ref, str] = field(default_factory=dict)
     """The error of each pod whose sidecar rejected an inbound listener."""
     rejected_clusters: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """For each client, the clusters or endpoints that it rejected, with the error."""
-    has_returned: bool = False
-    """Whether a client may have pending connections that it opened under an earlier configuration."""
+    has_earlier_connections: bool = False
+    """Whether a client may have pending connections that it opened with an earlier configuration."""
     asks: Mapping[PortKey, Ask] = field(default_factory=dict)
-    """Ports that the plan has to include."""
-    held_rules: frozenset[Ref] = frozenset()
-    """DestinationRules that the plan has to include, because the replica serves an earlier version."""
+    """Ports that the plan has to include, with the state that proxies may use."""
+    unplanned_rules: frozenset[Ref] = frozenset()
+    """DestinationRules in transition that the plan has to include."""
 
     def shared(self) -> Report:
-        """Return the report for other replicas. It lists only proxies that lag behind its generation."""
+        """Return the report for other replicas. It lists only proxies that lag behind `generation`."""
         if len(self.rejected_clusters) > MAX_LAGGING:
-            return self.unknown()
-        servers, other_servers = _lagging(self.servers, self.generation)
-        clients, other_clients = _lagging(self.clients, self.generation)
-        return replace(
-            self, servers=servers, other_servers=other_servers, clients=clients, other_clients=other_clients
-        )
+            return self.without_progress()
+        servers, clients = self.servers.shared(self.generation), self.clients.shared(self.generation)
+        return replace(self, servers=servers, clients=clients)
 
-    def unknown(self) -> Report:
-        """Return the report without the progress of proxies, so that nothing can rely on it."""
+    def without_progress(self) -> Report:
+        """Return the report as if no proxy had ACKed anything, so that the leader relies on none of them."""
         return Report(
             generation=self.generation,
             is_alone=self.is_alone,
-            other_servers=-1,
-            other_clients=-1,
-            has_returned=True,
+            servers=Generations(others=-1),
+            clients=Generations(others=-1),
+            has_earlier_connections=True,
             asks=self.asks,
-            held_rules=self.held_rules,
+            unplanned_rules=self.unplanned_rules,
         )
-
-
-def _lagging(active: Mapping[T, int], generation: int) -> tuple[Mapping[T, int], int]:
-    """Return the proxies that lag, and the lowest generation of all others."""
-    lagging = {name: number for name, number in active.items() if number < generation}
-    if len(lagging) <= MAX_LAGGING:
-        return lagging, generation
-    named = dict(list(lagging.items())[:MAX_LAGGING])
-    return named, min(lagging.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """The reports of all replicas."""
+    """The reports of all replicas, at one moment."""
 
     own: Report = field(default_factory=Report)
     """The report of this replica, which lists every proxy."""
     peers: Mapping[str, Report] = field(default_factory=dict)
-    """The reports of the other replicas, by name. They list only proxies that lag behind their generation."""
+    """The reports of the other replicas, by name. Each lists only proxies that lag behind its generation."""
     shared: Shared | None = None
     """What replicas share. None: there are no other replicas."""
     _lagging: dict[int, Mapping[str, str]] = field(default_factory=dict, repr=False, compare=False)
+    """Cache: the clients that lag behind a generation."""
 
     def __iter__(self) -> Iterator[Report]:
         """Yield all reports."""
@@ -110,24 +119,24 @@ class Observed:
         yield from self.peers.values()
 
     def server_generation(self, pod: Ref) -> float:
-        """Return the active generation of a pod's inbound listeners."""
-        return min(report.servers.get(pod, report.other_servers) for report in self)
+        """Return the active generation of a pod's inbound listeners; infinity if no report counts the pod."""
+        return min(report.servers.of(pod) for report in self)
 
     def listener_error(self, pod: Ref) -> str:
         """Return the error of a sidecar that rejected an inbound listener, or an empty string."""
         return next((error for report in self if (error := report.rejected_listeners.get(pod, ""))), "")
 
     @property
-    def has_returned(self) -> bool:
-        """Whether any client may have pending connections that it opened under an earlier configuration."""
-        return any(report.has_returned for report in self)
+    def has_earlier_connections(self) -> bool:
+        """Whether any client may have pending connections that it opened with an earlier configuration."""
+        return any(report.has_earlier_connections for report in self)
 
     def lagging_servers(self, pod: Ref, generation: int) -> list[str]:
-        """Return the peers that have not applied a generation, and may have the pod's sidecar."""
+        """Return the peers that lag behind a generation, and to which the pod's sidecar may be connected."""
         return [
             name
             for name, report in self.peers.items()
-            if pod not in report.servers and report.other_servers < generation
+            if pod not in report.servers.named and report.servers.others < generation
         ]
 
     def lagging_clients(
@@ -135,7 +144,7 @@ class Observed:
     ) -> Mapping[str, str]:
         """Return the clients that lag behind a generation or rejected a relevant cluster, with the errors.
 
-        A peer with unlisted clients that lag is listed by its own name.
+        If clients lag that a peer does not list, the result contains the name of the peer.
 
         Args:
             generation: the generation that the clients have to use.
@@ -143,9 +152,12 @@ class Observed:
         """
         if generation not in self._lagging:
             names = {
-                name for report in self for name, active in report.clients.items() if active < generation
+                name
+                for report in self
+                for name, active in report.clients.named.items()
+                if active < generation
             }
-            names |= {name for name, report in self.peers.items() if report.other_clients < generation}
+            names |= {name for name, report in self.peers.items() if report.clients.others < generation}
             self._lagging[generation] = dict.fromkeys(sorted(names), "")
         if not any(report.rejected_clusters for report in self):
             return self._lagging[generation]

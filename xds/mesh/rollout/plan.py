@@ -31,7 +31,7 @@ class Transition:
     """A port of a pod that moves from one mode to another."""
 
     listener: Staged[Mode]
-    """The mode of the server's listener."""
+    """The mode of the listener."""
     clients: Staged[Send]
     """What clients without a DestinationRule send."""
     hosts: frozenset[tuple[str, int]] = field(default=frozenset(), compare=False)
@@ -49,7 +49,7 @@ class Transition:
 
     @property
     def phase(self) -> Phase:
-        """The phase: a listener that changes is either widened or narrowed."""
+        """The phase. A listener that changes accepts either more than before (expand) or less (contract)."""
         if self.listener.is_settled and not self.clients.is_settled:
             return Phase.MIGRATE
         accepts = [ACCEPTED_SENDS[mode] for mode in self.listener.possible]
@@ -58,7 +58,7 @@ class Transition:
 
     @property
     def is_settled(self) -> bool:
-        """Whether everything that is served is also active."""
+        """Whether only the served state can be active."""
         return self.listener.is_settled and self.clients.is_settled
 
 
@@ -81,8 +81,8 @@ class RuleTransition:
     """The version that clients are served, and those that they may still follow."""
     desired: DestinationRule | None
     """The version in the mesh; None if the rule was deleted."""
-    held_since: float = field(default=inf, compare=False)
-    """When the rule was first held, if it is held."""
+    pending_since: float = field(default=inf, compare=False)
+    """When the change to `desired` became pending, in seconds of the event loop's clock."""
 
     @property
     def served(self) -> DestinationRule | None:
@@ -90,13 +90,16 @@ class RuleTransition:
         return self.rule.current if isinstance(self.rule.current, DestinationRule) else None
 
     @property
-    def is_held(self) -> bool:
-        """Whether clients are served an earlier version, as a server would refuse traffic of the new one."""
+    def is_pending(self) -> bool:
+        """Whether clients are not served the desired version yet.
+
+        A change is pending until all servers accept what the new version makes clients send.
+        """
         return self.desired != self.rule.current
 
     @property
     def is_unknown(self) -> bool:
-        """Whether clients may follow a version that this replica does not know."""
+        """Whether clients may follow a version that this replica has never read."""
         return UNKNOWN in self.rule.possible
 
     @property
@@ -113,19 +116,19 @@ class RuleTransition:
 class Plan:
     """What all replicas serve for the ports and rules in transition.
 
-    One replica, the leader, makes the plan. It builds on a generation once the proxies of all replicas have
-    ACKed it.
+    One replica, the leader, makes the plan. It takes a step of a transition once the proxies of all replicas
+    have ACKed the generation of the previous step.
     """
 
     generation: int = 1
-    """Number of the served state. It grows whenever something else is served."""
+    """Number of the served state. It grows with each plan that serves another state."""
     ports: Mapping[PortKey, Transition] = field(default_factory=dict)
     """Ports in transition. All other ports stay as they are."""
     rules: Mapping[Ref, RuleTransition] = field(default_factory=dict)
     """DestinationRules in transition. All other rules stay as they are."""
 
     def stored(self, members: Iterable[str]) -> StoredPlan:
-        """Return what to store of the plan, for the replicas that it considers."""
+        """Return what replicas store of the plan. `members`: the replicas whose reports it considers."""
         return StoredPlan(
             self.generation,
             {key: (port.listener, port.clients) for key, port in self.ports.items()},
@@ -150,9 +153,9 @@ class StoredRule(NamedTuple):
     desired: str
     """The `rule_hash` of the version that the leader has read."""
     generation: int
-    """The first generation that serves it."""
+    """Like `Staged.generation`."""
     is_settled: bool
-    """Whether no client follows an earlier version."""
+    """Like `Staged.is_settled`."""
 
 
 class StoredPlan(NamedTuple):

@@ -17,19 +17,21 @@ from xds.mesh.rollout.planner import start_transition
 from xds.mesh.rollout.waits import Wait, WaitingFor, port_wait, rule_wait
 
 API_SERVER = "the API server"
-"""What a transition waits for while its next plan is not stored."""
+"""The `lagging` name of a transition whose plan the API server has not stored yet."""
 
 
 class Rollouts(Protocol):
-    """A plan, and what was last observed: `xds.mesh.rollout.driver.RolloutDriver`."""
+    """The state that progress is computed from. `RolloutDriver` has it."""
 
     rollout: Rollout
+    """The desired and the served state, and the current plan."""
     observed: Observed
+    """The reports that were last collected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingEndpoint:
-    """An endpoint in transition, or one whose transition went on without a lagging proxy or replica."""
+    """An endpoint in transition, or one whose transition continued without a lagging proxy or replica."""
 
     key: PortKey
     """The port of the pod."""
@@ -48,7 +50,7 @@ class WaitingEndpoint:
     accepts_plaintext: bool = False
     """Whether the server still accepts plaintext although policies forbid it."""
     skipped: bool = False
-    """Whether the transition went on without the lagging proxies or replicas."""
+    """Whether the transition continued without the lagging proxies or replicas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +62,15 @@ class ServiceProgress:
     service: str
     """The name of the service."""
     endpoints: int
-    """The number of ports of pods with a sidecar."""
+    """The number of endpoints of pods with a sidecar."""
     mtls: int
     """The number of endpoints to which all clients without a DestinationRule send mutual TLS."""
     plaintext: int
     """The number of endpoints to which all clients without a DestinationRule send plaintext."""
     to_plaintext: bool
-    """Whether all transitions of the service lead to plaintext."""
+    """Whether clients will send plaintext to all endpoints in `waiting`."""
     waiting: tuple[WaitingEndpoint, ...]
-    """The endpoints that wait, and those that skipped a lagging proxy or replica."""
+    """The endpoints in transition, and those that skipped a proxy or replica that still lags."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ class RuleProgress:
     deleted: bool
     """Whether the rule was deleted."""
     held: bool
-    """Whether the old version is still served, because a server would refuse traffic of the new one."""
+    """Whether clients are served the old version, because a server may refuse traffic of the new one."""
     since: float
     """When the wait began, in seconds of the event loop's clock."""
     lagging: tuple[str, ...] = ()
@@ -92,11 +94,11 @@ class RuleProgress:
     rejection: str = ""
     """The error of one of these clients that rejected the change."""
     skipped: bool = False
-    """Whether the rollout went on without these clients."""
+    """Whether the rollout continued without these clients."""
 
 
 def service_progress(mesh: Mesh, rollouts: Rollouts, namespace: str = "") -> Iterator[ServiceProgress]:
-    """Yield the services (of a namespace) with an endpoint in transition or with a skipped proxy, by name."""
+    """Yield the progress of each service (of a namespace) with a transition or a skip, in order of names."""
     for service, endpoints in sorted(_endpoints_by_service(mesh, rollouts.rollout).items()):
         if namespace in {"", service[0]}:
             endpoints.sort(key=lambda endpoint: (endpoint.key, endpoint.skipped is None))
@@ -109,7 +111,7 @@ def count_services(mesh: Mesh, rollouts: Rollouts) -> int:
 
 
 def rule_progress(rollouts: Rollouts) -> list[RuleProgress]:
-    """Return the DestinationRules in transition: first those that skipped a client; by name."""
+    """Return the progress of DestinationRules: first those with a skip, then those in transition."""
     rollout, found = rollouts.rollout, []
     for ref, (transition, wait) in sorted(rollout.skipped.rules.items()):
         found.append(_rule_progress(ref, transition, wait, is_skipped=True))
@@ -121,14 +123,15 @@ def rule_progress(rollouts: Rollouts) -> list[RuleProgress]:
 
 
 def _rule_progress(ref: Ref, transition: RuleTransition, wait: Wait, *, is_skipped: bool) -> RuleProgress:
-    rule, is_held = transition.desired or transition.served, transition.is_held and not is_skipped
+    """Return the progress of a rule. A pending rule waits for servers, a served one for clients."""
+    rule, is_held = transition.desired or transition.served, transition.is_pending and not is_skipped
     return RuleProgress(
         namespace=ref.namespace,
         name=ref.name,
         host=rule.host if rule else "",
         deleted=transition.desired is None,
         held=is_held,
-        since=transition.held_since if is_held else wait.since,
+        since=transition.pending_since if is_held else wait.since,
         lagging=() if is_held else wait.lagging,
         rejection=wait.rejection,
         skipped=is_skipped,
@@ -152,6 +155,7 @@ def accepts_plaintext(rollout: Rollout, key: PortKey, transition: Transition) ->
 
 
 def _wait(key: PortKey, transition: Transition, rollouts: Rollouts) -> Wait:
+    """Return what a port in transition waits for: for the API server, if no proxy or rule delays it."""
     rollout = rollouts.rollout
     affecting = any(rule.affects(transition.hosts) for rule in tuple(rollout.rules.values()))
     if not transition.is_settled or affecting:
@@ -160,17 +164,20 @@ def _wait(key: PortKey, transition: Transition, rollouts: Rollouts) -> Wait:
 
 
 class _Endpoint(NamedTuple):
+    """An endpoint in transition; or a skipped transition, with what it waited for."""
+
     key: PortKey
     transition: Transition
     skipped: Wait | None
 
 
 def _endpoints_by_service(mesh: Mesh, rollout: Rollout) -> dict[tuple[str, str], list[_Endpoint]]:
+    """Return the endpoints to report, by namespace and name of their services."""
     endpoints = [
         _Endpoint(key, transition, wait) for key, (transition, wait) in tuple(rollout.skipped.ports.items())
     ]
     endpoints += (_Endpoint(key, transition, None) for key, transition in tuple(rollout.plan.ports.items()))
-    # Ports that the plan does not consider yet.
+    # Ports that the plan does not contain yet.
     endpoints += (
         _Endpoint(key, start_transition(mesh, key, port, port.changed_at), None)
         for key in rollout.pending - rollout.plan.ports.keys()
@@ -184,6 +191,7 @@ def _endpoints_by_service(mesh: Mesh, rollout: Rollout) -> dict[tuple[str, str],
 
 
 def _service_name(host: str) -> tuple[str, str]:
+    """Return the namespace and name of the service with a host name."""
     name, namespace, *_ = host.removesuffix(f".svc.{CLUSTER_DOMAIN}").split(".")
     return namespace, name
 
@@ -203,7 +211,8 @@ def _progress_of(
         if key in sends and not skipped:
             sends[key] = transition.clients.current if transition.clients.is_settled else None
         wait = skipped or _wait(key, transition, rollouts)
-        # After clients or replicas were skipped, the transition in progress tells what the server accepts.
+        # If clients were skipped, `transition` is out of date: the transition that continued tells what the
+        # server accepts.
         counts = skipped is None or skipped.is_for_listener
         waiting.append(
             WaitingEndpoint(

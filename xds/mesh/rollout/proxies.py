@@ -1,4 +1,4 @@
-"""What the control plane knows about the progress of the proxies that are connected to it."""
+"""The progress of the proxies that are connected to this replica, as their ACKs show it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Ref
 from xds.mesh.rollout.machine import Rollout
-from xds.mesh.rollout.observation import Report
+from xds.mesh.rollout.observation import Generations, Report
 from xds.mesh.rollout.planner import classification_delay
 from xds.protocol.session import Session
 from xds.server import Subscriber
@@ -25,9 +25,9 @@ PodName: TypeAlias = tuple[str, str]
 WORKER_DELAY = 0.2
 """Seconds from an ACK, which Envoy's main thread sends, until all worker threads use the configuration."""
 RECONNECT_GRACE = 10.0
-"""Grace period for a client that reconnects, in seconds. Envoy reconnects within five."""
+"""Grace period for a client that reconnects, in seconds. Envoy reconnects within 5 s."""
 RECOVERY_PERIOD = 6.0
-"""Time after the start to wait for proxies of the previous control plane to reconnect, in seconds."""
+"""Time after the start to wait for proxies of the previous process to reconnect, in seconds."""
 SUBSCRIBE_TIMEOUT = 1.0
 """Time to wait for a reconnected proxy to subscribe to listeners, which reveals those it has, in seconds."""
 
@@ -36,17 +36,17 @@ class State(StrEnum):
     """What is known about a proxy."""
 
     UNKNOWN = "unknown"
-    """It may have a configuration of an earlier control plane, and has not connected yet."""
+    """It has not connected yet, and may have the configuration of an earlier process."""
     RETURNED = "returned"
-    """It connected with an earlier configuration, and has not ACKed everything since."""
+    """It connected with an earlier configuration, and has not ACKed a complete one since."""
     CURRENT = "current"
     """It uses only what it was served on its current stream."""
     AWAY = "away"
-    """Its stream has ended. It keeps its configuration."""
+    """Its last stream has ended. It keeps its configuration, and reconnects."""
 
 
 class Progress(NamedTuple):
-    """The generations that a proxy uses."""
+    """The generations that a proxy has active."""
 
     client: int
     """The active generation of clusters and endpoints; -1 if it is not known."""
@@ -74,6 +74,19 @@ class _ActiveGeneration:
         return self._active
 
 
+class _Part(NamedTuple):
+    """What one stream of a proxy, or a proxy that is away, contributes to the report."""
+
+    progress: Progress
+    """The active generations."""
+    is_client: bool
+    """Whether it counts as a client."""
+    is_server: bool
+    """Whether it counts as a server."""
+    caught_up_at: float
+    """Like `_Stream.caught_up_at`."""
+
+
 class _Stream:
     """One stream of a proxy."""
 
@@ -81,14 +94,14 @@ class _Stream:
         self.subscriber = subscriber
         self.connected_at = now
         self._earlier = earlier
-        """What the proxy used when its previous stream ended; None if that is unknown."""
+        """What the proxy used when its previous stream ended; None if that is not known."""
         self._caught_up_at: float | None = None
-        """When a client that returned first ACKed a complete configuration."""
+        """When the client first ACKed a complete configuration on this stream."""
         self._client = _ActiveGeneration()
         self._server = _ActiveGeneration()
 
     @property
-    def has_returned(self) -> bool:
+    def had_configuration(self) -> bool:
         """Whether the proxy connected with a configuration from an earlier stream."""
         session = self.subscriber.session
         return session is not None and any(
@@ -97,23 +110,26 @@ class _Stream:
 
     @property
     def counts(self) -> bool:
-        """Whether the rollout waits for the stream. A new proxy has nothing to ACK before it is served."""
+        """Whether the rollout waits for the proxy. It does not wait for one without any configuration."""
         return self.subscriber.session is not None and (
-            self.subscriber.snapshot is not None or self.has_returned
+            self.subscriber.snapshot is not None or self.had_configuration
         )
 
     @property
     def caught_up_at(self) -> float:
-        """When the proxy stopped using an earlier configuration: inf if it has not, -inf if it had none."""
+        """When the client ACKed what replaced its earlier configuration.
+
+        Infinity if it has not ACKed that yet; -infinity if it had no earlier configuration.
+        """
         session = self.subscriber.session
-        if session is None or not self.has_returned:
+        if session is None or not self.had_configuration:
             return -inf
-        if self._earlier and self._earlier.caught_up_at < inf:
-            return self._earlier.caught_up_at
-        if self._caught_up_at is None:
-            # A client that has the current configuration is sent nothing.
-            return self.connected_at if _client_generation(session) >= 0 else inf
-        return self._caught_up_at
+        if self._earlier and self._earlier.last.caught_up_at < inf:
+            return self._earlier.last.caught_up_at  # It caught up on its previous stream.
+        if self._caught_up_at is not None:
+            return self._caught_up_at
+        # A client that connected with the current configuration has nothing to ACK.
+        return self.connected_at if _client_generation(session) >= 0 else inf
 
     def received(self, now: float) -> None:
         """Record a request, which may be the ACK that completes a client's configuration."""
@@ -122,7 +138,7 @@ class _Stream:
             self._caught_up_at = now
 
     def may_be_server(self, now: float) -> bool:
-        """Whether the proxy may get its listeners on this stream."""
+        """Return whether the proxy gets its listeners on this stream, or may subscribe to them soon."""
         session = self.subscriber.session
         has_subscribed = session is not None and session.is_subscribed(LISTENER)
         is_new = now < self.connected_at + SUBSCRIBE_TIMEOUT
@@ -133,10 +149,11 @@ class _Stream:
         session = self.subscriber.session
         if session is None:
             return _NO_PROGRESS
-        # A proxy never goes back to an earlier configuration, and a new one has none.
-        client = session.first_generation if not self.has_returned else -1
-        if self.has_returned and self._earlier:
-            client = self._earlier.progress.client
+        # A new proxy has nothing older than its first configuration. A proxy that reconnects has at least
+        # what it had when its previous stream ended.
+        client = session.first_generation if not self.had_configuration else -1
+        if self.had_configuration and self._earlier:
+            client = self._earlier.last.progress.client
         return Progress(
             max(client, self._client.update(_client_generation(session), now)),
             self._server.update(_listener_generation(session), now),
@@ -145,29 +162,32 @@ class _Stream:
 
 @dataclass(slots=True)
 class _Away:
-    """What a proxy used when its last stream ended."""
+    """A proxy without a stream, which is expected to reconnect."""
 
-    progress: Progress
-    client_until: float
-    """Time until which it counts as a client."""
-    is_server: bool
-    """Whether its inbound listeners are active. The rollout waits for a server until it reconnects or its pod
-    is deleted."""
-    caught_up_at: float
-    """Like `_Stream.caught_up_at`."""
+    last: _Part
+    """What it used when its last stream ended."""
+    grace_ends: float
+    """When it stops to count as a client, in seconds of the event loop's clock."""
+    outlasts_grace: bool
+    """Whether it counts as a server after `grace_ends`, too, until it reconnects or its pod is deleted."""
     uid: str | None = None
     """UID of its pod; None until it is looked up."""
 
 
 @dataclass(slots=True)
 class _Proxy:
+    """A proxy with at least one stream, or one that is away."""
+
     streams: dict[Subscriber, _Stream] = field(default_factory=dict)
+    """Its streams."""
     away: _Away | None = None
+    """Its state since the last stream ended; None once another stream replaces it."""
     has_reported: bool = False
     """Whether it has subscribed to listeners, and thereby reported those that it had."""
 
     @property
     def state(self) -> State:
+        """What is known about the proxy."""
         if self.streams:
             is_behind = any(stream.caught_up_at == inf for stream in self.streams.values())
             return State.RETURNED if is_behind else State.CURRENT
@@ -175,7 +195,7 @@ class _Proxy:
 
 
 class ProxyTracker:
-    """Track the progress of proxies, and what they bring when they connect."""
+    """Track the progress of proxies, and pass the modes that they report when they connect to the rollout."""
 
     def __init__(self, rollout: Rollout) -> None:
         self._rollout = rollout
@@ -185,7 +205,8 @@ class ProxyTracker:
         self._unknown: set[PodName] = set()
         """The pods whose sidecars are UNKNOWN, and may reconnect soon."""
         self._recovery_ends = inf
-        self._has_returned = False
+        """When the recovery period ends; infinity before it starts."""
+        self._any_had_configuration = False
         """Whether any proxy has connected with a configuration from an earlier stream."""
 
     def state(self, key: PodName) -> State:
@@ -212,7 +233,7 @@ class ProxyTracker:
             return
         if type_url == CLUSTER:
             if session.initial_versions(CLUSTER):
-                self._has_returned = True
+                self._any_had_configuration = True
             else:
                 self._unknown.discard(key)  # It is new, so it has no earlier configuration.
         elif type_url == LISTENER:
@@ -233,12 +254,16 @@ class ProxyTracker:
             return
         if stream.counts and subscriber.session:
             # With several replicas, the proxy most probably reconnects to another one.
-            is_server = subscriber.session.is_subscribed(LISTENER) and not self.is_replicated
-            proxy.away = _Away(stream.progress(now), now + RECONNECT_GRACE, is_server, stream.caught_up_at)
+            outlasts_grace = subscriber.session.is_subscribed(LISTENER) and not self.is_replicated
+            last = _Part(
+                stream.progress(now), is_client=True, is_server=True, caught_up_at=stream.caught_up_at
+            )
+            proxy.away = _Away(last, now + RECONNECT_GRACE, outlasts_grace)
             if self.is_replicated:
-                proxy.has_reported = False  # It may connect to another replica before it returns.
+                # It may get other listeners from another replica before it reconnects to this one.
+                proxy.has_reported = False
         if self._rollout.forget_recovered(Ref("Pod", *key)):
-            proxy.has_reported = False  # It reports them again when it reconnects.
+            proxy.has_reported = False  # It reports its modes again when it reconnects.
         self._forget_if_unused(key)
 
     def pod_deleted(self, key: PodName) -> None:
@@ -265,45 +290,46 @@ class ProxyTracker:
         }
 
     def is_recovering(self, now: float) -> bool:
-        """Return whether proxies of an earlier control plane may be reconnecting."""
-        is_over = not now < self._recovery_ends < inf
-        return not is_over and (bool(self._unknown) or self._rollout.has_unconsidered())
+        """Return whether proxies of the previous process may still have to report, or the plan to follow."""
+        is_in_period = now < self._recovery_ends < inf
+        return is_in_period and (bool(self._unknown) or self._rollout.has_unplanned_mode())
 
     def must_defer(self, key: PodName, now: float) -> bool:
-        """Return whether a proxy has to wait until reconnecting proxies have reported their progress."""
+        """Return whether to serve a proxy only after reconnecting proxies have reported their modes."""
         proxy = self._proxies.get(key)
         return proxy is not None and any(
             self._must_defer(proxy, stream, key, now) for stream in proxy.streams.values()
         )
 
     def _must_defer(self, proxy: _Proxy, stream: _Stream, key: PodName, now: float) -> bool:
-        """Return whether a stream has to wait.
+        """Return whether to defer a stream.
 
-        A proxy that returned can wait: it has a configuration. A new proxy waits only if other proxies are
-        known to be reconnecting.
+        A proxy that reconnects can wait, because it has a configuration. A new proxy has none, so it waits
+        only if other proxies have reconnected: then this process is not the first one.
         """
         subscriber = stream.subscriber
         if subscriber.session is None or self._rollout.timeout is None or subscriber.snapshot is not None:
             return False
-        if not stream.has_returned:
-            return self._has_returned and self.is_recovering(now)
+        if not stream.had_configuration:
+            return self._any_had_configuration and self.is_recovering(now)
         if not proxy.has_reported and now < stream.connected_at + SUBSCRIBE_TIMEOUT:
             return True
-        return self._rollout.has_unconsidered(Ref("Pod", *key)) or self.is_recovering(now)
+        return self._rollout.has_unplanned_mode(Ref("Pod", *key)) or self.is_recovering(now)
 
     # --- the report -----------------------------------------------------------------------------------------
 
-    def report(self, mesh: Mesh, now: float, *, is_alone: bool = False) -> Report:
-        """Return the progress of the proxies whose pods are in the mesh."""
-        is_detailed = self._rollout.is_active or bool(self._rollout.skipped)
+    def collect_report(self, mesh: Mesh, now: float, *, is_alone: bool = False) -> Report:
+        """Return the progress of the proxies with a pod in the mesh. Forget proxies that stay away."""
+        is_detailed = self._rollout.is_in_progress or bool(self._rollout.skipped)
         servers: dict[Ref, int] = {}
         clients: dict[str, int] = {}
         rejected_listeners: dict[Ref, str] = {}
         rejected_clusters: dict[str, dict[str, str]] = {}
-        has_returned = False
+        has_earlier_connections = False
         delay = WORKER_DELAY + classification_delay(mesh.config)
         for key, proxy in tuple(self._proxies.items()):
-            if not self._is_in_mesh(mesh, key, proxy, now):
+            self._update_away(mesh, key, proxy, now)
+            if mesh.pod(*key) is None:
                 continue
             namespace, pod = key
             name, ref = f"{pod}.{namespace}", Ref("Pod", *key)
@@ -311,69 +337,76 @@ class ProxyTracker:
                 if is_client:
                     clients[name] = min(progress.client, clients.get(name, progress.client))
                     # A connection is pending until the server's listener has detected its protocol.
-                    has_returned |= now < caught_up_at + delay
+                    has_earlier_connections |= now < caught_up_at + delay
                 if is_server:
                     servers[ref] = min(progress.server, servers.get(ref, progress.server))
             for stream in proxy.streams.values() if is_detailed else ():
-                session = stream.subscriber.session
-                if session is None:
-                    continue
-                if error := _listener_error(session):
-                    rejected_listeners[ref] = error
-                for type_url in (CLUSTER, ENDPOINT):
-                    for cluster, rejection in session.rejected(type_url).items():
-                        rejected_clusters.setdefault(name, {})[cluster] = rejection.message
+                if session := stream.subscriber.session:
+                    if error := _listener_error(session):
+                        rejected_listeners[ref] = error
+                    if errors := _cluster_errors(session):
+                        rejected_clusters.setdefault(name, {}).update(errors)
         return Report(
             generation=mesh.served.generation,
             is_alone=is_alone,
-            servers=servers,
-            clients=clients,
+            servers=Generations(servers),
+            clients=Generations(clients),
             rejected_listeners=rejected_listeners,
             rejected_clusters=rejected_clusters,
-            has_returned=has_returned,
-            asks=self._rollout.asks(servers),
+            has_earlier_connections=has_earlier_connections,
+            asks=self._rollout.collect_asks(servers),
         )
 
-    def _is_in_mesh(self, mesh: Mesh, key: PodName, proxy: _Proxy, now: float) -> bool:
-        """Return whether the pod of a proxy exists. Forget a proxy that is away for too long."""
+    def _update_away(self, mesh: Mesh, key: PodName, proxy: _Proxy, now: float) -> None:
+        """Forget that a proxy is away if it has reconnected, its pod is gone, or its time has passed."""
         pod, away = mesh.pod(*key), proxy.away
         if any(stream.counts for stream in proxy.streams.values()):
             proxy.away = None
         elif away:
             is_same = pod is not None and away.uid in {None, pod.meta.uid}
-            if pod is None or not is_same or pod.ended or (now >= away.client_until and not away.is_server):
+            has_expired = now >= away.grace_ends and not away.outlasts_grace
+            if pod is None or not is_same or pod.ended or has_expired:
                 proxy.away = None
                 self._forget_if_unused(key)
             else:
                 away.uid = pod.meta.uid
-        return pod is not None
 
 
-def _parts(proxy: _Proxy, now: float, *, is_detailed: bool) -> Iterator[tuple[Progress, bool, bool, float]]:
-    """Yield the progress of each stream, whether it is a client and a server, and when it caught up.
+def _parts(proxy: _Proxy, now: float, *, is_detailed: bool) -> Iterator[_Part]:
+    """Yield what a proxy contributes to the report, by each of its streams and since it is away.
 
-    A proxy that is away counts as a stream. Without transitions it matters only which proxies there are, so
-    their progress is not computed.
+    Without transitions, it only matters which proxies are connected: their progress is not computed.
     """
     for stream in proxy.streams.values():
         if stream.counts:
             progress = stream.progress(now) if is_detailed else _NO_PROGRESS
-            yield progress, True, stream.may_be_server(now), stream.caught_up_at
+            is_server = stream.may_be_server(now)
+            yield _Part(progress, is_client=True, is_server=is_server, caught_up_at=stream.caught_up_at)
     if away := proxy.away:
-        yield away.progress, now < away.client_until, True, away.caught_up_at
+        yield away.last._replace(is_client=now < away.grace_ends)
 
 
 def _client_generation(session: Session) -> int:
-    """Return the newest generation of clusters and endpoints that a client has answered; -1 for none."""
+    """Return the newest generation of clusters and endpoints that a client ACKed or NACKed; -1 for none."""
     return min(session.answered_generation(CLUSTER), session.answered_generation(ENDPOINT))
 
 
 def _listener_generation(session: Session) -> int:
-    """Return the generation if the pod's inbound listeners are ACKed and warm, else -1."""
-    listeners = session.tagged(LISTENER)  # Their tag lists the modes that they accept.
+    """Return the served generation if the pod's inbound listeners are ACKed and warm, else -1."""
+    listeners = session.tagged(LISTENER)  # Only inbound listeners have a tag: the modes that they accept.
     return session.generation if listeners and session.has_acked(LISTENER, listeners) else -1
 
 
+def _cluster_errors(session: Session) -> dict[str, str]:
+    """Return the errors of the clusters and endpoints that the client rejected, by cluster name."""
+    return {
+        name: rejection.message
+        for type_url in (CLUSTER, ENDPOINT)
+        for name, rejection in session.rejected(type_url).items()
+    }
+
+
 def _listener_error(session: Session) -> str:
+    """Return the error of an inbound listener that the server rejected; empty if it rejected none."""
     rejected = session.rejected(LISTENER)
     return next((rejected[name].message for name in session.tagged(LISTENER) if name in rejected), "")

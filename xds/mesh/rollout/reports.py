@@ -1,4 +1,4 @@
-"""The reports of all replicas, and which of them still count."""
+"""The reports of all replicas, and when they expire."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from math import inf
 from xds.mesh.rollout.observation import Report
 
 REPORT_LIFETIME = 15.0
-"""Seconds after which a report that was not renewed expires. By then, the replica's proxies have moved."""
+"""Seconds after which a report expires without renewal. By then, the replica's proxies have reconnected."""
 
 
 @dataclass(slots=True)
 class _Peer:
     report: Report | None
-    """None: the replica is a member of the plan, and its report was not read yet."""
+    """The last report; None if only the plan named the replica so far."""
     version: str
     """The version of the object that held the report. It changes with each renewal."""
     duration: float
-    """Seconds that the report counts without renewal."""
+    """Seconds after which the report expires without renewal."""
     seen_at: float
-    """When this version was first seen, by this replica's clock: clocks of machines are never compared."""
+    """When this replica first read this version; -inf until the first check of a peer without a report.
+
+    It is a time of this replica's clock: replicas do not compare their clocks.
+    """
 
 
 class Reports:
@@ -32,18 +35,20 @@ class Reports:
         """Create the state of a replica that has read nothing yet.
 
         Args:
-            duration: seconds that a report counts without renewal.
+            duration: seconds after which the report of this replica expires without renewal; also for peers
+                whose report was not read yet.
         """
         self.duration = duration
         self.own = Report()
         """The report of this replica."""
         self._peers: dict[str, _Peer] = {}
         self._gone: set[str] = set()
-        """The replicas whose report was deleted. Their names do not recur."""
+        """The replicas whose report was deleted. No later replica has the same name."""
         self._renewed_at = -inf
+        """When the last write of the own report started."""
 
     def renewed(self, started_at: float, now: float) -> None:
-        """Record that the own report was written; the write started at `started_at`."""
+        """Record that the report of this replica was written. The write started at `started_at`."""
         if self.is_isolated(now):
             # While isolated, this replica could not read renewals: give every peer its full time again.
             for peer in self._peers.values():
@@ -51,11 +56,11 @@ class Reports:
         self._renewed_at = started_at
 
     def is_isolated(self, now: float) -> bool:
-        """Whether peers may have expired this replica, because it has not renewed its report in time."""
+        """Return whether the report of this replica may have expired at peers, because it was not renewed."""
         return now >= self._renewed_at + self.duration * 2 / 3
 
     def expect(self, names: AbstractSet[str]) -> None:
-        """Count replicas whose reports were not read yet."""
+        """Count the members of the plan as peers, even if their reports were not read yet."""
         for name in names - self._peers.keys() - self._gone:
             self._peers[name] = _Peer(None, "", self.duration, -inf)
 
@@ -78,30 +83,31 @@ class Reports:
     def expired(self, now: float) -> dict[str, str]:
         """Return the peers whose reports have expired, with the version last seen.
 
-        Empty while this replica is isolated.
+        No report expires while this replica is isolated: it cannot read renewals.
         """
         if self.is_isolated(now):
             return {}
-        return {name: peer.version for name, peer in self._peers.items() if self._is_expired(name, now)}
+        return {name: peer.version for name, peer in self._peers.items() if self._check_expiry(name, now)}
 
     def alive(self, now: float) -> set[str]:
-        """Return the peers that may serve proxies."""
-        return {name for name in self._peers if not self._is_expired(name, now)}
+        """Return the peers whose reports have not expired."""
+        return {name for name in self._peers if not self._check_expiry(name, now)}
 
-    def _is_expired(self, name: str, now: float) -> bool:
+    def _check_expiry(self, name: str, now: float) -> bool:
+        """Return whether a report has expired. The first check of a peer without one starts its time."""
         peer = self._peers[name]
         if peer.seen_at == -inf:
             peer.seen_at = now
         return now >= peer.seen_at + peer.duration
 
     def peers(self, now: float) -> Mapping[str, Report]:
-        """Return the reports of peers that have not expired.
+        """Return the reports of the peers that count: all but the expired ones.
 
-        Nothing is known about the proxies of a peer that serves a plan of its own.
+        A peer counts without progress if its report was not read yet, or if it serves a plan of its own.
         """
         expired = self.expired(now)
         reports = {name: peer.report for name, peer in self._peers.items() if name not in expired}
         return {
-            name: report if report and not report.is_alone else (report or Report()).unknown()
+            name: report if report and not report.is_alone else (report or Report()).without_progress()
             for name, report in reports.items()
         }

@@ -1,4 +1,4 @@
-"""DestinationRules that change: when to serve the new version, and what clients may send in the meantime."""
+"""What clients may send while DestinationRules change, and which rules have to change together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xds.mesh.rollout.stages import BOTH
 
 
 def changed_rules(before: Mesh, after: Mesh, change: Change) -> set[Ref]:
-    """Return the DestinationRules that a change replaced, including default rules."""
+    """Return the DestinationRules that a change added, changed or deleted, including default rules."""
     refs = {fact.ref for fact in change.applied} | set(change.removed)
     if before.config != after.config:
         refs |= {fact.ref for mesh in (before, after) for fact in default_objects(mesh.config)}
@@ -23,9 +23,9 @@ def changed_rules(before: Mesh, after: Mesh, change: Change) -> set[Ref]:
 
 
 def distinct(versions: Iterable[RuleVersion]) -> tuple[RuleVersion, ...]:
-    """Drop all but the last of the versions that make clients send the same.
+    """Return the versions without those that make clients send the same as a later one.
 
-    Few versions differ in that, however often a rule changes.
+    This limits the number of versions, however often a rule changes during a rollout.
     """
     kept: dict[object, RuleVersion] = {}
     for rule in versions:
@@ -34,13 +34,14 @@ def distinct(versions: Iterable[RuleVersion]) -> tuple[RuleVersion, ...]:
 
 
 def _sends_key(rule: DestinationRule) -> tuple[frozenset[Send], frozenset[Send]]:
+    """Return what clients send under a rule, without and with the parts that do not set TLS."""
     return frozenset(_sends_under(rule, ())), frozenset(_sends_under(rule, tuple(Send)))
 
 
 class RuleSends:
     """What clients may send under the rules of a mesh, some of which are in transition.
 
-    Results are supersets: they do not consider which of several rules applies to a client.
+    Results are upper bounds: if several rules are about a host, they contain what clients send under any.
     """
 
     def __init__(self, mesh: Mesh, rules: Mapping[Ref, RuleTransition]) -> None:
@@ -58,13 +59,13 @@ class RuleSends:
         hosts: Iterable[tuple[str, int]],
         default: Collection[Send],
     ) -> set[Send]:
-        """Return what clients of services may send under some versions of a rule.
+        """Return what clients may send under some versions of a rule, and under the other rules of the mesh.
 
         Args:
-            ref: name of the rule.
+            ref: the reference to the rule.
             versions: versions of the rule.
-            hosts: the services.
-            default: what clients send to which no rule applies.
+            hosts: the services that clients send to, as hosts and ports.
+            default: what clients send if no rule sets TLS for them.
         """
         others = (
             rule
@@ -74,31 +75,36 @@ class RuleSends:
         return {send for rule in (*versions, *others) for send in _sends_under(rule, default)}
 
     def to(self, transition: Transition, desired: Send) -> Iterator[tuple[set[Send], set[Send]]]:
-        """Yield what clients may send now and in the end, for each rule in transition that affects a port."""
+        """For each rule in transition that affects a port, yield two sets of what clients may send.
+
+        The first is for the whole transition, the second for its end, when clients follow the desired version
+        and send `desired` by default.
+        """
         hosts = transition.hosts
         for ref, rule in self.rules.items():
             if rule.affects(hosts):
-                then = self.under(ref, (rule.desired,), hosts, {desired})
-                yield self.under(ref, rule.rule.possible, hosts, transition.clients.possible) | then, then
+                at_end = self.under(ref, (rule.desired,), hosts, {desired})
+                yield self.under(ref, rule.rule.possible, hosts, transition.clients.possible) | at_end, at_end
 
 
-def with_overlapping(held: Mapping[Ref, RuleTransition], too_early: Collection[Ref]) -> set[Ref]:
-    """Return the rules that are too early, and all held rules that may apply to the same clients.
+def with_overlapping(pending: Mapping[Ref, RuleTransition], too_early: Collection[Ref]) -> set[Ref]:
+    """Return the rules that are too early, and all pending rules that may apply to the same clients.
 
-    If one were released without the other, clients could send what neither the old nor the new rules ask for.
+    If one were served without the other, clients could send what neither the old nor the new rules set.
     """
     waiting, added = set(too_early), set(too_early)
     while added:
         added = {
             ref
-            for ref, rule in held.items()
-            if ref not in waiting and any(_overlap(rule, held[other]) for other in waiting)
+            for ref, rule in pending.items()
+            if ref not in waiting and any(_overlap(rule, pending[other]) for other in waiting)
         }
         waiting |= added
     return waiting
 
 
 def _overlap(one: RuleTransition, other: RuleTransition) -> bool:
+    """Return whether any version of one rule is about the host of a version of the other."""
     return one.affects((rule.host, 0) for rule in other.versions) or other.affects(
         (rule.host, 0) for rule in one.versions
     )

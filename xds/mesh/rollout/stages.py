@@ -1,4 +1,4 @@
-"""A value that proxies change to, step by step, and what may be active in the meantime."""
+"""A served value, and the values that proxies may still use until they have ACKed it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from xds.mesh.policy.mtls import Send
 T = TypeVar("T")
 
 BOTH = (Send.PLAINTEXT, Send.MTLS)
+"""All that clients can send."""
 
 ACCEPTED_SENDS: Mapping[Mode, frozenset[Send]] = {
     Mode.DISABLE: frozenset({Send.PLAINTEXT}),
@@ -21,11 +22,15 @@ ACCEPTED_SENDS: Mapping[Mode, frozenset[Send]] = {
 """What a server accepts in each mode. The application's own TLS counts as plaintext."""
 
 MODE_ACCEPTING = {sends: mode for mode, sends in ACCEPTED_SENDS.items()}
+"""The mode in which a server accepts exactly these sends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Staged(Generic[T]):
-    """What proxies are served, and what they may still use."""
+    """What proxies are served, and what they may still use.
+
+    `propose` and `widen` start a wait for ACKs of a generation; `confirm` and `settle` end it.
+    """
 
     current: T
     """The value that is served."""
@@ -36,23 +41,29 @@ class Staged(Generic[T]):
     since: float = field(default=0.0, compare=False)
     """When `generation` was first served, in seconds of the event loop's clock."""
     acked_at: float | None = field(default=None, compare=False)
-    """When the last ACK arrived; None while proxies lag."""
+    """When all proxies had ACKed `generation`; None while some lag."""
     is_change: bool = field(default=True, compare=False)
-    """True if the served value changed; False if it is only unknown what proxies use."""
+    """Whether the wait began because the served value changed.
+
+    False if `widen` began it: proxies are served the same value, but the planner does not know what they use.
+    """
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing but the current value is active."""
+        """Whether only the current value can be active."""
         return len(self.possible) == 1
 
     def propose(self, value: T, generation: int, now: float) -> Staged[T]:
-        """Serve another value from `generation` on."""
+        """Return the stage that serves a value from `generation` on; the same stage if it already does."""
         if value == self.current:
             return self
         return Staged(value, generation, _united(self.possible, (value,)), now)
 
     def widen(self, values: Collection[T], generation: int, now: float) -> Staged[T]:
-        """Count more values as possible, until proxies have ACKed `generation`."""
+        """Return the stage with more possible values, until proxies have ACKed `generation`.
+
+        `is_change` remains true only if the stage is already waiting for a changed value.
+        """
         possible = _united(self.possible, values)
         if possible == self.possible:
             return self
@@ -60,16 +71,16 @@ class Staged(Generic[T]):
         return Staged(self.current, generation, possible, now, is_change=is_change)
 
     def confirm(self, *, is_acked: bool, now: float, delay: float = 0.0) -> Staged[T]:
-        """Settle `delay` seconds after proxies have ACKed the generation."""
+        """Return the stage, settled if proxies ACKed its generation at least `delay` seconds ago."""
         if self.is_settled:
             return self
         acked_at = (now if self.acked_at is None else self.acked_at) if is_acked else None
         if acked_at is not None and now >= acked_at + delay:
-            return self.settled()
+            return self.settle()
         return self if acked_at == self.acked_at else replace(self, acked_at=acked_at)
 
-    def settled(self) -> Staged[T]:
-        """Return the same value, as the only one that is active."""
+    def settle(self) -> Staged[T]:
+        """Return the stage with only the current value: proxies use no other, or are skipped."""
         return replace(self, possible=(self.current,), acked_at=None)
 
 

@@ -26,16 +26,19 @@ class Shared(NamedTuple):
     """The version of the stored plan; empty if none is stored, or if it was not read yet."""
     stored: StoredPlan | None
     """The stored plan; None if it was not read yet."""
-    accepted: Proposal | None
-    """A plan of this replica that was stored, and that it does not serve yet."""
+    stored_proposal: Proposal | None
+    """The last plan of this replica that was stored."""
     leads: bool
     """Whether this replica makes the plan."""
     is_isolated: bool
-    """Whether peers may have expired this replica."""
+    """Whether the report of this replica may have expired at peers."""
 
 
 class ReplicaSync:
-    """Keep track of reports and of the plan. The caller writes and reads them."""
+    """The reports and the plan, as far as this replica has read them, and what it has to write.
+
+    It does no I/O: `xds.mesh.kube.replica_leases` reads and writes the Leases.
+    """
 
     def __init__(self, name: str, leads: Callable[[], bool], reports: Reports | None = None) -> None:
         """Create the state of a replica that has read nothing yet.
@@ -56,8 +59,8 @@ class ReplicaSync:
         """The next plan, with the version that it replaces."""
         self._sent: Proposal | None = None
         """The plan that is being stored."""
-        self.accepted: Proposal | None = None
-        """The last plan of this replica that was stored, until the caller takes it."""
+        self.stored_proposal: Proposal | None = None
+        """The last plan of this replica that was stored."""
 
     # --- the plan -------------------------------------------------------------------------------------------
 
@@ -68,25 +71,26 @@ class ReplicaSync:
 
     @property
     def has_joined(self) -> bool:
-        """Whether every later plan considers this replica."""
+        """Whether the stored plan lists this replica as a member, so that later plans consider it."""
         return self.stored is not None and self.name in self.stored.members
 
     def share(self, now: float) -> Shared:
         """Return what replicas share now."""
         version, stored = self._stored or ("", None)
-        return Shared(version, stored, self.accepted, self.leads(), self.reports.is_isolated(now))
+        return Shared(version, stored, self.stored_proposal, self.leads(), self.reports.is_isolated(now))
 
     def propose(self, version: str, proposal: Proposal) -> None:
-        """Set the next plan, which was made from a version of the stored plan."""
+        """Set the plan to store next. It replaces a version of the stored plan."""
         known = self._candidate
         if known is None or (known[0], known[1].plan) != (version, proposal.plan):
             self._candidate = version, proposal
             self.on_change()
 
     def plan_to_store(self, now: float) -> tuple[str, StoredPlan] | None:
-        """Return the plan to store, with the version of the object that it replaces. None: there is none.
+        """Return the plan to store, with the version that it replaces; None if there is nothing to store.
 
-        Call `plan_stored` once it is stored, before the next call.
+        This is the next plan, if this replica leads; else the stored plan with this replica as a new member.
+        Once it is stored, call `plan_stored`, before the next call of this method.
         """
         if self._stored is None:
             return None
@@ -104,10 +108,10 @@ class ReplicaSync:
         if self._stored is None or self._stored[0] not in {replaced, version}:
             return  # A later one was read in the meantime.
         self._stored = version, plan
-        self.accepted = self._sent or self.accepted
+        self.stored_proposal = self._sent or self.stored_proposal
 
     def plan_read(self, version: str, plan: StoredPlan) -> None:
-        """Record the plan that is stored, or an empty one with version "" if there is none."""
+        """Record the plan that was read; an empty one with version "" if none is stored."""
         self._stored = version, plan
         self.reports.expect(plan.members - {self.name})
         self.on_change()

@@ -1,15 +1,16 @@
-"""What transitions wait for, and which of them went on without lagging proxies."""
+"""What transitions wait for, and those that continued without lagging proxies or replicas."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from xds.mesh.model.objects import PortKey, Ref
 from xds.mesh.rollout.observation import Observed
 from xds.mesh.rollout.plan import RuleTransition, Transition
+
+T = TypeVar("T", Transition, RuleTransition)
 
 
 class WaitingFor(StrEnum):
@@ -18,13 +19,13 @@ class WaitingFor(StrEnum):
     LISTENER = "listener"
     """The server's sidecar has not activated the listener that it was sent."""
     CLIENTS = "clients"
-    """Clients have not ACKed what they were sent, or their latest connections have not sent any data."""
+    """Clients have not ACKed what they were sent, or their last connections are not classified yet."""
     REPLICAS = "replicas"
-    """Other replicas of the control plane have not applied the plan, or it could not be written."""
+    """Other replicas of the control plane have not ACKed the plan, or the API server has not stored it."""
 
 
 class Wait(NamedTuple):
-    """What a transition waits for, or skipped."""
+    """What a transition waits for, or what it skipped."""
 
     waiting_for: WaitingFor
     """What blocks the next phase."""
@@ -33,26 +34,20 @@ class Wait(NamedTuple):
     since: float
     """When the wait began, in seconds of the event loop's clock."""
     is_for_listener: bool = False
-    """Whether the listener has to be active, on any replica. Otherwise, clients have to ACK."""
+    """Whether the server's listener has to become active. If not, clients have to ACK.
+
+    `waiting_for` does not tell: it is REPLICAS in both cases if a peer lags but does not name the proxies.
+    """
     lagging: tuple[str, ...] = ()
-    """The clients, or the replicas, that lag."""
+    """The lagging clients, as POD.NAMESPACE, or the lagging replicas."""
     rejection: str = ""
     """The error of a sidecar that rejected its configuration; empty if none did."""
 
 
-class SkippedPort(NamedTuple):
-    """A transition that went on without proxies that lag. They are waited for again in the next one."""
+class Skipped(NamedTuple, Generic[T]):
+    """A transition that continued without lagging proxies or replicas, because the timeout had passed."""
 
-    transition: Transition
-    """The transition when the timeout passed."""
-    wait: Wait
-    """What it waited for."""
-
-
-class SkippedRule(NamedTuple):
-    """A transition of a rule that went on without clients or servers that lag."""
-
-    transition: RuleTransition
+    transition: T
     """The transition when the timeout passed."""
     wait: Wait
     """What it waited for."""
@@ -60,12 +55,15 @@ class SkippedRule(NamedTuple):
 
 @dataclass(slots=True)
 class Skips:
-    """Transitions that go on without lagging proxies or replicas. These are waited for in the next one."""
+    """Transitions that continued without lagging proxies or replicas.
 
-    ports: dict[PortKey, SkippedPort] = field(default_factory=dict)
-    """Ports, until the proxies have caught up."""
-    rules: dict[Ref, SkippedRule] = field(default_factory=dict)
-    """DestinationRules, until the clients have caught up."""
+    This replica waits again, in the next transition of the port, for a proxy that still lags.
+    """
+
+    ports: dict[PortKey, Skipped[Transition]] = field(default_factory=dict)
+    """Transitions of ports."""
+    rules: dict[Ref, Skipped[RuleTransition]] = field(default_factory=dict)
+    """Transitions of DestinationRules."""
 
     def __len__(self) -> int:
         return len(self.ports) + len(self.rules)
@@ -90,15 +88,9 @@ def port_wait(key: PortKey, transition: Transition, observed: Observed) -> Wait:
     )
 
 
-def clients_lagging_on_rule(transition: RuleTransition, observed: Observed) -> Mapping[str, str]:
-    """Return the clients that have not ACKed the served version of a rule, with the errors."""
-    return observed.lagging_clients(
-        transition.rule.generation, lambda service: transition.affects((service,))
-    )
-
-
 def rule_wait(transition: RuleTransition, observed: Observed) -> Wait:
-    """Return what a DestinationRule in transition waits for, once it is released."""
-    lagging, rule = clients_lagging_on_rule(transition, observed), transition.rule
+    """Return the wait for the clients that have not ACKed the served version of a rule."""
+    rule = transition.rule
+    lagging = observed.lagging_clients(rule.generation, lambda service: transition.affects((service,)))
     rejection = next(filter(None, lagging.values()), "")
     return Wait(WaitingFor.CLIENTS, rule.generation, rule.since, False, tuple(lagging), rejection)

@@ -61,7 +61,7 @@ class RolloutMetrics(Collector):
         yield GaugeMetricFamily(
             "xds_rollout_rules_held",
             "DestinationRules that are held until servers accept the traffic they cause.",
-            sum(rule.is_held for rule in tuple(rollout.rules.values())),
+            sum(rule.is_pending for rule in tuple(rollout.rules.values())),
         )
         yield CounterMetricFamily(
             "xds_rollout_skipped",
