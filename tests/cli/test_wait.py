@@ -59,7 +59,7 @@ async def test_wait_ends_once_the_transition_has_ended(plane: Plane):
     async with asyncio.timeout(WITHIN):
         result = await waits
     assert (result.exit_code, result.stdout) == (0, IN_FORCE)
-    assert not plane.controller.rollouts.rollout.is_active
+    assert not plane.controller.rollouts.rollout.is_in_progress
 
 
 async def test_timeout_names_lagging_sidecars_and_transitions(plane: Plane):

@@ -85,7 +85,8 @@ class _LazyGroup(TyperGroup):
             raise
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+        is_known = args[0] in _COMMANDS or args[0] in _HIDDEN
+        if not (is_known or args[0].startswith("-") or ctx.resilient_parsing):
             similar = difflib.get_close_matches(args[0], _COMMANDS, n=1)
             hint = f" (did you mean {similar[0]}?)" if similar else ""
             ctx.fail(f"unknown command {args[0]!r}{hint}")

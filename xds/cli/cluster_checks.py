@@ -273,7 +273,7 @@ class ClusterChecks:
                 break
             await asyncio.sleep(POLL_INTERVAL)
         hint = _LOGS.format(self._namespace)
-        if unreadable := [name for name, report in reports.items() if report == Report().unknown()]:
+        if unreadable := [name for name, report in reports.items() if report == Report().without_progress()]:
             raise CheckFailedError(
                 f"the report of {list_names(unreadable)} cannot be read: it is of another version",
                 "wait until all replicas run one version",

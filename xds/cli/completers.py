@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS
 from xds.mesh.model.names import natural_key
 
 if TYPE_CHECKING:
@@ -78,9 +79,12 @@ def _namespaces(context: typer.Context, _: Any, incomplete: str) -> list[str]:
 _COMPLETERS: dict[str | None, Callable[[typer.Context, Any, str], list[str]]] = {
     "POD.NAMESPACE": _pods,
     "POD.NS": _pods,
+    "POD.NS|NS/ACCOUNT": _pods,
+    "CLIENT": _pods,
     "PROXY": _pods,
     "SERVICE.NS": _services,
     "SERVICE.NS[:PORT]": _services,
+    "SERVICE": _services,
     "NS": _namespaces,
 }
 
@@ -111,11 +115,11 @@ def _proxies(context: typer.Context) -> list[str]:
             certificate=params.get("cert_file"),
             key=params.get("key_file"),
         )
-        address = parse_address("--xds-address", params["xds_address"])
+        address = parse_address("--xds-address", params["xds_address"] or DEFAULT_XDS_ADDRESS)
         with admin_client.AdminClient(address, credentials, timeout=TIMEOUT) as client:
             return client.list_proxies({}, unsynced=False)
 
-    response = _quietly(ask) if context.params.get("xds_address") else None
+    response = _quietly(ask) if "xds_address" in context.params else None
     if response is None:
         return []
     absent = [f"{sidecar.pod}.{sidecar.namespace}" for sidecar in response.not_connected.pods]

@@ -176,7 +176,7 @@ class ProgressTracker:
             if self._ref == ("DestinationRule", rule.namespace, rule.name) and not rule.skipped:
                 held = "held until its servers accept it" if rule.held else "waiting for its clients"
                 yield f"{self._ref} {held}"
-        if rollouts.rollout.has_unplanned:
+        if rollouts.rollout.has_unplanned_changes:
             yield "waiting for the next plan of the rollout"
 
 
