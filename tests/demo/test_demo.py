@@ -169,7 +169,8 @@ def test_keep_suggests_commands_until_ctrl_c(start):
         [sys.executable, "-m", "xds", *arguments], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {line.split()[0] for line in done.stdout.splitlines()[1:]} == {
+    _, *rows = done.stdout.partition("\n\n")[0].splitlines()
+    assert {row.split()[0] for row in rows} == {
         "httpbin.full",
         "sleep.full",
         "httpbin.partial",

@@ -15,7 +15,7 @@ from tests.protocol.stream import world
 from tests.server.proxies import Client, OneForAll
 from xds.introspect import Introspection
 from xds.mesh.controlplane.absence import Absences, Absent
-from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService, _Summary, _Watch
+from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService, ProxySummary, _Watch
 from xds.mesh.v1 import described
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.session import Variant
@@ -313,7 +313,7 @@ async def test_watch_sends_everything_and_then_changes(ask: Ask, missing: dict[s
 
 async def test_watch_is_silent_without_changes_and_batches_them(server: XdsServer, ask: Ask):
     client = await ask.client()
-    watch = _Watch(pb.WatchProxiesRequest(), lambda _: _Summary("", None))
+    watch = _Watch(pb.WatchProxiesRequest(), lambda _: ProxySummary("", None))
     discovery = server.discovery
     [stream] = discovery.streams
     assert (await watch.next_changes(discovery)).proxies

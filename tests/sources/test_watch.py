@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import watchfiles
 
 from xds.mesh.model.objects import Change, Ref
-from xds.mesh.sources import files
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.report import SourceUpdate
 
@@ -210,7 +210,7 @@ async def test_folder_is_polled_without_inotify(tmp_path: Path, monkeypatch: pyt
     def no_more_watches(*_: Any, **__: Any) -> AsyncIterator[None]:
         raise OSError(28, "inotify watch limit reached")
 
-    monkeypatch.setattr(files, "awatch", no_more_watches)
+    monkeypatch.setattr(watchfiles, "awatch", no_more_watches)
     async with watching(tmp_path) as world:
         await world.until()
         (tmp_path / "a.yaml").write_text(NAMESPACE.format("a"))

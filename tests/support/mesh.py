@@ -195,9 +195,9 @@ class Mesh:
             return await exchange(lambda text: self.wire.saw(text) or within.saw(text), what, pod, host, port)
 
     async def reach(self) -> list[dict[str, Any]]:
-        """Return what `xds reach` predicts for the whole mesh."""
+        """Return what `xds reach` predicts for each pair of client and endpoint."""
         options = (f"--manifests={self.manifests.directory}", f"--mesh-config={self._settings}")
-        return json.loads(await xds("reach", *options, "--output=json", may_be_no=True))  # type: ignore[no-any-return]
+        return json.loads(await xds("reach", *options, "--expand", "--output=json", may_be_no=True))  # type: ignore[no-any-return]
 
     async def settled(self) -> None:
         """Wait until every sidecar has in force what the manifests come to now."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -22,6 +21,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from xds.server.fair_share import CpuShare, FairSemaphore
+from xds.server.listening import reason_of
 
 log = structlog.get_logger(__name__)
 
@@ -360,13 +360,6 @@ async def _readable(accepted: socket.socket) -> None:
             await readable.wait()
     finally:
         loop.remove_reader(accepted)
-
-
-def reason_of(error: OSError) -> str:
-    """Return why an address cannot be used, without the additions of Python's modules."""
-    # The numbers of name resolution errors are negative and no numbers of the operating system.
-    number = error.errno or 0
-    return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
 
 
 def _bind(family: int, address: tuple[Any, ...]) -> socket.socket:

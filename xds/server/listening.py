@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import socket
 from collections.abc import Callable, Iterable
@@ -18,7 +19,6 @@ from xds.protocol.limits import DEFAULT_LIMITS, Limits
 from xds.server.admission import CheckedServer
 from xds.server.connections import ConnectionGuard
 from xds.server.discovery import DiscoveryService
-from xds.server.http import reason_of
 from xds.server.proxies import Authenticate, Proxies, is_encrypted
 from xds.server.stream import Observer
 
@@ -289,3 +289,10 @@ def _bind_problem(address: str) -> str:
     except OSError as error:
         return reason_of(error)
     return "the address cannot be used"
+
+
+def reason_of(error: OSError) -> str:
+    """Return why an address cannot be used, without the additions of Python's modules."""
+    # The numbers of name resolution errors are negative and no numbers of the operating system.
+    number = error.errno or 0
+    return (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
