@@ -60,7 +60,7 @@ def address(process: ServeProcess) -> str:
 # --- completion ---
 
 
-def complete(*words: object) -> list[str]:
+def complete(*words: object, stdin: str = "") -> list[str]:
     """Return what a real bash completes for the last word of a command line."""
     line = ["xds", *map(str, words)]
     script = (
@@ -72,6 +72,7 @@ def complete(*words: object) -> list[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     result = subprocess.run(
         ["bash", "--norc", "-c", script],
+        input=stdin,
         capture_output=True,
         text=True,
         env={**os.environ, "PATH": path},
@@ -106,6 +107,22 @@ def test_bash_completes_names_from_manifests(folder: Path) -> None:
     assert complete("reach", "--manifests", folder, "--from", "web-1") == ["web-1.shop", "web-10.shop"]
     assert complete("reach", "--manifests", folder, "--to", "w") == ["web.shop"]
     assert complete("translate", "--manifests", folder, "web-2") == ["web-2.shop"]
+
+
+@pytest.mark.usefixtures("bash")
+def test_completion_reads_no_stdin_and_builds_no_kustomization(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kustomize").write_text(f"#!/bin/sh\ncat {folder}/all.yaml\n")
+    (tmp_path / "kustomize").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k/kustomization.yaml").touch()
+    manifests = (folder / "all.yaml").read_text()
+    assert complete("reach", "--manifests", "-", "--from", "web", stdin=manifests) == []
+    assert complete("reach", "--manifests", tmp_path / "k", "--from", "web") == []
+    names = complete("reach", "--manifests", "-", "--manifests", folder, "--from", "web-2", stdin="{")
+    assert names == ["web-2.shop"]
 
 
 @pytest.mark.usefixtures("bash")
