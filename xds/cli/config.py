@@ -7,6 +7,7 @@ import http.client
 import json
 from collections.abc import Iterator
 from enum import StrEnum
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import typer
@@ -163,18 +164,27 @@ def _print(served: dict[tuple[str, str], bytes], output: DocumentFormat) -> None
 
 
 def _read_envoy(admin: Address, only: Type | None, name: str | None) -> Config:
-    """Return what Envoy uses, of a type and name. Exit if its admin interface cannot be reached."""
+    """Return what Envoy uses, of a type and name. Exit if there is no admin interface at the address."""
+    unreadable = f"cannot read Envoy's configuration at {admin}"
     connection = http.client.HTTPConnection(*admin, timeout=ADMIN_TIMEOUT)
     try:
         connection.request("GET", "/config_dump?include_eds")
-        dump = json.load(connection.getresponse())
+        response = connection.getresponse()
+        if response.status != HTTPStatus.OK:
+            fail(f"{unreadable}: HTTP status {response.status}", admin_client.EXIT_UNREACHABLE)
+        active = active_config(json.load(response))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        fail(f"cannot read Envoy's configuration at {admin}: {error}", admin_client.EXIT_UNREACHABLE)
+        fail(f"{unreadable}: {printable(str(error))}", admin_client.EXIT_UNREACHABLE)
+    except (LookupError, TypeError, AttributeError):
+        fail(
+            f"{unreadable}: the response is not a config dump; set --envoy-admin to Envoy's admin address",
+            admin_client.EXIT_UNREACHABLE,
+        )
     finally:
         connection.close()
     return {
         (type_url, resource): content
-        for (type_url, resource), content in active_config(dump).items()
+        for (type_url, resource), content in active.items()
         if only in {None, _type_of(type_url)} and name in {None, resource}
     }
 
