@@ -329,6 +329,18 @@ def test_address_in_use_names_the_option_to_change(folder: Path, option: str) ->
     assert not re.search(r"Errno|add_port|GRPC_VERBOSITY|Traceback", result.stderr)
 
 
+def test_check_validates_its_options_before_the_cluster(tmp_path: Path) -> None:
+    absent = str(tmp_path / "config")
+    (tmp_path / "root.pem").write_text("nothing")
+    words = ("check", "--xds-address", "127.0.0.1:1", "--ca-file", tmp_path / "root.pem")
+    result = run(*words, KUBECONFIG=absent)
+    error = f"xds: --ca-file {tmp_path}/root.pem contains no certificate in PEM format\n"
+    assert (result.returncode, result.stderr) == (2, error)
+    result = run("check", "--xds-address", "nonsense", KUBECONFIG=absent)
+    assert result.returncode == 2
+    assert "is not HOST:PORT" in result.stderr
+
+
 def test_missing_kubeconfig_is_explained(tmp_path: Path) -> None:
     config = tmp_path / "config"
     result = run("check", KUBECONFIG=str(config))

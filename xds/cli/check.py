@@ -17,7 +17,7 @@ from xds.cli import admin_client
 from xds.cli.client_options import CaFile, CertFile, KeyFile, TokenFile
 from xds.cli.cluster_checks import ClusterChecks, list_names
 from xds.cli.findings import Check, CheckFailedError, CheckSkippedError, Finding, Result, run_checks
-from xds.cli.options import Context, Kubeconfig, fail, parse_address
+from xds.cli.options import Address, Context, Kubeconfig, fail, parse_address
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import proxy_name, settled
 from xds.mesh.kube.api import KubeApi, KubeConfigError, KubeError
@@ -83,8 +83,12 @@ def check(
         roots=ca_file, token=token_file, certificate=cert_file, key=key_file
     )
 
+    address = parse_address("--xds-address", xds_address) if xds_address else None
+    if address:
+        credentials.load()  # an invalid file must not end the command after the checks of the cluster
+
     async def check_sidecars() -> str:
-        return _check_sidecars(xds_address, credentials, namespace)
+        return _check_sidecars(address, credentials, namespace)
 
     sidecars = () if pre else (Check("sidecars in sync", check_sidecars),)
     findings = asyncio.run(_check_cluster(kubeconfig, context, namespace, sidecars, pre=pre))
@@ -108,9 +112,9 @@ async def _check_cluster(
 
 
 def _check_sidecars(
-    xds_address: str | None, credentials: admin_client.ClientCredentials, namespace: str
+    address: Address | None, credentials: admin_client.ClientCredentials, namespace: str
 ) -> str:
-    if not xds_address:
+    if not address:
         raise CheckSkippedError(
             "no address of a control plane",
             f"run kubectl -n {namespace} port-forward deployment/xds 15012, and set --xds-address",
@@ -119,7 +123,6 @@ def _check_sidecars(
     def skip(message: str) -> NoReturn:
         raise CheckSkippedError(message, "check --xds-address, --ca-file and the credentials")
 
-    address = parse_address("--xds-address", xds_address)
     with admin_client.AdminClient(address, credentials, on_error=skip) as client:
         response = client.list_proxies({}, unsynced=False)
     lagging = [proxy_name(proxy.node_id) for proxy in response.proxies if not settled(proxy)]
