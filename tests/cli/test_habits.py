@@ -341,6 +341,32 @@ def test_check_validates_its_options_before_the_cluster(tmp_path: Path) -> None:
     assert "is not HOST:PORT" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("reach",),
+        ("plan", "--delete", "PeerAuthentication/shop/default"),
+        ("translate", "web-1.shop"),
+        ("explain", "web-1.shop", "web.shop"),
+        ("describe", "pod", "web-1.shop"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_unreachable_api_server_exits_with_3(words: tuple[str, ...], tmp_path: Path) -> None:
+    server = f"http://127.0.0.1:{free_port()}"
+    config = tmp_path / "config"
+    config.write_text(
+        "{apiVersion: v1, kind: Config, current-context: c, users: [{name: u, user: {}}],\n"
+        "contexts: [{name: c, context: {cluster: k, user: u}}],\n"
+        f"clusters: [{{name: k, cluster: {{server: '{server}'}}}}]}}\n"
+    )
+    result = xds(*words, "--kubernetes", "--kubeconfig", config)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.startswith(f"xds: the API server at {server} cannot be reached: ")
+    assert "Exit status:" in (text := xds(words[0], "--help").stdout)
+    assert "3 the" in text
+
+
 def test_missing_kubeconfig_is_explained(tmp_path: Path) -> None:
     config = tmp_path / "config"
     result = run("check", KUBECONFIG=str(config))

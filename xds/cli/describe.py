@@ -60,7 +60,8 @@ def describe(
     The clients are grouped by workload: the label app.kubernetes.io/name or app, or else the pod's name. `xds
     explain` shows more about one client.
 
-    Exit status: 0 all clients reach the pod, 1 a client does not, 2 an unknown name or wrong usage.
+    Exit status: 0 all clients reach the pod, 1 a client does not, 2 an unknown name or wrong usage, 3 the
+    API server cannot be reached.
     """
     cluster = parse_cluster(kubernetes, kubeconfig, context)
     mesh = load_mesh(manifests, mesh_config, assignments, cluster=cluster)

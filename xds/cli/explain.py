@@ -94,7 +94,7 @@ def explain(
     what a rollout waits for. With --manifests or --kubernetes, prints only what policies require.
 
     Exit status: 0 every connection works, 1 a connection fails, 2 an unknown name or wrong usage, 3 the
-    control plane cannot be reached.
+    control plane or the API server cannot be reached.
     """
     cluster = parse_cluster(kubernetes, kubeconfig, context)
     if manifests or cluster:

@@ -90,7 +90,7 @@ def plan(
     the manifests, of new clients, and to new services are not compared.
 
     Exit status: 0 nothing breaks, 1 something breaks, 2 an object of -f is invalid, nothing was checked
-    because there is no Pod or no Service, or wrong usage.
+    because there is no Pod or no Service, or wrong usage, 3 the API server cannot be reached.
     """
     if not filenames and not deletions:
         fail("nothing to plan: add -f PATH or --delete KIND/NS/NAME")

@@ -109,7 +109,8 @@ def reach(
     selector matches no pod, are printed to stderr.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
-    without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage.
+    without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage, 3 the API
+    server cannot be reached.
     """
     cluster = parse_cluster(kubernetes, kubeconfig, context)
     mesh, problems = read_mesh(manifests, mesh_config, assignments, cluster=cluster)

@@ -87,6 +87,9 @@ def translate(
     """Print the clusters, endpoints, listeners and routes of a pod's sidecar.
 
     Fields have their protobuf names (snake_case), and an Any is an object with "@type". Secrets are omitted.
+
+    Exit status: 0 printed, 1 the pod has no address, 2 an unknown name or wrong usage, 3 the API server
+    cannot be reached.
     """
     cluster = parse_cluster(kubernetes, kubeconfig, context)
     mesh = load_mesh(manifests, mesh_config, assignments, cluster=cluster)
