@@ -26,6 +26,7 @@ from xds.cli.options import (
 )
 from xds.mesh.inject.workloads import SHORT_NAMES
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import UnknownNameError, ref_named
 from xds.mesh.model.objects import Change, Fact, Namespace, Problem, Ref
 from xds.mesh.parse import KINDS
 from xds.mesh.policy import plan as policy
@@ -137,21 +138,20 @@ def _read_objects(names: list[str], settings: SettingsLoader, before: Mesh) -> t
 
 def _find_object(mesh: Mesh, text: str) -> Ref:
     """Return the object that KIND/NS/NAME or KIND/NAME names. A workload stands for its expected pod."""
-    kind, _, rest = text.partition("/")
-    namespace, _, name = rest.rpartition("/")
-    kinds = [item.name for item in KINDS]
-    if kind in SHORT_NAMES and kind != "Pod":
-        kind, name = "Pod", f"{SHORT_NAMES[kind]}/{name}"
-    elif kind not in kinds:
-        fail_unknown("kind", kind, [*kinds, *SHORT_NAMES], f"--delete {text}")
-    ref = Ref(kind, namespace, name)
+    kinds = {item.name: item.namespaced for item in KINDS} | dict.fromkeys(SHORT_NAMES, True)
+    try:
+        ref = ref_named(text, kinds)
+    except UnknownNameError as error:
+        fail(f"--delete: {error}")
+    if ref.kind in SHORT_NAMES:
+        ref = Ref("Pod", ref.namespace, f"{SHORT_NAMES[ref.kind]}/{ref.name}")
     known = {
         fact.ref
         for other in mesh.namespaces()
         for fact in mesh.in_namespace(other, with_defaults=False).facts.values()
     }
     if ref not in known:
-        similar = [_name(other) for other in known if other.kind == kind]
+        similar = [_name(other) for other in known if other.kind == ref.kind]
         fail_unknown("object", text, similar, "--delete KIND/NS/NAME")
     return ref
 
