@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -18,6 +16,7 @@ from xds.cli.client_options import CaFile, CertFile, KeyFile, TokenFile
 from xds.cli.cluster_checks import ClusterChecks, list_names
 from xds.cli.findings import Check, CheckFailedError, CheckSkippedError, Finding, Result, run_checks
 from xds.cli.options import Address, Context, Kubeconfig, fail, parse_address
+from xds.cli.output import Format, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import proxy_name, settled
 from xds.mesh.kube.api import KubeApi, KubeConfigError, KubeError
@@ -36,13 +35,6 @@ _MARKS = {
     Result.FAIL: Text("✗ fail", "red"),
     Result.SKIP: Text("- skip", "yellow"),
 }
-
-
-class Format(StrEnum):
-    """An output format."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def check(
@@ -139,7 +131,7 @@ def _check_sidecars(
 
 
 def _print(findings: list[Finding], output: Format) -> None:
-    if output is Format.JSON:
+    if output is not Format.TABLE:
         rows = [
             {
                 "name": finding.name,
@@ -149,7 +141,7 @@ def _print(findings: list[Finding], output: Format) -> None:
             }
             for finding in findings
         ]
-        typer.echo(json.dumps(rows, indent=2))
+        print_document(rows, output)
         return
     table = Table("RESULT", "CHECK", "DETAIL")
     for finding in findings:

@@ -17,6 +17,7 @@ from xds.cli import admin_client
 from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
 from xds.cli.options import Address, fail, parse_address
 from xds.cli.output import DocumentFormat, print_document
+from xds.cli.resource_types import TYPE_URLS, Type
 from xds.codec import message_class, to_dict
 from xds.mesh.envoy.dump import COMPARED_TYPES, Config, active_config, comparable
 from xds.mesh.model.objects import printable
@@ -32,29 +33,10 @@ ADMIN_TIMEOUT = 10.0
 """Timeout of a request to Envoy's admin interface, in seconds."""
 
 
-class Type(StrEnum):
-    """A resource type."""
-
-    CLUSTERS = "clusters"
-    ENDPOINTS = "endpoints"
-    LISTENERS = "listeners"
-    ROUTES = "routes"
-    SECRETS = "secrets"
-
-
 class Diff(StrEnum):
     """What to compare the served configuration with."""
 
     ENVOY = "envoy"
-
-
-_TYPE_URLS = {
-    Type.CLUSTERS: snapshot.CLUSTER,
-    Type.ENDPOINTS: snapshot.ENDPOINT,
-    Type.LISTENERS: snapshot.LISTENER,
-    Type.ROUTES: snapshot.ROUTE,
-    Type.SECRETS: snapshot.SECRET,
-}
 
 
 def config(
@@ -152,7 +134,7 @@ def _read_served(client: admin_client.AdminClient, node_id: str) -> Iterator[tup
 
 
 def _type_of(type_url: str) -> Type | None:
-    return next((type_ for type_, url in _TYPE_URLS.items() if url == type_url), None)
+    return next((type_ for type_ in Type if TYPE_URLS[type_] == type_url), None)
 
 
 def _print(served: dict[tuple[str, str], bytes], output: DocumentFormat) -> None:

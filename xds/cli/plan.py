@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Annotated
@@ -24,6 +23,7 @@ from xds.cli.options import (
     parse_cluster,
     print_problems,
 )
+from xds.cli.output import print_document
 from xds.mesh.inject.workloads import SHORT_NAMES
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, ref_named
@@ -110,7 +110,7 @@ def plan(
     found = policy.plan(before, after)
     ineffective = list(_ineffective(after, {fact.ref for fact in applied}))
     if output is Format.JSON:
-        typer.echo(json.dumps(plan_output.as_json(found, ineffective), indent=2))
+        print_document(plan_output.as_json(found, ineffective), output)
     elif output is Format.MARKDOWN:
         typer.echo(plan_output.as_markdown(found, ineffective))
     else:
