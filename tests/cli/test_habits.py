@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from tests.cli.serve_process import ServeProcess, serving
 from tests.support.loopback import free_port
 from xds.cli import app
+from xds.cli.admin_client import ClientCredentials
 from xds.mesh.model.names import natural_key
 
 MANIFESTS = """
@@ -365,6 +366,12 @@ def test_unreachable_api_server_exits_with_3(words: tuple[str, ...], tmp_path: P
     assert result.stderr.startswith(f"xds: the API server at {server} cannot be reached: ")
     assert "Exit status:" in (text := xds(words[0], "--help").stdout)
     assert "3 the" in text
+
+
+def test_credentials_are_repeated_in_a_suggested_command() -> None:
+    credentials = ClientCredentials(roots=Path("root cert.pem"), token=Path("token"))
+    assert credentials.to_options() == " --ca-file 'root cert.pem' --token-file token"
+    assert ClientCredentials().to_options() == ""
 
 
 def test_missing_kubeconfig_is_explained(tmp_path: Path) -> None:

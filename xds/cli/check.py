@@ -122,7 +122,7 @@ def _check_sidecars(
     if not absent.may_be_on_other_replica:
         lagging += [f"{sidecar.pod}.{sidecar.namespace}" for sidecar in absent.pods]
     if lagging:
-        hint = f"run xds status --xds-address {address}"
+        hint = f"run xds status --xds-address {address}{credentials.to_options()}"
         raise CheckFailedError(f"not in sync: {list_names(lagging)}", hint)
     if not response.proxies:
         raise CheckSkippedError(f"no sidecar is connected to {address}", "check another replica")

@@ -90,8 +90,8 @@ def config(
     redacted. xds translate prints the same for manifests.
 
     With --diff envoy, print the differences between what is served (+) and what Envoy uses (-), as a unified
-    diff. Endpoints are compared by address and TLS mode, secrets are not compared. Resources that have not
-    finished warming, and routes that Envoy keeps for draining listeners, are not in use.
+    diff. Endpoints are compared by address and TLS mode, secrets are not compared. The diff ignores warming
+    resources and routes of draining listeners.
 
     Exit status: 0 printed, or no difference, 1 a difference, 2 the sidecar or the resource does not exist or
     wrong usage, 3 the control plane or Envoy cannot be reached.
