@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from tests.cli.serve_process import ServeProcess, serving
 from tests.support.loopback import free_port
 from xds.cli import app
+from xds.cli.admin_client import ClientCredentials
 from xds.mesh.model.names import natural_key
 
 MANIFESTS = """
@@ -60,7 +61,7 @@ def address(process: ServeProcess) -> str:
 # --- completion ---
 
 
-def complete(*words: object) -> list[str]:
+def complete(*words: object, stdin: str = "") -> list[str]:
     """Return what a real bash completes for the last word of a command line."""
     line = ["xds", *map(str, words)]
     script = (
@@ -72,6 +73,7 @@ def complete(*words: object) -> list[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     result = subprocess.run(
         ["bash", "--norc", "-c", script],
+        input=stdin,
         capture_output=True,
         text=True,
         env={**os.environ, "PATH": path},
@@ -106,6 +108,22 @@ def test_bash_completes_names_from_manifests(folder: Path) -> None:
     assert complete("reach", "--manifests", folder, "--from", "web-1") == ["web-1.shop", "web-10.shop"]
     assert complete("reach", "--manifests", folder, "--to", "w") == ["web.shop"]
     assert complete("translate", "--manifests", folder, "web-2") == ["web-2.shop"]
+
+
+@pytest.mark.usefixtures("bash")
+def test_completion_reads_no_stdin_and_builds_no_kustomization(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kustomize").write_text(f"#!/bin/sh\ncat {folder}/all.yaml\n")
+    (tmp_path / "kustomize").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "k").mkdir()
+    (tmp_path / "k/kustomization.yaml").touch()
+    manifests = (folder / "all.yaml").read_text()
+    assert complete("reach", "--manifests", "-", "--from", "web", stdin=manifests) == []
+    assert complete("reach", "--manifests", tmp_path / "k", "--from", "web") == []
+    names = complete("reach", "--manifests", "-", "--manifests", folder, "--from", "web-2", stdin="{")
+    assert names == ["web-2.shop"]
 
 
 @pytest.mark.usefixtures("bash")
@@ -310,6 +328,50 @@ def test_address_in_use_names_the_option_to_change(folder: Path, option: str) ->
     assert result.returncode == 1
     assert f"cannot listen on {place}: address already in use (choose another with {option}" in result.stderr
     assert not re.search(r"Errno|add_port|GRPC_VERBOSITY|Traceback", result.stderr)
+
+
+def test_check_validates_its_options_before_the_cluster(tmp_path: Path) -> None:
+    absent = str(tmp_path / "config")
+    (tmp_path / "root.pem").write_text("nothing")
+    words = ("check", "--xds-address", "127.0.0.1:1", "--ca-file", tmp_path / "root.pem")
+    result = run(*words, KUBECONFIG=absent)
+    error = f"xds: --ca-file {tmp_path}/root.pem contains no certificate in PEM format\n"
+    assert (result.returncode, result.stderr) == (2, error)
+    result = run("check", "--xds-address", "nonsense", KUBECONFIG=absent)
+    assert result.returncode == 2
+    assert "is not HOST:PORT" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("reach",),
+        ("plan", "--delete", "PeerAuthentication/shop/default"),
+        ("translate", "web-1.shop"),
+        ("explain", "web-1.shop", "web.shop"),
+        ("describe", "pod", "web-1.shop"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_unreachable_api_server_exits_with_3(words: tuple[str, ...], tmp_path: Path) -> None:
+    server = f"http://127.0.0.1:{free_port()}"
+    config = tmp_path / "config"
+    config.write_text(
+        "{apiVersion: v1, kind: Config, current-context: c, users: [{name: u, user: {}}],\n"
+        "contexts: [{name: c, context: {cluster: k, user: u}}],\n"
+        f"clusters: [{{name: k, cluster: {{server: '{server}'}}}}]}}\n"
+    )
+    result = xds(*words, "--kubernetes", "--kubeconfig", config)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.startswith(f"xds: the API server at {server} cannot be reached: ")
+    assert "Exit status:" in (text := xds(words[0], "--help").stdout)
+    assert "3 the" in text
+
+
+def test_credentials_are_repeated_in_a_suggested_command() -> None:
+    credentials = ClientCredentials(roots=Path("root cert.pem"), token=Path("token"))
+    assert credentials.to_options() == " --ca-file 'root cert.pem' --token-file token"
+    assert ClientCredentials().to_options() == ""
 
 
 def test_missing_kubeconfig_is_explained(tmp_path: Path) -> None:

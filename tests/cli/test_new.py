@@ -43,9 +43,9 @@ def test_new_mesh_has_no_problems(tmp_path: Path) -> None:
 def test_existing_files_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     result = xds("new", tmp_path)
-    assert (result.exit_code, result.stderr) == (2, f"xds: {tmp_path}: is not empty; choose another folder\n")
+    assert (result.exit_code, result.stderr) == (2, f"xds: {tmp_path} is not empty: choose another folder\n")
     result = xds("new", tmp_path / "mine")
-    assert (result.exit_code, result.stderr) == (2, f"xds: {tmp_path}/mine: Not a directory\n")
+    assert (result.exit_code, result.stderr) == (1, f"xds: {tmp_path}/mine: Not a directory\n")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

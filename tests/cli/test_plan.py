@@ -221,7 +221,7 @@ def test_workloads_are_compared_as_pods(folder: Path) -> None:
         ("plaintext", "client-without-sidecar", 1),
         ("repaired", "client-without-sidecar", 1),
     ]
-    found = plan_json(folder, "--delete", "Deployment/shop/api", "--delete", "Pod/shop/web-1", status=1)
+    found = plan_json(folder, "--delete", "deployment/shop/api", "--delete", "Pod/shop/web-1", status=1)
     assert {hop["after"]["reason"] for hop in found["hops"]} == {"no-endpoint"}
 
 
@@ -252,8 +252,9 @@ def test_workloads_are_compared_as_pods(folder: Path) -> None:
         (
             ("--delete", "Pods/shop/web-1"),
             "",
-            "kind Pods not found (--delete Pods/shop/web-1); did you mean Pod",
+            "--delete: kind Pods not found (Pods/shop/web-1); did you mean Pod",
         ),
+        (("--delete", "pod/web-1"), "", "pod/web-1 is not the name of an object: write Pod/NS/NAME"),
     ],
 )
 def test_wrong_use_exits_with_2(folder: Path, words: tuple[str, ...], stdin: str, message: str) -> None:

@@ -71,15 +71,53 @@ ERRORS = [
 ]
 
 
+async def failing(mesh, *words):
+    """Return the exit status and the error of an `xds config` that prints nothing."""
+    process = await asyncio.create_subprocess_exec(
+        *(XDS, "config", f"--xds-address={mesh.plane.address}", *words),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert out == b"", err
+    return process.returncode, err.decode()
+
+
 async def test_errors_have_a_message_and_status(loopback, tmp_path):
     async with LocalMesh(loopback, tmp_path) as mesh:
         await mesh.start(mesh.pod("web", "ns"))
         for words, status, error in ERRORS:
-            process = await asyncio.create_subprocess_exec(
-                *(XDS, "config", f"--xds-address={mesh.plane.address}", *words),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            out, err = await process.communicate()
-            assert (process.returncode, out) == (status, b""), err
-            assert error in err.decode()
+            code, message = await failing(mesh, *words)
+            assert code == status, message
+            assert error in message
+
+
+ANSWERS = [
+    ("200 OK", "{}", "the response is not a config dump; set --envoy-admin"),
+    ("200 OK", "[1]", "the response is not a config dump; set --envoy-admin"),
+    ("200 OK", '{"configs": [{"dynamic_listeners": [{"active_state": {}}]}]}', "is not a config dump"),
+    ("200 OK", "<html>", "Expecting value"),
+    ("403 Forbidden", '{"configs": []}', "HTTP status 403"),
+]
+
+
+async def test_diff_with_a_server_that_is_not_envoy_exits_with_3(loopback, tmp_path):
+    answers = iter(ANSWERS)
+
+    async def answer(reader, writer):
+        status, body, _ = next(answers)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        await writer.drain()
+        writer.close()
+
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        await mesh.start(mesh.pod("web", "ns"))
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        async with server:
+            for *_, error in ANSWERS:
+                code, message = await failing(mesh, "web", "--diff=envoy", f"--envoy-admin={host}:{port}")
+                assert code == 3, message
+                assert message.startswith(f"xds: cannot read Envoy's configuration at {host}:{port}: ")
+                assert error in message

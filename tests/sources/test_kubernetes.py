@@ -15,7 +15,7 @@ from tests.sources.fake_apiserver import NOBODY, FakeApiServer
 from tests.sources.fake_objects import ISTIO
 from tests.sources.faults import status
 from tests.sources.following import QUICK, Followed, refs
-from xds.mesh.kube.api import KubeApi
+from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, PeerAuthentication, Ref
 from xds.mesh.parse import KINDS
 from xds.mesh.sources.documents import Document, read_documents
@@ -483,9 +483,9 @@ async def test_load_names_missing_permissions(server: FakeApiServer) -> None:
     assert "a Role in namespace istio-system" in config_maps.hint
 
 
-async def test_load_reports_an_unreachable_server_once(server: FakeApiServer, api: KubeApi) -> None:
+async def test_load_raises_an_error_if_the_server_is_unreachable(server: FakeApiServer, api: KubeApi) -> None:
     await server.stop()
-    report = await Kubernetes(api).load()
-    assert not report.complete
-    [problem] = report.problems
-    assert problem.what.startswith("the API server cannot be reached: ")
+    message = rf"^the API server at {server.url} cannot be reached: (?!the API)"
+    with pytest.raises(KubeError, match=message) as caught:
+        await Kubernetes(api).load()
+    assert caught.value.status == 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from xds.mesh.sources import kustomize
 from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
 
 ACCOUNT = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: web, namespace: shop}\n"
@@ -33,6 +36,20 @@ def test_kustomization_is_recognized_by_its_file(overlay: Path, tmp_path: Path) 
     assert not is_kustomization(overlay / "kustomization.yml")
 
 
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Replace kustomize by a shell script."""
+
+    def write(script: str) -> None:
+        (tmp_path / "bin").mkdir()
+        path = tmp_path / "bin/kustomize"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+
+    return write
+
+
 @needs_kustomize
 def test_overlay_is_built(overlay: Path) -> None:
     name, text = build(overlay)
@@ -43,7 +60,7 @@ def test_overlay_is_built(overlay: Path) -> None:
 @needs_kustomize
 def test_error_of_the_program_is_shown(overlay: Path) -> None:
     (overlay / "kustomization.yml").write_text("resources: [../missing]\n")
-    with pytest.raises(KustomizeError, match=r"failed with status 1: .*missing"):
+    with pytest.raises(KustomizeError, match=r"failed with status 1:\n  \| .*missing"):
         build(overlay)
 
 
@@ -51,3 +68,44 @@ def test_missing_program_says_what_to_do(overlay: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(KustomizeError, match=rf"kustomize build {overlay} \| xds COMMAND --manifests -"):
         build(overlay)
+
+
+def test_program_cannot_ask_for_input(overlay: Path, program: Callable[[str], None]) -> None:
+    program('read answer; test -t 0 || (: < /dev/tty) 2>/dev/null || echo "# $answer $GIT_TERMINAL_PROMPT"')
+    assert build(overlay).text == "#  0\n"
+
+
+def test_program_that_hangs_is_stopped_with_its_children(
+    overlay: Path, tmp_path: Path, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kustomize, "TIMEOUT", 0.2)
+    program(f"sleep 600 & echo $! > {tmp_path}/pid; wait")
+    with pytest.raises(KustomizeError, match=r"has not finished after 0 s: .* clone that first"):
+        build(overlay)
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
+    assert not status.exists() or status.read_text().split()[2] == "Z"
+
+
+def test_output_is_limited(
+    overlay: Path, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kustomize, "MAX_FILE_SIZE", 2**20)
+    program("head -c 1048577 /dev/zero")
+    with pytest.raises(KustomizeError, match=r"its output is larger than 1 MiB"):
+        build(overlay)
+
+
+def test_errors_are_no_commands(overlay: Path, program: Callable[[str], None]) -> None:
+    program(r"printf '::error::x\n##[error]y\n\033[2Jz\n' >&2; exit 3")
+    with pytest.raises(KustomizeError) as caught:
+        build(overlay)
+    assert str(caught.value).splitlines()[1:] == ["  | ::error::x", "  | # #[error]y", r"  | \x1b[2Jz"]
+
+
+@pytest.mark.parametrize("name", ["--help", "github.com/org/repo"])
+def test_folder_is_neither_an_option_nor_an_address(
+    name: str, tmp_path: Path, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program('echo "# $2"')
+    assert build(Path(name)) == (f"kustomize build {name}", f"# {tmp_path}/{name}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,16 @@ class ClientCredentials:
     """Client certificate."""
     key: Path | None = None
     """Private key of the client certificate."""
+
+    def to_options(self) -> str:
+        """Return the options of a command that uses the same files, each after a space."""
+        files = {
+            "--ca-file": self.roots,
+            "--token-file": self.token,
+            "--cert-file": self.certificate,
+            "--key-file": self.key,
+        }
+        return "".join(f" {option} {shlex.quote(str(file))}" for option, file in files.items() if file)
 
     def load(self) -> grpc.ChannelCredentials | None:
         """Read the files; return None for plaintext. Exit if a file is missing or invalid."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -17,7 +15,8 @@ from xds.cli import admin_client
 from xds.cli.client_options import CaFile, CertFile, KeyFile, TokenFile
 from xds.cli.cluster_checks import ClusterChecks, list_names
 from xds.cli.findings import Check, CheckFailedError, CheckSkippedError, Finding, Result, run_checks
-from xds.cli.options import Context, Kubeconfig, fail, parse_address
+from xds.cli.options import Address, Context, Kubeconfig, fail, parse_address
+from xds.cli.output import Format, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import proxy_name, settled
 from xds.mesh.kube.api import KubeApi, KubeConfigError, KubeError
@@ -36,13 +35,6 @@ _MARKS = {
     Result.FAIL: Text("✗ fail", "red"),
     Result.SKIP: Text("- skip", "yellow"),
 }
-
-
-class Format(StrEnum):
-    """An output format."""
-
-    TABLE = "table"
-    JSON = "json"
 
 
 def check(
@@ -83,8 +75,12 @@ def check(
         roots=ca_file, token=token_file, certificate=cert_file, key=key_file
     )
 
+    address = parse_address("--xds-address", xds_address) if xds_address else None
+    if address:
+        credentials.load()  # an invalid file must not end the command after the checks of the cluster
+
     async def check_sidecars() -> str:
-        return _check_sidecars(xds_address, credentials, namespace)
+        return _check_sidecars(address, credentials, namespace)
 
     sidecars = () if pre else (Check("sidecars in sync", check_sidecars),)
     findings = asyncio.run(_check_cluster(kubeconfig, context, namespace, sidecars, pre=pre))
@@ -108,9 +104,9 @@ async def _check_cluster(
 
 
 def _check_sidecars(
-    xds_address: str | None, credentials: admin_client.ClientCredentials, namespace: str
+    address: Address | None, credentials: admin_client.ClientCredentials, namespace: str
 ) -> str:
-    if not xds_address:
+    if not address:
         raise CheckSkippedError(
             "no address of a control plane",
             f"run kubectl -n {namespace} port-forward deployment/xds 15012, and set --xds-address",
@@ -119,7 +115,6 @@ def _check_sidecars(
     def skip(message: str) -> NoReturn:
         raise CheckSkippedError(message, "check --xds-address, --ca-file and the credentials")
 
-    address = parse_address("--xds-address", xds_address)
     with admin_client.AdminClient(address, credentials, on_error=skip) as client:
         response = client.list_proxies({}, unsynced=False)
     lagging = [proxy_name(proxy.node_id) for proxy in response.proxies if not settled(proxy)]
@@ -127,7 +122,7 @@ def _check_sidecars(
     if not absent.may_be_on_other_replica:
         lagging += [f"{sidecar.pod}.{sidecar.namespace}" for sidecar in absent.pods]
     if lagging:
-        hint = f"run xds status --xds-address {address}"
+        hint = f"run xds status --xds-address {address}{credentials.to_options()}"
         raise CheckFailedError(f"not in sync: {list_names(lagging)}", hint)
     if not response.proxies:
         raise CheckSkippedError(f"no sidecar is connected to {address}", "check another replica")
@@ -136,7 +131,7 @@ def _check_sidecars(
 
 
 def _print(findings: list[Finding], output: Format) -> None:
-    if output is Format.JSON:
+    if output is not Format.TABLE:
         rows = [
             {
                 "name": finding.name,
@@ -146,7 +141,7 @@ def _print(findings: list[Finding], output: Format) -> None:
             }
             for finding in findings
         ]
-        typer.echo(json.dumps(rows, indent=2))
+        print_document(rows, output)
         return
     table = Table("RESULT", "CHECK", "DETAIL")
     for finding in findings:

@@ -174,7 +174,8 @@ class ClusterChecks:
         try:
             stored = await CaSecrets(self._api, self._namespace).read(now)
         except AuthorityError as error:
-            raise CheckFailedError(str(error), "see the Secret") from error
+            hint = f"inspect its keys: kubectl -n {self._namespace} describe secret {SECRET}"
+            raise CheckFailedError(str(error), hint) from error
         if stored is None:
             raise CheckFailedError(f"Secret {self._namespace}/{SECRET} does not exist", restart)
         self._authorities = stored.authorities
@@ -339,7 +340,7 @@ class ClusterChecks:
         prefix = "--sidecar-image="
         images = [a.removeprefix(prefix) for a in container.get("args") or () if a.startswith(prefix)]
         if not images:
-            raise CheckSkippedError("the control plane has no option --sidecar-image", "")
+            raise CheckSkippedError("the control plane does not set --sidecar-image", "")
         pods = await self._api.list_all("/api/v1/pods", fieldSelector="status.phase=Running")
         sidecars = {
             f"{pod['metadata']['name']}.{pod['metadata']['namespace']}": image
@@ -362,7 +363,9 @@ def _kind_hint(status: CrdStatus) -> str:
     if status.problem == crds.MISSING:
         return "run xds install-crds"
     if status.owner == "xds":
-        return "apply the current definition: kubectl apply --server-side -k xds/mesh/kube/crds"
+        # install-crds leaves existing definitions untouched.
+        apply = "kubectl apply --server-side --force-conflicts -f -"
+        return f"apply the current definitions: xds install --only crds -o yaml | {apply}"
     return f"upgrade the definition, which {status.owner or 'an unknown tool'} installed"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -94,10 +95,19 @@ def _matching(names: Iterable[str], incomplete: str) -> list[str]:
 
 
 def _read_mesh(context: typer.Context) -> Mesh | None:
-    """Return the mesh in --manifests; None without the option, or if the folder cannot be read."""
-    from xds.cli.manifests import read_mesh  # noqa: PLC0415 - few completions need it
+    """Return the mesh in the files and folders of --manifests; None if there is none, or it is unreadable.
 
-    manifests = context.params.get("manifests")
+    Stdin is the user's terminal, and building a kustomization at each key takes too long.
+    """
+    from xds.cli.manifests import read_mesh  # noqa: PLC0415 - few completions need it
+    from xds.cli.options import STDIN  # noqa: PLC0415
+    from xds.mesh.sources.kustomize import is_kustomization  # noqa: PLC0415
+
+    manifests = [
+        name
+        for name in context.params.get("manifests") or ()
+        if name != STDIN and not is_kustomization(Path(name))
+    ]
     return _quietly(lambda: read_mesh(manifests)[0]) if manifests else None
 
 

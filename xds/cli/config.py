@@ -7,6 +7,7 @@ import http.client
 import json
 from collections.abc import Iterator
 from enum import StrEnum
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from xds.cli import admin_client
 from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
 from xds.cli.options import Address, fail, parse_address
 from xds.cli.output import DocumentFormat, print_document
+from xds.cli.resource_types import TYPE_URLS, Type
 from xds.codec import message_class, to_dict
 from xds.mesh.envoy.dump import COMPARED_TYPES, Config, active_config, comparable
 from xds.mesh.model.objects import printable
@@ -31,29 +33,10 @@ ADMIN_TIMEOUT = 10.0
 """Timeout of a request to Envoy's admin interface, in seconds."""
 
 
-class Type(StrEnum):
-    """A resource type."""
-
-    CLUSTERS = "clusters"
-    ENDPOINTS = "endpoints"
-    LISTENERS = "listeners"
-    ROUTES = "routes"
-    SECRETS = "secrets"
-
-
 class Diff(StrEnum):
     """What to compare the served configuration with."""
 
     ENVOY = "envoy"
-
-
-_TYPE_URLS = {
-    Type.CLUSTERS: snapshot.CLUSTER,
-    Type.ENDPOINTS: snapshot.ENDPOINT,
-    Type.LISTENERS: snapshot.LISTENER,
-    Type.ROUTES: snapshot.ROUTE,
-    Type.SECRETS: snapshot.SECRET,
-}
 
 
 def config(
@@ -107,8 +90,8 @@ def config(
     redacted. xds translate prints the same for manifests.
 
     With --diff envoy, print the differences between what is served (+) and what Envoy uses (-), as a unified
-    diff. Endpoints are compared by address and TLS mode, secrets are not compared. Resources that have not
-    finished warming, and routes that Envoy keeps for draining listeners, are not in use.
+    diff. Endpoints are compared by address and TLS mode, secrets are not compared. The diff ignores warming
+    resources and routes of draining listeners.
 
     Exit status: 0 printed, or no difference, 1 a difference, 2 the sidecar or the resource does not exist or
     wrong usage, 3 the control plane or Envoy cannot be reached.
@@ -151,7 +134,7 @@ def _read_served(client: admin_client.AdminClient, node_id: str) -> Iterator[tup
 
 
 def _type_of(type_url: str) -> Type | None:
-    return next((type_ for type_, url in _TYPE_URLS.items() if url == type_url), None)
+    return next((type_ for type_ in Type if TYPE_URLS[type_] == type_url), None)
 
 
 def _print(served: dict[tuple[str, str], bytes], output: DocumentFormat) -> None:
@@ -163,18 +146,27 @@ def _print(served: dict[tuple[str, str], bytes], output: DocumentFormat) -> None
 
 
 def _read_envoy(admin: Address, only: Type | None, name: str | None) -> Config:
-    """Return what Envoy uses, of a type and name. Exit if its admin interface cannot be reached."""
+    """Return what Envoy uses, of a type and name. Exit if there is no admin interface at the address."""
+    unreadable = f"cannot read Envoy's configuration at {admin}"
     connection = http.client.HTTPConnection(*admin, timeout=ADMIN_TIMEOUT)
     try:
         connection.request("GET", "/config_dump?include_eds")
-        dump = json.load(connection.getresponse())
+        response = connection.getresponse()
+        if response.status != HTTPStatus.OK:
+            fail(f"{unreadable}: HTTP status {response.status}", admin_client.EXIT_UNREACHABLE)
+        active = active_config(json.load(response))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        fail(f"cannot read Envoy's configuration at {admin}: {error}", admin_client.EXIT_UNREACHABLE)
+        fail(f"{unreadable}: {printable(str(error))}", admin_client.EXIT_UNREACHABLE)
+    except (LookupError, TypeError, AttributeError):
+        fail(
+            f"{unreadable}: the response is not a config dump; set --envoy-admin to Envoy's admin address",
+            admin_client.EXIT_UNREACHABLE,
+        )
     finally:
         connection.close()
     return {
         (type_url, resource): content
-        for (type_url, resource), content in active_config(dump).items()
+        for (type_url, resource), content in active.items()
         if only in {None, _type_of(type_url)} and name in {None, resource}
     }
 

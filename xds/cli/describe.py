@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-import yaml
 from google.protobuf.json_format import MessageToDict
 
-from xds.cli.explain import Format
 from xds.cli.explanation import listed, print_rows, side_rows
 from xds.cli.manifests import find_pod, load_mesh
 from xds.cli.options import (
@@ -23,6 +20,7 @@ from xds.cli.options import (
     MeshConfigFile,
     parse_cluster,
 )
+from xds.cli.output import Format, print_document
 from xds.mesh.controlplane.explanation import side_message
 from xds.mesh.model.mesh import Exposure, Mesh
 from xds.mesh.model.objects import Pod, printable
@@ -60,7 +58,8 @@ def describe(
     The clients are grouped by workload: the label app.kubernetes.io/name or app, or else the pod's name. `xds
     explain` shows more about one client.
 
-    Exit status: 0 all clients reach the pod, 1 a client does not, 2 an unknown name or wrong usage.
+    Exit status: 0 all clients reach the pod, 1 a client does not, 2 an unknown name or wrong usage, 3 the
+    API server cannot be reached.
     """
     cluster = parse_cluster(kubernetes, kubeconfig, context)
     mesh = load_mesh(manifests, mesh_config, assignments, cluster=cluster)
@@ -68,11 +67,8 @@ def describe(
     ports = list(policy.describe(mesh, pod))
     if output is Format.TABLE:
         _print(mesh, pod, ports)
-    elif output is Format.JSON:
-        typer.echo(json.dumps(_to_json(mesh, pod, ports), indent=2))
     else:
-        content = _to_json(mesh, pod, ports)
-        typer.echo(yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False, width=120), nl=False)
+        print_document(_to_json(mesh, pod, ports), output)
     if any(port.refused for port in ports):
         raise typer.Exit(1)
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from enum import StrEnum
 from typing import Annotated
 
 import typer
-import yaml
-from google.protobuf.json_format import MessageToDict
 
 from xds.cli import admin_client
 from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile
@@ -26,6 +22,7 @@ from xds.cli.options import (
     parse_address,
     parse_cluster,
 )
+from xds.cli.output import Format, print_document
 from xds.mesh.controlplane.explanation import explanation_message
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
@@ -39,14 +36,6 @@ xds explain sleep.shop httpbin.shop:8000 --manifests mesh/
 xds explain sleep.shop httpbin.shop --kubernetes -o json
 xds explain sleep.shop httpbin.shop --xds-address localhost:15012 --ca-file root-cert.pem --token-file token
 """
-
-
-class Format(StrEnum):
-    """An output format."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
 
 
 def explain(
@@ -94,7 +83,7 @@ def explain(
     what a rollout waits for. With --manifests or --kubernetes, prints only what policies require.
 
     Exit status: 0 every connection works, 1 a connection fails, 2 an unknown name or wrong usage, 3 the
-    control plane cannot be reached.
+    control plane or the API server cannot be reached.
     """
     cluster = parse_cluster(kubernetes, kubeconfig, context)
     if manifests or cluster:
@@ -115,11 +104,7 @@ def explain(
     if output is Format.TABLE:
         print_explanation(found)
     else:
-        content = MessageToDict(found, always_print_fields_with_no_presence=True)
-        if output is Format.JSON:
-            typer.echo(json.dumps(content, indent=2))
-        else:
-            typer.echo(yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False, width=120), nl=False)
+        print_document(found, output)
     if any(group.outcome == Result.FAILS for group in found.groups):
         raise typer.Exit(1)
 

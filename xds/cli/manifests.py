@@ -73,6 +73,8 @@ def read_mesh(
 ) -> tuple[Mesh, tuple[Problem, ...]]:
     """Return the mesh in manifests or in a cluster, and its problems. Exit with status 2 if it is unreadable.
 
+    Exits with status 3 if the API server cannot be reached.
+
     Args:
         manifests: files, folders, kustomizations, or `-` for stdin.
         config: file with the settings of the mesh.

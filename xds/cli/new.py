@@ -26,10 +26,12 @@ def new(
 
     run.sh starts the control plane, both applications and their sidecars. It needs envoy on PATH (pip install
     'xds-mesh[demo]'), but no root privileges. README.md explains what to try.
+
+    Exit status: 0 written, 1 the folder cannot be written, 2 the folder is not empty, or wrong usage.
     """
     try:
         if directory.exists() and any(directory.iterdir()):
-            fail(f"{directory}: is not empty; choose another folder")
+            fail(f"{directory} is not empty: choose another folder")
         for name, content in _packaged(files("xds.cli") / "starter"):
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +40,7 @@ def new(
                 path.chmod(0o755)
             typer.echo(f"created {path}")
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}")
+        fail(f"{error.filename}: {error.strerror}", 1)
     typer.echo(f"start the mesh: {directory}/run.sh")
 
 

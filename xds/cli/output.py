@@ -1,4 +1,4 @@
-"""Output formats of commands that query a running control plane."""
+"""Output formats, and printing of JSON and YAML."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import typer
 import yaml
-from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import Message
 
 
 class Format(StrEnum):
@@ -37,7 +35,7 @@ class WideFormat(StrEnum):
 
     @property
     def is_table(self) -> bool:
-        """Whether the output is for people."""
+        """Whether the output is rows under column titles."""
         return self in (WideFormat.TABLE, WideFormat.WIDE)
 
 
@@ -45,15 +43,28 @@ def print_document(value: Any, output: str, *, is_stream: bool = False) -> None:
     """Print a value as JSON or YAML.
 
     Args:
-        value: a message, or plain values.
+        value: a protobuf message, or a list or dict of plain values.
         output: `json` or `yaml`.
         is_stream: whether more documents follow: print JSON on one line, and separate YAML documents.
     """
-    if isinstance(value, Message):
+    if not isinstance(value, list | dict):
+        from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - few commands need it
+
         value = MessageToDict(value, always_print_fields_with_no_presence=True)
     if output == Format.JSON:
         typer.echo(json.dumps(value, indent=None if is_stream else 2))
     else:
         separator = "---\n" if is_stream else ""
-        text = yaml.dump(value, Dumper=yaml.CSafeDumper, sort_keys=False, width=120)
-        typer.echo(f"{separator}{text}", nl=False)
+        typer.echo(f"{separator}{to_yaml(value)}", nl=False)
+
+
+def to_yaml(value: Any) -> str:
+    """Return plain values as YAML."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Writes values that occur repeatedly in full, instead of references to the first occurrence."""
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
+        return True

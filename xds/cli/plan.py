@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Annotated
@@ -24,8 +23,10 @@ from xds.cli.options import (
     parse_cluster,
     print_problems,
 )
+from xds.cli.output import print_document
 from xds.mesh.inject.workloads import SHORT_NAMES
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import UnknownNameError, ref_named
 from xds.mesh.model.objects import Change, Fact, Namespace, Problem, Ref
 from xds.mesh.parse import KINDS
 from xds.mesh.policy import plan as policy
@@ -90,7 +91,7 @@ def plan(
     the manifests, of new clients, and to new services are not compared.
 
     Exit status: 0 nothing breaks, 1 something breaks, 2 an object of -f is invalid, nothing was checked
-    because there is no Pod or no Service, or wrong usage.
+    because there is no Pod or no Service, or wrong usage, 3 the API server cannot be reached.
     """
     if not filenames and not deletions:
         fail("nothing to plan: add -f PATH or --delete KIND/NS/NAME")
@@ -109,7 +110,7 @@ def plan(
     found = policy.plan(before, after)
     ineffective = list(_ineffective(after, {fact.ref for fact in applied}))
     if output is Format.JSON:
-        typer.echo(json.dumps(plan_output.as_json(found, ineffective), indent=2))
+        print_document(plan_output.as_json(found, ineffective), output)
     elif output is Format.MARKDOWN:
         typer.echo(plan_output.as_markdown(found, ineffective))
     else:
@@ -137,21 +138,20 @@ def _read_objects(names: list[str], settings: SettingsLoader, before: Mesh) -> t
 
 def _find_object(mesh: Mesh, text: str) -> Ref:
     """Return the object that KIND/NS/NAME or KIND/NAME names. A workload stands for its expected pod."""
-    kind, _, rest = text.partition("/")
-    namespace, _, name = rest.rpartition("/")
-    kinds = [item.name for item in KINDS]
-    if kind in SHORT_NAMES and kind != "Pod":
-        kind, name = "Pod", f"{SHORT_NAMES[kind]}/{name}"
-    elif kind not in kinds:
-        fail_unknown("kind", kind, [*kinds, *SHORT_NAMES], f"--delete {text}")
-    ref = Ref(kind, namespace, name)
+    kinds = {item.name: item.namespaced for item in KINDS} | dict.fromkeys(SHORT_NAMES, True)
+    try:
+        ref = ref_named(text, kinds)
+    except UnknownNameError as error:
+        fail(f"--delete: {error}")
+    if ref.kind in SHORT_NAMES:
+        ref = Ref("Pod", ref.namespace, f"{SHORT_NAMES[ref.kind]}/{ref.name}")
     known = {
         fact.ref
         for other in mesh.namespaces()
         for fact in mesh.in_namespace(other, with_defaults=False).facts.values()
     }
     if ref not in known:
-        similar = [_name(other) for other in known if other.kind == kind]
+        similar = [_name(other) for other in known if other.kind == ref.kind]
         fail_unknown("object", text, similar, "--delete KIND/NS/NAME")
     return ref
 

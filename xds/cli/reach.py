@@ -25,7 +25,8 @@ from xds.cli.options import (
     parse_cluster,
     print_problems,
 )
-from xds.cli.rows import Format, Rows
+from xds.cli.output import WideFormat
+from xds.cli.rows import Rows
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, ports_named
 from xds.mesh.model.objects import Pod
@@ -91,7 +92,7 @@ def reach(
     expand: Annotated[
         bool, typer.Option("--expand", help="Print a line for each client pod and endpoint.")
     ] = False,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
+    output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = WideFormat.TABLE,
     strict: Annotated[
         bool,
         typer.Option(
@@ -109,7 +110,8 @@ def reach(
     selector matches no pod, are printed to stderr.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
-    without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage.
+    without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage, 3 the API
+    server cannot be reached.
     """
     cluster = parse_cluster(kubernetes, kubeconfig, context)
     mesh, problems = read_mesh(manifests, mesh_config, assignments, cluster=cluster)
@@ -132,7 +134,7 @@ def _print_hops(
     mesh: Mesh,
     clients: list[Pod],
     targets: list[Target],
-    output: Format,
+    output: WideFormat,
     *,
     only: Result | None,
     expand: bool,
@@ -146,7 +148,7 @@ def _print_hops(
         if only not in (None, hop.answer.result):
             continue
         if not expand:
-            rows.add(hop_json(hop), hop_cells(hop, wide=output is Format.WIDE))
+            rows.add(hop_json(hop), hop_cells(hop, wide=output is WideFormat.WIDE))
             continue
         for outcome in hop.outcomes():
             rows.add(outcome_json(outcome), outcome_cells(outcome))

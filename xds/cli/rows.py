@@ -4,33 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from typing import Any, TypeAlias
 
 import typer
-import yaml
 from rich.text import Text
 
+from xds.cli.output import WideFormat, to_yaml
 from xds.cli.tables import Table
 
 BATCH = 200
 """Number of rows that a table prints at once, in aligned columns."""
-
-
-class Format(StrEnum):
-    """An output format."""
-
-    TABLE = "table"
-    WIDE = "wide"
-    JSON = "json"
-    YAML = "yaml"
-
-    @property
-    def is_table(self) -> bool:
-        """Whether rows are lines under column titles."""
-        return self in (Format.TABLE, Format.WIDE)
-
-
 Cells: TypeAlias = Sequence[str | Text]
 """The cells of a row of a table."""
 
@@ -42,7 +25,7 @@ class Rows:
     the first row, or `close`.
     """
 
-    def __init__(self, output: Format, *titles: str) -> None:
+    def __init__(self, output: WideFormat, *titles: str) -> None:
         self._output = output
         self._table = Table(*titles)
         self._count = 0
@@ -54,10 +37,10 @@ class Rows:
             value: the row as an item of a JSON or YAML list.
             cells: the row as the cells of a table.
         """
-        if self._output is Format.JSON:
+        if self._output is WideFormat.JSON:
             typer.echo((",\n" if self._count else "[\n") + json.dumps(value), nl=False)
-        elif self._output is Format.YAML:
-            typer.echo(yaml.dump([value], Dumper=_Dumper, sort_keys=False, width=120), nl=False)
+        elif self._output is WideFormat.YAML:
+            typer.echo(to_yaml([value]), nl=False)
         else:
             self._table.add_row(*cells)
             if (self._count + 1) % BATCH == 0:
@@ -66,16 +49,9 @@ class Rows:
 
     def close(self) -> None:
         """Print the rest."""
-        if self._output is Format.JSON:
+        if self._output is WideFormat.JSON:
             typer.echo("\n]" if self._count else "[]")
-        elif self._output is Format.YAML:
+        elif self._output is WideFormat.YAML:
             typer.echo("" if self._count else "[]\n", nl=False)
         else:
             self._table.show()
-
-
-class _Dumper(yaml.CSafeDumper):
-    """Writes values that occur repeatedly in full, instead of references to the first occurrence."""
-
-    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002
-        return True

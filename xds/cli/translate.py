@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from xds import snapshot
 from xds.cli.manifests import find_pod, find_service, load_mesh
@@ -21,6 +19,8 @@ from xds.cli.options import (
     fail,
     parse_cluster,
 )
+from xds.cli.output import DocumentFormat, print_document
+from xds.cli.resource_types import TYPE_URLS, PublicType
 from xds.codec import to_dict
 from xds.mesh.envoy import translate as envoy
 from xds.mesh.model.objects import Service
@@ -32,30 +32,6 @@ xds translate deploy/sleep.shop --manifests apps/ --manifests policies/
 xds translate sleep-5d4f8-x2x7k.shop --kubernetes
 xds translate sleep.shop --manifests mesh/ --service httpbin.shop
 """
-
-
-class Type(StrEnum):
-    """A resource type."""
-
-    CLUSTERS = "clusters"
-    ENDPOINTS = "endpoints"
-    LISTENERS = "listeners"
-    ROUTES = "routes"
-
-
-class Format(StrEnum):
-    """An output format."""
-
-    JSON = "json"
-    YAML = "yaml"
-
-
-_TYPE_URLS = {
-    Type.CLUSTERS: snapshot.CLUSTER,
-    Type.ENDPOINTS: snapshot.ENDPOINT,
-    Type.LISTENERS: snapshot.LISTENER,
-    Type.ROUTES: snapshot.ROUTE,
-}
 
 
 def translate(
@@ -70,7 +46,7 @@ def translate(
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     only: Annotated[
-        Type | None,
+        PublicType | None,
         typer.Option("--type", help="Resource type to print. Default: all types.", show_default=False),
     ] = None,
     service: Annotated[
@@ -82,11 +58,16 @@ def translate(
             show_default=False,
         ),
     ] = None,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.JSON,
+    output: Annotated[
+        DocumentFormat, typer.Option("-o", "--output", help="Output format.")
+    ] = DocumentFormat.JSON,
 ) -> None:
     """Print the clusters, endpoints, listeners and routes of a pod's sidecar.
 
     Fields have their protobuf names (snake_case), and an Any is an object with "@type". Secrets are omitted.
+
+    Exit status: 0 printed, 1 the pod has no address, 2 an unknown name or wrong usage, 3 the API server
+    cannot be reached.
     """
     cluster = parse_cluster(kubernetes, kubeconfig, context)
     mesh = load_mesh(manifests, mesh_config, assignments, cluster=cluster)
@@ -94,7 +75,7 @@ def translate(
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)
     translated = envoy.translate(mesh, sidecar)
-    shown = {type_: list(translated.of(url).values()) for type_, url in _TYPE_URLS.items()}
+    shown = {type_: list(translated.of(TYPE_URLS[type_]).values()) for type_ in PublicType}
     resources = {
         str(type_): [to_dict(resource.type_url, resource.body) for resource in items]
         for type_, items in shown.items()
@@ -103,15 +84,12 @@ def translate(
         resources = _select(find_service(mesh, service), shown, resources)
     if only:
         resources = {str(only): resources[only]}
-    if output is Format.JSON:
-        typer.echo(json.dumps(resources, indent=2))
-    else:
-        typer.echo(yaml.dump(resources, Dumper=yaml.CSafeDumper, sort_keys=False, width=120), nl=False)
+    print_document(resources, output)
 
 
 def _select(
     service: Service,
-    resources: dict[Type, list[snapshot.Resource]],
+    resources: dict[PublicType, list[snapshot.Resource]],
     messages: dict[str, list[dict[str, Any]]],
 ) -> dict[str, list[dict[str, Any]]]:
     """Return the messages that a sidecar uses to connect to a service, and its virtual hosts in routes."""
@@ -124,7 +102,7 @@ def _select(
     }
     clusters = [json.dumps(name) for type_url, name in names if type_url == snapshot.CLUSTER]
     routes = []
-    for message in messages[Type.ROUTES]:
+    for message in messages[PublicType.ROUTES]:
         hosts = [host for host in message["virtual_hosts"] if any(c in json.dumps(host) for c in clusters)]
         if hosts:
             routes.append(message | {"virtual_hosts": hosts})
@@ -137,4 +115,4 @@ def _select(
         ]
         for type_, items in resources.items()
     }
-    return selected | {str(Type.ROUTES): routes}
+    return selected | {str(PublicType.ROUTES): routes}

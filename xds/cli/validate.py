@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from xds.cli.manifests import load_folder, load_settings, open_manifests, unknown_namespaces
 from xds.cli.options import Assignments, MeshConfigFile, fail
+from xds.cli.output import print_document
 from xds.cli.tables import Table
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.policy.effect import without_effect
@@ -127,7 +127,7 @@ def _print(findings: Sequence[_Finding], output: Format) -> None:
         case Format.TABLE:
             _print_table(findings)
         case Format.JSON:
-            typer.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
+            print_document([finding._asdict() for finding in findings], output)
         case Format.GITHUB:
             for finding in findings:
                 typer.echo(_annotation(finding))

@@ -16,6 +16,7 @@ from xds.cli import admin_client
 from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
 from xds.cli.options import Context, Kubeconfig, fail, parse_address
 from xds.mesh.controlplane.status import proxy_name
+from xds.mesh.model.names import UnknownNameError, ref_named
 from xds.mesh.model.objects import TRAFFIC_KINDS, Ref
 from xds.mesh.v1 import objects_pb2 as pb
 
@@ -48,7 +49,7 @@ def wait(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="KIND/NAMESPACE/NAME",
+            metavar="KIND/NS/NAME",
             help=f"Object to wait for. Kinds: {', '.join(TRAFFIC_KINDS)} (MeshPolicy/NAME).",
             show_default=False,
         ),
@@ -102,7 +103,7 @@ def wait(
     control plane rejects the object, 2 the object does not exist or wrong usage, 3 the control plane or the
     API server cannot be reached.
     """
-    ref, seconds = _parse_target(target), _parse_duration(timeout)
+    ref, seconds = _find_ref(target), _parse_duration(timeout)
     if kubernetes and resource_version:
         fail("--kubernetes cannot be combined with --resource-version")
     if (kubeconfig or context) and not kubernetes:
@@ -124,16 +125,12 @@ def wait(
     _report(last, ref, request, timeout)
 
 
-def _parse_target(text: str) -> Ref:
+def _find_ref(text: str) -> Ref:
     """Return the object that the user named."""
-    word, *rest = text.split("/")
-    kind = next((kind for kind in TRAFFIC_KINDS if kind.lower() == word.lower()), None)
-    if kind is None:
-        fail(f"{text}: {word!r} is none of the kinds {', '.join(TRAFFIC_KINDS)}")
-    expected = 1 if kind == _CLUSTER_SCOPED else 2
-    if len(rest) != expected or not all(rest):
-        fail(f"{text}: write {kind}/NAME" if expected == 1 else f"{text}: write {kind}/NAMESPACE/NAME")
-    return Ref(kind, "" if expected == 1 else rest[0], rest[-1])
+    try:
+        return ref_named(text, {kind: kind != _CLUSTER_SCOPED for kind in TRAFFIC_KINDS})
+    except UnknownNameError as error:
+        fail(str(error))
 
 
 def _parse_duration(text: str) -> float:

@@ -1,11 +1,14 @@
-"""Find pods and services by the names that users enter: POD.NAMESPACE and SERVICE.NAMESPACE[:PORT]."""
+"""Find objects by the names that users enter: POD.NAMESPACE, SERVICE.NAMESPACE[:PORT] and KIND/NS/NAME."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from xds.mesh.model.objects import Ref
 
 if TYPE_CHECKING:
     from xds.mesh.model.mesh import Mesh
@@ -28,7 +31,7 @@ def _natural_key(name: str) -> tuple[object, ...]:
 
 
 class UnknownNameError(LookupError):
-    """No object has the name that the user entered. The message suggests similar names."""
+    """No object can have the name that the user entered. The message says why, or suggests similar names."""
 
 
 def unknown_name(kind: str, name: str, known: list[str], form: str) -> str:
@@ -99,3 +102,24 @@ def ports_named(mesh: Mesh, text: str) -> tuple[Service, tuple[ServicePort, ...]
         known = [str(item.port) for item in service.ports]
         raise UnknownNameError(unknown_name("port", port, known, f"service {host}"))
     return service, ports
+
+
+def ref_named(text: str, kinds: Mapping[str, bool]) -> Ref:
+    """Return the object that KIND/NS/NAME, or KIND/NAME for a cluster-scoped kind, refers to.
+
+    Raises UnknownNameError if the kind is unknown or a part is missing. The object need not exist.
+
+    Args:
+        text: the name that the user entered, with the kind in any case.
+        kinds: the known kinds, and whether each is namespaced.
+    """
+    word, _, rest = text.partition("/")
+    kind = next((kind for kind in kinds if kind.lower() == word.lower()), None)
+    if kind is None:
+        raise UnknownNameError(unknown_name("kind", word, list(kinds), text))
+    # The name of a workload's expected pod contains a slash: Pod/shop/deploy/web.
+    namespace, _, name = rest.partition("/") if kinds[kind] else rest.rpartition("/")
+    if not name or bool(namespace) != kinds[kind]:
+        form = "NS/NAME" if kinds[kind] else "NAME"
+        raise UnknownNameError(f"{text} is not the name of an object: write {kind}/{form}")
+    return Ref(kind, namespace, name)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeAlias
 
-from xds.mesh.kube.api import Json, KubeApi
+from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref, printable
 from xds.mesh.parse import KINDS, UNENFORCED, Kind, Parsed, Unenforced, parse, unreadable
 from xds.mesh.sources.reflector import FailureCause, Key, Reflector, WatchFailure
@@ -230,14 +230,14 @@ class Kubernetes:
     async def load(self) -> SourceUpdate:
         """List everything once, without watching. The update is incomplete if a kind cannot be listed.
 
-        A kind that the server does not serve has no objects.
+        A kind that the server does not serve has no objects. Raises KubeError with status 0 if the server
+        cannot be reached.
         """
         await asyncio.gather(*(reflector.list_once() for reflector in (*self._reflectors, *self._optional)))
         if all(reflector.complete for reflector in self._reflectors):
             return self._make_update()
         if reason := self._outage_reason():
-            problem = Problem(where=self._api.server, what=f"the API server cannot be reached: {reason}")
-            return SourceUpdate(problems=(problem,), complete=False)
+            raise KubeError(0, f"the API server at {self._api.server} cannot be reached: {reason}")
         problems = (_list_problem(reflector, failure) for reflector, failure in self._stale())
         return SourceUpdate(problems=tuple(problems), complete=False)
 
