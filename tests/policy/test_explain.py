@@ -19,7 +19,7 @@ from xds.mesh.model.objects import (
     Served,
 )
 from xds.mesh.model.traffic import TrafficPolicy
-from xds.mesh.policy.explain import _FAILURES, _REASONS, explain
+from xds.mesh.policy.explain import _FAILURES, _REASONS, explain, explanations
 from xds.mesh.policy.mtls import Reason, Send
 from xds.mesh.policy.reach import Failure
 
@@ -217,6 +217,15 @@ def test_endpoints_with_one_answer_are_grouped():
         (group.explanation.port.port, sorted(endpoint.pod.name for endpoint in group.endpoints))
         for group in found
     ] == [(80, ["b", "b-2", "b-3"]), (80, ["b-4"]), (90, ["b", "b-2", "b-3"]), (90, ["b-4"])]
+
+
+def test_endpoints_that_cannot_differ_are_explained_once():
+    twins = [replace(pod(name, "apps", app="b"), service_account="b") for name in ("b-2", "b-3")]
+    bare = pod("b-4", "apps", sidecar=False, app="b")
+    world = mesh(*WORLD, *twins, bare)
+    found = list(explanations(world, A, world.service("apps", "b"), (HTTP,)))
+    assert len(found) == 4
+    assert len({id(explanation) for explanation, _ in found}) == 2
 
 
 def test_port_without_ready_endpoint():

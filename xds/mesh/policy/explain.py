@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from xds.mesh.policy.mtls import (
     sends_mtls,
     served_mode,
 )
-from xds.mesh.policy.reach import Failure, Result, outcome
+from xds.mesh.policy.reach import Failure, Result, outcome, server_of
 
 SENDS = {Send.MTLS: "mutual TLS", Send.PLAINTEXT: "plaintext", Send.TLS: "TLS of its own"}
 """What a client sends, in words."""
@@ -145,13 +145,28 @@ class Group(NamedTuple):
 def explanations(
     mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]
 ) -> Iterator[tuple[Explanation, Endpoint | None]]:
-    """Yield each ready endpoint of service ports with its explanation; None for a port without any."""
+    """Yield each ready endpoint of service ports with its explanation; None for a port without any.
+
+    Endpoints that cannot differ share one explanation.
+    """
     for port in ports:
+        by_class: dict[Hashable, Explanation] = {}
         ready = [endpoint for endpoint in mesh.endpoints(service, port) if endpoint.ready]
         for endpoint in ready:
-            yield explain_endpoint(mesh, client, service, port, endpoint), endpoint
+            key = _class_of(mesh, client, service, port, endpoint)
+            if key not in by_class:
+                by_class[key] = explain_endpoint(mesh, client, service, port, endpoint)
+            yield by_class[key], endpoint
         if not ready:
             yield _without_endpoint(mesh, client, service, port), None
+
+
+def _class_of(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Hashable:
+    """Return a key for an endpoint of a service port: endpoints with equal keys have equal explanations."""
+    server = server_of(mesh, endpoint)
+    absence = _why_not_intercepted(endpoint) if server.mode is None else ""
+    served = _served(mesh, client, service, port, endpoint) if _is_rolling_out(mesh) else None
+    return server, endpoint.port, absence, served
 
 
 def grouped(found: Iterable[tuple[Explanation, Endpoint | None]]) -> tuple[Group, ...]:
