@@ -51,7 +51,8 @@ def difference(before: Mesh, after: Mesh) -> set[Pair]:
         deleted = {None: Answer(Result.FAILS, "service-deleted")}
         for endpoint, answer in new.get(hop, deleted).items():
             earlier = old[hop].get(endpoint, best)
-            if answer.result != earlier.result:
+            was_unknown = earlier.reason == "tls-left-to-application" != answer.reason
+            if answer.result != earlier.result or was_unknown:
                 changed.add((hop, endpoint, earlier.result, answer))
     return changed
 
@@ -77,7 +78,9 @@ def check(before: Mesh, after: Mesh) -> None:
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == difference(before, after)
     breaking = any(change.effect is Effect.BREAKS for change in found.hops)
-    assert breaking == any(answer.result == "fails" for _, _, _, answer in difference(before, after))
+    assert breaking == any(
+        answer.result == "fails" != earlier for _, _, earlier, answer in difference(before, after)
+    )
     assert [change.effect for change in found.hops] == sorted(
         (change.effect for change in found.hops), key=list(Effect).index
     )
@@ -182,6 +185,14 @@ def test_new_endpoint_that_fails_breaks_its_clients():
     (change,) = plan(world, world.apply(Change(applied=(new,)))).hops
     assert summary(change) == "breaks: x/a x/b -> s.x (endpoint-without-sidecar)"
     assert (len(change.endpoints), change.ready) == (1, 2)
+
+
+def test_failure_that_becomes_certain_may_break_its_clients():
+    before = mesh(pod("a", "x"), pod("web", "x"), service("web", "x", TCP), rule("x", "*", "SIMPLE"))
+    found = plan(before, before.apply(Change(applied=(peer("x", "STRICT"),))))
+    [change] = found.hops
+    assert (change.effect, found.breaks) == (Effect.MAY_BREAK, False)
+    assert (change.before.reason, change.after.reason) == ("tls-left-to-application", "tls-not-the-meshs")
 
 
 def test_deleted_service_breaks_its_clients():
