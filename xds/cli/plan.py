@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -26,7 +27,7 @@ from xds.cli.options import (
 )
 from xds.mesh.inject.workloads import SHORT_NAMES
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Fact, Namespace, Problem, Ref
+from xds.mesh.model.objects import Change, Namespace, Problem, Ref
 from xds.mesh.parse import KINDS
 from xds.mesh.policy import plan as policy
 from xds.mesh.policy.conflicts import overridden
@@ -103,11 +104,11 @@ def plan(
     if not any(clients_of(before)) or not all_targets(before):
         where = ", ".join(manifests or ["the cluster"])
         fail(f"nothing was checked: no Pod or no Service with a TCP port in {where}")
-    applied = _read_objects(filenames, settings, before) if filenames else ()
-    removed = tuple(_find_object(before, text) for text in deletions or ())
-    after = before.apply(Change(applied=applied, removed=removed))
+    change = _read_change(filenames, settings, before) if filenames else Change()
+    deleted = tuple(_find_object(before, text) for text in deletions or ())
+    after = before.apply(replace(change, removed=(*change.removed, *deleted)))
     found = policy.plan(before, after)
-    ineffective = list(_ineffective(after, {fact.ref for fact in applied}))
+    ineffective = list(_ineffective(after, {fact.ref for fact in change.applied}))
     if output is Format.JSON:
         typer.echo(json.dumps(plan_output.as_json(found, ineffective), indent=2))
     elif output is Format.MARKDOWN:
@@ -119,8 +120,11 @@ def plan(
         raise typer.Exit(1)
 
 
-def _read_objects(names: list[str], settings: SettingsLoader, before: Mesh) -> tuple[Fact, ...]:
-    """Return the objects to apply. Exit with status 2 if a document or an object is invalid."""
+def _read_change(names: list[str], settings: SettingsLoader, before: Mesh) -> Change:
+    """Return the objects to apply, and the pods of workloads that the change stops.
+
+    Exits with status 2 if a document or an object is invalid.
+    """
     folder = open_manifests(names, settings)
     namespaces = [fact for fact in before.facts() if isinstance(fact, Namespace)]
     mesh, problems = load_folder(folder, namespaces)
@@ -132,7 +136,8 @@ def _read_objects(names: list[str], settings: SettingsLoader, before: Mesh) -> t
         for namespace in mesh.namespaces()
         for fact in mesh.in_namespace(namespace, with_defaults=False).facts.values()
     )
-    return tuple(policy.as_applied(before, fact) for fact in facts)
+    applied = tuple(policy.as_applied(before, fact) for fact in facts)
+    return Change(applied=applied, removed=folder.stopped_pods)
 
 
 def _find_object(mesh: Mesh, text: str) -> Ref:
@@ -140,6 +145,8 @@ def _find_object(mesh: Mesh, text: str) -> Ref:
     kind, _, rest = text.partition("/")
     namespace, _, name = rest.rpartition("/")
     kinds = [item.name for item in KINDS]
+    if kind == "Namespace":
+        fail(f"--delete {text}: cannot plan the deletion of a Namespace: delete the objects in it instead")
     if kind in SHORT_NAMES and kind != "Pod":
         kind, name = "Pod", f"{SHORT_NAMES[kind]}/{name}"
     elif kind not in kinds:
