@@ -115,6 +115,17 @@ async def test_rule_that_is_held_is_reported(plane: Plane):
     )
 
 
+async def test_rule_that_cannot_apply_to_the_client_is_not_reported(plane: Plane):
+    local = rule("zoo", HOST, "ISTIO_MUTUAL", name="local", export_to=(".",))
+    plane.set_mode("STRICT", pod("z", "zoo"), pod("bare", "shop", sidecar=False), local)
+    async with asyncio.timeout(WITHIN):
+        while local.ref not in plane.controller.rollouts.rollout.rules:
+            await asyncio.sleep(0.01)
+    assert not (await explain(plane)).rule_transitions
+    assert (await explain(plane, client="z.zoo")).rule_transitions
+    assert not (await explain(plane, client="bare.shop")).rule_transitions
+
+
 async def test_rejection_is_reported_with_its_message(plane: Plane):
     plane.set_mode("STRICT")
     await plane.first.answer(LISTENER, error="no such thing")

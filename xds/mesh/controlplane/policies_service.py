@@ -21,7 +21,8 @@ from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.controlplane.status import absent_line, pod, type_line, types
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
-from xds.mesh.model.objects import Pod, matches_host
+from xds.mesh.model.objects import Pod
+from xds.mesh.policy.destination import could_apply
 from xds.mesh.policy.explain import Group, explanations, grouped
 from xds.mesh.rollout.progress import rule_progress, service_progress
 from xds.mesh.v1 import policies_pb2 as pb
@@ -141,8 +142,13 @@ class _Explainer:
                 yield service_summary(replace(progress, waiting=waiting), self._now)
 
     def _rule_transitions(self) -> Iterator[str]:
-        for rule in self._rules:
-            if matches_host(rule.host, self._service.host):
+        """Yield which rules in transition the client waits for."""
+        client = self._client
+        for rule in self._rules if client.has_sidecar else ():
+            if any(
+                could_apply(self._mesh, version, client.namespace, client.meta.labels, self._service)
+                for version in rule.versions
+            ):
                 yield rule_summary(rule, self._now)
 
     async def _proxy(self, pod: Pod, type_urls: Sequence[str]) -> pb.ProxyState:
