@@ -19,10 +19,10 @@ from tests.policy.world import HTTP, TCP, mesh, peer, pod, policy, rule, service
 from tests.support.predictions import predict
 from xds.demo.play import STEPS
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, ContainerPort, Fact
+from xds.mesh.model.objects import Change, ContainerPort, Fact, Ref
 from xds.mesh.policy.hops import RANKS
 from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, as_applied, plan
-from xds.mesh.policy.reach import Answer, Result
+from xds.mesh.policy.reach import Answer, Failure, Result
 from xds.mesh.policy.remedy import refusal_remedy, remedy
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
@@ -289,6 +289,13 @@ def test_remedy_without_auto_mtls():
     assert (
         remedy(answer, "x/b", has_sidecar=True) == "enable auto mTLS, or use PERMISSIVE in MeshPolicy default"
     )
+
+
+def test_remedy_for_an_unknown_pod_is_to_check_it():
+    refs = (Ref("EndpointSlice", "x", "web-1"), Ref("Pod", "x", "ghost"))
+    answer = Answer(Result.FAILS, Failure.POD_UNKNOWN, refs)
+    expected = "check whether Pod x/ghost exists and has the address that its EndpointSlice lists"
+    assert remedy(answer, "x/c", has_sidecar=True) == expected
 
 
 def test_remedy_for_a_probe_is_injection():

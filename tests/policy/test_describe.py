@@ -51,7 +51,10 @@ def test_clients_that_fail_are_grouped_by_account_and_reason():
         for item in found.refused
     ] == [
         (
-            "the client sends TLS of its own, which the server's sidecar does not accept",
+            (
+                "the client sends TLS from a DestinationRule (SIMPLE or MUTUAL), which the server's "
+                "sidecar does not accept"
+            ),
             [("apps", "new", ["new"]), ("apps", "web-1", ["web-1"])],
         ),
         (

@@ -42,6 +42,7 @@ def names(refs) -> list[str]:
 
 
 AUTO = "mutual TLS: auto mTLS is enabled, and the server's mode is PERMISSIVE"
+TLS = "TLS from a DestinationRule (SIMPLE or MUTUAL)"
 CASES = {
     "auto mTLS": (
         [],
@@ -63,8 +64,8 @@ CASES = {
     ),
     "TLS of the client's own": (
         [rule("apps", HOST, "SIMPLE")],
-        "fails: the client sends TLS of its own, which the server's sidecar does not accept",
-        "TLS of its own: a DestinationRule sets SIMPLE",
+        f"fails: the client sends {TLS}, which the server's sidecar does not accept",
+        f"{TLS}: a DestinationRule sets SIMPLE",
         "mutual TLS and plaintext (PERMISSIVE)",
     ),
     "a rule without TLS": (

@@ -32,7 +32,9 @@ from xds.mesh.policy.mtls import (
 )
 from xds.mesh.policy.reach import Failure, Result, outcome, server_of
 
-SENDS = {Send.MTLS: "mutual TLS", Send.PLAINTEXT: "plaintext", Send.TLS: "TLS of its own"}
+_OTHER_TLS = "TLS from a DestinationRule (SIMPLE or MUTUAL)"
+
+SENDS = {Send.MTLS: "mutual TLS", Send.PLAINTEXT: "plaintext", Send.TLS: _OTHER_TLS}
 """What a client sends, in words."""
 
 ACCEPTS = {
@@ -53,8 +55,8 @@ _FAILURES = {
     Failure.SERVER_PLAINTEXT: "the client sends mutual TLS, but the server accepts plaintext only",
     Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
     Failure.IDENTITY_REFUSED: "the DestinationRule's subjectAltNames do not contain the server's identity",
-    Failure.TLS_NOT_THE_MESHS: "the client sends TLS of its own, which the server's sidecar does not accept",
-    Failure.TLS_LEFT_TO_APPLICATION: "the client sends TLS of its own, which the application may not support",
+    Failure.TLS_NOT_THE_MESHS: f"the client sends {_OTHER_TLS}, which the server's sidecar does not accept",
+    Failure.TLS_LEFT_TO_APPLICATION: f"the client sends {_OTHER_TLS}, which the application may not support",
 }
 _REASONS = {
     Reason.CLIENT_WITHOUT_SIDECAR: "the client has no sidecar",
