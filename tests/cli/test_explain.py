@@ -228,8 +228,7 @@ def test_description_of_a_pod(folder: Path) -> None:
         "  Accepts:          mutual TLS only (STRICT)\n"
         f"    decided by:     PeerAuthentication shop/default for the namespace {place}\n"
         "    overridden:     MeshPolicy default for the mesh (values.global.mtls.enabled=false)\n"
-        f"  Unreachable for:  new.shop: {why}\n"
-        f"                    outsider.shop: {why}\n"
+        f"  Unreachable for:  shop/default: {why}\n"
         "\n"
         "All other ports\n"
         "  Accepts:       mutual TLS only (STRICT)\n"
@@ -250,3 +249,10 @@ def test_description_as_json_and_yaml(folder: Path) -> None:
         [None],
     )
     assert found["ports"][0]["accepts"]["decidedBy"]["name"] == "default"
+    [refused] = json.loads(xds("describe", "pod", "web-1.shop", *words[3:], "json").stdout)["ports"][0][
+        "refusedClients"
+    ]
+    assert refused == {
+        "clients": [{"namespace": "shop", "accounts": {"default": 2}}],
+        "why": "the client sends plaintext, but the server accepts mutual TLS only",
+    }

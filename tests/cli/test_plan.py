@@ -205,6 +205,17 @@ spec:
 """
 
 
+JOB = DEPLOYMENT.replace("apps/v1", "batch/v1").replace("Deployment", "Job")
+CRON_JOB = """
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: api, namespace: shop}
+spec:
+  schedule: "@daily"
+  jobTemplate: {spec: {template: {metadata: {labels: {app: web}}, spec: {containers: [{name: a}]}}}}
+"""
+
+
 def test_workloads_are_compared_as_pods(folder: Path) -> None:
     """The webhook adds a sidecar, and the sidecar answers the probes."""
     (folder / "strict.yaml").write_text(POLICY)
@@ -223,6 +234,23 @@ def test_workloads_are_compared_as_pods(folder: Path) -> None:
     ]
     found = plan_json(folder, "--delete", "deployment/shop/api", "--delete", "Pod/shop/web-1", status=1)
     assert {hop["after"]["reason"] for hop in found["hops"]} == {"no-endpoint"}
+
+
+@pytest.mark.parametrize(
+    ("workload", "stopped"),
+    [
+        (DEPLOYMENT, DEPLOYMENT.replace("spec:\n", "spec:\n  replicas: 0\n", 1)),
+        (JOB, JOB.replace("spec:\n", "spec:\n  suspend: true\n", 1)),
+        (CRON_JOB, CRON_JOB.replace("spec:\n", "spec:\n  suspend: true\n", 1)),
+    ],
+    ids=["Deployment", "Job", "CronJob"],
+)
+def test_workload_that_the_change_stops_has_no_pod(folder: Path, workload: str, stopped: str) -> None:
+    objects = MESH.split("---")
+    (folder / "all.yaml").write_text("---".join([*objects[:2], *objects[3:]]))
+    (folder / "api.yaml").write_text(workload)
+    found = plan_json(folder, "-f", "-", status=1, stdin=stopped)
+    assert {(hop["effect"], hop["after"]["reason"]) for hop in found["hops"]} == {("breaks", "no-endpoint")}
 
 
 @pytest.mark.parametrize(
@@ -247,6 +275,11 @@ def test_workloads_are_compared_as_pods(folder: Path) -> None:
             ("--delete", "Pod/shop/wb-1"),
             "",
             "object Pod/shop/wb-1 not found (--delete KIND/NS/NAME); did you",
+        ),
+        (
+            ("--delete", "Namespace/shop"),
+            "",
+            "--delete Namespace/shop: cannot plan the deletion of a Namespace: delete the objects in it",
         ),
         (("--delete", "MeshPolicy/default"), "", "object MeshPolicy/default not found"),
         (

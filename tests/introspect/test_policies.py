@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc.aio
 import pytest
 
 from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import peer, pod, rule
-from xds.mesh.controlplane.explanation import MAX_UNSYNCED
+from xds.mesh.controlplane import policies_service
+from xds.mesh.controlplane.explanation import MAX_SERVERS, MAX_UNSYNCED
 from xds.mesh.controlplane.policies_service import SERVICE
 from xds.mesh.model.objects import Change
 from xds.mesh.v1 import policies_pb2 as pb
@@ -113,6 +115,17 @@ async def test_rule_that_is_held_is_reported(plane: Plane):
     )
 
 
+async def test_rule_that_cannot_apply_to_the_client_is_not_reported(plane: Plane):
+    local = rule("zoo", HOST, "ISTIO_MUTUAL", name="local", export_to=(".",))
+    plane.set_mode("STRICT", pod("z", "zoo"), pod("bare", "shop", sidecar=False), local)
+    async with asyncio.timeout(WITHIN):
+        while local.ref not in plane.controller.rollouts.rollout.rules:
+            await asyncio.sleep(0.01)
+    assert not (await explain(plane)).rule_transitions
+    assert (await explain(plane, client="z.zoo")).rule_transitions
+    assert not (await explain(plane, client="bare.shop")).rule_transitions
+
+
 async def test_rejection_is_reported_with_its_message(plane: Plane):
     plane.set_mode("STRICT")
     await plane.first.answer(LISTENER, error="no such thing")
@@ -130,11 +143,35 @@ async def test_sidecars_that_are_not_connected(plane: Plane):
     plane.controller.change(Change(applied=(*more, bare, peer("shop", "DISABLE"))))
     omitted = "2 more servers' sidecars are not synced"
     found = await until(plane, lambda found: omitted in differences(found))
-    assert "the server's sidecar extra-0.shop: not connected (never)" in differences(found)
-    states = {proxy.pod: proxy for proxy in found.groups[0].server_proxies}
+    # The order of endpoints depends on their addresses, so any of them can be omitted.
+    assert sum(text.endswith(".shop: not connected (never)") for text in differences(found)) == MAX_UNSYNCED
+    # During the rollout, the sidecars that are connected can have a group of their own.
+    states = {proxy.pod: proxy for group in found.groups for proxy in group.server_proxies}
     assert states["extra-0.shop"].acked_generation == -1
     assert not states["extra-0.shop"].HasField("certificate_expires")
     assert not (await explain(plane, client="bare.shop")).HasField("client_proxy")
+
+
+async def test_state_of_unsynced_sidecars_is_limited(plane: Plane):
+    more = [pod(f"extra-{number}", "shop", app="web") for number in range(MAX_SERVERS + 5)]
+    plane.controller.change(Change(applied=tuple(more)))
+    omitted = f"at least {MAX_SERVERS - MAX_UNSYNCED} more servers' sidecars are not synced"
+    found = await until(plane, lambda found: omitted in differences(found))
+    [states] = (group.server_proxies for group in found.groups if omitted in group.differences)
+    assert (len(states), any(state.synced for state in states)) == (MAX_SERVERS, False)
+
+
+async def test_explanation_does_not_block_changes(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    blocked: list[bool] = []
+
+    def explanations(*args: Any) -> Any:
+        blocked.append(plane.controller.mesh_lock.locked())
+        return original(*args)
+
+    original = policies_service.explanations
+    monkeypatch.setattr(policies_service, "explanations", explanations)
+    await explain(plane)
+    assert blocked == [False]
 
 
 async def test_sidecar_on_another_replica_is_no_difference(plane: Plane):

@@ -1,12 +1,19 @@
-"""Names of objects that users enter: KIND/NS/NAME."""
+"""Names that users enter, and suggestions for mistyped ones, which are bounded in a large mesh."""
 
 from __future__ import annotations
 
 import pytest
 
-from xds.mesh.model.names import UnknownNameError, ref_named
+from xds.mesh.model.names import (
+    MAX_CANDIDATES,
+    MAX_SUGGESTION_LENGTH,
+    UnknownNameError,
+    ref_named,
+    unknown_name,
+)
 from xds.mesh.model.objects import Ref
 
+FORM = "POD.NAMESPACE"
 KINDS = {"PeerAuthentication": True, "MeshPolicy": False, "Pod": True}
 
 
@@ -38,3 +45,21 @@ def test_kind_can_be_in_any_case(text: str, ref: Ref) -> None:
 def test_wrong_name_says_what_to_write(text: str, message: str) -> None:
     with pytest.raises(UnknownNameError, match=message):
         ref_named(text, KINDS)
+
+
+def test_suggestions_compare_names_in_the_same_namespace_first() -> None:
+    known = [*(f"job-{number}.batch" for number in range(MAX_CANDIDATES)), "zebra.zoo"]
+    assert unknown_name("pod", "zebar.zoo", known, FORM).endswith("did you mean zebra.zoo?")
+    # In any other namespace, it is not among the first names.
+    assert "; known: job-0.batch, " in unknown_name("pod", "zebar.zo", known, FORM)
+
+
+def test_suggestions_compare_only_the_start_of_long_names() -> None:
+    start = "a" * MAX_SUGGESTION_LENGTH
+    known = f"{start}{'b' * 200}.shop"
+    assert unknown_name("pod", f"{start}{'c' * 200}.shop", [known], FORM).endswith(f"did you mean {known}?")
+
+
+def test_suggestions_name_each_completion_once() -> None:
+    message = unknown_name("service", "web", ["web.shop", "web-admin.shop", "web.zoo"], FORM)
+    assert message.endswith("did you mean web.shop, web.zoo?")

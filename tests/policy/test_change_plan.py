@@ -19,10 +19,10 @@ from tests.policy.world import HTTP, TCP, mesh, peer, pod, policy, rule, service
 from tests.support.predictions import predict
 from xds.demo.play import STEPS
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, ContainerPort, Fact
+from xds.mesh.model.objects import Change, ContainerPort, Fact, Ref
 from xds.mesh.policy.hops import RANKS
 from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, as_applied, plan
-from xds.mesh.policy.reach import Answer, Result
+from xds.mesh.policy.reach import Answer, Failure, Result
 from xds.mesh.policy.remedy import refusal_remedy, remedy
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
@@ -51,7 +51,8 @@ def difference(before: Mesh, after: Mesh) -> set[Pair]:
         deleted = {None: Answer(Result.FAILS, "service-deleted")}
         for endpoint, answer in new.get(hop, deleted).items():
             earlier = old[hop].get(endpoint, best)
-            if answer.result != earlier.result:
+            was_unknown = earlier.reason == "tls-left-to-application" != answer.reason
+            if answer.result != earlier.result or was_unknown:
                 changed.add((hop, endpoint, earlier.result, answer))
     return changed
 
@@ -77,7 +78,9 @@ def check(before: Mesh, after: Mesh) -> None:
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == difference(before, after)
     breaking = any(change.effect is Effect.BREAKS for change in found.hops)
-    assert breaking == any(answer.result == "fails" for _, _, _, answer in difference(before, after))
+    assert breaking == any(
+        answer.result == "fails" != earlier for _, _, earlier, answer in difference(before, after)
+    )
     assert [change.effect for change in found.hops] == sorted(
         (change.effect for change in found.hops), key=list(Effect).index
     )
@@ -184,6 +187,14 @@ def test_new_endpoint_that_fails_breaks_its_clients():
     assert (len(change.endpoints), change.ready) == (1, 2)
 
 
+def test_failure_that_becomes_certain_may_break_its_clients():
+    before = mesh(pod("a", "x"), pod("web", "x"), service("web", "x", TCP), rule("x", "*", "SIMPLE"))
+    found = plan(before, before.apply(Change(applied=(peer("x", "STRICT"),))))
+    [change] = found.hops
+    assert (change.effect, found.breaks) == (Effect.MAY_BREAK, False)
+    assert (change.before.reason, change.after.reason) == ("tls-left-to-application", "tls-not-the-meshs")
+
+
 def test_deleted_service_breaks_its_clients():
     world = mesh(pod("a", "x"), pod("b", "x"), service("a", "x"))
     gone = world.apply(Change(removed=(world.service("x", "a").ref,)))
@@ -278,6 +289,13 @@ def test_remedy_without_auto_mtls():
     assert (
         remedy(answer, "x/b", has_sidecar=True) == "enable auto mTLS, or use PERMISSIVE in MeshPolicy default"
     )
+
+
+def test_remedy_for_an_unknown_pod_is_to_check_it():
+    refs = (Ref("EndpointSlice", "x", "web-1"), Ref("Pod", "x", "ghost"))
+    answer = Answer(Result.FAILS, Failure.POD_UNKNOWN, refs)
+    expected = "check whether Pod x/ghost exists and has the address that its EndpointSlice lists"
+    assert remedy(answer, "x/c", has_sidecar=True) == expected
 
 
 def test_remedy_for_a_probe_is_injection():

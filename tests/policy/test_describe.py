@@ -35,20 +35,33 @@ def test_ports_list_services_and_mode():
     assert (found[9000].exposures, found[OTHER_PORTS].refused) == ((), ())
 
 
-def test_clients_that_fail_are_grouped_by_workload_and_reason():
+def test_clients_that_fail_are_grouped_by_account_and_reason():
     assert ports()[8080].refused == ()
-    found = ports(peer("apps", "STRICT"), rule("apps", "web.apps.svc.cluster.local", "SIMPLE"))[8080]
-    assert [(clients.workload, clients.pods) for clients in found.refused] == [
-        ("fresh.apps", 1),
-        ("old.apps", 2),
-        ("web.apps", 1),
+    naked = pod("old", "zoo", sidecar=False, app="old")
+    found = ports(naked, peer("apps", "STRICT"), rule("apps", "web.apps.svc.cluster.local", "SIMPLE"))[8080]
+    assert [
+        (
+            item.why,
+            [
+                (clients.namespace, account, [client.name for client in pods])
+                for clients in item.clients
+                for account, pods in clients.accounts.items()
+            ],
+        )
+        for item in found.refused
+    ] == [
+        (
+            (
+                "the client sends TLS from a DestinationRule (SIMPLE or MUTUAL), which the server's "
+                "sidecar does not accept"
+            ),
+            [("apps", "new", ["new"]), ("apps", "web-1", ["web-1"])],
+        ),
+        (
+            "the client sends plaintext, but the server accepts mutual TLS only",
+            [("apps", "old-1", ["old-1"]), ("apps", "old-2", ["old-2"]), ("zoo", "old", ["old"])],
+        ),
     ]
-    assert found.refused[1].why == "the client sends plaintext, but the server accepts mutual TLS only"
-
-
-def test_client_without_labels_is_named_after_its_pod():
-    found = ports(peer("apps", "STRICT"), replace(CLIENTS[0], meta=replace(CLIENTS[0].meta, labels={})))
-    assert [clients.workload for clients in found[8080].refused] == ["old-1.apps", "old.apps"]
 
 
 def test_pod_without_sidecar_accepts_what_its_application_accepts():

@@ -13,7 +13,7 @@ from xds.mesh.model.traffic import (
     TlsMode,
     TrafficPolicy,
 )
-from xds.mesh.policy.destination import client_rule
+from xds.mesh.policy.destination import client_rule, could_apply
 
 HOST = "web.server.svc.cluster.local"
 WEB = service("web", "server")
@@ -179,3 +179,22 @@ def test_tls_owner_is_the_object_that_sets_it():
     assert found.tls_owner(80, "v1").name == "young"
     assert found.tls_owner(80, "v2").name == "old"
     assert found.tls_owner(80).name == "old"
+
+
+@pytest.mark.parametrize(
+    ("found", "applies"),
+    [
+        (rule("client", HOST), True),
+        (rule("server", HOST), True),
+        (rule(ROOT, "*.local"), True),
+        (rule("client", HOST, export_to=(".",), selector={"app": "a"}), True),
+        (rule("client", "api.server.svc.cluster.local"), False),
+        (rule("elsewhere", HOST), False),
+        (rule("server", HOST, export_to=(".",)), False),
+        (rule("server", HOST, selector={"app": "a"}), False),
+        (rule("client", HOST, selector={"app": "b"}), False),
+    ],
+)
+def test_rules_that_could_apply_to_a_client(found, applies):
+    assert could_apply(mesh(WEB), found, "client", {"app": "a"}, WEB) is applies
+    assert (chosen("client", found, labels={"app": "a"}) is not None) is applies

@@ -19,7 +19,7 @@ from xds.mesh.model.objects import (
     Served,
 )
 from xds.mesh.model.traffic import TrafficPolicy
-from xds.mesh.policy.explain import _FAILURES, _REASONS, explain
+from xds.mesh.policy.explain import _FAILURES, _REASONS, explain, explanations
 from xds.mesh.policy.mtls import Reason, Send
 from xds.mesh.policy.reach import Failure
 
@@ -42,6 +42,7 @@ def names(refs) -> list[str]:
 
 
 AUTO = "mutual TLS: auto mTLS is enabled, and the server's mode is PERMISSIVE"
+TLS = "TLS from a DestinationRule (SIMPLE or MUTUAL)"
 CASES = {
     "auto mTLS": (
         [],
@@ -63,8 +64,8 @@ CASES = {
     ),
     "TLS of the client's own": (
         [rule("apps", HOST, "SIMPLE")],
-        "fails: the client sends TLS of its own, which the server's sidecar does not accept",
-        "TLS of its own: a DestinationRule sets SIMPLE",
+        f"fails: the client sends {TLS}, which the server's sidecar does not accept",
+        f"{TLS}: a DestinationRule sets SIMPLE",
         "mutual TLS and plaintext (PERMISSIVE)",
     ),
     "a rule without TLS": (
@@ -217,6 +218,15 @@ def test_endpoints_with_one_answer_are_grouped():
         (group.explanation.port.port, sorted(endpoint.pod.name for endpoint in group.endpoints))
         for group in found
     ] == [(80, ["b", "b-2", "b-3"]), (80, ["b-4"]), (90, ["b", "b-2", "b-3"]), (90, ["b-4"])]
+
+
+def test_endpoints_that_cannot_differ_are_explained_once():
+    twins = [replace(pod(name, "apps", app="b"), service_account="b") for name in ("b-2", "b-3")]
+    bare = pod("b-4", "apps", sidecar=False, app="b")
+    world = mesh(*WORLD, *twins, bare)
+    found = list(explanations(world, A, world.service("apps", "b"), (HTTP,)))
+    assert len(found) == 4
+    assert len({id(explanation) for explanation, _ in found}) == 2
 
 
 def test_port_without_ready_endpoint():

@@ -10,6 +10,7 @@ import typer
 from google.protobuf.json_format import MessageToDict
 
 from xds.cli.explanation import listed, print_rows, side_rows
+from xds.cli.hops import clients_json, format_clients
 from xds.cli.manifests import find_pod, load_mesh
 from xds.cli.options import (
     Assignments,
@@ -55,8 +56,7 @@ def describe(
 ) -> None:
     """Print a pod's Services, what each of its ports accepts and why, and the clients that cannot reach it.
 
-    The clients are grouped by workload: the label app.kubernetes.io/name or app, or else the pod's name. `xds
-    explain` shows more about one client.
+    The clients are listed as NAMESPACE/ACCOUNT, as by `xds reach`. `xds explain` shows more about one client.
 
     Exit status: 0 all clients reach the pod, 1 a client does not, 2 an unknown name or wrong usage, 3 the
     API server cannot be reached.
@@ -91,12 +91,11 @@ def _print(mesh: Mesh, pod: Pod, ports: Sequence[PortDescription]) -> None:
 def _rows(mesh: Mesh, port: PortDescription) -> Iterator[tuple[str, str]]:
     yield from listed("Service ports:", [_service_port(exposure) for exposure in port.exposures])
     yield from side_rows("Accepts:", side_message(mesh, port.server))
-    yield from listed("Unreachable for:", [_refused(clients) for clients in port.refused])
+    yield from listed("Unreachable for:", [_refused(item) for item in port.refused])
 
 
-def _refused(clients: RefusedClients) -> str:
-    count = f" ({clients.pods} pods)" if clients.pods > 1 else ""
-    return f"{clients.workload}{count}: {clients.why}"
+def _refused(refused: RefusedClients) -> str:
+    return f"{format_clients(refused.clients)}: {refused.why}"
 
 
 def _service(exposure: Exposure) -> str:
@@ -119,7 +118,9 @@ def _to_json(mesh: Mesh, pod: Pod, ports: Sequence[PortDescription]) -> dict[str
                 "accepts": MessageToDict(
                     side_message(mesh, port.server), always_print_fields_with_no_presence=True
                 ),
-                "refusedClients": [clients._asdict() for clients in port.refused],
+                "refusedClients": [
+                    {"clients": clients_json(item.clients), "why": item.why} for item in port.refused
+                ],
             }
             for port in ports
         ],

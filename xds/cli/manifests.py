@@ -17,7 +17,8 @@ from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text
 from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
 from xds.mesh.sources.settings import SettingsLoader
 
-UNREADABLE = "cannot read all documents of the manifests: any of them may be a policy"
+_COULD_BE_WRONG = "so the result could be wrong: a policy may be missing"
+UNREADABLE = f"cannot read all documents of the manifests, {_COULD_BE_WRONG}"
 """Error if a document cannot be read. Without it, a prediction, translation or token could be wrong."""
 
 
@@ -96,7 +97,7 @@ def read_mesh(
         problems += tuple(unknown_namespaces(mesh)) if mesh else ()
     if mesh is None:
         print_problems(problems)
-        fail("cannot read all objects of the cluster: any of them may be a policy" if cluster else UNREADABLE)
+        fail(f"cannot read all objects of the cluster, {_COULD_BE_WRONG}" if cluster else UNREADABLE)
     return mesh, problems
 
 

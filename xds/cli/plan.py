@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from xds.cli.output import print_document
 from xds.mesh.inject.workloads import SHORT_NAMES
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, ref_named
-from xds.mesh.model.objects import Change, Fact, Namespace, Problem, Ref
+from xds.mesh.model.objects import Change, Namespace, Problem, Ref
 from xds.mesh.parse import KINDS
 from xds.mesh.policy import plan as policy
 from xds.mesh.policy.conflicts import overridden
@@ -104,11 +105,11 @@ def plan(
     if not any(clients_of(before)) or not all_targets(before):
         where = ", ".join(manifests or ["the cluster"])
         fail(f"nothing was checked: no Pod or no Service with a TCP port in {where}")
-    applied = _read_objects(filenames, settings, before) if filenames else ()
-    removed = tuple(_find_object(before, text) for text in deletions or ())
-    after = before.apply(Change(applied=applied, removed=removed))
+    change = _read_change(filenames, settings, before) if filenames else Change()
+    deleted = tuple(_find_object(before, text) for text in deletions or ())
+    after = before.apply(replace(change, removed=(*change.removed, *deleted)))
     found = policy.plan(before, after)
-    ineffective = list(_ineffective(after, {fact.ref for fact in applied}))
+    ineffective = list(_ineffective(after, {fact.ref for fact in change.applied}))
     if output is Format.JSON:
         print_document(plan_output.as_json(found, ineffective), output)
     elif output is Format.MARKDOWN:
@@ -120,8 +121,11 @@ def plan(
         raise typer.Exit(1)
 
 
-def _read_objects(names: list[str], settings: SettingsLoader, before: Mesh) -> tuple[Fact, ...]:
-    """Return the objects to apply. Exit with status 2 if a document or an object is invalid."""
+def _read_change(names: list[str], settings: SettingsLoader, before: Mesh) -> Change:
+    """Return the objects to apply, and the pods of workloads that the change stops.
+
+    Exits with status 2 if a document or an object is invalid.
+    """
     folder = open_manifests(names, settings)
     namespaces = [fact for fact in before.facts() if isinstance(fact, Namespace)]
     mesh, problems = load_folder(folder, namespaces)
@@ -133,7 +137,8 @@ def _read_objects(names: list[str], settings: SettingsLoader, before: Mesh) -> t
         for namespace in mesh.namespaces()
         for fact in mesh.in_namespace(namespace, with_defaults=False).facts.values()
     )
-    return tuple(policy.as_applied(before, fact) for fact in facts)
+    applied = tuple(policy.as_applied(before, fact) for fact in facts)
+    return Change(applied=applied, removed=folder.stopped_pods)
 
 
 def _find_object(mesh: Mesh, text: str) -> Ref:
@@ -143,6 +148,8 @@ def _find_object(mesh: Mesh, text: str) -> Ref:
         ref = ref_named(text, kinds)
     except UnknownNameError as error:
         fail(f"--delete: {error}")
+    if ref.kind == "Namespace":
+        fail(f"--delete {text}: cannot plan the deletion of a Namespace: delete the objects in it instead")
     if ref.kind in SHORT_NAMES:
         ref = Ref("Pod", ref.namespace, f"{SHORT_NAMES[ref.kind]}/{ref.name}")
     known = {

@@ -16,18 +16,16 @@ from xds.mesh.policy.plan import Effect, HopChange, Plan, Refusal
 from xds.mesh.policy.reach import Answer, Failure
 from xds.mesh.policy.remedy import refusal_remedy, remedy
 
-MAY_BREAK = "may break"
-"""Effect on traffic that may not exist."""
 TITLES = ("EFFECT", "CLIENTS", "TARGET", "BEFORE", "AFTER", "DECIDED BY", "REMEDY")
 
-_STYLES = {"breaks": "red", MAY_BREAK: "yellow", "plaintext": "yellow"}
+_STYLES = {Effect.BREAKS: "red", Effect.MAY_BREAK: "yellow", Effect.PLAINTEXT: "yellow"}
 _PLAINTEXT = "plaintext"
 
 
 class _Row(NamedTuple):
     """A changed hop or refused direct traffic, as text."""
 
-    effect: str
+    effect: Effect
     clients: str
     target: str
     before: str
@@ -42,7 +40,7 @@ def print_table(plan: Plan) -> None:
     if rows:
         table = Table(*TITLES[:-1])
         for row in rows:
-            table.add_row(Text(row.effect, _STYLES.get(row.effect, "green")), *row[1:-1])
+            table.add_row(Text(str(row.effect), _STYLES.get(row.effect, "green")), *row[1:-1])
         table.show()
         typer.echo()
     if remedies := dict.fromkeys(row.remedy for row in rows if row.remedy):
@@ -123,7 +121,7 @@ def _rows(plan: Plan) -> Iterator[_Row]:
 def _hop_row(change: HopChange) -> _Row:
     endpoints = f" ({len(change.endpoints)}/{change.ready} endpoints)" if change.ready else ""
     return _Row(
-        effect=str(change.effect),
+        effect=change.effect,
         clients=format_clients(change.clients),
         target=format_target(change.service, change.port) + endpoints,
         before=str(change.before.result),
@@ -134,8 +132,8 @@ def _hop_row(change: HopChange) -> _Row:
 
 
 def _remedy(change: HopChange) -> str:
-    """Return the remedy for connections that break or lose mutual TLS."""
-    if change.effect not in (Effect.BREAKS, Effect.PLAINTEXT):
+    """Return the remedy for connections that break, may break or lose mutual TLS."""
+    if change.effect not in (Effect.BREAKS, Effect.MAY_BREAK, Effect.PLAINTEXT):
         return ""
     client = next(change.clients[0].pods)
     return remedy(change.after, format_clients(change.clients), has_sidecar=client.has_sidecar)
@@ -143,7 +141,7 @@ def _remedy(change: HopChange) -> str:
 
 def _refusal_row(refusal: Refusal) -> _Row:
     return _Row(
-        effect=str(Effect.BREAKS) if refusal.breaks else MAY_BREAK,
+        effect=Effect.BREAKS if refusal.breaks else Effect.MAY_BREAK,
         clients=str(refusal.traffic),
         target=f"port {refusal.port} of {format_clients(refusal.clients)}",
         before=_PLAINTEXT,
@@ -156,8 +154,7 @@ def _refusal_row(refusal: Refusal) -> _Row:
 def _summary(rows: Iterable[_Row]) -> str:
     """Return the number of rows of each effect."""
     counts = Counter(row.effect for row in rows)
-    effects = (str(Effect.BREAKS), MAY_BREAK, *map(str, list(Effect)[1:]))
-    parts = [f"{effect}: {counts[effect]}" for effect in effects if counts[effect]]
+    parts = [f"{effect}: {counts[effect]}" for effect in Effect if counts[effect]]
     return ", ".join(parts) if parts else "no connection changes"
 
 

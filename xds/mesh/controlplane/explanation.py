@@ -13,6 +13,8 @@ from xds.mesh.v1 import rollouts_pb2
 
 MAX_UNSYNCED = 10
 """Maximum number of servers' sidecars that the differences of a group name."""
+MAX_SERVERS = 100
+"""Maximum number of servers' sidecars whose state a group contains."""
 
 _MODES = {
     Mode.DISABLE: rollouts_pb2.DISABLE,
@@ -48,7 +50,7 @@ def differences(
     Args:
         explanation: the desired and the served state.
         client: the client's sidecar; None if it has none.
-        servers: the servers' sidecars.
+        servers: the servers' sidecars. If MAX_SERVERS are not synced, there may be more.
     """
     desired, served = explanation.desired, explanation.served
     if desired and served and desired.send is not served.send:
@@ -61,7 +63,8 @@ def differences(
     for server in unsynced[:MAX_UNSYNCED]:
         yield f"the server's sidecar {server.pod}: {server.status}"
     if more := len(unsynced[MAX_UNSYNCED:]):
-        yield f"{more} more servers' sidecars are not synced"
+        at_least = "at least " if len(unsynced) >= MAX_SERVERS else ""
+        yield f"{at_least}{more} more servers' sidecars are not synced"
 
 
 def _lags(proxy: pb.ProxyState) -> bool:

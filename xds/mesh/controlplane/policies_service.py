@@ -15,13 +15,14 @@ from xds.introspect.clock import Clock
 from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.explanation import configured, differences, explanation_message
+from xds.mesh.controlplane.explanation import MAX_SERVERS, configured, differences, explanation_message
 from xds.mesh.controlplane.proxies_service import ProxySummary, proxy_message
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.controlplane.status import absent_line, pod, type_line, types
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
-from xds.mesh.model.objects import Pod, Service, matches_host
+from xds.mesh.model.objects import Pod
+from xds.mesh.policy.destination import could_apply
 from xds.mesh.policy.explain import Group, explanations, grouped
 from xds.mesh.rollout.progress import rule_progress, service_progress
 from xds.mesh.v1 import policies_pb2 as pb
@@ -32,9 +33,6 @@ from xds.server.stream import now
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
 SERVICE = "xds.mesh.v1.Policies"
-
-MAX_SERVERS = 100
-"""Maximum number of servers' sidecars whose state a group contains."""
 
 _CLIENT_TYPES = (CLUSTER, ENDPOINT)
 """Types that decide what a client sends, besides secrets."""
@@ -54,7 +52,8 @@ class PoliciesService:
         async def explain(request: pb.ExplainRequest, context: grpc.aio.ServicerContext) -> pb.Explanation:
             try:
                 async with self._controller.mesh_lock:
-                    return await _Explainer(self._controller, discovery).explain(request)
+                    explainer = _Explainer(self._controller, discovery, request)
+                return await explainer.explain()
             except UnknownNameError as error:
                 await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
                 raise  # not reached: `abort` raises
@@ -68,10 +67,23 @@ class PoliciesService:
 
 
 class _Explainer:
-    """Explain one request. The mesh and the rollouts must not change meanwhile."""
+    """Explain one request, for the mesh and the rollouts at the time of its creation.
 
-    def __init__(self, controller: Controller, discovery: DiscoveryService) -> None:
+    Raises UnknownNameError if the client or the service does not exist.
+    """
+
+    def __init__(
+        self, controller: Controller, discovery: DiscoveryService, request: pb.ExplainRequest
+    ) -> None:
         self._controller, self._mesh = controller, controller.mesh
+        self._client = pod_named(self._mesh, request.client)
+        self._service, self._ports = ports_named(self._mesh, request.service)
+        self._progress = [
+            progress
+            for progress in service_progress(self._mesh, controller.rollouts, self._service.namespace)
+            if progress.service == self._service.name
+        ]
+        self._rules = rule_progress(controller.rollouts)
         self._clock, self._now = Clock.read(), now()
         self._checkpoint = Checkpoint()
         self._absences = controller.absences()
@@ -80,13 +92,11 @@ class _Explainer:
         for stream in discovery.streams:
             self._streams.setdefault(pod(stream.node.id), []).append(stream)
 
-    async def explain(self, request: pb.ExplainRequest) -> pb.Explanation:
-        """Return the explanation. Raises UnknownNameError if the client or the service does not exist."""
-        mesh = self._mesh
-        client = pod_named(mesh, request.client)
-        service, ports = ports_named(mesh, request.service)
+    async def explain(self) -> pb.Explanation:
+        """Return the explanation. The mesh may change meanwhile."""
+        mesh, client, service = self._mesh, self._client, self._service
         explained = []
-        for explanation in explanations(mesh, client, service, ports):
+        for explanation in explanations(mesh, client, service, self._ports):
             explained.append(explanation)
             await self._checkpoint()
         groups = grouped(explained)
@@ -94,36 +104,51 @@ class _Explainer:
         message.time.CopyFrom(self._clock.to_timestamp(self._now))
         if client.has_sidecar:
             message.client_proxy.CopyFrom(await self._proxy(client, _CLIENT_TYPES))
-        message.rule_transitions.extend(self._rule_transitions(service))
+        message.rule_transitions.extend(self._rule_transitions())
         for group, group_message in zip(groups, message.groups, strict=True):
-            await self._add_facts(message, group, group_message, service)
+            await self._add_facts(message, group, group_message)
         return message
 
     async def _add_facts(
-        self, message: pb.Explanation, group: Group, group_message: pb.EndpointGroup, service: Service
+        self, message: pb.Explanation, group: Group, group_message: pb.EndpointGroup
     ) -> None:
         """Add what is served to a group, what its sidecars have ACKed, and what its endpoints wait for."""
         if group.explanation.served:
             group_message.served.CopyFrom(configured(group.explanation.served))
-        pods = {e.pod.ref: e.pod for e in group.endpoints if e.pod and e.pod.has_sidecar}
-        servers = [await self._proxy(server, _SERVER_TYPES) for server in pods.values()]
-        servers.sort(key=lambda server: server.synced)
-        group_message.server_proxies.extend(servers[:MAX_SERVERS])
+        servers = await self._servers(group.endpoints)
+        group_message.server_proxies.extend(servers)
         client = message.client_proxy if message.HasField("client_proxy") else None
         group_message.differences.extend(differences(group.explanation, client, servers))
-        group_message.differences.extend(self._transitions(service, group.endpoints))
+        group_message.differences.extend(self._transitions(group.endpoints))
 
-    def _transitions(self, service: Service, endpoints: Sequence[Endpoint]) -> Iterator[str]:
-        """Yield what endpoints of a service wait for, in the words of `xds status --rollout`."""
+    async def _servers(self, endpoints: Sequence[Endpoint]) -> list[pb.ProxyState]:
+        """Return the state of at most MAX_SERVERS sidecars of endpoints, first those that are not synced."""
+        synced: list[pb.ProxyState] = []
+        unsynced: list[pb.ProxyState] = []
+        for server in {e.pod.ref: e.pod for e in endpoints if e.pod and e.pod.has_sidecar}.values():
+            state = await self._proxy(server, _SERVER_TYPES)
+            await self._checkpoint()
+            (synced if state.synced else unsynced).append(state)
+            if len(unsynced) == MAX_SERVERS:
+                break
+        return [*unsynced, *synced][:MAX_SERVERS]
+
+    def _transitions(self, endpoints: Sequence[Endpoint]) -> Iterator[str]:
+        """Yield what endpoints of the service wait for, in the words of `xds status --rollout`."""
         keys = {(endpoint.pod.ref, endpoint.port) for endpoint in endpoints if endpoint.pod}
-        for progress in service_progress(self._mesh, self._controller.rollouts, service.namespace):
+        for progress in self._progress:
             waiting = tuple(each for each in progress.waiting if each.key in keys)
-            if progress.service == service.name and waiting:
+            if waiting:
                 yield service_summary(replace(progress, waiting=waiting), self._now)
 
-    def _rule_transitions(self, service: Service) -> Iterator[str]:
-        for rule in rule_progress(self._controller.rollouts):
-            if matches_host(rule.host, service.host):
+    def _rule_transitions(self) -> Iterator[str]:
+        """Yield which rules in transition the client waits for."""
+        client = self._client
+        for rule in self._rules if client.has_sidecar else ():
+            if any(
+                could_apply(self._mesh, version, client.namespace, client.meta.labels, self._service)
+                for version in rule.versions
+            ):
                 yield rule_summary(rule, self._now)
 
     async def _proxy(self, pod: Pod, type_urls: Sequence[str]) -> pb.ProxyState:

@@ -74,6 +74,13 @@ def expected_pods(
             yield _expected_pod(item, namespaces.get(ref.namespace, {}), config)
 
 
+def stopped_pods(found: Iterable[FoundTemplate]) -> Iterator[Ref]:
+    """Yield the pods that `expected_pods` omits because their workloads are scaled to 0 or suspended."""
+    for item in found:
+        if item.template.kind != "Pod" and not _runs(item.template.manifest):
+            yield _expected_ref(item.ref)
+
+
 def _duplicate(item: FoundTemplate, first: FoundTemplate) -> Parsed:
     log = Log(item.locate, str(item.ref))
     origin = first.locate(first.template.root)
@@ -119,6 +126,11 @@ def _deployment(pod: FoundTemplate, owner: Ref) -> Iterator[Ref]:
         yield Ref("Deployment", owner.namespace, owner.name.removesuffix(suffix))
 
 
+def _expected_ref(workload: Ref) -> Ref:
+    """Return the name of the pod that stands for the pods of a workload."""
+    return Ref("Pod", workload.namespace, f"{SHORT_NAMES[workload.kind]}/{workload.name}")
+
+
 def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], config: MeshConfig) -> Parsed:
     """Return the pod of a workload, or the problems because of which it has none."""
     template, ref = item.template, item.ref
@@ -127,7 +139,7 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
     field = Field(template.value, template.path, log)
     field["spec"].required()
     meta = Meta(
-        ref=Ref("Pod", ref.namespace, f"{SHORT_NAMES[ref.kind]}/{ref.name}"),
+        ref=_expected_ref(ref),
         labels=names.labels(field["metadata"]["labels"]),
         annotations={key: entry.text() for key, entry in field["metadata"]["annotations"].entries()},
         origin=item.locate(template.root),

@@ -173,13 +173,12 @@ class Mesh:
         return mesh
 
     def _inherit_memos(self, previous: Mesh, touched: Collection[ServiceKey]) -> None:
-        memos = previous._memos
+        # `apply` runs in a thread, and lookups elsewhere may add to the memos meanwhile: iterate over copies.
+        memos = previous._memos.copy()
         self._memos = {key: memo for key, memo in memos.items() if key not in touched}
         # Keep older memos of services that were not translated with the previous mesh.
         self._previous_memos = previous._previous_memos | {
-            key: memo
-            for key, memo in memos.items()
-            if key in touched and not memo.keys() <= _lookup_keys(memo)
+            key: memo for key, memo in memos.items() if key in touched and _has_translations(memo)
         }
 
     def touched_by(self, fact: Fact) -> Iterator[ServiceKey]:
@@ -413,13 +412,14 @@ class Mesh:
     def _services_listing(self, fact: Pod | Service) -> Iterable[ServiceKey]:
         """Return the services whose EndpointSlices or Endpoints list a pod or Service, by name or address."""
         if self._listings is None:
-            self._listings = {}
+            listings: dict[str | Ref | None, list[ServiceKey]] = {}
             for namespace in sorted(self._all):
                 for name, listed in self._all[namespace].endpoints.items():
                     groups = (group for endpoints in listed for group in endpoints.groups)
                     entries = [entry for group in groups for entry in group.addresses]
                     for key in {entry.address for entry in entries} | {entry.pod for entry in entries}:
-                        self._listings.setdefault(key, []).append((namespace, name))
+                        listings.setdefault(key, []).append((namespace, name))
+            self._listings = listings
         names: tuple[str | Ref, ...] = (fact.ref, *addresses_of(fact))
         return dict.fromkeys(key for name in names for key in self._listings.get(name, []))
 
@@ -446,9 +446,9 @@ class Mesh:
         return identities
 
 
-def _lookup_keys(memo: Mapping[Any, Any]) -> set[Any]:
-    """Return the keys of a memo under which lookups of the mesh are cached, not results of translation."""
-    return {key for key in memo if key == "identities" or key[0] == "endpoints"}
+def _has_translations(memo: Mapping[Any, Any]) -> bool:
+    """Return whether a memo contains results of translation, and not only of lookups of the mesh."""
+    return any(key != "identities" and key[0] != "endpoints" for key in tuple(memo))
 
 
 def _by_namespace(

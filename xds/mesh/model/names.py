@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 _MAX_NAMES = 5
 """Maximum number of names that a message suggests."""
+MAX_CANDIDATES = 100
+"""Maximum number of names to compare for a suggestion. One comparison takes up to 0.1 ms."""
+MAX_SUGGESTION_LENGTH = 64
+"""Number of characters to compare for a suggestion. The time grows with the square of the length."""
 
 
 def natural_key(*names: str) -> tuple[tuple[object, ...], ...]:
@@ -52,16 +56,20 @@ def unknown_name(kind: str, name: str, known: list[str], form: str) -> str:
         for known_name in known
         if known_name.startswith((f"{name}.", f"{first_name}-")) and known_name.endswith(namespace)
     ]
-    completions += [
-        known_name
-        for known_name in known
-        if known_name.split(".")[0] == name and known_name not in completions
-    ]
-    similar = completions or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    completions += [known_name for known_name in known if known_name.split(".")[0] == name]
+    similar = list(dict.fromkeys(completions)) or _similar(name, known, namespace)
     names = similar or known
     listed = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
     hint = f"did you mean {listed}?" if similar else f"known: {listed}"
     return f"{kind} {name} not found ({form}); {hint}"
+
+
+def _similar(name: str, known: list[str], namespace: str) -> list[str]:
+    """Return the known names that are most similar. Names in the namespace are compared first."""
+    candidates = sorted(known, key=lambda known_name: not known_name.endswith(f".{namespace}"))
+    by_start = {candidate[:MAX_SUGGESTION_LENGTH]: candidate for candidate in candidates[:MAX_CANDIDATES]}
+    matches = difflib.get_close_matches(name[:MAX_SUGGESTION_LENGTH], by_start, n=3, cutoff=0.5)
+    return [by_start[match] for match in matches]
 
 
 def pod_named(mesh: Mesh, name: str) -> Pod:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias, TypeVar
 
+from xds.mesh.model.names import MAX_SUGGESTION_LENGTH
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse.problems import Problems
 
@@ -43,8 +44,6 @@ MAX_UNKNOWN = 3
 """Maximum number of unknown fields of a mapping with a problem each. One more problem counts all others."""
 MAX_SUGGESTIONS = 5
 """Maximum number of suggestions per object. Computing a suggestion takes up to 1 ms."""
-MAX_SUGGESTION_LENGTH = 64
-"""Maximum length of a word with a suggestion. The time to compute it grows with the square of the length."""
 MAX_DURATION_LENGTH = 64
 """Maximum length of a duration. A duration with all units and nine digits for each unit is shorter."""
 

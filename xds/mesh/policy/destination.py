@@ -142,19 +142,46 @@ def rules_with_tls(
         service: Service that the clients call.
         port: port of the Service.
     """
-    levels = dict.fromkeys((namespace, service.namespace, mesh.config.root_namespace))
     rules = (
         rule
-        for level in levels
+        for level in _levels(mesh, namespace, service)
         for rule in sorted(
             _rules(mesh, lambda name: mesh.in_namespace(name).rules, level, service),
             key=lambda rule: _specificity(rule.host),
             reverse=True,
         )
-        if rule.export_to & {"*", namespace}
-        if rule.selector is None or covers(rule.selector, labels)
+        if _is_visible(rule, namespace, labels)
     )
     return tuple(rule.owners[""] for rule in rules if _at_port(rule.policy, port).tls)
+
+
+def could_apply(
+    mesh: Mesh, rule: DestinationRule, namespace: str, labels: Mapping[str, str], service: Service
+) -> bool:
+    """Return whether a rule applies to clients of a service unless other rules override it.
+
+    Args:
+        mesh: the facts.
+        rule: a DestinationRule, which need not be in the mesh.
+        namespace: the clients' namespace.
+        labels: the clients' labels.
+        service: Service that the clients call.
+    """
+    return rule.namespace in _levels(mesh, namespace, service) and any(
+        _is_visible(item, namespace, labels)
+        for item in _rules(mesh, lambda _: (rule,), rule.namespace, service)
+    )
+
+
+def _levels(mesh: Mesh, namespace: str, service: Service) -> Iterable[str]:
+    """Return the namespaces whose rules can apply to clients of a service, in order of precedence."""
+    return dict.fromkeys((namespace, service.namespace, mesh.config.root_namespace))
+
+
+def _is_visible(rule: ClientRule, namespace: str, labels: Mapping[str, str]) -> bool:
+    """Whether `exportTo` and the workloadSelector of a rule include clients."""
+    is_exported = bool(rule.export_to & {"*", namespace})
+    return is_exported and (rule.selector is None or covers(rule.selector, labels))
 
 
 _RulesOf: TypeAlias = Callable[[str], Iterable[DestinationRule]]

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from xds.mesh.model.mesh import Mesh, target_port
+from xds.mesh.model.names import MAX_CANDIDATES
 from xds.mesh.model.namespace import NamespaceFacts, covers
 from xds.mesh.model.objects import (
     CLUSTER_DOMAIN,
@@ -33,8 +34,6 @@ MAX_PER_OBJECT = 10
 """Maximum number of problems reported per object; a DestinationRule can have any number of subsets."""
 MAX_PAIRS = 5
 """Maximum number of selector labels in a message."""
-MAX_CANDIDATES = 100
-"""Maximum number of names to compare for a suggestion. One comparison takes up to 0.1 ms."""
 API_SERVER = f"kubernetes.default.svc.{CLUSTER_DOMAIN}"
 """Host of the API server. Its Service exists in every cluster, but rarely in a folder of manifests."""
 

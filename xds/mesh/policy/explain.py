@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,9 +30,11 @@ from xds.mesh.policy.mtls import (
     sends_mtls,
     served_mode,
 )
-from xds.mesh.policy.reach import Failure, Result, outcome
+from xds.mesh.policy.reach import Failure, Result, outcome, server_of
 
-SENDS = {Send.MTLS: "mutual TLS", Send.PLAINTEXT: "plaintext", Send.TLS: "TLS of its own"}
+_OTHER_TLS = "TLS from a DestinationRule (SIMPLE or MUTUAL)"
+
+SENDS = {Send.MTLS: "mutual TLS", Send.PLAINTEXT: "plaintext", Send.TLS: _OTHER_TLS}
 """What a client sends, in words."""
 
 ACCEPTS = {
@@ -53,8 +55,8 @@ _FAILURES = {
     Failure.SERVER_PLAINTEXT: "the client sends mutual TLS, but the server accepts plaintext only",
     Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
     Failure.IDENTITY_REFUSED: "the DestinationRule's subjectAltNames do not contain the server's identity",
-    Failure.TLS_NOT_THE_MESHS: "the client sends TLS of its own, which the server's sidecar does not accept",
-    Failure.TLS_LEFT_TO_APPLICATION: "the client sends TLS of its own, which the application may not support",
+    Failure.TLS_NOT_THE_MESHS: f"the client sends {_OTHER_TLS}, which the server's sidecar does not accept",
+    Failure.TLS_LEFT_TO_APPLICATION: f"the client sends {_OTHER_TLS}, which the application may not support",
 }
 _REASONS = {
     Reason.CLIENT_WITHOUT_SIDECAR: "the client has no sidecar",
@@ -145,13 +147,28 @@ class Group(NamedTuple):
 def explanations(
     mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]
 ) -> Iterator[tuple[Explanation, Endpoint | None]]:
-    """Yield each ready endpoint of service ports with its explanation; None for a port without any."""
+    """Yield each ready endpoint of service ports with its explanation; None for a port without any.
+
+    Endpoints that cannot differ share one explanation.
+    """
     for port in ports:
+        by_class: dict[Hashable, Explanation] = {}
         ready = [endpoint for endpoint in mesh.endpoints(service, port) if endpoint.ready]
         for endpoint in ready:
-            yield explain_endpoint(mesh, client, service, port, endpoint), endpoint
+            key = _class_of(mesh, client, service, port, endpoint)
+            if key not in by_class:
+                by_class[key] = explain_endpoint(mesh, client, service, port, endpoint)
+            yield by_class[key], endpoint
         if not ready:
             yield _without_endpoint(mesh, client, service, port), None
+
+
+def _class_of(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Hashable:
+    """Return a key for an endpoint of a service port: endpoints with equal keys have equal explanations."""
+    server = server_of(mesh, endpoint)
+    absence = _why_not_intercepted(endpoint) if server.mode is None else ""
+    served = _served(mesh, client, service, port, endpoint) if _is_rolling_out(mesh) else None
+    return server, endpoint.port, absence, served
 
 
 def grouped(found: Iterable[tuple[Explanation, Endpoint | None]]) -> tuple[Group, ...]:

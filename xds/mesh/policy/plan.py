@@ -46,6 +46,8 @@ class Effect(StrEnum):
 
     BREAKS = "breaks"
     """Connections that worked fail."""
+    MAY_BREAK = "may break"
+    """Connections whose result depends on the application fail for certain."""
     PLAINTEXT = "plaintext"
     """Connections lose mutual TLS, and use plaintext."""
     REPAIRED = "repaired"
@@ -224,7 +226,7 @@ def _compare(
         for pair in pairs:
             before = _answer_before(old.by_sender[old_key], pair[0])
             after = new.by_sender[new_key][pair[1]]
-            if effect := _effect(before.result, after.result):
+            if effect := _effect(before, after):
                 by_transition.setdefault(_Transition(effect, before, after), []).append(pair)
         for transition, changed in by_transition.items():
             found.setdefault((transition, tuple(changed)), []).append((old_key, new_key))
@@ -254,14 +256,16 @@ def _answer_before(by_class: Iterable[Answer], index: int | None) -> Answer:
     return max(by_class, key=lambda answer: RANKS[answer.result]) if index is None else by_class[index]
 
 
-def _effect(before: Result, after: Result) -> Effect | None:
-    if before is after:
-        return None
-    if after is Result.FAILS:
+def _effect(before: Answer, after: Answer) -> Effect | None:
+    if before.result is after.result:
+        # Whether TLS that is left to the application works is unknown. All other failures are certain.
+        was_unknown = before.reason is Failure.TLS_LEFT_TO_APPLICATION
+        return Effect.MAY_BREAK if was_unknown and before.reason is not after.reason else None
+    if after.result is Result.FAILS:
         return Effect.BREAKS
-    if before is Result.FAILS:
+    if before.result is Result.FAILS:
         return Effect.REPAIRED
-    return Effect.PLAINTEXT if after is Result.PLAINTEXT else Effect.ENCRYPTED
+    return Effect.PLAINTEXT if after.result is Result.PLAINTEXT else Effect.ENCRYPTED
 
 
 # --- direct traffic -------------------------------------------------------------------------------

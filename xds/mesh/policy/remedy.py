@@ -8,7 +8,7 @@ from xds.mesh.policy.reach import Answer, Failure, Result
 
 _FAILS = {
     Failure.NO_ENDPOINT: "check the Service's selector and targetPort, and whether its pods are ready",
-    Failure.POD_UNKNOWN: "add the Pod {server}",
+    Failure.POD_UNKNOWN: "check whether {server} exists and has the address that its EndpointSlice lists",
     Failure.SERVICE_DELETED: "keep the Service and its port while clients call it",
     Failure.PORT_OF_SIDECAR: "use a targetPort that does not belong to the sidecar",
     Failure.SERVER_PLAINTEXT: "remove tls from {client}, or set PERMISSIVE in {server}",

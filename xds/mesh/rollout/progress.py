@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import CLUSTER_DOMAIN, Mode, PortKey, Ref
+from xds.mesh.model.objects import CLUSTER_DOMAIN, DestinationRule, Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import desired_ports
 from xds.mesh.rollout.machine import Rollout
@@ -83,6 +83,8 @@ class RuleProgress:
     """The name of the rule."""
     host: str
     """The host of the rule, as written."""
+    versions: tuple[DestinationRule, ...]
+    """The versions of the rule that clients may follow, now or later."""
     deleted: bool
     """Whether the rule was deleted."""
     held: bool
@@ -129,6 +131,7 @@ def _rule_progress(ref: Ref, transition: RuleTransition, wait: Wait, *, is_skipp
         namespace=ref.namespace,
         name=ref.name,
         host=rule.host if rule else "",
+        versions=tuple(transition.versions),
         deleted=transition.desired is None,
         held=is_held,
         since=transition.pending_since if is_held else wait.since,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.inject.kinds import find_templates
-from xds.mesh.inject.workloads import FoundTemplate, expected_pods
+from xds.mesh.inject.workloads import FoundTemplate, expected_pods, stopped_pods
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Namespace, Problem, Ref
 from xds.mesh.parse import Parsed, parse
 from xds.mesh.parse.problems import Problems
@@ -180,11 +180,19 @@ class Folder:
         Args:
             namespaces: Namespaces that are not in the manifests.
         """
-        found = [template for file in (self._files or {}).values() for template in file.templates]
         facts = (applied.fact for applied in self._applied.values())
         own = (fact for fact in facts if isinstance(fact, Namespace))
         labels = {namespace.name: namespace.meta.labels for namespace in (*namespaces, *own)}
-        return tuple(expected_pods(found, labels, self._config or MeshConfig()))
+        return tuple(expected_pods(self._all_templates, labels, self._config or MeshConfig()))
+
+    @property
+    def stopped_pods(self) -> tuple[Ref, ...]:
+        """Names of the pods that workloads which are scaled to 0 or suspended would have."""
+        return tuple(stopped_pods(self._all_templates))
+
+    @property
+    def _all_templates(self) -> list[FoundTemplate]:
+        return [template for file in (self._files or {}).values() for template in file.templates]
 
     def has_unusable_objects(self, namespaces: Iterable[Namespace] = ()) -> bool:
         """Whether an object is invalid or defined twice, or a workload is invalid, as of the last load.
