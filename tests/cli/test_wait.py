@@ -20,9 +20,11 @@ from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import peer, rule
 from tests.sources.fake_apiserver import FakeApiServer
 from xds.cli import app
+from xds.mesh.controlplane import objects_service
 from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.sources.report import ReadObject
+from xds.mesh.v1 import objects_pb2 as pb
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
 
 POLICY = "PeerAuthentication/shop/default"
@@ -154,6 +156,28 @@ async def test_change_that_is_not_applied_is_waited_for(plane: Plane):
     plane.source.objects[policy.ref] = ReadObject(policy, "2")
     result = await xds(POLICY, "--timeout=1s", port=plane.server.port)
     assert (result.exit_code, "is applying the change" in result.stderr) == (1, True)
+
+
+async def test_number_of_waits_is_limited(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(objects_service, "MAX_CONCURRENT_WAITS", 2)
+    call = plane.channel.unary_stream(
+        f"/{objects_service.SERVICE}/Wait",
+        request_serializer=pb.WaitRequest.SerializeToString,
+        response_deserializer=pb.WaitResponse.FromString,
+    )
+    request = pb.WaitRequest(
+        kind="PeerAuthentication", namespace="shop", name="default", resource_version="2"
+    )
+    waits = [call(request) for _ in range(2)]
+    for wait in waits:
+        assert (await wait.read()).state == pb.WaitResponse.READING
+    result = await xds(POLICY, port=plane.server.port)
+    assert (result.exit_code, "2 other calls wait for objects: retry when" in result.stderr) == (3, True)
+    for wait in waits:
+        wait.cancel()
+    async with asyncio.timeout(WITHIN):
+        while (await xds(POLICY, port=plane.server.port)).exit_code:
+            pass
 
 
 async def test_object_that_is_rejected_exits_with_1(plane: Plane):

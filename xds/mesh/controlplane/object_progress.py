@@ -72,7 +72,11 @@ class ProgressTracker:
         concerned, lagging = 0, []
         for key, streams in tuple(self._controller.connections.streams.items()):
             await checkpoint()
-            reports = [report for each in tuple(streams) if (report := self._read_stream(key, each))]
+            reports = [
+                report
+                for each in tuple(streams)
+                if (report := await self._read_stream(key, each, checkpoint))
+            ]
             concerned += bool(reports)
             lagging += [report for report in reports if isinstance(report, Lagging)][:1]
         lagging.sort(key=lambda proxy: not proxy.rejected)
@@ -100,17 +104,20 @@ class ProgressTracker:
         scopes = {"", pod.namespace, mesh.config.root_namespace}
         return pod.has_sidecar and self._ref.namespace in scopes
 
-    def _resources(self, snapshot: Snapshot) -> _Names:
+    async def _resources(self, snapshot: Snapshot, checkpoint: Checkpoint) -> _Names:
         """Return the names of a snapshot's resources that were made from the object."""
-        names = {kind: self._in_set(kind, resources) for kind, resources in snapshot.types.items()}
+        names = {kind: await self._in_set(kind, each, checkpoint) for kind, each in snapshot.types.items()}
         return {kind: kind_names for kind, kind_names in names.items() if kind_names}
 
-    def _in_set(self, type_url: str, resources: ResourceSet) -> frozenset[str]:
+    async def _in_set(self, type_url: str, resources: ResourceSet, checkpoint: Checkpoint) -> frozenset[str]:
         key = type_url, resources.version
         if key not in self._names:
-            self._names[key] = frozenset(
-                resource.name for resource in resources.values() if self._is_made_from(resource)
-            )
+            names = []
+            for resource in resources.values():
+                await checkpoint()
+                if self._is_made_from(resource):
+                    names.append(resource.name)
+            self._names[key] = frozenset(names)
         return self._names[key]
 
     def _is_made_from(self, resource: Resource) -> bool:
@@ -124,21 +131,26 @@ class ProgressTracker:
 
     # --- ACKs -----------------------------------------------------------------------------------------------
 
-    def _read_stream(self, key: PodName, subscriber: Subscriber) -> Lagging | bool:
+    async def _read_stream(
+        self, key: PodName, subscriber: Subscriber, checkpoint: Checkpoint
+    ) -> Lagging | bool:
         """Return whether the object concerns a stream, or why the stream lags."""
-        session, snapshot, node_id = subscriber.session, subscriber.snapshot, subscriber.node.id
+        snapshot, node_id = subscriber.snapshot, subscriber.node.id
+        made = await self._resources(snapshot, checkpoint) if snapshot else {}
+        session = subscriber.session
         if session is None or self._controller.mesh.pod(*key) is None:
             return False
         publisher = self._controller.publisher
         if error := publisher.error_of(key):
             return Lagging(node_id, error, rejected=False)
-        if snapshot is None or publisher.is_pending(key):
+        # The snapshot may have changed at a checkpoint.
+        if snapshot is None or snapshot is not subscriber.snapshot or publisher.is_pending(key):
             return Lagging(node_id, "waiting for its configuration", rejected=False)
-        return self._compare(node_id, session, snapshot)
+        return self._compare(node_id, session, snapshot, made)
 
-    def _compare(self, node_id: str, session: Session, snapshot: Snapshot) -> Lagging | bool:
-        """Compare what a proxy has ACKed with its snapshot."""
-        made, is_concerned, unacked = self._resources(snapshot), False, []
+    def _compare(self, node_id: str, session: Session, snapshot: Snapshot, made: _Names) -> Lagging | bool:
+        """Compare what a proxy has ACKed with its snapshot, of which `made` was made from the object."""
+        is_concerned, unacked = False, []
         for kind in session.status():
             desired = snapshot.of(kind.type_url)
             names = [name for name in made.get(kind.type_url, ()) if kind.watch.covers(name)]

@@ -29,7 +29,12 @@ SERVICE = "xds.mesh.v1.Objects"
 POLL_INTERVAL = 0.1
 """Interval at which a Wait call checks for changes, in seconds."""
 IDLE_FACTOR = 4
-"""Minimum pause after a check, as a multiple of its duration: in a large mesh, a check takes seconds."""
+"""Minimum pause after a check, as a multiple of its duration and of the number of calls.
+
+In a large mesh, a check takes seconds. All calls together use at most a fifth of the event loop's time.
+"""
+MAX_CONCURRENT_WAITS = 20
+"""Maximum number of Wait calls in progress. A further call ends with RESOURCE_EXHAUSTED."""
 MAX_PROBLEMS = 1000
 """Maximum number of problems that a response lists. The rest are only counted."""
 MAX_LAGGING = 100
@@ -67,6 +72,8 @@ class ObjectsService:
             problems: returns the current problems of objects and settings.
         """
         self._controller, self._source, self._problems = controller, source, problems
+        self._waits = 0
+        """Number of Wait calls in progress."""
 
     def __call__(self, server: GuardedServer, _: DiscoveryService) -> None:
         """Add the service to a server that has not started."""
@@ -124,20 +131,33 @@ class ObjectsService:
         if request.kind not in TRAFFIC_KINDS:
             known = ", ".join(TRAFFIC_KINDS)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"kind must be one of {known}")
+        if self._waits >= MAX_CONCURRENT_WAITS:
+            problem = f"{self._waits} other calls wait for objects: retry when one has ended"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+        self._waits += 1
+        try:
+            async for response in self._follow(request):
+                yield response
+        finally:
+            self._waits -= 1
+
+    async def _follow(self, request: pb.WaitRequest) -> AsyncIterator[pb.WaitResponse]:
+        """Yield the state of an object, again after each change, until it is final."""
         ref, called_at = Ref(request.kind, request.namespace, request.name), time.monotonic()
         tracker = ProgressTracker(self._controller, ref)
         sent: pb.WaitResponse | None = None
         while True:
-            response = self._read(request, ref, called_at)
             started_at = time.monotonic()
+            response = self._read(request, ref, called_at)
             if response.state == pb.WaitResponse.ACKS:
                 _add_progress(response, await tracker.read(), request, is_held=tracker.is_held)
+            pause = IDLE_FACTOR * self._waits * (time.monotonic() - started_at)
             if response != sent:
                 sent = response
                 yield response
             if response.state >= pb.WaitResponse.READY:
                 return
-            await asyncio.sleep(max(POLL_INTERVAL, IDLE_FACTOR * (time.monotonic() - started_at)))
+            await asyncio.sleep(max(POLL_INTERVAL, pause))
 
     def _read(self, request: pb.WaitRequest, ref: Ref, called_at: float) -> pb.WaitResponse:
         """Return whether the version is read and applied. If it is, the state is ACKS."""
