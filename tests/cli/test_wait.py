@@ -22,7 +22,8 @@ from tests.sources.fake_apiserver import FakeApiServer
 from xds.cli import app
 from xds.mesh.controlplane import objects_service
 from xds.mesh.controlplane.problem_times import FoundProblem
-from xds.mesh.model.objects import Problem, Ref
+from xds.mesh.model.objects import Fact, Problem, Ref
+from xds.mesh.rollout import machine
 from xds.mesh.sources.report import ReadObject
 from xds.mesh.v1 import objects_pb2 as pb
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
@@ -76,6 +77,30 @@ async def test_timeout_names_lagging_sidecars_and_transitions(plane: Plane):
     await plane.one.answer(ENDPOINT)
 
 
+@pytest.mark.parametrize("policy", [peer("shop", None), peer("shop", "DISABLE", name="default", app="other")])
+async def test_policy_that_no_longer_decides_waits_for_its_former_ports(plane: Plane, policy: Fact):
+    plane.first.withheld, plane.one.withheld = {LISTENER: ""}, {ENDPOINT: ""}
+    plane.apply(policy)
+    result = await xds(POLICY, "--timeout=1s", port=plane.server.port)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "  web-1.shop:8080 waiting for its listener" in result.stderr.splitlines()
+    await plane.first.answer(LISTENER)
+    await plane.one.answer(ENDPOINT)
+    async with asyncio.timeout(WITHIN):
+        assert (await xds(POLICY, port=plane.server.port)).exit_code == 0
+
+
+async def test_port_without_room_in_the_plan_is_waited_for(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    rollout, key = plane.controller.rollouts.rollout, (Ref("Pod", "shop", "web-1"), 8080)
+    monkeypatch.setattr(machine, "MAX_PORTS", 0)
+    rollout.pending.add(key)
+    assert not rollout.has_unplanned_changes
+    result = await xds(POLICY, "--timeout=1s", port=plane.server.port)
+    assert (result.exit_code, "  web-1.shop:8080 waiting for the API server" in result.stderr) == (1, True)
+    rollout.pending.clear()
+    assert (await xds(POLICY, port=plane.server.port)).exit_code == 0
+
+
 async def test_progress_is_printed_on_a_terminal(plane: Plane):
     plane.set_mode("STRICT")
     terminal, side = os.openpty()
@@ -120,7 +145,7 @@ async def test_rule_that_is_held_back_is_not_acked(plane: Plane):
     plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
     result = await xds(RULE, "--for=acked", "--timeout=1s", port=plane.server.port)
     assert result.exit_code == 1
-    assert "DestinationRule shop/rule held until its servers accept it" in result.stderr
+    assert "DestinationRule/shop/rule held until its servers accept it" in result.stderr
     await plane.first.answer(LISTENER)
     await plane.one.answer(ENDPOINT)
     for words in (("--for=acked",), ()):

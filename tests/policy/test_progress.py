@@ -8,12 +8,20 @@ import pytest
 
 from tests.policy.rollout_world import UNREAD
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
-from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
+from xds.mesh.controlplane.rollout_text import port_line, rule_summary, service_summary
 from xds.mesh.model.objects import Change, Fact, Pod, Ref, ServicePort
 from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.rollout.observation import Generations, Observed, Report
 from xds.mesh.rollout.plan import StoredPlan
-from xds.mesh.rollout.progress import count_services, port_waits, rule_progress, service_progress
+from xds.mesh.rollout.progress import (
+    API_SERVER,
+    count_services,
+    port_progress,
+    port_waits,
+    ports_in_transition,
+    rule_progress,
+    service_progress,
+)
 from xds.mesh.rollout.sync import ReplicaSync
 from xds.mesh.rollout.waits import WaitingFor
 
@@ -246,6 +254,19 @@ def test_ports_are_listed_with_what_they_wait_for():
     world.change(peer("ns", "PERMISSIVE"))
     found = {key: wait.waiting_for for key, _, wait in port_waits(world.rollouts)}
     assert found == {(ref("web-1"), port): WaitingFor.LISTENER for port in (8080, 9090)}
+
+
+def test_port_that_waits_for_room_in_the_plan_is_in_transition():
+    world = World("DISABLE", servers=2)
+    world.change(peer("ns", "PERMISSIVE"))
+    rollout, keys = world.rollouts.rollout, [(ref("web-1"), 8080), (ref("web-2"), 8080)]
+    rollout.plan = replace(rollout.plan, ports={keys[0]: rollout.plan.ports[keys[0]]})
+    assert ports_in_transition(rollout) == set(keys)
+    progress = port_progress(world.mesh, world.rollouts, [*keys, (ref("unknown"), 8080)])
+    assert [port_line(each) for each in progress] == [
+        "web-1.ns:8080 waiting for its listener",
+        f"web-2.ns:8080 waiting for {API_SERVER}",
+    ]
 
 
 def test_skipped_port_that_no_service_exposes_is_not_shown():

@@ -89,7 +89,7 @@ async def test_lagging_sidecar_is_named_after_the_timeout(loopback, tmp_path):
             first, *lines = result.err.splitlines()
             assert first.startswith("xds: PeerAuthentication ns/default: timed out after 3s: acked by 1 of 2")
             assert lines[0] == "  client.ns waiting for EDS"
-            assert lines[1] == f"  web.ns:{HTTP} waiting for its clients client.ns"
+            assert lines[1] == f"  web.ns:{HTTP} waiting for client.ns"
 
             mesh.apply(destination_rule("rule", "ns", HOST, "ISTIO_MUTUAL"))
             result = await wait(mesh, RULE, "--for=acked", "--timeout=3s")

@@ -58,7 +58,7 @@ def wait(
         typer.Option(
             "--for",
             help="acked: all sidecars that the object concerns have ACKed. in-force: in addition, no "
-            "transition that the object caused is in progress.",
+            "transition that the object may have caused is in progress.",
         ),
     ] = Condition.IN_FORCE,
     timeout: Annotated[

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import NamedTuple, TypeAlias
 
 from xds.introspect.cooperative import Checkpoint
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.rollout_text import port_line, rule_line
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import POLICY_KINDS, Pod, Ref
+from xds.mesh.model.objects import POLICY_KINDS, Ref
 from xds.mesh.policy.mtls import effective_mode
-from xds.mesh.rollout.progress import port_waits, rule_progress
+from xds.mesh.rollout.progress import port_progress, ports_in_transition, rule_progress
 from xds.mesh.rollout.proxies import PodName
 from xds.protocol.session import Session
 from xds.protocol.status import State
 from xds.protocol.types import short_name
 from xds.server import Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
+
+MAX_TRANSITIONS = 10
+"""Maximum number of ports in transition that are listed."""
 
 _Names: TypeAlias = Mapping[str, frozenset[str]]
 """Names of resources by type URL."""
@@ -47,7 +52,7 @@ class ObjectProgress:
     lagging: tuple[Lagging, ...] = ()
     """Those that have not ACKed: first those that rejected a resource."""
     transitions: tuple[str, ...] = ()
-    """Transitions that the object caused, one line each."""
+    """Transitions that the object may have caused, one line each. The list is not complete."""
 
 
 class ProgressTracker:
@@ -56,10 +61,8 @@ class ProgressTracker:
     def __init__(self, controller: Controller, ref: Ref) -> None:
         self._controller, self._ref = controller, ref
         self._mesh: Mesh | None = None
-        self._decided: frozenset[tuple[Ref, int]] = frozenset()
-        """Ports whose mode the object decides."""
         self._hosts: frozenset[str] = frozenset()
-        """Hosts of the services with such a port."""
+        """Hosts of the services with a port whose mode the object decides."""
         self._names: dict[tuple[str, str], frozenset[str]] = {}
         """Names of the resources that were made from the object, by type and version of the resource set."""
         self._made: dict[tuple[str, ...], bool] = {}
@@ -85,24 +88,24 @@ class ProgressTracker:
     # --- what the object concerns ---------------------------------------------------------------------------
 
     async def _read_mesh(self, checkpoint: Checkpoint) -> None:
-        """Find the ports that the object decides, if the mesh has changed."""
+        """Find the services with a port whose mode the object decides, if the mesh has changed."""
         mesh = self._controller.mesh
         if mesh is self._mesh:
             return
         self._mesh, self._names, self._made = mesh, {}, {}
-        decided, hosts = set(), set()
+        hosts = set()
         if self._ref.kind in POLICY_KINDS:
             for pod in tuple(mesh.pods()):
                 await checkpoint()
-                for exposure in mesh.exposures(pod) if self._may_decide(pod, mesh) else ():
+                may_decide = pod.has_sidecar and self._is_in_scope(pod.ref, mesh)
+                for exposure in mesh.exposures(pod) if may_decide else ():
                     if effective_mode(mesh, pod, exposure.target).decided_by == self._ref:
-                        decided.add((pod.ref, exposure.target))
                         hosts.add(exposure.service.host)
-        self._decided, self._hosts = frozenset(decided), frozenset(hosts)
+        self._hosts = frozenset(hosts)
 
-    def _may_decide(self, pod: Pod, mesh: Mesh) -> bool:
-        scopes = {"", pod.namespace, mesh.config.root_namespace}
-        return pod.has_sidecar and self._ref.namespace in scopes
+    def _is_in_scope(self, pod: Ref, mesh: Mesh) -> bool:
+        """Return whether a policy of the object's namespace can apply to a pod."""
+        return self._ref.namespace in {"", pod.namespace, mesh.config.root_namespace}
 
     async def _resources(self, snapshot: Snapshot, checkpoint: Checkpoint) -> _Names:
         """Return the names of a snapshot's resources that were made from the object."""
@@ -178,16 +181,20 @@ class ProgressTracker:
         return self._ref in self._controller.mesh.served.rules
 
     def _transitions(self) -> Iterator[str]:
-        """Yield the transitions that the object caused."""
-        rollouts = self._controller.rollouts
-        for (pod, port), _, wait in port_waits(rollouts):
-            if (pod, port) in self._decided:
-                lagging = f" {', '.join(wait.lagging[:3])}" if wait.lagging else ""
-                yield f"{pod.name}.{pod.namespace}:{port} waiting for its {wait.waiting_for}{lagging}"
-        for rule in rule_progress(rollouts):
-            if self._ref == ("DestinationRule", rule.namespace, rule.name) and not rule.skipped:
-                held = "held until its servers accept it" if rule.held else "waiting for its clients"
-                yield f"{self._ref} {held}"
+        """Yield transitions that the object may have caused.
+
+        An edit may cause transitions of ports whose mode the object no longer decides. Therefore, all ports
+        count to which a policy of its namespace can apply.
+        """
+        rollouts, mesh = self._controller.rollouts, self._controller.mesh
+        if self._ref.kind in POLICY_KINDS:
+            keys = [key for key in ports_in_transition(rollouts.rollout) if self._is_in_scope(key[0], mesh)]
+            first = nsmallest(MAX_TRANSITIONS, keys)
+            yield from map(port_line, port_progress(mesh, rollouts, first))
+        else:
+            for rule in rule_progress(rollouts):
+                if self._ref == ("DestinationRule", rule.namespace, rule.name) and not rule.skipped:
+                    yield rule_line(rule)
         if rollouts.rollout.has_unplanned_changes:
             yield "waiting for the next plan of the rollout"
 

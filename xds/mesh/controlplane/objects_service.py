@@ -39,8 +39,6 @@ MAX_PROBLEMS = 1000
 """Maximum number of problems that a response lists. The rest are only counted."""
 MAX_LAGGING = 100
 """Maximum number of lagging proxies that a response lists."""
-MAX_TRANSITIONS = 10
-"""Maximum number of transitions that a response lists."""
 _MAX_DIGITS = 20
 """Maximum length of a resourceVersion that is compared as a number: 64 bits."""
 
@@ -195,7 +193,7 @@ def _add_progress(
     response.concerned, response.acked = progress.concerned, progress.concerned - len(lagging)
     for proxy in lagging[:MAX_LAGGING]:
         response.lagging.add(node_id=proxy.node_id, reason=printable(proxy.reason), rejected=proxy.rejected)
-    response.transitions.extend(map(printable, progress.transitions[:MAX_TRANSITIONS]))
+    response.transitions.extend(map(printable, progress.transitions))
     waits_for_transitions = is_held or request.condition == pb.WaitRequest.IN_FORCE
     if lagging:
         are_final = all(proxy.rejected for proxy in lagging)

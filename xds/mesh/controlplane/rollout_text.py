@@ -29,28 +29,39 @@ def service_summary(service: ServiceProgress, now: float) -> str:
 
 def rule_summary(rule: RuleProgress, now: float) -> str:
     """Return one line: `DestinationRule/full/x held until its servers accept it (3 s)`."""
+    return f"{rule_line(rule)} ({_duration(now - rule.since)})"
+
+
+def rule_line(rule: RuleProgress) -> str:
+    """Return the summary of a rule without a duration."""
     name = f"{'deletion of ' if rule.deleted else ''}DestinationRule/{rule.namespace}/{rule.name}"
     if rule.held:
-        status = "held until its servers accept it"
-    else:
-        clients = " and ".join(_first_names(rule.lagging, "clients")) or "its clients"
-        status = _wait_summary(clients, rule)
-    return f"{name} {status} ({_duration(now - rule.since)})"
+        return f"{name} held until its servers accept it"
+    clients = " and ".join(_first_names(rule.lagging, "clients")) or "its clients"
+    return f"{name} {_wait_summary(clients, rule)}"
+
+
+def port_line(endpoint: WaitingEndpoint) -> str:
+    """Return the progress of a port without a duration: `httpbin-2.full:8080 waiting for its listener`."""
+    pod, port = endpoint.key
+    return f"{pod.name}.{pod.namespace}:{port} {_endpoint_status(endpoint)}"
 
 
 def _endpoint_summary(endpoint: WaitingEndpoint, now: float, *, with_port: bool) -> str:
     pod, port = endpoint.key
-    if endpoint.waiting_for is not WaitingFor.LISTENER:
-        status = _wait_summary(_waiting_for(endpoint), endpoint)
-    elif endpoint.rejection:
-        status = f"stopped, its sidecar rejected the listener: {endpoint.rejection}"
-    elif endpoint.skipped:
-        status = "skipped, its listener was not active in time"
-    else:
-        status = "waiting for its listener"
     plaintext = "; still accepts plaintext" if endpoint.accepts_plaintext else ""
     name = f"{pod.name}:{port}" if with_port else pod.name
-    return f"{name} {status} ({_duration(now - endpoint.since)}{plaintext})"
+    return f"{name} {_endpoint_status(endpoint)} ({_duration(now - endpoint.since)}{plaintext})"
+
+
+def _endpoint_status(endpoint: WaitingEndpoint) -> str:
+    if endpoint.waiting_for is not WaitingFor.LISTENER:
+        return _wait_summary(_waiting_for(endpoint), endpoint)
+    if endpoint.rejection:
+        return f"stopped, its sidecar rejected the listener: {endpoint.rejection}"
+    if endpoint.skipped:
+        return "skipped, its listener was not active in time"
+    return "waiting for its listener"
 
 
 def _wait_summary(names: str, progress: WaitingEndpoint | RuleProgress) -> str:
