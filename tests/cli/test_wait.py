@@ -332,5 +332,14 @@ async def test_many_problems_are_counted(plane: Plane):
     assert (len(result.stdout.splitlines()), result.stderr) == (1001, "... and 5 more problems\n")
 
 
+async def test_problems_are_listed_before_notices(plane: Plane):
+    notices = [Problem(where="x", what=f"{n}", notice=True) for n in range(1000)]
+    problem = Problem(where="m/a.yaml:3", what="is wrong")
+    plane.source.problems = [FoundProblem(each, None) for each in (*notices, problem)]
+    result = await xds("--notices", port=plane.server.port, command="problems")
+    assert (result.exit_code, result.stderr) == (1, "... and 1 more problems\n")
+    assert result.stdout.splitlines()[1].endswith("is wrong")
+
+
 def test_empty_namespace_is_wrong_usage():
     assert CliRunner().invoke(app, ["problems", "-n", ""], prog_name="xds").exit_code == 2

@@ -101,6 +101,7 @@ class ObjectsService:
             if (request.notices or not found.problem.notice)
             and request.namespace in {"", Ref.parse(found.problem.subject).namespace}
         ]
+        selected.sort(key=lambda found: found.problem.notice)
         return pb.ListProblemsResponse(
             problems=[self._problem(found, clock) for found in selected[:MAX_PROBLEMS]],
             more_problems=len(selected[MAX_PROBLEMS:]),
