@@ -21,6 +21,7 @@ from tests.policy.world import peer, rule
 from tests.sources.fake_apiserver import FakeApiServer
 from xds.cli import app
 from xds.mesh.controlplane import objects_service
+from xds.mesh.controlplane.absence import Absences, Absent
 from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.model.objects import Fact, Problem, Ref
 from xds.mesh.rollout import machine
@@ -237,6 +238,26 @@ async def test_sidecars_that_are_not_connected_are_counted(plane: Plane):
         0,
         "xds: 1 sidecars are not connected and were not checked\n",
     )
+
+
+async def test_sidecars_may_be_connected_to_other_replicas(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    absent = Absences((Absent("shop", "absent", None),), may_be_on_other_replica=True)
+    monkeypatch.setattr(plane.controller, "absences", lambda: absent)
+    result = await xds(POLICY, "--resource-version=1", port=plane.server.port)
+    not_checked = "sidecars are not connected to this replica and were not checked"
+    assert (result.exit_code, result.stderr) == (
+        0,
+        f"xds: 1 {not_checked}; other replicas may serve them\n",
+    )
+
+
+async def test_mistyped_name_exits_with_2(plane: Plane):
+    result = await xds("PeerAuthentication/shop/defualt", port=plane.server.port)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "has not read PeerAuthentication shop/defualt: check the name, or use --kub" in result.stderr
+    plane.controller.ready.clear()
+    result = await xds("PeerAuthentication/shop/defualt", "--timeout=1s", port=plane.server.port)
+    assert (result.exit_code, "timed out" in result.stderr) == (1, True)
 
 
 async def test_version_is_read_from_the_api_server(plane: Plane, tmp_path: Path):

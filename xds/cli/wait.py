@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -178,7 +178,7 @@ def _report(response: pb.WaitResponse, ref: Ref, request: pb.WaitRequest, timeou
         case state.NO_VERSIONS:
             fail("the control plane reads files, which have no resourceVersion: omit the option")
         case state.NOT_FOUND:
-            fail(f"{ref} does not exist in the files that the control plane reads")
+            _fail_unread(response, ref)
         case state.INVALID:
             fail(f"the control plane rejects {ref}: {response.detail}", 1)
         case state.REJECTED:
@@ -202,8 +202,23 @@ def _report_success(response: pb.WaitResponse, ref: Ref, request: pb.WaitRequest
             "control plane may not have read, use --kubernetes",
             err=True,
         )
-    if response.not_connected:
+    if response.not_connected and response.may_be_on_other_replica:
+        typer.echo(
+            f"xds: {response.not_connected} sidecars are not connected to this replica and were not checked; "
+            "other replicas may serve them",
+            err=True,
+        )
+    elif response.not_connected:
         typer.echo(f"xds: {response.not_connected} sidecars are not connected and were not checked", err=True)
+
+
+def _fail_unread(response: pb.WaitResponse, ref: Ref) -> NoReturn:
+    if response.has_versions:
+        fail(
+            f"the control plane has not read {ref}: check the name, or use --kubernetes to wait until the "
+            "control plane has read a new object"
+        )
+    fail(f"{ref} does not exist in the files that the control plane reads")
 
 
 def _summary(response: pb.WaitResponse) -> str:

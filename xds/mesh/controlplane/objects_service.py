@@ -161,9 +161,11 @@ class ObjectsService:
     def _read(self, request: pb.WaitRequest, ref: Ref, called_at: float) -> pb.WaitResponse:
         """Return whether the version is read and applied. If it is, the state is ACKS."""
         source, read = self._source, self._source.read_object(ref)
+        absences = self._controller.absences()
         response = pb.WaitResponse(
             state=pb.WaitResponse.READING,
-            not_connected=len(self._controller.absences().pods),
+            not_connected=len(absences.pods),
+            may_be_on_other_replica=absences.may_be_on_other_replica,
             resource_version=read.version if read else "",
             has_versions=source.has_versions,
         )
@@ -172,7 +174,8 @@ class ObjectsService:
         elif not source.is_current(called_at):
             response.detail = "the control plane is reading the files"
         elif read is None:
-            response.state = pb.WaitResponse.READING if source.has_versions else pb.WaitResponse.NOT_FOUND
+            may_come = request.resource_version or not self._controller.ready.is_set()
+            response.state = pb.WaitResponse.READING if may_come else pb.WaitResponse.NOT_FOUND
             response.detail = f"the control plane has not read {ref}"
         elif not _is_at_least(read.version, request.resource_version):
             wanted = request.resource_version

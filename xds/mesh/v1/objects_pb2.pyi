@@ -69,7 +69,7 @@ class WaitRequest(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., resource_version: _Optional[str] = ..., condition: _Optional[_Union[WaitRequest.Condition, str]] = ...) -> None: ...
 
 class WaitResponse(_message.Message):
-    __slots__ = ("state", "detail", "concerned", "acked", "lagging", "transitions", "not_connected", "resource_version", "has_versions")
+    __slots__ = ("state", "detail", "concerned", "acked", "lagging", "transitions", "not_connected", "resource_version", "has_versions", "may_be_on_other_replica")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[WaitResponse.State]
@@ -99,6 +99,7 @@ class WaitResponse(_message.Message):
     NOT_CONNECTED_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
     HAS_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    MAY_BE_ON_OTHER_REPLICA_FIELD_NUMBER: _ClassVar[int]
     state: WaitResponse.State
     detail: str
     concerned: int
@@ -108,7 +109,8 @@ class WaitResponse(_message.Message):
     not_connected: int
     resource_version: str
     has_versions: bool
-    def __init__(self, state: _Optional[_Union[WaitResponse.State, str]] = ..., detail: _Optional[str] = ..., concerned: _Optional[int] = ..., acked: _Optional[int] = ..., lagging: _Optional[_Iterable[_Union[LaggingProxy, _Mapping]]] = ..., transitions: _Optional[_Iterable[str]] = ..., not_connected: _Optional[int] = ..., resource_version: _Optional[str] = ..., has_versions: _Optional[bool] = ...) -> None: ...
+    may_be_on_other_replica: bool
+    def __init__(self, state: _Optional[_Union[WaitResponse.State, str]] = ..., detail: _Optional[str] = ..., concerned: _Optional[int] = ..., acked: _Optional[int] = ..., lagging: _Optional[_Iterable[_Union[LaggingProxy, _Mapping]]] = ..., transitions: _Optional[_Iterable[str]] = ..., not_connected: _Optional[int] = ..., resource_version: _Optional[str] = ..., has_versions: _Optional[bool] = ..., may_be_on_other_replica: _Optional[bool] = ...) -> None: ...
 
 class LaggingProxy(_message.Message):
     __slots__ = ("node_id", "reason", "rejected")
