@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from xds.mesh.controlplane.status import duration
 from xds.mesh.rollout.progress import API_SERVER, RuleProgress, ServiceProgress, WaitingEndpoint
 from xds.mesh.rollout.waits import WaitingFor
 
@@ -13,7 +14,7 @@ _MAX_NAMES = 3
 
 
 def service_summary(service: ServiceProgress, now: float) -> str:
-    """Return one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12 s)`."""
+    """Return one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12s)`."""
     count, mode = (service.plaintext, "plaintext") if service.to_plaintext else (service.mtls, "mTLS")
     ports = Counter(pod for pod, _ in {endpoint.key for endpoint in service.waiting})
     # Stalled endpoints first, then those that have waited longest.
@@ -28,8 +29,8 @@ def service_summary(service: ServiceProgress, now: float) -> str:
 
 
 def rule_summary(rule: RuleProgress, now: float) -> str:
-    """Return one line: `DestinationRule/full/x held until its servers accept it (3 s)`."""
-    return f"{rule_line(rule)} ({_duration(now - rule.since)})"
+    """Return one line: `DestinationRule/full/x held until its servers accept it (3s)`."""
+    return f"{rule_line(rule)} ({duration(now - rule.since)})"
 
 
 def rule_line(rule: RuleProgress) -> str:
@@ -51,7 +52,7 @@ def _endpoint_summary(endpoint: WaitingEndpoint, now: float, *, with_port: bool)
     pod, port = endpoint.key
     plaintext = "; still accepts plaintext" if endpoint.accepts_plaintext else ""
     name = f"{pod.name}:{port}" if with_port else pod.name
-    return f"{name} {_endpoint_status(endpoint)} ({_duration(now - endpoint.since)}{plaintext})"
+    return f"{name} {_endpoint_status(endpoint)} ({duration(now - endpoint.since)}{plaintext})"
 
 
 def _endpoint_status(endpoint: WaitingEndpoint) -> str:
@@ -74,14 +75,6 @@ def _waiting_for(endpoint: WaitingEndpoint) -> str:
         return " and ".join(_first_names(endpoint.lagging, "clients")) or "clients"
     replica = "" if endpoint.lagging == (API_SERVER,) else "replica "
     return replica + " and ".join(_first_names(endpoint.lagging, "replicas"))
-
-
-def _duration(seconds: float) -> str:
-    whole = max(0, round(seconds))
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if whole >= 2 * length:
-            return f"{whole // length} {unit}"
-    return f"{whole} s"
 
 
 def _first_names(names: Iterable[str], kind: str) -> Iterator[str]:
