@@ -215,14 +215,14 @@ async def test_object_that_is_rejected_exits_with_1(plane: Plane):
     assert f"rejects {ref}: {ref}: is wrong (mend it)" in result.stderr
 
 
-async def test_rule_that_concerns_no_sidecar_is_in_force(plane: Plane):
+async def test_rule_that_affects_no_sidecar_is_in_force(plane: Plane):
     plane.apply(rule("shop", "other.shop.svc.cluster.local", "DISABLE"))
     result = await xds(RULE, "--resource-version=1", port=plane.server.port)
     assert (result.exit_code, result.stdout) == (
         0,
         "DestinationRule shop/rule: in force, acked by 0 of 0 sidecars\n",
     )
-    assert "concerns no connected sidecar" in result.stderr
+    assert "affects no connected sidecar" in result.stderr
 
 
 async def test_sidecars_that_are_not_connected_are_counted(plane: Plane):
@@ -330,8 +330,8 @@ async def test_problems_are_listed_with_their_age(plane: Plane):
     assert result.exit_code == 1
     _, first, second = result.stdout.splitlines()
     assert first.split(maxsplit=2)[:2] == ["PeerAuthentication", "shop/default"]
-    assert first.endswith("  (resourceVersion 1)  2m5s ago  is\\x1b wrong (mend); version 7 stays in use")
-    assert second.endswith("  m/a.yaml:3           -         is odd")
+    assert first.endswith("  (resourceVersion 1)  2m5s  is\\x1b wrong (mend); version 7 stays in use")
+    assert second.endswith("  m/a.yaml:3           -     is odd")
     result = await xds("-n", "bank", "-o", "json", port=port, command="problems")
     assert result.exit_code == 1
     assert [each["object"] for each in json.loads(result.stdout)["problems"]] == ["Service bank/x"]

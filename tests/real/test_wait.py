@@ -131,7 +131,7 @@ async def test_invalid_object_ends_the_wait_and_is_a_problem(loopback, tmp_path)
 
         text = await xds("problems", at, may_be_no=True)
         header, line = text.splitlines()
-        assert header.split() == ["OBJECT", "PLACE", "SINCE", "PROBLEM"]
+        assert header.split() == ["OBJECT", "PLACE", "AGE", "PROBLEM"]
         assert line.startswith("PeerAuthentication ns/default  ")
         [problem] = json.loads(await xds("problems", "-o", "json", at, may_be_no=True))["problems"]
         assert problem["object"] == "PeerAuthentication ns/default"
@@ -149,7 +149,7 @@ async def test_invalid_object_ends_the_wait_and_is_a_problem(loopback, tmp_path)
 
         await eventually(has_problem, timeout=30)
         result = await wait(mesh, "PeerAuthentication/ns/lost")
-        assert (result.status, "concerns no connected sidecar" in result.err) == (0, True)
+        assert (result.status, "affects no connected sidecar" in result.err) == (0, True)
 
         result = await wait(mesh, "PeerAuthentication/ns/nobody")
         assert (result.status, "does not exist in the files" in result.err) == (2, True)

@@ -1,6 +1,6 @@
-"""Which proxies an object concerns, which of them have ACKed it, and which transitions it caused.
+"""Which proxies an object affects, which of them have ACKed it, and which transitions it caused.
 
-An object concerns a proxy that subscribes to a resource made from the object: a resource whose sources name
+An object affects a proxy that subscribes to a resource made from the object: a resource whose sources name
 the object or, for an authentication policy, an assignment of a service with a port whose mode it decides.
 """
 
@@ -47,8 +47,8 @@ class Lagging(NamedTuple):
 class ObjectProgress:
     """How far an object is, at one moment."""
 
-    concerned: int = 0
-    """Number of connected proxies that the object concerns."""
+    affected: int = 0
+    """Number of connected proxies that the object affects."""
     lagging: tuple[Lagging, ...] = ()
     """Those that have not ACKed: first those that rejected a resource."""
     transitions: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class ProgressTracker:
         """Return the current progress. The mesh must contain the object."""
         checkpoint = Checkpoint()
         await self._read_mesh(checkpoint)
-        concerned, lagging = 0, []
+        affected, lagging = 0, []
         for key, streams in tuple(self._controller.connections.streams.items()):
             await checkpoint()
             reports = [
@@ -80,12 +80,12 @@ class ProgressTracker:
                 for each in tuple(streams)
                 if (report := await self._read_stream(key, each, checkpoint))
             ]
-            concerned += bool(reports)
+            affected += bool(reports)
             lagging += [report for report in reports if isinstance(report, Lagging)][:1]
         lagging.sort(key=lambda proxy: not proxy.rejected)
-        return ObjectProgress(concerned, tuple(lagging), tuple(self._transitions()))
+        return ObjectProgress(affected, tuple(lagging), tuple(self._transitions()))
 
-    # --- what the object concerns ---------------------------------------------------------------------------
+    # --- what the object affects ---------------------------------------------------------------------------
 
     async def _read_mesh(self, checkpoint: Checkpoint) -> None:
         """Find the services with a port whose mode the object decides, if the mesh has changed."""
@@ -137,7 +137,7 @@ class ProgressTracker:
     async def _read_stream(
         self, key: PodName, subscriber: Subscriber, checkpoint: Checkpoint
     ) -> Lagging | bool:
-        """Return whether the object concerns a stream, or why the stream lags."""
+        """Return whether the object affects a stream, or why the stream lags."""
         snapshot, node_id = subscriber.snapshot, subscriber.node.id
         made = await self._resources(snapshot, checkpoint) if snapshot else {}
         session = subscriber.session
@@ -153,11 +153,11 @@ class ProgressTracker:
 
     def _compare(self, node_id: str, session: Session, snapshot: Snapshot, made: _Names) -> Lagging | bool:
         """Compare what a proxy has ACKed with its snapshot, of which `made` was made from the object."""
-        is_concerned, unacked = False, []
+        is_affected, unacked = False, []
         for kind in session.status():
             desired = snapshot.of(kind.type_url)
             names = [name for name in made.get(kind.type_url, ()) if kind.watch.covers(name)]
-            is_concerned |= bool(names)
+            is_affected |= bool(names)
             if kind.type_url != CLUSTER and kind.synced and kind.watch.resources == desired:
                 continue  # Clusters refer to assignments, which the proxy may not have subscribed to.
             for status in kind.resource_statuses(names):
@@ -171,7 +171,7 @@ class ProgressTracker:
         if unacked:
             types = ", ".join(map(short_name, dict.fromkeys(unacked)))
             return Lagging(node_id, f"waiting for {types}", rejected=False)
-        return is_concerned
+        return is_affected
 
     # --- transitions ----------------------------------------------------------------------------------------
 

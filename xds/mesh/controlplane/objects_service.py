@@ -194,7 +194,7 @@ def _add_progress(
 ) -> None:
     """Add the progress to a response, and set its state."""
     lagging = progress.lagging
-    response.concerned, response.acked = progress.concerned, progress.concerned - len(lagging)
+    response.affected, response.acked = progress.affected, progress.affected - len(lagging)
     for proxy in lagging[:MAX_LAGGING]:
         response.lagging.add(node_id=proxy.node_id, reason=printable(proxy.reason), rejected=proxy.rejected)
     response.transitions.extend(map(printable, progress.transitions))
