@@ -252,11 +252,11 @@ async def test_sidecars_may_be_connected_to_other_replicas(plane: Plane, monkeyp
 
 
 async def test_mistyped_name_exits_with_2(plane: Plane):
-    result = await xds("PeerAuthentication/shop/defualt", port=plane.server.port)
+    result = await xds("PeerAuthentication/shop/defaults", port=plane.server.port)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "has not read PeerAuthentication shop/defualt: check the name, or use --kub" in result.stderr
+    assert "has not read PeerAuthentication shop/defaults: check the name, or use --kub" in result.stderr
     plane.controller.ready.clear()
-    result = await xds("PeerAuthentication/shop/defualt", "--timeout=1s", port=plane.server.port)
+    result = await xds("PeerAuthentication/shop/defaults", "--timeout=1s", port=plane.server.port)
     assert (result.exit_code, "timed out" in result.stderr) == (1, True)
 
 
