@@ -206,6 +206,12 @@ async def test_number_of_waits_is_limited(plane: Plane, monkeypatch: pytest.Monk
             pass
 
 
+@pytest.mark.parametrize("calls", [1, 5, objects_service.MAX_CONCURRENT_WAITS])
+def test_all_waits_share_the_load_of_one(calls: int):
+    share = calls * 2.0 / (2.0 + objects_service.pause_after(2.0, calls))
+    assert share <= objects_service.MAX_LOAD + 1e-9
+
+
 async def test_object_that_is_rejected_exits_with_1(plane: Plane):
     ref = Ref("PeerAuthentication", "shop", "default")
     problem = Problem(where=str(ref), what="is wrong", hint="mend it")

@@ -28,11 +28,8 @@ SERVICE = "xds.mesh.v1.Objects"
 
 POLL_INTERVAL = 0.1
 """Interval at which a Wait call checks for changes, in seconds."""
-IDLE_FACTOR = 4
-"""Minimum pause after a check, as a multiple of its duration and of the number of calls.
-
-In a large mesh, a check takes seconds. All calls together use at most a fifth of the event loop's time.
-"""
+MAX_LOAD = 0.2
+"""Maximum share of the event loop's time that all Wait calls use. In a large mesh, a check takes seconds."""
 MAX_CONCURRENT_WAITS = 20
 """Maximum number of Wait calls in progress. A further call ends with RESOURCE_EXHAUSTED."""
 MAX_PROBLEMS = 1000
@@ -150,13 +147,13 @@ class ObjectsService:
             response = self._read(request, ref, called_at)
             if response.state == pb.WaitResponse.ACKS:
                 _add_progress(response, await tracker.read(), request, is_held=tracker.is_held)
-            pause = IDLE_FACTOR * self._waits * (time.monotonic() - started_at)
+            pause = pause_after(time.monotonic() - started_at, self._waits)
             if response != sent:
                 sent = response
                 yield response
             if response.state >= pb.WaitResponse.READY:
                 return
-            await asyncio.sleep(max(POLL_INTERVAL, pause))
+            await asyncio.sleep(pause)
 
     def _read(self, request: pb.WaitRequest, ref: Ref, called_at: float) -> pb.WaitResponse:
         """Return whether the version is read and applied. If it is, the state is ACKS."""
@@ -187,6 +184,11 @@ class ObjectsService:
         else:
             response.state = pb.WaitResponse.ACKS
         return response
+
+
+def pause_after(seconds: float, calls: int) -> float:
+    """Return the pause after a check that took some seconds, if a number of calls is in progress."""
+    return max(POLL_INTERVAL, seconds * (calls / MAX_LOAD - 1))
 
 
 def _add_progress(
