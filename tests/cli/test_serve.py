@@ -107,7 +107,7 @@ def test_policy_without_effect_is_reported_until_fixed(folder: Path) -> None:
         assert status.returncode == 1
         row = status.stdout.splitlines()[1]
         assert row.split(maxsplit=8) == ["web.shop", *"-------", "not connected (never)"]
-        assert status.stderr == f"{warning.replace(': Peer', ': warning: Peer', 1)}\n"
+        assert status.stderr == f"{warning.replace(': Peer', ': problem: Peer', 1)}\n"
         (folder / "strict.yaml").write_text(STRICT.format("shop"))
         process.wait_for(lambda: process.get("/ready") == (200, "ready\n"))
         assert process.logged('event="problem solved"')

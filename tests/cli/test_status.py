@@ -426,7 +426,7 @@ async def test_many_absent_sidecars_are_counted(server: XdsServer, mesh: Mesh):
     assert result.stderr == "500 more sidecars are not connected\n"
 
 
-async def test_warnings_do_not_change_the_exit_status(
+async def test_problems_do_not_change_the_exit_status(
     server: XdsServer, mesh: Mesh, channel: grpc.aio.Channel
 ):
     await synced(channel, server, "good.shop")
@@ -438,9 +438,9 @@ async def test_warnings_do_not_change_the_exit_status(
     result = await xds(port=server.port)
     assert result.exit_code == 0
     lines = result.stderr.splitlines()
-    assert lines[0] == "m/a.yaml:3: warning: is\\x1b wrong (mend it)"
+    assert lines[0] == "m/a.yaml:3: problem: is\\x1b wrong (mend it)"
     assert len(lines) == 101
-    assert lines[-1] == "... and 101 more warnings"
+    assert lines[-1] == "... and 101 more problems"
     assert (await xds("good", port=server.port)).stderr == ""
 
 

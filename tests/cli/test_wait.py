@@ -20,9 +20,13 @@ from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import peer, rule
 from tests.sources.fake_apiserver import FakeApiServer
 from xds.cli import app
+from xds.mesh.controlplane import objects_service
+from xds.mesh.controlplane.absence import Absences, Absent
 from xds.mesh.controlplane.problem_times import FoundProblem
-from xds.mesh.model.objects import Problem, Ref
+from xds.mesh.model.objects import Fact, Problem, Ref
+from xds.mesh.rollout import machine
 from xds.mesh.sources.report import ReadObject
+from xds.mesh.v1 import objects_pb2 as pb
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
 
 POLICY = "PeerAuthentication/shop/default"
@@ -74,6 +78,30 @@ async def test_timeout_names_lagging_sidecars_and_transitions(plane: Plane):
     await plane.one.answer(ENDPOINT)
 
 
+@pytest.mark.parametrize("policy", [peer("shop", None), peer("shop", "DISABLE", name="default", app="other")])
+async def test_policy_that_no_longer_decides_waits_for_its_former_ports(plane: Plane, policy: Fact):
+    plane.first.withheld, plane.one.withheld = {LISTENER: ""}, {ENDPOINT: ""}
+    plane.apply(policy)
+    result = await xds(POLICY, "--timeout=1s", port=plane.server.port)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "  web-1.shop:8080 waiting for its listener" in result.stderr.splitlines()
+    await plane.first.answer(LISTENER)
+    await plane.one.answer(ENDPOINT)
+    async with asyncio.timeout(WITHIN):
+        assert (await xds(POLICY, port=plane.server.port)).exit_code == 0
+
+
+async def test_port_without_room_in_the_plan_is_waited_for(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    rollout, key = plane.controller.rollouts.rollout, (Ref("Pod", "shop", "web-1"), 8080)
+    monkeypatch.setattr(machine, "MAX_PORTS", 0)
+    rollout.pending.add(key)
+    assert not rollout.has_unplanned_changes
+    result = await xds(POLICY, "--timeout=1s", port=plane.server.port)
+    assert (result.exit_code, "  web-1.shop:8080 waiting for the API server" in result.stderr) == (1, True)
+    rollout.pending.clear()
+    assert (await xds(POLICY, port=plane.server.port)).exit_code == 0
+
+
 async def test_progress_is_printed_on_a_terminal(plane: Plane):
     plane.set_mode("STRICT")
     terminal, side = os.openpty()
@@ -118,7 +146,7 @@ async def test_rule_that_is_held_back_is_not_acked(plane: Plane):
     plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
     result = await xds(RULE, "--for=acked", "--timeout=1s", port=plane.server.port)
     assert result.exit_code == 1
-    assert "DestinationRule shop/rule held until its servers accept it" in result.stderr
+    assert "DestinationRule/shop/rule held until its servers accept it" in result.stderr
     await plane.first.answer(LISTENER)
     await plane.one.answer(ENDPOINT)
     for words in (("--for=acked",), ()):
@@ -156,6 +184,34 @@ async def test_change_that_is_not_applied_is_waited_for(plane: Plane):
     assert (result.exit_code, "is applying the change" in result.stderr) == (1, True)
 
 
+async def test_number_of_waits_is_limited(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(objects_service, "MAX_CONCURRENT_WAITS", 2)
+    call = plane.channel.unary_stream(
+        f"/{objects_service.SERVICE}/Wait",
+        request_serializer=pb.WaitRequest.SerializeToString,
+        response_deserializer=pb.WaitResponse.FromString,
+    )
+    request = pb.WaitRequest(
+        kind="PeerAuthentication", namespace="shop", name="default", resource_version="2"
+    )
+    waits = [call(request) for _ in range(2)]
+    for wait in waits:
+        assert (await wait.read()).state == pb.WaitResponse.READING
+    result = await xds(POLICY, port=plane.server.port)
+    assert (result.exit_code, "2 other calls wait for objects: retry when" in result.stderr) == (3, True)
+    for wait in waits:
+        wait.cancel()
+    async with asyncio.timeout(WITHIN):
+        while (await xds(POLICY, port=plane.server.port)).exit_code:
+            pass
+
+
+@pytest.mark.parametrize("calls", [1, 5, objects_service.MAX_CONCURRENT_WAITS])
+def test_all_waits_share_the_load_of_one(calls: int):
+    share = calls * 2.0 / (2.0 + objects_service.pause_after(2.0, calls))
+    assert share <= objects_service.MAX_LOAD + 1e-9
+
+
 async def test_object_that_is_rejected_exits_with_1(plane: Plane):
     ref = Ref("PeerAuthentication", "shop", "default")
     problem = Problem(where=str(ref), what="is wrong", hint="mend it")
@@ -165,14 +221,14 @@ async def test_object_that_is_rejected_exits_with_1(plane: Plane):
     assert f"rejects {ref}: {ref}: is wrong (mend it)" in result.stderr
 
 
-async def test_rule_that_concerns_no_sidecar_is_in_force(plane: Plane):
+async def test_rule_that_affects_no_sidecar_is_in_force(plane: Plane):
     plane.apply(rule("shop", "other.shop.svc.cluster.local", "DISABLE"))
     result = await xds(RULE, "--resource-version=1", port=plane.server.port)
     assert (result.exit_code, result.stdout) == (
         0,
         "DestinationRule shop/rule: in force, acked by 0 of 0 sidecars\n",
     )
-    assert "concerns no connected sidecar" in result.stderr
+    assert "affects no connected sidecar" in result.stderr
 
 
 async def test_sidecars_that_are_not_connected_are_counted(plane: Plane):
@@ -188,6 +244,26 @@ async def test_sidecars_that_are_not_connected_are_counted(plane: Plane):
         0,
         "xds: 1 sidecars are not connected and were not checked\n",
     )
+
+
+async def test_sidecars_may_be_connected_to_other_replicas(plane: Plane, monkeypatch: pytest.MonkeyPatch):
+    absent = Absences((Absent("shop", "absent", None),), may_be_on_other_replica=True)
+    monkeypatch.setattr(plane.controller, "absences", lambda: absent)
+    result = await xds(POLICY, "--resource-version=1", port=plane.server.port)
+    not_checked = "sidecars are not connected to this replica and were not checked"
+    assert (result.exit_code, result.stderr) == (
+        0,
+        f"xds: 1 {not_checked}; other replicas may serve them\n",
+    )
+
+
+async def test_mistyped_name_exits_with_2(plane: Plane):
+    result = await xds("PeerAuthentication/shop/defaults", port=plane.server.port)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "has not read PeerAuthentication shop/defaults: check the name, or use --kub" in result.stderr
+    plane.controller.ready.clear()
+    result = await xds("PeerAuthentication/shop/defaults", "--timeout=1s", port=plane.server.port)
+    assert (result.exit_code, "timed out" in result.stderr) == (1, True)
 
 
 async def test_version_is_read_from_the_api_server(plane: Plane, tmp_path: Path):
@@ -260,8 +336,8 @@ async def test_problems_are_listed_with_their_age(plane: Plane):
     assert result.exit_code == 1
     _, first, second = result.stdout.splitlines()
     assert first.split(maxsplit=2)[:2] == ["PeerAuthentication", "shop/default"]
-    assert first.endswith("  (resourceVersion 1)  2m5s ago  is\\x1b wrong (mend); version 7 stays in use")
-    assert second.endswith("  m/a.yaml:3           -         is odd")
+    assert first.endswith("  (resourceVersion 1)  2m5s  is\\x1b wrong (mend); version 7 stays in use")
+    assert second.endswith("  m/a.yaml:3           -     is odd")
     result = await xds("-n", "bank", "-o", "json", port=port, command="problems")
     assert result.exit_code == 1
     assert [each["object"] for each in json.loads(result.stdout)["problems"]] == ["Service bank/x"]
@@ -281,6 +357,15 @@ async def test_many_problems_are_counted(plane: Plane):
     plane.source.problems = [FoundProblem(Problem(where="x", what=f"{n}"), None) for n in range(1005)]
     result = await xds(port=plane.server.port, command="problems")
     assert (len(result.stdout.splitlines()), result.stderr) == (1001, "... and 5 more problems\n")
+
+
+async def test_problems_are_listed_before_notices(plane: Plane):
+    notices = [Problem(where="x", what=f"{n}", notice=True) for n in range(1000)]
+    problem = Problem(where="m/a.yaml:3", what="is wrong")
+    plane.source.problems = [FoundProblem(each, None) for each in (*notices, problem)]
+    result = await xds("--notices", port=plane.server.port, command="problems")
+    assert (result.exit_code, result.stderr) == (1, "... and 1 more problems\n")
+    assert result.stdout.splitlines()[1].endswith("is wrong")
 
 
 def test_empty_namespace_is_wrong_usage():

@@ -8,12 +8,20 @@ import pytest
 
 from tests.policy.rollout_world import UNREAD
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
-from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
+from xds.mesh.controlplane.rollout_text import port_line, rule_summary, service_summary
 from xds.mesh.model.objects import Change, Fact, Pod, Ref, ServicePort
 from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.rollout.observation import Generations, Observed, Report
 from xds.mesh.rollout.plan import StoredPlan
-from xds.mesh.rollout.progress import count_services, port_waits, rule_progress, service_progress
+from xds.mesh.rollout.progress import (
+    API_SERVER,
+    count_services,
+    port_progress,
+    port_waits,
+    ports_in_transition,
+    rule_progress,
+    service_progress,
+)
 from xds.mesh.rollout.sync import ReplicaSync
 from xds.mesh.rollout.waits import WaitingFor
 
@@ -102,15 +110,15 @@ def test_strict_expands_migrates_and_contracts():
     world.change(peer("ns", "STRICT"))
     still_open = "; still accepts plaintext"
     assert world.summaries(after=12) == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (12 s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (12s{still_open})"
     ]
     world.step(seconds=3, servers=True)
     assert world.summaries(after=4) == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE} (4 s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE} (4s{still_open})"
     ]
     world.step(seconds=5, clients=True)
     assert world.summaries() == [
-        f"web.ns: 1/1 endpoints mTLS, web-1 waiting for its listener (0 s{still_open})"
+        f"web.ns: 1/1 endpoints mTLS, web-1 waiting for its listener (0s{still_open})"
     ]
     [found] = service_progress(world.mesh, world.rollouts)
     assert (found.endpoints, found.mtls, found.plaintext) == (1, 1, 0)
@@ -121,11 +129,11 @@ def test_strict_expands_migrates_and_contracts():
 def test_disable_expands_migrates_and_contracts():
     world = World("STRICT")
     world.change(peer("ns", "DISABLE"))
-    assert world.summaries() == ["web.ns: 0/1 endpoints plaintext, web-1 waiting for its listener (0 s)"]
+    assert world.summaries() == ["web.ns: 0/1 endpoints plaintext, web-1 waiting for its listener (0s)"]
     world.step(servers=True)
-    assert world.summaries() == [f"web.ns: 0/1 endpoints plaintext, web-1 waiting for {ONE} (0 s)"]
+    assert world.summaries() == [f"web.ns: 0/1 endpoints plaintext, web-1 waiting for {ONE} (0s)"]
     world.step(clients=True)
-    assert world.summaries() == ["web.ns: 1/1 endpoints plaintext, web-1 waiting for its listener (1 s)"]
+    assert world.summaries() == ["web.ns: 1/1 endpoints plaintext, web-1 waiting for its listener (1s)"]
     world.step(servers=True)
     assert world.summaries() == []
 
@@ -138,7 +146,7 @@ def test_rejected_listener_stops_the_transition():
     assert world.summaries() == [
         (
             "web.ns: 1/1 endpoints mTLS, web-1 stopped, its sidecar rejected the listener: not to my taste "
-            "(90 s; still accepts plaintext)"
+            "(1m30s; still accepts plaintext)"
         )
     ]
 
@@ -150,11 +158,11 @@ def test_rejecting_client_is_skipped_after_the_timeout():
     world.step(servers=True, clients=True)
     world.step(seconds=1, clients=True)
     assert world.summaries() == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE}, rejected: no such thing (3 s)"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE}, rejected: no such thing (3s)"
     ]
     world.step(seconds=29)
     assert world.summaries() == [
-        f"web.ns: 1/1 endpoints mTLS, web-1 skipped {ONE}, rejected: no such thing (32 s)"
+        f"web.ns: 1/1 endpoints mTLS, web-1 skipped {ONE}, rejected: no such thing (32s)"
     ]
 
 
@@ -163,12 +171,12 @@ def test_skipped_server_is_shown_during_the_next_phase():
     world.change(peer("ns", "STRICT"))
     world.step(seconds=30)
     still_open = "; still accepts plaintext"
-    passed = f"web-1 skipped, its listener was not active in time (30 s{still_open})"
+    passed = f"web-1 skipped, its listener was not active in time (30s{still_open})"
     assert world.summaries() == [
-        f"web.ns: 0/1 endpoints mTLS, {passed}, web-1 waiting for {ONE} (0 s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, {passed}, web-1 waiting for {ONE} (0s{still_open})"
     ]
     world.step(servers=True)
-    assert world.summaries() == [f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE} (0 s{still_open})"]
+    assert world.summaries() == [f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE} (0s{still_open})"]
 
 
 def test_skipped_contraction_leaves_plaintext_open():
@@ -178,7 +186,7 @@ def test_skipped_contraction_leaves_plaintext_open():
     assert world.summaries() == [
         (
             "web.ns: 1/1 endpoints mTLS, web-1 skipped, its listener was not active in time "
-            "(31 s; still accepts plaintext)"
+            "(31s; still accepts plaintext)"
         )
     ]
     world.step(servers=True)
@@ -191,7 +199,7 @@ def test_skipped_clients_are_shown_after_contraction():
     world.step(servers=True)
     world.step(seconds=30)
     world.step(seconds=30, servers=True)
-    assert world.summaries() == [f"web.ns: 1/1 endpoints mTLS, web-1 skipped {ONE} (60 s)"]
+    assert world.summaries() == [f"web.ns: 1/1 endpoints mTLS, web-1 skipped {ONE} (1m)"]
     world.step(clients=True)
     assert world.summaries() == []
 
@@ -204,14 +212,14 @@ def test_plan_that_is_not_stored_is_shown():
     world.change(peer("ns", "STRICT"))
     still_open = "; still accepts plaintext"
     assert world.summaries(after=2) == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for the API server (2 s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for the API server (2s{still_open})"
     ]
     candidate = sync.plan_to_store(world.now)
     assert candidate
     sync.plan_stored(candidate[0], "2", candidate[1])
     world.step()
     assert world.summaries() == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (0 s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (0s{still_open})"
     ]
 
 
@@ -223,22 +231,22 @@ def test_lagging_replicas_are_shown():
     world.step(servers=True)
     still_open = "; still accepts plaintext"
     assert world.summaries() == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a and xds-b (0 s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a and xds-b (0s{still_open})"
     ]
     applied = Report(generation=2, servers=Generations(others=2), clients=Generations(others=2))
     world.peers = {"xds-a": applied, "xds-b": applied}
     world.step(seconds=2)
     assert world.summaries() == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE} and xds-a and xds-b (0 s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE} and xds-a and xds-b (0s{still_open})"
     ]
     world.peers["xds-b"] = replace(applied, generation=3, clients=Generations(others=3))
     world.step(clients=True)
     assert world.summaries() == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a (1 s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a (1s{still_open})"
     ]
     world.step(seconds=29)
     [summary] = world.summaries()
-    assert "web-1 skipped replica xds-a (30 s)" in summary
+    assert "web-1 skipped replica xds-a (30s)" in summary
 
 
 def test_ports_are_listed_with_what_they_wait_for():
@@ -246,6 +254,19 @@ def test_ports_are_listed_with_what_they_wait_for():
     world.change(peer("ns", "PERMISSIVE"))
     found = {key: wait.waiting_for for key, _, wait in port_waits(world.rollouts)}
     assert found == {(ref("web-1"), port): WaitingFor.LISTENER for port in (8080, 9090)}
+
+
+def test_port_that_waits_for_room_in_the_plan_is_in_transition():
+    world = World("DISABLE", servers=2)
+    world.change(peer("ns", "PERMISSIVE"))
+    rollout, keys = world.rollouts.rollout, [(ref("web-1"), 8080), (ref("web-2"), 8080)]
+    rollout.plan = replace(rollout.plan, ports={keys[0]: rollout.plan.ports[keys[0]]})
+    assert ports_in_transition(rollout) == set(keys)
+    progress = port_progress(world.mesh, world.rollouts, [*keys, (ref("unknown"), 8080)])
+    assert [port_line(each) for each in progress] == [
+        "web-1.ns:8080 waiting for its listener",
+        f"web-2.ns:8080 waiting for {API_SERVER}",
+    ]
 
 
 def test_skipped_port_that_no_service_exposes_is_not_shown():
@@ -262,19 +283,19 @@ def test_clients_of_a_rule_are_not_named():
     world = World("PERMISSIVE", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
     world.change(peer("ns", "STRICT"), new)
     still_open = "; still accepts plaintext"
-    assert world.summaries()[0] == f"web.ns: 1/1 endpoints mTLS, web-1 waiting for clients (0 s{still_open})"
+    assert world.summaries()[0] == f"web.ns: 1/1 endpoints mTLS, web-1 waiting for clients (0s{still_open})"
 
 
 def test_three_endpoints_are_named_and_others_counted():
     world = World("DISABLE", servers=5)
     world.clients = {f"client-{number}.ns": 0 for number in range(4)}
     world.change(peer("ns", "PERMISSIVE"))
-    waiting = ", ".join(f"web-{number} waiting for its listener (0 s)" for number in (1, 2, 3))
+    waiting = ", ".join(f"web-{number} waiting for its listener (0s)" for number in (1, 2, 3))
     assert world.summaries() == [f"web.ns: 0/5 endpoints mTLS, {waiting}, 2 more endpoints"]
     world.servers = dict.fromkeys(world.servers, world.mesh.served.generation)
     world.step()
     [summary] = world.summaries()
-    assert "web-1 waiting for client-0.ns and client-1.ns and client-2.ns and 1 more clients (0 s)" in summary
+    assert "web-1 waiting for client-0.ns and client-1.ns and client-2.ns and 1 more clients (0s)" in summary
 
 
 def test_stalled_and_oldest_endpoints_are_named_first():
@@ -286,8 +307,8 @@ def test_stalled_and_oldest_endpoints_are_named_first():
     world.step(seconds=2)
     [summary] = world.summaries()
     assert summary.startswith(
-        "web.ns: 0/5 endpoints mTLS, web-5 stopped, its sidecar rejected the listener: no (2 s), "
-        "web-4 waiting for its listener (2 s), web-1 waiting for one.clients (0 s), 2 more"
+        "web.ns: 0/5 endpoints mTLS, web-5 stopped, its sidecar rejected the listener: no (2s), "
+        "web-4 waiting for its listener (2s), web-1 waiting for one.clients (0s), 2 more"
     )
 
 
@@ -296,8 +317,8 @@ def test_pod_with_two_waiting_ports_is_named_with_ports():
     world.change(peer("ns", "PERMISSIVE"))
     assert world.summaries() == [
         (
-            "web.ns: 0/2 endpoints mTLS, web-1:8080 waiting for its listener (0 s), "
-            "web-1:9090 waiting for its listener (0 s)"
+            "web.ns: 0/2 endpoints mTLS, web-1:8080 waiting for its listener (0s), "
+            "web-1:9090 waiting for its listener (0s)"
         )
     ]
 
@@ -305,13 +326,13 @@ def test_pod_with_two_waiting_ports_is_named_with_ports():
 @pytest.mark.parametrize(
     ("seconds", "duration"),
     [
-        (0, "0 s"),
-        (119, "119 s"),
-        (120, "2 min"),
-        (7199, "119 min"),
-        (7200, "2 h"),
-        (200_000, "2 d"),
-        (-3, "0 s"),
+        (0, "0s"),
+        (119, "1m59s"),
+        (120, "2m"),
+        (7199, "1h59m"),
+        (7200, "2h"),
+        (200_000, "2d7h"),
+        (-3, "0s"),
     ],
 )
 def test_durations_are_short(seconds: float, duration: str):
@@ -326,13 +347,13 @@ def test_only_endpoints_with_a_sidecar_count():
     other = service("other", "away", HTTP)
     world = World("DISABLE", more=(pod("web-old", "ns", sidecar=False, app="web"), other))
     world.change(peer("ns", "PERMISSIVE"))
-    assert world.summaries() == ["web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (0 s)"]
+    assert world.summaries() == ["web.ns: 0/1 endpoints mTLS, web-1 waiting for its listener (0s)"]
     assert [each.service for each in service_progress(world.mesh, world.rollouts, "ns")] == ["web"]
     assert count_services(world.mesh, world.rollouts) == 1
     assert list(service_progress(world.mesh, world.rollouts, "away")) == []
     # No service leads to the pod, but its transition is shown until it is done.
     world.change(removed=(Ref("Service", "ns", "web"),))
-    assert world.summaries() == ["web.ns: 0/0 endpoints mTLS, web-1 waiting for its listener (0 s)"]
+    assert world.summaries() == ["web.ns: 0/0 endpoints mTLS, web-1 waiting for its listener (0s)"]
 
 
 def test_held_rule_is_shown_until_servers_accept_it():
@@ -340,10 +361,10 @@ def test_held_rule_is_shown_until_servers_accept_it():
     new = rule("clients", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     world.change(peer("ns", "STRICT"), new)
     assert world.summaries(after=3)[1:] == [
-        "DestinationRule/clients/rule held until its servers accept it (3 s)",
+        "DestinationRule/clients/rule held until its servers accept it (3s)",
     ]
     world.step(servers=True)
-    assert world.summaries()[1:] == ["DestinationRule/clients/rule waiting for one.clients (0 s)"]
+    assert world.summaries()[1:] == ["DestinationRule/clients/rule waiting for one.clients (0s)"]
     [found] = rule_progress(world.rollouts)
     assert (found.host, found.deleted, found.held) == ("web.ns.svc.cluster.local", False, False)
     world.step(clients=True)
@@ -354,7 +375,7 @@ def test_held_rule_is_shown_until_servers_accept_it():
 def test_deleted_rule_is_shown_as_deletion():
     world = World("DISABLE", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
     world.change(removed=(RULE, Ref("DestinationRule", "clients", "never-was")))
-    assert world.summaries() == ["deletion of DestinationRule/clients/rule waiting for one.clients (0 s)"]
+    assert world.summaries() == ["deletion of DestinationRule/clients/rule waiting for one.clients (0s)"]
     world.step(clients=True)
     assert world.summaries() == []
 
@@ -366,9 +387,9 @@ def test_client_that_rejects_a_rule_is_shown():
     world.step(seconds=1, clients=True)
     deletion = "deletion of DestinationRule/clients/rule"
     rejected = f"{ONE}, rejected: no such thing"
-    assert world.summaries() == [f"{deletion} waiting for {rejected} (2 s)"]
+    assert world.summaries() == [f"{deletion} waiting for {rejected} (2s)"]
     world.step(seconds=30)
-    passed = f"{deletion} skipped {ONE}, rejected: no such thing (32 s)"
+    passed = f"{deletion} skipped {ONE}, rejected: no such thing (32s)"
     assert world.summaries() == [passed]
     assert world.rollouts.rollout.stats.skips == 1
     assert world.rollouts.next_check(world.now) < world.now + 2

@@ -89,7 +89,7 @@ async def test_lagging_sidecar_is_named_after_the_timeout(loopback, tmp_path):
             first, *lines = result.err.splitlines()
             assert first.startswith("xds: PeerAuthentication ns/default: timed out after 3s: acked by 1 of 2")
             assert lines[0] == "  client.ns waiting for EDS"
-            assert lines[1] == f"  web.ns:{HTTP} waiting for its clients client.ns"
+            assert lines[1] == f"  web.ns:{HTTP} waiting for client.ns"
 
             mesh.apply(destination_rule("rule", "ns", HOST, "ISTIO_MUTUAL"))
             result = await wait(mesh, RULE, "--for=acked", "--timeout=3s")
@@ -131,7 +131,7 @@ async def test_invalid_object_ends_the_wait_and_is_a_problem(loopback, tmp_path)
 
         text = await xds("problems", at, may_be_no=True)
         header, line = text.splitlines()
-        assert header.split() == ["OBJECT", "PLACE", "SINCE", "PROBLEM"]
+        assert header.split() == ["OBJECT", "PLACE", "AGE", "PROBLEM"]
         assert line.startswith("PeerAuthentication ns/default  ")
         [problem] = json.loads(await xds("problems", "-o", "json", at, may_be_no=True))["problems"]
         assert problem["object"] == "PeerAuthentication ns/default"
@@ -149,7 +149,7 @@ async def test_invalid_object_ends_the_wait_and_is_a_problem(loopback, tmp_path)
 
         await eventually(has_problem, timeout=30)
         result = await wait(mesh, "PeerAuthentication/ns/lost")
-        assert (result.status, "concerns no connected sidecar" in result.err) == (0, True)
+        assert (result.status, "affects no connected sidecar" in result.err) == (0, True)
 
         result = await wait(mesh, "PeerAuthentication/ns/nobody")
         assert (result.status, "does not exist in the files" in result.err) == (2, True)

@@ -416,6 +416,23 @@ def test_rejected_object_is_read_with_its_earlier_version(tmp_path: Path) -> Non
     assert folder.problems[0].served_version == "2023-11-14T22:13:20Z"
 
 
+def test_object_in_use_is_read_although_its_file_is_invalid(tmp_path: Path) -> None:
+    ref = Ref("Policy", "shop", "default")
+    place(tmp_path / "a.yaml", POLICY.format("PERMISSIVE"))
+    folder = Folder(tmp_path)
+    [good] = folder.load().change.applied
+    place(tmp_path / "a.yaml", POLICY.format("{[PERMISSIVE"))
+    folder.load()
+    read = folder.read_object(ref)
+    assert read
+    assert read.rejection
+    assert (read.fact, read.rejection) == (good, folder.problems[0])
+    assert read.rejection.where.startswith(f"{tmp_path}/a.yaml:")
+    (tmp_path / "a.yaml").unlink()
+    folder.load()
+    assert folder.read_object(ref) is None
+
+
 def test_refused_one_of_two_policies_decides_at_start(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("PERMISSIVE"))
     place(tmp_path / "b.yaml", POLICY.format("STRCT"))

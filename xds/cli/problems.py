@@ -72,11 +72,11 @@ def _print_table(response: pb.ListProblemsResponse) -> None:
     if not response.problems:
         typer.echo("no problems")
         return
-    table = Table("OBJECT", "PLACE", "SINCE", "PROBLEM")
+    table = Table("OBJECT", "PLACE", "AGE", "PROBLEM")
     for problem in response.problems:
         version = f" (resourceVersion {problem.resource_version})" if problem.resource_version else ""
         place = "" if problem.place == problem.object else problem.place
-        age = f"{since(problem.since.ToDatetime(), response.time)} ago" if problem.HasField("since") else "-"
+        age = since(problem.since.ToDatetime(), response.time) if problem.HasField("since") else "-"
         table.add_row(problem.object or "-", f"{place}{version}".strip() or "-", age, _text(problem))
     table.show()
     if response.more_problems:

@@ -15,6 +15,7 @@ from xds.cli.tables import Table
 from xds.mesh.controlplane.status import (
     absent_line,
     expiry,
+    problem_line,
     proxy_name,
     proxy_state,
     resource_line,
@@ -24,7 +25,6 @@ from xds.mesh.controlplane.status import (
     type_line,
     type_word,
     types,
-    warning_line,
 )
 from xds.mesh.model.objects import printable
 from xds.mesh.v1 import proxies_pb2 as pb
@@ -129,7 +129,7 @@ def _overall_state(proxy: pb.Proxy) -> str:
 
 
 def print_notes(response: pb.ListProxiesResponse) -> None:
-    """Print what the table of all proxies omits, and warnings about objects, to stderr."""
+    """Print what the table of all proxies omits, and problems of objects, to stderr."""
     absent = response.not_connected
     if absent.total and absent.may_be_on_other_replica:
         typer.echo(
@@ -140,9 +140,9 @@ def print_notes(response: pb.ListProxiesResponse) -> None:
     elif more := absent.total - len(absent.pods):
         typer.echo(f"{more} more sidecars are not connected", err=True)
     for warning in response.warnings:
-        typer.echo(warning_line(warning), err=True)
+        typer.echo(problem_line(warning), err=True)
     if response.more_warnings:
-        typer.echo(f"... and {response.more_warnings} more warnings", err=True)
+        typer.echo(f"... and {response.more_warnings} more problems", err=True)
 
 
 # --- one proxy ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -58,8 +58,8 @@ def wait(
         Condition,
         typer.Option(
             "--for",
-            help="acked: all sidecars that the object concerns have ACKed. in-force: in addition, no "
-            "transition that the object caused is in progress.",
+            help="acked: all sidecars that the object affects have ACKed. in-force: in addition, no "
+            "transition that the object may have caused is in progress.",
         ),
     ] = Condition.IN_FORCE,
     timeout: Annotated[
@@ -90,18 +90,18 @@ def wait(
     cert_file: CertFile = None,
     key_file: KeyFile = None,
 ) -> None:
-    """Wait until all connected sidecars that a policy or DestinationRule concerns have ACKed it.
+    """Wait until all connected sidecars that a policy or DestinationRule affects have ACKed it.
 
-    An object concerns a sidecar that subscribes to a resource made from it: a listener, cluster or
-    assignment. If a control plane reads files, everything that was written before the command started is
-    waited for. If it reads an API server, use --kubernetes or --resource-version: otherwise, a change that
-    the control plane has not read yet is not waited for.
+    An object affects a sidecar that subscribes to a resource made from it: a listener, cluster or
+    assignment. If a control plane reads files, the command waits for everything that was written before it
+    started. If it reads an API server, use --kubernetes or --resource-version: otherwise, the command does
+    not wait for a change that the control plane has not read yet.
 
-    Sidecars that are not connected, or that are connected to another replica, are not waited for.
+    The command does not wait for sidecars that are not connected, or that are connected to another replica.
 
     Exit status: 0 the condition is met, 1 the timeout has passed, a sidecar rejected its configuration or the
     control plane rejects the object, 2 the object does not exist or wrong usage, 3 the control plane or the
-    API server cannot be reached.
+    API server cannot be reached, or too many waits are in progress.
     """
     ref, seconds = _find_ref(target), _parse_duration(timeout)
     if kubernetes and resource_version:
@@ -159,9 +159,9 @@ def _progress(response: pb.WaitResponse) -> str:
     """Describe what an object waits for."""
     if response.detail:
         return response.detail
-    acked = f"acked by {response.acked} of {response.concerned} sidecars"
+    acked = f"acked by {response.acked} of {response.affected} sidecars"
     waits = [f"{proxy_name(proxy.node_id)} {proxy.reason}" for proxy in response.lagging[:3]]
-    if more := response.concerned - response.acked - len(waits):
+    if more := response.affected - response.acked - len(waits):
         waits.append(f"{more} more")
     return ", ".join([acked, *(waits or response.transitions)])
 
@@ -175,7 +175,7 @@ def _report(response: pb.WaitResponse, ref: Ref, request: pb.WaitRequest, timeou
         case state.NO_VERSIONS:
             fail("the control plane reads files, which have no resourceVersion: omit the option")
         case state.NOT_FOUND:
-            fail(f"{ref} does not exist in the files that the control plane reads")
+            _fail_unread(response, ref)
         case state.INVALID:
             fail(f"the control plane rejects {ref}: {response.detail}", 1)
         case state.REJECTED:
@@ -190,23 +190,38 @@ def _report(response: pb.WaitResponse, ref: Ref, request: pb.WaitRequest, timeou
 
 def _report_success(response: pb.WaitResponse, ref: Ref, request: pb.WaitRequest) -> None:
     word = "in force" if request.condition == pb.WaitRequest.IN_FORCE else "acked"
-    typer.echo(f"{ref}: {word}, acked by {response.acked} of {response.concerned} sidecars")
-    if not response.concerned:
-        typer.echo("xds: the object concerns no connected sidecar: see xds problems", err=True)
+    typer.echo(f"{ref}: {word}, acked by {response.acked} of {response.affected} sidecars")
+    if not response.affected:
+        typer.echo("xds: the object affects no connected sidecar: see xds problems", err=True)
     if response.has_versions and not request.resource_version:
         typer.echo(
             f"xds: checked resourceVersion {response.resource_version}; to wait for a change that the "
             "control plane may not have read, use --kubernetes",
             err=True,
         )
-    if response.not_connected:
+    if response.not_connected and response.may_be_on_other_replica:
+        typer.echo(
+            f"xds: {response.not_connected} sidecars are not connected to this replica and were not checked; "
+            "other replicas may serve them",
+            err=True,
+        )
+    elif response.not_connected:
         typer.echo(f"xds: {response.not_connected} sidecars are not connected and were not checked", err=True)
+
+
+def _fail_unread(response: pb.WaitResponse, ref: Ref) -> NoReturn:
+    if response.has_versions:
+        fail(
+            f"the control plane has not read {ref}: check the name, or use --kubernetes to wait until the "
+            "control plane has read a new object"
+        )
+    fail(f"{ref} does not exist in the files that the control plane reads")
 
 
 def _summary(response: pb.WaitResponse) -> str:
     if response.detail:
         return response.detail
-    return f"acked by {response.acked} of {response.concerned} sidecars"
+    return f"acked by {response.acked} of {response.affected} sidecars"
 
 
 def _fail_lagging(response: pb.WaitResponse, message: str, transitions: Iterable[str] = ()) -> None:
@@ -215,7 +230,7 @@ def _fail_lagging(response: pb.WaitResponse, message: str, transitions: Iterable
     for proxy in response.lagging[:_MAX_NAMES]:
         word = "rejected: " if proxy.rejected else ""
         typer.echo(f"  {proxy_name(proxy.node_id)} {word}{proxy.reason}", err=True)
-    if more := response.concerned - response.acked - len(response.lagging[:_MAX_NAMES]):
+    if more := response.affected - response.acked - len(response.lagging[:_MAX_NAMES]):
         typer.echo(f"  and {more} more sidecars", err=True)
     for transition in transitions:
         typer.echo(f"  {transition}", err=True)

@@ -1,6 +1,6 @@
-"""Which proxies an object concerns, which of them have ACKed it, and which transitions it caused.
+"""Which proxies an object affects, which of them have ACKed it, and which transitions it caused.
 
-An object concerns a proxy that subscribes to a resource made from the object: a resource whose sources name
+An object affects a proxy that subscribes to a resource made from the object: a resource whose sources name
 the object or, for an authentication policy, an assignment of a service with a port whose mode it decides.
 """
 
@@ -8,20 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import NamedTuple, TypeAlias
 
 from xds.introspect.cooperative import Checkpoint
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.rollout_text import port_line, rule_line
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import POLICY_KINDS, Pod, Ref
+from xds.mesh.model.objects import POLICY_KINDS, Ref
 from xds.mesh.policy.mtls import effective_mode
-from xds.mesh.rollout.progress import port_waits, rule_progress
+from xds.mesh.rollout.progress import port_progress, ports_in_transition, rule_progress
 from xds.mesh.rollout.proxies import PodName
 from xds.protocol.session import Session
 from xds.protocol.status import State
 from xds.protocol.types import short_name
 from xds.server import Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
+
+MAX_TRANSITIONS = 10
+"""Maximum number of ports in transition that are listed."""
 
 _Names: TypeAlias = Mapping[str, frozenset[str]]
 """Names of resources by type URL."""
@@ -42,12 +47,12 @@ class Lagging(NamedTuple):
 class ObjectProgress:
     """How far an object is, at one moment."""
 
-    concerned: int = 0
-    """Number of connected proxies that the object concerns."""
+    affected: int = 0
+    """Number of connected proxies that the object affects."""
     lagging: tuple[Lagging, ...] = ()
     """Those that have not ACKed: first those that rejected a resource."""
     transitions: tuple[str, ...] = ()
-    """Transitions that the object caused, one line each."""
+    """Transitions that the object may have caused, one line each. The list is not complete."""
 
 
 class ProgressTracker:
@@ -56,10 +61,8 @@ class ProgressTracker:
     def __init__(self, controller: Controller, ref: Ref) -> None:
         self._controller, self._ref = controller, ref
         self._mesh: Mesh | None = None
-        self._decided: frozenset[tuple[Ref, int]] = frozenset()
-        """Ports whose mode the object decides."""
         self._hosts: frozenset[str] = frozenset()
-        """Hosts of the services with such a port."""
+        """Hosts of the services with a port whose mode the object decides."""
         self._names: dict[tuple[str, str], frozenset[str]] = {}
         """Names of the resources that were made from the object, by type and version of the resource set."""
         self._made: dict[tuple[str, ...], bool] = {}
@@ -69,48 +72,55 @@ class ProgressTracker:
         """Return the current progress. The mesh must contain the object."""
         checkpoint = Checkpoint()
         await self._read_mesh(checkpoint)
-        concerned, lagging = 0, []
+        affected, lagging = 0, []
         for key, streams in tuple(self._controller.connections.streams.items()):
             await checkpoint()
-            reports = [report for each in tuple(streams) if (report := self._read_stream(key, each))]
-            concerned += bool(reports)
+            reports = [
+                report
+                for each in tuple(streams)
+                if (report := await self._read_stream(key, each, checkpoint))
+            ]
+            affected += bool(reports)
             lagging += [report for report in reports if isinstance(report, Lagging)][:1]
         lagging.sort(key=lambda proxy: not proxy.rejected)
-        return ObjectProgress(concerned, tuple(lagging), tuple(self._transitions()))
+        return ObjectProgress(affected, tuple(lagging), tuple(self._transitions()))
 
-    # --- what the object concerns ---------------------------------------------------------------------------
+    # --- what the object affects ---------------------------------------------------------------------------
 
     async def _read_mesh(self, checkpoint: Checkpoint) -> None:
-        """Find the ports that the object decides, if the mesh has changed."""
+        """Find the services with a port whose mode the object decides, if the mesh has changed."""
         mesh = self._controller.mesh
         if mesh is self._mesh:
             return
         self._mesh, self._names, self._made = mesh, {}, {}
-        decided, hosts = set(), set()
+        hosts = set()
         if self._ref.kind in POLICY_KINDS:
             for pod in tuple(mesh.pods()):
                 await checkpoint()
-                for exposure in mesh.exposures(pod) if self._may_decide(pod, mesh) else ():
+                may_decide = pod.has_sidecar and self._is_in_scope(pod.ref, mesh)
+                for exposure in mesh.exposures(pod) if may_decide else ():
                     if effective_mode(mesh, pod, exposure.target).decided_by == self._ref:
-                        decided.add((pod.ref, exposure.target))
                         hosts.add(exposure.service.host)
-        self._decided, self._hosts = frozenset(decided), frozenset(hosts)
+        self._hosts = frozenset(hosts)
 
-    def _may_decide(self, pod: Pod, mesh: Mesh) -> bool:
-        scopes = {"", pod.namespace, mesh.config.root_namespace}
-        return pod.has_sidecar and self._ref.namespace in scopes
+    def _is_in_scope(self, pod: Ref, mesh: Mesh) -> bool:
+        """Return whether a policy of the object's namespace can apply to a pod."""
+        return self._ref.namespace in {"", pod.namespace, mesh.config.root_namespace}
 
-    def _resources(self, snapshot: Snapshot) -> _Names:
+    async def _resources(self, snapshot: Snapshot, checkpoint: Checkpoint) -> _Names:
         """Return the names of a snapshot's resources that were made from the object."""
-        names = {kind: self._in_set(kind, resources) for kind, resources in snapshot.types.items()}
+        names = {kind: await self._in_set(kind, each, checkpoint) for kind, each in snapshot.types.items()}
         return {kind: kind_names for kind, kind_names in names.items() if kind_names}
 
-    def _in_set(self, type_url: str, resources: ResourceSet) -> frozenset[str]:
+    async def _in_set(self, type_url: str, resources: ResourceSet, checkpoint: Checkpoint) -> frozenset[str]:
         key = type_url, resources.version
         if key not in self._names:
-            self._names[key] = frozenset(
-                resource.name for resource in resources.values() if self._is_made_from(resource)
-            )
+            names = []
+            for resource in resources.values():
+                await checkpoint()
+                if self._is_made_from(resource):
+                    names.append(resource.name)
+            self._names[key] = frozenset(names)
         return self._names[key]
 
     def _is_made_from(self, resource: Resource) -> bool:
@@ -124,25 +134,30 @@ class ProgressTracker:
 
     # --- ACKs -----------------------------------------------------------------------------------------------
 
-    def _read_stream(self, key: PodName, subscriber: Subscriber) -> Lagging | bool:
-        """Return whether the object concerns a stream, or why the stream lags."""
-        session, snapshot, node_id = subscriber.session, subscriber.snapshot, subscriber.node.id
+    async def _read_stream(
+        self, key: PodName, subscriber: Subscriber, checkpoint: Checkpoint
+    ) -> Lagging | bool:
+        """Return whether the object affects a stream, or why the stream lags."""
+        snapshot, node_id = subscriber.snapshot, subscriber.node.id
+        made = await self._resources(snapshot, checkpoint) if snapshot else {}
+        session = subscriber.session
         if session is None or self._controller.mesh.pod(*key) is None:
             return False
         publisher = self._controller.publisher
         if error := publisher.error_of(key):
             return Lagging(node_id, error, rejected=False)
-        if snapshot is None or publisher.is_pending(key):
+        # The snapshot may have changed at a checkpoint.
+        if snapshot is None or snapshot is not subscriber.snapshot or publisher.is_pending(key):
             return Lagging(node_id, "waiting for its configuration", rejected=False)
-        return self._compare(node_id, session, snapshot)
+        return self._compare(node_id, session, snapshot, made)
 
-    def _compare(self, node_id: str, session: Session, snapshot: Snapshot) -> Lagging | bool:
-        """Compare what a proxy has ACKed with its snapshot."""
-        made, is_concerned, unacked = self._resources(snapshot), False, []
+    def _compare(self, node_id: str, session: Session, snapshot: Snapshot, made: _Names) -> Lagging | bool:
+        """Compare what a proxy has ACKed with its snapshot, of which `made` was made from the object."""
+        is_affected, unacked = False, []
         for kind in session.status():
             desired = snapshot.of(kind.type_url)
             names = [name for name in made.get(kind.type_url, ()) if kind.watch.covers(name)]
-            is_concerned |= bool(names)
+            is_affected |= bool(names)
             if kind.type_url != CLUSTER and kind.synced and kind.watch.resources == desired:
                 continue  # Clusters refer to assignments, which the proxy may not have subscribed to.
             for status in kind.resource_statuses(names):
@@ -156,7 +171,7 @@ class ProgressTracker:
         if unacked:
             types = ", ".join(map(short_name, dict.fromkeys(unacked)))
             return Lagging(node_id, f"waiting for {types}", rejected=False)
-        return is_concerned
+        return is_affected
 
     # --- transitions ----------------------------------------------------------------------------------------
 
@@ -166,16 +181,20 @@ class ProgressTracker:
         return self._ref in self._controller.mesh.served.rules
 
     def _transitions(self) -> Iterator[str]:
-        """Yield the transitions that the object caused."""
-        rollouts = self._controller.rollouts
-        for (pod, port), _, wait in port_waits(rollouts):
-            if (pod, port) in self._decided:
-                lagging = f" {', '.join(wait.lagging[:3])}" if wait.lagging else ""
-                yield f"{pod.name}.{pod.namespace}:{port} waiting for its {wait.waiting_for}{lagging}"
-        for rule in rule_progress(rollouts):
-            if self._ref == ("DestinationRule", rule.namespace, rule.name) and not rule.skipped:
-                held = "held until its servers accept it" if rule.held else "waiting for its clients"
-                yield f"{self._ref} {held}"
+        """Yield transitions that the object may have caused.
+
+        An edit may cause transitions of ports whose mode the object no longer decides. Therefore, all ports
+        count to which a policy of its namespace can apply.
+        """
+        rollouts, mesh = self._controller.rollouts, self._controller.mesh
+        if self._ref.kind in POLICY_KINDS:
+            keys = [key for key in ports_in_transition(rollouts.rollout) if self._is_in_scope(key[0], mesh)]
+            first = nsmallest(MAX_TRANSITIONS, keys)
+            yield from map(port_line, port_progress(mesh, rollouts, first))
+        else:
+            for rule in rule_progress(rollouts):
+                if self._ref == ("DestinationRule", rule.namespace, rule.name) and not rule.skipped:
+                    yield rule_line(rule)
         if rollouts.rollout.has_unplanned_changes:
             yield "waiting for the next plan of the rollout"
 

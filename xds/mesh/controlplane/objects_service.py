@@ -28,14 +28,14 @@ SERVICE = "xds.mesh.v1.Objects"
 
 POLL_INTERVAL = 0.1
 """Interval at which a Wait call checks for changes, in seconds."""
-IDLE_FACTOR = 4
-"""Minimum pause after a check, as a multiple of its duration: in a large mesh, a check takes seconds."""
+MAX_LOAD = 0.2
+"""Maximum share of the event loop's time that all Wait calls use. In a large mesh, a check takes seconds."""
+MAX_CONCURRENT_WAITS = 20
+"""Maximum number of Wait calls in progress. A further call ends with RESOURCE_EXHAUSTED."""
 MAX_PROBLEMS = 1000
 """Maximum number of problems that a response lists. The rest are only counted."""
 MAX_LAGGING = 100
 """Maximum number of lagging proxies that a response lists."""
-MAX_TRANSITIONS = 10
-"""Maximum number of transitions that a response lists."""
 _MAX_DIGITS = 20
 """Maximum length of a resourceVersion that is compared as a number: 64 bits."""
 
@@ -67,6 +67,8 @@ class ObjectsService:
             problems: returns the current problems of objects and settings.
         """
         self._controller, self._source, self._problems = controller, source, problems
+        self._waits = 0
+        """Number of Wait calls in progress."""
 
     def __call__(self, server: GuardedServer, _: DiscoveryService) -> None:
         """Add the service to a server that has not started."""
@@ -96,6 +98,7 @@ class ObjectsService:
             if (request.notices or not found.problem.notice)
             and request.namespace in {"", Ref.parse(found.problem.subject).namespace}
         ]
+        selected.sort(key=lambda found: found.problem.notice)
         return pb.ListProblemsResponse(
             problems=[self._problem(found, clock) for found in selected[:MAX_PROBLEMS]],
             more_problems=len(selected[MAX_PROBLEMS:]),
@@ -124,27 +127,42 @@ class ObjectsService:
         if request.kind not in TRAFFIC_KINDS:
             known = ", ".join(TRAFFIC_KINDS)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"kind must be one of {known}")
+        if self._waits >= MAX_CONCURRENT_WAITS:
+            problem = f"{self._waits} other calls wait for objects: retry when one has ended"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
+        self._waits += 1
+        try:
+            async for response in self._follow(request):
+                yield response
+        finally:
+            self._waits -= 1
+
+    async def _follow(self, request: pb.WaitRequest) -> AsyncIterator[pb.WaitResponse]:
+        """Yield the state of an object, again after each change, until it is final."""
         ref, called_at = Ref(request.kind, request.namespace, request.name), time.monotonic()
         tracker = ProgressTracker(self._controller, ref)
         sent: pb.WaitResponse | None = None
         while True:
-            response = self._read(request, ref, called_at)
             started_at = time.monotonic()
+            response = self._read(request, ref, called_at)
             if response.state == pb.WaitResponse.ACKS:
                 _add_progress(response, await tracker.read(), request, is_held=tracker.is_held)
+            pause = pause_after(time.monotonic() - started_at, self._waits)
             if response != sent:
                 sent = response
                 yield response
             if response.state >= pb.WaitResponse.READY:
                 return
-            await asyncio.sleep(max(POLL_INTERVAL, IDLE_FACTOR * (time.monotonic() - started_at)))
+            await asyncio.sleep(pause)
 
     def _read(self, request: pb.WaitRequest, ref: Ref, called_at: float) -> pb.WaitResponse:
         """Return whether the version is read and applied. If it is, the state is ACKS."""
         source, read = self._source, self._source.read_object(ref)
+        absences = self._controller.absences()
         response = pb.WaitResponse(
             state=pb.WaitResponse.READING,
-            not_connected=len(self._controller.absences().pods),
+            not_connected=len(absences.pods),
+            may_be_on_other_replica=absences.may_be_on_other_replica,
             resource_version=read.version if read else "",
             has_versions=source.has_versions,
         )
@@ -153,7 +171,8 @@ class ObjectsService:
         elif not source.is_current(called_at):
             response.detail = "the control plane is reading the files"
         elif read is None:
-            response.state = pb.WaitResponse.READING if source.has_versions else pb.WaitResponse.NOT_FOUND
+            may_come = request.resource_version or not self._controller.ready.is_set()
+            response.state = pb.WaitResponse.READING if may_come else pb.WaitResponse.NOT_FOUND
             response.detail = f"the control plane has not read {ref}"
         elif not _is_at_least(read.version, request.resource_version):
             wanted = request.resource_version
@@ -167,15 +186,20 @@ class ObjectsService:
         return response
 
 
+def pause_after(seconds: float, calls: int) -> float:
+    """Return the pause after a check that took some seconds, if a number of calls is in progress."""
+    return max(POLL_INTERVAL, seconds * (calls / MAX_LOAD - 1))
+
+
 def _add_progress(
     response: pb.WaitResponse, progress: ObjectProgress, request: pb.WaitRequest, *, is_held: bool
 ) -> None:
     """Add the progress to a response, and set its state."""
     lagging = progress.lagging
-    response.concerned, response.acked = progress.concerned, progress.concerned - len(lagging)
+    response.affected, response.acked = progress.affected, progress.affected - len(lagging)
     for proxy in lagging[:MAX_LAGGING]:
         response.lagging.add(node_id=proxy.node_id, reason=printable(proxy.reason), rejected=proxy.rejected)
-    response.transitions.extend(map(printable, progress.transitions[:MAX_TRANSITIONS]))
+    response.transitions.extend(map(printable, progress.transitions))
     waits_for_transitions = is_held or request.condition == pb.WaitRequest.IN_FORCE
     if lagging:
         are_final = all(proxy.rejected for proxy in lagging)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from xds.mesh.controlplane.status import duration
 from xds.mesh.rollout.progress import API_SERVER, RuleProgress, ServiceProgress, WaitingEndpoint
 from xds.mesh.rollout.waits import WaitingFor
 
@@ -13,7 +14,7 @@ _MAX_NAMES = 3
 
 
 def service_summary(service: ServiceProgress, now: float) -> str:
-    """Return one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12 s)`."""
+    """Return one line: `httpbin.full: 3/5 endpoints mTLS, httpbin-2 waiting for its listener (12s)`."""
     count, mode = (service.plaintext, "plaintext") if service.to_plaintext else (service.mtls, "mTLS")
     ports = Counter(pod for pod, _ in {endpoint.key for endpoint in service.waiting})
     # Stalled endpoints first, then those that have waited longest.
@@ -28,29 +29,40 @@ def service_summary(service: ServiceProgress, now: float) -> str:
 
 
 def rule_summary(rule: RuleProgress, now: float) -> str:
-    """Return one line: `DestinationRule/full/x held until its servers accept it (3 s)`."""
+    """Return one line: `DestinationRule/full/x held until its servers accept it (3s)`."""
+    return f"{rule_line(rule)} ({duration(now - rule.since)})"
+
+
+def rule_line(rule: RuleProgress) -> str:
+    """Return the summary of a rule without a duration."""
     name = f"{'deletion of ' if rule.deleted else ''}DestinationRule/{rule.namespace}/{rule.name}"
     if rule.held:
-        status = "held until its servers accept it"
-    else:
-        clients = " and ".join(_first_names(rule.lagging, "clients")) or "its clients"
-        status = _wait_summary(clients, rule)
-    return f"{name} {status} ({_duration(now - rule.since)})"
+        return f"{name} held until its servers accept it"
+    clients = " and ".join(_first_names(rule.lagging, "clients")) or "its clients"
+    return f"{name} {_wait_summary(clients, rule)}"
+
+
+def port_line(endpoint: WaitingEndpoint) -> str:
+    """Return the progress of a port without a duration: `httpbin-2.full:8080 waiting for its listener`."""
+    pod, port = endpoint.key
+    return f"{pod.name}.{pod.namespace}:{port} {_endpoint_status(endpoint)}"
 
 
 def _endpoint_summary(endpoint: WaitingEndpoint, now: float, *, with_port: bool) -> str:
     pod, port = endpoint.key
-    if endpoint.waiting_for is not WaitingFor.LISTENER:
-        status = _wait_summary(_waiting_for(endpoint), endpoint)
-    elif endpoint.rejection:
-        status = f"stopped, its sidecar rejected the listener: {endpoint.rejection}"
-    elif endpoint.skipped:
-        status = "skipped, its listener was not active in time"
-    else:
-        status = "waiting for its listener"
     plaintext = "; still accepts plaintext" if endpoint.accepts_plaintext else ""
     name = f"{pod.name}:{port}" if with_port else pod.name
-    return f"{name} {status} ({_duration(now - endpoint.since)}{plaintext})"
+    return f"{name} {_endpoint_status(endpoint)} ({duration(now - endpoint.since)}{plaintext})"
+
+
+def _endpoint_status(endpoint: WaitingEndpoint) -> str:
+    if endpoint.waiting_for is not WaitingFor.LISTENER:
+        return _wait_summary(_waiting_for(endpoint), endpoint)
+    if endpoint.rejection:
+        return f"stopped, its sidecar rejected the listener: {endpoint.rejection}"
+    if endpoint.skipped:
+        return "skipped, its listener was not active in time"
+    return "waiting for its listener"
 
 
 def _wait_summary(names: str, progress: WaitingEndpoint | RuleProgress) -> str:
@@ -63,14 +75,6 @@ def _waiting_for(endpoint: WaitingEndpoint) -> str:
         return " and ".join(_first_names(endpoint.lagging, "clients")) or "clients"
     replica = "" if endpoint.lagging == (API_SERVER,) else "replica "
     return replica + " and ".join(_first_names(endpoint.lagging, "replicas"))
-
-
-def _duration(seconds: float) -> str:
-    whole = max(0, round(seconds))
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if whole >= 2 * length:
-            return f"{whole // length} {unit}"
-    return f"{whole} s"
 
 
 def _first_names(names: Iterable[str], kind: str) -> Iterator[str]:

@@ -132,11 +132,11 @@ def absent_line(absent: pb.AbsentSidecar, now: Timestamp, *, may_be_on_other_rep
     return f"not connected{here} ({_since(absent.since, now) if absent.HasField('since') else 'never'})"
 
 
-def warning_line(warning: pb.ObjectWarning) -> str:
-    """Describe a problem and its location, in the format that editors and CI systems recognize."""
+def problem_line(warning: pb.ObjectWarning) -> str:
+    """Describe a problem and its location, as one line."""
     hint = f" ({warning.hint})" if warning.hint else ""
     served = f"; version {warning.served_version} stays in use" if warning.served_version else ""
-    return printable(f"{warning.place}: warning: {warning.what}{hint}{served}")
+    return printable(f"{warning.place}: problem: {warning.what}{hint}{served}")
 
 
 def settled(proxy: pb.Proxy) -> bool:

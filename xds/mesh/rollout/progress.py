@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -10,7 +10,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import CLUSTER_DOMAIN, DestinationRule, Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import desired_ports
-from xds.mesh.rollout.machine import Rollout
+from xds.mesh.rollout.machine import Port, Rollout
 from xds.mesh.rollout.observation import Observed
 from xds.mesh.rollout.plan import Phase, RuleTransition, Transition
 from xds.mesh.rollout.planner import start_transition
@@ -147,6 +147,20 @@ def port_waits(rollouts: Rollouts) -> Iterator[tuple[PortKey, Transition, Wait]]
         yield key, transition, _wait(key, transition, rollouts)
 
 
+def ports_in_transition(rollout: Rollout) -> set[PortKey]:
+    """Return the known ports that are in transition, or wait for room in the plan."""
+    return (rollout.plan.ports.keys() | rollout.pending) & rollout.ports.keys()
+
+
+def port_progress(mesh: Mesh, rollouts: Rollouts, keys: Iterable[PortKey]) -> Iterator[WaitingEndpoint]:
+    """Yield the progress of ports in transition."""
+    rollout = rollouts.rollout
+    for key in keys:
+        if port := rollout.ports.get(key):
+            transition = rollout.plan.ports.get(key) or start_transition(mesh, key, port, port.changed_at)
+            yield _waiting_endpoint(_Endpoint(key, transition, None), port, rollouts)
+
+
 def accepts_plaintext(rollout: Rollout, key: PortKey, transition: Transition) -> bool:
     """Return whether a server may still accept plaintext although policies forbid it."""
     port = rollout.ports.get(key)
@@ -206,30 +220,15 @@ def _progress_of(
     ports = desired_ports(mesh, service) if service else ()
     sends: dict[PortKey, Send | None] = {key: desired.send for key, desired in ports}
     waiting, desired_sends = [], set()
-    for key, transition, skipped in endpoints:
+    for endpoint in endpoints:
+        key, transition, skipped = endpoint
         port = rollout.ports.get(key)
         if port is None:
             continue
         desired_sends.add(port.desired.send)
         if key in sends and not skipped:
             sends[key] = transition.clients.current if transition.clients.is_settled else None
-        wait = skipped or _wait(key, transition, rollouts)
-        # If clients were skipped, `transition` is out of date: the transition that continued tells what the
-        # server accepts.
-        counts = skipped is None or skipped.is_for_listener
-        waiting.append(
-            WaitingEndpoint(
-                key=key,
-                phase=transition.phase,
-                desired_mode=port.desired.mode,
-                waiting_for=wait.waiting_for,
-                since=wait.since,
-                lagging=wait.lagging,
-                rejection=wait.rejection,
-                accepts_plaintext=counts and accepts_plaintext(rollout, key, transition),
-                skipped=skipped is not None,
-            )
-        )
+        waiting.append(_waiting_endpoint(endpoint, port, rollouts))
     return ServiceProgress(
         namespace=namespace,
         service=name,
@@ -238,4 +237,23 @@ def _progress_of(
         plaintext=sum(send is Send.PLAINTEXT for send in sends.values()),
         to_plaintext=desired_sends == {Send.PLAINTEXT},
         waiting=tuple(waiting),
+    )
+
+
+def _waiting_endpoint(endpoint: _Endpoint, port: Port, rollouts: Rollouts) -> WaitingEndpoint:
+    key, transition, skipped = endpoint
+    wait = skipped or _wait(key, transition, rollouts)
+    # If clients were skipped, `transition` is out of date: the transition that continued tells what the
+    # server accepts.
+    counts = skipped is None or skipped.is_for_listener
+    return WaitingEndpoint(
+        key=key,
+        phase=transition.phase,
+        desired_mode=port.desired.mode,
+        waiting_for=wait.waiting_for,
+        since=wait.since,
+        lagging=wait.lagging,
+        rejection=wait.rejection,
+        accepts_plaintext=counts and accepts_plaintext(rollouts.rollout, key, transition),
+        skipped=skipped is not None,
     )

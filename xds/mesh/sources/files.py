@@ -92,6 +92,10 @@ class _AppliedFact(NamedTuple):
     """Time when the file of the fact was written."""
 
 
+_Claims: TypeAlias = dict[Ref, list[tuple[Path, Parsed]]]
+"""All definitions of each object, with their files."""
+
+
 class Folder:
     """All facts below folders, and the settings of the mesh.
 
@@ -121,6 +125,8 @@ class Folder:
         self._texts = {Path(name): self._parse(text, name) for name, text in texts}
         self._config: MeshConfig | None = None
         self._files: dict[Path, _File] | None = None
+        self._claims: _Claims = {}
+        """The objects in `_files`."""
         self._complete = False
         self._blocking_problems: tuple[Problem, ...] = ()
         """Problems that keep the source from being complete."""
@@ -134,20 +140,21 @@ class Folder:
         """Read the changes since the last call. The first call reads everything; the folder must exist."""
         files, scan_problems, unsettled = self._scan()
         config, settings_problems = self._settings.load()
+        is_changed = files != self._files
+        if is_changed:
+            self._files, self._claims = files, _find_claims(files)
         self._blocking_problems = (
             ()
             if self._complete
             else _blocking_problems(files, scan_problems, settings_problems if config is None else ())
         )
         if self._blocking_problems:
-            self._files = files
             return self._make_update(
                 Change(), (*settings_problems, *scan_problems, *_listed_problems(files, {})), unsettled
             )
         before = self._applied
-        if files != self._files or not self._complete:
-            self._files = files
-            self._applied, problems = _resolve(files, before)
+        if is_changed or not self._complete:
+            self._applied, problems = _resolve(files, self._claims, before)
             self._object_problems = (
                 *_listed_problems(files, self._applied),
                 *problems.listed(", ".join(map(str, self._roots))),
@@ -223,16 +230,20 @@ class Folder:
 
     def read_object(self, ref: Ref) -> ReadObject | None:
         """Return an object as it was last read; None if it does not exist."""
-        files = self._files or {}
-        claimants = [
-            (path, parsed) for path, file in files.items() for parsed in file.objects if parsed.ref == ref
-        ]
+        claimants, applied = self._claims.get(ref), self._applied.get(ref)
         if not claimants:
-            return None
-        applied = self._applied.get(ref)
+            return self._read_hidden(applied) if applied else None
         _, chosen = _choose(claimants, applied)
         rejection = rejection_of(chosen.problems) if chosen.refused else None
         return ReadObject(applied.fact if applied else None, rejection=rejection)
+
+    def _read_hidden(self, applied: _AppliedFact) -> ReadObject | None:
+        """Return an object that stays in use because its file is invalid, and the problem of the file."""
+        file = (self._files or {}).get(applied.path)
+        if file is None:
+            return None
+        refused = (problem for parsed in file.objects if parsed.refused for problem in parsed.problems)
+        return ReadObject(applied.fact, rejection=rejection_of((*file.problems, *refused)))
 
     def is_current(self, since: float) -> bool:
         """Return whether all files were read after a time of `time.monotonic`."""
@@ -458,15 +469,19 @@ def _listed_problems(files: Mapping[Path, _File], facts: Mapping[Ref, _AppliedFa
         yield from problems.listed(str(path))
 
 
-def _resolve(
-    files: Mapping[Path, _File], before: Mapping[Ref, _AppliedFact]
-) -> tuple[dict[Ref, _AppliedFact], Problems]:
-    """Return the facts to use, and problems about duplicate or missing objects."""
-    claims: dict[Ref, list[tuple[Path, Parsed]]] = {}
+def _find_claims(files: Mapping[Path, _File]) -> _Claims:
+    claims: _Claims = {}
     for path, file in files.items():
         for parsed in file.objects:
             if parsed.ref:
                 claims.setdefault(parsed.ref, []).append((path, parsed))
+    return claims
+
+
+def _resolve(
+    files: Mapping[Path, _File], claims: _Claims, before: Mapping[Ref, _AppliedFact]
+) -> tuple[dict[Ref, _AppliedFact], Problems]:
+    """Return the facts to use, and problems about duplicate or missing objects."""
     applied: dict[Ref, _AppliedFact] = {}
     problems = Problems(MAX_PROBLEMS)
     for ref, claimants in claims.items():

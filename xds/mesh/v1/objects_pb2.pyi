@@ -69,7 +69,7 @@ class WaitRequest(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., namespace: _Optional[str] = ..., name: _Optional[str] = ..., resource_version: _Optional[str] = ..., condition: _Optional[_Union[WaitRequest.Condition, str]] = ...) -> None: ...
 
 class WaitResponse(_message.Message):
-    __slots__ = ("state", "detail", "concerned", "acked", "lagging", "transitions", "not_connected", "resource_version", "has_versions")
+    __slots__ = ("state", "detail", "affected", "acked", "lagging", "transitions", "not_connected", "resource_version", "has_versions", "may_be_on_other_replica")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[WaitResponse.State]
@@ -92,23 +92,25 @@ class WaitResponse(_message.Message):
     NO_VERSIONS: WaitResponse.State
     STATE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
-    CONCERNED_FIELD_NUMBER: _ClassVar[int]
+    AFFECTED_FIELD_NUMBER: _ClassVar[int]
     ACKED_FIELD_NUMBER: _ClassVar[int]
     LAGGING_FIELD_NUMBER: _ClassVar[int]
     TRANSITIONS_FIELD_NUMBER: _ClassVar[int]
     NOT_CONNECTED_FIELD_NUMBER: _ClassVar[int]
     RESOURCE_VERSION_FIELD_NUMBER: _ClassVar[int]
     HAS_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    MAY_BE_ON_OTHER_REPLICA_FIELD_NUMBER: _ClassVar[int]
     state: WaitResponse.State
     detail: str
-    concerned: int
+    affected: int
     acked: int
     lagging: _containers.RepeatedCompositeFieldContainer[LaggingProxy]
     transitions: _containers.RepeatedScalarFieldContainer[str]
     not_connected: int
     resource_version: str
     has_versions: bool
-    def __init__(self, state: _Optional[_Union[WaitResponse.State, str]] = ..., detail: _Optional[str] = ..., concerned: _Optional[int] = ..., acked: _Optional[int] = ..., lagging: _Optional[_Iterable[_Union[LaggingProxy, _Mapping]]] = ..., transitions: _Optional[_Iterable[str]] = ..., not_connected: _Optional[int] = ..., resource_version: _Optional[str] = ..., has_versions: _Optional[bool] = ...) -> None: ...
+    may_be_on_other_replica: bool
+    def __init__(self, state: _Optional[_Union[WaitResponse.State, str]] = ..., detail: _Optional[str] = ..., affected: _Optional[int] = ..., acked: _Optional[int] = ..., lagging: _Optional[_Iterable[_Union[LaggingProxy, _Mapping]]] = ..., transitions: _Optional[_Iterable[str]] = ..., not_connected: _Optional[int] = ..., resource_version: _Optional[str] = ..., has_versions: _Optional[bool] = ..., may_be_on_other_replica: _Optional[bool] = ...) -> None: ...
 
 class LaggingProxy(_message.Message):
     __slots__ = ("node_id", "reason", "rejected")
