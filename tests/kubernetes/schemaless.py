@@ -18,6 +18,7 @@ from xds.mesh.kube import crds
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import TLS_MODE_LABEL, Problem
 from xds.mesh.sources.kubernetes import Kubernetes
+from xds.mesh.sources.report import SourceUpdate
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 PATIENCE = 30.0
@@ -44,13 +45,17 @@ class Watching:
         self.cluster = cluster
         self._source = Kubernetes(cluster.api, namespace=SYSTEM)
         self._reports = self._source.watch()
+        self._next: asyncio.Future[SourceUpdate] | None = None
         self.mesh = Mesh()
 
     async def until(self, check: Callable[[], Any], what: str) -> None:
         """Follow the cluster's changes until `check` holds."""
         async with asyncio.timeout(PATIENCE):
             while not check():
-                report = await anext(self._reports)
+                # Not cancelled by the timeout, which would end the watch for all later tests.
+                self._next = self._next or asyncio.ensure_future(anext(self._reports))
+                report = await asyncio.shield(self._next)
+                self._next = None
                 self.mesh = self.mesh.apply(report.change)
         assert check(), what
 
@@ -70,6 +75,9 @@ class Watching:
         return [problem for problem in self._source.problems if not problem.notice]
 
     async def close(self) -> None:
+        if self._next:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
         await self._reports.aclose()
 
 

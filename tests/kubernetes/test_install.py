@@ -317,6 +317,7 @@ def test_container_arguments_are_valid() -> None:
 
     command = get_command(app)
     subcommand, *arguments = container["args"]
-    serve = command.get_command(None, subcommand)  # type: ignore[attr-defined]
+    context = command.make_context("xds", [], resilient_parsing=True)
+    serve = command.get_command(context, subcommand)  # type: ignore[attr-defined]
     known = {option for parameter in serve.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {argument.partition("=")[0] for argument in arguments} <= known
