@@ -352,7 +352,7 @@ def test_cost_of_objects_leaving_a_bad_file_is_linear(tmp_path: Path) -> None:
     path.write_text(renamed + "---\n{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: 1}\n")
     assert folder._files is not None
     loaded = {path: folder._read_file(path, None, 1)}
-    assert_quick(lambda: files._resolve(loaded, folder._applied), 2.0)
+    assert_quick(lambda: files._resolve(loaded, files._find_claims(loaded), folder._applied), 2.0)
 
 
 # --- settings -----------------------------------------------------------------------------------------------
