@@ -1,0 +1,68 @@
+"""The steps of docs/how-to/change-modes.md with real sidecars: plan, repair, apply, wait, explain."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support import manifests
+from tests.support.controlplane import XDS
+from tests.support.local import LocalMesh
+from tests.support.manifests import peer_authentication
+
+pytestmark = pytest.mark.envoy
+
+HTTP = 8080
+URL = "http://web.ns/"
+
+
+async def run(*arguments: object) -> tuple[int, str]:
+    """Run an xds command, and return its exit status and output."""
+    process = await asyncio.create_subprocess_exec(
+        XDS, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    assert process.returncode < 2, err.decode()
+    return process.returncode, out.decode()
+
+
+async def test_namespace_becomes_strict_as_planned(loopback, tmp_path: Path) -> None:
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        client, web = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        old = mesh.pod("old", "ns", sidecar=False)
+        await mesh.serve(web, http=[HTTP])
+        mesh.service("web", "ns", {"http": (80, HTTP)})
+        await mesh.start(client, web)
+        assert (await old.client.get(URL)).ok
+        where = f"--manifests={mesh.manifests.directory}"
+        control_plane = f"--xds-address={mesh.plane.address}"
+        strict = tmp_path / "strict.yaml"
+        strict.write_text(yaml.safe_dump(peer_authentication("ns", "STRICT")))
+
+        status, planned = await run("plan", where, "-f", strict)
+        assert status == 1
+        assert [line.split()[:3] for line in planned.splitlines()[1:2]] == [["breaks", "ns/old", "web.ns:80"]]
+        assert "add a sidecar to ns/old" in planned
+
+        mesh.delete(manifests.pod(old.name, old.namespace, old.address, sidecar=False, **old.said))
+        new = mesh.pod("new", "ns")
+        await mesh.start(new)
+        status, planned = await run("plan", where, "-f", strict)
+        assert (status, "breaks" in planned) == (0, False)
+
+        mesh.apply(peer_authentication("ns", "STRICT"))
+        status, waited = await run("wait", "PeerAuthentication/ns/default", control_plane)
+        assert (status, waited.split(": ")[1][:8]) == (0, "in force")
+        status, explained = await run("explain", "client.ns", "web.ns", control_plane)
+        assert status == 0
+        in_use, outcome = (line for line in explained.splitlines() if "In use" in line or "Outcome" in line)
+        assert in_use.split()[2] == "yes:"
+        assert "mutual TLS" in outcome
+
+        assert (await client.client.get(URL)).ok
+        assert (await new.client.get(URL)).ok
+        assert not (await old.client.get(URL)).ok
