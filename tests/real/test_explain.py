@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from typing import Any
 
 import pytest
@@ -51,9 +49,7 @@ async def test_explanation_follows_what_real_sidecars_use(loopback, tmp_path):
         await eventually(lambda: has("plaintext", in_use=True))
         assert not await uses_mtls()
 
-        envoy = mesh.sidecar(server)
-        os.kill(envoy.pid, signal.SIGSTOP)
-        try:
+        with mesh.sidecar(server).suspended():
             mesh.apply(manifests.peer_authentication("ns", "STRICT"))
             await eventually(lambda: has("mtls", in_use=False))
             (group,) = (await explain())["groups"]
@@ -61,8 +57,6 @@ async def test_explanation_follows_what_real_sidecars_use(loopback, tmp_path):
             assert group["served"] == {"send": "PLAINTEXT", "mode": "PERMISSIVE"}
             assert "the client is still configured to send plaintext, not mutual TLS" in group["differences"]
             assert any("web waiting for its listener" in text for text in group["differences"])
-        finally:
-            os.kill(envoy.pid, signal.SIGCONT)
         await eventually(lambda: has("mtls", in_use=True), timeout=30)
         assert await uses_mtls()
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import signal
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 
 import pytest
 
 from tests.support import manifests
 from tests.support.clients import Client
 from tests.support.controlplane import xds
-from tests.support.envoy import EnvoyProcess
 from tests.support.local import LocalMesh
 from tests.support.waiting import eventually
 from xds.cli.rollout import NO_TRANSITIONS
@@ -24,15 +20,6 @@ pytestmark = pytest.mark.envoy
 HTTP, TCP = 8080, 9000
 CUT = "upstream_cx_destroy_local_with_active_rq"
 OPEN = "still accepts plaintext"
-
-
-@contextmanager
-def stopped(envoy: EnvoyProcess) -> Iterator[None]:
-    os.kill(envoy.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(envoy.pid, signal.SIGCONT)
 
 
 async def test_hanging_sidecars_are_named_until_strict_is_reached(loopback, tmp_path):
@@ -52,8 +39,8 @@ async def test_hanging_sidecars_are_named_until_strict_is_reached(loopback, tmp_
             await eventually(lambda: says(pattern), timeout=20, what=pattern)
 
         await until(NO_TRANSITIONS)
-        with stopped(mesh.sidecar(client)):
-            with stopped(mesh.sidecar(servers[0])):
+        with mesh.sidecar(client).suspended():
+            with mesh.sidecar(servers[0]).suspended():
                 mesh.apply(manifests.peer_authentication("ns", "STRICT"))
                 # The hanging server delays only its own transition.
                 await until(

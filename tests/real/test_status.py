@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import grpc.aio
@@ -101,16 +97,6 @@ async def assert_csds_reports_rejection(mesh: LocalMesh, before: Any, began: flo
     assert began <= error.last_update_attempt.ToNanoseconds() / 1e9 <= time.time()
 
 
-@contextmanager
-def stopped(envoy: EnvoyProcess) -> Iterator[None]:
-    """Suspend an Envoy (SIGSTOP)."""
-    os.kill(envoy.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(envoy.pid, signal.SIGCONT)
-
-
 @pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
 async def test_status_of_synced_waiting_and_rejecting_sidecars(loopback, tmp_path, sotw):
     async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
@@ -166,7 +152,7 @@ async def test_status_of_synced_waiting_and_rejecting_sidecars(loopback, tmp_pat
 
         await eventually(lambda: status.says("lost.ns", "STATUS", "its pod is not known"), timeout=20)
 
-        with stopped(mesh.sidecar(slow)):
+        with mesh.sidecar(slow).suspended():
             mesh.pod("web-2", "ns", sidecar=False, labels={"app": "web"})
             await eventually(lambda: status.says("slow.ns", "STATUS", r".*EDS waiting \d+s for an ACK.*"))
             mesh.service("other", "ns", {"http": (81, 8081)}, selector={"app": "web"})

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
 
 from tests.support.controlplane import XDS, xds
-from tests.support.envoy import EnvoyProcess
 from tests.support.local import LocalMesh
 from tests.support.manifests import destination_rule, peer_authentication
 from tests.support.waiting import eventually
@@ -44,16 +39,6 @@ async def wait(mesh: LocalMesh, *arguments: str) -> Result:
     return Result(process.returncode, out.decode(), err.decode())
 
 
-@contextmanager
-def stopped(envoy: EnvoyProcess) -> Iterator[None]:
-    """Suspend an Envoy (SIGSTOP)."""
-    os.kill(envoy.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(envoy.pid, signal.SIGCONT)
-
-
 @pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
 async def test_wait_ends_when_the_sidecars_have_acked(loopback, tmp_path, sotw):
     async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
@@ -82,7 +67,7 @@ async def test_lagging_sidecar_is_named_after_the_timeout(loopback, tmp_path):
         mesh.service("web", "ns", {"http": (80, HTTP)})
         mesh.apply(peer_authentication("ns", "DISABLE"))
         await mesh.start(client, web)
-        with stopped(mesh.sidecar(client)):
+        with mesh.sidecar(client).suspended():
             mesh.apply(peer_authentication("ns", "PERMISSIVE"))
             result = await wait(mesh, POLICY, "--timeout", "3s")
             assert (result.status, result.out) == (1, "")

@@ -6,8 +6,9 @@ import asyncio
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -104,6 +105,15 @@ class EnvoyProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Suspend it (SIGSTOP) inside the block. Its connections stay open."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     async def __aenter__(self) -> Self:
         (self.log.with_suffix(".json")).write_text(json.dumps(self.bootstrap, indent=2))
