@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter, Signature
 from typing import Any, TypeVar, get_type_hints
 
@@ -13,7 +13,8 @@ _Options = TypeVar("_Options")
 def grouped_options(options: type[_Options]) -> Callable[[Callable[[_Options], None]], Callable[..., None]]:
     """Turn a function that takes one dataclass of options into a typer command.
 
-    Each field is an option, annotated as typer expects of a parameter, or a nested dataclass of options.
+    Each field is an option or argument, annotated as typer expects of a parameter, or a nested dataclass of
+    them.
     """
 
     def decorate(function: Callable[[_Options], None]) -> Callable[..., None]:
@@ -35,9 +36,8 @@ def _parameters(options: type[Any]) -> Iterator[Parameter]:
         if is_dataclass(hints[field.name]):
             yield from _parameters(hints[field.name])
         else:
-            yield Parameter(
-                field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-            )
+            default = Parameter.empty if field.default is MISSING else field.default
+            yield Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
 
 
 def _build(options: type[Any], values: Mapping[str, Any]) -> Any:

@@ -34,6 +34,11 @@ def _natural_key(name: str) -> tuple[object, ...]:
     return tuple((len(text), text) if index % 2 else text for index, text in enumerate(texts))
 
 
+def host_port(host: str, port: int) -> str:
+    """Return HOST:PORT, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class UnknownNameError(LookupError):
     """No object can have the name that the user entered. The message says why, or suggests similar names."""
 
