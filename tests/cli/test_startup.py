@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import subprocess
 import sys
@@ -14,12 +13,8 @@ from envoy_data_plane.envoy.config.core import v3 as core
 from pydantic import ValidationError
 from pydantic.dataclasses import is_pydantic_dataclass
 
-from tests.golden.cases import CASES, load
+from tests.golden.digests import digests
 from xds.cli import startup
-from xds.codec import encode
-from xds.mesh.envoy.bootstrap import TokenFile, bootstrap
-from xds.mesh.envoy.translate import translate
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "tests/golden/base/in.yaml"
@@ -70,23 +65,8 @@ def test_command_generates_no_validators_and_few_initializers(command: str) -> N
     assert counts["frozen"]
 
 
-def digests() -> dict[str, str]:
-    """Return a hash of the bootstraps and resources of all sidecars, by golden case."""
-    result = {}
-    credential = TokenFile(token="/token", roots="/roots")
-    for case in (param.values[0] for param in CASES):
-        mesh, bodies = load(case), []
-        for pod in filter(lambda pod: pod.has_sidecar, mesh.pods()):
-            snapshot = translate(mesh, pod)
-            for type_url in (CLUSTER, ENDPOINT, LISTENER, ROUTE):
-                bodies += [resource.body for resource in snapshot.of(type_url).values()]
-            bodies.append(encode(bootstrap(pod, "127.0.0.1", 15010, credential=credential)))
-        result[case.name] = hashlib.sha256(b"".join(sorted(bodies))).hexdigest()
-    return result
-
-
 def test_plain_messages_have_the_bytes_of_validated_ones() -> None:
-    code = "import json; from tests.cli.test_startup import digests; print(json.dumps(digests()))"
+    code = "import json; from tests.golden.digests import digests; print(json.dumps(digests()))"
     assert json.loads(in_program(code)) == digests()
 
 
