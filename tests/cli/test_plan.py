@@ -274,12 +274,12 @@ def test_workload_that_the_change_stops_has_no_pod(folder: Path, workload: str, 
         (
             ("--delete", "Pod/shop/wb-1"),
             "",
-            "object Pod/shop/wb-1 not found (--delete KIND/NS/NAME); did you",
+            "--delete: object Pod/shop/wb-1 not found (KIND/NS/NAME); did you",
         ),
         (
             ("--delete", "Namespace/shop"),
             "",
-            "--delete Namespace/shop: cannot plan the deletion of a Namespace: delete the objects in it",
+            "--delete: Namespace/shop: cannot plan the deletion of a Namespace: delete the objects in it",
         ),
         (("--delete", "MeshPolicy/default"), "", "object MeshPolicy/default not found"),
         (

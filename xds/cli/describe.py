@@ -10,7 +10,7 @@ import typer
 from google.protobuf.json_format import MessageToDict
 
 from xds.cli.explanation import listed, print_rows, side_rows
-from xds.cli.hops import clients_json, format_clients
+from xds.cli.hops import clients_json
 from xds.cli.manifests import find_pod, load_mesh
 from xds.cli.options import (
     Assignments,
@@ -27,6 +27,7 @@ from xds.mesh.model.mesh import Exposure, Mesh
 from xds.mesh.model.objects import Pod, printable
 from xds.mesh.policy import describe as policy
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, RefusedClients
+from xds.mesh.policy.hop_text import format_clients
 
 EXAMPLES = """
 xds describe pod httpbin-1.shop --manifests mesh/

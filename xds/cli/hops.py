@@ -10,12 +10,9 @@ from rich.text import Text
 from xds.cli.options import Address
 from xds.cli.rows import Cells
 from xds.mesh.model.mesh import Endpoint
-from xds.mesh.model.objects import Service, ServicePort
+from xds.mesh.policy.hop_text import format_all_clients, format_clients, format_target
 from xds.mesh.policy.hops import Clients, Hop
 from xds.mesh.policy.reach import Outcome, Result
-
-MAX_NAMES = 3
-"""Maximum number of service accounts, or else of namespaces, in a cell of a table."""
 
 _STYLES = {Result.MTLS: "green", Result.PLAINTEXT: "yellow", Result.FAILS: "red"}
 
@@ -23,37 +20,6 @@ _STYLES = {Result.MTLS: "green", Result.PLAINTEXT: "yellow", Result.FAILS: "red"
 def styled(result: Result) -> Text:
     """Return a result in its color."""
     return Text(str(result), _STYLES[result])
-
-
-def format_target(service: Service, port: ServicePort) -> str:
-    """Return a service port as `SERVICE.NAMESPACE:PORT`."""
-    return f"{service.name}.{service.namespace}:{port.port}"
-
-
-@lru_cache(maxsize=1024)
-def format_clients(clients: tuple[Clients, ...]) -> str:
-    """Return the service accounts of clients in short, such as `shop/web, zoo/* (3 accounts)`."""
-    accounts = [f"{item.namespace}/{account}" for item in clients for account in item.accounts]
-    if len(accounts) <= MAX_NAMES:
-        return ", ".join(accounts)
-    names = [
-        f"{item.namespace}/* ({len(item.accounts)} accounts)"
-        if len(item.accounts) > 1
-        else f"{item.namespace}/{next(iter(item.accounts))}"
-        for item in clients[:MAX_NAMES]
-    ]
-    more = len(clients) - len(names)
-    return ", ".join(names) + (f" and {more} more namespace{'s' * (more > 1)}" if more else "")
-
-
-@lru_cache(maxsize=1024)
-def format_all_clients(clients: tuple[Clients, ...]) -> str:
-    """Return every service account of clients, with its number of pods."""
-    return ", ".join(
-        f"{item.namespace}/{account} ({len(pods)} pod{'s' * (len(pods) > 1)})"
-        for item in clients
-        for account, pods in item.accounts.items()
-    )
 
 
 @lru_cache(maxsize=1024)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import typer
@@ -12,9 +12,10 @@ import typer
 from xds.cli.options import STDIN, ClusterReference, fail, print_problems
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named, service_named
-from xds.mesh.model.objects import MeshConfig, Namespace, Pod, Problem, Ref, Service
+from xds.mesh.model.objects import MeshConfig, Pod, Problem, Ref, Service
 from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text
 from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
+from xds.mesh.sources.proposal import read_objects
 from xds.mesh.sources.settings import SettingsLoader
 
 _COULD_BE_WRONG = "so the result could be wrong: a policy may be missing"
@@ -114,28 +115,16 @@ async def _read_cluster(
     return mesh, report.problems
 
 
-def load_folder(
-    folder: Folder, namespaces: Iterable[Namespace] = ()
-) -> tuple[Mesh | None, tuple[Problem, ...]]:
+def load_folder(folder: Folder) -> tuple[Mesh | None, tuple[Problem, ...]]:
     """Return the mesh in the manifests (None if a document is unreadable), and its problems.
 
     Exits with status 2 if a folder cannot be read.
-
-    Args:
-        folder: source of the manifests.
-        namespaces: Namespaces that are not in the manifests. Their labels decide which workloads get a
-            sidecar.
     """
     try:
-        report = folder.load()
+        found, problems = read_objects(folder)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}")
-    if not report.complete:
-        return None, report.problems
-    pods = folder.expected_pods(namespaces)
-    facts = [*report.change.applied, *(parsed.fact for parsed in pods if parsed.fact)]
-    problems = [*report.problems, *(problem for parsed in pods for problem in parsed.problems)]
-    return Mesh(facts, report.change.config), tuple(problems)
+    return Mesh(found.applied, found.config) if found else None, problems
 
 
 def unknown_namespaces(mesh: Mesh) -> Iterator[Problem]:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import typer
 from rich.text import Text
 
-from xds.cli.hops import clients_json, format_clients, format_target
+from xds.cli.hops import clients_json
 from xds.cli.tables import Table
 from xds.mesh.model.objects import Problem, printable
+from xds.mesh.policy.hop_text import format_clients, format_target
 from xds.mesh.policy.plan import Effect, HopChange, Plan, Refusal
 from xds.mesh.policy.reach import Answer, Failure
-from xds.mesh.policy.remedy import refusal_remedy, remedy
+from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 
 TITLES = ("EFFECT", "CLIENTS", "TARGET", "BEFORE", "AFTER", "DECIDED BY", "REMEDY")
 
@@ -98,7 +99,7 @@ def _hop_json(change: HopChange) -> dict[str, Any]:
         "ready": change.ready,
         "before": _answer_json(change.before),
         "after": _answer_json(change.after),
-        "remedy": _remedy(change),
+        "remedy": change_remedy(change),
     }
 
 
@@ -127,16 +128,8 @@ def _hop_row(change: HopChange) -> _Row:
         before=str(change.before.result),
         after=f"{change.after.result} ({change.after.reason})",
         decided_by=", ".join(map(str, change.after.decided_by)),
-        remedy=_remedy(change),
+        remedy=change_remedy(change),
     )
-
-
-def _remedy(change: HopChange) -> str:
-    """Return the remedy for connections that break, may break or lose mutual TLS."""
-    if change.effect not in (Effect.BREAKS, Effect.MAY_BREAK, Effect.PLAINTEXT):
-        return ""
-    client = next(change.clients[0].pods)
-    return remedy(change.after, format_clients(change.clients), has_sidecar=client.has_sidecar)
 
 
 def _refusal_row(refusal: Refusal) -> _Row:

@@ -6,14 +6,16 @@ finds probes and scrapes that connect to pods directly, and that a STRICT sideca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.objects import Fact, Mode, Pod, Ref, Service, ServicePort
+from xds.mesh.model.objects import Fact, Mode, Pod, Problem, Ref, Service, ServicePort
+from xds.mesh.policy.conflicts import overridden
+from xds.mesh.policy.effect import without_effect
 from xds.mesh.policy.hops import (
     RANKS,
     Answers,
@@ -154,6 +156,18 @@ def as_applied(mesh: Mesh, fact: Fact) -> Fact:
         status = {name: getattr(old, name) for name in ("address", "more_addresses", "ready", "ended")}
         return replace(fact, meta=meta, **status)
     return replace(fact, meta=meta)
+
+
+def ineffective(mesh: Mesh, refs: Collection[Ref]) -> Iterator[Problem]:
+    """Yield why some of these objects have no effect: they match nothing, or other objects override them."""
+    yield from (
+        problem for ref, found in without_effect(mesh).problems.items() if ref in refs for problem in found
+    )
+    for ref, override in overridden(mesh).items():
+        if ref in refs and (fact := mesh.get(ref)):
+            part = f"{override.what} " if override.what else ""
+            what = f"{ref}: {part}has no effect, because {', '.join(map(str, override.by))} overrides it"
+            yield Problem(where=fact.meta.origin or str(ref), what=what)
 
 
 _Senders: TypeAlias = tuple[SenderKey, SenderKey]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from xds.mesh.policy.hop_text import format_clients
 from xds.mesh.policy.mtls import Reason
-from xds.mesh.policy.plan import Refusal, Traffic
+from xds.mesh.policy.plan import Effect, HopChange, Refusal, Traffic
 from xds.mesh.policy.reach import Answer, Failure, Result
 
 _INCLUDE = "change the traffic annotations of {clients}"
@@ -55,6 +56,14 @@ def _when_required(answer: Answer, has_sidecar: bool) -> str:
     if len(answer.decided_by) > 1:
         return "remove tls from {client}, or use PERMISSIVE in {server}"
     return "enable auto mTLS, or use PERMISSIVE in {server}"
+
+
+def change_remedy(change: HopChange) -> str:
+    """Return the remedy for connections that break, may break or lose mutual TLS; empty for others."""
+    if change.effect not in (Effect.BREAKS, Effect.MAY_BREAK, Effect.PLAINTEXT):
+        return ""
+    client = next(change.clients[0].pods)
+    return remedy(change.after, format_clients(change.clients), has_sidecar=client.has_sidecar)
 
 
 def refusal_remedy(refusal: Refusal) -> str:

@@ -1,0 +1,76 @@
+"""A proposed change: objects that are not applied yet, as manifests, and objects to delete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from xds.mesh.inject.workloads import SHORT_NAMES
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import UnknownNameError, ref_named, unknown_name
+from xds.mesh.model.objects import Change, Namespace, Problem, Ref
+from xds.mesh.parse import KINDS
+from xds.mesh.policy.plan import as_applied
+from xds.mesh.sources.files import Folder
+
+
+def read_objects(
+    folder: Folder, namespaces: Iterable[Namespace] = ()
+) -> tuple[Change | None, tuple[Problem, ...]]:
+    """Return all objects of manifests, with a pod for each workload, the settings, and all problems.
+
+    The objects are None if a document is unreadable. Raises OSError if a folder cannot be read.
+
+    Args:
+        folder: the manifests; it must be loaded for the first time.
+        namespaces: Namespaces that are not in the manifests. Their labels decide which workloads get a
+            sidecar.
+    """
+    report = folder.load()
+    if not report.complete:
+        return None, report.problems
+    pods = folder.expected_pods(namespaces)
+    facts = (*report.change.applied, *(parsed.fact for parsed in pods if parsed.fact))
+    problems = (*report.problems, *(problem for parsed in pods for problem in parsed.problems))
+    return Change(applied=facts, config=report.change.config), problems
+
+
+def read_change(folder: Folder, before: Mesh) -> tuple[Change | None, tuple[Problem, ...]]:
+    """Return the change that applying manifests makes, and the problems of its objects.
+
+    The change is None if a document or an object is invalid, because its effect is then unknown. It removes
+    the pods of workloads that it stops. Raises OSError if a folder cannot be read.
+
+    Args:
+        folder: the manifests; it must be loaded for the first time, and read workloads.
+        before: the mesh without the change.
+    """
+    namespaces = [fact for fact in before.facts() if isinstance(fact, Namespace)]
+    change, problems = read_objects(folder, namespaces)
+    if change is None or folder.has_unusable_objects(namespaces):
+        return None, problems
+    applied = tuple(as_applied(before, fact) for fact in change.applied)
+    return Change(applied=applied, removed=folder.stopped_pods), problems
+
+
+def find_deleted(mesh: Mesh, text: str) -> Ref:
+    """Return the object to delete that KIND/NAMESPACE/NAME or KIND/NAME names.
+
+    A workload stands for its expected pod. Raises UnknownNameError if there is no such object, or if it is a
+    Namespace, whose deletion deletes more than is known.
+    """
+    ref = ref_named(text, {item.name: item.namespaced for item in KINDS} | dict.fromkeys(SHORT_NAMES, True))
+    if ref.kind == "Namespace":
+        raise UnknownNameError(
+            f"{text}: cannot plan the deletion of a Namespace: delete the objects in it instead"
+        )
+    if ref.kind in SHORT_NAMES:
+        ref = Ref("Pod", ref.namespace, f"{SHORT_NAMES[ref.kind]}/{ref.name}")
+    known = {
+        fact.ref
+        for namespace in mesh.namespaces()
+        for fact in mesh.in_namespace(namespace, with_defaults=False).facts.values()
+    }
+    if ref not in known:
+        similar = ["/".join(filter(None, other)) for other in known if other.kind == ref.kind]
+        raise UnknownNameError(unknown_name("object", text, similar, "KIND/NS/NAME"))
+    return ref
