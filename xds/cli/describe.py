@@ -19,6 +19,8 @@ from xds.cli.options import (
     Kubeconfig,
     Manifests,
     MeshConfigFile,
+    MeshConfigMap,
+    XdsNamespace,
     parse_cluster,
 )
 from xds.cli.output import Format, print_document
@@ -51,6 +53,8 @@ def describe(
     kubernetes: FromKubernetes = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
+    xds_namespace: XdsNamespace = None,
+    mesh_config_map: MeshConfigMap = None,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
@@ -62,7 +66,7 @@ def describe(
     Exit status: 0 all clients reach the pod, 1 a client does not, 2 an unknown name or wrong usage, 3 the
     API server cannot be reached.
     """
-    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    cluster = parse_cluster(kubernetes, kubeconfig, context, xds_namespace, mesh_config_map)
     mesh = load_mesh(manifests, mesh_config, assignments, cluster=cluster)
     pod = find_pod(mesh, name)
     ports = list(policy.describe(mesh, pod))

@@ -18,6 +18,8 @@ from xds.cli.options import (
     Kubeconfig,
     Manifests,
     MeshConfigFile,
+    MeshConfigMap,
+    XdsNamespace,
     fail,
     parse_address,
     parse_cluster,
@@ -56,6 +58,8 @@ def explain(
     kubernetes: FromKubernetes = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
+    xds_namespace: XdsNamespace = None,
+    mesh_config_map: MeshConfigMap = None,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     xds_address: Annotated[
@@ -85,7 +89,7 @@ def explain(
     Exit status: 0 every connection works, 1 a connection fails, 2 an unknown name or wrong usage, 3 the
     control plane or the API server cannot be reached.
     """
-    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    cluster = parse_cluster(kubernetes, kubeconfig, context, xds_namespace, mesh_config_map)
     if manifests or cluster:
         if xds_address:
             fail("--xds-address cannot be combined with --manifests or --kubernetes: query one of them")

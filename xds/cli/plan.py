@@ -18,6 +18,8 @@ from xds.cli.options import (
     Kubeconfig,
     Manifests,
     MeshConfigFile,
+    MeshConfigMap,
+    XdsNamespace,
     fail,
     parse_cluster,
     print_problems,
@@ -53,6 +55,8 @@ def plan(
     kubernetes: FromKubernetes = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
+    xds_namespace: XdsNamespace = None,
+    mesh_config_map: MeshConfigMap = None,
     filenames: Annotated[
         list[str] | None,
         typer.Option(
@@ -94,7 +98,7 @@ def plan(
     if STDIN in (manifests or ()) and STDIN in (filenames or ()):
         fail("stdin (-) can be either --manifests or -f, not both")
     settings, _ = load_settings(mesh_config, assignments)
-    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    cluster = parse_cluster(kubernetes, kubeconfig, context, xds_namespace, mesh_config_map)
     before, problems = read_mesh(manifests, mesh_config, assignments, cluster=cluster)
     print_problems(problems)
     if not any(clients_of(before)) or not all_targets(before):

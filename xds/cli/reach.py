@@ -20,6 +20,8 @@ from xds.cli.options import (
     Kubeconfig,
     Manifests,
     MeshConfigFile,
+    MeshConfigMap,
+    XdsNamespace,
     fail,
     fail_unknown,
     parse_cluster,
@@ -51,6 +53,8 @@ def reach(
     kubernetes: FromKubernetes = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
+    xds_namespace: XdsNamespace = None,
+    mesh_config_map: MeshConfigMap = None,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     client: Annotated[
@@ -113,7 +117,7 @@ def reach(
     without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage, 3 the API
     server cannot be reached.
     """
-    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    cluster = parse_cluster(kubernetes, kubeconfig, context, xds_namespace, mesh_config_map)
     mesh, problems = read_mesh(manifests, mesh_config, assignments, cluster=cluster)
     ineffective = [problem for effect in without_effect(mesh).problems.values() for problem in effect]
     # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests.
