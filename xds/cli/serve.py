@@ -241,7 +241,7 @@ class ServeOptions:
     """The injection webhook."""
 
 
-@grouped_options(ServeOptions)
+@grouped_options
 def serve(options: ServeOptions) -> None:
     """Run the control plane for a folder of manifests or a Kubernetes cluster, and apply changes live.
 
