@@ -63,7 +63,7 @@ def test_reach_groups_clients_and_endpoints(folder: Path) -> None:
     rows = run_json("reach", "--manifests", folder, "-o", "json")
     assert rows == [
         {
-            "clients": [{"namespace": "shop", "accounts": {"default": 2}}],
+            "clients": [{"namespace": "shop", "accounts": [{"name": "default", "pods": 2}]}],
             "service": "web.shop",
             "port": 80,
             "endpoints": 1,
@@ -71,6 +71,7 @@ def test_reach_groups_clients_and_endpoints(folder: Path) -> None:
             "outcome": outcome,
             "reason": reason,
             "decidedBy": ["MeshPolicy default"],
+            "endpointNames": [],
         }
         for outcome, reason in (("plaintext", "client-without-sidecar"), ("mtls", "auto-mtls"))
     ]
@@ -148,7 +149,7 @@ def test_reach_names_few_namespaces_in_a_table(folder: Path) -> None:
     assert line.startswith("n2/* (2 accounts), n3/* (2 accounts), n4/* (2 accounts) and 3 more namespaces  ")
     assert run_json("reach", "--manifests", folder, "-o", "json", "--only", "plaintext")[0]["clients"][4] == {
         "namespace": "n6",
-        "accounts": {"a": 1, "b": 1},
+        "accounts": [{"name": "a", "pods": 1}, {"name": "b", "pods": 1}],
     }
 
 
@@ -430,7 +431,7 @@ def test_invalid_mesh_config_is_wrong_usage(folder: Path, tmp_path: Path) -> Non
 
 
 def test_manifests_folder_is_required(tmp_path: Path) -> None:
-    assert xds("reach").exit_code == 2
+    assert xds("translate", "client.shop").exit_code == 2
     assert xds("reach", "--manifests", tmp_path / "none").exit_code == 2
 
 
@@ -462,7 +463,7 @@ def test_help_is_plain_text(command: str) -> None:
         ("--version", "envoy_data_plane yaml asyncio rich"),
         ("version --client", "envoy_data_plane yaml asyncio rich google"),
         ("completion bash", "envoy_data_plane yaml asyncio rich"),
-        ("reach --manifests {}", "envoy_data_plane google"),
+        ("reach --manifests {}", "envoy_data_plane"),
         ("translate client.shop --manifests {}", "rich"),
         ("bootstrap client.shop --manifests {}", "rich"),
     ],

@@ -236,7 +236,7 @@ def test_description_as_json_and_yaml(folder: Path) -> None:
     assert printed.exit_code == 0
     found = json.loads(printed.stdout)
     assert found == yaml.safe_load(xds(*words, "yaml").stdout)
-    assert (found["pod"], found["sidecar"], [port["port"] for port in found["ports"]]) == (
+    assert (found["pod"], found["sidecar"], [port.get("port") for port in found["ports"]]) == (
         "client.shop",
         True,
         [None],
@@ -246,6 +246,6 @@ def test_description_as_json_and_yaml(folder: Path) -> None:
         "refusedClients"
     ]
     assert refused == {
-        "clients": [{"namespace": "shop", "accounts": {"default": 2}}],
+        "clients": [{"namespace": "shop", "accounts": [{"name": "default", "pods": 2}]}],
         "why": "the client sends plaintext, but the server accepts mutual TLS only",
     }

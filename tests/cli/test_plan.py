@@ -88,7 +88,7 @@ def test_json_contains_answers_before_and_after(folder: Path) -> None:
     assert found["hops"] == [
         {
             "effect": "breaks",
-            "clients": [{"namespace": "zoo", "accounts": {"default": 1}}],
+            "clients": [{"namespace": "zoo", "accounts": [{"name": "default", "pods": 1}]}],
             "service": "web.shop",
             "port": 80,
             "endpoints": 1,

@@ -12,7 +12,7 @@ import pytest
 
 from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import peer, pod, rule
-from xds.mesh.controlplane import policies_service
+from xds.mesh.controlplane import explainer
 from xds.mesh.controlplane.explanation import MAX_SERVERS, MAX_UNSYNCED
 from xds.mesh.controlplane.policies_service import SERVICE
 from xds.mesh.model.objects import Change
@@ -168,8 +168,8 @@ async def test_explanation_does_not_block_changes(plane: Plane, monkeypatch: pyt
         blocked.append(plane.controller.mesh_lock.locked())
         return original(*args)
 
-    original = policies_service.explanations
-    monkeypatch.setattr(policies_service, "explanations", explanations)
+    original = explainer.explanations
+    monkeypatch.setattr(explainer, "explanations", explanations)
     await explain(plane)
     assert blocked == [False]
 

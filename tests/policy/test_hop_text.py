@@ -1,4 +1,4 @@
-"""Clients as text: few accounts by name, many by namespace, and all of them on demand."""
+"""Clients as text: few accounts by name, many by namespace."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import HTTP, mesh, pod, service
-from xds.mesh.policy.hop_text import format_all_clients, format_clients, format_target
+from xds.mesh.policy.hop_text import format_clients, format_target
 from xds.mesh.policy.hops import Clients, hops
 
 
@@ -33,11 +33,6 @@ def clients(*accounts: str) -> tuple[Clients, ...]:
 )
 def test_clients_in_short(accounts: list[str], text: str) -> None:
     assert format_clients(clients(*accounts)) == text
-
-
-def test_all_clients() -> None:
-    found = clients("a/x", "a/x", "b/y")
-    assert format_all_clients(found) == "a/x (2 pods), b/y (1 pod)"
 
 
 def test_service_port() -> None:

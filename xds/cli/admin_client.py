@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self, TypeVar
@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from xds.cli.options import Address, fail, fail_unknown
 from xds.mesh.controlplane.status import VERSION_HEADER, proxy_name
-from xds.mesh.model.objects import printable
+from xds.mesh.model.objects import Problem, printable
 from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
 
 _Response = TypeVar("_Response", bound=Message)
@@ -195,6 +195,31 @@ class AdminClient:
         request = policies_pb2.ExplainRequest(client=client, service=service)
         return self._call(POLICIES, "Explain", request, policies_pb2.Explanation)
 
+    def problems(self) -> list[Problem]:
+        """Return the problems of objects, and the objects without effect."""
+        listed = self.list_problems("", notices=False)
+        return [Problem(where=item.place, what=item.what, hint=item.hint) for item in listed.problems]
+
+    def reach(self, request: policies_pb2.ReachRequest) -> Iterator[policies_pb2.ReachResponse]:
+        """Yield the results of connections; if the request has `watch`, again after each change."""
+        return self._stream(POLICIES, "Reach", request, policies_pb2.ReachResponse, ends=not request.watch)
+
+    def plan(self, filenames: Sequence[str], deletions: Sequence[str]) -> policies_pb2.PlanResponse:
+        """Return the effects of applying manifests and deleting objects."""
+        from xds.cli.manifests import read_texts  # noqa: PLC0415 - other calls do not need it
+
+        manifests = (policies_pb2.Manifest(name=name, text=text) for name, text in read_texts(filenames))
+        request = policies_pb2.PlanRequest(manifests=manifests, deletions=deletions)
+        found = policies_pb2.PlanResponse()
+        for response in self._stream(POLICIES, "Plan", request, policies_pb2.PlanResponse, ends=True):
+            found.MergeFrom(response)
+        return found
+
+    def describe_pod(self, name: str) -> policies_pb2.PodDescription:
+        """Return a pod as a server; exit if it does not exist."""
+        request = policies_pb2.DescribePodRequest(pod=name)
+        return self._call(POLICIES, "DescribePod", request, policies_pb2.PodDescription)
+
     def resolve_proxy(self, proxy: str, namespace: str) -> str:
         """Return a filter that selects exactly one proxy; exit if `proxy` matches none or several."""
 
@@ -236,8 +261,10 @@ class AdminClient:
         request: Message,
         response: type[_Response],
         timeout: float | None = None,
+        *,
+        ends: bool = False,
     ) -> Iterator[_Response]:
-        """Yield the responses of a call. With a timeout, the call may end; without one, it must not."""
+        """Yield the responses of a call. Exit if it ends, unless it has a timeout or `ends` is set."""
         method = self._channel.unary_stream(
             f"/{service}/{name}",
             request_serializer=type(request).SerializeToString,
@@ -252,7 +279,7 @@ class AdminClient:
             if first:
                 yield first
             yield from responses
-            has_ended = timeout is not None
+            has_ended = ends or timeout is not None
         except grpc.RpcError as error:
             has_ended = timeout is not None and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             if not has_ended and error.code() not in _CLOSED:

@@ -69,9 +69,9 @@ def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row
         yield from side_rows("Server accepts:", group.server)
     yield from listed("Expected identity:", group.identities)
     if explanation.HasField("client_proxy"):
-        yield "Client sidecar:", _proxy(explanation.client_proxy, explanation.time)
+        yield "Client sidecar:", proxy_text(explanation.client_proxy, explanation.time)
     yield from listed(
-        "Server sidecar:", [_proxy(server, explanation.time) for server in group.server_proxies]
+        "Server sidecar:", [proxy_text(server, explanation.time) for server in group.server_proxies]
     )
 
 
@@ -101,7 +101,8 @@ def listed(label: str, values: Iterable[str]) -> Iterator[_Row]:
         yield "", f"... and {more} more (-o json lists all)"
 
 
-def _proxy(proxy: pb.ProxyState, now: Timestamp) -> str:
+def proxy_text(proxy: pb.ProxyState, now: Timestamp) -> str:
+    """Return the state of a sidecar in one line."""
     text = f"{proxy.pod}: {proxy.status}"
     if proxy.acked_generation >= 0:
         text += f", has ACKed generation {proxy.acked_generation} of {proxy.served_generation}"

@@ -13,7 +13,7 @@ from xds.cli.options import STDIN, ClusterReference, fail, print_problems
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named, service_named
 from xds.mesh.model.objects import MeshConfig, Pod, Problem, Ref, Service
-from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text
+from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text, manifest_files
 from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
 from xds.mesh.sources.proposal import read_objects
 from xds.mesh.sources.settings import SettingsLoader
@@ -37,6 +37,27 @@ def open_manifests(
     names: Sequence[str], settings: SettingsLoader | None = None, *, reads_workloads: bool = True
 ) -> Folder:
     """Return a source for files, folders, kustomizations and `-` (stdin). Exit with status 2 on an error."""
+    roots, texts = _split(names)
+    return Folder(roots, settings, texts=texts, reads_workloads=reads_workloads)
+
+
+def read_texts(names: Sequence[str]) -> Iterator[Text]:
+    """Yield the content of files, folders, kustomizations and `-` (stdin). Exit with status 2 on an error."""
+    roots, texts = _split(names)
+    yield from texts
+    try:
+        for path in manifest_files(roots):
+            if path.stat().st_size > MAX_FILE_SIZE:
+                fail(f"{path}: is larger than {MAX_FILE_SIZE >> 20} MiB")
+            yield Text(str(path), path.read_text("utf-8-sig"))
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}")
+    except UnicodeDecodeError:
+        fail(f"{path}: is not UTF-8 text")
+
+
+def _split(names: Sequence[str]) -> tuple[list[Path], list[Text]]:
+    """Return the files and folders, and the texts of kustomizations and stdin."""
     roots: list[Path] = []
     texts: list[Text] = []
     for name in dict.fromkeys(names):
@@ -52,7 +73,7 @@ def open_manifests(
                 fail(str(error))
         else:
             roots.append(path)
-    return Folder(roots, settings, texts=texts, reads_workloads=reads_workloads)
+    return roots, texts
 
 
 def _read_stdin() -> str:

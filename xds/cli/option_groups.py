@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter, Signature, signature
 from typing import Any, get_type_hints
 
@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 def grouped_options(function: Callable[..., None]) -> Callable[..., None]:
     """Make a typer command of a function, some of whose parameters are dataclasses of options.
 
-    Each field of such a dataclass is an option, annotated as typer expects of a parameter, or a nested
-    dataclass of options. The options are listed in the order of the parameters and fields.
+    Each field of such a dataclass is an option or argument, annotated as typer expects of a parameter, or a
+    nested dataclass of them. They are listed in the order of the parameters and fields.
     """
     groups = {name: hint for name, hint in get_type_hints(function).items() if is_dataclass(hint)}
     parameters = list(_expand(function))
@@ -44,9 +44,8 @@ def _parameters(options: Any) -> Iterator[Parameter]:
         if is_dataclass(hints[field.name]):
             yield from _parameters(hints[field.name])
         else:
-            yield Parameter(
-                field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-            )
+            default = Parameter.empty if field.default is MISSING else field.default
+            yield Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
 
 
 def _build(options: Any, values: Mapping[str, Any]) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
-from xds.mesh.model.names import unknown_name
+from xds.mesh.model.names import host_port, unknown_name
 from xds.mesh.model.objects import printable
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Address(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
     @property
     def is_loopback(self) -> bool:

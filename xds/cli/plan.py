@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 from xds.cli import plan_output
-from xds.cli.manifests import load_settings, open_manifests, read_mesh
-from xds.cli.options import (
-    STDIN,
-    Assignments,
-    Context,
-    FromKubernetes,
-    Kubeconfig,
-    Manifests,
-    MeshConfigFile,
-    MeshConfigMap,
-    XdsNamespace,
-    fail,
-    parse_cluster,
-    print_problems,
-)
+from xds.cli.mesh_options import MeshOptions
+from xds.cli.option_groups import grouped_options
+from xds.cli.options import STDIN, fail, print_problems
 from xds.cli.output import print_document
-from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.names import UnknownNameError
-from xds.mesh.model.objects import Change, Ref
-from xds.mesh.policy import plan as policy
-from xds.mesh.policy.hops import all_targets, clients_of
-from xds.mesh.sources.proposal import find_deleted, read_change
-from xds.mesh.sources.settings import SettingsLoader
 
 EXAMPLES = """
+xds plan -f strict.yaml
 xds plan --manifests mesh/ -f strict.yaml
 xds plan --manifests mesh/ -f policies/ --delete PeerAuthentication/shop/default
 xds plan --manifests mesh/ -f strict.yaml -o markdown > comment.md
@@ -49,14 +31,11 @@ class Format(StrEnum):
     MARKDOWN = "markdown"
 
 
-def plan(
-    *,
-    manifests: Manifests = None,
-    kubernetes: FromKubernetes = False,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-    xds_namespace: XdsNamespace = None,
-    mesh_config_map: MeshConfigMap = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """The options."""
+
+    mesh: MeshOptions
     filenames: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +45,7 @@ def plan(
             help="Folder, file, kustomization, or - for stdin, with the objects to apply. Can be repeated.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     deletions: Annotated[
         list[str] | None,
         typer.Option(
@@ -75,65 +54,44 @@ def plan(
             help="Object to delete; KIND/NAME for a cluster-scoped kind. Can be repeated.",
             show_default=False,
         ),
-    ] = None,
-    mesh_config: MeshConfigFile = None,
-    assignments: Assignments = None,
+    ] = None
     output: Annotated[
         Format,
         typer.Option("-o", "--output", help="Output format. markdown: for a comment on a pull request."),
-    ] = Format.TABLE,
-) -> None:
+    ] = Format.TABLE
+
+
+@grouped_options
+def plan(options: PlanOptions) -> None:
     """Print which connections break, lose or gain mutual TLS, or get repaired if a change is applied.
 
-    --manifests or --kubernetes is the mesh before the change, -f the objects to apply, and --delete the
-    objects to delete. Nothing is applied. Also prints kubelet probes and Prometheus scrapes that a STRICT
-    sidecar would refuse, and objects of -f that would have no effect. Connections of clients that are not in
-    the manifests, of new clients, and to new services are not compared.
+    The mesh before the change is that of a running control plane, of --manifests, or of --kubernetes; -f is
+    the objects to apply, and --delete the objects to delete. Nothing is applied. Also prints kubelet probes
+    and Prometheus scrapes that a STRICT sidecar would refuse, and objects of -f that would have no effect.
+    Connections of clients that are not in the mesh, of new clients, and to new services are not compared.
 
     Exit status: 0 nothing breaks, 1 something breaks, 2 an object of -f is invalid, nothing was checked
-    because there is no Pod or no Service, or wrong usage, 3 the API server cannot be reached.
+    because there is no Pod or no Service, or wrong usage, 3 the control plane or the API server cannot be
+    reached.
     """
+    filenames, deletions = options.filenames or [], options.deletions or []
     if not filenames and not deletions:
         fail("nothing to plan: add -f PATH or --delete KIND/NS/NAME")
-    if STDIN in (manifests or ()) and STDIN in (filenames or ()):
+    if STDIN in filenames and STDIN in (options.mesh.manifests or ()):
         fail("stdin (-) can be either --manifests or -f, not both")
-    settings, _ = load_settings(mesh_config, assignments)
-    cluster = parse_cluster(kubernetes, kubeconfig, context, xds_namespace, mesh_config_map)
-    before, problems = read_mesh(manifests, mesh_config, assignments, cluster=cluster)
-    print_problems(problems)
-    if not any(clients_of(before)) or not all_targets(before):
-        where = ", ".join(manifests or ["the cluster"])
-        fail(f"nothing was checked: no Pod or no Service with a TCP port in {where}")
-    change = _read_change(filenames, settings, before) if filenames else Change()
-    deleted = tuple(_find_deleted(before, text) for text in deletions or ())
-    after = before.apply(replace(change, removed=(*change.removed, *deleted)))
-    found = policy.plan(before, after)
-    ineffective = list(policy.ineffective(after, {fact.ref for fact in change.applied}))
-    if output is Format.JSON:
-        print_document(plan_output.as_json(found, ineffective), output)
-    elif output is Format.MARKDOWN:
-        typer.echo(plan_output.as_markdown(found, ineffective))
+    with options.mesh.open() as policies:
+        found = policies.plan(filenames, deletions)
+    print_problems(map(plan_output.to_problem, found.problems))
+    if found.nothing_to_compare:
+        fail(f"nothing was checked: no Pod or no Service with a TCP port in {options.mesh.source}")
+    if found.invalid:
+        fail("cannot plan the change: repair the problems of its objects first")
+    if options.output is Format.JSON:
+        print_document(found, options.output)
+    elif options.output is Format.MARKDOWN:
+        typer.echo(plan_output.as_markdown(found))
     else:
-        print_problems(ineffective)
+        print_problems(map(plan_output.to_problem, found.without_effect))
         plan_output.print_table(found)
     if found.breaks:
         raise typer.Exit(1)
-
-
-def _read_change(names: list[str], settings: SettingsLoader, before: Mesh) -> Change:
-    """Return the change that applying manifests makes. Exits with status 2 if an object is invalid."""
-    try:
-        change, problems = read_change(open_manifests(names, settings), before)
-    except OSError as error:
-        fail(f"{error.filename}: {error.strerror}")
-    print_problems(problems)
-    if change is None:
-        fail("cannot plan the change: repair the problems of its objects first")
-    return change
-
-
-def _find_deleted(mesh: Mesh, text: str) -> Ref:
-    try:
-        return find_deleted(mesh, text)
-    except UnknownNameError as error:
-        fail(f"--delete: {error}")

@@ -1,32 +1,31 @@
-"""The effects of a change as a table, JSON and Markdown."""
+"""The effects of a change as a table and as Markdown."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import typer
 from rich.text import Text
 
-from xds.cli.hops import clients_json
+from xds.cli.hops import format_clients
 from xds.cli.tables import Table
-from xds.mesh.model.objects import Problem, printable
-from xds.mesh.policy.hop_text import format_clients, format_target
-from xds.mesh.policy.plan import Effect, HopChange, Plan, Refusal
-from xds.mesh.policy.reach import Answer, Failure
-from xds.mesh.policy.remedy import change_remedy, refusal_remedy
+from xds.mesh.model.objects import Problem
+from xds.mesh.policy.plan import Effect
+from xds.mesh.policy.reach import Failure
+from xds.mesh.v1 import policies_pb2 as pb
 
 TITLES = ("EFFECT", "CLIENTS", "TARGET", "BEFORE", "AFTER", "DECIDED BY", "REMEDY")
 
-_STYLES = {Effect.BREAKS: "red", Effect.MAY_BREAK: "yellow", Effect.PLAINTEXT: "yellow"}
+_STYLES: dict[str, str] = {Effect.BREAKS: "red", Effect.MAY_BREAK: "yellow", Effect.PLAINTEXT: "yellow"}
 _PLAINTEXT = "plaintext"
 
 
 class _Row(NamedTuple):
     """A changed hop or refused direct traffic, as text."""
 
-    effect: Effect
+    effect: str
     clients: str
     target: str
     before: str
@@ -35,13 +34,13 @@ class _Row(NamedTuple):
     remedy: str
 
 
-def print_table(plan: Plan) -> None:
+def print_table(plan: pb.PlanResponse) -> None:
     """Print a line for each effect, worst first, then each remedy once, and a summary."""
     rows = list(_rows(plan))
     if rows:
         table = Table(*TITLES[:-1])
         for row in rows:
-            table.add_row(Text(str(row.effect), _STYLES.get(row.effect, "green")), *row[1:-1])
+            table.add_row(Text(row.effect, _STYLES.get(row.effect, "green")), *row[1:-1])
         table.show()
         typer.echo()
     if remedies := dict.fromkeys(row.remedy for row in rows if row.remedy):
@@ -49,98 +48,54 @@ def print_table(plan: Plan) -> None:
     typer.echo(_summary(rows))
 
 
-def as_markdown(plan: Plan, ineffective: Sequence[Problem]) -> str:
+def as_markdown(plan: pb.PlanResponse) -> str:
     """Return the effects as Markdown for a comment on a pull request."""
     rows = list(_rows(plan))
     lines = ["### Effect on connections", "", f"**{_summary(rows)}**"]
     if rows:
         lines += ["", "| " + " | ".join(title.lower() for title in TITLES) + " |", "|---" * len(TITLES) + "|"]
         lines += ["| " + " | ".join(map(_escape, row)) + " |" for row in rows]
-    if ineffective:
+    if plan.without_effect:
         lines += ["", "**Objects without effect:**", ""]
-        lines += [f"- {_escape(str(problem))}" for problem in ineffective]
+        lines += [f"- {_escape(str(to_problem(problem)))}" for problem in plan.without_effect]
     return "\n".join(lines)
 
 
-def as_json(plan: Plan, ineffective: Iterable[Problem]) -> dict[str, Any]:
-    """Return the effects as a JSON value."""
-    return {
-        "breaks": plan.breaks,
-        "hops": [_hop_json(change) for change in plan.hops],
-        "refused": [
-            {
-                "traffic": str(refusal.traffic),
-                "breaks": refusal.breaks,
-                "pods": clients_json(refusal.clients),
-                "port": refusal.port,
-                "decidedBy": [str(refusal.decided_by)],
-                "remedy": refusal_remedy(refusal),
-            }
-            for refusal in plan.refusals
-        ],
-        "withoutEffect": [
-            {
-                "where": printable(problem.where),
-                "what": printable(problem.what),
-                "hint": printable(problem.hint),
-            }
-            for problem in ineffective
-        ],
-    }
+def to_problem(problem: pb.ManifestProblem) -> Problem:
+    """Return a problem of a manifest."""
+    return Problem(where=problem.where, what=problem.what, hint=problem.hint, notice=problem.notice)
 
 
-def _hop_json(change: HopChange) -> dict[str, Any]:
-    return {
-        "effect": str(change.effect),
-        "clients": clients_json(change.clients),
-        "service": f"{change.service.name}.{change.service.namespace}",
-        "port": change.port.port,
-        "endpoints": len(change.endpoints),
-        "ready": change.ready,
-        "before": _answer_json(change.before),
-        "after": _answer_json(change.after),
-        "remedy": change_remedy(change),
-    }
-
-
-def _answer_json(answer: Answer) -> dict[str, Any]:
-    return {
-        "outcome": str(answer.result),
-        "reason": str(answer.reason),
-        "decidedBy": [str(ref) for ref in answer.decided_by],
-    }
-
-
-def _rows(plan: Plan) -> Iterator[_Row]:
+def _rows(plan: pb.PlanResponse) -> Iterator[_Row]:
     """Yield the rows, worst first."""
-    breaking = [change for change in plan.hops if change.effect is Effect.BREAKS]
+    breaking = [change for change in plan.hops if change.effect == Effect.BREAKS]
     yield from map(_hop_row, breaking)
-    yield from map(_refusal_row, plan.refusals)
+    yield from map(_refusal_row, plan.refused)
     yield from map(_hop_row, plan.hops[len(breaking) :])
 
 
-def _hop_row(change: HopChange) -> _Row:
-    endpoints = f" ({len(change.endpoints)}/{change.ready} endpoints)" if change.ready else ""
+def _hop_row(change: pb.HopChange) -> _Row:
+    endpoints = f" ({change.endpoints}/{change.ready} endpoints)" if change.ready else ""
     return _Row(
         effect=change.effect,
         clients=format_clients(change.clients),
-        target=format_target(change.service, change.port) + endpoints,
-        before=str(change.before.result),
-        after=f"{change.after.result} ({change.after.reason})",
-        decided_by=", ".join(map(str, change.after.decided_by)),
-        remedy=change_remedy(change),
+        target=f"{change.service}:{change.port}{endpoints}",
+        before=change.before.outcome,
+        after=f"{change.after.outcome} ({change.after.reason})",
+        decided_by=", ".join(change.after.decided_by),
+        remedy=change.remedy,
     )
 
 
-def _refusal_row(refusal: Refusal) -> _Row:
+def _refusal_row(refusal: pb.RefusedTraffic) -> _Row:
     return _Row(
         effect=Effect.BREAKS if refusal.breaks else Effect.MAY_BREAK,
-        clients=str(refusal.traffic),
-        target=f"port {refusal.port} of {format_clients(refusal.clients)}",
+        clients=refusal.traffic,
+        target=f"port {refusal.port} of {format_clients(refusal.pods)}",
         before=_PLAINTEXT,
         after=f"fails ({Failure.SERVER_REQUIRES_MTLS})",
-        decided_by=str(refusal.decided_by),
-        remedy=refusal_remedy(refusal),
+        decided_by=", ".join(refusal.decided_by),
+        remedy=refusal.remedy,
     )
 
 

@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
+from google.protobuf.json_format import MessageToDict
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
-from xds.cli.hops import hop_cells, hop_json, outcome_cells, outcome_json
-from xds.cli.manifests import find_pod, read_mesh
-from xds.cli.options import (
-    Assignments,
-    Context,
-    FromKubernetes,
-    Kubeconfig,
-    Manifests,
-    MeshConfigFile,
-    MeshConfigMap,
-    XdsNamespace,
-    fail,
-    fail_unknown,
-    parse_cluster,
-    print_problems,
-)
+from xds.cli.hops import hop_cells, result_cells
+from xds.cli.mesh_options import MeshOptions
+from xds.cli.option_groups import grouped_options
+from xds.cli.options import fail, print_problems
 from xds.cli.output import WideFormat
 from xds.cli.rows import Rows
-from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.names import UnknownNameError, ports_named
-from xds.mesh.model.objects import Pod
-from xds.mesh.policy.effect import without_effect
-from xds.mesh.policy.hops import Target, all_targets, clients_of, hops
 from xds.mesh.policy.reach import Result
+from xds.mesh.v1 import policies_pb2 as pb
 
 EXAMPLES = """
+xds reach --only fails
+xds reach --to httpbin.shop --watch
 xds reach --manifests mesh/
-xds reach --manifests mesh/ --only fails
 xds reach --manifests mesh/ --from shop/sleep --to httpbin.shop:8000
 xds reach --manifests mesh/ --to httpbin.shop --expand
 xds reach --manifests mesh/ --strict -o json
@@ -47,16 +34,11 @@ kustomize build overlays/prod | xds reach --manifests - --manifests policies/
 """
 
 
-def reach(
-    *,
-    manifests: Manifests = None,
-    kubernetes: FromKubernetes = False,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-    xds_namespace: XdsNamespace = None,
-    mesh_config_map: MeshConfigMap = None,
-    mesh_config: MeshConfigFile = None,
-    assignments: Assignments = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReachOptions:
+    """The options."""
+
+    mesh: MeshOptions
     client: Annotated[
         str | None,
         typer.Option(
@@ -65,7 +47,7 @@ def reach(
             help="Client pod, or service account of client pods, to print. Default: all pods.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     server: Annotated[
         str | None,
         typer.Option(
@@ -74,7 +56,7 @@ def reach(
             help="Service or service port to print. Default: all services.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     namespace: Annotated[
         str | None,
         typer.Option(
@@ -84,7 +66,7 @@ def reach(
             help="Namespace of the services to print. Default: all namespaces.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     only: Annotated[
         Result | None,
         typer.Option(
@@ -92,105 +74,111 @@ def reach(
             help="Outcome to print; it does not change the exit status. Default: all outcomes.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     expand: Annotated[
         bool, typer.Option("--expand", help="Print a line for each client pod and endpoint.")
-    ] = False,
-    output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = WideFormat.TABLE,
+    ] = False
+    output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = WideFormat.TABLE
     strict: Annotated[
         bool,
         typer.Option(
             "--strict",
-            help="Also exit with status 1 if the manifests have a problem or an object has no effect.",
+            help="Also exit with status 1 if an object has a problem or no effect.",
         ),
-    ] = False,
-) -> None:
+    ] = False
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            "-w",
+            help="Also print what changes, until interrupted. Requires a running control plane.",
+        ),
+    ] = False
+
+
+@grouped_options
+def reach(options: ReachOptions) -> None:
     """Print which clients reach which services (mtls, plaintext or fails), and why.
 
-    The result is predicted from manifests, or from the objects of a cluster; no request is sent to a pod. A
-    line stands for all clients and endpoints with the same outcome. Failures come first for each service. A
-    workload whose Pods are not in the manifests, such as a Deployment, counts as one pod (deploy/NAME), with
-    a sidecar if the webhook would inject one. Problems, and objects without effect, such as a policy whose
-    selector matches no pod, are printed to stderr.
+    The result is predicted from the objects of a running control plane, of manifests, or of a cluster; no
+    request is sent to a pod. A line stands for all clients and endpoints with the same outcome. Failures come
+    first for each service. A workload whose Pods are not in the manifests, such as a Deployment, counts as
+    one pod (deploy/NAME), with a sidecar if the webhook would inject one. Problems, and objects without
+    effect, such as a policy whose selector matches no pod, are printed to stderr.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
-    without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage, 3 the API
-    server cannot be reached.
+    without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage, 3 the
+    control plane or the API server cannot be reached.
     """
-    cluster = parse_cluster(kubernetes, kubeconfig, context, xds_namespace, mesh_config_map)
-    mesh, problems = read_mesh(manifests, mesh_config, assignments, cluster=cluster)
-    ineffective = [problem for effect in without_effect(mesh).problems.values() for problem in effect]
-    # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests.
-    warnings = [*problems, *(replace(problem, notice=False) for problem in ineffective)]
-    print_problems(warnings)
-    clients = list(_clients(mesh, client))
-    targets = [target for target in _targets(mesh, server) if namespace in (None, target[0].namespace)]
-    if not clients or not targets:
-        missing = "Service with a TCP port" if clients else "Pod"
-        where = f"namespace {namespace} of " if clients and namespace else ""
-        fail(f"nothing was checked: no {missing} in {where}{', '.join(manifests or ['the cluster'])}")
-    fails = _print_hops(mesh, clients, targets, output, only=only, expand=expand)
-    if fails or (strict and any(not problem.notice for problem in warnings)):
+    with options.mesh.open(prints_problems=False) as policies:
+        warnings = policies.problems()
+        print_problems(warnings)
+        fails = False
+        with suppress(KeyboardInterrupt):  # how --watch ends
+            fails = _print_results(policies.reach(_request(options)), options)
+    if fails or (options.strict and any(not problem.notice for problem in warnings)):
         raise typer.Exit(1)
 
 
-def _print_hops(
-    mesh: Mesh,
-    clients: list[Pod],
-    targets: list[Target],
-    output: WideFormat,
-    *,
-    only: Result | None,
-    expand: bool,
-) -> bool:
-    """Print the hops, and return whether a connection fails."""
-    columns = ("CLIENT", "SERVICE", "ENDPOINT") if expand else ("CLIENTS", "SERVICE", "ENDPOINTS")
-    rows = Rows(output, *columns, "OUTCOME", "REASON", "DECIDED BY")
-    fails = False
-    for hop in hops(mesh, clients, _with_progress(targets)):
-        fails |= hop.answer.result is Result.FAILS
-        if only not in (None, hop.answer.result):
-            continue
-        if not expand:
-            rows.add(hop_json(hop), hop_cells(hop, wide=output is WideFormat.WIDE))
-            continue
-        for outcome in hop.outcomes():
-            rows.add(outcome_json(outcome), outcome_cells(outcome))
-    rows.close()
-    return fails
-
-
-def _with_progress(targets: list[Target]) -> Iterable[Target]:
-    """Show a progress bar on a terminal, unless the rows themselves are printed there."""
-    is_hidden = not sys.stderr.isatty() or sys.stdout.isatty()
-    return track(
-        targets, "Checking services", console=Console(stderr=True), transient=True, disable=is_hidden
+def _request(options: ReachOptions) -> pb.ReachRequest:
+    return pb.ReachRequest(
+        client=options.client,
+        service=options.server,
+        namespace=options.namespace,
+        outcome=options.only,
+        expand=options.expand,
+        endpoint_names=options.output is WideFormat.WIDE,
+        watch=options.watch,
     )
 
 
-def _clients(mesh: Mesh, text: str | None) -> Iterator[Pod]:
-    """Yield the client pods that POD.NAMESPACE or NAMESPACE/ACCOUNT selects; None selects all."""
-    if text is None:
-        yield from clients_of(mesh)
-        return
-    accounts: dict[str, list[Pod]] = {}
-    for pod in clients_of(mesh) if "/" in text else ():
-        accounts.setdefault(f"{pod.namespace}/{pod.service_account}", []).append(pod)
-    if text in accounts:
-        yield from accounts[text]
-    elif any(account.startswith(f"{text.partition('/')[0]}/") for account in accounts):
-        fail_unknown("service account", text, list(accounts), "NAMESPACE/ACCOUNT")
+def _print_results(responses: Iterable[pb.ReachResponse], options: ReachOptions) -> bool:
+    """Print results until the last one, or with --watch also what changes. Return whether a connection fails.
+
+    Exits with status 2 if there is no client or no service port.
+    """
+    columns = ("CLIENT", "SERVICE", "ENDPOINT") if options.expand else ("CLIENTS", "SERVICE", "ENDPOINTS")
+    rows = Rows(options.output, *columns, "OUTCOME", "REASON", "DECIDED BY", is_stream=options.watch)
+    fails = False
+    previous: set[bytes] = set()
+    current: set[bytes] = set()
+    for response in _with_progress(responses):
+        if response.last and not (response.total and response.client_pods) and not options.watch:
+            fail(f"nothing was checked: {_missing(response, options)}")
+        fails |= response.fails
+        items: list[pb.Hop | pb.ConnectionResult] = [*response.hops, *response.results]
+        for item in items:
+            key = item.SerializeToString(deterministic=True) if options.watch else b""
+            if key not in previous:
+                _add(rows, item, options.output)
+            current.add(key)
+        if response.last:
+            rows.close()
+            previous, current = current, set()
+    return fails
+
+
+def _missing(response: pb.ReachResponse, options: ReachOptions) -> str:
+    if not response.client_pods:
+        return f"no Pod in {options.mesh.source}"
+    where = f"namespace {options.namespace} of " if options.namespace else ""
+    return f"no Service with a TCP port in {where}{options.mesh.source}"
+
+
+def _add(rows: Rows, item: pb.Hop | pb.ConnectionResult, output: WideFormat) -> None:
+    if not output.is_table:
+        rows.add_value(MessageToDict(item, always_print_fields_with_no_presence=True))
+    elif isinstance(item, pb.Hop):
+        rows.add_cells(hop_cells(item, wide=output is WideFormat.WIDE))
     else:
-        yield find_pod(mesh, text)
+        rows.add_cells(result_cells(item))
 
 
-def _targets(mesh: Mesh, text: str | None) -> Iterator[Target]:
-    """Yield the ports that SERVICE.NAMESPACE[:PORT] selects, by number or name; None selects all."""
-    if text is None:
-        yield from all_targets(mesh)
-        return
-    try:
-        service, ports = ports_named(mesh, text)
-    except UnknownNameError as error:
-        fail(str(error))
-    yield from ((service, port) for port in ports)
+def _with_progress(responses: Iterable[pb.ReachResponse]) -> Iterator[pb.ReachResponse]:
+    """Show a progress bar on a terminal, unless the rows themselves are printed there."""
+    is_hidden = not sys.stderr.isatty() or sys.stdout.isatty()
+    with Progress(console=Console(stderr=True), transient=True, disable=is_hidden) as progress:
+        task = progress.add_task("Checking services", total=None)
+        for response in responses:
+            progress.update(task, completed=response.checked, total=response.total)
+            yield response

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from xds.mesh.model.objects import printable
+
 _GAP = 2
 """Spaces between columns."""
 _MIN_LAST_WIDTH = 10
@@ -29,7 +31,7 @@ class Table:
 
     def add_row(self, *cells: str | Text) -> None:
         """Add a row, with one cell per title."""
-        self._rows.append(tuple(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+        self._rows.append(tuple(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells))
 
     def show(self) -> None:
         """Print the new rows. Print the titles again if a column became wider.

@@ -75,7 +75,7 @@ def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:
     explanation = group.explanation
     return pb.EndpointGroup(
         port=explanation.port.port,
-        endpoints=[_endpoint(endpoint) for endpoint in group.endpoints],
+        endpoints=[endpoint_message(endpoint) for endpoint in group.endpoints],
         outcome=explanation.result,
         reason=explanation.reason,
         summary=explanation.summary,
@@ -86,7 +86,8 @@ def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:
     )
 
 
-def _endpoint(endpoint: Endpoint) -> pb.EndpointName:
+def endpoint_message(endpoint: Endpoint) -> pb.EndpointName:
+    """Return the names of an endpoint."""
     pod = endpoint.pod
     # A workload in manifests stands for its pods, whose addresses are unknown.
     address = "" if pod and pod.is_template else endpoint.address

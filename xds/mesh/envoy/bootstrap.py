@@ -46,6 +46,7 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 from xds.codec import pack
 from xds.mesh.envoy import filters, names
 from xds.mesh.envoy.common import HTTP_OPTIONS, address, ads, one_endpoint, strings
+from xds.mesh.model.names import host_port
 from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, Interception, Pod
 
 XDS_CLUSTER = "xds-grpc"
@@ -167,7 +168,7 @@ def _authenticated(host: str, port: int, credential: TokenFile) -> GrpcService:
     )
     return GrpcService(
         google_grpc=GrpcServiceGoogleGrpc(
-            target_uri=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            target_uri=host_port(host, port),
             stat_prefix=XDS_CLUSTER,
             channel_credentials=GrpcServiceGoogleGrpcChannelCredentials(ssl_credentials=roots),
             call_credentials=[GrpcServiceGoogleGrpcCallCredentials(from_plugin=plugin)],

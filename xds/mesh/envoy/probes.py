@@ -39,6 +39,7 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOpti
 from xds.codec import pack
 from xds.mesh.envoy import filters, names, tls
 from xds.mesh.envoy.common import HTTP_OPTIONS, address, one_endpoint, seconds
+from xds.mesh.model.names import host_port
 
 NAME = "probes"
 
@@ -160,7 +161,7 @@ def _target(path: str) -> str:
 
 
 def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return host_port(host, port)
 
 
 def _cluster(probe: AnyProbe, host: str, intercepted: bool) -> Cluster:

@@ -47,6 +47,11 @@ def join_names(names: Iterable[str], limit: int, kind: str = "") -> str:
     return ", ".join(all_names[:limit]) + more
 
 
+def host_port(host: str, port: int) -> str:
+    """Return HOST:PORT, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class UnknownNameError(LookupError):
     """No object can have the name that the user entered. The message says why, or suggests similar names."""
 

@@ -479,6 +479,8 @@ def matches_host(pattern: str, host: str) -> bool:
 
 def printable(text: str) -> str:
     """Escape control characters, to prevent log and terminal injection."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

@@ -384,6 +384,14 @@ def _is_settled(status: os.stat_result, now: float) -> bool:
     return not 0 <= now - status.st_mtime < SETTLE_TIME
 
 
+def manifest_files(roots: Iterable[Path]) -> Iterator[Path]:
+    """Yield each file that is a root or below one. Raises OSError if a folder cannot be read."""
+    for path, status in _walk_all(roots):
+        if isinstance(status, OSError):
+            raise status
+        yield path
+
+
 def _walk_all(roots: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
     """Yield the status of each file that is a root or below one, without duplicates."""
     seen: set[tuple[int, int]] = set()

@@ -132,3 +132,233 @@ class ProxyState(_message.Message):
     certificate_expires: _timestamp_pb2.Timestamp
     may_be_on_other_replica: bool
     def __init__(self, pod: _Optional[str] = ..., synced: _Optional[bool] = ..., status: _Optional[str] = ..., acked_generation: _Optional[int] = ..., served_generation: _Optional[int] = ..., certificate_expires: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., may_be_on_other_replica: _Optional[bool] = ...) -> None: ...
+
+class ReachRequest(_message.Message):
+    __slots__ = ("client", "service", "namespace", "outcome", "expand", "endpoint_names", "watch")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    EXPAND_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_NAMES_FIELD_NUMBER: _ClassVar[int]
+    WATCH_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    service: str
+    namespace: str
+    outcome: str
+    expand: bool
+    endpoint_names: bool
+    watch: bool
+    def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., namespace: _Optional[str] = ..., outcome: _Optional[str] = ..., expand: _Optional[bool] = ..., endpoint_names: _Optional[bool] = ..., watch: _Optional[bool] = ...) -> None: ...
+
+class ReachResponse(_message.Message):
+    __slots__ = ("hops", "results", "fails", "checked", "total", "last", "client_pods")
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    FAILS_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_PODS_FIELD_NUMBER: _ClassVar[int]
+    hops: _containers.RepeatedCompositeFieldContainer[Hop]
+    results: _containers.RepeatedCompositeFieldContainer[ConnectionResult]
+    fails: bool
+    checked: int
+    total: int
+    last: bool
+    client_pods: int
+    def __init__(self, hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[ConnectionResult, _Mapping]]] = ..., fails: _Optional[bool] = ..., checked: _Optional[int] = ..., total: _Optional[int] = ..., last: _Optional[bool] = ..., client_pods: _Optional[int] = ...) -> None: ...
+
+class Clients(_message.Message):
+    __slots__ = ("namespace", "accounts")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNTS_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    accounts: _containers.RepeatedCompositeFieldContainer[Account]
+    def __init__(self, namespace: _Optional[str] = ..., accounts: _Optional[_Iterable[_Union[Account, _Mapping]]] = ...) -> None: ...
+
+class Account(_message.Message):
+    __slots__ = ("name", "pods")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PODS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    pods: int
+    def __init__(self, name: _Optional[str] = ..., pods: _Optional[int] = ...) -> None: ...
+
+class Hop(_message.Message):
+    __slots__ = ("clients", "service", "port", "endpoints", "ready", "outcome", "reason", "decided_by", "endpoint_names")
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_NAMES_FIELD_NUMBER: _ClassVar[int]
+    clients: _containers.RepeatedCompositeFieldContainer[Clients]
+    service: str
+    port: int
+    endpoints: int
+    ready: int
+    outcome: str
+    reason: str
+    decided_by: _containers.RepeatedScalarFieldContainer[str]
+    endpoint_names: _containers.RepeatedCompositeFieldContainer[EndpointName]
+    def __init__(self, clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., endpoint_names: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ...) -> None: ...
+
+class ConnectionResult(_message.Message):
+    __slots__ = ("client", "service", "port", "endpoint", "address", "outcome", "reason", "decided_by")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
+    client: str
+    service: str
+    port: int
+    endpoint: str
+    address: str
+    outcome: str
+    reason: str
+    decided_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoint: _Optional[str] = ..., address: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class PlanRequest(_message.Message):
+    __slots__ = ("manifests", "deletions")
+    MANIFESTS_FIELD_NUMBER: _ClassVar[int]
+    DELETIONS_FIELD_NUMBER: _ClassVar[int]
+    manifests: _containers.RepeatedCompositeFieldContainer[Manifest]
+    deletions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, manifests: _Optional[_Iterable[_Union[Manifest, _Mapping]]] = ..., deletions: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Manifest(_message.Message):
+    __slots__ = ("name", "text")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    text: str
+    def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class PlanResponse(_message.Message):
+    __slots__ = ("breaks", "hops", "refused", "without_effect", "problems", "invalid", "nothing_to_compare")
+    BREAKS_FIELD_NUMBER: _ClassVar[int]
+    HOPS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_EFFECT_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    INVALID_FIELD_NUMBER: _ClassVar[int]
+    NOTHING_TO_COMPARE_FIELD_NUMBER: _ClassVar[int]
+    breaks: bool
+    hops: _containers.RepeatedCompositeFieldContainer[HopChange]
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedTraffic]
+    without_effect: _containers.RepeatedCompositeFieldContainer[ManifestProblem]
+    problems: _containers.RepeatedCompositeFieldContainer[ManifestProblem]
+    invalid: bool
+    nothing_to_compare: bool
+    def __init__(self, breaks: _Optional[bool] = ..., hops: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., without_effect: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., invalid: _Optional[bool] = ..., nothing_to_compare: _Optional[bool] = ...) -> None: ...
+
+class HopChange(_message.Message):
+    __slots__ = ("effect", "clients", "service", "port", "endpoints", "ready", "before", "after", "remedy")
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    effect: str
+    clients: _containers.RepeatedCompositeFieldContainer[Clients]
+    service: str
+    port: int
+    endpoints: int
+    ready: int
+    before: Answer
+    after: Answer
+    remedy: str
+    def __init__(self, effect: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., before: _Optional[_Union[Answer, _Mapping]] = ..., after: _Optional[_Union[Answer, _Mapping]] = ..., remedy: _Optional[str] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("outcome", "reason", "decided_by")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
+    outcome: str
+    reason: str
+    decided_by: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RefusedTraffic(_message.Message):
+    __slots__ = ("traffic", "breaks", "pods", "port", "decided_by", "remedy")
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    BREAKS_FIELD_NUMBER: _ClassVar[int]
+    PODS_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    traffic: str
+    breaks: bool
+    pods: _containers.RepeatedCompositeFieldContainer[Clients]
+    port: int
+    decided_by: _containers.RepeatedScalarFieldContainer[str]
+    remedy: str
+    def __init__(self, traffic: _Optional[str] = ..., breaks: _Optional[bool] = ..., pods: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., port: _Optional[int] = ..., decided_by: _Optional[_Iterable[str]] = ..., remedy: _Optional[str] = ...) -> None: ...
+
+class ManifestProblem(_message.Message):
+    __slots__ = ("where", "what", "hint", "notice")
+    WHERE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    NOTICE_FIELD_NUMBER: _ClassVar[int]
+    where: str
+    what: str
+    hint: str
+    notice: bool
+    def __init__(self, where: _Optional[str] = ..., what: _Optional[str] = ..., hint: _Optional[str] = ..., notice: _Optional[bool] = ...) -> None: ...
+
+class DescribePodRequest(_message.Message):
+    __slots__ = ("pod",)
+    POD_FIELD_NUMBER: _ClassVar[int]
+    pod: str
+    def __init__(self, pod: _Optional[str] = ...) -> None: ...
+
+class PodDescription(_message.Message):
+    __slots__ = ("pod", "sidecar", "identity", "ports", "proxy", "time")
+    POD_FIELD_NUMBER: _ClassVar[int]
+    SIDECAR_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    PORTS_FIELD_NUMBER: _ClassVar[int]
+    PROXY_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    pod: str
+    sidecar: bool
+    identity: str
+    ports: _containers.RepeatedCompositeFieldContainer[PodPort]
+    proxy: ProxyState
+    time: _timestamp_pb2.Timestamp
+    def __init__(self, pod: _Optional[str] = ..., sidecar: _Optional[bool] = ..., identity: _Optional[str] = ..., ports: _Optional[_Iterable[_Union[PodPort, _Mapping]]] = ..., proxy: _Optional[_Union[ProxyState, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class PodPort(_message.Message):
+    __slots__ = ("port", "service_ports", "accepts", "refused_clients")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_PORTS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    service_ports: _containers.RepeatedScalarFieldContainer[str]
+    accepts: Side
+    refused_clients: _containers.RepeatedCompositeFieldContainer[RefusedClients]
+    def __init__(self, port: _Optional[int] = ..., service_ports: _Optional[_Iterable[str]] = ..., accepts: _Optional[_Union[Side, _Mapping]] = ..., refused_clients: _Optional[_Iterable[_Union[RefusedClients, _Mapping]]] = ...) -> None: ...
+
+class RefusedClients(_message.Message):
+    __slots__ = ("clients", "why")
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    clients: _containers.RepeatedCompositeFieldContainer[Clients]
+    why: str
+    def __init__(self, clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., why: _Optional[str] = ...) -> None: ...

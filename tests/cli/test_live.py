@@ -1,0 +1,185 @@
+"""`xds reach`, `plan` and `describe` on a running control plane: the same answers as from its manifests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from typer.testing import CliRunner, Result
+
+from tests.controlplane.rollouts import WITHIN, Plane, running
+from tests.golden.cases import HERE, manifests
+from tests.policy.world import peer, pod
+from tests.support.controlplane import XDS, ControlPlane
+from tests.support.waiting import eventually
+from xds.cli import app
+from xds.mesh.controlplane.problem_times import FoundProblem
+from xds.mesh.model.objects import Change, Problem
+
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: istio-system}
+spec: {mtls: {mode: STRICT}}
+"""
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[Plane]:
+    # Without capture_logs, structlog prints to the stdout that CliRunner captures.
+    with capture_logs():
+        async with running("PERMISSIVE") as plane:
+            yield plane
+
+
+async def xds(plane: Plane, *words: object) -> Result:
+    arguments = [*map(str, words), "--xds-address", f"127.0.0.1:{plane.server.port}"]
+    return await asyncio.to_thread(CliRunner().invoke, app, arguments, prog_name="xds")
+
+
+async def run(*words: object) -> tuple[int | None, str, str]:
+    """Run xds as a process, and return its exit status and output."""
+    process = await asyncio.create_subprocess_exec(
+        XDS, *map(str, words), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, error = await asyncio.wait_for(process.communicate(), timeout=60)
+    return process.returncode, out.decode(), error.decode()
+
+
+async def test_reach_of_a_running_control_plane(plane: Plane):
+    result = await xds(plane, "reach")
+    assert result.exit_code == 0, result.output
+    clients, server = "shop/one, shop/web-1, shop/web-2", "PeerAuthentication shop/default"
+    assert " ".join(result.stdout.splitlines()[1].split()) == (
+        f"{clients} web.shop:80 2/2 mtls auto-mtls {server}"
+    )
+    plane.apply(pod("bare", "zoo", sidecar=False), peer("shop", "STRICT"))
+    result = await xds(plane, "reach", "--only", "fails", "-o", "json")
+    assert result.exit_code == 1
+    (hop,) = json.loads(result.stdout)
+    assert hop["clients"] == [{"namespace": "zoo", "accounts": [{"name": "bare", "pods": 1}]}]
+    assert (hop["endpoints"], hop["ready"], hop["reason"]) == (2, 2, "server-requires-mtls")
+
+
+async def test_each_client_and_endpoint_of_a_running_control_plane(plane: Plane):
+    result = await xds(plane, "reach", "--expand", "--from", "one.shop", "-o", "json")
+    assert result.exit_code == 0
+    assert [item["endpoint"] for item in json.loads(result.stdout)] == ["web-1.shop", "web-2.shop"]
+    result = await xds(plane, "reach", "-o", "wide", "--from", "shop/one")
+    assert "2/2 (web-1.shop, web-2.shop)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("reach", "--from", "two.shop"), "pod two.shop not found (POD.NAMESPACE); did you mean "),
+        (
+            ("reach", "--to", "wep.shop"),
+            "service wep.shop not found (SERVICE.NAMESPACE); did you mean web.shop?",
+        ),
+        (
+            ("reach", "-n", "nowhere"),
+            "nothing was checked: no Service with a TCP port in namespace nowhere of the control plane",
+        ),
+        (("plan", "--delete", "Pod/shop/two"), "object Pod/shop/two not found (KIND/NS/NAME); did you mean"),
+        (("describe", "pod", "web-3.shop"), "pod web-3.shop not found (POD.NAMESPACE); did you mean"),
+        (("reach", "--set", "values.global.mtls.auto=false"), "--mesh-config and --set require --manifests"),
+    ],
+)
+async def test_wrong_names_get_suggestions(plane: Plane, words: tuple[str, ...], message: str):
+    result = await xds(plane, *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+async def test_strict_fails_for_a_problem_of_an_object(plane: Plane):
+    assert (await xds(plane, "reach", "--strict")).exit_code == 0
+    problem = Problem(
+        where="PeerAuthentication shop/typo", what="selects no pod", subject="PeerAuthentication shop/typo"
+    )
+    plane.source.problems = [FoundProblem(problem, None)]
+    result = await xds(plane, "reach", "--strict")
+    assert (result.exit_code, result.stderr) == (1, "PeerAuthentication shop/typo: problem: selects no pod\n")
+
+
+async def test_plan_for_a_running_control_plane(plane: Plane, tmp_path: Path):
+    plane.apply(pod("bare", "zoo", sidecar=False))
+    strict = tmp_path / "strict.yaml"
+    strict.write_text(STRICT.replace("istio-system", "shop"))
+    result = await xds(plane, "plan", "-f", strict)
+    assert result.exit_code == 1, result.output
+    row = result.stdout.splitlines()[1]
+    assert row.startswith("breaks  zoo/bare")
+    assert "add a sidecar to zoo/bare, or use PERMISSIVE in PeerAuthentication shop/default" in result.stdout
+    # Nothing was applied.
+    assert (await xds(plane, "reach")).exit_code == 0
+    result = await xds(plane, "plan", "--delete", "PeerAuthentication/shop/default")
+    assert (result.exit_code, result.stdout) == (0, "no connection changes\n")
+
+
+async def test_invalid_objects_are_not_planned(plane: Plane, tmp_path: Path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(STRICT.replace("STRICT", "STRIKT"))
+    result = await xds(plane, "plan", "-f", broken)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{broken}:5: problem: " in result.stderr
+    assert "cannot plan the change: repair the problems of its objects first" in result.stderr
+
+
+async def test_description_of_a_pod_contains_the_state_of_its_sidecar(plane: Plane):
+    plane.apply(pod("bare", "zoo", sidecar=False), peer("shop", "STRICT"))
+
+    async def is_synced() -> Any:
+        result = await xds(plane, "describe", "pod", "web-1.shop")
+        assert result.exit_code == 1, result.output
+        return "Sidecar:   web-1.shop: synced, has ACKed generation " in result.stdout and result.stdout
+
+    text = await eventually(is_synced)
+    assert "Unreachable for:  zoo/bare: the client sends plaintext" in text
+    document = json.loads((await xds(plane, "describe", "pod", "bare.zoo", "-o", "json")).stdout)
+    assert (document["sidecar"], "proxy" in document) == (False, False)
+
+
+async def test_watch_prints_what_changes(plane: Plane):
+    arguments = ("reach", "--watch", "-o", "json", f"--xds-address=127.0.0.1:{plane.server.port}")
+    process = await asyncio.create_subprocess_exec(XDS, *arguments, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout
+    try:
+        async with asyncio.timeout(2 * WITHIN):
+            first = json.loads(await process.stdout.readline())
+            assert (first["outcome"], first["service"]) == ("mtls", "web.shop")
+            plane.controller.change(Change(applied=(pod("bare", "zoo", sidecar=False),)))
+            second = json.loads(await process.stdout.readline())
+            assert (second["outcome"], second["clients"][0]["namespace"]) == ("plaintext", "zoo")
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("case", ["base", "destination-rule", "peer-authentication"])
+async def test_answers_are_the_same_as_from_manifests(case: str, tmp_path: Path):
+    folder = tmp_path / "mesh"
+    folder.mkdir()
+    (folder / "in.yaml").write_text(manifests(HERE / case))
+    strict = tmp_path / "strict.yaml"
+    strict.write_text(STRICT)
+    async with ControlPlane(folder, tmp_path) as plane:
+        live, offline = f"--xds-address={plane.address}", f"--manifests={folder}"
+        for words in (
+            ("reach",),
+            ("reach", "-o", "json"),
+            ("reach", "-o", "wide"),
+            ("reach", "--expand", "-o", "yaml"),
+            ("plan", "-f", strict),
+            ("plan", "-f", strict, "-o", "json"),
+            ("plan", "-f", strict, "-o", "markdown"),
+        ):
+            status, out, _ = await run(*words, offline)
+            assert (status, out) == (await run(*words, live))[:2], words
+            assert out

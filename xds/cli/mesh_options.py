@@ -1,0 +1,121 @@
+"""Options that select the mesh that a command reads: manifests, a cluster, or a running control plane."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile
+from xds.cli.options import (
+    Assignments,
+    Context,
+    FromKubernetes,
+    Kubeconfig,
+    Manifests,
+    MeshConfigFile,
+    MeshConfigMap,
+    XdsNamespace,
+    fail,
+    parse_address,
+    parse_cluster,
+    print_problems,
+)
+
+if TYPE_CHECKING:
+    from xds.mesh.model.objects import Problem
+    from xds.mesh.v1 import policies_pb2 as pb
+
+
+class Policies(Protocol):
+    """Answers about a mesh. On an error, every method prints a message and exits."""
+
+    def problems(self) -> Sequence[Problem]:
+        """Return the problems of objects, and the objects without effect."""
+
+    def explain(self, client: str, service: str) -> pb.Explanation:
+        """Return the explanation of a client's connections to a service."""
+
+    def reach(self, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
+        """Yield the results of connections."""
+
+    def plan(self, filenames: Sequence[str], deletions: Sequence[str]) -> pb.PlanResponse:
+        """Return the effects of applying manifests and deleting objects."""
+
+    def describe_pod(self, name: str) -> pb.PodDescription:
+        """Return a pod as a server."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshOptions:
+    """The options of a command that reads a mesh."""
+
+    manifests: Manifests = None
+    kubernetes: FromKubernetes = False
+    kubeconfig: Kubeconfig = None
+    context: Context = None
+    xds_namespace: XdsNamespace = None
+    mesh_config_map: MeshConfigMap = None
+    mesh_config: MeshConfigFile = None
+    assignments: Assignments = None
+    xds_address: Annotated[
+        str | None,
+        typer.Option(
+            "--xds-address",
+            metavar="HOST:PORT",
+            help="xDS address of the control plane to query, without --manifests and --kubernetes. Default: "
+            f"$XDS_ADDRESS, else {DEFAULT_XDS_ADDRESS}.",
+            show_default=False,
+        ),
+    ] = None
+    ca_file: CaFile = None
+    token_file: TokenFile = None
+    cert_file: CertFile = None
+    key_file: KeyFile = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether to query a running control plane."""
+        return not (self.manifests or self.kubernetes)
+
+    @property
+    def source(self) -> str:
+        """What is read, for messages."""
+        return ", ".join(self.manifests or []) or ("the cluster" if self.kubernetes else "the control plane")
+
+    def open(self, *, prints_problems: bool = True) -> AbstractContextManager[Policies]:
+        """Read the mesh, or connect to the control plane. Exit with status 2 or 3 on an error.
+
+        Args:
+            prints_problems: whether to print the problems of manifests or of the objects of a cluster.
+        """
+        cluster = parse_cluster(
+            self.kubernetes, self.kubeconfig, self.context, self.xds_namespace, self.mesh_config_map
+        )
+        if self.is_live:
+            return self._connect()
+        if self.xds_address:
+            fail("--xds-address cannot be combined with --manifests or --kubernetes: query one of them")
+        from xds.cli.manifests import read_mesh  # noqa: PLC0415 - slow to import
+        from xds.cli.offline import OfflinePolicies  # noqa: PLC0415
+
+        mesh, problems = read_mesh(self.manifests, self.mesh_config, self.assignments, cluster=cluster)
+        if prints_problems:
+            print_problems(problems)
+        return nullcontext(OfflinePolicies(mesh, problems, self.mesh_config, self.assignments))
+
+    def _connect(self) -> AbstractContextManager[Policies]:
+        if self.mesh_config or self.assignments:
+            fail("--mesh-config and --set require --manifests or --kubernetes: a control plane has settings")
+        from xds.cli import admin_client  # noqa: PLC0415 - slow to import
+
+        default = os.environ.get("XDS_ADDRESS") or DEFAULT_XDS_ADDRESS
+        address = parse_address("--xds-address", self.xds_address or default)
+        credentials = admin_client.ClientCredentials(
+            roots=self.ca_file, token=self.token_file, certificate=self.cert_file, key=self.key_file
+        )
+        return admin_client.AdminClient(address, credentials)

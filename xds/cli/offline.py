@@ -1,0 +1,84 @@
+"""Answers about a mesh in manifests or in a cluster, without a control plane."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from xds.cli.manifests import find_pod, load_settings, open_manifests
+from xds.cli.options import fail
+from xds.mesh.controlplane import predictions
+from xds.mesh.controlplane.explanation import explanation_message
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
+from xds.mesh.model.objects import Problem
+from xds.mesh.policy import explain as policy
+from xds.mesh.policy.effect import without_effect
+from xds.mesh.v1 import policies_pb2 as pb
+
+
+class OfflinePolicies:
+    """Answers about a mesh, the same as a control plane gives for these objects.
+
+    On an error, every method prints a message and exits with status 2.
+
+    Args:
+        mesh: the mesh.
+        problems: the problems of its objects.
+        config: file with the settings of the mesh.
+        assignments: settings that override those of the file.
+    """
+
+    def __init__(
+        self, mesh: Mesh, problems: Sequence[Problem], config: Path | None, assignments: list[str] | None
+    ) -> None:
+        self._mesh, self._problems = mesh, problems
+        self._config, self._assignments = config, assignments
+
+    def problems(self) -> Sequence[Problem]:
+        """Return the problems of objects, and the objects without effect."""
+        # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests.
+        ineffective = (
+            replace(problem, notice=False)
+            for found in without_effect(self._mesh).problems.values()
+            for problem in found
+        )
+        return [*self._problems, *ineffective]
+
+    def explain(self, client: str, service: str) -> pb.Explanation:
+        """Return the explanation of a client's connections to a service."""
+        mesh = self._mesh
+        try:
+            pod = pod_named(mesh, client)
+            called, ports = ports_named(mesh, service)
+        except UnknownNameError as error:
+            fail(str(error))
+        return explanation_message(mesh, pod, called, policy.explain(mesh, pod, called, ports))
+
+    def reach(self, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
+        """Yield the results of connections."""
+        if request.watch:
+            fail("--watch requires a running control plane: leave out --manifests and --kubernetes")
+        try:
+            yield from predictions.reach(self._mesh, request)
+        except UnknownNameError as error:
+            fail(str(error))
+
+    def plan(self, filenames: Sequence[str], deletions: Sequence[str]) -> pb.PlanResponse:
+        """Return the effects of applying manifests and deleting objects."""
+        settings, _ = load_settings(self._config, self._assignments)
+        folder = open_manifests(filenames, settings) if filenames else None
+        found = pb.PlanResponse()
+        try:
+            for response in predictions.plan(self._mesh, folder, deletions):
+                found.MergeFrom(response)
+        except UnknownNameError as error:
+            fail(f"--delete: {error}")
+        except OSError as error:
+            fail(f"{error.filename}: {error.strerror}")
+        return found
+
+    def describe_pod(self, name: str) -> pb.PodDescription:
+        """Return a pod as a server."""
+        return predictions.pod_description(self._mesh, find_pod(self._mesh, name))

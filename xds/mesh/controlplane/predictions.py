@@ -1,0 +1,223 @@
+"""Predicted results of connections as messages: the same for manifests and for a running control plane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import groupby, islice
+
+from xds.mesh.controlplane.explanation import endpoint_message, side_message
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import UnknownNameError, host_port, pod_named, ports_named, unknown_name
+from xds.mesh.model.objects import Change, Pod, Problem
+from xds.mesh.policy import plan as policy
+from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
+from xds.mesh.policy.hop_text import format_target
+from xds.mesh.policy.hops import Clients, Hop, Target, all_targets, clients_of, hops
+from xds.mesh.policy.plan import HopChange, Refusal
+from xds.mesh.policy.reach import Answer, Outcome, Result
+from xds.mesh.policy.remedy import change_remedy, refusal_remedy
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.proposal import find_deleted, read_change
+from xds.mesh.v1 import policies_pb2 as pb
+
+MAX_RESULTS = 5000
+"""Maximum number of results of a response. gRPC clients limit the size of a response to 4 MiB by default."""
+MAX_CHANGES = 20
+"""Maximum number of changed hops of a response. Each names its clients, which can be thousands."""
+
+
+def reach(mesh: Mesh, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
+    """Yield the results of connections, one or more responses for each service port, and a last response.
+
+    Raises UnknownNameError if no client or service has the requested name.
+    """
+    clients = list(_clients(mesh, request.client))
+    targets = [
+        target for target in _targets(mesh, request.service) if request.namespace in ("", target[0].namespace)
+    ]
+    found = hops(mesh, clients, targets) if clients else ()
+    messages = lru_cache(maxsize=1024)(_clients_messages)  # Many hops have the same clients.
+    by_target = groupby(found, key=lambda hop: (hop.service.ref, hop.port.port))
+    for checked, (_, group) in enumerate(by_target, 1):
+        for response in _responses(list(group), request, messages):
+            response.checked, response.total, response.client_pods = checked, len(targets), len(clients)
+            yield response
+    total = len(targets)
+    yield pb.ReachResponse(checked=total, total=total, client_pods=len(clients), last=True)
+
+
+def _responses(
+    found: Sequence[Hop],
+    request: pb.ReachRequest,
+    messages: Callable[[tuple[Clients, ...]], list[pb.Clients]],
+) -> Iterator[pb.ReachResponse]:
+    """Yield the results for one service port."""
+    fails = any(hop.answer.result is Result.FAILS for hop in found)
+    chosen = [hop for hop in found if request.outcome in ("", hop.answer.result)]
+    if not request.expand:
+        groups = [_hop(hop, messages(hop.clients), endpoint_names=request.endpoint_names) for hop in chosen]
+        yield pb.ReachResponse(hops=groups, fails=fails)
+        return
+    results = (_result(outcome) for hop in chosen for outcome in hop.outcomes())
+    while batch := list(islice(results, MAX_RESULTS)):
+        yield pb.ReachResponse(results=batch, fails=fails)
+    if not chosen:
+        yield pb.ReachResponse(fails=fails)
+
+
+def _clients(mesh: Mesh, text: str) -> Iterator[Pod]:
+    """Yield the client pods that POD.NAMESPACE or NAMESPACE/ACCOUNT selects; empty text selects all."""
+    if not text:
+        yield from clients_of(mesh)
+        return
+    accounts: dict[str, list[Pod]] = {}
+    for pod in clients_of(mesh) if "/" in text else ():
+        accounts.setdefault(f"{pod.namespace}/{pod.service_account}", []).append(pod)
+    if text in accounts:
+        yield from accounts[text]
+    elif any(account.startswith(f"{text.partition('/')[0]}/") for account in accounts):
+        raise UnknownNameError(unknown_name("service account", text, list(accounts), "NAMESPACE/ACCOUNT"))
+    else:
+        yield pod_named(mesh, text)
+
+
+def _targets(mesh: Mesh, text: str) -> Iterator[Target]:
+    """Yield the ports that SERVICE.NAMESPACE[:PORT] selects, by number or name; empty text selects all."""
+    if not text:
+        yield from all_targets(mesh)
+        return
+    service, ports = ports_named(mesh, text)
+    yield from ((service, port) for port in ports)
+
+
+def _clients_messages(clients: Iterable[Clients]) -> list[pb.Clients]:
+    return [
+        pb.Clients(
+            namespace=item.namespace,
+            accounts=[pb.Account(name=account, pods=len(pods)) for account, pods in item.accounts.items()],
+        )
+        for item in clients
+    ]
+
+
+def _hop(hop: Hop, clients: Iterable[pb.Clients], *, endpoint_names: bool) -> pb.Hop:
+    return pb.Hop(
+        clients=clients,
+        service=f"{hop.service.name}.{hop.service.namespace}",
+        port=hop.port.port,
+        endpoints=len(hop.endpoints),
+        ready=hop.ready,
+        outcome=hop.answer.result,
+        reason=hop.answer.reason,
+        decided_by=map(str, hop.answer.decided_by),
+        endpoint_names=map(endpoint_message, hop.endpoints) if endpoint_names else (),
+    )
+
+
+def _result(outcome: Outcome) -> pb.ConnectionResult:
+    endpoint = endpoint_message(outcome.endpoint) if outcome.endpoint else None
+    return pb.ConnectionResult(
+        client=f"{outcome.client.name}.{outcome.client.namespace}",
+        service=f"{outcome.service.name}.{outcome.service.namespace}",
+        port=outcome.port.port,
+        endpoint=endpoint.pod if endpoint else "",
+        address=host_port(endpoint.address or "?", endpoint.port) if endpoint else "",
+        outcome=outcome.result,
+        reason=outcome.reason,
+        decided_by=map(str, outcome.decided_by),
+    )
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+def plan(before: Mesh, manifests: Folder | None, deletions: Iterable[str]) -> Iterator[pb.PlanResponse]:
+    """Yield the effects of a change. Together, the responses are one plan.
+
+    Raises UnknownNameError if an object to delete does not exist, and OSError if a folder cannot be read.
+
+    Args:
+        before: the mesh without the change.
+        manifests: the objects to apply; it must be loaded for the first time, and read workloads.
+        deletions: the objects to delete, as KIND/NAMESPACE/NAME or KIND/NAME.
+    """
+    if not any(clients_of(before)) or not all_targets(before):
+        yield pb.PlanResponse(nothing_to_compare=True)
+        return
+    removed = [find_deleted(before, text) for text in deletions]
+    change, problems = read_change(manifests, before) if manifests else (Change(), ())
+    yield pb.PlanResponse(problems=map(_problem, problems), invalid=change is None)
+    if change is None:
+        return
+    after = before.apply(replace(change, removed=(*change.removed, *removed)))
+    planned = policy.plan(before, after)
+    without_effect = policy.ineffective(after, {fact.ref for fact in change.applied})
+    yield pb.PlanResponse(
+        breaks=planned.breaks,
+        refused=map(_refused, planned.refusals),
+        without_effect=map(_problem, without_effect),
+    )
+    hops = iter(planned.hops)
+    while batch := list(islice(hops, MAX_CHANGES)):
+        yield pb.PlanResponse(hops=map(_change, batch))
+
+
+def _problem(problem: Problem) -> pb.ManifestProblem:
+    return pb.ManifestProblem(
+        where=problem.where, what=problem.what, hint=problem.hint, notice=problem.notice
+    )
+
+
+def _change(change: HopChange) -> pb.HopChange:
+    return pb.HopChange(
+        effect=change.effect,
+        clients=_clients_messages(change.clients),
+        service=f"{change.service.name}.{change.service.namespace}",
+        port=change.port.port,
+        endpoints=len(change.endpoints),
+        ready=change.ready,
+        before=_answer(change.before),
+        after=_answer(change.after),
+        remedy=change_remedy(change),
+    )
+
+
+def _answer(answer: Answer) -> pb.Answer:
+    return pb.Answer(outcome=answer.result, reason=answer.reason, decided_by=map(str, answer.decided_by))
+
+
+def _refused(refusal: Refusal) -> pb.RefusedTraffic:
+    return pb.RefusedTraffic(
+        traffic=refusal.traffic,
+        breaks=refusal.breaks,
+        pods=_clients_messages(refusal.clients),
+        port=refusal.port,
+        decided_by=[str(refusal.decided_by)],
+        remedy=refusal_remedy(refusal),
+    )
+
+
+# --- pods -----------------------------------------------------------------------------------------
+
+
+def pod_description(mesh: Mesh, pod: Pod) -> pb.PodDescription:
+    """Return a pod as a server, as policies require it."""
+    return pb.PodDescription(
+        pod=f"{pod.name}.{pod.namespace}",
+        sidecar=pod.has_sidecar,
+        identity=pod.identity(mesh.config.trust_domain),
+        ports=[_port(mesh, port) for port in describe(mesh, pod)],
+    )
+
+
+def _port(mesh: Mesh, port: PortDescription) -> pb.PodPort:
+    return pb.PodPort(
+        port=None if port.port == OTHER_PORTS else port.port,
+        service_ports=[format_target(exposure.service, exposure.port) for exposure in port.exposures],
+        accepts=side_message(mesh, port.server),
+        refused_clients=[
+            pb.RefusedClients(clients=_clients_messages(item.clients), why=item.why) for item in port.refused
+        ],
+    )
