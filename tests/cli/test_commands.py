@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner, Result
 
-from xds.cli import app
+from tests.cli.commands import write_folder, xds
 
 MANIFESTS = """
 apiVersion: v1
@@ -51,13 +50,7 @@ BAD = "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nsp
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m/all.yaml").write_text(MANIFESTS)
-    return tmp_path / "m"
-
-
-def xds(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], prog_name="xds")
+    return write_folder(tmp_path, all=MANIFESTS)
 
 
 def run_json(*words: object, status: int = 0) -> Any:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 from structlog.testing import capture_logs
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
+from tests.cli.commands import write_folder, xds
 from tests.cli.test_commands import MANIFESTS, STRICT
 from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import pod
 from tests.support.loopback import free_port
-from xds.cli import app
 from xds.mesh.model.objects import Change
 from xds.snapshot import LISTENER
 
@@ -31,14 +31,7 @@ spec: {host: web.shop.svc.cluster.local, trafficPolicy: {tls: {mode: DISABLE}}}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m/all.yaml").write_text(MANIFESTS)
-    (tmp_path / "m/strict.yaml").write_text(STRICT)
-    return tmp_path / "m"
-
-
-def xds(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], prog_name="xds")
+    return write_folder(tmp_path, all=MANIFESTS, strict=STRICT)
 
 
 def test_text_names_both_sides_and_the_places_of_objects(folder: Path) -> None:
@@ -107,7 +100,7 @@ def test_many_endpoints_are_counted(folder: Path) -> None:
     ]
     (folder / "more.yaml").write_text("---\n".join(pods))
     result = xds("explain", "outsider.shop", "web.shop", "--manifests", folder)
-    assert "more-5.shop (10.9.1.5:8080), 3 more\n" in result.stdout
+    assert "more-5.shop (10.9.1.5:8080) and 3 more\n" in result.stdout
 
 
 def test_workload_without_pods_counts_as_one_pod(folder: Path) -> None:

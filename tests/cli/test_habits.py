@@ -1,4 +1,4 @@
-"""Habits of the command line: completion in a real shell, suggestions, versions, colors."""
+"""Habits of the command line: suggestions, versions, colors."""
 
 from __future__ import annotations
 
@@ -7,46 +7,23 @@ import os
 import pty
 import random
 import re
-import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
+from tests.cli.commands import WEB, write_folder, xds
 from tests.cli.serve_process import ServeProcess, serving
 from tests.support.loopback import free_port
-from xds.cli import app
 from xds.cli.admin_client import ClientCredentials
 from xds.mesh.model.names import natural_key
-
-MANIFESTS = """
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: shop}
-spec: {selector: {app: web}, clusterIP: 10.0.0.1, ports: [{name: http, port: 80, targetPort: 8080}]}
-"""
-POD = """
----
-apiVersion: v1
-kind: Pod
-metadata: {name: %s, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio}}
-status: {podIP: %s}
-"""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "m").mkdir()
-    pods = [POD % (f"web-{number}", f"127.9.0.{number}") for number in (10, 2, 1)]
-    (tmp_path / "m/all.yaml").write_text(MANIFESTS + "".join(pods))
-    return tmp_path / "m"
-
-
-def xds(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], prog_name="xds")
+    return write_folder(tmp_path, all=WEB)
 
 
 def run(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
@@ -56,115 +33,6 @@ def run(*words: object, **env: str) -> subprocess.CompletedProcess[str]:
 
 def address(process: ServeProcess) -> str:
     return f"127.0.0.1:{process.xds}"
-
-
-# --- completion ---
-
-
-def complete(*words: object, stdin: str = "") -> list[str]:
-    """Return what a real bash completes for the last word of a command line."""
-    line = ["xds", *map(str, words)]
-    script = (
-        "source <(xds completion bash)\n"
-        f"COMP_WORDS=({' '.join(repr(word) for word in line)}); COMP_CWORD={len(line) - 1}\n"
-        "complete -p xds >/dev/null && _xds_completion xds\n"
-        'printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    result = subprocess.run(
-        ["bash", "--norc", "-c", script],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path},
-        check=True,
-    )
-    assert result.stderr == ""
-    return result.stdout.split()
-
-
-@pytest.fixture
-def bash() -> None:
-    if shutil.which("bash") is None:
-        pytest.skip("needs bash")
-
-
-@pytest.mark.usefixtures("bash")
-def test_bash_completes_commands_and_options() -> None:
-    assert complete("sta") == ["status"]
-    assert complete("rea") == ["reach"]
-    assert {"serve", "status", "version"} <= set(complete(""))
-    assert complete("reach", "--manif") == ["--manifests"]
-    assert complete("completion", "z") == ["zsh"]
-
-
-@pytest.mark.usefixtures("bash")
-def test_bash_completes_names_from_manifests(folder: Path) -> None:
-    assert complete("reach", "--manifests", folder, "--from", "") == [
-        "web-1.shop",
-        "web-2.shop",
-        "web-10.shop",
-    ]
-    assert complete("reach", "--manifests", folder, "--from", "web-1") == ["web-1.shop", "web-10.shop"]
-    assert complete("reach", "--manifests", folder, "--to", "w") == ["web.shop"]
-    assert complete("translate", "--manifests", folder, "web-2") == ["web-2.shop"]
-
-
-@pytest.mark.usefixtures("bash")
-def test_completion_reads_no_stdin_and_builds_no_kustomization(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "kustomize").write_text(f"#!/bin/sh\ncat {folder}/all.yaml\n")
-    (tmp_path / "kustomize").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (tmp_path / "k").mkdir()
-    (tmp_path / "k/kustomization.yaml").touch()
-    manifests = (folder / "all.yaml").read_text()
-    assert complete("reach", "--manifests", "-", "--from", "web", stdin=manifests) == []
-    assert complete("reach", "--manifests", tmp_path / "k", "--from", "web") == []
-    names = complete("reach", "--manifests", "-", "--manifests", folder, "--from", "web-2", stdin="{")
-    assert names == ["web-2.shop"]
-
-
-@pytest.mark.usefixtures("bash")
-def test_bash_completes_options_with_an_equals_sign(folder: Path) -> None:
-    """Bash passes --option=value as three words."""
-    where = ("--manifests", "=", folder)
-    assert complete("reach", *where, "--from", "web-2") == ["web-2.shop"]
-    assert complete("reach", *where, "--from", "=", "web-2") == ["web-2.shop"]
-    assert complete("reach", *where, "--from", "=") == ["web-1.shop", "web-2.shop", "web-10.shop"]
-
-
-@pytest.mark.usefixtures("bash")
-def test_bash_completes_sidecars_of_a_control_plane(folder: Path) -> None:
-    with serving(folder) as process:
-        words = ("status", "--xds-address", address(process))
-        assert complete(*words, "web-2") == ["web-2.shop"]
-        assert complete(*words, "-n", "") == ["shop"]
-
-
-@pytest.mark.usefixtures("bash")
-def test_completion_without_a_control_plane_is_empty_and_silent(tmp_path: Path) -> None:
-    assert complete("status", "--xds-address", f"127.0.0.1:{free_port()}", "we") == []
-    assert complete("status", "--xds-address", "nonsense", "we") == []
-    (tmp_path / "m.yaml").write_text("{")
-    assert complete("reach", "--manifests", tmp_path, "--from", "we") == []
-
-
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_script_for_other_shells_calls_xds(shell: str) -> None:
-    result = xds("completion", shell)
-    assert result.exit_code == 0
-    assert f"_XDS_COMPLETE=complete_{shell}" in result.stdout
-
-
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_complete_names_from_manifests(folder: Path, shell: str) -> None:
-    words = f"xds reach --manifests {folder} --from web-2"
-    env = {"_XDS_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": words}
-    result = run(**env, _TYPER_COMPLETE_FISH_ACTION="get-args")
-    assert "web-2.shop" in result.stdout
-    assert "web-1" not in result.stdout
 
 
 # --- versions ---

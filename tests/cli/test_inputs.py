@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
+from tests.cli.commands import xds
 from xds.cli import app
 
 NAMESPACE = """
@@ -52,10 +53,6 @@ def files(tmp_path: Path) -> Path:
         (tmp_path / name).mkdir()
         (tmp_path / name / "all.yaml").write_text(text)
     return tmp_path
-
-
-def xds(*words: object, stdin: str = "") -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], input=stdin, prog_name="xds")
 
 
 def reach(*manifests: object, stdin: str = "") -> set[tuple[str, str]]:

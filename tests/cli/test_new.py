@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
+from tests.cli.commands import xds
 from tests.support.loopback import Loopback, free_port
 from tests.support.waiting import eventually
-from xds.cli import app
 
 FILES = ["README.md", "app.py", "mesh/shop.yaml", "run.sh", "strict.yaml"]
 IDENTITY = "spiffe://cluster.local/ns/shop/sa/frontend"
-
-
-def xds(*words: object) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], prog_name="xds")
 
 
 def test_new_mesh_has_no_problems(tmp_path: Path) -> None:

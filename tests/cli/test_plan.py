@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from xds.cli import app
+from tests.cli.commands import write_folder, xds
 
 MESH = """
 apiVersion: v1
@@ -50,14 +50,8 @@ TITLES = "EFFECT CLIENTS TARGET BEFORE AFTER DECIDED BY"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m/all.yaml").write_text(MESH)
     (tmp_path / "strict.yaml").write_text(POLICY)
-    return tmp_path / "m"
-
-
-def xds(*words: object, stdin: str = "") -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], input=stdin, prog_name="xds")
+    return write_folder(tmp_path, all=MESH)
 
 
 def plan(folder: Path, *words: object, stdin: str = "") -> Result:

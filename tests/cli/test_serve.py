@@ -15,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from tests.cli.commands import write_folder
 from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, serving
 from tests.support.loopback import free_port
 from xds.snapshot import CLUSTER, SECRET
@@ -24,9 +25,7 @@ BAD = "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nsp
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m/pod.yaml").write_text(POD.format("web"))
-    return tmp_path / "m"
+    return write_folder(tmp_path, pod=POD.format("web"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -16,6 +16,7 @@ import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
 
+from tests.cli.commands import write_folder
 from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, serving
 from tests.support.loopback import free_port
 from xds.mesh.identity.state_dir import load_or_create_root
@@ -34,9 +35,7 @@ class ClientFiles(NamedTuple):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m/pod.yaml").write_text(POD.format("web"))
-    return tmp_path / "m"
+    return write_folder(tmp_path, pod=POD.format("web"))
 
 
 def issue(tmp_path: Path, namespace: str, account: str) -> ClientFiles:

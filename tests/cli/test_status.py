@@ -132,7 +132,7 @@ async def test_table_has_a_row_per_proxy(server: XdsServer, channel: grpc.aio.Ch
     (bad, _, lost), footer = read_table(result.stdout)
     assert footer == "1 synced, 1 waiting, 1 rejected\n"
     assert (bad["PROXY"], bad["CDS"], bad["SDS"]) == ("bad.shop", "rejected", "-")
-    assert bad["STATUS"] == "CDS rejected: cluster b is nonsense (from Object/ns/b)"
+    assert bad["STATUS"] == "CDS rejected: cluster b is nonsense (from Object ns/b)"
     assert (lost["PROXY"], lost["CDS"].split()[0]) == ("lost.shop", "waiting")
     assert lost["STATUS"].startswith("its pod is not known; CDS waiting ")
     assert "\x1b" not in result.stdout
@@ -219,7 +219,7 @@ async def test_row_is_one_line_when_piped(server: XdsServer, channel: grpc.aio.C
     assert line.startswith(f"{name}  rejected  -    -")
     assert "  CDS rejected: cluster b is nonsense nonsense" in line
     assert len(line) > 4000
-    assert line.endswith("(from Object/ns/b)")
+    assert line.endswith("(from Object ns/b)")
 
 
 async def test_view_of_one_proxy_limits_its_streams(server: XdsServer, channel: grpc.aio.Channel):

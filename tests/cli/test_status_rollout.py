@@ -60,7 +60,7 @@ async def test_one_line_per_service_then_notes(plane: Plane):
     )
     assert result.exit_code == 1
     _, held, blank, *notes = result.stdout.splitlines()
-    assert re.fullmatch(r"DestinationRule/shop/rule held until its servers accept it \(\ds\)", held)
+    assert re.fullmatch(r"DestinationRule shop/rule held until its servers accept it \(\ds\)", held)
     assert (blank, notes[0]) == ("", TCP)
     assert "closes the remaining plaintext connections after the drain time" in notes[1]
     assert len(notes) == 2

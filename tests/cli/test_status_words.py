@@ -58,12 +58,12 @@ def rejected(message: str, *causes: str) -> pb.Type:
             "its pod is not known",
             "waiting 5s for an ACK (its pod is not known)",
         ),
-        (rejected("no such thing", RULE), "", "rejected: no such thing (from DestinationRule/full/x)"),
-        (rejected("no", "MeshPolicy default"), "", "rejected: no (from MeshPolicy/default)"),
+        (rejected("no such thing", RULE), "", "rejected: no such thing (from DestinationRule full/x)"),
+        (rejected("no", "MeshPolicy default"), "", "rejected: no (from MeshPolicy default)"),
         (
             rejected("no", "Policy full/x", "Pod full/y", "Service full/z", "Service full/w"),
             "",
-            "rejected: no (from Policy/full/x, Pod/full/y and 2 more)",
+            "rejected: no (from Policy full/x, Pod full/y and 2 more)",
         ),
         (rejected("no"), "", "rejected: no"),
         (rejected(""), "", "rejected: code 13"),
@@ -126,7 +126,7 @@ def test_names() -> None:
         "evil0",
         "type.googleapis.com/",
     )
-    assert object_name("Policy full/x (m.yaml:1)") == "Policy/full/x"
+    assert object_name("Policy full/x (m.yaml:1)") == "Policy full/x"
     assert proxy_name("sidecar~1.2.3.4~web.shop~shop.svc.cluster.local") == "web.shop"
     assert proxy_name("odd\x1bnode") == "odd\\x1bnode"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.cli.commands import write_folder
 from xds.cli import app
 from xds.cli.token_files import TokenFiles
 from xds.mesh.identity.ca import Authority
@@ -46,9 +47,7 @@ def state(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m/pod.yaml").write_text(POD.format("seller"))
-    return tmp_path / "m"
+    return write_folder(tmp_path, pod=POD.format("seller"))
 
 
 def caller(account: str, pod: str = "web-0", uid: str = "") -> Caller:

@@ -146,7 +146,7 @@ async def test_rule_that_is_held_back_is_not_acked(plane: Plane):
     plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
     result = await xds(RULE, "--for=acked", "--timeout=1s", port=plane.server.port)
     assert result.exit_code == 1
-    assert "DestinationRule/shop/rule held until its servers accept it" in result.stderr
+    assert "DestinationRule shop/rule held until its servers accept it" in result.stderr
     await plane.first.answer(LISTENER)
     await plane.one.answer(ENDPOINT)
     for words in (("--for=acked",), ()):

@@ -134,9 +134,9 @@ async def test_rejected_rule_is_logged_only_on_change(
     events = [entry for entry in logs if entry["event"] in ROLLOUT_EVENTS]
     statuses = [entry["status"].partition(" (")[0] for entry in events if "status" in entry]
     assert len(statuses) == len(set(statuses)), statuses
-    assert "DestinationRule/ns/rule waiting for client.ns, rejected: no" in statuses
-    assert "DestinationRule/ns/rule skipped client.ns, rejected: no" in statuses
-    assert (events[-1]["event"], events[-1]["name"]) == ("rollout finished", "DestinationRule/ns/rule")
+    assert "DestinationRule ns/rule waiting for client.ns, rejected: no" in statuses
+    assert "DestinationRule ns/rule skipped client.ns, rejected: no" in statuses
+    assert (events[-1]["event"], events[-1]["name"]) == ("rollout finished", "DestinationRule ns/rule")
 
 
 async def test_lagging_server_is_skipped_after_the_timeout() -> None:

@@ -108,7 +108,7 @@ async def test_rule_that_is_held_is_reported(plane: Plane):
     )
     found = await until(plane, lambda found: bool(found.rule_transitions))
     (line,) = found.rule_transitions
-    assert line.startswith("DestinationRule/shop/rule held until its servers accept it")
+    assert line.startswith("DestinationRule shop/rule held until its servers accept it")
     assert found.groups[0].client.decided_by.kind == "DestinationRule"
     assert (
         found.groups[0].differences[0] == "the client is still configured to send plaintext, not mutual TLS"

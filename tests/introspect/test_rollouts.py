@@ -133,7 +133,7 @@ async def test_a_rule_that_is_held_back(plane: Plane):
     [held] = found.rules
     assert (held.namespace, held.name, held.host) == ("shop", "rule", "web.shop.svc.cluster.local")
     assert (held.held, held.deleted) == (True, False)
-    assert held.status.startswith("DestinationRule/shop/rule held until its servers accept it (")
+    assert held.status.startswith("DestinationRule shop/rule held until its servers accept it (")
     assert len((await ask.list(namespace="shop")).rules) == 1
     assert is_done(await ask.list(namespace="elsewhere"))
     await plane.first.answer(LISTENER)

@@ -112,12 +112,35 @@ async def test_context_selects_the_user(cluster: Cluster) -> None:
     assert "cannot list" not in error
 
 
+async def test_settings_come_from_the_chosen_config_map(cluster: Cluster, controllers: None) -> None:
+    config = str(await cluster.kubeconfig())
+    async with cluster.namespace() as namespace:
+        shop = Shop(cluster, namespace)
+        await shop.open()
+        await shop.add(1)
+        config_map = {"metadata": {"name": "istio"}, "data": {"mesh": "enableAutoMtls: false"}}
+        await cluster.api.create(f"/api/v1/namespaces/{namespace}/configmaps", config_map)
+        source = ("--kubernetes", "--kubeconfig", config, "--xds-namespace", namespace)
+        web, client = f"web.{namespace}", f"client-101.{namespace}"
+
+        for command in (("reach", "--from", client, "--to", web), ("explain", client, web)):
+            status, output, error = await run(*command, *source, "--mesh-config-map", "istio")
+            assert status == 0, error
+            assert "auto-mtls-off" in output or "auto mTLS is disabled" in output
+
+        status, output, error = await run("reach", *source, "--mesh-config-map", "absent")
+        missing = f"xds: --mesh-config-map: ConfigMap {namespace}/absent does not exist\n"
+        assert (status, output, error) == (2, "", missing)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "use either --manifests PATH or --kubernetes"),
         (("--kubernetes", "--manifests", "."), "use either --manifests PATH or --kubernetes, not both"),
         (("--manifests", ".", "--context", "x"), "--context requires --kubernetes"),
+        (("--manifests", ".", "--xds-namespace", "x"), "--xds-namespace requires --kubernetes"),
+        (("--manifests", ".", "--mesh-config-map", "x"), "--mesh-config-map requires --kubernetes"),
         (("--kubernetes", "--mesh-config", "mesh.yaml"), "--mesh-config requires --manifests"),
         (("--kubernetes", "--kubeconfig", "mesh.yaml"), "Invalid kube-config file"),
     ],

@@ -8,6 +8,7 @@ from xds.mesh.model.names import (
     MAX_CANDIDATES,
     MAX_SUGGESTION_LENGTH,
     UnknownNameError,
+    join_names,
     ref_named,
     unknown_name,
 )
@@ -63,3 +64,17 @@ def test_suggestions_compare_only_the_start_of_long_names() -> None:
 def test_suggestions_name_each_completion_once() -> None:
     message = unknown_name("service", "web", ["web.shop", "web-admin.shop", "web.zoo"], FORM)
     assert message.endswith("did you mean web.shop, web.zoo?")
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ([], ""),
+        (["a", "b"], "a, b"),
+        (["a", "b", "c"], "a, b and 1 more"),
+        (["a", "b", "c", "d"], "a, b and 2 more"),
+    ],
+)
+def test_joined_names_are_limited(names: list[str], text: str) -> None:
+    assert join_names(names, 2) == text
+    assert join_names(names, 2, "clients") == (f"{text} clients" if "more" in text else text)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_network
 
 from hypothesis import strategies as st
 
 from tests.policy.world import HTTP, ROOT, TCP, peer, pod, policy, rule, service, tls
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Fact, Interception, MeshConfig, Pod, Service, ServicePort
+from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import TrafficPolicy
 
 NAMESPACES = ("a", "b", "c")
@@ -16,6 +18,12 @@ APPS = ("x1", "x2", "x10")
 MODES = st.sampled_from(["DISABLE", "PERMISSIVE", "STRICT"])
 SELECTORS = st.sampled_from([{}, {"app": "x1"}, {"version": "v1"}])
 PORTS = (HTTP, TCP, ServicePort(port=95, target=15001, name="closed"), replace(HTTP, port=96, target="none"))
+
+REDIRECTIONS = (
+    Redirection(),
+    Redirection(exclude_inbound_ports=(8080,), exclude_outbound_ports=(90,)),
+    Redirection(networks=(ip_network("10.1.0.0/28"),)),
+)
 
 
 @st.composite
@@ -29,13 +37,15 @@ def pods(draw: st.DrawFn) -> Pod:
         ready=draw(st.integers(0, 3)) > 0,
         ended=draw(st.integers(0, 5)) == 0,
         interception=draw(st.sampled_from(Interception)),
+        redirection=draw(st.sampled_from(REDIRECTIONS)),
     )
 
 
 @st.composite
 def services(draw: st.DrawFn) -> Service:
     ports = draw(st.lists(st.sampled_from(PORTS), min_size=1, unique=True))
-    return service(draw(st.sampled_from(APPS)), draw(st.sampled_from(NAMESPACES)), *ports)
+    drawn = service(draw(st.sampled_from(APPS)), draw(st.sampled_from(NAMESPACES)), *ports)
+    return replace(drawn, addresses=(), headless=True) if draw(st.integers(0, 3)) == 0 else drawn
 
 
 @st.composite

@@ -20,6 +20,7 @@ from tests.support.predictions import planned, predict, results
 from xds.demo.play import STEPS
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, ContainerPort, Fact, Ref
+from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.hops import RANKS
 from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, as_applied, plan
 from xds.mesh.policy.reach import Answer, Failure, Result
@@ -230,7 +231,6 @@ SCRAPED = {"prometheus.io/scrape": "true"}
         ((), SCRAPED | {"prometheus.io/port": "http"}, [("metrics-port", 9090)]),
         ((), SCRAPED | {"prometheus.io/port": "9" * 9999}, [("metrics-port", 9090)]),
         ((), {"prometheus.io/scrape": "false"}, [("metrics-port", 9090)]),
-        ((9090,), {"traffic.sidecar.istio.io/excludeInboundPorts": "80, 9090"}, []),
     ],
 )
 def test_strict_refuses_direct_traffic(probes, annotations, refused):
@@ -242,6 +242,12 @@ def test_strict_refuses_direct_traffic(probes, annotations, refused):
     assert found.breaks is any(traffic != "metrics-port" for traffic, _ in refused)
     assert {str(refusal.decided_by) for refusal in found.refusals} <= {"PeerAuthentication x/default"}
     assert plan(strict, strict).refusals == plan(strict, world).refusals == ()
+
+
+def test_direct_traffic_to_excluded_ports_is_not_refused():
+    for redirection in (Redirection(exclude_inbound_ports=(80, 9090)), Redirection(inbound_ports=(80,))):
+        world = mesh(replace(SERVER, probe_ports=(9090,), redirection=redirection))
+        assert not plan(world, world.apply(Change(applied=(peer("x", "STRICT"),)))).refusals
 
 
 def test_direct_traffic_to_new_pods_is_refused():

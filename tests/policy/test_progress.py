@@ -231,13 +231,13 @@ def test_lagging_replicas_are_shown():
     world.step(servers=True)
     still_open = "; still accepts plaintext"
     assert world.summaries() == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a and xds-b (0s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for replica xds-a, xds-b (0s{still_open})"
     ]
     applied = Report(generation=2, servers=Generations(others=2), clients=Generations(others=2))
     world.peers = {"xds-a": applied, "xds-b": applied}
     world.step(seconds=2)
     assert world.summaries() == [
-        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE} and xds-a and xds-b (0s{still_open})"
+        f"web.ns: 0/1 endpoints mTLS, web-1 waiting for {ONE}, xds-a, xds-b (0s{still_open})"
     ]
     world.peers["xds-b"] = replace(applied, generation=3, clients=Generations(others=3))
     world.step(clients=True)
@@ -291,11 +291,11 @@ def test_three_endpoints_are_named_and_others_counted():
     world.clients = {f"client-{number}.ns": 0 for number in range(4)}
     world.change(peer("ns", "PERMISSIVE"))
     waiting = ", ".join(f"web-{number} waiting for its listener (0s)" for number in (1, 2, 3))
-    assert world.summaries() == [f"web.ns: 0/5 endpoints mTLS, {waiting}, 2 more endpoints"]
+    assert world.summaries() == [f"web.ns: 0/5 endpoints mTLS, {waiting} and 2 more endpoints"]
     world.servers = dict.fromkeys(world.servers, world.mesh.served.generation)
     world.step()
     [summary] = world.summaries()
-    assert "web-1 waiting for client-0.ns and client-1.ns and client-2.ns and 1 more clients (0s)" in summary
+    assert "web-1 waiting for client-0.ns, client-1.ns, client-2.ns and 1 more clients (0s)" in summary
 
 
 def test_stalled_and_oldest_endpoints_are_named_first():
@@ -308,7 +308,7 @@ def test_stalled_and_oldest_endpoints_are_named_first():
     [summary] = world.summaries()
     assert summary.startswith(
         "web.ns: 0/5 endpoints mTLS, web-5 stopped, its sidecar rejected the listener: no (2s), "
-        "web-4 waiting for its listener (2s), web-1 waiting for one.clients (0s), 2 more"
+        "web-4 waiting for its listener (2s), web-1 waiting for one.clients (0s) and 2 more"
     )
 
 
@@ -361,10 +361,10 @@ def test_held_rule_is_shown_until_servers_accept_it():
     new = rule("clients", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     world.change(peer("ns", "STRICT"), new)
     assert world.summaries(after=3)[1:] == [
-        "DestinationRule/clients/rule held until its servers accept it (3s)",
+        "DestinationRule clients/rule held until its servers accept it (3s)",
     ]
     world.step(servers=True)
-    assert world.summaries()[1:] == ["DestinationRule/clients/rule waiting for one.clients (0s)"]
+    assert world.summaries()[1:] == ["DestinationRule clients/rule waiting for one.clients (0s)"]
     [found] = rule_progress(world.rollouts)
     assert (found.host, found.deleted, found.held) == ("web.ns.svc.cluster.local", False, False)
     world.step(clients=True)
@@ -375,7 +375,7 @@ def test_held_rule_is_shown_until_servers_accept_it():
 def test_deleted_rule_is_shown_as_deletion():
     world = World("DISABLE", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
     world.change(removed=(RULE, Ref("DestinationRule", "clients", "never-was")))
-    assert world.summaries() == ["deletion of DestinationRule/clients/rule waiting for one.clients (0s)"]
+    assert world.summaries() == ["deletion of DestinationRule clients/rule waiting for one.clients (0s)"]
     world.step(clients=True)
     assert world.summaries() == []
 
@@ -385,7 +385,7 @@ def test_client_that_rejects_a_rule_is_shown():
     world.rejected_clusters = {ONE: {CLUSTER: "no such thing"}}
     world.change(removed=(RULE,))
     world.step(seconds=1, clients=True)
-    deletion = "deletion of DestinationRule/clients/rule"
+    deletion = "deletion of DestinationRule clients/rule"
     rejected = f"{ONE}, rejected: no such thing"
     assert world.summaries() == [f"{deletion} waiting for {rejected} (2s)"]
     world.step(seconds=30)

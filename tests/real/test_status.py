@@ -135,7 +135,7 @@ async def test_status_of_synced_waiting_and_rejecting_sidecars(loopback, tmp_pat
         rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = NOWHERE
         mesh.apply(rule)
 
-        words = rf"CDS rejected: .*{NOWHERE}.* \(from DestinationRule/other/broken\)"
+        words = rf"CDS rejected: .*{NOWHERE}.* \(from DestinationRule other/broken\)"
         await eventually(lambda: status.says("bad.other", "STATUS", words))
         rows = await status.rows()
         rejected = [(name, kind) for name, row in rows.items() for kind in TYPES if row[kind] == "rejected"]

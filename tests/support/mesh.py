@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -26,9 +27,14 @@ from xds.codec import to_json_dict
 from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.envoy.dump import Config, active_config, difference, expected_config
 from xds.mesh.envoy.translate import translate
+from xds.mesh.inject.settings import InjectionSettings
+from xds.mesh.inject.traffic import init_arguments
 from xds.mesh.model.mesh import Mesh as Facts
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import Pod
+from xds.mesh.parse.reading import Field, Log
+from xds.mesh.parse.redirection import TRAFFIC_PREFIX
+from xds.mesh.sidecar.settings import PROXY_ID
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
 
@@ -93,13 +99,20 @@ class Mesh:
         account: str = "default",
         subdomain: str = "",
         sotw: bool = False,
+        traffic: Mapping[str, str] | None = None,
     ) -> ClusterPod:
-        """Add a pod. Its sidecar starts with `start`; `sotw`: it asks for the state of the world."""
+        """Add a pod. Its sidecar starts with `start`; `sotw`: it asks for the state of the world.
+
+        `traffic`: annotations that exclude traffic from the sidecar, without their prefix.
+        """
         pod = self.cluster.pod(name, namespace, sidecar=sidecar)
+        annotations = {TRAFFIC_PREFIX + key: text for key, text in (traffic or {}).items()}
+        if annotations:
+            redirect(pod, annotations)
         self._labels[pod.address] = labels or {"app": name}
         if sidecar:
             self._intercepted.append((pod, sotw))
-        self.write_pod(pod, sidecar=sidecar, account=account, subdomain=subdomain)
+        self.write_pod(pod, sidecar=sidecar, account=account, subdomain=subdomain, annotations=annotations)
         self._select()
         return pod
 
@@ -271,6 +284,12 @@ class Mesh:
                 if pod.namespace == service.namespace and covers(selector, self._labels.get(pod.address, {}))
             ]
         self.cluster.publish()
+
+
+def redirect(pod: ClusterPod, annotations: Mapping[str, str]) -> None:
+    """Run `xds init` in a pod as injection writes it for these annotations."""
+    arguments = init_arguments(Field(annotations, (), Log(str)), InjectionSettings())
+    pod.place.run(sys.executable, "-m", "xds", "init", *arguments, "-g", str(PROXY_ID))
 
 
 def _file(found: Manifest) -> str:

@@ -5,10 +5,16 @@ They are separate from the client, because gRPC is slow to import.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from xds.cli.options import Address, parse_address
+
+if TYPE_CHECKING:
+    from xds.cli.admin_client import ClientCredentials
 
 DEFAULT_XDS_ADDRESS = "127.0.0.1:15010"
 
@@ -48,3 +54,28 @@ CertFile = Annotated[
     ),
 ]
 KeyFile = Annotated[Path | None, _file("--key-file", "Private key (PEM) of --cert-file.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionOptions:
+    """Options for the connection to a control plane."""
+
+    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS
+    ca_file: CaFile = None
+    token_file: TokenFile = None
+    cert_file: CertFile = None
+    key_file: KeyFile = None
+
+    @property
+    def address(self) -> Address:
+        """Address of the control plane. Raises typer.BadParameter if it is invalid."""
+        return parse_address("--xds-address", self.xds_address)
+
+    @property
+    def credentials(self) -> ClientCredentials:
+        """Files for a connection over TLS."""
+        from xds.cli.admin_client import ClientCredentials  # noqa: PLC0415 - gRPC is slow to import
+
+        return ClientCredentials(
+            roots=self.ca_file, token=self.token_file, certificate=self.cert_file, key=self.key_file
+        )

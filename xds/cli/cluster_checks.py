@@ -29,7 +29,7 @@ from xds.mesh.kube.crds import CrdStatus
 from xds.mesh.kube.lease import LEASE_NAME
 from xds.mesh.kube.plan_codec import CodecError, decode_plan, decode_report
 from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX
-from xds.mesh.model.names import natural_key
+from xds.mesh.model.names import join_names, natural_key
 from xds.mesh.rollout.observation import Report
 
 MIN_VERSION = (1, 30)
@@ -389,6 +389,4 @@ def _sidecar_image(pod: Json) -> str:
 
 def list_names(names: Iterable[str]) -> str:
     """Return the first names in natural order, and the number of the rest."""
-    names = sorted(names, key=natural_key)
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return join_names(sorted(names, key=natural_key), MAX_NAMES)

@@ -14,7 +14,8 @@ import typer
 
 from xds import snapshot
 from xds.cli import admin_client
-from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
+from xds.cli.client_options import ConnectionOptions
+from xds.cli.option_groups import grouped_options
 from xds.cli.options import Address, fail, parse_address
 from xds.cli.output import DocumentFormat, print_document
 from xds.cli.resource_types import TYPE_URLS, Type
@@ -39,6 +40,7 @@ class Diff(StrEnum):
     ENVOY = "envoy"
 
 
+@grouped_options
 def config(
     *,
     proxy: Annotated[
@@ -78,11 +80,7 @@ def config(
     output: Annotated[
         DocumentFormat, typer.Option("-o", "--output", help="Output format.")
     ] = DocumentFormat.JSON,
-    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
-    ca_file: CaFile = None,
-    token_file: TokenFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
+    connection: ConnectionOptions,
 ) -> None:
     """Print the configuration that a running control plane serves to a connected sidecar.
 
@@ -98,16 +96,12 @@ def config(
     """
     if diff and only is Type.SECRETS:
         fail("--diff cannot compare secrets, because Envoy redacts them")
-    address = parse_address("--xds-address", xds_address)
     admin = parse_address("--envoy-admin", envoy_admin)
-    credentials = admin_client.ClientCredentials(
-        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
-    )
-    with admin_client.AdminClient(address, credentials) as client:
+    with admin_client.AdminClient(connection.address, connection.credentials) as client:
         full_name = client.resolve_proxy(proxy, "")
         listed = client.list_proxies({"proxy": full_name, "namespace": ""}, unsynced=False)
         if not listed.proxies:
-            fail(f"proxy {full_name} is not connected to {address}")
+            fail(f"proxy {full_name} is not connected to {connection.address}")
         served = {
             (type_url, resource): body
             for type_url, resource, body in _read_served(client, listed.proxies[0].node_id)

@@ -40,7 +40,7 @@ class DescribeOptions:
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE
 
 
-@grouped_options(DescribeOptions)
+@grouped_options
 def describe(options: DescribeOptions) -> None:
     """Print a pod's Services, what each of its ports accepts and why, and the clients that cannot reach it.
 

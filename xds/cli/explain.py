@@ -41,7 +41,7 @@ class ExplainOptions:
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE
 
 
-@grouped_options(ExplainOptions)
+@grouped_options
 def explain(options: ExplainOptions) -> None:
     """Print why a client's connections to a service use mutual TLS, use plaintext, or fail.
 

@@ -9,7 +9,8 @@ import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.cli.options import Address
-from xds.mesh.model.objects import printable
+from xds.mesh.model.names import join_names
+from xds.mesh.model.objects import Ref, printable
 from xds.mesh.v1 import policies_pb2 as pb
 
 _MAX_ENDPOINTS = 5
@@ -41,20 +42,19 @@ def print_rows(rows: Iterable[_Row]) -> None:
 
 def _object(named: pb.PolicyObject) -> str:
     """Return an object with its scope and place: `Policy full/x for the service (mesh/policy.yaml:12)`."""
-    name = f"{named.namespace}/{named.name}" if named.namespace else named.name
     scope = f" for {named.scope}" if named.scope else ""
     place = f" ({named.place})" if named.place else ""
-    return f"{named.kind} {name}{scope}{place}"
+    return f"{Ref(named.kind, named.namespace, named.name)}{scope}{place}"
 
 
 def _heading(group: pb.EndpointGroup) -> str:
-    names = []
-    for endpoint in group.endpoints[:_MAX_ENDPOINTS]:
-        address = str(Address(endpoint.address or "?", endpoint.port))
-        names.append(f"{endpoint.pod} ({address})" if endpoint.pod else address)
-    if more := len(group.endpoints[_MAX_ENDPOINTS:]):
-        names.append(f"{more} more")
-    return f"Port {group.port} at {', '.join(names)}" if names else f"Port {group.port}"
+    names = join_names(map(_endpoint, group.endpoints), _MAX_ENDPOINTS)
+    return f"Port {group.port} at {names}" if names else f"Port {group.port}"
+
+
+def _endpoint(endpoint: pb.EndpointName) -> str:
+    address = str(Address(endpoint.address or "?", endpoint.port))
+    return f"{endpoint.pod} ({address})" if endpoint.pod else address
 
 
 def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row]:

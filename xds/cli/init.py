@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 
 from xds.cli.options import fail
+from xds.mesh.parse.redirection import parse_interfaces, parse_networks, parse_ports
 from xds.mesh.sidecar import iptables, rules
 from xds.mesh.sidecar.settings import PROXY_ID, SIDECAR_PORTS
 
@@ -135,15 +136,13 @@ def init(
         inbound_port=inbound_capture_port,
         uid=proxy_uid,
         gid=proxy_gid,
-        inbound_ports=_parse("-b", rules.parse_ports, inbound_ports),
-        exclude_inbound_ports=_require_list("-d", _parse("-d", rules.parse_ports, local_exclude_ports)),
-        networks=_parse("-i", rules.parse_networks, service_cidr),
-        exclude_networks=_require_list("-x", _parse("-x", rules.parse_networks, service_exclude_cidr)),
-        outbound_ports=_require_list("-q", _parse("-q", rules.parse_ports, outbound_ports)),
-        exclude_outbound_ports=_require_list(
-            "-o", _parse("-o", rules.parse_ports, local_outbound_ports_exclude)
-        ),
-        exclude_interfaces=_parse("-c", rules.parse_interfaces, exclude_interfaces),
+        inbound_ports=_parse("-b", parse_ports, inbound_ports),
+        exclude_inbound_ports=_require_list("-d", _parse("-d", parse_ports, local_exclude_ports)),
+        networks=_parse("-i", parse_networks, service_cidr),
+        exclude_networks=_require_list("-x", _parse("-x", parse_networks, service_exclude_cidr)),
+        outbound_ports=_require_list("-q", _parse("-q", parse_ports, outbound_ports)),
+        exclude_outbound_ports=_require_list("-o", _parse("-o", parse_ports, local_outbound_ports_exclude)),
+        exclude_interfaces=_parse("-c", parse_interfaces, exclude_interfaces),
     )
     if interception_mode == "NONE":
         typer.echo("interception mode is NONE: no traffic is redirected", err=True)

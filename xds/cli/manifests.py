@@ -111,7 +111,7 @@ def read_mesh(
         fail("use either --manifests PATH or --kubernetes" + (", not both" if cluster else ""))
     if cluster:
         if config:
-            fail("--mesh-config requires --manifests; with --kubernetes the settings are in a ConfigMap")
+            fail("--mesh-config requires --manifests; use --mesh-config-map with --kubernetes")
         mesh, problems = asyncio.run(_read_cluster(cluster, assignments or ()))
     else:
         folder = open_manifests(manifests or (), settings, reads_workloads=reads_workloads)
@@ -128,10 +128,18 @@ async def _read_cluster(
 ) -> tuple[Mesh | None, tuple[Problem, ...]]:
     """Return the mesh in a cluster (None if a kind cannot be listed), and its problems."""
     from xds.cli.cluster import connect  # noqa: PLC0415 - the Kubernetes client takes long to import
-    from xds.mesh.sources.kubernetes import Kubernetes  # noqa: PLC0415
+    from xds.mesh.sources.kubernetes import CONFIG_MAP, Kubernetes  # noqa: PLC0415
 
     async with connect(cluster.kubeconfig, cluster.context) as api:
-        report = await Kubernetes(api, assignments=assignments).load()
+        source = Kubernetes(
+            api,
+            assignments=assignments,
+            namespace=cluster.namespace or "",
+            config_map=cluster.mesh_config_map or CONFIG_MAP,
+        )
+        report = await source.load()
+    if report.complete and cluster.mesh_config_map and not source.has_config_map:
+        fail(f"--mesh-config-map: {source.config_map} does not exist")
     mesh = Mesh(report.change.applied, report.change.config) if report.complete else None
     return mesh, report.problems
 

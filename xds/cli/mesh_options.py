@@ -18,6 +18,8 @@ from xds.cli.options import (
     Kubeconfig,
     Manifests,
     MeshConfigFile,
+    MeshConfigMap,
+    XdsNamespace,
     fail,
     parse_address,
     parse_cluster,
@@ -56,6 +58,8 @@ class MeshOptions:
     kubernetes: FromKubernetes = False
     kubeconfig: Kubeconfig = None
     context: Context = None
+    xds_namespace: XdsNamespace = None
+    mesh_config_map: MeshConfigMap = None
     mesh_config: MeshConfigFile = None
     assignments: Assignments = None
     xds_address: Annotated[
@@ -89,7 +93,9 @@ class MeshOptions:
         Args:
             prints_problems: whether to print the problems of manifests or of the objects of a cluster.
         """
-        cluster = parse_cluster(self.kubernetes, self.kubeconfig, self.context)
+        cluster = parse_cluster(
+            self.kubernetes, self.kubeconfig, self.context, self.xds_namespace, self.mesh_config_map
+        )
         if self.is_live:
             return self._connect()
         if self.xds_address:

@@ -75,26 +75,62 @@ Context = Annotated[
         show_default=False,
     ),
 ]
+XdsNamespace = Annotated[
+    str | None,
+    typer.Option(
+        "--xds-namespace",
+        metavar="NAME",
+        help="Namespace of the control plane, which has the ConfigMap and mesh-wide policies. Requires "
+        "--kubernetes. Default: the pod's namespace in a cluster, else istio-system.",
+        show_default=False,
+    ),
+]
+MeshConfigMap = Annotated[
+    str | None,
+    typer.Option(
+        "--mesh-config-map",
+        metavar="NAME",
+        help="ConfigMap in the control plane's namespace with an Istio MeshConfig in the key mesh, such as "
+        "Istio's ConfigMap istio. Requires --kubernetes. Default: xds.",
+        show_default=False,
+    ),
+]
 AllNamespaces = Annotated[
     bool, typer.Option("-A", "--all-namespaces", help="Print all namespaces. This is the default.")
 ]
 
 
 class ClusterReference(NamedTuple):
-    """How to find a Kubernetes cluster."""
+    """How to find a Kubernetes cluster, and the control plane's settings in it."""
 
     kubeconfig: Path | None
     """Path to a kubeconfig file; None for the default."""
     context: str | None
     """Name of a kubeconfig context; None for the current one."""
+    namespace: str | None
+    """Namespace of the control plane; None for the default."""
+    mesh_config_map: str | None
+    """Name of the ConfigMap with the mesh's settings; None for the default."""
 
 
-def parse_cluster(kubernetes: bool, kubeconfig: Path | None, context: str | None) -> ClusterReference | None:
+def parse_cluster(
+    kubernetes: bool,
+    kubeconfig: Path | None,
+    context: str | None,
+    namespace: str | None,
+    mesh_config_map: str | None,
+) -> ClusterReference | None:
     """Return the cluster that --kubernetes selects, or None without it."""
-    for option, value in (("--kubeconfig", kubeconfig), ("--context", context)):
+    options = {
+        "--kubeconfig": kubeconfig,
+        "--context": context,
+        "--xds-namespace": namespace,
+        "--mesh-config-map": mesh_config_map,
+    }
+    for option, value in options.items():
         if value and not kubernetes:
             fail(f"{option} requires --kubernetes")
-    return ClusterReference(kubeconfig, context) if kubernetes else None
+    return ClusterReference(kubeconfig, context, namespace, mesh_config_map) if kubernetes else None
 
 
 class Address(NamedTuple):

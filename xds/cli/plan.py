@@ -61,7 +61,7 @@ class PlanOptions:
     ] = Format.TABLE
 
 
-@grouped_options(PlanOptions)
+@grouped_options
 def plan(options: PlanOptions) -> None:
     """Print which connections break, lose or gain mutual TLS, or get repaired if a change is applied.
 

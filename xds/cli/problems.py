@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from xds.cli import admin_client
-from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
-from xds.cli.options import fail, parse_address
+from xds.cli.client_options import ConnectionOptions
+from xds.cli.option_groups import grouped_options
+from xds.cli.options import fail
 from xds.cli.output import Format, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
@@ -22,6 +23,7 @@ xds problems --notices -o json
 """
 
 
+@grouped_options
 def problems(
     *,
     namespace: Annotated[
@@ -38,11 +40,7 @@ def problems(
         bool, typer.Option("--notices", help="Also print notices, such as objects that are ignored.")
     ] = False,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
-    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
-    ca_file: CaFile = None,
-    token_file: TokenFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
+    connection: ConnectionOptions,
 ) -> None:
     """Print the objects that a running control plane rejects, and those that have had no effect for 10 s.
 
@@ -54,11 +52,7 @@ def problems(
     """
     if namespace == "":
         fail("--namespace must not be empty: omit it to print all namespaces")
-    credentials = admin_client.ClientCredentials(
-        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
-    )
-    address = parse_address("--xds-address", xds_address)
-    with admin_client.AdminClient(address, credentials) as client:
+    with admin_client.AdminClient(connection.address, connection.credentials) as client:
         response = client.list_problems(namespace or "", notices=notices)
     if output is Format.TABLE:
         _print_table(response)

@@ -95,7 +95,7 @@ class ReachOptions:
     ] = False
 
 
-@grouped_options(ReachOptions)
+@grouped_options
 def reach(options: ReachOptions) -> None:
     """Print which clients reach which services (mtls, plaintext or fails), and why.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import typer
 
-from xds.mesh.model.objects import printable
+from xds.mesh.model.objects import Ref, printable
 from xds.mesh.v1 import rollouts_pb2 as pb
 
 NO_TRANSITIONS = "no transitions in progress"
@@ -62,7 +62,7 @@ def _named_rollouts(
     for service in response.services:
         yield f"{service.service}.{service.namespace}", service
     for rule in response.rules:
-        yield f"DestinationRule/{rule.namespace}/{rule.name}", rule
+        yield str(Ref("DestinationRule", rule.namespace, rule.name)), rule
 
 
 def _notes(response: pb.ListRolloutsResponse, *, counts: bool = True) -> Iterator[str]:

@@ -23,6 +23,7 @@ from xds.cli.options import (
     Context,
     Kubeconfig,
     MeshConfigFile,
+    MeshConfigMap,
     fail,
     parse_address,
 )
@@ -89,16 +90,7 @@ class SourceOptions:
             show_default=False,
         ),
     ] = None
-    mesh_config_map: Annotated[
-        str | None,
-        typer.Option(
-            "--mesh-config-map",
-            metavar="NAME",
-            help="ConfigMap in the control plane's namespace with an Istio MeshConfig in the key mesh, such "
-            "as Istio's ConfigMap istio. Requires --kubernetes. Default: xds.",
-            show_default=False,
-        ),
-    ] = None
+    mesh_config_map: MeshConfigMap = None
     mesh_config: MeshConfigFile = None
     assignments: Assignments = None
 
@@ -107,10 +99,7 @@ class SourceOptions:
         if self.kubernetes == bool(self.manifests):
             fail("use either --manifests DIR or --kubernetes" + (", not both" if self.kubernetes else ""))
         if self.kubernetes and self.mesh_config:
-            fail(
-                "--mesh-config requires --manifests; with --kubernetes the settings are in a ConfigMap "
-                "(--mesh-config-map)"
-            )
+            fail("--mesh-config requires --manifests; use --mesh-config-map with --kubernetes")
         cluster_options = {
             "--kubeconfig": self.kubeconfig,
             "--context": self.context,
@@ -252,7 +241,7 @@ class ServeOptions:
     """The injection webhook."""
 
 
-@grouped_options(ServeOptions)
+@grouped_options
 def serve(options: ServeOptions) -> None:
     """Run the control plane for a folder of manifests or a Kubernetes cluster, and apply changes live.
 

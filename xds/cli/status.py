@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from xds.cli import admin_client
-from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
-from xds.cli.options import AllNamespaces, fail, parse_address
+from xds.cli.client_options import ConnectionOptions
+from xds.cli.option_groups import grouped_options
+from xds.cli.options import AllNamespaces, fail
 from xds.cli.output import WideFormat, print_document
 from xds.cli.proxy_table import ProxyTable, print_footer, print_notes, print_proxy
 from xds.cli.rollout import follow_rollouts, has_transitions, print_rollouts
@@ -28,6 +29,7 @@ xds status --xds-address localhost:15012 --ca-file root-cert.pem --token-file to
 """
 
 
+@grouped_options
 def status(
     *,
     proxy: Annotated[
@@ -65,11 +67,7 @@ def status(
             "with what each endpoint waits for.",
         ),
     ] = False,
-    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
-    ca_file: CaFile = None,
-    token_file: TokenFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
+    connection: ConnectionOptions,
 ) -> None:
     """Print the sync status of connected sidecars, one row each: synced, waiting or rejected, and why.
 
@@ -87,11 +85,7 @@ def status(
         fail("--rollout cannot be combined with PROXY, because it prints services")
     if not_synced and (proxy or rollout or watch):
         fail("--not-synced cannot be combined with PROXY, --rollout or --watch")
-    address = parse_address("--xds-address", xds_address)
-    credentials = admin_client.ClientCredentials(
-        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
-    )
-    with admin_client.AdminClient(address, credentials) as client:
+    with admin_client.AdminClient(connection.address, connection.credentials) as client:
         if rollout:
             _print_rollouts(client, namespace or "", output, watch=watch)
             return
@@ -111,7 +105,7 @@ def status(
     absent = response.not_connected
     if not response.proxies and (absent.may_be_on_other_replica or not absent.total):
         scope = f"of namespace {namespace} " if namespace else ""
-        fail(f"no proxy {scope}is connected to {address}: nothing was checked")
+        fail(f"no proxy {scope}is connected to {connection.address}: nothing was checked")
     is_absent = absent.total and not absent.may_be_on_other_replica
     if is_absent or not all(map(settled, response.proxies)):
         raise typer.Exit(1)

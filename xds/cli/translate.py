@@ -16,6 +16,8 @@ from xds.cli.options import (
     Kubeconfig,
     Manifests,
     MeshConfigFile,
+    MeshConfigMap,
+    XdsNamespace,
     fail,
     parse_cluster,
 )
@@ -43,6 +45,8 @@ def translate(
     kubernetes: FromKubernetes = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
+    xds_namespace: XdsNamespace = None,
+    mesh_config_map: MeshConfigMap = None,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     only: Annotated[
@@ -69,7 +73,7 @@ def translate(
     Exit status: 0 printed, 1 the pod has no address, 2 an unknown name or wrong usage, 3 the API server
     cannot be reached.
     """
-    cluster = parse_cluster(kubernetes, kubeconfig, context)
+    cluster = parse_cluster(kubernetes, kubeconfig, context, xds_namespace, mesh_config_map)
     mesh = load_mesh(manifests, mesh_config, assignments, cluster=cluster)
     sidecar = find_pod(mesh, pod)
     if not sidecar.address:

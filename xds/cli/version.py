@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
-from xds.cli.options import parse_address
+from xds.cli.client_options import ConnectionOptions
+from xds.cli.option_groups import grouped_options
 
 EXAMPLES = """
 xds version
@@ -26,15 +26,12 @@ class Format(StrEnum):
     JSON = "json"
 
 
+@grouped_options
 def version(
     *,
     client: Annotated[bool, typer.Option("--client", help="Print only the version of this program.")] = False,
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TEXT,
-    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
-    ca_file: CaFile = None,
-    token_file: TokenFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
+    connection: ConnectionOptions,
 ) -> None:
     """Print the versions of this program (client) and of the running control plane (server).
 
@@ -46,13 +43,9 @@ def version(
     if not client:
         from xds.cli import admin_client  # noqa: PLC0415 - gRPC is slow to import
 
-        address = parse_address("--xds-address", xds_address)
-        credentials = admin_client.ClientCredentials(
-            roots=ca_file, token=token_file, certificate=cert_file, key=key_file
-        )
         try:
-            with admin_client.AdminClient(address, credentials) as connection:
-                versions["server"] = connection.server_version() or "unknown (too old to send its version)"
+            with admin_client.AdminClient(connection.address, connection.credentials) as server:
+                versions["server"] = server.server_version() or "unknown (too old to send its version)"
         except typer.Exit as exit_:
             error = exit_
     if output is Format.JSON:

@@ -13,8 +13,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from xds.cli import admin_client
-from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
-from xds.cli.options import Context, Kubeconfig, fail, parse_address
+from xds.cli.client_options import ConnectionOptions
+from xds.cli.option_groups import grouped_options
+from xds.cli.options import Context, Kubeconfig, fail
 from xds.mesh.controlplane.status import proxy_name
 from xds.mesh.model.names import UnknownNameError, ref_named
 from xds.mesh.model.objects import TRAFFIC_KINDS, Ref
@@ -44,6 +45,7 @@ class Condition(StrEnum):
 _CONDITIONS = {Condition.IN_FORCE: pb.WaitRequest.IN_FORCE, Condition.ACKED: pb.WaitRequest.ACKED}
 
 
+@grouped_options
 def wait(
     *,
     target: Annotated[
@@ -84,11 +86,7 @@ def wait(
     ] = False,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
-    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
-    ca_file: CaFile = None,
-    token_file: TokenFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
+    connection: ConnectionOptions,
 ) -> None:
     """Wait until all connected sidecars that a policy or DestinationRule affects have ACKed it.
 
@@ -108,10 +106,7 @@ def wait(
         fail("--kubernetes cannot be combined with --resource-version")
     if (kubeconfig or context) and not kubernetes:
         fail("--kubeconfig and --context require --kubernetes")
-    address = parse_address("--xds-address", xds_address)
-    credentials = admin_client.ClientCredentials(
-        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
-    )
+    address, credentials = connection.address, connection.credentials
     version = _read_version(ref, kubeconfig, context) if kubernetes else resource_version
     request = pb.WaitRequest(
         kind=ref.kind,

@@ -48,7 +48,7 @@ class RolloutLog:
         if (count := count_services(mesh, rollouts) - len(logged)) > 0:
             log.info("more services in transition, not logged", count=count)
         for rule in islice(rule_progress(rollouts), MAX_LOGGED):
-            name, summary = f"DestinationRule/{rule.namespace}/{rule.name}", rule_summary(rule, rule.since)
+            name, summary = str(rule.ref), rule_summary(rule, rule.since)
             logged[name] = summary
             # A rejection lasts until the user changes the rule: log it once.
             if self._logged.get(name) != summary:

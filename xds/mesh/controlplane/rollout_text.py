@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 
 from xds.mesh.controlplane.status import duration
+from xds.mesh.model.names import join_names
 from xds.mesh.rollout.progress import API_SERVER, RuleProgress, ServiceProgress, WaitingEndpoint
 from xds.mesh.rollout.waits import WaitingFor
 
@@ -25,20 +25,20 @@ def service_summary(service: ServiceProgress, now: float) -> str:
         _endpoint_summary(endpoint, now, with_port=ports[endpoint.key[0]] > 1) for endpoint in waiting
     ]
     head = f"{service.service}.{service.namespace}: {count}/{service.endpoints} endpoints {mode}"
-    return ", ".join((head, *_first_names(summaries, "endpoints")))
+    return ", ".join(filter(None, (head, join_names(summaries, _MAX_NAMES, "endpoints"))))
 
 
 def rule_summary(rule: RuleProgress, now: float) -> str:
-    """Return one line: `DestinationRule/full/x held until its servers accept it (3s)`."""
+    """Return one line: `DestinationRule full/x held until its servers accept it (3s)`."""
     return f"{rule_line(rule)} ({duration(now - rule.since)})"
 
 
 def rule_line(rule: RuleProgress) -> str:
     """Return the summary of a rule without a duration."""
-    name = f"{'deletion of ' if rule.deleted else ''}DestinationRule/{rule.namespace}/{rule.name}"
+    name = f"{'deletion of ' if rule.deleted else ''}{rule.ref}"
     if rule.held:
         return f"{name} held until its servers accept it"
-    clients = " and ".join(_first_names(rule.lagging, "clients")) or "its clients"
+    clients = join_names(rule.lagging, _MAX_NAMES, "clients") or "its clients"
     return f"{name} {_wait_summary(clients, rule)}"
 
 
@@ -72,14 +72,6 @@ def _wait_summary(names: str, progress: WaitingEndpoint | RuleProgress) -> str:
 
 def _waiting_for(endpoint: WaitingEndpoint) -> str:
     if endpoint.waiting_for is WaitingFor.CLIENTS:
-        return " and ".join(_first_names(endpoint.lagging, "clients")) or "clients"
+        return join_names(endpoint.lagging, _MAX_NAMES, "clients") or "clients"
     replica = "" if endpoint.lagging == (API_SERVER,) else "replica "
-    return replica + " and ".join(_first_names(endpoint.lagging, "replicas"))
-
-
-def _first_names(names: Iterable[str], kind: str) -> Iterator[str]:
-    """Yield the first names, and the number of the others."""
-    all_names = list(names)
-    yield from all_names[:_MAX_NAMES]
-    if others := all_names[_MAX_NAMES:]:
-        yield f"{len(others)} more {kind}"
+    return replica + join_names(endpoint.lagging, _MAX_NAMES, "replicas")

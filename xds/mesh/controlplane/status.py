@@ -1,6 +1,6 @@
 """One-line descriptions of a proxy's status.
 
-For example `synced 2s ago`, `waiting 14s for RDS`, `rejected: MESSAGE (from DestinationRule/full/x)`.
+For example `synced 2s ago`, `waiting 14s for RDS`, `rejected: MESSAGE (from DestinationRule full/x)`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import lru_cache
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.mesh.envoy.names import NodeId
+from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.types import short_name
@@ -108,8 +109,8 @@ def stream_line(stream: pb.Stream, now: Timestamp) -> str:
 
 
 def object_name(source: str) -> str:
-    """Return the object of a source as one word without its location, such as `DestinationRule/full/x`."""
-    return _ORIGIN.sub("", source).replace(" ", "/", 1)
+    """Return the object of a source without its location, such as `DestinationRule full/x`."""
+    return _ORIGIN.sub("", source)
 
 
 def duration(seconds: float) -> str:
@@ -181,9 +182,7 @@ def _awaited(waiting: pb.Waiting) -> str:
 def _from(causes: Sequence[str]) -> str:
     if not causes:
         return ""
-    names = ", ".join(object_name(cause) for cause in causes[:_MAX_CAUSES])
-    more = len(causes) - _MAX_CAUSES
-    return f" (from {names}{f' and {more} more' if more > 0 else ''})"
+    return f" (from {join_names(map(object_name, causes), _MAX_CAUSES)})"
 
 
 def _since(moment: Timestamp, now: Timestamp) -> str:

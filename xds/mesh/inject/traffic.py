@@ -9,13 +9,15 @@ from xds.mesh.inject.containers import PROXY_GROUP
 from xds.mesh.inject.settings import InjectionSettings
 from xds.mesh.model.objects import INTERCEPTION_MODE, Interception
 from xds.mesh.parse.reading import Field, nearest
-from xds.mesh.sidecar import rules
+from xds.mesh.parse.redirection import (
+    MAX_LIST_LENGTH,
+    TRAFFIC_PREFIX,
+    parse_interfaces,
+    parse_networks,
+    parse_ports,
+)
 from xds.mesh.sidecar.settings import PROXY_ID, SIDECAR_PORTS
 
-_PREFIX = "traffic.sidecar.istio.io/"
-
-MAX_LIST_LENGTH = 4096
-"""Maximum length of a list in characters: over 200 networks, each with its own iptables rule."""
 MAX_SUGGESTIONS = 4
 """Maximum number of suggestions for unknown annotations; each takes 0.2 ms to compute."""
 MAX_NOTICES = 16
@@ -24,13 +26,13 @@ MAX_NOTICES = 16
 _MAX_ERROR_LENGTH = 200
 """Maximum length of a parse error in a problem."""
 _ANNOTATIONS: dict[str, tuple[str, str, Callable[[str], object]]] = {
-    "includeOutboundIPRanges": ("-i", "*", rules.parse_networks),
-    "excludeOutboundIPRanges": ("-x", "", rules.parse_networks),
-    "includeInboundPorts": ("-b", "*", rules.parse_ports),
-    "excludeInboundPorts": ("-d", "", rules.parse_ports),
-    "includeOutboundPorts": ("-q", "", rules.parse_ports),
-    "excludeOutboundPorts": ("-o", "", rules.parse_ports),
-    "excludeInterfaces": ("-c", "", rules.parse_interfaces),
+    "includeOutboundIPRanges": ("-i", "*", parse_networks),
+    "excludeOutboundIPRanges": ("-x", "", parse_networks),
+    "includeInboundPorts": ("-b", "*", parse_ports),
+    "excludeInboundPorts": ("-d", "", parse_ports),
+    "includeOutboundPorts": ("-q", "", parse_ports),
+    "excludeOutboundPorts": ("-o", "", parse_ports),
+    "excludeInterfaces": ("-c", "", parse_interfaces),
 }
 """Flag, default and parser by annotation."""
 
@@ -50,16 +52,16 @@ def init_arguments(annotations: Field, settings: InjectionSettings) -> list[str]
         name
         for name in annotations.value or ()
         if isinstance(name, str)
-        and name.startswith(_PREFIX)
-        and name.removeprefix(_PREFIX) not in _ANNOTATIONS
+        and name.startswith(TRAFFIC_PREFIX)
+        and name.removeprefix(TRAFFIC_PREFIX) not in _ANNOTATIONS
     )
     for count, name in enumerate(islice(unknown, MAX_NOTICES)):
-        suggested = (_PREFIX + known for known in _ANNOTATIONS) if count < MAX_SUGGESTIONS else ()
+        suggested = (TRAFFIC_PREFIX + known for known in _ANNOTATIONS) if count < MAX_SUGGESTIONS else ()
         annotations[name].notice("has no effect here", nearest(name, suggested))
     ports = ("-p", str(settings.outbound_port), "-z", str(settings.inbound_port))
     result = [*ports, "-u", str(PROXY_ID), "-g", str(PROXY_GROUP), "-m", "REDIRECT"]
     for name, (flag, default, parse) in _ANNOTATIONS.items():
-        value = _read_list(annotations[_PREFIX + name], default, parse)
+        value = _read_list(annotations[TRAFFIC_PREFIX + name], default, parse)
         if flag == "-d":
             value = ",".join([*map(str, SIDECAR_PORTS), *filter(None, [value])])
         if value or flag in ("-i", "-x", "-b", "-o"):

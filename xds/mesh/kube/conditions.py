@@ -27,6 +27,7 @@ import structlog
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Problem, Ref, printable
 from xds.mesh.policy.conflicts import overridden
 
@@ -265,9 +266,7 @@ def desired_conditions(
     for ref, texts in rejected.items():
         desired[ref] = {ACCEPTED: FalseCondition("Refused", _truncate("; ".join(texts)))}
     for ref, override in overridden(Mesh(mesh.facts(), mesh.config)).items():
-        by = ", ".join(map(str, override.by[:_MAX_NAMES])) + (
-            ", ..." if len(override.by) > _MAX_NAMES else ""
-        )
+        by = join_names(map(str, override.by), _MAX_NAMES)
         message = f"overridden in part ({override.what}) by {by}" if override.what else f"overridden by {by}"
         desired.setdefault(ref, {})[ENFORCED] = FalseCondition("Overridden", _truncate(message))
     for ref, object_problems in without_effect.items():

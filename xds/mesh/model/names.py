@@ -1,10 +1,10 @@
-"""Find objects by the names that users enter: POD.NAMESPACE, SERVICE.NAMESPACE[:PORT] and KIND/NS/NAME."""
+"""Names: sort and list them, and find objects by POD.NAMESPACE, SERVICE.NAMESPACE[:PORT] or KIND/NS/NAME."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,19 @@ def _natural_key(name: str) -> tuple[object, ...]:
     # Texts and numbers alternate, so a number is never compared with a text. A longer number is greater.
     texts = re.split(r"0*([0-9]+)", name)
     return tuple((len(text), text) if index % 2 else text for index, text in enumerate(texts))
+
+
+def join_names(names: Iterable[str], limit: int, kind: str = "") -> str:
+    """Return at most `limit` names, and the number of the others: `a, b and 3 more`.
+
+    Args:
+        names: the names.
+        limit: maximum number of names.
+        kind: what the names stand for, such as `clients`; it follows the number.
+    """
+    all_names = list(names)
+    more = f" and {len(all_names) - limit} more {kind}".rstrip() if len(all_names) > limit else ""
+    return ", ".join(all_names[:limit]) + more
 
 
 def host_port(host: str, port: int) -> str:

@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+from xds.mesh.model.redirection import REDIRECT_ALL, Redirection
 from xds.mesh.model.traffic import Subset, TrafficPolicy
 
 CLUSTER_DOMAIN = "cluster.local"
@@ -252,6 +253,8 @@ class Pod(Object):
     """Address that its application listens on in interception mode NONE."""
     probe_ports: tuple[int, ...] = ()
     """Ports of the HTTP and gRPC probes that the kubelet sends to its containers."""
+    redirection: Redirection = REDIRECT_ALL
+    """Traffic that passes through its sidecar; the rest bypasses it. In mode NONE, nothing bypasses it."""
     is_template: bool = False
     """Whether it stands for the pods of a workload in manifests, such as a Deployment.
 

@@ -19,10 +19,12 @@ from xds.mesh.model.objects import (
     ServicePort,
     UnknownService,
 )
+from xds.mesh.model.redirection import REDIRECT_ALL
 from xds.mesh.parse import names
 from xds.mesh.parse.fail_closed import FailClosed
 from xds.mesh.parse.ports import Transport, protocol
 from xds.mesh.parse.reading import Field, Log, shown
+from xds.mesh.parse.redirection import parse_redirection
 
 TOP = "apiVersion kind metadata"
 CANONICAL_ACCOUNTS = "alpha.istio.io/canonical-serviceaccounts"
@@ -202,6 +204,9 @@ def pod(obj: Field, meta: Meta) -> Pod:
         subdomain=spec["subdomain"].name(names.label),
         interception=interception,
         app_address=app_address,
+        redirection=REDIRECT_ALL
+        if interception is Interception.NONE
+        else parse_redirection(meta.annotations),
     )
 
 

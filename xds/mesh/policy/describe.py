@@ -9,7 +9,7 @@ from xds.mesh.model.mesh import Endpoint, Exposure, Mesh
 from xds.mesh.model.objects import Pod
 from xds.mesh.policy.explain import Side, explain_endpoint, server_side
 from xds.mesh.policy.hops import Clients, Grouping, SenderKey, clients_of, sender_key
-from xds.mesh.policy.mtls import endpoint_mode, ports_with_own_mode
+from xds.mesh.policy.mtls import enforced_mode, ports_with_own_mode
 from xds.mesh.policy.reach import Result
 
 OTHER_PORTS = 0
@@ -39,17 +39,21 @@ class PortDescription(NamedTuple):
 
 
 def describe(mesh: Mesh, pod: Pod) -> Iterator[PortDescription]:
-    """Yield the ports of a pod to which Services forward or which policies name, then all other ports."""
+    """Yield the ports to which Services forward or that policies or annotations name, then all others."""
     exposures = mesh.exposures(pod)
-    own_modes = ports_with_own_mode(mesh, pod) if pod.has_sidecar else ()
+    named: set[int] = set()
+    if pod.has_sidecar:
+        redirection = pod.redirection
+        excluded = {*(redirection.inbound_ports or ()), *redirection.exclude_inbound_ports}
+        named = excluded.union(ports_with_own_mode(mesh, pod))
     classes: dict[SenderKey, list[Pod]] = {}
     for client in clients_of(mesh):
         classes.setdefault(sender_key(mesh, client), []).append(client)
     grouping = Grouping(classes)
-    for port in (*sorted({*own_modes, *(exposure.target for exposure in exposures)}), OTHER_PORTS):
+    for port in (*sorted(named.union(exposure.target for exposure in exposures)), OTHER_PORTS):
         endpoint = Endpoint(address=pod.address, port=port, pod=pod)
         to_port = tuple(exposure for exposure in exposures if exposure.target == port)
-        server = endpoint_mode(mesh, endpoint)
+        server = enforced_mode(mesh, endpoint)
         refused = tuple(
             RefusedClients(grouping.merge(keys), why)
             for why, keys in sorted(_refused(mesh, endpoint, to_port, classes).items())

@@ -26,7 +26,9 @@ from xds.mesh.policy.mtls import (
     decide,
     decide_for,
     endpoint_mode,
+    enforced_mode,
     explicit_tls,
+    is_excluded,
     sends_mtls,
     served_mode,
 )
@@ -46,6 +48,8 @@ ACCEPTS = {
 
 _RESULTS = {Result.MTLS: "mutual TLS", Result.PLAINTEXT: "plaintext", Result.FAILS: "fails"}
 
+_EXCLUDED = "annotations of the client's pod exclude the connection from its sidecar"
+
 _FAILURES = {
     Failure.NO_ENDPOINT: "the service port has no ready endpoint",
     Failure.POD_UNKNOWN: "no endpoint is ready, and an EndpointSlice names an unknown Pod",
@@ -53,6 +57,8 @@ _FAILURES = {
     Failure.PORT_OF_SIDECAR: "the port belongs to the server's sidecar",
     Failure.SERVER_REQUIRES_MTLS: "the client sends plaintext, but the server accepts mutual TLS only",
     Failure.SERVER_PLAINTEXT: "the client sends mutual TLS, but the server accepts plaintext only",
+    Failure.OUTBOUND_EXCLUDED: f"{_EXCLUDED}, but the server accepts mutual TLS only",
+    Failure.INBOUND_EXCLUDED: "the client sends mutual TLS, but {absence}",
     Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
     Failure.IDENTITY_REFUSED: "the DestinationRule's subjectAltNames do not contain the server's identity",
     Failure.TLS_NOT_THE_MESHS: f"the client sends {_OTHER_TLS}, which the server's sidecar does not accept",
@@ -60,6 +66,7 @@ _FAILURES = {
 }
 _REASONS = {
     Reason.CLIENT_WITHOUT_SIDECAR: "the client has no sidecar",
+    Reason.OUTBOUND_EXCLUDED: _EXCLUDED,
     Reason.DESTINATION_RULE: "a DestinationRule sets {tls}",
     Reason.AUTO_MTLS_OFF: "auto mTLS is disabled, and no DestinationRule sets TLS",
     Reason.ENDPOINT_WITHOUT_SIDECAR: "{absence}",
@@ -165,8 +172,8 @@ def explanations(
 
 def _class_of(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Hashable:
     """Return a key for an endpoint of a service port: endpoints with equal keys have equal explanations."""
-    server = server_of(mesh, endpoint)
-    absence = _why_not_intercepted(endpoint) if server.mode is None else ""
+    server = server_of(mesh, service, port, endpoint, [client.redirection])
+    absence = _why_not_intercepted(endpoint) if server.enforced is None else ""
     served = _served(mesh, client, service, port, endpoint) if _is_rolling_out(mesh) else None
     return server, endpoint.port, absence, served
 
@@ -203,7 +210,9 @@ def explain_endpoint(
     predicted = outcome(mesh, client, service, port, endpoint)
     decision = decide(mesh, client, service, port, endpoint)
     server = endpoint_mode(mesh, endpoint)
-    rule = client_rule(mesh, client.namespace, client.meta.labels, service) if client.has_sidecar else None
+    enforced = enforced_mode(mesh, endpoint)
+    has_sidecar = _uses_sidecar(client, service, port, endpoint)
+    rule = client_rule(mesh, client.namespace, client.meta.labels, service) if has_sidecar else None
     tls = explicit_tls(rule, port.port)
     words = {
         "absence": _why_not_intercepted(endpoint),
@@ -214,11 +223,11 @@ def explain_endpoint(
     if rule and not tls:
         why += f" ({rule.refs[0]} applies, but sets no TLS for port {port.port})"
     rules: tuple[Ref, ...] = ()
-    if client.has_sidecar:
+    if has_sidecar:
         rules = rules_with_tls(mesh, client.namespace, client.meta.labels, service, port.port)
     overridden = (_decider(mesh, ref, endpoint.port) for ref in rules if ref != decision.decided_by)
     decided_by = _decider(mesh, decision.decided_by, endpoint.port) if decision.decided_by else None
-    desired = Served(decision.send, server.mode if server else None)
+    desired = Served(decision.send, enforced.mode if enforced else None)
     failure = predicted.reason if isinstance(predicted.reason, Failure) else None
     return Explanation(
         port=port,
@@ -226,7 +235,7 @@ def explain_endpoint(
         reason=predicted.reason,
         why=_FAILURES[failure].format_map(words) if failure else why,
         client=Side(f"{SENDS[decision.send]}: {why}", decided_by, tuple(overridden)),
-        server=server_side(mesh, endpoint, server),
+        server=server_side(mesh, endpoint, enforced),
         desired=desired,
         served=_served(mesh, client, service, port, endpoint) if _is_rolling_out(mesh) else desired,
         identities=_identities(mesh, service, tls) if decision.send is Send.MTLS else (),
@@ -240,7 +249,7 @@ def _identities(mesh: Mesh, service: Service, tls: ClientTls | None) -> tuple[st
 
 
 def server_side(mesh: Mesh, endpoint: Endpoint, server: ModeDecision | None) -> Side:
-    """Return what the server at an endpoint accepts; `server` is its `endpoint_mode`."""
+    """Return what the server at an endpoint accepts; `server` is its `enforced_mode`."""
     if server is None:
         return Side(f"whatever the application accepts: {_why_not_intercepted(endpoint)}")
     overridden = tuple(_decider(mesh, ref, endpoint.port) for ref in server.overridden)
@@ -270,7 +279,14 @@ def _why_not_intercepted(endpoint: Endpoint) -> str:
         return "the server's address belongs to no known pod"
     if not endpoint.pod.has_sidecar:
         return "the server has no sidecar"
+    if not endpoint.pod.redirection.redirects_inbound(endpoint.port):
+        return "annotations exclude the port from the server's sidecar"
     return f"the server's sidecar does not intercept port {endpoint.port}"
+
+
+def _uses_sidecar(client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> bool:
+    """Whether the connections of a client to an endpoint pass through its own sidecar."""
+    return client.has_sidecar and not is_excluded(client.redirection, service, port, endpoint)
 
 
 def _is_rolling_out(mesh: Mesh) -> bool:
@@ -280,9 +296,9 @@ def _is_rolling_out(mesh: Mesh) -> bool:
 
 def _served(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Served:
     pod = endpoint.pod
-    is_intercepted = endpoint_mode(mesh, endpoint) is not None
+    is_intercepted = enforced_mode(mesh, endpoint) is not None
     mode = served_mode(mesh, pod, endpoint.port).mode if pod and is_intercepted else None
-    if not client.has_sidecar:
+    if not _uses_sidecar(client, service, port, endpoint):
         return Served(Send.PLAINTEXT, mode)
     rule = served_client_rule(mesh, client.namespace, client.meta.labels, service)
     return Served(_served_send(mesh, rule, port, endpoint), mode)

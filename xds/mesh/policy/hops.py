@@ -13,10 +13,11 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Pod, Service, ServicePort
+from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.destination import RuleKey, rule_key
 from xds.mesh.policy.reach import Answer, Outcome, Result, Server, answer_for, sender_of, server_of
 
-SenderKey: TypeAlias = RuleKey | None
+SenderKey: TypeAlias = tuple[RuleKey, Redirection] | None
 """Key for clients whose answers cannot differ; None for clients without a sidecar."""
 
 K = TypeVar("K", bound=Hashable)
@@ -133,7 +134,9 @@ def all_targets(mesh: Mesh) -> list[Target]:
 
 def sender_key(mesh: Mesh, client: Pod) -> SenderKey:
     """Return a key for a client: clients with equal keys get the same answer from each endpoint."""
-    return rule_key(mesh, client.namespace, client.meta.labels) if client.has_sidecar else None
+    if not client.has_sidecar:
+        return None
+    return rule_key(mesh, client.namespace, client.meta.labels), client.redirection
 
 
 class Answers(NamedTuple):
@@ -154,10 +157,12 @@ def answers(mesh: Mesh, senders: Mapping[SenderKey, Pod], service: Service, port
         service: Service that the clients call.
         port: port of the Service.
     """
+    redirections = {pod.redirection for pod in senders.values()}
     classes: dict[Server | None, list[Endpoint]] = {}
     for endpoint in mesh.endpoints(service, port):
         if endpoint.ready:
-            classes.setdefault(server_of(mesh, endpoint), []).append(endpoint)
+            server = server_of(mesh, service, port, endpoint, redirections)
+            classes.setdefault(server, []).append(endpoint)
     if not classes:
         classes[None] = []
     by_sender: dict[SenderKey, Sequence[Answer]] = {}

@@ -22,6 +22,7 @@ from xds.mesh.model.objects import (
     Service,
     ServicePort,
 )
+from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import ClientTls, TlsMode
 from xds.mesh.policy.destination import ClientRule, client_rule
 
@@ -57,13 +58,22 @@ def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
 
 
 def endpoint_mode(mesh: Mesh, endpoint: Endpoint) -> ModeDecision | None:
-    """Return the mode that policies require at an endpoint; None if no sidecar intercepts its traffic."""
+    """Return the mode that clients assume at an endpoint; None if it has no sidecar that accepts mutual TLS.
+
+    As in Istio, annotations of the endpoint's pod make no difference to clients (`enforced_mode`).
+    """
     pod = endpoint.pod
     if pod is None or not pod.has_sidecar:
         return None
     if endpoint.port in mesh.config.beside_sidecar(pod.interception):
         return None
     return effective_mode(mesh, pod, endpoint.port)
+
+
+def enforced_mode(mesh: Mesh, endpoint: Endpoint) -> ModeDecision | None:
+    """Return the mode that a sidecar enforces at an endpoint; None if none intercepts its traffic."""
+    excluded = endpoint.pod and not endpoint.pod.redirection.redirects_inbound(endpoint.port)
+    return None if excluded else endpoint_mode(mesh, endpoint)
 
 
 def _levels(mesh: Mesh, pod: Pod) -> tuple[list[PeerAuthentication], ...]:
@@ -174,6 +184,8 @@ class Reason(StrEnum):
 
     CLIENT_WITHOUT_SIDECAR = "client-without-sidecar"
     """The client has no sidecar, so it sends plaintext."""
+    OUTBOUND_EXCLUDED = "outbound-excluded"
+    """Annotations of the client's pod exclude the connection from its sidecar, so it sends plaintext."""
     DESTINATION_RULE = "destination-rule"
     """A DestinationRule has TLS settings for the service port."""
     AUTO_MTLS_OFF = "auto-mtls-off"
@@ -197,8 +209,8 @@ class Decision:
     decided_by: Ref | None = None
     """Object that decided.
 
-    None if the client has no sidecar. Without a deciding DestinationRule, also None if the endpoint has no
-    sidecar or auto mTLS is disabled.
+    None if the connection bypasses the client's sidecar, or the client has none. Without a deciding
+    DestinationRule, also None if the endpoint has no sidecar or auto mTLS is disabled.
     """
     overridden: tuple[Ref, ...] = ()
     """Other objects for this client and endpoint, in order of precedence."""
@@ -235,9 +247,21 @@ def decide(  # noqa: PLR0917
     """
     if not client.has_sidecar:
         return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
+    if is_excluded(client.redirection, service, port, endpoint):
+        return Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
     return decide_for(
         mesh, client_rule(mesh, client.namespace, client.meta.labels, service), port, endpoint, subset
     )
+
+
+def is_excluded(redirection: Redirection, service: Service, port: ServicePort, endpoint: Endpoint) -> bool:
+    """Whether connections of clients with this redirection bypass their sidecars.
+
+    A client connects to the first address of the service, or to the endpoint if the service is headless.
+    """
+    if service.headless:
+        return not redirection.redirects_outbound(endpoint.address, endpoint.port)
+    return not redirection.redirects_outbound("".join(service.addresses[:1]), port.port)
 
 
 def decide_for(

@@ -27,11 +27,9 @@ from xds.mesh.policy.hops import (
     clients_of,
     sender_key,
 )
-from xds.mesh.policy.mtls import endpoint_mode
+from xds.mesh.policy.mtls import enforced_mode
 from xds.mesh.policy.reach import Answer, Failure, Result
 
-EXCLUDED_PORTS = "traffic.sidecar.istio.io/excludeInboundPorts"
-"""Pod annotation: ports whose traffic does not pass through the sidecar."""
 SCRAPE = "prometheus.io/scrape"
 """Pod annotation: whether Prometheus scrapes the pod."""
 SCRAPE_PORT = "prometheus.io/port"
@@ -301,17 +299,15 @@ def _refusals(before: Mesh, after: Mesh) -> Iterator[Refusal]:
 
 
 def _mode(mesh: Mesh, pod: Pod, port: int) -> tuple[Mode, Ref] | None:
-    decision = endpoint_mode(mesh, Endpoint(address=pod.address, port=port, pod=pod))
+    decision = enforced_mode(mesh, Endpoint(address=pod.address, port=port, pod=pod))
     return (decision.mode, decision.decided_by) if decision else None
 
 
 def _direct_traffic(pod: Pod) -> dict[int, Traffic]:
     """Return the ports of a pod that are probed or scraped, each with its most certain traffic."""
-    excluded = {text.strip() for text in pod.meta.annotations.get(EXCLUDED_PORTS, "").split(",")}
     found = {port.port: Traffic.METRICS_PORT for port in pod.ports if port.name in METRICS_PORT_NAMES}
     found |= dict.fromkeys(_scraped_ports(pod), Traffic.PROMETHEUS_SCRAPE)
-    found |= dict.fromkeys(pod.probe_ports, Traffic.KUBELET_PROBE)
-    return {port: traffic for port, traffic in found.items() if str(port) not in excluded}
+    return found | dict.fromkeys(pod.probe_ports, Traffic.KUBELET_PROBE)
 
 
 def _scraped_ports(pod: Pod) -> list[int]:

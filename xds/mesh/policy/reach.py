@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Mode, Pod, Ref, Service, ServicePort
+from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.destination import ClientRule, client_rule
 from xds.mesh.policy.mtls import (
@@ -21,7 +22,9 @@ from xds.mesh.policy.mtls import (
     Send,
     decide_for_mode,
     endpoint_mode,
+    enforced_mode,
     explicit_tls,
+    is_excluded,
 )
 
 
@@ -48,6 +51,10 @@ class Failure(StrEnum):
     """The client sends plaintext to a server in mode STRICT."""
     SERVER_PLAINTEXT = "server-plaintext"
     """The client sends mutual TLS to a server in mode DISABLE."""
+    OUTBOUND_EXCLUDED = "outbound-excluded"
+    """Annotations exclude the connection from the client's sidecar, and the server is in mode STRICT."""
+    INBOUND_EXCLUDED = "inbound-excluded"
+    """The client sends mutual TLS to a port that annotations exclude from the server's sidecar."""
     ENDPOINT_WITHOUT_SIDECAR = "endpoint-without-sidecar"
     """The client sends mutual TLS to a pod without a sidecar."""
     IDENTITY_REFUSED = "identity-refused"
@@ -96,7 +103,7 @@ def outcome(
     mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint | None
 ) -> Outcome:
     """Return the outcome for one client and endpoint."""
-    server = server_of(mesh, endpoint) if endpoint else None
+    server = server_of(mesh, service, port, endpoint, [client.redirection]) if endpoint else None
     result, reason, refs = answer_for(mesh, sender_of(mesh, client, service), service, port, server)
     return Outcome(
         client=client,
@@ -116,6 +123,8 @@ class Sender(NamedTuple):
     """Whether the client has a sidecar."""
     rule: ClientRule | None
     """DestinationRule of the client for the service."""
+    redirection: Redirection
+    """Traffic that passes through the client's sidecar."""
 
 
 class Server(NamedTuple):
@@ -124,29 +133,50 @@ class Server(NamedTuple):
     closed: bool
     """Whether the port belongs to the sidecar (`is_closed`)."""
     mode: ModeDecision | None
-    """Mode of the server; None if no sidecar is in front of it."""
+    """Mode that clients assume; None if no sidecar is in front of the server."""
+    enforced: ModeDecision | None
+    """Mode that a sidecar enforces; None if none intercepts the port."""
     http: bool
     """Whether the server's port is declared as HTTP. Its sidecar then parses requests."""
     identity: str
     """SPIFFE ID of the pod; empty for an address outside the mesh."""
+    excluded_by: frozenset[Redirection]
+    """Redirections of clients whose connections to the endpoint bypass their sidecars."""
 
 
 def sender_of(mesh: Mesh, client: Pod, service: Service) -> Sender:
     """Return what the results of a client depend on."""
-    if not client.has_sidecar:
-        return Sender(has_sidecar=False, rule=None)
-    return Sender(True, client_rule(mesh, client.namespace, client.meta.labels, service))
+    rule = None
+    if client.has_sidecar:
+        rule = client_rule(mesh, client.namespace, client.meta.labels, service)
+    return Sender(client.has_sidecar, rule, client.redirection)
 
 
-def server_of(mesh: Mesh, endpoint: Endpoint) -> Server:
-    """Return what the results of an endpoint depend on."""
+def server_of(
+    mesh: Mesh,
+    service: Service,
+    port: ServicePort,
+    endpoint: Endpoint,
+    redirections: Iterable[Redirection],
+) -> Server:
+    """Return what the results of an endpoint of a service port depend on.
+
+    Args:
+        mesh: the facts.
+        service: Service that clients call.
+        port: port of the Service.
+        endpoint: endpoint that a load balancer picks.
+        redirections: the different redirections of the clients.
+    """
     pod = endpoint.pod
     exposure = mesh.exposure(pod, endpoint.port) if pod else None
     return Server(
         closed=is_closed(mesh, endpoint),
         mode=endpoint_mode(mesh, endpoint),
+        enforced=enforced_mode(mesh, endpoint),
         http=bool(exposure and exposure.port.protocol.is_http),
         identity=pod.identity(mesh.config.trust_domain) if pod else "",
+        excluded_by=frozenset(item for item in redirections if is_excluded(item, service, port, endpoint)),
     )
 
 
@@ -161,13 +191,16 @@ def answer_for(
         return Answer(Result.FAILS, failure, _unique(refs))
     if server.closed:
         return Answer(Result.FAILS, Failure.PORT_OF_SIDECAR)
-    decision = Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
-    if sender.has_sidecar:
+    if not sender.has_sidecar:
+        decision = Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
+    elif sender.redirection in server.excluded_by:
+        decision = Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
+    else:
         decision = decide_for_mode(mesh, sender.rule, port, server.mode)
-    mismatch = _mismatch(decision, server.mode, http=server.http)
+    mismatch = _mismatch(decision, server)
     if mismatch is None and decision.send is Send.MTLS and _rejects_identity(sender.rule, port, server):
         mismatch = Failure.IDENTITY_REFUSED
-    decided_by = _unique((decision.decided_by, server.mode.decided_by if server.mode else None))
+    decided_by = _unique((decision.decided_by, server.enforced.decided_by if server.enforced else None))
     if mismatch:
         return Answer(Result.FAILS, mismatch, decided_by)
     result = Result.MTLS if decision.send is Send.MTLS else Result.PLAINTEXT
@@ -178,22 +211,20 @@ def _unique(refs: Iterable[Ref | None]) -> tuple[Ref, ...]:
     return tuple(dict.fromkeys(ref for ref in refs if ref))
 
 
-def _mismatch(decision: Decision, server: ModeDecision | None, *, http: bool) -> Failure | None:
-    """Return why the server does not accept what the client sends, or None if the server accepts it.
-
-    Args:
-        decision: what the client sends.
-        server: mode of the server; None if no sidecar is in front of it.
-        http: whether the server's port is declared as HTTP. Its sidecar then parses requests.
-    """
-    match decision.send, server and server.mode:
+def _mismatch(decision: Decision, server: Server) -> Failure | None:
+    """Return why the server does not accept what the client sends, or None if the server accepts it."""
+    match decision.send, server.enforced and server.enforced.mode:
+        case Send.MTLS, None if server.mode:
+            return Failure.INBOUND_EXCLUDED
         case Send.MTLS, None:
             return Failure.ENDPOINT_WITHOUT_SIDECAR
         case Send.MTLS, Mode.DISABLE:
             return Failure.SERVER_PLAINTEXT
+        case Send.PLAINTEXT, Mode.STRICT if decision.reason is Reason.OUTBOUND_EXCLUDED:
+            return Failure.OUTBOUND_EXCLUDED
         case Send.PLAINTEXT, Mode.STRICT:
             return Failure.SERVER_REQUIRES_MTLS
-        case Send.TLS, (Mode.DISABLE | Mode.PERMISSIVE) if not http:
+        case Send.TLS, (Mode.DISABLE | Mode.PERMISSIVE) if not server.http:
             return Failure.TLS_LEFT_TO_APPLICATION
         case Send.TLS, None:
             return Failure.TLS_LEFT_TO_APPLICATION

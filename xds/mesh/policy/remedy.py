@@ -7,12 +7,17 @@ from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.plan import Effect, HopChange, Refusal, Traffic
 from xds.mesh.policy.reach import Answer, Failure, Result
 
+_INCLUDE = "change the traffic annotations of {clients}"
 _FAILS = {
     Failure.NO_ENDPOINT: "check the Service's selector and targetPort, and whether its pods are ready",
     Failure.POD_UNKNOWN: "check whether {server} exists and has the address that its EndpointSlice lists",
     Failure.SERVICE_DELETED: "keep the Service and its port while clients call it",
     Failure.PORT_OF_SIDECAR: "use a targetPort that does not belong to the sidecar",
     Failure.SERVER_PLAINTEXT: "remove tls from {client}, or set PERMISSIVE in {server}",
+    Failure.OUTBOUND_EXCLUDED: f"{_INCLUDE}, or use PERMISSIVE in {{server}}",
+    Failure.INBOUND_EXCLUDED: (
+        "set DISABLE for the port in a DestinationRule, or change the traffic annotations of the endpoints"
+    ),
     Failure.ENDPOINT_WITHOUT_SIDECAR: "add a sidecar to the endpoints, or remove tls from {client}",
     Failure.IDENTITY_REFUSED: "add the identities of the endpoints to subjectAltNames in {client}",
     Failure.TLS_NOT_THE_MESHS: "set ISTIO_MUTUAL in {client}, or remove its tls",
@@ -20,6 +25,7 @@ _FAILS = {
 }
 _PLAINTEXT = {
     Reason.CLIENT_WITHOUT_SIDECAR: "add a sidecar to {clients}",
+    Reason.OUTBOUND_EXCLUDED: _INCLUDE,
     Reason.DESTINATION_RULE: "remove tls from {client}",
     Reason.AUTO_MTLS_OFF: "enable auto mTLS, or set ISTIO_MUTUAL in a DestinationRule",
     Reason.ENDPOINT_WITHOUT_SIDECAR: "add a sidecar to the endpoints",

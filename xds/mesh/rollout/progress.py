@@ -98,6 +98,11 @@ class RuleProgress:
     skipped: bool = False
     """Whether the rollout continued without these clients."""
 
+    @property
+    def ref(self) -> Ref:
+        """Name of the rule."""
+        return Ref("DestinationRule", self.namespace, self.name)
+
 
 def service_progress(mesh: Mesh, rollouts: Rollouts, namespace: str = "") -> Iterator[ServiceProgress]:
     """Yield the progress of each service (of a namespace) with a transition or a skip, in order of names."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Literal, TypeAlias
 
 from xds.mesh.model.objects import ADMIN_PORT
+from xds.mesh.model.redirection import Network, Redirection
 from xds.mesh.sidecar.settings import PROXY_ID, SIDECAR_PORTS
 
-Network: TypeAlias = IPv4Network | IPv6Network
 Family: TypeAlias = Literal[4, 6]
 
 INBOUND = "ISTIO_INBOUND"
@@ -28,8 +27,8 @@ _CHAIN = re.compile(rf":({'|'.join(CHAINS)}) .*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RedirectConfig:
-    """TCP traffic to redirect to the sidecar. The defaults are Istio's, and redirect nearly all traffic."""
+class RedirectConfig(Redirection):
+    """Arguments of the iptables rules. The defaults are Istio's, and redirect nearly all traffic."""
 
     outbound_port: int = 15001
     """Port of the sidecar's outbound listener."""
@@ -39,18 +38,8 @@ class RedirectConfig:
     """User of the sidecar."""
     gid: int = PROXY_ID
     """Group of the sidecar. Traffic is the sidecar's own if both its user and its group match."""
-    inbound_ports: tuple[int, ...] | None = None
-    """Inbound ports to redirect; None for all."""
     exclude_inbound_ports: tuple[int, ...] = SIDECAR_PORTS
     """Inbound ports that are not redirected."""
-    networks: tuple[Network, ...] | None = None
-    """Destination networks to redirect; None for all."""
-    exclude_networks: tuple[Network, ...] = ()
-    """Destination networks that are not redirected."""
-    outbound_ports: tuple[int, ...] = ()
-    """Ports to redirect even outside `networks`; exclusions take precedence."""
-    exclude_outbound_ports: tuple[int, ...] = ()
-    """Destination ports that are not redirected."""
     exclude_interfaces: tuple[str, ...] = ()
     """Network interfaces whose traffic is not redirected."""
 
@@ -142,53 +131,3 @@ def _filter_family(family: Family, networks: Iterable[Network]) -> Iterator[Netw
 
 def _nat(lines: Iterable[str]) -> str:
     return "\n".join(["*nat", *lines, "COMMIT", ""])
-
-
-def parse_ports(text: str) -> tuple[int, ...] | None:
-    """Parse Istio's list of ports: `80,8080`; `*` means all (None), empty means none.
-
-    Raises:
-        ValueError: the list is invalid.
-    """
-    if text.strip() == "*":
-        return None
-    result = []
-    for part in _split(text):
-        if not part.isdecimal() or not 0 < int(part) < 65536:
-            raise ValueError(f"{part!r} is not a port: write comma-separated numbers, such as 80,8080")
-        result.append(int(part))
-    return tuple(dict.fromkeys(result))
-
-
-def parse_networks(text: str) -> tuple[Network, ...] | None:
-    """Parse Istio's list of networks: `10.0.0.0/8,fd00::/8`; `*` means all (None), empty means none.
-
-    Raises:
-        ValueError: the list is invalid.
-    """
-    if text.strip() == "*":
-        return None
-    result = []
-    for part in _split(text):
-        try:
-            result.append(ip_network(part))
-        except ValueError as error:
-            raise ValueError(f"{error}: write comma-separated networks, such as 10.0.0.0/8") from None
-    return tuple(dict.fromkeys(result))
-
-
-def parse_interfaces(text: str) -> tuple[str, ...]:
-    """Parse a list of network interfaces.
-
-    Raises:
-        ValueError: an interface name is invalid.
-    """
-    names = tuple(dict.fromkeys(_split(text)))
-    for name in names:
-        if not re.fullmatch(r"[\w.@:+-]{1,15}", name, re.ASCII) or name.startswith("-"):
-            raise ValueError(f"{name!r} is not the name of a network interface")
-    return names
-
-
-def _split(text: str) -> Iterator[str]:
-    return (stripped for part in text.split(",") if (stripped := part.strip()))

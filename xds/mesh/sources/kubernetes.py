@@ -110,7 +110,8 @@ class Kubernetes:
         self.namespace = namespace or (api.namespace if api.in_cluster else ROOT_NAMESPACE)
         """Namespace of the control plane and its ConfigMap."""
         self._settings = SettingsLoader(None, assignments, MeshConfig(root_namespace=self.namespace))
-        self._config_map = Ref("ConfigMap", self.namespace, config_map)
+        self.config_map = Ref("ConfigMap", self.namespace, config_map)
+        """ConfigMap with the mesh's settings."""
         self._default = self._read_config("")
         self._changed = asyncio.Event()
         self._kinds = [
@@ -161,6 +162,11 @@ class Kubernetes:
     def complete(self) -> bool:
         """Whether every kind has been listed and the settings are usable."""
         return all(reflector.complete for reflector in self._reflectors) and self._config is not None
+
+    @property
+    def has_config_map(self) -> bool:
+        """Whether the ConfigMap exists. Without it, the defaults apply."""
+        return bool(self._config_maps.objects)
 
     @property
     def unenforced(self) -> Mapping[str, int]:
@@ -265,7 +271,7 @@ class Kubernetes:
         text = data.get("mesh") if isinstance(data, dict) else None
         if not isinstance(text, str):
             problem = Problem(
-                where=str(self._config_map),
+                where=str(self.config_map),
                 what='has no key "mesh"; the defaults apply',
                 hint='add the key "mesh" with an Istio MeshConfig as YAML',
                 notice=True,
@@ -274,7 +280,7 @@ class Kubernetes:
         return self._read_config(text)
 
     def _read_config(self, text: str) -> ConfigState:
-        config, problems = self._settings.read(text, str(self._config_map))
+        config, problems = self._settings.read(text, str(self.config_map))
         usable = all(problem.notice for problem in problems)
         return ConfigState(
             config=config if usable else None, problems=tuple(_without_line(problem) for problem in problems)
@@ -329,7 +335,7 @@ class Kubernetes:
         state = next(iter(self._config_maps.objects.values()), None)
         if state:
             return state.config, state.problems
-        missing = Problem(where=str(self._config_map), what="does not exist; the defaults apply", notice=True)
+        missing = Problem(where=str(self.config_map), what="does not exist; the defaults apply", notice=True)
         return self._default.config, (*self._default.problems, missing)
 
     # --- failures of watches ---
