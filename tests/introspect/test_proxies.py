@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.any_pb2 import Any as PackedResource
 
 from tests.introspect.grpcurl import call, grpcurl
 from tests.protocol.stream import world
-from tests.server.proxies import Client, OneForAll
+from tests.server.proxies import REQUEST, Client, OneForAll
+from xds.codec import message_class
 from xds.introspect import Introspection
 from xds.mesh.controlplane.absence import Absences, Absent
 from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService, ProxySummary, _Watch
@@ -20,7 +22,7 @@ from xds.mesh.v1 import described
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.session import Variant
 from xds.server import Subscriber, XdsServer
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
 
 WITHIN = 10.0
 SNAPSHOT = world(CDS="a=1 b=1", LDS="l=1>r", RDS="r=1")
@@ -287,6 +289,86 @@ async def test_no_resource_is_shown(ask: Ask):
     for resources in SNAPSHOT.types.values():
         for resource in resources.values():
             assert resource.body not in shown
+
+
+async def unacked(ask: Ask, name: str = "web.shop") -> list[pb.UnackedResource]:
+    method = ask._channel.unary_stream(
+        f"/{SERVICE}/Unacked",
+        request_serializer=pb.UnackedRequest.SerializeToString,
+        response_deserializer=pb.UnackedResource.FromString,
+    )
+    return [resource async for resource in method(pb.UnackedRequest(node_id=node(name)), timeout=WITHIN)]
+
+
+def secret(chain: str) -> Snapshot:
+    message = message_class("envoy.extensions.transport_sockets.tls.v3.Secret")(name="default")
+    message.tls_certificate.certificate_chain.inline_string = chain
+    message.tls_certificate.private_key.inline_string = "top secret"
+    return Snapshot({SECRET: ResourceSet([Resource.of(SECRET, "default", message.SerializeToString())])})
+
+
+def chain(packed: PackedResource) -> str:
+    message = message_class("envoy.extensions.transport_sockets.tls.v3.Secret").FromString(packed.value)
+    assert message.tls_certificate.private_key.inline_string == "[redacted]"
+    return message.tls_certificate.certificate_chain.inline_string
+
+
+async def test_unacked_resources_have_both_versions_without_secrets(ask: Ask, proxies: OneForAll):
+    proxies.publish(secret("old"))
+    client = Client(ask._channel, Variant.DELTA, node=node("web.shop"))
+    await client.ask(SECRET, "default")
+    await client.ask(SECRET, nonce=(await client.get()).nonce)
+    await proxies.events.get()
+    assert await unacked(ask) == []
+
+    proxies.publish(secret("new"))
+    response = await client.get()
+    [resource] = await unacked(ask)
+    assert (resource.type_url, resource.name) == (SECRET, "default")
+    assert (chain(resource.acked), chain(resource.served)) == ("old", "new")
+    assert not resource.HasField("rejection")
+
+    await client.ask(SECRET, nonce=response.nonce, error="no")
+    await proxies.events.get()
+    [resource] = await unacked(ask)
+    assert (chain(resource.acked), chain(resource.served)) == ("old", "new")
+    assert resource.rejection.message == "no"
+    proxies.publish(secret("newer"))
+    response = await client.get()
+    [resource] = await unacked(ask)
+    assert (chain(resource.acked), chain(resource.served)) == ("old", "newer")
+    assert not resource.HasField("rejection"), "the newer version is not answered"
+
+    # The newest stream counts, as during a hot restart.
+    client = Client(ask._channel, Variant.SOTW, node=node("web.shop"))
+    await client.ask(SECRET, "default")
+    response = await client.get()
+    [resource] = await unacked(ask)
+    assert not resource.HasField("acked")
+    assert not resource.acked_unknown
+    await client.ask(SECRET, "default", nonce=response.nonce)
+    await proxies.events.get()
+    assert await unacked(ask) == []
+
+
+async def test_resource_of_an_earlier_stream_is_unknown(ask: Ask):
+    client = Client(ask._channel, Variant.SOTW, node=node("web.shop"))
+    request = REQUEST(type_url=CLUSTER, version_info="earlier")
+    request.node.id = node("web.shop")
+    await client.call.write(request.SerializeToString())
+    await client.get()
+    for resource in await unacked(ask):
+        assert resource.acked_unknown
+        assert resource.HasField("served")
+        assert resource.served.value == b"", "cannot be redacted"
+        assert not resource.HasField("acked")
+
+
+async def test_unacked_resources_of_no_proxy(ask: Ask):
+    await ask.client("web.shop")
+    with pytest.raises(grpc.aio.AioRpcError, match=r"proxy lost\.shop is not connected") as caught:
+        await unacked(ask, "lost.shop")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_watch_sends_everything_and_then_changes(ask: Ask, missing: dict[str, str]):

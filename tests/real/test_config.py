@@ -46,6 +46,7 @@ async def test_served_configuration_is_printed_and_compared(loopback, tmp_path, 
         one = yaml.safe_load(await xds("config", "web", "--type=clusters", "--name", WEB, "-o", "yaml", at))
         assert one == {"clusters": [expected[WEB]]}
         assert await xds("config", "web", "--diff=envoy", envoy, at) == "no differences\n"
+        assert await xds("config", "web", "--diff=acked", at) == "no differences\n"
 
         rule = destination_rule("rule", "ns", HOST, "SIMPLE")
         rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = "/does/not/exist.pem"
@@ -61,12 +62,47 @@ async def test_served_configuration_is_printed_and_compared(loopback, tmp_path, 
         assert any(line.startswith("+") and "/does/not/exist.pem" in line for line in lines)
         assert await xds("config", "web", "--type=listeners", "--diff=envoy", envoy, at) == "no differences\n"
 
+        only = ("config", "web", at, "--type=clusters", "--name", WEB)
+        in_use = await xds(*only, "--diff=envoy", envoy, may_be_no=True)
+        rejected, *unacked = (await xds(*only, "--diff=acked", may_be_no=True)).splitlines()
+        assert rejected.startswith(f"CDS {WEB}: rejected: Error adding/updating cluster(s) {WEB}: ")
+        assert rejected.endswith(" (from DestinationRule/ns/rule)")
+        assert "/does/not/exist.pem" in rejected
+        # Envoy uses what it last ACKed.
+        assert [line.replace("(acked)", "(Envoy)") for line in unacked] == in_use.splitlines()
+        assert await xds("config", "web", "--type=listeners", "--diff=acked", at) == "no differences\n"
+
+
+@pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
+async def test_update_that_a_sidecar_has_not_answered_is_printed(loopback, tmp_path, sotw):
+    async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
+        web = mesh.pod("web", "ns")
+        mesh.service("web", "ns", {"http": (80, 8080)})
+        await mesh.start(web)
+        at = f"--xds-address={mesh.plane.address}"
+
+        async def differs() -> str:
+            output = await xds("config", "web", "--diff=acked", at, may_be_no=True)
+            return output if f"EDS {WEB}" in output else ""
+
+        async def is_synced() -> bool:
+            return await xds("config", "web", "--diff=acked", at, may_be_no=True) == "no differences\n"
+
+        with mesh.sidecar(web).suspended():
+            new = mesh.pod("web-2", "ns", sidecar=False, labels={"app": "web"})
+            lines = (await eventually(differs)).splitlines()
+            assert {f"--- EDS {WEB} (acked)", f"+++ EDS {WEB} (served)"} <= set(lines)
+            assert any(line.startswith("+") and new.address in line for line in lines)
+            assert "rejected" not in "".join(lines)
+        await eventually(is_synced, what="the sidecar has ACKed the endpoint")
+
 
 ERRORS = [
     (("nobody.ns",), 2, "proxy nobody.ns not found"),
     (("web", "--name=lost"), 2, "web.ns is not served a resource lost"),
+    (("web", "--name=lost", "--diff=acked"), 2, "web.ns is not served a resource lost"),
     (("web", "--diff=envoy", "--envoy-admin=127.0.0.1:1"), 3, "cannot read Envoy's configuration at "),
-    (("web", "--diff=envoy", "--type=secrets"), 2, "--diff cannot compare secrets"),
+    (("web", "--diff=envoy", "--type=secrets"), 2, "--diff envoy cannot compare secrets"),
     (("web", "--xds-address=127.0.0.1:1"), 3, "cannot connect to a control plane"),
 ]
 

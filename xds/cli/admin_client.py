@@ -159,6 +159,18 @@ class AdminClient:
         request = proxies_pb2.WatchProxiesRequest(**filters, unsynced=unsynced)
         return self._stream(PROXIES, "Watch", request, proxies_pb2.WatchProxiesResponse)
 
+    def list_unacked(self, node_id: str) -> list[proxies_pb2.UnackedResource]:
+        """Return the resources of a proxy that differ from those that it last ACKed."""
+        method = self._channel.unary_stream(
+            f"/{PROXIES}/Unacked",
+            request_serializer=proxies_pb2.UnackedRequest.SerializeToString,
+            response_deserializer=proxies_pb2.UnackedResource.FromString,
+        )
+        try:
+            return list(method(proxies_pb2.UnackedRequest(node_id=node_id), timeout=self._timeout))
+        except grpc.RpcError as error:
+            self._fail(PROXIES, error)
+
     def list_rollouts(self, namespace: str) -> rollouts_pb2.ListRolloutsResponse:
         """Return the progress of rollouts."""
         request = rollouts_pb2.ListRolloutsRequest(namespace=namespace)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -20,12 +20,15 @@ from xds.cli.options import Address, fail, parse_address
 from xds.cli.output import DocumentFormat, print_document
 from xds.cli.resource_types import TYPE_URLS, Type
 from xds.codec import message_class, to_dict
+from xds.mesh.controlplane.status import rejection_line
 from xds.mesh.envoy.dump import COMPARED_TYPES, Config, active_config, comparable
 from xds.mesh.model.objects import printable
+from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.types import short_name
 
 EXAMPLES = """
 xds config sleep.shop
+xds config sleep.shop --diff acked
 xds config sleep.shop --type clusters --name 'outbound|80||httpbin.shop.svc.cluster.local' -o yaml
 kubectl port-forward sleep 15000 & xds config sleep.shop --diff envoy
 """
@@ -37,7 +40,21 @@ ADMIN_TIMEOUT = 10.0
 class Diff(StrEnum):
     """What to compare the served configuration with."""
 
+    ACKED = "acked"
     ENVOY = "envoy"
+
+
+class _Difference(NamedTuple):
+    """A resource that is not the same on both sides."""
+
+    type_url: str
+    name: str
+    other: list[str]
+    """Lines of the side that is compared with what is served; empty if it lacks the resource."""
+    served: list[str]
+    """Lines of what is served; empty if the resource is not served."""
+    notes: tuple[str, ...] = ()
+    """Lines to print before the difference."""
 
 
 @grouped_options
@@ -68,8 +85,8 @@ def config(
         Diff | None,
         typer.Option(
             "--diff",
-            help="Print the differences to what the sidecar's Envoy uses. Requires access to its admin "
-            "interface.",
+            help="Print the differences to what the sidecar last ACKed (acked), or to what its Envoy uses "
+            "(envoy), which requires access to Envoy's admin interface.",
             show_default=False,
         ),
     ] = None,
@@ -87,15 +104,17 @@ def config(
     Fields have their protobuf names (snake_case), and an Any is an object with "@type". Private keys are
     redacted. xds translate prints the same for manifests.
 
-    With --diff envoy, print the differences between what is served (+) and what Envoy uses (-), as a unified
-    diff. Endpoints are compared by address and TLS mode, secrets are not compared. The diff ignores warming
-    resources and routes of draining listeners.
+    With --diff, print the differences between what is served (+) and what the sidecar last ACKed or what its
+    Envoy uses (-), as a unified diff. --diff acked also prints why the sidecar rejected a resource. What the
+    sidecar ACKed before it reconnected is only known if it is still served. --diff envoy compares endpoints
+    by address and TLS mode, does not compare secrets, and ignores warming resources and routes of draining
+    listeners.
 
     Exit status: 0 printed, or no difference, 1 a difference, 2 the sidecar or the resource does not exist or
     wrong usage, 3 the control plane or Envoy cannot be reached.
     """
-    if diff and only is Type.SECRETS:
-        fail("--diff cannot compare secrets, because Envoy redacts them")
+    if diff is Diff.ENVOY and only is Type.SECRETS:
+        fail("--diff envoy cannot compare secrets, because Envoy redacts them")
     admin = parse_address("--envoy-admin", envoy_admin)
     with admin_client.AdminClient(connection.address, connection.credentials) as client:
         full_name = client.resolve_proxy(proxy, "")
@@ -107,10 +126,17 @@ def config(
             for type_url, resource, body in _read_served(client, listed.proxies[0].node_id)
             if only in {None, _type_of(type_url)} and name in {None, resource}
         }
-    if name and not served:
+        unacked = [
+            resource
+            for resource in (client.list_unacked(listed.proxies[0].node_id) if diff is Diff.ACKED else ())
+            if only in {None, _type_of(resource.type_url)} and name in {None, resource.name}
+        ]
+    if name and not served and not unacked:
         fail(f"{full_name} is not served {only or 'a resource'} {name}")
-    if diff:
-        _print_diff(served, _read_envoy(admin, only, name))
+    if diff is Diff.ACKED:
+        _print_differences(map(_unacked_difference, unacked), diff.value)
+    elif diff:
+        _print_differences(_envoy_differences(served, _read_envoy(admin, only, name)), "Envoy")
     else:
         _print(served, output)
 
@@ -165,8 +191,23 @@ def _read_envoy(admin: Address, only: Type | None, name: str | None) -> Config:
     }
 
 
-def _print_diff(served: dict[tuple[str, str], bytes], active: Config) -> None:
-    """Print a unified diff of each resource that differs. Exit with status 1 if one does."""
+def _unacked_difference(resource: pb.UnackedResource) -> _Difference:
+    """Return the difference between what is served and what the sidecar last ACKed."""
+    acked, served = (
+        _lines(to_dict(resource.type_url, side.value)) if resource.HasField(field) else []
+        for field, side in (("acked", resource.acked), ("served", resource.served))
+    )
+    notes = [rejection_line(resource.rejection)] if resource.HasField("rejection") else []
+    if resource.acked_unknown:
+        notes.append("what the sidecar last ACKed is unknown, because that was before it reconnected")
+        served = []
+    elif acked == served:
+        notes.append("only redacted secrets differ")
+    return _Difference(resource.type_url, resource.name, acked, served, tuple(notes))
+
+
+def _envoy_differences(served: dict[tuple[str, str], bytes], active: Config) -> Iterator[_Difference]:
+    """Yield the differences between what is served and what Envoy uses."""
     expected = {
         key: comparable(key[0], to_dict(key[0], body))
         for key, body in served.items()
@@ -176,18 +217,32 @@ def _print_diff(served: dict[tuple[str, str], bytes], active: Config) -> None:
     extra = {
         key for key in active.keys() - expected.keys() if key[0] in (snapshot.CLUSTER, snapshot.LISTENER)
     }
-    differing = [key for key in sorted(expected.keys() | extra) if expected.get(key) != active.get(key)]
-    for key in differing:
-        title = printable(f"{short_name(key[0])} {key[1]}")
+    for key in expected.keys() | extra:
+        if expected.get(key) != active.get(key):
+            yield _Difference(*key, _lines(active.get(key)), _lines(expected.get(key)))
+
+
+def _print_differences(differences: Iterable[_Difference], other: str) -> None:
+    """Print a unified diff of each resource that differs. Exit with status 1 if one does.
+
+    Args:
+        differences: Resources that differ.
+        other: Name of the side that is compared with what is served.
+    """
+    ordered = sorted(differences)
+    for difference in ordered:
+        title = printable(f"{short_name(difference.type_url)} {difference.name}")
+        for note in difference.notes:
+            typer.echo(printable(f"{title}: {note}"))
         for line in difflib.unified_diff(
-            _lines(active.get(key)),
-            _lines(expected.get(key)),
-            f"{title} (Envoy)",
+            difference.other,
+            difference.served,
+            f"{title} ({other})",
             f"{title} (served)",
             lineterm="",
         ):
             typer.echo(printable(line))
-    if differing:
+    if ordered:
         raise typer.Exit(1)
     typer.echo("no differences")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from xds.protocol.status import ResourceStatus, TypeStatus
@@ -29,9 +29,17 @@ class Checkpoint:
             self._slice_start = self._loop.time()
 
 
-async def batches(kind: TypeStatus, checkpoint: Checkpoint) -> AsyncIterator[tuple[ResourceStatus, ...]]:
-    """Yield the status of a type's resources in batches. Each batch is current when it is yielded."""
-    names = kind.watch.known_names()
+async def batches(
+    kind: TypeStatus, checkpoint: Checkpoint, names: Sequence[str] | None = None
+) -> AsyncIterator[tuple[ResourceStatus, ...]]:
+    """Yield the status of a type's resources in batches. Each batch is current when it is yielded.
+
+    Args:
+        kind: Status of the type.
+        checkpoint: Yields to the event loop.
+        names: Names of the resources; None for all known ones.
+    """
+    names = kind.watch.known_names() if names is None else names
     for start in range(0, len(names), BATCH_SIZE):
         await checkpoint()
         yield tuple(kind.resource_statuses(names[start : start + BATCH_SIZE]))

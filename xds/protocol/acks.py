@@ -103,6 +103,11 @@ class AckTracker:
         """Names of resources in unanswered responses that may be new to the client."""
         return {resource.name for response in self.unanswered.values() for resource in response.fresh}
 
+    @property
+    def open_names(self) -> set[str]:
+        """Same as `unacked`, and names of resources that unanswered responses remove."""
+        return self.unacked.union(*(response.removed for response in self.unanswered.values()))
+
     def updated_at(self, name: str) -> float | None:
         """Return when a new version of a resource was last sent; None if that was on an earlier stream.
 
@@ -124,15 +129,17 @@ class AckTracker:
         """
         return max(self._outdated.values(), default=-inf)
 
-    def expect(self, response: Response, new: Iterable[str] = ()) -> None:
+    def expect(self, response: Response, new: Iterable[str] = ()) -> Response | None:
         """Expect an answer to a response. At `MAX_UNANSWERED`, stop expecting one to the oldest response.
+
+        Return the response that is no longer expected to be answered; None if there is none.
 
         Args:
             response: Response that was sent.
             new: Names of resources that the client does not have in any version.
         """
-        if len(self.unanswered) >= MAX_UNANSWERED:
-            self._abandon(next(iter(self.unanswered)))
+        is_full = len(self.unanswered) >= MAX_UNANSWERED
+        abandoned = self._abandon(next(iter(self.unanswered))) if is_full else None
         self.unanswered[response.nonce] = response
         self.name_count += len(response.removed)
         self.size += size_of(response.removed)
@@ -148,6 +155,7 @@ class AckTracker:
         for name in response.removed:
             self._last_sent.pop(name, None)
             self._first_sent.pop(name, None)
+        return abandoned
 
     def skip(self, nonce: str) -> list[Response]:
         """Stop expecting answers to the responses before `nonce`, and return these responses."""

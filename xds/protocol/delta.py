@@ -65,6 +65,7 @@ class DeltaWatch(Watch):
         unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
         removed = [name for name in absent if name not in unknown]
         new = [resource.name for resource in resources if resource.name not in self.sent]
+        self.acked.keep(self, (*(resource.name for resource in resources), *absent))
         self._mark_sent(resources)
         for name in absent:
             self.sent.pop(name, None)
@@ -83,7 +84,7 @@ class DeltaWatch(Watch):
             sent_at=now,
             generation=-1 if self.pending else self.generation,
         )
-        self.acks.expect(response, new)
+        self._expect(response, new)
         return response, encode_delta_response(
             type_url=self.type_url,
             version=response.version,
@@ -94,6 +95,11 @@ class DeltaWatch(Watch):
             errors=[(name, self.denied[name]) for name in removed if name in self.denied],
             identifier=identifier,
         )
+
+    @property
+    def may_have_unreported(self) -> bool:
+        """Whether the client may have resources from an earlier stream that the session does not record."""
+        return self.type_url == SECRET and super().may_have_unreported
 
     def heartbeat(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the next heartbeat response, and mark it as sent; return None if no heartbeat is due."""
@@ -106,7 +112,7 @@ class DeltaWatch(Watch):
         response = Response(
             type_url=self.type_url, nonce=nonce, version=self.resources.version, resources=(), sent_at=now
         )
-        self.acks.expect(response)
+        self._expect(response)
         return response, encode_delta_response(
             type_url=self.type_url,
             version=response.version,

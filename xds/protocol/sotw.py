@@ -66,6 +66,7 @@ class SotwWatch(Watch):
         new = [resource.name for resource in content.resources if resource.name not in self.sent]
         if self.initial_versions and self.acks.acked_at is None:
             new = []  # The client may have these resources from an earlier stream.
+        self.acked.keep(self, [resource.name for resource in content.fresh])
         self._mark_sent(content.resources)
         self._response_due = False
         self._nonce = nonce
@@ -79,7 +80,7 @@ class SotwWatch(Watch):
             sent_at=now,
             generation=-1 if self.pending else self.generation,
         )
-        self.acks.expect(response, new)
+        self._expect(response, new)
         return response, encode_response(
             type_url=self.type_url,
             version=content.version,
@@ -142,6 +143,7 @@ class SotwWatch(Watch):
         The client will not answer older responses, and may have rejected them.
         """
         for skipped in self.acks.skip(nonce):
+            self.acked.record_unanswered(self, skipped)
             self._handle_skipped(skipped)
         return super()._handle_answer(nonce, error, now)
 

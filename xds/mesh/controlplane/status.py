@@ -41,8 +41,7 @@ def type_line(kind: pb.Type, problem: str, now: Timestamp) -> str:
     """
     suffix = f" ({problem})" if problem else ""
     if kind.state == pb.REJECTED:
-        message = " ".join(kind.rejection.message.split()) or f"code {kind.rejection.code}"
-        return printable(f"rejected: {message}{_from(kind.rejection.causes)}")
+        return rejection_line(kind.rejection)
     if kind.state == pb.SYNCED:
         if not kind.HasField("acked_at"):
             return printable(f"synced{suffix}")  # The proxy was up to date when it connected.
@@ -51,6 +50,12 @@ def type_line(kind: pb.Type, problem: str, now: Timestamp) -> str:
     if waiting.reason == pb.Waiting.CONFIGURATION and problem:
         return printable(f"waiting: {problem}")
     return printable(f"waiting {_since(waiting.since, now)} for {_awaited(waiting)}{suffix}")
+
+
+def rejection_line(rejection: pb.Rejection) -> str:
+    """Describe a rejection: the error message, and the objects that caused it."""
+    message = " ".join(rejection.message.split()) or f"code {rejection.code}"
+    return printable(f"rejected: {message}{_from(rejection.causes)}")
 
 
 def type_word(kind: pb.Type, now: Timestamp) -> str:

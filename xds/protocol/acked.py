@@ -1,0 +1,162 @@
+"""The resources that a client last ACKed.
+
+A session stores them only where they differ from the current ones or are sent again, so a synced client costs
+no memory. Resources are shared by all clients, and an entry is only a reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from xds.protocol.events import Acked, Nacked, Response
+from xds.snapshot import Resource, ResourceSet
+
+if TYPE_CHECKING:
+    from xds.protocol.watch import Watch
+
+
+class Unknown(Enum):
+    """Type of `UNKNOWN`."""
+
+    UNKNOWN = "unknown"
+
+
+UNKNOWN: Final = Unknown.UNKNOWN
+"""The client may have the resource from an earlier stream, in a version whose content is not known."""
+
+AckedResource: TypeAlias = Resource | Literal[Unknown.UNKNOWN] | None
+"""What a client last ACKed: a resource, None if it has ACKed none or its removal, or `UNKNOWN`."""
+
+
+class AckedResources:
+    """What a client last ACKed of each resource of one type.
+
+    A resource without an entry is ACKed in the current version if it was sent and its response is answered.
+    If the response is unanswered, the client has not ACKed any version.
+    """
+
+    __slots__ = ("_older",)
+
+    def __init__(self) -> None:
+        self._older: dict[str, AckedResource] = {}
+        """What the client last ACKed, where that may differ from the current version."""
+
+    def __len__(self) -> int:
+        return len(self._older)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the resources whose last ACKed version may differ from the current one."""
+        return tuple(self._older)
+
+    def get(self, watch: Watch, name: str, open_names: Collection[str]) -> AckedResource:
+        """Return what the client last ACKed of a resource.
+
+        Args:
+            watch: Watch of the type.
+            name: Name of the resource.
+            open_names: `watch.acks.open_names`.
+        """
+        if name in self._older:
+            return self._older[name]
+        version = watch.sent.get(name)
+        if version is None or name in open_names:
+            return _unreported(watch)
+        resource = watch.get(name)
+        return resource if resource and resource.version == version else UNKNOWN
+
+    def keep(self, watch: Watch, names: Iterable[str]) -> None:
+        """Keep what the client last ACKed of resources that are about to be removed or sent."""
+        open_names = watch.acks.open_names
+        for name in names:
+            if name in watch.sent and name not in open_names and name not in self._older:
+                self._older[name] = self.get(watch, name, open_names)
+
+    def replace(self, watch: Watch, names: Iterable[str], resources: ResourceSet) -> None:
+        """Keep what the client last ACKed of resources that are about to change.
+
+        Args:
+            watch: Watch of the type, which still has the previous resources.
+            names: Names of the resources that differ.
+            resources: Next resources of the watch.
+        """
+        if not watch.sent and not self._older:
+            return
+        open_names = watch.acks.open_names
+        obsolete = []
+        for name in names:
+            if name in open_names:
+                continue
+            acked, resource = self.get(watch, name, open_names), resources.get(name)
+            if acked is None or acked is UNKNOWN:
+                if name not in watch.sent:
+                    obsolete.append(name)
+            elif resource is None or resource.version != acked.version:
+                self._older[name] = acked
+            elif watch.sent.get(name) == acked.version:
+                obsolete.append(name)
+        self._discard(obsolete)
+
+    def record_answer(
+        self, watch: Watch, response: Response, event: Acked | Nacked, *, may_have_unreported: bool
+    ) -> None:
+        """Record what the client has ACKed with its answer to a response.
+
+        Args:
+            watch: Watch of the type, which has processed the answer.
+            response: Response that the client answered.
+            event: Answer.
+            may_have_unreported: `watch.may_have_unreported` before the answer.
+        """
+        rejected: tuple[Resource, ...] = ()
+        if isinstance(event, Nacked):
+            rejected = event.culprits or response.fresh
+            self._record_unacked(watch, rejected, UNKNOWN if may_have_unreported else None)
+        elif not (self._older or watch.acks.unanswered or watch.pending or watch.still_subscribed):
+            return  # All resources are current. This check is cheap, and the loop below is not.
+        rejected_names = {resource.name for resource in rejected}
+        open_names = watch.acks.open_names
+        current = []
+        for resource in response.fresh:
+            name = resource.name
+            if name in rejected_names:
+                continue
+            desired = watch.get(name)
+            is_desired = desired is not None and desired.version == resource.version
+            is_latest = watch.sent.get(name) == resource.version
+            if name in open_names or (is_latest and not is_desired):
+                self._older[name] = resource
+            else:
+                current.append(name)
+        self._discard(current)
+        if isinstance(event, Acked) or event.culprits:
+            self._discard(response.removed)
+
+    def record_unanswered(self, watch: Watch, response: Response) -> None:
+        """Record that the client will not answer a response."""
+        self._record_unacked(watch, response.fresh, _unreported(watch))
+
+    def retain(self, covers: Callable[[str], bool]) -> None:
+        """Forget the resources that the client no longer subscribes to."""
+        self._discard([name for name in self._older if not covers(name)])
+
+    def _record_unacked(self, watch: Watch, resources: Iterable[Resource], default: AckedResource) -> None:
+        open_names = watch.acks.open_names
+        for resource in resources:
+            if resource.name in watch.sent or resource.name in open_names:
+                self._older.setdefault(resource.name, default)
+
+    def _discard(self, names: Iterable[str]) -> None:
+        """Forget resources that the client has ACKed in the current version, or no longer has."""
+        if not self._older:
+            return
+        for name in names:
+            self._older.pop(name, None)
+        if not self._older:
+            self._older = {}  # A dict does not shrink when entries are removed.
+
+
+def _unreported(watch: Watch) -> AckedResource:
+    """Return what the client last ACKed of a resource that this stream has not got an answer for."""
+    return UNKNOWN if watch.may_have_unreported else None
