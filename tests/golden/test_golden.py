@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from difflib import unified_diff
 from functools import cache
+from io import StringIO
 from itertools import product
 from pathlib import Path
 
@@ -21,10 +23,12 @@ import yaml
 from tests.golden.cases import BASE, CASES, HERE, extended, load
 from tests.golden.differences import RESOURCES, Pods, decode, encode
 from tests.support.predictions import predict
+from xds.cli.explanation import print_explanation
 from xds.codec import to_dict
+from xds.mesh.controlplane.explanation import explanation_message
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.policy.explain import Side, explain
+from xds.mesh.policy.explain import explain
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 TYPE_URLS = {"clusters": CLUSTER, "load_assignments": ENDPOINT, "listeners": LISTENER, "routes": ROUTE}
@@ -99,29 +103,18 @@ def reached(mesh: Mesh) -> str:
 
 
 def explained(mesh: Mesh) -> str:
-    """Return three lines for each group of endpoints, and the clients that have this explanation.
-
-    Objects that a side's deciding object overrides follow it, after `>`.
-    """
+    """Return what `xds explain` prints for each Service, with all clients for which it prints the same."""
     clients: defaultdict[str, list[str]] = defaultdict(list)
-    for client, service in product(mesh.pods(), mesh.services()):
-        for explanation, endpoints in explain(mesh, client, service, service.ports):
-            addresses = " ".join(endpoint.address for endpoint in endpoints) or "-"
-            sides = [
-                f"\n  {name}: {side.summary}{objects(side)}"
-                for name, side in (("client", explanation.client), ("server", explanation.server))
-                if side
-            ]
-            where = f"{service.name}.{service.namespace}:{explanation.port.port} at {addresses}"
-            text = f" -> {where}: {explanation.summary}{''.join(sides)}\n"
-            clients[text].append(f"{client.name}.{client.namespace}")
-    return "".join(f"{', '.join(names)}{text}" for text, names in clients.items())
-
-
-def objects(side: Side) -> str:
-    """Return the object that decided a side, and those that it overrides."""
-    deciders = [str(decider) for decider in (side.decided_by, *side.overridden) if decider]
-    return f"; {' > '.join(deciders)}" if deciders else ""
+    for service, client in product(mesh.services(), mesh.pods()):
+        explanation = explanation_message(
+            mesh, client, service, explain(mesh, client, service, service.ports)
+        )
+        with redirect_stdout(StringIO()) as printed:
+            print_explanation(explanation)
+        heading, _, text = printed.getvalue().partition("\n")
+        assert heading == f"{explanation.client} -> {explanation.service}"
+        clients[f" -> {explanation.service}\n{text}"].append(explanation.client)
+    return "\n".join(f"{', '.join(names)}{text}" for text, names in clients.items())
 
 
 @cache

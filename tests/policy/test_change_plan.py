@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.golden.cases import CASES, extended, load
 from tests.policy.meshes import facts, meshes
 from tests.policy.world import HTTP, TCP, mesh, peer, pod, policy, rule, service
-from tests.support.predictions import predict
+from tests.support.predictions import planned, predict, results
 from xds.demo.play import STEPS
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, ContainerPort, Fact, Ref
@@ -89,10 +89,16 @@ def check(before: Mesh, after: Mesh) -> None:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(meshes(), facts(), st.data())
-def test_plan_is_the_difference_of_all_results(before: Mesh, changed: list[Fact], data: st.DataObject):
+def test_plan_leads_from_the_results_before_to_those_after(
+    before: Mesh, changed: list[Fact], data: st.DataObject
+):
     refs = [fact.ref for fact in before.facts()]
     removed = data.draw(st.lists(st.sampled_from(refs), max_size=3)) if refs else []
-    check(before, before.apply(Change(applied=tuple(changed), removed=tuple(removed))))
+    after = before.apply(Change(applied=tuple(changed), removed=tuple(removed)))
+    check(before, after)
+    found = results(after)
+    expected = planned(plan(before, after), results(before), found)
+    assert expected == {call: found[call] for call in expected}
 
 
 PAIRS = [(one.values[0], other.values[0]) for one, other in pairwise([*CASES, CASES[0]])]

@@ -11,6 +11,10 @@ import yaml
 from tests.support.apps import Httpbin
 from tests.support.local import RECONNECTED, LocalMesh, LocalPod
 from tests.support.manifests import Manifest
+from tests.support.predictions import At, Call, Results, planned, results
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.policy.plan import plan
+from xds.mesh.policy.reach import Result
 
 pytestmark = pytest.mark.envoy
 
@@ -49,6 +53,12 @@ spec:
 ME = "spiffe://cluster.local/ns/full/sa/sleep"
 MTLS, PLAIN = ("200", ME), ("200", "")
 REFUSED, UNAVAILABLE = ("000", ""), ("503", "")
+RESULTS = {
+    MTLS: Result.MTLS,
+    PLAIN: Result.PLAINTEXT,
+    REFUSED: Result.FAILS,
+    UNAVAILABLE: Result.FAILS,
+}
 
 Seen = Mapping[tuple[str, str], set[tuple[str, str]]]
 """(namespace of sleep, namespace of httpbin) -> every (status code, client identity that httpbin saw)."""
@@ -66,6 +76,8 @@ class Page:
 
     def __init__(self, mesh: LocalMesh) -> None:
         self.mesh = mesh
+        self._last: tuple[Mesh, Results] | None = None
+        """The facts and results of the last phase."""
         self.sleeps: dict[str, LocalPod] = {}
 
     async def deploy(self) -> None:
@@ -90,8 +102,37 @@ class Page:
         await self.mesh.enter(Httpbin(8080, address=pod.app_address))
 
     async def seen(self, expected: Seen) -> Seen:
-        """Send requests until everything expected was seen, and enough to see anything unexpected."""
-        return {pair: await self._ask(*pair, expected[pair]) for pair in expected}
+        """Send requests until everything expected was seen, and enough to see anything unexpected.
+
+        What was seen must be what `xds reach` predicts, and the difference to the last phase what `xds plan`
+        predicts.
+        """
+        seen = {pair: await self._ask(*pair, expected[pair]) for pair in expected}
+        facts = self.mesh.facts()
+        real = self._results(facts, seen)
+        assert real == {call: results(facts)[call] for call in real}
+        if self._last:
+            before, old = self._last
+            assert planned(plan(before, facts), old, real) == real
+        self._last = facts, real
+        return seen
+
+    def _results(self, facts: Mesh, seen: Seen) -> Results:
+        """Return the result at each endpoint. Only pods with a sidecar can be the ones that served mTLS."""
+        found: dict[Call, dict[At, Result]] = {}
+        for (source, target), answers in seen.items():
+            client, service = facts.pod(source, "sleep"), facts.service(target, "httpbin")
+            assert client
+            assert service
+            rest = {RESULTS[answer] for answer in answers} - {Result.MTLS} or {Result.MTLS}
+            assert len(rest) == 1, answers
+            found[client.ref, service.ref, 8000] = {
+                (endpoint.address, endpoint.port): Result.MTLS
+                if MTLS in answers and endpoint.pod and endpoint.pod.has_sidecar
+                else next(iter(rest))
+                for endpoint in facts.endpoints(service, service.ports[0])
+            }
+        return found
 
     async def _ask(self, source: str, target: str, expected: set[tuple[str, str]]) -> set[tuple[str, str]]:
         url = f"http://httpbin.{target}:8000/headers"

@@ -70,9 +70,9 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._node.__exit__()
 
-    def pod(self, name: str, namespace: str, *, sidecar: bool) -> ClusterPod:
+    def pod(self, name: str, namespace: str, *, sidecar: bool, address: str = "") -> ClusterPod:
         """Add a pod; with `sidecar`, its traffic is redirected to one from now on."""
-        place, address = self._node.add()
+        place, address = self._node.add(address)
         if sidecar:
             place.run("iptables-restore", "--noflush", stdin=redirect_rules(RedirectConfig()))
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -17,13 +17,18 @@ from tests.support.places import HERE, Place
 from tests.support.waiting import eventually
 from xds.mesh.sidecar.settings import PROXY_ID
 
-OPTIONS = (
-    "--disable-hot-restart",
-    "--concurrency", "1",
-    "--drain-strategy", "immediate",
-    "--drain-time-s", "5",
-)  # fmt: skip
-"""How sidecars are run: a listener that was replaced lets go of its connections in seconds."""
+
+def run_options(drain_seconds: int = 5) -> tuple[str, ...]:
+    """Return how sidecars are run: a listener that was replaced lets go of its connections in seconds."""
+    return (
+        "--disable-hot-restart",
+        "--concurrency", "1",
+        "--drain-strategy", "immediate",
+        "--drain-time-s", str(drain_seconds),
+    )  # fmt: skip
+
+
+OPTIONS = run_options()
 
 
 class Admin:
@@ -178,6 +183,16 @@ class EnvoyProcess:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
+
+
+async def drained(envoys: Iterable[EnvoyProcess], timeout: float = 30) -> None:
+    """Wait until none serves connections of listeners, or filter chains, that it has replaced."""
+
+    async def are_gone() -> bool:
+        left = [await envoy.admin.total(r"total_.*_draining$") for envoy in envoys]
+        return not any(left)
+
+    await eventually(are_gone, timeout=timeout, every=0.1, what="old connections are gone")
 
 
 def _binary() -> str:

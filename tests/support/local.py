@@ -20,7 +20,7 @@ from tests.support.answers import Answer
 from tests.support.apps import EchoApp
 from tests.support.clients import Client, rotating
 from tests.support.controlplane import ControlPlane
-from tests.support.envoy import EnvoyProcess
+from tests.support.envoy import EnvoyProcess, drained
 from tests.support.loopback import Loopback
 from tests.support.manifests import Manifest, Manifests
 from tests.support.places import HERE
@@ -220,13 +220,8 @@ class LocalMesh:
         await eventually(lacking, timeout=timeout, what=f"{name} has what it should")
 
     async def drained(self, timeout: float = 30) -> None:
-        """Wait until no sidecar serves connections of listeners, or filter chains, that it has replaced."""
-
-        async def are_gone() -> bool:
-            left = [await envoy.admin.total(r"total_.*_draining$") for envoy in self.sidecars.values()]
-            return not any(left)
-
-        await eventually(are_gone, timeout=timeout, every=0.1, what="old connections are gone")
+        """Wait until no sidecar serves connections that it drains."""
+        await drained(self.sidecars.values(), timeout)
 
     def facts(self) -> Mesh:
         """Read the manifests as they are now."""

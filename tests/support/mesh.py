@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +17,7 @@ from tests.support.apps import EchoApp
 from tests.support.clients import Client
 from tests.support.cluster import Cluster, ClusterPod, ClusterService
 from tests.support.controlplane import ControlPlane, xds
-from tests.support.envoy import EnvoyProcess
+from tests.support.envoy import OPTIONS, EnvoyProcess
 from tests.support.exchange import Exchange, exchange
 from tests.support.manifests import Manifest, Manifests
 from tests.support.tcp import LineApp, Relay
@@ -45,7 +45,15 @@ _DOOR = 15010
 class Mesh:
     """A cluster whose manifests `xds serve` follows, inside an `async with` block."""
 
-    def __init__(self, cluster: Cluster, directory: Path, **settings: Any) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        directory: Path,
+        *,
+        assignments: Sequence[str] = (),
+        sidecar_options: Sequence[str] = OPTIONS,
+        **settings: Any,
+    ) -> None:
         self.cluster = cluster
         self.manifests = Manifests(directory / "manifests")
         self.sidecars: dict[str, EnvoyProcess] = {}
@@ -53,13 +61,16 @@ class Mesh:
         self.wire = Wire(cluster.node)
         self._directory = directory
         self._settings = directory / "mesh.yaml"
+        self._assignments = assignments
+        self._sidecar_options = sidecar_options
         self._intercepted: list[tuple[ClusterPod, bool]] = []
         """Pods with a sidecar, and whether it asks for the state of the world."""
         self._labels: dict[str, Mapping[str, str]] = {}
         """Of the pods that are there, by address."""
         self._selectors: list[tuple[ClusterService, Mapping[str, str]]] = []
         self.set(**settings)
-        self.plane = ControlPlane(self.manifests.directory, directory, f"--mesh-config={self._settings}")
+        options = [f"--mesh-config={self._settings}", *(f"--set={assignment}" for assignment in assignments)]
+        self.plane = ControlPlane(self.manifests.directory, directory, *options)
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as exits:
@@ -104,6 +115,13 @@ class Mesh:
         self.write_pod(pod, sidecar=sidecar, account=account, subdomain=subdomain, annotations=annotations)
         self._select()
         return pod
+
+    def adopt(self, pod: Pod, *, sotw: bool = False) -> ClusterPod:
+        """Make a place for a pod that has a manifest, with its address. Its sidecar starts with `start`."""
+        made = self.cluster.pod(pod.name, pod.namespace, sidecar=pod.has_sidecar, address=pod.address)
+        if pod.has_sidecar:
+            self._intercepted.append((made, sotw))
+        return made
 
     def write_pod(self, pod: ClusterPod, **what: Any) -> None:
         """Write a pod's manifest; it may say something else than when the pod was made."""
@@ -192,7 +210,7 @@ class Mesh:
     async def start(self) -> None:
         """Start the sidecars that do not run yet, and wait until all have what the manifests come to."""
         new = [(pod, sotw) for pod, sotw in self._intercepted if pod.address not in self.sidecars]
-        facts = self._facts()
+        facts = self.facts()
         envoys = await asyncio.gather(*(self._envoy(pod, facts, sotw=sotw) for pod, sotw in new))
         self.sidecars |= {pod.address: envoy for (pod, _), envoy in zip(new, envoys, strict=True)}
         await self.settled()
@@ -214,7 +232,7 @@ class Mesh:
 
     async def settled(self) -> None:
         """Wait until every sidecar has in force what the manifests come to now."""
-        facts = self._facts()
+        facts = self.facts()
         for address, envoy in self.sidecars.items():
             pod = facts.pod_at(address)
             assert pod is not None, f"{envoy.name} has no manifest"
@@ -228,9 +246,11 @@ class Mesh:
 
         await eventually(lacking, timeout=60, every=0.05, what=f"{envoy.name} has what it should")
 
-    def _facts(self) -> Facts:
-        read = Folder(self.manifests.directory, SettingsLoader(self._settings)).load()
-        assert not read.problems, read.problems
+    def facts(self) -> Facts:
+        """Read the manifests as they are now."""
+        read = Folder(self.manifests.directory, SettingsLoader(self._settings, self._assignments)).load()
+        problems = [str(problem) for problem in read.problems if not problem.notice]
+        assert not problems, problems
         return Facts(read.change.applied, read.change.config)
 
     async def _envoy(self, pod: ClusterPod, facts: Facts, *, sotw: bool) -> EnvoyProcess:
@@ -246,7 +266,14 @@ class Mesh:
 
     def _process(self, pod: ClusterPod, begin: Mapping[str, Any]) -> EnvoyProcess:
         name = f"{pod.name}.{pod.namespace}"
-        return EnvoyProcess(name, begin, self._directory, place=pod.place, as_sidecar=True)
+        return EnvoyProcess(
+            name,
+            begin,
+            self._directory,
+            place=pod.place,
+            options=self._sidecar_options,
+            as_sidecar=True,
+        )
 
     def _select(self) -> None:
         """Have the services lead to the pods that their selectors cover."""

@@ -40,10 +40,10 @@ class Node:
             pod.close()
         self._cleanup.close()
 
-    def add(self) -> tuple[Namespace, str]:
-        """Make a place for a pod, and an address that no other had before."""
+    def add(self, address: str = "") -> tuple[Namespace, str]:
+        """Make a place for a pod. Without an address, it gets one that no other had before."""
         number = next(self._numbers)
-        address = f"10.77.{number >> 8}.{number & 255}"
+        address = address or f"10.77.{number >> 8}.{number & 255}"
         link = f"pod{number}"
         with ExitStack() as made:
             place = self._namespace(f"p{number}", made)

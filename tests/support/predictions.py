@@ -1,12 +1,23 @@
-"""The results of all connections of a mesh, one by one: the oracle of the grouped results."""
+"""The results of all connections of a mesh, one by one, to compare with grouped and with real results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Pod, Service, ServicePort
-from xds.mesh.policy.reach import Outcome, outcome
+from xds.mesh.model.objects import Pod, Ref, Service, ServicePort
+from xds.mesh.policy.hops import RANKS, hops
+from xds.mesh.policy.plan import Plan
+from xds.mesh.policy.reach import Outcome, Result, outcome
+
+Call: TypeAlias = tuple[Ref, Ref, int]
+"""Client pod, Service and port."""
+At: TypeAlias = tuple[str, int] | None
+"""Address and port of an endpoint; None if the service port has no ready endpoint."""
+Results: TypeAlias = Mapping[Call, Mapping[At, Result]]
+"""The results of calls, by endpoint."""
 
 
 def predict(
@@ -29,3 +40,37 @@ def predict(
             ready = [endpoint for endpoint in mesh.endpoints(service, port) if endpoint.ready]
             for endpoint in ready or (None,):
                 yield outcome(mesh, client, service, port, endpoint)
+
+
+def results(mesh: Mesh) -> Results:
+    """Return the results that `xds reach` predicts."""
+    found: defaultdict[Call, dict[At, Result]] = defaultdict(dict)
+    for o in (o for hop in hops(mesh) for o in hop.outcomes()):
+        at = (o.endpoint.address, o.endpoint.port) if o.endpoint else None
+        found[o.client.ref, o.service.ref, o.port.port][at] = o.result
+    return found
+
+
+def planned(plan: Plan, before: Results, after: Results) -> Results:
+    """Return the results before a change, with the changes that a plan predicts.
+
+    Leaves out calls that are possible only before or only after the change. `after` says which are possible,
+    and the endpoints that they have then. Its results are not used.
+    """
+    changes = {
+        ((client.ref, change.service.ref, change.port.port), endpoint and (endpoint.address, endpoint.port)):
+            (change.before.result, change.after.result)
+        for change in plan.hops
+        for clients in change.clients
+        for client in clients.pods
+        for endpoint in change.endpoints or (None,)
+    }  # fmt: skip
+    found: dict[Call, dict[At, Result]] = {}
+    for call in before.keys() & after.keys():
+        best = max(before[call].values(), key=lambda result: RANKS[result])
+        found[call] = {}
+        for at in after[call]:
+            result = before[call].get(at, best)
+            expected, found[call][at] = changes.get((call, at), (result, result))
+            assert expected == result, (call, at)
+    return found

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from xds.cli import startup
 from xds.cli.plain import Command, plain_error
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class _LazyGroup(TyperGroup):
             from xds.cli.completers import add_completers  # noqa: PLC0415
 
             add_completers(command)
+        startup.finish()
         return command
 
     def invoke(self, ctx: Any) -> Any:
@@ -152,6 +154,7 @@ def _root(
 
 def main() -> None:
     """Run the command line."""
+    startup.start()
     if "_XDS_COMPLETE" in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]  # noqa: PLC0415
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
 
 from rich.text import Text
 
+from xds.cli.output import to_value
 from xds.cli.rows import Cells
 from xds.mesh.policy.hop_text import format_accounts
 from xds.mesh.v1 import policies_pb2 as pb
@@ -21,6 +24,18 @@ def format_clients(clients: Iterable[pb.Clients]) -> str:
     return format_accounts(
         [(item.namespace, [account.name for account in item.accounts]) for item in clients]
     )
+
+
+def hop_value(hop: pb.Hop) -> dict[str, Any]:
+    """Return a hop as plain values. Many hops have the same clients, possibly thousands, so cache these."""
+    clients = _clients_value(pb.Hop(clients=hop.clients).SerializeToString(deterministic=True))
+    del hop.clients[:]
+    return to_value(hop) | {"clients": clients}
+
+
+@lru_cache(maxsize=64)
+def _clients_value(hop: bytes) -> Any:
+    return to_value(pb.Hop.FromString(hop))["clients"]
 
 
 def hop_cells(hop: pb.Hop, *, wide: bool) -> Cells:

@@ -48,14 +48,19 @@ def print_document(value: Any, output: str, *, is_stream: bool = False) -> None:
         is_stream: whether more documents follow: print JSON on one line, and separate YAML documents.
     """
     if not isinstance(value, list | dict):
-        from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - few commands need it
-
-        value = MessageToDict(value, always_print_fields_with_no_presence=True)
+        value = to_value(value)
     if output == Format.JSON:
         typer.echo(json.dumps(value, indent=None if is_stream else 2))
     else:
         separator = "---\n" if is_stream else ""
         typer.echo(f"{separator}{to_yaml(value)}", nl=False)
+
+
+def to_value(message: Any) -> dict[str, Any]:
+    """Return a protobuf message as plain values, in the JSON format of protobuf."""
+    from google.protobuf.json_format import MessageToDict  # noqa: PLC0415 - few commands need it
+
+    return MessageToDict(message, always_print_fields_with_no_presence=True)
 
 
 def to_yaml(value: Any) -> str:

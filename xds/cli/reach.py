@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.progress import Progress
 
-from xds.cli.hops import hop_cells, result_cells
+from xds.cli.hops import hop_cells, hop_value, result_cells
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import fail, print_problems
-from xds.cli.output import WideFormat
+from xds.cli.output import WideFormat, to_value
 from xds.cli.rows import Rows
 from xds.mesh.policy.reach import Result
 from xds.mesh.v1 import policies_pb2 as pb
@@ -167,7 +166,7 @@ def _missing(response: pb.ReachResponse, options: ReachOptions) -> str:
 
 def _add(rows: Rows, item: pb.Hop | pb.ConnectionResult, output: WideFormat) -> None:
     if not output.is_table:
-        rows.add_value(MessageToDict(item, always_print_fields_with_no_presence=True))
+        rows.add_value(hop_value(item) if isinstance(item, pb.Hop) else to_value(item))
     elif isinstance(item, pb.Hop):
         rows.add_cells(hop_cells(item, wide=output is WideFormat.WIDE))
     else:

@@ -38,6 +38,9 @@ WELL_KNOWN = "google.protobuf"
 WELL_KNOWN_FILES = (any_pb2, duration_pb2, empty_pb2, struct_pb2, timestamp_pb2, wrappers_pb2)
 """Modules to import, which adds their files to protobuf's default pool."""
 
+REFERRING_TYPES = (betterproto2.TYPE_MESSAGE, betterproto2.TYPE_ENUM, betterproto2.TYPE_MAP)
+"""Types of fields that refer to other classes."""
+
 _References: TypeAlias = set[type[Any]]
 """Message and enum classes that a file refers to."""
 
@@ -116,7 +119,7 @@ def _is_service(cls: type[Any]) -> bool:
 
 
 def _describe_fields(cls: type[Any], message: DescriptorProto, references: _References) -> None:
-    hints = get_type_hints(cls, vars(sys.modules[cls.__module__]), {})
+    hints = _referring_hints(cls)
     oneofs: dict[str, int] = {}
     presence: list[FieldDescriptorProto] = []
     for attribute in dataclasses.fields(cls):
@@ -133,7 +136,7 @@ def _describe_fields(cls: type[Any], message: DescriptorProto, references: _Refe
             field.type = field.TYPE_MESSAGE
             field.type_name = f".{full_name(cls)}.{entry.name}"
             continue
-        _describe_type(field, meta, hints[attribute.name], references)
+        _describe_type(field, meta, hints.get(attribute.name), references)
         if meta.group:
             field.oneof_index = oneofs.setdefault(meta.group, len(oneofs))
         elif meta.optional and meta.proto_type != betterproto2.TYPE_MESSAGE:
@@ -146,11 +149,25 @@ def _describe_fields(cls: type[Any], message: DescriptorProto, references: _Refe
         message.oneof_decl.add(name="_" + field.name)
 
 
+def _referring_hints(cls: type[Any]) -> dict[str, Any]:
+    """Evaluate the annotations of the fields that refer to classes.
+
+    Scalar fields need none, and their annotations contain validators, which take long to evaluate.
+    """
+    annotations = {
+        attribute.name: attribute.type
+        for attribute in dataclasses.fields(cls)
+        if betterproto2.FieldMetadata.get(attribute).proto_type in REFERRING_TYPES
+    }
+    namespace = {"__annotations__": annotations}
+    return get_type_hints(type(cls.__name__, (), namespace), vars(sys.modules[cls.__module__]), {})
+
+
 def _describe_type(
     field: FieldDescriptorProto, meta: betterproto2.FieldMetadata, hint: Any, references: _References
 ) -> None:
     field.type = FieldDescriptorProto.Type.Value(f"TYPE_{meta.proto_type.upper()}")
-    if meta.proto_type not in (betterproto2.TYPE_MESSAGE, betterproto2.TYPE_ENUM):
+    if meta.proto_type not in REFERRING_TYPES:
         return
     cls = meta.unwrap() if meta.unwrap else (get_args(hint) or (hint,))[0]
     field.type_name = "." + (full_name(cls) if _is_message(cls) else enum_name(cls))

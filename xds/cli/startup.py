@@ -1,0 +1,80 @@
+"""What makes short commands start quickly. Importing modules takes most of their time.
+
+- envoy_data_plane declares messages with pydantic's `dataclass` decorator, which generates a validator for
+  each class, and `xds bootstrap` imports hundreds. The program does without: mypy checks the code that builds
+  messages, `xds.codec.encode` checks values, and the tests run with validators.
+- Python would collect garbage 150 times during the imports, and once more on exit.
+
+Only the program `xds` does this. Programs that import the library keep validated messages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import sys
+from typing import Any
+
+PACKAGE = "envoy_data_plane"
+
+
+def start() -> None:
+    """Skip validation of messages, and collect no garbage until `finish`. Call this before other imports."""
+    gc.disable()
+    if PACKAGE not in sys.modules:
+        sys.meta_path.insert(0, _BeforeMessages())
+
+
+def finish() -> None:
+    """Resume garbage collection, which ignores what has been imported. Does nothing without `start`."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+class _BeforeMessages:
+    """Replaces pydantic's decorator at the first import of envoy_data_plane. Some commands import neither."""
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == PACKAGE:
+            sys.meta_path.remove(self)
+            _replace_decorator()
+
+
+def _replace_decorator() -> None:
+    import pydantic.dataclasses  # noqa: PLC0415
+
+    original = pydantic.dataclasses.dataclass
+
+    def dataclass(cls: type[Any] | None = None, **options: Any) -> Any:
+        def decorate(cls: type[Any]) -> type[Any]:
+            is_message = cls.__module__.startswith(f"{PACKAGE}.")
+            return _plain(cls) if is_message else original(cls, **options)
+
+        return decorate(cls) if cls else decorate
+
+    pydantic.dataclasses.dataclass = dataclass  # type: ignore[assignment]
+
+
+def _plain(cls: type[Any]) -> type[Any]:
+    """Make a message class a standard dataclass, which betterproto2 supports as well."""
+    if "__post_init__" in vars(cls):  # Its only purpose is to warn about deprecated fields, which is slow.
+        del cls.__post_init__
+    cls.__doc__ = cls.__doc__ or cls.__name__  # Otherwise dataclass() inspects the signature.
+    cls.__init__ = _generate_init
+    return dataclasses.dataclass(init=False, eq=False, repr=False)(cls)
+
+
+def _generate_init(self: Any, *args: Any, **values: Any) -> None:
+    """Initialize the first instance of a class, after replacing this function by the class's own `__init__`.
+
+    Most of the classes never have an instance.
+    """
+    cls: Any = type(self)
+    fields = [
+        (field.name, Any, dataclasses.field(default_factory=field.default_factory))
+        for field in dataclasses.fields(cls)
+    ]
+    template = dataclasses.make_dataclass(cls.__name__, fields, bases=cls.__bases__, eq=False, repr=False)
+    cls.__init__ = vars(template)["__init__"]
+    cls.__init__(self, *args, **values)
