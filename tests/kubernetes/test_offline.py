@@ -136,7 +136,6 @@ async def test_settings_come_from_the_chosen_config_map(cluster: Cluster, contro
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "use either --manifests PATH or --kubernetes"),
         (("--kubernetes", "--manifests", "."), "use either --manifests PATH or --kubernetes, not both"),
         (("--manifests", ".", "--context", "x"), "--context requires --kubernetes"),
         (("--manifests", ".", "--xds-namespace", "x"), "--xds-namespace requires --kubernetes"),

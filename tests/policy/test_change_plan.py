@@ -22,9 +22,9 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, ContainerPort, Fact, Ref
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.hops import RANKS
-from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, as_applied, plan
+from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, as_applied, ineffective, plan
 from xds.mesh.policy.reach import Answer, Failure, Result
-from xds.mesh.policy.remedy import refusal_remedy, remedy
+from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
 
@@ -337,3 +337,23 @@ def test_applied_facts_keep_what_the_api_server_set():
     assert as_applied(world, headless) == headless
     assert as_applied(world, peer("x", "DISABLE")) == peer("x", "DISABLE", age=60)
     assert as_applied(world, peer("y", "DISABLE")) == peer("y", "DISABLE")
+
+
+def test_remedy_of_a_change_is_for_connections_that_get_worse():
+    world = mesh(pod("a", "x"), pod("naked", "x", sidecar=False), service("a", "x", HTTP))
+    strict = world.apply(Change(applied=(peer("x", "STRICT"),)))
+    (worse,), (better,) = plan(world, strict).hops, plan(strict, world).hops
+    expected = "add a sidecar to x/naked, or use PERMISSIVE in PeerAuthentication x/default until then"
+    assert (change_remedy(worse), change_remedy(better)) == (expected, "")
+
+
+def test_objects_without_effect_are_named_with_the_reason():
+    lost = peer("x", "STRICT", name="lost", app="nobody")
+    old = policy("x", "DISABLE", "a", name="old")
+    world = mesh(pod("a", "x"), service("a", "x", HTTP), peer("x", "STRICT"), lost, old)
+    found = [problem.what for problem in ineffective(world, {lost.ref, old.ref})]
+    assert [text.partition(",")[0] for text in found] == [
+        "selector app=nobody matches no pod in namespace x",
+        "Policy x/old: has no effect",
+    ]
+    assert list(ineffective(world, set())) == []
