@@ -102,9 +102,10 @@ def plan(
         fail(f"nothing was checked: no Pod or no Service with a TCP port in {where}")
     change = _read_change(filenames, settings, before) if filenames else Change()
     deleted = tuple(_find_deleted(before, text) for text in deletions or ())
-    after = before.apply(replace(change, removed=(*change.removed, *deleted)))
-    found = policy.plan(before, after)
-    ineffective = list(policy.ineffective(after, {fact.ref for fact in change.applied}))
+    change = replace(change, removed=(*change.removed, *deleted))
+    after = before.apply(change)
+    found = policy.plan(before, after, policy.scope_of(change, after))
+    ineffective = policy.ineffective(after, {fact.ref for fact in change.applied})
     if output is Format.JSON:
         print_document(plan_output.as_json(found, ineffective), output)
     elif output is Format.MARKDOWN:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from xds.cli.tables import Table
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.policy.hop_text import format_clients, format_target
 from xds.mesh.policy.plan import Effect, HopChange, Plan, Refusal
+from xds.mesh.policy.plan_text import format_pod_port, summary
 from xds.mesh.policy.reach import Answer, Failure
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 
@@ -46,13 +46,13 @@ def print_table(plan: Plan) -> None:
         typer.echo()
     if remedies := dict.fromkeys(row.remedy for row in rows if row.remedy):
         typer.echo("\n".join(["Remedies:", *(f"  {text}" for text in remedies), ""]))
-    typer.echo(_summary(rows))
+    typer.echo(summary(plan))
 
 
 def as_markdown(plan: Plan, ineffective: Sequence[Problem]) -> str:
     """Return the effects as Markdown for a comment on a pull request."""
     rows = list(_rows(plan))
-    lines = ["### Effect on connections", "", f"**{_summary(rows)}**"]
+    lines = ["### Effect on connections", "", f"**{summary(plan)}**"]
     if rows:
         lines += ["", "| " + " | ".join(title.lower() for title in TITLES) + " |", "|---" * len(TITLES) + "|"]
         lines += ["| " + " | ".join(map(_escape, row)) + " |" for row in rows]
@@ -134,21 +134,14 @@ def _hop_row(change: HopChange) -> _Row:
 
 def _refusal_row(refusal: Refusal) -> _Row:
     return _Row(
-        effect=Effect.BREAKS if refusal.breaks else Effect.MAY_BREAK,
+        effect=refusal.effect,
         clients=str(refusal.traffic),
-        target=f"port {refusal.port} of {format_clients(refusal.clients)}",
+        target=format_pod_port(refusal),
         before=_PLAINTEXT,
         after=f"fails ({Failure.SERVER_REQUIRES_MTLS})",
         decided_by=str(refusal.decided_by),
         remedy=refusal_remedy(refusal),
     )
-
-
-def _summary(rows: Iterable[_Row]) -> str:
-    """Return the number of rows of each effect."""
-    counts = Counter(row.effect for row in rows)
-    parts = [f"{effect}: {counts[effect]}" for effect in Effect if counts[effect]]
-    return ", ".join(parts) if parts else "no connection changes"
 
 
 def _escape(text: str) -> str:
