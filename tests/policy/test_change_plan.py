@@ -144,6 +144,16 @@ def test_policies_without_effect_are_found_one_by_one(world: Mesh, changed: list
         assert (tuple(problems), last is not None) == (unmatched.get(ref, ()), ref in overrides)
 
 
+def test_objects_without_effect_are_found_among_all_kinds():
+    lonely, misplaced = service("lonely", "x", HTTP), peer("typo", "STRICT")
+    world = Mesh([lonely, misplaced, pod("web", "x")])
+    assert ineffective(world, {peer("x", "STRICT").ref}) == []
+    [missing] = ineffective(world, {misplaced.ref})
+    assert "namespace typo does not exist" in missing.what
+    [unmatched, again] = ineffective(world, {lonely.ref, misplaced.ref})
+    assert ("it has no endpoints" in again.what, unmatched) == (True, missing)
+
+
 PAIRS = [(one.values[0], other.values[0]) for one, other in pairwise([*CASES, CASES[0]])]
 PAIRS += [(extended(case.values[0]), case.values[0]) for case in CASES if extended(case.values[0])]
 

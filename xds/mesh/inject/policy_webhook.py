@@ -93,7 +93,7 @@ class EffectChecker:
         loop = asyncio.get_running_loop()
         while True:
             wait = self._share.wait(loop.time())
-            if loop.time() + wait > deadline:
+            if wait and loop.time() + wait > deadline:
                 raise NotCheckedError(
                     f"checks of policies have used more than {PlanShare.SHARE:.0%} of a CPU core; "
                     f"try again in {wait:.0f} s"
