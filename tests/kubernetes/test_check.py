@@ -174,7 +174,7 @@ def of(result: Result, findings: dict[str, Finding]) -> set[str]:
 async def test_healthy_installation_passes_every_check(cluster: Cluster) -> None:
     findings = await check(cluster)
     assert of(Result.PASS, findings) == set(findings), findings
-    assert len(findings) == 15
+    assert len(findings) == 17
     assert findings["replicas agree"].detail == "2 serve generation 0; xds-1 leads"
 
 
