@@ -104,6 +104,7 @@ async def test_kubeconfig_comes_from_the_environment(server: FakeApiServer, tmp_
         ((), "use either --manifests DIR or --kubernetes"),
         (("--kubernetes", "--manifests", "."), "use either --manifests DIR or --kubernetes, not both"),
         (("--manifests", ".", "--context", "x"), "--context requires --kubernetes"),
+        (("--kubernetes", "--enforce-plan"), "--enforce-plan requires --webhook-address"),
         (("--manifests", ".", "--mesh-config-map", "x"), "--mesh-config-map requires --kubernetes"),
         (("--kubernetes", "--mesh-config", "/dev/null"), "with --kubernetes the settings are in a ConfigMap"),
         (("--kubernetes", "--kubeconfig", __file__), "is not a valid kubeconfig file"),

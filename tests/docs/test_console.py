@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 import shutil
@@ -10,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from xds.cli import app
+from xds.cli.manifests import read_mesh
+from xds.mesh.inject.policy_review import read_proposal
+from xds.mesh.inject.policy_webhook import PolicyReviewer
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "envoy" / "auto-mtls"
@@ -39,10 +44,22 @@ def test_output_in_page_is_real(
     shutil.copy(EXAMPLES / "steps" / "strict.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     name, *words = shlex.split(command)
+    if name == "kubectl":
+        assert [*review(words[-1])] == output.splitlines()[:-1]
+        return
     assert name == "xds", page
     result = CliRunner().invoke(app, words, prog_name="xds")
     assert result.stderr == ""
     assert [line.rstrip() for line in result.stdout.splitlines()] == output.splitlines()
+
+
+def review(file: str) -> Iterator[str]:
+    """Yield the warnings that the webhook returns for an object that is applied to the mesh."""
+    mesh, _ = read_mesh(["mesh"])
+    request = {"uid": "1", "operation": "CREATE", "object": yaml.safe_load(Path(file).read_text())}
+    reviewer = PolicyReviewer(lambda: mesh)
+    _, response = asyncio.run(reviewer.review(read_proposal(request), "", lambda: True))
+    yield from (f"Warning: {warning}" for warning in response["warnings"])
 
 
 def test_pages_show_commands() -> None:

@@ -21,6 +21,7 @@ from tests.hostile.attackers import HONEST, Connection, connected, get, many, po
 from tests.hostile.harness import MIB, _cpu, _descriptors, _memory
 from tests.hostile.webhook_process import NAME
 
+VERSION = "admission.k8s.io/v1"
 POD = {"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
 
 
@@ -261,3 +262,81 @@ async def test_refused_pods_are_logged_in_part(webhook: Webhook) -> None:
     lines = webhook.log_lines - before
     assert statuses[200] >= 500
     assert lines < 300
+
+
+# --- policies -----------------------------------------------------------------------------------------------
+
+
+def policy_review(document: Any) -> bytes:
+    request = {"uid": "1", "operation": "CREATE", "object": document}
+    return json.dumps({"apiVersion": VERSION, "kind": "AdmissionReview", "request": request}).encode()
+
+
+def rule(spec: Any, **metadata: Any) -> bytes:
+    meta = {"name": "x", "namespace": "ns1", **metadata}
+    version = "networking.istio.io/v1"
+    return policy_review({"apiVersion": version, "kind": "DestinationRule", "metadata": meta, "spec": spec})
+
+
+def strict(namespace: str, name: str = "default") -> bytes:
+    return policy_review(
+        {
+            "apiVersion": "security.istio.io/v1",
+            "kind": "PeerAuthentication",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"mtls": {"mode": "STRICT"}},
+        }
+    )
+
+
+DENSE_POLICIES = {
+    "lists": b'{"kind":[' + b"[]," * 1_000_000 + b"1]}",
+    "subsets": rule(
+        {"host": "s1", "subsets": [{"name": f"v{n}", "labels": {"a": "b"}} for n in range(4000)]}
+    ),
+    "ports": rule({"host": "s1", "trafficPolicy": {"portLevelSettings": [{}] * 10_000}}),
+    "unknown": rule({f"hos{n}": 1 for n in range(14_000)}),
+    "host": rule({"host": "x" * 2 * MIB}),
+    "labels": rule({"host": "s1"}, labels={f"{n}": 1 for n in range(14_000)}),
+    "name": rule({"host": "s1"}, name="\n" * 1_000_000),
+    "deep": rule({"host": "s1"}).replace(b'"s1"', b"[" * 900 + b"]" * 900),
+}
+
+
+async def test_dense_policies_cost_little(webhook: Webhook) -> None:
+    async with asyncio.timeout(60):
+        for shape, body in DENSE_POLICIES.items():
+            began = webhook.cpu
+            for number in range(3):
+                async with webhook.connected(f"127.0.{number}.67") as connection:
+                    status, _ = await connection.ask(post("/validate", body))
+                    assert status in {200, 400}, shape
+            assert (webhook.cpu - began) / 3 < 0.5, shape
+    await webhook.admit()
+
+
+async def test_flood_of_policies_uses_a_part_of_the_cpu(webhook: Webhook) -> None:
+    """A policy for the whole mesh costs about a CPU second. Other reviews and pods must not wait for it."""
+    answers = Counter[str]()
+
+    async def attack(source: str) -> None:
+        async with webhook.connected(source) as connection:
+            for number in range(6):
+                body = strict("istio-system", f"{source}-{number}")
+                status, text = await connection.ask(post("/validate", body))
+                assert status == 200
+                response = json.loads(text)["response"]
+                assert response["allowed"]
+                unchecked = "not checked" in str(response.get("warnings"))
+                answers["unchecked" if unchecked else "checked"] += 1
+
+    began, started, lines = webhook.cpu, time.monotonic(), webhook.log_lines
+    attacking = asyncio.gather(*(attack(f"127.0.0.{number}") for number in range(110, 120)))
+    admissions = [await webhook.admit() for _ in range(10)]
+    await attacking
+    # The burst of 5 s, a tenth of the time, and what 70 requests and connections cost.
+    assert webhook.cpu - began < 5 + 0.1 * (time.monotonic() - started) + 70 * 0.05
+    assert max(admissions) < 5
+    assert webhook.lag < 5
+    assert answers["unchecked"] > 10
+    assert webhook.log_lines - lines < 20

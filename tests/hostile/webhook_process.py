@@ -1,4 +1,4 @@
-"""A webhook and an admin port in a process of their own, for attacks.
+"""Webhooks and an admin port in a process of their own, for attacks.
 
 Prints their ports and the CA as JSON, then the event loop's lag, and serves until its input ends. An argument
 divides the CPU time that an address may use: so a test need not use up all of it.
@@ -14,11 +14,15 @@ from datetime import UTC, datetime
 import structlog
 from prometheus_client import generate_latest
 
+from tests.policy.world import HTTP, pod, service
 from xds.mesh.controlplane.admin import AdminServer
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.inject import InjectionSettings
+from xds.mesh.inject.policy_webhook import PolicyReviewer
 from xds.mesh.inject.webhook import WebhookServer
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Fact
 from xds.server.fair_share import CpuShare
 
 NAME = "xds.istio-system.svc"
@@ -32,7 +36,14 @@ async def main() -> None:
     CpuShare.SHARE /= divisor
     now = datetime.now(UTC)
     ca = Authority.create(PrivateKey.generate(), "cluster.local", now)
-    server = WebhookServer(InjectionSettings, lambda: ca.issue_server([NAME], now), "127.0.0.1", 0)
+    mesh = _mesh()
+    server = WebhookServer(
+        InjectionSettings,
+        lambda: ca.issue_server([NAME], now),
+        "127.0.0.1",
+        0,
+        policies=PolicyReviewer(lambda: mesh),
+    )
     task = asyncio.create_task(server.run())
     admin = AdminServer(lambda: None, "127.0.0.1", 0, metrics=lambda _: (generate_latest(), "text/plain"))
     await admin.start()
@@ -45,6 +56,16 @@ async def main() -> None:
     task.cancel()
     await admin.stop()
     await asyncio.gather(task, lags, return_exceptions=True)
+
+
+def _mesh() -> Mesh:
+    """Return a mesh of 500 services with 10 pods each; a tenth of the pods has no sidecar."""
+    facts: list[Fact] = []
+    for number in range(500):
+        name, namespace = f"s{number}", f"ns{number % 50}"
+        facts.append(service(name, namespace, HTTP))
+        facts += [pod(f"{name}-{copy}", namespace, sidecar=copy > 0, app=name) for copy in range(10)]
+    return Mesh(facts)
 
 
 async def _lag() -> None:

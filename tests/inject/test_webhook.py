@@ -307,6 +307,6 @@ async def test_requests_are_counted_by_result() -> None:
         for body in (review(POD), review(POD), review(POD, operation="UPDATE"), review({}), b"?"):
             await call(body)
     assert answers == {"injected": 2, "left": 1, "refused": 1, "malformed": 1}
-    exposed = generate_latest(AdmissionMetrics(answers)).decode()  # type: ignore[arg-type]
+    exposed = generate_latest(AdmissionMetrics(answers, {})).decode()  # type: ignore[arg-type]
     assert 'xds_webhook_requests_total{result="injected"} 2.0' in exposed
     assert 'xds_webhook_requests_total{result="malformed"} 1.0' in exposed

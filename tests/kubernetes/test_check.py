@@ -9,6 +9,7 @@ from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from xds.cli.findings import Finding, Result, run_checks
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.rotation import Authorities
-from xds.mesh.kube import crds, webhook
+from xds.mesh.kube import crds
 from xds.mesh.kube.api import Json, KubeError
 from xds.mesh.kube.ca_secret import SECRET, load_or_create_authorities
 from xds.mesh.kube.lease import LEASE_NAME, Lease
@@ -34,7 +35,7 @@ from xds.mesh.kube.plan_codec import encode_plan, encode_report
 from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX, ReplicaLeases
 from xds.mesh.kube.root_publisher import NAME as ROOTS
 from xds.mesh.kube.root_publisher import RootPublisher
-from xds.mesh.kube.webhook import CaBundlePublisher
+from xds.mesh.kube.webhook import INJECTION, POLICIES, CaBundlePublisher, Configuration
 from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.sync import ReplicaSync
@@ -44,7 +45,7 @@ CORE = f"/api/v1/namespaces/{SYSTEM}"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases"
 SLICES = f"/apis/discovery.k8s.io/v1/namespaces/{SYSTEM}/endpointslices"
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/xds"
-WEBHOOK = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{webhook.NAME}"
+BUNDLES = {"webhook CA bundle", "policy webhook CA bundle"}
 PEER = f"{crds.PATH}/peerauthentications.security.istio.io"
 COMPONENT = "app.kubernetes.io/component=control-plane"
 SIDECAR = """
@@ -80,7 +81,8 @@ async def healthy(cluster: Cluster) -> AsyncIterator[None]:
         await api.create("/api/v1/nodes", {"metadata": {"name": "node"}})
     await start_pods(cluster)
     authorities = await load_or_create_authorities(api, SYSTEM, "cluster.local", datetime.now(UTC))
-    for publisher in (CaBundlePublisher, RootPublisher):
+    policies = partial(CaBundlePublisher, configuration=POLICIES)
+    for publisher in (CaBundlePublisher, policies, RootPublisher):
         kind = publisher(api, lambda: authorities.trusted_pem, leads=lambda: True)
         assert await kind.reconcile()
     await until_endpoints(cluster, 2)
@@ -172,7 +174,7 @@ def of(result: Result, findings: dict[str, Finding]) -> set[str]:
 async def test_healthy_installation_passes_every_check(cluster: Cluster) -> None:
     findings = await check(cluster)
     assert of(Result.PASS, findings) == set(findings), findings
-    assert len(findings) == 15
+    assert len(findings) == 17
     assert findings["replicas agree"].detail == "2 serve generation 0; xds-1 leads"
 
 
@@ -215,11 +217,15 @@ async def without_a_ready_endpoint(cluster: Cluster) -> None:
     await until_endpoints(cluster, 0)
 
 
-async def with_an_old_bundle(cluster: Cluster) -> None:
-    configuration = await cluster.api.get(WEBHOOK)
+async def with_an_old_bundle(cluster: Cluster, of: Configuration = INJECTION) -> None:
+    configuration = await cluster.api.get(of.path)
     other = Authority.create(PrivateKey.generate(), "x", datetime.now(UTC)).root_pem
-    configuration["webhooks"][1]["clientConfig"]["caBundle"] = b64encode(other).decode()
-    await cluster.api.replace(WEBHOOK, configuration)
+    configuration["webhooks"][-1]["clientConfig"]["caBundle"] = b64encode(other).decode()
+    await cluster.api.replace(of.path, configuration)
+
+
+async def with_an_old_bundle_for_policies(cluster: Cluster) -> None:
+    await with_an_old_bundle(cluster, POLICIES)
 
 
 async def without_a_leader(cluster: Cluster) -> None:
@@ -294,6 +300,7 @@ PEER_KIND = "kind peerauthentications.security.istio.io"
         (with_an_old_root_in_a_namespace, "root certificates in namespaces", "outdated in default"),
         (without_a_ready_endpoint, "webhook configuration", "istio-system/xds has no ready endpoint"),
         (with_an_old_bundle, "webhook CA bundle", "caBundle of object.sidecar-injector.xds.io is not"),
+        (with_an_old_bundle_for_policies, "policy webhook CA bundle", "caBundle of policies.xds.io is not"),
         (without_a_leader, "replicas agree", "no replica leads"),
         (with_a_replica_outside_the_plan, "replicas agree", "the plan does not include xds-3"),
         (with_a_replica_that_follows_its_own_plan, "replicas agree", "xds-3 follows its own plan"),
@@ -307,7 +314,8 @@ async def test_broken_thing_fails_its_check(
 ) -> None:
     await break_(cluster)
     findings = await check(cluster)
-    assert of(Result.FAIL, findings) == {name}, findings
+    alike = {f"policy {name}"} if break_ is without_a_ready_endpoint else set()
+    assert of(Result.FAIL, findings) == {name} | alike, findings
     assert detail in findings[name].detail
     assert findings[name].hint
 
@@ -353,7 +361,7 @@ async def test_ca_that_expires_soon_fails(cluster: Cluster) -> None:
     assert findings["CA certificate"].result is Result.FAIL
     assert "in less than 30 days" in findings["CA certificate"].detail
     # Other roots are published than those of this CA.
-    assert findings["webhook CA bundle"].result is Result.FAIL
+    assert of(Result.FAIL, findings) >= BUNDLES
 
 
 async def test_expired_ca_fails_and_nothing_is_compared_with_it(cluster: Cluster) -> None:
@@ -361,7 +369,7 @@ async def test_expired_ca_fails_and_nothing_is_compared_with_it(cluster: Cluster
         findings = await check(cluster)
     assert of(Result.FAIL, findings) == {"CA certificate"}
     assert "expired" in findings["CA certificate"].detail
-    assert of(Result.SKIP, findings) == {"root certificates in namespaces", "webhook CA bundle"}
+    assert of(Result.SKIP, findings) == {"root certificates in namespaces"} | BUNDLES
 
 
 async def test_missing_ca_fails(cluster: Cluster) -> None:
@@ -417,11 +425,21 @@ async def test_old_kubernetes_fails(cluster: Cluster, monkeypatch: pytest.Monkey
     assert "is older than 1.999" in findings["Kubernetes version"].detail
 
 
-async def test_missing_webhook_is_skipped(cluster: Cluster) -> None:
-    await cluster.api.delete(WEBHOOK)
+@pytest.mark.parametrize(
+    ("configuration", "prefix", "detail"),
+    [
+        (INJECTION, "", "only xds inject adds sidecars"),
+        (POLICIES, "policy ", "kubectl apply does not print what a policy breaks"),
+    ],
+)
+async def test_missing_webhook_is_skipped(
+    cluster: Cluster, configuration: Configuration, prefix: str, detail: str
+) -> None:
+    await cluster.api.delete(configuration.path)
     findings = await check(cluster)
     assert of(Result.FAIL, findings) == set()
-    assert of(Result.SKIP, findings) == {"webhook configuration", "webhook CA bundle"}
+    assert of(Result.SKIP, findings) == {f"{prefix}webhook configuration", f"{prefix}webhook CA bundle"}
+    assert findings[f"{prefix}webhook configuration"].detail.endswith(f"does not exist: {detail}")
 
 
 async def test_sidecar_with_an_image_of_its_own_is_not_outdated(cluster: Cluster) -> None:
@@ -438,7 +456,7 @@ async def test_user_without_permissions_passes_only_what_was_checked(cluster: Cl
     results = {finding.name: finding for finding in found}
     assert of(Result.PASS, results) == {"API server", "Kubernetes version", "clock"}
     assert of(Result.FAIL, results) == set()
-    for name in of(Result.SKIP, results) - {"root certificates in namespaces", "webhook CA bundle"}:
+    for name in of(Result.SKIP, results) - {"root certificates in namespaces"} - BUNDLES:
         assert results[name].detail.startswith("not permitted: "), name
 
 
@@ -476,7 +494,7 @@ async def test_exit_status_and_output_of_the_command(cluster: Cluster) -> None:
     assert (status, error) == (0, ""), output
     assert re.search(r"^✓ pass  control plane pods +2 of 2 are ready$", output, re.MULTILINE)
     assert re.search(r"^- skip  sidecars in sync +no address of a control plane", output, re.MULTILINE)
-    assert output.endswith("\n15 passed, 0 failed, 1 skipped\n")
+    assert output.endswith("\n17 passed, 0 failed, 1 skipped\n")
     await without_a_role_binding(cluster)
     status, output, error = await run("check", f"--kubeconfig={config}", "-o", "json")
     assert (status, error) == (1, ""), output
@@ -530,7 +548,7 @@ async def test_running_control_plane_passes_the_checks_of_its_work(
     """Two real processes do what `healthy` does for the other tests."""
     await install(own_cluster)
     config = await own_cluster.kubeconfig(f"{SYSTEM}/xds")
-    expected = {"CA certificate", "root certificates in namespaces", "webhook CA bundle", "replicas agree"}
+    expected = {"CA certificate", "root certificates in namespaces", "replicas agree"} | BUNDLES
     options = (f"--namespace={SYSTEM}", "--webhook-address=127.0.0.1:0")
     folders = [tmp_path / name for name in ("a", "b")]
     for folder in folders:

@@ -14,7 +14,7 @@ from tests.kubernetes.installing import KUSTOMIZATION, SYSTEM, install, run, unu
 from tests.kubernetes.recorder import Recorder, granted
 from xds.mesh.kube import crds
 from xds.mesh.kube.install import control_plane, default_policies
-from xds.mesh.kube.webhook import CaBundlePublisher
+from xds.mesh.kube.webhook import POLICIES, CaBundlePublisher
 from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.parse import merged, parse
@@ -66,6 +66,21 @@ async def test_second_apply_keeps_fields_of_the_control_plane(cluster: Cluster) 
     await cluster.kubectl("apply", "-k", KUSTOMIZATION)
     await install(cluster)
     assert (await cluster.api.get(webhook))["webhooks"] == written
+
+
+async def test_enforcing_webhook_does_not_refuse_the_first_policies(cluster: Cluster) -> None:
+    """No control plane runs yet, so an enforcing webhook refuses all policies."""
+    results = await install(cluster, "--enforce-plan")
+    assert results["MeshPolicy default"] == "created"
+    assert results[str(POLICIES)] == "created"
+    [webhook] = (await cluster.api.get(POLICIES.path))["webhooks"]
+    assert webhook["failurePolicy"] == "Fail"
+    deployment = await spec(cluster, f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/xds")
+    assert "--enforce-plan" in deployment["template"]["spec"]["containers"][0]["args"]
+    results = await install(cluster)
+    assert results[str(POLICIES)] == "changed"
+    [webhook] = (await cluster.api.get(POLICIES.path))["webhooks"]
+    assert webhook["failurePolicy"] == "Ignore"
 
 
 async def _versions(cluster: Cluster) -> dict[str, str]:
@@ -123,7 +138,8 @@ async def test_deletion_keeps_kinds_and_policies(
     assert await policies(cluster) == ("STRICT", ["api-server", "default"])
     left = await cluster.kubectl(
         "get",
-        "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,configmaps,pdb,"
+        "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,"
+        "validatingwebhookconfigurations,configmaps,pdb,"
         "networkpolicies,validatingadmissionpolicies,validatingadmissionpolicybindings",
         "-A", "-l", "app.kubernetes.io/name=xds", "-o", "name",
     )  # fmt: skip

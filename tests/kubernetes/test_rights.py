@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from xds.mesh.kube.lease import Lease
 from xds.mesh.kube.replica_leases import PLAN, ReplicaLeases
 from xds.mesh.kube.root_publisher import RootPublisher
 from xds.mesh.kube.tokens import TokenReviewer
-from xds.mesh.kube.webhook import CaBundlePublisher
+from xds.mesh.kube.webhook import INJECTION, POLICIES, CaBundlePublisher
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.parse import UNENFORCED
@@ -66,17 +67,17 @@ async def test_installed_process_is_forbidden_nothing(cluster: Cluster, tmp_path
         config = await recorder.kubeconfig(f"{SYSTEM}/xds", tmp_path)
         async with Serving(config, tmp_path, f"--namespace={SYSTEM}", *options) as serving:
             await serving.until_ready()
-            # It leads, creates a CA, publishes its roots, and updates the webhook.
+            # It leads, creates a CA, publishes its roots, and updates the webhooks.
             for path in (
                 f"namespaces/{SYSTEM}/secrets/xds-ca-secret",
                 "namespaces/default/configmaps/xds-ca-root-cert",
             ):
                 await cluster.until(f"/api/v1/{path}", lambda _: True)
-            webhook = "mutatingwebhookconfigurations/xds-sidecar-injector"
-            await cluster.until(
-                f"/apis/admissionregistration.k8s.io/v1/{webhook}",
-                lambda obj: all("caBundle" in webhook["clientConfig"] for webhook in obj["webhooks"]),
-            )
+            for configuration in (INJECTION, POLICIES):
+                await cluster.until(
+                    configuration.path,
+                    lambda obj: all("caBundle" in webhook["clientConfig"] for webhook in obj["webhooks"]),
+                )
             assert "Traceback" not in serving.log.read_text()
     assert not recorder.refused
     rights = granted(control_plane(), "xds")
@@ -170,20 +171,25 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
 
     await _tell_other_replicas(api)
 
-    bundle, roots = (
+    bundle, policy_bundle, roots = (
         kind(api, lambda: b"-----BEGIN CERTIFICATE-----\n", leads=lambda: True)
-        for kind in (CaBundlePublisher, RootPublisher)
+        for kind in (
+            CaBundlePublisher,
+            partial(CaBundlePublisher, configuration=POLICIES),
+            RootPublisher,
+        )
     )
-    working = [asyncio.create_task(publisher.run()) for publisher in (bundle, roots)]
+    working = [asyncio.create_task(publisher.run()) for publisher in (bundle, policy_bundle, roots)]
     await cluster.until("/api/v1/namespaces/default/configmaps/xds-ca-root-cert", lambda _: True)
 
     def kept_right() -> bool:
         watches = {call.name for call in recorder.calls if call.verb == "watch"}
-        return {"xds-sidecar-injector", "xds-ca-root-cert"} <= watches
+        return {"xds-sidecar-injector", "xds-policies", "xds-ca-root-cert"} <= watches
 
-    await eventually(kept_right, timeout=30, what="the webhook and the roots are watched")
+    await eventually(kept_right, timeout=30, what="the webhooks and the roots are watched")
     assert await roots.reconcile()
     await bundle.reconcile()
+    await policy_bundle.reconcile()
 
     await _say_what_is_wrong(cluster, api)
     token = await cluster.token(SYSTEM, "xds", audience="xds-ca")

@@ -25,7 +25,7 @@ from xds.mesh.inject import STATUS, InjectionSettings
 from xds.mesh.inject.webhook import WebhookServer
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.kube.webhook import FIELD_MANAGER, CaBundlePublisher
+from xds.mesh.kube.webhook import FIELD_MANAGER, INJECTION, CaBundlePublisher
 
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 INSTALLED = Path("xds/mesh/kube/install/webhook.yaml")
@@ -82,7 +82,10 @@ class Mesh:
         await self.cluster.service_here(self.namespace, "xds", port=443, target=self._port)
         await self.cluster.api.create(CONFIGURATIONS, self.configuration())
         self.api = await self._with_least_privileges()
-        self.bundle = CaBundlePublisher(self.api, self.roots, leads=lambda: self.leads, name=self.name)
+        self.configured = INJECTION._replace(name=self.name)
+        self.bundle = CaBundlePublisher(
+            self.api, self.roots, leads=lambda: self.leads, configuration=self.configured
+        )
         self._tasks.append(asyncio.create_task(self.bundle.run()))
         await self.until_trusted()
 
@@ -284,7 +287,7 @@ async def test_follower_does_not_write_the_ca_bundle(mesh: Mesh) -> None:
 
     other = authority().certificate_pem
     task = asyncio.create_task(
-        CaBundlePublisher(mesh.cluster.api, lambda: other, leads=leads, name=mesh.name).run()
+        CaBundlePublisher(mesh.cluster.api, lambda: other, leads=leads, configuration=mesh.configured).run()
     )
     try:
         async with asyncio.timeout(60):
@@ -303,10 +306,15 @@ async def test_missing_webhook_is_silent_and_forbidden_is_logged(
     mesh: Mesh,
 ) -> None:
     assert await CaBundlePublisher(
-        mesh.cluster.api, mesh.roots, leads=lambda: True, name="no-such"
+        mesh.cluster.api,
+        mesh.roots,
+        leads=lambda: True,
+        configuration=INJECTION._replace(name="no-such"),
     ).reconcile()
     assert mesh.api
-    forbidden = CaBundlePublisher(mesh.api, mesh.roots, leads=lambda: True, name="another")
+    forbidden = CaBundlePublisher(
+        mesh.api, mesh.roots, leads=lambda: True, configuration=INJECTION._replace(name="another")
+    )
     with capture_logs() as logs:
         assert not await forbidden.reconcile()
         assert not await forbidden.reconcile()

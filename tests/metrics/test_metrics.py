@@ -382,7 +382,7 @@ async def test_reference_lists_every_metric(plane: Plane, channel: grpc.aio.Chan
     await client.get()
     await Client(channel, Variant.SOTW, node="none").ask(LISTENER)
     await plane.until("xds_calls_failed_total", 1, code="INVALID_ARGUMENT")
-    plane.metrics.register(AdmissionMetrics({}))
+    plane.metrics.register(AdmissionMetrics({}, {}))
     body, _ = plane.metrics.render()
     told = {}
     for family in text_string_to_metric_families(body.decode()):

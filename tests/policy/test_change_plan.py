@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 
 from tests.golden.cases import CASES, extended, load
 from tests.policy.meshes import facts, meshes
-from tests.policy.world import HTTP, TCP, mesh, peer, pod, policy, rule, service
+from tests.policy.world import HTTP, ROOT, TCP, mesh, peer, pod, policy, rule, service
 from tests.support.predictions import planned, predict, results
 from xds.demo.play import STEPS
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, ContainerPort, Fact, Ref
+from xds.mesh.model.objects import TRAFFIC_KINDS, Change, ContainerPort, Fact, MeshConfig, Pod, Ref
 from xds.mesh.model.redirection import Redirection
+from xds.mesh.policy.conflicts import overridden
+from xds.mesh.policy.effect import without_effect
 from xds.mesh.policy.hops import RANKS
-from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, as_applied, ineffective, plan
+from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, as_applied, ineffective, plan, scope_of
 from xds.mesh.policy.reach import Answer, Failure, Result
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.sources.files import Folder
@@ -99,6 +101,64 @@ def test_plan_leads_from_the_results_before_to_those_after(
     found = results(after)
     expected = planned(plan(before, after), results(before), found)
     assert expected == {call: found[call] for call in expected}
+
+
+def comparable(found: Plan) -> object:
+    hops = [replace(change, clients=()) for change in found.hops]
+    refusals = [replace(refusal, clients=()) for refusal in found.refusals]
+    clients = [
+        [(item.namespace, item.accounts) for item in change.clients]
+        for change in (*found.hops, *found.refusals)
+    ]
+    return hops, refusals, clients
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(meshes(), facts(), st.booleans(), st.data())
+def test_scope_of_a_change_contains_all_its_effects(
+    before: Mesh, changed: list[Fact], with_pods: bool, data: st.DataObject
+):
+    probed = tuple(replace(one, probe_ports=(8080,)) for one in before.pods())
+    before = before.apply(Change(applied=probed))
+    applied = tuple(fact for fact in changed if with_pods or not isinstance(fact, Pod))
+    refs = [fact.ref for fact in before.facts() if with_pods or not isinstance(fact, Pod)]
+    change = Change(applied=applied, removed=tuple(data.draw(st.lists(st.sampled_from(refs), max_size=3))))
+    after = before.apply(change)
+    scoped = plan(before, after, scope_of(change, after))
+    assert comparable(scoped) == comparable(plan(before, after))
+
+
+def test_scope_is_unknown_for_pods_and_settings():
+    before = Mesh([service("web", "x", HTTP), service("web", "y", HTTP)])
+    for change in (Change(applied=(pod("web", "x"),)), Change(config=MeshConfig(enable_auto_mtls=False))):
+        assert scope_of(change, before.apply(change)) is None
+    namespaced = Change(applied=(peer("x", "STRICT"),))
+    assert scope_of(namespaced, before.apply(namespaced)) == (frozenset({("x", "web")}), frozenset({"x"}))
+    mesh_wide = Change(applied=(peer(ROOT, "STRICT"),))
+    assert scope_of(mesh_wide, before.apply(mesh_wide)) == (frozenset({("x", "web"), ("y", "web")}), None)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(meshes(), facts())
+def test_policies_without_effect_are_found_one_by_one(world: Mesh, changed: list[Fact]):
+    world = world.apply(Change(applied=tuple(changed)))
+    unmatched, overrides = without_effect(world).problems, overridden(world)
+    for ref in (fact.ref for fact in world.facts() if fact.ref.kind in TRAFFIC_KINDS):
+        *problems, last = (*ineffective(world, {ref}), None)
+        if ref in overrides:
+            last = problems.pop()
+            assert "overrides it" in str(last)
+        assert (tuple(problems), last is not None) == (unmatched.get(ref, ()), ref in overrides)
+
+
+def test_objects_without_effect_are_found_among_all_kinds():
+    lonely, misplaced = service("lonely", "x", HTTP), peer("typo", "STRICT")
+    world = Mesh([lonely, misplaced, pod("web", "x")])
+    assert ineffective(world, {peer("x", "STRICT").ref}) == []
+    [missing] = ineffective(world, {misplaced.ref})
+    assert "namespace typo does not exist" in missing.what
+    [unmatched, again] = ineffective(world, {lonely.ref, misplaced.ref})
+    assert ("it has no endpoints" in again.what, unmatched) == (True, missing)
 
 
 PAIRS = [(one.values[0], other.values[0]) for one, other in pairwise([*CASES, CASES[0]])]

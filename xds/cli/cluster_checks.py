@@ -29,6 +29,7 @@ from xds.mesh.kube.crds import CrdStatus
 from xds.mesh.kube.lease import LEASE_NAME
 from xds.mesh.kube.plan_codec import CodecError, decode_plan, decode_report
 from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX
+from xds.mesh.kube.webhook import Configuration
 from xds.mesh.model.names import join_names, natural_key
 from xds.mesh.rollout.observation import Report
 
@@ -41,6 +42,17 @@ MAX_NAMES = 3
 """Maximum number of names that a line lists."""
 
 _LOGS = "read the logs of the control plane: kubectl -n {} logs deployment/xds"
+
+_WITHOUT = {
+    webhook.INJECTION: "only xds inject adds sidecars",
+    webhook.POLICIES: "kubectl apply does not print what a policy breaks",
+}
+"""What does not work without a configuration of webhooks."""
+_UNAVAILABLE = {
+    webhook.INJECTION: "no pod with a sidecar can be created",
+    webhook.POLICIES: "policies are not checked, and with --enforce-plan they cannot be changed",
+}
+"""What does not work while no webhook of a configuration responds."""
 
 
 class ClusterChecks:
@@ -74,8 +86,9 @@ class ClusterChecks:
         yield Check("control plane pods", self._deployment)
         yield Check("CA certificate", self._authority)
         yield Check("root certificates in namespaces", self._published_roots)
-        yield Check("webhook configuration", self._webhook)
-        yield Check("webhook CA bundle", self._ca_bundle)
+        for prefix, configuration in (("", webhook.INJECTION), ("policy ", webhook.POLICIES)):
+            yield Check(f"{prefix}webhook configuration", partial(self._webhook, configuration))
+            yield Check(f"{prefix}webhook CA bundle", partial(self._ca_bundle, configuration))
         yield Check("replicas agree", self._replicas)
         yield Check("sidecar versions", self._sidecar_images)
 
@@ -216,27 +229,23 @@ class ClusterChecks:
 
     # --- the webhook ---
 
-    async def _read_webhooks(self) -> list[Json]:
-        path = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{webhook.NAME}"
-        configuration = await self._api.find(path)
-        if configuration is None:
+    async def _read_webhooks(self, configuration: Configuration) -> list[Json]:
+        installed = await self._api.find(configuration.path)
+        if installed is None:
             raise CheckSkippedError(
-                f"MutatingWebhookConfiguration {webhook.NAME} does not exist: only xds inject adds sidecars",
-                "run xds install to add sidecars automatically",
+                f"{configuration} does not exist: {_WITHOUT[configuration]}", "run xds install to create it"
             )
-        return list(configuration.get("webhooks") or ())
+        return list(installed.get("webhooks") or ())
 
-    async def _webhook(self) -> str:
-        webhooks = await self._read_webhooks()
+    async def _webhook(self, configuration: Configuration) -> str:
+        webhooks = await self._read_webhooks(configuration)
         services = {
             (service["namespace"], service["name"])
             for item in webhooks
             if (service := item["clientConfig"].get("service"))
         }
         if not services:
-            raise CheckFailedError(
-                f"MutatingWebhookConfiguration {webhook.NAME} calls no Service", "run xds install"
-            )
+            raise CheckFailedError(f"{configuration} calls no Service", "run xds install")
         for namespace, name in sorted(services):
             slices = await self._api.list_all(
                 f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices",
@@ -245,15 +254,13 @@ class ClusterChecks:
             endpoints = [endpoint for item in slices for endpoint in item.get("endpoints") or ()]
             if not any((endpoint.get("conditions") or {}).get("ready", True) for endpoint in endpoints):
                 raise CheckFailedError(
-                    f"Service {namespace}/{name} has no ready endpoint: no pod with a sidecar can be created",
+                    f"Service {namespace}/{name} has no ready endpoint: {_UNAVAILABLE[configuration]}",
                     "check that the control plane's pods are ready: " + _LOGS.format(self._namespace),
                 )
-        return f"{len(webhooks)} webhooks call " + list_names(
-            [f"{ns}/{name}" for ns, name in sorted(services)]
-        )
+        return f"{_count(webhooks)} call " + list_names([f"{ns}/{name}" for ns, name in sorted(services)])
 
-    async def _ca_bundle(self) -> str:
-        webhooks = await self._read_webhooks()
+    async def _ca_bundle(self, configuration: Configuration) -> str:
+        webhooks = await self._read_webhooks(configuration)
         trusted = self._trusted()
         outdated = [item["name"] for item in webhooks if _bundle(item) != trusted]
         if outdated:
@@ -261,7 +268,7 @@ class ClusterChecks:
                 f"the caBundle of {list_names(outdated)} is not the mesh's root",
                 "the leader writes it: " + _LOGS.format(self._namespace),
             )
-        return f"{len(webhooks)} webhooks trust the mesh's root"
+        return f"{_count(webhooks)} trust the mesh's root"
 
     # --- replicas ---
 
@@ -372,6 +379,10 @@ def _kind_hint(status: CrdStatus) -> str:
 def _require(missing: list[Right], subject: str, hint: str) -> None:
     if missing:
         raise CheckFailedError(f"{subject} {list_names(map(str, missing))}", hint)
+
+
+def _count(webhooks: list[Json]) -> str:
+    return f"{len(webhooks)} webhook{'s' * (len(webhooks) != 1)}"
 
 
 def _bundle(item: Json) -> bytes:

@@ -82,6 +82,14 @@ def install(
             show_default=False,
         ),
     ] = None,
+    enforce_plan: Annotated[
+        bool,
+        typer.Option(
+            "--enforce-plan",
+            help="Refuse policies and DestinationRules that break connections, or whose effects could not be "
+            "checked, instead of printing warnings.",
+        ),
+    ] = False,
     dry_run: DryRun = False,
     output: Annotated[
         Format,
@@ -107,7 +115,12 @@ def install(
     parts = frozenset(only or Part)
     _, config = load_settings(mesh_config, assignments)
     mesh = _merge_settings(mesh_config, assignments or ())
-    objects = kube.control_plane(image=image, mesh=mesh, api_server_cidrs=_networks(api_server_cidr or ()))
+    objects = kube.control_plane(
+        image=image,
+        mesh=mesh,
+        api_server_cidrs=_networks(api_server_cidr or ()),
+        enforce_plan=enforce_plan,
+    )
     disabled = [item for item in objects if item["kind"] == "NetworkPolicy" and not network_policy]
     objects = [item for item in objects if item not in disabled]
     if output is Format.YAML:
@@ -179,11 +192,16 @@ async def _install(
         all_usable = not any(definition.problem for definition in definitions)
     installer = Installer(api, dry_run=dry_run)
     results: list[InstallResult] = []
+    # Until the control plane is ready, an enforcing webhook would refuse the policies.
+    enforcing = [item for item in objects if kube.refuses_policies(item)]
     if Part.CONTROL_PLANE in parts:
-        results += [await installer.namespace(), *await installer.control_plane(objects)]
+        others = (item for item in objects if item not in enforcing)
+        results += [await installer.namespace(), *await installer.control_plane(others)]
         results += await installer.remove(disabled)
     if Part.MESH in parts:
         results += await installer.policies(config, await crds.served_versions(api))
+    if Part.CONTROL_PLANE in parts:
+        results += await installer.control_plane(enforcing)
     _print_results(results, dry_run=dry_run)
     return all_usable
 

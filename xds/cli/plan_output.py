@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import typer
@@ -45,13 +44,13 @@ def print_table(plan: pb.PlanResponse) -> None:
         typer.echo()
     if remedies := dict.fromkeys(row.remedy for row in rows if row.remedy):
         typer.echo("\n".join(["Remedies:", *(f"  {text}" for text in remedies), ""]))
-    typer.echo(_summary(rows))
+    typer.echo(plan.summary)
 
 
 def as_markdown(plan: pb.PlanResponse) -> str:
     """Return the effects as Markdown for a comment on a pull request."""
     rows = list(_rows(plan))
-    lines = ["### Effect on connections", "", f"**{_summary(rows)}**"]
+    lines = ["### Effect on connections", "", f"**{plan.summary}**"]
     if rows:
         lines += ["", "| " + " | ".join(title.lower() for title in TITLES) + " |", "|---" * len(TITLES) + "|"]
         lines += ["| " + " | ".join(map(_escape, row)) + " |" for row in rows]
@@ -97,13 +96,6 @@ def _refusal_row(refusal: pb.RefusedTraffic) -> _Row:
         decided_by=", ".join(refusal.decided_by),
         remedy=refusal.remedy,
     )
-
-
-def _summary(rows: Iterable[_Row]) -> str:
-    """Return the number of rows of each effect."""
-    counts = Counter(row.effect for row in rows)
-    parts = [f"{effect}: {counts[effect]}" for effect in Effect if counts[effect]]
-    return ", ".join(parts) if parts else "no connection changes"
 
 
 def _escape(text: str) -> str:

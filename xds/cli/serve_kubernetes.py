@@ -24,13 +24,14 @@ from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.identity.claims import IdentityPattern
 from xds.mesh.identity.server_tls import service_names
 from xds.mesh.inject import InjectionSettings
+from xds.mesh.inject.policy_webhook import PolicyReviewer
 from xds.mesh.inject.webhook import WebhookServer
 from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.kube.ca_secret import AuthorityError
 from xds.mesh.kube.conditions import ConditionPublisher
 from xds.mesh.kube.replica import Replica
 from xds.mesh.kube.tokens import TokenReviewer, own_account
-from xds.mesh.kube.webhook import CaBundlePublisher
+from xds.mesh.kube.webhook import INJECTION, POLICIES, CaBundlePublisher
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.sources.kubernetes import CONFIG_MAP, Kubernetes
 
@@ -60,9 +61,9 @@ class ClusterOptions:
     tls: TlsListeners
     """Configuration of the TLS listeners."""
     webhook: WebhookOptions
-    """Options of the injection webhook."""
+    """Options of the webhooks."""
     webhook_address: Address | None
-    """Address of the injection webhook; None if it is disabled."""
+    """Address of the webhooks; None if they are disabled."""
     rollout_timeout: float | None
     """Timeout of a gated rollout; None for immediate changes."""
 
@@ -152,7 +153,7 @@ async def _own_identity(api: KubeApi) -> tuple[IdentityPattern, ...]:
 
 
 class _Webhook:
-    """The sidecar injection webhook."""
+    """The webhooks that inject sidecars and review policies."""
 
     def __init__(
         self,
@@ -164,10 +165,10 @@ class _Webhook:
         namespace: str,
         leads: Callable[[], bool],
     ) -> None:
-        """Create a webhook.
+        """Create the webhooks.
 
         Args:
-            options: the options of the webhook.
+            options: the options of the webhooks.
             address: the address to listen on.
             controller: the source of the mesh's settings and the CA.
             api: the API server.
@@ -180,18 +181,24 @@ class _Webhook:
             xds_address=options.sidecar_xds_address or f"{names[0]}:{XDS_PORT}",
         )
         results = Counter[str]()
+        policies = PolicyReviewer(lambda: controller.mesh, enforce=options.enforce_plan)
         self._controller = controller
         self._server = WebhookServer(
             lambda: settings.with_mesh_config(controller.mesh.config),
             lambda: controller.certificates.trust[0].issue_server(names, datetime.now(UTC)),
             *address,
+            policies=policies,
             answers=results,
         )
-        self._bundle = CaBundlePublisher(api, lambda: controller.certificates.trust[1], leads=leads)
-        self.metrics: list[Collector] = [AdmissionMetrics(results)]
-        """Metrics of the webhook."""
-        self.tasks: list[BackgroundTask] = [self._listen, self._bundle.run, self._follow_trust]
-        """Tasks that run the webhook."""
+        self._bundles = [
+            CaBundlePublisher(api, lambda: controller.certificates.trust[1], leads=leads, configuration=each)
+            for each in (INJECTION, POLICIES)
+        ]
+        self.metrics: list[Collector] = [AdmissionMetrics(results, policies.results)]
+        """Metrics of the webhooks."""
+        bundle_tasks = [bundle.run for bundle in self._bundles]
+        self.tasks: list[BackgroundTask] = [self._listen, *bundle_tasks, self._follow_trust]
+        """Tasks that run the webhooks."""
 
     async def _listen(self) -> None:
         await self._controller.ready.wait()  # The mesh's settings are unknown until then.
@@ -201,11 +208,12 @@ class _Webhook:
             raise CannotListenError(f"{error.strerror} (choose another with --webhook-address)") from error
 
     async def _follow_trust(self) -> None:
-        """Renew the server certificate and the CA bundle after a change of the CA."""
+        """Renew the server certificate and the CA bundles after a change of the CA."""
         trust = self._controller.certificates.trust
         while True:
             await asyncio.sleep(TRUST_POLL_INTERVAL)
             if self._controller.certificates.trust != trust:
                 trust = self._controller.certificates.trust
                 self._server.trigger_renewal()
-                self._bundle.trigger()
+                for bundle in self._bundles:
+                    bundle.trigger()

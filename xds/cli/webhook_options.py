@@ -1,4 +1,4 @@
-"""Options of `xds serve` for the sidecar injection webhook."""
+"""Options of `xds serve` for the admission webhooks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from xds.mesh.inject import DEFAULT_IMAGE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookOptions:
-    """Options for the sidecar injection webhook."""
+    """Options for the webhooks that inject sidecars and review policies."""
 
     webhook_address: Annotated[
         str | None,
         typer.Option(
             "--webhook-address",
             metavar="HOST:PORT",
-            help="Address of the sidecar injection webhook, served over TLS. Requires --kubernetes. "
-            "Default: disabled.",
+            help="Address of the webhooks that inject sidecars and review policies, served over TLS. "
+            "Requires --kubernetes. Default: disabled.",
             show_default=False,
         ),
     ] = None
@@ -44,6 +44,16 @@ class WebhookOptions:
         ),
     ] = None
 
+    enforce_plan: Annotated[
+        bool,
+        typer.Option(
+            "--enforce-plan",
+            help="Refuse policies and DestinationRules that break connections, or whose effects could not be "
+            "checked, instead of printing warnings. Requires --webhook-address. The annotation "
+            'sidecar.xds/enforce-plan: "false" exempts an object.',
+        ),
+    ] = False
+
     def parse(self, *, kubernetes: bool) -> Address | None:
         """Validate the options and return the webhook's address; exit with status 2 if they are invalid."""
         address = parse_address("--webhook-address", self.webhook_address) if self.webhook_address else None
@@ -51,4 +61,6 @@ class WebhookOptions:
             parse_address("--sidecar-xds-address", self.sidecar_xds_address)
         if address and not kubernetes:
             fail("--webhook-address requires --kubernetes: the API server calls the webhook")
+        if self.enforce_plan and not address:
+            fail("--enforce-plan requires --webhook-address: the webhook refuses the objects")
         return address

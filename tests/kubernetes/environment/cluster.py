@@ -93,6 +93,15 @@ class Cluster:
         self, *arguments: str, stdin: str = "", kubeconfig: Path | None = None, timeout: float = 60
     ) -> str:
         """Run kubectl and return its output. Raises KubectlError."""
+        output, _ = await self.kubectl_with_warnings(
+            *arguments, stdin=stdin, kubeconfig=kubeconfig, timeout=timeout
+        )
+        return output
+
+    async def kubectl_with_warnings(
+        self, *arguments: str, stdin: str = "", kubeconfig: Path | None = None, timeout: float = 60
+    ) -> tuple[str, str]:
+        """Run kubectl and return its output, and its warnings. Raises KubectlError."""
         home = self.control_plane.folder / "home"
         home.mkdir(exist_ok=True)
         process = await asyncio.create_subprocess_exec(
@@ -112,7 +121,7 @@ class Cluster:
                 await process.wait()
         if process.returncode:
             raise KubectlError(arguments, process.returncode, output.decode(), error.decode())
-        return output.decode()
+        return output.decode(), error.decode()
 
     @asynccontextmanager
     async def namespace(

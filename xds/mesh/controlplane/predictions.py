@@ -16,6 +16,7 @@ from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
 from xds.mesh.policy.hop_text import format_target
 from xds.mesh.policy.hops import Clients, Hop, Target, all_targets, clients_of, hops
 from xds.mesh.policy.plan import HopChange, Refusal
+from xds.mesh.policy.plan_text import summary
 from xds.mesh.policy.reach import Answer, Outcome, Result
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 from xds.mesh.sources.files import Folder
@@ -151,11 +152,13 @@ def plan(before: Mesh, manifests: Folder | None, deletions: Iterable[str]) -> It
     yield pb.PlanResponse(problems=map(_problem, problems), invalid=change is None)
     if change is None:
         return
-    after = before.apply(replace(change, removed=(*change.removed, *removed)))
-    planned = policy.plan(before, after)
+    change = replace(change, removed=(*change.removed, *removed))
+    after = before.apply(change)
+    planned = policy.plan(before, after, policy.scope_of(change, after))
     without_effect = policy.ineffective(after, {fact.ref for fact in change.applied})
     yield pb.PlanResponse(
         breaks=planned.breaks,
+        summary=summary(planned),
         refused=map(_refused, planned.refusals),
         without_effect=map(_problem, without_effect),
     )

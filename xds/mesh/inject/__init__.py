@@ -1,4 +1,4 @@
-"""Sidecar injection: add a sidecar to a pod template. Pure, except for `webhook`."""
+"""Admission: add a sidecar to a pod template, and review policies. Pure, except for the webhooks."""
 
 from xds.mesh.inject.jsonpatch import create_patch
 from xds.mesh.inject.kinds import Template, find_templates

@@ -1,7 +1,7 @@
-"""Mutating admission webhook that injects sidecars into new pods.
+"""Admission webhooks: one injects sidecars into new pods, the other one reviews policies.
 
-It has no state and no side effects, so dry runs need no special case. `xds.mesh.inject.patch` makes the
-decision.
+They have no side effects, so dry runs need no special case. `xds.mesh.inject.patch` decides about pods, and
+`xds.mesh.inject.policy_webhook` about policies.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import ssl
 import time
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import structlog
 from aiohttp import web
@@ -24,6 +25,8 @@ from aiohttp import web
 from xds.mesh.identity.ca import Leaf
 from xds.mesh.identity.keys import IdentityError
 from xds.mesh.inject import MAX_PROBLEMS, Injection, InjectionSettings, create_patch, inject
+from xds.mesh.inject.policy_review import Proposal, read_proposal
+from xds.mesh.inject.policy_webhook import PolicyReviewer
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.parse import dotted
 from xds.mesh.parse.reading import shown
@@ -31,11 +34,13 @@ from xds.server.fair_share import FairExecutor
 from xds.server.http import BodyReader, HttpListener, client_of, read_json
 
 Json: TypeAlias = dict[str, Any]
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
 API_VERSION = "admission.k8s.io/v1"
 PATH = "/inject"
+POLICY_PATH = "/validate"
 RESULTS = ("injected", "left", "refused", "malformed")
 """Results of requests; `left` means that the webhook left the pod unchanged."""
 MAX_BODY = 3 << 20
@@ -47,7 +52,7 @@ MAX_CONNECTIONS_PER_ADDRESS = 128
 QUEUE_TIMEOUT = 5.0
 """Maximum time to process a request, in seconds. The API server's timeout is 10 s (`xds install`)."""
 LOG_LINES = 100
-"""Maximum number of log lines about pods per LOG_PERIOD, because unauthenticated clients can cause them."""
+"""Maximum number of log lines about requests per LOG_PERIOD: unauthenticated clients can cause them."""
 LOG_PERIOD = 10.0
 """Period of the log limit, in seconds."""
 _MAX_WARNING_LENGTH = 256
@@ -70,6 +75,7 @@ class WebhookServer:
         host: str,
         port: int,
         *,
+        policies: PolicyReviewer | None = None,
         answers: Counter[str] | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -80,13 +86,15 @@ class WebhookServer:
             issue: issues the server certificate, from the CA that the webhook configuration trusts.
             host: address to listen on.
             port: port to listen on; 0 for any free port.
-            answers: counter of requests by result (RESULTS).
+            policies: reviewer of policies; None to review none.
+            answers: counter of requests for injection by result (RESULTS).
             now: returns the current time.
         """
         self._settings = settings
         self._issue = issue
         self._host = host
         self._port = port
+        self._policies = policies
         self._answers = Counter[str]() if answers is None else answers
         self._now = now
         self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -107,6 +115,8 @@ class WebhookServer:
         """Serve and renew the certificate until cancelled. Raise OSError if the server cannot listen."""
         app = web.Application(client_max_size=MAX_BODY)
         app.router.add_post(PATH, self._inject)
+        if self._policies:
+            app.router.add_post(POLICY_PATH, partial(self._review_policy, self._policies))
         delay = self._renew()
         listener = HttpListener(
             app,
@@ -143,30 +153,65 @@ class WebhookServer:
         return max(_RETRY_DELAY, (leaf.renew_at - self._now()).total_seconds())
 
     async def _inject(self, request: web.Request) -> web.Response:
-        client = client_of(request)
         settings = self._settings()
-        try:
-            async with self._bodies.read(request) as body, asyncio.timeout(QUEUE_TIMEOUT):
-                result, review = await self._thread.run(
-                    client.address, client.share, lambda: _review_body(body, settings, self._log_quota.take)
-                )
-        except TimeoutError:
-            raise web.HTTPServiceUnavailable(
-                text=f"the request timed out after {QUEUE_TIMEOUT:.0f} s; try again\n"
-            ) from None
-        except web.HTTPException:
-            self._answers["malformed"] += 1
-            raise
-        except (ValueError, RecursionError) as error:
-            self._answers["malformed"] += 1
-            # Do not log this error: unauthenticated clients could flood the log.
-            return web.Response(status=400, text=f"{printable(str(error)[:_MAX_REFUSAL_LENGTH])}\n")
-        self._answers[result] += 1
-        return web.Response(body=review, content_type="application/json")
+
+        def review(body: bytes) -> tuple[str, bytes]:
+            response = review_pod(_read_review(body)["request"], settings, self._log_quota.take)
+            return _result(response), _encode(response)
+
+        async with self._reading(request, review, self._answers) as (result, text):
+            self._answers[result] += 1
+            return web.Response(body=text, content_type="application/json")
+
+    async def _review_policy(self, policies: PolicyReviewer, request: web.Request) -> web.Response:
+        def read(body: bytes) -> Proposal:
+            return read_proposal(_read_review(body)["request"])
+
+        # The proposal is as large as the body, whose slot it holds.
+        async with self._reading(request, read, policies.results) as proposal:
+            address = client_of(request).address
+            result, response = await policies.review(proposal, address, self._log_quota.take)
+            policies.results[result] += 1
+            return web.Response(body=_encode(response), content_type="application/json")
+
+    @asynccontextmanager
+    async def _reading(
+        self, request: web.Request, read: Callable[[bytes], T], results: Counter[str]
+    ) -> AsyncIterator[T]:
+        """Read the body in a thread, and hold its slot until the block ends.
+
+        Args:
+            request: the request.
+            read: function that parses the body. It raises ValueError or RecursionError for a malformed one.
+            results: counter for malformed requests.
+        """
+        client = client_of(request)
+        async with AsyncExitStack() as stack:
+            try:
+                body = await stack.enter_async_context(self._bodies.read(request))
+                async with asyncio.timeout(QUEUE_TIMEOUT):
+                    value = await self._thread.run(client.address, client.share, lambda: read(body))
+            except TimeoutError:
+                raise web.HTTPServiceUnavailable(
+                    text=f"the request timed out after {QUEUE_TIMEOUT:.0f} s; try again\n"
+                ) from None
+            except web.HTTPException:
+                results["malformed"] += 1
+                raise
+            except (ValueError, RecursionError) as error:
+                results["malformed"] += 1
+                # Do not log this error: unauthenticated clients could flood the log.
+                raise web.HTTPBadRequest(text=f"{printable(str(error)[:_MAX_REFUSAL_LENGTH])}\n") from None
+            yield value
+
+
+def _encode(response: Json) -> bytes:
+    review = {"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response}
+    return json.dumps(review).encode()
 
 
 class _LogQuota:
-    """Rate limit of log lines about pods. Not thread-safe."""
+    """Rate limit of log lines about requests. Not thread-safe."""
 
     def __init__(self) -> None:
         self._lines = 0
@@ -177,17 +222,10 @@ class _LogQuota:
         now = time.monotonic()
         if now >= self._started + LOG_PERIOD:
             if self._lines > LOG_LINES:
-                log.warning("log lines about pods dropped", count=self._lines - LOG_LINES)
+                log.warning("log lines about admission requests dropped", count=self._lines - LOG_LINES)
             self._lines, self._started = 0, now
         self._lines += 1
         return self._lines <= LOG_LINES
-
-
-def _review_body(body: bytes, settings: InjectionSettings, may_log: Callable[[], bool]) -> tuple[str, bytes]:
-    """Return the result and the response. Raise ValueError or RecursionError for a malformed request."""
-    response = review_pod(_read_review(body)["request"], settings, may_log)
-    review = {"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response}
-    return _result(response), json.dumps(review).encode()
 
 
 def _result(response: Json) -> str:

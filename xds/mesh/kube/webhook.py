@@ -1,9 +1,10 @@
-"""Publisher for the mesh's roots in the webhook's configuration, so that the API server trusts the webhook.
+"""Publisher for the mesh's roots in the configurations of webhooks, so that the API server trusts them.
 
-The installation creates the configuration, and users own it. The control plane writes only its `caBundle`
-(`xds.mesh.kube.reconciler`).
+The installation creates the configurations, and users own them. The control plane writes only their
+`caBundle` (`xds.mesh.kube.reconciler`).
 
-Required cluster permissions: get, watch and patch mutatingwebhookconfigurations `xds-sidecar-injector`.
+Required cluster permissions: get, watch and patch mutatingwebhookconfigurations `xds-sidecar-injector` and
+validatingwebhookconfigurations `xds-policies`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import NamedTuple
 
 import structlog
 
@@ -20,16 +22,46 @@ from xds.mesh.kube.reconciler import Reconciler, WatchTarget
 
 log = structlog.get_logger(__name__)
 
-NAME = "xds-sidecar-injector"
 FIELD_MANAGER = "xds-webhook"
-_PATH = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+_ROOT = "/apis/admissionregistration.k8s.io/v1"
+
+
+class Configuration(NamedTuple):
+    """A configuration of webhooks."""
+
+    kind: str
+    """Kind of the configuration."""
+    name: str
+    """Name of the configuration."""
+
+    @property
+    def collection(self) -> str:
+        """URL path of the kind."""
+        return f"{_ROOT}/{self.kind.lower()}s"
+
+    @property
+    def path(self) -> str:
+        """URL path of the configuration."""
+        return f"{self.collection}/{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+INJECTION = Configuration("MutatingWebhookConfiguration", "xds-sidecar-injector")
+POLICIES = Configuration("ValidatingWebhookConfiguration", "xds-policies")
 
 
 class CaBundlePublisher:
     """Keeps the `caBundle` of every webhook in the configuration up to date."""
 
     def __init__(
-        self, api: KubeApi, roots: Callable[[], bytes], *, leads: Callable[[], bool], name: str = NAME
+        self,
+        api: KubeApi,
+        roots: Callable[[], bytes],
+        *,
+        leads: Callable[[], bool],
+        configuration: Configuration = INJECTION,
     ) -> None:
         """Create a publisher.
 
@@ -37,12 +69,13 @@ class CaBundlePublisher:
             api: the API server.
             roots: returns the trusted roots, in PEM format.
             leads: returns whether this replica is the leader.
-            name: the name of the configuration.
+            configuration: the configuration.
         """
         self._api = api
         self._roots = roots
-        self._name = name
-        self._reconciler = Reconciler(api, self.reconcile, (WatchTarget(_PATH, name),), leads=leads)
+        self._configuration = configuration
+        watched = WatchTarget(configuration.collection, configuration.name)
+        self._reconciler = Reconciler(api, self.reconcile, (watched,), leads=leads)
         self._log_problem = OnceLogger(log, "cannot update the webhook caBundle")
 
     def trigger(self) -> None:
@@ -55,20 +88,20 @@ class CaBundlePublisher:
 
     async def reconcile(self) -> bool:
         """Update the configuration if it is outdated. Return whether this succeeded."""
-        path = f"{_PATH}/{self._name}"
+        path, name = self._configuration.path, str(self._configuration)
         try:
             patch = self._patch(await self._api.get(path))
             if patch:
                 await self._api.patch(path, patch, kind=JSON_PATCH, fieldManager=FIELD_MANAGER)
-                log.info("webhook caBundle updated", configuration=self._name)
+                log.info("webhook caBundle updated", configuration=name)
         except KubeError as error:
             if error.status in {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY}:
                 # The configuration has changed since it was read: read it again.
                 self._reconciler.trigger()
-            # An installation without the configuration is valid: pods are then injected by `xds inject` only.
-            self._log_problem("" if error.is_not_found else str(error), configuration=self._name)
+            # An installation without the configuration is valid: users may delete it.
+            self._log_problem("" if error.is_not_found else str(error), configuration=name)
             return error.is_not_found
-        self._log_problem("", configuration=self._name)
+        self._log_problem("", configuration=name)
         return True
 
     def _patch(self, configuration: Json) -> list[Json]:

@@ -521,6 +521,10 @@ class Problem:
 ROLLOUT = "sidecar.xds/rollout"
 """Annotation of a policy; with the value `immediate`, the policy applies without waiting for proxies."""
 
+ENFORCE_PLAN = "sidecar.xds/enforce-plan"
+"""Annotation of a policy or DestinationRule; with the value `false`, `xds serve --enforce-plan` admits it
+even if it breaks connections."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import DestinationRule, PeerAuthentication, Pod, Ref
+from xds.mesh.model.objects import POLICY_KINDS, DestinationRule, PeerAuthentication, Pod, Ref
 from xds.mesh.policy.mtls import effective_mode, ports_with_own_mode
+from xds.mesh.policy.steps import Steps, finish
 
 
 class Overridden(NamedTuple):
@@ -24,13 +25,32 @@ def overridden(mesh: Mesh) -> Mapping[Ref, Overridden]:
 
     An authentication policy is overridden if other policies decide the mode on every port that it applies to.
     """
-    return {**_authentication(mesh), **dict(_rules(mesh))}
+    return finish(overridden_steps(mesh))
 
 
-def _authentication(mesh: Mesh) -> dict[Ref, Overridden]:
+def overridden_steps(mesh: Mesh, refs: Collection[Ref] | None = None) -> Steps[Mapping[Ref, Overridden]]:
+    """Compute `overridden` in steps.
+
+    Args:
+        mesh: the facts.
+        refs: objects that matter; None for all. The result is incomplete for other objects.
+    """
+    authentication = yield from _authentication(mesh, refs)
+    return {**authentication, **dict(_rules(mesh))}
+
+
+def _authentication(mesh: Mesh, refs: Collection[Ref] | None) -> Steps[dict[Ref, Overridden]]:
     deciding: set[Ref] = set()
     overridden_by: dict[Ref, dict[Ref, None]] = {}
+    policies = None if refs is None else {ref for ref in refs if ref.kind in POLICY_KINDS}
+    namespaces = {ref.namespace for ref in policies or ()}
+    is_mesh_wide = policies is None or not namespaces.isdisjoint(("", mesh.config.root_namespace))
     for pod in mesh.pods():
+        if policies is not None and policies <= deciding:
+            break
+        if not is_mesh_wide and pod.namespace not in namespaces:
+            continue
+        yield
         for port in _ports(mesh, pod):
             decision = effective_mode(mesh, pod, port)
             deciding.add(decision.decided_by)

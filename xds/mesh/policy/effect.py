@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeAlias
 
 from xds.mesh.model.mesh import Mesh, target_port
@@ -95,6 +95,22 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
     )
 
 
+def policy_without_effect(mesh: Mesh, ref: Ref) -> Iterator[Problem]:
+    """Yield the problems of `without_effect` for one policy or DestinationRule. Checks only this object."""
+    policy, namespace = mesh.get(ref), ref.namespace
+    missing = _missing_namespaces(mesh)
+    if namespace in missing:
+        findings = _in_missing(mesh, [namespace])
+    elif policy:
+        facts = mesh.in_namespace(namespace, with_defaults=False)
+        is_root = namespace == mesh.config.root_namespace
+        rules = [policy] if isinstance(policy, DestinationRule) else []
+        findings = chain(_policy(facts, policy, is_root=is_root), _matching(mesh, rules))
+    else:
+        return
+    yield from (problem for owner, problem in findings if owner == ref)
+
+
 def _problem(owner: Object, what: str, hint: str = "", *, notice: bool = False) -> _Finding:
     # The origin is a file and line: name the object in the text.
     origin = owner.meta.origin
@@ -116,17 +132,24 @@ def _capped(owner: Object, findings: Iterable[_Finding]) -> Iterator[_Finding]:
 
 def _in_namespace(facts: NamespaceFacts, *, is_root: bool) -> Iterator[_Finding]:
     """Yield the findings that do not depend on other namespaces."""
-    for pa in facts.peer_authentications:
-        yield from _capped(pa, _peer_authentication(facts, pa, is_root=is_root))
-    for policy in facts.policies:
-        findings = (finding for target in policy.targets for finding in _target(facts, policy, target))
-        yield from _capped(policy, findings)
+    for policy in (*facts.peer_authentications, *facts.policies):
+        yield from _policy(facts, policy, is_root=is_root)
     for service in facts.services.values():
         yield from _capped(service, _service(facts, service))
     for rule in facts.rules:
-        if rule.selector and not any(facts.selected(rule.selector)):
-            what = f"workloadSelector {_matches_no_pod(rule, rule.selector)}"
-            yield _problem(rule, what, _similar_label(facts, rule.selector))
+        yield from _policy(facts, rule, is_root=is_root)
+
+
+def _policy(facts: NamespaceFacts, policy: Object, *, is_root: bool) -> Iterator[_Finding]:
+    match policy:
+        case PeerAuthentication():
+            yield from _capped(policy, _peer_authentication(facts, policy, is_root=is_root))
+        case AuthenticationPolicy():
+            findings = (finding for target in policy.targets for finding in _target(facts, policy, target))
+            yield from _capped(policy, findings)
+        case DestinationRule(selector=selector) if selector and not any(facts.selected(selector)):
+            what = f"workloadSelector {_matches_no_pod(policy, selector)}"
+            yield _problem(policy, what, _similar_label(facts, selector))
 
 
 def _peer_authentication(
@@ -286,7 +309,7 @@ def _missing_namespaces(mesh: Mesh) -> dict[str, None]:
     }
 
 
-def _in_missing(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
+def _in_missing(mesh: Mesh, missing: Iterable[str]) -> Iterator[_Finding]:
     existing = [name for name in mesh.namespaces() if name and name not in missing]
     for name in missing:
         what = f"namespace {name} does not exist (it contains only policies), so it has no effect"
@@ -307,11 +330,17 @@ def _disregarded(mesh: Mesh) -> Iterator[_Finding]:
 
 
 def _rules(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
-    services = list(mesh.services())
     for name in mesh.namespaces():
-        for rule in () if name in missing else mesh.in_namespace(name, with_defaults=False).rules:
-            if rule.host != API_SERVER:
-                yield from _capped(rule, _rule(mesh, rule, services))
+        if name not in missing:
+            yield from _matching(mesh, mesh.in_namespace(name, with_defaults=False).rules)
+
+
+def _matching(mesh: Mesh, rules: Iterable[DestinationRule]) -> Iterator[_Finding]:
+    """Yield what DestinationRules match no Service, port or pod with."""
+    services = list(mesh.services()) if rules else []
+    for rule in rules:
+        if rule.host != API_SERVER:
+            yield from _capped(rule, _rule(mesh, rule, services))
 
 
 def _rule(mesh: Mesh, rule: DestinationRule, services: list[Service]) -> Iterator[_Finding]:

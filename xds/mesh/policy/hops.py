@@ -16,6 +16,7 @@ from xds.mesh.model.objects import Pod, Service, ServicePort
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.destination import RuleKey, rule_key
 from xds.mesh.policy.reach import Answer, Outcome, Result, Server, answer_for, sender_of, server_of
+from xds.mesh.policy.steps import Steps, finish
 
 SenderKey: TypeAlias = tuple[RuleKey, Redirection] | None
 """Key for clients whose answers cannot differ; None for clients without a sidecar."""
@@ -123,7 +124,12 @@ def clients_of(mesh: Mesh) -> Iterator[Pod]:
 
 def all_targets(mesh: Mesh) -> list[Target]:
     """Return all service ports, in natural order of namespace, service and port."""
-    services = sorted(mesh.services(), key=lambda service: natural_key(service.namespace, service.name))
+    return targets_of(mesh.services())
+
+
+def targets_of(services: Iterable[Service]) -> list[Target]:
+    """Return the ports of services, in natural order of namespace, service and port."""
+    services = sorted(services, key=lambda service: natural_key(service.namespace, service.name))
     return [
         (service, port) for service in services for port in sorted(service.ports, key=lambda item: item.port)
     ]
@@ -157,18 +163,27 @@ def answers(mesh: Mesh, senders: Mapping[SenderKey, Pod], service: Service, port
         service: Service that the clients call.
         port: port of the Service.
     """
+    return finish(answer_steps(mesh, senders, service, port))
+
+
+def answer_steps(
+    mesh: Mesh, senders: Mapping[SenderKey, Pod], service: Service, port: ServicePort
+) -> Steps[Answers]:
+    """Compute `answers` in steps."""
     redirections = {pod.redirection for pod in senders.values()}
     classes: dict[Server | None, list[Endpoint]] = {}
     for endpoint in mesh.endpoints(service, port):
         if endpoint.ready:
             server = server_of(mesh, service, port, endpoint, redirections)
             classes.setdefault(server, []).append(endpoint)
+            yield
     if not classes:
         classes[None] = []
     by_sender: dict[SenderKey, Sequence[Answer]] = {}
     for key, client in senders.items():
         sender = sender_of(mesh, client, service)
         by_sender[key] = [answer_for(mesh, sender, service, port, server) for server in classes]
+        yield
     return Answers(list(classes.values()), by_sender)
 
 

@@ -6,29 +6,31 @@ finds probes and scrapes that connect to pods directly, and that a STRICT sideca
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
-from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.mesh import Endpoint, Mesh, ServiceKey
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.objects import Fact, Mode, Pod, Problem, Ref, Service, ServicePort
-from xds.mesh.policy.conflicts import overridden
-from xds.mesh.policy.effect import without_effect
+from xds.mesh.model.objects import TRAFFIC_KINDS, Change, Fact, Mode, Pod, Problem, Ref, Service, ServicePort
+from xds.mesh.policy.conflicts import overridden_steps
+from xds.mesh.policy.effect import policy_without_effect, without_effect
 from xds.mesh.policy.hops import (
     RANKS,
     Answers,
     Clients,
     Grouping,
     SenderKey,
-    all_targets,
-    answers,
+    answer_steps,
     clients_of,
     sender_key,
+    targets_of,
 )
 from xds.mesh.policy.mtls import enforced_mode
 from xds.mesh.policy.reach import Answer, Failure, Result
+from xds.mesh.policy.steps import Steps, finish
 
 SCRAPE = "prometheus.io/scrape"
 """Pod annotation: whether Prometheus scrapes the pod."""
@@ -54,6 +56,11 @@ class Effect(StrEnum):
     """Connections that failed work."""
     ENCRYPTED = "encrypted"
     """Plaintext connections use mutual TLS."""
+
+    @property
+    def worsens(self) -> bool:
+        """Whether connections fail or lose mutual TLS."""
+        return self in {Effect.BREAKS, Effect.MAY_BREAK, Effect.PLAINTEXT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +114,11 @@ class Refusal:
         """Whether the traffic exists for certain, and not only probably."""
         return self.traffic is not Traffic.METRICS_PORT
 
+    @property
+    def effect(self) -> Effect:
+        """How the change affects the traffic."""
+        return Effect.BREAKS if self.breaks else Effect.MAY_BREAK
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -120,12 +132,39 @@ class Plan:
     @property
     def breaks(self) -> bool:
         """Whether something that worked fails after the change."""
-        return any(hop.effect is Effect.BREAKS for hop in self.hops) or any(
-            refusal.breaks for refusal in self.refusals
-        )
+        return Effect.BREAKS in self.effects
+
+    @property
+    def effects(self) -> Counter[Effect]:
+        """Number of hops and of direct traffic with each effect."""
+        return Counter(hop.effect for hop in self.hops) + Counter(each.effect for each in self.refusals)
 
 
-def plan(before: Mesh, after: Mesh) -> Plan:
+class Scope(NamedTuple):
+    """What a change may affect; everything else need not be compared."""
+
+    services: frozenset[ServiceKey]
+    """Services to which connections may change."""
+    namespaces: frozenset[str] | None
+    """Namespaces with pods whose modes may change; None for all."""
+
+
+def scope_of(change: Change, after: Mesh) -> Scope | None:
+    """Return the scope of a change; None if it may affect everything.
+
+    Args:
+        change: the change.
+        after: the mesh that `Mesh.apply` has returned for the change.
+    """
+    refs = (*(fact.ref for fact in change.applied), *change.removed)
+    if after.touched is None or any(ref.kind == "Pod" for ref in refs):
+        return None  # Pods are clients too, and may call every service.
+    namespaces = frozenset(ref.namespace for ref in refs if ref.kind != "DestinationRule")
+    is_mesh_wide = not namespaces.isdisjoint(("", after.config.root_namespace))
+    return Scope(after.touched, None if is_mesh_wide else namespaces)
+
+
+def plan(before: Mesh, after: Mesh, scope: Scope | None = None) -> Plan:
     """Return the effects of a change.
 
     Hops of clients and service ports that exist only after the change are left out: nothing that worked can
@@ -134,12 +173,18 @@ def plan(before: Mesh, after: Mesh) -> Plan:
     Args:
         before: the mesh without the change.
         after: the mesh with the change.
+        scope: what the change may affect (`scope_of`); None for everything.
     """
-    changes = list(_hop_changes(before, after))
+    return finish(plan_steps(before, after, scope))
+
+
+def plan_steps(before: Mesh, after: Mesh, scope: Scope | None = None) -> Steps[Plan]:
+    """Compute a `plan` in steps. The meshes may be in use meanwhile."""
+    changes = yield from _hop_changes(before, after, scope)
+    refusals = yield from _refusals(before, after, scope)
     ranks = list(Effect)
     return Plan(
-        hops=tuple(sorted(changes, key=lambda change: ranks.index(change.effect))),
-        refusals=tuple(_refusals(before, after)),
+        hops=tuple(sorted(changes, key=lambda change: ranks.index(change.effect))), refusals=tuple(refusals)
     )
 
 
@@ -158,40 +203,50 @@ def as_applied(mesh: Mesh, fact: Fact) -> Fact:
     return replace(fact, meta=meta)
 
 
-def ineffective(mesh: Mesh, refs: Collection[Ref]) -> Iterator[Problem]:
-    """Yield why some of these objects have no effect: they match nothing, or other objects override them."""
-    yield from (
-        problem for ref, found in without_effect(mesh).problems.items() if ref in refs for problem in found
-    )
-    for ref, override in overridden(mesh).items():
+def ineffective(mesh: Mesh, refs: Collection[Ref]) -> list[Problem]:
+    """Return why some of these objects have no effect: they match nothing, or other objects override them."""
+    return finish(ineffective_steps(mesh, refs))
+
+
+def ineffective_steps(mesh: Mesh, refs: Collection[Ref]) -> Steps[list[Problem]]:
+    """Compute `ineffective` in steps. With objects other than policies and rules, one step is large."""
+    if all(ref.kind in TRAFFIC_KINDS for ref in refs):
+        problems = [problem for ref in sorted(refs) for problem in policy_without_effect(mesh, ref)]
+    else:
+        by_ref = without_effect(mesh).problems
+        problems = [problem for ref in by_ref if ref in refs for problem in by_ref[ref]]
+    yield
+    found = yield from overridden_steps(mesh, refs)
+    for ref, override in found.items():
         if ref in refs and (fact := mesh.get(ref)):
             part = f"{override.what} " if override.what else ""
             what = f"{ref}: {part}has no effect, because {', '.join(map(str, override.by))} overrides it"
-            yield Problem(where=fact.meta.origin or str(ref), what=what)
+            problems.append(Problem(where=fact.meta.origin or str(ref), what=what))
+    return problems
 
 
 _Senders: TypeAlias = tuple[SenderKey, SenderKey]
 """Class of clients before and after the change."""
 
 
-def _hop_changes(before: Mesh, after: Mesh) -> Iterator[HopChange]:
-    pods: dict[_Senders, list[Pod]] = {}
-    old_senders: dict[SenderKey, Pod] = {}
-    new_senders: dict[SenderKey, Pod] = {}
-    for old_pod in clients_of(before):
-        new_pod = after.pod(old_pod.namespace, old_pod.name)
-        if new_pod and not new_pod.ended:
-            old_key, new_key = sender_key(before, old_pod), sender_key(after, new_pod)
-            pods.setdefault((old_key, new_key), []).append(new_pod)
-            old_senders.setdefault(old_key, old_pod)
-            new_senders.setdefault(new_key, new_pod)
-    grouping = Grouping(pods)
-    for service, port in all_targets(before):
-        old = answers(before, old_senders, service, port)
-        new = _answers_after(after, new_senders, service, port)
+def _hop_changes(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[HopChange]]:
+    targets = targets_of(
+        service
+        for service in before.services()
+        if scope is None or (service.namespace, service.name) in scope.services
+    )
+    if not targets:
+        return []
+    classes = yield from _classify(before, after)
+    grouping = Grouping(classes.pods)
+    changes = []
+    for service, port in targets:
+        old = yield from answer_steps(before, classes.old, service, port)
+        new = yield from _answers_after(after, classes.new, service, port)
         ready = sum(map(len, new.endpoints))
-        for transition, endpoints, senders in _compare(old, new, pods):
-            yield HopChange(
+        for transition, endpoints, senders in _compare(old, new, classes.pods):
+            yield
+            change = HopChange(
                 effect=transition.effect,
                 clients=grouping.merge(senders),
                 service=service,
@@ -201,16 +256,42 @@ def _hop_changes(before: Mesh, after: Mesh) -> Iterator[HopChange]:
                 endpoints=endpoints,
                 ready=ready,
             )
+            changes.append(change)
+    return changes
+
+
+class _Classes(NamedTuple):
+    """Classes of clients that exist before and after a change."""
+
+    pods: dict[_Senders, list[Pod]]
+    """Pods of each class, after the change."""
+    old: dict[SenderKey, Pod]
+    """A pod of each class before the change."""
+    new: dict[SenderKey, Pod]
+    """A pod of each class after the change."""
+
+
+def _classify(before: Mesh, after: Mesh) -> Steps[_Classes]:
+    classes = _Classes({}, {}, {})
+    for old_pod in clients_of(before):
+        new_pod = after.pod(old_pod.namespace, old_pod.name)
+        if new_pod and not new_pod.ended:
+            old_key, new_key = sender_key(before, old_pod), sender_key(after, new_pod)
+            classes.pods.setdefault((old_key, new_key), []).append(new_pod)
+            classes.old.setdefault(old_key, old_pod)
+            classes.new.setdefault(new_key, new_pod)
+        yield
+    return classes
 
 
 def _answers_after(
     after: Mesh, senders: Mapping[SenderKey, Pod], service: Service, port: ServicePort
-) -> Answers:
+) -> Steps[Answers]:
     new_service = after.service(service.namespace, service.name)
     new_ports = new_service.ports if new_service else ()
     new_port = next((item for item in new_ports if item.port == port.port), None)
     if new_service and new_port:
-        return answers(after, senders, new_service, new_port)
+        return (yield from answer_steps(after, senders, new_service, new_port))
     deleted = Answer(Result.FAILS, Failure.SERVICE_DELETED)
     return Answers([()], {key: [deleted] for key in senders})
 
@@ -283,9 +364,13 @@ def _effect(before: Answer, after: Answer) -> Effect | None:
 # --- direct traffic -------------------------------------------------------------------------------
 
 
-def _refusals(before: Mesh, after: Mesh) -> Iterator[Refusal]:
+def _refusals(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[Refusal]]:
     found: dict[tuple[Traffic, int, Ref], list[Pod]] = {}
+    namespaces = scope.namespaces if scope else None
     for pod in clients_of(after):
+        if namespaces is not None and pod.namespace not in namespaces:
+            continue
+        yield
         for port, traffic in _direct_traffic(pod).items():
             old_pod = before.pod(pod.namespace, pod.name)
             old_mode, mode = (old_pod and _mode(before, old_pod, port)), _mode(after, pod, port)
@@ -293,9 +378,13 @@ def _refusals(before: Mesh, after: Mesh) -> Iterator[Refusal]:
                 found.setdefault((traffic, port, mode[1]), []).append(pod)
     ranks = list(Traffic)
     grouping = Grouping(found)
+    refusals = []
     for key in sorted(found, key=lambda key: (ranks.index(key[0]), key[1], natural_key(*key[2]))):
         traffic, port, ref = key
-        yield Refusal(traffic=traffic, clients=grouping.merge([key]), port=port, decided_by=ref)
+        yield
+        clients = grouping.merge([key])
+        refusals.append(Refusal(traffic=traffic, clients=clients, port=port, decided_by=ref))
+    return refusals
 
 
 def _mode(mesh: Mesh, pod: Pod, port: int) -> tuple[Mode, Ref] | None:

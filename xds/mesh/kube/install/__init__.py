@@ -27,6 +27,7 @@ _RULES = "destinationrules.networking.istio.io"
 _RULE_NAMES = ("default", "api-server")
 _PLURALS = {
     "MutatingWebhookConfiguration": "mutatingwebhookconfigurations",
+    "ValidatingWebhookConfiguration": "validatingwebhookconfigurations",
     "MeshPolicy": "meshpolicies",
     "NetworkPolicy": "networkpolicies",
     "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
@@ -37,6 +38,7 @@ _CLUSTER_SCOPED = (
     "ClusterRole",
     "ClusterRoleBinding",
     "MutatingWebhookConfiguration",
+    "ValidatingWebhookConfiguration",
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
     "MeshPolicy",
@@ -65,7 +67,11 @@ class InstallResult:
 
 
 def control_plane(
-    *, image: str = IMAGE, mesh: Mapping[str, Any] | None = None, api_server_cidrs: Iterable[str] = ()
+    *,
+    image: str = IMAGE,
+    mesh: Mapping[str, Any] | None = None,
+    api_server_cidrs: Iterable[str] = (),
+    enforce_plan: bool = False,
 ) -> list[Json]:
     """Return the control plane's objects, without its namespace.
 
@@ -73,6 +79,7 @@ def control_plane(
         image: the image of the control plane and of sidecars.
         mesh: the settings of the mesh, as Istio's MeshConfig; None for the defaults.
         api_server_cidrs: the networks that may connect to the webhook's port; empty for any address.
+        enforce_plan: whether to refuse policies that break connections.
     """
     # Copies, because a YAML anchor and its aliases share one object.
     objects = [deepcopy(obj) for name, obj in load_packaged("install") if name != _JOB]
@@ -85,7 +92,18 @@ def control_plane(
             for container in obj["spec"]["template"]["spec"]["containers"]:
                 container["image"] = image
                 container["args"] = [arg.replace(f"={IMAGE}", f"={image}") for arg in container["args"]]
+                container["args"] += ["--enforce-plan"] if enforce_plan else []
+        elif obj["kind"] == "ValidatingWebhookConfiguration" and enforce_plan:
+            for webhook in obj["webhooks"]:
+                webhook["failurePolicy"] = "Fail"
     return objects
+
+
+def refuses_policies(obj: Json) -> bool:
+    """Return whether an object makes the API server refuse policies while no control plane is ready."""
+    return obj["kind"] == "ValidatingWebhookConfiguration" and any(
+        webhook["failurePolicy"] == "Fail" for webhook in obj["webhooks"]
+    )
 
 
 def default_policies(config: MeshConfig, rules_version: str = "v1") -> list[Json]:

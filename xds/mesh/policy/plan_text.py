@@ -1,0 +1,43 @@
+"""The effects of a change in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xds.mesh.policy.hop_text import format_clients, format_target
+from xds.mesh.policy.plan import Effect, HopChange, Plan, Refusal
+from xds.mesh.policy.reach import Failure
+from xds.mesh.policy.remedy import change_remedy, refusal_remedy
+
+
+def summary(plan: Plan) -> str:
+    """Return the number of hops and of direct traffic with each effect, such as `breaks: 2, repaired: 1`."""
+    effects = plan.effects
+    parts = [f"{effect}: {effects[effect]}" for effect in Effect if effects[effect]]
+    return ", ".join(parts) if parts else "no connection changes"
+
+
+def breaking_sentences(plan: Plan) -> Iterator[str]:
+    """Yield a sentence for each hop that breaks, then for direct traffic, each with its remedy."""
+    yield from (_hop_sentence(change) for change in plan.hops if change.effect is Effect.BREAKS)
+    yield from (_refusal_sentence(refusal) for refusal in plan.refusals if refusal.breaks)
+
+
+def format_pod_port(refusal: Refusal) -> str:
+    """Return the port of pods that refuses traffic as `port PORT of PODS`."""
+    return f"port {refusal.port} of {format_clients(refusal.clients)}"
+
+
+def _hop_sentence(change: HopChange) -> str:
+    affected = len(change.endpoints)
+    at = f" at {affected} of {change.ready} endpoints" if affected < change.ready else ""
+    decided_by = ", ".join(map(str, change.after.decided_by))
+    why = f"{change.after.reason} ({decided_by})" if decided_by else str(change.after.reason)
+    target = format_target(change.service, change.port)
+    return f"{format_clients(change.clients)} -> {target} would fail{at}: {why}; {change_remedy(change)}"
+
+
+def _refusal_sentence(refusal: Refusal) -> str:
+    why = f"{Failure.SERVER_REQUIRES_MTLS} ({refusal.decided_by})"
+    target = format_pod_port(refusal)
+    return f"{refusal.traffic} -> {target} would fail: {why}; {refusal_remedy(refusal)}"
