@@ -51,9 +51,7 @@ class PoliciesService:
 
         async def explain(request: pb.ExplainRequest, context: grpc.aio.ServicerContext) -> pb.Explanation:
             try:
-                async with self._controller.mesh_lock:
-                    explainer = _Explainer(self._controller, discovery, request)
-                return await explainer.explain()
+                return await self.explain(discovery, request)
             except UnknownNameError as error:
                 await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
                 raise  # not reached: `abort` raises
@@ -64,6 +62,12 @@ class PoliciesService:
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+
+    async def explain(self, discovery: DiscoveryService, request: pb.ExplainRequest) -> pb.Explanation:
+        """Return an explanation. Raises UnknownNameError if the client or the service does not exist."""
+        async with self._controller.mesh_lock:
+            explainer = _Explainer(self._controller, discovery, request)
+        return await explainer.explain()
 
 
 class _Explainer:
