@@ -20,6 +20,7 @@ from xds.mesh.policy.hops import (
     Clients,
     Grouping,
     SenderKey,
+    Target,
     all_targets,
     answers,
     clients_of,
@@ -125,7 +126,7 @@ class Plan:
         )
 
 
-def plan(before: Mesh, after: Mesh) -> Plan:
+def plan(before: Mesh, after: Mesh, targets: Iterable[Target] | None = None) -> Plan:
     """Return the effects of a change.
 
     Hops of clients and service ports that exist only after the change are left out: nothing that worked can
@@ -134,8 +135,9 @@ def plan(before: Mesh, after: Mesh) -> Plan:
     Args:
         before: the mesh without the change.
         after: the mesh with the change.
+        targets: service ports that the change can affect; default: all.
     """
-    changes = list(_hop_changes(before, after))
+    changes = list(_hop_changes(before, after, all_targets(before) if targets is None else targets))
     ranks = list(Effect)
     return Plan(
         hops=tuple(sorted(changes, key=lambda change: ranks.index(change.effect))),
@@ -162,7 +164,7 @@ _Senders: TypeAlias = tuple[SenderKey, SenderKey]
 """Class of clients before and after the change."""
 
 
-def _hop_changes(before: Mesh, after: Mesh) -> Iterator[HopChange]:
+def _hop_changes(before: Mesh, after: Mesh, targets: Iterable[Target]) -> Iterator[HopChange]:
     pods: dict[_Senders, list[Pod]] = {}
     old_senders: dict[SenderKey, Pod] = {}
     new_senders: dict[SenderKey, Pod] = {}
@@ -174,7 +176,7 @@ def _hop_changes(before: Mesh, after: Mesh) -> Iterator[HopChange]:
             old_senders.setdefault(old_key, old_pod)
             new_senders.setdefault(new_key, new_pod)
     grouping = Grouping(pods)
-    for service, port in all_targets(before):
+    for service, port in targets:
         old = answers(before, old_senders, service, port)
         new = _answers_after(after, new_senders, service, port)
         ready = sum(map(len, new.endpoints))
