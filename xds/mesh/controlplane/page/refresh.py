@@ -26,7 +26,8 @@ class Refresher(Generic[V]):
 
     def __init__(self, mesh: Callable[[], Mesh], compute: Compute[V]) -> None:
         self._mesh, self._compute = mesh, compute
-        self._computed_for: Mesh | None = None
+        self._started_for: Mesh | None = None
+        self._value_for: Mesh | None = None
         self._task: asyncio.Task[None] | None = None
         self._first = asyncio.Event()
         self.value: V | None = None
@@ -36,12 +37,12 @@ class Refresher(Generic[V]):
 
     @property
     def is_current(self) -> bool:
-        """Whether the latest result is complete and for the current mesh."""
-        return self._computed_for is not None and self._computed_for.has_facts_of(self._mesh())
+        """Whether the latest result is for the current mesh. It may be incomplete."""
+        return _is_same(self._value_for, self._mesh())
 
     def trigger(self) -> None:
         """Start to compute the result for the current mesh, unless it exists or another one is computed."""
-        if not self.is_current and self._task is None:
+        if self._task is None and not _is_same(self._started_for, self._mesh()):
             self._task = asyncio.create_task(self._run())
 
     async def get(self) -> V | None:
@@ -58,19 +59,24 @@ class Refresher(Generic[V]):
 
     async def _run(self) -> None:
         mesh, loop = self._mesh(), asyncio.get_running_loop()
+        self._started_for = mesh
         resumed_at = loop.time()
         try:
             async for value in self._compute(mesh):
-                self._publish(value)
+                self._publish(value, mesh)
                 await asyncio.sleep((loop.time() - resumed_at) * (1 / MAX_LOAD - 1))
                 resumed_at = loop.time()
         except Exception as error:  # noqa: BLE001 - serving proxies does not depend on it
             problem = f"{type(error).__name__}: {error}"
             log.error("failed to compute a view of the page", problem=problem)  # noqa: TRY400
-            self._publish(None)
-        self._computed_for, self._task = mesh, None
+            self._publish(None, mesh)
+        self._task = None
 
-    def _publish(self, value: V | None) -> None:
-        self.value = value
+    def _publish(self, value: V | None, mesh: Mesh) -> None:
+        self.value, self._value_for = value, mesh
         self.version += 1
         self._first.set()
+
+
+def _is_same(mesh: Mesh | None, current: Mesh) -> bool:
+    return mesh is not None and mesh.has_facts_of(current)

@@ -221,7 +221,7 @@ function labelOf(edge, query, isDim) {
   const { x, y, width, height, text } = edge.label;
   return s(
     "g",
-    { class: `label edge ${edge.predicted.result}${isDim ? " dim" : ""}${isSelected(edge, query) ? " selected" : ""}`, onclick: () => open(edge) },
+    { class: `label edge ${edge.predicted.result}${isDim ? " dim" : ""}${isSelected(edge, query) ? " selected" : ""}`, "data-edge": edge.id, onclick: () => open(edge) },
     s("rect", { x, y, width, height, rx: 9 }),
     use(edge.predicted.result, x + 4, y + 2),
     text ? s("text", { x: x + 21, y: y + 13 }, text) : "",

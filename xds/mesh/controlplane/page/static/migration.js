@@ -31,6 +31,7 @@ export function create(route, refresh) {
     element: h("div", {}, toolbar, output),
     load: () => get("migration"),
     fail: (note) => replace(output, note),
+    isVolatile: (data) => data.rows.some((row) => row.stage === "checking"),
     show(data, { query }) {
       sync(toolbar, { query });
       const opened = new Set((query.opened ?? "").split(",").filter(Boolean));
