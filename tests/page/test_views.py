@@ -54,7 +54,7 @@ def edges(page, result: str) -> set[str]:
     return {edge.get_attribute("data-key") for edge in page.query_selector_all(f".edge.{result}[role]")}
 
 
-# --- map ------------------------------------------------------------------------------------------------------
+# --- map ----------------------------------------------------------------------------------------------------
 
 
 def test_map_shows_what_connections_use(page, server):
@@ -131,7 +131,7 @@ def test_policy_change_is_seen_on_the_map(page, own_server):
     page.wait_for_selector(f"{EDGE.format('legacy/sleep', 'full/httpbin')}.plaintext", state="attached")
 
 
-# --- tables ---------------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------------
 
 
 def test_migration_names_who_would_break(page, server):
@@ -207,7 +207,7 @@ def test_rollout_shows_what_it_waits_for(page, own_server):
         assert "sleep.full" in row or "its own sidecar" in row
 
 
-# --- states ---------------------------------------------------------------------------------------------------
+# --- states -------------------------------------------------------------------------------------------------
 
 
 def test_page_reconnects(page, own_server):
@@ -258,7 +258,7 @@ def test_large_mesh_is_collapsed_and_paged(page, tmp_path):
         assert "1 to 200 of 260" in page.inner_text(".pager")
 
 
-# --- everybody ------------------------------------------------------------------------------------------------
+# --- everybody ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

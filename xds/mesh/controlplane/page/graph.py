@@ -23,15 +23,13 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Service
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
-from xds.mesh.policy.hops import Clients, Hop, clients_of, hops
+from xds.mesh.policy.hops import RANKS, Clients, Hop, clients_of, hops
 from xds.mesh.policy.reach import Result
 
 MAX_OPEN_SERVICES = 30
 """Number of services up to which all namespaces are open. In a larger mesh, they are closed until opened."""
 MAX_EDGES = 800
 """Maximum number of edges on a map. The worst ones are shown, the others are only counted."""
-MAX_EXAMPLES = 10
-"""Maximum number of connections that an edge of a closed namespace lists."""
 
 PROBLEMS, PLAINTEXT = "problems", "plaintext"
 """Filters: connections that fail, and connections that use plaintext."""
@@ -127,6 +125,16 @@ class Selection(NamedTuple):
     """PROBLEMS or PLAINTEXT, to show only such connections; empty for all."""
 
 
+class _Connection(NamedTuple):
+    """A workload that calls a service."""
+
+    workload: WorkloadKey
+    client: str
+    """A pod of the workload, as POD.NAMESPACE."""
+    service: ServiceKey
+    result: Result
+
+
 @dataclass(slots=True)
 class _Edge:
     """The connections between two nodes."""
@@ -134,8 +142,10 @@ class _Edge:
     counts: dict[Result, int] = field(default_factory=lambda: dict.fromkeys(Result, 0))
     """Number of endpoints by result, summed over the workloads and services of closed namespaces."""
     reasons: dict[str, Result] = field(default_factory=dict)
-    pairs: dict[tuple[WorkloadKey, ServiceKey], tuple[Result, str]] = field(default_factory=dict)
-    """The worst result of each workload and service, and a client."""
+    services: dict[ServiceKey, int] = field(default_factory=dict)
+    """Number of workloads that call each service."""
+    worst: _Connection | None = None
+    """One of the connections with the worst result."""
 
     @property
     def result(self) -> str:
@@ -148,7 +158,6 @@ class _Edge:
 
 
 _RANKS = {"fails": 0, "plaintext": 1, "mixed": 2, "mtls": 3}
-_WORST = {Result.FAILS: 0, Result.PLAINTEXT: 1, Result.MTLS: 2}
 _SHOWN = {"": set(_RANKS), PROBLEMS: {"fails"}, PLAINTEXT: {"plaintext", "mixed"}}
 _EdgeKey: TypeAlias = tuple[str, str]
 """IDs of the nodes of a client and a service."""
@@ -198,25 +207,40 @@ async def _edges(graph: Graph, opened: set[str]) -> dict[_EdgeKey, _Edge]:
     """Return the connections between nodes, in slices of a few milliseconds."""
     checkpoint = Checkpoint()
     edges: dict[_EdgeKey, _Edge] = {}
+    members: dict[int, dict[str, list[tuple[WorkloadKey, str]]]] = {}
     for prediction in graph.predictions:
         await checkpoint()
         if not prediction.endpoints:
             continue
-        service = prediction.service
+        senders, service = prediction.senders, prediction.service
+        if id(senders) not in members:
+            by_node: dict[str, list[tuple[WorkloadKey, str]]] = {}
+            for workload, client in senders.examples.items():
+                by_node.setdefault(_client_node(workload, opened), []).append((workload, client))
+            members[id(senders)] = by_node
         target = _service_node(service, opened)
-        own = graph.servers[service]
-        for workload, client in prediction.senders.examples.items():
-            if own == {workload}:
-                continue  # A workload rarely calls itself.
-            edge = edges.setdefault((_client_node(workload, opened), target), _Edge())
-            edge.counts[prediction.result] += prediction.endpoints
-            if prediction.result is not Result.MTLS:
-                edge.reasons.setdefault(prediction.reason, prediction.result)
-            pair = (workload, service)
-            worst = edge.pairs.get(pair)
-            if worst is None or _WORST[prediction.result] < _WORST[worst[0]]:
-                edge.pairs[pair] = prediction.result, client
+        own = _only(graph.servers[service])  # A workload rarely calls itself.
+        own_node = _client_node(own, opened) if own in senders.examples else ""
+        for node, callers in members[id(senders)].items():
+            others = callers if node != own_node else [caller for caller in callers if caller[0] != own]
+            if others:
+                _add(edges.setdefault((node, target), _Edge()), prediction, others)
     return edges
+
+
+def _only(workloads: frozenset[WorkloadKey]) -> WorkloadKey:
+    """Return the only workload of a service; an unused key if it has several."""
+    return next(iter(workloads)) if len(workloads) == 1 else ("", "")
+
+
+def _add(edge: _Edge, prediction: Prediction, callers: Sequence[tuple[WorkloadKey, str]]) -> None:
+    result, service = prediction.result, prediction.service
+    edge.counts[result] += prediction.endpoints * len(callers)
+    edge.services[service] = max(edge.services.get(service, 0), len(callers))
+    if result is not Result.MTLS:
+        edge.reasons.setdefault(prediction.reason, result)
+    if edge.worst is None or RANKS[result] < RANKS[edge.worst.result]:
+        edge.worst = _Connection(*callers[0], service, result)
 
 
 def _without_endpoint(graph: Graph) -> dict[ServiceKey, str]:
@@ -284,8 +308,9 @@ async def _edge_values(
         if box is None and text:
             text = ""
             box = placer.place(curve, _label_width(text))
-        pairs = sorted(edge.pairs.items(), key=lambda item: (_WORST[item[1][0]], *item[0]))
-        is_single = len(pairs) == 1
+        worst = edge.worst
+        assert worst is not None  # noqa: S101 - an edge has a connection
+        connections = sum(edge.services.values())
         values.append(
             {
                 "id": f"{client} {service}",
@@ -298,17 +323,13 @@ async def _edge_values(
                     **{str(result): edge.counts[result] for result in Result},
                     "reasons": list(edge.reasons),
                 },
-                "observed": observed(*pairs[0][0]) if is_single else None,
-                "connections": len(pairs),
-                "examples": [
-                    {
-                        "client": client,
-                        "service": f"{name}.{namespace}",
-                        "workload": f"{workload[1]}.{workload[0]}",
-                        "result": str(result),
-                    }
-                    for (workload, (namespace, name)), (result, client) in pairs[:MAX_EXAMPLES]
-                ],
+                "observed": observed(worst.workload, worst.service) if connections == 1 else None,
+                "connections": connections,
+                "example": {
+                    "client": worst.client,
+                    "service": f"{worst.service[1]}.{worst.service[0]}",
+                    "result": str(worst.result),
+                },
             }
         )
     return values

@@ -181,7 +181,7 @@ function edgeLabel(edge, names) {
 }
 
 function open(edge) {
-  if (edge.connections === 1) explain(edge.examples[0].client, edge.examples[0].service);
+  if (edge.connections === 1) explain(edge.example.client, edge.example.service);
   else change({ opened: toOpen(edge), node: "" });
 }
 
@@ -229,8 +229,7 @@ function labelOf(edge, query, isDim) {
 }
 
 function isSelected(edge, { client, service }) {
-  const [example] = edge.examples;
-  return edge.connections === 1 && client === example.client && service === example.service;
+  return edge.connections === 1 && client === edge.example.client && service === edge.example.service;
 }
 
 /** Move the focus with the arrow keys: from a node to its connections, between them, and to their other end. */
