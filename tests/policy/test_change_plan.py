@@ -325,3 +325,13 @@ def test_applied_facts_keep_what_the_api_server_set():
     assert as_applied(world, headless) == headless
     assert as_applied(world, peer("x", "DISABLE")) == peer("x", "DISABLE", age=60)
     assert as_applied(world, peer("y", "DISABLE")) == peer("y", "DISABLE")
+
+
+def test_plan_of_some_targets():
+    """Only the given service ports are compared."""
+    web, db = service("web", "a", HTTP), service("db", "a", HTTP)
+    before = mesh(pod("old", "b", sidecar=False), pod("web", "a"), pod("db", "a"), web, db)
+    after = before.apply(Change(applied=(peer("a", "STRICT"),)))
+    assert [change.service for change in plan(before, after).hops] == [db, web]
+    found = plan(before, after, [(web, HTTP)])
+    assert [(change.service, change.effect) for change in found.hops] == [(web, Effect.BREAKS)]

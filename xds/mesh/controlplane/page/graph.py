@@ -28,6 +28,8 @@ from xds.mesh.policy.reach import Result
 
 MAX_OPEN_SERVICES = 30
 """Number of services up to which all namespaces are open. In a larger mesh, they are closed until opened."""
+MAX_TEXTS = 100
+"""Number of edges up to which those that do not fail have a text, too."""
 MAX_EDGES = 800
 """Maximum number of edges on a map. The worst ones are shown, the others are only counted."""
 
@@ -119,6 +121,8 @@ class Selection(NamedTuple):
     """Width of the map, in pixels."""
     opened: frozenset[str] = frozenset()
     """Namespaces that are not in their default state, which depends on MAX_OPEN_SERVICES."""
+    node: str = ""
+    """Show only the connections of this node; empty for all."""
     namespace: str = ""
     """Show only what is connected to this namespace; empty for all."""
     only: str = ""
@@ -180,6 +184,8 @@ async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic
     kept = {node for key in ranked for node in key}
     if selection.only != PLAINTEXT:
         kept |= {_service_node(key, opened) for key in dead if selection.namespace in {"", key[0]}}
+    if selection.node:
+        ranked = [key for key in ranked if selection.node in key]
     nodes = _nodes(graph, opened, dead)
     if selection.only or selection.namespace:
         nodes = {
@@ -303,7 +309,7 @@ async def _edge_values(
     for (client, service), edge in edges.items():
         await checkpoint()
         curve = connect(layout.nodes[client], layout.nodes[service])
-        text = _label(edge)
+        text = _label(edge) if edge.result == "fails" or len(edges) <= MAX_TEXTS else ""
         box: Box | None = placer.place(curve, _label_width(text))
         if box is None and text:
             text = ""

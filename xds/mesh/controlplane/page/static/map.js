@@ -12,6 +12,7 @@ export const topics = ["map"];
 
 const WORDS = { mtls: "mutual TLS", mixed: "partly mutual TLS", plaintext: "plaintext", fails: "fails" };
 const KINDS = { mtls: "good", mixed: "warn", plaintext: "warn", fails: "bad" };
+const DENSE = 100; // number of edges from which they are drawn fainter
 const RESIZE_DELAY = 200; // milliseconds
 
 export function create(route, refresh) {
@@ -37,7 +38,7 @@ export function create(route, refresh) {
     element: h("div", {}, toolbar, output),
     load: ({ query }) => {
       width = output.clientWidth;
-      return get("map", { width: String(width), opened: query.opened, namespace: query.namespace, only: query.only });
+      return get("map", { width: String(width), opened: query.opened, namespace: query.namespace, node: query.node, only: query.only });
     },
     fail: (note) => replace(output, note),
     isVolatile: (data) => !data.current,
@@ -65,6 +66,7 @@ function summary(data) {
     `Possible connections: ${listed.join(", ") || "none"}.`,
     data.moreEdges ? ` ${count(data.moreEdges, "further one")} not shown: choose a namespace.` : "",
     " No observed data.",
+    data.edges.length > DENSE ? " Select a workload or a service to see only its connections." : "",
     data.current ? "" : " Computing the latest state.",
   ].join("");
 }
@@ -77,14 +79,14 @@ function nodeName(node) {
 // --- the drawing ---------------------------------------------------------------------------------------------
 
 function drawing(data, names, query) {
-  const linked = new Set(data.edges.filter((edge) => [edge.from, edge.to].includes(query.node)).flatMap((edge) => [edge.from, edge.to]));
+  const linked = new Set(data.edges.flatMap((edge) => [edge.from, edge.to]));
   const isDim = (ids) => {
-    if (query.node && !ids.includes(query.node) && !(ids.length === 1 && linked.has(ids[0]))) return true;
+    if (query.node && !ids.some((id) => id === query.node || linked.has(id))) return true;
     return Boolean(query.search) && !ids.some((id) => matches(names.get(id), query.search));
   };
   const svg = s(
     "svg",
-    { class: "map", viewBox: `0 0 ${data.width} ${data.height}`, width: data.width, height: data.height, role: "group", "aria-label": "Map of workloads and services" },
+    { class: `map${data.edges.length > DENSE ? " dense" : ""}`, viewBox: `0 0 ${data.width} ${data.height}`, width: data.width, height: data.height, role: "group", "aria-label": "Map of workloads and services" },
     symbols(),
     data.namespaces.map((box) => namespaceBox(box, query)),
     // The last one is drawn on top: the worst.

@@ -81,7 +81,7 @@ function rowsOf(data) {
 const columns = [
   { title: "Proxy", value: (row) => `${row.namespace} ${row.name}`, cell: (row) => (row.nodeId ? h("a", { href: url("proxies", row.nodeId), "data-key": row.nodeId }, row.name) : row.name) },
   { title: "State", value: (row) => row.state, cell: (row) => badge(KINDS[row.state], row.state) },
-  { title: "Status", value: (row) => row.status, cell: (row) => row.status },
+  { title: "Status", value: (row) => row.status, cell: (row) => h("span", { class: "status" }, row.status) },
   { title: "Version", value: (row) => row.agent, cell: (row) => row.agent || "-" },
   { title: "Certificate", value: (row) => row.certificateExpiresAt ?? "", cell: (row) => (row.certificate === "-" ? "-" : row.certificate === "expired" ? badge("bad", "expired") : `${row.certificate} left`) },
   { title: "Connected", value: (row) => row.since, cell: (row) => row.connected },
