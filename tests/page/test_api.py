@@ -191,8 +191,12 @@ def test_token_admits_other_clients(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("short", "has 5 characters; at least 16"), ("x" * 15 + "é", "printable ASCII"), ("x y" * 9, "without spaces")],
-)  # fmt: skip
+    [
+        ("short", "has 5 characters; at least 16"),
+        ("x" * 15 + "é", "printable ASCII"),
+        ("x y" * 9, "without spaces"),
+    ],
+)
 def test_unusable_token_is_an_error(tmp_path, text, problem):
     with pytest.raises(ValueError, match=problem):
         check_token(text)
