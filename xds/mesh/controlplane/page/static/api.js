@@ -1,7 +1,12 @@
 // Requests of the API, and the stream of events.
 
 /** The response of the API had another status than 200. */
-export class ApiError extends Error {}
+export class ApiError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.isThrottled = status === 429;
+  }
+}
 
 /** Return a view of the API. Parameters that are empty are left out. */
 export async function get(view, parameters = {}, signal = undefined) {
@@ -15,7 +20,7 @@ export async function get(view, parameters = {}, signal = undefined) {
   } catch {
     // Not JSON: the text is the message.
   }
-  throw new ApiError(message || `status ${response.status}`);
+  throw new ApiError(message || `status ${response.status}`, response.status);
 }
 
 const RETRY_DELAY = 1000; // milliseconds

@@ -14,6 +14,7 @@ import { change, current } from "./route.js";
 // { element, load(route), show(data, route), isVolatile(data) }.
 const views = { map, migration, rollouts, proxies, problems };
 const VOLATILE_INTERVAL = 5000; // milliseconds
+const MAX_LOAD = 0.1; // share of the time in which changes cause loads: the server limits each client's CPU time
 
 const main = document.getElementById("main");
 const connection = document.getElementById("connection");
@@ -21,8 +22,10 @@ const banner = document.getElementById("banner");
 
 let shown = null; // { name, argument, view, data }
 let isLoading = false;
-let mustReload = false;
+let mustReload = false; // the user has changed the view meanwhile
+let mustReloadSoon = false; // data has changed meanwhile
 let timer = 0;
+let notBefore = 0; // when a change may cause the next load
 
 function navigate() {
   const route = current();
@@ -46,6 +49,16 @@ function navigate() {
   updatePanel(route);
 }
 
+/** Load the data of the view after a change, soon. */
+function refreshSoon() {
+  if (isLoading) {
+    mustReloadSoon = true;
+    return;
+  }
+  clearTimeout(timer);
+  timer = setTimeout(refresh, Math.max(0, notBefore - performance.now()));
+}
+
 /** Load the data of the view, and show it. Further calls meanwhile cause one more load. */
 async function refresh() {
   if (isLoading) {
@@ -53,8 +66,10 @@ async function refresh() {
     return;
   }
   isLoading = true;
+  mustReload = mustReloadSoon = false;
   clearTimeout(timer);
   const target = shown;
+  const startedAt = performance.now();
   try {
     const data = await target.view.load(current());
     if (target === shown) {
@@ -66,15 +81,15 @@ async function refresh() {
   } catch (error) {
     if (target === shown && error instanceof ApiError) {
       main.removeAttribute("aria-busy");
-      target.view.fail(empty("This view cannot be shown", error.message));
+      if (!error.isThrottled || !target.data) target.view.fail(empty("This view cannot be shown", error.message));
       timer = setTimeout(refresh, VOLATILE_INTERVAL);
     } else if (!(error instanceof TypeError)) throw error; // fetch: the control plane cannot be reached
   } finally {
     isLoading = false;
-    if (mustReload || target !== shown) {
-      mustReload = false;
-      refresh();
-    }
+    const now = performance.now();
+    notBefore = now + (now - startedAt) * (1 / MAX_LOAD - 1);
+    if (mustReload || target !== shown) refresh();
+    else if (mustReloadSoon) refreshSoon();
   }
 }
 
@@ -98,7 +113,7 @@ listen({
   },
   onLost: () => setConnected(false),
   onChange: (names) => {
-    if (names.some((name) => shown.module.topics.includes(name))) refresh();
+    if (names.some((name) => shown.module.topics.includes(name))) refreshSoon();
     updatePanel(current());
   },
 });
