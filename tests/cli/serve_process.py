@@ -34,16 +34,21 @@ class ServeProcess:
     def __init__(self, folder: Path, *arguments: object, host: str = "127.0.0.1") -> None:
         self.xds, self.admin = free_port(), free_port()
         self.log = folder.parent / f"log-{self.xds}"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "xds", "serve", "--manifests", folder),
-                    *("--xds-address", f"{host}:{self.xds}", "--admin-address", f"127.0.0.1:{self.admin}"),
-                    *map(str, arguments),
-                ],
-                stderr=log,
-                stdout=subprocess.DEVNULL,
-            )
+        self._command = [
+            *(sys.executable, "-m", "xds", "serve", "--manifests", folder),
+            *("--xds-address", f"{host}:{self.xds}", "--admin-address", f"127.0.0.1:{self.admin}"),
+            *map(str, arguments),
+        ]
+        self.start()
+
+    def start(self) -> None:
+        """Start the process, also after it has ended."""
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(self._command, stderr=log, stdout=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
     def get(self, path: str) -> tuple[int, str]:
         try:
@@ -86,5 +91,4 @@ def serving(folder: Path, *arguments: object, host: str = "127.0.0.1") -> Iterat
         process.wait_for(lambda: process.get("/ready")[0] == 200)
         yield process
     finally:
-        process.process.kill()
-        process.process.wait()
+        process.stop()

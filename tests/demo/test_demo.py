@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from pathlib import Path
 
@@ -164,6 +165,9 @@ def test_keep_suggests_commands_until_ctrl_c(start):
     body = subprocess.run(proxy.split(), check=True, capture_output=True, text=True).stdout
     assert "URI=spiffe://cluster.local/ns/full/sa/sleep" in body
     (status_command,) = (line for line in demo.progress.splitlines() if "xds status" in line)
+    page = next(line.strip() for line in demo.progress.splitlines() if line.startswith("  http://127.0.0.1:"))
+    with urllib.request.urlopen(page) as response:
+        assert "<title>xds</title>" in response.read().decode()
     _, *arguments = status_command.split()
     done = subprocess.run(
         [sys.executable, "-m", "xds", *arguments], check=False, capture_output=True, text=True

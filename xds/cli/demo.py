@@ -17,7 +17,12 @@ xds demo --keep
 def demo(
     *,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep the processes running at the end, and print commands to try.")
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep the processes running at the end, and print the address of the page and "
+            "commands to try.",
+        ),
     ] = False,
     sotw: Annotated[
         bool,

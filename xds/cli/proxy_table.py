@@ -15,11 +15,11 @@ from xds.cli.tables import Table
 from xds.mesh.controlplane.status import (
     absent_line,
     expiry,
+    overall_state,
     problem_line,
     proxy_name,
     proxy_state,
     resource_line,
-    settled,
     since,
     stream_line,
     type_line,
@@ -114,18 +114,12 @@ class ProxyTable:
 
 def print_footer(response: pb.ListProxiesResponse) -> None:
     """Print the number of proxies by state."""
-    counts = Counter(_overall_state(proxy) for proxy in response.proxies)
+    counts = Counter(overall_state(proxy) for proxy in response.proxies)
     absent = response.not_connected
     if absent.total and not absent.may_be_on_other_replica:
         counts["not connected"] = absent.total
     order = ("synced", "waiting", "rejected", "not connected")
     typer.echo("\n" + ", ".join(f"{counts[state]} {state}" for state in order if counts[state]))
-
-
-def _overall_state(proxy: pb.Proxy) -> str:
-    if any(kind.state == pb.REJECTED for kind in types(proxy)):
-        return "rejected"
-    return "synced" if settled(proxy) else "waiting"
 
 
 def print_notes(response: pb.ListProxiesResponse) -> None:

@@ -36,6 +36,8 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.metrics.controlplane import Metrics, StartupMetrics
 from xds.mesh.controlplane.objects_service import ObjectsService, ReadObjects
+from xds.mesh.controlplane.page.access import Access
+from xds.mesh.controlplane.page.api import Backend, Page
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.problem_times import FoundProblem, ProblemTimes
 from xds.mesh.controlplane.proxies_service import ProxiesService
@@ -89,11 +91,13 @@ class ListenAddresses:
     xds: Address
     """Address of the xDS server."""
     admin: Address
-    """Address of /healthz, /ready and /metrics."""
+    """Address of the page, /healthz, /ready and /metrics."""
     rest: Address | None = None
     """Address of the REST server; None if it is disabled."""
     names: Sequence[str] = ()
-    """DNS names that clients of the REST server may use."""
+    """DNS names that clients of the REST server and of the page may use."""
+    admin_token: str | None = None
+    """Token that admits clients of other machines to the page; None to admit local clients only."""
 
 
 class SecureListeners(NamedTuple):
@@ -134,7 +138,8 @@ async def run(
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    control_plane = ControlPlane(source, build, addresses, max_connection_age)
+    page = Page(Access(addresses.admin_token, (addresses.admin.host, *addresses.names)))
+    control_plane = ControlPlane(source, build, addresses, max_connection_age, page)
 
     def not_ready_reason() -> str | None:
         return "shutting down" if stop.is_set() else control_plane.not_ready_reason()
@@ -145,6 +150,7 @@ async def run(
         metrics=control_plane.render_metrics,
         note=source.staleness,
         warnings=lambda: control_plane.problems,
+        page=page,
     )
     try:
         await admin.start()
@@ -194,11 +200,13 @@ class ControlPlane:
         build: BuildComponents,
         addresses: ListenAddresses,
         max_connection_age: float | None,
+        page: Page,
     ) -> None:
         self._source = source
         self._build = build
         self._addresses = addresses
         self._max_connection_age = max_connection_age
+        self._page = page
         self._metrics: Metrics | None = None
         self._effects: EffectWatcher | None = None
         self._is_listening = False
@@ -259,7 +267,8 @@ class ControlPlane:
             problems=lambda: self.problems,
         )
         objects = ObjectsService(controller, self._source, self._found_problems)
-        services = (proxies, RolloutsService(controller), PoliciesService(controller), objects)
+        rollouts, policies = RolloutsService(controller), PoliciesService(controller)
+        services = (proxies, rollouts, policies, objects)
         admit = listeners.admit if listeners else None
         server = XdsServer(
             controller.connections,
@@ -283,6 +292,9 @@ class ControlPlane:
             else None
         )
         self._metrics.add_server(server.discovery)
+        backend = Backend(
+            controller, server.discovery, proxies, rollouts, policies, objects, self._found_problems
+        )
         running = [
             asyncio.create_task(task)
             for task in (
@@ -301,6 +313,7 @@ class ControlPlane:
                 gc.freeze()
                 await self._listen(server, rest)
                 self._is_listening = True
+                self._page.start(backend)
                 log.info("control plane ready", admin=ready_url)
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -32,6 +32,7 @@ from xds.cli.tls_options import TlsListeners, TlsOptions
 from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
+from xds.mesh.controlplane.page.access import check_token
 from xds.mesh.envoy.translate import warm
 from xds.mesh.identity.auth import own_token_verifier
 from xds.mesh.identity.rotation import Authorities
@@ -140,9 +141,23 @@ class ListenOptions:
     admin_address: Annotated[
         str,
         typer.Option(
-            "--admin-address", metavar="HOST:PORT", help="HTTP address of /healthz, /ready and /metrics."
+            "--admin-address",
+            metavar="HOST:PORT",
+            help="HTTP address of the page (/), /healthz, /ready and /metrics.",
         ),
     ] = "127.0.0.1:15014"
+    admin_token: Annotated[
+        Path | None,
+        typer.Option(
+            "--admin-token",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="File with a token that admits clients of other machines to the page and its API, as a "
+            "bearer token or as the password. Default: none; only local clients are admitted.",
+            show_default=False,
+        ),
+    ] = None
     max_connection_age: Annotated[
         float,
         typer.Option(
@@ -165,6 +180,15 @@ class ListenOptions:
                 "listen on 127.0.0.1, or add --insecure-xds (plaintext listeners then serve no private keys)"
             )
         return xds, admin, rest
+
+    def read_admin_token(self) -> str | None:
+        """Return the token of --admin-token; exit with status 2 if it cannot be used."""
+        if self.admin_token is None:
+            return None
+        try:
+            return check_token(self.admin_token.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            fail(f"--admin-token {self.admin_token}: {error}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +291,13 @@ def serve(options: ServeOptions) -> None:
     # Fail if a --set is invalid. An invalid --mesh-config file does not fail: it can be fixed while running.
     load_settings(None, assignments)
     exposed = _exposed(xds, rest)
-    addresses = ListenAddresses(xds=xds, admin=admin, rest=rest, names=tls.names)
+    addresses = ListenAddresses(
+        xds=xds,
+        admin=admin,
+        rest=rest,
+        names=tls.names,
+        admin_token=options.listen.read_admin_token(),
+    )
     max_connection_age = options.listen.max_connection_age or None
     running: Coroutine[Any, Any, int]
     if source.manifests:

@@ -64,6 +64,8 @@ def suggest_commands(mesh: Mesh, manifests: Path, examples: Path, xds: str, admi
         "The demo runs until Ctrl-C. Send requests to httpbin.full, as sleep.full and as sleep.legacy:",
         f"  curl --proxy http://{proxy.address}:{PROXY_PORT} http://httpbin.full:8000/headers",
         f"  curl http://{server.address}:{SERVER_PORT}/headers",
+        "Open the control plane's page in a browser:",
+        f"  http://{admin}/",
         "Change the manifests, and send the requests again:",
         f"  cp {examples / 'steps' / 'strict.yaml'} {manifests / POLICY}",
         f"  xds reach --manifests {manifests}",

@@ -7,11 +7,12 @@ and limits the CPU time of each address. The security documentation lists the li
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -390,6 +391,41 @@ def client_of(request: web.Request) -> Client:
         ConnectionResetError: the connection is closed.
     """
     return _connection(request).client
+
+
+def restart_timeout(request: web.Request) -> None:
+    """Restart the time limit of a response that is written in parts, such as a stream of events.
+
+    Raises:
+        ConnectionResetError: the connection is closed.
+    """
+    _connection(request).begin_request()
+
+
+def foreign_host(request: web.Request, names: Container[str]) -> str:
+    """Return the name in a request's Host header if it may be the name of another site; empty if it is not.
+
+    A page of another site can make its name resolve to this server (DNS rebinding), and then read responses.
+    It can use neither an address nor a name without a dot for that.
+
+    Args:
+        request: The request.
+        names: Names of this server with a dot, in lower case.
+    """
+    header = request.headers.get("Host", "")
+    if header.startswith("["):
+        host = header[1:].partition("]")[0]
+    else:
+        host = header.partition(":")[0].rstrip(".").lower()
+    return host if "." in host and host not in names and not _is_address(host) else ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @web.middleware

@@ -7,7 +7,6 @@ aggregated stream, the types are not ordered.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import traceback
 from collections import Counter
@@ -32,6 +31,7 @@ from xds.server.http import (
     Client,
     HttpListener,
     client_of,
+    foreign_host,
     read_json,
 )
 from xds.server.proxies import Proxies, Refused, StreamInfo, status_code, truncate
@@ -193,8 +193,7 @@ class RestServer:
         """Return an error response for a request that a web page may have sent."""
         if "Origin" in request.headers or "Sec-Fetch-Site" in request.headers:
             return self._deny(403, "requests from browsers are refused (Origin or Sec-Fetch-Site header)")
-        host = _host_name(request.headers.get("Host", ""))
-        if not (_is_address(host) or "." not in host or host in self._names):
+        if host := foreign_host(request, self._names):
             return self._deny(
                 421,
                 f"unknown Host {truncate(host)!r}: use the server's address, localhost or a --tls-name",
@@ -233,21 +232,6 @@ def _parse_json(body: bytes, limits: Limits) -> Request:
 
 def _encode_json(response: bytes) -> bytes:
     return json.dumps(to_dict(f"{_DISCOVERY}.DiscoveryResponse", response)).encode()
-
-
-def _host_name(host: str) -> str:
-    """Return the host of a Host header, without the port and the brackets of an IPv6 address."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0].rstrip(".").lower()
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _peer_of(request: web.Request) -> str:

@@ -1,4 +1,4 @@
-"""The admin port: health, readiness and metrics."""
+"""The admin port: health, readiness, metrics and the page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from aiohttp import web
 
+from xds.mesh.controlplane.page.api import Page
 from xds.mesh.model.objects import Problem
 from xds.server.fair_share import CpuShare
 from xds.server.http import HttpListener, client_of
@@ -33,6 +34,7 @@ class AdminServer:
         metrics: RenderMetrics | None = None,
         note: Callable[[], str] = str,
         warnings: Callable[[], Collection[Problem]] = tuple,
+        page: Page | None = None,
     ) -> None:
         """Create a server that does not listen yet.
 
@@ -46,11 +48,13 @@ class AdminServer:
             warnings: returns problems that do not prevent the process from serving. For clients on this
                 machine, /ready lists them. For other clients, it only counts them, because they are not
                 authenticated and must not learn which policies have no effect.
+            page: the page at / and its API. None: the paths do not exist.
         """
         self._ready = ready
         self._metrics = metrics
         self._note = note
         self._warnings = warnings
+        self._page = page
         self._host = host
         self._port = port
         self._listener: HttpListener | None = None
@@ -70,6 +74,8 @@ class AdminServer:
         app.router.add_get("/ready", self._get_readiness)
         if self._metrics:
             app.router.add_get("/metrics", self._get_metrics)
+        if self._page:
+            self._page.add_routes(app)
         listener = HttpListener(app, self._host, self._port)
         await listener.start()
         self._listener = listener

@@ -76,7 +76,7 @@ class ObjectsService:
         async def list_problems(
             request: pb.ListProblemsRequest, _: grpc.aio.ServicerContext
         ) -> pb.ListProblemsResponse:
-            return self._list(request)
+            return self.list_problems(request)
 
         methods = {
             "ListProblems": grpc.unary_unary_rpc_method_handler(
@@ -90,7 +90,8 @@ class ObjectsService:
 
     # --- problems -------------------------------------------------------------------------------------------
 
-    def _list(self, request: pb.ListProblemsRequest) -> pb.ListProblemsResponse:
+    def list_problems(self, request: pb.ListProblemsRequest) -> pb.ListProblemsResponse:
+        """Return the requested problems."""
         clock = Clock.read()
         selected = [
             found

@@ -47,9 +47,7 @@ class PoliciesService:
 
         async def explain(request: pb.ExplainRequest, context: grpc.aio.ServicerContext) -> pb.Explanation:
             try:
-                async with self._controller.mesh_lock:
-                    explainer = Explainer(self._controller, discovery, request)
-                return await explainer.explain()
+                return await self.explain(discovery, request)
             except UnknownNameError as error:
                 return await _not_found(context, error)
 
@@ -76,6 +74,12 @@ class PoliciesService:
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+
+    async def explain(self, discovery: DiscoveryService, request: pb.ExplainRequest) -> pb.Explanation:
+        """Return an explanation. Raises UnknownNameError if the client or the service does not exist."""
+        async with self._controller.mesh_lock:
+            explainer = Explainer(self._controller, discovery, request)
+        return await explainer.explain()
 
     async def _reach(
         self, request: pb.ReachRequest, context: grpc.aio.ServicerContext

@@ -92,26 +92,7 @@ class ProxiesService:
             request: pb.ListProxiesRequest, context: grpc.aio.ServicerContext
         ) -> pb.ListProxiesResponse:
             await context.send_initial_metadata(((VERSION_HEADER, version("xds-mesh")),))
-            clock = Clock.read()
-            checkpoint = Checkpoint()
-            proxies = []
-            absences = self._absences()
-            streams_by_node, absent = _select(discovery, absences, request)
-            for streams in streams_by_node.values():
-                summary = self._summary(streams)
-                proxies.append(
-                    await proxy_message(streams, summary, clock, checkpoint, unsynced=request.unsynced)
-                )
-            warnings = [_warning(problem) for problem in self._problems() if not problem.notice]
-            return pb.ListProxiesResponse(
-                proxies=proxies,
-                time=clock.to_timestamp(now()),
-                not_connected=_not_connected(
-                    absent, clock, may_be_on_other_replica=absences.may_be_on_other_replica
-                ),
-                warnings=warnings[:MAX_WARNINGS],
-                more_warnings=len(warnings[MAX_WARNINGS:]),
-            )
+            return await self.list(discovery, request)
 
         async def watch_(
             request: pb.WatchProxiesRequest, _: grpc.aio.ServicerContext
@@ -146,6 +127,31 @@ class ProxiesService:
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+
+    async def list(
+        self, discovery: DiscoveryService, request: pb.ListProxiesRequest
+    ) -> pb.ListProxiesResponse:
+        """Return the current status of the requested proxies."""
+        clock = Clock.read()
+        checkpoint = Checkpoint()
+        proxies = []
+        absences = self._absences()
+        streams_by_node, absent = _select(discovery, absences, request)
+        for streams in streams_by_node.values():
+            summary = self._summary(streams)
+            proxies.append(
+                await proxy_message(streams, summary, clock, checkpoint, unsynced=request.unsynced)
+            )
+        warnings = [_warning(problem) for problem in self._problems() if not problem.notice]
+        return pb.ListProxiesResponse(
+            proxies=proxies,
+            time=clock.to_timestamp(now()),
+            not_connected=_not_connected(
+                absent, clock, may_be_on_other_replica=absences.may_be_on_other_replica
+            ),
+            warnings=warnings[:MAX_WARNINGS],
+            more_warnings=len(warnings[MAX_WARNINGS:]),
+        )
 
     def _summary(self, streams: Sequence[Stream]) -> ProxySummary:
         expiries = (self._expiry_of(stream.subscriber) for stream in streams)

@@ -63,7 +63,7 @@ class RolloutsService:
         async def list_(
             request: pb.ListRolloutsRequest, _: grpc.aio.ServicerContext
         ) -> pb.ListRolloutsResponse:
-            return await self._response(request, Clock.read())
+            return await self.list(request, Clock.read())
 
         async def watch(
             request: pb.ListRolloutsRequest, _: grpc.aio.ServicerContext
@@ -71,8 +71,8 @@ class RolloutsService:
             clock = Clock.read()
             sent: pb.ListRolloutsResponse | None = None
             while True:
-                response = await self._response(request, clock)
-                content = _without_time(response)
+                response = await self.list(request, clock)
+                content = without_time(response)
                 if sent != content:
                     sent = content
                     yield response
@@ -88,7 +88,8 @@ class RolloutsService:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
-    async def _response(self, request: pb.ListRolloutsRequest, clock: Clock) -> pb.ListRolloutsResponse:
+    async def list(self, request: pb.ListRolloutsRequest, clock: Clock) -> pb.ListRolloutsResponse:
+        """Return the current progress of the requested services and rules."""
         rollouts, checkpoint = self._controller.rollouts, Checkpoint()
         async with self._controller.mesh_lock:
             response_time = now()
@@ -106,7 +107,7 @@ class RolloutsService:
         return response
 
 
-def _without_time(response: pb.ListRolloutsResponse) -> pb.ListRolloutsResponse:
+def without_time(response: pb.ListRolloutsResponse) -> pb.ListRolloutsResponse:
     """Return a copy without the fields that change as time passes."""
     copy = pb.ListRolloutsResponse()
     copy.CopyFrom(response)

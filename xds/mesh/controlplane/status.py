@@ -150,6 +150,13 @@ def settled(proxy: pb.Proxy) -> bool:
     return not proxy.problem and all(kind.state == pb.SYNCED for kind in types(proxy))
 
 
+def overall_state(proxy: pb.Proxy) -> str:
+    """Return the status of a proxy in a word: `synced`, `waiting` or `rejected`."""
+    if any(kind.state == pb.REJECTED for kind in types(proxy)):
+        return "rejected"
+    return "synced" if settled(proxy) else "waiting"
+
+
 @lru_cache(maxsize=1 << 14)
 def pod(node_id: str) -> tuple[str, str]:
     """Return the namespace and name of a sidecar's pod; both empty if the node ID is not a sidecar's."""

@@ -172,6 +172,10 @@ class Mesh:
         mesh._inherit_memos(self, mesh.touched)
         return mesh
 
+    def has_facts_of(self, other: Mesh) -> bool:
+        """Whether two meshes have the same objects and settings. What is served may differ."""
+        return self._without_defaults is other._without_defaults and self.config == other.config
+
     def _inherit_memos(self, previous: Mesh, touched: Collection[ServiceKey]) -> None:
         # `apply` runs in a thread, and lookups elsewhere may add to the memos meanwhile: iterate over copies.
         memos = previous._memos.copy()

@@ -1,0 +1,136 @@
+"""The map: nodes, edges and filters."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.policy.world import HTTP, mesh, peer, pod, rule, service
+from xds.mesh.controlplane.page.graph import PLAINTEXT, PROBLEMS, Selection, map_view, predict
+
+FACTS = (
+    pod("web", "a"),
+    pod("db", "a"),
+    pod("old", "b", sidecar=False),
+    service("web", "a", HTTP),
+    service("db", "a", HTTP),
+    service("none", "b", HTTP),
+)
+
+
+async def view(world, observed=lambda *_: None, **selection):
+    return await map_view(await predict(world), Selection(1000, **selection), observed)
+
+
+def results(found):
+    return {(edge["from"], edge["to"]): edge["predicted"]["result"] for edge in found["edges"]}
+
+
+async def test_edges_have_the_results_of_connections():
+    found = await view(mesh(*FACTS))
+    assert results(found) == {
+        ("workload/a/web", "service/a/db"): "mtls",
+        ("workload/a/db", "service/a/web"): "mtls",
+        ("workload/b/old", "service/a/db"): "plaintext",
+        ("workload/b/old", "service/a/web"): "plaintext",
+    }
+    nodes = {node["id"]: node for node in found["nodes"]}
+    assert nodes["service/b/none"]["problem"] == "no-endpoint"
+    assert nodes["workload/b/old"]["sidecars"] == 0
+    edge = found["edges"][0]
+    assert edge["example"] == {"client": "old.b", "service": "db.a", "result": "plaintext"}
+    assert edge["predicted"]["reasons"] == ["client-without-sidecar"]
+    assert edge["connections"] == 1
+    assert edge["observed"] is None
+
+
+async def test_service_with_a_pod_without_sidecar_is_mixed():
+    both = (pod("web-1", "a", app="web"), pod("web-2", "a", sidecar=False, app="web"))
+    found = await view(mesh(*both, pod("db", "a"), service("web", "a", HTTP)))
+    (edge,) = found["edges"]
+    assert edge["predicted"] == {
+        "result": "mixed",
+        "mtls": 1,
+        "plaintext": 1,
+        "fails": 0,
+        "reasons": ["endpoint-without-sidecar"],
+    }
+    assert edge["label"]["text"] == "1 of 2"
+
+
+async def test_failing_edges_have_a_reason_and_come_first():
+    found = await view(mesh(*FACTS, peer("a", "STRICT")))
+    assert [edge["predicted"]["result"] for edge in found["edges"]] == ["fails", "fails", "mtls", "mtls"]
+    assert found["edges"][0]["label"]["text"] == "server-requires-mtls"
+
+
+async def test_nothing_moves_while_modes_change():
+    worlds = [mesh(*FACTS), mesh(*FACTS, peer("a", "STRICT")), mesh(*FACTS, rule("a", "*", "DISABLE"))]
+    places = [
+        [(node["id"], node["x"], node["y"]) for node in (await view(world))["nodes"]] for world in worlds
+    ]
+    assert places[0] == places[1] == places[2]
+    assert len(places[0]) == 6
+
+
+async def test_closed_namespaces_sum_up():
+    found = await view(mesh(*FACTS), opened=frozenset({"a"}))
+    edges = {(edge["from"], edge["to"]): edge for edge in found["edges"]}
+    assert edges["workload/b/old", "services/a"]["connections"] == 2
+    assert edges["workload/b/old", "services/a"]["predicted"]["plaintext"] == 2
+    assert edges["workloads/a", "services/a"]["connections"] == 2
+    boxes = {box["name"]: box["open"] for box in found["namespaces"]}
+    assert boxes == {"a": False, "b": True}
+
+
+async def test_large_mesh_is_closed_until_opened():
+    services = [service(f"s{number}", "a", HTTP) for number in range(31)]
+    world = mesh(pod("s0", "a"), pod("x", "b"), *services)
+    assert [node["id"] for node in (await view(world))["nodes"]] == [
+        "workloads/a",
+        "workloads/b",
+        "services/a",
+    ]
+    nodes = [node["id"] for node in (await view(world, opened=frozenset({"a"})))["nodes"]]
+    assert nodes[:2] == ["workload/a/s0", "workloads/b"]
+    assert len(nodes) == 33
+
+
+@pytest.mark.parametrize(
+    ("selection", "results_shown", "nodes"),
+    [
+        ({"only": PLAINTEXT}, {"plaintext"}, {"workload/b/old", "service/a/web", "service/a/db"}),
+        ({"only": PROBLEMS}, set(), {"service/b/none"}),
+        (
+            {"namespace": "b"},
+            {"plaintext"},
+            {"workload/b/old", "service/a/web", "service/a/db", "service/b/none"},
+        ),
+        ({"namespace": "unknown"}, set(), set()),
+    ],
+)
+async def test_filters(selection, results_shown, nodes):
+    found = await view(mesh(*FACTS), **selection)
+    assert set(results(found).values()) == results_shown
+    assert {node["id"] for node in found["nodes"]} == nodes
+    assert found["allNamespaces"] == ["a", "b"]
+
+
+async def test_selected_node_keeps_all_nodes():
+    found = await view(mesh(*FACTS), node="workload/a/web")
+    assert results(found) == {("workload/a/web", "service/a/db"): "mtls"}
+    assert len(found["nodes"]) == 6
+
+
+async def test_observed_traffic_belongs_to_its_edge():
+    seen = {("b", "old"): {"plaintext": 3}}
+    found = await view(mesh(*FACTS), lambda workload, _: seen.get(workload))
+    assert {edge["from"]: edge["observed"] for edge in found["edges"]} == {
+        "workload/a/web": None,
+        "workload/a/db": None,
+        "workload/b/old": {"plaintext": 3},
+    }
+
+
+async def test_empty_mesh_has_an_empty_map():
+    found = await view(mesh())
+    assert (found["nodes"], found["edges"], found["height"]) == ([], [], 0)

@@ -1,0 +1,72 @@
+"""How far namespaces are on the way to STRICT, and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.policy.world import HTTP, mesh, peer, pod, service
+from xds.mesh.controlplane.page.migration import compute_breaks, find_breaks, rows
+from xds.mesh.model.objects import Mode, Ref, Served
+
+FACTS = (
+    pod("web", "a"),
+    pod("db", "a"),
+    pod("old", "b", sidecar=False),
+    service("web", "a", HTTP),
+)
+
+
+async def table(world, breaks=None):
+    if breaks is None:
+        async for found in compute_breaks(world):
+            breaks = found
+    return {(row["namespace"], row["workload"]): row for row in await rows(world, breaks)}
+
+
+async def test_rows_name_who_would_break():
+    found = await table(mesh(*FACTS))
+    assert list(found) == [("a", ""), ("a", "db"), ("a", "web"), ("b", ""), ("b", "old")]
+    row = found["a", ""]
+    assert (row["pods"], row["sidecars"], row["strict"]) == (2, 2, 0)
+    assert row["modes"] == {"PERMISSIVE": 2}
+    assert [ref["kind"] for ref in row["decidedBy"]] == ["MeshPolicy"]
+    (broken,) = row["breaks"]
+    assert (broken["clients"], broken["target"], broken["effect"]) == ("old.b", "web.a:80", "breaks")
+    assert (row["stage"], row["nextStep"][:25]) == ("blocked", "Add a sidecar to old.b, o")
+    assert found["a", "web"]["stage"] == "blocked"
+    assert found["a", "db"]["stage"] == "ready"
+    assert (found["b", ""]["stage"], found["b", ""]["nextStep"]) == ("sidecars", "Add sidecars to old")
+    assert found["b", ""]["breaks"] == []
+
+
+async def test_strict_namespace_is_done():
+    found = await table(mesh(*FACTS, peer("a", "STRICT")))
+    row = found["a", ""]
+    assert (row["stage"], row["strict"], row["breaks"]) == ("done", 2, [])
+    assert row["decidedBy"][0]["name"] == "default"
+
+
+async def test_mode_in_force_is_the_served_one():
+    world = mesh(*FACTS, peer("a", "STRICT"))
+    ports = [(Ref("Pod", "a", name), port) for name in ("web", "db") for port in (0, 8080)]
+    held = world.with_served(Served(modes=dict.fromkeys(ports, Mode.PERMISSIVE)))
+    assert (await table(held))["a", ""]["modes"] == {"PERMISSIVE": 2}
+    assert (await table(held))["a", ""]["stage"] == "ready"
+
+
+async def test_unchecked_namespace_says_so():
+    row = (await table(mesh(*FACTS), breaks={}))["a", ""]
+    assert (row["breaks"], row["stage"]) == (None, "checking")
+
+
+def test_current_policy_is_replaced():
+    """A second PeerAuthentication for the namespace would have no effect."""
+    world = mesh(*FACTS, peer("a", "PERMISSIVE", name="mine", age=5))
+    assert len(find_breaks(world, "a")) == 1
+
+
+def test_probes_of_strict_pods_break():
+    probed = replace(pod("web", "a"), probe_ports=(8080,))
+    (broken,) = find_breaks(mesh(probed), "a")
+    assert (broken.clients, broken.target) == ("kubelet-probe", "port 8080 of web.a")
+    assert broken.servers == {("a", "web")}

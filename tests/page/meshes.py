@@ -1,0 +1,81 @@
+"""Folders of manifests for the tests of the page, and a sidecar that connects and never ACKs."""
+
+from __future__ import annotations
+
+import queue
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+from envoy_data_plane.envoy.config.core.v3 import Node
+from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
+
+from xds.snapshot import CLUSTER
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "envoy" / "auto-mtls"
+NODE_ID = "sidecar~127.10.1.2~sleep.full~full.svc.cluster.local"
+_ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: full}
+spec: {mtls: {mode: STRICT}}
+"""
+INVALID = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: wrong, namespace: partial}
+spec: {selector: {matchLabels: {app: none}}, mtls: {mode: STRICKT}}
+"""
+_SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80, targetPort: 8080}}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}-0
+  namespace: {namespace}
+  labels: {{app: {name}{label}}}
+spec: {{serviceAccountName: {name}, containers: [{{name: {name}, ports: [{{containerPort: 8080}}]}}]}}
+status: {{podIP: {address}}}
+---
+"""
+
+
+def istio_task(folder: Path) -> Path:
+    """Return a folder with the workloads of the Istio task."""
+    return Path(shutil.copytree(EXAMPLES / "workloads", folder))
+
+
+def many_services(folder: Path, namespaces: int, services: int) -> Path:
+    """Return a folder with services in several namespaces. One service in ten has no sidecar."""
+    folder.mkdir()
+    for number in range(namespaces):
+        text = ""
+        for index in range(services):
+            label = "" if index % 10 == 9 else ", security.istio.io/tlsMode: istio"
+            address = f"10.0.{number}.{index + 1}"
+            text += _SERVICE.format(name=f"s{index}", namespace=f"ns{number}", label=label, address=address)
+        (folder / f"ns{number}.yaml").write_text(text)
+    return folder
+
+
+@contextmanager
+def connected_sidecar(port: int) -> Iterator[None]:
+    """Keep the stream of a sidecar open that has received its clusters, and has not ACKed them."""
+    requests = queue.Queue[bytes | None]()
+    requests.put(bytes(DiscoveryRequest(node=Node(id=NODE_ID, user_agent_name="envoy"), type_url=CLUSTER)))
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_stream(_ADS)(iter(requests.get, None), timeout=600)
+        try:
+            next(call)
+            yield
+        finally:
+            requests.put(None)
+            call.cancel()

@@ -1,0 +1,295 @@
+"""The page in Chromium, on a running `xds serve`: every view, filter and live change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.serve_process import ServeProcess, serving
+from tests.page.meshes import INVALID, NODE_ID, STRICT, connected_sidecar, istio_task, many_services
+
+VIEWS = ("map", "migration", "rollouts", "proxies", "problems")
+EDGE = '.edge[data-key="workload/{} service/{}"]'
+
+
+class Server:
+    """A control plane, and the folder that it reads."""
+
+    def __init__(self, folder: Path, process: ServeProcess) -> None:
+        self.folder = folder
+        self.process = process
+
+    def url(self, route: str = "") -> str:
+        return f"http://127.0.0.1:{self.process.admin}/#/{route}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    """The Istio task, with an invalid object and one connected sidecar."""
+    folder = istio_task(tmp_path_factory.mktemp("page") / "mesh")
+    (folder / "invalid.yaml").write_text(INVALID)
+    with serving(folder) as process, connected_sidecar(process.xds):
+        yield Server(folder, process)
+
+
+@pytest.fixture
+def own_server(tmp_path) -> Iterator[Server]:
+    """The Istio task, for a test that changes it."""
+    folder = istio_task(tmp_path / "mesh")
+    with serving(folder) as process:
+        yield Server(folder, process)
+
+
+def open_view(page, server: Server, route: str) -> None:
+    page.goto("about:blank")
+    page.goto(server.url(route))
+    page.wait_for_selector("main:not([aria-busy])", state="attached")
+    page.wait_for_selector("#connection.live")
+
+
+def edges(page, result: str) -> set[str]:
+    return {edge.get_attribute("data-key") for edge in page.query_selector_all(f".edge.{result}[role]")}
+
+
+# --- map ----------------------------------------------------------------------------------------------------
+
+
+def test_map_shows_what_connections_use(page, server):
+    open_view(page, server, "map")
+    assert "workload/full/sleep service/full/httpbin" in edges(page, "mtls")
+    assert "workload/legacy/sleep service/full/httpbin" in edges(page, "plaintext")
+    label = page.get_attribute(EDGE.format("full/sleep", "partial/httpbin"), "aria-label")
+    assert label == (
+        "sleep.full to httpbin.partial: partly mutual TLS, 1 of 2 endpoints (endpoint-without-sidecar)"
+    )
+    assert "1 of 2" in page.text_content(".label.mixed text")
+    assert page.get_attribute(f"{EDGE.format('full/sleep', 'full/httpbin')}", "class") == (
+        "edge mtls predicted"
+    )
+    assert "No observed data" in page.text_content(".summary")
+
+
+def test_click_or_enter_explains_a_connection(page, server):
+    open_view(page, server, "map")
+    page.click('.label[data-edge="workload/full/sleep service/full/httpbin"]')
+    page.wait_for_selector("#panel .group")
+    text = page.text_content("#panel")
+    assert "sleep.full → httpbin.full" in text
+    assert "Decided by MeshPolicy default" in text
+    assert "Client sleep.full: … CDS waiting" in text
+    assert "no observed data" in text
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#panel", state="hidden")
+    page.focus('[data-key="workload/legacy/sleep"]')
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#panel .group")
+    assert "sleep.legacy →" in page.text_content("#panel h2")
+    route = page.evaluate("location.hash")
+    open_view(page, server, route.removeprefix("#/"))
+    page.wait_for_selector("#panel .group")
+
+
+def test_map_filters_are_part_of_the_url(page, server):
+    open_view(page, server, "map")
+    page.select_option('[data-key="only"]', "plaintext")
+    page.wait_for_selector(EDGE.format("full/sleep", "full/httpbin"), state="detached")
+    assert not edges(page, "mtls")
+    assert edges(page, "plaintext")
+    page.select_option('[data-key="namespace"]', "partial")
+    page.wait_for_selector(EDGE.format("legacy/sleep", "full/httpbin"), state="detached")
+    assert all("/partial/" in edge for edge in edges(page, "plaintext") | edges(page, "mixed"))
+    assert page.evaluate("location.hash") == "#/map?only=plaintext&namespace=partial"
+    page.select_option('[data-key="only"]', "problems")
+    page.wait_for_selector(".empty")
+    assert "Nothing matches" in page.text_content(".empty")
+
+
+def test_slash_focuses_the_search(page, server):
+    open_view(page, server, "map")
+    page.keyboard.press("/")
+    page.keyboard.type("sleep.full")
+    page.wait_for_selector(".node.dim")
+    assert page.get_attribute('[data-key="workload/full/sleep"]', "class") == "node client"
+    assert page.input_value("input[type=search]") == "sleep.full"
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".node.dim", state="detached")
+
+
+def test_policy_change_is_seen_on_the_map(page, own_server):
+    open_view(page, own_server, "map")
+    before = page.get_attribute('[data-key="workload/full/sleep"] rect', "y")
+    page.wait_for_selector(f"{EDGE.format('legacy/sleep', 'full/httpbin')}.plaintext", state="attached")
+    (own_server.folder / "strict.yaml").write_text(STRICT)
+    page.wait_for_selector(f"{EDGE.format('legacy/sleep', 'full/httpbin')}.fails", state="attached")
+    assert page.get_attribute('[data-key="workload/full/sleep"] rect', "y") == before
+    assert "server-requires-mtls" in page.text_content(".label.fails text")
+    (own_server.folder / "strict.yaml").unlink()
+    page.wait_for_selector(f"{EDGE.format('legacy/sleep', 'full/httpbin')}.plaintext", state="attached")
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def test_migration_names_who_would_break(page, server):
+    open_view(page, server, "migration")
+    page.wait_for_selector("summary[data-key='breaks partial ']")
+    row = page.locator("tr", has=page.locator("[data-key='toggle partial']"))
+    assert "1 of 2" in row.inner_text()
+    assert "httpbin.legacy, sleep.legacy" in row.inner_text()
+    assert "Add sidecars to httpbin" in row.inner_text()
+    assert "0 % of 6 pods" in page.inner_text(".headline")
+    page.click("[data-key='toggle full']")
+    page.wait_for_selector("tr.child")
+    assert page.locator("tr.child").count() == 2
+    page.select_option('[data-key="stage"]', "sidecars")
+    page.wait_for_selector("[data-key='toggle full']", state="detached")
+
+
+def test_migration_is_done_when_all_is_strict(page, own_server):
+    open_view(page, own_server, "migration")
+    (own_server.folder / "strict.yaml").write_text(STRICT)
+    page.wait_for_selector(".headline >> text=33 % of 6 pods")
+    row = page.locator("tr", has=page.locator("[data-key='toggle full']"))
+    assert "Done" in row.inner_text()
+    assert "PeerAuthentication full/default" in row.inner_text()
+
+
+def test_proxies_have_the_words_of_xds_status(page, server):
+    open_view(page, server, "proxies")
+    row = page.locator("tr", has_text="sleep.full")
+    assert "waiting" in row.inner_text()
+    assert "CDS waiting" in row.inner_text()
+    assert "not connected" in page.locator("tr", has_text="httpbin.partial").inner_text()
+    page.click("[data-key='sort Proxy']")
+    page.wait_for_selector("th[aria-sort=ascending]")
+    page.click("[data-key='sort Proxy']")
+    page.wait_for_selector("th[aria-sort=descending]")
+    assert "httpbin.partial" in page.locator("tbody tr").first.inner_text()
+    page.select_option('[data-key="state"]', "not connected")
+    page.wait_for_selector("text=sleep.full", state="detached")
+    assert page.locator("tbody tr").count() == 2
+
+
+def test_proxy_has_its_redacted_configuration(page, server):
+    open_view(page, server, "proxies")
+    page.click("text=sleep.full")
+    page.wait_for_selector("text=All proxies")
+    page.wait_for_selector("h2 >> text=Configuration")
+    assert NODE_ID in page.inner_text(".facts")
+    page.fill("input[type=search]", "CDS 8000 httpbin.full")
+    page.click("tbody a >> nth=0")
+    page.wait_for_selector("#panel pre")
+    assert "httpbin.full" in json.loads(page.inner_text("#panel pre"))["name"]
+
+
+def test_problems_name_the_place(page, server):
+    open_view(page, server, "problems")
+    text = page.inner_text("tbody")
+    assert "invalid.yaml" in text
+    assert "STRICKT" in text
+    page.select_option('[data-key="namespace"]', "partial")
+    page.fill("input[type=search]", "no such text")
+    page.wait_for_selector("text=No problem matches the filters")
+
+
+def test_rollout_shows_what_it_waits_for(page, own_server):
+    open_view(page, own_server, "rollouts")
+    assert "No rollout is in progress" in page.inner_text(".empty")
+    with connected_sidecar(own_server.process.xds):
+        (own_server.folder / "strict.yaml").write_text(STRICT)
+        page.wait_for_selector("h2 >> text=Endpoints")
+        row = page.inner_text("tbody tr >> nth=0")
+        assert "STRICT" in row
+        assert "sleep.full" in row or "its own sidecar" in row
+
+
+# --- states -------------------------------------------------------------------------------------------------
+
+
+def test_page_reconnects(page, own_server):
+    open_view(page, own_server, "migration")
+    own_server.process.stop()
+    page.wait_for_selector("#banner:not([hidden])")
+    assert page.inner_text("#connection") == "Disconnected"
+    assert "full" in page.inner_text("tbody")
+    (own_server.folder / "strict.yaml").write_text(STRICT)
+    own_server.process.start()
+    page.wait_for_selector("#connection.live")
+    page.wait_for_selector("#banner", state="hidden")
+    page.wait_for_selector("td >> text=Done:")
+
+
+def test_empty_mesh(page, tmp_path):
+    (tmp_path / "mesh").mkdir()
+    with serving(tmp_path / "mesh") as process:
+        server = Server(tmp_path / "mesh", process)
+        for view, text in {
+            "map": "There are no workloads and services",
+            "migration": "There are no pods",
+            "rollouts": "No rollout is in progress",
+            "proxies": "No proxy is connected",
+            "problems": "No problems",
+        }.items():
+            open_view(page, server, view)
+            assert text in page.inner_text(".empty")
+
+
+def test_large_mesh_is_collapsed_and_paged(page, tmp_path):
+    folder = many_services(tmp_path / "mesh", 10, 25)
+    with serving(folder) as process:
+        server = Server(folder, process)
+        open_view(page, server, "map")
+        assert page.locator(".node").count() == 20
+        assert page.locator(".namespace-title[aria-expanded=true]").count() == 0
+        page.click('[data-key="namespace ns3"]')
+        page.wait_for_selector('[data-key="service/ns3/s24"]')
+        assert page.locator(".node").count() == 18 + 50
+        page.click("summary[data-key=listing]")
+        page.wait_for_selector(".listing .pager")
+        assert page.locator(".listing tbody tr").count() == 200
+        page.click(".listing [data-key=next]")
+        page.wait_for_selector(".listing [data-key=previous]:not([disabled])")
+        open_view(page, server, "migration?rows=all")
+        assert page.locator("tbody tr").count() == 200
+        assert "1 to 200 of 260" in page.inner_text(".pager")
+
+
+# --- everybody ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_views_are_accessible(page, server, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.emulate_media(color_scheme=scheme)
+    routes = [*VIEWS, "map?client=sleep.full&service=httpbin.full", f"proxies/{NODE_ID}"]
+    for route in routes:
+        open_view(page, server, route)
+        page.wait_for_selector("#panel .group" if "client=" in route else ".output > :not(.loading)")
+        results = axe.run(page)
+        assert results.response["violations"] == [], f"{route}: {results.generate_report()}"
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_views_fit_the_screen(page, server, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    for route in (*VIEWS, "map?client=sleep.full&service=httpbin.full", f"proxies/{NODE_ID}"):
+        open_view(page, server, route)
+        page.wait_for_selector("#panel .group" if "client=" in route else ".output > :not(.loading)")
+        assert page.evaluate("document.documentElement.scrollWidth") == width, route
+
+
+def test_keyboard_reaches_every_view(page, server):
+    open_view(page, server, "map")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "skip"
+    for view in VIEWS:
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.hash") == f"#/{view}"
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h1 >> text=Problems")
+    assert page.evaluate("document.activeElement.id") == "main"

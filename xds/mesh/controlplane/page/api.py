@@ -1,0 +1,325 @@
+"""The HTTP API below /api/v1, and the files of the page.
+
+Responses have the JSON form of the gRPC services' messages (xds.mesh.v1), with additions that
+docs/reference/http-api.md describes. All requests only read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from aiohttp import web
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from xds.introspect.clock import Clock
+from xds.introspect.cooperative import Checkpoint
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.objects_service import ObjectsService
+from xds.mesh.controlplane.page import config, migration
+from xds.mesh.controlplane.page.access import Access, Respond
+from xds.mesh.controlplane.page.events import Events
+from xds.mesh.controlplane.page.graph import (
+    PLAINTEXT,
+    PROBLEMS,
+    Graph,
+    ObservedTraffic,
+    Selection,
+    map_view,
+    predict,
+)
+from xds.mesh.controlplane.page.refresh import Refresher
+from xds.mesh.controlplane.policies_service import PoliciesService
+from xds.mesh.controlplane.problem_times import FoundProblem
+from xds.mesh.controlplane.proxies_service import ProxiesService
+from xds.mesh.controlplane.rollouts_service import RolloutsService, without_time
+from xds.mesh.controlplane.status import expiry, overall_state, proxy_state, type_line, type_word, types
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import UnknownNameError
+from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
+from xds.protocol.types import short_name
+from xds.server import DiscoveryService
+from xds.server.http import client_of
+from xds.server.proxies import truncate
+
+PREFIX = "/api/v1"
+MAX_OPENED = 1000
+"""Maximum number of namespaces in a request for the map."""
+DEFAULT_WIDTH = 1200
+"""Width of a map if the request does not contain it, in pixels."""
+
+_CONTENT_TYPES = {
+    "html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"
+}  # fmt: skip
+
+
+class Backend(NamedTuple):
+    """What the API reads."""
+
+    controller: Controller
+    discovery: DiscoveryService
+    proxies: ProxiesService
+    rollouts: RolloutsService
+    policies: PoliciesService
+    objects: ObjectsService
+    found_problems: Callable[[], Iterable[FoundProblem]]
+    """Returns the current problems of objects and settings."""
+    observed: ObservedTraffic = lambda *_: None
+    """Returns what was observed from a workload to a service."""
+
+
+class Page:
+    """The page and its API, for `AdminServer`. Until `start` is called, the API responds with status 503.
+
+    Args:
+        access: Decides which requests are answered.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._backend: Backend | None = None
+        self._graph: Refresher[Graph] = Refresher(self._mesh, _compute_graph)
+        self._breaks: Refresher[migration.Breaks] = Refresher(self._mesh, migration.compute_breaks)
+        self._events = Events(self._states)
+
+    def start(self, backend: Backend) -> None:
+        """Start to answer requests of the API."""
+        self._backend = backend
+
+    def add_routes(self, app: web.Application) -> None:
+        """Add the page and its API to an application that has not started."""
+        for name, body in _files():
+            path = "/" if name == "index.html" else f"/page/{name}"
+            respond = _file_handler(body, _CONTENT_TYPES[name.rpartition(".")[2]])
+            app.router.add_get(path, self._access.guarded(respond, is_document=path == "/"))
+        handlers: dict[str, Respond] = {
+            "proxies": self._json(self._proxies),
+            "config": self._json(self._config),
+            "problems": self._json(self._problems),
+            "rollouts": self._json(self._rollouts),
+            "explain": self._json(self._explain),
+            "map": self._json(self._map),
+            "migration": self._json(self._migration),
+            "events": self._stream_events,
+        }
+        for name, handler in handlers.items():
+            app.router.add_get(f"{PREFIX}/{name}", self._access.guarded(handler))
+        app.on_shutdown.append(self._stop)
+
+    async def _stop(self, _: web.Application) -> None:
+        await self._events.close()
+        await self._graph.stop()
+        await self._breaks.stop()
+
+    def _json(self, read: Callable[[Backend, Mapping[str, str]], Any]) -> Respond:
+        """Return a handler that responds with what a function returns, as JSON."""
+
+        async def respond(request: web.Request) -> web.Response:
+            if self._backend is None:
+                return _error(503, "the control plane is starting")
+            try:
+                text = await _encode(request, await read(self._backend, request.query))
+            except _NotReadyError as error:
+                return _error(503, str(error))
+            except LookupError as error:
+                return _error(404, str(error.args[0]))
+            except ValueError as error:
+                return _error(400, str(error))
+            return web.Response(text=text, content_type="application/json")
+
+        return respond
+
+    async def _stream_events(self, request: web.Request) -> web.StreamResponse:
+        if self._backend is None:
+            return _error(503, "the control plane is starting")
+        return await self._events.respond(request)
+
+    def _mesh(self) -> Mesh:
+        return self._backend.controller.mesh if self._backend else Mesh()
+
+    # --- views ----------------------------------------------------------------------------------------------
+
+    async def _proxies(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
+        request = proxies_pb2.ListProxiesRequest(
+            proxy=query.get("proxy", ""),
+            namespace=query.get("namespace", ""),
+            unsynced=_flag(query, "unsynced"),
+        )
+        response = await backend.proxies.list(backend.discovery, request)
+        checkpoint, proxies = Checkpoint(), []
+        for proxy in response.proxies:
+            proxies.append(_proxy(proxy, response))
+            await checkpoint()
+        del response.proxies[:]
+        return _as_dict(response) | {"proxies": proxies}
+
+    async def _config(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
+        node_id = query.get("proxy", "")
+        streams = [stream for stream in backend.discovery.streams if stream.node.id == node_id]
+        if not streams:
+            raise LookupError(f"no proxy with the node ID {truncate(node_id)!r} is connected")
+        if name := query.get("name", ""):
+            return {"content": await config.content(streams, query.get("type", ""), name)}
+        return await config.resources(streams)
+
+    async def _problems(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
+        request = objects_pb2.ListProblemsRequest(
+            namespace=query.get("namespace", ""), notices=_flag(query, "notices")
+        )
+        return _as_dict(backend.objects.list_problems(request))
+
+    async def _rollouts(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
+        request = rollouts_pb2.ListRolloutsRequest(namespace=query.get("namespace", ""))
+        return _as_dict(await backend.rollouts.list(request, Clock.read()))
+
+    async def _explain(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
+        request = policies_pb2.ExplainRequest(
+            client=query.get("client", ""), service=query.get("service", "")
+        )
+        try:
+            response = await backend.policies.explain(backend.discovery, request)
+        except UnknownNameError as error:
+            raise LookupError(truncate(str(error))) from error
+        return _as_dict(response) | {"observed": None}
+
+    async def _map(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
+        selection = _selection(query)
+        graph = await self._graph.get()
+        if graph is None:
+            raise _NotReadyError("the map could not be computed; see the control plane's log")
+        is_current = self._graph.is_current
+        return await map_view(graph, selection, backend.observed) | {"current": is_current}
+
+    async def _migration(self, backend: Backend, _: Mapping[str, str]) -> dict[str, Any]:
+        self._breaks.trigger()
+        breaks = self._breaks.value if self._breaks.is_current else None
+        return {"rows": await migration.rows(backend.controller.mesh, breaks or {})}
+
+    # --- changes --------------------------------------------------------------------------------------------
+
+    async def _states(self) -> dict[str, Hashable]:
+        """Return the state of each view, to find out which have changed."""
+        backend = self._backend
+        if backend is None:
+            return {}
+        for refresher in (self._graph, self._breaks):
+            if refresher.version:  # A client has asked for it.
+                refresher.trigger()
+        controller = backend.controller
+        rollouts = await backend.rollouts.list(rollouts_pb2.ListRolloutsRequest(), _FIXED_CLOCK)
+        return {
+            "map": self._graph.version,
+            "migration": (self._breaks.version, id(controller.mesh)),
+            "problems": tuple(backend.found_problems()),
+            "proxies": await _proxies_state(backend),
+            "rollouts": without_time(rollouts).SerializeToString(deterministic=True),
+        }
+
+
+_FIXED_CLOCK = Clock(0.0)
+
+
+class _NotReadyError(Exception):
+    """A view cannot be shown now."""
+
+
+async def _compute_graph(mesh: Mesh) -> AsyncIterator[Graph]:
+    yield await predict(mesh)
+
+
+async def _proxies_state(backend: Backend) -> Hashable:
+    checkpoint, controller = Checkpoint(), backend.controller
+    state: list[Hashable] = [controller.absences()]
+    for stream in tuple(backend.discovery.streams):
+        subscriber = stream.subscriber
+        state.append(
+            (id(stream), stream.message_count, id(subscriber.snapshot), controller.problem_of(subscriber))
+        )
+        await checkpoint()
+    return tuple(state)
+
+
+def _proxy(proxy: proxies_pb2.Proxy, response: proxies_pb2.ListProxiesResponse) -> dict[str, Any]:
+    """Return a proxy as JSON values, with its state in the words of `xds status`."""
+    value = _as_dict(proxy)
+    value["state"] = overall_state(proxy)
+    value["status"] = proxy_state(proxy, response.time)
+    value["certificate"] = expiry(proxy, response.time)
+    value["words"] = {short_name(kind.type_url): type_word(kind, response.time) for kind in types(proxy)}
+    for stream, message in zip(value["streams"], proxy.streams, strict=True):
+        for kind, kind_message in zip(stream["types"], message.types, strict=True):
+            kind["status"] = type_line(kind_message, proxy.problem, response.time)
+    return value
+
+
+def _selection(query: Mapping[str, str]) -> Selection:
+    only = query.get("only", "")
+    if only not in {"", PROBLEMS, PLAINTEXT}:
+        raise ValueError(f"only must be {PROBLEMS} or {PLAINTEXT}, not {truncate(only)!r}")
+    width = query.get("width", str(DEFAULT_WIDTH))
+    if not (width.isascii() and width.isdecimal() and len(width) <= 5):
+        raise ValueError(f"width must be a number of pixels, not {truncate(width)!r}")
+    opened = frozenset(filter(None, query.get("opened", "").split(",", MAX_OPENED)))
+    return Selection(int(width), opened, query.get("node", ""), query.get("namespace", ""), only)
+
+
+def _flag(query: Mapping[str, str], name: str) -> bool:
+    value = query.get(name, "false")
+    if value not in {"true", "false"}:
+        raise ValueError(f"{name} must be true or false, not {truncate(value)!r}")
+    return value == "true"
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    value: dict[str, Any] = MessageToDict(message, always_print_fields_with_no_presence=True)
+    return value
+
+
+async def _encode(request: web.Request, value: Mapping[str, Any]) -> str:
+    """Return an object as JSON. Encode the items of its lists one by one, and yield to the event loop.
+
+    The CPU time counts as the client's.
+    """
+    checkpoint, started_at = Checkpoint(), time.thread_time()
+    seconds, members = 0.0, []
+    for name, member in value.items():
+        if isinstance(member, list):
+            items = []
+            for item in member:
+                items.append(json.dumps(item))
+                seconds += time.thread_time() - started_at
+                await checkpoint()
+                started_at = time.thread_time()
+            text = f"[{','.join(items)}]"
+        else:
+            text = json.dumps(member)
+        members.append(f"{json.dumps(name)}:{text}")
+    client_of(request).share.charge(
+        seconds + time.thread_time() - started_at, asyncio.get_running_loop().time()
+    )
+    return f"{{{','.join(members)}}}"
+
+
+def _error(status: int, text: str) -> web.Response:
+    return web.json_response({"error": text}, status=status)
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def _files() -> list[tuple[str, bytes]]:
+    """Return the names and contents of the page's files."""
+    folder = files("xds.mesh.controlplane.page") / "static"
+    return sorted((file.name, file.read_bytes()) for file in folder.iterdir())
+
+
+def _file_handler(body: bytes, content_type: str) -> Respond:
+    async def respond(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=content_type, charset="utf-8")
+
+    return respond

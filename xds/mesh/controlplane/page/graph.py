@@ -1,0 +1,357 @@
+"""The map: which workload's connections to which service use mutual TLS, use plaintext or fail.
+
+`predict` computes the results of a mesh once. `map_view` selects and arranges what one client looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from xds.introspect.cooperative import Checkpoint
+from xds.mesh.controlplane.page.layout import (
+    Band,
+    Box,
+    LabelPlacer,
+    Layout,
+    arrange,
+    clamp_width,
+    connect,
+)
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import natural_key
+from xds.mesh.model.objects import Service
+from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
+from xds.mesh.policy.hops import RANKS, Clients, Hop, clients_of, hops
+from xds.mesh.policy.reach import Result
+
+MAX_OPEN_SERVICES = 30
+"""Number of services up to which all namespaces are open. In a larger mesh, they are closed until opened."""
+MAX_TEXTS = 100
+"""Number of edges up to which those that do not fail have a text, too."""
+MAX_EDGES = 800
+"""Maximum number of edges on a map. The worst ones are shown, the others are only counted."""
+
+PROBLEMS, PLAINTEXT = "problems", "plaintext"
+"""Filters: connections that fail, and connections that use plaintext."""
+
+ServiceKey: TypeAlias = tuple[str, str]
+"""Namespace and name of a service."""
+ObservedTraffic: TypeAlias = Callable[[WorkloadKey, ServiceKey], Mapping[str, Any] | None]
+"""Returns what was observed from a workload to a service, as JSON values; None if nothing was."""
+
+
+class Senders(NamedTuple):
+    """Workloads with clients that get the same answers."""
+
+    clients: tuple[Clients, ...]
+    """The client pods."""
+    examples: Mapping[WorkloadKey, str]
+    """One of the clients of each workload, as POD.NAMESPACE."""
+
+
+class Prediction(NamedTuple):
+    """The result of the connections from some workloads to some endpoints of a service port."""
+
+    senders: Senders
+    service: ServiceKey
+    result: Result
+    reason: str
+    endpoints: int
+    """Number of endpoints; 0 if the service port has no ready endpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """The predicted results of a mesh."""
+
+    workloads: Mapping[WorkloadKey, Workload]
+    """All workloads with pods that have not ended."""
+    services: Mapping[ServiceKey, Service]
+    """All services with a TCP port."""
+    servers: Mapping[ServiceKey, frozenset[WorkloadKey]]
+    """Workloads of each service's ready endpoints."""
+    predictions: Sequence[Prediction]
+    """The results."""
+
+
+async def predict(mesh: Mesh) -> Graph:
+    """Compute the results of a mesh, in slices of a few milliseconds."""
+    checkpoint = Checkpoint()
+    senders: dict[int, Senders] = {}
+    servers: dict[ServiceKey, set[WorkloadKey]] = {}
+    services: dict[ServiceKey, Service] = {}
+    predictions = []
+    for hop in hops(mesh):
+        await checkpoint()
+        if id(hop.clients) not in senders:
+            senders[id(hop.clients)] = Senders(hop.clients, _examples(hop))
+        key = (hop.service.namespace, hop.service.name)
+        services[key] = hop.service
+        pods = {endpoint.pod.ref: endpoint.pod for endpoint in hop.endpoints if endpoint.pod}
+        servers.setdefault(key, set()).update(map(workload_key, pods.values()))
+        predictions.append(
+            Prediction(
+                senders[id(hop.clients)], key, hop.answer.result, str(hop.answer.reason), len(hop.endpoints)
+            )
+        )
+    return Graph(
+        workloads=workloads_of(clients_of(mesh)),
+        services=services,
+        servers={key: frozenset(found) for key, found in servers.items()},
+        predictions=predictions,
+    )
+
+
+def _examples(hop: Hop) -> dict[WorkloadKey, str]:
+    examples: dict[WorkloadKey, str] = {}
+    for pod in (pod for clients in hop.clients for pod in clients.pods):
+        examples.setdefault(workload_key(pod), f"{pod.name}.{pod.namespace}")
+    return examples
+
+
+# --- one view -----------------------------------------------------------------------------------------------
+
+
+class Selection(NamedTuple):
+    """What a client looks at."""
+
+    width: int
+    """Width of the map, in pixels."""
+    opened: frozenset[str] = frozenset()
+    """Namespaces that are not in their default state, which depends on MAX_OPEN_SERVICES."""
+    node: str = ""
+    """Show only the connections of this node; empty for all."""
+    namespace: str = ""
+    """Show only what is connected to this namespace; empty for all."""
+    only: str = ""
+    """PROBLEMS or PLAINTEXT, to show only such connections; empty for all."""
+
+
+class _Connection(NamedTuple):
+    """A workload that calls a service."""
+
+    workload: WorkloadKey
+    client: str
+    """A pod of the workload, as POD.NAMESPACE."""
+    service: ServiceKey
+    result: Result
+
+
+@dataclass(slots=True)
+class _Edge:
+    """The connections between two nodes."""
+
+    counts: dict[Result, int] = field(default_factory=lambda: dict.fromkeys(Result, 0))
+    """Number of endpoints by result, summed over the workloads and services of closed namespaces."""
+    reasons: dict[str, Result] = field(default_factory=dict)
+    services: dict[ServiceKey, int] = field(default_factory=dict)
+    """Number of workloads that call each service."""
+    worst: _Connection | None = None
+    """One of the connections with the worst result."""
+
+    @property
+    def result(self) -> str:
+        """The result as a word: `fails`, `plaintext`, `mixed` or `mtls`."""
+        if self.counts[Result.FAILS]:
+            return "fails"
+        if not self.counts[Result.PLAINTEXT]:
+            return "mtls"
+        return "mixed" if self.counts[Result.MTLS] else "plaintext"
+
+
+_RANKS = {"fails": 0, "plaintext": 1, "mixed": 2, "mtls": 3}
+_SHOWN = {"": set(_RANKS), PROBLEMS: {"fails"}, PLAINTEXT: {"plaintext", "mixed"}}
+_EdgeKey: TypeAlias = tuple[str, str]
+"""IDs of the nodes of a client and a service."""
+
+
+async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic) -> dict[str, Any]:
+    """Return the map as JSON values: boxes of namespaces, nodes and edges, with their positions."""
+    names = sorted({key[0] for key in (*graph.workloads, *graph.services)}, key=natural_key)
+    opens_all = len(graph.services) <= MAX_OPEN_SERVICES
+    opened = {name for name in names if (name in selection.opened) != opens_all}
+    edges = await _edges(graph, opened)
+    dead = _without_endpoint(graph)
+    shown = {
+        key: edge
+        for key, edge in edges.items()
+        if edge.result in _SHOWN[selection.only]
+        and (not selection.namespace or selection.namespace in {_namespace(node) for node in key})
+    }
+    ranked = sorted(shown, key=lambda key: (_RANKS[shown[key].result], *key))
+    kept = {node for key in ranked for node in key}
+    if selection.only != PLAINTEXT:
+        kept |= {_service_node(key, opened) for key in dead if selection.namespace in {"", key[0]}}
+    if selection.node:
+        ranked = [key for key in ranked if selection.node in key]
+    nodes = _nodes(graph, opened, dead)
+    if selection.only or selection.namespace:
+        nodes = {
+            node: value for node, value in nodes.items() if node in kept or _is_selected(node, selection)
+        }
+    layout = arrange(_bands(names, nodes), clamp_width(selection.width))
+    return {
+        "width": layout.width,
+        "height": layout.height,
+        "namespaces": [
+            {"name": name, "open": name in opened, **layout.bands[name]._asdict()} for name in layout.bands
+        ],
+        "nodes": [{**node, **layout.nodes[node["id"]]._asdict()} for node in nodes.values()],
+        "edges": await _edge_values({key: shown[key] for key in ranked[:MAX_EDGES]}, layout, observed),
+        "moreEdges": len(ranked[MAX_EDGES:]),
+        "allNamespaces": names,
+    }
+
+
+def _is_selected(node: str, selection: Selection) -> bool:
+    return not selection.only and _namespace(node) == selection.namespace
+
+
+async def _edges(graph: Graph, opened: set[str]) -> dict[_EdgeKey, _Edge]:
+    """Return the connections between nodes, in slices of a few milliseconds."""
+    checkpoint = Checkpoint()
+    edges: dict[_EdgeKey, _Edge] = {}
+    members: dict[int, dict[str, list[tuple[WorkloadKey, str]]]] = {}
+    for prediction in graph.predictions:
+        await checkpoint()
+        if not prediction.endpoints:
+            continue
+        senders, service = prediction.senders, prediction.service
+        if id(senders) not in members:
+            by_node: dict[str, list[tuple[WorkloadKey, str]]] = {}
+            for workload, client in senders.examples.items():
+                by_node.setdefault(_client_node(workload, opened), []).append((workload, client))
+            members[id(senders)] = by_node
+        target = _service_node(service, opened)
+        own = _only(graph.servers[service])  # A workload rarely calls itself.
+        own_node = _client_node(own, opened) if own in senders.examples else ""
+        for node, callers in members[id(senders)].items():
+            others = callers if node != own_node else [caller for caller in callers if caller[0] != own]
+            if others:
+                _add(edges.setdefault((node, target), _Edge()), prediction, others)
+    return edges
+
+
+def _only(workloads: frozenset[WorkloadKey]) -> WorkloadKey:
+    """Return the only workload of a service; an unused key if it has several."""
+    return next(iter(workloads)) if len(workloads) == 1 else ("", "")
+
+
+def _add(edge: _Edge, prediction: Prediction, callers: Sequence[tuple[WorkloadKey, str]]) -> None:
+    result, service = prediction.result, prediction.service
+    edge.counts[result] += prediction.endpoints * len(callers)
+    edge.services[service] = max(edge.services.get(service, 0), len(callers))
+    if result is not Result.MTLS:
+        edge.reasons.setdefault(prediction.reason, result)
+    if edge.worst is None or RANKS[result] < RANKS[edge.worst.result]:
+        edge.worst = _Connection(*callers[0], service, result)
+
+
+def _without_endpoint(graph: Graph) -> dict[ServiceKey, str]:
+    """Return the services with a port that has no ready endpoint, and the reason."""
+    return {
+        prediction.service: prediction.reason
+        for prediction in graph.predictions
+        if not prediction.endpoints and prediction.result is Result.FAILS
+    }
+
+
+def _client_node(key: WorkloadKey, opened: set[str]) -> str:
+    namespace, name = key
+    return f"workload/{namespace}/{name}" if namespace in opened else f"workloads/{namespace}"
+
+
+def _service_node(key: ServiceKey, opened: set[str]) -> str:
+    namespace, name = key
+    return f"service/{namespace}/{name}" if namespace in opened else f"services/{namespace}"
+
+
+def _namespace(node: str) -> str:
+    return node.split("/")[1]
+
+
+def _nodes(graph: Graph, opened: set[str], dead: Mapping[ServiceKey, str]) -> dict[str, dict[str, Any]]:
+    """Return the nodes as JSON values, by ID."""
+    nodes: dict[str, dict[str, Any]] = {}
+    for key, workload in graph.workloads.items():
+        node = _client_node(key, opened)
+        value = nodes.setdefault(node, _node(node, key) | {"workloads": 0, "pods": 0, "sidecars": 0})
+        value["workloads"] += 1
+        value["pods"] += len(workload.pods)
+        value["sidecars"] += workload.sidecars
+    for key in sorted(graph.services, key=lambda key: natural_key(*key)):
+        node = _service_node(key, opened)
+        value = nodes.setdefault(node, _node(node, key) | {"services": 0, "problem": ""})
+        value["services"] += 1
+        value["problem"] = value["problem"] or dead.get(key, "")
+    return nodes
+
+
+def _node(node: str, key: tuple[str, str]) -> dict[str, Any]:
+    kind = node.partition("/")[0]
+    return {"id": node, "kind": kind, "namespace": key[0], "name": key[1] if node.count("/") > 1 else ""}
+
+
+def _bands(names: Iterable[str], nodes: Mapping[str, Mapping[str, Any]]) -> list[Band]:
+    columns: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in names}
+    for node, value in nodes.items():
+        columns[value["namespace"]][not value["kind"].startswith("workload")].append(node)
+    return [Band(name, *column) for name, column in columns.items() if any(column)]
+
+
+async def _edge_values(
+    edges: Mapping[_EdgeKey, _Edge], layout: Layout, observed: ObservedTraffic
+) -> list[dict[str, Any]]:
+    """Return the edges as JSON values, worst first."""
+    placer, checkpoint, values = LabelPlacer(), Checkpoint(), []
+    for (client, service), edge in edges.items():
+        await checkpoint()
+        curve = connect(layout.nodes[client], layout.nodes[service])
+        text = _label(edge) if edge.result == "fails" or len(edges) <= MAX_TEXTS else ""
+        box: Box | None = placer.place(curve, _label_width(text))
+        if box is None and text:
+            text = ""
+            box = placer.place(curve, _label_width(text))
+        worst = edge.worst
+        assert worst is not None  # noqa: S101 - an edge has a connection
+        connections = sum(edge.services.values())
+        values.append(
+            {
+                "id": f"{client} {service}",
+                "from": client,
+                "to": service,
+                "path": curve.path,
+                "label": {"text": text, **box._asdict()} if box else None,
+                "predicted": {
+                    "result": edge.result,
+                    **{str(result): edge.counts[result] for result in Result},
+                    "reasons": list(edge.reasons),
+                },
+                "observed": observed(worst.workload, worst.service) if connections == 1 else None,
+                "connections": connections,
+                "example": {
+                    "client": worst.client,
+                    "service": f"{worst.service[1]}.{worst.service[0]}",
+                    "result": str(worst.result),
+                },
+            }
+        )
+    return values
+
+
+def _label(edge: _Edge) -> str:
+    """Return the text beside the symbol of an edge; empty if the symbol says everything."""
+    counts = edge.counts
+    total = sum(counts.values())
+    if edge.result == "fails":
+        reason = next(reason for reason, result in edge.reasons.items() if result is Result.FAILS)
+        some = "" if counts[Result.FAILS] == total else f"{counts[Result.FAILS]} of {total}: "
+        return some + reason
+    return f"{counts[Result.MTLS]} of {total}" if edge.result == "mixed" else ""
+
+
+def _label_width(text: str) -> int:
+    """Return the width of a label in pixels: a symbol, and text in the small font."""
+    return 22 + (6 * len(text) + 6 if text else 0)

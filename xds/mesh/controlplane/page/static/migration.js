@@ -1,0 +1,135 @@
+// The view of the migration: how far each namespace and workload is on the way to STRICT.
+
+import { get } from "./api.js";
+import { badge, count, empty, h, objectName, replace } from "./dom.js";
+import { change, url } from "./route.js";
+import { table } from "./table.js";
+import { choice, matches, search, sync } from "./toolbar.js";
+
+export const title = "Migration";
+export const topics = ["migration"];
+
+const STAGES = {
+  done: ["good", "done"],
+  ready: ["good", "ready for STRICT"],
+  blocked: ["bad", "STRICT would break"],
+  sidecars: ["warn", "needs sidecars"],
+  checking: ["wait", "checking"],
+};
+
+export function create(route, refresh) {
+  const state = {};
+  const output = h("div", { class: "output" }, h("p", { class: "loading" }, "Loading"));
+  const toolbar = h(
+    "form",
+    { class: "toolbar", onsubmit: (event) => event.preventDefault() },
+    search(route, "Search namespaces and workloads"),
+    choice(route, "stage", "Stage", [["", "All"], ...Object.entries(STAGES).map(([name, [, text]]) => [name, text])]),
+    choice(route, "rows", "Rows", [["", "Namespaces"], ["all", "Namespaces and workloads"]]),
+  );
+  return {
+    element: h("div", {}, toolbar, output),
+    load: () => get("migration"),
+    fail: (note) => replace(output, note),
+    isVolatile: (data) => data.rows.some((row) => row.stage === "checking"),
+    show(data, { query }) {
+      sync(toolbar, { query });
+      const opened = new Set((query.opened ?? "").split(",").filter(Boolean));
+      const showsAll = query.rows === "all";
+      const rows = data.rows
+        .filter((row) => (!row.workload || showsAll || query.search || opened.has(row.namespace)) && (!query.stage || row.stage === query.stage))
+        .filter((row) => matches(`${row.workload}.${row.namespace} ${row.nextStep}`, query.search))
+        .map((row) => ({ ...row, className: row.workload ? "child" : "" }));
+      const namespaces = data.rows.filter((row) => !row.workload);
+      replace(
+        output,
+        namespaces.length ? progress(namespaces) : "",
+        rows.length ? table("Namespaces and workloads", columns(opened, showsAll), rows, state, () => refresh()) : empty(namespaces.length ? "Nothing matches the filters" : "There are no pods", ""),
+        h("p", { class: "note" }, "What STRICT would break is predicted from the objects that the control plane knows. There is no observed data: clients outside the mesh are not included."),
+      );
+    },
+  };
+}
+
+function progress(rows) {
+  const sum = (name) => rows.reduce((total, row) => total + row[name], 0);
+  const pods = sum("pods");
+  const strict = sum("strict");
+  const permissive = sum("sidecars") - strict;
+  const percent = pods ? Math.floor((100 * strict) / pods) : 0;
+  const parts = [
+    ["strict", strict, "accept mutual TLS only"],
+    ["sidecar", permissive, "have a sidecar and still accept plaintext"],
+    ["plain", pods - strict - permissive, "have no sidecar"],
+  ];
+  return h(
+    "section",
+    { class: "progress", "aria-label": "Progress" },
+    h("p", { class: "headline" }, h("strong", {}, `${percent} %`), ` of ${count(pods, "pod")} accept mutual TLS only`),
+    bar(parts, pods),
+    h("ul", { class: "key" }, parts.map(([kind, number, text]) => h("li", {}, h("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), `${number} ${text}`))),
+  );
+}
+
+function bar(parts, total) {
+  const element = h("div", { class: "bar", "aria-hidden": "true" });
+  for (const [kind, number] of parts) {
+    const part = h("span", { class: kind });
+    part.style.flexGrow = total ? number : 0;
+    if (number) element.append(part);
+  }
+  return element;
+}
+
+function columns(opened, showsAll) {
+  return [
+    { title: "Namespace", cell: (row) => nameCell(row, opened, showsAll) },
+    { title: "Sidecars", cell: (row) => [`${row.sidecars} of ${row.pods}`, bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
+    { title: "Mode in force", cell: modeCell },
+    { title: "Observed plaintext", cell: () => h("span", { class: "note" }, "no observed data") },
+    { title: "STRICT would break", cell: breaksCell },
+    { title: "Next step", cell: (row) => [h("p", {}, badge(...STAGES[row.stage])), h("p", {}, row.nextStep)] },
+  ];
+}
+
+function nameCell(row, opened, showsAll) {
+  if (row.workload) return h("span", { class: "indent" }, row.workload);
+  const isOpen = opened.has(row.namespace);
+  if (showsAll) return h("strong", {}, row.namespace);
+  function toggle() {
+    const names = new Set(opened);
+    if (!names.delete(row.namespace)) names.add(row.namespace);
+    change({ opened: [...names].join() });
+  }
+  return h(
+    "button",
+    { type: "button", class: "toggle", "aria-expanded": String(isOpen), "data-key": `toggle ${row.namespace}`, onclick: toggle },
+    h("span", { "aria-hidden": "true" }, isOpen ? "▾ " : "▸ "),
+    row.namespace,
+  );
+}
+
+function modeCell(row) {
+  const modes = Object.entries(row.modes);
+  if (!modes.length) return "no sidecar";
+  const text = modes.length === 1 ? modes[0][0] : modes.map(([mode, number]) => `${number} ${mode}`).join(", ");
+  return [h("p", {}, text), row.decidedBy.slice(0, 3).map((object) => h("p", { class: "note" }, "by ", objectName(object))), row.decidedBy.length > 3 ? h("p", { class: "note" }, `and ${row.decidedBy.length - 3} more`) : ""];
+}
+
+function breaksCell(row) {
+  if (row.breaks === null) return "…";
+  if (!row.breaks.length) return row.sidecars ? "nothing known" : "-";
+  const total = row.breaks.length + row.moreBreaks;
+  return h(
+    "details",
+    {},
+    h("summary", { "data-key": `breaks ${row.namespace} ${row.workload}` }, `${row.breaks[0].clients}${total > 1 ? ` and ${total - 1} more` : ""}`),
+    h(
+      "ul",
+      { class: "breaks" },
+      row.breaks.map((each) => h("li", {}, h("p", {}, h("strong", {}, each.clients), ` → ${each.target} ${each.effect}`), h("p", { class: "note" }, each.remedy))),
+    ),
+    row.moreBreaks ? h("p", { class: "note" }, `and ${row.moreBreaks} more`) : "",
+    h("p", {}, h("a", { href: url("map", "", { namespace: row.namespace }) }, "Show on the map")),
+  );
+}
