@@ -59,8 +59,10 @@ def access_logs(number: int) -> bytes:
     return bytes(message.SerializeToString())
 
 
-async def report(channel: grpc.aio.Channel, number: int, count: int, services: int) -> None:
-    """Send the reports of one sidecar until cancelled."""
+async def report(
+    channel: grpc.aio.Channel, number: int, count: int, services: int, start: asyncio.Event
+) -> None:
+    """Open the streams of one sidecar, and send its reports from `start` on until cancelled."""
     load = channel.stream_stream(f"/{LOAD_SERVICE}/StreamLoadStats")()
     first: Any = message_class(LOAD_REPORT)()
     first.node.id = node_id(number)
@@ -76,6 +78,7 @@ async def report(channel: grpc.aio.Channel, number: int, count: int, services: i
         opening.identifier.node.id = node_id(number)
         await logs.write(opening.SerializeToString())
     body, entries = load_report(number, services), access_logs(number)
+    await start.wait()
 
     async def repeat(call: grpc.aio.StreamStreamCall, message: bytes, seconds: float) -> None:
         await asyncio.sleep(seconds * number / count)
@@ -126,10 +129,13 @@ async def measure(pid: int, port: int, sidecars: int, services: int) -> None:
         for _ in range(sidecars)
     ]
     await asyncio.wait_for(channels[0].channel_ready(), 120)
+    start = asyncio.Event()
+    tasks = [asyncio.create_task(report(c, n, sidecars, services, start)) for n, c in enumerate(channels)]
+    await asyncio.sleep(20)
     before = cpu_seconds(pid), time.monotonic()
-    await asyncio.sleep(10)
+    await asyncio.sleep(20)
     idle = (cpu_seconds(pid) - before[0]) / (time.monotonic() - before[1])
-    tasks = [asyncio.create_task(report(c, n, sidecars, services)) for n, c in enumerate(channels)]
+    start.set()
     await asyncio.sleep(20)
     before = cpu_seconds(pid), time.monotonic()
     await asyncio.sleep(SECONDS)
