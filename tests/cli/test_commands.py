@@ -328,7 +328,22 @@ def test_bootstrap_with_a_token_uses_tls(folder: Path) -> None:
     args = {name: int(value["int_value"]) for name, value in asked["channel_args"]["args"].items()}
     assert args["grpc.max_receive_message_length"] == 32 * 1024 * 1024
     assert (args["grpc.keepalive_time_ms"], args["grpc.keepalive_timeout_ms"]) == (30_000, 10_000)
-    assert not [c for c in shown["static_resources"]["clusters"] if c["name"] == "xds-grpc"]
+    assert shown["cluster_manager"]["load_stats_config"]["grpc_services"] == ads["grpc_services"]
+    clusters = {cluster["name"]: cluster for cluster in shown["static_resources"]["clusters"]}
+    tls = clusters["xds-tls"]["transport_socket"]["typed_config"]
+    assert tls["sni"] == "xds.istio-system.svc"
+    assert tls["common_tls_context"]["validation_context"]["trusted_ca"] == {"filename": "/roots.pem"}
+    assert "envoy_internal_address" in json.dumps(clusters["xds-grpc"])
+    [relay] = [each for each in shown["static_resources"]["listeners"] if each["name"] == "xds-reports"]
+    assert "address" not in relay
+    assert "%FILE_CONTENT(/token:/)%" in json.dumps(relay)
+
+
+def test_bootstrap_rejects_a_token_path_that_envoy_cannot_read(folder: Path) -> None:
+    where = ("--manifests", folder, "--token-file", "/a:b", "--ca-file", "/roots.pem")
+    result = xds("bootstrap", "client.shop", *where)
+    assert result.exit_code == 2
+    assert "must not contain" in result.output
 
 
 def test_bootstrap_prints_node_and_xds_server(folder: Path) -> None:

@@ -7,6 +7,8 @@ from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
 from envoy_data_plane.envoy.config.grpc_credential import v3 as grpc_credential
 from envoy_data_plane.envoy.config.listener import v3 as listener
 from envoy_data_plane.envoy.config.route import v3 as route
+from envoy_data_plane.envoy.extensions.access_loggers.grpc import v3 as access_logs
+from envoy_data_plane.envoy.extensions.bootstrap.internal_listener import v3 as internal_listener
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state import v3 as filter_state
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation import v3 as header_mutation
 from envoy_data_plane.envoy.extensions.filters.http.health_check import v3 as health_check
@@ -18,7 +20,9 @@ from envoy_data_plane.envoy.extensions.filters.listener.tls_inspector import v3 
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm
 from envoy_data_plane.envoy.extensions.filters.network.set_filter_state import v3 as network_filter_state
 from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy import v3 as tcp_proxy
+from envoy_data_plane.envoy.extensions.formatter.file_content import v3 as file_content
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts import v3 as previous_hosts
+from envoy_data_plane.envoy.extensions.transport_sockets.internal_upstream import v3 as internal_upstream
 from envoy_data_plane.envoy.extensions.transport_sockets.raw_buffer import v3 as raw_buffer
 from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as tls
 from envoy_data_plane.envoy.extensions.upstreams.http import v3 as upstreams
@@ -29,6 +33,7 @@ from envoy_data_plane.google.protobuf import Any as PackedMessage
 from envoy_data_plane.google.protobuf import ListValue, Struct
 
 SERVED_TYPES = [
+    access_logs.TcpGrpcAccessLogConfig,
     bootstrap.Bootstrap,
     cluster.Cluster,
     endpoint.ClusterLoadAssignment,
@@ -39,6 +44,9 @@ SERVED_TYPES = [
     health_check.HealthCheck,
     http_filter_state.Config,
     http_inspector.HttpInspector,
+    file_content.FileContent,
+    internal_listener.InternalListener,
+    internal_upstream.InternalUpstreamTransport,
     listener.Listener,
     network_filter_state.Config,
     original_dst.OriginalDst,

@@ -24,6 +24,8 @@ from xds.mesh.controlplane.admin import AdminServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.controlplane.metrics.controlplane import Metrics
+from xds.mesh.controlplane.metrics.traffic import TrafficMetrics
+from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.objects import (
@@ -39,6 +41,7 @@ from xds.mesh.model.objects import (
     ServicePort,
 )
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
+from xds.mesh.observe.edges import TrafficMode
 from xds.protocol.session import Variant
 from xds.server import XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
@@ -383,6 +386,9 @@ async def test_reference_lists_every_metric(plane: Plane, channel: grpc.aio.Chan
     await Client(channel, Variant.SOTW, node="none").ask(LISTENER)
     await plane.until("xds_calls_failed_total", 1, code="INVALID_ARGUMENT")
     plane.metrics.register(AdmissionMetrics({}, {}))
+    reports = TrafficReports(plane.controller)
+    reports.traffic.totals["shop", TrafficMode.PLAINTEXT] = 1
+    plane.metrics.register(TrafficMetrics(reports))
     body, _ = plane.metrics.render()
     told = {}
     for family in text_string_to_metric_families(body.decode()):

@@ -34,6 +34,8 @@ pytestmark = [pytest.mark.envoy, pytest.mark.parametrize("sotw", [True, False], 
 NOW = datetime.now(UTC)
 WITHIN = 60.0
 LARGE = 6 * 1024 * 1024
+STATIC_CLUSTERS = 3
+"""Number of clusters in the bootstrap."""
 
 
 @dataclass
@@ -118,7 +120,7 @@ async def test_envoy_accepts_a_response_of_six_megabytes(loopback, tmp_path, sot
     replace(site.store, *(cluster(f"c{number}", LARGE // 100) for number in range(100)))
     async with site.serving(), site.envoy(loopback, sotw=sotw) as envoy:
         await site.until_known_as("first")
-        assert await envoy.admin.stat("cluster_manager.active_clusters") == 101
+        assert await envoy.admin.stat("cluster_manager.active_clusters") == STATIC_CLUSTERS + 100
         largest = site.store.view("").of("type.googleapis.com/envoy.config.cluster.v3.Cluster")
         assert sum(len(resource.body) for resource in largest.values()) >= LARGE * 0.99
 
@@ -145,7 +147,7 @@ async def test_replaced_token_is_used_on_the_next_stream(loopback, tmp_path, sot
         await site.until_known_as("third")
         replace(site.store, cluster("c"))
         await site.until_known_as("third")
-        assert await envoy.admin.stat("cluster_manager.cluster_added") == 4
+        assert await envoy.admin.stat("cluster_manager.cluster_added") == STATIC_CLUSTERS + 3
 
 
 async def test_envoy_reconnects_after_a_ca_rotation(loopback, tmp_path, sotw):

@@ -19,6 +19,8 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
+from xds.mesh.controlplane.traffic_reports import TrafficReports
+from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.identity.auth import AdminAuthorizer, Authentication
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.claims import (
@@ -80,6 +82,7 @@ async def judge(token: str, peer: str) -> Caller:
 class Site:
     server: XdsServer
     controller: Controller
+    reports: TrafficReports
 
     @asynccontextmanager
     async def plain(self) -> AsyncIterator[grpc.aio.Channel]:
@@ -123,6 +126,7 @@ async def opened() -> AsyncIterator[Site]:
         await controller.ready.wait()
         own = ServerCertificate(["localhost"], lambda: Trust(CA, CA.root_pem))
         authentication = Authentication(lambda: TRUST_DOMAINS, judge)
+        reports = TrafficReports(controller)
         admins = AdminAuthorizer(
             authentication, [IdentityPattern("istio-system", "xds")], lambda: TRUST_DOMAINS
         )
@@ -136,10 +140,12 @@ async def opened() -> AsyncIterator[Site]:
                         ProxiesService(controller.problem_of),
                         RolloutsService(controller),
                         PoliciesService(controller),
+                        TrafficService(controller, reports),
                     ),
                     admit=admins,
                     documented=described,
-                )
+                ),
+                reports,
             ],
             secure=[
                 ("127.0.0.1:0", own.credentials(certificate_required=False)),
@@ -148,7 +154,7 @@ async def opened() -> AsyncIterator[Site]:
             authenticate=authentication,
         )
         await stack.enter_async_context(server)
-        yield Site(server, controller)
+        yield Site(server, controller, reports)
 
 
 def issued(identity: str, ca: Authority = CA) -> tuple[bytes, bytes]:

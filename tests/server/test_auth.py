@@ -32,6 +32,7 @@ from tests.server.doors import (
 )
 from tests.server.proxies import REQUEST, Client
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.identity.auth import Authentication
 from xds.mesh.identity.server_tls import ServerCertificate, Trust
 from xds.mesh.model.objects import Change, Ref
@@ -213,7 +214,7 @@ async def test_error_states_that_tokens_are_not_accepted():
             secure=[("127.0.0.1:0", own.credentials(certificate_required=False))],
             authenticate=Authentication(lambda: TRUST_DOMAINS),
         ) as server,
-        Site(server, controller).token("own") as channel,
+        Site(server, controller, TrafficReports(controller)).token("own") as channel,
     ):
         client = Client(channel, method=f"/{ADS}/StreamAggregatedResources")
         code, details = await client.end()

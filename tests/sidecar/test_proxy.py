@@ -57,7 +57,7 @@ class TestDryRun:
         assert service["google_grpc"]["target_uri"] == "xds.elsewhere.svc:15012"
         assert "/var/run/secrets/tokens/xds-token" in json.dumps(service)
         listeners = printed["static_resources"]["listeners"]
-        sockets = {listener["name"]: listener["address"]["socket_address"] for listener in listeners}
+        sockets = {each["name"]: each["address"]["socket_address"] for each in listeners if "address" in each}
         assert sockets == {
             "health": {"address": "0.0.0.0", "port_value": 15021},
             "metrics": {"address": "0.0.0.0", "port_value": 15090},
@@ -68,13 +68,14 @@ class TestDryRun:
         printed = await self.bootstrap()
 
         listeners = printed["static_resources"]["listeners"]
-        assert {listener["name"] for listener in listeners} == {"health", "metrics"}
+        assert {listener["name"] for listener in listeners} == {"health", "metrics", "xds-reports"}
 
     async def test_mode_none_listens_on_the_pod_address(self):
         printed = await self.bootstrap(XDS_INTERCEPTION_MODE="NONE", XDS_APP_PROBES=json.dumps(PROBES))
 
         resources = printed["static_resources"]
-        sockets = {listener["address"]["socket_address"]["address"] for listener in resources["listeners"]}
+        addresses = [each["address"] for each in resources["listeners"] if "address" in each]
+        sockets = {address["socket_address"]["address"] for address in addresses}
         assert sockets == {"10.1.2.3"}
         (web,) = (
             cluster for cluster in resources["clusters"] if cluster["name"] == "probe|/app-health/web/livez"

@@ -36,6 +36,7 @@ _COMMANDS = {
     "explain": "Print why a connection uses mutual TLS, uses plaintext, or fails.",
     "describe": "Print the Services, modes and refused clients of a pod.",
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",
+    "observe": "Print the traffic that sidecars report: who sends what to which service, and how.",
     "dashboard": "Open the control plane's page in a browser.",
     "problems": "Print the objects that are rejected or have no effect.",
     "wait": "Wait until all sidecars have ACKed a policy or DestinationRule.",

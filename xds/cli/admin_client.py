@@ -14,13 +14,14 @@ from google.protobuf.message import Message
 from xds.cli.options import Address, fail, fail_unknown
 from xds.mesh.controlplane.status import VERSION_HEADER, proxy_name
 from xds.mesh.model.objects import Problem, printable
-from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
+from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2, traffic_pb2
 
 _Response = TypeVar("_Response", bound=Message)
 
 OBJECTS = "xds.mesh.v1.Objects"
 PROXIES = "xds.mesh.v1.Proxies"
 ROLLOUTS = "xds.mesh.v1.Rollouts"
+TRAFFIC = "xds.mesh.v1.Traffic"
 POLICIES = "xds.mesh.v1.Policies"
 CSDS = "envoy.service.status.v3.ClientStatusDiscoveryService"
 RPC_TIMEOUT = 10.0
@@ -180,6 +181,16 @@ class AdminClient:
         """Yield the progress of rollouts, again at each change, until the control plane stops."""
         request = rollouts_pb2.ListRolloutsRequest(namespace=namespace)
         return self._stream(ROLLOUTS, "Watch", request, rollouts_pb2.ListRolloutsResponse)
+
+    def list_traffic(self, request: traffic_pb2.ListTrafficRequest) -> traffic_pb2.ListTrafficResponse:
+        """Return the observed traffic."""
+        return self._call(TRAFFIC, "List", request, traffic_pb2.ListTrafficResponse)
+
+    def watch_traffic(
+        self, request: traffic_pb2.ListTrafficRequest
+    ) -> Iterator[traffic_pb2.ListTrafficResponse]:
+        """Yield the observed traffic, again after new reports, until the control plane stops."""
+        return self._stream(TRAFFIC, "Watch", request, traffic_pb2.ListTrafficResponse)
 
     def list_problems(self, namespace: str, *, notices: bool) -> objects_pb2.ListProblemsResponse:
         """Return the problems of objects."""

@@ -61,7 +61,10 @@ def bootstrap(
             "--token-file and --ca-file must be used together: a token is only sent to a verified control "
             "plane"
         )
-    credential = envoy.TokenFile(token=token_file, roots=ca_file) if token_file and ca_file else None
+    try:
+        credential = envoy.TokenFile(token=token_file, roots=ca_file) if token_file and ca_file else None
+    except ValueError as error:
+        fail(f"--token-file: {error}")
     sidecar = find_pod(load_mesh(manifests, reads_workloads=False), pod)
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)

@@ -35,6 +35,7 @@ from xds.mesh.controlplane.admin import AdminServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.metrics.controlplane import Metrics, StartupMetrics
+from xds.mesh.controlplane.metrics.traffic import TrafficMetrics
 from xds.mesh.controlplane.objects_service import ObjectsService, ReadObjects
 from xds.mesh.controlplane.page.access import Access
 from xds.mesh.controlplane.page.api import Backend, Page
@@ -42,6 +43,8 @@ from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.problem_times import FoundProblem, ProblemTimes
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
+from xds.mesh.controlplane.traffic_reports import TrafficReports
+from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.model.objects import Change, MeshConfig, Problem
 from xds.mesh.sources.report import SourceUpdate
 from xds.mesh.v1 import described
@@ -268,7 +271,10 @@ class ControlPlane:
         )
         objects = ObjectsService(controller, self._source, self._found_problems)
         rollouts, policies = RolloutsService(controller), PoliciesService(controller)
-        services = (proxies, rollouts, policies, objects)
+        reports = TrafficReports(controller)
+        self._metrics.register(TrafficMetrics(reports))
+        traffic = TrafficService(controller, reports)
+        services = (proxies, rollouts, policies, objects, traffic)
         admit = listeners.admit if listeners else None
         server = XdsServer(
             controller.connections,
@@ -276,7 +282,7 @@ class ControlPlane:
             identifier=identifier,
             max_connection_age=self._max_connection_age,
             observer=self._metrics.streams,
-            added=[Introspection(services, admit=admit, documented=described)],
+            added=[Introspection(services, admit=admit, documented=described), reports],
             secure=listeners.credentials if listeners else (),
             authenticate=listeners.authenticate if listeners else None,
         )

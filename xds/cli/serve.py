@@ -57,6 +57,13 @@ class Rollout(StrEnum):
     IMMEDIATE = "immediate"
 
 
+class Switch(StrEnum):
+    """Whether a feature is enabled."""
+
+    TRUE = "true"
+    FALSE = "false"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions:
     """Options for the objects and settings of the mesh."""
@@ -220,6 +227,20 @@ class RolloutOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveOptions:
+    """Options for observed traffic."""
+
+    observe: Annotated[
+        Switch,
+        typer.Option(
+            "--observe",
+            help="Have sidecars report their requests, plaintext connections and refused connections, for "
+            "xds observe. false: sidecars' listeners have no access logs, and no reports are read.",
+        ),
+    ] = Switch.TRUE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IdentityOptions:
     """Options for the CA and for certificates."""
 
@@ -259,6 +280,8 @@ class ServeOptions:
     """TLS listeners."""
     rollout: RolloutOptions
     """Changes of mTLS mode."""
+    observe: ObserveOptions
+    """Observed traffic."""
     identity: IdentityOptions
     """The CA and certificates."""
     webhook: WebhookOptions
@@ -287,7 +310,11 @@ def serve(options: ServeOptions) -> None:
     if source.kubernetes and state_dir:
         fail("--state-dir requires --manifests; with --kubernetes the CA is in a Secret (xds-ca-secret)")
     sds = options.identity.sds
-    assignments = [*(source.assignments or ()), *([f"meshConfig.sdsUdsPath={sds}"] if sds else ())]
+    assignments = [
+        *(source.assignments or ()),
+        *([f"meshConfig.sdsUdsPath={sds}"] if sds else ()),
+        *(["values.xds.observe=false"] if options.observe.observe is Switch.FALSE else ()),
+    ]
     # Fail if a --set is invalid. An invalid --mesh-config file does not fail: it can be fixed while running.
     load_settings(None, assignments)
     exposed = _exposed(xds, rest)

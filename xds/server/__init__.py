@@ -9,6 +9,7 @@ from xds.protocol.limits import Limits
 from xds.server.discovery import DiscoveryService
 from xds.server.listening import OPTIONS, XdsServer
 from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, Subscriber, is_encrypted
+from xds.server.reports import ReportStream
 from xds.server.services import ADS
 from xds.server.stream import Observer, Stream
 
@@ -21,6 +22,7 @@ __all__ = [
     "Observer",
     "Proxies",
     "Refused",
+    "ReportStream",
     "Stream",
     "StreamInfo",
     "Subscriber",

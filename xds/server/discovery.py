@@ -32,9 +32,11 @@ from xds.server.proxies import (
     status_code,
     truncate,
 )
+from xds.server.reports import ALL_REPORTS, MAX_REPORT_BYTES, REPORTS, OpenReports, ReportStream
 from xds.server.scheduling import CALL_COST, REQUEST_COST, WARNING_COST, TurnScheduler
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
+from xds.server.token_bucket import TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +88,9 @@ class DiscoveryService:
         self._streams: set[Stream] = set()
         self._pending: set[asyncio.Timeout] = set()
         """Timeouts of pending calls, whose first request has not arrived."""
+        self._reports: set[asyncio.Timeout] = set()
+        """Timeouts of the streams of reports, which expire when the server shuts down."""
+        self._all_reports = TokenBucket(*ALL_REPORTS)
         self.connections = ConnectionGuard()
         """Guard that records every call. Its `run` method enforces the limits of unproven connections."""
         self.connections.own_services.update(SERVICES)
@@ -106,6 +111,67 @@ class DiscoveryService:
             grpc.method_handlers_generic_handler(name, self._methods(service))
             for name, service in SERVICES.items()
         )
+
+    def report_method(self, open_reports: OpenReports) -> grpc.RpcMethodHandler:
+        """Return the handler of a method with a stream of reports, authenticated like discovery.
+
+        The service that contains the method must be added to `connections.own_services`.
+
+        Args:
+            open_reports: Accepts each stream.
+        """
+
+        async def stream(_: object, context: grpc.aio.ServicerContext) -> None:
+            self._track_current_task()
+            async with self._abort_on_error(context):
+                if self._stopping:
+                    raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
+                await self._read_reports(context, open_reports)
+
+        return grpc.stream_stream_rpc_method_handler(stream)
+
+    async def _read_reports(self, context: grpc.aio.ServicerContext, open_reports: OpenReports) -> None:
+        """Pass the reports of a stream on until the client ends the stream, or the server shuts down."""
+        info, first = await self._first_request(context, Variant.SOTW, "", _limit_report)
+        if first is None:
+            return
+        reports = open_reports(info, first)
+        stop = asyncio.timeout(None)
+        self._reports.add(stop)
+        try:
+            async with stop:
+                if reports.response is not None:
+                    await context.write(reports.response)
+                bucket = TokenBucket(*REPORTS)
+                while (report := await context.read()) is not grpc.aio.EOF:
+                    await self._receive_report(reports, report, info)
+                    if not bucket.take(now()):
+                        await asyncio.sleep(1 / bucket.rate)
+                if reports.response is None:  # The method has a single response.
+                    await context.write(b"")
+        except TimeoutError:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN) from None
+        finally:
+            self._reports.discard(stop)
+            reports.close()
+
+    async def _receive_report(self, reports: ReportStream, report: bytes, info: StreamInfo) -> None:
+        if len(report) > MAX_REPORT_BYTES:
+            reports.dropped("too large")
+        elif not self._all_reports.take(now()):
+            reports.dropped("overload")
+        else:
+            await self._scheduler.pacer.wait(info.origin)
+            await self._scheduler.wait_turn()
+            with self._scheduler.pacer.measure(info.origin, REQUEST_COST):
+                reports.receive(report)
+
+    def _track_current_task(self) -> None:
+        """Have `wait_closed` wait for the current task, which gRPC runs for one stream."""
+        task = asyncio.current_task()
+        assert task  # noqa: S101 - gRPC runs each stream in a task of its own
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
         """End all streams, and refuse new ones, so that clients reconnect to another server."""
@@ -134,9 +200,9 @@ class DiscoveryService:
             await asyncio.wait(self._tasks, timeout=grace)
 
     def _stop_pending(self) -> None:
-        """Refuse new calls, and end the pending ones."""
+        """Refuse new calls, and end the pending ones and the streams of reports."""
         self._stopping = True
-        for timeout in self._pending:
+        for timeout in (*self._pending, *self._reports):
             if not timeout.expired():
                 timeout.reschedule(now())
 
@@ -150,10 +216,7 @@ class DiscoveryService:
 
     def _stream_method(self, variant: Variant, type_url: str) -> grpc.RpcMethodHandler:
         async def stream(_: object, context: grpc.aio.ServicerContext) -> None:
-            task = asyncio.current_task()
-            assert task  # noqa: S101 - gRPC runs each stream in a task of its own
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._track_current_task()
             async with self._abort_on_error(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
@@ -331,6 +394,12 @@ class DiscoveryService:
             return
         self.failed[code] += 1
         await context.abort(code, message)
+
+
+def _limit_report(_: StreamInfo, report: bytes) -> bytes:
+    if len(report) > MAX_REPORT_BYTES:
+        raise LimitError(f"the report has {len(report):,} bytes, and the limit is {MAX_REPORT_BYTES:,}")
+    return report
 
 
 def _clear_frames(error: Exception) -> None:

@@ -15,6 +15,7 @@ from xds.mesh.identity import CERTIFICATE
 from xds.mesh.identity.claims import Caller, denial_reason
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
+from xds.mesh.observe.workloads import DeletedPods
 from xds.mesh.rollout.proxies import PodName, ProxyTracker
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.wire import Node
@@ -58,6 +59,8 @@ class Connections:
         """The streams of each connected pod."""
         self.sidecars = SidecarTracker(mesh, self.streams)
         """Tracker of the sidecars that should be connected and are not."""
+        self.deleted_pods = DeletedPods()
+        """Addresses of pods that were deleted recently, for reports of observed traffic."""
         self._mesh = mesh
         self._proxies = proxies
         self._queue = queue

@@ -186,6 +186,7 @@ class Controller:
                 key = (ref.namespace, ref.name)
                 self.certificates.forget(removed_pod)
                 self.connections.sidecars.forget(key)
+                self.connections.deleted_pods.add(removed_pod, time.time())
                 self.rollouts.proxies.pod_deleted(key)
         self.connections.mesh_changed(old_mesh)
         self._schedule_all(batch.changed_at)

@@ -12,15 +12,22 @@ from envoy_data_plane.envoy.config.bootstrap.v3 import (
     Bootstrap,
     BootstrapDynamicResources,
     BootstrapStaticResources,
+    ClusterManager,
 )
-from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
+from envoy_data_plane.envoy.config.cluster.v3 import (
+    Cluster,
+    ClusterDiscoveryType,
+    ClusterDnsLookupFamily,
+)
 from envoy_data_plane.envoy.config.core.v3 import (
+    Address,
     ApiConfigSource,
     ApiConfigSourceApiType,
     ApiVersion,
     BackoffStrategy,
     ConfigSource,
     DataSource,
+    EnvoyInternalAddress,
     GrpcService,
     GrpcServiceEnvoyGrpc,
     GrpcServiceGoogleGrpc,
@@ -30,27 +37,58 @@ from envoy_data_plane.envoy.config.core.v3 import (
     GrpcServiceGoogleGrpcChannelArgsValue,
     GrpcServiceGoogleGrpcChannelCredentials,
     GrpcServiceGoogleGrpcSslCredentials,
+    HeaderValue,
+    HeaderValueOption,
+    HeaderValueOptionHeaderAppendAction,
     Http2ProtocolOptions,
     KeepaliveSettings,
     Node,
     RetryPolicy,
+    SubstitutionFormatString,
+    TransportSocket,
+    TypedExtensionConfig,
+)
+from envoy_data_plane.envoy.config.endpoint.v3 import (
+    ClusterLoadAssignment,
+    Endpoint,
+    LbEndpoint,
+    LocalityLbEndpoints,
 )
 from envoy_data_plane.envoy.config.grpc_credential.v3 import FileBasedMetadataConfig
-from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
+from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener, ListenerInternalListenerConfig
 from envoy_data_plane.envoy.config.route.v3 import Route, RouteAction, RouteMatch, VirtualHost
+from envoy_data_plane.envoy.extensions.bootstrap.internal_listener.v3 import InternalListener
+from envoy_data_plane.envoy.extensions.filters.common.set_filter_state.v3 import FilterStateValue
+from envoy_data_plane.envoy.extensions.filters.http.set_filter_state.v3 import Config as SetFilterState
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
+from envoy_data_plane.envoy.extensions.formatter.file_content.v3 import FileContent
+from envoy_data_plane.envoy.extensions.transport_sockets.internal_upstream.v3 import InternalUpstreamTransport
+from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
+    CertificateValidationContext,
+    CommonTlsContext,
+    SubjectAltNameMatcher,
+    SubjectAltNameMatcherSanType,
+    UpstreamTlsContext,
+)
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptions,
     HttpProtocolOptionsExplicitHttpConfig,
 )
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
 from xds.codec import pack
-from xds.mesh.envoy import filters, names
+from xds.mesh.envoy import filters, names, tls
 from xds.mesh.envoy.common import HTTP_OPTIONS, address, ads, one_endpoint, strings
 from xds.mesh.model.names import host_port
 from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, Interception, Pod
 
-XDS_CLUSTER = "xds-grpc"
 _ADMIN_CLUSTER = "admin"
+_TLS_CLUSTER = "xds-tls"
+"""Static cluster of the control plane over TLS."""
+_RELAY = "xds-reports"
+"""Listener inside Envoy that adds the token to access logs."""
+_TOKEN = "xds.authorization"  # noqa: S105 - a key
+"""Key of the authorization header's value in Envoy's filter state."""
 _FILE_BASED = "envoy.grpc_credentials.file_based_metadata"
 
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
@@ -65,6 +103,11 @@ class TokenFile:
     """Path of a bearer token without a newline. Envoy reads the file for each new stream."""
     roots: str
     """Path of the PEM roots that verify the control plane's certificate. Envoy reads the file once."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a path that Envoy's format strings cannot contain."""
+        if set(self.token) & set(":)%"):
+            raise ValueError(f"the path of the token must not contain ':', ')' or '%': {self.token}")
 
 
 def loopback_address(pod: Pod) -> str:
@@ -102,12 +145,18 @@ def bootstrap(
         added: additional static clusters and listeners.
     """
     added = tuple(added)
+    control_plane = _authenticated(xds_host, xds_port, credential) if credential else _plaintext()
     api = ApiConfigSource(
         api_type=ApiConfigSourceApiType.GRPC if sotw else ApiConfigSourceApiType.DELTA_GRPC,
         transport_api_version=ApiVersion.V3,
-        grpc_services=[_authenticated(xds_host, xds_port, credential) if credential else _plaintext()],
+        grpc_services=[control_plane],
         set_node_on_first_message_only=True,
     )
+    if credential:
+        clusters, relay = _relay(xds_host, xds_port, credential)
+        added = (*clusters, relay, *added)
+    else:
+        added = (_control_plane(xds_host, xds_port), *added)
     local_address = loopback_address(pod)
     health_address = pod.address if pod.interception is Interception.NONE else "0.0.0.0"
     app = pod.meta.labels.get("app", pod.name)
@@ -121,9 +170,10 @@ def bootstrap(
         dynamic_resources=BootstrapDynamicResources(
             ads_config=api, cds_config=_ads_without_timeout(), lds_config=_ads_without_timeout()
         ),
+        cluster_manager=ClusterManager(load_stats_config=_load_reports(control_plane)),
+        bootstrap_extensions=[_internal_listeners()] if credential else [],
         static_resources=BootstrapStaticResources(
             clusters=[
-                *([] if credential else [_control_plane(xds_host, xds_port)]),
                 _cluster(_ADMIN_CLUSTER, local_address, ADMIN_PORT),
                 *(item for item in added if isinstance(item, Cluster)),
             ],
@@ -153,7 +203,7 @@ def _retry_policy() -> RetryPolicy:
 
 def _plaintext() -> GrpcService:
     return GrpcService(
-        envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=XDS_CLUSTER, retry_policy=_retry_policy()),
+        envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=names.CONTROL_PLANE, retry_policy=_retry_policy()),
     )
 
 
@@ -169,7 +219,7 @@ def _authenticated(host: str, port: int, credential: TokenFile) -> GrpcService:
     return GrpcService(
         google_grpc=GrpcServiceGoogleGrpc(
             target_uri=host_port(host, port),
-            stat_prefix=XDS_CLUSTER,
+            stat_prefix=names.CONTROL_PLANE,
             channel_credentials=GrpcServiceGoogleGrpcChannelCredentials(ssl_credentials=roots),
             call_credentials=[GrpcServiceGoogleGrpcCallCredentials(from_plugin=plugin)],
             credentials_factory_name=_FILE_BASED,
@@ -197,30 +247,139 @@ def _integers(values: dict[str, int]) -> GrpcServiceGoogleGrpcChannelArgs:
     )
 
 
-def _cluster(name: str, host: str, port: int) -> Cluster:
+def _is_name(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
-        kind = ClusterDiscoveryType.STATIC
     except ValueError:
-        kind = ClusterDiscoveryType.STRICT_DNS
+        return True
+    return False
+
+
+def _cluster(name: str, host: str, port: int) -> Cluster:
+    kind = ClusterDiscoveryType.LOGICAL_DNS if _is_name(host) else ClusterDiscoveryType.STATIC
     return Cluster(
         name=name,
         type=kind,
         connect_timeout=timedelta(seconds=1),
+        # Try the addresses of both families, as Google's gRPC client does. Envoy's default is IPv6 only, if
+        # the name has such an address.
+        dns_lookup_family=ClusterDnsLookupFamily.ALL,
         load_assignment=one_endpoint(name, host, port),
     )
 
 
+def _internal_listeners() -> TypedExtensionConfig:
+    return TypedExtensionConfig(
+        name="envoy.bootstrap.internal_listener", typed_config=pack(InternalListener())
+    )
+
+
+def _load_reports(grpc_service: GrpcService) -> ApiConfigSource:
+    """Return where the sidecar reports its outbound requests. The control plane sets the interval."""
+    return ApiConfigSource(
+        api_type=ApiConfigSourceApiType.GRPC,
+        transport_api_version=ApiVersion.V3,
+        grpc_services=[grpc_service],
+    )
+
+
 def _control_plane(host: str, port: int) -> Cluster:
-    cluster = _cluster(XDS_CLUSTER, host, port)
+    cluster = _cluster(names.CONTROL_PLANE, host, port)
     # Detect a control plane that disappeared without closing the connection.
     keepalive = KeepaliveSettings(interval=timedelta(seconds=30), timeout=timedelta(seconds=10))
-    http2 = Http2ProtocolOptions(connection_keepalive=keepalive)
+    _use_http2(cluster, Http2ProtocolOptions(connection_keepalive=keepalive))
+    return cluster
+
+
+def _use_http2(cluster: Cluster, http2: Http2ProtocolOptions) -> None:
     options = HttpProtocolOptions(
         explicit_http_config=HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=http2)
     )
     cluster.typed_extension_protocol_options = {HTTP_OPTIONS: pack(options)}
-    return cluster
+
+
+def _relay(host: str, port: int, credential: TokenFile) -> tuple[list[Cluster], Listener]:
+    """Return the clusters and the listener that add the token to access logs.
+
+    The logs are configured in listeners, which name a cluster, because the control plane does not know the
+    path of the token. That cluster leads to a listener inside Envoy, which adds the token and forwards to the
+    control plane over TLS. It reads the file again after the kubelet has replaced the token. No process
+    outside Envoy can connect to it.
+    """
+    tls_cluster = _control_plane(host, port)
+    tls_cluster.name = tls_cluster.load_assignment.cluster_name = _TLS_CLUSTER  # type: ignore[union-attr]
+    tls_cluster.transport_socket = _verified_tls(host, credential.roots)
+    internal = Address(envoy_internal_address=EnvoyInternalAddress(server_listener_name=_RELAY))
+    endpoint = LbEndpoint(endpoint=Endpoint(address=internal))
+    relay_cluster = Cluster(
+        name=names.CONTROL_PLANE,
+        type=ClusterDiscoveryType.STATIC,
+        connect_timeout=timedelta(seconds=1),
+        load_assignment=ClusterLoadAssignment(
+            cluster_name=names.CONTROL_PLANE, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
+        ),
+        transport_socket=TransportSocket(
+            name="envoy.transport_sockets.internal_upstream",
+            typed_config=pack(InternalUpstreamTransport(transport_socket=tls.raw_buffer())),
+        ),
+    )
+    _use_http2(relay_cluster, Http2ProtocolOptions())
+    forward = Route(
+        match=RouteMatch(prefix="/"),
+        route=RouteAction(cluster=_TLS_CLUSTER, timeout=timedelta(0)),
+        request_headers_to_add=[
+            HeaderValueOption(
+                header=HeaderValue(key="authorization", value=f"%FILTER_STATE({_TOKEN}:PLAIN)%"),
+                append_action=HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
+            )
+        ],
+    )
+    hosts = [VirtualHost(name=_RELAY, domains=["*"], routes=[forward])]
+    listener = Listener(
+        name=_RELAY,
+        internal_listener=ListenerInternalListenerConfig(),
+        filter_chains=[
+            FilterChain(filters=[filters.http_to(_RELAY, hosts, first=[_read_token(credential.token)])])
+        ],
+    )
+    return [relay_cluster, tls_cluster], listener
+
+
+def _read_token(path: str) -> HttpFilter:
+    """Return the HTTP filter that stores the token as the value of the authorization header."""
+    directory = path.rpartition("/")[0] or "/"
+    text = f"Bearer %FILE_CONTENT({path}:{directory})%"
+    formatter = TypedExtensionConfig(name="envoy.formatter.file_content", typed_config=pack(FileContent()))
+    value = FilterStateValue(
+        object_key=_TOKEN,
+        factory_key="envoy.string",
+        format_string=SubstitutionFormatString(
+            text_format_source=DataSource(inline_string=text), formatters=[formatter]
+        ),
+    )
+    return HttpFilter(
+        name="envoy.filters.http.set_filter_state",
+        typed_config=pack(SetFilterState(on_request_headers=[value])),
+    )
+
+
+def _verified_tls(host: str, roots: str) -> TransportSocket:
+    """Return TLS that verifies the control plane's certificate and its name or address."""
+    is_name = _is_name(host)
+    name = SubjectAltNameMatcher(
+        san_type=SubjectAltNameMatcherSanType.DNS if is_name else SubjectAltNameMatcherSanType.IP_ADDRESS,
+        matcher=StringMatcher(exact=host),
+    )
+    context = UpstreamTlsContext(
+        sni=host if is_name else "",
+        common_tls_context=CommonTlsContext(
+            alpn_protocols=["h2"],
+            validation_context=CertificateValidationContext(
+                trusted_ca=DataSource(filename=roots), match_typed_subject_alt_names=[name]
+            ),
+        ),
+    )
+    return TransportSocket(name="envoy.transport_sockets.tls", typed_config=pack(context))
 
 
 def admin_page_listener(name: str, host: str, port: int, path: str, admin_path: str) -> Listener:

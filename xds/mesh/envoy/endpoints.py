@@ -15,7 +15,7 @@ from xds.mesh.model.mesh import Endpoint
 from xds.snapshot import ENDPOINT, TYPE_PREFIX, Resource
 
 _HEALTHY, _UNHEALTHY = 1, 2  # envoy.config.core.v3.HealthStatus
-_MTLS_SUB_ZONE = "istio"
+MTLS_SUB_ZONE = "istio"
 """Last part of the sub-zone of endpoints that get mutual TLS."""
 
 
@@ -42,7 +42,7 @@ def target(endpoint: Endpoint, *, mtls: bool) -> Target:
     """Return the target for an endpoint. `mtls` is whether clients send it mutual TLS."""
     sub_zone = endpoint.sub_zone
     if mtls:
-        sub_zone = f"{sub_zone}/{_MTLS_SUB_ZONE}" if sub_zone else _MTLS_SUB_ZONE
+        sub_zone = f"{sub_zone}/{MTLS_SUB_ZONE}" if sub_zone else MTLS_SUB_ZONE
     return Target(
         endpoint.region, endpoint.zone, sub_zone, endpoint.address, endpoint.port, endpoint.ready, mtls
     )

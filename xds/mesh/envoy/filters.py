@@ -28,17 +28,22 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     HttpConnectionManager,
     HttpConnectionManagerCodecType,
     HttpConnectionManagerForwardClientCertDetails,
+    HttpConnectionManagerHcmAccessLogOptions,
     HttpConnectionManagerServerHeaderTransformation,
     HttpConnectionManagerSetCurrentClientCertDetails,
     HttpConnectionManagerUpgradeConfig,
     HttpFilter,
     Rds,
 )
-from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import TcpProxy
+from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import (
+    TcpProxy,
+    TcpProxyTcpAccessLogOptions,
+)
 from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
 from envoy_data_plane.envoy.type.v3 import Percent
 
 from xds.codec import pack
+from xds.mesh.envoy import access_logs
 from xds.mesh.envoy.common import ads, seconds
 from xds.mesh.envoy.names import BLACK_HOLE
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits
@@ -73,14 +78,19 @@ def http_inspector() -> ListenerFilter:
 
 
 @lru_cache(maxsize=8192)
-def tcp(cluster: str, limits: TcpLimits = NO_LIMITS) -> Filter:
-    """Return the filter that proxies TCP to a cluster."""
+def tcp(cluster: str, limits: TcpLimits = NO_LIMITS, *, observed: bool = False) -> Filter:
+    """Return the filter that proxies TCP to a cluster. With `observed`, report each connection."""
     proxy = TcpProxy(
         stat_prefix=cluster,
         cluster=cluster,
         idle_timeout=seconds(limits.idle_timeout),
         max_downstream_connection_duration=seconds(limits.max_duration),
     )
+    if observed:
+        proxy.access_log = [access_logs.reported()]
+        proxy.access_log_options = TcpProxyTcpAccessLogOptions(
+            flush_access_log_on_connected=True, access_log_flush_interval=access_logs.PERIODIC_INTERVAL
+        )
     return Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(proxy))
 
 
@@ -193,8 +203,8 @@ def http_to(
     return Filter(name=_HCM, typed_config=pack(manager))
 
 
-def http_from_peer(stat_prefix: str, virtual_host: VirtualHost) -> Filter:
-    """Return the filter for inbound HTTP.
+def http_from_peer(stat_prefix: str, virtual_host: VirtualHost, *, observed: bool = False) -> Filter:
+    """Return the filter for inbound HTTP. With `observed`, report each request.
 
     It replaces X-Forwarded-Client-Cert with the peer's identity (ADR 0004).
     """
@@ -207,4 +217,10 @@ def http_from_peer(stat_prefix: str, virtual_host: VirtualHost) -> Filter:
     manager.set_current_client_cert_details = HttpConnectionManagerSetCurrentClientCertDetails(
         subject=True, uri=True
     )
+    if observed:
+        manager.access_log = [access_logs.reported()]
+        # Report requests without end before they end.
+        manager.access_log_options = HttpConnectionManagerHcmAccessLogOptions(
+            access_log_flush_interval=access_logs.PERIODIC_INTERVAL
+        )
     return Filter(name=_HCM, typed_config=pack(manager))

@@ -23,6 +23,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from envoy_data_plane.envoy.config.accesslog.v3 import AccessLog
 from envoy_data_plane.envoy.config.core.v3 import TrafficDirection, TransportSocket
 from envoy_data_plane.envoy.config.listener.v3 import (
     Filter,
@@ -33,7 +34,7 @@ from envoy_data_plane.envoy.config.listener.v3 import (
 )
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 
-from xds.mesh.envoy import filters, tls
+from xds.mesh.envoy import access_logs, filters, tls
 from xds.mesh.envoy.common import address, seconds
 from xds.mesh.envoy.routes import to_cluster
 from xds.mesh.model.objects import ADMIN_PORT, MeshConfig, Mode, Protocol
@@ -71,6 +72,8 @@ def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChai
     detects_protocol = port.protocol is Protocol.AUTO
     http = _http(port) if is_http or detects_protocol else None
     tcp = filters.tcp(port.cluster)
+    plaintext_http = _http(port, observed=config.observe) if http else None
+    plaintext_tcp = filters.tcp(port.cluster, observed=config.observe)
 
     def chain(
         name: str,
@@ -105,22 +108,22 @@ def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChai
             result.append(chain("tls-http", http, "tls", _TLS_ALPN, terminates_tls=True))
         result.append(chain("tls", default_filter, "tls", terminates_tls=True))
     elif detects_protocol:
-        result.append(chain("plaintext-http", http, "raw_buffer", _PLAINTEXT_ALPN))
-        result.append(chain("plaintext", tcp, "raw_buffer"))
+        result.append(chain("plaintext-http", plaintext_http, "raw_buffer", _PLAINTEXT_ALPN))
+        result.append(chain("plaintext", plaintext_tcp, "raw_buffer"))
         result.append(chain("application-tls", tcp, "tls"))
     else:
-        result.append(chain("plaintext", default_filter, "raw_buffer"))
+        result.append(chain("plaintext", plaintext_http if is_http else plaintext_tcp, "raw_buffer"))
         if not is_http:
             result.append(chain("application-tls", tcp, "tls"))
     return tuple(result)
 
 
-def _http(port: Port) -> Filter:
+def _http(port: Port, *, observed: bool = False) -> Filter:
     stat_prefix = f"inbound_{port.label}"
     host = VirtualHost(
         name=f"inbound|http|{port.number}", domains=["*"], routes=[to_cluster(port.cluster, retries=False)]
     )
-    return filters.http_from_peer(stat_prefix, host)
+    return filters.http_from_peer(stat_prefix, host, observed=observed)
 
 
 _LETTERS = {Mode.DISABLE: "D", Mode.PERMISSIVE: "P", Mode.STRICT: "S"}
@@ -136,6 +139,10 @@ def decode_modes(versions: Iterable[str]) -> dict[int, Mode]:
     """Return the mode of each port, decoded from the resource versions of listeners."""
     tags = "".join(tag_of(version) for version in versions)
     return {int(number): _MODES[letter] for number, letter in re.findall(r"(\d{1,5})([DPS])", tags)}
+
+
+def _access_log(config: MeshConfig) -> list[AccessLog]:
+    return [access_logs.refused()] if config.observe else []
 
 
 def _inspectors() -> list[ListenerFilter]:
@@ -164,6 +171,7 @@ def _redirect_listener(config: MeshConfig, ports: tuple[Port, ...]) -> Resource:
         listener_filters_timeout=seconds(config.protocol_detection_timeout),
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
+        access_log=_access_log(config),
     )
     return resource(listener, tag=encode_modes(ports))
 
@@ -180,5 +188,6 @@ def port_listener(config: MeshConfig, host: str, port: Port, sources: tuple[str,
         listener_filters_timeout=seconds(config.protocol_detection_timeout),
         continue_on_listener_filters_timeout=True,
         traffic_direction=TrafficDirection.INBOUND,
+        access_log=_access_log(config),
     )
     return resource(listener, sources=sources, tag=encode_modes((port,)))

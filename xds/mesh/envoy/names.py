@@ -15,6 +15,9 @@ BLACK_HOLE = "BlackHoleCluster"
 IDENTITY = "IdentityCluster"
 """Cluster without endpoints. Its TLS settings make every sidecar fetch its secrets at startup (ADR 0006)."""
 
+CONTROL_PLANE = "xds-grpc"
+"""Static cluster of the control plane, in the bootstrap."""
+
 HTTP_PROXY = "http_proxy"
 """Name of the listener and the route configuration of a sidecar's HTTP proxy."""
 
@@ -28,6 +31,14 @@ def outbound(host: str, port: int, subset: str = "") -> str:
     For the cluster of a single endpoint, `subset` is its address.
     """
     return f"outbound|{port}|{subset}|{host}"
+
+
+def parse_outbound(name: str) -> tuple[str, str, str]:
+    """Return the port, subset and host in the name of a service port's cluster; empty for other clusters."""
+    kind, _, rest = name.partition("|")
+    port, _, rest = rest.partition("|")
+    subset, _, host = rest.partition("|")
+    return (port, subset, host) if kind == "outbound" else ("", "", "")
 
 
 def inbound(port: int) -> str:

@@ -442,6 +442,8 @@ class MeshConfig:
     """meshMTLS.minProtocolVersion: TLSV1_2 or TLSV1_3."""
     mtls_enabled: bool = False
     """Install switch values.global.mtls.enabled: whether mutual TLS is required and sent by default."""
+    observe: bool = True
+    """Switch values.xds.observe: whether sidecars report plaintext traffic to the control plane."""
     sds_socket: str = ""
     """sdsUdsPath: Unix socket of an SDS server, such as SPIRE's; empty to use the mesh's CA."""
 

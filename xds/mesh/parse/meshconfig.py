@@ -34,7 +34,11 @@ _WITHOUT_EFFECT = (
 )
 """Valid Istio settings that have no effect in this control plane."""
 
-_SWITCHES = {"values.global.mtls.auto": "enable_auto_mtls", "values.global.mtls.enabled": "mtls_enabled"}
+_SWITCHES = {
+    "values.global.mtls.auto": "enable_auto_mtls",
+    "values.global.mtls.enabled": "mtls_enabled",
+    "values.xds.observe": "observe",
+}
 _PREFIX = "meshConfig."
 _MAX_DIGITS = 20
 """Maximum number of digits of a number in `--set`; Python parses at most 4300."""
@@ -183,8 +187,8 @@ def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, 
 def merged(document: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Merge `--set` assignments into a document with Istio's MeshConfig.
 
-    The assignments must be valid according to `settings`. `values.global.mtls.enabled` is left out, because
-    MeshConfig has no field for this install switch.
+    The assignments must be valid according to `settings`. `values.global.mtls.enabled` and
+    `values.xds.observe` are left out, because MeshConfig has no fields for these install switches.
     """
     result = dict(document)
     for assignment in assignments:

@@ -93,6 +93,14 @@ class _EnvironmentReader:
             self.refuse(variable, f"must be one of {', '.join(choices)}, not {text!r}")
         return text
 
+    def credential(self) -> envoy.TokenFile | None:
+        token, roots = self.text(names.TOKEN_FILE), self.text(names.ROOT_FILE)
+        try:
+            return envoy.TokenFile(token=token, roots=roots) if roots else None
+        except ValueError as error:
+            self.refuse(names.TOKEN_FILE, str(error))
+            return None
+
     def address(self, variable: Variable) -> tuple[str, int]:
         host, _, port = self.text(variable).rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -130,12 +138,11 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
     app_address = reader.text(names.APP_ADDRESS) or (
         pod.app_address if mode == Interception.NONE else address
     )
-    roots = reader.text(names.ROOT_FILE)
     sidecar = Sidecar(
         pod=replace(pod, app_address=app_address),
         host=host,
         port=port,
-        credential=envoy.TokenFile(token=reader.text(names.TOKEN_FILE), roots=roots) if roots else None,
+        credential=reader.credential(),
         sds_socket=reader.socket(names.SDS),
         probes=app_probes,
         concurrency=reader.number(names.CONCURRENCY, 1024),

@@ -1,0 +1,96 @@
+"""Edges: rates, totals, and the bounds on their number."""
+
+from __future__ import annotations
+
+from xds.mesh.observe.counts import RETENTION
+from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
+
+NOON = 1_000_000 * 600.0
+WEB = Target("shop", "web", 80)
+SLEEP, HTTPBIN = ("full", "sleep-1"), ("full", "httpbin-1")
+
+
+def key(client: str = "sleep", mode: TrafficMode = TrafficMode.MTLS) -> EdgeKey:
+    return EdgeKey(Client("full", client), WEB, mode)
+
+
+def add(traffic: Traffic, edge: EdgeKey, requests: int, now: float, **how) -> None:
+    source, reporter = how.pop("source", Reporter.CLIENT), how.pop("reporter", SLEEP)
+    traffic.add(edge, source, reporter, requests=requests, now=now, **how)
+
+
+def only(traffic: Traffic):
+    [(_, edge)] = traffic.edges()
+    return edge
+
+
+def test_rate_is_the_average_since_the_edge_was_first_seen():
+    traffic = Traffic()
+    add(traffic, key(), 30, NOON)
+    assert only(traffic).rate(NOON + 1) == 30
+    assert only(traffic).rate(NOON + 120) == 15
+    assert only(traffic).rate(NOON + 240) == 30 / 4
+    assert only(traffic).rate(NOON + 300) == 0
+
+
+def test_plaintext_that_both_sidecars_report_counts_once():
+    traffic, plaintext = Traffic(), key(mode=TrafficMode.PLAINTEXT)
+    add(traffic, plaintext, 5, NOON)
+    add(traffic, plaintext, 6, NOON + 3, source=Reporter.SERVER, reporter=HTTPBIN)
+    add(traffic, plaintext, 2, NOON + 10)
+
+    edge = only(traffic)
+    assert (edge.minutes(NOON + 10)[-1], edge.day(NOON + 10), edge.total) == (7, 7, 7)
+    assert traffic.totals == {("shop", TrafficMode.PLAINTEXT): 7}
+
+
+def test_report_without_requests_updates_last_seen_only():
+    traffic = Traffic()
+    add(traffic, key(), 1, NOON)
+    add(traffic, key(), 0, NOON + 60, source=Reporter.SERVER)
+
+    assert (only(traffic).last_seen, only(traffic).first_seen) == (NOON + 60, NOON)
+    assert traffic.totals == {("shop", TrafficMode.MTLS): 1}
+
+
+def test_failed_requests_are_counted():
+    traffic = Traffic()
+    add(traffic, key(), 5, NOON, failed=2)
+    assert only(traffic).failed_in_hour(NOON) == 2
+
+
+def test_edge_that_was_seen_longest_ago_is_forgotten():
+    traffic = Traffic(max_edges=2)
+    for number, client in enumerate(("a", "b", "a", "c")):
+        add(traffic, key(client), 1, NOON + number)
+
+    assert [edge.client.name for edge, _ in traffic.edges()] == ["a", "c"]
+    assert (len(traffic), traffic.evicted) == (2, 1)
+
+
+def test_one_sidecar_cannot_create_all_edges():
+    traffic = Traffic(max_edges_per_reporter=2)
+    for client in "abc":
+        add(traffic, key(client), 1, NOON)
+    add(traffic, key("a"), 1, NOON)
+    add(traffic, key("d"), 1, NOON, reporter=HTTPBIN)
+
+    assert sorted(edge.client.name for edge, _ in traffic.edges()) == ["a", "b", "d"]
+    assert traffic.excess == 1
+
+
+def test_edges_of_a_sidecar_are_released_when_they_expire():
+    traffic = Traffic(max_edges_per_reporter=1)
+    add(traffic, key("a"), 1, NOON)
+    add(traffic, key("b"), 1, NOON + RETENTION + 1)
+
+    assert [edge.client.name for edge, _ in traffic.edges()] == ["b"]
+    traffic.expire(NOON + 3 * RETENTION)
+    assert not list(traffic.edges())
+
+
+def test_edges_of_a_namespace_include_its_clients_and_servers():
+    traffic = Traffic()
+    add(traffic, key(), 1, NOON)
+
+    assert [len(list(traffic.edges(name))) for name in ("", "full", "shop", "other")] == [1, 1, 1, 0]

@@ -1,0 +1,180 @@
+"""Reports are resolved to workloads and services; garbage is counted, and changes nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.policy.world import HTTP, TCP, pod, service
+from xds.codec import message_class
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import DestinationRule, Meta, Ref
+from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
+from xds.mesh.observe.edges import Traffic
+from xds.mesh.observe.reports import ACCESS_LOGS, LOAD_REPORT, MAX_REQUESTS, ReportReader
+from xds.mesh.observe.workloads import REMEMBERED_SECONDS, DeletedPods
+
+NOON = 1_000_000 * 600.0
+SLEEP, HTTPBIN, LEGACY = pod("sleep", "full"), pod("httpbin", "full"), pod("sleep", "legacy", sidecar=False)
+SERVICE = service("httpbin", "full", HTTP, TCP)
+MESH = Mesh((SLEEP, HTTPBIN, LEGACY, SERVICE))
+HOST = "httpbin.full.svc.cluster.local"
+END, CONNECTED, PERIODIC, TCP_END = 6, 1, 2, 3
+
+
+class World:
+    def __init__(self, mesh: Mesh = MESH) -> None:
+        self.mesh, self.traffic, self.deleted = mesh, Traffic(), DeletedPods()
+        self.reader = ReportReader(self.traffic, self.deleted)
+
+    def load(self, *clusters: tuple[str, str, int, int], pod=SLEEP) -> None:
+        """Report (cluster, sub-zone, requests, failed)."""
+        message: Any = message_class(LOAD_REPORT)()
+        for name, sub_zone, requests, failed in clusters:
+            locality = message.cluster_stats.add(cluster_name=name).upstream_locality_stats.add()
+            locality.locality.sub_zone = sub_zone
+            locality.total_issued_requests, locality.total_error_requests = requests, failed
+        self.reader.read_load(self.mesh, pod, message.SerializeToString(), now=NOON)
+
+    def logs(self, *entries: tuple[str, int, int, bool], pod=HTTPBIN) -> None:
+        """Report (peer, local port, type, refused)."""
+        message: Any = message_class(ACCESS_LOGS)()
+        for peer, port, kind, refused in entries:
+            common = message.tcp_logs.log_entry.add().common_properties
+            common.downstream_remote_address.socket_address.address = peer
+            common.downstream_local_address.socket_address.port_value = port
+            common.access_log_type = kind
+            common.response_flags.no_route_found = refused
+        self.reader.read_access_logs(self.mesh, pod, message.SerializeToString(), now=NOON)
+
+    def edges(self) -> set[tuple[str, str, str, int]]:
+        """Return (client, service, mode, requests) of each edge."""
+        return {
+            (
+                f"{key.client.name}.{key.client.namespace}".rstrip("."),
+                f"{key.target.name}.{key.target.namespace}:{key.target.port}",
+                key.mode.value,
+                edge.day(NOON),
+            )
+            for key, edge in self.traffic.edges()
+        }
+
+
+def test_load_report_counts_requests_by_mode():
+    world = World()
+    world.load((f"outbound|80||{HOST}", "istio", 7, 2), (f"outbound|80||{HOST}", "", 3, 0))
+    world.load((f"outbound|90|10.0.0.1|{HOST}", "rack1/istio", 1, 0))
+
+    assert world.edges() == {
+        ("sleep.full", "httpbin.full:80", "mtls", 7),
+        ("sleep.full", "httpbin.full:80", "plaintext", 3),
+        ("sleep.full", "httpbin.full:90", "mtls", 1),
+    }
+    assert world.reader.ignored == 0
+
+
+@pytest.mark.parametrize(("mode", "observed"), [(TlsMode.SIMPLE, "tls"), (TlsMode.DISABLE, "plaintext")])
+def test_tls_of_a_destination_rule_is_a_mode_of_its_own(mode, observed):
+    rule = DestinationRule(
+        meta=Meta(ref=Ref("DestinationRule", "full", "httpbin")),
+        host=HOST,
+        policy=TrafficPolicy(tls=ClientTls(mode=mode)),
+    )
+    world = World(Mesh((SLEEP, HTTPBIN, SERVICE, rule)))
+    world.load((f"outbound|80||{HOST}", "", 1, 0))
+
+    assert world.edges() == {("sleep.full", "httpbin.full:80", observed, 1)}
+
+
+def test_clusters_without_a_service_are_left_out():
+    world = World()
+    world.load(("PassthroughCluster", "", 5, 0), ("inbound|8080||", "", 5, 0))
+    assert (world.edges(), world.reader.ignored) == (set(), 0)
+
+    world.load(("outbound|80||gone.full.svc.cluster.local", "", 5, 0), (f"outbound|81||{HOST}", "", 5, 0))
+    world.load((f"outbound|80||{HOST}", "", MAX_REQUESTS + 1, 0), ("outbound|80||example.com", "", 1, 0))
+    assert (world.edges(), world.reader.ignored) == (set(), 4)
+
+
+def test_access_logs_name_plaintext_and_refused_clients():
+    world = World()
+    world.logs((LEGACY.address, 8080, END, False), (LEGACY.address, 8080, END, False))
+    world.logs((LEGACY.address, 9090, 0, True), ("::ffff:192.0.2.1", 8080, END, False))
+
+    assert world.edges() == {
+        ("sleep.legacy", "httpbin.full:80", "plaintext", 2),
+        ("sleep.legacy", "httpbin.full:90", "refused", 1),
+        ("192.0.2.1", "httpbin.full:80", "plaintext", 1),
+    }
+
+
+def test_connection_is_counted_once_from_its_start():
+    world = World()
+    world.logs((LEGACY.address, 9090, CONNECTED, False))
+    assert world.edges() == {("sleep.legacy", "httpbin.full:90", "plaintext", 1)}
+
+    world.logs((LEGACY.address, 9090, PERIODIC, False), (LEGACY.address, 9090, TCP_END, False))
+    assert world.edges() == {("sleep.legacy", "httpbin.full:90", "plaintext", 1)}
+
+
+def test_port_without_a_service_is_named_by_its_pod():
+    world = World()
+    world.logs((LEGACY.address, 7070, CONNECTED, False))
+
+    assert world.edges() == {("sleep.legacy", "pod/httpbin.full:7070", "plaintext", 1)}
+
+
+def test_sidecar_without_a_pod_of_its_own_as_server_cannot_name_another():
+    """The server of an access log is always the pod that reports it."""
+    world = World()
+    world.logs((LEGACY.address, 8080, END, False), pod=SLEEP)
+
+    assert world.edges() == {("sleep.legacy", "pod/sleep.full:8080", "plaintext", 1)}
+
+
+def test_deleted_pod_is_named_for_a_minute():
+    world = World(Mesh((HTTPBIN, SERVICE)))
+    world.deleted.add(LEGACY, NOON - REMEMBERED_SECONDS)
+    world.logs((LEGACY.address, 8080, END, False))
+    assert {edge[0] for edge in world.edges()} == {"sleep.legacy"}
+
+    world = World(Mesh((HTTPBIN, SERVICE)))
+    world.deleted.add(LEGACY, NOON - REMEMBERED_SECONDS - 1)
+    world.logs((LEGACY.address, 8080, END, False))
+    assert {edge[0] for edge in world.edges()} == {LEGACY.address}
+
+
+def test_address_of_a_deleted_pod_belongs_to_its_new_owner():
+    world = World(Mesh((HTTPBIN, SERVICE, replace(SLEEP, address=LEGACY.address))))
+    world.deleted.add(LEGACY, NOON)
+    world.logs((LEGACY.address, 8080, END, False))
+
+    assert {edge[0] for edge in world.edges()} == {"sleep.full"}
+
+
+def test_expired_addresses_are_forgotten():
+    deleted = DeletedPods()
+    deleted.add(LEGACY, NOON)
+    deleted.add(SLEEP, NOON + REMEMBERED_SECONDS + 1)
+
+    assert deleted.get(LEGACY.address, NOON) is None
+    assert deleted.get(SLEEP.address, NOON)
+
+
+def test_entries_that_make_no_sense_are_counted():
+    world = World()
+    world.logs(("not an address", 8080, END, False), (LEGACY.address, 0, END, False), ("", 8080, END, False))
+
+    assert (world.edges(), world.reader.ignored) == (set(), 3)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_raises_nothing(data):
+    world = World()
+    world.reader.read_load(MESH, SLEEP, data, now=NOON)
+    world.reader.read_access_logs(MESH, HTTPBIN, data, now=NOON)
+    assert not world.edges()

@@ -1,0 +1,174 @@
+"""Observed traffic of real sidecars: `xds observe` names who sent what, and counts it right."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.support.cluster import Cluster
+from tests.support.controlplane import xds
+from tests.support.manifests import peer_authentication
+from tests.support.mesh import Mesh
+from tests.support.rows import read_table
+from tests.support.waiting import eventually
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.envoy,
+    pytest.mark.timeout(300),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+PORTS = {"http": (80, 8080), "tcp": (90, 9000)}
+WITHIN = 60.0
+SIDECARS = 3
+_REPORTS = 'xds_observed_reports_total{service="envoy.service.load_stats.v3.LoadReportingService"}'
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh(tmp_path_factory):
+    """Servers that accept plaintext and that refuse it, a client with a sidecar, and one without."""
+    with Cluster() as cluster:
+        async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
+            mesh.pod("client", "full", account="sleep")
+            mesh.pod("outsider", "legacy", sidecar=False, account="cron")
+            for namespace in ("permissive", "strict"):
+                pod = mesh.pod("web", namespace)
+                mesh.service("web", namespace, PORTS)
+                await mesh.serve(pod, http=(8080,), lines=(9000,))
+            mesh.service("web", "legacy", PORTS, selector={"app": "outsider"})
+            await mesh.serve(mesh["outsider.legacy"], http=(8080,), lines=(9000,))
+            mesh.apply(peer_authentication("strict", "STRICT"))
+            await mesh.start()
+            yield mesh
+
+
+async def observed(mesh: Mesh, *arguments: str) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Return the edges that `xds observe` prints, by client, service and mode."""
+    answer = json.loads(await xds("observe", f"--xds-address={mesh.plane.address}", "-o", "json", *arguments))
+    assert answer["enabled"]
+    assert not answer["mayBeOnOtherReplica"]
+    return {
+        (
+            f"{edge['client']}.{edge['clientNamespace']}",
+            f"{edge['service']}.{edge['namespace']}:{edge['port']}",
+            edge["mode"],
+        ): edge
+        for edge in answer["edges"]
+    }
+
+
+async def count(mesh: Mesh, *key: str) -> int:
+    edge = (await observed(mesh)).get(key)  # type: ignore[call-overload]
+    return int(edge["requestsPerDay"]) if edge else 0
+
+
+async def load_reports(mesh: Mesh) -> int:
+    lines = (await mesh.plane.metrics()).splitlines()
+    return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(_REPORTS))
+
+
+async def get(mesh: Mesh, client: str, url: str) -> str:
+    return (await mesh[client].client.get(url)).code
+
+
+async def test_requests_of_a_sidecar_are_counted_by_mode(mesh):
+    encrypted = ("sleep.full", "web.strict:80", "MTLS")
+    plaintext = ("sleep.full", "web.legacy:80", "PLAINTEXT")
+
+    async def both_are_observed() -> bool:
+        assert await get(mesh, "client.full", "http://web.strict/headers") == "200"
+        assert await get(mesh, "client.full", "http://web.legacy/headers") == "200"
+        return {encrypted, plaintext} <= (await observed(mesh)).keys()
+
+    # Envoy counts the requests of a new cluster from its next interval on.
+    await eventually(both_are_observed, timeout=WITHIN, every=1)
+    reports = await load_reports(mesh)
+
+    async def all_have_reported_twice() -> bool:
+        return await load_reports(mesh) >= reports + 2 * SIDECARS
+
+    await eventually(all_have_reported_twice, timeout=WITHIN, every=0.5)
+    before = [await count(mesh, *key) for key in (encrypted, plaintext)]
+    for _ in range(7):
+        await get(mesh, "client.full", "http://web.strict/headers")
+    for _ in range(4):
+        await get(mesh, "client.full", "http://web.legacy/headers")
+
+    async def counts() -> bool:
+        now = [await count(mesh, *key) for key in (encrypted, plaintext)]
+        assert now == [before[0] + 7, before[1] + 4], (before, now)
+        return True
+
+    await eventually(counts, timeout=WITHIN, every=0.5)
+
+
+async def test_plaintext_client_without_a_sidecar_is_named(mesh):
+    for _ in range(5):
+        assert await get(mesh, "outsider.legacy", "http://web.permissive/headers") == "200"
+
+    async def is_counted() -> bool:
+        return await count(mesh, "cron.legacy", "web.permissive:80", "PLAINTEXT") == 5
+
+    await eventually(is_counted, timeout=WITHIN, every=0.5)
+    rows, _ = read_table(await xds("observe", f"--xds-address={mesh.plane.address}", "-n", "permissive"))
+    assert ("cron.legacy", "web.permissive:80", "plaintext") in {
+        (row["CLIENT"], row["SERVICE"], row["MODE"]) for row in rows
+    }
+    assert (
+        'xds_observed_requests_total{mode="plaintext",namespace="permissive"}' in await mesh.plane.metrics()
+    )
+
+
+async def test_refused_client_is_named(mesh):
+    for _ in range(3):
+        assert not (await mesh["outsider.legacy"].client.get("http://web.strict/headers")).ok
+
+    async def is_counted() -> bool:
+        return await count(mesh, "cron.legacy", "web.strict:80", "REFUSED") == 3
+
+    await eventually(is_counted, timeout=WITHIN, every=0.5)
+    assert ("cron.legacy", "web.strict:80", "REFUSED") in await observed(mesh, "--plaintext")
+
+
+async def test_open_plaintext_connection_is_observed_before_it_ends(mesh):
+    async with mesh["outsider.legacy"].client.tcp("web.permissive", 90) as conversation:
+        assert await conversation.ask("one")
+
+        async def is_observed() -> bool:
+            return await count(mesh, "cron.legacy", "web.permissive:90", "PLAINTEXT") == 1
+
+        await eventually(is_observed, timeout=WITHIN, every=0.5)
+        assert await conversation.ask("two"), "the connection is still open"
+
+
+async def test_kept_alive_plaintext_connection_is_observed_before_it_ends(mesh):
+    before = await count(mesh, "cron.legacy", "web.permissive:80", "PLAINTEXT")
+    async with mesh["outsider.legacy"].client.session(keep_alive=True) as session:
+        for _ in range(2):
+            async with session.get("http://web.permissive/headers") as answer:
+                assert answer.status == 200
+
+        async def is_observed() -> bool:
+            return await count(mesh, "cron.legacy", "web.permissive:80", "PLAINTEXT") >= before + 2
+
+        await eventually(is_observed, timeout=WITHIN, every=0.5)
+
+
+async def test_mutual_tls_writes_no_access_log(mesh):
+    for pod in ("web.strict", "web.permissive"):
+        envoy = mesh.sidecar(mesh[pod])
+        written = await envoy.admin.stat("access_logs.grpc_access_log.grpc_entries_flushed")
+        for _ in range(5):
+            assert await get(mesh, "client.full", f"http://{pod}/headers") == "200"
+        reports = await load_reports(mesh)
+        await eventually(lambda reports=reports: _has_reported(mesh, reports), timeout=WITHIN, every=0.5)
+        assert await envoy.admin.stat("access_logs.grpc_access_log.grpc_entries_flushed") == written
+
+
+async def _has_reported(mesh: Mesh, reports: int) -> bool:
+    """Wait longer than Envoy buffers entries of access logs."""
+    return await load_reports(mesh) >= reports + 2 * SIDECARS

@@ -1,0 +1,172 @@
+"""`xds observe`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.text import Text
+
+from xds.cli import admin_client
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
+from xds.cli.options import fail, parse_address
+from xds.cli.output import WideFormat, print_document
+from xds.cli.tables import Table
+from xds.mesh.controlplane.status import since
+from xds.mesh.model.objects import printable
+from xds.mesh.v1 import traffic_pb2 as pb
+
+EXAMPLES = """
+xds observe
+xds observe --namespace shop --plaintext
+xds observe --watch
+xds observe -o json
+"""
+
+_TITLES = ("CLIENT", "SERVICE", "MODE", "REQ/MIN", "LAST SEEN")
+_WIDE_TITLES = (*_TITLES[:-1], "REQ/HOUR", "REQ/DAY", "FAILED/HOUR", "FIRST SEEN", "LAST SEEN")
+_STYLES = {
+    pb.TrafficEdge.MTLS: "green",
+    pb.TrafficEdge.TLS: "green",
+    pb.TrafficEdge.PLAINTEXT: "yellow",
+    pb.TrafficEdge.REFUSED: "red",
+}
+
+
+def observe(
+    *,
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "-n",
+            "--namespace",
+            metavar="NS",
+            help="Namespace of the client or the server. Default: all namespaces.",
+            show_default=False,
+        ),
+    ] = None,
+    plaintext: Annotated[
+        bool, typer.Option("--plaintext", help="Print only plaintext and refused traffic.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("-w", "--watch", help="Print the current state, then each change until Ctrl-C.")
+    ] = False,
+    output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = WideFormat.TABLE,
+    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
+    ca_file: CaFile = None,
+    token_file: TokenFile = None,
+    cert_file: CertFile = None,
+    key_file: KeyFile = None,
+) -> None:
+    """Print the traffic that sidecars have reported in the last 24 hours, a row per client, service and mode.
+
+    A client is a service account (ACCOUNT.NAMESPACE), or an address that belongs to no known pod. REQ/MIN is
+    the average of the last 5 minutes: HTTP requests, or connections of other protocols. Mode refused means
+    that the server requires mutual TLS and closed a plaintext connection. Reports take up to 20 s to arrive.
+
+    Exit status: 0 printed, 1 observation is disabled, 2 wrong usage, 3 the control plane cannot be reached.
+    """
+    if namespace == "":
+        fail("--namespace must not be empty: omit it to print all namespaces")
+    address = parse_address("--xds-address", xds_address)
+    credentials = admin_client.ClientCredentials(
+        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
+    )
+    request = pb.ListTrafficRequest(namespace=namespace or "", plaintext_only=plaintext)
+    with admin_client.AdminClient(address, credentials) as client:
+        if watch:
+            with suppress(KeyboardInterrupt):
+                _follow(client.watch_traffic(request), output)
+            return
+        response = client.list_traffic(request)
+    _require_enabled(response)
+    if not output.is_table:
+        print_document(response, output)
+        return
+    table = _TrafficTable(wide=output is WideFormat.WIDE)
+    table.add_changes(response)
+    if not response.edges:
+        kind = "plaintext or refused traffic" if plaintext else "traffic"
+        typer.echo(f"no {kind} was reported in the last {_observed_for(response)}")
+    _print_notes(response)
+
+
+def _follow(responses: Iterable[pb.ListTrafficResponse], output: WideFormat) -> None:
+    table = _TrafficTable(wide=output is WideFormat.WIDE)
+    for response in responses:
+        _require_enabled(response)
+        if output.is_table:
+            table.add_changes(response)
+        else:
+            print_document(response, output, is_stream=True)
+
+
+class _TrafficTable:
+    """A table with a row per edge. Rows of changed edges are printed again."""
+
+    def __init__(self, *, wide: bool) -> None:
+        self._wide = wide
+        self._table = Table(*(_WIDE_TITLES if wide else _TITLES))
+        self._printed: dict[tuple[str, ...], bytes] = {}
+
+    def add_changes(self, response: pb.ListTrafficResponse) -> None:
+        """Print a row for each edge that was reported since the last call."""
+        previous, self._printed = self._printed, {}
+        has_rows = False
+        for edge in response.edges:
+            key = (edge.client_namespace, edge.client, _service(edge), str(edge.mode))
+            last_seen = edge.last_seen.SerializeToString()
+            self._printed[key] = last_seen
+            if previous.get(key) != last_seen:
+                self._table.add_row(*self._row(edge, response.time))
+                has_rows = True
+        if has_rows:
+            self._table.show()
+
+    def _row(self, edge: pb.TrafficEdge, now: Timestamp) -> Iterator[str | Text]:
+        """Yield the cells of an edge's row."""
+        yield printable(f"{edge.client}.{edge.client_namespace}".rstrip("."))
+        yield printable(_service(edge))
+        yield Text(pb.TrafficEdge.Mode.Name(edge.mode).lower(), _STYLES.get(edge.mode, ""))
+        yield _rate(edge.requests_per_minute)
+        if self._wide:
+            yield str(sum(edge.minutes))
+            yield str(edge.requests_per_day)
+            yield str(edge.failed_per_hour)
+            yield f"{since(edge.first_seen.ToDatetime(), now)} ago"
+        yield f"{since(edge.last_seen.ToDatetime(), now)} ago"
+
+
+def _service(edge: pb.TrafficEdge) -> str:
+    return f"{edge.service}.{edge.namespace}:{edge.port}"
+
+
+def _rate(value: float) -> str:
+    """Return a rate with at most one decimal, such as `1234`, `2.4` or `<0.1`."""
+    if 0 < value < 0.1:
+        return "<0.1"
+    return f"{value:.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"
+
+
+def _observed_for(response: pb.ListTrafficResponse) -> str:
+    age = response.time.ToDatetime() - response.since.ToDatetime()
+    return "24h" if age.days else since(response.since.ToDatetime(), response.time)
+
+
+def _require_enabled(response: pb.ListTrafficResponse) -> None:
+    if not response.enabled:
+        fail("observation is disabled: start xds serve with --observe=true", 1)
+
+
+def _print_notes(response: pb.ListTrafficResponse) -> None:
+    """Print what the table may omit, to stderr."""
+    if response.may_be_on_other_replica:
+        typer.echo(
+            "only the sidecars of this replica are included; use --xds-address to query each other replica",
+            err=True,
+        )
+    if response.dropped:
+        typer.echo(f"{response.dropped} reports or entries were dropped: counts may be too low", err=True)

@@ -1,0 +1,184 @@
+"""The gRPC services that receive sidecars' reports: Envoy's load reporting and access log services.
+
+A stream is authenticated like a stream of xDS, and a sidecar can report only about its own pod.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from xds.codec import message_class
+from xds.mesh.controlplane.authorization import budget_key
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.envoy.names import NodeId
+from xds.mesh.identity.claims import Caller, denial_reason
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Pod
+from xds.mesh.observe.edges import PodName, Traffic
+from xds.mesh.observe.reports import ACCESS_LOGS, LOAD_REPORT, ReportReader
+from xds.protocol.limits import Budgets, Limits, Reservation
+from xds.server import DiscoveryService, Refused, StreamInfo
+
+LOAD_SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
+LOG_SERVICE = "envoy.service.accesslog.v3.AccessLogService"
+
+INTERVAL = 10
+"""Minimum interval of load reports, in seconds."""
+MAX_INTERVAL = 60
+"""Maximum interval of load reports in a large mesh, in seconds."""
+SERVICES_PER_INTERVAL = 500
+"""Number of services that one INTERVAL is sufficient for. A report has an entry for every service port."""
+REPORTS_PER_SECOND = 30
+"""Number of load reports per second above which the interval grows with the number of sidecars."""
+MAX_STREAMS = 64
+"""Maximum number of streams of one sidecar. Envoy has one, and another for each of its worker threads."""
+
+
+class TrafficReports:
+    """Receives reports, for XdsServer(added=[...]).
+
+    If the mesh's settings disable observation, load reports are not requested, and access logs are refused.
+
+    Args:
+        controller: has the mesh, and knows which pods were deleted.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        self.since = time.time()
+        """Unix time at which the observation started, in seconds."""
+        self.traffic = Traffic()
+        """The observed edges."""
+        self.reader = ReportReader(self.traffic, controller.connections.deleted_pods)
+        self.received: Counter[str] = Counter({LOAD_SERVICE: 0, LOG_SERVICE: 0})
+        """Number of reports that were read, by service."""
+        self.dropped: Counter[str] = Counter({"too large": 0, "overload": 0, "unknown pod": 0})
+        """Number of reports that were not read, by reason."""
+        self._controller = controller
+        self._budgets = Budgets(Limits(streams=MAX_STREAMS))
+
+    def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
+        """Add the services to a server that has not started."""
+        methods = {
+            LOAD_SERVICE: ("StreamLoadStats", self._open_load),
+            LOG_SERVICE: ("StreamAccessLogs", self._open_access_logs),
+        }
+        for service, (method, open_reports) in methods.items():
+            handlers = {method: discovery.report_method(open_reports)}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+            discovery.connections.own_services.add(service)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the mesh's settings enable observation."""
+        return self._controller.mesh.config.observe
+
+    def dropped_total(self) -> int:
+        """Return the number of reports, entries and edges that were left out."""
+        traffic = self.traffic
+        return self.dropped.total() + self.reader.ignored + traffic.evicted + traffic.excess
+
+    def _open_load(self, info: StreamInfo, report: bytes) -> _Stream:
+        # Without a response, Envoy sends no reports, and does not reconnect.
+        response = _interval(self._controller.mesh) if self.enabled else None
+        node_id = _node_id(LOAD_REPORT, report, lambda message: message.node)
+        return self._open(LOAD_SERVICE, info, node_id, report, response)
+
+    def _open_access_logs(self, info: StreamInfo, report: bytes) -> _Stream:
+        if not self.enabled:
+            raise Refused(grpc.StatusCode.UNIMPLEMENTED, "observation is disabled (--observe)")
+        node_id = _node_id(ACCESS_LOGS, report, lambda message: message.identifier.node)
+        return self._open(LOG_SERVICE, info, node_id, report, None)
+
+    def _open(
+        self, service: str, info: StreamInfo, node_id: str, report: bytes, response: bytes | None
+    ) -> _Stream:
+        try:
+            node = NodeId.parse(node_id)
+        except ValueError as error:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+        key = node.namespace, node.pod
+        pod = self._controller.mesh.pod(*key)
+        _check(info.caller, key, pod)
+        reservation = self._budgets.open(budget_key(info.caller, key, is_known=pod is not None))
+        stream = _Stream(self, service, key, info.caller, reservation, response)
+        try:
+            stream.receive(report)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def read(self, service: str, key: PodName, caller: Caller | None, report: bytes) -> None:
+        """Read a report of a pod's sidecar.
+
+        Raises:
+            Refused: the caller may no longer act for the pod.
+        """
+        mesh = self._controller.mesh
+        pod = mesh.pod(*key)
+        _check(caller, key, pod)
+        if not self.enabled:
+            return
+        if pod is None:
+            self.dropped["unknown pod"] += 1
+            return
+        self.received[service] += 1
+        read = self.reader.read_load if service == LOAD_SERVICE else self.reader.read_access_logs
+        read(mesh, pod, report, now=time.time())
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One stream of reports of a pod's sidecar."""
+
+    reports: TrafficReports
+    service: str
+    key: PodName
+    caller: Caller | None
+    reservation: Reservation
+    response: bytes | None
+
+    def receive(self, report: bytes) -> None:
+        self.reports.read(self.service, self.key, self.caller, report)
+
+    def dropped(self, reason: str) -> None:
+        self.reports.dropped[reason] += 1
+
+    def close(self) -> None:
+        self.reservation.close()
+
+
+def _check(caller: Caller | None, key: PodName, pod: Pod | None) -> None:
+    """Raise Refused unless the caller may act for a pod."""
+    if caller and (reason := denial_reason(caller, *key, pod)):
+        raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
+
+
+def _node_id(name: str, report: bytes, node_of: Callable[[Any], Any]) -> str:
+    try:
+        node_id: str = node_of(message_class(name).FromString(report)).id
+    except DecodeError:
+        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"the report is not a {name}") from None
+    return node_id
+
+
+def _interval(mesh: Mesh) -> bytes:
+    """Return the response that requests load reports of all clusters."""
+    if "report interval" not in mesh.scratch:
+        services = sum(1 for _ in mesh.services())
+        sidecars = sum(pod.has_sidecar for pod in mesh.pods())
+        needed = max(INTERVAL * ceil(services / SERVICES_PER_INTERVAL), ceil(sidecars / REPORTS_PER_SECOND))
+        mesh.scratch["report interval"] = min(max(needed, INTERVAL), MAX_INTERVAL)
+    seconds: int = mesh.scratch["report interval"]
+    message: Any = message_class("envoy.service.load_stats.v3.LoadStatsResponse")(send_all_clusters=True)
+    message.load_reporting_interval.seconds = seconds
+    return bytes(message.SerializeToString())

@@ -1,0 +1,115 @@
+"""The gRPC service xds.mesh.v1.Traffic: observed traffic by client workload, service port and mode.
+
+protos/xds/mesh/v1/traffic.proto documents the messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from xds.introspect.cooperative import Checkpoint
+from xds.introspect.guard import GuardedServer
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.traffic_reports import TrafficReports
+from xds.mesh.observe.edges import Edge, EdgeKey, TrafficMode
+from xds.mesh.v1 import traffic_pb2 as pb
+from xds.server import DiscoveryService
+from xds.server.stream import now as clock
+
+SERVICE = "xds.mesh.v1.Traffic"
+
+WATCH_INTERVAL = 1.0
+"""Interval at which a Watch call checks for new reports, in seconds."""
+
+_MODES = {
+    TrafficMode.MTLS: pb.TrafficEdge.MTLS,
+    TrafficMode.TLS: pb.TrafficEdge.TLS,
+    TrafficMode.PLAINTEXT: pb.TrafficEdge.PLAINTEXT,
+    TrafficMode.REFUSED: pb.TrafficEdge.REFUSED,
+}
+_UNENCRYPTED = (TrafficMode.PLAINTEXT, TrafficMode.REFUSED)
+
+
+class TrafficService:
+    """The service, for `Introspection(added=[...])`."""
+
+    def __init__(self, controller: Controller, reports: TrafficReports) -> None:
+        self._controller = controller
+        self._reports = reports
+
+    def __call__(self, server: GuardedServer, _: DiscoveryService) -> None:
+        """Add the service to a server that has not started."""
+
+        async def list_(
+            request: pb.ListTrafficRequest, _: grpc.aio.ServicerContext
+        ) -> pb.ListTrafficResponse:
+            return await self._response(request)
+
+        async def watch(
+            request: pb.ListTrafficRequest, _: grpc.aio.ServicerContext
+        ) -> AsyncIterator[pb.ListTrafficResponse]:
+            version = None
+            while True:
+                if version != (version := self._reports.traffic.version):
+                    yield await self._response(request)
+                await asyncio.sleep(WATCH_INTERVAL)
+
+        methods = {
+            "List": grpc.unary_unary_rpc_method_handler(
+                list_, pb.ListTrafficRequest.FromString, pb.ListTrafficResponse.SerializeToString
+            ),
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                watch, pb.ListTrafficRequest.FromString, pb.ListTrafficResponse.SerializeToString
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+
+    async def _response(self, request: pb.ListTrafficRequest) -> pb.ListTrafficResponse:
+        reports, checkpoint, now = self._reports, Checkpoint(), time.time()
+        reports.traffic.expire(now)
+        edges = [
+            (key, edge)
+            for key, edge in reports.traffic.edges(request.namespace)
+            if key.mode in _UNENCRYPTED or not request.plaintext_only
+        ]
+        edges.sort(key=lambda item: (item[0].target, item[0].client, item[0].mode))
+        response = pb.ListTrafficResponse(
+            enabled=reports.enabled,
+            may_be_on_other_replica=self._controller.rollouts.may_have_peers(clock()),
+            since=_timestamp(reports.since),
+            time=_timestamp(now),
+            dropped=reports.dropped_total(),
+        )
+        for key, edge in edges:
+            response.edges.append(_edge(key, edge, now))
+            await checkpoint()
+        return response
+
+
+def _edge(key: EdgeKey, edge: Edge, now: float) -> pb.TrafficEdge:
+    return pb.TrafficEdge(
+        client_namespace=key.client.namespace,
+        client=key.client.name,
+        namespace=key.target.namespace,
+        service=key.target.name,
+        port=key.target.port,
+        mode=_MODES[key.mode],
+        requests_per_minute=edge.rate(now),
+        minutes=edge.minutes(now),
+        requests_per_day=edge.day(now),
+        failed_per_hour=edge.failed_in_hour(now),
+        first_seen=_timestamp(edge.first_seen),
+        last_seen=_timestamp(edge.last_seen),
+    )
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromMilliseconds(round(seconds * 1000))
+    return timestamp

@@ -1,0 +1,63 @@
+"""Counts over time: per minute for the last hour, and per ten minutes for the last day."""
+
+from __future__ import annotations
+
+from array import array
+
+MINUTES = 60
+"""Number of minutes that are kept."""
+TENS = 144
+"""Number of ten-minute intervals that are kept: 24 h."""
+RETENTION = TENS * 600.0
+"""Seconds for which counts are kept."""
+_MAX = 2**32 - 1
+
+
+class Counts:
+    """Counts in two rings of fixed size, 816 bytes in total. All times are Unix times, in seconds.
+
+    Time that runs backwards counts as the latest time seen.
+    """
+
+    __slots__ = ("_minute", "_minutes", "_tens")
+
+    def __init__(self, now: float) -> None:
+        self._minutes = array("I", bytes(4 * MINUTES))
+        self._tens = array("I", bytes(4 * TENS))
+        self._minute = int(now // 60)
+
+    def add(self, count: int, now: float) -> None:
+        """Add to the current minute."""
+        self._advance(now)
+        for ring, position in ((self._minutes, self._minute), (self._tens, self._minute // 10)):
+            index = position % len(ring)
+            ring[index] = min(ring[index] + count, _MAX)
+
+    def minutes(self, now: float) -> list[int]:
+        """Return the counts of the last MINUTES minutes, oldest first. The last one is still in progress."""
+        self._advance(now)
+        start = (self._minute + 1) % MINUTES
+        return [*self._minutes[start:], *self._minutes[:start]]
+
+    def hour(self, now: float) -> int:
+        """Return the count of the last MINUTES minutes."""
+        return sum(self.minutes(now))
+
+    def day(self, now: float) -> int:
+        """Return the count of the last TENS ten-minute intervals."""
+        self._advance(now)
+        return sum(self._tens)
+
+    def _advance(self, now: float) -> None:
+        """Clear the intervals that have begun since the last call."""
+        previous, current = self._minute, int(now // 60)
+        if current <= previous:
+            return
+        self._minute = current
+        _clear(self._minutes, previous, current)
+        _clear(self._tens, previous // 10, current // 10)
+
+
+def _clear(ring: array[int], previous: int, current: int) -> None:
+    for position in range(max(previous, current - len(ring)) + 1, current + 1):
+        ring[position % len(ring)] = 0

@@ -1,0 +1,122 @@
+"""Read the reports of sidecars: Envoy's load reports of clients, and access logs of servers.
+
+Everything in a report is untrusted. A sidecar reports only about its own pod: as the client of its load
+reports, and as the server of its access logs. Entries that make no sense are counted and left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from xds.codec import message_class
+from xds.mesh.envoy import names
+from xds.mesh.envoy.endpoints import MTLS_SUB_ZONE
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Pod, Service
+from xds.mesh.model.traffic import TlsMode
+from xds.mesh.observe.edges import EdgeKey, Reporter, Target, Traffic, TrafficMode
+from xds.mesh.observe.workloads import DeletedPods, client_at, service_port, target_of, workload
+from xds.mesh.policy.destination import served_client_rule
+from xds.mesh.policy.mtls import explicit_tls
+
+LOAD_REPORT = "envoy.service.load_stats.v3.LoadStatsRequest"
+"""Message of a client's report."""
+ACCESS_LOGS = "envoy.service.accesslog.v3.StreamAccessLogsMessage"
+"""Message of a server's report."""
+MAX_ENTRIES = 5_000
+"""Maximum number of clusters or log entries of one report; further ones are counted and left out."""
+MAX_REQUESTS = 10_000_000
+"""Maximum number of requests that one entry may add."""
+_EXTERNAL_TLS = (TlsMode.SIMPLE, TlsMode.MUTUAL)
+# envoy.data.accesslog.v3.AccessLogType: entries about something that an earlier or later entry counts.
+_UNCOUNTED = frozenset({2, 3, 5})  # TcpPeriodic, TcpConnectionEnd, DownstreamPeriodic
+
+
+class ReportReader:
+    """Reads reports into the observed traffic.
+
+    Args:
+        traffic: receives the edges.
+        deleted: the pods that were deleted recently.
+    """
+
+    def __init__(self, traffic: Traffic, deleted: DeletedPods) -> None:
+        self.traffic = traffic
+        self.ignored = 0
+        """Number of malformed reports and entries."""
+        self._deleted = deleted
+
+    def read_load(self, mesh: Mesh, pod: Pod, report: bytes, *, now: float) -> None:
+        """Read a load report of a pod's sidecar. `now` is the Unix time, in seconds."""
+        if (message := self._parse(LOAD_REPORT, report)) is None:
+            return
+        # Most clusters have no traffic.
+        for cluster in self._limited(
+            [each for each in message.cluster_stats if each.upstream_locality_stats]
+        ):
+            self._read_cluster(mesh, pod, cluster, now)
+
+    def read_access_logs(self, mesh: Mesh, pod: Pod, report: bytes, *, now: float) -> None:
+        """Read the inbound access log entries of a pod's sidecar. `now` is the Unix time, in seconds."""
+        if (message := self._parse(ACCESS_LOGS, report)) is None:
+            return
+        counted: dict[tuple[str, int, bool], int] = {}
+        for entry in self._limited(list(message.tcp_logs.log_entry)):
+            common = entry.common_properties
+            remote = common.downstream_remote_address.socket_address.address
+            port = common.downstream_local_address.socket_address.port_value
+            key = remote, port, common.response_flags.no_route_found
+            counted[key] = counted.get(key, 0) + (common.access_log_type not in _UNCOUNTED)
+        for (remote, port, is_refused), requests in counted.items():
+            client = client_at(mesh, self._deleted, remote, now)
+            if client is None or not 0 < port < 65536:
+                self.ignored += 1
+                continue
+            mode = TrafficMode.REFUSED if is_refused else TrafficMode.PLAINTEXT
+            edge = EdgeKey(client, target_of(mesh, pod, port), mode)
+            self._add(edge, Reporter.SERVER, pod, requests=requests, now=now)
+
+    def _read_cluster(self, mesh: Mesh, pod: Pod, cluster: Any, now: float) -> None:
+        port_text, subset, host = names.parse_outbound(cluster.cluster_name)
+        found = service_port(mesh, host, port_text)
+        if found is None:
+            self.ignored += bool(host)
+            return
+        service, port = found
+        target, client = Target(service.namespace, service.name, port.port), workload(pod)
+        for locality in cluster.upstream_locality_stats:
+            requests, failed = locality.total_issued_requests, locality.total_error_requests
+            if requests or failed or locality.total_requests_in_progress:
+                is_mtls = locality.locality.sub_zone.rpartition("/")[2] == MTLS_SUB_ZONE
+                mode = TrafficMode.MTLS if is_mtls else _mode_by_rule(mesh, pod, service, port.port, subset)
+                edge = EdgeKey(client, target, mode)
+                self._add(edge, Reporter.CLIENT, pod, requests=requests, failed=failed, now=now)
+
+    def _add(
+        self, edge: EdgeKey, source: Reporter, pod: Pod, *, requests: int, failed: int = 0, now: float
+    ) -> None:
+        if max(requests, failed) > MAX_REQUESTS:
+            self.ignored += 1
+            return
+        reporter = pod.namespace, pod.name
+        self.traffic.add(edge, source, reporter, requests=requests, failed=failed, now=now)
+
+    def _parse(self, name: str, report: bytes) -> Any:
+        try:
+            return message_class(name).FromString(report)
+        except DecodeError:
+            self.ignored += 1
+            return None
+
+    def _limited(self, entries: list[Any]) -> list[Any]:
+        self.ignored += max(len(entries) - MAX_ENTRIES, 0)
+        return entries[:MAX_ENTRIES]
+
+
+def _mode_by_rule(mesh: Mesh, pod: Pod, service: Service, port: int, subset: str) -> TrafficMode:
+    """Return the mode of requests to endpoints that get no mutual TLS of the mesh."""
+    rule = served_client_rule(mesh, pod.namespace, pod.meta.labels, service)
+    tls = explicit_tls(rule, port, subset if rule and rule.subset(subset) else "")
+    return TrafficMode.TLS if tls and tls.mode in _EXTERNAL_TLS else TrafficMode.PLAINTEXT
