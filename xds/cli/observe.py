@@ -11,8 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
 from xds.cli import admin_client
-from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile, XdsAddress
-from xds.cli.options import fail, parse_address
+from xds.cli.client_options import ConnectionOptions
+from xds.cli.option_groups import grouped_options
+from xds.cli.options import fail
 from xds.cli.output import WideFormat, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
@@ -36,6 +37,7 @@ _STYLES = {
 }
 
 
+@grouped_options
 def observe(
     *,
     namespace: Annotated[
@@ -55,15 +57,11 @@ def observe(
         bool, typer.Option("-w", "--watch", help="Print the current state, then each change until Ctrl-C.")
     ] = False,
     output: Annotated[WideFormat, typer.Option("-o", "--output", help="Output format.")] = WideFormat.TABLE,
-    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS,
-    ca_file: CaFile = None,
-    token_file: TokenFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
+    connection: ConnectionOptions,
 ) -> None:
     """Print the traffic that sidecars have reported in the last 24 hours, a row per client, service and mode.
 
-    A client is a service account (ACCOUNT.NAMESPACE), or an address that belongs to no known pod. REQ/MIN is
+    A client is a service account (NAMESPACE/ACCOUNT), or an address that belongs to no known pod. REQ/MIN is
     the average of the last 5 minutes: HTTP requests, or connections of other protocols. Mode refused means
     that the server requires mutual TLS and closed a plaintext connection. Reports take up to 20 s to arrive.
 
@@ -71,12 +69,8 @@ def observe(
     """
     if namespace == "":
         fail("--namespace must not be empty: omit it to print all namespaces")
-    address = parse_address("--xds-address", xds_address)
-    credentials = admin_client.ClientCredentials(
-        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
-    )
     request = pb.ListTrafficRequest(namespace=namespace or "", plaintext_only=plaintext)
-    with admin_client.AdminClient(address, credentials) as client:
+    with admin_client.AdminClient(connection.address, connection.credentials) as client:
         if watch:
             with suppress(KeyboardInterrupt):
                 _follow(client.watch_traffic(request), output)
@@ -128,7 +122,7 @@ class _TrafficTable:
 
     def _row(self, edge: pb.TrafficEdge, now: Timestamp) -> Iterator[str | Text]:
         """Yield the cells of an edge's row."""
-        yield printable(f"{edge.client}.{edge.client_namespace}".rstrip("."))
+        yield printable(f"{edge.client_namespace}/{edge.client}".lstrip("/"))
         yield printable(_service(edge))
         yield Text(pb.TrafficEdge.Mode.Name(edge.mode).lower(), _STYLES.get(edge.mode, ""))
         yield _rate(edge.requests_per_minute)
