@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.policy.world import HTTP, mesh, peer, pod, rule, service
 from xds.mesh.controlplane.page.graph import PLAINTEXT, PROBLEMS, Selection, map_view, predict
+from xds.mesh.controlplane.page.observed import ObservedTraffic
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
 
 FACTS = (
     pod("web", "a"),
@@ -17,7 +22,10 @@ FACTS = (
 )
 
 
-async def view(world, observed=lambda *_: None, **selection):
+NOTHING = ObservedTraffic(None, Mesh())
+
+
+async def view(world, observed=NOTHING, **selection):
     return await map_view(await predict(world), Selection(1000, **selection), observed)
 
 
@@ -122,13 +130,16 @@ async def test_selected_node_keeps_all_nodes():
 
 
 async def test_observed_traffic_belongs_to_its_edge():
-    seen = {("b", "old"): {"plaintext": 3}}
-    found = await view(mesh(*FACTS), lambda workload, _: seen.get(workload))
-    assert {edge["from"]: edge["observed"] for edge in found["edges"]} == {
-        "workload/a/web": None,
-        "workload/a/db": None,
-        "workload/b/old": {"plaintext": 3},
-    }
+    traffic = Traffic()
+    key = EdgeKey(Client("b", "old"), Target("a", "web", 80), TrafficMode.PLAINTEXT)
+    traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())
+    world = mesh(*FACTS)
+    found = await view(world, ObservedTraffic(traffic, world))
+    by_edge = {edge["id"]: edge["observed"] for edge in found["edges"]}
+    observed = by_edge.pop("workload/b/old service/a/web")
+    assert observed["requestsPerMinute"] == {"plaintext": 5.0}
+    assert 0 <= observed["secondsAgo"] < 60
+    assert set(by_edge.values()) == {None}
 
 
 async def test_empty_mesh_has_an_empty_map():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from tests.policy.world import HTTP, mesh, peer, pod, service
 from xds.mesh.controlplane.page.migration import compute_breaks, find_breaks, rows
+from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.model.objects import Mode, Ref, Served
+from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
 
 FACTS = (
     pod("web", "a"),
@@ -16,11 +19,12 @@ FACTS = (
 )
 
 
-async def table(world, breaks=None):
+async def table(world, breaks=None, traffic=None):
     if breaks is None:
         async for found in compute_breaks(world):
             breaks = found
-    return {(row["namespace"], row["workload"]): row for row in await rows(world, breaks)}
+    observed = ObservedTraffic(traffic, world)
+    return {(row["namespace"], row["workload"]): row for row in await rows(world, breaks, observed)}
 
 
 async def test_rows_name_who_would_break():
@@ -37,6 +41,17 @@ async def test_rows_name_who_would_break():
     assert found["a", "db"]["stage"] == "ready"
     assert (found["b", ""]["stage"], found["b", ""]["nextStep"]) == ("sidecars", "Add sidecars to old")
     assert found["b", ""]["breaks"] == []
+
+
+async def test_observed_plaintext_blocks_strict():
+    world = mesh(pod("web", "a"), service("web", "a", HTTP))
+    assert (await table(world))["a", "web"]["stage"] == "ready"
+    traffic = Traffic()
+    key = EdgeKey(Client("", "10.20.0.7"), Target("a", "web", 80), TrafficMode.PLAINTEXT)
+    traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())
+    row = (await table(world, traffic=traffic))["a", "web"]
+    assert row["observed"]["clients"] == ["10.20.0.7"]
+    assert (row["stage"], row["nextStep"]) == ("blocked", "Find out who sends plaintext: 10.20.0.7")
 
 
 async def test_strict_namespace_is_done():

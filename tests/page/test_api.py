@@ -74,7 +74,6 @@ def without_ages(value):
 
 def test_messages_are_those_of_the_grpc_services(server):
     explained = view(server, "explain", client="sleep.full", service="httpbin.full")
-    assert explained.pop("observed") is None
     assert without_ages(explained) == without_ages(command(server, "explain", "sleep.full", "httpbin.full"))
     assert without_ages(view(server, "problems")) == without_ages(command(server, "problems"))
     assert without_ages(view(server, "rollouts")) == without_ages(command(server, "status", "--rollout"))

@@ -69,7 +69,7 @@ def test_map_shows_what_connections_use(page, server):
     assert page.get_attribute(f"{EDGE.format('full/sleep', 'full/httpbin')}", "class") == (
         "edge mtls predicted"
     )
-    assert "No observed data" in page.text_content(".summary")
+    assert "No observed traffic" in page.text_content(".summary")
 
 
 def test_click_or_enter_explains_a_connection(page, server):
@@ -80,7 +80,7 @@ def test_click_or_enter_explains_a_connection(page, server):
     assert "sleep.full → httpbin.full" in text
     assert "Decided by MeshPolicy default" in text
     assert "Client sleep.full: … CDS waiting" in text
-    assert "no observed data" in text
+    assert "nothing was reported in the last 24 hours" in text
     page.keyboard.press("Escape")
     page.wait_for_selector("#panel", state="hidden")
     page.focus('[data-key="workload/legacy/sleep"]')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -115,9 +116,13 @@ async def test_plaintext_client_without_a_sidecar_is_named(mesh):
 
     await eventually(is_counted, timeout=WITHIN, every=0.5)
     rows, _ = read_table(await xds("observe", f"--xds-address={mesh.plane.address}", "-n", "permissive"))
-    assert ("cron.legacy", "web.permissive:80", "plaintext") in {
+    assert ("legacy/cron", "web.permissive:80", "plaintext") in {
         (row["CLIENT"], row["SERVICE"], row["MODE"]) for row in rows
     }
+    explained = await xds(
+        "explain", "outsider.legacy", "web.permissive", f"--xds-address={mesh.plane.address}"
+    )
+    assert re.search(r"Observed: +[<0-9.]+ req/min plaintext from legacy/cron, last \d+s ago", explained)
     assert (
         'xds_observed_requests_total{mode="plaintext",namespace="permissive"}' in await mesh.plane.metrics()
     )

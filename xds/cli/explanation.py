@@ -9,9 +9,11 @@ import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.cli.options import Address
+from xds.mesh.controlplane.status import since
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Ref, printable
 from xds.mesh.v1 import policies_pb2 as pb
+from xds.mesh.v1 import traffic_pb2
 
 _MAX_ENDPOINTS = 5
 """Maximum number of endpoints that a heading names."""
@@ -62,6 +64,7 @@ def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row
     if explanation.HasField("time"):
         yield "In use:", _in_use(explanation, group, has_differences=bool(differences))
         yield from listed("", differences)
+    yield from listed("Observed:", _observed(explanation, group.port))
     yield "Outcome:", group.summary
     if group.HasField("client"):
         yield from side_rows("Client sends:", group.client)
@@ -73,6 +76,24 @@ def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row
     yield from listed(
         "Server sidecar:", [proxy_text(server, explanation.time) for server in group.server_proxies]
     )
+
+
+def _observed(explanation: pb.Explanation, port: int) -> Iterator[str]:
+    """Yield the traffic of the client's service account to a service port, a line for each mode."""
+    for edge in explanation.observed:
+        if edge.port == port:
+            mode = traffic_pb2.TrafficEdge.Mode.Name(edge.mode).lower()
+            last_seen = since(edge.last_seen.ToDatetime(), explanation.time)
+            account = f"{edge.client_namespace}/{edge.client}"
+            rate = format_rate(edge.requests_per_minute)
+            yield f"{rate} req/min {mode} from {account}, last {last_seen} ago"
+
+
+def format_rate(value: float) -> str:
+    """Return a rate with at most one decimal, such as `1234`, `2.4` or `<0.1`."""
+    if 0 < value < 0.1:
+        return "<0.1"
+    return f"{value:.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"
 
 
 def _in_use(explanation: pb.Explanation, group: pb.EndpointGroup, *, has_differences: bool) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from xds.cli import admin_client
 from xds.cli.client_options import ConnectionOptions
+from xds.cli.explanation import format_rate
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import fail
 from xds.cli.output import WideFormat, print_document
@@ -125,7 +126,7 @@ class _TrafficTable:
         yield printable(f"{edge.client_namespace}/{edge.client}".lstrip("/"))
         yield printable(_service(edge))
         yield Text(pb.TrafficEdge.Mode.Name(edge.mode).lower(), _STYLES.get(edge.mode, ""))
-        yield _rate(edge.requests_per_minute)
+        yield format_rate(edge.requests_per_minute)
         if self._wide:
             yield str(sum(edge.minutes))
             yield str(edge.requests_per_day)
@@ -136,13 +137,6 @@ class _TrafficTable:
 
 def _service(edge: pb.TrafficEdge) -> str:
     return f"{edge.service}.{edge.namespace}:{edge.port}"
-
-
-def _rate(value: float) -> str:
-    """Return a rate with at most one decimal, such as `1234`, `2.4` or `<0.1`."""
-    if 0 < value < 0.1:
-        return "<0.1"
-    return f"{value:.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"
 
 
 def _observed_for(response: pb.ListTrafficResponse) -> str:

@@ -270,8 +270,8 @@ class ControlPlane:
             problems=lambda: self.problems,
         )
         objects = ObjectsService(controller, self._source, self._found_problems)
-        rollouts, policies = RolloutsService(controller), PoliciesService(controller)
         reports = TrafficReports(controller)
+        rollouts, policies = RolloutsService(controller), PoliciesService(controller, reports.traffic)
         self._metrics.register(TrafficMetrics(reports))
         traffic = TrafficService(controller, reports)
         services = (proxies, rollouts, policies, objects, traffic)
@@ -299,7 +299,14 @@ class ControlPlane:
         )
         self._metrics.add_server(server.discovery)
         backend = Backend(
-            controller, server.discovery, proxies, rollouts, policies, objects, self._found_problems
+            controller,
+            server.discovery,
+            proxies,
+            rollouts,
+            policies,
+            objects,
+            self._found_problems,
+            reports.traffic,
         )
         running = [
             asyncio.create_task(task)

@@ -10,8 +10,10 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explanation import MAX_SERVERS, configured, differences, explanation_message
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.controlplane.sidecar_states import CLIENT_TYPES, SERVER_TYPES, SidecarStates
+from xds.mesh.controlplane.traffic_service import observed_edges
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.names import pod_named, ports_named
+from xds.mesh.observe.edges import Traffic
 from xds.mesh.policy.destination import could_apply
 from xds.mesh.policy.explain import Group, explanations, grouped
 from xds.mesh.rollout.progress import rule_progress, service_progress
@@ -27,9 +29,13 @@ class Explainer:
     """
 
     def __init__(
-        self, controller: Controller, discovery: DiscoveryService, request: pb.ExplainRequest
+        self,
+        controller: Controller,
+        discovery: DiscoveryService,
+        traffic: Traffic | None,
+        request: pb.ExplainRequest,
     ) -> None:
-        self._controller, self._mesh = controller, controller.mesh
+        self._controller, self._mesh, self._traffic = controller, controller.mesh, traffic
         self._client = pod_named(self._mesh, request.client)
         self._service, self._ports = ports_named(self._mesh, request.service)
         self._progress = [
@@ -55,6 +61,8 @@ class Explainer:
         if client.has_sidecar:
             message.client_proxy.CopyFrom(await self._sidecars.find(client, CLIENT_TYPES))
         message.rule_transitions.extend(self._rule_transitions())
+        if self._traffic:
+            message.observed.extend(observed_edges(self._traffic, client, service))
         for group, group_message in zip(groups, message.groups, strict=True):
             await self._add_facts(message, group, group_message)
         return message

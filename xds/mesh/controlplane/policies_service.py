@@ -21,6 +21,7 @@ from xds.mesh.controlplane.explainer import Explainer
 from xds.mesh.controlplane.sidecar_states import SERVER_TYPES, SidecarStates
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named
+from xds.mesh.observe.edges import Traffic
 from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.settings import SettingsLoader
 from xds.mesh.v1 import policies_pb2 as pb
@@ -37,8 +38,9 @@ MAX_WATCH_LOAD = 0.2
 class PoliciesService:
     """The service, for `Introspection(added=[...])`."""
 
-    def __init__(self, controller: Controller) -> None:
-        self._controller = controller
+    def __init__(self, controller: Controller, traffic: Traffic | None = None) -> None:
+        """Create the service. `traffic` is the observed traffic, if any is collected."""
+        self._controller, self._traffic = controller, traffic
         self._planning = asyncio.Lock()
         """Held while a plan is computed: in a large mesh, it takes seconds of a thread's time."""
 
@@ -78,7 +80,7 @@ class PoliciesService:
     async def explain(self, discovery: DiscoveryService, request: pb.ExplainRequest) -> pb.Explanation:
         """Return an explanation. Raises UnknownNameError if the client or the service does not exist."""
         async with self._controller.mesh_lock:
-            explainer = Explainer(self._controller, discovery, request)
+            explainer = Explainer(self._controller, discovery, self._traffic, request)
         return await explainer.explain()
 
     async def _reach(

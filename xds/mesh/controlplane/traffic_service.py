@@ -17,7 +17,8 @@ from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.traffic_reports import TrafficReports
-from xds.mesh.observe.edges import Edge, EdgeKey, TrafficMode
+from xds.mesh.model.objects import Pod, Service
+from xds.mesh.observe.edges import Client, Edge, EdgeKey, Traffic, TrafficMode
 from xds.mesh.v1 import traffic_pb2 as pb
 from xds.server import DiscoveryService
 from xds.server.stream import now as clock
@@ -90,6 +91,18 @@ class TrafficService:
             response.edges.append(_edge(key, edge, now))
             await checkpoint()
         return response
+
+
+def observed_edges(traffic: Traffic, client: Pod, service: Service) -> list[pb.TrafficEdge]:
+    """Return the traffic from a pod's service account to a service, in the order of the service's ports."""
+    now = time.time()
+    sender = Client(client.namespace, client.service_account)
+    edges = (
+        (key, edge)
+        for key, edge in traffic.edges(service.namespace)
+        if key.client == sender and key.target[:2] == (service.namespace, service.name)
+    )
+    return [_edge(key, edge, now) for key, edge in sorted(edges, key=lambda item: item[0])]
 
 
 def _edge(key: EdgeKey, edge: Edge, now: float) -> pb.TrafficEdge:

@@ -2,6 +2,7 @@ import datetime
 
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from xds.mesh.v1 import rollouts_pb2 as _rollouts_pb2
+from xds.mesh.v1 import traffic_pb2 as _traffic_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -20,20 +21,22 @@ class ExplainRequest(_message.Message):
     def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("client", "service", "groups", "client_proxy", "rule_transitions", "time")
+    __slots__ = ("client", "service", "groups", "client_proxy", "rule_transitions", "time", "observed")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_PROXY_FIELD_NUMBER: _ClassVar[int]
     RULE_TRANSITIONS_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     client: str
     service: str
     groups: _containers.RepeatedCompositeFieldContainer[EndpointGroup]
     client_proxy: ProxyState
     rule_transitions: _containers.RepeatedScalarFieldContainer[str]
     time: _timestamp_pb2.Timestamp
-    def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[EndpointGroup, _Mapping]]] = ..., client_proxy: _Optional[_Union[ProxyState, _Mapping]] = ..., rule_transitions: _Optional[_Iterable[str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    observed: _containers.RepeatedCompositeFieldContainer[_traffic_pb2.TrafficEdge]
+    def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[EndpointGroup, _Mapping]]] = ..., client_proxy: _Optional[_Union[ProxyState, _Mapping]] = ..., rule_transitions: _Optional[_Iterable[str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., observed: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ...) -> None: ...
 
 class EndpointGroup(_message.Message):
     __slots__ = ("port", "endpoints", "outcome", "reason", "summary", "client", "server", "desired", "served", "identities", "differences", "server_proxies")

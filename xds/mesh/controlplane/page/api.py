@@ -28,11 +28,11 @@ from xds.mesh.controlplane.page.graph import (
     PLAINTEXT,
     PROBLEMS,
     Graph,
-    ObservedTraffic,
     Selection,
     map_view,
     predict,
 )
+from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.controlplane.page.refresh import Refresher
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.problem_times import FoundProblem
@@ -41,6 +41,7 @@ from xds.mesh.controlplane.rollouts_service import RolloutsService, without_time
 from xds.mesh.controlplane.status import expiry, overall_state, proxy_state, type_line, type_word, types
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError
+from xds.mesh.observe.edges import Traffic
 from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
 from xds.protocol.types import short_name
 from xds.server import DiscoveryService
@@ -52,6 +53,9 @@ MAX_OPENED = 1000
 """Maximum number of namespaces in a request for the map."""
 DEFAULT_WIDTH = 1200
 """Width of a map if the request does not contain it, in pixels."""
+
+OBSERVED_INTERVAL = 15
+"""Interval at which views show newly observed traffic, in seconds."""
 
 _CONTENT_TYPES = {
     "html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"
@@ -69,8 +73,8 @@ class Backend(NamedTuple):
     objects: ObjectsService
     found_problems: Callable[[], Iterable[FoundProblem]]
     """Returns the current problems of objects and settings."""
-    observed: ObservedTraffic = lambda *_: None
-    """Returns what was observed from a workload to a service."""
+    traffic: Traffic | None = None
+    """The observed traffic, if any is collected."""
 
 
 class Page:
@@ -185,7 +189,7 @@ class Page:
             response = await backend.policies.explain(backend.discovery, request)
         except UnknownNameError as error:
             raise LookupError(truncate(str(error))) from error
-        return _as_dict(response) | {"observed": None}
+        return _as_dict(response)
 
     async def _map(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
         selection = _selection(query)
@@ -193,12 +197,15 @@ class Page:
         if graph is None:
             raise _NotReadyError("the map could not be computed; see the control plane's log")
         is_current = self._graph.is_current
-        return await map_view(graph, selection, backend.observed) | {"current": is_current}
+        observed = ObservedTraffic(backend.traffic, backend.controller.mesh)
+        return await map_view(graph, selection, observed) | {"current": is_current}
 
     async def _migration(self, backend: Backend, _: Mapping[str, str]) -> dict[str, Any]:
         self._breaks.trigger()
         breaks = self._breaks.value if self._breaks.is_current else None
-        return {"rows": await migration.rows(backend.controller.mesh, breaks or {})}
+        mesh = backend.controller.mesh
+        observed = ObservedTraffic(backend.traffic, mesh)
+        return {"rows": await migration.rows(mesh, breaks or {}, observed), "observes": not observed.is_empty}
 
     # --- changes --------------------------------------------------------------------------------------------
 
@@ -212,9 +219,11 @@ class Page:
                 refresher.trigger()
         controller = backend.controller
         rollouts = await backend.rollouts.list(rollouts_pb2.ListRolloutsRequest(), _FIXED_CLOCK)
+        # Sidecars report every 10 s, and a large mesh all the time.
+        observed = time.monotonic() // OBSERVED_INTERVAL if backend.traffic else 0
         return {
-            "map": self._graph.version,
-            "migration": (self._breaks.version, id(controller.mesh)),
+            "map": (self._graph.version, observed),
+            "migration": (self._breaks.version, id(controller.mesh), observed),
             "problems": tuple(backend.found_problems()),
             "proxies": await _proxies_state(backend),
             "rollouts": without_time(rollouts).SerializeToString(deterministic=True),

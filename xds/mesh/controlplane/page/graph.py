@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,6 +19,7 @@ from xds.mesh.controlplane.page.layout import (
     clamp_width,
     connect,
 )
+from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Service
@@ -38,8 +39,6 @@ PROBLEMS, PLAINTEXT = "problems", "plaintext"
 
 ServiceKey: TypeAlias = tuple[str, str]
 """Namespace and name of a service."""
-ObservedTraffic: TypeAlias = Callable[[WorkloadKey, ServiceKey], Mapping[str, Any] | None]
-"""Returns what was observed from a workload to a service, as JSON values; None if nothing was."""
 
 
 class Senders(NamedTuple):
@@ -329,7 +328,7 @@ async def _edge_values(
                     **{str(result): edge.counts[result] for result in Result},
                     "reasons": list(edge.reasons),
                 },
-                "observed": observed(worst.workload, worst.service) if connections == 1 else None,
+                "observed": observed.between(worst.workload, worst.service) if connections == 1 else None,
                 "connections": connections,
                 "example": {
                     "client": worst.client,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 from xds.introspect.cooperative import Checkpoint
+from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Pod, Ref
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
@@ -149,7 +150,7 @@ def _listed(names: Sequence[str]) -> str:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-async def rows(mesh: Mesh, breaks: Breaks) -> list[dict[str, Any]]:
+async def rows(mesh: Mesh, breaks: Breaks, observed: ObservedTraffic) -> list[dict[str, Any]]:
     """Return a row for each namespace, followed by those of its workloads, as JSON values."""
     checkpoint = Checkpoint()
     by_namespace: dict[str, dict[Workload, Modes]] = {}
@@ -159,28 +160,28 @@ async def rows(mesh: Mesh, breaks: Breaks) -> list[dict[str, Any]]:
     found = []
     for namespace, workloads in by_namespace.items():
         broken = breaks.get(namespace)
-        found.append(_row(mesh, namespace, "", workloads, broken))
+        found.append(_row(mesh, (namespace, ""), workloads, broken, observed))
         for workload, modes in workloads.items():
             own = None if broken is None else [each for each in broken if workload.key in each.servers]
-            found.append(_row(mesh, namespace, workload.name, {workload: modes}, own))
+            found.append(_row(mesh, workload.key, {workload: modes}, own, observed))
         await checkpoint()
     return found
 
 
 def _row(
     mesh: Mesh,
-    namespace: str,
-    name: str,
+    key: WorkloadKey,
     workloads: Mapping[Workload, Modes],
     breaks: Sequence[Break] | None,
+    observed: ObservedTraffic,
 ) -> dict[str, Any]:
     counts: Counter[Mode] = Counter()
     for found in workloads.values():
         counts.update(found.counts)
     refs = dict.fromkeys(ref for found in workloads.values() for ref in found.decided_by)
     row: dict[str, Any] = {
-        "namespace": namespace,
-        "workload": name,
+        "namespace": key[0],
+        "workload": key[1],
         "pods": sum(len(workload.pods) for workload in workloads),
         "sidecars": sum(workload.sidecars for workload in workloads),
         "strict": sum(found.strict for found in workloads.values()),
@@ -188,10 +189,18 @@ def _row(
         "decidedBy": [{**ref._asdict(), "place": _place(mesh, ref)} for ref in refs],
         "breaks": None if breaks is None else [_break_value(each) for each in breaks[:MAX_BREAKS]],
         "moreBreaks": len((breaks or ())[MAX_BREAKS:]),
-        "observed": None,
+        "observed": observed.plaintext_to(_services(mesh, workloads)),
     }
     row["stage"], row["nextStep"] = _next_step(row, workloads, breaks)
     return row
+
+
+def _services(mesh: Mesh, workloads: Iterable[Workload]) -> dict[tuple[str, str], None]:
+    """Return the namespace and name of each service that forwards to a workload."""
+    exposures = (
+        exposure for workload in workloads for pod in workload.pods for exposure in mesh.exposures(pod)
+    )
+    return dict.fromkeys((exposure.service.namespace, exposure.service.name) for exposure in exposures)
 
 
 def _place(mesh: Mesh, ref: Ref) -> str:
@@ -214,6 +223,8 @@ def _next_step(
         return "done", "Done: the sidecars accept mutual TLS only"
     if breaks is None:
         return "checking", "Checking what STRICT would break"
+    if not breaks and row["observed"]:
+        return "blocked", f"Find out who sends plaintext: {_listed(row['observed']['clients'])}"
     if not breaks:
         return "ready", "Set STRICT: no known connection would break"
     text = breaks[0].remedy

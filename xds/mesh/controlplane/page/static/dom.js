@@ -37,7 +37,11 @@ export function count(number, noun) {
 /** Return the time between two timestamps of a response, such as "14s" or "3m20s". */
 export function elapsed(since, now) {
   if (!since) return "-";
-  const seconds = Math.max(0, Math.round((Date.parse(now) - Date.parse(since)) / 1000));
+  return duration(Math.max(0, Math.round((Date.parse(now) - Date.parse(since)) / 1000)));
+}
+
+/** Return a number of seconds in short, such as "14s" or "3m20s". */
+export function duration(seconds) {
   for (const [unit, length, next, nextLength] of [["d", 86400, "h", 3600], ["h", 3600, "m", 60], ["m", 60, "s", 1]]) {
     if (seconds < length) continue;
     const rest = Math.floor((seconds % length) / nextLength);
@@ -62,4 +66,11 @@ export function objectName(object) {
 /** Return the note of a view without content. */
 export function empty(title, text) {
   return h("div", { class: "empty" }, h("p", { class: "empty-title" }, title), text ? h("p", {}, text) : "");
+}
+
+/** Return observed traffic as text: the rate of each mode, and when it was last seen. */
+export function observedText(observed) {
+  if (!observed) return h("span", { class: "note" }, "none");
+  const rates = Object.entries(observed.requestsPerMinute).map(([mode, value]) => `${value < 0.1 && value > 0 ? "<0.1" : Number(value.toFixed(1))} req/min ${mode}`);
+  return `${rates.join(", ")}, last ${duration(observed.secondsAgo)} ago`;
 }

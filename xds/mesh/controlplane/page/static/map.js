@@ -1,7 +1,7 @@
 // The map: workloads on the left, services on the right, and what their connections use.
 
 import { get } from "./api.js";
-import { badge, count, empty, h, replace, s } from "./dom.js";
+import { badge, count, empty, h, observedText, replace, s } from "./dom.js";
 import { explain } from "./panel.js";
 import { change, current } from "./route.js";
 import { table } from "./table.js";
@@ -65,7 +65,7 @@ function summary(data) {
   return [
     `Possible connections: ${listed.join(", ") || "none"}.`,
     data.moreEdges ? ` ${count(data.moreEdges, "further one")} not shown: choose a namespace.` : "",
-    " No observed data.",
+    data.edges.some((edge) => edge.observed) ? "" : " No observed traffic.",
     data.edges.length > DENSE ? " Select a workload or a service to see only its connections." : "",
     data.current ? "" : " Computing the latest state.",
   ].join("");
@@ -276,7 +276,7 @@ function listing(data, names, state, onchange) {
     { title: "Client", value: (edge) => names.get(edge.from), cell: (edge) => names.get(edge.from) },
     { title: "Service", value: (edge) => names.get(edge.to), cell: (edge) => names.get(edge.to) },
     { title: "Predicted", value: (edge) => edge.predicted.result, cell: (edge) => badge(KINDS[edge.predicted.result], edgeLabel(edge, names).split(": ")[1]) },
-    { title: "Observed", cell: () => h("span", { class: "note" }, "no observed data") },
+    { title: "Observed", cell: (edge) => observedText(edge.observed) },
     { title: "Details", cell: (edge) => h("button", { type: "button", "data-key": `explain ${edge.id}`, "aria-label": `${edge.connections === 1 ? "Explain" : "Open"} ${names.get(edge.from)} to ${names.get(edge.to)}`, onclick: () => open(edge) }, edge.connections === 1 ? "Explain" : `Open ${edge.connections} connections`) },
   ];
   return h(

@@ -1,7 +1,7 @@
 // The view of the migration: how far each namespace and workload is on the way to STRICT.
 
 import { get } from "./api.js";
-import { badge, count, empty, h, objectName, replace } from "./dom.js";
+import { badge, count, empty, h, objectName, observedText, replace } from "./dom.js";
 import { change, url } from "./route.js";
 import { table } from "./table.js";
 import { choice, matches, search, sync } from "./toolbar.js";
@@ -45,7 +45,7 @@ export function create(route, refresh) {
         output,
         namespaces.length ? progress(namespaces) : "",
         rows.length ? table("Namespaces and workloads", columns(opened, showsAll), rows, state, () => refresh()) : empty(namespaces.length ? "Nothing matches the filters" : "There are no pods", ""),
-        h("p", { class: "note" }, "What STRICT would break is predicted from the objects that the control plane knows. There is no observed data: clients outside the mesh are not included."),
+        h("p", { class: "note" }, "What STRICT would break is predicted from the objects that the control plane knows. Clients outside the mesh are not included, but plaintext that sidecars observed is, in its own column."),
       );
     },
   };
@@ -86,7 +86,7 @@ function columns(opened, showsAll) {
     { title: "Namespace", cell: (row) => nameCell(row, opened, showsAll) },
     { title: "Sidecars", cell: (row) => [`${row.sidecars} of ${row.pods}`, bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
     { title: "Mode in force", cell: modeCell },
-    { title: "Observed plaintext", cell: () => h("span", { class: "note" }, "no observed data") },
+    { title: "Observed plaintext", cell: (row) => (row.observed ? [observedText(row.observed), h("p", { class: "note" }, `from ${row.observed.clients.join(", ")}${row.observed.moreClients ? ` and ${row.observed.moreClients} more` : ""}`)] : h("span", { class: "note" }, "none")) },
     { title: "STRICT would break", cell: breaksCell },
     { title: "Next step", cell: (row) => [h("p", {}, badge(...STAGES[row.stage])), h("p", {}, row.nextStep)] },
   ];

@@ -1,11 +1,13 @@
 // The panel beside a view: the explanation of a connection, or the content of a resource.
 
 import { get } from "./api.js";
-import { badge, elapsed, h, objectName, replace } from "./dom.js";
+import { badge, elapsed, h, objectName, replace, s } from "./dom.js";
 import { change, current } from "./route.js";
 
 const panel = document.getElementById("panel");
 const RESULTS = { mtls: ["good", "mutual TLS"], plaintext: ["warn", "plaintext"], fails: ["bad", "fails"] };
+
+const OBSERVED = { MTLS: ["good", "mutual TLS"], TLS: ["good", "TLS"], PLAINTEXT: ["warn", "plaintext"], REFUSED: ["bad", "refused"] };
 
 let shownFor = "";
 let opener = null; // data-key of the element that had the focus when the panel was opened
@@ -56,10 +58,37 @@ function resource(data, type, name) {
 function explanation(data) {
   return [
     header(`${data.client} → ${data.service}`),
-    h("p", { class: "note" }, "Observed: no observed data. Predicted from policies and what the control plane serves:"),
+    observed(data),
+    h("p", { class: "note" }, "Predicted from policies and what the control plane serves:"),
     data.groups.map((group) => groupPart(group, data)),
     data.ruleTransitions.length ? [h("h3", {}, "DestinationRules in transition"), h("ul", {}, data.ruleTransitions.map((line) => h("li", {}, line)))] : "",
   ];
+}
+
+function observed(data) {
+  if (!data.observed.length) return h("p", { class: "note" }, "Observed: nothing was reported in the last 24 hours.");
+  return [
+    h("h3", {}, "Observed"),
+    h(
+      "ul",
+      {},
+      data.observed.map((edge) =>
+        h("li", {}, badge(...OBSERVED[edge.mode]), ` port ${edge.port}: ${rate(edge.requestsPerMinute)} requests per minute, last ${elapsed(edge.lastSeen, data.time)} ago, from ${edge.clientNamespace}/${edge.client}`, spark(edge.minutes)),
+      ),
+    ),
+  ];
+}
+
+function rate(value) {
+  return value > 0 && value < 0.1 ? "less than 0.1" : String(Number(value.toFixed(value < 10 ? 1 : 0)));
+}
+
+/** Draw the requests of each of the last 60 minutes. */
+function spark(minutes) {
+  const most = Math.max(...minutes, 1);
+  const bars = minutes.map((value, index) => (value ? `M${index * 2 + 1} 24v${-Math.max(1, Math.round((23 * value) / most))}` : "")).join("");
+  const label = `Requests per minute in the last hour, at most ${most}`;
+  return s("svg", { class: "spark", width: 120, height: 24, role: "img", "aria-label": label }, s("title", {}, label), s("path", { d: bars, class: "bars" }));
 }
 
 function groupPart(group, data) {

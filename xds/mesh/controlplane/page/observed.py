@@ -1,0 +1,84 @@
+"""Observed traffic of workloads, for the map and the migration view.
+
+Sidecars report for service accounts. Workloads that share an account therefore share its traffic.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeAlias
+
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.workload import WorkloadKey, workload_key
+from xds.mesh.observe.edges import Client, Edge, Target, Traffic, TrafficMode
+
+ServiceKey: TypeAlias = tuple[str, str]
+"""Namespace and name of a service."""
+MAX_CLIENTS = 3
+"""Maximum number of clients that a row of the migration view names."""
+_UNENCRYPTED = (TrafficMode.PLAINTEXT, TrafficMode.REFUSED)
+
+
+class _Seen(NamedTuple):
+    client: Client
+    target: Target
+    mode: TrafficMode
+    edge: Edge
+
+
+class ObservedTraffic:
+    """The traffic that was observed until now.
+
+    Args:
+        traffic: all edges; None if observation is disabled.
+        mesh: has the pods of the workloads.
+    """
+
+    def __init__(self, traffic: Traffic | None, mesh: Mesh) -> None:
+        self._now = time.time()
+        self._accounts: dict[WorkloadKey, set[Client]] = {}
+        self._by_service: dict[ServiceKey, list[_Seen]] = {}
+        self.is_empty = not traffic
+        """Whether no traffic was observed."""
+        if not traffic:
+            return
+        for pod in mesh.pods():
+            self._accounts.setdefault(workload_key(pod), set()).add(
+                Client(pod.namespace, pod.service_account)
+            )
+        for key, edge in traffic.edges():
+            seen = _Seen(key.client, key.target, key.mode, edge)
+            self._by_service.setdefault((key.target.namespace, key.target.name), []).append(seen)
+
+    def between(self, workload: WorkloadKey, service: ServiceKey) -> dict[str, Any] | None:
+        """Return the rate of each mode, and when the last request was seen; None if nothing was observed."""
+        accounts = self._accounts.get(workload, ())
+        found = [seen for seen in self._by_service.get(service, ()) if seen.client in accounts]
+        return self._value(found) if found else None
+
+    def plaintext_to(self, services: Iterable[ServiceKey]) -> dict[str, Any] | None:
+        """Return the plaintext and refused traffic to services, and who sent it; None if there was none."""
+        found = [
+            seen
+            for service in services
+            for seen in self._by_service.get(service, ())
+            if seen.mode in _UNENCRYPTED
+        ]
+        if not found:
+            return None
+        found.sort(key=lambda seen: -seen.edge.last_seen)
+        clients = list(dict.fromkeys("/".join(filter(None, seen.client)) for seen in found))
+        return {
+            **self._value(found),
+            "clients": clients[:MAX_CLIENTS],
+            "moreClients": len(clients[MAX_CLIENTS:]),
+        }
+
+    def _value(self, found: Iterable[_Seen]) -> dict[str, Any]:
+        found = list(found)
+        rates: dict[str, float] = {}
+        for seen in found:
+            rates[seen.mode] = round(rates.get(seen.mode, 0.0) + seen.edge.rate(self._now), 2)
+        last_seen = max(seen.edge.last_seen for seen in found)
+        return {"requestsPerMinute": rates, "secondsAgo": max(0, round(self._now - last_seen))}
