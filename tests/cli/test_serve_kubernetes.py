@@ -106,7 +106,7 @@ async def test_kubeconfig_comes_from_the_environment(server: FakeApiServer, tmp_
         (("--manifests", ".", "--context", "x"), "--context requires --kubernetes"),
         (("--kubernetes", "--enforce-plan"), "--enforce-plan requires --webhook-address"),
         (("--manifests", ".", "--mesh-config-map", "x"), "--mesh-config-map requires --kubernetes"),
-        (("--kubernetes", "--mesh-config", "/dev/null"), "with --kubernetes the settings are in a ConfigMap"),
+        (("--kubernetes", "--mesh-config", "/dev/null"), "use --mesh-config-map with --kubernetes"),
         (("--kubernetes", "--kubeconfig", __file__), "is not a valid kubeconfig file"),
         (("--kubernetes", "--context", "nowhere"), "there is no kubeconfig at"),
         (("--kubernetes", "--set", "nonsense"), "is not of the form KEY=VALUE"),

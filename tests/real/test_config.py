@@ -66,7 +66,7 @@ async def test_served_configuration_is_printed_and_compared(loopback, tmp_path, 
         in_use = await xds(*only, "--diff=envoy", envoy, may_be_no=True)
         rejected, *unacked = (await xds(*only, "--diff=acked", may_be_no=True)).splitlines()
         assert rejected.startswith(f"CDS {WEB}: rejected: Error adding/updating cluster(s) {WEB}: ")
-        assert rejected.endswith(" (from DestinationRule/ns/rule)")
+        assert rejected.endswith(" (from DestinationRule ns/rule)")
         assert "/does/not/exist.pem" in rejected
         # Envoy uses what it last ACKed.
         assert [line.replace("(acked)", "(Envoy)") for line in unacked] == in_use.splitlines()

@@ -45,7 +45,7 @@ async def test_hanging_sidecars_are_named_until_strict_is_reached(loopback, tmp_
                 # The hanging server delays only its own transition.
                 await until(
                     rf"web\.ns: 0/2 endpoints mTLS, web-1 waiting for its listener \(\d+s; {OPEN}\), "
-                    rf"web-2 waiting for client\.ns and web-1\.ns \(\d+s; {OPEN}\)\n"
+                    rf"web-2 waiting for client\.ns, web-1\.ns \(\d+s; {OPEN}\)\n"
                 )
             one, two = (rf"web-{number} waiting for client\.ns \(\d+s; {OPEN}\)" for number in (1, 2))
             await until(rf"web\.ns: 0/2 endpoints mTLS, ({two}, {one}|{one}, {two})\n")
