@@ -61,7 +61,7 @@ export function create(route, refresh) {
 function summary(data) {
   const number = (result) => data.edges.filter((edge) => edge.predicted.result === result).length;
   const parts = Object.keys(WORDS).map((result) => [number(result), WORDS[result]]);
-  const listed = parts.filter(([total]) => total).map(([total, word]) => `${total} ${word}`);
+  const listed = parts.filter(([total]) => total).map(([total, word]) => `${total} ${word === "fails" ? "failing" : word}`);
   return [
     `Possible connections: ${listed.join(", ") || "none"}.`,
     data.moreEdges ? ` ${count(data.moreEdges, "further one")} not shown: choose a namespace.` : "",
