@@ -90,3 +90,17 @@ def test_an_any_of_an_unknown_type_is_a_key_error_that_names_it() -> None:
 def test_invalid_body_raises_decode_error() -> None:
     with pytest.raises(DecodeError):
         to_dict(type_url(tcp_proxy.TcpProxy), b"\xff")
+
+
+def test_maps_are_sorted() -> None:
+    """Protobuf orders them differently in each process."""
+    names = [f"n{number}" for number in range(50)]
+    nested = Value(struct_value=Struct(fields={name: Value(bool_value=True) for name in ("z", "a")}))
+    fields = {name: Value(list_value=ListValue(values=[nested])) for name in names}
+    metadata = core.Metadata(filter_metadata={name: Struct(fields=fields) for name in names})
+    inbound = listener.Listener(filter_chains=[listener.FilterChain(metadata=metadata)])
+    (chain,) = to_json_dict(inbound)["filter_chains"]
+    found = chain["metadata"]["filter_metadata"]
+    assert list(found) == sorted(names)
+    assert [list(each) for each in found.values()] == [sorted(names)] * 50
+    assert [list(each) for each in found["n0"]["n0"]] == [["a", "z"]]

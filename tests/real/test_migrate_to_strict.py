@@ -1,4 +1,4 @@
-"""The steps of docs/how-to/change-modes.md with real sidecars: plan, repair, apply, wait, explain."""
+"""The steps of docs/how-to/change-modes.md with real sidecars: observe, plan, repair, apply, wait, explain."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.support import manifests
 from tests.support.controlplane import XDS
 from tests.support.local import LocalMesh
 from tests.support.manifests import peer_authentication
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.envoy
 
@@ -38,12 +39,18 @@ async def test_namespace_becomes_strict_as_planned(loopback, tmp_path: Path) -> 
         mesh.service("web", "ns", {"http": (80, HTTP)})
         await mesh.start(client, web)
         assert (await old.client.get(URL)).ok
-        where = f"--manifests={mesh.manifests.directory}"
         control_plane = f"--xds-address={mesh.plane.address}"
         strict = tmp_path / "strict.yaml"
         strict.write_text(yaml.safe_dump(peer_authentication("ns", "STRICT")))
 
-        status, planned = await run("plan", where, "-f", strict)
+        async def plaintext_is_observed() -> bool:
+            _, observed = await run("observe", "--namespace=ns", "--plaintext", control_plane)
+            return [line.split()[:3] for line in observed.splitlines()[1:]] == [
+                ["ns/old", "web.ns:80", "plaintext"]
+            ]
+
+        await eventually(plaintext_is_observed, timeout=40)
+        status, planned = await run("plan", "-f", strict, control_plane)
         assert status == 1
         assert [line.split()[:3] for line in planned.splitlines()[1:2]] == [["breaks", "ns/old", "web.ns:80"]]
         assert "add a sidecar to ns/old" in planned
@@ -51,7 +58,7 @@ async def test_namespace_becomes_strict_as_planned(loopback, tmp_path: Path) -> 
         mesh.delete(manifests.pod(old.name, old.namespace, old.address, sidecar=False, **old.said))
         new = mesh.pod("new", "ns")
         await mesh.start(new)
-        status, planned = await run("plan", where, "-f", strict)
+        status, planned = await run("plan", "-f", strict, control_plane)
         assert (status, "breaks" in planned) == (0, False)
 
         mesh.apply(peer_authentication("ns", "STRICT"))
