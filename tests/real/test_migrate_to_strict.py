@@ -1,4 +1,4 @@
-"""The steps of docs/how-to/change-modes.md with real sidecars: observe, plan, repair, apply, wait, explain."""
+"""The steps of docs/how-to/change-modes.md with real sidecars: from observe to explain."""
 
 from __future__ import annotations
 
