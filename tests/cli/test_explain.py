@@ -130,7 +130,7 @@ def test_tls_check_is_another_name_of_explain(folder: Path) -> None:
         (("client.shop", "wed.shop", "--manifests", "m"), "did you mean web.shop?"),
         (
             ("client.shop", "web.shop", "--set", "meshConfig.x=1"),
-            "--mesh-config and --set require --manifests or --kubernetes",
+            "--mesh-config requires --manifests, and --set requires --manifests or --kubernetes",
         ),
         (
             ("client.shop", "web.shop", "--manifests", "m", "--xds-address", "127.0.0.1:1"),

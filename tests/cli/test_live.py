@@ -18,6 +18,7 @@ from tests.policy.world import peer, pod
 from tests.support.controlplane import XDS, ControlPlane
 from tests.support.waiting import eventually
 from xds.cli import app
+from xds.mesh.controlplane import policies_service
 from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.model.objects import Change, Problem
 
@@ -84,11 +85,11 @@ async def test_each_client_and_endpoint_of_a_running_control_plane(plane: Plane)
         ),
         (
             ("reach", "-n", "nowhere"),
-            "nothing was checked: no Service with a TCP port in namespace nowhere of the control plane",
+            "no Service with a TCP port in namespace nowhere of the control plane's mesh",
         ),
         (("plan", "--delete", "Pod/shop/two"), "object Pod/shop/two not found (KIND/NS/NAME); did you mean"),
         (("describe", "pod", "web-3.shop"), "pod web-3.shop not found (POD.NAMESPACE); did you mean"),
-        (("reach", "--set", "values.global.mtls.auto=false"), "--mesh-config and --set require --manifests"),
+        (("reach", "--set", "values.global.mtls.auto=false"), "--set requires --manifests or --kubernetes"),
     ],
 )
 async def test_wrong_names_get_suggestions(plane: Plane, words: tuple[str, ...], message: str):
@@ -156,6 +157,32 @@ async def test_watch_prints_what_changes(plane: Plane):
             plane.controller.change(Change(applied=(pod("bare", "zoo", sidecar=False),)))
             second = json.loads(await process.stdout.readline())
             assert (second["outcome"], second["clients"][0]["namespace"]) == ("plaintext", "zoo")
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_watch_survives_the_last_pod_of_an_account(plane: Plane):
+    arguments = (
+        "reach",
+        "--watch",
+        "--from=shop/one",
+        "-o",
+        "json",
+        f"--xds-address=127.0.0.1:{plane.server.port}",
+    )
+    process = await asyncio.create_subprocess_exec(XDS, *arguments, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout
+    one = pod("one", "shop")
+    try:
+        async with asyncio.timeout(2 * WITHIN):
+            first = await process.stdout.readline()
+            plane.controller.change(Change(removed=(one.ref,)))
+            await eventually(lambda: plane.controller.mesh.get(one.ref) is None)
+            await asyncio.sleep(2 * policies_service.WATCH_INTERVAL)  # a round without the pod
+            plane.controller.change(Change(applied=(one,)))
+            assert await process.stdout.readline() == first
+            assert process.returncode is None
     finally:
         process.terminate()
         await process.wait()

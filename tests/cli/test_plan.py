@@ -247,6 +247,16 @@ def test_workload_that_the_change_stops_has_no_pod(folder: Path, workload: str, 
     assert {(hop["effect"], hop["after"]["reason"]) for hop in found["hops"]} == {("breaks", "no-endpoint")}
 
 
+def test_workload_with_running_pods_is_not_compared(folder: Path) -> None:
+    """`xds plan -f` cannot know how the pods of a cluster change with their Deployment."""
+    web = DEPLOYMENT.replace("name: api", "name: web")
+    assert web != DEPLOYMENT
+    (folder / "strict.yaml").write_text(POLICY)
+    result = xds("plan", "--manifests", folder, "-f", "-", stdin=web)
+    assert (result.exit_code, result.stdout) == (0, "no connection changes\n")
+    assert "Pod shop/deploy/web: notice: the workload's own change is not compared" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "stdin", "message"),
     [
@@ -275,7 +285,7 @@ def test_workload_that_the_change_stops_has_no_pod(folder: Path, workload: str, 
             "",
             "--delete: Namespace/shop: cannot plan the deletion of a Namespace: delete the objects in it",
         ),
-        (("--delete", "MeshPolicy/default"), "", "object MeshPolicy/default not found"),
+        (("--delete", "MeshPolicy/default"), "", "MeshPolicy/default not found: there is no MeshPolicy"),
         (
             ("--delete", "Pods/shop/web-1"),
             "",

@@ -104,3 +104,13 @@ def test_maps_are_sorted() -> None:
     assert list(found) == sorted(names)
     assert [list(each) for each in found.values()] == [sorted(names)] * 50
     assert [list(each) for each in found["n0"]["n0"]] == [["a", "z"]]
+
+
+def test_empty_any_and_any_of_a_struct() -> None:
+    assert to_json_dict(listener.Filter(name="x", typed_config=PackedMessage())) == {
+        "name": "x",
+        "typed_config": {},
+    }
+    struct = Struct(fields={name: Value(bool_value=True) for name in ("z", "a")})
+    found = to_json_dict(listener.Filter(typed_config=pack(struct)))["typed_config"]
+    assert list(found["value"]) == ["a", "z"]

@@ -15,11 +15,23 @@ from hypothesis import strategies as st
 
 from tests.golden.cases import CASES, extended, load
 from tests.policy.meshes import facts, meshes
-from tests.policy.world import HTTP, ROOT, TCP, mesh, peer, pod, policy, rule, service
+from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, policy, rule, service
 from tests.support.predictions import planned, predict, results
 from xds.demo.play import STEPS
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import TRAFFIC_KINDS, Change, ContainerPort, Fact, MeshConfig, Pod, Ref
+from xds.mesh.model.objects import (
+    TRAFFIC_KINDS,
+    Change,
+    ContainerPort,
+    EndpointAddress,
+    EndpointGroup,
+    EndpointPort,
+    Endpoints,
+    Fact,
+    MeshConfig,
+    Pod,
+    Ref,
+)
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.conflicts import overridden
 from xds.mesh.policy.effect import without_effect
@@ -315,6 +327,39 @@ def test_direct_traffic_to_new_pods_is_refused():
     new = replace(SERVER, probe_ports=(8080,))
     (refusal, _) = plan(strict, strict.apply(Change(applied=(new,)))).refusals
     assert [clients.accounts for clients in refusal.clients] == [{"a": (new,)}]
+
+
+def test_direct_traffic_to_a_running_workload_is_not_new():
+    running = replace(pod("web-7d4b9c6f5-x2x4z", "x"), probe_ports=(8080,))
+    template = replace(pod("deploy/web", "x"), probe_ports=(8080,), is_template=True, address="")
+    strict = mesh(peer("x", "STRICT"), running)
+    assert plan(strict, strict.apply(Change(applied=(template,)))).refusals == ()
+    permissive = mesh(running)
+    after = permissive.apply(Change(applied=(template, peer("x", "STRICT"))))
+    (refusal,) = plan(permissive, after).refusals
+    assert [clients.accounts for clients in refusal.clients] == [
+        {"deploy/web": (template,), "web-7d4b9c6f5-x2x4z": (running,)}
+    ]
+
+
+def test_scope_contains_services_of_other_namespaces_that_list_a_pod():
+    """A Service with a selector can have an EndpointSlice with the address of a pod of another namespace."""
+    server = pod("srv", "a")
+    listed = Endpoints(
+        meta=meta("EndpointSlice", "b", "web-1"),
+        service="web",
+        groups=(
+            EndpointGroup(
+                addresses=(EndpointAddress(address=server.address),),
+                ports=(EndpointPort(port=8080, name="http"),),
+            ),
+        ),
+    )
+    before = mesh(server, pod("naked", "c", sidecar=False), service("web", "b", HTTP), listed)
+    change = Change(applied=(peer("a", "STRICT"),))
+    after = before.apply(change)
+    (hop,) = plan(before, after, scope_of(change, after)).hops
+    assert (hop.effect, hop.service.ref.namespace) == (Effect.BREAKS, "b")
 
 
 def test_every_failure_and_plaintext_has_a_remedy():

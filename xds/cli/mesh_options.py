@@ -85,7 +85,9 @@ class MeshOptions:
     @property
     def source(self) -> str:
         """What is read, for messages."""
-        return ", ".join(self.manifests or []) or ("the cluster" if self.kubernetes else "the control plane")
+        return ", ".join(self.manifests or []) or (
+            "the cluster" if self.kubernetes else "the control plane's mesh"
+        )
 
     def open(self, *, prints_problems: bool = True) -> AbstractContextManager[Policies]:
         """Read the mesh, or connect to the control plane. Exit with status 2 or 3 on an error.
@@ -106,11 +108,14 @@ class MeshOptions:
         mesh, problems = read_mesh(self.manifests, self.mesh_config, self.assignments, cluster=cluster)
         if prints_problems:
             print_problems(problems)
-        return nullcontext(OfflinePolicies(mesh, problems, self.mesh_config, self.assignments))
+        return nullcontext(OfflinePolicies(mesh, problems, is_running=cluster is not None))
 
     def _connect(self) -> AbstractContextManager[Policies]:
         if self.mesh_config or self.assignments:
-            fail("--mesh-config and --set require --manifests or --kubernetes: a control plane has settings")
+            fail(
+                "--mesh-config requires --manifests, and --set requires --manifests or --kubernetes: a "
+                "running control plane uses its own settings"
+            )
         from xds.cli import admin_client  # noqa: PLC0415 - slow to import
 
         default = os.environ.get("XDS_ADDRESS") or DEFAULT_XDS_ADDRESS

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from xds.cli.manifests import find_pod, load_settings, open_manifests
+from xds.cli.manifests import find_pod, open_manifests
 from xds.cli.options import fail
 from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.explanation import explanation_message
@@ -15,32 +14,29 @@ from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
 from xds.mesh.model.objects import Problem
 from xds.mesh.policy import explain as policy
 from xds.mesh.policy.effect import without_effect
+from xds.mesh.sources.settings import SettingsLoader
 from xds.mesh.v1 import policies_pb2 as pb
 
 
 class OfflinePolicies:
-    """Answers about a mesh, the same as a control plane gives for these objects.
+    """Answers about a mesh, the same as a control plane gives for these objects, except workloads' templates.
 
     On an error, every method prints a message and exits with status 2.
 
     Args:
         mesh: the mesh.
         problems: the problems of its objects.
-        config: file with the settings of the mesh.
-        assignments: settings that override those of the file.
+        is_running: whether the mesh is a running one, not manifests.
     """
 
-    def __init__(
-        self, mesh: Mesh, problems: Sequence[Problem], config: Path | None, assignments: list[str] | None
-    ) -> None:
-        self._mesh, self._problems = mesh, problems
-        self._config, self._assignments = config, assignments
+    def __init__(self, mesh: Mesh, problems: Sequence[Problem], *, is_running: bool) -> None:
+        self._mesh, self._problems, self._is_running = mesh, problems, is_running
 
     def problems(self) -> Sequence[Problem]:
         """Return the problems of objects, and the objects without effect."""
         # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests.
         ineffective = (
-            replace(problem, notice=False)
+            replace(problem, notice=problem.notice and self._is_running)
             for found in without_effect(self._mesh).problems.values()
             for problem in found
         )
@@ -67,7 +63,7 @@ class OfflinePolicies:
 
     def plan(self, filenames: Sequence[str], deletions: Sequence[str]) -> pb.PlanResponse:
         """Return the effects of applying manifests and deleting objects."""
-        settings, _ = load_settings(self._config, self._assignments)
+        settings = SettingsLoader(base=self._mesh.config)
         folder = open_manifests(filenames, settings) if filenames else None
         found = pb.PlanResponse()
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -90,7 +90,8 @@ class ReachOptions:
         typer.Option(
             "--watch",
             "-w",
-            help="Also print what changes, until interrupted. Requires a running control plane.",
+            help="Also print what changes, until Ctrl-C; the exit status is then 0. Requires a running "
+            "control plane.",
         ),
     ] = False
 
@@ -112,9 +113,10 @@ def reach(options: ReachOptions) -> None:
     with options.mesh.open(prints_problems=False) as policies:
         warnings = policies.problems()
         print_problems(warnings)
-        fails = False
-        with suppress(KeyboardInterrupt):  # how --watch ends
+        with suppress(KeyboardInterrupt) if options.watch else nullcontext():
             fails = _print_results(policies.reach(_request(options)), options)
+        if options.watch:
+            return
     if fails or (options.strict and any(not problem.notice for problem in warnings)):
         raise typer.Exit(1)
 

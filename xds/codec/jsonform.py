@@ -41,8 +41,10 @@ def _sorted_maps(value: Any, descriptor: Any) -> Any:
     """Sort the maps in the JSON form of a message. Protobuf orders them differently in each process."""
     if descriptor.full_name in _PLAIN:
         return _sorted(value)
-    if descriptor.full_name == "google.protobuf.Any":
+    if descriptor.full_name == "google.protobuf.Any" and value:
         descriptor = pool.FindMessageTypeByName(value["@type"].rpartition("/")[2])
+        if descriptor.full_name in _PLAIN:
+            return value | {"value": _sorted(value["value"])}
     for field in descriptor.fields if isinstance(value, dict) else ():
         kind, content = field.message_type, value.get(field.name)
         if kind is None or content is None:

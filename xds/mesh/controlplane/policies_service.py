@@ -94,7 +94,9 @@ class PoliciesService:
                     yield response
                     await checkpoint()
             except UnknownNameError as error:
-                await _not_found(context, error)
+                if sent is None:
+                    await _not_found(context, error)
+                yield pb.ReachResponse(last=True)  # The last pod of a workload may be replaced right now.
             if not request.watch:
                 return
             sent = mesh
@@ -104,12 +106,16 @@ class PoliciesService:
         self, request: pb.PlanRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.PlanResponse]:
         try:
-            async with self._planning:
-                responses = await asyncio.to_thread(_plan, self._controller.mesh, request)
+            # Also after a cancelled call, the next plan waits until its thread has ended.
+            responses = await asyncio.shield(asyncio.ensure_future(self._plan_alone(request)))
         except UnknownNameError as error:
             await _not_found(context, error)
         for response in responses:
             yield response
+
+    async def _plan_alone(self, request: pb.PlanRequest) -> list[pb.PlanResponse]:
+        async with self._planning:
+            return await asyncio.to_thread(_plan, self._controller.mesh, request)
 
     async def _describe(
         self, request: pb.DescribePodRequest, discovery: DiscoveryService

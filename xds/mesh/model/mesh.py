@@ -215,6 +215,9 @@ class Mesh:
                     for s in self.services()
                     if everywhere or s.namespace == fact.namespace or not s.selector
                 )
+                for pod in self.in_namespace(fact.namespace).pods.values():
+                    # A Service of another namespace can list the pod too.
+                    yield from self._services_listing(pod)
                 if isinstance(fact, Service):
                     yield fact.namespace, fact.name
                     yield from self._services_sharing_address(fact)

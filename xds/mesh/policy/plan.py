@@ -225,6 +225,13 @@ def ineffective_steps(mesh: Mesh, refs: Collection[Ref]) -> Steps[list[Problem]]
     return problems
 
 
+def running_pod(mesh: Mesh, template: Ref) -> Pod | None:
+    """Return a pod of the workload that a template such as `deploy/web` stands for, if the mesh has one."""
+    _, is_template, workload = template.name.partition("/")
+    pods = mesh.in_namespace(template.namespace).pods.values() if is_template else ()
+    return next((pod for pod in pods if pod.name.startswith(f"{workload}-")), None)
+
+
 _Senders: TypeAlias = tuple[SenderKey, SenderKey]
 """Class of clients before and after the change."""
 
@@ -372,7 +379,7 @@ def _refusals(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[Refu
             continue
         yield
         for port, traffic in _direct_traffic(pod).items():
-            old_pod = before.pod(pod.namespace, pod.name)
+            old_pod = before.pod(pod.namespace, pod.name) or running_pod(before, pod.ref)
             old_mode, mode = (old_pod and _mode(before, old_pod, port)), _mode(after, pod, port)
             if mode and mode[0] is Mode.STRICT and not (old_mode and old_mode[0] is Mode.STRICT):
                 found.setdefault((traffic, port, mode[1]), []).append(pod)

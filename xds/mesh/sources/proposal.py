@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from xds.mesh.inject.workloads import SHORT_NAMES
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, ref_named, unknown_name
 from xds.mesh.model.objects import Change, Namespace, Problem, Ref
 from xds.mesh.parse import KINDS
-from xds.mesh.policy.plan import as_applied
+from xds.mesh.policy.plan import as_applied, running_pod
 from xds.mesh.sources.files import Folder
 
 
@@ -49,7 +49,20 @@ def read_change(folder: Folder, before: Mesh) -> tuple[Change | None, tuple[Prob
     if change is None or folder.has_unusable_objects(namespaces):
         return None, problems
     applied = tuple(as_applied(before, fact) for fact in change.applied)
+    problems = (*problems, *_not_compared(before, (*(fact.ref for fact in applied), *folder.stopped_pods)))
     return Change(applied=applied, removed=folder.stopped_pods), problems
+
+
+def _not_compared(before: Mesh, refs: Iterable[Ref]) -> Iterator[Problem]:
+    """Yield a notice for each workload in the change whose running pods stay as they are."""
+    for ref in refs:
+        if ref.kind == "Pod" and not before.get(ref) and running_pod(before, ref):
+            yield Problem(
+                where=str(ref),
+                what="the workload's own change is not compared, because its pods are running",
+                hint="compare manifests with --manifests to plan it",
+                notice=True,
+            )
 
 
 def find_deleted(mesh: Mesh, text: str) -> Ref:
@@ -72,5 +85,7 @@ def find_deleted(mesh: Mesh, text: str) -> Ref:
     }
     if ref not in known:
         similar = ["/".join(filter(None, other)) for other in known if other.kind == ref.kind]
+        if not similar:
+            raise UnknownNameError(f"{text} not found: there is no {ref.kind}")
         raise UnknownNameError(unknown_name("object", text, similar, "KIND/NS/NAME"))
     return ref
