@@ -136,6 +136,10 @@ def test_tls_check_is_another_name_of_explain(folder: Path) -> None:
             ("client.shop", "web.shop", "--manifests", "m", "--xds-address", "127.0.0.1:1"),
             "--xds-address cannot be combined with --manifests or --kubernetes",
         ),
+        (
+            ("client.shop", "web.shop", "--manifests", "m", "--token-file", "/dev/null"),
+            "--ca-file, --token-file, --cert-file and --key-file require a running control plane",
+        ),
     ],
 )
 def test_wrong_usage_exits_with_2(folder: Path, words, message) -> None:

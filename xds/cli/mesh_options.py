@@ -102,6 +102,8 @@ class MeshOptions:
             return self._connect()
         if self.xds_address:
             fail("--xds-address cannot be combined with --manifests or --kubernetes: query one of them")
+        if self.ca_file or self.token_file or self.cert_file or self.key_file:
+            fail("--ca-file, --token-file, --cert-file and --key-file require a running control plane")
         from xds.cli.manifests import read_mesh  # noqa: PLC0415 - slow to import
         from xds.cli.offline import OfflinePolicies  # noqa: PLC0415
 
@@ -118,8 +120,9 @@ class MeshOptions:
             )
         from xds.cli import admin_client  # noqa: PLC0415 - slow to import
 
-        default = os.environ.get("XDS_ADDRESS") or DEFAULT_XDS_ADDRESS
-        address = parse_address("--xds-address", self.xds_address or default)
+        default = os.environ.get("XDS_ADDRESS")
+        option = "XDS_ADDRESS" if default and not self.xds_address else "--xds-address"
+        address = parse_address(option, self.xds_address or default or DEFAULT_XDS_ADDRESS)
         credentials = admin_client.ClientCredentials(
             roots=self.ca_file, token=self.token_file, certificate=self.cert_file, key=self.key_file
         )
