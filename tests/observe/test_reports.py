@@ -46,7 +46,7 @@ class World:
             locality = message.cluster_stats.add(cluster_name=name).upstream_locality_stats.add()
             locality.locality.sub_zone = sub_zone
             locality.total_issued_requests, locality.total_error_requests = requests, failed
-        self.reader.read_load(self.mesh, pod, message.SerializeToString(), now=NOON)
+        self.reader.read_load(self.mesh, pod, message, now=NOON)
 
     def logs(self, *entries: tuple[str, int, int, bool], pod=HTTPBIN) -> None:
         """Report (peer, local port, type, refused)."""
@@ -57,7 +57,7 @@ class World:
             common.downstream_local_address.socket_address.port_value = port
             common.access_log_type = kind
             common.response_flags.no_route_found = refused
-        self.reader.read_access_logs(self.mesh, pod, message.SerializeToString(), now=NOON)
+        self.reader.read_access_logs(self.mesh, pod, message, now=NOON)
 
     def edges(self) -> set[tuple[str, str, str, int]]:
         """Return (client, service, mode, requests) of each edge."""
@@ -193,7 +193,7 @@ def test_localities_of_a_report_share_a_limit(monkeypatch):
         cluster = message.cluster_stats.add(cluster_name=f"outbound|{port}||{HOST}")
         for index in range(number):
             cluster.upstream_locality_stats.add(total_issued_requests=1).locality.zone = str(index)
-    world.reader.read_load(MESH, SLEEP, message.SerializeToString(), now=NOON)
+    world.reader.read_load(MESH, SLEEP, message, now=NOON)
 
     assert world.edges() == {
         ("sleep.full", "httpbin.full:80", "plaintext", MAX_ENTRIES - 1),
@@ -210,7 +210,7 @@ def test_clusters_and_log_entries_are_limited():
     message.cluster_stats.add(cluster_name=f"outbound|80||{HOST}").upstream_locality_stats.add(
         total_issued_requests=1
     )
-    world.reader.read_load(MESH, SLEEP, message.SerializeToString(), now=NOON)
+    world.reader.read_load(MESH, SLEEP, message, now=NOON)
     assert (world.edges(), world.reader.ignored) == (set(), 1)
 
     world.logs(*[(LEGACY.address, 8080, END, False)] * (MAX_ENTRIES + 2))
@@ -221,6 +221,7 @@ def test_clusters_and_log_entries_are_limited():
 @given(st.binary(max_size=200))
 def test_garbage_raises_nothing(data):
     world = World()
-    world.reader.read_load(MESH, SLEEP, data, now=NOON)
-    world.reader.read_access_logs(MESH, HTTPBIN, data, now=NOON)
+    for name, read in ((LOAD_REPORT, world.reader.read_load), (ACCESS_LOGS, world.reader.read_access_logs)):
+        if (message := world.reader.parse(name, data)) is not None:
+            read(MESH, SLEEP, message, now=NOON)
     assert not world.edges()

@@ -52,10 +52,16 @@ class ReportReader:
         """Number of malformed reports and entries."""
         self._deleted = deleted
 
-    def read_load(self, mesh: Mesh, pod: Pod, report: bytes, *, now: float) -> None:
-        """Read a load report of a pod's sidecar. `now` is the Unix time, in seconds."""
-        if (message := self._parse(LOAD_REPORT, report)) is None:
-            return
+    def parse(self, name: str, report: bytes) -> Any:
+        """Return a report as a message of type `name`; None if it is malformed."""
+        try:
+            return message_class(name).FromString(report)
+        except DecodeError:
+            self.ignored += 1
+            return None
+
+    def read_load(self, mesh: Mesh, pod: Pod, message: Any, *, now: float) -> None:
+        """Read a LOAD_REPORT of a pod's sidecar. `now` is the Unix time, in seconds."""
         self.ignored += max(len(message.cluster_stats) - MAX_CLUSTERS, 0)
         budget = MAX_ENTRIES
         for cluster in islice(message.cluster_stats, MAX_CLUSTERS):
@@ -65,10 +71,8 @@ class ReportReader:
                 self.ignored += max(len(localities) - budget, 0)
                 budget = max(budget - len(localities), 0)
 
-    def read_access_logs(self, mesh: Mesh, pod: Pod, report: bytes, *, now: float) -> None:
-        """Read the inbound access log entries of a pod's sidecar. `now` is the Unix time, in seconds."""
-        if (message := self._parse(ACCESS_LOGS, report)) is None:
-            return
+    def read_access_logs(self, mesh: Mesh, pod: Pod, message: Any, *, now: float) -> None:
+        """Read the inbound ACCESS_LOGS of a pod's sidecar. `now` is the Unix time, in seconds."""
         counted: dict[tuple[str, int, bool], int] = {}
         entries = message.tcp_logs.log_entry
         self.ignored += max(len(entries) - MAX_ENTRIES, 0)
@@ -115,13 +119,6 @@ class ReportReader:
             return
         reporter = pod.namespace, pod.name
         self.traffic.add(edge, source, reporter, requests=requests, failed=failed, now=now)
-
-    def _parse(self, name: str, report: bytes) -> Any:
-        try:
-            return message_class(name).FromString(report)
-        except DecodeError:
-            self.ignored += 1
-            return None
 
 
 def _mode_by_rule(mesh: Mesh, pod: Pod, service: Service, port: int, subset: str) -> TrafficMode:
