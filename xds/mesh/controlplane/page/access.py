@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, Iterable
@@ -111,13 +110,13 @@ def check_token(text: str) -> str:
 def _token_in(request: web.Request) -> bytes:
     """Return the token of a request: a bearer token, or the password of HTTP Basic; empty without one."""
     scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return credentials.strip().encode()
-    if scheme.lower() == "basic":
-        try:
+    try:
+        if scheme.lower() == "bearer":
+            return credentials.strip().encode()
+        if scheme.lower() == "basic":
             return base64.b64decode(credentials, validate=True).partition(b":")[2]
-        except binascii.Error:
-            return b""
+    except ValueError:  # A character outside ASCII, or malformed base64.
+        pass
     return b""
 
 
