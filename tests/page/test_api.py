@@ -174,12 +174,28 @@ def test_only_local_clients_are_admitted_without_a_token(server):
     assert fetch(server, "/metrics", **REMOTE)[0] == 200
 
 
-def test_token_admits_other_clients(tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Forwarded",
+        "Via",
+        "X-Forwarded-Client-Cert",
+        "X-Forwarded-Host",
+        "x-forwarded-proto",
+        "X-Real-IP",
+    ],
+)
+def test_clients_of_a_reverse_proxy_are_not_local(server, name):
+    assert fetch(server, "/", **{name: "x"})[0] == 403
+
+
+def test_token_admits_clients(tmp_path):
     folder = istio_task(tmp_path / "mesh")
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     basic = base64.b64encode(f"any:{TOKEN}".encode()).decode()
     with serving(folder, "--admin-token", tmp_path / "token") as process:
-        assert fetch(process, "/api/v1/proxies")[0] == 200
+        assert fetch(process, "/api/v1/proxies")[0] == 401
+        assert fetch(process, "/api/v1/proxies", Authorization=f"Bearer {TOKEN}")[0] == 200
         status, headers, _ = fetch(process, "/", **REMOTE)
         assert (status, headers["WWW-Authenticate"][:5]) == (401, "Basic")
         for credentials in (
