@@ -10,6 +10,7 @@ from xds.mesh.controlplane.page.migration import compute_breaks, find_breaks, ro
 from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.model.objects import Mode, Ref, Served
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
+from xds.mesh.observe.workloads import target_of
 
 FACTS = (
     pod("web", "a"),
@@ -52,6 +53,15 @@ async def test_observed_plaintext_blocks_strict():
     row = (await table(world, traffic=traffic))["a", "web"]
     assert row["observed"]["clients"] == ["10.20.0.7"]
     assert (row["stage"], row["nextStep"]) == ("blocked", "Find out who sends plaintext: 10.20.0.7")
+
+
+async def test_observed_plaintext_to_a_port_without_a_service_blocks_strict():
+    world = mesh(pod("web", "a"), service("web", "a", HTTP))
+    traffic = Traffic()
+    key = EdgeKey(Client("b", "old"), target_of(world, world.pod("a", "web"), 7070), TrafficMode.PLAINTEXT)
+    traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())
+    for row in (await table(world, traffic=traffic)).values():
+        assert (row["stage"], row["observed"]["clients"]) == ("blocked", ["b/old"])
 
 
 async def test_strict_namespace_is_done():
