@@ -129,6 +129,14 @@ def test_requests_only_read(server):
     connection.close()
 
 
+def test_migration_says_how_much_was_observed(server, tmp_path):
+    seen = view(server, "migration")["observation"]
+    assert (seen["enabled"], seen["mayBeOnOtherReplica"], seen["dropped"]) == (True, False, "0")
+    assert seen["since"] < seen["time"]
+    with serving(istio_task(tmp_path / "mesh"), "--observe=false") as process:
+        assert view(process, "migration")["observation"]["enabled"] is False
+
+
 # --- files --------------------------------------------------------------------------------------------------
 
 

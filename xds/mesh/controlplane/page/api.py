@@ -39,9 +39,9 @@ from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService, without_time
 from xds.mesh.controlplane.status import expiry, overall_state, proxy_state, type_line, type_word, types
+from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError
-from xds.mesh.observe.edges import Traffic
 from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
 from xds.protocol.types import short_name
 from xds.server import DiscoveryService
@@ -73,8 +73,7 @@ class Backend(NamedTuple):
     objects: ObjectsService
     found_problems: Callable[[], Iterable[FoundProblem]]
     """Returns the current problems of objects and settings."""
-    traffic: Traffic | None = None
-    """The observed traffic, if any is collected."""
+    traffic: TrafficService
 
 
 class Page:
@@ -197,15 +196,17 @@ class Page:
         if graph is None:
             raise _NotReadyError("the map could not be computed; see the control plane's log")
         is_current = self._graph.is_current
-        observed = ObservedTraffic(backend.traffic, backend.controller.mesh)
+        observed = ObservedTraffic(backend.traffic.traffic, backend.controller.mesh)
         return await map_view(graph, selection, observed) | {"current": is_current}
 
     async def _migration(self, backend: Backend, _: Mapping[str, str]) -> dict[str, Any]:
         self._breaks.trigger()
         breaks = self._breaks.value if self._breaks.is_current else None
         mesh = backend.controller.mesh
-        observed = ObservedTraffic(backend.traffic, mesh)
-        return {"rows": await migration.rows(mesh, breaks or {}, observed), "observes": not observed.is_empty}
+        observed = ObservedTraffic(backend.traffic.traffic, mesh)
+        observation = _as_dict(backend.traffic.summary(time.time()))
+        del observation["edges"]
+        return {"rows": await migration.rows(mesh, breaks or {}, observed), "observation": observation}
 
     # --- changes --------------------------------------------------------------------------------------------
 
@@ -220,7 +221,7 @@ class Page:
         controller = backend.controller
         rollouts = await backend.rollouts.list(rollouts_pb2.ListRolloutsRequest(), _FIXED_CLOCK)
         # Sidecars report every 10 s, and a large mesh all the time.
-        observed = time.monotonic() // OBSERVED_INTERVAL if backend.traffic else 0
+        observed = time.monotonic() // OBSERVED_INTERVAL if backend.traffic.traffic else 0
         return {
             "map": (self._graph.version, observed),
             "migration": (self._breaks.version, id(controller.mesh), observed),

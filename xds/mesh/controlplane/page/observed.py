@@ -31,7 +31,7 @@ class ObservedTraffic:
     """The traffic that was observed until now.
 
     Args:
-        traffic: all edges; None if observation is disabled.
+        traffic: all edges; None for none.
         mesh: has the pods of the workloads.
     """
 
@@ -39,10 +39,9 @@ class ObservedTraffic:
         self._now = time.time()
         self._accounts: dict[WorkloadKey, set[Client]] = {}
         self._by_target: dict[TargetKey, list[_Seen]] = {}
-        self.is_empty = not traffic
-        """Whether no traffic was observed."""
-        if not traffic:
+        if traffic is None:
             return
+        traffic.expire(self._now)
         for pod in mesh.pods():
             self._accounts.setdefault(workload_key(pod), set()).add(
                 Client(pod.namespace, pod.service_account)
