@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import json
@@ -12,14 +13,19 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import pytest
 
 from tests.cli.serve_process import ServeProcess, serving
 from tests.page.meshes import INVALID, NODE_ID, STRICT, connected_sidecar, istio_task
-from xds.mesh.controlplane.page.access import SECURITY_HEADERS, check_token
+from tests.support.waiting import eventually
+from xds.mesh.controlplane.page import api
+from xds.mesh.controlplane.page.access import SECURITY_HEADERS, Access, check_token
+from xds.mesh.controlplane.page.api import MAX_COMPUTATIONS
 from xds.mesh.controlplane.page.events import MAX_STREAMS
+from xds.server.http import Client
 
 TOKEN = "a-token-of-many-characters"
 VIEWS = ("proxies", "problems", "rollouts", "map", "migration")
@@ -135,6 +141,33 @@ def test_migration_says_how_much_was_observed(server, tmp_path):
     assert seen["since"] < seen["time"]
     with serving(istio_task(tmp_path / "mesh"), "--observe=false") as process:
         assert view(process, "migration")["observation"]["enabled"] is False
+
+
+async def test_few_views_are_computed_at_a_time(monkeypatch):
+    running, done, release = [], [], asyncio.Event()
+
+    async def read(*_):
+        running.append(1)
+        await release.wait()
+        running.pop()
+        return {}
+
+    monkeypatch.setattr(api, "client_of", lambda request: request.client)
+    page = api.Page(Access())
+    page.start(object())
+    respond = page._json(read)
+
+    async def request(address: str) -> None:
+        response = await respond(SimpleNamespace(query={}, client=Client(address)))
+        done.append(response.status)
+        assert len(running) <= MAX_COMPUTATIONS
+
+    tasks = [asyncio.create_task(request(address)) for address in ("192.0.2.1", "192.0.2.2") * 5]
+    await eventually(lambda: len(running) >= MAX_COMPUTATIONS)
+    assert len(running) == MAX_COMPUTATIONS
+    release.set()
+    await asyncio.gather(*tasks)
+    assert done == [200] * 10
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -45,10 +45,13 @@ from xds.mesh.model.names import UnknownNameError
 from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
 from xds.protocol.types import short_name
 from xds.server import DiscoveryService
+from xds.server.fair_share import FairSemaphore
 from xds.server.http import client_of
 from xds.server.proxies import truncate
 
 PREFIX = "/api/v1"
+MAX_COMPUTATIONS = 2
+"""Maximum number of views that are computed at the same time. Each uses slices of the event loop's time."""
 MAX_OPENED = 1000
 """Maximum number of namespaces in a request for the map."""
 DEFAULT_WIDTH = 1200
@@ -89,6 +92,7 @@ class Page:
         self._graph: Refresher[Graph] = Refresher(self._mesh, _compute_graph)
         self._breaks: Refresher[migration.Breaks] = Refresher(self._mesh, migration.compute_breaks)
         self._events = Events(self._states)
+        self._turns = FairSemaphore(MAX_COMPUTATIONS, MAX_COMPUTATIONS)
 
     def start(self, backend: Backend) -> None:
         """Start to answer requests of the API."""
@@ -106,7 +110,7 @@ class Page:
             "problems": self._json(self._problems),
             "rollouts": self._json(self._rollouts),
             "explain": self._json(self._explain),
-            "map": self._json(self._map),
+            "map": self._json(self._map, self._graph.get),
             "migration": self._json(self._migration),
             "events": self._stream_events,
         }
@@ -119,14 +123,24 @@ class Page:
         await self._graph.stop()
         await self._breaks.stop()
 
-    def _json(self, read: Callable[[Backend, Mapping[str, str]], Any]) -> Respond:
-        """Return a handler that responds with what a function returns, as JSON."""
+    def _json(
+        self, read: Callable[[Backend, Mapping[str, str]], Any], ready: Callable[[], Any] | None = None
+    ) -> Respond:
+        """Return a handler that responds with what a function returns, as JSON.
+
+        Args:
+            read: Returns the response.
+            ready: Waits for what `read` needs, without a turn.
+        """
 
         async def respond(request: web.Request) -> web.Response:
             if self._backend is None:
                 return _error(503, "the control plane is starting")
             try:
-                text = await _encode(request, await read(self._backend, request.query))
+                if ready:
+                    await ready()
+                async with self._turns.slot(client_of(request).address):
+                    text = await _encode(request, await read(self._backend, request.query))
             except _NotReadyError as error:
                 return _error(503, str(error))
             except LookupError as error:
