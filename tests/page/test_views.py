@@ -235,6 +235,30 @@ def test_page_reconnects(page, own_server):
     page.wait_for_selector("td >> text=Done:")
 
 
+def test_failed_load_is_repeated(page, server):
+    """The stream of events may stay open, and then nothing else causes a load."""
+    open_view(page, server, "problems")
+    failures = []
+
+    def fail_once(route) -> None:
+        if failures:
+            route.continue_()
+        else:
+            failures.append(route.request.url)
+            route.abort()
+
+    page.route("**/api/v1/proxies*", fail_once)
+    page.click("#nav a >> text=Proxies")
+    page.wait_for_selector("main:not([aria-busy]) td >> text=sleep.full")
+    assert len(failures) == 1
+
+
+def test_malformed_url_shows_the_default_view(page, server):
+    open_view(page, server, "proxies/%")
+    page.wait_for_selector("h1 >> text=Map")
+    page.wait_for_selector(EDGE.format("full/sleep", "full/httpbin"), state="attached")
+
+
 def test_empty_mesh(page, tmp_path):
     (tmp_path / "mesh").mkdir()
     with serving(tmp_path / "mesh") as process:
