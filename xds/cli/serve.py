@@ -235,7 +235,8 @@ class ObserveOptions:
         typer.Option(
             "--observe",
             help="Have sidecars report their requests, plaintext connections and refused connections, for "
-            "xds observe. false: sidecars' listeners have no access logs, and no reports are read.",
+            "xds observe. false: sidecars' listeners have no access logs, and no reports are read. A change "
+            "replaces inbound listeners: open inbound connections are drained once.",
         ),
     ] = Switch.TRUE
 
