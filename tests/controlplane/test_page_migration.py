@@ -9,7 +9,9 @@ from tests.policy.world import HTTP, mesh, peer, pod, service
 from xds.mesh.controlplane.page.migration import compute_breaks, find_breaks, rows
 from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.model.objects import Mode, Ref, Served
+from xds.mesh.observe.counts import RETENTION
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
+from xds.mesh.observe.workloads import target_of
 
 FACTS = (
     pod("web", "a"),
@@ -52,6 +54,22 @@ async def test_observed_plaintext_blocks_strict():
     row = (await table(world, traffic=traffic))["a", "web"]
     assert row["observed"]["clients"] == ["10.20.0.7"]
     assert (row["stage"], row["nextStep"]) == ("blocked", "Find out who sends plaintext: 10.20.0.7")
+
+
+async def test_observed_plaintext_to_a_port_without_a_service_blocks_strict():
+    world = mesh(pod("web", "a"), service("web", "a", HTTP))
+    traffic = Traffic()
+    key = EdgeKey(Client("b", "old"), target_of(world, world.pod("a", "web"), 7070), TrafficMode.PLAINTEXT)
+    traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())
+    for row in (await table(world, traffic=traffic)).values():
+        assert (row["stage"], row["observed"]["clients"]) == ("blocked", ["b/old"])
+
+
+async def test_expired_plaintext_does_not_block_strict():
+    world, traffic = mesh(pod("web", "a"), service("web", "a", HTTP)), Traffic()
+    key = EdgeKey(Client("b", "old"), Target("a", "web", 80), TrafficMode.PLAINTEXT)
+    traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time() - RETENTION - 1)
+    assert (await table(world, traffic=traffic))["a", "web"]["observed"] is None
 
 
 async def test_strict_namespace_is_done():

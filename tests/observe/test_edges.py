@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from xds.mesh.observe.counts import RETENTION
-from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
+from xds.mesh.observe.edges import (
+    MAX_ADDRESSES,
+    OTHER_ADDRESSES,
+    Client,
+    EdgeKey,
+    Reporter,
+    Target,
+    Traffic,
+    TrafficMode,
+)
 
 NOON = 1_000_000 * 600.0
 WEB = Target("shop", "web", 80)
@@ -77,6 +86,32 @@ def test_one_sidecar_cannot_create_all_edges():
 
     assert sorted(edge.client.name for edge, _ in traffic.edges()) == ["a", "b", "d"]
     assert traffic.excess == 1
+
+
+def test_many_addresses_of_a_target_share_an_edge():
+    traffic = Traffic()
+    addresses = [EdgeKey(Client("", f"192.0.2.{n}"), WEB, TrafficMode.PLAINTEXT) for n in range(100)]
+    add(traffic, key(), 1, NOON)
+    for edge in addresses * 2:
+        add(traffic, edge, 1, NOON, source=Reporter.SERVER)
+    add(traffic, key("late"), 1, NOON)
+    other = addresses[99]._replace(target=Target("shop", "web", 90))
+    add(traffic, other, 1, NOON, source=Reporter.SERVER)
+
+    shared = EdgeKey(OTHER_ADDRESSES, WEB, TrafficMode.PLAINTEXT)
+    assert {edge for edge, _ in traffic.edges()} == {
+        key(), *addresses[:MAX_ADDRESSES], shared, key("late"), other
+    }  # fmt: skip
+    assert dict(traffic.edges())[shared].total == 2 * (100 - MAX_ADDRESSES)
+
+
+def test_expired_addresses_make_room_for_others():
+    traffic = Traffic()
+    for number in range(MAX_ADDRESSES + 1):
+        edge = EdgeKey(Client("", f"192.0.2.{number}"), WEB, TrafficMode.PLAINTEXT)
+        add(traffic, edge, 1, NOON, source=Reporter.SERVER)
+    add(traffic, edge, 1, NOON + RETENTION + 1, source=Reporter.SERVER)
+    assert [found for found, _ in traffic.edges()] == [edge]
 
 
 def test_edges_of_a_sidecar_are_released_when_they_expire():

@@ -14,8 +14,16 @@ from xds.codec import message_class
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import DestinationRule, Meta, Ref
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
+from xds.mesh.observe import reports
 from xds.mesh.observe.edges import Traffic
-from xds.mesh.observe.reports import ACCESS_LOGS, LOAD_REPORT, MAX_REQUESTS, ReportReader
+from xds.mesh.observe.reports import (
+    ACCESS_LOGS,
+    LOAD_REPORT,
+    MAX_CLUSTERS,
+    MAX_ENTRIES,
+    MAX_REQUESTS,
+    ReportReader,
+)
 from xds.mesh.observe.workloads import REMEMBERED_SECONDS, DeletedPods
 
 NOON = 1_000_000 * 600.0
@@ -38,7 +46,7 @@ class World:
             locality = message.cluster_stats.add(cluster_name=name).upstream_locality_stats.add()
             locality.locality.sub_zone = sub_zone
             locality.total_issued_requests, locality.total_error_requests = requests, failed
-        self.reader.read_load(self.mesh, pod, message.SerializeToString(), now=NOON)
+        self.reader.read_load(self.mesh, pod, message, now=NOON)
 
     def logs(self, *entries: tuple[str, int, int, bool], pod=HTTPBIN) -> None:
         """Report (peer, local port, type, refused)."""
@@ -49,7 +57,7 @@ class World:
             common.downstream_local_address.socket_address.port_value = port
             common.access_log_type = kind
             common.response_flags.no_route_found = refused
-        self.reader.read_access_logs(self.mesh, pod, message.SerializeToString(), now=NOON)
+        self.reader.read_access_logs(self.mesh, pod, message, now=NOON)
 
     def edges(self) -> set[tuple[str, str, str, int]]:
         """Return (client, service, mode, requests) of each edge."""
@@ -172,9 +180,48 @@ def test_entries_that_make_no_sense_are_counted():
     assert (world.edges(), world.reader.ignored) == (set(), 3)
 
 
+def test_localities_of_a_report_share_a_limit(monkeypatch):
+    """A report of 1 MiB has room for 260,000 localities of one cluster."""
+    lookups, added = [], []
+    rule = reports.served_client_rule
+    monkeypatch.setattr(reports, "served_client_rule", lambda *args: lookups.append(1) or rule(*args))
+    world = World()
+    add = world.traffic.add
+    monkeypatch.setattr(world.traffic, "add", lambda *args, **how: added.append(1) or add(*args, **how))
+    message: Any = message_class(LOAD_REPORT)()
+    for port, number in ((80, MAX_ENTRIES - 1), (90, 4), (90, 1)):
+        cluster = message.cluster_stats.add(cluster_name=f"outbound|{port}||{HOST}")
+        for index in range(number):
+            cluster.upstream_locality_stats.add(total_issued_requests=1).locality.zone = str(index)
+    world.reader.read_load(MESH, SLEEP, message, now=NOON)
+
+    assert world.edges() == {
+        ("sleep.full", "httpbin.full:80", "plaintext", MAX_ENTRIES - 1),
+        ("sleep.full", "httpbin.full:90", "plaintext", 1),
+    }
+    assert (world.reader.ignored, len(lookups), len(added)) == (4, 2, 2)
+
+
+def test_clusters_and_log_entries_are_limited():
+    world = World()
+    message: Any = message_class(LOAD_REPORT)()
+    for _ in range(MAX_CLUSTERS):
+        message.cluster_stats.add()
+    message.cluster_stats.add(cluster_name=f"outbound|80||{HOST}").upstream_locality_stats.add(
+        total_issued_requests=1
+    )
+    world.reader.read_load(MESH, SLEEP, message, now=NOON)
+    assert (world.edges(), world.reader.ignored) == (set(), 1)
+
+    world.logs(*[(LEGACY.address, 8080, END, False)] * (MAX_ENTRIES + 2))
+    assert world.edges() == {("sleep.legacy", "httpbin.full:80", "plaintext", MAX_ENTRIES)}
+    assert world.reader.ignored == 3
+
+
 @given(st.binary(max_size=200))
 def test_garbage_raises_nothing(data):
     world = World()
-    world.reader.read_load(MESH, SLEEP, data, now=NOON)
-    world.reader.read_access_logs(MESH, HTTPBIN, data, now=NOON)
+    for name, read in ((LOAD_REPORT, world.reader.read_load), (ACCESS_LOGS, world.reader.read_access_logs)):
+        if (message := world.reader.parse(name, data)) is not None:
+            read(MESH, SLEEP, message, now=NOON)
     assert not world.edges()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import json
@@ -12,17 +13,23 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import pytest
 
 from tests.cli.serve_process import ServeProcess, serving
 from tests.page.meshes import INVALID, NODE_ID, STRICT, connected_sidecar, istio_task
-from xds.mesh.controlplane.page.access import SECURITY_HEADERS, check_token
+from tests.support.waiting import eventually
+from xds.mesh.controlplane.page import api
+from xds.mesh.controlplane.page.access import SECURITY_HEADERS, Access, check_token
+from xds.mesh.controlplane.page.api import MAX_COMPUTATIONS
 from xds.mesh.controlplane.page.events import MAX_STREAMS
+from xds.server.http import Client
 
 TOKEN = "a-token-of-many-characters"
 VIEWS = ("proxies", "problems", "rollouts", "map", "migration")
+MALFORMED = ("Basic é", "Basic \xff", "Bearer é", "Bearer \xff")
 REMOTE = {"X-Forwarded-For": "192.0.2.1"}
 """A header that makes a request of this machine count as one of another machine."""
 
@@ -128,6 +135,41 @@ def test_requests_only_read(server):
     connection.close()
 
 
+def test_migration_says_how_much_was_observed(server, tmp_path):
+    seen = view(server, "migration")["observation"]
+    assert (seen["enabled"], seen["mayBeOnOtherReplica"], seen["dropped"]) == (True, False, "0")
+    assert seen["since"] < seen["time"]
+    with serving(istio_task(tmp_path / "mesh"), "--observe=false") as process:
+        assert view(process, "migration")["observation"]["enabled"] is False
+
+
+async def test_few_views_are_computed_at_a_time(monkeypatch):
+    running, done, release = [], [], asyncio.Event()
+
+    async def read(*_):
+        running.append(1)
+        await release.wait()
+        running.pop()
+        return {}
+
+    monkeypatch.setattr(api, "client_of", lambda request: request.client)
+    page = api.Page(Access())
+    page.start(object())
+    respond = page._json(read)
+
+    async def request(address: str) -> None:
+        response = await respond(SimpleNamespace(query={}, client=Client(address)))
+        done.append(response.status)
+        assert len(running) <= MAX_COMPUTATIONS
+
+    tasks = [asyncio.create_task(request(address)) for address in ("192.0.2.1", "192.0.2.2") * 5]
+    await eventually(lambda: len(running) >= MAX_COMPUTATIONS)
+    assert len(running) == MAX_COMPUTATIONS
+    release.set()
+    await asyncio.gather(*tasks)
+    assert done == [200] * 10
+
+
 # --- files --------------------------------------------------------------------------------------------------
 
 
@@ -173,19 +215,45 @@ def test_only_local_clients_are_admitted_without_a_token(server):
     assert fetch(server, "/metrics", **REMOTE)[0] == 200
 
 
-def test_token_admits_other_clients(tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Forwarded",
+        "Via",
+        "X-Forwarded-Client-Cert",
+        "X-Forwarded-Host",
+        "x-forwarded-proto",
+        "X-Real-IP",
+    ],
+)
+def test_clients_of_a_reverse_proxy_are_not_local(server, name):
+    assert fetch(server, "/", **{name: "x"})[0] == 403
+
+
+def test_token_admits_clients(tmp_path):
     folder = istio_task(tmp_path / "mesh")
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     basic = base64.b64encode(f"any:{TOKEN}".encode()).decode()
     with serving(folder, "--admin-token", tmp_path / "token") as process:
-        assert fetch(process, "/api/v1/proxies")[0] == 200
+        assert fetch(process, "/api/v1/proxies")[0] == 401
+        assert fetch(process, "/api/v1/proxies", Authorization=f"Bearer {TOKEN}")[0] == 200
         status, headers, _ = fetch(process, "/", **REMOTE)
         assert (status, headers["WWW-Authenticate"][:5]) == (401, "Basic")
-        for credentials in ("Bearer x", "Basic x", f"Basic {basic[:-4]}", "Bearer", f"Digest {TOKEN}", "é"):
+        for credentials in (
+            "Bearer x",
+            "Basic x",
+            f"Basic {basic[:-4]}",
+            "Bearer",
+            f"Digest {TOKEN}",
+            "é",
+            *MALFORMED,
+        ):
             assert fetch(process, "/", Authorization=credentials, **REMOTE)[0] == 401
         for credentials in (f"Bearer {TOKEN}", f"bearer  {TOKEN}", f"Basic {basic}"):
             assert fetch(process, "/", Authorization=credentials, **REMOTE)[0] == 200
-        assert TOKEN not in process.log.read_text()
+        log = process.log.read_text()
+        assert TOKEN not in log
+        assert "Traceback" not in log
 
 
 @pytest.mark.parametrize(

@@ -142,11 +142,23 @@ def test_migration_names_who_would_break(page, server):
     assert "httpbin.legacy, sleep.legacy" in row.inner_text()
     assert "Add sidecars to httpbin" in row.inner_text()
     assert "0 % of 6 pods" in page.inner_text(".headline")
+    assert "none" in page.locator("tr", has=page.locator("[data-key='toggle full']")).inner_text()
+    assert "not observed" in page.locator("tr", has=page.locator("[data-key='toggle legacy']")).inner_text()
     page.click("[data-key='toggle full']")
     page.wait_for_selector("tr.child")
     assert page.locator("tr.child").count() == 2
     page.select_option('[data-key="stage"]', "sidecars")
     page.wait_for_selector("[data-key='toggle full']", state="detached")
+
+
+def test_migration_says_how_much_was_observed(page, server, tmp_path):
+    open_view(page, server, "migration")
+    page.wait_for_selector("text=reported to this replica in the last")
+    assert "dropped" not in page.inner_text(".output")
+    with serving(istio_task(tmp_path / "mesh"), "--observe=false") as process:
+        open_view(page, Server(tmp_path / "mesh", process), "migration")
+        page.wait_for_selector("text=Observation is disabled")
+        assert "not observed" in page.locator("tr", has=page.locator("[data-key='toggle full']")).inner_text()
 
 
 def test_migration_is_done_when_all_is_strict(page, own_server):
@@ -221,6 +233,30 @@ def test_page_reconnects(page, own_server):
     page.wait_for_selector("#connection.live")
     page.wait_for_selector("#banner", state="hidden")
     page.wait_for_selector("td >> text=Done:")
+
+
+def test_failed_load_is_repeated(page, server):
+    """The stream of events may stay open, and then nothing else causes a load."""
+    open_view(page, server, "problems")
+    failures = []
+
+    def fail_once(route) -> None:
+        if failures:
+            route.continue_()
+        else:
+            failures.append(route.request.url)
+            route.abort()
+
+    page.route("**/api/v1/proxies*", fail_once)
+    page.click("#nav a >> text=Proxies")
+    page.wait_for_selector("main:not([aria-busy]) td >> text=sleep.full")
+    assert len(failures) == 1
+
+
+def test_malformed_url_shows_the_default_view(page, server):
+    open_view(page, server, "proxies/%")
+    page.wait_for_selector("h1 >> text=Map")
+    page.wait_for_selector(EDGE.format("full/sleep", "full/httpbin"), state="attached")
 
 
 def test_empty_mesh(page, tmp_path):

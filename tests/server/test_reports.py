@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Hashable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from xds.mesh.model.objects import Change, MeshConfig
 from xds.mesh.observe.reports import ACCESS_LOGS, LOAD_REPORT
 from xds.mesh.v1 import traffic_pb2 as pb
 from xds.server.reports import MAX_REPORT_BYTES
+from xds.server.scheduling import WARNING_COST, RequestPacer
 
 LOAD, LOGS = f"/{LOAD_SERVICE}/StreamLoadStats", f"/{LOG_SERVICE}/StreamAccessLogs"
 WITHIN = 20.0
@@ -145,6 +147,68 @@ async def test_first_report_that_is_too_large_is_refused(site: Site):
     async with site.token("own") as channel:
         large = logs() + b"\x00" * MAX_REPORT_BYTES
         assert await status(channel, LOGS, large) is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@dataclass
+class Charges:
+    """What the pacer charged, and whether a measured block is running."""
+
+    seconds: list[float]
+    measuring: bool = False
+
+
+@pytest.fixture
+def charges(monkeypatch: pytest.MonkeyPatch) -> Charges:
+    charges, charge, measure = Charges([]), RequestPacer.charge, RequestPacer.measure
+
+    def record(pacer: RequestPacer, client: Hashable, seconds: float) -> None:
+        charges.seconds.append(seconds)
+        charge(pacer, client, seconds)
+
+    @contextmanager
+    def watch(pacer: RequestPacer, client: Hashable, extra: float = 0.0) -> Iterator[None]:
+        charges.measuring = True
+        with measure(pacer, client, extra):
+            yield
+        charges.measuring = False
+
+    monkeypatch.setattr(RequestPacer, "charge", record)
+    monkeypatch.setattr(RequestPacer, "measure", watch)
+    return charges
+
+
+async def test_first_report_is_parsed_once_and_charged(site: Site, charges: Charges, monkeypatch):
+    events, parse, read = [], site.reports.reader.parse, site.reports.reader.read_access_logs
+
+    def watched(name, function):
+        def call(*args, **how):
+            events.append((name, charges.measuring))
+            return function(*args, **how)
+
+        return call
+
+    monkeypatch.setattr(site.reports.reader, "parse", watched("parse", parse))
+    monkeypatch.setattr(site.reports.reader, "read_access_logs", watched("read", read))
+    async with site.token("own") as channel:
+        assert await status(channel, LOGS, logs()) is grpc.StatusCode.OK
+    assert events == [("parse", True), ("read", True)]
+
+
+@pytest.mark.parametrize(
+    "report", [logs("sleep-2"), logs() + b"\x00" * MAX_REPORT_BYTES], ids=["pod", "size"]
+)
+async def test_refused_first_report_is_charged(site: Site, charges: Charges, report):
+    async with site.token("own") as channel:
+        assert await status(channel, LOGS, report) is not grpc.StatusCode.OK
+    assert WARNING_COST in charges.seconds
+
+
+async def test_first_reports_count_for_the_limit_of_all(monkeypatch):
+    monkeypatch.setattr("xds.server.discovery.ALL_REPORTS", (1, 0.001))
+    async with opened() as site, site.token("own") as channel:
+        assert await status(channel, LOGS, logs()) is grpc.StatusCode.OK
+        assert await status(channel, LOGS, logs()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert site.reports.received[LOG_SERVICE] == 1
 
 
 async def test_number_of_streams_of_a_sidecar_is_limited(site: Site):

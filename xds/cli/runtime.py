@@ -306,7 +306,7 @@ class ControlPlane:
             policies,
             objects,
             self._found_problems,
-            reports.traffic,
+            traffic,
         )
         running = [
             asyncio.create_task(task)

@@ -160,8 +160,8 @@ class ListenOptions:
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="File with a token that admits clients of other machines to the page and its API, as a "
-            "bearer token or as the password. Default: none; only local clients are admitted.",
+            help="File with a token that clients need for the page and its API, as a bearer token or as the "
+            "password. Default: none; only local clients are admitted, without a token.",
             show_default=False,
         ),
     ] = None
@@ -235,7 +235,8 @@ class ObserveOptions:
         typer.Option(
             "--observe",
             help="Have sidecars report their requests, plaintext connections and refused connections, for "
-            "xds observe. false: sidecars' listeners have no access logs, and no reports are read.",
+            "xds observe. false: sidecars' listeners have no access logs, and no reports are read. A change "
+            "replaces inbound listeners: open inbound connections are drained once.",
         ),
     ] = Switch.TRUE
 

@@ -132,10 +132,14 @@ class DiscoveryService:
 
     async def _read_reports(self, context: grpc.aio.ServicerContext, open_reports: OpenReports) -> None:
         """Pass the reports of a stream on until the client ends the stream, or the server shuts down."""
-        info, first = await self._first_request(context, Variant.SOTW, "", _limit_report)
-        if first is None:
+
+        def open_stream(info: StreamInfo, report: bytes) -> ReportStream:
+            self._check_first_report(report)
+            return open_reports(info, report)
+
+        info, reports = await self._first_request(context, Variant.SOTW, "", open_stream)
+        if reports is None:
             return
-        reports = open_reports(info, first)
         stop = asyncio.timeout(None)
         self._reports.add(stop)
         try:
@@ -154,6 +158,14 @@ class DiscoveryService:
         finally:
             self._reports.discard(stop)
             reports.close()
+
+    def _check_first_report(self, report: bytes) -> None:
+        """Raise LimitError or Refused if the first report of a stream exceeds a limit."""
+        if len(report) > MAX_REPORT_BYTES:
+            raise LimitError(f"the report has {len(report):,} bytes, and the limit is {MAX_REPORT_BYTES:,}")
+        if not self._all_reports.take(now()):
+            problem = "the server receives too many reports: try again later"
+            raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
 
     async def _receive_report(self, reports: ReportStream, report: bytes, info: StreamInfo) -> None:
         if len(report) > MAX_REPORT_BYTES:
@@ -295,7 +307,7 @@ class DiscoveryService:
 
         Raises:
             RequestError: `parse` rejects the request.
-            Refused: the caller is refused, the request does not arrive in time, or the server shuts down.
+            Refused: the caller or the request is refused, the request is late, or the server shuts down.
         """
         if len(self._pending) >= MAX_PENDING_CALLS:
             problem = f"{MAX_PENDING_CALLS} calls without a request are open, the maximum: try again later"
@@ -315,7 +327,7 @@ class DiscoveryService:
                     try:
                         with self._scheduler.pacer.measure(info.origin, REQUEST_COST):
                             return info, parse(info, request)
-                    except RequestError:
+                    except (RequestError, Refused):
                         self._scheduler.pacer.charge(info.origin, WARNING_COST)
                         raise
         except TimeoutError:
@@ -394,12 +406,6 @@ class DiscoveryService:
             return
         self.failed[code] += 1
         await context.abort(code, message)
-
-
-def _limit_report(_: StreamInfo, report: bytes) -> bytes:
-    if len(report) > MAX_REPORT_BYTES:
-        raise LimitError(f"the report has {len(report):,} bytes, and the limit is {MAX_REPORT_BYTES:,}")
-    return report
 
 
 def _clear_frames(error: Exception) -> None:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
 from xds.codec import message_class
 from xds.mesh.controlplane.authorization import budget_key
@@ -89,17 +87,23 @@ class TrafficReports:
     def _open_load(self, info: StreamInfo, report: bytes) -> _Stream:
         # Without a response, Envoy sends no reports, and does not reconnect.
         response = _interval(self._controller.mesh) if self.enabled else None
-        node_id = _node_id(LOAD_REPORT, report, lambda message: message.node)
-        return self._open(LOAD_SERVICE, info, node_id, report, response)
+        message = self._first(LOAD_REPORT, report)
+        return self._open(LOAD_SERVICE, info, message.node.id, message, response)
 
     def _open_access_logs(self, info: StreamInfo, report: bytes) -> _Stream:
         if not self.enabled:
             raise Refused(grpc.StatusCode.UNIMPLEMENTED, "observation is disabled (--observe)")
-        node_id = _node_id(ACCESS_LOGS, report, lambda message: message.identifier.node)
-        return self._open(LOG_SERVICE, info, node_id, report, None)
+        message = self._first(ACCESS_LOGS, report)
+        return self._open(LOG_SERVICE, info, message.identifier.node.id, message, None)
+
+    def _first(self, name: str, report: bytes) -> Any:
+        """Return the first report of a stream."""
+        if (message := self.reader.parse(name, report)) is None:
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"the report is not a {name}")
+        return message
 
     def _open(
-        self, service: str, info: StreamInfo, node_id: str, report: bytes, response: bytes | None
+        self, service: str, info: StreamInfo, node_id: str, message: Any, response: bytes | None
     ) -> _Stream:
         try:
             node = NodeId.parse(node_id)
@@ -111,14 +115,14 @@ class TrafficReports:
         reservation = self._budgets.open(budget_key(info.caller, key, is_known=pod is not None))
         stream = _Stream(self, service, key, info.caller, reservation, response)
         try:
-            stream.receive(report)
+            self.read(service, key, info.caller, message)
         except BaseException:
             stream.close()
             raise
         return stream
 
-    def read(self, service: str, key: PodName, caller: Caller | None, report: bytes) -> None:
-        """Read a report of a pod's sidecar.
+    def read(self, service: str, key: PodName, caller: Caller | None, message: Any) -> None:
+        """Read a report of a pod's sidecar; None if it is malformed.
 
         Raises:
             Refused: the caller may no longer act for the pod.
@@ -132,8 +136,9 @@ class TrafficReports:
             self.dropped["unknown pod"] += 1
             return
         self.received[service] += 1
-        read = self.reader.read_load if service == LOAD_SERVICE else self.reader.read_access_logs
-        read(mesh, pod, report, now=time.time())
+        if message is not None:
+            read = self.reader.read_load if service == LOAD_SERVICE else self.reader.read_access_logs
+            read(mesh, pod, message, now=time.time())
 
 
 @dataclass(slots=True)
@@ -148,7 +153,9 @@ class _Stream:
     response: bytes | None
 
     def receive(self, report: bytes) -> None:
-        self.reports.read(self.service, self.key, self.caller, report)
+        name = LOAD_REPORT if self.service == LOAD_SERVICE else ACCESS_LOGS
+        message = self.reports.reader.parse(name, report)
+        self.reports.read(self.service, self.key, self.caller, message)
 
     def dropped(self, reason: str) -> None:
         self.reports.dropped[reason] += 1
@@ -161,14 +168,6 @@ def _check(caller: Caller | None, key: PodName, pod: Pod | None) -> None:
     """Raise Refused unless the caller may act for a pod."""
     if caller and (reason := denial_reason(caller, *key, pod)):
         raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
-
-
-def _node_id(name: str, report: bytes, node_of: Callable[[Any], Any]) -> str:
-    try:
-        node_id: str = node_of(message_class(name).FromString(report)).id
-    except DecodeError:
-        raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"the report is not a {name}") from None
-    return node_id
 
 
 def _interval(mesh: Mesh) -> bytes:

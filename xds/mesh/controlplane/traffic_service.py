@@ -44,6 +44,21 @@ class TrafficService:
         self._controller = controller
         self._reports = reports
 
+    @property
+    def traffic(self) -> Traffic:
+        """The observed traffic."""
+        return self._reports.traffic
+
+    def summary(self, now: float) -> pb.ListTrafficResponse:
+        """Return a response without edges: what is known about the observation at a Unix time."""
+        return pb.ListTrafficResponse(
+            enabled=self._reports.enabled,
+            may_be_on_other_replica=self._controller.rollouts.may_have_peers(clock()),
+            since=_timestamp(self._reports.since),
+            time=_timestamp(now),
+            dropped=self._reports.dropped_total(),
+        )
+
     def __call__(self, server: GuardedServer, _: DiscoveryService) -> None:
         """Add the service to a server that has not started."""
 
@@ -57,7 +72,7 @@ class TrafficService:
         ) -> AsyncIterator[pb.ListTrafficResponse]:
             version = None
             while True:
-                if version != (version := self._reports.traffic.version):
+                if version != (version := self.traffic.version):
                     yield await self._response(request)
                 await asyncio.sleep(WATCH_INTERVAL)
 
@@ -72,21 +87,15 @@ class TrafficService:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
     async def _response(self, request: pb.ListTrafficRequest) -> pb.ListTrafficResponse:
-        reports, checkpoint, now = self._reports, Checkpoint(), time.time()
-        reports.traffic.expire(now)
+        checkpoint, now = Checkpoint(), time.time()
+        self.traffic.expire(now)
         edges = [
             (key, edge)
-            for key, edge in reports.traffic.edges(request.namespace)
+            for key, edge in self.traffic.edges(request.namespace)
             if key.mode in _UNENCRYPTED or not request.plaintext_only
         ]
         edges.sort(key=lambda item: (item[0].target, item[0].client, item[0].mode))
-        response = pb.ListTrafficResponse(
-            enabled=reports.enabled,
-            may_be_on_other_replica=self._controller.rollouts.may_have_peers(clock()),
-            since=_timestamp(reports.since),
-            time=_timestamp(now),
-            dropped=reports.dropped_total(),
-        )
+        response = self.summary(now)
         for key, edge in edges:
             response.edges.append(_edge(key, edge, now))
             await checkpoint()

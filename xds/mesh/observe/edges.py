@@ -16,6 +16,8 @@ An edge takes about 1 kB, and up to 3 kB if both sidecars report it and requests
 """
 MAX_EDGES_PER_REPORTER = 2_000
 """Maximum number of edges that the reports of one sidecar may create."""
+MAX_ADDRESSES = 50
+"""Maximum number of edges of addresses outside the mesh to one target. Further ones share one edge."""
 RATE_MINUTES = 5
 """Number of minutes that the rate of an edge is averaged over."""
 
@@ -50,6 +52,10 @@ class Client(NamedTuple):
     """Namespace of the pod; empty for an address."""
     name: str
     """Name of the pod's service account, or the address."""
+
+
+OTHER_ADDRESSES = Client("", "other addresses")
+"""Client of the edges that further addresses share."""
 
 
 class Target(NamedTuple):
@@ -145,6 +151,8 @@ class Traffic:
         """Number of reports, to detect changes."""
         self._edges: OrderedDict[EdgeKey, Edge] = OrderedDict()
         self._by_reporter: Counter[PodName] = Counter()
+        self._addresses: Counter[Target] = Counter()
+        """Number of edges of addresses, by target."""
         self._max_edges = max_edges
         self._max_edges_per_reporter = max_edges_per_reporter
 
@@ -172,6 +180,7 @@ class Traffic:
             now: Unix time, in seconds.
         """
         self.expire(now)
+        key = self._shared(key)
         edge = self._edges.get(key)
         if edge is None:
             if self._by_reporter[reporter] >= self._max_edges_per_reporter:
@@ -179,6 +188,8 @@ class Traffic:
                 return
             edge = self._edges[key] = Edge(reporter, now)
             self._by_reporter[reporter] += 1
+            if _is_address(key.client):
+                self._addresses[key.target] += 1
             if len(self._edges) > self._max_edges:
                 self._forget_oldest()
                 self.evicted += 1
@@ -201,8 +212,23 @@ class Traffic:
         while self._edges and next(iter(self._edges.values())).last_seen < now - RETENTION:
             self._forget_oldest()
 
+    def _shared(self, key: EdgeKey) -> EdgeKey:
+        """Return the key of the edge that counts a client: a shared one if the target has many addresses."""
+        is_full = self._addresses[key.target] >= MAX_ADDRESSES
+        if is_full and _is_address(key.client) and key not in self._edges:
+            return key._replace(client=OTHER_ADDRESSES)
+        return key
+
     def _forget_oldest(self) -> None:
-        _, edge = self._edges.popitem(last=False)
+        key, edge = self._edges.popitem(last=False)
         self._by_reporter[edge.reporter] -= 1
         if not self._by_reporter[edge.reporter]:
             del self._by_reporter[edge.reporter]
+        if _is_address(key.client):
+            self._addresses[key.target] -= 1
+            if not self._addresses[key.target]:
+                del self._addresses[key.target]
+
+
+def _is_address(client: Client) -> bool:
+    return not client.namespace and client != OTHER_ADDRESSES

@@ -6,6 +6,8 @@ reports, and as the server of its access logs. Entries that make no sense are co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -26,9 +28,11 @@ LOAD_REPORT = "envoy.service.load_stats.v3.LoadStatsRequest"
 ACCESS_LOGS = "envoy.service.accesslog.v3.StreamAccessLogsMessage"
 """Message of a server's report."""
 MAX_ENTRIES = 5_000
-"""Maximum number of clusters or log entries of one report; further ones are counted and left out."""
+"""Maximum number of localities or log entries of one report; further ones are counted and left out."""
+MAX_CLUSTERS = 25_000
+"""Maximum number of clusters of one report, most without traffic. A report of 1 MiB has room for no more."""
 MAX_REQUESTS = 10_000_000
-"""Maximum number of requests that one entry may add."""
+"""Maximum number of requests that one cluster or log entry may add."""
 _EXTERNAL_TLS = (TlsMode.SIMPLE, TlsMode.MUTUAL)
 # envoy.data.accesslog.v3.AccessLogType: entries about something that an earlier or later entry counts.
 _UNCOUNTED = frozenset({2, 3, 5})  # TcpPeriodic, TcpConnectionEnd, DownstreamPeriodic
@@ -48,22 +52,31 @@ class ReportReader:
         """Number of malformed reports and entries."""
         self._deleted = deleted
 
-    def read_load(self, mesh: Mesh, pod: Pod, report: bytes, *, now: float) -> None:
-        """Read a load report of a pod's sidecar. `now` is the Unix time, in seconds."""
-        if (message := self._parse(LOAD_REPORT, report)) is None:
-            return
-        # Most clusters have no traffic.
-        for cluster in self._limited(
-            [each for each in message.cluster_stats if each.upstream_locality_stats]
-        ):
-            self._read_cluster(mesh, pod, cluster, now)
+    def parse(self, name: str, report: bytes) -> Any:
+        """Return a report as a message of type `name`; None if it is malformed."""
+        try:
+            return message_class(name).FromString(report)
+        except DecodeError:
+            self.ignored += 1
+            return None
 
-    def read_access_logs(self, mesh: Mesh, pod: Pod, report: bytes, *, now: float) -> None:
-        """Read the inbound access log entries of a pod's sidecar. `now` is the Unix time, in seconds."""
-        if (message := self._parse(ACCESS_LOGS, report)) is None:
-            return
+    def read_load(self, mesh: Mesh, pod: Pod, message: Any, *, now: float) -> None:
+        """Read a LOAD_REPORT of a pod's sidecar. `now` is the Unix time, in seconds."""
+        self.ignored += max(len(message.cluster_stats) - MAX_CLUSTERS, 0)
+        budget = MAX_ENTRIES
+        for cluster in islice(message.cluster_stats, MAX_CLUSTERS):
+            if localities := cluster.upstream_locality_stats:
+                if budget:
+                    self._read_cluster(mesh, pod, cluster.cluster_name, islice(localities, budget), now)
+                self.ignored += max(len(localities) - budget, 0)
+                budget = max(budget - len(localities), 0)
+
+    def read_access_logs(self, mesh: Mesh, pod: Pod, message: Any, *, now: float) -> None:
+        """Read the inbound ACCESS_LOGS of a pod's sidecar. `now` is the Unix time, in seconds."""
         counted: dict[tuple[str, int, bool], int] = {}
-        for entry in self._limited(list(message.tcp_logs.log_entry)):
+        entries = message.tcp_logs.log_entry
+        self.ignored += max(len(entries) - MAX_ENTRIES, 0)
+        for entry in islice(entries, MAX_ENTRIES):
             common = entry.common_properties
             remote = common.downstream_remote_address.socket_address.address
             port = common.downstream_local_address.socket_address.port_value
@@ -78,21 +91,25 @@ class ReportReader:
             edge = EdgeKey(client, target_of(mesh, pod, port), mode)
             self._add(edge, Reporter.SERVER, pod, requests=requests, now=now)
 
-    def _read_cluster(self, mesh: Mesh, pod: Pod, cluster: Any, now: float) -> None:
-        port_text, subset, host = names.parse_outbound(cluster.cluster_name)
+    def _read_cluster(self, mesh: Mesh, pod: Pod, name: str, localities: Iterable[Any], now: float) -> None:
+        port_text, subset, host = names.parse_outbound(name)
         found = service_port(mesh, host, port_text)
         if found is None:
             self.ignored += bool(host)
             return
         service, port = found
-        target, client = Target(service.namespace, service.name, port.port), workload(pod)
-        for locality in cluster.upstream_locality_stats:
+        counted: dict[bool, tuple[int, int]] = {}
+        for locality in localities:
             requests, failed = locality.total_issued_requests, locality.total_error_requests
             if requests or failed or locality.total_requests_in_progress:
                 is_mtls = locality.locality.sub_zone.rpartition("/")[2] == MTLS_SUB_ZONE
-                mode = TrafficMode.MTLS if is_mtls else _mode_by_rule(mesh, pod, service, port.port, subset)
-                edge = EdgeKey(client, target, mode)
-                self._add(edge, Reporter.CLIENT, pod, requests=requests, failed=failed, now=now)
+                earlier = counted.get(is_mtls, (0, 0))
+                counted[is_mtls] = earlier[0] + requests, earlier[1] + failed
+        target = Target(service.namespace, service.name, port.port)
+        for is_mtls, (requests, failed) in counted.items():
+            mode = TrafficMode.MTLS if is_mtls else _mode_by_rule(mesh, pod, service, port.port, subset)
+            edge = EdgeKey(workload(pod), target, mode)
+            self._add(edge, Reporter.CLIENT, pod, requests=requests, failed=failed, now=now)
 
     def _add(
         self, edge: EdgeKey, source: Reporter, pod: Pod, *, requests: int, failed: int = 0, now: float
@@ -102,17 +119,6 @@ class ReportReader:
             return
         reporter = pod.namespace, pod.name
         self.traffic.add(edge, source, reporter, requests=requests, failed=failed, now=now)
-
-    def _parse(self, name: str, report: bytes) -> Any:
-        try:
-            return message_class(name).FromString(report)
-        except DecodeError:
-            self.ignored += 1
-            return None
-
-    def _limited(self, entries: list[Any]) -> list[Any]:
-        self.ignored += max(len(entries) - MAX_ENTRIES, 0)
-        return entries[:MAX_ENTRIES]
 
 
 def _mode_by_rule(mesh: Mesh, pod: Pod, service: Service, port: int, subset: str) -> TrafficMode:

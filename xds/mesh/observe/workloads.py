@@ -44,6 +44,11 @@ def workload(pod: Pod) -> Client:
     return Client(pod.namespace, pod.service_account)
 
 
+def pod_target(pod: Pod) -> str:
+    """Return the name of a pod as the target of traffic to ports that belong to no service."""
+    return f"pod/{pod.name}"
+
+
 def client_at(mesh: Mesh, deleted: DeletedPods, address: str, now: float) -> Client | None:
     """Return the client at an address: a workload, or the address itself; None if it is not an address."""
     try:
@@ -65,7 +70,7 @@ def target_of(mesh: Mesh, pod: Pod, port: int) -> Target:
     if exposure := mesh.exposure(pod, port):
         target = Target(exposure.service.namespace, exposure.service.name, exposure.port.port)
     else:
-        target = Target(pod.namespace, f"pod/{pod.name}", port)
+        target = Target(pod.namespace, pod_target(pod), port)
     if len(cache) < MAX_REMEMBERED:
         cache[pod.ref, port] = target
     return target

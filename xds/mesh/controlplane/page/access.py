@@ -1,9 +1,8 @@
-"""Who may see the page and its API: local clients, and clients that have the admin token."""
+"""Who may see the page and its API: clients that have the admin token, or local clients if there is none."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import ipaddress
 from collections.abc import Awaitable, Callable, Iterable
@@ -32,8 +31,11 @@ SECURITY_HEADERS = {
 
 Respond: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP")
-"""Headers with which a reverse proxy on this machine says that the client is on another one."""
+_PROXY_HEADERS = (
+    "Forwarded", "Via", "X-Forwarded-Client-Cert", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto",
+    "X-Real-IP",
+)  # fmt: skip
+"""Headers of a reverse proxy on this machine. Its clients may be on other machines."""
 _SAME_ORIGIN = {"same-origin", "none"}
 """Values of Sec-Fetch-Site in requests of the page itself, and of a user who enters the address."""
 
@@ -42,7 +44,7 @@ class Access:
     """Decide which requests for the page are answered.
 
     Args:
-        token: Token that admits clients of other machines; None to admit local clients only.
+        token: Token that all clients need; None to admit local clients only, without a token.
         names: Names of this server with a dot, which a Host header may contain.
     """
 
@@ -77,9 +79,9 @@ class Access:
             return web.Response(status=421, text=text)
         if not is_document and request.headers.get("Sec-Fetch-Site", "none") not in _SAME_ORIGIN:
             return web.Response(status=403, text="requests of other sites' pages are refused\n")
-        if _is_local(request):
-            return None
         if self._token is None:
+            if _is_local(request):
+                return None
             text = (
                 "this page is for clients on the machine of the control plane: use a port-forward, or set "
                 "--admin-token\n"
@@ -111,13 +113,13 @@ def check_token(text: str) -> str:
 def _token_in(request: web.Request) -> bytes:
     """Return the token of a request: a bearer token, or the password of HTTP Basic; empty without one."""
     scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return credentials.strip().encode()
-    if scheme.lower() == "basic":
-        try:
+    try:
+        if scheme.lower() == "bearer":
+            return credentials.strip().encode()
+        if scheme.lower() == "basic":
             return base64.b64decode(credentials, validate=True).partition(b":")[2]
-        except binascii.Error:
-            return b""
+    except ValueError:  # A character outside ASCII, or malformed base64.
+        pass
     return b""
 
 

@@ -39,16 +39,19 @@ from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.rollouts_service import RolloutsService, without_time
 from xds.mesh.controlplane.status import expiry, overall_state, proxy_state, type_line, type_word, types
+from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError
-from xds.mesh.observe.edges import Traffic
 from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
 from xds.protocol.types import short_name
 from xds.server import DiscoveryService
+from xds.server.fair_share import FairSemaphore
 from xds.server.http import client_of
 from xds.server.proxies import truncate
 
 PREFIX = "/api/v1"
+MAX_COMPUTATIONS = 2
+"""Maximum number of views that are computed at the same time. Each uses slices of the event loop's time."""
 MAX_OPENED = 1000
 """Maximum number of namespaces in a request for the map."""
 DEFAULT_WIDTH = 1200
@@ -73,8 +76,7 @@ class Backend(NamedTuple):
     objects: ObjectsService
     found_problems: Callable[[], Iterable[FoundProblem]]
     """Returns the current problems of objects and settings."""
-    traffic: Traffic | None = None
-    """The observed traffic, if any is collected."""
+    traffic: TrafficService
 
 
 class Page:
@@ -90,6 +92,7 @@ class Page:
         self._graph: Refresher[Graph] = Refresher(self._mesh, _compute_graph)
         self._breaks: Refresher[migration.Breaks] = Refresher(self._mesh, migration.compute_breaks)
         self._events = Events(self._states)
+        self._turns = FairSemaphore(MAX_COMPUTATIONS, MAX_COMPUTATIONS)
 
     def start(self, backend: Backend) -> None:
         """Start to answer requests of the API."""
@@ -107,7 +110,7 @@ class Page:
             "problems": self._json(self._problems),
             "rollouts": self._json(self._rollouts),
             "explain": self._json(self._explain),
-            "map": self._json(self._map),
+            "map": self._json(self._map, self._graph.get),
             "migration": self._json(self._migration),
             "events": self._stream_events,
         }
@@ -120,14 +123,24 @@ class Page:
         await self._graph.stop()
         await self._breaks.stop()
 
-    def _json(self, read: Callable[[Backend, Mapping[str, str]], Any]) -> Respond:
-        """Return a handler that responds with what a function returns, as JSON."""
+    def _json(
+        self, read: Callable[[Backend, Mapping[str, str]], Any], ready: Callable[[], Any] | None = None
+    ) -> Respond:
+        """Return a handler that responds with what a function returns, as JSON.
+
+        Args:
+            read: Returns the response.
+            ready: Waits for what `read` needs, without a turn.
+        """
 
         async def respond(request: web.Request) -> web.Response:
             if self._backend is None:
                 return _error(503, "the control plane is starting")
             try:
-                text = await _encode(request, await read(self._backend, request.query))
+                if ready:
+                    await ready()
+                async with self._turns.slot(client_of(request).address):
+                    text = await _encode(request, await read(self._backend, request.query))
             except _NotReadyError as error:
                 return _error(503, str(error))
             except LookupError as error:
@@ -197,15 +210,17 @@ class Page:
         if graph is None:
             raise _NotReadyError("the map could not be computed; see the control plane's log")
         is_current = self._graph.is_current
-        observed = ObservedTraffic(backend.traffic, backend.controller.mesh)
+        observed = ObservedTraffic(backend.traffic.traffic, backend.controller.mesh)
         return await map_view(graph, selection, observed) | {"current": is_current}
 
     async def _migration(self, backend: Backend, _: Mapping[str, str]) -> dict[str, Any]:
         self._breaks.trigger()
         breaks = self._breaks.value if self._breaks.is_current else None
         mesh = backend.controller.mesh
-        observed = ObservedTraffic(backend.traffic, mesh)
-        return {"rows": await migration.rows(mesh, breaks or {}, observed), "observes": not observed.is_empty}
+        observed = ObservedTraffic(backend.traffic.traffic, mesh)
+        observation = _as_dict(backend.traffic.summary(time.time()))
+        del observation["edges"]
+        return {"rows": await migration.rows(mesh, breaks or {}, observed), "observation": observation}
 
     # --- changes --------------------------------------------------------------------------------------------
 
@@ -220,7 +235,7 @@ class Page:
         controller = backend.controller
         rollouts = await backend.rollouts.list(rollouts_pb2.ListRolloutsRequest(), _FIXED_CLOCK)
         # Sidecars report every 10 s, and a large mesh all the time.
-        observed = time.monotonic() // OBSERVED_INTERVAL if backend.traffic else 0
+        observed = time.monotonic() // OBSERVED_INTERVAL if backend.traffic.traffic else 0
         return {
             "map": (self._graph.version, observed),
             "migration": (self._breaks.version, id(controller.mesh), observed),

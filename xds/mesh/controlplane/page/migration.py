@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 from xds.introspect.cooperative import Checkpoint
-from xds.mesh.controlplane.page.observed import ObservedTraffic
+from xds.mesh.controlplane.page.observed import ObservedTraffic, TargetKey
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Pod, Ref
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
+from xds.mesh.observe.workloads import pod_target
 from xds.mesh.policy.hops import Clients, clients_of
 from xds.mesh.policy.mtls import served_mode
 from xds.mesh.policy.plan import Effect, HopChange, Plan, Refusal, plan, scope_of
@@ -189,18 +190,20 @@ def _row(
         "decidedBy": [{**ref._asdict(), "place": _place(mesh, ref)} for ref in refs],
         "breaks": None if breaks is None else [_break_value(each) for each in breaks[:MAX_BREAKS]],
         "moreBreaks": len((breaks or ())[MAX_BREAKS:]),
-        "observed": observed.plaintext_to(_services(mesh, workloads)),
+        "observed": observed.plaintext_to(_targets(mesh, workloads)),
     }
     row["stage"], row["nextStep"] = _next_step(row, workloads, breaks)
     return row
 
 
-def _services(mesh: Mesh, workloads: Iterable[Workload]) -> dict[tuple[str, str], None]:
-    """Return the namespace and name of each service that forwards to a workload."""
-    exposures = (
-        exposure for workload in workloads for pod in workload.pods for exposure in mesh.exposures(pod)
-    )
-    return dict.fromkeys((exposure.service.namespace, exposure.service.name) for exposure in exposures)
+def _targets(mesh: Mesh, workloads: Iterable[Workload]) -> dict[TargetKey, None]:
+    """Return the targets of traffic to workloads: services, and pods for ports without a service."""
+    targets: dict[TargetKey, None] = {}
+    for pod in (pod for workload in workloads for pod in workload.pods):
+        for exposure in mesh.exposures(pod):
+            targets[exposure.service.namespace, exposure.service.name] = None
+        targets[pod.namespace, pod_target(pod)] = None
+    return targets
 
 
 def _place(mesh: Mesh, ref: Ref) -> str:

@@ -13,8 +13,8 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.workload import WorkloadKey, workload_key
 from xds.mesh.observe.edges import Client, Edge, Target, Traffic, TrafficMode
 
-ServiceKey: TypeAlias = tuple[str, str]
-"""Namespace and name of a service."""
+TargetKey: TypeAlias = tuple[str, str]
+"""Namespace and name of a `Target`: a service, or a pod for ports without a service."""
 MAX_CLIENTS = 3
 """Maximum number of clients that a row of the migration view names."""
 _UNENCRYPTED = (TrafficMode.PLAINTEXT, TrafficMode.REFUSED)
@@ -31,38 +31,37 @@ class ObservedTraffic:
     """The traffic that was observed until now.
 
     Args:
-        traffic: all edges; None if observation is disabled.
+        traffic: all edges; None for none.
         mesh: has the pods of the workloads.
     """
 
     def __init__(self, traffic: Traffic | None, mesh: Mesh) -> None:
         self._now = time.time()
         self._accounts: dict[WorkloadKey, set[Client]] = {}
-        self._by_service: dict[ServiceKey, list[_Seen]] = {}
-        self.is_empty = not traffic
-        """Whether no traffic was observed."""
-        if not traffic:
+        self._by_target: dict[TargetKey, list[_Seen]] = {}
+        if traffic is None:
             return
+        traffic.expire(self._now)
         for pod in mesh.pods():
             self._accounts.setdefault(workload_key(pod), set()).add(
                 Client(pod.namespace, pod.service_account)
             )
         for key, edge in traffic.edges():
             seen = _Seen(key.client, key.target, key.mode, edge)
-            self._by_service.setdefault((key.target.namespace, key.target.name), []).append(seen)
+            self._by_target.setdefault((key.target.namespace, key.target.name), []).append(seen)
 
-    def between(self, workload: WorkloadKey, service: ServiceKey) -> dict[str, Any] | None:
+    def between(self, workload: WorkloadKey, service: TargetKey) -> dict[str, Any] | None:
         """Return the rate of each mode, and when the last request was seen; None if nothing was observed."""
         accounts = self._accounts.get(workload, ())
-        found = [seen for seen in self._by_service.get(service, ()) if seen.client in accounts]
+        found = [seen for seen in self._by_target.get(service, ()) if seen.client in accounts]
         return self._value(found) if found else None
 
-    def plaintext_to(self, services: Iterable[ServiceKey]) -> dict[str, Any] | None:
-        """Return the plaintext and refused traffic to services, and who sent it; None if there was none."""
+    def plaintext_to(self, targets: Iterable[TargetKey]) -> dict[str, Any] | None:
+        """Return the plaintext and refused traffic to targets, and who sent it; None if there was none."""
         found = [
             seen
-            for service in services
-            for seen in self._by_service.get(service, ())
+            for target in targets
+            for seen in self._by_target.get(target, ())
             if seen.mode in _UNENCRYPTED
         ]
         if not found:

@@ -79,11 +79,14 @@ async function refresh() {
       if (target.view.isVolatile?.(data)) timer = setTimeout(refresh, VOLATILE_INTERVAL);
     }
   } catch (error) {
-    if (target === shown && error instanceof ApiError) {
-      main.removeAttribute("aria-busy");
-      if (!error.isThrottled || !target.data) target.view.fail(empty("This view cannot be shown", error.message));
+    if (!(error instanceof ApiError || error instanceof TypeError)) throw error; // TypeError: fetch got no response
+    if (target === shown) {
+      if (error instanceof ApiError) {
+        main.removeAttribute("aria-busy");
+        if (!error.isThrottled || !target.data) target.view.fail(empty("This view cannot be shown", error.message));
+      }
       timer = setTimeout(refresh, VOLATILE_INTERVAL);
-    } else if (!(error instanceof TypeError)) throw error; // fetch: the control plane cannot be reached
+    }
   } finally {
     isLoading = false;
     const now = performance.now();

@@ -1,7 +1,7 @@
 // The view of the migration: how far each namespace and workload is on the way to STRICT.
 
 import { get } from "./api.js";
-import { badge, count, empty, h, objectName, observedText, replace } from "./dom.js";
+import { badge, count, elapsed, empty, h, objectName, observedText, replace } from "./dom.js";
 import { change, url } from "./route.js";
 import { table } from "./table.js";
 import { choice, matches, search, sync } from "./toolbar.js";
@@ -44,8 +44,9 @@ export function create(route, refresh) {
       replace(
         output,
         namespaces.length ? progress(namespaces) : "",
-        rows.length ? table("Namespaces and workloads", columns(opened, showsAll), rows, state, () => refresh()) : empty(namespaces.length ? "Nothing matches the filters" : "There are no pods", ""),
-        h("p", { class: "note" }, "What STRICT would break is predicted from the objects that the control plane knows. Clients outside the mesh are not included, but plaintext that sidecars observed is, in its own column."),
+        rows.length ? table("Namespaces and workloads", columns(opened, showsAll, data.observation.enabled), rows, state, () => refresh()) : empty(namespaces.length ? "Nothing matches the filters" : "There are no pods", ""),
+        h("p", { class: "note" }, "What STRICT would break is predicted from the objects that the control plane knows. Clients outside the mesh are not included."),
+        h("p", { class: "note" }, observationNote(data.observation)),
       );
     },
   };
@@ -81,12 +82,12 @@ function bar(parts, total) {
   return element;
 }
 
-function columns(opened, showsAll) {
+function columns(opened, showsAll, isObserved) {
   return [
     { title: "Namespace", cell: (row) => nameCell(row, opened, showsAll) },
     { title: "Sidecars", cell: (row) => [`${row.sidecars} of ${row.pods}`, bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
     { title: "Mode in force", cell: modeCell },
-    { title: "Observed plaintext", cell: (row) => (row.observed ? [observedText(row.observed), h("p", { class: "note" }, `from ${row.observed.clients.join(", ")}${row.observed.moreClients ? ` and ${row.observed.moreClients} more` : ""}`)] : h("span", { class: "note" }, "none")) },
+    { title: "Observed plaintext", cell: (row) => observedCell(row, isObserved) },
     { title: "STRICT would break", cell: breaksCell },
     { title: "Next step", cell: (row) => [h("p", {}, badge(...STAGES[row.stage])), h("p", {}, row.nextStep)] },
   ];
@@ -114,6 +115,23 @@ function modeCell(row) {
   if (!modes.length) return "no sidecar";
   const text = modes.length === 1 ? modes[0][0] : modes.map(([mode, number]) => `${number} ${mode}`).join(", ");
   return [h("p", {}, text), row.decidedBy.slice(0, 3).map((object) => h("p", { class: "note" }, "by ", objectName(object))), row.decidedBy.length > 3 ? h("p", { class: "note" }, `and ${row.decidedBy.length - 3} more`) : ""];
+}
+
+function observedCell(row, isObserved) {
+  if (!row.observed) return h("span", { class: "note" }, isObserved && row.sidecars ? "none" : "not observed");
+  const more = row.observed.moreClients ? ` and ${row.observed.moreClients} more` : "";
+  return [observedText(row.observed), h("p", { class: "note" }, `from ${row.observed.clients.join(", ")}${more}`)];
+}
+
+/** Return what the column of observed plaintext includes, and what it may omit. */
+function observationNote({ enabled, mayBeOnOtherReplica, since, time, dropped }) {
+  if (!enabled) return "Observation is disabled (--observe): plaintext is not observed.";
+  const kept = 24 * 60 * 60 * 1000; // milliseconds
+  const period = Date.parse(time) - Date.parse(since) > kept ? "24h" : elapsed(since, time);
+  const parts = [`Observed: plaintext that sidecars reported to this replica in the last ${period}.`];
+  if (mayBeOnOtherReplica) parts.push("Other replicas may have seen more.");
+  if (Number(dropped)) parts.push(`${dropped} reports or entries were dropped.`);
+  return parts.join(" ");
 }
 
 function breaksCell(row) {

@@ -1,10 +1,14 @@
 // The URL of a view: #/VIEW/ARGUMENT?QUERY. Filters are part of it, so that it can be shared.
 
-/** Return the view, the argument and the query of the current URL. */
+/** Return the view, the argument and the query of the current URL. A malformed URL shows the map. */
 export function current() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
   const [view, ...rest] = path.split("/");
-  return { view: view || "map", argument: decodeURIComponent(rest.join("/")), query: Object.fromEntries(new URLSearchParams(query)) };
+  try {
+    return { view: view || "map", argument: decodeURIComponent(rest.join("/")), query: Object.fromEntries(new URLSearchParams(query)) };
+  } catch {
+    return { view: "map", argument: "", query: {} };
+  }
 }
 
 /** Return the URL of a view. Parameters that are empty are left out. */
