@@ -12,9 +12,10 @@ import typer
 from rich.text import Text
 
 from xds.cli import admin_client
-from xds.cli.client_options import CaFile, CertFile, KeyFile, TokenFile
+from xds.cli.client_options import CredentialOptions
 from xds.cli.cluster_checks import ClusterChecks, list_names
 from xds.cli.findings import Check, CheckFailedError, CheckSkippedError, Finding, Result, run_checks
+from xds.cli.option_groups import grouped_options
 from xds.cli.options import Address, Context, Kubeconfig, fail, parse_address
 from xds.cli.output import Format, print_document
 from xds.cli.tables import Table
@@ -37,6 +38,7 @@ _MARKS = {
 }
 
 
+@grouped_options
 def check(
     *,
     pre: Annotated[
@@ -59,10 +61,7 @@ def check(
             show_default=False,
         ),
     ] = None,
-    ca_file: CaFile = None,
-    token_file: TokenFile = None,
-    cert_file: CertFile = None,
-    key_file: KeyFile = None,
+    files: CredentialOptions,
 ) -> None:
     """Check a cluster before the installation (--pre), or an installed control plane and its sidecars.
 
@@ -71,10 +70,7 @@ def check(
 
     Exit status: 0 no check failed, 1 a check failed, 2 wrong usage, 3 the API server cannot be reached.
     """
-    credentials = admin_client.ClientCredentials(
-        roots=ca_file, token=token_file, certificate=cert_file, key=key_file
-    )
-
+    credentials = files.to_credentials()
     address = parse_address("--xds-address", xds_address) if xds_address else None
     if address:
         credentials.load()  # an invalid file must not end the command after the checks of the cluster

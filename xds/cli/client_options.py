@@ -57,14 +57,34 @@ KeyFile = Annotated[Path | None, _file("--key-file", "Private key (PEM) of --cer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionOptions:
-    """Options for the connection to a control plane."""
+class CredentialOptions:
+    """Options with the files for a connection over TLS."""
 
-    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS
     ca_file: CaFile = None
     token_file: TokenFile = None
     cert_file: CertFile = None
     key_file: KeyFile = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no file is given."""
+        return not (self.ca_file or self.token_file or self.cert_file or self.key_file)
+
+    def to_credentials(self) -> ClientCredentials:
+        """Return the files for a client."""
+        from xds.cli.admin_client import ClientCredentials  # noqa: PLC0415 - gRPC is slow to import
+
+        return ClientCredentials(
+            roots=self.ca_file, token=self.token_file, certificate=self.cert_file, key=self.key_file
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionOptions:
+    """Options for the connection to a control plane."""
+
+    xds_address: XdsAddress = DEFAULT_XDS_ADDRESS
+    files: CredentialOptions
 
     @property
     def address(self) -> Address:
@@ -74,8 +94,4 @@ class ConnectionOptions:
     @property
     def credentials(self) -> ClientCredentials:
         """Files for a connection over TLS."""
-        from xds.cli.admin_client import ClientCredentials  # noqa: PLC0415 - gRPC is slow to import
-
-        return ClientCredentials(
-            roots=self.ca_file, token=self.token_file, certificate=self.cert_file, key=self.key_file
-        )
+        return self.files.to_credentials()

@@ -27,9 +27,12 @@ def format_clients(clients: Iterable[pb.Clients]) -> str:
 
 
 def hop_value(hop: pb.Hop) -> dict[str, Any]:
-    """Return a hop as plain values. Many hops have the same clients, possibly thousands, so cache these."""
+    """Return a hop as plain values, and clear its clients.
+
+    Many hops have the same clients, possibly thousands, so their values are cached.
+    """
     clients = _clients_value(pb.Hop(clients=hop.clients).SerializeToString(deterministic=True))
-    del hop.clients[:]
+    hop.ClearField("clients")
     return to_value(hop) | {"clients": clients}
 
 

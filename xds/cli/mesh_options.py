@@ -10,21 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
-from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CaFile, CertFile, KeyFile, TokenFile
-from xds.cli.options import (
-    Assignments,
-    Context,
-    FromKubernetes,
-    Kubeconfig,
-    Manifests,
-    MeshConfigFile,
-    MeshConfigMap,
-    XdsNamespace,
-    fail,
-    parse_address,
-    parse_cluster,
-    print_problems,
-)
+from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CredentialOptions
+from xds.cli.options import SourceOptions, fail, parse_address, print_problems
 
 if TYPE_CHECKING:
     from xds.mesh.model.objects import Problem
@@ -51,17 +38,9 @@ class Policies(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeshOptions:
+class MeshOptions(SourceOptions):
     """The options of a command that reads a mesh."""
 
-    manifests: Manifests = None
-    kubernetes: FromKubernetes = False
-    kubeconfig: Kubeconfig = None
-    context: Context = None
-    xds_namespace: XdsNamespace = None
-    mesh_config_map: MeshConfigMap = None
-    mesh_config: MeshConfigFile = None
-    assignments: Assignments = None
     xds_address: Annotated[
         str | None,
         typer.Option(
@@ -72,10 +51,7 @@ class MeshOptions:
             show_default=False,
         ),
     ] = None
-    ca_file: CaFile = None
-    token_file: TokenFile = None
-    cert_file: CertFile = None
-    key_file: KeyFile = None
+    files: CredentialOptions
 
     @property
     def is_live(self) -> bool:
@@ -95,14 +71,12 @@ class MeshOptions:
         Args:
             prints_problems: whether to print the problems of manifests or of the objects of a cluster.
         """
-        cluster = parse_cluster(
-            self.kubernetes, self.kubeconfig, self.context, self.xds_namespace, self.mesh_config_map
-        )
+        cluster = self.cluster
         if self.is_live:
             return self._connect()
         if self.xds_address:
             fail("--xds-address cannot be combined with --manifests or --kubernetes: query one of them")
-        if self.ca_file or self.token_file or self.cert_file or self.key_file:
+        if not self.files.is_empty:
             fail("--ca-file, --token-file, --cert-file and --key-file require a running control plane")
         from xds.cli.manifests import read_mesh  # noqa: PLC0415 - slow to import
         from xds.cli.offline import OfflinePolicies  # noqa: PLC0415
@@ -123,7 +97,4 @@ class MeshOptions:
         default = os.environ.get("XDS_ADDRESS")
         option = "XDS_ADDRESS" if default and not self.xds_address else "--xds-address"
         address = parse_address(option, self.xds_address or default or DEFAULT_XDS_ADDRESS)
-        credentials = admin_client.ClientCredentials(
-            roots=self.ca_file, token=self.token_file, certificate=self.cert_file, key=self.key_file
-        )
-        return admin_client.AdminClient(address, credentials)
+        return admin_client.AdminClient(address, self.files.to_credentials())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
@@ -113,24 +114,34 @@ class ClusterReference(NamedTuple):
     """Name of the ConfigMap with the mesh's settings; None for the default."""
 
 
-def parse_cluster(
-    kubernetes: bool,
-    kubeconfig: Path | None,
-    context: str | None,
-    namespace: str | None,
-    mesh_config_map: str | None,
-) -> ClusterReference | None:
-    """Return the cluster that --kubernetes selects, or None without it."""
-    options = {
-        "--kubeconfig": kubeconfig,
-        "--context": context,
-        "--xds-namespace": namespace,
-        "--mesh-config-map": mesh_config_map,
-    }
-    for option, value in options.items():
-        if value and not kubernetes:
-            fail(f"{option} requires --kubernetes")
-    return ClusterReference(kubeconfig, context, namespace, mesh_config_map) if kubernetes else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """Options of a command that reads manifests or a cluster."""
+
+    manifests: Manifests = None
+    kubernetes: FromKubernetes = False
+    kubeconfig: Kubeconfig = None
+    context: Context = None
+    xds_namespace: XdsNamespace = None
+    mesh_config_map: MeshConfigMap = None
+    mesh_config: MeshConfigFile = None
+    assignments: Assignments = None
+
+    @property
+    def cluster(self) -> ClusterReference | None:
+        """The cluster that --kubernetes selects; None without it. Exits with status 2 on wrong usage."""
+        options = {
+            "--kubeconfig": self.kubeconfig,
+            "--context": self.context,
+            "--xds-namespace": self.xds_namespace,
+            "--mesh-config-map": self.mesh_config_map,
+        }
+        for option, value in options.items():
+            if value and not self.kubernetes:
+                fail(f"{option} requires --kubernetes")
+        if not self.kubernetes:
+            return None
+        return ClusterReference(self.kubeconfig, self.context, self.xds_namespace, self.mesh_config_map)
 
 
 class Address(NamedTuple):

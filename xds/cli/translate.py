@@ -9,18 +9,8 @@ import typer
 
 from xds import snapshot
 from xds.cli.manifests import find_pod, find_service, load_mesh
-from xds.cli.options import (
-    Assignments,
-    Context,
-    FromKubernetes,
-    Kubeconfig,
-    Manifests,
-    MeshConfigFile,
-    MeshConfigMap,
-    XdsNamespace,
-    fail,
-    parse_cluster,
-)
+from xds.cli.option_groups import grouped_options
+from xds.cli.options import SourceOptions, fail
 from xds.cli.output import DocumentFormat, print_document
 from xds.cli.resource_types import TYPE_URLS, PublicType
 from xds.codec import to_dict
@@ -36,19 +26,13 @@ xds translate sleep.shop --manifests mesh/ --service httpbin.shop
 """
 
 
+@grouped_options
 def translate(
     pod: Annotated[
         str, typer.Argument(metavar="POD.NAMESPACE", help="Pod of the sidecar.", show_default=False)
     ],
     *,
-    manifests: Manifests = None,
-    kubernetes: FromKubernetes = False,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
-    xds_namespace: XdsNamespace = None,
-    mesh_config_map: MeshConfigMap = None,
-    mesh_config: MeshConfigFile = None,
-    assignments: Assignments = None,
+    source: SourceOptions,
     only: Annotated[
         PublicType | None,
         typer.Option("--type", help="Resource type to print. Default: all types.", show_default=False),
@@ -73,8 +57,7 @@ def translate(
     Exit status: 0 printed, 1 the pod has no address, 2 an unknown name or wrong usage, 3 the API server
     cannot be reached.
     """
-    cluster = parse_cluster(kubernetes, kubeconfig, context, xds_namespace, mesh_config_map)
-    mesh = load_mesh(manifests, mesh_config, assignments, cluster=cluster)
+    mesh = load_mesh(source.manifests, source.mesh_config, source.assignments, cluster=source.cluster)
     sidecar = find_pod(mesh, pod)
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)
