@@ -20,7 +20,7 @@ from xds.mesh.controlplane.page.layout import (
     connect,
 )
 from xds.mesh.controlplane.page.observed import ObservedTraffic
-from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.mesh import Mesh, ServiceKey
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Service
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
@@ -36,9 +36,6 @@ MAX_EDGES = 800
 
 PROBLEMS, PLAINTEXT = "problems", "plaintext"
 """Filters: connections that fail, and connections that use plaintext."""
-
-ServiceKey: TypeAlias = tuple[str, str]
-"""Namespace and name of a service."""
 
 
 class Senders(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 from xds.introspect.cooperative import Checkpoint
 from xds.mesh.controlplane.page.observed import ObservedTraffic, TargetKey
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Pod, Ref
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
 from xds.mesh.observe.workloads import pod_target
@@ -140,12 +141,7 @@ def _refused(refusal: Refusal) -> Break:
 def format_workloads(clients: Iterable[Clients]) -> str:
     """Return the workloads of pods as text, such as `sleep.legacy, web.shop and 3 more`."""
     keys = workloads_of(pod for item in clients for pod in item.pods)
-    return _listed([f"{name}.{namespace}" for namespace, name in keys])
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return join_names([f"{name}.{namespace}" for namespace, name in keys], MAX_NAMES)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
@@ -221,13 +217,13 @@ def _next_step(
     """Return the stage of a row (sidecars, checking, blocked, ready or done), and what to do next."""
     without = [workload.name for workload in workloads if workload.sidecars < len(workload.pods)]
     if without:
-        return "sidecars", f"Add sidecars to {_listed(without)}"
+        return "sidecars", f"Add sidecars to {join_names(without, MAX_NAMES)}"
     if row["strict"] == row["pods"]:
         return "done", "Done: the sidecars accept mutual TLS only"
     if breaks is None:
         return "checking", "Checking what STRICT would break"
     if not breaks and row["observed"]:
-        return "blocked", f"Find out who sends plaintext: {_listed(row['observed']['clients'])}"
+        return "blocked", f"Find out who sends plaintext: {join_names(row['observed']['clients'], MAX_NAMES)}"
     if not breaks:
         return "ready", "Set STRICT: no known connection would break"
     text = breaks[0].remedy

@@ -5,7 +5,7 @@ import { badge, count, empty, h, observedText, replace, s } from "./dom.js";
 import { explain } from "./panel.js";
 import { change, current } from "./route.js";
 import { table } from "./table.js";
-import { choice, matches, namespaceOptions, search, sync } from "./toolbar.js";
+import { choice, frame, matches, namespaceOptions, search, sync } from "./toolbar.js";
 
 export const title = "Map";
 export const topics = ["map"];
@@ -17,11 +17,8 @@ const RESIZE_DELAY = 200; // milliseconds
 
 export function create(route, refresh) {
   const state = {};
-  const output = h("div", { class: "output" }, h("p", { class: "loading" }, "Loading"));
   const namespaces = choice(route, "namespace", "Namespace", [["", "All"]]);
-  const toolbar = h(
-    "form",
-    { class: "toolbar", onsubmit: (event) => event.preventDefault() },
+  const { view, toolbar, output } = frame(
     search(route, "Search workloads and services"),
     namespaces,
     choice(route, "only", "Show", [["", "All connections"], ["problems", "Only problems"], ["plaintext", "Only plaintext"]]),
@@ -35,12 +32,11 @@ export function create(route, refresh) {
   });
   observer.observe(output);
   return {
-    element: h("div", {}, toolbar, output),
+    ...view,
     load: ({ query }) => {
       width = output.clientWidth;
       return get("map", { width: String(width), opened: query.opened, namespace: query.namespace, node: query.node, only: query.only });
     },
-    fail: (note) => replace(output, note),
     isVolatile: (data) => !data.current,
     show(data, { query }) {
       sync(toolbar, { query });

@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { badge, count, elapsed, empty, h, objectName, observedText, replace } from "./dom.js";
 import { change, url } from "./route.js";
 import { table } from "./table.js";
-import { choice, matches, search, sync } from "./toolbar.js";
+import { choice, frame, matches, search, sync } from "./toolbar.js";
 
 export const title = "Migration";
 export const topics = ["migration"];
@@ -19,18 +19,14 @@ const STAGES = {
 
 export function create(route, refresh) {
   const state = {};
-  const output = h("div", { class: "output" }, h("p", { class: "loading" }, "Loading"));
-  const toolbar = h(
-    "form",
-    { class: "toolbar", onsubmit: (event) => event.preventDefault() },
+  const { view, toolbar, output } = frame(
     search(route, "Search namespaces and workloads"),
     choice(route, "stage", "Stage", [["", "All"], ...Object.entries(STAGES).map(([name, [, text]]) => [name, text])]),
     choice(route, "rows", "Rows", [["", "Namespaces"], ["all", "Namespaces and workloads"]]),
   );
   return {
-    element: h("div", {}, toolbar, output),
+    ...view,
     load: () => get("migration"),
-    fail: (note) => replace(output, note),
     isVolatile: (data) => data.rows.some((row) => row.stage === "checking"),
     show(data, { query }) {
       sync(toolbar, { query });

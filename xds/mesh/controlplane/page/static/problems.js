@@ -3,26 +3,22 @@
 import { get } from "./api.js";
 import { badge, count, elapsed, empty, h, replace } from "./dom.js";
 import { table } from "./table.js";
-import { choice, matches, namespaceOptions, search, sync } from "./toolbar.js";
+import { choice, frame, matches, namespaceOptions, search, sync } from "./toolbar.js";
 
 export const title = "Problems";
 export const topics = ["problems"];
 
 export function create(route, refresh) {
   const state = {};
-  const output = h("div", { class: "output" }, h("p", { class: "loading" }, "Loading"));
   const namespaces = choice(route, "namespace", "Namespace", [["", "All"]]);
-  const toolbar = h(
-    "form",
-    { class: "toolbar", onsubmit: (event) => event.preventDefault() },
+  const { view, toolbar, output } = frame(
     search(route, "Search problems"),
     namespaces,
     choice(route, "notices", "Show", [["", "Problems"], ["true", "Problems and notices"]]),
   );
   return {
-    element: h("div", {}, toolbar, output),
+    ...view,
     load: ({ query }) => get("problems", { notices: query.notices }),
-    fail: (note) => replace(output, note),
     show(data, { query }) {
       sync(toolbar, { query });
       const known = data.problems.map((problem) => namespaceOf(problem.object)).filter(Boolean).sort();

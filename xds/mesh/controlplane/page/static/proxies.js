@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { badge, count, elapsed, empty, h, replace } from "./dom.js";
 import { url } from "./route.js";
 import { table } from "./table.js";
-import { choice, matches, namespaceOptions, search, sync } from "./toolbar.js";
+import { choice, frame, matches, namespaceOptions, search, sync } from "./toolbar.js";
 
 export const title = "Proxies";
 export const topics = ["proxies"];
@@ -19,19 +19,15 @@ export function create(route, refresh) {
 
 function createList(route, refresh) {
   const state = {};
-  const output = h("div", { class: "output" }, h("p", { class: "loading" }, "Loading"));
   const namespaces = choice(route, "namespace", "Namespace", [["", "All"]]);
-  const toolbar = h(
-    "form",
-    { class: "toolbar", onsubmit: (event) => event.preventDefault() },
+  const { view, toolbar, output } = frame(
     search(route, "Search proxies"),
     namespaces,
     choice(route, "state", "State", [["", "All"], ["unsynced", "Not synced"], ["rejected", "Rejected"], ["not connected", "Not connected"]]),
   );
   return {
-    element: h("div", {}, toolbar, output),
+    ...view,
     load: () => get("proxies"),
-    fail: (note) => replace(output, note),
     isVolatile: () => true,
     show(data, { query }) {
       sync(toolbar, { query });
@@ -98,21 +94,18 @@ function createProxy(route, refresh) {
   const proxy = route.argument;
   const state = {};
   const types = h("div", {});
-  const resources = h("div", { class: "output" }, h("p", { class: "loading" }, "Loading"));
-  const toolbar = h(
-    "form",
-    { class: "toolbar", onsubmit: (event) => event.preventDefault() },
+  const { view, toolbar, output: resources } = frame(
     search(route, "Search resources"),
     choice(route, "unsynced", "Show", [["", "All resources"], ["true", "Not synced"]]),
   );
   const back = h("p", {}, h("a", { href: "#/proxies", "data-key": "back" }, "← All proxies"));
   return {
+    ...view,
     element: h("div", {}, back, types, toolbar, resources),
     load: async () => {
       const [status, config] = await Promise.all([get("proxies", { proxy, unsynced: "true" }), get("config", { proxy })]);
       return { status, config };
     },
-    fail: (note) => replace(resources, note),
     isVolatile: () => true,
     show({ status, config }, { query }) {
       sync(toolbar, { query });

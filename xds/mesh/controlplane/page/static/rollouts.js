@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { badge, count, elapsed, empty, h, replace } from "./dom.js";
 import { table } from "./table.js";
-import { choice, matches, namespaceOptions, search, sync } from "./toolbar.js";
+import { choice, frame, matches, namespaceOptions, search, sync } from "./toolbar.js";
 
 export const title = "Rollouts";
 export const topics = ["rollouts"];
@@ -12,13 +12,11 @@ const WAITING_FOR = { LISTENER: "its own sidecar", CLIENTS: "clients", REPLICAS:
 
 export function create(route, refresh) {
   const state = { ports: {}, rules: {} };
-  const output = h("div", { class: "output" }, h("p", { class: "loading" }, "Loading"));
   const namespaces = choice(route, "namespace", "Namespace", [["", "All"]]);
-  const toolbar = h("form", { class: "toolbar", onsubmit: (event) => event.preventDefault() }, search(route, "Search rollouts"), namespaces);
+  const { view, toolbar, output } = frame(search(route, "Search rollouts"), namespaces);
   return {
-    element: h("div", {}, toolbar, output),
+    ...view,
     load: () => get("rollouts"),
-    fail: (note) => replace(output, note),
     isVolatile: (data) => data.services.length + data.rules.length > 0,
     show(data, { query }) {
       sync(toolbar, { query });

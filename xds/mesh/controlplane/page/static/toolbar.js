@@ -1,7 +1,14 @@
 // The filters above a view. Their values are part of the URL.
 
-import { h } from "./dom.js";
+import { h, replace } from "./dom.js";
 import { change } from "./route.js";
+
+/** Return a form of filters, the element below it for the content, and what they contribute to the view. */
+export function frame(...filters) {
+  const toolbar = h("form", { class: "toolbar", onsubmit: (event) => event.preventDefault() }, filters);
+  const output = h("div", { class: "output" }, h("p", { class: "loading" }, "Loading"));
+  return { toolbar, output, view: { element: h("div", {}, toolbar, output), fail: (note) => replace(output, note) } };
+}
 
 /** Return a search field, which `/` focuses. */
 export function search(route, label) {
