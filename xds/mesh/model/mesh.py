@@ -215,9 +215,10 @@ class Mesh:
                     for s in self.services()
                     if everywhere or s.namespace == fact.namespace or not s.selector
                 )
-                for pod in self.in_namespace(fact.namespace).pods.values():
+                own_pods = self.in_namespace(fact.namespace).pods.values()
+                for own_pod in () if everywhere else own_pods:
                     # A Service of another namespace can list the pod too.
-                    yield from self._services_listing(pod)
+                    yield from self._services_listing(own_pod)
                 if isinstance(fact, Service):
                     yield fact.namespace, fact.name
                     yield from self._services_sharing_address(fact)
