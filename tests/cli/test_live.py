@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.golden.cases import HERE, manifests
 from tests.policy.world import peer, pod
-from tests.support.controlplane import XDS, ControlPlane
+from tests.support.controlplane import XDS, ControlPlane, run_xds
 from tests.support.waiting import eventually
 from xds.cli import app
 from xds.mesh.controlplane import policies_service
@@ -41,15 +41,6 @@ async def plane() -> AsyncIterator[Plane]:
 async def xds(plane: Plane, *words: object) -> Result:
     arguments = [*map(str, words), "--xds-address", f"127.0.0.1:{plane.server.port}"]
     return await asyncio.to_thread(CliRunner().invoke, app, arguments, prog_name="xds")
-
-
-async def run(*words: object) -> tuple[int | None, str, str]:
-    """Run xds as a process, and return its exit status and output."""
-    process = await asyncio.create_subprocess_exec(
-        XDS, *map(str, words), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, error = await asyncio.wait_for(process.communicate(), timeout=60)
-    return process.returncode, out.decode(), error.decode()
 
 
 async def test_reach_of_a_running_control_plane(plane: Plane):
@@ -207,6 +198,6 @@ async def test_answers_are_the_same_as_from_manifests(case: str, tmp_path: Path)
             ("plan", "-f", strict, "-o", "json"),
             ("plan", "-f", strict, "-o", "markdown"),
         ):
-            status, out, _ = await run(*words, offline)
-            assert (status, out) == (await run(*words, live))[:2], words
+            status, out, _ = await run_xds(*words, offline)
+            assert (status, out) == (await run_xds(*words, live))[:2], words
             assert out

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.support import manifests
-from tests.support.controlplane import XDS
+from tests.support.controlplane import run_xds
 from tests.support.local import LocalMesh
 from tests.support.manifests import peer_authentication
 from tests.support.waiting import eventually
@@ -22,13 +21,9 @@ URL = "http://web.ns/"
 
 async def run(*arguments: object) -> tuple[int, str]:
     """Run an xds command, and return its exit status and output."""
-    process = await asyncio.create_subprocess_exec(
-        XDS, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    assert process.returncode < 2, err.decode()
-    return process.returncode, out.decode()
+    status, out, err = await run_xds(*arguments)
+    assert status < 2, err
+    return status, out
 
 
 async def test_namespace_becomes_strict_as_planned(loopback, tmp_path: Path) -> None:

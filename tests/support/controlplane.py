@@ -100,8 +100,16 @@ async def bootstrap(pod: str, manifests: Path, address: str, *options: str) -> d
 
 async def xds(*arguments: str, may_be_no: bool = False) -> str:
     """Run an xds command and return its output. Exit statuses other than 0 and 1 ("no") are failures."""
+    status, out, err = await run_xds(*arguments)
+    if status and not (may_be_no and status == 1):
+        raise RuntimeError(f"xds {' '.join(arguments)}: exit status {status}\n{err}")
+    return out
+
+
+async def run_xds(*arguments: object) -> tuple[int, str, str]:
+    """Run an xds command, and return its exit status, output and errors."""
     process = await asyncio.create_subprocess_exec(
-        XDS, *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        XDS, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
         out, err = await asyncio.wait_for(process.communicate(), timeout=60)
@@ -109,6 +117,5 @@ async def xds(*arguments: str, may_be_no: bool = False) -> str:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    if process.returncode and not (may_be_no and process.returncode == 1):
-        raise RuntimeError(f"xds {' '.join(arguments)}: exit status {process.returncode}\n{err.decode()}")
-    return out.decode()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
