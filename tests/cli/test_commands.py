@@ -478,9 +478,9 @@ def test_help_is_plain_text(command: str) -> None:
         ("--version", "envoy_data_plane yaml asyncio rich"),
         ("version --client", "envoy_data_plane yaml asyncio rich google"),
         ("completion bash", "envoy_data_plane yaml asyncio rich"),
-        ("reach --manifests {}", "envoy_data_plane"),
-        ("translate client.shop --manifests {}", "rich"),
-        ("bootstrap client.shop --manifests {}", "rich"),
+        ("reach --manifests {}", "envoy_data_plane asyncio"),
+        ("translate client.shop --manifests {}", "asyncio rich xds.mesh.policy.plan"),
+        ("bootstrap client.shop --manifests {}", "asyncio rich xds.mesh.policy.plan"),
     ],
 )
 def test_command_imports_only_what_it_needs(folder: Path, words: str, absent: str) -> None:

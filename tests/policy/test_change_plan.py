@@ -18,6 +18,7 @@ from tests.policy.meshes import facts, meshes
 from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, policy, rule, service
 from tests.support.predictions import planned, predict, results
 from xds.demo.play import STEPS
+from xds.mesh.model.applied import as_applied
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
     TRAFFIC_KINDS,
@@ -36,7 +37,7 @@ from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.conflicts import overridden
 from xds.mesh.policy.effect import without_effect
 from xds.mesh.policy.hops import RANKS
-from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, as_applied, ineffective, plan, scope_of
+from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, ineffective, plan, scope_of
 from xds.mesh.policy.reach import Answer, Failure, Result
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.sources.files import Folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,9 +12,10 @@ from xds.cli.options import STDIN, ClusterReference, fail, print_problems
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named, service_named
 from xds.mesh.model.objects import MeshConfig, Pod, Problem, Ref, Service
-from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text, manifest_files
+from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text
 from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
 from xds.mesh.sources.proposal import read_objects
+from xds.mesh.sources.scan import manifest_files
 from xds.mesh.sources.settings import SettingsLoader
 
 _COULD_BE_WRONG = "so the result could be wrong: a policy may be missing"
@@ -112,6 +112,8 @@ def read_mesh(
     if cluster:
         if config:
             fail("--mesh-config requires --manifests; use --mesh-config-map with --kubernetes")
+        import asyncio  # noqa: PLC0415 - slow to import, and manifests do not need it
+
         mesh, problems = asyncio.run(_read_cluster(cluster, assignments or ()))
     else:
         folder = open_manifests(manifests or (), settings, reads_workloads=reads_workloads)

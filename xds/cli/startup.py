@@ -75,6 +75,9 @@ def _generate_init(self: Any, *args: Any, **values: Any) -> None:
         (field.name, Any, dataclasses.field(default_factory=field.default_factory))
         for field in dataclasses.fields(cls)
     ]
-    template = dataclasses.make_dataclass(cls.__name__, fields, bases=cls.__bases__, eq=False, repr=False)
+    namespace = {"__doc__": cls.__doc__}  # Otherwise dataclass() inspects the signature.
+    template = dataclasses.make_dataclass(
+        cls.__name__, fields, bases=cls.__bases__, namespace=namespace, eq=False, repr=False
+    )
     cls.__init__ = vars(template)["__init__"]
     cls.__init__(self, *args, **values)

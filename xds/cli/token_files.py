@@ -16,7 +16,8 @@ from xds.mesh.identity.tokens import TokenKey
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, Problem
-from xds.mesh.sources.files import RESCAN_INTERVAL, Folder
+from xds.mesh.sources.files import Folder
+from xds.mesh.sources.scan import RESCAN_INTERVAL
 
 log = structlog.get_logger("xds.cli.token")
 

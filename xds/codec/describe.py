@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
+import re
 import sys
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from types import ModuleType
-from typing import Any, TypeAlias, get_args, get_type_hints
+from typing import Any, TypeAlias
 
 import betterproto2
 from envoy_data_plane.message_pool import default_message_pool
@@ -40,6 +42,9 @@ WELL_KNOWN_FILES = (any_pb2, duration_pb2, empty_pb2, struct_pb2, timestamp_pb2,
 
 REFERRING_TYPES = (betterproto2.TYPE_MESSAGE, betterproto2.TYPE_ENUM, betterproto2.TYPE_MAP)
 """Types of fields that refer to other classes."""
+
+_CLASS_NAME = re.compile(r"([\w.]+)\]?(?: \| None)?$", re.ASCII)
+"""Name of the class in an annotation: NAME, NAME | None, list[NAME] or dict[TYPE, NAME]."""
 
 _References: TypeAlias = set[type[Any]]
 """Message and enum classes that a file refers to."""
@@ -119,7 +124,6 @@ def _is_service(cls: type[Any]) -> bool:
 
 
 def _describe_fields(cls: type[Any], message: DescriptorProto, references: _References) -> None:
-    hints = _referring_hints(cls)
     oneofs: dict[str, int] = {}
     presence: list[FieldDescriptorProto] = []
     for attribute in dataclasses.fields(cls):
@@ -129,14 +133,13 @@ def _describe_fields(cls: type[Any], message: DescriptorProto, references: _Refe
         if meta.map_meta:
             entry = message.nested_type.add(name=_entry_name(field.name))
             entry.options.map_entry = True
-            classes = get_args(hints[attribute.name])
-            for name, part_meta, value in zip(("key", "value"), meta.map_meta, classes, strict=True):
+            for name, part_meta in zip(("key", "value"), meta.map_meta, strict=True):
                 part = entry.field.add(name=name, number=part_meta.number, label=field.LABEL_OPTIONAL)
-                _describe_type(part, part_meta, value, references)
+                _describe_type(part, part_meta, cls, attribute, references)
             field.type = field.TYPE_MESSAGE
             field.type_name = f".{full_name(cls)}.{entry.name}"
             continue
-        _describe_type(field, meta, hints.get(attribute.name), references)
+        _describe_type(field, meta, cls, attribute, references)
         if meta.group:
             field.oneof_index = oneofs.setdefault(meta.group, len(oneofs))
         elif meta.optional and meta.proto_type != betterproto2.TYPE_MESSAGE:
@@ -149,29 +152,25 @@ def _describe_fields(cls: type[Any], message: DescriptorProto, references: _Refe
         message.oneof_decl.add(name="_" + field.name)
 
 
-def _referring_hints(cls: type[Any]) -> dict[str, Any]:
-    """Evaluate the annotations of the fields that refer to classes.
-
-    Scalar fields need none, and their annotations contain validators, which take long to evaluate.
-    """
-    annotations = {
-        attribute.name: attribute.type
-        for attribute in dataclasses.fields(cls)
-        if betterproto2.FieldMetadata.get(attribute).proto_type in REFERRING_TYPES
-    }
-    namespace = {"__annotations__": annotations}
-    return get_type_hints(type(cls.__name__, (), namespace), vars(sys.modules[cls.__module__]), {})
-
-
 def _describe_type(
-    field: FieldDescriptorProto, meta: betterproto2.FieldMetadata, hint: Any, references: _References
+    field: FieldDescriptorProto,
+    meta: betterproto2.FieldMetadata,
+    owner: type[Any],
+    attribute: dataclasses.Field[Any],
+    references: _References,
 ) -> None:
     field.type = FieldDescriptorProto.Type.Value(f"TYPE_{meta.proto_type.upper()}")
     if meta.proto_type not in REFERRING_TYPES:
         return
-    cls = meta.unwrap() if meta.unwrap else (get_args(hint) or (hint,))[0]
+    cls = meta.unwrap() if meta.unwrap else _class_in(attribute.type, sys.modules[owner.__module__])
     field.type_name = "." + (full_name(cls) if _is_message(cls) else enum_name(cls))
     references.add(cls)
+
+
+def _class_in(annotation: Any, module: ModuleType) -> Any:
+    """Return the class in the annotation of a field. To evaluate thousands of annotations takes too long."""
+    (name,) = _CLASS_NAME.findall(annotation)
+    return attrgetter(name)(module)
 
 
 def _describe_enum(cls: type[betterproto2.Enum], enum: EnumDescriptorProto) -> None:

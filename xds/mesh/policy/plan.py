@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+from xds.mesh.model.applied import running_pod
 from xds.mesh.model.mesh import Endpoint, Mesh, ServiceKey
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.objects import TRAFFIC_KINDS, Change, Fact, Mode, Pod, Problem, Ref, Service, ServicePort
+from xds.mesh.model.objects import TRAFFIC_KINDS, Change, Mode, Pod, Problem, Ref, Service, ServicePort
 from xds.mesh.policy.conflicts import overridden_steps
 from xds.mesh.policy.effect import policy_without_effect, without_effect
 from xds.mesh.policy.hops import (
@@ -188,21 +189,6 @@ def plan_steps(before: Mesh, after: Mesh, scope: Scope | None = None) -> Steps[P
     )
 
 
-def as_applied(mesh: Mesh, fact: Fact) -> Fact:
-    """Return a fact as `kubectl apply` leaves it: fields that the API server has set are kept."""
-    old = mesh.get(fact.ref)
-    if old is None:
-        return fact
-    created, uid = fact.meta.created or old.meta.created, fact.meta.uid or old.meta.uid
-    meta = replace(fact.meta, created=created, uid=uid)
-    if isinstance(fact, Service) and isinstance(old, Service) and not fact.headless:
-        return replace(fact, meta=meta, addresses=fact.addresses or old.addresses)
-    if isinstance(fact, Pod) and isinstance(old, Pod) and not fact.address:
-        status = {name: getattr(old, name) for name in ("address", "more_addresses", "ready", "ended")}
-        return replace(fact, meta=meta, **status)
-    return replace(fact, meta=meta)
-
-
 def ineffective(mesh: Mesh, refs: Collection[Ref]) -> list[Problem]:
     """Return why some of these objects have no effect: they match nothing, or other objects override them."""
     return finish(ineffective_steps(mesh, refs))
@@ -223,13 +209,6 @@ def ineffective_steps(mesh: Mesh, refs: Collection[Ref]) -> Steps[list[Problem]]
             what = f"{ref}: {part}has no effect, because {', '.join(map(str, override.by))} overrides it"
             problems.append(Problem(where=fact.meta.origin or str(ref), what=what))
     return problems
-
-
-def running_pod(mesh: Mesh, template: Ref) -> Pod | None:
-    """Return a pod of the workload that a template such as `deploy/web` stands for, if the mesh has one."""
-    _, is_template, workload = template.name.partition("/")
-    pods = mesh.in_namespace(template.namespace).pods.values() if is_template else ()
-    return next((pod for pod in pods if pod.name.startswith(f"{workload}-")), None)
 
 
 _Senders: TypeAlias = tuple[SenderKey, SenderKey]

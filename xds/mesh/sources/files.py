@@ -9,12 +9,9 @@ every document. An unreadable document may be the policy that makes the mesh STR
 
 from __future__ import annotations
 
-import asyncio
-import os
-import stat
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import inf
@@ -34,21 +31,15 @@ from xds.mesh.sources.report import (
     rejection_of,
     with_served_version,
 )
+from xds.mesh.sources.scan import SETTLE_TIME, is_settled, walk
 from xds.mesh.sources.settings import SettingsLoader
 
-SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 MAX_FILE_SIZE = 32 * 2**20
 """Maximum size of a file, in bytes."""
 MAX_REASONS = 10
 """Maximum number of problems in the response of /ready, which must not grow with the folder."""
-SETTLE_TIME = 0.05
-"""Seconds without a write before a file is read, because it may be written in parts."""
-MAX_SETTLING = 5.0
-"""Maximum seconds that the first load waits for writes to end."""
 MAX_PROBLEMS = 100
 """Maximum number of problems, and of notices, per file; also of duplicate names in the folder."""
-RESCAN_INTERVAL = 0.5
-"""Seconds between scans, for changes that cause no events (network file systems, links to other folders)."""
 
 Signature: TypeAlias = tuple[int, ...]
 """Times, size and identity of a file, to detect changes."""
@@ -273,10 +264,15 @@ class Folder:
 
     async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
         """Yield everything once, then each change."""
-        await self._wait_until_settled()
+        # asyncio and watchfiles are slow to import, and most commands read a folder once.
+        import asyncio  # noqa: PLC0415
+
+        from xds.mesh.sources.changes import change_events, wait_until_settled  # noqa: PLC0415
+
+        await wait_until_settled(self._roots)
         update = await asyncio.to_thread(self.load)
         yield update
-        async for _ in _change_events(*self._roots):
+        async for _ in change_events(self._roots):
             unsettled = True
             while unsettled:
                 was_complete, started_at = update.complete, time.monotonic()
@@ -289,18 +285,6 @@ class Folder:
                 else:
                     self._read_at = started_at
 
-    async def _wait_until_settled(self) -> None:
-        """Wait until no file is being written, for MAX_SETTLING seconds at most.
-
-        A file that is being written may contain the policy that makes the mesh STRICT.
-        """
-        for _ in range(round(MAX_SETTLING / SETTLE_TIME)):
-            now = time.time()
-            entries = await asyncio.to_thread(lambda: list(_walk_all(self._roots)))
-            if all(isinstance(status, OSError) or _is_settled(status, now) for _, status in entries):
-                return
-            await asyncio.sleep(SETTLE_TIME)
-
     def _scan(self) -> tuple[dict[Path, _File], list[Problem], bool]:
         """Scan all files and read the changed ones. Return files, errors, and whether a file is unsettled."""
         known = self._files or {}
@@ -308,7 +292,7 @@ class Folder:
         scan_problems: list[Problem] = []
         unsettled = False
         now = time.time()
-        for path, status in _walk_all(self._roots):
+        for path, status in walk(self._roots):
             if isinstance(status, OSError):
                 if path in self._roots and self._files is None:
                     raise status
@@ -316,7 +300,7 @@ class Folder:
                 files |= {below: file for below, file in known.items() if below.is_relative_to(path)}
                 continue
             signature = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev)
-            settled = _is_settled(status, now)
+            settled = is_settled(status, now)
             if path in known and known[path].signature == signature:
                 files[path] = known[path]
             elif settled or not self._complete:
@@ -374,71 +358,6 @@ class Folder:
                     problems.add(parsed.problems)
                     unreadable |= parsed.refused
         return _File(None, tuple(objects), problems.listed(name), tuple(templates), unreadable)
-
-
-def _is_settled(status: os.stat_result, now: float) -> bool:
-    """Whether the last write to a file is at least SETTLE_TIME ago.
-
-    A file with a modification time in the future counts as settled.
-    """
-    return not 0 <= now - status.st_mtime < SETTLE_TIME
-
-
-def manifest_files(roots: Iterable[Path]) -> Iterator[Path]:
-    """Yield each file that is a root or below one. Raises OSError if a folder cannot be read."""
-    for path, status in _walk_all(roots):
-        if isinstance(status, OSError):
-            raise status
-        yield path
-
-
-def _walk_all(roots: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
-    """Yield the status of each file that is a root or below one, without duplicates."""
-    seen: set[tuple[int, int]] = set()
-    for root in roots:
-        try:
-            status = root.stat()
-        except OSError as error:
-            yield root, error
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            yield from _walk(root, seen)
-        elif (status.st_dev, status.st_ino) not in seen:
-            seen.add((status.st_dev, status.st_ino))
-            yield root, status
-
-
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[Path, os.stat_result | OSError]]:
-    """Yield the status of each file below a folder, sorted by name, or the error that prevents reading it.
-
-    No file is yielded twice. Names that start with a dot are skipped: Kubernetes keeps versions of a mounted
-    ConfigMap below `..data`, and programs that replace files atomically first write them under such a name.
-    """
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-    except OSError as error:
-        yield folder, error
-        return
-    for entry in entries:
-        path = folder / entry.name
-        if entry.name.startswith("."):
-            continue
-        try:
-            status = entry.stat()
-        except OSError as error:
-            if path.suffix in SUFFIXES and (entry.is_symlink() or not isinstance(error, FileNotFoundError)):
-                yield path, error
-            continue
-        identity = (status.st_dev, status.st_ino)
-        if identity in seen:
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            seen.add(identity)
-            yield from _walk(path, seen)
-        elif stat.S_ISREG(status.st_mode) and path.suffix in SUFFIXES:
-            seen.add(identity)
-            yield path, status
 
 
 def _templates(document: Document) -> Iterator[FoundTemplate]:
@@ -544,25 +463,3 @@ def _choose(claimants: list[tuple[Path, Parsed]], before: _AppliedFact | None) -
         return path != before.path, parsed.fact != before.fact
 
     return min(claimants, key=rank)
-
-
-async def _change_events(*roots: Path) -> AsyncIterator[None]:
-    """Yield after each change event of the folders, and every RESCAN_INTERVAL seconds without one."""
-    from watchfiles import awatch  # noqa: PLC0415 - slow to import, and most commands read a folder once
-
-    try:
-        async for _ in awatch(
-            *roots,
-            watch_filter=None,
-            debounce=200,
-            step=20,
-            rust_timeout=round(RESCAN_INTERVAL * 1000),
-            yield_on_timeout=True,
-        ):
-            yield
-    except (OSError, RuntimeError):
-        # The inotify limit is reached: poll instead.
-        pass
-    while True:
-        await asyncio.sleep(RESCAN_INTERVAL)
-        yield

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from xds.mesh.inject.workloads import SHORT_NAMES
+from xds.mesh.model.applied import as_applied, running_pod
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, ref_named, unknown_name
 from xds.mesh.model.objects import Change, Namespace, Problem, Ref
 from xds.mesh.parse import KINDS
-from xds.mesh.policy.plan import as_applied, running_pod
 from xds.mesh.sources.files import Folder
 
 
