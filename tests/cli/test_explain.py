@@ -18,6 +18,7 @@ from tests.cli.test_commands import MANIFESTS, STRICT
 from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import pod
 from tests.support.loopback import free_port
+from xds.cli.explanation import format_rate
 from xds.mesh.model.objects import Change
 from xds.snapshot import LISTENER
 
@@ -32,6 +33,23 @@ spec: {host: web.shop.svc.cluster.local, trafficPolicy: {tls: {mode: DISABLE}}}
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path, all=MANIFESTS, strict=STRICT)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [
+        (0, "0"),
+        (0.04, "<0.1"),
+        (0.4, "0.4"),
+        (9.96, "10"),
+        (310.4, "310"),
+        (999.6, "1k"),
+        (1240, "1.2k"),
+        (56_700, "57k"),
+    ],
+)
+def test_rates_are_short(rate: float, text: str) -> None:
+    assert format_rate(rate) == text
 
 
 def test_text_names_both_sides_and_the_places_of_objects(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from tests.support.waiting import eventually
 from xds.cli import app
 from xds.mesh.controlplane import policies_service
 from xds.mesh.controlplane.problem_times import FoundProblem
-from xds.mesh.model.objects import Change, Problem
+from xds.mesh.model.objects import Change, MeshConfig, Problem
+from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
 
 STRICT = """
 apiVersion: security.istio.io/v1
@@ -56,6 +58,32 @@ async def test_reach_of_a_running_control_plane(plane: Plane):
     (hop,) = json.loads(result.stdout)
     assert hop["clients"] == [{"namespace": "zoo", "accounts": [{"name": "bare", "pods": 1}]}]
     assert (hop["endpoints"], hop["ready"], hop["reason"]) == (2, 2, "server-requires-mtls")
+
+
+async def test_reach_shows_observed_traffic_beside_the_prediction():
+    traffic = Traffic()
+    with capture_logs():
+        async with running("PERMISSIVE", traffic) as plane:
+            lines = (await xds(plane, "reach", "--from", "shop/one")).stdout.splitlines()
+            assert [line.split()[3:5] for line in lines] == [["OUTCOME", "OBSERVED"], ["mtls", "-"]]
+            for mode, requests in ((TrafficMode.MTLS, 1240), (TrafficMode.PLAINTEXT, 3)):
+                key = EdgeKey(Client("shop", "one"), Target("shop", "web", 80), mode)
+                traffic.add(key, Reporter.CLIENT, ("shop", "one"), requests=requests, now=time.time())
+            text = (await xds(plane, "reach", "--from", "shop/one")).stdout
+            assert "  mtls     1.2k/min mtls, 3/min plaintext  auto-mtls  " in text
+            text = (await xds(plane, "reach", "--from", "one.shop", "--expand")).stdout
+            assert text.count("  1.2k/min mtls, 3/min plaintext  ") == 2
+            text = (await xds(plane, "explain", "one.shop", "web.shop")).stdout
+            assert "1.2k/min mtls from shop/one, last " in text
+            assert "3/min plaintext from shop/one, last " in text
+            (hop,) = json.loads((await xds(plane, "reach", "--from", "shop/one", "-o", "json")).stdout)
+            rates = {each["mode"]: each["requestsPerMinute"] for each in hop["observed"]["modes"]}
+            assert rates == {"MTLS": 1240, "PLAINTEXT": 3}
+            plane.controller.change(Change(config=MeshConfig(observe=False)))
+            await eventually(lambda: not plane.controller.mesh.config.observe)
+            assert "OBSERVED" not in (await xds(plane, "reach")).stdout
+            (hop,) = json.loads((await xds(plane, "reach", "--from", "shop/one", "-o", "json")).stdout)
+            assert "observed" not in hop
 
 
 async def test_each_client_and_endpoint_of_a_running_control_plane(plane: Plane):
@@ -100,7 +128,9 @@ async def test_strict_fails_for_a_problem_of_an_object(plane: Plane):
 
 
 async def test_plan_for_a_running_control_plane(plane: Plane, tmp_path: Path):
-    plane.apply(pod("bare", "zoo", sidecar=False))
+    bare = pod("bare", "zoo", sidecar=False)
+    plane.apply(bare)
+    await eventually(lambda: plane.controller.mesh.get(bare.ref))
     strict = tmp_path / "strict.yaml"
     strict.write_text(STRICT.replace("istio-system", "shop"))
     result = await xds(plane, "plan", "-f", strict)
@@ -187,7 +217,8 @@ async def test_answers_are_the_same_as_from_manifests(case: str, tmp_path: Path)
     (folder / "in.yaml").write_text(manifests(HERE / case))
     strict = tmp_path / "strict.yaml"
     strict.write_text(STRICT)
-    async with ControlPlane(folder, tmp_path) as plane:
+    # Manifests have no observed traffic.
+    async with ControlPlane(folder, tmp_path, "--observe=false") as plane:
         live, offline = f"--xds-address={plane.address}", f"--manifests={folder}"
         for words in (
             ("reach",),

@@ -21,6 +21,7 @@ from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.objects import ROLLOUT, Change, Fact, Ref
+from xds.mesh.observe.edges import Traffic
 from xds.mesh.sources.report import ReadObject
 from xds.mesh.v1 import described
 from xds.protocol.session import Variant
@@ -114,12 +115,12 @@ class Plane:
 
 
 @asynccontextmanager
-async def running(mode: str) -> AsyncIterator[Plane]:
-    """Run a control plane whose sidecars have ACKed the desired state."""
+async def running(mode: str, traffic: Traffic | None = None) -> AsyncIterator[Plane]:
+    """Run a control plane whose sidecars have ACKed the desired state. `traffic` is what it has observed."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
     controller, source = Controller(authority), MemorySource()
     objects = ObjectsService(controller, source, lambda: source.problems)
-    services = [RolloutsService(controller), PoliciesService(controller), objects]
+    services = [RolloutsService(controller), PoliciesService(controller, traffic), objects]
     server = XdsServer(
         controller.connections,
         "127.0.0.1:0",

@@ -105,6 +105,13 @@ async def test_requests_of_a_sidecar_are_counted_by_mode(mesh):
         return True
 
     await eventually(counts, timeout=WITHIN, every=0.5)
+    # The prediction, and beside it what the sidecar reported.
+    text = await xds("reach", "--from=client.full", f"--xds-address={mesh.plane.address}")
+    rows, _ = read_table(text)
+    shown = {row["SERVICE"]: (row["OUTCOME"], row["OBSERVED"]) for row in rows}
+    assert re.fullmatch(r"[0-9.]+/min mtls", shown["web.strict:80"][1])
+    assert re.fullmatch(r"[0-9.]+/min plaintext", shown["web.legacy:80"][1])
+    assert shown["web.permissive:90"] == ("mtls", "-")
 
 
 async def test_plaintext_client_without_a_sidecar_is_named(mesh):
@@ -122,7 +129,7 @@ async def test_plaintext_client_without_a_sidecar_is_named(mesh):
     explained = await xds(
         "explain", "outsider.legacy", "web.permissive", f"--xds-address={mesh.plane.address}"
     )
-    assert re.search(r"Observed: +[<0-9.]+ req/min plaintext from legacy/cron, last \d+s ago", explained)
+    assert re.search(r"Observed: +[<0-9.]+/min plaintext from legacy/cron, last \d+s ago", explained)
     assert (
         'xds_observed_requests_total{mode="plaintext",namespace="permissive"}' in await mesh.plane.metrics()
     )

@@ -82,18 +82,26 @@ def _observed(explanation: pb.Explanation, port: int) -> Iterator[str]:
     """Yield the traffic of the client's service account to a service port, a line for each mode."""
     for edge in explanation.observed:
         if edge.port == port:
-            mode = traffic_pb2.TrafficEdge.Mode.Name(edge.mode).lower()
             last_seen = since(edge.last_seen.ToDatetime(), explanation.time)
             account = f"{edge.client_namespace}/{edge.client}"
-            rate = format_rate(edge.requests_per_minute)
-            yield f"{rate} req/min {mode} from {account}, last {last_seen} ago"
+            yield f"{format_traffic(edge)} from {account}, last {last_seen} ago"
+
+
+def format_traffic(traffic: traffic_pb2.TrafficEdge | pb.ModeTraffic) -> str:
+    """Return the requests per minute in one mode, such as `1.2k/min mtls`."""
+    mode = traffic_pb2.TrafficEdge.Mode.Name(traffic.mode).lower()
+    return f"{format_rate(traffic.requests_per_minute)}/min {mode}"
 
 
 def format_rate(value: float) -> str:
-    """Return a rate with at most one decimal, such as `1234`, `2.4` or `<0.1`."""
+    """Return a rate in short, such as `<0.1`, `2.4`, `310` or `1.2k`."""
     if 0 < value < 0.1:
         return "<0.1"
-    return f"{value:.0f}" if value >= 10 or value == round(value) else f"{value:.1f}"
+    unit = ""
+    if round(value) >= 1000:
+        value, unit = value / 1000, "k"
+    text = f"{value:.0f}" if value >= 10 else f"{value:.1f}".removesuffix(".0")
+    return text + unit
 
 
 def _in_use(explanation: pb.Explanation, group: pb.EndpointGroup, *, has_differences: bool) -> str:

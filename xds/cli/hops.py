@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
 from rich.text import Text
 
+from xds.cli.explanation import format_traffic
 from xds.cli.output import to_value
 from xds.cli.rows import Cells
 from xds.mesh.policy.hop_text import format_accounts
@@ -42,7 +43,10 @@ def _clients_value(hop: bytes) -> Any:
 
 
 def hop_cells(hop: pb.Hop, *, wide: bool) -> Cells:
-    """Return the cells of a hop; with `wide`, the names of all clients and endpoints."""
+    """Return the cells of a hop; with `wide`, the names of all clients and endpoints.
+
+    There is a cell of observed traffic after the outcome if traffic is observed.
+    """
     endpoints = f"{hop.endpoints}/{hop.ready}" if hop.ready else "-"
     if hop.endpoint_names:
         endpoints += f" ({', '.join(endpoint.pod or OUTSIDE for endpoint in hop.endpoint_names)})"
@@ -51,21 +55,28 @@ def hop_cells(hop: pb.Hop, *, wide: bool) -> Cells:
         f"{hop.service}:{hop.port}",
         endpoints,
         _styled(hop.outcome),
+        *_observed(hop),
         hop.reason,
         ", ".join(hop.decided_by),
     )
 
 
 def result_cells(result: pb.ConnectionResult) -> Cells:
-    """Return the cells of the result for one client and endpoint."""
+    """Return the cells of the result for one client and endpoint, as `hop_cells` does."""
     return (
         result.client,
         f"{result.service}:{result.port}",
         f"{result.endpoint or OUTSIDE} ({result.address})" if result.address else "-",
         _styled(result.outcome),
+        *_observed(result),
         result.reason,
         ", ".join(result.decided_by),
     )
+
+
+def _observed(item: pb.Hop | pb.ConnectionResult) -> Iterator[str]:
+    if item.HasField("observed"):
+        yield ", ".join(map(format_traffic, item.observed.modes)) or "-"
 
 
 def _styled(outcome: str) -> Text:

@@ -102,9 +102,11 @@ def reach(options: ReachOptions) -> None:
 
     The result is predicted from the objects of a running control plane, of manifests, or of a cluster; no
     request is sent to a pod. A line stands for all clients and endpoints with the same outcome. Failures come
-    first for each service. A workload whose Pods are not in the manifests, such as a Deployment, counts as
-    one pod (deploy/NAME), with a sidecar if the webhook would inject one. Problems, and objects without
-    effect, such as a policy whose selector matches no pod, are printed to stderr.
+    first for each service. If a running control plane observes traffic, OBSERVED is what sidecars reported
+    from the clients' service accounts to the service port, in requests per minute. A workload whose Pods are
+    not in the manifests, such as a Deployment, counts as one pod (deploy/NAME), with a sidecar if the webhook
+    would inject one. Problems, and objects without effect, such as a policy whose selector matches no pod,
+    are printed to stderr.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
     without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage, 3 the
@@ -138,8 +140,7 @@ def _print_results(responses: Iterable[pb.ReachResponse], options: ReachOptions)
 
     Exits with status 2 if there is no client or no service port.
     """
-    columns = ("CLIENT", "SERVICE", "ENDPOINT") if options.expand else ("CLIENTS", "SERVICE", "ENDPOINTS")
-    rows = Rows(options.output, *columns, "OUTCOME", "REASON", "DECIDED BY", is_stream=options.watch)
+    rows: Rows | None = None
     fails = False
     previous: set[bytes] = set()
     current: set[bytes] = set()
@@ -149,14 +150,21 @@ def _print_results(responses: Iterable[pb.ReachResponse], options: ReachOptions)
         fails |= response.fails
         items: list[pb.Hop | pb.ConnectionResult] = [*response.hops, *response.results]
         for item in items:
+            rows = rows or _rows(options, is_observed=item.HasField("observed"))
             key = item.SerializeToString(deterministic=True) if options.watch else b""
             if key not in previous:
                 _add(rows, item, options.output)
             current.add(key)
         if response.last:
-            rows.close()
+            (rows or _rows(options)).close()
             previous, current = current, set()
     return fails
+
+
+def _rows(options: ReachOptions, *, is_observed: bool = False) -> Rows:
+    first = ("CLIENT", "SERVICE", "ENDPOINT") if options.expand else ("CLIENTS", "SERVICE", "ENDPOINTS")
+    outcome = ("OUTCOME", "OBSERVED") if is_observed else ("OUTCOME",)
+    return Rows(options.output, *first, *outcome, "REASON", "DECIDED BY", is_stream=options.watch)
 
 
 def _missing(response: pb.ReachResponse, options: ReachOptions) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import NoReturn
 
 import grpc
@@ -18,6 +18,7 @@ from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explainer import Explainer
+from xds.mesh.controlplane.hop_traffic import HopTraffic
 from xds.mesh.controlplane.sidecar_states import SERVER_TYPES, SidecarStates
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named
@@ -90,7 +91,7 @@ class PoliciesService:
         while True:
             mesh, started_at = self._controller.mesh, time.monotonic()
             try:
-                for response in predictions.reach(mesh, request) if mesh is not sent else ():
+                for response in self._results(mesh, request) if mesh is not sent else ():
                     yield response
                     await checkpoint()
             except UnknownNameError as error:
@@ -101,6 +102,12 @@ class PoliciesService:
                 return
             sent = mesh
             await asyncio.sleep(max(WATCH_INTERVAL, (time.monotonic() - started_at) / MAX_WATCH_LOAD))
+
+    def _results(self, mesh: Mesh, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
+        observed = None
+        if self._traffic is not None and mesh.config.observe and not request.watch:
+            observed = HopTraffic(self._traffic.edges(request.namespace), time.time())
+        return predictions.reach(mesh, request, observed)
 
     async def _plan(
         self, request: pb.PlanRequest, context: grpc.aio.ServicerContext

@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import groupby, islice
 
 from xds.mesh.controlplane.explanation import endpoint_message, side_message
+from xds.mesh.controlplane.hop_traffic import HopTraffic
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, host_port, pod_named, ports_named, unknown_name
 from xds.mesh.model.objects import Change, Pod, Problem
@@ -29,10 +30,17 @@ MAX_CHANGES = 20
 """Maximum number of changed hops of a response. Each names its clients, which can be thousands."""
 
 
-def reach(mesh: Mesh, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
+def reach(
+    mesh: Mesh, request: pb.ReachRequest, observed: HopTraffic | None = None
+) -> Iterator[pb.ReachResponse]:
     """Yield the results of connections, one or more responses for each service port, and a last response.
 
     Raises UnknownNameError if no client or service has the requested name.
+
+    Args:
+        mesh: the facts.
+        request: the connections.
+        observed: the traffic to add to the results, if traffic is observed.
     """
     clients = list(_clients(mesh, request.client))
     targets = [
@@ -42,7 +50,7 @@ def reach(mesh: Mesh, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
     messages = lru_cache(maxsize=1024)(_clients_messages)  # Many hops have the same clients.
     by_target = groupby(found, key=lambda hop: (hop.service.ref, hop.port.port))
     for checked, (_, group) in enumerate(by_target, 1):
-        for response in _responses(list(group), request, messages):
+        for response in _responses(list(group), request, messages, observed):
             response.checked, response.total, response.client_pods = checked, len(targets), len(clients)
             yield response
     total = len(targets)
@@ -53,15 +61,19 @@ def _responses(
     found: Sequence[Hop],
     request: pb.ReachRequest,
     messages: Callable[[tuple[Clients, ...]], list[pb.Clients]],
+    observed: HopTraffic | None,
 ) -> Iterator[pb.ReachResponse]:
     """Yield the results for one service port."""
     fails = any(hop.answer.result is Result.FAILS for hop in found)
     chosen = [hop for hop in found if request.outcome in ("", hop.answer.result)]
     if not request.expand:
-        groups = [_hop(hop, messages(hop.clients), endpoint_names=request.endpoint_names) for hop in chosen]
+        groups = [
+            _hop(hop, messages(hop.clients), observed, endpoint_names=request.endpoint_names)
+            for hop in chosen
+        ]
         yield pb.ReachResponse(hops=groups, fails=fails)
         return
-    results = (_result(outcome) for hop in chosen for outcome in hop.outcomes())
+    results = (_result(outcome, observed) for hop in chosen for outcome in hop.outcomes())
     while batch := list(islice(results, MAX_RESULTS)):
         yield pb.ReachResponse(results=batch, fails=fails)
     if not chosen:
@@ -103,7 +115,9 @@ def _clients_messages(clients: Iterable[Clients]) -> list[pb.Clients]:
     ]
 
 
-def _hop(hop: Hop, clients: Iterable[pb.Clients], *, endpoint_names: bool) -> pb.Hop:
+def _hop(
+    hop: Hop, clients: Iterable[pb.Clients], observed: HopTraffic | None, *, endpoint_names: bool
+) -> pb.Hop:
     return pb.Hop(
         clients=clients,
         service=f"{hop.service.name}.{hop.service.namespace}",
@@ -114,10 +128,11 @@ def _hop(hop: Hop, clients: Iterable[pb.Clients], *, endpoint_names: bool) -> pb
         reason=hop.answer.reason,
         decided_by=map(str, hop.answer.decided_by),
         endpoint_names=map(endpoint_message, hop.endpoints) if endpoint_names else (),
+        observed=observed.of_clients(hop.clients, hop.service, hop.port) if observed else None,
     )
 
 
-def _result(outcome: Outcome) -> pb.ConnectionResult:
+def _result(outcome: Outcome, observed: HopTraffic | None) -> pb.ConnectionResult:
     endpoint = endpoint_message(outcome.endpoint) if outcome.endpoint else None
     return pb.ConnectionResult(
         client=f"{outcome.client.name}.{outcome.client.namespace}",
@@ -128,6 +143,7 @@ def _result(outcome: Outcome) -> pb.ConnectionResult:
         outcome=outcome.result,
         reason=outcome.reason,
         decided_by=map(str, outcome.decided_by),
+        observed=observed.of_pod(outcome.client, outcome.service, outcome.port) if observed else None,
     )
 
 

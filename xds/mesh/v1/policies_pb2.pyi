@@ -189,7 +189,7 @@ class Account(_message.Message):
     def __init__(self, name: _Optional[str] = ..., pods: _Optional[int] = ...) -> None: ...
 
 class Hop(_message.Message):
-    __slots__ = ("clients", "service", "port", "endpoints", "ready", "outcome", "reason", "decided_by", "endpoint_names")
+    __slots__ = ("clients", "service", "port", "endpoints", "ready", "outcome", "reason", "decided_by", "endpoint_names", "observed")
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +199,7 @@ class Hop(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_NAMES_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     clients: _containers.RepeatedCompositeFieldContainer[Clients]
     service: str
     port: int
@@ -208,10 +209,27 @@ class Hop(_message.Message):
     reason: str
     decided_by: _containers.RepeatedScalarFieldContainer[str]
     endpoint_names: _containers.RepeatedCompositeFieldContainer[EndpointName]
-    def __init__(self, clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., endpoint_names: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ...) -> None: ...
+    observed: ObservedTraffic
+    def __init__(self, clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., endpoint_names: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ...) -> None: ...
+
+class ObservedTraffic(_message.Message):
+    __slots__ = ("modes",)
+    MODES_FIELD_NUMBER: _ClassVar[int]
+    modes: _containers.RepeatedCompositeFieldContainer[ModeTraffic]
+    def __init__(self, modes: _Optional[_Iterable[_Union[ModeTraffic, _Mapping]]] = ...) -> None: ...
+
+class ModeTraffic(_message.Message):
+    __slots__ = ("mode", "requests_per_minute", "last_seen")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
+    mode: _traffic_pb2.TrafficEdge.Mode
+    requests_per_minute: float
+    last_seen: _timestamp_pb2.Timestamp
+    def __init__(self, mode: _Optional[_Union[_traffic_pb2.TrafficEdge.Mode, str]] = ..., requests_per_minute: _Optional[float] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ConnectionResult(_message.Message):
-    __slots__ = ("client", "service", "port", "endpoint", "address", "outcome", "reason", "decided_by")
+    __slots__ = ("client", "service", "port", "endpoint", "address", "outcome", "reason", "decided_by", "observed")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +238,7 @@ class ConnectionResult(_message.Message):
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     client: str
     service: str
     port: int
@@ -228,7 +247,8 @@ class ConnectionResult(_message.Message):
     outcome: str
     reason: str
     decided_by: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoint: _Optional[str] = ..., address: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ...) -> None: ...
+    observed: ObservedTraffic
+    def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoint: _Optional[str] = ..., address: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
     __slots__ = ("manifests", "deletions")
