@@ -84,6 +84,12 @@ class AckedResources:
         if not watch.sent and not self._older:
             return
         open_names = watch.acks.open_names
+        if not open_names and not self._older:
+            previous, sent = watch.resources.get, watch.sent.get
+            self._older = {
+                name: old for name in names if (old := previous(name)) and sent(name) == old.version
+            }
+            return
         obsolete = []
         for name in names:
             if name in open_names:
@@ -113,8 +119,9 @@ class AckedResources:
         if isinstance(event, Nacked):
             rejected = event.culprits or response.fresh
             self._record_unacked(watch, rejected, UNKNOWN if may_have_unreported else None)
-        elif not (self._older or watch.acks.unanswered or watch.pending or watch.still_subscribed):
-            return  # All resources are current. This check is cheap, and the loop below is not.
+        elif watch.synced and not (watch.lingering or watch.still_subscribed or watch.acks.rejected):
+            self._older = {}  # All resources are current. This check is cheap, and the loop below is not.
+            return
         rejected_names = {resource.name for resource in rejected}
         open_names = watch.acks.open_names
         current = []

@@ -97,13 +97,18 @@ class DeltaWatch(Watch):
         )
 
     @property
+    def is_idle(self) -> bool:
+        """Whether the time has no effect: nothing may have to be sent, and no resource is kept or renewed."""
+        return super().is_idle and not self._heartbeats
+
+    @property
     def may_have_unreported(self) -> bool:
         """Whether the client may have resources from an earlier stream that the session does not record."""
         return self.type_url == SECRET and super().may_have_unreported
 
     def heartbeat(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the next heartbeat response, and mark it as sent; return None if no heartbeat is due."""
-        if self.acks.blocked_since is not None:
+        if not self._heartbeats or self.acks.blocked_since is not None:
             return None
         resources = self._take_fitting(self._heartbeats.due(self.acks.unacked, now))
         if not resources:
@@ -124,7 +129,9 @@ class DeltaWatch(Watch):
     @property
     def next_heartbeat(self) -> float:
         """Time when the next heartbeat is due; infinity if there is none."""
-        return inf if self.acks.blocked_since is not None else self._heartbeats.next(self.acks.unacked)
+        if not self._heartbeats or self.acks.blocked_since is not None:
+            return inf
+        return self._heartbeats.next(self.acks.unacked)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Process the ACK or NACK of a response. The TTL of ACKed resources starts now."""

@@ -28,6 +28,10 @@ class Heartbeats:
     def __init__(self) -> None:
         self._beats: dict[str, _Beat] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there are resources with a TTL."""
+        return bool(self._beats)
+
     def start(self, resources: Iterable[Resource], now: float) -> None:
         """Schedule the heartbeats of resources that the client has ACKed now.
 

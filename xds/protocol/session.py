@@ -193,6 +193,8 @@ class Session:
         if not self._snapshot:
             return None
         self._serving_since = min(self._serving_since, now)
+        if all(watch.is_idle for watch in self._watches.values()):
+            return None
         self._release_unused(now)
         for watch in self._watches.values():
             if not self._is_served(watch.type_url):

@@ -109,6 +109,11 @@ class Watch(ABC):
         return self.subscription.size + self._initial_size + self.acks.size
 
     @property
+    def is_idle(self) -> bool:
+        """Whether the time has no effect: nothing may have to be sent, and no removed resource is kept."""
+        return not (self._dirty or self._response_due or self.lingering)
+
+    @property
     def pending(self) -> bool:
         """Whether there is something to send."""
         return self._response_due or bool(self._collect_due())
@@ -266,14 +271,16 @@ class Watch(ABC):
 
     def resend(self, names: Iterable[str]) -> None:
         """Send resources again, because the client waits for them although it already has them."""
+        sent = []
         for name in names:
             if name in self.rejections:
                 continue
-            if not self.get(name) and self.subscription.covers(name):
+            if name not in self.resources and not self.get(name) and self.subscription.covers(name):
                 self._send_absence(name)
             elif name in self.sent:
-                self._mark_dirty(name)
-                self._forced_until_nack.add(name)
+                sent.append(name)
+        self._dirty.update(dict.fromkeys(sent))
+        self._forced_until_nack.update(sent)
 
     def _is_rejected(self, name: str) -> bool:
         """Whether the client rejected the current version of a resource."""
@@ -349,10 +356,17 @@ class Watch(ABC):
 
         As a side effect, remove names that need not be sent from `_dirty`.
         """
+        if not self._dirty:
+            return []
         present: list[tuple[str, Resource | None]] = []
         absent: list[tuple[str, Resource | None]] = []
         unchanged = []
+        desired, sent = self.resources.get, self.sent.get
         for name in self._dirty:
+            resource = desired(name)
+            if resource and sent(name) != resource.version:
+                present.append((name, resource))  # Nearly all names take this path, so it calls nothing else.
+                continue
             resource = self.get(name)
             if resource and (self.is_forced(name) or self._is_outdated(resource)):
                 present.append((name, resource))
