@@ -8,7 +8,7 @@ little memory.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from math import inf
@@ -55,7 +55,7 @@ class Watch(ABC):
         self.denied: Mapping[str, str] = {}
         """Reason for each name that the client is not allowed to have. Only delta responses report it."""
         self.subscription = Subscription(legacy=type_url in WILDCARD_TYPES, globs=type_url != VIRTUAL_HOST)
-        self.sent: dict[str, str] = {}
+        self.sent: MutableMapping[str, str] = {}
         """Version of each resource that the client was sent, or has from an earlier stream, by name."""
         self.may_have_removed_clusters = False
         """CLUSTER only: whether the client may still have removed clusters from an earlier stream."""
@@ -160,7 +160,7 @@ class Watch(ABC):
         resource = self.get(name)
         return resource is not None and not self.subscription.names.isdisjoint(resource.aliases)
 
-    def _covers_all(self, names: Sequence[str]) -> bool:
+    def _covers_all(self, names: Collection[str]) -> bool:
         """Whether the client is known to subscribe to all names, without checking each one."""
         return self.subscription.wildcard or self.subscription.names.issuperset(names)
 
@@ -211,9 +211,11 @@ class Watch(ABC):
 
     def serve(self, resources: ResourceSet) -> None:
         """Set the desired resources of the client. Removed resources linger until `release`."""
-        if resources is self.resources:
-            return
-        names = difference(self.resources, resources)
+        if resources is not self.resources:
+            self._replace(resources, difference(self.resources, resources))
+
+    def _replace(self, resources: ResourceSet, names: Sequence[str]) -> None:
+        """Replace the desired resources. `names` are those that differ, as from `difference`."""
         self.acked.replace(self, names, resources)
         previous, self.resources = self.resources, resources
         if previous is EMPTY and self.requested:
@@ -269,7 +271,7 @@ class Watch(ABC):
             self.rejections.discard(name)
             self.acks.clear_rejections((name,))
 
-    def resend(self, names: Iterable[str]) -> None:
+    def resend(self, names: Collection[str]) -> None:
         """Send resources again, because the client waits for them although it already has them."""
         sent = []
         for name in names:
