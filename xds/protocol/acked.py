@@ -63,8 +63,8 @@ class AckedResources:
         """
         if name in self._older:
             return self._older[name]
-        if self._shared and name in self._shared.before:
-            return self._shared.before[name]
+        if self._shared and (resource := self._shared.before.get(name)):
+            return resource
         version = watch.sent.get(name)
         if version is None or name in open_names:
             return _unreported(watch)
@@ -185,7 +185,8 @@ class AckedResources:
     def _spread(self) -> None:
         """Store the previous versions of a shared change one by one."""
         if self._shared:
-            self._older = self._shared.before | self._older
+            shared = {name: resource for name, resource in self._shared.before.items() if resource}
+            self._older = {**shared, **self._older}
             self._shared = None
 
     def _discard(self, names: Iterable[str]) -> None:

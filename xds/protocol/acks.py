@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -91,7 +91,7 @@ class AckTracker:
         self._initially_sent_at: float | None = None
         """Time of the last response before the first answer."""
         self._last_sent: dict[str, float] = {}
-        """Time when each resource was last sent, if that was after the first answer, except for shared ones."""
+        """Time when each resource was last sent after the first answer, unless it was in a shared change."""
         self._shared_sent: list[tuple[SharedChange, float]] = []
         """The last shared changes, each with the time when it was sent."""
 
@@ -139,7 +139,9 @@ class AckTracker:
         """
         return max(self._outdated.values(), default=-inf)
 
-    def expect(self, response: Response, new: Iterable[str] = ()) -> Response | None:
+    def expect(
+        self, response: Response, new: Iterable[str] = (), sent: Container[str] = ()
+    ) -> Response | None:
         """Expect an answer to a response. At `MAX_UNANSWERED`, stop expecting one to the oldest response.
 
         Return the response that is no longer expected to be answered; None if there is none.
@@ -147,6 +149,7 @@ class AckTracker:
         Args:
             response: Response that was sent.
             new: Names of resources that the client does not have in any version.
+            sent: Names of the resources that the client has.
         """
         is_full = len(self.unanswered) >= MAX_UNANSWERED
         abandoned = self._abandon(next(iter(self.unanswered))) if is_full else None
@@ -159,7 +162,7 @@ class AckTracker:
         else:
             fresh = response.fresh
             if response.shared:
-                self._record_shared(response.shared, response.sent_at)
+                self._record_shared(response.shared, response.sent_at, sent)
                 fresh = fresh[len(response.shared.resources) :]
             self._last_sent.update(dict.fromkeys((resource.name for resource in fresh), response.sent_at))
             self._first_sent.update(dict.fromkeys(new, response.sent_at))
@@ -169,12 +172,14 @@ class AckTracker:
             self._first_sent.pop(name, None)
         return abandoned
 
-    def _record_shared(self, change: SharedChange, at: float) -> None:
+    def _record_shared(self, change: SharedChange, at: float, sent: Container[str]) -> None:
         """Record when a shared change was sent. Only the last ones are stored as a whole."""
         if len(self._shared_sent) >= _MAX_SHARED:
             oldest, sent_at = self._shared_sent.pop(0)
             self._last_sent |= {
-                name: max(sent_at, self._last_sent.get(name, sent_at)) for name in oldest.before
+                name: max(sent_at, self._last_sent.get(name, sent_at))
+                for name in oldest.before
+                if name in sent
             }
         self._shared_sent.append((change, at))
 
@@ -204,10 +209,11 @@ class AckTracker:
 
     def clear_rejections(self, names: Iterable[str]) -> None:
         """Forget the rejections of resources that are ACKed or removed now."""
-        for name in names:
-            self.rejected.pop(name, None)
-            self._outdated.pop(name, None)
-            self._never_acked.discard(name)
+        names = tuple(names)
+        self._never_acked.difference_update(names)
+        for tracked in (self.rejected, self._outdated):
+            for name in names if tracked else ():
+                tracked.pop(name, None)
         if not self.rejected:
             self.last_error = None
 

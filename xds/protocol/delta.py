@@ -11,9 +11,9 @@ from xds.protocol.limits import size_of
 from xds.protocol.order import NEVER_REMOVED
 from xds.protocol.responses import encode_delta_response, encoded_size, removal_size
 from xds.protocol.shared import SentVersions, SharedChange, shared_change
-from xds.protocol.watch import RESPONSE_BUDGET, Lingering, Watch
+from xds.protocol.watch import Lingering, Watch
 from xds.protocol.wire import DeltaRequest, ErrorDetail
-from xds.snapshot import CLUSTER, SECRET, VIRTUAL_HOST, Resource, ResourceSet, differing
+from xds.snapshot import CLUSTER, EMPTY, SECRET, VIRTUAL_HOST, Resource, ResourceSet, differing
 
 
 class DeltaWatch(Watch):
@@ -29,6 +29,8 @@ class DeltaWatch(Watch):
         self.sent: SentVersions = SentVersions()
         self._shared: SharedChange | None = None
         """Change to send as a whole."""
+        self._answers_shared = False
+        """Whether the client waits for each name in the shared change, because it subscribed to them."""
         self._resent_shared: Collection[str] = ()
         """Names in the shared change to send even if they are unchanged by then."""
 
@@ -44,11 +46,10 @@ class DeltaWatch(Watch):
         self._has_ttl |= resources.has_ttl
         self._spread()
         self.sent.compact(self.resources.root)
-        change = shared_change(self.resources.root, resources.root)
-        names = {*change.others, *self.resources.layered_names(), *resources.layered_names()}
+        change = shared_change(self.type_url, self.resources.root, resources.root)
+        names = {*change.removed, *self.resources.layered_names(), *resources.layered_names()}
         if self._can_share(change, names):
-            self.sent.move(resources.root, names, change)
-            self._shared = change
+            self._share(change, names)
             self.acked.share(self, change, resources)
             self._replace(resources, differing(self.resources, resources, names))
         else:
@@ -68,9 +69,15 @@ class DeltaWatch(Watch):
             and not (self.rejections or self._forced or self._forced_until_nack)
             and change.before.keys().isdisjoint(others)
             and change.before.keys().isdisjoint(self._dirty)
+            and change.before.keys().isdisjoint(self.lingering)
             and not self.sent.conflicts_with(change)
             and self._covers_all(change.before)
         )
+
+    def _share(self, change: SharedChange, others: Collection[str]) -> None:
+        """Send a change as a whole; see `_can_share`."""
+        self.sent.move(change.after, others, change)
+        self._shared = change
 
     def _spread(self) -> None:
         """Send the resources of a shared change one by one."""
@@ -79,7 +86,9 @@ class DeltaWatch(Watch):
             self.sent.spread()
             self._dirty = dict.fromkeys(change.before) | self._dirty
             self._forced_until_nack.update(self._resent_shared)
-            self._resent_shared = ()
+            if self._answers_shared:
+                self._forced.update(change.before)
+            self._answers_shared, self._resent_shared = False, ()
 
     def receive(self, request: DeltaRequest, now: float) -> list[Event]:
         """Process a request. Its subscription changes apply even if it answers an older response."""
@@ -95,16 +104,36 @@ class DeltaWatch(Watch):
                 [name for name, _ in request.initial_versions]
             )
         reported = self._resume(request.initial_versions, now) if not self.requested else frozenset()
+        if not self.requested and not reported:
+            self._start()
         if change.adds_wildcard and not reported:
             self._response_due = True
+        shared = self._shared.before if self._shared else {}
         for name in change.names_to_answer:
+            if name in shared:
+                self._answers_shared = True
+                continue
             self._response_due |= name in self.subscription.collections and not reported
             for resolved in self._resolve(name):
                 self._mark_dirty(resolved, force=resolved not in reported)
         self.requested = True
-        self.resend(self._deferred_resends)
-        self._deferred_resends.clear()
+        deferred, self._deferred_resends = self._deferred_resends, set()
+        self.resend(deferred)
         return [*answered, *self._subscribe(change)]
+
+    def _start(self) -> None:
+        """Send all that a client without resources subscribes to. If that is a whole root, share it."""
+        self.sent.start()
+        change, names = (
+            shared_change(self.type_url, EMPTY, self.resources.root),
+            {*self.resources.layered_names()},
+        )
+        if self._can_share(change, names):
+            self._share(change, names)
+
+    def _mark_all_dirty(self) -> None:
+        shared = self._shared.before if self._shared else {}
+        self._dirty.update((name, None) for name in self.resources if name not in shared)
 
     def resend(self, names: Collection[str]) -> None:
         """Send resources again, but not before the first request reports which ones the client has."""
@@ -121,13 +150,17 @@ class DeltaWatch(Watch):
         if self._shared and not self._can_send_with(self._shared, due):
             self._spread()
             due = self._collect_due()
-        change, self._shared, self._resent_shared = self._shared, None, ()
+        change, self._shared = self._shared, None
+        self._answers_shared, self._resent_shared = False, ()
         if not due and not change and not self._response_due:
             return None
         resources, joined, absent = self._take_part(due)
         unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
         removed = [name for name in absent if name not in unknown]
         new = [resource.name for resource in resources if resource.name not in self.sent]
+        if change:
+            new += change.added
+            self.still_subscribed.difference_update(change.added)
         self.acked.keep(self, (*(resource.name for resource in resources), *absent))
         self._mark_sent(resources)
         if change:
@@ -169,7 +202,7 @@ class DeltaWatch(Watch):
         if not change.before.keys().isdisjoint(self._dirty):
             return False
         sizes = (encoded_size(resource) if resource else removal_size(name) for name, resource in due)
-        return len(change.encoded) + sum(sizes) <= RESPONSE_BUDGET
+        return self._fits(len(change.encoded) + sum(sizes))
 
     @property
     def is_idle(self) -> bool:

@@ -16,7 +16,7 @@ from typing import TypeVar, overload
 from weakref import WeakValueDictionary
 
 from xds.protocol.responses import join
-from xds.snapshot import ENDPOINT, Resource, ResourceSet, difference
+from xds.snapshot import EMPTY, ENDPOINT, Resource, ResourceSet, difference
 
 T = TypeVar("T")
 
@@ -36,12 +36,12 @@ class SharedChange:
         names = difference(before, after)
         self.after = after
         """Next root."""
-        self.resources = tuple(after[name] for name in names if name in before and name in after)
-        """Next versions of the changed resources. Added resources are not among them."""
-        self.before = {resource.name: before[resource.name] for resource in self.resources}
-        """Previous versions of the changed resources, by name."""
-        self.others = tuple(name for name in names if name not in self.before)
-        """Names of the added and removed resources."""
+        self.resources = tuple(after[name] for name in names if name in after)
+        """Added resources, and the next versions of changed ones."""
+        self.before = {resource.name: before.get(resource.name) for resource in self.resources}
+        """Previous versions of these resources, by name; None for added ones."""
+        self.removed = names[len(self.resources) :]
+        """Names of the removed resources."""
 
     @cached_property
     def encoded(self) -> bytes:
@@ -49,8 +49,13 @@ class SharedChange:
         return join(self.resources)
 
     @cached_property
+    def added(self) -> tuple[str, ...]:
+        """Names of the added resources."""
+        return tuple(name for name, resource in self.before.items() if resource is None)
+
+    @cached_property
     def assignments(self) -> tuple[str, ...]:
-        """Names of the assignments that the changed resources refer to."""
+        """Names of the assignments that the resources refer to."""
         return assignments_of(self.resources)
 
 
@@ -60,14 +65,14 @@ def assignments_of(clusters: Iterable[Resource]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for type_url, name in refs if type_url == ENDPOINT))
 
 
-_changes: WeakValueDictionary[tuple[str, str], SharedChange] = WeakValueDictionary()
-"""Changes by the versions of the previous and the next root."""
+_changes: WeakValueDictionary[tuple[str, str, str], SharedChange] = WeakValueDictionary()
+"""Changes by type, and the versions of the previous and the next root."""
 _recent: deque[SharedChange] = deque(maxlen=_MAX_RECENT)
 
 
-def shared_change(before: ResourceSet, after: ResourceSet) -> SharedChange:
-    """Return the difference between two roots, which all streams share."""
-    key = (before.version, after.version)
+def shared_change(type_url: str, before: ResourceSet, after: ResourceSet) -> SharedChange:
+    """Return the difference between two roots of a type, which all streams share."""
+    key = (type_url, before.version, after.version)
     change = _changes.get(key)
     if change is None or change.after is not after:
         change = _changes[key] = SharedChange(before, after)
@@ -99,7 +104,8 @@ class SentVersions(MutableMapping[str, str]):
         """Return the version that a resource has unless the client has its own."""
         if self._root is None:
             return None
-        resource = (self._behind.before.get(name) if self._behind else None) or self._root.get(name)
+        is_behind = self._behind is not None and name in self._behind.before
+        resource = self._behind.before[name] if self._behind and is_behind else self._root.get(name)
         return resource.version if resource else None
 
     @overload
@@ -122,13 +128,16 @@ class SentVersions(MutableMapping[str, str]):
 
     def __iter__(self) -> Iterator[str]:
         yield from (name for name, version in self._own.items() if version is not None)
-        yield from (name for name in self._root or () if name not in self._own)
+        yield from (name for name in self._root or () if name not in self._own and self._shared(name))
 
     def __len__(self) -> int:
         if self._root is None:
             return len(self._own)
-        own = ((version is not None) - (name in self._root) for name, version in self._own.items())
-        return len(self._root) + sum(own)
+        behind = self._behind.before if self._behind else {}
+        own = sum(
+            (version is not None) - (self._shared(name) is not None) for name, version in self._own.items()
+        )
+        return len(self._root) + own - sum(old is None for old in behind.values())
 
     def __setitem__(self, name: str, version: str) -> None:
         self._set(name, version)
@@ -143,6 +152,11 @@ class SentVersions(MutableMapping[str, str]):
             self._own.pop(name, None)
         else:
             self._own[name] = version
+
+    def start(self) -> None:
+        """Refer to an empty root, because the client has nothing."""
+        if not self._own:
+            self._root = EMPTY
 
     def compact(self, root: ResourceSet) -> None:
         """Refer to a root if the client has all its resources, each in the same version."""
@@ -177,7 +191,7 @@ class SentVersions(MutableMapping[str, str]):
         """Store the versions that are behind as the client's own."""
         behind, self._behind = self._behind, None
         if behind:
-            versions = ((name, resource.version) for name, resource in behind.before.items())
+            versions = ((name, old.version if old else None) for name, old in behind.before.items())
             self._own = {**dict(versions), **self._own}
 
     def conflicts_with(self, change: SharedChange) -> bool:

@@ -228,6 +228,8 @@ class Watch(ABC):
         for name in takewhile(lambda name: name not in resources, reversed(names)):
             if name in self.sent:
                 self.lingering[name] = Lingering(previous[name])
+        if not self.subscription:
+            return
         covered = names if self._covers_all(names) else [name for name in names if self.covers(name)]
         if self.rejections:
             for name in covered:
@@ -302,8 +304,7 @@ class Watch(ABC):
         if change.has_unsubscribed:
             self._forget_unsubscribed()
         if change.adds_wildcard:
-            for name in self.resources:
-                self._mark_dirty(name)
+            self._mark_all_dirty()
         return [
             Subscribed(
                 type_url=self.type_url, names=self.subscription.names, wildcard=self.subscription.wildcard
@@ -353,6 +354,10 @@ class Watch(ABC):
         if force:
             self._forced.add(name)
 
+    def _mark_all_dirty(self) -> None:
+        """Mark all desired resources as dirty."""
+        self._dirty.update(dict.fromkeys(self.resources))
+
     def _collect_due(self) -> list[tuple[str, Resource | None]]:
         """Return what to send: resources first, then removed names.
 
@@ -398,6 +403,11 @@ class Watch(ABC):
         self._mark_dirty(name, force=True)
 
     @staticmethod
+    def _fits(size: int) -> bool:
+        """Whether resources of a size in bytes fit into one response."""
+        return size <= RESPONSE_BUDGET
+
+    @staticmethod
     def _take_fitting(resources: list[Resource]) -> list[Resource]:
         """Return the first resources that fit into one response: at least one, if there is any."""
         return resources[: count_fitting(resources, RESPONSE_BUDGET)]
@@ -418,7 +428,7 @@ class Watch(ABC):
 
     def _expect(self, response: Response, new: Iterable[str] = ()) -> None:
         """Expect an answer to a response; see `AckTracker.expect`."""
-        if abandoned := self.acks.expect(response, new):
+        if abandoned := self.acks.expect(response, new, self.sent):
             self.acked.record_unanswered(self, abandoned)
 
     def _mark_sent(self, resources: Iterable[Resource]) -> None:

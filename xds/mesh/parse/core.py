@@ -277,7 +277,7 @@ def _probe_ports(container: dict[str, Any]) -> Iterator[int]:
 def _number_of(container: dict[str, Any], name: str) -> object:
     """Return the number of a container's named port; None if there is none."""
     ports = container.get("ports")
-    for port in reversed(ports if isinstance(ports, list) else ()):
+    for port in reversed(ports) if isinstance(ports, list) else ():
         if isinstance(port, dict) and port.get("name") == name:
             return port.get("containerPort")
     return None
