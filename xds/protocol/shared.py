@@ -100,6 +100,15 @@ class SentVersions(MutableMapping[str, str]):
         """Whether the client has the versions of a root, except for its own."""
         return self._root is not None
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the client still has the previous versions of a change."""
+        return self._behind is not None
+
+    def own_names(self) -> list[str]:
+        """Return the sorted names of the resources whose version is stored for this client alone."""
+        return sorted(self._own)
+
     def _shared(self, name: str) -> str | None:
         """Return the version that a resource has unless the client has its own."""
         if self._root is None:
