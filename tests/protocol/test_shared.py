@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +71,11 @@ def test_sent_versions_are_those_of_a_dict(data):
         assert len(sent) == len(expected)
         assert all((name in sent) == (name in expected) for name in NAMES)
         assert [sent.get(name, "-") for name in NAMES] == [expected.get(name, "-") for name in NAMES]
+
+
+def test_version_that_is_not_there_cannot_be_removed():
+    with pytest.raises(KeyError):
+        del SentVersions()["a"]
 
 
 def many(version: str, *own: str) -> Snapshot:

@@ -40,7 +40,7 @@ class Heartbeats:
         for resource in resources:
             if resource.ttl is not None:
                 self._beats[resource.name] = _Beat(now + resource.ttl / _PER_TTL, replace(resource, body=b""))
-            elif self._beats:
+            else:
                 self._beats.pop(resource.name, None)
 
     def resume(self, resource: Resource, version: str, now: float) -> None:

@@ -164,8 +164,7 @@ class SentVersions(MutableMapping[str, str]):
 
     def start(self) -> None:
         """Refer to an empty root, because the client has nothing."""
-        if not self._own:
-            self._root = EMPTY
+        self._root = EMPTY
 
     def compact(self, root: ResourceSet) -> None:
         """Refer to a root if the client has all its resources, each in the same version."""
