@@ -174,7 +174,7 @@ class ResourceSet(Mapping[str, Resource]):
     that clients share are stored and hashed once. The version depends on the contents alone, not on layers.
     """
 
-    __slots__ = ("_aliases", "_base", "_depth", "_layer", "_length", "_sum", "_tags", "version")
+    __slots__ = ("_aliases", "_base", "_depth", "_layer", "_length", "_sum", "_tags", "has_ttl", "version")
 
     def __init__(self, resources: Iterable[Resource] = (), *, base: ResourceSet | None = None) -> None:
         layer = {resource.name: resource for resource in resources}
@@ -188,6 +188,10 @@ class ResourceSet(Mapping[str, Resource]):
         self._depth: int = base._depth + 1 if base is not None else 0
         self._length: int = count + (base._length if base is not None else 0)
         self._sum: int = (total + (base._sum if base is not None else 0)) % _MODULUS
+        self.has_ttl: bool = any(resource.ttl for resource in layer.values()) or (
+            base is not None and base.has_ttl
+        )
+        """Whether a resource has a TTL, or a resource of the base."""
         tags = {name: resource.tag for name, resource in layer.items() if resource.tag}
         if base is not None:
             tags |= {name: tag for name, tag in base._tags.items() if name not in layer}
@@ -196,6 +200,17 @@ class ResourceSet(Mapping[str, Resource]):
         self.version: str = content_version(self._sum.to_bytes(_DIGEST_SIZE, "big")) + (
             f".{tag}" if tag else ""
         )
+
+    @property
+    def root(self) -> ResourceSet:
+        """The set below all layers: the set itself if it has no base."""
+        return self if self._base is None else self._base.root
+
+    def layered_names(self) -> Iterator[str]:
+        """Yield the names of the resources in the layers above the root. Names can repeat."""
+        if self._base is not None:
+            yield from self._layer
+            yield from self._base.layered_names()
 
     def updated(self, resources: Iterable[Resource] = (), removed: Iterable[str] = ()) -> ResourceSet:
         """Return a copy in which first the names in `removed` are removed, and then `resources` are set.
@@ -292,8 +307,13 @@ def difference(before: ResourceSet, after: ResourceSet) -> tuple[str, ...]:
         return ()
     if before._depth == after._depth == 0:
         return _compare(before, after)
+    return differing(before, after, _candidates(before, after))
+
+
+def differing(before: ResourceSet, after: ResourceSet, names: Iterable[str]) -> tuple[str, ...]:
+    """Return those of some names that differ between two sets: present ones first, then removed ones."""
     present, absent = [], []
-    for name in dict.fromkeys(_candidates(before, after)):
+    for name in dict.fromkeys(names):
         old, new = before.get(name), after.get(name)
         if new is None:
             absent.append(name)

@@ -42,12 +42,20 @@ class World:
     def snapshot(self) -> Snapshot:
         return Snapshot(
             {
-                TYPES[short]: ResourceSet(
-                    resource(short, name, version) for name, version in versions.items()
+                TYPES[short]: _layered(
+                    [resource(short, name, version) for name, version in versions.items()],
+                    outdated=[resource(short, name, "0/") for name in versions],
+                    layer=self.count % 3,
                 )
                 for short, versions in self.versions.items()
             }
         )
+
+
+def _layered(resources: list[Resource], outdated: list[Resource], layer: int) -> ResourceSet:
+    """Return a set with the first resources in a layer. Every second one replaces a resource of the root."""
+    root = ResourceSet(outdated[:layer:2] + resources[layer:])
+    return ResourceSet(resources[:layer], base=root) if layer else root
 
 
 def resource(short: str, name: str, version: str) -> Resource:

@@ -110,7 +110,7 @@ def test_times_of_removed_and_unsubscribed_names_are_dropped(variant):
         stream.serve(world(CDS=f"c{number}=1", EDS=f"c{number}=1"))
         stream.ask("EDS", f"c{number}", unsubscribe=(f"c{number - 1}",))
         stream.settle()
-    assert len(stream.session._watches[CLUSTER].acks._last_sent) == 1
+    assert len(stream.session._watches[CLUSTER].acks._last_sent) <= 1
     assert sum(len(watch.acks._last_sent) for watch in stream.session._watches.values()) <= 2
 
 

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from xds.protocol.events import Acked, Nacked, Response
+from xds.protocol.shared import SharedChange
 from xds.snapshot import Resource, ResourceSet
 
 if TYPE_CHECKING:
@@ -37,18 +38,20 @@ class AckedResources:
     If the response is unanswered, the client has not ACKed any version.
     """
 
-    __slots__ = ("_older",)
+    __slots__ = ("_older", "_shared")
 
     def __init__(self) -> None:
         self._older: dict[str, AckedResource] = {}
         """What the client last ACKed, where that may differ from the current version."""
+        self._shared: SharedChange | None = None
+        """Change whose previous versions the client last ACKed."""
 
     def __len__(self) -> int:
-        return len(self._older)
+        return len(self.names())
 
     def names(self) -> tuple[str, ...]:
         """Return the names of the resources whose last ACKed version may differ from the current one."""
-        return tuple(self._older)
+        return (*self._older, *(self._shared.before if self._shared else ()))
 
     def get(self, watch: Watch, name: str, open_names: Collection[str]) -> AckedResource:
         """Return what the client last ACKed of a resource.
@@ -60,6 +63,8 @@ class AckedResources:
         """
         if name in self._older:
             return self._older[name]
+        if self._shared and (resource := self._shared.before.get(name)):
+            return resource
         version = watch.sent.get(name)
         if version is None or name in open_names:
             return _unreported(watch)
@@ -68,12 +73,30 @@ class AckedResources:
 
     def keep(self, watch: Watch, names: Iterable[str]) -> None:
         """Keep what the client last ACKed of resources that are about to be removed or sent."""
-        open_names = watch.acks.open_names
+        open_names, shared = watch.acks.open_names, self._shared.before if self._shared else ()
         for name in names:
-            if name in watch.sent and name not in open_names and name not in self._older:
+            if (
+                name in watch.sent
+                and name not in open_names
+                and name not in self._older
+                and name not in shared
+            ):
                 self._older[name] = self.get(watch, name, open_names)
 
-    def replace(self, watch: Watch, names: Iterable[str], resources: ResourceSet) -> None:
+    def share(self, watch: Watch, change: SharedChange, resources: ResourceSet) -> None:
+        """Same as `replace` for a change that many clients share.
+
+        Args:
+            watch: Watch of the type, which still has the previous resources.
+            change: Change of the resources. The client has their previous versions.
+            resources: Next resources of the watch.
+        """
+        if self._shared or watch.acks.unanswered or not change.before.keys().isdisjoint(self._older):
+            self.replace(watch, change.before, resources)
+        else:
+            self._shared = change
+
+    def replace(self, watch: Watch, names: Collection[str], resources: ResourceSet) -> None:
         """Keep what the client last ACKed of resources that are about to change.
 
         Args:
@@ -81,9 +104,16 @@ class AckedResources:
             names: Names of the resources that differ.
             resources: Next resources of the watch.
         """
-        if not watch.sent and not self._older:
+        if not names or not (watch.sent or self._older):
             return
+        self._spread()
         open_names = watch.acks.open_names
+        if not open_names and not self._older:
+            previous, sent = watch.resources.get, watch.sent.get
+            self._older = {
+                name: old for name in names if (old := previous(name)) and sent(name) == old.version
+            }
+            return
         obsolete = []
         for name in names:
             if name in open_names:
@@ -113,8 +143,11 @@ class AckedResources:
         if isinstance(event, Nacked):
             rejected = event.culprits or response.fresh
             self._record_unacked(watch, rejected, UNKNOWN if may_have_unreported else None)
-        elif not (self._older or watch.acks.unanswered or watch.pending or watch.still_subscribed):
-            return  # All resources are current. This check is cheap, and the loop below is not.
+        elif watch.synced and not (watch.lingering or watch.still_subscribed or watch.acks.rejected):
+            # All resources are current. This check is cheap, and the loop below is not.
+            self._older, self._shared = {}, None
+            return
+        self._spread()
         rejected_names = {resource.name for resource in rejected}
         open_names = watch.acks.open_names
         current = []
@@ -139,13 +172,22 @@ class AckedResources:
 
     def retain(self, covers: Callable[[str], bool]) -> None:
         """Forget the resources that the client no longer subscribes to."""
+        self._spread()
         self._discard([name for name in self._older if not covers(name)])
 
     def _record_unacked(self, watch: Watch, resources: Iterable[Resource], default: AckedResource) -> None:
+        self._spread()
         open_names = watch.acks.open_names
         for resource in resources:
             if resource.name in watch.sent or resource.name in open_names:
                 self._older.setdefault(resource.name, default)
+
+    def _spread(self) -> None:
+        """Store the previous versions of a shared change one by one."""
+        if self._shared:
+            shared = {name: resource for name, resource in self._shared.before.items() if resource}
+            self._older = {**shared, **self._older}
+            self._shared = None
 
     def _discard(self, names: Iterable[str]) -> None:
         """Forget resources that the client has ACKed in the current version, or no longer has."""

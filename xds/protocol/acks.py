@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
 from xds.protocol.events import Acked, Nacked, Response, acked, nacked
 from xds.protocol.limits import size_of
+from xds.protocol.shared import SharedChange
 from xds.protocol.wire import ErrorDetail
 
 MAX_UNANSWERED = 64
@@ -16,6 +17,9 @@ MAX_UNANSWERED = 64
 Each response is kept in memory. At this limit, sending pauses until the client answers or the session's
 patience ends.
 """
+
+_MAX_SHARED = 8
+"""Maximum number of shared changes that are stored with the time when they were sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,7 @@ class AckTracker:
         "_last_sent",
         "_never_acked",
         "_outdated",
+        "_shared_sent",
         "acked_at",
         "last_error",
         "name_count",
@@ -86,7 +91,9 @@ class AckTracker:
         self._initially_sent_at: float | None = None
         """Time of the last response before the first answer."""
         self._last_sent: dict[str, float] = {}
-        """Time when each resource was last sent, if that was after the first answer."""
+        """Time when each resource was last sent after the first answer, unless it was in a shared change."""
+        self._shared_sent: list[tuple[SharedChange, float]] = []
+        """The last shared changes, each with the time when it was sent."""
 
     @property
     def waiting_since(self) -> float | None:
@@ -113,7 +120,10 @@ class AckTracker:
 
         For resources sent before the first answer, this is the time of the last response before that answer.
         """
-        return self._last_sent.get(name, self._initially_sent_at)
+        times = [at for change, at in self._shared_sent if name in change.before]
+        if name in self._last_sent:
+            times.append(self._last_sent[name])
+        return max(times, default=self._initially_sent_at)
 
     def first_sent_at(self, name: str) -> float:
         """Return when a resource was first sent; minus infinity if it was in the initial responses."""
@@ -129,7 +139,9 @@ class AckTracker:
         """
         return max(self._outdated.values(), default=-inf)
 
-    def expect(self, response: Response, new: Iterable[str] = ()) -> Response | None:
+    def expect(
+        self, response: Response, new: Iterable[str] = (), sent: Container[str] = ()
+    ) -> Response | None:
         """Expect an answer to a response. At `MAX_UNANSWERED`, stop expecting one to the oldest response.
 
         Return the response that is no longer expected to be answered; None if there is none.
@@ -137,6 +149,7 @@ class AckTracker:
         Args:
             response: Response that was sent.
             new: Names of resources that the client does not have in any version.
+            sent: Names of the resources that the client has.
         """
         is_full = len(self.unanswered) >= MAX_UNANSWERED
         abandoned = self._abandon(next(iter(self.unanswered))) if is_full else None
@@ -147,15 +160,28 @@ class AckTracker:
         if self.acked_at is None and not self.last_error and not self.resumed:
             self._initially_sent_at = response.sent_at
         else:
-            self._last_sent.update(
-                dict.fromkeys((resource.name for resource in response.fresh), response.sent_at)
-            )
+            fresh = response.fresh
+            if response.shared:
+                self._record_shared(response.shared, response.sent_at, sent)
+                fresh = fresh[len(response.shared.resources) :]
+            self._last_sent.update(dict.fromkeys((resource.name for resource in fresh), response.sent_at))
             self._first_sent.update(dict.fromkeys(new, response.sent_at))
         self._never_acked.update(new)
         for name in response.removed:
             self._last_sent.pop(name, None)
             self._first_sent.pop(name, None)
         return abandoned
+
+    def _record_shared(self, change: SharedChange, at: float, sent: Container[str]) -> None:
+        """Record when a shared change was sent. Only the last ones are stored as a whole."""
+        if len(self._shared_sent) >= _MAX_SHARED:
+            oldest, sent_at = self._shared_sent.pop(0)
+            self._last_sent |= {
+                name: max(sent_at, self._last_sent.get(name, sent_at))
+                for name in oldest.before
+                if name in sent
+            }
+        self._shared_sent.append((change, at))
 
     def skip(self, nonce: str) -> list[Response]:
         """Stop expecting answers to the responses before `nonce`, and return these responses."""
@@ -183,10 +209,11 @@ class AckTracker:
 
     def clear_rejections(self, names: Iterable[str]) -> None:
         """Forget the rejections of resources that are ACKed or removed now."""
-        for name in names:
-            self.rejected.pop(name, None)
-            self._outdated.pop(name, None)
-            self._never_acked.discard(name)
+        names = tuple(names)
+        self._never_acked.difference_update(names)
+        for tracked in (self.rejected, self._outdated):
+            for name in names if tracked else ():
+                tracked.pop(name, None)
         if not self.rejected:
             self.last_error = None
 

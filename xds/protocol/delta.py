@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from math import inf
 
 from xds.protocol.events import Acked, Event, Nacked, Response
 from xds.protocol.heartbeats import Heartbeats
 from xds.protocol.limits import size_of
 from xds.protocol.order import NEVER_REMOVED
-from xds.protocol.responses import encode_delta_response
+from xds.protocol.responses import encode_delta_response, encoded_size, removal_size
+from xds.protocol.shared import SentVersions, SharedChange, shared_change
 from xds.protocol.watch import Lingering, Watch
 from xds.protocol.wire import DeltaRequest, ErrorDetail
-from xds.snapshot import CLUSTER, SECRET, VIRTUAL_HOST
+from xds.snapshot import CLUSTER, EMPTY, SECRET, VIRTUAL_HOST, Resource, ResourceSet, differing
 
 
 class DeltaWatch(Watch):
@@ -23,6 +24,71 @@ class DeltaWatch(Watch):
         self._deferred_resends: set[str] = set()
         """Names to send again once the client's first request has reported the client's resources."""
         self._heartbeats = Heartbeats()
+        self._has_ttl = False
+        """Whether a resource with a TTL was ever served."""
+        self.sent: SentVersions = SentVersions()
+        self._shared: SharedChange | None = None
+        """Change to send as a whole."""
+        self._answers_shared = False
+        """Whether the client waits for each name in the shared change, because it subscribed to them."""
+        self._resent_shared: Collection[str] = ()
+        """Names in the shared change to send even if they are unchanged by then."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is something to send."""
+        return self._shared is not None or super().pending
+
+    def serve(self, resources: ResourceSet) -> None:
+        """Set the desired resources of the client. If it needs the same change as others, share it."""
+        if resources is self.resources:
+            return
+        self._has_ttl |= resources.has_ttl
+        self._spread()
+        self.sent.compact(self.resources.root)
+        change = shared_change(self.type_url, self.resources.root, resources.root)
+        names = {*change.removed, *self.resources.layered_names(), *resources.layered_names()}
+        if self._can_share(change, names):
+            self._share(change, names)
+            self.acked.share(self, change, resources)
+            self._replace(resources, differing(self.resources, resources, names))
+        else:
+            self.sent.move(resources.root, names.union(change.before))
+            super().serve(resources)
+
+    def _can_share(self, change: SharedChange, others: Collection[str]) -> bool:
+        """Whether the client needs all resources of a change and has all previous versions.
+
+        Args:
+            change: Change of the root.
+            others: Names of other resources that may change.
+        """
+        return (
+            bool(change.resources)
+            and self.sent.has_root
+            and not (self.rejections or self._forced or self._forced_until_nack)
+            and change.before.keys().isdisjoint(others)
+            and change.before.keys().isdisjoint(self._dirty)
+            and change.before.keys().isdisjoint(self.lingering)
+            and not self.sent.conflicts_with(change)
+            and self._covers_all(change.before)
+        )
+
+    def _share(self, change: SharedChange, others: Collection[str]) -> None:
+        """Send a change as a whole; see `_can_share`."""
+        self.sent.move(change.after, others, change)
+        self._shared = change
+
+    def _spread(self) -> None:
+        """Send the resources of a shared change one by one."""
+        change, self._shared = self._shared, None
+        if change:
+            self.sent.spread()
+            self._dirty = dict.fromkeys(change.before) | self._dirty
+            self._forced_until_nack.update(self._resent_shared)
+            if self._answers_shared:
+                self._forced.update(change.before)
+            self._answers_shared, self._resent_shared = False, ()
 
     def receive(self, request: DeltaRequest, now: float) -> list[Event]:
         """Process a request. Its subscription changes apply even if it answers an older response."""
@@ -38,35 +104,69 @@ class DeltaWatch(Watch):
                 [name for name, _ in request.initial_versions]
             )
         reported = self._resume(request.initial_versions, now) if not self.requested else frozenset()
+        if not self.requested and not reported:
+            self._start()
         if change.adds_wildcard and not reported:
             self._response_due = True
+        shared = self._shared.before if self._shared else {}
         for name in change.names_to_answer:
+            if name in shared:
+                self._answers_shared = True
+                continue
             self._response_due |= name in self.subscription.collections and not reported
             for resolved in self._resolve(name):
                 self._mark_dirty(resolved, force=resolved not in reported)
         self.requested = True
-        self.resend(self._deferred_resends)
-        self._deferred_resends.clear()
+        deferred, self._deferred_resends = self._deferred_resends, set()
+        self.resend(deferred)
         return [*answered, *self._subscribe(change)]
 
-    def resend(self, names: Iterable[str]) -> None:
+    def _start(self) -> None:
+        """Send all that a client without resources subscribes to. If that is a whole root, share it."""
+        self.sent.start()
+        change, names = (
+            shared_change(self.type_url, EMPTY, self.resources.root),
+            {*self.resources.layered_names()},
+        )
+        if self._can_share(change, names):
+            self._share(change, names)
+
+    def _mark_all_dirty(self) -> None:
+        shared = self._shared.before if self._shared else {}
+        self._dirty.update((name, None) for name in self.resources if name not in shared)
+
+    def resend(self, names: Collection[str]) -> None:
         """Send resources again, but not before the first request reports which ones the client has."""
-        if self.requested:
-            super().resend(names)
-        else:
+        if not self.requested:
             self._deferred_resends.update(names)
+        elif self._shared and not self.rejections and all(map(self._shared.before.__contains__, names)):
+            self._resent_shared = names
+        else:
+            super().resend(names)
 
     def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the next response, and mark it as sent. A large response is split."""
         due = self._collect_due()
-        if not due and not self._response_due:
+        if self._shared and not self._can_send_with(self._shared, due):
+            self._spread()
+            due = self._collect_due()
+        change, self._shared = self._shared, None
+        self._answers_shared, self._resent_shared = False, ()
+        if not due and not change and not self._response_due:
             return None
         resources, joined, absent = self._take_part(due)
         unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
         removed = [name for name in absent if name not in unknown]
         new = [resource.name for resource in resources if resource.name not in self.sent]
+        if change:
+            new += change.added
+            self.still_subscribed.difference_update(change.added)
         self.acked.keep(self, (*(resource.name for resource in resources), *absent))
         self._mark_sent(resources)
+        if change:
+            self.sent.catch_up()
+            resources = (*change.resources, *resources)
+            joined = change.encoded + joined
         for name in absent:
             self.sent.pop(name, None)
             self.lingering.pop(name, None)
@@ -81,6 +181,7 @@ class DeltaWatch(Watch):
             resources=resources,
             removed=tuple(absent),
             fresh=resources,
+            shared=change,
             sent_at=now,
             generation=-1 if self.pending else self.generation,
         )
@@ -96,6 +197,18 @@ class DeltaWatch(Watch):
             identifier=identifier,
         )
 
+    def _can_send_with(self, change: SharedChange, due: list[tuple[str, Resource | None]]) -> bool:
+        """Whether one response can contain a shared change and everything else that is due."""
+        if not change.before.keys().isdisjoint(self._dirty):
+            return False
+        sizes = (encoded_size(resource) if resource else removal_size(name) for name, resource in due)
+        return self._fits(len(change.encoded) + sum(sizes))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the time has no effect: nothing may have to be sent, and no resource is kept or renewed."""
+        return super().is_idle and not self._shared and not self._heartbeats
+
     @property
     def may_have_unreported(self) -> bool:
         """Whether the client may have resources from an earlier stream that the session does not record."""
@@ -103,7 +216,7 @@ class DeltaWatch(Watch):
 
     def heartbeat(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the next heartbeat response, and mark it as sent; return None if no heartbeat is due."""
-        if self.acks.blocked_since is not None:
+        if not self._heartbeats or self.acks.blocked_since is not None:
             return None
         resources = self._take_fitting(self._heartbeats.due(self.acks.unacked, now))
         if not resources:
@@ -124,12 +237,14 @@ class DeltaWatch(Watch):
     @property
     def next_heartbeat(self) -> float:
         """Time when the next heartbeat is due; infinity if there is none."""
-        return inf if self.acks.blocked_since is not None else self._heartbeats.next(self.acks.unacked)
+        if not self._heartbeats or self.acks.blocked_since is not None:
+            return inf
+        return self._heartbeats.next(self.acks.unacked)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Process the ACK or NACK of a response. The TTL of ACKed resources starts now."""
         events = super()._handle_answer(nonce, error, now)
-        for event in events:
+        for event in events if self._has_ttl or self._heartbeats else ():
             if isinstance(event, Acked):
                 acked = (
                     resource
@@ -140,6 +255,7 @@ class DeltaWatch(Watch):
         return events
 
     def _forget_unsubscribed(self) -> None:
+        self._spread()
         super()._forget_unsubscribed()
         self._heartbeats.retain(self.covers)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from xds.protocol.nacks import culprits
+from xds.protocol.shared import SharedChange
 from xds.protocol.wire import ErrorDetail, Node
 from xds.snapshot import Resource
 
@@ -123,6 +124,8 @@ class Response:
     """Names of resources that the response removes, explicitly or by omission from the full state."""
     fresh: tuple[Resource, ...] = ()
     """Resources that may be new to the client."""
+    shared: SharedChange | None = None
+    """Change that the first of the resources are from; None if each was chosen for this client."""
     sent_at: float
     """Time when the response was sent, in seconds of the clock that the session uses."""
     generation: int = -1

@@ -28,6 +28,10 @@ class Heartbeats:
     def __init__(self) -> None:
         self._beats: dict[str, _Beat] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there are resources with a TTL."""
+        return bool(self._beats)
+
     def start(self, resources: Iterable[Resource], now: float) -> None:
         """Schedule the heartbeats of resources that the client has ACKed now.
 
@@ -36,7 +40,7 @@ class Heartbeats:
         for resource in resources:
             if resource.ttl is not None:
                 self._beats[resource.name] = _Beat(now + resource.ttl / _PER_TTL, replace(resource, body=b""))
-            elif self._beats:
+            else:
                 self._beats.pop(resource.name, None)
 
     def resume(self, resource: Resource, version: str, now: float) -> None:

@@ -88,18 +88,19 @@ def first_part(resources: tuple[Resource, ...], budget: int) -> tuple[tuple[Reso
             it is larger.
     """
     if len(resources) < 2:
-        return resources, _join(resources)
+        return resources, join(resources)
     cache_key = (budget, *map(id, resources))
     cached = _parts.get(cache_key)
     if cached is None:
         part = resources[: count_fitting(resources, budget)]
         if len(_parts) >= _MAX_CACHED_PARTS:
             del _parts[next(iter(_parts))]
-        cached = _parts[cache_key] = resources, part, _join(part)
+        cached = _parts[cache_key] = resources, part, join(part)
     return cached[1:]
 
 
-def _join(resources: Iterable[Resource]) -> bytes:
+def join(resources: Iterable[Resource]) -> bytes:
+    """Encode resources as in a delta response."""
     return b"".join(part for resource in resources for part in (_resource_head(resource), resource.body))
 
 

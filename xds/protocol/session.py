@@ -26,6 +26,7 @@ from xds.protocol.events import Connected, Event, Response
 from xds.protocol.full_state import FullStateWatch
 from xds.protocol.limits import DEFAULT_LIMITS, LimitError, Limits, RequestError
 from xds.protocol.order import AFTER_CLUSTERS, ORDER, USERS, WILDCARD_TYPES
+from xds.protocol.shared import assignments_of
 from xds.protocol.sotw import SotwWatch
 from xds.protocol.status import SNAPSHOT, ResourceStatus, TypeStatus, WaitReason, type_status, wait_reason
 from xds.protocol.watch import Watch
@@ -36,7 +37,7 @@ from xds.protocol.wire import (
     parse_delta_request,
     parse_request,
 )
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, Snapshot
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Snapshot
 
 _COMMON_TYPES = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE)
 """Types that nearly all clients subscribe to. Watches of other types are created on demand."""
@@ -193,6 +194,8 @@ class Session:
         if not self._snapshot:
             return None
         self._serving_since = min(self._serving_since, now)
+        if all(watch.is_idle for watch in self._watches.values()):
+            return None
         self._release_unused(now)
         for watch in self._watches.values():
             if not self._is_served(watch.type_url):
@@ -205,7 +208,7 @@ class Session:
             composed = watch.compose(str(self._nonces + 1), now, self._identifier)
             if composed:
                 if watch.type_url == CLUSTER:
-                    self._resend_assignments(composed[0].fresh)
+                    self._resend_assignments(composed[0])
                 return self._record_sent(*composed)
         return self._heartbeat(now)
 
@@ -363,14 +366,16 @@ class Session:
         reconnected = request.version if isinstance(request, Request) else request.initial_versions
         return bool(reconnected) and not self._type_url and not self._watches[CLUSTER].requested
 
-    def _resend_assignments(self, clusters: Iterable[Resource]) -> None:
+    def _resend_assignments(self, response: Response) -> None:
         """Send the assignments of new and changed clusters again.
 
         Envoy does not apply earlier assignments to these clusters.
         """
-        self._watches[ENDPOINT].resend(
-            name for cluster in clusters for type_url, name in cluster.refs if type_url == ENDPOINT
-        )
+        assignments, clusters = self._watches[ENDPOINT], response.fresh
+        if response.shared:
+            assignments.resend(response.shared.assignments)
+            clusters = clusters[len(response.shared.resources) :]
+        assignments.resend(assignments_of(clusters))
 
     def _answer_missing_assignments(self) -> None:
         """Send an empty assignment for each cluster whose assignment does not exist.

@@ -149,7 +149,7 @@ class SotwWatch(Watch):
 
     def _handle_skipped(self, skipped: Response) -> None:
         """Resend the resources of a response that was never answered."""
-        self.resend(resource.name for resource in skipped.resources if self._is_current(resource))
+        self.resend([resource.name for resource in skipped.resources if self._is_current(resource)])
 
     def _mark_sent(self, resources: Iterable[Resource]) -> None:
         super()._mark_sent(resources)

@@ -61,6 +61,10 @@ class Subscription:
         self._legacy = legacy
         self._globs = globs
 
+    def __bool__(self) -> bool:
+        """Whether the client subscribes to anything."""
+        return self.wildcard or bool(self.names)
+
     def covers(self, name: str) -> bool:
         """Whether the client subscribes to a resource name."""
         return (

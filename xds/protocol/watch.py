@@ -8,7 +8,7 @@ little memory.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from math import inf
@@ -55,7 +55,7 @@ class Watch(ABC):
         self.denied: Mapping[str, str] = {}
         """Reason for each name that the client is not allowed to have. Only delta responses report it."""
         self.subscription = Subscription(legacy=type_url in WILDCARD_TYPES, globs=type_url != VIRTUAL_HOST)
-        self.sent: dict[str, str] = {}
+        self.sent: MutableMapping[str, str] = {}
         """Version of each resource that the client was sent, or has from an earlier stream, by name."""
         self.may_have_removed_clusters = False
         """CLUSTER only: whether the client may still have removed clusters from an earlier stream."""
@@ -109,6 +109,11 @@ class Watch(ABC):
         return self.subscription.size + self._initial_size + self.acks.size
 
     @property
+    def is_idle(self) -> bool:
+        """Whether the time has no effect: nothing may have to be sent, and no removed resource is kept."""
+        return not (self._dirty or self._response_due or self.lingering)
+
+    @property
     def pending(self) -> bool:
         """Whether there is something to send."""
         return self._response_due or bool(self._collect_due())
@@ -155,7 +160,7 @@ class Watch(ABC):
         resource = self.get(name)
         return resource is not None and not self.subscription.names.isdisjoint(resource.aliases)
 
-    def _covers_all(self, names: Sequence[str]) -> bool:
+    def _covers_all(self, names: Collection[str]) -> bool:
         """Whether the client is known to subscribe to all names, without checking each one."""
         return self.subscription.wildcard or self.subscription.names.issuperset(names)
 
@@ -206,9 +211,11 @@ class Watch(ABC):
 
     def serve(self, resources: ResourceSet) -> None:
         """Set the desired resources of the client. Removed resources linger until `release`."""
-        if resources is self.resources:
-            return
-        names = difference(self.resources, resources)
+        if resources is not self.resources:
+            self._replace(resources, difference(self.resources, resources))
+
+    def _replace(self, resources: ResourceSet, names: Sequence[str]) -> None:
+        """Replace the desired resources. `names` are those that differ, as from `difference`."""
         self.acked.replace(self, names, resources)
         previous, self.resources = self.resources, resources
         if previous is EMPTY and self.requested:
@@ -221,6 +228,8 @@ class Watch(ABC):
         for name in takewhile(lambda name: name not in resources, reversed(names)):
             if name in self.sent:
                 self.lingering[name] = Lingering(previous[name])
+        if not self.subscription:
+            return
         covered = names if self._covers_all(names) else [name for name in names if self.covers(name)]
         if self.rejections:
             for name in covered:
@@ -264,16 +273,18 @@ class Watch(ABC):
             self.rejections.discard(name)
             self.acks.clear_rejections((name,))
 
-    def resend(self, names: Iterable[str]) -> None:
+    def resend(self, names: Collection[str]) -> None:
         """Send resources again, because the client waits for them although it already has them."""
+        sent = []
         for name in names:
             if name in self.rejections:
                 continue
-            if not self.get(name) and self.subscription.covers(name):
+            if name not in self.resources and not self.get(name) and self.subscription.covers(name):
                 self._send_absence(name)
             elif name in self.sent:
-                self._mark_dirty(name)
-                self._forced_until_nack.add(name)
+                sent.append(name)
+        self._dirty.update(dict.fromkeys(sent))
+        self._forced_until_nack.update(sent)
 
     def _is_rejected(self, name: str) -> bool:
         """Whether the client rejected the current version of a resource."""
@@ -293,8 +304,7 @@ class Watch(ABC):
         if change.has_unsubscribed:
             self._forget_unsubscribed()
         if change.adds_wildcard:
-            for name in self.resources:
-                self._mark_dirty(name)
+            self._mark_all_dirty()
         return [
             Subscribed(
                 type_url=self.type_url, names=self.subscription.names, wildcard=self.subscription.wildcard
@@ -344,15 +354,26 @@ class Watch(ABC):
         if force:
             self._forced.add(name)
 
+    def _mark_all_dirty(self) -> None:
+        """Mark all desired resources as dirty."""
+        self._dirty.update(dict.fromkeys(self.resources))
+
     def _collect_due(self) -> list[tuple[str, Resource | None]]:
         """Return what to send: resources first, then removed names.
 
         As a side effect, remove names that need not be sent from `_dirty`.
         """
+        if not self._dirty:
+            return []
         present: list[tuple[str, Resource | None]] = []
         absent: list[tuple[str, Resource | None]] = []
         unchanged = []
+        desired, sent = self.resources.get, self.sent.get
         for name in self._dirty:
+            resource = desired(name)
+            if resource and sent(name) != resource.version:
+                present.append((name, resource))  # Nearly all names take this path, so it calls nothing else.
+                continue
             resource = self.get(name)
             if resource and (self.is_forced(name) or self._is_outdated(resource)):
                 present.append((name, resource))
@@ -382,6 +403,11 @@ class Watch(ABC):
         self._mark_dirty(name, force=True)
 
     @staticmethod
+    def _fits(size: int) -> bool:
+        """Whether resources of a size in bytes fit into one response."""
+        return size <= RESPONSE_BUDGET
+
+    @staticmethod
     def _take_fitting(resources: list[Resource]) -> list[Resource]:
         """Return the first resources that fit into one response: at least one, if there is any."""
         return resources[: count_fitting(resources, RESPONSE_BUDGET)]
@@ -402,7 +428,7 @@ class Watch(ABC):
 
     def _expect(self, response: Response, new: Iterable[str] = ()) -> None:
         """Expect an answer to a response; see `AckTracker.expect`."""
-        if abandoned := self.acks.expect(response, new):
+        if abandoned := self.acks.expect(response, new, self.sent):
             self.acked.record_unanswered(self, abandoned)
 
     def _mark_sent(self, resources: Iterable[Resource]) -> None:

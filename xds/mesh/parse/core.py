@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import StrEnum
+from typing import Any
 
 from xds.mesh.model.objects import (
     APP_ADDRESS,
@@ -255,23 +256,31 @@ def probe_ports(spec: Field) -> tuple[int, ...]:
     """
     lists = (spec["initContainers"].value, spec["containers"].value)
     containers = [item for items in lists if isinstance(items, list) for item in items]
-    found = {port for item in containers for port in _probe_ports(Field(item, spec.path, spec.log))}
+    found = {port for item in containers if isinstance(item, dict) for port in _probe_ports(item)}
     return tuple(sorted(found))
 
 
-def _probe_ports(container: Field) -> Iterator[int]:
-    declared = container["ports"].value
-    numbers = {
-        port["name"]: port.get("containerPort")
-        for port in (declared if isinstance(declared, list) else ())
-        if isinstance(port, Mapping) and isinstance(port.get("name"), str)
-    }
-    for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
-        for handler in (container[probe]["httpGet"], container[probe]["grpc"]):
-            port = handler["port"].value
-            number = numbers.get(port) if isinstance(port, str) else port
-            if isinstance(number, int) and 0 < number < 65536 and not handler["host"]:
-                yield number
+def _probe_ports(container: dict[str, Any]) -> Iterator[int]:
+    probes = [container.get(probe) for probe in ("livenessProbe", "readinessProbe", "startupProbe")]
+    handlers = [
+        probe.get(kind) for probe in probes if isinstance(probe, dict) for kind in ("httpGet", "grpc")
+    ]
+    for handler in handlers:
+        if not isinstance(handler, dict):
+            continue
+        port = handler.get("port")
+        number = _number_of(container, port) if isinstance(port, str) else port
+        if isinstance(number, int) and 0 < number < 65536 and handler.get("host") is None:
+            yield number
+
+
+def _number_of(container: dict[str, Any], name: str) -> object:
+    """Return the number of a container's named port; None if there is none."""
+    ports = container.get("ports")
+    for port in reversed(ports) if isinstance(ports, list) else ():
+        if isinstance(port, dict) and port.get("name") == name:
+            return port.get("containerPort")
+    return None
 
 
 def service_fail_closed(meta: Meta, _: Fact | None, _log: Log) -> FailClosed:

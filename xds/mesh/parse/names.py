@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 
 from xds.mesh.parse.reading import Field
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_LETTER = re.compile(r"[a-z]")
 _SERVICE = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9._]*[a-z0-9])?")
@@ -39,7 +41,7 @@ def subdomain(name: str) -> str:
 
 def port(name: str) -> str:
     """Check an IANA service name: the name of a container port, or a targetPort that refers to one."""
-    if len(name) <= 15 and _LABEL.fullmatch(name) and "--" not in name and any(c.isalpha() for c in name):
+    if len(name) <= 15 and _LABEL.fullmatch(name) and "--" not in name and _LETTER.search(name):
         return ""
     return "is not a port name (a-z, 0-9 and single '-', at least one letter, at most 15 characters)"
 
@@ -61,13 +63,7 @@ def label_value(value: str) -> str:
 
 def address(text: str) -> str:
     """Check an IP address."""
-    if len(text) > _ADDRESS_LENGTH:
-        return "is not an IP address"
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return "is not an IP address"
-    return ""
+    return "" if _canonical(text) else "is not an IP address"
 
 
 def canonical(text: str) -> str:
@@ -76,10 +72,18 @@ def canonical(text: str) -> str:
     Any other text is returned unchanged. Addresses must be canonical because they are compared as text, while
     Envoy accepts every form of an address.
     """
+    return _canonical(text) or text
+
+
+@lru_cache(maxsize=1024)
+def _canonical(text: str) -> str:
+    """Return an IP address in canonical form; empty for any other text. A pod lists its address twice."""
+    if len(text) > _ADDRESS_LENGTH:
+        return ""
     try:
         parsed = ipaddress.ip_address(text)
     except ValueError:
-        return text
+        return ""
     return str((isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped) or parsed)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, TypeAlias, TypeVar
 
@@ -63,7 +63,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def shown(value: object) -> str:
     """Return a short representation of a value for messages, in YAML terms."""
     match value:
-        case Mapping():
+        case dict():
             return "a mapping"
         case list() | tuple():
             return "a list"
@@ -165,21 +165,38 @@ class Log:
         return nearest(word, known)
 
 
-@dataclass(frozen=True, slots=True)
 class Field:
-    """A value in an object, with its path. As in Kubernetes, `null` is the same as absent."""
+    """A value in an object, with its path. As in Kubernetes, `null` is the same as absent.
 
-    value: Any
-    """The value; None if it is absent."""
-    path: Path
-    """Path of the value in its document."""
-    log: Log
-    """Log for problems of the object."""
+    A list of pods has millions of fields, and only those with problems need their paths. So a field has only
+    the last step of its path, and its parent.
+
+    Args:
+        value: the value, as decoded from JSON or YAML; None if it is absent.
+        path: path of the value in its document, or in its parent.
+        log: log for problems of the object.
+        parent: field that contains this one.
+    """
+
+    __slots__ = ("_parent", "_steps", "log", "value")
+
+    def __init__(self, value: Any, path: Path, log: Log, parent: Field | None = None) -> None:
+        self.value = value
+        """The value; None if it is absent."""
+        self.log = log
+        """Log for problems of the object."""
+        self._steps = path
+        self._parent = parent
+
+    @property
+    def path(self) -> Path:
+        """Path of the value in its document."""
+        return self._steps if self._parent is None else (*self._parent.path, *self._steps)
 
     def __getitem__(self, name: str) -> Field:
         """Return a field of this mapping. The field is absent if this value is not a mapping."""
-        value = self.value.get(name) if isinstance(self.value, Mapping) else None
-        return Field(value, (*self.path, name), self.log)
+        value = self.value.get(name) if isinstance(self.value, dict) else None
+        return Field(value, (name,), self.log, self)
 
     def __bool__(self) -> bool:
         """Whether the value is present."""
@@ -187,7 +204,7 @@ class Field:
 
     def has(self, name: str) -> bool:
         """Whether the mapping contains a field, even as null."""
-        return isinstance(self.value, Mapping) and name in self.value
+        return isinstance(self.value, dict) and name in self.value
 
     def refuse(self, what: str, hint: str = "") -> None:
         """Add a problem that makes the object invalid, so it is rejected."""
@@ -219,12 +236,12 @@ class Field:
         """
         if self.value is None:
             return self
-        if not isinstance(self.value, Mapping):
+        if not isinstance(self.value, dict):
             self._expected("a mapping")
-            return Field(None, self.path, self.log)
-        words = known.split()
-        if not words or (self.log.any_field and not strict):
+            return Field(None, (), self.log, self)
+        if not known or (self.log.any_field and not strict):
             return self
+        words = known.split()
         unknown = [str(name) for name in self.value if name not in words]
         for name in unknown[:MAX_UNKNOWN]:
             hint = self.log.nearest(name, words)
@@ -249,7 +266,7 @@ class Field:
             self._expected("a list", f"start each item of {dotted(self.path[-1:])} with '- '")
             return
         for index, value in enumerate(self.value):
-            item = Field(value, (*self.path, index), self.log)
+            item = Field(value, (index,), self.log, self)
             if value is None:
                 item.refuse("is empty")
             else:
@@ -258,7 +275,7 @@ class Field:
     def entries(self) -> Iterator[tuple[str, Field]]:
         """Expect a mapping with arbitrary keys, and yield its entries."""
         for name in self.mapping().value or ():
-            yield str(name), Field(self.value[name], (*self.path, str(name)), self.log)
+            yield str(name), Field(self.value[name], (str(name),), self.log, self)
 
     def text(self, default: str = "") -> str:
         """Expect a string."""
@@ -266,7 +283,7 @@ class Field:
             return default
         if isinstance(self.value, str):
             return self.value
-        self._expected("a string", "" if isinstance(self.value, Mapping | list) else "put it in quotes")
+        self._expected("a string", "" if isinstance(self.value, dict | list) else "put it in quotes")
         return default
 
     def name(self, check: Callable[[str], str], default: str = "") -> str:
@@ -326,9 +343,9 @@ class Field:
         """Expect a value of an enumeration."""
         if self.value is None:
             return None
-        words = [word.value for word in known]
-        if self.value in words:
+        with suppress(ValueError):
             return known(self.value)
+        words = [word.value for word in known]
         self.refuse(
             f"must be one of {', '.join(words)}, not {shown(self.value)}",
             hint or self.log.nearest(self.value, words),

@@ -1,0 +1,157 @@
+"""What streams share: the differences of roots, and the versions that clients were sent."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.protocol.stream import Stream, world
+from xds.protocol import shared
+from xds.protocol.session import Variant
+from xds.protocol.shared import SentVersions, shared_change
+from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, Resource, ResourceSet, Snapshot
+
+NAMES = "abcde"
+VERSIONS = "123"
+ROOTS = st.dictionaries(st.sampled_from(NAMES), st.sampled_from(VERSIONS)).map(
+    lambda versions: ResourceSet(
+        Resource.of(CLUSTER, name, version.encode(), version=version) for name, version in versions.items()
+    )
+)
+
+
+def versions_of(resources: ResourceSet) -> dict[str, str]:
+    return {name: resource.version for name, resource in resources.items()}
+
+
+@given(st.data())
+def test_sent_versions_are_those_of_a_dict(data):
+    sent, expected, root = SentVersions(), {}, EMPTY
+    if data.draw(st.booleans()):
+        sent.start()
+    for _ in range(data.draw(st.integers(1, 12))):
+        match data.draw(st.sampled_from(["set", "remove", "compact", "move", "share", "catch up", "spread"])):
+            case "set":
+                name, version = data.draw(st.sampled_from(NAMES)), data.draw(st.sampled_from(VERSIONS))
+                sent[name] = expected[name] = version
+            case "remove" if expected:
+                name = data.draw(st.sampled_from(sorted(expected)))
+                del sent[name], expected[name]
+            case "compact":
+                root = data.draw(ROOTS)
+                sent = SentVersions()
+                expected = versions_of(root)
+                sent.update(expected)
+                sent.compact(root)
+                assert sent.has_root == bool(root)
+            case "move" if sent.has_root:
+                new = data.draw(ROOTS)
+                sent.move(new, {*root, *new})
+                root = new
+            case "share" if sent.has_root:
+                sent.spread()
+                new = data.draw(ROOTS)
+                change = shared_change(CLUSTER, root, new)
+                if sent.conflicts_with(change):
+                    sent.move(new, {*root, *new})
+                else:
+                    sent.move(new, change.removed, change)
+                root = new
+            case "catch up" if sent.is_behind:
+                expected |= {
+                    name: version
+                    for name, version in versions_of(root).items()
+                    if name in change.before and name not in sent.own_names()
+                }
+                sent.catch_up()
+            case "spread":
+                sent.spread()
+        assert dict(sent) == expected
+        assert len(sent) == len(expected)
+        assert all((name in sent) == (name in expected) for name in NAMES)
+        assert [sent.get(name, "-") for name in NAMES] == [expected.get(name, "-") for name in NAMES]
+
+
+def test_version_that_is_not_there_cannot_be_removed():
+    with pytest.raises(KeyError):
+        del SentVersions()["a"]
+
+
+def many(version: str, *own: str) -> Snapshot:
+    """Return 100 clusters and assignments that all clients share, and the client's own."""
+    types = {}
+    for type_url in (CLUSTER, ENDPOINT):
+        key = (type_url, version)
+        if key not in roots:
+            roots[key] = ResourceSet(_resource(type_url, f"n{number}", version) for number in range(100))
+        layer = [_resource(type_url, name, "1") for name in own]
+        types[type_url] = ResourceSet(layer, base=roots[key])
+    return Snapshot(types)
+
+
+roots: dict[tuple[str, str], ResourceSet] = {}
+
+
+def _resource(type_url: str, name: str, version: str) -> Resource:
+    refs = ((ENDPOINT, name),) if type_url == CLUSTER else ()
+    return Resource.of(type_url, name, f"{name}={version}".encode(), version=version, refs=refs)
+
+
+def test_flip_of_many_streams_is_encoded_once(monkeypatch):
+    encoded = []
+    monkeypatch.setattr(shared, "join", lambda resources: encoded.append(len(resources)) or join(resources))
+    streams = [Stream(Variant.DELTA, many("1", f"own-{number}")) for number in range(20)]
+    for number, stream in enumerate(streams):
+        stream.ask("CDS")
+        stream.settle()
+        stream.ask("EDS", f"own-{number}", *(f"n{each}" for each in range(100)))
+        stream.settle()
+    assert encoded == [100, 100]
+    for number, stream in enumerate(streams):
+        stream.serve(many("2", f"own-{number}"))
+    for stream in streams:
+        stream.settle()
+        assert stream.session.synced
+        assert not any(watch._dirty for watch in stream.session._watches.values())
+    assert encoded == [100] * 4
+
+
+join = shared.join
+
+
+def test_synced_stream_stores_only_what_it_has_on_its_own():
+    stream = Stream(Variant.DELTA, many("1", "own"))
+    stream.ask("CDS")
+    stream.settle()
+    sent = stream.session._watches[CLUSTER].sent
+    assert len(sent) == 101
+    assert sent.own_names() == ["own"]
+
+
+def test_reconnected_client_refers_to_the_root_after_the_next_change():
+    served = many("1")
+    stream = Stream(Variant.DELTA, served)
+    initial = {name: each.version for name, each in served.of(CLUSTER).items()}
+    stream.ask("CDS", initial=initial)
+    stream.settle()
+    stream.serve(many("2"))
+    stream.settle()
+    assert stream.session._watches[CLUSTER].sent.own_names() == []
+
+
+def test_change_that_becomes_too_large_is_sent_in_parts(monkeypatch):
+    stream = Stream(Variant.DELTA, many("1"))
+    stream.ask("CDS")
+    stream.settle()
+    monkeypatch.setattr("xds.protocol.watch.RESPONSE_BUDGET", 5000)
+    stream.serve(many("2"))
+    assert len(stream.get()) > 1
+    assert not stream.session._watches[CLUSTER].pending
+
+
+def test_name_that_is_removed_before_it_was_sent_is_answered():
+    stream = Stream(Variant.DELTA, world(EDS="a=1 b=1"))
+    stream.ask("EDS", "a", "b")
+    stream.serve(world(EDS="b=2"))
+    assert stream.get() == ["EDS b=2 -a"]

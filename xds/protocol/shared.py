@@ -1,0 +1,207 @@
+"""What the streams of many clients share: the difference between two resource sets, and the sent versions.
+
+The sets of equal clients have the same root, and layers with what each client has on its own. When the root
+changes, all these clients need the same resources. So the difference of two roots is computed and encoded
+once, and each stream refers to it until it has sent it. What a client was sent is a reference to a root, and
+the few versions that differ from it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, MutableMapping
+from functools import cached_property
+from itertools import chain
+from typing import TypeVar, overload
+from weakref import WeakValueDictionary
+
+from xds.protocol.responses import join
+from xds.snapshot import EMPTY, ENDPOINT, Resource, ResourceSet, difference
+
+T = TypeVar("T")
+
+_MAX_RECENT = 8
+"""Number of changes that are kept although no stream needs them at the moment."""
+
+
+class SharedChange:
+    """The difference between two roots. Make one with `shared_change`.
+
+    Args:
+        before: previous root.
+        after: next root.
+    """
+
+    def __init__(self, before: ResourceSet, after: ResourceSet) -> None:
+        names = difference(before, after)
+        self.after = after
+        """Next root."""
+        self.resources = tuple(after[name] for name in names if name in after)
+        """Added resources, and the next versions of changed ones."""
+        self.before = {resource.name: before.get(resource.name) for resource in self.resources}
+        """Previous versions of these resources, by name; None for added ones."""
+        self.removed = names[len(self.resources) :]
+        """Names of the removed resources."""
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """The changed resources, as in a delta response."""
+        return join(self.resources)
+
+    @cached_property
+    def added(self) -> tuple[str, ...]:
+        """Names of the added resources."""
+        return tuple(name for name, resource in self.before.items() if resource is None)
+
+    @cached_property
+    def assignments(self) -> tuple[str, ...]:
+        """Names of the assignments that the resources refer to."""
+        return assignments_of(self.resources)
+
+
+def assignments_of(clusters: Iterable[Resource]) -> tuple[str, ...]:
+    """Return the names of the assignments that clusters refer to."""
+    refs = (ref for cluster in clusters for ref in cluster.refs)
+    return tuple(dict.fromkeys(name for type_url, name in refs if type_url == ENDPOINT))
+
+
+_changes: WeakValueDictionary[tuple[str, str, str], SharedChange] = WeakValueDictionary()
+"""Changes by type, and the versions of the previous and the next root."""
+_recent: deque[SharedChange] = deque(maxlen=_MAX_RECENT)
+
+
+def shared_change(type_url: str, before: ResourceSet, after: ResourceSet) -> SharedChange:
+    """Return the difference between two roots of a type, which all streams share."""
+    key = (type_url, before.version, after.version)
+    change = _changes.get(key)
+    if change is None or change.after is not after:
+        change = _changes[key] = SharedChange(before, after)
+        _recent.append(change)
+    return change
+
+
+class SentVersions(MutableMapping[str, str]):
+    """Version of each resource that a client was sent, by name.
+
+    The client has the versions of a root, except for its own. If a change is `behind`, the client still has
+    the previous versions of the changed resources. Without a root, all versions are its own.
+    """
+
+    __slots__ = ("_behind", "_own", "_root")
+
+    def __init__(self) -> None:
+        self._root: ResourceSet | None = None
+        self._behind: SharedChange | None = None
+        self._own: dict[str, str | None] = {}
+        """Versions that differ from those of the root; None for resources that the client does not have."""
+
+    @property
+    def has_root(self) -> bool:
+        """Whether the client has the versions of a root, except for its own."""
+        return self._root is not None
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the client still has the previous versions of a change."""
+        return self._behind is not None
+
+    def own_names(self) -> list[str]:
+        """Return the sorted names of the resources whose version is stored for this client alone."""
+        return sorted(self._own)
+
+    def _shared(self, name: str) -> str | None:
+        """Return the version that a resource has unless the client has its own."""
+        if self._root is None:
+            return None
+        is_behind = self._behind is not None and name in self._behind.before
+        resource = self._behind.before[name] if self._behind and is_behind else self._root.get(name)
+        return resource.version if resource else None
+
+    @overload
+    def get(self, name: str, /) -> str | None: ...
+    @overload
+    def get(self, name: str, /, default: str | T) -> str | T: ...
+    def get(self, name: str, /, default: str | T | None = None) -> str | T | None:
+        """Return the version of a resource, or `default` if the client does not have it."""
+        version = self._own[name] if name in self._own else self._shared(name)
+        return default if version is None else version
+
+    def __getitem__(self, name: str) -> str:
+        version = self.get(name)
+        if version is None:
+            raise KeyError(name)
+        return version
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.get(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (name for name, version in self._own.items() if version is not None)
+        yield from (name for name in self._root or () if name not in self._own and self._shared(name))
+
+    def __len__(self) -> int:
+        if self._root is None:
+            return len(self._own)
+        behind = self._behind.before if self._behind else {}
+        own = sum(
+            (version is not None) - (self._shared(name) is not None) for name, version in self._own.items()
+        )
+        return len(self._root) + own - sum(old is None for old in behind.values())
+
+    def __setitem__(self, name: str, version: str) -> None:
+        self._set(name, version)
+
+    def __delitem__(self, name: str) -> None:
+        if name not in self:
+            raise KeyError(name)
+        self._set(name, None)
+
+    def _set(self, name: str, version: str | None) -> None:
+        if version == self._shared(name):
+            self._own.pop(name, None)
+        else:
+            self._own[name] = version
+
+    def start(self) -> None:
+        """Refer to an empty root, because the client has nothing."""
+        self._root = EMPTY
+
+    def compact(self, root: ResourceSet) -> None:
+        """Refer to a root if the client has all its resources, each in the same version."""
+        if self._root is not None or not 0 < len(root) <= len(self._own):
+            return
+        if all(self._own.get(resource.name) == resource.version for resource in root.values()):
+            self._root = root
+            self._own = {name: version for name, version in self._own.items() if name not in root}
+
+    def move(self, root: ResourceSet, names: Iterable[str], behind: SharedChange | None = None) -> None:
+        """Refer to the next root. The versions stay the same.
+
+        Args:
+            root: Next root.
+            names: Names whose versions in both roots may differ, except for those in `behind`.
+            behind: Change whose previous versions the client has.
+        """
+        if self._root is None:
+            return
+        self.spread()
+        versions = {name: self.get(name) for name in chain(names, self._own)}
+        self._root, self._behind = root, behind
+        for name, version in versions.items():
+            self._set(name, version)
+
+    def catch_up(self) -> None:
+        """Record that the client was sent the change that was behind."""
+        own, self._behind = self._own, None
+        self._own = {name: version for name, version in own.items() if version != self._shared(name)}
+
+    def spread(self) -> None:
+        """Store the versions that are behind as the client's own."""
+        behind, self._behind = self._behind, None
+        if behind:
+            versions = ((name, old.version if old else None) for name, old in behind.before.items())
+            self._own = {**dict(versions), **self._own}
+
+    def conflicts_with(self, change: SharedChange) -> bool:
+        """Whether the client has its own versions of resources that a change contains."""
+        return not change.before.keys().isdisjoint(self._own)
