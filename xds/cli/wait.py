@@ -99,13 +99,34 @@ def wait(
     control plane rejects the object, 2 the object does not exist or wrong usage, 3 the control plane or the
     API server cannot be reached, or too many waits are in progress.
     """
-    ref, seconds = _find_ref(target), parse_duration("--timeout", timeout)
+    ref = _find_ref(target)
+    parse_duration("--timeout", timeout)
     if kubernetes and resource_version:
         fail("--kubernetes cannot be combined with --resource-version")
     if (kubeconfig or context) and not kubernetes:
         fail("--kubeconfig and --context require --kubernetes")
     address, credentials = connection.address, connection.credentials
     version = _read_version(ref, kubeconfig, context) if kubernetes else resource_version
+    with admin_client.AdminClient(address, credentials) as client:
+        wait_for(client, ref, version, timeout, condition)
+
+
+def wait_for(
+    client: admin_client.AdminClient,
+    ref: Ref,
+    version: str,
+    timeout: str,
+    condition: Condition = Condition.IN_FORCE,
+) -> None:
+    """Wait for an object, and print the result. Exit unless the condition is met.
+
+    Args:
+        client: the control plane.
+        ref: the object.
+        version: oldest resourceVersion to wait for; empty for the one that the control plane has read.
+        timeout: duration to wait.
+        condition: what to wait for.
+    """
     request = pb.WaitRequest(
         kind=ref.kind,
         namespace=ref.namespace,
@@ -113,8 +134,7 @@ def wait(
         resource_version=version,
         condition=_CONDITIONS[condition],
     )
-    with admin_client.AdminClient(address, credentials) as client:
-        last = _follow(client.wait(request, seconds), ref)
+    last = _follow(client.wait(request, parse_duration("--timeout", timeout)), ref)
     _report(last, ref, request, timeout)
 
 
