@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ class Shop:
     """A Deployment with a sidecar, a client with one, and a client without in another namespace."""
 
     def __init__(self, cluster: Cluster, serving: Serving, channel: grpc.aio.Channel) -> None:
-        self.cluster, self.serving, self.channel = cluster, serving, channel
+        self.cluster, self.serving = cluster, serving
+        self.channel = channel
+        """The server's sidecar."""
 
     async def xds(self, *words: object, user: str = "admin") -> tuple[int, str, str]:
         return await run_xds(*words, *await self.options(user))
@@ -102,19 +105,38 @@ async def shop(own_cluster: Cluster, controllers: None, tmp_path: Path) -> Async
     await _create_objects(own_cluster)
     async with Serving(await own_cluster.kubeconfig(), tmp_path) as serving:
         await serving.until_ready()
-        async with grpc.aio.insecure_channel(serving.address) as channel:
-            sidecars = [asyncio.create_task(Sidecar(channel, name).run()) for name in ("web", "one")]
-            shop = Shop(own_cluster, serving, channel)
+        async with AsyncExitStack() as stack:
+            web, one = [
+                await stack.enter_async_context(await _channel(own_cluster, serving, name))
+                for name in ("web", "one")
+            ]
+            sidecars = [Sidecar(web, "web"), Sidecar(one, "one")]
+            tasks = [asyncio.create_task(sidecar.run()) for sidecar in sidecars]
 
             async def are_synced() -> bool:
-                status, out, _ = await run_xds("status", f"--xds-address={serving.address}")
-                return status == 0 and out.count("synced") >= len(sidecars)
+                _, out, _ = await run_xds("status", f"--xds-address={serving.address}")
+                # CDS, EDS and SDS. They do not subscribe to the routes of their listeners.
+                assert out.count(" synced") == 3 * len(sidecars), out
+                return True
 
             await eventually(are_synced, timeout=PATIENCE)
-            yield shop
-            for task in sidecars:
+            yield Shop(own_cluster, serving, web)
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*sidecars, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _channel(cluster: Cluster, serving: Serving, name: str) -> grpc.aio.Channel:
+    """Return a channel with a pod's token."""
+    path = "/api/v1/namespaces/shop/configmaps/xds-ca-root-cert"
+    published = await cluster.until(path, lambda found: found["data"])
+    token = await cluster.token("shop", "default", audience="xds-ca", pod=name)
+    credentials = grpc.composite_channel_credentials(
+        grpc.ssl_channel_credentials(published["data"]["root-cert.pem"].encode()),
+        grpc.access_token_call_credentials(token),
+    )
+    options = [("grpc.ssl_target_name_override", "xds.istio-system.svc")]
+    return grpc.aio.secure_channel(serving.tls, credentials, options)
 
 
 async def test_lock_and_unlock_a_namespace(shop: Shop) -> None:

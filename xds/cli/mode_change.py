@@ -102,6 +102,8 @@ def lock(options: ModeChangeOptions, observed: float, *, force: bool) -> None:
         with change.messages():
             plan_output.print_table(found)
             _print_ports("Accepts plaintext even when locked:", found.plaintext_ports)
+        if not found.observation.strict_ports and not force:
+            fail(f"refused: {change.target.ref} would make no port STRICT; --force applies it anyway", 1)
         is_safe = found.observation.safe and not found.breaks
         if change.is_change and not is_safe and not force:
             fail(f"refused to lock {change.target}; --force locks it anyway", 1)
@@ -180,8 +182,6 @@ class _Change:
             fail("nothing was checked: the control plane knows no Pod or no Service with a TCP port", 1)
         if found.invalid:
             fail(f"cannot plan {self.target.ref}: repair it first", 1)
-        if any(not problem.notice for problem in found.without_effect):
-            fail(f"{self.target.ref} would have no effect: see the problem above", 1)
         return found
 
     def _read(self) -> None:

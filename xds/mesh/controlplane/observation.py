@@ -52,13 +52,16 @@ class ObservedTraffic:
     """Plaintext and refused traffic."""
 
 
-def observation_message(observed: ObservedTraffic, found: Contradictions, plan: Plan) -> pb.Observation:
+def observation_message(
+    observed: ObservedTraffic, found: Contradictions, plan: Plan, *, strict_ports: int
+) -> pb.Observation:
     """Return the comparison of a change with observed traffic.
 
     Args:
         observed: what was observed.
         found: what of it concerns the change.
         plan: the predicted effects of the change.
+        strict_ports: number of pods' ports that its policies apply to, and that are STRICT after it.
     """
     if not observed.enabled:
         return pb.Observation()
@@ -75,6 +78,7 @@ def observation_message(observed: ObservedTraffic, found: Contradictions, plan: 
         opened_ports=len(found.opened),
         gaps=gaps,
         safe=is_safe,
+        strict_ports=strict_ports,
         summary=_summary(observed, found, gaps, breaks=plan.breaks),
     )
 

@@ -182,10 +182,10 @@ def plan(
         yield pb.PlanResponse(hops=batch)
     if observed:
         found = strict.find_contradictions(before, after, scope, observed.seen)
-        ports = strict.plaintext_ports(before, after, applied)
+        ports = strict.policy_ports(before, after, applied)
         yield pb.PlanResponse(
-            observation=observation_message(observed, found, planned),
-            plaintext_ports=[plaintext_port_message(port, _clients_messages) for port in ports],
+            observation=observation_message(observed, found, planned, strict_ports=ports.strict),
+            plaintext_ports=[plaintext_port_message(port, _clients_messages) for port in ports.plaintext],
         )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import Mode, PeerAuthentication, Pod, Ref
@@ -210,8 +210,17 @@ class PlaintextPort(NamedTuple):
     """The pods, by service account."""
 
 
-def plaintext_ports(before: Mesh, after: Mesh, refs: Iterable[Ref]) -> Iterator[PlaintextPort]:
-    """Yield the ports that accept plaintext after a change, of pods that its PeerAuthentications apply to.
+class PolicyPorts(NamedTuple):
+    """The ports of the pods that PeerAuthentications apply to."""
+
+    strict: int
+    """Number of pods' ports that are STRICT."""
+    plaintext: tuple[PlaintextPort, ...]
+    """Ports that accept plaintext."""
+
+
+def policy_ports(before: Mesh, after: Mesh, refs: Iterable[Ref]) -> PolicyPorts:
+    """Return the ports, after a change, of the pods that its PeerAuthentications apply to.
 
     Args:
         before: the mesh without the change.
@@ -220,6 +229,7 @@ def plaintext_ports(before: Mesh, after: Mesh, refs: Iterable[Ref]) -> Iterator[
     """
     found: dict[tuple[int, Mode | None, Ref | None, bool], list[Pod]] = {}
     policies = [fact for ref in refs if isinstance(fact := after.get(ref), PeerAuthentication)]
+    strict = 0
     for pod in after.pods():
         if pod.ended or not any(_applies(after, policy, pod) for policy in policies):
             continue
@@ -228,14 +238,15 @@ def plaintext_ports(before: Mesh, after: Mesh, refs: Iterable[Ref]) -> Iterator[
             continue
         old_pod = before.pod(pod.namespace, pod.name) or running_pod(before, pod.ref)
         for port in ports_of(after, pod):
-            decision = enforced_mode(after, Endpoint(address=pod.address, port=port, pod=pod))
-            if decision is None or decision.mode is not Mode.STRICT:
-                mode, decided_by = (decision.mode, decision.decided_by) if decision else (None, None)
+            mode, decided_by = mode_at(after, pod, port) or (None, None)
+            if mode is Mode.STRICT:
+                strict += 1
+            else:
                 was_strict = old_pod is not None and _is_strict(before, old_pod, port)
                 found.setdefault((port, mode, decided_by, was_strict), []).append(pod)
     grouping = Grouping(found)
-    for key in sorted(found, key=lambda key: (key[0], str(key[1]), natural_key(str(key[2])), key[3])):
-        yield PlaintextPort(*key, clients=grouping.merge([key]))
+    keys = sorted(found, key=lambda key: (key[0], str(key[1]), natural_key(str(key[2])), key[3]))
+    return PolicyPorts(strict, tuple(PlaintextPort(*key, clients=grouping.merge([key])) for key in keys))
 
 
 def _applies(mesh: Mesh, policy: PeerAuthentication, pod: Pod) -> bool:
