@@ -173,5 +173,7 @@ def test_change_that_makes_no_port_strict_needs_no_observation():
     assert (found.safe, found.summary) == (True, "no port becomes STRICT")
 
 
-def test_disabled_observation_says_nothing():
-    assert not message(replace(COMPLETE, enabled=False)).enabled
+def test_disabled_observation_is_not_safe():
+    found = message(replace(COMPLETE, enabled=False))
+    assert (found.enabled, found.safe, list(found.gaps)) == (False, False, ["observation is disabled"])
+    assert found.locked_ports == 1

@@ -97,7 +97,7 @@ def lock(options: ModeChangeOptions, observed: float, *, force: bool) -> None:
     """
     with _Change(options, Mode.STRICT) as change:
         found = change.plan(observed)
-        if not found.observation.enabled:
+        if not found.observation.enabled and not force:
             fail(OBSERVATION_DISABLED, 1)
         with change.messages():
             plan_output.print_table(found)
@@ -209,8 +209,10 @@ class _Change:
         """Exit if the control plane reads files, which a policy on the API server does not change."""
         ref = self.target.ref
         request = objects_pb2.WaitRequest(kind=ref.kind, namespace=ref.namespace, name=ref.name)
-        responses = self._client.wait(request, _CHECK_TIMEOUT)
-        if not next(iter(responses)).has_versions:
+        first = next(self._client.wait(request, _CHECK_TIMEOUT), None)
+        if first is None:
+            fail("the control plane did not respond in time", admin_client.EXIT_UNREACHABLE)
+        if not first.has_versions:
             fail(
                 "the control plane reads files, not an API server: use --dry-run -o yaml, and add the "
                 "manifest to the files"

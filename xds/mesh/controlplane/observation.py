@@ -63,12 +63,10 @@ def observation_message(
         plan: the predicted effects of the change.
         strict_ports: number of pods' ports that its policies apply to, and that are STRICT after it.
     """
-    if not observed.enabled:
-        return pb.Observation()
     gaps = list(_gaps(observed, found.locked)) if found.locked else []
     is_safe = not found.refused and not gaps
     return pb.Observation(
-        enabled=True,
+        enabled=observed.enabled,
         requested=Duration(seconds=round(observed.seconds)),
         since=timestamp(observed.since),
         time=timestamp(observed.now),
@@ -85,6 +83,9 @@ def observation_message(
 
 def _gaps(observed: ObservedTraffic, locked: Iterable[tuple[Ref, int]]) -> Iterator[str]:
     """Yield why traffic to ports may be missing."""
+    if not observed.enabled:
+        yield "observation is disabled"
+        return
     requested, age = observed.seconds, observed.now - observed.since
     if age < requested:
         yield f"observed for only {duration(age)} of {duration(requested)}"
