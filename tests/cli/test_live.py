@@ -50,7 +50,7 @@ async def test_reach_of_a_running_control_plane(plane: Plane):
     assert result.exit_code == 0, result.output
     clients, server = "shop/one, shop/web-1, shop/web-2", "PeerAuthentication shop/default"
     assert " ".join(result.stdout.splitlines()[1].split()) == (
-        f"{clients} web.shop:80 2/2 mtls auto-mtls {server}"
+        f"{clients} web.shop:80 2/2 mtls - auto-mtls {server}"
     )
     plane.apply(pod("bare", "zoo", sidecar=False), peer("shop", "STRICT"))
     result = await xds(plane, "reach", "--only", "fails", "-o", "json")

@@ -18,6 +18,8 @@ from xds.mesh.controlplane.objects_service import ObjectsService
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.controlplane.rollouts_service import RolloutsService
+from xds.mesh.controlplane.traffic_reports import TrafficReports
+from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.objects import ROLLOUT, Change, Fact, Ref
@@ -94,8 +96,10 @@ class Plane:
         controller: Controller,
         server: XdsServer,
         source: MemorySource,
+        reports: TrafficReports,
     ) -> None:
         self.channel, self.controller, self.server = channel, controller, server
+        self.reports = reports
         self.source = source
         self.one, self.first, self.second = (Sidecar(channel, name) for name in ("one", "web-1", "web-2"))
 
@@ -120,7 +124,11 @@ async def running(mode: str, traffic: Traffic | None = None) -> AsyncIterator[Pl
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
     controller, source = Controller(authority), MemorySource()
     objects = ObjectsService(controller, source, lambda: source.problems)
-    services = [RolloutsService(controller), PoliciesService(controller, traffic), objects]
+    reports = TrafficReports(controller)
+    if traffic is not None:
+        reports.traffic = traffic
+    observed = TrafficService(controller, reports)
+    services = [RolloutsService(controller), PoliciesService(controller, observed), objects, observed]
     server = XdsServer(
         controller.connections,
         "127.0.0.1:0",
@@ -136,7 +144,7 @@ async def running(mode: str, traffic: Traffic | None = None) -> AsyncIterator[Pl
     await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-            plane = Plane(channel, controller, server, source)
+            plane = Plane(channel, controller, server, source, reports)
             sidecars = (plane.one, plane.first, plane.second)
             tasks += (asyncio.create_task(each.run()) for each in sidecars)
             async with asyncio.timeout(WITHIN):

@@ -66,6 +66,11 @@ class Serving:
             self._process.kill()
         await self._process.wait()
 
+    @property
+    def address(self) -> str:
+        """Address of plaintext xDS."""
+        return self._xds
+
     async def ready(self) -> tuple[int, str]:
         """Return the status and the text of /ready; status 0 without an answer."""
         assert self._process.returncode is None, f"xds serve ended\n{self.log.read_text()}"

@@ -6,6 +6,7 @@ from xds.mesh.observe.counts import RETENTION
 from xds.mesh.observe.edges import (
     MAX_ADDRESSES,
     OTHER_ADDRESSES,
+    UNENCRYPTED_RETENTION,
     Client,
     EdgeKey,
     Reporter,
@@ -129,3 +130,33 @@ def test_edges_of_a_namespace_include_its_clients_and_servers():
     add(traffic, key(), 1, NOON)
 
     assert [len(list(traffic.edges(name))) for name in ("", "full", "shop", "other")] == [1, 1, 1, 0]
+
+
+def test_plaintext_is_remembered_longer_than_its_counts():
+    traffic, plaintext = Traffic(), key(mode=TrafficMode.PLAINTEXT)
+    add(traffic, plaintext, 5, NOON, source=Reporter.SERVER)
+    add(traffic, key(), 5, NOON)
+    later = NOON + RETENTION + 1
+    traffic.expire(later)
+    assert not list(traffic.edges())
+    [(found, edge)] = traffic.unencrypted(NOON)
+    assert (found, edge.first_seen, edge.last_seen, edge.by_server) == (plaintext, NOON, NOON, True)
+    assert not list(traffic.unencrypted(NOON + 1))
+
+    add(traffic, plaintext, 2, later)
+    assert (only(traffic).day(later), only(traffic).first_seen) == (2, NOON)
+    traffic.expire(later + UNENCRYPTED_RETENTION + 1)
+    assert not list(traffic.unencrypted(0))
+
+
+def test_remembered_plaintext_counts_for_the_limits():
+    traffic = Traffic(max_edges=2, max_edges_per_reporter=2)
+    for client in ("a", "b"):
+        add(traffic, key(client, TrafficMode.PLAINTEXT), 1, NOON)
+    later = NOON + RETENTION + 1
+    add(traffic, key("c"), 1, later)
+    assert (traffic.excess, len(list(traffic.edges()))) == (1, 0)
+    add(traffic, key("c"), 1, later, reporter=HTTPBIN)
+    assert (traffic.evicted, [found.client.name for found, _ in traffic.unencrypted(0)]) == (1, ["b"])
+    add(traffic, key("d"), 1, later)
+    assert traffic.evicted == 2

@@ -45,8 +45,10 @@ async def test_namespace_becomes_strict_as_planned(loopback, tmp_path: Path) -> 
             return ["127.0.0.1", "web.ns:80", "plaintext"] in rows
 
         await eventually(plaintext_is_observed, timeout=40)
-        status, planned = await run("plan", "-f", strict, control_plane)
+        status, planned = await run("plan", "-f", strict, "--observed=10m", control_plane)
         assert status == 1
+        assert ["127.0.0.1", "web.ns:80", "plaintext"] in [line.split()[:3] for line in planned.splitlines()]
+        assert "not safe to lock: plaintext traffic of 127.0.0.1 was observed" in planned
         assert [line.split()[:3] for line in planned.splitlines()[1:2]] == [["breaks", "ns/old", "web.ns:80"]]
         assert "add a sidecar to ns/old" in planned
 
@@ -55,8 +57,18 @@ async def test_namespace_becomes_strict_as_planned(loopback, tmp_path: Path) -> 
         await mesh.start(new)
         status, planned = await run("plan", "-f", strict, control_plane)
         assert (status, "breaks" in planned) == (0, False)
+        status, planned = await run("plan", "-f", strict, "--observed=10m", control_plane)
+        assert (status, "plaintext traffic of 127.0.0.1 was observed" in planned) == (1, True)
 
-        mesh.apply(peer_authentication("ns", "STRICT"))
+        async def is_safe() -> bool:
+            status, planned = await run("plan", "-f", strict, "--observed=3s", control_plane)
+            return status == 0 and "safe to lock: no plaintext traffic was observed for 3s" in planned
+
+        await eventually(is_safe, timeout=40)
+        status, manifest = await run("lock", "ns", "--observed=3s", "--dry-run", "-o", "yaml", control_plane)
+        assert (status, yaml.safe_load(manifest)) == (0, peer_authentication("ns", "STRICT"))
+
+        mesh.apply(yaml.safe_load(manifest))
         status, waited = await run("wait", "PeerAuthentication/ns/default", control_plane)
         assert (status, waited.split(": ")[1][:8]) == (0, "in force")
         status, explained = await run("explain", "client.ns", "web.ns", control_plane)

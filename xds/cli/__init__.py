@@ -33,6 +33,8 @@ _COMMANDS = {
     "reach": "Print which connections use mutual TLS, use plaintext, or fail.",
     "validate": "Check manifests, and print their problems with file and line.",
     "plan": "Print which connections a change breaks, encrypts or repairs, before it is applied.",
+    "lock": "Set STRICT for a namespace or workload, unless a client would break.",
+    "unlock": "Let a namespace or workload accept plaintext again.",
     "explain": "Print why a connection uses mutual TLS, uses plaintext, or fails.",
     "describe": "Print the Services, modes and refused clients of a pod.",
     "status": "Print the sync status of connected sidecars, or the progress of rollouts.",

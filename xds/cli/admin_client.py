@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self, TypeVar
@@ -227,15 +227,30 @@ class AdminClient:
         """Yield the results of connections; if the request has `watch`, again after each change."""
         return self._stream(POLICIES, "Reach", request, policies_pb2.ReachResponse, ends=not request.watch)
 
-    def plan(self, filenames: Sequence[str], deletions: Sequence[str]) -> policies_pb2.PlanResponse:
-        """Return the effects of applying manifests and deleting objects."""
+    def plan(
+        self, filenames: Sequence[str], deletions: Sequence[str], observed: float | None = None
+    ) -> policies_pb2.PlanResponse:
+        """Return the effects of applying manifests and deleting objects.
+
+        With `observed`, also compare them with the traffic of so many seconds.
+        """
         from xds.cli.manifests import read_texts  # noqa: PLC0415 - other calls do not need it
 
-        manifests = (policies_pb2.Manifest(name=name, text=text) for name, text in read_texts(filenames))
+        return self.plan_texts(read_texts(filenames), deletions, observed)
+
+    def plan_texts(
+        self, texts: Iterable[tuple[str, str]], deletions: Sequence[str] = (), observed: float | None = None
+    ) -> policies_pb2.PlanResponse:
+        """Like `plan`, for pairs of a file's name and text."""
+        manifests = (policies_pb2.Manifest(name=name, text=text) for name, text in texts)
         request = policies_pb2.PlanRequest(manifests=manifests, deletions=deletions)
+        if observed:
+            request.observed.FromMilliseconds(round(observed * 1000))
         found = policies_pb2.PlanResponse()
         for response in self._stream(POLICIES, "Plan", request, policies_pb2.PlanResponse, ends=True):
             found.MergeFrom(response)
+        if observed and not (found.HasField("observation") or found.invalid or found.nothing_to_compare):
+            fail(f"the control plane at {self._address} is an older version without --observed", 1)
         return found
 
     def describe_pod(self, name: str) -> policies_pb2.PodDescription:

@@ -30,8 +30,13 @@ class Policies(Protocol):
     def reach(self, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
         """Yield the results of connections."""
 
-    def plan(self, filenames: Sequence[str], deletions: Sequence[str]) -> pb.PlanResponse:
-        """Return the effects of applying manifests and deleting objects."""
+    def plan(
+        self, filenames: Sequence[str], deletions: Sequence[str], observed: float | None = None
+    ) -> pb.PlanResponse:
+        """Return the effects of applying manifests and deleting objects.
+
+        With `observed`, also compare them with the traffic of so many seconds.
+        """
 
     def describe_pod(self, name: str) -> pb.PodDescription:
         """Return a pod as a server."""

@@ -14,7 +14,7 @@ from xds.cli import admin_client
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.explanation import format_rate
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import fail
+from xds.cli.options import OBSERVATION_DISABLED, fail
 from xds.cli.output import WideFormat, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
@@ -146,7 +146,7 @@ def _observed_for(response: pb.ListTrafficResponse) -> str:
 
 def _require_enabled(response: pb.ListTrafficResponse) -> None:
     if not response.enabled:
-        fail("observation is disabled: start xds serve with --observe=true", 1)
+        fail(OBSERVATION_DISABLED, 1)
 
 
 def _print_notes(response: pb.ListTrafficResponse) -> None:

@@ -61,8 +61,12 @@ class OfflinePolicies:
         except UnknownNameError as error:
             fail(str(error))
 
-    def plan(self, filenames: Sequence[str], deletions: Sequence[str]) -> pb.PlanResponse:
+    def plan(
+        self, filenames: Sequence[str], deletions: Sequence[str], observed: float | None = None
+    ) -> pb.PlanResponse:
         """Return the effects of applying manifests and deleting objects."""
+        if observed:
+            fail("--observed requires a running control plane: leave out --manifests and --kubernetes")
         settings = SettingsLoader(base=self._mesh.config)
         folder = open_manifests(filenames, settings) if filenames else None
         found = pb.PlanResponse()

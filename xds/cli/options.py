@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_NOTICES = 20
 """Maximum number of notices that one run prints. A dump of a whole cluster can cause one per ConfigMap."""
 
+OBSERVATION_DISABLED = "observation is disabled: start xds serve with --observe=true"
+"""Error if a command needs observed traffic."""
+
 STDIN = "-"
 """Name of standard input as a file."""
 Manifests = Annotated[

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from xds.cli import plan_output
+from xds.cli.durations import parse_period
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import STDIN, fail, print_problems
+from xds.cli.options import OBSERVATION_DISABLED, STDIN, fail, print_problems
 from xds.cli.output import print_document
 
 EXAMPLES = """
@@ -20,6 +21,7 @@ xds plan --manifests mesh/ -f strict.yaml
 xds plan --manifests mesh/ -f policies/ --delete PeerAuthentication/shop/default
 xds plan --manifests mesh/ -f strict.yaml -o markdown > comment.md
 xds plan --kubernetes -f strict.yaml
+xds plan -f strict.yaml --observed 7d
 """
 
 
@@ -55,6 +57,16 @@ class PlanOptions:
             show_default=False,
         ),
     ] = None
+    observed: Annotated[
+        str | None,
+        typer.Option(
+            "--observed",
+            metavar="DURATION",
+            help="Also compare the change with the plaintext traffic that a running control plane has "
+            "observed for this time, such as 24h or 7d (maximum).",
+            show_default=False,
+        ),
+    ] = None
     output: Annotated[
         Format,
         typer.Option("-o", "--output", help="Output format. markdown: for a comment on a pull request."),
@@ -70,22 +82,29 @@ def plan(options: PlanOptions) -> None:
     and Prometheus scrapes that a STRICT sidecar would refuse, and objects of -f that would have no effect.
     Connections of clients that are not in the mesh, of new clients, and to new services are not compared.
 
-    Exit status: 0 nothing breaks, 1 something breaks, 2 an object of -f is invalid, nothing was checked
+    With --observed, also prints who sent plaintext to a port that the change makes STRICT. Otherwise, prints
+    that it is safe to lock, unless the control plane has observed for a shorter time, or may lack traffic.
+
+    Exit status: 0 nothing breaks, 1 something breaks, or --observed does not show that the change is safe, or
+    observation is disabled, 2 an object of -f is invalid, nothing was checked
     because there is no Pod or no Service, or wrong usage, 3 the control plane or the API server cannot be
     reached.
     """
     filenames, deletions = options.filenames or [], options.deletions or []
+    observed = parse_period("--observed", options.observed) if options.observed else None
     if not filenames and not deletions:
         fail("nothing to plan: add -f PATH or --delete KIND/NS/NAME")
     if STDIN in filenames and STDIN in (options.mesh.manifests or ()):
         fail("stdin (-) can be either --manifests or -f, not both")
     with options.mesh.open() as policies:
-        found = policies.plan(filenames, deletions)
+        found = policies.plan(filenames, deletions, observed)
     print_problems(map(plan_output.to_problem, found.problems))
     if found.nothing_to_compare:
         fail(f"nothing was checked: no Pod or no Service with a TCP port in {options.mesh.source}")
     if found.invalid:
         fail("cannot plan the change: repair the problems of its objects first")
+    if observed and not found.observation.enabled:
+        fail(OBSERVATION_DISABLED, 1)
     if options.output is Format.JSON:
         print_document(found, options.output)
     elif options.output is Format.MARKDOWN:
@@ -93,5 +112,5 @@ def plan(options: PlanOptions) -> None:
     else:
         print_problems(map(plan_output.to_problem, found.without_effect))
         plan_output.print_table(found)
-    if found.breaks:
+    if found.breaks or (observed and not found.observation.safe):
         raise typer.Exit(1)

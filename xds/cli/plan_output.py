@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import typer
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
 from xds.cli.hops import format_clients
 from xds.cli.tables import Table
+from xds.mesh.controlplane.status import since
 from xds.mesh.model.objects import Problem
 from xds.mesh.policy.plan import Effect
 from xds.mesh.policy.reach import Failure
 from xds.mesh.v1 import policies_pb2 as pb
+from xds.mesh.v1.traffic_pb2 import TrafficEdge
 
 TITLES = ("EFFECT", "CLIENTS", "TARGET", "BEFORE", "AFTER", "DECIDED BY", "REMEDY")
+_SEEN_TITLES = (*TITLES[:-1], "SEEN", TITLES[-1])
+_TRAFFIC_TITLES = ("CLIENT", "TARGET", "MODE", "FIRST SEEN", "LAST SEEN")
 
 _STYLES: dict[str, str] = {Effect.BREAKS: "red", Effect.MAY_BREAK: "yellow", Effect.PLAINTEXT: "yellow"}
 _PLAINTEXT = "plaintext"
@@ -30,34 +35,87 @@ class _Row(NamedTuple):
     before: str
     after: str
     decided_by: str
+    seen: str
+    """When the traffic was last observed."""
     remedy: str
+
+    def cells(self, *, with_seen: bool) -> tuple[str, ...]:
+        return tuple(self) if with_seen else (*self[:-2], self.remedy)
 
 
 def print_table(plan: pb.PlanResponse) -> None:
-    """Print a line for each effect, worst first, then each remedy once, and a summary."""
-    rows = list(_rows(plan))
+    """Print a line for each effect, worst first, then each remedy once, observed traffic and a summary."""
+    rows, with_seen = list(_rows(plan)), plan.HasField("observation")
     if rows:
-        table = Table(*TITLES[:-1])
+        table = Table(*(_SEEN_TITLES if with_seen else TITLES)[:-1])
         for row in rows:
-            table.add_row(Text(row.effect, _STYLES.get(row.effect, "green")), *row[1:-1])
+            cells = row.cells(with_seen=with_seen)
+            table.add_row(Text(row.effect, _STYLES.get(row.effect, "green")), *cells[1:-1])
         table.show()
         typer.echo()
     if remedies := dict.fromkeys(row.remedy for row in rows if row.remedy):
         typer.echo("\n".join(["Remedies:", *(f"  {text}" for text in remedies), ""]))
     typer.echo(plan.summary)
+    if with_seen:
+        _print_observation(plan.observation)
+
+
+def _print_observation(observation: pb.Observation) -> None:
+    """Print plaintext traffic to ports that become STRICT, what may be missing, and the result."""
+    typer.echo()
+    print_traffic(observation.plaintext, observation.time)
+    for gap in observation.gaps:
+        typer.echo(f"xds: {gap}", err=True)
+    typer.echo(observation.summary)
+
+
+def print_traffic(edges: Sequence[TrafficEdge], now: Timestamp) -> None:
+    """Print a table of plaintext traffic, and an empty line; nothing without traffic."""
+    if edges:
+        table = Table(*_TRAFFIC_TITLES)
+        for edge in edges:
+            table.add_row(*_traffic_cells(edge, now))
+        table.show()
+        typer.echo()
+
+
+def _traffic_cells(edge: TrafficEdge, now: Timestamp) -> tuple[str, ...]:
+    return (
+        f"{edge.client_namespace}/{edge.client}".lstrip("/"),
+        f"{edge.service}.{edge.namespace}:{edge.port}",
+        TrafficEdge.Mode.Name(edge.mode).lower(),
+        f"{since(edge.first_seen.ToDatetime(), now)} ago",
+        f"{since(edge.last_seen.ToDatetime(), now)} ago",
+    )
 
 
 def as_markdown(plan: pb.PlanResponse) -> str:
     """Return the effects as Markdown for a comment on a pull request."""
-    rows = list(_rows(plan))
-    lines = ["### Effect on connections", "", f"**{plan.summary}**"]
-    if rows:
-        lines += ["", "| " + " | ".join(title.lower() for title in TITLES) + " |", "|---" * len(TITLES) + "|"]
-        lines += ["| " + " | ".join(map(_escape, row)) + " |" for row in rows]
+    with_seen = plan.HasField("observation")
+    titles, rows = (
+        _SEEN_TITLES if with_seen else TITLES,
+        [row.cells(with_seen=with_seen) for row in _rows(plan)],
+    )
+    lines = ["### Effect on connections", "", f"**{plan.summary}**", *_markdown_table(titles, rows)]
+    if with_seen:
+        observation = plan.observation
+        cells = [_traffic_cells(edge, observation.time) for edge in observation.plaintext]
+        lines += ["", f"**{_escape(observation.summary)}**", *_markdown_table(_TRAFFIC_TITLES, cells)]
+        lines += ["", *(f"- {_escape(gap)}" for gap in observation.gaps)] if observation.gaps else []
     if plan.without_effect:
         lines += ["", "**Objects without effect:**", ""]
         lines += [f"- {_escape(str(to_problem(problem)))}" for problem in plan.without_effect]
     return "\n".join(lines)
+
+
+def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table after an empty line; nothing without rows."""
+    if rows:
+        yield ""
+        yield "| " + " | ".join(title.lower() for title in titles) + " |"
+        yield "|---" * len(titles) + "|"
+        for row in rows:
+            yield "| " + " | ".join(map(_escape, row)) + " |"
 
 
 def to_problem(problem: pb.ManifestProblem) -> Problem:
@@ -67,13 +125,14 @@ def to_problem(problem: pb.ManifestProblem) -> Problem:
 
 def _rows(plan: pb.PlanResponse) -> Iterator[_Row]:
     """Yield the rows, worst first."""
+    now = plan.observation.time
     breaking = [change for change in plan.hops if change.effect == Effect.BREAKS]
-    yield from map(_hop_row, breaking)
+    yield from (_hop_row(change, now) for change in breaking)
     yield from map(_refusal_row, plan.refused)
-    yield from map(_hop_row, plan.hops[len(breaking) :])
+    yield from (_hop_row(change, now) for change in plan.hops[len(breaking) :])
 
 
-def _hop_row(change: pb.HopChange) -> _Row:
+def _hop_row(change: pb.HopChange, now: Timestamp) -> _Row:
     endpoints = f" ({change.endpoints}/{change.ready} endpoints)" if change.ready else ""
     return _Row(
         effect=change.effect,
@@ -82,6 +141,7 @@ def _hop_row(change: pb.HopChange) -> _Row:
         before=change.before.outcome,
         after=f"{change.after.outcome} ({change.after.reason})",
         decided_by=", ".join(change.after.decided_by),
+        seen=f"{since(change.last_seen.ToDatetime(), now)} ago" if change.HasField("last_seen") else "-",
         remedy=change.remedy,
     )
 
@@ -94,6 +154,7 @@ def _refusal_row(refusal: pb.RefusedTraffic) -> _Row:
         before=_PLAINTEXT,
         after=f"fails ({Failure.SERVER_REQUIRES_MTLS})",
         decided_by=", ".join(refusal.decided_by),
+        seen="-",
         remedy=refusal.remedy,
     )
 

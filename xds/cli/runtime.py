@@ -271,9 +271,9 @@ class ControlPlane:
         )
         objects = ObjectsService(controller, self._source, self._found_problems)
         reports = TrafficReports(controller)
-        rollouts, policies = RolloutsService(controller), PoliciesService(controller, reports.traffic)
         self._metrics.register(TrafficMetrics(reports))
         traffic = TrafficService(controller, reports)
+        rollouts, policies = RolloutsService(controller), PoliciesService(controller, traffic)
         services = (proxies, rollouts, policies, objects, traffic)
         admit = listeners.admit if listeners else None
         server = XdsServer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import sys
 from collections.abc import Iterable
 from enum import StrEnum
@@ -14,6 +13,7 @@ import typer
 
 from xds.cli import admin_client
 from xds.cli.client_options import ConnectionOptions
+from xds.cli.durations import parse_duration
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import Context, Kubeconfig, fail
 from xds.mesh.controlplane.status import proxy_name
@@ -28,8 +28,6 @@ kubectl apply -f strict.yaml && xds wait PeerAuthentication/shop/default --kuber
 xds wait MeshPolicy/default --resource-version 81234
 """
 
-_DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(ms|s|m|h)?")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _CLUSTER_SCOPED = "MeshPolicy"
 _MAX_NAMES = 20
 """Maximum number of proxies that a message names."""
@@ -101,13 +99,34 @@ def wait(
     control plane rejects the object, 2 the object does not exist or wrong usage, 3 the control plane or the
     API server cannot be reached, or too many waits are in progress.
     """
-    ref, seconds = _find_ref(target), _parse_duration(timeout)
+    ref = _find_ref(target)
+    parse_duration("--timeout", timeout)
     if kubernetes and resource_version:
         fail("--kubernetes cannot be combined with --resource-version")
     if (kubeconfig or context) and not kubernetes:
         fail("--kubeconfig and --context require --kubernetes")
     address, credentials = connection.address, connection.credentials
     version = _read_version(ref, kubeconfig, context) if kubernetes else resource_version
+    with admin_client.AdminClient(address, credentials) as client:
+        wait_for(client, ref, version, timeout, condition)
+
+
+def wait_for(
+    client: admin_client.AdminClient,
+    ref: Ref,
+    version: str,
+    timeout: str,
+    condition: Condition = Condition.IN_FORCE,
+) -> None:
+    """Wait for an object, and print the result. Exit unless the condition is met.
+
+    Args:
+        client: the control plane.
+        ref: the object.
+        version: oldest resourceVersion to wait for; empty for the one that the control plane has read.
+        timeout: duration to wait.
+        condition: what to wait for.
+    """
     request = pb.WaitRequest(
         kind=ref.kind,
         namespace=ref.namespace,
@@ -115,8 +134,7 @@ def wait(
         resource_version=version,
         condition=_CONDITIONS[condition],
     )
-    with admin_client.AdminClient(address, credentials) as client:
-        last = _follow(client.wait(request, seconds), ref)
+    last = _follow(client.wait(request, parse_duration("--timeout", timeout)), ref)
     _report(last, ref, request, timeout)
 
 
@@ -126,13 +144,6 @@ def _find_ref(text: str) -> Ref:
         return ref_named(text, {kind: kind != _CLUSTER_SCOPED for kind in TRAFFIC_KINDS})
     except UnknownNameError as error:
         fail(str(error))
-
-
-def _parse_duration(text: str) -> float:
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is not a duration such as 90s or 2m", param_hint="'--timeout'")
-    return float(match[1]) * _UNITS[match[2] or "s"]
 
 
 def _read_version(ref: Ref, kubeconfig: Path | None, context: str | None) -> str:

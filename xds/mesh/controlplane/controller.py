@@ -75,6 +75,8 @@ class Controller:
         """Lock on the mesh and the rollouts. Acquire it to read both consistently."""
         self.ready = asyncio.Event()
         """Set once the first change is applied."""
+        self.observe_since = time.time()
+        """Unix time at which the mesh's settings enabled observation, in seconds."""
         self.stats = Stats()
         """Counters for metrics."""
         self._wake, self.batcher = asyncio.Event(), ChangeBatcher()
@@ -179,6 +181,8 @@ class Controller:
         """Apply changes to the mesh, and queue all connected proxies whose pod is known."""
         old_mesh, started_at = self.mesh, time.perf_counter()
         await self._apply_change(batch.change)
+        if self.mesh.config.observe and not old_mesh.config.observe:
+            self.observe_since = time.time()
         self.stats.batches += 1
         self.stats.apply_seconds += time.perf_counter() - started_at
         for ref in batch.change.removed:

@@ -16,7 +16,7 @@ MAX_UNSYNCED = 10
 MAX_SERVERS = 100
 """Maximum number of servers' sidecars whose state a group contains."""
 
-_MODES = {
+MODES = {
     Mode.DISABLE: rollouts_pb2.DISABLE,
     Mode.PERMISSIVE: rollouts_pb2.PERMISSIVE,
     Mode.STRICT: rollouts_pb2.STRICT,
@@ -39,7 +39,7 @@ def explanation_message(mesh: Mesh, client: Pod, service: Service, groups: Seque
 
 def configured(state: Served) -> pb.Configured:
     """Return what a client sends and a server accepts."""
-    return pb.Configured(send=_SENDS[state.send], mode=_MODES[state.mode] if state.mode else None)
+    return pb.Configured(send=_SENDS[state.send], mode=MODES[state.mode] if state.mode else None)
 
 
 def differences(

@@ -19,10 +19,11 @@ from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explainer import Explainer
 from xds.mesh.controlplane.hop_traffic import HopTraffic
+from xds.mesh.controlplane.observation import ObservedTraffic
 from xds.mesh.controlplane.sidecar_states import SERVER_TYPES, SidecarStates
+from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named
-from xds.mesh.observe.edges import Traffic
 from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.settings import SettingsLoader
 from xds.mesh.v1 import policies_pb2 as pb
@@ -39,8 +40,8 @@ MAX_WATCH_LOAD = 0.2
 class PoliciesService:
     """The service, for `Introspection(added=[...])`."""
 
-    def __init__(self, controller: Controller, traffic: Traffic | None = None) -> None:
-        """Create the service. `traffic` is the observed traffic, if any is collected."""
+    def __init__(self, controller: Controller, traffic: TrafficService | None = None) -> None:
+        """Create the service. `traffic` has the observed traffic, if any is collected."""
         self._controller, self._traffic = controller, traffic
         self._planning = asyncio.Lock()
         """Held while a plan is computed: in a large mesh, it takes seconds of a thread's time."""
@@ -81,7 +82,8 @@ class PoliciesService:
     async def explain(self, discovery: DiscoveryService, request: pb.ExplainRequest) -> pb.Explanation:
         """Return an explanation. Raises UnknownNameError if the client or the service does not exist."""
         async with self._controller.mesh_lock:
-            explainer = Explainer(self._controller, discovery, self._traffic, request)
+            traffic = self._traffic.traffic if self._traffic else None
+            explainer = Explainer(self._controller, discovery, traffic, request)
         return await explainer.explain()
 
     async def _reach(
@@ -106,7 +108,7 @@ class PoliciesService:
     def _results(self, mesh: Mesh, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
         observed = None
         if self._traffic is not None and mesh.config.observe and not request.watch:
-            observed = HopTraffic(self._traffic.edges(request.namespace), time.time())
+            observed = HopTraffic(self._traffic.traffic.edges(request.namespace), time.time())
         return predictions.reach(mesh, request, observed)
 
     async def _plan(
@@ -122,7 +124,14 @@ class PoliciesService:
 
     async def _plan_alone(self, request: pb.PlanRequest) -> list[pb.PlanResponse]:
         async with self._planning:
-            return await asyncio.to_thread(_plan, self._controller.mesh, request)
+            observed = await self._observed(request) if request.HasField("observed") else None
+            return await asyncio.to_thread(_plan, self._controller.mesh, request, observed)
+
+    async def _observed(self, request: pb.PlanRequest) -> ObservedTraffic:
+        seconds = request.observed.ToMilliseconds() / 1000
+        if self._traffic is None:
+            return ObservedTraffic(seconds=seconds, now=time.time(), enabled=False)
+        return await self._traffic.observed_for(seconds)
 
     async def _describe(
         self, request: pb.DescribePodRequest, discovery: DiscoveryService
@@ -138,11 +147,11 @@ class PoliciesService:
         return description
 
 
-def _plan(mesh: Mesh, request: pb.PlanRequest) -> list[pb.PlanResponse]:
+def _plan(mesh: Mesh, request: pb.PlanRequest, observed: ObservedTraffic | None) -> list[pb.PlanResponse]:
     texts = [Text(manifest.name, manifest.text) for manifest in request.manifests]
     settings = SettingsLoader(base=mesh.config)
     folder = Folder((), settings, texts=texts, reads_workloads=True) if texts else None
-    return list(predictions.plan(mesh, folder, request.deletions))
+    return list(predictions.plan(mesh, folder, request.deletions, observed))
 
 
 async def _not_found(context: grpc.aio.ServicerContext, error: UnknownNameError) -> NoReturn:

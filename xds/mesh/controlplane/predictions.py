@@ -9,9 +9,16 @@ from itertools import groupby, islice
 
 from xds.mesh.controlplane.explanation import endpoint_message, side_message
 from xds.mesh.controlplane.hop_traffic import HopTraffic
+from xds.mesh.controlplane.observation import (
+    ObservedTraffic,
+    observation_message,
+    plaintext_port_message,
+    timestamp,
+)
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, host_port, pod_named, ports_named, unknown_name
 from xds.mesh.model.objects import Change, Pod, Problem
+from xds.mesh.observe import strict
 from xds.mesh.policy import plan as policy
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
 from xds.mesh.policy.hop_text import format_target
@@ -150,7 +157,12 @@ def _result(outcome: Outcome, observed: HopTraffic | None) -> pb.ConnectionResul
 # --- plans ----------------------------------------------------------------------------------------
 
 
-def plan(before: Mesh, manifests: Folder | None, deletions: Iterable[str]) -> Iterator[pb.PlanResponse]:
+def plan(
+    before: Mesh,
+    manifests: Folder | None,
+    deletions: Iterable[str],
+    observed: ObservedTraffic | None = None,
+) -> Iterator[pb.PlanResponse]:
     """Yield the effects of a change. Together, the responses are one plan.
 
     Raises UnknownNameError if an object to delete does not exist, and OSError if a folder cannot be read.
@@ -159,6 +171,7 @@ def plan(before: Mesh, manifests: Folder | None, deletions: Iterable[str]) -> It
         before: the mesh without the change.
         manifests: the objects to apply; it must be loaded for the first time, and read workloads.
         deletions: the objects to delete, as KIND/NAMESPACE/NAME or KIND/NAME.
+        observed: the traffic to compare the change with, if any.
     """
     if not any(clients_of(before)) or not all_targets(before):
         yield pb.PlanResponse(nothing_to_compare=True)
@@ -170,17 +183,26 @@ def plan(before: Mesh, manifests: Folder | None, deletions: Iterable[str]) -> It
         return
     change = replace(change, removed=(*change.removed, *removed))
     after = before.apply(change)
-    planned = policy.plan(before, after, policy.scope_of(change, after))
-    without_effect = policy.ineffective(after, {fact.ref for fact in change.applied})
+    scope, applied = policy.scope_of(change, after), {fact.ref for fact in change.applied}
+    planned = policy.plan(before, after, scope)
+    without_effect = policy.ineffective(after, applied)
     yield pb.PlanResponse(
         breaks=planned.breaks,
         summary=summary(planned),
         refused=map(_refused, planned.refusals),
         without_effect=map(_problem, without_effect),
     )
-    hops = iter(planned.hops)
+    times = strict.times_by_target(observed.seen) if observed else {}
+    hops = (_change(hop, strict.last_seen(hop, times, after)) for hop in planned.hops)
     while batch := list(islice(hops, MAX_CHANGES)):
-        yield pb.PlanResponse(hops=map(_change, batch))
+        yield pb.PlanResponse(hops=batch)
+    if observed:
+        found = strict.find_contradictions(before, after, scope, observed.seen)
+        ports = strict.policy_ports(before, after, applied)
+        yield pb.PlanResponse(
+            observation=observation_message(observed, found, planned, strict_ports=ports.strict),
+            plaintext_ports=[plaintext_port_message(port, _clients_messages) for port in ports.plaintext],
+        )
 
 
 def _problem(problem: Problem) -> pb.ManifestProblem:
@@ -189,7 +211,7 @@ def _problem(problem: Problem) -> pb.ManifestProblem:
     )
 
 
-def _change(change: HopChange) -> pb.HopChange:
+def _change(change: HopChange, last_seen: float | None) -> pb.HopChange:
     return pb.HopChange(
         effect=change.effect,
         clients=_clients_messages(change.clients),
@@ -200,6 +222,7 @@ def _change(change: HopChange) -> pb.HopChange:
         before=_answer(change.before),
         after=_answer(change.after),
         remedy=change_remedy(change),
+        last_seen=timestamp(last_seen) if last_seen else None,
     )
 
 

@@ -51,8 +51,6 @@ class TrafficReports:
     """
 
     def __init__(self, controller: Controller) -> None:
-        self.since = time.time()
-        """Unix time at which the observation started, in seconds."""
         self.traffic = Traffic()
         """The observed edges."""
         self.reader = ReportReader(self.traffic, controller.connections.deleted_pods)
@@ -60,6 +58,10 @@ class TrafficReports:
         """Number of reports that were read, by service."""
         self.dropped: Counter[str] = Counter({"too large": 0, "overload": 0, "unknown pod": 0})
         """Number of reports that were not read, by reason."""
+        self.last_dropped = 0.0
+        """Unix time at which something was last left out (`dropped_total`), in seconds; 0 if nothing was."""
+        self._noted_drops = 0
+        self._started = time.time()
         self._controller = controller
         self._budgets = Budgets(Limits(streams=MAX_STREAMS))
 
@@ -79,10 +81,20 @@ class TrafficReports:
         """Whether the mesh's settings enable observation."""
         return self._controller.mesh.config.observe
 
+    @property
+    def since(self) -> float:
+        """Unix time at which the observation started, in seconds."""
+        return max(self._started, self._controller.observe_since)
+
     def dropped_total(self) -> int:
         """Return the number of reports, entries and edges that were left out."""
         traffic = self.traffic
         return self.dropped.total() + self.reader.ignored + traffic.evicted + traffic.excess
+
+    def note_drops(self, now: float) -> None:
+        """Update `last_dropped` at a Unix time, after a report was read or dropped."""
+        if (total := self.dropped_total()) != self._noted_drops:
+            self._noted_drops, self.last_dropped = total, now
 
     def _open_load(self, info: StreamInfo, report: bytes) -> _Stream:
         # Without a response, Envoy sends no reports, and does not reconnect.
@@ -132,13 +144,15 @@ class TrafficReports:
         _check(caller, key, pod)
         if not self.enabled:
             return
+        now = time.time()
         if pod is None:
             self.dropped["unknown pod"] += 1
-            return
-        self.received[service] += 1
-        if message is not None:
-            read = self.reader.read_load if service == LOAD_SERVICE else self.reader.read_access_logs
-            read(mesh, pod, message, now=time.time())
+        else:
+            self.received[service] += 1
+            if message is not None:
+                read = self.reader.read_load if service == LOAD_SERVICE else self.reader.read_access_logs
+                read(mesh, pod, message, now=now)
+        self.note_drops(now)
 
 
 @dataclass(slots=True)
@@ -159,6 +173,7 @@ class _Stream:
 
     def dropped(self, reason: str) -> None:
         self.reports.dropped[reason] += 1
+        self.reports.note_drops(time.time())
 
     def close(self) -> None:
         self.reservation.close()

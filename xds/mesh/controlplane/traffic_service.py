@@ -11,14 +11,15 @@ from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.observation import TRAFFIC_MODES, ObservedTraffic, timestamp
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.model.objects import Pod, Service
-from xds.mesh.observe.edges import Client, Edge, EdgeKey, Traffic, TrafficMode
+from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Traffic
+from xds.mesh.observe.strict import SeenTraffic
 from xds.mesh.v1 import traffic_pb2 as pb
 from xds.server import DiscoveryService
 from xds.server.stream import now as clock
@@ -27,14 +28,6 @@ SERVICE = "xds.mesh.v1.Traffic"
 
 WATCH_INTERVAL = 1.0
 """Interval at which a Watch call checks for new reports, in seconds."""
-
-_MODES = {
-    TrafficMode.MTLS: pb.TrafficEdge.MTLS,
-    TrafficMode.TLS: pb.TrafficEdge.TLS,
-    TrafficMode.PLAINTEXT: pb.TrafficEdge.PLAINTEXT,
-    TrafficMode.REFUSED: pb.TrafficEdge.REFUSED,
-}
-_UNENCRYPTED = (TrafficMode.PLAINTEXT, TrafficMode.REFUSED)
 
 
 class TrafficService:
@@ -51,12 +44,33 @@ class TrafficService:
 
     def summary(self, now: float) -> pb.ListTrafficResponse:
         """Return a response without edges: what is known about the observation at a Unix time."""
+        last_dropped = self._reports.last_dropped
         return pb.ListTrafficResponse(
             enabled=self._reports.enabled,
             may_be_on_other_replica=self._controller.rollouts.may_have_peers(clock()),
-            since=_timestamp(self._reports.since),
-            time=_timestamp(now),
+            since=timestamp(self._reports.since),
+            time=timestamp(now),
             dropped=self._reports.dropped_total(),
+            last_dropped=timestamp(last_dropped) if last_dropped else None,
+        )
+
+    async def observed_for(self, seconds: float) -> ObservedTraffic:
+        """Return the plaintext and refused traffic of the last seconds, and what may be missing in it."""
+        now = time.time()
+        self.traffic.expire(now)
+        summary = self.summary(now)
+        return ObservedTraffic(
+            seconds=seconds,
+            now=now,
+            enabled=summary.enabled,
+            since=summary.since.ToMilliseconds() / 1000,
+            last_dropped=summary.last_dropped.ToMilliseconds() / 1000,
+            may_be_on_other_replica=summary.may_be_on_other_replica,
+            connected=frozenset(self._controller.connections.streams),
+            seen=[
+                SeenTraffic(*key, edge.first_seen, edge.last_seen, edge.by_server)
+                for key, edge in self.traffic.unencrypted(now - seconds)
+            ],
         )
 
     def __call__(self, server: GuardedServer, _: DiscoveryService) -> None:
@@ -92,7 +106,7 @@ class TrafficService:
         edges = [
             (key, edge)
             for key, edge in self.traffic.edges(request.namespace)
-            if key.mode in _UNENCRYPTED or not request.plaintext_only
+            if key.mode in UNENCRYPTED or not request.plaintext_only
         ]
         edges.sort(key=lambda item: (item[0].target, item[0].client, item[0].mode))
         response = self.summary(now)
@@ -121,17 +135,11 @@ def _edge(key: EdgeKey, edge: Edge, now: float) -> pb.TrafficEdge:
         namespace=key.target.namespace,
         service=key.target.name,
         port=key.target.port,
-        mode=_MODES[key.mode],
+        mode=TRAFFIC_MODES[key.mode],
         requests_per_minute=edge.rate(now),
         minutes=edge.minutes(now),
         requests_per_day=edge.day(now),
         failed_per_hour=edge.failed_in_hour(now),
-        first_seen=_timestamp(edge.first_seen),
-        last_seen=_timestamp(edge.last_seen),
+        first_seen=timestamp(edge.first_seen),
+        last_seen=timestamp(edge.last_seen),
     )
-
-
-def _timestamp(seconds: float) -> Timestamp:
-    timestamp = Timestamp()
-    timestamp.FromMilliseconds(round(seconds * 1000))
-    return timestamp

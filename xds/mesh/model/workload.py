@@ -44,7 +44,12 @@ class Workload:
 def workload_key(pod: Pod) -> WorkloadKey:
     """Return the workload of a pod: the name that a label gives its application, or else its owner's."""
     named = next((name for label in _NAME_LABELS if (name := pod.meta.labels.get(label))), "")
-    return pod.namespace, named or _GENERATED.sub("", pod.name.rpartition("/")[2])
+    return pod.namespace, named or owner_name(pod.name)
+
+
+def owner_name(pod_name: str) -> str:
+    """Return the name of the workload that created a pod: the pod's name without a generated suffix."""
+    return _GENERATED.sub("", pod_name.rpartition("/")[2])
 
 
 def workloads_of(pods: Iterable[Pod]) -> dict[WorkloadKey, Workload]:

@@ -14,6 +14,8 @@ MAX_EDGES = 10_000
 
 An edge takes about 1 kB, and up to 3 kB if both sidecars report it and requests fail.
 """
+UNENCRYPTED_RETENTION = 7 * 86400.0
+"""Seconds for which plaintext and refused traffic is remembered; its counts only for RETENTION."""
 MAX_EDGES_PER_REPORTER = 2_000
 """Maximum number of edges that the reports of one sidecar may create."""
 MAX_ADDRESSES = 50
@@ -36,6 +38,10 @@ class TrafficMode(StrEnum):
     """No TLS."""
     REFUSED = "refused"
     """No TLS, to a port that requires mutual TLS: the server's sidecar closed the connection."""
+
+
+UNENCRYPTED = (TrafficMode.PLAINTEXT, TrafficMode.REFUSED)
+"""Modes that a server that requires mutual TLS refuses."""
 
 
 class Reporter(StrEnum):
@@ -83,13 +89,15 @@ class EdgeKey(NamedTuple):
 class Edge:
     """The traffic of one client workload to one service port in one mode."""
 
-    __slots__ = ("_counts", "_failed", "first_seen", "last_seen", "reporter", "totals")
+    __slots__ = ("_counts", "_failed", "by_server", "first_seen", "last_seen", "reporter", "totals")
 
     def __init__(self, reporter: PodName, now: float) -> None:
         self.reporter = reporter
         """The sidecar whose report created the edge."""
         self.first_seen = self.last_seen = now
         """Unix times of the first and last report, in seconds."""
+        self.by_server = False
+        """Whether the server's sidecar has reported it."""
         self.totals: Counter[Reporter] = Counter()
         """Number of requests since `first_seen`, by reporter."""
         self._counts: dict[Reporter, Counts] = {}
@@ -103,6 +111,7 @@ class Edge:
     def add(self, source: Reporter, requests: int, failed: int, now: float) -> None:
         """Count requests, or connections that are no HTTP. 0 requests only update `last_seen`."""
         self.last_seen = max(now, self.last_seen)
+        self.by_server |= source is Reporter.SERVER
         if requests:
             self.totals[source] += requests
             if source not in self._counts:
@@ -111,6 +120,10 @@ class Edge:
         if failed:
             self._failed = self._failed or Counts(now)
             self._failed.add(failed, now)
+
+    def clear_counts(self) -> None:
+        """Forget the requests over time."""
+        self._counts, self._failed = {}, None
 
     def minutes(self, now: float) -> list[int]:
         """Return the requests of each minute of the last hour, oldest first.
@@ -136,7 +149,10 @@ class Edge:
 
 
 class Traffic:
-    """All observed edges, the ones that were seen longest ago first. Their number is limited."""
+    """All observed edges, the ones that were seen longest ago first. Their number is limited.
+
+    Plaintext and refused traffic is kept for UNENCRYPTED_RETENTION, all other traffic for RETENTION.
+    """
 
     def __init__(
         self, max_edges: int = MAX_EDGES, max_edges_per_reporter: int = MAX_EDGES_PER_REPORTER
@@ -150,6 +166,8 @@ class Traffic:
         self.version = 0
         """Number of reports, to detect changes."""
         self._edges: OrderedDict[EdgeKey, Edge] = OrderedDict()
+        self._past: OrderedDict[EdgeKey, Edge] = OrderedDict()
+        """Plaintext and refused traffic that was seen longer ago than RETENTION."""
         self._by_reporter: Counter[PodName] = Counter()
         self._addresses: Counter[Target] = Counter()
         """Number of edges of addresses, by target."""
@@ -183,16 +201,18 @@ class Traffic:
         key = self._shared(key)
         edge = self._edges.get(key)
         if edge is None:
-            if self._by_reporter[reporter] >= self._max_edges_per_reporter:
-                self.excess += 1
-                return
-            edge = self._edges[key] = Edge(reporter, now)
-            self._by_reporter[reporter] += 1
+            edge = self._past.pop(key, None)
+            if edge is None:
+                if self._by_reporter[reporter] >= self._max_edges_per_reporter:
+                    self.excess += 1
+                    return
+                edge = Edge(reporter, now)
+                self._by_reporter[reporter] += 1
+            self._edges[key] = edge
             if _is_address(key.client):
                 self._addresses[key.target] += 1
-            if len(self._edges) > self._max_edges:
-                self._forget_oldest()
-                self.evicted += 1
+            if len(self._edges) + len(self._past) > self._max_edges:
+                self._evict()
         else:
             self._edges.move_to_end(key)
         previous = edge.total
@@ -202,15 +222,34 @@ class Traffic:
             self.totals[key.target.namespace, key.mode] += increase
 
     def edges(self, namespace: str = "") -> Iterator[tuple[EdgeKey, Edge]]:
-        """Yield the edges whose client or server is in a namespace; all edges by default."""
+        """Yield the edges of the last RETENTION seconds whose client or server is in a namespace.
+
+        All edges by default.
+        """
         for key, edge in tuple(self._edges.items()):
             if namespace in {"", key.client.namespace, key.target.namespace}:
                 yield key, edge
 
+    def unencrypted(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the plaintext and refused traffic that was last seen at a Unix time or later.
+
+        It reaches back for UNENCRYPTED_RETENTION, further than `edges`.
+        """
+        for key, edge in (*self._past.items(), *self._edges.items()):
+            if key.mode in UNENCRYPTED and edge.last_seen >= since:
+                yield key, edge
+
     def expire(self, now: float) -> None:
-        """Forget the edges whose counts are no longer kept."""
-        while self._edges and next(iter(self._edges.values())).last_seen < now - RETENTION:
-            self._forget_oldest()
+        """Forget the edges whose retention has passed, and counts that are no longer kept."""
+        while self._edges and _oldest(self._edges).last_seen < now - RETENTION:
+            key, edge = self._pop_oldest()
+            if key.mode in UNENCRYPTED:
+                edge.clear_counts()
+                self._past[key] = edge
+            else:
+                self._release(edge)
+        while self._past and _oldest(self._past).last_seen < now - UNENCRYPTED_RETENTION:
+            self._release(self._past.popitem(last=False)[1])
 
     def _shared(self, key: EdgeKey) -> EdgeKey:
         """Return the key of the edge that counts a client: a shared one if the target has many addresses."""
@@ -219,15 +258,29 @@ class Traffic:
             return key._replace(client=OTHER_ADDRESSES)
         return key
 
-    def _forget_oldest(self) -> None:
+    def _evict(self) -> None:
+        """Forget the edge that was seen longest ago, because there are too many."""
+        _, edge = self._past.popitem(last=False) if self._past else self._pop_oldest()
+        self._release(edge)
+        self.evicted += 1
+
+    def _pop_oldest(self) -> tuple[EdgeKey, Edge]:
         key, edge = self._edges.popitem(last=False)
-        self._by_reporter[edge.reporter] -= 1
-        if not self._by_reporter[edge.reporter]:
-            del self._by_reporter[edge.reporter]
         if _is_address(key.client):
             self._addresses[key.target] -= 1
             if not self._addresses[key.target]:
                 del self._addresses[key.target]
+        return key, edge
+
+    def _release(self, edge: Edge) -> None:
+        """Let the reporter of a forgotten edge create another one."""
+        self._by_reporter[edge.reporter] -= 1
+        if not self._by_reporter[edge.reporter]:
+            del self._by_reporter[edge.reporter]
+
+
+def _oldest(edges: OrderedDict[EdgeKey, Edge]) -> Edge:
+    return next(iter(edges.values()))
 
 
 def _is_address(client: Client) -> bool:

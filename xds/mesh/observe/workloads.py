@@ -13,6 +13,7 @@ REMEMBERED_SECONDS = 60.0
 """Time for which the addresses of a deleted pod stay known, because reports about it arrive later."""
 MAX_REMEMBERED = 10_000
 """Maximum number of remembered addresses."""
+_POD = "pod/"
 _SUFFIX = f".svc.{CLUSTER_DOMAIN}"
 
 
@@ -46,7 +47,12 @@ def workload(pod: Pod) -> Client:
 
 def pod_target(pod: Pod) -> str:
     """Return the name of a pod as the target of traffic to ports that belong to no service."""
-    return f"pod/{pod.name}"
+    return f"{_POD}{pod.name}"
+
+
+def pod_of_target(target: Target) -> str:
+    """Return the name of the pod that a target belongs to; empty for a service."""
+    return target.name.removeprefix(_POD) if target.name.startswith(_POD) else ""
 
 
 def client_at(mesh: Mesh, deleted: DeletedPods, address: str, now: float) -> Client | None:

@@ -359,7 +359,7 @@ def _refusals(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[Refu
         yield
         for port, traffic in _direct_traffic(pod).items():
             old_pod = before.pod(pod.namespace, pod.name) or running_pod(before, pod.ref)
-            old_mode, mode = (old_pod and _mode(before, old_pod, port)), _mode(after, pod, port)
+            old_mode, mode = (old_pod and mode_at(before, old_pod, port)), mode_at(after, pod, port)
             if mode and mode[0] is Mode.STRICT and not (old_mode and old_mode[0] is Mode.STRICT):
                 found.setdefault((traffic, port, mode[1]), []).append(pod)
     ranks = list(Traffic)
@@ -373,7 +373,8 @@ def _refusals(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[Refu
     return refusals
 
 
-def _mode(mesh: Mesh, pod: Pod, port: int) -> tuple[Mode, Ref] | None:
+def mode_at(mesh: Mesh, pod: Pod, port: int) -> tuple[Mode, Ref] | None:
+    """Return the mode that a pod's sidecar enforces at a port, and the object that decided it."""
     decision = enforced_mode(mesh, Endpoint(address=pod.address, port=port, pod=pod))
     return (decision.mode, decision.decided_by) if decision else None
 

@@ -22,74 +22,79 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from xds.mesh.v1 import rollouts_pb2 as xds_dot_mesh_dot_v1_dot_rollouts__pb2
 from xds.mesh.v1 import traffic_pb2 as xds_dot_mesh_dot_v1_dot_traffic__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1axds/mesh/v1/policies.proto\x12\x0bxds.mesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1axds/mesh/v1/rollouts.proto\x1a\x19xds/mesh/v1/traffic.proto\"1\n\x0e\x45xplainRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"\xf9\x01\n\x0b\x45xplanation\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12*\n\x06groups\x18\x03 \x03(\x0b\x32\x1a.xds.mesh.v1.EndpointGroup\x12-\n\x0c\x63lient_proxy\x18\x04 \x01(\x0b\x32\x17.xds.mesh.v1.ProxyState\x12\x18\n\x10rule_transitions\x18\x05 \x03(\t\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x08observed\x18\x07 \x03(\x0b\x32\x18.xds.mesh.v1.TrafficEdge\"\xf0\x02\n\rEndpointGroup\x12\x0c\n\x04port\x18\x01 \x01(\r\x12,\n\tendpoints\x18\x02 \x03(\x0b\x32\x19.xds.mesh.v1.EndpointName\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07summary\x18\x05 \x01(\t\x12!\n\x06\x63lient\x18\x06 \x01(\x0b\x32\x11.xds.mesh.v1.Side\x12!\n\x06server\x18\x07 \x01(\x0b\x32\x11.xds.mesh.v1.Side\x12(\n\x07\x64\x65sired\x18\x08 \x01(\x0b\x32\x17.xds.mesh.v1.Configured\x12\'\n\x06served\x18\t \x01(\x0b\x32\x17.xds.mesh.v1.Configured\x12\x12\n\nidentities\x18\n \x03(\t\x12\x13\n\x0b\x64ifferences\x18\x0b \x03(\t\x12/\n\x0eserver_proxies\x18\x0c \x03(\x0b\x32\x17.xds.mesh.v1.ProxyState\":\n\x0c\x45ndpointName\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\"u\n\x04Side\x12\x0f\n\x07summary\x18\x01 \x01(\t\x12-\n\ndecided_by\x18\x02 \x01(\x0b\x32\x19.xds.mesh.v1.PolicyObject\x12-\n\noverridden\x18\x03 \x03(\x0b\x32\x19.xds.mesh.v1.PolicyObject\"[\n\x0cPolicyObject\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05place\x18\x04 \x01(\t\x12\r\n\x05scope\x18\x05 \x01(\t\"\x99\x01\n\nConfigured\x12*\n\x04send\x18\x01 \x01(\x0e\x32\x1c.xds.mesh.v1.Configured.Send\x12\x1f\n\x04mode\x18\x02 \x01(\x0e\x32\x11.xds.mesh.v1.Mode\">\n\x04Send\x12\x14\n\x10SEND_UNSPECIFIED\x10\x00\x12\x08\n\x04MTLS\x10\x01\x12\r\n\tPLAINTEXT\x10\x02\x12\x07\n\x03TLS\x10\x03\"\xc8\x01\n\nProxyState\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x0e\n\x06synced\x18\x02 \x01(\x08\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x18\n\x10\x61\x63ked_generation\x18\x04 \x01(\x03\x12\x19\n\x11served_generation\x18\x05 \x01(\x03\x12\x37\n\x13\x63\x65rtificate_expires\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x17may_be_on_other_replica\x18\x07 \x01(\x08\"\x8a\x01\n\x0cReachRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x0e\n\x06\x65xpand\x18\x05 \x01(\x08\x12\x16\n\x0e\x65ndpoint_names\x18\x06 \x01(\x08\x12\r\n\x05watch\x18\x07 \x01(\x08\"\xb1\x01\n\rReachResponse\x12\x1e\n\x04hops\x18\x01 \x03(\x0b\x32\x10.xds.mesh.v1.Hop\x12.\n\x07results\x18\x02 \x03(\x0b\x32\x1d.xds.mesh.v1.ConnectionResult\x12\r\n\x05\x66\x61ils\x18\x03 \x01(\x08\x12\x0f\n\x07\x63hecked\x18\x04 \x01(\r\x12\r\n\x05total\x18\x05 \x01(\r\x12\x0c\n\x04last\x18\x06 \x01(\x08\x12\x13\n\x0b\x63lient_pods\x18\x07 \x01(\r\"D\n\x07\x43lients\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12&\n\x08\x61\x63\x63ounts\x18\x02 \x03(\x0b\x32\x14.xds.mesh.v1.Account\"%\n\x07\x41\x63\x63ount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04pods\x18\x02 \x01(\r\"\x85\x02\n\x03Hop\x12%\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x14.xds.mesh.v1.Clients\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x11\n\tendpoints\x18\x04 \x01(\r\x12\r\n\x05ready\x18\x05 \x01(\r\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\ndecided_by\x18\x08 \x03(\t\x12\x31\n\x0e\x65ndpoint_names\x18\t \x03(\x0b\x32\x19.xds.mesh.v1.EndpointName\x12.\n\x08observed\x18\n \x01(\x0b\x32\x1c.xds.mesh.v1.ObservedTraffic\":\n\x0fObservedTraffic\x12\'\n\x05modes\x18\x01 \x03(\x0b\x32\x18.xds.mesh.v1.ModeTraffic\"\x86\x01\n\x0bModeTraffic\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.xds.mesh.v1.TrafficEdge.Mode\x12\x1b\n\x13requests_per_minute\x18\x02 \x01(\x01\x12-\n\tlast_seen\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc9\x01\n\x10\x43onnectionResult\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\ndecided_by\x18\x08 \x03(\t\x12.\n\x08observed\x18\t \x01(\x0b\x32\x1c.xds.mesh.v1.ObservedTraffic\"J\n\x0bPlanRequest\x12(\n\tmanifests\x18\x01 \x03(\x0b\x32\x15.xds.mesh.v1.Manifest\x12\x11\n\tdeletions\x18\x02 \x03(\t\"&\n\x08Manifest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x96\x02\n\x0cPlanResponse\x12\x0e\n\x06\x62reaks\x18\x01 \x01(\x08\x12$\n\x04hops\x18\x02 \x03(\x0b\x32\x16.xds.mesh.v1.HopChange\x12,\n\x07refused\x18\x03 \x03(\x0b\x32\x1b.xds.mesh.v1.RefusedTraffic\x12\x34\n\x0ewithout_effect\x18\x04 \x03(\x0b\x32\x1c.xds.mesh.v1.ManifestProblem\x12.\n\x08problems\x18\x05 \x03(\x0b\x32\x1c.xds.mesh.v1.ManifestProblem\x12\x0f\n\x07invalid\x18\x06 \x01(\x08\x12\x1a\n\x12nothing_to_compare\x18\x07 \x01(\x08\x12\x0f\n\x07summary\x18\x08 \x01(\t\"\xdc\x01\n\tHopChange\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x01 \x01(\t\x12%\n\x07\x63lients\x18\x02 \x03(\x0b\x32\x14.xds.mesh.v1.Clients\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x11\n\tendpoints\x18\x05 \x01(\r\x12\r\n\x05ready\x18\x06 \x01(\r\x12#\n\x06\x62\x65\x66ore\x18\x07 \x01(\x0b\x32\x13.xds.mesh.v1.Answer\x12\"\n\x05\x61\x66ter\x18\x08 \x01(\x0b\x32\x13.xds.mesh.v1.Answer\x12\x0e\n\x06remedy\x18\t \x01(\t\"=\n\x06\x41nswer\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\ndecided_by\x18\x03 \x03(\t\"\x87\x01\n\x0eRefusedTraffic\x12\x0f\n\x07traffic\x18\x01 \x01(\t\x12\x0e\n\x06\x62reaks\x18\x02 \x01(\x08\x12\"\n\x04pods\x18\x03 \x03(\x0b\x32\x14.xds.mesh.v1.Clients\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x12\n\ndecided_by\x18\x05 \x03(\t\x12\x0e\n\x06remedy\x18\x06 \x01(\t\"L\n\x0fManifestProblem\x12\r\n\x05where\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12\x0e\n\x06notice\x18\x04 \x01(\x08\"!\n\x12\x44\x65scribePodRequest\x12\x0b\n\x03pod\x18\x01 \x01(\t\"\xb7\x01\n\x0ePodDescription\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x0f\n\x07sidecar\x18\x02 \x01(\x08\x12\x10\n\x08identity\x18\x03 \x01(\t\x12#\n\x05ports\x18\x04 \x03(\x0b\x32\x14.xds.mesh.v1.PodPort\x12&\n\x05proxy\x18\x05 \x01(\x0b\x32\x17.xds.mesh.v1.ProxyState\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x96\x01\n\x07PodPort\x12\x11\n\x04port\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x15\n\rservice_ports\x18\x02 \x03(\t\x12\"\n\x07\x61\x63\x63\x65pts\x18\x03 \x01(\x0b\x32\x11.xds.mesh.v1.Side\x12\x34\n\x0frefused_clients\x18\x04 \x03(\x0b\x32\x1b.xds.mesh.v1.RefusedClientsB\x07\n\x05_port\"D\n\x0eRefusedClients\x12%\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x14.xds.mesh.v1.Clients\x12\x0b\n\x03why\x18\x02 \x01(\t2\x9a\x02\n\x08Policies\x12@\n\x07\x45xplain\x12\x1b.xds.mesh.v1.ExplainRequest\x1a\x18.xds.mesh.v1.Explanation\x12@\n\x05Reach\x12\x19.xds.mesh.v1.ReachRequest\x1a\x1a.xds.mesh.v1.ReachResponse0\x01\x12=\n\x04Plan\x12\x18.xds.mesh.v1.PlanRequest\x1a\x19.xds.mesh.v1.PlanResponse0\x01\x12K\n\x0b\x44\x65scribePod\x12\x1f.xds.mesh.v1.DescribePodRequest\x1a\x1b.xds.mesh.v1.PodDescriptionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1axds/mesh/v1/policies.proto\x12\x0bxds.mesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1axds/mesh/v1/rollouts.proto\x1a\x19xds/mesh/v1/traffic.proto\"1\n\x0e\x45xplainRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\"\xf9\x01\n\x0b\x45xplanation\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12*\n\x06groups\x18\x03 \x03(\x0b\x32\x1a.xds.mesh.v1.EndpointGroup\x12-\n\x0c\x63lient_proxy\x18\x04 \x01(\x0b\x32\x17.xds.mesh.v1.ProxyState\x12\x18\n\x10rule_transitions\x18\x05 \x03(\t\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x08observed\x18\x07 \x03(\x0b\x32\x18.xds.mesh.v1.TrafficEdge\"\xf0\x02\n\rEndpointGroup\x12\x0c\n\x04port\x18\x01 \x01(\r\x12,\n\tendpoints\x18\x02 \x03(\x0b\x32\x19.xds.mesh.v1.EndpointName\x12\x0f\n\x07outcome\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07summary\x18\x05 \x01(\t\x12!\n\x06\x63lient\x18\x06 \x01(\x0b\x32\x11.xds.mesh.v1.Side\x12!\n\x06server\x18\x07 \x01(\x0b\x32\x11.xds.mesh.v1.Side\x12(\n\x07\x64\x65sired\x18\x08 \x01(\x0b\x32\x17.xds.mesh.v1.Configured\x12\'\n\x06served\x18\t \x01(\x0b\x32\x17.xds.mesh.v1.Configured\x12\x12\n\nidentities\x18\n \x03(\t\x12\x13\n\x0b\x64ifferences\x18\x0b \x03(\t\x12/\n\x0eserver_proxies\x18\x0c \x03(\x0b\x32\x17.xds.mesh.v1.ProxyState\":\n\x0c\x45ndpointName\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\"u\n\x04Side\x12\x0f\n\x07summary\x18\x01 \x01(\t\x12-\n\ndecided_by\x18\x02 \x01(\x0b\x32\x19.xds.mesh.v1.PolicyObject\x12-\n\noverridden\x18\x03 \x03(\x0b\x32\x19.xds.mesh.v1.PolicyObject\"[\n\x0cPolicyObject\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05place\x18\x04 \x01(\t\x12\r\n\x05scope\x18\x05 \x01(\t\"\x99\x01\n\nConfigured\x12*\n\x04send\x18\x01 \x01(\x0e\x32\x1c.xds.mesh.v1.Configured.Send\x12\x1f\n\x04mode\x18\x02 \x01(\x0e\x32\x11.xds.mesh.v1.Mode\">\n\x04Send\x12\x14\n\x10SEND_UNSPECIFIED\x10\x00\x12\x08\n\x04MTLS\x10\x01\x12\r\n\tPLAINTEXT\x10\x02\x12\x07\n\x03TLS\x10\x03\"\xc8\x01\n\nProxyState\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x0e\n\x06synced\x18\x02 \x01(\x08\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x18\n\x10\x61\x63ked_generation\x18\x04 \x01(\x03\x12\x19\n\x11served_generation\x18\x05 \x01(\x03\x12\x37\n\x13\x63\x65rtificate_expires\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x17may_be_on_other_replica\x18\x07 \x01(\x08\"\x8a\x01\n\x0cReachRequest\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07outcome\x18\x04 \x01(\t\x12\x0e\n\x06\x65xpand\x18\x05 \x01(\x08\x12\x16\n\x0e\x65ndpoint_names\x18\x06 \x01(\x08\x12\r\n\x05watch\x18\x07 \x01(\x08\"\xb1\x01\n\rReachResponse\x12\x1e\n\x04hops\x18\x01 \x03(\x0b\x32\x10.xds.mesh.v1.Hop\x12.\n\x07results\x18\x02 \x03(\x0b\x32\x1d.xds.mesh.v1.ConnectionResult\x12\r\n\x05\x66\x61ils\x18\x03 \x01(\x08\x12\x0f\n\x07\x63hecked\x18\x04 \x01(\r\x12\r\n\x05total\x18\x05 \x01(\r\x12\x0c\n\x04last\x18\x06 \x01(\x08\x12\x13\n\x0b\x63lient_pods\x18\x07 \x01(\r\"D\n\x07\x43lients\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12&\n\x08\x61\x63\x63ounts\x18\x02 \x03(\x0b\x32\x14.xds.mesh.v1.Account\"%\n\x07\x41\x63\x63ount\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04pods\x18\x02 \x01(\r\"\x85\x02\n\x03Hop\x12%\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x14.xds.mesh.v1.Clients\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x11\n\tendpoints\x18\x04 \x01(\r\x12\r\n\x05ready\x18\x05 \x01(\r\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\ndecided_by\x18\x08 \x03(\t\x12\x31\n\x0e\x65ndpoint_names\x18\t \x03(\x0b\x32\x19.xds.mesh.v1.EndpointName\x12.\n\x08observed\x18\n \x01(\x0b\x32\x1c.xds.mesh.v1.ObservedTraffic\":\n\x0fObservedTraffic\x12\'\n\x05modes\x18\x01 \x03(\x0b\x32\x18.xds.mesh.v1.ModeTraffic\"\x86\x01\n\x0bModeTraffic\x12+\n\x04mode\x18\x01 \x01(\x0e\x32\x1d.xds.mesh.v1.TrafficEdge.Mode\x12\x1b\n\x13requests_per_minute\x18\x02 \x01(\x01\x12-\n\tlast_seen\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc9\x01\n\x10\x43onnectionResult\x12\x0e\n\x06\x63lient\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x12\n\ndecided_by\x18\x08 \x03(\t\x12.\n\x08observed\x18\t \x01(\x0b\x32\x1c.xds.mesh.v1.ObservedTraffic\"w\n\x0bPlanRequest\x12(\n\tmanifests\x18\x01 \x03(\x0b\x32\x15.xds.mesh.v1.Manifest\x12\x11\n\tdeletions\x18\x02 \x03(\t\x12+\n\x08observed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"&\n\x08Manifest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xfa\x02\n\x0cPlanResponse\x12\x0e\n\x06\x62reaks\x18\x01 \x01(\x08\x12$\n\x04hops\x18\x02 \x03(\x0b\x32\x16.xds.mesh.v1.HopChange\x12,\n\x07refused\x18\x03 \x03(\x0b\x32\x1b.xds.mesh.v1.RefusedTraffic\x12\x34\n\x0ewithout_effect\x18\x04 \x03(\x0b\x32\x1c.xds.mesh.v1.ManifestProblem\x12.\n\x08problems\x18\x05 \x03(\x0b\x32\x1c.xds.mesh.v1.ManifestProblem\x12\x0f\n\x07invalid\x18\x06 \x01(\x08\x12\x1a\n\x12nothing_to_compare\x18\x07 \x01(\x08\x12\x0f\n\x07summary\x18\x08 \x01(\t\x12-\n\x0bobservation\x18\t \x01(\x0b\x32\x18.xds.mesh.v1.Observation\x12\x33\n\x0fplaintext_ports\x18\n \x03(\x0b\x32\x1a.xds.mesh.v1.PlaintextPort\"\xe9\x02\n\x0bObservation\x12\x0f\n\x07\x65nabled\x18\x01 \x01(\x08\x12,\n\trequested\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\tplaintext\x18\x05 \x03(\x0b\x32\x18.xds.mesh.v1.TrafficEdge\x12*\n\x08\x61\x64mitted\x18\x06 \x03(\x0b\x32\x18.xds.mesh.v1.TrafficEdge\x12\x14\n\x0clocked_ports\x18\x07 \x01(\r\x12\x14\n\x0copened_ports\x18\x08 \x01(\r\x12\x0c\n\x04gaps\x18\t \x03(\t\x12\x0c\n\x04safe\x18\n \x01(\x08\x12\x0f\n\x07summary\x18\x0b \x01(\t\x12\x14\n\x0cstrict_ports\x18\x0c \x01(\r\"\x8a\x01\n\rPlaintextPort\x12\x0c\n\x04port\x18\x01 \x01(\r\x12\"\n\x04pods\x18\x02 \x03(\x0b\x32\x14.xds.mesh.v1.Clients\x12\x1f\n\x04mode\x18\x03 \x01(\x0e\x32\x11.xds.mesh.v1.Mode\x12\x12\n\ndecided_by\x18\x04 \x01(\t\x12\x12\n\nwas_strict\x18\x05 \x01(\x08\"\x8b\x02\n\tHopChange\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x01 \x01(\t\x12%\n\x07\x63lients\x18\x02 \x03(\x0b\x32\x14.xds.mesh.v1.Clients\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x11\n\tendpoints\x18\x05 \x01(\r\x12\r\n\x05ready\x18\x06 \x01(\r\x12#\n\x06\x62\x65\x66ore\x18\x07 \x01(\x0b\x32\x13.xds.mesh.v1.Answer\x12\"\n\x05\x61\x66ter\x18\x08 \x01(\x0b\x32\x13.xds.mesh.v1.Answer\x12\x0e\n\x06remedy\x18\t \x01(\t\x12-\n\tlast_seen\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\x06\x41nswer\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x12\n\ndecided_by\x18\x03 \x03(\t\"\x87\x01\n\x0eRefusedTraffic\x12\x0f\n\x07traffic\x18\x01 \x01(\t\x12\x0e\n\x06\x62reaks\x18\x02 \x01(\x08\x12\"\n\x04pods\x18\x03 \x03(\x0b\x32\x14.xds.mesh.v1.Clients\x12\x0c\n\x04port\x18\x04 \x01(\r\x12\x12\n\ndecided_by\x18\x05 \x03(\t\x12\x0e\n\x06remedy\x18\x06 \x01(\t\"L\n\x0fManifestProblem\x12\r\n\x05where\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12\x0e\n\x06notice\x18\x04 \x01(\x08\"!\n\x12\x44\x65scribePodRequest\x12\x0b\n\x03pod\x18\x01 \x01(\t\"\xb7\x01\n\x0ePodDescription\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x0f\n\x07sidecar\x18\x02 \x01(\x08\x12\x10\n\x08identity\x18\x03 \x01(\t\x12#\n\x05ports\x18\x04 \x03(\x0b\x32\x14.xds.mesh.v1.PodPort\x12&\n\x05proxy\x18\x05 \x01(\x0b\x32\x17.xds.mesh.v1.ProxyState\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x96\x01\n\x07PodPort\x12\x11\n\x04port\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x15\n\rservice_ports\x18\x02 \x03(\t\x12\"\n\x07\x61\x63\x63\x65pts\x18\x03 \x01(\x0b\x32\x11.xds.mesh.v1.Side\x12\x34\n\x0frefused_clients\x18\x04 \x03(\x0b\x32\x1b.xds.mesh.v1.RefusedClientsB\x07\n\x05_port\"D\n\x0eRefusedClients\x12%\n\x07\x63lients\x18\x01 \x03(\x0b\x32\x14.xds.mesh.v1.Clients\x12\x0b\n\x03why\x18\x02 \x01(\t2\x9a\x02\n\x08Policies\x12@\n\x07\x45xplain\x12\x1b.xds.mesh.v1.ExplainRequest\x1a\x18.xds.mesh.v1.Explanation\x12@\n\x05Reach\x12\x19.xds.mesh.v1.ReachRequest\x1a\x1a.xds.mesh.v1.ReachResponse0\x01\x12=\n\x04Plan\x12\x18.xds.mesh.v1.PlanRequest\x1a\x19.xds.mesh.v1.PlanResponse0\x01\x12K\n\x0b\x44\x65scribePod\x12\x1f.xds.mesh.v1.DescribePodRequest\x1a\x1b.xds.mesh.v1.PodDescriptionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.mesh.v1.policies_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXPLAINREQUEST']._serialized_start=131
-  _globals['_EXPLAINREQUEST']._serialized_end=180
-  _globals['_EXPLANATION']._serialized_start=183
-  _globals['_EXPLANATION']._serialized_end=432
-  _globals['_ENDPOINTGROUP']._serialized_start=435
-  _globals['_ENDPOINTGROUP']._serialized_end=803
-  _globals['_ENDPOINTNAME']._serialized_start=805
-  _globals['_ENDPOINTNAME']._serialized_end=863
-  _globals['_SIDE']._serialized_start=865
-  _globals['_SIDE']._serialized_end=982
-  _globals['_POLICYOBJECT']._serialized_start=984
-  _globals['_POLICYOBJECT']._serialized_end=1075
-  _globals['_CONFIGURED']._serialized_start=1078
-  _globals['_CONFIGURED']._serialized_end=1231
-  _globals['_CONFIGURED_SEND']._serialized_start=1169
-  _globals['_CONFIGURED_SEND']._serialized_end=1231
-  _globals['_PROXYSTATE']._serialized_start=1234
-  _globals['_PROXYSTATE']._serialized_end=1434
-  _globals['_REACHREQUEST']._serialized_start=1437
-  _globals['_REACHREQUEST']._serialized_end=1575
-  _globals['_REACHRESPONSE']._serialized_start=1578
-  _globals['_REACHRESPONSE']._serialized_end=1755
-  _globals['_CLIENTS']._serialized_start=1757
-  _globals['_CLIENTS']._serialized_end=1825
-  _globals['_ACCOUNT']._serialized_start=1827
-  _globals['_ACCOUNT']._serialized_end=1864
-  _globals['_HOP']._serialized_start=1867
-  _globals['_HOP']._serialized_end=2128
-  _globals['_OBSERVEDTRAFFIC']._serialized_start=2130
-  _globals['_OBSERVEDTRAFFIC']._serialized_end=2188
-  _globals['_MODETRAFFIC']._serialized_start=2191
-  _globals['_MODETRAFFIC']._serialized_end=2325
-  _globals['_CONNECTIONRESULT']._serialized_start=2328
-  _globals['_CONNECTIONRESULT']._serialized_end=2529
-  _globals['_PLANREQUEST']._serialized_start=2531
-  _globals['_PLANREQUEST']._serialized_end=2605
-  _globals['_MANIFEST']._serialized_start=2607
-  _globals['_MANIFEST']._serialized_end=2645
-  _globals['_PLANRESPONSE']._serialized_start=2648
-  _globals['_PLANRESPONSE']._serialized_end=2926
-  _globals['_HOPCHANGE']._serialized_start=2929
-  _globals['_HOPCHANGE']._serialized_end=3149
-  _globals['_ANSWER']._serialized_start=3151
-  _globals['_ANSWER']._serialized_end=3212
-  _globals['_REFUSEDTRAFFIC']._serialized_start=3215
-  _globals['_REFUSEDTRAFFIC']._serialized_end=3350
-  _globals['_MANIFESTPROBLEM']._serialized_start=3352
-  _globals['_MANIFESTPROBLEM']._serialized_end=3428
-  _globals['_DESCRIBEPODREQUEST']._serialized_start=3430
-  _globals['_DESCRIBEPODREQUEST']._serialized_end=3463
-  _globals['_PODDESCRIPTION']._serialized_start=3466
-  _globals['_PODDESCRIPTION']._serialized_end=3649
-  _globals['_PODPORT']._serialized_start=3652
-  _globals['_PODPORT']._serialized_end=3802
-  _globals['_REFUSEDCLIENTS']._serialized_start=3804
-  _globals['_REFUSEDCLIENTS']._serialized_end=3872
-  _globals['_POLICIES']._serialized_start=3875
-  _globals['_POLICIES']._serialized_end=4157
+  _globals['_EXPLAINREQUEST']._serialized_start=163
+  _globals['_EXPLAINREQUEST']._serialized_end=212
+  _globals['_EXPLANATION']._serialized_start=215
+  _globals['_EXPLANATION']._serialized_end=464
+  _globals['_ENDPOINTGROUP']._serialized_start=467
+  _globals['_ENDPOINTGROUP']._serialized_end=835
+  _globals['_ENDPOINTNAME']._serialized_start=837
+  _globals['_ENDPOINTNAME']._serialized_end=895
+  _globals['_SIDE']._serialized_start=897
+  _globals['_SIDE']._serialized_end=1014
+  _globals['_POLICYOBJECT']._serialized_start=1016
+  _globals['_POLICYOBJECT']._serialized_end=1107
+  _globals['_CONFIGURED']._serialized_start=1110
+  _globals['_CONFIGURED']._serialized_end=1263
+  _globals['_CONFIGURED_SEND']._serialized_start=1201
+  _globals['_CONFIGURED_SEND']._serialized_end=1263
+  _globals['_PROXYSTATE']._serialized_start=1266
+  _globals['_PROXYSTATE']._serialized_end=1466
+  _globals['_REACHREQUEST']._serialized_start=1469
+  _globals['_REACHREQUEST']._serialized_end=1607
+  _globals['_REACHRESPONSE']._serialized_start=1610
+  _globals['_REACHRESPONSE']._serialized_end=1787
+  _globals['_CLIENTS']._serialized_start=1789
+  _globals['_CLIENTS']._serialized_end=1857
+  _globals['_ACCOUNT']._serialized_start=1859
+  _globals['_ACCOUNT']._serialized_end=1896
+  _globals['_HOP']._serialized_start=1899
+  _globals['_HOP']._serialized_end=2160
+  _globals['_OBSERVEDTRAFFIC']._serialized_start=2162
+  _globals['_OBSERVEDTRAFFIC']._serialized_end=2220
+  _globals['_MODETRAFFIC']._serialized_start=2223
+  _globals['_MODETRAFFIC']._serialized_end=2357
+  _globals['_CONNECTIONRESULT']._serialized_start=2360
+  _globals['_CONNECTIONRESULT']._serialized_end=2561
+  _globals['_PLANREQUEST']._serialized_start=2563
+  _globals['_PLANREQUEST']._serialized_end=2682
+  _globals['_MANIFEST']._serialized_start=2684
+  _globals['_MANIFEST']._serialized_end=2722
+  _globals['_PLANRESPONSE']._serialized_start=2725
+  _globals['_PLANRESPONSE']._serialized_end=3103
+  _globals['_OBSERVATION']._serialized_start=3106
+  _globals['_OBSERVATION']._serialized_end=3467
+  _globals['_PLAINTEXTPORT']._serialized_start=3470
+  _globals['_PLAINTEXTPORT']._serialized_end=3608
+  _globals['_HOPCHANGE']._serialized_start=3611
+  _globals['_HOPCHANGE']._serialized_end=3878
+  _globals['_ANSWER']._serialized_start=3880
+  _globals['_ANSWER']._serialized_end=3941
+  _globals['_REFUSEDTRAFFIC']._serialized_start=3944
+  _globals['_REFUSEDTRAFFIC']._serialized_end=4079
+  _globals['_MANIFESTPROBLEM']._serialized_start=4081
+  _globals['_MANIFESTPROBLEM']._serialized_end=4157
+  _globals['_DESCRIBEPODREQUEST']._serialized_start=4159
+  _globals['_DESCRIBEPODREQUEST']._serialized_end=4192
+  _globals['_PODDESCRIPTION']._serialized_start=4195
+  _globals['_PODDESCRIPTION']._serialized_end=4378
+  _globals['_PODPORT']._serialized_start=4381
+  _globals['_PODPORT']._serialized_end=4531
+  _globals['_REFUSEDCLIENTS']._serialized_start=4533
+  _globals['_REFUSEDCLIENTS']._serialized_end=4601
+  _globals['_POLICIES']._serialized_start=4604
+  _globals['_POLICIES']._serialized_end=4886
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from xds.mesh.v1 import rollouts_pb2 as _rollouts_pb2
 from xds.mesh.v1 import traffic_pb2 as _traffic_pb2
@@ -251,12 +252,14 @@ class ConnectionResult(_message.Message):
     def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoint: _Optional[str] = ..., address: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("manifests", "deletions")
+    __slots__ = ("manifests", "deletions", "observed")
     MANIFESTS_FIELD_NUMBER: _ClassVar[int]
     DELETIONS_FIELD_NUMBER: _ClassVar[int]
+    OBSERVED_FIELD_NUMBER: _ClassVar[int]
     manifests: _containers.RepeatedCompositeFieldContainer[Manifest]
     deletions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, manifests: _Optional[_Iterable[_Union[Manifest, _Mapping]]] = ..., deletions: _Optional[_Iterable[str]] = ...) -> None: ...
+    observed: _duration_pb2.Duration
+    def __init__(self, manifests: _Optional[_Iterable[_Union[Manifest, _Mapping]]] = ..., deletions: _Optional[_Iterable[str]] = ..., observed: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Manifest(_message.Message):
     __slots__ = ("name", "text")
@@ -267,7 +270,7 @@ class Manifest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
-    __slots__ = ("breaks", "hops", "refused", "without_effect", "problems", "invalid", "nothing_to_compare", "summary")
+    __slots__ = ("breaks", "hops", "refused", "without_effect", "problems", "invalid", "nothing_to_compare", "summary", "observation", "plaintext_ports")
     BREAKS_FIELD_NUMBER: _ClassVar[int]
     HOPS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +279,8 @@ class PlanResponse(_message.Message):
     INVALID_FIELD_NUMBER: _ClassVar[int]
     NOTHING_TO_COMPARE_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    OBSERVATION_FIELD_NUMBER: _ClassVar[int]
+    PLAINTEXT_PORTS_FIELD_NUMBER: _ClassVar[int]
     breaks: bool
     hops: _containers.RepeatedCompositeFieldContainer[HopChange]
     refused: _containers.RepeatedCompositeFieldContainer[RefusedTraffic]
@@ -284,10 +289,54 @@ class PlanResponse(_message.Message):
     invalid: bool
     nothing_to_compare: bool
     summary: str
-    def __init__(self, breaks: _Optional[bool] = ..., hops: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., without_effect: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., invalid: _Optional[bool] = ..., nothing_to_compare: _Optional[bool] = ..., summary: _Optional[str] = ...) -> None: ...
+    observation: Observation
+    plaintext_ports: _containers.RepeatedCompositeFieldContainer[PlaintextPort]
+    def __init__(self, breaks: _Optional[bool] = ..., hops: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., without_effect: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., invalid: _Optional[bool] = ..., nothing_to_compare: _Optional[bool] = ..., summary: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., plaintext_ports: _Optional[_Iterable[_Union[PlaintextPort, _Mapping]]] = ...) -> None: ...
+
+class Observation(_message.Message):
+    __slots__ = ("enabled", "requested", "since", "time", "plaintext", "admitted", "locked_ports", "opened_ports", "gaps", "safe", "summary", "strict_ports")
+    ENABLED_FIELD_NUMBER: _ClassVar[int]
+    REQUESTED_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    PLAINTEXT_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    LOCKED_PORTS_FIELD_NUMBER: _ClassVar[int]
+    OPENED_PORTS_FIELD_NUMBER: _ClassVar[int]
+    GAPS_FIELD_NUMBER: _ClassVar[int]
+    SAFE_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    STRICT_PORTS_FIELD_NUMBER: _ClassVar[int]
+    enabled: bool
+    requested: _duration_pb2.Duration
+    since: _timestamp_pb2.Timestamp
+    time: _timestamp_pb2.Timestamp
+    plaintext: _containers.RepeatedCompositeFieldContainer[_traffic_pb2.TrafficEdge]
+    admitted: _containers.RepeatedCompositeFieldContainer[_traffic_pb2.TrafficEdge]
+    locked_ports: int
+    opened_ports: int
+    gaps: _containers.RepeatedScalarFieldContainer[str]
+    safe: bool
+    summary: str
+    strict_ports: int
+    def __init__(self, enabled: _Optional[bool] = ..., requested: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plaintext: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ..., admitted: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ..., locked_ports: _Optional[int] = ..., opened_ports: _Optional[int] = ..., gaps: _Optional[_Iterable[str]] = ..., safe: _Optional[bool] = ..., summary: _Optional[str] = ..., strict_ports: _Optional[int] = ...) -> None: ...
+
+class PlaintextPort(_message.Message):
+    __slots__ = ("port", "pods", "mode", "decided_by", "was_strict")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    PODS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
+    WAS_STRICT_FIELD_NUMBER: _ClassVar[int]
+    port: int
+    pods: _containers.RepeatedCompositeFieldContainer[Clients]
+    mode: _rollouts_pb2.Mode
+    decided_by: str
+    was_strict: bool
+    def __init__(self, port: _Optional[int] = ..., pods: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., mode: _Optional[_Union[_rollouts_pb2.Mode, str]] = ..., decided_by: _Optional[str] = ..., was_strict: _Optional[bool] = ...) -> None: ...
 
 class HopChange(_message.Message):
-    __slots__ = ("effect", "clients", "service", "port", "endpoints", "ready", "before", "after", "remedy")
+    __slots__ = ("effect", "clients", "service", "port", "endpoints", "ready", "before", "after", "remedy", "last_seen")
     EFFECT_FIELD_NUMBER: _ClassVar[int]
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
@@ -297,6 +346,7 @@ class HopChange(_message.Message):
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     AFTER_FIELD_NUMBER: _ClassVar[int]
     REMEDY_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
     effect: str
     clients: _containers.RepeatedCompositeFieldContainer[Clients]
     service: str
@@ -306,7 +356,8 @@ class HopChange(_message.Message):
     before: Answer
     after: Answer
     remedy: str
-    def __init__(self, effect: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., before: _Optional[_Union[Answer, _Mapping]] = ..., after: _Optional[_Union[Answer, _Mapping]] = ..., remedy: _Optional[str] = ...) -> None: ...
+    last_seen: _timestamp_pb2.Timestamp
+    def __init__(self, effect: _Optional[str] = ..., clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., before: _Optional[_Union[Answer, _Mapping]] = ..., after: _Optional[_Union[Answer, _Mapping]] = ..., remedy: _Optional[str] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("outcome", "reason", "decided_by")

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.workload import WorkloadKey, workload_key
-from xds.mesh.observe.edges import Client, Edge, Target, Traffic, TrafficMode
+from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, Target, Traffic, TrafficMode
 
 TargetKey: TypeAlias = tuple[str, str]
 """Namespace and name of a `Target`: a service, or a pod for ports without a service."""
 MAX_CLIENTS = 3
 """Maximum number of clients that a row of the migration view names."""
-_UNENCRYPTED = (TrafficMode.PLAINTEXT, TrafficMode.REFUSED)
 
 
 class _Seen(NamedTuple):
@@ -59,10 +58,7 @@ class ObservedTraffic:
     def plaintext_to(self, targets: Iterable[TargetKey]) -> dict[str, Any] | None:
         """Return the plaintext and refused traffic to targets, and who sent it; None if there was none."""
         found = [
-            seen
-            for target in targets
-            for seen in self._by_target.get(target, ())
-            if seen.mode in _UNENCRYPTED
+            seen for target in targets for seen in self._by_target.get(target, ()) if seen.mode in UNENCRYPTED
         ]
         if not found:
             return None

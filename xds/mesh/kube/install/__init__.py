@@ -201,7 +201,7 @@ class Installer:
             after = await self._api.patch(_path(desired), desired, kind=APPLY_PATCH, **query)
         except KubeError as error:
             if error.status == HTTPStatus.CONFLICT and not force:
-                return InstallResult(title, Outcome.LEFT, _owners(error))
+                return InstallResult(title, Outcome.LEFT, conflict_owners(error))
             if error.is_not_found and self._dry_run and not before:
                 # The dry run did not create the object's kind.
                 return InstallResult(title, Outcome.CREATED)
@@ -263,7 +263,7 @@ def _is_same(before: Json, after: Json) -> bool:
     return comparable(before) == comparable(after)
 
 
-def _owners(conflict: KubeError) -> str:
+def conflict_owners(conflict: KubeError) -> str:
     """Return the conflicting fields and their managers, as text."""
 
     def causes() -> Iterator[str]:

@@ -1,0 +1,134 @@
+"""`xds plan --observed` on a running control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+from typer.testing import CliRunner, Result
+
+from tests.cli import commands
+from tests.controlplane.rollouts import Plane, running
+from tests.support.waiting import eventually
+from xds.cli import app
+from xds.mesh.model.objects import Change, MeshConfig
+from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, TrafficMode
+
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+"""
+DAY = 86400.0
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[Plane]:
+    # Without capture_logs, structlog prints to the stdout that CliRunner captures.
+    with capture_logs():
+        async with running("PERMISSIVE") as plane:
+            yield plane
+
+
+@pytest.fixture
+def strict(tmp_path: Path) -> Path:
+    path = tmp_path / "strict.yaml"
+    path.write_text(STRICT)
+    return path
+
+
+async def plan(plane: Plane, strict: Path, *words: str) -> Result:
+    arguments = ["plan", "-f", str(strict), *words, "--xds-address", f"127.0.0.1:{plane.server.port}"]
+    return await asyncio.to_thread(CliRunner().invoke, app, arguments, prog_name="xds")
+
+
+def observe_since(plane: Plane, seconds: float) -> None:
+    plane.reports._started = plane.controller.observe_since = time.time() - seconds
+
+
+def send_plaintext(plane: Plane, seconds_ago: float) -> None:
+    edge = EdgeKey(Client("legacy", "cron"), Target("shop", "web", 80), TrafficMode.PLAINTEXT)
+    now = time.time() - seconds_ago
+    plane.reports.traffic.add(edge, Reporter.SERVER, ("shop", "web-1"), requests=1, now=now)
+
+
+async def test_client_that_sent_plaintext_is_named(plane: Plane, strict: Path):
+    observe_since(plane, 8 * DAY)
+    send_plaintext(plane, 3 * DAY)
+    result = await plan(plane, strict, "--observed", "7d")
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert [line.split() for line in result.stdout.splitlines()[2:4]] == [
+        ["CLIENT", "TARGET", "MODE", "FIRST", "SEEN", "LAST", "SEEN"],
+        ["legacy/cron", "web.shop:80", "plaintext", "3d", "ago", "3d", "ago"],
+    ]
+    assert result.stdout.endswith("not safe to lock: plaintext traffic of legacy/cron was observed\n")
+
+    result = await plan(plane, strict, "--observed", "2d", "-o", "markdown")
+    assert result.exit_code == 0, result.output
+    assert "**safe to lock: no plaintext traffic was observed for 2 days**" in result.stdout
+    result = await plan(plane, strict, "--observed", "7d", "-o", "json")
+    observation = json.loads(result.stdout)["observation"]
+    assert (result.exit_code, observation["safe"], observation["plaintext"][0]["client"]) == (
+        1,
+        False,
+        "cron",
+    )
+    assert observation["requested"] == "604800s"
+    result = await plan(plane, strict, "--observed", "7d", "-o", "markdown")
+    assert "| legacy/cron | web.shop:80 | plaintext | 3d ago | 3d ago |" in result.stdout
+
+
+async def test_short_observation_is_not_safe(plane: Plane, strict: Path):
+    observe_since(plane, 3 * 3600)
+    result = await plan(plane, strict, "--observed", "7d")
+    assert (result.exit_code, result.stderr) == (1, "xds: observed for only 3h of 7d\n")
+    assert "not known to be safe: observed for only 3h of 7d" in result.stdout
+    assert (await plan(plane, strict, "--observed", "2h")).exit_code == 0
+    assert (await plan(plane, strict)).exit_code == 0
+
+
+async def test_dropped_reports_are_not_safe(plane: Plane, strict: Path):
+    observe_since(plane, 8 * DAY)
+    plane.reports.dropped["overload"] += 1
+    plane.reports.note_drops(time.time() - 3600)
+    result = await plan(plane, strict, "--observed", "2h")
+    assert (result.exit_code, result.stderr) == (
+        1, "xds: reports of sidecars were dropped, the last 1h ago\n"
+    )  # fmt: skip
+    assert (await plan(plane, strict, "--observed", "30m")).exit_code == 0
+
+
+async def test_disabled_observation_is_an_error_and_starts_anew(plane: Plane, strict: Path):
+    observe_since(plane, 8 * DAY)
+
+    async def apply(*, observe: bool) -> None:
+        plane.controller.change(Change(config=MeshConfig(observe=observe)))
+        await eventually(lambda: plane.controller.mesh.config.observe is observe)
+
+    await apply(observe=False)
+    result = await plan(plane, strict, "--observed", "1h")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "observation is disabled: start xds serve with --observe=true" in result.stderr
+    await apply(observe=True)
+    result = await plan(plane, strict, "--observed", "1h")
+    assert result.exit_code == 1
+    assert "observed for only " in result.stderr
+
+
+@pytest.mark.parametrize("text", ["7 days", "soon", "0", "100ms"])
+async def test_invalid_duration_is_wrong_usage(plane: Plane, strict: Path, text: str):
+    result = await plan(plane, strict, "--observed", text)
+    assert (result.exit_code, "--observed" in result.stderr) == (2, True)
+
+
+def test_manifests_have_no_observed_traffic(tmp_path: Path, strict: Path):
+    folder = commands.write_folder(tmp_path, all=commands.WEB)
+    result = commands.xds("plan", "--manifests", folder, "-f", strict, "--observed", "7d")
+    assert result.exit_code == 2
+    assert "--observed requires a running control plane" in result.stderr

@@ -1,0 +1,272 @@
+"""Change the mode of a namespace or workload: plan, confirm, apply and wait. For `xds lock` and `unlock`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+import typer
+
+from xds.cli import admin_client, cluster, plan_output
+from xds.cli.client_options import ConnectionOptions
+from xds.cli.durations import parse_duration
+from xds.cli.hops import format_clients
+from xds.cli.options import OBSERVATION_DISABLED, Context, Kubeconfig, fail, print_problems
+from xds.cli.output import to_yaml
+from xds.cli.wait import wait_for
+from xds.mesh.kube.api import KubeApi
+from xds.mesh.kube.mode_policy import (
+    ModePolicyError,
+    PolicyTarget,
+    PreparedPolicy,
+    apply,
+    find_target,
+    prepare,
+)
+from xds.mesh.model.objects import Mode
+from xds.mesh.parse import names
+from xds.mesh.v1 import objects_pb2, rollouts_pb2
+from xds.mesh.v1 import policies_pb2 as pb
+
+UNLOCK_PERIOD = 86400.0
+"""Seconds for which `xds unlock` looks for refused clients."""
+_CHECK_TIMEOUT = 10.0
+"""Seconds to wait for the control plane's answer whether it reads an API server."""
+
+
+class Output(StrEnum):
+    """An output format."""
+
+    TABLE = "table"
+    YAML = "yaml"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModeChangeOptions:
+    """The options of both commands."""
+
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAMESPACE[/WORKLOAD]",
+            help="Namespace; or a Deployment, StatefulSet or DaemonSet in it, or one of its pods.",
+            show_default=False,
+        ),
+    ]
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the effects without changing anything.")
+    ] = False
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False
+    force_conflicts: Annotated[
+        bool,
+        typer.Option(
+            "--force-conflicts", help="Take over the mode from another field manager, such as kubectl."
+        ),
+    ] = False
+    timeout: Annotated[
+        str,
+        typer.Option(
+            "--timeout",
+            metavar="DURATION",
+            help="Time to wait until the policy is in force, such as 90s or 2m.",
+        ),
+    ] = "60s"
+    output: Annotated[
+        Output,
+        typer.Option(
+            "-o", "--output", help="Output format. yaml prints the manifest, and requires --dry-run."
+        ),
+    ] = Output.TABLE
+    kubeconfig: Kubeconfig = None
+    context: Context = None
+    connection: ConnectionOptions
+
+
+def lock(options: ModeChangeOptions, observed: float, *, force: bool) -> None:
+    """Set STRICT. Exit if it is refused, not confirmed or not in force in time.
+
+    Args:
+        options: the options of the command.
+        observed: seconds for which no plaintext traffic may have been observed.
+        force: whether to go on although clients would break.
+    """
+    with _Change(options, Mode.STRICT) as change:
+        found = change.plan(observed)
+        if not found.observation.enabled and not force:
+            fail(OBSERVATION_DISABLED, 1)
+        with change.messages():
+            plan_output.print_table(found)
+            _print_ports("Accepts plaintext even when locked:", found.plaintext_ports)
+        if not found.observation.strict_ports and not force:
+            fail(f"refused: {change.target.ref} would make no port STRICT; --force applies it anyway", 1)
+        is_safe = found.observation.safe and not found.breaks
+        if change.is_change and not is_safe and not force:
+            fail(f"refused to lock {change.target}; --force locks it anyway", 1)
+        if change.is_change and not is_safe:
+            warning = typer.style(f"WARNING: --force locks {change.target} although it is not safe", fg="red")
+            typer.echo(f"xds: {warning}: the clients above will be refused", err=True)
+        change.apply("Lock", "locked")
+
+
+def unlock(options: ModeChangeOptions) -> None:
+    """Set PERMISSIVE. Exit if it is not confirmed or not in force in time."""
+    with _Change(options, Mode.PERMISSIVE) as change:
+        found = change.plan(UNLOCK_PERIOD)
+        if (
+            change.mode != Mode.STRICT
+            and not found.observation.opened_ports
+            and options.output is Output.TABLE
+        ):
+            typer.echo(
+                f"nothing to unlock: no port of {change.target} is STRICT, unless a policy keeps it so"
+            )
+            return
+        opened = [port for port in found.plaintext_ports if port.was_strict]
+        with change.messages():
+            _print_ports("Will accept plaintext from all clients:", opened)
+            if found.observation.admitted:
+                typer.echo("Refused now, and could connect:")
+                plan_output.print_traffic(found.observation.admitted, found.observation.time)
+        change.apply("Unlock", "unlocked")
+
+
+class _Change:
+    """A change of one policy, in a `with` block. All methods exit with a message on an error."""
+
+    def __init__(self, options: ModeChangeOptions, mode: Mode) -> None:
+        namespace, separator, workload = options.target.partition("/")
+        if names.label(namespace) or (separator and names.subdomain(workload)):
+            fail(f"{options.target!r} is neither NAMESPACE nor NAMESPACE/WORKLOAD")
+        if options.output is Output.YAML and not options.dry_run:
+            fail("-o yaml requires --dry-run")
+        parse_duration("--timeout", options.timeout)
+        self._options, self._mode = options, mode
+        self._client = admin_client.AdminClient(options.connection.address, options.connection.credentials)
+        self.target = PolicyTarget(namespace=namespace, workload=workload)
+        self._prepared: PreparedPolicy | None = None
+
+    def __enter__(self) -> Self:
+        self._client.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.__exit__(*error)
+
+    @property
+    def is_change(self) -> bool:
+        """Whether the object would change."""
+        return self._prepared is None or self._prepared.is_change
+
+    @property
+    def mode(self) -> str:
+        """Current mode of the object; empty without one."""
+        return self._prepared.mode if self._prepared else ""
+
+    def messages(self) -> AbstractContextManager[Any]:
+        """Return a context that prints to stderr if stdout is for the manifest."""
+        return redirect_stdout(sys.stderr) if self._options.output is Output.YAML else nullcontext()
+
+    def plan(self, observed: float) -> pb.PlanResponse:
+        """Return the effects of the policy. Exit if it has none."""
+        self._read()
+        manifest = self._prepared.after if self._prepared else self.target.manifest(self._mode)
+        manifest = {**manifest, "metadata": {**manifest["metadata"], "managedFields": []}}
+        found = self._client.plan_texts([(str(self.target.ref), to_yaml(manifest))], observed=observed)
+        print_problems(map(plan_output.to_problem, (*found.problems, *found.without_effect)))
+        if found.nothing_to_compare:
+            fail("nothing was checked: the control plane knows no Pod or no Service with a TCP port", 1)
+        if found.invalid:
+            fail(f"cannot plan {self.target.ref}: repair it first", 1)
+        return found
+
+    def _read(self) -> None:
+        """Find the pods of a workload, and have the API server check the policy."""
+        if self._options.output is Output.YAML and not self.target.workload:
+            return  # The mesh may have no API server.
+        self.target, prepared = asyncio.run(self._prepare())
+        if self._options.output is Output.TABLE:
+            self._require_api_server()
+            self._prepared = prepared
+
+    async def _prepare(self) -> tuple[PolicyTarget, PreparedPolicy | None]:
+        options, target = self._options, self.target
+        async with cluster.connect(options.kubeconfig, options.context) as api:
+            try:
+                if target.workload:
+                    target = await find_target(api, target.namespace, target.workload)
+                if options.output is Output.YAML:
+                    return target, None
+                return target, await prepare(api, target, self._mode, force=options.force_conflicts)
+            except ModePolicyError as error:
+                fail(str(error), 1)
+
+    def _require_api_server(self) -> None:
+        """Exit if the control plane reads files, which a policy on the API server does not change."""
+        ref = self.target.ref
+        request = objects_pb2.WaitRequest(kind=ref.kind, namespace=ref.namespace, name=ref.name)
+        first = next(self._client.wait(request, _CHECK_TIMEOUT), None)
+        if first is None:
+            fail("the control plane did not respond in time", admin_client.EXIT_UNREACHABLE)
+        if not first.has_versions:
+            fail(
+                "the control plane reads files, not an API server: use --dry-run -o yaml, and add the "
+                "manifest to the files"
+            )
+
+    def apply(self, verb: str, done: str) -> None:
+        """Print the manifest, or ask for confirmation, apply the policy, and wait until it is in force."""
+        options, target, prepared = self._options, self.target, self._prepared
+        if options.output is Output.YAML or prepared is None:
+            typer.echo(to_yaml(target.manifest(self._mode)), nl=False)
+            return
+        if options.dry_run:
+            typer.echo(f"dry run: {target.ref} was not changed")
+            return
+        if prepared.is_change:
+            self._confirm(f"{verb} {target} with {target.ref}?")
+            version = asyncio.run(self._apply(prepared))
+        else:
+            typer.echo(f"{target.ref} is {self._mode} already")
+            version = str((prepared.before or prepared.after)["metadata"]["resourceVersion"])
+        wait_for(self._client, target.ref, version, options.timeout)
+        typer.echo(f"{target} is {done}")
+
+    def _confirm(self, question: str) -> None:
+        if self._options.yes:
+            return
+        if not sys.stdin.isatty():
+            fail("stdin is not a terminal, so the change cannot be confirmed: add --yes")
+        if not typer.confirm(question, err=True):
+            fail("not confirmed: nothing was changed", 1)
+
+    async def _apply(self, prepared: PreparedPolicy) -> str:
+        async with cluster.connect(self._options.kubeconfig, self._options.context) as api:
+            return await _apply_policy(api, prepared, force=self._options.force_conflicts)
+
+
+async def _apply_policy(api: KubeApi, prepared: PreparedPolicy, *, force: bool) -> str:
+    try:
+        return await apply(api, prepared, force=force)
+    except ModePolicyError as error:
+        fail(str(error), 1)
+
+
+def _print_ports(title: str, ports: Iterable[pb.PlaintextPort]) -> None:
+    """Print ports that accept plaintext, one per line under a title; nothing without ports."""
+    lines = [_format_port(port) for port in ports]
+    if lines:
+        typer.echo("\n".join(["", title, *(f"  {line}" for line in lines)]))
+
+
+def _format_port(port: pb.PlaintextPort) -> str:
+    pods = format_clients(port.pods)
+    if not port.port:
+        return f"{pods}: no sidecar"
+    if port.mode == rollouts_pb2.MODE_UNSPECIFIED:
+        return f"port {port.port} of {pods}: excluded from the sidecar"
+    return f"port {port.port} of {pods}: {rollouts_pb2.Mode.Name(port.mode)} ({port.decided_by})"

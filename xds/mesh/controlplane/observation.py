@@ -1,0 +1,154 @@
+"""Comparison of a change with observed traffic, as a message. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from xds.mesh.controlplane.explanation import MODES
+from xds.mesh.controlplane.status import duration
+from xds.mesh.model.names import join_names
+from xds.mesh.model.objects import Ref
+from xds.mesh.observe.edges import UNENCRYPTED_RETENTION, TrafficMode
+from xds.mesh.observe.strict import Contradictions, PlaintextPort, SeenTraffic
+from xds.mesh.policy.hops import Clients
+from xds.mesh.policy.plan import Plan
+from xds.mesh.v1 import policies_pb2 as pb
+from xds.mesh.v1 import traffic_pb2
+
+MAX_NAMES = 5
+"""Maximum number of sidecars or clients that a text names."""
+
+TRAFFIC_MODES = {
+    TrafficMode.MTLS: traffic_pb2.TrafficEdge.MTLS,
+    TrafficMode.TLS: traffic_pb2.TrafficEdge.TLS,
+    TrafficMode.PLAINTEXT: traffic_pb2.TrafficEdge.PLAINTEXT,
+    TrafficMode.REFUSED: traffic_pb2.TrafficEdge.REFUSED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedTraffic:
+    """What was observed for some time. Times are Unix times, in seconds."""
+
+    seconds: float
+    """The time that was requested."""
+    now: float
+    """End of that time."""
+    enabled: bool = True
+    """Whether observation is enabled."""
+    since: float = 0.0
+    """Start of the observation."""
+    last_dropped: float = 0.0
+    """When reports were last dropped; 0 if none were."""
+    may_be_on_other_replica: bool = False
+    """Whether sidecars may report to other replicas, whose traffic is missing."""
+    connected: frozenset[tuple[str, str]] = frozenset()
+    """Namespaces and names of the pods whose sidecars are connected."""
+    seen: Sequence[SeenTraffic] = ()
+    """Plaintext and refused traffic."""
+
+
+def observation_message(
+    observed: ObservedTraffic, found: Contradictions, plan: Plan, *, strict_ports: int
+) -> pb.Observation:
+    """Return the comparison of a change with observed traffic.
+
+    Args:
+        observed: what was observed.
+        found: what of it concerns the change.
+        plan: the predicted effects of the change.
+        strict_ports: number of pods' ports that its policies apply to, and that are STRICT after it.
+    """
+    gaps = list(_gaps(observed, found.locked)) if found.locked else []
+    is_safe = not found.refused and not gaps
+    return pb.Observation(
+        enabled=observed.enabled,
+        requested=Duration(seconds=round(observed.seconds)),
+        since=timestamp(observed.since),
+        time=timestamp(observed.now),
+        plaintext=map(_edge, found.refused),
+        admitted=map(_edge, found.admitted),
+        locked_ports=len(found.locked),
+        opened_ports=len(found.opened),
+        gaps=gaps,
+        safe=is_safe,
+        strict_ports=strict_ports,
+        summary=_summary(observed, found, gaps, breaks=plan.breaks),
+    )
+
+
+def _gaps(observed: ObservedTraffic, locked: Iterable[tuple[Ref, int]]) -> Iterator[str]:
+    """Yield why traffic to ports may be missing."""
+    if not observed.enabled:
+        yield "observation is disabled"
+        return
+    requested, age = observed.seconds, observed.now - observed.since
+    if age < requested:
+        yield f"observed for only {duration(age)} of {duration(requested)}"
+    if requested > UNENCRYPTED_RETENTION:
+        yield f"traffic is remembered for only {duration(UNENCRYPTED_RETENTION)}"
+    if observed.last_dropped > observed.now - requested:
+        ago = duration(observed.now - observed.last_dropped)
+        yield f"reports of sidecars were dropped, the last {ago} ago"
+    if observed.may_be_on_other_replica:
+        yield "sidecars may report to other replicas of the control plane, whose traffic is missing"
+    pods = {(ref.namespace, ref.name) for ref, _ in locked}
+    if missing := sorted(pods - observed.connected):
+        names = join_names([f"{name}.{namespace}" for namespace, name in missing], MAX_NAMES)
+        yield f"sidecars are not connected, and may have seen more: {names}"
+
+
+def _summary(observed: ObservedTraffic, found: Contradictions, gaps: Sequence[str], *, breaks: bool) -> str:
+    if not found.locked:
+        return "no port becomes STRICT"
+    time = _in_words(observed.seconds)
+    if found.refused:
+        clients = list(dict.fromkeys("/".join(filter(None, each.client)) for each in found.refused))
+        return f"not safe to lock: plaintext traffic of {join_names(clients, MAX_NAMES)} was observed"
+    if gaps:
+        return f"not known to be safe: {gaps[0]}"
+    if breaks:
+        return f"not safe to lock: no plaintext traffic was observed for {time}, but connections would break"
+    return f"safe to lock: no plaintext traffic was observed for {time}"
+
+
+def _in_words(seconds: float) -> str:
+    days = seconds / 86400
+    return f"{days:.0f} days" if days.is_integer() and days > 1 else duration(seconds)
+
+
+def plaintext_port_message(
+    port: PlaintextPort, clients: Callable[[Iterable[Clients]], list[pb.Clients]]
+) -> pb.PlaintextPort:
+    """Return a port that accepts plaintext. `clients` makes the messages of its pods."""
+    return pb.PlaintextPort(
+        port=port.port,
+        pods=clients(port.clients),
+        mode=MODES[port.mode] if port.mode else None,
+        decided_by=str(port.decided_by or ""),
+        was_strict=port.was_strict,
+    )
+
+
+def _edge(seen: SeenTraffic) -> traffic_pb2.TrafficEdge:
+    return traffic_pb2.TrafficEdge(
+        client_namespace=seen.client.namespace,
+        client=seen.client.name,
+        namespace=seen.target.namespace,
+        service=seen.target.name,
+        port=seen.target.port,
+        mode=TRAFFIC_MODES[seen.mode],
+        first_seen=timestamp(seen.first_seen),
+        last_seen=timestamp(seen.last_seen),
+    )
+
+
+def timestamp(seconds: float) -> Timestamp:
+    """Return a Unix time as a message, in milliseconds."""
+    found = Timestamp()
+    found.FromMilliseconds(round(seconds * 1000))
+    return found
