@@ -12,10 +12,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from xds.cli import admin_client
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import Context, Kubeconfig, fail
+from xds.cli.options import fail
 from xds.mesh.controlplane.status import proxy_name
 from xds.mesh.model.names import UnknownNameError, ref_named
 from xds.mesh.model.objects import TRAFFIC_KINDS, Ref
@@ -84,8 +83,6 @@ def wait(
             help="Read the object from the API server, and wait for its resourceVersion.",
         ),
     ] = False,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
     connection: ConnectionOptions,
 ) -> None:
     """Wait until all connected sidecars that a policy or DestinationRule affects have ACKed it.
@@ -104,18 +101,16 @@ def wait(
     ref, seconds = _find_ref(target), _parse_duration(timeout)
     if kubernetes and resource_version:
         fail("--kubernetes cannot be combined with --resource-version")
-    if (kubeconfig or context) and not kubernetes:
-        fail("--kubeconfig and --context require --kubernetes")
-    address, credentials = connection.address, connection.credentials
-    version = _read_version(ref, kubeconfig, context) if kubernetes else resource_version
-    request = pb.WaitRequest(
-        kind=ref.kind,
-        namespace=ref.namespace,
-        name=ref.name,
-        resource_version=version,
-        condition=_CONDITIONS[condition],
-    )
-    with admin_client.AdminClient(address, credentials) as client:
+    with connection.open(reads_cluster=kubernetes) as client:
+        if kubernetes:
+            resource_version = _read_version(ref, connection.kubeconfig, connection.context)
+        request = pb.WaitRequest(
+            kind=ref.kind,
+            namespace=ref.namespace,
+            name=ref.name,
+            resource_version=resource_version,
+            condition=_CONDITIONS[condition],
+        )
         last = _follow(client.wait(request, seconds), ref)
     _report(last, ref, request, timeout)
 
