@@ -31,8 +31,10 @@ RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces"
 LABELS = {"app.kubernetes.io/name": "xds", "app.kubernetes.io/component": "control-plane"}
 REFUSALS = (
     'pods is forbidden: User "reader" cannot list resource "pods" in API group "" in the namespace "default"',
-    'pods "xds" is forbidden: User "reader" cannot get resource "pods/portforward" in API group "" '
-    + 'in the namespace "default"',
+    (
+        'pods "xds" is forbidden: User "reader" cannot get resource "pods/portforward" in API group "" '
+        'in the namespace "default"'
+    ),
     'pods "xds" is forbidden',
 )
 """Messages of the API server without each permission."""
