@@ -176,7 +176,7 @@ def test_unreachable_control_plane_is_explained_in_one_line(tmp_path: Path) -> N
     assert result.returncode == 3
     assert result.stderr == (
         f"xds: cannot connect to a control plane at {place}: start `xds serve`, or set --xds-address to its "
-        "xDS address (connection refused)\n"
+        "xDS address, or --context to find it in a cluster (connection refused)\n"
     )
     (tmp_path / "root.pem").write_text("nothing")
     result = run("status", "--xds-address", place, "--ca-file", tmp_path / "root.pem")

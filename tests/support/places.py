@@ -66,6 +66,11 @@ class Namespace(Place):
     def __repr__(self) -> str:
         return f"Namespace({self.name!r})"
 
+    @property
+    def file(self) -> Path:
+        """The file that represents it."""
+        return _NAMED / self.name
+
     def close(self) -> None:
         run("ip", "netns", "delete", self.name)
 
@@ -74,7 +79,7 @@ class Namespace(Place):
         """Move this thread into the namespace. Nothing may be awaited inside."""
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            away = os.open(_NAMED / self.name, os.O_RDONLY | os.O_CLOEXEC)
+            away = os.open(self.file, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 _setns(away)
                 try:

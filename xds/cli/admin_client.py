@@ -6,15 +6,18 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from xds.cli.options import Address, fail, fail_unknown
+from xds.cli.options import Address, fail, fail_unknown, fail_unreachable
 from xds.mesh.controlplane.status import VERSION_HEADER, proxy_name
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2, traffic_pb2
+
+if TYPE_CHECKING:
+    from xds.cli.port_forward import PortForward
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -28,8 +31,6 @@ RPC_TIMEOUT = 10.0
 """Timeout of a unary call, in seconds."""
 _CLOSED = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 """Status codes of a stream that the control plane has closed."""
-EXIT_UNREACHABLE = 3
-"""Exit status if a call to the control plane fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +83,6 @@ class ClientCredentials:
         return credentials
 
 
-def _exit_unreachable(message: str) -> NoReturn:
-    fail(message, EXIT_UNREACHABLE)
-
-
 def _reason(details: str) -> str:
     """Return the reason in gRPC's details of a failed connection, which name each step that failed."""
     if not details.startswith(("failed to connect to all addresses", "errors resolving")):
@@ -100,31 +97,34 @@ class AdminClient:
 
     def __init__(
         self,
-        address: Address,
+        address: Address | PortForward,
         credentials: ClientCredentials = ClientCredentials(),
         *,
         timeout: float = RPC_TIMEOUT,
-        on_error: Callable[[str], NoReturn] = _exit_unreachable,
+        on_error: Callable[[str], NoReturn] | None = None,
     ) -> None:
         """Create a client.
 
         Args:
-            address: xDS address of the control plane.
+            address: xDS address of the control plane, or a port-forward, which the client closes.
             credentials: the files for a connection over TLS.
             timeout: seconds to wait for a response.
             on_error: called with the message if a call fails.
         """
-        self._address = address
+        self.address = str(address)
+        """Name of the control plane, for messages."""
+        self._forward = None if isinstance(address, Address) else address
         self._timeout = timeout
-        self._on_error = on_error
+        self._on_error = on_error or fail_unreachable
         # The state of a large mesh exceeds the default message limit of 4 MiB. Ignore http_proxy: a web
         # proxy does not forward to this port.
         options = (("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0))
         channel_credentials = credentials.load()
+        target = self._forward.target if self._forward else self.address
         self._channel: grpc.Channel = (
-            grpc.secure_channel(str(address), channel_credentials, options)
+            grpc.secure_channel(target, channel_credentials, options)
             if channel_credentials
-            else grpc.insecure_channel(str(address), options)
+            else grpc.insecure_channel(target, options)
         )
 
     def __enter__(self) -> Self:
@@ -132,6 +132,8 @@ class AdminClient:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
+        if self._forward:
+            self._forward.close()
 
     def server_version(self) -> str:
         """Return the version of the control plane; empty if it is too old to send its version."""
@@ -250,7 +252,7 @@ class AdminClient:
         for response in self._stream(POLICIES, "Plan", request, policies_pb2.PlanResponse, ends=True):
             found.MergeFrom(response)
         if observed and not (found.HasField("observation") or found.invalid or found.nothing_to_compare):
-            fail(f"the control plane at {self._address} is an older version without --observed", 1)
+            fail(f"the control plane at {self.address} is an older version without --observed", 1)
         return found
 
     def describe_pod(self, name: str) -> policies_pb2.PodDescription:
@@ -273,7 +275,7 @@ class AdminClient:
         if not names:
             known = list_names("")
             if not known:
-                fail(f"proxy {proxy} not found: no proxy is connected to {self._address}")
+                fail(f"proxy {proxy} not found: no proxy is connected to {self.address}")
             fail_unknown("proxy", proxy, known, "POD.NAMESPACE")
         if len(names) > 1:
             listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -323,27 +325,34 @@ class AdminClient:
             if not has_ended and error.code() not in _CLOSED:
                 self._fail(service, error)
         if not has_ended:
-            self._on_error(f"the control plane at {self._address} closed the stream")
+            self._on_error(self._forward_error or f"the control plane at {self.address} closed the stream")
+
+    @property
+    def _forward_error(self) -> str:
+        """Why the port-forward failed; empty if it did not, or there is none."""
+        return self._forward.error if self._forward else ""
 
     def _fail(self, service: str, error: grpc.RpcError) -> NoReturn:
         match error.code():
             case grpc.StatusCode.NOT_FOUND:
                 fail(printable(error.details() or ""))
+            case grpc.StatusCode.UNAVAILABLE if self._forward:
+                self._on_error(self._forward_error or f"{self.address} closed the connection")
             case grpc.StatusCode.UNAVAILABLE:
                 message = (
-                    f"cannot connect to a control plane at {self._address}: start `xds serve`, or set "
-                    "--xds-address to its xDS address"
+                    f"cannot connect to a control plane at {self.address}: start `xds serve`, or set "
+                    "--xds-address to its xDS address, or --context to find it in a cluster"
                 )
             case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
-                message = f"{self._address} denied the request"
+                message = f"{self.address} denied the request"
             case grpc.StatusCode.UNIMPLEMENTED:
                 message = (
-                    f"the server at {self._address} does not implement {service}: it is not `xds serve`, or "
+                    f"the server at {self.address} does not implement {service}: it is not `xds serve`, or "
                     "is an older version"
                 )
             case grpc.StatusCode.DEADLINE_EXCEEDED:
-                message = f"the server at {self._address} did not respond within {self._timeout:.0f} s"
+                message = f"the server at {self.address} did not respond within {self._timeout:.0f} s"
             case code:
-                message = f"the server at {self._address} responded with {code.name}"
+                message = f"the server at {self.address} responded with {code.name}"
         details = _reason(error.details() or "")
         self._on_error(message + (f" ({printable(details)})" if details else ""))

@@ -11,12 +11,11 @@ from typing import Annotated, NoReturn
 import typer
 from rich.text import Text
 
-from xds.cli import admin_client
-from xds.cli.client_options import CredentialOptions
+from xds.cli.client_options import REQUIRE_ADDRESS, ConnectionOptions, CredentialOptions
 from xds.cli.cluster_checks import ClusterChecks, list_names
 from xds.cli.findings import Check, CheckFailedError, CheckSkippedError, Finding, Result, run_checks
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import Address, Context, Kubeconfig, fail, parse_address
+from xds.cli.options import Context, Kubeconfig, fail, parse_address
 from xds.cli.output import Format, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import proxy_name, settled
@@ -56,8 +55,7 @@ def check(
             "--xds-address",
             metavar="HOST:PORT",
             envvar="XDS_ADDRESS",
-            help="xDS address of a control plane, such as a port that kubectl forwards. Without it, the "
-            "sync status of sidecars is not checked.",
+            help="xDS address of the control plane. Default: a port-forward to its pod.",
             show_default=False,
         ),
     ] = None,
@@ -70,13 +68,19 @@ def check(
 
     Exit status: 0 no check failed, 1 a check failed, 2 wrong usage, 3 the API server cannot be reached.
     """
-    credentials = files.to_credentials()
-    address = parse_address("--xds-address", xds_address) if xds_address else None
-    if address:
-        credentials.load()  # an invalid file must not end the command after the checks of the cluster
+    if xds_address:  # wrong usage must not end the command after the checks of the cluster
+        parse_address("--xds-address", xds_address)
+        files.to_credentials().load()
+        connection = ConnectionOptions(xds_address=xds_address, files=files)
+    elif files.is_empty:
+        connection = ConnectionOptions(
+            kubeconfig=kubeconfig, context=context, xds_namespace=namespace, files=files
+        )
+    else:
+        fail(REQUIRE_ADDRESS)
 
     async def check_sidecars() -> str:
-        return _check_sidecars(address, credentials, namespace)
+        return _check_sidecars(connection)
 
     sidecars = () if pre else (Check("sidecars in sync", check_sidecars),)
     findings = asyncio.run(_check_cluster(kubeconfig, context, namespace, sidecars, pre=pre))
@@ -99,31 +103,24 @@ async def _check_cluster(
         fail(str(error), 3)
 
 
-def _check_sidecars(
-    address: Address | None, credentials: admin_client.ClientCredentials, namespace: str
-) -> str:
-    if not address:
-        raise CheckSkippedError(
-            "no address of a control plane",
-            f"run kubectl -n {namespace} port-forward deployment/xds 15012, and set --xds-address",
-        )
-
+def _check_sidecars(connection: ConnectionOptions) -> str:
     def skip(message: str) -> NoReturn:
-        raise CheckSkippedError(message, "check --xds-address, --ca-file and the credentials")
+        hint = "check --xds-address, --ca-file and the credentials" if connection.xds_address else ""
+        raise CheckSkippedError(message, hint)
 
-    with admin_client.AdminClient(address, credentials, on_error=skip) as client:
+    with connection.open(skip) as client:
         response = client.list_proxies({}, unsynced=False)
     lagging = [proxy_name(proxy.node_id) for proxy in response.proxies if not settled(proxy)]
     absent = response.not_connected
     if not absent.may_be_on_other_replica:
         lagging += [f"{sidecar.pod}.{sidecar.namespace}" for sidecar in absent.pods]
     if lagging:
-        hint = f"run xds status --xds-address {address}{credentials.to_options()}"
+        hint = f"run xds status{connection.to_options()}"
         raise CheckFailedError(f"not in sync: {list_names(lagging)}", hint)
     if not response.proxies:
-        raise CheckSkippedError(f"no sidecar is connected to {address}", "check another replica")
+        raise CheckSkippedError(f"no sidecar is connected to {client.address}", "check another replica")
     unknown = f"; {absent.total} others may be connected to other replicas" if absent.total else ""
-    return f"{len(response.proxies)} connected to {address} are in sync{unknown}"
+    return f"{len(response.proxies)} connected to {client.address} are in sync{unknown}"
 
 
 def _print(findings: list[Finding], output: Format) -> None:

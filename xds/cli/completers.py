@@ -6,6 +6,7 @@ An argument or option is completed by its metavar: `POD.NS` stands for a pod in 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from xds.cli.client_options import DEFAULT_XDS_ADDRESS
+from xds.cli.client_options import XDS_ADDRESS
 from xds.mesh.model.names import natural_key
 
 if TYPE_CHECKING:
@@ -125,11 +126,14 @@ def _proxies(context: typer.Context) -> list[str]:
             certificate=params.get("cert_file"),
             key=params.get("key_file"),
         )
-        address = parse_address("--xds-address", params["xds_address"] or DEFAULT_XDS_ADDRESS)
+        text = params["xds_address"] or os.environ.get("XDS_ADDRESS") or str(XDS_ADDRESS)
+        address = parse_address("--xds-address", text)
         with admin_client.AdminClient(address, credentials, timeout=TIMEOUT) as client:
             return client.list_proxies({}, unsynced=False)
 
-    response = _quietly(ask) if "xds_address" in context.params else None
+    # A port-forward takes too long.
+    in_cluster = context.params.get("context") or context.params.get("kubeconfig")
+    response = _quietly(ask) if "xds_address" in context.params and not in_cluster else None
     if response is None:
         return []
     absent = [f"{sidecar.pod}.{sidecar.namespace}" for sidecar in response.not_connected.pods]

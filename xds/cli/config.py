@@ -16,7 +16,7 @@ from xds import snapshot
 from xds.cli import admin_client
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import Address, fail, parse_address
+from xds.cli.options import EXIT_UNREACHABLE, Address, fail, parse_address
 from xds.cli.output import DocumentFormat, print_document
 from xds.cli.resource_types import TYPE_URLS, Type
 from xds.codec import message_class, to_dict
@@ -116,11 +116,11 @@ def config(
     if diff is Diff.ENVOY and only is Type.SECRETS:
         fail("--diff envoy cannot compare secrets, because Envoy redacts them")
     admin = parse_address("--envoy-admin", envoy_admin)
-    with admin_client.AdminClient(connection.address, connection.credentials) as client:
+    with connection.open() as client:
         full_name = client.resolve_proxy(proxy, "")
         listed = client.list_proxies({"proxy": full_name, "namespace": ""}, unsynced=False)
         if not listed.proxies:
-            fail(f"proxy {full_name} is not connected to {connection.address}")
+            fail(f"proxy {full_name} is not connected to {client.address}")
         served = {
             (type_url, resource): body
             for type_url, resource, body in _read_served(client, listed.proxies[0].node_id)
@@ -173,14 +173,14 @@ def _read_envoy(admin: Address, only: Type | None, name: str | None) -> Config:
         connection.request("GET", "/config_dump?include_eds")
         response = connection.getresponse()
         if response.status != HTTPStatus.OK:
-            fail(f"{unreadable}: HTTP status {response.status}", admin_client.EXIT_UNREACHABLE)
+            fail(f"{unreadable}: HTTP status {response.status}", EXIT_UNREACHABLE)
         active = active_config(json.load(response))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        fail(f"{unreadable}: {printable(str(error))}", admin_client.EXIT_UNREACHABLE)
+        fail(f"{unreadable}: {printable(str(error))}", EXIT_UNREACHABLE)
     except (LookupError, TypeError, AttributeError):
         fail(
             f"{unreadable}: the response is not a config dump; set --envoy-admin to Envoy's admin address",
-            admin_client.EXIT_UNREACHABLE,
+            EXIT_UNREACHABLE,
         )
     finally:
         connection.close()

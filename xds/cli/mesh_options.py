@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
-from xds.cli.client_options import DEFAULT_XDS_ADDRESS, CredentialOptions
-from xds.cli.options import SourceOptions, fail, parse_address, print_problems
+from xds.cli.client_options import ConnectionOptions, CredentialOptions, XdsAddress
+from xds.cli.options import SourceOptions, fail, print_problems
 
 if TYPE_CHECKING:
     from xds.mesh.model.objects import Problem
@@ -46,16 +45,17 @@ class Policies(Protocol):
 class MeshOptions(SourceOptions):
     """The options of a command that reads a mesh."""
 
-    xds_address: Annotated[
+    xds_namespace: Annotated[
         str | None,
         typer.Option(
-            "--xds-address",
-            metavar="HOST:PORT",
-            help="xDS address of the control plane to query, without --manifests and --kubernetes. Default: "
-            f"$XDS_ADDRESS, else {DEFAULT_XDS_ADDRESS}.",
+            "--xds-namespace",
+            metavar="NAME",
+            help="Namespace of the control plane in the cluster. Default: istio-system; with --kubernetes in "
+            "a pod, the pod's namespace.",
             show_default=False,
         ),
     ] = None
+    xds_address: XdsAddress = None
     files: CredentialOptions
 
     @property
@@ -76,9 +76,9 @@ class MeshOptions(SourceOptions):
         Args:
             prints_problems: whether to print the problems of manifests or of the objects of a cluster.
         """
-        cluster = self.cluster
         if self.is_live:
             return self._connect()
+        cluster = self.cluster
         if self.xds_address:
             fail("--xds-address cannot be combined with --manifests or --kubernetes: query one of them")
         if not self.files.is_empty:
@@ -97,9 +97,12 @@ class MeshOptions(SourceOptions):
                 "--mesh-config requires --manifests, and --set requires --manifests or --kubernetes: a "
                 "running control plane uses its own settings"
             )
-        from xds.cli import admin_client  # noqa: PLC0415 - slow to import
-
-        default = os.environ.get("XDS_ADDRESS")
-        option = "XDS_ADDRESS" if default and not self.xds_address else "--xds-address"
-        address = parse_address(option, self.xds_address or default or DEFAULT_XDS_ADDRESS)
-        return admin_client.AdminClient(address, self.files.to_credentials())
+        if self.mesh_config_map:
+            fail("--mesh-config-map requires --kubernetes")
+        return ConnectionOptions(
+            xds_address=self.xds_address,
+            kubeconfig=self.kubeconfig,
+            context=self.context,
+            xds_namespace=self.xds_namespace,
+            files=self.files,
+        ).open()

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Self
 
 import typer
 
-from xds.cli import admin_client, cluster, plan_output
+from xds.cli import cluster, plan_output
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.durations import parse_duration
 from xds.cli.hops import format_clients
-from xds.cli.options import OBSERVATION_DISABLED, Context, Kubeconfig, fail, print_problems
+from xds.cli.options import EXIT_UNREACHABLE, OBSERVATION_DISABLED, fail, print_problems
 from xds.cli.output import to_yaml
 from xds.cli.wait import wait_for
 from xds.mesh.kube.api import KubeApi
@@ -82,8 +82,6 @@ class ModeChangeOptions:
             "-o", "--output", help="Output format. yaml prints the manifest, and requires --dry-run."
         ),
     ] = Output.TABLE
-    kubeconfig: Kubeconfig = None
-    context: Context = None
     connection: ConnectionOptions
 
 
@@ -146,7 +144,7 @@ class _Change:
             fail("-o yaml requires --dry-run")
         parse_duration("--timeout", options.timeout)
         self._options, self._mode = options, mode
-        self._client = admin_client.AdminClient(options.connection.address, options.connection.credentials)
+        self._client = options.connection.open(reads_cluster=True)
         self.target = PolicyTarget(namespace=namespace, workload=workload)
         self._prepared: PreparedPolicy | None = None
 
@@ -195,7 +193,7 @@ class _Change:
 
     async def _prepare(self) -> tuple[PolicyTarget, PreparedPolicy | None]:
         options, target = self._options, self.target
-        async with cluster.connect(options.kubeconfig, options.context) as api:
+        async with cluster.connect(options.connection.kubeconfig, options.connection.context) as api:
             try:
                 if target.workload:
                     target = await find_target(api, target.namespace, target.workload)
@@ -211,7 +209,7 @@ class _Change:
         request = objects_pb2.WaitRequest(kind=ref.kind, namespace=ref.namespace, name=ref.name)
         first = next(self._client.wait(request, _CHECK_TIMEOUT), None)
         if first is None:
-            fail("the control plane did not respond in time", admin_client.EXIT_UNREACHABLE)
+            fail("the control plane did not respond in time", EXIT_UNREACHABLE)
         if not first.has_versions:
             fail(
                 "the control plane reads files, not an API server: use --dry-run -o yaml, and add the "
@@ -245,7 +243,8 @@ class _Change:
             fail("not confirmed: nothing was changed", 1)
 
     async def _apply(self, prepared: PreparedPolicy) -> str:
-        async with cluster.connect(self._options.kubeconfig, self._options.context) as api:
+        connection = self._options.connection
+        async with cluster.connect(connection.kubeconfig, connection.context) as api:
             return await _apply_policy(api, prepared, force=self._options.force_conflicts)
 
 

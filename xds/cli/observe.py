@@ -10,7 +10,6 @@ import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
-from xds.cli import admin_client
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.explanation import format_rate
 from xds.cli.option_groups import grouped_options
@@ -71,7 +70,7 @@ def observe(
     if namespace == "":
         fail("--namespace must not be empty: omit it to print all namespaces")
     request = pb.ListTrafficRequest(namespace=namespace or "", plaintext_only=plaintext)
-    with admin_client.AdminClient(connection.address, connection.credentials) as client:
+    with connection.open() as client:
         if watch:
             with suppress(KeyboardInterrupt):
                 _follow(client.watch_traffic(request), output)

@@ -24,6 +24,8 @@ MAX_NOTICES = 20
 
 OBSERVATION_DISABLED = "observation is disabled: start xds serve with --observe=true"
 """Error if a command needs observed traffic."""
+EXIT_UNREACHABLE = 3
+"""Exit status if a control plane, an API server or Envoy cannot be reached."""
 
 STDIN = "-"
 """Name of standard input as a file."""
@@ -99,6 +101,15 @@ MeshConfigMap = Annotated[
         show_default=False,
     ),
 ]
+ControlPlaneNamespace = Annotated[
+    str | None,
+    typer.Option(
+        "--xds-namespace",
+        metavar="NAME",
+        help="Namespace of the control plane in the cluster. Default: istio-system.",
+        show_default=False,
+    ),
+]
 AllNamespaces = Annotated[
     bool, typer.Option("-A", "--all-namespaces", help="Print all namespaces. This is the default.")
 ]
@@ -113,7 +124,7 @@ class ClusterReference(NamedTuple):
     """Name of a kubeconfig context; None for the current one."""
     namespace: str | None
     """Namespace of the control plane; None for the default."""
-    mesh_config_map: str | None
+    mesh_config_map: str | None = None
     """Name of the ConfigMap with the mesh's settings; None for the default."""
 
 
@@ -192,6 +203,11 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """Print an error and exit. Status 2 means wrong usage; 1 means that a check or operation failed."""
     typer.echo(f"xds: {message}", err=True)
     raise typer.Exit(status)
+
+
+def fail_unreachable(message: str) -> NoReturn:
+    """Print why something cannot be reached, and exit."""
+    fail(message, EXIT_UNREACHABLE)
 
 
 def fail_unknown(kind: str, name: str, known: list[str], form: str) -> NoReturn:

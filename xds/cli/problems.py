@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from xds.cli import admin_client
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import fail
@@ -52,7 +51,7 @@ def problems(
     """
     if namespace == "":
         fail("--namespace must not be empty: omit it to print all namespaces")
-    with admin_client.AdminClient(connection.address, connection.credentials) as client:
+    with connection.open() as client:
         response = client.list_problems(namespace or "", notices=notices)
     if output is Format.TABLE:
         _print_table(response)

@@ -85,7 +85,7 @@ def status(
         fail("--rollout cannot be combined with PROXY, because it prints services")
     if not_synced and (proxy or rollout or watch):
         fail("--not-synced cannot be combined with PROXY, --rollout or --watch")
-    with admin_client.AdminClient(connection.address, connection.credentials) as client:
+    with connection.open() as client:
         if rollout:
             _print_rollouts(client, namespace or "", output, watch=watch)
             return
@@ -105,7 +105,7 @@ def status(
     absent = response.not_connected
     if not response.proxies and (absent.may_be_on_other_replica or not absent.total):
         scope = f"of namespace {namespace} " if namespace else ""
-        fail(f"no proxy {scope}is connected to {connection.address}: nothing was checked")
+        fail(f"no proxy {scope}is connected to {client.address}: nothing was checked")
     is_absent = absent.total and not absent.may_be_on_other_replica
     if is_absent or not all(map(settled, response.proxies)):
         raise typer.Exit(1)

@@ -41,10 +41,8 @@ def version(
     versions = {"client": installed_version("xds-mesh")}
     error: typer.Exit | None = None
     if not client:
-        from xds.cli import admin_client  # noqa: PLC0415 - gRPC is slow to import
-
         try:
-            with admin_client.AdminClient(connection.address, connection.credentials) as server:
+            with connection.open() as server:
                 versions["server"] = server.server_version() or "unknown (too old to send its version)"
         except typer.Exit as exit_:
             error = exit_

@@ -7,19 +7,21 @@ import sys
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from xds.cli import admin_client
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.durations import parse_duration
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import Context, Kubeconfig, fail
+from xds.cli.options import fail
 from xds.mesh.controlplane.status import proxy_name
 from xds.mesh.model.names import UnknownNameError, ref_named
 from xds.mesh.model.objects import TRAFFIC_KINDS, Ref
 from xds.mesh.v1 import objects_pb2 as pb
+
+if TYPE_CHECKING:
+    from xds.cli.admin_client import AdminClient
 
 EXAMPLES = """
 xds wait PeerAuthentication/shop/default
@@ -82,8 +84,6 @@ def wait(
             help="Read the object from the API server, and wait for its resourceVersion.",
         ),
     ] = False,
-    kubeconfig: Kubeconfig = None,
-    context: Context = None,
     connection: ConnectionOptions,
 ) -> None:
     """Wait until all connected sidecars that a policy or DestinationRule affects have ACKed it.
@@ -103,16 +103,14 @@ def wait(
     parse_duration("--timeout", timeout)
     if kubernetes and resource_version:
         fail("--kubernetes cannot be combined with --resource-version")
-    if (kubeconfig or context) and not kubernetes:
-        fail("--kubeconfig and --context require --kubernetes")
-    address, credentials = connection.address, connection.credentials
-    version = _read_version(ref, kubeconfig, context) if kubernetes else resource_version
-    with admin_client.AdminClient(address, credentials) as client:
-        wait_for(client, ref, version, timeout, condition)
+    with connection.open(reads_cluster=kubernetes) as client:
+        if kubernetes:
+            resource_version = _read_version(ref, connection.kubeconfig, connection.context)
+        wait_for(client, ref, resource_version, timeout, condition)
 
 
 def wait_for(
-    client: admin_client.AdminClient,
+    client: AdminClient,
     ref: Ref,
     version: str,
     timeout: str,

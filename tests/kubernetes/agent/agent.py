@@ -1,4 +1,4 @@
-"""The node: runs every unassigned pod, and routes Service names and addresses to ready endpoints."""
+"""The node: runs every unassigned pod, routes Services to ready endpoints, and forwards ports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Self
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from tests.kubernetes.agent.egress import Egress
 from tests.kubernetes.agent.pods import Pod, Surroundings
 from tests.kubernetes.agent.services import API_SERVER, Services
 from tests.kubernetes.agent.watching import Key, Watched
+from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
 from tests.support import rules
 from tests.support.clients import Client
@@ -24,9 +25,11 @@ from tests.support.node import GATEWAY, Node
 from tests.support.places import HERE
 from tests.support.tcp import Relay
 from tests.support.waiting import eventually
+from xds.demo.processes import Processes, Running
 from xds.mesh.kube.api import Json, KubeError
 
 _API_SERVER_HERE = 6443
+_KUBELET = 10250
 _DNS = 53
 _RETRY = 0.2
 
@@ -42,6 +45,9 @@ class Agent:
         self.cluster = cluster
         self._api = api = cluster.api
         self.folder, self._egress = folder, egress
+        self._networks = folder / "kubelet/networks"
+        self.kubelet: Running | None = None
+        """The process that forwards ports, if its program is available."""
         self._pods: dict[Key, Pod] = {}
         self._lives: set[asyncio.Task[None]] = set()
         self._seen: set[str] = set()
@@ -59,6 +65,7 @@ class Agent:
             self.node = stack.enter_context(Node())
             self.name = self.node.run_id
             await self._listen(stack)
+            await self._start_kubelet(stack)
             await self._register(stack)
             followed = (self._services, self._slices, self._config_maps, self._watched)
             self._tasks = [asyncio.create_task(collection.run()) for collection in followed]
@@ -128,6 +135,29 @@ class Agent:
             raise
         return made
 
+    async def _start_kubelet(self, stack: AsyncExitStack) -> None:
+        self._networks.mkdir(parents=True)
+        if program := binaries.find().get("kubelet"):
+            certificates = self.cluster.control_plane.certificates
+            certificate, key = certificates.server([self.name], [GATEWAY])
+            command = self.node.place.command(
+                str(program),
+                f"--listen=:{_KUBELET}",
+                f"--networks={self._networks}",
+                f"--tls-cert-file={certificate}",
+                f"--tls-private-key-file={key}",
+                f"--client-ca-file={certificates.root}",
+            )
+            processes = stack.enter_context(Processes(self._networks.parent))
+            self.kubelet = processes.start("kubelet", "/usr/bin/env", *command)
+            await eventually(self._has_kubelet, timeout=30, what="the kubelet listens")
+
+    async def _has_kubelet(self) -> bool:
+        with suppress(OSError):
+            (await Client(self.node.place).connect("127.0.0.1", _KUBELET)).close()
+            return True
+        return False
+
     async def _register(self, stack: AsyncExitStack) -> None:
         body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}}
         await self._api.create("/api/v1/nodes", body)
@@ -149,7 +179,7 @@ class Agent:
 
         address = await eventually(service, timeout=60, what="the Service `kubernetes`")
         variables = {"KUBERNETES_SERVICE_HOST": address, "KUBERNETES_SERVICE_PORT": "443"}
-        self._around = Surroundings(self._api, self.node, self.folder, variables)
+        self._around = Surroundings(self._api, self.node, self.folder, self._networks, variables)
 
     async def _leave(self) -> None:
         try:

@@ -28,6 +28,8 @@ class Surroundings:
     api: KubeApi
     node: Node
     folder: Path
+    networks: Path
+    """Folder with a link to the network namespace of each pod, for port-forwards."""
     environment: dict[str, str]
     """Variables of every container: the address of the API server."""
 
@@ -98,6 +100,8 @@ class Pod:
     async def run(self) -> None:
         """Run until the pod is deleted, even if it completes earlier."""
         self.place, self.address = self._around.node.add()
+        network = self._around.networks / self.name
+        network.symlink_to(self.place.file)
         try:
             living = asyncio.create_task(self._live())
             reporting = asyncio.create_task(self._report())
@@ -113,6 +117,7 @@ class Pod:
                     task.cancel()
                 await asyncio.wait([living, reporting, deleted])
         finally:
+            network.unlink()
             place, self.place = self.place, None
             self._around.node.remove(place)
         await self._forget()

@@ -2,7 +2,7 @@
 
 They are looked for in the folder KUBEBUILDER_ASSETS, the convention of envtest, and then below .cache/, where
 the build puts them. No package registry has them, so Go builds them from source: one program, see go/main.go,
-under four names.
+under five names.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
-OPTIONAL = ("kube-controller-manager",)
-"""The program that envtest's archives lack."""
+NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "kubelet")
+OPTIONAL = ("kube-controller-manager", "kubelet")
+"""The programs that envtest's archives lack. This kubelet only forwards ports."""
 REQUIRED = "XDS_REQUIRE_KUBERNETES"
 """Environment variable: on a machine with Go, missing programs fail tests instead of skipping them."""
 

@@ -132,6 +132,9 @@ class ControlPlane:
             f"--service-account-issuer={ISSUER}",
             f"--service-account-key-file={public}",
             f"--service-account-signing-key-file={private}",
+            f"--kubelet-certificate-authority={self.certificates.root}",
+            f"--kubelet-client-certificate={self.admin[0]}",
+            f"--kubelet-client-key={self.admin[1]}",
             "--authorization-mode=Node,RBAC",
             "--allow-privileged=true",
             # Call a webhook's Service at one of its endpoints: nothing here routes clusterIPs.

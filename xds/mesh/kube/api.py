@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -23,6 +22,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config.config_exception import ConfigException
 
 from xds.mesh.kube.decoding import decode_json
+from xds.mesh.kube.kubeconfig import kubeconfig_files
 
 Json: TypeAlias = dict[str, Any]
 
@@ -34,6 +34,8 @@ APPLY_PATCH = "application/apply-patch+yaml"
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _REQUEST_TIMEOUT = 30.0
 _CONNECT_TIMEOUT = 5.0
+_HEARTBEAT = 30.0
+"""Seconds between pings of a WebSocket. It breaks if a ping is not answered within half of that."""
 
 
 class KubeConfigError(Exception):
@@ -85,8 +87,10 @@ class KubeApi:
         namespace: str,
         *,
         in_cluster: bool = False,
+        context: str = "",
         renew: Callable[[], Awaitable[client.Configuration]] | None = None,
     ) -> None:
+        configuration.client_session_kwargs = {"raise_for_status": _require_upgrade}
         self._configuration = configuration
         self._client = client.ApiClient(configuration)
         self._renew = renew
@@ -96,6 +100,8 @@ class KubeApi:
         """Namespace of this pod or of the kubeconfig's context."""
         self.in_cluster = in_cluster
         """Whether this process runs in a pod of the cluster."""
+        self.context = context
+        """Name of the kubeconfig's context; empty in a cluster."""
 
     @classmethod
     async def connect(cls, kubeconfig: Path | None = None, context: str | None = None) -> Self:
@@ -103,13 +109,13 @@ class KubeApi:
 
         No request is sent yet. Raises KubeConfigError if the configuration is missing or invalid.
         """
-        files = _kubeconfig_files(kubeconfig)
+        files = kubeconfig_files(kubeconfig)
 
-        async def read() -> tuple[client.Configuration, str, bool]:
+        async def read() -> tuple[client.Configuration, str, str | None]:
             configuration = client.Configuration()
             configuration.connection_pool_maxsize = 100  # each watch uses one connection
             if kubeconfig is None and context is None and _in_cluster(configuration):
-                return configuration, _own_namespace() or "default", True
+                return configuration, _own_namespace() or "default", None
             _require_any(files)
             loader = await config.load_kube_config(  # type: ignore[no-untyped-call]
                 config_file=str(kubeconfig) if kubeconfig else None,
@@ -117,18 +123,19 @@ class KubeApi:
                 client_configuration=configuration,
                 persist_config=False,
             )
-            return configuration, loader.current_context["context"].get("namespace") or "default", False
+            current = loader.current_context
+            return configuration, current["context"].get("namespace") or "default", current["name"]
 
         async def renew() -> client.Configuration:
             return (await read())[0]
 
         try:
-            configuration, namespace, in_cluster = await read()
+            configuration, namespace, name = await read()
         except KubeConfigError:
             raise
         except Exception as error:  # the library raises any type of error for an invalid file
             raise KubeConfigError(_explain(error, files, context)) from error
-        return cls(configuration, namespace, in_cluster=in_cluster, renew=renew)
+        return cls(configuration, namespace, in_cluster=name is None, context=name or "", renew=renew)
 
     async def __aenter__(self) -> Self:
         return self
@@ -226,6 +233,40 @@ class KubeApi:
         async with self._request("GET", path, query, client_timeout) as response:
             yield response.content
 
+    async def websocket(self, path: str, protocol: str, **query: Any) -> aiohttp.ClientWebSocketResponse:
+        """Open a WebSocket with a subprotocol; the caller closes it. Raises KubeError."""
+        used_token = self._token
+        try:
+            return await self._open_websocket(path, protocol, query)
+        except KubeError as error:
+            if error.status != HTTPStatus.UNAUTHORIZED or not await self._refresh_token(used_token):
+                raise
+        return await self._open_websocket(path, protocol, query)
+
+    async def _open_websocket(
+        self, path: str, protocol: str, query: Mapping[str, Any]
+    ) -> aiohttp.ClientWebSocketResponse:
+        rest = self._client.rest_client
+        if rest.pool_manager is None:
+            rest.pool_manager = rest._create_pool_manager()
+        try:
+            _, url, headers, *_ = await self._client.param_serialize(
+                "GET", path, query_params=list(query.items()), auth_settings=["BearerToken"]
+            )
+            async with asyncio.timeout(_REQUEST_TIMEOUT):
+                socket: aiohttp.ClientWebSocketResponse = await rest.pool_manager.ws_connect(
+                    url,
+                    protocols=(protocol,),
+                    headers=headers,
+                    heartbeat=_HEARTBEAT,
+                    proxy=rest.proxy,
+                    proxy_headers=rest.proxy_headers,
+                    server_hostname=self._configuration.tls_server_name,
+                )
+        except (aiohttp.ClientError, ApiException, TimeoutError, OSError) as error:
+            raise _unreachable_error(self.server, error) from error
+        return socket
+
     @asynccontextmanager
     async def _request(
         self,
@@ -296,12 +337,6 @@ class KubeApi:
         return self._token != used_token
 
 
-def _kubeconfig_files(kubeconfig: Path | None) -> list[str]:
-    """Return the files that kubectl would read."""
-    defaults = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube/config")
-    return [str(kubeconfig)] if kubeconfig else defaults.split(os.pathsep)
-
-
 def _require_any(files: list[str]) -> None:
     """Raise KubeConfigError if no file exists. The library would only log that."""
     if not any(Path(file).is_file() for file in files):
@@ -336,6 +371,13 @@ def _query_value(value: object) -> str:
 
 def _unreachable_error(server: str, error: BaseException) -> KubeError:
     return KubeError(0, f"the API server at {server} cannot be reached: {str(error) or type(error).__name__}")
+
+
+async def _require_upgrade(response: aiohttp.ClientResponse) -> None:
+    """Raise KubeError if a WebSocket is refused. Otherwise, aiohttp would discard the reason."""
+    is_upgrade = "Sec-WebSocket-Key" in response.request_info.headers
+    if is_upgrade and response.status != HTTPStatus.SWITCHING_PROTOCOLS:
+        raise await _read_error("GET", response.url.path, response)
 
 
 async def _read_error(method: str, path: str, response: aiohttp.ClientResponse) -> KubeError:

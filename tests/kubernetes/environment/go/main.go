@@ -29,8 +29,11 @@ func main() {
 		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
 			util.CheckErr(err)
 		}
+	case "kubelet":
+		fmt.Fprintln(os.Stderr, runKubelet())
+		os.Exit(1)
 	default:
-		fmt.Fprintf(os.Stderr, "%s: call it etcd, kube-apiserver, kube-controller-manager or kubectl\n", name)
+		fmt.Fprintf(os.Stderr, "%s: call it etcd, kube-apiserver, kube-controller-manager, kubectl or kubelet\n", name)
 		os.Exit(2)
 	}
 }
