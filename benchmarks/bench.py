@@ -144,7 +144,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.tls and options.source == "library":
         parser.error("--tls cannot be combined with --source library")
-    options.quiet = 0.1 if quick else 0.5
+    options.quiet = 0.1 if quick else 1.0
     return options
 
 

@@ -78,6 +78,9 @@ class Observer(Protocol):
 class Client:
     """A connection. Data in `out` is written as soon as the socket accepts it."""
 
+    kind: str
+    """`xds`, `raw` or `grpc`."""
+
     def __init__(self, fleet: Observer, connection: socket.socket) -> None:
         self.fleet = fleet
         self.socket = connection
@@ -128,6 +131,8 @@ class Client:
 class RawClient(Client):
     """A client of the raw floor. It reads the expected number of bytes, and replies."""
 
+    kind = "raw"
+
     def __init__(self, fleet: Observer, connection: socket.socket, expected: int) -> None:
         super().__init__(fleet, connection)
         self.remaining = expected
@@ -148,6 +153,8 @@ class RawClient(Client):
 
 class GrpcClient(RawClient):
     """A client of the gRPC floor. It replies to each message until it has the expected number of bytes."""
+
+    kind = "grpc"
 
     def __init__(self, fleet: Observer, connection: socket.socket, expected: int) -> None:
         super().__init__(fleet, connection, expected)
@@ -242,6 +249,8 @@ class Sidecar(Client):
         resumes: Whether the sidecar was connected before.
         token: Token of the pod; empty for none.
     """
+
+    kind = "xds"
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class Fleet:
         """Knowledge of the sidecars of each namespace."""
         self._addresses = itertools.count(1)
         self._failures: dict[str, int] = {}
-        self._reset()
+        self._reset("xds")
 
     def run(self) -> None:
         """Run until the parent process exits."""
@@ -48,6 +48,8 @@ class Fleet:
 
     def received(self, client: Client, size: int, *, done: bool) -> None:
         """Count received messages or data. HTTP/2 frames such as pings are not counted."""
+        if client.kind != self._kind:
+            return
         self._bytes += size
         self._messages += 1
         self._last = time.monotonic()
@@ -72,17 +74,14 @@ class Fleet:
             case "connect":
                 return self._connect(**command)
             case "connect_floor":
-                kind = {"raw": RawClient, "grpc": GrpcClient}[command["kind"]]
-                port, size = command["port"], command["size"]
-                makers = [lambda: kind(self, self._open_connection(port), size)] * command["count"]
-                return self._open(makers, command["at_once"])
+                return self._connect_floor(**command)
             case "expect":
-                self._reset()
+                self._reset(command["kind"])
                 for client in self._clients.values():
                     if isinstance(client, RawClient):
                         client.remaining = command["size"]
             case "reset":
-                self._reset()
+                self._reset("xds")
             case "state":
                 return self._state()
             case "durations":
@@ -132,6 +131,15 @@ class Fleet:
 
         cells = zip(range(len(nodes)), nodes, tokens or [""] * len(nodes), strict=True)
         return self._open([lambda cell=cell: make(*cell) for cell in cells], at_once)
+
+    def _connect_floor(self, *, kind: str, port: int, count: int, size: int, at_once: int) -> dict[str, Any]:
+        """Open connections to a floor, instead of the previous ones."""
+        for client in tuple(self._clients.values()):
+            if client.kind == kind:
+                self._remove(client)
+        self._reset(kind)
+        make = {"raw": RawClient, "grpc": GrpcClient}[kind]
+        return self._open([lambda: make(self, self._open_connection(port), size)] * count, at_once)
 
     def _open(self, makers: list[Callable[[], Client]], at_once: int) -> dict[str, Any]:
         start = time.monotonic()
@@ -200,7 +208,9 @@ class Fleet:
     def _sidecars(self) -> list[Sidecar]:
         return [client for client in self._clients.values() if isinstance(client, Sidecar)]
 
-    def _reset(self) -> None:
+    def _reset(self, kind: str) -> None:
+        """Start to count what clients of this kind receive."""
+        self._kind = kind
         self._bytes = self._messages = self._done = 0
         self._last = 0.0
         self._durations: list[float] = []

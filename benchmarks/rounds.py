@@ -82,14 +82,15 @@ class Bench:
         }
         self._ports = {kind: floor.receive()["port"] for kind, floor in self._floors.items()}
 
-    def wait(self, done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        """Wait until the clients are done and receive nothing more. Return the state of the fleet."""
+    def wait(self, done: Callable[[dict[str, Any]], bool], *, quiet: float | None = None) -> dict[str, Any]:
+        """Wait until the clients are done and received nothing for `quiet` seconds. Return their state."""
+        quiet = self._quiet if quiet is None else quiet
         end = time.monotonic() + _TIMEOUT
         while True:
             state = self.fleet.call("state")
             if state["failures"]:
                 raise SystemExit(f"clients failed: {state['failures']}")
-            if done(state) and time.monotonic() >= state["last"] + self._quiet:
+            if done(state) and time.monotonic() >= state["last"] + quiet:
                 return state
             if time.monotonic() > end:
                 raise SystemExit(f"the clients did not receive everything within {_TIMEOUT:.0f} s: {state}")
@@ -99,16 +100,19 @@ class Bench:
         """Return whether each stream has received something since the last reset of the fleet."""
         return bool(state["done"] == self.size.streams)
 
+    def all_complete(self, state: dict[str, Any]) -> bool:
+        """Return whether as many clients as there are streams have received everything."""
+        return bool(state["complete"] == self.size.streams)
+
     def floors_of_connect(self, state: dict[str, Any], at_once: int) -> dict[str, float]:
         """Connect as many clients to each floor, which sends each as many bytes. Return the durations."""
         count, share = self.size.streams, self._share(state)
-        durations = {}
+        durations: dict[str, float] = {}
         for kind, floor in self._floors.items():
-            self.fleet.call("reset")
             floor.call("send_on_connect", **share)
-            where = {"kind": kind, "port": self._ports[kind]}
-            start = self.fleet.call("connect_floor", **where, **share, count=count, at_once=at_once)["start"]
-            durations[kind] = self.wait(lambda state: bool(state["complete"] == count))["last"] - start
+            clients = {"kind": kind, "port": self._ports[kind], "count": count, "size": share["size"]}
+            start = self.fleet.call("connect_floor", **clients, at_once=at_once)["start"]
+            durations[kind] = self.wait(self.all_complete, quiet=0)["last"] - start
         return durations
 
     def floors_of_push(self, state: dict[str, Any]) -> dict[str, float]:
@@ -116,9 +120,9 @@ class Bench:
         share = self._share(state)
         durations = {}
         for kind, floor in self._floors.items():
-            self.fleet.call("expect", size=share["size"])
+            self.fleet.call("expect", kind=kind, size=share["size"])
             start = floor.call("push", **share)["changed"]
-            durations[kind] = self.wait(self.all_done)["last"] - start
+            durations[kind] = self.wait(self.all_done, quiet=0)["last"] - start
         return durations
 
     def _share(self, state: dict[str, Any]) -> dict[str, int]:

@@ -50,7 +50,7 @@ def connect(run: Round) -> Measurement:
     at_once = run.bench.size.at_once
     return run.measure(
         lambda: run.connect(run.pods, at_once=at_once),
-        done=lambda state: bool(state["complete"] == len(run.pods)),
+        done=run.bench.all_complete,
         floors=lambda state: run.bench.floors_of_connect(state, at_once),
     )
 
@@ -108,7 +108,7 @@ def reconnect(run: Round) -> Measurement:
     run.bench.fleet.call("close", nodes=nodes)
     return run.measure(
         lambda: run.connect(run.pods, at_once=len(run.pods), resumes=True),
-        done=lambda state: bool(state["complete"] == len(run.pods)),
+        done=run.bench.all_complete,
         floors=lambda state: run.bench.floors_of_connect(state, len(run.pods)),
     )
 
@@ -125,10 +125,10 @@ def restart(run: Round) -> Measurement:
             run.source.restart(pods)
             run.connect(pods, at_once=len(pods))
             expected = sum(len(run.pods[earlier::STEPS]) for earlier in range(step + 1))
-            run.bench.wait(lambda state, expected=expected: bool(state["complete"] == expected))
+            run.bench.wait(lambda state, expected=expected: state["complete"] == expected, quiet=0)
         return started
 
-    result = run.measure(replace_all, done=lambda state: bool(state["complete"] == len(run.pods)))
+    result = run.measure(replace_all, done=run.bench.all_complete)
     result.detect = 0.0
     durations = fleet.call("durations")["durations"]
     result.more = {
