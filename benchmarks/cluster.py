@@ -31,6 +31,8 @@ from xds.mesh.kube.root_publisher import KEY, ROOT_CONFIG_MAP
 
 _THREADS = 8
 """Number of connections that create objects."""
+_MAX_IDLE = 10.0
+"""Seconds after which an unused connection is not used again."""
 _ROOTS_TIMEOUT = 30.0
 """Seconds for the control plane to publish its roots."""
 _SLICES = "/apis/discovery.k8s.io/v1/namespaces/{}/endpointslices"
@@ -174,10 +176,7 @@ class _Api:
 
     def ask(self, method: str, path: str, body: Any = None, *, patience: float = 0.0) -> Any:
         """Send a request and return the response. Wait `patience` seconds for the object to exist."""
-        connection = getattr(self._thread, "connection", None)
-        if connection is None:
-            connection = http.client.HTTPSConnection(*self._address, context=self._context)
-            self._thread.connection = connection
+        connection = self._connection()
         patch = "application/json-patch+json" if isinstance(body, list) else "application/merge-patch+json"
         kind = patch if method == "PATCH" else "application/json"
         end = time.monotonic() + patience
@@ -191,6 +190,17 @@ class _Api:
                 text = answer[:1000].decode(errors="replace")
                 raise SystemExit(f"{method} {path}: {response.status} {text}")
             time.sleep(0.1)
+
+    def _connection(self) -> http.client.HTTPSConnection:
+        thread = self._thread
+        if not hasattr(thread, "connection"):
+            thread.connection = http.client.HTTPSConnection(*self._address, context=self._context)
+            thread.used_at = 0.0
+        if time.monotonic() > thread.used_at + _MAX_IDLE:
+            thread.connection.close()  # The API server may have closed it. The next request reconnects.
+        thread.used_at = time.monotonic()
+        connection: http.client.HTTPSConnection = thread.connection
+        return connection
 
 
 def _endpoint(node: NodeId) -> dict[str, Any]:
