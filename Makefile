@@ -91,7 +91,7 @@ proto: $(READY) ## Generate xds/mesh/v1 from protos/
 golden: $(READY) ## Rewrite the golden files; review the diff before you commit it
 	@$(BIN)/pytest tests/golden tests/inject/test_golden.py --golden
 
-bench: $(READY) ## Measure how fast changes reach 1,000 sidecars (several minutes)
+bench: $(READY) ## Measure how fast changes reach 1,000 sidecars (a few minutes)
 	@$(BIN)/python benchmarks/bench.py
 
 clean: ## Remove .venv and generated files, except .cache, which is slow to rebuild

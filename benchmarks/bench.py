@@ -1,7 +1,8 @@
-"""Measure the time from a change until the last of many clients has it: `make bench`.
+"""Measure how fast changes reach many sidecars, and what they cost: `make bench`.
 
-`python benchmarks/bench.py --help` lists the options. The server, the clients and the floor are child
-processes. Ratios to the floor of the same round are comparable between machines; seconds are not.
+The server, the clients and two floors are processes of their own. A round starts a new server, connects all
+sidecars, and runs each scenario once. Ratios to the floors of the same round are comparable between machines;
+seconds are not. `python benchmarks/bench.py --help` lists the options.
 """
 
 from __future__ import annotations
@@ -10,65 +11,141 @@ import argparse
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
+from cluster import Kubernetes
 from control import raise_file_limit
-from report import as_json, as_markdown, as_table
-from rounds import Bench, Measurement, Size, library, mesh
+from plot import as_svg
+from report import Report, Run, as_comparison, as_markdown, as_table
+from rounds import Bench, Churn, Measurement, Round
+from scenarios import SCENARIOS, Scenario
+from sources import Files, Library, Size, Source
 
 _SPARE = 200
 """Number of open files that a process needs in addition to its connections."""
+_FACTORS = (0.1, 1, 3)
+"""Sizes of --growth, as multiples of --services and of --streams."""
 
 
 def main() -> None:
-    """Run the benchmark and print the results."""
+    """Run the benchmark, or load its results, and print them."""
     options = _options()
+    old = Report.load([options.compare]) if options.compare else None
+    report = Report.load(options.load) if options.load else Report.measured(_measure(options))
+    if options.save:
+        options.save.write_text(report.as_json())
+    if options.plot:
+        options.plot.write_text(as_svg(report))
+    if old:
+        print(as_comparison(old, report))
+    else:
+        print({"table": as_table, "markdown": as_markdown, "json": Report.as_json}[options.output](report))
+
+
+def _measure(options: argparse.Namespace) -> list[Run]:
     size = Size(
-        streams=options.streams,
+        source=options.source,
         services=options.services,
         endpoints=options.endpoints,
         namespaces=options.namespaces,
-        rounds=options.rounds,
-        starts=options.starts,
-        quiet=0.2 if options.quick else 0.5,
+        streams=options.streams,
+        at_once=options.at_once,
+        tls=options.tls,
     )
-    raise_file_limit(2 * size.streams + _SPARE)
+    sizes = [size]
+    if options.growth:
+        sizes = [replace(size, services=max(1, round(size.services * factor))) for factor in _FACTORS]
+        sizes += [replace(size, streams=round(size.streams * factor)) for factor in _FACTORS if factor != 1]
+    raise_file_limit(3 * max(size.streams for size in sizes) + _SPARE)  # sidecars, and clients of two floors
+    return [_run(options, size) for size in sizes]
+
+
+def _run(options: argparse.Namespace, size: Size) -> Run:
+    """Run the rounds of one size."""
+    scenarios = [each for each in SCENARIOS if _is_chosen(each, options.scenario, size.source)]
     results: dict[str, list[Measurement]] = {}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        bench = Bench(size, Path(folder), stack, lambda line: print(line, file=sys.stderr, flush=True))
-        if "library" in options.only:
-            library(bench, results)
-        for kinds in options.kinds if "mesh" in options.only else ():
-            mesh(bench, kinds, results)
-    print({"table": as_table, "markdown": as_markdown, "json": as_json}[options.output](size, results))
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        churn = Churn(options.rate, options.seconds)
+        bench = Bench(size, churn, options.quiet, folder, stack)
+        _log(f"{size.services:,} services, {size.streams:,} streams: creating the objects")
+        source = _source(size, folder, stack)
+        for number in range(options.rounds):
+            with ExitStack() as running:
+                run = Round(bench, source, running)
+                for scenario in scenarios:
+                    _log(f"round {number + 1} of {options.rounds}: {scenario.title}")
+                    results.setdefault(scenario.title, []).append(scenario.measure(run))
+    return Run(size, results)
+
+
+def _source(size: Size, folder: Path, stack: ExitStack) -> Source:
+    match size.source:
+        case "kubernetes":
+            return Kubernetes(size, folder, stack)
+        case "library":
+            return Library(size, folder)
+    return Files(size, folder)
+
+
+def _is_chosen(scenario: Scenario, chosen: list[str], source: str) -> bool:
+    """Return whether to run a scenario. Without the first two, there are no connected sidecars."""
+    if source not in scenario.sources:
+        return False
+    is_default = scenario.is_default and "default" in chosen
+    return is_default or scenario.name in ("start", "connect", *chosen) or "every" in chosen
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _options() -> argparse.Namespace:
     quick = "--quick" in sys.argv
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0] + ".")
+    names = [scenario.name for scenario in SCENARIOS]
     parser.add_argument("--quick", action="store_true", help="run a small benchmark that takes a few seconds")
-    parser.add_argument("--streams", type=int, default=20 if quick else 1000)
+    parser.add_argument("--source", choices=("files", "kubernetes", "library"), default="files")
+    parser.add_argument(
+        "--scenario",
+        nargs="+",
+        choices=[*names, "default", "every"],
+        default=["default"],
+        metavar="NAME",
+        help=f"{', '.join(names)}, default (the default) or every; start and connect always run",
+    )
+    parser.add_argument("--rounds", type=int, default=1 if quick else 3)
     parser.add_argument("--services", type=int, default=20 if quick else 1000)
     parser.add_argument("--endpoints", type=int, default=3 if quick else 10, help="endpoints of each service")
     parser.add_argument("--namespaces", type=int, default=2 if quick else 10)
-    parser.add_argument("--rounds", type=int, default=2 if quick else 7)
-    parser.add_argument("--starts", type=int, default=1 if quick else 3, help="number of server cold starts")
+    parser.add_argument("--streams", type=int, default=20 if quick else 1000)
     parser.add_argument(
-        "--kinds",
-        type=lambda text: [int(kind) for kind in text.split(",")],
-        default=[2] if quick else [1, 5],
-        help="number of namespaces with sidecars; a comma-separated list runs each in turn "
-        "(default: %(default)s)",
+        "--at-once",
+        type=int,
+        default=100,
+        help="sidecars that connect at the same time (default: %(default)s)",
+    )
+    parser.add_argument("--tls", action="store_true", help="use TLS, and a token for each pod")
+    parser.add_argument(
+        "--growth", action="store_true", help="run with 0.1, 1 and 3 times the services and streams"
     )
     parser.add_argument(
-        "--only",
-        choices=("library", "mesh"),
-        nargs=1,
-        default=["library", "mesh"],
-        help="run only one half of the benchmark (default: both)",
+        "--rate", type=float, default=1000, help="changes a second of churn (default: %(default)s)"
     )
+    parser.add_argument("--seconds", type=float, default=1 if quick else 30, help="duration of churn")
     parser.add_argument("-o", "--output", choices=("table", "markdown", "json"), default="table")
-    return parser.parse_args()
+    parser.add_argument("--save", type=Path, metavar="FILE", help="also write the results as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also plot the results of --growth, as SVG")
+    parser.add_argument("--compare", type=Path, metavar="OLD", help="print ratios to these results instead")
+    parser.add_argument(
+        "--load", type=Path, nargs="+", metavar="FILE", help="do not measure, but merge these results"
+    )
+    options = parser.parse_args()
+    if options.tls and options.source == "library":
+        parser.error("--tls cannot be combined with --source library")
+    options.quiet = 0.1 if quick else 1.0
+    return options
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ Bodies are skipped unless the caller needs them: a thousand clients must use les
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hpack import Decoder
+from hpack import Decoder, Encoder
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _SETTINGS, _PING, _WINDOW_UPDATE = 0, 1, 4, 6, 8
@@ -18,7 +17,7 @@ _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 4, 5
 _WINDOW = 2**31 - 1
 _REPLENISH = 2**30
 _DEFAULT_WINDOW, _DEFAULT_FRAME = 65535, 16384
-_PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 
 TAIL = 512
 """Number of stored bytes at the end of a response. They contain the type and the nonce."""
@@ -48,47 +47,34 @@ def _setting(name: int, value: int) -> bytes:
     return name.to_bytes(2, "big") + value.to_bytes(4, "big")
 
 
-def _text(text: str) -> bytes:
-    return bytes((len(text),)) + text.encode()
-
-
-def _headers() -> bytes:
-    # HPACK: indexed fields of the static table, then literals with an indexed name, then with a new name.
-    post, http, path, authority = b"\x83", b"\x86", b"\x04", b"\x01"
+def _opening(token: str) -> bytes:
+    headers = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", PATH),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+        *([("authorization", f"Bearer {token}")] if token else []),
+    ]
+    settings = _setting(_INITIAL_WINDOW_SIZE, _WINDOW) + _setting(_MAX_FRAME_SIZE, 2**24 - 1)
     return b"".join(
         (
-            post,
-            http,
-            path + _text(_PATH),
-            authority + _text("localhost"),
-            b"\x00" + _text("content-type") + _text("application/grpc"),
-            b"\x00" + _text("te") + _text("trailers"),
+            _PREFACE,
+            _frame(_SETTINGS, 0, 0, settings),
+            _frame(_WINDOW_UPDATE, 0, 0, (_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big")),
+            _frame(_HEADERS, _END_HEADERS, 1, Encoder().encode(headers)),
         )
     )
-
-
-_OPENING = b"".join(
-    (
-        _PREFACE,
-        _frame(
-            _SETTINGS, 0, 0, _setting(_INITIAL_WINDOW_SIZE, _WINDOW) + _setting(_MAX_FRAME_SIZE, 2**24 - 1)
-        ),
-        _frame(_WINDOW_UPDATE, 0, 0, (_WINDOW - _DEFAULT_WINDOW).to_bytes(4, "big")),
-        _frame(_HEADERS, _END_HEADERS, 1, _headers()),
-    )
-)
 
 
 class Http2Stream:
     """A connection with one stream. It calls `receive` for each message in the data passed to `feed`."""
 
-    def __init__(
-        self, connection: socket.socket, receive: Callable[[Received], None], *, keep: bool = False
-    ) -> None:
-        self.socket = connection
+    def __init__(self, receive: Callable[[Received], None], *, keep: bool = False, token: str = "") -> None:
         self._receive = receive
         self._keeps_bodies = keep
-        self.out = bytearray(_OPENING)
+        self.out = bytearray(_opening(token))
         """Data to write to the socket."""
         self._queue = bytearray()
         """Messages that wait for flow control."""

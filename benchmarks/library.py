@@ -93,10 +93,10 @@ class SharedSnapshot:
 async def main(services: int, endpoints: int) -> None:
     proxies = SharedSnapshot(services, endpoints)
     probe.commands |= {"one": lambda: proxies.change(1), "all": lambda: proxies.change(services)}
-    probe.attach(lambda: [proxies.snapshot], lambda: True)
+    probe.attach(lambda: True)
     server = XdsServer(proxies, "127.0.0.1:0")
     await server.start()
-    respond({"port": server.port, "listening": time.monotonic()})
+    respond({"ports": (server.port,), "ready": time.monotonic(), **probe.sample()})
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()

@@ -1,4 +1,4 @@
-"""Format the results as a table, as Markdown or as JSON."""
+"""The results: stored as JSON, and printed as a table, as Markdown or as a comparison."""
 
 from __future__ import annotations
 
@@ -7,142 +7,170 @@ import io
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from statistics import median
+from typing import Self
 
 from rich.console import Console
 from rich.table import Table
-from rounds import Measurement, Size
+from rounds import Measurement
+from sources import Size
+
+_MILLI = 1000
+
+COLUMNS: dict[str, Callable[[Measurement], tuple[float, int]]] = {
+    "last client, s": lambda m: (m.seconds, 3),
+    "detect, s": lambda m: (m.detect, 3),
+    "grpc.aio, s": lambda m: (m.grpc, 3),
+    "sockets, s": lambda m: (m.raw, 3),
+    "times grpc.aio": lambda m: (m.ratio, 1),
+    "CPU, s": lambda m: (m.cpu, 2),
+    "MB": lambda m: (m.megabytes, 1),
+    "peak, MiB": lambda m: (m.peak, 0),
+    "block, ms": lambda m: (m.block * _MILLI, 0),
+    "GC, ms": lambda m: (m.collecting * _MILLI, 0),
+}
+"""Columns of the tables: the value of a measurement, and its number of digits."""
+_COMPARED = ("last client, s", "times grpc.aio", "CPU, s", "MB", "peak, MiB", "block, ms")
 
 
-def as_json(size: Size, results: dict[str, list[Measurement]]) -> str:
-    """Return all results as JSON."""
-    return json.dumps(
-        {
-            "machine": _machine(),
-            "size": dataclasses.asdict(size),
-            "results": {
-                name: [dataclasses.asdict(result) | {"ratio": result.ratio} for result in rounds]
-                for name, rounds in results.items()
-            },
-        },
-        indent=1,
-    )
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All rounds of one size."""
 
+    size: Size
+    results: dict[str, list[Measurement]]
+    """The measurements of each scenario, by its title."""
 
-def as_table(size: Size, results: dict[str, list[Measurement]]) -> str:
-    """Return a table of medians, with the minimum and the maximum of important values."""
-    table = Table(
-        title=f"{size.streams:,} delta streams, {size.services:,} services x {size.endpoints} endpoints"
-    )
-    for column in (
-        "",
-        "times the floor",
-        "last client, ms",
-        "floor, ms",
-        "MB",
-        "server CPU, s",
-        "block, ms",
-        "late, ms",
-        "encoded/new",
-    ):
-        table.add_column(column, justify="right" if column else "left")
-    notes = []
-    for name, rounds in results.items():
-        worst = max(rounds, key=lambda result: result.block)
-        table.add_row(
-            name,
-            _spread((result.ratio for result in rounds), 1, 1),
-            _spread((result.seconds for result in rounds), 1000, 0),
-            _spread((result.floor for result in rounds), 1000, 0),
-            f"{median(result.megabytes for result in rounds):,.1f}",
-            f"{median(result.cpu for result in rounds):.2f}",
-            f"{worst.block * 1000:.0f}",
-            f"{max(result.late for result in rounds) * 1000:.0f}",
-            _encodings(rounds[0]),
+    @property
+    def title(self) -> str:
+        """The size as text."""
+        size = self.size
+        return (
+            f"{size.source}: {size.services:,} services x {size.endpoints} endpoints, "
+            f"{size.streams:,} {'TLS' if size.tls else 'plaintext'} delta streams"
         )
-        for what in rounds[0].more:
-            values = _spread((result.more[what] for result in rounds), 1, 2)
-            notes.append(f"{name}: {_WORDS[what]} {values}")
-        notes.append(
-            f"{name}: the longest block was {worst.culprit}, of which garbage collection "
-            f"{worst.collecting * 1000:.0f} ms at most"
-        )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The results of a benchmark."""
+
+    machine: str
+    runs: list[Run]
+
+    @classmethod
+    def measured(cls, runs: list[Run]) -> Self:
+        """Return the report of runs on this machine."""
+        load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+        software = f"Python {platform.python_version()}, grpcio {version('grpcio')}"
+        return cls(f"{software}, {os.cpu_count()} cores, {platform.machine()}, load {load}", runs)
+
+    @classmethod
+    def load(cls, files: Iterable[Path]) -> Self:
+        """Merge the rounds of reports, such as those of alternating runs of two versions."""
+        merged: dict[Size, Run] = {}
+        machine = ""
+        for file in files:
+            content = json.loads(file.read_text())
+            machine = content["machine"]
+            for run in content["runs"]:
+                size = Size(**run["size"])
+                results = merged.setdefault(size, Run(size, {})).results
+                for title, rounds in run["results"].items():
+                    results.setdefault(title, []).extend(Measurement(**each) for each in rounds)
+        return cls(machine, [*merged.values()])
+
+    def as_json(self) -> str:
+        """Return all measurements."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+
+def as_table(report: Report) -> str:
+    """Return a table of medians for each run, with the minimum and the maximum of several rounds."""
     out = io.StringIO()
     console = Console(file=out, width=200)
-    console.print(table)
-    console.print(
-        "median [min-max] of the rounds; block: CPU time of the longest callback; late: lag of a 5 ms timer; "
-        "encoded/new: of the first round",
-        markup=False,
-    )
-    for note in notes:
-        console.print(note, highlight=False)
-    console.print(_machine(), highlight=False)
+    for run in report.runs:
+        table = Table("", title=run.title)
+        for column in COLUMNS:
+            table.add_column(column, justify="right")
+        for title, rounds in run.results.items():
+            table.add_row(title, *(_spread(rounds, column) for column in COLUMNS))
+        console.print(table)
+        for note in _notes(run):
+            console.print(note, highlight=False, markup=False)
+    console.print("median [minimum-maximum] of the rounds", markup=False)
+    console.print(report.machine, highlight=False)
     return out.getvalue().rstrip()
 
 
-def as_markdown(size: Size, results: dict[str, list[Measurement]]) -> str:
-    """Return the table of docs/explanation/performance.md, with its notes."""
-    lines = [
-        f"| | {' | '.join(_COLUMNS)} |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    notes = []
-    for name, rounds in results.items():
-        cells = (
-            name,
-            f"**{_spread((result.ratio for result in rounds), 1, 1)}**",
-            _spread((result.seconds for result in rounds), 1, 2),
-            _spread((result.floor for result in rounds), 1, 3),
-            f"{median(result.megabytes for result in rounds):,.1f}",
-            _spread((result.cpu for result in rounds), 1, 2),
-            f"{max(result.block for result in rounds) * 1000:.0f}",
-            f"{max(result.late for result in rounds) * 1000:,.0f}",
-            _encodings(rounds[0]),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-        notes += [
-            f"- {name}: {_WORDS[what]} {_spread((result.more[what] for result in rounds), 1, 1)}"
-            for what in rounds[0].more
-        ]
-    about = f"{size.rounds} rounds, {size.starts} starts; {_machine()}"
-    return "\n".join([*lines, "", *notes, "", about])
+def as_markdown(report: Report) -> str:
+    """Return the tables of docs/explanation/performance.md."""
+    lines: list[str] = []
+    for run in report.runs:
+        lines += [run.title, "", *_markdown_row("", COLUMNS), f"|---|{'---|' * len(COLUMNS)}"]
+        for title, rounds in run.results.items():
+            lines += _markdown_row(title, (_spread(rounds, column) for column in COLUMNS))
+        lines += ["", *(f"- {note}" for note in _notes(run)), ""]
+    return "\n".join([*lines, report.machine])
 
 
-_COLUMNS = (
-    "times the floor",
-    "last client, s",
-    "floor, s",
-    "MB in total",
-    "server CPU, s",
-    "block, ms",
-    "late, ms",
-    "encoded / new",
-)
-_WORDS = {
-    "read": "seconds from the start of the process until the manifests were read:",
-    "listening": "seconds from then until the server listened:",
-    "everything": "seconds from the start of the process until all clients had all resources:",
-    "kib_per_stream": "KiB of server memory per stream:",
-    "mib": "MiB of server memory in total:",
-    "noticed": "seconds until the server had read the changed file:",
-}
-
-
-def _encodings(result: Measurement) -> str:
-    kinds = sorted(result.encoded.keys() | result.contents.keys())
-    return " ".join(
-        f"{''.join(filter(str.isupper, kind))} {result.encoded.get(kind, 0)}/{result.contents.get(kind, 0)}"
-        for kind in kinds
+def as_comparison(old: Report, new: Report) -> str:
+    """Return tables of the new medians, and their ratios to the old ones."""
+    old_runs = {run.size: run for run in old.runs}
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    for run in new.runs:
+        if run.size not in old_runs:
+            console.print(f"{run.title}: not in the old results", highlight=False)
+            continue
+        table = Table("", title=f"{run.title}: new / old")
+        for column in _COMPARED:
+            table.add_column(column, justify="right")
+        old_results = old_runs[run.size].results
+        for title, rounds in run.results.items():
+            if title in old_results:
+                cells = (_ratio(old_results[title], rounds, column) for column in _COMPARED)
+                table.add_row(title, *cells)
+        console.print(table)
+    console.print(
+        "new median / old median = ratio; * the ranges of old and new rounds do not overlap", markup=False
     )
+    console.print(f"old: {old.machine}\nnew: {new.machine}", highlight=False)
+    return out.getvalue().rstrip()
 
 
-def _spread(values: Iterable[float], factor: float, digits: int) -> str:
-    result = sorted(value * factor for value in values)
-    return f"{median(result):,.{digits}f} [{result[0]:,.{digits}f}-{result[-1]:,.{digits}f}]"
+def _ratio(old: list[Measurement], new: list[Measurement], column: str) -> str:
+    before, after = ([COLUMNS[column](each)[0] for each in rounds] for rounds in (old, new))
+    digits = COLUMNS[column](new[0])[1]
+    if not (median(before) and median(after)):
+        return "-"
+    differs = "*" if max(after) < min(before) or max(before) < min(after) else " "
+    values = f"{median(after):,.{digits}f} / {median(before):,.{digits}f}"
+    return f"{values} = {median(after) / median(before):.2f}{differs}"
 
 
-def _machine() -> str:
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    return f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}, load {load}"
+def _markdown_row(title: str, cells: Iterable[str]) -> Iterator[str]:
+    yield f"| {' | '.join((title, *cells))} |"
+
+
+def _notes(run: Run) -> Iterator[str]:
+    for title, rounds in run.results.items():
+        for what in rounds[0].more:
+            value = median(each.more[what] for each in rounds)
+            yield f"{title}: {value:,.{1 if value > 10 else 3}f} {what}"
+        if encoded := ", ".join(f"{count:,} {name}" for name, count in rounds[0].encoded.items()):
+            yield f"{title}: encoded {encoded}"
+        yield f"{title}: the longest block was {max(rounds, key=lambda each: each.block).culprit}"
+
+
+def _spread(rounds: list[Measurement], column: str) -> str:
+    values = sorted(COLUMNS[column](each)[0] for each in rounds)
+    digits = COLUMNS[column](rounds[0])[1]
+    if not values[-1]:
+        return "-"
+    text = f"{median(values):,.{digits}f}"
+    return text if len(values) == 1 else f"{text} [{values[0]:,.{digits}f}-{values[-1]:,.{digits}f}]"

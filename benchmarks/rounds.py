@@ -1,8 +1,4 @@
-"""The measurements.
-
-Each measures the time from a change at the server until the last client has it, and the floor: the time to
-send the same number of bytes over plain sockets.
-"""
+"""A round: a server, the sidecars that are connected to it, and what a change of it costs."""
 
 from __future__ import annotations
 
@@ -11,281 +7,222 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from control import Process
-from manifests import Manifests
+from sources import Size, Source
 
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, TYPE_PREFIX
+from xds.snapshot import LISTENER, SECRET, TYPE_PREFIX
 
 _POLL = 0.02
 """Interval of queries to the clients, in seconds."""
-_TIMEOUT = 120.0
+_TIMEOUT = 300.0
 """Timeout for a change to reach all clients, in seconds."""
-_TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
-    """Size of the benchmark."""
-
-    streams: int
-    services: int
-    endpoints: int
-    namespaces: int
-    rounds: int
-    starts: int
-    """Number of server starts."""
-    quiet: float
-    """Seconds without data after which a change counts as complete."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Measurement:
-    """Result of one change or one start."""
+    """Result of a scenario in one round."""
 
     seconds: float
-    """Seconds from the change at the server until the last client has received the last byte."""
-    floor: float
-    """Seconds to send the same number of bytes over plain sockets."""
-    megabytes: float
-    """Data that all clients received, in MB."""
+    """Seconds from the change until the last client has received the last byte."""
+    detect: float = 0.0
+    """Part of `seconds` until the server has read the change."""
+    grpc: float = 0.0
+    """Seconds that bare grpc.aio needs for the same bytes in as many messages; 0 if not measured."""
+    raw: float = 0.0
+    """Seconds that plain sockets need for the same bytes; 0 if not measured."""
     cpu: float
     """CPU seconds of the server process."""
+    megabytes: float = 0.0
+    """Data that all clients received, in MB."""
+    resident: float
+    """Memory of the server process afterwards, in MiB."""
+    peak: float
+    """Maximum of that memory during the scenario, in MiB."""
     block: float
-    """Longest callback of the event loop, in CPU seconds."""
+    """Longest time that one callback has blocked the event loop, in seconds."""
     culprit: str
     """Name of that callback."""
-    late: float
-    """Maximum lag of a timer, in seconds."""
     collecting: float
-    """Longest garbage collection, in CPU seconds. It is part of a callback."""
+    """Longest garbage collection, in seconds. It is part of a callback."""
     encoded: dict[str, int]
     """Number of encoded resources, by type."""
-    contents: dict[str, int]
-    """Number of changed resources, by type."""
     more: dict[str, float] = field(default_factory=dict)
-    """Additional values of one scenario."""
+    """Further values of the scenario, by description."""
 
     @property
     def ratio(self) -> float:
-        """Time as a multiple of the floor."""
-        return self.seconds / self.floor
+        """Time after `detect` as a multiple of the time of bare grpc.aio; 0 if that was not measured."""
+        return (self.seconds - self.detect) / self.grpc if self.grpc else 0.0
+
+
+class Churn(NamedTuple):
+    """Parameters of the scenario `churn`."""
+
+    rate: float
+    """Changes a second."""
+    seconds: float
+    """Duration in seconds."""
 
 
 class Bench:
-    """The client and floor processes, for all rounds."""
+    """The processes of the clients and of the floors, for all rounds."""
 
-    def __init__(self, size: Size, folder: Path, stack: ExitStack, log: Callable[[str], None]) -> None:
+    def __init__(self, size: Size, churn: Churn, quiet: float, folder: Path, stack: ExitStack) -> None:
         self.size = size
+        self.churn = churn
         self.folder = folder
-        self.log = log
+        self._quiet = quiet
         self.fleet = stack.enter_context(Process("fleet.py", log=folder / "fleet.log"))
-        self.floor = stack.enter_context(Process("floor.py", log=folder / "floor.log"))
         self.fleet.receive()
-        self._floor_port = self.floor.receive()["port"]
+        self._floors = {
+            kind: stack.enter_context(Process(f"{kind}_floor.py", log=folder / f"{kind}.log"))
+            for kind in ("grpc", "raw")
+        }
+        self._ports = {kind: floor.receive()["port"] for kind, floor in self._floors.items()}
 
-    def connect(self, port: int, nodes: list[str], types: tuple[str, ...]) -> tuple[float, dict[str, Any]]:
-        """Connect all streams. Return the start time, and the fleet's state once it has all resources."""
-        start = self.fleet.call("connect", port=port, nodes=nodes, types=types)["start"]
-        return start, self._wait_for_streams(lambda state: bool(state["complete"] == len(nodes)))
-
-    def wait_for_change(self) -> dict[str, Any]:
-        """Wait until a change has reached every stream. Return the fleet's state."""
-        return self._wait_for_streams(lambda state: bool(state["reached"] == self.size.streams))
-
-    def floor_of_start(self, size: int) -> float:
-        """Connect plain sockets, and send `size` bytes to each. Return the duration in seconds."""
-        self.floor.call("send_on_accept", size=size)
-        start = self.fleet.call("plain", port=self._floor_port, count=self.size.streams, size=size)["start"]
-        return float(self._wait_for_plain_sockets()["last"] - start)
-
-    def floor_of_push(self, size: int) -> float:
-        """Send `size` bytes to each plain socket. Return the duration in seconds."""
-        self.fleet.call("expect", size=size)
-        start = self.floor.call("push", size=size)["changed"]
-        return float(self._wait_for_plain_sockets()["last"] - start)
-
-    def _wait_for_plain_sockets(self) -> dict[str, Any]:
-        return self._wait(lambda state: bool(state["reached"] == self.size.streams), "plain sockets")
-
-    def _wait_for_streams(self, done: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        return self._wait(
-            lambda state: done(state) and time.monotonic() >= state["last"] + self.size.quiet, "streams"
-        )
-
-    def _wait(self, done: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+    def wait(self, done: Callable[[dict[str, Any]], bool], *, quiet: float | None = None) -> dict[str, Any]:
+        """Wait until the clients are done and received nothing for `quiet` seconds. Return their state."""
+        quiet = self._quiet if quiet is None else quiet
         end = time.monotonic() + _TIMEOUT
         while True:
             state = self.fleet.call("state")
             if state["failures"]:
-                raise SystemExit(f"{what} ended: {state['failures']}")
-            if done(state):
+                raise SystemExit(f"clients failed: {state['failures']}")
+            if done(state) and time.monotonic() >= state["last"] + quiet:
                 return state
             if time.monotonic() > end:
-                raise SystemExit(f"{what} did not receive everything within {_TIMEOUT:.0f} s: {state}")
+                raise SystemExit(f"the clients did not receive everything within {_TIMEOUT:.0f} s: {state}")
             time.sleep(_POLL)
 
+    def all_done(self, state: dict[str, Any]) -> bool:
+        """Return whether each stream has received something since the last reset of the fleet."""
+        return bool(state["done"] == self.size.streams)
 
-def settle(server: Process, wait: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Wait for the clients, and until the server has no pending work. Return the state of both."""
-    state = wait()
-    while not (sample := server.call("sample"))["idle"]:
-        state = wait()
-    return state, sample
+    def all_complete(self, state: dict[str, Any]) -> bool:
+        """Return whether as many clients as there are streams have received everything."""
+        return bool(state["complete"] == self.size.streams)
 
+    def floors_of_connect(self, state: dict[str, Any], at_once: int) -> dict[str, float]:
+        """Connect as many clients to each floor, which sends each as many bytes. Return the durations."""
+        count, share = self.size.streams, self._share(state)
+        durations: dict[str, float] = {}
+        for kind, floor in self._floors.items():
+            floor.call("send_on_connect", **share)
+            clients = {"kind": kind, "port": self._ports[kind], "count": count, "size": share["size"]}
+            start = self.fleet.call("connect_floor", **clients, at_once=at_once)["start"]
+            durations[kind] = self.wait(self.all_complete, quiet=0)["last"] - start
+        return durations
 
-def measurement(
-    before: dict[str, Any], after: dict[str, Any], *, seconds: float, floor: float, size: int, **more: float
-) -> Measurement:
-    """Build a measurement from two samples of the server."""
-    resource_types = {name.removeprefix(TYPE_PREFIX) for name in _TYPES}
-    encoded = {
-        name.rpartition(".")[2]: count - before["encoded"].get(name, 0)
-        for name, count in after["encoded"].items()
-        if name in resource_types and count > before["encoded"].get(name, 0)
-    }
-    return Measurement(
-        seconds=seconds,
-        floor=floor,
-        megabytes=size / 1e6,
-        cpu=after["cpu"] - before["cpu"],
-        block=after["block"],
-        culprit=after["culprit"],
-        late=after["late"],
-        collecting=after["collecting"],
-        encoded=encoded,
-        contents={name.rpartition(".")[2]: count for name, count in after["contents"].items()},
-        more=more,
-    )
+    def floors_of_push(self, state: dict[str, Any]) -> dict[str, float]:
+        """Have each floor send as many bytes to each of its clients. Return the durations."""
+        share = self._share(state)
+        durations = {}
+        for kind, floor in self._floors.items():
+            self.fleet.call("expect", kind=kind, size=share["size"])
+            start = floor.call("push", **share)["changed"]
+            durations[kind] = self.wait(self.all_done, quiet=0)["last"] - start
+        return durations
 
-
-def library(bench: Bench, results: dict[str, list[Measurement]]) -> None:
-    """Measure the library alone: prebuilt resources, and one snapshot for all clients."""
-    size = bench.size
-    args = (str(size.services), str(size.endpoints))
-    with Process("library.py", *args, log=bench.folder / "library.log") as server:
-        port = server.receive()["port"]
-        before = server.call("sample")
-        nodes = [f"client-{number}" for number in range(size.streams)]
-        start, state = bench.connect(port, nodes, (CLUSTER, ENDPOINT))
-        after = server.call("sample")
-        floor = bench.floor_of_start(state["bytes"] // size.streams)
-        results.setdefault("library: connect", []).append(
-            measurement(
-                before,
-                after,
-                seconds=state["last"] - start,
-                floor=floor,
-                size=state["bytes"],
-                kib_per_stream=(after["rss"] - before["rss"]) / size.streams / 1024,
-            )
-        )
-        for number in range(size.rounds):
-            bench.log(f"library: round {number + 1} of {size.rounds}")
-            for change in ("one", "all"):
-                before = server.call("sample")
-                bench.fleet.call("reset")
-                server.call(change)
-                state, after = settle(server, bench.wait_for_change)
-                floor = bench.floor_of_push(state["bytes"] // size.streams)
-                results.setdefault(f"library: {change} of {size.services:,} changes", []).append(
-                    measurement(
-                        before,
-                        after,
-                        seconds=state["last"] - after["changed"],
-                        floor=floor,
-                        size=state["bytes"],
-                    )
-                )
-        bench.fleet.call("close")
+    def _share(self, state: dict[str, Any]) -> dict[str, int]:
+        """Return the mean size and number of messages of a client."""
+        count = self.size.streams
+        return {"size": max(1, state["bytes"] // count), "messages": max(1, state["messages"] // count)}
 
 
-def mesh(bench: Bench, kinds: int, results: dict[str, list[Measurement]]) -> None:
-    """Measure `xds serve` with a directory, and sidecars in `kinds` namespaces."""
-    size = bench.size
-    title = f"mesh, {kinds} kind{'s' if kinds > 1 else ''}"
-    folder = Manifests(
-        root=bench.folder / f"mesh-{kinds}",
-        services=size.services,
-        endpoints=size.endpoints,
-        namespaces=size.namespaces,
-    )
-    folder.write()
-    folder.set_mode("PERMISSIVE")
-    nodes = folder.nodes(size.streams, kinds)
-    args = (
-        "serve",
-        "--manifests",
-        str(folder.root),
-        "--xds-address",
-        "127.0.0.1:0",
-        "--admin-address",
-        "127.0.0.1:0",
-        # Measure the distribution of changes without the phases of a gated rollout.
-        "--rollout",
-        "immediate",
-    )
-    for number in range(size.starts):
-        bench.log(f"{title}: start {number + 1} of {size.starts}")
-        with Process("serve.py", *args, log=bench.folder / f"serve-{kinds}.log") as server:
-            _start(bench, server, nodes, title, results)
-            if number == size.starts - 1:
-                _changes(bench, server, folder, title, results)
-            bench.fleet.call("close")
+class Round:
+    """A server, and the sidecars that are connected to it."""
 
+    def __init__(self, bench: Bench, source: Source, stack: ExitStack) -> None:
+        self.bench = bench
+        self.source = source
+        self.pods = source.mesh.pods(bench.size.streams)
+        """The pods whose sidecars are connected."""
+        self.mode = "PERMISSIVE"
+        """Mode of the mesh."""
+        source.set_mode(self.mode)
+        self._server = stack.enter_context(source.start(bench.folder / "server.log"))
+        stack.callback(bench.fleet.call, "close")
 
-def _start(
-    bench: Bench, server: Process, nodes: list[str], title: str, results: dict[str, list[Measurement]]
-) -> None:
-    read = server.receive()["read"]
-    listening = server.receive()
-    before = server.call("sample")
-    start, state = bench.connect(listening["port"], nodes, _TYPES)
-    after = server.call("sample")
-    floor = bench.floor_of_start(state["bytes"] // len(nodes))
-    results.setdefault(f"{title}: cold start", []).append(
-        measurement(
+    def start(self) -> Measurement:
+        """Wait until the server is ready."""
+        server = self._server
+        first = server.receive()
+        ready = first if "ready" in first else server.receive()
+        self._ports = ready["ports"]
+        more = {"s until the objects were read": first["read"] - server.started} if "read" in first else {}
+        return self._measurement({"cpu": 0, "encoded": {}}, ready, ready["ready"] - server.started, more=more)
+
+    def connect(self, pods: list[tuple[int, int]], *, at_once: int, resumes: bool = False) -> float:
+        """Let sidecars connect. Return when they started."""
+        command = {
+            "port": self._ports[1 if self.bench.size.tls else 0],
+            "nodes": [str(self.source.mesh.node(*pod)) for pod in pods],
+            # A sidecar that resumes does not wait for the types whose versions it has.
+            "types": (LISTENER, SECRET) if resumes else self.source.types,
+            "at_once": at_once,
+            "resumes": resumes,
+            **self.source.credentials(pods),
+        }
+        return float(self.bench.fleet.call("connect", **command)["start"])
+
+    def measure(
+        self,
+        change: Callable[[], float],
+        *,
+        done: Callable[[dict[str, Any]], bool] | None = None,
+        floors: Callable[[dict[str, Any]], dict[str, float]] | None = None,
+    ) -> Measurement:
+        """Measure from a change until the clients have it.
+
+        Args:
+            change: makes the change, and returns when it was made.
+            done: returns whether all clients have it; by default, when all streams have a response.
+            floors: measures the floors.
+        """
+        before = self._sample()
+        self.bench.fleet.call("reset")
+        started = time.monotonic()
+        made = change()
+        state = self.settle(done)
+        after = self._sample()
+        detect = max(0.0, after["changed"] - made) if after["changed"] > started else 0.0
+        measured_floors = floors(state) if floors else {}
+        return self._measurement(
             before,
             after,
-            seconds=state["last"] - start,
-            floor=floor,
-            size=state["bytes"],
-            read=read - server.started,
-            listening=listening["listening"] - read,
-            everything=state["last"] - server.started,
-            kib_per_stream=(after["rss"] - before["rss"]) / len(nodes) / 1024,
-            mib=after["rss"] / 2**20,
+            state["last"] - made,
+            detect=detect,
+            megabytes=state["bytes"] / 1e6,
+            **measured_floors,
         )
-    )
 
+    def settle(self, done: Callable[[dict[str, Any]], bool] | None = None) -> dict[str, Any]:
+        """Wait for the clients, and until the server has no pending work. Return the state of the fleet."""
+        while True:
+            state = self.bench.wait(done or self.bench.all_done)
+            if self._server.call("is_idle")["idle"]:
+                return state
 
-def _changes(
-    bench: Bench, server: Process, folder: Manifests, title: str, results: dict[str, list[Measurement]]
-) -> None:
-    size = bench.size
-    for number in range(size.rounds):
-        bench.log(f"{title}: round {number + 1} of {size.rounds}")
-        changes: dict[str, Callable[[], None]] = {
-            "one endpoint": lambda: folder.move_endpoint(number % 2 == 0),  # noqa: B023 - called below
-            "PERMISSIVE to STRICT": lambda: folder.set_mode("STRICT"),
-            "STRICT to DISABLE": lambda: folder.set_mode("DISABLE"),
-            "DISABLE to PERMISSIVE": lambda: folder.set_mode("PERMISSIVE"),
+    def _sample(self) -> dict[str, Any]:
+        return self._server.call("sample")
+
+    def _measurement(
+        self, before: dict[str, Any], after: dict[str, Any], seconds: float, **more: Any
+    ) -> Measurement:
+        resource_types = {name.removeprefix(TYPE_PREFIX).rpartition(".")[2] for name in self.source.types}
+        counts = {
+            name: after["encoded"].get(name, 0) - before["encoded"].get(name, 0) for name in resource_types
         }
-        for name, change in changes.items():
-            before = server.call("sample")
-            bench.fleet.call("reset")
-            written = time.monotonic()
-            change()
-            state, after = settle(server, bench.wait_for_change)
-            floor = bench.floor_of_push(state["bytes"] // size.streams)
-            results.setdefault(f"{title}: {name}", []).append(
-                measurement(
-                    before,
-                    after,
-                    seconds=state["last"] - after["changed"],
-                    floor=floor,
-                    size=state["bytes"],
-                    noticed=after["changed"] - written,
-                )
-            )
+        return Measurement(
+            seconds=seconds,
+            cpu=after["cpu"] - before["cpu"],
+            resident=after["rss"],
+            peak=after["peak"],
+            block=after["block"],
+            culprit=after["culprit"],
+            collecting=after["collecting"],
+            encoded={name: count for name, count in sorted(counts.items()) if count},
+            **more,
+        )

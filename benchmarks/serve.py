@@ -25,21 +25,16 @@ class MeasuredController(xds.mesh.controlplane.controller.Controller):
         super().change(change)
 
     async def run(self) -> None:
-        probe.attach(
-            lambda: (
-                s.snapshot for streams in self.connections.streams.values() for s in streams if s.snapshot
-            ),
-            lambda: not self.batcher and self.publisher.next is None,
-        )
+        probe.attach(lambda: not self.batcher and self.publisher.next is None)
         await super().run()
 
 
 class MeasuredServer(xds.server.XdsServer):
-    """Reports the port and the start time."""
+    """Reports the ports and the start time."""
 
     async def start(self) -> None:
         await super().start()
-        respond({"port": self.port, "listening": time.monotonic()})
+        respond({"ports": (self.port, *self.secure_ports), "ready": time.monotonic(), **probe.sample()})
 
 
 if __name__ == "__main__":

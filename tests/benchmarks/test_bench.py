@@ -1,63 +1,64 @@
-"""A small run of the benchmark. Its measurements of speed are not checked."""
+"""Small runs of the benchmark. Its measurements of speed are not checked."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
-BENCH = Path(__file__).parents[2] / "benchmarks" / "bench.py"
-
-ROWS = {
-    "library: connect",
-    "library: one of 20 changes",
-    "library: all of 20 changes",
-    "mesh, 2 kinds: cold start",
-    "mesh, 2 kinds: one endpoint",
-    "mesh, 2 kinds: PERMISSIVE to STRICT",
-    "mesh, 2 kinds: STRICT to DISABLE",
-    "mesh, 2 kinds: DISABLE to PERMISSIVE",
-}
+from tests.support.bench import BENCH, bench, check_every_scenario, measure
 
 
-def bench(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(BENCH), *args], capture_output=True, text=True, timeout=110, check=False
+def test_every_scenario_with_files_over_tls():
+    check_every_scenario(measure("--scenario", "every", "--tls"), secrets=20)
+
+
+def test_results_of_the_library_are_merged_compared_and_plotted(tmp_path):
+    old, new, grown, plot = (tmp_path / name for name in ("old.json", "new.json", "grown.json", "plot.svg"))
+    results = measure("--source", "library", "--save", old)
+    assert results["one endpoint"]["encoded"] == {"ClusterLoadAssignment": 1}
+    assert results["all endpoints"]["encoded"] == {"ClusterLoadAssignment": 20}
+
+    report = json.loads(old.read_text())
+    [run] = report["runs"]
+    grown.write_text(
+        json.dumps({"machine": "", "runs": [run, larger(run, "services"), larger(run, "streams")]})
     )
+    assert bench("--load", grown, "--plot", plot).returncode == 0
+    lines = [*ET.parse(plot).getroot().iter("{http://www.w3.org/2000/svg}polyline")]
+    # 4 scenarios, 3 values, and 2 axes with 2 sizes each.
+    assert [len(line.attrib["points"].split()) for line in lines] == [2] * 4 * 3 * 2
+
+    for rounds in run["results"].values():
+        rounds[0]["cpu"] *= 2
+    new.write_text(json.dumps(report))
+    merged = bench("--load", old, new, "-o", "json")
+    assert len(json.loads(merged.stdout)["runs"][0]["results"]["connect"]) == 2
+    compared = bench("--load", new, "--compare", old)
+    assert compared.returncode == 0, compared.stderr
+    [row] = [line for line in compared.stdout.splitlines() if "connect" in line]
+    assert [cell.split("= ")[1].strip() for cell in row.split("│")[2:5]] == ["1.00", "1.00", "2.00*"]
 
 
-def test_equal_content_is_encoded_once():
-    done = bench("--quick", "-o", "json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["size"]["streams"] == 20
-    assert set(report["results"]) == ROWS
-    for name, rounds in report["results"].items():
-        for measured in rounds:
-            assert measured["seconds"] > 0 < measured["floor"], name
-            assert measured["ratio"] == pytest.approx(measured["seconds"] / measured["floor"])
-            assert measured["megabytes"] > 0, name
-            for kind, count in measured["encoded"].items():
-                assert count <= measured["contents"].get(kind, 0), (name, kind)
-
-    def first(name: str) -> dict[str, int]:
-        return report["results"][f"mesh, 2 kinds: {name}"][0]["encoded"]
-
-    # 20 services, pods that all serve the same port, and a private key for each sidecar.
-    cold = first("cold start")
-    assert (cold["ClusterLoadAssignment"], cold["RouteConfiguration"], cold["Secret"]) == (20, 2, 20)
-    assert first("one endpoint") == {"ClusterLoadAssignment": 1}
-    assert first("PERMISSIVE to STRICT") == {"Listener": 1}
-    assert first("STRICT to DISABLE") == {"ClusterLoadAssignment": 20, "Listener": 1}
+def larger(run: dict[str, Any], key: str) -> dict[str, Any]:
+    return {**run, "size": {**run["size"], key: 10 * run["size"][key]}}
 
 
-def test_more_streams_than_pods_are_an_error():
-    done = bench("--quick", "--only", "mesh", "--streams", "1000")
-    assert done.returncode == 1
-    assert "need more pods in each namespace" in done.stderr
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--streams", "1000"), "need more pods than 60: raise --services or --endpoints"),
+        (("--tls", "--source", "library"), "--tls cannot be combined with --source library"),
+    ],
+)
+def test_impossible_options_are_an_error(options, message):
+    done = bench("--quick", *options)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -65,5 +66,5 @@ def test_file_limit_error_has_a_hint():
     limited = f"ulimit -n 300 && exec {sys.executable} {BENCH} --quick --streams 1000"
     done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "needs 2200 open files" in done.stderr
-    assert "ulimit -Hn 2200" in done.stderr
+    assert "needs 3200 open files" in done.stderr
+    assert "ulimit -Hn 3200" in done.stderr

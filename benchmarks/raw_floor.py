@@ -1,4 +1,4 @@
-"""The floor: a server that only sends bytes to many plain sockets, with epoll."""
+"""The raw floor: a server that only sends bytes to many plain sockets, with epoll."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Floor:
         self._sockets: dict[int, socket.socket] = {}
         self._unsent: dict[int, memoryview] = {}
         self._content = b""
-        self._sends_on_accept = False
+        self._sends_on_connect = False
 
     def run(self) -> None:
         respond({"port": self._listener.getsockname()[1]})
@@ -39,9 +39,9 @@ class Floor:
 
     def _handle(self, command: dict[str, Any]) -> None:
         self._content = bytes(command["size"])
-        self._sends_on_accept = command["do"] == "send_on_accept"
+        self._sends_on_connect = command["do"] == "send_on_connect"
         respond({"changed": time.monotonic()})
-        if not self._sends_on_accept:
+        if not self._sends_on_connect:
             for fd in tuple(self._sockets):
                 self._unsent[fd] = memoryview(self._content)
                 self._write(fd)
@@ -56,7 +56,7 @@ class Floor:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sockets[accepted.fileno()] = accepted
             self._epoll.register(accepted, select.EPOLLIN)
-            if self._sends_on_accept:
+            if self._sends_on_connect:
                 self._unsent[accepted.fileno()] = memoryview(self._content)
                 self._write(accepted.fileno())
 
