@@ -21,7 +21,7 @@ from xds.mesh.controlplane.explainer import Explainer
 from xds.mesh.controlplane.sidecar_states import SERVER_TYPES, SidecarStates
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named
-from xds.mesh.observe.edges import Traffic
+from xds.mesh.observe.edges import Observed
 from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.settings import SettingsLoader
 from xds.mesh.v1 import policies_pb2 as pb
@@ -38,7 +38,7 @@ MAX_WATCH_LOAD = 0.2
 class PoliciesService:
     """The service, for `Introspection(added=[...])`."""
 
-    def __init__(self, controller: Controller, traffic: Traffic | None = None) -> None:
+    def __init__(self, controller: Controller, traffic: Observed | None = None) -> None:
         """Create the service. `traffic` is the observed traffic, if any is collected."""
         self._controller, self._traffic = controller, traffic
         self._planning = asyncio.Lock()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import NamedTuple, TypeAlias
+from itertools import takewhile
+from typing import NamedTuple, Protocol, TypeAlias
 
 from xds.mesh.observe.counts import MINUTES, RETENTION, Counts
 
@@ -83,7 +84,7 @@ class EdgeKey(NamedTuple):
 class Edge:
     """The traffic of one client workload to one service port in one mode."""
 
-    __slots__ = ("_counts", "_failed", "first_seen", "last_seen", "reporter", "totals")
+    __slots__ = ("_counts", "_failed", "first_seen", "last_seen", "reporter", "totals", "version")
 
     def __init__(self, reporter: PodName, now: float) -> None:
         self.reporter = reporter
@@ -94,6 +95,29 @@ class Edge:
         """Number of requests since `first_seen`, by reporter."""
         self._counts: dict[Reporter, Counts] = {}
         self._failed: Counts | None = None
+        self.version = 0
+        """`Traffic.version` at the last report."""
+
+    @classmethod
+    def restore(
+        cls, first_seen: float, last_seen: float, counts: Mapping[Reporter, Counts], failed: Counts | None
+    ) -> Edge:
+        """Return an edge with counts that were made elsewhere."""
+        edge = cls(("", ""), first_seen)
+        edge.last_seen = last_seen
+        edge._counts.update(counts)
+        edge._failed = failed
+        return edge
+
+    @property
+    def counts(self) -> Mapping[Reporter, Counts]:
+        """The requests, by reporter."""
+        return self._counts
+
+    @property
+    def failures(self) -> Counts | None:
+        """The failed requests; None if there were none."""
+        return self._failed
 
     @property
     def total(self) -> int:
@@ -135,8 +159,28 @@ class Edge:
         return max(recent, default=0) / minutes
 
 
+class Observed(Protocol):
+    """Observed edges: `Traffic` of one replica, or `xds.mesh.observe.merged.MergedTraffic` of all."""
+
+    @property
+    def version(self) -> int:
+        """A number that changes with the edges."""
+
+    def __bool__(self) -> bool:
+        """Whether there are edges."""
+
+    def edges(self, namespace: str = "") -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the edges whose client or server is in a namespace; all edges by default."""
+
+    def expire(self, now: float) -> None:
+        """Forget the edges whose counts are no longer kept."""
+
+
 class Traffic:
-    """All observed edges, the ones that were seen longest ago first. Their number is limited."""
+    """Edges that one replica's sidecars reported, the ones that were seen longest ago first.
+
+    Their number is limited.
+    """
 
     def __init__(
         self, max_edges: int = MAX_EDGES, max_edges_per_reporter: int = MAX_EDGES_PER_REPORTER
@@ -158,6 +202,9 @@ class Traffic:
 
     def __len__(self) -> int:
         return len(self._edges)
+
+    def __bool__(self) -> bool:
+        return bool(self._edges)
 
     def add(
         self,
@@ -198,6 +245,7 @@ class Traffic:
         previous = edge.total
         edge.add(source, requests, failed, now)
         self.version += 1
+        edge.version = self.version
         if increase := edge.total - previous:
             self.totals[key.target.namespace, key.mode] += increase
 
@@ -206,6 +254,11 @@ class Traffic:
         for key, edge in tuple(self._edges.items()):
             if namespace in {"", key.client.namespace, key.target.namespace}:
                 yield key, edge
+
+    def changes(self, since: int) -> list[tuple[EdgeKey, Edge]]:
+        """Return the edges that were reported after a version, in the order of their last reports."""
+        latest_first = takewhile(lambda item: item[1].version > since, reversed(self._edges.items()))
+        return list(latest_first)[::-1]
 
     def expire(self, now: float) -> None:
         """Forget the edges whose counts are no longer kept."""

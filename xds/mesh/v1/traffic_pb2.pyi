@@ -19,20 +19,30 @@ class ListTrafficRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., plaintext_only: _Optional[bool] = ...) -> None: ...
 
 class ListTrafficResponse(_message.Message):
-    __slots__ = ("edges", "enabled", "may_be_on_other_replica", "since", "time", "dropped")
+    __slots__ = ("edges", "enabled", "may_be_on_other_replica", "since", "time", "dropped", "missing_replicas")
     EDGES_FIELD_NUMBER: _ClassVar[int]
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     MAY_BE_ON_OTHER_REPLICA_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    MISSING_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     edges: _containers.RepeatedCompositeFieldContainer[TrafficEdge]
     enabled: bool
     may_be_on_other_replica: bool
     since: _timestamp_pb2.Timestamp
     time: _timestamp_pb2.Timestamp
     dropped: int
-    def __init__(self, edges: _Optional[_Iterable[_Union[TrafficEdge, _Mapping]]] = ..., enabled: _Optional[bool] = ..., may_be_on_other_replica: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dropped: _Optional[int] = ...) -> None: ...
+    missing_replicas: _containers.RepeatedCompositeFieldContainer[MissingReplica]
+    def __init__(self, edges: _Optional[_Iterable[_Union[TrafficEdge, _Mapping]]] = ..., enabled: _Optional[bool] = ..., may_be_on_other_replica: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dropped: _Optional[int] = ..., missing_replicas: _Optional[_Iterable[_Union[MissingReplica, _Mapping]]] = ...) -> None: ...
+
+class MissingReplica(_message.Message):
+    __slots__ = ("replica", "reason")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    reason: str
+    def __init__(self, replica: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class TrafficEdge(_message.Message):
     __slots__ = ("client_namespace", "client", "namespace", "service", "port", "mode", "requests_per_minute", "minutes", "requests_per_day", "failed_per_hour", "first_seen", "last_seen")
