@@ -110,6 +110,9 @@ class ReplicaTraffic:
     _log_problem: OnceLogger = field(
         default_factory=lambda: OnceLogger(log, "cannot read the traffic of another replica")
     )
+    _log_malformed: OnceLogger = field(
+        default_factory=lambda: OnceLogger(log, "malformed edges of another replica dropped")
+    )
 
     @property
     def merged(self) -> MergedTraffic:
@@ -189,7 +192,8 @@ class ReplicaTraffic:
         peer = self._peers.pop(name)
         if peer.task:
             peer.task.cancel()
-        self._log_problem("", replica=name)
+        for logger in (self._log_problem, self._log_malformed):
+            logger("", replica=name)
         # A Lease expires MAX_SILENCE after the last renewal.
         if asyncio.get_running_loop().time() > peer.updated_at + 2 * MAX_SILENCE:
             log.warning("replica stopped before its traffic was read", replica=name)
@@ -246,19 +250,18 @@ class ReplicaTraffic:
         if message.replica != name:
             raise _PeerError(f"another replica answers at its address {peer.address}")
         sent_at = message.time.ToMilliseconds() / 1000
-        problem = ""
         for edge_message in message.edges:
             try:
                 replica, key, edge = decode_edge(edge_message, sent_at, now)
             except ValueError as error:
                 self._dropped += 1
-                problem = f"it sent a malformed edge: {error}"
+                self._log_malformed(str(error), replica=name)
                 continue
             if replica != self.name:
                 self.peers.put(replica, key, edge, is_copy=replica != name)
             await checkpoint()
-        self._log_problem(problem, replica=name)
         if message.complete:
+            self._log_problem("", replica=name)
             peer.updated_at = asyncio.get_running_loop().time()
             peer.since = min(now + message.since.ToMilliseconds() / 1000 - sent_at, now)
             peer.dropped = message.dropped
