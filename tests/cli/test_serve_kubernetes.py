@@ -104,6 +104,11 @@ async def test_kubeconfig_comes_from_the_environment(server: FakeApiServer, tmp_
         ((), "use either --manifests DIR or --kubernetes"),
         (("--kubernetes", "--manifests", "."), "use either --manifests DIR or --kubernetes, not both"),
         (("--manifests", ".", "--context", "x"), "--context requires --kubernetes"),
+        (
+            ("--manifests", ".", "--advertise-address", "10.0.0.1"),
+            "--advertise-address requires --kubernetes",
+        ),
+        (("--kubernetes", "--advertise-address", "pod:1"), "'pod:1' is not an IP address"),
         (("--kubernetes", "--enforce-plan"), "--enforce-plan requires --webhook-address"),
         (("--manifests", ".", "--mesh-config-map", "x"), "--mesh-config-map requires --kubernetes"),
         (("--kubernetes", "--mesh-config", "/dev/null"), "use --mesh-config-map with --kubernetes"),

@@ -17,6 +17,7 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.objects_service import ObjectsService
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.problem_times import FoundProblem
+from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.controlplane.traffic_service import TrafficService
@@ -127,7 +128,9 @@ async def running(mode: str, traffic: Traffic | None = None) -> AsyncIterator[Pl
     reports = TrafficReports(controller)
     if traffic is not None:
         reports.traffic = traffic
-    observed = TrafficService(controller, reports)
+    observed = TrafficService(
+        controller, ReplicaTraffic(reports, own_connected=lambda: controller.connections.streams)
+    )
     services = [RolloutsService(controller), PoliciesService(controller, observed), objects, observed]
     server = XdsServer(
         controller.connections,

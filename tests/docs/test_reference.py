@@ -47,7 +47,8 @@ def test_exit_statuses_of_every_command_are_listed():
 
 def test_services_have_their_fields_and_comments():
     text = hooks.services()
-    names = [f"xds.mesh.v1.{name}" for name in ("Objects", "Policies", "Proxies", "Rollouts", "Traffic")]
+    services = ("Objects", "Policies", "Proxies", "Replicas", "Rollouts", "Traffic")
+    names = [f"xds.mesh.v1.{name}" for name in services]
     assert re.findall(r"^## (\S+)$", text, re.MULTILINE) == names
     assert re.search(r"^\| `time` \| `Timestamp` \| \w.+ \|$", text, re.MULTILINE)
 

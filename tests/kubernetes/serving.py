@@ -109,6 +109,16 @@ class Serving:
 
         return str(await eventually(asked, timeout=PATIENCE, what=f"/ready says {text!r}"))
 
+    @property
+    def xds(self) -> str:
+        """Address of the plaintext xDS listener."""
+        return self._xds
+
+    async def stop(self, number: int) -> None:
+        """Send a signal, and wait until it has ended."""
+        self._process.send_signal(number)
+        await self._process.wait()
+
     def freeze(self) -> None:
         """Suspend it (SIGSTOP). Its connections stay open."""
         self._process.send_signal(signal.SIGSTOP)

@@ -24,6 +24,7 @@ from tests.support.places import HERE
 from tests.support.tcp import Relay
 from tests.support.waiting import eventually
 from xds.demo.play import STEPS, Pair
+from xds.mesh.v1 import traffic_pb2
 
 pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]
 
@@ -108,6 +109,7 @@ async def test_killed_replica_or_api_server_fails_no_request(agent: Agent, playe
         await load.more(20, PATIENCE)
         await eventually(lambda: is_the_same(agent, sleep), timeout=PATIENCE, every=0.2)
     load.check()
+    await eventually(lambda: shows_the_same_traffic(agent), timeout=PATIENCE, every=0.5)
 
 
 async def has_sidecars(player: Player) -> bool:
@@ -123,6 +125,28 @@ async def is_the_same(agent: Agent, pod: Pod) -> bool:
     assert all(one.values()), one.keys()
     assert one == other
     return True
+
+
+async def shows_the_same_traffic(agent: Agent) -> bool:
+    """Whether all replicas show the same observed traffic, also from before they were killed."""
+    one, other = [await observed(agent, replica) for replica in replicas(agent)]
+    assert one == other
+    requests = {(edge[0], edge[2]): edge[3] for edge in one if edge[1] == "httpbin"}
+    assert requests["sleep", traffic_pb2.TrafficEdge.MTLS] > 100, requests
+    return True
+
+
+async def observed(agent: Agent, replica: Pod) -> set[tuple[str, str, int, int]]:
+    """Return the client, service, mode and requests of each edge that a replica shows."""
+    relay = Relay(HERE.listener("127.0.0.1", 0), lambda: agent.client(replica).connect("127.0.0.1", 15010))
+    async with relay, grpc.aio.insecure_channel(f"127.0.0.1:{relay.port}") as open_channel:
+        response = await open_channel.unary_unary(
+            "/xds.mesh.v1.Traffic/List",
+            traffic_pb2.ListTrafficRequest.SerializeToString,
+            traffic_pb2.ListTrafficResponse.FromString,
+        )(traffic_pb2.ListTrafficRequest(namespace="full"), timeout=10)
+    assert not response.missing_replicas, response.missing_replicas
+    return {(edge.client, edge.service, edge.mode, edge.requests_per_day) for edge in response.edges}
 
 
 def replicas(agent: Agent) -> list[Pod]:

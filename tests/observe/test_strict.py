@@ -8,6 +8,7 @@ import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, service
 from xds.mesh.controlplane.observation import ObservedTraffic, observation_message
+from xds.mesh.controlplane.replica_traffic import Missing
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Mode
 from xds.mesh.observe.edges import Client, Target, TrafficMode
@@ -142,7 +143,10 @@ def test_complete_observation_without_plaintext_is_safe():
         ({"since": NOON - 3 * 3600}, "observed for only 3h of 7d"),
         ({"seconds": 30 * DAY, "since": 0.0}, "traffic is remembered for only 7d"),
         ({"last_dropped": NOON - 60}, "reports of sidecars were dropped, the last 1m ago"),
-        ({"may_be_on_other_replica": True}, "sidecars may report to other replicas"),
+        (
+            {"missing_replicas": [Missing("xds-2", "refused")]},
+            "the traffic of replica xds-2 is missing: refused",
+        ),
         (
             {"connected": frozenset()},
             "sidecars are not connected, and may have seen more: web-7d4b9c6f8-x2x4z.shop",

@@ -153,7 +153,7 @@ def test_migration_names_who_would_break(page, server):
 
 def test_migration_says_how_much_was_observed(page, server, tmp_path):
     open_view(page, server, "migration")
-    page.wait_for_selector("text=reported to this replica in the last")
+    page.wait_for_selector("text=sidecars reported in the last")
     assert "dropped" not in page.inner_text(".output")
     with serving(istio_task(tmp_path / "mesh"), "--observe=false") as process:
         open_view(page, Server(tmp_path / "mesh", process), "migration")

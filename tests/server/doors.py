@@ -18,6 +18,7 @@ from xds.introspect import Introspection
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.proxies_service import ProxiesService
+from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.controlplane.traffic_service import TrafficService
@@ -140,7 +141,7 @@ async def opened() -> AsyncIterator[Site]:
                         ProxiesService(controller.problem_of),
                         RolloutsService(controller),
                         PoliciesService(controller),
-                        TrafficService(controller, reports),
+                        TrafficService(controller, ReplicaTraffic(reports)),
                     ),
                     admit=admins,
                     documented=described,

@@ -150,10 +150,8 @@ def _require_enabled(response: pb.ListTrafficResponse) -> None:
 
 def _print_notes(response: pb.ListTrafficResponse) -> None:
     """Print what the table may omit, to stderr."""
-    if response.may_be_on_other_replica:
-        typer.echo(
-            "only the sidecars of this replica are included; use --xds-address to query each other replica",
-            err=True,
-        )
+    for missing in response.missing_replicas:
+        replica = f"replica {printable(missing.replica)}" if missing.replica else "other replicas"
+        typer.echo(f"the sidecars of {replica} are missing: {printable(missing.reason)}", err=True)
     if response.dropped:
         typer.echo(f"{response.dropped} reports or entries were dropped: counts may be too low", err=True)

@@ -42,6 +42,8 @@ from xds.mesh.controlplane.page.api import Backend, Page
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.problem_times import FoundProblem, ProblemTimes
 from xds.mesh.controlplane.proxies_service import ProxiesService
+from xds.mesh.controlplane.replica_traffic import ReplicaAccess, ReplicaTraffic
+from xds.mesh.controlplane.replicas_service import ReplicasService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.controlplane.traffic_service import TrafficService
@@ -112,6 +114,19 @@ class SecureListeners(NamedTuple):
     """Authenticates the client of a stream."""
     admit: Admit
     """Authorizes a client of the admin services."""
+    admit_replicas: Admit
+    """Authorizes another replica."""
+
+
+class PeerLinks(NamedTuple):
+    """How replicas share observed traffic."""
+
+    access: ReplicaAccess
+    """Reaches the other replicas."""
+    publish: Callable[[int], None]
+    """Lets other replicas connect to this one, at a port."""
+    admit: Admit
+    """Admits other replicas."""
 
 
 class Components(NamedTuple):
@@ -127,6 +142,8 @@ class Components(NamedTuple):
     """The TLS listeners; None if TLS is disabled."""
     metrics: Sequence[Collector] = ()
     """Metrics of the background tasks."""
+    peers: PeerLinks | None = None
+    """Links to other replicas; None if there are none, or if they do not know each other."""
 
 
 BuildComponents: TypeAlias = Callable[[MeshConfig], Awaitable[Components]]
@@ -271,8 +288,12 @@ class ControlPlane:
         )
         objects = ObjectsService(controller, self._source, self._found_problems)
         reports = TrafficReports(controller)
+        peers = components.peers
+        replica_traffic = ReplicaTraffic(
+            reports, peers.access if peers else None, own_connected=lambda: controller.connections.streams
+        )
         self._metrics.register(TrafficMetrics(reports))
-        traffic = TrafficService(controller, reports)
+        traffic = TrafficService(controller, replica_traffic)
         rollouts, policies = RolloutsService(controller), PoliciesService(controller, traffic)
         services = (proxies, rollouts, policies, objects, traffic)
         admit = listeners.admit if listeners else None
@@ -282,7 +303,11 @@ class ControlPlane:
             identifier=identifier,
             max_connection_age=self._max_connection_age,
             observer=self._metrics.streams,
-            added=[Introspection(services, admit=admit, documented=described), reports],
+            added=[
+                Introspection(services, admit=admit, documented=described),
+                reports,
+                *([ReplicasService(replica_traffic, peers.admit)] if peers else ()),
+            ],
             secure=listeners.credentials if listeners else (),
             authenticate=listeners.authenticate if listeners else None,
         )
@@ -313,6 +338,7 @@ class ControlPlane:
             for task in (
                 controller.run(),
                 components.effects.run(),
+                replica_traffic.run(),
                 self._metrics.measure_loop_lag(),
                 *tasks,
             )
@@ -326,6 +352,9 @@ class ControlPlane:
                 gc.freeze()
                 await self._listen(server, rest)
                 self._is_listening = True
+                if peers:
+                    # The listener for client certificates is the last one.
+                    peers.publish(server.secure_ports[-1])
                 self._page.start(backend)
                 log.info("control plane ready", admin=ready_url)
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)

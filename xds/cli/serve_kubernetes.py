@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from xds.cli import cluster
 from xds.cli.options import Address, fail
-from xds.cli.runtime import BackgroundTask, CannotListenError, Components, ListenAddresses, run
+from xds.cli.runtime import BackgroundTask, CannotListenError, Components, ListenAddresses, PeerLinks, run
 from xds.cli.tls_options import TlsListeners
 from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane.controller import Controller
@@ -128,28 +128,38 @@ async def _build_components(
         )
         tasks += webhook.tasks
         metrics += webhook.metrics
-    needs_default_admin = options.tls.addresses and not options.tls.admins
+    identity = await _own_identity(api)
     listeners = options.tls.open(
         controller,
         lambda: replica.authorities,
         token_verifier=TokenReviewer(api),
         service_names=service_names(namespace),
-        own_identity=await _own_identity(api) if needs_default_admin else (),
+        own_identity=identity,
     )
-    return Components(controller, effects, tasks, listeners, metrics)
+    access = replica.peers(identity, lambda: controller.mesh.config.trust_domain)
+    peers = None
+    if access and listeners:
+        host = options.tls.advertised_host
+        peers = PeerLinks(
+            access,
+            lambda port: access.publish(str(Address(host, port)) if host else ""),
+            listeners.admit_replicas,
+        )
+    return Components(controller, effects, tasks, listeners, metrics, peers)
 
 
-async def _own_identity(api: KubeApi) -> tuple[IdentityPattern, ...]:
+async def _own_identity(api: KubeApi) -> IdentityPattern | None:
     """Return the control plane's own identity, if the API server reports a service account."""
     try:
         namespace, account = await own_account(api)
     except KubeError as error:
         log.warning(
-            "admin services deny all clients over TLS: own service account is unknown, set --admin-identity",
+            "own service account is unknown: replicas do not share observed traffic, and without "
+            "--admin-identity, admin services deny all clients over TLS",
             problem=str(error),
         )
-        return ()
-    return (IdentityPattern(namespace, account),) if account else ()
+        return None
+    return IdentityPattern(namespace, account) if account else None
 
 
 class _Webhook:

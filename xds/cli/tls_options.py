@@ -71,6 +71,18 @@ class TlsOptions:
         ),
     ] = None
 
+    advertise_address: Annotated[
+        str | None,
+        typer.Option(
+            "--advertise-address",
+            metavar="IP",
+            help="IP address at which other replicas reach this one's mTLS xDS listener, to merge observed "
+            "traffic. Requires --kubernetes. Default: the IP address of --xds-mtls-address, unless that is "
+            "0.0.0.0 or [::].",
+            show_default=False,
+        ),
+    ] = None
+
     def parse(self, *, kubernetes: bool, can_verify_tokens: bool) -> TlsListeners:
         """Validate the options; exit with status 2 if they are invalid."""
         tls = self.xds_tls_address or (DEFAULT_TLS_ADDRESS if kubernetes else None)
@@ -80,7 +92,10 @@ class TlsOptions:
             mtls=parse_address("--xds-mtls-address", mtls) if mtls else None,
             names=tuple(self.tls_names or ()),
             admins=tuple(map(_parse_identity, self.admin_identities or ())),
+            advertised_host=_advertised_host(self.advertise_address, mtls),
         )
+        if self.advertise_address and not kubernetes:
+            fail("--advertise-address requires --kubernetes")
         if (listeners.names or listeners.admins) and not listeners.addresses:
             option = "--tls-name" if listeners.names else "--admin-identity"
             fail(f"{option} requires --xds-tls-address or --xds-mtls-address")
@@ -104,6 +119,8 @@ class TlsListeners:
     """Additional names in the server certificate."""
     admins: tuple[IdentityPattern, ...]
     """Identities that may use the admin services."""
+    advertised_host: str = ""
+    """IP address at which other replicas reach this one; empty if it is not known."""
 
     @property
     def accept_tokens(self) -> bool:
@@ -122,7 +139,7 @@ class TlsListeners:
         *,
         token_verifier: TokenVerifier | None,
         service_names: Iterable[str] = (),
-        own_identity: Iterable[IdentityPattern] = (),
+        own_identity: IdentityPattern | None = None,
     ) -> SecureListeners | None:
         """Return the TLS listeners for the xDS server; None if there are no addresses.
 
@@ -131,7 +148,8 @@ class TlsListeners:
             authorities: returns the issuing CA and the trusted roots.
             token_verifier: verifies tokens; None if no tokens are accepted.
             service_names: DNS names of the control plane's Service.
-            own_identity: the control plane's own identity, which is an admin by default.
+            own_identity: the control plane's own identity, which is an admin by default; None if it is
+                unknown.
         """
         if not self.addresses:
             return None
@@ -155,9 +173,12 @@ class TlsListeners:
             return controller.mesh.config.trust_domains
 
         authentication = Authentication(trust_domains, token_verifier)
-        admins = self.admins or tuple(own_identity)
+        own = (own_identity,) if own_identity else ()
         return SecureListeners(
-            credentials, authentication, AdminAuthorizer(authentication, admins, trust_domains)
+            credentials,
+            authentication,
+            AdminAuthorizer(authentication, self.admins or own, trust_domains),
+            AdminAuthorizer(authentication, own, trust_domains, denial="is not a replica"),
         )
 
 
@@ -179,3 +200,17 @@ def _is_unspecified(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
+
+
+def _advertised_host(option: str | None, mtls: str | None) -> str:
+    """Return the IP address at which other replicas reach this one; empty if it is not known."""
+    host = option or (parse_address("--xds-mtls-address", mtls).host if mtls else "")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        if option:
+            raise typer.BadParameter(
+                f"{option!r} is not an IP address", param_hint="'--advertise-address'"
+            ) from None
+        return ""
+    return "" if address.is_unspecified else host

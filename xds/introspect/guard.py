@@ -47,20 +47,25 @@ class GuardedServer(CheckedServer):
 
     Args:
         server: Server to add the services to.
-        admit: Authorizes callers over TLS. The default admits local callers only. Callers in plaintext must
-            be local.
+        admit: Authorizes callers over TLS. The default admits local callers only.
         connections: Guard that records whether the caller of each call was admitted.
+        admit_plaintext: Authorizes callers in plaintext. The default admits local callers only.
     """
 
     def __init__(
-        self, server: grpc.aio.Server, admit: Admit | None = None, connections: ConnectionGuard | None = None
+        self,
+        server: grpc.aio.Server,
+        admit: Admit | None = None,
+        connections: ConnectionGuard | None = None,
+        *,
+        admit_plaintext: Admit = local_only,
     ) -> None:
         super().__init__(server, self._admit_caller)
-        self._admit = admit
+        self._admit, self._admit_plaintext = admit or local_only, admit_plaintext
         self._connections = connections or ConnectionGuard()
 
     async def _admit_caller(self, context: grpc.aio.ServicerContext) -> None:
-        admit = self._admit if self._admit and is_encrypted(context) else local_only
+        admit = self._admit if is_encrypted(context) else self._admit_plaintext
         try:
             await admit(context)
         except Refused as refused:

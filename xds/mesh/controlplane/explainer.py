@@ -13,7 +13,7 @@ from xds.mesh.controlplane.sidecar_states import CLIENT_TYPES, SERVER_TYPES, Sid
 from xds.mesh.controlplane.traffic_service import observed_edges
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.names import pod_named, ports_named
-from xds.mesh.observe.edges import Traffic
+from xds.mesh.observe.edges import Observed
 from xds.mesh.policy.destination import could_apply
 from xds.mesh.policy.explain import Group, explanations, grouped
 from xds.mesh.rollout.progress import rule_progress, service_progress
@@ -32,7 +32,7 @@ class Explainer:
         self,
         controller: Controller,
         discovery: DiscoveryService,
-        traffic: Traffic | None,
+        traffic: Observed | None,
         request: pb.ExplainRequest,
     ) -> None:
         self._controller, self._mesh, self._traffic = controller, controller.mesh, traffic

@@ -9,10 +9,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.mesh.controlplane.explanation import MODES
+from xds.mesh.controlplane.replica_traffic import Missing
 from xds.mesh.controlplane.status import duration
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Ref
-from xds.mesh.observe.edges import UNENCRYPTED_RETENTION, TrafficMode
+from xds.mesh.observe.edges import UNENCRYPTED_RETENTION
+from xds.mesh.observe.replica_codec import MODES as TRAFFIC_MODES
 from xds.mesh.observe.strict import Contradictions, PlaintextPort, SeenTraffic
 from xds.mesh.policy.hops import Clients
 from xds.mesh.policy.plan import Plan
@@ -21,13 +23,6 @@ from xds.mesh.v1 import traffic_pb2
 
 MAX_NAMES = 5
 """Maximum number of sidecars or clients that a text names."""
-
-TRAFFIC_MODES = {
-    TrafficMode.MTLS: traffic_pb2.TrafficEdge.MTLS,
-    TrafficMode.TLS: traffic_pb2.TrafficEdge.TLS,
-    TrafficMode.PLAINTEXT: traffic_pb2.TrafficEdge.PLAINTEXT,
-    TrafficMode.REFUSED: traffic_pb2.TrafficEdge.REFUSED,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +39,8 @@ class ObservedTraffic:
     """Start of the observation."""
     last_dropped: float = 0.0
     """When reports were last dropped; 0 if none were."""
-    may_be_on_other_replica: bool = False
-    """Whether sidecars may report to other replicas, whose traffic is missing."""
+    missing_replicas: Sequence[Missing] = ()
+    """Replicas whose traffic is missing."""
     connected: frozenset[tuple[str, str]] = frozenset()
     """Namespaces and names of the pods whose sidecars are connected."""
     seen: Sequence[SeenTraffic] = ()
@@ -94,8 +89,8 @@ def _gaps(observed: ObservedTraffic, locked: Iterable[tuple[Ref, int]]) -> Itera
     if observed.last_dropped > observed.now - requested:
         ago = duration(observed.now - observed.last_dropped)
         yield f"reports of sidecars were dropped, the last {ago} ago"
-    if observed.may_be_on_other_replica:
-        yield "sidecars may report to other replicas of the control plane, whose traffic is missing"
+    for replica, reason in observed.missing_replicas[:MAX_NAMES]:
+        yield f"the traffic of {f'replica {replica}' if replica else 'other replicas'} is missing: {reason}"
     pods = {(ref.namespace, ref.name) for ref, _ in locked}
     if missing := sorted(pods - observed.connected):
         names = join_names([f"{name}.{namespace}" for namespace, name in missing], MAX_NAMES)

@@ -15,10 +15,11 @@ import grpc.aio
 from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.observation import TRAFFIC_MODES, ObservedTraffic, timestamp
-from xds.mesh.controlplane.traffic_reports import TrafficReports
+from xds.mesh.controlplane.observation import ObservedTraffic, timestamp
+from xds.mesh.controlplane.replica_traffic import Missing, ReplicaTraffic
 from xds.mesh.model.objects import Pod, Service
-from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Traffic
+from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Observed
+from xds.mesh.observe.replica_codec import MODES
 from xds.mesh.observe.strict import SeenTraffic
 from xds.mesh.v1 import traffic_pb2 as pb
 from xds.server import DiscoveryService
@@ -31,27 +32,32 @@ WATCH_INTERVAL = 1.0
 
 
 class TrafficService:
-    """The service, for `Introspection(added=[...])`."""
+    """The service, for `Introspection(added=[...])`.
 
-    def __init__(self, controller: Controller, reports: TrafficReports) -> None:
+    Args:
+        controller: knows whether there may be other replicas.
+        replicas: the traffic of this replica and of its peers.
+    """
+
+    def __init__(self, controller: Controller, replicas: ReplicaTraffic) -> None:
         self._controller = controller
-        self._reports = reports
-
-    @property
-    def traffic(self) -> Traffic:
-        """The observed traffic."""
-        return self._reports.traffic
+        self._replicas = replicas
+        self.traffic: Observed = replicas.merged
+        """The observed traffic of all replicas."""
 
     def summary(self, now: float) -> pb.ListTrafficResponse:
         """Return a response without edges: what is known about the observation at a Unix time."""
-        last_dropped = self._reports.last_dropped
+        missing, last_dropped = self._missing(), self._replicas.last_dropped
         return pb.ListTrafficResponse(
-            enabled=self._reports.enabled,
-            may_be_on_other_replica=self._controller.rollouts.may_have_peers(clock()),
-            since=timestamp(self._reports.since),
+            enabled=self._replicas.reports.enabled,
+            may_be_on_other_replica=bool(missing),
+            since=timestamp(self._replicas.since),
             time=timestamp(now),
-            dropped=self._reports.dropped_total(),
+            dropped=self._replicas.dropped,
             last_dropped=timestamp(last_dropped) if last_dropped else None,
+            missing_replicas=[
+                pb.MissingReplica(replica=replica, reason=reason) for replica, reason in missing
+            ],
         )
 
     async def observed_for(self, seconds: float) -> ObservedTraffic:
@@ -65,13 +71,18 @@ class TrafficService:
             enabled=summary.enabled,
             since=summary.since.ToMilliseconds() / 1000,
             last_dropped=summary.last_dropped.ToMilliseconds() / 1000,
-            may_be_on_other_replica=summary.may_be_on_other_replica,
-            connected=frozenset(self._controller.connections.streams),
+            missing_replicas=self._missing(),
+            connected=self._replicas.connected,
             seen=[
                 SeenTraffic(*key, edge.first_seen, edge.last_seen, edge.by_server)
                 for key, edge in self.traffic.unencrypted(now - seconds)
             ],
         )
+
+    def _missing(self) -> list[Missing]:
+        if self._replicas.access is None and self._controller.rollouts.may_have_peers(clock()):
+            return [Missing("", "replicas know each other only with --rollout=gated")]
+        return self._replicas.missing()
 
     def __call__(self, server: GuardedServer, _: DiscoveryService) -> None:
         """Add the service to a server that has not started."""
@@ -84,9 +95,9 @@ class TrafficService:
         async def watch(
             request: pb.ListTrafficRequest, _: grpc.aio.ServicerContext
         ) -> AsyncIterator[pb.ListTrafficResponse]:
-            version = None
+            state = None
             while True:
-                if version != (version := self.traffic.version):
+                if state != (state := (self.traffic.version, self._missing())):
                     yield await self._response(request)
                 await asyncio.sleep(WATCH_INTERVAL)
 
@@ -116,7 +127,7 @@ class TrafficService:
         return response
 
 
-def observed_edges(traffic: Traffic, client: Pod, service: Service) -> list[pb.TrafficEdge]:
+def observed_edges(traffic: Observed, client: Pod, service: Service) -> list[pb.TrafficEdge]:
     """Return the traffic from a pod's service account to a service, in the order of the service's ports."""
     now = time.time()
     sender = Client(client.namespace, client.service_account)
@@ -135,7 +146,7 @@ def _edge(key: EdgeKey, edge: Edge, now: float) -> pb.TrafficEdge:
         namespace=key.target.namespace,
         service=key.target.name,
         port=key.target.port,
-        mode=TRAFFIC_MODES[key.mode],
+        mode=MODES[key.mode],
         requests_per_minute=edge.rate(now),
         minutes=edge.minutes(now),
         requests_per_day=edge.day(now),

@@ -127,14 +127,24 @@ def _bearer(context: grpc.aio.ServicerContext) -> str:
 
 
 class AdminAuthorizer:
-    """Admit only admins, for Introspection(admit=...). Other callers get PERMISSION_DENIED."""
+    """Admit only admins, for Introspection(admit=...). Other callers get PERMISSION_DENIED.
+
+    Args:
+        authentication: authenticates callers.
+        identities: identities of the admins.
+        trust_domains: returns the trust domains of the mesh.
+        denial: end of the message for other callers.
+    """
 
     def __init__(
         self,
         authentication: Authentication,
         identities: Collection[IdentityPattern],
         trust_domains: Callable[[], Collection[str]],
+        *,
+        denial: str = "is not an admin: add its identity with --admin-identity",
     ) -> None:
+        self._denial = denial
         self._authentication = authentication
         self._identities = identities
         self._trust_domains = trust_domains
@@ -146,6 +156,5 @@ class AdminAuthorizer:
         if caller is None or not any(identity.matches(caller, domains) for identity in self._identities):
             raise Refused(
                 grpc.StatusCode.PERMISSION_DENIED,
-                f"{caller or 'an unauthenticated caller'} is not an admin: "
-                "add its identity with --admin-identity",
+                f"{caller or 'an unauthenticated caller'} {self._denial}",
             )

@@ -13,10 +13,12 @@ from uuid import uuid4
 import structlog
 
 from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.claims import IdentityPattern
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.kube.api import KubeApi, KubeError
 from xds.mesh.kube.ca_secret import CaSecrets, RotationController, load_or_create_authorities, utc_now
 from xds.mesh.kube.lease import Lease
+from xds.mesh.kube.peers import Peers
 from xds.mesh.kube.replica_leases import ReplicaLeases, replica_name
 from xds.mesh.kube.root_publisher import RootPublisher
 from xds.mesh.rollout.sync import ReplicaSync
@@ -92,6 +94,19 @@ class Replica:
             self._replica_leases.append(
                 ReplicaLeases(self._api, self._namespace, sync, controller.peers_changed)
             )
+
+    def peers(self, identity: IdentityPattern | None, trust_domain: Callable[[], str]) -> Peers | None:
+        """Return the access to the other replicas; None if rollouts are disabled: there are no Leases.
+
+        Args:
+            identity: the control plane's service account; None if it is unknown.
+            trust_domain: returns the trust domain of the mesh.
+        """
+        if not self._replica_leases:
+            return None
+        return Peers(
+            self._replica_leases[0], self._namespace, identity, lambda: self.authorities, trust_domain
+        )
 
     @property
     def authorities(self) -> Authorities:

@@ -12,6 +12,7 @@ Required permissions in its own namespace: list, watch, create, update and delet
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import random
 import re
 from collections.abc import Callable, Coroutine
@@ -38,6 +39,10 @@ PLAN = "xds-replica-plan"
 """Name of the Lease with the plan."""
 LABEL = "sidecar.xds/replica"
 ANNOTATION = "sidecar.xds/rollout"
+ADDRESS = "sidecar.xds/address"
+"""Annotation with the IP:PORT at which other replicas reach this one; empty if it is not known."""
+_STARTING = "starting"
+"""Value of the annotation before the replica listens. No sidecar is connected to it then."""
 
 WRITE_INTERVAL = 0.1
 """Minimum seconds between two writes of a report."""
@@ -71,12 +76,38 @@ class ReplicaLeases:
         sync.on_change = self._wake
         self._version = ""
         """resourceVersion of this replica's Lease; empty if the Lease does not exist."""
+        self._address = _STARTING
+        self._addresses: dict[str, str] = {}
+        """The annotation ADDRESS of each other replica that has a Lease."""
         self._log_problem = OnceLogger(log, "cannot share rollouts with other replicas")
 
     @property
     def name(self) -> str:
         """The name of this replica's Lease."""
         return PREFIX + self._sync.name
+
+    @property
+    def replica(self) -> str:
+        """The name of this replica."""
+        return self._sync.name
+
+    def publish_address(self, address: str) -> None:
+        """Publish the IP:PORT at which other replicas reach this one; empty if it is not known."""
+        self._address = address
+        self._wake()
+
+    def peer_addresses(self, now: float) -> dict[str, str]:
+        """Return the address of each other replica that listens, as IP:PORT; empty if it is not known."""
+        running = self._sync.reports.peers(now)
+        return {
+            name: address
+            for name, address in self._addresses.items()
+            if name in running and address != _STARTING
+        }
+
+    def is_isolated(self, now: float) -> bool:
+        """Return whether this replica cannot renew its Lease, so that its view of the others may be old."""
+        return self._sync.reports.is_isolated(now)
 
     def _wake(self) -> None:
         """Write soon. May be called in any thread: plans are made in one."""
@@ -119,6 +150,7 @@ class ReplicaLeases:
         started_at = loop.time()
         text = await asyncio.to_thread(encode_report, self._sync.reports.own)
         body = self._lease(self.name, text, self._version)
+        body["metadata"]["annotations"][ADDRESS] = self._address
         body["spec"] = {
             "holderIdentity": self._sync.name,
             "leaseDurationSeconds": max(1, round(self._sync.reports.duration)),
@@ -214,7 +246,7 @@ class ReplicaLeases:
         if PLAN not in leases:
             self._sync.plan_read("", StoredPlan())
         for name in self._sync.reports.names - {name.removeprefix(PREFIX) for name in leases}:
-            self._sync.reports.forget(name)
+            self._forget(name)
         self._on_change()
         return str(listed["metadata"]["resourceVersion"])
 
@@ -247,11 +279,16 @@ class ReplicaLeases:
             self._version = ""
             self._wake()
         else:
-            self._sync.reports.forget(name.removeprefix(PREFIX))
+            self._forget(name.removeprefix(PREFIX))
+
+    def _forget(self, replica: str) -> None:
+        self._sync.reports.forget(replica)
+        self._addresses.pop(replica, None)
 
     def _receive(self, lease: Json) -> None:
         meta, now = lease["metadata"], asyncio.get_running_loop().time()
-        text = (meta.get("annotations") or {}).get(ANNOTATION, "")
+        annotations = meta.get("annotations") or {}
+        text = annotations.get(ANNOTATION, "")
         if meta["name"] == PLAN:
             try:
                 plan = decode_plan(text)
@@ -262,4 +299,15 @@ class ReplicaLeases:
         elif meta["name"] != self.name:
             duration = float((lease.get("spec") or {}).get("leaseDurationSeconds") or 0)
             name = meta["name"].removeprefix(PREFIX)
+            self._addresses[name] = _parse_address(annotations.get(ADDRESS, ""))
             self._sync.reports.receive(name, meta["resourceVersion"], decode_report(text), duration, now)
+
+
+def _parse_address(text: str) -> str:
+    """Return an annotation ADDRESS; empty if it is not an IP address and a port."""
+    host, _, port = text.rpartition(":")
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return text if text == _STARTING else ""
+    return text if port.isascii() and port.isdecimal() else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 
 MINUTES = 60
 """Number of minutes that are kept."""
@@ -39,14 +40,39 @@ class Counts:
         start = (self._minute + 1) % MINUTES
         return [*self._minutes[start:], *self._minutes[:start]]
 
+    def tens(self, now: float) -> list[int]:
+        """Return the counts of the last TENS ten-minute intervals, oldest first."""
+        self._advance(now)
+        start = (self._minute // 10 + 1) % TENS
+        return [*self._tens[start:], *self._tens[:start]]
+
     def hour(self, now: float) -> int:
         """Return the count of the last MINUTES minutes."""
         return sum(self.minutes(now))
 
     def day(self, now: float) -> int:
         """Return the count of the last TENS ten-minute intervals."""
-        self._advance(now)
-        return sum(self._tens)
+        return sum(self.tens(now))
+
+    @classmethod
+    def restore(cls, minutes: Sequence[int], tens: Sequence[int], now: float) -> Counts:
+        """Return the counts that `minutes` and `tens` returned now. Missing ones, at the start, are 0.
+
+        Raises:
+            ValueError: there are too many counts, or a count is negative or too large.
+        """
+        counts = cls(now)
+        for ring, values, last in (
+            (counts._minutes, minutes, counts._minute),
+            (counts._tens, tens, counts._minute // 10),
+        ):
+            if len(values) > len(ring):
+                raise ValueError(f"{len(values)} counts, and at most {len(ring)} are allowed")
+            for age, value in enumerate(reversed(values)):
+                if not 0 <= value <= _MAX:
+                    raise ValueError(f"count {value} is not in the range 0 to {_MAX}")
+                ring[(last - age) % len(ring)] = value
+        return counts
 
     def _advance(self, now: float) -> None:
         """Clear the intervals that have begun since the last call."""
@@ -56,6 +82,24 @@ class Counts:
         self._minute = current
         _clear(self._minutes, previous, current)
         _clear(self._tens, previous // 10, current // 10)
+
+
+class SummedCounts(Counts):
+    """The sum of counts, which it reads when it is read."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: Sequence[Counts]) -> None:
+        # The rings of its own are not used.
+        self._parts = parts
+
+    def minutes(self, now: float) -> list[int]:
+        """Return the counts of the last MINUTES minutes, oldest first. The last one is still in progress."""
+        return [sum(column) for column in zip(*(part.minutes(now) for part in self._parts), strict=True)]
+
+    def tens(self, now: float) -> list[int]:
+        """Return the counts of the last TENS ten-minute intervals, oldest first."""
+        return [sum(column) for column in zip(*(part.tens(now) for part in self._parts), strict=True)]
 
 
 def _clear(ring: array[int], previous: int, current: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import NamedTuple, TypeAlias
+from itertools import takewhile
+from typing import NamedTuple, Protocol, TypeAlias
 
 from xds.mesh.observe.counts import MINUTES, RETENTION, Counts
 
@@ -89,7 +90,16 @@ class EdgeKey(NamedTuple):
 class Edge:
     """The traffic of one client workload to one service port in one mode."""
 
-    __slots__ = ("_counts", "_failed", "by_server", "first_seen", "last_seen", "reporter", "totals")
+    __slots__ = (
+        "_counts",
+        "_failed",
+        "by_server",
+        "first_seen",
+        "last_seen",
+        "reporter",
+        "totals",
+        "version",
+    )
 
     def __init__(self, reporter: PodName, now: float) -> None:
         self.reporter = reporter
@@ -102,6 +112,35 @@ class Edge:
         """Number of requests since `first_seen`, by reporter."""
         self._counts: dict[Reporter, Counts] = {}
         self._failed: Counts | None = None
+        self.version = 0
+        """`Traffic.version` at the last report."""
+
+    @classmethod
+    def restore(
+        cls,
+        first_seen: float,
+        last_seen: float,
+        counts: Mapping[Reporter, Counts],
+        failed: Counts | None,
+        *,
+        by_server: bool,
+    ) -> Edge:
+        """Return an edge with counts that were made elsewhere."""
+        edge = cls(("", ""), first_seen)
+        edge.last_seen, edge.by_server = last_seen, by_server
+        edge._counts.update(counts)
+        edge._failed = failed
+        return edge
+
+    @property
+    def counts(self) -> Mapping[Reporter, Counts]:
+        """The requests, by reporter."""
+        return self._counts
+
+    @property
+    def failures(self) -> Counts | None:
+        """The failed requests; None if there were none."""
+        return self._failed
 
     @property
     def total(self) -> int:
@@ -148,10 +187,31 @@ class Edge:
         return max(recent, default=0) / minutes
 
 
-class Traffic:
-    """All observed edges, the ones that were seen longest ago first. Their number is limited.
+class Observed(Protocol):
+    """Observed edges: `Traffic` of one replica, or `xds.mesh.observe.merged.MergedTraffic` of all."""
 
-    Plaintext and refused traffic is kept for UNENCRYPTED_RETENTION, all other traffic for RETENTION.
+    @property
+    def version(self) -> int:
+        """A number that changes with the edges."""
+
+    def __bool__(self) -> bool:
+        """Whether there are edges."""
+
+    def edges(self, namespace: str = "") -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the edges whose client or server is in a namespace; all edges by default."""
+
+    def unencrypted(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the plaintext and refused traffic that was last seen at a Unix time or later."""
+
+    def expire(self, now: float) -> None:
+        """Forget the edges whose retention has passed."""
+
+
+class Traffic:
+    """Edges that one replica's sidecars reported, the ones that were seen longest ago first.
+
+    Their number is limited. Plaintext and refused traffic is kept for UNENCRYPTED_RETENTION, all other
+    traffic for RETENTION.
     """
 
     def __init__(
@@ -176,6 +236,9 @@ class Traffic:
 
     def __len__(self) -> int:
         return len(self._edges)
+
+    def __bool__(self) -> bool:
+        return bool(self._edges)
 
     def add(
         self,
@@ -218,6 +281,7 @@ class Traffic:
         previous = edge.total
         edge.add(source, requests, failed, now)
         self.version += 1
+        edge.version = self.version
         if increase := edge.total - previous:
             self.totals[key.target.namespace, key.mode] += increase
 
@@ -238,6 +302,13 @@ class Traffic:
         for key, edge in (*self._past.items(), *self._edges.items()):
             if key.mode in UNENCRYPTED and edge.last_seen >= since:
                 yield key, edge
+
+    def changes(self, since: int) -> list[tuple[EdgeKey, Edge]]:
+        """Return the edges that were reported after a version, in the order of their last reports."""
+        if not since:
+            return [*self._past.items(), *self._edges.items()]
+        latest_first = takewhile(lambda item: item[1].version > since, reversed(self._edges.items()))
+        return list(latest_first)[::-1]
 
     def expire(self, now: float) -> None:
         """Forget the edges whose retention has passed, and counts that are no longer kept."""

@@ -19,13 +19,14 @@ class ListTrafficRequest(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., plaintext_only: _Optional[bool] = ...) -> None: ...
 
 class ListTrafficResponse(_message.Message):
-    __slots__ = ("edges", "enabled", "may_be_on_other_replica", "since", "time", "dropped", "last_dropped")
+    __slots__ = ("edges", "enabled", "may_be_on_other_replica", "since", "time", "dropped", "missing_replicas", "last_dropped")
     EDGES_FIELD_NUMBER: _ClassVar[int]
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     MAY_BE_ON_OTHER_REPLICA_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    MISSING_REPLICAS_FIELD_NUMBER: _ClassVar[int]
     LAST_DROPPED_FIELD_NUMBER: _ClassVar[int]
     edges: _containers.RepeatedCompositeFieldContainer[TrafficEdge]
     enabled: bool
@@ -33,8 +34,17 @@ class ListTrafficResponse(_message.Message):
     since: _timestamp_pb2.Timestamp
     time: _timestamp_pb2.Timestamp
     dropped: int
+    missing_replicas: _containers.RepeatedCompositeFieldContainer[MissingReplica]
     last_dropped: _timestamp_pb2.Timestamp
-    def __init__(self, edges: _Optional[_Iterable[_Union[TrafficEdge, _Mapping]]] = ..., enabled: _Optional[bool] = ..., may_be_on_other_replica: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dropped: _Optional[int] = ..., last_dropped: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, edges: _Optional[_Iterable[_Union[TrafficEdge, _Mapping]]] = ..., enabled: _Optional[bool] = ..., may_be_on_other_replica: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., dropped: _Optional[int] = ..., missing_replicas: _Optional[_Iterable[_Union[MissingReplica, _Mapping]]] = ..., last_dropped: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class MissingReplica(_message.Message):
+    __slots__ = ("replica", "reason")
+    REPLICA_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    replica: str
+    reason: str
+    def __init__(self, replica: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class TrafficEdge(_message.Message):
     __slots__ = ("client_namespace", "client", "namespace", "service", "port", "mode", "requests_per_minute", "minutes", "requests_per_day", "failed_per_hour", "first_seen", "last_seen")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.workload import WorkloadKey, workload_key
-from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, Target, Traffic, TrafficMode
+from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, Observed, Target, TrafficMode
 
 TargetKey: TypeAlias = tuple[str, str]
 """Namespace and name of a `Target`: a service, or a pod for ports without a service."""
@@ -34,7 +34,7 @@ class ObservedTraffic:
         mesh: has the pods of the workloads.
     """
 
-    def __init__(self, traffic: Traffic | None, mesh: Mesh) -> None:
+    def __init__(self, traffic: Observed | None, mesh: Mesh) -> None:
         self._now = time.time()
         self._accounts: dict[WorkloadKey, set[Client]] = {}
         self._by_target: dict[TargetKey, list[_Seen]] = {}

@@ -120,12 +120,14 @@ function observedCell(row, isObserved) {
 }
 
 /** Return what the column of observed plaintext includes, and what it may omit. */
-function observationNote({ enabled, mayBeOnOtherReplica, since, time, dropped }) {
+function observationNote({ enabled, missingReplicas = [], since, time, dropped }) {
   if (!enabled) return "Observation is disabled (--observe): plaintext is not observed.";
   const kept = 24 * 60 * 60 * 1000; // milliseconds
   const period = Date.parse(time) - Date.parse(since) > kept ? "24h" : elapsed(since, time);
-  const parts = [`Observed: plaintext that sidecars reported to this replica in the last ${period}.`];
-  if (mayBeOnOtherReplica) parts.push("Other replicas may have seen more.");
+  const parts = [`Observed: plaintext that sidecars reported in the last ${period}.`];
+  for (const { replica, reason } of missingReplicas) {
+    parts.push(`The sidecars of ${replica ? `replica ${replica}` : "other replicas"} are missing: ${reason}.`);
+  }
   if (Number(dropped)) parts.push(`${dropped} reports or entries were dropped.`);
   return parts.join(" ");
 }

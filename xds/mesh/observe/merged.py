@@ -1,0 +1,190 @@
+"""Observed traffic of all replicas of the control plane.
+
+Pods of one client workload may be connected to several replicas, and the two sidecars of a connection to
+different ones. The counts of an edge are therefore summed over replicas for each reporter. As within a
+replica, the larger sum of both reporters applies.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import chain
+
+from xds.mesh.observe.counts import RETENTION, Counts, SummedCounts
+from xds.mesh.observe.edges import (
+    MAX_EDGES,
+    UNENCRYPTED,
+    UNENCRYPTED_RETENTION,
+    Edge,
+    EdgeKey,
+    Reporter,
+    Traffic,
+)
+
+MAX_REPLICAS = 8
+"""Maximum number of other replicas whose traffic is kept, including replicas that have stopped."""
+CLOCK_TOLERANCE = 1.0
+"""Seconds by which times of the same report can differ after they were sent from replica to replica."""
+
+_Edges = OrderedDict[EdgeKey, Edge]
+
+
+class PeerTraffic:
+    """Edges that other replicas sent, by replica. Edges of stopped replicas are kept until they expire.
+
+    Plaintext and refused traffic is kept for UNENCRYPTED_RETENTION, all other traffic for RETENTION.
+    """
+
+    def __init__(self, max_edges: int = MAX_EDGES, max_replicas: int = MAX_REPLICAS) -> None:
+        self.live: AbstractSet[str] = frozenset()
+        """The replicas that are running."""
+        self.evicted = 0
+        """Number of edges that were forgotten because there were too many edges or replicas."""
+        self.version = 0
+        """Number of received edges, to detect changes."""
+        self._replicas: OrderedDict[str, _Edges] = OrderedDict()
+        """The edges of each replica; the replicas that changed longest ago first."""
+        self._past: OrderedDict[tuple[str, EdgeKey], Edge] = OrderedDict()
+        """Plaintext and refused traffic that was seen longer ago than RETENTION, by replica and key."""
+        self._max_edges = max_edges
+        self._max_replicas = max_replicas
+
+    def __bool__(self) -> bool:
+        return any(self._replicas.values())
+
+    @property
+    def stopped(self) -> list[str]:
+        """The replicas that have stopped and whose edges are kept."""
+        known = dict.fromkeys((*(name for name, _ in self._past), *self._replicas))
+        return [name for name in known if name not in self.live]
+
+    @property
+    def by_replica(self) -> Sequence[Mapping[EdgeKey, Edge]]:
+        """The edges of each replica."""
+        return tuple(self._replicas.values())
+
+    def of(self, replica: str) -> list[tuple[EdgeKey, Edge]]:
+        """Return the edges of a replica, the ones that were seen longest ago first."""
+        past = [(key, edge) for (name, key), edge in self._past.items() if name == replica]
+        return [*past, *self._replicas.get(replica, _Edges()).items()]
+
+    def unencrypted(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the plaintext and refused traffic that was last seen at a Unix time or later."""
+        past = ((key, edge) for (_, key), edge in tuple(self._past.items()))
+        recent = (item for edges in self.by_replica for item in tuple(edges.items()))
+        for key, edge in chain(past, recent):
+            if key.mode in UNENCRYPTED and edge.last_seen >= since:
+                yield key, edge
+
+    def put(self, replica: str, key: EdgeKey, edge: Edge, *, is_copy: bool = False, now: float = 0.0) -> None:
+        """Set an edge of a replica.
+
+        Args:
+            replica: name of the replica whose sidecars reported the edge.
+            key: key of the edge.
+            edge: the edge.
+            is_copy: whether another replica sent it. It is then ignored if it is as old as the known edge.
+            now: Unix time, in seconds.
+        """
+        if edge.last_seen < now - RETENTION:
+            if key.mode in UNENCRYPTED and key not in self._replicas.get(replica, ()):
+                self._past[replica, key] = edge
+                self.version += 1
+            return
+        edges = self._replicas.setdefault(replica, _Edges())
+        self._replicas.move_to_end(replica)
+        known = edges.get(key)
+        if is_copy and known and edge.last_seen < known.last_seen + CLOCK_TOLERANCE:
+            return
+        self._past.pop((replica, key), None)
+        edges[key] = edge
+        edges.move_to_end(key)
+        self.version += 1
+        if len(edges) > self._max_edges:
+            edges.popitem(last=False)
+            self.evicted += 1
+        if len(self._replicas) > self._max_replicas:
+            replica = next(
+                (name for name in self._replicas if name not in self.live), next(iter(self._replicas))
+            )
+            self.evicted += len(self._replicas.pop(replica))
+
+    def expire(self, now: float) -> None:
+        """Forget the edges whose retention has passed, and counts that are no longer kept."""
+        for name, edges in tuple(self._replicas.items()):
+            while edges and next(iter(edges.values())).last_seen < now - RETENTION:
+                key, edge = edges.popitem(last=False)
+                if key.mode in UNENCRYPTED:
+                    edge.clear_counts()
+                    self._past[name, key] = edge
+            if not edges:
+                del self._replicas[name]
+        while len(self._past) > self._max_edges:
+            self._past.popitem(last=False)
+            self.evicted += 1
+        while self._past and next(iter(self._past.values())).last_seen < now - UNENCRYPTED_RETENTION:
+            self._past.popitem(last=False)
+
+
+class MergedTraffic:
+    """The edges of this replica and of its peers, for everything that shows observed traffic."""
+
+    def __init__(self, own: Traffic, peers: PeerTraffic) -> None:
+        self._own, self._peers = own, peers
+
+    @property
+    def version(self) -> int:
+        """A number that grows with each change."""
+        return self._own.version + self._peers.version
+
+    def __bool__(self) -> bool:
+        return bool(self._own or self._peers)
+
+    def edges(self, namespace: str = "") -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the edges whose client or server is in a namespace; all edges by default."""
+        peers = self._peers.by_replica
+        merged: set[EdgeKey] = set()
+        for key, edge in self._own.edges(namespace):
+            merged.add(key)
+            yield key, merge([edge, *(edges[key] for edges in peers if key in edges)])
+        for position, edges in enumerate(peers):
+            for key, edge in tuple(edges.items()):
+                if key not in merged and namespace in {"", key.client.namespace, key.target.namespace}:
+                    merged.add(key)
+                    yield key, merge([edge, *(later[key] for later in peers[position + 1 :] if key in later)])
+
+    def unencrypted(self, since: float) -> Iterator[tuple[EdgeKey, Edge]]:
+        """Yield the plaintext and refused traffic that was last seen at a Unix time or later.
+
+        It reaches back for UNENCRYPTED_RETENTION, further than `edges`.
+        """
+        found: dict[EdgeKey, list[Edge]] = {}
+        for key, edge in chain(self._own.unencrypted(since), self._peers.unencrypted(since)):
+            found.setdefault(key, []).append(edge)
+        for key, edges in found.items():
+            yield key, merge(edges)
+
+    def expire(self, now: float) -> None:
+        """Forget the edges whose retention has passed, and counts that are no longer kept."""
+        self._own.expire(now)
+        self._peers.expire(now)
+
+
+def merge(edges: Sequence[Edge]) -> Edge:
+    """Return the sum of one edge's reports at several replicas. It follows later reports."""
+    if len(edges) == 1:
+        return edges[0]
+    counts: dict[Reporter, list[Counts]] = {}
+    for edge in edges:
+        for reporter, part in edge.counts.items():
+            counts.setdefault(reporter, []).append(part)
+    failed = [edge.failures for edge in edges if edge.failures]
+    return Edge.restore(
+        min(edge.first_seen for edge in edges),
+        max(edge.last_seen for edge in edges),
+        {reporter: SummedCounts(parts) for reporter, parts in counts.items()},
+        SummedCounts(failed) if failed else None,
+        by_server=any(edge.by_server for edge in edges),
+    )

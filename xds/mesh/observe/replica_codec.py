@@ -1,0 +1,105 @@
+"""Encoding of edges for other replicas (protos/xds/mesh/v1/replicas.proto).
+
+Counts end with the current interval, so replicas need not agree on the time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from xds.mesh.observe.counts import Counts
+from xds.mesh.observe.edges import Client, Edge, EdgeKey, Reporter, Target, TrafficMode
+from xds.mesh.v1 import replicas_pb2 as pb
+from xds.mesh.v1 import traffic_pb2
+
+MODES = {
+    TrafficMode.MTLS: traffic_pb2.TrafficEdge.MTLS,
+    TrafficMode.TLS: traffic_pb2.TrafficEdge.TLS,
+    TrafficMode.PLAINTEXT: traffic_pb2.TrafficEdge.PLAINTEXT,
+    TrafficMode.REFUSED: traffic_pb2.TrafficEdge.REFUSED,
+}
+_MODE_OF = {number: mode for mode, number in MODES.items()}
+_FIELDS = {Reporter.CLIENT: "client", Reporter.SERVER: "server"}
+_REPLICA = re.compile(r"[a-z0-9-]{1,253}")
+_NAME = re.compile(r"[\x20-\x7e]{0,260}")
+_MAX_PORT = 65535
+
+
+def encode_edge(replica: str, key: EdgeKey, edge: Edge, now: float) -> pb.ReplicaEdge:
+    """Return an edge as a message.
+
+    Args:
+        replica: name of the replica whose sidecars reported it.
+        key: key of the edge.
+        edge: the edge.
+        now: Unix time, in seconds.
+    """
+    message = pb.ReplicaEdge(
+        replica=replica,
+        edge=traffic_pb2.TrafficEdge(
+            client_namespace=key.client.namespace,
+            client=key.client.name,
+            namespace=key.target.namespace,
+            service=key.target.name,
+            port=key.target.port,
+            mode=MODES[key.mode],
+        ),
+        client=_encode(edge.counts.get(Reporter.CLIENT), now),
+        server=_encode(edge.counts.get(Reporter.SERVER), now),
+        failed=_encode(edge.failures, now),
+        by_server=edge.by_server,
+    )
+    message.edge.first_seen.FromMilliseconds(round(edge.first_seen * 1000))
+    message.edge.last_seen.FromMilliseconds(round(edge.last_seen * 1000))
+    return message
+
+
+def decode_edge(message: pb.ReplicaEdge, sent_at: float, now: float) -> tuple[str, EdgeKey, Edge]:
+    """Return a replica, and an edge that its sidecars reported.
+
+    Args:
+        message: the edge.
+        sent_at: Unix time by the sender's clock, in seconds.
+        now: Unix time by the own clock, in seconds.
+
+    Raises:
+        ValueError: the message is malformed.
+    """
+    edge = message.edge
+    names = (edge.client_namespace, edge.client, edge.namespace, edge.service)
+    if not _REPLICA.fullmatch(message.replica) or not all(map(_NAME.fullmatch, names)):
+        raise ValueError("a name is too long or has characters that no name has")
+    if edge.mode not in _MODE_OF or edge.port > _MAX_PORT:
+        raise ValueError(f"mode {edge.mode} or port {edge.port} does not exist")
+    last_seen = min(now + edge.last_seen.ToMilliseconds() / 1000 - sent_at, now)
+    first_seen = min(now + edge.first_seen.ToMilliseconds() / 1000 - sent_at, last_seen)
+    counts = {
+        reporter: _decode(getattr(message, field), now)
+        for reporter, field in _FIELDS.items()
+        if message.HasField(field)
+    }
+    key = EdgeKey(
+        Client(edge.client_namespace, edge.client),
+        Target(edge.namespace, edge.service, edge.port),
+        _MODE_OF[edge.mode],
+    )
+    failed = _decode(message.failed, now) if message.HasField("failed") else None
+    restored = Edge.restore(first_seen, last_seen, counts, failed, by_server=message.by_server)
+    return message.replica, key, restored
+
+
+def _encode(counts: Counts | None, now: float) -> pb.TrafficCounts | None:
+    if counts is None:
+        return None
+    return pb.TrafficCounts(minutes=_stripped(counts.minutes(now)), tens=_stripped(counts.tens(now)))
+
+
+def _decode(message: pb.TrafficCounts, now: float) -> Counts:
+    return Counts.restore(message.minutes, message.tens, now)
+
+
+def _stripped(values: Sequence[int]) -> Sequence[int]:
+    """Return values without leading zeros."""
+    first = next((position for position, value in enumerate(values) if value), len(values))
+    return values[first:]
