@@ -86,7 +86,7 @@ def _finished_lines(response: pb.ListRolloutsResponse) -> Iterator[str]:
         seconds = max(
             each.finished_at.ToMilliseconds() - each.started_at.ToMilliseconds() for each in endpoints
         )
-        took = f"in {duration(seconds / 1000)}" if seconds >= 1000 else "in less than 1s"  # noqa: PLR2004
+        took = f"in {duration(seconds / 1000)}" if seconds >= 1000 else "in less than 1s"
         skipped = sum(each.skipped for each in endpoints)
         note = f"; {skipped} without lagging proxies or replicas" if skipped else ""
         ago = since(first.finished_at.ToDatetime(), response.time)
