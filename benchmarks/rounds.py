@@ -22,7 +22,7 @@ _POLL = 0.02
 """Interval of queries to the clients, in seconds."""
 _TIMEOUT = 120.0
 """Timeout for a change to reach all clients, in seconds."""
-_TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET)
+TYPES = (CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +139,7 @@ def measurement(
     before: dict[str, Any], after: dict[str, Any], *, seconds: float, floor: float, size: int, **more: float
 ) -> Measurement:
     """Build a measurement from two samples of the server."""
-    resource_types = {name.removeprefix(TYPE_PREFIX) for name in _TYPES}
+    resource_types = {name.removeprefix(TYPE_PREFIX) for name in TYPES}
     encoded = {
         name.rpartition(".")[2]: count - before["encoded"].get(name, 0)
         for name, count in after["encoded"].items()
@@ -241,7 +241,7 @@ def _start(
     read = server.receive()["read"]
     listening = server.receive()
     before = server.call("sample")
-    start, state = bench.connect(listening["port"], nodes, _TYPES)
+    start, state = bench.connect(listening["port"], nodes, TYPES)
     after = server.call("sample")
     floor = bench.floor_of_start(state["bytes"] // len(nodes))
     results.setdefault(f"{title}: cold start", []).append(

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { badge, count, empty, h, observedText, replace, s } from "./dom.js";
 import { explain } from "./panel.js";
-import { change, current } from "./route.js";
+import { change, current, url } from "./route.js";
 import { table } from "./table.js";
 import { choice, frame, matches, namespaceOptions, search, sync } from "./toolbar.js";
 
@@ -13,6 +13,8 @@ export const topics = ["map"];
 const WORDS = { mtls: "mutual TLS", mixed: "partly mutual TLS", plaintext: "plaintext", fails: "fails" };
 const KINDS = { mtls: "good", mixed: "warn", plaintext: "warn", fails: "bad" };
 const DENSE = 100; // number of edges from which they are drawn fainter
+const WIDE = 600; // width in pixels from which a namespace has room for long texts
+const RATES = [10, 100, 1000]; // requests per minute from which a line is wider
 const RESIZE_DELAY = 200; // milliseconds
 
 export function create(route, refresh) {
@@ -133,8 +135,13 @@ function namespaceBox(box, query) {
     s(
       "g",
       { class: "namespace-title", role: "button", tabindex: 0, "aria-expanded": String(box.open), "aria-label": `Namespace ${box.name}`, "data-key": `namespace ${box.name}`, ...activate(toggle) },
-      s("rect", { x: box.x + 4, y: box.y + 4, width: box.width - 8, height: 22, rx: 5, class: "hit" }),
+      s("rect", { x: box.x + 4, y: box.y + 4, width: box.width - (box.width < WIDE ? 150 : 220), height: 22, rx: 5, class: "hit" }),
       s("text", { x: box.x + 12, y: box.y + 20, "aria-hidden": "true" }, `${box.open ? "▾" : "▸"} ${box.name}`),
+    ),
+    s(
+      "a",
+      { href: url("migration", "", { namespace: box.name }), class: "namespace-link", "data-key": `migration ${box.name}`, "aria-label": `What would break if ${box.name} were STRICT` },
+      s("text", { x: box.x + box.width - 12, y: box.y + 20, "text-anchor": "end", "aria-hidden": "true" }, box.width < WIDE ? "What would break? →" : "What would break if STRICT? →"),
     ),
   );
 }
@@ -201,7 +208,7 @@ function edgeLine(edge, names, query, isDim) {
   return s(
     "g",
     {
-      class: `edge ${result}${edge.observed ? "" : " predicted"}${isDim ? " dim" : ""}${isSelected(edge, query) ? " selected" : ""}`,
+      class: `edge ${result} ${edge.observed ? `rate-${widthLevel(edge.observed)}` : "predicted"}${isDim ? " dim" : ""}${isSelected(edge, query) ? " selected" : ""}`,
       role: "button",
       tabindex: -1,
       "aria-label": label,
@@ -213,6 +220,12 @@ function edgeLine(edge, names, query, isDim) {
     s("path", { d: edge.path, class: "hit" }),
     s("path", { d: edge.path, class: "stroke" }),
   );
+}
+
+/** Return how wide a line is, from 0 to 3: by its observed requests per minute. */
+function widthLevel(observed) {
+  const total = Object.values(observed.requestsPerMinute).reduce((sum, value) => sum + value, 0);
+  return RATES.filter((limit) => total >= limit).length;
 }
 
 function labelOf(edge, query, isDim) {
@@ -263,7 +276,9 @@ function legend() {
     Object.entries(texts).map(([result, text]) =>
       h("li", { class: `edge ${result}` }, s("svg", { width: 46, height: 16, "aria-hidden": "true" }, s("path", { d: "M0 8H26", class: "stroke" }), use(result, 30, 1)), text),
     ),
-    h("li", {}, "Faint lines are predicted only. Enter or a click explains a connection; arrow keys move between them."),
+    h("li", {}, "n of n beside a workload: pods with a sidecar"),
+    h("li", {}, "faint: predicted, not observed; wider: more requests"),
+    h("li", {}, "Click a line to explain it. Keyboard: arrow keys and Enter."),
   );
 }
 
