@@ -47,7 +47,7 @@ _TO_WEBP = """async (png) => {
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width: image.width, height: image.height });
   canvas.getContext("2d").drawImage(image, 0, 0);
-  return canvas.toDataURL("image/webp", 0.9).split(",")[1];
+  return canvas.toDataURL("image/webp", 0.75).split(",")[1];
 }"""
 
 
@@ -55,6 +55,7 @@ def main() -> None:
     """Write the pictures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        (folder / "logs").mkdir()
         with Processes(folder / "logs") as processes:
             stage = Stage(folder, processes, sotw=False)
             stage.start()
@@ -101,14 +102,14 @@ def draw(url: str) -> None:
     """Write the pictures of a page."""
     with sync_playwright() as driver:
         browser = launch(driver)
-        page = browser.new_page(viewport={"width": 1100, "height": 560}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1100, "height": 590}, color_scheme="light")
         converter = browser.new_page()
         for name, route in PICTURES.items():
             page.goto("about:blank")
             page.goto(f"{url}#/{route}")
             page.wait_for_selector("main:not([aria-busy])")
             page.wait_for_selector("#connection.live")
-            page.wait_for_selector("text=…", state="detached")
+            page.wait_for_selector("td .badge.wait", state="detached")
             picture = to_webp(converter, page.screenshot())
             assert len(picture) <= MAX_SIZE, f"{name} has {len(picture)} bytes"
             (ASSETS / f"{name}.webp").write_bytes(picture)

@@ -86,10 +86,11 @@ function drawing(data, names, query) {
     "svg",
     { class: `map${data.edges.length > DENSE ? " dense" : ""}`, viewBox: `0 0 ${data.width} ${data.height}`, width: data.width, height: data.height, role: "group", "aria-label": "Map of workloads and services" },
     symbols(),
-    data.namespaces.map((box) => namespaceBox(box, query)),
+    data.namespaces.map(namespaceBox),
     // The last one is drawn on top: the worst.
     s("g", {}, data.edges.toReversed().map((edge) => edgeLine(edge, names, query, isDim([edge.from, edge.to])))),
     s("g", { "aria-hidden": "true" }, data.edges.filter((edge) => edge.label).map((edge) => labelOf(edge, query, isDim([edge.from, edge.to])))),
+    data.namespaces.map((box) => [namespaceTitle(box, query), namespaceLink(box)]),
     data.nodes.map((node) => nodeBox(node, names, query, isDim([node.id]))),
   );
   svg.addEventListener("keydown", moveFocus);
@@ -122,37 +123,45 @@ function activate(action) {
   };
 }
 
-function namespaceBox(box, query) {
+function namespaceBox(box) {
+  return s("rect", { class: "namespace", x: box.x + 0.5, y: box.y + 0.5, width: box.width - 1, height: box.height - 1, rx: 8 });
+}
+
+function namespaceTitle(box, query) {
   function toggle() {
     const names = new Set((query.opened ?? "").split(",").filter(Boolean));
     if (!names.delete(box.name)) names.add(box.name);
     change({ opened: [...names].join() });
   }
+  const room = Math.floor((box.width - (box.width < WIDE ? 180 : 250)) / 8); // characters, beside the link
+  const name = shorten(box.name, room);
   return s(
     "g",
-    { class: "namespace" },
-    s("rect", { x: box.x + 0.5, y: box.y + 0.5, width: box.width - 1, height: box.height - 1, rx: 8 }),
-    s(
-      "g",
-      { class: "namespace-title", role: "button", tabindex: 0, "aria-expanded": String(box.open), "aria-label": `Namespace ${box.name}`, "data-key": `namespace ${box.name}`, ...activate(toggle) },
-      s("rect", { x: box.x + 4, y: box.y + 4, width: box.width - (box.width < WIDE ? 150 : 220), height: 22, rx: 5, class: "hit" }),
-      s("text", { x: box.x + 12, y: box.y + 20, "aria-hidden": "true" }, `${box.open ? "▾" : "▸"} ${box.name}`),
-    ),
-    s(
-      "a",
-      { href: url("migration", "", { namespace: box.name }), class: "namespace-link", "data-key": `migration ${box.name}`, "aria-label": `What would break if ${box.name} were STRICT` },
-      s("text", { x: box.x + box.width - 12, y: box.y + 20, "text-anchor": "end", "aria-hidden": "true" }, box.width < WIDE ? "What would break? →" : "What would break if STRICT? →"),
-    ),
+    { class: "namespace-title", role: "button", tabindex: 0, "aria-expanded": String(box.open), "aria-label": `Namespace ${box.name}`, "data-key": `namespace ${box.name}`, ...activate(toggle) },
+    s("title", {}, box.name),
+    s("rect", { x: box.x + 4, y: box.y + 4, width: 32 + 8 * name.length, height: 22, rx: 5, class: "hit" }),
+    s("text", { x: box.x + 12, y: box.y + 20, "aria-hidden": "true" }, `${box.open ? "▾" : "▸"} ${name}`),
+  );
+}
+
+/** Return the link from a namespace to the answer who would break. */
+function namespaceLink(box) {
+  return s(
+    "a",
+    { href: url("migration", "", { namespace: box.name }), class: "namespace-link", "data-key": `migration ${box.name}`, "aria-label": `What would break if namespace ${box.name} were STRICT` },
+    s("text", { x: box.x + box.width - 12, y: box.y + 20, "text-anchor": "end", "aria-hidden": "true" }, box.width < WIDE ? "What would break? →" : "What would break if STRICT? →"),
   );
 }
 
 function nodeBox(node, names, query, isDim) {
   const isClient = node.kind.startsWith("workload");
   const isSelected = query.node === node.id;
-  const detail = isClient ? `${node.sidecars} of ${node.pods}` : node.problem;
+  const detail = isClient ? `${node.sidecars} of ${node.pods}` : "";
   const name = node.name || (isClient ? count(node.workloads, "workload") : count(node.services, "service"));
   const label = `${isClient ? "Workload" : "Service"} ${names.get(node.id)}: ${isClient ? `${detail} pods have a sidecar` : node.problem || "ready"}`;
-  const room = Math.floor((node.width - 16) / 7) - (isClient ? detail.length + 1 : node.problem ? 2 : 0);
+  const width = Math.floor((node.width - 16) / 7); // characters
+  const showsDetail = detail && (node.name || name.length + detail.length < width);
+  const room = width - (showsDetail ? detail.length + 1 : node.problem ? 2 : 0);
   return s(
     "g",
     {
@@ -168,7 +177,7 @@ function nodeBox(node, names, query, isDim) {
     s("title", {}, label),
     s("rect", { x: node.x, y: node.y, width: node.width, height: node.height, rx: isClient ? 6 : 17 }),
     s("text", { x: node.x + (isClient ? 10 : 14), y: node.y + 22, "aria-hidden": "true" }, shorten(name, room)),
-    isClient ? s("text", { x: node.x + node.width - 8, y: node.y + 22, class: "detail", "text-anchor": "end", "aria-hidden": "true" }, detail) : "",
+    showsDetail ? s("text", { x: node.x + node.width - 8, y: node.y + 22, class: "detail", "text-anchor": "end", "aria-hidden": "true" }, detail) : "",
     !isClient && node.problem ? use("fails", node.x + node.width - 26, node.y + 10) : "",
   );
 }

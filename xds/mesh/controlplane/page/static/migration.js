@@ -86,7 +86,7 @@ function bar(parts, total) {
 
 function columns(opened, showsAll, isObserved, remedies) {
   return [
-    { title: "Namespace", cell: (row) => nameCell(row, opened, showsAll) },
+    { title: "Name", cell: (row) => nameCell(row, opened, showsAll) },
     { title: "Sidecars", cell: (row) => [`${row.sidecars} of ${row.pods}`, bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
     { title: "Mode in force", cell: modeCell },
     { title: "Observed plaintext", cell: (row) => observedCell(row, isObserved) },
@@ -137,7 +137,7 @@ function observationNote({ enabled, mayBeOnOtherReplica, since, time, dropped })
 }
 
 function breaksCell(row, remedies) {
-  if (row.breaks === null) return "…";
+  if (row.breaks === null) return badge("wait", "checking");
   if (!row.breaks.length) return row.sidecars ? "nothing known" : "-";
   const total = row.breaks.length + row.moreBreaks;
   const key = `breaks ${row.namespace} ${row.workload}`;
