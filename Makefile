@@ -34,7 +34,7 @@ KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries
 
 .NOTPARALLEL:
 .PHONY: help demo unit test test-slow test-all coverage test-kubernetes test-compose kubernetes check docs proto \
-	golden bench clean
+	golden bench pictures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ golden: $(READY) ## Rewrite the golden files; review the diff before you commit 
 
 bench: $(READY) ## Measure how fast changes reach 1,000 sidecars (a few minutes)
 	@$(BIN)/python benchmarks/bench.py
+
+pictures: $(READY) ## Draw the pictures of the page in docs/assets with Chromium; review them before you commit
+	@$(BIN)/python -m tests.page.pictures
 
 clean: ## Remove .venv and generated files, except .cache, which is slow to rebuild
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

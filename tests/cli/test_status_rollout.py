@@ -17,7 +17,7 @@ from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import rule
 from tests.server.proxies import OneForAll
 from xds.cli import app
-from xds.cli.rollout import NO_TRANSITIONS
+from xds.cli.rollout import FINISHED, NO_TRANSITIONS
 from xds.server import XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
 
@@ -72,7 +72,11 @@ async def test_one_line_per_service_then_notes(plane: Plane):
     result = await until(NO_TRANSITIONS, port=port)
     assert result.exit_code == 0
     disabled = "Ports that stopped accepting plaintext since the control plane started: 2."
-    assert result.stdout.splitlines()[2:] == [disabled]
+    _, blank, title, finished, *rest = result.stdout.splitlines()
+    assert (blank, title) == ("", FINISHED)
+    assert re.fullmatch(r"web\.shop: 2 endpoints from DISABLE to STRICT in .+, \ds ago", finished)
+    assert rest == ["", disabled]
+    assert FINISHED not in (await xds("-n", "elsewhere", port=port)).stdout
 
 
 async def test_transition_to_plaintext_has_no_lock_note(plane: Plane):

@@ -13,10 +13,12 @@ from xds.mesh.controlplane.page.layout import (
     MIN_WIDTH,
     Band,
     Box,
+    Curve,
     LabelPlacer,
     arrange,
     clamp_width,
     connect,
+    link_box,
 )
 
 WIDTHS = st.integers(MIN_WIDTH, MAX_WIDTH)
@@ -93,3 +95,13 @@ def test_first_label_is_in_the_middle():
 
 def test_width_is_limited():
     assert [clamp_width(width) for width in (0, 500, 99999)] == [MIN_WIDTH, 500, MAX_WIDTH]
+
+
+def test_labels_do_not_cover_the_links_of_namespaces():
+    link = link_box(Box(0, 100, 320, 80))
+    assert link == Box(160, 100, 160, 30)
+    curve = Curve((40, 110), (300, 110))
+    box = LabelPlacer([link]).place(curve, 22)
+    assert box
+    assert not box.overlaps(link)
+    assert LabelPlacer().place(curve, 22) != box, "it would be in the middle"

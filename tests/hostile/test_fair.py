@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -74,3 +75,54 @@ def test_share_is_a_burst_and_then_a_rate() -> None:
     assert share.wait(100 + 0.5 / CpuShare.SHARE) == pytest.approx(0)
     assert not share.has_recovered(101)
     assert share.has_recovered(100 + (CpuShare.BURST + 0.5) / CpuShare.SHARE + 0.1)
+
+
+async def test_only_the_steps_of_a_coroutine_are_charged() -> None:
+    share = CpuShare()
+    loop = asyncio.get_running_loop()
+
+    def burn(seconds: float) -> None:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+
+    async def work() -> str:
+        burn(0.05)
+        await asyncio.sleep(0.01)
+        burn(0.05)
+        return "done"
+
+    async def other_work() -> None:
+        await asyncio.sleep(0)
+        burn(0.5)
+
+    other = asyncio.create_task(other_work())
+    assert await share.charged(work()) == "done"
+    await other
+    # 0.9 s of the burst of 1 s are left: 1.1 s more exceed it by 0.2 s.
+    share.charge(1.1, loop.time())
+    assert 0.1 < share.wait(loop.time()) * share.SHARE < 0.3
+
+
+async def test_charged_coroutine_can_be_cancelled_and_fail() -> None:
+    share, cancelled = CpuShare(), []
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(1)
+            raise
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("broken")
+
+    task = asyncio.create_task(share.charged(wait()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cancelled
+    with pytest.raises(ValueError, match="broken"):
+        await share.charged(fail())

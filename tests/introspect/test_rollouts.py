@@ -33,7 +33,7 @@ class Ask:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
 
-    async def list(self, **request: str) -> pb.ListRolloutsResponse:
+    async def list(self, **request: object) -> pb.ListRolloutsResponse:
         method = self._channel.unary_unary(
             f"/{SERVICE}/List",
             request_serializer=pb.ListRolloutsRequest.SerializeToString,
@@ -101,6 +101,19 @@ async def test_endpoints_transition_individually_on_acks(plane: Plane):
     await plane.first.answer(LISTENER)
     found = await ask.until(is_done)
     assert (found.plaintext_disabled, found.skipped) == (2, 0)
+
+    assert not found.finished
+    finished = (await ask.list(finished=True)).finished
+    assert {(each.namespace, each.pod, each.port) for each in finished} == {
+        ("shop", "web-1", 8080),
+        ("shop", "web-2", 8080),
+    }
+    last = finished[0]
+    assert (list(last.services), last.from_mode, last.to_mode) == (["web.shop"], pb.DISABLE, pb.STRICT)
+    assert before - 1 < last.started_at.ToMilliseconds() / 1000 <= last.finished_at.ToMilliseconds() / 1000
+    assert all(last.HasField(phase) for phase in ("expand", "migrate", "contract"))
+    assert not last.skipped
+    assert not (await ask.list(namespace="elsewhere", finished=True)).finished
 
 
 async def test_rejection_has_the_sidecars_message(plane: Plane):

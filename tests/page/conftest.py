@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+from tests.page.browser import CHROMIUM, launch
+
 TIMEOUT = 30_000
 """Time to wait for an element, in milliseconds."""
 UNAVAILABLE = ("net::ERR_", "status of 503 ")
@@ -22,8 +21,7 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("needs Chromium: apt-get install chromium")
     with playwright.sync_playwright() as driver:
-        sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+        browser = launch(driver)
         yield browser
         browser.close()
 

@@ -6,12 +6,16 @@ import queue
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.state_dir import CERTIFICATE_FILE, KEY_FILE
 from xds.snapshot import CLUSTER
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "envoy" / "auto-mtls"
@@ -63,6 +67,17 @@ def many_services(folder: Path, namespaces: int, services: int) -> Path:
             address = f"10.0.{number}.{index + 1}"
             text += _SERVICE.format(name=f"s{index}", namespace=f"ns{number}", label=label, address=address)
         (folder / f"ns{number}.yaml").write_text(text)
+    return folder
+
+
+def write_ca(folder: Path, days: int) -> Path:
+    """Return a state directory with a CA that expires in some days."""
+    folder.mkdir(mode=0o700)
+    key = PrivateKey.generate()
+    authority = Authority.create(key, "cluster.local", datetime.now(UTC), timedelta(days=days))
+    (folder / KEY_FILE).touch(0o600)
+    (folder / KEY_FILE).write_bytes(key.to_pem())
+    (folder / CERTIFICATE_FILE).write_bytes(authority.certificate_pem)
     return folder
 
 

@@ -9,9 +9,22 @@ from pathlib import Path
 import pytest
 
 from tests.cli.serve_process import ServeProcess, serving
-from tests.page.meshes import INVALID, NODE_ID, STRICT, connected_sidecar, istio_task, many_services
+from tests.page.meshes import (
+    INVALID,
+    NODE_ID,
+    STRICT,
+    connected_sidecar,
+    istio_task,
+    many_services,
+    write_ca,
+)
 
 VIEWS = ("map", "migration", "rollouts", "proxies", "problems")
+MORE_ROUTES = (
+    "map?client=sleep.full&service=httpbin.full",
+    "migration?namespace=partial",
+    f"proxies/{NODE_ID}",
+)
 EDGE = '.edge[data-key="workload/{} service/{}"]'
 
 
@@ -131,15 +144,29 @@ def test_policy_change_is_seen_on_the_map(page, own_server):
     page.wait_for_selector(f"{EDGE.format('legacy/sleep', 'full/httpbin')}.plaintext", state="attached")
 
 
+def test_map_leads_to_who_would_break(page, server):
+    open_view(page, server, "map")
+    page.click('[data-key="migration partial"]')
+    page.wait_for_selector("h1 >> text=Migration")
+    page.wait_for_selector(".breaks strong")
+    assert page.evaluate("location.hash") == "#/migration?namespace=partial"
+    assert page.locator("tbody tr").count() == 2
+    row = page.locator("tbody tr").first.inner_text()
+    assert "httpbin.legacy, sleep.legacy, httpbin.partial → httpbin.partial:8000" in row
+    assert "0 % of 2 pods" in page.inner_text(".headline")
+
+
 # --- tables -------------------------------------------------------------------------------------------------
 
 
 def test_migration_names_who_would_break(page, server):
     open_view(page, server, "migration")
     page.wait_for_selector("summary[data-key='breaks partial ']")
+    page.click("summary[data-key='breaks partial ']")
     row = page.locator("tr", has=page.locator("[data-key='toggle partial']"))
     assert "1 of 2" in row.inner_text()
     assert "httpbin.legacy, sleep.legacy" in row.inner_text()
+    assert "add a sidecar to httpbin.legacy, sleep.legacy" in row.inner_text()
     assert "Add sidecars to httpbin" in row.inner_text()
     assert "0 % of 6 pods" in page.inner_text(".headline")
     assert "none" in page.locator("tr", has=page.locator("[data-key='toggle full']")).inner_text()
@@ -213,10 +240,33 @@ def test_rollout_shows_what_it_waits_for(page, own_server):
     assert "No rollout is in progress" in page.inner_text(".empty")
     with connected_sidecar(own_server.process.xds):
         (own_server.folder / "strict.yaml").write_text(STRICT)
-        page.wait_for_selector("h2 >> text=Endpoints")
+        page.wait_for_selector("h3 >> text=Endpoints")
         row = page.inner_text("tbody tr >> nth=0")
         assert "STRICT" in row
         assert "sleep.full" in row or "its own sidecar" in row
+
+
+def test_rollout_is_listed_when_it_has_finished(page, own_server):
+    open_view(page, own_server, "rollouts")
+    (own_server.folder / "strict.yaml").write_text(STRICT)
+    page.wait_for_selector("td >> text=PERMISSIVE → STRICT")
+    row = page.locator("tr", has_text="httpbin.full")
+    assert "httpbin:8080" in row.inner_text()
+    assert "✓ finished" in row.inner_text()
+    assert "contract" in row.inner_text()
+    assert "No rollout is in progress" in page.inner_text(".empty")
+    page.select_option('[data-key="namespace"]', "full")
+    page.fill("input[type=search]", "no such text")
+    page.wait_for_selector("text=No finished transition matches the filters")
+
+
+def test_problems_of_the_running_mesh_are_listed(page, tmp_path):
+    """The certificates of this CA end in ten days."""
+    folder = istio_task(tmp_path / "mesh")
+    with serving(folder, "--state-dir", write_ca(tmp_path / "state", days=10)) as process:
+        open_view(page, Server(folder, process), "problems")
+        page.wait_for_selector("td >> text=the CA certificate expires on")
+        assert "xds rotate-root" in page.inner_text("tbody")
 
 
 # --- states -------------------------------------------------------------------------------------------------
@@ -294,6 +344,16 @@ def test_large_mesh_is_collapsed_and_paged(page, tmp_path):
         assert "1 to 200 of 260" in page.inner_text(".pager")
 
 
+def test_policy_change_is_seen_on_a_large_map(page, tmp_path):
+    folder = many_services(tmp_path / "mesh", 10, 20)
+    with serving(folder) as process:
+        open_view(page, Server(folder, process), "map")
+        edge = '.edge[data-key="workloads/ns1 services/ns2"]'
+        page.wait_for_selector(f"{edge}.mixed", state="attached")
+        (folder / "strict.yaml").write_text(STRICT.replace("full", "ns2"))
+        page.wait_for_selector(f"{edge}.fails", state="attached")
+
+
 # --- everybody ----------------------------------------------------------------------------------------------
 
 
@@ -301,7 +361,7 @@ def test_large_mesh_is_collapsed_and_paged(page, tmp_path):
 def test_views_are_accessible(page, server, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page.emulate_media(color_scheme=scheme)
-    routes = [*VIEWS, "map?client=sleep.full&service=httpbin.full", f"proxies/{NODE_ID}"]
+    routes = [*VIEWS, *MORE_ROUTES]
     for route in routes:
         open_view(page, server, route)
         page.wait_for_selector("#panel .group" if "client=" in route else ".output > :not(.loading)")
@@ -312,7 +372,7 @@ def test_views_are_accessible(page, server, scheme):
 @pytest.mark.parametrize("width", [390, 1440])
 def test_views_fit_the_screen(page, server, width):
     page.set_viewport_size({"width": width, "height": 844})
-    for route in (*VIEWS, "map?client=sleep.full&service=httpbin.full", f"proxies/{NODE_ID}"):
+    for route in (*VIEWS, *MORE_ROUTES):
         open_view(page, server, route)
         page.wait_for_selector("#panel .group" if "client=" in route else ".output > :not(.loading)")
         assert page.evaluate("document.documentElement.scrollWidth") == width, route

@@ -13,7 +13,7 @@ from tests.support.clients import Client
 from tests.support.controlplane import xds
 from tests.support.local import LocalMesh
 from tests.support.waiting import eventually
-from xds.cli.rollout import NO_TRANSITIONS
+from xds.cli.rollout import FINISHED, NO_TRANSITIONS
 
 pytestmark = pytest.mark.envoy
 
@@ -102,7 +102,8 @@ async def test_sidecar_counts_connections_closed_by_strict(loopback, tmp_path):
 
         output = await xds("status", "--rollout", f"--xds-address={mesh.plane.address}")
         closed = "Ports that stopped accepting plaintext since the control plane started: 2."
-        assert output == f"{NO_TRANSITIONS}\n\n{closed}\n"
+        finished = r"web\.ns: 2 endpoints from PERMISSIVE to STRICT in .+, \d+s ago"
+        assert re.fullmatch(rf"{NO_TRANSITIONS}\n\n{FINISHED}\n{finished}\n\n{closed}\n", output)
 
         # The reverse: a server that changes to DISABLE closes encrypted connections.
         mesh.apply(manifests.peer_authentication("ns", "DISABLE"))

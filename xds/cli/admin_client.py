@@ -175,8 +175,8 @@ class AdminClient:
             self._fail(PROXIES, error)
 
     def list_rollouts(self, namespace: str) -> rollouts_pb2.ListRolloutsResponse:
-        """Return the progress of rollouts."""
-        request = rollouts_pb2.ListRolloutsRequest(namespace=namespace)
+        """Return the progress of rollouts, and the transitions that finished within the last hour."""
+        request = rollouts_pb2.ListRolloutsRequest(namespace=namespace, finished=True)
         return self._call(ROLLOUTS, "List", request, rollouts_pb2.ListRolloutsResponse)
 
     def watch_rollouts(self, namespace: str) -> Iterator[rollouts_pb2.ListRolloutsResponse]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from xds.cli.findings import Check, CheckFailedError, CheckSkippedError
-from xds.mesh.identity.ca import CLOCK_SKEW
+from xds.mesh.identity.ca import CLOCK_SKEW, EXPIRY_WARNING
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.inject.choice import PROXY
 from xds.mesh.inject.containers import PROXY_IMAGE
@@ -24,7 +24,7 @@ from xds.mesh.kube.access import (
     missing_rights,
 )
 from xds.mesh.kube.api import Json, KubeApi
-from xds.mesh.kube.ca_secret import EXPIRY_WARNING, SECRET, AuthorityError, CaSecrets
+from xds.mesh.kube.ca_secret import SECRET, AuthorityError, CaSecrets
 from xds.mesh.kube.crds import CrdStatus
 from xds.mesh.kube.lease import LEASE_NAME
 from xds.mesh.kube.plan_codec import CodecError, decode_plan, decode_report

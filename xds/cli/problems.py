@@ -41,7 +41,10 @@ def problems(
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE,
     connection: ConnectionOptions,
 ) -> None:
-    """Print the objects that a running control plane rejects, and those that have had no effect for 10 s.
+    """Print the problems of a running control plane.
+
+    These are objects that it rejects, objects that have had no effect for 10 s, certificates that are not
+    renewed, and replicas that do not hear of each other.
 
     For a rejected object of which an earlier version stays in use, the last column names that version: its
     resourceVersion or, for a file, the time when that version was written.

@@ -6,9 +6,14 @@ from collections.abc import Iterable, Iterator
 
 import typer
 
+from xds.mesh.controlplane.status import duration, since
+from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Ref, printable
 from xds.mesh.v1 import rollouts_pb2 as pb
 
+FINISHED = "Finished within the last hour:"
+_MAX_NAMES = 3
+"""Services that a line about finished transitions names."""
 NO_TRANSITIONS = "no transitions in progress"
 
 _TCP = "Open TCP connections keep their mode until they close."
@@ -25,8 +30,10 @@ def has_transitions(response: pb.ListRolloutsResponse) -> bool:
 
 
 def print_rollouts(response: pb.ListRolloutsResponse) -> None:
-    """Print a line for each service and DestinationRule in transition, then notes."""
+    """Print a line for each service and DestinationRule in transition, finished transitions and notes."""
     _print([rollout.status for _, rollout in _named_rollouts(response)] or [NO_TRANSITIONS])
+    if finished := list(_finished_lines(response)):
+        _print(["", FINISHED, *finished])
     if notes := list(_notes(response)):
         _print(["", *notes])
 
@@ -63,6 +70,27 @@ def _named_rollouts(
         yield f"{service.service}.{service.namespace}", service
     for rule in response.rules:
         yield str(Ref("DestinationRule", rule.namespace, rule.name)), rule
+
+
+def _finished_lines(response: pb.ListRolloutsResponse) -> Iterator[str]:
+    """Yield a line for the finished transitions of the same services and modes, latest first."""
+    groups: dict[tuple[object, ...], list[pb.FinishedTransition]] = {}
+    for finished in response.finished:
+        key = (*finished.services, finished.from_mode, finished.to_mode)
+        groups.setdefault(key, []).append(finished)
+    for first, *others in groups.values():
+        endpoints = [first, *others]
+        services = join_names(first.services, _MAX_NAMES) or f"{first.pod}.{first.namespace}"
+        count = "1 endpoint" if not others else f"{len(endpoints)} endpoints"
+        modes = f"from {pb.Mode.Name(first.from_mode)} to {pb.Mode.Name(first.to_mode)}"
+        seconds = max(
+            each.finished_at.ToMilliseconds() - each.started_at.ToMilliseconds() for each in endpoints
+        )
+        took = f"in {duration(seconds / 1000)}" if seconds >= 1000 else "in less than 1s"
+        skipped = sum(each.skipped for each in endpoints)
+        note = f"; {skipped} without lagging proxies or replicas" if skipped else ""
+        ago = since(first.finished_at.ToDatetime(), response.time)
+        yield f"{services}: {count} {modes} {took}, {ago} ago{note}"
 
 
 def _notes(response: pb.ListRolloutsResponse, *, counts: bool = True) -> Iterator[str]:

@@ -45,6 +45,7 @@ from xds.mesh.controlplane.proxies_service import ProxiesService
 from xds.mesh.controlplane.replica_traffic import ReplicaAccess, ReplicaTraffic
 from xds.mesh.controlplane.replicas_service import ReplicasService
 from xds.mesh.controlplane.rollouts_service import RolloutsService
+from xds.mesh.controlplane.running_problems import RunningProblems
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.model.objects import Change, MeshConfig, Problem
@@ -229,6 +230,7 @@ class ControlPlane:
         self._page = page
         self._metrics: Metrics | None = None
         self._effects: EffectWatcher | None = None
+        self._running: RunningProblems | None = None
         self._is_listening = False
         self._problem_log, self._problem_times = ProblemLog(log), ProblemTimes()
 
@@ -242,8 +244,12 @@ class ControlPlane:
 
     @property
     def problems(self) -> Collection[Problem]:
-        """The current problems of objects and settings, and the objects without effect."""
-        return (*self._source.problems, *(self._effects.problems if self._effects else ()))
+        """The current problems of objects, settings and the running mesh, and the objects without effect."""
+        effects = self._effects.problems if self._effects else ()
+        return (*self._source.problems, *self._running_problems(), *effects)
+
+    def _running_problems(self) -> tuple[Problem, ...]:
+        return self._running.problems if self._running else ()
 
     def render_metrics(self, accept: str) -> tuple[bytes, str]:
         """Return the metrics and their content type. During startup, return only the source's metrics."""
@@ -267,13 +273,15 @@ class ControlPlane:
     def _found_problems(self) -> tuple[FoundProblem, ...]:
         """Return the current problems, with when each was found."""
         effects = self._effects.found if self._effects else ()
-        return (*self._problem_times.found(self._source.problems), *effects)
+        problems = (*self._source.problems, *self._running_problems())
+        return (*self._problem_times.found(problems), *effects)
 
     async def _serve(
         self, components: Components, ready_url: str, tasks: Iterable[Coroutine[Any, Any, None]]
     ) -> None:
         controller, listeners = components.controller, components.listeners
         self._effects = components.effects
+        self._running = RunningProblems(controller, self._record_problems)
         self._metrics = Metrics(
             controller, lambda: self.problems, self._source.stale_seconds, lambda: self._source.unenforced
         )
@@ -339,6 +347,7 @@ class ControlPlane:
                 controller.run(),
                 components.effects.run(),
                 replica_traffic.run(),
+                self._running.run(),
                 self._metrics.measure_loop_lag(),
                 *tasks,
             )

@@ -64,7 +64,7 @@ def status(
         typer.Option(
             "--rollout",
             help="Print the progress of transitions between plaintext and mutual TLS: one line per service, "
-            "with what each endpoint waits for.",
+            "with what each endpoint waits for. Without --watch, also those that finished in the last hour.",
         ),
     ] = False,
     connection: ConnectionOptions,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import types
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
+from functools import partial
 from time import thread_time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -78,6 +80,14 @@ class CpuShare:
         self._used = max(0.0, self._used - self.SHARE * (now - self._updated)) + seconds
         self._updated = now
 
+    async def charged(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine, and charge the CPU time that its steps use on the event loop.
+
+        Other tasks that run while it waits, and threads that it starts, are not charged.
+        """
+        loop = asyncio.get_running_loop()
+        return await _timed_steps(coroutine, lambda seconds: self.charge(seconds, loop.time()))
+
     def wait(self, now: float) -> float:
         """Return the number of seconds until the client may use CPU time again; 0 if it may now."""
         return max(0.0, (self._used - self.BURST) / self.SHARE - (now - self._updated))
@@ -85,6 +95,29 @@ class CpuShare:
     def has_recovered(self, now: float) -> bool:
         """Whether the whole burst is available again."""
         return self._used <= self.SHARE * (now - self._updated)
+
+
+@types.coroutine
+def _timed_steps(
+    coroutine: Coroutine[Any, Any, T], charge: Callable[[float], None]
+) -> Generator[Any, None, T]:
+    """Run a coroutine. Call `charge` with the CPU seconds of each step, up to the next suspension."""
+    step = partial(coroutine.send, None)
+    while True:
+        started_at = thread_time()
+        try:
+            awaited = step()
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        finally:
+            charge(thread_time() - started_at)
+        try:
+            yield awaited
+        except BaseException as error:  # noqa: BLE001 - the coroutine handles it, such as a cancellation
+            step = partial(coroutine.throw, error)
+        else:
+            step = partial(coroutine.send, None)
 
 
 class FairExecutor:

@@ -69,6 +69,10 @@ class Certificates:
         self._changed.set()
         return secrets
 
+    def renew_at(self, pod: Pod) -> datetime | None:
+        """Return when the pod's certificate is due for renewal; None if it has none."""
+        return self._issuer.renew_at(pod)
+
     def expires_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate expires; None if it has none."""
         return self._issuer.expires_at(pod)

@@ -17,12 +17,14 @@ from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.model.objects import Mode
+from xds.mesh.rollout.history import Finished
 from xds.mesh.rollout.plan import Phase
 from xds.mesh.rollout.progress import (
     RuleProgress,
     ServiceProgress,
     WaitingEndpoint,
     rule_progress,
+    service_name,
     service_progress,
 )
 from xds.mesh.rollout.waits import WaitingFor
@@ -104,6 +106,10 @@ class RolloutsService:
             for rule in rule_progress(rollouts):
                 if request.namespace in {"", rule.namespace}:
                     response.rules.append(_rule(rule, clock, response_time))
+            for finished in rollouts.rollout.history.recent(response_time) if request.finished else ():
+                if request.namespace in {"", finished.key[0].namespace}:
+                    response.finished.append(_finished(finished, clock))
+                    await checkpoint()
         return response
 
 
@@ -146,6 +152,25 @@ def _waiting(endpoint: WaitingEndpoint, clock: Clock) -> pb.WaitingEndpoint:
         accepts_plaintext=endpoint.accepts_plaintext,
         skipped=endpoint.skipped,
     )
+
+
+def _finished(finished: Finished, clock: Clock) -> pb.FinishedTransition:
+    pod, port = finished.key
+    services = sorted({service_name(host) for host, _ in finished.hosts})
+    message = pb.FinishedTransition(
+        namespace=pod.namespace,
+        pod=pod.name,
+        port=port,
+        services=[f"{name}.{namespace}" for namespace, name in services],
+        from_mode=_MODES[finished.before],
+        to_mode=_MODES[finished.after],
+        started_at=clock.to_timestamp(finished.started_at),
+        finished_at=clock.to_timestamp(finished.finished_at),
+        skipped=finished.skipped,
+    )
+    for phase, seconds in finished.phases.items():
+        getattr(message, phase).FromMilliseconds(round(seconds * 1000))
+    return message
 
 
 def _rule(rule: RuleProgress, clock: Clock, response_time: float) -> pb.RuleRollout:

@@ -21,6 +21,8 @@ from xds.mesh.identity.keys import IdentityError, PrivateKey
 
 ROOT_LIFETIME = timedelta(days=3652)
 LEAF_LIFETIME = timedelta(hours=24)
+EXPIRY_WARNING = timedelta(days=30)
+"""Time before the CA expires from which it is reported as a problem."""
 
 CLOCK_SKEW = timedelta(minutes=5)
 """Amount by which `not_before` is backdated, for peers with slow clocks."""

@@ -16,14 +16,14 @@ import asyncio
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from http import HTTPStatus
 
 import structlog
 from cryptography.hazmat.primitives import hashes
 
 from xds.mesh.identity import rotation
-from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.ca import EXPIRY_WARNING, Authority
 from xds.mesh.identity.keys import IdentityError, PrivateKey
 from xds.mesh.identity.rotation import Authorities, Stage, Timing
 from xds.mesh.kube.api import Json, KubeApi, KubeError
@@ -34,8 +34,6 @@ log = structlog.get_logger(__name__)
 SECRET = "xds-ca-secret"  # noqa: S105 - a name
 USER_SECRET = "cacerts"  # noqa: S105 - a name
 """Secret with the user's own CA, with the name and keys that Istio uses."""
-EXPIRY_WARNING = timedelta(days=30)
-"""Time before the CA expires from which a warning is logged once a day."""
 POLL_INTERVAL = 10.0
 """Seconds between two reads of the Secrets."""
 

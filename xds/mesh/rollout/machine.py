@@ -16,6 +16,7 @@ from xds.mesh.model.mesh import Mesh, ServiceKey
 from xds.mesh.model.objects import DestinationRule, Mode, PortKey, Ref, Served
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import Desired, desired_ports, has_running_sidecar, rule_in, services_at
+from xds.mesh.rollout.history import History
 from xds.mesh.rollout.observation import Ask, Observed
 from xds.mesh.rollout.plan import (
     UNKNOWN,
@@ -92,6 +93,8 @@ class Rollout:
         self.timeout = timeout
         """Seconds to wait for a proxy; None not to wait."""
         self.stats = RolloutStats()
+        self.history = History()
+        """Transitions that have finished."""
         self.plan = Plan()
         """The plan that is served."""
         self.skipped = Skips()
@@ -272,16 +275,23 @@ class Rollout:
         `mesh` may be newer than the one that the plan was made for.
         """
         before, plan = self.plan, proposal.plan
+        for key in proposal.skips.ports:
+            self.history.skip(key)
         for key, transition in {**before.ports, **plan.ports}.items():
             if plan.ports.get(key) is before.ports.get(key):
                 continue
             port = self.ports.get(key)
             if port is None or transition.uid not in {"", port.desired.uid}:
+                self.history.end(key, None, now)
                 continue  # Another pod has taken the name.
             if transition.listener.current is Mode.STRICT and port.mode is not Mode.STRICT:
                 self.stats.plaintext_disabled += 1
             port.mode, port.send = transition.listener.current, transition.clients.current
             self._mark(key, port)
+            if key in plan.ports:
+                self.history.advance(key, transition, now)
+            else:
+                self.history.end(key, port.mode, now)
             if key not in plan.ports and not port.is_pending:
                 self.stats.on_finished(now - transition.started_at)
         self.plan = plan

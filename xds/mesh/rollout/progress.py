@@ -207,12 +207,12 @@ def _endpoints_by_service(mesh: Mesh, rollout: Rollout) -> dict[tuple[str, str],
     )
     services: dict[tuple[str, str], list[_Endpoint]] = {}
     for endpoint in endpoints:
-        for service in {_service_name(host) for host, _ in endpoint.transition.hosts}:
+        for service in {service_name(host) for host, _ in endpoint.transition.hosts}:
             services.setdefault(service, []).append(endpoint)
     return services
 
 
-def _service_name(host: str) -> tuple[str, str]:
+def service_name(host: str) -> tuple[str, str]:
     """Return the namespace and name of the service with a host name."""
     name, namespace, *_ = host.removesuffix(f".svc.{CLUSTER_DOMAIN}").split(".")
     return namespace, name

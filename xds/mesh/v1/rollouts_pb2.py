@@ -22,32 +22,35 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1axds/mesh/v1/rollouts.proto\x12\x0bxds.mesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"(\n\x13ListRolloutsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"\xc5\x01\n\x14ListRolloutsResponse\x12-\n\x08services\x18\x01 \x03(\x0b\x32\x1b.xds.mesh.v1.ServiceRollout\x12\'\n\x05rules\x18\x02 \x03(\x0b\x32\x18.xds.mesh.v1.RuleRollout\x12\x1a\n\x12plaintext_disabled\x18\x03 \x01(\r\x12\x0f\n\x07skipped\x18\x04 \x01(\r\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa7\x01\n\x0eServiceRollout\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x11\n\tendpoints\x18\x04 \x01(\r\x12\x0c\n\x04mtls\x18\x05 \x01(\r\x12\x11\n\tplaintext\x18\x06 \x01(\r\x12-\n\x07waiting\x18\x07 \x03(\x0b\x32\x1c.xds.mesh.v1.WaitingEndpoint\"\x84\x04\n\x0fWaitingEndpoint\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\'\n\x0c\x64\x65sired_mode\x18\x03 \x01(\x0e\x32\x11.xds.mesh.v1.Mode\x12<\n\x0bwaiting_for\x18\x04 \x01(\x0e\x32\'.xds.mesh.v1.WaitingEndpoint.WaitingFor\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63lients\x18\x06 \x03(\t\x12\x14\n\x0cmore_clients\x18\x07 \x01(\r\x12\x11\n\trejection\x18\x08 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65pts_plaintext\x18\t \x01(\x08\x12\x0f\n\x07skipped\x18\n \x01(\x08\x12\x10\n\x08replicas\x18\x0b \x03(\t\x12\x31\n\x05phase\x18\x0c \x01(\x0e\x32\".xds.mesh.v1.WaitingEndpoint.Phase\"E\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\n\n\x06\x45XPAND\x10\x01\x12\x0b\n\x07MIGRATE\x10\x02\x12\x0c\n\x08\x43ONTRACT\x10\x03\"R\n\nWaitingFor\x12\x1b\n\x17WAITING_FOR_UNSPECIFIED\x10\x00\x12\x0c\n\x08LISTENER\x10\x01\x12\x0b\n\x07\x43LIENTS\x10\x02\x12\x0c\n\x08REPLICAS\x10\x03\"\xe1\x01\n\x0bRuleRollout\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x05 \x01(\x08\x12\x0c\n\x04held\x18\x06 \x01(\x08\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63lients\x18\x08 \x03(\t\x12\x14\n\x0cmore_clients\x18\t \x01(\r\x12\x11\n\trejection\x18\n \x01(\t\x12\x0f\n\x07skipped\x18\x0b \x01(\x08*E\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x44ISABLE\x10\x01\x12\x0e\n\nPERMISSIVE\x10\x02\x12\n\n\x06STRICT\x10\x03\x32\xa7\x01\n\x08Rollouts\x12K\n\x04List\x12 .xds.mesh.v1.ListRolloutsRequest\x1a!.xds.mesh.v1.ListRolloutsResponse\x12N\n\x05Watch\x12 .xds.mesh.v1.ListRolloutsRequest\x1a!.xds.mesh.v1.ListRolloutsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1axds/mesh/v1/rollouts.proto\x12\x0bxds.mesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\":\n\x13ListRolloutsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08\x66inished\x18\x02 \x01(\x08\"\xf8\x01\n\x14ListRolloutsResponse\x12-\n\x08services\x18\x01 \x03(\x0b\x32\x1b.xds.mesh.v1.ServiceRollout\x12\'\n\x05rules\x18\x02 \x03(\x0b\x32\x18.xds.mesh.v1.RuleRollout\x12\x1a\n\x12plaintext_disabled\x18\x03 \x01(\r\x12\x0f\n\x07skipped\x18\x04 \x01(\r\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x08\x66inished\x18\x06 \x03(\x0b\x32\x1f.xds.mesh.v1.FinishedTransition\"\xa7\x01\n\x0eServiceRollout\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x11\n\tendpoints\x18\x04 \x01(\r\x12\x0c\n\x04mtls\x18\x05 \x01(\r\x12\x11\n\tplaintext\x18\x06 \x01(\r\x12-\n\x07waiting\x18\x07 \x03(\x0b\x32\x1c.xds.mesh.v1.WaitingEndpoint\"\x84\x04\n\x0fWaitingEndpoint\x12\x0b\n\x03pod\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\'\n\x0c\x64\x65sired_mode\x18\x03 \x01(\x0e\x32\x11.xds.mesh.v1.Mode\x12<\n\x0bwaiting_for\x18\x04 \x01(\x0e\x32\'.xds.mesh.v1.WaitingEndpoint.WaitingFor\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63lients\x18\x06 \x03(\t\x12\x14\n\x0cmore_clients\x18\x07 \x01(\r\x12\x11\n\trejection\x18\x08 \x01(\t\x12\x19\n\x11\x61\x63\x63\x65pts_plaintext\x18\t \x01(\x08\x12\x0f\n\x07skipped\x18\n \x01(\x08\x12\x10\n\x08replicas\x18\x0b \x03(\t\x12\x31\n\x05phase\x18\x0c \x01(\x0e\x32\".xds.mesh.v1.WaitingEndpoint.Phase\"E\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\n\n\x06\x45XPAND\x10\x01\x12\x0b\n\x07MIGRATE\x10\x02\x12\x0c\n\x08\x43ONTRACT\x10\x03\"R\n\nWaitingFor\x12\x1b\n\x17WAITING_FOR_UNSPECIFIED\x10\x00\x12\x0c\n\x08LISTENER\x10\x01\x12\x0b\n\x07\x43LIENTS\x10\x02\x12\x0c\n\x08REPLICAS\x10\x03\"\xe1\x01\n\x0bRuleRollout\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x0c\n\x04host\x18\x04 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x05 \x01(\x08\x12\x0c\n\x04held\x18\x06 \x01(\x08\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07\x63lients\x18\x08 \x03(\t\x12\x14\n\x0cmore_clients\x18\t \x01(\r\x12\x11\n\trejection\x18\n \x01(\t\x12\x0f\n\x07skipped\x18\x0b \x01(\x08\"\x94\x03\n\x12\x46inishedTransition\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x10\n\x08services\x18\x04 \x03(\t\x12$\n\tfrom_mode\x18\x05 \x01(\x0e\x32\x11.xds.mesh.v1.Mode\x12\"\n\x07to_mode\x18\x06 \x01(\x0e\x32\x11.xds.mesh.v1.Mode\x12.\n\nstarted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06\x65xpand\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07migrate\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x63ontract\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07skipped\x18\x0c \x01(\x08*E\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x44ISABLE\x10\x01\x12\x0e\n\nPERMISSIVE\x10\x02\x12\n\n\x06STRICT\x10\x03\x32\xa7\x01\n\x08Rollouts\x12K\n\x04List\x12 .xds.mesh.v1.ListRolloutsRequest\x1a!.xds.mesh.v1.ListRolloutsResponse\x12N\n\x05Watch\x12 .xds.mesh.v1.ListRolloutsRequest\x1a!.xds.mesh.v1.ListRolloutsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.mesh.v1.rollouts_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODE']._serialized_start=1235
-  _globals['_MODE']._serialized_end=1304
-  _globals['_LISTROLLOUTSREQUEST']._serialized_start=76
-  _globals['_LISTROLLOUTSREQUEST']._serialized_end=116
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=119
-  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=316
-  _globals['_SERVICEROLLOUT']._serialized_start=319
-  _globals['_SERVICEROLLOUT']._serialized_end=486
-  _globals['_WAITINGENDPOINT']._serialized_start=489
-  _globals['_WAITINGENDPOINT']._serialized_end=1005
-  _globals['_WAITINGENDPOINT_PHASE']._serialized_start=852
-  _globals['_WAITINGENDPOINT_PHASE']._serialized_end=921
-  _globals['_WAITINGENDPOINT_WAITINGFOR']._serialized_start=923
-  _globals['_WAITINGENDPOINT_WAITINGFOR']._serialized_end=1005
-  _globals['_RULEROLLOUT']._serialized_start=1008
-  _globals['_RULEROLLOUT']._serialized_end=1233
-  _globals['_ROLLOUTS']._serialized_start=1307
-  _globals['_ROLLOUTS']._serialized_end=1474
+  _globals['_MODE']._serialized_start=1743
+  _globals['_MODE']._serialized_end=1812
+  _globals['_LISTROLLOUTSREQUEST']._serialized_start=108
+  _globals['_LISTROLLOUTSREQUEST']._serialized_end=166
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_start=169
+  _globals['_LISTROLLOUTSRESPONSE']._serialized_end=417
+  _globals['_SERVICEROLLOUT']._serialized_start=420
+  _globals['_SERVICEROLLOUT']._serialized_end=587
+  _globals['_WAITINGENDPOINT']._serialized_start=590
+  _globals['_WAITINGENDPOINT']._serialized_end=1106
+  _globals['_WAITINGENDPOINT_PHASE']._serialized_start=953
+  _globals['_WAITINGENDPOINT_PHASE']._serialized_end=1022
+  _globals['_WAITINGENDPOINT_WAITINGFOR']._serialized_start=1024
+  _globals['_WAITINGENDPOINT_WAITINGFOR']._serialized_end=1106
+  _globals['_RULEROLLOUT']._serialized_start=1109
+  _globals['_RULEROLLOUT']._serialized_end=1334
+  _globals['_FINISHEDTRANSITION']._serialized_start=1337
+  _globals['_FINISHEDTRANSITION']._serialized_end=1741
+  _globals['_ROLLOUTS']._serialized_start=1815
+  _globals['_ROLLOUTS']._serialized_end=1982
 # @@protoc_insertion_point(module_scope)

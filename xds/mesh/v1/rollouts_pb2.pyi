@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -22,24 +23,28 @@ PERMISSIVE: Mode
 STRICT: Mode
 
 class ListRolloutsRequest(_message.Message):
-    __slots__ = ("namespace",)
+    __slots__ = ("namespace", "finished")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
     namespace: str
-    def __init__(self, namespace: _Optional[str] = ...) -> None: ...
+    finished: bool
+    def __init__(self, namespace: _Optional[str] = ..., finished: _Optional[bool] = ...) -> None: ...
 
 class ListRolloutsResponse(_message.Message):
-    __slots__ = ("services", "rules", "plaintext_disabled", "skipped", "time")
+    __slots__ = ("services", "rules", "plaintext_disabled", "skipped", "time", "finished")
     SERVICES_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     PLAINTEXT_DISABLED_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
     services: _containers.RepeatedCompositeFieldContainer[ServiceRollout]
     rules: _containers.RepeatedCompositeFieldContainer[RuleRollout]
     plaintext_disabled: int
     skipped: int
     time: _timestamp_pb2.Timestamp
-    def __init__(self, services: _Optional[_Iterable[_Union[ServiceRollout, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[RuleRollout, _Mapping]]] = ..., plaintext_disabled: _Optional[int] = ..., skipped: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    finished: _containers.RepeatedCompositeFieldContainer[FinishedTransition]
+    def __init__(self, services: _Optional[_Iterable[_Union[ServiceRollout, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[RuleRollout, _Mapping]]] = ..., plaintext_disabled: _Optional[int] = ..., skipped: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished: _Optional[_Iterable[_Union[FinishedTransition, _Mapping]]] = ...) -> None: ...
 
 class ServiceRollout(_message.Message):
     __slots__ = ("namespace", "service", "status", "endpoints", "mtls", "plaintext", "waiting")
@@ -132,3 +137,31 @@ class RuleRollout(_message.Message):
     rejection: str
     skipped: bool
     def __init__(self, namespace: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., host: _Optional[str] = ..., deleted: _Optional[bool] = ..., held: _Optional[bool] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., clients: _Optional[_Iterable[str]] = ..., more_clients: _Optional[int] = ..., rejection: _Optional[str] = ..., skipped: _Optional[bool] = ...) -> None: ...
+
+class FinishedTransition(_message.Message):
+    __slots__ = ("namespace", "pod", "port", "services", "from_mode", "to_mode", "started_at", "finished_at", "expand", "migrate", "contract", "skipped")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    POD_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    SERVICES_FIELD_NUMBER: _ClassVar[int]
+    FROM_MODE_FIELD_NUMBER: _ClassVar[int]
+    TO_MODE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXPAND_FIELD_NUMBER: _ClassVar[int]
+    MIGRATE_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    namespace: str
+    pod: str
+    port: int
+    services: _containers.RepeatedScalarFieldContainer[str]
+    from_mode: Mode
+    to_mode: Mode
+    started_at: _timestamp_pb2.Timestamp
+    finished_at: _timestamp_pb2.Timestamp
+    expand: _duration_pb2.Duration
+    migrate: _duration_pb2.Duration
+    contract: _duration_pb2.Duration
+    skipped: bool
+    def __init__(self, namespace: _Optional[str] = ..., pod: _Optional[str] = ..., port: _Optional[int] = ..., services: _Optional[_Iterable[str]] = ..., from_mode: _Optional[_Union[Mode, str]] = ..., to_mode: _Optional[_Union[Mode, str]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., expand: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., migrate: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., contract: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., skipped: _Optional[bool] = ...) -> None: ...

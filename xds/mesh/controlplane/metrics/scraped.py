@@ -174,7 +174,7 @@ class ProblemMetrics(Collector):
         yield _with_samples(
             GaugeMetricFamily(
                 "xds_problems",
-                "Current problems of manifests and settings, and notices about ignored objects.",
+                "Current problems of objects, settings and the running mesh, and notices.",
                 labels=("severity",),
             ),
             (((severity,), counts[severity]) for severity in ("problem", "notice")),

@@ -6,10 +6,9 @@ docs/reference/http-api.md describes. All requests only read.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -37,11 +36,12 @@ from xds.mesh.controlplane.page.refresh import Refresher
 from xds.mesh.controlplane.policies_service import PoliciesService
 from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.controlplane.proxies_service import ProxiesService
-from xds.mesh.controlplane.rollouts_service import RolloutsService, without_time
+from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.controlplane.status import expiry, overall_state, proxy_state, type_line, type_word, types
 from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError
+from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
 from xds.protocol.types import short_name
 from xds.server import DiscoveryService
@@ -57,6 +57,8 @@ MAX_OPENED = 1000
 DEFAULT_WIDTH = 1200
 """Width of a map if the request does not contain it, in pixels."""
 
+ROLLOUT_INTERVAL = 1.0
+"""Interval at which the view of rollouts shows the progress of proxies, in seconds."""
 OBSERVED_INTERVAL = 15
 """Interval at which views show newly observed traffic, in seconds."""
 
@@ -129,8 +131,8 @@ class Page:
         """Return a handler that responds with what a function returns, as JSON.
 
         Args:
-            read: Returns the response.
-            ready: Waits for what `read` needs, without a turn.
+            read: Returns the response. Its CPU time, and that of the encoding, counts as the client's.
+            ready: Waits for what `read` needs and all clients share, without a turn.
         """
 
         async def respond(request: web.Request) -> web.Response:
@@ -139,8 +141,9 @@ class Page:
             try:
                 if ready:
                     await ready()
-                async with self._turns.slot(client_of(request).address):
-                    text = await _encode(request, await read(self._backend, request.query))
+                client = client_of(request)
+                async with self._turns.slot(client.address):
+                    text = await client.share.charged(_respond(read(self._backend, request.query)))
             except _NotReadyError as error:
                 return _error(503, str(error))
             except LookupError as error:
@@ -191,8 +194,18 @@ class Page:
         return _as_dict(backend.objects.list_problems(request))
 
     async def _rollouts(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
-        request = rollouts_pb2.ListRolloutsRequest(namespace=query.get("namespace", ""))
-        return _as_dict(await backend.rollouts.list(request, Clock.read()))
+        request = rollouts_pb2.ListRolloutsRequest(namespace=query.get("namespace", ""), finished=True)
+        response = await backend.rollouts.list(request, Clock.read())
+        checkpoint = Checkpoint()
+        lists: dict[str, list[dict[str, Any]]] = {}
+        for name in ("services", "rules", "finished"):
+            messages = getattr(response, name)
+            lists[name] = []
+            for message in messages:
+                lists[name].append(_as_dict(message))
+                await checkpoint()
+            del messages[:]
+        return _as_dict(response) | lists
 
     async def _explain(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
         request = policies_pb2.ExplainRequest(
@@ -233,7 +246,6 @@ class Page:
             if refresher.version:  # A client has asked for it.
                 refresher.trigger()
         controller = backend.controller
-        rollouts = await backend.rollouts.list(rollouts_pb2.ListRolloutsRequest(), _FIXED_CLOCK)
         # Sidecars report every 10 s, and a large mesh all the time.
         observed = time.monotonic() // OBSERVED_INTERVAL if backend.traffic.traffic else 0
         return {
@@ -241,11 +253,8 @@ class Page:
             "migration": (self._breaks.version, id(controller.mesh), observed),
             "problems": tuple(backend.found_problems()),
             "proxies": await _proxies_state(backend),
-            "rollouts": without_time(rollouts).SerializeToString(deterministic=True),
+            "rollouts": _rollouts_state(controller.rollouts),
         }
-
-
-_FIXED_CLOCK = Clock(0.0)
 
 
 class _NotReadyError(Exception):
@@ -266,6 +275,14 @@ async def _proxies_state(backend: Backend) -> Hashable:
         )
         await checkpoint()
     return tuple(state)
+
+
+def _rollouts_state(rollouts: RolloutDriver) -> Hashable:
+    """Return the state of rollouts. It changes every second while one is in progress."""
+    rollout = rollouts.rollout
+    is_active = rollout.is_in_progress or rollout.skipped
+    checked_at = rollouts.checked_at // ROLLOUT_INTERVAL if is_active else 0
+    return rollout.plan.generation, len(rollout.plan.ports), rollout.history.count, checked_at
 
 
 def _proxy(proxy: proxies_pb2.Proxy, response: proxies_pb2.ListProxiesResponse) -> dict[str, Any]:
@@ -304,28 +321,19 @@ def _as_dict(message: Message) -> dict[str, Any]:
     return value
 
 
-async def _encode(request: web.Request, value: Mapping[str, Any]) -> str:
-    """Return an object as JSON. Encode the items of its lists one by one, and yield to the event loop.
-
-    The CPU time counts as the client's.
-    """
-    checkpoint, started_at = Checkpoint(), time.thread_time()
-    seconds, members = 0.0, []
-    for name, member in value.items():
+async def _respond(response: Awaitable[Mapping[str, Any]]) -> str:
+    """Return a response as JSON. Encode the items of its lists one by one, and yield to the event loop."""
+    checkpoint, members = Checkpoint(), []
+    for name, member in (await response).items():
         if isinstance(member, list):
             items = []
             for item in member:
                 items.append(json.dumps(item))
-                seconds += time.thread_time() - started_at
                 await checkpoint()
-                started_at = time.thread_time()
             text = f"[{','.join(items)}]"
         else:
             text = json.dumps(member)
         members.append(f"{json.dumps(name)}:{text}")
-    client_of(request).share.charge(
-        seconds + time.thread_time() - started_at, asyncio.get_running_loop().time()
-    )
     return f"{{{','.join(members)}}}"
 
 

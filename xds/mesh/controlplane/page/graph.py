@@ -18,6 +18,7 @@ from xds.mesh.controlplane.page.layout import (
     arrange,
     clamp_width,
     connect,
+    link_box,
 )
 from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.model.mesh import Mesh, ServiceKey
@@ -29,8 +30,8 @@ from xds.mesh.policy.reach import Result
 
 MAX_OPEN_SERVICES = 30
 """Number of services up to which all namespaces are open. In a larger mesh, they are closed until opened."""
-MAX_TEXTS = 100
-"""Number of edges up to which those that do not fail have a text, too."""
+MAX_LABELS = 100
+"""Number of edges up to which those that do not fail have a label, too."""
 MAX_EDGES = 800
 """Maximum number of edges on a map. The worst ones are shown, the others are only counted."""
 
@@ -301,12 +302,13 @@ async def _edge_values(
     edges: Mapping[_EdgeKey, _Edge], layout: Layout, observed: ObservedTraffic
 ) -> list[dict[str, Any]]:
     """Return the edges as JSON values, worst first."""
-    placer, checkpoint, values = LabelPlacer(), Checkpoint(), []
+    placer, checkpoint, values = LabelPlacer(map(link_box, layout.bands.values())), Checkpoint(), []
     for (client, service), edge in edges.items():
         await checkpoint()
         curve = connect(layout.nodes[client], layout.nodes[service])
-        text = _label(edge) if edge.result == "fails" or len(edges) <= MAX_TEXTS else ""
-        box: Box | None = placer.place(curve, _label_width(text))
+        is_labelled = edge.result == "fails" or len(edges) <= MAX_LABELS
+        text = _label(edge) if is_labelled else ""
+        box: Box | None = placer.place(curve, _label_width(text)) if is_labelled else None
         if box is None and text:
             text = ""
             box = placer.place(curve, _label_width(text))

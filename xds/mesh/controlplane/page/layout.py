@@ -23,6 +23,8 @@ _GAP = 14
 _MIN_NODE_WIDTH, _MAX_NODE_WIDTH = 96, 260
 _NODE_SHARE = 0.31
 """Width of a node as a share of the width of its box."""
+_LINK_WIDTH = 200
+"""Maximum width of the link in the header of a box."""
 _LABEL_PLACES = (0.5, 0.38, 0.62, 0.28, 0.72, 0.44, 0.56, 0.2, 0.8)
 """Where to put the label of an edge, as a share of its length: the first place that is free."""
 
@@ -123,12 +125,24 @@ def connect(client: Box, service: Box) -> Curve:
     )
 
 
-class LabelPlacer:
-    """Places labels on curves, so that they do not cover each other."""
+def link_box(band: Box) -> Box:
+    """Return the place of the link in the header of a namespace's box."""
+    width = min(_LINK_WIDTH, band.width // 2)
+    return Box(band.x + band.width - width, band.y, width, _HEADER_HEIGHT)
 
-    def __init__(self) -> None:
+
+class LabelPlacer:
+    """Places labels on curves, so that they do not cover each other.
+
+    Args:
+        reserved: Places that labels must not cover either.
+    """
+
+    def __init__(self, reserved: Iterable[Box] = ()) -> None:
         self._taken: dict[int, list[Box]] = {}
-        """Placed labels, by the rows of LABEL_HEIGHT that they touch."""
+        """Placed labels and reserved places, by the rows of LABEL_HEIGHT that they touch."""
+        for box in reserved:
+            self._take(box)
 
     def place(self, curve: Curve, width: int) -> Box | None:
         """Return the box of a label; None if there is no room for it."""
@@ -139,9 +153,15 @@ class LabelPlacer:
             x, y = curve.point(share)
             left = max(curve.start[0], min(x - width // 2, curve.end[0] - width))
             box = Box(left, y - LABEL_HEIGHT // 2, width, LABEL_HEIGHT)
-            rows = range(box.y // LABEL_HEIGHT, (box.y + box.height) // LABEL_HEIGHT + 1)
-            if not any(box.overlaps(other) for row in rows for other in self._taken.get(row, ())):
-                for row in rows:
-                    self._taken.setdefault(row, []).append(box)
+            if not any(box.overlaps(other) for row in _rows(box) for other in self._taken.get(row, ())):
+                self._take(box)
                 return box
         return None
+
+    def _take(self, box: Box) -> None:
+        for row in _rows(box):
+            self._taken.setdefault(row, []).append(box)
+
+
+def _rows(box: Box) -> range:
+    return range(box.y // LABEL_HEIGHT, (box.y + box.height) // LABEL_HEIGHT + 1)

@@ -225,6 +225,7 @@ def _next_step(
     if not breaks and row["observed"]:
         return "blocked", f"Find out who sends plaintext: {join_names(row['observed']['clients'], MAX_NAMES)}"
     if not breaks:
-        return "ready", "Set STRICT: no known connection would break"
+        how = "" if row["workload"] else f" (xds lock {row['namespace']})"
+        return "ready", f"Set STRICT{how}: no known connection would break"
     text = breaks[0].remedy
     return "blocked", text[:1].upper() + text[1:]

@@ -68,9 +68,17 @@ export function empty(title, text) {
   return h("div", { class: "empty" }, h("p", { class: "empty-title" }, title), text ? h("p", {}, text) : "");
 }
 
+/** Return a rate as `xds observe` prints it: "<0.1", "2.4" or "1,240". */
+export function rate(value) {
+  if (value > 0 && value < 0.1) return "<0.1";
+  return value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 1 : 0 });
+}
+
+const MODE_WORDS = { mtls: "mutual TLS", tls: "TLS", plaintext: "plaintext", refused: "refused" };
+
 /** Return observed traffic as text: the rate of each mode, and when it was last seen. */
 export function observedText(observed) {
   if (!observed) return h("span", { class: "note" }, "none");
-  const rates = Object.entries(observed.requestsPerMinute).map(([mode, value]) => `${value < 0.1 && value > 0 ? "<0.1" : Number(value.toFixed(1))} req/min ${mode}`);
+  const rates = Object.entries(observed.requestsPerMinute).map(([mode, value]) => `${rate(value)} req/min ${MODE_WORDS[mode]}`);
   return `${rates.join(", ")}, last ${duration(observed.secondsAgo)} ago`;
 }

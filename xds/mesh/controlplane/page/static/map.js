@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { badge, count, empty, h, observedText, replace, s } from "./dom.js";
 import { explain } from "./panel.js";
-import { change, current } from "./route.js";
+import { change, current, url } from "./route.js";
 import { table } from "./table.js";
 import { choice, frame, matches, namespaceOptions, search, sync } from "./toolbar.js";
 
@@ -13,6 +13,8 @@ export const topics = ["map"];
 const WORDS = { mtls: "mutual TLS", mixed: "partly mutual TLS", plaintext: "plaintext", fails: "fails" };
 const KINDS = { mtls: "good", mixed: "warn", plaintext: "warn", fails: "bad" };
 const DENSE = 100; // number of edges from which they are drawn fainter
+const WIDE = 600; // width in pixels from which a namespace has room for long texts
+const RATES = [10, 100, 1000]; // requests per minute from which a line is wider
 const RESIZE_DELAY = 200; // milliseconds
 
 export function create(route, refresh) {
@@ -84,10 +86,11 @@ function drawing(data, names, query) {
     "svg",
     { class: `map${data.edges.length > DENSE ? " dense" : ""}`, viewBox: `0 0 ${data.width} ${data.height}`, width: data.width, height: data.height, role: "group", "aria-label": "Map of workloads and services" },
     symbols(),
-    data.namespaces.map((box) => namespaceBox(box, query)),
+    data.namespaces.map(namespaceBox),
     // The last one is drawn on top: the worst.
     s("g", {}, data.edges.toReversed().map((edge) => edgeLine(edge, names, query, isDim([edge.from, edge.to])))),
     s("g", { "aria-hidden": "true" }, data.edges.filter((edge) => edge.label).map((edge) => labelOf(edge, query, isDim([edge.from, edge.to])))),
+    data.namespaces.map((box) => [namespaceTitle(box, query), namespaceLink(box)]),
     data.nodes.map((node) => nodeBox(node, names, query, isDim([node.id]))),
   );
   svg.addEventListener("keydown", moveFocus);
@@ -120,32 +123,45 @@ function activate(action) {
   };
 }
 
-function namespaceBox(box, query) {
+function namespaceBox(box) {
+  return s("rect", { class: "namespace", x: box.x + 0.5, y: box.y + 0.5, width: box.width - 1, height: box.height - 1, rx: 8 });
+}
+
+function namespaceTitle(box, query) {
   function toggle() {
     const names = new Set((query.opened ?? "").split(",").filter(Boolean));
     if (!names.delete(box.name)) names.add(box.name);
     change({ opened: [...names].join() });
   }
+  const room = Math.floor((box.width - (box.width < WIDE ? 180 : 250)) / 8); // characters, beside the link
+  const name = shorten(box.name, room);
   return s(
     "g",
-    { class: "namespace" },
-    s("rect", { x: box.x + 0.5, y: box.y + 0.5, width: box.width - 1, height: box.height - 1, rx: 8 }),
-    s(
-      "g",
-      { class: "namespace-title", role: "button", tabindex: 0, "aria-expanded": String(box.open), "aria-label": `Namespace ${box.name}`, "data-key": `namespace ${box.name}`, ...activate(toggle) },
-      s("rect", { x: box.x + 4, y: box.y + 4, width: box.width - 8, height: 22, rx: 5, class: "hit" }),
-      s("text", { x: box.x + 12, y: box.y + 20, "aria-hidden": "true" }, `${box.open ? "▾" : "▸"} ${box.name}`),
-    ),
+    { class: "namespace-title", role: "button", tabindex: 0, "aria-expanded": String(box.open), "aria-label": `Namespace ${box.name}`, "data-key": `namespace ${box.name}`, ...activate(toggle) },
+    s("title", {}, box.name),
+    s("rect", { x: box.x + 4, y: box.y + 4, width: 32 + 8 * name.length, height: 22, rx: 5, class: "hit" }),
+    s("text", { x: box.x + 12, y: box.y + 20, "aria-hidden": "true" }, `${box.open ? "▾" : "▸"} ${name}`),
+  );
+}
+
+/** Return the link from a namespace to the answer who would break. */
+function namespaceLink(box) {
+  return s(
+    "a",
+    { href: url("migration", "", { namespace: box.name }), class: "namespace-link", "data-key": `migration ${box.name}`, "aria-label": `What would break if namespace ${box.name} were STRICT` },
+    s("text", { x: box.x + box.width - 12, y: box.y + 20, "text-anchor": "end", "aria-hidden": "true" }, box.width < WIDE ? "What would break? →" : "What would break if STRICT? →"),
   );
 }
 
 function nodeBox(node, names, query, isDim) {
   const isClient = node.kind.startsWith("workload");
   const isSelected = query.node === node.id;
-  const detail = isClient ? `${node.sidecars} of ${node.pods}` : node.problem;
+  const detail = isClient ? `${node.sidecars} of ${node.pods}` : "";
   const name = node.name || (isClient ? count(node.workloads, "workload") : count(node.services, "service"));
   const label = `${isClient ? "Workload" : "Service"} ${names.get(node.id)}: ${isClient ? `${detail} pods have a sidecar` : node.problem || "ready"}`;
-  const room = Math.floor((node.width - 16) / 7) - (isClient ? detail.length + 1 : node.problem ? 2 : 0);
+  const width = Math.floor((node.width - 16) / 7); // characters
+  const showsDetail = detail && (node.name || name.length + detail.length < width);
+  const room = width - (showsDetail ? detail.length + 1 : node.problem ? 2 : 0);
   return s(
     "g",
     {
@@ -161,7 +177,7 @@ function nodeBox(node, names, query, isDim) {
     s("title", {}, label),
     s("rect", { x: node.x, y: node.y, width: node.width, height: node.height, rx: isClient ? 6 : 17 }),
     s("text", { x: node.x + (isClient ? 10 : 14), y: node.y + 22, "aria-hidden": "true" }, shorten(name, room)),
-    isClient ? s("text", { x: node.x + node.width - 8, y: node.y + 22, class: "detail", "text-anchor": "end", "aria-hidden": "true" }, detail) : "",
+    showsDetail ? s("text", { x: node.x + node.width - 8, y: node.y + 22, class: "detail", "text-anchor": "end", "aria-hidden": "true" }, detail) : "",
     !isClient && node.problem ? use("fails", node.x + node.width - 26, node.y + 10) : "",
   );
 }
@@ -201,7 +217,7 @@ function edgeLine(edge, names, query, isDim) {
   return s(
     "g",
     {
-      class: `edge ${result}${edge.observed ? "" : " predicted"}${isDim ? " dim" : ""}${isSelected(edge, query) ? " selected" : ""}`,
+      class: `edge ${result} ${edge.observed ? `rate-${widthLevel(edge.observed)}` : "predicted"}${isDim ? " dim" : ""}${isSelected(edge, query) ? " selected" : ""}`,
       role: "button",
       tabindex: -1,
       "aria-label": label,
@@ -213,6 +229,12 @@ function edgeLine(edge, names, query, isDim) {
     s("path", { d: edge.path, class: "hit" }),
     s("path", { d: edge.path, class: "stroke" }),
   );
+}
+
+/** Return how wide a line is, from 0 to 3: by its observed requests per minute. */
+function widthLevel(observed) {
+  const total = Object.values(observed.requestsPerMinute).reduce((sum, value) => sum + value, 0);
+  return RATES.filter((limit) => total >= limit).length;
 }
 
 function labelOf(edge, query, isDim) {
@@ -263,7 +285,9 @@ function legend() {
     Object.entries(texts).map(([result, text]) =>
       h("li", { class: `edge ${result}` }, s("svg", { width: 46, height: 16, "aria-hidden": "true" }, s("path", { d: "M0 8H26", class: "stroke" }), use(result, 30, 1)), text),
     ),
-    h("li", {}, "Faint lines are predicted only. Enter or a click explains a connection; arrow keys move between them."),
+    h("li", {}, "n of n beside a workload: pods with a sidecar"),
+    h("li", {}, "faint: predicted, not observed; wider: more requests"),
+    h("li", {}, "Click a line to explain it. Keyboard: arrow keys and Enter."),
   );
 }
 

@@ -4,10 +4,12 @@ import { get } from "./api.js";
 import { badge, count, elapsed, empty, h, objectName, observedText, replace } from "./dom.js";
 import { change, url } from "./route.js";
 import { table } from "./table.js";
-import { choice, frame, matches, search, sync } from "./toolbar.js";
+import { choice, frame, matches, namespaceOptions, search, sync } from "./toolbar.js";
 
 export const title = "Migration";
 export const topics = ["migration"];
+
+const MAX_SHOWN = 3; // changes that a row shows without a click
 
 const STAGES = {
   done: ["good", "done"],
@@ -18,9 +20,11 @@ const STAGES = {
 };
 
 export function create(route, refresh) {
-  const state = {};
+  const state = { opened: new Set() }; // opened: keys of rows whose remedies are shown
+  const namespaces = choice(route, "namespace", "Namespace", [["", "All"]]);
   const { view, toolbar, output } = frame(
     search(route, "Search namespaces and workloads"),
+    namespaces,
     choice(route, "stage", "Stage", [["", "All"], ...Object.entries(STAGES).map(([name, [, text]]) => [name, text])]),
     choice(route, "rows", "Rows", [["", "Namespaces"], ["all", "Namespaces and workloads"]]),
   );
@@ -30,17 +34,19 @@ export function create(route, refresh) {
     isVolatile: (data) => data.rows.some((row) => row.stage === "checking"),
     show(data, { query }) {
       sync(toolbar, { query });
+      namespaceOptions(namespaces.querySelector("select"), data.rows.map((row) => row.namespace), query.namespace);
       const opened = new Set((query.opened ?? "").split(",").filter(Boolean));
-      const showsAll = query.rows === "all";
+      const showsAll = query.rows === "all" || Boolean(query.namespace);
       const rows = data.rows
+        .filter((row) => !query.namespace || row.namespace === query.namespace)
         .filter((row) => (!row.workload || showsAll || query.search || opened.has(row.namespace)) && (!query.stage || row.stage === query.stage))
         .filter((row) => matches(`${row.workload}.${row.namespace} ${row.nextStep}`, query.search))
         .map((row) => ({ ...row, className: row.workload ? "child" : "" }));
-      const namespaces = data.rows.filter((row) => !row.workload);
+      const totals = data.rows.filter((row) => !row.workload && (!query.namespace || row.namespace === query.namespace));
       replace(
         output,
-        namespaces.length ? progress(namespaces) : "",
-        rows.length ? table("Namespaces and workloads", columns(opened, showsAll, data.observation.enabled), rows, state, () => refresh()) : empty(namespaces.length ? "Nothing matches the filters" : "There are no pods", ""),
+        totals.length ? progress(totals) : "",
+        rows.length ? table("Namespaces and workloads", columns(opened, showsAll, data.observation.enabled, state.opened), rows, state, () => refresh()) : empty(data.rows.length ? "Nothing matches the filters" : "There are no pods", ""),
         h("p", { class: "note" }, "What STRICT would break is predicted from the objects that the control plane knows. Clients outside the mesh are not included."),
         h("p", { class: "note" }, observationNote(data.observation)),
       );
@@ -55,16 +61,16 @@ function progress(rows) {
   const permissive = sum("sidecars") - strict;
   const percent = pods ? Math.floor((100 * strict) / pods) : 0;
   const parts = [
-    ["strict", strict, "accept mutual TLS only"],
-    ["sidecar", permissive, "have a sidecar and still accept plaintext"],
-    ["plain", pods - strict - permissive, "have no sidecar"],
+    ["strict", strict, "mutual TLS only"],
+    ["sidecar", permissive, "sidecar, still accepts plaintext"],
+    ["plain", pods - strict - permissive, "no sidecar"],
   ];
   return h(
     "section",
     { class: "progress", "aria-label": "Progress" },
     h("p", { class: "headline" }, h("strong", {}, `${percent} %`), ` of ${count(pods, "pod")} accept mutual TLS only`),
     bar(parts, pods),
-    h("ul", { class: "key" }, parts.map(([kind, number, text]) => h("li", {}, h("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), `${number} ${text}`))),
+    h("ul", { class: "key" }, parts.map(([kind, number, text]) => h("li", {}, h("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), `${text}: ${number}`))),
   );
 }
 
@@ -78,13 +84,13 @@ function bar(parts, total) {
   return element;
 }
 
-function columns(opened, showsAll, isObserved) {
+function columns(opened, showsAll, isObserved, remedies) {
   return [
-    { title: "Namespace", cell: (row) => nameCell(row, opened, showsAll) },
+    { title: "Name", cell: (row) => nameCell(row, opened, showsAll) },
     { title: "Sidecars", cell: (row) => [`${row.sidecars} of ${row.pods}`, bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
     { title: "Mode in force", cell: modeCell },
     { title: "Observed plaintext", cell: (row) => observedCell(row, isObserved) },
-    { title: "STRICT would break", cell: breaksCell },
+    { title: "STRICT would break", cell: (row) => breaksCell(row, remedies) },
     { title: "Next step", cell: (row) => [h("p", {}, badge(...STAGES[row.stage])), h("p", {}, row.nextStep)] },
   ];
 }
@@ -132,20 +138,26 @@ function observationNote({ enabled, missingReplicas = [], since, time, dropped }
   return parts.join(" ");
 }
 
-function breaksCell(row) {
-  if (row.breaks === null) return "…";
+function breaksCell(row, remedies) {
+  if (row.breaks === null) return badge("wait", "checking");
   if (!row.breaks.length) return row.sidecars ? "nothing known" : "-";
   const total = row.breaks.length + row.moreBreaks;
-  return h(
-    "details",
-    {},
-    h("summary", { "data-key": `breaks ${row.namespace} ${row.workload}` }, `${row.breaks[0].clients}${total > 1 ? ` and ${total - 1} more` : ""}`),
+  const key = `breaks ${row.namespace} ${row.workload}`;
+  const toggle = (event) => (event.currentTarget.open ? remedies.add(key) : remedies.delete(key));
+  const more = total > MAX_SHOWN ? `${total - MAX_SHOWN} more, and what to do` : "What to do";
+  return [
+    h("ul", { class: "breaks" }, row.breaks.slice(0, MAX_SHOWN).map((each) => h("li", {}, breakText(each)))),
     h(
-      "ul",
-      { class: "breaks" },
-      row.breaks.map((each) => h("li", {}, h("p", {}, h("strong", {}, each.clients), ` → ${each.target} ${each.effect}`), h("p", { class: "note" }, each.remedy))),
+      "details",
+      { open: remedies.has(key), ontoggle: toggle },
+      h("summary", { "data-key": key }, more),
+      h("ul", { class: "breaks" }, row.breaks.map((each) => h("li", {}, breakText(each), h("p", { class: "note" }, each.remedy)))),
+      row.moreBreaks ? h("p", { class: "note" }, `and ${row.moreBreaks} more: xds plan lists all`) : "",
+      h("p", {}, h("a", { href: url("map", "", { namespace: row.namespace }), "data-key": `map ${key}` }, "Show on the map")),
     ),
-    row.moreBreaks ? h("p", { class: "note" }, `and ${row.moreBreaks} more`) : "",
-    h("p", {}, h("a", { href: url("map", "", { namespace: row.namespace }) }, "Show on the map")),
-  );
+  ];
+}
+
+function breakText(each) {
+  return [h("strong", {}, each.clients), ` → ${each.target}`, each.effect === "breaks" ? "" : ` (${each.effect})`];
 }

@@ -1,7 +1,7 @@
 // The panel beside a view: the explanation of a connection, or the content of a resource.
 
 import { get } from "./api.js";
-import { badge, elapsed, h, objectName, replace, s } from "./dom.js";
+import { badge, elapsed, h, objectName, rate, replace, s } from "./dom.js";
 import { change, current } from "./route.js";
 
 const panel = document.getElementById("panel");
@@ -73,22 +73,18 @@ function observed(data) {
       "ul",
       {},
       data.observed.map((edge) =>
-        h("li", {}, badge(...OBSERVED[edge.mode]), ` port ${edge.port}: ${rate(edge.requestsPerMinute)} requests per minute, last ${elapsed(edge.lastSeen, data.time)} ago, from ${edge.clientNamespace}/${edge.client}`, spark(edge.minutes)),
+        h("li", {}, badge(...OBSERVED[edge.mode]), ` port ${edge.port}: ${rate(edge.requestsPerMinute)} req/min, last ${elapsed(edge.lastSeen, data.time)} ago, from ${edge.clientNamespace}/${edge.client}`, spark(edge.minutes)),
       ),
     ),
   ];
-}
-
-function rate(value) {
-  return value > 0 && value < 0.1 ? "less than 0.1" : String(Number(value.toFixed(value < 10 ? 1 : 0)));
 }
 
 /** Draw the requests of each of the last 60 minutes. */
 function spark(minutes) {
   const most = Math.max(...minutes, 1);
   const bars = minutes.map((value, index) => (value ? `M${index * 2 + 1} 24v${-Math.max(1, Math.round((23 * value) / most))}` : "")).join("");
-  const label = `Requests per minute in the last hour, at most ${most}`;
-  return s("svg", { class: "spark", width: 120, height: 24, role: "img", "aria-label": label }, s("title", {}, label), s("path", { d: bars, class: "bars" }));
+  const label = `Requests in each minute of the last hour, at most ${most.toLocaleString("en")}`;
+  return s("svg", { class: "spark", width: 120, height: 24, role: "img", "aria-label": label }, s("title", {}, label), s("path", { d: "M0 24H120", class: "axis" }), s("path", { d: bars, class: "bars" }));
 }
 
 function groupPart(group, data) {

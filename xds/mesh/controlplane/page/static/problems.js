@@ -1,4 +1,4 @@
-// The view of problems: objects that are rejected or have no effect.
+// The view of problems: objects that are rejected or have no effect, certificates and replicas.
 
 import { get } from "./api.js";
 import { badge, count, elapsed, empty, h, replace } from "./dom.js";
@@ -35,7 +35,7 @@ export function create(route, refresh) {
               h("p", { class: "summary", role: "status" }, count(rows.length + data.moreProblems, "problem"), data.moreProblems ? `, the first ${rows.length} are listed` : ""),
               table("Problems", columns(data.time), rows, state, () => refresh()),
             ]
-          : empty(data.problems.length ? "No problem matches the filters" : "No problems", data.problems.length ? "" : "All objects are valid and have an effect."),
+          : empty(data.problems.length ? "No problem matches the filters" : "No problems", data.problems.length ? "" : "All objects are valid and have an effect. Certificates are renewed."),
       );
     },
   };
@@ -44,7 +44,7 @@ export function create(route, refresh) {
 function columns(now) {
   return [
     { title: "Kind", value: (row) => String(row.notice), cell: (row) => (row.notice ? badge("off", "notice") : badge("bad", "problem")) },
-    { title: "Place", value: (row) => row.place, cell: (row) => h("code", {}, row.place) },
+    { title: "Place", value: (row) => row.place, cell: (row) => h("code", { class: "path" }, row.place) },
     { title: "Problem", value: (row) => row.what, cell: (row) => [h("p", {}, row.what), row.servedVersion ? h("p", { class: "note" }, `Version ${row.servedVersion} stays in use`) : ""] },
     { title: "What to do", cell: (row) => row.hint || "-" },
     { title: "Since", value: (row) => row.since ?? "", cell: (row) => elapsed(row.since, now) },

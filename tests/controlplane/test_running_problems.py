@@ -1,0 +1,117 @@
+"""Problems of the running mesh: certificates, and replicas that do not hear of each other."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from tests.controlplane.sidecar import Sidecar
+from tests.controlplane.world import AUTHORITY, NOW, pod, running, service
+from tests.support.waiting import eventually
+from xds.mesh.controlplane import running_problems
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.running_problems import RunningProblems
+from xds.mesh.rollout.observation import Report
+from xds.mesh.rollout.plan import StoredPlan
+from xds.mesh.rollout.sync import ReplicaSync
+from xds.mesh.sources.report import SourceUpdate
+from xds.snapshot import SECRET
+
+
+class Watched:
+    """The problems of a controller, and what was recorded about them."""
+
+    def __init__(self, controller: Controller) -> None:
+        self.updates: list[SourceUpdate] = []
+        self.watcher = RunningProblems(controller, self.updates.append)
+
+    async def check(self, now=NOW) -> list[str]:
+        await self.watcher.check(now)
+        return [f"{problem.where}: {problem.what}" for problem in self.watcher.problems]
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(running_problems, "SETTLE_TIME", 0.0)
+
+
+async def test_ca_certificate_is_reported_before_it_expires():
+    watched = Watched(Controller(AUTHORITY))
+    expires = AUTHORITY.expires
+    assert await watched.check(expires - timedelta(days=31)) == []
+    (problem,) = await watched.check(expires - timedelta(days=29))
+    assert problem.startswith(f"mesh CA: the CA certificate expires on {expires:%Y-%m-%d %H:%M} UTC")
+    (problem,) = await watched.check(expires + timedelta(days=1))
+    assert "the CA certificate expired on" in problem
+    assert await watched.check() == []
+    assert [len(update.solved) for update in watched.updates] == [0, 1, 1]
+
+
+async def test_problem_is_reported_once_it_has_lasted(monkeypatch):
+    monkeypatch.setattr(running_problems, "SETTLE_TIME", 1e9)
+    watched = Watched(Controller(AUTHORITY))
+    assert await watched.check(AUTHORITY.expires) == []
+    assert not watched.updates
+    monkeypatch.setattr(running_problems, "SETTLE_TIME", 0.0)
+    assert len(await watched.check(AUTHORITY.expires)) == 1
+
+
+async def test_certificate_that_is_not_renewed_is_reported(monkeypatch):
+    monkeypatch.setattr(running_problems, "MAX_SIDECARS", 1)
+    async with (
+        running(pod("web"), pod("other"), service("web")) as controller,
+        Sidecar(controller, "web", "shop") as web,
+        Sidecar(controller, "other", "shop") as other,
+    ):
+        for sidecar in (web, other):
+            await sidecar.until(lambda sidecar=sidecar: "default" in sidecar.has.get(SECRET, {}))
+        watched = Watched(controller)
+        # Renewal is due after 12 h, and expiry after 24 h.
+        assert await watched.check(NOW + timedelta(hours=17)) == []
+        problem, more = await watched.check(NOW + timedelta(hours=19))
+        assert problem.startswith("Pod shop/web: the certificate expires on ")
+        assert problem.endswith(" UTC and is not renewed")
+        assert more == "sidecars: further sidecars have such certificates"
+        assert watched.watcher.problems[0].subject == "Pod shop/web"
+
+
+async def test_certificate_that_is_not_acked_is_reported(monkeypatch):
+    async with running(pod("web"), service("web")) as controller:
+        web = Sidecar(controller, "web", "shop")
+        web.withholds = {SECRET}
+        async with web:
+            await eventually(lambda: web.session.resource_status(SECRET, "default").updated_at is not None)
+            watched = Watched(controller)
+            assert await watched.check() == []
+            monkeypatch.setattr(running_problems, "UNACKED_TIME", 0.0)
+            (problem,) = await watched.check()
+            assert problem == (
+                "Pod shop/web: the sidecar has not ACKed its latest certificate for more than a minute"
+            )
+
+
+async def test_replicas_that_do_not_hear_of_each_other_are_reported():
+    controller, sync = Controller(AUTHORITY), ReplicaSync("this", lambda: True)
+    assert controller.enable_sync(sync)
+    watched = Watched(controller)
+    (problem,) = await watched.check()
+    assert problem.startswith("replica this: this replica cannot renew its Lease")
+
+    now = asyncio.get_running_loop().time()
+    sync.reports.renewed(now, now)
+    assert await watched.check() == []
+    sync.plan_read("1", StoredPlan(3, members=frozenset({"this", "other"})))
+    sync.reports.receive("other", "1", Report(generation=2), 15.0, now)
+    (problem,) = await watched.check()
+    assert problem.startswith("replica other: it serves an earlier generation than the plan")
+    sync.reports.receive("other", "2", Report(generation=3), -1.0, now)
+    (problem,) = await watched.check()
+    assert problem.startswith("replica other: its report has expired")
+    sync.reports.forget("other")
+    controller.rollouts.follower.is_alone = True
+    controller.rollouts.follower.can_follow = False
+    alone, behind = await watched.check()
+    assert "follows its own plan" in alone
+    assert "DestinationRule that this replica has not read" in behind

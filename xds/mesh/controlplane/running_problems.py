@@ -1,0 +1,154 @@
+"""Problems of the running mesh: certificates that expire, and replicas that do not hear of each other.
+
+Problems of objects come from their source (`xds.mesh.sources`) and from `effects.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+
+from xds.introspect.cooperative import Checkpoint
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.identity import CERTIFICATE
+from xds.mesh.identity.ca import EXPIRY_WARNING
+from xds.mesh.model.objects import Pod, Problem
+from xds.mesh.sources.report import SourceUpdate, identity
+from xds.protocol.status import State
+from xds.server import Subscriber
+from xds.snapshot import SECRET
+
+CHECK_INTERVAL = 5.0
+"""Seconds between two checks."""
+SETTLE_TIME = 10.0
+"""Seconds that a problem must last before it is reported. Replicas that stop or start cause short ones."""
+UNACKED_TIME = 60.0
+"""Seconds after which a certificate that a sidecar has not ACKed is a problem."""
+MAX_SIDECARS = 100
+"""Maximum number of sidecars whose problems are reported one by one."""
+
+_LOGS = "see the log of this replica"
+
+
+class RunningProblems:
+    """Track the problems of the running mesh; `run` works until cancelled.
+
+    Args:
+        controller: the controller.
+        record: called with the problems that are new and those that are solved.
+    """
+
+    def __init__(self, controller: Controller, record: Callable[[SourceUpdate], None]) -> None:
+        self._controller, self._record = controller, record
+        self._since: dict[tuple[object, ...], float] = {}
+        """When each problem was first found, in seconds of the event loop's clock."""
+        self.problems: tuple[Problem, ...] = ()
+        """The current problems."""
+
+    async def run(self) -> None:
+        """Check the mesh every few seconds, until cancelled."""
+        await self._controller.ready.wait()
+        while True:
+            await self.check(datetime.now(UTC))
+            await asyncio.sleep(CHECK_INTERVAL)
+
+    async def check(self, now: datetime) -> None:
+        """Update the problems.
+
+        Args:
+            now: the current time.
+        """
+        found = [
+            *_authority_problems(self._controller, now),
+            *await self._sidecar_problems(now),
+            *_replica_problems(self._controller, self._clock()),
+        ]
+        self._since = {identity(each): self._since.get(identity(each), self._clock()) for each in found}
+        settled = tuple(each for each in found if self._clock() >= self._since[identity(each)] + SETTLE_TIME)
+        new = tuple(each for each in settled if each not in self.problems)
+        solved = tuple(each for each in self.problems if each not in settled)
+        self.problems = settled
+        if new or solved:
+            self._record(SourceUpdate(problems=new, solved=solved))
+
+    def _clock(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _sidecar_problems(self, now: datetime) -> list[Problem]:
+        """Return the problems of the certificates of connected sidecars."""
+        controller, checkpoint = self._controller, Checkpoint()
+        problems: list[Problem] = []
+        count = 0
+        for key, pod in tuple(controller.connections.pods()):
+            await checkpoint()
+            streams = controller.connections.streams.get(key, ())
+            what = _not_renewed(controller, pod, streams, now) or _not_acked(streams, self._clock())
+            if what and len(problems) < MAX_SIDECARS:
+                hint = f"xds status {pod.name}.{pod.namespace} prints what the sidecar waits for"
+                problems.append(Problem(where=str(pod.ref), what=what, hint=hint, subject=str(pod.ref)))
+            count += bool(what)
+        if count > MAX_SIDECARS:
+            problems.append(Problem(where="sidecars", what="further sidecars have such certificates"))
+        return problems
+
+
+def _authority_problems(controller: Controller, now: datetime) -> Iterator[Problem]:
+    expires = controller.certificates.trust[0].expires
+    if expires - now < EXPIRY_WARNING and not controller.mesh.config.sds_socket:
+        what = f"the CA certificate {_expires(expires, now)}; no certificate is valid for longer"
+        yield Problem(where="mesh CA", what=what, hint="replace it: xds rotate-root, or renew your own CA")
+
+
+def _not_renewed(controller: Controller, pod: Pod, streams: Iterable[Subscriber], now: datetime) -> str:
+    """Return that the certificate of a pod is overdue for renewal; empty if it is not."""
+    renew_at = controller.certificates.renew_at(pod)
+    expires = next(filter(None, map(controller.certificate_expiry, streams)), None)
+    # Half of the time between renewal and expiry: a renewal may be retried.
+    if renew_at is None or expires is None or now < renew_at + (expires - renew_at) / 2:
+        return ""
+    reason = controller.publisher.error_of((pod.namespace, pod.name))
+    what = f"the certificate {_expires(expires, now)} and is not renewed"
+    return f"{what}: {reason}" if reason else what
+
+
+def _expires(at: datetime, now: datetime) -> str:
+    return f"{'expires' if at > now else 'expired'} on {at:%Y-%m-%d %H:%M} UTC"
+
+
+def _not_acked(streams: Iterable[Subscriber], clock: float) -> str:
+    """Return that a sidecar has not ACKed its certificate for too long; empty if it has."""
+    for stream in streams:
+        status = stream.session.resource_status(SECRET, CERTIFICATE) if stream.session else None
+        if status is None or status.state is State.SYNCED or status.updated_at is None:
+            continue
+        if clock >= status.updated_at + UNACKED_TIME:
+            return "the sidecar has not ACKed its latest certificate for more than a minute"
+    return ""
+
+
+def _replica_problems(controller: Controller, clock: float) -> Iterator[Problem]:
+    """Yield why replicas do not hear of each other, or do not serve the same state."""
+    rollouts = controller.rollouts
+    if (sync := rollouts.sync) is None:
+        return
+    own = f"replica {sync.name}"
+    if sync.reports.is_isolated(clock):
+        what = "this replica cannot renew its Lease: other replicas do not hear of its sidecars"
+        yield Problem(where=own, what=what, hint=_LOGS)
+    if rollouts.follower.is_alone:
+        what = "this replica follows its own plan, which it could not store"
+        yield Problem(where=own, what=what, hint=_LOGS)
+    if not rollouts.follower.can_follow:
+        what = "the plan contains a version of a DestinationRule that this replica has not read"
+        yield Problem(where=own, what=what, hint=_LOGS)
+    for name in sync.reports.expired(clock):
+        what = (
+            "its report has expired, but its Lease is not deleted: transitions do not wait for its sidecars"
+        )
+        yield Problem(where=f"replica {name}", what=what, hint=_LOGS)
+    stored = sync.stored
+    for name, report in sync.reports.peers(clock).items():
+        if stored and report.generation < stored.generation:
+            what = "it serves an earlier generation than the plan: transitions wait for it"
+            yield Problem(where=f"replica {name}", what=what, hint="see the log of that replica")
