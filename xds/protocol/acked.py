@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from xds.protocol.events import Acked, Nacked, Response
@@ -38,13 +39,15 @@ class AckedResources:
     If the response is unanswered, the client has not ACKed any version.
     """
 
-    __slots__ = ("_older", "_shared")
+    __slots__ = ("_older", "_shared", "_superseded")
 
     def __init__(self) -> None:
         self._older: dict[str, AckedResource] = {}
         """What the client last ACKed, where that may differ from the current version."""
         self._shared: SharedChange | None = None
         """Change whose previous versions the client last ACKed."""
+        self._superseded: dict[str, set[str]] = {}
+        """Names in each unanswered response, by nonce, that the client has ACKed in a later response."""
 
     def __len__(self) -> int:
         return len(self.names())
@@ -108,17 +111,11 @@ class AckedResources:
             return
         self._spread()
         open_names = watch.acks.open_names
-        if not open_names and not self._older:
-            previous, sent = watch.resources.get, watch.sent.get
-            self._older = {
-                name: old for name in names if (old := previous(name)) and sent(name) == old.version
-            }
-            return
         obsolete = []
         for name in names:
             if name in open_names:
                 continue
-            acked, resource = self.get(watch, name, open_names), resources.get(name)
+            acked, resource = self.get(watch, name, open_names), watch.get_from(resources, name)
             if acked is None or acked is UNKNOWN:
                 if name not in watch.sent:
                     obsolete.append(name)
@@ -148,26 +145,38 @@ class AckedResources:
             self._older, self._shared = {}, None
             return
         self._spread()
-        rejected_names = {resource.name for resource in rejected}
+        ignored = {resource.name for resource in rejected} | self._superseded.pop(response.nonce, set())
+        if isinstance(event, Acked):
+            self._supersede(watch, response)
         open_names = watch.acks.open_names
         current = []
         for resource in response.fresh:
             name = resource.name
-            if name in rejected_names:
+            if name in ignored:
                 continue
             desired = watch.get(name)
             is_desired = desired is not None and desired.version == resource.version
             is_latest = watch.sent.get(name) == resource.version
-            if name in open_names or (is_latest and not is_desired):
-                self._older[name] = resource
-            else:
+            if is_latest and is_desired and name not in open_names:
                 current.append(name)
+            else:
+                self._older[name] = resource
         self._discard(current)
         if isinstance(event, Acked) or event.culprits:
             self._discard(response.removed)
 
+    def _supersede(self, watch: Watch, response: Response) -> None:
+        """Record that the client has ACKed a response before earlier ones, which may still be ACKed.
+
+        Envoy ACKs a response with clusters that are warming after later ones.
+        """
+        names = {*(resource.name for resource in response.fresh), *response.removed}
+        for nonce in takewhile(lambda nonce: int(nonce) < int(response.nonce), watch.acks.unanswered):
+            self._superseded.setdefault(nonce, set()).update(names)
+
     def record_unanswered(self, watch: Watch, response: Response) -> None:
         """Record that the client will not answer a response."""
+        self._superseded.pop(response.nonce, None)
         self._record_unacked(watch, response.fresh, _unreported(watch))
 
     def retain(self, covers: Callable[[str], bool]) -> None:
