@@ -154,7 +154,7 @@ def plan(before: Mesh, manifests: Folder | None, deletions: Iterable[str]) -> It
         return
     change = replace(change, removed=(*change.removed, *removed))
     after = before.apply(change)
-    planned = policy.plan(before, after, policy.scope_of(change, after))
+    planned = policy.plan(before, after, policy.scope_of(change, before, after))
     without_effect = policy.ineffective(after, {fact.ref for fact in change.applied})
     yield pb.PlanResponse(
         breaks=planned.breaks,
