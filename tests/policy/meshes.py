@@ -7,11 +7,23 @@ from ipaddress import ip_network
 
 from hypothesis import strategies as st
 
-from tests.policy.world import HTTP, ROOT, TCP, peer, pod, policy, rule, service, tls
+from tests.policy.world import HTTP, ROOT, TCP, meta, peer, pod, policy, rule, service, tls
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Fact, Interception, MeshConfig, Pod, Service, ServicePort
+from xds.mesh.model.objects import (
+    EndpointAddress,
+    EndpointGroup,
+    EndpointPort,
+    Endpoints,
+    Fact,
+    Interception,
+    MeshConfig,
+    Pod,
+    Ref,
+    Service,
+    ServicePort,
+)
 from xds.mesh.model.redirection import Redirection
-from xds.mesh.model.traffic import TrafficPolicy
+from xds.mesh.model.traffic import LoadBalancing, TrafficPolicy
 
 NAMESPACES = ("a", "b", "c")
 APPS = ("x1", "x2", "x10")
@@ -44,8 +56,28 @@ def pods(draw: st.DrawFn) -> Pod:
 @st.composite
 def services(draw: st.DrawFn) -> Service:
     ports = draw(st.lists(st.sampled_from(PORTS), min_size=1, unique=True))
-    drawn = service(draw(st.sampled_from(APPS)), draw(st.sampled_from(NAMESPACES)), *ports)
-    return replace(drawn, addresses=(), headless=True) if draw(st.integers(0, 3)) == 0 else drawn
+    age = draw(st.sampled_from([None, 1, 2]))
+    drawn = service(draw(st.sampled_from(APPS)), draw(st.sampled_from(NAMESPACES)), *ports, age=age)
+    match draw(st.integers(0, 7)):
+        case 0 | 1:
+            return replace(drawn, addresses=(), headless=True)
+        case 2:
+            return replace(drawn, addresses=(draw(st.sampled_from(ADDRESSES)),))
+    return drawn
+
+
+@st.composite
+def slices(draw: st.DrawFn) -> Endpoints:
+    """EndpointSlices with addresses of pods in any namespace, of Services, and of no object."""
+    name, namespace = draw(st.sampled_from(APPS)), draw(st.sampled_from(NAMESPACES))
+    targets = st.sampled_from([None, None, Ref("Pod", "a", "x1-0"), Ref("Pod", "a", "unknown")])
+    entries = st.builds(EndpointAddress, address=st.sampled_from(ADDRESSES), ready=st.booleans(), pod=targets)
+    ports = st.sampled_from([EndpointPort(port=number, name="http") for number in (80, 8080)])
+    group = EndpointGroup(
+        addresses=tuple(draw(st.lists(entries, max_size=3))),
+        ports=(draw(ports), EndpointPort(port=draw(st.sampled_from([90, 9090])), name="tcp")),
+    )
+    return Endpoints(meta=meta("EndpointSlice", namespace, f"{name}-1"), service=name, groups=(group,))
 
 
 @st.composite
@@ -68,12 +100,13 @@ def policies(draw: st.DrawFn) -> Fact:
         namespace,
         draw(st.sampled_from(["*", "*.a.svc.cluster.local", "x1.a.svc.cluster.local"])),
         name=name,
-        policy=draw(st.builds(TrafficPolicy, tls=TLS)),
+        policy=draw(st.builds(TrafficPolicy, tls=TLS, load_balancer=BALANCING)),
         export_to=tuple(draw(exports)),
         selector=draw(st.none() | SELECTORS),
     )
 
 
+BALANCING = st.sampled_from([None, None, LoadBalancing.PASSTHROUGH])
 TLS = st.none() | st.builds(
     tls,
     st.sampled_from(["DISABLE", "SIMPLE", "ISTIO_MUTUAL"]),
@@ -88,6 +121,7 @@ def facts(draw: st.DrawFn) -> list[Fact]:
         *draw(st.lists(policies(), max_size=4)),
         *draw(st.lists(pods(), max_size=4)),
         *draw(st.lists(services(), max_size=3)),
+        *draw(st.lists(slices(), max_size=2)),
     ]
     return list({fact.ref: fact for fact in drawn}.values())
 
@@ -101,12 +135,14 @@ BASE: tuple[Fact, ...] = (
     *(pod("v2", namespace, version="v2") for namespace in (*NAMESPACES, ROOT)),
 )
 """A Service with endpoints of every kind, and clients in every namespace. Random facts can replace them."""
+ADDRESSES = (*(fact.addresses[0] for fact in BASE if isinstance(fact, Pod | Service)), "192.0.2.1")
 
 
 @st.composite
 def meshes(draw: st.DrawFn) -> Mesh:
     config = MeshConfig(
         enable_auto_mtls=draw(st.booleans()),
+        allow_any_outbound=draw(st.booleans()),
         default_destination_rule_export_to=draw(st.sampled_from([("*",), (".",), ("b",)])),
     )
     return Mesh([*BASE, *draw(facts())], config)

@@ -36,9 +36,8 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.conflicts import overridden
 from xds.mesh.policy.effect import without_effect
-from xds.mesh.policy.hops import RANKS
 from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, ineffective, plan, scope_of
-from xds.mesh.policy.reach import Answer, Failure, Result
+from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
@@ -137,18 +136,20 @@ def test_scope_of_a_change_contains_all_its_effects(
     refs = [fact.ref for fact in before.facts() if with_pods or not isinstance(fact, Pod)]
     change = Change(applied=applied, removed=tuple(data.draw(st.lists(st.sampled_from(refs), max_size=3))))
     after = before.apply(change)
-    scoped = plan(before, after, scope_of(change, after))
+    scoped = plan(before, after, scope_of(change, before, after))
     assert comparable(scoped) == comparable(plan(before, after))
 
 
 def test_scope_is_unknown_for_pods_and_settings():
     before = Mesh([service("web", "x", HTTP), service("web", "y", HTTP)])
     for change in (Change(applied=(pod("web", "x"),)), Change(config=MeshConfig(enable_auto_mtls=False))):
-        assert scope_of(change, before.apply(change)) is None
+        assert scope_of(change, before, before.apply(change)) is None
     namespaced = Change(applied=(peer("x", "STRICT"),))
-    assert scope_of(namespaced, before.apply(namespaced)) == (frozenset({("x", "web")}), frozenset({"x"}))
+    expected = (frozenset({("x", "web")}), frozenset({"x"}))
+    assert scope_of(namespaced, before, before.apply(namespaced)) == expected
     mesh_wide = Change(applied=(peer(ROOT, "STRICT"),))
-    assert scope_of(mesh_wide, before.apply(mesh_wide)) == (frozenset({("x", "web"), ("y", "web")}), None)
+    expected = (frozenset({("x", "web"), ("y", "web")}), None)
+    assert scope_of(mesh_wide, before, before.apply(mesh_wide)) == expected
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -359,7 +360,7 @@ def test_scope_contains_services_of_other_namespaces_that_list_a_pod():
     before = mesh(server, pod("naked", "c", sidecar=False), service("web", "b", HTTP), listed)
     change = Change(applied=(peer("a", "STRICT"),))
     after = before.apply(change)
-    (hop,) = plan(before, after, scope_of(change, after)).hops
+    (hop,) = plan(before, after, scope_of(change, before, after)).hops
     assert (hop.effect, hop.service.ref.namespace) == (Effect.BREAKS, "b")
 
 

@@ -32,7 +32,7 @@ from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.mesh import Mesh as Facts
 from xds.mesh.model.objects import TRAFFIC_KINDS, Object, Protocol, Service
 from xds.mesh.policy.plan import plan
-from xds.mesh.policy.reach import Result
+from xds.mesh.policy.reach import Result, connection
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy]
 
@@ -42,8 +42,6 @@ SKIPPED_CASES = {
 SKIPPED = {
     "Pod third/proxied": "mode NONE on the loopback interface, as in the case interception-none",
     "Service ns/six": "the network namespaces have no IPv6",
-    "Service aaa/same": "its clusterIP belongs to another Service, so nothing sends traffic to it",
-    "Service aaa/taker": "known difference for addresses it does not own: see check-reachability.md",
 }
 
 STRICT = peer_authentication("istio-system", "STRICT")
@@ -186,8 +184,14 @@ class Deployment:
             name=service.name,
             namespace=service.namespace,
             address="" if service.headless else service.addresses[0],
-            ports={port: found[0].port for port, found in endpoints.items() if found},
-            pods=[self._pods[address] for address in sorted(addresses)],
+            # If several Services have a clusterIP, it leads to the endpoints of its owner.
+            ports={
+                port: found[0].port
+                for port, found in endpoints.items()
+                if found and all(facts.may_answer(service, address) for address in service.addresses)
+            },
+            # A headless Service can list a clusterIP.
+            pods=[self._pods[address] for address in sorted(addresses & self._pods.keys())],
         )
 
     def callable(self, facts: Facts) -> Results:
@@ -208,22 +212,30 @@ class Deployment:
 
         async def real(call: Call) -> Mapping[At, Result]:
             client, service = self._pods[facts.get(call[0]).address], facts.get(call[1])
-            expected = predicted[call]
+            expected, servers = predicted[call], reached(facts, call)
             async with turn:
                 if not service.headless:
-                    return await self._call(client, f"{service.name}.{service.namespace}", call[2], expected)
+                    host = f"{service.name}.{service.namespace}"
+                    return await self._call(client, host, call[2], expected, servers)
                 # The name of a headless Service leads to its pods, and clients call their ports.
-                calls = [self._call(client, *to, {to: how}) for to, how in expected.items() if to]
+                calls = [self._call(client, *to, {to: how}, servers) for to, how in expected.items() if to]
                 return {to: how for found in calls for to, how in (await found).items()}
 
         return dict(zip(predicted, await asyncio.gather(*map(real, predicted)), strict=True))
 
     async def _call(
-        self, client: ClusterPod, host: str, port: int, expected: Mapping[At, Result]
+        self,
+        client: ClusterPod,
+        host: str,
+        port: int,
+        expected: Mapping[At, Result],
+        servers: Mapping[At, At],
     ) -> Mapping[At, Result]:
         """Send requests until all results were seen, and enough to see any other."""
-        what = next((self._apps[to] for to in expected if to), HTTP1)
-        wanted = {("" if how is Result.FAILS else name(to), how) for to, how in expected.items()}
+        names = {to: name(servers.get(to, to)) for to in expected}
+        apps = (self._apps.get(servers.get(to, to)) for to in expected)
+        what = next((app for app in apps if app), HTTP1)
+        wanted = {("" if how is Result.FAILS else names[to], how) for to, how in expected.items()}
         seen: set[tuple[str, str]] = set()
         for _ in range(ENOUGH if len(expected) > 1 else 1):
             answer = await self._mesh.exchange(what, client, host, port)
@@ -233,8 +245,8 @@ class Deployment:
         hows = {pod: Result(how) for pod, how in seen}
         # A sidecar retries at another endpoint if it cannot connect.
         failed = {to for to in expected if "" in hows} or await self._failed(client)
-        return {to: hows[name(to)] for to in expected if name(to) in hows} | {
-            to: Result.FAILS for to in expected if name(to) not in hows and to in failed
+        return {to: hows[names[to]] for to in expected if names[to] in hows} | {
+            to: Result.FAILS for to in expected if names[to] not in hows and to in failed
         }
 
     async def _failed(self, client: ClusterPod) -> set[At]:
@@ -256,6 +268,14 @@ def is_skipped(found: Object) -> bool:
 
 def ready(facts: Facts, service: Service, port: Any) -> list[Endpoint]:
     return [endpoint for endpoint in facts.endpoints(service, port) if endpoint.ready]
+
+
+def reached(facts: Facts, call: Call) -> Mapping[At, At]:
+    """Return the server that a connection to each endpoint reaches. If it reaches several, return one."""
+    client, service = facts.get(call[0]), facts.get(call[1])
+    port = next(port for port in service.ports if port.port == call[2])
+    found = [(to, connection(facts, client, service, port, to)) for to in ready(facts, service, port)]
+    return {at(to): at(how.sent.server) for to, how in found if how.sent}
 
 
 def at(endpoint: Endpoint) -> tuple[str, int]:

@@ -11,10 +11,12 @@ import pytest_asyncio
 
 from tests.support import manifests
 from tests.support.cluster import Cluster
-from tests.support.exchange import FAILS, HTTP1, MTLS, TCP
+from tests.support.exchange import FAILS, HTTP1, MTLS, PLAINTEXT, TCP
 from tests.support.manifests import Manifest, destination_rule
 from tests.support.mesh import Mesh
+from tests.support.predictions import results
 from tests.support.waiting import eventually
+from xds.mesh.model.objects import Ref
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
@@ -97,6 +99,29 @@ class TestForeignAddresses:
         assert [(exchange.how, exchange.pod) for _, exchange in seen] == [
             (MTLS, owner) for owner, _ in seen
         ], seen
+
+    async def test_http_requests_reach_a_service_that_does_not_own_the_address(self, mesh):
+        """HTTP requests are routed by the name of the Service. Other connections pass through."""
+        web = mesh[WEB]
+        claims = [
+            headless("taker", "aaa", OWN_NUMBERS),
+            slice_of(
+                *("taker", "aaa"),
+                {name: port for name, (port, _) in OWN_NUMBERS.items()},
+                {"addresses": [web.address]},
+            ),
+            destination_rule("taker", "aaa", "taker.aaa.svc.cluster.local", "ISTIO_MUTUAL"),
+        ]
+        known = mesh.cluster.service("taker", "aaa", dict(OWN_NUMBERS.values()), [web], headless=True)
+
+        async with applied(mesh, *claims):
+            predicted = results(mesh.facts())
+            seen = [(await mesh.exchange(what, CLIENT, "taker.aaa", port)).how for what, port in TO_POD]
+
+        mesh.cluster.services.remove(known)
+        mesh.cluster.publish()
+        calls = [(Ref("Pod", "third", "client"), Ref("Service", "aaa", "taker"), port) for _, port in TO_POD]
+        assert seen == [how for call in calls for how in predicted[call].values()] == [MTLS, PLAINTEXT]
 
 
 class TestUnknownPod:

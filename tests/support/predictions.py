@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, Ref, Service, ServicePort
-from xds.mesh.policy.hops import RANKS, hops
+from xds.mesh.policy.hops import hops
 from xds.mesh.policy.plan import Plan
-from xds.mesh.policy.reach import Outcome, Result, outcome
+from xds.mesh.policy.reach import RANKS, Outcome, Result, outcome
 
 Call: TypeAlias = tuple[Ref, Ref, int]
 """Client pod, Service and port."""

@@ -183,7 +183,7 @@ def plan(
         return
     change = replace(change, removed=(*change.removed, *removed))
     after = before.apply(change)
-    scope, applied = policy.scope_of(change, after), {fact.ref for fact in change.applied}
+    scope, applied = policy.scope_of(change, before, after), {fact.ref for fact in change.applied}
     planned = policy.plan(before, after, scope)
     without_effect = policy.ineffective(after, applied)
     yield pb.PlanResponse(

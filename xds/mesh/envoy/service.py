@@ -9,9 +9,10 @@ from typing import NamedTuple
 from xds.mesh.envoy import clusters, endpoints, names, outbound, routes
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.namespace import covers
-from xds.mesh.model.objects import Interception, Ref, Service, ServicePort
-from xds.mesh.model.traffic import NO_LIMITS, LoadBalancing, TcpLimits, TrafficPolicy
+from xds.mesh.model.objects import Ref, Service, ServicePort
+from xds.mesh.model.traffic import NO_LIMITS, TcpLimits, TrafficPolicy
 from xds.mesh.policy.destination import ClientRule
+from xds.mesh.policy.listeners import Listener, has_endpoint_listeners, listeners_of
 from xds.mesh.policy.mtls import sends_mtls
 from xds.snapshot import Resource
 
@@ -39,11 +40,6 @@ def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
         fact = mesh.get(ref)
         sources.append(f"{ref} ({fact.meta.origin})" if fact and fact.meta.origin else str(ref))
     return tuple(sources)
-
-
-def sidecar_ports(mesh: Mesh) -> frozenset[int]:
-    """Return the ports that intercepting sidecars bind on all addresses. Other listeners cannot use them."""
-    return mesh.config.own_ports(Interception.REDIRECT)
 
 
 def build(
@@ -146,30 +142,17 @@ class _PortBuilder:
         name = names.outbound(service.host, port.port)
         domains = routes.service_names(service, same_namespace=same_namespace)
         result.hosts.append(routes.Host(domains, port.port, name, port.protocol, limits=self.limits))
-        if not port.protocol.is_http or port.port in sidecar_ports(self.mesh):
-            for address in service.addresses:
-                self.add_listener(result, address, port.port, name)
-        if service.headless or self.policy.load_balancer is LoadBalancing.PASSTHROUGH:
-            service_route = (routes.with_ports(domains, port.port, bare=True), name)
-            for endpoint in self.mesh.endpoints(service, port):
-                self.add_endpoint(result, endpoint, service_route, same_namespace=same_namespace)
-                yield
-            for entry in self.mesh.withheld(service, port):
-                # The entry's pod is unknown, so its mode is too. Without a listener for the address,
-                # connections would pass through in plaintext.
-                if self.mesh.may_answer(service, entry.address):
-                    for number in dict.fromkeys((port.port, entry.port)):
-                        self.add_listener(result, entry.address, number, names.BLACK_HOLE, service_route)
+        for_endpoints = has_endpoint_listeners(service, self.policy)
+        for endpoint in self.mesh.endpoints(service, port) if for_endpoints else ():
+            self.add_endpoint(result, endpoint, same_namespace=same_namespace)
+            yield
+        service_route = (routes.with_ports(domains, port.port, bare=True), name)
+        for listener in listeners_of(self.mesh, service, port, for_endpoints=for_endpoints):
+            self.add_listener(result, listener, service_route)
+            yield
 
-    def add_endpoint(
-        self,
-        result: ServiceResources,
-        endpoint: Endpoint,
-        service_route: tuple[tuple[str, ...], str],
-        *,
-        same_namespace: bool,
-    ) -> None:
-        """Add the cluster of one endpoint, with hosts and listeners for its host name and address."""
+    def add_endpoint(self, result: ServiceResources, endpoint: Endpoint, *, same_namespace: bool) -> None:
+        """Add the cluster of one endpoint, with hosts for its host name and address."""
         host_names: tuple[str, ...] = ()
         if endpoint.hostname:
             host_names = routes.pod_names(endpoint.hostname, self.service, same_namespace=same_namespace)
@@ -184,21 +167,20 @@ class _PortBuilder:
         result.endpoints.append(self.assignment(name, [target]))
         for number in dict.fromkeys((self.port.port, endpoint.port)):
             result.hosts.append(routes.Host(domains, number, name, self.port.protocol, is_endpoint=True))
-            if addresses:
-                self.add_listener(result, endpoint.address, number, name, service_route)
 
     def add_listener(
-        self,
-        result: ServiceResources,
-        address: str,
-        number: int,
-        cluster: str,
-        service_route: tuple[tuple[str, ...], str] = ((), ""),
+        self, result: ServiceResources, listener: Listener, service_route: tuple[tuple[str, ...], str]
     ) -> None:
+        address, number, endpoint = listener.address, listener.number, listener.endpoint
+        cluster = names.outbound(self.service.host, self.port.port, endpoint.address if endpoint else "")
+        if listener.is_closed:
+            cluster = names.BLACK_HOLE
+        elif endpoint is None:
+            service_route = ((), "")  # All connections go to the cluster of the service anyway.
         spec = outbound.Destination(address, number, self.port.protocol, cluster, self.limits, service_route)
-        listener = self._cached(
+        found = self._cached(
             f"{address}_{number}",
             spec,
             lambda: outbound.destination_listener(self.mesh.config, spec, self.sources),
         )
-        result.listeners.append(listener)
+        result.listeners.append(found)

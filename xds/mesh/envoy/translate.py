@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from xds.mesh.envoy import clusters, inbound, names, outbound, routes
 from xds.mesh.envoy.bootstrap import loopback_address
-from xds.mesh.envoy.service import ServiceResources, build, sidecar_ports, sources_of
+from xds.mesh.envoy.service import ServiceResources, build, sources_of
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import (
@@ -27,6 +27,7 @@ from xds.mesh.model.objects import (
     ServicePort,
 )
 from xds.mesh.policy.destination import served_client_rule
+from xds.mesh.policy.listeners import sidecar_ports
 from xds.mesh.policy.mtls import ports_with_own_mode, served_mode
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
 

@@ -117,7 +117,7 @@ def _effects(before: Mesh, change: Change) -> Steps[Effects]:
     change = replace(change, applied=tuple(as_applied(before, fact) for fact in change.applied))
     after = before.apply(change)
     yield
-    plan = yield from plan_steps(before, after, scope_of(change, after))
+    plan = yield from plan_steps(before, after, scope_of(change, before, after))
     ineffective = yield from ineffective_steps(after, {fact.ref for fact in change.applied})
     return summarize(plan, ineffective)
 

@@ -320,6 +320,26 @@ class Mesh:
             for owner in owners
         )
 
+    def services_at(self, address: str) -> list[Service]:
+        """Return the Services with a clusterIP or an endpoint at an address, ready or not, oldest first."""
+        keys = {(ref.namespace, ref.name) for ref in self._addresses.at(address) if ref.kind == "Service"}
+        keys.update(self._listed_at(address))
+        for pod in self._pods_at(address):
+            selecting = self.in_namespace(pod.namespace).selecting(pod.meta.labels)
+            keys.update((service.namespace, service.name) for service in selecting)
+        services = (service for key in keys if (service := self.service(*key)))
+        return sorted(services, key=lambda service: service.meta.age_key)
+
+    def services_beside(self, keys: Iterable[ServiceKey]) -> Iterator[ServiceKey]:
+        """Yield the services that share an address with a service: a clusterIP, or that of an endpoint."""
+        for service in filter(None, (self.service(*key) for key in keys)):
+            addresses = {*service.addresses}
+            for port in service.ports:
+                addresses.update(endpoint.address for endpoint in self.endpoints(service, port))
+                addresses.update(listed.address for listed in self.withheld(service, port))
+            for address in addresses:
+                yield from ((other.namespace, other.name) for other in self.services_at(address))
+
     def memo(self, service: Service) -> dict[Any, Any]:
         """Return the cache for results about a service. A change that may affect the service clears it."""
         return self._memos.setdefault((service.namespace, service.name), {})
@@ -419,6 +439,11 @@ class Mesh:
 
     def _services_listing(self, fact: Pod | Service) -> Iterable[ServiceKey]:
         """Return the services whose EndpointSlices or Endpoints list a pod or Service, by name or address."""
+        names: tuple[str | Ref, ...] = (fact.ref, *addresses_of(fact))
+        return dict.fromkeys(key for name in names for key in self._listed_at(name))
+
+    def _listed_at(self, item: str | Ref) -> Iterable[ServiceKey]:
+        """Return the services whose EndpointSlices or Endpoints contain an address or the name of a Pod."""
         if self._listings is None:
             listings: dict[str | Ref | None, list[ServiceKey]] = {}
             for namespace in sorted(self._all):
@@ -428,8 +453,7 @@ class Mesh:
                     for key in {entry.address for entry in entries} | {entry.pod for entry in entries}:
                         listings.setdefault(key, []).append((namespace, name))
             self._listings = listings
-        names: tuple[str | Ref, ...] = (fact.ref, *addresses_of(fact))
-        return dict.fromkeys(key for name in names for key in self._listings.get(name, []))
+        return self._listings.get(item, ())
 
     def _services_sharing_address(self, fact: Pod | Service) -> Iterator[ServiceKey]:
         """Yield the Services whose clusterIP is an address of a pod or Service."""

@@ -20,19 +20,18 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.traffic import ClientTls
 from xds.mesh.policy.destination import ClientRule, client_rule, rules_with_tls, served_client_rule
 from xds.mesh.policy.mtls import (
+    Decision,
     ModeDecision,
     Reason,
     Send,
-    decide,
     decide_for,
     endpoint_mode,
     enforced_mode,
     explicit_tls,
-    is_excluded,
     sends_mtls,
     served_mode,
 )
-from xds.mesh.policy.reach import Failure, Result, outcome, server_of
+from xds.mesh.policy.reach import Answer, Connection, Failure, Result, Sent, connection, outcome, server_of
 
 _OTHER_TLS = "TLS from a DestinationRule (SIMPLE or MUTUAL)"
 
@@ -49,6 +48,8 @@ ACCEPTS = {
 _RESULTS = {Result.MTLS: "mutual TLS", Result.PLAINTEXT: "plaintext", Result.FAILS: "fails"}
 
 _EXCLUDED = "annotations of the client's pod exclude the connection from its sidecar"
+_NOT_OWNED = "the Service does not own the address"
+_PASSES = f"{_NOT_OWNED}, so the client's sidecar passes the connection through"
 
 _FAILURES = {
     Failure.NO_ENDPOINT: "the service port has no ready endpoint",
@@ -58,6 +59,8 @@ _FAILURES = {
     Failure.SERVER_REQUIRES_MTLS: "the client sends plaintext, but the server accepts mutual TLS only",
     Failure.SERVER_PLAINTEXT: "the client sends mutual TLS, but the server accepts plaintext only",
     Failure.OUTBOUND_EXCLUDED: f"{_EXCLUDED}, but the server accepts mutual TLS only",
+    Failure.PASSTHROUGH: f"{_PASSES}, but the server accepts mutual TLS only",
+    Failure.OUTBOUND_BLOCKED: f"{_NOT_OWNED}, so the client's sidecar closes the connection",
     Failure.INBOUND_EXCLUDED: "the client sends mutual TLS, but {absence}",
     Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
     Failure.IDENTITY_REFUSED: "the DestinationRule's subjectAltNames do not contain the server's identity",
@@ -67,6 +70,7 @@ _FAILURES = {
 _REASONS = {
     Reason.CLIENT_WITHOUT_SIDECAR: "the client has no sidecar",
     Reason.OUTBOUND_EXCLUDED: _EXCLUDED,
+    Reason.PASSTHROUGH: _PASSES,
     Reason.DESTINATION_RULE: "a DestinationRule sets {tls}",
     Reason.AUTO_MTLS_OFF: "auto mTLS is disabled, and no DestinationRule sets TLS",
     Reason.ENDPOINT_WITHOUT_SIDECAR: "{absence}",
@@ -173,8 +177,13 @@ def explanations(
 def _class_of(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Hashable:
     """Return a key for an endpoint of a service port: endpoints with equal keys have equal explanations."""
     server = server_of(mesh, service, port, endpoint, [client.redirection])
+    if server.contest:
+        return endpoint.address, endpoint.port
     absence = _why_not_intercepted(endpoint) if server.enforced is None else ""
-    served = _served(mesh, client, service, port, endpoint) if _is_rolling_out(mesh) else None
+    served = None
+    if _is_rolling_out(mesh):
+        found = connection(mesh, client, service, port, endpoint)
+        served = found.sent and _served(mesh, client, found, found.sent)
     return server, endpoint.port, absence, served
 
 
@@ -193,13 +202,19 @@ def explain(mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePo
 
 def _without_endpoint(mesh: Mesh, client: Pod, service: Service, port: ServicePort) -> Explanation:
     predicted = outcome(mesh, client, service, port, None)
-    listed_by = Decider(predicted.decided_by[0], "") if predicted.decided_by else None
+    answer = Answer(predicted.result, predicted.reason, predicted.decided_by)
+    return _unreachable(port, answer, "nothing: no endpoint is ready")
+
+
+def _unreachable(port: ServicePort, answer: Answer, server: str, owner: str = "") -> Explanation:
+    """Explain why a client cannot connect. `server` describes the server's side."""
+    listed_by = Decider(answer.decided_by[0], "") if answer.decided_by else None
     return Explanation(
         port=port,
-        result=predicted.result,
-        reason=predicted.reason,
-        why=_FAILURES[Failure(predicted.reason)],
-        server=Side("nothing: no endpoint is ready", listed_by),
+        result=answer.result,
+        reason=answer.reason,
+        why=owner + _FAILURES[Failure(answer.reason)],
+        server=Side(server, listed_by),
     )
 
 
@@ -207,38 +222,38 @@ def explain_endpoint(
     mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint
 ) -> Explanation:
     """Explain what happens when a client calls an endpoint of a service port."""
-    predicted = outcome(mesh, client, service, port, endpoint)
-    decision = decide(mesh, client, service, port, endpoint)
-    server = endpoint_mode(mesh, endpoint)
-    enforced = enforced_mode(mesh, endpoint)
-    has_sidecar = _uses_sidecar(client, service, port, endpoint)
-    rule = client_rule(mesh, client.namespace, client.meta.labels, service) if has_sidecar else None
-    tls = explicit_tls(rule, port.port)
-    words = {
-        "absence": _why_not_intercepted(endpoint),
-        "mode": server.mode if server else "",
-        "tls": tls.mode if tls else "",
-    }
-    why = _REASONS[decision.reason].format_map(words)
+    found = connection(mesh, client, service, port, endpoint)
+    owner = f"the address belongs to {found.service.ref}: " if found.service.ref != service.ref else ""
+    if found.sent is None:
+        return _unreachable(port, found.answer, "nothing: the connection reaches no server", owner)
+    decision, decided_for, reached = found.sent
+    server = endpoint_mode(mesh, decided_for)
+    enforced = enforced_mode(mesh, reached)
+    has_sidecar = _uses_cluster(decision)
+    rule = client_rule(mesh, client.namespace, client.meta.labels, found.service) if has_sidecar else None
+    tls = explicit_tls(rule, found.port.port)
+    words = {"mode": server.mode if server else "", "tls": tls.mode if tls else ""}
+    why = owner + _REASONS[decision.reason].format(absence=_why_not_intercepted(decided_for), **words)
     if rule and not tls:
-        why += f" ({rule.refs[0]} applies, but sets no TLS for port {port.port})"
+        why += f" ({rule.refs[0]} applies, but sets no TLS for port {found.port.port})"
     rules: tuple[Ref, ...] = ()
     if has_sidecar:
-        rules = rules_with_tls(mesh, client.namespace, client.meta.labels, service, port.port)
-    overridden = (_decider(mesh, ref, endpoint.port) for ref in rules if ref != decision.decided_by)
-    decided_by = _decider(mesh, decision.decided_by, endpoint.port) if decision.decided_by else None
+        rules = rules_with_tls(mesh, client.namespace, client.meta.labels, found.service, found.port.port)
+    overridden = (_decider(mesh, ref, decided_for.port) for ref in rules if ref != decision.decided_by)
+    decided_by = _decider(mesh, decision.decided_by, decided_for.port) if decision.decided_by else None
     desired = Served(decision.send, enforced.mode if enforced else None)
-    failure = predicted.reason if isinstance(predicted.reason, Failure) else None
+    result, reason, _ = found.answer
+    failure = _FAILURES[reason] if isinstance(reason, Failure) else ""
     return Explanation(
         port=port,
-        result=predicted.result,
-        reason=predicted.reason,
-        why=_FAILURES[failure].format_map(words) if failure else why,
+        result=result,
+        reason=reason,
+        why=owner + failure.format(absence=_why_not_intercepted(reached)) if failure else why,
         client=Side(f"{SENDS[decision.send]}: {why}", decided_by, tuple(overridden)),
-        server=server_side(mesh, endpoint, enforced),
+        server=server_side(mesh, reached, enforced),
         desired=desired,
-        served=_served(mesh, client, service, port, endpoint) if _is_rolling_out(mesh) else desired,
-        identities=_identities(mesh, service, tls) if decision.send is Send.MTLS else (),
+        served=_served(mesh, client, found, found.sent) if _is_rolling_out(mesh) else desired,
+        identities=_identities(mesh, found.service, tls) if decision.send is Send.MTLS else (),
     )
 
 
@@ -284,9 +299,10 @@ def _why_not_intercepted(endpoint: Endpoint) -> str:
     return f"the server's sidecar does not intercept port {endpoint.port}"
 
 
-def _uses_sidecar(client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> bool:
-    """Whether the connections of a client to an endpoint pass through its own sidecar."""
-    return client.has_sidecar and not is_excluded(client.redirection, service, port, endpoint)
+def _uses_cluster(decision: Decision) -> bool:
+    """Whether the client's sidecar sends the connection to the cluster of a Service."""
+    reasons = {Reason.CLIENT_WITHOUT_SIDECAR, Reason.OUTBOUND_EXCLUDED, Reason.PASSTHROUGH}
+    return decision.reason not in reasons
 
 
 def _is_rolling_out(mesh: Mesh) -> bool:
@@ -294,14 +310,14 @@ def _is_rolling_out(mesh: Mesh) -> bool:
     return bool(mesh.served.modes or mesh.served.mtls or mesh.served.rules)
 
 
-def _served(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Served:
-    pod = endpoint.pod
-    is_intercepted = enforced_mode(mesh, endpoint) is not None
-    mode = served_mode(mesh, pod, endpoint.port).mode if pod and is_intercepted else None
-    if not _uses_sidecar(client, service, port, endpoint):
+def _served(mesh: Mesh, client: Pod, found: Connection, sent: Sent) -> Served:
+    decision, endpoint, server = sent
+    is_intercepted = enforced_mode(mesh, server) is not None
+    mode = served_mode(mesh, server.pod, server.port).mode if server.pod and is_intercepted else None
+    if not _uses_cluster(decision):
         return Served(Send.PLAINTEXT, mode)
-    rule = served_client_rule(mesh, client.namespace, client.meta.labels, service)
-    return Served(_served_send(mesh, rule, port, endpoint), mode)
+    rule = served_client_rule(mesh, client.namespace, client.meta.labels, found.service)
+    return Served(_served_send(mesh, rule, found.port, endpoint), mode)
 
 
 def _served_send(mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint) -> Send:

@@ -12,13 +12,13 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.objects import Pod, Service, ServicePort
+from xds.mesh.model.objects import Interception, Pod, Service, ServicePort
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.destination import RuleKey, rule_key
-from xds.mesh.policy.reach import Answer, Outcome, Result, Server, answer_for, sender_of, server_of
+from xds.mesh.policy.reach import RANKS, Answer, Outcome, Server, answer_for, sender_of, server_of
 from xds.mesh.policy.steps import Steps, finish
 
-SenderKey: TypeAlias = tuple[RuleKey, Redirection] | None
+SenderKey: TypeAlias = tuple[RuleKey, Redirection, Interception] | None
 """Key for clients whose answers cannot differ; None for clients without a sidecar."""
 
 K = TypeVar("K", bound=Hashable)
@@ -113,10 +113,6 @@ def hops(
             )
 
 
-RANKS = {Result.FAILS: 0, Result.PLAINTEXT: 1, Result.MTLS: 2}
-"""Order of results in reports, worst first."""
-
-
 def clients_of(mesh: Mesh) -> Iterator[Pod]:
     """Yield the pods that can open connections: those that have not ended."""
     return (pod for pod in mesh.pods() if not pod.ended)
@@ -142,7 +138,8 @@ def sender_key(mesh: Mesh, client: Pod) -> SenderKey:
     """Return a key for a client: clients with equal keys get the same answer from each endpoint."""
     if not client.has_sidecar:
         return None
-    return rule_key(mesh, client.namespace, client.meta.labels), client.redirection
+    key = rule_key(mesh, client.namespace, client.meta.labels)
+    return key, client.redirection, client.interception
 
 
 class Answers(NamedTuple):

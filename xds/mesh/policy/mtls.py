@@ -1,6 +1,6 @@
 """mTLS decisions: the mode that a server's listener accepts, and what a client sends to each endpoint.
 
-No other module implements these rules. `xds reach` calls `decide`; the translator calls `served_mode` and
+No other module implements these rules. `xds explain` calls `decide`; the translator calls `served_mode` and
 `sends_mtls`.
 """
 
@@ -186,6 +186,8 @@ class Reason(StrEnum):
     """The client has no sidecar, so it sends plaintext."""
     OUTBOUND_EXCLUDED = "outbound-excluded"
     """Annotations of the client's pod exclude the connection from its sidecar, so it sends plaintext."""
+    PASSTHROUGH = "passthrough"
+    """The Service does not own the address, so the client's sidecar passes the connection through."""
     DESTINATION_RULE = "destination-rule"
     """A DestinationRule has TLS settings for the service port."""
     AUTO_MTLS_OFF = "auto-mtls-off"
@@ -235,7 +237,7 @@ def explicit_tls(rule: ClientRule | None, port: int, subset: str = "") -> Client
 def decide(  # noqa: PLR0917
     mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint, subset: str = ""
 ) -> Decision:
-    """Decide what a client should send to an endpoint of a service port.
+    """Decide what a client should send to an endpoint of a service port that owns the address.
 
     Args:
         mesh: the facts.
@@ -257,11 +259,24 @@ def decide(  # noqa: PLR0917
 def is_excluded(redirection: Redirection, service: Service, port: ServicePort, endpoint: Endpoint) -> bool:
     """Whether connections of clients with this redirection bypass their sidecars.
 
-    A client connects to the first address of the service, or to the endpoint if the service is headless.
+    Args:
+        redirection: connections that pass through the clients' sidecars.
+        service: Service that the clients call.
+        port: port of the Service.
+        endpoint: endpoint that a load balancer picks.
+    """
+    return not redirection.redirects_outbound(*dialled_by_clients(service, port, endpoint))
+
+
+def dialled_by_clients(service: Service, port: ServicePort, endpoint: Endpoint) -> tuple[str, int]:
+    """Return the address and port that applications connect to when they call a service port.
+
+    The address is the first one of the service, or the endpoint's if the service is headless. It is empty if
+    it is not known.
     """
     if service.headless:
-        return not redirection.redirects_outbound(endpoint.address, endpoint.port)
-    return not redirection.redirects_outbound("".join(service.addresses[:1]), port.port)
+        return endpoint.address, endpoint.port
+    return "".join(service.addresses[:1]), port.port
 
 
 def decide_for(

@@ -19,7 +19,6 @@ from xds.mesh.model.objects import TRAFFIC_KINDS, Change, Mode, Pod, Problem, Re
 from xds.mesh.policy.conflicts import overridden_steps
 from xds.mesh.policy.effect import policy_without_effect, without_effect
 from xds.mesh.policy.hops import (
-    RANKS,
     Answers,
     Clients,
     Grouping,
@@ -30,7 +29,7 @@ from xds.mesh.policy.hops import (
     targets_of,
 )
 from xds.mesh.policy.mtls import enforced_mode
-from xds.mesh.policy.reach import Answer, Failure, Result
+from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
 from xds.mesh.policy.steps import Steps, finish
 
 SCRAPE = "prometheus.io/scrape"
@@ -150,11 +149,12 @@ class Scope(NamedTuple):
     """Namespaces with pods whose modes may change; None for all."""
 
 
-def scope_of(change: Change, after: Mesh) -> Scope | None:
+def scope_of(change: Change, before: Mesh, after: Mesh) -> Scope | None:
     """Return the scope of a change; None if it may affect everything.
 
     Args:
         change: the change.
+        before: the mesh without the change.
         after: the mesh that `Mesh.apply` has returned for the change.
     """
     refs = (*(fact.ref for fact in change.applied), *change.removed)
@@ -162,7 +162,9 @@ def scope_of(change: Change, after: Mesh) -> Scope | None:
         return None  # Pods are clients too, and may call every service.
     namespaces = frozenset(ref.namespace for ref in refs if ref.kind != "DestinationRule")
     is_mesh_wide = not namespaces.isdisjoint(("", after.config.root_namespace))
-    return Scope(after.touched, None if is_mesh_wide else namespaces)
+    # Connections to a Service may go to the listener of another Service with the same address.
+    beside = (key for mesh in (before, after) for key in mesh.services_beside(after.touched or ()))
+    return Scope(after.touched.union(beside), None if is_mesh_wide else namespaces)
 
 
 def plan(before: Mesh, after: Mesh, scope: Scope | None = None) -> Plan:

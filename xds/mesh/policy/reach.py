@@ -11,21 +11,24 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import Mode, Pod, Ref, Service, ServicePort
+from xds.mesh.model.objects import Interception, Mode, Pod, Ref, Service, ServicePort
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.destination import ClientRule, client_rule
+from xds.mesh.policy.listeners import is_used, servers_of
 from xds.mesh.policy.mtls import (
     Decision,
     ModeDecision,
     Reason,
     Send,
+    decide,
     decide_for_mode,
     endpoint_mode,
     enforced_mode,
     explicit_tls,
     is_excluded,
 )
+from xds.mesh.policy.ownership import Contest, contest_of
 
 
 class Result(StrEnum):
@@ -34,6 +37,10 @@ class Result(StrEnum):
     MTLS = "mtls"
     PLAINTEXT = "plaintext"
     FAILS = "fails"
+
+
+RANKS = {Result.FAILS: 0, Result.PLAINTEXT: 1, Result.MTLS: 2}
+"""Order of results in reports, worst first."""
 
 
 class Failure(StrEnum):
@@ -53,6 +60,10 @@ class Failure(StrEnum):
     """The client sends mutual TLS to a server in mode DISABLE."""
     OUTBOUND_EXCLUDED = "outbound-excluded"
     """Annotations exclude the connection from the client's sidecar, and the server is in mode STRICT."""
+    PASSTHROUGH = "passthrough"
+    """The client's sidecar passes the connection through in plaintext, and the server is in mode STRICT."""
+    OUTBOUND_BLOCKED = "outbound-blocked"
+    """The Service does not own the address, and the client's sidecar closes such connections."""
     INBOUND_EXCLUDED = "inbound-excluded"
     """The client sends mutual TLS to a port that annotations exclude from the server's sidecar."""
     ENDPOINT_WITHOUT_SIDECAR = "endpoint-without-sidecar"
@@ -119,12 +130,10 @@ def outcome(
 class Sender(NamedTuple):
     """The properties of a client that its results for a service depend on."""
 
-    has_sidecar: bool
-    """Whether the client has a sidecar."""
+    pod: Pod
+    """Pod of the client."""
     rule: ClientRule | None
     """DestinationRule of the client for the service."""
-    redirection: Redirection
-    """Traffic that passes through the client's sidecar."""
 
 
 class Server(NamedTuple):
@@ -142,6 +151,33 @@ class Server(NamedTuple):
     """SPIFFE ID of the pod; empty for an address outside the mesh."""
     excluded_by: frozenset[Redirection]
     """Redirections of clients whose connections to the endpoint bypass their sidecars."""
+    contest: Contest | None
+    """Where connections go if another Service may own an address; None if the called Service owns it."""
+
+
+class Sent(NamedTuple):
+    """What a client sends, and where."""
+
+    decision: Decision
+    """What the client sends."""
+    endpoint: Endpoint
+    """Endpoint that the decision is for."""
+    server: Endpoint
+    """Server that the connection reaches. It differs from the endpoint if that has a clusterIP."""
+
+
+class Connection(NamedTuple):
+    """A connection of a client to an endpoint of a service port."""
+
+    service: Service
+    """Service whose settings the client's sidecar uses: the Service that the client calls, unless another
+    Service owns the address."""
+    port: ServicePort
+    """Port of that Service."""
+    sent: Sent | None
+    """What the client sends; None if it cannot connect."""
+    answer: Answer
+    """Result of the connection."""
 
 
 def sender_of(mesh: Mesh, client: Pod, service: Service) -> Sender:
@@ -149,7 +185,7 @@ def sender_of(mesh: Mesh, client: Pod, service: Service) -> Sender:
     rule = None
     if client.has_sidecar:
         rule = client_rule(mesh, client.namespace, client.meta.labels, service)
-    return Sender(client.has_sidecar, rule, client.redirection)
+    return Sender(client, rule)
 
 
 def server_of(
@@ -168,6 +204,13 @@ def server_of(
         endpoint: endpoint that a load balancer picks.
         redirections: the different redirections of the clients.
     """
+    server = _server(mesh, endpoint)
+    excluded_by = frozenset(item for item in redirections if is_excluded(item, service, port, endpoint))
+    contest = contest_of(mesh, service, port, endpoint, _server)
+    return server._replace(excluded_by=excluded_by, contest=contest) if excluded_by or contest else server
+
+
+def _server(mesh: Mesh, endpoint: Endpoint) -> Server:
     pod = endpoint.pod
     exposure = mesh.exposure(pod, endpoint.port) if pod else None
     return Server(
@@ -176,7 +219,8 @@ def server_of(
         enforced=enforced_mode(mesh, endpoint),
         http=bool(exposure and exposure.port.protocol.is_http),
         identity=pod.identity(mesh.config.trust_domain) if pod else "",
-        excluded_by=frozenset(item for item in redirections if is_excluded(item, service, port, endpoint)),
+        excluded_by=frozenset(),
+        contest=None,
     )
 
 
@@ -189,16 +233,75 @@ def answer_for(
         refs = (ref for listed in withheld for ref in (listed.source, listed.entry.pod))
         failure = Failure.POD_UNKNOWN if withheld else Failure.NO_ENDPOINT
         return Answer(Result.FAILS, failure, _unique(refs))
+    if server.contest:
+        return _contested(mesh, sender, service, port, server, server.contest).answer
+    decision = _bypass(sender, server) or decide_for_mode(mesh, sender.rule, port, server.mode)
+    return _judge(decision, sender.rule, port, server)
+
+
+def connection(
+    mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint
+) -> Connection:
+    """Return how a client that calls a service port reaches an endpoint.
+
+    If the endpoint's address leads to several servers, return the connection with the worst result.
+    """
+    sender = sender_of(mesh, client, service)
+    server = server_of(mesh, service, port, endpoint, [client.redirection])
+    if server.contest:
+        return _contested(mesh, sender, service, port, server, server.contest)
+    decision = decide(mesh, client, service, port, endpoint)
+    answer = _judge(decision, sender.rule, port, server)
+    return Connection(service, port, Sent(decision, endpoint, endpoint), answer)
+
+
+def _bypass(sender: Sender, server: Server) -> Decision | None:
+    """Return the decision for a connection that bypasses the client's sidecar; None if it does not."""
+    if not sender.pod.has_sidecar:
+        return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
+    if sender.pod.redirection in server.excluded_by:
+        return Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
+    return None
+
+
+def _contested(  # noqa: PLR0917
+    mesh: Mesh, sender: Sender, service: Service, port: ServicePort, server: Server, contest: Contest
+) -> Connection:
+    """Return the connection with the worst result to an endpoint whose address is contested."""
+    rule, servers, decision = sender.rule, contest.dialled, _bypass(sender, server)
+    absent, picked = Answer(Result.FAILS, Failure.NO_ENDPOINT), None
+    if decision is None:
+        is_intercepted = sender.pod.interception is Interception.REDIRECT
+        listeners = contest.listeners if is_intercepted else (None,)
+        used = [found for found in listeners if found is None or is_used(mesh, sender.pod, found)]
+        if not used and not mesh.config.allow_any_outbound:
+            blocked = Answer(Result.FAILS, Failure.OUTBOUND_BLOCKED)
+            return Connection(service, port, None, blocked)
+        if not used:
+            decision = Decision(Send.PLAINTEXT, Reason.PASSTHROUGH)
+        elif (listener := used[0]) is None:
+            servers, picked = contest.listed, contest.endpoint
+            decision = decide_for_mode(mesh, rule, port, server.mode)
+        else:
+            service, port, servers = listener.service, listener.port, servers_of(mesh, listener)
+            rule = client_rule(mesh, sender.pod.namespace, sender.pod.meta.labels, service)
+            absent = answer_for(mesh, sender, service, port, None)
+    connections = []
+    for found in servers:
+        reached = _server(mesh, found)
+        sent = Sent(decision or decide_for_mode(mesh, rule, port, reached.mode), picked or found, found)
+        connections.append(Connection(service, port, sent, _judge(sent.decision, rule, port, reached)))
+    if not connections:
+        return Connection(service, port, None, absent)
+    return min(connections, key=lambda found: RANKS[found.answer.result])
+
+
+def _judge(decision: Decision, rule: ClientRule | None, port: ServicePort, server: Server) -> Answer:
+    """Return the answer of a server to what a client sends, whose DestinationRule is `rule`."""
     if server.closed:
         return Answer(Result.FAILS, Failure.PORT_OF_SIDECAR)
-    if not sender.has_sidecar:
-        decision = Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
-    elif sender.redirection in server.excluded_by:
-        decision = Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
-    else:
-        decision = decide_for_mode(mesh, sender.rule, port, server.mode)
     mismatch = _mismatch(decision, server)
-    if mismatch is None and decision.send is Send.MTLS and _rejects_identity(sender.rule, port, server):
+    if mismatch is None and decision.send is Send.MTLS and _rejects_identity(rule, port, server):
         mismatch = Failure.IDENTITY_REFUSED
     decided_by = _unique((decision.decided_by, server.enforced.decided_by if server.enforced else None))
     if mismatch:
@@ -222,6 +325,8 @@ def _mismatch(decision: Decision, server: Server) -> Failure | None:
             return Failure.SERVER_PLAINTEXT
         case Send.PLAINTEXT, Mode.STRICT if decision.reason is Reason.OUTBOUND_EXCLUDED:
             return Failure.OUTBOUND_EXCLUDED
+        case Send.PLAINTEXT, Mode.STRICT if decision.reason is Reason.PASSTHROUGH:
+            return Failure.PASSTHROUGH
         case Send.PLAINTEXT, Mode.STRICT:
             return Failure.SERVER_REQUIRES_MTLS
         case Send.TLS, (Mode.DISABLE | Mode.PERMISSIVE) if not server.http:

@@ -8,6 +8,7 @@ from xds.mesh.policy.plan import HopChange, Refusal, Traffic
 from xds.mesh.policy.reach import Answer, Failure, Result
 
 _INCLUDE = "change the traffic annotations of {clients}"
+_OWNER = "let {clients} call a Service that owns the address"
 _FAILS = {
     Failure.NO_ENDPOINT: "check the Service's selector and targetPort, and whether its pods are ready",
     Failure.POD_UNKNOWN: "check whether {server} exists and has the address that its EndpointSlice lists",
@@ -15,6 +16,8 @@ _FAILS = {
     Failure.PORT_OF_SIDECAR: "use a targetPort that does not belong to the sidecar",
     Failure.SERVER_PLAINTEXT: "remove tls from {client}, or set PERMISSIVE in {server}",
     Failure.OUTBOUND_EXCLUDED: f"{_INCLUDE}, or use PERMISSIVE in {{server}}",
+    Failure.PASSTHROUGH: f"{_OWNER}, or use PERMISSIVE in {{server}}",
+    Failure.OUTBOUND_BLOCKED: _OWNER,
     Failure.INBOUND_EXCLUDED: (
         "set DISABLE for the port in a DestinationRule, or change the traffic annotations of the endpoints"
     ),
@@ -26,6 +29,7 @@ _FAILS = {
 _PLAINTEXT = {
     Reason.CLIENT_WITHOUT_SIDECAR: "add a sidecar to {clients}",
     Reason.OUTBOUND_EXCLUDED: _INCLUDE,
+    Reason.PASSTHROUGH: _OWNER,
     Reason.DESTINATION_RULE: "remove tls from {client}",
     Reason.AUTO_MTLS_OFF: "enable auto mTLS, or set ISTIO_MUTUAL in a DestinationRule",
     Reason.ENDPOINT_WITHOUT_SIDECAR: "add a sidecar to the endpoints",

@@ -25,8 +25,8 @@ from xds.mesh.model.mesh import Mesh, ServiceKey
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Service
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
-from xds.mesh.policy.hops import RANKS, Clients, Hop, clients_of, hops
-from xds.mesh.policy.reach import Result
+from xds.mesh.policy.hops import Clients, Hop, clients_of, hops
+from xds.mesh.policy.reach import RANKS, Result
 
 MAX_OPEN_SERVICES = 30
 """Number of services up to which all namespaces are open. In a larger mesh, they are closed until opened."""

@@ -112,7 +112,7 @@ def _plan_strict(mesh: Mesh, namespace: str) -> Plan:
         strict = PeerAuthentication(meta=meta, mode=Mode.STRICT)
     change = Change(applied=(strict,))
     after = mesh.apply(change)
-    return plan(mesh, after, scope_of(change, after))
+    return plan(mesh, after, scope_of(change, mesh, after))
 
 
 def _broken_hop(change: HopChange) -> Break:
