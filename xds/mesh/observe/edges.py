@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.observe.counts import MINUTES, RETENTION, Counts
 
@@ -20,6 +20,8 @@ MAX_ADDRESSES = 50
 """Maximum number of edges of addresses outside the mesh to one target. Further ones share one edge."""
 RATE_MINUTES = 5
 """Number of minutes that the rate of an edge is averaged over."""
+
+_T = TypeVar("_T")
 
 PodName: TypeAlias = tuple[str, str]
 """Namespace and name of a pod."""
@@ -37,12 +39,16 @@ class TrafficMode(StrEnum):
     REFUSED = "refused"
     """No TLS, to a port that requires mutual TLS: the server's sidecar closed the connection."""
 
+    __hash__ = str.__hash__  # Keys of edges are hashed often, and that of Enum is written in Python.
+
 
 class Reporter(StrEnum):
     """Which sidecar reported traffic. Plaintext traffic between two sidecars is reported by both."""
 
     CLIENT = "client"
     SERVER = "server"
+
+    __hash__ = str.__hash__
 
 
 class Client(NamedTuple):
@@ -83,31 +89,26 @@ class EdgeKey(NamedTuple):
 class Edge:
     """The traffic of one client workload to one service port in one mode."""
 
-    __slots__ = ("_counts", "_failed", "first_seen", "last_seen", "reporter", "totals")
+    __slots__ = ("_counts", "_failed", "first_seen", "last_seen", "reporter", "total")
 
     def __init__(self, reporter: PodName, now: float) -> None:
         self.reporter = reporter
         """The sidecar whose report created the edge."""
         self.first_seen = self.last_seen = now
         """Unix times of the first and last report, in seconds."""
-        self.totals: Counter[Reporter] = Counter()
-        """Number of requests since `first_seen`, by reporter."""
+        self.total = 0
+        """Number of requests since `first_seen`. If both sidecars report, the larger number applies."""
         self._counts: dict[Reporter, Counts] = {}
         self._failed: Counts | None = None
-
-    @property
-    def total(self) -> int:
-        """The number of requests since `first_seen`. If both sidecars report, the larger number applies."""
-        return max(self.totals.values()) if self.totals else 0
 
     def add(self, source: Reporter, requests: int, failed: int, now: float) -> None:
         """Count requests, or connections that are no HTTP. 0 requests only update `last_seen`."""
         self.last_seen = max(now, self.last_seen)
         if requests:
-            self.totals[source] += requests
-            if source not in self._counts:
-                self._counts[source] = Counts(now)
-            self._counts[source].add(requests, now)
+            if (counts := self._counts.get(source)) is None:
+                counts = self._counts[source] = Counts(now)
+            counts.add(requests, now)
+            self.total = max(self.total, counts.total)
         if failed:
             self._failed = self._failed or Counts(now)
             self._failed.add(failed, now)
@@ -142,7 +143,8 @@ class Traffic:
         self, max_edges: int = MAX_EDGES, max_edges_per_reporter: int = MAX_EDGES_PER_REPORTER
     ) -> None:
         self.totals: Counter[tuple[str, TrafficMode]] = Counter()
-        """Number of reported requests by namespace of the server and mode, since the start."""
+        """Number of reported requests by namespace of the server and mode. It is forgotten with the last edge
+        of that namespace and mode."""
         self.evicted = 0
         """Number of edges that were forgotten because there were too many."""
         self.excess = 0
@@ -151,10 +153,13 @@ class Traffic:
         """Number of reports, to detect changes."""
         self._edges: OrderedDict[EdgeKey, Edge] = OrderedDict()
         self._by_reporter: Counter[PodName] = Counter()
+        self._by_namespace: Counter[tuple[str, TrafficMode]] = Counter()
+        """Number of edges by namespace of the server and mode."""
         self._addresses: Counter[Target] = Counter()
         """Number of edges of addresses, by target."""
         self._max_edges = max_edges
         self._max_edges_per_reporter = max_edges_per_reporter
+        self._expired_at = 0.0
 
     def __len__(self) -> int:
         return len(self._edges)
@@ -179,15 +184,19 @@ class Traffic:
             failed: number of failed requests among them.
             now: Unix time, in seconds.
         """
-        self.expire(now)
-        key = self._shared(key)
+        if now != self._expired_at:  # The entries of a report have the same time.
+            self.expire(now)
         edge = self._edges.get(key)
+        if edge is None and _is_address(key.client):
+            key = self._shared(key)
+            edge = self._edges.get(key)
         if edge is None:
             if self._by_reporter[reporter] >= self._max_edges_per_reporter:
                 self.excess += 1
                 return
             edge = self._edges[key] = Edge(reporter, now)
             self._by_reporter[reporter] += 1
+            self._by_namespace[key.target.namespace, key.mode] += 1
             if _is_address(key.client):
                 self._addresses[key.target] += 1
             if len(self._edges) > self._max_edges:
@@ -209,25 +218,30 @@ class Traffic:
 
     def expire(self, now: float) -> None:
         """Forget the edges whose counts are no longer kept."""
+        self._expired_at = now
         while self._edges and next(iter(self._edges.values())).last_seen < now - RETENTION:
             self._forget_oldest()
 
     def _shared(self, key: EdgeKey) -> EdgeKey:
-        """Return the key of the edge that counts a client: a shared one if the target has many addresses."""
+        """Return the key of the edge for a new address: a shared one if the target has many addresses."""
         is_full = self._addresses[key.target] >= MAX_ADDRESSES
-        if is_full and _is_address(key.client) and key not in self._edges:
-            return key._replace(client=OTHER_ADDRESSES)
-        return key
+        return key._replace(client=OTHER_ADDRESSES) if is_full else key
 
     def _forget_oldest(self) -> None:
         key, edge = self._edges.popitem(last=False)
-        self._by_reporter[edge.reporter] -= 1
-        if not self._by_reporter[edge.reporter]:
-            del self._by_reporter[edge.reporter]
+        _decrement(self._by_reporter, edge.reporter)
+        if _decrement(self._by_namespace, (key.target.namespace, key.mode)):
+            del self.totals[key.target.namespace, key.mode]
         if _is_address(key.client):
-            self._addresses[key.target] -= 1
-            if not self._addresses[key.target]:
-                del self._addresses[key.target]
+            _decrement(self._addresses, key.target)
+
+
+def _decrement(counts: Counter[_T], key: _T) -> bool:
+    """Decrement a count. Remove it and return True if it reaches 0."""
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
+    return key not in counts
 
 
 def _is_address(client: Client) -> bool:
