@@ -19,7 +19,7 @@ def as_json(size: Size, results: dict[str, list[Measurement]]) -> str:
     """Return all results as JSON."""
     return json.dumps(
         {
-            "machine": _machine(),
+            "machine": machine(),
             "size": dataclasses.asdict(size),
             "results": {
                 name: [dataclasses.asdict(result) | {"ratio": result.ratio} for result in rounds]
@@ -78,7 +78,7 @@ def as_table(size: Size, results: dict[str, list[Measurement]]) -> str:
     )
     for note in notes:
         console.print(note, highlight=False)
-    console.print(_machine(), highlight=False)
+    console.print(machine(), highlight=False)
     return out.getvalue().rstrip()
 
 
@@ -106,7 +106,7 @@ def as_markdown(size: Size, results: dict[str, list[Measurement]]) -> str:
             f"- {name}: {_WORDS[what]} {_spread((result.more[what] for result in rounds), 1, 1)}"
             for what in rounds[0].more
         ]
-    about = f"{size.rounds} rounds, {size.starts} starts; {_machine()}"
+    about = f"{size.rounds} rounds, {size.starts} starts; {machine()}"
     return "\n".join([*lines, "", *notes, "", about])
 
 
@@ -143,6 +143,6 @@ def _spread(values: Iterable[float], factor: float, digits: int) -> str:
     return f"{median(result):,.{digits}f} [{result[0]:,.{digits}f}-{result[-1]:,.{digits}f}]"
 
 
-def _machine() -> str:
+def machine() -> str:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}, load {load}"
