@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-from control import raise_file_limit
+from control import cpu_seconds, raise_file_limit
 from report import machine
 
 from tests.support import manifests
@@ -37,7 +36,6 @@ TRAFFIC = 10
 """Number of services that a sidecar calls, and of clients in its access logs."""
 SETTLE = 5.0
 """Seconds between the phases of the measurement."""
-_CLOCK = os.sysconf("SC_CLK_TCK")
 
 
 def node_id(number: int) -> str:
@@ -94,6 +92,12 @@ class Sidecar:
             await self.logs.write(opening.SerializeToString())
 
 
+async def send_nothing(_: list[Sidecar], __: float, seconds: float) -> int:
+    """Wait."""
+    await asyncio.sleep(seconds)
+    return 0
+
+
 async def send_loads(sidecars: list[Sidecar], interval: float, seconds: float) -> int:
     """Send load reports, evenly distributed over the interval. Return their number."""
     return await _paced([(sidecar.load, sidecar.load_report) for sidecar in sidecars], interval, seconds)
@@ -119,11 +123,6 @@ async def _paced(
     return count
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _CLOCK
-
-
 def write_mesh(folder: Path, sidecars: int, services: int) -> None:
     objects = []
     for number in range(sidecars):
@@ -144,24 +143,20 @@ async def measure(pid: int, port: int, options: argparse.Namespace) -> dict[str,
         for sidecar in sidecars:
             tasks.create_task(sidecar.open())
     results: dict[str, Any] = {}
-    idle = 0.0
-    for name, send in (("idle", None), ("load reports", send_loads), ("access logs", send_logs)):
-        if send:
-            await send(sidecars, options.interval, SETTLE)
-        else:
-            await asyncio.sleep(SETTLE)
+    for name, send in (("idle", send_nothing), ("load reports", send_loads), ("access logs", send_logs)):
+        await send(sidecars, options.interval, SETTLE)
         before, started_at = cpu_seconds(pid), time.monotonic()
-        sent = await send(sidecars, options.interval, options.seconds) if send else 0
-        if not send:
-            await asyncio.sleep(options.seconds)
-        share = (cpu_seconds(pid) - before) / (time.monotonic() - started_at)
-        if not send:
-            idle = share
-        result = {"share of a core": share - idle if send else share}
-        if send:
-            result |= {"reports per second": sent / options.seconds}
-            result |= {"microseconds per report": 1e6 * (share - idle) * options.seconds / sent}
-        results[name] = result
+        sent = await send(sidecars, options.interval, options.seconds)
+        seconds = time.monotonic() - started_at
+        share = (cpu_seconds(pid) - before) / seconds
+        results[name] = {"share of a core": share}
+        if sent:
+            share -= results["idle"]["share of a core"]
+            results[name] = {
+                "share of a core": share,
+                "reports per second": sent / seconds,
+                "microseconds per report": 1e6 * share * seconds / sent,
+            }
     return results
 
 

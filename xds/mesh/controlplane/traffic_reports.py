@@ -154,7 +154,9 @@ class TrafficReports:
         is_first = key not in self._logged and len(self._logged) < MAX_LOGGED
         if reason == "too large" and is_first and self.pod(key):
             self._logged.add(key)
-            log.warning("report too large, dropped", pod="/".join(key), service=service, limit=MAX_REPORT_BYTES)
+            log.warning(
+                "report too large, dropped", pod="/".join(key), service=service, limit=MAX_REPORT_BYTES
+            )
 
 
 @dataclass(slots=True)
