@@ -1,8 +1,9 @@
-"""The protocol of the benchmark processes: one JSON object per line on stdin and on stdout."""
+"""Benchmark processes: one JSON object per line on stdin and on stdout. The CPU time of a process."""
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import select
 import subprocess
@@ -26,6 +27,12 @@ def raise_file_limit(needed: int) -> None:
             f"raise the limit (as root: ulimit -Hn {needed}), or reduce --streams"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def respond(value: dict[str, Any]) -> None:

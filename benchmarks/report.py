@@ -65,9 +65,7 @@ class Report:
     @classmethod
     def measured(cls, runs: list[Run]) -> Self:
         """Return the report of runs on this machine."""
-        load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-        software = f"Python {platform.python_version()}, grpcio {version('grpcio')}"
-        return cls(f"{software}, {os.cpu_count()} cores, {platform.machine()}, load {load}", runs)
+        return cls(machine(), runs)
 
     @classmethod
     def load(cls, files: Iterable[Path]) -> Self:
@@ -174,3 +172,10 @@ def _spread(rounds: list[Measurement], column: str) -> str:
         return "-"
     text = f"{median(values):,.{digits}f}"
     return text if len(values) == 1 else f"{text} [{values[0]:,.{digits}f}-{values[-1]:,.{digits}f}]"
+
+
+def machine() -> str:
+    """Return the machine, its load, and the versions of Python and gRPC."""
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    software = f"Python {platform.python_version()}, grpcio {version('grpcio')}"
+    return f"{software}, {os.cpu_count()} cores, {platform.machine()}, load {load}"

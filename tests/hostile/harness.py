@@ -155,7 +155,7 @@ async def _fetch(channel: grpc.aio.Channel, patience: float) -> None:
             try:
                 await channel.unary_unary(FETCH_CLUSTERS)(request.SerializeToString(), timeout=patience)
             except grpc.aio.AioRpcError as error:
-                if "ask again" not in (error.details() or ""):  # Its first snapshot is not there yet.
+                if "try again later" not in (error.details() or ""):  # Its first snapshot is not there yet.
                     raise
                 await asyncio.sleep(0.05)
             else:

@@ -160,3 +160,22 @@ def test_remembered_plaintext_counts_for_the_limits():
     assert (traffic.evicted, [found.client.name for found, _ in traffic.unencrypted(0)]) == (1, ["b"])
     add(traffic, key("d"), 1, later)
     assert traffic.evicted == 2
+
+
+def test_totals_of_a_namespace_are_forgotten_with_its_last_edge():
+    traffic = Traffic()
+    add(traffic, key("a"), 5, NOON)
+    add(traffic, key("b"), 3, NOON + 60)
+    other = EdgeKey(Client("full", "sleep"), Target("bank", "web", 80), TrafficMode.MTLS)
+    add(traffic, other, 1, NOON + RETENTION + 30)
+    assert traffic.totals == {("shop", TrafficMode.MTLS): 8, ("bank", TrafficMode.MTLS): 1}
+
+    add(traffic, other, 1, NOON + RETENTION + 61)
+    assert traffic.totals == {("bank", TrafficMode.MTLS): 2}
+
+
+def test_edges_without_requests_have_no_total():
+    traffic = Traffic()
+    add(traffic, key(), 0, NOON)
+    traffic.expire(NOON + RETENTION + 1)
+    assert (len(traffic), traffic.totals) == (0, {})

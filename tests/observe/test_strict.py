@@ -35,7 +35,7 @@ def found(*traffic: SeenTraffic, change: Fact, mesh: tuple[Fact, ...] = MESH):
     before = Mesh(mesh)
     applied = Change(applied=(change,))
     after = before.apply(applied)
-    return find_contradictions(before, after, scope_of(applied, after), traffic)
+    return find_contradictions(before, after, scope_of(applied, before, after), traffic)
 
 
 @pytest.mark.parametrize("mode", ["plaintext", "refused"])

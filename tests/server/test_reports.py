@@ -6,22 +6,23 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Hashable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+from structlog.testing import capture_logs
 
 from tests.server.doors import CA, DENIED, FOREIGN, NODE, SLEEP, UNPROVEN, Site, issued, opened, sleep
 from tests.support.waiting import eventually
 from xds.codec import message_class
 from xds.mesh.controlplane.traffic_reports import LOAD_SERVICE, LOG_SERVICE, MAX_STREAMS
 from xds.mesh.controlplane.traffic_service import SERVICE
-from xds.mesh.model.objects import Change, MeshConfig
+from xds.mesh.model.objects import Change, MeshConfig, Meta, Ref
 from xds.mesh.observe.reports import ACCESS_LOGS, LOAD_REPORT
 from xds.mesh.v1 import traffic_pb2 as pb
-from xds.server.reports import MAX_REPORT_BYTES
+from xds.server.reports import CLIENT_BURST, CLIENT_SHARE, MAX_REPORT_BYTES, AllReportsShare
 from xds.server.scheduling import WARNING_COST, RequestPacer
 
 LOAD, LOGS = f"/{LOAD_SERVICE}/StreamLoadStats", f"/{LOG_SERVICE}/StreamAccessLogs"
@@ -209,6 +210,48 @@ async def test_first_reports_count_for_the_limit_of_all(monkeypatch):
         assert await status(channel, LOGS, logs()) is grpc.StatusCode.OK
         assert await status(channel, LOGS, logs()) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert site.reports.received[LOG_SERVICE] == 1
+
+
+async def test_reports_beyond_the_cpu_budget_are_dropped(site: Site, monkeypatch):
+    """The stream stays open, and other sidecars are not affected."""
+    monkeypatch.setattr("xds.server.discovery.DROP_PAUSE", 0)
+    site.controller.change(Change(applied=(replace(sleep(), meta=Meta(ref=Ref("Pod", "full", "sleep-2"))),)))
+    await eventually(lambda: site.controller.mesh.pod("full", "sleep-2"))
+    async with site.token("unbound") as channel:
+        call, other = await sent(channel, LOGS, logs()), await sent(channel, LOGS, logs("sleep-2"))
+        await eventually(lambda: site.reports.received[LOG_SERVICE] == 2)
+        budget = site.server.discovery.report_budget
+        budget.charge(("full", "sleep-1", False), CLIENT_BURST + 60 * CLIENT_SHARE)
+        for stream in (call, other, call):
+            await stream.write(logs())
+        await eventually(lambda: site.reports.dropped["CPU budget"] == 2)
+        assert site.reports.received[LOG_SERVICE] == 3
+        call.cancel()
+        other.cancel()
+
+
+async def test_reports_beyond_the_cpu_budget_of_all_are_dropped(site: Site):
+    async with site.token("own") as channel:
+        call = await sent(channel, LOGS, logs())
+        await eventually(lambda: site.reports.received[LOG_SERVICE] == 1)
+        budget = site.server.discovery.report_budget
+        budget.charge("another", AllReportsShare.BURST + 60 * AllReportsShare.SHARE)
+        await call.write(logs())
+        await eventually(lambda: site.reports.dropped["CPU budget"] == 1)
+        call.cancel()
+
+
+async def test_report_that_is_too_large_is_logged_once(site: Site, monkeypatch):
+    monkeypatch.setattr("xds.server.discovery.DROP_PAUSE", 0)
+    large = b"x" * (MAX_REPORT_BYTES + 1)
+    with capture_logs() as lines:
+        async with site.token("own") as channel:
+            calls = [await sent(channel, LOAD, load(), large, large) for _ in range(2)]
+            await eventually(lambda: site.reports.dropped["too large"] == 4)
+            for call in calls:
+                call.cancel()
+    [line] = [line for line in lines if line["event"] == "report too large, dropped"]
+    assert (line["pod"], line["service"], line["limit"]) == ("full/sleep-1", LOAD_SERVICE, MAX_REPORT_BYTES)
 
 
 async def test_number_of_streams_of_a_sidecar_is_limited(site: Site):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Hashable
@@ -32,7 +33,15 @@ from xds.server.proxies import (
     status_code,
     truncate,
 )
-from xds.server.reports import ALL_REPORTS, MAX_REPORT_BYTES, REPORTS, OpenReports, ReportStream
+from xds.server.reports import (
+    ALL_REPORTS,
+    DROP_PAUSE,
+    MAX_REPORT_BYTES,
+    REPORTS,
+    OpenReports,
+    ReportBudget,
+    ReportStream,
+)
 from xds.server.scheduling import CALL_COST, REQUEST_COST, WARNING_COST, TurnScheduler
 from xds.server.services import SERVICES, Service
 from xds.server.stream import Observer, Stream, now
@@ -91,6 +100,8 @@ class DiscoveryService:
         self._reports: set[asyncio.Timeout] = set()
         """Timeouts of the streams of reports, which expire when the server shuts down."""
         self._all_reports = TokenBucket(*ALL_REPORTS)
+        self.report_budget = ReportBudget()
+        """CPU time for the streams of reports."""
         self.connections = ConnectionGuard()
         """Guard that records every call. Its `run` method enforces the limits of unproven connections."""
         self.connections.own_services.update(SERVICES)
@@ -135,7 +146,10 @@ class DiscoveryService:
 
         def open_stream(info: StreamInfo, report: bytes) -> ReportStream:
             self._check_first_report(report)
-            return open_reports(info, report)
+            started_at = time.thread_time()
+            reports = open_reports(info, report)
+            self.report_budget.charge(reports.client, time.thread_time() - started_at)
+            return reports
 
         info, reports = await self._first_request(context, Variant.SOTW, "", open_stream)
         if reports is None:
@@ -168,15 +182,29 @@ class DiscoveryService:
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, problem)
 
     async def _receive_report(self, reports: ReportStream, report: bytes, info: StreamInfo) -> None:
-        if len(report) > MAX_REPORT_BYTES:
-            reports.dropped("too large")
-        elif not self._all_reports.take(now()):
-            reports.dropped("overload")
-        else:
-            await self._scheduler.pacer.wait(info.origin)
-            await self._scheduler.wait_turn()
-            with self._scheduler.pacer.measure(info.origin, REQUEST_COST):
-                reports.receive(report)
+        """Pass a report on. If it exceeds a limit, drop it, and pause the stream."""
+        pacer = self._scheduler.pacer
+        await pacer.wait(info.origin)
+        await self._scheduler.wait_turn()
+        if reason := self._drop_reason(reports.client, len(report)):
+            reports.dropped(reason)
+            await asyncio.sleep(DROP_PAUSE * (1 + len(report) / MAX_REPORT_BYTES))
+            return
+        started_at = time.thread_time()
+        try:
+            reports.receive(report)
+        finally:
+            seconds = time.thread_time() - started_at + REQUEST_COST
+            pacer.charge(info.origin, seconds)
+            self.report_budget.charge(reports.client, seconds)
+
+    def _drop_reason(self, client: Hashable, size: int) -> str:
+        """Return why a report of a client is not read; empty if it is read."""
+        if size > MAX_REPORT_BYTES:
+            return "too large"
+        if not self._all_reports.take(now()):
+            return "overload"
+        return "CPU budget" if self.report_budget.is_spent(client) else ""
 
     def _track_current_task(self) -> None:
         """Have `wait_closed` wait for the current task, which gRPC runs for one stream."""

@@ -35,9 +35,15 @@ _MIN_CLEANUP_SIZE = 1024
 
 
 class RequestPacer:
-    """Delays the requests of clients that exceed their share of the event loop's time."""
+    """Delays the requests of clients that exceed their share of the event loop's time.
 
-    def __init__(self) -> None:
+    Args:
+        share: Share of the event loop's time that one client may use in the long run.
+        burst: Seconds of work that it may use in a burst.
+    """
+
+    def __init__(self, share: float = CLIENT_SHARE, burst: float = CLIENT_BURST) -> None:
+        self._share, self._burst = share, burst
         self._free_at: dict[Hashable, float] = {}
         """For each client, when its charged work is paid off, in seconds of the event loop's clock."""
         self._cleanup_size = _MIN_CLEANUP_SIZE
@@ -69,17 +75,21 @@ class RequestPacer:
     def charge(self, client: Hashable, seconds: float) -> None:
         """Charge a client for seconds of work."""
         now = asyncio.get_running_loop().time()
-        self._free_at[client] = max(self._free_at.get(client, now), now) + seconds / CLIENT_SHARE
+        self._free_at[client] = max(self._free_at.get(client, now), now) + seconds / self._share
         if len(self._free_at) > self._cleanup_size:
             self._free_at = {client: free_at for client, free_at in self._free_at.items() if free_at > now}
             self._cleanup_size = max(_MIN_CLEANUP_SIZE, 2 * len(self._free_at))
 
     async def wait(self, client: Hashable) -> None:
         """Wait until the client's next request may be read."""
-        loop = asyncio.get_running_loop()
-        delay = self._free_at.get(client, 0.0) - CLIENT_BURST / CLIENT_SHARE - loop.time()
+        delay = self.delay(client)
         if delay > 0:
             await asyncio.sleep(delay)
+
+    def delay(self, client: Hashable) -> float:
+        """Return the seconds until the client's next request may be read; 0 or less if it may be read now."""
+        free_at = self._free_at.get(client, 0.0)
+        return free_at - self._burst / self._share - asyncio.get_running_loop().time()
 
 
 class TurnScheduler:

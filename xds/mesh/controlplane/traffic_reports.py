@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import grpc
 import grpc.aio
+import structlog
 
 from xds.codec import message_class
 from xds.mesh.controlplane.authorization import budget_key
@@ -25,6 +27,7 @@ from xds.mesh.observe.edges import PodName, Traffic
 from xds.mesh.observe.reports import ACCESS_LOGS, LOAD_REPORT, ReportReader
 from xds.protocol.limits import Budgets, Limits, Reservation
 from xds.server import DiscoveryService, Refused, StreamInfo
+from xds.server.reports import MAX_REPORT_BYTES
 
 LOAD_SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
 LOG_SERVICE = "envoy.service.accesslog.v3.AccessLogService"
@@ -39,6 +42,10 @@ REPORTS_PER_SECOND = 30
 """Number of load reports per second above which the interval grows with the number of sidecars."""
 MAX_STREAMS = 64
 """Maximum number of streams of one sidecar. Envoy has one, and another for each of its worker threads."""
+MAX_LOGGED = 1_000
+"""Maximum number of sidecars whose reports that are too large are logged."""
+
+log = structlog.get_logger(__name__)
 
 
 class TrafficReports:
@@ -56,7 +63,9 @@ class TrafficReports:
         self.reader = ReportReader(self.traffic, controller.connections.deleted_pods)
         self.received: Counter[str] = Counter({LOAD_SERVICE: 0, LOG_SERVICE: 0})
         """Number of reports that were read, by service."""
-        self.dropped: Counter[str] = Counter({"too large": 0, "overload": 0, "unknown pod": 0})
+        self.dropped: Counter[str] = Counter(
+            {"too large": 0, "overload": 0, "CPU budget": 0, "unknown pod": 0}
+        )
         """Number of reports that were not read, by reason."""
         self.last_dropped = 0.0
         """Unix time at which something was last left out (`dropped_total`), in seconds; 0 if nothing was."""
@@ -64,6 +73,8 @@ class TrafficReports:
         self._started = time.time()
         self._controller = controller
         self._budgets = Budgets(Limits(streams=MAX_STREAMS))
+        self._logged: set[PodName] = set()
+        """Pods whose sidecar has sent a report that is too large."""
 
     def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
         """Add the services to a server that has not started."""
@@ -124,24 +135,21 @@ class TrafficReports:
         key = node.namespace, node.pod
         pod = self._controller.mesh.pod(*key)
         _check(info.caller, key, pod)
-        reservation = self._budgets.open(budget_key(info.caller, key, is_known=pod is not None))
-        stream = _Stream(self, service, key, info.caller, reservation, response)
+        client = budget_key(info.caller, key, is_known=pod is not None)
+        stream = _Stream(self, service, key, pod, info.caller, client, self._budgets.open(client), response)
         try:
-            self.read(service, key, info.caller, message)
+            self.read(service, pod, message)
         except BaseException:
             stream.close()
             raise
         return stream
 
-    def read(self, service: str, key: PodName, caller: Caller | None, message: Any) -> None:
-        """Read a report of a pod's sidecar; None if it is malformed.
+    def pod(self, key: PodName) -> Pod | None:
+        """Return a pod (namespace, name) of the current mesh; None if it is unknown."""
+        return self._controller.mesh.pod(*key)
 
-        Raises:
-            Refused: the caller may no longer act for the pod.
-        """
-        mesh = self._controller.mesh
-        pod = mesh.pod(*key)
-        _check(caller, key, pod)
+    def read(self, service: str, pod: Pod | None, message: Any) -> None:
+        """Read a report of a pod's sidecar. The message is None if it is malformed."""
         if not self.enabled:
             return
         now = time.time()
@@ -151,8 +159,19 @@ class TrafficReports:
             self.received[service] += 1
             if message is not None:
                 read = self.reader.read_load if service == LOAD_SERVICE else self.reader.read_access_logs
-                read(mesh, pod, message, now=now)
+                read(self._controller.mesh, pod, message, now=now)
         self.note_drops(now)
+
+    def drop(self, service: str, key: PodName, reason: str) -> None:
+        """Count a report that is not read. Log the first one of a sidecar that is too large."""
+        self.dropped[reason] += 1
+        self.note_drops(time.time())
+        is_first = key not in self._logged and len(self._logged) < MAX_LOGGED
+        if reason == "too large" and is_first and self.pod(key):
+            self._logged.add(key)
+            log.warning(
+                "report too large, dropped", pod="/".join(key), service=service, limit=MAX_REPORT_BYTES
+            )
 
 
 @dataclass(slots=True)
@@ -162,18 +181,22 @@ class _Stream:
     reports: TrafficReports
     service: str
     key: PodName
+    pod: Pod | None
     caller: Caller | None
+    client: Hashable
     reservation: Reservation
     response: bytes | None
 
     def receive(self, report: bytes) -> None:
+        pod = self.reports.pod(self.key)
+        if pod is not self.pod:
+            _check(self.caller, self.key, pod)
+            self.pod = pod
         name = LOAD_REPORT if self.service == LOAD_SERVICE else ACCESS_LOGS
-        message = self.reports.reader.parse(name, report)
-        self.reports.read(self.service, self.key, self.caller, message)
+        self.reports.read(self.service, pod, self.reports.reader.parse(name, report))
 
     def dropped(self, reason: str) -> None:
-        self.reports.dropped[reason] += 1
-        self.reports.note_drops(time.time())
+        self.reports.drop(self.service, self.key, reason)
 
     def close(self) -> None:
         self.reservation.close()

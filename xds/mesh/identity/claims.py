@@ -222,15 +222,16 @@ def denial_reason(caller: Caller, namespace: str, name: str, pod: Pod | None) ->
 
     A certificate is valid for all pods of its service account. A token can be bound to a single pod.
     """
-    prefix = f"{caller} may not act for pod {namespace}/{name}"
     if caller.namespace != namespace:
-        return f"{prefix}: the pod is in another namespace"
-    if caller.pod and caller.pod != name:
-        return f"{prefix}: its token is bound to pod {caller.pod}"
-    if pod is None:
+        reason = "the pod is in another namespace"
+    elif caller.pod and caller.pod != name:
+        reason = f"its token is bound to pod {caller.pod}"
+    elif pod is None:
         return ""
-    if caller.service_account != pod.service_account:
-        return f"{prefix}: the pod has another service account"
-    if caller.pod_uid and pod.meta.uid and caller.pod_uid != pod.meta.uid:
-        return f"{prefix}: its token belongs to an earlier pod of that name"
-    return ""
+    elif caller.service_account != pod.service_account:
+        reason = "the pod has another service account"
+    elif caller.pod_uid and pod.meta.uid and caller.pod_uid != pod.meta.uid:
+        reason = "its token belongs to an earlier pod of that name"
+    else:
+        return ""
+    return f"{caller} may not act for pod {namespace}/{name}: {reason}"

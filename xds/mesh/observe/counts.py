@@ -20,19 +20,24 @@ class Counts:
     Time that runs backwards counts as the latest time seen.
     """
 
-    __slots__ = ("_minute", "_minutes", "_tens")
+    __slots__ = ("_minute", "_minutes", "_tens", "total")
 
     def __init__(self, now: float) -> None:
+        self.total = 0
+        """Sum of all counts, also of those that are no longer kept."""
         self._minutes = array("I", bytes(4 * MINUTES))
         self._tens = array("I", bytes(4 * TENS))
         self._minute = int(now // 60)
 
     def add(self, count: int, now: float) -> None:
         """Add to the current minute."""
-        self._advance(now)
-        for ring, position in ((self._minutes, self._minute), (self._tens, self._minute // 10)):
-            index = position % len(ring)
-            ring[index] = min(ring[index] + count, _MAX)
+        self.total += count
+        if now // 60 > self._minute:
+            self._advance(now)
+        index = self._minute % MINUTES
+        self._minutes[index] = min(self._minutes[index] + count, _MAX)
+        index = self._minute // 10 % TENS
+        self._tens[index] = min(self._tens[index] + count, _MAX)
 
     def minutes(self, now: float) -> list[int]:
         """Return the counts of the last MINUTES minutes, oldest first. The last one is still in progress."""

@@ -6,7 +6,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from itertools import takewhile
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from xds.mesh.observe.counts import MINUTES, RETENTION, Counts
 
@@ -24,6 +24,8 @@ MAX_ADDRESSES = 50
 RATE_MINUTES = 5
 """Number of minutes that the rate of an edge is averaged over."""
 
+_T = TypeVar("_T")
+
 PodName: TypeAlias = tuple[str, str]
 """Namespace and name of a pod."""
 
@@ -40,6 +42,8 @@ class TrafficMode(StrEnum):
     REFUSED = "refused"
     """No TLS, to a port that requires mutual TLS: the server's sidecar closed the connection."""
 
+    __hash__ = str.__hash__  # Keys of edges are hashed often, and that of Enum is written in Python.
+
 
 UNENCRYPTED = (TrafficMode.PLAINTEXT, TrafficMode.REFUSED)
 """Modes that a server that requires mutual TLS refuses."""
@@ -50,6 +54,8 @@ class Reporter(StrEnum):
 
     CLIENT = "client"
     SERVER = "server"
+
+    __hash__ = str.__hash__
 
 
 class Client(NamedTuple):
@@ -97,7 +103,7 @@ class Edge:
         "first_seen",
         "last_seen",
         "reporter",
-        "totals",
+        "total",
         "version",
     )
 
@@ -108,8 +114,8 @@ class Edge:
         """Unix times of the first and last report, in seconds."""
         self.by_server = False
         """Whether the server's sidecar has reported it."""
-        self.totals: Counter[Reporter] = Counter()
-        """Number of requests since `first_seen`, by reporter."""
+        self.total = 0
+        """Number of requests. If both sidecars report, the larger number applies."""
         self._counts: dict[Reporter, Counts] = {}
         self._failed: Counts | None = None
         self.version = 0
@@ -142,27 +148,22 @@ class Edge:
         """The failed requests; None if there were none."""
         return self._failed
 
-    @property
-    def total(self) -> int:
-        """The number of requests since `first_seen`. If both sidecars report, the larger number applies."""
-        return max(self.totals.values()) if self.totals else 0
-
     def add(self, source: Reporter, requests: int, failed: int, now: float) -> None:
         """Count requests, or connections that are no HTTP. 0 requests only update `last_seen`."""
         self.last_seen = max(now, self.last_seen)
         self.by_server |= source is Reporter.SERVER
         if requests:
-            self.totals[source] += requests
-            if source not in self._counts:
-                self._counts[source] = Counts(now)
-            self._counts[source].add(requests, now)
+            if (counts := self._counts.get(source)) is None:
+                counts = self._counts[source] = Counts(now)
+            counts.add(requests, now)
+            self.total = max(self.total, counts.total)
         if failed:
             self._failed = self._failed or Counts(now)
             self._failed.add(failed, now)
 
     def clear_counts(self) -> None:
         """Forget the requests over time."""
-        self._counts, self._failed = {}, None
+        self._counts, self._failed, self.total = {}, None, 0
 
     def minutes(self, now: float) -> list[int]:
         """Return the requests of each minute of the last hour, oldest first.
@@ -218,7 +219,8 @@ class Traffic:
         self, max_edges: int = MAX_EDGES, max_edges_per_reporter: int = MAX_EDGES_PER_REPORTER
     ) -> None:
         self.totals: Counter[tuple[str, TrafficMode]] = Counter()
-        """Number of reported requests by namespace of the server and mode, since the start."""
+        """Number of reported requests by namespace of the server and mode. It is forgotten with the last edge
+        of that namespace and mode."""
         self.evicted = 0
         """Number of edges that were forgotten because there were too many."""
         self.excess = 0
@@ -229,10 +231,13 @@ class Traffic:
         self._past: OrderedDict[EdgeKey, Edge] = OrderedDict()
         """Plaintext and refused traffic that was seen longer ago than RETENTION."""
         self._by_reporter: Counter[PodName] = Counter()
+        self._by_namespace: Counter[tuple[str, TrafficMode]] = Counter()
+        """Number of edges by namespace of the server and mode."""
         self._addresses: Counter[Target] = Counter()
         """Number of edges of addresses, by target."""
         self._max_edges = max_edges
         self._max_edges_per_reporter = max_edges_per_reporter
+        self._expired_at = 0.0
 
     def __len__(self) -> int:
         return len(self._edges)
@@ -260,9 +265,12 @@ class Traffic:
             failed: number of failed requests among them.
             now: Unix time, in seconds.
         """
-        self.expire(now)
-        key = self._shared(key)
+        if now != self._expired_at:  # The entries of a report have the same time.
+            self.expire(now)
         edge = self._edges.get(key)
+        if edge is None and _is_address(key.client):
+            key = self._shared(key)
+            edge = self._edges.get(key)
         if edge is None:
             edge = self._past.pop(key, None)
             if edge is None:
@@ -272,6 +280,7 @@ class Traffic:
                 edge = Edge(reporter, now)
                 self._by_reporter[reporter] += 1
             self._edges[key] = edge
+            self._by_namespace[key.target.namespace, key.mode] += 1
             if _is_address(key.client):
                 self._addresses[key.target] += 1
             if len(self._edges) + len(self._past) > self._max_edges:
@@ -312,6 +321,7 @@ class Traffic:
 
     def expire(self, now: float) -> None:
         """Forget the edges whose retention has passed, and counts that are no longer kept."""
+        self._expired_at = now
         while self._edges and _oldest(self._edges).last_seen < now - RETENTION:
             key, edge = self._pop_oldest()
             if key.mode in UNENCRYPTED:
@@ -323,11 +333,9 @@ class Traffic:
             self._release(self._past.popitem(last=False)[1])
 
     def _shared(self, key: EdgeKey) -> EdgeKey:
-        """Return the key of the edge that counts a client: a shared one if the target has many addresses."""
+        """Return the key of the edge for a new address: a shared one if the target has many addresses."""
         is_full = self._addresses[key.target] >= MAX_ADDRESSES
-        if is_full and _is_address(key.client) and key not in self._edges:
-            return key._replace(client=OTHER_ADDRESSES)
-        return key
+        return key._replace(client=OTHER_ADDRESSES) if is_full else key
 
     def _evict(self) -> None:
         """Forget the edge that was seen longest ago, because there are too many."""
@@ -337,21 +345,27 @@ class Traffic:
 
     def _pop_oldest(self) -> tuple[EdgeKey, Edge]:
         key, edge = self._edges.popitem(last=False)
+        _decrement(self._by_namespace, (key.target.namespace, key.mode))
+        if not self._by_namespace[key.target.namespace, key.mode]:
+            self.totals.pop((key.target.namespace, key.mode), None)
         if _is_address(key.client):
-            self._addresses[key.target] -= 1
-            if not self._addresses[key.target]:
-                del self._addresses[key.target]
+            _decrement(self._addresses, key.target)
         return key, edge
 
     def _release(self, edge: Edge) -> None:
         """Let the reporter of a forgotten edge create another one."""
-        self._by_reporter[edge.reporter] -= 1
-        if not self._by_reporter[edge.reporter]:
-            del self._by_reporter[edge.reporter]
+        _decrement(self._by_reporter, edge.reporter)
 
 
 def _oldest(edges: OrderedDict[EdgeKey, Edge]) -> Edge:
     return next(iter(edges.values()))
+
+
+def _decrement(counts: Counter[_T], key: _T) -> None:
+    """Decrement a count, and remove it at 0."""
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
 
 
 def _is_address(client: Client) -> bool:

@@ -16,10 +16,10 @@ from xds.codec import message_class
 from xds.mesh.envoy import names
 from xds.mesh.envoy.endpoints import MTLS_SUB_ZONE
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Pod, Service
+from xds.mesh.model.objects import Pod
 from xds.mesh.model.traffic import TlsMode
-from xds.mesh.observe.edges import EdgeKey, Reporter, Target, Traffic, TrafficMode
-from xds.mesh.observe.workloads import DeletedPods, client_at, service_port, target_of, workload
+from xds.mesh.observe.edges import EdgeKey, Reporter, Traffic, TrafficMode
+from xds.mesh.observe.workloads import DeletedPods, Destination, client_at, destination, target_of, workload
 from xds.mesh.policy.destination import served_client_rule
 from xds.mesh.policy.mtls import explicit_tls
 
@@ -65,11 +65,12 @@ class ReportReader:
         self.ignored += max(len(message.cluster_stats) - MAX_CLUSTERS, 0)
         budget = MAX_ENTRIES
         for cluster in islice(message.cluster_stats, MAX_CLUSTERS):
-            if localities := cluster.upstream_locality_stats:
+            if localities := cluster.upstream_locality_stats:  # Most clusters have no traffic.
+                count = len(localities)
                 if budget:
                     self._read_cluster(mesh, pod, cluster.cluster_name, islice(localities, budget), now)
-                self.ignored += max(len(localities) - budget, 0)
-                budget = max(budget - len(localities), 0)
+                self.ignored += max(count - budget, 0)
+                budget = max(budget - count, 0)
 
     def read_access_logs(self, mesh: Mesh, pod: Pod, message: Any, *, now: float) -> None:
         """Read the inbound ACCESS_LOGS of a pod's sidecar. `now` is the Unix time, in seconds."""
@@ -92,12 +93,10 @@ class ReportReader:
             self._add(edge, Reporter.SERVER, pod, requests=requests, now=now)
 
     def _read_cluster(self, mesh: Mesh, pod: Pod, name: str, localities: Iterable[Any], now: float) -> None:
-        port_text, subset, host = names.parse_outbound(name)
-        found = service_port(mesh, host, port_text)
+        found = destination(mesh, name)
         if found is None:
-            self.ignored += bool(host)
+            self.ignored += bool(names.parse_outbound(name)[2])
             return
-        service, port = found
         counted: dict[bool, tuple[int, int]] = {}
         for locality in localities:
             requests, failed = locality.total_issued_requests, locality.total_error_requests
@@ -105,10 +104,9 @@ class ReportReader:
                 is_mtls = locality.locality.sub_zone.rpartition("/")[2] == MTLS_SUB_ZONE
                 earlier = counted.get(is_mtls, (0, 0))
                 counted[is_mtls] = earlier[0] + requests, earlier[1] + failed
-        target = Target(service.namespace, service.name, port.port)
         for is_mtls, (requests, failed) in counted.items():
-            mode = TrafficMode.MTLS if is_mtls else _mode_by_rule(mesh, pod, service, port.port, subset)
-            edge = EdgeKey(workload(pod), target, mode)
+            mode = TrafficMode.MTLS if is_mtls else _mode_by_rule(mesh, pod, found)
+            edge = EdgeKey(workload(pod), found.target, mode)
             self._add(edge, Reporter.CLIENT, pod, requests=requests, failed=failed, now=now)
 
     def _add(
@@ -121,8 +119,8 @@ class ReportReader:
         self.traffic.add(edge, source, reporter, requests=requests, failed=failed, now=now)
 
 
-def _mode_by_rule(mesh: Mesh, pod: Pod, service: Service, port: int, subset: str) -> TrafficMode:
+def _mode_by_rule(mesh: Mesh, pod: Pod, to: Destination) -> TrafficMode:
     """Return the mode of requests to endpoints that get no mutual TLS of the mesh."""
-    rule = served_client_rule(mesh, pod.namespace, pod.meta.labels, service)
-    tls = explicit_tls(rule, port, subset if rule and rule.subset(subset) else "")
+    rule = served_client_rule(mesh, pod.namespace, pod.meta.labels, to.service)
+    tls = explicit_tls(rule, to.target.port, to.subset if rule and rule.subset(to.subset) else "")
     return TrafficMode.TLS if tls and tls.mode in _EXTERNAL_TLS else TrafficMode.PLAINTEXT

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
+from functools import lru_cache
+from typing import NamedTuple
 
+from xds.mesh.envoy import names
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import CLUSTER_DOMAIN, Pod, Ref, Service, ServicePort
+from xds.mesh.model.objects import CLUSTER_DOMAIN, Pod, Ref, Service
 from xds.mesh.observe.edges import Client, Target
 
 REMEMBERED_SECONDS = 60.0
@@ -14,7 +17,20 @@ REMEMBERED_SECONDS = 60.0
 MAX_REMEMBERED = 10_000
 """Maximum number of remembered addresses."""
 _POD = "pod/"
+_MAX_ADDRESS_LENGTH = 64
+"""Maximum number of characters of an address. An IPv6 address with a zone has about 60."""
 _SUFFIX = f".svc.{CLUSTER_DOMAIN}"
+
+
+class Destination(NamedTuple):
+    """Destination of a sidecar's outbound cluster."""
+
+    service: Service
+    """Service that it belongs to."""
+    target: Target
+    """Port of that service."""
+    subset: str
+    """Name of a subset, or address of a single endpoint; empty for the whole service."""
 
 
 class DeletedPods:
@@ -57,15 +73,26 @@ def pod_of_target(target: Target) -> str:
 
 def client_at(mesh: Mesh, deleted: DeletedPods, address: str, now: float) -> Client | None:
     """Return the client at an address: a workload, or the address itself; None if it is not an address."""
+    pods: dict[str, Client] = mesh.scratch.setdefault("observed clients", {})
+    if client := pods.get(address):
+        return client
+    text = _canonical(address) if len(address) <= _MAX_ADDRESS_LENGTH else ""
+    if not text:
+        return None
+    if pod := mesh.pod_at(text):
+        return pods.setdefault(text, workload(pod))
+    return deleted.get(text, now) or Client("", text)
+
+
+@lru_cache(MAX_REMEMBERED)
+def _canonical(address: str) -> str:
+    """Return the canonical form of an address, IPv4 if it is an IPv4 address; empty if it is not one."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return None
+        return ""
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    text = str(mapped or parsed)
-    if pod := mesh.pod_at(text):
-        return workload(pod)
-    return deleted.get(text, now) or Client("", text)
+    return str(mapped or parsed)
 
 
 def target_of(mesh: Mesh, pod: Pod, port: int) -> Target:
@@ -82,16 +109,18 @@ def target_of(mesh: Mesh, pod: Pod, port: int) -> Target:
     return target
 
 
-def service_port(mesh: Mesh, host: str, port: str) -> tuple[Service, ServicePort] | None:
-    """Return the service port with a full DNS name and a port number; None if there is none."""
-    cache: dict[tuple[str, str], tuple[Service, ServicePort]]
-    cache = mesh.scratch.setdefault("observed service ports", {})
-    if found := cache.get((host, port)):
+def destination(mesh: Mesh, cluster: str) -> Destination | None:
+    """Return the destination of a cluster with this name; None if it is no service port of the mesh."""
+    cache: dict[str, Destination] = mesh.scratch.setdefault("observed destinations", {})
+    if found := cache.get(cluster):
         return found
+    port, subset, host = names.parse_outbound(cluster)
     name, _, namespace = host.removesuffix(_SUFFIX).partition(".")
     service = mesh.service(namespace, name) if host.endswith(_SUFFIX) else None
     for each in service.ports if service else ():
         if service and str(each.port) == port:
-            cache[host, port] = service, each
-            return service, each
+            result = Destination(service, Target(namespace, name, each.port), subset)
+            if not subset:  # A report can contain any subset.
+                cache[cluster] = result
+            return result
     return None
