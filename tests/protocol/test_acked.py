@@ -296,3 +296,38 @@ def test_secret_is_compared_like_any_resource(variant):
     stream.serve(world(SDS="a=2 b=1"))
     assert stream.session.resource_status(SECRET, "a").differs
     assert not stream.session.resource_status(SECRET, "b").differs
+
+
+def test_late_ack_counts_after_a_later_version_was_rejected():
+    stream = Stream(Variant.DELTA, world(CDS="a=1"))
+    stream.ask("CDS")
+    stream.get()
+    stream.serve(world(CDS="a=2"))
+    stream.get()
+    stream.nack("CDS")
+    stream.ask("CDS", nonce="1")
+    assert versions(stream) == {"a": ("1", "2")}
+
+
+def test_late_ack_does_not_replace_a_later_one():
+    stream = Stream(Variant.DELTA, world(CDS="a=1 b=1"))
+    stream.ask("CDS")
+    stream.get()
+    stream.serve(world(CDS="a=2 b=1"))
+    stream.get()
+    stream.ack("CDS")
+    stream.serve(world(CDS="a=3 b=1"))
+    stream.ask("CDS", nonce="1")
+    assert versions(stream) == {"a": ("2", "3")}
+
+
+def test_assignment_that_was_never_sent_leaves_the_empty_one():
+    stream = Stream(Variant.SOTW, world(CDS="a=1"))
+    stream.ask("CDS")
+    stream.settle()
+    stream.ask("EDS", "a")
+    stream.settle()
+    stream.serve(world(CDS="a=1", EDS="a=1"))
+    stream.serve(world(CDS="a=1"))
+    stream.settle()
+    assert not any(each.differs for each in status(stream, "EDS").resources)

@@ -179,6 +179,11 @@ class AckedResources:
         self._superseded.pop(response.nonce, None)
         self._record_unacked(watch, response.fresh, _unreported(watch))
 
+    def forget_current(self, watch: Watch, names: Iterable[str]) -> None:
+        """Forget resources that the client was sent in the current version before, and has ACKed."""
+        self._spread()
+        self._discard([name for name in names if watch.has_acked(name)])
+
     def retain(self, covers: Callable[[str], bool]) -> None:
         """Forget the resources that the client no longer subscribes to."""
         self._spread()

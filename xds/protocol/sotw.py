@@ -124,6 +124,7 @@ class SotwWatch(Watch):
             if (name in self.rejections or name in self.acks.rejected) and self.covers(name)
         ]
         super().release(names)
+        self.acked.forget_current(self, self._empty_assignments.intersection(names))
         if self.type_url == ENDPOINT:
             self.add_empty(rejected)
 
