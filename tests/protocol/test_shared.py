@@ -14,6 +14,7 @@ from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, Resource, ResourceSet, Snapsh
 
 NAMES = "abcde"
 VERSIONS = "123"
+STEPS = ("set", "remove", "start", "resume", "compact", "move", "share", "catch up", "spread")
 ROOTS = st.dictionaries(st.sampled_from(NAMES), st.sampled_from(VERSIONS)).map(
     lambda versions: ResourceSet(
         Resource.of(CLUSTER, name, version.encode(), version=version) for name, version in versions.items()
@@ -28,16 +29,29 @@ def versions_of(resources: ResourceSet) -> dict[str, str]:
 @given(st.data())
 def test_sent_versions_are_those_of_a_dict(data):
     sent, expected, root = SentVersions(), {}, EMPTY
-    if data.draw(st.booleans()):
-        sent.start()
     for _ in range(data.draw(st.integers(1, 12))):
-        match data.draw(st.sampled_from(["set", "remove", "compact", "move", "share", "catch up", "spread"])):
+        match data.draw(
+            st.sampled_from(
+                ["set", "remove", "start", "resume", "compact", "move", "share", "catch up", "spread"]
+            )
+        ):
             case "set":
                 name, version = data.draw(st.sampled_from(NAMES)), data.draw(st.sampled_from(VERSIONS))
                 sent[name] = expected[name] = version
             case "remove" if expected:
                 name = data.draw(st.sampled_from(sorted(expected)))
                 del sent[name], expected[name]
+            case "start":
+                sent, expected, root = SentVersions(), {}, data.draw(ROOTS)
+                change = shared_change(CLUSTER, EMPTY, root)
+                sent.start(change)
+            case "resume":
+                sent, expected, root = SentVersions(), {}, data.draw(ROOTS)
+                if sent.resume(root, versions_of(root) | {"other": "1"}):
+                    expected = versions_of(root)
+                assert not SentVersions().resume(
+                    ResourceSet([*root.values(), _resource(CLUSTER, "f", "1")]), expected
+                )
             case "compact":
                 root = data.draw(ROOTS)
                 sent = SentVersions()
@@ -129,15 +143,37 @@ def test_synced_stream_stores_only_what_it_has_on_its_own():
     assert sent.own_names() == ["own"]
 
 
-def test_reconnected_client_refers_to_the_root_after_the_next_change():
+@pytest.mark.parametrize("old", ["1", "2"])
+def test_reconnected_client_gets_only_its_own_resource(old):
+    served = many("1", "own")
+    initial = {name: each.version for name, each in served.of(CLUSTER).items()} | {"own": old, "gone": "1"}
+    stream = Stream(Variant.DELTA, served)
+    stream.ask("CDS", initial=initial)
+    watch = stream.session._watches[CLUSTER]
+    assert watch._dirty.keys() == {"own", "gone"}
+    assert stream.settle() == ["CDS own=1"] * (old == "2")
+    assert watch.sent.own_names() == ["gone", "own"]
+    assert len(watch.sent) == 102
+
+
+def test_client_that_reconnects_to_changed_resources_refers_to_the_root_after_the_next_change():
     served = many("1")
     stream = Stream(Variant.DELTA, served)
-    initial = {name: each.version for name, each in served.of(CLUSTER).items()}
+    initial = {name: each.version for name, each in served.of(CLUSTER).items()} | {"n0": "old"}
     stream.ask("CDS", initial=initial)
-    stream.settle()
+    assert stream.settle() == ["CDS n0=1"]
     stream.serve(many("2"))
     stream.settle()
     assert stream.session._watches[CLUSTER].sent.own_names() == []
+
+
+def test_client_of_a_part_has_only_that_part():
+    stream = Stream(Variant.DELTA, world(EDS="a=1 b=1 c=1"))
+    stream.ask("EDS", "a", "x")
+    stream.settle()
+    stream.serve(world(EDS="a=1 b=1 c=1 x=1"))
+    stream.settle()
+    assert dict(stream.session._watches[ENDPOINT].sent) == {"a": "1", "x": "1"}
 
 
 def test_change_that_becomes_too_large_is_sent_in_parts(monkeypatch):

@@ -48,8 +48,9 @@ class DeltaWatch(Watch):
         self.sent.compact(self.resources.root)
         change = shared_change(self.type_url, self.resources.root, resources.root)
         names = {*change.removed, *self.resources.layered_names(), *resources.layered_names()}
-        if self._can_share(change, names):
-            self._share(change, names)
+        if self.sent.has_root and self._can_share(change, names):
+            self.sent.move(change.after, names, change)
+            self._shared = change
             self.acked.share(self, change, resources)
             self._replace(resources, differing(self.resources, resources, names))
         else:
@@ -65,7 +66,6 @@ class DeltaWatch(Watch):
         """
         return (
             bool(change.resources)
-            and self.sent.has_root
             and not (self.rejections or self._forced or self._forced_until_nack)
             and change.before.keys().isdisjoint(others)
             and change.before.keys().isdisjoint(self._dirty)
@@ -73,11 +73,6 @@ class DeltaWatch(Watch):
             and not self.sent.conflicts_with(change)
             and self._covers_all(change.before)
         )
-
-    def _share(self, change: SharedChange, others: Collection[str]) -> None:
-        """Send a change as a whole; see `_can_share`."""
-        self.sent.move(change.after, others, change)
-        self._shared = change
 
     def _spread(self) -> None:
         """Send the resources of a shared change one by one."""
@@ -109,9 +104,10 @@ class DeltaWatch(Watch):
         if change.adds_wildcard and not reported:
             self._response_due = True
         shared = self._shared.before if self._shared else {}
+        resumed = self.resources.root if reported and self.sent.has_root else {}
         for name in change.names_to_answer:
-            if name in shared:
-                self._answers_shared = True
+            self._answers_shared |= name in shared
+            if name in shared or name in resumed:
                 continue
             self._response_due |= name in self.subscription.collections and not reported
             for resolved in self._resolve(name):
@@ -122,18 +118,19 @@ class DeltaWatch(Watch):
         return [*answered, *self._subscribe(change)]
 
     def _start(self) -> None:
-        """Send all that a client without resources subscribes to. If that is a whole root, share it."""
-        self.sent.start()
-        change, names = (
-            shared_change(self.type_url, EMPTY, self.resources.root),
-            {*self.resources.layered_names()},
-        )
-        if self._can_share(change, names):
-            self._share(change, names)
+        """Share the root if a client without resources subscribes to all of it."""
+        change = shared_change(self.type_url, EMPTY, self.resources.root)
+        if self._can_share(change, {*self.resources.layered_names()}):
+            self.sent.start(change)
+            self._shared = change
 
     def _mark_all_dirty(self) -> None:
-        shared = self._shared.before if self._shared else {}
-        self._dirty.update((name, None) for name in self.resources if name not in shared)
+        if not self.sent.has_root:
+            super()._mark_all_dirty()
+            return
+        # The client has all other resources of the root, or is about to be sent them.
+        names = dict.fromkeys((*self.resources.layered_names(), *self.sent.own_names()))
+        self._dirty.update((name, None) for name in names if name in self.resources)
 
     def resend(self, names: Collection[str]) -> None:
         """Send resources again, but not before the first request reports which ones the client has."""
@@ -270,7 +267,12 @@ class DeltaWatch(Watch):
         reported = {name: version for name, version in versions if self.covers(name)}
         self.acks.resumed = bool(reported)
         self.may_have_removed_clusters = bool(reported) and self.type_url == CLUSTER
+        root = self.resources.root
+        if not self._has_ttl and not any(name in root for name in self.resources.layered_names()):
+            self.sent.resume(root, reported)
         for name, version in reported.items():
+            if self.sent.has_root and name in root:
+                continue  # Unchanged.
             self.sent[name] = version
             if resource := self.get(name):
                 self._heartbeats.resume(resource, version, now)

@@ -9,14 +9,14 @@ the few versions that differ from it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from functools import cached_property
 from itertools import chain
 from typing import TypeVar, overload
 from weakref import WeakValueDictionary
 
 from xds.protocol.responses import join
-from xds.snapshot import EMPTY, ENDPOINT, Resource, ResourceSet, difference
+from xds.snapshot import ENDPOINT, Resource, ResourceSet, difference
 
 T = TypeVar("T")
 
@@ -162,9 +162,23 @@ class SentVersions(MutableMapping[str, str]):
         else:
             self._own[name] = version
 
-    def start(self) -> None:
-        """Refer to an empty root, because the client has nothing."""
-        self._root = EMPTY
+    def start(self, change: SharedChange) -> None:
+        """Refer to a root, of which the client has nothing yet: `change` adds all its resources."""
+        self._root, self._behind = change.after, change
+
+    def resume(self, root: ResourceSet, versions: Mapping[str, str]) -> bool:
+        """Refer to a root if a client that reconnects has all its resources, each in the same version.
+
+        Args:
+            root: the root.
+            versions: Versions of the resources that the client has, by name. Others are not recorded.
+
+        Returns:
+            Whether the client has the root.
+        """
+        if root and all(versions.get(resource.name) == resource.version for resource in root.values()):
+            self._root = root
+        return self.has_root
 
     def compact(self, root: ResourceSet) -> None:
         """Refer to a root if the client has all its resources, each in the same version."""
