@@ -100,8 +100,14 @@ CONFLICT = "cannot be combined with --kubeconfig, --context or --xds-namespace"
         (("reach", "--xds-address=127.0.0.1:1", "--xds-namespace=x"), f"--xds-address {CONFLICT}"),
         (("dashboard", "--admin-address=127.0.0.1:1", "--context=x"), f"--admin-address {CONFLICT}"),
         (("status", "--context=nowhere"), "there is no kubeconfig at /nonexistent/.kube/config"),
-        (("status", "--context=x", f"--ca-file={__file__}"), "--key-file require --xds-address"),
-        (("check", f"--ca-file={__file__}"), "--key-file require --xds-address"),
+        (
+            ("status", "--context=x", f"--ca-file={__file__}"),
+            "be used with a port-forward: set --xds-address",
+        ),
+        (
+            ("check", f"--ca-file={__file__}"),
+            "be used with a port-forward: set --xds-address",
+        ),
         (("explain", "a.b", "c.d", "--mesh-config-map=x"), "--mesh-config-map requires --kubernetes"),
     ],
 )

@@ -252,7 +252,7 @@ class AdminClient:
         for response in self._stream(POLICIES, "Plan", request, policies_pb2.PlanResponse, ends=True):
             found.MergeFrom(response)
         if observed and not (found.HasField("observation") or found.invalid or found.nothing_to_compare):
-            fail(f"the control plane at {self.address} is an older version without --observed", 1)
+            fail(f"the control plane at {self.address} does not support --observed: upgrade it", 1)
         return found
 
     def describe_pod(self, name: str) -> policies_pb2.PodDescription:

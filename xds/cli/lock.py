@@ -28,31 +28,33 @@ def lock(
         typer.Option(
             "--observed",
             metavar="DURATION",
-            help="Time for which no plaintext traffic may have been observed, such as 24h or 7d (maximum).",
+            help="Period that must be free of observed plaintext traffic, such as 24h or 7d (maximum).",
         ),
     ] = "24h",
     force: Annotated[
         bool,
         typer.Option(
             "--force",
-            help="Lock even if connections would break, or plaintext traffic was or may have been observed.",
+            help="Lock even if connections would break, or plaintext traffic was observed or may have been "
+            "missed.",
         ),
     ] = False,
 ) -> None:
     """Set STRICT for a namespace or a workload, unless a client would break.
 
-    Plans the change and compares it with observed traffic, as xds plan --observed does, asks for
-    confirmation, applies a PeerAuthentication, and waits until it is in force. Refuses if a connection would
-    break, or if plaintext traffic was observed or may have been missed. Prints the ports that accept
-    plaintext even then, because of portLevelMtls, another policy, or a missing sidecar.
+    Plans the change, as xds plan --observed does, and refuses if a connection would break, or if plaintext
+    traffic was observed or may have been missed. Otherwise, asks for confirmation, applies a
+    PeerAuthentication, and waits until it is in force, as xds wait does. Also prints ports that would still
+    accept plaintext because of portLevelMtls, another policy, or a missing sidecar.
 
     For a namespace, the PeerAuthentication is named default. For a workload, it has the workload's name, and
-    selects pods by its matchLabels. It is applied with field manager xds: other fields of the object stay.
+    selects pods by its matchLabels. It is applied with field manager xds. Other fields of the object are left
+    unchanged.
 
     If a control plane reads files, use --dry-run -o yaml, and commit the manifest.
 
-    Exit status: 0 locked, or the dry run found nothing that breaks, 1 refused, not confirmed, rejected by the
-    API server, or not in force in time, 2 wrong usage, 3 the control plane or the API server cannot be
-    reached.
+    Exit status: 0 locked, or the dry run found nothing that breaks, 1 refused, observation is disabled,
+    nothing was checked, not confirmed, rejected by the API server, or not in force in time, 2 the control
+    plane reads files, or wrong usage, 3 the control plane or the API server cannot be reached.
     """
     mode_change.lock(options, parse_period("--observed", observed), force=force)

@@ -121,7 +121,8 @@ def unlock(options: ModeChangeOptions) -> None:
             and options.output is Output.TABLE
         ):
             typer.echo(
-                f"nothing to unlock: no port of {change.target} is STRICT, unless a policy keeps it so"
+                f"nothing to unlock: PERMISSIVE would open no port of {change.target}. Ports that portLevelMtls "
+                "or a more specific policy makes STRICT stay STRICT"
             )
             return
         opened = [port for port in found.plaintext_ports if port.was_strict]
@@ -147,6 +148,8 @@ class _Change:
         self._client = options.connection.open(reads_cluster=True)
         self.target = PolicyTarget(namespace=namespace, workload=workload)
         self._prepared: PreparedPolicy | None = None
+        self._context = ""
+        """Context of the cluster that the policy is applied to; empty without a kubeconfig."""
 
     def __enter__(self) -> Self:
         self._client.__enter__()
@@ -194,6 +197,7 @@ class _Change:
     async def _prepare(self) -> tuple[PolicyTarget, PreparedPolicy | None]:
         options, target = self._options, self.target
         async with cluster.connect(options.connection.kubeconfig, options.connection.context) as api:
+            self._context = api.context
             try:
                 if target.workload:
                     target = await find_target(api, target.namespace, target.workload)
@@ -226,7 +230,8 @@ class _Change:
             typer.echo(f"dry run: {target.ref} was not changed")
             return
         if prepared.is_change:
-            self._confirm(f"{verb} {target} with {target.ref}?")
+            of = f" in context {self._context}" if self._context else ""
+            self._confirm(f"{verb} {target} with {target.ref}{of}?")
             version = asyncio.run(self._apply(prepared))
         else:
             typer.echo(f"{target.ref} is {self._mode} already")

@@ -63,7 +63,7 @@ def observe(
 
     A client is a service account (NAMESPACE/ACCOUNT), or an address that belongs to no known pod. REQ/MIN is
     the average of the last 5 minutes: HTTP requests, or connections of other protocols. Mode refused means
-    that the server requires mutual TLS and closed a plaintext connection. Reports take up to 20 s to arrive.
+    that the server requires mutual TLS and closed a plaintext connection. Reports take up to 20 s to arrive, in a large mesh up to 80 s.
 
     Exit status: 0 printed, 1 observation is disabled, 2 wrong usage, 3 the control plane cannot be reached.
     """
@@ -152,6 +152,6 @@ def _print_notes(response: pb.ListTrafficResponse) -> None:
     """Print what the table may omit, to stderr."""
     for missing in response.missing_replicas:
         replica = f"replica {printable(missing.replica)}" if missing.replica else "other replicas"
-        typer.echo(f"the sidecars of {replica} are missing: {printable(missing.reason)}", err=True)
+        typer.echo(f"the traffic of {replica} is missing: {printable(missing.reason)}", err=True)
     if response.dropped:
         typer.echo(f"{response.dropped} reports or entries were dropped: counts may be too low", err=True)

@@ -82,8 +82,8 @@ def plan(options: PlanOptions) -> None:
     and Prometheus scrapes that a STRICT sidecar would refuse, and objects of -f that would have no effect.
     Connections of clients that are not in the mesh, of new clients, and to new services are not compared.
 
-    With --observed, also prints who sent plaintext to a port that the change makes STRICT. Otherwise, prints
-    that it is safe to lock, unless the control plane has observed for a shorter time, or may lack traffic.
+    With --observed, also prints the clients that sent plaintext to a port that the change makes STRICT. If
+    there are none, prints that it is safe to lock, or why traffic may have been missed.
 
     Exit status: 0 nothing breaks, 1 something breaks, or --observed does not show that the change is safe, or
     observation is disabled, 2 an object of -f is invalid, nothing was checked

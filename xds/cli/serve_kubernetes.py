@@ -154,9 +154,10 @@ async def _own_identity(api: KubeApi) -> IdentityPattern | None:
         namespace, account = await own_account(api)
     except KubeError as error:
         log.warning(
-            "own service account is unknown: replicas do not share observed traffic, and without "
-            "--admin-identity, admin services deny all clients over TLS",
+            "own service account is unknown",
             problem=str(error),
+            effect="replicas do not share observed traffic; admin services deny all clients over TLS unless "
+            "--admin-identity is set",
         )
         return None
     return IdentityPattern(namespace, account) if account else None

@@ -1,9 +1,8 @@
 """What the streams of many clients share: the difference between two resource sets, and the sent versions.
 
-The sets of equal clients have the same root, and layers with what each client has on its own. When the root
-changes, all these clients need the same resources. So the difference of two roots is computed and encoded
-once, and each stream refers to it until it has sent it. What a client was sent is a reference to a root, and
-the few versions that differ from it.
+Clients with equal configuration share a root; each adds a layer of its own resources. When the root changes,
+these clients need the same update, so the difference of the two roots is computed and encoded once. For each
+client, only a root and the few versions that differ from it are stored.
 """
 
 from __future__ import annotations

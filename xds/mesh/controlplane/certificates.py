@@ -42,7 +42,9 @@ class Certificates:
         self._issuer = Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
         self._now = now
         self._changed = asyncio.Event()
-        """Set when a certificate was issued, which may be the first to be renewed."""
+        """Set when a certificate is due for renewal before the next check."""
+        self._next_at: datetime | None = None
+        """When the first certificate is due for renewal, as of the last check; None if there was none."""
 
     @property
     def trust(self) -> tuple[Authority, bytes]:
@@ -66,7 +68,9 @@ class Certificates:
         if not with_key:
             return (self.roots,)
         secrets = self._issuer.secrets_for(pod, config.trust_domain, self._now())
-        self._changed.set()
+        at = self._issuer.renew_at(pod)
+        if at and (self._next_at is None or at < self._next_at):
+            self._changed.set()
         return secrets
 
     def renew_at(self, pod: Pod) -> datetime | None:
@@ -100,8 +104,8 @@ class Certificates:
             for at, pod in due_at.values():
                 if at <= now:
                     renew(pod)
-            next_at = min((at for at, _ in due_at.values()), default=None)
-            seconds = (next_at - now).total_seconds() if next_at else CLOCK_CHECK_INTERVAL
+            self._next_at = min((at for at, _ in due_at.values()), default=None)
+            seconds = (self._next_at - now).total_seconds() if self._next_at else CLOCK_CHECK_INTERVAL
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(max(seconds, RETRY_DELAY), CLOCK_CHECK_INTERVAL)):
                     await self._changed.wait()

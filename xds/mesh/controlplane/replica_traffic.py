@@ -119,10 +119,10 @@ class ReplicaTraffic:
     _evicted: int = 0
     """`PeerTraffic.evicted` at that time."""
     _log_problem: OnceLogger = field(
-        default_factory=lambda: OnceLogger(log, "cannot read the traffic of another replica")
+        default_factory=lambda: OnceLogger(log, "failed to read traffic of replica")
     )
     _log_malformed: OnceLogger = field(
-        default_factory=lambda: OnceLogger(log, "malformed edges of another replica dropped")
+        default_factory=lambda: OnceLogger(log, "dropped malformed edges of replica")
     )
 
     @property

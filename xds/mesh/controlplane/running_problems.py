@@ -1,4 +1,4 @@
-"""Problems of the running mesh: certificates that expire, and replicas that do not hear of each other.
+"""Problems of the running mesh: certificates that expire, and replicas that have lost contact.
 
 Problems of objects come from their source (`xds.mesh.sources`) and from `effects.py`.
 """
@@ -128,13 +128,13 @@ def _not_acked(streams: Iterable[Subscriber], clock: float) -> str:
 
 
 def _replica_problems(controller: Controller, clock: float) -> Iterator[Problem]:
-    """Yield why replicas do not hear of each other, or do not serve the same state."""
+    """Yield why replicas have lost contact, or serve different states."""
     rollouts = controller.rollouts
     if (sync := rollouts.sync) is None:
         return
     own = f"replica {sync.name}"
     if sync.reports.is_isolated(clock):
-        what = "this replica cannot renew its Lease: other replicas do not hear of its sidecars"
+        what = "this replica cannot renew its Lease, so other replicas do not know the state of its sidecars"
         yield Problem(where=own, what=what, hint=_LOGS)
     if rollouts.follower.is_alone:
         what = "this replica follows its own plan, which it could not store"
@@ -146,7 +146,7 @@ def _replica_problems(controller: Controller, clock: float) -> Iterator[Problem]
         what = (
             "its report has expired, but its Lease is not deleted: transitions do not wait for its sidecars"
         )
-        yield Problem(where=f"replica {name}", what=what, hint=_LOGS)
+        yield Problem(where=f"replica {name}", what=what, hint="see the log of that replica")
     stored = sync.stored
     for name, report in sync.reports.peers(clock).items():
         if stored and report.generation < stored.generation:

@@ -85,7 +85,7 @@ class PeerTraffic:
             replica: name of the replica whose sidecars reported the edge.
             key: key of the edge.
             edge: the edge.
-            is_copy: whether another replica sent it. It is then ignored if it is as old as the known edge.
+            is_copy: whether another replica sent it. A copy is ignored unless it is newer than the known edge.
             now: Unix time, in seconds.
         """
         if edge.last_seen < now - RETENTION:
@@ -173,7 +173,7 @@ class MergedTraffic:
 
 
 def merge(edges: Sequence[Edge]) -> Edge:
-    """Return the sum of one edge's reports at several replicas. It follows later reports."""
+    """Return the sum of one edge's reports at several replicas. The result includes later reports."""
     if len(edges) == 1:
         return edges[0]
     counts: dict[Reporter, list[Counts]] = {}

@@ -88,7 +88,7 @@ def find_contradictions(
 
 @dataclass(slots=True)
 class _ChangedPorts:
-    """Ports whose mode becomes STRICT (locked) or stops to be (opened), and the targets that lead to them."""
+    """Ports whose mode becomes STRICT (locked) or stops being STRICT (opened), and the targets that lead to them."""
 
     locked: set[PodPort] = field(default_factory=set)
     opened: set[PodPort] = field(default_factory=set)
@@ -110,7 +110,7 @@ def _observed_pod_ports(seen: Iterable[SeenTraffic]) -> Mapping[Target, set[int]
 
 
 def _canonical(target: Target) -> Target:
-    """Return a target of which a pod is named by its workload: its pods may have been replaced since."""
+    """Return a target with its pod's name replaced by its workload's: pods may have been replaced since."""
     pod = pod_of_target(target)
     return target._replace(name=f"workload/{owner_name(pod)}") if pod else target
 
@@ -197,7 +197,7 @@ def last_seen(change: HopChange, times: Mapping[Target, Mapping[Client, float]],
 
 
 class PlaintextPort(NamedTuple):
-    """A port on which pods that a policy of a change applies to accept plaintext after the change."""
+    """A port that still accepts plaintext after a change, on pods that a changed policy selects."""
 
     port: int
     """Port of the pods; 0 for all ports of pods without a sidecar."""

@@ -30,7 +30,7 @@ class Listener(NamedTuple):
     is_closed: bool = False
     """Whether the listener closes connections, because the Pod at the address is unknown."""
     passes_through: bool = False
-    """Whether only clients have the listener whose DestinationRule sets PASSTHROUGH."""
+    """Whether only clients whose DestinationRule sets PASSTHROUGH have the listener."""
 
 
 def sidecar_ports(mesh: Mesh) -> frozenset[int]:

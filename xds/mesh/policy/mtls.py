@@ -49,6 +49,17 @@ def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
     Services: if several Services forward to the port, the policies for the oldest Service apply. The pod's
     listener takes the protocol of the port from that Service too.
     """
+    if mesh.get(pod.ref) is not pod:
+        return _effective_mode(mesh, pod, port)
+    # Clients of several namespaces, and the pod's own sidecar, need the same decision.
+    decisions: dict[tuple[Ref, int], ModeDecision] = mesh.scratch.setdefault("modes", {})
+    key = (pod.ref, port)
+    if key not in decisions:
+        decisions[key] = _effective_mode(mesh, pod, port)
+    return decisions[key]
+
+
+def _effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
     v1alpha1 = _v1alpha1(mesh, pod, port)
     peer = _peer_authentication(mesh, pod, port)
     if peer is None:

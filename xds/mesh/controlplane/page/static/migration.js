@@ -88,7 +88,7 @@ function columns(opened, showsAll, isObserved, remedies) {
   return [
     { title: "Name", cell: (row) => nameCell(row, opened, showsAll) },
     { title: "Sidecars", cell: (row) => [`${row.sidecars} of ${row.pods}`, bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
-    { title: "Mode in force", cell: modeCell },
+    { title: "Mode", cell: modeCell },
     { title: "Observed plaintext", cell: (row) => observedCell(row, isObserved) },
     { title: "STRICT would break", cell: (row) => breaksCell(row, remedies) },
     { title: "Next step", cell: (row) => [h("p", {}, badge(...STAGES[row.stage])), h("p", {}, row.nextStep)] },
@@ -132,7 +132,7 @@ function observationNote({ enabled, missingReplicas = [], since, time, dropped }
   const period = Date.parse(time) - Date.parse(since) > kept ? "24h" : elapsed(since, time);
   const parts = [`Observed: plaintext that sidecars reported in the last ${period}.`];
   for (const { replica, reason } of missingReplicas) {
-    parts.push(`The sidecars of ${replica ? `replica ${replica}` : "other replicas"} are missing: ${reason}.`);
+    parts.push(`The traffic of ${replica ? `replica ${replica}` : "other replicas"} is missing: ${reason}.`);
   }
   if (Number(dropped)) parts.push(`${dropped} reports or entries were dropped.`);
   return parts.join(" ");
