@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
 XDS_ADDRESS = Address("127.0.0.1", 15010)
 """xDS address of a control plane on this machine, and in its pod."""
-REQUIRE_ADDRESS = "--ca-file, --token-file, --cert-file and --key-file cannot be used with a port-forward: set --xds-address"
+REQUIRE_ADDRESS = (
+    "--ca-file, --token-file, --cert-file and --key-file cannot be used with a port-forward: set "
+    "--xds-address"
+)
 CONNECT_TIMEOUT = 1.0
 """Seconds to wait for a connection to this machine."""
 

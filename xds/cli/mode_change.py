@@ -121,8 +121,8 @@ def unlock(options: ModeChangeOptions) -> None:
             and options.output is Output.TABLE
         ):
             typer.echo(
-                f"nothing to unlock: PERMISSIVE would open no port of {change.target}. Ports that portLevelMtls "
-                "or a more specific policy makes STRICT stay STRICT"
+                f"nothing to unlock: PERMISSIVE would open no port of {change.target}. Ports that "
+                "portLevelMtls or a more specific policy makes STRICT stay STRICT"
             )
             return
         opened = [port for port in found.plaintext_ports if port.was_strict]

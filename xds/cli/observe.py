@@ -61,9 +61,10 @@ def observe(
 ) -> None:
     """Print the traffic that sidecars have reported in the last 24 hours, a row per client, service and mode.
 
-    A client is a service account (NAMESPACE/ACCOUNT), or an address that belongs to no known pod. REQ/MIN is
-    the average of the last 5 minutes: HTTP requests, or connections of other protocols. Mode refused means
-    that the server requires mutual TLS and closed a plaintext connection. Reports take up to 20 s to arrive, in a large mesh up to 80 s.
+    A client is a service account (NAMESPACE/ACCOUNT), or an address that belongs to no known pod. REQ/MIN
+    is the average of the last 5 minutes: HTTP requests, or connections of other protocols. Mode refused
+    means that the server requires mutual TLS and closed a plaintext connection. Reports take up to 20 s
+    to arrive, in a large mesh up to 80 s.
 
     Exit status: 0 printed, 1 observation is disabled, 2 wrong usage, 3 the control plane cannot be reached.
     """

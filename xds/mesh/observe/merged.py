@@ -85,7 +85,8 @@ class PeerTraffic:
             replica: name of the replica whose sidecars reported the edge.
             key: key of the edge.
             edge: the edge.
-            is_copy: whether another replica sent it. A copy is ignored unless it is newer than the known edge.
+            is_copy: whether another replica sent it. A copy is ignored unless it is newer than the known
+                edge.
             now: Unix time, in seconds.
         """
         if edge.last_seen < now - RETENTION:

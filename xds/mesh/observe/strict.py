@@ -88,7 +88,7 @@ def find_contradictions(
 
 @dataclass(slots=True)
 class _ChangedPorts:
-    """Ports whose mode becomes STRICT (locked) or stops being STRICT (opened), and the targets that lead to them."""
+    """Ports that become STRICT (locked) or stop being STRICT (opened), and the targets that lead to them."""
 
     locked: set[PodPort] = field(default_factory=set)
     opened: set[PodPort] = field(default_factory=set)
