@@ -245,6 +245,17 @@ def test_plaintext_of_other_replicas_is_remembered_longer_than_its_counts():
     assert list(merged.unencrypted(0.0)) == []
 
 
+def test_older_copy_does_not_replace_remembered_plaintext():
+    peers, plaintext = PeerTraffic(), key(mode=TrafficMode.PLAINTEXT)
+    now = NOON + 5 * 86400
+    peers.put("b", plaintext, only(requests=1), is_copy=True, now=now)
+    older = only(requests=1)
+    older.last_seen = NOON - 3600
+    peers.put("b", plaintext, older, is_copy=True, now=now)
+    [(_, edge)] = peers.unencrypted(0.0)
+    assert edge.last_seen == NOON
+
+
 def test_remembered_plaintext_of_other_replicas_is_limited():
     peers = PeerTraffic(max_edges=2)
     for client in ("x", "y", "z"):

@@ -8,10 +8,10 @@ import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, service
 from xds.mesh.controlplane.observation import ObservedTraffic, observation_message
-from xds.mesh.controlplane.replica_traffic import Missing
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Mode
 from xds.mesh.observe.edges import Client, Target, TrafficMode
+from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.strict import SeenTraffic, find_contradictions, last_seen, policy_ports, times_by_target
 from xds.mesh.policy.plan import plan, scope_of
 
@@ -120,6 +120,14 @@ def test_hop_says_when_its_clients_were_last_seen():
 
 
 CONNECTED = frozenset({("shop", PODS[0].name)})
+SEEN = SeenTraffic(
+    Client("legacy", "cron"),
+    Target("shop", "web", 80),
+    TrafficMode.PLAINTEXT,
+    NOON - 60,
+    NOON - 10,
+    by_server=True,
+)
 COMPLETE = ObservedTraffic(seconds=7 * DAY, now=NOON, since=NOON - 8 * DAY, connected=CONNECTED)
 
 
@@ -150,6 +158,14 @@ def test_complete_observation_without_plaintext_is_safe():
         (
             {"connected": frozenset()},
             "sidecars are not connected, and may have seen more: web-7d4b9c6f8-x2x4z.shop",
+        ),
+        (
+            {"returned": {("shop", PODS[0].name): NOON - 60}},
+            "sidecars were disconnected for a while, and may have seen more: web-7d4b9c6f8-x2x4z.shop",
+        ),
+        (
+            {"seen": [SEEN._replace(target=Target("shop", "web-old", 80))]},
+            "plaintext was sent to services that no longer exist: web-old.shop",
         ),
     ],
 )

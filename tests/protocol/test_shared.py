@@ -10,7 +10,7 @@ from tests.protocol.stream import Stream, world
 from xds.protocol import shared
 from xds.protocol.session import Variant
 from xds.protocol.shared import SentVersions, shared_change
-from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, Resource, ResourceSet, Snapshot
+from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, SECRET, Resource, ResourceSet, Snapshot
 
 NAMES = "abcde"
 VERSIONS = "123"
@@ -191,3 +191,50 @@ def test_name_that_is_removed_before_it_was_sent_is_answered():
     stream.ask("EDS", "a", "b")
     stream.serve(world(EDS="b=2"))
     assert stream.get() == ["EDS b=2 -a"]
+
+
+def test_assignments_of_changed_clusters_are_sent_although_they_revert():
+    stream = Stream(Variant.DELTA, world(CDS="a=1 b=1", EDS="a=1 b=1"))
+    stream.ask("CDS")
+    stream.settle()
+    stream.ask("EDS", "a", "b")
+    stream.settle()
+    stream.serve(world(CDS="a=2 b=2", EDS="a=2 b=2"))
+    assert str(stream._decode(stream.session.next(0.0))) == "CDS a=2 b=2"
+    stream.ask("EDS")  # Has no effect.
+    stream.serve(world(CDS="a=2 b=2", EDS="a=1 b=1"))
+    assert stream.get() == ["EDS a=1 b=1"]
+
+
+def test_rejection_of_an_earlier_response_does_not_outlive_a_shared_change():
+    stream = Stream(Variant.DELTA, world(CDS="a=1 b=1"))
+    stream.ask("CDS")
+    stream.settle()
+    stream.serve(world(CDS="a=1 b=2"))
+    stream.get()
+    stream.serve(world(CDS="a=1 b=3"))
+    stream.get()
+    stream.serve(world(CDS="a=1 b=2"))
+    stream.nack("CDS", nonce="2")
+    stream.ack("CDS", nonce="3")
+    assert stream.settle() == ["CDS b=2"]
+    assert stream.session.synced
+
+
+def test_client_of_names_that_adds_the_wildcard_gets_the_rest():
+    stream = Stream(Variant.DELTA, world(CDS="a=1 b=1 c=1"))
+    stream.ask("CDS", "a")
+    stream.settle()
+    stream.serve(world(CDS="a=1 b=1 c=1 d=1"))
+    stream.ask("CDS", "*")
+    assert stream.settle() == ["CDS b=1 c=1 d=1"]
+
+
+def test_secrets_are_not_shared():
+    stream = Stream(Variant.DELTA, world(SDS="a=1"))
+    stream.ask("SDS", "a")
+    stream.settle()
+    for number in range(20):
+        stream.serve(world(SDS=f"a={number}"))
+        stream.settle()
+    assert stream.session._watches[SECRET].acks._shared_sent == []

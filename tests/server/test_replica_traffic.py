@@ -17,7 +17,7 @@ from tests.server.doors import CA, DENIED, FOREIGN, SLEEP, TRUST_DOMAINS, UNPROV
 from tests.support.waiting import eventually
 from xds.mesh.controlplane import replica_traffic, replicas_service
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.replica_traffic import WATCH, Missing, ReplicaTraffic
+from xds.mesh.controlplane.replica_traffic import WATCH, ReplicaTraffic
 from xds.mesh.controlplane.replicas_service import ReplicasService
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.controlplane.traffic_service import TrafficService
@@ -28,6 +28,7 @@ from xds.mesh.identity.rotation import Authorities
 from xds.mesh.identity.server_tls import ServerCertificate, Trust, service_names
 from xds.mesh.kube.peers import Peers
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, TrafficMode
+from xds.mesh.observe.merged import Missing
 from xds.mesh.v1 import replicas_pb2, traffic_pb2
 from xds.server import XdsServer
 
@@ -324,7 +325,11 @@ async def test_malformed_edges_are_dropped_and_logged_once(monkeypatch: pytest.M
             await a.shows(curl=2)
             await eventually(lambda: a.traffic.dropped >= 3, timeout=WITHIN)
             assert a.missing() == []
-    events = [entry for entry in logged if entry["event"].startswith("malformed") and entry["replica"] == "b"]
+    events = [
+        entry
+        for entry in logged
+        if entry["event"].startswith("dropped malformed") and entry["replica"] == "b"
+    ]
     assert [entry["problem"] for entry in events] == ["mode 1 or port 70000 does not exist"]
 
 
@@ -337,3 +342,17 @@ async def test_missing_names_what_is_unknown() -> None:
     alone.rollouts.proxies.is_replicated = True
     [missing] = service.summary(0.0).missing_replicas
     assert Missing(missing.replica, missing.reason).reason.endswith("--rollout=gated")
+
+
+def test_sidecar_that_was_disconnected_for_long_is_remembered() -> None:
+    connected = {("shop", "web"), ("shop", "other")}
+    traffic = ReplicaTraffic(TrafficReports(Controller(CA)), own_connected=lambda: connected)
+    traffic.track_absences(0.0)
+    connected.remove(("shop", "web"))
+    connected.remove(("shop", "other"))
+    traffic.track_absences(1.0)
+    connected.add(("shop", "other"))
+    traffic.track_absences(31.0)
+    connected.add(("shop", "web"))
+    traffic.track_absences(90.0)
+    assert traffic.returned == {("shop", "web"): 90.0}

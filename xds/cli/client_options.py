@@ -114,7 +114,11 @@ class ConnectionOptions:
     files: CredentialOptions
 
     def open(
-        self, on_error: Callable[[str], NoReturn] | None = None, *, reads_cluster: bool = False
+        self,
+        on_error: Callable[[str], NoReturn] | None = None,
+        *,
+        reads_cluster: bool = False,
+        in_cluster: bool = False,
     ) -> AdminClient:
         """Return a client of the control plane.
 
@@ -122,6 +126,8 @@ class ConnectionOptions:
             on_error: called with the message if the control plane cannot be reached or a call fails. By
                 default, the client prints it and exits.
             reads_cluster: whether the command also reads the cluster of --kubeconfig and --context.
+            in_cluster: whether the control plane must be one of that cluster, or that of --xds-address.
+                Neither a control plane on this machine nor XDS_ADDRESS is used.
         """
         from xds.cli.admin_client import AdminClient  # noqa: PLC0415 - gRPC is slow to import
 
@@ -132,13 +138,14 @@ class ConnectionOptions:
                 "find the control plane in a cluster"
             )
         credentials = self.files.to_credentials()
-        if address := self.xds_address or (not any(cluster) and os.environ.get("XDS_ADDRESS")):
+        uses_environment = not in_cluster and not any(cluster)
+        if address := self.xds_address or (uses_environment and os.environ.get("XDS_ADDRESS")):
             option = "--xds-address" if self.xds_address else "XDS_ADDRESS"
             return AdminClient(parse_address(option, address), credentials, on_error=on_error)
         if self.files.is_empty:
-            if forward := forward_to(XDS_ADDRESS.port, cluster, on_error):
+            if forward := forward_to(XDS_ADDRESS.port, cluster, on_error, is_required=in_cluster):
                 return AdminClient(forward, on_error=on_error)
-        elif any(cluster):
+        elif in_cluster or any(cluster):
             fail(REQUIRE_ADDRESS)
         return AdminClient(XDS_ADDRESS, credentials, on_error=on_error)
 
@@ -160,6 +167,7 @@ def forward_to(
     on_error: Callable[[str], NoReturn] | None = None,
     *,
     local: Address | None = None,
+    is_required: bool = False,
 ) -> PortForward | None:
     """Forward a port of the control plane's pod in a cluster.
 
@@ -169,11 +177,12 @@ def forward_to(
         on_error: called with the message if the control plane cannot be reached. By default, the message is
             printed, and so is the pod that is used.
         local: local address of a port-forward that stays open.
+        is_required: whether a control plane on this machine is not used.
 
     Returns:
         The port-forward; None if a control plane runs on this machine, or there is no kubeconfig.
     """
-    is_explicit = any(cluster)
+    is_explicit = is_required or any(cluster)
     if not is_explicit and (not has_cluster() or _is_open(Address(XDS_ADDRESS.host, port))):
         return None
     from xds.cli.port_forward import PortForward  # noqa: PLC0415 - imports the slow Kubernetes client

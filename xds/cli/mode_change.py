@@ -145,7 +145,9 @@ class _Change:
             fail("-o yaml requires --dry-run")
         parse_duration("--timeout", options.timeout)
         self._options, self._mode = options, mode
-        self._client = options.connection.open(reads_cluster=True)
+        needs_cluster = options.output is Output.TABLE or bool(workload)
+        # A plan of another cluster's control plane would say nothing about this one.
+        self._client = options.connection.open(reads_cluster=True, in_cluster=needs_cluster)
         self.target = PolicyTarget(namespace=namespace, workload=workload)
         self._prepared: PreparedPolicy | None = None
         self._context = ""
@@ -181,6 +183,11 @@ class _Change:
         print_problems(map(plan_output.to_problem, (*found.problems, *found.without_effect)))
         if found.nothing_to_compare:
             fail("nothing was checked: the control plane knows no Pod or no Service with a TCP port", 1)
+        if self.target.namespace == found.observation.root_namespace and not self.target.workload:
+            typer.echo(
+                f"xds: {self.target.namespace} is the root namespace: the policy applies to the whole mesh",
+                err=True,
+            )
         if found.invalid:
             fail(f"cannot plan {self.target.ref}: repair it first", 1)
         return found

@@ -8,7 +8,6 @@ from math import inf
 
 from xds.protocol.events import Acked, Nacked, Response, acked, nacked
 from xds.protocol.limits import size_of
-from xds.protocol.shared import SharedChange
 from xds.protocol.wire import ErrorDetail
 
 MAX_UNANSWERED = 64
@@ -92,8 +91,8 @@ class AckTracker:
         """Time of the last response before the first answer."""
         self._last_sent: dict[str, float] = {}
         """Time when each resource was last sent after the first answer, unless it was in a shared change."""
-        self._shared_sent: list[tuple[SharedChange, float]] = []
-        """The last shared changes, each with the time when it was sent."""
+        self._shared_sent: list[tuple[frozenset[str], float]] = []
+        """Names of the last shared changes, each with the time when it was sent."""
 
     @property
     def waiting_since(self) -> float | None:
@@ -120,7 +119,7 @@ class AckTracker:
 
         For resources sent before the first answer, this is the time of the last response before that answer.
         """
-        times = [at for change, at in self._shared_sent if name in change.before]
+        times = [at for names, at in self._shared_sent if name in names]
         if name in self._last_sent:
             times.append(self._last_sent[name])
         return max(times, default=self._initially_sent_at)
@@ -162,7 +161,7 @@ class AckTracker:
         else:
             fresh = response.fresh
             if response.shared:
-                self._record_shared(response.shared, response.sent_at, sent)
+                self._record_shared(response.shared.names, response.sent_at, sent)
                 fresh = fresh[len(response.shared.resources) :]
             self._last_sent.update(dict.fromkeys((resource.name for resource in fresh), response.sent_at))
             self._first_sent.update(dict.fromkeys(new, response.sent_at))
@@ -172,16 +171,14 @@ class AckTracker:
             self._first_sent.pop(name, None)
         return abandoned
 
-    def _record_shared(self, change: SharedChange, at: float, sent: Container[str]) -> None:
+    def _record_shared(self, names: frozenset[str], at: float, sent: Container[str]) -> None:
         """Record when a shared change was sent. Only the last ones are stored as a whole."""
         if len(self._shared_sent) >= _MAX_SHARED:
             oldest, sent_at = self._shared_sent.pop(0)
             self._last_sent |= {
-                name: max(sent_at, self._last_sent.get(name, sent_at))
-                for name in oldest.before
-                if name in sent
+                name: max(sent_at, self._last_sent.get(name, sent_at)) for name in oldest if name in sent
             }
-        self._shared_sent.append((change, at))
+        self._shared_sent.append((names, at))
 
     def skip(self, nonce: str) -> list[Response]:
         """Stop expecting answers to the responses before `nonce`, and return these responses."""

@@ -44,6 +44,9 @@ class DeltaWatch(Watch):
         if resources is self.resources:
             return
         self._has_ttl |= resources.has_ttl
+        if self.type_url == SECRET:
+            super().serve(resources)  # Each client has its own, and a change would keep old private keys.
+            return
         self._spread()
         self.sent.compact(self.resources.root)
         change = shared_change(self.type_url, self.resources.root, resources.root)
@@ -119,6 +122,8 @@ class DeltaWatch(Watch):
 
     def _start(self) -> None:
         """Share the root if a client without resources subscribes to all of it."""
+        if self.type_url == SECRET:
+            return
         change = shared_change(self.type_url, EMPTY, self.resources.root)
         if self._can_share(change, {*self.resources.layered_names()}):
             self.sent.start(change)
@@ -137,7 +142,8 @@ class DeltaWatch(Watch):
         if not self.requested:
             self._deferred_resends.update(names)
         elif self._shared and not self.rejections and all(map(self._shared.before.__contains__, names)):
-            self._resent_shared = names
+            if names:
+                self._resent_shared = (*self._resent_shared, *names) if self._resent_shared else names
         else:
             super().resend(names)
 
@@ -283,6 +289,7 @@ class DeltaWatch(Watch):
 
     def _handle_nack(self, event: Nacked) -> None:
         """Record the rejected resources, and retry the removals of the same response without them."""
+        self._spread()
         super()._handle_nack(event)
         if event.resources and not event.culprits:
             for name in event.removed:

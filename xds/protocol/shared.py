@@ -48,6 +48,11 @@ class SharedChange:
         return join(self.resources)
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of the added and changed resources."""
+        return frozenset(self.before)
+
+    @cached_property
     def added(self) -> tuple[str, ...]:
         """Names of the added resources."""
         return tuple(name for name, resource in self.before.items() if resource is None)

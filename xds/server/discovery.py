@@ -146,9 +146,12 @@ class DiscoveryService:
 
         def open_stream(info: StreamInfo, report: bytes) -> ReportStream:
             self._check_first_report(report)
-            started_at = time.thread_time()
-            reports = open_reports(info, report)
-            self.report_budget.charge(reports.client, time.thread_time() - started_at)
+            started_at, client = time.thread_time(), info.origin
+            try:
+                reports = open_reports(info, report)
+                client = reports.client
+            finally:
+                self.report_budget.charge(client, time.thread_time() - started_at)
             return reports
 
         info, reports = await self._first_request(context, Variant.SOTW, "", open_stream)

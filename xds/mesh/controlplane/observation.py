@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.mesh.controlplane.explanation import MODES
-from xds.mesh.controlplane.replica_traffic import Missing
 from xds.mesh.controlplane.status import duration
 from xds.mesh.model.names import join_names
-from xds.mesh.model.objects import Ref
 from xds.mesh.observe.edges import UNENCRYPTED_RETENTION
+from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.replica_codec import MODES as TRAFFIC_MODES
 from xds.mesh.observe.strict import Contradictions, PlaintextPort, SeenTraffic
 from xds.mesh.policy.hops import Clients
@@ -43,6 +42,10 @@ class ObservedTraffic:
     """Replicas whose traffic is missing."""
     connected: frozenset[tuple[str, str]] = frozenset()
     """Namespaces and names of the pods whose sidecars are connected."""
+    returned: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """When sidecars that had been disconnected for a while came back, by namespace and name of the pod."""
+    root_namespace: str = ""
+    """Root namespace of the mesh."""
     seen: Sequence[SeenTraffic] = ()
     """Plaintext and refused traffic."""
 
@@ -58,7 +61,7 @@ def observation_message(
         plan: the predicted effects of the change.
         strict_ports: number of pods' ports that its policies apply to, and that are STRICT after it.
     """
-    gaps = list(_gaps(observed, found.locked)) if found.locked else []
+    gaps = list(_gaps(observed, found)) if found.locked else []
     is_safe = not found.refused and not gaps
     return pb.Observation(
         enabled=observed.enabled,
@@ -72,11 +75,12 @@ def observation_message(
         gaps=gaps,
         safe=is_safe,
         strict_ports=strict_ports,
+        root_namespace=observed.root_namespace,
         summary=_summary(observed, found, gaps, breaks=plan.breaks),
     )
 
 
-def _gaps(observed: ObservedTraffic, locked: Iterable[tuple[Ref, int]]) -> Iterator[str]:
+def _gaps(observed: ObservedTraffic, found: Contradictions) -> Iterator[str]:
     """Yield why traffic to ports may be missing."""
     if not observed.enabled:
         yield "observation is disabled"
@@ -91,10 +95,17 @@ def _gaps(observed: ObservedTraffic, locked: Iterable[tuple[Ref, int]]) -> Itera
         yield f"reports of sidecars were dropped, the last {ago} ago"
     for replica, reason in observed.missing_replicas[:MAX_NAMES]:
         yield f"the traffic of {f'replica {replica}' if replica else 'other replicas'} is missing: {reason}"
-    pods = {(ref.namespace, ref.name) for ref, _ in locked}
+    pods = {(ref.namespace, ref.name) for ref, _ in found.locked}
     if missing := sorted(pods - observed.connected):
         names = join_names([f"{name}.{namespace}" for namespace, name in missing], MAX_NAMES)
         yield f"sidecars are not connected, and may have seen more: {names}"
+    start = observed.now - requested
+    if returned := sorted(pod for pod in pods if observed.returned.get(pod, 0.0) > start):
+        names = join_names([f"{name}.{namespace}" for namespace, name in returned], MAX_NAMES)
+        yield f"sidecars were disconnected for a while, and may have seen more: {names}"
+    if found.unknown_services:
+        names = join_names(sorted(found.unknown_services), MAX_NAMES)
+        yield f"plaintext was sent to services that no longer exist: {names}"
 
 
 def _summary(observed: ObservedTraffic, found: Contradictions, gaps: Sequence[str], *, breaks: bool) -> str:

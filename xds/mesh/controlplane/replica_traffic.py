@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import grpc
 import grpc.aio
@@ -25,7 +25,7 @@ from xds.mesh.identity.keys import IdentityError
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.objects import printable
 from xds.mesh.observe.edges import PodName
-from xds.mesh.observe.merged import MAX_REPLICAS, MergedTraffic, PeerTraffic
+from xds.mesh.observe.merged import MAX_REPLICAS, MergedTraffic, Missing, PeerTraffic
 from xds.mesh.observe.replica_codec import decode_edge
 from xds.mesh.v1 import replicas_pb2 as pb
 
@@ -40,6 +40,10 @@ POLL_INTERVAL = 1.0
 """Seconds between two checks for replicas that have started or stopped."""
 RETRY_DELAYS = (0.5, 30.0)
 """Seconds before a failed stream is opened again: at first, and at most. They double with each failure."""
+MAX_ABSENCE = 60.0
+"""Seconds for which a sidecar can be disconnected without counting as absent."""
+MAX_RETURNED = 20_000
+"""Maximum number of sidecars whose absence is remembered."""
 _MAX_REASON = 200
 
 
@@ -58,15 +62,6 @@ class ReplicaAccess(Protocol):
 
     def connect(self, address: str) -> grpc.aio.Channel:
         """Open a channel to a replica. Raises IdentityError."""
-
-
-class Missing(NamedTuple):
-    """A replica whose traffic is missing."""
-
-    replica: str
-    """Name of the replica; empty if it is not known which replicas are running."""
-    reason: str
-    """Why its traffic is missing."""
 
 
 class _PeerError(Exception):
@@ -118,6 +113,11 @@ class ReplicaTraffic:
     """When one was last left out, as a Unix time in seconds; 0 if none was."""
     _evicted: int = 0
     """`PeerTraffic.evicted` at that time."""
+    returned: dict[PodName, float] = field(default_factory=dict)
+    """When sidecars that had been disconnected for longer than MAX_ABSENCE came back (Unix time)."""
+    _absent_since: dict[PodName, float] = field(default_factory=dict)
+    """When the sidecars that are disconnected were last connected (Unix time)."""
+    _last_connected: frozenset[PodName] = frozenset()
     _log_problem: OnceLogger = field(
         default_factory=lambda: OnceLogger(log, "failed to read traffic of replica")
     )
@@ -184,13 +184,25 @@ class ReplicaTraffic:
 
     async def run(self) -> None:
         """Read from all other replicas until cancelled."""
-        if self.access is None:
-            await asyncio.get_running_loop().create_future()
-            return
         async with asyncio.TaskGroup() as tasks:
             while True:
-                self._update(self.access, tasks)
+                if self.access:
+                    self._update(self.access, tasks)
+                self.track_absences(time.time())
                 await asyncio.sleep(POLL_INTERVAL)
+
+    def track_absences(self, now: float) -> None:
+        """Update `returned` at a Unix time. A sidecar that moves to another replica is not absent."""
+        connected = self.connected
+        for pod in self._last_connected - connected:
+            self._absent_since[pod] = now
+        for pod in connected & self._absent_since.keys():
+            if now - self._absent_since.pop(pod) > MAX_ABSENCE:
+                self.returned[pod] = now
+        self._last_connected = connected
+        for times in (self._absent_since, self.returned):
+            while len(times) > MAX_RETURNED:
+                del times[next(iter(times))]
 
     def _update(self, access: ReplicaAccess, tasks: asyncio.TaskGroup) -> None:
         """Follow the replicas that are running now."""

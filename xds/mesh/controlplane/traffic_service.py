@@ -16,9 +16,10 @@ from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.observation import ObservedTraffic, timestamp
-from xds.mesh.controlplane.replica_traffic import Missing, ReplicaTraffic
+from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
 from xds.mesh.model.objects import Pod, Service
 from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Observed
+from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.replica_codec import MODES
 from xds.mesh.observe.strict import SeenTraffic
 from xds.mesh.v1 import traffic_pb2 as pb
@@ -73,6 +74,8 @@ class TrafficService:
             last_dropped=summary.last_dropped.ToMilliseconds() / 1000,
             missing_replicas=self._missing(),
             connected=self._replicas.connected,
+            returned=self._replicas.returned,
+            root_namespace=self._controller.mesh.config.root_namespace,
             seen=[
                 SeenTraffic(*key, edge.first_seen, edge.last_seen, edge.by_server)
                 for key, edge in self.traffic.unencrypted(now - seconds)

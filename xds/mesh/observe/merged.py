@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain
+from typing import NamedTuple
 
 from xds.mesh.observe.counts import RETENTION, Counts, SummedCounts
 from xds.mesh.observe.edges import (
@@ -29,6 +30,15 @@ CLOCK_TOLERANCE = 1.0
 """Seconds by which times of the same report can differ after they were sent from replica to replica."""
 
 _Edges = OrderedDict[EdgeKey, Edge]
+
+
+class Missing(NamedTuple):
+    """A replica whose traffic is missing."""
+
+    replica: str
+    """Name of the replica; empty if it is not known which replicas are running."""
+    reason: str
+    """Why its traffic is missing."""
 
 
 class PeerTraffic:
@@ -90,7 +100,8 @@ class PeerTraffic:
             now: Unix time, in seconds.
         """
         if edge.last_seen < now - RETENTION:
-            if key.mode in UNENCRYPTED and key not in self._replicas.get(replica, ()):
+            known = self._replicas.get(replica, _Edges()).get(key) or self._past.get((replica, key))
+            if key.mode in UNENCRYPTED and not (known and known.last_seen >= edge.last_seen):
                 self._past[replica, key] = edge
                 self.version += 1
             return

@@ -51,6 +51,11 @@ class Contradictions:
     """Traffic to ports that become STRICT, last seen first. The change would stop it."""
     admitted: tuple[SeenTraffic, ...]
     """Refused traffic to ports that are opened, last seen first. The change would let it pass."""
+    unknown_services: frozenset[str] = frozenset()
+    """Services (NAME.NAMESPACE) that no longer exist, in namespaces with ports that become STRICT.
+
+    Traffic to them may have gone to the same pods.
+    """
 
 
 def find_contradictions(
@@ -70,8 +75,17 @@ def find_contradictions(
     for pod in after.pods():
         if pod.has_sidecar and not pod.ended and (scope is None or _may_change(pod, scope)):
             _compare(before, after, pod, observed_ports, ports)
+    namespaces = {ref.namespace for ref, _ in ports.locked}
+    unknown_services = (
+        f"{each.target.name}.{each.target.namespace}"
+        for each in seen
+        if each.target.namespace in namespaces
+        and not pod_of_target(each.target)
+        and before.service(each.target.namespace, each.target.name) is None
+    )
     return Contradictions(
         locked=frozenset(ports.locked),
+        unknown_services=frozenset(unknown_services),
         opened=frozenset(ports.opened),
         refused=tuple(
             each

@@ -294,7 +294,7 @@ class PlanResponse(_message.Message):
     def __init__(self, breaks: _Optional[bool] = ..., hops: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., without_effect: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., invalid: _Optional[bool] = ..., nothing_to_compare: _Optional[bool] = ..., summary: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., plaintext_ports: _Optional[_Iterable[_Union[PlaintextPort, _Mapping]]] = ...) -> None: ...
 
 class Observation(_message.Message):
-    __slots__ = ("enabled", "requested", "since", "time", "plaintext", "admitted", "locked_ports", "opened_ports", "gaps", "safe", "summary", "strict_ports")
+    __slots__ = ("enabled", "requested", "since", "time", "plaintext", "admitted", "locked_ports", "opened_ports", "gaps", "safe", "summary", "strict_ports", "root_namespace")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     REQUESTED_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
@@ -307,6 +307,7 @@ class Observation(_message.Message):
     SAFE_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     STRICT_PORTS_FIELD_NUMBER: _ClassVar[int]
+    ROOT_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     requested: _duration_pb2.Duration
     since: _timestamp_pb2.Timestamp
@@ -319,7 +320,8 @@ class Observation(_message.Message):
     safe: bool
     summary: str
     strict_ports: int
-    def __init__(self, enabled: _Optional[bool] = ..., requested: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plaintext: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ..., admitted: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ..., locked_ports: _Optional[int] = ..., opened_ports: _Optional[int] = ..., gaps: _Optional[_Iterable[str]] = ..., safe: _Optional[bool] = ..., summary: _Optional[str] = ..., strict_ports: _Optional[int] = ...) -> None: ...
+    root_namespace: str
+    def __init__(self, enabled: _Optional[bool] = ..., requested: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., plaintext: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ..., admitted: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ..., locked_ports: _Optional[int] = ..., opened_ports: _Optional[int] = ..., gaps: _Optional[_Iterable[str]] = ..., safe: _Optional[bool] = ..., summary: _Optional[str] = ..., strict_ports: _Optional[int] = ..., root_namespace: _Optional[str] = ...) -> None: ...
 
 class PlaintextPort(_message.Message):
     __slots__ = ("port", "pods", "mode", "decided_by", "was_strict")
