@@ -120,13 +120,9 @@ def test_hop_says_when_its_clients_were_last_seen():
 
 
 CONNECTED = frozenset({("shop", PODS[0].name)})
+CRON = Client("legacy", "cron")
 SEEN = SeenTraffic(
-    Client("legacy", "cron"),
-    Target("shop", "web", 80),
-    TrafficMode.PLAINTEXT,
-    NOON - 60,
-    NOON - 10,
-    by_server=True,
+    CRON, Target("shop", "web", 80), TrafficMode.PLAINTEXT, NOON - 60, NOON - 10, by_server=True
 )
 COMPLETE = ObservedTraffic(seconds=7 * DAY, now=NOON, since=NOON - 8 * DAY, connected=CONNECTED)
 

@@ -210,6 +210,8 @@ async def test_first_reports_count_for_the_limit_of_all(monkeypatch):
         assert await status(channel, LOGS, logs()) is grpc.StatusCode.OK
         assert await status(channel, LOGS, logs()) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert site.reports.received[LOG_SERVICE] == 1
+    assert site.reports.dropped["overload"] == 1
+    assert site.reports.last_dropped > 0
 
 
 async def test_reports_beyond_the_cpu_budget_are_dropped(site: Site, monkeypatch):

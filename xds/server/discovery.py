@@ -123,13 +123,16 @@ class DiscoveryService:
             for name, service in SERVICES.items()
         )
 
-    def report_method(self, open_reports: OpenReports) -> grpc.RpcMethodHandler:
+    def report_method(
+        self, open_reports: OpenReports, on_refused: Callable[[str], None] | None = None
+    ) -> grpc.RpcMethodHandler:
         """Return the handler of a method with a stream of reports, authenticated like discovery.
 
         The service that contains the method must be added to `connections.own_services`.
 
         Args:
             open_reports: Accepts each stream.
+            on_refused: Called with the reason if the first report of a stream exceeds a limit.
         """
 
         async def stream(_: object, context: grpc.aio.ServicerContext) -> None:
@@ -137,15 +140,29 @@ class DiscoveryService:
             async with self._abort_on_error(context):
                 if self._stopping:
                     raise Refused(grpc.StatusCode.UNAVAILABLE, _SHUTTING_DOWN)
-                await self._read_reports(context, open_reports)
+                await self._read_reports(context, open_reports, on_refused)
 
         return grpc.stream_stream_rpc_method_handler(stream)
 
-    async def _read_reports(self, context: grpc.aio.ServicerContext, open_reports: OpenReports) -> None:
+    async def _read_reports(
+        self,
+        context: grpc.aio.ServicerContext,
+        open_reports: OpenReports,
+        on_refused: Callable[[str], None] | None,
+    ) -> None:
         """Pass the reports of a stream on until the client ends the stream, or the server shuts down."""
 
         def open_stream(info: StreamInfo, report: bytes) -> ReportStream:
-            self._check_first_report(report)
+            try:
+                self._check_first_report(report)
+            except LimitError:
+                if on_refused:
+                    on_refused("too large")
+                raise
+            except Refused:
+                if on_refused:
+                    on_refused("overload")
+                raise
             started_at, client = time.thread_time(), info.origin
             try:
                 reports = open_reports(info, report)

@@ -83,7 +83,7 @@ class TrafficReports:
             LOG_SERVICE: ("StreamAccessLogs", self._open_access_logs),
         }
         for service, (method, open_reports) in methods.items():
-            handlers = {method: discovery.report_method(open_reports)}
+            handlers = {method: discovery.report_method(open_reports, self._count_drop)}
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
             discovery.connections.own_services.add(service)
 
@@ -106,6 +106,10 @@ class TrafficReports:
         """Update `last_dropped` at a Unix time, after a report was read or dropped."""
         if (total := self.dropped_total()) != self._noted_drops:
             self._noted_drops, self.last_dropped = total, now
+
+    def _count_drop(self, reason: str) -> None:
+        self.dropped[reason] += 1
+        self.note_drops(time.time())
 
     def _open_load(self, info: StreamInfo, report: bytes) -> _Stream:
         # Without a response, Envoy sends no reports, and does not reconnect.
@@ -164,8 +168,7 @@ class TrafficReports:
 
     def drop(self, service: str, key: PodName, reason: str) -> None:
         """Count a report that is not read. Log the first one of a sidecar that is too large."""
-        self.dropped[reason] += 1
-        self.note_drops(time.time())
+        self._count_drop(reason)
         is_first = key not in self._logged and len(self._logged) < MAX_LOGGED
         if reason == "too large" and is_first and self.pod(key):
             self._logged.add(key)
