@@ -217,7 +217,8 @@ def _next_step(
     """Return the stage of a row (sidecars, checking, blocked, ready or done), and what to do next."""
     without = [workload.name for workload in workloads if workload.sidecars < len(workload.pods)]
     if without:
-        return "sidecars", f"Add sidecars to {join_names(without, MAX_NAMES)}"
+        text = f"Add sidecars to {join_names(without, MAX_NAMES)}"
+        return "sidecars", f"{text}, then resolve what STRICT would break" if breaks else text
     if row["strict"] == row["pods"]:
         return "done", "Done: the sidecars accept mutual TLS only"
     if breaks is None:

@@ -76,9 +76,12 @@ export function rate(value) {
 
 const MODE_WORDS = { mtls: "mutual TLS", tls: "TLS", plaintext: "plaintext", refused: "refused" };
 
+const RECENT = 60; // seconds
+
 /** Return observed traffic as text: the rate of each mode, and when it was last seen. */
 export function observedText(observed) {
   if (!observed) return h("span", { class: "note" }, "none");
   const rates = Object.entries(observed.requestsPerMinute).map(([mode, value]) => `${rate(value)} req/min ${MODE_WORDS[mode]}`);
-  return `${rates.join(", ")}, last ${duration(observed.secondsAgo)} ago`;
+  const ago = duration(observed.secondsAgo);
+  return observed.secondsAgo > RECENT ? `none for ${ago}; before: ${rates.join(", ")}` : `${rates.join(", ")}, last ${ago} ago`;
 }
