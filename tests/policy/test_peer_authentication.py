@@ -174,3 +174,11 @@ def test_overridden_objects_are_listed_most_specific_first():
         "PeerAuthentication ns/younger",
         "MeshPolicy default",
     ]
+
+
+def test_pod_that_is_not_in_the_mesh_has_its_own_mode():
+    known = pod("a", "n", version="v1")
+    world = mesh(known, peer("n", "STRICT", name="w", version="v2"))
+    assert effective_mode(world, known, 80).mode is Mode.PERMISSIVE
+    assert effective_mode(world, pod("a", "n", version="v2"), 80).mode is Mode.STRICT
+    assert effective_mode(world, known, 80).mode is Mode.PERMISSIVE

@@ -20,7 +20,10 @@ from xds.snapshot import ENDPOINT, Resource, ResourceSet, difference
 T = TypeVar("T")
 
 _MAX_RECENT = 8
-"""Number of changes that are kept although no stream needs them at the moment."""
+"""Number of changes that are kept although no stream needs them at the moment.
+
+Changes of one resource are not kept: they are cheap to compute, and the resource may be large.
+"""
 
 
 class SharedChange:
@@ -42,9 +45,13 @@ class SharedChange:
         self.removed = names[len(self.resources) :]
         """Names of the removed resources."""
 
-    @cached_property
+    @property
     def encoded(self) -> bytes:
-        """The changed resources, as in a delta response."""
+        """The added and changed resources, as in a delta response."""
+        return self._encoded if len(self.resources) > 1 else join(self.resources)
+
+    @cached_property
+    def _encoded(self) -> bytes:
         return join(self.resources)
 
     @cached_property
@@ -80,7 +87,8 @@ def shared_change(type_url: str, before: ResourceSet, after: ResourceSet) -> Sha
     change = _changes.get(key)
     if change is None or change.after is not after:
         change = _changes[key] = SharedChange(before, after)
-        _recent.append(change)
+        if len(change.resources) > 1:
+            _recent.append(change)
     return change
 
 
