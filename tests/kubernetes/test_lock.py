@@ -254,5 +254,5 @@ async def test_lock_asks_on_a_terminal(shop: Shop) -> None:
         os.close(terminal)
         os.close(side)
     assert (process.returncode, await shop.mode()) == (1, "")
-    assert b"Lock namespace shop with PeerAuthentication shop/default? [y/N]" in err
+    assert b"Lock namespace shop with PeerAuthentication shop/default in context admin? [y/N]" in err
     assert b"not confirmed: nothing was changed" in err

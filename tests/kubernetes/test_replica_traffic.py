@@ -162,7 +162,7 @@ async def names_missing(serving: Serving, reason: str) -> bool:
     """Return whether `xds observe` prints that the traffic of two replicas is missing, and why."""
     status, output, error = await run("observe", "--xds-address", serving.xds)
     assert status == 0, output + error
-    notes = [line for line in error.splitlines() if "are missing" in line]
+    notes = [line for line in error.splitlines() if "is missing" in line]
     assert len(notes) == 2, error
     assert all(reason in note for note in notes), error
     return True
