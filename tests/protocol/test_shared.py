@@ -238,3 +238,26 @@ def test_secrets_are_not_shared():
         stream.serve(world(SDS=f"a={number}"))
         stream.settle()
     assert stream.session._watches[SECRET].acks._shared_sent == []
+
+
+def test_first_snapshot_after_the_subscription_is_shared(monkeypatch):
+    encoded = []
+    monkeypatch.setattr(shared, "join", lambda resources: encoded.append(len(resources)) or join(resources))
+    streams = [Stream(Variant.DELTA) for _ in range(3)]
+    for stream in streams:
+        stream.ask("CDS")
+    served = ResourceSet([_resource(CLUSTER, f"s{number}", "1") for number in range(10)])
+    for number, stream in enumerate(streams):
+        own = ResourceSet([_resource(CLUSTER, f"own-{number}", "1")], base=served)
+        stream.serve(Snapshot({CLUSTER: own}))
+        stream.settle()
+        assert stream.session._watches[CLUSTER].sent.own_names() == [f"own-{number}"]
+    assert encoded == [10]
+
+
+def test_client_of_a_part_that_subscribed_early_stores_only_that_part():
+    stream = Stream(Variant.DELTA)
+    stream.ask("EDS", "a")
+    stream.serve(world(EDS="a=1 b=1 c=1"))
+    stream.settle()
+    assert stream.session._watches[ENDPOINT].sent.own_names() == ["a"]

@@ -57,7 +57,10 @@ class DeltaWatch(Watch):
             self.acked.share(self, change, resources)
             self._replace(resources, differing(self.resources, resources, names))
         else:
-            self.sent.move(resources.root, names.union(change.before))
+            if self.sent:
+                self.sent.move(resources.root, names.union(change.before))
+            else:
+                self.sent.forget_root()
             super().serve(resources)
 
     def _can_share(self, change: SharedChange, others: Collection[str]) -> bool:
@@ -125,7 +128,9 @@ class DeltaWatch(Watch):
         if self.type_url == SECRET:
             return
         change = shared_change(self.type_url, EMPTY, self.resources.root)
-        if self._can_share(change, {*self.resources.layered_names()}):
+        if not self.resources:
+            self.sent.start(change)  # The first snapshot may follow.
+        elif self._can_share(change, {*self.resources.layered_names()}):
             self.sent.start(change)
             self._shared = change
 

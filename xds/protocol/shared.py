@@ -176,7 +176,11 @@ class SentVersions(MutableMapping[str, str]):
 
     def start(self, change: SharedChange) -> None:
         """Refer to a root, of which the client has nothing yet: `change` adds all its resources."""
-        self._root, self._behind = change.after, change
+        self._root, self._behind = change.after, change if change.resources else None
+
+    def forget_root(self) -> None:
+        """Refer to no root, because the client has nothing."""
+        self._root, self._behind, self._own = None, None, {}
 
     def resume(self, root: ResourceSet, versions: Mapping[str, str]) -> bool:
         """Refer to a root if a client that reconnects has all its resources, each in the same version.
