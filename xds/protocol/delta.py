@@ -210,7 +210,7 @@ class DeltaWatch(Watch):
         if not change.before.keys().isdisjoint(self._dirty):
             return False
         sizes = (encoded_size(resource) if resource else removal_size(name) for name, resource in due)
-        return self._fits(len(change.encoded) + sum(sizes))
+        return self._fits(change.size + sum(sizes))
 
     @property
     def is_idle(self) -> bool:

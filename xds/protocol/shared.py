@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TypeVar, overload
 from weakref import WeakValueDictionary
 
-from xds.protocol.responses import join
+from xds.protocol.responses import encoded_size, join
 from xds.snapshot import ENDPOINT, Resource, ResourceSet, difference
 
 T = TypeVar("T")
@@ -53,6 +53,11 @@ class SharedChange:
     @cached_property
     def _encoded(self) -> bytes:
         return join(self.resources)
+
+    @cached_property
+    def size(self) -> int:
+        """Size of `encoded`, in bytes."""
+        return sum(map(encoded_size, self.resources))
 
     @cached_property
     def names(self) -> frozenset[str]:
