@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,8 @@ from typing import Any, NamedTuple
 from control import Process, raise_file_limit
 from manifests import Manifests
 from sources import MESH_TYPES
+
+from xds.demo.stage import free_ports
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _VIEWS = ("map", "migration", "rollouts", "proxies", "problems")
@@ -83,7 +84,7 @@ class Server:
     """A running `xds serve`."""
 
     def __init__(self, folder: Path, log: Path) -> None:
-        self.xds, self.admin = _free_ports(2)
+        self.xds, self.admin = free_ports(2)
         command = [
             *(sys.executable, "-m", "xds", "serve", "--manifests", str(folder)),
             *("--xds-address", f"127.0.0.1:{self.xds}", "--admin-address", f"127.0.0.1:{self.admin}"),
@@ -233,15 +234,6 @@ def wait(condition: Callable[[], bool], what: str) -> None:
         if time.monotonic() > end:
             raise SystemExit(f"{what} did not become ready within {_TIMEOUT:.0f} s")
         time.sleep(0.1)
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 if __name__ == "__main__":

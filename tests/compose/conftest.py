@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import pytest
 
 from tests.compose.demo import BUILT, EXAMPLE, PROJECT, Demo, Docker
 from tests.compose.environment import REQUIRED, MissingError, base, engine, plugin
+from xds.demo.stage import free_ports
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def docker(client: dict[str, str]) -> Iterator[Docker]:
 @pytest.fixture(scope="session")
 def demo(docker: Docker) -> Iterator[Demo]:
     """The demo, shared by all tests: each leaves it healthy."""
-    ports = _free_ports(2)
+    ports = free_ports(2)
     names = {"XDS_TLS_PORT": str(ports[0]), "XDS_ADMIN_PORT": str(ports[1]), "COMPOSE_PROJECT_NAME": PROJECT}
     demo = Demo(Docker({**docker.environment, **names}), *ports)
     try:
@@ -62,12 +62,3 @@ def _lack(missing: MissingError) -> NoReturn:
     if os.environ.get(REQUIRED):
         pytest.fail(f"{REQUIRED} is set: {missing}")
     pytest.skip(str(missing))
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()

@@ -41,7 +41,7 @@ class Stage:
         self._folder = folder
         self._processes = processes
         self._sotw = sotw
-        self.xds, self.admin = (f"127.0.0.1:{port}" for port in _free_ports(2))
+        self.xds, self.admin = (f"127.0.0.1:{port}" for port in free_ports(2))
         """The xDS and admin addresses of the control plane."""
         self._control_plane: Running | None = None
         self.manifests.mkdir()
@@ -146,7 +146,7 @@ class Stage:
         temporary.replace(self.manifests / name)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return free ports on 127.0.0.1."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     try:
