@@ -378,4 +378,6 @@ class Snapshot:
 
     def denied(self, type_url: str) -> Mapping[str, str]:
         """Return the names of a type that the client is not allowed to have, each with the reason."""
+        if not self.denials:
+            return {}
         return {name: reason for (kind, name), reason in self.denials.items() if kind == type_url}

@@ -21,7 +21,7 @@ def test_the_same_resources_are_joined_once():
     assert taken == resources
     assert first_part((*resources,), BUDGET)[1] is joined
     plain = encode_delta_response(type_url=CLUSTER, version="1", nonce="2", resources=resources)
-    assert encode_delta_response(type_url=CLUSTER, version="1", nonce="2", joined=joined) == plain
+    assert encode_delta_response(type_url=CLUSTER, version="1", nonce="2", joined=(joined,)) == plain
 
 
 def test_equal_resources_are_not_confused_in_the_cache():

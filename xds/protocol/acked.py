@@ -76,14 +76,11 @@ class AckedResources:
 
     def keep(self, watch: Watch, names: Iterable[str]) -> None:
         """Keep what the client last ACKed of resources that are about to be removed or sent."""
-        open_names, shared = watch.acks.open_names, self._shared.before if self._shared else ()
+        shared = self._shared.before if self._shared else ()
+        names = [name for name in names if name in watch.sent and name not in shared]
+        open_names = watch.acks.open_names if names else ()
         for name in names:
-            if (
-                name in watch.sent
-                and name not in open_names
-                and name not in self._older
-                and name not in shared
-            ):
+            if name not in open_names and name not in self._older:
                 self._older[name] = self.get(watch, name, open_names)
 
     def share(self, watch: Watch, change: SharedChange, resources: ResourceSet) -> None:

@@ -174,6 +174,8 @@ class AckTracker:
     def _record_shared(self, names: frozenset[str], at: float, sent: Container[str]) -> None:
         """Record when a shared change was sent. Only the last ones are stored as a whole."""
         if len(self._shared_sent) >= _MAX_SHARED:
+            self._shared_sent = [item for item in self._shared_sent if not item[0] <= names]
+        if len(self._shared_sent) >= _MAX_SHARED:
             oldest, sent_at = self._shared_sent.pop(0)
             self._last_sent |= {
                 name: max(sent_at, self._last_sent.get(name, sent_at)) for name in oldest if name in sent
@@ -200,8 +202,12 @@ class AckTracker:
             self._record_nack(event, now)
             return event
         self.acked_at, self.version = now, response.version
+        fresh = response.fresh
+        if response.shared and not (self.rejected or self._outdated):
+            self._never_acked -= response.shared.names
+            fresh = fresh[len(response.shared.resources) :]
         if self.last_error or self._never_acked or self._outdated:
-            self.clear_rejections((*(resource.name for resource in response.fresh), *response.removed))
+            self.clear_rejections((*(resource.name for resource in fresh), *response.removed))
         return acked(response, now)
 
     def clear_rejections(self, names: Iterable[str]) -> None:

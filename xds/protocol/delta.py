@@ -93,11 +93,15 @@ class DeltaWatch(Watch):
 
     def receive(self, request: DeltaRequest, now: float) -> list[Event]:
         """Process a request. Its subscription changes apply even if it answers an older response."""
-        answered = self._handle_answer(request.nonce, request.error, now)
-        subscribe = self._share_strings(request.subscribe)
+        answered: list[Event] = [*self._handle_answer(request.nonce, request.error, now)]
+        if self.requested and not (request.subscribe or request.unsubscribe):
+            return answered
+        previous_names = self.subscription.names
         unsubscribed = [resource for name in request.unsubscribe if (resource := self.get(name))]
         aliases = [alias for resource in unsubscribed for alias in resource.aliases]
-        change = self.subscription.change(subscribe, (*request.unsubscribe, *aliases))
+        change = self.subscription.change(request.subscribe, (*request.unsubscribe, *aliases))
+        if self.subscription.names is not previous_names:
+            self.subscription.share(self._share_strings)
         if not self.requested:
             self.initial_versions = tuple(version for _, version in request.initial_versions)
             self._initial_name_count = len(self.initial_versions)
@@ -109,11 +113,13 @@ class DeltaWatch(Watch):
             self._start()
         if change.adds_wildcard and not reported:
             self._response_due = True
-        shared = self._shared.before if self._shared else {}
+        names = change.names_to_answer
+        if self._shared:
+            names = tuple(name for name in names if name not in self._shared.before)
+            self._answers_shared |= len(names) < len(change.names_to_answer)
         resumed = self.resources.root if reported and self.sent.has_root else {}
-        for name in change.names_to_answer:
-            self._answers_shared |= name in shared
-            if name in shared or name in resumed:
+        for name in names:
+            if name in resumed:
                 continue
             self._response_due |= name in self.subscription.collections and not reported
             for resolved in self._resolve(name):
@@ -162,24 +168,24 @@ class DeltaWatch(Watch):
         self._answers_shared, self._resent_shared = False, ()
         if not due and not change and not self._response_due:
             return None
-        resources, joined, absent = self._take_part(due)
+        resources, joined, absent = self._take_part(due) if due else ((), b"", [])
         unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
         removed = [name for name in absent if name not in unknown]
         new = [resource.name for resource in resources if resource.name not in self.sent]
         if change:
             new += change.added
             self.still_subscribed.difference_update(change.added)
-        self.acked.keep(self, (*(resource.name for resource in resources), *absent))
-        self._mark_sent(resources)
+        if due:
+            self.acked.keep(self, (*(resource.name for resource in resources), *absent))
+            self._mark_sent(resources)
         if change:
             self.sent.catch_up()
-            resources = (*change.resources, *resources)
-            joined = change.encoded + joined
-        for name in absent:
-            self.sent.pop(name, None)
-            self.lingering.pop(name, None)
-        self._clear_dirty(absent)
+            resources = (*change.resources, *resources) if resources else change.resources
         if absent:
+            for name in absent:
+                self.sent.pop(name, None)
+                self.lingering.pop(name, None)
+            self._clear_dirty(absent)
             self._heartbeats.retain(self.sent.__contains__)
         self._response_due = False
         response = Response(
@@ -198,7 +204,7 @@ class DeltaWatch(Watch):
             type_url=self.type_url,
             version=response.version,
             nonce=nonce,
-            joined=joined,
+            joined=(change.encoded, joined) if change else (joined,),
             removed=removed,
             unknown=unknown,
             errors=[(name, self.denied[name]) for name in removed if name in self.denied],

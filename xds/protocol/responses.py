@@ -36,7 +36,7 @@ def encode_delta_response(
     version: str,
     nonce: str,
     resources: Iterable[Resource] = (),
-    joined: bytes = b"",
+    joined: Iterable[bytes] = (),
     removed: Iterable[str] = (),
     unknown: Iterable[str] = (),
     errors: Iterable[tuple[str, str]] = (),
@@ -50,14 +50,14 @@ def encode_delta_response(
         version: Version of the type (`system_version_info`).
         nonce: Nonce of the response.
         resources: Resources of the response.
-        joined: More resources, as `first_part` has encoded them.
+        joined: More resources, as `join` has encoded them.
         removed: Names of removed resources.
         unknown: Aliases that no resource has. Each is answered with a resource without a body.
         errors: Names that the client is not allowed to have, each with the reason.
         heartbeats: Resources whose TTL to renew.
         identifier: Identifier of the control plane; empty for none.
     """
-    parts = [encode_string(1, version), joined]
+    parts = [encode_string(1, version), *joined]
     for resource in resources:
         parts += _resource_head(resource), resource.body
     parts += map(_heartbeat, heartbeats)

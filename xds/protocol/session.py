@@ -106,6 +106,8 @@ class Session:
         """Generation of the first snapshot that was served; -1 if there is none."""
         self._watches: dict[str, Watch] = {type_url: self._new_watch(type_url) for type_url in _COMMON_TYPES}
         """Watches by type, in sending order."""
+        self._usage: dict[str, tuple[int, int]] = {}
+        """Number of names that each watch stored after its last request, and their size, by type."""
         self._nonces = 0
         self._resumed_warming = False
         """Whether the client reconnected with warming clusters and has not subscribed to clusters yet."""
@@ -163,7 +165,9 @@ class Session:
         watch = self._watch(type_url)
         resumes_warming = type_url == ENDPOINT and not watch.requested and self._resumes_warming(request)
         events += watch.receive(request, now)
-        self._limits.check(self.name_count, self.size, "this stream has")
+        if self._usage.get(type_url) != (usage := (watch.name_count, watch.size)):
+            self._usage[type_url] = usage
+            self._limits.check(self.name_count, self.size, "this stream has")
         if type_url == ENDPOINT:
             self._answer_missing_assignments()
         if resumes_warming:
@@ -174,14 +178,19 @@ class Session:
         return events
 
     @property
+    def is_idle(self) -> bool:
+        """Whether `next` has nothing to send until a request or a snapshot arrives."""
+        return all(watch.is_idle for watch in self._watches.values())
+
+    @property
     def name_count(self) -> int:
         """Number of names stored for the client, which `Limits.names` limits."""
-        return sum(watch.name_count for watch in self._watches.values())
+        return sum(names for names, _ in self._usage.values())
 
     @property
     def size(self) -> int:
         """Size in bytes of the names and versions stored for the client, which `Limits.size` limits."""
-        return sum(watch.size for watch in self._watches.values())
+        return sum(size for _, size in self._usage.values())
 
     def expect_no_acks(self) -> None:
         """Stop waiting for ACKs, because the client sends no more requests. Waiting responses become due."""
@@ -194,10 +203,12 @@ class Session:
         if not self._snapshot:
             return None
         self._serving_since = min(self._serving_since, now)
-        if all(watch.is_idle for watch in self._watches.values()):
+        active = [watch for watch in self._watches.values() if not watch.is_idle]
+        if not active:
             return None
-        self._release_unused(now)
-        for watch in self._watches.values():
+        if any(watch.lingering for watch in active):
+            self._release_unused(now)
+        for watch in active:
             if not self._is_served(watch.type_url):
                 continue  # Other types must not wait for a type that is not served.
             earliest = self._earliest_send(watch)
@@ -341,9 +352,12 @@ class Session:
 
     @staticmethod
     def _serve(watch: Watch, snapshot: Snapshot) -> None:
-        watch.denied = snapshot.denied(watch.type_url)
+        if snapshot.denials or watch.denied:
+            watch.denied = snapshot.denied(watch.type_url)
         watch.generation = snapshot.generation
-        watch.serve(snapshot.of(watch.type_url))
+        resources = snapshot.of(watch.type_url)
+        if resources is not watch.resources:
+            watch.serve(resources)
 
     def _earliest_send(self, watch: Watch) -> float:
         """Return the earliest time to send a type; minus infinity if the type need not wait."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from xds.protocol.limits import size_of
 
@@ -11,6 +12,10 @@ WILDCARD = "*"
 
 _URN = "xdstp://"
 _MEMBERS = "/*"
+
+
+_sets: WeakValueDictionary[int, frozenset[str]] = WeakValueDictionary()
+"""Sets of names by hash. Many clients subscribe to the same names."""
 
 
 def collection(name: str) -> str:
@@ -102,7 +107,7 @@ class Subscription:
         self._legacy = False
         added.pop(WILDCARD, None)
         removed.pop(WILDCARD, None)
-        new = [name for name in added if name not in self.names]
+        new = [name for name in added if name not in self.names] if self.names else list(added)
         unsubscribed = [name for name in removed if name in self.names or name in added]
         if new:
             self.names = self.names.union(new)
@@ -113,7 +118,7 @@ class Subscription:
         self.size += size_of(new) - size_of(unsubscribed)
         # A client may subscribe again to a resource that it has lost. A client that unsubscribes from a name
         # deletes the resource, although its wildcard subscription may still cover it. Answer both.
-        subscribed = (name for name in added if name in self.names)
+        subscribed = [name for name in added if name in self.names] if unsubscribed else added
         return SubscriptionChange(
             names_to_answer=(*subscribed, *(unsubscribed if self.wildcard else ())),
             adds_wildcard=self.wildcard and not was_wildcard,
@@ -121,8 +126,12 @@ class Subscription:
         )
 
     def share(self, share_strings: Callable[[Collection[str]], Collection[str]]) -> None:
-        """Replace the names with the server's equal strings, which all clients share."""
-        self.names = frozenset(share_strings(self.names))
+        """Replace the names by the equal set of another client, or by the server's equal strings."""
+        names = _sets.get(hash(self.names))
+        if names is None or names is self.names or names != self.names:
+            names = frozenset(share_strings(self.names))
+            _sets[hash(names)] = names
+        self.names = names
         self.collections = self._collections(self.names)
 
     def is_collection(self, name: str) -> bool:
@@ -130,4 +139,6 @@ class Subscription:
         return self._globs and _MEMBERS in name and name == collection(name)
 
     def _collections(self, names: Iterable[str]) -> frozenset[str]:
-        return frozenset(filter(self.is_collection, names)) if self._globs else frozenset()
+        if not self._globs or _MEMBERS not in "\n".join(names):
+            return frozenset()
+        return frozenset(filter(self.is_collection, names))

@@ -244,12 +244,18 @@ class Watch(ABC):
 
     def _share_names(self) -> None:
         """Replace names and versions with the server's equal strings, which all clients share."""
-        self.subscription.share(self._share_strings)
+        if self._has_own_strings():
+            self.subscription.share(self._share_strings)
         for name, version in tuple(self.sent.items()):
             resource = self.resources.get(name)
             if resource is not None:
                 del self.sent[name]
                 self.sent[resource.name] = resource.version if resource.version == version else version
+
+    def _has_own_strings(self) -> bool:
+        """Whether the names of the subscription are not the server's strings yet."""
+        resources = ((name, self.resources.get(name)) for name in self.subscription.names)
+        return next((resource.name is not name for name, resource in resources if resource), False)
 
     def _share_strings(self, names: Iterable[str]) -> tuple[str, ...]:
         """Replace names from a request with the server's equal strings, for names of existing resources.

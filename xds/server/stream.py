@@ -167,8 +167,9 @@ class Stream:
             with self._scheduler.pacer.measure(self.info.origin, REQUEST_COST):
                 self.receive(self.session.receive(request, now()), proxies, observer)
             del request  # Release the memory now: the next request may arrive much later.
-            self._answers_request = True
-            self.subscriber.changed.set()
+            if not self.session.is_idle:
+                self._answers_request = True
+                self.subscriber.changed.set()
 
     async def _write(
         self, context: grpc.aio.ServicerContext, reader: asyncio.Task[None], observer: Observer | None
@@ -210,6 +211,9 @@ class Stream:
                 deadline = half_closed_at + FIRST_SNAPSHOT_TIMEOUT
                 if now() >= deadline:
                     raise no_snapshot(self.node)
+            if deadline is None:
+                await changed.wait()
+                continue
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
                     await changed.wait()
