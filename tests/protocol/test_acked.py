@@ -166,6 +166,24 @@ def test_new_resource_that_was_rejected_and_removed_is_forgotten(variant):
     assert stored(stream) == 0
 
 
+def test_rejected_cluster_that_lingered_is_forgotten(variant):
+    stream = Stream(variant, world(CDS="", LDS="l=1"))
+    stream.ask("CDS")
+    stream.settle()
+    stream.ask("LDS")
+    stream.get()
+    stream.nack("LDS", "Error adding/updating listener(s) l: no")
+    stream.serve(world(CDS="c=1", LDS="l=1"))
+    stream.get()
+    stream.nack("CDS", "Error adding/updating cluster(s) c: no")
+    stream.serve(world(CDS="a=1", LDS="l=1"))
+    stream.settle()
+    stream.now += 100_000
+    stream.settle()
+    assert versions(stream) == {}
+    assert stored(stream) == 0
+
+
 def test_ack_of_an_older_delta_response_is_not_of_the_newer_one():
     stream = synced(Variant.DELTA)
     for version in "23":

@@ -261,3 +261,19 @@ def test_client_of_a_part_that_subscribed_early_stores_only_that_part():
     stream.serve(world(EDS="a=1 b=1 c=1"))
     stream.settle()
     assert stream.session._watches[ENDPOINT].sent.own_names() == ["a"]
+
+
+def test_clients_of_the_same_names_share_the_set():
+    names = [f"{number}" for number in range(500)]
+    snapshot = world(EDS=" ".join(f"{name}=1" for name in names))
+    streams = [Stream(Variant.DELTA, snapshot if served else None) for served in (True, True, False, False)]
+    for stream in streams:
+        stream.ask("EDS", *names)
+        stream.serve(snapshot)
+        stream.settle()
+    (shared,) = {id(stream.session._watch(ENDPOINT).subscription.names) for stream in streams}
+    subscribed = streams[0].session._watch(ENDPOINT).subscription.names
+    assert id(subscribed) == shared
+    assert all(snapshot.of(ENDPOINT)[name].name is name for name in subscribed)
+    streams[0].ask("EDS", unsubscribe=("0",))
+    assert streams[1].session._watch(ENDPOINT).subscription.covers("0")

@@ -207,5 +207,19 @@ def test_any_bytes_are_a_request_or_rejected(data):
             parse(data)
 
 
+@pytest.mark.parametrize("type_url", [CLUSTER, "type.googleapis.com/example.Other"])
+@pytest.mark.parametrize("nonce", ["7", "1234567890", "", "x", "2" * 200])
+def test_plain_ack_is_decoded_like_any_request(type_url, nonce):
+    message = DeltaDiscoveryRequest(type_url=type_url, response_nonce=nonce)
+    assert parse_delta_request(bytes(message)) == DeltaRequest(type_url=type_url, nonce=nonce)
+
+
+def test_ack_with_a_wrong_length_is_malformed():
+    message = bytes(DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce="7"))
+    for data in (message[:-1], message + b"8"):
+        with pytest.raises(RequestError):
+            parse_delta_request(data)
+
+
 def test_unknown_fields_are_skipped():
     assert parse_request(b"\x22\x01t\xfa\x3e\x03new") == Request(type_url="t")

@@ -44,6 +44,25 @@ async def test_client_waits_for_the_first_snapshot(proxies, channel, variant):
     assert (await client.get()).type_url == CLUSTER
 
 
+async def test_ack_of_everything_does_not_wake_the_writer(proxies, channel, variant, monkeypatch):
+    calls, take = [], Session.next
+
+    def next_response(session: Session, now: float) -> bytes | None:
+        calls.append(take(session, now))
+        return calls[-1]
+
+    monkeypatch.setattr(Session, "next", next_response)
+    client = Client(channel, variant)
+    await client.ask(CLUSTER)
+    for version in range(2, 5):
+        response = await client.get()
+        await client.ask(CLUSTER, nonce=response.nonce)
+        await proxies.events.get()
+        assert [response is not None for response in calls] == [True, False]
+        calls.clear()
+        proxies.publish(world(CDS=f"a={version}"))
+
+
 async def test_nack_is_logged_with_its_objects_and_not_retried(proxies, channel, variant):
     client = Client(channel, variant)
     await client.ask(CLUSTER)

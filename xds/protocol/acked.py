@@ -176,6 +176,12 @@ class AckedResources:
         self._superseded.pop(response.nonce, None)
         self._record_unacked(watch, response.fresh, _unreported(watch))
 
+    def forget_unsent(self, watch: Watch, names: Iterable[str]) -> None:
+        """Forget removed resources that the client neither has nor has ever ACKed."""
+        self._discard(
+            [name for name in names if name not in watch.sent and self._older.get(name, UNKNOWN) is None]
+        )
+
     def forget_current(self, watch: Watch, names: Iterable[str]) -> None:
         """Forget resources that the client was sent in the current version before, and has ACKed."""
         self._spread()

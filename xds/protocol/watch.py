@@ -275,6 +275,7 @@ class Watch(ABC):
         """Stop serving lingering resources."""
         names = tuple(names)
         self.acked.keep(self, names)
+        self.acked.forget_unsent(self, names)
         for name in names:
             del self.lingering[name]
             if self.type_url not in WILDCARD_TYPES and name in self.sent and name in self.subscription.names:
