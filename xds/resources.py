@@ -85,7 +85,7 @@ def resource(
     The ten resource types of Envoy's API are supported. For other types, use `Resource.of`.
 
     Args:
-        message: Message of envoy_data_plane, protobuf message, or encoded message.
+        message: Message of envoy_data_plane, protobuf message, an Any with one, or encoded message.
         type_url: Type URL; required for an encoded message.
         name: Name of the resource; required for VirtualHost and LbEndpoint, which do not contain it.
         sources: Objects that the resource was made from, such as "clusters.toml:12". Rejections report them.
@@ -125,6 +125,11 @@ def check_type(type_url: str) -> None:
 
 def _encode(message: Any, type_url: str) -> tuple[str, bytes]:
     """Return a message's type URL and encoded form."""
+    packed = _unpacked(message)
+    if packed and packed[0]:
+        if type_url not in ("", packed[0]):
+            raise ValueError(f"the Any contains {packed[0]}, not {type_url}")
+        type_url, message = packed
     if isinstance(message, bytes):
         if not type_url:
             raise ValueError("bytes have no type: call resource(data, type_url=...)")
@@ -147,6 +152,15 @@ def _encode(message: Any, type_url: str) -> tuple[str, bytes]:
         raise ValueError(f"the message is of type {message_type}, not {type_url}")
     _check_supported(message_type)
     return message_type, serialize(message) if isinstance(message, Message) else encode(message)
+
+
+def _unpacked(message: Any) -> tuple[str, bytes] | None:
+    """Return the type URL and the bytes in an Any; None for other messages."""
+    if isinstance(message, betterproto2.Message):
+        is_any = full_name(type(message)) == _ANY
+    else:
+        is_any = isinstance(message, Message) and message.DESCRIPTOR.full_name == _ANY
+    return (message.type_url, bytes(message.value)) if is_any else None
 
 
 def _check_supported(type_url: str) -> None:

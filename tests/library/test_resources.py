@@ -85,6 +85,14 @@ def test_types_without_a_name_need_the_name_argument(type_url):
         resource(NAMELESS[type_url])
 
 
+def test_message_in_an_any_is_unpacked():
+    made, packed = resource(Cluster(name="c")), pack(Cluster(name="c"))
+    assert resource(packed) == made
+    assert resource(message_class("google.protobuf.Any").FromString(bytes(packed)), type_url=CLUSTER) == made
+    with pytest.raises(ValueError, match=r"the Any contains type\.googleapis\.com/envoy\.config\.cluster"):
+        resource(packed, type_url=LISTENER)
+
+
 def test_later_changes_to_a_message_have_no_effect():
     message = Cluster(name="x")
     made = resource(message)

@@ -226,6 +226,23 @@ async def test_reverted_change_is_applied(store, channel, variant):
     await store.applied()
 
 
+async def test_applied_waits_for_clients_that_connect(store, channel, variant):
+    store.set(eds_cluster("c"))
+    assert await store.applied() == ()
+    done = asyncio.create_task(store.applied(group="edge", at_least=2))
+    nodes = [Node(channel, variant, name) for name in ("edge.1", "other.1", "edge.2", "edge.3")]
+    for node in nodes[:2]:
+        await node.stream.ask(CLUSTER)
+        await node.take()
+    assert await is_waiting(done)
+    nodes[0].stream.call.cancel()
+    for node in nodes[2:]:
+        assert await is_waiting(done)
+        await node.stream.ask(CLUSTER)
+        await node.take()
+    assert [client.node.id for client in await done] == ["edge.2", "edge.3"]
+
+
 async def test_applied_waits_for_references(store, channel, variant):
     store.replace([])
     node = Node(channel, variant)
@@ -264,6 +281,19 @@ async def test_applied_raises_nack_error_until_fixed(store, channel, variant):
     await done
 
 
+async def test_long_nack_is_shortened(store, channel, variant):
+    store.set(*(eds_cluster(f"c{number:02}") for number in range(12)))
+    node = Node(channel, variant)
+    await node.stream.ask(CLUSTER)
+    await node.take(error="bad: " + "words " * 500)
+    with pytest.raises(NackError) as raised:
+        await store.applied()
+    assert len(raised.value.names) == 12
+    assert len(raised.value.message) > 3000
+    assert len(str(raised.value)) < 400
+    assert " and 2 more: bad: words" in str(raised.value)
+
+
 async def test_applied_does_not_wait_for_disconnected_clients(store, channel, variant):
     store.set(eds_cluster("c"))
     node = Node(channel, variant)
@@ -274,7 +304,7 @@ async def test_applied_does_not_wait_for_disconnected_clients(store, channel, va
     assert await is_waiting(done)
     node.stream.call.cancel()
     await done
-    assert store._waiters == set()
+    assert not store._waiters
 
 
 async def test_unprocessed_snapshot_is_not_applied(store):

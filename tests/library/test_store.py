@@ -186,6 +186,30 @@ def test_no_response_before_the_first_change():
     assert client.snapshot is not None
 
 
+def test_version_cannot_get_another_content():
+    store = Store()
+    first, second = (Resource.of(CLUSTER, "c", body, version="1") for body in (b"one", b"two"))
+    store.set(first, cluster("other"))
+    with pytest.raises(ValueError, match=r"Cluster c: version '1' already has another content: pass a new"):
+        store.set(second, cluster("third"))
+    assert seen(store.view("n")).keys() == {(CLUSTER, "c"), (CLUSTER, "other")}
+    store.set(first)
+    store.set(Resource.of(CLUSTER, "c", b"two", version="2"))
+    store.set(second, node="n")
+    assert store.view("n").of(CLUSTER)["c"].body == b"two"
+
+
+def test_forgotten_node_gets_what_all_nodes_get():
+    store = Store()
+    store.set(cluster("c"))
+    store.set(cluster("c", "special"), cluster("d"), node="n")
+    store.forget("n")
+    assert store.view("n") == store.view("other")
+    store.forget("n")
+    with pytest.raises(ValueError, match="forget takes the ID of a node"):
+        store.forget("")
+
+
 def test_removing_an_absent_resource_is_ignored():
     store = Store()
     store.remove(CLUSTER, "a")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from tests.protocol.stream import world
@@ -332,6 +333,28 @@ async def test_discovery_service_can_be_drained(proxies):
         with pytest.raises(grpc.aio.AioRpcError, match="shutting down"):
             await channel.unary_unary(method)(REQUEST(node=NODE).SerializeToString())
     await server.stop(None)
+
+
+async def test_interceptors_see_all_calls_and_health_can_be_left_out(proxies):
+    calls = []
+
+    class Recorder(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, continuation, details):
+            calls.append(details.method)
+            return await continuation(details)
+
+    async with (
+        XdsServer(proxies, "127.0.0.1:0", interceptors=[Recorder()], health=False) as server,
+        grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        client = Client(channel, Variant.DELTA)
+        await client.ask(CLUSTER)
+        await client.get()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        client.call.cancel()
+    assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert [method.rpartition("/")[2] for method in calls] == ["DeltaAggregatedResources", "Check"]
 
 
 async def test_options_override_the_defaults(proxies):

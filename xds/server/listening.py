@@ -104,6 +104,8 @@ class XdsServer:
         authenticate: Authenticates calls on all ports. `is_encrypted` tells TLS from plaintext. The default
             accepts all callers.
         limits: Limits of each client. A client that exceeds them gets RESOURCE_EXHAUSTED.
+        interceptors: Interceptors of `grpc.aio` for all calls. They run after the server's own.
+        health: Whether to serve the health service. Without it, `added` can add another one.
     """
 
     def __init__(
@@ -120,12 +122,16 @@ class XdsServer:
         secure: Iterable[tuple[str, grpc.ServerCredentials]] = (),
         authenticate: Authenticate | None = None,
         limits: Limits = DEFAULT_LIMITS,
+        interceptors: Iterable[grpc.aio.ServerInterceptor] = (),
+        health: bool = True,
     ) -> None:
         self.discovery = DiscoveryService(
             proxies, identifier=identifier, observer=observer, authenticate=authenticate, limits=limits
         )
         self._secure = tuple(secure)
         self._added = tuple(added)
+        self._interceptors = tuple(interceptors)
+        self._serves_health = health
         self._health = _Health(self.discovery.connections)
         self._address = address
         self._grace = grace
@@ -161,12 +167,14 @@ class XdsServer:
         # gRPC counts the connections of each port separately.
         max_per_port = {"grpc.max_allowed_incoming_connections": max_connections() // (1 + len(self._secure))}
         server = grpc.aio.server(
-            options=tuple((max_per_port | self._options).items()), interceptors=(connections.interceptor(),)
+            options=tuple((max_per_port | self._options).items()),
+            interceptors=(connections.interceptor(), *self._interceptors),
         )
         server.add_generic_rpc_handlers(self.discovery.handlers())
-        health_server = _HealthServer(server, self._health.record_caller)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
-        connections.own_services.update(health_server.services)
+        if self._serves_health:
+            health_server = _HealthServer(server, self._health.record_caller)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, health_server)
+            connections.own_services.update(health_server.services)
         for add in self._added:
             add(server, self.discovery)
         for handler in self.discovery.handlers():

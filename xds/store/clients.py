@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 from collections.abc import Iterable
 
 from xds.protocol.acks import Rejection
@@ -15,6 +16,8 @@ _POLL_INTERVAL = 0.01
 """Seconds between checks of a stream that has not processed its latest snapshot yet."""
 _MAX_NAMES = 10
 """Maximum number of resource names in one error."""
+_MAX_MESSAGE_LENGTH = 300
+"""Maximum length of a client's message in one error, in characters. `NackError.message` has all of it."""
 _BATCH_SIZE = 100
 """Number of clients to check before yielding to the event loop. Checking them takes a few milliseconds."""
 
@@ -34,7 +37,10 @@ class NackError(Exception):
         self.sources = rejection.sources
         """Objects that the rejected resources were made from."""
         kind = self.type_url.rpartition(".")[2]
-        super().__init__(f"{node.id} rejected {kind} {', '.join(self.names[:_MAX_NAMES])}: {self.message}")
+        names = ", ".join(self.names[:_MAX_NAMES])
+        more = f" and {len(self.names) - _MAX_NAMES:,} more" if len(self.names) > _MAX_NAMES else ""
+        message = textwrap.shorten(self.message, _MAX_MESSAGE_LENGTH, placeholder=" ...")
+        super().__init__(f"{node.id} rejected {kind} {names}{more}: {message}")
 
 
 class Client(Subscriber):
@@ -69,14 +75,28 @@ def _is_unserved(status: TypeStatus) -> bool:
 
 
 class AppliedWaiter:
-    """Waits until a set of clients has ACKed its resources."""
+    """Waits until a set of clients has ACKed its resources.
 
-    def __init__(self, clients: Iterable[Client]) -> None:
+    Args:
+        clients: Clients to wait for.
+        at_least: Minimum number of clients. While there are fewer, clients that connect are waited for too.
+    """
+
+    def __init__(self, clients: Iterable[Client], at_least: int = 0) -> None:
+        self._at_least = at_least
+        self._applied: dict[Client, None] = {}
+        """Clients that have ACKed everything, in the order in which that was found."""
         self._pending = set(clients)
         """Clients that have not ACKed everything yet."""
         self._unchecked = set(self._pending)
         """Pending clients that have changed since the last check."""
         self._wake = asyncio.Event()
+
+    def add(self, client: Client) -> None:
+        """Wait for a new client as well, if there are too few."""
+        if len(self._pending) + len(self._applied) < self._at_least:
+            self._pending.add(client)
+            self.notify(client)
 
     def notify(self, client: Client) -> None:
         """Check a client again, because its snapshot or its status has changed."""
@@ -85,14 +105,18 @@ class AppliedWaiter:
             self._wake.set()
 
     def discard(self, client: Client) -> None:
-        """Stop waiting for a client."""
+        """Stop waiting for a client, which has disconnected."""
         self._pending.discard(client)
+        self._applied.pop(client, None)
         self._unchecked.discard(client)
         self._wake.set()
 
-    async def wait(self) -> None:
-        """Return when all clients have ACKed their resources. Raise NackError if one rejects a resource."""
-        while self._pending:
+    async def wait(self) -> tuple[Client, ...]:
+        """Return the clients when all have ACKed their resources.
+
+        Raise NackError if one rejects a resource.
+        """
+        while self._pending or len(self._applied) < self._at_least:
             self._wake.clear()
             await asyncio.sleep(0)  # Let the streams process the latest snapshots first.
             for number, client in enumerate(tuple(self._unchecked), 1):
@@ -100,9 +124,11 @@ class AppliedWaiter:
                     self._unchecked.discard(client)
                     if client.is_synced():
                         self._pending.discard(client)
+                        self._applied[client] = None
                 if number % _BATCH_SIZE == 0:
                     await asyncio.sleep(0)
             if self._unchecked:
                 await asyncio.sleep(_POLL_INTERVAL)
-            elif self._pending:
+            elif self._pending or len(self._applied) < self._at_least:
                 await self._wake.wait()
+        return tuple(self._applied)

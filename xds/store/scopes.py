@@ -90,8 +90,9 @@ class Change:
 
         Raises:
             TypeError: An argument has the wrong type.
-            ValueError: Two resources have the same type and name, a type or name is invalid, or both `node`
-                and `group` are set. None of the resources is then set.
+            ValueError: Two resources have the same type and name, a type or name is invalid, both `node` and
+                `group` are set, or a resource has the version of the one that it replaces, but another
+                content. None of the resources is then set.
         """
         self._add(_Step(Scope.of(node, group), _to_resources(resources)))
 
@@ -230,10 +231,18 @@ class Contents:
         return view
 
     def apply(self, change: Change) -> None:
-        """Apply a change, and update the views that it affects."""
+        """Apply a change, and update the views that it affects.
+
+        Raises:
+            ValueError: A resource has the version of the one that it replaces, but another content. Clients
+                would not be sent it.
+        """
+        steps = self._resolve_steps(change)
+        for (scope, type_url), names in steps.items():
+            _check_versions(self._scope_set(scope, type_url), names)
         self.initialized = True
         changed: dict[Scope, set[str]] = {}
-        for (scope, type_url), names in self._resolve_steps(change).items():
+        for (scope, type_url), names in steps.items():
             if self._update_scope(scope, type_url, names):
                 changed.setdefault(scope, set()).add(type_url)
                 if type_url not in self._sets[ALL_NODES]:
@@ -285,6 +294,17 @@ class Contents:
     def _deduplicate(self, resource: Resource) -> Resource:
         shared = self._shared.setdefault((resource.type_url, resource.name, resource.version), resource)
         return shared if _is_identical(shared, resource) else resource
+
+
+def _check_versions(current: ResourceSet, names: dict[str, Resource | None]) -> None:
+    """Raise ValueError if a resource has the version of the one that it replaces, but another content."""
+    for name, resource in names.items():
+        replaced = current.get(name) if resource else None
+        if resource and replaced and replaced.version == resource.version and replaced != resource:
+            raise ValueError(
+                f"{_describe(resource)}: version {resource.version!r} already has another content: "
+                "pass a new version, or omit it to derive it from the content"
+            )
 
 
 def _is_identical(first: Resource | None, second: Resource) -> bool:

@@ -42,7 +42,8 @@ class Store:
         self._contents = Contents()
         self._clients: dict[Subscriber, Client] = {}
         self._event_streams: WeakSet[Events] = WeakSet()
-        self._waiters: set[AppliedWaiter] = set()
+        self._waiters: dict[AppliedWaiter, Scope] = {}
+        """Running calls of `applied`, with the nodes that each waits for."""
         self._loop: asyncio.AbstractEventLoop | None = None
         """Event loop that uses the store; None before the first call on a loop."""
 
@@ -76,6 +77,18 @@ class Store:
         """
         with self.change() as change:
             change.replace(resources, node=node, group=group, type_url=type_url)
+
+    def forget(self, node: str) -> None:
+        """Remove all resources that are set for one node, for example after the node was deleted.
+
+        The resources of its group and those for all nodes stay. If the node connects again, it gets these.
+
+        Raises:
+            ValueError: `node` is empty, which stands for all nodes.
+        """
+        if not node:
+            raise ValueError("forget takes the ID of a node; to remove what all nodes get, call replace([])")
+        self.replace((), node=node)
 
     @contextmanager
     def change(self) -> Iterator[Change]:
@@ -118,7 +131,7 @@ class Store:
         self._event_streams.add(events)
         return events
 
-    async def applied(self, *, node: str = "", group: str = "") -> None:
+    async def applied(self, *, node: str = "", group: str = "", at_least: int = 0) -> tuple[Subscriber, ...]:
         """Wait until all currently connected clients have ACKed all resources that they subscribe to.
 
         This includes resources that a client subscribes to because other resources refer to them. A client
@@ -128,6 +141,11 @@ class Store:
         Args:
             node: ID of the node whose streams to wait for. The default is all clients.
             group: Group of the nodes whose streams to wait for.
+            at_least: Minimum number of streams. While there are fewer, wait for clients that connect. By
+                default, the call returns at once if no client is connected.
+
+        Returns:
+            The streams that have ACKed their resources, without those that have ended.
 
         Raises:
             NackError: A client rejected a resource. The resource is not sent again until it changes.
@@ -140,12 +158,13 @@ class Store:
                 " call set(...) or replace([]) before applied()"
             )
         scope = Scope.of(node, group)
-        waiter = AppliedWaiter(client for client in self._clients.values() if client.is_in(scope))
-        self._waiters.add(waiter)
+        clients = (client for client in self._clients.values() if client.is_in(scope))
+        waiter = AppliedWaiter(clients, at_least)
+        self._waiters[waiter] = scope
         try:
-            await waiter.wait()
+            return await waiter.wait()
         finally:
-            self._waiters.discard(waiter)
+            del self._waiters[waiter]
 
     # --- calls of the discovery service (xds.server.Proxies) ---
 
@@ -162,6 +181,9 @@ class Store:
         if self._contents.initialized:
             client.publish(client.view.snapshot)
         self._clients[client] = client
+        for waiter, scope in self._waiters.items():
+            if client.is_in(scope):
+                waiter.add(client)
         self._emit(client, Connected(node=node))
         return client
 
