@@ -140,6 +140,10 @@ class DeltaWatch(Watch):
             self.sent.start(change)
             self._shared = change
 
+    def _share_sent_names(self) -> None:
+        if not self.sent.has_root:  # The names of a root are the server's.
+            super()._share_sent_names()
+
     def _mark_all_dirty(self) -> None:
         if not self.sent.has_root:
             super()._mark_all_dirty()

@@ -246,6 +246,9 @@ class Watch(ABC):
         """Replace names and versions with the server's equal strings, which all clients share."""
         if self._has_own_strings():
             self.subscription.share(self._share_strings)
+        self._share_sent_names()
+
+    def _share_sent_names(self) -> None:
         for name, version in tuple(self.sent.items()):
             resource = self.resources.get(name)
             if resource is not None:
