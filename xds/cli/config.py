@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import http.client
 import json
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from xds.cli.options import EXIT_UNREACHABLE, Address, fail, parse_address
 from xds.cli.output import DocumentFormat, print_document
 from xds.cli.resource_types import TYPE_URLS, Type
 from xds.codec import message_class, to_dict
+from xds.introspect.diff import ResourceDiff
 from xds.mesh.controlplane.status import rejection_line
 from xds.mesh.envoy.dump import COMPARED_TYPES, Config, active_config, comparable
 from xds.mesh.model.objects import printable
@@ -37,6 +37,9 @@ ADMIN_TIMEOUT = 10.0
 """Timeout of a request to Envoy's admin interface, in seconds."""
 
 
+UNKNOWN = "what the sidecar last ACKed is unknown, because that was before it reconnected"
+
+
 class Diff(StrEnum):
     """What to compare the served configuration with."""
 
@@ -47,12 +50,8 @@ class Diff(StrEnum):
 class _Difference(NamedTuple):
     """A resource that is not the same on both sides."""
 
-    type_url: str
-    name: str
-    other: list[str]
-    """Lines of the side that is compared with what is served; empty if it lacks the resource."""
-    served: list[str]
-    """Lines of what is served; empty if the resource is not served."""
+    resource: ResourceDiff
+    """The resource, from the side that is compared with what is served."""
     notes: tuple[str, ...] = ()
     """Lines to print before the difference."""
 
@@ -194,16 +193,13 @@ def _read_envoy(admin: Address, only: Type | None, name: str | None) -> Config:
 def _unacked_difference(resource: pb.UnackedResource) -> _Difference:
     """Return the difference between what is served and what the sidecar last ACKed."""
     acked, served = (
-        _lines(to_dict(resource.type_url, side.value)) if resource.HasField(field) else []
+        to_dict(resource.type_url, side.value) if resource.HasField(field) else None
         for field, side in (("acked", resource.acked), ("served", resource.served))
     )
     notes = [rejection_line(resource.rejection)] if resource.HasField("rejection") else []
     if resource.acked_unknown:
-        notes.append("what the sidecar last ACKed is unknown, because that was before it reconnected")
-        served = []
-    elif acked == served:
-        notes.append("only redacted secrets differ")
-    return _Difference(resource.type_url, resource.name, acked, served, tuple(notes))
+        notes.append(UNKNOWN)
+    return _Difference(ResourceDiff(resource.type_url, resource.name, acked, served), tuple(notes))
 
 
 def _envoy_differences(served: dict[tuple[str, str], bytes], active: Config) -> Iterator[_Difference]:
@@ -219,7 +215,14 @@ def _envoy_differences(served: dict[tuple[str, str], bytes], active: Config) -> 
     }
     for key in expected.keys() | extra:
         if expected.get(key) != active.get(key):
-            yield _Difference(*key, _lines(active.get(key)), _lines(expected.get(key)))
+            yield _Difference(ResourceDiff(*key, _readable(active.get(key)), _readable(expected.get(key))))
+
+
+def _readable(content: Any) -> Any:
+    """Return endpoints as sorted lines, and other content unchanged."""
+    if not isinstance(content, set):
+        return content
+    return sorted(f"{host}:{port} {mode or 'plaintext'}" for host, port, mode in content)
 
 
 def _print_differences(differences: Iterable[_Difference], other: str) -> None:
@@ -229,28 +232,13 @@ def _print_differences(differences: Iterable[_Difference], other: str) -> None:
         differences: Resources that differ.
         other: Name of the side that is compared with what is served.
     """
-    ordered = sorted(differences)
-    for difference in ordered:
-        title = printable(f"{short_name(difference.type_url)} {difference.name}")
-        for note in difference.notes:
-            typer.echo(printable(f"{title}: {note}"))
-        for line in difflib.unified_diff(
-            difference.other,
-            difference.served,
-            f"{title} ({other})",
-            f"{title} (served)",
-            lineterm="",
-        ):
-            typer.echo(printable(line))
+    ordered = sorted(differences, key=lambda item: (item.resource.type_url, item.resource.name))
+    for resource, notes in ordered:
+        for note in notes:
+            typer.echo(printable(f"{short_name(resource.type_url)} {resource.name}: {note}"))
+        if UNKNOWN not in notes:
+            for line in resource.text(other, "served").splitlines():
+                typer.echo(printable(line))
     if ordered:
         raise typer.Exit(1)
     typer.echo("no differences")
-
-
-def _lines(resource: Any) -> list[str]:
-    """Return a resource as lines of JSON; no lines if it does not exist."""
-    if resource is None:
-        return []
-    if isinstance(resource, set):
-        return sorted(f"{host}:{port} {mode or 'plaintext'}" for host, port, mode in resource)
-    return json.dumps(resource, indent=2, sort_keys=True).splitlines()
