@@ -38,6 +38,7 @@ from xds.mesh.identity.auth import own_token_verifier
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.identity.state_dir import StateError, load_or_create_root, load_or_create_token_key
 from xds.mesh.model.objects import MeshConfig
+from xds.mesh.parse.meshconfig import CompliancePolicy
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
 
@@ -267,6 +268,16 @@ class IdentityOptions:
             show_default=False,
         ),
     ] = None
+    compliance_policy: Annotated[
+        CompliancePolicy | None,
+        typer.Option(
+            "--compliance-policy",
+            help="Restrict sidecars' TLS versions, cipher suites and curves to those that FIPS 140-3 "
+            "approves. Overrides meshMTLS and tlsDefaults. Only a FIPS build of Envoy has certified "
+            "cryptography. Default: none.",
+            show_default=False,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -311,9 +322,11 @@ def serve(options: ServeOptions) -> None:
     if source.kubernetes and state_dir:
         fail("--state-dir requires --manifests; with --kubernetes the CA is in a Secret (xds-ca-secret)")
     sds = options.identity.sds
+    policy = options.identity.compliance_policy
     assignments = [
         *(source.assignments or ()),
         *([f"meshConfig.sdsUdsPath={sds}"] if sds else ()),
+        *([f"values.xds.compliancePolicy={policy.value}"] if policy else ()),
         *(["values.xds.observe=false"] if options.observe.observe is Switch.FALSE else ()),
     ]
     # Fail if a --set is invalid. An invalid --mesh-config file does not fail: it can be fixed while running.

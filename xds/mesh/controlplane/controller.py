@@ -22,6 +22,7 @@ from xds.mesh.controlplane.connections import Connections, pod_name
 from xds.mesh.controlplane.publisher import Publisher, publish, traceback_of
 from xds.mesh.controlplane.rollout_log import RolloutLog
 from xds.mesh.controlplane.stats import Stats
+from xds.mesh.envoy.features import features_of
 from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.model.mesh import Mesh
@@ -249,11 +250,13 @@ class Controller:
         if self.rollouts.proxies.must_defer(key, clock()):
             self.publisher.defer(key)
             return
-        with_key = any(map(connections.may_receive_key, connections.streams.get(key, ())))
+        streams = connections.streams.get(key, ())
+        with_key = any(map(connections.may_receive_key, streams))
         translated = await self.publisher.translate(
             self.mesh,
             pod,
             lambda: self.certificates.secrets_for(pod, self.mesh.config, with_key=with_key),
+            features_of(subscriber.node for subscriber in streams),
             self._must_apply,
         )
         if translated:
