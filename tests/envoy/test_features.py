@@ -11,6 +11,7 @@ from xds.mesh.envoy.features import (
     FIPS_CURVES,
     NO_FEATURES,
     Features,
+    describe_tls,
     features_of,
     served_config,
 )
@@ -71,3 +72,27 @@ def test_fips_overrides_settings_and_never_allows_tls_1_3_without_the_policy() -
     assert served.mesh_tls == served.tls_defaults == TlsSettings("TLSV1_2", FIPS_CIPHER_SUITES, FIPS_CURVES)
     assert not older.fips
     assert older.mesh_tls == older.tls_defaults == served.mesh_tls._replace(max_version="TLSV1_2")
+
+
+@pytest.mark.parametrize(
+    ("config", "client", "servers", "said"),
+    [
+        (MeshConfig(), ALL_FEATURES, [ALL_FEATURES], "TLS 1.3; curves X25519MLKEM768, X25519, P-256"),
+        (MeshConfig(), ALL_FEATURES, [ALL_FEATURES, NO_FEATURES], "TLS 1.3; curves X25519, P-256"),
+        (
+            MeshConfig(fips=True),
+            ALL_FEATURES,
+            [FIPS_BUILD],
+            "TLS 1.3 or 1.2, FIPS 140-3; curves P-256, P-384",
+        ),
+        (MeshConfig(fips=True), NO_FEATURES, [FIPS_BUILD], "TLS 1.2, FIPS 140-3; curves P-256, P-384"),
+        (
+            MeshConfig(mesh_tls=TlsSettings("TLSV1_2", curves=("X25519MLKEM768", "P-384"))),
+            ALL_FEATURES,
+            [],
+            "TLS 1.3 or 1.2; curves X25519MLKEM768, P-384",
+        ),
+    ],
+)
+def test_tls_of_a_hop_is_what_both_sides_share(config, client, servers, said) -> None:
+    assert describe_tls(config, client, servers) == said

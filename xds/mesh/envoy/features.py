@@ -80,6 +80,19 @@ def served_config(config: MeshConfig, features: Features) -> MeshConfig:
     return replace(config, mesh_tls=tls, tls_defaults=tls, fips=False)
 
 
+def describe_tls(config: MeshConfig, client: Features, servers: Iterable[Features]) -> str:
+    """Return the TLS versions and curves that a client shares with all servers, in words."""
+    sides = [served_config(config, features).mesh_tls for features in (client, *servers)]
+    versions = [
+        name
+        for version, name in (("TLSV1_3", "1.3"), ("TLSV1_2", "1.2"))
+        if all(side.min_version <= version <= side.max_version for side in sides)
+    ]
+    curves = [curve for curve in sides[0].curves if all(curve in side.curves for side in sides)]
+    policy = ", FIPS 140-3" if config.fips else ""
+    return f"TLS {' or '.join(versions) or 'unknown'}{policy}; curves {', '.join(curves) or 'none in common'}"
+
+
 def _supported(settings: TlsSettings, features: Features, default: tuple[str, ...]) -> TlsSettings:
     curves = settings.curves or default
     if not features.post_quantum:
