@@ -106,6 +106,58 @@ async def test_ca_replacement_fails_no_request(cluster: Cluster, loopback, tmp_p
     print(f"{requests} requests, {fresh} on connections of their own")
 
 
+async def test_renewals_by_cert_manager_fail_no_request(cluster: Cluster, loopback, tmp_path: Path) -> None:
+    """The intermediate and its key are renewed, then the root: with its key, and with a new key."""
+    now = datetime.now(UTC)
+    clock = now
+    root = Company.root("Root", now)
+    issuing = root.subsidiary("Issuing", pathlen=0)
+
+    async def renew(issuing: Company, root: Company) -> None:
+        data = {"tls.crt": pem(issuing), "tls.key": key_pem(issuing), "ca.crt": pem(root)}
+        await put(cluster, namespace, USER_SECRET, data, kind="kubernetes.io/tls")
+
+    async with cluster.namespace("renewal") as namespace:
+        await renew(issuing, root)
+        first = await load_or_create_authorities(cluster.api, namespace, "cluster.local", now)
+        async with running(loopback, tmp_path, first) as world:
+            controller = world.plane.controller
+            rotation = RotationController(
+                CaSecrets(cluster.api, namespace),
+                first,
+                on_change=world.plane.take,
+                lagging=controller.proxies_with_old_roots,
+                leads=lambda: True,
+                now=lambda: clock,
+                timing=Timing(timedelta(), timedelta(days=1), timedelta(hours=1)),
+            )
+            before = await world.shown()
+            issuing = root.subsidiary("Issuing", pathlen=0)
+            await renew(issuing, root)
+            await rotation.sync()
+            assert rotation.current.stage is Stage.STEADY
+            await world.until_issued_by(issuing, before)
+            await world.more()
+
+            for key in (root.key, None):
+                old, root, before = root, Company.root("Root", now, key=key), await world.shown()
+                issuing = root.subsidiary("Issuing", pathlen=0)
+                await renew(issuing, root)
+                await rotation.sync()
+                assert rotation.current.stage is Stage.SPREADING
+                await world.until_trusted(pem(old), pem(root))
+                await eventually(lambda: not controller.proxies_with_old_roots(), timeout=PATIENCE)
+                await rotation.sync()
+                await world.until_issued_by(issuing, before)
+                await world.more()
+                clock += timedelta(hours=2)
+                await rotation.sync()
+                assert rotation.current.stage is Stage.STEADY
+                await world.until_trusted(pem(root))
+                await world.more()
+            print(await world.check(), "requests")
+
+
 async def test_requests_fail_if_the_first_step_is_skipped(loopback, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     old, new = (Authority.create(PrivateKey.generate(), "cluster.local", now) for _ in range(2))

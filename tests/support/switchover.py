@@ -146,13 +146,16 @@ class World:
 
         Return once the clients' sidecars have them as well. In between, requests run with both.
         """
+        self.plane.dam.open.clear()
+        self.write_settings(settings)
+        await self.servers_first()
+
+    def write_settings(self, settings: Manifest) -> None:
         path = self.mesh.mesh_config
         assert path
         new = path.with_suffix(".new")
         new.write_text(json.dumps(settings))
-        self.plane.dam.open.clear()
         new.replace(path)
-        await self.servers_first()
 
     async def servers_first(self) -> None:
         """Wait until the servers' sidecars have the current settings, then let the clients' have them."""

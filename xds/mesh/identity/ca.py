@@ -22,7 +22,7 @@ from xds.mesh.identity.keys import IdentityError, PrivateKey
 ROOT_LIFETIME = timedelta(days=3652)
 LEAF_LIFETIME = timedelta(hours=24)
 EXPIRY_WARNING = timedelta(days=30)
-"""Time before the CA expires from which it is reported as a problem."""
+"""Time before the CA expires from which it is reported as a problem, if its lifetime is at least 120 days."""
 
 CLOCK_SKEW = timedelta(minutes=5)
 """Amount by which `not_before` is backdated, for peers with slow clocks."""
@@ -159,6 +159,16 @@ class Authority:
     def expires(self) -> datetime:
         """Earliest expiry in the chain. No issued certificate is valid for longer."""
         return min(certificate.not_valid_after_utc for certificate in (self.certificate, *self.issuers))
+
+    def expires_soon(self, now: datetime) -> bool:
+        """Return whether the CA expires within 30 days, and within a quarter of its lifetime.
+
+        cert-manager renews a certificate after two thirds of its lifetime, 90 days by default.
+        """
+        chain = (self.certificate, *self.issuers)
+        first = min(chain, key=lambda certificate: certificate.not_valid_after_utc)
+        lifetime = first.not_valid_after_utc - first.not_valid_before_utc
+        return self.expires - now < min(EXPIRY_WARNING, lifetime / 4)
 
     def issue(self, identity: str, now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
         """Issue a certificate for `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`, with a fresh key.
