@@ -64,9 +64,14 @@ class Plane:
     """The control plane in the test's own process, with a `Dam` before it for some proxies."""
 
     def __init__(
-        self, manifests: Path, authorities: Authorities, mesh_config: Path, settings: Sequence[str]
+        self,
+        manifests: Path,
+        authorities: Authorities,
+        mesh_config: Path,
+        settings: Sequence[str],
+        **options: Any,
     ) -> None:
-        self.controller = Controller(authorities.authority, extra_roots=authorities.extra_roots)
+        self.controller = Controller(authorities.authority, extra_roots=authorities.extra_roots, **options)
         self.port = 0
         self._folder = Folder(manifests, SettingsLoader(mesh_config, settings))
         self._exits = AsyncExitStack()
@@ -234,13 +239,14 @@ async def running(
     authorities: Authorities,
     settings: Sequence[str] = (),
     features: Callable[[str], Features] = lambda _: ALL_FEATURES,
+    **options: Any,
 ) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         mesh = LocalMesh(loopback, directory, settings=settings)
         mesh.features = features
         mesh.mesh_config = directory / "mesh.yaml"
         mesh.mesh_config.write_text("{}")
-        plane = Plane(directory / "manifests", authorities, mesh.mesh_config, settings)
+        plane = Plane(directory / "manifests", authorities, mesh.mesh_config, settings, **options)
         mesh.plane = plane
         await stack.enter_async_context(mesh)
         world = World(mesh, plane, stack)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import shutil
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,8 +35,10 @@ from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.page.access import check_token
+from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.envoy.translate import warm
 from xds.mesh.identity.auth import own_token_verifier
+from xds.mesh.identity.keys import IdentityError
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.identity.state_dir import StateError, load_or_create_root, load_or_create_token_key
 from xds.mesh.model.objects import MeshConfig
@@ -268,6 +272,28 @@ class IdentityOptions:
             show_default=False,
         ),
     ] = None
+    signer_command: Annotated[
+        str | None,
+        typer.Option(
+            "--signer-command",
+            metavar="COMMAND",
+            help="Command that signs sidecars' certificates instead of the CA: it reads a certificate "
+            "signing request (PEM) and writes the certificate with its intermediates (PEM). Run without a "
+            "shell. Requires --signer-roots.",
+            show_default=False,
+        ),
+    ] = None
+    signer_roots: Annotated[
+        Path | None,
+        typer.Option(
+            "--signer-roots",
+            metavar="FILE",
+            dir_okay=False,
+            help="PEM file with the roots that sidecars trust if --signer-command is set. Read again when it "
+            "changes.",
+            show_default=False,
+        ),
+    ] = None
     compliance_policy: Annotated[
         CompliancePolicy | None,
         typer.Option(
@@ -278,6 +304,27 @@ class IdentityOptions:
             show_default=False,
         ),
     ] = None
+
+    def external_issuer(self) -> ExternalIssuer | None:
+        """Return the issuer that runs --signer-command; None without one. Exit if an option is invalid."""
+        if (self.signer_command is None) != (self.signer_roots is None):
+            fail("--signer-command and --signer-roots require each other")
+        if not self.signer_command or not self.signer_roots:
+            return None
+        if self.sds:
+            fail("--signer-command cannot be combined with --sds: choose who issues certificates")
+        try:
+            command = shlex.split(self.signer_command)
+        except ValueError as error:
+            fail(f"--signer-command: {error}")
+        if shutil.which(command[0]) is None:
+            fail(f"--signer-command: {command[0]} is not an executable file in PATH")
+        try:
+            return ExternalIssuer(command, self.signer_roots, lambda: datetime.now(UTC))
+        except OSError as error:
+            fail(f"--signer-roots: {self.signer_roots}: {error.strerror}")
+        except IdentityError as error:
+            fail(f"--signer-roots: {self.signer_roots}: {error}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,6 +376,7 @@ def serve(options: ServeOptions) -> None:
         *([f"values.xds.compliancePolicy={policy.value}"] if policy else ()),
         *(["values.xds.observe=false"] if options.observe.observe is Switch.FALSE else ()),
     ]
+    external = options.identity.external_issuer()
     # Fail if a --set is invalid. An invalid --mesh-config file does not fail: it can be fixed while running.
     load_settings(None, assignments)
     exposed = _exposed(xds, rest)
@@ -343,7 +391,14 @@ def serve(options: ServeOptions) -> None:
     running: Coroutine[Any, Any, int]
     if source.manifests:
         folder = Folder(source.manifests, SettingsLoader(source.mesh_config, assignments))
-        build = partial(_build_components, exposed, tls, state_dir, rollout_timeout=options.rollout.timeout)
+        build = partial(
+            _build_components,
+            exposed,
+            tls,
+            state_dir,
+            rollout_timeout=options.rollout.timeout,
+            external=external,
+        )
         running = run(folder, build, addresses, max_connection_age=max_connection_age)
     else:
         from xds.cli import serve_kubernetes  # noqa: PLC0415 - the Kubernetes client takes long to import
@@ -358,6 +413,7 @@ def serve(options: ServeOptions) -> None:
             webhook=options.webhook,
             webhook_address=webhook_address,
             rollout_timeout=options.rollout.timeout,
+            external=external,
         )
         running = serve_kubernetes.run_in_cluster(
             cluster, addresses, exposed=exposed, max_connection_age=max_connection_age
@@ -374,6 +430,7 @@ async def _build_components(
     config: MeshConfig,
     *,
     rollout_timeout: float | None,
+    external: ExternalIssuer | None,
 ) -> Components:
     """Create the components of a control plane for manifests."""
     try:
@@ -394,7 +451,9 @@ async def _build_components(
         log.warning("plaintext xDS is reachable from other machines", address=exposed)
     if state_dir is None:
         log.info("root certificate is temporary: set --state-dir to keep it after a restart")
-    controller = Controller(authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout)
+    controller = Controller(
+        authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout, external=external
+    )
     authorities = Authorities(authority=authority)
     effects = EffectWatcher(lambda: controller.mesh, controller.ready)
     listeners = tls.open(controller, lambda: authorities, token_verifier=token_verifier)

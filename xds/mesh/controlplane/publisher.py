@@ -92,7 +92,7 @@ class Publisher:
         self,
         mesh: Mesh,
         pod: Pod,
-        secrets: Callable[[], tuple[Resource, ...]],
+        secrets: Callable[[], tuple[Resource, ...] | None],
         features: Features,
         is_outdated: Callable[[], bool],
     ) -> tuple[Snapshot, float | None] | None:
@@ -104,7 +104,7 @@ class Publisher:
         Args:
             mesh: the mesh to translate.
             pod: the pod.
-            secrets: returns the secrets of its sidecar.
+            secrets: returns the secrets of its sidecar; None if its certificate is not signed yet.
             features: the features of its Envoy.
             is_outdated: returns whether newer changes have to be applied first.
         """
@@ -112,9 +112,11 @@ class Publisher:
         changed_at, may_cancel = self._due.pop(key, None), key not in self._superseded
         self._translating = key
         try:
-            snapshot = await self._run(
-                translation_steps(mesh, pod, secrets(), features), lambda: may_cancel and is_outdated()
-            )
+            if (issued := secrets()) is None:
+                self._errors[key] = "waiting for its certificate to be signed"
+                return None
+            translation = translation_steps(mesh, pod, issued, features)
+            snapshot = await self._run(translation, lambda: may_cancel and is_outdated())
         except Exception as error:  # noqa: BLE001 - logged in full, unless it repeats
             self._failed(key, error)
             return None

@@ -27,6 +27,9 @@ EXPIRY_WARNING = timedelta(days=30)
 CLOCK_SKEW = timedelta(minutes=5)
 """Amount by which `not_before` is backdated, for peers with slow clocks."""
 
+WORKLOAD_USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+"""Extended key usages of a workload, which is a TLS server and a TLS client."""
+
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
 _IDENTITY = re.compile(rf"spiffe://{_TRUST_DOMAIN.pattern}/ns/{_SEGMENT}/sa/{_SEGMENT}")
@@ -90,8 +93,8 @@ class Authority:
             .subject_name(name)
             .issuer_name(name)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(_usage(ca=True), critical=True)
-            .add_extension(_uri(f"spiffe://{trust_domain}"), critical=False)
+            .add_extension(key_usage(ca=True), critical=True)
+            .add_extension(subject_alternative_name(f"spiffe://{trust_domain}"), critical=False)
         )
         return cls(certificate, key)
 
@@ -177,8 +180,7 @@ class Authority:
         """
         if not _IDENTITY.fullmatch(identity) or len(identity) > _MAX_IDENTITY_BYTES:
             raise IdentityError(f"{identity!r} is not the SPIFFE ID of a service account")
-        usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        return self._issue(identity, _uri(identity), usage, now, lifetime)
+        return self._issue(identity, subject_alternative_name(identity), WORKLOAD_USAGES, now, lifetime)
 
     def issue_server(self, names: Sequence[str], now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
         """Issue a TLS server's certificate for DNS names or IP addresses, with a fresh key."""
@@ -205,7 +207,7 @@ class Authority:
             .subject_name(x509.Name([]))
             .issuer_name(self.certificate.subject)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(ca=False), critical=True)
+            .add_extension(key_usage(ca=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(names, critical=True)  # RFC 5280: critical when the subject is empty
         )
@@ -246,7 +248,7 @@ class Authority:
             .add_extension(
                 x509.BasicConstraints(ca=True, path_length=chains.path_length(root)), critical=True
             )
-            .add_extension(_usage(ca=True), critical=True)
+            .add_extension(key_usage(ca=True), critical=True)
             .add_extension(_identifier(root), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(_identifier(self.certificate)),
@@ -284,7 +286,8 @@ def _utc(time: datetime) -> datetime:
     return time.astimezone(UTC).replace(microsecond=0)
 
 
-def _usage(*, ca: bool) -> x509.KeyUsage:
+def key_usage(*, ca: bool) -> x509.KeyUsage:
+    """Return the key usage of a CA or of a leaf."""
     return x509.KeyUsage(
         digital_signature=not ca,
         key_cert_sign=ca,
@@ -298,7 +301,8 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-def _uri(identity: str) -> x509.SubjectAlternativeName:
+def subject_alternative_name(identity: str) -> x509.SubjectAlternativeName:
+    """Return the names of a workload's certificate: its SPIFFE ID."""
     return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
 
 
