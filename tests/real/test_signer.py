@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.identity.companies import Company, key_pem, pem
+from tests.support import manifests
+from tests.support.local import LocalMesh
 from tests.support.loopback import Loopback
 from tests.support.switchover import PATIENCE, World, running
 from tests.support.waiting import eventually
@@ -28,6 +30,29 @@ pytestmark = [
 def store(directory: Path, ca: Company) -> None:
     (directory / "ca.pem").write_bytes(pem(ca))
     (directory / "ca-key.pem").write_bytes(key_pem(ca))
+
+
+async def test_serve_has_a_command_sign_certificates(loopback: Loopback, tmp_path: Path) -> None:
+    root = Company.root("Root", datetime.now(UTC))
+    store(tmp_path, root)
+    files = f"-CA {tmp_path}/ca.pem -CAkey {tmp_path}/ca-key.pem"
+    async with LocalMesh(loopback, tmp_path) as mesh:
+        await mesh.plane.stop()
+        mesh.plane._options = (
+            f"--signer-command=openssl x509 -req {files} -copy_extensions copy -days 1",
+            f"--signer-roots={tmp_path}/ca.pem",
+        )
+        await mesh.plane.start()
+        client, server = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        await mesh.serve(server, http=(8080,))
+        mesh.service("web", "ns", {"http": (80, 8080)})
+        mesh.apply(manifests.peer_authentication("ns", "STRICT"))
+        await mesh.start(client, server)
+        answer = await client.client.get("http://web.ns:80/headers")
+        assert answer.identity == "spiffe://cluster.local/ns/ns/sa/client"
+        certificates = (await mesh.sidecar(client).admin.json("/certs"))["certificates"]
+        serials = {int(each["serial_number"], 16) for entry in certificates for each in entry["ca_cert"]}
+        assert serials == {root.certificate.serial_number}
 
 
 async def test_signer_failures_renewals_and_new_roots_fail_no_request(

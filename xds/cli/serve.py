@@ -309,7 +309,7 @@ class IdentityOptions:
         """Return the issuer that runs --signer-command; None without one. Exit if an option is invalid."""
         if (self.signer_command is None) != (self.signer_roots is None):
             fail("--signer-command and --signer-roots require each other")
-        if not self.signer_command or not self.signer_roots:
+        if self.signer_command is None or self.signer_roots is None:
             return None
         if self.sds:
             fail("--signer-command cannot be combined with --sds: choose who issues certificates")
@@ -317,6 +317,8 @@ class IdentityOptions:
             command = shlex.split(self.signer_command)
         except ValueError as error:
             fail(f"--signer-command: {error}")
+        if not command:
+            fail("--signer-command is empty")
         if shutil.which(command[0]) is None:
             fail(f"--signer-command: {command[0]} is not an executable file in PATH")
         try:
