@@ -38,3 +38,28 @@ def test_rotate_root_requires_a_cluster(tmp_path: Path) -> None:
     status, output = run("rotate-root", f"--kubeconfig={config}")
     assert status in {2, 3}
     assert output.startswith("xds: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--signer-command=cat"], "--signer-command and --signer-roots require each other"),
+        (["--signer-roots=ROOTS"], "--signer-command and --signer-roots require each other"),
+        (["--signer-command=cat 'x", "--signer-roots=ROOTS"], "--signer-command: No closing quotation"),
+        (["--signer-command= ", "--signer-roots=ROOTS"], "--signer-command is empty"),
+        (["--signer-command=no-such x", "--signer-roots=ROOTS"], "no-such is not an executable file in PATH"),
+        (["--signer-command=cat", "--signer-roots=missing.pem"], "missing.pem: No such file or directory"),
+        (["--signer-command=cat", "--signer-roots=ROOTS"], "ROOTS: this is not a PEM certificate"),
+        (
+            ["--signer-command=cat", "--signer-roots=ROOTS", "--sds=unix:///run/a.sock"],
+            "--signer-command cannot be combined with --sds",
+        ),
+    ],
+)
+def test_invalid_signer_is_an_error(tmp_path: Path, options: list[str], said: str) -> None:
+    roots = tmp_path / "roots.pem"
+    roots.write_text("nothing")
+    options = [option.replace("ROOTS", str(roots)) for option in options]
+    status, output = run("serve", f"--manifests={tmp_path}", *options)
+    assert status == 2
+    assert said.replace("ROOTS", "") in output.replace(str(roots), "")

@@ -27,6 +27,7 @@ from tests.controlplane.world import (
 )
 from xds.mesh.controlplane import batcher, certificates, publisher
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.envoy.features import Features
 from xds.mesh.envoy.translate import steps
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -173,7 +174,9 @@ async def test_constant_changes_do_not_starve_proxies() -> None:
 
 
 async def test_translation_yields_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
+    def slow(
+        mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+    ) -> Generator[None, None, Snapshot]:
         for _ in range(100):
             busy(0.002)
             yield
@@ -194,7 +197,9 @@ async def test_superseded_translation_is_abandoned_but_not_twice(
 ) -> None:
     ended: list[tuple[str, bool]] = []
 
-    def slow(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
+    def slow(
+        mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+    ) -> Generator[None, None, Snapshot]:
         whole = False
         try:
             for _ in range(20):
@@ -217,10 +222,12 @@ async def test_superseded_translation_is_abandoned_but_not_twice(
 async def test_failed_translation_does_not_block_other_pods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
+    def broken(
+        mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+    ) -> Generator[None, None, Snapshot]:
         if pod.name == "a":
             raise RuntimeError("a bug")
-        return steps(mesh, pod, secrets)
+        return steps(mesh, pod, secrets, features)
 
     monkeypatch.setattr(publisher, "translation_steps", broken)
     async with running(pod("a"), pod("bb"), service("web")) as controller:

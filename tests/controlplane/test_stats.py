@@ -21,6 +21,7 @@ from tests.controlplane.world import (
     service,
 )
 from xds.mesh.controlplane import batcher, publisher
+from xds.mesh.envoy.features import Features
 from xds.mesh.envoy.translate import steps
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Pod, Ref
@@ -30,10 +31,12 @@ from xds.snapshot import Resource, Snapshot
 async def test_problem_of_a_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = True
 
-    def build(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
+    def build(
+        mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+    ) -> Generator[None, None, Snapshot]:
         if broken:
             raise RuntimeError("a bug")
-        return (yield from steps(mesh, pod, secrets))
+        return (yield from steps(mesh, pod, secrets, features))
 
     monkeypatch.setattr(publisher, "translation_steps", build)
     async with running(service("web")) as controller:
@@ -82,7 +85,9 @@ async def test_change_time_is_when_the_source_reported_it() -> None:
 async def test_superseded_translation_keeps_the_change_time(monkeypatch: pytest.MonkeyPatch) -> None:
     supersede = False
 
-    def slow(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
+    def slow(
+        mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+    ) -> Generator[None, None, Snapshot]:
         nonlocal supersede
         if supersede:
             supersede = False
@@ -90,7 +95,7 @@ async def test_superseded_translation_keeps_the_change_time(monkeypatch: pytest.
                 controller.change(Change(applied=(service(f"s{n}"),)))
                 busy(batcher.MAX_DEBOUNCE / 10)
                 yield
-        return (yield from steps(mesh, pod, secrets))
+        return (yield from steps(mesh, pod, secrets, features))
 
     monkeypatch.setattr(publisher, "translation_steps", slow)
     loop = asyncio.get_running_loop()

@@ -8,6 +8,7 @@ import pytest
 
 from xds.codec import to_dict
 from xds.mesh.envoy import clusters
+from xds.mesh.envoy.features import ALL_FEATURES
 from xds.mesh.model.objects import MeshConfig, Protocol
 from xds.mesh.model.traffic import (
     ClientTls,
@@ -35,6 +36,7 @@ def cluster(
         protocol=protocol,
         policy=TrafficPolicy(tls=tls, **policy),
         identities=identities,
+        features=ALL_FEATURES,
     )
     found = clusters.outbound(MeshConfig(enable_auto_mtls=auto), spec, ("DestinationRule ns/x",))
     return to_dict(found.type_url, found.body)

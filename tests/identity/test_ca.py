@@ -377,3 +377,10 @@ def test_repr_hides_the_private_key(authority: Authority, leaf: Leaf) -> None:
 def test_private_key_cannot_be_pickled_or_copied(leaf: Leaf, leak: object) -> None:
     with pytest.raises(TypeError, match="cannot be copied or pickled"):
         leak(leaf.key)
+
+
+@pytest.mark.parametrize(("lifetime", "warned"), [(365, 30), (90, 22.5), (8, 2)])
+def test_ca_expires_soon_in_its_last_quarter(lifetime: int, warned: float) -> None:
+    ca = Authority.create(PrivateKey.generate(), "cluster.local", NOW, timedelta(days=lifetime))
+    assert not ca.expires_soon(ca.expires - timedelta(days=warned + 0.01))
+    assert ca.expires_soon(ca.expires - timedelta(days=warned - 0.01))

@@ -12,7 +12,7 @@ from tests.identity.companies import Company, key_pem, pem
 from xds.mesh.identity import chain
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority, Leaf
 from xds.mesh.identity.keys import IdentityError, PrivateKey
-from xds.mesh.identity.rotation import DEFAULT_TIMING, Authorities, Stage, read_authority
+from xds.mesh.identity.rotation import DEFAULT_TIMING, Authorities, Stage, read_authority, read_user_authority
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -208,3 +208,21 @@ def test_repr_hides_keys() -> None:
 
 def test_bundle_has_no_duplicate_certificates() -> None:
     assert chain.bundle([OLD.root_pem, NEW.root_pem + OLD.root_pem]) == OLD.root_pem + NEW.root_pem
+
+
+def test_users_ca_has_the_form_of_istio_or_cert_manager() -> None:
+    root = Company.root("Root", NOW)
+    issuing = root.subsidiary("Issuing")
+    istio = {
+        "ca-cert.pem": pem(issuing),
+        "ca-key.pem": key_pem(issuing),
+        "root-cert.pem": pem(root),
+        "cert-chain.pem": pem(issuing),
+    }
+    manager = {"tls.crt": pem(issuing), "tls.key": key_pem(issuing), "ca.crt": pem(root)}
+    one, other = (read_user_authority(data, NOW) for data in (istio, manager))
+    assert (one.certificate, one.roots) == (other.certificate, other.roots)
+    with pytest.raises(IdentityError, match=r"both tls.crt and ca-cert.pem"):
+        read_user_authority(istio | manager, NOW)
+    with pytest.raises(IdentityError, match=r"tls.crt is missing"):
+        read_user_authority({"tls.key": key_pem(issuing)}, NOW)

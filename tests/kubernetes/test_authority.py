@@ -160,6 +160,55 @@ async def test_bad_user_ca_is_refused_with_a_hint(
     assert missing.value.is_not_found
 
 
+CERT_MANAGER_ROOT = Company.root("Root", NOW)
+CERT_MANAGER_CA = CERT_MANAGER_ROOT.subsidiary("Policy").subsidiary("Issuing")
+LEAF = CERT_MANAGER_ROOT.subsidiary("Leaf", ca=False)
+EXPIRED = CERT_MANAGER_ROOT.subsidiary("Expired", lifetime=timedelta(microseconds=1))
+
+
+async def test_ca_of_cert_manager_is_used_with_its_chain(cluster: Cluster, namespace: str) -> None:
+    root = Company.root("Root", NOW)
+    policy = root.subsidiary("Policy", pathlen=1)
+    issuing = policy.subsidiary("Issuing", pathlen=0)
+    data = {"tls.crt": pem(issuing) + pem(policy), "tls.key": key_pem(issuing), "ca.crt": pem(root)}
+    await put(cluster, namespace, USER_SECRET, data, kind="kubernetes.io/tls")
+    state = await authorities(cluster.api, namespace)
+    assert state.authority.certificate == issuing.certificate
+    assert state.authority.issuers == (policy.certificate, root.certificate)
+    assert state.stage is Stage.STEADY
+
+
+async def test_self_signed_ca_of_cert_manager_is_used(cluster: Cluster, namespace: str) -> None:
+    root = Company.root("Root", NOW)
+    data = {"tls.crt": pem(root), "tls.key": key_pem(root), "ca.crt": pem(root)}
+    await put(cluster, namespace, USER_SECRET, data, kind="kubernetes.io/tls")
+    assert (await authorities(cluster.api, namespace)).authority.root == root.certificate
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"ca.crt": b""}, "ca.crt is missing"),
+        ({"tls.key": b""}, "tls.key is missing"),
+        ({"tls.key": key_pem(CERT_MANAGER_ROOT)}, "the private key does not match the certificate"),
+        ({"tls.crt": pem(LEAF), "tls.key": key_pem(LEAF)}, "is not a CA certificate: .*CA:FALSE"),
+        ({"tls.crt": pem(EXPIRED), "tls.key": key_pem(EXPIRED)}, "the certificate expired at"),
+        ({}, "the chain does not lead to the root: .*signed the certificate CN=Issuing"),
+        ({"ca-cert.pem": b"x"}, "it contains both tls.crt and ca-cert.pem: keep one of the forms"),
+    ],
+)
+async def test_bad_ca_of_cert_manager_is_refused_with_a_hint(
+    cluster: Cluster, namespace: str, changed: dict[str, bytes], complaint: str
+) -> None:
+    ca = CERT_MANAGER_CA
+    data = {"tls.crt": pem(ca), "tls.key": key_pem(ca), "ca.crt": pem(CERT_MANAGER_ROOT)} | changed
+    await put(cluster, namespace, USER_SECRET, data)
+    with pytest.raises(AuthorityError, match=complaint) as refusal:
+        await authorities(cluster.api, namespace)
+    assert f"{namespace}/cacerts" in str(refusal.value)
+    assert "tls.crt, tls.key and ca.crt" in str(refusal.value)
+
+
 async def test_damaged_ca_secret_is_refused_with_a_hint(cluster: Cluster, namespace: str) -> None:
     await put(cluster, namespace, SECRET, {"ca-cert.pem": pem(Company.root("Root", NOW))})
     with pytest.raises(AuthorityError, match=rf"{namespace}/{SECRET}.*ca-key.pem is missing.*delete secret"):

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from base64 import b64decode
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -17,201 +12,15 @@ from tests.identity.companies import Company, key_pem, pem
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.secret_objects import put
 from tests.real.conftest import loopback
-from tests.support.load import Load
-from tests.support.local import LocalMesh, LocalPod
-from tests.support.manifests import Manifest
-from tests.support.places import HERE
-from tests.support.tcp import TcpServer
+from tests.support.switchover import FRESH, PATIENCE, running
 from tests.support.waiting import eventually
-from xds.mesh.controlplane.controller import Controller
-from xds.mesh.identity import chain
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.rotation import Authorities, Stage, Timing
 from xds.mesh.kube.ca_secret import USER_SECRET, CaSecrets, RotationController, load_or_create_authorities
-from xds.mesh.sources.files import Folder
-from xds.mesh.sources.settings import SettingsLoader
-from xds.server import XdsServer
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(300)]
 __all__ = ["loopback"]
-
-PORT = 8080
-KEPT, FRESH = "http://kept:80/headers", "http://fresh:80/headers"
-"""Two services with the same servers: one keeps connections, the other makes one for each request."""
-PATIENCE = 60.0
-
-
-class Dam(TcpServer):
-    """A TCP proxy that can hold back data from the control plane."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(HERE.listener("127.0.0.1", 0))
-        self._onward = port
-        self.open = asyncio.Event()
-        self.open.set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._onward)
-
-        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, held: bool) -> None:
-            while data := await source.read(65536):
-                if held:
-                    await self.open.wait()
-                sink.write(data)
-                await sink.drain()
-
-        try:
-            await asyncio.gather(pump(reader, back, held=False), pump(there, writer, held=True))
-        finally:
-            back.close()
-
-
-class Plane:
-    """The control plane in the test's own process, with a `Dam` before it for some proxies."""
-
-    def __init__(self, manifests: Path, authorities: Authorities) -> None:
-        self.controller = Controller(authorities.authority, extra_roots=authorities.extra_roots)
-        self.port = 0
-        self._folder = Folder(manifests, SettingsLoader(None, ()))
-        self._exits = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(self.controller.run()), asyncio.create_task(self._follow())]
-        async with asyncio.timeout(PATIENCE):
-            await self.controller.ready.wait()
-        server = await self._exits.enter_async_context(XdsServer(self.controller.connections, "127.0.0.1:0"))
-        self.dam = await self._exits.enter_async_context(Dam(server.port))
-        self.port = server.port
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._exits.aclose()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _follow(self) -> None:
-        async for report in self._folder.watch():
-            self.controller.change(report.change)
-
-    def take(self, authorities: Authorities) -> None:
-        self.controller.rotate(authorities.authority, authorities.extra_roots)
-
-
-def new_connections(host: str) -> Manifest:
-    """Return a DestinationRule with one request per connection."""
-    return {
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "DestinationRule",
-        "metadata": {"name": host, "namespace": "ns"},
-        "spec": {
-            "host": host,
-            "trafficPolicy": {"connectionPool": {"http": {"maxRequestsPerConnection": 1}}},
-        },
-    }
-
-
-class World:
-    """Two clients and two servers, one of each by SotW and one by delta xDS, and four kinds of load."""
-
-    def __init__(self, mesh: LocalMesh, plane: Plane, stack: AsyncExitStack) -> None:
-        self.mesh, self.plane, self._stack = mesh, plane, stack
-        self.clients = [mesh.pod(f"client-{variant}", "ns") for variant in ("sotw", "delta")]
-        self.servers = [
-            mesh.pod(f"web-{variant}", "ns", labels={"app": "web"}) for variant in ("sotw", "delta")
-        ]
-        self.loads: list[Load] = []
-
-    @property
-    def sidecars(self) -> list[LocalPod]:
-        return [*self.clients, *self.servers]
-
-    async def start(self) -> None:
-        for server in self.servers:
-            await self.mesh.serve(server, http=(PORT,))
-        for name in ("kept", "fresh"):
-            self.mesh.service(name, "ns", {"http": (80, PORT)}, selector={"app": "web"})
-        self.mesh.apply(new_connections("fresh"))
-        straight = self.plane.port
-        for sotw, client, server in zip((True, False), self.clients, self.servers, strict=True):
-            self.mesh.sotw = sotw
-            self.plane.port = straight
-            await self.mesh.start(server)
-            self.plane.port = self.plane.dam.port
-            await self.mesh.start(client)
-        for client in self.clients:
-            for url in (KEPT, FRESH):
-                load = Load(client=client.client, url=url, connections=2, seconds=280, pause=0.01)
-                self.loads.append(await self._stack.enter_async_context(load))
-        await self.more()
-
-    async def more(self, count: int = 20) -> None:
-        """Wait for further requests of each kind."""
-        await asyncio.gather(*(load.more(count, timeout=PATIENCE) for load in self.loads))
-
-    async def shown(self) -> dict[str, set[str]]:
-        """Return the serial numbers of each sidecar's current certificates."""
-        serials = {}
-        for pod in self.sidecars:
-            certs = (await self.mesh.sidecar(pod).admin.json("/certs"))["certificates"]
-            serials[pod.name] = {
-                cert["serial_number"] for entry in certs for cert in entry.get("cert_chain", ())
-            }
-        return serials
-
-    async def until_trusted(self, *roots: bytes) -> None:
-        """Wait until each sidecar trusts exactly these roots."""
-        wanted = {cert for root in roots for cert in chain.read(root)}
-        for pod in self.sidecars:
-
-            async def trusts(pod: LocalPod = pod) -> bool:
-                secret = await self._secret(pod, "ROOTCA")
-                trusted = secret["validation_context"]["trusted_ca"]["inline_bytes"]
-                return set(chain.read(b64decode(trusted))) == wanted
-
-            await eventually(trusts, timeout=PATIENCE, what=f"{pod.name} trusts exactly these roots")
-
-    async def until_issued_by(self, ca: Company, before: dict[str, set[str]]) -> None:
-        """Wait until each sidecar has a new certificate, issued by this CA."""
-
-        async def are_new() -> bool:
-            return all(serials.isdisjoint(before[name]) for name, serials in (await self.shown()).items())
-
-        await eventually(are_new, timeout=PATIENCE, what="all sidecars have a new certificate")
-        for pod in self.sidecars:
-            secret = await self._secret(pod, "default")
-            leaf, *above = chain.read(
-                b64decode(secret["tls_certificate"]["certificate_chain"]["inline_bytes"])
-            )
-            leaf.verify_directly_issued_by(ca.certificate)
-            assert above == [ca.certificate]
-
-    async def _secret(self, pod: LocalPod, name: str) -> dict[str, Any]:
-        (dump,) = await self.mesh.sidecar(pod).admin.config("SecretsConfigDump")
-        (secret,) = [entry["secret"] for entry in dump["dynamic_active_secrets"] if entry["name"] == name]
-        return secret
-
-    def failed(self) -> int:
-        return sum(len(load.failures) for load in self.loads)
-
-    async def stop(self) -> None:
-        for load in self.loads:
-            await load.stop()
-
-
-@asynccontextmanager
-async def running(loopback, directory: Path, authorities: Authorities) -> AsyncIterator[World]:
-    async with AsyncExitStack() as stack:
-        mesh = LocalMesh(loopback, directory)
-        plane = Plane(directory / "manifests", authorities)
-        mesh.plane = plane
-        await stack.enter_async_context(mesh)
-        world = World(mesh, plane, stack)
-        await world.start()
-        yield world
-        with suppress(Exception):
-            await world.stop()
 
 
 async def test_ca_replacement_fails_no_request(cluster: Cluster, loopback, tmp_path: Path) -> None:
@@ -285,10 +94,7 @@ async def test_ca_replacement_fails_no_request(cluster: Cluster, loopback, tmp_p
             assert rotation.current.stage is Stage.STEADY
             await world.until_trusted(pem(root))
             await world.more()
-            await world.stop()
-            for load in world.loads:
-                load.check()
-                assert all(sent.answer.identity for sent in load.sent)
+            requests = await world.check()
             handshakes = [
                 await world.mesh.sidecar(client).admin.stat(
                     "cluster.outbound|80||fresh.ns.svc.cluster.local;.ssl.handshake"
@@ -297,7 +103,59 @@ async def test_ca_replacement_fails_no_request(cluster: Cluster, loopback, tmp_p
             ]
     fresh = sum(len(load.sent) for load in world.loads if load.url == FRESH)
     assert sum(handshakes) >= fresh
-    print(f"{sum(len(load.sent) for load in world.loads)} requests, {fresh} on connections of their own")
+    print(f"{requests} requests, {fresh} on connections of their own")
+
+
+async def test_renewals_by_cert_manager_fail_no_request(cluster: Cluster, loopback, tmp_path: Path) -> None:
+    """The intermediate and its key are renewed, then the root: with its key, and with a new key."""
+    now = datetime.now(UTC)
+    clock = now
+    root = Company.root("Root", now)
+    issuing = root.subsidiary("Issuing", pathlen=0)
+
+    async def renew(issuing: Company, root: Company) -> None:
+        data = {"tls.crt": pem(issuing), "tls.key": key_pem(issuing), "ca.crt": pem(root)}
+        await put(cluster, namespace, USER_SECRET, data, kind="kubernetes.io/tls")
+
+    async with cluster.namespace("renewal") as namespace:
+        await renew(issuing, root)
+        first = await load_or_create_authorities(cluster.api, namespace, "cluster.local", now)
+        async with running(loopback, tmp_path, first) as world:
+            controller = world.plane.controller
+            rotation = RotationController(
+                CaSecrets(cluster.api, namespace),
+                first,
+                on_change=world.plane.take,
+                lagging=controller.proxies_with_old_roots,
+                leads=lambda: True,
+                now=lambda: clock,
+                timing=Timing(timedelta(), timedelta(days=1), timedelta(hours=1)),
+            )
+            before = await world.shown()
+            issuing = root.subsidiary("Issuing", pathlen=0)
+            await renew(issuing, root)
+            await rotation.sync()
+            assert rotation.current.stage is Stage.STEADY
+            await world.until_issued_by(issuing, before)
+            await world.more()
+
+            for key in (root.key, None):
+                old, root, before = root, Company.root("Root", now, key=key), await world.shown()
+                issuing = root.subsidiary("Issuing", pathlen=0)
+                await renew(issuing, root)
+                await rotation.sync()
+                assert rotation.current.stage is Stage.SPREADING
+                await world.until_trusted(pem(old), pem(root))
+                await eventually(lambda: not controller.proxies_with_old_roots(), timeout=PATIENCE)
+                await rotation.sync()
+                await world.until_issued_by(issuing, before)
+                await world.more()
+                clock += timedelta(hours=2)
+                await rotation.sync()
+                assert rotation.current.stage is Stage.STEADY
+                await world.until_trusted(pem(root))
+                await world.more()
+            print(await world.check(), "requests")
 
 
 async def test_requests_fail_if_the_first_step_is_skipped(loopback, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from xds.mesh.model.objects import MeshConfig
+from xds.mesh.model.objects import MeshConfig, TlsSettings
 from xds.mesh.parse import dotted, mesh_config, settings
 
 
@@ -35,7 +35,12 @@ def test_all_settings() -> None:
             "proxyListenPort": 1,
             "proxyInboundListenPort": 2,
             "proxyHttpPort": 3,
-            "meshMTLS": {"minProtocolVersion": "TLSV1_3"},
+            "meshMTLS": {
+                "minProtocolVersion": "TLSV1_2",
+                "cipherSuites": ["ECDHE-ECDSA-AES128-GCM-SHA256", "[AES128-SHA|ECDHE-RSA-AES256-SHA]"],
+                "ecdhCurves": ["X25519MLKEM768", "P-384"],
+            },
+            "tlsDefaults": {"cipherSuites": ["AES256-SHA"], "ecdhCurves": ["P-521"]},
             "sdsUdsPath": "unix:/run/spire/agent.sock",
         }
     )
@@ -53,7 +58,12 @@ def test_all_settings() -> None:
         proxy_listen_port=1,
         proxy_inbound_listen_port=2,
         proxy_http_port=3,
-        min_tls_version="TLSV1_3",
+        mesh_tls=TlsSettings(
+            "TLSV1_2",
+            ("ECDHE-ECDSA-AES128-GCM-SHA256", "[AES128-SHA|ECDHE-RSA-AES256-SHA]"),
+            ("X25519MLKEM768", "P-384"),
+        ),
+        tls_defaults=TlsSettings("", ("AES256-SHA",), ("P-521",)),
         sds_socket="/run/spire/agent.sock",
     )
 
@@ -102,6 +112,26 @@ def test_invalid_sds_socket_is_refused(said: str) -> None:
         ({"proxyListenPort": 0}, "proxyListenPort must be a number from 1 to 65535, not 0"),
         ({"proxyListenPort": 15006}, "(15006, 15006, 15002) must differ"),
         ({"meshMTLS": {"minProtocolVersion": "TLSV1_1"}}, "must be one of TLS_AUTO, TLSV1_2, TLSV1_3"),
+        ({"meshMTLS": {"ecdhCurves": "P-256"}}, "ecdhCurves must be a list, not 'P-256'"),
+        ({"meshMTLS": {"ecdhCurves": ["P256"]}}, "'P256' is not known (did you mean P-256?)"),
+        ({"meshMTLS": {"ecdhCurves": ["P-224"]}}, "'P-224' is not known"),
+        ({"meshMTLS": {"ecdhCurves": [25519]}}, "ecdhCurves[0] must be a string, not 25519"),
+        (
+            {"meshMTLS": {"ecdhCurves": ["X25519", "X25519"]}},
+            "notice: mesh.yaml:meshMTLS.ecdhCurves[1]: mesh config: meshMTLS.ecdhCurves[1] is repeated",
+        ),
+        (
+            {"tlsDefaults": {"cipherSuites": ["[AES128-SHA|ECDHE-ECDSA-AES128-GCM-SHA265]"]}},
+            "'ECDHE-ECDSA-AES128-GCM-SHA265' is not known (did you mean ECDHE-ECDSA-AES128-GCM-SHA256?)",
+        ),
+        (
+            {"meshMTLS": {"cipherSuites": ["AES128-SHA"]}},
+            "mesh config: meshMTLS.cipherSuites has no effect: TLS 1.3 has its own",
+        ),
+        (
+            {"tlsDefaults": {"minProtocolVersion": "TLSV1_3"}},
+            "mesh config: tlsDefaults.minProtocolVersion has no effect here, as in Istio",
+        ),
         (
             {"trustdomain": "a"},
             "notice: mesh.yaml:trustdomain: mesh config: trustdomain is not a known field",
@@ -170,13 +200,36 @@ def test_other_install_settings_are_accepted() -> None:
     assert [problem.notice for problem in problems] == [True, True]
 
 
-def test_text_flaws_and_ciphers() -> None:
-    document = {"meshMTLS": {"cipherSuites": ["x"]}}
-    _, problems = mesh_config(document, dotted, None, [(("trustDomain",), "is set twice")])
+def test_text_flaws_are_reported() -> None:
+    _, problems = mesh_config({}, dotted, None, [(("trustDomain",), "is set twice")])
     assert [(problem.notice, problem.what) for problem in problems] == [
-        (False, "mesh config: trustDomain is set twice"),
-        (True, "mesh config: meshMTLS.cipherSuites has no effect here"),
+        (False, "mesh config: trustDomain is set twice")
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "version"), [("TLS_AUTO", "TLSV1_3"), ("TLSV1_2", "TLSV1_2"), ("TLSV1_3", "TLSV1_3")]
+)
+def test_minimum_version_of_sidecars_is_1_3_unless_set(said: str, version: str) -> None:
+    base = MeshConfig(mesh_tls=TlsSettings("TLSV1_2"))
+    config, problems = mesh_config({"meshMTLS": {"minProtocolVersion": said}}, dotted, base)
+    assert (config.mesh_tls.min_version, problems) == (version, [])
+    assert MeshConfig().mesh_tls.min_version == "TLSV1_3"
+
+
+def test_empty_list_resets_curves() -> None:
+    config, problems = mesh_config(
+        {"meshMTLS": {"ecdhCurves": []}}, dotted, MeshConfig(mesh_tls=TlsSettings(curves=("P-256",)))
+    )
+    assert (config.mesh_tls.curves, problems) == ((), [])
+
+
+def test_compliance_policy_can_be_set() -> None:
+    config, problems = settings(["values.xds.compliancePolicy=fips-140-3"], MeshConfig())
+    assert (config.fips, problems) == (True, [])
+    config, [problem] = settings(["values.xds.compliancePolicy=fips-140-2"], MeshConfig())
+    assert not config.fips
+    assert "must be one of fips-140-3, not 'fips-140-2' (did you mean fips-140-3?)" in str(problem)
 
 
 def test_numbers_can_be_set() -> None:

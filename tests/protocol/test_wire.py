@@ -15,6 +15,7 @@ from envoy_data_plane.envoy.service.discovery.v3 import (
     DiscoveryResponse,
 )
 from envoy_data_plane.envoy.type.v3 import SemanticVersion
+from envoy_data_plane.google.protobuf import Struct, Value
 from envoy_data_plane.google.rpc import Status
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -76,7 +77,13 @@ def test_the_node_and_the_error_are_read(parse, message):
                 cluster="mine",
                 user_agent_name="envoy",
                 user_agent_build_version=BuildVersion(
-                    version=SemanticVersion(major_number=1, minor_number=40)
+                    version=SemanticVersion(major_number=1, minor_number=40),
+                    metadata=Struct(
+                        fields={
+                            "revision.status": Value(string_value="Clean"),
+                            "ssl.version": Value(string_value="BoringSSL"),
+                        }
+                    ),
                 ),
                 client_features=["a", "b"],
             ),
@@ -89,9 +96,17 @@ def test_the_node_and_the_error_are_read(parse, message):
         cluster="mine",
         user_agent_name="envoy",
         user_agent_version="1.40.0",
+        tls_library="BoringSSL",
         client_features=("a", "b"),
     )
     assert request.error == ErrorDetail(code=13, message="no")
+
+
+def test_long_tls_library_is_refused():
+    metadata = Struct(fields={"ssl.version": Value(string_value="x" * 1025)})
+    node = NodeMessage(id="me", user_agent_build_version=BuildVersion(metadata=metadata))
+    with pytest.raises(RequestError, match=r"ssl.version is longer than 1,024 bytes"):
+        parse_request(bytes(DiscoveryRequest(node=node)))
 
 
 def test_user_agent_version_is_free_text():

@@ -72,7 +72,8 @@ async def test_explanation_follows_what_real_sidecars_use(loopback, tmp_path):
         # The words are those of the manifests; only what is in use is added.
         words = ("explain", "client.ns", "web.ns", "-o", "json", f"--manifests={mesh.manifests.directory}")
         (intent,) = json.loads(await xds(*words))["groups"]
-        only_in_use = ("served", "serverProxies")
+        assert group["tls"] == "TLS 1.3; curves X25519MLKEM768, X25519, P-256"
+        only_in_use = ("served", "serverProxies", "tls")
         assert {key: value for key, value in intent.items() if key not in only_in_use} == {
             key: value for key, value in group.items() if key not in only_in_use
         }

@@ -444,3 +444,37 @@ def test_refused_one_of_two_policies_decides_at_start(tmp_path: Path) -> None:
     [good] = folder.load().change.applied
     assert isinstance(good, AuthenticationPolicy)
     assert good.mode is Mode.PERMISSIVE
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "",
+            "trustDomain: new",
+            "trustDomain changes from cluster.local to new, which sidecars do not accept",
+        ),
+        ("trustDomain: old\ntrustDomainAliases: [new]", "trustDomain: new", "keep it in trustDomainAliases"),
+        ("trustDomain: old\ntrustDomainAliases: [new]", "trustDomain: new\ntrustDomainAliases: [old]", ""),
+        ("trustDomain: new\ntrustDomainAliases: [old]", "trustDomain: new", ""),
+        ("", "meshMTLS: {ecdhCurves: [P-384]}", "first add a new curve, then remove the old ones"),
+        ("", "meshMTLS: {ecdhCurves: [P-384, P-256]}", ""),
+        # An Envoy without X25519MLKEM768 has X25519 before, and P-384 afterwards.
+        (
+            "meshMTLS: {ecdhCurves: [X25519MLKEM768, X25519]}",
+            "meshMTLS: {ecdhCurves: [X25519MLKEM768, P-384]}",
+            "has no curve in common",
+        ),
+        ("", "meshMTLS: {ecdhCurves: [X25519MLKEM768]}", ""),
+        ("", "meshMTLS: {minProtocolVersion: TLSV1_2}", ""),
+    ],
+)
+def test_setting_that_interrupts_requests_is_reported(tmp_path: Path, old: str, new: str, said: str) -> None:
+    loader = SettingsLoader(tmp_path / "mesh.yaml")
+    place(tmp_path / "mesh.yaml", old)
+    assert loader.load()[1] == ()
+    place(tmp_path / "mesh.yaml", new)
+    config, problems = loader.load()
+    assert config == SettingsLoader(tmp_path / "mesh.yaml").load()[0], "applied nevertheless"
+    assert [problem.notice for problem in problems] == [True] * bool(said)
+    assert said in "".join(map(str, problems))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from tests.support.waiting import eventually
 from xds.codec import to_json_dict
 from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.envoy.dump import active_config, difference, expected_config
+from xds.mesh.envoy.features import ALL_FEATURES, Features
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
@@ -76,7 +77,12 @@ class LocalMesh:
         self.through: dict[str, int] = {}
         """By POD.NAMESPACE, ports at which sidecars reach the control plane that do not at its own."""
         self._loopback, self._directory = loopback, directory
-        self._settings = settings
+        self.settings = settings
+        """Settings of the mesh (`--set`)."""
+        self.mesh_config: Path | None = None
+        """File with the mesh's settings (`--mesh-config`)."""
+        self.features: Callable[[str], Features] = lambda _: ALL_FEATURES
+        """What the Envoy of a sidecar supports, by POD.NAMESPACE."""
         self._pods: list[LocalPod] = []
         self._services: list[Manifest] = []
         self._table: dict[tuple[str, int], Sequence[tuple[str, int]]] = {}
@@ -94,7 +100,7 @@ class LocalMesh:
     async def reinstall(self, *settings: str) -> None:
         """Restart the control plane with these settings (`--set`), as an installation would."""
         await self.plane.stop()
-        self._settings = settings
+        self.settings = settings
         self.plane._options = tuple(f"--set={setting}" for setting in settings)
         await self.plane.start()
 
@@ -210,7 +216,7 @@ class LocalMesh:
         pod_name, _, namespace = name.partition(".")
         pod = facts.pod(namespace, pod_name)
         assert pod, f"{name} has no manifest"
-        config = expected_config(translate(facts, pod))
+        config = expected_config(translate(facts, pod, features=self.features(name)))
 
         async def lacking() -> bool:
             found = difference(config, active_config(await envoy.admin.json("/config_dump?include_eds")))
@@ -225,7 +231,7 @@ class LocalMesh:
 
     def facts(self) -> Mesh:
         """Read the manifests as they are now."""
-        report = Folder(self.manifests.directory, SettingsLoader(None, self._settings)).load()
+        report = Folder(self.manifests.directory, SettingsLoader(self.mesh_config, self.settings)).load()
         problems = [str(problem) for problem in report.problems if not problem.notice]
         assert not problems, problems
         return Mesh(report.change.applied, report.change.config)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from xds.cli.findings import Check, CheckFailedError, CheckSkippedError
-from xds.mesh.identity.ca import CLOCK_SKEW, EXPIRY_WARNING
+from xds.mesh.identity.ca import CLOCK_SKEW
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.inject.choice import PROXY
 from xds.mesh.inject.containers import PROXY_IMAGE
@@ -193,9 +193,9 @@ class ClusterChecks:
             raise CheckFailedError(f"Secret {self._namespace}/{SECRET} does not exist", restart)
         self._authorities = stored.authorities
         expires = stored.authorities.authority.expires
-        if expires - now < EXPIRY_WARNING:
+        if stored.authorities.authority.expires_soon(now):
             raise CheckFailedError(
-                f"expires on {expires:%Y-%m-%d %H:%M} UTC, in less than {EXPIRY_WARNING.days} days",
+                f"expires on {expires:%Y-%m-%d %H:%M} UTC",
                 "run xds rotate-root, or replace your own CA in the Secret cacerts",
             )
         return f"valid until {expires:%Y-%m-%d}; rotation: {stored.authorities.stage}"

@@ -71,6 +71,8 @@ def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row
     if group.HasField("server"):
         yield from side_rows("Server accepts:", group.server)
     yield from listed("Expected identity:", group.identities)
+    if group.tls:
+        yield "Configured TLS:", group.tls
     if explanation.HasField("client_proxy"):
         yield "Client sidecar:", proxy_text(explanation.client_proxy, explanation.time)
     yield from listed(

@@ -15,6 +15,7 @@ import structlog
 import typer
 
 from xds.cli import logs
+from xds.cli.identity_options import IdentityOptions
 from xds.cli.manifests import load_settings
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import (
@@ -33,6 +34,7 @@ from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.page.access import check_token
+from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.envoy.translate import warm
 from xds.mesh.identity.auth import own_token_verifier
 from xds.mesh.identity.rotation import Authorities
@@ -242,34 +244,6 @@ class ObserveOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IdentityOptions:
-    """Options for the CA and for certificates."""
-
-    state_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--state-dir",
-            metavar="DIR",
-            file_okay=False,
-            help="Directory of the root certificate, its private key and the key that signs tokens; created "
-            "if missing. Must be owned by the current user or root, and not be writable by others. Requires "
-            "--manifests. Default: none; the root certificate is temporary.",
-            show_default=False,
-        ),
-    ] = None
-    sds: Annotated[
-        str | None,
-        typer.Option(
-            "--sds",
-            metavar="unix:///PATH",
-            help="Socket, in the sidecar's container, of an SDS server that provides certificates and roots "
-            "instead of the control plane, such as the SPIRE agent. Sets meshConfig.sdsUdsPath.",
-            show_default=False,
-        ),
-    ] = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
     """Options of `xds serve`."""
 
@@ -311,11 +285,14 @@ def serve(options: ServeOptions) -> None:
     if source.kubernetes and state_dir:
         fail("--state-dir requires --manifests; with --kubernetes the CA is in a Secret (xds-ca-secret)")
     sds = options.identity.sds
+    policy = options.identity.compliance_policy
     assignments = [
         *(source.assignments or ()),
         *([f"meshConfig.sdsUdsPath={sds}"] if sds else ()),
+        *([f"values.xds.compliancePolicy={policy.value}"] if policy else ()),
         *(["values.xds.observe=false"] if options.observe.observe is Switch.FALSE else ()),
     ]
+    external = options.identity.external_issuer()
     # Fail if a --set is invalid. An invalid --mesh-config file does not fail: it can be fixed while running.
     load_settings(None, assignments)
     exposed = _exposed(xds, rest)
@@ -330,7 +307,14 @@ def serve(options: ServeOptions) -> None:
     running: Coroutine[Any, Any, int]
     if source.manifests:
         folder = Folder(source.manifests, SettingsLoader(source.mesh_config, assignments))
-        build = partial(_build_components, exposed, tls, state_dir, rollout_timeout=options.rollout.timeout)
+        build = partial(
+            _build_components,
+            exposed,
+            tls,
+            state_dir,
+            rollout_timeout=options.rollout.timeout,
+            external=external,
+        )
         running = run(folder, build, addresses, max_connection_age=max_connection_age)
     else:
         from xds.cli import serve_kubernetes  # noqa: PLC0415 - the Kubernetes client takes long to import
@@ -345,6 +329,7 @@ def serve(options: ServeOptions) -> None:
             webhook=options.webhook,
             webhook_address=webhook_address,
             rollout_timeout=options.rollout.timeout,
+            external=external,
         )
         running = serve_kubernetes.run_in_cluster(
             cluster, addresses, exposed=exposed, max_connection_age=max_connection_age
@@ -361,6 +346,7 @@ async def _build_components(
     config: MeshConfig,
     *,
     rollout_timeout: float | None,
+    external: ExternalIssuer | None,
 ) -> Components:
     """Create the components of a control plane for manifests."""
     try:
@@ -381,7 +367,9 @@ async def _build_components(
         log.warning("plaintext xDS is reachable from other machines", address=exposed)
     if state_dir is None:
         log.info("root certificate is temporary: set --state-dir to keep it after a restart")
-    controller = Controller(authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout)
+    controller = Controller(
+        authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout, external=external
+    )
     authorities = Authorities(authority=authority)
     effects = EffectWatcher(lambda: controller.mesh, controller.ready)
     listeners = tls.open(controller, lambda: authorities, token_verifier=token_verifier)

@@ -21,6 +21,7 @@ from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
+from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.identity.claims import IdentityPattern
 from xds.mesh.identity.server_tls import service_names
 from xds.mesh.inject import InjectionSettings
@@ -66,6 +67,8 @@ class ClusterOptions:
     """Address of the webhooks; None if they are disabled."""
     rollout_timeout: float | None
     """Timeout of a gated rollout; None for immediate changes."""
+    external: ExternalIssuer | None
+    """Issuer of sidecars' certificates instead of the CA; None without one."""
 
 
 async def run_in_cluster(
@@ -105,6 +108,7 @@ async def _build_components(
         extra_roots=authorities.extra_roots,
         serve_keys=False,
         rollout_timeout=options.rollout_timeout,
+        external=options.external,
     )
     replica.attach(controller)
     effects = EffectWatcher(lambda: controller.mesh, controller.ready)

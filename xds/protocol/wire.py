@@ -24,10 +24,14 @@ _STRING = "string"
 _INT = "int32"
 _REPEATED = "repeated "
 
-# `initial_resource_versions` is a map, which has the same wire format as repeated pairs.
+# `initial_resource_versions` and the fields of a Struct are maps, which have the same wire format as repeated
+# pairs.
 _SCHEMA = {
     "Version": (("major", 1, _INT), ("minor", 2, _INT), ("patch", 3, _INT)),
-    "Build": (("version", 1, "Version"),),
+    "Value": (("string_value", 3, _STRING),),
+    "Field": (("key", 1, _STRING), ("value", 2, "Value")),
+    "Struct": (("fields", 1, _REPEATED + "Field"),),
+    "Build": (("version", 1, "Version"), ("metadata", 2, "Struct")),
     "Node": (
         ("id", 1, _STRING),
         ("cluster", 2, _STRING),
@@ -65,6 +69,8 @@ These strings are stored per stream and logged.
 """
 MAX_CLIENT_FEATURES = 256
 """Maximum number of items in node.client_features. Envoy sends fewer than ten."""
+_TLS_LIBRARY = "ssl.version"
+"""Key of the TLS library in the metadata of Envoy's build version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +85,10 @@ class Node:
     """Name of the client, such as `envoy` (`node.user_agent_name`)."""
     user_agent_version: str = ""
     """Version of the client: its build version if it sends one, otherwise `node.user_agent_version`."""
+    tls_library: str = ""
+    """TLS library of the client, such as `BoringSSL` or `BoringSSL-FIPS`.
+
+    It is `ssl.version` in the metadata of the client's build version."""
     client_features: tuple[str, ...] = ()
     """Features that the client supports (`node.client_features`)."""
 
@@ -229,6 +239,7 @@ def _check(message: Any, limits: Limits, *lists: str) -> None:
         ("node.cluster", node.cluster),
         ("node.user_agent_name", node.user_agent_name),
         ("node.user_agent_version", node.user_agent_version),
+        (_TLS_LIBRARY, _tls_library(node)),
         *(("node.client_features", feature) for feature in node.client_features[:MAX_CLIENT_FEATURES]),
     )
     for name, value in stored:
@@ -255,8 +266,14 @@ def _node(message: Any) -> Node | None:
         user_agent_version=f"{build.major}.{build.minor}.{build.patch}"
         if has_build
         else node.user_agent_version,
+        tls_library=_tls_library(node),
         client_features=tuple(node.client_features),
     )
+
+
+def _tls_library(node: Any) -> str:
+    fields = node.user_agent_build_version.metadata.fields
+    return next((field.value.string_value for field in fields if field.key == _TLS_LIBRARY), "")
 
 
 def _error(message: Any) -> ErrorDetail | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 
+from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.controlplane.stats import CertificateStats
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.chain import bundle, to_pem
@@ -29,6 +30,7 @@ class Certificates:
         extra_roots: Iterable[bytes],
         lifetime: timedelta,
         now: Callable[[], datetime],
+        external: ExternalIssuer | None = None,
     ) -> None:
         """Create an issuer.
 
@@ -37,9 +39,11 @@ class Certificates:
             extra_roots: further trusted root certificates, in PEM form.
             lifetime: the lifetime of certificates.
             now: returns the current time.
+            external: issuer of the sidecars' certificates instead of the CA; None without one.
         """
         self._authority, self._extra_roots = authority, tuple(extra_roots)
-        self._issuer = Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
+        self._external = external
+        self._issuer = external or Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
         self._now = now
         self._changed = asyncio.Event()
         """Set when a certificate is due for renewal before the next check."""
@@ -59,10 +63,14 @@ class Certificates:
     def rotate(self, authority: Authority, extra_roots: Iterable[bytes]) -> None:
         """Issue all certificates from a new CA. Trust its roots and `extra_roots`."""
         self._authority, self._extra_roots = authority, tuple(extra_roots)
-        self._issuer.rotate(authority, self._extra_roots)
+        if isinstance(self._issuer, Issuer):
+            self._issuer.rotate(authority, self._extra_roots)
 
-    def secrets_for(self, pod: Pod, config: MeshConfig, *, with_key: bool) -> tuple[Resource, ...]:
-        """Return the secrets of a pod's sidecar, with its private key only if `with_key` is set."""
+    def secrets_for(self, pod: Pod, config: MeshConfig, *, with_key: bool) -> tuple[Resource, ...] | None:
+        """Return the secrets of a pod's sidecar, with its private key only if `with_key` is set.
+
+        Return None if an external signer has not signed its certificate yet. `renew` is called once it has.
+        """
         if config.sds_socket:
             return ()  # An SDS server on this socket serves certificates and roots to sidecars.
         if not with_key:
@@ -81,6 +89,10 @@ class Certificates:
         """Return when the pod's certificate expires; None if it has none."""
         return self._issuer.expires_at(pod)
 
+    def problem_of(self, pod: Pod) -> str:
+        """Return why an external signer does not sign the pod's certificate; empty if there is no problem."""
+        return self._external.problem_of(pod) if self._external else ""
+
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""
         self._issuer.forget(pod)
@@ -96,10 +108,27 @@ class Certificates:
         )
 
     async def run(self, connected: Callable[[], Iterable[Pod]], renew: Callable[[Pod], None]) -> None:
-        """Call `renew` for each connected pod whose certificate is due for renewal, until cancelled."""
+        """Call `renew` for each connected pod whose secrets change or are due, until cancelled."""
+
+        def renew_all() -> None:
+            for pod in connected():
+                renew(pod)
+
+        async with asyncio.TaskGroup() as tasks:
+            if self._external:
+                tasks.create_task(self._external.run(renew, renew_all))
+            tasks.create_task(self._follow_renewals(connected, renew))
+
+    def _due_at(self, pod: Pod) -> datetime | None:
+        is_requested = self._external is not None and self._external.is_requested(pod)
+        return None if is_requested else self._issuer.renew_at(pod)
+
+    async def _follow_renewals(
+        self, connected: Callable[[], Iterable[Pod]], renew: Callable[[Pod], None]
+    ) -> None:
         while True:
             self._changed.clear()
-            due_at = {pod.ref: (at, pod) for pod in connected() if (at := self._issuer.renew_at(pod))}
+            due_at = {pod.ref: (at, pod) for pod in connected() if (at := self._due_at(pod))}
             now = self._now()
             for at, pod in due_at.values():
                 if at <= now:

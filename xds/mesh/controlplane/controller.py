@@ -21,7 +21,9 @@ from xds.mesh.controlplane.certificates import Certificates
 from xds.mesh.controlplane.connections import Connections, pod_name
 from xds.mesh.controlplane.publisher import Publisher, publish, traceback_of
 from xds.mesh.controlplane.rollout_log import RolloutLog
+from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.controlplane.stats import Stats
+from xds.mesh.envoy.features import features_of
 from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.model.mesh import Mesh
@@ -58,6 +60,7 @@ class Controller:
         lifetime: timedelta = LEAF_LIFETIME,
         rollout_timeout: float | None = ROLLOUT_TIMEOUT,
         now: Callable[[], datetime] = _utc_now,
+        external: ExternalIssuer | None = None,
     ) -> None:
         """Create a controller; `run` starts it.
 
@@ -68,6 +71,7 @@ class Controller:
             lifetime: the lifetime of certificates.
             rollout_timeout: seconds to wait for a proxy during a rollout; None not to wait.
             now: returns the current time.
+            external: issuer of the sidecars' certificates instead of the CA; None without one.
         """
         self.mesh = Mesh()
         """The current mesh, including the served modes."""
@@ -83,7 +87,7 @@ class Controller:
         """Changes to apply."""
         self.rollouts = RolloutDriver(rollout_timeout)
         """Driver of the rollouts that are in progress."""
-        self.certificates = Certificates(authority, extra_roots, lifetime, now)
+        self.certificates = Certificates(authority, extra_roots, lifetime, now, external)
         """Issuer of the sidecars' certificates."""
         self.publisher = Publisher(self._wake, self.stats)
         """Queue of pods to serve."""
@@ -110,7 +114,12 @@ class Controller:
     def problem_of(self, subscriber: Subscriber) -> str:
         """Return why a proxy's configuration is not up to date; empty if there is no problem."""
         key = pod_name(subscriber)
-        return self.publisher.error_of(key) if self.mesh.pod(*key) else "its pod is not known"
+        pod = self.mesh.pod(*key)
+        return (
+            self.certificates.problem_of(pod) or self.publisher.error_of(key)
+            if pod
+            else "its pod is not known"
+        )
 
     def certificate_expiry(self, subscriber: Subscriber) -> datetime | None:
         """Return when the certificate expires that a proxy is served; None if it is served none."""
@@ -249,11 +258,13 @@ class Controller:
         if self.rollouts.proxies.must_defer(key, clock()):
             self.publisher.defer(key)
             return
-        with_key = any(map(connections.may_receive_key, connections.streams.get(key, ())))
+        streams = connections.streams.get(key, ())
+        with_key = any(map(connections.may_receive_key, streams))
         translated = await self.publisher.translate(
             self.mesh,
             pod,
             lambda: self.certificates.secrets_for(pod, self.mesh.config, with_key=with_key),
+            features_of(subscriber.node for subscriber in streams),
             self._must_apply,
         )
         if translated:

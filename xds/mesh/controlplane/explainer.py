@@ -11,11 +11,13 @@ from xds.mesh.controlplane.explanation import MAX_SERVERS, configured, differenc
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.controlplane.sidecar_states import CLIENT_TYPES, SERVER_TYPES, SidecarStates
 from xds.mesh.controlplane.traffic_service import observed_edges
+from xds.mesh.envoy.features import describe_tls, features_of
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.names import pod_named, ports_named
 from xds.mesh.observe.edges import Observed
 from xds.mesh.policy.destination import could_apply
 from xds.mesh.policy.explain import Group, explanations, grouped
+from xds.mesh.policy.reach import Result
 from xds.mesh.rollout.progress import rule_progress, service_progress
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.server import DiscoveryService
@@ -78,6 +80,18 @@ class Explainer:
         client = message.client_proxy if message.HasField("client_proxy") else None
         group_message.differences.extend(differences(group.explanation, client, servers))
         group_message.differences.extend(self._transitions(group.endpoints))
+        if group.explanation.result is Result.MTLS:
+            group_message.tls = self._tls(group.endpoints)
+
+    def _tls(self, endpoints: Sequence[Endpoint]) -> str:
+        """Describe the configured TLS. Empty if a sidecar is not connected, because its Envoy is unknown."""
+        servers = {endpoint.pod.ref: endpoint.pod for endpoint in endpoints if endpoint.pod}.values()
+        streams = self._controller.connections.streams
+        found = [streams.get((pod.namespace, pod.name), ()) for pod in (self._client, *servers)]
+        if not all(found):
+            return ""
+        client, *others = (features_of(subscriber.node for subscriber in each) for each in found)
+        return describe_tls(self._mesh.config, client, others)
 
     async def _servers(self, endpoints: Sequence[Endpoint]) -> list[pb.ProxyState]:
         """Return the state of at most MAX_SERVERS sidecars of endpoints, first those that are not synced."""

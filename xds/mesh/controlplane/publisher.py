@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 import structlog
 
 from xds.mesh.controlplane.authorization import without_private_key
 from xds.mesh.controlplane.stats import Stats
+from xds.mesh.envoy.features import Features
 from xds.mesh.envoy.translate import steps as translation_steps
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
@@ -91,7 +92,8 @@ class Publisher:
         self,
         mesh: Mesh,
         pod: Pod,
-        secrets: Callable[[], tuple[Resource, ...]],
+        secrets: Callable[[], tuple[Resource, ...] | None],
+        features: Features,
         is_outdated: Callable[[], bool],
     ) -> tuple[Snapshot, float | None] | None:
         """Take a pod from the queue and translate it.
@@ -102,14 +104,19 @@ class Publisher:
         Args:
             mesh: the mesh to translate.
             pod: the pod.
-            secrets: returns the secrets of its sidecar.
+            secrets: returns the secrets of its sidecar; None if its certificate is not signed yet.
+            features: the features of its Envoy.
             is_outdated: returns whether newer changes have to be applied first.
         """
         key = (pod.namespace, pod.name)
         changed_at, may_cancel = self._due.pop(key, None), key not in self._superseded
         self._translating = key
         try:
-            snapshot = await self._run(mesh, pod, secrets(), lambda: may_cancel and is_outdated())
+            if (issued := secrets()) is None:
+                self._errors[key] = "waiting for its certificate to be signed"
+                return None
+            translation = translation_steps(mesh, pod, issued, features)
+            snapshot = await self._run(translation, lambda: may_cancel and is_outdated())
         except Exception as error:  # noqa: BLE001 - logged in full, unless it repeats
             self._failed(key, error)
             return None
@@ -127,10 +134,9 @@ class Publisher:
         return snapshot, changed_at
 
     async def _run(
-        self, mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], is_outdated: Callable[[], bool]
+        self, translation: Generator[None, None, Snapshot], is_outdated: Callable[[], bool]
     ) -> Snapshot | None:
         """Translate a pod in time slices. Return None if newer changes superseded the translation."""
-        translation = translation_steps(mesh, pod, secrets)
         while True:
             started_at = time.perf_counter()
             try:

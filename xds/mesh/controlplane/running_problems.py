@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from xds.introspect.cooperative import Checkpoint
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity import CERTIFICATE
-from xds.mesh.identity.ca import EXPIRY_WARNING
 from xds.mesh.model.objects import Pod, Problem
 from xds.mesh.sources.report import SourceUpdate, identity
 from xds.protocol.status import State
@@ -95,7 +94,7 @@ class RunningProblems:
 
 def _authority_problems(controller: Controller, now: datetime) -> Iterator[Problem]:
     expires = controller.certificates.trust[0].expires
-    if expires - now < EXPIRY_WARNING and not controller.mesh.config.sds_socket:
+    if controller.certificates.trust[0].expires_soon(now) and not controller.mesh.config.sds_socket:
         what = f"the CA certificate {_expires(expires, now)}; no certificate is valid for longer"
         yield Problem(where="mesh CA", what=what, hint="replace it: xds rotate-root, or renew your own CA")
 
@@ -107,7 +106,9 @@ def _not_renewed(controller: Controller, pod: Pod, streams: Iterable[Subscriber]
     # Half of the time between renewal and expiry: a renewal may be retried.
     if renew_at is None or expires is None or now < renew_at + (expires - renew_at) / 2:
         return ""
-    reason = controller.publisher.error_of((pod.namespace, pod.name))
+    reason = controller.certificates.problem_of(pod) or controller.publisher.error_of(
+        (pod.namespace, pod.name)
+    )
     what = f"the certificate {_expires(expires, now)} and is not renewed"
     return f"{what}: {reason}" if reason else what
 

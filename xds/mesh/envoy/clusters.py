@@ -37,6 +37,7 @@ from envoy_data_plane.google.protobuf import Any, Struct
 from xds.codec import pack
 from xds.mesh.envoy import names, tls
 from xds.mesh.envoy.common import HTTP_OPTIONS, ads, one_endpoint, seconds, strings
+from xds.mesh.envoy.features import Features, served_config
 from xds.mesh.model.objects import MeshConfig, Protocol
 from xds.mesh.model.traffic import ConnectionPool, LoadBalancing, TrafficPolicy
 from xds.mesh.model.traffic import OutlierDetection as OutlierPolicy
@@ -68,10 +69,13 @@ class OutboundSpec:
     """The DestinationRule's settings for the port and subset."""
     identities: tuple[str, ...]
     """SPIFFE IDs that endpoints may have; empty for any ID of the trust domains."""
+    features: Features
+    """Features of the sidecar's Envoy, which its TLS settings depend on."""
 
 
 def outbound(config: MeshConfig, spec: OutboundSpec, sources: tuple[str, ...]) -> Resource:
     """Return the EDS cluster of a service port, a subset or a single endpoint."""
+    config = served_config(config, spec.features)
     policy = spec.policy
     pool = policy.connection_pool or ConnectionPool()
     http2 = spec.protocol is Protocol.HTTP2 or (spec.protocol is Protocol.HTTP and pool.h2_upgrade is True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from xds.mesh.envoy import clusters, endpoints, names, outbound, routes
+from xds.mesh.envoy.features import Features
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import Ref, Service, ServicePort
@@ -43,9 +44,9 @@ def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
 
 
 def build(
-    mesh: Mesh, service: Service, rule: ClientRule | None, *, same_namespace: bool
+    mesh: Mesh, service: Service, rule: ClientRule | None, features: Features, *, same_namespace: bool
 ) -> Generator[None, None, ServiceResources]:
-    """Build the resources for all clients with the same rule.
+    """Build the resources for all clients with the same rule and the same features of Envoy.
 
     `same_namespace` is whether the clients are in the service's namespace.
     """
@@ -57,7 +58,7 @@ def build(
         subsets = ("", *(subset.name for subset in rule.subsets)) if rule else ("",)
         for subset in dict.fromkeys(subsets):
             policy = rule.for_port(port.port, subset) if rule else TrafficPolicy()
-            builder = _PortBuilder(mesh, service, port, rule, subset, policy, sources)
+            builder = _PortBuilder(mesh, service, port, rule, subset, policy, sources, features)
             yield from builder.add_balanced(result)
             if not subset:
                 yield from builder.add_addressed(result, same_namespace=same_namespace)
@@ -75,6 +76,7 @@ class _PortBuilder:
     subset: str
     policy: TrafficPolicy
     sources: tuple[str, ...]
+    features: Features
 
     @property
     def limits(self) -> TcpLimits:
@@ -88,6 +90,7 @@ class _PortBuilder:
             protocol=self.port.protocol,
             policy=self.policy,
             identities=self.mesh.identities(self.service),
+            features=self.features,
         )
         return self._cached(name, spec, lambda: clusters.outbound(self.mesh.config, spec, self.sources))
 

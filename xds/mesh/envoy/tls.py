@@ -16,6 +16,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     SubjectAltNameMatcherSanType,
     TlsCertificate,
     TlsParameters,
+    TlsParametersCompliancePolicy,
     TlsParametersTlsProtocol,
     UpstreamTlsContext,
 )
@@ -24,7 +25,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 from xds.codec import pack
 from xds.mesh.envoy.common import secrets
 from xds.mesh.identity import CERTIFICATE, ROOTS
-from xds.mesh.model.objects import MeshConfig
+from xds.mesh.model.objects import MeshConfig, TlsSettings
 from xds.mesh.model.traffic import ClientTls, TlsMode
 
 MESH_ALPN = ("istio",)
@@ -64,16 +65,30 @@ def _trust_domains(config: MeshConfig) -> list[SubjectAltNameMatcher]:
     return [uri(prefix=f"spiffe://{domain}/") for domain in config.trust_domains]
 
 
+_VERSIONS = {
+    "": TlsParametersTlsProtocol.TLS_AUTO,
+    "TLSV1_2": TlsParametersTlsProtocol.TLSv1_2,
+    "TLSV1_3": TlsParametersTlsProtocol.TLSv1_3,
+}
+
+
+def _parameters(settings: TlsSettings, *, fips: bool) -> TlsParameters:
+    return TlsParameters(
+        tls_minimum_protocol_version=_VERSIONS[settings.min_version],
+        tls_maximum_protocol_version=_VERSIONS[settings.max_version],
+        cipher_suites=list(settings.cipher_suites),
+        ecdh_curves=list(settings.curves),
+        # Envoy applies the policy last: it overrides the other parameters.
+        compliance_policies=[TlsParametersCompliancePolicy.FIPS_202205] if fips else [],
+    )
+
+
 def _mesh_context(
     config: MeshConfig, peers: list[SubjectAltNameMatcher], alpn: tuple[str, ...]
 ) -> CommonTlsContext:
-    minimum = getattr(TlsParametersTlsProtocol, config.min_tls_version.replace("TLSV", "TLSv"))
     source = secrets(config)
     return CommonTlsContext(
-        tls_params=TlsParameters(
-            tls_minimum_protocol_version=minimum,
-            tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3,
-        ),
+        tls_params=_parameters(config.mesh_tls, fips=config.fips),
         tls_certificate_sds_secret_configs=[SdsSecretConfig(name=CERTIFICATE, sds_config=source)],
         combined_validation_context=CommonTlsContextCombinedCertificateValidationContext(
             default_validation_context=CertificateValidationContext(match_typed_subject_alt_names=peers),
@@ -126,7 +141,7 @@ def explicit(
         )
     context = UpstreamTlsContext(
         common_tls_context=CommonTlsContext(
-            tls_params=TlsParameters(tls_maximum_protocol_version=TlsParametersTlsProtocol.TLSv1_3),
+            tls_params=_parameters(config.tls_defaults, fips=config.fips),
             tls_certificates=certificates,
             validation_context=validation,
             alpn_protocols=["h2"] if http2 else [],

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from xds.mesh.envoy import clusters, inbound, names, outbound, routes
 from xds.mesh.envoy.bootstrap import loopback_address
+from xds.mesh.envoy.features import ALL_FEATURES, Features, served_config
 from xds.mesh.envoy.service import ServiceResources, build, sources_of
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
@@ -32,9 +33,11 @@ from xds.mesh.policy.mtls import ports_with_own_mode, served_mode
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
 
 
-def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snapshot:
+def translate(
+    mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = (), features: Features = ALL_FEATURES
+) -> Snapshot:
     """Build a pod's snapshot without yielding to the event loop."""
-    translation = steps(mesh, pod, secrets)
+    translation = steps(mesh, pod, secrets, features)
     while True:
         try:
             next(translation)
@@ -43,25 +46,35 @@ def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snaps
             return snapshot
 
 
-def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator[None, None, Snapshot]:
-    """Build a pod's snapshot. Yields after each service to let the event loop run other tasks."""
+def steps(
+    mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+) -> Generator[None, None, Snapshot]:
+    """Build a pod's snapshot. Yields after each service to let the event loop run other tasks.
+
+    Args:
+        mesh: the mesh.
+        pod: the pod.
+        secrets: the secrets of its sidecar.
+        features: the features of its Envoy.
+    """
+    config = served_config(mesh.config, features)
     rules = mesh.served_rules(pod.namespace)
     selecting = tuple(r.ref for r in rules if r.selector is not None and covers(r.selector, pod.meta.labels))
     # Pods with the same key have the same outbound resources.
-    key = ("clients", pod.namespace, selecting, pod.interception)
+    key = ("clients", pod.namespace, selecting, pod.interception, features)
     if key not in mesh.scratch:
-        mesh.scratch[key] = yield from _build_outbound(mesh, pod)
+        mesh.scratch[key] = yield from _build_outbound(mesh, pod, features)
     shared: _OutboundResources = mesh.scratch[key]
     decisions = _decide_inbound_ports(mesh, pod)
     sources = sources_of(mesh, *(decision.decided_by for decision in decisions), pod.ref)
     ports = tuple(decision.port for decision in decisions)
     if pod.interception is Interception.REDIRECT:
-        listeners = [inbound.redirect_listener(mesh.config, ports, sources)]
+        listeners = [inbound.redirect_listener(config, ports, sources)]
     else:
         # Without an address, the pod's ports cannot be bound yet.
         bound_ports = ports if pod.address else ()
-        listeners = [inbound.port_listener(mesh.config, pod.address, port, sources) for port in bound_ports]
-        listeners.append(outbound.http_proxy_listener(mesh.config, loopback_address(pod)))
+        listeners = [inbound.port_listener(config, pod.address, port, sources) for port in bound_ports]
+        listeners.append(outbound.http_proxy_listener(config, loopback_address(pod)))
     inbound_clusters = tuple(_inbound_clusters(mesh, pod, ports, sources))
     return Snapshot(
         {
@@ -84,20 +97,20 @@ class _OutboundResources(NamedTuple):
     routes: ResourceSet
 
 
-def _build_outbound(mesh: Mesh, pod: Pod) -> Generator[None, None, _OutboundResources]:
+def _build_outbound(mesh: Mesh, pod: Pod, features: Features) -> Generator[None, None, _OutboundResources]:
     """Build the pod's outbound resources, which other sidecars can share."""
-    config = mesh.config
+    config = served_config(mesh.config, features)
     services: list[ServiceResources] = []
     age_keys: list[tuple[bool, float, str, str]] = []
     for service in mesh.services():
         age_keys.append(service.meta.age_key)
         rule = served_client_rule(mesh, pod.namespace, pod.meta.labels, service)
         same_namespace = pod.namespace == service.namespace
-        key = ("outbound", rule.refs if rule else (), same_namespace)
+        key = ("outbound", rule.refs if rule else (), same_namespace, features)
         memo = mesh.memo(service)
         if key not in memo:
             try:
-                memo[key] = yield from build(mesh, service, rule, same_namespace=same_namespace)
+                memo[key] = yield from build(mesh, service, rule, features, same_namespace=same_namespace)
             except Exception as error:  # noqa: BLE001 - one service must not affect others
                 mesh.failures[service.ref] = error
                 memo[key] = mesh.previous_memo(service).get(key, ServiceResources([], [], [], []))

@@ -22,10 +22,13 @@ from xds.mesh.identity.keys import IdentityError, PrivateKey
 ROOT_LIFETIME = timedelta(days=3652)
 LEAF_LIFETIME = timedelta(hours=24)
 EXPIRY_WARNING = timedelta(days=30)
-"""Time before the CA expires from which it is reported as a problem."""
+"""Time before the CA expires from which it is reported as a problem, if its lifetime is at least 120 days."""
 
 CLOCK_SKEW = timedelta(minutes=5)
 """Amount by which `not_before` is backdated, for peers with slow clocks."""
+
+WORKLOAD_USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+"""Extended key usages of a workload, which is a TLS server and a TLS client."""
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]+"
@@ -90,8 +93,8 @@ class Authority:
             .subject_name(name)
             .issuer_name(name)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .add_extension(_usage(ca=True), critical=True)
-            .add_extension(_uri(f"spiffe://{trust_domain}"), critical=False)
+            .add_extension(key_usage(ca=True), critical=True)
+            .add_extension(subject_alternative_name(f"spiffe://{trust_domain}"), critical=False)
         )
         return cls(certificate, key)
 
@@ -160,6 +163,16 @@ class Authority:
         """Earliest expiry in the chain. No issued certificate is valid for longer."""
         return min(certificate.not_valid_after_utc for certificate in (self.certificate, *self.issuers))
 
+    def expires_soon(self, now: datetime) -> bool:
+        """Return whether the CA expires within 30 days, and within a quarter of its lifetime.
+
+        cert-manager renews a certificate after two thirds of its lifetime, 90 days by default.
+        """
+        chain = (self.certificate, *self.issuers)
+        first = min(chain, key=lambda certificate: certificate.not_valid_after_utc)
+        lifetime = first.not_valid_after_utc - first.not_valid_before_utc
+        return self.expires - now < min(EXPIRY_WARNING, lifetime / 4)
+
     def issue(self, identity: str, now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
         """Issue a certificate for `spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT`, with a fresh key.
 
@@ -167,8 +180,7 @@ class Authority:
         """
         if not _IDENTITY.fullmatch(identity) or len(identity) > _MAX_IDENTITY_BYTES:
             raise IdentityError(f"{identity!r} is not the SPIFFE ID of a service account")
-        usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        return self._issue(identity, _uri(identity), usage, now, lifetime)
+        return self._issue(identity, subject_alternative_name(identity), WORKLOAD_USAGES, now, lifetime)
 
     def issue_server(self, names: Sequence[str], now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
         """Issue a TLS server's certificate for DNS names or IP addresses, with a fresh key."""
@@ -195,7 +207,7 @@ class Authority:
             .subject_name(x509.Name([]))
             .issuer_name(self.certificate.subject)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(ca=False), critical=True)
+            .add_extension(key_usage(ca=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(names, critical=True)  # RFC 5280: critical when the subject is empty
         )
@@ -236,7 +248,7 @@ class Authority:
             .add_extension(
                 x509.BasicConstraints(ca=True, path_length=chains.path_length(root)), critical=True
             )
-            .add_extension(_usage(ca=True), critical=True)
+            .add_extension(key_usage(ca=True), critical=True)
             .add_extension(_identifier(root), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(_identifier(self.certificate)),
@@ -274,7 +286,8 @@ def _utc(time: datetime) -> datetime:
     return time.astimezone(UTC).replace(microsecond=0)
 
 
-def _usage(*, ca: bool) -> x509.KeyUsage:
+def key_usage(*, ca: bool) -> x509.KeyUsage:
+    """Return the key usage of a CA or of a leaf."""
     return x509.KeyUsage(
         digital_signature=not ca,
         key_cert_sign=ca,
@@ -288,7 +301,8 @@ def _usage(*, ca: bool) -> x509.KeyUsage:
     )
 
 
-def _uri(identity: str) -> x509.SubjectAlternativeName:
+def subject_alternative_name(identity: str) -> x509.SubjectAlternativeName:
+    """Return the names of a workload's certificate: its SPIFFE ID."""
     return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
 
 

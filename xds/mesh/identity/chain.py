@@ -79,8 +79,12 @@ def build_path(
     intermediates: Iterable[x509.Certificate],
     roots: Iterable[x509.Certificate],
     now: datetime,
+    *,
+    is_ca: bool = True,
 ) -> tuple[x509.Certificate, ...]:
-    """Return the chain above an intermediate, its signer first and the root last.
+    """Return the chain above a certificate, its signer first and the root last.
+
+    `is_ca` is whether the certificate is an intermediate, which counts for path length constraints.
 
     Unneeded intermediates are ignored. Raises IdentityError if the chain does not lead to a root, or if a CA
     in the chain is invalid (RFC 5280, section 6.1.4).
@@ -100,7 +104,7 @@ def build_path(
         which = f"the certificate {subject(signer)}"
         (require_root if signer in roots else require_ca)(signer, which)
         require_valid(signer, now, which)
-        path_below = 1 + len(chain)
+        path_below = is_ca + len(chain)
         max_length = path_length(signer)
         if max_length is not None and max_length < path_below:
             raise IdentityError(

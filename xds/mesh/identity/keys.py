@@ -64,6 +64,10 @@ class PrivateKey:
         is_p384 = isinstance(self._key, ec.EllipticCurvePrivateKey) and self._key.key_size > 256
         return certificate.sign(self._key, hashes.SHA384() if is_p384 else hashes.SHA256())
 
+    def sign_request(self, request: x509.CertificateSigningRequestBuilder) -> bytes:
+        """Sign a certificate signing request. Return it in PEM form."""
+        return request.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
     def __repr__(self) -> str:
         return "<PrivateKey: hidden>"
 

@@ -23,6 +23,8 @@ from xds.mesh.identity.keys import IdentityError
 
 CERTIFICATE, KEY, ROOT, CHAIN = "ca-cert.pem", "ca-key.pem", "root-cert.pem", "cert-chain.pem"
 """Keys of a stored CA; Istio's names."""
+TLS_CERTIFICATE, TLS_KEY, TLS_ROOT = "tls.crt", "tls.key", "ca.crt"
+"""Keys of a user's CA as cert-manager stores it. `tls.crt` also contains the chain, without the root."""
 OLD_ROOTS, BRIDGES, SINCE, NEXT = "old-roots.pem", "bridges.pem", "rotation-since", "next-"
 """Keys of the rotation state. The keys of the new CA have the prefix `next-`."""
 
@@ -174,11 +176,25 @@ class Authorities:
 
 def read_authority(data: Mapping[str, bytes], now: datetime, prefix: str = "") -> Authority:
     """Read a CA stored under Istio's names. Raise IdentityError if it is invalid."""
-    for name in (CERTIFICATE, KEY):
-        if not data.get(prefix + name, b"").strip():
-            raise IdentityError(f"{prefix}{name} is missing")
+    _require(data, prefix + CERTIFICATE, prefix + KEY)
     optional = {"root": data.get(prefix + ROOT, b""), "chain": data.get(prefix + CHAIN, b"")}
     return Authority.load(data[prefix + CERTIFICATE], data[prefix + KEY], now, **optional)
+
+
+def read_user_authority(data: Mapping[str, bytes], now: datetime) -> Authority:
+    """Read a user's CA, under Istio's or cert-manager's names. Raise IdentityError if it is invalid."""
+    if not {TLS_CERTIFICATE, TLS_KEY} & set(data):
+        return read_authority(data, now)
+    if both := sorted({CERTIFICATE, KEY, ROOT, CHAIN} & set(data)):
+        raise IdentityError(f"it contains both {TLS_CERTIFICATE} and {both[0]}: keep one of the forms")
+    _require(data, TLS_CERTIFICATE, TLS_KEY, TLS_ROOT)
+    return Authority.load(data[TLS_CERTIFICATE], data[TLS_KEY], now, root=data[TLS_ROOT])
+
+
+def _require(data: Mapping[str, bytes], *names: str) -> None:
+    for name in names:
+        if not data.get(name, b"").strip():
+            raise IdentityError(f"{name} is missing")
 
 
 def _to_data(ca: Authority) -> dict[str, bytes]:

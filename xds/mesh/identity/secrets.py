@@ -23,10 +23,15 @@ from xds.mesh.identity.ca import LEAF_LIFETIME, Authority, Leaf
 from xds.mesh.model.objects import Pod
 from xds.resources import SECRET, Resource, resource
 
-_Owner: TypeAlias = tuple[str, str, str, datetime | None]
+Owner: TypeAlias = tuple[str, str, str, datetime | None]
 """Owner of a key: service account, trust domain, pod UID and creation time.
 
 The UID and time ensure that a new pod with the same name gets a new key."""
+
+
+def owner(pod: Pod, trust_domain: str) -> Owner:
+    """Return the owner of a pod's key."""
+    return pod.service_account, trust_domain, pod.meta.uid, pod.meta.created
 
 
 def certificate_secret(leaf: Leaf) -> Resource:
@@ -54,49 +59,43 @@ def trusted_roots(authority: Authority, extra_roots: Iterable[bytes] = ()) -> Re
 
 
 @dataclass(frozen=True, slots=True)
-class _Issued:
-    owner: _Owner
+class Issued:
+    """A pod's certificate."""
+
+    owner: Owner
+    """Owner of its key."""
     leaf: Leaf
+    """The certificate and its key."""
     secret: Resource
+    """The secret `default`."""
 
 
-class Issuer:
-    """Issue the secrets of pods. Certificates are renewed, with a new key, after half of their lifetime."""
+class IssuedCertificates:
+    """The current certificates of pods."""
 
-    def __init__(
-        self, authority: Authority, *, extra_roots: Iterable[bytes] = (), lifetime: timedelta = LEAF_LIFETIME
-    ) -> None:
-        self._authority = authority
-        self._lifetime = lifetime
-        self.roots = trusted_roots(authority, extra_roots)
-        """Secret `ROOTCA`, the same for all pods."""
-        self._issued: dict[tuple[str, str], _Issued] = {}
+    def __init__(self) -> None:
+        self._issued: dict[tuple[str, str], Issued] = {}
         """Issued certificates by namespace and name of the pod."""
         self.issued = 0
         """Number of issued certificates."""
 
-    def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
-        """Change the trusted roots. If the authority changed, all certificates are due for renewal."""
-        if authority.certificate != self._authority.certificate:
-            self._issued.clear()
-        self._authority = authority
-        self.roots = trusted_roots(authority, extra_roots)
-
-    def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
-        """Return the secrets `default` and `ROOTCA` of a pod, unchanged until renewal is due."""
-        owner = (pod.service_account, trust_domain, pod.meta.uid, pod.meta.created)
+    def find(self, pod: Pod, trust_domain: str, now: datetime) -> Issued | None:
+        """Return the pod's certificate; None if it has none that is valid."""
         issued = self._issued.get((pod.namespace, pod.name))
         # Check not_before as well: if the clock was set back, the certificate is not valid yet.
-        if (
-            issued is None
-            or issued.owner != owner
-            or not issued.leaf.not_before <= now < issued.leaf.renew_at
-        ):
-            leaf = self._authority.issue(pod.identity(trust_domain), now, self._lifetime)
-            issued = _Issued(owner, leaf, certificate_secret(leaf))
-            self._issued[pod.namespace, pod.name] = issued
-            self.issued += 1
-        return issued.secret, self.roots
+        is_valid = (
+            issued
+            and issued.owner == owner(pod, trust_domain)
+            and issued.leaf.not_before <= now < issued.leaf.not_after
+        )
+        return issued if is_valid else None
+
+    def store(self, pod: Pod, trust_domain: str, leaf: Leaf) -> Issued:
+        """Store a new certificate of a pod."""
+        issued = Issued(owner(pod, trust_domain), leaf, certificate_secret(leaf))
+        self._issued[pod.namespace, pod.name] = issued
+        self.issued += 1
+        return issued
 
     def renew_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate is due for renewal; None if it has none."""
@@ -115,3 +114,31 @@ class Issuer:
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""
         self._issued.pop((pod.namespace, pod.name), None)
+
+
+class Issuer(IssuedCertificates):
+    """Issue the secrets of pods. Certificates are renewed, with a new key, after half of their lifetime."""
+
+    def __init__(
+        self, authority: Authority, *, extra_roots: Iterable[bytes] = (), lifetime: timedelta = LEAF_LIFETIME
+    ) -> None:
+        super().__init__()
+        self._authority = authority
+        self._lifetime = lifetime
+        self.roots = trusted_roots(authority, extra_roots)
+        """Secret `ROOTCA`, the same for all pods."""
+
+    def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
+        """Change the trusted roots. If the authority changed, all certificates are due for renewal."""
+        if authority.certificate != self._authority.certificate:
+            self._issued.clear()
+        self._authority = authority
+        self.roots = trusted_roots(authority, extra_roots)
+
+    def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
+        """Return the secrets `default` and `ROOTCA` of a pod, unchanged until renewal is due."""
+        issued = self.find(pod, trust_domain, now)
+        if issued is None or now >= issued.leaf.renew_at:
+            leaf = self._authority.issue(pod.identity(trust_domain), now, self._lifetime)
+            issued = self.store(pod, trust_domain, leaf)
+        return issued.secret, self.roots

@@ -23,7 +23,7 @@ import structlog
 from cryptography.hazmat.primitives import hashes
 
 from xds.mesh.identity import rotation
-from xds.mesh.identity.ca import EXPIRY_WARNING, Authority
+from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import IdentityError, PrivateKey
 from xds.mesh.identity.rotation import Authorities, Stage, Timing
 from xds.mesh.kube.api import Json, KubeApi, KubeError
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 SECRET = "xds-ca-secret"  # noqa: S105 - a name
 USER_SECRET = "cacerts"  # noqa: S105 - a name
-"""Secret with the user's own CA, with the name and keys that Istio uses."""
+"""Secret with the user's own CA, with Istio's name, and the keys of Istio or cert-manager."""
 POLL_INTERVAL = 10.0
 """Seconds between two reads of the Secrets."""
 
@@ -109,11 +109,12 @@ class CaSecrets:
         if secret is None:
             return None
         try:
-            return rotation.read_authority(_decode_data(secret), now)
+            return rotation.read_user_authority(_decode_data(secret), now)
         except IdentityError as error:
             raise AuthorityError(
                 f"the Secret {self._namespace}/{USER_SECRET} cannot be used as the mesh's CA: {error}. "
-                "Correct ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or delete the Secret "
+                "Correct ca-cert.pem, ca-key.pem, root-cert.pem and cert-chain.pem, or tls.crt, tls.key and "
+                "ca.crt if cert-manager writes them, or delete the Secret "
                 f"(kubectl -n {self._namespace} delete secret {USER_SECRET}) to use a CA that xds creates"
             ) from error
 
@@ -265,8 +266,7 @@ class RotationController:
         )
 
     def _warn_of_expiry(self, now: datetime) -> None:
-        remaining = self.current.authority.expires - now
-        if remaining < EXPIRY_WARNING and self._warned != now.date():
+        if self.current.authority.expires_soon(now) and self._warned != now.date():
             self._warned = now.date()
             log.warning(
                 "mesh CA certificate expires soon", expires=self.current.authority.expires.isoformat()

@@ -400,6 +400,25 @@ Fact: TypeAlias = (
 )
 
 
+class TlsSettings(NamedTuple):
+    """Settings of Istio's MeshConfig for TLS."""
+
+    min_version: str = ""
+    """minProtocolVersion; empty for Envoy's default."""
+    cipher_suites: tuple[str, ...] = ()
+    """cipherSuites of TLS 1.2, by OpenSSL's names; empty for Envoy's default."""
+    curves: tuple[str, ...] = ()
+    """ecdhCurves, the preferred one first; empty for the default."""
+    max_version: str = "TLSV1_3"
+    """Maximum version: TLSV1_2 or TLSV1_3. MeshConfig has no field for it."""
+
+
+MESH_TLS = TlsSettings(min_version="TLSV1_3")
+"""Default of meshMTLS."""
+TLS_DEFAULTS = TlsSettings()
+"""Default of tlsDefaults."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshConfig:
     """Mesh-wide settings, named as in Istio's MeshConfig. Durations are in seconds."""
@@ -438,8 +457,14 @@ class MeshConfig:
     """Port to which inbound connections are redirected."""
     proxy_http_port: int = 15002
     """Port of a sidecar's HTTP proxy in interception mode NONE."""
-    min_tls_version: str = "TLSV1_2"
-    """meshMTLS.minProtocolVersion: TLSV1_2 or TLSV1_3."""
+    mesh_tls: TlsSettings = MESH_TLS
+    """meshMTLS: TLS between sidecars. The minimum version is TLSV1_2 or TLSV1_3."""
+    tls_defaults: TlsSettings = TLS_DEFAULTS
+    """tlsDefaults: TLS of clients with a DestinationRule of mode SIMPLE or MUTUAL."""
+    fips: bool = False
+    """Switch values.xds.compliancePolicy: whether TLS is restricted to what FIPS 140-3 approves.
+
+    Overrides the versions, cipher suites and curves of `mesh_tls` and `tls_defaults`."""
     mtls_enabled: bool = False
     """Install switch values.global.mtls.enabled: whether mutual TLS is required and sent by default."""
     observe: bool = True

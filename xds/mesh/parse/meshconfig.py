@@ -8,7 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
-from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, MeshConfig, Problem
+from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, MeshConfig, Problem, TlsSettings
 from xds.mesh.parse import names
 from xds.mesh.parse.destinationrule import export_to
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, nearest, shown
@@ -20,7 +20,7 @@ _MIN_TIMEOUT = 0.001
 _FIELDS = (
     "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
     "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
-    "proxyInboundListenPort proxyHttpPort meshMTLS sdsUdsPath"
+    "proxyInboundListenPort proxyHttpPort meshMTLS tlsDefaults sdsUdsPath"
 )
 _WITHOUT_EFFECT = (
     "accessLogEncoding accessLogFile accessLogFormat caCertificates certificates configSources "
@@ -29,7 +29,7 @@ _WITHOUT_EFFECT = (
     "enableEnvoyAccessLogService enablePrometheusMerge enableTracing extensionProviders h2UpgradePolicy "
     "hboneIdleTimeout ingressClass ingressControllerMode ingressSelector ingressService "
     "localityLbSetting mixerCheckServer mixerReportServer disablePolicyChecks pathNormalization "
-    "serviceScopeConfigs serviceSettings tcpKeepalive tlsDefaults verifyCertificateAtClient "
+    "serviceScopeConfigs serviceSettings tcpKeepalive verifyCertificateAtClient "
     "thriftConfig authPolicy rdsRefreshDelay enableSdsTokenMount"
 )
 """Valid Istio settings that have no effect in this control plane."""
@@ -66,6 +66,34 @@ class TlsVersion(StrEnum):
     TLSV1_3 = "TLSV1_3"
 
 
+class CompliancePolicy(StrEnum):
+    """`values.xds.compliancePolicy`."""
+
+    FIPS_140_3 = "fips-140-3"
+
+
+_COMPLIANCE_POLICY = "values.xds.compliancePolicy"
+_CURVES = ("X25519MLKEM768", "X25519", "P-256", "P-384", "P-521")
+_CIPHER_SUITES = (
+    *(
+        f"ECDHE-{key}-{cipher}"
+        for key in ("ECDSA", "RSA")
+        for cipher in (
+            "AES128-GCM-SHA256",
+            "AES256-GCM-SHA384",
+            "CHACHA20-POLY1305",
+            "AES128-SHA",
+            "AES256-SHA",
+        )
+    ),
+    "AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-SHA",
+    "AES256-SHA",
+)
+"""Names that Envoy's BoringSSL knows. Envoy would reject every listener and cluster with another name."""
+
+
 def mesh_config(
     document: object, locate: Locate, base: MeshConfig | None = None, flaws: Sequence[Flaw] = ()
 ) -> tuple[MeshConfig, list[Problem]]:
@@ -85,13 +113,8 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
     for name in _WITHOUT_EFFECT.split():
         if root[name]:
             root[name].notice("has no effect here")
-    mesh_mtls = root["meshMTLS"].mapping("minProtocolVersion ecdhCurves cipherSuites")
-    for name in ("ecdhCurves", "cipherSuites"):
-        if mesh_mtls[name].value:
-            mesh_mtls[name].notice("has no effect here")
     outbound = root["outboundTrafficPolicy"].mapping("mode")["mode"].choice(OutboundPolicy)
     inbound = root["inboundTrafficPolicy"].mapping("mode")["mode"].choice(InboundPolicy)
-    version = mesh_mtls["minProtocolVersion"].choice(TlsVersion)
     fields: dict[str, Any] = {
         "enable_auto_mtls": root["enableAutoMtls"].boolean(),
         "trust_domain": root["trustDomain"].name(names.trust_domain) or None,
@@ -108,7 +131,8 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
         "proxy_listen_port": root["proxyListenPort"].integer(1, 65535),
         "proxy_inbound_listen_port": root["proxyInboundListenPort"].integer(1, 65535),
         "proxy_http_port": root["proxyHttpPort"].integer(1, 65535),
-        "min_tls_version": version and (TlsVersion.TLSV1_3 if version is TlsVersion.TLSV1_3 else "TLSV1_2"),
+        "mesh_tls": _mesh_tls(root["meshMTLS"], base.mesh_tls),
+        "tls_defaults": _tls_defaults(root["tlsDefaults"], base.tls_defaults),
         "sds_socket": _socket(root["sdsUdsPath"]),
     }
     config = replace(base, **{name: value for name, value in fields.items() if value is not None})
@@ -121,6 +145,54 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
             f"({', '.join(map(str, ports))}) must differ"
         )
     return config
+
+
+def _mesh_tls(field: Field, base: TlsSettings) -> TlsSettings:
+    settings = _tls_settings(field, base)
+    version = field["minProtocolVersion"].choice(TlsVersion)
+    if version:
+        minimum = "TLSV1_2" if version is TlsVersion.TLSV1_2 else "TLSV1_3"
+        settings = settings._replace(min_version=minimum)
+    if field["cipherSuites"].value and settings.min_version == "TLSV1_3":
+        field["cipherSuites"].notice(
+            "has no effect: TLS 1.3 has its own cipher suites", "minProtocolVersion: TLSV1_2 allows TLS 1.2"
+        )
+    return settings
+
+
+def _tls_defaults(field: Field, base: TlsSettings) -> TlsSettings:
+    settings = _tls_settings(field, base)
+    if field["minProtocolVersion"]:
+        field["minProtocolVersion"].notice("has no effect here, as in Istio")
+    return settings
+
+
+def _tls_settings(field: Field, base: TlsSettings) -> TlsSettings:
+    field.mapping("minProtocolVersion ecdhCurves cipherSuites")
+    return base._replace(
+        cipher_suites=_names(field["cipherSuites"], _CIPHER_SUITES, base.cipher_suites),
+        curves=_names(field["ecdhCurves"], _CURVES, base.curves),
+    )
+
+
+def _names(field: Field, known: Sequence[str], base: tuple[str, ...]) -> tuple[str, ...]:
+    """Parse a list of names. An empty list resets the setting to its default."""
+    if field.value is None:
+        return base
+    result: dict[str, None] = {}
+    for item in field.items():
+        name = item.text()
+        # BoringSSL also accepts groups of equal preference: [A|B].
+        group = name[1:-1].split("|") if name.startswith("[") and name.endswith("]") else [name]
+        for part in group:
+            if name and part not in known:
+                item.refuse(
+                    f"{shown(part)} is not known", nearest(part, known) or f"known: {', '.join(known)}"
+                )
+        if name in result:
+            item.notice("is repeated")
+        result[name] = None
+    return tuple(result)
 
 
 def _socket(field: Field) -> str | None:
@@ -167,18 +239,20 @@ def settings(assignments: Iterable[str], base: MeshConfig) -> tuple[MeshConfig, 
             is_on = root.boolean()
             switch: dict[str, Any] = {} if is_on is None else {_SWITCHES[key]: is_on}
             config = replace(config, **switch)
+        elif key == _COMPLIANCE_POLICY:
+            config = replace(config, fips=bool(root.choice(CompliancePolicy)))
         elif key == "profile" or (key.startswith(_PREFIX) and path[0] in _WITHOUT_EFFECT.split()):
             root.notice("has no effect here")
         elif key.startswith(_PREFIX) and path[0] in _FIELDS.split():
             config, new_problems = mesh_config(_nested(path, root.value), log.locate, config)
             problems += [replace(problem, notice=False) for problem in new_problems]
         else:
-            known = [*_SWITCHES, *(_PREFIX + name for name in _FIELDS.split())]
+            known = [*_SWITCHES, _COMPLIANCE_POLICY, *(_PREFIX + name for name in _FIELDS.split())]
             # Compare without the common prefix, which would make all keys similar.
             if key.startswith(_PREFIX):
                 hint = nearest(path[0], _FIELDS.split()).replace("mean ", f"mean {_PREFIX}")
             else:
-                hint = nearest(key, _SWITCHES)
+                hint = nearest(key, [*_SWITCHES, _COMPLIANCE_POLICY])
             root.refuse(f"{key} is not a setting", hint or f"known: {', '.join(known)}")
         problems += log.problems
     return config, problems

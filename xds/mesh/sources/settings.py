@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from xds.mesh.envoy.features import ALL_FEATURES, NO_FEATURES, POST_QUANTUM, Features, served_config
 from xds.mesh.model.objects import MeshConfig, Problem
 from xds.mesh.parse import mesh_config, settings
 from xds.mesh.parse.problems import Problems
@@ -29,6 +30,8 @@ class SettingsLoader:
         self._assignments = tuple(assignments)
         self._base = base or MeshConfig()
         self._text: str | None = None
+        self._accepted: MeshConfig | None = None
+        """The last settings that `read` accepted."""
         self._config: MeshConfig | None = None
         self._problems: tuple[Problem, ...] = ()
 
@@ -67,4 +70,39 @@ class SettingsLoader:
                 problems.add([document])
         config, assignment_problems = settings(self._assignments, config)
         problems.add(assignment_problems)
+        if all(problem.notice for problem in problems.listed(name)):
+            if self._accepted and (reason := _interruption(self._accepted, config)):
+                problems.add([Problem(where=name, what=reason, notice=True)])
+            self._accepted = config
         return config, list(problems.listed(name))
+
+
+def _interruption(old: MeshConfig, new: MeshConfig) -> str:
+    """Return why requests fail during a change of settings, and how to avoid it; empty if none fails.
+
+    Sidecars get new settings one after the other, so the old and the new settings must be compatible.
+    """
+    failing = "requests fail until every sidecar has the new settings. To avoid this,"
+    if new.trust_domain not in old.trust_domains:
+        return (
+            f"trustDomain changes from {old.trust_domain} to {new.trust_domain}, which sidecars do not "
+            f"accept yet: {failing} first add {new.trust_domain} to trustDomainAliases"
+        )
+    if old.trust_domain not in new.trust_domains:
+        return (
+            f"trustDomain changes from {old.trust_domain} to {new.trust_domain}, but sidecars have "
+            f"certificates of {old.trust_domain}: {failing} keep it in trustDomainAliases"
+        )
+    if not (_share_curve(old, new, ALL_FEATURES) and _share_curve(old, new, NO_FEATURES)):
+        return (
+            "meshMTLS.ecdhCurves has no curve in common with the previous settings: "
+            f"{failing} first add a new curve, then remove the old ones"
+        )
+    return ""
+
+
+def _share_curve(old: MeshConfig, new: MeshConfig, features: Features) -> bool:
+    old_curves, new_curves = (set(served_config(config, features).mesh_tls.curves) for config in (old, new))
+    # An Envoy without the curve X25519MLKEM768 rejects settings that allow no other.
+    is_rejected = not features.post_quantum and POST_QUANTUM in old_curves | new_curves
+    return is_rejected or bool(old_curves & new_curves)

@@ -1,0 +1,101 @@
+"""What a sidecar's Envoy supports, and the TLS settings that it is served.
+
+An Envoy rejects a whole listener or cluster that names a curve it does not know. The control plane therefore
+reads the Envoy's version and TLS library from its node, and leaves out what may not be supported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+from xds.mesh.model.objects import MeshConfig, TlsSettings
+from xds.protocol.wire import Node
+
+POST_QUANTUM = "X25519MLKEM768"
+"""Hybrid of X25519 and ML-KEM-768, which resists quantum computers."""
+DEFAULT_CURVES = (POST_QUANTUM, "X25519", "P-256")
+"""Curves between sidecars, the preferred one first."""
+
+FIPS_CURVES = ("P-256", "P-384")
+FIPS_CIPHER_SUITES = (
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+)
+"""Curves and TLS 1.2 cipher suites of Envoy's compliance policy FIPS_202205."""
+
+_MIN_VERSION = (1, 34)
+"""First minor version of Envoy with compliance policies. All its BoringSSL builds know X25519MLKEM768."""
+
+
+class Features(NamedTuple):
+    """Features of an Envoy that older versions or other builds lack."""
+
+    post_quantum: bool
+    """Whether its TLS library knows the curve X25519MLKEM768."""
+    compliance_policies: bool
+    """Whether it applies `compliance_policies`. Older versions ignore them."""
+
+
+NO_FEATURES = Features(post_quantum=False, compliance_policies=False)
+ALL_FEATURES = Features(post_quantum=True, compliance_policies=True)
+
+
+def features_of(nodes: Iterable[Node]) -> Features:
+    """Return the features that all these Envoys have. An unknown version or build has none."""
+    features = [_features(node) for node in nodes]
+    return Features(*map(all, zip(*features, strict=True))) if features else NO_FEATURES
+
+
+def _features(node: Node) -> Features:
+    version = tuple(int(part) for part in node.user_agent_version.split(".") if part.isdecimal())
+    if node.user_agent_name != "envoy" or version < _MIN_VERSION:
+        return NO_FEATURES
+    # A FIPS build (BoringSSL-FIPS) contains an older, certified version, and other libraries name curves
+    # differently.
+    return Features(
+        post_quantum=node.tls_library == "BoringSSL",
+        compliance_policies=node.tls_library in {"BoringSSL", "BoringSSL-FIPS"},
+    )
+
+
+@lru_cache(maxsize=64)
+def served_config(config: MeshConfig, features: Features) -> MeshConfig:
+    """Return the settings with the TLS settings for an Envoy with these features."""
+    if not config.fips:
+        return replace(
+            config,
+            mesh_tls=_supported(config.mesh_tls, features, DEFAULT_CURVES),
+            tls_defaults=_supported(config.tls_defaults, features, ()),
+        )
+    if features.compliance_policies:
+        tls = TlsSettings("TLSV1_2", FIPS_CIPHER_SUITES, FIPS_CURVES)
+        return replace(config, mesh_tls=tls, tls_defaults=tls)
+    # Only a compliance policy can exclude ChaCha20 from TLS 1.3.
+    tls = TlsSettings("TLSV1_2", FIPS_CIPHER_SUITES, FIPS_CURVES, max_version="TLSV1_2")
+    return replace(config, mesh_tls=tls, tls_defaults=tls, fips=False)
+
+
+def describe_tls(config: MeshConfig, client: Features, servers: Iterable[Features]) -> str:
+    """Return the TLS versions and curves that a client shares with all servers, in words."""
+    sides = [served_config(config, features).mesh_tls for features in (client, *servers)]
+    versions = [
+        name
+        for version, name in (("TLSV1_3", "1.3"), ("TLSV1_2", "1.2"))
+        if all(side.min_version <= version <= side.max_version for side in sides)
+    ]
+    curves = [curve for curve in sides[0].curves if all(curve in side.curves for side in sides)]
+    policy = ", FIPS 140-3" if config.fips else ""
+    return f"TLS {' or '.join(versions) or 'unknown'}{policy}; curves {', '.join(curves) or 'none in common'}"
+
+
+def _supported(settings: TlsSettings, features: Features, default: tuple[str, ...]) -> TlsSettings:
+    curves = settings.curves or default
+    if not features.post_quantum:
+        # Never leave a list empty: Envoy would use curves that the settings do not allow.
+        curves = tuple(curve for curve in curves if curve != POST_QUANTUM) or curves
+    return settings._replace(curves=curves)
