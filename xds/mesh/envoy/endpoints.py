@@ -8,7 +8,7 @@ connections, which it does only when a host is replaced. A changed locality repl
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -55,21 +55,27 @@ def target(endpoint: Endpoint, *, mtls: bool) -> Target:
 def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -> Resource:
     """Return a cluster's ClusterLoadAssignment.
 
-    It can have thousands of endpoints, and a changed mode changes all of them: join encoded parts. The numbers
-    are those of the fields in Envoy's protos.
+    It can have thousands of endpoints, and a changed mode changes all of them: join encoded parts. The
+    numbers are those of the fields in Envoy's protos.
     """
     parts = [field(1, name.encode())]
     for (region, zone, sub_zone), group in groupby(sorted(targets), itemgetter(0, 1, 2)):
         locality = _string(1, region) + _string(2, zone) + _string(3, sub_zone)
-        endpoints = b"".join([field(2, _lb_endpoint(target)) for target in group])
+        endpoints = b"".join(
+            [
+                field(2, _address(target.address, target.port) + _status(target.ready, target.mtls))
+                for target in group
+            ]
+        )
         parts.append(field(2, field(1, locality) + endpoints))
     body = join(_NAME, parts)
     return Resource.of(ENDPOINT, name, body, sources=sources)
 
 
-def _lb_endpoint(target: Target) -> bytes:
-    address = _string(2, target.address) + integer_field(3, target.port)
-    return field(1, field(1, field(1, address))) + _status(ready=target.ready, mtls=target.mtls)
+@lru_cache(maxsize=16384)
+def _address(address: str, port: int) -> bytes:
+    """Return the fields of an LbEndpoint with its address. They are the same in all modes."""
+    return field(1, field(1, field(1, _string(2, address) + integer_field(3, port))))
 
 
 def _string(number: int, text: str) -> bytes:
@@ -77,7 +83,7 @@ def _string(number: int, text: str) -> bytes:
 
 
 @cache
-def _status(*, ready: bool, mtls: bool) -> bytes:
+def _status(ready: bool, mtls: bool) -> bytes:
     """Return the fields of an LbEndpoint with its health and metadata."""
     message: Any = message_class("envoy.config.endpoint.v3.LbEndpoint")()
     message.health_status = _HEALTHY if ready else _UNHEALTHY

@@ -79,7 +79,7 @@ class Outbound:
         return self.clusters, self.endpoints, self.listeners, self.routes
 
     def with_own(self, own: OwnResources) -> Mapping[str, ResourceSet]:
-        """Return all resources of a client but its secrets, by type. Clients with the same ports share them."""
+        """Return a client's resources by type, without secrets. Clients with the same ports share them."""
         types = self._types.get(own)
         if types is None:
             layers = self._layers.get(own)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.envoy import clusters, endpoints, names, outbound, routes
@@ -23,7 +23,7 @@ from xds.mesh.policy.mtls import sends_mtls
 from xds.snapshot import Resource
 
 _ENDPOINTS_PER_YIELD = 64
-"""Number of endpoints after which the build yields to the event loop: about 5 ms of work."""
+"""Number of endpoints after which the build yields to the event loop."""
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ class _Builder:
     def memoized(
         self, part: str, build: Callable[[], Generator[None, None, T]], nothing: T
     ) -> Generator[None, None, T]:
-        """Return a part of the resources, and build it if necessary. If that fails, return the previous part."""
+        """Return a part of the resources; build it if necessary. If that fails, return the previous one."""
         key, memo = (part, self.rule.refs if self.rule else ()), self.memos.of(self.key)
         if key not in memo:
             try:
@@ -119,11 +119,8 @@ class _Builder:
                     policy=port.policy,
                     identities=identities,
                 )
-                result.append(
-                    self._cached(
-                        name, spec, sources, lambda s=spec: clusters.outbound(self.mesh.config, s, sources)
-                    )
-                )
+                create = partial(clusters.outbound, self.mesh.config, spec)
+                result.append(self._cached(name, spec, create, sources))
                 yield
         return tuple(result)
 
@@ -138,15 +135,8 @@ class _Builder:
                     mtls += sends_mtls(self.mesh, self.rule, port.port, batch, port.subset)
                     if len(targets) > _ENDPOINTS_PER_YIELD:
                         yield
-                spec = _Assignment(targets, mtls)
-                result.append(
-                    self._cached(
-                        name,
-                        spec,
-                        sources,
-                        lambda n=name, s=spec: endpoints.assignment(n, s.targets, sources),
-                    )
-                )
+                spec = _Assignment(name, targets, mtls)
+                result.append(self._cached(name, spec, spec.create, sources))
         return tuple(result)
 
     def addresses(self, *, same_namespace: bool) -> Generator[None, None, Addresses]:
@@ -154,17 +144,13 @@ class _Builder:
         hosts: list[routes.Host] = []
         listeners = []
         for port in self._ports():
-            if not port.subset:
-                hosts += port.hosts(same_namespace=same_namespace)
-                for spec in port.listeners(same_namespace=same_namespace):
-                    listener = self._cached(
-                        f"{spec.address}_{spec.port}",
-                        spec,
-                        sources,
-                        lambda s=spec: outbound.destination_listener(self.mesh.config, s, sources),
-                    )
-                    listeners.append(listener)
-                    yield
+            if port.subset:
+                continue
+            hosts += port.hosts(same_namespace=same_namespace)
+            for spec in port.listeners(same_namespace=same_namespace):
+                create = partial(outbound.destination_listener, self.mesh.config, spec)
+                listeners.append(self._cached(f"{spec.address}_{spec.port}", spec, create, sources))
+                yield
         return Addresses(tuple(listeners), tuple(hosts))
 
     def _ports(self) -> Iterator[_Port]:
@@ -182,7 +168,11 @@ class _Builder:
                 yield _Port(mesh, service, port, rule, subset, policy)
 
     def _cached(
-        self, name: str, spec: object, sources: tuple[str, ...], create: Callable[[], Resource]
+        self,
+        name: str,
+        spec: object,
+        create: Callable[[tuple[str, ...]], Resource],
+        sources: tuple[str, ...],
     ) -> Resource:
         """Return the resource for a spec.
 
@@ -193,9 +183,8 @@ class _Builder:
         resource = next((resource for cached_spec, resource in cache if cached_spec == spec), None)
         if resource is None:
             previous = self.memos.previous(self.key).get(key, ())
-            resource = (
-                next((resource for old_spec, resource in previous if old_spec == spec), None) or create()
-            )
+            reusable = (resource for old_spec, resource in previous if old_spec == spec)
+            resource = next(reusable, None) or create(sources)
             cache.append((spec, resource))
         return resource if resource.sources == sources else replace(resource, sources=sources)
 
@@ -206,8 +195,8 @@ _NO_POLICY = TrafficPolicy()
 class _Assignment:
     """Specification of a load assignment."""
 
-    def __init__(self, endpoints: tuple[Endpoint, ...], mtls: list[bool]) -> None:
-        self.endpoints, self.mtls = endpoints, mtls
+    def __init__(self, name: str, endpoints: tuple[Endpoint, ...], mtls: list[bool]) -> None:
+        self.name, self.endpoints, self.mtls = name, endpoints, mtls
 
     @cached_property
     def targets(self) -> list[endpoints.Target]:
@@ -216,6 +205,10 @@ class _Assignment:
             endpoints.target(endpoint, mtls=mtls)
             for endpoint, mtls in zip(self.endpoints, self.mtls, strict=True)
         ]
+
+    def create(self, sources: tuple[str, ...]) -> Resource:
+        """Build the assignment."""
+        return endpoints.assignment(self.name, self.targets, sources)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Assignment):
@@ -250,8 +243,8 @@ class _Port:
     def destinations(self) -> Iterator[tuple[str, tuple[Endpoint, ...]]]:
         """Yield the name of each cluster, with its endpoints.
 
-        The first cluster load-balances between all endpoints. If the service is headless or its load balancing
-        is PASSTHROUGH, each endpoint has a cluster as well.
+        The first cluster load-balances between all endpoints. If the service is headless or its load
+        balancing is PASSTHROUGH, each endpoint has a cluster as well.
         """
         found = self.mesh.endpoints(self.service, self.port)
         yield names.outbound(self.service.host, self.port.port, self.subset), self._balanced(found)

@@ -1,7 +1,7 @@
 """Build a sidecar's snapshot of encoded resources from facts and policy decisions.
 
-Clients of one kind share their outbound resources, and pods with equal ports share their inbound resources. Both
-are cached until a change affects them. Sidecars with equal resources share the same Python objects.
+Clients of one kind share their outbound resources, and pods with equal ports share their inbound resources.
+Both are cached until a change affects them. Sidecars with equal resources share the same Python objects.
 """
 
 from __future__ import annotations

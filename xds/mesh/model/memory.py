@@ -1,7 +1,7 @@
 """Cached results about a mesh. The next mesh keeps those that a change cannot affect.
 
-The results are of other modules: lookups, policy decisions and encoded resources. This module only decides how
-long they stay.
+The results are of other modules: lookups, policy decisions and encoded resources. This module only decides
+how long they stay.
 """
 
 from __future__ import annotations

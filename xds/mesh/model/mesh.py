@@ -1,8 +1,8 @@
 """Mesh: all facts at one moment, with the indexes that decisions need.
 
 `apply` returns the next mesh. The two meshes share the indexes of namespaces that the change does not affect,
-and the cached results (`memory`) about services and pods that it does not affect. The cost of a change therefore
-depends on the size of the change, not on the size of the mesh.
+and the cached results (`memory`) about services and pods that it does not affect. The cost of a change
+therefore depends on the size of the change, not on the size of the mesh.
 """
 
 from __future__ import annotations

@@ -49,20 +49,19 @@ def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
     Services: if several Services forward to the port, the policies for the oldest Service apply. The pod's
     listener takes the protocol of the port from that Service too.
     """
-    facts = mesh.in_namespace(pod.namespace)
-    # Pods with the same key cannot have different decisions.
-    workload = facts.workload_authentications
-    if workload:
-        labels = pod.meta.labels
-        workload = tuple(item for item in workload if item.scope_unknown or covers(item.selector, labels))
-    exposure = mesh.exposure(pod, port) if facts.has_targets else None
-    key = (
-        pod.namespace,
-        tuple([item.ref for item in workload]),
-        port if workload else 0,
-        (exposure.service.name, exposure.port) if exposure else None,
-    )
     decisions: dict[object, ModeDecision] = mesh.scratch.setdefault("modes", {})
+    facts = mesh.in_namespace(pod.namespace)
+    key: object = pod.namespace
+    exposure: Exposure | None = None
+    # Pods and ports with the same key cannot have different decisions.
+    if facts.workload_authentications or facts.has_targets:
+        exposure = mesh.exposure(pod, port) if facts.has_targets else None
+        workload = tuple(
+            item.ref
+            for item in facts.workload_authentications
+            if item.scope_unknown or covers(item.selector or {}, pod.meta.labels)
+        )
+        key = (key, workload, port if workload else 0, exposure and (exposure.service.name, exposure.port))
     decision = decisions.get(key)
     if decision is None:
         decision = decisions[key] = _effective_mode(mesh, pod, port, exposure)
