@@ -24,13 +24,13 @@ from xds.mesh.controlplane import batcher, publisher
 from xds.mesh.envoy.translate import steps
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Pod, Ref
-from xds.snapshot import Resource, Snapshot
+from xds.snapshot import ResourceSet, Snapshot
 
 
 async def test_problem_of_a_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = True
 
-    def build(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
+    def build(mesh: Mesh, pod: Pod, secrets: ResourceSet) -> Generator[None, None, Snapshot]:
         if broken:
             raise RuntimeError("a bug")
         return (yield from steps(mesh, pod, secrets))
@@ -82,7 +82,7 @@ async def test_change_time_is_when_the_source_reported_it() -> None:
 async def test_superseded_translation_keeps_the_change_time(monkeypatch: pytest.MonkeyPatch) -> None:
     supersede = False
 
-    def slow(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...]) -> Generator[None, None, Snapshot]:
+    def slow(mesh: Mesh, pod: Pod, secrets: ResourceSet) -> Generator[None, None, Snapshot]:
         nonlocal supersede
         if supersede:
             supersede = False

@@ -20,9 +20,8 @@ from xds.mesh.envoy.translate import steps as translation_steps
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
 from xds.mesh.rollout.proxies import PodName
-from xds.resources import Resource
 from xds.server import Subscriber
-from xds.snapshot import Snapshot
+from xds.snapshot import ResourceSet, Snapshot
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +90,7 @@ class Publisher:
         self,
         mesh: Mesh,
         pod: Pod,
-        secrets: Callable[[], tuple[Resource, ...]],
+        secrets: Callable[[], ResourceSet],
         is_outdated: Callable[[], bool],
     ) -> tuple[Snapshot, float | None] | None:
         """Take a pod from the queue and translate it.
@@ -127,7 +126,7 @@ class Publisher:
         return snapshot, changed_at
 
     async def _run(
-        self, mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], is_outdated: Callable[[], bool]
+        self, mesh: Mesh, pod: Pod, secrets: ResourceSet, is_outdated: Callable[[], bool]
     ) -> Snapshot | None:
         """Translate a pod in time slices. Return None if newer changes superseded the translation."""
         translation = translation_steps(mesh, pod, secrets)

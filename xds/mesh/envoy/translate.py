@@ -31,7 +31,7 @@ from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
 
 def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snapshot:
     """Build a pod's snapshot without yielding to the event loop."""
-    translation = steps(mesh, pod, secrets)
+    translation = steps(mesh, pod, ResourceSet(secrets))
     while True:
         try:
             next(translation)
@@ -40,11 +40,11 @@ def translate(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Snaps
             return snapshot
 
 
-def steps(mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = ()) -> Generator[None, None, Snapshot]:
+def steps(mesh: Mesh, pod: Pod, secrets: ResourceSet) -> Generator[None, None, Snapshot]:
     """Build a pod's snapshot. Yields after each service to let the event loop run other tasks."""
     outbound_resources = yield from outbound_of(mesh, pod)
     types = outbound_resources.with_own(_own_resources(mesh, pod))
-    return Snapshot({**types, SECRET: ResourceSet(secrets)}, generation=mesh.served.generation)
+    return Snapshot({**types, SECRET: secrets}, generation=mesh.served.generation)
 
 
 def warm() -> None:
@@ -67,10 +67,10 @@ def _own_resources(mesh: Mesh, pod: Pod) -> OwnResources:
     """Return the resources of the pod's own ports."""
     if mesh.get(pod.ref) is not pod:
         return _build_own(mesh, pod)
-    memo = mesh.memory.pods(pod.namespace)
-    own: OwnResources | None = memo.get(pod.name)
+    key = (pod.namespace, pod.name)
+    own: OwnResources | None = mesh.memory.pods.get(key)
     if own is None:
-        own = memo[pod.name] = _build_own(mesh, pod)
+        own = mesh.memory.pods[key] = _build_own(mesh, pod)
     return own
 
 

@@ -6,12 +6,17 @@ how long they stay.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+T = TypeVar("T")
 
 ServiceKey: TypeAlias = tuple[str, str]
 """Namespace and name of a service."""
+
+PodKey: TypeAlias = tuple[str, str]
+"""Namespace and name of a pod."""
 
 MAX_UNUSED = 100
 """Number of changes after which a result that nothing has used is dropped."""
@@ -27,17 +32,14 @@ class Touched:
     """Services whose endpoints, settings or modes may differ."""
     settings: set[ServiceKey] = field(default_factory=set)
     """Those of them whose endpoints or settings may differ, and not only their modes."""
-    pods: dict[str, set[str]] = field(default_factory=dict)
-    """Names of the pods whose inbound ports or modes may differ, by namespace."""
+    exposures: set[PodKey] = field(default_factory=set)
+    """Pods whose inbound ports may differ."""
+    pods: set[PodKey] = field(default_factory=set)
+    """Further pods whose modes may differ."""
     namespaces: set[str] = field(default_factory=set)
-    """Namespaces in which this may be true of every pod."""
+    """Namespaces in which the modes of every pod may differ."""
     all_pods: bool = False
-    """Whether this may be true of every pod of the mesh."""
-
-    def add_pods(self, pods: Iterable[tuple[str, str]]) -> None:
-        """Add pods, by namespace and name."""
-        for namespace, name in pods:
-            self.pods.setdefault(namespace, set()).add(name)
+    """Whether the modes of every pod may differ."""
 
 
 class ServiceMemos:
@@ -57,7 +59,6 @@ class ServiceMemos:
 
     def without(self, touched: Collection[ServiceKey]) -> ServiceMemos:
         """Return a copy without the results about some services."""
-        # Meshes are made in a thread, and lookups elsewhere may add results meanwhile: change copies.
         memos = ServiceMemos()
         memos._current, memos._previous = self._current.copy(), self._previous.copy()
         for key in touched:
@@ -89,12 +90,11 @@ class Memory:
         """Results about a service that do not depend on modes."""
         self.modes = ServiceMemos()
         """Results about a service that depend on the modes of its endpoints as well."""
-        self._pods: dict[str, dict[str, Any]] = {}
+        self.exposures: dict[PodKey, Any] = {}
+        """Service ports that forward to a pod."""
+        self.pods: dict[PodKey, Any] = {}
+        """Results about the inbound ports and modes of a pod."""
         self._carried: dict[Hashable, Carried] = {}
-
-    def pods(self, namespace: str) -> dict[str, Any]:
-        """Return the results about the inbound ports and modes of pods, by the name of the pod."""
-        return self._pods.setdefault(namespace, {})
 
     def carried(self, key: Hashable) -> Carried | None:
         """Return a result about all services, which may be of an earlier mesh; None if there is none."""
@@ -110,21 +110,16 @@ class Memory:
     def without(self, touched: Touched) -> Memory:
         """Return the results that remain after a change."""
         memory = Memory()
-        memory.lookups = self.lookups.copy()
-        for key in touched.settings:
-            memory.lookups.pop(key, None)
+        memory.lookups = _without(self.lookups, touched.settings)
+        memory.exposures = _without(self.exposures, touched.exposures)
         memory.settings = self.settings.without(touched.settings)
         memory.modes = self.modes.without(touched.services)
         if not touched.all_pods:
-            memory._pods = self._pods.copy()
-            for namespace in touched.namespaces:
-                memory._pods.pop(namespace, None)
-            for namespace, names in touched.pods.items():
-                if namespace in memory._pods:
-                    remaining = memory._pods[namespace].copy()
-                    for name in names:
-                        remaining.pop(name, None)
-                    memory._pods[namespace] = remaining
+            memory.pods = _without(self.pods, touched.exposures | touched.pods)
+        if touched.namespaces:
+            memory.pods = {
+                key: value for key, value in memory.pods.items() if key[0] not in touched.namespaces
+            }
         memory._carried = {
             key: Carried(
                 carried.value,
@@ -136,3 +131,14 @@ class Memory:
             if carried.unused < MAX_UNUSED
         }
         return memory
+
+
+def _without(
+    results: dict[tuple[str, str], T], touched: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], T]:
+    """Return a copy without the results with some keys."""
+    # Meshes are made in a thread, and lookups elsewhere may add results meanwhile: change a copy.
+    results = results.copy()
+    for key in touched:
+        results.pop(key, None)
+    return results

@@ -163,7 +163,7 @@ class Mesh:
         for ref in {ref for ref, _ in changed}:
             if isinstance(pod := self.get(ref), Pod):
                 touched.services.update(self.touched_by(pod))
-                touched.add_pods([(pod.namespace, pod.name)])
+                touched.pods.add((pod.namespace, pod.name))
         for ref in self.served.rules.keys() | served.rules.keys():
             old_rule, new_rule = self.served_rule(ref), mesh.served_rule(ref)
             if old_rule != new_rule:
@@ -191,7 +191,7 @@ class Mesh:
                 touched.settings |= services
             case _:
                 touched.settings |= services
-                touched.add_pods((pod.namespace, pod.name) for pod in self._exposed_by(fact))
+                touched.exposures.update((pod.namespace, pod.name) for pod in self._exposed_by(fact))
 
     def _is_mesh_wide(self, fact: Fact) -> bool:
         """Whether a policy may apply to pods of every namespace."""
@@ -446,6 +446,15 @@ class Mesh:
 
     def exposures(self, pod: Pod) -> tuple[Exposure, ...]:
         """Return the service ports that forward to a pod, ready or not, oldest service first."""
+        if self.pod(pod.namespace, pod.name) is not pod:
+            return self._find_exposures(pod)
+        key = (pod.namespace, pod.name)
+        exposures: tuple[Exposure, ...] | None = self.memory.exposures.get(key)
+        if exposures is None:
+            exposures = self.memory.exposures[key] = self._find_exposures(pod)
+        return exposures
+
+    def _find_exposures(self, pod: Pod) -> tuple[Exposure, ...]:
         return tuple(sorted(self._exposures(pod), key=lambda exposure: exposure.service.meta.age_key))
 
     def _exposures(self, pod: Pod) -> Iterator[Exposure]:
