@@ -19,7 +19,7 @@ from xds.mesh.model.objects import Ref, Service, ServicePort
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits, TrafficPolicy
 from xds.mesh.policy.destination import ClientRule
 from xds.mesh.policy.listeners import Listener, has_endpoint_listeners, listeners_of
-from xds.mesh.policy.mtls import sends_mtls
+from xds.mesh.policy.mtls import sends_mtls_each
 from xds.snapshot import Resource
 
 _ENDPOINTS_PER_YIELD = 64
@@ -132,7 +132,7 @@ class _Builder:
                 mtls: list[bool] = []
                 for start in range(0, len(targets), _ENDPOINTS_PER_YIELD):
                     batch = targets[start : start + _ENDPOINTS_PER_YIELD]
-                    mtls += sends_mtls(self.mesh, self.rule, port.port, batch, port.subset)
+                    mtls += sends_mtls_each(self.mesh, self.rule, port.port, batch, port.subset)
                     if len(targets) > _ENDPOINTS_PER_YIELD:
                         yield
                 spec = _Assignment(name, targets, mtls)

@@ -321,7 +321,7 @@ def _served(mesh: Mesh, client: Pod, found: Connection, sent: Sent) -> Served:
 
 
 def _served_send(mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint) -> Send:
-    if all(sends_mtls(mesh, rule, port, (endpoint,))):
+    if sends_mtls(mesh, rule, port, endpoint):
         return Send.MTLS
     send = decide_for(mesh, rule, port, endpoint).send
     return Send.TLS if send is Send.TLS else Send.PLAINTEXT

@@ -1,7 +1,7 @@
 """mTLS decisions: the mode that a server's listener accepts, and what a client sends to each endpoint.
 
 No other module implements these rules. `xds explain` calls `decide`; the translator calls `served_mode` and
-`sends_mtls`.
+`sends_mtls_each`.
 """
 
 from __future__ import annotations
@@ -325,12 +325,19 @@ def decide_for_mode(
 
 
 def sends_mtls(
-    mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoints: Iterable[Endpoint], subset: str = ""
-) -> tuple[bool, ...]:
-    """Whether clients with this DestinationRule are currently configured to send each endpoint mutual TLS.
+    mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
+) -> bool:
+    """Whether clients with this DestinationRule are currently configured to send mutual TLS to an endpoint.
 
     During a rollout, the answer can differ from the decision of `decide_for`.
     """
+    return sends_mtls_each(mesh, rule, port, (endpoint,), subset) == (True,)
+
+
+def sends_mtls_each(
+    mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoints: Iterable[Endpoint], subset: str = ""
+) -> tuple[bool, ...]:
+    """Like `sends_mtls`, for several endpoints. Decide once for those that policies do not distinguish."""
     decided: dict[int, Decision] = {}
     served, sends = mesh.served.mtls, []
     for endpoint in endpoints:
