@@ -1,4 +1,4 @@
-"""The work that a change causes depends on what it affects, not on the number of services, pods and clients."""
+"""The work for a change depends on what it affects, not on the number of services, pods and clients."""
 
 from __future__ import annotations
 

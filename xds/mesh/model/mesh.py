@@ -173,6 +173,11 @@ class Mesh:
         mesh.memory = self.memory.without(touched)
         return mesh
 
+    def changed_namespaces(self, other: Mesh) -> frozenset[str]:
+        """Return the namespaces whose objects differ between two meshes, apart from default objects."""
+        old, new = other._without_defaults, self._without_defaults
+        return frozenset(name for name in old.keys() | new.keys() if old.get(name) is not new.get(name))
+
     def has_facts_of(self, other: Mesh) -> bool:
         """Whether two meshes have the same objects and settings. What is served may differ."""
         return self._without_defaults is other._without_defaults and self.config == other.config
