@@ -36,7 +36,7 @@ from xds.mesh.model.objects import Change, Fact, MeshConfig, Pod, Ref
 from xds.protocol.events import Acked
 from xds.protocol.wire import Node
 from xds.server import Refused
-from xds.snapshot import CLUSTER, ENDPOINT, SECRET, Resource, Snapshot
+from xds.snapshot import CLUSTER, ENDPOINT, SECRET, ResourceSet, Snapshot
 
 
 def assert_traceback_is_text(entry: MutableMapping[str, Any]) -> None:
@@ -175,7 +175,7 @@ async def test_constant_changes_do_not_starve_proxies() -> None:
 
 async def test_translation_yields_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(
-        mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+        mesh: Mesh, pod: Pod, secrets: ResourceSet, features: Features
     ) -> Generator[None, None, Snapshot]:
         for _ in range(100):
             busy(0.002)
@@ -198,7 +198,7 @@ async def test_superseded_translation_is_abandoned_but_not_twice(
     ended: list[tuple[str, bool]] = []
 
     def slow(
-        mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+        mesh: Mesh, pod: Pod, secrets: ResourceSet, features: Features
     ) -> Generator[None, None, Snapshot]:
         whole = False
         try:
@@ -223,7 +223,7 @@ async def test_failed_translation_does_not_block_other_pods(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(
-        mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+        mesh: Mesh, pod: Pod, secrets: ResourceSet, features: Features
     ) -> Generator[None, None, Snapshot]:
         if pod.name == "a":
             raise RuntimeError("a bug")

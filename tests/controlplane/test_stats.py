@@ -25,14 +25,14 @@ from xds.mesh.envoy.features import Features
 from xds.mesh.envoy.translate import steps
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Pod, Ref
-from xds.snapshot import Resource, Snapshot
+from xds.snapshot import ResourceSet, Snapshot
 
 
 async def test_problem_of_a_proxy_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = True
 
     def build(
-        mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+        mesh: Mesh, pod: Pod, secrets: ResourceSet, features: Features
     ) -> Generator[None, None, Snapshot]:
         if broken:
             raise RuntimeError("a bug")
@@ -86,7 +86,7 @@ async def test_superseded_translation_keeps_the_change_time(monkeypatch: pytest.
     supersede = False
 
     def slow(
-        mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...], features: Features
+        mesh: Mesh, pod: Pod, secrets: ResourceSet, features: Features
     ) -> Generator[None, None, Snapshot]:
         nonlocal supersede
         if supersede:

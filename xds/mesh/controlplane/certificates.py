@@ -13,7 +13,7 @@ from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.chain import bundle, to_pem
 from xds.mesh.identity.secrets import Issuer
 from xds.mesh.model.objects import MeshConfig, Pod
-from xds.resources import Resource
+from xds.snapshot import EMPTY, Resource, ResourceSet
 
 RETRY_DELAY = 1.0
 """Seconds after which a failed renewal is retried."""
@@ -45,6 +45,8 @@ class Certificates:
         self._external = external
         self._issuer = external or Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
         self._now = now
+        self._served: dict[tuple[str, str], ResourceSet] = {}
+        """The secrets of each pod, by its namespace and name."""
         self._changed = asyncio.Event()
         """Set when a certificate is due for renewal before the next check."""
         self._next_at: datetime | None = None
@@ -66,20 +68,26 @@ class Certificates:
         if isinstance(self._issuer, Issuer):
             self._issuer.rotate(authority, self._extra_roots)
 
-    def secrets_for(self, pod: Pod, config: MeshConfig, *, with_key: bool) -> tuple[Resource, ...] | None:
+    def secrets_for(self, pod: Pod, config: MeshConfig, *, with_key: bool) -> ResourceSet | None:
         """Return the secrets of a pod's sidecar, with its private key only if `with_key` is set.
 
         Return None if an external signer has not signed its certificate yet. `renew` is called once it has.
         """
         if config.sds_socket:
-            return ()  # An SDS server on this socket serves certificates and roots to sidecars.
+            return EMPTY  # An SDS server on this socket serves certificates and roots to sidecars.
         if not with_key:
-            return (self.roots,)
+            return ResourceSet((self.roots,))
         secrets = self._issuer.secrets_for(pod, config.trust_domain, self._now())
+        if secrets is None:
+            return None
+        key = (pod.namespace, pod.name)
+        known = self._served.get(key, EMPTY)
+        if any(known.get(secret.name) is not secret for secret in secrets):
+            known = self._served[key] = ResourceSet(secrets)
         at = self._issuer.renew_at(pod)
         if at and (self._next_at is None or at < self._next_at):
             self._changed.set()
-        return secrets
+        return known
 
     def renew_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate is due for renewal; None if it has none."""
@@ -96,6 +104,7 @@ class Certificates:
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""
         self._issuer.forget(pod)
+        self._served.pop((pod.namespace, pod.name), None)
 
     def stats(self) -> CertificateStats:
         """Return certificate statistics."""

@@ -142,9 +142,9 @@ class Connections:
     def mesh_changed(self, before: Mesh) -> None:
         """Check the streams of pods that have changed, and end those whose caller lost its right."""
         mesh = self._mesh()
-        for key, streams in self.streams.items():
-            pod, old_pod = mesh.pod(*key), before.pod(*key)
-            if pod is old_pod:
+        changed = mesh.changed_namespaces(before)
+        for key, streams in self.streams.items() if changed else ():
+            if key[0] not in changed or (pod := mesh.pod(*key)) is (old_pod := before.pod(*key)):
                 continue
             for subscriber in streams:
                 if pod:

@@ -175,9 +175,8 @@ class Controller:
                 await self._apply(self.batcher.take())
             elif self.ready.is_set() and self._must_advance_rollouts():
                 await self._advance_rollouts(rollout_log)
-            elif key := self.publisher.next:
-                await self._serve(key)
-                await self.publisher.yield_to_loop()
+            elif self.publisher.next:
+                await self._serve_queued()
             else:
                 await self._wait_for_work()
 
@@ -248,6 +247,13 @@ class Controller:
         """Queue all connected pods."""
         for key, _ in self.connections.pods():
             self.publisher.schedule(key, changed_at)
+
+    async def _serve_queued(self) -> None:
+        """Serve queued pods until the time slice is used up. Then, more urgent work may be due."""
+        while key := self.publisher.next:
+            await self._serve(key)
+            if await self.publisher.yield_to_loop():
+                return
 
     async def _serve(self, key: PodName) -> None:
         """Translate a queued pod, and publish the snapshot to its streams."""

@@ -21,9 +21,8 @@ from xds.mesh.envoy.translate import steps as translation_steps
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
 from xds.mesh.rollout.proxies import PodName
-from xds.resources import Resource
 from xds.server import Subscriber
-from xds.snapshot import Snapshot
+from xds.snapshot import ResourceSet, Snapshot
 
 log = structlog.get_logger(__name__)
 
@@ -92,7 +91,7 @@ class Publisher:
         self,
         mesh: Mesh,
         pod: Pod,
-        secrets: Callable[[], tuple[Resource, ...] | None],
+        secrets: Callable[[], ResourceSet | None],
         features: Features,
         is_outdated: Callable[[], bool],
     ) -> tuple[Snapshot, float | None] | None:

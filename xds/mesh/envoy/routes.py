@@ -16,21 +16,23 @@ from envoy_data_plane.envoy.config.route.v3 import (
     RouteActionMaxStreamDuration,
     RouteActionUpgradeConfig,
     RouteActionUpgradeConfigConnectConfig,
-    RouteConfiguration,
     RouteMatch,
     RouteMatchConnectMatcher,
     VirtualHost,
 )
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import PreviousHostsPredicate
 
-from xds.codec import pack
+from xds.codec import encode, field, join, pack
 from xds.mesh.envoy import names
 from xds.mesh.envoy.common import seconds
 from xds.mesh.envoy.filters import alpn_filter
 from xds.mesh.model.objects import CLUSTER_DOMAIN, Protocol, Service
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits
-from xds.resources import Resource, resource
+from xds.snapshot import ROUTE, TYPE_PREFIX, Resource
 
+_NAME = ROUTE.removeprefix(TYPE_PREFIX)
+_VALIDATE_CLUSTERS = field(7, b"")
+"""`validate_clusters: false`, as a BoolValue."""
 _UNKNOWN = "502: no service of the mesh is called %REQ(:AUTHORITY)%; ask for SERVICE.NAMESPACE:PORT\n"
 _NOT_HTTP = "502: %REQ(:AUTHORITY)% speaks TCP: use CONNECT\n"
 
@@ -137,10 +139,11 @@ def _refusals(text: str, *, connect: bool) -> list[Route]:
     return routes
 
 
-@lru_cache(maxsize=8192)
-def _virtual_host(name: str, domains: tuple[str, ...], host: Host, *, proxied: bool) -> VirtualHost:
+@lru_cache(maxsize=16384)
+def _virtual_host(name: str, domains: tuple[str, ...], host: Host, *, proxied: bool) -> bytes:
+    """Return an encoded virtual host. Many route configurations contain it."""
     if not proxied:
-        return VirtualHost(name=name, domains=list(domains), routes=[to_cluster(host.cluster)])
+        return encode(VirtualHost(name=name, domains=list(domains), routes=[to_cluster(host.cluster)]))
     routes = [_tunnel(host.cluster, host.limits)]
     if host.protocol is Protocol.TCP:
         routes += _refusals(_NOT_HTTP, connect=False)
@@ -152,7 +155,7 @@ def _virtual_host(name: str, domains: tuple[str, ...], host: Host, *, proxied: b
                 {override.name: override.typed_config} if override.typed_config else {}
             )
         routes.append(route)
-    return VirtualHost(name=name, domains=list(domains), routes=routes)
+    return encode(VirtualHost(name=name, domains=list(domains), routes=routes))
 
 
 def with_ports(hosts: tuple[str, ...], port: int, *, bare: bool) -> tuple[str, ...]:
@@ -161,7 +164,7 @@ def with_ports(hosts: tuple[str, ...], port: int, *, bare: bool) -> tuple[str, .
     return tuple(domain for host in bracketed for domain in ((host,) if bare else ()) + (f"{host}:{port}",))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=256)
 def route_configuration(
     name: str, hosts: tuple[Host, ...], *, allow_any: bool, proxied: bool = False
 ) -> Resource:
@@ -177,7 +180,7 @@ def route_configuration(
         proxied: whether applications use the listener as an HTTP proxy for all ports.
     """
     used_domains: set[str] = set()
-    virtual_hosts: list[VirtualHost] = []
+    virtual_hosts: list[bytes] = []
     for host in sorted(hosts, key=lambda host: host.is_endpoint):
         bare = host.port == 80 if proxied else True
         candidates = dict.fromkeys(with_ports(host.domains, host.port, bare=bare))
@@ -187,13 +190,11 @@ def route_configuration(
             label = f"{host.domains[0]}:{host.port}"
             virtual_hosts.append(_virtual_host(label, domains, host, proxied=proxied))
     if allow_any and not proxied:
-        virtual_hosts.append(
-            VirtualHost(
-                name="allow_any", domains=["*"], routes=[to_cluster(names.PASSTHROUGH, retries=False)]
-            )
-        )
+        label, default_routes = "allow_any", [to_cluster(names.PASSTHROUGH, retries=False)]
     else:
-        virtual_hosts.append(
-            VirtualHost(name="block_all", domains=["*"], routes=_refusals(_UNKNOWN, connect=proxied))
-        )
-    return resource(RouteConfiguration(name=name, virtual_hosts=virtual_hosts, validate_clusters=False))
+        label, default_routes = "block_all", _refusals(_UNKNOWN, connect=proxied)
+    virtual_hosts.append(encode(VirtualHost(name=label, domains=["*"], routes=default_routes)))
+    # The numbers are those of the fields in Envoy's protos.
+    fields = (field(1, name.encode()), *(field(2, host) for host in virtual_hosts), _VALIDATE_CLUSTERS)
+    body = join(_NAME, fields)
+    return Resource.of(ROUTE, name, body)

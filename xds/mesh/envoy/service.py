@@ -1,36 +1,42 @@
-"""Build the resources for one service in its clients' sidecars."""
+"""Build the resources for one service in its clients' sidecars.
+
+They have three parts. Each is built once for all clients that share it, and built again only after a change
+that may affect it: clusters, load assignments (the only part that depends on modes) and addresses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.envoy import clusters, endpoints, names, outbound, routes
 from xds.mesh.envoy.features import Features
+from xds.mesh.model.memory import ServiceKey, ServiceMemos
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import Ref, Service, ServicePort
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits, TrafficPolicy
 from xds.mesh.policy.destination import ClientRule
 from xds.mesh.policy.listeners import Listener, has_endpoint_listeners, listeners_of
-from xds.mesh.policy.mtls import sends_mtls
+from xds.mesh.policy.mtls import sends_mtls_each
 from xds.snapshot import Resource
 
 _ENDPOINTS_PER_YIELD = 64
-"""Number of endpoints after which the build yields to the event loop: about 5 ms of work."""
+"""Number of endpoints after which the build yields to the event loop."""
+
+T = TypeVar("T")
+
+Resources: TypeAlias = tuple[Resource, ...]
 
 
-class ServiceResources(NamedTuple):
-    """Resources for one service in its clients' sidecars."""
+class Addresses(NamedTuple):
+    """What clients connect to: names and addresses of a service and its endpoints."""
 
-    clusters: list[Resource]
-    """Clusters of the service's ports and subsets, and of endpoints that clients address individually."""
-    endpoints: list[Resource]
-    """Load assignments of these clusters."""
-    listeners: list[Resource]
+    listeners: Resources = ()
     """Listeners for the addresses of the service and its endpoints, for intercepted traffic."""
-    hosts: list[routes.Host]
+    hosts: tuple[routes.Host, ...] = ()
     """Hosts that routes match: the names and addresses of the service and its endpoints."""
 
 
@@ -43,31 +49,184 @@ def sources_of(mesh: Mesh, *refs: Ref) -> tuple[str, ...]:
     return tuple(sources)
 
 
-def build(
-    mesh: Mesh, service: Service, rule: ClientRule | None, features: Features, *, same_namespace: bool
-) -> Generator[None, None, ServiceResources]:
-    """Build the resources for all clients with the same rule and the same features of Envoy.
+def clusters_of(
+    mesh: Mesh, service: Service, rule: ClientRule | None, features: Features
+) -> Generator[None, None, Resources]:
+    """Return the clusters of a service for all clients with the same rule and the same features of Envoy.
+
+    They are those of its ports and subsets, and of endpoints that clients address individually.
+    """
+    builder = _Builder(mesh, service, rule, mesh.memory.settings)
+    return builder.memoized(("clusters", features), lambda: builder.clusters(features), ())
+
+
+def assignments_of(mesh: Mesh, service: Service, rule: ClientRule | None) -> Generator[None, None, Resources]:
+    """Return the load assignments of `clusters_of`."""
+    builder = _Builder(mesh, service, rule, mesh.memory.modes)
+    return builder.memoized("assignments", builder.assignments, ())
+
+
+def addresses_of(
+    mesh: Mesh, service: Service, rule: ClientRule | None, *, same_namespace: bool
+) -> Generator[None, None, Addresses]:
+    """Return the addresses of a service for all clients with the same rule.
 
     `same_namespace` is whether the clients are in the service's namespace.
     """
-    sources = sources_of(mesh, *(rule.refs if rule else ()), service.ref)
-    # Ignore addresses that belong to another service or namespace.
-    service = replace(service, addresses=tuple(a for a in service.addresses if mesh.may_answer(service, a)))
-    result = ServiceResources([], [], [], [])
-    for port in service.ports:
-        subsets = ("", *(subset.name for subset in rule.subsets)) if rule else ("",)
-        for subset in dict.fromkeys(subsets):
-            policy = rule.for_port(port.port, subset) if rule else TrafficPolicy()
-            builder = _PortBuilder(mesh, service, port, rule, subset, policy, sources, features)
-            yield from builder.add_balanced(result)
-            if not subset:
-                yield from builder.add_addressed(result, same_namespace=same_namespace)
-    return result
+    builder = _Builder(mesh, service, rule, mesh.memory.settings)
+    part = "own addresses" if same_namespace else "addresses"
+    return builder.memoized(part, lambda: builder.addresses(same_namespace=same_namespace), Addresses())
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Build resources of one service for clients with the same rule."""
+
+    mesh: Mesh
+    service: Service
+    rule: ClientRule | None
+    memos: ServiceMemos
+
+    @property
+    def key(self) -> ServiceKey:
+        return self.service.namespace, self.service.name
+
+    def memoized(
+        self, part: Hashable, build: Callable[[], Generator[None, None, T]], nothing: T
+    ) -> Generator[None, None, T]:
+        """Return a part of the resources; build it if necessary. If that fails, return the previous one."""
+        key, memo = (part, self.rule.refs if self.rule else ()), self.memos.of(self.key)
+        if key not in memo:
+            try:
+                memo[key] = yield from build()
+            except Exception as error:  # noqa: BLE001 - one service must not affect others
+                self.mesh.failures[self.service.ref] = error
+                memo[key] = self.memos.previous(self.key).get(key, nothing)
+            yield
+        result: T = memo[key]
+        return result
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return sources_of(self.mesh, *(self.rule.refs if self.rule else ()), self.service.ref)
+
+    def clusters(self, features: Features) -> Generator[None, None, Resources]:
+        sources, identities = self.sources, self.mesh.identities(self.service)
+        result = []
+        for port in self._ports():
+            for name, _ in port.destinations():
+                spec = clusters.OutboundSpec(
+                    name=name,
+                    sni=names.sni(self.service.host, port.port.port, port.subset),
+                    protocol=port.port.protocol,
+                    policy=port.policy,
+                    identities=identities,
+                    features=features,
+                )
+                create = partial(clusters.outbound, self.mesh.config, spec)
+                result.append(self._cached(name, spec, create, sources))
+                yield
+        return tuple(result)
+
+    def assignments(self) -> Generator[None, None, Resources]:
+        sources = self.sources
+        result = []
+        for port in self._ports():
+            for name, targets in port.destinations():
+                mtls: list[bool] = []
+                for start in range(0, len(targets), _ENDPOINTS_PER_YIELD):
+                    batch = targets[start : start + _ENDPOINTS_PER_YIELD]
+                    mtls += sends_mtls_each(self.mesh, self.rule, port.port, batch, port.subset)
+                    if len(targets) > _ENDPOINTS_PER_YIELD:
+                        yield
+                spec = _Assignment(name, targets, mtls)
+                result.append(self._cached(name, spec, spec.create, sources))
+        return tuple(result)
+
+    def addresses(self, *, same_namespace: bool) -> Generator[None, None, Addresses]:
+        sources = self.sources
+        hosts: list[routes.Host] = []
+        listeners = []
+        for port in self._ports():
+            if port.subset:
+                continue
+            hosts += port.hosts(same_namespace=same_namespace)
+            for spec in port.listeners(same_namespace=same_namespace):
+                create = partial(outbound.destination_listener, self.mesh.config, spec)
+                listeners.append(self._cached(f"{spec.address}_{spec.port}", spec, create, sources))
+                yield
+        return Addresses(tuple(listeners), tuple(hosts))
+
+    def _ports(self) -> Iterator[_Port]:
+        """Yield the ports of the service, each without and with each subset."""
+        mesh, rule = self.mesh, self.rule
+        # Ignore addresses that belong to another service or namespace.
+        addresses = tuple(a for a in self.service.addresses if mesh.may_answer(self.service, a))
+        service = self.service
+        if addresses != service.addresses:
+            service = replace(service, addresses=addresses)
+        for port in service.ports:
+            subsets = ("", *(subset.name for subset in rule.subsets)) if rule else ("",)
+            for subset in dict.fromkeys(subsets):
+                policy = rule.for_port(port.port, subset) if rule else _NO_POLICY
+                yield _Port(mesh, service, port, rule, subset, policy)
+
+    def _cached(
+        self,
+        name: str,
+        spec: object,
+        create: Callable[[tuple[str, ...]], Resource],
+        sources: tuple[str, ...],
+    ) -> Resource:
+        """Return the resource for a spec.
+
+        Reuse a resource with the same spec that was built for other clients, or before the last change.
+        """
+        key = ("cached", name)
+        cache: list[tuple[object, Resource]] = self.memos.of(self.key).setdefault(key, [])
+        resource = next((resource for cached_spec, resource in cache if cached_spec == spec), None)
+        if resource is None:
+            previous = self.memos.previous(self.key).get(key, ())
+            reusable = (resource for old_spec, resource in previous if old_spec == spec)
+            resource = next(reusable, None) or create(sources)
+            cache.append((spec, resource))
+        return resource if resource.sources == sources else replace(resource, sources=sources)
+
+
+_NO_POLICY = TrafficPolicy()
+
+
+class _Assignment:
+    """Specification of a load assignment."""
+
+    def __init__(self, name: str, endpoints: tuple[Endpoint, ...], mtls: list[bool]) -> None:
+        self.name, self.endpoints, self.mtls = name, endpoints, mtls
+
+    @cached_property
+    def targets(self) -> list[endpoints.Target]:
+        """The endpoints, as the assignment describes them."""
+        return [
+            endpoints.target(endpoint, mtls=mtls)
+            for endpoint, mtls in zip(self.endpoints, self.mtls, strict=True)
+        ]
+
+    def create(self, sources: tuple[str, ...]) -> Resource:
+        """Build the assignment."""
+        return endpoints.assignment(self.name, self.targets, sources)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Assignment):
+            return NotImplemented
+        if self.endpoints is other.endpoints:
+            return self.mtls == other.mtls
+        return self.targets == other.targets
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True)
-class _PortBuilder:
-    """Build the resources of one service port, or a subset of it, for clients with the same rule."""
+class _Port:
+    """A port of a service, or a subset of it, for clients with the same rule."""
 
     mesh: Mesh
     service: Service
@@ -75,115 +234,84 @@ class _PortBuilder:
     rule: ClientRule | None
     subset: str
     policy: TrafficPolicy
-    sources: tuple[str, ...]
-    features: Features
 
     @property
     def limits(self) -> TcpLimits:
         pool = self.policy.connection_pool
         return pool.tcp_limits if pool else NO_LIMITS
 
-    def cluster(self, name: str) -> Resource:
-        spec = clusters.OutboundSpec(
-            name=name,
-            sni=names.sni(self.service.host, self.port.port, self.subset),
-            protocol=self.port.protocol,
-            policy=self.policy,
-            identities=self.mesh.identities(self.service),
-            features=self.features,
-        )
-        return self._cached(name, spec, lambda: clusters.outbound(self.mesh.config, spec, self.sources))
+    @property
+    def has_endpoint_listeners(self) -> bool:
+        return not self.subset and has_endpoint_listeners(self.service, self.policy)
 
-    def assignment(self, name: str, targets: list[endpoints.Target]) -> Resource:
-        return self._cached(name, targets, lambda: endpoints.assignment(name, targets, self.sources))
+    def destinations(self) -> Iterator[tuple[str, tuple[Endpoint, ...]]]:
+        """Yield the name of each cluster, with its endpoints.
 
-    def _cached(self, name: str, spec: object, create: Callable[[], Resource]) -> Resource:
-        """Return the resource for a spec.
-
-        Reuse a resource with the same spec that was built for other clients, or before the last change.
+        The first cluster load-balances between all endpoints. If the service is headless or its load
+        balancing is PASSTHROUGH, each endpoint has a cluster as well.
         """
-        key = ("cached", name)
-        cache: list[tuple[object, Resource]] = self.mesh.memo(self.service).setdefault(key, [])
-        resource = next((resource for cached_spec, resource in cache if cached_spec == spec), None)
-        if resource is None:
-            previous = self.mesh.previous_memo(self.service).get(key, ())
-            resource = (
-                next((resource for old_spec, resource in previous if old_spec == spec), None) or create()
-            )
-            cache.append((spec, resource))
-        return resource if resource.sources == self.sources else replace(resource, sources=self.sources)
+        found = self.mesh.endpoints(self.service, self.port)
+        yield names.outbound(self.service.host, self.port.port, self.subset), self._balanced(found)
+        if self.has_endpoint_listeners:
+            for endpoint in found:
+                # Requests to a specific pod reach it even if it is not ready.
+                if self._names_and_addresses(endpoint, same_namespace=False):
+                    yield self._addressed(endpoint), (replace(endpoint, ready=True),)
 
-    def target(self, endpoint: Endpoint) -> endpoints.Target:
-        mtls = sends_mtls(self.mesh, self.rule, self.port, endpoint, self.subset)
-        return endpoints.target(endpoint, mtls=mtls)
-
-    def add_balanced(self, result: ServiceResources) -> Iterator[None]:
-        """Add the cluster that load-balances between all endpoints."""
-        name = names.outbound(self.service.host, self.port.port, self.subset)
+    def _balanced(self, found: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        """Return the endpoints to balance between."""
         subset = self.rule.subset(self.subset) if self.rule else None
-        subset_labels = subset.labels if subset else {}
+        labels = subset.labels if subset else {}
         outlier = self.policy.outlier_detection
         # A panic threshold would send requests to endpoints that are not ready.
         only_ready = bool(outlier and outlier.min_health_percent)
-        targets = []
-        for count, endpoint in enumerate(self.mesh.endpoints(self.service, self.port), 1):
-            pod_labels = endpoint.pod.meta.labels if endpoint.pod else {}
-            if covers(subset_labels, pod_labels) and (endpoint.ready or not only_ready):
-                targets.append(self.target(endpoint))
-            if count % _ENDPOINTS_PER_YIELD == 0:
-                yield
-        result.clusters.append(self.cluster(name))
-        result.endpoints.append(self.assignment(name, targets))
-        yield
+        if not labels and not only_ready:
+            return found
+        return tuple(
+            endpoint
+            for endpoint in found
+            if covers(labels, endpoint.pod.meta.labels if endpoint.pod else {})
+            and (endpoint.ready or not only_ready)
+        )
 
-    def add_addressed(self, result: ServiceResources, *, same_namespace: bool) -> Iterator[None]:
-        """Add hosts and listeners for the service's names and addresses.
+    def _addressed(self, endpoint: Endpoint | None) -> str:
+        """Return the name of an endpoint's cluster, or else of the service's."""
+        return names.outbound(self.service.host, self.port.port, endpoint.address if endpoint else "")
 
-        If the service is headless or its load balancing is PASSTHROUGH, also add each endpoint.
-        """
-        service, port = self.service, self.port
-        name = names.outbound(service.host, port.port)
-        domains = routes.service_names(service, same_namespace=same_namespace)
-        result.hosts.append(routes.Host(domains, port.port, name, port.protocol, limits=self.limits))
-        for_endpoints = has_endpoint_listeners(service, self.policy)
-        for endpoint in self.mesh.endpoints(service, port) if for_endpoints else ():
-            self.add_endpoint(result, endpoint, same_namespace=same_namespace)
-            yield
-        service_route = (routes.with_ports(domains, port.port, bare=True), name)
-        for listener in listeners_of(self.mesh, service, port, for_endpoints=for_endpoints):
-            self.add_listener(result, listener, service_route)
-            yield
-
-    def add_endpoint(self, result: ServiceResources, endpoint: Endpoint, *, same_namespace: bool) -> None:
-        """Add the cluster of one endpoint, with hosts for its host name and address."""
+    def _names_and_addresses(self, endpoint: Endpoint, *, same_namespace: bool) -> tuple[str, ...]:
+        """Return the host names of an endpoint, and its address if the service may answer it."""
         host_names: tuple[str, ...] = ()
         if endpoint.hostname:
             host_names = routes.pod_names(endpoint.hostname, self.service, same_namespace=same_namespace)
-        addresses = (endpoint.address,) if self.mesh.may_answer(self.service, endpoint.address) else ()
-        domains = (*host_names, *addresses)
-        if not domains:
-            return
-        name = names.outbound(self.service.host, self.port.port, endpoint.address)
-        # Requests to a specific pod reach it even if it is not ready.
-        target = self.target(endpoint)._replace(ready=True)
-        result.clusters.append(self.cluster(name))
-        result.endpoints.append(self.assignment(name, [target]))
-        for number in dict.fromkeys((self.port.port, endpoint.port)):
-            result.hosts.append(routes.Host(domains, number, name, self.port.protocol, is_endpoint=True))
+        may_answer = self.mesh.may_answer(self.service, endpoint.address)
+        return (*host_names, endpoint.address) if may_answer else host_names
 
-    def add_listener(
-        self, result: ServiceResources, listener: Listener, service_route: tuple[tuple[str, ...], str]
-    ) -> None:
-        address, number, endpoint = listener.address, listener.number, listener.endpoint
-        cluster = names.outbound(self.service.host, self.port.port, endpoint.address if endpoint else "")
-        if listener.is_closed:
-            cluster = names.BLACK_HOLE
-        elif endpoint is None:
+    def hosts(self, *, same_namespace: bool) -> Iterator[routes.Host]:
+        """Yield the hosts of the service, and of endpoints with a cluster of their own."""
+        domains = routes.service_names(self.service, same_namespace=same_namespace)
+        name, protocol = self._addressed(None), self.port.protocol
+        yield routes.Host(domains, self.port.port, name, protocol, limits=self.limits)
+        if self.has_endpoint_listeners:
+            for endpoint in self.mesh.endpoints(self.service, self.port):
+                if own := self._names_and_addresses(endpoint, same_namespace=same_namespace):
+                    for number in dict.fromkeys((self.port.port, endpoint.port)):
+                        yield routes.Host(own, number, self._addressed(endpoint), protocol, is_endpoint=True)
+
+    def listeners(self, *, same_namespace: bool) -> Iterator[outbound.Destination]:
+        """Yield the listeners for the addresses of the service and its endpoints."""
+        domains = routes.service_names(self.service, same_namespace=same_namespace)
+        service_route = (routes.with_ports(domains, self.port.port, bare=True), self._addressed(None))
+        for listener in listeners_of(
+            self.mesh, self.service, self.port, for_endpoints=self.has_endpoint_listeners
+        ):
+            yield self._listener(listener, service_route)
+
+    def _listener(
+        self, listener: Listener, service_route: tuple[tuple[str, ...], str]
+    ) -> outbound.Destination:
+        cluster = names.BLACK_HOLE if listener.is_closed else self._addressed(listener.endpoint)
+        if listener.endpoint is None and not listener.is_closed:
             service_route = ((), "")  # All connections go to the cluster of the service anyway.
-        spec = outbound.Destination(address, number, self.port.protocol, cluster, self.limits, service_route)
-        found = self._cached(
-            f"{address}_{number}",
-            spec,
-            lambda: outbound.destination_listener(self.mesh.config, spec, self.sources),
+        return outbound.Destination(
+            listener.address, listener.number, self.port.protocol, cluster, self.limits, service_route
         )
-        result.listeners.append(found)

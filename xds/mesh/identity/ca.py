@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache, lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -258,6 +259,7 @@ class Authority:
         return chains.to_pem([bridge, *(self.certificate, *self.issuers)[:-1]])
 
 
+@lru_cache(maxsize=16)
 def _identifier(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:
     try:
         return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
@@ -286,6 +288,7 @@ def _utc(time: datetime) -> datetime:
     return time.astimezone(UTC).replace(microsecond=0)
 
 
+@cache
 def key_usage(*, ca: bool) -> x509.KeyUsage:
     """Return the key usage of a CA or of a leaf."""
     return x509.KeyUsage(

@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from envoy_data_plane.envoy.config.core.v3 import DataSource
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
     Secret,
-    TlsCertificate,
 )
 
-from xds.codec import encode
+from xds.codec import message_class, serialize
 from xds.mesh.identity import CERTIFICATE, ROOTS, chain
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority, Leaf
 from xds.mesh.model.objects import Pod
 from xds.resources import SECRET, Resource, resource
+from xds.snapshot import TYPE_PREFIX
 
 Owner: TypeAlias = tuple[str, str, str, datetime | None]
 """Owner of a key: service account, trust domain, pod UID and creation time.
@@ -36,14 +36,11 @@ def owner(pod: Pod, trust_domain: str) -> Owner:
 
 def certificate_secret(leaf: Leaf) -> Resource:
     """Return the secret `default`. Its version depends only on the certificate."""
-    secret = Secret(
-        name=CERTIFICATE,
-        tls_certificate=TlsCertificate(
-            certificate_chain=DataSource(inline_bytes=leaf.chain),
-            private_key=DataSource(inline_bytes=leaf.key.to_pem()),
-        ),
-    )
-    return Resource.of(SECRET, CERTIFICATE, encode(secret), version=leaf.fingerprint[:16])
+    # Each sidecar has one. It is built with protobuf, which is ten times faster than betterproto2.
+    secret: Any = message_class(SECRET.removeprefix(TYPE_PREFIX))(name=CERTIFICATE)
+    secret.tls_certificate.certificate_chain.inline_bytes = leaf.chain
+    secret.tls_certificate.private_key.inline_bytes = leaf.key.to_pem()
+    return Resource.of(SECRET, CERTIFICATE, serialize(secret), version=leaf.fingerprint[:16])
 
 
 def roots_secret(roots: Iterable[bytes]) -> Resource:

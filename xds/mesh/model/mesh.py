@@ -1,18 +1,19 @@
 """Mesh: all facts at one moment, with the indexes that decisions need.
 
 `apply` returns the next mesh. The two meshes share the indexes of namespaces that the change does not affect,
-and the cached results (`memo`) of services that it does not affect. The cost of a change therefore depends on
-the size of the change, not on the size of the mesh.
+and the cached results (`memory`) about services and pods that it does not affect. The cost of a change
+therefore depends on the size of the change, not on the size of the mesh.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from xds.mesh.model.addresses import Addresses, addresses_of
 from xds.mesh.model.defaults import default_objects
+from xds.mesh.model.memory import Memory, ServiceKey, Touched
 from xds.mesh.model.namespace import NOTHING, NamespaceFacts
 from xds.mesh.model.objects import (
     LOCALITY_LABEL,
@@ -32,9 +33,6 @@ from xds.mesh.model.objects import (
     ServicePort,
     UnknownService,
 )
-
-ServiceKey: TypeAlias = tuple[str, str]
-"""Namespace and name of a service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +97,7 @@ class Exposure(NamedTuple):
 class Mesh:
     """All facts at one moment.
 
-    Facts and indexes never change; `apply` returns the next mesh. Only the caches (`memo`, `scratch`) and
+    Facts and indexes never change; `apply` returns the next mesh. Only the caches (`memory`, `scratch`) and
     `failures` are written while the mesh is in use.
     """
 
@@ -108,14 +106,14 @@ class Mesh:
         by_ref = {fact.ref: fact for fact in facts}
         self._without_defaults: Mapping[str, NamespaceFacts] = _by_namespace(by_ref, {})
         self._addresses = Addresses().changed((ref, None, fact) for ref, fact in by_ref.items())
-        self._memos: dict[ServiceKey, dict[Any, Any]] = {}
+        self.memory = Memory()
+        """Cached results, which the next mesh keeps unless the change may affect them."""
         self._listings: dict[str | Ref | None, list[ServiceKey]] | None = None
         """Services by each address and Pod that their EndpointSlices or Endpoints list; None until needed."""
         self.scratch: dict[Any, Any] = {}
         """Cached results for the whole mesh. The next mesh starts with an empty cache."""
         self.failures: dict[Ref, Exception] = {}
         """Unexpected errors during translation, by the object that caused them."""
-        self._previous_memos: dict[ServiceKey, dict[Any, Any]] = {}
         self.touched: frozenset[ServiceKey] | None = None
         """Services that the last change may have affected; None for all."""
         self.served = Served()
@@ -143,13 +141,13 @@ class Mesh:
         mesh._add_defaults()
         if mesh.config != self.config:
             return mesh
-        touched: set[ServiceKey] = set()
+        touched = Touched()
         for ref, new in facts.items():
             for state, fact in ((self, self.get(ref)), (mesh, new or mesh.get(ref))):
                 if fact is not None:
-                    touched.update(state.touched_by(fact))
-        mesh.touched = frozenset(touched)
-        mesh._inherit_memos(self, touched)
+                    state._touch(touched, fact)
+        mesh.touched = frozenset(touched.services)
+        mesh.memory = self.memory.without(touched)
         return mesh
 
     def with_served(self, served: Served) -> Mesh:
@@ -157,33 +155,75 @@ class Mesh:
         changed: set[PortKey] = set()
         for old, new in ((self.served.modes, served.modes), (self.served.mtls, served.mtls)):
             changed |= {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
-        affected: list[Fact] = [
-            pod for ref in {ref for ref, _ in changed} if isinstance(pod := self.get(ref), Pod)
-        ]
         mesh = Mesh(config=self.config)
         mesh._without_defaults, mesh._all = self._without_defaults, self._all
         mesh._addresses, mesh._listings = self._addresses, self._listings
         mesh.served = served
+        touched = Touched()
+        for ref in {ref for ref, _ in changed}:
+            if isinstance(pod := self.get(ref), Pod):
+                touched.services.update(self.touched_by(pod))
+                touched.pods.add((pod.namespace, pod.name))
         for ref in self.served.rules.keys() | served.rules.keys():
             old_rule, new_rule = self.served_rule(ref), mesh.served_rule(ref)
             if old_rule != new_rule:
-                affected += filter(None, (old_rule, new_rule))
-        mesh.touched = frozenset(key for fact in affected for key in self.touched_by(fact))
-        mesh._inherit_memos(self, mesh.touched)
+                for rule in filter(None, (old_rule, new_rule)):
+                    self._touch(touched, rule)
+        mesh.touched = frozenset(touched.services)
+        mesh.memory = self.memory.without(touched)
         return mesh
+
+    def changed_namespaces(self, other: Mesh) -> frozenset[str]:
+        """Return the namespaces whose objects differ between two meshes, apart from default objects."""
+        old, new = other._without_defaults, self._without_defaults
+        return frozenset(name for name in old.keys() | new.keys() if old.get(name) is not new.get(name))
 
     def has_facts_of(self, other: Mesh) -> bool:
         """Whether two meshes have the same objects and settings. What is served may differ."""
         return self._without_defaults is other._without_defaults and self.config == other.config
 
-    def _inherit_memos(self, previous: Mesh, touched: Collection[ServiceKey]) -> None:
-        # `apply` runs in a thread, and lookups elsewhere may add to the memos meanwhile: iterate over copies.
-        memos = previous._memos.copy()
-        self._memos = {key: memo for key, memo in memos.items() if key not in touched}
-        # Keep older memos of services that were not translated with the previous mesh.
-        self._previous_memos = previous._previous_memos | {
-            key: memo for key, memo in memos.items() if key in touched and _has_translations(memo)
-        }
+    def _touch(self, touched: Touched, fact: Fact) -> None:
+        """Add what may depend on a fact, before or after it changes."""
+        services = set(self.touched_by(fact))
+        touched.services |= services
+        match fact:
+            case AuthenticationPolicy() | PeerAuthentication() if self._is_mesh_wide(fact):
+                touched.all_pods = True
+            case AuthenticationPolicy() | PeerAuthentication():
+                touched.namespaces.add(fact.namespace)
+            case UnknownService():
+                touched.namespaces.add(fact.namespace)
+                touched.settings |= services
+            case _:
+                touched.settings |= services
+                touched.exposures.update((pod.namespace, pod.name) for pod in self._exposed_by(fact))
+
+    def _is_mesh_wide(self, fact: Fact) -> bool:
+        """Whether a policy may apply to pods of every namespace."""
+        return not fact.namespace or (
+            isinstance(fact, PeerAuthentication) and fact.namespace == self.config.root_namespace
+        )
+
+    def _exposed_by(self, fact: Fact) -> Iterator[Pod]:
+        """Yield the pods whose `exposures` may depend on a fact."""
+        match fact:
+            case Pod():
+                yield fact
+                # An entry with the address of several pods, or the name of another pod, exposes one of them.
+                addresses = {*addresses_of(fact)}
+                for namespace, name in self._services_listing(fact):
+                    for endpoints in self.in_namespace(namespace).endpoints[name]:
+                        entries = (entry for group in endpoints.groups for entry in group.addresses)
+                        addresses.update(entry.address for entry in entries if entry.pod == fact.ref)
+                for address in addresses:
+                    yield from self._pods_at(address)
+            case Service():
+                yield from self._pods_of(fact)
+                for port in fact.ports:
+                    yield from (endpoint.pod for endpoint in self.endpoints(fact, port) if endpoint.pod)
+            case Endpoints():
+                if service := self.service(fact.namespace, fact.service):
+                    yield from self._exposed_by(service)
 
     def touched_by(self, fact: Fact) -> Iterator[ServiceKey]:
         """Yield the services whose endpoints, decisions or client settings may depend on a fact."""
@@ -207,9 +247,7 @@ class Mesh:
             case DestinationRule():
                 yield from ((s.namespace, s.name) for s in self.services() if fact.is_about(s.host))
             case Service() | UnknownService() | AuthenticationPolicy() | PeerAuthentication():
-                everywhere = not fact.namespace or (
-                    isinstance(fact, PeerAuthentication) and fact.namespace == self.config.root_namespace
-                )
+                everywhere = self._is_mesh_wide(fact)
                 yield from (
                     (s.namespace, s.name)
                     for s in self.services()
@@ -340,16 +378,9 @@ class Mesh:
             for address in addresses:
                 yield from ((other.namespace, other.name) for other in self.services_at(address))
 
-    def memo(self, service: Service) -> dict[Any, Any]:
-        """Return the cache for results about a service. A change that may affect the service clears it."""
-        return self._memos.setdefault((service.namespace, service.name), {})
-
-    def previous_memo(self, service: Service) -> Mapping[Any, Any]:
-        """Return earlier results for a service, from before a change cleared its `memo`.
-
-        They are the fallback if the service cannot be translated.
-        """
-        return self._previous_memos.get((service.namespace, service.name), {})
+    def _lookups(self, service: Service) -> dict[Any, Any]:
+        """Return the cache for lookups about a service."""
+        return self.memory.lookups.setdefault((service.namespace, service.name), {})
 
     # --- endpoints -------------------------------------------------------------------------------
 
@@ -359,7 +390,7 @@ class Mesh:
         Endpoints come from EndpointSlices or Endpoints objects if the service has any, or else from its
         selector. Entries whose Pod is unknown (`withheld`) are left out.
         """
-        memo, key = self.memo(service), ("endpoints", port)
+        memo, key = self._lookups(service), ("endpoints", port)
         if key not in memo:
             is_listed = service.name in self.in_namespace(service.namespace).endpoints
             candidates = self._from_listed(service, port) if is_listed else self._from_selector(service, port)
@@ -420,6 +451,15 @@ class Mesh:
 
     def exposures(self, pod: Pod) -> tuple[Exposure, ...]:
         """Return the service ports that forward to a pod, ready or not, oldest service first."""
+        if self.pod(pod.namespace, pod.name) is not pod:
+            return self._find_exposures(pod)
+        key = (pod.namespace, pod.name)
+        exposures: tuple[Exposure, ...] | None = self.memory.exposures.get(key)
+        if exposures is None:
+            exposures = self.memory.exposures[key] = self._find_exposures(pod)
+        return exposures
+
+    def _find_exposures(self, pod: Pod) -> tuple[Exposure, ...]:
         return tuple(sorted(self._exposures(pod), key=lambda exposure: exposure.service.meta.age_key))
 
     def _exposures(self, pod: Pod) -> Iterator[Exposure]:
@@ -467,7 +507,7 @@ class Mesh:
 
     def identities(self, service: Service) -> tuple[str, ...]:
         """Return the SPIFFE IDs of a service's pods, ready or not, in every trust domain, sorted."""
-        memo = self.memo(service)
+        memo = self._lookups(service)
         if "identities" not in memo:
             pods = {pod.ref: pod for pod in self._pods_of(service)}
             for port in service.ports:
@@ -476,11 +516,6 @@ class Mesh:
             memo["identities"] = tuple(sorted(ids.union(service.service_accounts)))
         identities: tuple[str, ...] = memo["identities"]
         return identities
-
-
-def _has_translations(memo: Mapping[Any, Any]) -> bool:
-    """Return whether a memo contains results of translation, and not only of lookups of the mesh."""
-    return any(key != "identities" and key[0] != "endpoints" for key in tuple(memo))
 
 
 def _by_namespace(

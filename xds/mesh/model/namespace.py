@@ -87,6 +87,16 @@ class NamespaceFacts:
         return self._of(PeerAuthentication)
 
     @cached_property
+    def workload_authentications(self) -> tuple[PeerAuthentication, ...]:
+        """PeerAuthentications with a selector, oldest first."""
+        return tuple(item for item in self.peer_authentications if item.selector)
+
+    @cached_property
+    def has_targets(self) -> bool:
+        """Whether a v1alpha1 Policy targets a service, so that pods of the namespace may differ."""
+        return any(policy.targets for policy in self.policies)
+
+    @cached_property
     def policies(self) -> tuple[AuthenticationPolicy, ...]:
         """v1alpha1 Policies, oldest first; in the namespace `""`, MeshPolicies."""
         return self._of(AuthenticationPolicy)

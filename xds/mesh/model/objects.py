@@ -491,12 +491,15 @@ class MeshConfig:
         if interception is Interception.NONE:
             return self.own_ports(interception)
         # The iptables rules exclude Istio's telemetry and health ports.
-        return frozenset((PROBE_PORT, HEALTH_PORT, METRICS_PORT))
+        return _BESIDE_SIDECAR
 
     @property
     def trust_domains(self) -> tuple[str, ...]:
         """The trust domain and its aliases, without duplicates."""
         return tuple(dict.fromkeys((self.trust_domain, *self.trust_domain_aliases)))
+
+
+_BESIDE_SIDECAR = frozenset((PROBE_PORT, HEALTH_PORT, METRICS_PORT))
 
 
 def matches_host(pattern: str, host: str) -> bool:

@@ -111,11 +111,21 @@ def _distinct_namespaces(mesh: Mesh) -> frozenset[str]:
     """Return the namespaces whose clients may have other rules than clients elsewhere."""
     if "namespaces with rules" not in mesh.scratch:
         names = {*mesh.config.default_destination_rule_export_to}
-        for rule in mesh.rules():
+        for rule in (*mesh.rules(), *filter(None, mesh.served.rules.values())):
             names.update((rule.namespace, *rule.export_to))
         mesh.scratch["namespaces with rules"] = frozenset(names)
     namespaces: frozenset[str] = mesh.scratch["namespaces with rules"]
     return namespaces
+
+
+def served_rule_key(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> tuple[str, tuple[Ref, ...]]:
+    """Like `rule_key`, for `served_client_rule`: clients with equal keys are served the same rules."""
+    if namespace not in _distinct_namespaces(mesh):
+        return "", ()
+    rules = mesh.served_rules(namespace)
+    return namespace, tuple(
+        rule.ref for rule in rules if rule.selector is not None and covers(rule.selector, labels)
+    )
 
 
 def served_client_rule(

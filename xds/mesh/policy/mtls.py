@@ -1,17 +1,17 @@
 """mTLS decisions: the mode that a server's listener accepts, and what a client sends to each endpoint.
 
 No other module implements these rules. `xds explain` calls `decide`; the translator calls `served_mode` and
-`sends_mtls`.
+`sends_mtls_each`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from xds.mesh.model.mesh import Endpoint, Mesh
+from xds.mesh.model.mesh import Endpoint, Exposure, Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import (
     AuthenticationPolicy,
@@ -49,18 +49,28 @@ def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
     Services: if several Services forward to the port, the policies for the oldest Service apply. The pod's
     listener takes the protocol of the port from that Service too.
     """
-    if mesh.get(pod.ref) is not pod:
-        return _effective_mode(mesh, pod, port)
-    # Clients of several namespaces, and the pod's own sidecar, need the same decision.
-    decisions: dict[tuple[Ref, int], ModeDecision] = mesh.scratch.setdefault("modes", {})
-    key = (pod.ref, port)
-    if key not in decisions:
-        decisions[key] = _effective_mode(mesh, pod, port)
-    return decisions[key]
+    decisions: dict[object, ModeDecision] = mesh.scratch.setdefault("modes", {})
+    facts = mesh.in_namespace(pod.namespace)
+    key: object = pod.namespace
+    exposure: Exposure | None = None
+    # Pods and ports with the same key cannot have different decisions.
+    if facts.workload_authentications or facts.has_targets:
+        exposure = mesh.exposure(pod, port) if facts.has_targets else None
+        workload = tuple(
+            item.ref
+            for item in facts.workload_authentications
+            if item.scope_unknown or covers(item.selector or {}, pod.meta.labels)
+        )
+        key = (key, workload, port if workload else 0, exposure and (exposure.service.name, exposure.port))
+    decision = decisions.get(key)
+    if decision is None:
+        decision = decisions[key] = _effective_mode(mesh, pod, port, exposure)
+    return decision
 
 
-def _effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
-    v1alpha1 = _v1alpha1(mesh, pod, port)
+def _effective_mode(mesh: Mesh, pod: Pod, port: int, exposure: Exposure | None) -> ModeDecision:
+    """Decide the mode of a port. `exposure` is the port's Service, if a policy targets any Service."""
+    v1alpha1 = _v1alpha1(mesh, pod, exposure)
     peer = _peer_authentication(mesh, pod, port)
     if peer is None:
         return v1alpha1
@@ -129,18 +139,17 @@ def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> ModeDecision | None
     return ModeDecision(mode or Mode.PERMISSIVE, decided_by, (*(ref for _, ref in others), *newer))
 
 
-def _v1alpha1(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
+def _v1alpha1(mesh: Mesh, pod: Pod, exposure: Exposure | None) -> ModeDecision:
     modes: dict[Ref, Mode] = {}
-    for policy in _v1alpha1_policies(mesh, pod, port):
+    for policy in _v1alpha1_policies(mesh, pod, exposure):
         modes.setdefault(policy.ref, policy.mode)
     decided_by, *overridden = modes
     return ModeDecision(modes[decided_by], decided_by, tuple(overridden))
 
 
-def _v1alpha1_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationPolicy]:
+def _v1alpha1_policies(mesh: Mesh, pod: Pod, exposure: Exposure | None) -> Iterator[AuthenticationPolicy]:
     """Yield v1alpha1 policies in Istio 1.5's order of precedence: service port, service, namespace, mesh."""
-    exposure = mesh.exposure(pod, port)
-    facts = mesh.in_namespace(exposure.service.namespace if exposure else pod.namespace)
+    facts = mesh.in_namespace(pod.namespace)  # A Service exposes pods of its own namespace only.
     policies = facts.policies
     # Fail closed: the port may belong to a rejected Service that one of these policies targets.
     yield from (
@@ -322,9 +331,23 @@ def sends_mtls(
 
     During a rollout, the answer can differ from the decision of `decide_for`.
     """
-    decision = decide_for(mesh, rule, port, endpoint, subset)
-    if mesh.served.mtls and endpoint.pod and decision.reason in _BY_SERVER_MODE:
-        served = mesh.served.mtls.get((endpoint.pod.ref, endpoint.port))
-        if served is not None:
-            return served
-    return decision.send is Send.MTLS
+    return sends_mtls_each(mesh, rule, port, (endpoint,), subset) == (True,)
+
+
+def sends_mtls_each(
+    mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoints: Iterable[Endpoint], subset: str = ""
+) -> tuple[bool, ...]:
+    """Like `sends_mtls`, for several endpoints. Decide once for those that policies do not distinguish."""
+    decided: dict[int, Decision] = {}
+    served, sends = mesh.served.mtls, []
+    for endpoint in endpoints:
+        server = endpoint_mode(mesh, endpoint)
+        # Endpoints with the same decision share one object.
+        decision = decided.get(id(server))
+        if decision is None:
+            decision = decided[id(server)] = decide_for_mode(mesh, rule, port, server, subset)
+        send = decision.send is Send.MTLS
+        if served and endpoint.pod and decision.reason in _BY_SERVER_MODE:
+            send = served.get((endpoint.pod.ref, endpoint.port), send)
+        sends.append(send)
+    return tuple(sends)

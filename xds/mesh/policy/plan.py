@@ -13,7 +13,8 @@ from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.applied import running_pod
-from xds.mesh.model.mesh import Endpoint, Mesh, ServiceKey
+from xds.mesh.model.memory import ServiceKey
+from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import TRAFFIC_KINDS, Change, Mode, Pod, Problem, Ref, Service, ServicePort
 from xds.mesh.policy.conflicts import overridden_steps

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import TypeVar
 
-from xds.mesh.model.mesh import Mesh, ServiceKey
+from xds.mesh.model.memory import ServiceKey
+from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import DestinationRule, Mode, PortKey, Ref, Served
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import Desired, desired_ports, has_running_sidecar, rule_in, services_at

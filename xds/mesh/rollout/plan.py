@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum, StrEnum
 from hashlib import sha256
 from math import inf
@@ -45,7 +45,7 @@ class Transition:
         """Return the transition with other stages."""
         if listener is self.listener and clients is self.clients:
             return self
-        return replace(self, listener=listener, clients=clients)
+        return Transition(listener, clients, self.hosts, self.started_at, self.uid)
 
     @property
     def phase(self) -> Phase:

@@ -320,6 +320,8 @@ class ProxyTracker:
 
     def collect_report(self, mesh: Mesh, now: float, *, is_alone: bool = False) -> Report:
         """Return the progress of the proxies with a pod in the mesh. Forget proxies that stay away."""
+        if self._rollout.timeout is None:
+            return Report(generation=mesh.served.generation)  # Nothing waits for proxies.
         is_detailed = self._rollout.is_in_progress or bool(self._rollout.skipped)
         servers: dict[Ref, int] = {}
         clients: dict[str, int] = {}

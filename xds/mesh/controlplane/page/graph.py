@@ -21,7 +21,8 @@ from xds.mesh.controlplane.page.layout import (
     link_box,
 )
 from xds.mesh.controlplane.page.observed import ObservedTraffic
-from xds.mesh.model.mesh import Mesh, ServiceKey
+from xds.mesh.model.memory import ServiceKey
+from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Service
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
