@@ -104,12 +104,25 @@ def trust_domain(name: str) -> str:
 
 def labels(field: Field) -> dict[str, str]:
     """Parse the labels of an object or a selector."""
+    labels = field.mapping().value or {}
+    if all(type(value) is type(key) is str and _is_label(key, value) for key, value in labels.items()):
+        return dict(labels)
     parsed: dict[str, str] = {}
     for key, entry in field.entries():
         if error := label_key(key):
             entry.refuse(error)
         parsed[key] = entry.name(label_value)
     return parsed
+
+
+def _is_label(key: str, value: str) -> bool:
+    return len(key) < 320 and len(value) < 64 and _is_short_label(key, value)
+
+
+@lru_cache(maxsize=4096)
+def _is_short_label(key: str, value: str) -> bool:
+    """Whether a label is valid. Most labels are those of several objects."""
+    return not (label_key(key) or label_value(value))
 
 
 def selected(field: Field) -> dict[str, str] | None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 from xds.mesh.model.names import MAX_SUGGESTION_LENGTH
@@ -98,6 +99,12 @@ def _cut_key(key: str) -> str:
 
 MAX_DURATION = 2562047 * 3600.0
 """Maximum duration in seconds. Kubernetes and Envoy store durations as 64-bit numbers of nanoseconds."""
+
+
+@lru_cache(maxsize=256)
+def _word_set(words: str) -> frozenset[str]:
+    """Return the words of a text. Each text is a constant of this program."""
+    return frozenset(words.split())
 
 
 class Log:
@@ -241,6 +248,8 @@ class Field:
             return Field(None, (), self.log, self)
         if not known or (self.log.any_field and not strict):
             return self
+        if self.value.keys() <= _word_set(known):
+            return self
         words = known.split()
         unknown = [str(name) for name in self.value if name not in words]
         for name in unknown[:MAX_UNKNOWN]:
@@ -276,6 +285,13 @@ class Field:
         """Expect a mapping with arbitrary keys, and yield its entries."""
         for name in self.mapping().value or ():
             yield str(name), Field(self.value[name], (str(name),), self.log, self)
+
+    def texts(self) -> dict[str, str]:
+        """Expect a mapping with arbitrary keys, whose values are strings."""
+        values = self.mapping().value or {}
+        if all(type(value) is type(name) is str for name, value in values.items()):
+            return dict(values)
+        return {name: entry.text() for name, entry in self.entries()}
 
     def text(self, default: str = "") -> str:
         """Expect a string."""
