@@ -14,6 +14,9 @@ _SERVICE = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _TRUST_DOMAIN = re.compile(r"[a-z0-9]([-a-z0-9._]*[a-z0-9])?")
 
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"{_OCTET}\.{_OCTET}\.{_OCTET}\.{_OCTET}")
+"""IPv4 addresses in canonical form. `ipaddress` takes ten times as long."""
 _ADDRESS_LENGTH = 64
 """Maximum length of an IP address: a full IPv6 address with an interface name."""
 
@@ -78,6 +81,8 @@ def canonical(text: str) -> str:
 @lru_cache(maxsize=1024)
 def _canonical(text: str) -> str:
     """Return an IP address in canonical form; empty for any other text. A pod lists its address twice."""
+    if _IPV4.fullmatch(text):
+        return text
     if len(text) > _ADDRESS_LENGTH:
         return ""
     try:
