@@ -139,9 +139,16 @@ def _v1alpha1(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
 
 def _v1alpha1_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationPolicy]:
     """Yield v1alpha1 policies in Istio 1.5's order of precedence: service port, service, namespace, mesh."""
-    exposure = mesh.exposure(pod, port)
-    facts = mesh.in_namespace(exposure.service.namespace if exposure else pod.namespace)
+    if mesh.in_namespace(pod.namespace).policies:
+        yield from _namespace_policies(mesh, pod, port)
+    # At least one MeshPolicy exists: `default_objects` creates it.
+    yield from mesh.in_namespace("").policies
+
+
+def _namespace_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[AuthenticationPolicy]:
+    facts = mesh.in_namespace(pod.namespace)
     policies = facts.policies
+    exposure = mesh.exposure(pod, port)
     # Fail closed: the port may belong to a rejected Service that one of these policies targets.
     yield from (
         replace(policy, mode=Mode.STRICT)
@@ -163,8 +170,6 @@ def _v1alpha1_policies(mesh: Mesh, pod: Pod, port: int) -> Iterator[Authenticati
     # Policies for the namespace and the mesh also apply to ports that belong to no Service. Otherwise, these
     # ports would accept plaintext in a STRICT mesh.
     yield from (policy for policy in policies if not policy.targets and not policy.scope_unknown)
-    # At least one MeshPolicy exists: `default_objects` creates it.
-    yield from mesh.in_namespace("").policies
 
 
 def served_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
