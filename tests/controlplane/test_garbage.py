@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +15,12 @@ from xds.cli import garbage
 from xds.cli.garbage import MAX_NEW
 
 FLIPS = 50
+
+
+class _Cycle:
+    """An object that only a collection frees."""
+
+    itself: _Cycle
 
 
 @pytest.fixture
@@ -43,6 +51,24 @@ async def test_changes_of_the_mode_leave_no_garbage() -> None:
         after = await flip(FLIPS - 10)
         assert after < before + 500, "less than 15 objects for each change"
         assert gc.collect() < MAX_NEW
+
+
+@pytest.mark.usefixtures("_collector")
+async def test_old_garbage_is_collected_after_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "CHECK_INTERVAL", 0.01)
+    monkeypatch.setattr(garbage, "GROWTH", 0)
+    cycle = _Cycle()
+    cycle.itself = cycle
+    collected = asyncio.Event()
+    weakref.finalize(cycle, collected.set)
+    gc.collect(1)
+    del cycle
+    gc.collect(1)
+    assert not collected.is_set(), "the object is old"
+    task = asyncio.create_task(garbage.collect_after_growth())
+    async with asyncio.timeout(20):
+        await collected.wait()
+    task.cancel()
 
 
 @pytest.mark.usefixtures("_collector")
