@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 
 from control import respond
-from probe import Probe
 
-import xds.mesh.controlplane.controller
-import xds.server
 from xds import cli
-from xds.mesh.model.objects import Change
+from xds.cli import startup
+
+startup.start()  # As in the program: messages have no validators if this comes before all other imports.
+
+from probe import Probe  # noqa: E402
+
+import xds.mesh.controlplane.controller  # noqa: E402
+import xds.server  # noqa: E402
+from xds.mesh.model.objects import Change  # noqa: E402
 
 probe = Probe()
 

@@ -22,6 +22,7 @@ import structlog
 
 from tests.protocol.stream import world
 from tests.server.proxies import Client, OneForAll
+from xds.cli import garbage
 from xds.protocol.session import Variant
 from xds.server import OPTIONS, XdsServer
 from xds.snapshot import CLUSTER, Resource, ResourceSet, Snapshot
@@ -127,6 +128,31 @@ async def test_r61_ten_thousand_connects_leak_nothing(proxies, server):
     memory = resident()
     assert await churn(CONNECTS) == before
     assert resident() < memory + 16 * MIB
+
+
+@pytest.mark.timeout(400)
+async def test_ended_streams_leave_no_old_garbage(proxies, server):
+    """Reference counts and collections of young objects free what a stream used: see `xds.cli.garbage`."""
+
+    async def churn(many: int) -> int:
+        async with crowd(server, "churn", many) as process:
+            assert await said(process, within=300) == many
+        await everybody_left(proxies)
+        proxies.streams.clear()
+        gc.collect(1)
+        return len(gc.get_objects())
+
+    thresholds = gc.get_threshold()
+    await churn(200)
+    gc.collect()
+    garbage.freeze()
+    try:
+        before = await churn(200)
+        after = await churn(1000)
+        assert after < before + 1000, "less than one object for each stream"
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
 
 
 async def test_r52_client_that_does_not_read_has_constant_cost(proxies, server):

@@ -14,7 +14,7 @@ from tests.sources.files import place
 from tests.sources.objects import POD, RULE, SERVICE
 from xds.mesh.model.objects import MAX_PROBLEM_TEXT, MeshConfig, Problem
 from xds.mesh.parse import parse
-from xds.mesh.sources import documents, files
+from xds.mesh.sources import definitions, documents
 from xds.mesh.sources import settings as settings_module
 from xds.mesh.sources.documents import MAX_ALIASED_VALUES, MAX_FLAWS, Document, parse_chunk, split_documents
 from xds.mesh.sources.files import Folder
@@ -302,7 +302,7 @@ def test_many_changes_of_a_large_text_are_quick() -> None:
 
 
 def test_problems_of_a_file_are_limited_and_counted(tmp_path: Path) -> None:
-    limit = files.MAX_PROBLEMS
+    limit = definitions.MAX_PROBLEMS
     folder = Folder(tmp_path)
     folder.load()
     place(tmp_path / "bad.yaml", "--- [\n" * 500 + "---\nkind: 1\n" * 500)
@@ -325,7 +325,7 @@ def test_problems_about_duplicates_are_limited(tmp_path: Path) -> None:
     (tmp_path / "pods.yaml").write_text(f"---\n{POD}" * 1000)
     report = Folder(tmp_path).load()
     assert len(report.change.applied) == 1
-    assert len(report.problems) == files.MAX_PROBLEMS + 1
+    assert len(report.problems) == definitions.MAX_PROBLEMS + 1
 
 
 def test_unlisted_bad_document_keeps_earlier_objects(tmp_path: Path) -> None:
@@ -350,9 +350,8 @@ def test_cost_of_objects_leaving_a_bad_file_is_linear(tmp_path: Path) -> None:
     folder.load()
     renamed = "".join(objects.values()).replace("name: n", "name: m")
     path.write_text(renamed + "---\n{apiVersion: v1, kind: Pod, metadata: {name: x}, spec: 1}\n")
-    assert folder._files is not None
-    loaded = {path: folder._read_file(path, None, 1)}
-    assert_quick(lambda: files._resolve(loaded, files._find_claims(loaded), folder._applied), 2.0)
+    folder._definitions.replace_files({str(path): folder._read_file(str(path), None, 1)})
+    assert_quick(folder._definitions.resolve, 2.0)
 
 
 # --- settings -----------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import resource
 import signal
 from collections.abc import (
@@ -27,6 +26,7 @@ import structlog
 import typer
 from prometheus_client.registry import Collector
 
+from xds.cli import garbage
 from xds.cli.options import Address
 from xds.cli.problem_log import ProblemLog
 from xds.introspect import Introspection
@@ -349,6 +349,7 @@ class ControlPlane:
                 replica_traffic.run(),
                 self._running.run(),
                 self._metrics.measure_loop_lag(),
+                garbage.collect_after_growth(),
                 *tasks,
             )
         ]
@@ -356,9 +357,7 @@ class ControlPlane:
         try:
             await asyncio.wait([*running, is_ready], return_when=asyncio.FIRST_COMPLETED)
             if controller.ready.is_set():
-                # The mesh stays in memory. Freezing it shortens later garbage collection pauses tenfold.
-                gc.collect()
-                gc.freeze()
+                garbage.freeze()
                 await self._listen(server, rest)
                 self._is_listening = True
                 if peers:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import structlog
 import typer
 
-from xds.cli import logs
+from xds.cli import garbage, logs
 from xds.cli.identity_options import IdentityOptions
 from xds.cli.manifests import load_settings
 from xds.cli.option_groups import grouped_options
@@ -335,6 +335,7 @@ def serve(options: ServeOptions) -> None:
             cluster, addresses, exposed=exposed, max_connection_age=max_connection_age
         )
     logs.configure()
+    garbage.defer()
     warm()
     raise typer.Exit(asyncio.run(running))
 

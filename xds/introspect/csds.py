@@ -67,10 +67,15 @@ class _ClientStatus:
 
     def __init__(self, discovery: DiscoveryService) -> None:
         self._discovery = discovery
-        # Look up the classes once: importing and describing their packages is slow.
-        self._request: Any = message_class("envoy.service.status.v3.ClientStatusRequest")
-        self._response: Any = message_class("envoy.service.status.v3.ClientStatusResponse")
-        self._resource: Any = message_class("envoy.service.status.v3.ClientConfig.GenericXdsConfig")
+        self._request: Any = None
+        self._response: Any = None
+        self._resource: Any = None
+
+    def _load_classes(self) -> None:
+        """Look up the classes of messages. Importing and describing their packages is slow, once."""
+        self._response = message_class("envoy.service.status.v3.ClientStatusResponse")
+        self._resource = message_class("envoy.service.status.v3.ClientConfig.GenericXdsConfig")
+        self._request = message_class("envoy.service.status.v3.ClientStatusRequest")
 
     async def fetch(self, body: bytes, context: grpc.aio.ServicerContext) -> bytes:
         """Answer one request with one message."""
@@ -108,6 +113,8 @@ class _ClientStatus:
             RequestError: The request is invalid.
             _TooLargeError: The answer must be one message, and exceeds `limit`.
         """
+        if self._request is None:
+            await asyncio.to_thread(self._load_classes)
         try:
             request = self._request.FromString(body)
         except DecodeError as error:

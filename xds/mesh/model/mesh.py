@@ -139,8 +139,8 @@ class Mesh:
         mesh._addresses = self._addresses.changed((ref, self.get(ref), fact) for ref, fact in facts.items())
         mesh._listings = None if kinds & {"EndpointSlice", "Endpoints"} else self._listings
         mesh._add_defaults()
-        if mesh.config != self.config:
-            return mesh
+        if mesh.config != self.config or not self._without_defaults:
+            return mesh  # Everything is affected.
         touched = Touched()
         for ref, new in facts.items():
             for state, fact in ((self, self.get(ref)), (mesh, new or mesh.get(ref))):

@@ -340,7 +340,7 @@ def _meta(obj: Field, kind: Kind) -> Meta | None:
     if not kind.namespaced and meta["namespace"].value:
         meta["namespace"].notice(f"is ignored: a {kind.name} is cluster-scoped")
     labels = names.labels(meta["labels"])
-    annotations = {key: entry.text() for key, entry in meta["annotations"].entries()}
+    annotations = meta["annotations"].texts()
     created = _time(meta["creationTimestamp"])
     uid = meta["uid"].text()
     version = meta["resourceVersion"].value

@@ -180,11 +180,13 @@ def pod(obj: Field, meta: Meta) -> Pod:
         if isinstance(item.mapping().value, dict)
     ]
     first_ip = pod_ips[0] if pod_ips else ""
-    deleted = bool(obj["metadata"]["deletionTimestamp"])
+    metadata = obj["metadata"]
+    annotations = metadata["annotations"]
+    deleted = bool(metadata["deletionTimestamp"])
     address = names.canonical(status["podIP"].name(names.address)) or first_ip
     more_addresses = tuple(dict.fromkeys(ip for ip in pod_ips if ip and ip != address))
-    interception = _interception(obj["metadata"]["annotations"][INTERCEPTION_MODE])
-    annotation = obj["metadata"]["annotations"][APP_ADDRESS]
+    interception = _interception(annotations[INTERCEPTION_MODE])
+    annotation = annotations[APP_ADDRESS]
     app_address = names.canonical(annotation.name(names.address)) or "127.0.0.1"
     if interception is Interception.NONE and address == app_address:
         (annotation or status["podIP"]).refuse(

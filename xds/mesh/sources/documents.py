@@ -8,9 +8,10 @@ file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from json import JSONDecoder
+from typing import NamedTuple, cast
 
 from yaml import MappingNode, Node, ScalarNode, SequenceNode, YAMLError
 from yaml._yaml import CParser
@@ -38,6 +39,7 @@ MAX_TAG_DIRECTIVES = 100
 """Maximum number of %TAG directives in a document. libyaml compares each with all others."""
 
 _TAG = "tag:yaml.org,2002:"
+_STRING = _TAG + "str"
 _MARKER = re.compile(r"^(?:%|---(?=\s|$))", re.MULTILINE)
 _TAG_DIRECTIVE = re.compile(r"^%TAG", re.MULTILINE)
 _SURROGATES = re.compile(r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
@@ -51,12 +53,25 @@ class Parser(CParser, BaseResolver):
         BaseResolver.__init__(self)
         self._values = 0
 
-    def resolve(self, kind: type[Node], value: str | None, implicit: tuple[bool, bool]) -> str:
+    def resolve(self, kind: type[Node], value: str, implicit: tuple[bool, bool]) -> str:
         """Return the tag of a value. Raises YAMLError after MAX_VALUES values."""
+        # PyYAML's own implementation also supports tags that depend on paths, and takes twice as long.
         self._values += 1
         if self._values > MAX_VALUES:
             raise YAMLError(f"it has more than {MAX_VALUES} values (split it into several documents)")
-        return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
+        if kind is ScalarNode:
+            if implicit[0]:
+                for tag, pattern in self.yaml_implicit_resolvers.get(value[:1], ()):
+                    if pattern.match(value):
+                        return str(tag)
+            return _STRING
+        return _TAG + ("seq" if kind is SequenceNode else "map")
+
+    def descend_resolver(self, *_: object) -> None:
+        """Do nothing: no tag depends on a path."""
+
+    def ascend_resolver(self) -> None:
+        """Do nothing: no tag depends on a path."""
 
 
 for _kind, _pattern, _first in (
@@ -81,8 +96,8 @@ for _kind, _pattern, _first in (
 class Document:
     """A document: its plain value, and the line of each part."""
 
-    root: Node
-    """Root node of the document."""
+    _root: Node | None
+    """Root node of the document; None if it has not been parsed as YAML."""
     file: str
     """Name of the file."""
     first_line: int
@@ -91,6 +106,8 @@ class Document:
     """Problems of the text, such as duplicate keys."""
     value: object = None
     """Plain value of the document."""
+    _json: str = ""
+    """Text of the document, if it was read as JSON."""
     _visited: set[int] = field(default_factory=set)
     _ancestors: set[int] = field(default_factory=set)
     _aliased_values: int = 0
@@ -98,10 +115,29 @@ class Document:
     """Children of the mappings that `locate` has visited, by the mapping's id."""
 
     def __post_init__(self) -> None:
-        self.value = self._to_value(self.root, ())
+        if self._root:
+            self.value = self._to_value(self._root, ())
+
+    @property
+    def root(self) -> Node:
+        """Root node of the document."""
+        root = self._root
+        if root is None:
+            # JSON is parsed as YAML only if it has problems, or if it will be edited.
+            parser = Parser(self._json)
+            parser.check_node()
+            root = self._root = cast("Node", parser.get_node())
+        return root
 
     def locate(self, path: Path) -> str:
         """Return `FILE:LINE` of a path, or of its closest existing ancestor."""
+        if self._root is None:
+            if not path:
+                return f"{self.file}:{self.first_line + self._json.count(chr(10), 0, self._json.find('{'))}"
+            try:
+                _ = self.root
+            except YAMLError:  # A tab in JSON is valid, but may not be valid in YAML.
+                return self.locate(())
         node, line = self.root, self.root.start_mark.line
         for step in path:
             child: _Child | None = None
@@ -154,7 +190,20 @@ class Document:
     def _mapping_value(self, node: MappingNode, path: Path) -> dict[str, object]:
         values: dict[str, object] = {}
         merged: list[object] = []
+        visited = self._visited
         for key_node, value in node.value:
+            if (
+                key_node.tag == _STRING
+                and value.tag == _STRING
+                and type(key_node) is type(value) is ScalarNode
+                and key_node.value not in values
+                and id(value) not in visited
+                and not self._aliased_values
+            ):
+                # The most common case is worth a shortcut.
+                visited.add(id(value))
+                values[key_node.value] = value.value
+                continue
             if _is_merge(key_node):
                 parts = value.value if isinstance(value, SequenceNode) else [value]
                 merged += [self._to_value(part, path) for part in parts]
@@ -303,6 +352,9 @@ def parse_chunk(chunk: str, file: str, line: int) -> Iterator[Document | Problem
         what = f"cannot be read as YAML: it has more than {MAX_TAG_DIRECTIVES} %TAG directives"
         yield Problem(where=f"{file}:{line}", what=what)
         return
+    if (value := read_json(chunk)) is not None:
+        yield Document(None, file, line, value=value, _json=chunk)
+        return
     try:
         parser = Parser(chunk)
         while parser.check_node():
@@ -312,6 +364,62 @@ def parse_chunk(chunk: str, file: str, line: int) -> Iterator[Document | Problem
                 yield document
     except YAMLError as error:
         yield _yaml_problem(error, chunk, file, line)
+
+
+def read_json(chunk: str) -> dict[str, object] | None:
+    """Return the value of a JSON object, which is read ten times faster than YAML.
+
+    Return None for anything else, and for JSON that YAML does not support or that has flaws: duplicate keys,
+    too many values, or too deep nesting.
+    """
+    text = chunk.removeprefix("---").strip(" \n")
+    is_plain = text.startswith("{") and text.isascii() and "\x7f" not in text and "\\u" not in text
+    # Each value takes at least two characters.
+    if not is_plain or len(text) > 2 * MAX_VALUES:
+        return None
+    try:
+        value = _JSON.decode(text)
+    except (ValueError, RecursionError):
+        return None
+    is_deep = text.count("{") + text.count("[") > MAX_DEPTH and _depth(value) > MAX_DEPTH
+    return value if isinstance(value, dict) and not is_deep else None
+
+
+def _depth(value: object) -> int:
+    """Return the nesting depth of mappings and lists."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, dict | list)]:
+        depth += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _mapping(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs) or "<<" in values:
+        raise ValueError("YAML reports duplicate keys and merges mappings")
+    return values
+
+
+def _number(convert: type[int | float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        if len(text) > _MAX_DIGITS:
+            raise ValueError("YAML reports long numbers")
+        return convert(text)
+
+    return read
+
+
+def _constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+_JSON = JSONDecoder(
+    object_pairs_hook=_mapping,
+    parse_int=_number(int),
+    parse_float=_number(float),
+    parse_constant=_constant,
+)
 
 
 def _code_point(high: int, low: int) -> int:

@@ -312,9 +312,10 @@ class Kubernetes:
                 elif old_fact and not fact:
                     removed.append(old_fact.ref)
                 old_problems, problems = (state.problems if state else () for state in (before, after))
-                new += problems_not_in(problems, old_problems)
-                solved += problems_not_in(old_problems, problems)
-                self._record_problems((reflector.resource.kind, key), problems)
+                if problems or old_problems:
+                    new += problems_not_in(problems, old_problems)
+                    solved += problems_not_in(old_problems, problems)
+                    self._record_problems((reflector.resource.kind, key), problems)
         change = Change(
             applied=tuple(applied),
             removed=tuple(removed),
