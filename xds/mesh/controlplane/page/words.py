@@ -6,6 +6,7 @@ import ipaddress
 
 from xds.mesh.observe.edges import OTHER_ADDRESSES
 from xds.mesh.policy.mtls import Reason
+from xds.mesh.policy.plan import Traffic
 from xds.mesh.policy.reach import Failure
 
 _REASONS = {
@@ -30,6 +31,12 @@ _REASONS = {
 }
 """Codes that are reasons and failures have one text."""
 
+_TRAFFIC = {
+    Traffic.KUBELET_PROBE: "the kubelet's probes",
+    Traffic.PROMETHEUS_SCRAPE: "Prometheus",
+    Traffic.METRICS_PORT: "scrapes of a metrics port, if any",
+}
+
 
 def reason_words(reason: str) -> str:
     """Return the reason for the result of a connection in a few words."""
@@ -37,6 +44,11 @@ def reason_words(reason: str) -> str:
 
 
 _WORDS = {str(reason): words for reason, words in _REASONS.items()}
+
+
+def traffic_words(traffic: Traffic) -> str:
+    """Return who connects to pods directly."""
+    return _TRAFFIC[traffic]
 
 
 def address_words(name: str) -> str:
