@@ -209,9 +209,10 @@ def _nodes(graph: Graph, opened: set[str], dead: Mapping[ServiceKey, str]) -> di
         value["sidecars"] += workload.sidecars
     for key in sorted(graph.services, key=lambda key: natural_key(*key)):
         node = _service_node(key, opened)
-        value = nodes.setdefault(node, _node(node, key) | {"services": 0, "problem": ""})
+        value = nodes.setdefault(node, _node(node, key) | {"services": 0, "problem": "", "why": ""})
         value["services"] += 1
-        value["problem"] = value["problem"] or dead.get(key, "")
+        if key in dead and not value["problem"]:
+            value["problem"], value["why"] = dead[key], reason_words(dead[key])
     return nodes
 
 
