@@ -21,12 +21,14 @@ export function drawing() {
     const drawn = edges.map((edge) => ({
       key: edge.id,
       names,
-      inputs: { ...inputs(edge, names), path: edge.path, label: edge.label, level: widthLevel(edge), isDim: isDim([edge.from, edge.to]), isSelected: isSelected(edge, query) },
+      label: edge.label,
+      inputs: { ...inputs(edge, names), path: edge.path, level: widthLevel(edge), isDim: isDim([edge.from, edge.to]), isSelected: isSelected(edge, query) },
     }));
+    const labelled = drawn.filter((edge) => edge.label).map((edge) => ({ ...edge, inputs: { ...edge.inputs, label: edge.label } }));
     keyed(boxes, data.namespaces.map((box) => ({ key: box.name, inputs: box })), namespaceBox);
     // The last one is drawn on top: the worst.
     keyed(lines, drawn.toReversed(), edgeLine);
-    keyed(labels, drawn.filter((edge) => edge.inputs.label), edgeLabel);
+    keyed(labels, labelled, edgeLabel);
     keyed(titles, data.namespaces.map((box) => ({ key: box.name, inputs: box })), namespaceHeader);
     keyed(nodes, data.nodes.map((node) => ({ key: node.id, name: names.get(node.id), inputs: { ...node, isDim: isDim([node.id]), isSelected: query.node === node.id } })), nodeBox);
   }
