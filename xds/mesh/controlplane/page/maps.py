@@ -15,7 +15,7 @@ from xds.mesh.controlplane.page.observed import ObservedTraffic
 MAX_TEXTS = 8
 """Maximum number of texts. That of a map with 800 edges takes 0.4 MB."""
 MAX_AGE = 2.0
-"""Seconds for which a text with observed traffic is used."""
+"""Seconds for which a text is used: its observed traffic changes."""
 
 
 @dataclass(slots=True)
@@ -64,8 +64,8 @@ class Maps:
 
     async def _compute(self, graph: Graph, selection: Selection, observed: ObservedTraffic) -> _Text:
         text = await encode(await map_view(graph, selection, observed))
-        lifetime = MAX_AGE if observed else float("inf")
-        kept = _Text(graph, text, asyncio.get_running_loop().time() + lifetime, is_requested=False)
+        expires_at = asyncio.get_running_loop().time() + MAX_AGE
+        kept = _Text(graph, text, expires_at, is_requested=False)
         self._texts[selection] = kept
         if len(self._texts) > MAX_TEXTS:
             self._texts.popitem(last=False)

@@ -50,10 +50,6 @@ class ObservedTraffic:
             seen = _Seen(key.client, key.target, key.mode, edge)
             self._by_target.setdefault((key.target.namespace, key.target.name), []).append(seen)
 
-    def __bool__(self) -> bool:
-        """Whether there was any traffic."""
-        return bool(self._by_target)
-
     def between(self, workload: WorkloadKey, service: TargetKey) -> dict[str, Any] | None:
         """Return the rate of each mode, and when the last request was seen; None if nothing was observed."""
         accounts = self._accounts.get(workload, ())
