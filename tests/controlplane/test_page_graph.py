@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.policy.world import HTTP, mesh, peer, pod, rule, service
+from xds.mesh.controlplane.page import map_view as map_view_module
 from xds.mesh.controlplane.page.graph import predict
 from xds.mesh.controlplane.page.map_view import PLAINTEXT, PROBLEMS, Selection, map_view
 from xds.mesh.controlplane.page.observed import ObservedTraffic
@@ -71,6 +72,12 @@ async def test_failing_edges_have_a_reason_and_come_first():
     found = await view(mesh(*FACTS, peer("a", "STRICT")))
     assert [edge["predicted"]["result"] for edge in found["edges"]] == ["fails", "fails", "mtls", "mtls"]
     assert found["edges"][0]["label"]["text"] == "server requires mutual TLS"
+
+
+async def test_many_failing_edges_have_no_reason(monkeypatch):
+    monkeypatch.setattr(map_view_module, "MAX_REASONS", 1)
+    found = await view(mesh(*FACTS, peer("a", "STRICT")))
+    assert [edge["label"]["text"] for edge in found["edges"]] == [""] * 4
 
 
 async def test_nothing_moves_while_modes_change():

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tests.policy.world import HTTP, mesh, peer, pod, service
 from xds.mesh.controlplane.page.migration import compute_breaks, find_breaks, rows
 from xds.mesh.controlplane.page.observed import ObservedTraffic
-from xds.mesh.model.objects import Mode, Ref, Served
+from xds.mesh.model.objects import Change, Mode, Ref, Served
 from xds.mesh.observe.counts import RETENTION
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
 from xds.mesh.observe.workloads import target_of
@@ -86,6 +86,8 @@ async def test_refused_plaintext_of_an_unlocked_workload_blocks_strict():
     row = (await table(world, traffic=traffic))["a", "web"]
     assert row["nextStep"] == "Find out who sent plaintext that was refused: b/old"
     assert row["verdict"]["answer"] == "unsure"
+    row = (await table(world.apply(Change(applied=(peer("a", "STRICT"),))), traffic=traffic))["a", "web"]
+    assert row["verdict"]["text"].endswith("They refused plaintext from b/old.")
 
 
 async def test_verdict_says_whether_a_namespace_can_be_locked():

@@ -46,7 +46,7 @@ def verdict(row: Mapping[str, Any], breaks: Sequence[Break] | None) -> Verdict:
     if not row["sidecars"]:
         return Verdict("no", f"{name} cannot be locked: no pod has a sidecar.")
     if row["strict"] == row["pods"]:
-        return Verdict("locked", f"{name} is locked: its sidecars accept mutual TLS only.")
+        return Verdict("locked", f"{name} is locked: its sidecars accept mutual TLS only.{_refused(row)}")
     if breaks is None:
         return Verdict("checking", f"Checking what would break if {name} were locked.")
     if sure := _clients(breaks, Effect.BREAKS):
@@ -60,6 +60,14 @@ def verdict(row: Mapping[str, Any], breaks: Sequence[Break] | None) -> Verdict:
         rest = f"{missing} of {row['pods']} pods {'has' if missing == 1 else 'have'} no sidecar"
         return Verdict("yes", f"{name} can be locked in part: {rest}, and no known client would break.")
     return Verdict("yes", f"{name} can be locked: no known client would break.")
+
+
+def _refused(row: Mapping[str, Any]) -> str:
+    seen = next((seen for seen in row["observed"] if seen["mode"] == TrafficMode.REFUSED), None)
+    if not seen:
+        return ""
+    names = join_names([client["name"] for client in seen["clients"]], MAX_NAMES)
+    return f" They refused plaintext from {names}."
 
 
 def _clients(breaks: Sequence[Break], effect: Effect) -> list[str]:

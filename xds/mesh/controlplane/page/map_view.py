@@ -30,6 +30,8 @@ MAX_OPEN_SERVICES = 30
 """Number of services up to which all namespaces are open. In a larger mesh, they are closed until opened."""
 MAX_LABELS = 100
 """Number of edges up to which those that do not fail have a label, too."""
+MAX_REASONS = 40
+"""Number of failing edges up to which their labels contain the reason."""
 MAX_EDGES = 800
 """Maximum number of edges on a map. The worst ones are shown, the others are only counted."""
 
@@ -233,6 +235,7 @@ async def _edge_values(
 ) -> list[dict[str, Any]]:
     """Return the edges as JSON values, worst first."""
     placer, checkpoint, values = LabelPlacer(map(link_box, layout.bands.values())), Checkpoint(), []
+    has_texts = sum(edge.result == "fails" for edge in edges.values()) <= MAX_REASONS
     for (client, service), edge in edges.items():
         await checkpoint()
         curve = connect(layout.nodes[client], layout.nodes[service])
@@ -241,7 +244,7 @@ async def _edge_values(
         connections = sum(edge.services.values())
         seen = observed.between(worst.workload, worst.service) if connections == 1 else None
         is_labelled = edge.result == "fails" or len(edges) <= MAX_LABELS
-        text = _label(edge, seen) if is_labelled else ""
+        text = _label(edge, seen) if is_labelled and has_texts else ""
         box: Box | None = placer.place(curve, _label_width(text)) if is_labelled else None
         if box is None and text:
             text = ""

@@ -18,11 +18,16 @@ export function content(node) {
   return node.workloads === undefined ? count(node.services, "service") : count(node.workloads, "workload");
 }
 
+/** Return what edges count: endpoints, unless the client's pods, or the workloads behind it, can differ. */
+export function unit(client) {
+  return client.name && (client.sidecars === 0 || client.sidecars === client.pods) ? "endpoints" : "cases";
+}
+
 /** Return what is predicted, in words: "fails, 1 of 2 endpoints (server requires mutual TLS)". */
-export function predictedText({ predicted }) {
+export function predictedText({ predicted, unit: counted }) {
   const total = predicted.mtls + predicted.plaintext + predicted.fails;
   const number = predicted.result === "mixed" ? predicted.mtls : predicted.fails;
-  const counts = number && number < total ? `, ${number} of ${total} endpoints` : "";
+  const counts = number && number < total ? `, ${number} of ${total} ${counted}` : "";
   const reasons = predicted.why.length ? ` (${predicted.why.join(", ")})` : "";
   return `${RESULTS[predicted.result]}${counts}${reasons}`;
 }
@@ -119,7 +124,7 @@ export function list() {
     return h(
       "details",
       { open: isOpen, ontoggle: (event) => folded.set(node.id, event.currentTarget.open) },
-      h("summary", { "data-key": node.id }, h("strong", {}, node.name || content(node)), " ", node.problem ? badge("bad", node.why) : h("span", { class: "note" }, tally(edges))),
+      h("summary", { "data-key": node.id }, h("strong", {}, node.name || content(node)), " ", node.problem ? badge("bad", node.why) : h("span", { class: "note" }, tally(edges) || "no client")),
       h("ul", {}, edges.map((edge) => h("li", {}, connection(edge, names)))),
     );
   }
@@ -140,13 +145,14 @@ export function list() {
 
 /** Return what the elements of a connection are made from. Rates are not part of it: they change all the time. */
 export function inputs(edge, names) {
-  const { from, to, id, predicted, connections, example } = edge;
+  const { from, to, id, predicted, connections, example, unit: counted } = edge;
   const modes = Object.keys(edge.observed?.requestsPerMinute ?? {});
   const observed = modes.length ? { requestsPerMinute: Object.fromEntries(modes.map((mode) => [mode, 0])) } : null;
-  return { from, to, id, predicted, connections, example, observed, names: [names.get(from), names.get(to)] };
+  return { from, to, id, predicted, connections, example, unit: counted, observed, names: [names.get(from), names.get(to)] };
 }
 
-function tally(edges) {
+/** Return how many connections have each result. */
+export function tally(edges) {
   const number = (result) => edges.filter((edge) => edge.predicted.result === result).length;
-  return Object.entries(RESULTS).filter(([result]) => number(result)).map(([result, word]) => `${number(result)} ${word}`).join(", ") || "no client";
+  return Object.keys(RESULTS).filter(number).map((result) => `${number(result)} ${result === "fails" ? "failing" : RESULTS[result]}`).join(", ");
 }

@@ -1,11 +1,10 @@
 // The map: workloads on the left, services on the right, and what their connections use.
 
 import { get } from "./api.js";
-import { list, listing, nodeName } from "./connections.js";
+import { list, listing, nodeName, tally, unit } from "./connections.js";
 import { drawing, legend } from "./drawing.js";
 import { count, empty, h, replace } from "./dom.js";
 import { choice, frame, matches, namespaceOptions, search, sync } from "./toolbar.js";
-import { RESULTS } from "./words.js";
 
 export const title = "Map";
 export const topics = ["map"];
@@ -44,6 +43,8 @@ export function create(route, refresh) {
       return;
     }
     const names = new Map(data.nodes.map((node) => [node.id, nodeName(node)]));
+    const units = new Map(data.nodes.map((node) => [node.id, unit(node)]));
+    for (const edge of data.edges) edge.unit = units.get(edge.from);
     const isDim = dimmer(data, names, query);
     const isNarrow = width < NARROW;
     if (isNarrow) parts.list.update(data, names, isDim);
@@ -76,11 +77,8 @@ function dimmer(data, names, query) {
 }
 
 function summaryOf(data) {
-  const number = (result) => data.edges.filter((edge) => edge.predicted.result === result).length;
-  const parts = Object.keys(RESULTS).map((result) => [number(result), RESULTS[result]]);
-  const listed = parts.filter(([total]) => total).map(([total, word]) => `${total} ${word === "fails" ? "failing" : word}`);
   return [
-    `Possible connections: ${listed.join(", ") || "none"}.`,
+    `Possible connections: ${tally(data.edges) || "none"}.`,
     data.moreEdges ? ` ${count(data.moreEdges, "further one")} not shown: choose a namespace.` : "",
     data.edges.some((edge) => edge.observed) ? "" : " No observed traffic.",
     data.edges.length > DENSE ? " Select a workload or a service to see only its connections." : "",

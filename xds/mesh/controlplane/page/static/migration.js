@@ -98,7 +98,7 @@ function bar(parts, total) {
 function columns(opened, showsAll, isObserved, remedies) {
   return [
     { title: "Name", cell: (row) => nameCell(row, opened, showsAll) },
-    { title: "Sidecars", cell: (row) => [`${row.sidecars} of ${row.pods}`, bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
+    { title: "Sidecars", cell: (row) => [h("span", { class: "fraction" }, `${row.sidecars} of ${row.pods}`), bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
     { title: "Mode", cell: modeCell },
     { title: "Observed plaintext", cell: (row) => observedCell(row, isObserved) },
     { title: "STRICT would break", cell: (row) => breaksCell(row, remedies) },
