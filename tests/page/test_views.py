@@ -464,6 +464,15 @@ def test_views_are_accessible(page, server, scheme):
         assert results.response["violations"] == [], f"{route}: {results.generate_report()}"
 
 
+def test_list_of_connections_is_accessible(page, server):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.set_viewport_size({"width": 390, "height": 844})
+    open_view(page, server, "map")
+    page.wait_for_selector(".connections")
+    results = axe.run(page)
+    assert results.response["violations"] == [], results.generate_report()
+
+
 @pytest.mark.parametrize("width", [390, 1440])
 def test_views_fit_the_screen(page, server, width):
     page.set_viewport_size({"width": width, "height": 844})
