@@ -7,7 +7,9 @@ import time
 import pytest
 
 from tests.policy.world import HTTP, mesh, peer, pod, rule, service
-from xds.mesh.controlplane.page.graph import PLAINTEXT, PROBLEMS, Selection, map_view, predict
+from xds.mesh.controlplane.page import map_view as map_view_module
+from xds.mesh.controlplane.page.graph import predict
+from xds.mesh.controlplane.page.map_view import PLAINTEXT, PROBLEMS, Selection, map_view
 from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
@@ -61,6 +63,7 @@ async def test_service_with_a_pod_without_sidecar_is_mixed():
         "plaintext": 1,
         "fails": 0,
         "reasons": ["endpoint-without-sidecar"],
+        "why": ["server has no sidecar"],
     }
     assert edge["label"]["text"] == "1 of 2"
 
@@ -68,7 +71,13 @@ async def test_service_with_a_pod_without_sidecar_is_mixed():
 async def test_failing_edges_have_a_reason_and_come_first():
     found = await view(mesh(*FACTS, peer("a", "STRICT")))
     assert [edge["predicted"]["result"] for edge in found["edges"]] == ["fails", "fails", "mtls", "mtls"]
-    assert found["edges"][0]["label"]["text"] == "server-requires-mtls"
+    assert found["edges"][0]["label"]["text"] == "server requires mutual TLS"
+
+
+async def test_many_failing_edges_have_no_reason(monkeypatch):
+    monkeypatch.setattr(map_view_module, "MAX_REASONS", 1)
+    found = await view(mesh(*FACTS, peer("a", "STRICT")))
+    assert [edge["label"]["text"] for edge in found["edges"]] == [""] * 4
 
 
 async def test_nothing_moves_while_modes_change():

@@ -25,12 +25,16 @@ WIDTHS = st.integers(MIN_WIDTH, MAX_WIDTH)
 
 
 @st.composite
-def bands(draw: st.DrawFn) -> list[Band]:
+def bands(draw: st.DrawFn) -> tuple[Band, ...]:
     sizes = draw(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=5))
-    return [
-        Band(f"n{number}", [f"c{number}/{i}" for i in range(left)], [f"s{number}/{i}" for i in range(right)])
+    return tuple(
+        Band(
+            f"n{number}",
+            tuple(f"c{number}/{i}" for i in range(left)),
+            tuple(f"s{number}/{i}" for i in range(right)),
+        )
         for number, (left, right) in enumerate(sizes)
-    ]
+    )
 
 
 def is_inside(box: Box, outer: Box) -> bool:
@@ -65,7 +69,7 @@ def test_clients_are_left_of_services(found, width):
 
 @given(bands(), WIDTHS)
 def test_new_namespace_below_moves_nothing(found, width):
-    layout, larger = arrange(found, width), arrange([*found, Band("new", ["c"], ["s"])], width)
+    layout, larger = arrange(found, width), arrange((*found, Band("new", ("c",), ("s",))), width)
     assert all(larger.nodes[node] == box for node, box in layout.nodes.items())
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tests.policy.world import HTTP, mesh, peer, pod, service
 from xds.mesh.controlplane.page.migration import compute_breaks, find_breaks, rows
 from xds.mesh.controlplane.page.observed import ObservedTraffic
-from xds.mesh.model.objects import Mode, Ref, Served
+from xds.mesh.model.objects import Change, Mode, Ref, Served
 from xds.mesh.observe.counts import RETENTION
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
 from xds.mesh.observe.workloads import target_of
@@ -52,7 +52,9 @@ async def test_observed_plaintext_blocks_strict():
     key = EdgeKey(Client("", "10.20.0.7"), Target("a", "web", 80), TrafficMode.PLAINTEXT)
     traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())
     row = (await table(world, traffic=traffic))["a", "web"]
-    assert row["observed"]["clients"] == ["10.20.0.7"]
+    (seen,) = row["observed"]
+    note = "no pod: a node, or a client outside the mesh"
+    assert (seen["mode"], seen["clients"]) == ("plaintext", [{"name": "10.20.0.7", "note": note}])
     assert (row["stage"], row["nextStep"]) == ("blocked", "Find out who sends plaintext: 10.20.0.7")
 
 
@@ -62,14 +64,54 @@ async def test_observed_plaintext_to_a_port_without_a_service_blocks_strict():
     key = EdgeKey(Client("b", "old"), target_of(world, world.pod("a", "web"), 7070), TrafficMode.PLAINTEXT)
     traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())
     for row in (await table(world, traffic=traffic)).values():
-        assert (row["stage"], row["observed"]["clients"]) == ("blocked", ["b/old"])
+        (seen,) = row["observed"]
+        assert (row["stage"], seen["clients"]) == ("blocked", [{"name": "b/old", "note": ""}])
+
+
+async def test_refused_plaintext_is_apart_from_accepted():
+    world, traffic, now = mesh(pod("web", "a"), service("web", "a", HTTP)), Traffic(), time.time()
+    for mode, address in ((TrafficMode.REFUSED, "127.0.0.1"), (TrafficMode.PLAINTEXT, "10.20.0.7")):
+        key = EdgeKey(Client("", address), Target("a", "web", 80), mode)
+        traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=now)
+    accepted, refused = (await table(world, traffic=traffic))["a", "web"]["observed"]
+    assert (accepted["mode"], accepted["requestsPerMinute"]) == ("plaintext", {"plaintext": 5.0})
+    assert (refused["mode"], refused["requestsPerMinute"]) == ("refused", {"refused": 5.0})
+    assert refused["clients"][0]["note"].startswith("no pod: a process on the server's own machine")
+
+
+async def test_refused_plaintext_of_an_unlocked_workload_blocks_strict():
+    world, traffic = mesh(pod("web", "a"), service("web", "a", HTTP)), Traffic()
+    key = EdgeKey(Client("b", "old"), Target("a", "web", 80), TrafficMode.REFUSED)
+    traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())
+    row = (await table(world, traffic=traffic))["a", "web"]
+    assert row["nextStep"] == "Find out who sent plaintext that was refused: b/old"
+    assert row["verdict"]["answer"] == "unsure"
+    row = (await table(world.apply(Change(applied=(peer("a", "STRICT"),))), traffic=traffic))["a", "web"]
+    assert row["verdict"]["text"].endswith("They refused plaintext from b/old.")
+
+
+async def test_verdict_says_whether_a_namespace_can_be_locked():
+    open_, locked = await table(mesh(*FACTS)), await table(mesh(*FACTS, peer("a", "STRICT")))
+    checking = await table(mesh(*FACTS), breaks={})
+    world = mesh(pod("web-1", "a", app="web"), pod("web-2", "a", sidecar=False, app="web"))
+    partly = await table(world)
+    texts = {
+        "no": (open_["a", ""], "a cannot be locked: 1 client (old.b) would break."),
+        "yes": (open_["a", "db"], "db.a can be locked: no known client would break."),
+        "locked": (locked["a", ""], "a is locked: its sidecars accept mutual TLS only."),
+        "checking": (checking["a", "web"], "Checking what would break if web.a were locked."),
+    }
+    for answer, (row, text) in texts.items():
+        assert row["verdict"] == {"answer": answer, "text": text}
+    assert open_["b", ""]["verdict"]["text"] == "b cannot be locked: no pod has a sidecar."
+    assert "in part: 1 of 2 pods has no sidecar" in partly["a", ""]["verdict"]["text"]
 
 
 async def test_expired_plaintext_does_not_block_strict():
     world, traffic = mesh(pod("web", "a"), service("web", "a", HTTP)), Traffic()
     key = EdgeKey(Client("b", "old"), Target("a", "web", 80), TrafficMode.PLAINTEXT)
     traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time() - RETENTION - 1)
-    assert (await table(world, traffic=traffic))["a", "web"]["observed"] is None
+    assert (await table(world, traffic=traffic))["a", "web"]["observed"] == []
 
 
 async def test_strict_namespace_is_done():
@@ -101,5 +143,5 @@ def test_current_policy_is_replaced():
 def test_probes_of_strict_pods_break():
     probed = replace(pod("web", "a"), probe_ports=(8080,))
     (broken,) = find_breaks(mesh(probed), "a")
-    assert (broken.clients, broken.target) == ("kubelet-probe", "port 8080 of web.a")
+    assert (broken.clients, broken.target) == ("the kubelet's probes", "port 8080 of web.a")
     assert broken.servers == {("a", "web")}

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import queue
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 
+from xds.codec import message_class
+from xds.mesh.controlplane.traffic_reports import LOG_SERVICE
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.state_dir import CERTIFICATE_FILE, KEY_FILE
+from xds.mesh.observe.reports import ACCESS_LOGS
 from xds.snapshot import CLUSTER
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "envoy" / "auto-mtls"
@@ -33,6 +37,12 @@ apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: wrong, namespace: partial}
 spec: {selector: {matchLabels: {app: none}}, mtls: {mode: STRICKT}}
+"""
+RULE = """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: plain, namespace: full}
+spec: {host: httpbin.full.svc.cluster.local, exportTo: ["."], trafficPolicy: {tls: {mode: DISABLE}}}
 """
 _SERVICE = """
 apiVersion: v1
@@ -94,3 +104,16 @@ def connected_sidecar(port: int) -> Iterator[None]:
         finally:
             requests.put(None)
             call.cancel()
+
+
+def report_connections(port: int, node_id: str, connections: Iterable[tuple[str, int, bool]]) -> None:
+    """Send the access log of a sidecar: address of the client, port, and whether plaintext was refused."""
+    message: Any = message_class(ACCESS_LOGS)()
+    message.identifier.node.id = node_id
+    for address, to_port, is_refused in connections:
+        common = message.tcp_logs.log_entry.add().common_properties
+        common.downstream_remote_address.socket_address.address = address
+        common.downstream_local_address.socket_address.port_value = to_port
+        common.response_flags.no_route_found = is_refused
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        channel.stream_unary(f"/{LOG_SERVICE}/StreamAccessLogs")(iter([message.SerializeToString()]))

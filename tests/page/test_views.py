@@ -12,10 +12,12 @@ from tests.cli.serve_process import ServeProcess, serving
 from tests.page.meshes import (
     INVALID,
     NODE_ID,
+    RULE,
     STRICT,
     connected_sidecar,
     istio_task,
     many_services,
+    report_connections,
     write_ca,
 )
 
@@ -76,7 +78,7 @@ def test_map_shows_what_connections_use(page, server):
     assert "workload/legacy/sleep service/full/httpbin" in edges(page, "plaintext")
     label = page.get_attribute(EDGE.format("full/sleep", "partial/httpbin"), "aria-label")
     assert label == (
-        "sleep.full to httpbin.partial: partly mutual TLS, 1 of 2 endpoints (endpoint-without-sidecar)"
+        "sleep.full to httpbin.partial: partly mutual TLS, 1 of 2 endpoints (server has no sidecar)"
     )
     assert "1 of 2" in page.text_content(".label.mixed text")
     assert page.get_attribute(f"{EDGE.format('full/sleep', 'full/httpbin')}", "class") == (
@@ -91,9 +93,10 @@ def test_click_or_enter_explains_a_connection(page, server):
     page.wait_for_selector("#panel .group")
     text = page.text_content("#panel")
     assert "sleep.full → httpbin.full" in text
-    assert "Decided by MeshPolicy default" in text
+    assert text.count("auto mTLS is enabled") == 1, "the reason is not repeated"
+    assert "Decided byMeshPolicy default" in text
     assert "Client sleep.full: … CDS waiting" in text
-    assert "nothing was reported in the last 24 hours" in text
+    assert "Nothing was reported" in text
     page.keyboard.press("Escape")
     page.wait_for_selector("#panel", state="hidden")
     page.focus('[data-key="workload/legacy/sleep"]')
@@ -139,9 +142,92 @@ def test_policy_change_is_seen_on_the_map(page, own_server):
     (own_server.folder / "strict.yaml").write_text(STRICT)
     page.wait_for_selector(f"{EDGE.format('legacy/sleep', 'full/httpbin')}.fails", state="attached")
     assert page.get_attribute('[data-key="workload/full/sleep"] rect', "y") == before
-    assert "server-requires-mtls" in page.text_content(".label.fails text")
+    assert "server requires mutual TLS" in page.text_content(".label.fails text")
     (own_server.folder / "strict.yaml").unlink()
     page.wait_for_selector(f"{EDGE.format('legacy/sleep', 'full/httpbin')}.plaintext", state="attached")
+
+
+def test_change_of_an_edge_renders_only_that_edge(page, own_server):
+    open_view(page, own_server, "map")
+    edge = EDGE.format("full/sleep", "full/httpbin")
+    page.wait_for_selector(f"{edge}.mtls", state="attached")
+    page.evaluate("for (const element of document.querySelectorAll('.output *')) element.isKnown = true")
+    (own_server.folder / "rule.yaml").write_text(RULE)
+    page.wait_for_selector(f"{edge}.plaintext", state="attached")
+    rendered = """(selector) => [...document.querySelectorAll(selector)]
+        .filter((element) => !element.isKnown).map((element) => element.dataset.key)"""
+    assert page.evaluate(rendered, ".edge[role]") == ["workload/full/sleep service/full/httpbin"]
+    assert page.evaluate(rendered, ".node, .namespace-title, .legend, .listing") == []
+
+
+def test_focus_stays_on_an_edge_that_changes(page, own_server):
+    open_view(page, own_server, "map")
+    edge = EDGE.format("full/sleep", "full/httpbin")
+    page.focus(edge)
+    (own_server.folder / "rule.yaml").write_text(RULE)
+    page.wait_for_selector(f"{edge}.plaintext", state="attached")
+    assert page.evaluate("document.activeElement.dataset.key") == "workload/full/sleep service/full/httpbin"
+
+
+def test_lines_are_easy_to_hit_and_show_the_focus(page, server):
+    open_view(page, server, "map")
+    edge = EDGE.format("legacy/sleep", "full/httpbin")
+    style = "(line) => ['strokeWidth', 'strokeOpacity'].map((name) => getComputedStyle(line)[name])"
+    width, opacity = page.eval_on_selector(f"{edge} .hit", style)
+    assert float(width.removesuffix("px")) >= 12
+    assert opacity == "0"
+    page.focus('[data-key="workload/legacy/sleep"]')
+    page.keyboard.press("ArrowRight")
+    focused = page.evaluate_handle("document.activeElement.querySelector('.hit')").as_element()
+    assert float(focused.evaluate(style)[1]) > 0.3
+
+
+def test_connections_are_a_list_on_a_narrow_screen(page, server):
+    page.set_viewport_size({"width": 390, "height": 844})
+    open_view(page, server, "map")
+    page.wait_for_selector(".connections")
+    assert page.query_selector("svg.map") is None
+    connection = page.locator('.connections [data-key="workload/legacy/sleep service/full/httpbin"]')
+    assert "from sleep.legacy" in connection.inner_text()
+    assert "plaintext (client has no sidecar)" in connection.inner_text()
+    assert connection.bounding_box()["height"] >= 44
+    connection.click()
+    page.wait_for_selector("#panel .group")
+    assert "sleep.legacy → httpbin.full" in page.text_content("#panel")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".connections")
+    page.fill("input[type=search]", "sleep.legacy partial")
+    page.wait_for_selector(".connections >> text=sleep.full", state="detached")
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.wait_for_selector("svg.map")
+
+
+def test_accepted_and_refused_plaintext_are_apart(page, own_server):
+    """The client 127.10.3.2 is sleep.legacy; 127.0.0.1 is no pod."""
+    clients = [("127.10.3.2", 8080, False), ("127.10.3.2", 8080, True), ("127.0.0.1", 8080, True)]
+    node = "sidecar~127.10.1.1~httpbin.full~full.svc.cluster.local"
+    report_connections(own_server.process.xds, node, clients)
+    open_view(page, own_server, "migration?namespace=full")
+    page.wait_for_selector("td .clients")
+    accepted, refused = (
+        page.locator("tbody tr").first.locator("td:nth-child(4)").inner_text().split("refused")
+    )
+    assert "plaintext accepted" in accepted
+    assert "from legacy/sleep" in accepted
+    assert "127.0.0.1" not in accepted
+    assert "from 127.0.0.1 (no pod: a process on the server's own machine" in refused
+    open_view(page, own_server, "map?client=sleep.legacy&service=httpbin.full")
+    page.wait_for_selector("#panel figure >> nth=1")
+    text = page.inner_text("#panel")
+    assert "plaintext accepted" in text
+    assert "plaintext refused" in text
+    assert "Requests in each minute of the last hour: at most 1" in text
+    assert "60 min ago" in text
+    label = page.get_attribute(EDGE.format("legacy/sleep", "full/httpbin"), "aria-label")
+    assert label.endswith("Observed: plaintext accepted, plaintext refused")
+    assert "plaintext refused" in page.text_content(
+        '.label[data-edge="workload/legacy/sleep service/full/httpbin"] text'
+    )
 
 
 def test_map_leads_to_who_would_break(page, server):
@@ -154,6 +240,15 @@ def test_map_leads_to_who_would_break(page, server):
     row = page.locator("tbody tr").first.inner_text()
     assert "httpbin.legacy, sleep.legacy, httpbin.partial → httpbin.partial:8000" in row
     assert "0 % of 2 pods" in page.inner_text(".headline")
+    verdict = (
+        "partial cannot be locked: 3 clients (httpbin.legacy, sleep.legacy, httpbin.partial) would break."
+    )
+    assert verdict in page.inner_text(".verdict")
+
+
+def test_verdict_of_a_workload(page, server):
+    open_view(page, server, "migration?namespace=full&search=sleep.full")
+    page.wait_for_selector(".verdict >> text=sleep.full cannot be locked")
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -367,6 +462,15 @@ def test_views_are_accessible(page, server, scheme):
         page.wait_for_selector("#panel .group" if "client=" in route else ".output > :not(.loading)")
         results = axe.run(page)
         assert results.response["violations"] == [], f"{route}: {results.generate_report()}"
+
+
+def test_list_of_connections_is_accessible(page, server):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page.set_viewport_size({"width": 390, "height": 844})
+    open_view(page, server, "map")
+    page.wait_for_selector(".connections")
+    results = axe.run(page)
+    assert results.response["violations"] == [], results.generate_report()
 
 
 @pytest.mark.parametrize("width", [390, 1440])

@@ -86,7 +86,7 @@ class CpuShare:
         Other tasks that run while it waits, and threads that it starts, are not charged.
         """
         loop = asyncio.get_running_loop()
-        return await _timed_steps(coroutine, lambda seconds: self.charge(seconds, loop.time()))
+        return await timed_steps(coroutine, lambda seconds: self.charge(seconds, loop.time()))
 
     def wait(self, now: float) -> float:
         """Return the number of seconds until the client may use CPU time again; 0 if it may now."""
@@ -98,10 +98,13 @@ class CpuShare:
 
 
 @types.coroutine
-def _timed_steps(
+def timed_steps(
     coroutine: Coroutine[Any, Any, T], charge: Callable[[float], None]
 ) -> Generator[Any, None, T]:
-    """Run a coroutine. Call `charge` with the CPU seconds of each step, up to the next suspension."""
+    """Run a coroutine. Call `charge` with the CPU seconds of each step, up to the next suspension.
+
+    `await` it. Other tasks that run while the coroutine waits are not counted.
+    """
     step = partial(coroutine.send, None)
     while True:
         started_at = thread_time()

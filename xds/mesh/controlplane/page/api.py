@@ -22,15 +22,11 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.objects_service import ObjectsService
 from xds.mesh.controlplane.page import config, migration
 from xds.mesh.controlplane.page.access import Access, Respond
+from xds.mesh.controlplane.page.encoding import encode
 from xds.mesh.controlplane.page.events import Events
-from xds.mesh.controlplane.page.graph import (
-    PLAINTEXT,
-    PROBLEMS,
-    Graph,
-    Selection,
-    map_view,
-    predict,
-)
+from xds.mesh.controlplane.page.graph import Graph, predict
+from xds.mesh.controlplane.page.map_view import PLAINTEXT, PROBLEMS, Selection
+from xds.mesh.controlplane.page.maps import Maps
 from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.controlplane.page.refresh import Refresher
 from xds.mesh.controlplane.policies_service import PoliciesService
@@ -93,6 +89,8 @@ class Page:
         self._backend: Backend | None = None
         self._graph: Refresher[Graph] = Refresher(self._mesh, _compute_graph)
         self._breaks: Refresher[migration.Breaks] = Refresher(self._mesh, migration.compute_breaks)
+        self._maps = Maps(self._observed)
+        self._maps_state: Hashable = None
         self._events = Events(self._states)
         self._turns = FairSemaphore(MAX_COMPUTATIONS, MAX_COMPUTATIONS)
 
@@ -162,6 +160,9 @@ class Page:
     def _mesh(self) -> Mesh:
         return self._backend.controller.mesh if self._backend else Mesh()
 
+    def _observed(self) -> ObservedTraffic:
+        return ObservedTraffic(self._backend.traffic.traffic if self._backend else None, self._mesh())
+
     # --- views ----------------------------------------------------------------------------------------------
 
     async def _proxies(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
@@ -217,23 +218,25 @@ class Page:
             raise LookupError(truncate(str(error))) from error
         return _as_dict(response)
 
-    async def _map(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
+    async def _map(self, _: Backend, query: Mapping[str, str]) -> str:
         selection = _selection(query)
         graph = await self._graph.get()
         if graph is None:
             raise _NotReadyError("the map could not be computed; see the control plane's log")
         is_current = self._graph.is_current
-        observed = ObservedTraffic(backend.traffic.traffic, backend.controller.mesh)
-        return await map_view(graph, selection, observed) | {"current": is_current}
+        text = await self._maps.get(graph, selection)
+        return f'{text[:-1]},"current":{json.dumps(is_current)}}}'
 
     async def _migration(self, backend: Backend, _: Mapping[str, str]) -> dict[str, Any]:
         self._breaks.trigger()
         breaks = self._breaks.value if self._breaks.is_current else None
         mesh = backend.controller.mesh
-        observed = ObservedTraffic(backend.traffic.traffic, mesh)
         observation = _as_dict(backend.traffic.summary(time.time()))
         del observation["edges"]
-        return {"rows": await migration.rows(mesh, breaks or {}, observed), "observation": observation}
+        return {
+            "rows": await migration.rows(mesh, breaks or {}, self._observed()),
+            "observation": observation,
+        }
 
     # --- changes --------------------------------------------------------------------------------------------
 
@@ -249,12 +252,20 @@ class Page:
         # Sidecars report every 10 s, and a large mesh all the time.
         observed = time.monotonic() // OBSERVED_INTERVAL if backend.traffic.traffic else 0
         return {
-            "map": (self._graph.version, observed),
+            "map": await self._map_state(observed),
             "migration": (self._breaks.version, id(controller.mesh), observed),
             "problems": tuple(backend.found_problems()),
             "proxies": await _proxies_state(backend),
             "rollouts": _rollouts_state(controller.rollouts),
         }
+
+    async def _map_state(self, observed: float) -> Hashable:
+        """Return the state of the map. If it has changed, prepare what clients will request."""
+        state = self._graph.version, observed
+        if state != self._maps_state and self._graph.value:
+            await self._maps.refresh(self._graph.value)
+        self._maps_state = state
+        return state
 
 
 class _NotReadyError(Exception):
@@ -321,20 +332,10 @@ def _as_dict(message: Message) -> dict[str, Any]:
     return value
 
 
-async def _respond(response: Awaitable[Mapping[str, Any]]) -> str:
-    """Return a response as JSON. Encode the items of its lists one by one, and yield to the event loop."""
-    checkpoint, members = Checkpoint(), []
-    for name, member in (await response).items():
-        if isinstance(member, list):
-            items = []
-            for item in member:
-                items.append(json.dumps(item))
-                await checkpoint()
-            text = f"[{','.join(items)}]"
-        else:
-            text = json.dumps(member)
-        members.append(f"{json.dumps(name)}:{text}")
-    return f"{{{','.join(members)}}}"
+async def _respond(response: Awaitable[Mapping[str, Any] | str]) -> str:
+    """Return a response as JSON. A text is JSON already."""
+    value = await response
+    return value if isinstance(value, str) else await encode(value)
 
 
 def _error(status: int, text: str) -> web.Response:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Coroutine, Hashable, Mapping
+from typing import Any, TypeAlias
 
 import structlog
 from aiohttp import web
 
 from xds.mesh.controlplane.page.access import SECURITY_HEADERS
+from xds.server.fair_share import timed_steps
 from xds.server.http import restart_timeout
 
 log = structlog.get_logger(__name__)
@@ -18,13 +19,13 @@ log = structlog.get_logger(__name__)
 CHECK_INTERVAL = 0.25
 """Minimum interval between two events, in seconds."""
 MAX_LOAD = 0.1
-"""Maximum share of the time in which the views are compared with their last state."""
+"""Maximum share of a CPU core for comparing the views with their last state."""
 KEEPALIVE_INTERVAL = 5.0
 """Seconds without an event after which a comment is sent, so that both sides notice a lost connection."""
 MAX_STREAMS = 24
 """Maximum number of event streams."""
 
-States: TypeAlias = Callable[[], Awaitable[Mapping[str, Hashable]]]
+States: TypeAlias = Callable[[], Coroutine[Any, Any, Mapping[str, Hashable]]]
 """Returns the state of each view. Equal states mean that the view has not changed."""
 
 
@@ -88,12 +89,11 @@ class Events:
 
     async def _compare(self) -> None:
         """Compare the views with their last state, until cancelled."""
-        loop = asyncio.get_running_loop()
         last: Mapping[str, Hashable] | None = None
         while True:
-            started_at = loop.time()
+            steps: list[float] = []
             try:
-                states = await self._states()
+                states = await timed_steps(self._states(), steps.append)
             except Exception as error:  # noqa: BLE001 - serving proxies does not depend on it
                 log.error("failed to compare the page's views", problem=f"{type(error).__name__}: {error}")  # noqa: TRY400
                 states = last or {}
@@ -103,5 +103,5 @@ class Events:
                 for wake, pending in self._queues.items():
                     pending.update(changed)
                     wake.set()
-            seconds = loop.time() - started_at
-            await asyncio.sleep(max(CHECK_INTERVAL, seconds * (1 / MAX_LOAD - 1)))
+            # Not the elapsed time: while sidecars are updated, it is many times as long.
+            await asyncio.sleep(max(CHECK_INTERVAL, sum(steps) * (1 / MAX_LOAD - 1)))

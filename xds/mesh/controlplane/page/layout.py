@@ -5,7 +5,8 @@ A position depends on the names above only, not on the edges. So nothing moves w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 MIN_WIDTH, MAX_WIDTH = 320, 1600
@@ -14,6 +15,8 @@ NODE_HEIGHT = 34
 """Height of a workload or a service."""
 ROW_HEIGHT = 42
 """Distance between the tops of two nodes in a column."""
+MAX_LAYOUTS = 16
+"""Maximum number of layouts that are kept. One with all nodes of 1,000 services takes 1 MB."""
 LABEL_HEIGHT = 18
 """Height of a label of an edge."""
 _HEADER_HEIGHT = 30
@@ -52,9 +55,9 @@ class Band(NamedTuple):
 
     name: str
     """Name of the namespace."""
-    clients: Sequence[str]
+    clients: tuple[str, ...]
     """Nodes of the left column."""
-    services: Sequence[str]
+    services: tuple[str, ...]
     """Nodes of the right column."""
 
 
@@ -74,8 +77,9 @@ def clamp_width(width: int) -> int:
     return max(MIN_WIDTH, min(width, MAX_WIDTH))
 
 
-def arrange(bands: Iterable[Band], width: int) -> Layout:
-    """Return the positions of namespaces and their nodes.
+@lru_cache(MAX_LAYOUTS)
+def arrange(bands: tuple[Band, ...], width: int) -> Layout:
+    """Return the positions of namespaces and their nodes. While the names stay the same, the layout is kept.
 
     Args:
         bands: the namespaces, from top to bottom.

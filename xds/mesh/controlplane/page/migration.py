@@ -9,7 +9,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 from xds.introspect.cooperative import Checkpoint
+from xds.mesh.controlplane.page import advice
+from xds.mesh.controlplane.page.advice import MAX_NAMES, Break
 from xds.mesh.controlplane.page.observed import ObservedTraffic, TargetKey
+from xds.mesh.controlplane.page.words import traffic_words
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Pod, Ref
@@ -20,29 +23,14 @@ from xds.mesh.policy.mtls import served_mode
 from xds.mesh.policy.plan import Effect, HopChange, Plan, Refusal, plan, scope_of
 from xds.mesh.policy.remedy import refusal_remedy, remedy
 
-MAX_NAMES = 3
-"""Maximum number of workloads that a text names."""
 MAX_BREAKS = 20
 """Maximum number of changes that a row lists. The rest are only counted."""
 PUBLISH_INTERVAL = 0.5
 """Seconds of work after which incomplete rows are published."""
 _OTHER_PORTS = 0
 """Stands for the ports of a pod to which no Service forwards."""
-
-
-class Break(NamedTuple):
-    """Traffic that STRICT would stop."""
-
-    effect: str
-    """`breaks` or `may break`."""
-    clients: str
-    """Who sends it, in words."""
-    target: str
-    """Service and port, or port of the pods."""
-    remedy: str
-    """How to keep it working."""
-    servers: frozenset[WorkloadKey]
-    """Workloads that would refuse it."""
+_INTERNAL = {"servers", "workloads"}
+"""Fields of `Break` that the API does not report."""
 
 
 class Modes(NamedTuple):
@@ -124,6 +112,7 @@ def _broken_hop(change: HopChange) -> Break:
         target=f"{change.service.name}.{change.service.namespace}:{change.port.port}",
         remedy=remedy(change.after, clients, has_sidecar=client.has_sidecar),
         servers=frozenset(workload_key(endpoint.pod) for endpoint in change.endpoints if endpoint.pod),
+        workloads=_names(change.clients),
     )
 
 
@@ -131,17 +120,22 @@ def _refused(refusal: Refusal) -> Break:
     pods = [pod for clients in refusal.clients for pod in clients.pods]
     return Break(
         effect=str(Effect.BREAKS if refusal.breaks else Effect.MAY_BREAK),
-        clients=str(refusal.traffic),
+        clients=traffic_words(refusal.traffic),
         target=f"port {refusal.port} of {format_workloads(refusal.clients)}",
         remedy=refusal_remedy(refusal),
         servers=frozenset(map(workload_key, pods)),
+        workloads=(traffic_words(refusal.traffic),),
     )
 
 
 def format_workloads(clients: Iterable[Clients]) -> str:
     """Return the workloads of pods as text, such as `sleep.legacy, web.shop and 3 more`."""
+    return join_names(_names(clients), MAX_NAMES)
+
+
+def _names(clients: Iterable[Clients]) -> tuple[str, ...]:
     keys = workloads_of(pod for item in clients for pod in item.pods)
-    return join_names([f"{name}.{namespace}" for namespace, name in keys], MAX_NAMES)
+    return tuple(f"{name}.{namespace}" for namespace, name in keys)
 
 
 # --- rows ---------------------------------------------------------------------------------------------------
@@ -188,7 +182,9 @@ def _row(
         "moreBreaks": len((breaks or ())[MAX_BREAKS:]),
         "observed": observed.plaintext_to(_targets(mesh, workloads)),
     }
-    row["stage"], row["nextStep"] = _next_step(row, workloads, breaks)
+    without = [workload.name for workload in workloads if workload.sidecars < len(workload.pods)]
+    row["stage"], row["nextStep"] = advice.next_step(row, without, breaks)
+    row["verdict"] = advice.verdict(row, breaks)._asdict()
     return row
 
 
@@ -208,25 +204,4 @@ def _place(mesh: Mesh, ref: Ref) -> str:
 
 
 def _break_value(each: Break) -> dict[str, str]:
-    return {name: value for name, value in each._asdict().items() if name != "servers"}
-
-
-def _next_step(
-    row: Mapping[str, Any], workloads: Iterable[Workload], breaks: Sequence[Break] | None
-) -> tuple[str, str]:
-    """Return the stage of a row (sidecars, checking, blocked, ready or done), and what to do next."""
-    without = [workload.name for workload in workloads if workload.sidecars < len(workload.pods)]
-    if without:
-        text = f"Add sidecars to {join_names(without, MAX_NAMES)}"
-        return "sidecars", f"{text}, then resolve what STRICT would break" if breaks else text
-    if row["strict"] == row["pods"]:
-        return "done", "Done: the sidecars accept mutual TLS only"
-    if breaks is None:
-        return "checking", "Checking what STRICT would break"
-    if not breaks and row["observed"]:
-        return "blocked", f"Find out who sends plaintext: {join_names(row['observed']['clients'], MAX_NAMES)}"
-    if not breaks:
-        how = "" if row["workload"] else f" (xds lock {row['namespace']})"
-        return "ready", f"Set STRICT{how}: no known connection would break"
-    text = breaks[0].remedy
-    return "blocked", text[:1].upper() + text[1:]
+    return {name: value for name, value in each._asdict().items() if name not in _INTERNAL}

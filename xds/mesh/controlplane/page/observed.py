@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
+from xds.mesh.controlplane.page.words import address_words
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.workload import WorkloadKey, workload_key
 from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, Observed, Target, TrafficMode
@@ -55,18 +56,21 @@ class ObservedTraffic:
         found = [seen for seen in self._by_target.get(service, ()) if seen.client in accounts]
         return self._value(found) if found else None
 
-    def plaintext_to(self, targets: Iterable[TargetKey]) -> dict[str, Any] | None:
-        """Return the plaintext and refused traffic to targets, and who sent it; None if there was none."""
-        found = [
-            seen for target in targets for seen in self._by_target.get(target, ()) if seen.mode in UNENCRYPTED
+    def plaintext_to(self, targets: Iterable[TargetKey]) -> list[dict[str, Any]]:
+        """Return the traffic without encryption to targets, and who sent it: accepted, and then refused."""
+        by_mode: dict[TrafficMode, list[_Seen]] = {}
+        for seen in (seen for target in targets for seen in self._by_target.get(target, ())):
+            by_mode.setdefault(seen.mode, []).append(seen)
+        return [
+            {"mode": str(mode), **self._plaintext(by_mode[mode])} for mode in UNENCRYPTED if mode in by_mode
         ]
-        if not found:
-            return None
+
+    def _plaintext(self, found: list[_Seen]) -> dict[str, Any]:
         found.sort(key=lambda seen: -seen.edge.last_seen)
-        clients = list(dict.fromkeys("/".join(filter(None, seen.client)) for seen in found))
+        clients = list(dict.fromkeys(seen.client for seen in found))
         return {
             **self._value(found),
-            "clients": clients[:MAX_CLIENTS],
+            "clients": [_client(client) for client in clients[:MAX_CLIENTS]],
             "moreClients": len(clients[MAX_CLIENTS:]),
         }
 
@@ -77,3 +81,9 @@ class ObservedTraffic:
             rates[seen.mode] = round(rates.get(seen.mode, 0.0) + seen.edge.rate(self._now), 2)
         last_seen = max(seen.edge.last_seen for seen in found)
         return {"requestsPerMinute": rates, "secondsAgo": max(0, round(self._now - last_seen))}
+
+
+def _client(client: Client) -> dict[str, str]:
+    if client.namespace:
+        return {"name": f"{client.namespace}/{client.name}", "note": ""}
+    return {"name": client.name, "note": address_words(client.name)}

@@ -22,11 +22,52 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** Replace the children of an element. The element with the same data-key as the focused one gets the focus. */
-export function replace(parent, ...children) {
+/** Change the content of an element. The element with the same data-key as the focused one gets the focus. */
+function keepFocus(parent, update) {
   const key = parent.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
-  parent.replaceChildren(...children.flat(Infinity).filter((child) => child !== null));
-  if (key) parent.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
+  update();
+  if (key && !parent.contains(document.activeElement)) {
+    parent.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
+  }
+}
+
+/** Replace the children of an element, and keep the focus. */
+export function replace(parent, ...children) {
+  keepFocus(parent, () => parent.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== "")));
+}
+
+const madeFrom = new WeakMap(); // for each element that `keyed` has made: its key and inputs
+
+/**
+ * Make the children of an element those of some items, in their order. An item whose inputs have not changed keeps its
+ * element.
+ *
+ * items: { key, inputs }, with inputs that JSON can represent. make: returns the element of an item.
+ */
+export function keyed(parent, items, make) {
+  keepFocus(parent, () => {
+    const old = new Map([...parent.children].map((element) => [madeFrom.get(element)?.key, element]));
+    const keys = new Set(items.map((item) => item.key));
+    for (const [key, element] of old) if (!keys.has(key)) element.remove();
+    let next = parent.firstElementChild;
+    for (const item of items) {
+      const inputs = JSON.stringify(item.inputs);
+      let element = old.get(item.key);
+      if (!element || madeFrom.get(element).inputs !== inputs) {
+        const made = make(item);
+        madeFrom.set(made, { key: item.key, inputs });
+        element?.replaceWith(made);
+        if (element === next) next = made;
+        element = made;
+      }
+      if (element === next?.nextElementSibling) {
+        parent.append(next); // Only this one has moved. It gets its place later.
+        next = element;
+      }
+      if (element === next) next = next.nextElementSibling;
+      else parent.insertBefore(element, next);
+    }
+  });
 }
 
 /** Return a number with its noun, such as "1 pod" or "3 pods". */
@@ -66,22 +107,4 @@ export function objectName(object) {
 /** Return the note of a view without content. */
 export function empty(title, text) {
   return h("div", { class: "empty" }, h("p", { class: "empty-title" }, title), text ? h("p", {}, text) : "");
-}
-
-/** Return a rate as `xds observe` prints it: "<0.1", "2.4" or "1,240". */
-export function rate(value) {
-  if (value > 0 && value < 0.1) return "<0.1";
-  return value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 1 : 0 });
-}
-
-const MODE_WORDS = { mtls: "mutual TLS", tls: "TLS", plaintext: "plaintext", refused: "refused" };
-
-const RECENT = 60; // seconds
-
-/** Return observed traffic as text: the rate of each mode, and when it was last seen. */
-export function observedText(observed) {
-  if (!observed) return h("span", { class: "note" }, "none");
-  const rates = Object.entries(observed.requestsPerMinute).map(([mode, value]) => `${rate(value)} req/min ${MODE_WORDS[mode]}`);
-  const ago = duration(observed.secondsAgo);
-  return observed.secondsAgo > RECENT ? `none for ${ago}; before: ${rates.join(", ")}` : `${rates.join(", ")}, last ${ago} ago`;
 }

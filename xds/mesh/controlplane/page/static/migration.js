@@ -1,10 +1,11 @@
 // The view of the migration: how far each namespace and workload is on the way to STRICT.
 
 import { get } from "./api.js";
-import { badge, count, elapsed, empty, h, objectName, observedText, replace } from "./dom.js";
+import { badge, count, elapsed, empty, h, objectName, replace } from "./dom.js";
 import { change, url } from "./route.js";
 import { table } from "./table.js";
 import { choice, frame, matches, namespaceOptions, search, sync } from "./toolbar.js";
+import { lastSeen, modeBadge, rate } from "./words.js";
 
 export const title = "Migration";
 export const topics = ["migration"];
@@ -18,6 +19,8 @@ const STAGES = {
   sidecars: ["warn", "needs sidecars"],
   checking: ["wait", "checking"],
 };
+
+const ANSWERS = { locked: ["good", "Locked"], yes: ["good", "Yes"], unsure: ["warn", "Not sure"], no: ["bad", "No"], checking: ["wait", "Checking"] };
 
 export function create(route, refresh) {
   const state = { opened: new Set() }; // opened: keys of rows whose remedies are shown
@@ -45,6 +48,7 @@ export function create(route, refresh) {
       const totals = data.rows.filter((row) => !row.workload && (!query.namespace || row.namespace === query.namespace));
       replace(
         output,
+        verdict(rows, totals, query),
         totals.length ? progress(totals) : "",
         rows.length ? table("Namespaces and workloads", columns(opened, showsAll, data.observation.enabled, state.opened), rows, state, () => refresh()) : empty(data.rows.length ? "Nothing matches the filters" : "There are no pods", ""),
         h("p", { class: "note" }, "What STRICT would break is predicted from the objects that the control plane knows. Clients outside the mesh are not included."),
@@ -52,6 +56,13 @@ export function create(route, refresh) {
       );
     },
   };
+}
+
+/** Return whether the selected namespace or workload can be locked. Without a selection, the table says it. */
+function verdict(rows, totals, query) {
+  const row = rows.length === 1 ? rows[0] : query.namespace ? totals[0] : null;
+  if (!row || !(query.namespace || query.search)) return "";
+  return h("p", { class: "verdict", role: "status" }, badge(...ANSWERS[row.verdict.answer]), ` ${row.verdict.text}`);
 }
 
 function progress(rows) {
@@ -87,7 +98,7 @@ function bar(parts, total) {
 function columns(opened, showsAll, isObserved, remedies) {
   return [
     { title: "Name", cell: (row) => nameCell(row, opened, showsAll) },
-    { title: "Sidecars", cell: (row) => [`${row.sidecars} of ${row.pods}`, bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
+    { title: "Sidecars", cell: (row) => [h("span", { class: "fraction" }, `${row.sidecars} of ${row.pods}`), bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
     { title: "Mode", cell: modeCell },
     { title: "Observed plaintext", cell: (row) => observedCell(row, isObserved) },
     { title: "STRICT would break", cell: (row) => breaksCell(row, remedies) },
@@ -107,7 +118,7 @@ function nameCell(row, opened, showsAll) {
   return h(
     "button",
     { type: "button", class: "toggle", "aria-expanded": String(isOpen), "data-key": `toggle ${row.namespace}`, onclick: toggle },
-    h("span", { "aria-hidden": "true" }, isOpen ? "▾ " : "▸ "),
+    h("span", { "aria-hidden": "true" }, isOpen ? "▾" : "▸"),
     row.namespace,
   );
 }
@@ -120,9 +131,12 @@ function modeCell(row) {
 }
 
 function observedCell(row, isObserved) {
-  if (!row.observed) return h("span", { class: "note" }, isObserved && row.sidecars ? "none" : "not observed");
-  const more = row.observed.moreClients ? ` and ${row.observed.moreClients} more` : "";
-  return [observedText(row.observed), h("p", { class: "note" }, `from ${row.observed.clients.join(", ")}${more}`)];
+  if (!row.observed.length) return h("span", { class: "note" }, isObserved && row.sidecars ? "none" : "not observed");
+  return row.observed.map((seen) => [
+    h("p", {}, modeBadge(seen.mode)),
+    h("p", {}, `${rate(seen.requestsPerMinute[seen.mode])} per minute, ${lastSeen(seen.secondsAgo)}`),
+    h("ul", { class: "clients" }, seen.clients.map((client) => h("li", {}, `from ${client.name}`, client.note ? ` (${client.note})` : "")), seen.moreClients ? h("li", {}, `and ${seen.moreClients} more`) : ""),
+  ]);
 }
 
 /** Return what the column of observed plaintext includes, and what it may omit. */

@@ -1,13 +1,15 @@
 // The panel beside a view: the explanation of a connection, or the content of a resource.
 
 import { get } from "./api.js";
-import { badge, elapsed, h, objectName, rate, replace, s } from "./dom.js";
+import { badge, elapsed, h, objectName, replace, s } from "./dom.js";
 import { change, current } from "./route.js";
+import { KINDS, RESULTS, modeBadge, rate } from "./words.js";
 
 const panel = document.getElementById("panel");
-const RESULTS = { mtls: ["good", "mutual TLS"], plaintext: ["warn", "plaintext"], fails: ["bad", "fails"] };
-
-const OBSERVED = { MTLS: ["good", "mutual TLS"], TLS: ["good", "TLS"], PLAINTEXT: ["warn", "plaintext"], REFUSED: ["bad", "refused"] };
+const MAX_ENDPOINTS = 5; // endpoints that a result names
+const MAX_PROXIES = 10; // sidecars that the panel lists
+const BAR_WIDTH = 4; // of a sparkline, in pixels
+const CHART_HEIGHT = 36; // in pixels
 
 let shownFor = "";
 let opener = null; // data-key of the element that had the focus when the panel was opened
@@ -55,74 +57,111 @@ function resource(data, type, name) {
   return [header(`${type} ${name}`), h("p", { class: "note" }, "Private keys and other secrets are redacted."), h("pre", { tabindex: "0", "data-key": "content", "aria-label": "Content" }, JSON.stringify(data.content, null, 2))];
 }
 
+// --- the explanation of a connection -------------------------------------------------------------------------
+
 function explanation(data) {
+  const ports = Map.groupBy(data.groups, (group) => group.port);
   return [
     header(`${data.client} → ${data.service}`),
-    observed(data),
-    h("p", { class: "note" }, "Predicted from policies and what the control plane serves:"),
-    data.groups.map((group) => groupPart(group, data)),
+    [...ports].map(([port, groups]) => portPart(port, groups)),
     data.ruleTransitions.length ? [h("h3", {}, "DestinationRules in transition"), h("ul", {}, data.ruleTransitions.map((line) => h("li", {}, line)))] : "",
+    observed(data),
+    sidecars(data),
   ];
 }
 
-function observed(data) {
-  if (!data.observed.length) return h("p", { class: "note" }, "Observed: nothing was reported in the last 24 hours.");
-  return [
-    h("h3", {}, "Observed"),
-    h(
-      "ul",
-      {},
-      data.observed.map((edge) =>
-        h("li", {}, badge(...OBSERVED[edge.mode]), ` port ${edge.port}: ${rate(edge.requestsPerMinute)} req/min, last ${elapsed(edge.lastSeen, data.time)} ago, from ${edge.clientNamespace}/${edge.client}`, spark(edge.minutes)),
-      ),
-    ),
-  ];
+/** Return what is predicted for a port. Its endpoints can have different results. */
+function portPart(port, groups) {
+  const total = groups.reduce((sum, group) => sum + group.endpoints.length, 0);
+  return h("section", { class: "group", "aria-label": `Port ${port}` }, h("h3", {}, `Port ${port}: predicted`), groups.map((group) => groupPart(group, total)));
 }
 
-/** Draw the requests of each of the last 60 minutes. */
-function spark(minutes) {
-  const most = Math.max(...minutes, 1);
-  const bars = minutes.map((value, index) => (value ? `M${index * 2 + 1} 24v${-Math.max(1, Math.round((23 * value) / most))}` : "")).join("");
-  const label = `Requests in each minute of the last hour, at most ${most.toLocaleString("en")}`;
-  return s("svg", { class: "spark", width: 120, height: 24, role: "img", "aria-label": label }, s("title", {}, label), s("path", { d: "M0 24H120", class: "axis" }), s("path", { d: bars, class: "bars" }));
-}
-
-function groupPart(group, data) {
-  const endpoints = group.endpoints.map((endpoint) => endpoint.pod || `${endpoint.address}:${endpoint.port}`);
+function groupPart(group, total) {
+  const why = group.summary.slice(group.summary.indexOf(": ") + 2);
+  const names = group.endpoints.map((endpoint) => endpoint.pod || `${endpoint.address}:${endpoint.port}`);
+  const more = names.length > MAX_ENDPOINTS ? ` and ${names.length - MAX_ENDPOINTS} more` : "";
+  const share = names.length < total ? `${names.length} of ${total} endpoints: ` : "to ";
+  const deciders = [group.client, group.server].map((side) => side && decider(side));
+  const isShared = deciders[0] && JSON.stringify(group.client.decidedBy) === JSON.stringify(group.server?.decidedBy);
   return h(
-    "section",
-    { class: "group", "aria-label": `Port ${group.port}` },
-    h("h3", {}, `Port ${group.port} `, badge(...(RESULTS[group.outcome] ?? ["off", group.outcome]))),
-    h("p", {}, group.summary),
-    endpoints.length ? h("p", { class: "note" }, `Endpoints: ${endpoints.slice(0, 5).join(", ")}${endpoints.length > 5 ? ` and ${endpoints.length - 5} more` : ""}`) : "",
-    side("Client", group.client),
-    side("Server", group.server),
+    "div",
+    { class: "result" },
+    h("p", {}, badge(KINDS[group.outcome] ?? "off", RESULTS[group.outcome] ?? group.outcome), names.length ? ` ${share}${names.slice(0, MAX_ENDPOINTS).join(", ")}${more}` : ""),
+    h("p", {}, `Because ${why}.`),
+    h(
+      "dl",
+      { class: "sides" },
+      side("Client sends", group.client, why, isShared ? "" : deciders[0]),
+      side("Server accepts", group.server, why, isShared ? "" : deciders[1]),
+      isShared ? h("div", {}, h("dt", {}, "Decided by"), h("dd", {}, deciders[0])) : "",
+    ),
     group.differences.length ? [h("h4", {}, "Not in force yet"), h("ul", { class: "differences" }, group.differences.map((line) => h("li", {}, line)))] : "",
-    h("h4", {}, "What the sidecars have ACKed"),
-    h("ul", { class: "acked" }, acked("Client", data.clientProxy ? [data.clientProxy] : [], data.time), acked("Server", group.serverProxies, data.time)),
   );
 }
 
-function side(title, value) {
+/** Return what one side does, without the reason that is stated above. */
+function side(title, value, why, decidedBy) {
   if (!value) return "";
-  return [
-    h("h4", {}, title),
-    h("p", {}, value.summary),
-    value.decidedBy ? h("p", { class: "note" }, "Decided by ", objectName(value.decidedBy), value.decidedBy.scope ? ` for ${value.decidedBy.scope}` : "") : "",
-    value.overridden.length ? h("p", { class: "note" }, "Overrides ", value.overridden.slice(0, 5).map((object, index) => [index ? ", " : "", objectName(object)])) : "",
-  ];
+  const text = value.summary.endsWith(`: ${why}`) ? value.summary.slice(0, -why.length - 2) : value.summary;
+  return h("div", {}, h("dt", {}, title), h("dd", {}, text, decidedBy ? h("p", { class: "note" }, "decided by ", decidedBy) : "", overridden(value)));
 }
 
-function acked(title, proxies, now) {
-  if (!proxies.length) return h("li", {}, `${title}: no sidecar`);
-  return proxies.slice(0, 10).map((proxy) =>
-    h(
-      "li",
-      {},
-      `${title} ${proxy.pod}: `,
-      badge(proxy.synced ? "good" : proxy.mayBeOnOtherReplica ? "off" : "wait", proxy.status),
-      h("span", { class: "note" }, ` generation ${proxy.ackedGeneration === "-1" ? "unknown" : proxy.ackedGeneration} of ${proxy.servedGeneration}`, proxy.certificateExpires ? `, certificate expires in ${elapsed(now, proxy.certificateExpires)}` : ""),
-    ),
+function decider(value) {
+  return value.decidedBy ? [objectName(value.decidedBy), value.decidedBy.scope ? ` for ${value.decidedBy.scope}` : ""] : "";
+}
+
+function overridden(value) {
+  if (!value.overridden.length) return "";
+  return h("p", { class: "note" }, "overrides ", value.overridden.slice(0, 5).map((object, index) => [index ? ", " : "", objectName(object)]));
+}
+
+function sidecars(data) {
+  const servers = new Map(data.groups.flatMap((group) => group.serverProxies).map((proxy) => [proxy.pod, proxy]));
+  const rows = [data.clientProxy ? proxyRow("Client", data.clientProxy, data.time) : h("li", {}, `Client ${data.client}: no sidecar`)];
+  for (const proxy of [...servers.values()].slice(0, MAX_PROXIES)) rows.push(proxyRow("Server", proxy, data.time));
+  const without = data.groups.some((group) => group.endpoints.length && !group.serverProxies.length);
+  if (without) rows.push(h("li", {}, servers.size ? "Other endpoints: no sidecar" : "Server: no sidecar"));
+  return h("section", { class: "group", "aria-label": "Sidecars" }, h("h3", {}, "What the sidecars have ACKed"), h("ul", { class: "acked" }, rows));
+}
+
+function proxyRow(title, proxy, now) {
+  const acked = proxy.ackedGeneration === "-1" ? "unknown" : proxy.ackedGeneration;
+  return h(
+    "li",
+    {},
+    `${title} ${proxy.pod}: `,
+    badge(proxy.synced ? "good" : proxy.mayBeOnOtherReplica ? "off" : "wait", proxy.status),
+    h("span", { class: "note" }, ` generation ${acked} of ${proxy.servedGeneration}`, proxy.certificateExpires ? `, certificate expires in ${elapsed(now, proxy.certificateExpires)}` : ""),
+  );
+}
+
+function observed(data) {
+  return h(
+    "section",
+    { class: "group", "aria-label": "Observed" },
+    h("h3", {}, "Observed in the last 24 hours"),
+    data.observed.length
+      ? data.observed.map((edge) => [
+          h("p", {}, modeBadge(edge.mode), ` port ${edge.port}: ${rate(edge.requestsPerMinute)} requests per minute, last ${elapsed(edge.lastSeen, data.time)} ago`),
+          chart(edge.minutes),
+        ])
+      : h("p", { class: "note" }, "Nothing was reported."),
+    data.observed.length ? h("p", { class: "note" }, `From all pods with the service account ${data.observed[0].clientNamespace}/${data.observed[0].client}.`) : "",
+  );
+}
+
+/** Draw the requests of each of the last 60 minutes. */
+function chart(minutes) {
+  const peak = Math.max(...minutes);
+  const width = BAR_WIDTH * minutes.length;
+  const bars = minutes.map((value, index) => (value ? `M${(index + 0.5) * BAR_WIDTH} ${CHART_HEIGHT}v${-Math.max(2, (CHART_HEIGHT * value) / peak)}` : "")).join("");
+  const label = peak ? `Requests in each minute of the last hour: at most ${peak.toLocaleString("en")}` : "No requests in the last hour";
+  return h(
+    "figure",
+    { class: "chart" },
+    h("figcaption", {}, label),
+    s("svg", { viewBox: `0 0 ${width} ${CHART_HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" }, s("path", { d: `M0 ${CHART_HEIGHT}H${width}M0 0.5H${width}`, class: "axis" }), s("path", { d: bars, class: "bars" })),
+    h("div", { class: "scale", "aria-hidden": "true" }, h("span", {}, "60 min ago"), h("span", {}, `top line: ${peak.toLocaleString("en")} per minute`), h("span", {}, "now")),
   );
 }
 

@@ -1,0 +1,31 @@
+"""Words for the codes of the API."""
+
+from __future__ import annotations
+
+import pytest
+
+from xds.mesh.controlplane.page.words import address_words, reason_words, traffic_words
+from xds.mesh.observe.edges import OTHER_ADDRESSES
+from xds.mesh.policy.mtls import Reason
+from xds.mesh.policy.plan import Traffic
+from xds.mesh.policy.reach import Failure
+
+
+def test_every_code_has_words():
+    words = [*map(reason_words, (*Reason, *Failure)), *map(traffic_words, Traffic)]
+    assert all(0 < len(text) <= 40 for text in words)
+    assert not {str(code) for code in (*Reason, *Failure, *Traffic)} & set(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("127.0.0.1", "a process on the server's own machine"),
+        ("::1", "a process on the server's own machine"),
+        ("192.0.2.7", "a node, or a client outside the mesh"),
+        ("not-an-address", "a node, or a client outside the mesh"),
+        (OTHER_ADDRESSES.name, "more addresses"),
+    ],
+)
+def test_addresses_that_belong_to_no_pod_are_explained(name, text):
+    assert text in address_words(name)

@@ -1,0 +1,304 @@
+"""The map that one client looks at: boxes of namespaces, nodes and edges, with their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+from xds.introspect.cooperative import Checkpoint
+from xds.mesh.controlplane.page.graph import Graph, Prediction
+from xds.mesh.controlplane.page.layout import (
+    Band,
+    Box,
+    LabelPlacer,
+    Layout,
+    arrange,
+    clamp_width,
+    connect,
+    link_box,
+)
+from xds.mesh.controlplane.page.observed import ObservedTraffic
+from xds.mesh.controlplane.page.words import reason_words
+from xds.mesh.model.memory import ServiceKey
+from xds.mesh.model.names import natural_key
+from xds.mesh.model.workload import WorkloadKey
+from xds.mesh.observe.edges import TrafficMode
+from xds.mesh.policy.reach import RANKS, Result
+
+MAX_OPEN_SERVICES = 30
+"""Number of services up to which all namespaces are open. In a larger mesh, they are closed until opened."""
+MAX_LABELS = 100
+"""Number of edges up to which those that do not fail have a label, too."""
+MAX_REASONS = 40
+"""Number of failing edges up to which their labels contain the reason."""
+MAX_EDGES = 800
+"""Maximum number of edges on a map. The worst ones are shown, the others are only counted."""
+
+PROBLEMS, PLAINTEXT = "problems", "plaintext"
+"""Filters: connections that fail, and connections that use plaintext."""
+
+
+class Selection(NamedTuple):
+    """What a client looks at."""
+
+    width: int
+    """Width of the map, in pixels."""
+    opened: frozenset[str] = frozenset()
+    """Namespaces that are not in their default state, which depends on MAX_OPEN_SERVICES."""
+    node: str = ""
+    """Show only the connections of this node; empty for all."""
+    namespace: str = ""
+    """Show only what is connected to this namespace; empty for all."""
+    only: str = ""
+    """PROBLEMS or PLAINTEXT, to show only such connections; empty for all."""
+
+
+class _Connection(NamedTuple):
+    """A workload that calls a service."""
+
+    workload: WorkloadKey
+    client: str
+    """A pod of the workload, as POD.NAMESPACE."""
+    service: ServiceKey
+    result: Result
+
+
+@dataclass(slots=True)
+class _Edge:
+    """The connections between two nodes."""
+
+    counts: dict[Result, int] = field(default_factory=lambda: dict.fromkeys(Result, 0))
+    """Number of endpoints by result, summed over the workloads and services of closed namespaces."""
+    reasons: dict[str, Result] = field(default_factory=dict)
+    services: dict[ServiceKey, int] = field(default_factory=dict)
+    """Number of workloads that call each service."""
+    worst: _Connection | None = None
+    """One of the connections with the worst result."""
+
+    @property
+    def result(self) -> str:
+        """The result as a word: `fails`, `plaintext`, `mixed` or `mtls`."""
+        if self.counts[Result.FAILS]:
+            return "fails"
+        if not self.counts[Result.PLAINTEXT]:
+            return "mtls"
+        return "mixed" if self.counts[Result.MTLS] else "plaintext"
+
+
+_RANKS = {"fails": 0, "plaintext": 1, "mixed": 2, "mtls": 3}
+_SHOWN = {"": set(_RANKS), PROBLEMS: {"fails"}, PLAINTEXT: {"plaintext", "mixed"}}
+_EdgeKey: TypeAlias = tuple[str, str]
+"""IDs of the nodes of a client and a service."""
+
+
+async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic) -> dict[str, Any]:
+    """Return the map as JSON values: boxes of namespaces, nodes and edges, with their positions."""
+    names = sorted({key[0] for key in (*graph.workloads, *graph.services)}, key=natural_key)
+    opens_all = len(graph.services) <= MAX_OPEN_SERVICES
+    opened = {name for name in names if (name in selection.opened) != opens_all}
+    edges = await _edges(graph, opened)
+    dead = _without_endpoint(graph)
+    shown = {
+        key: edge
+        for key, edge in edges.items()
+        if edge.result in _SHOWN[selection.only]
+        and (not selection.namespace or selection.namespace in {_namespace(node) for node in key})
+    }
+    ranked = sorted(shown, key=lambda key: (_RANKS[shown[key].result], *key))
+    kept = {node for key in ranked for node in key}
+    if selection.only != PLAINTEXT:
+        kept |= {_service_node(key, opened) for key in dead if selection.namespace in {"", key[0]}}
+    if selection.node:
+        ranked = [key for key in ranked if selection.node in key]
+    nodes = _nodes(graph, opened, dead)
+    if selection.only or selection.namespace:
+        nodes = {
+            node: value for node, value in nodes.items() if node in kept or _is_selected(node, selection)
+        }
+    layout = arrange(tuple(_bands(names, nodes)), clamp_width(selection.width))
+    return {
+        "width": layout.width,
+        "height": layout.height,
+        "namespaces": [
+            {"name": name, "open": name in opened, **layout.bands[name]._asdict()} for name in layout.bands
+        ],
+        "nodes": [{**node, **layout.nodes[node["id"]]._asdict()} for node in nodes.values()],
+        "edges": await _edge_values({key: shown[key] for key in ranked[:MAX_EDGES]}, layout, observed),
+        "moreEdges": len(ranked[MAX_EDGES:]),
+        "allNamespaces": names,
+    }
+
+
+def _is_selected(node: str, selection: Selection) -> bool:
+    return not selection.only and _namespace(node) == selection.namespace
+
+
+async def _edges(graph: Graph, opened: set[str]) -> dict[_EdgeKey, _Edge]:
+    """Return the connections between nodes, in slices of a few milliseconds."""
+    checkpoint = Checkpoint()
+    edges: dict[_EdgeKey, _Edge] = {}
+    members: dict[int, dict[str, list[tuple[WorkloadKey, str]]]] = {}
+    for prediction in graph.predictions:
+        await checkpoint()
+        if not prediction.endpoints:
+            continue
+        senders, service = prediction.senders, prediction.service
+        if id(senders) not in members:
+            by_node: dict[str, list[tuple[WorkloadKey, str]]] = {}
+            for workload, client in senders.examples.items():
+                by_node.setdefault(_client_node(workload, opened), []).append((workload, client))
+            members[id(senders)] = by_node
+        target = _service_node(service, opened)
+        own = _only(graph.servers[service])  # A workload rarely calls itself.
+        own_node = _client_node(own, opened) if own in senders.examples else ""
+        for node, callers in members[id(senders)].items():
+            others = callers if node != own_node else [caller for caller in callers if caller[0] != own]
+            if others:
+                edge = edges.get((node, target))
+                if edge is None:
+                    edge = edges[node, target] = _Edge()
+                _add(edge, prediction, others)
+    return edges
+
+
+def _only(workloads: frozenset[WorkloadKey]) -> WorkloadKey:
+    """Return the only workload of a service; an unused key if it has several."""
+    return next(iter(workloads)) if len(workloads) == 1 else ("", "")
+
+
+def _add(edge: _Edge, prediction: Prediction, callers: Sequence[tuple[WorkloadKey, str]]) -> None:
+    result, service = prediction.result, prediction.service
+    edge.counts[result] += prediction.endpoints * len(callers)
+    edge.services[service] = max(edge.services.get(service, 0), len(callers))
+    if result is not Result.MTLS:
+        edge.reasons.setdefault(prediction.reason, result)
+    if edge.worst is None or RANKS[result] < RANKS[edge.worst.result]:
+        edge.worst = _Connection(*callers[0], service, result)
+
+
+def _without_endpoint(graph: Graph) -> dict[ServiceKey, str]:
+    """Return the services with a port that has no ready endpoint, and the reason."""
+    return {
+        prediction.service: prediction.reason
+        for prediction in graph.predictions
+        if not prediction.endpoints and prediction.result is Result.FAILS
+    }
+
+
+def _client_node(key: WorkloadKey, opened: set[str]) -> str:
+    namespace, name = key
+    return f"workload/{namespace}/{name}" if namespace in opened else f"workloads/{namespace}"
+
+
+def _service_node(key: ServiceKey, opened: set[str]) -> str:
+    namespace, name = key
+    return f"service/{namespace}/{name}" if namespace in opened else f"services/{namespace}"
+
+
+def _namespace(node: str) -> str:
+    return node.split("/")[1]
+
+
+def _nodes(graph: Graph, opened: set[str], dead: Mapping[ServiceKey, str]) -> dict[str, dict[str, Any]]:
+    """Return the nodes as JSON values, by ID."""
+    nodes: dict[str, dict[str, Any]] = {}
+    for key, workload in graph.workloads.items():
+        node = _client_node(key, opened)
+        value = nodes.setdefault(node, _node(node, key) | {"workloads": 0, "pods": 0, "sidecars": 0})
+        value["workloads"] += 1
+        value["pods"] += len(workload.pods)
+        value["sidecars"] += workload.sidecars
+    for key in sorted(graph.services, key=lambda key: natural_key(*key)):
+        node = _service_node(key, opened)
+        value = nodes.setdefault(node, _node(node, key) | {"services": 0, "problem": "", "why": ""})
+        value["services"] += 1
+        if key in dead and not value["problem"]:
+            value["problem"], value["why"] = dead[key], reason_words(dead[key])
+    return nodes
+
+
+def _node(node: str, key: tuple[str, str]) -> dict[str, Any]:
+    kind = node.partition("/")[0]
+    return {"id": node, "kind": kind, "namespace": key[0], "name": key[1] if node.count("/") > 1 else ""}
+
+
+def _bands(names: Iterable[str], nodes: Mapping[str, Mapping[str, Any]]) -> list[Band]:
+    columns: dict[str, tuple[list[str], list[str]]] = {name: ([], []) for name in names}
+    for node, value in nodes.items():
+        columns[value["namespace"]][not value["kind"].startswith("workload")].append(node)
+    return [Band(name, *map(tuple, column)) for name, column in columns.items() if any(column)]
+
+
+async def _edge_values(
+    edges: Mapping[_EdgeKey, _Edge], layout: Layout, observed: ObservedTraffic
+) -> list[dict[str, Any]]:
+    """Return the edges as JSON values, worst first."""
+    placer, checkpoint, values = LabelPlacer(map(link_box, layout.bands.values())), Checkpoint(), []
+    has_texts = sum(edge.result == "fails" for edge in edges.values()) <= MAX_REASONS
+    for (client, service), edge in edges.items():
+        await checkpoint()
+        curve = connect(layout.nodes[client], layout.nodes[service])
+        worst = edge.worst
+        assert worst is not None  # noqa: S101 - an edge has a connection
+        connections = sum(edge.services.values())
+        seen = observed.between(worst.workload, worst.service) if connections == 1 else None
+        is_labelled = edge.result == "fails" or len(edges) <= MAX_LABELS
+        text = _label(edge, seen) if is_labelled and has_texts else ""
+        box: Box | None = placer.place(curve, _label_width(text)) if is_labelled else None
+        if box is None and text:
+            text = ""
+            box = placer.place(curve, _label_width(text))
+        values.append(
+            {
+                "id": f"{client} {service}",
+                "from": client,
+                "to": service,
+                "path": curve.path,
+                "label": {"text": text, **box._asdict()} if box else None,
+                "predicted": {
+                    "result": edge.result,
+                    **{str(result): edge.counts[result] for result in Result},
+                    "reasons": list(edge.reasons),
+                    "why": [reason_words(reason) for reason in edge.reasons],
+                },
+                "observed": seen,
+                "connections": connections,
+                "example": {
+                    "client": worst.client,
+                    "service": f"{worst.service[1]}.{worst.service[0]}",
+                    "result": str(worst.result),
+                },
+            }
+        )
+    return values
+
+
+def _label(edge: _Edge, observed: Mapping[str, Any] | None) -> str:
+    """Return the text beside the symbol of an edge; empty if the symbol says everything."""
+    return ", ".join(filter(None, (_predicted_label(edge), _observed_label(edge, observed))))
+
+
+def _predicted_label(edge: _Edge) -> str:
+    counts = edge.counts
+    total = sum(counts.values())
+    if edge.result == "fails":
+        reason = next(reason for reason, result in edge.reasons.items() if result is Result.FAILS)
+        some = "" if counts[Result.FAILS] == total else f"{counts[Result.FAILS]} of {total}: "
+        return some + reason_words(reason)
+    return f"{counts[Result.MTLS]} of {total}" if edge.result == "mixed" else ""
+
+
+def _observed_label(edge: _Edge, observed: Mapping[str, Any] | None) -> str:
+    """Return what was observed if the prediction does not say it."""
+    rates = observed["requestsPerMinute"] if observed else {}
+    if rates.get(TrafficMode.REFUSED):
+        return "plaintext refused"
+    if rates.get(TrafficMode.PLAINTEXT) and edge.result not in {"plaintext", "mixed"}:
+        return "plaintext accepted"
+    return ""
+
+
+def _label_width(text: str) -> int:
+    """Return the width of a label in pixels: a symbol, and text in the small font."""
+    return 22 + (6 * len(text) + 6 if text else 0)

@@ -1,0 +1,48 @@
+// Words for results and observed traffic.
+
+import { badge, duration, h } from "./dom.js";
+
+/** Results of predictions. */
+export const RESULTS = { mtls: "mutual TLS", mixed: "partly mutual TLS", plaintext: "plaintext", fails: "fails" };
+
+/** The badge of each result. */
+export const KINDS = { mtls: "good", mixed: "warn", plaintext: "warn", fails: "bad" };
+
+/** Modes of observed traffic: the badge, and words. */
+const MODES = {
+  mtls: ["good", "mutual TLS"],
+  tls: ["good", "TLS"],
+  plaintext: ["warn", "plaintext accepted"],
+  refused: ["bad", "plaintext refused"],
+};
+
+const RECENT = 60; // seconds
+
+/** Return a mode of observed traffic as a symbol and words. */
+export function modeBadge(mode) {
+  return badge(...MODES[mode.toLowerCase()]);
+}
+
+/** Return a rate as `xds observe` prints it: "<0.1", "2.4" or "1,240". */
+export function rate(value) {
+  if (value > 0 && value < 0.1) return "<0.1";
+  return value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 1 : 0 });
+}
+
+/** Return observed traffic: the rate of each mode, and when it was last seen. */
+export function observedText(observed) {
+  if (!observed) return h("span", { class: "note" }, "none");
+  const rates = Object.entries(observed.requestsPerMinute).map(([mode, value]) => h("p", {}, modeBadge(mode), ` ${rate(value)} per minute`));
+  return [rates, h("p", { class: "note" }, lastSeen(observed.secondsAgo))];
+}
+
+/** Return when traffic was last seen. */
+export function lastSeen(secondsAgo) {
+  return secondsAgo > RECENT ? `not for ${duration(secondsAgo)}` : `last ${duration(secondsAgo)} ago`;
+}
+
+/** Return the modes that were observed, in words: "plaintext refused". */
+export function observedWords(observed) {
+  const modes = Object.keys(observed?.requestsPerMinute ?? {});
+  return modes.map((mode) => MODES[mode][1]).join(", ");
+}

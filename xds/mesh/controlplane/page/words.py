@@ -1,0 +1,64 @@
+"""Short words for the codes that the API reports."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from xds.mesh.observe.edges import OTHER_ADDRESSES
+from xds.mesh.policy.mtls import Reason
+from xds.mesh.policy.plan import Traffic
+from xds.mesh.policy.reach import Failure
+
+_REASONS = {
+    Failure.NO_ENDPOINT: "no ready endpoint",
+    Failure.POD_UNKNOWN: "no ready endpoint, unknown pod",
+    Failure.SERVICE_DELETED: "service deleted",
+    Failure.PORT_OF_SIDECAR: "port of the sidecar itself",
+    Failure.SERVER_REQUIRES_MTLS: "server requires mutual TLS",
+    Failure.SERVER_PLAINTEXT: "server accepts plaintext only",
+    Failure.OUTBOUND_EXCLUDED: "client's annotations bypass its sidecar",
+    Failure.PASSTHROUGH: "service does not own the address",
+    Failure.OUTBOUND_BLOCKED: "service does not own the address",
+    Failure.INBOUND_EXCLUDED: "server's annotations bypass its sidecar",
+    Failure.ENDPOINT_WITHOUT_SIDECAR: "server has no sidecar",
+    Failure.IDENTITY_REFUSED: "client rejects the server's identity",
+    Failure.TLS_NOT_THE_MESHS: "client sends TLS of its own",
+    Failure.TLS_LEFT_TO_APPLICATION: "client sends TLS of its own",
+    Reason.CLIENT_WITHOUT_SIDECAR: "client has no sidecar",
+    Reason.DESTINATION_RULE: "a DestinationRule decides",
+    Reason.AUTO_MTLS_OFF: "auto mTLS is off",
+    Reason.AUTO_MTLS: "auto mTLS",
+}
+"""Codes that are reasons and failures have one text."""
+
+_TRAFFIC = {
+    Traffic.KUBELET_PROBE: "the kubelet's probes",
+    Traffic.PROMETHEUS_SCRAPE: "Prometheus",
+    Traffic.METRICS_PORT: "scrapes of a metrics port, if any",
+}
+
+
+def reason_words(reason: str) -> str:
+    """Return the reason for the result of a connection in a few words."""
+    return _WORDS[reason]
+
+
+_WORDS = {str(reason): words for reason, words in _REASONS.items()}
+
+
+def traffic_words(traffic: Traffic) -> str:
+    """Return who connects to pods directly."""
+    return _TRAFFIC[traffic]
+
+
+def address_words(name: str) -> str:
+    """Return what an observed client is that is no pod: an address, or `OTHER_ADDRESSES`."""
+    if name == OTHER_ADDRESSES.name:
+        return "more addresses that belong to no pod"
+    try:
+        is_loopback = ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        is_loopback = False
+    if is_loopback:
+        return "no pod: a process on the server's own machine, such as a port-forward"
+    return "no pod: a node, or a client outside the mesh"
