@@ -30,11 +30,12 @@ PROTOS := $(wildcard protos/xds/mesh/v1/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) \
 	--include_source_info --descriptor_set_out=$(1)/xds/mesh/v1/descriptors.binpb $(PROTOS)
 
-KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries
+KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries && \
+	$(BIN)/python -m tests.kubernetes.environment.go_programs helm
 
 .NOTPARALLEL:
 .PHONY: help demo unit test test-slow test-all coverage test-kubernetes test-compose kubernetes check docs proto \
-	golden bench pictures clean
+	chart golden bench pictures clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,13 +59,13 @@ coverage: $(READY) ## Require full branch coverage of policy, rollout and protoc
 		--cov-report=term-missing:skip-covered --cov-fail-under=100
 
 test-kubernetes: $(READY) ## Run the tests with a Kubernetes control plane, which is built first if Go is installed
-	@$(KUBERNETES) || test -z "$$XDS_REQUIRE_KUBERNETES"
+	@{ $(KUBERNETES); } || test -z "$$XDS_REQUIRE_KUBERNETES"
 	@$(BIN)/pytest $(PARALLEL) $(IN_KUBERNETES)
 
 test-compose: $(READY) ## Build the image and run the demo in containers (needs Docker)
 	@$(BIN)/pytest $(COMPOSE)
 
-kubernetes: $(READY) ## Build the Kubernetes control plane for the tests (needs Go)
+kubernetes: $(READY) ## Build the Kubernetes control plane and helm for the tests (needs Go)
 	@$(KUBERNETES)
 
 check: $(READY) ## Check lint, formatting, types, import contracts, generated code, spelling and docs
@@ -73,6 +74,7 @@ check: $(READY) ## Check lint, formatting, types, import contracts, generated co
 		mkdir -p "$$generated/xds/mesh/v1" && $(call PROTOC,$$generated) && \
 		diff -rq --exclude=__init__.py --exclude=__pycache__ "$$generated/xds/mesh/v1" xds/mesh/v1 || \
 		{ echo "xds/mesh/v1 is out of date: run 'make proto' and commit the result"; exit 1; } >&2
+	@$(BIN)/python charts/generate.py --check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -87,6 +89,9 @@ docs: $(READY) ## Build the site into build/site; dead links are errors
 
 proto: $(READY) ## Generate xds/mesh/v1 from protos/
 	$(call PROTOC,.)
+
+chart: $(READY) ## Generate the templates of charts/xds from xds/mesh/kube
+	@$(BIN)/python charts/generate.py
 
 golden: $(READY) ## Rewrite the golden files; review the diff before you commit it
 	@$(BIN)/pytest tests/golden tests/inject/test_golden.py --golden
