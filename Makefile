@@ -30,12 +30,12 @@ PROTOS := $(wildcard protos/xds/mesh/v1/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) \
 	--include_source_info --descriptor_set_out=$(1)/xds/mesh/v1/descriptors.binpb $(PROTOS)
 
-KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries && \
-	$(BIN)/python -m tests.kubernetes.environment.go_programs helm
+GO_PROGRAM = $(BIN)/python -m tests.kubernetes.environment.go_programs
+KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries && $(GO_PROGRAM) helm
 
 .NOTPARALLEL:
 .PHONY: help demo unit test test-slow test-all coverage test-kubernetes test-compose kubernetes check docs proto \
-	chart golden bench pictures clean
+	chart golden bench pictures release clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,8 @@ check: $(READY) ## Check lint, formatting, types, import contracts, generated co
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/zizmor --offline --quiet .github
+	@actionlint=$$($(GO_PROGRAM) actionlint) && { test -z "$$actionlint" || "$$actionlint"; }
 	$(BIN)/codespell
 	@$(MAKE) --no-print-directory docs
 
@@ -101,6 +103,20 @@ bench: $(READY) ## Measure how fast changes reach 1,000 sidecars (a few minutes)
 
 pictures: $(READY) ## Draw the pictures of the page in docs/assets with Chromium; review them before you commit
 	@$(BIN)/python -m tests.page.pictures
+
+# The demo runs in an environment outside of this tree, which contains only the wheel and what it requires.
+release: $(READY) ## Build the wheel and the sdist in dist/, check them, run the demo from the wheel, and list its parts
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group release
+	rm -rf dist build/sbom.cdx.json
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	@mkdir -p build && outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && \
+		$(BIN)/python -m venv --without-pip "$$outside" && \
+		$(BIN)/python -m pip --python "$$outside/bin/python" install --quiet --disable-pip-version-check \
+			-c constraints.txt "$$(echo dist/*.whl)[demo]" && \
+		(cd "$$outside" && bin/xds demo) && \
+		$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+			--output-file build/sbom.cdx.json "$$outside/bin/python"
 
 clean: ## Remove .venv and generated files, except .cache, which is slow to rebuild
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -48,8 +48,8 @@ class GoProgram:
     def _compile(self) -> None:
         if (tool := go()) is None:
             raise BuildError(f"needs Go (https://go.dev/dl), which builds {self.name} {self.version}")
-        print(f"Building {self.name} {self.version} for the tests", flush=True)
-        making = self.path.parent.with_suffix(".making")
+        print(f"Building {self.name} {self.version}: a few minutes at most", file=sys.stderr, flush=True)
+        making = CACHE / f"{self.path.parent.name}.making"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
         # `go install` fails if a go.mod has exclude directives.
@@ -76,7 +76,7 @@ ACTIONLINT = GoProgram("actionlint", "github.com/rhysd/actionlint", "v1.7.12", "
 
 
 def main() -> int:
-    """Build the named programs, unless Go is missing. Return an exit status."""
+    """Build the named programs, unless Go is missing, and print their paths. Return an exit status."""
     programs = {program.name: program for program in (HELM, ACTIONLINT)}
     try:
         for name in sys.argv[1:]:
