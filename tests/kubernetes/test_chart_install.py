@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,16 +15,17 @@ import yaml
 from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.helm import CHART, RELEASE, Helm, HelmError, require_helm
-from tests.kubernetes.installing import SYSTEM, install
+from tests.kubernetes.installing import SYSTEM, install, run
 from tests.kubernetes.player import PATIENCE, Player
 from tests.kubernetes.test_chart import CIDRS, VALUES
 from tests.support.load import Load
 from tests.support.waiting import eventually
 from xds.demo.play import STEPS, Pair
-from xds.mesh.kube.api import Json
+from xds.mesh.kube.api import Json, KubeApi
 from xds.mesh.kube.webhook import POLICIES, CaBundlePublisher
 
 INTO = ("--namespace", SYSTEM, "--create-namespace")
+PATIENT = ("--wait", f"--timeout={PATIENCE * 2}s")
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/xds"
 POLICY = "/apis/authentication.istio.io/v1alpha1/meshpolicies/default"
 STRICT = {"spec": {"peers": [{"mtls": {"mode": "STRICT"}}]}}
@@ -98,7 +102,7 @@ async def test_upgrade_keeps_what_others_write_and_uninstall_keeps_policies(
     await api.patch(POLICY, STRICT)
     # The control plane writes the CA of its webhooks.
     roots = lambda: b"-----BEGIN CERTIFICATE-----\n"  # noqa: E731
-    await CaBundlePublisher(api, roots, leads=lambda: True).reconcile()
+    await CaBundlePublisher(api, roots, leads=lambda: True, configuration=POLICIES).reconcile()
     [webhook] = (await api.get(POLICIES.path))["webhooks"]
 
     await helm.run("upgrade", RELEASE, str(CHART), *INTO, "--no-hooks", "--set=policyWebhook.enforce=true")
@@ -126,12 +130,9 @@ async def test_upgrade_keeps_what_others_write_and_uninstall_keeps_policies(
 @pytest.mark.timeout(600)
 async def test_upgrade_fails_no_request(agent: Agent, player: Player, tmp_path: Path) -> None:
     helm, api = await connect(agent.cluster, tmp_path), agent.cluster.api
-    patient = ("--wait", f"--timeout={PATIENCE * 2}s")
-    await helm.run("install", RELEASE, str(previous_chart(tmp_path)), *INTO, *patient, timeout=300)
+    await helm.run("install", RELEASE, str(previous_chart(tmp_path)), *INTO, *PATIENT, timeout=300)
     assert (await api.get(POLICY))["spec"]["peers"] == [{"mtls": {"mode": "PERMISSIVE"}}]
-    await player.types(DEPLOY)
-    pair, expected = Pair("sleep.full", "httpbin.full"), {step.name: step.expected for step in STEPS}
-    await eventually(lambda: player.brings(pair, expected["PERMISSIVE"][pair]), timeout=PATIENCE, every=0.2)
+    await deploy(player)
     before = {pod.uid for pod in agent.pods(SYSTEM, "xds")}
     (sleep,) = agent.pods("full", "sleep")
 
@@ -141,7 +142,8 @@ async def test_upgrade_fails_no_request(agent: Agent, player: Player, tmp_path: 
         # A policy of the user, which the Job of the upgrade must keep.
         await api.patch(POLICY, STRICT, fieldManager="user")
         changes = ("--set=policyWebhook.enforce=true", "--set=rollout.timeoutSeconds=20")
-        await helm.run("upgrade", RELEASE, str(CHART), *INTO, *patient, *changes, timeout=300)
+        upgrade = helm.run("upgrade", RELEASE, str(CHART), *INTO, *PATIENT, *changes, timeout=300)
+        injected = await inject_until(upgrade, api)
         await load.more(50, PATIENCE)
         after = agent.pods(SYSTEM, "xds")
         assert len(after) == 2
@@ -149,9 +151,51 @@ async def test_upgrade_fails_no_request(agent: Agent, player: Player, tmp_path: 
         assert "--rollout-timeout=20" in after[0].object["spec"]["containers"][0]["args"]
         assert (await api.get(POLICY))["spec"] == STRICT["spec"]
 
-        await helm.run("rollback", RELEASE, "1", "--namespace", SYSTEM, *patient, timeout=300)
+        await helm.run("rollback", RELEASE, "1", "--namespace", SYSTEM, *PATIENT, timeout=300)
         await load.more(50, PATIENCE)
     load.check()
+    print(f"{len(load.sent)} requests and {injected} injections, none failed")
     history = json.loads(await helm.run("history", RELEASE, "--namespace", SYSTEM, "-o", "json"))
     assert [entry["chart"] for entry in history] == ["xds-0.0.9", "xds-0.1.0", "xds-0.0.9"]
     assert history[-1]["status"] == "deployed"
+
+
+@pytest.mark.envoy
+@pytest.mark.netns
+@pytest.mark.timeout(600)
+async def test_other_namespace_serves_sidecars(agent: Agent, player: Player, tmp_path: Path) -> None:
+    helm, api = await connect(agent.cluster, tmp_path), agent.cluster.api
+    into = ("--namespace", "mesh", "--create-namespace", "--set=replicas=1")
+    strict = "--set=initialPolicies.strict=true"
+    await helm.run("install", RELEASE, str(CHART), *into, *PATIENT, strict, timeout=300)
+    await deploy(player)
+    rules = await api.get("/apis/networking.istio.io/v1/namespaces/mesh/destinationrules")
+    assert {rule["metadata"]["name"] for rule in rules["items"]} == {"default", "api-server"}
+    config = await agent.cluster.kubeconfig()
+    status, output, error = await run("check", f"--kubeconfig={config}", "--namespace=mesh")
+    assert status == 0, output + error
+
+
+async def deploy(player: Player) -> None:
+    """Deploy a client and a server with injected sidecars, and wait until they use mutual TLS."""
+    await player.types(DEPLOY)
+    pair, step = Pair("sleep.full", "httpbin.full"), next(step for step in STEPS if step.name == "STRICT")
+    await eventually(lambda: player.brings(pair, step.expected[pair]), timeout=PATIENCE, every=0.2)
+
+
+async def inject_until(helm: Coroutine[Any, Any, str], api: KubeApi) -> int:
+    """Create pods in dry runs until helm has ended. Return how many; each must get a sidecar."""
+    body = {"metadata": {"generateName": "trial-"}, "spec": {"containers": [{"name": "a", "image": "a"}]}}
+    task, injected = asyncio.create_task(helm), 0
+    try:
+        while not task.done():
+            pod = await api.create("/api/v1/namespaces/full/pods", body, dryRun="All")
+            names = [each["name"] for each in pod["spec"].get("initContainers", ())]
+            assert "xds-proxy" in names, names
+            injected += 1
+            await asyncio.wait([task], timeout=0.1)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    task.result()
+    return injected
