@@ -30,11 +30,12 @@ PROTOS := $(wildcard protos/xds/mesh/v1/*.proto)
 PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) \
 	--include_source_info --descriptor_set_out=$(1)/xds/mesh/v1/descriptors.binpb $(PROTOS)
 
-KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries
+GO_PROGRAM = $(BIN)/python -m tests.kubernetes.environment.go_programs
+KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries && $(GO_PROGRAM) helm
 
 .NOTPARALLEL:
 .PHONY: help demo unit test test-slow test-all coverage test-kubernetes test-compose kubernetes check docs proto \
-	golden bench pictures clean
+	chart golden bench pictures release clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,13 +59,13 @@ coverage: $(READY) ## Require full branch coverage of policy, rollout and protoc
 		--cov-report=term-missing:skip-covered --cov-fail-under=100
 
 test-kubernetes: $(READY) ## Run the tests with a Kubernetes control plane, which is built first if Go is installed
-	@$(KUBERNETES) || test -z "$$XDS_REQUIRE_KUBERNETES"
+	@{ $(KUBERNETES); } || test -z "$$XDS_REQUIRE_KUBERNETES"
 	@$(BIN)/pytest $(PARALLEL) $(IN_KUBERNETES)
 
 test-compose: $(READY) ## Build the image and run the demo in containers (needs Docker)
 	@$(BIN)/pytest $(COMPOSE)
 
-kubernetes: $(READY) ## Build the Kubernetes control plane for the tests (needs Go)
+kubernetes: $(READY) ## Build the Kubernetes control plane and helm for the tests (needs Go)
 	@$(KUBERNETES)
 
 check: $(READY) ## Check lint, formatting, types, import contracts, generated code, spelling and docs
@@ -73,11 +74,14 @@ check: $(READY) ## Check lint, formatting, types, import contracts, generated co
 		mkdir -p "$$generated/xds/mesh/v1" && $(call PROTOC,$$generated) && \
 		diff -rq --exclude=__init__.py --exclude=__pycache__ "$$generated/xds/mesh/v1" xds/mesh/v1 || \
 		{ echo "xds/mesh/v1 is out of date: run 'make proto' and commit the result"; exit 1; } >&2
+	@$(BIN)/python charts/generate.py --check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/zizmor --offline --quiet .github
+	@actionlint=$$($(GO_PROGRAM) actionlint) && { test -z "$$actionlint" || "$$actionlint"; }
 	$(BIN)/codespell
 	@$(MAKE) --no-print-directory docs
 
@@ -88,6 +92,9 @@ docs: $(READY) ## Build the site into build/site; dead links are errors
 proto: $(READY) ## Generate xds/mesh/v1 from protos/
 	$(call PROTOC,.)
 
+chart: $(READY) ## Generate the templates of charts/xds from xds/mesh/kube
+	@$(BIN)/python charts/generate.py
+
 golden: $(READY) ## Rewrite the golden files; review the diff before you commit it
 	@$(BIN)/pytest tests/golden tests/inject/test_golden.py --golden
 
@@ -96,6 +103,20 @@ bench: $(READY) ## Measure how fast changes reach 1,000 sidecars (a few minutes)
 
 pictures: $(READY) ## Draw the pictures of the page in docs/assets with Chromium; review them before you commit
 	@$(BIN)/python -m tests.page.pictures
+
+# The demo runs in an environment outside of this tree, which contains only the wheel and what it requires.
+release: $(READY) ## Build the wheel and the sdist in dist/, check them, run the demo from the wheel, and list its parts
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --group release
+	rm -rf dist build/sbom.cdx.json
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	@mkdir -p build && outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && \
+		$(BIN)/python -m venv --without-pip "$$outside" && \
+		$(BIN)/python -m pip --python "$$outside/bin/python" install --quiet --disable-pip-version-check \
+			-c constraints.txt "$$(echo dist/*.whl)[demo]" && \
+		(cd "$$outside" && bin/xds demo) && \
+		$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+			--output-file build/sbom.cdx.json "$$outside/bin/python"
 
 clean: ## Remove .venv and generated files, except .cache, which is slow to rebuild
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -212,7 +212,13 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def chart_values() -> str:
+    """Return the values of the Helm chart, with their comments."""
+    return f"```yaml\n{(ROOT / 'charts/xds/values.yaml').read_text().strip()}\n```\n"
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
+    "chart_values": chart_values,
     "commands": commands,
     "metrics": metric_table,
     "services": services,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
-from tests.compose.environment import CACHE, MissingError
-from tests.kubernetes.environment.binaries import go
+from tests.compose.environment import MissingError
+from tests.kubernetes.environment.go_programs import BuildError, GoProgram
 
-MODULE, VERSION = "github.com/docker/compose/v2", "v2.40.3"
+_MODULE = "github.com/docker/compose/v2"
+COMPOSE = GoProgram("docker-compose", _MODULE, "v2.40.3", "cmd", f"{_MODULE}/internal.Version")
 HOW = (
     "on Debian 13, Ubuntu 24.04 and newer `apt-get install docker-compose-v2` or `docker-compose`, "
     "or install Go 1.24 or newer, with which the tests build it in two minutes"
@@ -56,37 +56,7 @@ def _version(environment: dict[str, str]) -> int:
 
 def _built() -> Path:
     """Return the built plugin, or build it."""
-    CACHE.mkdir(exist_ok=True)
-    plugin = CACHE / f"compose-{VERSION}" / "docker-compose"
-    with (CACHE / "compose.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if plugin.exists():
-            return plugin
-        if (tool := go()) is None:
-            raise MissingError(f"needs Compose v2: {HOW}")
-        print(f"Building Compose {VERSION}: the first time takes about 2 minutes", flush=True)
-        making = plugin.parent.with_suffix(".making")
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
-        # `go install` fails because their go.mod has exclude directives.
-        (making / "go.mod").write_text(f"module xds.test/compose\ngo 1.24.0\nrequire {MODULE} {VERSION}\n")
-        linking = f"-s -w -X {MODULE}/internal.Version={VERSION}"
-        command = [
-            tool,
-            "build",
-            "-p=2",
-            "-trimpath",
-            "-ldflags",
-            linking,
-            "-o",
-            plugin.name,
-            f"{MODULE}/cmd",
-        ]
-        environment = {**os.environ, "GOFLAGS": "-mod=mod -buildvcs=false", "CGO_ENABLED": "0"}
-        built = subprocess.run(
-            command, cwd=making, env=environment, capture_output=True, text=True, check=False
-        )
-        if built.returncode:
-            raise MissingError(f"Compose {VERSION} could not be built:\n{built.stderr[-2000:]}")
-        making.rename(plugin.parent)
-    return plugin
+    try:
+        return COMPOSE.build()
+    except BuildError as error:
+        raise MissingError(f"needs Compose v2: {HOW}; {error}") from error
