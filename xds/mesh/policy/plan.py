@@ -16,6 +16,7 @@ from xds.mesh.model.applied import running_pod
 from xds.mesh.model.mesh import Endpoint, Mesh, ServiceKey
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import TRAFFIC_KINDS, Change, Mode, Pod, Problem, Ref, Service, ServicePort
+from xds.mesh.model.scraping import scraped_ports
 from xds.mesh.policy.conflicts import overridden_steps
 from xds.mesh.policy.effect import policy_without_effect, without_effect
 from xds.mesh.policy.hops import (
@@ -32,15 +33,10 @@ from xds.mesh.policy.mtls import enforced_mode
 from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
 from xds.mesh.policy.steps import Steps, finish
 
-SCRAPE = "prometheus.io/scrape"
-"""Pod annotation: whether Prometheus scrapes the pod."""
-SCRAPE_PORT = "prometheus.io/port"
-"""Pod annotation: the port that Prometheus scrapes. Without it, Prometheus scrapes every declared port."""
 METRICS_PORT_NAMES = frozenset(
     {"metrics", "http-metrics", "https-metrics", "tcp-metrics", "prometheus", "http-prometheus", "http-prom"}
 )
 """Usual names of container ports that serve metrics."""
-_MAX_DIGITS = len("65535")
 
 
 class Effect(StrEnum):
@@ -384,14 +380,5 @@ def mode_at(mesh: Mesh, pod: Pod, port: int) -> tuple[Mode, Ref] | None:
 def _direct_traffic(pod: Pod) -> dict[int, Traffic]:
     """Return the ports of a pod that are probed or scraped, each with its most certain traffic."""
     found = {port.port: Traffic.METRICS_PORT for port in pod.ports if port.name in METRICS_PORT_NAMES}
-    found |= dict.fromkeys(_scraped_ports(pod), Traffic.PROMETHEUS_SCRAPE)
+    found |= dict.fromkeys(scraped_ports(pod), Traffic.PROMETHEUS_SCRAPE)
     return found | dict.fromkeys(pod.probe_ports, Traffic.KUBELET_PROBE)
-
-
-def _scraped_ports(pod: Pod) -> list[int]:
-    if pod.meta.annotations.get(SCRAPE) != "true":
-        return []
-    text = pod.meta.annotations.get(SCRAPE_PORT)
-    if text is None:
-        return [port.port for port in pod.ports]
-    return [int(text)] if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else []
