@@ -82,9 +82,14 @@ class ProxyMesh(Mesh):
         super().__init__(*what, **settings)
         self.probes: dict[str, dict[str, Any]] = {}
         """The content of `XDS_APP_PROBES`, by pod address."""
+        self.metrics: dict[str, dict[str, Any]] = {}
+        """The content of `XDS_APP_METRICS`, by pod address."""
 
     def _process(self, pod: ClusterPod, begin: Mapping[str, Any]) -> EnvoyProcess:
-        variables = environment(pod, XDS_APP_PROBES=json.dumps(self.probes.get(pod.address, {})))
+        moved = {"XDS_APP_PROBES": json.dumps(self.probes.get(pod.address, {}))}
+        if metrics := self.metrics.get(pod.address):
+            moved["XDS_APP_METRICS"] = json.dumps(metrics)
+        variables = environment(pod, **moved)
         name = f"{pod.name}.{pod.namespace}"
         return ProxyProcess(name, begin, self._directory, place=pod.place, environment=variables)
 
