@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from string import Template
 
 from envoy_data_plane.envoy.config.cluster.v3 import (
     CircuitBreakers,
@@ -32,6 +33,8 @@ from xds.mesh.envoy.names import ADMIN_CLUSTER
 
 PATH = "/stats/prometheus"
 """Path of Envoy's metrics, and of the merged metrics."""
+SUCCESS = "xds_application_scrape_success"
+"""Metric: whether the application's metrics are part of the answer, 0 or 1."""
 MERGED = "merged-metrics"
 """Cluster and listener, inside Envoy, of the merged metrics."""
 MAX_SCRAPES = 4
@@ -41,13 +44,11 @@ MAX_TIMEOUT = 60
 
 _LUA = "envoy.filters.http.lua"
 
-# The script runs once per scrape. Locals of the file are shared by all requests of a worker thread.
-_SCRIPT = (
-    """
+_SCRIPT = Template("""
 -- Prometheus sends its timeout. Answer before it passes, so that Envoy's metrics are not lost.
 local function milliseconds(text)
   local seconds = tonumber(text) or 10
-  if not (seconds > 0 and seconds <= MAX_TIMEOUT) then seconds = MAX_TIMEOUT end
+  if not (seconds > 0 and seconds <= $max_timeout) then seconds = $max_timeout end
   return math.floor(seconds * 900)
 end
 
@@ -65,7 +66,7 @@ local function problem(headers, body, format)
   if headers[":status"] ~= "200" then return "status " .. headers[":status"] end
   if headers["content-encoding"] then return "content-encoding" end
   if format == "application/openmetrics-text" then
-    return not body:find("# EOF\\n?$") and "no # EOF" or nil
+    return not body:find("# EOF\\n?$$") and "no # EOF" or nil
   end
   return format ~= "text/plain" and format ~= "" and "content-type" or nil
 end
@@ -86,9 +87,9 @@ function envoy_on_request(handle)
   local format = content_type:lower():match("^%s*([^;%s]*)")
   local failure = problem(headers, body, format)
 
-  local status, envoy = handle:httpCall("ADMIN", {
-    [":method"] = "GET", [":path"] = "PATH", [":authority"] = "ADMIN",
-  }, nil, 1000 * MAX_TIMEOUT)
+  local status, envoy = handle:httpCall("$admin", {
+    [":method"] = "GET", [":path"] = "$path", [":authority"] = "$admin",
+  }, nil, 1000 * $max_timeout)
   if status[":status"] ~= "200" then
     handle:respond({[":status"] = "502"}, "Envoy's metrics: status " .. status[":status"])
     return
@@ -105,15 +106,12 @@ function envoy_on_request(handle)
   -- The application's metrics are last: OpenMetrics ends with # EOF.
   handle:respond({[":status"] = "200", ["content-type"] = content_type}, table.concat({
     envoy,
-    "# TYPE xds_application_scrape_success gauge\\n",
-    "xds_application_scrape_success ", failure and "0" or "1", "\\n",
+    "# TYPE $success gauge\\n",
+    "$success ", failure and "0" or "1", "\\n",
     body,
   }))
 end
-""".replace("MAX_TIMEOUT", str(MAX_TIMEOUT))
-    .replace("PATH", PATH)
-    .replace("ADMIN", ADMIN_CLUSTER)
-)
+""").substitute(max_timeout=MAX_TIMEOUT, path=PATH, admin=ADMIN_CLUSTER, success=SUCCESS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
