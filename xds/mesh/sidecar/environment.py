@@ -38,6 +38,8 @@ class Sidecar:
     """Rewritten probes of the application."""
     metrics: AppMetrics | None
     """Metrics of the application, to merge with Envoy's; None if Prometheus does not scrape the pod."""
+    envoy_config: str
+    """Path of a file that Envoy merges with the bootstrap; empty for none."""
     concurrency: int
     """Number of Envoy's worker threads; 0 for one per CPU."""
     log_level: str
@@ -153,6 +155,7 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
         sds_socket=reader.socket(names.SDS),
         probes=app_probes,
         metrics=metrics,
+        envoy_config=reader.text(names.ENVOY_CONFIG),
         concurrency=reader.number(names.CONCURRENCY, 1024),
         log_level=reader.choice(names.LOG_LEVEL, names.LOG_LEVELS),
         wait_seconds=reader.number(names.WAIT_SECONDS, 86400),

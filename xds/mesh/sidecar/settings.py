@@ -87,6 +87,12 @@ APP_METRICS = Variable(
     'Metrics of the application as JSON: {"port": 8080, "path": "/metrics", "scheme": "http"}. '
     "/stats/prometheus on port 15020 serves them with Envoy's. Empty: Prometheus does not scrape the pod.",
 )
+ENVOY_CONFIG = Variable(
+    "XDS_ENVOY_CONFIG",
+    "",
+    "File with a part of Envoy's bootstrap, such as the listeners of a gateway. Envoy merges it with the "
+    "bootstrap of the sidecar.",
+)
 CONCURRENCY = Variable("XDS_CONCURRENCY", "2", "Number of Envoy's worker threads; 0 for one per CPU.")
 LOG_LEVEL = Variable(
     "XDS_LOG_LEVEL", "warning", "Log level of Envoy: trace, debug, info, warning, error, critical or off."
