@@ -224,6 +224,44 @@ async def test_unknown_name_at_a_control_plane_exits_with_2(plane: Plane) -> Non
     assert result.stderr.startswith("xds: pod two.shop not found (POD.NAMESPACE); ")
 
 
+SCRAPED = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: zoo, labels: {istio-injection: enabled}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: cage, namespace: zoo}
+spec: {selector: {app: cage}, ports: [{port: 80, targetPort: 8080, name: http}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: cage, namespace: zoo}
+spec:
+  selector: {matchLabels: {app: cage}}
+  template:
+    metadata:
+      labels: {app: cage}
+      annotations:
+        {prometheus.io/scrape: "true", prometheus.io/port: "9090", prometheus.istio.io/merge-metrics: "%s"}
+    spec: {containers: [{name: cage, image: cage}]}
+"""
+
+
+@pytest.mark.parametrize(("merge", "is_refused"), [("false", True), ("true", False)])
+def test_refused_scrapes_are_named(folder: Path, merge: str, is_refused: bool) -> None:
+    (folder / "scraped.yaml").write_text(SCRAPED % merge)
+    strict = STRICT.replace("shop", "zoo")
+    planned = xds("plan", "--manifests", folder, "-f", "-", stdin=strict)
+    (folder / "zoo.yaml").write_text(strict)
+    remedy = "let injection merge the metrics, or exempt port 9090 with portLevelMtls"
+    assert ("prometheus-scrape" in planned.stdout) is (remedy in planned.stdout) is is_refused
+    for words in (("explain", "client.shop", "cage.zoo"), ("describe", "pod", "deploy/cage.zoo")):
+        shown = xds(*words, "--manifests", folder).stdout
+        found = re.findall(r"Refused: +prometheus-scrape of port 9090: (.*), or use PERMISSIVE", shown)
+        assert found == ([remedy] if is_refused else [])
+
+
 # --- xds describe ---------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from envoy_data_plane.envoy.extensions.bootstrap.internal_listener import v3 as 
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state import v3 as filter_state
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation import v3 as header_mutation
 from envoy_data_plane.envoy.extensions.filters.http.health_check import v3 as health_check
+from envoy_data_plane.envoy.extensions.filters.http.lua import v3 as lua
 from envoy_data_plane.envoy.extensions.filters.http.router import v3 as router
 from envoy_data_plane.envoy.extensions.filters.http.set_filter_state import v3 as http_filter_state
 from envoy_data_plane.envoy.extensions.filters.listener.http_inspector import v3 as http_inspector
@@ -33,6 +34,7 @@ from envoy_data_plane.google.protobuf import Any as PackedMessage
 from envoy_data_plane.google.protobuf import ListValue, Struct
 
 SERVED_TYPES = [
+    lua.Lua,
     access_logs.TcpGrpcAccessLogConfig,
     bootstrap.Bootstrap,
     cluster.Cluster,

@@ -54,7 +54,8 @@ def whole() -> Iterator[tuple[str, bytes]]:
             for credential in (None, TokenFile(token="/token", roots="/roots.pem")) if pod.address else ():
                 message = bootstrap(pod, "127.0.0.1", 15010, credential=credential)
                 yield full_name(type(message)), encode(message)
-    sidecar, problems = read({**POD, "XDS_APP_PROBES": json.dumps(PROBES)})
+    moved = {"XDS_APP_PROBES": json.dumps(PROBES), "XDS_APP_METRICS": '{"port": 9090}'}
+    sidecar, problems = read({**POD, **moved})
     assert not problems
     message = sidecar.bootstrap()
     yield full_name(type(message)), encode(message)

@@ -30,7 +30,7 @@ def config(client: dict[str, str]) -> dict:
 
 def test_containers_share_the_image_and_have_minimal_rights(config: dict) -> None:
     for name, service in config["services"].items():
-        if name != "grpcurl":
+        if name not in {"grpcurl", "prometheus", "grafana"}:
             assert (service["image"], service["pull_policy"]) == (IMAGE, "never")
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
@@ -49,13 +49,36 @@ def test_services_have_restart_policies_and_health_checks(config: dict) -> None:
             assert service["healthcheck"]["test"], name
 
 
-def test_only_the_control_plane_is_published_on_loopback(config: dict) -> None:
+def test_ports_are_published_on_loopback_only(config: dict) -> None:
     published = {
         name: [(port["host_ip"], port["target"]) for port in service["ports"]]
         for name, service in config["services"].items()
         if "ports" in service
     }
-    assert published == {"control-plane": [("127.0.0.1", 15012), ("127.0.0.1", 15014)]}
+    assert published == {
+        "control-plane": [("127.0.0.1", 15012), ("127.0.0.1", 15014)],
+        "grafana": [("127.0.0.1", 3000)],
+    }
+
+
+def test_prometheus_scrapes_every_sidecar(config: dict) -> None:
+    settings = yaml.safe_load((EXAMPLE / "monitoring/prometheus.yml").read_text())
+    (sidecars,) = (job for job in settings["scrape_configs"] if job["job_name"] == "sidecars")
+    scraped = {
+        (entry["labels"]["pod"], target)
+        for entry in sidecars["static_configs"]
+        for target in entry["targets"]
+    }
+    services = config["services"]
+    names = [name.removesuffix("-sidecar") for name in services if name.endswith("-sidecar")]
+    addresses = {name: services[f"{name}-pod"]["networks"]["mesh"]["ipv4_address"] for name in names}
+    assert scraped == {(name, f"{address}:15090") for name, address in addresses.items()}
+
+
+def test_monitoring_mounts_files_that_exist(config: dict) -> None:
+    for name in ("prometheus", "grafana"):
+        for volume in config["services"][name]["volumes"]:
+            assert Path(volume["source"]).is_file(), volume
 
 
 def test_pods_have_the_addresses_of_their_manifests(config: dict) -> None:

@@ -35,8 +35,9 @@ from xds.mesh.model.objects import (
 )
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.conflicts import overridden
+from xds.mesh.policy.direct import Traffic, refusals
 from xds.mesh.policy.effect import without_effect
-from xds.mesh.policy.plan import Effect, HopChange, Plan, Traffic, ineffective, plan, scope_of
+from xds.mesh.policy.plan import Effect, HopChange, Plan, ineffective, plan, scope_of
 from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.sources.files import Folder
@@ -316,6 +317,22 @@ def test_strict_refuses_direct_traffic(probes, annotations, refused):
     assert found.breaks is any(traffic != "metrics-port" for traffic, _ in refused)
     assert {str(refusal.decided_by) for refusal in found.refusals} <= {"PeerAuthentication x/default"}
     assert plan(strict, strict).refusals == plan(strict, world).refusals == ()
+
+
+def test_refused_traffic_is_that_which_exists_for_certain():
+    annotated = replace(SERVER.meta, annotations=SCRAPED | {"prometheus.io/port": "9091"})
+    server = replace(SERVER, probe_ports=(8080,), meta=annotated)
+    peers = replace(server, meta=replace(annotated, ref=Ref("Pod", "x", "b")))
+    bare = replace(pod("c", "x", sidecar=False), probe_ports=(8080,))
+    pods = (server, peers, bare)
+    found = refusals(mesh(*pods, peer("x", "STRICT")), pods)
+    assert [(str(each.traffic), each.port) for each in found] == [
+        ("kubelet-probe", 8080),
+        ("prometheus-scrape", 9091),
+    ]
+    assert [pod.name for pod in found[0].clients[0].pods] == ["a", "b"]
+    assert refusal_remedy(found[1]).startswith("let injection merge the metrics, or exempt port 9091 with")
+    assert not refusals(mesh(*pods), pods)
 
 
 def test_direct_traffic_to_excluded_ports_is_not_refused():

@@ -82,9 +82,34 @@ class ProxyMesh(Mesh):
         super().__init__(*what, **settings)
         self.probes: dict[str, dict[str, Any]] = {}
         """The content of `XDS_APP_PROBES`, by pod address."""
+        self.metrics: dict[str, dict[str, Any]] = {}
+        """The content of `XDS_APP_METRICS`, by pod address."""
+        self.configs: dict[str, Path] = {}
+        """The value of `XDS_ENVOY_CONFIG`, by pod address."""
+
+    def gateway(
+        self,
+        name: str,
+        namespace: str,
+        config: Path,
+        labels: Mapping[str, str],
+        annotations: Mapping[str, str],
+    ) -> ClusterPod:
+        """Add a pod whose only container is the sidecar, without interception."""
+        pod = self.cluster.pod(name, namespace, sidecar=False)
+        self._labels[pod.address], self.configs[pod.address] = labels, config
+        self._intercepted.append((pod, False))
+        self.write_pod(pod, account=name, annotations=annotations)
+        self._select()
+        return pod
 
     def _process(self, pod: ClusterPod, begin: Mapping[str, Any]) -> EnvoyProcess:
-        variables = environment(pod, XDS_APP_PROBES=json.dumps(self.probes.get(pod.address, {})))
+        moved = {"XDS_APP_PROBES": json.dumps(self.probes.get(pod.address, {}))}
+        if metrics := self.metrics.get(pod.address):
+            moved["XDS_APP_METRICS"] = json.dumps(metrics)
+        if config := self.configs.get(pod.address):
+            moved["XDS_ENVOY_CONFIG"] = str(config)
+        variables = environment(pod, **moved)
         name = f"{pod.name}.{pod.namespace}"
         return ProxyProcess(name, begin, self._directory, place=pod.place, environment=variables)
 

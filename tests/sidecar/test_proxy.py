@@ -70,6 +70,33 @@ class TestDryRun:
         listeners = printed["static_resources"]["listeners"]
         assert {listener["name"] for listener in listeners} == {"health", "metrics", "xds-reports"}
 
+    async def test_metrics_are_served_beside_probes(self):
+        printed = await self.bootstrap(XDS_APP_METRICS='{"port": 9090, "scheme": "HTTPS", "later": 1}')
+
+        resources = printed["static_resources"]
+        listeners = {listener["name"]: listener for listener in resources["listeners"]}
+        socket = listeners["probes"]["address"]["socket_address"]
+        assert socket == {"address": "0.0.0.0", "port_value": 15020}
+        assert "internal_listener" in listeners["merged-metrics"]
+        (app,) = (
+            cluster for cluster in resources["clusters"] if cluster["name"] == "probe|/stats/prometheus"
+        )
+        assert app["transport_socket"]["name"] == "envoy.transport_sockets.tls"
+
+    @pytest.mark.parametrize(
+        ("metrics", "message"),
+        [
+            ("{", "is not JSON"),
+            ("8080", "must be a mapping, not 8080"),
+            ("{}", "port is required"),
+            ('{"port": 80, "scheme": "ftp"}', "scheme must be HTTP or HTTPS, not FTP"),
+        ],
+    )
+    async def test_invalid_metrics_are_named(self, metrics, message):
+        status, _, err = await proxy("--dry-run", **POD, XDS_APP_METRICS=metrics)
+        assert (status, err.count("\n")) == (1, 1)
+        assert err.startswith(f"XDS_APP_METRICS: problem: {message}")
+
     async def test_mode_none_listens_on_the_pod_address(self):
         printed = await self.bootstrap(XDS_INTERCEPTION_MODE="NONE", XDS_APP_PROBES=json.dumps(PROBES))
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from xds.cli.explanation import listed, print_rows, proxy_text, side_rows
+from xds.cli.explanation import listed, print_rows, proxy_text, refused_rows, side_rows
 from xds.cli.hops import format_clients
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
@@ -68,6 +68,7 @@ def _print(pod: pb.PodDescription) -> None:
         ("Sidecar:", proxy_text(pod.proxy, pod.time) if pod.HasField("proxy") else _has_sidecar(pod)),
         ("Identity:", pod.identity),
         *listed("Services:", services or ["none"]),
+        *refused_rows(pod.refused),
     ]
     print_rows(rows)
     for port in pod.ports:

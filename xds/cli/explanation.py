@@ -70,6 +70,7 @@ def _rows(explanation: pb.Explanation, group: pb.EndpointGroup) -> Iterator[_Row
         yield from side_rows("Client sends:", group.client)
     if group.HasField("server"):
         yield from side_rows("Server accepts:", group.server)
+    yield from refused_rows(group.refused)
     yield from listed("Expected identity:", group.identities)
     if group.tls:
         yield "Configured TLS:", group.tls
@@ -121,6 +122,11 @@ def side_rows(label: str, side: pb.Side) -> Iterator[_Row]:
     if side.HasField("decided_by"):
         yield "  decided by:", _object(side.decided_by)
     yield from listed("  overridden:", [_object(named) for named in side.overridden])
+
+
+def refused_rows(refused: Iterable[pb.RefusedTraffic]) -> Iterator[_Row]:
+    """Yield probes and scrapes that sidecars refuse, and what to do."""
+    yield from listed("Refused:", [f"{each.traffic} of port {each.port}: {each.remedy}" for each in refused])
 
 
 def listed(label: str, values: Iterable[str]) -> Iterator[_Row]:

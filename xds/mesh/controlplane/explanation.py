@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Mode, Pod, Service
+from xds.mesh.policy.direct import Refusal, refusals
 from xds.mesh.policy.explain import ACCEPTS, SENDS, Decider, Explanation, Group, Served, Side
+from xds.mesh.policy.hops import Clients
 from xds.mesh.policy.mtls import Send
+from xds.mesh.policy.remedy import refusal_remedy
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import rollouts_pb2
 
 MAX_UNSYNCED = 10
 """Maximum number of servers' sidecars that the differences of a group name."""
 MAX_SERVERS = 100
-"""Maximum number of servers' sidecars whose state a group contains."""
+"""Maximum number of servers whose refused traffic, and state of the sidecar, a group contains."""
 
 MODES = {
     Mode.DISABLE: rollouts_pb2.DISABLE,
@@ -73,6 +77,7 @@ def _lags(proxy: pb.ProxyState) -> bool:
 
 def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:
     explanation = group.explanation
+    pods = {endpoint.pod.ref: endpoint.pod for endpoint in group.endpoints if endpoint.pod}.values()
     return pb.EndpointGroup(
         port=explanation.port.port,
         endpoints=[endpoint_message(endpoint) for endpoint in group.endpoints],
@@ -83,6 +88,7 @@ def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:
         server=side_message(mesh, explanation.server) if explanation.server else None,
         desired=configured(explanation.desired) if explanation.desired else None,
         identities=explanation.identities,
+        refused=map(refused_message, refusals(mesh, islice(pods, MAX_SERVERS))),
     )
 
 
@@ -113,4 +119,27 @@ def _object(mesh: Mesh, decider: Decider) -> pb.PolicyObject:
         name=ref.name,
         place=fact.meta.place if fact else "",
         scope=decider.scope,
+    )
+
+
+def clients_messages(clients: Iterable[Clients]) -> list[pb.Clients]:
+    """Return clients by namespace and service account."""
+    return [
+        pb.Clients(
+            namespace=item.namespace,
+            accounts=[pb.Account(name=account, pods=len(pods)) for account, pods in item.accounts.items()],
+        )
+        for item in clients
+    ]
+
+
+def refused_message(refusal: Refusal) -> pb.RefusedTraffic:
+    """Return traffic that sidecars refuse, and how to let it pass."""
+    return pb.RefusedTraffic(
+        traffic=refusal.traffic,
+        breaks=refusal.breaks,
+        pods=clients_messages(refusal.clients),
+        port=refusal.port,
+        decided_by=[str(refusal.decided_by)],
+        remedy=refusal_remedy(refusal),
     )

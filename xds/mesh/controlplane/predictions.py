@@ -7,7 +7,12 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import groupby, islice
 
-from xds.mesh.controlplane.explanation import endpoint_message, side_message
+from xds.mesh.controlplane.explanation import (
+    clients_messages,
+    endpoint_message,
+    refused_message,
+    side_message,
+)
 from xds.mesh.controlplane.hop_traffic import HopTraffic
 from xds.mesh.controlplane.observation import (
     ObservedTraffic,
@@ -21,12 +26,13 @@ from xds.mesh.model.objects import Change, Pod, Problem
 from xds.mesh.observe import strict
 from xds.mesh.policy import plan as policy
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
+from xds.mesh.policy.direct import refusals
 from xds.mesh.policy.hop_text import format_target
 from xds.mesh.policy.hops import Clients, Hop, Target, all_targets, clients_of, hops
-from xds.mesh.policy.plan import HopChange, Refusal
+from xds.mesh.policy.plan import HopChange
 from xds.mesh.policy.plan_text import summary
 from xds.mesh.policy.reach import Answer, Outcome, Result
-from xds.mesh.policy.remedy import change_remedy, refusal_remedy
+from xds.mesh.policy.remedy import change_remedy
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.proposal import find_deleted, read_change
 from xds.mesh.v1 import policies_pb2 as pb
@@ -54,7 +60,7 @@ def reach(
         target for target in _targets(mesh, request.service) if request.namespace in ("", target[0].namespace)
     ]
     found = hops(mesh, clients, targets) if clients else ()
-    messages = lru_cache(maxsize=1024)(_clients_messages)  # Many hops have the same clients.
+    messages = lru_cache(maxsize=1024)(clients_messages)  # Many hops have the same clients.
     by_target = groupby(found, key=lambda hop: (hop.service.ref, hop.port.port))
     for checked, (_, group) in enumerate(by_target, 1):
         for response in _responses(list(group), request, messages, observed):
@@ -110,16 +116,6 @@ def _targets(mesh: Mesh, text: str) -> Iterator[Target]:
         return
     service, ports = ports_named(mesh, text)
     yield from ((service, port) for port in ports)
-
-
-def _clients_messages(clients: Iterable[Clients]) -> list[pb.Clients]:
-    return [
-        pb.Clients(
-            namespace=item.namespace,
-            accounts=[pb.Account(name=account, pods=len(pods)) for account, pods in item.accounts.items()],
-        )
-        for item in clients
-    ]
 
 
 def _hop(
@@ -189,7 +185,7 @@ def plan(
     yield pb.PlanResponse(
         breaks=planned.breaks,
         summary=summary(planned),
-        refused=map(_refused, planned.refusals),
+        refused=map(refused_message, planned.refusals),
         without_effect=map(_problem, without_effect),
     )
     times = strict.times_by_target(observed.seen) if observed else {}
@@ -201,7 +197,7 @@ def plan(
         ports = strict.policy_ports(before, after, applied)
         yield pb.PlanResponse(
             observation=observation_message(observed, found, planned, strict_ports=ports.strict),
-            plaintext_ports=[plaintext_port_message(port, _clients_messages) for port in ports.plaintext],
+            plaintext_ports=[plaintext_port_message(port, clients_messages) for port in ports.plaintext],
         )
 
 
@@ -214,7 +210,7 @@ def _problem(problem: Problem) -> pb.ManifestProblem:
 def _change(change: HopChange, last_seen: float | None) -> pb.HopChange:
     return pb.HopChange(
         effect=change.effect,
-        clients=_clients_messages(change.clients),
+        clients=clients_messages(change.clients),
         service=f"{change.service.name}.{change.service.namespace}",
         port=change.port.port,
         endpoints=len(change.endpoints),
@@ -230,17 +226,6 @@ def _answer(answer: Answer) -> pb.Answer:
     return pb.Answer(outcome=answer.result, reason=answer.reason, decided_by=map(str, answer.decided_by))
 
 
-def _refused(refusal: Refusal) -> pb.RefusedTraffic:
-    return pb.RefusedTraffic(
-        traffic=refusal.traffic,
-        breaks=refusal.breaks,
-        pods=_clients_messages(refusal.clients),
-        port=refusal.port,
-        decided_by=[str(refusal.decided_by)],
-        remedy=refusal_remedy(refusal),
-    )
-
-
 # --- pods -----------------------------------------------------------------------------------------
 
 
@@ -251,6 +236,7 @@ def pod_description(mesh: Mesh, pod: Pod) -> pb.PodDescription:
         sidecar=pod.has_sidecar,
         identity=pod.identity(mesh.config.trust_domain),
         ports=[_port(mesh, port) for port in describe(mesh, pod)],
+        refused=map(refused_message, refusals(mesh, [pod])),
     )
 
 
@@ -260,6 +246,6 @@ def _port(mesh: Mesh, port: PortDescription) -> pb.PodPort:
         service_ports=[format_target(exposure.service, exposure.port) for exposure in port.exposures],
         accepts=side_message(mesh, port.server),
         refused_clients=[
-            pb.RefusedClients(clients=_clients_messages(item.clients), why=item.why) for item in port.refused
+            pb.RefusedClients(clients=clients_messages(item.clients), why=item.why) for item in port.refused
         ],
     )

@@ -20,14 +20,12 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     ClusterDnsLookupFamily,
 )
 from envoy_data_plane.envoy.config.core.v3 import (
-    Address,
     ApiConfigSource,
     ApiConfigSourceApiType,
     ApiVersion,
     BackoffStrategy,
     ConfigSource,
     DataSource,
-    EnvoyInternalAddress,
     GrpcService,
     GrpcServiceEnvoyGrpc,
     GrpcServiceGoogleGrpc,
@@ -48,21 +46,14 @@ from envoy_data_plane.envoy.config.core.v3 import (
     TransportSocket,
     TypedExtensionConfig,
 )
-from envoy_data_plane.envoy.config.endpoint.v3 import (
-    ClusterLoadAssignment,
-    Endpoint,
-    LbEndpoint,
-    LocalityLbEndpoints,
-)
 from envoy_data_plane.envoy.config.grpc_credential.v3 import FileBasedMetadataConfig
-from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener, ListenerInternalListenerConfig
+from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
 from envoy_data_plane.envoy.config.route.v3 import Route, RouteAction, RouteMatch, VirtualHost
 from envoy_data_plane.envoy.extensions.bootstrap.internal_listener.v3 import InternalListener
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state.v3 import FilterStateValue
 from envoy_data_plane.envoy.extensions.filters.http.set_filter_state.v3 import Config as SetFilterState
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v3 import HttpFilter
 from envoy_data_plane.envoy.extensions.formatter.file_content.v3 import FileContent
-from envoy_data_plane.envoy.extensions.transport_sockets.internal_upstream.v3 import InternalUpstreamTransport
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
     CommonTlsContext,
@@ -77,12 +68,12 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
 from xds.codec import pack
-from xds.mesh.envoy import filters, names, tls
+from xds.mesh.envoy import filters, internal, names
 from xds.mesh.envoy.common import HTTP_OPTIONS, address, ads, one_endpoint, strings
+from xds.mesh.envoy.names import ADMIN_CLUSTER
 from xds.mesh.model.names import host_port
 from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, Interception, Pod
 
-_ADMIN_CLUSTER = "admin"
 _TLS_CLUSTER = "xds-tls"
 """Static cluster of the control plane over TLS."""
 _RELAY = "xds-reports"
@@ -171,10 +162,10 @@ def bootstrap(
             ads_config=api, cds_config=_ads_without_timeout(), lds_config=_ads_without_timeout()
         ),
         cluster_manager=ClusterManager(load_stats_config=_load_reports(control_plane)),
-        bootstrap_extensions=[_internal_listeners()] if credential else [],
+        bootstrap_extensions=[_internal_listeners()] if any(map(internal.is_internal, added)) else [],
         static_resources=BootstrapStaticResources(
             clusters=[
-                _cluster(_ADMIN_CLUSTER, local_address, ADMIN_PORT),
+                _cluster(ADMIN_CLUSTER, local_address, ADMIN_PORT),
                 *(item for item in added if isinstance(item, Cluster)),
             ],
             listeners=[
@@ -309,20 +300,7 @@ def _relay(host: str, port: int, credential: TokenFile) -> tuple[list[Cluster], 
     tls_cluster = _control_plane(host, port)
     tls_cluster.name = tls_cluster.load_assignment.cluster_name = _TLS_CLUSTER  # type: ignore[union-attr]
     tls_cluster.transport_socket = _verified_tls(host, credential.roots)
-    internal = Address(envoy_internal_address=EnvoyInternalAddress(server_listener_name=_RELAY))
-    endpoint = LbEndpoint(endpoint=Endpoint(address=internal))
-    relay_cluster = Cluster(
-        name=names.CONTROL_PLANE,
-        type=ClusterDiscoveryType.STATIC,
-        connect_timeout=timedelta(seconds=1),
-        load_assignment=ClusterLoadAssignment(
-            cluster_name=names.CONTROL_PLANE, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
-        ),
-        transport_socket=TransportSocket(
-            name="envoy.transport_sockets.internal_upstream",
-            typed_config=pack(InternalUpstreamTransport(transport_socket=tls.raw_buffer())),
-        ),
-    )
+    relay_cluster = internal.cluster(names.CONTROL_PLANE, _RELAY)
     _use_http2(relay_cluster, Http2ProtocolOptions())
     forward = Route(
         match=RouteMatch(prefix="/"),
@@ -334,15 +312,8 @@ def _relay(host: str, port: int, credential: TokenFile) -> tuple[list[Cluster], 
             )
         ],
     )
-    hosts = [VirtualHost(name=_RELAY, domains=["*"], routes=[forward])]
-    listener = Listener(
-        name=_RELAY,
-        internal_listener=ListenerInternalListenerConfig(),
-        filter_chains=[
-            FilterChain(filters=[filters.http_to(_RELAY, hosts, first=[_read_token(credential.token)])])
-        ],
-    )
-    return [relay_cluster, tls_cluster], listener
+    relay = internal.listener(_RELAY, forward, [_read_token(credential.token)])
+    return [relay_cluster, tls_cluster], relay
 
 
 def _read_token(path: str) -> HttpFilter:
@@ -386,7 +357,7 @@ def admin_page_listener(name: str, host: str, port: int, path: str, admin_path: 
     """Return a listener that serves a single page of the admin interface at `path`."""
     page = Route(
         match=RouteMatch(path=path),
-        route=RouteAction(cluster=_ADMIN_CLUSTER, prefix_rewrite=admin_path),
+        route=RouteAction(cluster=ADMIN_CLUSTER, prefix_rewrite=admin_path),
     )
     hosts = [VirtualHost(name=name, domains=["*"], routes=[page])]
     return Listener(

@@ -18,6 +18,9 @@ IDENTITY = "IdentityCluster"
 CONTROL_PLANE = "xds-grpc"
 """Static cluster of the control plane, in the bootstrap."""
 
+ADMIN_CLUSTER = "admin"
+"""Static cluster of Envoy's admin interface, in the bootstrap."""
+
 HTTP_PROXY = "http_proxy"
 """Name of the listener and the route configuration of a sidecar's HTTP proxy."""
 

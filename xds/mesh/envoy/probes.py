@@ -1,4 +1,4 @@
-"""A static listener that responds to the kubelet's probes, because the kubelet cannot send mutual TLS.
+"""A static listener for the kubelet's probes and Prometheus' scrapes, because neither can send mutual TLS.
 
 Every probe has its own path. The sidecar forwards HTTP probes to the application. For a TCP or gRPC probe,
 Envoy runs a health check twice per period, and the listener returns the latest result.
@@ -37,8 +37,9 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptionsExplicitHttpConfig
 
 from xds.codec import pack
-from xds.mesh.envoy import filters, names, tls
+from xds.mesh.envoy import filters, names, scrape, tls
 from xds.mesh.envoy.common import HTTP_OPTIONS, address, one_endpoint, seconds
+from xds.mesh.envoy.scrape import AppMetrics
 from xds.mesh.model.names import host_port
 
 NAME = "probes"
@@ -98,9 +99,15 @@ AnyProbe: TypeAlias = HttpProbe | TcpProbe | GrpcProbe
 
 
 def probe_resources(
-    probes: Iterable[AnyProbe], host: str, port: int, app_address: str, *, intercepted: bool = True
+    probes: Iterable[AnyProbe],
+    host: str,
+    port: int,
+    app_address: str,
+    *,
+    intercepted: bool = True,
+    metrics: AppMetrics | None = None,
 ) -> list[Cluster | Listener]:
-    """Return the listener for probes and its clusters. The list is empty if there are no probes.
+    """Return the listener for probes and scrapes, and its clusters; empty if there are none.
 
     Args:
         probes: the probes, each with its own path.
@@ -108,21 +115,34 @@ def probe_resources(
         port: port to listen on.
         app_address: address where the application listens.
         intercepted: whether the pod's traffic is redirected to the sidecar.
+        metrics: the application's metrics, to merge with Envoy's; None if Prometheus does not scrape the pod.
     """
     probes = tuple(probes)
-    if not probes:
+    if not probes and metrics is None:
         return []
     routes = [_route(probe, app_address) for probe in probes if isinstance(probe, HttpProbe)]
     checks = [
         filters.healthy(_name(probe), probe.path) for probe in probes if not isinstance(probe, HttpProbe)
     ]
+    merging: list[Cluster | Listener] = []
+    if metrics:
+        cluster = _cluster(_scrape(metrics), app_address, intercepted)
+        authority = _authority(app_address, metrics.port)
+        merging = [cluster, *scrape.merging_resources(cluster.name, authority, _target(metrics.target))]
+        routes.append(scrape.route())
     virtual_hosts = [VirtualHost(name=NAME, domains=["*"], routes=routes)]
     listener = Listener(
         name=NAME,
         address=address(host, port),
         filter_chains=[FilterChain(filters=[filters.http_to(NAME, virtual_hosts, first=checks)])],
     )
-    return [*(_cluster(probe, probe.host or app_address, intercepted) for probe in probes), listener]
+    clusters = (_cluster(probe, probe.host or app_address, intercepted) for probe in probes)
+    return [*clusters, *merging, listener]
+
+
+def _scrape(metrics: AppMetrics) -> HttpProbe:
+    """Return the probe whose connections are those of a scrape."""
+    return HttpProbe(path=scrape.PATH, port=metrics.port, https=metrics.https, timeout=scrape.MAX_TIMEOUT)
 
 
 def _name(probe: Probe) -> str:

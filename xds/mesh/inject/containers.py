@@ -75,7 +75,7 @@ def init_container(settings: InjectionSettings, arguments: list[str]) -> Json:
 def proxy_container(
     settings: InjectionSettings,
     annotations: Mapping[str, str],
-    probes: Mapping[str, Json],
+    moved: Mapping[variables.Variable, Json],
     *,
     native: bool,
     mode: Interception,
@@ -86,13 +86,13 @@ def proxy_container(
     Args:
         settings: settings of the operator.
         annotations: annotations of the pod.
-        probes: original probes of the application, by their path on the sidecar.
+        moved: probes and metrics that injection moved to the sidecar, by the variable that contains them.
         native: whether the sidecar is a restartable init container.
         mode: interception mode.
         grace: terminationGracePeriodSeconds of the pod; None if unset.
     """
     ready = {"httpGet": {"path": READY_PATH, "port": HEALTH_PORT}, "timeoutSeconds": 3}
-    environment = _environment(settings, annotations, probes, mode, grace)
+    environment = _environment(settings, annotations, moved, mode, grace)
     container = _container(PROXY, settings, annotations.get(PROXY_IMAGE) or settings.image, ["proxy"])
     if native:
         container["restartPolicy"] = "Always"
@@ -177,7 +177,7 @@ def _sds_directory(settings: InjectionSettings) -> str:
 def _environment(
     settings: InjectionSettings,
     annotations: Mapping[str, str],
-    probes: Mapping[str, Json],
+    moved: Mapping[variables.Variable, Json],
     mode: Interception,
     grace: int | None,
 ) -> dict[variables.Variable, str]:
@@ -193,8 +193,7 @@ def _environment(
         values[variables.LOG_LEVEL] = level
     if grace is not None:
         values[variables.DRAIN_SECONDS] = str(min(max(0, grace - 5), 86400))
-    if probes:
-        values[variables.APP_PROBES] = json.dumps(probes, separators=(",", ":"))
+    values |= {name: json.dumps(value, separators=(",", ":")) for name, value in moved.items() if value}
     # Escape $(NAME), which Kubernetes would expand in headers and paths of probes.
     return {variable: value.replace("$(", "$$(") for variable, value in values.items()}
 

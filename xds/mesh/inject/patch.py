@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
-from xds.mesh.inject import choice, containers, probes, traffic
+from xds.mesh.inject import choice, containers, probes, scrape, traffic
 from xds.mesh.inject.settings import InjectionSettings
 from xds.mesh.model.objects import (
     ADMIN_PORT,
@@ -21,7 +21,7 @@ from xds.mesh.model.objects import (
     Problem,
 )
 from xds.mesh.parse.reading import Field, Locate, Log, Path, nearest, shown
-from xds.mesh.sidecar.settings import LOG_LEVELS, PROXY_ID
+from xds.mesh.sidecar.settings import APP_METRICS, APP_PROBES, LOG_LEVELS, PROXY_ID
 
 Json: TypeAlias = dict[str, Any]
 
@@ -155,11 +155,12 @@ def _with_sidecar(pod: Field, settings: InjectionSettings) -> Json:
     originals: dict[str, Json] = {}
     for container in _app_containers(pod) if rewrites_probes else ():
         originals |= probes.rewrite(container, _resolve(result, container.path[len(pod.path) :]))
+    app_metrics = scrape.app_metrics(annotations, _app_containers(pod))
 
     proxy = containers.proxy_container(
         settings,
         annotations.value or {},
-        originals,
+        {APP_PROBES: originals, APP_METRICS: app_metrics},
         native=native,
         mode=mode,
         grace=pod["spec"]["terminationGracePeriodSeconds"].integer(0, 2**31),
@@ -178,7 +179,8 @@ def _with_sidecar(pod: Field, settings: InjectionSettings) -> Json:
     result["metadata"] = meta
     meta["labels"] = {TLS_MODE_LABEL: "istio"} | (meta.get("labels") or {})
     status = {kind: [part["name"] for part in parts] for kind, parts in added.items()}
-    meta["annotations"] = (meta.get("annotations") or {}) | {STATUS: json.dumps(status)}
+    scraped = scrape.MERGED if app_metrics else {}
+    meta["annotations"] = (meta.get("annotations") or {}) | scraped | {STATUS: json.dumps(status)}
     if added["initContainers"]:
         existing = spec.get("initContainers") or []
         # A native sidecar starts before the application's init containers, which can then use the mesh. An

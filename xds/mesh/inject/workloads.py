@@ -141,7 +141,7 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
     meta = Meta(
         ref=_expected_ref(ref),
         labels=names.labels(field["metadata"]["labels"]),
-        annotations={key: entry.text() for key, entry in field["metadata"]["annotations"].entries()},
+        annotations=_annotations(field),
         origin=item.locate(template.root),
     )
     pod = core.pod(field, meta)
@@ -158,9 +158,10 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
         )
         problems += injection.problems
         labels = labels if injection.skip_reason else {TLS_MODE_LABEL: "istio", **labels}
-        # The injected sidecar sends the probes.
-        injected = Field(injection.pod, template.path, log)["spec"]
-        pod = replace(pod, probe_ports=core.probe_ports(injected))
+        # The injected sidecar sends the probes, and serves the metrics.
+        injected = Field(injection.pod, template.path, log)
+        pod = replace(pod, probe_ports=core.probe_ports(injected["spec"]))
+        meta = replace(meta, annotations=_annotations(injected))
     if any(not problem.notice for problem in problems):
         return Parsed(origin=meta.origin, problems=tuple(problems), refused=True)
     pod = replace(
@@ -170,6 +171,10 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
         is_template=True,
     )
     return Parsed(ref=pod.ref, fact=pod, origin=meta.origin, problems=tuple(problems))
+
+
+def _annotations(pod: Field) -> dict[str, str]:
+    return {key: entry.text() for key, entry in pod["metadata"]["annotations"].entries()}
 
 
 def _check_object(item: FoundTemplate, log: Log) -> None:

@@ -14,9 +14,10 @@ from xds.mesh.model.objects import Mode, PeerAuthentication, Pod, Ref
 from xds.mesh.model.workload import owner_name
 from xds.mesh.observe.edges import Client, Target, TrafficMode
 from xds.mesh.observe.workloads import pod_of_target, pod_target, target_of
+from xds.mesh.policy.direct import mode_at
 from xds.mesh.policy.hops import Clients, Grouping
 from xds.mesh.policy.mtls import enforced_mode, ports_with_own_mode
-from xds.mesh.policy.plan import HopChange, Scope, mode_at
+from xds.mesh.policy.plan import HopChange, Scope
 
 PodPort: TypeAlias = tuple[Ref, int]
 """A port of a pod."""

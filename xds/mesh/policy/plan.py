@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.model.applied import running_pod
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import TRAFFIC_KINDS, Change, Mode, Pod, Problem, Ref, Service, ServicePort
 from xds.mesh.policy.conflicts import overridden_steps
+from xds.mesh.policy.direct import Refusal, RefusalKey, group_refusals, mode_at, refused_traffic
 from xds.mesh.policy.effect import policy_without_effect, without_effect
 from xds.mesh.policy.hops import (
     Answers,
@@ -29,19 +29,8 @@ from xds.mesh.policy.hops import (
     sender_key,
     targets_of,
 )
-from xds.mesh.policy.mtls import enforced_mode
 from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
 from xds.mesh.policy.steps import Steps, finish
-
-SCRAPE = "prometheus.io/scrape"
-"""Pod annotation: whether Prometheus scrapes the pod."""
-SCRAPE_PORT = "prometheus.io/port"
-"""Pod annotation: the port that Prometheus scrapes. Without it, Prometheus scrapes every declared port."""
-METRICS_PORT_NAMES = frozenset(
-    {"metrics", "http-metrics", "https-metrics", "tcp-metrics", "prometheus", "http-prometheus", "http-prom"}
-)
-"""Usual names of container ports that serve metrics."""
-_MAX_DIGITS = len("65535")
 
 
 class Effect(StrEnum):
@@ -86,41 +75,6 @@ class HopChange:
     """Number of ready endpoints of the service port after the change."""
 
 
-class Traffic(StrEnum):
-    """Plaintext traffic that connects to pods directly, not to a Service."""
-
-    KUBELET_PROBE = "kubelet-probe"
-    """An HTTP or gRPC probe of the kubelet."""
-    PROMETHEUS_SCRAPE = "prometheus-scrape"
-    """A scrape of Prometheus, which the annotation `prometheus.io/scrape` requests."""
-    METRICS_PORT = "metrics-port"
-    """A scrape of a port whose name suggests metrics. Whether anything scrapes the port is unknown."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """Direct traffic to pods that sidecars refuse after the change, because they become STRICT."""
-
-    traffic: Traffic
-    """The traffic that sidecars refuse."""
-    clients: tuple[Clients, ...]
-    """The pods, by service account."""
-    port: int
-    """Port of the pods."""
-    decided_by: Ref
-    """Object that sets STRICT."""
-
-    @property
-    def breaks(self) -> bool:
-        """Whether the traffic exists for certain, and not only probably."""
-        return self.traffic is not Traffic.METRICS_PORT
-
-    @property
-    def effect(self) -> Effect:
-        """How the change affects the traffic."""
-        return Effect.BREAKS if self.breaks else Effect.MAY_BREAK
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The effects of a change."""
@@ -138,7 +92,11 @@ class Plan:
     @property
     def effects(self) -> Counter[Effect]:
         """Number of hops and of direct traffic with each effect."""
-        return Counter(hop.effect for hop in self.hops) + Counter(each.effect for each in self.refusals)
+        return Counter(hop.effect for hop in self.hops) + Counter(map(_refusal_effect, self.refusals))
+
+
+def _refusal_effect(refusal: Refusal) -> Effect:
+    return Effect.BREAKS if refusal.breaks else Effect.MAY_BREAK
 
 
 class Scope(NamedTuple):
@@ -354,45 +312,15 @@ def _effect(before: Answer, after: Answer) -> Effect | None:
 
 
 def _refusals(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[Refusal]]:
-    found: dict[tuple[Traffic, int, Ref], list[Pod]] = {}
+    found: dict[RefusalKey, list[Pod]] = {}
     namespaces = scope.namespaces if scope else None
     for pod in clients_of(after):
         if namespaces is not None and pod.namespace not in namespaces:
             continue
         yield
-        for port, traffic in _direct_traffic(pod).items():
-            old_pod = before.pod(pod.namespace, pod.name) or running_pod(before, pod.ref)
-            old_mode, mode = (old_pod and mode_at(before, old_pod, port)), mode_at(after, pod, port)
-            if mode and mode[0] is Mode.STRICT and not (old_mode and old_mode[0] is Mode.STRICT):
-                found.setdefault((traffic, port, mode[1]), []).append(pod)
-    ranks = list(Traffic)
-    grouping = Grouping(found)
-    refusals = []
-    for key in sorted(found, key=lambda key: (ranks.index(key[0]), key[1], natural_key(*key[2]))):
-        traffic, port, ref = key
-        yield
-        clients = grouping.merge([key])
-        refusals.append(Refusal(traffic=traffic, clients=clients, port=port, decided_by=ref))
-    return refusals
-
-
-def mode_at(mesh: Mesh, pod: Pod, port: int) -> tuple[Mode, Ref] | None:
-    """Return the mode that a pod's sidecar enforces at a port, and the object that decided it."""
-    decision = enforced_mode(mesh, Endpoint(address=pod.address, port=port, pod=pod))
-    return (decision.mode, decision.decided_by) if decision else None
-
-
-def _direct_traffic(pod: Pod) -> dict[int, Traffic]:
-    """Return the ports of a pod that are probed or scraped, each with its most certain traffic."""
-    found = {port.port: Traffic.METRICS_PORT for port in pod.ports if port.name in METRICS_PORT_NAMES}
-    found |= dict.fromkeys(_scraped_ports(pod), Traffic.PROMETHEUS_SCRAPE)
-    return found | dict.fromkeys(pod.probe_ports, Traffic.KUBELET_PROBE)
-
-
-def _scraped_ports(pod: Pod) -> list[int]:
-    if pod.meta.annotations.get(SCRAPE) != "true":
-        return []
-    text = pod.meta.annotations.get(SCRAPE_PORT)
-    if text is None:
-        return [port.port for port in pod.ports]
-    return [int(text)] if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else []
+        old_pod = before.pod(pod.namespace, pod.name) or running_pod(before, pod.ref)
+        for key in refused_traffic(after, pod):
+            old_mode = old_pod and mode_at(before, old_pod, key.port)
+            if not (old_mode and old_mode[0] is Mode.STRICT):
+                found.setdefault(key, []).append(pod)
+    return (yield from group_refusals(found))

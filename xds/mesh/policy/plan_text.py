@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hop_text import format_clients, format_target
-from xds.mesh.policy.plan import Effect, HopChange, Plan, Refusal
+from xds.mesh.policy.plan import Effect, HopChange, Plan
 from xds.mesh.policy.reach import Failure
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from xds.mesh.policy.direct import Refusal, Traffic
 from xds.mesh.policy.hop_text import format_clients
 from xds.mesh.policy.mtls import Reason
-from xds.mesh.policy.plan import HopChange, Refusal, Traffic
+from xds.mesh.policy.plan import HopChange
 from xds.mesh.policy.reach import Answer, Failure, Result
 
 _INCLUDE = "change the traffic annotations of {clients}"
@@ -75,4 +76,6 @@ def refusal_remedy(refusal: Refusal) -> str:
     exempt = f"exempt port {refusal.port} with portLevelMtls, or use PERMISSIVE in {refusal.decided_by}"
     if refusal.traffic is Traffic.KUBELET_PROBE:
         return f"inject the sidecar with rewritten probes, or {exempt}"
+    if refusal.traffic is Traffic.PROMETHEUS_SCRAPE:
+        return f"let injection merge the metrics, or {exempt}"
     return exempt

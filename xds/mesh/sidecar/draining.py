@@ -22,7 +22,8 @@ _POLL_INTERVAL = 0.25
 _STATS_FILTER = r"^(listener|http)\..*\.downstream_(cx|rq)_active$"
 _LISTENER_STAT = re.compile(r"listener\.(?!.*\.(?:worker_\d+|main_thread)\.).*\.downstream_cx_active")
 _HTTP_STAT = re.compile(r"http\..*\.downstream_cx_active")
-_REQUEST_STAT = re.compile(r"http\.(?!(?:admin|health|metrics)\.).*\.downstream_rq_active")
+_OWN_REQUESTS = "admin|health|metrics|probes|merged-metrics"
+_REQUEST_STAT = re.compile(rf"http\.(?!(?:{_OWN_REQUESTS})\.).*\.downstream_rq_active")
 
 
 class DrainError(Exception):

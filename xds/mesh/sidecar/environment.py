@@ -11,6 +11,7 @@ from envoy_data_plane.envoy.config.bootstrap.v3 import Bootstrap
 
 from xds.mesh.envoy import bootstrap as envoy
 from xds.mesh.envoy.probes import AnyProbe, probe_resources
+from xds.mesh.envoy.scrape import PATH, AppMetrics
 from xds.mesh.model.objects import METRICS_PORT, PROBE_PORT, Interception, Meta, Pod, Problem, Ref
 from xds.mesh.sidecar import probes
 from xds.mesh.sidecar import settings as names
@@ -35,6 +36,10 @@ class Sidecar:
     """Unix socket of the SDS server; empty if the control plane serves certificates."""
     probes: tuple[AnyProbe, ...]
     """Rewritten probes of the application."""
+    metrics: AppMetrics | None
+    """Metrics of the application, to merge with Envoy's; None if Prometheus does not scrape the pod."""
+    envoy_config: str
+    """Path of a file that Envoy merges with the bootstrap; empty for none."""
     concurrency: int
     """Number of Envoy's worker threads; 0 for one per CPU."""
     log_level: str
@@ -48,11 +53,14 @@ class Sidecar:
         """Return the bootstrap of the sidecar's Envoy."""
         intercepted = self.pod.interception is Interception.REDIRECT
         host = "0.0.0.0" if intercepted else self.pod.address
-        metrics = envoy.admin_page_listener(
-            "metrics", host, METRICS_PORT, "/stats/prometheus", "/stats/prometheus"
-        )
+        metrics = envoy.admin_page_listener("metrics", host, METRICS_PORT, PATH, PATH)
         probe_listeners = probe_resources(
-            self.probes, host, PROBE_PORT, self.pod.app_address, intercepted=intercepted
+            self.probes,
+            host,
+            PROBE_PORT,
+            self.pod.app_address,
+            intercepted=intercepted,
+            metrics=self.metrics,
         )
         listeners = [metrics, *probe_listeners]
         return envoy.bootstrap(self.pod, self.host, self.port, credential=self.credential, added=listeners)
@@ -128,6 +136,7 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
         reader.refuse(names.INSTANCE_IP, f"is not an IP address: {address!r}")
     host, port = reader.address(names.ADDRESS)
     app_probes, problems = probes.read(reader.text(names.APP_PROBES))
+    metrics, metrics_problems = probes.read_metrics(reader.text(names.APP_METRICS))
     pod = Pod(
         meta=Meta(ref=ref, labels=read_labels(labels)),
         address=address,
@@ -145,12 +154,14 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
         credential=reader.credential(),
         sds_socket=reader.socket(names.SDS),
         probes=app_probes,
+        metrics=metrics,
+        envoy_config=reader.text(names.ENVOY_CONFIG),
         concurrency=reader.number(names.CONCURRENCY, 1024),
         log_level=reader.choice(names.LOG_LEVEL, names.LOG_LEVELS),
         wait_seconds=reader.number(names.WAIT_SECONDS, 86400),
         drain_seconds=reader.number(names.DRAIN_SECONDS, 86400),
     )
-    return sidecar, reader.problems + problems
+    return sidecar, [*reader.problems, *problems, *metrics_problems]
 
 
 def read_labels(text: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Parser for the application's probes, which injection moved to the sidecar."""
+"""Parser for the application's probes and metrics, which injection moved to the sidecar."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 
 from xds.mesh.envoy.probes import AnyProbe, GrpcProbe, HttpProbe, TcpProbe
+from xds.mesh.envoy.scrape import AppMetrics
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse.reading import Field, Log
-from xds.mesh.sidecar.settings import APP_PROBES
+from xds.mesh.sidecar.settings import APP_METRICS, APP_PROBES, Variable
 
 _HEADER_NAME = re.compile(r"[-A-Za-z0-9]+")
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
@@ -19,13 +20,40 @@ _HOOK_PREFIX = "/app-lifecycle/"
 
 def read(text: str) -> tuple[tuple[AnyProbe, ...], list[Problem]]:
     """Return the probes in `XDS_APP_PROBES`, and the problems."""
-    log = Log(lambda _: APP_PROBES.name)
+    field = _parse(APP_PROBES, text or "{}")
+    return tuple(_read_all(field)), field.log.problems
+
+
+def read_metrics(text: str) -> tuple[AppMetrics | None, list[Problem]]:
+    """Return the metrics in `XDS_APP_METRICS`, None if it is empty, and the problems."""
+    if not text:
+        return None, []
+    field = _parse(APP_METRICS, text).mapping()
+    if field.log.problems:
+        return None, field.log.problems
+    metrics = AppMetrics(
+        port=field["port"].required().port(),
+        target=field["path"].text("/metrics"),
+        https=_is_https(field["scheme"]),
+    )
+    return metrics, field.log.problems
+
+
+def _parse(variable: Variable, text: str) -> Field:
+    """Return the JSON value of a variable; an empty mapping with a problem if it is not JSON."""
+    log = Log(lambda _: variable.name)
     try:
-        value = json.loads(text or "{}")
+        return Field(json.loads(text), (), log)
     except json.JSONDecodeError as error:
         log.add((), f"is not JSON: {error}")
-        return (), log.problems
-    return tuple(_read_all(Field(value, (), log))), log.problems
+        return Field({}, (), log)
+
+
+def _is_https(field: Field) -> bool:
+    scheme = field.text("HTTP").upper()
+    if scheme not in ("HTTP", "HTTPS"):
+        field.refuse(f"must be HTTP or HTTPS, not {scheme}")
+    return scheme == "HTTPS"
 
 
 def _read_all(field: Field) -> Iterator[AnyProbe]:
@@ -47,16 +75,13 @@ def _probe(path: str, probe: Field) -> Iterator[AnyProbe]:
     timeout = probe["timeoutSeconds"].integer(1) or (0 if path.startswith(_HOOK_PREFIX) else 1)
     period = probe["periodSeconds"].integer(1) or 10
     if handlers[0] == "httpGet":
-        scheme = handler["scheme"].text("HTTP").upper()
-        if scheme not in ("HTTP", "HTTPS"):
-            handler["scheme"].refuse(f"must be HTTP or HTTPS, not {scheme}")
         yield HttpProbe(
             path=path,
             port=port,
             host=host,
             timeout=timeout,
             target=handler["path"].text("/"),
-            https=scheme == "HTTPS",
+            https=_is_https(handler["scheme"]),
             headers=tuple(_header(header) for header in handler["httpHeaders"].items()),
         )
     elif handlers[0] == "tcpSocket":

@@ -39,6 +39,7 @@ def envoy_command(sidecar: Sidecar, binary: str) -> list[str]:
         )
     return [
         binary,
+        *(["--config-path", sidecar.envoy_config] if sidecar.envoy_config else []),
         "--config-yaml", text,
         "--concurrency", str(sidecar.concurrency),
         "--log-level", sidecar.log_level,

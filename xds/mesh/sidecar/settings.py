@@ -81,6 +81,18 @@ APP_PROBES = Variable(
     '"timeoutSeconds": 1, "periodSeconds": 10}}. Each path on port 15020 has its original probe, of which '
     "httpGet, tcpSocket, grpc, timeoutSeconds and periodSeconds are used. Ports must be numbers.",
 )
+APP_METRICS = Variable(
+    "XDS_APP_METRICS",
+    "",
+    'Metrics of the application as JSON: {"port": 8080, "path": "/metrics", "scheme": "http"}. '
+    "/stats/prometheus on port 15020 serves them with Envoy's. Empty: Prometheus does not scrape the pod.",
+)
+ENVOY_CONFIG = Variable(
+    "XDS_ENVOY_CONFIG",
+    "",
+    "File with a part of Envoy's bootstrap, such as the listeners of a gateway. Envoy merges it with the "
+    "bootstrap of the sidecar.",
+)
 CONCURRENCY = Variable("XDS_CONCURRENCY", "2", "Number of Envoy's worker threads; 0 for one per CPU.")
 LOG_LEVEL = Variable(
     "XDS_LOG_LEVEL", "warning", "Log level of Envoy: trace, debug, info, warning, error, critical or off."

@@ -40,7 +40,7 @@ class Explanation(_message.Message):
     def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[EndpointGroup, _Mapping]]] = ..., client_proxy: _Optional[_Union[ProxyState, _Mapping]] = ..., rule_transitions: _Optional[_Iterable[str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., observed: _Optional[_Iterable[_Union[_traffic_pb2.TrafficEdge, _Mapping]]] = ...) -> None: ...
 
 class EndpointGroup(_message.Message):
-    __slots__ = ("port", "endpoints", "outcome", "reason", "summary", "client", "server", "desired", "served", "identities", "differences", "server_proxies", "tls")
+    __slots__ = ("port", "endpoints", "outcome", "reason", "summary", "client", "server", "desired", "served", "identities", "differences", "server_proxies", "tls", "refused")
     PORT_FIELD_NUMBER: _ClassVar[int]
     ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class EndpointGroup(_message.Message):
     DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     SERVER_PROXIES_FIELD_NUMBER: _ClassVar[int]
     TLS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     port: int
     endpoints: _containers.RepeatedCompositeFieldContainer[EndpointName]
     outcome: str
@@ -67,7 +68,8 @@ class EndpointGroup(_message.Message):
     differences: _containers.RepeatedScalarFieldContainer[str]
     server_proxies: _containers.RepeatedCompositeFieldContainer[ProxyState]
     tls: str
-    def __init__(self, port: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., summary: _Optional[str] = ..., client: _Optional[_Union[Side, _Mapping]] = ..., server: _Optional[_Union[Side, _Mapping]] = ..., desired: _Optional[_Union[Configured, _Mapping]] = ..., served: _Optional[_Union[Configured, _Mapping]] = ..., identities: _Optional[_Iterable[str]] = ..., differences: _Optional[_Iterable[str]] = ..., server_proxies: _Optional[_Iterable[_Union[ProxyState, _Mapping]]] = ..., tls: _Optional[str] = ...) -> None: ...
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedTraffic]
+    def __init__(self, port: _Optional[int] = ..., endpoints: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., summary: _Optional[str] = ..., client: _Optional[_Union[Side, _Mapping]] = ..., server: _Optional[_Union[Side, _Mapping]] = ..., desired: _Optional[_Union[Configured, _Mapping]] = ..., served: _Optional[_Union[Configured, _Mapping]] = ..., identities: _Optional[_Iterable[str]] = ..., differences: _Optional[_Iterable[str]] = ..., server_proxies: _Optional[_Iterable[_Union[ProxyState, _Mapping]]] = ..., tls: _Optional[str] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ...) -> None: ...
 
 class EndpointName(_message.Message):
     __slots__ = ("pod", "address", "port")
@@ -408,20 +410,22 @@ class DescribePodRequest(_message.Message):
     def __init__(self, pod: _Optional[str] = ...) -> None: ...
 
 class PodDescription(_message.Message):
-    __slots__ = ("pod", "sidecar", "identity", "ports", "proxy", "time")
+    __slots__ = ("pod", "sidecar", "identity", "ports", "proxy", "time", "refused")
     POD_FIELD_NUMBER: _ClassVar[int]
     SIDECAR_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     PORTS_FIELD_NUMBER: _ClassVar[int]
     PROXY_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     pod: str
     sidecar: bool
     identity: str
     ports: _containers.RepeatedCompositeFieldContainer[PodPort]
     proxy: ProxyState
     time: _timestamp_pb2.Timestamp
-    def __init__(self, pod: _Optional[str] = ..., sidecar: _Optional[bool] = ..., identity: _Optional[str] = ..., ports: _Optional[_Iterable[_Union[PodPort, _Mapping]]] = ..., proxy: _Optional[_Union[ProxyState, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedTraffic]
+    def __init__(self, pod: _Optional[str] = ..., sidecar: _Optional[bool] = ..., identity: _Optional[str] = ..., ports: _Optional[_Iterable[_Union[PodPort, _Mapping]]] = ..., proxy: _Optional[_Union[ProxyState, _Mapping]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ...) -> None: ...
 
 class PodPort(_message.Message):
     __slots__ = ("port", "service_ports", "accepts", "refused_clients")

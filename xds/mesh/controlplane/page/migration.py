@@ -18,9 +18,10 @@ from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Pod, Ref
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
 from xds.mesh.observe.workloads import pod_target
+from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hops import Clients, clients_of
 from xds.mesh.policy.mtls import served_mode
-from xds.mesh.policy.plan import Effect, HopChange, Plan, Refusal, plan, scope_of
+from xds.mesh.policy.plan import Effect, HopChange, Plan, plan, scope_of
 from xds.mesh.policy.remedy import refusal_remedy, remedy
 
 MAX_BREAKS = 20
