@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 
 from xds.mesh.observe.edges import OTHER_ADDRESSES
+from xds.mesh.policy.direct import Traffic
 from xds.mesh.policy.mtls import Reason
-from xds.mesh.policy.plan import Traffic
 from xds.mesh.policy.reach import Failure
 
 _REASONS = {
