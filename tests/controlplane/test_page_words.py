@@ -6,8 +6,8 @@ import pytest
 
 from xds.mesh.controlplane.page.words import address_words, reason_words, traffic_words
 from xds.mesh.observe.edges import OTHER_ADDRESSES
+from xds.mesh.policy.direct import Traffic
 from xds.mesh.policy.mtls import Reason
-from xds.mesh.policy.plan import Traffic
 from xds.mesh.policy.reach import Failure
 
 
