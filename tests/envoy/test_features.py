@@ -40,6 +40,7 @@ def node(version: str = "1.40.0", library: str = "BoringSSL", name: str = "envoy
         ([node(library="BoringSSL-FIPS")], FIPS_BUILD),
         ([node(name="gRPC C-core")], NO_FEATURES),
         ([node(), node("1.33.0")], NO_FEATURES),
+        ([node(), node("", "", "grpcurl"), node("", "", "")], ALL_FEATURES),
         ([node(), node(library="BoringSSL-FIPS")], FIPS_BUILD),
     ],
 )

@@ -80,11 +80,13 @@ def many_services(folder: Path, namespaces: int, services: int) -> Path:
     return folder
 
 
-def write_ca(folder: Path, days: int) -> Path:
-    """Return a state directory with a CA that expires in some days."""
+def write_ca(folder: Path, *, days: int, age: int) -> Path:
+    """Return a state directory with a CA that is some days old and expires in some days."""
     folder.mkdir(mode=0o700)
     key = PrivateKey.generate()
-    authority = Authority.create(key, "cluster.local", datetime.now(UTC), timedelta(days=days))
+    authority = Authority.create(
+        key, "cluster.local", datetime.now(UTC) - timedelta(days=age), timedelta(days=age + days)
+    )
     (folder / KEY_FILE).touch(0o600)
     (folder / KEY_FILE).write_bytes(key.to_pem())
     (folder / CERTIFICATE_FILE).write_bytes(authority.certificate_pem)

@@ -358,7 +358,7 @@ def test_rollout_is_listed_when_it_has_finished(page, own_server):
 def test_problems_of_the_running_mesh_are_listed(page, tmp_path):
     """The certificates of this CA end in ten days."""
     folder = istio_task(tmp_path / "mesh")
-    with serving(folder, "--state-dir", write_ca(tmp_path / "state", days=10)) as process:
+    with serving(folder, "--state-dir", write_ca(tmp_path / "state", days=10, age=60)) as process:
         open_view(page, Server(folder, process), "problems")
         page.wait_for_selector("td >> text=the CA certificate expires on")
         assert "xds rotate-root" in page.inner_text("tbody")

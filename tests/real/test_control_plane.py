@@ -162,15 +162,15 @@ class TestRestart:
         assert 'event="control plane stopped"' in sidecars.log()[-1]
         await mesh.plane.start()
 
+        secrets = "sds.default.update_success"
+        await eventually(lambda: is_more(delta, secrets, updated[secrets]), timeout=RECONNECTED)
+        await eventually(lambda: is_more(sotw, "control_plane.connected_state", 0), timeout=RECONNECTED)
         for was, pod in zip(before, sidecars.pods, strict=True):
             now = await everything(mesh.plane.port, pod)
             # Keys are not stored; all other resources have the same bytes.
             assert now.pop((SECRET, "default")) != was.pop((SECRET, "default"))
             assert now == was
             assert {type_url for type_url, _ in now} == {CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET}
-        secrets = "sds.default.update_success"
-        await eventually(lambda: is_more(delta, secrets, updated[secrets]), timeout=RECONNECTED)
-        await eventually(lambda: is_more(sotw, "control_plane.connected_state", 0), timeout=RECONNECTED)
         (sidecars.folder / "after.yaml").write_text(text_of(service_at("after", "10.0.0.2")))
         await sidecars.find("after", "10.0.0.2")
 

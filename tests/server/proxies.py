@@ -72,6 +72,8 @@ class Client:
         self.call = channel.stream_stream(method or f"/{ADS}/{name}")()
         self._variant = variant
         self._node = node
+        self._writes = asyncio.Lock()
+        """gRPC allows one write at a time."""
 
     async def ask(self, type_url: str = "", *names: str, nonce: str = "", error: str = "") -> None:
         request = (REQUEST if self._variant is Variant.SOTW else DELTA_REQUEST)(
@@ -85,7 +87,8 @@ class Client:
             request.resource_names.extend(names)
         else:
             request.resource_names_subscribe.extend(names)
-        await self.call.write(request.SerializeToString())
+        async with self._writes:
+            await self.call.write(request.SerializeToString())
 
     async def get(self):
         data = await self.call.read()

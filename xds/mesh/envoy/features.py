@@ -46,14 +46,17 @@ ALL_FEATURES = Features(post_quantum=True, compliance_policies=True)
 
 
 def features_of(nodes: Iterable[Node]) -> Features:
-    """Return the features that all these Envoys have. An unknown version or build has none."""
-    features = [_features(node) for node in nodes]
+    """Return the features that all Envoys among these nodes have. An unknown version or build has none.
+
+    Other clients of a pod, such as grpcurl, do not count: they must not change what its Envoy is served.
+    """
+    features = [_features(node) for node in nodes if node.user_agent_name == "envoy"]
     return Features(*map(all, zip(*features, strict=True))) if features else NO_FEATURES
 
 
 def _features(node: Node) -> Features:
     version = tuple(int(part) for part in node.user_agent_version.split(".") if part.isdecimal())
-    if node.user_agent_name != "envoy" or version < _MIN_VERSION:
+    if version < _MIN_VERSION:
         return NO_FEATURES
     # A FIPS build (BoringSSL-FIPS) contains an older, certified version, and other libraries name curves
     # differently.
