@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tests.identity.companies import Company, pem
+from xds.mesh.identity.ca import key_usage
 from xds.mesh.identity.external import read_signed, signing_request
 from xds.mesh.identity.keys import IdentityError, PrivateKey
 
@@ -30,6 +31,8 @@ def signed(
     usages: list[Any] | None = None,
     start: datetime = NOW,
     lifetime: timedelta = timedelta(days=1),
+    others: list[x509.GeneralName] | None = None,
+    extensions: tuple[x509.ExtensionType, ...] = (),
 ) -> bytes:
     builder = (
         x509.CertificateBuilder()
@@ -42,7 +45,9 @@ def signed(
     )
     if names != []:
         uris = [x509.UniformResourceIdentifier(name) for name in names or [IDENTITY]]
-        builder = builder.add_extension(x509.SubjectAlternativeName(uris), critical=True)
+        builder = builder.add_extension(x509.SubjectAlternativeName([*uris, *(others or ())]), critical=True)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=True)
     if usages:
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
     return builder.sign(ca.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -68,7 +73,7 @@ def test_signed_certificate_is_accepted(usages: list[Any] | None, rest: bytes) -
 
 
 def test_root_may_sign_directly() -> None:
-    own = signed(ROOT)
+    own = signed(ROOT, extensions=(x509.BasicConstraints(ca=False, path_length=None), key_usage(ca=False)))
     assert read_signed(own, KEY, IDENTITY, [ROOT.certificate], NOW).chain == own
 
 
@@ -78,9 +83,21 @@ def test_root_may_sign_directly() -> None:
         (b"nothing", "not a PEM certificate"),
         (signed(key=PrivateKey.generate()) + pem(ISSUING), "is not for the requested key"),
         (pem(ISSUING) + signed(), "is not for the requested key"),
-        (signed(names=[]) + pem(ISSUING), f"is for no URI, not for {IDENTITY}"),
-        (signed(names=[IDENTITY + "2"]) + pem(ISSUING), f"is for {IDENTITY}2, not for {IDENTITY}"),
-        (signed(names=[IDENTITY, "spiffe://b"]) + pem(ISSUING), f"is for {IDENTITY}, spiffe://b, not for"),
+        (signed(names=[]) + pem(ISSUING), f"is for no name, not for URI:{IDENTITY}"),
+        (signed(names=[IDENTITY + "2"]) + pem(ISSUING), f"is for URI:{IDENTITY}2, not for URI:{IDENTITY}"),
+        (
+            signed(names=[IDENTITY, "spiffe://b"]) + pem(ISSUING),
+            f"is for URI:{IDENTITY}, URI:spiffe://b, not for",
+        ),
+        (
+            signed(others=[x509.DNSName("istiod.istio-system.svc")]) + pem(ISSUING),
+            "is for URI:.*, DNS:istiod.istio-system.svc, not for",
+        ),
+        (
+            signed(extensions=(x509.BasicConstraints(ca=True, path_length=None),)) + pem(ISSUING),
+            "is that of a CA: its owner could sign any identity",
+        ),
+        (signed(extensions=(key_usage(ca=True),)) + pem(ISSUING), "is that of a CA"),
         (signed(usages=BOTH[:1]) + pem(ISSUING), "extendedKeyUsage lacks serverAuth or clientAuth"),
         (signed(start=NOW - timedelta(days=2)) + pem(ISSUING), "the certificate expired at"),
         (signed(start=NOW + timedelta(minutes=1)) + pem(ISSUING), "the certificate is not valid before"),

@@ -231,9 +231,21 @@ def test_plain_ack_is_decoded_like_any_request(type_url, nonce):
 
 def test_ack_with_a_wrong_length_is_malformed():
     message = bytes(DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce="7"))
-    for data in (message[:-1], message + b"8"):
+    for data in (message[:-1], message + b"8", *(message[:-3] + bytes((last,)) for last in b"2X\0")):
         with pytest.raises(RequestError):
             parse_delta_request(data)
+
+
+def test_metadata_of_the_build_version_is_limited():
+    fields = {f"{number}": Value(string_value="x") for number in range(257)}
+    build = BuildVersion(version=SemanticVersion(major_number=1), metadata=Struct(fields=fields))
+    request = DeltaDiscoveryRequest(
+        node=NodeMessage(id="n", user_agent_build_version=build), type_url=CLUSTER
+    )
+    with pytest.raises(RequestError, match="has more than 256 metadata fields"):
+        parse_delta_request(bytes(request))
+    del build.metadata.fields["0"]
+    assert parse_delta_request(bytes(request)).node.id == "n"
 
 
 def test_unknown_fields_are_skipped():

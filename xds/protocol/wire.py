@@ -69,6 +69,8 @@ These strings are stored per stream and logged.
 """
 MAX_CLIENT_FEATURES = 256
 """Maximum number of items in node.client_features. Envoy sends fewer than ten."""
+MAX_BUILD_FIELDS = 256
+"""Maximum number of fields in the metadata of the client's build version. Envoy sends about five."""
 _TLS_LIBRARY = "ssl.version"
 """Key of the TLS library in the metadata of Envoy's build version."""
 
@@ -214,11 +216,10 @@ def _parse_ack(data: bytes) -> DeltaRequest | None:
 
     Nearly all requests are such ACKs. They are decoded in a sixth of the time that a protobuf message takes.
     """
-    type_url = _TYPE_FIELDS.get(data[: data.find(_NONCE_TAG)])
-    if type_url is None:
-        return None
-    nonce = data[len(type_url) + 4 :]
-    if data[len(type_url) + 3] != len(nonce) or not nonce.isdigit():
+    end = data.find(_NONCE_TAG)
+    type_url = _TYPE_FIELDS.get(data[:end])
+    nonce = data[end + 2 :]
+    if type_url is None or not nonce.isdigit() or data[end + 1] != len(nonce):
         return None
     return DeltaRequest(type_url=type_url, nonce=nonce.decode())
 
@@ -234,6 +235,8 @@ def _check(message: Any, limits: Limits, *lists: str) -> None:
     if not message.HasField("node"):
         return
     node = message.node
+    if len(node.user_agent_build_version.metadata.fields) > MAX_BUILD_FIELDS:
+        raise RequestError(f"node.user_agent_build_version has more than {MAX_BUILD_FIELDS} metadata fields")
     stored = (
         ("node.id", node.id),
         ("node.cluster", node.cluster),

@@ -11,7 +11,7 @@ from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.controlplane.stats import CertificateStats
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.chain import bundle, to_pem
-from xds.mesh.identity.secrets import Issuer
+from xds.mesh.identity.secrets import Issuer, Owner, owner
 from xds.mesh.model.objects import MeshConfig, Pod
 from xds.snapshot import EMPTY, Resource, ResourceSet
 
@@ -45,8 +45,8 @@ class Certificates:
         self._external = external
         self._issuer = external or Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
         self._now = now
-        self._served: dict[tuple[str, str], ResourceSet] = {}
-        """The secrets of each pod, by its namespace and name."""
+        self._served: dict[tuple[str, str], tuple[Owner, ResourceSet]] = {}
+        """The owner and the secrets of each pod, by its namespace and name."""
         self._changed = asyncio.Event()
         """Set when a certificate is due for renewal before the next check."""
         self._next_at: datetime | None = None
@@ -77,13 +77,15 @@ class Certificates:
             return EMPTY  # An SDS server on this socket serves certificates and roots to sidecars.
         if not with_key:
             return ResourceSet((self.roots,))
+        key, pod_owner = (pod.namespace, pod.name), owner(pod, "")
+        served_owner, known = self._served.get(key, (pod_owner, EMPTY))
         secrets = self._issuer.secrets_for(pod, config.trust_domain, self._now())
         if secrets is None:
-            return None
-        key = (pod.namespace, pod.name)
-        known = self._served.get(key, EMPTY)
+            # Until the next certificate is signed, policies must not wait: keep what the same pod has.
+            return known if known and served_owner == pod_owner else None
         if any(known.get(secret.name) is not secret for secret in secrets):
-            known = self._served[key] = ResourceSet(secrets)
+            known = ResourceSet(secrets)
+        self._served[key] = pod_owner, known
         at = self._issuer.renew_at(pod)
         if at and (self._next_at is None or at < self._next_at):
             self._changed.set()

@@ -10,6 +10,7 @@ import structlog
 
 from xds.mesh.controlplane.absence import SidecarTracker
 from xds.mesh.controlplane.authorization import NO_KEY, budget_key, recheck_caller
+from xds.mesh.envoy.features import Features, features_of
 from xds.mesh.envoy.names import NodeId
 from xds.mesh.identity import CERTIFICATE
 from xds.mesh.identity.claims import Caller, denial_reason
@@ -98,12 +99,25 @@ class Connections:
         """Remove a stream that has ended."""
         key = pod_name(subscriber)
         streams = self.streams[key]
+        features = self.features(key)
         streams.discard(subscriber)
         self._proxies.disconnected(subscriber, key, clock())
+        if streams and self.features(key) != features:
+            self._queue.schedule(key)
         if not streams:
             del self.streams[key]
             self.sidecars.disconnected(key, clock())
             self._queue.forget(key)
+
+    def features(self, key: PodName) -> Features:
+        """Return the features of a pod's Envoys.
+
+        Streams that get no private key do not count if another one gets it: in plaintext, anyone can name the
+        pod.
+        """
+        streams = self.streams.get(key, ())
+        trusted = [stream for stream in streams if self.may_receive_key(stream)]
+        return features_of(stream.node for stream in trusted or streams)
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         """Record a subscription, an ACK or a NACK. The server logs NACKs.

@@ -23,7 +23,6 @@ from xds.mesh.controlplane.publisher import Publisher, publish, traceback_of
 from xds.mesh.controlplane.rollout_log import RolloutLog
 from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.controlplane.stats import Stats
-from xds.mesh.envoy.features import features_of
 from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.model.mesh import Mesh
@@ -252,7 +251,7 @@ class Controller:
         """Serve queued pods until the time slice is used up. Then, more urgent work may be due."""
         while key := self.publisher.next:
             await self._serve(key)
-            if await self.publisher.yield_to_loop():
+            if await self.publisher.yield_to_loop() or self._must_apply():
                 return
 
     async def _serve(self, key: PodName) -> None:
@@ -270,7 +269,7 @@ class Controller:
             self.mesh,
             pod,
             lambda: self.certificates.secrets_for(pod, self.mesh.config, with_key=with_key),
-            features_of(subscriber.node for subscriber in streams),
+            connections.features(key),
             self._must_apply,
         )
         if translated:

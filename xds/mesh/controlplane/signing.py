@@ -8,6 +8,8 @@ ends with a status other than 0.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from cryptography import x509
 
 from xds.mesh.identity import chain
 from xds.mesh.identity.external import read_signed, signing_request
-from xds.mesh.identity.keys import IdentityError, PrivateKey
+from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.secrets import IssuedCertificates, Owner, owner, roots_secret
 from xds.mesh.model.objects import Pod, printable
 from xds.resources import Resource
@@ -131,8 +133,8 @@ class ExternalIssuer(IssuedCertificates):
             try:
                 pem = await self._sign(signing_request(private_key, identity))
                 leaf = read_signed(pem, private_key, identity, self._trusted, self._now())
-            except (SignerError, IdentityError, OSError) as error:
-                self._failed(request, str(error))
+            except Exception as error:  # noqa: BLE001 - an odd certificate must not end the control plane
+                self._failed(request, str(error) or type(error).__name__)
                 continue
             if self._requests.get(key) is request:
                 del self._requests[key]
@@ -152,24 +154,45 @@ class ExternalIssuer(IssuedCertificates):
 
     async def _sign(self, request: bytes) -> bytes:
         """Run the command. Raise SignerError if it fails."""
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(*self._command, stdin=pipe, stdout=pipe, stderr=pipe)
+        piped = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=piped, stdout=piped, stderr=piped, start_new_session=True
+        )
+        assert process.stdin and process.stdout and process.stderr  # noqa: S101, PT018 - they are pipes
+        pipes = process.stdout, process.stderr
+        readers = [asyncio.create_task(self._read(pipe)) for pipe in pipes]
         try:
             async with asyncio.timeout(TIMEOUT):
-                output, errors = await process.communicate(request)
+                process.stdin.write(request)
+                process.stdin.close()
+                output, errors = await asyncio.gather(*readers)
+                await process.wait()
         except TimeoutError:
             raise SignerError(f"{self._command[0]} did not end within {TIMEOUT:.0f} s") from None
         finally:
             if process.returncode is None:
+                # The command may have started others, which keep the pipes open.
                 with suppress(ProcessLookupError):
-                    process.kill()
+                    os.killpg(process.pid, signal.SIGKILL)
+                for reader in readers:
+                    reader.cancel()
+                await asyncio.wait(readers)
+                for pipe in pipes:
+                    await pipe.read()  # `wait` waits for the end of both.
                 await process.wait()
         if process.returncode:
             reason = printable(errors.decode(errors="replace").strip()[-500:])
             raise SignerError(f"{self._command[0]} ended with status {process.returncode}: {reason}")
-        if len(output) > MAX_OUTPUT:
-            raise SignerError(f"{self._command[0]} wrote more than {MAX_OUTPUT:,} bytes")
         return output
+
+    async def _read(self, stream: asyncio.StreamReader) -> bytes:
+        """Read to the end. Raise SignerError if there is too much."""
+        data = b""
+        while chunk := await stream.read(MAX_OUTPUT):
+            data += chunk
+            if len(data) > MAX_OUTPUT:
+                raise SignerError(f"{self._command[0]} wrote more than {MAX_OUTPUT:,} bytes")
+        return data
 
     async def _follow_roots(self, changed: Callable[[], None]) -> None:
         problem = ""
@@ -177,7 +200,7 @@ class ExternalIssuer(IssuedCertificates):
             await asyncio.sleep(POLL_INTERVAL)
             try:
                 is_changed = self._read_roots()
-            except (OSError, IdentityError) as error:
+            except Exception as error:  # noqa: BLE001 - the next version of the file may be valid
                 if str(error) != problem:
                     log.error("cannot read the signer's roots, using the last ones", problem=str(error))  # noqa: TRY400
                 problem = str(error)

@@ -135,10 +135,14 @@ class _Destinations(NamedTuple):
     endpoints: ResourceSet
 
 
+_AgedAddresses: TypeAlias = tuple[tuple[bool, float, str, str], Addresses]
+"""The addresses of a service, and its age, which decides between services with the same address."""
+
+
 class _Addresses(NamedTuple):
     """Listeners and routes."""
 
-    services: Mapping[ServiceKey, Addresses]
+    services: Mapping[ServiceKey, _AgedAddresses]
     listeners: ResourceSet
     routes: ResourceSet
 
@@ -204,25 +208,23 @@ class _Clients:
             if service := mesh.service(*name):
                 is_own = service.namespace == self.kind.namespace
                 rule = self._rule(service)
-                new = yield from addresses_of(mesh, service, rule, same_namespace=is_own)
-                services[name] = new
-            is_same = is_same and (old is new or old == new)
+                addresses = yield from addresses_of(mesh, service, rule, same_namespace=is_own)
+                new = services[name] = (service.meta.age_key, addresses)
+            is_same = is_same and old == new
             yield
         if before and is_same:
-            addresses = before._replace(services=services)
+            result = before._replace(services=services)
         else:
-            addresses = _Addresses(services, *(yield from self._build_sets(services)))
-        mesh.memory.carry(key, addresses)
-        return addresses
+            result = _Addresses(services, *(yield from self._build_sets(services)))
+        mesh.memory.carry(key, result)
+        return result
 
     def _build_sets(
-        self, addresses: Mapping[ServiceKey, Addresses]
+        self, addresses: Mapping[ServiceKey, _AgedAddresses]
     ) -> Generator[None, None, tuple[ResourceSet, ResourceSet]]:
         """Build listeners and routes, which depend on the order of services."""
         mesh, config = self.mesh, self.mesh.config
-        ordered = [
-            (service.meta.age_key, addresses[service.namespace, service.name]) for service in mesh.services()
-        ]
+        ordered = [addresses[service.namespace, service.name] for service in mesh.services()]
         services = [item for _, item in ordered]
         by_age = [item for _, item in sorted(ordered, key=itemgetter(0))]
         hosts = (

@@ -49,7 +49,7 @@ _SCRIPT = Template("""
 local function milliseconds(text)
   local seconds = tonumber(text) or 10
   if not (seconds > 0 and seconds <= $max_timeout) then seconds = $max_timeout end
-  return math.floor(seconds * 900)
+  return math.max(1, math.floor(seconds * 900))
 end
 
 -- Protobuf cannot be merged by concatenation.

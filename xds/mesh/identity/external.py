@@ -42,18 +42,21 @@ def read_signed(
     """
     certificate, *intermediates = chains.read(pem)
     try:
-        uris, usages, public_key = _uris(certificate), _usages(certificate), certificate.public_key()
+        names, usages, public_key = _names(certificate), _usages(certificate), certificate.public_key()
+        may_sign = _may_sign(certificate)
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
         raise IdentityError("the certificate is malformed") from None
     if public_key != key.public_key:
         raise IdentityError("the first certificate is not for the requested key")
-    if uris != [identity]:
-        raise IdentityError(f"the certificate is for {', '.join(uris) or 'no URI'}, not for {identity}")
+    if names != [f"URI:{identity}"]:
+        raise IdentityError(f"the certificate is for {', '.join(names) or 'no name'}, not for URI:{identity}")
+    if may_sign:
+        raise IdentityError("the certificate is that of a CA: its owner could sign any identity")
     if not set(WORKLOAD_USAGES) <= usages:
         raise IdentityError("the certificate's extendedKeyUsage lacks serverAuth or clientAuth")
     chains.require_valid(certificate, now)
     chains.build_path(certificate, intermediates, roots, now, is_ca=False)
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return Leaf(
         identity=identity,
         chain=chains.to_pem([certificate, *(each for each in intermediates if each not in roots)]),
@@ -66,12 +69,25 @@ def read_signed(
     )
 
 
-def _uris(certificate: x509.Certificate) -> list[str]:
+def _names(certificate: x509.Certificate) -> list[str]:
+    """Return the subject alternative names, such as `URI:spiffe://cluster.local/ns/shop/sa/web`."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return []
-    return names.get_values_for_type(x509.UniformResourceIdentifier)
+    kinds = {x509.UniformResourceIdentifier: "URI", x509.DNSName: "DNS"}
+    return [f"{kinds.get(type(name), type(name).__name__)}:{name.value}" for name in names]
+
+
+def _may_sign(certificate: x509.Certificate) -> bool:
+    """Whether the certificate may sign others. Without the extensions, it is that of a leaf."""
+    for extension in certificate.extensions:
+        match extension.value:
+            case x509.BasicConstraints(ca=True):
+                return True
+            case x509.KeyUsage() as usage if usage.key_cert_sign or not usage.digital_signature:
+                return True
+    return False
 
 
 def _usages(certificate: x509.Certificate) -> set[x509.ObjectIdentifier]:

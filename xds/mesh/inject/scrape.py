@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-from xds.mesh.model.objects import METRICS_PORT, PROBE_PORT
+from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, METRICS_PORT, PROBE_PORT
 from xds.mesh.model.scraping import SCRAPE, SCRAPE_PATH, SCRAPE_PORT, SCRAPE_SCHEME
 from xds.mesh.parse.reading import Field, shown
 
@@ -39,12 +39,15 @@ def app_metrics(annotations: Field, containers: Iterable[Field]) -> Json:
     port = _port(annotations, containers)
     if port in (None, PROBE_PORT, METRICS_PORT):
         return {}
+    if port in (ADMIN_PORT, HEALTH_PORT):
+        annotations[SCRAPE_PORT].notice(f"is a port of the sidecar: {_UNCHANGED}")
+        return {}
     scheme = annotations[SCRAPE_SCHEME]
-    if scheme.text("http").lower() not in ("http", "https"):
+    if (scheme.text() or "http").lower() not in ("http", "https"):
         scheme.notice(f"must be http or https, not {shown(scheme.value)}: {_UNCHANGED}")
         return {}
-    path = annotations[SCRAPE_PATH].text("/metrics")
-    return {"port": port, "path": path, "scheme": scheme.text("http").lower()}
+    path = annotations[SCRAPE_PATH].text() or "/metrics"
+    return {"port": port, "path": path, "scheme": (scheme.text() or "http").lower()}
 
 
 def _port(annotations: Field, containers: Iterable[Field]) -> int | None:

@@ -21,6 +21,9 @@ PodKey: TypeAlias = tuple[str, str]
 MAX_UNUSED = 100
 """Number of changes after which a result that nothing has used is dropped."""
 
+MAX_PREVIOUS = 100
+"""Number of earlier results about a service above which only those of the last mesh are kept."""
+
 _NOTHING: Mapping[Any, Any] = {}
 
 
@@ -47,7 +50,7 @@ class ServiceMemos:
 
     def __init__(self) -> None:
         self._current: dict[ServiceKey, dict[Any, Any]] = {}
-        self._previous: dict[ServiceKey, dict[Any, Any]] = {}
+        self._previous: dict[ServiceKey, Mapping[Any, Any]] = {}
 
     def of(self, key: ServiceKey) -> dict[Any, Any]:
         """Return the results about a service."""
@@ -57,13 +60,18 @@ class ServiceMemos:
         """Return earlier results about a service, from before a change dropped them."""
         return self._previous.get(key, _NOTHING)
 
-    def without(self, touched: Collection[ServiceKey]) -> ServiceMemos:
-        """Return a copy without the results about some services."""
+    def without(self, touched: Collection[ServiceKey], deleted: Collection[ServiceKey] = ()) -> ServiceMemos:
+        """Return a copy without the results about some services; nothing stays of the deleted ones."""
         memos = ServiceMemos()
         memos._current, memos._previous = self._current.copy(), self._previous.copy()
         for key in touched:
-            if (memo := memos._current.pop(key, None)) is not None:
-                memos._previous[key] = memo
+            memo = memos._current.pop(key, None)
+            if key in deleted:
+                memos._previous.pop(key, None)
+            elif memo is not None:
+                # A translation may have been cancelled: keep the results that it did not reach.
+                earlier = memos._previous.get(key, _NOTHING)
+                memos._previous[key] = {**earlier, **memo} if len(earlier) < MAX_PREVIOUS else memo
         return memos
 
 
@@ -107,13 +115,13 @@ class Memory:
         """Store a result about all services. It is now up to date."""
         self._carried[key] = Carried(value)
 
-    def without(self, touched: Touched) -> Memory:
-        """Return the results that remain after a change."""
+    def without(self, touched: Touched, deleted: Collection[ServiceKey] = ()) -> Memory:
+        """Return the results that remain after a change that touched and deleted some services."""
         memory = Memory()
         memory.lookups = _without(self.lookups, touched.settings)
         memory.exposures = _without(self.exposures, touched.exposures)
-        memory.settings = self.settings.without(touched.settings)
-        memory.modes = self.modes.without(touched.services)
+        memory.settings = self.settings.without(touched.settings, deleted)
+        memory.modes = self.modes.without(touched.services, deleted)
         if not touched.all_pods:
             memory.pods = _without(self.pods, touched.exposures | touched.pods)
         if touched.namespaces:

@@ -147,7 +147,10 @@ class Mesh:
                 if fact is not None:
                     state._touch(touched, fact)
         mesh.touched = frozenset(touched.services)
-        mesh.memory = self.memory.without(touched)
+        deleted = {
+            (ref.namespace, ref.name) for ref, new in facts.items() if new is None and ref.kind == "Service"
+        }
+        mesh.memory = self.memory.without(touched, deleted)
         return mesh
 
     def with_served(self, served: Served) -> Mesh:

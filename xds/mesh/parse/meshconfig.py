@@ -170,20 +170,29 @@ def _tls_defaults(field: Field, base: TlsSettings) -> TlsSettings:
 def _tls_settings(field: Field, base: TlsSettings) -> TlsSettings:
     field.mapping("minProtocolVersion ecdhCurves cipherSuites")
     return base._replace(
-        cipher_suites=_names(field["cipherSuites"], _CIPHER_SUITES, base.cipher_suites),
+        cipher_suites=_names(field["cipherSuites"], _CIPHER_SUITES, base.cipher_suites, groups=True),
         curves=_names(field["ecdhCurves"], _CURVES, base.curves),
     )
 
 
-def _names(field: Field, known: Sequence[str], base: tuple[str, ...]) -> tuple[str, ...]:
-    """Parse a list of names. An empty list resets the setting to its default."""
+def _names(
+    field: Field, known: Sequence[str], base: tuple[str, ...], *, groups: bool = False
+) -> tuple[str, ...]:
+    """Parse a list of names. An empty list resets the setting to its default.
+
+    Args:
+        field: the list.
+        known: all names.
+        base: value if the field is not set.
+        groups: whether BoringSSL also accepts groups of equal preference: [A|B].
+    """
     if field.value is None:
         return base
     result: dict[str, None] = {}
     for item in field.items():
         name = item.text()
-        # BoringSSL also accepts groups of equal preference: [A|B].
-        group = name[1:-1].split("|") if name.startswith("[") and name.endswith("]") else [name]
+        is_group = groups and name.startswith("[") and name.endswith("]")
+        group = name[1:-1].split("|") if is_group else [name]
         for part in group:
             if name and part not in known:
                 item.refuse(

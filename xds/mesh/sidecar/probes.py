@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from xds.mesh.envoy.probes import AnyProbe, GrpcProbe, HttpProbe, TcpProbe
 from xds.mesh.envoy.scrape import AppMetrics
-from xds.mesh.model.objects import Problem
+from xds.mesh.model.objects import ADMIN_PORT, Problem
 from xds.mesh.parse.reading import Field, Log
 from xds.mesh.sidecar.settings import APP_METRICS, APP_PROBES, Variable
 
@@ -36,6 +36,8 @@ def read_metrics(text: str) -> tuple[AppMetrics | None, list[Problem]]:
         target=field["path"].text("/metrics"),
         https=_is_https(field["scheme"]),
     )
+    if metrics.port == ADMIN_PORT:
+        field["port"].refuse("is the port of Envoy's admin interface, which must not be published")
     return metrics, field.log.problems
 
 

@@ -47,7 +47,7 @@ async def change_events(roots: Sequence[str]) -> AsyncIterator[Mapping[str, bool
             changes: dict[str, bool] = {}
             for kind, path in events:
                 for full_path, root in full_paths.items():
-                    if path.startswith(full_path):
+                    if path == full_path or path.startswith(full_path.rstrip("/") + "/"):
                         path = (root + path[len(full_path) :]).removeprefix("./")  # noqa: PLW2901
                         break
                 changes[path] = kind is watchfiles.Change.added and path not in changes

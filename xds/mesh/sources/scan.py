@@ -96,7 +96,8 @@ def is_skipped(path: str, roots: Iterable[str]) -> bool:
     False if it may be a folder: deleting or moving a folder affects all files below it.
     """
     for root in roots:
-        below = path if root == "." else path[len(root) :] if path.startswith(root) else ""
+        folder = "" if root == "." else root.rstrip("/") + "/"
+        below = path[len(folder) :] if path.startswith(folder) else ""
         if below.startswith(".") or "/." in below:
             return True
     try:
