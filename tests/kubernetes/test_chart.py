@@ -53,6 +53,9 @@ AFFINITY = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": 
 TOLERATIONS = [{"key": "control-plane", "operator": "Exists"}]
 DIGEST = f"sha256:{'0' * 64}"
 ANNOTATION = {"example.com/team": "mesh"}
+TMP = {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}}
+VOLUME = {"name": "signer", "configMap": {"name": "signer", "defaultMode": 0o555}}
+MOUNT = {"name": "signer", "mountPath": "/opt/signer", "readOnly": True}
 
 VALUES: list[tuple[Json, dict[str, Any]]] = [
     (
@@ -63,6 +66,7 @@ VALUES: list[tuple[Json, dict[str, Any]]] = [
         {"priorityClassName": "system-cluster-critical"},
         {f"{POD}.priorityClassName": "system-cluster-critical"},
     ),
+    ({"priorityClassName": "123"}, {f"{POD}.priorityClassName": "123"}),
     ({"affinity": AFFINITY}, {f"{POD}.affinity": AFFINITY}),
     (
         {
@@ -85,6 +89,12 @@ VALUES: list[tuple[Json, dict[str, Any]]] = [
         {f"{DEPLOYMENT}.spec.template.metadata.annotations.example.com/team": "mesh"},
     ),
     (
+        {"podAnnotations": {"prometheus.io/scrape": "false", "sidecar.istio.io/inject": "true"}},
+        {f"{DEPLOYMENT}.spec.template.metadata.annotations.prometheus.io/scrape": "false"},
+    ),
+    ({"podAnnotations": None}, {}),
+    ({"extraVolumes": [VOLUME]}, {f"{POD}.volumes": [TMP, VOLUME]}),
+    (
         {"serviceAccount": {"annotations": ANNOTATION}},
         {f"ServiceAccount {SYSTEM}/xds.metadata.annotations": ANNOTATION},
     ),
@@ -96,6 +106,7 @@ VALUES: list[tuple[Json, dict[str, Any]]] = [
             for name in ("runAsUser", "runAsGroup")
         },
     ),
+    ({"meshConfig": None}, {f"ConfigMap {SYSTEM}/xds.data.mesh.enableAutoMtls": None}),
     ({"injection": {"enabled": False}}, {"MutatingWebhookConfiguration /xds-sidecar-injector": None}),
     ({"policyWebhook": {"enabled": False}}, {"ValidatingWebhookConfiguration /xds-policies": None}),
     (
@@ -117,6 +128,7 @@ CONTAINER: list[tuple[Json, dict[str, Any]]] = [
     ),
     ({"resources": RESOURCES}, {"resources.requests.cpu": "1", "resources.limits.memory": "1Gi"}),
     ({"securityContext": {"privileged": None}}, {"securityContext.privileged": None}),
+    ({"extraVolumeMounts": [MOUNT]}, {"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}, MOUNT]}),
 ]
 """Values -> the fields that they change in the control plane's container, apart from its arguments."""
 
@@ -134,11 +146,25 @@ ARGUMENTS: list[tuple[Json, set[str]]] = [
 ]
 """Values -> the arguments of `xds serve` that they add or remove."""
 
+REQUIRED = (
+    *("image", "replicas", "initialPolicies", "ca", "injection", "policyWebhook", "networkPolicy", "rollout"),
+    *("observe", "serviceAccount"),
+)
+"""Values that cannot be removed with null."""
+
 INVALID: list[tuple[Json, str]] = [
     ({"replcias": 3}, "replcias"),
     ({"replicas": 0}, "replicas"),
     ({"rollout": {"mode": "fast"}}, "rollout/mode|rollout.mode"),
-    ({"networkPolicy": {"apiServerCidrs": ["any"]}}, "apiServerCidrs"),
+    *(
+        ({"networkPolicy": {"apiServerCidrs": [cidr]}}, "apiServerCidrs")
+        for cidr in ("any", "999.1/99", "10.0.0.256/8", "10.0.0.0/33", "fd00::/129", "fd00/8")
+    ),
+    ({"image": {"tag": "1 #"}}, "tag"),
+    ({"image": {"repository": "xds "}}, "repository"),
+    ({"ca": {"sds": "unix:///a # b"}}, "sds"),
+    *(({name: None}, name) for name in REQUIRED),
+    ({"policyWebhook": {"enforce": None}}, "enforce"),
     ({"image": {"digest": "latest"}}, "digest"),
     ({"ca": {"sds": "/run/agent.sock"}}, "sds"),
     ({"policyWebhook": {"enabled": False, "enforce": True}}, "policyWebhook"),
