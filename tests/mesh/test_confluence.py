@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,7 +13,7 @@ from tests.golden.cases import CASES, load
 from tests.support.predictions import predict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, MeshConfig
+from xds.mesh.model.objects import Change, MeshConfig, Service
 from xds.snapshot import SECRET
 
 WORLDS = {param.id: load(param.values[0]) for param in CASES}
@@ -58,6 +61,19 @@ def test_order_and_batches_of_changes_do_not_matter(name, data):
             outcome(without)
         mesh = without.apply(Change(applied=(fact,)))
     assert outcome(mesh) == outcome(Mesh(facts, config))
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_age_of_a_service_takes_effect(name):
+    facts, config = FACTS[name], WORLDS[name].config
+    whole = Mesh(facts, config)
+    outcome(whole)
+    for fact in facts:
+        if isinstance(fact, Service):
+            for created in (datetime(1999, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC)):
+                aged = replace(fact, meta=replace(fact.meta, created=created))
+                fresh = Mesh([aged if other is fact else other for other in facts], config)
+                assert outcome(whole.apply(Change(applied=(aged,)))) == outcome(fresh)
 
 
 @pytest.mark.parametrize("name", WORLDS)
