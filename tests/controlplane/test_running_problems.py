@@ -13,6 +13,9 @@ from tests.support.waiting import eventually
 from xds.mesh.controlplane import running_problems
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.running_problems import RunningProblems
+from xds.mesh.controlplane.signing import ExternalIssuer
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.sync import ReplicaSync
@@ -47,6 +50,20 @@ async def test_ca_certificate_is_reported_before_it_expires():
     assert "the CA certificate expired on" in problem
     assert await watched.check() == []
     assert [len(update.solved) for update in watched.updates] == [0, 1, 1]
+
+
+async def test_root_of_a_signer_is_reported_before_it_expires(tmp_path):
+    (tmp_path / "roots.pem").write_bytes(AUTHORITY.certificate_pem)
+    controller = Controller(
+        Authority.create(PrivateKey.generate(), "cluster.local", NOW, timedelta(days=1)),
+        external=ExternalIssuer(["cat"], tmp_path / "roots.pem", lambda: NOW),
+    )
+    expires = AUTHORITY.expires
+    assert controller.certificates.stats().root_expiry == expires
+    watched = Watched(controller)
+    assert await watched.check(expires - timedelta(days=31)) == []
+    (problem,) = await watched.check(expires - timedelta(days=29))
+    assert problem.startswith(f"signer roots: a root of the external signer expires on {expires:%Y-%m-%d}")
 
 
 async def test_problem_is_reported_once_it_has_lasted(monkeypatch):

@@ -103,6 +103,11 @@ class Certificates:
         """Return why an external signer does not sign the pod's certificate; empty if there is no problem."""
         return self._external.problem_of(pod) if self._external else ""
 
+    @property
+    def signer_expiry(self) -> datetime | None:
+        """Time when the first root of the external signer expires; None without one."""
+        return self._external.root_expiry if self._external else None
+
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""
         self._issuer.forget(pod)
@@ -115,7 +120,7 @@ class Certificates:
             issued=self._issuer.issued,
             current=len(expiries),
             soonest_expiry=min(expiries, default=None),
-            root_expiry=self._authority.expires,
+            root_expiry=self.signer_expiry or self._authority.expires,
         )
 
     async def run(self, connected: Callable[[], Iterable[Pod]], renew: Callable[[Pod], None]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from xds.introspect.cooperative import Checkpoint
 from xds.mesh.controlplane.controller import Controller
@@ -92,9 +92,19 @@ class RunningProblems:
         return problems
 
 
+SIGNER_NOTICE = timedelta(days=30)
+"""Time before the expiry of an external signer's root in which it is a problem."""
+
+
 def _authority_problems(controller: Controller, now: datetime) -> Iterator[Problem]:
     expires = controller.certificates.trust[0].expires
-    if controller.certificates.trust[0].expires_soon(now) and not controller.mesh.config.sds_socket:
+    if controller.mesh.config.sds_socket:
+        return
+    if at := controller.certificates.signer_expiry:
+        if at - now < SIGNER_NOTICE:
+            what = f"a root of the external signer {_expires(at, now)}"
+            yield Problem(where="signer roots", what=what, hint="add the next root to --signer-roots")
+    elif controller.certificates.trust[0].expires_soon(now):
         what = f"the CA certificate {_expires(expires, now)}; no certificate is valid for longer"
         yield Problem(where="mesh CA", what=what, hint="replace it: xds rotate-root, or renew your own CA")
 

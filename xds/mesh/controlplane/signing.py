@@ -94,6 +94,11 @@ class ExternalIssuer(IssuedCertificates):
         """Return whether a certificate for the pod is being requested."""
         return (pod.namespace, pod.name) in self._requests
 
+    @property
+    def root_expiry(self) -> datetime:
+        """Time when the first of the roots expires."""
+        return min(root.not_valid_after_utc for root in self._trusted)
+
     def problem_of(self, pod: Pod) -> str:
         """Return why the pod has no new certificate; empty if there is no problem."""
         request = self._requests.get((pod.namespace, pod.name))
