@@ -263,6 +263,28 @@ def test_client_of_a_part_that_subscribed_early_stores_only_that_part():
     assert stream.session._watches[ENDPOINT].sent.own_names() == ["a"]
 
 
+def test_streams_with_the_same_history_are_sent_the_same_object():
+    first, second = (world(CDS=f"a={version} b={version}") for version in (1, 2))
+    streams = [Stream(Variant.DELTA, first) for _ in range(3)]
+    for stream in streams:
+        stream.ask("CDS")
+    sent = [stream.session.next(0.0) for stream in streams]
+    assert sent[0] is sent[1] is sent[2]
+    for stream in streams:
+        stream.ask("CDS", nonce="1")
+    streams[2].ask("CDS", "c", nonce="1")
+    streams[2].get()
+    for stream in streams:
+        stream.serve(second)
+    sent = [stream.session.next(0.0) for stream in streams]
+    assert sent[0] is sent[1]
+    assert sent[0] != sent[2], "its nonce differs"
+    change = shared_change(CLUSTER, first.of(CLUSTER), second.of(CLUSTER))
+    for number in range(10):
+        change.response(version="2", nonce=f"{number}", others=b"", identifier="")
+    assert len(change._responses) == shared._MAX_RESPONSES
+
+
 def test_clients_of_the_same_names_share_the_set():
     names = [f"{number}" for number in range(500)]
     snapshot = world(EDS=" ".join(f"{name}=1" for name in names))

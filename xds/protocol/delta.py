@@ -204,6 +204,10 @@ class DeltaWatch(Watch):
             generation=-1 if self.pending else self.generation,
         )
         self._expect(response, new)
+        if change and not absent:
+            return response, change.response(
+                version=response.version, nonce=nonce, others=joined, identifier=identifier
+            )
         return response, encode_delta_response(
             type_url=self.type_url,
             version=response.version,

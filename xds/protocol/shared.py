@@ -14,10 +14,13 @@ from itertools import chain
 from typing import TypeVar, overload
 from weakref import WeakValueDictionary
 
-from xds.protocol.responses import encoded_size, join
+from xds.protocol.responses import encode_delta_response, encoded_size, join
 from xds.snapshot import ENDPOINT, Resource, ResourceSet, difference
 
 T = TypeVar("T")
+
+_MAX_RESPONSES = 4
+"""Number of encoded responses that a change keeps."""
 
 _MAX_RECENT = 8
 """Number of changes that are kept although no stream needs them at the moment.
@@ -44,6 +47,8 @@ class SharedChange:
         """Previous versions of these resources, by name; None for added ones."""
         self.removed = names[len(self.resources) :]
         """Names of the removed resources."""
+        self._responses: dict[tuple[str, str, bytes, str], bytes] = {}
+        """The last results of `response`."""
 
     @property
     def encoded(self) -> bytes:
@@ -53,6 +58,33 @@ class SharedChange:
     @cached_property
     def _encoded(self) -> bytes:
         return join(self.resources)
+
+    def response(self, *, version: str, nonce: str, others: bytes, identifier: str) -> bytes:
+        """Return a delta response with the added and changed resources, and others.
+
+        The last ones are kept, because streams with the same history need the same bytes, which may be
+        megabytes.
+
+        Args:
+            version: Version of the type (`system_version_info`).
+            nonce: Nonce of the response.
+            others: Other resources, as `join` has encoded them.
+            identifier: Identifier of the control plane; empty for none.
+        """
+        key = (version, nonce, others, identifier)
+        response = self._responses.get(key)
+        if response is None:
+            response = encode_delta_response(
+                type_url=self.resources[0].type_url,
+                version=version,
+                nonce=nonce,
+                joined=(self.encoded, others),
+                identifier=identifier,
+            )
+            if len(self._responses) >= _MAX_RESPONSES:
+                del self._responses[next(iter(self._responses))]
+            self._responses[key] = response
+        return response
 
     @cached_property
     def size(self) -> int:
