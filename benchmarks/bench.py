@@ -52,6 +52,7 @@ def _measure(options: argparse.Namespace) -> list[Run]:
         streams=options.streams,
         at_once=options.at_once,
         tls=options.tls,
+        replicas=options.replicas,
     )
     sizes = [size]
     if options.growth:
@@ -126,6 +127,9 @@ def _options() -> argparse.Namespace:
         default=100,
         help="sidecars that connect at the same time (default: %(default)s)",
     )
+    parser.add_argument(
+        "--replicas", type=int, default=1, help="servers that share the sidecars (default: %(default)s)"
+    )
     parser.add_argument("--tls", action="store_true", help="use TLS, and a token for each pod")
     parser.add_argument(
         "--growth", action="store_true", help="run with 0.1, 1 and 3 times the services and streams"
@@ -142,6 +146,8 @@ def _options() -> argparse.Namespace:
         "--load", type=Path, nargs="+", metavar="FILE", help="do not measure, but merge these results"
     )
     options = parser.parse_args()
+    if options.replicas > 1 and options.source != "files":
+        parser.error("--replicas requires --source files")
     if options.tls and options.source == "library":
         parser.error("--tls cannot be combined with --source library")
     options.quiet = 0.1 if quick else 1.0

@@ -97,7 +97,7 @@ class Fleet:
     def _connect(
         self,
         *,
-        port: int,
+        ports: list[int],
         nodes: list[str],
         types: list[str],
         at_once: int,
@@ -105,7 +105,10 @@ class Fleet:
         tokens: list[str],
         roots: str,
     ) -> dict[str, Any]:
-        """Open the streams of sidecars, at most `at_once` before they have received all `types`."""
+        """Open the streams of sidecars, at most `at_once` before they have received all `types`.
+
+        The sidecars share the ports, one for each replica.
+        """
         context = None
         if roots:
             context = ssl.create_default_context(cafile=roots)
@@ -119,7 +122,7 @@ class Fleet:
             namespaces.add(namespace)
             return Sidecar(
                 self,
-                self._open_connection(port, context),
+                self._open_connection(ports[number % len(ports)], context),
                 node,
                 frozenset(types),
                 self._known.setdefault(namespace, Known()),

@@ -52,6 +52,7 @@ class Run:
         return (
             f"{size.source}: {size.services:,} services x {size.endpoints} endpoints, "
             f"{size.streams:,} {'TLS' if size.tls else 'plaintext'} delta streams"
+            + (f", {size.replicas} replicas" if size.replicas > 1 else "")
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from control import Process
+from replicas import Replicas
 from sources import Size, Source
 
 from xds.snapshot import LISTENER, SECRET, TYPE_PREFIX
@@ -142,7 +143,8 @@ class Round:
         self.mode = "PERMISSIVE"
         """Mode of the mesh."""
         source.set_mode(self.mode)
-        self._server = stack.enter_context(source.start(bench.folder / "server.log"))
+        logs = [bench.folder / f"server-{number}.log" for number in range(bench.size.replicas)]
+        self._server = stack.enter_context(Replicas([source.start(log) for log in logs]))
         stack.callback(bench.fleet.call, "close")
 
     def start(self) -> Measurement:
@@ -157,7 +159,7 @@ class Round:
     def connect(self, pods: list[tuple[int, int]], *, at_once: int, resumes: bool = False) -> float:
         """Let sidecars connect. Return when they started."""
         command = {
-            "port": self._ports[1 if self.bench.size.tls else 0],
+            "ports": self._ports[1 if self.bench.size.tls else 0],
             "nodes": [str(self.source.mesh.node(*pod)) for pod in pods],
             # A sidecar that resumes does not wait for the types whose versions it has.
             "types": (LISTENER, SECRET) if resumes else self.source.types,

@@ -31,6 +31,8 @@ class Size:
     at_once: int
     """Number of sidecars that connect at the same time."""
     tls: bool
+    replicas: int = 1
+    """Number of servers that share the sidecars."""
 
 
 class Source(Protocol):

@@ -17,6 +17,14 @@ def test_every_scenario_with_files_over_tls():
     check_every_scenario(measure("--scenario", "every", "--tls"), secrets=20)
 
 
+def test_replicas_share_the_sidecars():
+    results = measure("--replicas", "2", "--scenario", "default", "reconnect")
+    one = {name: result["encoded"] for name, result in results.items()}
+    assert one["one endpoint"] == {"ClusterLoadAssignment": 2}
+    assert one["STRICT to DISABLE"] == {"ClusterLoadAssignment": 40, "Listener": 2}
+    assert results["everybody reconnects at once"]["megabytes"] < results["connect"]["megabytes"] / 3
+
+
 def test_results_of_the_library_are_merged_compared_and_plotted(tmp_path):
     old, new, grown, plot = (tmp_path / name for name in ("old.json", "new.json", "grown.json", "plot.svg"))
     results = measure("--source", "library", "--save", old)
@@ -52,6 +60,7 @@ def larger(run: dict[str, Any], key: str) -> dict[str, Any]:
     ("options", "message"),
     [
         (("--streams", "1000"), "need more pods than 60: raise --services or --endpoints"),
+        (("--replicas", "2", "--source", "library"), "--replicas requires --source files"),
         (("--tls", "--source", "library"), "--tls cannot be combined with --source library"),
     ],
 )
