@@ -154,7 +154,7 @@ def running(folder: Path, options: argparse.Namespace) -> Iterator[tuple[Server,
         server = Server(mesh.root, folder / "serve.log")
         try:
             nodes = [str(mesh.node(*pod)) for pod in mesh.pods(options.streams)]
-            connection = {"port": server.xds, "types": MESH_TYPES, "tokens": [], "roots": ""}
+            connection = {"ports": [server.xds], "types": MESH_TYPES, "tokens": [], "roots": ""}
             fleet.call("connect", nodes=nodes, at_once=len(nodes), resumes=False, **connection)
             wait(lambda: fleet.call("state")["complete"] == len(nodes), "the sidecars")
             yield server, mesh
