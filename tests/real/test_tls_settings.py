@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.loopback import Loopback
 from tests.support.switchover import PORT, World, running
-from xds.mesh.controlplane import controller
+from xds.mesh.controlplane import connections
 from xds.mesh.envoy.features import ALL_FEATURES, NO_FEATURES, Features, features_of
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -174,7 +174,7 @@ async def test_older_envoys_get_what_they_support_and_reach_newer_ones(
         assert features_of(found) == ALL_FEATURES
         return features(found[0].id)
 
-    monkeypatch.setattr(controller, "features_of", of_nodes)
+    monkeypatch.setattr(connections, "features_of", of_nodes)
     async with running(loopback, tmp_path, authorities, policy, features) as world:
         curves = await negotiated(world, CURVES)
         versions = await negotiated(world, VERSIONS)
