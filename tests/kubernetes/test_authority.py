@@ -300,11 +300,11 @@ async def test_any_replica_continues_the_rotation_to_a_new_user_ca(cluster: Clus
 
 
 async def test_ca_expiry_is_logged_daily(cluster: Cluster, namespace: str) -> None:
-    root = Company.root("Root", NOW, lifetime=timedelta(days=40))
+    root = Company.root("Root", NOW, lifetime=timedelta(days=120))
     await users_ca(cluster, namespace, root, root)
     _, follower = await replicas(cluster, namespace)
     events = []
-    for after in (0, 5, 6, 0, 1):
+    for after in (0, 85, 6, 0, 1):
         with capture_logs() as logs:
             await follower.look(timedelta(days=after))
         events.append([entry["event"] for entry in logs])

@@ -175,6 +175,11 @@ async def everything(agent: Agent, replica: Pod, pod: Pod) -> dict[str, dict[byt
     request = REQUEST()
     name, namespace = pod.object["metadata"]["name"], pod.object["metadata"]["namespace"]
     request.node.id = f"sidecar~{pod.address}~{name}.{namespace}~{namespace}.svc.cluster.local"
+    # TLS settings depend on the version of Envoy.
+    request.node.user_agent_name = "envoy"
+    build = request.node.user_agent_build_version
+    build.version.major_number, build.version.minor_number = 1, 40
+    build.metadata.fields["ssl.version"].string_value = "BoringSSL"
     given: dict[str, dict[bytes, bytes]] = {}
     async with channel(agent, replica, pod) as open_channel:
         for service, method in SERVICES.items():

@@ -285,6 +285,16 @@ def test_streams_with_the_same_history_are_sent_the_same_object():
     assert len(change._responses) == shared._MAX_RESPONSES
 
 
+def test_session_is_idle_once_everything_is_sent():
+    stream = Stream(Variant.DELTA, world(CDS="a=1"))
+    stream.ask("CDS")
+    assert not stream.session.is_idle
+    stream.get()
+    assert stream.session.is_idle, "nothing depends on the ACK"
+    stream.ack("CDS")
+    assert stream.session.is_idle
+
+
 def test_clients_of_the_same_names_share_the_set():
     names = [f"{number}" for number in range(500)]
     snapshot = world(EDS=" ".join(f"{name}=1" for name in names))

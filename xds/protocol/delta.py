@@ -41,8 +41,6 @@ class DeltaWatch(Watch):
 
     def serve(self, resources: ResourceSet) -> None:
         """Set the desired resources of the client. If it needs the same change as others, share it."""
-        if resources is self.resources:
-            return
         self._has_ttl |= resources.has_ttl
         if self.type_url == SECRET:
             super().serve(resources)  # Each client has its own, and a change would keep old private keys.

@@ -52,8 +52,6 @@ class FullStateWatch(SotwWatch):
 
     def serve(self, resources: ResourceSet) -> None:
         """Set the desired resources of the client. Remember the previous ones until it ACKs the new ones."""
-        if resources is self.resources:
-            return
         previous_set, unacked = self.resources, self.acks.unacked.union(self.rejections.names())
         lingering = {name: item.resource for name, item in self.lingering.items()}
         super().serve(resources)

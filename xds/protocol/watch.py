@@ -214,9 +214,8 @@ class Watch(ABC):
                 yield from lingering.resource.refs
 
     def serve(self, resources: ResourceSet) -> None:
-        """Set the desired resources of the client. Removed resources linger until `release`."""
-        if resources is not self.resources:
-            self._replace(resources, difference(self.resources, resources))
+        """Replace the desired resources of the client. Removed resources linger until `release`."""
+        self._replace(resources, difference(self.resources, resources))
 
     def _replace(self, resources: ResourceSet, names: Sequence[str]) -> None:
         """Replace the desired resources. `names` are those that differ, as from `difference`."""
