@@ -147,8 +147,8 @@ async def test_options_override_the_settings_in_the_config_map(place: Place) -> 
             f'{where}: mesh config: defaultConfig has no effect here, on line 3 of the key "mesh"',
             (
                 f"{where}: trustDomain changes from cluster.local to first, which sidecars do not accept "
-                "yet: requests fail until every sidecar has the new settings. To avoid this, first add first to "
-                "trustDomainAliases"
+                "yet: requests fail until every sidecar has the new settings. To avoid this, first add first "
+                "to trustDomainAliases"
             ),
         ]
         await place.patch("istio", mesh="trustDomain: [second]\n")
