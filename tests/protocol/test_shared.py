@@ -309,3 +309,53 @@ def test_clients_of_the_same_names_share_the_set():
     assert all(snapshot.of(ENDPOINT)[name].name is name for name in subscribed)
     streams[0].ask("EDS", unsubscribe=("0",))
     assert streams[1].session._watch(ENDPOINT).subscription.covers("0")
+
+
+@given(
+    reported=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(VERSIONS)),
+    root=ROOTS,
+    layer=ROOTS,
+    changed=ROOTS,
+    named=st.booleans(),
+)
+def test_order_of_a_reconnect_and_the_first_snapshot_does_not_matter(reported, root, layer, changed, named):
+    kind = ENDPOINT if named else CLUSTER
+
+    def made(resources: ResourceSet) -> list[Resource]:
+        return [
+            Resource.of(kind, name, f"{name}={version}".encode(), version=version)
+            for name, version in versions_of(resources).items()
+        ]
+
+    def snapshot(base: ResourceSet) -> Snapshot:
+        return Snapshot({kind: ResourceSet(made(layer), base=ResourceSet(made(base)))})
+
+    streams = [Stream(Variant.DELTA), Stream(Variant.DELTA)]
+    results = []
+    for stream, serves_first in zip(streams, (True, False), strict=True):
+        if serves_first:
+            stream.serve(snapshot(root))
+        short = "EDS" if named else "CDS"
+        stream.ask(short, *(NAMES if named else ()), initial=reported)
+        if not serves_first:
+            stream.serve(snapshot(root))
+        sent = stream.settle()
+        stream.now += 100_000
+        sent += stream.settle()
+        stream.serve(snapshot(changed))
+        sent += stream.settle()
+        stream.now += 100_000
+        sent += stream.settle()
+        watch = stream.session._watch(kind)
+        results.append((sorted(sent), dict(watch.sent), watch.lingering, watch.pending, len(watch.acked)))
+    assert results[0] == results[1]
+
+
+def test_reconnect_before_the_first_snapshot_visits_no_unchanged_resource():
+    versions = {f"{number}": "1" for number in range(100)}
+    stream = Stream(Variant.DELTA)
+    stream.ask("CDS", initial=versions)
+    stream.serve(world(CDS=" ".join(f"{name}=1" for name in versions)))
+    watch = stream.session._watch(CLUSTER)
+    assert (watch._dirty, watch.lingering, watch.sent.has_root) == ({}, {}, True)
+    assert stream.settle() == []

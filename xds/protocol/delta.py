@@ -45,6 +45,10 @@ class DeltaWatch(Watch):
         if self.type_url == SECRET:
             super().serve(resources)  # Each client has its own, and a change would keep old private keys.
             return
+        if not self.resources and self._has_reported(resources):
+            # Only the resources of the client's own layer may be new to it.
+            self._replace(resources, differing(self.resources, resources, resources.layered_names()))
+            return
         self._spread()
         self.sent.compact(self.resources.root)
         change = shared_change(self.type_url, self.resources.root, resources.root)
@@ -60,6 +64,23 @@ class DeltaWatch(Watch):
             else:
                 self.sent.forget_root()
             super().serve(resources)
+
+    def _has_reported(self, resources: ResourceSet) -> bool:
+        """Whether a client that reconnected has reported the whole root of the first snapshot.
+
+        The root is then treated as in `_resume`, which is called before the first snapshot if the server has
+        just started.
+        """
+        root = resources.root
+        if self._has_ttl or self.sent.has_root or not 0 < len(root) <= len(self.sent):
+            return False
+        if self.rejections or any(name in root for name in resources.layered_names()):
+            return False
+        if not self.sent.resume(root, self.sent):
+            return False
+        self.lingering = {name: item for name, item in self.lingering.items() if name not in root}
+        self._dirty = {name: None for name in self._dirty if name not in root or self.is_forced(name)}
+        return True
 
     def _can_share(self, change: SharedChange, others: Collection[str]) -> bool:
         """Whether the client needs all resources of a change and has all previous versions.

@@ -231,6 +231,7 @@ class SentVersions(MutableMapping[str, str]):
         """
         if root and all(versions.get(resource.name) == resource.version for resource in root.values()):
             self._root = root
+            self._own = {name: version for name, version in self._own.items() if name not in root}
         return self.has_root
 
     def compact(self, root: ResourceSet) -> None:
