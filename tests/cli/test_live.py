@@ -52,7 +52,7 @@ async def test_reach_of_a_running_control_plane(plane: Plane):
     assert " ".join(result.stdout.splitlines()[1].split()) == (
         f"{clients} web.shop:80 2/2 mtls - auto-mtls {server}"
     )
-    plane.apply(pod("bare", "zoo", sidecar=False), peer("shop", "STRICT"))
+    await plane.applied(pod("bare", "zoo", sidecar=False), peer("shop", "STRICT"))
     result = await xds(plane, "reach", "--only", "fails", "-o", "json")
     assert result.exit_code == 1
     (hop,) = json.loads(result.stdout)
@@ -129,7 +129,7 @@ async def test_strict_fails_for_a_problem_of_an_object(plane: Plane):
 
 async def test_plan_for_a_running_control_plane(plane: Plane, tmp_path: Path):
     bare = pod("bare", "zoo", sidecar=False)
-    plane.apply(bare)
+    await plane.applied(bare)
     await eventually(lambda: plane.controller.mesh.get(bare.ref))
     strict = tmp_path / "strict.yaml"
     strict.write_text(STRICT.replace("istio-system", "shop"))
@@ -154,7 +154,7 @@ async def test_invalid_objects_are_not_planned(plane: Plane, tmp_path: Path):
 
 
 async def test_description_of_a_pod_contains_the_state_of_its_sidecar(plane: Plane):
-    plane.apply(pod("bare", "zoo", sidecar=False), peer("shop", "STRICT"))
+    await plane.applied(pod("bare", "zoo", sidecar=False), peer("shop", "STRICT"))
 
     async def is_synced() -> Any:
         result = await xds(plane, "describe", "pod", "web-1.shop")

@@ -12,6 +12,7 @@ import grpc.aio
 
 from tests.policy.world import HTTP, peer, pod, service
 from tests.server.proxies import Client
+from tests.support.waiting import eventually
 from xds.introspect import Introspection
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.objects_service import ObjectsService
@@ -117,6 +118,11 @@ class Plane:
         """Have the control plane read objects."""
         self.source.objects |= {fact.ref: ReadObject(fact, version) for fact in facts}
         self.controller.change(Change(applied=facts))
+
+    async def applied(self, *facts: Fact) -> None:
+        """Have the control plane read objects, and wait until they take effect."""
+        self.apply(*facts)
+        await eventually(lambda: all(self.controller.mesh.get(fact.ref) == fact for fact in facts))
 
 
 @asynccontextmanager

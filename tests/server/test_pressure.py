@@ -149,7 +149,8 @@ async def test_ended_streams_leave_no_old_garbage(proxies, server):
     try:
         before = await churn(200)
         after = await churn(1000)
-        assert after < before + 1000, "less than one object for each stream"
+        # gRPC leaves up to three small objects for each stream. A stream itself has more than fifty.
+        assert after < before + 5 * 1000
     finally:
         gc.unfreeze()
         gc.set_threshold(*thresholds)
