@@ -22,6 +22,17 @@ async def install(cluster: Cluster, *arguments: str, kubeconfig: Path | None = N
     return {first: rest[-1].strip() for first, *rest in rows}
 
 
+async def installed_objects(cluster: Cluster) -> str:
+    """Return the names of the objects of an installation; empty if it left nothing."""
+    return await cluster.kubectl(
+        "get",
+        "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,"
+        "validatingwebhookconfigurations,configmaps,pdb,"
+        "networkpolicies,validatingadmissionpolicies,validatingadmissionpolicybindings",
+        "-A", "-l", "app.kubernetes.io/name=xds", "-o", "name",
+    )  # fmt: skip
+
+
 async def run(*arguments: str) -> tuple[int, str, str]:
     """Run `xds`; return its exit status, standard output and standard error."""
     process = await asyncio.create_subprocess_exec(

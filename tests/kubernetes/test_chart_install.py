@@ -15,7 +15,7 @@ import yaml
 from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.helm import CHART, RELEASE, Helm, HelmError, require_helm
-from tests.kubernetes.installing import SYSTEM, install, run
+from tests.kubernetes.installing import SYSTEM, install, installed_objects, run
 from tests.kubernetes.player import PATIENCE, Player
 from tests.kubernetes.test_chart import CIDRS, VALUES
 from tests.support.load import Load
@@ -112,14 +112,7 @@ async def test_upgrade_keeps_what_others_write_and_uninstall_keeps_policies(
 
     await helm.run("uninstall", RELEASE, "--namespace", SYSTEM, "--no-hooks")
     assert (await api.get(POLICY))["spec"] == STRICT["spec"]
-    left = await own_cluster.kubectl(
-        "get",
-        "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,"
-        "validatingwebhookconfigurations,configmaps,pdb,"
-        "networkpolicies,validatingadmissionpolicies,validatingadmissionpolicybindings",
-        "-A", "-l", "app.kubernetes.io/name=xds", "-o", "name",
-    )  # fmt: skip
-    assert left == ""
+    assert await installed_objects(own_cluster) == ""
 
 
 # --- pods: the control plane, its Job, sidecars and their requests ------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.kubernetes.environment.cluster import Cluster
-from tests.kubernetes.installing import KUSTOMIZATION, SYSTEM, install, run, unused
+from tests.kubernetes.installing import KUSTOMIZATION, SYSTEM, install, installed_objects, run, unused
 from tests.kubernetes.recorder import Recorder, granted
 from xds.mesh.kube import crds
 from xds.mesh.kube.install import control_plane, default_policies
@@ -136,14 +136,7 @@ async def test_deletion_keeps_kinds_and_policies(
     await install(cluster, "--set", "values.global.mtls.enabled=true")
     await cluster.kubectl("delete", "-k", "xds/mesh/kube/install", "--ignore-not-found")
     assert await policies(cluster) == ("STRICT", ["api-server", "default"])
-    left = await cluster.kubectl(
-        "get",
-        "all,roles,rolebindings,clusterroles,clusterrolebindings,mutatingwebhookconfigurations,"
-        "validatingwebhookconfigurations,configmaps,pdb,"
-        "networkpolicies,validatingadmissionpolicies,validatingadmissionpolicybindings",
-        "-A", "-l", "app.kubernetes.io/name=xds", "-o", "name",
-    )  # fmt: skip
-    assert left == ""
+    assert await installed_objects(cluster) == ""
     # Without the control plane, pods are created as if it had never been installed.
     pod = {"metadata": {"name": "web"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
     async with cluster.namespace(labels={"istio-injection": "enabled"}) as namespace:

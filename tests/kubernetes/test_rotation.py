@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.identity.companies import Company, key_pem, pem
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.secret_objects import put
 from tests.real.conftest import loopback
-from tests.support.switchover import FRESH, PATIENCE, running
+from tests.support.switchover import FRESH, PATIENCE, World, running
 from tests.support.waiting import eventually
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -23,6 +24,21 @@ pytestmark = [pytest.mark.envoy, pytest.mark.timeout(300)]
 __all__ = ["loopback"]
 
 
+def rotation_of(
+    world: World, secrets: CaSecrets, first: Authorities, now: Callable[[], datetime]
+) -> RotationController:
+    """Return the controller of the CA of running sidecars, with short stages."""
+    return RotationController(
+        secrets,
+        first,
+        on_change=world.plane.take,
+        lagging=world.plane.controller.proxies_with_old_roots,
+        leads=lambda: True,
+        now=now,
+        timing=Timing(timedelta(), timedelta(days=1), timedelta(hours=1)),
+    )
+
+
 async def test_ca_replacement_fails_no_request(cluster: Cluster, loopback, tmp_path: Path) -> None:
     now = datetime.now(UTC)
     clock = now
@@ -31,15 +47,7 @@ async def test_ca_replacement_fails_no_request(cluster: Cluster, loopback, tmp_p
         old = first.authority
         async with running(loopback, tmp_path, first) as world:
             controller = world.plane.controller
-            rotation = RotationController(
-                CaSecrets(cluster.api, namespace),
-                first,
-                on_change=world.plane.take,
-                lagging=controller.proxies_with_old_roots,
-                leads=lambda: True,
-                now=lambda: clock,
-                timing=Timing(timedelta(), timedelta(days=1), timedelta(hours=1)),
-            )
+            rotation = rotation_of(world, CaSecrets(cluster.api, namespace), first, lambda: clock)
             before = await world.shown()
             root = Company.root("Root", now, key=rsa.generate_private_key(65537, 4096))
             issuing = root.subsidiary("Issuing", pathlen=0, key=rsa.generate_private_key(65537, 4096))
@@ -122,15 +130,7 @@ async def test_renewals_by_cert_manager_fail_no_request(cluster: Cluster, loopba
         first = await load_or_create_authorities(cluster.api, namespace, "cluster.local", now)
         async with running(loopback, tmp_path, first) as world:
             controller = world.plane.controller
-            rotation = RotationController(
-                CaSecrets(cluster.api, namespace),
-                first,
-                on_change=world.plane.take,
-                lagging=controller.proxies_with_old_roots,
-                leads=lambda: True,
-                now=lambda: clock,
-                timing=Timing(timedelta(), timedelta(days=1), timedelta(hours=1)),
-            )
+            rotation = rotation_of(world, CaSecrets(cluster.api, namespace), first, lambda: clock)
             before = await world.shown()
             issuing = root.subsidiary("Issuing", pathlen=0)
             await renew(issuing, root)

@@ -175,7 +175,7 @@ def parse_delta_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> DeltaRe
     """
     if plain := _parse_ack(data):
         return plain
-    is_common = _MIN_CACHED <= len(data) <= _MAX_CACHED
+    is_common = _MIN_CACHED <= len(data) <= _MAX_CACHED and not data.startswith(_NODE_TAG)
     return _parse_common(data, limits) if is_common else _parse_delta(data, limits)
 
 
@@ -326,6 +326,8 @@ def _field(name: str, number: int, kind: str) -> FieldDescriptorProto:
 
 _MIN_CACHED, _MAX_CACHED = 4096, 256 * 1024
 """Sizes of the requests whose decoded form is cached, in bytes. Smaller ones are decoded fast enough."""
+_NODE_TAG = b"\n"
+"""Tag of `node`: field 1, length-delimited. No other client sends the same node."""
 _NONCE_TAG = b"2"
 """Tag of `response_nonce`: field 6, length-delimited."""
 _TYPE_FIELDS = {b"\x12" + bytes((len(url),)) + url.encode(): url for url in ORDER}
