@@ -248,7 +248,10 @@ class DeltaWatch(Watch):
     @property
     def is_idle(self) -> bool:
         """Whether the time has no effect: nothing may have to be sent, and no resource is kept or renewed."""
-        return super().is_idle and not self._shared and not self._heartbeats
+        # Called several times for each response, so without `super`.
+        if self._dirty or self._response_due or self.lingering or self._shared:
+            return False
+        return not (self._has_ttl and self._heartbeats)
 
     @property
     def may_have_unreported(self) -> bool:

@@ -71,8 +71,10 @@ class ConvergenceTracker:
         if changed_at is None:
             return
         for type_url, subscription in self._subscribed.items():
-            current = snapshot.of(type_url)
-            changed = _select(subscription, difference(previous.of(type_url), current))
+            before, current = previous.of(type_url), snapshot.of(type_url)
+            if current is before:
+                continue
+            changed = _select(subscription, difference(before, current))
             if stream.info.variant is Variant.SOTW and type_url not in WILDCARD_TYPES:
                 changed = (name for name in changed if name in current)  # SotW cannot express these removals.
             names = frozenset(changed)

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from weakref import WeakValueDictionary
 
 TIME_SLICE = 0.01
@@ -59,12 +60,11 @@ class RequestPacer:
             client: Client to charge.
             extra: Seconds to charge in addition.
         """
-        loop = asyncio.get_running_loop()
-        started_at = loop.time()
+        started_at = monotonic()
         try:
             yield
         finally:
-            self.charge(client, loop.time() - started_at + extra)
+            self.charge(client, monotonic() - started_at + extra)
 
     def first_requests(self, client: Hashable) -> asyncio.Semaphore:
         """Return the semaphore to hold while a client's first request on a stream is read and parsed."""
@@ -75,7 +75,7 @@ class RequestPacer:
 
     def charge(self, client: Hashable, seconds: float) -> None:
         """Charge a client for seconds of work."""
-        now = asyncio.get_running_loop().time()
+        now = monotonic()
         self._free_at[client] = max(self._free_at.get(client, now), now) + seconds / self._share
         if len(self._free_at) > self._cleanup_size:
             self._free_at = {client: free_at for client, free_at in self._free_at.items() if free_at > now}
@@ -89,7 +89,7 @@ class RequestPacer:
     def delay(self, client: Hashable) -> float:
         """Return the seconds until the client's next request may be read; 0 or less if it may be read now."""
         free_at = self._free_at.get(client, 0.0)
-        return free_at - self._burst / self._share - asyncio.get_running_loop().time()
+        return free_at - self._burst / self._share - monotonic()
 
 
 class TurnScheduler:
@@ -109,20 +109,18 @@ class TurnScheduler:
 
     async def wait_turn(self) -> None:
         """Wait for the caller's turn. The turn ends when the caller awaits anything."""
-        loop = asyncio.get_running_loop()
         if self._slice_start is None:
-            self._slice_start = loop.time()
-            loop.call_soon(self._start_slice)
-        elif self._waiting or loop.time() > self._slice_start + TIME_SLICE:
-            turn = loop.create_future()
+            self._slice_start = monotonic()
+            asyncio.get_running_loop().call_soon(self._start_slice)
+        elif self._waiting or monotonic() > self._slice_start + TIME_SLICE:
+            turn = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             await turn
 
     def _start_slice(self) -> None:
         """Start the next slice, after the event loop has run other tasks."""
-        loop = asyncio.get_running_loop()
         if self._released and self._slice_start is not None:
-            elapsed = max(loop.time() - self._slice_start, 1e-6)
+            elapsed = max(monotonic() - self._slice_start, 1e-6)
             self._batch_size = max(1, min(round(self._released * TIME_SLICE / elapsed), 2 * self._released))
         self._slice_start, self._released = None, 0
         while self._waiting and self._released < self._batch_size:
@@ -131,5 +129,5 @@ class TurnScheduler:
                 turn.set_result(None)
                 self._released += 1
         if self._released:
-            self._slice_start = loop.time()
-            loop.call_soon(self._start_slice)
+            self._slice_start = monotonic()
+            asyncio.get_running_loop().call_soon(self._start_slice)

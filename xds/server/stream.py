@@ -7,6 +7,7 @@ pending. The next response contains all changes that were made in the meantime.
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import nullcontext, suppress
 from typing import Protocol
 
@@ -30,6 +31,9 @@ FIRST_SNAPSHOT_TIMEOUT = 5.0
 
 LAST_WRITE_TIMEOUT = 1.0
 """Time for a pending write when the stream must end, in seconds. gRPC sends the status after the write."""
+
+now = time.monotonic
+"""The clock of asyncio's event loops, in seconds. Asking for the running loop takes longer than the clock."""
 
 _MAX_LOGGED_NAMES = 10
 """Maximum number of resources or objects in a log line."""
@@ -236,11 +240,6 @@ class Stream:
             hint="gRPC clients accept 4 MiB by default (Envoy's own client accepts more): use delta "
             "xDS, which splits large responses, or raise the limit of the client",
         )
-
-
-def now() -> float:
-    """Return the time of the event loop's clock, in seconds."""
-    return asyncio.get_running_loop().time()
 
 
 def _log_nack(node: Node, event: Nacked) -> None:

@@ -132,14 +132,6 @@ class Connections:
                 raise Refused(grpc.StatusCode.PERMISSION_DENIED, NO_KEY)
             self._proxies.subscribed(subscriber, key, event.type_url)
         self._proxies.received(subscriber, key, clock())
-        if isinstance(event, Acked):
-            log.debug(
-                "proxy acked",
-                proxy=subscriber.node.id,
-                type=event.type_url.rpartition(".")[2],
-                version=event.version,
-                seconds=round(event.waited, 3),
-            )
 
     def may_receive_key(self, subscriber: Subscriber) -> bool:
         """Return whether a stream may receive its pod's private key."""

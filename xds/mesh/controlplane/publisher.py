@@ -163,11 +163,11 @@ class Publisher:
 
     def start_slice(self) -> None:
         """Start a time slice, because the event loop has just run."""
-        self._slice_started_at = asyncio.get_running_loop().time()
+        self._slice_started_at = time.monotonic()
 
     async def yield_to_loop(self) -> bool:
         """Yield to the event loop if the time slice is used up. Return whether it was."""
-        if asyncio.get_running_loop().time() < self._slice_started_at + TIME_SLICE:
+        if time.monotonic() < self._slice_started_at + TIME_SLICE:
             return False
         await asyncio.sleep(0)
         self.start_slice()
