@@ -14,7 +14,8 @@ RUN python -m venv /opt/build \
  && python -m venv --without-pip /opt/xds \
  && /opt/build/bin/pip install --constraint constraints.txt hatchling \
  && python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-      print(*p['dependencies'], *p['optional-dependencies']['demo'], sep='\n')" > requirements.txt \
+      extras = p['optional-dependencies']; \
+      print(*p['dependencies'], *extras['demo'], *extras['otel'], sep='\n')" > requirements.txt \
  && /opt/build/bin/pip --python /opt/xds/bin/python install --constraint constraints.txt --requirement requirements.txt \
 # Compiled models of Kubernetes' objects, which are loaded one by one if at all: 40 MB.
  && find /opt/xds -path '*/kubernetes/*/models/__pycache__' -prune -exec rm -rf {} +

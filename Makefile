@@ -134,7 +134,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Creating .venv with $$($(PYTHON) -V); this takes a minute or two"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]' --group test --group check --group docs
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,otel]' --group test --group check --group docs
 	@touch $@
 
 # xds-protos, which the others depend on, installs top-level packages `xds` and `envoy` over ours.

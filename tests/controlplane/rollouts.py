@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from xds.mesh.observe.edges import Traffic
 from xds.mesh.sources.report import ReadObject
 from xds.mesh.v1 import described
 from xds.protocol.session import Variant
-from xds.server import XdsServer
+from xds.server import Observer, XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
 WITHIN = 15.0
@@ -126,7 +126,9 @@ class Plane:
 
 
 @asynccontextmanager
-async def running(mode: str, traffic: Traffic | None = None) -> AsyncIterator[Plane]:
+async def running(
+    mode: str, traffic: Traffic | None = None, observer: Callable[[Controller], Observer] | None = None
+) -> AsyncIterator[Plane]:
     """Run a control plane whose sidecars have ACKed the desired state. `traffic` is what it has observed."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
     controller, source = Controller(authority), MemorySource()
@@ -142,6 +144,7 @@ async def running(mode: str, traffic: Traffic | None = None) -> AsyncIterator[Pl
         controller.connections,
         "127.0.0.1:0",
         grace=0.2,
+        observer=observer(controller) if observer else None,
         added=[Introspection(services, documented=described)],
     )
     tasks = [asyncio.create_task(controller.run())]

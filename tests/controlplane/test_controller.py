@@ -33,7 +33,6 @@ from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Pod, Ref
-from xds.protocol.events import Acked
 from xds.protocol.wire import Node
 from xds.server import Refused
 from xds.snapshot import CLUSTER, ENDPOINT, SECRET, ResourceSet, Snapshot
@@ -360,15 +359,6 @@ async def test_ended_streams_leave_no_state() -> None:
             controller.publisher._superseded,
         ) == ({}, {}, set())
         assert await published(controller.connections.connect(node("a"), STREAM))
-
-
-async def test_acks_are_logged_at_debug_level() -> None:
-    answer = Acked(type_url=CLUSTER, nonce="1", version="v", resources=(), waited=0.01)
-    async with running(pod("a")) as controller:
-        subscriber = controller.connections.connect(node("a"), STREAM)
-        with capture_logs() as logs:
-            controller.connections.observe(subscriber, answer)
-        assert [(entry["log_level"], entry["type"]) for entry in logs] == [("debug", "Cluster")]
 
 
 async def test_changed_pod_is_served_again() -> None:

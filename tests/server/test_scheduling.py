@@ -151,9 +151,9 @@ async def test_ready_streams_write_and_read_in_turn(rounds, monkeypatch):
 
 async def test_only_a_client_beyond_its_share_waits():
     pacer, loop = RequestPacer(), asyncio.get_running_loop()
+    began = loop.time()
     pacer.charge("a", CLIENT_BURST)
     pacer.charge("b", CLIENT_BURST + 0.2 * CLIENT_SHARE)
-    began = loop.time()
     waiting = asyncio.create_task(pacer.wait("b"))
     for client in ("a", "c"):
         await pacer.wait(client)
@@ -165,9 +165,9 @@ async def test_only_a_client_beyond_its_share_waits():
 
 async def test_failed_work_is_charged():
     pacer, loop = RequestPacer(), asyncio.get_running_loop()
+    began = loop.time()
     with pytest.raises(ValueError, match="bad"), pacer.measure("a", CLIENT_BURST + 0.2 * CLIENT_SHARE):
         raise ValueError("bad")
-    began = loop.time()
     await pacer.wait("a")
     assert loop.time() - began >= 0.19
 

@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 from xds.cli import garbage
 from xds.cli.options import Address
 from xds.cli.problem_log import ProblemLog
+from xds.cli.tracing import change_tracer
 from xds.introspect import Introspection
 from xds.introspect.guard import Admit
 from xds.mesh.controlplane.admin import AdminServer
@@ -92,7 +93,7 @@ class Source(ReadObjects, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenAddresses:
-    """Addresses of the control plane's plaintext listeners."""
+    """Addresses of the control plane's plaintext listeners, and of the collector of its traces."""
 
     xds: Address
     """Address of the xDS server."""
@@ -104,6 +105,8 @@ class ListenAddresses:
     """DNS names that clients of the REST server and of the page may use."""
     admin_token: str | None = None
     """Token that admits clients of other machines to the page; None to admit local clients only."""
+    collector: str = ""
+    """URL of the OpenTelemetry collector that receives traces; empty for none."""
 
 
 class SecureListeners(NamedTuple):
@@ -305,12 +308,14 @@ class ControlPlane:
         rollouts, policies = RolloutsService(controller), PoliciesService(controller, traffic)
         services = (proxies, rollouts, policies, objects, traffic)
         admit = listeners.admit if listeners else None
+        endpoint = self._addresses.collector
+        tracer = change_tracer(endpoint, controller, self._metrics.streams) if endpoint else None
         server = XdsServer(
             controller.connections,
             str(self._addresses.xds),
             identifier=identifier,
             max_connection_age=self._max_connection_age,
-            observer=self._metrics.streams,
+            observer=tracer or self._metrics.streams,
             added=[
                 Introspection(services, admit=admit, documented=described),
                 reports,
@@ -350,6 +355,7 @@ class ControlPlane:
                 self._running.run(),
                 self._metrics.measure_loop_lag(),
                 garbage.collect_after_growth(),
+                *((tracer.run(),) if tracer else ()),
                 *tasks,
             )
         ]

@@ -30,6 +30,7 @@ from xds.cli.options import (
 )
 from xds.cli.runtime import Components, ListenAddresses, run
 from xds.cli.tls_options import TlsListeners, TlsOptions
+from xds.cli.tracing import check_endpoint
 from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
@@ -230,7 +231,7 @@ class RolloutOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObserveOptions:
-    """Options for observed traffic."""
+    """Options for observed traffic and traces."""
 
     observe: Annotated[
         Switch,
@@ -241,6 +242,15 @@ class ObserveOptions:
             "replaces inbound listeners: open inbound connections are drained once.",
         ),
     ] = Switch.TRUE
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--otlp-endpoint",
+            metavar="URL",
+            help="OpenTelemetry collector that receives a trace of each change over HTTP, such as "
+            "http://collector:4318. Requires the extra xds-mesh[otel].",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +266,7 @@ class ServeOptions:
     rollout: RolloutOptions
     """Changes of mTLS mode."""
     observe: ObserveOptions
-    """Observed traffic."""
+    """Observed traffic and traces."""
     identity: IdentityOptions
     """The CA and certificates."""
     webhook: WebhookOptions
@@ -302,6 +312,7 @@ def serve(options: ServeOptions) -> None:
         rest=rest,
         names=tls.names,
         admin_token=options.listen.read_admin_token(),
+        collector=check_endpoint(options.observe.otlp_endpoint) if options.observe.otlp_endpoint else "",
     )
     max_connection_age = options.listen.max_connection_age or None
     running: Coroutine[Any, Any, int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf
 
 from xds.protocol.events import Acked, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
@@ -51,6 +52,12 @@ class ConvergenceTracker:
     def answered(self, event: Acked | Nacked) -> float | None:
         """Return the time of the oldest change in an ACKed or NACKed response; None if it contains none."""
         return self._sent.pop(event.nonce, None)
+
+    def oldest_change(self, stream: Stream) -> float:
+        """Return the time of the oldest change that the client has not ACKed; infinity if there is none."""
+        self._record_changes(stream)
+        unsent = (changed_at for changes in self._unsent.values() for changed_at, _ in changes)
+        return min((*unsent, *self._sent.values()), default=inf)
 
     def subscribed(self, stream: Stream, event: Subscribed) -> None:
         """Record a new subscription."""

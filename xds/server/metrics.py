@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -91,6 +92,16 @@ class StreamMetrics:
             children = (metric.labels(label) for metric in self._metrics)
             metrics = self._by_type[label] = _TypeMetrics(*children)  # type: ignore[arg-type]
         return metrics
+
+    @property
+    def oldest_change(self) -> float:
+        """Time of the oldest change that is published and not ACKed; infinity if there is none."""
+        return min((tracker.oldest_change(stream) for stream, tracker in self._streams.items()), default=inf)
+
+    @property
+    def synced(self) -> bool:
+        """Whether all clients have ACKed their current resources."""
+        return all(stream.session.synced for stream in self._streams)
 
     def opened(self, stream: Stream) -> None:
         """Count an opened stream."""

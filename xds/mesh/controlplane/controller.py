@@ -82,6 +82,8 @@ class Controller:
         """Unix time at which the mesh's settings enabled observation, in seconds."""
         self.stats = Stats()
         """Counters for metrics."""
+        self.on_applied: Callable[[Batch, float], None] | None = None
+        """Called with each batch of changes that was applied, and when that began."""
         self._wake, self.batcher = asyncio.Event(), ChangeBatcher()
         """Changes to apply."""
         self.rollouts = RolloutDriver(rollout_timeout)
@@ -186,12 +188,12 @@ class Controller:
 
     async def _apply(self, batch: Batch) -> None:
         """Apply changes to the mesh, and queue all connected proxies whose pod is known."""
-        old_mesh, started_at = self.mesh, time.perf_counter()
+        old_mesh, started_at = self.mesh, clock()
         await self._apply_change(batch.change)
         if self.mesh.config.observe and not old_mesh.config.observe:
             self.observe_since = time.time()
         self.stats.batches += 1
-        self.stats.apply_seconds += time.perf_counter() - started_at
+        self.stats.apply_seconds += clock() - started_at
         for ref in batch.change.removed:
             if isinstance(removed_pod := old_mesh.get(ref), Pod) and self.mesh.get(ref) is not removed_pod:
                 key = (ref.namespace, ref.name)
@@ -201,6 +203,8 @@ class Controller:
                 self.rollouts.proxies.pod_deleted(key)
         self.connections.mesh_changed(old_mesh)
         self._schedule_all(batch.changed_at)
+        if self.on_applied:
+            self.on_applied(batch, started_at)
         if not self.ready.is_set() and self.mesh is not old_mesh:
             self.rollouts.proxies.start_recovery(self.mesh, clock())
             self.ready.set()

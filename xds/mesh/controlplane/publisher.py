@@ -11,6 +11,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
+from math import inf
 
 import structlog
 
@@ -54,6 +55,14 @@ class Publisher:
         self._slice_started_at = 0.0
         self._translating: PodName | None = None
         """The pod whose translation is in progress."""
+        self._translated_change: float | None = None
+        """Time of the oldest change in that translation; None without one."""
+
+    @property
+    def oldest_change(self) -> float:
+        """Time of the oldest change that is not published to all pods; infinity if there is none."""
+        waiting = (*self._due.values(), self._translated_change)
+        return min((at for at in waiting if at is not None), default=inf)
 
     @property
     def next(self) -> PodName | None:
@@ -109,7 +118,7 @@ class Publisher:
         """
         key = (pod.namespace, pod.name)
         changed_at, may_cancel = self._due.pop(key, None), key not in self._superseded
-        self._translating = key
+        self._translating, self._translated_change = key, changed_at
         try:
             if (issued := secrets()) is None:
                 self._errors[key] = "waiting for its certificate to be signed"
@@ -120,7 +129,7 @@ class Publisher:
             self._failed(key, error)
             return None
         finally:
-            self._translating = None
+            self._translating = self._translated_change = None
         if snapshot is None:
             self._superseded.add(key)
             self.schedule(key, changed_at)
