@@ -84,6 +84,7 @@ class Stream:
         self.message_count = 0
         """Number of requests and responses. The client's status changes only with these, or at a timeout."""
         self._scheduler = scheduler
+        self._origin = info.origin
         self._answers_request = False
         """Whether the next response answers a request, so that its cost is charged to the client."""
         self._is_writing = False
@@ -155,7 +156,7 @@ class Stream:
                 observer.received(self, event)
             if isinstance(event, Nacked):
                 _log_nack(self.node, event)
-                self._scheduler.pacer.charge(self.info.origin, WARNING_COST)
+                self._scheduler.pacer.charge(self._origin, WARNING_COST)
             if isinstance(event, Subscribed | Acked | Nacked):
                 proxies.observe(self.subscriber, event)
 
@@ -164,11 +165,11 @@ class Stream:
     ) -> None:
         """Read requests until the client half-closes the stream."""
         while True:
-            await self._scheduler.pacer.wait(self.info.origin)
+            await self._scheduler.pacer.wait(self._origin)
             if (request := await context.read()) is grpc.aio.EOF:
                 return
             await self._scheduler.wait_turn()
-            with self._scheduler.pacer.measure(self.info.origin, REQUEST_COST):
+            with self._scheduler.pacer.measure(self._origin, REQUEST_COST):
                 self.receive(self.session.receive(request, now()), proxies, observer)
             del request  # Release the memory now: the next request may arrive much later.
             if not self.session.is_idle:
@@ -196,7 +197,7 @@ class Stream:
             if snapshot and snapshot is not session_snapshot:
                 session_snapshot = snapshot
                 self.session.serve(snapshot)
-            with self._scheduler.pacer.measure(self.info.origin) if self._answers_request else nullcontext():
+            with self._scheduler.pacer.measure(self._origin) if self._answers_request else nullcontext():
                 response = self.session.next(now())
             if response:
                 self.message_count += 1

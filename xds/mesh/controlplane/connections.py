@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Protocol
 
 import grpc
@@ -160,5 +161,11 @@ class Connections:
 
 def pod_name(subscriber: Subscriber) -> PodName:
     """Return the namespace and name of a stream's pod."""
-    node_id = NodeId.parse(subscriber.node.id)
-    return node_id.namespace, node_id.pod
+    return _pod_name(subscriber.node.id)
+
+
+@lru_cache(maxsize=4096)
+def _pod_name(node_id: str) -> PodName:
+    """Parse the ID of an accepted node. Each ACK needs it."""
+    parsed = NodeId.parse(node_id)
+    return parsed.namespace, parsed.pod
