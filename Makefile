@@ -27,8 +27,10 @@ PER_CORE = -n $$(nproc) $(GROUPED)
 export PYTHONDONTWRITEBYTECODE :=
 
 PROTOS := $(wildcard protos/xds/mesh/v1/*.proto)
-PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) \
-	--include_source_info --descriptor_set_out=$(1)/xds/mesh/v1/descriptors.binpb $(PROTOS)
+GENERATE = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1)
+PROTOC = $(GENERATE) --include_source_info --descriptor_set_out=$(1)/xds/mesh/v1/descriptors.binpb $(PROTOS) && \
+	$(GENERATE) protos/xds/conformance/v1/adapter.proto
+GENERATED := xds/mesh/v1 xds/conformance/v1
 
 GO_PROGRAM = $(BIN)/python -m tests.kubernetes.environment.go_programs
 KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries && $(GO_PROGRAM) helm
@@ -71,9 +73,10 @@ kubernetes: $(READY) ## Build the Kubernetes control plane and helm for the test
 check: $(READY) ## Check lint, formatting, types, import contracts, generated code, spelling and docs
 	@$(BIN)/python -c "$$CONFLICTS"
 	@generated=$$(mktemp -d) && trap 'rm -rf "$$generated"' EXIT && \
-		mkdir -p "$$generated/xds/mesh/v1" && $(call PROTOC,$$generated) && \
-		diff -rq --exclude=__init__.py --exclude=__pycache__ "$$generated/xds/mesh/v1" xds/mesh/v1 || \
-		{ echo "xds/mesh/v1 is out of date: run 'make proto' and commit the result"; exit 1; } >&2
+		mkdir -p $(addprefix "$$generated"/,$(GENERATED)) && $(call PROTOC,$$generated) && \
+		for package in $(GENERATED); do \
+			diff -rq --exclude=__init__.py --exclude=__pycache__ "$$generated/$$package" "$$package" || \
+			{ echo "$$package is out of date: run 'make proto' and commit the result" >&2; exit 1; }; done
 	@$(BIN)/python charts/generate.py --check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -89,7 +92,7 @@ check: $(READY) ## Check lint, formatting, types, import contracts, generated co
 docs: $(READY) ## Build the site into build/site; dead links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-proto: $(READY) ## Generate xds/mesh/v1 from protos/
+proto: $(READY) ## Generate xds/mesh/v1 and xds/conformance/v1 from protos/
 	$(call PROTOC,.)
 
 chart: $(READY) ## Generate the templates of charts/xds from xds/mesh/kube
