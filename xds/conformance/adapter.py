@@ -1,7 +1,7 @@
 """The adapter of this project's server: `xds conformance` sets the resources of a store.
 
-    store = Store()
-    server = XdsServer(store, "127.0.0.1:18000", added=[store_adapter(store)])
+store = Store()
+server = XdsServer(store, "127.0.0.1:18000", added=[store_adapter(store)])
 """
 
 from __future__ import annotations

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import grpc.aio
 
-from xds.conformance.stream import NotApplicableError, Stream, Variant
+from xds.conformance.stream import OPTIONS, NotApplicableError, Stream, Variant
 from xds.conformance.world import Set, World
 
 SOTW = (Variant.SOTW, Variant.SOTW_ADS)
@@ -36,7 +36,6 @@ class Run:
     adapter: Set
     variant: Variant
     node: str
-    options: Sequence[tuple[str, str | int]]
     timeout: float
     quiet: float
     type: str = ""
@@ -51,9 +50,9 @@ class Run:
         """Connection of this check to the server."""
         if self._channel is None:
             if self.credentials is None:
-                self._channel = grpc.aio.insecure_channel(self.target, self.options)
+                self._channel = grpc.aio.insecure_channel(self.target, OPTIONS)
             else:
-                self._channel = grpc.aio.secure_channel(self.target, self.credentials, self.options)
+                self._channel = grpc.aio.secure_channel(self.target, self.credentials, OPTIONS)
         return self._channel
 
     async def world(self, **types: str) -> World:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,7 +21,7 @@ from xds.conformance.world import SET, Set
 class Outcome(StrEnum):
     """The outcome of a check or a rule."""
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105 - no password
     FAIL = "fail"
     NOT_APPLICABLE = "not applicable"
 
@@ -69,7 +69,9 @@ class Report:
     def outcome(self, rule: str, variant: Variant) -> Outcome:
         """Return the outcome of a rule: it fails if one of its checks fails."""
         outcomes = {result.outcome for result in self.of(rule, variant)}
-        return next((each for each in (Outcome.FAIL, Outcome.PASS) if each in outcomes), Outcome.NOT_APPLICABLE)
+        return next(
+            (each for each in (Outcome.FAIL, Outcome.PASS) if each in outcomes), Outcome.NOT_APPLICABLE
+        )
 
     def reason(self, rule: str) -> str:
         """Return why a rule is not judged; empty if it is."""
@@ -92,11 +94,10 @@ async def run(
     *,
     adapter: str | None = None,
     credentials: grpc.ChannelCredentials | None = None,
-    options: Iterable[tuple[str, str | int]] = (),
     variants: Collection[Variant] = tuple(Variant),
     rules: Collection[str] = tuple(TITLES),
     level: Level = Level.SHOULD,
-    timeout: float = 5.0,
+    response_timeout: float = 5.0,
     quiet: float = 0.2,
     concurrency: int = 4,
     on_result: Callable[[Result], None] | None = None,
@@ -105,14 +106,13 @@ async def run(
 
     Args:
         target: Address of the server, such as `127.0.0.1:18000`.
-        adapter: Address of the adapter, which is reached in plaintext. The default is the server's address, with
-            the server's credentials.
+        adapter: Address of the adapter, which is reached in plaintext. The default is the server's address and
+            credentials.
         credentials: Credentials for the server; None for plaintext.
-        options: gRPC channel arguments for the server.
         variants: Variants of the protocol to check.
         rules: Numbers of the rules to check, such as `R12`.
         level: Lowest level of the checks to run.
-        timeout: Seconds to wait for a response that must come.
+        response_timeout: Seconds to wait for a response that must come.
         quiet: Seconds to wait for a response that must not come.
         concurrency: Number of checks that run at a time.
         on_result: Called for each result as soon as there is one.
@@ -120,18 +120,17 @@ async def run(
     Raises:
         UnreachableError: The server or the adapter cannot be reached.
     """
-    all_options = (*OPTIONS, *options)
     if adapter is None and credentials is not None:
-        channel = grpc.aio.secure_channel(target, credentials, all_options)
+        channel = grpc.aio.secure_channel(target, credentials, OPTIONS)
     else:
-        channel = grpc.aio.insecure_channel(adapter or target, all_options)
+        channel = grpc.aio.insecure_channel(adapter or target, OPTIONS)
     async with channel:
         method: Set = channel.unary_unary(
             SET,
             request_serializer=pb.SetRequest.SerializeToString,
             response_deserializer=pb.SetResponse.FromString,
         )
-        await _require(channel, method, adapter or target, timeout)
+        await _require(channel, method, adapter or target, response_timeout)
         slots = asyncio.Semaphore(concurrency)
         token = secrets.token_hex(3)  # Nodes of earlier runs are known to the server.
 
@@ -143,8 +142,7 @@ async def run(
                     adapter=method,
                     variant=variant,
                     node=f"conformance-{token}-{number}",
-                    options=all_options,
-                    timeout=timeout,
+                    timeout=response_timeout,
                     quiet=quiet,
                     type=kind,
                 )
@@ -167,14 +165,14 @@ async def run(
     return Report(tuple(task.result() for task in tasks), selected, tuple(variants))
 
 
-async def _require(channel: grpc.aio.Channel, adapter: Set, address: str, timeout: float) -> None:
+async def _require(channel: grpc.aio.Channel, adapter: Set, address: str, limit: float) -> None:
     """Raise UnreachableError unless the adapter answers."""
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(limit):
             await channel.channel_ready()
             await adapter(pb.SetRequest(node="conformance"))
     except TimeoutError:
-        raise UnreachableError(f"no server at {address} answers within {timeout:g} s") from None
+        raise UnreachableError(f"no server at {address} answers within {limit:g} s") from None
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             text = f"{address} does not implement xds.conformance.v1.Adapter: pass --adapter HOST:PORT"

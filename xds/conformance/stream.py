@@ -1,7 +1,7 @@
 """A client of one stream, which records its conversation.
 
-It ACKs every response at once, as long as a check does not hold ACKs back. What it received forms its view of
-each type. A check compares the view instead of single responses, because a server may split or merge responses.
+It ACKs every response at once, unless a check holds ACKs back. What it received forms its view of each type. A
+check compares the view instead of single responses, because a server may split or merge responses.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Stream:
         type_url: str | None = None,
         initial: Mapping[str, str] | None = None,
     ) -> None:
-        """Send a request. SotW requests contain the names that the client subscribes to, unless `names` are given."""
+        """Send a request. A SotW request contains all names that the client subscribes to, or `names`."""
         kind = "DeltaDiscoveryRequest" if self.variant.is_delta else "DiscoveryRequest"
         request: Any = message_class(f"{_PACKAGE}.{kind}")()
         request.type_url = TYPES.get(short, short) if type_url is None else type_url
@@ -187,7 +187,9 @@ class Stream:
             request.initial_resource_versions.update(initial or {})
             said += [f"subscribe={','.join(subscribe)}"] * bool(subscribe)
             said += [f"unsubscribe={','.join(unsubscribe)}"] * bool(unsubscribe)
-            said += ["initial=" + ",".join(f"{key}@{value}" for key, value in (initial or {}).items())] * bool(initial)
+            said += [
+                "initial=" + ",".join(f"{key}@{value}" for key, value in (initial or {}).items())
+            ] * bool(initial)
         else:
             request.resource_names.extend(self.names[short] if names is None else names)
             last = self._last.get(short)
@@ -226,7 +228,9 @@ class Stream:
         expected, removed = parse(text), {*gone.split()}
         try:
             async with asyncio.timeout(self._timeout):
-                while not (self._unseen[short] and self._has(short, expected) and removed <= self.gone[short]):
+                while not (
+                    self._unseen[short] and self._has(short, expected) and removed <= self.gone[short]
+                ):
                     await self._receive()
         except TimeoutError:
             wanted = " ".join([text or "no resources", *(f"-{name}" for name in sorted(removed))])
@@ -238,8 +242,8 @@ class Stream:
     async def nothing(self, short: str, *, probe: bool = True) -> None:
         """Require that no response of a type is sent.
 
-        Wait for the quiet time. Then request a resource that the client does not have: its response must be the
-        next one. With a wildcard, add a resource instead.
+        Wait for the quiet time. Then request a resource that the client does not have: its response must be
+        the next one. With a wildcard, add a resource instead.
         """
         await self.settle(short)
         if self._unseen[short]:
@@ -288,7 +292,19 @@ class Stream:
 
     def since(self, position: int, short: str) -> list[str]:
         """Return the names of a type that were sent after a number of responses."""
-        return [name for response in self.responses[position:] if response.type == short for name in response.resources]
+        return [
+            name
+            for response in self.responses[position:]
+            if response.type == short
+            for name in response.resources
+        ]
+
+    def received(self, short: str, word: str) -> bool:
+        """Whether a response contained a resource with this content, such as `alpha=2`."""
+        return any(
+            response.type == short and parse(word).items() <= response.resources.items()
+            for response in self.responses
+        )
 
     async def close(self) -> None:
         """End the stream."""
@@ -303,12 +319,16 @@ class Stream:
         names = {*self.names[short]}
         wildcard = short in self._legacy or "*" in names
         view = {name: content for name, content in self.view[short].items() if wildcard or name in names}
-        return {name: content for name, content in view.items() if name not in self._probes - expected.keys()} == expected
+        return {
+            name: content for name, content in view.items() if name not in self._probes - expected.keys()
+        } == expected
 
     async def _probe(self, short: str) -> None:
         """Make the server send a response of a type, which must be the next one."""
         before = len(self.responses)
-        name = next((name for name in self.world.names(short) if name not in self.names[short]), "")
+        spare = [name for name in self.world.names(short) if name not in self.names[short]]
+        spare.sort(key=lambda name: name in self.since(0, short))  # First those that the client never had.
+        name = spare[0] if spare else ""
         if short in self._legacy or "*" in self.names[short]:
             name = f"probe-{len(self._probes)}"
             self._probes.add(name)
@@ -325,7 +345,9 @@ class Stream:
         except TimeoutError:
             raise CheckError(f"{short}: no response with {name} within {self._timeout:g} s") from None
         if name not in self.since(before, short):
-            raise CheckError(f"{short}: unexpected response {self._last[short].nonce!r} before the one with {name}")
+            raise CheckError(
+                f"{short}: unexpected response {self._last[short].nonce!r} before the one with {name}"
+            )
         self._unseen[short] = 0
 
     async def _receive(self) -> None:

@@ -1,7 +1,7 @@
 """What the server under test serves to a node: resources in shorthand, set through the adapter.
 
-`await world.set(CDS="alpha=1 beta=2", RDS="alpha=1>beta")` replaces the clusters and routes of the node. A word is
-a resource's name and content, and after `>` the resource that it refers to: the assignment of a cluster, the
+`await world.set(CDS="alpha=1 beta=2", RDS="alpha=1>beta")` replaces the clusters and routes of the node. A word
+is a resource's name and content, and after `>` the resource that it refers to: the assignment of a cluster, the
 routes of a listener, or the cluster of a route. The content is written into the message, so a response shows
 which content it carries.
 """
@@ -37,7 +37,9 @@ _ROUTER = "envoy.extensions.filters.http.router.v3.Router"
 
 def _cluster(name: str, content: str, ref: str) -> dict[str, Any]:
     cluster = {"name": name, "alt_stat_name": content, "connect_timeout": "1s"}
-    return cluster | ({"type": "EDS", "eds_cluster_config": {"eds_config": _ADS, "service_name": ref}} if ref else {})
+    return cluster | (
+        {"type": "EDS", "eds_cluster_config": {"eds_config": _ADS, "service_name": ref}} if ref else {}
+    )
 
 
 def _assignment(name: str, content: str, _: str) -> dict[str, Any]:
@@ -46,7 +48,11 @@ def _assignment(name: str, content: str, _: str) -> dict[str, Any]:
 
 
 def _listener(name: str, content: str, ref: str) -> dict[str, Any]:
-    routes = {"rds": {"route_config_name": ref, "config_source": _ADS}} if ref else {"route_config": {"name": name}}
+    routes = (
+        {"rds": {"route_config_name": ref, "config_source": _ADS}}
+        if ref
+        else {"route_config": {"name": name}}
+    )
     manager = {
         "@type": TYPE_PREFIX + _MANAGER,
         "stat_prefix": name,
@@ -104,7 +110,9 @@ def _class(short: str) -> type[Message]:
 
 def parse(text: str) -> dict[str, str]:
     """Return the contents by name: `alpha=1 beta=2>alpha`."""
-    return {name: content for name, _, content in (word.partition(">")[0].partition("=") for word in text.split())}
+    return {
+        name: content for name, _, content in (word.partition(">")[0].partition("=") for word in text.split())
+    }
 
 
 class World:
@@ -120,7 +128,7 @@ class World:
         return list(self._types.get(short, ()))
 
     async def set(self, **types: str) -> None:
-        """Replace the resources of some types, such as `CDS="alpha=1 beta=1"`. The server then has the change."""
+        """Replace the resources of some types, such as `CDS="alpha=1 beta=1"`, and wait for the server."""
         for short, text in types.items():
             self._types[short] = {}
             for word in text.split():
