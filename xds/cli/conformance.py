@@ -39,7 +39,8 @@ xds conformance 127.0.0.1:18000 --variant delta-ads --rule R12 --rule R38
 xds conformance 127.0.0.1:18000 --level must -o junit > report.xml
 """
 
-_MARKS = {Outcome.PASS: "pass", Outcome.FAIL: "FAIL", Outcome.NOT_APPLICABLE: "-"}
+_MARKS = {Outcome.PASS: "pass", Outcome.NOT_APPLICABLE: "-"}
+_FAILED_MARKS = {Level.MUST: "FAIL", Level.SHOULD: "differs"}
 
 
 class ReportFormat(StrEnum):
@@ -59,7 +60,7 @@ def _file(option: str, help_text: str) -> typer.models.OptionInfo:
     return info
 
 
-def conformance(  # noqa: D417 - the options have help
+def conformance(
     *,
     target: Annotated[
         str, typer.Argument(metavar="HOST:PORT", help="Address of the xDS server.", show_default=False)
@@ -116,7 +117,8 @@ def conformance(  # noqa: D417 - the options have help
     The server is seen as a client sees it. It needs an adapter: a gRPC service that sets the resources of a
     node, about ten lines around the server's own cache. Each check uses a node and a connection of its own.
 
-    The table has a line for each rule. For each check that fails, its conversation with the server follows.
+    The table has a line for each rule. FAIL means that a check fails on which clients rely; differs, that a
+    check fails where the specification leaves servers a choice. The conversation of each failed check follows.
     The wide format also lists the rules that do not apply, with the reason.
 
     Exit status: 0 no rule is broken, 1 a rule is broken, 2 wrong usage, 3 the server or the adapter cannot be
@@ -178,8 +180,12 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
     judged = [rule for rule in report.rules if not report.reason(rule)]
     table = Table("RULE", "LEVEL", *(variant.value.upper() for variant in report.variants), "TITLE")
     for rule in judged:
-        marks = [_MARKS[report.outcome(rule, variant)] for variant in report.variants]
-        table.add_row(rule, report.level(rule), *marks, TITLES[rule])
+        table.add_row(
+            rule,
+            report.level(rule),
+            *(_mark(report, rule, variant) for variant in report.variants),
+            TITLES[rule],
+        )
     table.show()
     if is_wide and len(judged) < len(report.rules):
         typer.echo()
@@ -195,8 +201,13 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
     typer.echo(f"\n{', '.join(f'{counts[outcome]} {outcome.value}' for outcome in Outcome)}")
 
 
+def _mark(report: Report, rule: str, variant: Variant) -> str:
+    level = report.failed_level(rule, variant)
+    return _FAILED_MARKS[level] if level else _MARKS[report.outcome(rule, variant)]
+
+
 def _print_failure(result: Result) -> None:
-    mark = typer.style("FAIL", fg="red")
+    mark = typer.style(_FAILED_MARKS[result.level], fg="red" if result.level is Level.MUST else "yellow")
     typer.echo(f"\n{mark} {result.rule} {result.variant} {result.check} ({result.level})")
     typer.echo(f"  required: {result.requires}")
     typer.echo(f"  {printable(result.reason)}")

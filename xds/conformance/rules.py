@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import grpc.aio
 
-from xds.conformance.stream import OPTIONS, NotApplicableError, Stream, Variant
+from xds.conformance.stream import NotApplicableError, Stream, Variant, connect
 from xds.conformance.world import Set, World
 
 SOTW = (Variant.SOTW, Variant.SOTW_ADS)
@@ -49,10 +49,7 @@ class Run:
     def channel(self) -> grpc.aio.Channel:
         """Connection of this check to the server."""
         if self._channel is None:
-            if self.credentials is None:
-                self._channel = grpc.aio.insecure_channel(self.target, OPTIONS)
-            else:
-                self._channel = grpc.aio.secure_channel(self.target, self.credentials, OPTIONS)
+            self._channel = connect(self.target, self.credentials)
         return self._channel
 
     async def world(self, **types: str) -> World:

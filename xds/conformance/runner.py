@@ -13,7 +13,7 @@ import grpc.aio
 
 from xds.conformance import check_order, check_streams, check_subscriptions  # noqa: F401 - they register checks
 from xds.conformance.rules import CHECKS, NOT_JUDGED, TITLES, Check, Level, Run
-from xds.conformance.stream import OPTIONS, CheckError, NotApplicableError, Variant
+from xds.conformance.stream import CheckError, NotApplicableError, Variant, connect
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.conformance.world import SET, Set
 
@@ -73,6 +73,11 @@ class Report:
             (each for each in (Outcome.FAIL, Outcome.PASS) if each in outcomes), Outcome.NOT_APPLICABLE
         )
 
+    def failed_level(self, rule: str, variant: Variant) -> Level | None:
+        """Return the highest level of a rule's failed checks; None if none failed."""
+        levels = {result.level for result in self.of(rule, variant) if result.outcome is Outcome.FAIL}
+        return next((level for level in Level if level in levels), None)
+
     def reason(self, rule: str) -> str:
         """Return why a rule is not judged; empty if it is."""
         if rule in NOT_JUDGED:
@@ -106,8 +111,8 @@ async def run(
 
     Args:
         target: Address of the server, such as `127.0.0.1:18000`.
-        adapter: Address of the adapter, which is reached in plaintext. The default is the server's address and
-            credentials.
+        adapter: Address of the adapter, which is reached in plaintext. The default is the server's address
+            and credentials.
         credentials: Credentials for the server; None for plaintext.
         variants: Variants of the protocol to check.
         rules: Numbers of the rules to check, such as `R12`.
@@ -120,16 +125,14 @@ async def run(
     Raises:
         UnreachableError: The server or the adapter cannot be reached.
     """
-    if adapter is None and credentials is not None:
-        channel = grpc.aio.secure_channel(target, credentials, OPTIONS)
-    else:
-        channel = grpc.aio.insecure_channel(adapter or target, OPTIONS)
-    async with channel:
+    async with connect(adapter or target, credentials if adapter is None else None) as channel:
         method: Set = channel.unary_unary(
             SET,
             request_serializer=pb.SetRequest.SerializeToString,
             response_deserializer=pb.SetResponse.FromString,
         )
+        async with connect(target, credentials) as server:
+            await _wait_until_ready(server, target, response_timeout)
         await _require(channel, method, adapter or target, response_timeout)
         slots = asyncio.Semaphore(concurrency)
         token = secrets.token_hex(3)  # Nodes of earlier runs are known to the server.
@@ -165,14 +168,22 @@ async def run(
     return Report(tuple(task.result() for task in tasks), selected, tuple(variants))
 
 
-async def _require(channel: grpc.aio.Channel, adapter: Set, address: str, limit: float) -> None:
-    """Raise UnreachableError unless the adapter answers."""
+async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: float) -> None:
     try:
         async with asyncio.timeout(limit):
             await channel.channel_ready()
+    except TimeoutError:
+        raise UnreachableError(f"cannot connect to {address} within {limit:g} s") from None
+
+
+async def _require(channel: grpc.aio.Channel, adapter: Set, address: str, limit: float) -> None:
+    """Raise UnreachableError unless the adapter answers."""
+    await _wait_until_ready(channel, address, limit)
+    try:
+        async with asyncio.timeout(limit):
             await adapter(pb.SetRequest(node="conformance"))
     except TimeoutError:
-        raise UnreachableError(f"no server at {address} answers within {limit:g} s") from None
+        raise UnreachableError(f"the adapter at {address} does not answer within {limit:g} s") from None
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             text = f"{address} does not implement xds.conformance.v1.Adapter: pass --adapter HOST:PORT"

@@ -1,7 +1,7 @@
 """A client of one stream, which records its conversation.
 
-It ACKs every response at once, unless a check holds ACKs back. What it received forms its view of each type. A
-check compares the view instead of single responses, because a server may split or merge responses.
+It ACKs every response at once, unless a check holds ACKs back. What it received forms its view of each type.
+Checks compare the view instead of single responses, because a server may split or merge responses.
 """
 
 from __future__ import annotations
@@ -24,8 +24,15 @@ from xds.server.services import ADS, SERVICES
 _PACKAGE = "envoy.service.discovery.v3"
 _INVALID_ARGUMENT = 3
 _MAX_RESPONSE = 64 * 1024 * 1024
-OPTIONS = (("grpc.max_receive_message_length", _MAX_RESPONSE), ("grpc.use_local_subchannel_pool", 1))
+_OPTIONS = (("grpc.max_receive_message_length", _MAX_RESPONSE), ("grpc.use_local_subchannel_pool", 1))
 """Channel arguments: each check has a connection of its own."""
+
+
+def connect(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    """Return a channel with a connection of its own; without credentials, in plaintext."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, _OPTIONS)
+    return grpc.aio.secure_channel(target, credentials, _OPTIONS)
 
 
 class Variant(StrEnum):
@@ -383,10 +390,11 @@ class Stream:
             error: Exception = EndedError(await self._call.code(), await self._call.details() or "")
         except grpc.aio.AioRpcError as ended:
             error = EndedError(ended.code(), ended.details() or "")
-        except (CheckError, asyncio.CancelledError) as failed:
-            error = failed if isinstance(failed, CheckError) else CheckError("the stream was closed")
-        if not isinstance(error, EndedError) or error.code is not grpc.StatusCode.CANCELLED:
-            self._say(f"<-   {error}")
+        except asyncio.CancelledError:
+            return  # The client has ended the stream.
+        except CheckError as failed:
+            error = failed
+        self._say(f"<-   {error}")
         self._queue.put_nowait(error)
 
     def _decode(self, data: bytes) -> Response:

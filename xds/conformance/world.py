@@ -1,9 +1,9 @@
 """What the server under test serves to a node: resources in shorthand, set through the adapter.
 
-`await world.set(CDS="alpha=1 beta=2", RDS="alpha=1>beta")` replaces the clusters and routes of the node. A word
-is a resource's name and content, and after `>` the resource that it refers to: the assignment of a cluster, the
-routes of a listener, or the cluster of a route. The content is written into the message, so a response shows
-which content it carries.
+`await world.set(CDS="alpha=1 beta=2", RDS="alpha=1>beta")` replaces the clusters and routes of the node. Each
+word is a resource's name and content, and after `>` the resource that it refers to: the assignment of a
+cluster, the routes of a listener, or the cluster of a route. The content is written into the message, so a
+response shows which content it carries.
 """
 
 from __future__ import annotations
