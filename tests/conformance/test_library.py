@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
@@ -17,6 +18,9 @@ from tests.conformance import broken
 from tests.support.loopback import free_port
 from xds.conformance import TITLES, Outcome, Report, UnreachableError, Variant, run, store_adapter
 from xds.conformance.rules import CHECKS, NOT_JUDGED
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.server_tls import ServerCertificate, Trust
 from xds.server import XdsServer
 from xds.server import discovery as server_module
 from xds.store import Store
@@ -173,6 +177,27 @@ async def test_command_prints_each_format(monkeypatch):
 async def test_wrong_usage_exits_with_2():
     assert (await command("nowhere")).exit_code == 2
     assert "R1 to R62" in (await command("127.0.0.1:1", "--rule", "R63")).stderr
+
+
+async def test_command_verifies_the_server_over_tls(tmp_path):
+    ca = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
+    own = ServerCertificate(["localhost"], lambda: Trust(ca, ca.root_pem), now=lambda: datetime.now(UTC))
+    (tmp_path / "ca.pem").write_bytes(ca.root_pem)
+    store = Store()
+    async with XdsServer(
+        *(store, "127.0.0.1:0"),
+        grace=0.1,
+        secure=[("127.0.0.1:0", own.credentials(certificate_required=False))],
+        added=[store_adapter(store)],
+    ) as server:
+        target = f"localhost:{server.secure_ports[0]}"
+        words = ("--adapter", f"127.0.0.1:{server.port}", "--rule", "R4", "--timeout", "10s")
+        verified = await command(target, *words, "--ca-file", str(tmp_path / "ca.pem"))
+        own_adapter = await command(target, *words[2:], "--ca-file", str(tmp_path / "ca.pem"))
+        plaintext = await command(target, *words[:-1], "500ms")
+    assert (verified.exit_code, verified.stderr) == (0, "")
+    assert (own_adapter.exit_code, own_adapter.stderr) == (0, "")
+    assert plaintext.exit_code == 3
 
 
 async def test_unreachable_server_exits_with_3():

@@ -117,9 +117,10 @@ def conformance(
     The server is seen as a client sees it. It needs an adapter: a gRPC service that sets the resources of a
     node, about ten lines around the server's own cache. Each check uses a node and a connection of its own.
 
-    The table has a line for each rule. FAIL means that a check fails on which clients rely; differs, that a
-    check fails where the specification leaves servers a choice. The conversation of each failed check follows.
-    The wide format also lists the rules that do not apply, with the reason.
+    The table has a line for each rule. FAIL means that the server breaks a rule that clients rely on, and
+    differs, that it deviates where the specification leaves a choice. The conversation of the first failed
+    check of each rule follows. The wide format has those of all failed checks, and the rules that do not
+    apply, with the reason.
 
     Exit status: 0 no rule is broken, 1 a rule is broken, 2 wrong usage, 3 the server or the adapter cannot be
     reached.
@@ -194,9 +195,14 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
             if reason := report.reason(rule):
                 table.add_row(rule, reason, TITLES[rule])
         table.show()
-    for result in report.results:
-        if result.outcome is Outcome.FAIL:
+    failures = [result for result in report.results if result.outcome is Outcome.FAIL]
+    for rule in report.rules:
+        of_rule = [result for result in failures if result.rule == rule]
+        of_rule.sort(key=lambda result: result.level is Level.SHOULD)
+        for result in of_rule if is_wide else of_rule[:1]:
             _print_failure(result)
+        if len(of_rule) > 1 and not is_wide:
+            typer.echo(f"  {len(of_rule) - 1} more failed checks of {rule}: -o wide")
     counts = Counter(result.outcome for result in report.results)
     typer.echo(f"\n{', '.join(f'{counts[outcome]} {outcome.value}' for outcome in Outcome)}")
 
