@@ -27,6 +27,10 @@ class Broken(Session):
         self.change_request(request)
         return super().receive(request.SerializeToString(), now)
 
+    @property
+    def is_idle(self) -> bool:
+        return not self.again and super().is_idle
+
     def next(self, now: float) -> bytes | None:
         if self.again:
             return self.again.pop().SerializeToString()

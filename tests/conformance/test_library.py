@@ -88,8 +88,10 @@ FAULTS = [
 async def test_fault_is_found_by_its_rule(fault, variants, rules, monkeypatch):
     monkeypatch.setattr(server_module, "Session", fault)
     async with serving() as address:
-        # A fault ends a check early: only those that a fault does not reach wait for the timeout.
-        report = await run(address, variants=variants, rules=rules, response_timeout=3, concurrency=16)
+        # A fault ends a check early. Checks that a fault does not concern wait.
+        report = await run(
+            address, variants=variants, rules=rules, response_timeout=3, quiet=2, concurrency=16
+        )
     for variant in variants:
         assert {rule for rule in rules if report.outcome(rule, variant) is Outcome.FAIL} == rules
 
@@ -144,7 +146,7 @@ async def test_command_prints_rules_and_conversations(monkeypatch):
         assert "R12   must   pass  pass      pass   pass       a rejected resource" in result.stdout
         assert "R9    a permission, not a requirement" in result.stdout
         monkeypatch.setattr(server_module, "Session", broken.ResendsOnNack)
-        result = await command(address, "--rule", "R12", "--variant", "sotw")
+        result = await command(address, "--rule", "R12", "--variant", "sotw", "--quiet", "5s")
     assert result.exit_code == 1
     assert "FAIL R12 sotw rejected_resource_is_not_sent_again CDS (must)" in result.stdout
     lines = [line.strip() for line in result.stdout.splitlines()]
