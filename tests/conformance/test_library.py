@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
+import grpc
 import grpc.aio
 import pytest
 
@@ -18,6 +19,7 @@ from tests.conformance import broken
 from tests.support.loopback import free_port
 from xds.conformance import TITLES, Outcome, Report, UnreachableError, Variant, run, store_adapter
 from xds.conformance.rules import CHECKS, NOT_JUDGED
+from xds.conformance.v1 import adapter_pb2 as pb
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.server_tls import ServerCertificate, Trust
@@ -178,6 +180,9 @@ async def test_command_prints_each_format(monkeypatch):
 
 async def test_wrong_usage_exits_with_2():
     assert (await command("nowhere")).exit_code == 2
+    async with serving() as address:
+        nothing = await command(address, "--rule", "R9")
+    assert (nothing.exit_code, "nothing was checked" in nothing.stderr) == (2, True)
     assert "R1 to R62" in (await command("127.0.0.1:1", "--rule", "R63")).stderr
 
 
@@ -206,6 +211,26 @@ async def test_unreachable_server_exits_with_3():
     result = await command(f"127.0.0.1:{free_port()}", "--timeout", "100ms")
     assert result.exit_code == 3
     assert "cannot connect" in result.stderr
+
+
+async def test_failing_adapter_fails_checks():
+    async with serving() as address, XdsServer(Store(), "127.0.0.1:0", added=[_refuse], grace=0.1) as adapter:
+        report = await run(address, adapter=f"127.0.0.1:{adapter.port}", rules=["R4"], **PATIENCE)
+    assert {result.reason for result in report.results} == {"the adapter failed: INVALID_ARGUMENT: no types"}
+    assert report.failed
+
+
+def _refuse(server: grpc.aio.Server, _: object) -> None:
+    async def set_resources(request, context):
+        if request.types:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no types")
+        return pb.SetResponse()
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        set_resources, pb.SetRequest.FromString, pb.SetResponse.SerializeToString
+    )
+    service = "xds.conformance.v1.Adapter"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Set": handler}),))
 
 
 async def test_server_without_an_adapter_is_explained():

@@ -122,8 +122,8 @@ def conformance(
     check of each rule follows. The wide format has those of all failed checks, and the rules that do not
     apply, with the reason.
 
-    Exit status: 0 no rule is broken, 1 a rule is broken, 2 wrong usage, 3 the server or the adapter cannot be
-    reached.
+    Exit status: 0 no rule is broken, 1 a rule is broken, 2 nothing was checked or wrong usage, 3 the server
+    or the adapter cannot be reached.
     """
     for option, address in (("HOST:PORT", target), ("--adapter", adapter)):
         if address is not None:
@@ -157,6 +157,8 @@ def conformance(
     if sys.stderr.isatty():
         typer.echo("\r\033[K", nl=False, err=True)
     _print(report, output)
+    if report.is_empty:
+        fail("nothing was checked: no check applies to this server, or to these rules and variants")
     raise typer.Exit(int(report.failed))
 
 

@@ -9,7 +9,7 @@ from xds.conformance.adapter import store_adapter
 from xds.conformance.report import to_dict, to_junit
 from xds.conformance.rules import TITLES, Level
 from xds.conformance.runner import Outcome, Report, Result, UnreachableError, run
-from xds.conformance.stream import Variant
+from xds.conformance.wire import Variant
 
 __all__ = [
     "TITLES",

@@ -9,9 +9,9 @@ import grpc
 import grpc.aio
 
 from xds.codec import message_class
-from xds.conformance.rules import ADS, DELTA, SOTW, Level, Run, check, not_applicable
-from xds.conformance.stream import CheckError, Variant, method_of
-from xds.conformance.world import FULL, TYPES
+from xds.conformance.rules import ADS, DELTA, SOTW, Level, Run, check
+from xds.conformance.wire import NotApplicableError, Variant, method_of
+from xds.conformance.world import FULL, TYPES, CheckError
 from xds.server.services import SERVICES
 
 ALL = ("CDS", "EDS", "LDS", "RDS")
@@ -215,7 +215,7 @@ async def fetch_is_supported(run: Run) -> None:
         data = await run.channel.unary_unary(path)(request.SerializeToString(), timeout=run.timeout)
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            raise not_applicable("the server does not implement Fetch") from None
+            raise NotApplicableError("the server does not implement Fetch") from None
         raise CheckError(f"{error.code().name}: {error.details()}") from None
     response: Any = message_class("envoy.service.discovery.v3.DiscoveryResponse").FromString(data)
     run.conversation.append(f"<-   {len(response.resources)} resources")

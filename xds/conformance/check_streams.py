@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from xds.conformance.rules import ADS, DELTA, PER_TYPE, SOTW, Level, Run, check
-from xds.conformance.stream import CheckError
-from xds.conformance.world import TYPES
+from xds.conformance.world import TYPES, CheckError
 
 UNKNOWN = "type.googleapis.com/xds.conformance.v1.Unknown"
 

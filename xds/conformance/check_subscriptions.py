@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from xds.conformance.rules import DELTA, SOTW, Level, Run, check
-from xds.conformance.stream import CheckError, NotApplicableError, Stream
-from xds.conformance.world import FULL
+from xds.conformance.stream import Stream
+from xds.conformance.wire import NotApplicableError
+from xds.conformance.world import FULL, CheckError
 
 ALL = ("CDS", "EDS", "LDS", "RDS")
 NAMED = ("EDS", "RDS")

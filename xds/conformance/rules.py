@@ -9,7 +9,8 @@ from enum import StrEnum
 
 import grpc.aio
 
-from xds.conformance.stream import NotApplicableError, Stream, Variant, connect
+from xds.conformance.stream import Stream
+from xds.conformance.wire import Variant, connect
 from xds.conformance.world import Set, World
 
 SOTW = (Variant.SOTW, Variant.SOTW_ADS)
@@ -130,11 +131,6 @@ def check(
         return function
 
     return register
-
-
-def not_applicable(reason: str) -> NotApplicableError:
-    """Return the error that a check raises if the rule does not apply to the server."""
-    return NotApplicableError(reason)
 
 
 TITLES = {

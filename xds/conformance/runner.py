@@ -7,15 +7,16 @@ import secrets
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import grpc
 import grpc.aio
 
 from xds.conformance import check_order, check_streams, check_subscriptions  # noqa: F401 - they register checks
 from xds.conformance.rules import CHECKS, NOT_JUDGED, TITLES, Check, Level, Run
-from xds.conformance.stream import CheckError, NotApplicableError, Variant, connect
 from xds.conformance.v1 import adapter_pb2 as pb
-from xds.conformance.world import SET, Set
+from xds.conformance.wire import NotApplicableError, Variant, connect
+from xds.conformance.world import SET, CheckError, Set
 
 
 class Outcome(StrEnum):
@@ -61,6 +62,11 @@ class Report:
     def failed(self) -> bool:
         """Whether a check failed."""
         return any(result.outcome is Outcome.FAIL for result in self.results)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no check applied to the server."""
+        return all(result.outcome is Outcome.NOT_APPLICABLE for result in self.results)
 
     def of(self, rule: str, variant: Variant) -> tuple[Result, ...]:
         """Return the results of a rule in a variant."""
@@ -126,11 +132,12 @@ async def run(
         UnreachableError: The server or the adapter cannot be reached.
     """
     async with connect(adapter or target, credentials if adapter is None else None) as channel:
-        method: Set = channel.unary_unary(
+        call = channel.unary_unary(
             SET,
             request_serializer=pb.SetRequest.SerializeToString,
             response_deserializer=pb.SetResponse.FromString,
         )
+        method: Set = partial(call, timeout=response_timeout)
         async with connect(target, credentials) as server:
             await _wait_until_ready(server, target, response_timeout)
         await _require(channel, method, adapter or target, response_timeout)
@@ -180,10 +187,7 @@ async def _require(channel: grpc.aio.Channel, adapter: Set, address: str, limit:
     """Raise UnreachableError unless the adapter answers."""
     await _wait_until_ready(channel, address, limit)
     try:
-        async with asyncio.timeout(limit):
-            await adapter(pb.SetRequest(node="conformance"))
-    except TimeoutError:
-        raise UnreachableError(f"the adapter at {address} does not answer within {limit:g} s") from None
+        await adapter(pb.SetRequest(node="conformance"))
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             text = f"{address} does not implement xds.conformance.v1.Adapter: pass --adapter HOST:PORT"
@@ -200,8 +204,8 @@ async def _judge(this: Run, check: Check) -> Result:
         outcome, reason = Outcome.FAIL, str(error)
     except NotApplicableError as error:
         outcome, reason = Outcome.NOT_APPLICABLE, str(error)
-    except grpc.aio.AioRpcError as error:
-        outcome, reason = Outcome.FAIL, f"{error.code().name}: {error.details()}"
+    except TimeoutError:
+        outcome, reason = Outcome.FAIL, f"no answer within {this.timeout:g} s"
     finally:
         await this.close()
     return Result(

@@ -10,92 +10,16 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import grpc
 import grpc.aio
 
 from xds.codec import message_class
-from xds.conformance.world import FULL, SHORT, TYPES, World, parse, read
-from xds.server.services import ADS, SERVICES
+from xds.conformance.wire import PACKAGE, EndedError, NotApplicableError, Response, Variant, decode, method_of
+from xds.conformance.world import FULL, TYPES, CheckError, World, parse
 
-_PACKAGE = "envoy.service.discovery.v3"
 _INVALID_ARGUMENT = 3
-_MAX_RESPONSE = 64 * 1024 * 1024
-_OPTIONS = (("grpc.max_receive_message_length", _MAX_RESPONSE), ("grpc.use_local_subchannel_pool", 1))
-"""Channel arguments: each check has a connection of its own."""
-
-
-def connect(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
-    """Return a channel with a connection of its own; without credentials, in plaintext."""
-    if credentials is None:
-        return grpc.aio.insecure_channel(target, _OPTIONS)
-    return grpc.aio.secure_channel(target, credentials, _OPTIONS)
-
-
-class Variant(StrEnum):
-    """A variant of the protocol."""
-
-    SOTW = "sotw"
-    SOTW_ADS = "sotw-ads"
-    DELTA = "delta"
-    DELTA_ADS = "delta-ads"
-
-    @property
-    def is_delta(self) -> bool:
-        """Whether the variant is incremental."""
-        return self in (Variant.DELTA, Variant.DELTA_ADS)
-
-    @property
-    def is_ads(self) -> bool:
-        """Whether all types share a stream."""
-        return self in (Variant.SOTW_ADS, Variant.DELTA_ADS)
-
-
-class CheckError(Exception):
-    """The server breaks the rule."""
-
-
-class NotApplicableError(Exception):
-    """The rule does not apply to the server."""
-
-
-class EndedError(CheckError):
-    """The server ended the stream."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(f"the server ended the stream with {code.name}: {details}")
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A decoded response."""
-
-    type: str
-    nonce: str
-    version: str
-    """Version of the type as a whole."""
-    resources: dict[str, str]
-    """Contents by name."""
-    versions: dict[str, str]
-    """Versions by name (delta only)."""
-    removed: frozenset[str]
-    identifier: str
-    canary: bool
-
-
-def method_of(short: str, variant: Variant) -> str:
-    """Return the path of the method that serves a type."""
-    url = TYPES.get(short, short)
-    name, service = next(
-        (name, service)
-        for name, service in SERVICES.items()
-        if (name == ADS if variant.is_ads else service.type_url == url)
-    )
-    return f"/{name}/{service.delta if variant.is_delta else service.stream}"
 
 
 class Stream:
@@ -155,7 +79,8 @@ class Stream:
     async def leave(self, short: str, *names: str, **fields: Any) -> None:
         """Unsubscribe from names."""
         self.names[short] = [name for name in self.names[short] if name not in names]
-        self.forget(short, *(names if "*" not in names else set(self.view[short]) - {*self.names[short]}))
+        dropped = self.view[short].keys() - {*self.names[short]} if "*" in names else names
+        self.forget(short, *dropped)
         await self.request(short, unsubscribe=names, **fields)
 
     async def ack(self, short: str, **fields: Any) -> None:
@@ -185,7 +110,7 @@ class Stream:
     ) -> None:
         """Send a request. A SotW request contains all names that the client subscribes to, or `names`."""
         kind = "DeltaDiscoveryRequest" if self.variant.is_delta else "DiscoveryRequest"
-        request: Any = message_class(f"{_PACKAGE}.{kind}")()
+        request: Any = message_class(f"{PACKAGE}.{kind}")()
         request.type_url = TYPES.get(short, short) if type_url is None else type_url
         said = []
         if self.variant.is_delta:
@@ -386,7 +311,9 @@ class Stream:
     async def _read(self) -> None:
         try:
             while (data := await self._call.read()) is not grpc.aio.EOF:
-                self._queue.put_nowait(self._decode(data))
+                response = decode(data, delta=self.variant.is_delta)
+                self._say(f"<-   {response}")
+                self._queue.put_nowait(response)
             error: Exception = EndedError(await self._call.code(), await self._call.details() or "")
         except grpc.aio.AioRpcError as ended:
             error = EndedError(ended.code(), ended.details() or "")
@@ -396,36 +323,3 @@ class Stream:
             error = failed
         self._say(f"<-   {error}")
         self._queue.put_nowait(error)
-
-    def _decode(self, data: bytes) -> Response:
-        delta = self.variant.is_delta
-        kind = "DeltaDiscoveryResponse" if delta else "DiscoveryResponse"
-        message: Any = message_class(f"{_PACKAGE}.{kind}").FromString(data)
-        short = SHORT.get(message.type_url, message.type_url)
-        resources: dict[str, str] = {}
-        versions = {}
-        for item in message.resources:
-            body = item.resource if delta else item
-            if body.type_url != message.type_url:
-                continue  # Without a body: a heartbeat or an unknown alias.
-            name, content = read(short, body.value)
-            name = item.name if delta else name
-            if name in resources:
-                raise CheckError(f"R30: {short}: a response contains {name} twice")
-            resources[name] = content
-            if delta:
-                versions[name] = item.version
-        response = Response(
-            type=short,
-            nonce=message.nonce,
-            version=message.system_version_info if delta else message.version_info,
-            resources=resources,
-            versions=versions,
-            removed=frozenset(message.removed_resources if delta else ()),
-            identifier=message.control_plane.identifier,
-            canary=False if delta else message.canary,
-        )
-        words = [f"{name}={content}" for name, content in resources.items()]
-        words += [f"-{name}" for name in sorted(response.removed)]
-        self._say(f"<-   {short} nonce={response.nonce} version={response.version} [{' '.join(words)}]")
-        return response

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc.aio
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
@@ -115,6 +116,10 @@ def parse(text: str) -> dict[str, str]:
     }
 
 
+class CheckError(Exception):
+    """The server breaks the rule."""
+
+
 class World:
     """The resources of one node. `say` records each change."""
 
@@ -157,4 +162,7 @@ class World:
             request.types.add(
                 type_url=TYPES[short], version=digest.hexdigest()[:16], resources=resources.values()
             )
-        await self._adapter(request)
+        try:
+            await self._adapter(request)
+        except grpc.aio.AioRpcError as error:
+            raise CheckError(f"the adapter failed: {error.code().name}: {error.details()}") from None
