@@ -16,6 +16,8 @@ MEASURING := tests/hostile tests/server/test_pressure.py
 # Tests that need Docker, and tests that need Kubernetes built from source.
 COMPOSE := tests/compose
 IN_KUBERNETES := tests/kubernetes
+# Tests that need a program built with Go.
+WITH_GO := tests/conformance/test_go_control_plane.py
 
 # Most tests wait for processes: use more workers than cores.
 WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))
@@ -27,11 +29,14 @@ PER_CORE = -n $$(nproc) $(GROUPED)
 export PYTHONDONTWRITEBYTECODE :=
 
 PROTOS := $(wildcard protos/xds/mesh/v1/*.proto)
-PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) \
-	--include_source_info --descriptor_set_out=$(1)/xds/mesh/v1/descriptors.binpb $(PROTOS)
+GENERATE = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1)
+PROTOC = $(GENERATE) --include_source_info --descriptor_set_out=$(1)/xds/mesh/v1/descriptors.binpb $(PROTOS) && \
+	$(GENERATE) protos/xds/conformance/v1/adapter.proto
+GENERATED := xds/mesh/v1 xds/conformance/v1
 
 GO_PROGRAM = $(BIN)/python -m tests.kubernetes.environment.go_programs
-KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries && $(GO_PROGRAM) helm
+KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries && $(GO_PROGRAM) helm && \
+	$(BIN)/python -m tests.conformance.building
 
 .NOTPARALLEL:
 .PHONY: help demo unit test test-slow test-all coverage test-kubernetes test-compose kubernetes check docs proto \
@@ -47,7 +52,7 @@ unit: $(READY) ## Run the tests that start no processes (under a minute)
 	@$(BIN)/pytest $(PER_CORE) -m "not real"
 
 test: $(READY) ## Run all tests that need neither Docker nor Kubernetes; some need root
-	@$(BIN)/pytest $(PARALLEL) $(addprefix --ignore=,$(MEASURING) $(COMPOSE) $(IN_KUBERNETES))
+	@$(BIN)/pytest $(PARALLEL) $(addprefix --ignore=,$(MEASURING) $(COMPOSE) $(IN_KUBERNETES) $(WITH_GO))
 	@$(BIN)/pytest $(PER_CORE) $(MEASURING)
 
 test-slow: coverage test-kubernetes test-compose ## Check coverage, and run the tests that need Kubernetes or Docker
@@ -58,22 +63,23 @@ coverage: $(READY) ## Require full branch coverage of policy, rollout and protoc
 	@$(BIN)/pytest $(PER_CORE) $(COVERED) --cov=xds.mesh.policy --cov=xds.mesh.rollout --cov=xds.protocol --cov-branch \
 		--cov-report=term-missing:skip-covered --cov-fail-under=100
 
-test-kubernetes: $(READY) ## Run the tests with a Kubernetes control plane, which is built first if Go is installed
+test-kubernetes: $(READY) ## Run the tests with a Kubernetes control plane and other programs, built first if Go is installed
 	@{ $(KUBERNETES); } || test -z "$$XDS_REQUIRE_KUBERNETES"
-	@$(BIN)/pytest $(PARALLEL) $(IN_KUBERNETES)
+	@$(BIN)/pytest $(PARALLEL) $(IN_KUBERNETES) $(WITH_GO)
 
 test-compose: $(READY) ## Build the image and run the demo in containers (needs Docker)
 	@$(BIN)/pytest $(COMPOSE)
 
-kubernetes: $(READY) ## Build the Kubernetes control plane and helm for the tests (needs Go)
+kubernetes: $(READY) ## Build the Kubernetes control plane, helm and a go-control-plane server for the tests (needs Go)
 	@$(KUBERNETES)
 
 check: $(READY) ## Check lint, formatting, types, import contracts, generated code, spelling and docs
 	@$(BIN)/python -c "$$CONFLICTS"
 	@generated=$$(mktemp -d) && trap 'rm -rf "$$generated"' EXIT && \
-		mkdir -p "$$generated/xds/mesh/v1" && $(call PROTOC,$$generated) && \
-		diff -rq --exclude=__init__.py --exclude=__pycache__ "$$generated/xds/mesh/v1" xds/mesh/v1 || \
-		{ echo "xds/mesh/v1 is out of date: run 'make proto' and commit the result"; exit 1; } >&2
+		mkdir -p $(addprefix "$$generated"/,$(GENERATED)) && $(call PROTOC,$$generated) && \
+		for package in $(GENERATED); do \
+			diff -rq --exclude=__init__.py --exclude=__pycache__ "$$generated/$$package" "$$package" || \
+			{ echo "$$package is out of date: run 'make proto' and commit the result" >&2; exit 1; }; done
 	@$(BIN)/python charts/generate.py --check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -89,7 +95,7 @@ check: $(READY) ## Check lint, formatting, types, import contracts, generated co
 docs: $(READY) ## Build the site into build/site; dead links are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-proto: $(READY) ## Generate xds/mesh/v1 from protos/
+proto: $(READY) ## Generate xds/mesh/v1 and xds/conformance/v1 from protos/
 	$(call PROTOC,.)
 
 chart: $(READY) ## Generate the templates of charts/xds from xds/mesh/kube

@@ -46,6 +46,7 @@ _COMMANDS = {
     "proxy": "Run Envoy in a sidecar container.",
     "init": "Redirect a pod's traffic to its sidecar with iptables.",
     "token": "Issue tokens for sidecars outside Kubernetes.",
+    "conformance": "Check an xDS server against the rules of the protocol.",
     "demo": "Run Istio's automatic mutual TLS task with real Envoys on this machine.",
     "completion": "Print a completion script for bash, zsh or fish.",
     "version": "Print the versions of this program and of the control plane.",

@@ -1,0 +1,239 @@
+"""`xds conformance` passes this library's server, and finds the faults of broken ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import NamedTuple
+from xml.etree import ElementTree as ET
+
+import grpc
+import grpc.aio
+import pytest
+
+from tests.conformance import broken
+from tests.support.loopback import free_port
+from xds.conformance import TITLES, Outcome, Report, UnreachableError, Variant, run, store_adapter
+from xds.conformance.rules import CHECKS, NOT_JUDGED
+from xds.conformance.v1 import adapter_pb2 as pb
+from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.server_tls import ServerCertificate, Trust
+from xds.server import XdsServer
+from xds.server import discovery as server_module
+from xds.store import Store
+
+SOTW = (Variant.SOTW, Variant.SOTW_ADS)
+DELTA = (Variant.DELTA, Variant.DELTA_ADS)
+PATIENCE = {"response_timeout": 30.0, "concurrency": 16}
+"""A correct server answers at once, so only a slow machine needs this time."""
+
+
+@asynccontextmanager
+async def serving(**options: object) -> AsyncIterator[str]:
+    store = Store()
+    server = XdsServer(
+        store, "127.0.0.1:0", identifier="under-test", added=[store_adapter(store)], grace=0.1, **options
+    )
+    async with server:
+        yield f"127.0.0.1:{server.port}"
+
+
+def failed(report: Report) -> dict[str, str]:
+    return {
+        f"{result.rule} {result.variant} {result.check}": "\n".join((result.reason, *result.conversation))
+        for result in report.results
+        if result.outcome is Outcome.FAIL
+    }
+
+
+@pytest.mark.parametrize("variant", Variant)
+async def test_library_passes_every_check(variant):
+    async with serving() as address:
+        report = await run(address, variants=[variant], **PATIENCE)
+    assert failed(report) == {}
+    assert {result.outcome for result in report.results} == {Outcome.PASS}
+
+
+def test_every_rule_is_judged_or_says_why_not():
+    assert [*TITLES] == [f"R{number}" for number in range(1, 63)]
+    assert {check.rule for check in CHECKS}.isdisjoint(NOT_JUDGED)
+    assert {check.rule for check in CHECKS} | NOT_JUDGED.keys() == TITLES.keys()
+    assert all(check.requires.endswith(".") for check in CHECKS)
+
+
+FAULTS = [
+    (broken.ResendsOnNack, Variant, {"R12"}),
+    (broken.AnswersAcks, Variant, {"R15"}),
+    (broken.RepeatsNonces, Variant, {"R4"}),
+    (broken.AcceptsStaleRequests, SOTW, {"R6"}),
+    (broken.TakesOldVersionsForNacks, SOTW, {"R10"}),
+    (broken.CountsVersions, Variant, {"R5"}),
+    (broken.IgnoresRepeatedSubscriptions, DELTA, {"R19"}),
+    (broken.IgnoresUnsubscriptions, DELTA, {"R22", "R29"}),
+    (broken.ReportsNoRemovals, DELTA, {"R26", "R27", "R33"}),
+    (broken.IgnoresReportedVersions, DELTA, {"R36"}),
+    (broken.HasAWildcardForRoutes, Variant, {"R23"}),
+    (broken.RepeatsNames, Variant, {"R30"}),
+    (broken.SendsUnrequested, Variant, {"R28"}),
+    (broken.SetsCanary, SOTW, {"R48"}),
+    (broken.HasNoIdentifier, Variant, {"R46"}),
+    (broken.DropsLaterResponses, Variant, {"R22"}),
+]
+
+
+@pytest.mark.parametrize(("fault", "variants", "rules"), FAULTS, ids=[fault.__name__ for fault, *_ in FAULTS])
+async def test_fault_is_found_by_its_rule(fault, variants, rules, monkeypatch):
+    monkeypatch.setattr(server_module, "Session", fault)
+    async with serving() as address:
+        # A fault ends a check early. Checks that a fault does not concern wait.
+        report = await run(
+            address, variants=variants, rules=rules, response_timeout=3, quiet=2, concurrency=16
+        )
+    for variant in variants:
+        assert {rule for rule in rules if report.outcome(rule, variant) is Outcome.FAIL} == rules
+
+
+async def test_fault_breaks_no_other_rule(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.HasNoIdentifier)
+    async with serving() as address:
+        report = await run(address, variants=[Variant.DELTA_ADS], **PATIENCE)
+    assert {name.split()[0] for name in failed(report)} == {"R46"}
+
+
+class _OnlyAds(grpc.aio.ServerInterceptor):
+    async def intercept_service(self, continuation, details):
+        handler = await continuation(details)
+        return handler if "Aggregated" in details.method or "conformance" in details.method else None
+
+
+async def test_missing_services_are_not_applicable():
+    async with serving(interceptors=[_OnlyAds()]) as address:
+        report = await run(
+            address, rules=("R4", "R49", "R50"), variants=(Variant.SOTW, Variant.DELTA_ADS), **PATIENCE
+        )
+    assert report.outcome("R4", Variant.SOTW) is Outcome.NOT_APPLICABLE
+    assert report.outcome("R4", Variant.DELTA_ADS) is Outcome.PASS
+    assert report.reason("R49") == "the server does not implement Fetch"
+    assert set(failed(report)) == {"R50 sotw services_are_served"}
+
+
+class Command(NamedTuple):
+    exit_code: int | None
+    stdout: str
+    stderr: str
+
+
+async def command(*words: str) -> Command:
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "xds", "conformance", *words), stdout=pipe, stderr=pipe
+    )
+    stdout, stderr = await process.communicate()
+    return Command(process.returncode, stdout.decode(), stderr.decode())
+
+
+def narrow(rules: Iterable[str]) -> list[str]:
+    return [word for rule in rules for word in ("--rule", rule)]
+
+
+async def test_command_prints_rules_and_conversations(monkeypatch):
+    async with serving() as address:
+        result = await command(address, *narrow(("r12", "R9")), "-o", "wide")
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "R12   must   pass  pass      pass   pass       a rejected resource" in result.stdout
+        assert "R9    a permission, not a requirement" in result.stdout
+        monkeypatch.setattr(server_module, "Session", broken.ResendsOnNack)
+        result = await command(address, "--rule", "R12", "--variant", "sotw", "--quiet", "5s")
+    assert result.exit_code == 1
+    assert "FAIL R12 sotw rejected_resource_is_not_sent_again CDS (must)" in result.stdout
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    nack = next(index for index, line in enumerate(lines) if line.endswith("NACK"))
+    assert lines[nack + 1].startswith("<-   CDS nonce=")
+
+
+async def test_command_prints_each_format(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.HasNoIdentifier)
+    async with serving() as address:
+        words = (address, "--variant", "delta", *narrow(("R4", "R46")))
+        document = json.loads((await command(*words, "-o", "json")).stdout)
+        suites = ET.fromstring((await command(*words, "-o", "junit")).stdout)
+        must = await command(*words, "--level", "must")
+        table = await command(*words)
+    assert [(rule["rule"], rule["outcomes"]) for rule in document["rules"]] == [
+        ("R4", {"delta": "pass"}),
+        ("R46", {"delta": "fail"}),
+    ]
+    (check,) = document["rules"][1]["checks"]
+    assert check["reason"] == "control_plane.identifier is empty"
+    assert any(line.startswith("<-   CDS") for line in check["conversation"])
+    (suite,) = suites
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("2", "1", "0")
+    assert suite.find("testcase/failure").get("message") == "control_plane.identifier is empty"
+    assert must.exit_code == 0
+    assert (table.exit_code, "R46   should  differs  system_version_info" in table.stdout) == (1, True)
+
+
+async def test_wrong_usage_exits_with_2():
+    assert (await command("nowhere")).exit_code == 2
+    async with serving() as address:
+        nothing = await command(address, "--rule", "R9")
+    assert (nothing.exit_code, "nothing was checked" in nothing.stderr) == (2, True)
+    assert "R1 to R62" in (await command("127.0.0.1:1", "--rule", "R63")).stderr
+
+
+async def test_command_verifies_the_server_over_tls(tmp_path):
+    ca = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
+    own = ServerCertificate(["localhost"], lambda: Trust(ca, ca.root_pem), now=lambda: datetime.now(UTC))
+    (tmp_path / "ca.pem").write_bytes(ca.root_pem)
+    store = Store()
+    async with XdsServer(
+        *(store, "127.0.0.1:0"),
+        grace=0.1,
+        secure=[("127.0.0.1:0", own.credentials(certificate_required=False))],
+        added=[store_adapter(store)],
+    ) as server:
+        target = f"localhost:{server.secure_ports[0]}"
+        words = ("--adapter", f"127.0.0.1:{server.port}", "--rule", "R4", "--timeout", "10s")
+        verified = await command(target, *words, "--ca-file", str(tmp_path / "ca.pem"))
+        own_adapter = await command(target, *words[2:], "--ca-file", str(tmp_path / "ca.pem"))
+        plaintext = await command(target, *words[:-1], "500ms")
+    assert (verified.exit_code, verified.stderr) == (0, "")
+    assert (own_adapter.exit_code, own_adapter.stderr) == (0, "")
+    assert plaintext.exit_code == 3
+
+
+async def test_unreachable_server_exits_with_3():
+    result = await command(f"127.0.0.1:{free_port()}", "--timeout", "100ms")
+    assert result.exit_code == 3
+    assert "cannot connect" in result.stderr
+
+
+async def test_failing_adapter_fails_checks():
+    async with serving() as address, XdsServer(Store(), "127.0.0.1:0", added=[_refuse], grace=0.1) as adapter:
+        report = await run(address, adapter=f"127.0.0.1:{adapter.port}", rules=["R4"], **PATIENCE)
+    assert {result.reason for result in report.results} == {"the adapter failed: INVALID_ARGUMENT: no types"}
+    assert report.failed
+
+
+def _refuse(server: grpc.aio.Server, _: object) -> None:
+    async def set_resources(request, context):
+        if request.types:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no types")
+        return pb.SetResponse()
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        set_resources, pb.SetRequest.FromString, pb.SetResponse.SerializeToString
+    )
+    service = "xds.conformance.v1.Adapter"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Set": handler}),))
+
+
+async def test_server_without_an_adapter_is_explained():
+    async with XdsServer(Store(), "127.0.0.1:0", grace=0.1) as server:
+        with pytest.raises(UnreachableError, match="does not implement xds"):
+            await run(f"127.0.0.1:{server.port}")

@@ -1,0 +1,223 @@
+"""`xds conformance`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xds.cli.durations import parse_duration
+from xds.cli.options import fail, fail_unreachable, parse_address
+from xds.cli.output import print_document
+from xds.cli.tables import Table
+from xds.conformance import (
+    TITLES,
+    Level,
+    Outcome,
+    Report,
+    Result,
+    UnreachableError,
+    Variant,
+    run,
+    to_dict,
+    to_junit,
+)
+from xds.mesh.model.objects import printable
+
+if TYPE_CHECKING:
+    import grpc
+
+EXAMPLES = """
+xds conformance 127.0.0.1:18000
+xds conformance xds.example.com:443 --adapter 127.0.0.1:18001 --ca-file ca.pem
+xds conformance 127.0.0.1:18000 --variant delta-ads --rule R12 --rule R38
+xds conformance 127.0.0.1:18000 --level must -o junit > report.xml
+"""
+
+_MARKS = {Outcome.PASS: "pass", Outcome.NOT_APPLICABLE: "-"}
+_FAILED_MARKS = {Level.MUST: "FAIL", Level.SHOULD: "differs"}
+
+
+class ReportFormat(StrEnum):
+    """An output format of a report."""
+
+    TABLE = "table"
+    WIDE = "wide"
+    JSON = "json"
+    YAML = "yaml"
+    JUNIT = "junit"
+
+
+def _file(option: str, help_text: str) -> typer.models.OptionInfo:
+    info: typer.models.OptionInfo = typer.Option(
+        option, metavar="FILE", exists=True, dir_okay=False, help=help_text, show_default=False
+    )
+    return info
+
+
+def conformance(
+    *,
+    target: Annotated[
+        str, typer.Argument(metavar="HOST:PORT", help="Address of the xDS server.", show_default=False)
+    ],
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter",
+            metavar="HOST:PORT",
+            help="Address of the adapter, in plaintext. Default: the server's address.",
+            show_default=False,
+        ),
+    ] = None,
+    variants: Annotated[
+        list[Variant] | None,
+        typer.Option("--variant", help="Variant to check; repeatable. Default: all.", show_default=False),
+    ] = None,
+    rules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rule", metavar="RULE", help="Rule to check; repeatable. Default: all.", show_default=False
+        ),
+    ] = None,
+    level: Annotated[
+        Level,
+        typer.Option(
+            "--level",
+            help="must: only the rules that clients rely on. should: also those that leave servers a choice.",
+        ),
+    ] = Level.SHOULD,
+    timeout: Annotated[
+        str,
+        typer.Option("--timeout", metavar="DURATION", help="Time to wait for a response that must come."),
+    ] = "5s",
+    quiet: Annotated[
+        str,
+        typer.Option("--quiet", metavar="DURATION", help="Time to wait for a response that must not come."),
+    ] = "200ms",
+    ca_file: Annotated[
+        Path | None,
+        _file("--ca-file", "Root certificates (PEM) to verify the server against. Default: plaintext."),
+    ] = None,
+    cert_file: Annotated[
+        Path | None,
+        _file("--cert-file", "Client certificate (PEM). Requires --ca-file and --key-file."),
+    ] = None,
+    key_file: Annotated[Path | None, _file("--key-file", "Private key (PEM) of --cert-file.")] = None,
+    output: Annotated[
+        ReportFormat, typer.Option("-o", "--output", help="Output format.")
+    ] = ReportFormat.TABLE,
+) -> None:
+    """Check whether an xDS server follows the rules of the protocol.
+
+    The server is seen as a client sees it. It needs an adapter: a gRPC service that sets the resources of a
+    node, about ten lines around the server's own cache. Each check uses a node and a connection of its own.
+
+    The table has a line for each rule. FAIL means that the server breaks a rule that clients rely on, and
+    differs, that it deviates where the specification leaves a choice. The conversation of the first failed
+    check of each rule follows. The wide format has those of all failed checks, and the rules that do not
+    apply, with the reason.
+
+    Exit status: 0 no rule is broken, 1 a rule is broken, 2 nothing was checked or wrong usage, 3 the server
+    or the adapter cannot be reached.
+    """
+    for option, address in (("HOST:PORT", target), ("--adapter", adapter)):
+        if address is not None:
+            parse_address(option, address)
+    selected = [rule.upper() for rule in rules or TITLES]
+    if unknown := [rule for rule in selected if rule not in TITLES]:
+        fail(f"--rule {unknown[0]}: unknown rule; rules are R1 to R{len(TITLES)}")
+    counts: Counter[Outcome] = Counter()
+
+    def show_progress(result: Result) -> None:
+        counts[result.outcome] += 1
+        if sys.stderr.isatty():
+            typer.echo(f"\r{counts.total()} checks, {counts[Outcome.FAIL]} failed", nl=False, err=True)
+
+    try:
+        report = asyncio.run(
+            run(
+                target,
+                adapter=adapter,
+                credentials=_credentials(ca_file, cert_file, key_file),
+                variants=variants or tuple(Variant),
+                rules=selected,
+                level=level,
+                response_timeout=parse_duration("--timeout", timeout),
+                quiet=parse_duration("--quiet", quiet),
+                on_result=show_progress,
+            )
+        )
+    except UnreachableError as error:
+        fail_unreachable(str(error))
+    if sys.stderr.isatty():
+        typer.echo("\r\033[K", nl=False, err=True)
+    _print(report, output)
+    if report.is_empty:
+        fail("nothing was checked: no check applies to this server, or to these rules and variants")
+    raise typer.Exit(int(report.failed))
+
+
+def _credentials(
+    ca_file: Path | None, cert_file: Path | None, key_file: Path | None
+) -> grpc.ChannelCredentials | None:
+    from xds.cli.admin_client import ClientCredentials  # noqa: PLC0415 - gRPC is slow to import
+
+    return ClientCredentials(roots=ca_file, certificate=cert_file, key=key_file).load()
+
+
+def _print(report: Report, output: ReportFormat) -> None:
+    if output is ReportFormat.JUNIT:
+        typer.echo(to_junit(report))
+    elif output in (ReportFormat.JSON, ReportFormat.YAML):
+        print_document(to_dict(report), output)
+    else:
+        _print_tables(report, is_wide=output is ReportFormat.WIDE)
+
+
+def _print_tables(report: Report, *, is_wide: bool) -> None:
+    judged = [rule for rule in report.rules if not report.reason(rule)]
+    table = Table("RULE", "LEVEL", *(variant.value.upper() for variant in report.variants), "TITLE")
+    for rule in judged:
+        table.add_row(
+            rule,
+            report.level(rule),
+            *(_mark(report, rule, variant) for variant in report.variants),
+            TITLES[rule],
+        )
+    table.show()
+    if is_wide and len(judged) < len(report.rules):
+        typer.echo()
+        table = Table("RULE", "NOT APPLICABLE", "TITLE")
+        for rule in report.rules:
+            if reason := report.reason(rule):
+                table.add_row(rule, reason, TITLES[rule])
+        table.show()
+    failures = [result for result in report.results if result.outcome is Outcome.FAIL]
+    for rule in report.rules:
+        of_rule = [result for result in failures if result.rule == rule]
+        of_rule.sort(key=lambda result: result.level is Level.SHOULD)
+        for result in of_rule if is_wide else of_rule[:1]:
+            _print_failure(result)
+        if len(of_rule) > 1 and not is_wide:
+            typer.echo(f"  {len(of_rule) - 1} more failed checks of {rule}: -o wide")
+    counts = Counter(result.outcome for result in report.results)
+    typer.echo(f"\n{', '.join(f'{counts[outcome]} {outcome.value}' for outcome in Outcome)}")
+
+
+def _mark(report: Report, rule: str, variant: Variant) -> str:
+    level = report.failed_level(rule, variant)
+    return _FAILED_MARKS[level] if level else _MARKS[report.outcome(rule, variant)]
+
+
+def _print_failure(result: Result) -> None:
+    mark = typer.style(_FAILED_MARKS[result.level], fg="red" if result.level is Level.MUST else "yellow")
+    typer.echo(f"\n{mark} {result.rule} {result.variant} {result.check} ({result.level})")
+    typer.echo(f"  required: {result.requires}")
+    typer.echo(f"  {printable(result.reason)}")
+    for line in result.conversation:
+        typer.echo(f"    {printable(line)}")

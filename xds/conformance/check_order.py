@@ -1,0 +1,299 @@
+"""Checks of reconnects, warming and order (R35 to R43), and of fields, services and streams (R46 to R60)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from xds.codec import message_class
+from xds.conformance.rules import ADS, DELTA, SOTW, Level, Run, check
+from xds.conformance.wire import NotApplicableError, Variant, method_of
+from xds.conformance.world import FULL, TYPES, CheckError
+from xds.server.services import SERVICES
+
+ALL = ("CDS", "EDS", "LDS", "RDS")
+ROUNDS = 10
+"""Number of changes whose order is checked. A server that sends types in random order fails one of them."""
+
+
+@check("R35", on=SOTW, types=ALL)
+async def reconnecting_client_gets_a_response(run: Run) -> None:
+    """A client that reports the current version on a new stream gets its resources again."""
+    world, first = await run.start(**{run.type: "alpha=1"})
+    await first.ask(run.type, "alpha")
+    await first.sees(run.type, "alpha=1")
+    await first.close()
+    stream = run.stream(world)
+    await stream.ask(run.type, "alpha", version=first.responses[-1].version)
+    await stream.sees(run.type, "alpha=1")
+
+
+@check("R36", on=DELTA, types=("CDS", "LDS", "RDS"))
+async def reconnecting_client_gets_what_changed(run: Run) -> None:
+    """A client that reports its versions on a new stream gets only changed and removed resources."""
+    world, first = await run.start(**{run.type: "alpha=1 beta=1 gamma=1"})
+    names = () if run.type in FULL else ("alpha", "beta", "gamma")
+    await first.ask(run.type, *names)
+    await first.sees(run.type, "alpha=1 beta=1 gamma=1")
+    await first.close()
+    await world.set(**{run.type: "alpha=1 beta=2"})
+    stream = run.stream(world)
+    stream.view[run.type] = first.view[run.type]
+    await stream.ask(run.type, *names, initial=first.versions[run.type])
+    await stream.sees(run.type, "alpha=1 beta=2", gone="gamma")
+    if "alpha" in stream.since(0, run.type):
+        raise CheckError("alpha is sent again, although the client reported its version")
+
+
+@check("R36", on=DELTA, types=FULL)
+async def current_client_gets_no_resources(run: Run) -> None:
+    """A client that reports the current versions of all resources gets none of them."""
+    world, first = await run.start(**{run.type: "alpha=1"})
+    await first.ask(run.type)
+    await first.sees(run.type, "alpha=1")
+    await first.close()
+    stream = run.stream(world)
+    await stream.ask(run.type, initial=first.versions[run.type])
+    await stream.settle(run.type)
+    await world.set(**{run.type: "alpha=1 beta=1"})
+    await stream.sees(run.type, "beta=1")
+    if "alpha" in stream.since(0, run.type):
+        raise CheckError("alpha is sent again, although the client reported its version")
+
+
+@check("R37", on=DELTA, level=Level.SHOULD)
+async def unrequested_versions_are_ignored(run: Run) -> None:
+    """Reported resources that the client does not subscribe to are neither sent nor removed."""
+    _, stream = await run.start(RDS="alpha=1 beta=1")
+    await stream.ask("RDS", "alpha", initial={"beta": "old", "omega": "old"})
+    await stream.sees("RDS", "alpha=1")
+    if "beta" in stream.view["RDS"]:
+        raise CheckError("beta is sent")
+    if stream.gone["RDS"]:
+        raise CheckError(f"reported as removed: {', '.join(sorted(stream.gone['RDS']))}")
+
+
+@check("R38", on=ADS)
+async def assignment_is_sent_with_its_cluster(run: Run) -> None:
+    """When a cluster changes, its assignment is sent again, because Envoy warms the cluster anew."""
+    world, stream = await run.start(CDS="alpha=1>alpha", EDS="alpha=1")
+    await stream.ask("CDS")
+    await stream.sees("CDS", "alpha=1")
+    await stream.ask("EDS", "alpha")
+    await stream.sees("EDS", "alpha=1")
+    stream.forget("EDS")
+    await world.set(CDS="alpha=2>alpha")
+    await stream.sees("CDS", "alpha=2")
+    await stream.sees("EDS", "alpha=1")
+
+
+@check("R39", on=ADS, level=Level.SHOULD)
+async def routes_are_not_sent_with_their_listener(run: Run) -> None:
+    """When a listener changes, its routes are not sent again."""
+    world, stream = await run.start(LDS="alpha=1>alpha", RDS="alpha=1 beta=1")
+    await stream.ask("LDS")
+    await stream.sees("LDS", "alpha=1")
+    await stream.ask("RDS", "alpha")
+    await stream.sees("RDS", "alpha=1")
+    await world.set(LDS="alpha=2>alpha")
+    await stream.sees("LDS", "alpha=2")
+    await stream.nothing("RDS")
+
+
+@check("R40", on=ADS, level=Level.SHOULD)
+async def responses_are_ordered(run: Run) -> None:
+    """If all types change at once, clusters are sent first, then endpoints, listeners and routes."""
+
+    def state(content: int) -> dict[str, str]:
+        return {short: f"alpha={content}" + (">alpha" if short != "EDS" else "") for short in ALL}
+
+    world, stream = await run.start(**state(1))
+    for short in ALL:
+        await stream.ask(short, *(() if short in FULL else ("alpha",)))
+        await stream.sees(short, "alpha=1")
+    for content in range(2, ROUNDS + 2):
+        before = len(stream.responses)
+        await world.set(**state(content))
+        for short in ALL:
+            await stream.sees(short, f"alpha={content}")
+        order = [got.type for got in stream.responses[before:] if got.resources.get("alpha") == str(content)]
+        order = list(dict.fromkeys(order))
+        if order != [*ALL]:
+            raise CheckError(f"sent in the order {', '.join(order)}")
+
+
+@check("R41", on=ADS, level=Level.SHOULD)
+async def cluster_is_removed_after_its_route(run: Run) -> None:
+    """A cluster is removed after the client has ACKed the route that used it."""
+    world, stream = await run.start(CDS="alpha=1", RDS="main=1>alpha")
+    await stream.ask("CDS")
+    await stream.sees("CDS", "alpha=1")
+    await stream.ask("RDS", "main")
+    await stream.sees("RDS", "main=1")
+    old, new = "alpha", "beta"
+    for content in range(2, ROUNDS + 2):
+        before = len(stream.responses)
+        await world.set(CDS=f"{new}=1", RDS=f"main={content}>{new}")
+        await stream.sees("RDS", f"main={content}")
+        for got in stream.responses[before:]:
+            if got.resources.get("main") == str(content):
+                break
+            omitted = run.variant in SOTW and got.type == "CDS" and old not in got.resources
+            if old in got.removed or omitted:
+                raise CheckError(f"the cluster {old} is removed before the route that uses it has changed")
+        await stream.sees("CDS", f"{new}=1")
+        old, new = new, old
+
+
+@check("R42", on=ADS, level=Level.SHOULD)
+async def listener_waits_for_clusters(run: Run) -> None:
+    """A listener that changes together with clusters is sent after the ACK of the clusters."""
+    world, stream = await run.start(CDS="alpha=1", LDS="alpha=1")
+    for short in FULL:
+        await stream.ask(short)
+        await stream.sees(short, "alpha=1")
+    stream.held.add("CDS")
+    await world.set(CDS="alpha=2", LDS="alpha=2")
+    await stream.sees("CDS", "alpha=2")
+    await stream.nothing("LDS", probe=False)
+    await stream.ack("CDS")
+    await stream.sees("LDS", "alpha=2")
+
+
+@check("R43", on=ADS, level=Level.SHOULD)
+async def route_waits_for_its_cluster(run: Run) -> None:
+    """A route to a new cluster is sent after the ACK of the cluster."""
+    world, stream = await run.start(CDS="alpha=1", RDS="main=1>alpha")
+    await stream.ask("CDS")
+    await stream.sees("CDS", "alpha=1")
+    await stream.ask("RDS", "main")
+    await stream.sees("RDS", "main=1")
+    stream.held.add("CDS")
+    await world.set(CDS="alpha=1 beta=1", RDS="main=2>beta")
+    await stream.sees("CDS", "alpha=1 beta=1")
+    await stream.nothing("RDS", probe=False)
+    await stream.ack("CDS")
+    await stream.sees("RDS", "main=2")
+
+
+@check("R46", level=Level.SHOULD)
+async def control_plane_is_set(run: Run) -> None:
+    """Responses contain the version of the type and the identifier of the control plane."""
+    _, stream = await run.start(CDS="alpha=1")
+    await stream.ask("CDS")
+    await stream.sees("CDS", "alpha=1")
+    response = stream.responses[-1]
+    if not response.version:
+        raise CheckError("the version is empty")
+    if not response.identifier:
+        raise CheckError("control_plane.identifier is empty")
+
+
+@check("R48", on=SOTW)
+async def canary_is_not_set(run: Run) -> None:
+    """Responses do not have the field canary set."""
+    _, stream = await run.start(CDS="alpha=1")
+    await stream.ask("CDS")
+    await stream.sees("CDS", "alpha=1")
+    if stream.responses[-1].canary:
+        raise CheckError("canary is set")
+
+
+@check("R49", on=(Variant.SOTW,), types=ALL, level=Level.SHOULD)
+async def fetch_is_supported(run: Run) -> None:
+    """The unary method of a type's service returns the named resources."""
+    world = await run.world(**{run.type: "alpha=1"})
+    request: Any = message_class("envoy.service.discovery.v3.DiscoveryRequest")()
+    request.node.id, request.type_url = world.node, TYPES[run.type]
+    request.resource_names.append("alpha")
+    path = method_of(run.type, run.variant).replace("/Stream", "/Fetch")
+    run.conversation.append(f"->   {path} names=alpha node={world.node}")
+    try:
+        data = await run.channel.unary_unary(path)(request.SerializeToString(), timeout=run.timeout)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            raise NotApplicableError("the server does not implement Fetch") from None
+        raise CheckError(f"{error.code().name}: {error.details()}") from None
+    response: Any = message_class("envoy.service.discovery.v3.DiscoveryResponse").FromString(data)
+    run.conversation.append(f"<-   {len(response.resources)} resources")
+    if len(response.resources) != 1:
+        raise CheckError(f"{len(response.resources)} resources instead of one")
+
+
+@check("R50", level=Level.SHOULD)
+async def services_are_served(run: Run) -> None:
+    """The method of each discovery service is implemented."""
+    missing = []
+    for name, service in SERVICES.items():
+        method = service.delta if run.variant in DELTA else service.stream
+        if not method or bool(service.type_url) == (run.variant in ADS):
+            continue
+        call = run.channel.stream_stream(f"/{name}/{method}")()
+        await call.done_writing()
+        code = await asyncio.wait_for(call.code(), run.timeout)
+        run.conversation.append(f"<-   {name}/{method}: {code.name}")
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            missing.append(name.rpartition(".")[2])
+    if missing:
+        raise CheckError(f"not implemented: {', '.join(missing)}")
+
+
+@check("R51")
+async def streams_are_independent(run: Run) -> None:
+    """Two streams of a node have their own subscriptions, and one goes on when the other rejects and ends."""
+    world, first = await run.start(RDS="alpha=1 beta=1")
+    second = run.stream(world)
+    await first.ask("RDS", "alpha")
+    await first.sees("RDS", "alpha=1")
+    second.held.add("RDS")
+    await second.ask("RDS", "beta")
+    await second.sees("RDS", "beta=1")
+    await second.nack("RDS")
+    second.held.clear()
+    await world.set(RDS="alpha=2 beta=2")
+    await first.sees("RDS", "alpha=2")
+    await second.sees("RDS", "beta=2")
+    await second.close()
+    await world.set(RDS="alpha=3 beta=3")
+    await first.sees("RDS", "alpha=3")
+
+
+@check("R56", level=Level.SHOULD)
+async def many_streams_share_a_connection(run: Run) -> None:
+    """Sixteen streams on one connection all get responses."""
+    world = await run.world(RDS="alpha=1")
+    streams = [run.stream(world) for _ in range(16)]
+    for stream in streams:
+        await stream.ask("RDS", "alpha")
+    for stream in streams:
+        await stream.sees("RDS", "alpha=1")
+
+
+@check("R59", types=("CDS", "RDS"))
+async def unknown_client_stays_connected(run: Run) -> None:
+    """A client that the server does not know yet gets its resources once the server knows it."""
+    world = await run.world()
+    stream = run.stream(world)
+    await stream.ask(run.type, "alpha")
+    await stream.settle(run.type)
+    if stream.view[run.type]:
+        raise CheckError("an unknown node gets resources")
+    await world.set(**{run.type: "alpha=1"})
+    await stream.sees(run.type, "alpha=1")
+
+
+@check("R60")
+async def malformed_request_ends_its_own_stream(run: Run) -> None:
+    """A request that is no message ends its stream with an error. Other streams of the connection go on."""
+    world, good = await run.start(RDS="alpha=1")
+    await good.ask("RDS", "alpha")
+    await good.sees("RDS", "alpha=1")
+    bad = run.stream(world)
+    await bad.send("RDS", b"\xff\xff\xff\xff", "bytes that are no message: ff ff ff ff")
+    if await bad.ends() is grpc.StatusCode.OK:
+        raise CheckError("the stream ended with OK")
+    await world.set(RDS="alpha=2")
+    await good.sees("RDS", "alpha=2")

@@ -1,0 +1,298 @@
+"""Checks of subscriptions: R16 to R33."""
+
+from __future__ import annotations
+
+from xds.conformance.rules import DELTA, SOTW, Level, Run, check
+from xds.conformance.stream import Stream
+from xds.conformance.wire import NotApplicableError
+from xds.conformance.world import FULL, CheckError
+
+ALL = ("CDS", "EDS", "LDS", "RDS")
+NAMED = ("EDS", "RDS")
+
+
+async def enter_wildcard(stream: Stream, short: str, *names: str) -> None:
+    """Subscribe to `*`, which must work for the check to apply, and see alpha and beta."""
+    await stream.ask(short, "*", *names)
+    try:
+        await stream.sees(short, "alpha=1 beta=1")
+    except CheckError:
+        raise NotApplicableError("needs the wildcard `*`, which fails: see R22") from None
+
+
+@check("R16", on=SOTW, types=ALL)
+async def new_name_gets_a_response(run: Run) -> None:
+    """A request with a new name gets a response, although no resource changed."""
+    _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, "alpha")
+    await stream.sees(run.type, "alpha=1")
+    await stream.ask(run.type, "beta")
+    await stream.sees(run.type, "alpha=1 beta=1")
+
+
+@check("R17", on=SOTW, types=ALL, level=Level.SHOULD)
+async def fewer_names_get_no_response(run: Run) -> None:
+    """A request with fewer names gets no response."""
+    _, stream = await run.start(**{run.type: "alpha=1 beta=1 gamma=1"})
+    await stream.ask(run.type, "alpha", "beta")
+    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.leave(run.type, "beta")
+    await stream.nothing(run.type)
+
+
+@check("R18", types=ALL)
+async def resource_is_sent_again(run: Run) -> None:
+    """A client that unsubscribes from a name and subscribes again gets the resource again."""
+    _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, "alpha", "beta")
+    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.leave(run.type, "beta")
+    await stream.ask(run.type, "beta")
+    await stream.sees(run.type, "alpha=1 beta=1")
+
+
+@check("R19", on=DELTA, types=ALL)
+async def repeated_subscription_gets_a_response(run: Run) -> None:
+    """A repeated subscription gets the resource again."""
+    _, stream = await run.start(**{run.type: "alpha=1"})
+    await stream.ask(run.type, "alpha")
+    await stream.sees(run.type, "alpha=1")
+    stream.forget(run.type)
+    await stream.ask(run.type, "alpha")
+    await stream.sees(run.type, "alpha=1")
+
+
+@check("R20", on=DELTA)
+async def unknown_unsubscription_has_no_effect(run: Run) -> None:
+    """Unsubscribing from a name that was never subscribed to gets no response."""
+    _, stream = await run.start(RDS="alpha=1 beta=1")
+    await stream.ask("RDS", "alpha")
+    await stream.sees("RDS", "alpha=1")
+    await stream.leave("RDS", "omega")
+    await stream.nothing("RDS")
+
+
+@check("R21", on=DELTA, types=FULL)
+async def unsubscription_inside_a_wildcard(run: Run) -> None:
+    """A client with a wildcard that unsubscribes from a name gets the resource."""
+    _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await enter_wildcard(stream, run.type, "alpha")
+    await stream.leave(run.type, "alpha")
+    await stream.sees(run.type, "alpha=1 beta=1")
+
+
+@check("R22", types=FULL)
+async def legacy_wildcard(run: Run) -> None:
+    """A first request without names gets all resources, and later ones as well."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type)
+    await stream.sees(run.type, "alpha=1 beta=1")
+    await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
+    await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
+
+
+@check("R22", types=FULL)
+async def explicit_wildcard(run: Run) -> None:
+    """A request for `*` gets all resources, and later ones as well."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, "*")
+    await stream.sees(run.type, "alpha=1 beta=1")
+    await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
+    await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
+
+
+@check("R22", types=FULL)
+async def wildcard_can_be_left(run: Run) -> None:
+    """A client that has left the wildcard gets only the resources that it names."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, "*", "alpha")
+    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.leave(run.type, "*")
+    await stream.settle(run.type)
+    await world.set(**{run.type: "alpha=2 beta=2"})
+    await stream.sees(run.type, "alpha=2")
+    if stream.received(run.type, "beta=2"):
+        raise CheckError("a change of beta is sent, although the client has left the wildcard")
+
+
+@check("R22", on=SOTW, types=ALL)
+async def empty_list_after_names_is_no_wildcard(run: Run) -> None:
+    """A request without names after one with names subscribes to nothing."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, "alpha")
+    await stream.sees(run.type, "alpha=1")
+    await stream.leave(run.type, "alpha")
+    await stream.settle(run.type)
+    await world.set(**{run.type: "alpha=2 beta=2 gamma=1"})
+    await stream.settle(run.type)
+    await stream.ask(run.type, "gamma")
+    await stream.sees(run.type, "gamma=1")
+    if extra := {*stream.since(1, run.type)} - {"gamma"}:
+        raise CheckError(f"sent, although not requested: {', '.join(sorted(extra))}")
+
+
+@check("R23", types=NAMED, level=Level.SHOULD)
+async def other_types_have_no_legacy_wildcard(run: Run) -> None:
+    """An empty first request for assignments or routes gets no resources."""
+    _, stream = await run.start(**{run.type: "alpha=1"})
+    await stream.request(run.type)
+    await stream.nothing(run.type)
+
+
+@check("R24", types=FULL, level=Level.SHOULD)
+async def leaving_the_wildcard_gets_no_response(run: Run) -> None:
+    """A client that leaves the wildcard gets no response."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await enter_wildcard(stream, run.type, "alpha")
+    await stream.leave(run.type, "*")
+    await stream.nothing(run.type, probe=False)
+    await world.add(run.type, "gamma")
+    await stream.nothing(run.type)
+
+
+@check("R24", types=FULL)
+async def entering_the_wildcard_gets_all(run: Run) -> None:
+    """A client that enters the wildcard again gets all resources that it does not name."""
+    _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await enter_wildcard(stream, run.type, "alpha")
+    await stream.leave(run.type, "*")
+    await stream.ask(run.type, "*")
+    await stream.sees(run.type, "alpha=1 beta=1")
+
+
+@check("R25", types=ALL)
+async def missing_resource_is_sent_when_it_appears(run: Run) -> None:
+    """A client gets the named resources that exist, and a missing one when it appears."""
+    world, stream = await run.start(**{run.type: "alpha=1"})
+    await stream.ask(run.type, "alpha", "omega")
+    await stream.sees(run.type, "alpha=1")
+    await world.set(**{run.type: "alpha=1 omega=1"})
+    await stream.sees(run.type, "alpha=1 omega=1")
+
+
+@check("R25", on=SOTW, types=FULL)
+async def missing_resource_gets_a_response(run: Run) -> None:
+    """A request for a missing cluster or listener gets an empty response."""
+    _, stream = await run.start(**{run.type: "alpha=1"})
+    await stream.ask(run.type, "omega")
+    await stream.sees(run.type, "")
+
+
+@check("R26", on=DELTA, types=ALL)
+async def missing_resource_is_reported(run: Run) -> None:
+    """A missing resource is reported as removed, and sent when it appears."""
+    world, stream = await run.start(**{run.type: "alpha=1"})
+    await stream.ask(run.type, "alpha", "omega")
+    await stream.sees(run.type, "alpha=1", gone="omega")
+    await world.set(**{run.type: "alpha=1 omega=1"})
+    await stream.sees(run.type, "alpha=1 omega=1")
+
+
+@check("R27", on=DELTA, types=ALL)
+async def deleted_resource_is_reported(run: Run) -> None:
+    """A deleted resource is reported as removed."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, "alpha", "beta")
+    await stream.sees(run.type, "alpha=1 beta=1")
+    await world.set(**{run.type: "alpha=1"})
+    await stream.sees(run.type, "alpha=1", gone="beta")
+
+
+@check("R27", on=SOTW, types=FULL)
+async def deleted_resource_is_omitted(run: Run) -> None:
+    """The response after a deletion omits the cluster or listener."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type)
+    await stream.sees(run.type, "alpha=1 beta=1")
+    await world.set(**{run.type: "alpha=1"})
+    await stream.sees(run.type, "alpha=1")
+
+
+@check("R27", on=SOTW, level=Level.SHOULD)
+async def deleted_route_gets_no_response(run: Run) -> None:
+    """The deletion of a route gets no response, because none can express it."""
+    world, stream = await run.start(RDS="alpha=1 beta=1 gamma=1")
+    await stream.ask("RDS", "alpha", "beta")
+    await stream.sees("RDS", "alpha=1 beta=1")
+    await world.set(RDS="alpha=1 gamma=1")
+    await stream.nothing("RDS")
+
+
+@check("R28", types=ALL, level=Level.SHOULD)
+async def only_requested_resources_are_sent(run: Run) -> None:
+    """A client that names a resource gets no others."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type, "alpha")
+    await stream.sees(run.type, "alpha=1")
+    await world.set(**{run.type: "alpha=2 beta=2"})
+    await stream.sees(run.type, "alpha=2")
+    if unasked := {*stream.since(0, run.type)} - {"alpha"}:
+        raise CheckError(f"not requested, but sent: {', '.join(sorted(unasked))}")
+
+
+@check("R28", on=DELTA, types=FULL)
+async def named_resource_inside_a_wildcard_is_sent_again(run: Run) -> None:
+    """A client with a wildcard that names a resource gets it again."""
+    _, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type)
+    await stream.sees(run.type, "alpha=1 beta=1")
+    stream.forget(run.type, "alpha")
+    await stream.ask(run.type, "alpha")
+    await stream.sees(run.type, "alpha=1 beta=1")
+
+
+@check("R29", types=("CDS", "RDS"))
+async def repeated_name_counts_once(run: Run) -> None:
+    """A name that is repeated in a request counts once."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1 gamma=1"})
+    await stream.ask(run.type, "beta", "alpha", "alpha")
+    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.leave(run.type, "alpha")
+    await stream.ask(run.type, "gamma")
+    await stream.sees(run.type, "beta=1 gamma=1")
+    await world.set(**{run.type: "alpha=2 beta=2 gamma=1"})
+    await stream.sees(run.type, "beta=2 gamma=1")
+    if stream.received(run.type, "alpha=2"):
+        raise CheckError("alpha is sent after the client has unsubscribed")
+
+
+@check("R29", on=DELTA)
+async def unsubscription_wins(run: Run) -> None:
+    """A name that a request both subscribes to and unsubscribes from is unsubscribed."""
+    world, stream = await run.start(RDS="alpha=1 beta=1 gamma=1")
+    await stream.ask("RDS", "alpha")
+    await stream.sees("RDS", "alpha=1")
+    await stream.request("RDS", subscribe=("beta",), unsubscribe=("beta",))
+    await stream.ask("RDS", "gamma")
+    await stream.sees("RDS", "alpha=1 gamma=1")
+    await world.set(RDS="alpha=2 beta=2 gamma=1")
+    await stream.sees("RDS", "alpha=2 gamma=1")
+    if stream.received("RDS", "beta=2"):
+        raise CheckError("beta is sent, although the request unsubscribed from it")
+
+
+@check("R30", types=("CDS", "EDS", "LDS", "RDS"))
+async def response_contains_a_name_once(run: Run) -> None:
+    """No response contains a name twice, even if the request does."""
+    world, stream = await run.start(**{run.type: "alpha=1"})
+    await stream.ask(run.type, "alpha", "alpha")
+    await stream.sees(run.type, "alpha=1")
+    await world.set(**{run.type: "alpha=2"})
+    await stream.sees(run.type, "alpha=2")
+
+
+@check("R32", on=DELTA, level=Level.SHOULD)
+async def virtual_hosts_have_no_wildcard(run: Run) -> None:
+    """An empty first request for virtual hosts gets no response."""
+    _, stream = await run.start(VHDS="routes/alpha=alpha.example")
+    await stream.request("VHDS")
+    await stream.nothing("VHDS")
+
+
+@check("R33", on=DELTA)
+async def on_demand_cluster(run: Run) -> None:
+    """A client with a wildcard that names a cluster gets it, or learns that it does not exist."""
+    _, stream = await run.start(CDS="alpha=1 beta=1")
+    await enter_wildcard(stream, "CDS")
+    await stream.ask("CDS", "omega")
+    await stream.sees("CDS", "alpha=1 beta=1", gone="omega")

@@ -1,0 +1,218 @@
+"""The rules, their checks, and why the other rules are not judged."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import grpc.aio
+
+from xds.conformance.stream import Stream
+from xds.conformance.wire import Variant, connect
+from xds.conformance.world import Set, World
+
+SOTW = (Variant.SOTW, Variant.SOTW_ADS)
+DELTA = (Variant.DELTA, Variant.DELTA_ADS)
+ADS = (Variant.SOTW_ADS, Variant.DELTA_ADS)
+PER_TYPE = (Variant.SOTW, Variant.DELTA)
+
+
+class Level(StrEnum):
+    """How much a rule matters."""
+
+    MUST = "must"
+    """Clients misbehave or the specification is violated if a server breaks it."""
+    SHOULD = "should"
+    """The specification leaves the choice open. This project's server follows the rule."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One check of one variant: its node, its streams and their conversation."""
+
+    target: str
+    credentials: grpc.ChannelCredentials | None
+    adapter: Set
+    variant: Variant
+    node: str
+    timeout: float
+    quiet: float
+    type: str = ""
+    """Short name of the resource type that the check is run for."""
+    conversation: list[str] = field(default_factory=list)
+    worlds: list[World] = field(default_factory=list)
+    streams: list[Stream] = field(default_factory=list)
+    _channel: grpc.aio.Channel | None = None
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """Connection of this check to the server."""
+        if self._channel is None:
+            self._channel = connect(self.target, self.credentials)
+        return self._channel
+
+    async def world(self, **types: str) -> World:
+        """Return a new node, with these resources. Without any, the server does not know the node."""
+        world = World(self.adapter, f"{self.node}-{len(self.worlds) + 1}", self.conversation.append)
+        self.worlds.append(world)
+        if types:
+            await world.set(**types)
+        return world
+
+    def stream(self, world: World) -> Stream:
+        """Return a new stream of a node."""
+        number = len(self.streams) + 1
+
+        def say(line: str) -> None:
+            self.conversation.append(f"{line}   (stream {number})" if number > 1 else line)
+
+        stream = Stream(self.channel, self.variant, world, say, timeout=self.timeout, quiet=self.quiet)
+        self.streams.append(stream)
+        return stream
+
+    async def start(self, **types: str) -> tuple[World, Stream]:
+        """Return a node with these resources, and a stream of it."""
+        world = await self.world(**types)
+        return world, self.stream(world)
+
+    async def close(self) -> None:
+        """Close the streams and the connection, and let the server forget the nodes."""
+        for stream in self.streams:
+            await stream.close()
+        for world in self.worlds:
+            with suppress(grpc.aio.AioRpcError):
+                await world.clear()
+        if self._channel is not None:
+            await self._channel.close()
+
+
+Function = Callable[[Run], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A check of a rule: an async function. Its docstring says what it requires."""
+
+    rule: str
+    function: Function
+    variants: tuple[Variant, ...]
+    types: tuple[str, ...]
+    level: Level
+
+    @property
+    def requires(self) -> str:
+        """What the check requires, in one sentence."""
+        return (self.function.__doc__ or "").partition("\n")[0]
+
+
+CHECKS: list[Check] = []
+
+
+def check(
+    rule: str,
+    *,
+    on: Iterable[Variant] = Variant,
+    types: tuple[str, ...] = ("",),
+    level: Level = Level.MUST,
+) -> Callable[[Function], Function]:
+    """Register a check.
+
+    Args:
+        rule: Number of the rule.
+        on: Variants that it is run for.
+        types: Short names of the resource types that it is run for.
+        level: Level of the rule.
+    """
+
+    def register(function: Function) -> Function:
+        CHECKS.append(Check(rule=rule, function=function, variants=tuple(on), types=types, level=level))
+        return function
+
+    return register
+
+
+TITLES = {
+    "R1": "only the first request's node counts",
+    "R2": "a per-type stream implies its type and rejects others; ADS requires one",
+    "R3": "an unsupported type gets no response and does not affect others",
+    "R4": "every response has its own nonce",
+    "R5": "equal content has equal versions",
+    "R6": "SotW: a request that answers an older response changes nothing",
+    "R7": "SotW: the first request of a stream is never stale",
+    "R8": "delta: subscription changes always apply",
+    "R9": "later requests supersede earlier ones",
+    "R10": "only error_detail makes a NACK",
+    "R11": "an ACK or NACK may change the subscription",
+    "R12": "a rejected resource is not sent again until it changes",
+    "R13": "delta: several responses may be in flight",
+    "R14": "unchanged content is not sent",
+    "R15": "an ACK gets no response",
+    "R16": "SotW: a new name gets a response",
+    "R17": "SotW: fewer names get no response",
+    "R18": "a resource is sent again after the client unsubscribed and subscribed",
+    "R19": "delta: a repeated subscription gets a response",
+    "R20": "delta: unsubscribing from an unknown name has no effect",
+    "R21": "delta: unsubscribing from a name inside a wildcard gets a response",
+    "R22": "the wildcard is `*` or an empty first request, and can be left",
+    "R23": "the legacy wildcard is for clusters and listeners only",
+    "R24": "leaving the wildcard gets no response, entering it gets all resources",
+    "R25": "a missing resource is sent when it appears",
+    "R26": "delta: a missing resource is reported as removed",
+    "R27": "a deleted resource is reported as the variant allows",
+    "R28": "only requested resources are sent",
+    "R29": "names are a set",
+    "R30": "a response contains a name once",
+    "R31": "delta: virtual hosts have aliases",
+    "R32": "an empty first request for virtual hosts gets no response",
+    "R33": "delta: on-demand clusters are sent or reported as missing",
+    "R34": "names that end in `/*` are collections",
+    "R35": "SotW: a reconnecting client gets a response",
+    "R36": "delta: a reconnecting client gets what changed",
+    "R37": "delta: reported resources that are not subscribed to are ignored",
+    "R38": "an assignment is sent again with its cluster",
+    "R39": "routes are not sent again with their listener",
+    "R40": "responses are ordered: clusters, endpoints, listeners, routes",
+    "R41": "a resource is removed after its users have changed",
+    "R42": "listeners wait for the ACK of clusters",
+    "R43": "a route waits for the ACK of its cluster",
+    "R44": "TTL", "R45": "client features",
+    "R46": "system_version_info and control_plane are set",
+    "R47": "fields for newer clients",
+    "R48": "canary is not set",
+    "R49": "Fetch is supported",
+    "R50": "all discovery services are served",
+    "R51": "streams of one node are independent",
+    "R52": "a slow client does not delay others",
+    "R53": "responses before an ACK are limited",
+    "R54": "dead clients are detected",
+    "R55": "connections end after a while",
+    "R56": "many streams share a connection",
+    "R57": "requests and names are limited",
+    "R58": "large responses are split",
+    "R59": "a client that the server does not know yet stays connected",
+    "R60": "a malformed request ends its own stream only",
+    "R61": "an ended stream leaves no state behind",
+    "R62": "compression is not offered",
+}  # fmt: skip
+"""Title of each rule."""
+
+NOT_JUDGED = {
+    "R9": "a permission, not a requirement",
+    "R13": "a permission, and status is not visible to clients",
+    "R31": "depends on aliases, which the adapter cannot set",
+    "R34": "collections are optional",
+    "R44": "the adapter cannot set a TTL",
+    "R45": "not visible to clients",
+    "R47": "concerns optional fields",
+    "R52": "needs load",
+    "R53": "each server has limits of its own",
+    "R54": "needs a client that dies, and time",
+    "R55": "each server has an age of its own",
+    "R57": "each server has limits of its own",
+    "R58": "needs resources that are larger than the adapter's messages",
+    "R61": "not visible to clients",
+    "R62": "no observable effect",
+}
+"""Why a rule has no check."""

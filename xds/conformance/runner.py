@@ -1,0 +1,220 @@
+"""Runs the checks, and collects their results."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+
+import grpc
+import grpc.aio
+
+from xds.conformance import check_order, check_streams, check_subscriptions  # noqa: F401 - they register checks
+from xds.conformance.rules import CHECKS, NOT_JUDGED, TITLES, Check, Level, Run
+from xds.conformance.v1 import adapter_pb2 as pb
+from xds.conformance.wire import NotApplicableError, Variant, connect
+from xds.conformance.world import SET, CheckError, Set
+
+
+class Outcome(StrEnum):
+    """The outcome of a check or a rule."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    FAIL = "fail"
+    NOT_APPLICABLE = "not applicable"
+
+
+class UnreachableError(Exception):
+    """The server or the adapter cannot be reached."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The result of one check in one variant."""
+
+    rule: str
+    level: Level
+    variant: Variant
+    check: str
+    """Name of the check, and the resource type that it was run for."""
+    requires: str
+    """What the check requires."""
+    outcome: Outcome
+    reason: str = ""
+    """Why the check fails or does not apply."""
+    conversation: tuple[str, ...] = ()
+    """Requests, responses and changes, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The results of all checks, and the rules without checks."""
+
+    results: tuple[Result, ...]
+    rules: tuple[str, ...]
+    """Numbers of the selected rules."""
+    variants: tuple[Variant, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether a check failed."""
+        return any(result.outcome is Outcome.FAIL for result in self.results)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no check applied to the server."""
+        return all(result.outcome is Outcome.NOT_APPLICABLE for result in self.results)
+
+    def of(self, rule: str, variant: Variant) -> tuple[Result, ...]:
+        """Return the results of a rule in a variant."""
+        return tuple(result for result in self.results if (result.rule, result.variant) == (rule, variant))
+
+    def outcome(self, rule: str, variant: Variant) -> Outcome:
+        """Return the outcome of a rule: it fails if one of its checks fails."""
+        outcomes = {result.outcome for result in self.of(rule, variant)}
+        return next(
+            (each for each in (Outcome.FAIL, Outcome.PASS) if each in outcomes), Outcome.NOT_APPLICABLE
+        )
+
+    def failed_level(self, rule: str, variant: Variant) -> Level | None:
+        """Return the highest level of a rule's failed checks; None if none failed."""
+        levels = {result.level for result in self.of(rule, variant) if result.outcome is Outcome.FAIL}
+        return next((level for level in Level if level in levels), None)
+
+    def reason(self, rule: str) -> str:
+        """Return why a rule is not judged; empty if it is."""
+        if rule in NOT_JUDGED:
+            return NOT_JUDGED[rule]
+        outcomes = {self.outcome(rule, variant) for variant in self.variants}
+        if outcomes != {Outcome.NOT_APPLICABLE}:
+            return ""
+        reasons = [result.reason for result in self.results if result.rule == rule]
+        return reasons[0] if reasons else "no check for this variant or level"
+
+    def level(self, rule: str) -> str:
+        """Return the level of a rule: the highest of its checks."""
+        levels = {check.level for check in CHECKS if check.rule == rule}
+        return next((level.value for level in Level if level in levels), "")
+
+
+async def run(
+    target: str,
+    *,
+    adapter: str | None = None,
+    credentials: grpc.ChannelCredentials | None = None,
+    variants: Collection[Variant] = tuple(Variant),
+    rules: Collection[str] = tuple(TITLES),
+    level: Level = Level.SHOULD,
+    response_timeout: float = 5.0,
+    quiet: float = 0.2,
+    concurrency: int = 4,
+    on_result: Callable[[Result], None] | None = None,
+) -> Report:
+    """Check an xDS server.
+
+    Args:
+        target: Address of the server, such as `127.0.0.1:18000`.
+        adapter: Address of the adapter, which is reached in plaintext. The default is the server's address
+            and credentials.
+        credentials: Credentials for the server; None for plaintext.
+        variants: Variants of the protocol to check.
+        rules: Numbers of the rules to check, such as `R12`.
+        level: Lowest level of the checks to run.
+        response_timeout: Seconds to wait for a response that must come.
+        quiet: Seconds to wait for a response that must not come.
+        concurrency: Number of checks that run at a time.
+        on_result: Called for each result as soon as there is one.
+
+    Raises:
+        UnreachableError: The server or the adapter cannot be reached.
+    """
+    async with connect(adapter or target, credentials if adapter is None else None) as channel:
+        call = channel.unary_unary(
+            SET,
+            request_serializer=pb.SetRequest.SerializeToString,
+            response_deserializer=pb.SetResponse.FromString,
+        )
+        method: Set = partial(call, timeout=response_timeout)
+        async with connect(target, credentials) as server:
+            await _wait_until_ready(server, target, response_timeout)
+        await _require(channel, method, adapter or target, response_timeout)
+        slots = asyncio.Semaphore(concurrency)
+        token = secrets.token_hex(3)  # Nodes of earlier runs are known to the server.
+
+        async def judge(number: int, check: Check, variant: Variant, kind: str) -> Result:
+            async with slots:
+                this = Run(
+                    target=target,
+                    credentials=credentials,
+                    adapter=method,
+                    variant=variant,
+                    node=f"conformance-{token}-{number}",
+                    timeout=response_timeout,
+                    quiet=quiet,
+                    type=kind,
+                )
+                result = await _judge(this, check)
+            if on_result:
+                on_result(result)
+            return result
+
+        cases = [
+            (check, variant, kind)
+            for check in sorted(CHECKS, key=lambda check: [*TITLES].index(check.rule))
+            if check.rule in rules and not (level is Level.MUST and check.level is Level.SHOULD)
+            for variant in variants
+            if variant in check.variants
+            for kind in check.types
+        ]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(judge(number, *case)) for number, case in enumerate(cases, 1)]
+    selected = tuple(rule for rule in TITLES if rule in rules)
+    return Report(tuple(task.result() for task in tasks), selected, tuple(variants))
+
+
+async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: float) -> None:
+    try:
+        async with asyncio.timeout(limit):
+            await channel.channel_ready()
+    except TimeoutError:
+        raise UnreachableError(f"cannot connect to {address} within {limit:g} s") from None
+
+
+async def _require(channel: grpc.aio.Channel, adapter: Set, address: str, limit: float) -> None:
+    """Raise UnreachableError unless the adapter answers."""
+    await _wait_until_ready(channel, address, limit)
+    try:
+        await adapter(pb.SetRequest(node="conformance"))
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            text = f"{address} does not implement xds.conformance.v1.Adapter: pass --adapter HOST:PORT"
+        else:
+            text = f"adapter at {address}: {error.code().name}: {error.details()}"
+        raise UnreachableError(text) from None
+
+
+async def _judge(this: Run, check: Check) -> Result:
+    outcome, reason = Outcome.PASS, ""
+    try:
+        await check.function(this)
+    except CheckError as error:
+        outcome, reason = Outcome.FAIL, str(error)
+    except NotApplicableError as error:
+        outcome, reason = Outcome.NOT_APPLICABLE, str(error)
+    except TimeoutError:
+        outcome, reason = Outcome.FAIL, f"no answer within {this.timeout:g} s"
+    finally:
+        await this.close()
+    return Result(
+        rule=check.rule,
+        level=check.level,
+        variant=this.variant,
+        check=" ".join([check.function.__name__, *([this.type] * bool(this.type))]),
+        requires=check.requires,
+        outcome=outcome,
+        reason=reason,
+        conversation=tuple(this.conversation),
+    )

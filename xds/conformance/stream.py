@@ -1,0 +1,325 @@
+"""A client of one stream, which records its conversation.
+
+It ACKs every response at once, unless a check holds ACKs back. What it received forms its view of each type.
+Checks compare the view instead of single responses, because a server may split or merge responses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from xds.codec import message_class
+from xds.conformance.wire import PACKAGE, EndedError, NotApplicableError, Response, Variant, decode, method_of
+from xds.conformance.world import FULL, TYPES, CheckError, World, parse
+
+_INVALID_ARGUMENT = 3
+
+
+class Stream:
+    """One stream, opened by its first request.
+
+    Args:
+        channel: Connection to the server.
+        variant: Variant of the protocol.
+        world: What the node is served. The stream uses its unrequested resources for probes.
+        say: Records a line of the conversation.
+        timeout: Seconds to wait for a response that must come.
+        quiet: Seconds to wait for a response that must not come, before a probe is sent.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        variant: Variant,
+        world: World,
+        say: Callable[[str], None],
+        *,
+        timeout: float,
+        quiet: float,
+    ) -> None:
+        self.variant, self.world = variant, world
+        self.responses: list[Response] = []
+        self.view: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        """By type: name and content of what the client has."""
+        self.versions: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        self.gone: defaultdict[str, set[str]] = defaultdict(set)
+        """By type: names that the server reported as removed."""
+        self.held: set[str] = set()
+        """Types whose responses the check ACKs itself."""
+        self.names: defaultdict[str, list[str]] = defaultdict(list)
+        self._channel, self._say, self._timeout, self._quiet = channel, say, timeout, quiet
+        self._call: Any = None
+        self._reader: asyncio.Task[None] | None = None
+        self._queue: asyncio.Queue[Response | Exception] = asyncio.Queue()
+        self._legacy: set[str] = set()
+        self._last: dict[str, Response] = {}
+        self._accepted: dict[str, str] = {}
+        self._unseen: Counter[str] = Counter()
+        self._probes: set[str] = set()
+
+    # --- requests ---
+
+    async def ask(self, short: str, *names: str, **fields: Any) -> None:
+        """Subscribe to more names of a type. A first request without names is a legacy wildcard."""
+        if not names and not self.names[short]:
+            self._legacy.add(short)
+        elif not self.variant.is_delta:
+            self._legacy.discard(short)
+        self.names[short] += [name for name in names if name not in self.names[short]]
+        self.gone[short] -= {*names}
+        await self.request(short, subscribe=names, **fields)
+
+    async def leave(self, short: str, *names: str, **fields: Any) -> None:
+        """Unsubscribe from names."""
+        self.names[short] = [name for name in self.names[short] if name not in names]
+        dropped = self.view[short].keys() - {*self.names[short]} if "*" in names else names
+        self.forget(short, *dropped)
+        await self.request(short, unsubscribe=names, **fields)
+
+    async def ack(self, short: str, **fields: Any) -> None:
+        """ACK the last response of a type."""
+        last = self._last[short]
+        self._accepted[short] = last.version
+        await self.request(short, nonce=last.nonce, **fields)
+
+    async def nack(self, short: str, *names: str) -> None:
+        """Reject the last response of a type, and subscribe to more names in the same request."""
+        self.names[short] += names
+        await self.request(short, subscribe=names, nonce=self._last[short].nonce, error="rejected by a test")
+
+    async def request(
+        self,
+        short: str,
+        *,
+        subscribe: tuple[str, ...] = (),
+        unsubscribe: tuple[str, ...] = (),
+        names: tuple[str, ...] | None = None,
+        nonce: str | None = None,
+        version: str | None = None,
+        error: str = "",
+        node: str = "",
+        type_url: str | None = None,
+        initial: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send a request. A SotW request contains all names that the client subscribes to, or `names`."""
+        kind = "DeltaDiscoveryRequest" if self.variant.is_delta else "DiscoveryRequest"
+        request: Any = message_class(f"{PACKAGE}.{kind}")()
+        request.type_url = TYPES.get(short, short) if type_url is None else type_url
+        said = []
+        if self.variant.is_delta:
+            request.resource_names_subscribe.extend(subscribe)
+            request.resource_names_unsubscribe.extend(unsubscribe)
+            request.initial_resource_versions.update(initial or {})
+            said += [f"subscribe={','.join(subscribe)}"] * bool(subscribe)
+            said += [f"unsubscribe={','.join(unsubscribe)}"] * bool(unsubscribe)
+            said += [
+                "initial=" + ",".join(f"{key}@{value}" for key, value in (initial or {}).items())
+            ] * bool(initial)
+        else:
+            request.resource_names.extend(self.names[short] if names is None else names)
+            last = self._last.get(short)
+            nonce = (last.nonce if last else "") if nonce is None else nonce
+            request.version_info = self._accepted.get(short, "") if version is None else version
+            said += [f"names={','.join(request.resource_names)}", f"version={request.version_info}"]
+        request.response_nonce = nonce or ""
+        said.append(f"nonce={request.response_nonce}")
+        if error:
+            request.error_detail.code, request.error_detail.message = _INVALID_ARGUMENT, error
+            said.append("NACK")
+        if self._call is None or node:
+            request.node.id = node or self.world.node
+            said.append(f"node={request.node.id}")
+        await self.send(short, request.SerializeToString(), f"{short} {' '.join(said)}")
+
+    async def send(self, short: str, data: bytes, what: str) -> None:
+        """Send bytes as a request."""
+        if self._call is None:
+            self._call = self._channel.stream_stream(method_of(short, self.variant))()
+            self._reader = asyncio.create_task(self._read())
+        self._say(f"->   {what}")
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # The reader reports the end.
+            await self._call.write(data)
+
+    # --- expectations ---
+
+    async def sees(self, short: str, text: str = "", *, gone: str = "") -> None:
+        """Receive responses until the client has exactly these resources of a type, by at least one response.
+
+        Args:
+            short: Short name of the type.
+            text: Resources, such as `alpha=1 beta=2`.
+            gone: Names that must have been reported as removed.
+        """
+        expected, removed = parse(text), {*gone.split()}
+        try:
+            async with asyncio.timeout(self._timeout):
+                while not (
+                    self._unseen[short] and self._has(short, expected) and removed <= self.gone[short]
+                ):
+                    await self._receive()
+        except TimeoutError:
+            wanted = " ".join([text or "no resources", *(f"-{name}" for name in sorted(removed))])
+            found = " ".join(f"{name}={content}" for name, content in sorted(self.view[short].items()))
+            got = f"the client has {found or 'nothing'}" if self._unseen[short] else "no response came"
+            raise CheckError(f"{short}: expected {wanted} within {self._timeout:g} s, but {got}") from None
+        self._unseen[short] = 0
+
+    async def nothing(self, short: str, *, probe: bool = True) -> None:
+        """Require that no response of a type is sent.
+
+        Wait for the quiet time. Then request a resource that the client does not have: its response must be
+        the next one. With a wildcard, add a resource instead.
+        """
+        await self.settle(short)
+        if self._unseen[short]:
+            raise CheckError(f"{short}: unexpected response {self._last[short].nonce!r}")
+        self._say(f"--   no {short} response in {self._quiet:g} s")
+        if probe:
+            await self._probe(short)
+
+    async def settle(self, short: str) -> None:
+        """Wait for the quiet time, or until a response of a type comes."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._quiet):
+                while not self._unseen[short]:
+                    await self._receive()
+
+    async def refused(self) -> None:
+        """Require that the last request is not answered. The server may end the stream with an error."""
+        before = len(self.responses)
+        try:
+            async with asyncio.timeout(self._quiet):
+                await self._receive()
+        except TimeoutError:
+            self._say("--   no response")
+        except EndedError as error:
+            if error.code in (grpc.StatusCode.OK, grpc.StatusCode.UNIMPLEMENTED):
+                raise
+        if len(self.responses) > before:
+            raise CheckError("the request is answered")
+
+    async def ends(self) -> grpc.StatusCode:
+        """Wait until the server ends the stream, and return the status."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    await self._receive()
+        except EndedError as error:
+            return error.code
+        except TimeoutError:
+            raise CheckError(f"the server did not end the stream within {self._timeout:g} s") from None
+
+    def forget(self, short: str, *names: str) -> None:
+        """Forget resources, as a client does that dropped them: all of a type, if no names are given."""
+        for name in names or tuple(self.view[short]):
+            self.view[short].pop(name, None)
+            self.gone[short].discard(name)
+
+    def since(self, position: int, short: str) -> list[str]:
+        """Return the names of a type that were sent after a number of responses."""
+        return [
+            name
+            for response in self.responses[position:]
+            if response.type == short
+            for name in response.resources
+        ]
+
+    def received(self, short: str, word: str) -> bool:
+        """Whether a response contained a resource with this content, such as `alpha=2`."""
+        return any(
+            response.type == short and parse(word).items() <= response.resources.items()
+            for response in self.responses
+        )
+
+    async def close(self) -> None:
+        """End the stream."""
+        if self._call is not None:
+            self._call.cancel()
+        if self._reader is not None:
+            await asyncio.wait([self._reader])
+
+    # --- responses ---
+
+    def _has(self, short: str, expected: dict[str, str]) -> bool:
+        names = {*self.names[short]}
+        wildcard = short in self._legacy or "*" in names
+        view = {name: content for name, content in self.view[short].items() if wildcard or name in names}
+        return {
+            name: content for name, content in view.items() if name not in self._probes - expected.keys()
+        } == expected
+
+    async def _probe(self, short: str) -> None:
+        """Make the server send a response of a type, which must be the next one."""
+        before = len(self.responses)
+        spare = [name for name in self.world.names(short) if name not in self.names[short]]
+        spare.sort(key=lambda name: name in self.since(0, short))  # First those that the client never had.
+        name = spare[0] if spare else ""
+        if short in self._legacy or "*" in self.names[short]:
+            name = f"probe-{len(self._probes)}"
+            self._probes.add(name)
+            await self.world.add(short, name)
+        elif name:
+            self._probes.add(name)
+            await self.ask(short, name)
+        else:
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                while not self._unseen[short]:
+                    await self._receive()
+        except TimeoutError:
+            raise CheckError(f"{short}: no response with {name} within {self._timeout:g} s") from None
+        if name not in self.since(before, short):
+            raise CheckError(
+                f"{short}: unexpected response {self._last[short].nonce!r} before the one with {name}"
+            )
+        self._unseen[short] = 0
+
+    async def _receive(self) -> None:
+        """Take the next response into the view, and ACK it."""
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            self._queue.put_nowait(item)
+            if isinstance(item, EndedError) and item.code is grpc.StatusCode.UNIMPLEMENTED:
+                raise NotApplicableError("the server does not implement this service")
+            raise item
+        short = item.type
+        self.responses.append(item)
+        self._last[short] = item
+        self._unseen[short] += 1
+        view = self.view[short]
+        if not self.variant.is_delta and short in FULL:
+            view.clear()
+        view.update(item.resources)
+        self.versions[short].update(item.versions)
+        for name in item.removed:
+            view.pop(name, None)
+        for name in [name for name, content in view.items() if not content]:
+            del view[name]  # An empty assignment.
+        self.gone[short] -= item.resources.keys()
+        self.gone[short] |= item.removed
+        if short not in self.held:
+            await self.ack(short)
+
+    async def _read(self) -> None:
+        try:
+            while (data := await self._call.read()) is not grpc.aio.EOF:
+                response = decode(data, delta=self.variant.is_delta)
+                self._say(f"<-   {response}")
+                self._queue.put_nowait(response)
+            error: Exception = EndedError(await self._call.code(), await self._call.details() or "")
+        except grpc.aio.AioRpcError as ended:
+            error = EndedError(ended.code(), ended.details() or "")
+        except asyncio.CancelledError:
+            return  # The client has ended the stream.
+        except CheckError as failed:
+            error = failed
+        self._say(f"<-   {error}")
+        self._queue.put_nowait(error)

@@ -1,0 +1,1 @@
+"""The protocol between `xds conformance` and the server's adapter, as `make proto` generates it."""

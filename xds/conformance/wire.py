@@ -1,0 +1,133 @@
+"""Variants, methods and responses of the protocol, and what a check can end with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from xds.codec import message_class
+from xds.conformance.world import SHORT, TYPES, CheckError, read
+from xds.server.services import ADS, SERVICES
+
+PACKAGE = "envoy.service.discovery.v3"
+"""Package of the requests and responses."""
+_MAX_RESPONSE = 64 * 1024 * 1024
+_OPTIONS = (("grpc.max_receive_message_length", _MAX_RESPONSE), ("grpc.use_local_subchannel_pool", 1))
+"""Channel arguments: each check has a connection of its own."""
+
+
+def connect(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    """Return a channel with a connection of its own; without credentials, in plaintext."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, _OPTIONS)
+    return grpc.aio.secure_channel(target, credentials, _OPTIONS)
+
+
+class Variant(StrEnum):
+    """A variant of the protocol."""
+
+    SOTW = "sotw"
+    SOTW_ADS = "sotw-ads"
+    DELTA = "delta"
+    DELTA_ADS = "delta-ads"
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether the variant is incremental."""
+        return self in (Variant.DELTA, Variant.DELTA_ADS)
+
+    @property
+    def is_ads(self) -> bool:
+        """Whether all types share a stream."""
+        return self in (Variant.SOTW_ADS, Variant.DELTA_ADS)
+
+
+class NotApplicableError(Exception):
+    """The rule does not apply to the server."""
+
+
+class EndedError(CheckError):
+    """The server ended the stream."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(f"the server ended the stream with {code.name}: {details}")
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A decoded response."""
+
+    type: str
+    nonce: str
+    version: str
+    """Version of the type as a whole."""
+    resources: dict[str, str]
+    """Contents by name."""
+    versions: dict[str, str]
+    """Versions by name (delta only)."""
+    removed: frozenset[str]
+    identifier: str
+    canary: bool
+
+    def __str__(self) -> str:
+        words = [f"{name}={content}" for name, content in self.resources.items()]
+        words += [f"-{name}" for name in sorted(self.removed)]
+        return f"{self.type} nonce={self.nonce} version={self.version} [{' '.join(words)}]"
+
+
+def method_of(short: str, variant: Variant) -> str:
+    """Return the path of the method that serves a type."""
+    url = TYPES.get(short, short)
+    name, service = next(
+        (name, service)
+        for name, service in SERVICES.items()
+        if (name == ADS if variant.is_ads else service.type_url == url)
+    )
+    return f"/{name}/{service.delta if variant.is_delta else service.stream}"
+
+
+def decode(data: bytes, *, delta: bool) -> Response:
+    """Decode a response.
+
+    Raises:
+        CheckError: The bytes are no response, or a name occurs twice.
+    """
+    kind = "DeltaDiscoveryResponse" if delta else "DiscoveryResponse"
+    try:
+        message: Any = message_class(f"{PACKAGE}.{kind}").FromString(data)
+        return _response(message, delta=delta)
+    except DecodeError as error:
+        raise CheckError(f"a response cannot be decoded: {error}") from error
+
+
+def _response(message: Any, *, delta: bool) -> Response:
+    short = SHORT.get(message.type_url, message.type_url)
+    resources: dict[str, str] = {}
+    versions = {}
+    for item in message.resources:
+        body = item.resource if delta else item
+        if body.type_url != message.type_url or short not in TYPES:
+            continue  # Without a body: a heartbeat or an unknown alias.
+        name, content = read(short, body.value)
+        name = item.name if delta else name
+        if name in resources:
+            raise CheckError(f"R30: {short}: a response contains {name} twice")
+        resources[name] = content
+        if delta:
+            versions[name] = item.version
+    return Response(
+        type=short,
+        nonce=message.nonce,
+        version=message.system_version_info if delta else message.version_info,
+        resources=resources,
+        versions=versions,
+        removed=frozenset(message.removed_resources if delta else ()),
+        identifier=message.control_plane.identifier,
+        canary=False if delta else message.canary,
+    )
