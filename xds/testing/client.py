@@ -93,7 +93,7 @@ class EnvoyClient:
         self._held.clear()
         variant = self.model.variant
         stream = self._stream = self._open(variant)
-        self.conversation.open(f"stream of {self.node} ({variant.value})")
+        self.conversation.open(self.node, variant)
         async with self._sending:
             first, *others = self.model.connect()
             self.conversation.add(first)
@@ -226,6 +226,8 @@ class EnvoyClient:
             whole: Whether to accept nothing of a response with this resource, as if it violated a proto
                 constraint.
         """
+        if whole:
+            message = f'name: "{name}"\n: Proto constraint validation failed ({message})'
         self.model.rejected[type_url, name] = Rejection(message=message, whole=whole)
 
     def accept(self, type_url: str, name: str = "") -> None:

@@ -178,6 +178,7 @@ class Conversation(Sequence[str]):
         self._lines: list[str] = []
         self._names: dict[str, frozenset[str]] = {}
         """Names in the last request of each type (SotW)."""
+        self._variant = Variant.SOTW
 
     @property
     def requests(self) -> list[Request]:
@@ -189,10 +190,11 @@ class Conversation(Sequence[str]):
         """The requests that are NACKs, oldest first."""
         return [request for request in self.requests if request.error is not None]
 
-    def open(self, title: str) -> None:
+    def open(self, node: str, variant: Variant) -> None:
         """Add the start of a stream."""
         self._names.clear()
-        self._lines.append(f"-- {title}")
+        self._variant = variant
+        self._lines.append(f"-- stream of {node} ({variant.value})")
 
     def add(self, message: Request | Response) -> None:
         """Add a message."""
@@ -202,8 +204,8 @@ class Conversation(Sequence[str]):
             return
         previous = self._names.get(message.type_url)
         self._names[message.type_url] = names = frozenset(message.names)
-        is_repeated = names == previous or not (names or message.unsubscribe)
-        is_ack = message.nonce and message.error is None and is_repeated
+        is_same = names == previous if self._variant is Variant.SOTW else not (names or message.unsubscribe)
+        is_ack = message.nonce and message.error is None and is_same
         self._lines.append(f"> {short_name(message.type_url)} ACK" if is_ack else f"> {message}")
 
     def clear(self) -> None:

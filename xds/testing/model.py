@@ -116,10 +116,13 @@ class EnvoyModel:
         accepted = [each for each in response.resources if each.name not in rejections]
         if rejections and kind not in _KINDS:
             accepted = []
+        changed = {each.name for each in accepted if self._is_changed_cluster(each)}
         self._apply(response, accepted)
         if not rejections:
             self._versions[kind] = response.version
         requests = self._follow()
+        if changed and self.variant is Variant.SOTW and ENDPOINT not in {each.type_url for each in requests}:
+            requests.append(self._sotw_request(ENDPOINT))  # Envoy asks for their assignments again.
         answers = self._answer(kind, _error(kind, rejections))
         if kind == CLUSTER and self._withholds:
             self._withheld += answers
@@ -127,7 +130,9 @@ class EnvoyModel:
         requests += self._initialize()
         if not self._withholds:
             requests += self._release()
-        return [*requests, *answers]
+        # A removed cluster is destroyed later, and with it the subscription to its secrets.
+        late = [each for each in requests if each.type_url == SECRET and kind == CLUSTER]
+        return [*(each for each in requests if each not in late), *answers, *late]
 
     def rejection(self, resource: Resource) -> Rejection | None:
         """Return why a resource is rejected; None to accept it."""
@@ -171,6 +176,16 @@ class EnvoyModel:
         for resource in accepted:
             self._accept(resource)
         self._update_warming()
+
+    def _is_changed_cluster(self, resource: Resource) -> bool:
+        previous = self._of(CLUSTER).get(resource.name)
+        has_assignment = any(kind == ENDPOINT for kind, _ in resource.refs)
+        return bool(
+            resource.type_url == CLUSTER
+            and previous
+            and previous.version != resource.version
+            and has_assignment
+        )
 
     def _accept(self, resource: Resource) -> None:
         kind, name = resource.type_url, resource.name

@@ -71,5 +71,5 @@ class _RecordedContext:
         name = _DELTA_REQUEST if self._variant is Variant.DELTA else _REQUEST
         first: Any = message_class(name).FromString(data)
         conversation = self._recorder.conversations.setdefault(first.node.id, Conversation())
-        conversation.open(f"stream of {first.node.id} ({self._variant.value})")
+        conversation.open(first.node.id, self._variant)
         return conversation
