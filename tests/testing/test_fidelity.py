@@ -101,8 +101,8 @@ async def pair(xds_server, envoy_client, real_envoy, variant, world) -> Pair:
 
 async def test_changes(pair, world):
     """Clusters, assignments, secrets, routes and listeners are added, changed and removed."""
-    for world in steps(world):
-        await pair.serve(world)
+    for changed_world in steps(world):
+        await pair.serve(changed_world)
 
 
 def steps(world: World) -> Iterator[World]:

@@ -233,7 +233,7 @@ class EnvoyProcess:
             files.callback(os.close, binary)
             log = files.enter_context(self.log.open("wb"))
             # By descriptor: another user may have no access to the directories that lead to the binary.
-            argv = self._command(f"/proc/self/fd/{binary}")
+            argv = self._argv(f"/proc/self/fd/{binary}")
             self._process = await asyncio.create_subprocess_exec(
                 *argv, pass_fds=[binary], stdout=log, stderr=log, cwd="/"
             )
@@ -247,7 +247,8 @@ class EnvoyProcess:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self._check_alive()
+                if (status := self._process.returncode) is not None:
+                    raise AssertionError(f"{self.name} ended with status {status}\n{self.tail()}")
                 if not self._may_reject:
                     rejected = {name: count for name, count in (await self.rejections()).items() if count}
                     if rejected:
@@ -267,21 +268,25 @@ class EnvoyProcess:
         """Return the end of Envoy's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
+    async def _is_live(self) -> bool:
+        return await self.admin.ready()
+
     def _make_admin(self, host: str, port: int) -> EnvoyAdmin:
         return EnvoyAdmin(f"{host}:{port}")
 
-    def _command(self, binary: str) -> list[str]:
+    def _argv(self, binary: str) -> list[str]:
         port_file = ["--admin-address-path", str(self._admin_file)] if self._has_free_port else []
         return [binary, *self._options, *port_file, "--config-yaml", json.dumps(self.bootstrap)]
 
     async def _wait_until_live(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while True:
-            self._check_alive()
+            if (status := self._process.returncode) is not None:
+                raise RuntimeError(f"{self.name} ended with status {status}\n{self.tail()}")
             try:
                 if self._has_free_port:
                     self.admin.address = self._admin_file.read_text().strip()
-                if await self.admin.ready():
+                if await self._is_live():
                     return
                 problem = "it is not ready"
             except (AssertionError, OSError, aiohttp.ClientError) as error:
@@ -290,11 +295,6 @@ class EnvoyProcess:
                 text = f"{self.name} is not live within {START_TIMEOUT} s: {problem}\n{self.tail()}"
                 raise AssertionError(text)
             await asyncio.sleep(_POLL_INTERVAL)
-
-    def _check_alive(self) -> None:
-        status = self._process.returncode
-        if status is not None:
-            raise AssertionError(f"{self.name} ended with status {status}\n{self.tail()}")
 
     async def _end(self) -> None:
         if self._process.returncode is None:
