@@ -161,6 +161,10 @@ class EnvoyModel:
         names = {name for kind, name in self._references() if kind == type_url}
         return tuple(sorted(names | self._demanded.get(type_url, set())))
 
+    def is_subscribed(self, type_url: str, name: str) -> bool:
+        """Whether the client has subscribed to a resource by name on its stream."""
+        return name in self._subscribed.get(type_url, ())
+
     # --- resources ---
 
     def _of(self, type_url: str) -> dict[str, Resource]:
