@@ -133,4 +133,5 @@ def test_documented_tests_pass(pytester):
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rs")
     count = sum(test.count("async def test_") for test in tests)
     assert count > 3
-    result.assert_outcomes(passed=count)
+    variants = 1  # One test runs in both variants.
+    result.assert_outcomes(passed=count + variants)

@@ -171,6 +171,14 @@ class EnvoyClient:
         """
         return self.model.warming
 
+    @property
+    def live(self) -> bool:
+        """Whether the first clusters and listeners have arrived and are warm, even if there are none.
+
+        Envoy is then live, and the client has answered all of their responses.
+        """
+        return self.model.is_live
+
     async def wait_for(self, condition: Callable[[], object], what: str = "") -> None:
         """Wait until a condition is true. It is checked after each response that the client processes.
 

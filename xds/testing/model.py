@@ -58,6 +58,8 @@ class EnvoyModel:
         """Resources of replaced and removed listeners that still have connections."""
         self.rejected: dict[ResourceKey, Rejection] = {}
         """Resources to reject, by type URL and name. An empty name stands for all resources of the type."""
+        self.is_live = False
+        """Whether the first clusters and listeners have arrived and are warm, which makes Envoy live."""
         self._unassigned: set[str] = set()
         """Warming clusters that wait for their assignment."""
         self._warming: set[str] = set()
@@ -180,6 +182,7 @@ class EnvoyModel:
         for resource in accepted:
             self._accept(resource)
         self._update_warming()
+        self.is_live = self.is_live or (LISTENER in self._nonces and not self.warming)
 
     def _is_changed_cluster(self, resource: Resource) -> bool:
         previous = self._of(CLUSTER).get(resource.name)
