@@ -243,7 +243,10 @@ class EnvoyClient:
         self.model.rejected.pop((type_url, name), None)
 
     def hold(self, type_url: str) -> None:
-        """Do not process responses of a type, and so do not answer them, until `release`."""
+        """Do not process responses of a type, and so do not answer them, until `release`.
+
+        Assignments that arrive after held clusters are held as well, because they are for these clusters.
+        """
         self._holds.add(type_url)
 
     async def release(self, type_url: str) -> None:
@@ -251,6 +254,8 @@ class EnvoyClient:
         self._holds.discard(type_url)
         for response in self._held.pop(type_url, ()):
             await self._process(response)
+        if type_url == CLUSTER and ENDPOINT not in self._holds:
+            await self.release(ENDPOINT)
 
     def held(self, type_url: str) -> list[Response]:
         """Return the responses of a type that have arrived while the client holds the type."""
@@ -282,7 +287,8 @@ class EnvoyClient:
         while (data := await stream.read()) is not None:
             response = Response.decode(data, self.model.variant)
             self.conversation.add(response)
-            if response.type_url in self._holds:
+            waits_for_cluster = response.type_url == ENDPOINT and self._held.get(CLUSTER)
+            if response.type_url in self._holds or waits_for_cluster:
                 self._held[response.type_url].append(response)
                 self._changed.set()
             else:
