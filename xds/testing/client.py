@@ -100,13 +100,15 @@ class EnvoyClient:
             await stream.write(first.encode(variant, self._node))
             await self._send(others)
         self._reader = asyncio.create_task(self._read(stream))
+        self._reader.add_done_callback(lambda _: self._changed.set())
 
     async def disconnect(self) -> None:
         """Cancel the stream. The client keeps its resources."""
         stream, self._stream = self._stream, None
-        if self._reader:
-            self._reader.cancel()
-            await asyncio.wait((self._reader,))
+        reader, self._reader = self._reader, None
+        if reader:
+            reader.cancel()
+            await asyncio.wait((reader,))
         if stream:
             await stream.close()
         if self._channel:
@@ -194,6 +196,8 @@ class EnvoyClient:
         try:
             async with asyncio.timeout(self.timeout):
                 while not condition():
+                    if self._reader and self._reader.done():
+                        self._reader.result()  # Raise what the client failed with.
                     if self.status:
                         code, message = self.status
                         raise AssertionError(

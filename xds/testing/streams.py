@@ -113,6 +113,8 @@ class MemoryStream:
             self._status = (refused.code, refused.message)
         except RequestError as error:
             self._status = (status_code(error), str(error))
+        except Exception as error:  # noqa: BLE001  # as a server reports it
+            self._status = (grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
         except asyncio.CancelledError:
             self._status = (grpc.StatusCode.CANCELLED, "the client cancelled the stream")
             raise
