@@ -21,7 +21,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _HERE = Path(__file__).parent
 _REAL = {
     "benchmarks", "cli", "compose", "conformance", "demo", "hostile", "introspect", "kubernetes", "library",
-    "metrics", "page", "peers", "real", "server", "sidecar", "sources",
+    "metrics", "page", "peers", "real", "server", "sidecar", "sources", "testing",
 }  # fmt: skip
 """Directories whose tests use sockets, processes or the file system's notifications."""
 _PURE = {

@@ -80,7 +80,8 @@ async def test_timeout_names_lagging_sidecars_and_transitions(plane: Plane):
 
 @pytest.mark.parametrize("policy", [peer("shop", None), peer("shop", "DISABLE", name="default", app="other")])
 async def test_policy_that_no_longer_decides_waits_for_its_former_ports(plane: Plane, policy: Fact):
-    plane.first.withheld, plane.one.withheld = {LISTENER: ""}, {ENDPOINT: ""}
+    plane.first.hold(LISTENER)
+    plane.one.hold(ENDPOINT)
     plane.apply(policy)
     result = await xds(POLICY, "--timeout=1s", port=plane.server.port)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -128,7 +129,7 @@ async def test_progress_is_printed_on_a_terminal(plane: Plane):
 
 async def test_rejection_by_all_lagging_sidecars_ends_the_wait(plane: Plane):
     for sidecar in (plane.one, plane.first, plane.second):
-        sidecar.withheld = {CLUSTER: ""}
+        sidecar.hold(CLUSTER)
     plane.apply(rule("shop", "web.shop.svc.cluster.local", "SIMPLE"))
     waits = asyncio.create_task(xds(RULE, "--for=acked", port=plane.server.port))
     await plane.one.answer(CLUSTER, "no such file")
@@ -137,8 +138,10 @@ async def test_rejection_by_all_lagging_sidecars_ends_the_wait(plane: Plane):
     async with asyncio.timeout(WITHIN):
         result = await waits
     assert result.exit_code == 1
+    cluster = "outbound|80||web.shop.svc.cluster.local"
     assert result.stderr == (
-        "xds: DestinationRule shop/rule: rejected by 1 sidecars\n  one.shop rejected: no such file\n"
+        "xds: DestinationRule shop/rule: rejected by 1 sidecars\n"
+        f"  one.shop rejected: Error adding/updating cluster(s) {cluster}: no such file\n"
     )
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import grpc.aio
 
 from tests.policy.world import HTTP, peer, pod, service
-from tests.server.proxies import Client
 from tests.support.waiting import eventually
 from xds.introspect import Introspection
 from xds.mesh.controlplane.controller import Controller
@@ -28,48 +27,28 @@ from xds.mesh.model.objects import ROLLOUT, Change, Fact, Ref
 from xds.mesh.observe.edges import Traffic
 from xds.mesh.sources.report import ReadObject
 from xds.mesh.v1 import described
-from xds.protocol.session import Variant
 from xds.server import Observer, XdsServer
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
+from xds.snapshot import ENDPOINT, LISTENER
+from xds.testing import EnvoyClient
 
 WITHIN = 15.0
-_ASKED = {
-    CLUSTER: (),
-    ENDPOINT: ("outbound|80||web.shop.svc.cluster.local",),
-    LISTENER: (),
-    SECRET: ("default", "ROOTCA"),
-}
 
 
-class Sidecar:
-    """A sidecar that ACKs every response, except for types in `withheld`."""
+class Sidecar(EnvoyClient):
+    """A sidecar that answers every response, except for types that it holds."""
 
     def __init__(self, channel: grpc.aio.Channel, name: str) -> None:
-        self.withheld: dict[str, str] = {}
-        """The nonce of the unanswered response, by type. Empty: no response has arrived."""
-        self._client = Client(
-            channel, Variant.DELTA, node=f"sidecar~127.0.0.1~{name}.shop~shop.svc.cluster.local"
+        super().__init__(
+            channel, node=f"sidecar~127.0.0.1~{name}.shop~shop.svc.cluster.local", timeout=WITHIN
         )
-        self._came = asyncio.Event()
-
-    async def run(self) -> None:
-        for type_url, names in _ASKED.items():
-            await self._client.ask(type_url, *names)
-        while True:
-            response = await self._client.get()
-            if response.type_url in self.withheld:
-                self.withheld[response.type_url] = response.nonce
-            else:
-                await self._client.ask(response.type_url, nonce=response.nonce)
-            self._came.set()
 
     async def answer(self, type_url: str, error: str = "") -> None:
-        """Answer the withheld response, once it has arrived."""
-        async with asyncio.timeout(WITHIN):
-            while not self.withheld[type_url]:
-                self._came.clear()
-                await self._came.wait()
-        await self._client.ask(type_url, nonce=self.withheld.pop(type_url), error=error)
+        """Answer the response that the sidecar holds, once it has arrived."""
+        await self.wait_for(lambda: self.held(type_url))
+        if error:
+            self.reject(type_url, message=error)
+        await self.release(type_url)
+        self.accept(type_url)
 
 
 class MemorySource:
@@ -107,8 +86,8 @@ class Plane:
 
     def set_mode(self, mode: str, *more: Fact, at_once: bool = False) -> None:
         """Set the mode of the namespace. Sidecars do not answer the resulting responses until told to."""
-        self.first.withheld = {LISTENER: ""}
-        self.one.withheld = {ENDPOINT: ""}
+        self.first.hold(LISTENER)
+        self.one.hold(ENDPOINT)
         policy = peer("shop", mode)
         if at_once:
             policy = replace(policy, meta=replace(policy.meta, annotations={ROLLOUT: "immediate"}))
@@ -147,7 +126,7 @@ async def running(
         observer=observer(controller) if observer else None,
         added=[Introspection(services, documented=described)],
     )
-    tasks = [asyncio.create_task(controller.run())]
+    task = asyncio.create_task(controller.run())
     pods = [*(pod(name, "shop", app="web") for name in ("web-1", "web-2")), pod("one", "shop")]
     policy = peer("shop", mode)
     source.objects[policy.ref] = ReadObject(policy, "1")
@@ -155,25 +134,17 @@ async def running(
     await controller.ready.wait()
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+            AsyncExitStack() as stack,
+        ):
             plane = Plane(channel, controller, server, source, reports)
-            sidecars = (plane.one, plane.first, plane.second)
-            tasks += (asyncio.create_task(each.run()) for each in sidecars)
-            async with asyncio.timeout(WITHIN):
-                while not _all_have_answered(server, len(sidecars)):
-                    await asyncio.sleep(0.01)
+            for sidecar in (plane.one, plane.first, plane.second):
+                await stack.enter_async_context(sidecar)
+                await sidecar.wait_for(lambda sidecar=sidecar: sidecar.live)
+            await eventually(lambda: all(stream.session.synced for stream in server.discovery.streams))
             yield plane
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         await server.stop()
-
-
-def _all_have_answered(server: XdsServer, count: int) -> bool:
-    sessions = [stream.session for stream in server.discovery.streams]
-    return len(sessions) == count and all(
-        len(statuses := session.status()) == len(_ASKED)
-        and all(each.acked_at is not None for each in statuses)
-        for session in sessions
-    )

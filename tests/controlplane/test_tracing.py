@@ -76,9 +76,9 @@ async def traced(mode: str) -> AsyncIterator[Traced]:
 
 async def test_a_trace_ends_with_the_last_ack():
     async with traced("STRICT") as world:
-        world.plane.one.withheld = {ENDPOINT: ""}
+        world.plane.one.hold(ENDPOINT)
         await world.plane.applied(pod("web-3", "shop", app="web"))
-        await eventually(lambda: bool(world.plane.one.withheld[ENDPOINT]))
+        await world.plane.one.wait_for(lambda: world.plane.one.held(ENDPOINT))
         await asyncio.sleep(3 * tracing._INTERVAL)  # No trace ends while an ACK is missing.
         assert len(world.changes()) == 1
         await world.plane.one.answer(ENDPOINT)
@@ -97,7 +97,7 @@ async def test_a_trace_ends_with_the_last_ack():
 
 async def test_a_rejection_is_an_error():
     async with traced("STRICT") as world:
-        world.plane.one.withheld = {ENDPOINT: ""}
+        world.plane.one.hold(ENDPOINT)
         await world.plane.applied(pod("web-3", "shop", app="web"))
         await world.plane.one.answer(ENDPOINT, error="no such thing")
         root, children = await world.trace_of("Pod shop/web-3")
@@ -113,7 +113,7 @@ async def test_a_trace_of_a_mode_change_ends_with_its_rollout():
         world.plane.set_mode("STRICT")
         await world.plane.first.answer(LISTENER)
         # The servers accept both modes now. The rollout waits for the clients.
-        await eventually(lambda: bool(world.plane.one.withheld[ENDPOINT]))
+        await world.plane.one.wait_for(lambda: world.plane.one.held(ENDPOINT))
         await asyncio.sleep(3 * tracing._INTERVAL)
         assert len(world.changes()) == 1
         assert world.plane.controller.rollouts.rollout.is_in_progress
@@ -126,7 +126,7 @@ async def test_a_trace_of_a_mode_change_ends_with_its_rollout():
 async def test_a_trace_ends_without_the_remaining_acks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tracing, "TIMEOUT", 0.2)
     async with traced("STRICT") as world:
-        world.plane.one.withheld = {ENDPOINT: ""}
+        world.plane.one.hold(ENDPOINT)
         await world.plane.applied(pod("web-3", "shop", app="web"))
         root, _ = await world.trace_of("Pod shop/web-3")
         assert root.status.description == "not all proxies answered within 0.2 s"
@@ -135,7 +135,7 @@ async def test_a_trace_ends_without_the_remaining_acks(monkeypatch: pytest.Monke
 async def test_traces_in_progress_are_limited(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tracing, "MAX_OPEN", 1)
     async with traced("STRICT") as world:
-        world.plane.one.withheld = {ENDPOINT: ""}
+        world.plane.one.hold(ENDPOINT)
         await world.plane.applied(pod("web-3", "shop", app="web"))
         await world.plane.applied(pod("lonely", "shop"))
         await world.plane.one.answer(ENDPOINT)

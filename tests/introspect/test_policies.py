@@ -130,10 +130,8 @@ async def test_rejection_is_reported_with_its_message(plane: Plane):
     plane.set_mode("STRICT")
     await plane.first.answer(LISTENER, error="no such thing")
     found = await until(plane, lambda found: any("LDS rejected" in text for text in differences(found)))
-    assert any(
-        text.startswith("the server's sidecar web-1.shop: LDS rejected: no such thing")
-        for text in differences(found)
-    )
+    message = "LDS rejected: Error adding/updating listener(s) virtualInbound: no such thing"
+    assert any(text.startswith(f"the server's sidecar web-1.shop: {message}") for text in differences(found))
 
 
 async def test_sidecars_that_are_not_connected(plane: Plane):

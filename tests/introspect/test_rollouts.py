@@ -124,7 +124,8 @@ async def test_rejection_has_the_sidecars_message(plane: Plane):
         lambda found: any(each.rejection for service in found.services for each in service.waiting)
     )
     [stopped] = [each for each in found.services[0].waiting if each.pod == "web-1"]
-    assert (stopped.rejection, stopped.accepts_plaintext) == ("not to my taste", False)
+    message = "Error adding/updating listener(s) virtualInbound: not to my taste"
+    assert (stopped.rejection, stopped.accepts_plaintext) == (message, False)
 
 
 async def test_skipped_proxies_are_listed(plane: Plane):

@@ -111,19 +111,16 @@ async def shop(own_cluster: Cluster, controllers: None, tmp_path: Path) -> Async
                 for name in ("web", "one")
             ]
             sidecars = [Sidecar(web, "web"), Sidecar(one, "one")]
-            tasks = [asyncio.create_task(sidecar.run()) for sidecar in sidecars]
+            for sidecar in sidecars:
+                await stack.enter_async_context(sidecar)
 
             async def are_synced() -> bool:
                 _, out, _ = await run_xds("status", f"--xds-address={serving.address}")
-                # CDS, EDS and SDS. They do not subscribe to the routes of their listeners.
-                assert out.count(" synced") == 3 * len(sidecars), out
+                assert f"\n{len(sidecars)} synced\n" in out, out
                 return True
 
             await eventually(are_synced, timeout=PATIENCE)
             yield Shop(own_cluster, serving, web)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _channel(cluster: Cluster, serving: Serving, name: str) -> grpc.aio.Channel:

@@ -25,6 +25,7 @@ from tests.protocol.stream import SHORT, Reply, Stream
 from xds.protocol.acked import UNKNOWN
 from xds.protocol.session import Variant
 from xds.protocol.status import State
+from xds.snapshot import ENDPOINT, ROUTE
 
 
 class SessionMachine(ChangingWorld):
@@ -153,7 +154,7 @@ class SessionMachine(ChangingWorld):
     @rule(name=st.sampled_from(CLUSTERS))
     @precondition(lambda self: self.client.variant is Variant.DELTA)
     def ask_again(self, name: str) -> None:
-        if name in self.client.subscribed.get("EDS", ()):
+        if self.client.is_subscribed(ENDPOINT, name):
             self.client.outbox.append(("EDS", (name,), {}))
 
     # --- what must hold ---
@@ -265,9 +266,10 @@ class SessionMachine(ChangingWorld):
     def make_before_break(self) -> None:
         if not hasattr(self, "client") or self.rejecting:
             return
-        for route in {*self.client.active.values(), *self.client.draining}:
-            for cluster in referred(self.client.have["RDS"][route]):
-                assert cluster in self.client.warm, (
+        routes = self.client.have["RDS"]
+        for route in self.client.used_routes:
+            for cluster in referred(routes[route]):
+                assert cluster in self.client.warm_clusters, (
                     f"R41: the route {route} is in force, the cluster {cluster} is not"
                 )
 
@@ -329,14 +331,13 @@ class SessionMachine(ChangingWorld):
         assert self.client.have["EDS"].keys() <= self.world.versions["CDS"].keys()
         for name, version in self.world.versions["EDS"].items():
             assert self.client.have["EDS"][name] == version, "the client has all EDS"
-        wanted = self.client.wanted("RDS")
+        wanted = self.client.wanted(ROUTE)
         assert {name: self.client.have["RDS"].get(name) for name in wanted} == {
             name: self.world.versions["RDS"].get(name) for name in wanted
         }
         assert not self.client.warming, "O3: every cluster got its assignment"
-        assert self.client.active == {
-            name: referred(version)[0] for name, version in self.world.versions["LDS"].items()
-        }
+        active = {name: listener.version for name, listener in self.client.active.items()}
+        assert active == self.world.versions["LDS"]
         assert not self.deliver_response()
         for status in self.client.stream.session.status():
             short = SHORT[status.type_url]

@@ -42,7 +42,7 @@ class TestEnvoyProcess:
             "dynamic_resources": {"lds_config": {"path_config_source": {"path": str(listeners)}}},
         }
 
-        with pytest.raises(AssertionError, match=r"refused configuration: .*lds.update_rejected"):
+        with pytest.raises(AssertionError, match=r"rejected configuration: .*lds.update_rejected"):
             async with EnvoyProcess("refusing", bootstrap, tmp_path):
                 pass
 

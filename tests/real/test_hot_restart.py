@@ -7,11 +7,12 @@ import pytest
 from tests.support.history import History
 from tests.support.hotrestart import HotRestart
 from tests.support.loopback import free_port
-from tests.support.serving import bootstrap, serving
+from tests.support.serving import serving
 from tests.support.traffic import Target, Traffic
 from tests.support.upstream import Upstream
 from tests.support.world import Cluster, Listener, World
 from xds.protocol.session import Variant
+from xds.testing import bootstrap
 
 pytestmark = pytest.mark.envoy
 
@@ -32,7 +33,7 @@ async def test_r51_streams_of_one_node_are_independent(variant, tmp_path):
 
         async with (
             serving(world) as (proxies, xds),
-            HotRestart(bootstrap("envoy", variant, free_port(), xds), tmp_path) as envoys,
+            HotRestart(bootstrap("envoy", xds, variant=variant, admin_port=free_port()), tmp_path) as envoys,
             Traffic(targets=[Target(port, "/a"), Target(port, "/b")]) as traffic,
         ):
             old = await envoys.start()

@@ -15,7 +15,7 @@ from tests.support.changes import PATHS, Changes
 from tests.support.envoy import OPTIONS, Admin, EnvoyProcess
 from tests.support.history import History
 from tests.support.loopback import free_port
-from tests.support.serving import OneWorld, Stream, bootstrap, serving
+from tests.support.serving import OneWorld, Stream, serving
 from tests.support.traffic import Connection, Target, Traffic
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
@@ -24,6 +24,7 @@ from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.protocol.session import Variant
 from xds.snapshot import CLUSTER, ENDPOINT
+from xds.testing import bootstrap
 
 pytestmark = pytest.mark.envoy
 
@@ -83,7 +84,7 @@ async def running(variant: Variant, world: World, directory, *, may_reject: bool
     history = History(world)
     options = (*OPTIONS[:-1], "1")  # Listeners drain for a second.
     async with serving(world) as (proxies, port):
-        config = bootstrap("envoy", variant, free_port(), port)
+        config = bootstrap("envoy", port, variant=variant)
         async with EnvoyProcess("envoy", config, directory, options=options, may_reject=may_reject) as envoy:
             here = Running(proxies, history, envoy)
             await here.settled()

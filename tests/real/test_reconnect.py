@@ -13,7 +13,6 @@ from tests.support.envoy import EnvoyProcess
 from tests.support.history import History
 from tests.support.instance import Instance
 from tests.support.loopback import free_port
-from tests.support.serving import bootstrap
 from tests.support.traffic import Target, Traffic
 from tests.support.upstream import Upstream
 from tests.support.waiting import eventually
@@ -21,6 +20,7 @@ from tests.support.world import Cluster, Listener, World
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.protocol.session import Variant
+from xds.testing import bootstrap
 
 pytestmark = pytest.mark.envoy
 
@@ -103,7 +103,7 @@ async def site(variant: Variant, directory, *, instances: int = 1):
             await stack.enter_async_context(Instance(f"instance-{number}", world, directory))
             for number in range(instances)
         ]
-        config = bootstrap("envoy", variant, free_port(), *(instance.port for instance in running))
+        config = bootstrap("envoy", *(instance.port for instance in running), variant=variant)
         envoy = await stack.enter_async_context(EnvoyProcess("envoy", config, directory))
         traffic = Traffic(targets=[Target(port, f"/{path}") for path in "abcd"], workers=4)
         async with traffic:

