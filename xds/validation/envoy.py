@@ -151,30 +151,39 @@ class EnvoyValidator:
                 self._report("")
                 return verdicts | search.refused
 
-    async def _find_refused(self, resources: Sequence[Resource], search: _Search) -> bool:
+    async def _find_refused(
+        self, resources: Sequence[Resource], search: _Search, *, suspected: bool = False
+    ) -> bool:
         """Find the refused resources by bisection. Return whether Envoy refuses the resources together.
+
+        Args:
+            resources: Resources to load.
+            search: State of the search.
+            suspected: Whether Envoy refused these resources with others that it accepts.
 
         Raises:
             _UnavailableError: Envoy gives no result.
         """
         if not resources:
             return False
-        run = await self._load(resources)
-        search.runs_left -= 1
-        if run.outcome is Outcome.LOADED:
-            return False
+        if not suspected or len(resources) == 1:
+            run = await self._load(resources)
+            search.runs_left -= 1
+            if run.outcome is Outcome.LOADED:
+                return False
+            search.message = run.message
         if not self._is_base_valid:
             await self._check_base()
         if len(resources) == 1:
-            search.refused[_key(resources[0])] = run.message
+            search.refused[_key(resources[0])] = search.message
         elif search.runs_left <= 0:
-            reason = f"one of {len(resources)} resources: {run.message}"
+            reason = f"one of {len(resources)} resources: {search.message}"
             search.refused.update((_key(resource), reason) for resource in resources)
         else:
-            # If each half is accepted, only the combination in one bootstrap is refused.
+            # If Envoy accepts both halves, it refuses only their combination: accept them.
             middle = len(resources) // 2
-            await self._find_refused(resources[:middle], search)
-            await self._find_refused(resources[middle:], search)
+            is_first_refused = await self._find_refused(resources[:middle], search)
+            await self._find_refused(resources[middle:], search, suspected=not is_first_refused)
         return True
 
     async def _check_base(self) -> None:
@@ -222,6 +231,8 @@ class _Search:
 
     def __init__(self, max_runs: int) -> None:
         self.runs_left = max_runs
+        self.message = ""
+        """Envoy's last error message."""
         self.refused: dict[_Key, str] = {}
 
 

@@ -134,7 +134,9 @@ def _message(output: str, directory: str) -> str:
     line = line.replace(f" '{directory}/bootstrap.pb': ", "", 1)
     if _CONSTRAINT in line:
         # Envoy quotes the bootstrap before, and names the way to the resource.
-        steps = line.rpartition(_CONSTRAINT)[2].strip().removeprefix("(").removesuffix(")").split(" | caused by ")
+        steps = (
+            line.rpartition(_CONSTRAINT)[2].strip().removeprefix("(").removesuffix(")").split(" | caused by ")
+        )
         steps = [step for step in steps if not step.startswith(_OUTER)]
         line = f"{_CONSTRAINT} ({' | caused by '.join(steps)})"
     return line.partition("-----BEGIN")[0].strip()[:_MAX_MESSAGE]
