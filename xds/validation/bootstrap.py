@@ -3,11 +3,12 @@
 Each resource becomes a part of the static configuration. Resources that Envoy cannot load statically are put
 into a stand-in: an assignment into a static cluster, a route configuration into a listener, and a certificate
 into the TLS context of a cluster. References to other resources stay as they are, because `--mode validate`
-does not fetch them.
+does not fetch them. Certificates in files that only clients have are left out.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -82,6 +83,9 @@ class _Builder:
         self._add_cluster(_parse(resource))
 
     def _add_cluster(self, cluster: Any) -> None:
+        _leave_out_files(cluster.transport_socket)
+        for match in cluster.transport_socket_matches:
+            _leave_out_files(match.transport_socket)
         # Versions of a cluster for several clients can be in one bootstrap.
         while cluster.name in self._clusters:
             cluster.name = self._unique_name()
@@ -112,6 +116,8 @@ class _Builder:
             self._add_listener(listener)
 
     def _add_listener(self, listener: Any) -> None:
+        for chain in (*listener.filter_chains, listener.default_filter_chain):  # Reading it does not set it.
+            _leave_out_files(chain.transport_socket)
         listener.name = self._unique_name()
         port = 65535
         while _address(listener) in self._addresses and port:
@@ -179,6 +185,42 @@ _ADD: Mapping[str, Callable[[_Builder, Resource], None]] = {
     SECRET: _Builder.secret,
 }
 """Adds a resource to a bootstrap, by type."""
+
+
+def _leave_out_files(transport_socket: Any) -> None:
+    """Remove certificates from a TLS context that are in files which this machine does not have."""
+    packed = transport_socket.typed_config
+    kind = packed.type_url.rpartition("/")[2]
+    if kind not in {f"{_TLS}.UpstreamTlsContext", f"{_TLS}.DownstreamTlsContext"}:
+        return
+    context = _new(kind)
+    try:
+        context.ParseFromString(packed.value)
+    except DecodeError:
+        return  # Envoy refuses it.
+    common = context.common_tls_context
+    kept = [each for each in common.tls_certificates if not _has_missing_file(each)]
+    validations = [common.validation_context, common.combined_validation_context.default_validation_context]
+    missing = [each for each in validations if _has_missing_file(each)]
+    if len(kept) == len(common.tls_certificates) and not missing:
+        return
+    certificates = [each.SerializeToString() for each in kept]
+    del common.tls_certificates[:]
+    for certificate in certificates:
+        common.tls_certificates.add().ParseFromString(certificate)
+    for validation in missing:
+        validation.Clear()  # Without a root, Envoy would refuse its other conditions.
+    packed.value = context.SerializeToString()
+
+
+def _has_missing_file(message: Any) -> bool:
+    """Whether a field of a message is a data source with a file that this machine does not have."""
+    sources = (
+        value
+        for field, value in message.ListFields()
+        if field.message_type and field.message_type.full_name == "envoy.config.core.v3.DataSource"
+    )
+    return any(source.filename and not os.access(source.filename, os.R_OK) for source in sources)
 
 
 def _address(listener: Any) -> bytes:

