@@ -47,7 +47,7 @@ async def test_a_change_that_a_canary_rejects_is_rolled_back_without_a_failed_re
             await load.more(20)
 
         events = store.events()
-        with pytest.raises(RolledBackError, match="(?s)canary-1 rejected Cluster bad: .*did not provide one"):
+        with pytest.raises(RolledBackError, match="canary-1 rejected Cluster bad: "):
             async with store.roll_out(canary="canary") as change:
                 change.set(*moved.having(bad=Cluster((new.port,), fault="unfit")).resources())
         events.close()

@@ -72,7 +72,7 @@ class Client(Subscriber):
             return all(status.synced or _is_unserved(status) for status in statuses)
         for status in statuses:
             error = status.last_error
-            if error and not status.waiting and not _contains(known, error):
+            if error and not status.waiting and not _contains(known, error) and not _is_removed(status):
                 raise NackError(self.node, status, error)
         return bool(known) and all(
             status.synced or _is_unserved(status) or (status.last_error and not status.waiting)
@@ -99,6 +99,12 @@ class Client(Subscriber):
 
     def _is_up_to_date(self) -> bool:
         return self.session is not None and self.session.synced and not self.changed.is_set()
+
+
+def _is_removed(status: TypeStatus) -> bool:
+    """Whether all rejected resources were removed since. Removals are sent last."""
+    rejected = status.watch.acks.rejected
+    return bool(rejected) and not any(name in status.watch.resources for name in rejected)
 
 
 def _contains(known: Sequence[Rejection], error: Rejection) -> bool:
