@@ -230,6 +230,7 @@ BAD = resource(Cluster(name="bad", connect_timeout=timedelta(0)))
         ("exec sleep 600", "did not end within 0.3 s"),
         ("exit 1", "does not load the bootstrap"),
         ("kill -9 $$", "was killed"),
+        ("kill -6 $$", "crashed with SIGABRT"),
     ],
 )
 async def test_without_envoy_resources_are_served_by_default(commands, words, tmp_path):

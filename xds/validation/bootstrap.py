@@ -18,7 +18,7 @@ from xds.codec import message_class
 from xds.snapshot import CLUSTER, ENDPOINT, LB_ENDPOINT, LISTENER, ROUTE, SECRET, VIRTUAL_HOST, Resource
 
 _STAND_IN = "xds-validation"
-"""Prefix of the names of stand-ins, and name of the cluster of the control plane."""
+"""Prefix of the names of stand-ins, and name of the control plane's cluster."""
 _STATIC, _GRPC, _V3 = 0, 2, 2
 """Values of Cluster.DiscoveryType, ApiConfigSource.ApiType and ApiVersion."""
 _TLS = "envoy.extensions.transport_sockets.tls.v3"
@@ -52,8 +52,7 @@ def build(resources: Iterable[Resource], base: bytes = b"") -> bytes:
     bootstrap.ClearField("admin")
     bootstrap.node.id = bootstrap.node.id or _STAND_IN
     bootstrap.node.cluster = bootstrap.node.cluster or _STAND_IN
-    if not bootstrap.dynamic_resources.HasField("ads_config"):
-        _add_ads(bootstrap)
+    _add_control_plane(bootstrap)
     builder = _Builder(bootstrap)
     for resource in resources:
         _ADD[resource.type_url](builder, resource)
@@ -61,13 +60,23 @@ def build(resources: Iterable[Resource], base: bytes = b"") -> bytes:
     return encoded
 
 
-def _add_ads(bootstrap: Any) -> None:
+def _add_control_plane(bootstrap: Any) -> None:
     """Add a control plane, which Envoy does not connect to, because resources refer to ADS."""
-    ads = bootstrap.dynamic_resources.ads_config
-    ads.api_type, ads.transport_api_version = _GRPC, _V3
-    ads.grpc_services.add().envoy_grpc.cluster_name = _STAND_IN
+    # The first cluster: others refer to it.
+    clusters = [cluster.SerializeToString() for cluster in bootstrap.static_resources.clusters]
+    del bootstrap.static_resources.clusters[:]
     cluster = bootstrap.static_resources.clusters.add(name=_STAND_IN, type=_STATIC)
     cluster.load_assignment.cluster_name = _STAND_IN
+    for encoded in clusters:
+        bootstrap.static_resources.clusters.add().ParseFromString(encoded)
+    if not bootstrap.dynamic_resources.HasField("ads_config"):
+        _set_api(bootstrap.dynamic_resources.ads_config)
+
+
+def _set_api(config: Any) -> None:
+    """Make an ApiConfigSource refer to the control plane."""
+    config.api_type, config.transport_api_version = _GRPC, _V3
+    config.grpc_services.add().envoy_grpc.cluster_name = _STAND_IN
 
 
 class _Builder:
@@ -83,9 +92,9 @@ class _Builder:
         self._add_cluster(_parse(resource))
 
     def _add_cluster(self, cluster: Any) -> None:
-        _leave_out_files(cluster.transport_socket)
+        _adapt_tls(cluster.transport_socket)
         for match in cluster.transport_socket_matches:
-            _leave_out_files(match.transport_socket)
+            _adapt_tls(match.transport_socket)
         # Versions of a cluster for several clients can be in one bootstrap.
         while cluster.name in self._clusters:
             cluster.name = self._unique_name()
@@ -117,7 +126,7 @@ class _Builder:
 
     def _add_listener(self, listener: Any) -> None:
         for chain in (*listener.filter_chains, listener.default_filter_chain):  # Reading it does not set it.
-            _leave_out_files(chain.transport_socket)
+            _adapt_tls(chain.transport_socket)
         listener.name = self._unique_name()
         port = 65535
         while _address(listener) in self._addresses and port:
@@ -187,8 +196,8 @@ _ADD: Mapping[str, Callable[[_Builder, Resource], None]] = {
 """Adds a resource to a bootstrap, by type."""
 
 
-def _leave_out_files(transport_socket: Any) -> None:
-    """Remove certificates from a TLS context that are in files which this machine does not have."""
+def _adapt_tls(transport_socket: Any) -> None:
+    """Replace the parts of a TLS context that Envoy cannot load here."""
     packed = transport_socket.typed_config
     kind = packed.type_url.rpartition("/")[2]
     if kind not in {f"{_TLS}.UpstreamTlsContext", f"{_TLS}.DownstreamTlsContext"}:
@@ -198,19 +207,36 @@ def _leave_out_files(transport_socket: Any) -> None:
         context.ParseFromString(packed.value)
     except DecodeError:
         return  # Envoy refuses it.
-    common = context.common_tls_context
-    kept = [each for each in common.tls_certificates if not _has_missing_file(each)]
-    validations = [common.validation_context, common.combined_validation_context.default_validation_context]
-    missing = [each for each in validations if _has_missing_file(each)]
-    if len(kept) == len(common.tls_certificates) and not missing:
-        return
-    certificates = [each.SerializeToString() for each in kept]
-    del common.tls_certificates[:]
-    for certificate in certificates:
-        common.tls_certificates.add().ParseFromString(certificate)
-    for validation in missing:
-        validation.Clear()  # Without a root, Envoy would refuse its other conditions.
+    _leave_out_files(context.common_tls_context)
+    _replace_ads(context.common_tls_context)
     packed.value = context.SerializeToString()
+
+
+def _leave_out_files(common: Any) -> None:
+    """Remove certificates that are in files which this machine does not have."""
+    kept = [each.SerializeToString() for each in common.tls_certificates if not _has_missing_file(each)]
+    del common.tls_certificates[:]
+    for certificate in kept:
+        common.tls_certificates.add().ParseFromString(certificate)
+    combined = common.combined_validation_context
+    for validation in (common.validation_context, combined.default_validation_context):
+        if _has_missing_file(validation):
+            validation.Clear()  # Without a root, Envoy would refuse its other conditions.
+
+
+def _replace_ads(common: Any) -> None:
+    """Replace ADS as the source of secrets.
+
+    With `--mode validate`, Envoy loads a static cluster before it has ADS, and crashes.
+    """
+    configs = list(common.tls_certificate_sds_secret_configs)
+    if common.HasField("validation_context_sds_secret_config"):
+        configs.append(common.validation_context_sds_secret_config)
+    if common.HasField("combined_validation_context"):
+        configs.append(common.combined_validation_context.validation_context_sds_secret_config)
+    for config in configs:
+        if config.sds_config.HasField("ads"):
+            _set_api(config.sds_config.api_config_source)
 
 
 def _has_missing_file(message: Any) -> bool:

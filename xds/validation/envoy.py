@@ -79,7 +79,8 @@ class EnvoyValidator:
             clusters of gRPC services, and secrets without an `sds_config`.
         timeout: Seconds for one run of Envoy, which loads up to 256 resources.
         if_unavailable: What to do if Envoy is missing or too slow. `warn` logs a warning and serves resources
-            without validation. `block` holds back all changes until Envoy is available.
+            without validation. `block` holds back all changes until Envoy is available. If Envoy crashes when
+            it loads a resource, `warn` serves the resource, and `block` refuses it.
     """
 
     def __init__(
@@ -177,7 +178,11 @@ class EnvoyValidator:
         if not self._is_base_valid:
             await self._check_base()
         if len(resources) == 1:
-            search.refused[_key(resources[0])] = search.message
+            if run.outcome is Outcome.REFUSED or self._if_unavailable == "block":
+                search.refused[_key(resources[0])] = search.message
+            else:
+                what = f"{resources[0].type_url.rpartition('.')[2]} {resources[0].name}"
+                log.warning("serving resource without validation", resource=what, problem=search.message)
         elif search.runs_left <= 0:
             reason = f"one of {len(resources)} resources: {search.message}"
             search.refused.update((_key(resource), reason) for resource in resources)
