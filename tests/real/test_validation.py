@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden.cases import CASES, load
 from tests.support.controlplane import run_xds
 from tests.support.local import LocalMesh
 from tests.support.loopback import Loopback
 from tests.support.manifests import destination_rule
 from tests.support.waiting import eventually
+from xds.cli.validation_options import Validation, ValidationOptions
+from xds.mesh.envoy.translate import translate
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(300)]
 
@@ -31,7 +34,9 @@ async def test_a_refused_rule_is_held_back_alone_and_reported(loopback: Loopback
         rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = str(tmp_path / "root.pem")
         mesh.apply(rule)
         await eventually(
-            lambda: "resource held back" in mesh.plane.tail(100), timeout=60, what="the rule is held back"
+            lambda: "resource refused by Envoy" in mesh.plane.tail(100),
+            timeout=60,
+            what="the rule is held back",
         )
         mesh.service("other", "ns", {"http": (80, 8081)}, selector={"app": "web"})
 
@@ -59,3 +64,13 @@ async def test_a_refused_rule_is_held_back_alone_and_reported(loopback: Loopback
             return "Envoy refuses" not in await problems()
 
         await eventually(is_solved, timeout=60, what="the problem is solved")
+
+
+async def test_no_resource_of_the_golden_cases_is_refused() -> None:
+    validator = ValidationOptions(validate_resources=Validation.BLOCK).validator()
+    assert validator
+    meshes = [load(case.values[0]) for case in CASES]
+    snapshots = [translate(mesh, pod) for mesh in meshes for pod in mesh.pods()]
+    resources = {one for each in snapshots for found in each.types.values() for one in found.values()}
+    assert len(resources) > 200
+    assert not await validator.validate(tuple(resources))

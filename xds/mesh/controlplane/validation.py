@@ -142,14 +142,21 @@ class SnapshotValidator:
         """Deliver a snapshot with the last good version of each refused resource.
 
         Such a snapshot keeps the previous generation, because rollouts must not rely on what it lacks.
+
+        If no good version is known since the control plane started, deliver the refused one: its sidecar
+        rejects it, and keeps the version that it may have. Without the resource, it would delete that.
         """
-        snapshot, last = pending.snapshot, self._last.get(pod, _NOTHING)
+        snapshot, last = pending.snapshot, self._last.get(pod)
         held = {
             resource: reason
             for resource, reason in refused.items()
             if _is_in(snapshot.of(resource.type_url), resource)
         }
-        if held:
+        if held and last is None:
+            self._held_back[pod] = held
+            self._deliver(pod, snapshot, pending.changed_at, pending.with_key)
+            return
+        if held and last:
             types = dict(snapshot.types)
             for type_url in {resource.type_url for resource in held}:
                 names = sorted(resource.name for resource in held if resource.type_url == type_url)
@@ -166,16 +173,13 @@ class SnapshotValidator:
         for resource, reason in held.items():
             if resource not in self._logged:
                 log.warning(
-                    "resource held back, proxies keep its last good version",
+                    "resource refused by Envoy, proxies keep its last good version",
                     type=resource.type_url.rpartition(".")[2],
                     name=resource.name,
                     sources=resource.sources,
                     problem=reason,
                 )
         self._logged = set(held)
-
-
-_NOTHING = Snapshot(generation=-1)
 
 
 def _validated(snapshot: Snapshot) -> Iterator[tuple[str, ResourceSet]]:
