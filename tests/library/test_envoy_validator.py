@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import re
+import tempfile
 from datetime import UTC, timedelta
 from pathlib import Path
 
@@ -241,6 +242,13 @@ async def test_without_envoy_resources_are_served_by_default(commands, words, tm
     runs = validator.runs
     assert not await validator.validate([BAD])
     assert validator.runs == runs  # It is not tried again for each change.
+
+
+async def test_without_a_directory_resources_are_served(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    validator = EnvoyValidator()
+    assert not await validator.validate([BAD])
+    assert validator.unavailable.startswith("cannot run Envoy: ")
 
 
 async def test_block_waits_for_envoy(monkeypatch, tmp_path):

@@ -209,7 +209,11 @@ class EnvoyValidator:
             binary = await asyncio.to_thread(find_envoy, self._binary)
         except EnvoyNotFoundError as error:
             raise _UnavailableError(str(error)) from error
-        run = await load(binary, await asyncio.to_thread(build, resources, self._base), self._timeout)
+        bootstrap = await asyncio.to_thread(build, resources, self._base)
+        try:
+            run = await load(binary, bootstrap, self._timeout)
+        except OSError as error:  # For example, the disk has no space for a directory.
+            raise _UnavailableError(f"cannot run Envoy: {error}") from error
         if run.outcome is Outcome.UNAVAILABLE:
             raise _UnavailableError(run.message)
         return run
