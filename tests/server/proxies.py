@@ -67,11 +67,12 @@ class Client:
         variant: Variant = Variant.SOTW,
         method: str = "",
         node: str = "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local",
+        cluster: str = "",
     ) -> None:
         name = "StreamAggregatedResources" if variant is Variant.SOTW else "DeltaAggregatedResources"
         self.call = channel.stream_stream(method or f"/{ADS}/{name}")()
         self._variant = variant
-        self._node = node
+        self._node, self._cluster = node, cluster
         self._writes = asyncio.Lock()
         """gRPC allows one write at a time."""
 
@@ -81,6 +82,7 @@ class Client:
         )
         if self._node:
             request.node.id, self._node = self._node, ""
+            request.node.cluster = self._cluster
         if error:
             request.error_detail.message = error
         if self._variant is Variant.SOTW:

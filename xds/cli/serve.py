@@ -31,6 +31,7 @@ from xds.cli.options import (
 from xds.cli.runtime import Components, ListenAddresses, run
 from xds.cli.tls_options import TlsListeners, TlsOptions
 from xds.cli.tracing import check_endpoint
+from xds.cli.validation_options import ValidationOptions
 from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
@@ -43,6 +44,7 @@ from xds.mesh.identity.state_dir import StateError, load_or_create_root, load_or
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
+from xds.validation import Validator
 
 EXAMPLES = """
 xds serve --manifests mesh/
@@ -265,6 +267,8 @@ class ServeOptions:
     """TLS listeners."""
     rollout: RolloutOptions
     """Changes of mTLS mode."""
+    validation: ValidationOptions
+    """Validation by a local Envoy."""
     observe: ObserveOptions
     """Observed traffic and traces."""
     identity: IdentityOptions
@@ -303,6 +307,7 @@ def serve(options: ServeOptions) -> None:
         *(["values.xds.observe=false"] if options.observe.observe is Switch.FALSE else ()),
     ]
     external = options.identity.external_issuer()
+    validator = options.validation.validator()
     # Fail if a --set is invalid. An invalid --mesh-config file does not fail: it can be fixed while running.
     load_settings(None, assignments)
     exposed = _exposed(xds, rest)
@@ -325,6 +330,7 @@ def serve(options: ServeOptions) -> None:
             state_dir,
             rollout_timeout=options.rollout.timeout,
             external=external,
+            validator=validator,
         )
         running = run(folder, build, addresses, max_connection_age=max_connection_age)
     else:
@@ -341,6 +347,7 @@ def serve(options: ServeOptions) -> None:
             webhook_address=webhook_address,
             rollout_timeout=options.rollout.timeout,
             external=external,
+            validator=validator,
         )
         running = serve_kubernetes.run_in_cluster(
             cluster, addresses, exposed=exposed, max_connection_age=max_connection_age
@@ -359,6 +366,7 @@ async def _build_components(
     *,
     rollout_timeout: float | None,
     external: ExternalIssuer | None,
+    validator: Validator | None,
 ) -> Components:
     """Create the components of a control plane for manifests."""
     try:
@@ -380,7 +388,11 @@ async def _build_components(
     if state_dir is None:
         log.info("root certificate is temporary: set --state-dir to keep it after a restart")
     controller = Controller(
-        authority, serve_keys=serve_keys, rollout_timeout=rollout_timeout, external=external
+        authority,
+        serve_keys=serve_keys,
+        rollout_timeout=rollout_timeout,
+        external=external,
+        validator=validator,
     )
     authorities = Authorities(authority=authority)
     effects = EffectWatcher(lambda: controller.mesh, controller.ready)

@@ -9,20 +9,28 @@ The library is independent of the control plane in `xds.mesh` and of Kubernetes.
 """
 
 from xds.protocol.events import Acked, Connected, Nacked, Subscribed
+from xds.store.checkpoints import Checkpoint
 from xds.store.clients import NackError
-from xds.store.events import Disconnected, Event, Events
+from xds.store.events import Disconnected, Event, Events, RolledBack
+from xds.store.held_back import HeldBack, ValidationError
+from xds.store.rollouts import RolledBackError
 from xds.store.scopes import Change
 from xds.store.store import Store
 
 __all__ = [
     "Acked",
     "Change",
+    "Checkpoint",
     "Connected",
     "Disconnected",
     "Event",
     "Events",
+    "HeldBack",
     "NackError",
     "Nacked",
+    "RolledBack",
+    "RolledBackError",
     "Store",
     "Subscribed",
+    "ValidationError",
 ]

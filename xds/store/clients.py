@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from xds.protocol.acks import Rejection
 from xds.protocol.status import SNAPSHOT, TypeStatus
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
+from xds.snapshot import Snapshot
 from xds.store.scopes import Scope, ScopeView
 
 _POLL_INTERVAL = 0.01
@@ -50,24 +51,64 @@ class Client(Subscriber):
         super().__init__(node, stream)
         self.view = view
         self.group = group
+        self._last_good: Snapshot | None = None
 
     def is_in(self, scope: Scope) -> bool:
         """Whether the client's node is in a scope."""
-        return scope.node in {"", self.node.id} and scope.group in {"", self.group}
+        return scope.includes(self.node.id, self.group)
 
-    def is_synced(self) -> bool:
+    def is_synced(self, known: Sequence[Rejection] = ()) -> bool:
         """Whether the client has ACKed all resources that it subscribes to.
 
         Raise NackError if it rejected one of them.
+
+        Args:
+            known: Rejections to ignore.
         """
         if not self.session or not self.snapshot:
             return False
+        statuses = self.session.status()
         if self.session.synced:
-            return all(status.synced or _is_unserved(status) for status in self.session.status())
-        for status in self.session.status():
-            if status.last_error and not status.waiting:
-                raise NackError(self.node, status, status.last_error)
-        return False
+            return all(status.synced or _is_unserved(status) for status in statuses)
+        for status in statuses:
+            error = status.last_error
+            if error and not status.waiting and not _contains(known, error) and not _is_removed(status):
+                raise NackError(self.node, status, error)
+        return bool(known) and all(
+            status.synced or _is_unserved(status) or (status.last_error and not status.waiting)
+            for status in statuses
+        )
+
+    @property
+    def rejections(self) -> tuple[Rejection, ...]:
+        """Last rejection of each type."""
+        statuses = self.session.status() if self.session else ()
+        return tuple(status.last_error for status in statuses if status.last_error)
+
+    def record_ack(self) -> None:
+        """Record that the client has ACKed all resources of its snapshot, if it has."""
+        if self._is_up_to_date():
+            self._last_good = self.snapshot
+
+    @property
+    def last_good(self) -> Snapshot | None:
+        """Newest snapshot whose resources the client has all ACKed, as far as it subscribes to them."""
+        if self._last_good and self._is_up_to_date():  # The last changes may not concern the client.
+            self._last_good = self.snapshot
+        return self._last_good
+
+    def _is_up_to_date(self) -> bool:
+        return self.session is not None and self.session.synced and not self.changed.is_set()
+
+
+def _is_removed(status: TypeStatus) -> bool:
+    """Whether all rejected resources were removed since. Removals are sent last."""
+    rejected = status.watch.acks.rejected
+    return bool(rejected) and not any(name in status.watch.resources for name in rejected)
+
+
+def _contains(known: Sequence[Rejection], error: Rejection) -> bool:
+    return any(other is error for other in known)
 
 
 def _is_unserved(status: TypeStatus) -> bool:
@@ -116,19 +157,26 @@ class AppliedWaiter:
 
         Raise NackError if one rejects a resource.
         """
-        while self._pending or len(self._applied) < self._at_least:
+        while not self._is_done():
             self._wake.clear()
             await asyncio.sleep(0)  # Let the streams process the latest snapshots first.
             for number, client in enumerate(tuple(self._unchecked), 1):
                 if not client.changed.is_set():
                     self._unchecked.discard(client)
-                    if client.is_synced():
+                    if self._check(client):
                         self._pending.discard(client)
                         self._applied[client] = None
                 if number % _BATCH_SIZE == 0:
                     await asyncio.sleep(0)
             if self._unchecked:
                 await asyncio.sleep(_POLL_INTERVAL)
-            elif self._pending or len(self._applied) < self._at_least:
+            elif not self._is_done():
                 await self._wake.wait()
         return tuple(self._applied)
+
+    def _is_done(self) -> bool:
+        return not self._pending and len(self._applied) >= self._at_least
+
+    def _check(self, client: Client) -> bool:
+        """Whether to stop waiting for a client."""
+        return client.is_synced()

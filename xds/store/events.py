@@ -27,7 +27,15 @@ class Disconnected:
     """Node of the client."""
 
 
-Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolledBack:
+    """A rollout was rolled back, and the client is one of those that failed (see `Store.roll_out`)."""
+
+    reason: str
+    """Why the rollout was rolled back."""
+
+
+Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked | RolledBack
 
 
 class Events:

@@ -49,12 +49,16 @@ class Scope:
             )
         return cls(node, group)
 
+    def includes(self, node: str, group: str) -> bool:
+        """Whether a node of a group is in the scope."""
+        return self.node in {"", node} and self.group in {"", group}
+
 
 ALL_NODES = Scope()
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class Step:
     """One method call on a `Change`: remove some or all resources of a scope, then set others."""
 
     scope: Scope
@@ -73,7 +77,7 @@ class Change:
     """
 
     def __init__(self) -> None:
-        self.steps: list[_Step] = []
+        self.steps: list[Step] = []
         """Calls to apply, in order."""
         self.closed = False
         """Whether the block has ended. No more calls can then be added."""
@@ -94,7 +98,7 @@ class Change:
                 `group` are set, or a resource has the version of the one that it replaces, but another
                 content. None of the resources is then set.
         """
-        self._add(_Step(Scope.of(node, group), _to_resources(resources)))
+        self._add(Step(Scope.of(node, group), _to_resources(resources)))
 
     @overload
     def remove(self, type_url: str, /, *names: str, node: str = "", group: str = "") -> None: ...
@@ -118,7 +122,7 @@ class Change:
             TypeError: An argument has the wrong type.
             ValueError: `targets` is empty, a type URL has no names, or both `node` and `group` are set.
         """
-        self._add(_Step(Scope.of(node, group), removed=_to_keys(targets)))
+        self._add(Step(Scope.of(node, group), removed=_to_keys(targets)))
 
     def replace(
         self, resources: Iterable[ResourceLike], *, node: str = "", group: str = "", type_url: str = ""
@@ -145,9 +149,9 @@ class Change:
             for replacement in replacements:
                 if replacement.type_url != type_url:
                     raise ValueError(f"{_describe(replacement)} is not of the replaced type, {type_url}")
-        self._add(_Step(Scope.of(node, group), replacements, replaces=True, type_url=type_url))
+        self._add(Step(Scope.of(node, group), replacements, replaces=True, type_url=type_url))
 
-    def _add(self, step: _Step) -> None:
+    def _add(self, step: Step) -> None:
         if self.closed:
             raise RuntimeError("the block of this change has ended: start another with store.change()")
         self.steps.append(step)
@@ -237,9 +241,7 @@ class Contents:
             ValueError: A resource has the version of the one that it replaces, but another content. Clients
                 would not be sent it.
         """
-        steps = self._resolve_steps(change)
-        for (scope, type_url), names in steps.items():
-            _check_versions(self._scope_set(scope, type_url), names)
+        steps = self.check(change)
         self.initialized = True
         changed: dict[Scope, set[str]] = {}
         for (scope, type_url), names in steps.items():
@@ -251,6 +253,34 @@ class Contents:
         for view in (self._all_nodes, *self._groups.values(), *self._nodes.values()):
             if types := view.affected_types(changed):
                 view.update(self._sets.get(view.scope, {}), types)
+
+    def check(self, change: Change) -> dict[tuple[Scope, str], dict[str, Resource | None]]:
+        """Return the result of a change, by scope, type and name, without applying it.
+
+        Removed resources are None.
+
+        Raises:
+            ValueError: As in `apply`.
+        """
+        steps = self._resolve_steps(change)
+        for (scope, type_url), names in steps.items():
+            _check_versions(self._scope_set(scope, type_url), names)
+        return steps
+
+    def get(self, scope: Scope, type_url: str, name: str) -> Resource | None:
+        """Return the resource that is set in exactly this scope; None if there is none."""
+        return self._scope_set(scope, type_url).get(name)
+
+    def sets(self) -> dict[Scope, dict[str, ResourceSet]]:
+        """Return the resources that are set in each scope, by type."""
+        return {scope: dict(types) for scope, types in self._sets.items()}
+
+    def copy(self) -> Contents:
+        """Return a copy, which shares the resources and has views of its own."""
+        copy = Contents()
+        copy.initialized, copy._sets, copy._shared = self.initialized, self.sets(), self._shared
+        copy._all_nodes.update(copy._sets[ALL_NODES], ())
+        return copy
 
     def _resolve_steps(self, change: Change) -> dict[tuple[Scope, str], dict[str, Resource | None]]:
         """Return the result of a change, by scope, type and name; None for removed resources."""

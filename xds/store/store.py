@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import overload
 from weakref import WeakSet
 
+import structlog
+
+from xds.protocol.acks import Rejection
 from xds.protocol.events import Acked, Connected, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
 from xds.snapshot import Snapshot
+from xds.store.checkpoints import Checkpoint, changes_between
 from xds.store.clients import AppliedWaiter, Client
-from xds.store.events import Disconnected, Event, Events
-from xds.store.scopes import Change, Contents, ResourceLike, Scope
+from xds.store.events import Disconnected, Event, Events, RolledBack
+from xds.store.held_back import HeldBack, ValidationError, ValidationQueue, find_refused, held_back
+from xds.store.rollouts import RolloutWaiter, Trial
+from xds.store.scopes import ALL_NODES, Change, Contents, ResourceLike, Scope
+from xds.validation import Validator
+
+log = structlog.get_logger(__name__)
 
 
 class Store:
@@ -35,11 +44,26 @@ class Store:
     Args:
         group: Returns the group of a node. The default is the node's cluster. It may raise
             `xds.server.Refused`, which ends the node's stream.
+        validator: Validates resources before they are served, for example `EnvoyValidator` of
+            `xds.validation`. Changes are then served once they are validated, in order. Clients keep the last
+            good version of a resource that is refused. The default is to serve changes at once.
     """
 
-    def __init__(self, *, group: Callable[[Node], str] = lambda node: node.cluster) -> None:
+    def __init__(
+        self,
+        *,
+        group: Callable[[Node], str] = lambda node: node.cluster,
+        validator: Validator | None = None,
+    ) -> None:
         self._group = group
         self._contents = Contents()
+        """What the program has set."""
+        self._served = Contents() if validator else self._contents
+        """What clients receive: the validated part of `_contents`."""
+        self._queue = ValidationQueue(validator, lambda: self._served, self._serve) if validator else None
+        self._trial: Trial | None = None
+        """Change that is being rolled out."""
+        self._rollout_lock = asyncio.Lock()
         self._clients: dict[Subscriber, Client] = {}
         self._event_streams: WeakSet[Events] = WeakSet()
         self._waiters: dict[AppliedWaiter, Scope] = {}
@@ -99,7 +123,26 @@ class Store:
             yield change
         finally:
             change.closed = True
+        if self._trial:
+            self._trial.desired.check(change)
         self._contents.apply(change)
+        if not self._queue:
+            self._serve(change)
+            return
+        if self._trial:
+            self._trial.desired.apply(change)
+        self._queue.add(change)
+        self._queue.start()
+
+    def _serve(self, change: Change) -> None:
+        """Serve a change of `_contents`."""
+        if self._served is not self._contents:
+            self._served.apply(change)
+        if self._trial:
+            self._trial.served.apply(change)
+        self._publish()
+
+    def _publish(self) -> None:
         now = self._loop.time() if self._loop else None
         for client in self._clients.values():
             if client.snapshot is not client.view.snapshot:
@@ -108,9 +151,144 @@ class Store:
                     waiter.notify(client)
 
     def view(self, node: str, group: str = "") -> Snapshot:
-        """Return the snapshot of a node in a group, whether or not the node is connected."""
+        """Return the snapshot that is served to a node of a group, whether or not the node is connected."""
         self._check_thread()
-        return self._contents.view(node, group).snapshot
+        return self._contents_for(node, group).view(node, group).snapshot
+
+    def _contents_for(self, node: str, group: str) -> Contents:
+        is_in_trial = self._trial is not None and self._trial.scope.includes(node, group)
+        return self._trial.served if self._trial and is_in_trial else self._served
+
+    @property
+    def held_back(self) -> tuple[HeldBack, ...]:
+        """Resources that are not served, because the validator refused them."""
+        return tuple(self._queue.held_back.values()) if self._queue else ()
+
+    # --- rollback ---
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the resources that are set now, for `rollback`. This takes no copy of the resources."""
+        self._check_thread()
+        return Checkpoint(self._contents.sets())
+
+    def rollback(self, checkpoint: Checkpoint) -> None:
+        """Set the resources of a checkpoint again, and remove all others, in one change."""
+        self._check_thread()
+        back = changes_between(self.checkpoint(), checkpoint)
+        with self.change() as change:
+            change.steps += back.steps
+
+    def last_good(self, node: str) -> Snapshot | None:
+        """Return the newest snapshot of a connected node that it has ACKed entirely; None if there is none.
+
+        Resources that the node does not subscribe to may differ from those it had. If the node has several
+        streams, the result is that of the newest.
+        """
+        self._check_thread()
+        streams = [client for client in self._clients.values() if client.node.id == node]
+        return streams[-1].last_good if streams else None
+
+    @asynccontextmanager
+    async def roll_out(
+        self,
+        *,
+        canary: str = "",
+        at_least: int = 1,
+        max_rejected: float = 0.0,
+        timeout: float = 60.0,  # noqa: ASYNC109 - it has another result than a TimeoutError
+    ) -> AsyncIterator[Change]:
+        """Open a block of changes. At its end, roll them out, and roll them back if too many clients fail.
+
+        The group of canaries gets the changes first. When all its clients have ACKed everything, all other
+        clients get the changes. A client fails if it rejects a resource, if it does not ACK everything in
+        time, or if it disconnects and does not return in time. Rejections from before the rollout do not
+        count. If more clients fail than `max_rejected`, all clients get what they had before, and clients
+        that connect get that too. Other changes are served as usual meanwhile, and stay after a rollback.
+
+        Only one rollout runs at a time; another one waits.
+
+        Args:
+            canary: Group that gets the changes first. The default is to send them to all clients at once.
+            at_least: Minimum number of canaries. While there are fewer, wait for clients that connect.
+            max_rejected: Maximum share of the clients that may fail, from 0 to 1, in each of the two phases.
+            timeout: Seconds to wait in each of the two phases.
+
+        Raises:
+            RolledBackError: Too many clients failed.
+            ValidationError: The validator refused a resource. No client received any of the changes.
+            TypeError: As in `Change.set`.
+            ValueError: As in `Change.set`, or `max_rejected` is not between 0 and 1.
+        """
+        if not 0 <= max_rejected <= 1:
+            raise ValueError(f"max_rejected={max_rejected} is not between 0 and 1")
+        self._check_thread()
+        change = Change()
+        try:
+            yield change
+        finally:
+            change.closed = True
+        async with self._rollout_lock:
+            await self._validate(change)
+            trial = Trial(self._contents, self._served, Scope.of("", canary))
+            trial.apply(change)
+            known = {client: client.rejections for client in self._clients.values()}
+            self._trial = trial
+            try:
+                if canary:
+                    await self._try_clients(trial, known, at_least, max_rejected, timeout)
+                    trial.scope = ALL_NODES
+                await self._try_clients(trial, known, 0, max_rejected, timeout)
+                self._contents, self._served = trial.desired, trial.served
+                if self._queue:
+                    self._queue.forget(change)
+            finally:
+                self._trial = None
+                self._switch()
+
+    async def _validate(self, change: Change) -> None:
+        """Wait until earlier changes are served, and validate a change. Raise ValidationError."""
+        if self._queue:
+            await self._queue.wait()
+            if refused := await find_refused(self._queue.validator, change.steps):
+                raise ValidationError(held_back(change.steps, refused))
+            await self._queue.wait()
+
+    async def _try_clients(
+        self,
+        trial: Trial,
+        known: dict[Client, tuple[Rejection, ...]],
+        at_least: int,
+        max_rejected: float,
+        timeout: float,  # noqa: ASYNC109 - it has another result than a TimeoutError
+    ) -> None:
+        """Serve a change to the clients in its scope, and wait for them. Raise RolledBackError."""
+        self._switch()
+        clients = [client for client in self._clients.values() if client.is_in(trial.scope)]
+        waiter = RolloutWaiter(clients, at_least, max_rejected, known)
+        self._waiters[waiter] = trial.scope
+        try:
+            async with asyncio.timeout(timeout):
+                await waiter.wait()
+            in_time = True
+        except TimeoutError:
+            in_time = False
+        finally:
+            del self._waiters[waiter]
+        if error := waiter.failure(trial.scope.group, in_time=in_time):
+            log.warning("rollout rolled back", problem=str(error))
+            failed = {*waiter.rejections, *error.lagging}
+            for client in clients:
+                if client in self._clients and client.node.id in failed:
+                    self._emit(client, RolledBack(reason=str(error)))
+            raise error
+
+    def _switch(self) -> None:
+        """Serve each client the contents for it, after the rollout has changed."""
+        for client in self._clients.values():
+            contents = self._contents_for(client.node.id, client.group)
+            client.view = contents.view(client.node.id, client.group)
+        if self._served.initialized:
+            self._publish()
 
     # --- clients ---
 
@@ -149,6 +327,7 @@ class Store:
 
         Raises:
             NackError: A client rejected a resource. The resource is not sent again until it changes.
+            ValidationError: The validator refused resources for these nodes. Clients have ACKed all others.
             RuntimeError: No change was applied yet, so clients receive no response.
         """
         self._check_thread()
@@ -158,13 +337,24 @@ class Store:
                 " call set(...) or replace([]) before applied()"
             )
         scope = Scope.of(node, group)
+        if self._queue:
+            await self._queue.wait()
         clients = (client for client in self._clients.values() if client.is_in(scope))
         waiter = AppliedWaiter(clients, at_least)
         self._waiters[waiter] = scope
         try:
-            return await waiter.wait()
+            applied = await waiter.wait()
         finally:
             del self._waiters[waiter]
+        if held := [item for item in self.held_back if self._concerns(item, scope)]:
+            raise ValidationError(held)
+        return applied
+
+    def _concerns(self, item: HeldBack, scope: Scope) -> bool:
+        """Whether a resource that is held back is for a scope, or for a connected client in it."""
+        item_scope = Scope(item.node, item.group)
+        clients = (client for client in self._clients.values() if client.is_in(scope))
+        return scope in {ALL_NODES, item_scope} or any(client.is_in(item_scope) for client in clients)
 
     # --- calls of the discovery service (xds.server.Proxies) ---
 
@@ -177,8 +367,11 @@ class Store:
                 f"Store(group=...) returned {group!r} for {node.id}:"
                 " it must return a name, or '' for no group"
             )
-        client = Client(node, stream, self._contents.view(node.id, group), group)
-        if self._contents.initialized:
+        contents = self._contents_for(node.id, group)
+        client = Client(node, stream, contents.view(node.id, group), group)
+        if self._queue:
+            self._queue.start()
+        if contents.initialized:
             client.publish(client.view.snapshot)
         self._clients[client] = client
         for waiter, scope in self._waiters.items():
@@ -197,6 +390,8 @@ class Store:
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         """Record an event of a stream."""
         client = self._clients[subscriber]
+        if isinstance(event, Acked):
+            client.record_ack()
         for waiter in self._waiters:
             waiter.notify(client)
         self._emit(client, event)

@@ -23,6 +23,7 @@ from xds.mesh.controlplane.publisher import Publisher, publish, traceback_of
 from xds.mesh.controlplane.rollout_log import RolloutLog
 from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.controlplane.stats import Stats
+from xds.mesh.controlplane.validation import SnapshotValidator
 from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.model.mesh import Mesh
@@ -33,7 +34,8 @@ from xds.mesh.rollout.sync import ReplicaSync
 from xds.protocol.status import State
 from xds.server import Subscriber
 from xds.server.stream import now as clock
-from xds.snapshot import SECRET
+from xds.snapshot import SECRET, Snapshot
+from xds.validation import Validator
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +62,7 @@ class Controller:
         rollout_timeout: float | None = ROLLOUT_TIMEOUT,
         now: Callable[[], datetime] = _utc_now,
         external: ExternalIssuer | None = None,
+        validator: Validator | None = None,
     ) -> None:
         """Create a controller; `run` starts it.
 
@@ -71,6 +74,7 @@ class Controller:
             rollout_timeout: seconds to wait for a proxy during a rollout; None not to wait.
             now: returns the current time.
             external: issuer of the sidecars' certificates instead of the CA; None without one.
+            validator: validates resources before they are published; None to publish them at once.
         """
         self.mesh = Mesh()
         """The current mesh, including the served modes."""
@@ -96,6 +100,12 @@ class Controller:
             lambda: self.mesh, self.rollouts.proxies, self.publisher, serve_keys=serve_keys
         )
         """Registry of streams, for the servers."""
+        self.validation = (
+            SnapshotValidator(validator, self._deliver, lambda key: self.mesh.pod(*key) is not None)
+            if validator
+            else None
+        )
+        """Validation of snapshots; None if they are published at once."""
 
     # --- for sources ----------------------------------------------------------------------------------------
 
@@ -117,7 +127,9 @@ class Controller:
         key = pod_name(subscriber)
         pod = self.mesh.pod(*key)
         return (
-            self.certificates.problem_of(pod) or self.publisher.error_of(key)
+            self.certificates.problem_of(pod)
+            or self.publisher.error_of(key)
+            or (self.validation.problem_of(key) if self.validation else "")
             if pod
             else "its pod is not known"
         )
@@ -167,6 +179,8 @@ class Controller:
                     lambda pod: self.publisher.schedule((pod.namespace, pod.name)),
                 )
             )
+            if self.validation:
+                tasks.create_task(self.validation.run())
 
     async def _run(self) -> None:
         rollout_log = RolloutLog()
@@ -201,6 +215,8 @@ class Controller:
                 self.connections.sidecars.forget(key)
                 self.connections.deleted_pods.add(removed_pod, time.time())
                 self.rollouts.proxies.pod_deleted(key)
+                if self.validation:
+                    self.validation.forget(key)
         self.connections.mesh_changed(old_mesh)
         self._schedule_all(batch.changed_at)
         if self.on_applied:
@@ -276,9 +292,15 @@ class Controller:
             connections.features(key),
             self._must_apply,
         )
-        if translated:
-            streams = connections.streams.get(key, ())
-            publish(*translated, streams, connections.may_receive_key, with_key=with_key)
+        if translated and self.validation:
+            self.validation.submit(key, *translated, with_key=with_key)
+        elif translated:
+            self._deliver(key, *translated, with_key)
+
+    def _deliver(self, key: PodName, snapshot: Snapshot, changed_at: float | None, with_key: bool) -> None:
+        """Publish a pod's snapshot to its streams."""
+        streams = self.connections.streams.get(key, ())
+        publish(snapshot, changed_at, streams, self.connections.may_receive_key, with_key=with_key)
 
     async def _wait_for_work(self) -> None:
         """Wait for an event, the end of a debounce, or the next rollout check."""

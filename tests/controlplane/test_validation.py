@@ -1,0 +1,147 @@
+"""Snapshots with refused resources. tests/real/test_validation.py has the real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from tests.library.clients import Words, cluster
+from xds.mesh.controlplane.validation import SnapshotValidator
+from xds.snapshot import CLUSTER, SECRET, Resource, ResourceSet, Snapshot
+
+WEB, API = ("shop", "web"), ("shop", "api")
+
+
+class Delivered:
+    """A validator of snapshots, and what it has delivered."""
+
+    def __init__(self) -> None:
+        self.words = Words()
+        self.pods = {WEB, API}
+        self.snapshots: dict[tuple[str, str], Snapshot] = {}
+        self.news = asyncio.Event()
+        self.validator = SnapshotValidator(self.words, self._deliver, self.pods.__contains__)
+
+    def _deliver(self, key, snapshot: Snapshot, changed_at, with_key) -> None:
+        self.snapshots[key] = snapshot
+        self.news.set()
+
+    async def submit(
+        self, *resources: Resource, generation: int = 0, key=WEB, base=(), secret=""
+    ) -> Snapshot:
+        """Submit a snapshot, and return what was delivered after its validation."""
+        shared = ResourceSet(base)
+        secrets = ResourceSet([Resource.of(SECRET, "default", secret.encode())])
+        clusters = ResourceSet(resources, base=shared) if base else ResourceSet(resources)
+        self.validator.submit(
+            key, Snapshot({CLUSTER: clusters, SECRET: secrets}, generation=generation), None, with_key=True
+        )
+        self.news.clear()
+        async with asyncio.timeout(10):
+            await self.news.wait()
+        return self.snapshots[key]
+
+
+@pytest.fixture
+def delivered() -> Delivered:
+    return Delivered()
+
+
+@asynccontextmanager
+async def running(delivered: Delivered):
+    task = asyncio.create_task(delivered.validator.run())
+    yield
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def versions(snapshot: Snapshot) -> dict[str, Resource]:
+    return dict(snapshot.of(CLUSTER).items())
+
+
+async def test_the_last_good_version_stays_with_its_generation(delivered):
+    """A rollout must not take the ACK of an older version for the ACK of the refused one."""
+    a1, a2, b1, b2, bad = (
+        cluster("a", "1"),
+        cluster("a", "2"),
+        cluster("b", "1"),
+        cluster("b", "2"),
+        cluster("a", "bad", source="DestinationRule shop/web (rules.yaml:7)"),
+    )
+    async with running(delivered):
+        assert versions(await delivered.submit(a1, b1, generation=1)) == {"a": a1, "b": b1}
+        held = await delivered.submit(bad, b2, cluster("new", "bad"), generation=2)
+        assert (versions(held), held.generation) == ({"a": a1, "b": b2}, 1)
+        assert delivered.validator.problem_of(WEB).startswith("Envoy refuses Cluster a: it is bad")
+        first, second = delivered.validator.problems
+        assert str(first) == (
+            "rules.yaml:7: Envoy refuses Cluster a: it is bad"
+            " (fix DestinationRule shop/web; sidecars keep the last good configuration)"
+        )
+        assert (first.subject, second.where) == ("DestinationRule shop/web", "Cluster new")
+        good = await delivered.submit(a2, b2, generation=3)
+        assert (versions(good), good.generation) == ({"a": a2, "b": b2}, 3)
+        assert not delivered.validator.problems
+        assert not delivered.validator.problem_of(WEB)
+
+
+async def test_after_a_restart_a_sidecar_keeps_what_it_has(delivered):
+    """Without the resource, a sidecar would delete its version. It rejects the refused one."""
+    bad = cluster("a", "bad")
+    async with running(delivered):
+        snapshot = await delivered.submit(bad, cluster("b"), generation=1)
+        assert (versions(snapshot), snapshot.generation) == ({"a": bad, "b": cluster("b")}, 1)
+        assert len(delivered.validator.problems) == 1
+        await delivered.submit(cluster("a", "2"))
+        assert versions(await delivered.submit(bad)) == {"a": cluster("a", "2")}
+
+
+async def test_shared_and_own_resources_are_held_back(delivered):
+    shared, own = [cluster("s", "1"), cluster("t")], cluster("o", "1")
+    async with running(delivered):
+        await delivered.submit(own, base=shared)
+        snapshot = await delivered.submit(cluster("o", "bad"), base=[cluster("s", "bad"), cluster("t", "2")])
+        found = versions(snapshot)
+        assert (found["s"], found["t"], found["o"]) == (shared[0], cluster("t", "2"), own)
+
+
+async def test_a_shared_set_is_validated_once(delivered):
+    async with running(delivered):
+        await delivered.submit(cluster("o"), base=[cluster("s")])
+        await delivered.submit(cluster("p"), base=[cluster("s")], key=API)
+    assert delivered.words.calls == [["s", "o"], ["p"]]
+
+
+async def test_certificates_do_not_wait_for_validation(delivered):
+    async with running(delivered):
+        await delivered.submit(cluster("a", "1"), secret="old")
+        delivered.words.open.clear()
+        delivered.validator.submit(
+            WEB,
+            Snapshot(
+                {
+                    CLUSTER: ResourceSet([cluster("a", "2")]),
+                    SECRET: ResourceSet([Resource.of(SECRET, "default", b"new")]),
+                }
+            ),
+            None,
+            with_key=True,
+        )
+        assert delivered.snapshots[WEB].of(SECRET)["default"].body == b"new"
+        assert versions(delivered.snapshots[WEB]) == {"a": cluster("a", "1")}
+    assert not any(SECRET in call for call in delivered.words.calls)
+
+
+async def test_a_deleted_pod_is_forgotten(delivered):
+    async with running(delivered):
+        await delivered.submit(cluster("a", "1"))
+        delivered.pods.discard(WEB)
+        delivered.validator.forget(WEB)
+        delivered.snapshots.clear()
+        delivered.validator.submit(WEB, Snapshot(), None, with_key=True)
+        await delivered.submit(cluster("b"), key=API)
+        assert {*delivered.snapshots} == {API}
+        assert not delivered.validator._last.keys() - {API}

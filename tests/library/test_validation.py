@@ -1,0 +1,165 @@
+"""A store with a validator: what it refuses is held back. test_envoy_validator.py has the real Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext, suppress
+
+import pytest
+
+from tests.library.clients import Words, cluster, connected, content, serving
+from xds.protocol.session import Variant
+from xds.protocol.wire import Node
+from xds.resources import CLUSTER
+from xds.server import StreamInfo
+from xds.store import Store, ValidationError
+
+STREAM = StreamInfo(peer="test", variant=Variant.DELTA, type_url="")
+
+
+@pytest.fixture
+def words() -> Words:
+    return Words()
+
+
+@pytest.fixture
+def store(words) -> Store:
+    return Store(validator=words)
+
+
+async def settled(store: Store) -> None:
+    with suppress(ValidationError):
+        await store.applied()
+
+
+async def test_a_refused_resource_is_held_back_alone(store):
+    store.set(cluster("a", "1"), cluster("b", "1"))
+    await settled(store)
+    store.set(cluster("a", "bad", source="mesh.yaml:7"), cluster("b", "2"), cluster("new", "bad"))
+    with pytest.raises(ValidationError, match=r"Cluster a \(from mesh.yaml:7\): it is bad") as raised:
+        await store.applied()
+    assert content(store) == {"a": "1", "b": "2"}
+    assert [item.resource.name for item in raised.value.held_back] == ["a", "new"]
+    assert store.held_back == raised.value.held_back
+    store.set(cluster("a", "3"))
+    store.remove(CLUSTER, "new")
+    await store.applied()
+    assert content(store) == {"a": "3", "b": "2"}
+    assert not store.held_back
+
+
+async def test_replace_keeps_the_last_good_version(store):
+    store.set(cluster("a", "1"), cluster("gone"))
+    await settled(store)
+    store.replace([cluster("a", "bad")])
+    await settled(store)
+    assert content(store) == {"a": "1"}
+    store.replace([cluster("b")])
+    await store.applied()
+    assert content(store) == {"b": ""}
+    assert not store.held_back
+
+
+async def test_the_last_good_version_is_of_the_same_scope(store):
+    store.set(cluster("a", "all"))
+    store.set(cluster("a", "group"), group="g")
+    await settled(store)
+    store.set(cluster("a", "bad"), group="g")
+    store.set(cluster("a", "bad"), node="n")
+    await settled(store)
+    assert content(store, group="g") == {"a": "group"}
+    assert content(store) == {"a": "all"}
+
+
+async def test_changes_are_served_in_order_after_validation(store, words):
+    store.set(cluster("a", "1"))
+    await settled(store)
+    words.open.clear()
+    store.set(cluster("a", "2"))
+    async with asyncio.timeout(10):
+        while len(words.calls) < 2:
+            await asyncio.sleep(0)
+    store.set(cluster("a", "3"), cluster("b"))
+    store.set(cluster("a", "bad"))
+    assert content(store) == {"a": "1"}
+    words.open.set()
+    await settled(store)
+    assert content(store) == {"a": "3", "b": ""}
+    assert words.calls[2:] == [["a", "b", "a"]]
+
+
+async def test_nothing_is_served_before_validation(store, words):
+    words.open.clear()
+    store.set(cluster("a"))
+    client = store.connect(Node(id="n"), STREAM)
+    assert client.snapshot is None
+    words.open.set()
+    await served(store)
+    assert client.snapshot
+    assert "a" in client.snapshot.of(CLUSTER)
+    assert "a" in store.connect(Node(id="m"), STREAM).snapshot.of(CLUSTER)
+
+
+async def served(store: Store) -> None:
+    """Wait for the validation, although the clients of these tests answer nothing."""
+    async with asyncio.timeout(10):
+        while not store.view("n").types:
+            await asyncio.sleep(0)
+
+
+def test_changes_before_the_loop_runs_are_validated_later(words):
+    store = Store(validator=words)
+    store.set(cluster("a"), cluster("b", "bad"))
+    assert content(store) == {}
+
+    async def main() -> None:
+        store.connect(Node(id="n"), STREAM)
+        await served(store)
+
+    asyncio.run(main())
+    assert content(store) == {"a": ""}
+
+
+@pytest.mark.parametrize(
+    ("scope", "names"),
+    [
+        ({}, ["a", "b"]),
+        ({"node": "n"}, ["a", "b"]),
+        ({"node": "m"}, []),
+        ({"group": "g"}, ["a", "b"]),
+        ({"group": "h"}, []),
+    ],
+)
+async def test_applied_reports_what_concerns_its_nodes(store, scope, names):
+    store.replace([])
+    store.set(cluster("a", "bad"), group="g")
+    store.set(cluster("b", "bad"), node="n")
+    async with serving(store) as server, connected(server, "n", group="g"), connected(server, "m", group="h"):
+        with pytest.raises(ValidationError) if names else nullcontext() as raised:
+            await store.applied(**scope)
+        assert [item.resource.name for item in raised.value.held_back] == names if names else True
+
+
+async def test_a_validator_that_fails_lets_nothing_pass(store, words):
+    store.set(cluster("a", "1"))
+    await settled(store)
+    words.error = RuntimeError("no")
+    store.set(cluster("a", "2"))
+    with pytest.raises(ValidationError, match="the validator failed: RuntimeError: no"):
+        await store.applied()
+    assert content(store) == {"a": "1"}
+    words.error = None
+    store.set(cluster("a", "2"))  # The same again is another try.
+    await store.applied()
+    assert content(store) == {"a": "2"}
+
+
+async def test_clients_keep_what_they_have(store):
+    store.set(cluster("a", "1"))
+    async with serving(store) as server, connected(server, "n") as client:
+        await store.applied(at_least=1)
+        store.set(cluster("a", "bad"), cluster("b"))
+        with pytest.raises(ValidationError):
+            await store.applied()
+        assert {*client.names} == {"a", "b"}
+        assert client.contents("a") == ["1"]

@@ -1,0 +1,76 @@
+"""`xds serve --validate`: sidecars never receive what Envoy refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.golden.cases import CASES, load
+from tests.support.controlplane import run_xds
+from tests.support.local import LocalMesh
+from tests.support.loopback import Loopback
+from tests.support.manifests import destination_rule
+from tests.support.waiting import eventually
+from xds.cli.validation_options import Validation, ValidationOptions
+from xds.mesh.envoy.translate import translate
+
+pytestmark = [pytest.mark.envoy, pytest.mark.timeout(300)]
+
+
+async def test_a_refused_rule_is_held_back_alone_and_reported(loopback: Loopback, tmp_path: Path) -> None:
+    """The sidecars reject nothing, which `EnvoyProcess` checks at its end."""
+    (tmp_path / "root.pem").write_text("not a certificate")
+    mesh = LocalMesh(loopback, tmp_path)
+    mesh.plane._options = ("--validate=block",)
+    async with mesh:
+        client, web = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        await mesh.serve(web, http=(8080, 8081))
+        mesh.service("web", "ns", {"http": (80, 8080)})
+        await mesh.start(client, web)
+        assert (await client.client.get("http://web.ns/")).ok
+
+        rule = destination_rule("web", "ns", "web", "SIMPLE")
+        rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = str(tmp_path / "root.pem")
+        mesh.apply(rule)
+        await eventually(
+            lambda: "resource refused by Envoy" in mesh.plane.tail(100),
+            timeout=60,
+            what="the rule is held back",
+        )
+        mesh.service("other", "ns", {"http": (80, 8081)}, selector={"app": "web"})
+
+        async def other_is_served() -> bool:
+            return (await client.client.get("http://other.ns/")).ok
+
+        await eventually(other_is_served, timeout=60, what="later changes are served")
+        assert (await client.client.get("http://web.ns/")).ok
+
+        async def problems() -> str:
+            _, out, err = await run_xds("problems", f"--xds-address={mesh.plane.address}")
+            return out + err
+
+        async def is_reported() -> bool:
+            found = await problems()
+            return "destinationrule-ns-web.yaml:1" in found and "trusted CA certificates" in found
+
+        await eventually(is_reported, timeout=60, what="the problem is reported with file and line")
+
+        mesh.apply(destination_rule("web", "ns", "web", "ISTIO_MUTUAL"))
+        await mesh.settled()
+        assert (await client.client.get("http://web.ns/")).ok
+
+        async def is_solved() -> bool:
+            return "Envoy refuses" not in await problems()
+
+        await eventually(is_solved, timeout=60, what="the problem is solved")
+
+
+async def test_no_resource_of_the_golden_cases_is_refused() -> None:
+    validator = ValidationOptions(validate_resources=Validation.BLOCK).validator()
+    assert validator
+    meshes = [load(case.values[0]) for case in CASES]
+    snapshots = [translate(mesh, pod) for mesh in meshes for pod in mesh.pods()]
+    resources = {one for each in snapshots for found in each.types.values() for one in found.values()}
+    assert len(resources) > 200
+    assert not await validator.validate(tuple(resources))

@@ -1,0 +1,227 @@
+"""Validation of snapshots before they are published: resources that Envoy refuses are held back.
+
+The snapshots of many pods are validated together. Meanwhile, newer snapshots replace older ones that wait, so
+each pod has at most one snapshot that is validated and one that waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
+
+import structlog
+
+from xds.introspect.cooperative import Checkpoint
+from xds.mesh.model.objects import Problem
+from xds.mesh.rollout.proxies import PodName
+from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
+from xds.validation import Validator
+
+log = structlog.get_logger(__name__)
+
+Deliver: TypeAlias = Callable[[PodName, Snapshot, float | None, bool], None]
+"""Publishes a pod's snapshot to its streams: pod, snapshot, time of the oldest change, with private key."""
+
+MAX_SETS = 4096
+"""Maximum number of resource sets that are remembered as valid."""
+
+
+class _Pending(NamedTuple):
+    """A snapshot that waits for validation."""
+
+    snapshot: Snapshot
+    changed_at: float | None
+    """Time of the oldest change in it."""
+    with_key: bool
+    """Whether it contains the private key."""
+
+
+class SnapshotValidator:
+    """Validates the snapshots of pods, and delivers them with the last good version of refused resources.
+
+    Secrets are not validated: private keys do not leave the process, and their renewal waits for nothing.
+
+    Args:
+        validator: validates resources.
+        deliver: publishes a snapshot.
+        exists: returns whether a pod is in the mesh.
+    """
+
+    def __init__(self, validator: Validator, deliver: Deliver, exists: Callable[[PodName], bool]) -> None:
+        self._validator, self._deliver, self._exists = validator, deliver, exists
+        self._waiting: dict[PodName, _Pending] = {}
+        self._wake = asyncio.Event()
+        self._last: dict[PodName, Snapshot] = {}
+        """Last snapshot that was delivered to each pod, without secrets."""
+        self._valid: set[tuple[str, str]] = set()
+        """Type and version of root sets without refused resources."""
+        self._held_back: dict[PodName, Mapping[Resource, str]] = {}
+        """Resources that are held back from each pod, with the reasons."""
+        self._logged: set[Resource] = set()
+        """Resources that are held back and were logged."""
+
+    def problem_of(self, key: PodName) -> str:
+        """Return which resources are held back from a pod; empty if none is."""
+        held = self._held_back.get(key, {})
+        return "; ".join(f"Envoy refuses {_describe(each)}: {reason}" for each, reason in held.items())
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The resources that are held back, by the object that they were made from."""
+        found: dict[tuple[str, str], list[Resource]] = {}
+        for resource, reason in self._all_held_back().items():
+            source = resource.sources[0] if resource.sources else _describe(resource)
+            found.setdefault((source, reason), []).append(resource)
+        return [_problem(source, reason, resources) for (source, reason), resources in found.items()]
+
+    def _all_held_back(self) -> dict[Resource, str]:
+        return {resource: reason for held in self._held_back.values() for resource, reason in held.items()}
+
+    def submit(self, key: PodName, snapshot: Snapshot, changed_at: float | None, *, with_key: bool) -> None:
+        """Have a pod's snapshot validated and delivered.
+
+        Until then, deliver the previous one with the new secrets, also to streams that have just connected.
+        """
+        if last := self._last.get(key):
+            types = {**last.types, SECRET: snapshot.of(SECRET)}
+            self._deliver(key, replace(last, types=types), None, with_key)
+        waiting = self._waiting.get(key)
+        if waiting and waiting.changed_at is not None:
+            changed_at = waiting.changed_at
+        self._waiting[key] = _Pending(snapshot, changed_at, with_key)
+        self._wake.set()
+
+    def forget(self, key: PodName) -> None:
+        """Forget a pod that was deleted."""
+        self._waiting.pop(key, None)
+        self._last.pop(key, None)
+        self._held_back.pop(key, None)
+
+    async def run(self) -> None:
+        """Validate snapshots until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            batch, self._waiting = self._waiting, {}
+            await self._validate(batch)
+            self._log()
+
+    async def _validate(self, batch: Mapping[PodName, _Pending]) -> None:
+        checkpoint = Checkpoint()
+        resources: dict[Resource, None] = {}
+        roots: dict[tuple[str, str], ResourceSet] = {}
+        for pending in batch.values():
+            for type_url, resource_set in _validated(pending.snapshot):
+                root, key = resource_set.root, (type_url, resource_set.root.version)
+                if key not in self._valid and key not in roots:
+                    roots[key] = root
+                    resources.update(dict.fromkeys(root.values()))
+                resources.update((resource_set[name], None) for name in resource_set.layered_names())
+            await checkpoint()
+        refused = await self._validator.validate(list(resources))
+        if len(self._valid) + len(roots) > MAX_SETS:
+            self._valid.clear()
+        self._valid.update(
+            key for key, root in roots.items() if not any(_is_in(root, each) for each in refused)
+        )
+        substitutes: dict[Hashable, ResourceSet] = {}
+        for pod, pending in batch.items():
+            if self._exists(pod):
+                self._publish(pod, pending, refused, substitutes)
+            await checkpoint()
+
+    def _publish(
+        self,
+        pod: PodName,
+        pending: _Pending,
+        refused: Mapping[Resource, str],
+        substitutes: dict[Hashable, ResourceSet],
+    ) -> None:
+        """Deliver a snapshot with the last good version of each refused resource.
+
+        Such a snapshot keeps the previous generation, because rollouts must not rely on what it lacks.
+
+        If no good version is known since the control plane started, deliver the refused one: its sidecar
+        rejects it, and keeps the version that it may have. Without the resource, it would delete that.
+        """
+        snapshot, last = pending.snapshot, self._last.get(pod)
+        held = {
+            resource: reason
+            for resource, reason in refused.items()
+            if _is_in(snapshot.of(resource.type_url), resource)
+        }
+        if held and last is None:
+            self._held_back[pod] = held
+            self._deliver(pod, snapshot, pending.changed_at, pending.with_key)
+            return
+        if held and last:
+            types = dict(snapshot.types)
+            for type_url in {resource.type_url for resource in held}:
+                names = sorted(resource.name for resource in held if resource.type_url == type_url)
+                types[type_url] = _substitute(types[type_url], last.of(type_url), names, substitutes)
+            snapshot = replace(snapshot, types=types, generation=last.generation)
+            self._held_back[pod] = held
+        else:
+            self._held_back.pop(pod, None)
+        self._last[pod] = replace(snapshot, types=dict(_validated(snapshot)))
+        self._deliver(pod, snapshot, pending.changed_at, pending.with_key)
+
+    def _log(self) -> None:
+        held = self._all_held_back()
+        for resource, reason in held.items():
+            if resource not in self._logged:
+                log.warning(
+                    "resource refused by Envoy, proxies keep its last good version",
+                    type=resource.type_url.rpartition(".")[2],
+                    name=resource.name,
+                    sources=resource.sources,
+                    problem=reason,
+                )
+        self._logged = set(held)
+
+
+def _validated(snapshot: Snapshot) -> Iterator[tuple[str, ResourceSet]]:
+    return ((type_url, of) for type_url, of in snapshot.types.items() if type_url != SECRET)
+
+
+def _is_in(resources: ResourceSet, resource: Resource) -> bool:
+    return resources.get(resource.name) == resource
+
+
+def _substitute(
+    resources: ResourceSet,
+    last: ResourceSet,
+    names: list[str],
+    substitutes: dict[Hashable, ResourceSet],
+) -> ResourceSet:
+    """Return a set with the last version of some resources, or without those that have none."""
+    known = [last[name] for name in names if name in last]
+    key = resources.version, tuple(names), tuple(known)
+    if key not in substitutes:
+        if len(known) == len(names):
+            substitutes[key] = ResourceSet(known, base=resources)
+        else:
+            others = (resource for resource in resources.values() if resource.name not in names)
+            substitutes[key] = ResourceSet((*others, *known))
+    return substitutes[key]
+
+
+def _describe(resource: Resource) -> str:
+    return f"{resource.type_url.rpartition('.')[2]} {resource.name}"
+
+
+def _problem(source: str, reason: str, resources: list[Resource]) -> Problem:
+    """Return the problem of an object.
+
+    Args:
+        source: the object and where it was read: `KIND NAMESPACE/NAME (FILE:LINE)`.
+        reason: Envoy's message.
+        resources: the refused resources.
+    """
+    subject, _, origin = source.removesuffix(")").partition(" (")
+    more = f" and {len(resources) - 1} more" if len(resources) > 1 else ""
+    what = f"Envoy refuses {_describe(resources[0])}{more}: {reason}"
+    hint = f"fix {subject}; sidecars keep the last good configuration"
+    return Problem(where=origin or subject, what=what, hint=hint, subject=subject)

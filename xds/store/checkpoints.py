@@ -1,0 +1,35 @@
+"""Checkpoints of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from xds.snapshot import EMPTY, ResourceSet, difference
+from xds.store.scopes import Change, Scope, Step
+
+_NO_TYPES: Mapping[str, ResourceSet] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All resources of a store at one time. It shares the resources with the store."""
+
+    sets: Mapping[Scope, Mapping[str, ResourceSet]] = field(repr=False)
+    """Resources that were set in each scope, by type."""
+
+
+def changes_between(before: Checkpoint, after: Checkpoint) -> Change:
+    """Return the change that turns one checkpoint into another. Its cost is that of the differences."""
+    change = Change()
+    for scope in {**before.sets, **after.sets}:
+        old, new = before.sets.get(scope, _NO_TYPES), after.sets.get(scope, _NO_TYPES)
+        for type_url in {**old, **new}:
+            old_set, new_set = old.get(type_url, EMPTY), new.get(type_url, EMPTY)
+            names = difference(old_set, new_set)
+            resources = tuple(new_set[name] for name in names if name in new_set)
+            removed = tuple((type_url, name) for name in names if name not in new_set)
+            if names:
+                change.steps.append(Step(scope, resources, removed))
+    return change

@@ -1,0 +1,136 @@
+"""Rolling out a change to some clients first, and rolling it back when clients reject it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from xds.protocol.acks import Rejection
+from xds.store.clients import AppliedWaiter, Client, NackError
+from xds.store.scopes import Change, Contents, Scope
+
+_MAX_CLIENTS = 3
+"""Maximum number of clients in one error message."""
+
+
+class RolledBackError(Exception):
+    """A rollout was rolled back, because too many clients failed. All clients get the previous state again.
+
+    A client fails if it rejects a resource, or if it does not ACK everything before the timeout.
+    """
+
+    def __init__(
+        self, group: str, total: int, rejections: Iterable[NackError], lagging: Iterable[str], missing: int
+    ) -> None:
+        self.group = group
+        """Group of the canaries if they failed; empty if the change failed at all clients."""
+        self.rejections = tuple(rejections)
+        """First rejection of each client that rejected a resource."""
+        self.lagging = tuple(lagging)
+        """IDs of the nodes that did not ACK everything before the timeout, or disconnected."""
+        self.total = total
+        """Number of nodes that were sent the change, including those that failed."""
+        reasons = [str(rejection) for rejection in self.rejections[:_MAX_CLIENTS]]
+        if self.lagging:
+            reasons.append(f"no ACK of {', '.join(self.lagging[:_MAX_CLIENTS])}")
+        if missing:
+            reasons.append(f"{missing} more clients must be connected")
+        where = f" of group {group}" if group else ""
+        failed = len(self.rejections) + len(self.lagging)
+        super().__init__(f"{failed} of {total} clients{where} failed: {'; '.join(reasons)}")
+
+
+class Trial:
+    """The contents of a store with a change that is being rolled out, and the clients that get them."""
+
+    def __init__(self, desired: Contents, served: Contents, scope: Scope) -> None:
+        self.desired = desired.copy()
+        self.served = self.desired if served is desired else served.copy()
+        self.scope = scope
+
+    def apply(self, change: Change) -> None:
+        """Apply a change. Raise ValueError as `Contents.apply`."""
+        self.desired.apply(change)
+        if self.served is not self.desired:
+            self.served.apply(change)
+
+
+class RolloutWaiter(AppliedWaiter):
+    """Waits until the clients of a rollout have ACKed their resources, or too many have failed.
+
+    Args:
+        clients: Clients to wait for.
+        at_least: Minimum number of clients.
+        max_rejected: Maximum share of the nodes that may fail, from 0 to 1.
+        known: Rejections from before the rollout, by client.
+    """
+
+    def __init__(
+        self,
+        clients: Iterable[Client],
+        at_least: int,
+        max_rejected: float,
+        known: dict[Client, tuple[Rejection, ...]],
+    ) -> None:
+        clients = tuple(clients)
+        super().__init__(clients, at_least)
+        self._max_rejected, self._known = max_rejected, known
+        self._at_least = at_least
+        self._nodes = {client.node.id for client in clients}
+        self._disconnected: set[str] = set()
+        self.rejections: dict[str, NackError] = {}
+        """First rejection of each node."""
+
+    @property
+    def total(self) -> int:
+        """Number of nodes that were sent the change."""
+        return len(self._nodes)
+
+    @property
+    def lagging(self) -> list[str]:
+        """Sorted IDs of the nodes that have not ACKed everything."""
+        pending = {client.node.id for client in self._pending} | self._disconnected
+        return sorted(pending - self.rejections.keys())
+
+    @property
+    def missing(self) -> int:
+        """Number of nodes that must connect in addition."""
+        return max(self._at_least - self.total, 0)
+
+    def failure(self, group: str, *, in_time: bool) -> RolledBackError | None:
+        """Return the error if too many nodes have failed; None if not.
+
+        Args:
+            group: Group of the canaries; empty for all clients.
+            in_time: Whether `wait` has returned. Otherwise, nodes that lag have failed too.
+        """
+        lagging = [] if in_time else self.lagging
+        failed = len(self.rejections) + len(lagging)
+        if not self.missing and failed <= self._max_rejected * self.total:
+            return None
+        return RolledBackError(group, self.total, self.rejections.values(), lagging, self.missing)
+
+    def add(self, client: Client) -> None:
+        """Wait for a client that has reconnected, or for a new one if there are too few."""
+        node = client.node.id
+        if node in self._nodes or self.missing:
+            self._nodes.add(node)
+            self._disconnected.discard(node)
+            self._pending.add(client)
+            self.notify(client)
+
+    def discard(self, client: Client) -> None:
+        """Wait until a client that has disconnected reconnects. Envoy may have crashed."""
+        if client in self._pending or client in self._applied:
+            self._disconnected.add(client.node.id)
+        super().discard(client)
+
+    def _is_done(self) -> bool:
+        waits = self._pending or self._disconnected or self.missing
+        return not waits or len(self.rejections) > self._max_rejected * self.total
+
+    def _check(self, client: Client) -> bool:
+        try:
+            return client.is_synced(self._known.get(client, ()))
+        except NackError as error:
+            self.rejections.setdefault(client.node.id, error)
+            return True
