@@ -8,12 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from envoy_data_plane.envoy.config.cluster.v3 import ClusterLbPolicy
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from envoy_data_plane.envoy.service.runtime.v3 import Runtime
 
 from tests.library import messages
 from tests.library.programs import running
-from xds import resources
+from xds import builders, resources
 from xds.codec import encode
 from xds.store import Store
 
@@ -60,6 +61,20 @@ def test_logging_can_be_configured_as_shown():
     for each in said:
         assert (each.stdout, each.stderr.count("TypeError: unsupported operand")) == ("", 1)
         assert "s3cret" not in each.stderr
+
+
+def test_builders_are_documented_and_their_example_works():
+    page = (ROOT / "docs" / "reference" / "builders.md").read_text()
+    assert set(re.findall(r"^::: xds\.builders\.(\w+)$", page, re.MULTILINE)) == set(builders.__all__)
+    names = vars(builders) | {
+        "store": Store(),
+        "chain": b"c",
+        "key": b"k",
+        "ClusterLbPolicy": ClusterLbPolicy,
+    }
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert len(names["store"].view("a").of(resources.CLUSTER)) == 3
 
 
 def test_documented_calls_work():
