@@ -27,6 +27,8 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 
 from xds.builders.common import address, ads, host_and_port, is_ip, tls_socket
 from xds.codec import pack
+from xds.names import of_type
+from xds.snapshot import ENDPOINT
 
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
@@ -61,7 +63,10 @@ def cluster(
     made = Cluster(name=name, connect_timeout=timedelta(seconds=connect_timeout), lb_policy=lb_policy)
     if endpoints is None:
         made.type = ClusterDiscoveryType.EDS
-        made.eds_cluster_config = ClusterEdsClusterConfig(eds_config=ads())
+        service = of_type(name, ENDPOINT)
+        made.eds_cluster_config = ClusterEdsClusterConfig(
+            eds_config=ads(), service_name="" if service == name else service
+        )
     else:
         weights = _weights(name, endpoints)
         made.load_assignment = _assignment(name, weights)
@@ -83,7 +88,7 @@ def endpoints(cluster: str, addresses: Iterable[str] | Mapping[str, int]) -> Clu
     """Return the endpoints of an EDS cluster.
 
     Args:
-        cluster: Name of the cluster.
+        cluster: Name of the cluster. For an xdstp name, the assignment has the same name with its own type.
         addresses: Addresses such as `10.0.0.1:80` or `[::1]:80`, or a mapping from addresses to weights. The
             hosts are IP addresses: Envoy resolves no names in an assignment.
 
@@ -116,4 +121,6 @@ def _assignment(cluster: str, weights: Mapping[str, int | None]) -> ClusterLoadA
     ]
     # gRPC rejects endpoints without a locality, and ignores those of a locality without a weight.
     locality = LocalityLbEndpoints(locality=Locality(), load_balancing_weight=1, lb_endpoints=members)
-    return ClusterLoadAssignment(cluster_name=cluster, endpoints=[locality] if members else [])
+    return ClusterLoadAssignment(
+        cluster_name=of_type(cluster, ENDPOINT), endpoints=[locality] if members else []
+    )
