@@ -18,6 +18,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 
 from xds.codec import encode, full_name, message_class, serialize
+from xds.names import check_name, is_elsewhere
 from xds.snapshot import (
     CLUSTER,
     ENDPOINT,
@@ -95,8 +96,9 @@ def resource(
 
     Raises:
         TypeError: The message has an unsupported type, or another argument has the wrong type.
-        ValueError: The message has no name or a name other than `name`, or the bytes (also inside an Any) are
-            not a message of the expected type.
+        ValueError: The message has no name or a name other than `name`; its xdstp name is of another type or
+            not in the canonical form (see `xds.names`); or the bytes (also inside an Any) are not a message
+            of the expected type.
     """
     type_url, body = _encode(message, type_url)
     kind = type_url.rpartition(".")[2]
@@ -111,9 +113,14 @@ def resource(
         )
     if name and resource_name != name:
         raise ValueError(f"{kind} {resource_name}: name={name!r} is not its {field}")
-    refs = tuple(dict.fromkeys(_refs(parsed, parsed, f"{kind} {resource_name}")))
+    check_name(type_url, resource_name)
+    refs = dict.fromkeys(
+        (referred_type, referred)
+        for referred_type, referred in _refs(parsed, parsed, f"{kind} {resource_name}")
+        if not is_elsewhere(referred, resource_name)
+    )
     return Resource.of(
-        type_url, resource_name, body, refs=refs, sources=sources, aliases=aliases, ttl=ttl, tag=tag
+        type_url, resource_name, body, refs=tuple(refs), sources=sources, aliases=aliases, ttl=ttl, tag=tag
     )
 
 

@@ -142,7 +142,7 @@ def tag_of(version: str) -> str:
     Clients report the versions of their resources when they reconnect. From the tags, a restarted server
     learns what its clients have.
     """
-    return version.partition(".")[2]
+    return version.partition("+")[0].partition(".")[2]
 
 
 def _check(type_url: object, name: object, body: object) -> None:
@@ -171,17 +171,29 @@ class ResourceSet(Mapping[str, Resource]):
 
     A set with a `base` is a layer on top of the base. It contains the base's resources and the layer's, which
     replace resources of the base with the same name. Only the layer is stored and hashed again, so resources
-    that clients share are stored and hashed once. The version depends on the contents alone, not on layers.
+    that clients share are stored and hashed once. The version depends on the contents and the label, not on
+    layers. Clients report it as the version of the type (`version_info`, `system_version_info`).
+
+    Args:
+        resources: Resources of the set, or of the layer.
+        base: Set below the layer.
+        label: Words for the version, such as the release that the set was made from: `HASH+LABEL`.
     """
 
-    __slots__ = ("_aliases", "_base", "_depth", "_layer", "_length", "_sum", "_tags", "has_ttl", "version")
+    __slots__ = (
+        "_aliases", "_base", "_depth", "_layer", "_length", "_sum", "_tags", "has_ttl", "label", "version",
+    )  # fmt: skip
 
-    def __init__(self, resources: Iterable[Resource] = (), *, base: ResourceSet | None = None) -> None:
+    def __init__(
+        self, resources: Iterable[Resource] = (), *, base: ResourceSet | None = None, label: str = ""
+    ) -> None:
         layer = {resource.name: resource for resource in resources}
         replaced = [base[name] for name in layer if name in base] if base is not None else []
-        self._fill(layer, base, _sum(layer.values()) - _sum(replaced), len(layer) - len(replaced))
+        self._fill(layer, base, _sum(layer.values()) - _sum(replaced), len(layer) - len(replaced), label)
 
-    def _fill(self, layer: dict[str, Resource], base: ResourceSet | None, total: int, count: int) -> None:
+    def _fill(
+        self, layer: dict[str, Resource], base: ResourceSet | None, total: int, count: int, label: str
+    ) -> None:
         """Set the layer. `total` and `count` are added to the digest sum and the length of the base."""
         self._layer, self._base = layer, base
         self._aliases: dict[str, str] | None = None
@@ -200,6 +212,10 @@ class ResourceSet(Mapping[str, Resource]):
         self.version: str = content_version(self._sum.to_bytes(_DIGEST_SIZE, "big")) + (
             f".{tag}" if tag else ""
         )
+        self.label: str = label
+        """Words that the version contains; empty for none."""
+        if label:
+            self.version += f"+{label}"
 
     @property
     def root(self) -> ResourceSet:
@@ -212,7 +228,9 @@ class ResourceSet(Mapping[str, Resource]):
             yield from self._layer
             yield from self._base.layered_names()
 
-    def updated(self, resources: Iterable[Resource] = (), removed: Iterable[str] = ()) -> ResourceSet:
+    def updated(
+        self, resources: Iterable[Resource] = (), removed: Iterable[str] = (), *, label: str = ""
+    ) -> ResourceSet:
         """Return a copy in which first the names in `removed` are removed, and then `resources` are set.
 
         Only the changes are hashed. The set must not have a base. Unknown names in `removed` are ignored.
@@ -224,7 +242,7 @@ class ResourceSet(Mapping[str, Resource]):
         dropped += [layer[name] for name in added if name in layer]
         layer |= added
         updated = ResourceSet.__new__(ResourceSet)
-        updated._fill(layer, None, self._sum + _sum(added.values()) - _sum(dropped), len(layer))
+        updated._fill(layer, None, self._sum + _sum(added.values()) - _sum(dropped), len(layer), label)
         return updated
 
     def __getitem__(self, name: str) -> Resource:

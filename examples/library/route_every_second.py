@@ -10,46 +10,23 @@ import itertools
 import sys
 from contextlib import suppress
 
-from envoy_data_plane.envoy.config.core import v3 as core
-from envoy_data_plane.envoy.config.listener import v3 as listeners
-from envoy_data_plane.envoy.config.route import v3 as routes
-from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
-from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as http
+from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration
 
-from xds.codec import pack
+from xds.builders import direct_response, http_listener, routes
 from xds.resources import ROUTE
 from xds.server import XdsServer
 from xds.store import NackError, Store, Subscribed
 
-ADS = core.ConfigSource(ads=core.AggregatedConfigSource())
 
-
-def listener(port: int) -> listeners.Listener:
-    manager = http.HttpConnectionManager(
-        stat_prefix="http",
-        rds=http.Rds(config_source=ADS, route_config_name="routes"),
-        http_filters=[http.HttpFilter(name="router", typed_config=pack(Router()))],
-    )
-    chain = listeners.FilterChain(filters=[listeners.Filter(name="http", typed_config=pack(manager))])
-    address = core.Address(socket_address=core.SocketAddress(address="127.0.0.1", port_value=port))
-    return listeners.Listener(name="http", address=address, filter_chains=[chain])
-
-
-def route(number: int) -> routes.Route:
-    body = core.DataSource(inline_string=f"this is route {number}\n")
-    match = routes.RouteMatch(path=f"/{number}")
-    return routes.Route(match=match, direct_response=routes.DirectResponseAction(status=200, body=body))
-
-
-def configuration(count: int) -> routes.RouteConfiguration:
-    numbered = [route(number) for number in range(1, count + 1)]
-    host = routes.VirtualHost(name="all", domains=["*"], routes=numbered)
-    return routes.RouteConfiguration(name="routes", virtual_hosts=[host])
+def configuration(count: int) -> RouteConfiguration:
+    numbers = range(1, count + 1)
+    numbered = [direct_response(200, f"this is route {number}\n", path=f"/{number}") for number in numbers]
+    return routes("routes", numbered)
 
 
 async def main(address: str = "127.0.0.1:18000", port: str = "10000") -> None:
     store = Store()
-    store.set(listener(int(port)), configuration(0))
+    store.set(http_listener("http", f"127.0.0.1:{port}", routes="routes"), configuration(0))
     async with XdsServer(store, address) as server:
         print(f"waiting for an Envoy on 127.0.0.1:{server.port}", flush=True)
         async for client, event in store.events():

@@ -7,9 +7,9 @@ import sys
 
 ALONE = """
 import sys
-import xds.resources, xds.server, xds.store
+import xds.builders, xds.resources, xds.server, xds.store
 unwanted = {"kubernetes", "yaml", "watchfiles", "typer", "aiohttp", "cryptography", "envoy"}
-ours = {"codec", "protocol", "resources", "server", "snapshot", "store", "validation"}
+ours = {"builders", "codec", "names", "protocol", "resources", "server", "snapshot", "store", "validation"}
 found = {name for name in sys.modules if name.partition(".")[0] in unwanted}
 found |= {name for name in sys.modules if name.startswith("xds.") and name.split(".")[1] not in ours}
 print(*sorted(found))

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+from envoy_data_plane.envoy.config.cluster.v3 import ClusterLbPolicy
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from envoy_data_plane.envoy.service.runtime.v3 import Runtime
 
 from tests.library import messages
-from tests.library.programs import running
-from xds import resources
+from tests.library.programs import TIMEOUT, running
+from xds import builders, names, resources
 from xds.codec import encode
+from xds.server import XdsServer
 from xds.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -62,8 +65,33 @@ def test_logging_can_be_configured_as_shown():
         assert "s3cret" not in each.stderr
 
 
+def test_builders_are_documented_and_their_example_works():
+    page = (ROOT / "docs" / "reference" / "builders.md").read_text()
+    assert set(re.findall(r"^::: xds\.builders\.(\w+)$", page, re.MULTILINE)) == set(builders.__all__)
+    variables = vars(builders) | {
+        "store": Store(),
+        "chain": b"c",
+        "key": b"k",
+        "ClusterLbPolicy": ClusterLbPolicy,
+    }
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, variables)
+    assert len(variables["store"].view("a").of(resources.CLUSTER)) == 3
+
+
+def test_documented_federation_works():
+    (block,) = (block for block in BLOCKS if "xdstp" in block)
+    store = Store()
+    exec(block, vars(builders) | vars(resources) | vars(names) | {"store": store})
+    types = store.view("client").types
+    (listener,) = types[resources.LISTENER].values()
+    assert listener.refs[0][1] in types[resources.ROUTE]
+    (cluster,) = types[resources.CLUSTER].values()
+    assert cluster.refs[0][1] in types[resources.ENDPOINT]
+
+
 def test_documented_calls_work():
-    names = vars(resources) | {
+    variables = vars(resources) | {
         "cluster": messages.eds_cluster("web"),
         "listener": messages.listener("web", "default"),
         "route": messages.routes("default"),
@@ -76,11 +104,42 @@ def test_documented_calls_work():
     shown = [block for block in BLOCKS if block.startswith(("resource(", "store.set(cluster", "with store"))]
     assert len(shown) == 3
     for block in shown:
-        exec(block, names)
-    view = names["store"].view("ingress-1", "edge")
+        exec(block, variables)
+    view = variables["store"].view("ingress-1", "edge")
     assert {(type_url, *of) for type_url, of in view.types.items() if of} == {
         (resources.CLUSTER, "web"),
         (resources.ENDPOINT, "web"),
         (resources.LISTENER, "web"),
         (resources.ROUTE, "default"),
     }
+
+
+CALL = """
+import grpc
+{connect}
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+HealthStub(channel).Check(HealthCheckRequest(), timeout=10, wait_for_ready=True)
+"""
+
+
+async def test_grpc_is_configured_as_documented():
+    """Its client gets what the page serves, by the bootstrap and the target that the page shows."""
+    page = (ROOT / "docs" / "how-to" / "configure-proxyless-grpc.md").read_text()
+    serve, connect = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    plain, federated = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL))
+    (target,) = re.findall(r"The target `(xds://mesh\.example/\w+)`", page)
+    store = Store()
+    exec(serve, vars(builders) | {"store": store})
+    federated_listener = names.xdstp(resources.LISTENER, "svc", authority="mesh.example")
+    store.set(builders.api_listener(federated_listener, routes="svc-routes"))
+    async with XdsServer(store, "127.0.0.1:0") as server:
+        # XdsServer also serves gRPC's health service.
+        for name in ("v1", "v2"):
+            store.set(builders.endpoints(name, [f"127.0.0.1:{server.port}"]))
+        for code, more in ((connect, {}), (f'channel = grpc.insecure_channel("{target}")', federated)):
+            bootstrap = json.dumps(plain | more).replace("127.0.0.1:18000", f"127.0.0.1:{server.port}")
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", CALL.format(connect=code), env={"GRPC_XDS_BOOTSTRAP_CONFIG": bootstrap}
+            )
+            assert await asyncio.wait_for(process.wait(), TIMEOUT) == 0

@@ -76,3 +76,29 @@ async def test_envoys_rejection_is_raised_with_its_message(variant, fault, words
         xds_store.replace(world.having(bad=Cluster((app.port,))).routing("r", a="bad").resources())
         await xds_store.applied()
         assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(app.port)
+
+
+async def test_label_is_in_the_version_that_envoy_shows(variant, xds_store, real_envoy):
+    store, world = xds_store, World(listeners={})
+    all_get, one_more = (
+        [one for one in world.having(**{name: Cluster((1,))}).resources() if one.type_url == CLUSTER]
+        for name in ("wide", "narrow")
+    )
+
+    async def version(envoy) -> str:
+        await store.applied(at_least=1)
+        (line,) = (await envoy.admin.get("/stats?filter=cds.version_text")).splitlines()
+        return line.partition(": ")[2].strip('"')
+
+    with store.change(label="v1.0") as change:
+        change.set(*all_get)
+    envoy = await real_envoy("edge-1", variant=variant)
+    assert (await version(envoy)).partition("+")[2] == "v1.0"
+    with store.change(label="canary") as change:
+        change.set(*one_more, node="edge-1")
+    assert (await version(envoy)).partition("+")[2] == "v1.0+canary"
+    assert store.view("other").of(CLUSTER).version.endswith("+v1.0")
+    store.remove(*one_more, node="edge-1")
+    assert (await version(envoy)).partition("+")[2] == "v1.0"
+    store.set(*one_more)
+    assert "+" not in await version(envoy)

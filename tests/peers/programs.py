@@ -10,6 +10,9 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
+
 from tests.peers.meshless import SERVER_LISTENER, SERVICE
 
 DEADLINE = 30
@@ -19,18 +22,26 @@ _PAUSE = 0.002
 """Seconds between calls: when gRPC has done what it was told, only calls show."""
 
 
-def bootstrap(xds_port: int, node: str, certificates: dict[str, Any] | None = None) -> dict[str, str]:
+def servers(port: int) -> list[dict[str, Any]]:
+    """Return a bootstrap's list of xDS servers, with one."""
+    return [
+        {
+            "server_uri": f"127.0.0.1:{port}",
+            "channel_creds": [{"type": "insecure"}],
+            "server_features": ["xds_v3"],
+        }
+    ]
+
+
+def bootstrap(
+    xds_port: int, node: str, certificates: dict[str, Any] | None = None, **more: Any
+) -> dict[str, str]:
     """Return the environment of a process that gRPC configures by way of xDS."""
     config: dict[str, Any] = {
-        "xds_servers": [
-            {
-                "server_uri": f"127.0.0.1:{xds_port}",
-                "channel_creds": [{"type": "insecure"}],
-                "server_features": ["xds_v3"],
-            }
-        ],
+        "xds_servers": servers(xds_port),
         "node": {"id": node},
         "server_listener_resource_name_template": SERVER_LISTENER,
+        **more,
     }
     if certificates:
         config["certificate_providers"] = {"default": {"plugin_name": "file_watcher", "config": certificates}}
@@ -70,6 +81,20 @@ async def kill(process: Process) -> None:
         await process.communicate()
 
 
+async def backend(name: str) -> tuple[grpc.aio.Server, int]:
+    """Start a server of the service that answers with a name; return it and its port."""
+
+    async def describe(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
+        return json.dumps({"name": name}).encode()
+
+    server = grpc.aio.server()
+    methods = {"Describe": grpc.unary_unary_rpc_method_handler(describe)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("peers.Backend", methods)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, port
+
+
 class Caller:
     """A client of the service, in a process of its own."""
 
@@ -78,10 +103,16 @@ class Caller:
 
     @classmethod
     async def start(
-        cls, kind: str, xds_port: int, certificates: dict[str, Any] | None = None, *, target: str = ""
+        cls,
+        kind: str,
+        xds_port: int,
+        certificates: dict[str, Any] | None = None,
+        *,
+        target: str = "",
+        **more: Any,
     ) -> Caller:
-        """Start one: `sync` or `aio`."""
-        environment = bootstrap(xds_port, "caller", certificates)
+        """Start one: `sync` or `aio`. `more` is for its bootstrap."""
+        environment = bootstrap(xds_port, "caller", certificates, **more)
         return cls(await start("caller.py", kind, target or f"xds:///{SERVICE}", **environment))
 
     async def call(self) -> dict[str, Any]:

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
-import grpc
-import grpc.aio
 import pytest
 from envoy_data_plane.envoy.config.cluster.v3 import ClusterLbPolicy
 
 from tests.peers.meshless import SERVICE, cluster, endpoints, listener, routes, world
-from tests.peers.programs import DEADLINE, Caller, end, kill, start
+from tests.peers.programs import DEADLINE, Caller, backend, end, kill, start
 from xds.server import XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from xds.store import Acked, Nacked, NackError, Store
-
-
-async def backend(name: str) -> tuple[grpc.aio.Server, int]:
-    async def describe(_: bytes, context: grpc.aio.ServicerContext) -> bytes:
-        return json.dumps({"name": name}).encode()
-
-    server = grpc.aio.server()
-    methods = {"Describe": grpc.unary_unary_rpc_method_handler(describe)}
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("peers.Backend", methods)])
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    return server, port
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ class FullStateWatch(SotwWatch):
         resources = [
             replacement for resource in resources + lingering if (replacement := self._replacement(resource))
         ]
-        return resources, ResourceSet(resources).version
+        return resources, ResourceSet(resources, label=self.resources.label).version
 
     def _replacement(self, resource: Resource) -> Resource | None:
         """Return what to send for a resource: the client's previous version if it rejected this one."""

@@ -6,6 +6,7 @@ client gets.
 """
 
 from xds.protocol.limits import Limits
+from xds.protocol.wire import Node
 from xds.server.discovery import DiscoveryService
 from xds.server.listening import OPTIONS, XdsServer
 from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, Subscriber, is_encrypted
@@ -19,6 +20,7 @@ __all__ = [
     "Authenticate",
     "DiscoveryService",
     "Limits",
+    "Node",
     "Observer",
     "Proxies",
     "Refused",

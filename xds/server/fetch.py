@@ -100,7 +100,7 @@ async def fetch(
     if not subscription.wildcard:
         names = resources if subscription.collections else subscription.names
         present = [name for name in names if name in resources and subscription.covers(name)]
-        resources = ResourceSet(resources[name] for name in sorted(present))
+        resources = ResourceSet((resources[name] for name in sorted(present)), label=resources.label)
     return FetchResult(
         type_url=type_url,
         version=resources.version,

@@ -76,7 +76,9 @@ class Change:
     Calls are applied in order. After the block of `Store.change` has ended, each method raises RuntimeError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, label: str = "") -> None:
+        self.label = label
+        """Words for the versions of the types that it changes."""
         self.steps: list[Step] = []
         """Calls to apply, in order."""
         self.closed = False
@@ -199,7 +201,10 @@ class ScopeView:
 
 
 def _layered(layer: ResourceSet | None, inherited: ResourceSet) -> ResourceSet:
-    return ResourceSet(layer.values(), base=inherited) if layer else inherited
+    if not layer:
+        return inherited
+    labels = dict.fromkeys(label for label in (inherited.label, layer.label) if label)
+    return ResourceSet(layer.values(), base=inherited, label="+".join(labels))
 
 
 class Contents:
@@ -245,7 +250,7 @@ class Contents:
         self.initialized = True
         changed: dict[Scope, set[str]] = {}
         for (scope, type_url), names in steps.items():
-            if self._update_scope(scope, type_url, names):
+            if self._update_scope(scope, type_url, names, change.label):
                 changed.setdefault(scope, set()).add(type_url)
                 if type_url not in self._sets[ALL_NODES]:
                     self._sets[ALL_NODES][type_url] = EMPTY
@@ -301,7 +306,9 @@ class Contents:
     def _scope_set(self, scope: Scope, type_url: str) -> ResourceSet:
         return self._sets.get(scope, {}).get(type_url, EMPTY)
 
-    def _update_scope(self, scope: Scope, type_url: str, names: dict[str, Resource | None]) -> bool:
+    def _update_scope(
+        self, scope: Scope, type_url: str, names: dict[str, Resource | None], label: str
+    ) -> bool:
         """Set and remove resources of one type in a scope. Return whether this changed anything."""
         current = self._scope_set(scope, type_url)
         added = [
@@ -313,7 +320,7 @@ class Contents:
         if not added and not removed:
             return False
         sets = self._sets.setdefault(scope, {})
-        sets[type_url] = current.updated(added, removed)
+        sets[type_url] = current.updated(added, removed, label=label)
         if scope != ALL_NODES:
             if not sets[type_url]:
                 del sets[type_url]

@@ -115,10 +115,20 @@ class Store:
         self.replace((), node=node)
 
     @contextmanager
-    def change(self) -> Iterator[Change]:
-        """Open a block of changes. They are applied together at its end, or not at all if it raises."""
+    def change(self, *, label: str = "") -> Iterator[Change]:
+        """Open a block of changes. They are applied together at its end, or not at all if it raises.
+
+        Args:
+            label: Words for the version that clients report for the types that the block changes, such as
+                the commit of the configuration. The version is `HASH+LABEL` until the next change.
+
+        Raises:
+            TypeError: `label` is not a str.
+        """
         self._check_thread()
-        change = Change()
+        if not isinstance(label, str):
+            raise TypeError(f"label must be str, not {label!r}")
+        change = Change(label)
         try:
             yield change
         finally:
