@@ -66,15 +66,15 @@ def test_request_has_the_identity_and_the_usages_of_a_workload() -> None:
 @pytest.mark.parametrize("rest", [pem(ISSUING), pem(ISSUING) + pem(ROOT)])
 def test_signed_certificate_is_accepted(usages: list[Any] | None, rest: bytes) -> None:
     own = signed(usages=usages)
-    leaf = read_signed(own + rest, KEY, IDENTITY, [ROOT.certificate], NOW)
+    leaf = read_signed(own + rest, KEY.public_key, IDENTITY, [ROOT.certificate], NOW)
     assert leaf.chain == own + pem(ISSUING), "without the root"
     assert (leaf.not_after, leaf.renew_at) == (NOW + timedelta(days=1), NOW + timedelta(hours=12))
-    assert leaf.key is KEY
+    assert leaf.with_key(KEY).key is KEY
 
 
 def test_root_may_sign_directly() -> None:
     own = signed(ROOT, extensions=(x509.BasicConstraints(ca=False, path_length=None), key_usage(ca=False)))
-    assert read_signed(own, KEY, IDENTITY, [ROOT.certificate], NOW).chain == own
+    assert read_signed(own, KEY.public_key, IDENTITY, [ROOT.certificate], NOW).chain == own
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,12 @@ def test_root_may_sign_directly() -> None:
 )
 def test_unusable_certificate_is_refused(answer: bytes, said: str) -> None:
     with pytest.raises(IdentityError, match=said):
-        read_signed(answer, KEY, IDENTITY, [ROOT.certificate], NOW)
+        read_signed(answer, KEY.public_key, IDENTITY, [ROOT.certificate], NOW)
 
 
 def test_path_length_of_the_issuing_ca_counts() -> None:
     below = ISSUING.subsidiary("Below")
     with pytest.raises(IdentityError, match="allows 0 CA certificates below it"):
-        read_signed(signed(below) + pem(below) + pem(ISSUING), KEY, IDENTITY, [ROOT.certificate], NOW)
+        read_signed(
+            signed(below) + pem(below) + pem(ISSUING), KEY.public_key, IDENTITY, [ROOT.certificate], NOW
+        )

@@ -123,7 +123,9 @@ class Controller:
     def certificate_expiry(self, subscriber: Subscriber) -> datetime | None:
         """Return when the certificate expires that a proxy is served; None if it is served none."""
         pod, snapshot = self.mesh.pod(*pod_name(subscriber)), subscriber.snapshot
-        is_served = snapshot is not None and CERTIFICATE in snapshot.of(SECRET)
+        is_served = self.connections.features(pod_name(subscriber)).own_key or (
+            snapshot is not None and CERTIFICATE in snapshot.of(SECRET)
+        )
         return self.certificates.expires_at(pod) if pod and is_served else None
 
     def absences(self) -> Absences:
@@ -265,14 +267,18 @@ class Controller:
             return
         streams = connections.streams.get(key, ())
         with_key = any(map(connections.may_receive_key, streams))
+        features = connections.features(key)
         translated = await self.publisher.translate(
             self.mesh,
             pod,
-            lambda: self.certificates.secrets_for(pod, self.mesh.config, with_key=with_key),
-            connections.features(key),
+            lambda: self.certificates.secrets_for(
+                pod, self.mesh.config, with_key=with_key, own_key=features.own_key
+            ),
+            features,
             self._must_apply,
         )
-        if translated:
+        # If a stream with other features connected meanwhile, the pod is queued again.
+        if translated and connections.features(key) == features:
             streams = connections.streams.get(key, ())
             publish(*translated, streams, connections.may_receive_key, with_key=with_key)
 

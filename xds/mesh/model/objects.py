@@ -471,6 +471,8 @@ class MeshConfig:
     """Switch values.xds.observe: whether sidecars report plaintext traffic to the control plane."""
     sds_socket: str = ""
     """sdsUdsPath: Unix socket of an SDS server, such as SPIRE's; empty to use the mesh's CA."""
+    own_key: bool = False
+    """Whether a sidecar serves its own certificate. Not a setting: each sidecar tells the control plane."""
 
     @property
     def intercepting_ports(self) -> frozenset[int]:
