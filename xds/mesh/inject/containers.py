@@ -15,6 +15,10 @@ from xds.mesh.sidecar.settings import PROXY_ID, READY_PATH
 
 Json: TypeAlias = dict[str, Any]
 
+KEY_VOLUME, _KEY_PATH = "xds-key", "/var/run/xds"
+"""Empty volume of the sidecar, and where it is mounted. `xds proxy` makes a directory of its own in it, because
+anyone can write to the volume's directory. It contains a socket; the key is in memory only."""
+
 PROXY_GROUP = 13371
 """Group of an injected sidecar.
 
@@ -128,11 +132,9 @@ def proxy_container(
                 {"name": name, "mountPath": str(variable.default).rpartition("/")[0], "readOnly": True}
                 for name, variable in _FILES.items()
             ),
-            *(
-                [{"name": "xds-sds", "mountPath": _sds_directory(settings), "readOnly": True}]
-                if settings.sds
-                else []
-            ),
+            {"name": "xds-sds", "mountPath": _sds_directory(settings), "readOnly": True}
+            if settings.sds
+            else {"name": KEY_VOLUME, "mountPath": _KEY_PATH},
         ],
     }
 
@@ -156,11 +158,9 @@ def volumes(settings: InjectionSettings) -> list[Json]:
                 ]
             },
         },
-        *(
-            [{"name": "xds-sds", "hostPath": {"path": _sds_directory(settings), "type": "Directory"}}]
-            if settings.sds
-            else []
-        ),
+        {"name": "xds-sds", "hostPath": {"path": _sds_directory(settings), "type": "Directory"}}
+        if settings.sds
+        else {"name": KEY_VOLUME, "emptyDir": {}},
     ]
 
 
@@ -185,6 +185,8 @@ def _environment(
     values = {variables.ADDRESS: settings.xds_address}
     if settings.sds:
         values[variables.SDS] = settings.sds
+    else:
+        values[variables.KEY_DIR] = f"{_KEY_PATH}/key"
     if mode is not Interception.REDIRECT:
         values[variables.INTERCEPTION] = mode.value
     if address := annotations.get(APP_ADDRESS):
