@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from tests.identity.companies import Company, key_pem, pem
+from tests.sidecar.pods import Process
 from tests.support import manifests
-from tests.support.loopback import Loopback
+from tests.support.local import LocalPod
+from tests.support.loopback import Loopback, free_port
 from tests.support.own_keys import OwnKeyMesh, TokenPlane
-from tests.support.switchover import PATIENCE, World, running
+from tests.support.switchover import KEPT, PATIENCE, World, running
 from tests.support.waiting import eventually
+from xds.mesh.controlplane.connections import Connections
+from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.envoy.features import ALL_FEATURES, Features
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -40,6 +48,16 @@ def served(world: World) -> bytes:
     return b"".join(r.body for each in snapshots for kind in each.types for r in each.of(kind).values())
 
 
+async def until_renewed(world: World) -> None:
+    """Wait until each sidecar has another certificate than now."""
+    before = await world.shown()
+
+    async def are_new() -> bool:
+        return all(new.isdisjoint(before[name]) for name, new in (await world.shown()).items())
+
+    await eventually(are_new, timeout=PATIENCE, what="all sidecars have a new certificate")
+
+
 async def test_keys_made_in_pods_are_renewed_without_a_failed_request(
     loopback: Loopback, tmp_path: Path
 ) -> None:
@@ -62,15 +80,134 @@ async def test_keys_made_in_pods_are_renewed_without_a_failed_request(
             modes = [stat.S_IMODE(path.stat().st_mode) for path in (directory, directory / "sds.sock")]
             assert modes == [0o700, 0o600]
         for _ in range(2):
-            before = await world.shown()
-
-            async def are_new(before: dict[str, set[str]] = before) -> bool:
-                return all(new.isdisjoint(before[name]) for name, new in (await world.shown()).items())
-
-            await eventually(are_new, timeout=PATIENCE, what="all sidecars have a new certificate")
+            await until_renewed(world)
             await world.more()
         assert b"PRIVATE KEY" not in served(world)
         requests = world.plane.controller.certificates.requests
         assert requests["signed"] >= 3 * len(world.sidecars)
         assert (requests["refused"], requests["failed"]) == (0, 0)
         print(await world.check(), "requests,", requests["signed"], "certificates")
+
+
+class HalfUpgraded(OwnKeyMesh):
+    """A mesh in which only some sidecars make their own keys."""
+
+    def makes_key(self, pod: LocalPod) -> bool:
+        return pod.name.endswith("-delta")
+
+
+async def test_old_sidecars_and_an_absent_control_plane_fail_no_request(
+    loopback: Loopback, tmp_path: Path
+) -> None:
+    def features(name: str) -> Features:
+        return ALL_FEATURES._replace(own_key="-delta" in name)
+
+    async with running(
+        loopback,
+        tmp_path,
+        authorities(),
+        features=features,
+        of=(HalfUpgraded, TokenPlane),
+        lifetime=timedelta(seconds=30),
+    ) as world:
+        world.mesh.apply(manifests.peer_authentication("ns", "STRICT"))
+        await world.mesh.settled(timeout=PATIENCE)
+        await world.more()
+        controller = world.plane.controller
+        assert {name for _, name in controller.certificates._issuer._issued} == {"client-sotw", "web-sotw"}
+
+        upgraded = [world.mesh.sidecar(pod) for pod in world.sidecars if pod.name.endswith("-delta")]
+        await world.plane.__aexit__()
+
+        def failed_to_renew() -> bool:
+            return all("cannot renew the certificate" in envoy.log.read_text() for envoy in upgraded)
+
+        await eventually(failed_to_renew, timeout=PATIENCE, what="no certificate could be renewed")
+        await world.more()
+        await world.plane.__aenter__()
+        await until_renewed(world)
+        await world.more()
+        assert all("received a certificate" in envoy.log.read_text() for envoy in upgraded)
+        print(await world.check(), "requests")
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
+async def test_external_signer_certifies_keys_made_in_pods(loopback: Loopback, tmp_path: Path) -> None:
+    root = Company.root("Root", datetime.now(UTC))
+    (tmp_path / "ca.pem").write_bytes(pem(root))
+    (tmp_path / "ca-key.pem").write_bytes(key_pem(root))
+    command = f"openssl x509 -req -CA {tmp_path}/ca.pem -CAkey {tmp_path}/ca-key.pem -copy_extensions copy"
+    external = ExternalIssuer(command.split(), tmp_path / "ca.pem", lambda: datetime.now(UTC))
+    async with running(
+        loopback,
+        tmp_path,
+        authorities(),
+        # Sidecars do not know it: the control plane tells them what the request must name.
+        ("meshConfig.trustDomain=example.org",),
+        features=own_keys,
+        of=(OwnKeyMesh, TokenPlane),
+        external=external,
+    ) as world:
+        world.mesh.apply(manifests.peer_authentication("ns", "STRICT"))
+        await world.mesh.settled(timeout=PATIENCE)
+        await world.more()
+        assert b"PRIVATE KEY" not in served(world)
+        requests = world.plane.controller.certificates.requests
+        assert requests == {"signed": 4, "refused": 0, "failed": 0}
+        answer = await world.clients[0].client.get(KEPT)
+        assert answer.identity == "spiffe://example.org/ns/ns/sa/client-sotw"
+        print(await world.check(), "requests")
+
+
+class OldPlane(TokenPlane):
+    """A control plane of an earlier version, which makes the keys."""
+
+    async def listen(self) -> int:
+        self.services.clear()
+        connections = self.controller.connections
+        connections.features = lambda key: Connections.features(connections, key)._replace(own_key=False)
+        return await super().listen()
+
+
+async def test_sidecars_with_own_keys_work_with_an_older_control_plane(
+    loopback: Loopback, tmp_path: Path
+) -> None:
+    async with running(loopback, tmp_path, authorities(), of=(OwnKeyMesh, OldPlane)) as world:
+        await world.more()
+        log = world.mesh.sidecar(world.servers[0]).log.read_text()
+        assert "no certificate yet" in log
+        assert "UNIMPLEMENTED" in log
+        print(await world.check(), "requests")
+
+
+async def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def test_envoy_and_its_agent_end_together(loopback: Loopback, tmp_path: Path) -> None:
+    environment = {
+        "POD_NAME": "web",
+        "POD_NAMESPACE": "ns",
+        "INSTANCE_IP": loopback.address(),
+        "XDS_INTERCEPTION_MODE": "NONE",
+        "XDS_ADDRESS": f"localhost:{free_port()}",
+        "XDS_TOKEN_FILE": str(tmp_path / "token"),
+        "XDS_ROOT_FILE": str(tmp_path / "roots.pem"),
+        "XDS_KEY_DIR": str(tmp_path / "key"),
+    }
+    (tmp_path / "token").write_text("token")
+    (tmp_path / "roots.pem").write_bytes(authorities().authority.root_pem)
+    endings = (
+        (signal.SIGTERM, False, 0),
+        (signal.SIGKILL, True, 137),
+        (signal.SIGKILL, False, -signal.SIGKILL),
+    )
+    for number, to_envoy, status in endings:
+        async with Process(environment, tmp_path / "log") as agent:
+            pid = agent.pid
+            # The socket of the previous agent remains, and is replaced.
+            await eventually(lambda: "UNAVAILABLE" in (tmp_path / "log").read_text(), timeout=PATIENCE)
+            (envoy,) = await children(pid)
+            os.kill(envoy if to_envoy else pid, number)
+            assert await agent.ended() == status
+            await eventually(lambda envoy=envoy: not Path(f"/proc/{envoy}/exe").exists(), timeout=PATIENCE)

@@ -27,6 +27,11 @@ class TokenPlane(Plane):
 
     token_key = TokenKey.generate()
 
+    def __init__(self, *what: Any, **options: Any) -> None:
+        super().__init__(*what, **options)
+        self.services: list[type[CertificateService]] = [CertificateService]
+        self.tls_port = free_port()
+
     async def listen(self) -> int:
         def trust() -> Trust:
             authority, pem = self.controller.certificates.trust
@@ -35,14 +40,13 @@ class TokenPlane(Plane):
         def trust_domains() -> tuple[str, ...]:
             return self.controller.mesh.config.trust_domains
 
-        self.tls_port = getattr(self, "tls_port", None) or free_port()
         authenticate = Authentication(trust_domains, own_token_verifier(self.token_key))
         credentials = ServerCertificate(["localhost"], trust).credentials(certificate_required=False)
         server = XdsServer(
             self.controller.connections,
             "127.0.0.1:0",
             grace=0.5,
-            added=[CertificateService(self.controller, authenticate)],
+            added=[service(self.controller, authenticate) for service in self.services],
             secure=[(f"127.0.0.1:{self.tls_port}", credentials)],
             authenticate=authenticate,
         )
@@ -63,8 +67,9 @@ class ProxyProcess(EnvoyProcess):
 class OwnKeyMesh(LocalMesh):
     """A mesh whose sidecars are started by `xds proxy`, with keys of their own."""
 
-    key_dirs = True
-    """Whether sidecars started from now on make their own keys."""
+    def makes_key(self, pod: LocalPod) -> bool:
+        """Return whether a pod's sidecar makes its own key."""
+        return True
 
     def token(self, pod: LocalPod, **claims: str) -> str:
         caller = {"namespace": pod.namespace, "service_account": pod.said["account"], "pod": pod.name}
@@ -83,13 +88,13 @@ class OwnKeyMesh(LocalMesh):
             "POD_NAMESPACE": pod.namespace,
             "SERVICE_ACCOUNT": pod.said["account"],
             "INSTANCE_IP": pod.address,
-            "XDS_ADDRESS": f"localhost:{self.plane.port}",
+            "XDS_ADDRESS": f"localhost:{self.plane.tls_port}",
             "XDS_TOKEN_FILE": str(folder / "token"),
             "XDS_ROOT_FILE": str(folder / "roots.pem"),
             "XDS_INTERCEPTION_MODE": "NONE",
             "XDS_APP_ADDRESS": pod.app_address,
             "XDS_CONCURRENCY": "1",
-            **({"XDS_KEY_DIR": str(folder / "key")} if self.key_dirs else {}),
+            **({"XDS_KEY_DIR": str(folder / "key")} if self.makes_key(pod) else {}),
         }
         return process
 

@@ -92,16 +92,18 @@ class CertificateService:
         try:
             response = await self._certify(request, caller, (caller, peer_address(context.peer())))
         except Refused as refused:
-            requests["refused" if refused.code is grpc.StatusCode.INVALID_ARGUMENT else "failed"] += 1
-            log.warning(
-                "certificate request refused",
-                caller=str(caller),
-                peer=context.peer(),
-                code=refused.code.name,
-                reason=refused.message,
-            )
             if isinstance(refused.__cause__, NamesError):
+                # The caller may not know the trust domain. It repeats the request with this name.
                 context.set_trailing_metadata(((IDENTITY_METADATA, self._identity(caller)),))
+            else:
+                requests["refused" if refused.code is grpc.StatusCode.INVALID_ARGUMENT else "failed"] += 1
+                log.warning(
+                    "certificate request refused",
+                    caller=str(caller),
+                    peer=context.peer(),
+                    code=refused.code.name,
+                    reason=refused.message,
+                )
             await context.abort(refused.code, refused.message)
         requests["signed"] += 1
         log.debug("certificate request signed", caller=str(caller), pod=caller.pod, peer=context.peer())

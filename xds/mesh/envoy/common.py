@@ -45,7 +45,7 @@ def ads() -> ConfigSource:
 
 def certificate(config: MeshConfig) -> ConfigSource:
     """Return the config source of a sidecar's own certificate: `xds proxy`, or that of the roots."""
-    if config.sds_socket or not config.own_key:
+    if config.sds_socket or not config.serves_own_certificate:
         return roots(config)
     server = GrpcServiceEnvoyGrpc(cluster_name=OWN_CERTIFICATE, retry_policy=retry_policy())
     api = ApiConfigSource(

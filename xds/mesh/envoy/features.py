@@ -75,7 +75,7 @@ def _features(node: Node) -> Features:
 def served_config(config: MeshConfig, features: Features) -> MeshConfig:
     """Return the settings with the TLS settings for an Envoy with these features."""
     if features.own_key:
-        config = replace(config, own_key=True)
+        config = replace(config, serves_own_certificate=True)
     if not config.fips:
         return replace(
             config,

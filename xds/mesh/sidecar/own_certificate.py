@@ -52,12 +52,12 @@ class CertificateClient:
             token, roots = self.token.read_text("ascii").strip(), self.roots.read_bytes()
         except (OSError, ValueError) as error:
             raise RequestError(f"the token or the roots cannot be read: {error}") from error
-        key, now = PrivateKey.generate(), datetime.now(UTC)
+        key = PrivateKey.generate()
         try:
             chain = await self._call(key, token, roots)
             pem, trusted = "".join(chain[:-1]).encode(), read("".join(chain[-1:]).encode())
             self.identity = identity_of(pem)
-            return read_signed(pem, key.public_key, self.identity, trusted, now).with_key(key)
+            return read_signed(pem, key.public_key, self.identity, trusted, datetime.now(UTC)).with_key(key)
         except IdentityError as error:
             raise RequestError(f"the control plane sent no usable certificate: {error}") from error
         except grpc.aio.AioRpcError as error:
