@@ -25,7 +25,7 @@ from xds.mesh.identity.external import identity_of
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.server_tls import ServerCertificate, Trust
 from xds.mesh.identity.tokens import TokenKey
-from xds.mesh.model.objects import Change, Meta, Pod, Ref
+from xds.mesh.model.objects import Change, MeshConfig, Meta, Pod, Ref
 from xds.mesh.sidecar.own_certificate import METHOD
 from xds.mesh.v1 import certificates_pb2 as pb
 from xds.server import XdsServer
@@ -201,6 +201,13 @@ async def test_callers_that_may_not_act_for_a_pod_are_refused(
     code, _ = await site.refusal(pb.IstioCertificateRequest(csr=csr()), site.token(**claims))
     assert code is status
     assert site.controller.certificates.requests["failed"] == 1
+
+
+async def test_mesh_with_another_sds_server_issues_no_certificates(site: Site) -> None:
+    config = MeshConfig(sds_socket="/run/spire/agent.sock")
+    site.controller.mesh = site.controller.mesh.apply(Change(config=config))
+    code, details = await site.refusal(pb.IstioCertificateRequest(csr=csr()))
+    assert (code, "/run/spire/agent.sock" in details) == (STATUS.FAILED_PRECONDITION, True)
 
 
 async def test_token_without_a_pod_is_accepted(site: Site) -> None:

@@ -42,7 +42,8 @@ class Renewal:
         failures = 0
         while True:
             try:
-                self._leaf = await self._client.request()
+                leaf = await self._client.request()
+                self._own.set(leaf)
             except Exception as error:  # noqa: BLE001 - Envoy must keep its certificate
                 reason = str(error) if isinstance(error, RequestError) else f"{type(error).__name__}: {error}"
                 self._report(reason)
@@ -53,9 +54,8 @@ class Renewal:
                 continue
             if failures:
                 _print("received a certificate")
-            failures, self._problem = 0, ""
-            self._own.set(self._leaf)
-            await _sleep_until_due(self._leaf)
+            failures, self._problem, self._leaf = 0, "", leaf
+            await _sleep_until_due(leaf)
 
     def _report(self, reason: str) -> None:
         """Print a failure, unless it repeats."""
