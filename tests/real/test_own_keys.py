@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import stat
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -127,6 +128,32 @@ async def test_absent_control_plane_at_renewal_fails_no_request(loopback: Loopba
         await until_renewed(world)
         await world.more()
         assert any("received a certificate" in log.read_text() for log in logs)
+        print(await world.check(), "requests")
+
+
+async def test_new_root_fails_no_request(loopback: Loopback, tmp_path: Path) -> None:
+    now, first = datetime.now(UTC), authorities()
+    second = Authority.create(PrivateKey.generate(), "cluster.local", now)
+    spreading = replace(first, upcoming=second, since=now)
+    retiring = Authorities(authority=second, retired=first.authority.roots, since=now)
+    how = {"features": own_keys, "of": (OwnKeyMesh, TokenPlane), "lifetime": timedelta(seconds=30)}
+    async with running(loopback, tmp_path, first, **how) as world:
+        world.mesh.apply(manifests.peer_authentication("ns", "STRICT"))
+        await world.mesh.settled(timeout=PATIENCE)
+        world.plane.take(spreading)
+        both = (first.authority.root_pem, second.root_pem)
+        await world.until_trusted(*both)
+        for pod in world.sidecars:  # The kubelet updates the files.
+            new = world.mesh.folder(pod) / "roots.new"
+            new.write_bytes(b"".join(both))
+            new.replace(world.mesh.folder(pod) / "roots.pem")
+        world.plane.take(retiring)
+        await until_renewed(world)
+        await world.more()
+        world.plane.take(Authorities(authority=second))
+        await world.until_trusted(second.root_pem)
+        await world.more()
+        assert world.plane.controller.certificates.requests["failed"] == 0
         print(await world.check(), "requests")
 
 
