@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from xds.codec import to_json_dict
+from xds.mesh.envoy import common
 from xds.mesh.envoy.features import (
     ALL_FEATURES,
     DEFAULT_CURVES,
@@ -21,8 +25,19 @@ from xds.protocol.wire import Node
 FIPS_BUILD = Features(post_quantum=False, compliance_policies=True)
 
 
-def node(version: str = "1.40.0", library: str = "BoringSSL", name: str = "envoy") -> Node:
-    return Node(id="n", user_agent_name=name, user_agent_version=version, tls_library=library)
+def node(
+    version: str = "1.40.0", library: str = "BoringSSL", name: str = "envoy", features: tuple[str, ...] = ()
+) -> Node:
+    return Node(
+        id="n",
+        user_agent_name=name,
+        user_agent_version=version,
+        tls_library=library,
+        client_features=features,
+    )
+
+
+WITH_KEY = node(features=("envoy.lb.x", "xds-mesh.own-key"))
 
 
 @pytest.mark.parametrize(
@@ -42,6 +57,10 @@ def node(version: str = "1.40.0", library: str = "BoringSSL", name: str = "envoy
         ([node(), node("1.33.0")], NO_FEATURES),
         ([node(), node("", "", "grpcurl"), node("", "", "")], ALL_FEATURES),
         ([node(), node(library="BoringSSL-FIPS")], FIPS_BUILD),
+        ([WITH_KEY], ALL_FEATURES._replace(own_key=True)),
+        ([node("1.30.0", features=("xds-mesh.own-key",))], NO_FEATURES._replace(own_key=True)),
+        # An older sidecar of the same pod has no key of its own.
+        ([WITH_KEY, node()], ALL_FEATURES),
     ],
 )
 def test_unknown_builds_have_no_features(nodes: list[Node], features: Features) -> None:
@@ -97,3 +116,19 @@ def test_fips_overrides_settings_and_never_allows_tls_1_3_without_the_policy() -
 )
 def test_tls_of_a_hop_is_what_both_sides_share(config, client, servers, said) -> None:
     assert describe_tls(config, client, servers) == said
+
+
+@pytest.mark.parametrize(
+    ("socket", "own_key", "source"),
+    [
+        ("", False, "ads"),
+        ("", True, "api_config_source"),
+        ("/run/spire/agent.sock", True, "google_grpc"),
+    ],
+)
+def test_source_of_the_certificate(socket: str, own_key: bool, source: str) -> None:
+    config = served_config(MeshConfig(sds_socket=socket), ALL_FEATURES._replace(own_key=own_key))
+    certificate, roots = to_json_dict(common.certificate(config)), to_json_dict(common.roots(config))
+    assert source in json.dumps(certificate)
+    assert ("xds-own-certificate" in json.dumps(certificate)) == (own_key and not socket)
+    assert "xds-own-certificate" not in json.dumps(roots)

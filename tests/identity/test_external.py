@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.identity.companies import Company, pem
 from xds.mesh.identity.ca import key_usage
-from xds.mesh.identity.external import read_signed, signing_request
+from xds.mesh.identity.external import (
+    NamesError,
+    identity_of,
+    read_request,
+    read_signed,
+    require_names,
+    signing_request,
+)
 from xds.mesh.identity.keys import IdentityError, PrivateKey
 
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -66,15 +73,15 @@ def test_request_has_the_identity_and_the_usages_of_a_workload() -> None:
 @pytest.mark.parametrize("rest", [pem(ISSUING), pem(ISSUING) + pem(ROOT)])
 def test_signed_certificate_is_accepted(usages: list[Any] | None, rest: bytes) -> None:
     own = signed(usages=usages)
-    leaf = read_signed(own + rest, KEY, IDENTITY, [ROOT.certificate], NOW)
+    leaf = read_signed(own + rest, KEY.public_key, IDENTITY, [ROOT.certificate], NOW)
     assert leaf.chain == own + pem(ISSUING), "without the root"
     assert (leaf.not_after, leaf.renew_at) == (NOW + timedelta(days=1), NOW + timedelta(hours=12))
-    assert leaf.key is KEY
+    assert leaf.with_key(KEY).key is KEY
 
 
 def test_root_may_sign_directly() -> None:
     own = signed(ROOT, extensions=(x509.BasicConstraints(ca=False, path_length=None), key_usage(ca=False)))
-    assert read_signed(own, KEY, IDENTITY, [ROOT.certificate], NOW).chain == own
+    assert read_signed(own, KEY.public_key, IDENTITY, [ROOT.certificate], NOW).chain == own
 
 
 @pytest.mark.parametrize(
@@ -111,10 +118,53 @@ def test_root_may_sign_directly() -> None:
 )
 def test_unusable_certificate_is_refused(answer: bytes, said: str) -> None:
     with pytest.raises(IdentityError, match=said):
-        read_signed(answer, KEY, IDENTITY, [ROOT.certificate], NOW)
+        read_signed(answer, KEY.public_key, IDENTITY, [ROOT.certificate], NOW)
 
 
 def test_path_length_of_the_issuing_ca_counts() -> None:
     below = ISSUING.subsidiary("Below")
     with pytest.raises(IdentityError, match="allows 0 CA certificates below it"):
-        read_signed(signed(below) + pem(below) + pem(ISSUING), KEY, IDENTITY, [ROOT.certificate], NOW)
+        read_signed(
+            signed(below) + pem(below) + pem(ISSUING), KEY.public_key, IDENTITY, [ROOT.certificate], NOW
+        )
+
+
+def named(names: list[x509.GeneralName], common_name: str = "") -> x509.CertificateSigningRequest:
+    subject = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if common_name else []
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name(subject))
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return read_request(KEY.sign_request(builder))[0]
+
+
+OWN = x509.UniformResourceIdentifier(IDENTITY)
+
+
+def test_request_for_an_external_signer_names_the_identity() -> None:
+    request, key = read_request(signing_request(KEY, IDENTITY))
+    assert key == KEY.public_key
+    require_names(request, IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("names", "common_name"),
+    [
+        ([], ""),
+        ([x509.UniformResourceIdentifier(IDENTITY + "x")], ""),
+        ([OWN, x509.UniformResourceIdentifier("spiffe://cluster.local/ns/bank/sa/vault")], ""),
+        ([OWN, x509.DNSName("bank.example")], ""),
+        ([x509.DNSName(IDENTITY)], ""),
+        ([OWN], "admin"),
+    ],
+)
+def test_request_for_an_external_signer_names_nothing_else(
+    names: list[x509.GeneralName], common_name: str
+) -> None:
+    with pytest.raises(NamesError, match=f"URI:{IDENTITY} alone"):
+        require_names(named(names, common_name), IDENTITY)
+
+
+def test_identity_is_the_only_name() -> None:
+    assert identity_of(signed()) == IDENTITY
+    assert identity_of(signed(others=[x509.DNSName("x")])) == ""
+    assert identity_of(signed(names=[])) == ""

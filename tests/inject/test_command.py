@@ -61,6 +61,18 @@ def test_sds_socket_of_the_mesh_config_is_mounted() -> None:
     assert {"name": "xds-sds", "hostPath": {"path": "/run/spire", "type": "Directory"}} in volumes
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--set", "values.xds.ownKeys=false"), ("--sds", "unix:///run/spire/agent.sock")],
+)
+def test_sidecar_without_a_key_of_its_own_has_no_volume_for_it(options: tuple[str, ...]) -> None:
+    assert "xds-key" in inject("-f", "-", stdin=POD).stdout
+    result = inject("-f", "-", *options, stdin=POD)
+    assert result.exit_code == 0
+    assert "xds-key" not in result.stdout
+    assert "XDS_KEY_DIR" not in result.stdout
+
+
 def test_errors_have_file_and_line_and_prevent_output(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(POD)
     bad = (

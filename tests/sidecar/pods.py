@@ -135,6 +135,7 @@ class Process:
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         self._argv = ["env", *(f"{name}={value}" for name, value in environment.items())]
         self._log = log
+        self._is_over = False
 
     async def __aenter__(self) -> Self:
         with self._log.open("wb") as log:
@@ -143,8 +144,17 @@ class Process:
             )
         return self
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def ended(self) -> int:
+        """Wait until it ends; return its status."""
+        self._is_over = True
+        return await asyncio.wait_for(self._process.wait(), 60)
+
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._process.returncode is None:
             self._process.terminate()
         status = await asyncio.wait_for(self._process.wait(), 60)
-        assert kind or status == 0, self._log.read_text()
+        assert kind or self._is_over or status == 0, self._log.read_text()

@@ -110,8 +110,56 @@ class TestDryRun:
         assert "upstream_bind_config" not in web
         assert '"address": "127.0.0.1"' in json.dumps(web)
 
+    async def test_own_key_adds_the_cluster_and_the_feature(self):
+        printed = await self.bootstrap(XDS_KEY_DIR="/run/xds/key/")
+
+        (cluster,) = (
+            cluster
+            for cluster in printed["static_resources"]["clusters"]
+            if cluster["name"] == "xds-own-certificate"
+        )
+        assert '"pipe": {"path": "/run/xds/key/sds.sock"}' in json.dumps(cluster)
+        assert printed["node"]["client_features"] == ["xds-mesh.own-key"]
+
+    async def test_own_key_is_not_used_with_another_sds_server(self):
+        printed = await self.bootstrap(XDS_KEY_DIR="/run/xds/key", XDS_SDS="unix:///run/spire.sock")
+        assert "client_features" not in printed["node"]
+
 
 class TestErrors:
+    @pytest.mark.parametrize(
+        ("variables", "message"),
+        [
+            ({"XDS_KEY_DIR": "run/xds"}, "must be an absolute path, not 'run/xds'"),
+            ({"XDS_KEY_DIR": "/" + "x" * 99}, "must have at most 98 bytes, as the path of a socket"),
+            (
+                {"XDS_KEY_DIR": "/run/xds", "XDS_ROOT_FILE": ""},
+                "requires XDS_ROOT_FILE: certificates are issued over TLS only",
+            ),
+        ],
+    )
+    async def test_unusable_key_directory_is_an_error(self, variables, message):
+        status, out, err = await proxy("--dry-run", **POD, **variables)
+        assert (status, out, err) == (1, "", f"XDS_KEY_DIR: problem: {message}\n")
+
+    @pytest.mark.parametrize("kind", ["open to others", "a link", "a file"])
+    async def test_key_directory_must_be_private(self, tmp_path, kind):
+        directory, target = tmp_path / "key", tmp_path / "target"
+        target.mkdir(mode=0o700)
+        for name in ("token", "roots.pem"):
+            (tmp_path / name).write_text("x")
+        if kind == "open to others":
+            directory.mkdir(mode=0o755)
+        elif kind == "a link":
+            directory.symlink_to(target)
+        else:
+            directory.touch(mode=0o600)
+        files = {"XDS_TOKEN_FILE": str(tmp_path / "token"), "XDS_ROOT_FILE": str(tmp_path / "roots.pem")}
+        status, out, err = await proxy(**POD, **files, XDS_KEY_DIR=str(directory))
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith("xds: XDS_KEY_DIR: ")
+        assert str(directory) in err
+
     async def test_all_errors_are_reported_together(self):
         status, out, err = await proxy(
             POD_NAME="web-0",

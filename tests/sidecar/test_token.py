@@ -105,12 +105,18 @@ class Site:
         return await self.certificate() not in {"", certificate}
 
 
-async def is_synced(plane: ServeProcess) -> bool:
-    """Whether the sidecar is connected and synced."""
+async def status(plane: ServeProcess) -> str:
+    """Return what `xds status` shows of the sidecar."""
     where = f"--xds-address=127.0.0.1:{plane.xds}"
-    status, out, err = await finished(sys.executable, "-m", "xds", "status", "web.shop", where)
-    assert status == 0, out + err
-    return re.search(r"^web\.shop +SDS +2/2 +synced", out, re.MULTILINE) is not None
+    code, out, err = await finished(sys.executable, "-m", "xds", "status", "web.shop", where)
+    assert code == 0, out + err
+    return out
+
+
+async def is_synced(plane: ServeProcess, secrets: str = "2/2") -> bool:
+    """Whether the sidecar is connected and synced, with these secrets."""
+    found = re.search(rf"^web\.shop +SDS +{secrets} +synced", await status(plane), re.MULTILINE)
+    return found is not None
 
 
 @pytest.fixture
@@ -136,6 +142,19 @@ async def test_sidecar_reconnects_with_its_renewed_token(site: Site, tmp_path: P
             assert not plane.logged("caller refused")
             # Keys are in memory only: a new control plane creates another.
             await eventually(lambda: site.has_other(certificate), timeout=30)
+
+
+@pytest.mark.envoy
+@pytest.mark.timeout(300)
+async def test_serve_certifies_the_key_of_a_sidecar(site: Site, tmp_path: Path) -> None:
+    site.state.mkdir()
+    environment = site.environment() | {"XDS_KEY_DIR": str(tmp_path / "key")}
+    with site.serving() as plane:
+        async with site.renewing(), Process(environment, tmp_path / "envoy"):
+            await eventually(site.certificate, timeout=60)
+            await eventually(lambda: is_synced(plane, "1/1"), timeout=60, what="the sidecar is synced")
+            assert 'xds_certificate_requests_total{result="signed"} 1.0' in plane.get("/metrics")[1]
+            assert "certificate expires" in await status(plane)
 
 
 @pytest.mark.envoy

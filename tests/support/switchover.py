@@ -80,10 +80,14 @@ class Plane:
         self._tasks = [asyncio.create_task(self.controller.run()), asyncio.create_task(self._follow())]
         async with asyncio.timeout(PATIENCE):
             await self.controller.ready.wait()
-        server = await self._exits.enter_async_context(XdsServer(self.controller.connections, "127.0.0.1:0"))
-        self.dam = await self._exits.enter_async_context(Dam(server.port))
-        self.port = server.port
+        self.port = await self.listen()
+        self.dam = await self._exits.enter_async_context(Dam(self.port))
         return self
+
+    async def listen(self) -> int:
+        """Start the server; return its port."""
+        server = await self._exits.enter_async_context(XdsServer(self.controller.connections, "127.0.0.1:0"))
+        return server.port
 
     async def __aexit__(self, *_: object) -> None:
         await self._exits.aclose()
@@ -239,14 +243,16 @@ async def running(
     authorities: Authorities,
     settings: Sequence[str] = (),
     features: Callable[[str], Features] = lambda _: ALL_FEATURES,
+    *,
+    of: tuple[type[LocalMesh], type[Plane]] = (LocalMesh, Plane),
     **options: Any,
 ) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
-        mesh = LocalMesh(loopback, directory, settings=settings)
+        mesh = of[0](loopback, directory, settings=settings)
         mesh.features = features
         mesh.mesh_config = directory / "mesh.yaml"
         mesh.mesh_config.write_text("{}")
-        plane = Plane(directory / "manifests", authorities, mesh.mesh_config, settings, **options)
+        plane = of[1](directory / "manifests", authorities, mesh.mesh_config, settings, **options)
         mesh.plane = plane
         await stack.enter_async_context(mesh)
         world = World(mesh, plane, stack)

@@ -47,7 +47,8 @@ def proxy(
     The configuration is read from environment variables. POD_NAME, POD_NAMESPACE and INSTANCE_IP are
     required; docs/reference/sidecar.md lists all variables.
 
-    The command replaces its process with Envoy: signals go to Envoy, and the exit status is Envoy's.
+    Signals go to Envoy, and the exit status is Envoy's. Without XDS_KEY_DIR, the command replaces its process
+    with Envoy. With it, the command makes Envoy's key, requests certificates for it, and ends with Envoy.
     """
     sidecar = _read_environment(sds)
     if drain:
@@ -79,7 +80,10 @@ def _become_envoy(sidecar: Sidecar, envoy: str) -> None:
     try:
         binary = running.find_envoy(envoy)
         running.wait_for_files(sidecar, report=lambda message: typer.echo(f"xds: {message}", err=True))
-        running.exec_envoy(running.envoy_command(sidecar, binary))
+        command = running.envoy_command(sidecar, binary)
+        if sidecar.certificate_socket:
+            running.run_beside_agent(command, sidecar)
+        running.execute(command)
     except running.StartError as error:
         fail(str(error), 1)
 

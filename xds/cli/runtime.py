@@ -33,6 +33,7 @@ from xds.cli.tracing import change_tracer
 from xds.introspect import Introspection
 from xds.introspect.guard import Admit
 from xds.mesh.controlplane.admin import AdminServer
+from xds.mesh.controlplane.certificate_service import CertificateService
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.metrics.controlplane import Metrics, StartupMetrics
@@ -320,6 +321,7 @@ class ControlPlane:
                 Introspection(services, admit=admit, documented=described),
                 reports,
                 *([ReplicasService(replica_traffic, peers.admit)] if peers else ()),
+                *([CertificateService(controller, listeners.authenticate)] if listeners else ()),
             ],
             secure=listeners.credentials if listeners else (),
             authenticate=listeners.authenticate if listeners else None,

@@ -63,9 +63,9 @@ def encode_delta_response(
     parts += map(_heartbeat, heartbeats)
     parts += map(_unknown, unknown)
     parts += encode_string(4, type_url), encode_string(5, nonce)
-    parts += (_bytes(6, name.encode()) for name in removed)
+    parts += (encode_bytes(6, name.encode()) for name in removed)
     parts.append(_control_plane(7, identifier))
-    parts += (_bytes(9, _error(name, reason)) for name, reason in errors)
+    parts += (encode_bytes(9, _error(name, reason)) for name, reason in errors)
     return b"".join(parts)
 
 
@@ -160,29 +160,29 @@ def _named_head(
 
 def _heartbeat(resource: Resource) -> bytes:
     """Encode a Resource without a body, which renews the TTL of the version that the client has."""
-    return _bytes(2, _named(resource.name, resource.version, (), resource.ttl))
+    return encode_bytes(2, _named(resource.name, resource.version, (), resource.ttl))
 
 
 def _unknown(alias: str) -> bytes:
-    return _bytes(2, _named(alias, "", (alias,), None))
+    return encode_bytes(2, _named(alias, "", (alias,), None))
 
 
 def _named(name: str, version: str, aliases: tuple[str, ...], ttl: float | None) -> bytes:
     """Encode the fields of a Resource other than the body."""
     parts = [
         encode_string(3, name),
-        *(_bytes(4, alias.encode()) for alias in aliases),
+        *(encode_bytes(4, alias.encode()) for alias in aliases),
         encode_string(1, version),
     ]
     if ttl is not None:
-        parts.append(_bytes(6, _duration(ttl)))
+        parts.append(encode_bytes(6, _duration(ttl)))
     return b"".join(parts)
 
 
 def _error(name: str, reason: str) -> bytes:
     """Encode a ResourceError, which has the resource's name and a google.rpc.Status."""
     status = b"\x08" + _varint(PERMISSION_DENIED) + encode_string(2, reason)
-    return _bytes(1, encode_string(1, name)) + _bytes(2, status)
+    return encode_bytes(1, encode_string(1, name)) + encode_bytes(2, status)
 
 
 def _duration(seconds: float) -> bytes:
@@ -200,15 +200,16 @@ def _any_size(type_url: str, body: int) -> int:
 
 
 def _control_plane(number: int, identifier: str) -> bytes:
-    return _bytes(number, encode_string(1, identifier)) if identifier else b""
+    return encode_bytes(number, encode_string(1, identifier)) if identifier else b""
 
 
 def encode_string(number: int, value: str) -> bytes:
     """Encode a string field with a number below 16. An empty string is omitted, as in proto3."""
-    return _bytes(number, value.encode()) if value else b""
+    return encode_bytes(number, value.encode()) if value else b""
 
 
-def _bytes(number: int, payload: bytes) -> bytes:
+def encode_bytes(number: int, payload: bytes) -> bytes:
+    """Encode a field with a number below 16 that contains bytes or an encoded message."""
     return _tag(number, len(payload)) + payload
 
 

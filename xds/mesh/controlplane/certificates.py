@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 
 from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.controlplane.stats import CertificateStats
-from xds.mesh.identity.ca import Authority
+from xds.mesh.identity.ca import Authority, Certificate
 from xds.mesh.identity.chain import bundle, to_pem
+from xds.mesh.identity.external import read_request, require_names
 from xds.mesh.identity.secrets import Issuer, Owner, owner
 from xds.mesh.model.objects import MeshConfig, Pod
 from xds.snapshot import EMPTY, Resource, ResourceSet
@@ -19,6 +21,10 @@ RETRY_DELAY = 1.0
 """Seconds after which a failed renewal is retried."""
 CLOCK_CHECK_INTERVAL = 60.0
 """Seconds after which renewals are checked again, in case the clock was set or the machine was suspended."""
+
+
+REQUEST_RESULTS = ("signed", "refused", "failed")
+"""Results of certificate requests. A failed request may succeed later."""
 
 
 class Certificates:
@@ -47,6 +53,10 @@ class Certificates:
         self._now = now
         self._served: dict[tuple[str, str], tuple[Owner, ResourceSet]] = {}
         """The owner and the secrets of each pod, by its namespace and name."""
+        self._certified: dict[tuple[str, str], datetime] = {}
+        """Expiry of the certificates for keys of `xds proxy`, by namespace and name of the pod."""
+        self.requests = Counter[str](dict.fromkeys(REQUEST_RESULTS, 0))
+        """Number of certificate requests of authenticated callers, by result."""
         self._changed = asyncio.Event()
         """Set when a certificate is due for renewal before the next check."""
         self._next_at: datetime | None = None
@@ -68,14 +78,19 @@ class Certificates:
         if isinstance(self._issuer, Issuer):
             self._issuer.rotate(authority, self._extra_roots)
 
-    def secrets_for(self, pod: Pod, config: MeshConfig, *, with_key: bool) -> ResourceSet | None:
+    def secrets_for(
+        self, pod: Pod, config: MeshConfig, *, with_key: bool, own_key: bool = False
+    ) -> ResourceSet | None:
         """Return the secrets of a pod's sidecar, with its private key only if `with_key` is set.
 
-        Return None if an external signer has not signed its certificate yet. `renew` is called once it has.
+        With `own_key`, the sidecar makes its key, so the control plane makes and keeps none. Return None if
+        an external signer has not signed its certificate yet. `renew` is called once it has.
         """
         if config.sds_socket:
             return EMPTY  # An SDS server on this socket serves certificates and roots to sidecars.
-        if not with_key:
+        if own_key:
+            self.forget_key(pod)
+        if own_key or not with_key:
             return ResourceSet((self.roots,))
         key, pod_owner = (pod.namespace, pod.name), owner(pod, "")
         served_owner, known = self._served.get(key, (pod_owner, EMPTY))
@@ -91,13 +106,41 @@ class Certificates:
             self._changed.set()
         return known
 
+    async def certify(
+        self, pem: bytes, identity: str, lifetime: timedelta | None, pod: tuple[str, str] | None
+    ) -> tuple[Certificate, bytes]:
+        """Return a certificate for the key of a signing request, and the trusted roots in PEM form.
+
+        Args:
+            pem: the request, in PEM form.
+            identity: SPIFFE ID of the authenticated caller, for which the certificate is.
+            lifetime: requested lifetime; None for the default, which is also the maximum.
+            pod: namespace and name of the caller's pod; None if they are not known.
+
+        Raises:
+            IdentityError: the request is refused.
+            SignerError: the external signer failed.
+        """
+        request, key = read_request(pem)
+        if self._external:
+            require_names(request, identity)
+            certificate = await self._external.certify(pem, key, identity)
+            trusted = self._external.roots_pem
+        else:
+            assert isinstance(self._issuer, Issuer)  # noqa: S101 - there is no external issuer
+            certificate = self._issuer.certify(identity, key, self._now(), lifetime)
+            trusted = self.trust[1]
+        if pod:
+            self._certified[pod] = certificate.not_after
+        return certificate, trusted
+
     def renew_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate is due for renewal; None if it has none."""
         return self._issuer.renew_at(pod)
 
     def expires_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate expires; None if it has none."""
-        return self._issuer.expires_at(pod)
+        return self._issuer.expires_at(pod) or self._certified.get((pod.namespace, pod.name))
 
     def problem_of(self, pod: Pod) -> str:
         """Return why an external signer does not sign the pod's certificate; empty if there is no problem."""
@@ -110,12 +153,17 @@ class Certificates:
 
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""
+        self.forget_key(pod)
+        self._certified.pop((pod.namespace, pod.name), None)
+
+    def forget_key(self, pod: Pod) -> None:
+        """Forget the key that was made for a pod, and its certificate."""
         self._issuer.forget(pod)
         self._served.pop((pod.namespace, pod.name), None)
 
     def stats(self) -> CertificateStats:
         """Return certificate statistics."""
-        expiries = self._issuer.expiries()
+        expiries = [*self._issuer.expiries(), *self._certified.values()]
         return CertificateStats(
             issued=self._issuer.issued,
             current=len(expiries),

@@ -137,7 +137,9 @@ class Controller:
     def certificate_expiry(self, subscriber: Subscriber) -> datetime | None:
         """Return when the certificate expires that a proxy is served; None if it is served none."""
         pod, snapshot = self.mesh.pod(*pod_name(subscriber)), subscriber.snapshot
-        is_served = snapshot is not None and CERTIFICATE in snapshot.of(SECRET)
+        is_served = self.connections.features(pod_name(subscriber)).own_key or (
+            snapshot is not None and CERTIFICATE in snapshot.of(SECRET)
+        )
         return self.certificates.expires_at(pod) if pod and is_served else None
 
     def absences(self) -> Absences:
@@ -285,16 +287,21 @@ class Controller:
             return
         streams = connections.streams.get(key, ())
         with_key = any(map(connections.may_receive_key, streams))
+        features = connections.features(key)
         translated = await self.publisher.translate(
             self.mesh,
             pod,
-            lambda: self.certificates.secrets_for(pod, self.mesh.config, with_key=with_key),
-            connections.features(key),
+            lambda: self.certificates.secrets_for(
+                pod, self.mesh.config, with_key=with_key, own_key=features.own_key
+            ),
+            features,
             self._must_apply,
         )
-        if translated and self.validation:
+        if not translated or connections.features(key) != features:
+            return  # If a stream with other features has connected meanwhile, the pod is queued again.
+        if self.validation:
             self.validation.submit(key, *translated, with_key=with_key)
-        elif translated:
+        else:
             self._deliver(key, *translated, with_key)
 
     def _deliver(self, key: PodName, snapshot: Snapshot, changed_at: float | None, with_key: bool) -> None:

@@ -20,8 +20,9 @@ import structlog
 from cryptography import x509
 
 from xds.mesh.identity import chain
+from xds.mesh.identity.ca import Certificate
 from xds.mesh.identity.external import read_signed, signing_request
-from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.identity.keys import IdentityError, PrivateKey, PublicKey
 from xds.mesh.identity.secrets import IssuedCertificates, Owner, owner, roots_secret
 from xds.mesh.model.objects import Pod, printable
 from xds.resources import Resource
@@ -74,6 +75,8 @@ class ExternalIssuer(IssuedCertificates):
         self._requests: dict[tuple[str, str], _Request] = {}
         """Requests without a certificate, by namespace and name of the pod."""
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        """Limits the commands that run."""
         self._is_failing = False
         """Whether the last attempt failed. Only the first of several failures is logged."""
         self.roots: Resource
@@ -93,6 +96,29 @@ class ExternalIssuer(IssuedCertificates):
     def is_requested(self, pod: Pod) -> bool:
         """Return whether a certificate for the pod is being requested."""
         return (pod.namespace, pod.name) in self._requests
+
+    async def certify(self, request: bytes, key: PublicKey, identity: str) -> Certificate:
+        """Return a certificate for a sidecar's request in PEM form.
+
+        The request must have this key, and name this identity alone.
+
+        Raises:
+            SignerError: the signer returned no usable certificate. The reason is logged.
+        """
+        try:
+            pem = await self._sign(request)
+            certificate = read_signed(pem, key, identity, self._trusted, self._now())
+        except (SignerError, IdentityError, OSError) as error:
+            self._log_failure(identity, str(error))
+            raise SignerError("the external signer returned no usable certificate") from error
+        self._is_failing = False
+        self.issued += 1
+        return certificate
+
+    @property
+    def roots_pem(self) -> bytes:
+        """The roots that sidecars trust, in PEM form."""
+        return chain.to_pem(self._trusted)
 
     @property
     def root_expiry(self) -> datetime:
@@ -137,7 +163,9 @@ class ExternalIssuer(IssuedCertificates):
             private_key, identity = PrivateKey.generate(), request.pod.identity(request.trust_domain)
             try:
                 pem = await self._sign(signing_request(private_key, identity))
-                leaf = read_signed(pem, private_key, identity, self._trusted, self._now())
+                leaf = read_signed(
+                    pem, private_key.public_key, identity, self._trusted, self._now()
+                ).with_key(private_key)
             except Exception as error:  # noqa: BLE001 - an odd certificate must not end the control plane
                 self._failed(request, str(error) or type(error).__name__)
                 continue
@@ -151,14 +179,20 @@ class ExternalIssuer(IssuedCertificates):
         request.problem = f"the signer returned no usable certificate: {reason}"
         delay = min(MIN_RETRY_DELAY * 2**request.failures, MAX_RETRY_DELAY)
         request.failures = min(request.failures + 1, 10)
-        if not self._is_failing:
-            self._is_failing = True
-            pod = f"{request.pod.name}.{request.pod.namespace}"
-            log.error("external signer failed, retrying", pod=pod, problem=reason)
+        self._log_failure(request.pod.identity(request.trust_domain), reason)
         asyncio.get_running_loop().call_later(delay, self._queue.put_nowait, request)
 
+    def _log_failure(self, identity: str, reason: str) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            log.error("external signer failed, retrying", identity=identity, problem=reason)
+
     async def _sign(self, request: bytes) -> bytes:
-        """Run the command. Raise SignerError if it fails."""
+        """Run the command, once fewer than MAX_CONCURRENT run. Raise SignerError if it fails."""
+        async with self._slots:
+            return await self._run(request)
+
+    async def _run(self, request: bytes) -> bytes:
         piped = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *self._command, stdin=piped, stdout=piped, stderr=piped, start_new_session=True

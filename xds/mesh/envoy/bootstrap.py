@@ -20,10 +20,10 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     ClusterDnsLookupFamily,
 )
 from envoy_data_plane.envoy.config.core.v3 import (
+    Address,
     ApiConfigSource,
     ApiConfigSourceApiType,
     ApiVersion,
-    BackoffStrategy,
     ConfigSource,
     DataSource,
     GrpcService,
@@ -41,10 +41,16 @@ from envoy_data_plane.envoy.config.core.v3 import (
     Http2ProtocolOptions,
     KeepaliveSettings,
     Node,
-    RetryPolicy,
+    Pipe,
     SubstitutionFormatString,
     TransportSocket,
     TypedExtensionConfig,
+)
+from envoy_data_plane.envoy.config.endpoint.v3 import (
+    ClusterLoadAssignment,
+    Endpoint,
+    LbEndpoint,
+    LocalityLbEndpoints,
 )
 from envoy_data_plane.envoy.config.grpc_credential.v3 import FileBasedMetadataConfig
 from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
@@ -69,7 +75,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
 from xds.codec import pack
 from xds.mesh.envoy import filters, internal, names
-from xds.mesh.envoy.common import HTTP_OPTIONS, address, ads, one_endpoint, strings
+from xds.mesh.envoy.common import HTTP_OPTIONS, address, ads, one_endpoint, retry_policy, strings
 from xds.mesh.envoy.names import ADMIN_CLUSTER
 from xds.mesh.model.names import host_port
 from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, Interception, Pod
@@ -122,6 +128,7 @@ def bootstrap(
     *,
     sotw: bool = False,
     credential: TokenFile | None = None,
+    certificate_socket: str = "",
     added: Iterable[Cluster | Listener] = (),
 ) -> Bootstrap:
     """Return a sidecar's bootstrap.
@@ -133,6 +140,8 @@ def bootstrap(
         xds_port: port of the control plane.
         sotw: whether to use the state-of-the-world variant instead of delta.
         credential: token and roots for TLS; None for plaintext without authentication.
+        certificate_socket: path of the Unix socket at which `xds proxy` serves the sidecar's own certificate;
+            empty if the control plane makes its key.
         added: additional static clusters and listeners.
     """
     added = tuple(added)
@@ -148,6 +157,8 @@ def bootstrap(
         added = (*clusters, relay, *added)
     else:
         added = (_control_plane(xds_host, xds_port), *added)
+    if certificate_socket:
+        added = (_own_certificate(certificate_socket), *added)
     local_address = loopback_address(pod)
     health_address = pod.address if pod.interception is Interception.NONE else "0.0.0.0"
     app = pod.meta.labels.get("app", pod.name)
@@ -156,6 +167,7 @@ def bootstrap(
             id=str(names.NodeId(pod.address, pod.name, pod.namespace)),
             cluster=f"{app}.{pod.namespace}",
             metadata=strings(NAME=pod.name, NAMESPACE=pod.namespace, SERVICE_ACCOUNT=pod.service_account),
+            client_features=[names.OWN_KEY_FEATURE] if certificate_socket else [],
         ),
         admin=Admin(address=address(local_address, ADMIN_PORT)),
         dynamic_resources=BootstrapDynamicResources(
@@ -186,15 +198,9 @@ def _ads_without_timeout() -> ConfigSource:
     return source
 
 
-def _retry_policy() -> RetryPolicy:
-    """Return a policy with a backoff of at most 5 s. Envoy's default is 30 s."""
-    backoff = BackoffStrategy(base_interval=timedelta(milliseconds=500), max_interval=timedelta(seconds=5))
-    return RetryPolicy(retry_back_off=backoff)
-
-
 def _plaintext() -> GrpcService:
     return GrpcService(
-        envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=names.CONTROL_PLANE, retry_policy=_retry_policy()),
+        envoy_grpc=GrpcServiceEnvoyGrpc(cluster_name=names.CONTROL_PLANE, retry_policy=retry_policy()),
     )
 
 
@@ -228,7 +234,7 @@ def _authenticated(host: str, port: int, credential: TokenFile) -> GrpcService:
                 }
             ),
         ),
-        retry_policy=_retry_policy(),
+        retry_policy=retry_policy(),
     )
 
 
@@ -279,6 +285,20 @@ def _control_plane(host: str, port: int) -> Cluster:
     # Detect a control plane that disappeared without closing the connection.
     keepalive = KeepaliveSettings(interval=timedelta(seconds=30), timeout=timedelta(seconds=10))
     _use_http2(cluster, Http2ProtocolOptions(connection_keepalive=keepalive))
+    return cluster
+
+
+def _own_certificate(socket: str) -> Cluster:
+    endpoint = LbEndpoint(endpoint=Endpoint(address=Address(pipe=Pipe(path=socket))))
+    cluster = Cluster(
+        name=names.OWN_CERTIFICATE,
+        type=ClusterDiscoveryType.STATIC,
+        connect_timeout=timedelta(seconds=1),
+        load_assignment=ClusterLoadAssignment(
+            cluster_name=names.OWN_CERTIFICATE, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
+        ),
+    )
+    _use_http2(cluster, Http2ProtocolOptions())
     return cluster
 
 

@@ -10,9 +10,12 @@ from envoy_data_plane.envoy.config.core.v3 import (
     ApiConfigSource,
     ApiConfigSourceApiType,
     ApiVersion,
+    BackoffStrategy,
     ConfigSource,
     GrpcService,
+    GrpcServiceEnvoyGrpc,
     GrpcServiceGoogleGrpc,
+    RetryPolicy,
     SocketAddress,
 )
 from envoy_data_plane.envoy.config.endpoint.v3 import (
@@ -23,6 +26,7 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
 )
 from envoy_data_plane.google.protobuf import Struct, Value
 
+from xds.mesh.envoy.names import OWN_CERTIFICATE
 from xds.mesh.model.objects import MeshConfig
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -39,11 +43,36 @@ def ads() -> ConfigSource:
     return ConfigSource(ads=AggregatedConfigSource(), resource_api_version=ApiVersion.V3)
 
 
-def secrets(config: MeshConfig) -> ConfigSource:
-    """Return the config source of certificates and roots: ADS, or the mesh's SDS socket.
+def certificate(config: MeshConfig) -> ConfigSource:
+    """Return the config source of a sidecar's own certificate: `xds proxy`, or that of the roots."""
+    if config.sds_socket or not config.serves_own_certificate:
+        return roots(config)
+    server = GrpcServiceEnvoyGrpc(cluster_name=OWN_CERTIFICATE, retry_policy=retry_policy())
+    api = ApiConfigSource(
+        api_type=ApiConfigSourceApiType.GRPC,
+        transport_api_version=ApiVersion.V3,
+        grpc_services=[GrpcService(envoy_grpc=server)],
+        set_node_on_first_message_only=True,
+    )
+    return ConfigSource(
+        api_config_source=api,
+        resource_api_version=ApiVersion.V3,
+        # Wait for the certificate. After the default of 15 s, Envoy would be ready and fail all handshakes.
+        initial_fetch_timeout=timedelta(0),
+    )
 
-    For the socket, use Google's gRPC client, which needs no cluster in the bootstrap. The protocol variant is
-    state-of-the-world, the only one that SPIRE's agent supports.
+
+def retry_policy() -> RetryPolicy:
+    """Return a policy with a backoff of at most 5 s. Envoy's default is 30 s."""
+    backoff = BackoffStrategy(base_interval=timedelta(milliseconds=500), max_interval=timedelta(seconds=5))
+    return RetryPolicy(retry_back_off=backoff)
+
+
+def roots(config: MeshConfig) -> ConfigSource:
+    """Return the config source of the mesh's roots: ADS, or the mesh's SDS socket.
+
+    For the mesh's socket, use Google's gRPC client, which needs no cluster in the bootstrap. The protocol
+    variant is state-of-the-world, the only one that SPIRE's agent supports.
     """
     if not config.sds_socket:
         return ads()

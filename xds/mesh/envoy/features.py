@@ -1,4 +1,4 @@
-"""What a sidecar's Envoy supports, and the TLS settings that it is served.
+"""What a sidecar and its Envoy support, and the TLS settings that it is served.
 
 An Envoy rejects a whole listener or cluster that names a curve it does not know. The control plane therefore
 reads the Envoy's version and TLS library from its node, and leaves out what may not be supported.
@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from xds.mesh.envoy.names import OWN_KEY_FEATURE
 from xds.mesh.model.objects import MeshConfig, TlsSettings
 from xds.protocol.wire import Node
 
@@ -33,12 +34,14 @@ _MIN_VERSION = (1, 34)
 
 
 class Features(NamedTuple):
-    """Features of an Envoy that older versions or other builds lack."""
+    """Features of a sidecar and its Envoy that older versions or other builds lack."""
 
     post_quantum: bool
     """Whether its TLS library knows the curve X25519MLKEM768."""
     compliance_policies: bool
     """Whether it applies `compliance_policies`. Older versions ignore them."""
+    own_key: bool = False
+    """Whether `xds proxy` makes its key in the pod and serves its certificate. The control plane does not."""
 
 
 NO_FEATURES = Features(post_quantum=False, compliance_policies=False)
@@ -55,20 +58,24 @@ def features_of(nodes: Iterable[Node]) -> Features:
 
 
 def _features(node: Node) -> Features:
+    own_key = OWN_KEY_FEATURE in node.client_features
     version = tuple(int(part) for part in node.user_agent_version.split(".") if part.isdecimal())
     if version < _MIN_VERSION:
-        return NO_FEATURES
+        return NO_FEATURES._replace(own_key=own_key)
     # A FIPS build (BoringSSL-FIPS) contains an older, certified version, and other libraries name curves
     # differently.
     return Features(
         post_quantum=node.tls_library == "BoringSSL",
         compliance_policies=node.tls_library in {"BoringSSL", "BoringSSL-FIPS"},
+        own_key=own_key,
     )
 
 
 @lru_cache(maxsize=64)
 def served_config(config: MeshConfig, features: Features) -> MeshConfig:
     """Return the settings with the TLS settings for an Envoy with these features."""
+    if features.own_key:
+        config = replace(config, serves_own_certificate=True)
     if not config.fips:
         return replace(
             config,

@@ -18,6 +18,11 @@ IDENTITY = "IdentityCluster"
 CONTROL_PLANE = "xds-grpc"
 """Static cluster of the control plane, in the bootstrap."""
 
+OWN_CERTIFICATE = "xds-own-certificate"
+"""Static cluster in the bootstrap: the SDS server of `xds proxy`, on a Unix socket in the pod."""
+OWN_KEY_FEATURE = "xds-mesh.own-key"
+"""Client feature of a node whose `xds proxy` makes its key and serves its certificate."""
+
 ADMIN_CLUSTER = "admin"
 """Static cluster of Envoy's admin interface, in the bootstrap."""
 

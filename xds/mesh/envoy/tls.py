@@ -23,7 +23,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
 from xds.codec import pack
-from xds.mesh.envoy.common import secrets
+from xds.mesh.envoy.common import certificate, roots
 from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.model.objects import MeshConfig, TlsSettings
 from xds.mesh.model.traffic import ClientTls, TlsMode
@@ -86,13 +86,14 @@ def _parameters(settings: TlsSettings, *, fips: bool) -> TlsParameters:
 def _mesh_context(
     config: MeshConfig, peers: list[SubjectAltNameMatcher], alpn: tuple[str, ...]
 ) -> CommonTlsContext:
-    source = secrets(config)
     return CommonTlsContext(
         tls_params=_parameters(config.mesh_tls, fips=config.fips),
-        tls_certificate_sds_secret_configs=[SdsSecretConfig(name=CERTIFICATE, sds_config=source)],
+        tls_certificate_sds_secret_configs=[
+            SdsSecretConfig(name=CERTIFICATE, sds_config=certificate(config))
+        ],
         combined_validation_context=CommonTlsContextCombinedCertificateValidationContext(
             default_validation_context=CertificateValidationContext(match_typed_subject_alt_names=peers),
-            validation_context_sds_secret_config=SdsSecretConfig(name=ROOTS, sds_config=source),
+            validation_context_sds_secret_config=SdsSecretConfig(name=ROOTS, sds_config=roots(config)),
         ),
         alpn_protocols=list(alpn),
     )

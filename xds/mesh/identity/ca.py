@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
 
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from xds.mesh.identity import chain as chains
-from xds.mesh.identity.keys import IdentityError, PrivateKey
+from xds.mesh.identity.keys import IdentityError, PrivateKey, PublicKey
 
 ROOT_LIFETIME = timedelta(days=3652)
 LEAF_LIFETIME = timedelta(hours=24)
@@ -41,15 +41,13 @@ _DNS_NAME = re.compile(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Leaf:
-    """Certificate of a workload or server, with its key."""
+class Certificate:
+    """Certificate of a workload or server."""
 
     identity: str
     """SPIFFE ID of a workload, or the first name of a server."""
     chain: bytes
     """PEM certificate and its intermediates, without the root."""
-    key: PrivateKey
-    """Private key of the certificate."""
     fingerprint: str
     """SHA-256 fingerprint of the certificate in hexadecimal."""
     not_before: datetime
@@ -58,6 +56,18 @@ class Leaf:
     """End of the validity period."""
     renew_at: datetime
     """Time to renew the certificate, after half of its lifetime."""
+
+    def with_key(self, key: PrivateKey) -> Leaf:
+        """Return the certificate with its private key."""
+        return Leaf(**{field.name: getattr(self, field.name) for field in fields(self)}, key=key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf(Certificate):
+    """Certificate of a workload or server, with its key."""
+
+    key: PrivateKey
+    """Private key of the certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,7 @@ class Authority:
             ]
         )
         certificate = key.sign(
-            _builder(key, now, now + lifetime, identifier)
+            _builder(key.public_key, now, now + lifetime, identifier)
             .subject_name(name)
             .issuer_name(name)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -179,29 +189,39 @@ class Authority:
 
         The certificate is valid for both TLS client and TLS server authentication.
         """
+        key = PrivateKey.generate()
+        return self.certify(identity, key.public_key, now, lifetime).with_key(key)
+
+    def certify(
+        self, identity: str, key: PublicKey, now: datetime, lifetime: timedelta = LEAF_LIFETIME
+    ) -> Certificate:
+        """Issue the same certificate for a public key, whose private key is elsewhere."""
         if not _IDENTITY.fullmatch(identity) or len(identity) > _MAX_IDENTITY_BYTES:
             raise IdentityError(f"{identity!r} is not the SPIFFE ID of a service account")
-        return self._issue(identity, subject_alternative_name(identity), WORKLOAD_USAGES, now, lifetime)
+        return self._certify(
+            identity, subject_alternative_name(identity), WORKLOAD_USAGES, key, now, lifetime
+        )
 
     def issue_server(self, names: Sequence[str], now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
         """Issue a TLS server's certificate for DNS names or IP addresses, with a fresh key."""
         if not names:
             raise IdentityError("a server's certificate needs a name")
         alternatives = x509.SubjectAlternativeName([_server_name(name) for name in names])
-        return self._issue(names[0], alternatives, [ExtendedKeyUsageOID.SERVER_AUTH], now, lifetime)
+        key, usages = PrivateKey.generate(), [ExtendedKeyUsageOID.SERVER_AUTH]
+        return self._certify(names[0], alternatives, usages, key.public_key, now, lifetime).with_key(key)
 
-    def _issue(
+    def _certify(  # noqa: PLR0917
         self,
         identity: str,
         names: x509.SubjectAlternativeName,
         usage: Sequence[x509.ObjectIdentifier],
+        key: PublicKey,
         now: datetime,
         lifetime: timedelta,
-    ) -> Leaf:
+    ) -> Certificate:
         if now >= self.expires:
             which = "root" if now >= self.root.not_valid_after_utc else "CA's"
             raise IdentityError(f"the {which} certificate expired at {self.expires:%Y-%m-%d %H:%M} UTC")
-        key = PrivateKey.generate()
         end = min(now + lifetime, self.expires)
         certificate = self.key.sign(
             _builder(key, now, end, _identifier(self.certificate))
@@ -213,10 +233,9 @@ class Authority:
             .add_extension(names, critical=True)  # RFC 5280: critical when the subject is empty
         )
         intermediates = (self.certificate, *self.issuers)[:-1]
-        return Leaf(
+        return Certificate(
             identity=identity,
             chain=chains.to_pem([certificate, *intermediates]),
-            key=key,
             fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
@@ -268,15 +287,15 @@ def _identifier(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:
 
 
 def _builder(
-    key: PrivateKey, now: datetime, end: datetime, signer: x509.SubjectKeyIdentifier
+    key: PublicKey, now: datetime, end: datetime, signer: x509.SubjectKeyIdentifier
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .serial_number(x509.random_serial_number())
-        .public_key(key.public_key)
+        .public_key(key)
         .not_valid_before(_utc(now - CLOCK_SKEW))
         .not_valid_after(_utc(end))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(signer), critical=False)
     )
 

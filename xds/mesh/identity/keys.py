@@ -9,7 +9,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-Public: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+PublicKey: TypeAlias = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 _Private: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 SUPPORTED_KEYS = "EC P-256, EC P-384 or RSA with 2048 bits or more"
@@ -55,7 +55,7 @@ class PrivateKey:
         )
 
     @property
-    def public_key(self) -> Public:
+    def public_key(self) -> PublicKey:
         """Public key."""
         return self._key.public_key()
 

@@ -18,7 +18,8 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 
 from xds.codec import message_class, serialize
 from xds.mesh.identity import CERTIFICATE, ROOTS, chain
-from xds.mesh.identity.ca import LEAF_LIFETIME, Authority, Leaf
+from xds.mesh.identity.ca import LEAF_LIFETIME, Authority, Certificate, Leaf
+from xds.mesh.identity.keys import PublicKey
 from xds.mesh.model.objects import Pod
 from xds.resources import SECRET, Resource, resource
 from xds.snapshot import TYPE_PREFIX
@@ -131,6 +132,13 @@ class Issuer(IssuedCertificates):
             self._issued.clear()
         self._authority = authority
         self.roots = trusted_roots(authority, extra_roots)
+
+    def certify(
+        self, identity: str, key: PublicKey, now: datetime, lifetime: timedelta | None
+    ) -> Certificate:
+        """Issue a certificate for a key that `xds proxy` made; `lifetime` can only shorten its lifetime."""
+        self.issued += 1
+        return self._authority.certify(identity, key, now, min(lifetime or self._lifetime, self._lifetime))
 
     def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
         """Return the secrets `default` and `ROOTCA` of a pod, unchanged until renewal is due."""

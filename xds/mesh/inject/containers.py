@@ -15,6 +15,12 @@ from xds.mesh.sidecar.settings import PROXY_ID, READY_PATH
 
 Json: TypeAlias = dict[str, Any]
 
+KEY_VOLUME, _KEY_PATH = "xds-key", "/var/run/xds"
+"""Empty volume of the sidecar, and where it is mounted. `xds proxy` makes a directory of its own in it.
+
+Only the container of the sidecar mounts it. It contains a socket; the key is in
+memory only."""
+
 PROXY_GROUP = 13371
 """Group of an injected sidecar.
 
@@ -133,6 +139,7 @@ def proxy_container(
                 if settings.sds
                 else []
             ),
+            *([{"name": KEY_VOLUME, "mountPath": _KEY_PATH}] if _has_own_key(settings) else []),
         ],
     }
 
@@ -161,12 +168,17 @@ def volumes(settings: InjectionSettings) -> list[Json]:
             if settings.sds
             else []
         ),
+        *([{"name": KEY_VOLUME, "emptyDir": {}}] if _has_own_key(settings) else []),
     ]
 
 
 def _container(name: str, settings: InjectionSettings, image: str, arguments: list[str]) -> Json:
     pull = {"imagePullPolicy": settings.pull_policy} if settings.pull_policy else {}
     return {"name": name, "image": image, **pull, "args": arguments}
+
+
+def _has_own_key(settings: InjectionSettings) -> bool:
+    return settings.own_keys and not settings.sds
 
 
 def _sds_directory(settings: InjectionSettings) -> str:
@@ -185,6 +197,8 @@ def _environment(
     values = {variables.ADDRESS: settings.xds_address}
     if settings.sds:
         values[variables.SDS] = settings.sds
+    if _has_own_key(settings):
+        values[variables.KEY_DIR] = f"{_KEY_PATH}/key"
     if mode is not Interception.REDIRECT:
         values[variables.INTERCEPTION] = mode.value
     if address := annotations.get(APP_ADDRESS):

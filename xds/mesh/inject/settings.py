@@ -23,6 +23,8 @@ class InjectionSettings:
     """HOST:PORT of the control plane."""
     sds: str = ""
     """`unix:///PATH` of another SDS server, such as SPIRE's agent; empty for the control plane."""
+    own_keys: bool = True
+    """Whether sidecars make their private keys themselves. Not with another SDS server."""
     native: bool = True
     """Whether the sidecar is a restartable init container (Kubernetes 1.29) instead of an ordinary one."""
     outbound_port: int = 15001
@@ -36,5 +38,6 @@ class InjectionSettings:
             self,
             outbound_port=mesh.proxy_listen_port,
             inbound_port=mesh.proxy_inbound_listen_port,
+            own_keys=mesh.own_keys,
             sds=self.sds or (f"unix://{mesh.sds_socket}" if mesh.sds_socket else ""),
         )

@@ -471,6 +471,10 @@ class MeshConfig:
     """Switch values.xds.observe: whether sidecars report plaintext traffic to the control plane."""
     sds_socket: str = ""
     """sdsUdsPath: Unix socket of an SDS server, such as SPIRE's; empty to use the mesh's CA."""
+    own_keys: bool = True
+    """Switch values.xds.ownKeys: whether injected sidecars make their private keys themselves."""
+    serves_own_certificate: bool = False
+    """Whether a sidecar serves its own certificate. Not a setting: each sidecar tells the control plane."""
 
     @property
     def intercepting_ports(self) -> frozenset[int]:

@@ -38,6 +38,7 @@ _SWITCHES = {
     "values.global.mtls.auto": "enable_auto_mtls",
     "values.global.mtls.enabled": "mtls_enabled",
     "values.xds.observe": "observe",
+    "values.xds.ownKeys": "own_keys",
 }
 _PREFIX = "meshConfig."
 _MAX_DIGITS = 20

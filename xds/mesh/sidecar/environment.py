@@ -17,6 +17,9 @@ from xds.mesh.sidecar import probes
 from xds.mesh.sidecar import settings as names
 from xds.mesh.sidecar.settings import Variable
 
+MAX_SOCKET_PATH = 107
+"""Maximum length of a Unix socket's path on Linux, in bytes."""
+
 _LABEL = re.compile(r'([^=]+)="(.*)"')
 
 
@@ -34,6 +37,8 @@ class Sidecar:
     """Token and roots for the control plane; None for plaintext."""
     sds_socket: str
     """Unix socket of the SDS server; empty if the control plane serves certificates."""
+    certificate_socket: str
+    """Unix socket of the sidecar's own certificate; empty if the control plane makes its key."""
     probes: tuple[AnyProbe, ...]
     """Rewritten probes of the application."""
     metrics: AppMetrics | None
@@ -63,7 +68,14 @@ class Sidecar:
             metrics=self.metrics,
         )
         listeners = [metrics, *probe_listeners]
-        return envoy.bootstrap(self.pod, self.host, self.port, credential=self.credential, added=listeners)
+        return envoy.bootstrap(
+            self.pod,
+            self.host,
+            self.port,
+            credential=self.credential,
+            certificate_socket=self.certificate_socket,
+            added=listeners,
+        )
 
 
 class _EnvironmentReader:
@@ -94,6 +106,23 @@ class _EnvironmentReader:
         if text and not text.startswith("unix:///"):
             self.refuse(variable, f"must be unix:///PATH, not {text!r}")
         return text.removeprefix("unix://")
+
+    def certificate_socket(self, credential: envoy.TokenFile | None, sds_socket: str) -> str:
+        directory = self.text(names.KEY_DIR)
+        if not directory or sds_socket:
+            return ""
+        path = f"{directory.rstrip('/')}/sds.sock"
+        if not directory.startswith("/"):
+            self.refuse(names.KEY_DIR, f"must be an absolute path, not {directory!r}")
+        elif len(path.encode()) > MAX_SOCKET_PATH:
+            self.refuse(
+                names.KEY_DIR, f"must have at most {MAX_SOCKET_PATH - 9} bytes, as the path of a socket"
+            )
+        elif credential is None:
+            self.refuse(
+                names.KEY_DIR, f"requires {names.ROOT_FILE.name}: certificates are issued over TLS only"
+            )
+        return path
 
     def choice(self, variable: Variable, choices: tuple[str, ...]) -> str:
         text = self.text(variable)
@@ -147,12 +176,14 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
     app_address = reader.text(names.APP_ADDRESS) or (
         pod.app_address if mode == Interception.NONE else address
     )
+    credential, sds_socket = reader.credential(), reader.socket(names.SDS)
     sidecar = Sidecar(
         pod=replace(pod, app_address=app_address),
         host=host,
         port=port,
-        credential=reader.credential(),
-        sds_socket=reader.socket(names.SDS),
+        credential=credential,
+        sds_socket=sds_socket,
+        certificate_socket=reader.certificate_socket(credential, sds_socket),
         probes=app_probes,
         metrics=metrics,
         envoy_config=reader.text(names.ENVOY_CONFIG),

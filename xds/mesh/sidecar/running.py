@@ -1,17 +1,28 @@
-"""Start Envoy: wait for its files, find the binary, build its arguments and exec it."""
+"""Start Envoy: wait for its files, find the binary, build its arguments and execute it."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
+import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from xds.codec import to_json_dict
+from xds.mesh.model.names import host_port
+from xds.mesh.sidecar import FORWARDED_SIGNALS
 from xds.mesh.sidecar.environment import Sidecar
+from xds.mesh.sidecar.settings import KEY_DIR
 from xds.validation import envoy
+
+DEFAULT_TRUST_DOMAIN = "cluster.local"
+"""Trust domain in the first certificate request. The control plane tells the right one if it matters."""
+_PR_SET_PDEATHSIG = 1
 
 MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 """Maximum size of a command line argument on Linux."""
@@ -110,8 +121,54 @@ def _file_problem(path: str) -> str:
         return f"cannot be read: {error.strerror}"
 
 
-def exec_envoy(argv: list[str]) -> NoReturn:
-    """Replace this process with Envoy, which then receives signals and sets the exit status.
+def run_beside_agent(argv: list[str], sidecar: Sidecar) -> NoReturn:
+    """Start Envoy, and replace this process with the agent that serves its certificate.
+
+    The agent is a new Python process, because this one has loaded Envoy's API, which the agent does not need.
+    Envoy is started here, where no thread runs yet. It does not outlive the agent.
+
+    Raises:
+        StartError: the binary or the agent cannot be executed.
+    """
+    assert sidecar.credential  # noqa: S101 - the environment was checked
+    _make_private(Path(sidecar.certificate_socket).parent)
+    # Signals wait until the agent handles them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED_SIGNALS)
+    parent, envoy = os.getpid(), os.fork()
+    if not envoy:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED_SIGNALS)
+        try:
+            if os.getppid() == parent:
+                os.execv(argv[0], argv)  # noqa: S606  # no shell
+        except OSError as error:
+            sys.stderr.write(f"xds: cannot execute {argv[0]}: {error.strerror}\n")
+        os._exit(1)
+    agent = [
+        *(sys.executable, "-P", "-m", "xds.mesh.sidecar.agent", str(envoy)),
+        host_port(sidecar.host, sidecar.port),
+        *(sidecar.credential.token, sidecar.credential.roots, sidecar.certificate_socket),
+        sidecar.pod.identity(DEFAULT_TRUST_DOMAIN),
+    ]
+    execute(agent)
+
+
+def _make_private(directory: Path) -> None:
+    """Create a directory that only this user can use. Raise StartError if that is impossible."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        status = directory.lstat()
+    except OSError as error:
+        raise StartError(f"{KEY_DIR.name}: cannot create {directory}: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise StartError(
+            f"{KEY_DIR.name}: {directory} must be a directory of user {os.geteuid()} with mode 0700: "
+            "remove it, or name one that does not exist"
+        )
+
+
+def execute(argv: list[str]) -> NoReturn:
+    """Replace this process with Envoy or the agent, which then receives signals and sets the exit status.
 
     Raises:
         StartError: the binary cannot be executed.

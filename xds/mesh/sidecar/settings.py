@@ -64,6 +64,12 @@ SDS = Variable(
     "unix:///PATH of the SDS server that issues certificates (sdsUdsPath), such as SPIRE's agent. The "
     "sidecar waits for the socket.",
 )
+KEY_DIR = Variable(
+    "XDS_KEY_DIR",
+    "",
+    "Directory for the Unix socket at which `xds proxy` serves its own key and certificate to Envoy. "
+    "It is created with mode 0700 if it does not exist. Empty: the control plane makes the key and sends it.",
+)
 INTERCEPTION = Variable(
     "XDS_INTERCEPTION_MODE",
     "REDIRECT",

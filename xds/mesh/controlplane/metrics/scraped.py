@@ -137,6 +137,14 @@ class ControllerMetrics(Collector):
             ),
             (((name,), count) for name, count in tuple(encode_counts.items())),
         )
+        yield _with_samples(
+            CounterMetricFamily(
+                "xds_certificate_requests",
+                "Requests of sidecars for certificates; failed: the request may succeed later.",
+                labels=("result",),
+            ),
+            (((result,), count) for result, count in self._controller.certificates.requests.items()),
+        )
         yield CounterMetricFamily("xds_certificates_issued", "Certificates issued.", certificates.issued)
         yield GaugeMetricFamily("xds_certificates", "Current certificates of pods.", certificates.current)
         soonest = certificates.soonest_expiry
