@@ -99,7 +99,7 @@ class EnvoyProcess:
     ) -> None:
         self.name = name
         self.bootstrap = bootstrap
-        self.log = directory / f"{name}.log"
+        self.log = directory / f"{name.replace('/', '-')}.log"
         self._place = place
         self._options = options
         self._as_sidecar = as_sidecar

@@ -87,7 +87,7 @@ class NamespaceFacts:
 
     @cached_property
     def endpoints(self) -> Mapping[str, tuple[Endpoints, ...]]:
-        """Endpoints by service name: EndpointSlices, or else Endpoints objects, or those of a ServiceEntry."""
+        """Endpoints by service name: EndpointSlices, else Endpoints objects, or those of a ServiceEntry."""
         by_service: dict[str, list[Endpoints]] = {}
         for endpoints in sorted(self._of(Endpoints), key=lambda endpoints: endpoints.name):
             by_service.setdefault(endpoints.service, []).append(endpoints)
