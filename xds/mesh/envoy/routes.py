@@ -192,7 +192,9 @@ def route_configuration(
         domains = tuple(domain for domain in candidates if domain.lower() not in used_domains)
         used_domains.update(domain.lower() for domain in domains)
         if domains:
-            label = f"{host.domains[0]}:{host.port}"
+            # ServiceEntries of several namespaces can have the same host, and names must be unique.
+            is_first = next(iter(candidates)) in domains
+            label = f"{host.domains[0]}:{host.port}" if is_first else domains[0]
             virtual_hosts.append(_virtual_host(label, domains, host, proxied=proxied))
     if allow_any and not proxied:
         label, default_routes = "allow_any", [to_cluster(names.PASSTHROUGH, retries=False)]

@@ -510,7 +510,7 @@ class Mesh:
     def _exposures(self, pod: Pod) -> Iterator[Exposure]:
         facts = self.in_namespace(pod.namespace)
         # Selectors choose no workload that a ServiceEntry lists.
-        for service in facts.selecting(pod.meta.labels) if pod.ref.kind == "Pod" else ():
+        for service in facts.selecting(pod.meta.labels) if pod.is_entry or not pod.is_outside else ():
             if pod.is_entry or service.name not in facts.endpoints:
                 for port in service.ports:
                     if (target := target_port(port, pod)) is not None:
@@ -568,7 +568,9 @@ class Mesh:
             pods = {pod.ref: pod for pod in self._pods_of(service)}
             for port in service.ports:
                 pods.update({e.pod.ref: e.pod for e in self.endpoints(service, port) if e.pod})
-            ids = {pod.identity(domain) for pod in pods.values() for domain in self.config.trust_domains}
+            # A machine without a sidecar has no identity.
+            known = [pod for pod in pods.values() if pod.has_sidecar or not pod.is_outside]
+            ids = {pod.identity(domain) for pod in known for domain in self.config.trust_domains}
             memo["identities"] = tuple(sorted(ids.union(service.service_accounts)))
         identities: tuple[str, ...] = memo["identities"]
         return identities

@@ -306,6 +306,11 @@ class Pod(Object):
         """Whether the pod has a sidecar, which can accept and send mutual TLS."""
         return self.meta.labels.get(TLS_MODE_LABEL) == "istio"
 
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is outside the cluster: a WorkloadEntry, or a workload that a ServiceEntry lists."""
+        return self.is_entry or self.ref.kind != "Pod"
+
     def identity(self, trust_domain: str) -> str:
         """Return the pod's SPIFFE ID."""
         return f"spiffe://{trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
