@@ -88,7 +88,7 @@ def listeners_at(mesh: Mesh, address: str, number: int) -> tuple[Listener, ...]:
     for service in mesh.services_at(address):
         for listener in _index(mesh, service).get((address, number), ()):
             found.append(listener)
-            if not listener.passes_through:
+            if not listener.passes_through and not service.export_to:
                 return tuple(found)
     return tuple(found)
 
