@@ -12,6 +12,7 @@ from xds.mesh.model.applied import as_applied
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named, service_key, service_named
 from xds.mesh.model.objects import Change, MeshConfig, Mode, Ref, ServiceEntry
+from xds.mesh.policy.effect import without_effect
 from xds.mesh.policy.explain import explain
 from xds.mesh.policy.mtls import effective_mode
 from xds.mesh.policy.reach import outcome
@@ -241,6 +242,38 @@ class TestHosts:
         assert isinstance(applied, ServiceEntry)
         assert applied.meta.created
         assert applied.services[0].meta == applied.meta
+
+
+class TestEffect:
+    def problems(self, *objects: dict[str, Any]) -> list[str]:
+        found = without_effect(Mesh(facts(*objects))).problems
+        return [problem.what for problems in found.values() for problem in problems]
+
+    def test_rule_for_the_host_of_an_entry_has_an_effect(self):
+        assert self.problems(entry(**listed("10.8.0.1")), rule("SIMPLE")) == []
+        assert "matches no Service" in str(self.problems(VM, rule("SIMPLE")))
+
+    def test_host_of_an_older_entry_is_reported(self):
+        old, young = (
+            entry(name, host="db.example.com", addresses=[], **listed("10.8.0.1")) for name in ("a", "b")
+        )
+
+        assert self.problems(old, young) == [
+            (
+                "ServiceEntry legacy/b: host db.example.com is also defined by the older ServiceEntry legacy/a, "
+                "so it has no effect"
+            )
+        ]
+
+    def test_address_of_another_object_is_reported(self):
+        claim = entry(addresses=["10.1.0.1"], **listed("10.8.0.1"))
+
+        assert self.problems(claim, CLIENT) == [
+            (
+                "ServiceEntry legacy/db: 10.1.0.1 belongs to Pod apps/client: traffic to it is not sent to this "
+                "ServiceEntry"
+            )
+        ]
 
 
 class TestRollout:

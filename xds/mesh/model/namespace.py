@@ -47,10 +47,15 @@ class NamespaceFacts:
     def services(self) -> Mapping[str, Service]:
         """Services by name, oldest first, then the hosts of ServiceEntries; the oldest one defines a host."""
         services = {service.name: service for service in self._of(Service)}
-        for entry in self._of(ServiceEntry):
+        for entry in self.service_entries:
             for service in entry.services:
                 services.setdefault(service.name, service)
         return services
+
+    @cached_property
+    def service_entries(self) -> tuple[ServiceEntry, ...]:
+        """ServiceEntries, oldest first."""
+        return self._of(ServiceEntry)
 
     @cached_property
     def has_workload_entries(self) -> bool:
@@ -95,7 +100,7 @@ class NamespaceFacts:
             name: tuple(e for e in listed if e.ref.kind == "EndpointSlice") or tuple(listed)
             for name, listed in by_service.items()
         }
-        for entry in self._of(ServiceEntry):
+        for entry in self.service_entries:
             for endpoints in entry.endpoints:
                 if self.services[endpoints.service].ref == entry.ref:
                     endpoints_by_service[endpoints.service] = (endpoints,)

@@ -27,7 +27,7 @@ _REASONS = {
     Reason.CLIENT_WITHOUT_SIDECAR: "client has no sidecar",
     Reason.DESTINATION_RULE: "a DestinationRule decides",
     Reason.EXTERNAL: "server is outside the mesh",
-    Reason.NOT_EXPORTED: "ServiceEntry is not exported to the client",
+    Reason.NOT_EXPORTED: "host is not exported to the client",
     Reason.AUTO_MTLS_OFF: "auto mTLS is off",
     Reason.AUTO_MTLS: "auto mTLS",
 }
