@@ -13,9 +13,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from tests.cli.commands import write_folder
+from tests.support.manifests import workload_entry
 from xds.cli import app
 from xds.cli.token_files import TokenFiles
 from xds.mesh.identity.ca import Authority
@@ -86,6 +88,19 @@ def test_token_is_printed_alone(state: Path, folder: Path) -> None:
         assert (done.exit_code, done.stderr, done.stdout.count("\n")) == (0, "", 1)
         assert verify(state, done.stdout.strip()) == expected
     assert mode(state / TOKEN_KEY_FILE) == 0o600
+
+
+@pytest.mark.parametrize("name", ["vm.shop", "we/vm.shop"])
+def test_workload_entry_gets_a_token_of_its_account(state: Path, tmp_path: Path, name: str) -> None:
+    machine = workload_entry("vm", "shop", "10.8.0.1", serviceAccount="seller")
+    (tmp_path / "mesh").mkdir()
+    (tmp_path / "mesh/vm.yaml").write_text(yaml.safe_dump(machine))
+    out = tmp_path / "out"
+
+    done = xds(name, "--state-dir", state, "--manifests", tmp_path / "mesh", "--out-dir", out)
+
+    assert (done.exit_code, done.stdout) == (0, ""), done.output
+    assert verify(state, (out / name / "token").read_text()) == caller("seller", "we/vm")
 
 
 def test_token_without_a_pod_is_for_admins(state: Path) -> None:

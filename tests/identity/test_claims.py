@@ -178,6 +178,7 @@ def test_matching_caller_may_act_for_the_pod(caller, known):
         (UNBOUND, "legacy", "sleep-1", pod(), "another namespace"),
         (CERTIFICATE, "legacy", "sleep-1", None, "another namespace"),
         (TOKEN, "full", "sleep-2", None, "bound to pod sleep-1"),
+        (TOKEN, "full", "we/sleep-1", pod(), "bound to pod sleep-1"),
         (TOKEN, "full", "sleep-1", pod("httpbin"), "another service account"),
         (UNBOUND, "full", "sleep-1", pod("httpbin"), "another service account"),
         (CERTIFICATE, "full", "sleep-1", pod("httpbin"), "another service account"),

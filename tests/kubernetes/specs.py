@@ -5,6 +5,9 @@ from __future__ import annotations
 ALPHA = "apiVersion: authentication.istio.io/v1alpha1\nkind: {}\nmetadata: {{name: {}}}\n"
 PEER_HEAD = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: web}\n"
 RULE_HEAD = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: web}\n"
+ENTRY = "apiVersion: networking.istio.io/v1\nkind: {}\nmetadata: {{name: web}}\n"
+MACHINE, OUTSIDE = ENTRY.format("WorkloadEntry"), ENTRY.format("ServiceEntry")
+STATIC = "hosts: [a.com], resolution: STATIC, ports: [{number: 80, name: http, protocol: HTTP}]"
 DEFAULT, WEB, MESH = (
     ALPHA.format(*of) for of in (("Policy", "default"), ("Policy", "web"), ("MeshPolicy", "default"))
 )
@@ -152,4 +155,47 @@ SPECS = [
     (RULE_HEAD, "{host: web, subsets: [{name: v1, label: {v: v1}}]}"),
     (RULE_HEAD, "{host: web, subsets: [{name: v1, labels: {v: v 1}}]}"),
     (RULE_HEAD, "{host: web, subsets: [{name: v1, trafficPolicy: {tls: {mode: OFF}}}]}"),
+    (MACHINE, "{address: 10.0.0.1}"),
+    (MACHINE, "{address: '2001:db8::1', ports: {http: 80}, serviceAccount: web, locality: a/b, weight: 1}"),
+    (MACHINE, "{address: 10.0.0.1, labels: {app: web, tier: }, more: 1}"),
+    (MACHINE, "{address: 10.0.0.1, labels: {app: a b}}"),
+    (MACHINE, "{address: 10.0.0.1, ports: {http: 65536}}"),
+    (MACHINE, "{address: 10.0.0.1, ports: {http: '80'}}"),
+    (MACHINE, "{address: vm.example.com}"),
+    (MACHINE, "{labels: {app: web}}"),
+    (MACHINE, "{address: ''}"),
+    (MACHINE, "[]"),
+    (OUTSIDE, f"{{{STATIC}}}"),
+    (
+        OUTSIDE,
+        f"{{{STATIC}, addresses: [10.0.0.1], location: MESH_INTERNAL, exportTo: ['.', apps], more: 1}}",
+    ),
+    (OUTSIDE, f"{{{STATIC}, endpoints: [{{address: 10.0.0.1, ports: {{http: 8080}}, more: 1}}]}}"),
+    (OUTSIDE, f"{{{STATIC}, workloadSelector: {{labels: {{app: web}}}}, subjectAltNames: ['spiffe://a/b']}}"),
+    (
+        OUTSIDE,
+        "{hosts: [a.com, '*.b.com'], addresses: [10.0.0.1], ports: [{number: 80, name: http, more: 1}]}",
+    ),
+    (OUTSIDE, f"{{{STATIC}, workloadSelector: {{}}}}"),
+    (OUTSIDE, f"{{{STATIC}, workloadSelector: {{labels: {{}}}}}}"),
+    (OUTSIDE, f"{{{STATIC}, workloadSelector: {{labels: {{a: b}}, matchLabels: {{a: b}}}}}}"),
+    (OUTSIDE, f"{{{STATIC}, workloadSelector: {{labels: {{a: b}}}}, endpoints: [{{address: 10.0.0.1}}]}}"),
+    (OUTSIDE, f"{{{STATIC}, endpoints: [{{address: a.com}}]}}"),
+    (OUTSIDE, f"{{{STATIC}, endpoints: [{{ports: {{http: 80}}}}]}}"),
+    (OUTSIDE, f"{{{STATIC}, addresses: [10.0.0.0/8]}}"),
+    (OUTSIDE, f"{{{STATIC}, exportTo: ['*', a]}}"),
+    (OUTSIDE, f"{{{STATIC}, location: INSIDE}}"),
+    (OUTSIDE, f"{{{STATIC}, resolution: LATER}}".replace("resolution: STATIC, ", "")),
+    (OUTSIDE, "{hosts: [a.com], endpoints: [{address: 10.0.0.1}], ports: [{number: 80, name: http}]}"),
+    (OUTSIDE, "{hosts: [a.com], workloadSelector: {labels: {a: b}}, ports: [{number: 80, name: http}]}"),
+    (OUTSIDE, "{hosts: [web], ports: [{number: 80, name: http}], addresses: [10.0.0.1]}"),
+    (OUTSIDE, "{hosts: ['*'], ports: [{number: 80, name: http}], addresses: [10.0.0.1]}"),
+    (OUTSIDE, "{hosts: [web.shop.svc.cluster.local], ports: [{number: 80, name: http}]}"),
+    (OUTSIDE, "{hosts: [a.com, a.com], ports: [{number: 80, name: http}], addresses: [10.0.0.1]}"),
+    (OUTSIDE, "{hosts: [], ports: [{number: 80, name: http}]}"),
+    (OUTSIDE, "{hosts: [a.com], ports: [{number: 80, name: http}, {number: 81, name: http}]}"),
+    (OUTSIDE, "{hosts: [a.com], ports: [{number: 80}], addresses: [10.0.0.1]}"),
+    (OUTSIDE, "{hosts: [a.com], ports: [{name: http}], addresses: [10.0.0.1]}"),
+    (OUTSIDE, "{hosts: [a.com], addresses: [10.0.0.1]}"),
+    (OUTSIDE, "{ports: [{number: 80, name: http}]}"),
 ]

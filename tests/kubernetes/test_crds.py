@@ -50,7 +50,12 @@ def plural(document: dict) -> str:
     group = document["apiVersion"]
     if document["kind"] == "MeshPolicy":
         return f"/apis/{group}/meshpolicies"
-    name = {"Policy": "policies", "PeerAuthentication": "peerauthentications"}.get(document["kind"])
+    name = {
+        "Policy": "policies",
+        "PeerAuthentication": "peerauthentications",
+        "ServiceEntry": "serviceentries",
+        "WorkloadEntry": "workloadentries",
+    }.get(document["kind"])
     return f"/apis/{group}/namespaces/default/{name or 'destinationrules'}"
 
 
@@ -96,7 +101,7 @@ async def test_api_server_and_parser_refuse_the_same_objects(kinds: Cluster, tex
 
 def test_cases_have_both_verdicts_for_every_kind() -> None:
     seen = {(document["kind"], refused) for document, refused in map(the_object, CASES)}
-    assert len(seen) == 8, seen
+    assert len(seen) == 12, seen
 
 
 async def test_served_versions_have_the_same_schema(kinds: Cluster) -> None:
@@ -200,11 +205,11 @@ async def test_only_missing_kinds_are_created(own_cluster: Cluster) -> None:
     ]
 
     asked = await crds.install(own_cluster.api, dry_run=True)
-    assert [definition.created for definition in asked] == [True, True, False, False]
+    assert [definition.created for definition in asked] == [True, True, False, False, True, True]
     names = {definition["metadata"]["name"] for definition in (await own_cluster.api.get(crds.PATH))["items"]}
     assert "policies.authentication.istio.io" not in names, "it was only asked what would be done"
 
-    policies, mesh_policies, peers, rules = await crds.install(own_cluster.api)
+    policies, mesh_policies, peers, rules, *_ = await crds.install(own_cluster.api)
     assert (policies.created, mesh_policies.created) == (True, True)
     assert (peers.created, peers.versions, peers.owner, peers.problem) == (False, ("v1beta1",), "Helm", "")
     assert rules.problem == "serves v9; xds supports only v1, v1alpha3, v1beta1"
@@ -233,9 +238,9 @@ async def test_concurrent_installations_succeed(own_cluster: Cluster) -> None:
 async def test_install_crds_prints_its_changes(own_cluster: Cluster) -> None:
     config = str(await own_cluster.kubeconfig("admin", "nobody"))
     status, output, _ = await run("install-crds", "--dry-run", "--kubeconfig", config)
-    assert (status, output.count("would be created")) == (0, 4), output
+    assert (status, output.count("would be created")) == (0, 6), output
     status, output, _ = await run("install-crds", "--kubeconfig", config)
-    assert (status, output.count(" created")) == (0, 4), output
+    assert (status, output.count(" created")) == (0, 6), output
     status, _, error = await run("install-crds", "--kubeconfig", config, "--context", "nobody")
     assert status == 1
     assert 'User "nobody" cannot get resource "customresourcedefinitions"' in error

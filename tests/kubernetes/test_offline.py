@@ -17,7 +17,7 @@ LISTS = (
     ("discovery.k8s.io", "endpointslices"),
     ("authentication.istio.io", "policies meshpolicies"),
     ("security.istio.io", "peerauthentications"),
-    ("networking.istio.io", "destinationrules"),
+    ("networking.istio.io", "destinationrules serviceentries workloadentries"),
 )
 
 

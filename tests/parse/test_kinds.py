@@ -594,7 +594,7 @@ def test_namespace_of_cluster_scoped_object_is_ignored() -> None:
             "Service web is ignored",
         ),
         ("{apiVersion: kyverno.io/v1, kind: Policy, metadata: {name: web}}", "Policy web is ignored"),
-        ("{apiVersion: networking.istio.io/v1, kind: ServiceEntry}", "ServiceEntry is ignored"),
+        ("{apiVersion: networking.istio.io/v1, kind: WorkloadGroup}", "WorkloadGroup is ignored"),
     ],
 )
 def test_other_kinds_are_ignored_with_a_notice(text: str, said: str) -> None:

@@ -82,7 +82,8 @@ async def test_golden_configuration_becomes_active(case, planes, tmp_path):
 
 
 async def check(pod: Pod, snapshot: Snapshot, plane: ControlPlane, directory: Path, *, sotw: bool) -> None:
-    with place_of_its_own(f"xds-golden-{plane.port}-{pod.name}") as place:
+    name = f"{pod.namespace}-{pod.name}".replace("/", "-")
+    with place_of_its_own(f"xds-golden-{plane.port}-{name}") as place:
         async with sidecar(pod, plane, directory, place, sotw=sotw) as envoy:
             await has_everything(envoy, snapshot)
             await refused_nothing(envoy)

@@ -37,6 +37,7 @@ from xds.mesh.policy.reach import Result, connection
 pytestmark = [pytest.mark.netns, pytest.mark.envoy]
 
 SKIPPED_CASES = {
+    "entries": "its services have no names in the cluster: see test_entries.py",
     "interception-none": "its pods share the loopback interface: see test_none_mode.py and test_seed_page.py",
 }
 SKIPPED = {

@@ -134,5 +134,34 @@ def destination_rule(name: str, namespace: str, host: str, tls_mode: str) -> Man
     }
 
 
+def workload_entry(name: str, namespace: str, address: str, **spec: Any) -> Manifest:
+    """A WorkloadEntry; `spec`: its other fields."""
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "WorkloadEntry",
+        "metadata": _meta(name, namespace),
+        "spec": {"address": address, **spec},
+    }
+
+
+def service_entry(
+    name: str, namespace: str, host: str, ports: Mapping[str, int], *, location: str, **spec: Any
+) -> Manifest:
+    """A ServiceEntry with static endpoints; a port's name is its protocol; `spec`: its other fields."""
+    numbered = [{"number": number, "name": name, "protocol": name.upper()} for name, number in ports.items()]
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "ServiceEntry",
+        "metadata": _meta(name, namespace),
+        "spec": {
+            "hosts": [host],
+            "ports": numbered,
+            "location": location,
+            "resolution": "STATIC",
+            **spec,
+        },
+    }
+
+
 def _meta(name: str, namespace: str) -> dict[str, Any]:
     return {"name": name, "namespace": namespace}

@@ -16,6 +16,7 @@ from xds.cli.token_files import CallerLookup, ManifestPods, TokenFiles
 from xds.cli.token_files import renew as renew_files
 from xds.mesh.identity.claims import Caller, CredentialKind, IdentityPattern
 from xds.mesh.identity.state_dir import StateError, load_or_create_token_key
+from xds.mesh.model.objects import ENTRY
 from xds.mesh.parse import names
 
 EXAMPLES = """
@@ -31,7 +32,8 @@ def token(
         list[str] | None,
         typer.Argument(
             metavar="POD.NAMESPACE",
-            help="Pod that the token is bound to. Several pods require --out-dir.",
+            help="Pod that the token is bound to, or we/NAME.NAMESPACE for a WorkloadEntry. Several pods "
+            "require --out-dir.",
             show_default=False,
         ),
     ] = None,
@@ -159,8 +161,8 @@ def _lookup_without_manifests(pod_names: Iterable[str], account: str) -> CallerL
     callers = {}
     for name in pod_names:
         pod, _, namespace = name.rpartition(".")
-        if names.subdomain(pod) or names.label(namespace):
-            fail(f"{name!r} is not POD.NAMESPACE, such as web-0.shop")
+        if names.subdomain(pod.removeprefix(f"{ENTRY}/")) or names.label(namespace):
+            fail(f"{name!r} is not POD.NAMESPACE, such as web-0.shop or {ENTRY}/vm-0.shop")
         callers[name] = Caller(
             namespace=namespace, service_account=account, pod=pod, credential=CredentialKind.TOKEN
         )

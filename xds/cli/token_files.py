@@ -15,6 +15,7 @@ from xds.mesh.identity.claims import Caller, CredentialKind
 from xds.mesh.identity.tokens import TokenKey
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.names import UnknownNameError, pod_named
 from xds.mesh.model.objects import Pod, Problem
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.scan import RESCAN_INTERVAL
@@ -53,9 +54,10 @@ class ManifestPods:
         self.load()
         callers: dict[str, Caller | None] = {}
         for name in names:
-            pod_name, _, namespace = name.rpartition(".")
-            pod = self.mesh.pod(namespace, pod_name)
-            callers[name] = caller_of_pod(pod) if pod else None
+            try:
+                callers[name] = caller_of_pod(pod_named(self.mesh, name))
+            except UnknownNameError:
+                callers[name] = None
         return callers
 
 

@@ -195,16 +195,17 @@ class EnvoyProcess:
         may_reject: bool = False,
     ) -> None:
         self.name = name
-        """Name of its files."""
+        """Name of its files. A slash becomes a hyphen."""
         self.bootstrap = bootstrap
         """Its bootstrap."""
-        self.log = directory / f"{name}.log"
+        file_name = name.replace("/", "-")
+        self.log = directory / f"{file_name}.log"
         """File with its log."""
         self._options = options
         self._may_reject = may_reject
         at = bootstrap["admin"]["address"]["socket_address"]
         self._has_free_port = at["port_value"] == 0
-        self._admin_file = directory / f"{name}.admin"
+        self._admin_file = directory / f"{file_name}.admin"
         self.admin = self._make_admin(at["address"], at["port_value"])
         """Its admin interface. With port 0 in the bootstrap, the address is known when Envoy runs."""
 

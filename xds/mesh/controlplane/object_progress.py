@@ -100,7 +100,7 @@ class ProgressTracker:
                 may_decide = pod.has_sidecar and self._is_in_scope(pod.ref, mesh)
                 for exposure in mesh.exposures(pod) if may_decide else ():
                     if effective_mode(mesh, pod, exposure.target).decided_by == self._ref:
-                        hosts.add(exposure.service.host)
+                        hosts.add(exposure.service.cluster_host)
         self._hosts = frozenset(hosts)
 
     def _is_in_scope(self, pod: Ref, mesh: Mesh) -> bool:

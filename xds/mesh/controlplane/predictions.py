@@ -61,7 +61,7 @@ def reach(
     ]
     found = hops(mesh, clients, targets) if clients else ()
     messages = lru_cache(maxsize=1024)(clients_messages)  # Many hops have the same clients.
-    by_target = groupby(found, key=lambda hop: (hop.service.ref, hop.port.port))
+    by_target = groupby(found, key=lambda hop: (hop.service.namespace, hop.service.name, hop.port.port))
     for checked, (_, group) in enumerate(by_target, 1):
         for response in _responses(list(group), request, messages, observed):
             response.checked, response.total, response.client_pods = checked, len(targets), len(clients)

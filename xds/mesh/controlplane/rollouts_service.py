@@ -16,6 +16,7 @@ from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
+from xds.mesh.model.names import service_key
 from xds.mesh.model.objects import Mode
 from xds.mesh.rollout.history import Finished
 from xds.mesh.rollout.plan import Phase
@@ -24,7 +25,6 @@ from xds.mesh.rollout.progress import (
     ServiceProgress,
     WaitingEndpoint,
     rule_progress,
-    service_name,
     service_progress,
 )
 from xds.mesh.rollout.waits import WaitingFor
@@ -156,7 +156,7 @@ def _waiting(endpoint: WaitingEndpoint, clock: Clock) -> pb.WaitingEndpoint:
 
 def _finished(finished: Finished, clock: Clock) -> pb.FinishedTransition:
     pod, port = finished.key
-    services = sorted({service_name(host) for host, _ in finished.hosts})
+    services = sorted({service_key(host) for host, _ in finished.hosts})
     message = pb.FinishedTransition(
         namespace=pod.namespace,
         pod=pod.name,

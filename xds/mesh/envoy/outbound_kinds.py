@@ -159,6 +159,11 @@ class _Clients:
     def is_intercepted(self) -> bool:
         return self.kind.interception is Interception.REDIRECT
 
+    def _visible(self, name: ServiceKey) -> Service | None:
+        """Return a service by name; None if clients of the kind cannot use it."""
+        service = self.mesh.service(*name)
+        return service if service and service.is_exported_to(self.kind.namespace) else None
+
     def _rule(self, service: Service) -> ClientRule | None:
         memo = self.mesh.memory.settings.of((service.namespace, service.name))
         key = ("rule", self.kind.rules)
@@ -184,7 +189,7 @@ class _Clients:
             old_clusters, old_endpoints = services.pop(name, ((), ()))
             new_clusters: Resources = ()
             new_endpoints: Resources = ()
-            if service := mesh.service(*name):
+            if service := self._visible(name):
                 rule = self._rule(service)
                 new_clusters = yield from clusters_of(mesh, service, rule, self.kind.features)
                 new_endpoints = yield from assignments_of(mesh, service, rule)
@@ -205,7 +210,7 @@ class _Clients:
         is_same = before is not None
         for name in carried.settings if carried else _all_services(mesh):
             old, new = services.pop(name, None), None
-            if service := mesh.service(*name):
+            if service := self._visible(name):
                 is_own = service.namespace == self.kind.namespace
                 rule = self._rule(service)
                 addresses = yield from addresses_of(mesh, service, rule, same_namespace=is_own)
@@ -224,7 +229,10 @@ class _Clients:
     ) -> Generator[None, None, tuple[ResourceSet, ResourceSet]]:
         """Build listeners and routes, which depend on the order of services."""
         mesh, config = self.mesh, self.mesh.config
-        ordered = [addresses[service.namespace, service.name] for service in mesh.services()]
+        names_in_order = [(service.namespace, service.name) for service in mesh.services()]
+        # Among ServiceEntries with the same host, those of the clients' namespace come first.
+        names_in_order.sort(key=lambda name: "." in name[1] and name[0] != self.kind.namespace)
+        ordered = [addresses[name] for name in names_in_order if name in addresses]
         services = [item for _, item in ordered]
         by_age = [item for _, item in sorted(ordered, key=itemgetter(0))]
         hosts = (

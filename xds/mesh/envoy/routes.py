@@ -50,6 +50,8 @@ class Host(NamedTuple):
     """Protocol of the port."""
     is_endpoint: bool = False
     """Whether the destination is a single endpoint. Service names take precedence over endpoint names."""
+    is_entry: bool = False
+    """Whether the destination is of a ServiceEntry. All other destinations take precedence."""
     limits: TcpLimits = NO_LIMITS
     """Timeouts of CONNECT tunnels."""
 
@@ -59,6 +61,8 @@ def service_names(service: Service, *, same_namespace: bool) -> tuple[str, ...]:
 
     `same_namespace` is whether the clients are in the service's namespace.
     """
+    if service.entry_host:
+        return service.host, f"{service.host}.", *service.addresses
     return (
         service.host,
         f"{service.host}.",
@@ -170,7 +174,8 @@ def route_configuration(
 ) -> Resource:
     """Return the route configuration of a listener.
 
-    If several hosts have the same domain, services take precedence over endpoints, then the first host wins.
+    If several hosts have the same domain, services take precedence over endpoints, both take precedence over
+    ServiceEntries, then the first host wins.
     If `proxied` is set, host names without a port mean port 80, and TCP ports require CONNECT.
 
     Args:
@@ -181,13 +186,15 @@ def route_configuration(
     """
     used_domains: set[str] = set()
     virtual_hosts: list[bytes] = []
-    for host in sorted(hosts, key=lambda host: host.is_endpoint):
+    for host in sorted(hosts, key=lambda host: (host.is_entry, host.is_endpoint)):
         bare = host.port == 80 if proxied else True
         candidates = dict.fromkeys(with_ports(host.domains, host.port, bare=bare))
         domains = tuple(domain for domain in candidates if domain.lower() not in used_domains)
         used_domains.update(domain.lower() for domain in domains)
         if domains:
-            label = f"{host.domains[0]}:{host.port}"
+            # ServiceEntries of several namespaces can have the same host, and names must be unique.
+            is_first = next(iter(candidates)) in domains
+            label = f"{host.domains[0]}:{host.port}" if is_first else domains[0]
             virtual_hosts.append(_virtual_host(label, domains, host, proxied=proxied))
     if allow_any and not proxied:
         label, default_routes = "allow_any", [to_cluster(names.PASSTHROUGH, retries=False)]

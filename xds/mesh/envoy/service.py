@@ -17,7 +17,7 @@ from xds.mesh.model.memory import ServiceKey, ServiceMemos
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import Ref, Service, ServicePort
-from xds.mesh.model.traffic import NO_LIMITS, TcpLimits, TrafficPolicy
+from xds.mesh.model.traffic import NO_LIMITS, TcpLimits, TlsMode, TrafficPolicy
 from xds.mesh.policy.destination import ClientRule
 from xds.mesh.policy.listeners import Listener, has_endpoint_listeners, listeners_of
 from xds.mesh.policy.mtls import sends_mtls_each
@@ -169,6 +169,12 @@ class _Builder:
             subsets = ("", *(subset.name for subset in rule.subsets)) if rule else ("",)
             for subset in dict.fromkeys(subsets):
                 policy = rule.for_port(port.port, subset) if rule else _NO_POLICY
+                if policy.tls and service.entry_host and not policy.tls.subject_alt_names:
+                    # The ServiceEntry's subjectAltNames also apply to servers outside the mesh.
+                    names_of_servers = (
+                        () if policy.tls.mode is TlsMode.ISTIO_MUTUAL else service.service_accounts
+                    )
+                    policy = replace(policy, tls=replace(policy.tls, subject_alt_names=names_of_servers))
                 yield _Port(mesh, service, port, rule, subset, policy)
 
     def _cached(
@@ -251,7 +257,7 @@ class _Port:
         balancing is PASSTHROUGH, each endpoint has a cluster as well.
         """
         found = self.mesh.endpoints(self.service, self.port)
-        yield names.outbound(self.service.host, self.port.port, self.subset), self._balanced(found)
+        yield names.outbound(self.service.cluster_host, self.port.port, self.subset), self._balanced(found)
         if self.has_endpoint_listeners:
             for endpoint in found:
                 # Requests to a specific pod reach it even if it is not ready.
@@ -276,7 +282,7 @@ class _Port:
 
     def _addressed(self, endpoint: Endpoint | None) -> str:
         """Return the name of an endpoint's cluster, or else of the service's."""
-        return names.outbound(self.service.host, self.port.port, endpoint.address if endpoint else "")
+        return names.outbound(self.service.cluster_host, self.port.port, endpoint.address if endpoint else "")
 
     def _names_and_addresses(self, endpoint: Endpoint, *, same_namespace: bool) -> tuple[str, ...]:
         """Return the host names of an endpoint, and its address if the service may answer it."""
@@ -289,13 +295,14 @@ class _Port:
     def hosts(self, *, same_namespace: bool) -> Iterator[routes.Host]:
         """Yield the hosts of the service, and of endpoints with a cluster of their own."""
         domains = routes.service_names(self.service, same_namespace=same_namespace)
-        name, protocol = self._addressed(None), self.port.protocol
-        yield routes.Host(domains, self.port.port, name, protocol, limits=self.limits)
+        name, protocol, is_entry = self._addressed(None), self.port.protocol, bool(self.service.entry_host)
+        yield routes.Host(domains, self.port.port, name, protocol, limits=self.limits, is_entry=is_entry)
         if self.has_endpoint_listeners:
             for endpoint in self.mesh.endpoints(self.service, self.port):
                 if own := self._names_and_addresses(endpoint, same_namespace=same_namespace):
                     for number in dict.fromkeys((self.port.port, endpoint.port)):
-                        yield routes.Host(own, number, self._addressed(endpoint), protocol, is_endpoint=True)
+                        cluster = self._addressed(endpoint)
+                        yield routes.Host(own, number, cluster, protocol, is_endpoint=True, is_entry=is_entry)
 
     def listeners(self, *, same_namespace: bool) -> Iterator[outbound.Destination]:
         """Yield the listeners for the addresses of the service and its endpoints."""

@@ -56,6 +56,8 @@ _STATUS_KINDS = {
     "MeshPolicy": ("authentication.istio.io", "meshpolicies"),
     "PeerAuthentication": ("security.istio.io", "peerauthentications"),
     "DestinationRule": ("networking.istio.io", "destinationrules"),
+    "ServiceEntry": ("networking.istio.io", "serviceentries"),
+    "WorkloadEntry": ("networking.istio.io", "workloadentries"),
 }
 _EVENT_KINDS = {
     "Pod": ("v1", "pods"),

@@ -1,16 +1,16 @@
-"""Index of Pods and Services by address. Consecutive meshes share it until an address changes."""
+"""Index of objects by address. Consecutive meshes share it until an address changes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from xds.mesh.model.objects import Fact, Pod, Ref, Service
+from xds.mesh.model.objects import Fact, Pod, Ref, Service, ServiceEntry
 
 _NO_HOLDERS: Mapping[str, tuple[Ref, ...]] = {}
 
 
 class Addresses:
-    """Immutable index of live Pods and Services by address."""
+    """Immutable index of live Pods, Services and ServiceEntries by address."""
 
     def __init__(self, holders: Mapping[str, tuple[Ref, ...]] = _NO_HOLDERS) -> None:
         self._holders = holders
@@ -39,10 +39,12 @@ class Addresses:
         return self if holders is None else Addresses(holders)
 
     def at(self, address: str) -> tuple[Ref, ...]:
-        """Return the objects that have an address: Pods first, then Services, each by namespace and name."""
+        """Return the objects that have an address: Pods first, each kind by namespace and name."""
         return self._holders.get(address, ())
 
 
 def addresses_of(fact: Fact | None) -> tuple[str, ...]:
-    """Return the addresses of a Pod or Service, without duplicates; empty for any other object."""
+    """Return the addresses that a fact claims, without duplicates."""
+    if isinstance(fact, ServiceEntry):
+        fact = fact.services[0]
     return tuple(dict.fromkeys(fact.addresses)) if isinstance(fact, Pod | Service) else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Fact, Pod, Ref, Service
+from xds.mesh.model.objects import ENTRY, Fact, Pod, Ref, Service, ServiceEntry
 
 
 def as_applied(mesh: Mesh, fact: Fact) -> Fact:
@@ -20,11 +20,14 @@ def as_applied(mesh: Mesh, fact: Fact) -> Fact:
     if isinstance(fact, Pod) and isinstance(old, Pod) and not fact.address:
         status = {name: getattr(old, name) for name in ("address", "more_addresses", "ready", "ended")}
         return replace(fact, meta=meta, **status)
+    if isinstance(fact, ServiceEntry):
+        services = tuple(replace(service, meta=meta) for service in fact.services)
+        return replace(fact, meta=meta, services=services)
     return replace(fact, meta=meta)
 
 
 def running_pod(mesh: Mesh, template: Ref) -> Pod | None:
     """Return a pod of the workload that a template such as `deploy/web` stands for, if the mesh has one."""
-    _, is_template, workload = template.name.partition("/")
-    pods = mesh.in_namespace(template.namespace).pods.values() if is_template else ()
+    kind, is_template, workload = template.name.partition("/")
+    pods = mesh.in_namespace(template.namespace).pods.values() if is_template and kind != ENTRY else ()
     return next((pod for pod in pods if pod.name.startswith(f"{workload}-")), None)

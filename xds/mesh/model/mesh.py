@@ -30,6 +30,7 @@ from xds.mesh.model.objects import (
     Ref,
     Served,
     Service,
+    ServiceEntry,
     ServicePort,
     UnknownService,
 )
@@ -137,7 +138,7 @@ class Mesh:
         mesh.served = self.served
         mesh._without_defaults = _by_namespace(facts, self._without_defaults)
         mesh._addresses = self._addresses.changed((ref, self.get(ref), fact) for ref, fact in facts.items())
-        mesh._listings = None if kinds & {"EndpointSlice", "Endpoints"} else self._listings
+        mesh._listings = None if kinds & {"EndpointSlice", "Endpoints", "ServiceEntry"} else self._listings
         mesh._add_defaults()
         if mesh.config != self.config or not self._without_defaults:
             return mesh  # Everything is affected.
@@ -148,7 +149,10 @@ class Mesh:
                     state._touch(touched, fact)
         mesh.touched = frozenset(touched.services)
         deleted = {
-            (ref.namespace, ref.name) for ref, new in facts.items() if new is None and ref.kind == "Service"
+            (service.namespace, service.name)
+            for ref in facts
+            for service in self._services_named(ref)
+            if not mesh.service(service.namespace, service.name)
         }
         mesh.memory = self.memory.without(touched, deleted)
         return mesh
@@ -227,6 +231,11 @@ class Mesh:
             case Endpoints():
                 if service := self.service(fact.namespace, fact.service):
                     yield from self._exposed_by(service)
+            case ServiceEntry():
+                # Another ServiceEntry may define a host before or after the change.
+                hosts = (self.service(fact.namespace, service.name) for service in fact.services)
+                for current in filter(None, hosts):
+                    yield from self._exposed_by(current)
 
     def touched_by(self, fact: Fact) -> Iterator[ServiceKey]:
         """Yield the services whose endpoints, decisions or client settings may depend on a fact."""
@@ -247,6 +256,11 @@ class Mesh:
                     pods += self._pods_of(service)
                 for pod in {pod.ref: pod for pod in pods if isinstance(pod, Pod)}.values():
                     yield from self.touched_by(pod)
+            case ServiceEntry():
+                # It does not affect the modes of ports, because policies target only v1 Services.
+                yield from ((service.namespace, service.name) for service in fact.services)
+                yield from self._services_listing(fact)
+                yield from self._services_sharing_address(fact)
             case DestinationRule():
                 yield from ((s.namespace, s.name) for s in self.services() if fact.is_about(s.host))
             case Service() | UnknownService() | AuthenticationPolicy() | PeerAuthentication():
@@ -330,24 +344,35 @@ class Mesh:
 
         Several pods can have one address: on the host network, or if a tenant's pod claims an address of
         another namespace. Pods in `namespace` then come first, and the first pod by namespace and name wins.
+        Pods come before WorkloadEntries.
         """
         pods = self._pods_at(address)
         return next((pod for pod in pods if pod.namespace == namespace), pods[0] if pods else None)
 
     def _pods_at(self, address: str) -> list[Pod]:
-        return [pod for ref in self._addresses.at(address) if isinstance(pod := self.get(ref), Pod)]
+        pods = [pod for ref in self._addresses.at(address) if isinstance(pod := self.get(ref), Pod)]
+        return sorted(pods, key=lambda pod: pod.is_entry) if len(pods) > 1 else pods
 
     def owners(self, address: str) -> tuple[Pod | Service, ...]:
         """Return the owners of an address: the pods that have it, or else the oldest Service that has it.
 
         If the oldest Service comes from an API server, it is the owner even if pods have the address: the API
         server allocated its clusterIP. A manifest file can contain any address.
+
+        A WorkloadEntry or ServiceEntry only claims an address: the oldest one owns it, if nothing else does.
         """
+        holders = self._addresses.at(address)
         pods = self._pods_at(address)
-        services = [s for ref in self._addresses.at(address) if isinstance(s := self.get(ref), Service)]
+        services = [s for ref in holders if isinstance(s := self.get(ref), Service)]
         oldest = min(services, key=lambda service: service.meta.age_key, default=None)
         is_allocated = oldest and oldest.meta.uid and not oldest.meta.origin
-        return (oldest,) if oldest and (is_allocated or not pods) else tuple(pods)
+        if oldest and (is_allocated or not pods or pods[0].is_entry):
+            return (oldest,)
+        if not pods or pods[0].is_entry:
+            entries = (fact for ref in holders if isinstance(fact := self.get(ref), ServiceEntry))
+            claims: list[Pod | Service] = [*pods, *(entry.services[0] for entry in entries)]
+            return tuple(sorted(claims, key=lambda claim: claim.meta.age_key)[:1])
+        return tuple(pod for pod in pods if not pod.is_entry)
 
     def may_answer(self, service: Service, address: str) -> bool:
         """Whether a service may handle connections to an address.
@@ -363,7 +388,8 @@ class Mesh:
 
     def services_at(self, address: str) -> list[Service]:
         """Return the Services with a clusterIP or an endpoint at an address, ready or not, oldest first."""
-        keys = {(ref.namespace, ref.name) for ref in self._addresses.at(address) if ref.kind == "Service"}
+        named = (service for ref in self._addresses.at(address) for service in self._services_named(ref))
+        keys = {(service.namespace, service.name) for service in named}
         keys.update(self._listed_at(address))
         for pod in self._pods_at(address):
             selecting = self.in_namespace(pod.namespace).selecting(pod.meta.labels)
@@ -391,12 +417,18 @@ class Mesh:
         """Return the endpoints of a service port, sorted by address and port.
 
         Endpoints come from EndpointSlices or Endpoints objects if the service has any, or else from its
-        selector. Entries whose Pod is unknown (`withheld`) are left out.
+        selector. Entries whose Pod is unknown (`withheld`) are left out. Kubernetes does not know
+        WorkloadEntries, so they always come from the selector.
         """
         memo, key = self._lookups(service), ("endpoints", port)
         if key not in memo:
-            is_listed = service.name in self.in_namespace(service.namespace).endpoints
-            candidates = self._from_listed(service, port) if is_listed else self._from_selector(service, port)
+            facts = self.in_namespace(service.namespace)
+            candidates: list[Endpoint] = []
+            is_listed = service.name in facts.endpoints
+            if is_listed:
+                candidates += self._from_listed(service, port)
+            if not is_listed or facts.has_workload_entries:
+                candidates += self._from_selector(service, port, only_entries=is_listed)
             unique = {(endpoint.address, endpoint.port): endpoint for endpoint in candidates}
             memo[key] = tuple(unique[key] for key in sorted(unique))
         endpoints: tuple[Endpoint, ...] = memo[key]
@@ -434,16 +466,20 @@ class Mesh:
         another UID.
         """
         if entry.pod is None:
-            return self.pod_at(entry.address, namespace)
+            return self.pod_at(entry.address, namespace) or entry.workload
         target = self.get(entry.pod)
         if not isinstance(target, Pod) or not target.addresses or _has_other_uid(target, entry.pod_uid):
             return None
         # The targetRef may name a pod that does not have the entry's address.
         return target if entry.address in target.addresses else self.pod_at(entry.address, namespace)
 
-    def _from_selector(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
+    def _from_selector(
+        self, service: Service, port: ServicePort, *, only_entries: bool
+    ) -> Iterator[Endpoint]:
         # Like Kubernetes' endpoints controller, but pods that are not ready are left out.
         for pod in self._pods_of(service):
+            if only_entries and not pod.is_entry:
+                continue
             if pod.address and not pod.ended and (pod.ready or service.publish_not_ready):
                 target = target_port(port, pod)
                 if target is not None:
@@ -453,7 +489,10 @@ class Mesh:
         return self.in_namespace(service.namespace).selected(service.selector)
 
     def exposures(self, pod: Pod) -> tuple[Exposure, ...]:
-        """Return the service ports that forward to a pod, ready or not, oldest service first."""
+        """Return the service ports that forward to a pod, ready or not.
+
+        The oldest service comes first, and Services come before ServiceEntries, which policies cannot target.
+        """
         if self.pod(pod.namespace, pod.name) is not pod:
             return self._find_exposures(pod)
         key = (pod.namespace, pod.name)
@@ -463,12 +502,16 @@ class Mesh:
         return exposures
 
     def _find_exposures(self, pod: Pod) -> tuple[Exposure, ...]:
-        return tuple(sorted(self._exposures(pod), key=lambda exposure: exposure.service.meta.age_key))
+        def precedence(exposure: Exposure) -> tuple[bool, object]:
+            return bool(exposure.service.entry_host), exposure.service.meta.age_key
+
+        return tuple(sorted(self._exposures(pod), key=precedence))
 
     def _exposures(self, pod: Pod) -> Iterator[Exposure]:
         facts = self.in_namespace(pod.namespace)
-        for service in facts.selecting(pod.meta.labels):
-            if service.name not in facts.endpoints:
+        # Selectors choose no workload that a ServiceEntry lists.
+        for service in facts.selecting(pod.meta.labels) if pod.is_entry or not pod.is_outside else ():
+            if pod.is_entry or service.name not in facts.endpoints:
                 for port in service.ports:
                     if (target := target_port(port, pod)) is not None:
                         yield Exposure(service, port, target)
@@ -480,7 +523,7 @@ class Mesh:
                         if endpoint.pod and endpoint.pod.ref == pod.ref:
                             yield Exposure(listing, port, endpoint.port)
 
-    def _services_listing(self, fact: Pod | Service) -> Iterable[ServiceKey]:
+    def _services_listing(self, fact: Pod | Service | ServiceEntry) -> Iterable[ServiceKey]:
         """Return the services whose EndpointSlices or Endpoints list a pod or Service, by name or address."""
         names: tuple[str | Ref, ...] = (fact.ref, *addresses_of(fact))
         return dict.fromkeys(key for name in names for key in self._listed_at(name))
@@ -498,11 +541,21 @@ class Mesh:
             self._listings = listings
         return self._listings.get(item, ())
 
-    def _services_sharing_address(self, fact: Pod | Service) -> Iterator[ServiceKey]:
-        """Yield the Services whose clusterIP is an address of a pod or Service."""
-        for ref in (ref for address in addresses_of(fact) for ref in self._addresses.at(address)):
-            if ref.kind == "Service":
-                yield ref.namespace, ref.name
+    def _services_sharing_address(self, fact: Pod | Service | ServiceEntry) -> Iterator[ServiceKey]:
+        """Yield the Services that have an address of a fact, or select a WorkloadEntry with it."""
+        for address in addresses_of(fact):
+            for ref in self._addresses.at(address):
+                services: Iterable[Service] = self._services_named(ref)
+                if isinstance(pod := self.get(ref), Pod) and pod.is_entry:
+                    services = self.in_namespace(pod.namespace).selecting(pod.meta.labels)
+                yield from ((service.namespace, service.name) for service in services)
+
+    def _services_named(self, ref: Ref) -> tuple[Service, ...]:
+        """Return the Service with a name, or those of a ServiceEntry."""
+        fact = self.get(ref)
+        if isinstance(fact, ServiceEntry):
+            return fact.services
+        return (fact,) if isinstance(fact, Service) else ()
 
     def exposure(self, pod: Pod, port: int) -> Exposure | None:
         """Return the service port that a pod's port belongs to: the first of the oldest service."""
@@ -515,7 +568,9 @@ class Mesh:
             pods = {pod.ref: pod for pod in self._pods_of(service)}
             for port in service.ports:
                 pods.update({e.pod.ref: e.pod for e in self.endpoints(service, port) if e.pod})
-            ids = {pod.identity(domain) for pod in pods.values() for domain in self.config.trust_domains}
+            # A machine without a sidecar has no identity.
+            known = [pod for pod in pods.values() if pod.has_sidecar or not pod.is_outside]
+            ids = {pod.identity(domain) for pod in known for domain in self.config.trust_domains}
             memo["identities"] = tuple(sorted(ids.union(service.service_accounts)))
         identities: tuple[str, ...] = memo["identities"]
         return identities
@@ -560,6 +615,8 @@ def _endpoint(service: Service, address: str, port: int, pod: Pod | None) -> End
 
 def target_port(port: ServicePort, pod: Pod) -> int | None:
     """Return the pod's port that a service port forwards to; None if the pod has no port of that name."""
+    if port.target_by_name or (pod.is_entry and isinstance(port.target, int)):
+        return next((p.port for p in pod.ports if p.name == port.name), None) or int(port.target)
     if isinstance(port.target, int):
         return port.target
     return next((p.port for p in pod.ports if p.name == port.target), None)

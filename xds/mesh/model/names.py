@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from xds.mesh.model.objects import Ref
+from xds.mesh.model.objects import CLUSTER_DOMAIN, Ref
 
 if TYPE_CHECKING:
     from xds.mesh.model.mesh import Mesh
@@ -52,6 +52,15 @@ def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def service_key(cluster_host: str) -> tuple[str, str]:
+    """Return the namespace and name of the service with a host in names of clusters; else empty texts."""
+    entry_host, _, namespace = cluster_host.rpartition("@")
+    if entry_host:
+        return namespace, entry_host
+    name, _, namespace = cluster_host.removesuffix(f".svc.{CLUSTER_DOMAIN}").partition(".")
+    return (namespace, name) if cluster_host.endswith(f".svc.{CLUSTER_DOMAIN}") else ("", "")
+
+
 class UnknownNameError(LookupError):
     """No object can have the name that the user entered. The message says why, or suggests similar names."""
 
@@ -93,13 +102,14 @@ def _similar(name: str, known: list[str], namespace: str) -> list[str]:
 def pod_named(mesh: Mesh, name: str) -> Pod:
     """Return the pod named POD.NAMESPACE. Raises UnknownNameError if there is none.
 
-    A workload without pods can be named with or without its kind: `deploy/web.shop` or `web.shop`.
+    A workload without pods and a WorkloadEntry can be named with or without their kind: `deploy/web.shop` or
+    `web.shop`.
     """
     pod_name, _, namespace = name.rpartition(".")
     if pod := mesh.pod(namespace, pod_name):
         return pod
-    templates = [pod for pod in mesh.in_namespace(namespace).pods.values() if pod.is_template]
-    named = [pod for pod in templates if pod.name.partition("/")[2] == pod_name]
+    pods = mesh.in_namespace(namespace).pods.values()
+    named = [pod for pod in pods if pod.name.partition("/")[2] == pod_name]
     if len(named) != 1:
         known = [f"{pod.name}.{pod.namespace}" for pod in mesh.pods()]
         raise UnknownNameError(unknown_name("pod", name, known, "POD.NAMESPACE"))
@@ -107,7 +117,12 @@ def pod_named(mesh: Mesh, name: str) -> Pod:
 
 
 def service_named(mesh: Mesh, host: str) -> Service:
-    """Return the Service named SERVICE.NAMESPACE. Raises UnknownNameError if there is none."""
+    """Return the Service named SERVICE.NAMESPACE, or HOST of a ServiceEntry that no other namespace defines.
+
+    Raises UnknownNameError if there is none.
+    """
+    if len(named := [item for item in mesh.services() if item.entry_host == host]) == 1:
+        return named[0]
     name, _, namespace = host.removesuffix(".svc.cluster.local").removesuffix(".svc").rpartition(".")
     service = mesh.service(namespace, name)
     if service is None:

@@ -17,6 +17,7 @@ from xds.mesh.model.objects import (
     Pod,
     Ref,
     Service,
+    ServiceEntry,
     UnknownService,
 )
 
@@ -44,8 +45,27 @@ class NamespaceFacts:
 
     @cached_property
     def services(self) -> Mapping[str, Service]:
-        """Services by name, oldest first."""
-        return {service.name: service for service in self._of(Service)}
+        """Services by name, oldest first, then the hosts of ServiceEntries; the oldest one defines a host."""
+        services = {service.name: service for service in self._of(Service)}
+        for entry in self.service_entries:
+            for service in entry.services:
+                services.setdefault(service.name, service)
+        return services
+
+    @cached_property
+    def service_entries(self) -> tuple[ServiceEntry, ...]:
+        """ServiceEntries, oldest first."""
+        return self._of(ServiceEntry)
+
+    @cached_property
+    def has_workload_entries(self) -> bool:
+        """Whether the namespace has a WorkloadEntry."""
+        return any(pod.is_entry for pod in self.pods.values())
+
+    @cached_property
+    def export_scopes(self) -> frozenset[str]:
+        """Namespaces whose clients see other ServiceEntries of this namespace than the clients elsewhere."""
+        return frozenset(name for service in self.services.values() for name in service.export_to)
 
     @cached_property
     def pods(self) -> Mapping[str, Pod]:
@@ -72,14 +92,19 @@ class NamespaceFacts:
 
     @cached_property
     def endpoints(self) -> Mapping[str, tuple[Endpoints, ...]]:
-        """EndpointSlices by service name, or the Endpoints of a service without EndpointSlices."""
+        """Endpoints by service name: EndpointSlices, else Endpoints objects, or those of a ServiceEntry."""
         by_service: dict[str, list[Endpoints]] = {}
         for endpoints in sorted(self._of(Endpoints), key=lambda endpoints: endpoints.name):
             by_service.setdefault(endpoints.service, []).append(endpoints)
-        return {
+        endpoints_by_service = {
             name: tuple(e for e in listed if e.ref.kind == "EndpointSlice") or tuple(listed)
             for name, listed in by_service.items()
         }
+        for entry in self.service_entries:
+            for endpoints in entry.endpoints:
+                if self.services[endpoints.service].ref == entry.ref:
+                    endpoints_by_service[endpoints.service] = (endpoints,)
+        return endpoints_by_service
 
     @cached_property
     def peer_authentications(self) -> tuple[PeerAuthentication, ...]:

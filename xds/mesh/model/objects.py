@@ -99,6 +99,15 @@ class Ref(NamedTuple):
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
+ENTRY = "we"
+"""Prefix of the names of WorkloadEntries among Pods, as in `we/NAME`: kubectl's short name of the kind."""
+
+
+def entry_ref(ref: Ref) -> Ref:
+    """Return the name of a WorkloadEntry as a workload."""
+    return Ref("Pod", ref.namespace, f"{ENTRY}/{ref.name}")
+
+
 PortKey: TypeAlias = tuple[Ref, int]
 """A pod and one of its ports."""
 
@@ -184,11 +193,16 @@ class ServicePort:
     """Name; empty if the Service has a single unnamed port."""
     protocol: Protocol = Protocol.AUTO
     """Protocol, from appProtocol or the name."""
+    target_by_name: bool = False
+    """Whether a workload's port with the name of this port takes precedence over `target` (ServiceEntry)."""
+    external: bool = False
+    """Whether its servers are outside the mesh (MESH_EXTERNAL): clients send them mutual TLS only if a
+    DestinationRule says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service(Object):
-    """v1 Service of type ClusterIP, NodePort or LoadBalancer."""
+    """v1 Service of type ClusterIP, NodePort or LoadBalancer, or one host of a ServiceEntry."""
 
     addresses: tuple[str, ...] = ()
     """clusterIPs; empty for a headless Service, and until an address is allocated."""
@@ -202,11 +216,30 @@ class Service(Object):
     """`publishNotReadyAddresses`."""
     service_accounts: tuple[str, ...] = ()
     """Additional SPIFFE IDs of its servers (annotation alpha.istio.io/canonical-serviceaccounts)."""
+    entry_host: str = ""
+    """Host of a ServiceEntry; empty for a v1 Service. It contains a dot, which the name of a v1 Service
+    cannot."""
+    export_to: tuple[str, ...] = ()
+    """Namespaces whose clients can use the host of a ServiceEntry; empty for all."""
+
+    @property
+    def name(self) -> str:
+        """Name of the Service, or host of the ServiceEntry; unique in the namespace."""
+        return self.entry_host or self.meta.ref.name
 
     @property
     def host(self) -> str:
         """The full DNS name."""
-        return f"{self.name}.{self.namespace}.svc.{CLUSTER_DOMAIN}"
+        return self.entry_host or f"{self.name}.{self.namespace}.svc.{CLUSTER_DOMAIN}"
+
+    @property
+    def cluster_host(self) -> str:
+        """The host in names of clusters. Several namespaces can have ServiceEntries with the same host."""
+        return f"{self.entry_host}@{self.namespace}" if self.entry_host else self.host
+
+    def is_exported_to(self, namespace: str) -> bool:
+        """Whether clients in a namespace can use it."""
+        return not self.export_to or namespace in self.export_to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +262,7 @@ class ContainerPort:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod(Object):
-    """v1 Pod: a workload, with or without a sidecar."""
+    """v1 Pod or WorkloadEntry: a workload, with or without a sidecar."""
 
     address: str = ""
     """status.podIP; empty until it is set."""
@@ -260,6 +293,8 @@ class Pod(Object):
 
     Its name is then `KIND/NAME`, as in `deploy/web`, and its address is a placeholder, not an IP address.
     """
+    is_entry: bool = False
+    """Whether it is a WorkloadEntry: a workload outside the cluster. Its name is then `we/NAME`."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -270,6 +305,11 @@ class Pod(Object):
     def has_sidecar(self) -> bool:
         """Whether the pod has a sidecar, which can accept and send mutual TLS."""
         return self.meta.labels.get(TLS_MODE_LABEL) == "istio"
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether it is outside the cluster: a WorkloadEntry, or a workload that a ServiceEntry lists."""
+        return self.is_entry or self.ref.kind != "Pod"
 
     def identity(self, trust_domain: str) -> str:
         """Return the pod's SPIFFE ID."""
@@ -292,6 +332,8 @@ class EndpointAddress:
     """Host name of the address: HOSTNAME.SERVICE resolves to it only. Empty if it has none."""
     zone: str = ""
     """Zone of the endpoint."""
+    workload: Pod | None = None
+    """Workload at an address that a ServiceEntry lists, unless a Pod or WorkloadEntry has the address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,12 +358,22 @@ class EndpointGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoints(Object):
-    """discovery.k8s.io/v1 EndpointSlice or v1 Endpoints, depending on `ref.kind`."""
+    """discovery.k8s.io/v1 EndpointSlice, v1 Endpoints or `endpoints` of a ServiceEntry, by `ref.kind`."""
 
     service: str
     """Name of the Service that the object belongs to."""
     groups: tuple[EndpointGroup, ...] = ()
     """One group for an EndpointSlice, any number for Endpoints."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceEntry(Object):
+    """networking.istio.io ServiceEntry, as one Service per host."""
+
+    services: tuple[Service, ...]
+    """The Services, which differ only in their host."""
+    endpoints: tuple[Endpoints, ...] = ()
+    """The listed endpoints of each Service; empty if they come from a workloadSelector."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -394,6 +446,7 @@ Fact: TypeAlias = (
     | UnknownService
     | Pod
     | Endpoints
+    | ServiceEntry
     | AuthenticationPolicy
     | PeerAuthentication
     | DestinationRule

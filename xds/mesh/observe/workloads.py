@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from xds.mesh.envoy import names
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import CLUSTER_DOMAIN, Pod, Ref, Service
+from xds.mesh.model.names import service_key
+from xds.mesh.model.objects import Pod, Ref, Service
 from xds.mesh.observe.edges import Client, Target
 
 REMEMBERED_SECONDS = 60.0
@@ -19,7 +20,6 @@ MAX_REMEMBERED = 10_000
 _POD = "pod/"
 _MAX_ADDRESS_LENGTH = 64
 """Maximum number of characters of an address. An IPv6 address with a zone has about 60."""
-_SUFFIX = f".svc.{CLUSTER_DOMAIN}"
 
 
 class Destination(NamedTuple):
@@ -115,8 +115,8 @@ def destination(mesh: Mesh, cluster: str) -> Destination | None:
     if found := cache.get(cluster):
         return found
     port, subset, host = names.parse_outbound(cluster)
-    name, _, namespace = host.removesuffix(_SUFFIX).partition(".")
-    service = mesh.service(namespace, name) if host.endswith(_SUFFIX) else None
+    namespace, name = service_key(host)
+    service = mesh.service(namespace, name)
     for each in service.ports if service else ():
         if service and str(each.port) == port:
             result = Destination(service, Target(namespace, name, each.port), subset)

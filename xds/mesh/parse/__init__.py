@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.objects import Fact, Meta, Problem, Ref
-from xds.mesh.parse import authentication, core, destinationrule, endpoints, names
+from xds.mesh.parse import authentication, core, destinationrule, endpoints, entries, names
 from xds.mesh.parse.fail_closed import FailClosed
 from xds.mesh.parse.meshconfig import merged, mesh_config, settings
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest, shown
@@ -147,6 +147,8 @@ KINDS = (
         destinationrule.destination_rule,
         make_replacement=destinationrule.destination_rule_fail_closed,
     ),
+    Kind("ServiceEntry", "networking.istio.io", _ISTIO, entries.service_entry),
+    Kind("WorkloadEntry", "networking.istio.io", _ISTIO, entries.workload_entry),
 )
 """All kinds that become facts."""
 _BY_NAME = {kind.name: kind for kind in KINDS}
@@ -158,7 +160,7 @@ _IGNORED = frozenset(
     {
         *("Binding", "ConfigMap", "Event", "LimitRange", "Node", "PersistentVolume", "PersistentVolumeClaim"),
         *("PodTemplate", "ReplicationController", "ResourceQuota", "Secret"),
-        *("Gateway", "ProxyConfig", "ServiceEntry", "WorkloadEntry", "WorkloadGroup"),
+        *("Gateway", "ProxyConfig", "WorkloadGroup"),
     }
 )
 """Other kinds in the API groups of `KINDS`. They are ignored, and their names are not spelling mistakes."""

@@ -185,15 +185,7 @@ def pod(obj: Field, meta: Meta) -> Pod:
     deleted = bool(metadata["deletionTimestamp"])
     address = names.canonical(status["podIP"].name(names.address)) or first_ip
     more_addresses = tuple(dict.fromkeys(ip for ip in pod_ips if ip and ip != address))
-    interception = _interception(annotations[INTERCEPTION_MODE])
-    annotation = annotations[APP_ADDRESS]
-    app_address = names.canonical(annotation.name(names.address)) or "127.0.0.1"
-    if interception is Interception.NONE and address == app_address:
-        (annotation or status["podIP"]).refuse(
-            f"{address} is the address of both the pod and its application: "
-            "the sidecar would send requests to itself",
-            f"make the application listen on another address, and set the annotation {APP_ADDRESS} to it",
-        )
+    interception, app_address = intercepted(annotations, status["podIP"], address)
     return Pod(
         meta=meta,
         address=address,
@@ -211,6 +203,26 @@ def pod(obj: Field, meta: Meta) -> Pod:
         if interception is Interception.NONE
         else parse_redirection(meta.annotations),
     )
+
+
+def intercepted(annotations: Field, place: Field, address: str) -> tuple[Interception, str]:
+    """Return how a workload's traffic reaches its sidecar, and the address of its application in mode NONE.
+
+    Args:
+        annotations: the workload's annotations.
+        place: field with the workload's address.
+        address: the workload's address; empty if it has none.
+    """
+    interception = _interception(annotations[INTERCEPTION_MODE])
+    annotation = annotations[APP_ADDRESS]
+    app_address = names.canonical(annotation.name(names.address)) or "127.0.0.1"
+    if interception is Interception.NONE and address == app_address:
+        (annotation or place).refuse(
+            f"{address} is the address of both the pod and its application: "
+            "the sidecar would send requests to itself",
+            f"make the application listen on another address, and set the annotation {APP_ADDRESS} to it",
+        )
+    return interception, app_address
 
 
 def _is_ready(status: Field) -> bool:

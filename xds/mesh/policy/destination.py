@@ -97,9 +97,9 @@ RuleKey: TypeAlias = tuple[str, tuple[bool, ...]]
 
 
 def rule_key(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> RuleKey:
-    """Return a key for clients: those with equal keys have the same `client_rule` for every service.
+    """Return a key for clients: those with equal keys have the same services and `client_rule` for each.
 
-    Namespaces without rules, which no rule names in `exportTo`, share one key.
+    Namespaces without rules, which no rule or ServiceEntry names in `exportTo`, share one key.
     """
     if namespace not in _distinct_namespaces(mesh):
         return "", ()
@@ -108,11 +108,13 @@ def rule_key(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> RuleKey:
 
 
 def _distinct_namespaces(mesh: Mesh) -> frozenset[str]:
-    """Return the namespaces whose clients may have other rules than clients elsewhere."""
+    """Return the namespaces whose clients may have other rules or ServiceEntries than clients elsewhere."""
     if "namespaces with rules" not in mesh.scratch:
         names = {*mesh.config.default_destination_rule_export_to}
         for rule in (*mesh.rules(), *filter(None, mesh.served.rules.values())):
             names.update((rule.namespace, *rule.export_to))
+        for name in mesh.namespaces():
+            names |= mesh.in_namespace(name).export_scopes
         mesh.scratch["namespaces with rules"] = frozenset(names)
     namespaces: frozenset[str] = mesh.scratch["namespaces with rules"]
     return namespaces

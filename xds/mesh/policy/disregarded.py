@@ -35,7 +35,9 @@ def _entries_of(mesh: Mesh, service: Service) -> Iterator[Disregarded]:
     for address in service.addresses:
         if not mesh.may_answer(service, address):
             owners = _owners(mesh, address)
-            what = f"clusterIP {address} belongs to {owners}: traffic to it is not sent to this Service"
+            what = f"{address} belongs to {owners}: traffic to it is not sent to this {service.ref.kind}"
+            if not service.entry_host:
+                what = f"clusterIP {what}"
             yield Disregarded(service.ref, "AddressNotOwned", what)
     for port in service.ports:
         for listed in mesh.listed_endpoints(service, port):

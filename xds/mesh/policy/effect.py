@@ -138,6 +138,11 @@ def _in_namespace(facts: NamespaceFacts, *, is_root: bool) -> Iterator[_Finding]
         yield from _capped(service, _service(facts, service))
     for rule in facts.rules:
         yield from _policy(facts, rule, is_root=is_root)
+    for entry in facts.service_entries:
+        for service in entry.services:
+            if (owner := facts.services[service.name].ref) != entry.ref:
+                what = f"host {service.name} is also defined by the older {owner}, so it has no effect"
+                yield _problem(entry, what, "remove the host from one of them")
 
 
 def _policy(facts: NamespaceFacts, policy: Object, *, is_root: bool) -> Iterator[_Finding]:
@@ -338,18 +343,25 @@ def _rules(mesh: Mesh, missing: Collection[str]) -> Iterator[_Finding]:
 def _matching(mesh: Mesh, rules: Iterable[DestinationRule]) -> Iterator[_Finding]:
     """Yield what DestinationRules match no Service, port or pod with."""
     services = list(mesh.services()) if rules else []
+    outside: dict[str, list[Service]] = {}
+    for service in services:
+        if service.entry_host:
+            outside.setdefault(service.entry_host, []).append(service)
     for rule in rules:
         if rule.host != API_SERVER:
-            yield from _capped(rule, _rule(mesh, rule, services))
+            yield from _capped(rule, _rule(mesh, rule, services, outside))
 
 
-def _rule(mesh: Mesh, rule: DestinationRule, services: list[Service]) -> Iterator[_Finding]:
+def _rule(
+    mesh: Mesh, rule: DestinationRule, services: list[Service], outside: Mapping[str, list[Service]]
+) -> Iterator[_Finding]:
+    """Yield what a rule matches nothing with. `outside` are the Services of ServiceEntries, by host."""
     if rule.host.startswith("*"):
         matched = [service for service in services if rule.is_about(service.host)]
     else:
         name, _, namespace = rule.host.removesuffix(_SERVICE_SUFFIX).partition(".")
         service = mesh.service(namespace, name)
-        matched = [service] if service and rule.is_about(service.host) else []
+        matched = [service] if service and rule.is_about(service.host) else outside.get(rule.host, [])
     if not matched:
         full_host = _suggest_full_host(mesh, rule)
         is_external = not (full_host or rule.host.startswith("*") or rule.host.endswith(_SERVICE_SUFFIX))

@@ -50,6 +50,7 @@ _RESULTS = {Result.MTLS: "mutual TLS", Result.PLAINTEXT: "plaintext", Result.FAI
 _EXCLUDED = "annotations of the client's pod exclude the connection from its sidecar"
 _NOT_OWNED = "the Service does not own the address"
 _PASSES = f"{_NOT_OWNED}, so the client's sidecar passes the connection through"
+_NOT_EXPORTED = "the ServiceEntry is not exported to the client's namespace"
 
 _FAILURES = {
     Failure.NO_ENDPOINT: "the service port has no ready endpoint",
@@ -61,6 +62,7 @@ _FAILURES = {
     Failure.OUTBOUND_EXCLUDED: f"{_EXCLUDED}, but the server accepts mutual TLS only",
     Failure.PASSTHROUGH: f"{_PASSES}, but the server accepts mutual TLS only",
     Failure.OUTBOUND_BLOCKED: f"{_NOT_OWNED}, so the client's sidecar closes the connection",
+    Failure.NOT_EXPORTED: f"{_NOT_EXPORTED}, so the client's sidecar closes the connection",
     Failure.INBOUND_EXCLUDED: "the client sends mutual TLS, but {absence}",
     Failure.ENDPOINT_WITHOUT_SIDECAR: "the client sends mutual TLS, but {absence}",
     Failure.IDENTITY_REFUSED: "the DestinationRule's subjectAltNames do not contain the server's identity",
@@ -75,6 +77,8 @@ _REASONS = {
     Reason.AUTO_MTLS_OFF: "auto mTLS is disabled, and no DestinationRule sets TLS",
     Reason.ENDPOINT_WITHOUT_SIDECAR: "{absence}",
     Reason.SERVER_PLAINTEXT: "the server's mode is DISABLE",
+    Reason.EXTERNAL: "the ServiceEntry is MESH_EXTERNAL, and no DestinationRule sets TLS",
+    Reason.NOT_EXPORTED: f"{_NOT_EXPORTED}, so the client's sidecar passes the connection through",
     Reason.AUTO_MTLS: "auto mTLS is enabled, and the server's mode is {mode}",
 }
 
@@ -143,7 +147,9 @@ class Explanation:
     @property
     def summary(self) -> str:
         """The result and its reason, in words: `plaintext: the server has no sidecar`."""
-        return f"{_RESULTS[self.result]}: {self.why}"
+        is_foreign_tls = self.result is Result.PLAINTEXT and self.desired and self.desired.send is Send.TLS
+        result = "TLS, but not the mesh's" if is_foreign_tls else _RESULTS[self.result]
+        return f"{result}: {self.why}"
 
 
 class Group(NamedTuple):
@@ -301,8 +307,12 @@ def _why_not_intercepted(endpoint: Endpoint) -> str:
 
 def _uses_cluster(decision: Decision) -> bool:
     """Whether the client's sidecar sends the connection to the cluster of a Service."""
-    reasons = {Reason.CLIENT_WITHOUT_SIDECAR, Reason.OUTBOUND_EXCLUDED, Reason.PASSTHROUGH}
-    return decision.reason not in reasons
+    return decision.reason not in {
+        Reason.CLIENT_WITHOUT_SIDECAR,
+        Reason.OUTBOUND_EXCLUDED,
+        Reason.NOT_EXPORTED,
+        Reason.PASSTHROUGH,
+    }
 
 
 def _is_rolling_out(mesh: Mesh) -> bool:

@@ -88,7 +88,7 @@ def listeners_at(mesh: Mesh, address: str, number: int) -> tuple[Listener, ...]:
     for service in mesh.services_at(address):
         for listener in _index(mesh, service).get((address, number), ()):
             found.append(listener)
-            if not listener.passes_through:
+            if not listener.passes_through and not service.export_to:
                 return tuple(found)
     return tuple(found)
 
@@ -97,7 +97,7 @@ _Index: TypeAlias = dict[tuple[str, int], list[Listener]]
 
 
 def _index(mesh: Mesh, service: Service) -> _Index:
-    key = ("listeners", service.ref)
+    key = ("listeners", service.namespace, service.name)
     if key not in mesh.scratch:
         index: _Index = {}
         for_endpoints = service.headless or _can_pass_through(mesh, service)
@@ -124,6 +124,8 @@ def _sets_passthrough(policy: TrafficPolicy | None) -> bool:
 
 def is_used(mesh: Mesh, client: Pod, listener: Listener) -> bool:
     """Whether the sidecar of a client has a listener."""
+    if not listener.service.is_exported_to(client.namespace):
+        return False
     if not listener.passes_through:
         return True
     rule = client_rule(mesh, client.namespace, client.meta.labels, listener.service)

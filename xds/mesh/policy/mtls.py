@@ -159,7 +159,7 @@ def _v1alpha1_policies(mesh: Mesh, pod: Pod, exposure: Exposure | None) -> Itera
     )
     port_names: tuple[object, ...] = ()
     service_names: tuple[str, ...] = ()
-    if exposure:
+    if exposure and not exposure.service.entry_host:
         port_names = (exposure.port.port, exposure.port.name or None)
         service_names = (exposure.service.name, exposure.service.host)
     targeted = [(policy, [t for t in policy.targets if t.service in service_names]) for policy in policies]
@@ -216,6 +216,10 @@ class Reason(StrEnum):
     """Auto mTLS: no sidecar is in front of the endpoint, so the client sends plaintext."""
     SERVER_PLAINTEXT = "server-plaintext"
     """Auto mTLS: the server's mode is DISABLE, so the client sends plaintext."""
+    EXTERNAL = "external"
+    """No DestinationRule has TLS settings for a MESH_EXTERNAL ServiceEntry, so the client sends plaintext."""
+    NOT_EXPORTED = "not-exported"
+    """The ServiceEntry is not exported to the client's namespace, so the connection passes through."""
     AUTO_MTLS = "auto-mtls"
     """Auto mTLS: the server's mode is PERMISSIVE or STRICT, so the client sends mutual TLS."""
 
@@ -271,6 +275,8 @@ def decide(  # noqa: PLR0917
         return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
     if is_excluded(client.redirection, service, port, endpoint):
         return Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
+    if not service.is_exported_to(client.namespace):
+        return Decision(Send.PLAINTEXT, Reason.NOT_EXPORTED)
     return decide_for(
         mesh, client_rule(mesh, client.namespace, client.meta.labels, service), port, endpoint, subset
     )
@@ -317,6 +323,8 @@ def decide_for_mode(
         return Decision(_SENDS[tls.mode], Reason.DESTINATION_RULE, owner, server_objects)
     if not mesh.config.enable_auto_mtls:
         return Decision(Send.PLAINTEXT, Reason.AUTO_MTLS_OFF, None, server_objects)
+    if port.external:
+        return Decision(Send.PLAINTEXT, Reason.EXTERNAL, None, server_objects)
     if server is None:
         return Decision(Send.PLAINTEXT, Reason.ENDPOINT_WITHOUT_SIDECAR)
     if server.mode is Mode.DISABLE:

@@ -67,7 +67,7 @@ def contest_of(
 
 def _is_only_owner(mesh: Mesh, service: Service) -> bool:
     """Whether no other Service or pod has a clusterIP of a service."""
-    key = ("is only owner", service.ref)
+    key = ("is only owner", service.namespace, service.name)
     if key not in mesh.scratch:
         mesh.scratch[key] = all(
             mesh.may_answer(service, address) and len(mesh.services_at(address)) == 1

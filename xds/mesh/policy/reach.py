@@ -64,6 +64,9 @@ class Failure(StrEnum):
     """The client's sidecar passes the connection through in plaintext, and the server is in mode STRICT."""
     OUTBOUND_BLOCKED = "outbound-blocked"
     """The Service does not own the address, and the client's sidecar closes such connections."""
+    NOT_EXPORTED = "not-exported"
+    """The ServiceEntry is not exported to the client's namespace, and the client's sidecar closes connections
+    to unknown addresses."""
     INBOUND_EXCLUDED = "inbound-excluded"
     """The client sends mutual TLS to a port that annotations exclude from the server's sidecar."""
     ENDPOINT_WITHOUT_SIDECAR = "endpoint-without-sidecar"
@@ -235,7 +238,10 @@ def answer_for(
         return Answer(Result.FAILS, failure, _unique(refs))
     if server.contest:
         return _contested(mesh, sender, service, port, server, server.contest).answer
-    decision = _bypass(sender, server) or decide_for_mode(mesh, sender.rule, port, server.mode)
+    decision = _bypass(sender, service, server)
+    if decision and decision.reason is Reason.NOT_EXPORTED and not mesh.config.allow_any_outbound:
+        return Answer(Result.FAILS, Failure.NOT_EXPORTED)
+    decision = decision or decide_for_mode(mesh, sender.rule, port, server.mode)
     return _judge(decision, sender.rule, port, server)
 
 
@@ -250,17 +256,21 @@ def connection(
     server = server_of(mesh, service, port, endpoint, [client.redirection])
     if server.contest:
         return _contested(mesh, sender, service, port, server, server.contest)
+    answer = answer_for(mesh, sender, service, port, server)
+    if answer.reason is Failure.NOT_EXPORTED:
+        return Connection(service, port, None, answer)
     decision = decide(mesh, client, service, port, endpoint)
-    answer = _judge(decision, sender.rule, port, server)
     return Connection(service, port, Sent(decision, endpoint, endpoint), answer)
 
 
-def _bypass(sender: Sender, server: Server) -> Decision | None:
+def _bypass(sender: Sender, service: Service, server: Server) -> Decision | None:
     """Return the decision for a connection that bypasses the client's sidecar; None if it does not."""
     if not sender.pod.has_sidecar:
         return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
     if sender.pod.redirection in server.excluded_by:
         return Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
+    if not service.is_exported_to(sender.pod.namespace):
+        return Decision(Send.PLAINTEXT, Reason.NOT_EXPORTED)
     return None
 
 
@@ -268,7 +278,7 @@ def _contested(  # noqa: PLR0917
     mesh: Mesh, sender: Sender, service: Service, port: ServicePort, server: Server, contest: Contest
 ) -> Connection:
     """Return the connection with the worst result to an endpoint whose address is contested."""
-    rule, servers, decision = sender.rule, contest.dialled, _bypass(sender, server)
+    rule, servers, decision = sender.rule, contest.dialled, _bypass(sender, service, server)
     absent, picked = Answer(Result.FAILS, Failure.NO_ENDPOINT), None
     if decision is None:
         is_intercepted = sender.pod.interception is Interception.REDIRECT
@@ -300,7 +310,9 @@ def _judge(decision: Decision, rule: ClientRule | None, port: ServicePort, serve
     """Return the answer of a server to what a client sends, whose DestinationRule is `rule`."""
     if server.closed:
         return Answer(Result.FAILS, Failure.PORT_OF_SIDECAR)
-    mismatch = _mismatch(decision, server)
+    # Servers outside the mesh are expected to support the TLS that a DestinationRule configures for them.
+    is_foreign_tls = decision.send is Send.TLS and port.external and not server.enforced
+    mismatch = None if is_foreign_tls else _mismatch(decision, server)
     if mismatch is None and decision.send is Send.MTLS and _rejects_identity(rule, port, server):
         mismatch = Failure.IDENTITY_REFUSED
     decided_by = _unique((decision.decided_by, server.enforced.decided_by if server.enforced else None))

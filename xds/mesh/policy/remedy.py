@@ -19,6 +19,7 @@ _FAILS = {
     Failure.OUTBOUND_EXCLUDED: f"{_INCLUDE}, or use PERMISSIVE in {{server}}",
     Failure.PASSTHROUGH: f"{_OWNER}, or use PERMISSIVE in {{server}}",
     Failure.OUTBOUND_BLOCKED: _OWNER,
+    Failure.NOT_EXPORTED: "add the namespace of {clients} to exportTo of the ServiceEntry",
     Failure.INBOUND_EXCLUDED: (
         "set DISABLE for the port in a DestinationRule, or change the traffic annotations of the endpoints"
     ),
@@ -34,6 +35,8 @@ _PLAINTEXT = {
     Reason.DESTINATION_RULE: "remove tls from {client}",
     Reason.AUTO_MTLS_OFF: "enable auto mTLS, or set ISTIO_MUTUAL in a DestinationRule",
     Reason.ENDPOINT_WITHOUT_SIDECAR: "add a sidecar to the endpoints",
+    Reason.EXTERNAL: "set tls in a DestinationRule, or MESH_INTERNAL if the servers belong to the mesh",
+    Reason.NOT_EXPORTED: "add the namespace of {clients} to exportTo of the ServiceEntry",
     Reason.SERVER_PLAINTEXT: "set PERMISSIVE or STRICT in {server}",
 }
 

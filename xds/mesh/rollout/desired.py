@@ -28,7 +28,8 @@ def desired_ports(mesh: Mesh, service: Service) -> Iterator[tuple[PortKey, Desir
     for port in service.ports:
         for endpoint in mesh.endpoints(service, port):
             decision = endpoint_mode(mesh, endpoint)
-            if decision and endpoint.pod:
+            # A workload that only a ServiceEntry lists has no proxy of ours to wait for.
+            if decision and endpoint.pod and mesh.get(endpoint.pod.ref):
                 sends_mtls = mesh.config.enable_auto_mtls and decision.mode is not Mode.DISABLE
                 policy = mesh.get(decision.decided_by)
                 immediate = policy is not None and policy.meta.annotations.get(ROLLOUT) == "immediate"
@@ -48,11 +49,13 @@ def has_running_sidecar(mesh: Mesh, key: PortKey) -> bool:
 
 
 def services_at(mesh: Mesh, key: PortKey) -> frozenset[tuple[str, int]]:
-    """Return the hosts and service ports of the services that route to a port of a pod."""
+    """Return the hosts (as in names of clusters) and ports of the services that route to a port of a pod."""
     pod = mesh.get(key[0])
     exposures = mesh.exposures(pod) if isinstance(pod, Pod) else ()
     return frozenset(
-        (exposure.service.host, exposure.port.port) for exposure in exposures if exposure.target == key[1]
+        (exposure.service.cluster_host, exposure.port.port)
+        for exposure in exposures
+        if exposure.target == key[1]
     )
 
 

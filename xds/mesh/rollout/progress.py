@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import CLUSTER_DOMAIN, DestinationRule, Mode, PortKey, Ref
+from xds.mesh.model.names import service_key
+from xds.mesh.model.objects import DestinationRule, Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import desired_ports
 from xds.mesh.rollout.machine import Port, Rollout
@@ -207,15 +208,9 @@ def _endpoints_by_service(mesh: Mesh, rollout: Rollout) -> dict[tuple[str, str],
     )
     services: dict[tuple[str, str], list[_Endpoint]] = {}
     for endpoint in endpoints:
-        for service in {service_name(host) for host, _ in endpoint.transition.hosts}:
+        for service in {service_key(host) for host, _ in endpoint.transition.hosts}:
             services.setdefault(service, []).append(endpoint)
     return services
-
-
-def service_name(host: str) -> tuple[str, str]:
-    """Return the namespace and name of the service with a host name."""
-    name, namespace, *_ = host.removesuffix(f".svc.{CLUSTER_DOMAIN}").split(".")
-    return namespace, name
 
 
 def _progress_of(

@@ -140,7 +140,7 @@ class Definitions:
                     applied.append(new.fact)
             elif old:
                 del before[ref]
-                removed.append(ref)
+                removed.append(old.fact.ref)
             if new is not old:
                 # A problem of a rejected object says which version is in use.
                 paths |= dict.fromkeys(path for path, _ in self._claims.get(ref, ()))

@@ -44,8 +44,12 @@ _PLURALS = {
     "MeshPolicy": "meshpolicies",
     "PeerAuthentication": "peerauthentications",
     "DestinationRule": "destinationrules",
+    "ServiceEntry": "serviceentries",
+    "WorkloadEntry": "workloadentries",
 }
 """Plural names of the watched kinds. Endpoints are omitted: Kubernetes mirrors them to EndpointSlices."""
+_OPTIONAL_KINDS = ("ServiceEntry", "WorkloadEntry")
+"""Kinds without policies. A cluster that does not serve them has no such objects."""
 _NOISE = (
     "kubectl.kubernetes.io/last-applied-configuration",
     "endpoints.kubernetes.io/last-change-trigger-time",
@@ -115,7 +119,13 @@ class Kubernetes:
         self._default = self._read_config("")
         self._changed = asyncio.Event()
         self._kinds = [
-            Reflector(api, _resource(kind), partial(_read_object, kind), self._changed.set, options)
+            Reflector(
+                api,
+                _resource(kind),
+                partial(_read_object, kind),
+                self._changed.set,
+                options.for_optional() if kind.name in _OPTIONAL_KINDS else options,
+            )
             for kind in KINDS
             if kind.name in _PLURALS
         ]
@@ -379,6 +389,7 @@ def _resource(kind: Kind) -> KubeResource:
         versions=kind.versions,
         group=kind.group,
         custom=not kind.built_in,
+        optional=kind.name in _OPTIONAL_KINDS,
     )
 
 

@@ -8,7 +8,7 @@ from xds.mesh.inject.workloads import SHORT_NAMES
 from xds.mesh.model.applied import as_applied, running_pod
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, ref_named, unknown_name
-from xds.mesh.model.objects import Change, Namespace, Problem, Ref
+from xds.mesh.model.objects import Change, Namespace, Problem, Ref, entry_ref
 from xds.mesh.parse import KINDS
 from xds.mesh.sources.files import Folder
 
@@ -76,6 +76,8 @@ def find_deleted(mesh: Mesh, text: str) -> Ref:
         raise UnknownNameError(
             f"{text}: cannot plan the deletion of a Namespace: delete the objects in it instead"
         )
+    if ref.kind == "WorkloadEntry":
+        ref = entry_ref(ref)
     if ref.kind in SHORT_NAMES:
         ref = Ref("Pod", ref.namespace, f"{SHORT_NAMES[ref.kind]}/{ref.name}")
     known = {

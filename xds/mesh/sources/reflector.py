@@ -136,6 +136,9 @@ class Reflector(Generic[T]):
                 failure = KubeError(HTTPStatus.GONE, "the resourceVersion has expired")
             except KubeError as error:
                 failure = error
+            if isinstance(failure, NoSuchKindError) and self.resource.optional and not self.complete:
+                self.complete = True
+                self._wake()
             wait = self._handle_failure(failure) if failure else 0.0
             if self._changed:
                 self._wake()
@@ -174,7 +177,8 @@ class Reflector(Generic[T]):
         if self._empty_watches >= MAX_EMPTY_WATCHES or gone:
             self._version, self._empty_watches = "", 0
         # An interrupted watch is reopened without a report. Only a second consecutive failure is reported.
-        if not self.complete or (self._failures > 1 and not gone):
+        is_absent = isinstance(error, NoSuchKindError) and self.resource.optional
+        if not is_absent and (not self.complete or (self._failures > 1 and not gone)):
             forbidden = error.status == HTTPStatus.FORBIDDEN
             cause = (
                 FailureCause.NOT_SERVED

@@ -49,6 +49,8 @@ class KubeResource:
     """API group; empty for the core group."""
     custom: bool = False
     """Whether the kind is defined by a CustomResourceDefinition, which may be missing."""
+    optional: bool = False
+    """Whether a kind that the server does not serve counts as one without objects."""
     namespace: str = ""
     """Namespace to watch; empty for all."""
     name: str = ""

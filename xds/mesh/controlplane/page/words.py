@@ -26,6 +26,8 @@ _REASONS = {
     Failure.TLS_LEFT_TO_APPLICATION: "client sends TLS of its own",
     Reason.CLIENT_WITHOUT_SIDECAR: "client has no sidecar",
     Reason.DESTINATION_RULE: "a DestinationRule decides",
+    Reason.EXTERNAL: "server is outside the mesh",
+    Reason.NOT_EXPORTED: "host is not exported to the client",
     Reason.AUTO_MTLS_OFF: "auto mTLS is off",
     Reason.AUTO_MTLS: "auto mTLS",
 }
