@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_network
 from itertools import islice
 
 from xds.mesh.inject.containers import PROXY_GROUP
@@ -12,6 +13,7 @@ from xds.mesh.parse.reading import Field, nearest
 from xds.mesh.parse.redirection import (
     MAX_LIST_LENGTH,
     TRAFFIC_PREFIX,
+    networks_with_host_bits,
     parse_interfaces,
     parse_networks,
     parse_ports,
@@ -22,6 +24,9 @@ MAX_SUGGESTIONS = 4
 """Maximum number of suggestions for unknown annotations; each takes 0.2 ms to compute."""
 MAX_NOTICES = 16
 """Maximum number of unknown annotations that are reported."""
+
+MAX_EXAMPLES = 3
+"""Maximum number of networks in a notice."""
 
 _MAX_ERROR_LENGTH = 200
 """Maximum length of a parse error in a problem."""
@@ -82,4 +87,11 @@ def _read_list(field: Field, default: str, parse: Callable[[str], object]) -> st
         parse(text)
     except ValueError as error:
         field.refuse(f"is invalid: {str(error)[:_MAX_ERROR_LENGTH]}")
+        return text
+    if parse is parse_networks and (inexact := networks_with_host_bits(text)):
+        networks = ", ".join(
+            f"{part} means {ip_network(part, strict=False)}" for part in inexact[:MAX_EXAMPLES]
+        )
+        more = f" and {len(inexact) - MAX_EXAMPLES} more" if len(inexact) > MAX_EXAMPLES else ""
+        field.notice(f"has host bits set, which iptables ignores: {networks}{more}")
     return text
