@@ -10,7 +10,6 @@ from xds.mesh.model.objects import CLUSTER_DOMAIN, DestinationRule, Fact, Meta
 from xds.mesh.model.traffic import (
     ClientTls,
     ConnectionPool,
-    LoadBalancing,
     OutlierDetection,
     Subset,
     TlsMode,
@@ -19,6 +18,7 @@ from xds.mesh.model.traffic import (
 from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP
 from xds.mesh.parse.fail_closed import FailClosed, oldest
+from xds.mesh.parse.loadbalancer import load_balancer
 from xds.mesh.parse.reading import Field, Log, shown
 
 _POLICY = "tls connectionPool outlierDetection loadBalancer"
@@ -38,17 +38,6 @@ class UpgradePolicy(StrEnum):
     DEFAULT = "DEFAULT"
     DO_NOT_UPGRADE = "DO_NOT_UPGRADE"
     UPGRADE = "UPGRADE"
-
-
-class Simple(StrEnum):
-    """`loadBalancer.simple`. LEAST_CONN is the former name of LEAST_REQUEST."""
-
-    UNSPECIFIED = "UNSPECIFIED"
-    LEAST_REQUEST = "LEAST_REQUEST"
-    LEAST_CONN = "LEAST_CONN"
-    ROUND_ROBIN = "ROUND_ROBIN"
-    RANDOM = "RANDOM"
-    PASSTHROUGH = "PASSTHROUGH"
 
 
 def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
@@ -128,7 +117,7 @@ def _settings(field: Field, ports: dict[int, TrafficPolicy]) -> TrafficPolicy:
         tls=_tls(field["tls"]),
         connection_pool=_connection_pool(field["connectionPool"]),
         outlier_detection=_outlier_detection(field["outlierDetection"]),
-        load_balancer=_load_balancer(field["loadBalancer"]),
+        load_balancer=load_balancer(field["loadBalancer"]),
         ports=ports,
     )
 
@@ -238,19 +227,6 @@ def _outlier_detection(field: Field) -> OutlierDetection | None:
         max_ejection_percent=field["maxEjectionPercent"].integer(0, 100),
         min_health_percent=field["minHealthPercent"].integer(0, 100),
     )
-
-
-def _load_balancer(field: Field) -> LoadBalancing | None:
-    field.mapping("simple consistentHash localityLbSetting warmupDurationSecs warmup")
-    if field["simple"].value and field["consistentHash"].value:
-        field.refuse("has both simple and consistentHash; only one is allowed")
-    for name in ("consistentHash", "localityLbSetting", "warmupDurationSecs", "warmup"):
-        if field[name].value:
-            field[name].notice("is not supported and is ignored")
-    simple = field["simple"].choice(Simple)
-    if simple is None:
-        return None
-    return LoadBalancing.LEAST_REQUEST if simple is Simple.LEAST_CONN else LoadBalancing(simple)
 
 
 def _subsets(field: Field) -> Iterator[Subset]:
