@@ -22,7 +22,12 @@ from xds.mesh.parse.loadbalancer import load_balancer
 from xds.mesh.parse.reading import Field, Log, shown
 
 _POLICY = "tls connectionPool outlierDetection loadBalancer"
-_UNSUPPORTED = "tunnel proxyProtocol retryBudget"
+_UNSUPPORTED = {
+    "tunnel": "connections go to the endpoints directly",
+    "proxyProtocol": "servers get the client's identity in X-Forwarded-Client-Cert",
+    "retryBudget": "limit retries with connectionPool.http.maxRetries",
+}
+"""Unsupported parts of a traffic policy, and what to do instead."""
 _NOT_TLS = {"connectionPool", "outlierDetection", "loadBalancer"}
 """Parts of a traffic policy that do not affect encryption."""
 _LABELS = {"labels", "matchLabels"}
@@ -94,7 +99,7 @@ def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
 
 
 def _policy(field: Field) -> TrafficPolicy | None:
-    if not field.mapping(f"{_POLICY} {_UNSUPPORTED} portLevelSettings", strict=True):
+    if not field.mapping(f"{_POLICY} {' '.join(_UNSUPPORTED)} portLevelSettings", strict=True):
         return None
     ports: dict[int, TrafficPolicy] = {}
     for item in field["portLevelSettings"].items():
@@ -106,9 +111,9 @@ def _policy(field: Field) -> TrafficPolicy | None:
         if port["number"] and number in ports:
             port["number"].refuse(f"{number} is set twice")
         ports[number] = _settings(item, {})
-    for name in _UNSUPPORTED.split():
+    for name, instead in _UNSUPPORTED.items():
         if field[name]:
-            field[name].notice("is not supported and is ignored")
+            field[name].notice("is not supported and is ignored", instead)
     return _settings(field, ports)
 
 
@@ -178,7 +183,10 @@ def _connection_pool(field: Field) -> ConnectionPool | None:
         "idleTimeout h2UpgradePolicy useClientProtocol maxConcurrentStreams"
     )
     if http["useClientProtocol"].boolean():
-        http["useClientProtocol"].notice("is not supported and is ignored")
+        http["useClientProtocol"].notice(
+            "is not supported and is ignored",
+            "a Service port without a declared protocol keeps the client's; or use h2UpgradePolicy",
+        )
     keepalive = tcp["tcpKeepalive"].mapping("probes time interval")
     upgrade = http["h2UpgradePolicy"].choice(UpgradePolicy)
     return ConnectionPool(

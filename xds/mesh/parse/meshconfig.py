@@ -35,6 +35,15 @@ _WITHOUT_EFFECT = (
     "thriftConfig authPolicy rdsRefreshDelay enableSdsTokenMount"
 )
 """Valid Istio settings that have no effect in this control plane."""
+_IN_A_RULE = "set it in a DestinationRule's connectionPool"
+_INSTEAD = {
+    "accessLogFile": "use xds observe to see the traffic of sidecars",
+    "defaultConfig": "use annotations of pods, or flags of xds serve",
+    "enablePrometheusMerge": "use the annotation prometheus.istio.io/merge-metrics of pods",
+    "h2UpgradePolicy": _IN_A_RULE,
+    "tcpKeepalive": _IN_A_RULE,
+}
+"""What to do instead of some of these settings."""
 
 _SWITCHES = {
     "values.global.mtls.auto": "enable_auto_mtls",
@@ -114,7 +123,7 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
     root.mapping(f"{_FIELDS} {_WITHOUT_EFFECT}")
     for name in _WITHOUT_EFFECT.split():
         if root[name]:
-            root[name].notice("has no effect here")
+            root[name].notice("has no effect here", _INSTEAD.get(name, ""))
     outbound = root["outboundTrafficPolicy"].mapping("mode")["mode"].choice(OutboundPolicy)
     inbound = root["inboundTrafficPolicy"].mapping("mode")["mode"].choice(InboundPolicy)
     fields: dict[str, Any] = {
