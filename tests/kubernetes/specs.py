@@ -134,6 +134,9 @@ SPECS = [
     ),
     (RULE_HEAD, "{host: web, trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}}"),
     (RULE_HEAD, "{host: web, trafficPolicy: {loadBalancer: {simple: LEAST_CONN, localityLbSetting: {}}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {compression: {}}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {portLevelSettings: [{port: {number: 80}, compression: {}}]}}"),
+    (RULE_HEAD, "{host: web, trafficPolicy: {portLevelSettings: [{port: {number: 80}, retryBudget: {}}]}}"),
     *(
         (RULE_HEAD, f"{{host: web, trafficPolicy: {{loadBalancer: {{{settings}}}}}}}")
         for settings in (

@@ -42,6 +42,10 @@ _ANNOTATIONS: dict[str, tuple[str, str, Callable[[str], object]]] = {
 """Flag, default and parser by annotation."""
 
 
+_VIRTUAL_INTERFACES = f"{TRAFFIC_PREFIX}kubevirtInterfaces"
+"""Istio's annotation with interfaces of virtual machines. `excludeInterfaces` would be the opposite."""
+
+
 def interception_mode(annotations: Field) -> Interception:
     """Return the interception mode of a pod."""
     mode = annotations[INTERCEPTION_MODE]
@@ -61,7 +65,8 @@ def init_arguments(annotations: Field, settings: InjectionSettings) -> list[str]
         and name.removeprefix(TRAFFIC_PREFIX) not in _ANNOTATIONS
     )
     for count, name in enumerate(islice(unknown, MAX_NOTICES)):
-        suggested = (TRAFFIC_PREFIX + known for known in _ANNOTATIONS) if count < MAX_SUGGESTIONS else ()
+        may_be_misspelled = count < MAX_SUGGESTIONS and name != _VIRTUAL_INTERFACES
+        suggested = (TRAFFIC_PREFIX + known for known in _ANNOTATIONS) if may_be_misspelled else ()
         annotations[name].notice("has no effect here", nearest(name, suggested))
     ports = ("-p", str(settings.outbound_port), "-z", str(settings.inbound_port))
     result = [*ports, "-u", str(PROXY_ID), "-g", str(PROXY_GROUP), "-m", "REDIRECT"]

@@ -25,6 +25,7 @@ _POLICY = "tls connectionPool outlierDetection loadBalancer"
 _UNSUPPORTED = {
     "tunnel": "connections go to the endpoints directly",
     "proxyProtocol": "servers get the client's identity in X-Forwarded-Client-Cert",
+    "compression": "applications compress their responses themselves",
     "retryBudget": "limit retries with connectionPool.http.maxRetries",
 }
 """Unsupported parts of a traffic policy, and what to do instead."""
@@ -103,7 +104,7 @@ def _policy(field: Field) -> TrafficPolicy | None:
         return None
     ports: dict[int, TrafficPolicy] = {}
     for item in field["portLevelSettings"].items():
-        item.mapping(f"port {_POLICY}", strict=True)
+        item.mapping(f"port {_POLICY} compression", strict=True)
         port = item["port"].required().mapping("number")
         if port and not port["number"]:
             port["number"].refuse("is required", "write the number of a Service port")
@@ -111,10 +112,15 @@ def _policy(field: Field) -> TrafficPolicy | None:
         if port["number"] and number in ports:
             port["number"].refuse(f"{number} is set twice")
         ports[number] = _settings(item, {})
+        _report_unsupported(item)
+    _report_unsupported(field)
+    return _settings(field, ports)
+
+
+def _report_unsupported(field: Field) -> None:
     for name, instead in _UNSUPPORTED.items():
         if field[name]:
             field[name].notice("is not supported and is ignored", instead)
-    return _settings(field, ports)
 
 
 def _settings(field: Field, ports: dict[int, TrafficPolicy]) -> TrafficPolicy:
@@ -180,8 +186,10 @@ def _connection_pool(field: Field) -> ConnectionPool | None:
     tcp = field["tcp"].mapping("maxConnections connectTimeout tcpKeepalive maxConnectionDuration idleTimeout")
     http = field["http"].mapping(
         "http1MaxPendingRequests http2MaxRequests maxRequestsPerConnection maxRetries "
-        "idleTimeout h2UpgradePolicy useClientProtocol maxConcurrentStreams"
+        "idleTimeout h2UpgradePolicy useClientProtocol maxConcurrentStreams http2ProtocolOptions"
     )
+    if http["http2ProtocolOptions"]:
+        http["http2ProtocolOptions"].notice("is not supported and is ignored", "use tcp.tcpKeepalive")
     if http["useClientProtocol"].boolean():
         http["useClientProtocol"].notice(
             "is not supported and is ignored",

@@ -106,8 +106,10 @@ def _is_prime(number: int) -> bool:
 
 
 def _cookie(field: Field) -> Cookie | None:
-    if not field.mapping("name path ttl"):
+    if not field.mapping("name path ttl attributes"):
         return None
+    if field["attributes"]:
+        field["attributes"].notice("is not supported and is ignored", "create the cookie in the application")
     path = _bounded(field["path"])
     if path and not _COOKIE_PATH.fullmatch(path):
         field["path"].refuse(f"{shown(path)} is not a cookie's path", "write a path such as /shop")
