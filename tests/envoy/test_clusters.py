@@ -9,11 +9,11 @@ import pytest
 from xds.codec import to_dict
 from xds.mesh.envoy import clusters
 from xds.mesh.envoy.features import ALL_FEATURES
+from xds.mesh.model.loadbalancer import LoadBalancer, Simple
 from xds.mesh.model.objects import MeshConfig, Protocol
 from xds.mesh.model.traffic import (
     ClientTls,
     ConnectionPool,
-    LoadBalancing,
     OutlierDetection,
     TlsMode,
     TrafficPolicy,
@@ -208,10 +208,10 @@ def test_outlier_detection_enforces_only_set_thresholds():
     ("said", "policy"),
     [
         (None, "LEAST_REQUEST"),
-        (LoadBalancing.UNSPECIFIED, "LEAST_REQUEST"),
-        (LoadBalancing.ROUND_ROBIN, "ROUND_ROBIN"),
-        (LoadBalancing.RANDOM, "RANDOM"),
-        (LoadBalancing.PASSTHROUGH, "LEAST_REQUEST"),
+        (LoadBalancer(Simple.UNSPECIFIED), "LEAST_REQUEST"),
+        (LoadBalancer(Simple.ROUND_ROBIN), "ROUND_ROBIN"),
+        (LoadBalancer(Simple.RANDOM), "RANDOM"),
+        (LoadBalancer(Simple.PASSTHROUGH), "LEAST_REQUEST"),
     ],
 )
 def test_load_balancing_policy(said, policy):

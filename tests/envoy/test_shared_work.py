@@ -141,7 +141,8 @@ def test_kind_without_clients_is_forgotten() -> None:
 @pytest.mark.parametrize("port", [1, 127, 128, 65535])
 def test_joined_assignment_equals_an_encoded_one(address: str, port: int) -> None:
     targets = [
-        Target(region, zone, sub_zone, address, port, ready, mtls)
+        Target(priority, region, zone, sub_zone, address, port, ready, mtls, weight)
+        for priority, weight in ((0, 0), (1, 300))
         for region, zone in (("", ""), ("r", "z" * 200))
         for sub_zone, mtls in (("", False), ("istio", True))
         for ready in (True, False)
@@ -149,7 +150,9 @@ def test_joined_assignment_equals_an_encoded_one(address: str, port: int) -> Non
     found = assignment("c" * 300, targets, ())
     message: Any = message_class(ENDPOINT.removeprefix(TYPE_PREFIX)).FromString(found.body)
     assert message.SerializeToString(deterministic=True) == found.body
-    assert len(message.endpoints) == 4
+    assert len(message.endpoints) == 8
+    assert [group.priority for group in message.endpoints] == [0] * 4 + [1] * 4
+    assert [group.load_balancing_weight.value for group in message.endpoints] == [0] * 4 + [600] * 4
     socket = message.endpoints[0].lb_endpoints[0].endpoint.address.socket_address
     assert (socket.address, socket.port_value) == (address, port)
 

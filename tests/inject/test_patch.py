@@ -207,7 +207,7 @@ def test_udp_port_is_not_reserved() -> None:
             'metadata.annotations["traffic.sidecar.istio.io/excludeInboundPorts"]',
         ),
         (
-            pod(annotations={"traffic.sidecar.istio.io/includeOutboundIPRanges": "10.0.0.1/8"}),
+            pod(annotations={"traffic.sidecar.istio.io/includeOutboundIPRanges": "10.0.0.1/33"}),
             'metadata.annotations["traffic.sidecar.istio.io/includeOutboundIPRanges"]',
         ),
         (

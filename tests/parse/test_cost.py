@@ -245,7 +245,7 @@ def test_unknown_fields_of_strict_mapping_refuse_it() -> None:
 
 
 def test_problem_after_many_notices_refuses_the_object() -> None:
-    settings = [{"port": {"number": 80 + number}, "loadBalancer": {"warmup": "1s"}} for number in range(50)]
+    settings = [{"port": {"number": 80 + number}, "loadBalancer": {"unknown": "1s"}} for number in range(50)]
     parsed = read(rule({"portLevelSettings": settings, "tls": {"mode": "BAD"}}))
     assert parsed.refused
     assert parsed.fact is None

@@ -13,6 +13,7 @@ from xds.mesh.parse import parse
 from xds.mesh.parse.redirection import (
     MAX_LIST_LENGTH,
     TRAFFIC_PREFIX,
+    networks_with_host_bits,
     parse_interfaces,
     parse_networks,
     parse_ports,
@@ -34,16 +35,28 @@ def test_invalid_port_is_an_error(text):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("*", None), ("", ()), ("10.0.0.0/8,fd00::/8", (ip_network("10.0.0.0/8"), ip_network("fd00::/8")))],
+    [
+        ("*", None),
+        ("", ()),
+        ("10.0.0.0/8,fd00::/8", (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))),
+        ("10.96.0.2/24,10.96.0.0/24,fd00::1/8", (ip_network("10.96.0.0/24"), ip_network("fd00::/8"))),
+        ("10.96.0.2", (ip_network("10.96.0.2/32"),)),
+    ],
 )
 def test_networks(text, expected):
     assert parse_networks(text) == expected
 
 
-@pytest.mark.parametrize("text", ["x", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.0/8 -j ACCEPT"])
+@pytest.mark.parametrize("text", ["x", "10.0.0.0/33", "10.0.0.0/8 -j ACCEPT"])
 def test_invalid_network_is_an_error(text):
     with pytest.raises(ValueError, match="write comma-separated networks"):
         parse_networks(text)
+
+
+def test_networks_with_host_bits_are_named():
+    text = "10.0.0.0/8, 10.96.0.2/24, 10.96.0.2, fd00::1/8, fd00::1"
+    assert networks_with_host_bits(text) == ("10.96.0.2/24", "fd00::1/8")
+    assert networks_with_host_bits("*") == ()
 
 
 def test_interfaces():

@@ -8,6 +8,7 @@ from ipaddress import ip_network
 from hypothesis import strategies as st
 
 from tests.policy.world import HTTP, ROOT, TCP, meta, peer, pod, policy, rule, service, tls
+from xds.mesh.model.loadbalancer import LoadBalancer, Simple
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
     EndpointAddress,
@@ -23,7 +24,7 @@ from xds.mesh.model.objects import (
     ServicePort,
 )
 from xds.mesh.model.redirection import Redirection
-from xds.mesh.model.traffic import LoadBalancing, TrafficPolicy
+from xds.mesh.model.traffic import TrafficPolicy
 
 NAMESPACES = ("a", "b", "c")
 APPS = ("x1", "x2", "x10")
@@ -106,7 +107,7 @@ def policies(draw: st.DrawFn) -> Fact:
     )
 
 
-BALANCING = st.sampled_from([None, None, LoadBalancing.PASSTHROUGH])
+BALANCING = st.sampled_from([None, None, LoadBalancer(Simple.PASSTHROUGH)])
 TLS = st.none() | st.builds(
     tls,
     st.sampled_from(["DISABLE", "SIMPLE", "ISTIO_MUTUAL"]),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.policy.world import ROOT, mesh, rule, service, tls
+from xds.mesh.model.loadbalancer import LoadBalancer, Simple
 from xds.mesh.model.traffic import (
     ConnectionPool,
-    LoadBalancing,
     OutlierDetection,
     Subset,
     TlsMode,
@@ -17,6 +17,7 @@ from xds.mesh.policy.destination import client_rule, could_apply
 
 HOST = "web.server.svc.cluster.local"
 WEB = service("web", "server")
+AT_RANDOM = TrafficPolicy(load_balancer=LoadBalancer(Simple.RANDOM))
 
 
 def chosen(namespace: str, *rules, labels=None, **config) -> str | None:
@@ -117,10 +118,10 @@ def test_rules_of_one_host_are_merged_oldest_first():
 
 
 def test_policy_of_the_older_rule_stays_whole():
-    old = rule("server", HOST, name="old", age=9, policy=TrafficPolicy(load_balancer=LoadBalancing.RANDOM))
+    old = rule("server", HOST, name="old", age=9, policy=AT_RANDOM)
     young = rule("server", HOST, "DISABLE", name="young", age=1)
     found = client_rule(mesh(WEB, old, young), "client", {}, WEB)
-    assert found.for_port(80) == TrafficPolicy(load_balancer=LoadBalancing.RANDOM)
+    assert found.for_port(80) == AT_RANDOM
 
 
 def test_rules_with_different_export_are_not_merged():
@@ -133,9 +134,7 @@ def test_rules_with_different_export_are_not_merged():
 MTLS, OFF = tls("ISTIO_MUTUAL"), tls("DISABLE")
 POOL = ConnectionPool(max_connections=1)
 OUTLIER = OutlierDetection(consecutive_5xx=1)
-PORTED = TrafficPolicy(
-    tls=OFF, connection_pool=POOL, ports={80: TrafficPolicy(load_balancer=LoadBalancing.RANDOM)}
-)
+PORTED = TrafficPolicy(tls=OFF, connection_pool=POOL, ports={80: AT_RANDOM})
 
 
 def at(policy: TrafficPolicy | None, subset: TrafficPolicy | None, port: int) -> TrafficPolicy:
@@ -144,7 +143,7 @@ def at(policy: TrafficPolicy | None, subset: TrafficPolicy | None, port: int) ->
 
 
 def test_port_entry_replaces_the_whole_policy():
-    assert at(PORTED, None, 80) == TrafficPolicy(load_balancer=LoadBalancing.RANDOM)
+    assert at(PORTED, None, 80) == AT_RANDOM
     assert at(PORTED, None, 90) == TrafficPolicy(tls=OFF, connection_pool=POOL)
 
 
@@ -156,7 +155,7 @@ def test_subset_fields_override_one_by_one():
     subset = TrafficPolicy(tls=MTLS, outlier_detection=OUTLIER)
     assert at(PORTED, subset, 90) == TrafficPolicy(tls=MTLS, connection_pool=POOL, outlier_detection=OUTLIER)
     assert at(PORTED, subset, 80) == TrafficPolicy(
-        tls=MTLS, outlier_detection=OUTLIER, load_balancer=LoadBalancing.RANDOM
+        tls=MTLS, outlier_detection=OUTLIER, load_balancer=LoadBalancer(Simple.RANDOM)
     )
 
 

@@ -12,6 +12,7 @@ from tests.policy.meshes import meshes
 from tests.policy.world import HTTP, TCP, mesh, meta, peer, pod, rule, service
 from xds.codec import to_dict
 from xds.mesh.envoy.translate import translate
+from xds.mesh.model.loadbalancer import LoadBalancer, Simple
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import (
     Change,
@@ -25,7 +26,7 @@ from xds.mesh.model.objects import (
     Served,
     Service,
 )
-from xds.mesh.model.traffic import LoadBalancing, TrafficPolicy
+from xds.mesh.model.traffic import TrafficPolicy
 from xds.mesh.policy.explain import explain
 from xds.mesh.policy.listeners import is_used, listeners_at
 from xds.mesh.policy.plan import plan, scope_of
@@ -69,7 +70,7 @@ STRICT = peer("shop", "STRICT")
 PASSES = rule(
     "shop",
     "web.shop.svc.cluster.local",
-    policy=TrafficPolicy(load_balancer=LoadBalancing.PASSTHROUGH),
+    policy=TrafficPolicy(load_balancer=LoadBalancer(Simple.PASSTHROUGH)),
     name="passes",
 )
 OLD = rule("shop", "old.shop.svc.cluster.local", "DISABLE", name="old")

@@ -361,7 +361,7 @@ class TestMissingRequirements:
     ("flags", "message"),
     [
         (["-b", "http"], "'-b': 'http' is not a port"),
-        (["-x", "10.0.0.1/8"], "'-x': 10.0.0.1/8 has host bits set"),
+        (["-x", "10.0.0.1/33"], "'-x': '10.0.0.1/33' does not appear to be"),
         (["-x", "*"], "'-x': '*' is not allowed"),
         (["-m", "TPROXY"], "'-m': 'TPROXY' is not REDIRECT or NONE"),
     ],

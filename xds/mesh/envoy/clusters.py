@@ -10,6 +10,7 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
     CircuitBreakersThresholds,
     Cluster,
     ClusterCommonLbConfig,
+    ClusterCommonLbConfigLocalityWeightedLbConfig,
     ClusterDiscoveryType,
     ClusterEdsClusterConfig,
     ClusterLbPolicy,
@@ -36,23 +37,16 @@ from envoy_data_plane.google.protobuf import Any, Struct
 
 from xds.codec import pack
 from xds.mesh.envoy import names, tls
+from xds.mesh.envoy.balancing import balance
 from xds.mesh.envoy.common import HTTP_OPTIONS, ads, one_endpoint, seconds, strings
 from xds.mesh.envoy.features import Features, served_config
+from xds.mesh.model.loadbalancer import LoadBalancer
 from xds.mesh.model.objects import MeshConfig, Protocol
-from xds.mesh.model.traffic import ConnectionPool, LoadBalancing, TrafficPolicy
+from xds.mesh.model.traffic import ConnectionPool, TrafficPolicy
 from xds.mesh.model.traffic import OutlierDetection as OutlierPolicy
 from xds.resources import Resource, resource
 
 _NO_LIMIT = 2**32 - 1
-
-_LB = {
-    LoadBalancing.UNSPECIFIED: ClusterLbPolicy.LEAST_REQUEST,
-    LoadBalancing.LEAST_REQUEST: ClusterLbPolicy.LEAST_REQUEST,
-    LoadBalancing.ROUND_ROBIN: ClusterLbPolicy.ROUND_ROBIN,
-    LoadBalancing.RANDOM: ClusterLbPolicy.RANDOM,
-    # With PASSTHROUGH, each endpoint has its own cluster. Only requests to the service's name use this one.
-    LoadBalancing.PASSTHROUGH: ClusterLbPolicy.LEAST_REQUEST,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +65,8 @@ class OutboundSpec:
     """SPIFFE IDs that endpoints may have; empty for any ID of the trust domains."""
     features: Features
     """Features of the sidecar's Envoy, which its TLS settings depend on."""
+    has_locality_weights: bool = False
+    """Whether the load assignment has weights of localities."""
 
 
 def outbound(config: MeshConfig, spec: OutboundSpec, sources: tuple[str, ...]) -> Resource:
@@ -103,16 +99,21 @@ def outbound(config: MeshConfig, spec: OutboundSpec, sources: tuple[str, ...]) -
         type=ClusterDiscoveryType.EDS,
         eds_cluster_config=ClusterEdsClusterConfig(eds_config=ads(), service_name=spec.name),
         connect_timeout=seconds(pool.connect_timeout or config.connect_timeout),
-        lb_policy=_LB[policy.load_balancer or LoadBalancing.UNSPECIFIED],
         circuit_breakers=_circuit_breakers(pool),
         # The default of 0 disables panic mode, which would send requests to endpoints that are not ready.
-        common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=float(panic_threshold))),
+        common_lb_config=ClusterCommonLbConfig(
+            healthy_panic_threshold=Percent(value=float(panic_threshold)),
+            locality_weighted_lb_config=ClusterCommonLbConfigLocalityWeightedLbConfig()
+            if spec.has_locality_weights
+            else None,
+        ),
         outlier_detection=_outlier_detection(outlier) if outlier else None,
         upstream_connection_options=_keepalive(pool),
         typed_extension_protocol_options=_http_options(spec.protocol, pool, http2=http2),
         transport_socket_matches=matches,
         transport_socket=socket,
     )
+    balance(cluster, policy.load_balancer or LoadBalancer())
     return resource(cluster, sources=sources)
 
 

@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from xds.codec import field, integer_field, join, message_class, serialize
+from xds.mesh.envoy.locality import NO_PREFERENCE, Place
 from xds.mesh.model.mesh import Endpoint
 from xds.snapshot import ENDPOINT, TYPE_PREFIX, Resource
 
@@ -24,8 +25,10 @@ MTLS_SUB_ZONE = "istio"
 
 
 class Target(NamedTuple):
-    """One endpoint of a ClusterLoadAssignment. Locality fields come first, so sorting groups by locality."""
+    """One endpoint of a ClusterLoadAssignment. Sorting groups by priority and locality."""
 
+    priority: int
+    """Priority of the locality."""
     region: str
     """Region of the locality."""
     zone: str
@@ -40,15 +43,31 @@ class Target(NamedTuple):
     """Whether the endpoint is marked healthy."""
     mtls: bool
     """Whether clients send mutual TLS to the endpoint."""
+    weight: int
+    """Part of the weight of the locality; 0 if localities have no weights."""
 
 
-def target(endpoint: Endpoint, *, mtls: bool) -> Target:
-    """Return the target for an endpoint. `mtls` is whether clients send it mutual TLS."""
+def target(endpoint: Endpoint, *, mtls: bool, place: Place = NO_PREFERENCE) -> Target:
+    """Return the target for an endpoint.
+
+    Args:
+        endpoint: the endpoint.
+        mtls: whether clients send it mutual TLS.
+        place: its place in the assignment.
+    """
     sub_zone = endpoint.sub_zone
     if mtls:
         sub_zone = f"{sub_zone}/{MTLS_SUB_ZONE}" if sub_zone else MTLS_SUB_ZONE
     return Target(
-        endpoint.region, endpoint.zone, sub_zone, endpoint.address, endpoint.port, endpoint.ready, mtls
+        place.priority,
+        endpoint.region,
+        endpoint.zone,
+        sub_zone,
+        endpoint.address,
+        endpoint.port,
+        endpoint.ready,
+        mtls,
+        place.weight,
     )
 
 
@@ -59,15 +78,19 @@ def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -
     numbers are those of the fields in Envoy's protos.
     """
     parts = [field(1, name.encode())]
-    for (region, zone, sub_zone), group in groupby(sorted(targets), itemgetter(0, 1, 2)):
+    for (priority, region, zone, sub_zone), group in groupby(sorted(targets), itemgetter(0, 1, 2, 3)):
+        members = tuple(group)
         locality = _string(1, region) + _string(2, zone) + _string(3, sub_zone)
         endpoints = b"".join(
             [
                 field(2, _address(target.address, target.port) + _status(target.ready, target.mtls))
-                for target in group
+                for target in members
             ]
         )
-        parts.append(field(2, field(1, locality) + endpoints))
+        weight = sum(target.weight for target in members)
+        balancing = field(3, integer_field(1, weight)) if weight else b""
+        balancing += integer_field(5, priority) if priority else b""
+        parts.append(field(2, field(1, locality) + endpoints + balancing))
     body = join(_NAME, parts)
     return Resource.of(ENDPOINT, name, body, sources=sources)
 

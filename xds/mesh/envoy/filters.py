@@ -44,8 +44,10 @@ from envoy_data_plane.envoy.type.v3 import Percent
 
 from xds.codec import pack
 from xds.mesh.envoy import access_logs
+from xds.mesh.envoy.balancing import connection_hash
 from xds.mesh.envoy.common import ads, seconds
 from xds.mesh.envoy.names import BLACK_HOLE
+from xds.mesh.model.loadbalancer import HashKey
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits
 
 _HCM = "envoy.filters.network.http_connection_manager"
@@ -78,13 +80,27 @@ def http_inspector() -> ListenerFilter:
 
 
 @lru_cache(maxsize=8192)
-def tcp(cluster: str, limits: TcpLimits = NO_LIMITS, *, observed: bool = False) -> Filter:
-    """Return the filter that proxies TCP to a cluster. With `observed`, report each connection."""
+def tcp(
+    cluster: str,
+    limits: TcpLimits = NO_LIMITS,
+    hash_key: HashKey | None = None,
+    *,
+    observed: bool = False,
+) -> Filter:
+    """Return the filter that proxies TCP to a cluster.
+
+    Args:
+        cluster: name of the cluster.
+        limits: timeouts of the connections.
+        hash_key: key of the cluster's consistent hash.
+        observed: whether each connection is reported.
+    """
     proxy = TcpProxy(
         stat_prefix=cluster,
         cluster=cluster,
         idle_timeout=seconds(limits.idle_timeout),
         max_downstream_connection_duration=seconds(limits.max_duration),
+        hash_policy=connection_hash(hash_key),
     )
     if observed:
         proxy.access_log = [access_logs.reported()]

@@ -12,6 +12,7 @@ from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from xds.mesh.envoy import filters, names
 from xds.mesh.envoy.common import address, seconds
 from xds.mesh.envoy.routes import to_cluster
+from xds.mesh.model.loadbalancer import HashKey
 from xds.mesh.model.objects import MeshConfig, Protocol
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits
 from xds.resources import Resource, resource
@@ -32,6 +33,8 @@ class Destination(NamedTuple):
     """Cluster that connections go to."""
     limits: TcpLimits = NO_LIMITS
     """Timeouts of TCP connections."""
+    hash_key: HashKey | None = None
+    """Key of the consistent hash of the service's cluster."""
     service_route: tuple[tuple[str, ...], str] = ((), "")
     """Domains and cluster of the service, if the address belongs to one of its endpoints. HTTP requests for
     these domains go to the service's cluster instead of `cluster`."""
@@ -106,13 +109,18 @@ def destination_listener(config: MeshConfig, spec: Destination, sources: tuple[s
 @lru_cache(maxsize=8192)
 def _chains(spec: Destination) -> tuple[FilterChain, ...]:
     domains, service_cluster = spec.service_route
-    virtual_hosts = [VirtualHost(name=spec.cluster, domains=["*"], routes=[to_cluster(spec.cluster)])]
+    # The cluster of a single endpoint needs no hash.
+    hash_key = None if domains else spec.hash_key
+    route = to_cluster(spec.cluster, hash_key=hash_key)
+    virtual_hosts = [VirtualHost(name=spec.cluster, domains=["*"], routes=[route])]
     if domains:
         by_name = VirtualHost(
-            name=service_cluster, domains=list(domains), routes=[to_cluster(service_cluster)]
+            name=service_cluster,
+            domains=list(domains),
+            routes=[to_cluster(service_cluster, hash_key=spec.hash_key)],
         )
         virtual_hosts.insert(0, by_name)
-    tcp = FilterChain(name="tcp", filters=[filters.tcp(spec.cluster, spec.limits)])
+    tcp = FilterChain(name="tcp", filters=[filters.tcp(spec.cluster, spec.limits, hash_key)])
     match spec.protocol:
         case Protocol.TCP:
             return (tcp,)

@@ -1,9 +1,9 @@
 """Outbound resources, which all clients of one kind share.
 
 Clients are of one kind if the same DestinationRules apply to them, and if they are in one namespace,
-intercept traffic in the same way and have Envoys with the same features. A change updates the resources of a
-kind, and visits only the services that it may affect. Sets of resources that do not change remain the same
-objects.
+intercept traffic in the same way and have Envoys with the same features. With locality load balancing, they
+are also in one locality. A change updates the resources of a kind, and visits only the services that it may
+affect. Sets of resources that do not change remain the same objects.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import NamedTuple, TypeAlias
 
-from xds.mesh.envoy import clusters, names, outbound, routes
+from xds.mesh.envoy import clusters, locality, names, outbound, routes
 from xds.mesh.envoy.features import Features, served_config
 from xds.mesh.envoy.service import Addresses, Resources, addresses_of, assignments_of, clusters_of
 from xds.mesh.model.memory import ServiceKey
@@ -39,6 +39,8 @@ class Kind(NamedTuple):
     """How they intercept traffic."""
     features: Features
     """Features of their Envoys."""
+    client: locality.Client
+    """Their locality, if settings depend on it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +110,7 @@ class Outbound:
 def kind_of(mesh: Mesh, pod: Pod, features: Features) -> Kind:
     """Return the kind of a client."""
     rules = served_rule_key(mesh, pod.namespace, pod.meta.labels)
-    return Kind(pod.namespace, rules, pod.interception, features)
+    return Kind(pod.namespace, rules, pod.interception, features, locality.client_of(mesh, pod))
 
 
 def outbound_of(mesh: Mesh, pod: Pod, features: Features) -> Generator[None, None, Outbound]:
@@ -174,7 +176,8 @@ class _Clients:
 
     def destinations(self) -> Generator[None, None, _Destinations]:
         mesh = self.mesh
-        key = ("destinations", self.kind.rules, self.kind.interception, self.kind.features)
+        kind = self.kind
+        key = ("destinations", kind.rules, kind.interception, kind.features, kind.client)
         carried = mesh.memory.carried(key)
         if carried is None:
             config = served_config(mesh.config, self.kind.features)
@@ -192,7 +195,7 @@ class _Clients:
             if service := self._visible(name):
                 rule = self._rule(service)
                 new_clusters = yield from clusters_of(mesh, service, rule, self.kind.features)
-                new_endpoints = yield from assignments_of(mesh, service, rule)
+                new_endpoints = yield from assignments_of(mesh, service, rule, kind.client)
                 services[name] = new_clusters, new_endpoints
             cds.replace(old_clusters, new_clusters)
             eds.replace(old_endpoints, new_endpoints)

@@ -24,8 +24,10 @@ from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import Previ
 
 from xds.codec import encode, field, join, pack
 from xds.mesh.envoy import names
+from xds.mesh.envoy.balancing import route_hash
 from xds.mesh.envoy.common import seconds
 from xds.mesh.envoy.filters import alpn_filter
+from xds.mesh.model.loadbalancer import HashKey
 from xds.mesh.model.objects import CLUSTER_DOMAIN, Protocol, Service
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits
 from xds.snapshot import ROUTE, TYPE_PREFIX, Resource
@@ -54,6 +56,8 @@ class Host(NamedTuple):
     """Whether the destination is of a ServiceEntry. All other destinations take precedence."""
     limits: TcpLimits = NO_LIMITS
     """Timeouts of CONNECT tunnels."""
+    hash_key: HashKey | None = None
+    """Key of the cluster's consistent hash."""
 
 
 def service_names(service: Service, *, same_namespace: bool) -> tuple[str, ...]:
@@ -88,32 +92,42 @@ def pod_names(hostname: str, service: Service, *, same_namespace: bool) -> tuple
     )
 
 
-@lru_cache(maxsize=1)
-def _retries() -> RetryPolicy:
+@lru_cache(maxsize=2)
+def _retries(*, elsewhere: bool) -> RetryPolicy:
     # Istio's defaults: retry requests that the server did not process.
-    return RetryPolicy(
+    policy = RetryPolicy(
         retry_on="connect-failure,refused-stream,unavailable,cancelled,reset-before-request",
         num_retries=2,
-        retry_host_predicate=[
-            RetryPolicyRetryHostPredicate(
-                name="envoy.retry_host_predicates.previous_hosts", typed_config=pack(PreviousHostsPredicate())
-            )
-        ],
-        host_selection_retry_max_attempts=5,
     )
+    if elsewhere:
+        predicate = RetryPolicyRetryHostPredicate(
+            name="envoy.retry_host_predicates.previous_hosts", typed_config=pack(PreviousHostsPredicate())
+        )
+        policy.retry_host_predicate = [predicate]
+        policy.host_selection_retry_max_attempts = 5
+    return policy
 
 
-def to_cluster(cluster: str, *, retries: bool = True) -> Route:
-    """Return a route that sends all requests to a cluster, without a timeout."""
+def to_cluster(cluster: str, *, retries: bool = True, hash_key: HashKey | None = None) -> Route:
+    """Return a route that sends all requests to a cluster, without a timeout.
+
+    Args:
+        cluster: name of the cluster.
+        retries: whether to retry requests, at another endpoint unless the cluster uses a consistent hash.
+        hash_key: key of the cluster's consistent hash.
+    """
     return Route(
         match=RouteMatch(prefix="/"),
         route=RouteAction(
-            cluster=cluster, timeout=timedelta(0), retry_policy=_retries() if retries else None
+            cluster=cluster,
+            timeout=timedelta(0),
+            retry_policy=_retries(elsewhere=hash_key is None) if retries else None,
+            hash_policy=list(route_hash(hash_key)),
         ),
     )
 
 
-def _tunnel(cluster: str, limits: TcpLimits) -> Route:
+def _tunnel(cluster: str, limits: TcpLimits, hash_key: HashKey | None) -> Route:
     connect = RouteActionUpgradeConfig(
         upgrade_type="CONNECT", connect_config=RouteActionUpgradeConfigConnectConfig()
     )
@@ -128,6 +142,7 @@ def _tunnel(cluster: str, limits: TcpLimits) -> Route:
             idle_timeout=seconds(limits.idle_timeout),
             max_stream_duration=max_duration,
             upgrade_configs=[connect],
+            hash_policy=list(route_hash(hash_key)),
         ),
     )
 
@@ -147,12 +162,13 @@ def _refusals(text: str, *, connect: bool) -> list[Route]:
 def _virtual_host(name: str, domains: tuple[str, ...], host: Host, *, proxied: bool) -> bytes:
     """Return an encoded virtual host. Many route configurations contain it."""
     if not proxied:
-        return encode(VirtualHost(name=name, domains=list(domains), routes=[to_cluster(host.cluster)]))
-    routes = [_tunnel(host.cluster, host.limits)]
+        route = to_cluster(host.cluster, hash_key=host.hash_key)
+        return encode(VirtualHost(name=name, domains=list(domains), routes=[route]))
+    routes = [_tunnel(host.cluster, host.limits, host.hash_key)]
     if host.protocol is Protocol.TCP:
         routes += _refusals(_NOT_HTTP, connect=False)
     else:
-        route = to_cluster(host.cluster)
+        route = to_cluster(host.cluster, hash_key=host.hash_key)
         if host.protocol is Protocol.AUTO:
             override = alpn_filter("istio-http/1.1")
             route.typed_per_filter_config = (

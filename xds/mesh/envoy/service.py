@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from xds.mesh.envoy import clusters, endpoints, names, outbound, routes
+from xds.mesh.envoy import clusters, endpoints, locality, names, outbound, routes
 from xds.mesh.envoy.features import Features
+from xds.mesh.model.loadbalancer import LoadBalancer, LocalityLb
 from xds.mesh.model.memory import ServiceKey, ServiceMemos
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.namespace import covers
@@ -60,10 +61,14 @@ def clusters_of(
     return builder.memoized(("clusters", features), lambda: builder.clusters(features), ())
 
 
-def assignments_of(mesh: Mesh, service: Service, rule: ClientRule | None) -> Generator[None, None, Resources]:
-    """Return the load assignments of `clusters_of`."""
+def assignments_of(
+    mesh: Mesh, service: Service, rule: ClientRule | None, client: locality.Client
+) -> Generator[None, None, Resources]:
+    """Return the load assignments of `clusters_of` for clients in the same locality."""
     builder = _Builder(mesh, service, rule, mesh.memory.modes)
-    return builder.memoized("assignments", builder.assignments, ())
+    if client != locality.NO_CLIENT and not builder.depends_on_locality():
+        client = locality.NO_CLIENT
+    return builder.memoized(("assignments", client), lambda: builder.assignments(client), ())
 
 
 def addresses_of(
@@ -114,32 +119,38 @@ class _Builder:
         sources, identities = self.sources, self.mesh.identities(self.service)
         result = []
         for port in self._ports():
-            for name, _ in port.destinations():
+            for group in port.groups():
                 spec = clusters.OutboundSpec(
-                    name=name,
+                    name=group.name,
                     sni=names.sni(self.service.host, port.port.port, port.subset),
                     protocol=port.port.protocol,
-                    policy=port.policy,
+                    policy=group.policy,
                     identities=identities,
                     features=features,
+                    has_locality_weights=bool(group.locality and group.locality.distribute),
                 )
                 create = partial(clusters.outbound, self.mesh.config, spec)
-                result.append(self._cached(name, spec, create, sources))
+                result.append(self._cached(group.name, spec, create, sources))
                 yield
         return tuple(result)
 
-    def assignments(self) -> Generator[None, None, Resources]:
+    def depends_on_locality(self) -> bool:
+        """Whether a load assignment depends on the client's locality."""
+        return any(locality.setting_of(self.mesh.config, port.policy) for port in self._ports())
+
+    def assignments(self, client: locality.Client) -> Generator[None, None, Resources]:
         sources = self.sources
         result = []
         for port in self._ports():
-            for name, targets in port.destinations():
+            for group in port.groups():
+                name, targets = group.name, group.endpoints
                 mtls: list[bool] = []
                 for start in range(0, len(targets), _ENDPOINTS_PER_YIELD):
                     batch = targets[start : start + _ENDPOINTS_PER_YIELD]
                     mtls += sends_mtls_each(self.mesh, self.rule, port.port, batch, port.subset)
                     if len(targets) > _ENDPOINTS_PER_YIELD:
                         yield
-                spec = _Assignment(name, targets, mtls)
+                spec = _Assignment(group, mtls, client if group.locality else locality.NO_CLIENT)
                 result.append(self._cached(name, spec, spec.create, sources))
         return tuple(result)
 
@@ -205,29 +216,48 @@ _NO_POLICY = TrafficPolicy()
 class _Assignment:
     """Specification of a load assignment."""
 
-    def __init__(self, name: str, endpoints: tuple[Endpoint, ...], mtls: list[bool]) -> None:
-        self.name, self.endpoints, self.mtls = name, endpoints, mtls
+    def __init__(self, group: _Group, mtls: list[bool], client: locality.Client) -> None:
+        self.group, self.mtls, self.client = group, mtls, client
 
     @cached_property
     def targets(self) -> list[endpoints.Target]:
         """The endpoints, as the assignment describes them."""
+        found, setting = self.group.endpoints, self.group.locality
+        if setting is None:
+            return [endpoints.target(e, mtls=mtls) for e, mtls in zip(found, self.mtls, strict=True)]
+        places = locality.places(setting, self.client, found)
         return [
-            endpoints.target(endpoint, mtls=mtls)
-            for endpoint, mtls in zip(self.endpoints, self.mtls, strict=True)
+            endpoints.target(endpoint, mtls=mtls, place=place)
+            for endpoint, mtls, place in zip(found, self.mtls, places, strict=True)
+            if place
         ]
 
     def create(self, sources: tuple[str, ...]) -> Resource:
         """Build the assignment."""
-        return endpoints.assignment(self.name, self.targets, sources)
+        return endpoints.assignment(self.group.name, self.targets, sources)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Assignment):
             return NotImplemented
-        if self.endpoints is other.endpoints:
+        mine, its = self.group, other.group
+        if mine.endpoints is its.endpoints and mine.locality == its.locality and self.client == other.client:
             return self.mtls == other.mtls
         return self.targets == other.targets
 
     __hash__ = None  # type: ignore[assignment]
+
+
+class _Group(NamedTuple):
+    """The endpoints of one cluster."""
+
+    name: str
+    """Name of the cluster."""
+    endpoints: tuple[Endpoint, ...]
+    """Endpoints of the cluster."""
+    policy: TrafficPolicy
+    """Settings of the cluster."""
+    locality: LocalityLb | None = None
+    """Locality settings; None if localities have no effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,27 +280,37 @@ class _Port:
     def has_endpoint_listeners(self) -> bool:
         return not self.subset and has_endpoint_listeners(self.service, self.policy)
 
-    def destinations(self) -> Iterator[tuple[str, tuple[Endpoint, ...]]]:
-        """Yield the name of each cluster, with its endpoints.
+    def groups(self) -> Iterator[_Group]:
+        """Yield the endpoints of each cluster.
 
         The first cluster load-balances between all endpoints. If the service is headless or its load
         balancing is PASSTHROUGH, each endpoint has a cluster as well.
         """
         found = self.mesh.endpoints(self.service, self.port)
-        yield names.outbound(self.service.cluster_host, self.port.port, self.subset), self._balanced(found)
+        setting = locality.setting_of(self.mesh.config, self.policy)
+        name = names.outbound(self.service.cluster_host, self.port.port, self.subset)
+        yield _Group(name, self._balanced(found, setting), self.policy, setting)
         if self.has_endpoint_listeners:
             for endpoint in found:
                 # Requests to a specific pod reach it even if it is not ready.
                 if self._names_and_addresses(endpoint, same_namespace=False):
-                    yield self._addressed(endpoint), (replace(endpoint, ready=True),)
+                    endpoints = (replace(endpoint, ready=True),)
+                    yield _Group(self._addressed(endpoint), endpoints, self._single_policy)
 
-    def _balanced(self, found: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    @property
+    def _single_policy(self) -> TrafficPolicy:
+        """The settings of clusters with one endpoint. They need no hash."""
+        balancer = self.policy.load_balancer
+        return replace(self.policy, load_balancer=balancer and LoadBalancer(balancer.simple))
+
+    def _balanced(self, found: tuple[Endpoint, ...], setting: LocalityLb | None) -> tuple[Endpoint, ...]:
         """Return the endpoints to balance between."""
         subset = self.rule.subset(self.subset) if self.rule else None
         labels = subset.labels if subset else {}
         outlier = self.policy.outlier_detection
-        # A panic threshold would send requests to endpoints that are not ready.
-        only_ready = bool(outlier and outlier.min_health_percent)
+        # A panic threshold would send requests to endpoints that are not ready. Locality load balancing would
+        # count them, and send requests to other localities although all endpoints that are ready are healthy.
+        only_ready = bool(setting or (outlier and outlier.min_health_percent))
         if not labels and not only_ready:
             return found
         return tuple(
@@ -295,8 +335,16 @@ class _Port:
     def hosts(self, *, same_namespace: bool) -> Iterator[routes.Host]:
         """Yield the hosts of the service, and of endpoints with a cluster of their own."""
         domains = routes.service_names(self.service, same_namespace=same_namespace)
-        name, protocol, is_entry = self._addressed(None), self.port.protocol, bool(self.service.entry_host)
-        yield routes.Host(domains, self.port.port, name, protocol, limits=self.limits, is_entry=is_entry)
+        protocol = self.port.protocol
+        yield routes.Host(
+            domains,
+            self.port.port,
+            self._addressed(None),
+            protocol,
+            limits=self.limits,
+            hash_key=self.policy.hash_key,
+            is_entry=bool(self.service.entry_host),
+        )
         if self.has_endpoint_listeners:
             for endpoint in self.mesh.endpoints(self.service, self.port):
                 if own := self._names_and_addresses(endpoint, same_namespace=same_namespace):
@@ -320,5 +368,11 @@ class _Port:
         if listener.endpoint is None and not listener.is_closed:
             service_route = ((), "")  # All connections go to the cluster of the service anyway.
         return outbound.Destination(
-            listener.address, listener.number, self.port.protocol, cluster, self.limits, service_route
+            listener.address,
+            listener.number,
+            self.port.protocol,
+            cluster,
+            self.limits,
+            self.policy.hash_key,
+            service_route,
         )

@@ -41,6 +41,11 @@ MAX_VOLUMES = 1024
 """Maximum number of volumes."""
 
 _ISTIO_PREFIX = "sidecar.istio.io/"
+_REPORTED = (
+    *(_ISTIO_PREFIX, "proxy.istio.io/", "status.sidecar.istio.io/", "readiness.status.sidecar.istio.io/"),
+    "istio.io/reroute-virtual-interfaces",
+)
+"""Prefixes of annotations that are reported if they have no effect."""
 _KNOWN = frozenset(
     {
         *(choice.INJECT_LABEL, STATUS, NATIVE, probes.REWRITE, INTERCEPTION_MODE),
@@ -224,11 +229,10 @@ def _check_annotations(annotations: Field) -> None:
         )
     if (templates := annotations[choice.TEMPLATES]) and templates.text() != "sidecar":
         templates.refuse(f"requests {shown(templates.value)}; only sidecar is supported")
-    prefixes = (_ISTIO_PREFIX, "proxy.istio.io/")
     unknown = (
         name
         for name in annotations.value or ()
-        if isinstance(name, str) and name.startswith(prefixes) and name not in _KNOWN
+        if isinstance(name, str) and name.startswith(_REPORTED) and name not in _KNOWN
     )
     for name in islice(unknown, MAX_PROBLEMS):
         annotations[name].notice("has no effect here")

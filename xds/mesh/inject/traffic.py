@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_network
 from itertools import islice
 
 from xds.mesh.inject.containers import PROXY_GROUP
@@ -12,6 +13,7 @@ from xds.mesh.parse.reading import Field, nearest
 from xds.mesh.parse.redirection import (
     MAX_LIST_LENGTH,
     TRAFFIC_PREFIX,
+    networks_with_host_bits,
     parse_interfaces,
     parse_networks,
     parse_ports,
@@ -22,6 +24,9 @@ MAX_SUGGESTIONS = 4
 """Maximum number of suggestions for unknown annotations; each takes 0.2 ms to compute."""
 MAX_NOTICES = 16
 """Maximum number of unknown annotations that are reported."""
+
+MAX_EXAMPLES = 3
+"""Maximum number of networks in a notice."""
 
 _MAX_ERROR_LENGTH = 200
 """Maximum length of a parse error in a problem."""
@@ -35,6 +40,10 @@ _ANNOTATIONS: dict[str, tuple[str, str, Callable[[str], object]]] = {
     "excludeInterfaces": ("-c", "", parse_interfaces),
 }
 """Flag, default and parser by annotation."""
+
+
+_VIRTUAL_INTERFACES = f"{TRAFFIC_PREFIX}kubevirtInterfaces"
+"""Istio's annotation with interfaces of virtual machines. `excludeInterfaces` would be the opposite."""
 
 
 def interception_mode(annotations: Field) -> Interception:
@@ -56,7 +65,8 @@ def init_arguments(annotations: Field, settings: InjectionSettings) -> list[str]
         and name.removeprefix(TRAFFIC_PREFIX) not in _ANNOTATIONS
     )
     for count, name in enumerate(islice(unknown, MAX_NOTICES)):
-        suggested = (TRAFFIC_PREFIX + known for known in _ANNOTATIONS) if count < MAX_SUGGESTIONS else ()
+        may_be_misspelled = count < MAX_SUGGESTIONS and name != _VIRTUAL_INTERFACES
+        suggested = (TRAFFIC_PREFIX + known for known in _ANNOTATIONS) if may_be_misspelled else ()
         annotations[name].notice("has no effect here", nearest(name, suggested))
     ports = ("-p", str(settings.outbound_port), "-z", str(settings.inbound_port))
     result = [*ports, "-u", str(PROXY_ID), "-g", str(PROXY_GROUP), "-m", "REDIRECT"]
@@ -82,4 +92,11 @@ def _read_list(field: Field, default: str, parse: Callable[[str], object]) -> st
         parse(text)
     except ValueError as error:
         field.refuse(f"is invalid: {str(error)[:_MAX_ERROR_LENGTH]}")
+        return text
+    if parse is parse_networks and (inexact := networks_with_host_bits(text)):
+        networks = ", ".join(
+            f"{part} means {ip_network(part, strict=False)}" for part in inexact[:MAX_EXAMPLES]
+        )
+        more = f" and {len(inexact) - MAX_EXAMPLES} more" if len(inexact) > MAX_EXAMPLES else ""
+        field.notice(f"has host bits set, which iptables ignores: {networks}{more}")
     return text

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from xds.mesh.model.addresses import Addresses, addresses_of
 from xds.mesh.model.defaults import default_objects
+from xds.mesh.model.locality import Locality, locality_of
 from xds.mesh.model.memory import Memory, ServiceKey, Touched
 from xds.mesh.model.namespace import NOTHING, NamespaceFacts
 from xds.mesh.model.objects import (
-    LOCALITY_LABEL,
     AuthenticationPolicy,
     Change,
     DestinationRule,
@@ -56,6 +56,11 @@ class Endpoint:
     """Zone of the endpoint's locality."""
     sub_zone: str = ""
     """Sub-zone of the endpoint's locality."""
+
+    @property
+    def locality(self) -> Locality:
+        """Region, zone and sub-zone."""
+        return self.region, self.zone, self.sub_zone
 
 
 class ListedEndpoint(NamedTuple):
@@ -599,8 +604,7 @@ def _has_other_uid(pod: Pod, uid: str) -> bool:
 
 
 def _endpoint(service: Service, address: str, port: int, pod: Pod | None) -> Endpoint:
-    locality = (pod.meta.labels.get(LOCALITY_LABEL) if pod else "") or ""
-    region, zone, sub_zone = (*locality.replace("/", ".").split("."), "", "", "")[:3]
+    region, zone, sub_zone = locality_of(pod.meta.labels) if pod else ("", "", "")
     hostname = pod.hostname if pod and pod.subdomain == service.name else ""
     return Endpoint(
         address=address,

@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+from xds.mesh.model.loadbalancer import BY_DISTANCE, LocalityLb
 from xds.mesh.model.redirection import REDIRECT_ALL, Redirection
 from xds.mesh.model.traffic import Subset, TrafficPolicy
 
@@ -28,9 +29,6 @@ application connects to the sidecar itself)."""
 
 APP_ADDRESS = "sidecar.xds/app-address"
 """Pod annotation: address that the application listens on in interception mode NONE."""
-
-LOCALITY_LABEL = "istio-locality"
-"""Pod label with the pod's locality: `region.zone.subzone`, or with slashes as in Istio's manifests."""
 
 
 ADMIN_PORT = 15000
@@ -514,6 +512,8 @@ class MeshConfig:
     """meshMTLS: TLS between sidecars. The minimum version is TLSV1_2 or TLSV1_3."""
     tls_defaults: TlsSettings = TLS_DEFAULTS
     """tlsDefaults: TLS of clients with a DestinationRule of mode SIMPLE or MUTUAL."""
+    locality_lb: LocalityLb = BY_DISTANCE
+    """localityLbSetting: locality load balancing of services whose DestinationRule does not set it."""
     fips: bool = False
     """Switch values.xds.compliancePolicy: whether TLS is restricted to what FIPS 140-3 approves.
 

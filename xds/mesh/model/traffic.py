@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from xds.mesh.model.loadbalancer import HashKey, LoadBalancer, Simple
+
 
 class TlsMode(StrEnum):
     """TLS mode of a DestinationRule."""
@@ -35,16 +37,6 @@ class ClientTls:
     """caCertificates: a path in the sidecar's file system; empty for the system's roots."""
     insecure_skip_verify: bool = False
     """Whether clients skip verification of the server's certificate."""
-
-
-class LoadBalancing(StrEnum):
-    """`loadBalancer.simple`."""
-
-    UNSPECIFIED = "UNSPECIFIED"
-    LEAST_REQUEST = "LEAST_REQUEST"
-    ROUND_ROBIN = "ROUND_ROBIN"
-    RANDOM = "RANDOM"
-    PASSTHROUGH = "PASSTHROUGH"
 
 
 class TcpLimits(NamedTuple):
@@ -114,9 +106,20 @@ class TrafficPolicy:
     tls: ClientTls | None = None
     connection_pool: ConnectionPool | None = None
     outlier_detection: OutlierDetection | None = None
-    load_balancer: LoadBalancing | None = None
+    load_balancer: LoadBalancer | None = None
     ports: Mapping[int, TrafficPolicy] = field(default_factory=dict)
     """portLevelSettings by service port. The `ports` of each entry is empty."""
+
+    @property
+    def is_passthrough(self) -> bool:
+        """Whether connections keep the endpoint that the application has chosen."""
+        return self.load_balancer is not None and self.load_balancer.simple is Simple.PASSTHROUGH
+
+    @property
+    def hash_key(self) -> HashKey | None:
+        """What requests to the same endpoint have in common; None if load balancing ignores them."""
+        chosen = self.load_balancer and self.load_balancer.consistent_hash
+        return chosen.key if chosen else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

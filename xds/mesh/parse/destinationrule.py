@@ -10,7 +10,6 @@ from xds.mesh.model.objects import CLUSTER_DOMAIN, DestinationRule, Fact, Meta
 from xds.mesh.model.traffic import (
     ClientTls,
     ConnectionPool,
-    LoadBalancing,
     OutlierDetection,
     Subset,
     TlsMode,
@@ -19,10 +18,17 @@ from xds.mesh.model.traffic import (
 from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP
 from xds.mesh.parse.fail_closed import FailClosed, oldest
+from xds.mesh.parse.loadbalancer import load_balancer
 from xds.mesh.parse.reading import Field, Log, shown
 
 _POLICY = "tls connectionPool outlierDetection loadBalancer"
-_UNSUPPORTED = "tunnel proxyProtocol retryBudget"
+_UNSUPPORTED = {
+    "tunnel": "connections go to the endpoints directly",
+    "proxyProtocol": "servers get the client's identity in X-Forwarded-Client-Cert",
+    "compression": "applications compress their responses themselves",
+    "retryBudget": "limit retries with connectionPool.http.maxRetries",
+}
+"""Unsupported parts of a traffic policy, and what to do instead."""
 _NOT_TLS = {"connectionPool", "outlierDetection", "loadBalancer"}
 """Parts of a traffic policy that do not affect encryption."""
 _LABELS = {"labels", "matchLabels"}
@@ -38,17 +44,6 @@ class UpgradePolicy(StrEnum):
     DEFAULT = "DEFAULT"
     DO_NOT_UPGRADE = "DO_NOT_UPGRADE"
     UPGRADE = "UPGRADE"
-
-
-class Simple(StrEnum):
-    """`loadBalancer.simple`. LEAST_CONN is the former name of LEAST_REQUEST."""
-
-    UNSPECIFIED = "UNSPECIFIED"
-    LEAST_REQUEST = "LEAST_REQUEST"
-    LEAST_CONN = "LEAST_CONN"
-    ROUND_ROBIN = "ROUND_ROBIN"
-    RANDOM = "RANDOM"
-    PASSTHROUGH = "PASSTHROUGH"
 
 
 def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
@@ -105,11 +100,11 @@ def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
 
 
 def _policy(field: Field) -> TrafficPolicy | None:
-    if not field.mapping(f"{_POLICY} {_UNSUPPORTED} portLevelSettings", strict=True):
+    if not field.mapping(f"{_POLICY} {' '.join(_UNSUPPORTED)} portLevelSettings", strict=True):
         return None
     ports: dict[int, TrafficPolicy] = {}
     for item in field["portLevelSettings"].items():
-        item.mapping(f"port {_POLICY}", strict=True)
+        item.mapping(f"port {_POLICY} compression", strict=True)
         port = item["port"].required().mapping("number")
         if port and not port["number"]:
             port["number"].refuse("is required", "write the number of a Service port")
@@ -117,10 +112,15 @@ def _policy(field: Field) -> TrafficPolicy | None:
         if port["number"] and number in ports:
             port["number"].refuse(f"{number} is set twice")
         ports[number] = _settings(item, {})
-    for name in _UNSUPPORTED.split():
-        if field[name]:
-            field[name].notice("is not supported and is ignored")
+        _report_unsupported(item)
+    _report_unsupported(field)
     return _settings(field, ports)
+
+
+def _report_unsupported(field: Field) -> None:
+    for name, instead in _UNSUPPORTED.items():
+        if field[name]:
+            field[name].notice("is not supported and is ignored", instead)
 
 
 def _settings(field: Field, ports: dict[int, TrafficPolicy]) -> TrafficPolicy:
@@ -128,7 +128,7 @@ def _settings(field: Field, ports: dict[int, TrafficPolicy]) -> TrafficPolicy:
         tls=_tls(field["tls"]),
         connection_pool=_connection_pool(field["connectionPool"]),
         outlier_detection=_outlier_detection(field["outlierDetection"]),
-        load_balancer=_load_balancer(field["loadBalancer"]),
+        load_balancer=load_balancer(field["loadBalancer"]),
         ports=ports,
     )
 
@@ -186,10 +186,15 @@ def _connection_pool(field: Field) -> ConnectionPool | None:
     tcp = field["tcp"].mapping("maxConnections connectTimeout tcpKeepalive maxConnectionDuration idleTimeout")
     http = field["http"].mapping(
         "http1MaxPendingRequests http2MaxRequests maxRequestsPerConnection maxRetries "
-        "idleTimeout h2UpgradePolicy useClientProtocol maxConcurrentStreams"
+        "idleTimeout h2UpgradePolicy useClientProtocol maxConcurrentStreams http2ProtocolOptions"
     )
+    if http["http2ProtocolOptions"]:
+        http["http2ProtocolOptions"].notice("is not supported and is ignored", "use tcp.tcpKeepalive")
     if http["useClientProtocol"].boolean():
-        http["useClientProtocol"].notice("is not supported and is ignored")
+        http["useClientProtocol"].notice(
+            "is not supported and is ignored",
+            "a Service port without a declared protocol keeps the client's; or use h2UpgradePolicy",
+        )
     keepalive = tcp["tcpKeepalive"].mapping("probes time interval")
     upgrade = http["h2UpgradePolicy"].choice(UpgradePolicy)
     return ConnectionPool(
@@ -238,19 +243,6 @@ def _outlier_detection(field: Field) -> OutlierDetection | None:
         max_ejection_percent=field["maxEjectionPercent"].integer(0, 100),
         min_health_percent=field["minHealthPercent"].integer(0, 100),
     )
-
-
-def _load_balancer(field: Field) -> LoadBalancing | None:
-    field.mapping("simple consistentHash localityLbSetting warmupDurationSecs warmup")
-    if field["simple"].value and field["consistentHash"].value:
-        field.refuse("has both simple and consistentHash; only one is allowed")
-    for name in ("consistentHash", "localityLbSetting", "warmupDurationSecs", "warmup"):
-        if field[name].value:
-            field[name].notice("is not supported and is ignored")
-    simple = field["simple"].choice(Simple)
-    if simple is None:
-        return None
-    return LoadBalancing.LEAST_REQUEST if simple is Simple.LEAST_CONN else LoadBalancing(simple)
 
 
 def _subsets(field: Field) -> Iterator[Subset]:

@@ -11,6 +11,7 @@ from typing import Any
 from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, MeshConfig, Problem, TlsSettings
 from xds.mesh.parse import names
 from xds.mesh.parse.destinationrule import export_to
+from xds.mesh.parse.loadbalancer import locality_lb
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, nearest, shown
 
 _MAX_SOCKET_LENGTH = 107  # maximum length in the kernel's sockaddr_un
@@ -20,7 +21,8 @@ _MIN_TIMEOUT = 0.001
 _FIELDS = (
     "enableAutoMtls trustDomain trustDomainAliases rootNamespace defaultDestinationRuleExportTo "
     "protocolDetectionTimeout connectTimeout outboundTrafficPolicy inboundTrafficPolicy proxyListenPort "
-    "proxyInboundListenPort proxyHttpPort meshMTLS tlsDefaults sdsUdsPath"
+    "proxyInboundListenPort proxyHttpPort meshMTLS tlsDefaults sdsUdsPath "
+    "localityLbSetting"
 )
 _WITHOUT_EFFECT = (
     "accessLogEncoding accessLogFile accessLogFormat caCertificates certificates configSources "
@@ -28,11 +30,20 @@ _WITHOUT_EFFECT = (
     "defaultVirtualServiceExportTo disableEnvoyListenerLog discoverySelectors dnsRefreshRate "
     "enableEnvoyAccessLogService enablePrometheusMerge enableTracing extensionProviders h2UpgradePolicy "
     "hboneIdleTimeout ingressClass ingressControllerMode ingressSelector ingressService "
-    "localityLbSetting mixerCheckServer mixerReportServer disablePolicyChecks pathNormalization "
+    "mixerCheckServer mixerReportServer disablePolicyChecks pathNormalization "
     "serviceScopeConfigs serviceSettings tcpKeepalive verifyCertificateAtClient "
     "thriftConfig authPolicy rdsRefreshDelay enableSdsTokenMount"
 )
 """Valid Istio settings that have no effect in this control plane."""
+_IN_A_RULE = "set it in a DestinationRule's connectionPool"
+_INSTEAD = {
+    "accessLogFile": "use xds observe to see the traffic of sidecars",
+    "defaultConfig": "use annotations of pods, or flags of xds serve",
+    "enablePrometheusMerge": "use the annotation prometheus.istio.io/merge-metrics of pods",
+    "h2UpgradePolicy": _IN_A_RULE,
+    "tcpKeepalive": _IN_A_RULE,
+}
+"""What to do instead of some of these settings."""
 
 _SWITCHES = {
     "values.global.mtls.auto": "enable_auto_mtls",
@@ -113,7 +124,7 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
     root.mapping(f"{_FIELDS} {_WITHOUT_EFFECT}")
     for name in _WITHOUT_EFFECT.split():
         if root[name]:
-            root[name].notice("has no effect here")
+            root[name].notice("has no effect here", _INSTEAD.get(name, ""))
     outbound = root["outboundTrafficPolicy"].mapping("mode")["mode"].choice(OutboundPolicy)
     inbound = root["inboundTrafficPolicy"].mapping("mode")["mode"].choice(InboundPolicy)
     fields: dict[str, Any] = {
@@ -134,6 +145,7 @@ def _parse(root: Field, base: MeshConfig) -> MeshConfig:
         "proxy_http_port": root["proxyHttpPort"].integer(1, 65535),
         "mesh_tls": _mesh_tls(root["meshMTLS"], base.mesh_tls),
         "tls_defaults": _tls_defaults(root["tlsDefaults"], base.tls_defaults),
+        "locality_lb": locality_lb(root["localityLbSetting"]),
         "sds_socket": _socket(root["sdsUdsPath"]),
     }
     config = replace(base, **{name: value for name, value in fields.items() if value is not None})

@@ -334,6 +334,16 @@ class Field:
             return None
         return self.value
 
+    def number(self, low: float, high: float) -> float | None:
+        """Expect a number in a range."""
+        if self.value is None:
+            return None
+        is_number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        if not is_number or not low <= self.value <= high:  # Excludes NaN as well.
+            self._expected(f"a number from {low:g} to {high:g}")
+            return None
+        return float(self.value)
+
     def port(self) -> int:
         """Expect a port number."""
         return self.integer(1, 65535) or 1

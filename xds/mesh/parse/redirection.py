@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_interface, ip_network
 from typing import TypeVar
 
 from xds.mesh.model.redirection import REDIRECT_ALL, Network, Redirection
@@ -65,6 +65,8 @@ def parse_ports(text: str) -> tuple[int, ...] | None:
 def parse_networks(text: str) -> tuple[Network, ...] | None:
     """Parse Istio's list of networks: `10.0.0.0/8,fd00::/8`; `*` means all (None), empty means none.
 
+    As in iptables and Istio, an address stands for its network: `10.96.0.2/24` is `10.96.0.0/24`.
+
     Raises:
         ValueError: the list is invalid.
     """
@@ -73,10 +75,20 @@ def parse_networks(text: str) -> tuple[Network, ...] | None:
     result = []
     for part in _split(text):
         try:
-            result.append(ip_network(part))
+            result.append(ip_network(part, strict=False))
         except ValueError as error:
             raise ValueError(f"{error}: write comma-separated networks, such as 10.0.0.0/8") from None
     return tuple(dict.fromkeys(result))
+
+
+def networks_with_host_bits(text: str) -> tuple[str, ...]:
+    """Return the parts of a valid list of networks that have bits outside the network's mask."""
+    return tuple(part for part in _split(text) if part != "*" and _has_host_bits(part))
+
+
+def _has_host_bits(network: str) -> bool:
+    interface = ip_interface(network)
+    return interface.ip != interface.network.network_address
 
 
 def parse_interfaces(text: str) -> tuple[str, ...]:

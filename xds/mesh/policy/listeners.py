@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Interception, Pod, Service, ServicePort
-from xds.mesh.model.traffic import LoadBalancing, TrafficPolicy
+from xds.mesh.model.traffic import TrafficPolicy
 from xds.mesh.policy.destination import client_rule
 
 
@@ -40,7 +40,7 @@ def sidecar_ports(mesh: Mesh) -> frozenset[int]:
 
 def has_endpoint_listeners(service: Service, policy: TrafficPolicy) -> bool:
     """Whether sidecars have a listener for each endpoint of a service port with this policy."""
-    return service.headless or policy.load_balancer is LoadBalancing.PASSTHROUGH
+    return service.headless or policy.is_passthrough
 
 
 def is_routed_by_host(mesh: Mesh, port: ServicePort, number: int) -> bool:
@@ -119,7 +119,7 @@ def _can_pass_through(mesh: Mesh, service: Service) -> bool:
 
 def _sets_passthrough(policy: TrafficPolicy | None) -> bool:
     settings = (policy, *policy.ports.values()) if policy else ()
-    return any(setting.load_balancer is LoadBalancing.PASSTHROUGH for setting in settings)
+    return any(setting.is_passthrough for setting in settings)
 
 
 def is_used(mesh: Mesh, client: Pod, listener: Listener) -> bool:

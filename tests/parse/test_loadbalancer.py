@@ -1,0 +1,229 @@
+"""`loadBalancer` of DestinationRules, and the mesh's `localityLbSetting`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.parse.steps import assert_linear
+from xds.mesh.model.loadbalancer import (
+    ConsistentHash,
+    Cookie,
+    Distribute,
+    HashKey,
+    LoadBalancer,
+    LocalityLb,
+    Simple,
+    Warmup,
+)
+from xds.mesh.model.objects import DestinationRule
+from xds.mesh.parse import Parsed, dotted, parse
+from xds.mesh.parse.meshconfig import mesh_config
+
+HEADER = {"httpHeaderName": "x-user"}
+BY_HEADER = HashKey(header="x-user")
+
+
+def read(settings: Any) -> Parsed:
+    [parsed] = parse(
+        {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "DestinationRule",
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"host": "web", "trafficPolicy": {"loadBalancer": settings}},
+        },
+        dotted,
+    )
+    return parsed
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, LoadBalancer()),
+        ({"simple": "LEAST_CONN"}, LoadBalancer(Simple.LEAST_REQUEST)),
+        ({"simple": "UNSPECIFIED", "warmup": {"duration": "1m"}}, LoadBalancer(warmup=Warmup(60))),
+        (
+            {
+                "simple": "ROUND_ROBIN",
+                "warmup": {"duration": "5s", "minimumPercent": 20, "aggression": 1.5},
+            },
+            LoadBalancer(Simple.ROUND_ROBIN, warmup=Warmup(5, 20, 1.5)),
+        ),
+        ({"warmupDurationSecs": "30s"}, LoadBalancer(warmup=Warmup(30))),
+    ],
+)
+def test_algorithm_and_warmup(settings: Any, expected: LoadBalancer) -> None:
+    parsed = read(settings)
+    assert not parsed.problems
+    assert isinstance(parsed.fact, DestinationRule)
+    assert parsed.fact.policy
+    assert parsed.fact.policy.load_balancer == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (HEADER, ConsistentHash(BY_HEADER)),
+        ({"httpHeaderName": ":path"}, ConsistentHash(HashKey(header=":path"))),
+        ({"useSourceIp": True}, ConsistentHash(HashKey(source_ip=True))),
+        ({"httpQueryParameterName": "user"}, ConsistentHash(HashKey(query_parameter="user"))),
+        (
+            {"httpCookie": {"name": "user", "path": "/shop", "ttl": "0s"}},
+            ConsistentHash(HashKey(cookie=Cookie("user", "/shop", 0))),
+        ),
+        ({"httpCookie": {"name": "user"}}, ConsistentHash(HashKey(cookie=Cookie("user")))),
+        (HEADER | {"minimumRingSize": 100}, ConsistentHash(BY_HEADER, size=100)),
+        (HEADER | {"ringHash": {"minimumRingSize": 100}}, ConsistentHash(BY_HEADER, size=100)),
+        (HEADER | {"ringHash": {}}, ConsistentHash(BY_HEADER)),
+        (HEADER | {"maglev": {"tableSize": 11}}, ConsistentHash(BY_HEADER, maglev=True, size=11)),
+        (HEADER | {"maglev": {}}, ConsistentHash(BY_HEADER, maglev=True)),
+    ],
+)
+def test_consistent_hash(settings: Any, expected: ConsistentHash) -> None:
+    parsed = read({"consistentHash": settings})
+    assert not parsed.problems
+    assert isinstance(parsed.fact, DestinationRule)
+    assert parsed.fact.policy
+    assert parsed.fact.policy.load_balancer == LoadBalancer(consistent_hash=expected)
+    assert parsed.fact.policy.hash_key == expected.key
+
+
+LOCALITY = [
+    ({}, LocalityLb()),
+    ({"enabled": False}, LocalityLb(enabled=False)),
+    ({"failover": [{"from": "eu", "to": "us"}]}, LocalityLb(failover=(("eu", "us"),))),
+    (
+        {"failoverPriority": ["topology.kubernetes.io/zone", "version=v1"]},
+        LocalityLb(failover_priority=(("topology.kubernetes.io/zone", None), ("version", "v1"))),
+    ),
+    (
+        {"distribute": [{"from": "eu/*", "to": {"eu/eu-1/*": 70, "eu/eu-2/rack": 20, "us": 10}}]},
+        LocalityLb(
+            distribute=(
+                Distribute(("eu",), ((("eu", "eu-1"), 70), (("eu", "eu-2", "rack"), 20), (("us",), 10))),
+            )
+        ),
+    ),
+    (
+        {"distribute": [{"from": "*", "to": {"*": 100}}]},
+        LocalityLb(distribute=(Distribute((), (((), 100),)),)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), LOCALITY)
+def test_locality_settings_of_rules_and_the_mesh(settings: Any, expected: LocalityLb) -> None:
+    parsed = read({"localityLbSetting": settings})
+    assert not parsed.problems
+    assert isinstance(parsed.fact, DestinationRule)
+    assert parsed.fact.policy
+    assert parsed.fact.policy.load_balancer == LoadBalancer(locality=expected)
+    config, problems = mesh_config({"localityLbSetting": settings}, dotted)
+    assert not problems
+    assert config.locality_lb == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"simple": "RANDOM", "consistentHash": HEADER}, "has both simple and consistentHash"),
+        ({"consistentHash": {}}, "must have exactly one of httpHeaderName"),
+        ({"consistentHash": HEADER | {"useSourceIp": True}}, "must have exactly one of httpHeaderName"),
+        ({"consistentHash": {"useSourceIp": False}}, "has an empty key"),
+        ({"consistentHash": {"httpHeaderName": "x user"}}, "'x user' is not the name of a header"),
+        ({"consistentHash": {"httpHeaderName": "x" * 300}}, "has 300 characters"),
+        ({"consistentHash": {"httpCookie": {}}}, "httpCookie.name is required"),
+        ({"consistentHash": {"httpCookie": {"name": "a;b"}}}, "'a;b' is not the name"),
+        ({"consistentHash": {"httpCookie": {"name": "a", "path": "/;x"}}}, "is not a cookie's path"),
+        ({"consistentHash": HEADER | {"maglev": {"tableSize": 10}}}, "must be a prime number, not 10"),
+        ({"consistentHash": HEADER | {"ringHash": {}, "maglev": {}}}, "has both ringHash and maglev"),
+        ({"consistentHash": HEADER | {"minimumRingSize": 2**24}}, "must be a number from 0 to 8388608"),
+        ({"warmup": {}}, "warmup.duration is required"),
+        ({"warmup": {"duration": "1s", "minimumPercent": 101}}, "must be a number from 0 to 100"),
+        ({"warmup": {"duration": "1s", "aggression": 0.5}}, "must be a number from 1 to 1000"),
+        ({"warmup": {"duration": "1s", "aggression": float("nan")}}, "must be a number from 1 to 1000"),
+        ({"warmup": {"duration": "1s", "aggression": True}}, "must be a number from 1 to 1000"),
+        (
+            {
+                "localityLbSetting": {
+                    "distribute": [{"from": "*", "to": {"*": 100}}],
+                    "failover": [{"from": "eu", "to": "us"}],
+                }
+            },
+            "has both distribute and failover",
+        ),
+        ({"localityLbSetting": {"distribute": [{"from": "eu", "to": {"eu": 99}}]}}, "the sum 99"),
+        ({"localityLbSetting": {"distribute": [{"from": "eu/*/x", "to": {"*": 100}}]}}, "not a locality"),
+        ({"localityLbSetting": {"distribute": [{"from": "eu//x", "to": {"*": 100}}]}}, "not a locality"),
+        ({"localityLbSetting": {"distribute": [{"from": "e*", "to": {"*": 100}}]}}, "not a locality"),
+        ({"localityLbSetting": {"distribute": [{"from": "a/b/c/d", "to": {"*": 100}}]}}, "not a locality"),
+        (
+            {"localityLbSetting": {"distribute": [{"from": "eu", "to": {"us": 50, "us/us-1": 50}}]}},
+            "contains 'us/us-1' twice: 'us' includes it",
+        ),
+        (
+            {
+                "localityLbSetting": {
+                    "distribute": [{"from": "*", "to": {"*": 100}}, {"from": "eu", "to": {"*": 100}}]
+                }
+            },
+            "contains 'eu' twice: '*' includes it",
+        ),
+        ({"localityLbSetting": {"failover": [{"from": "eu", "to": "eu"}]}}, "must be another region"),
+        ({"localityLbSetting": {"failover": [{"from": "eu/1", "to": "us"}]}}, "must name two regions"),
+        (
+            {
+                "localityLbSetting": {
+                    "failover": [{"from": "eu", "to": "us"}],
+                    "failoverPriority": ["topology.kubernetes.io/region"],
+                }
+            },
+            "has both failover and topology labels",
+        ),
+        ({"localityLbSetting": {"failoverPriority": ["a", "a=b"]}}, "must be a label that is listed once"),
+    ],
+)
+def test_invalid_settings_are_refused(settings: Any, what: str) -> None:
+    parsed = read(settings)
+    assert parsed.refused
+    assert what in str(parsed.problems[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"simple": "RANDOM", "warmup": {"duration": "1s"}}, "warmup has no effect with RANDOM"),
+        ({"consistentHash": HEADER, "warmupDurationSecs": "1s"}, "has no effect with consistentHash"),
+        ({"warmup": {"duration": "1s"}, "warmupDurationSecs": "2s"}, "warmupDurationSecs is ignored"),
+        (
+            {"localityLbSetting": {"failover": [{"from": "eu", "to": "us"}, {"from": "eu", "to": "ap"}]}},
+            "failover[1] is ignored",
+        ),
+        (
+            {
+                "localityLbSetting": {
+                    "distribute": [{"from": "*", "to": {"*": 100}}],
+                    "failoverPriority": ["a"],
+                }
+            },
+            "failoverPriority is ignored",
+        ),
+    ],
+)
+def test_settings_without_effect_get_a_notice(settings: Any, what: str) -> None:
+    parsed = read(settings)
+    [problem] = parsed.problems
+    assert problem.notice
+    assert what in problem.what
+
+
+def test_cost_of_localities_is_linear() -> None:
+    def parse(size: int) -> None:
+        weights = {f"r{number}": 1 for number in range(size)}
+        failover = [{"from": f"r{number}", "to": "us"} for number in range(size)]
+        read({"localityLbSetting": {"distribute": [{"from": "*", "to": weights}]}})
+        read({"localityLbSetting": {"failover": failover, "failoverPriority": [*weights]}})
+
+    assert_linear(parse, 500)
