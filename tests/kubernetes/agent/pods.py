@@ -99,7 +99,7 @@ class Pod:
 
     async def run(self) -> None:
         """Run until the pod is deleted, even if it completes earlier."""
-        self.place, self.address = self._around.node.add()
+        self.place, (self.address,) = self._around.node.add()
         network = self._around.networks / self.name
         network.symlink_to(self.place.file)
         try:

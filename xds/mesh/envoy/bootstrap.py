@@ -69,7 +69,7 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
 from xds.codec import pack
 from xds.mesh.envoy import filters, internal, names
-from xds.mesh.envoy.common import HTTP_OPTIONS, address, ads, one_endpoint, strings
+from xds.mesh.envoy.common import HTTP_OPTIONS, address, ads, bound_to, one_endpoint, strings, wildcards
 from xds.mesh.envoy.names import ADMIN_CLUSTER
 from xds.mesh.model.names import host_port
 from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, Interception, Pod
@@ -111,6 +111,13 @@ def loopback_address(pod: Pod) -> str:
     return "127.0.0.1"
 
 
+def sidecar_hosts(pod: Pod) -> tuple[str, ...]:
+    """Return the addresses that a sidecar listens on for the kubelet and Prometheus."""
+    if pod.interception is Interception.NONE:
+        return (pod.address, *pod.more_addresses)
+    return wildcards(pod.families)
+
+
 def _is_loopback(text: str) -> bool:
     return bool(text) and ipaddress.ip_address(text).is_loopback
 
@@ -149,7 +156,6 @@ def bootstrap(
     else:
         added = (_control_plane(xds_host, xds_port), *added)
     local_address = loopback_address(pod)
-    health_address = pod.address if pod.interception is Interception.NONE else "0.0.0.0"
     app = pod.meta.labels.get("app", pod.name)
     return Bootstrap(
         node=Node(
@@ -169,7 +175,7 @@ def bootstrap(
                 *(item for item in added if isinstance(item, Cluster)),
             ],
             listeners=[
-                admin_page_listener("health", health_address, HEALTH_PORT, "/healthz/ready", "/ready"),
+                admin_page_listener("health", sidecar_hosts(pod), HEALTH_PORT, "/healthz/ready", "/ready"),
                 *(item for item in added if isinstance(item, Listener)),
             ],
         ),
@@ -255,7 +261,7 @@ def _cluster(name: str, host: str, port: int) -> Cluster:
         # Try the addresses of both families, as Google's gRPC client does. Envoy's default is IPv6 only, if
         # the name has such an address.
         dns_lookup_family=ClusterDnsLookupFamily.ALL,
-        load_assignment=one_endpoint(name, host, port),
+        load_assignment=one_endpoint(name, host, port=port),
     )
 
 
@@ -353,15 +359,17 @@ def _verified_tls(host: str, roots: str) -> TransportSocket:
     return TransportSocket(name="envoy.transport_sockets.tls", typed_config=pack(context))
 
 
-def admin_page_listener(name: str, host: str, port: int, path: str, admin_path: str) -> Listener:
+def admin_page_listener(name: str, hosts: Iterable[str], port: int, path: str, admin_path: str) -> Listener:
     """Return a listener that serves a single page of the admin interface at `path`."""
     page = Route(
         match=RouteMatch(path=path),
         route=RouteAction(cluster=ADMIN_CLUSTER, prefix_rewrite=admin_path),
     )
-    hosts = [VirtualHost(name=name, domains=["*"], routes=[page])]
+    virtual_hosts = [VirtualHost(name=name, domains=["*"], routes=[page])]
+    first_address, more_addresses = bound_to(hosts, port)
     return Listener(
         name=name,
-        address=address(host, port),
-        filter_chains=[FilterChain(filters=[filters.http_to(name, hosts)])],
+        address=first_address,
+        additional_addresses=more_addresses,
+        filter_chains=[FilterChain(filters=[filters.http_to(name, virtual_hosts)])],
     )

@@ -40,6 +40,8 @@ class Target(NamedTuple):
     """Whether the endpoint is marked healthy."""
     mtls: bool
     """Whether clients send mutual TLS to the endpoint."""
+    more_addresses: tuple[str, ...] = ()
+    """Other IP addresses. Envoy tries them if it cannot connect to `address`."""
 
 
 def target(endpoint: Endpoint, *, mtls: bool) -> Target:
@@ -48,7 +50,14 @@ def target(endpoint: Endpoint, *, mtls: bool) -> Target:
     if mtls:
         sub_zone = f"{sub_zone}/{MTLS_SUB_ZONE}" if sub_zone else MTLS_SUB_ZONE
     return Target(
-        endpoint.region, endpoint.zone, sub_zone, endpoint.address, endpoint.port, endpoint.ready, mtls
+        endpoint.region,
+        endpoint.zone,
+        sub_zone,
+        endpoint.address,
+        endpoint.port,
+        endpoint.ready,
+        mtls,
+        endpoint.more_addresses,
     )
 
 
@@ -62,20 +71,22 @@ def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -
     for (region, zone, sub_zone), group in groupby(sorted(targets), itemgetter(0, 1, 2)):
         locality = _string(1, region) + _string(2, zone) + _string(3, sub_zone)
         endpoints = b"".join(
-            [
-                field(2, _address(target.address, target.port) + _status(target.ready, target.mtls))
-                for target in group
-            ]
+            [field(2, _addresses(target) + _status(target.ready, target.mtls)) for target in group]
         )
         parts.append(field(2, field(1, locality) + endpoints))
     body = join(_NAME, parts)
     return Resource.of(ENDPOINT, name, body, sources=sources)
 
 
+def _addresses(target: Target) -> bytes:
+    """Return the fields of an LbEndpoint with its addresses. They are the same in all modes."""
+    more = [field(4, _address(address, target.port)) for address in target.more_addresses]
+    return field(1, b"".join((_address(target.address, target.port), *more)))
+
+
 @lru_cache(maxsize=16384)
 def _address(address: str, port: int) -> bytes:
-    """Return the fields of an LbEndpoint with its address. They are the same in all modes."""
-    return field(1, field(1, field(1, _string(2, address) + integer_field(3, port))))
+    return field(1, field(1, _string(2, address) + integer_field(3, port)))
 
 
 def _string(number: int, text: str) -> bytes:

@@ -6,7 +6,7 @@ that may affect it: clusters, load assignments (the only part that depends on mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -193,6 +193,12 @@ class _Builder:
         return resource if resource.sources == sources else replace(resource, sources=sources)
 
 
+def _by_address(found: Iterable[Endpoint]) -> Iterator[Endpoint]:
+    """Yield an endpoint for each address: clients that address a pod individually reach that address."""
+    for endpoint in found:
+        yield from endpoint.by_address()
+
+
 _NO_POLICY = TrafficPolicy()
 
 
@@ -253,7 +259,7 @@ class _Port:
         found = self.mesh.endpoints(self.service, self.port)
         yield names.outbound(self.service.host, self.port.port, self.subset), self._balanced(found)
         if self.has_endpoint_listeners:
-            for endpoint in found:
+            for endpoint in _by_address(found):
                 # Requests to a specific pod reach it even if it is not ready.
                 if self._names_and_addresses(endpoint, same_namespace=False):
                     yield self._addressed(endpoint), (replace(endpoint, ready=True),)
@@ -292,7 +298,7 @@ class _Port:
         name, protocol = self._addressed(None), self.port.protocol
         yield routes.Host(domains, self.port.port, name, protocol, limits=self.limits)
         if self.has_endpoint_listeners:
-            for endpoint in self.mesh.endpoints(self.service, self.port):
+            for endpoint in _by_address(self.mesh.endpoints(self.service, self.port)):
                 if own := self._names_and_addresses(endpoint, same_namespace=same_namespace):
                     for number in dict.fromkeys((self.port.port, endpoint.port)):
                         yield routes.Host(own, number, self._addressed(endpoint), protocol, is_endpoint=True)
