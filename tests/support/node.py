@@ -14,7 +14,7 @@ from typing import Self
 
 from tests.support.places import Namespace
 
-GATEWAY, GATEWAY6 = "169.254.1.1", "fe80::1"
+GATEWAY, GATEWAY6 = "169.254.1.1", "fd77:1::1"
 """The node's addresses, as every pod sees them."""
 
 _ETC = Path("/etc/netns")
@@ -86,10 +86,10 @@ def _link(address: str, link: str) -> tuple[str, str]:
 
 def _link6(address: str, link: str) -> tuple[str, str]:
     """Do the same for IPv6. Without `nodad`, an address could be used only after a second."""
-    node = f"addr add {GATEWAY6}/64 dev {link} nodad\nroute add {address}/128 dev {link}\n"
+    node = f"addr add {GATEWAY6}/128 dev {link} nodad\nroute add {address}/128 dev {link}\n"
     pod = (
-        f"addr add {address}/128 dev eth0 nodad\n"
-        f"route add ::/0 via {GATEWAY6} dev eth0 src {address}\n"
+        f"addr add {address}/128 dev eth0 nodad\nroute add {GATEWAY6}/128 dev eth0 src {address}\n"
+        f"route add ::/0 via {GATEWAY6} src {address}\n"
     )
     return node, pod
 

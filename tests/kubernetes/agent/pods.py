@@ -260,7 +260,7 @@ class Pod:
 
     def _as_told(self) -> Json:
         """Return the pod with its addresses, which containers may refer to before they are reported."""
-        return {**self.object, "status": {"podIP": self.address, "hostIP": GATEWAY}}
+        return {**self.object, "status": {"podIP": self.address, "podIPs": self.address, "hostIP": GATEWAY}}
 
     def _everything(self) -> Iterator[Container]:
         yield from self._init

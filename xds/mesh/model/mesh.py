@@ -411,7 +411,7 @@ class Mesh:
             is_listed = service.name in self.in_namespace(service.namespace).endpoints
             candidates = self._from_listed(service, port) if is_listed else self._from_selector(service, port)
             unique = {(endpoint.address, endpoint.port): endpoint for endpoint in candidates}
-            memo[key] = _by_pod([unique[key] for key in sorted(unique)])
+            memo[key] = _by_pod(service, [unique[key] for key in sorted(unique)])
         endpoints: tuple[Endpoint, ...] = memo[key]
         return endpoints
 
@@ -578,8 +578,8 @@ def _addresses_in(pod: Pod, families: tuple[Family, ...]) -> tuple[str, ...]:
     return found or (pod.address,)
 
 
-def _by_pod(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
-    """Combine the endpoints of each pod with several addresses, in the order of the pod's addresses.
+def _by_pod(service: Service, endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+    """Combine the endpoints of each pod with several addresses, the service's first IP version first.
 
     EndpointSlices list one IP version each, and do not change at the same time. Use the ready addresses if
     there are any.
@@ -591,15 +591,21 @@ def _by_pod(endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
         groups.setdefault((endpoint.pod.ref if endpoint.pod else endpoint.address, endpoint.port), []).append(
             endpoint
         )
-    return tuple(sorted(map(_combined, groups.values()), key=lambda found: (found.address, found.port)))
+    combined = (_combined(service, group) for group in groups.values())
+    return tuple(sorted(combined, key=lambda endpoint: (endpoint.address, endpoint.port)))
 
 
-def _combined(endpoints: Sequence[Endpoint]) -> Endpoint:
-    if len(endpoints) == 1 or endpoints[0].pod is None:
+def _combined(service: Service, endpoints: Sequence[Endpoint]) -> Endpoint:
+    pod = endpoints[0].pod
+    if len(endpoints) == 1 or pod is None:
         return endpoints[0]
-    addresses = endpoints[0].pod.addresses
+
+    def rank(endpoint: Endpoint) -> tuple[int, int]:
+        order = (*service.families, family_of(endpoint.address))
+        return order.index(family_of(endpoint.address)), pod.addresses.index(endpoint.address)
+
     usable = [endpoint for endpoint in endpoints if endpoint.ready] or endpoints
-    first, *more = sorted(usable, key=lambda endpoint: addresses.index(endpoint.address))
+    first, *more = sorted(usable, key=rank)
     return replace(first, more_addresses=tuple(endpoint.address for endpoint in more))
 
 

@@ -196,7 +196,7 @@ class Service(Object):
     headless: bool = False
     """Whether the Service is headless: its `clusterIP` is None."""
     families: tuple[Family, ...] = ()
-    """IP versions of its endpoints: ipFamilies, or else those of its addresses. Empty: each pod's first one."""
+    """IP versions of its endpoints: ipFamilies, or else those of its addresses. Empty: the pod's first."""
     ports: tuple[ServicePort, ...] = ()
     """TCP ports."""
     selector: Mapping[str, str] = field(default_factory=dict)
