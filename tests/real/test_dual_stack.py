@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import pytest_asyncio
 
+from tests.support.apps import EchoApp
 from tests.support.cluster import Cluster
 from tests.support.exchange import FAILS, HTTP1, HTTP2, MTLS, PLAINTEXT, TCP
 from tests.support.manifests import peer_authentication
 from tests.support.mesh import Mesh
+from xds.mesh.model.objects import INTERCEPTION_MODE
 
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
@@ -78,11 +82,11 @@ def addresses(mesh: Mesh, client: str, name: str, namespace: str) -> list[str]:
     """Return the clusterIPs of a Service that a client can connect to, as hosts of a URL."""
     (service,) = (s for s in mesh.cluster.services if (s.name, s.namespace) == (name, namespace))
     versions = {":" in address for address in mesh[client].addresses}
-    return [
-        f"[{address}]" if ":" in address else address
-        for address in service.addresses
-        if (":" in address) in versions
-    ]
+    return [in_url(address) for address in service.addresses if (":" in address) in versions]
+
+
+def in_url(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 @pytest.mark.parametrize(
@@ -136,10 +140,9 @@ async def test_unknown_destinations_pass_through(mesh):
 
 async def test_headless_service_reaches_each_address_of_a_pod(mesh):
     for address in mesh["web.strict"].addresses:
-        host = f"[{address}]" if ":" in address else address
         for what, port in ((HTTP1, 8080), (TCP, 9000)):
             mesh.wire.forget()
-            seen = await mesh.exchange(what, "dual.clients", host, port)
+            seen = await mesh.exchange(what, "dual.clients", in_url(address), port)
             assert (seen.how, seen.pod) == (MTLS, "web.strict"), (address, seen)
             assert mesh.wire.saw_tls(address)
 
@@ -155,5 +158,39 @@ async def test_pod_with_two_addresses_is_one_endpoint(mesh):
     service = facts.service("strict", "web")
     pods = [endpoint.pod.name for endpoint in facts.endpoints(service, service.ports[0])]
     assert pods == ["web"]
-    rows = [row for row in await mesh.reach() if row["client"] == "dual.clients"]
-    assert rows
+
+
+async def test_sidecar_without_interception_listens_on_every_address(mesh):
+    server = mesh.pod("none", "strict", families=DUAL)
+    server.place.run(sys.executable, "-m", "xds", "init", "--undo")
+    mesh.write_pod(server, annotations={INTERCEPTION_MODE: "NONE"})
+    mesh.service("none", "strict", {"http": (80, 8080)}, families=DUAL)
+    await mesh.enter(EchoApp("none.strict", 8080, place=server.place, address="127.0.0.1"))
+    await mesh.start()
+
+    for client in CLIENTS:
+        seen = await mesh.exchange(HTTP1, client, addresses(mesh, client, "none", "strict")[-1], 80)
+        assert (seen.how, seen.pod) == (MTLS, "none.strict"), (client, seen)
+    for address in server.addresses:
+        seen = await mesh.exchange(HTTP1, "dual.outside", in_url(address), 8080)
+        assert seen.how == FAILS, seen
+
+
+async def test_second_address_is_used_once_it_is_known(mesh):
+    server = mesh.pod("late", "strict", families=DUAL)
+    mesh.service("late", "strict", PORTS, families=DUAL)
+    await mesh.serve(server, http=(8080,), lines=(9000,))
+    mesh.write_pod(server, more_addresses=())
+    await mesh.start()
+    [_, ipv6] = addresses(mesh, "dual.clients", "late", "strict")
+    assert (await mesh.exchange(TCP, "dual.clients", ipv6, 90)).how == MTLS  # over IPv4
+    # The sidecar does not listen on IPv6.
+    assert (await mesh.exchange(TCP, "ipv6.clients", ipv6, 90)).how == FAILS
+
+    mesh.write_pod(server)
+    await mesh.settled()
+
+    for client in CLIENTS:
+        for what, port in ((HTTP1, 80), (TCP, 90)):
+            seen = await mesh.exchange(what, client, ipv6, port)
+            assert (seen.how, seen.pod) == (MTLS, "late.strict"), (client, seen)

@@ -21,6 +21,8 @@ _HEALTHY, _UNHEALTHY = 1, 2  # envoy.config.core.v3.HealthStatus
 _NAME = ENDPOINT.removeprefix(TYPE_PREFIX)
 MTLS_SUB_ZONE = "istio"
 """Last part of the sub-zone of endpoints that get mutual TLS."""
+_DUAL_STACK_SUB_ZONE = "dual-stack"
+"""Part of the sub-zone of endpoints with additional addresses."""
 
 
 class Target(NamedTuple):
@@ -46,9 +48,13 @@ class Target(NamedTuple):
 
 def target(endpoint: Endpoint, *, mtls: bool) -> Target:
     """Return the target for an endpoint. `mtls` is whether clients send it mutual TLS."""
-    sub_zone = endpoint.sub_zone
-    if mtls:
-        sub_zone = f"{sub_zone}/{MTLS_SUB_ZONE}" if sub_zone else MTLS_SUB_ZONE
+    # Envoy ignores a change of the additional addresses, too, unless it replaces the host.
+    parts = (
+        endpoint.sub_zone,
+        _DUAL_STACK_SUB_ZONE if endpoint.more_addresses else "",
+        MTLS_SUB_ZONE if mtls else "",
+    )
+    sub_zone = "/".join(filter(None, parts))
     return Target(
         endpoint.region,
         endpoint.zone,
