@@ -194,3 +194,15 @@ async def test_second_address_is_used_once_it_is_known(mesh):
         for what, port in ((HTTP1, 80), (TCP, 90)):
             seen = await mesh.exchange(what, client, ipv6, port)
             assert (seen.how, seen.pod) == (MTLS, "late.strict"), (client, seen)
+
+
+async def test_localhost_policy_uses_the_version_of_the_pod(mesh):
+    mesh.set(inboundTrafficPolicy={"mode": "LOCALHOST"})
+    await mesh.settled()
+    for name, source in (("web", "127.0.0.1"), ("web6", "::1")):
+        for host in addresses(mesh, "dual.clients", name, "strict"):
+            answer = await mesh["dual.clients"].client.get(f"http://{host}/")
+            assert answer.identity == SLEEP
+            assert answer.echo["peer"][0].removeprefix("::ffff:") == source
+    mesh.set()
+    await mesh.settled()
