@@ -40,13 +40,16 @@ class ClusterService:
 
     name: str
     namespace: str
-    address: str
-    """Empty: headless, its names lead to its pods."""
-    addresses: tuple[str, ...] = ()
-    """One for each IP version."""
+    addresses: tuple[str, ...]
+    """One for each IP version. Empty: headless, its names lead to its pods."""
     ports: dict[int, int]
     """Service port -> target port."""
     pods: list[ClusterPod] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """The first address; empty if it is headless."""
+        return "".join(self.addresses[:1])
 
     def names(self, seen_from: str) -> list[str]:
         """Return every name that leads here from a pod of that namespace."""
@@ -130,7 +133,6 @@ class Cluster:
         service = ClusterService(
             name=name,
             namespace=namespace,
-            address="".join(addresses[:1]),
             addresses=addresses,
             ports=ports,
             pods=list(pods),
