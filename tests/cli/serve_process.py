@@ -31,12 +31,14 @@ TIMEOUT = 60.0
 class ServeProcess:
     """A running `xds serve`."""
 
-    def __init__(self, folder: Path, *arguments: object, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, folder: Path, *arguments: object, host: str = "127.0.0.1", admin_host: str = "127.0.0.1"
+    ) -> None:
         self.xds, self.admin = free_port(), free_port()
         self.log = folder.parent / f"log-{self.xds}"
         self._command = [
             *(sys.executable, "-m", "xds", "serve", "--manifests", folder),
-            *("--xds-address", f"{host}:{self.xds}", "--admin-address", f"127.0.0.1:{self.admin}"),
+            *("--xds-address", f"{host}:{self.xds}", "--admin-address", f"{admin_host}:{self.admin}"),
             *map(str, arguments),
         ]
         self.start()
@@ -85,8 +87,10 @@ class ServeProcess:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: object, host: str = "127.0.0.1") -> Iterator[ServeProcess]:
-    process = ServeProcess(folder, *arguments, host=host)
+def serving(
+    folder: Path, *arguments: object, host: str = "127.0.0.1", admin_host: str = "127.0.0.1"
+) -> Iterator[ServeProcess]:
+    process = ServeProcess(folder, *arguments, host=host, admin_host=admin_host)
     try:
         process.wait_for(lambda: process.get("/ready")[0] == 200)
         yield process

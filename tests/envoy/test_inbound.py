@@ -80,13 +80,13 @@ def test_nothing_outside_the_filter_chains_depends_on_policy():
     seen = set()
     for mode in MODES:
         body = inbound.redirect_listener(
-            CONFIG, (port(Protocol.HTTP, mode), port(Protocol.AUTO, mode, 0)), ()
+            CONFIG, (port(Protocol.HTTP, mode), port(Protocol.AUTO, mode, 0)), (4, 6), ()
         ).body
         message = listener.FromString(body)
         del message.filter_chains[:]
         seen.add(message.SerializeToString(deterministic=True))
         bound = listener.FromString(
-            inbound.port_listener(CONFIG, "127.0.0.1", port(Protocol.TCP, mode), ()).body
+            inbound.port_listener(CONFIG, ("127.0.0.1",), port(Protocol.TCP, mode), ()).body
         )
         assert bound.listener_filters_timeout.seconds == 1
         assert bound.continue_on_listener_filters_timeout

@@ -19,6 +19,7 @@ DOWNWARD = {
     "metadata.name": "web-1",
     "metadata.namespace": "shop",
     "status.podIP": "10.0.0.1",
+    "status.podIPs": "10.0.0.1,fd00::1",
     "spec.serviceAccountName": "default",
 }
 

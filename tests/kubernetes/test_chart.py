@@ -141,7 +141,7 @@ ARGUMENTS: list[tuple[Json, set[str]]] = [
     ({"policyWebhook": {"enforce": True}}, {"--enforce-plan"}),
     (
         {"injection": {"enabled": False}, "policyWebhook": {"enabled": False}},
-        {"--webhook-address=0.0.0.0:15017"},
+        {"--webhook-address=[::]:15017"},
     ),
 ]
 """Values -> the arguments of `xds serve` that they add or remove."""

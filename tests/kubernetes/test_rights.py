@@ -59,7 +59,7 @@ async def test_installed_process_is_forbidden_nothing(cluster: Cluster, tmp_path
     [container] = deployment["spec"]["template"]["spec"]["containers"]
     # Here the pod's addresses are on this machine's loopback.
     options = [
-        arg.partition("=")[0] + "=127.0.0.1:0" if "0.0.0.0:" in arg else arg.replace("$(POD_IP)", "127.0.0.1")
+        arg.partition("=")[0] + "=127.0.0.1:0" if "[::]:" in arg else arg.replace("$(POD_IP)", "127.0.0.1")
         for arg in container["args"][2:]
         if "--admin-address" not in arg
     ]

@@ -184,7 +184,7 @@ class Deployment:
         return ClusterService(
             name=service.name,
             namespace=service.namespace,
-            address="" if service.headless else service.addresses[0],
+            addresses=service.addresses,
             # If several Services have a clusterIP, it leads to the endpoints of its owner.
             ports={
                 port: found[0].port

@@ -14,6 +14,8 @@ from typing import Any, Self
 from tests.support.cluster import ClusterPod
 from tests.support.envoy import EnvoyProcess
 from tests.support.mesh import Mesh
+from xds.mesh.model.families import LOCALHOST, family_of
+from xds.mesh.model.names import host_port
 from xds.mesh.sidecar.settings import PROXY_ID
 
 
@@ -39,7 +41,8 @@ def environment(pod: ClusterPod, **more: str) -> dict[str, str]:
         "POD_NAME": pod.name,
         "POD_NAMESPACE": pod.namespace,
         "INSTANCE_IP": pod.address,
-        "XDS_ADDRESS": "127.0.0.1:15010",
+        "INSTANCE_IPS": ",".join(pod.addresses),
+        "XDS_ADDRESS": host_port(LOCALHOST[family_of(pod.address)], 15010),
         "XDS_ROOT_FILE": "",
         "XDS_CONCURRENCY": "1",
         "XDS_LOG_LEVEL": "info",

@@ -17,7 +17,9 @@ from tests.sidecar.pods import AS_SIDECAR, as_user
 from tests.support.cluster import Cluster, ClusterPod
 from tests.support.places import Namespace
 from tests.support.tcp import LineApp
+from xds.mesh.envoy.names import PASSTHROUGH_SOURCES
 from xds.mesh.inject.containers import PROXY_GROUP as INJECTED_GROUP
+from xds.mesh.model.families import LOCALHOST, Family
 from xds.mesh.model.objects import ADMIN_PORT
 from xds.mesh.sidecar.settings import PROXY_ID
 
@@ -46,15 +48,17 @@ def rules(place: Namespace, tool: str = "iptables-save") -> list[str]:
 class Pods:
     """A pod with an application and listeners in place of the sidecar, and another pod."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.pod = cluster.pod("web", "ns", sidecar=False)
-        self.other = cluster.pod("other", "ns", sidecar=False)
+    def __init__(self, cluster: Cluster, family: Family) -> None:
+        self.family = family
+        self.localhost = LOCALHOST[family]
+        self.pod = cluster.pod("web", "ns", sidecar=False, families=[family])
+        self.other = cluster.pod("other", "ns", sidecar=False, families=[family])
 
     def apps(self) -> list[LineApp]:
         listeners = [(15001, "outbound"), (15006, "inbound"), (15020, "probes"), (8080, "app"), (8081, "app")]
         return [
-            *(LineApp(name, port, place=self.pod.place) for port, name in listeners),
-            *(LineApp("other", port, place=self.other.place) for port in (8080, 8081)),
+            *(LineApp(name, port, place=self.pod.place, address="::") for port, name in listeners),
+            *(LineApp("other", port, place=self.other.place, address="::") for port in (8080, 8081)),
         ]
 
     async def reached(self, client: ClusterPod, server: ClusterPod | str, port: int) -> str:
@@ -80,9 +84,9 @@ class Pods:
         return (await asyncio.to_thread(self.pod.place.run, *command)).strip()
 
 
-@pytest_asyncio.fixture
-async def pods(cluster: Cluster) -> AsyncIterator[Pods]:
-    pods = Pods(cluster)
+@pytest_asyncio.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+async def pods(cluster: Cluster, request: pytest.FixtureRequest) -> AsyncIterator[Pods]:
+    pods = Pods(cluster, request.param)
     async with AsyncExitStack() as stack:
         for app in pods.apps():
             await stack.enter_async_context(app)
@@ -104,7 +108,7 @@ class TestRedirection:
     async def test_local_traffic_is_not_redirected(self, pods):
         assert_success(init(pods.pod.place))
 
-        for address in (pods.pod.address, "127.0.0.1"):
+        for address in (pods.pod.address, pods.localhost):
             assert await pods.reached(pods.pod, address, 8080) == "app"
 
     async def test_sidecar_traffic_bypasses_redirection(self, pods):
@@ -112,8 +116,9 @@ class TestRedirection:
 
         assert await pods.leaves_as(AS_SIDECAR, pods.other.address) == "other"
         assert await pods.leaves_as(AS_SIDECAR, pods.pod.address) == "inbound"
-        assert await pods.leaves_as(AS_SIDECAR, "127.0.0.1") == "app"
-        assert await pods.leaves_as(AS_SIDECAR, pods.pod.address, source="127.0.0.6") == "app"
+        assert await pods.leaves_as(AS_SIDECAR, pods.localhost) == "app"
+        source = PASSTHROUGH_SOURCES[pods.family]
+        assert await pods.leaves_as(AS_SIDECAR, pods.pod.address, source=source) == "app"
 
     @pytest.mark.parametrize(("uid", "gid"), [(1337, 0), (1337, 1000), (0, 1337), (1000, 1337)])
     async def test_application_with_the_sidecar_uid_or_gid_is_redirected(self, pods, uid, gid):
@@ -121,7 +126,7 @@ class TestRedirection:
         application = as_user(uid, gid)
 
         assert await pods.leaves_as(application, pods.other.address) == "outbound"
-        for address in (pods.pod.address, "127.0.0.1"):
+        for address in (pods.pod.address, pods.localhost):
             assert await pods.leaves_as(application, address) == "app"
 
     async def test_injected_group_identifies_the_sidecar(self, pods):
@@ -136,7 +141,7 @@ class TestRedirection:
         assert_success(init(pods.pod.place, *flags))
 
         # It listens on loopback, as Envoy's does. The sidecar gets no connection that it could forward there.
-        async with LineApp("admin", ADMIN_PORT, place=pods.pod.place, address="127.0.0.1"):
+        async with LineApp("admin", ADMIN_PORT, place=pods.pod.place, address=pods.localhost):
             with pytest.raises(ConnectionRefusedError):
                 await pods.comes(ADMIN_PORT)
             assert await pods.comes(8080) == "inbound"
@@ -161,6 +166,8 @@ class TestRedirection:
         ],
     )  # fmt: skip
     async def test_flags_limit_redirection(self, pods, flags, comes, leaves):
+        if pods.family == 6:
+            flags = [flag.replace("10.77.0.0/16", "fd77::/64") for flag in flags]
         assert_success(init(pods.pod.place, *flags))
 
         assert [await pods.comes(8080), await pods.comes(8081)] == comes
@@ -264,6 +271,7 @@ class TestIpv6:
 
         assert_success(init(places[0], "--undo"))
         assert self.connects(places)
+        assert "::6/128" not in places[0].run("ip", "addr", "show", "dev", "lo")
 
     def test_missing_ip6tables_is_an_error_with_ipv6_addresses(self, places, tmp_path):
         for tool in ("iptables-save", "iptables-restore"):

@@ -78,10 +78,12 @@ class App:
         return web.Response(status=self.status, text=f"{request.path_qs} is {self.status}")
 
     @asynccontextmanager
-    async def at(self, place: Place, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
+    async def at(
+        self, place: Place, port: int, tls: ssl.SSLContext | None = None, *, address: str = "0.0.0.0"
+    ) -> AsyncIterator[None]:
         server = web.Server(self.answer, access_log=None)
         listening = await asyncio.get_running_loop().create_server(
-            server, sock=place.listener("0.0.0.0", port), ssl=tls
+            server, sock=place.listener(address, port), ssl=tls
         )
         try:
             yield

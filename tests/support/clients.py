@@ -15,7 +15,7 @@ import aiohttp.abc
 
 from tests.support import http2
 from tests.support.answers import Answer
-from tests.support.places import HERE, Place
+from tests.support.places import HERE, Place, family_of
 from tests.support.tcp import Conversation
 
 Resolve = Callable[[str, int], Sequence[tuple[str, int]]]
@@ -48,7 +48,7 @@ class Client:
             use_dns_cache=False,
             force_close=not keep_alive,
             limit=connections,
-            socket_factory=lambda _address: self.place.tcp_socket(),
+            socket_factory=lambda address: self.place.tcp_socket(address[0]),
         )
         session = aiohttp.ClientSession(connector=connector, headers={"user-agent": "curl"})
         session._retry_connection = False
@@ -91,7 +91,7 @@ class Client:
     ) -> Answer:
         """Send one HTTP/2 request with prior knowledge, without TLS unless given."""
         authority, _, path = url.partition("://")[2].partition("/")
-        host, _, port = authority.partition(":")
+        host, _, port = authority.rpartition(":") if authority[-1] != "]" else (authority, "", "")
         try:
             async with asyncio.timeout(timeout):
                 connected = await self.connect(host, int(port or 80))
@@ -100,11 +100,12 @@ class Client:
             return Answer.failed(error)
 
     async def connect(self, host: str, port: int) -> socket.socket:
-        """Connect to the first address of a name, or to a literal address."""
+        """Connect to the first address of a name, or to a literal address (IPv6: in brackets or not)."""
+        host = host.strip("[]")
         targets = [(host, port)] if _is_address(host) else self.resolve(host, port)
         if not targets:
             raise ConnectionError(f"no such host: {host}")
-        made = self.place.tcp_socket()
+        made = self.place.tcp_socket(family_of(targets[0][0]))
         try:
             await asyncio.get_running_loop().sock_connect(made, targets[0])
         except BaseException:
@@ -166,7 +167,7 @@ class _Resolver(aiohttp.abc.AbstractResolver):
                 "hostname": host,
                 "host": to,
                 "port": target,
-                "family": socket.AF_INET,
+                "family": family_of(to),
                 "proto": 0,
                 "flags": flags,
             }
@@ -178,4 +179,4 @@ class _Resolver(aiohttp.abc.AbstractResolver):
 
 
 def _is_address(host: str) -> bool:
-    return host.replace(".", "").isdecimal()
+    return ":" in host or host.replace(".", "").isdecimal()

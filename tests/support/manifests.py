@@ -42,6 +42,7 @@ def pod(
     ports: Iterable[int] = (),
     annotations: Mapping[str, str] | None = None,
     subdomain: str = "",
+    more_addresses: Iterable[str] = (),
 ) -> Manifest:
     """A running, ready Pod; with a `subdomain`, `POD.SUBDOMAIN` resolves to it."""
     tls = {SIDECAR_LABEL: "istio"} if sidecar else {}
@@ -60,6 +61,7 @@ def pod(
         "status": {
             "phase": "Running",
             "podIP": address,
+            "podIPs": [{"ip": at} for at in (address, *more_addresses)],
             "conditions": [{"type": "Ready", "status": "True"}],
         },
     }
@@ -71,6 +73,8 @@ def service(
     ports: Mapping[str, tuple[int, int]],
     *,
     address: str = "None",
+    more_addresses: Iterable[str] = (),
+    families: Iterable[int] = (),
     selector: Mapping[str, str] | None = None,
 ) -> Manifest:
     """A Service, headless unless it has an address; `ports`: name -> (port, target port)."""
@@ -80,6 +84,8 @@ def service(
         "metadata": _meta(name, namespace),
         "spec": {
             "clusterIP": address,
+            "clusterIPs": [address, *more_addresses],
+            "ipFamilies": [f"IPv{family}" for family in families],
             "selector": dict(selector or {"app": name}),
             "ports": [
                 {"name": port_name, "port": port, "targetPort": target}

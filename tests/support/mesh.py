@@ -29,6 +29,7 @@ from xds.mesh.envoy.dump import Config, active_config, difference, expected_conf
 from xds.mesh.envoy.translate import translate
 from xds.mesh.inject.settings import InjectionSettings
 from xds.mesh.inject.traffic import init_arguments
+from xds.mesh.model.families import LOCALHOST, family_of
 from xds.mesh.model.mesh import Mesh as Facts
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import Pod
@@ -100,12 +101,13 @@ class Mesh:
         subdomain: str = "",
         sotw: bool = False,
         traffic: Mapping[str, str] | None = None,
+        families: Sequence[int] = (4,),
     ) -> ClusterPod:
         """Add a pod. Its sidecar starts with `start`; `sotw`: it asks for the state of the world.
 
         `traffic`: annotations that exclude traffic from the sidecar, without their prefix.
         """
-        pod = self.cluster.pod(name, namespace, sidecar=sidecar)
+        pod = self.cluster.pod(name, namespace, sidecar=sidecar, families=families)
         annotations = {TRAFFIC_PREFIX + key: text for key, text in (traffic or {}).items()}
         if annotations:
             redirect(pod, annotations)
@@ -126,7 +128,8 @@ class Mesh:
     def write_pod(self, pod: ClusterPod, **what: Any) -> None:
         """Write a pod's manifest; it may say something else than when the pod was made."""
         labels = self._labels[pod.address]
-        self.apply(manifests.pod(pod.name, pod.namespace, pod.address, labels=labels, **what))
+        what = {"labels": labels, "more_addresses": pod.addresses[1:], **what}
+        self.apply(manifests.pod(pod.name, pod.namespace, pod.address, **what))
 
     def remove(self, pod: ClusterPod) -> None:
         """Delete a pod's manifest; what runs in it goes on."""
@@ -143,12 +146,21 @@ class Mesh:
         headless: bool = False,
         selector: Mapping[str, str] | None = None,
         app_protocols: Mapping[str, str] | None = None,
+        families: Sequence[int] = (4,),
     ) -> ClusterService:
         """Add a service over the pods that its selector (app: NAME) covers, now and later."""
         selector = selector or {"app": name}
-        service = self.cluster.service(name, namespace, dict(ports.values()), headless=headless)
+        service = self.cluster.service(
+            name, namespace, dict(ports.values()), headless=headless, families=families
+        )
         written = manifests.service(
-            name, namespace, ports, address=service.address or "None", selector=selector
+            name,
+            namespace,
+            ports,
+            address=service.address or "None",
+            more_addresses=service.addresses[1:],
+            families=families,
+            selector=selector,
         )
         for port in written["spec"]["ports"]:
             if protocol := (app_protocols or {}).get(port["name"]):
@@ -189,10 +201,11 @@ class Mesh:
     ) -> None:
         """Run applications in a pod: echoes over HTTP, over lines, and over lines with a greeting."""
         name = f"{pod.name}.{pod.namespace}"
+        at = {"place": pod.place, "address": "::" if ":" in pod.addresses[-1] else "0.0.0.0"}
         apps = [
-            *(EchoApp(name, port, place=pod.place) for port in http),
-            *(LineApp(name, port, place=pod.place) for port in lines),
-            *(LineApp(name, port, place=pod.place, greets=True) for port in greets),
+            *(EchoApp(name, port, **at) for port in http),
+            *(LineApp(name, port, **at) for port in lines),
+            *(LineApp(name, port, **at, greets=True) for port in greets),
         ]
         for app in apps:
             await self._exits.enter_async_context(app)
@@ -254,14 +267,15 @@ class Mesh:
         return Facts(read.change.applied, read.change.config)
 
     async def _envoy(self, pod: ClusterPod, facts: Facts, *, sotw: bool) -> EnvoyProcess:
+        localhost = LOCALHOST[family_of(pod.address)]
         door = Relay(
-            pod.place.listener("127.0.0.1", _DOOR), lambda: Client().connect("127.0.0.1", self.plane.port)
+            pod.place.listener(localhost, _DOOR), lambda: Client().connect("127.0.0.1", self.plane.port)
         )
         await self._exits.enter_async_context(door)
         known = facts.pod(pod.namespace, pod.name)
         assert known
         # What `xds bootstrap` prints, without a process for each.
-        begin = to_json_dict(bootstrap(known, "127.0.0.1", _DOOR, sotw=sotw))
+        begin = to_json_dict(bootstrap(known, localhost, _DOOR, sotw=sotw))
         return await self._exits.enter_async_context(self._process(pod, begin))
 
     def _process(self, pod: ClusterPod, begin: Mapping[str, Any]) -> EnvoyProcess:

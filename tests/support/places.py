@@ -25,15 +25,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Place:
     """The network of this process."""
 
-    def tcp_socket(self) -> socket.socket:
+    def tcp_socket(self, family: int = socket.AF_INET) -> socket.socket:
         """Make a TCP socket, ready for asyncio."""
-        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made = socket.socket(family, socket.SOCK_STREAM)
         made.setblocking(False)
         return made
 
     def listener(self, address: str, port: int) -> socket.socket:
-        """Make a listening TCP socket; port 0 takes a free one."""
-        made = self.tcp_socket()
+        """Make a listening TCP socket; port 0 takes a free one, and `::` accepts IPv4 as well."""
+        made = self.tcp_socket(family_of(address))
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind((address, port))
@@ -46,6 +46,11 @@ class Place:
     def command(self, *argv: str) -> list[str]:
         """Return the command line that runs `argv` here."""
         return list(argv)
+
+
+def family_of(address: str) -> socket.AddressFamily:
+    """Return the address family of an IP address."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 HERE = Place()
@@ -91,9 +96,9 @@ class Namespace(Place):
         finally:
             os.close(home)
 
-    def tcp_socket(self) -> socket.socket:
+    def tcp_socket(self, family: int = socket.AF_INET) -> socket.socket:
         with self.entered():
-            return super().tcp_socket()
+            return super().tcp_socket(family)
 
     def command(self, *argv: str) -> list[str]:
         return ["ip", "netns", "exec", self.name, *argv]

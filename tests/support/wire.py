@@ -64,13 +64,19 @@ class Wire:
                 self._hear(frame[_ETHERNET:])
 
     def _hear(self, packet: bytes) -> None:
-        if len(packet) < 40 or packet[0] >> 4 != 4 or packet[9] != socket.IPPROTO_TCP:
+        if len(packet) < 40:
             return
-        segment = packet[(packet[0] & 15) * 4 : int.from_bytes(packet[2:4])]
+        if packet[0] >> 4 == 6:
+            protocol, segment = packet[6], packet[40 : 40 + int.from_bytes(packet[4:6])]
+            source, target = (socket.inet_ntop(socket.AF_INET6, packet[at : at + 16]) for at in (8, 24))
+        else:
+            protocol, segment = packet[9], packet[(packet[0] & 15) * 4 : int.from_bytes(packet[2:4])]
+            source, target = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
+        if packet[0] >> 4 not in (4, 6) or protocol != socket.IPPROTO_TCP:
+            return
         payload = segment[(segment[12] >> 4) * 4 :]
         if not payload:
             return
-        source, target = socket.inet_ntoa(packet[12:16]), socket.inet_ntoa(packet[16:20])
         port = int.from_bytes(segment[2:4])
         # Questions are seen redirected already, answers as if they never had been.
         if not self._within or port == _INBOUND or source == target == self._within:

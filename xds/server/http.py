@@ -21,6 +21,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
+from xds.server.blocking import network_of
 from xds.server.fair_share import CpuShare, FairSemaphore
 from xds.server.listening import reason_of
 
@@ -236,11 +237,13 @@ class HttpListener:
         loop = asyncio.get_running_loop()
         await self._runner.setup()
         try:
-            addresses = await loop.getaddrinfo(
-                self._host or None, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            for family, address in dict.fromkeys((info[0], info[4]) for info in addresses):
-                self._sockets.append(_bind(family, address))
+            # Two sockets instead of one: clients' IPv4 addresses then look the same as on 0.0.0.0.
+            hosts = ("::", "0.0.0.0") if self._host in {"", "::"} else (self._host,)
+            for host in hosts if socket.has_dualstack_ipv6() else hosts[-1:]:
+                port = self._sockets[0].getsockname()[1] if self._sockets else self._port
+                addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                for family, address in dict.fromkeys((info[0], info[4]) for info in addresses):
+                    self._sockets.append(_bind(family, address))
         except OSError as error:
             await self.stop()
             what = f"cannot listen on {self._host}:{self._port}: {reason_of(error)}"
@@ -276,7 +279,7 @@ class HttpListener:
             self._log_refusal("cannot accept connections", problem=str(error))
             return
         accepted.setblocking(False)
-        client = self._admit(address[0])
+        client = self._admit(_unit(address[0]))
         if client is None or self._runner.server is None:
             accepted.close()
             return
@@ -361,6 +364,11 @@ async def _readable(accepted: socket.socket) -> None:
             await readable.wait()
     finally:
         loop.remove_reader(accepted)
+
+
+def _unit(address: str) -> str:
+    """Return the unit of limits: an IPv4 address, or an IPv6 /64, which one client usually controls."""
+    return str(network_of(ipaddress.ip_address(address.partition("%")[0]))) if ":" in address else address
 
 
 def _bind(family: int, address: tuple[Any, ...]) -> socket.socket:

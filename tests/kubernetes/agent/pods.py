@@ -99,7 +99,7 @@ class Pod:
 
     async def run(self) -> None:
         """Run until the pod is deleted, even if it completes earlier."""
-        self.place, self.address = self._around.node.add()
+        self.place, (self.address,) = self._around.node.add()
         network = self._around.networks / self.name
         network.symlink_to(self.place.file)
         try:
@@ -260,7 +260,7 @@ class Pod:
 
     def _as_told(self) -> Json:
         """Return the pod with its addresses, which containers may refer to before they are reported."""
-        return {**self.object, "status": {"podIP": self.address, "hostIP": GATEWAY}}
+        return {**self.object, "status": {"podIP": self.address, "podIPs": self.address, "hostIP": GATEWAY}}
 
     def _everything(self) -> Iterator[Container]:
         yield from self._init

@@ -75,7 +75,16 @@ from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
 from xds.codec import pack
 from xds.mesh.envoy import filters, internal, names
-from xds.mesh.envoy.common import HTTP_OPTIONS, address, ads, one_endpoint, retry_policy, strings
+from xds.mesh.envoy.common import (
+    HTTP_OPTIONS,
+    address,
+    ads,
+    bound_to,
+    one_endpoint,
+    retry_policy,
+    strings,
+    wildcards,
+)
 from xds.mesh.envoy.names import ADMIN_CLUSTER
 from xds.mesh.model.names import host_port
 from xds.mesh.model.objects import ADMIN_PORT, HEALTH_PORT, Interception, Pod
@@ -115,6 +124,13 @@ def loopback_address(pod: Pod) -> str:
     if pod.interception is Interception.NONE and _is_loopback(pod.address):
         return pod.address
     return "127.0.0.1"
+
+
+def sidecar_hosts(pod: Pod) -> tuple[str, ...]:
+    """Return the addresses that a sidecar listens on for the kubelet and Prometheus."""
+    if pod.interception is Interception.NONE:
+        return (pod.address, *pod.more_addresses)
+    return wildcards(pod.families)
 
 
 def _is_loopback(text: str) -> bool:
@@ -160,7 +176,6 @@ def bootstrap(
     if certificate_socket:
         added = (_own_certificate(certificate_socket), *added)
     local_address = loopback_address(pod)
-    health_address = pod.address if pod.interception is Interception.NONE else "0.0.0.0"
     app = pod.meta.labels.get("app", pod.name)
     return Bootstrap(
         node=Node(
@@ -181,7 +196,7 @@ def bootstrap(
                 *(item for item in added if isinstance(item, Cluster)),
             ],
             listeners=[
-                admin_page_listener("health", health_address, HEALTH_PORT, "/healthz/ready", "/ready"),
+                admin_page_listener("health", sidecar_hosts(pod), HEALTH_PORT, "/healthz/ready", "/ready"),
                 *(item for item in added if isinstance(item, Listener)),
             ],
         ),
@@ -261,7 +276,7 @@ def _cluster(name: str, host: str, port: int) -> Cluster:
         # Try the addresses of both families, as Google's gRPC client does. Envoy's default is IPv6 only, if
         # the name has such an address.
         dns_lookup_family=ClusterDnsLookupFamily.ALL,
-        load_assignment=one_endpoint(name, host, port),
+        load_assignment=one_endpoint(name, host, port=port),
     )
 
 
@@ -373,15 +388,17 @@ def _verified_tls(host: str, roots: str) -> TransportSocket:
     return TransportSocket(name="envoy.transport_sockets.tls", typed_config=pack(context))
 
 
-def admin_page_listener(name: str, host: str, port: int, path: str, admin_path: str) -> Listener:
+def admin_page_listener(name: str, hosts: Iterable[str], port: int, path: str, admin_path: str) -> Listener:
     """Return a listener that serves a single page of the admin interface at `path`."""
     page = Route(
         match=RouteMatch(path=path),
         route=RouteAction(cluster=ADMIN_CLUSTER, prefix_rewrite=admin_path),
     )
-    hosts = [VirtualHost(name=name, domains=["*"], routes=[page])]
+    virtual_hosts = [VirtualHost(name=name, domains=["*"], routes=[page])]
+    first_address, more_addresses = bound_to(hosts, port)
     return Listener(
         name=name,
-        address=address(host, port),
-        filter_chains=[FilterChain(filters=[filters.http_to(name, hosts)])],
+        address=first_address,
+        additional_addresses=more_addresses,
+        filter_chains=[FilterChain(filters=[filters.http_to(name, virtual_hosts)])],
     )

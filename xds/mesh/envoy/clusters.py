@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from envoy_data_plane.envoy.config.cluster.v3 import (
     CircuitBreakers,
@@ -20,6 +22,7 @@ from envoy_data_plane.envoy.config.cluster.v3 import (
 )
 from envoy_data_plane.envoy.config.core.v3 import (
     BindConfig,
+    ExtraSourceAddress,
     Http1ProtocolOptions,
     Http2ProtocolOptions,
     SocketAddress,
@@ -40,6 +43,7 @@ from xds.mesh.envoy import names, tls
 from xds.mesh.envoy.balancing import balance
 from xds.mesh.envoy.common import HTTP_OPTIONS, ads, one_endpoint, seconds, strings
 from xds.mesh.envoy.features import Features, served_config
+from xds.mesh.model.families import Family
 from xds.mesh.model.loadbalancer import LoadBalancer
 from xds.mesh.model.objects import MeshConfig, Protocol
 from xds.mesh.model.traffic import ConnectionPool, TrafficPolicy
@@ -194,27 +198,39 @@ def _http_options(protocol: Protocol, pool: ConnectionPool, *, http2: bool) -> d
     return {HTTP_OPTIONS: pack(options)}
 
 
-def inbound(
-    config: MeshConfig, port: int, protocol: Protocol, app_address: str, sources: tuple[str, ...]
-) -> Resource:
-    """Return the cluster for a port of the application.
+class Application(NamedTuple):
+    """How a sidecar connects to its application."""
 
-    If `app_address` is empty, connections keep their original destination.
-    """
-    return replace(_inbound(config, port, protocol, app_address), sources=sources)
+    addresses: tuple[str, ...] = ()
+    """Addresses of the application, the preferred one first. Empty: the original destination."""
+    families: tuple[Family, ...] = ()
+    """IP versions of the original destinations."""
+
+
+def inbound(
+    config: MeshConfig,
+    port: int,
+    protocol: Protocol,
+    application: Application,
+    sources: tuple[str, ...],
+) -> Resource:
+    """Return the cluster for a port of the application."""
+    return replace(_inbound(config, port, protocol, application), sources=sources)
 
 
 @lru_cache(maxsize=8192)
-def _inbound(config: MeshConfig, port: int, protocol: Protocol, app_address: str) -> Resource:
+def _inbound(config: MeshConfig, port: int, protocol: Protocol, application: Application) -> Resource:
     name = names.inbound(port)
     http2 = protocol is Protocol.HTTP2
     options = _http_options(protocol, ConnectionPool(), http2=http2)
-    if app_address:
-        return resource(_static(config, name, app_address, port, options=options))
-    return resource(_original_destination(config, name, options=options))
+    if application.addresses:
+        return resource(_static(config, name, application.addresses, port, options=options))
+    return resource(_original_destination(config, name, families=application.families, options=options))
 
 
-def _static(config: MeshConfig, name: str, host: str, port: int, *, options: dict[str, Any]) -> Cluster:
+def _static(
+    config: MeshConfig, name: str, hosts: tuple[str, ...], port: int, *, options: dict[str, Any]
+) -> Cluster:
     return Cluster(
         name=name,
         alt_stat_name=f"{name};",
@@ -222,14 +238,17 @@ def _static(config: MeshConfig, name: str, host: str, port: int, *, options: dic
         connect_timeout=seconds(config.connect_timeout),
         circuit_breakers=_circuit_breakers(ConnectionPool()),
         typed_extension_protocol_options=options,
-        load_assignment=one_endpoint(name, host, port),
+        load_assignment=one_endpoint(name, *hosts, port=port),
     )
 
 
 def _original_destination(
-    config: MeshConfig, name: str, *, source: str = names.PASSTHROUGH_SOURCE, options: dict[str, Any]
+    config: MeshConfig, name: str, *, families: tuple[Family, ...] = (), options: dict[str, Any]
 ) -> Cluster:
-    bind = BindConfig(source_address=SocketAddress(address=source, port_value=0)) if source else None
+    """Return a cluster that keeps the original destination.
+
+    `families` are the IP versions of a pod whose own application is the destination; empty for others.
+    """
     return Cluster(
         name=name,
         alt_stat_name=f"{name};",
@@ -238,13 +257,32 @@ def _original_destination(
         connect_timeout=seconds(config.connect_timeout),
         circuit_breakers=_circuit_breakers(ConnectionPool()),
         typed_extension_protocol_options=options,
-        upstream_bind_config=bind,
+        upstream_bind_config=passthrough_source(families) if families else None,
+    )
+
+
+@lru_cache(maxsize=1024)
+def inbound_passthrough(config: MeshConfig, families: tuple[Family, ...]) -> Resource:
+    """Return the cluster for ports of the application that no Service targets."""
+    options = _http_options(Protocol.AUTO, ConnectionPool(), http2=False)
+    return resource(
+        _original_destination(config, names.INBOUND_PASSTHROUGH, families=families, options=options)
+    )
+
+
+def passthrough_source(families: Iterable[Family]) -> BindConfig:
+    """Return the source addresses of a sidecar's connections to its application."""
+    first, *more = (
+        SocketAddress(address=names.PASSTHROUGH_SOURCES[family], port_value=0) for family in families
+    )
+    return BindConfig(
+        source_address=first, extra_source_addresses=[ExtraSourceAddress(address=item) for item in more]
     )
 
 
 @lru_cache(maxsize=1024)
 def fixed(config: MeshConfig, *, intercepted: bool) -> tuple[Resource, ...]:
-    """Return the clusters that every sidecar has. Only intercepting sidecars have passthrough clusters."""
+    """Return the clusters that every sidecar has, and `PassthroughCluster` if it intercepts traffic."""
     black_hole = Cluster(
         name=names.BLACK_HOLE,
         type=ClusterDiscoveryType.STATIC,
@@ -259,7 +297,5 @@ def fixed(config: MeshConfig, *, intercepted: bool) -> tuple[Resource, ...]:
     result = [black_hole, identity]
     if intercepted:
         options = _http_options(Protocol.AUTO, ConnectionPool(), http2=False)
-        passthrough = _original_destination(config, names.PASSTHROUGH, source="", options=options)
-        inbound_passthrough = _original_destination(config, names.INBOUND_PASSTHROUGH, options=options)
-        result += passthrough, inbound_passthrough
+        result.append(_original_destination(config, names.PASSTHROUGH, options=options))
     return tuple(map(resource, result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 from envoy_data_plane.envoy.config.core.v3 import (
@@ -21,21 +22,36 @@ from envoy_data_plane.envoy.config.core.v3 import (
 from envoy_data_plane.envoy.config.endpoint.v3 import (
     ClusterLoadAssignment,
     Endpoint,
+    EndpointAdditionalAddress,
     LbEndpoint,
     LocalityLbEndpoints,
 )
+from envoy_data_plane.envoy.config.listener.v3 import AdditionalAddress
 from envoy_data_plane.google.protobuf import Struct, Value
 
 from xds.mesh.envoy.names import OWN_CERTIFICATE
+from xds.mesh.model.families import Family
 from xds.mesh.model.objects import MeshConfig
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 """Key of the HTTP options in a cluster's extension options."""
+_WILDCARDS: dict[Family, str] = {4: "0.0.0.0", 6: "::"}
 
 
 def address(host: str, port: int) -> Address:
     """Return a TCP address."""
     return Address(socket_address=SocketAddress(address=host, port_value=port))
+
+
+def wildcards(families: Iterable[Family]) -> tuple[str, ...]:
+    """Return the addresses that accept connections to all addresses of these IP versions."""
+    return tuple(_WILDCARDS[family] for family in families)
+
+
+def bound_to(hosts: Iterable[str], port: int) -> tuple[Address, list[AdditionalAddress]]:
+    """Return the address and the additional addresses of a listener that is bound to these IP addresses."""
+    first, *more = (address(host, port) for host in hosts)
+    return first, [AdditionalAddress(address=item) for item in more]
 
 
 def ads() -> ConfigSource:
@@ -86,9 +102,10 @@ def roots(config: MeshConfig) -> ConfigSource:
     return ConfigSource(api_config_source=api, resource_api_version=ApiVersion.V3)
 
 
-def one_endpoint(cluster: str, host: str, port: int) -> ClusterLoadAssignment:
-    """Return a load assignment with a single endpoint."""
-    endpoint = LbEndpoint(endpoint=Endpoint(address=address(host, port)))
+def one_endpoint(cluster: str, host: str, *more_hosts: str, port: int) -> ClusterLoadAssignment:
+    """Return a load assignment with a single endpoint, which may have several addresses."""
+    more = [EndpointAdditionalAddress(address=address(item, port)) for item in more_hosts]
+    endpoint = LbEndpoint(endpoint=Endpoint(address=address(host, port), additional_addresses=more))
     return ClusterLoadAssignment(
         cluster_name=cluster, endpoints=[LocalityLbEndpoints(lb_endpoints=[endpoint])]
     )

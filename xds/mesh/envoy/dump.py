@@ -71,14 +71,22 @@ def _without_type(value: Json) -> Json:
     return {name: item for name, item in value.items() if name != "@type"}
 
 
-def _endpoints(assignment: Json) -> set[tuple[str, int, str]]:
+def _endpoints(assignment: Json) -> set[tuple[tuple[str, ...], int, str]]:
     """Reduce an assignment to addresses and TLS modes: Envoy prints the other fields in a different form."""
     return {
-        (address["address"], address["port_value"], _tls_mode(endpoint))
+        (_addresses(endpoint["endpoint"]), _address(endpoint["endpoint"])["port_value"], _tls_mode(endpoint))
         for locality in assignment.get("endpoints", ())
         for endpoint in locality.get("lb_endpoints", ())
-        for address in (endpoint["endpoint"]["address"]["socket_address"],)
     }
+
+
+def _addresses(endpoint: Json) -> tuple[str, ...]:
+    return tuple(_address(item)["address"] for item in (endpoint, *endpoint.get("additional_addresses", ())))
+
+
+def _address(item: Json) -> Json:
+    address: Json = item["address"]["socket_address"]
+    return address
 
 
 def _tls_mode(endpoint: Json) -> str:

@@ -22,6 +22,8 @@ _HEALTHY, _UNHEALTHY = 1, 2  # envoy.config.core.v3.HealthStatus
 _NAME = ENDPOINT.removeprefix(TYPE_PREFIX)
 MTLS_SUB_ZONE = "istio"
 """Last part of the sub-zone of endpoints that get mutual TLS."""
+_DUAL_STACK_SUB_ZONE = "dual-stack"
+"""Part of the sub-zone of endpoints with additional addresses."""
 
 
 class Target(NamedTuple):
@@ -45,6 +47,8 @@ class Target(NamedTuple):
     """Whether clients send mutual TLS to the endpoint."""
     weight: int
     """Part of the weight of the locality; 0 if localities have no weights."""
+    more_addresses: tuple[str, ...] = ()
+    """Other IP addresses. Envoy tries them if it cannot connect to `address`."""
 
 
 def target(endpoint: Endpoint, *, mtls: bool, place: Place = NO_PREFERENCE) -> Target:
@@ -55,19 +59,23 @@ def target(endpoint: Endpoint, *, mtls: bool, place: Place = NO_PREFERENCE) -> T
         mtls: whether clients send it mutual TLS.
         place: its place in the assignment.
     """
-    sub_zone = endpoint.sub_zone
-    if mtls:
-        sub_zone = f"{sub_zone}/{MTLS_SUB_ZONE}" if sub_zone else MTLS_SUB_ZONE
+    # Envoy ignores a change of the additional addresses, too, unless it replaces the host.
+    parts = (
+        endpoint.sub_zone,
+        _DUAL_STACK_SUB_ZONE if endpoint.more_addresses else "",
+        MTLS_SUB_ZONE if mtls else "",
+    )
     return Target(
         place.priority,
         endpoint.region,
         endpoint.zone,
-        sub_zone,
+        "/".join(filter(None, parts)),
         endpoint.address,
         endpoint.port,
         endpoint.ready,
         mtls,
         place.weight,
+        endpoint.more_addresses,
     )
 
 
@@ -82,10 +90,7 @@ def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -
         members = tuple(group)
         locality = _string(1, region) + _string(2, zone) + _string(3, sub_zone)
         endpoints = b"".join(
-            [
-                field(2, _address(target.address, target.port) + _status(target.ready, target.mtls))
-                for target in members
-            ]
+            [field(2, _addresses(target) + _status(target.ready, target.mtls)) for target in members]
         )
         weight = sum(target.weight for target in members)
         balancing = field(3, integer_field(1, weight)) if weight else b""
@@ -95,10 +100,15 @@ def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -
     return Resource.of(ENDPOINT, name, body, sources=sources)
 
 
+def _addresses(target: Target) -> bytes:
+    """Return the fields of an LbEndpoint with its addresses. They are the same in all modes."""
+    more = [field(4, _address(address, target.port)) for address in target.more_addresses]
+    return field(1, b"".join((_address(target.address, target.port), *more)))
+
+
 @lru_cache(maxsize=16384)
 def _address(address: str, port: int) -> bytes:
-    """Return the fields of an LbEndpoint with its address. They are the same in all modes."""
-    return field(1, field(1, field(1, _string(2, address) + integer_field(3, port))))
+    return field(1, field(1, _string(2, address) + integer_field(3, port)))
 
 
 def _string(number: int, text: str) -> bytes:

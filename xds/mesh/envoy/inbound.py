@@ -35,8 +35,9 @@ from envoy_data_plane.envoy.config.listener.v3 import (
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 
 from xds.mesh.envoy import access_logs, filters, tls
-from xds.mesh.envoy.common import address, seconds
+from xds.mesh.envoy.common import bound_to, seconds, wildcards
 from xds.mesh.envoy.routes import to_cluster
+from xds.mesh.model.families import Family
 from xds.mesh.model.objects import ADMIN_PORT, MeshConfig, Mode, Protocol
 from xds.resources import Resource, resource
 from xds.snapshot import tag_of
@@ -150,22 +151,26 @@ def _inspectors() -> list[ListenerFilter]:
     return [filters.tls_inspector(), filters.http_inspector()]
 
 
-def redirect_listener(config: MeshConfig, ports: tuple[Port, ...], sources: tuple[str, ...]) -> Resource:
+def redirect_listener(
+    config: MeshConfig, ports: tuple[Port, ...], families: tuple[Family, ...], sources: tuple[str, ...]
+) -> Resource:
     """Return the listener that iptables redirects all inbound connections of a pod to."""
-    return replace(_redirect_listener(config, ports), sources=sources)
+    return replace(_redirect_listener(config, ports, families), sources=sources)
 
 
 @lru_cache(maxsize=8192)
-def _redirect_listener(config: MeshConfig, ports: tuple[Port, ...]) -> Resource:
+def _redirect_listener(config: MeshConfig, ports: tuple[Port, ...], families: tuple[Family, ...]) -> Resource:
     filter_chains = filters.refusing_chains(
         # No connection may reach the admin interface, or loop back to the sidecar.
         (config.proxy_listen_port, config.proxy_inbound_listen_port, ADMIN_PORT)
     )
     for port in ports:
         filter_chains.extend(chains(config, port, by_port=True))
+    address, more_addresses = bound_to(wildcards(families), config.proxy_inbound_listen_port)
     listener = Listener(
         name=NAME,
-        address=address("0.0.0.0", config.proxy_inbound_listen_port),
+        address=address,
+        additional_addresses=more_addresses,
         filter_chains=filter_chains,
         listener_filters=[filters.original_dst(), *_inspectors()],
         listener_filters_timeout=seconds(config.protocol_detection_timeout),
@@ -177,12 +182,15 @@ def _redirect_listener(config: MeshConfig, ports: tuple[Port, ...]) -> Resource:
 
 
 @lru_cache(maxsize=8192)
-def port_listener(config: MeshConfig, host: str, port: Port, sources: tuple[str, ...]) -> Resource:
-    """Return the listener of one port in interception mode NONE, bound to the pod's address `host`."""
-    name = f"{host}_{port.number}"
+def port_listener(
+    config: MeshConfig, hosts: tuple[str, ...], port: Port, sources: tuple[str, ...]
+) -> Resource:
+    """Return the listener of one port in interception mode NONE, bound to the pod's addresses `hosts`."""
+    address, more_addresses = bound_to(hosts, port.number)
     listener = Listener(
-        name=name,
-        address=address(host, port.number),
+        name=f"{hosts[0]}_{port.number}",
+        address=address,
+        additional_addresses=more_addresses,
         filter_chains=list(chains(config, port, by_port=False)),
         listener_filters=_inspectors(),
         listener_filters_timeout=seconds(config.protocol_detection_timeout),

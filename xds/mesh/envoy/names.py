@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from xds.mesh.model.families import Family
 from xds.mesh.model.objects import CLUSTER_DOMAIN
 
 PASSTHROUGH = "PassthroughCluster"
@@ -29,7 +30,7 @@ ADMIN_CLUSTER = "admin"
 HTTP_PROXY = "http_proxy"
 """Name of the listener and the route configuration of a sidecar's HTTP proxy."""
 
-PASSTHROUGH_SOURCE = "127.0.0.6"
+PASSTHROUGH_SOURCES: dict[Family, str] = {4: "127.0.0.6", 6: "::6"}
 """Source address of a sidecar's connections to its application. Interception excludes it."""
 
 

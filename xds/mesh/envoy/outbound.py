@@ -10,8 +10,9 @@ from envoy_data_plane.envoy.config.listener.v3 import FilterChain, FilterChainMa
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 
 from xds.mesh.envoy import filters, names
-from xds.mesh.envoy.common import address, seconds
+from xds.mesh.envoy.common import address, bound_to, seconds, wildcards
 from xds.mesh.envoy.routes import to_cluster
+from xds.mesh.model.families import Family
 from xds.mesh.model.loadbalancer import HashKey
 from xds.mesh.model.objects import MeshConfig, Protocol
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits
@@ -41,16 +42,18 @@ class Destination(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def redirect_listener(config: MeshConfig) -> Resource:
+def redirect_listener(config: MeshConfig, families: tuple[Family, ...]) -> Resource:
     """Return the listener that iptables redirects all outbound connections to.
 
     Envoy passes a connection to the listener for its original destination. If there is none, the default
     filter chain handles it.
     """
     default_cluster = names.PASSTHROUGH if config.allow_any_outbound else names.BLACK_HOLE
+    address, more_addresses = bound_to(wildcards(families), config.proxy_listen_port)
     listener = Listener(
         name=NAME,
-        address=address("0.0.0.0", config.proxy_listen_port),
+        address=address,
+        additional_addresses=more_addresses,
         use_original_dst=True,
         # Connections to these ports would loop.
         filter_chains=filters.refusing_chains((config.proxy_listen_port, config.proxy_inbound_listen_port)),
@@ -61,12 +64,14 @@ def redirect_listener(config: MeshConfig) -> Resource:
 
 
 @lru_cache(maxsize=1024)
-def http_listener(port: int) -> Resource:
+def http_listener(port: int, families: tuple[Family, ...]) -> Resource:
     """Return the listener for an HTTP port, shared by all services with that port. Routes match the host."""
     name = f"0.0.0.0_{port}"
+    address, more_addresses = bound_to(wildcards(families), port)
     listener = Listener(
         name=name,
-        address=address("0.0.0.0", port),
+        address=address,
+        additional_addresses=more_addresses,
         bind_to_port=False,
         filter_chains=[FilterChain(name=name, filters=[filters.http_by_rds(str(port))])],
         traffic_direction=TrafficDirection.OUTBOUND,

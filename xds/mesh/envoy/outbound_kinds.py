@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.envoy import clusters, locality, names, outbound, routes
 from xds.mesh.envoy.features import Features, served_config
 from xds.mesh.envoy.service import Addresses, Resources, addresses_of, assignments_of, clusters_of
+from xds.mesh.model.families import Family
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Interception, Pod, Ref, Service
@@ -41,6 +42,8 @@ class Kind(NamedTuple):
     """Features of their Envoys."""
     client: locality.Client
     """Their locality, if settings depend on it."""
+    families: tuple[Family, ...]
+    """IP versions of their addresses."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +113,8 @@ class Outbound:
 def kind_of(mesh: Mesh, pod: Pod, features: Features) -> Kind:
     """Return the kind of a client."""
     rules = served_rule_key(mesh, pod.namespace, pod.meta.labels)
-    return Kind(pod.namespace, rules, pod.interception, features, locality.client_of(mesh, pod))
+    client = locality.client_of(mesh, pod)
+    return Kind(pod.namespace, rules, pod.interception, features, client, pod.families)
 
 
 def outbound_of(mesh: Mesh, pod: Pod, features: Features) -> Generator[None, None, Outbound]:
@@ -245,7 +249,7 @@ class _Clients:
         if not self.is_intercepted:
             proxy = routes.route_configuration(names.HTTP_PROXY, hosts, allow_any=False, proxied=True)
             return EMPTY, _shared((proxy,))
-        lds = [outbound.redirect_listener(config)]
+        lds = [outbound.redirect_listener(config, self.kind.families)]
         # If several Services' EndpointSlices contain the same external address, the listener of the oldest
         # Service is used.
         lds += {r.name: r for service in reversed(by_age) for r in reversed(service.listeners)}.values()
@@ -255,7 +259,7 @@ class _Clients:
             if host.protocol.is_http and not host.is_endpoint:
                 by_port.setdefault(host.port, []).append(host)
         for port in sorted(by_port.keys() - sidecar_ports(mesh)):
-            lds.append(outbound.http_listener(port))
+            lds.append(outbound.http_listener(port, self.kind.families))
             rds.append(
                 routes.route_configuration(
                     str(port), tuple(by_port[port]), allow_any=config.allow_any_outbound

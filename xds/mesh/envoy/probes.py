@@ -17,7 +17,6 @@ from urllib.parse import quote
 
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster, ClusterDiscoveryType
 from envoy_data_plane.envoy.config.core.v3 import (
-    BindConfig,
     HeaderValue,
     HeaderValueOption,
     HeaderValueOptionHeaderAppendAction,
@@ -27,7 +26,6 @@ from envoy_data_plane.envoy.config.core.v3 import (
     Http1ProtocolOptions,
     Http2ProtocolOptions,
     HttpProtocolOptions,
-    SocketAddress,
 )
 from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
 from envoy_data_plane.envoy.config.route.v3 import Route, RouteAction, RouteMatch, VirtualHost
@@ -37,9 +35,11 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptionsExplicitHttpConfig
 
 from xds.codec import pack
-from xds.mesh.envoy import filters, names, scrape, tls
-from xds.mesh.envoy.common import HTTP_OPTIONS, address, one_endpoint, seconds
+from xds.mesh.envoy import filters, scrape, tls
+from xds.mesh.envoy.clusters import passthrough_source
+from xds.mesh.envoy.common import HTTP_OPTIONS, bound_to, one_endpoint, seconds
 from xds.mesh.envoy.scrape import AppMetrics
+from xds.mesh.model.families import family_of
 from xds.mesh.model.names import host_port
 
 NAME = "probes"
@@ -100,7 +100,7 @@ AnyProbe: TypeAlias = HttpProbe | TcpProbe | GrpcProbe
 
 def probe_resources(
     probes: Iterable[AnyProbe],
-    host: str,
+    hosts: Iterable[str],
     port: int,
     app_address: str,
     *,
@@ -111,7 +111,7 @@ def probe_resources(
 
     Args:
         probes: the probes, each with its own path.
-        host: address to listen on.
+        hosts: addresses to listen on.
         port: port to listen on.
         app_address: address where the application listens.
         intercepted: whether the pod's traffic is redirected to the sidecar.
@@ -131,9 +131,11 @@ def probe_resources(
         merging = [cluster, *scrape.merging_resources(cluster.name, authority, _target(metrics.target))]
         routes.append(scrape.route())
     virtual_hosts = [VirtualHost(name=NAME, domains=["*"], routes=routes)]
+    address, more_addresses = bound_to(hosts, port)
     listener = Listener(
         name=NAME,
-        address=address(host, port),
+        address=address,
+        additional_addresses=more_addresses,
         filter_chains=[FilterChain(filters=[filters.http_to(NAME, virtual_hosts, first=checks)])],
     )
     clusters = (_cluster(probe, probe.host or app_address, intercepted) for probe in probes)
@@ -195,20 +197,15 @@ def _cluster(probe: AnyProbe, host: str, intercepted: bool) -> Cluster:
         name=_name(probe),
         type=kind,
         connect_timeout=seconds(probe.timeout or 10.0),
-        load_assignment=one_endpoint(_name(probe), host, probe.port),
+        load_assignment=one_endpoint(_name(probe), host, port=probe.port),
         # Without this address, probes would be redirected to the sidecar, which refuses them under STRICT.
-        upstream_bind_config=_source(host) if is_own_pod else None,
+        upstream_bind_config=passthrough_source((family_of(host),)) if is_own_pod else None,
         transport_socket=tls.unverified() if isinstance(probe, HttpProbe) and probe.https else None,
         typed_extension_protocol_options=dict(_options(probe)),
         health_checks=[_check(probe)] if isinstance(probe, HealthCheckProbe) else [],
         # The sidecar must become ready before the application does.
         wait_for_warm_on_init=False if isinstance(probe, HealthCheckProbe) else None,
     )
-
-
-def _source(host: str) -> BindConfig:
-    source = names.PASSTHROUGH_SOURCE if "." in host else "::6"
-    return BindConfig(source_address=SocketAddress(address=source, port_value=0))
 
 
 def _options(probe: AnyProbe) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ that may affect it: clusters, load assignments (the only part that depends on mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -210,6 +210,12 @@ class _Builder:
         return resource if resource.sources == sources else replace(resource, sources=sources)
 
 
+def _by_address(found: Iterable[Endpoint]) -> Iterator[Endpoint]:
+    """Yield an endpoint for each address: clients that address a pod individually reach that address."""
+    for endpoint in found:
+        yield from endpoint.by_address()
+
+
 _NO_POLICY = TrafficPolicy()
 
 
@@ -291,7 +297,7 @@ class _Port:
         name = names.outbound(self.service.cluster_host, self.port.port, self.subset)
         yield _Group(name, self._balanced(found, setting), self.policy, setting)
         if self.has_endpoint_listeners:
-            for endpoint in found:
+            for endpoint in _by_address(found):
                 # Requests to a specific pod reach it even if it is not ready.
                 if self._names_and_addresses(endpoint, same_namespace=False):
                     endpoints = (replace(endpoint, ready=True),)
@@ -335,7 +341,7 @@ class _Port:
     def hosts(self, *, same_namespace: bool) -> Iterator[routes.Host]:
         """Yield the hosts of the service, and of endpoints with a cluster of their own."""
         domains = routes.service_names(self.service, same_namespace=same_namespace)
-        protocol = self.port.protocol
+        protocol, is_entry = self.port.protocol, bool(self.service.entry_host)
         yield routes.Host(
             domains,
             self.port.port,
@@ -343,10 +349,10 @@ class _Port:
             protocol,
             limits=self.limits,
             hash_key=self.policy.hash_key,
-            is_entry=bool(self.service.entry_host),
+            is_entry=is_entry,
         )
         if self.has_endpoint_listeners:
-            for endpoint in self.mesh.endpoints(self.service, self.port):
+            for endpoint in _by_address(self.mesh.endpoints(self.service, self.port)):
                 if own := self._names_and_addresses(endpoint, same_namespace=same_namespace):
                     for number in dict.fromkeys((self.port.port, endpoint.port)):
                         cluster = self._addressed(endpoint)

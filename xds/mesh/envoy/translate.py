@@ -14,6 +14,7 @@ from xds.mesh.envoy.bootstrap import loopback_address
 from xds.mesh.envoy.features import ALL_FEATURES, Features, served_config
 from xds.mesh.envoy.outbound_kinds import OwnResources, outbound_of
 from xds.mesh.envoy.service import sources_of
+from xds.mesh.model.families import LOCALHOST, Family
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
     TLS_MODE_LABEL,
@@ -88,11 +89,11 @@ def _build_own(mesh: Mesh, pod: Pod, features: Features) -> OwnResources:
     config = served_config(mesh.config, features)
     ports, deciders = _decide_inbound_ports(mesh, pod)
     if pod.interception is Interception.REDIRECT:
-        return _intercepted(config, ports, sources_of(mesh, *deciders))
+        return _intercepted(config, ports, pod.families, sources_of(mesh, *deciders))
     return _not_intercepted(
         config,
         ports,
-        pod.address,
+        (pod.address, *pod.more_addresses) if pod.address else (),
         pod.app_address,
         loopback_address(pod),
         sources_of(mesh, *deciders, pod.ref),
@@ -101,36 +102,45 @@ def _build_own(mesh: Mesh, pod: Pod, features: Features) -> OwnResources:
 
 @lru_cache(maxsize=8192)
 def _intercepted(
-    config: MeshConfig, ports: tuple[inbound.Port, ...], sources: tuple[str, ...]
+    config: MeshConfig,
+    ports: tuple[inbound.Port, ...],
+    families: tuple[Family, ...],
+    sources: tuple[str, ...],
 ) -> OwnResources:
     """Return what all pods with these ports have, if iptables redirects their connections."""
-    app_address = "" if config.passthrough_inbound else "127.0.0.1"
-    listener = inbound.redirect_listener(config, ports, sources)
-    return OwnResources(_clusters(config, ports, app_address, sources), (listener,))
+    localhost = () if config.passthrough_inbound else tuple(LOCALHOST[family] for family in families)
+    application = clusters.Application(localhost, families)
+    listener = inbound.redirect_listener(config, ports, families, sources)
+    passthrough = clusters.inbound_passthrough(config, families)
+    return OwnResources((passthrough, *_clusters(config, ports, application, sources)), (listener,))
 
 
 @lru_cache(maxsize=8192)
 def _not_intercepted(  # noqa: PLR0917
     config: MeshConfig,
     ports: tuple[inbound.Port, ...],
-    address: str,
+    addresses: tuple[str, ...],
     app_address: str,
     loopback: str,
     sources: tuple[str, ...],
 ) -> OwnResources:
     """Return what a pod has in interception mode NONE. Its listeners are bound to its addresses."""
     # Without an address, the pod's ports cannot be bound yet.
-    bound = ports if address else ()
-    listeners = [inbound.port_listener(config, address, port, sources) for port in bound]
+    bound = ports if addresses else ()
+    listeners = [inbound.port_listener(config, addresses, port, sources) for port in bound]
     listeners.append(outbound.http_proxy_listener(config, loopback))
-    return OwnResources(_clusters(config, ports, app_address, sources), tuple(listeners))
+    application = clusters.Application((app_address,))
+    return OwnResources(_clusters(config, ports, application, sources), tuple(listeners))
 
 
 def _clusters(
-    config: MeshConfig, ports: tuple[inbound.Port, ...], app_address: str, sources: tuple[str, ...]
+    config: MeshConfig,
+    ports: tuple[inbound.Port, ...],
+    application: clusters.Application,
+    sources: tuple[str, ...],
 ) -> tuple[Resource, ...]:
     return tuple(
-        clusters.inbound(config, port.number, port.protocol, app_address, sources)
+        clusters.inbound(config, port.number, port.protocol, application, sources)
         for port in ports
         if port.cluster != names.INBOUND_PASSTHROUGH
     )

@@ -42,6 +42,7 @@ _DOWNWARD = {
     variables.POD_NAME: "metadata.name",
     variables.POD_NAMESPACE: "metadata.namespace",
     variables.INSTANCE_IP: "status.podIP",
+    variables.INSTANCE_IPS: "status.podIPs",
     variables.SERVICE_ACCOUNT: "spec.serviceAccountName",
 }
 _RESOURCES = {

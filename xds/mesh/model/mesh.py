@@ -7,12 +7,13 @@ therefore depends on the size of the change, not on the size of the mesh.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from xds.mesh.model.addresses import Addresses, addresses_of
 from xds.mesh.model.defaults import default_objects
+from xds.mesh.model.families import Family, family_of
 from xds.mesh.model.locality import Locality, locality_of
 from xds.mesh.model.memory import Memory, ServiceKey, Touched
 from xds.mesh.model.namespace import NOTHING, NamespaceFacts
@@ -44,6 +45,8 @@ class Endpoint:
     """IP address."""
     port: int
     """Port at the address."""
+    more_addresses: tuple[str, ...] = ()
+    """Other addresses of the same pod. Clients try them if they cannot connect to `address`."""
     pod: Pod | None = None
     """Workload behind the address; None for an address outside the mesh."""
     ready: bool = True
@@ -61,6 +64,12 @@ class Endpoint:
     def locality(self) -> Locality:
         """Region, zone and sub-zone."""
         return self.region, self.zone, self.sub_zone
+    def by_address(self) -> tuple[Endpoint, ...]:
+        """Return an endpoint for each address."""
+        if not self.more_addresses:
+            return (self,)
+        addresses = (self.address, *self.more_addresses)
+        return tuple(replace(self, address=address, more_addresses=()) for address in addresses)
 
 
 class ListedEndpoint(NamedTuple):
@@ -407,7 +416,8 @@ class Mesh:
         for service in filter(None, (self.service(*key) for key in keys)):
             addresses = {*service.addresses}
             for port in service.ports:
-                addresses.update(endpoint.address for endpoint in self.endpoints(service, port))
+                for endpoint in self.endpoints(service, port):
+                    addresses.update((endpoint.address, *endpoint.more_addresses))
                 addresses.update(listed.address for listed in self.withheld(service, port))
             for address in addresses:
                 yield from ((other.namespace, other.name) for other in self.services_at(address))
@@ -420,6 +430,8 @@ class Mesh:
 
     def endpoints(self, service: Service, port: ServicePort) -> tuple[Endpoint, ...]:
         """Return the endpoints of a service port, sorted by address and port.
+
+        A pod with several addresses is one endpoint.
 
         Endpoints come from EndpointSlices or Endpoints objects if the service has any, or else from its
         selector. Entries whose Pod is unknown (`withheld`) are left out. Kubernetes does not know
@@ -435,7 +447,7 @@ class Mesh:
             if not is_listed or facts.has_workload_entries:
                 candidates += self._from_selector(service, port, only_entries=is_listed)
             unique = {(endpoint.address, endpoint.port): endpoint for endpoint in candidates}
-            memo[key] = tuple(unique[key] for key in sorted(unique))
+            memo[key] = _by_pod(service, [unique[key] for key in sorted(unique)])
         endpoints: tuple[Endpoint, ...] = memo[key]
         return endpoints
 
@@ -488,7 +500,8 @@ class Mesh:
             if pod.address and not pod.ended and (pod.ready or service.publish_not_ready):
                 target = target_port(port, pod)
                 if target is not None:
-                    yield _endpoint(service, pod.address, target, pod)
+                    for address in _addresses_in(pod, service.families):
+                        yield _endpoint(service, address, target, pod)
 
     def _pods_of(self, service: Service) -> Iterator[Pod]:
         return self.in_namespace(service.namespace).selected(service.selector)
@@ -615,6 +628,43 @@ def _endpoint(service: Service, address: str, port: int, pod: Pod | None) -> End
         sub_zone=sub_zone,
         hostname=hostname,
     )
+
+
+def _addresses_in(pod: Pod, families: tuple[Family, ...]) -> tuple[str, ...]:
+    """Return the addresses of a pod in a service's IP versions; the first one if there is none."""
+    found = tuple(address for address in pod.addresses if family_of(address) in families)
+    return found or (pod.address,)
+
+
+def _by_pod(service: Service, endpoints: Sequence[Endpoint]) -> tuple[Endpoint, ...]:
+    """Combine the endpoints of each pod with several addresses, the service's first IP version first.
+
+    EndpointSlices list one IP version each, and do not change at the same time. Use the ready addresses if
+    there are any.
+    """
+    if not any(endpoint.pod and endpoint.pod.more_addresses for endpoint in endpoints):
+        return tuple(endpoints)
+    groups: dict[object, list[Endpoint]] = {}
+    for endpoint in endpoints:
+        groups.setdefault((endpoint.pod.ref if endpoint.pod else endpoint.address, endpoint.port), []).append(
+            endpoint
+        )
+    combined = (_combined(service, group) for group in groups.values())
+    return tuple(sorted(combined, key=lambda endpoint: (endpoint.address, endpoint.port)))
+
+
+def _combined(service: Service, endpoints: Sequence[Endpoint]) -> Endpoint:
+    pod = endpoints[0].pod
+    if len(endpoints) == 1 or pod is None:
+        return endpoints[0]
+
+    def rank(endpoint: Endpoint) -> tuple[int, int]:
+        order = (*service.families, family_of(endpoint.address))
+        return order.index(family_of(endpoint.address)), pod.addresses.index(endpoint.address)
+
+    usable = [endpoint for endpoint in endpoints if endpoint.ready] or endpoints
+    first, *more = sorted(usable, key=rank)
+    return replace(first, more_addresses=tuple(endpoint.address for endpoint in more))
 
 
 def target_port(port: ServicePort, pod: Pod) -> int | None:

@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+from xds.mesh.model.families import Family, family_of
 from xds.mesh.model.loadbalancer import BY_DISTANCE, LocalityLb
 from xds.mesh.model.redirection import REDIRECT_ALL, Redirection
 from xds.mesh.model.traffic import Subset, TrafficPolicy
@@ -206,6 +207,8 @@ class Service(Object):
     """clusterIPs; empty for a headless Service, and until an address is allocated."""
     headless: bool = False
     """Whether the Service is headless: its `clusterIP` is None."""
+    families: tuple[Family, ...] = ()
+    """IP versions of its endpoints: ipFamilies, or else those of its addresses. Empty: the pod's first."""
     ports: tuple[ServicePort, ...] = ()
     """TCP ports."""
     selector: Mapping[str, str] = field(default_factory=dict)
@@ -298,6 +301,12 @@ class Pod(Object):
     def addresses(self) -> tuple[str, ...]:
         """Current addresses of the pod; empty until it has one, and after it has ended."""
         return (self.address, *self.more_addresses) if self.address and not self.ended else ()
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """IP versions of the pod's addresses; IPv4 until it has one."""
+        versions = {family_of(address) for address in (self.address, *self.more_addresses)}
+        return tuple(sorted(versions))
 
     @property
     def has_sidecar(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
+from xds.mesh.model.families import Family, family_of
 from xds.mesh.model.objects import (
     APP_ADDRESS,
     INTERCEPTION_MODE,
@@ -39,6 +40,16 @@ class ServiceType(StrEnum):
     NODE_PORT = "NodePort"
     LOAD_BALANCER = "LoadBalancer"
     EXTERNAL_NAME = "ExternalName"
+
+
+class IpFamily(StrEnum):
+    """An item of spec.ipFamilies of a Service."""
+
+    IPV4 = "IPv4"
+    IPV6 = "IPv6"
+
+
+_VERSIONS: dict[IpFamily, Family] = {IpFamily.IPV4: 4, IpFamily.IPV6: 6}
 
 
 class Phase(StrEnum):
@@ -77,6 +88,8 @@ def service(obj: Field, meta: Meta) -> Service | None:
         spec["type"].notice("ExternalName is ignored", "external names are not part of the mesh")
         return None
     addresses, headless = _cluster_ips(spec)
+    versions = [item.choice(IpFamily) for item in spec["ipFamilies"].items()]
+    families = [_VERSIONS[version] for version in versions if version] or map(family_of, addresses)
     ports = tuple(_service_ports(spec))
     if not headless and not spec["ports"].value:
         spec["ports"].refuse("is required", "only a headless Service (clusterIP: None) may have none")
@@ -90,6 +103,7 @@ def service(obj: Field, meta: Meta) -> Service | None:
         meta=meta,
         addresses=addresses,
         headless=headless,
+        families=tuple(dict.fromkeys(families)),
         ports=ports,
         selector=_service_selector(spec["selector"]),
         publish_not_ready=spec["publishNotReadyAddresses"].boolean() or False,

@@ -65,7 +65,8 @@ def listeners_of(
                 yield Listener(address, port.port, service, port)
     if for_endpoints:
         through = not service.headless
-        for endpoint in mesh.endpoints(service, port):
+        found = mesh.endpoints(service, port)
+        for endpoint in (single for combined in found for single in combined.by_address()):
             if mesh.may_answer(service, endpoint.address):
                 for number in dict.fromkeys((port.port, endpoint.port)):
                     yield Listener(endpoint.address, number, service, port, endpoint, passes_through=through)

@@ -57,11 +57,11 @@ class Sidecar:
     def bootstrap(self) -> Bootstrap:
         """Return the bootstrap of the sidecar's Envoy."""
         intercepted = self.pod.interception is Interception.REDIRECT
-        host = "0.0.0.0" if intercepted else self.pod.address
-        metrics = envoy.admin_page_listener("metrics", host, METRICS_PORT, PATH, PATH)
+        hosts = envoy.sidecar_hosts(self.pod)
+        metrics = envoy.admin_page_listener("metrics", hosts, METRICS_PORT, PATH, PATH)
         probe_listeners = probe_resources(
             self.probes,
-            host,
+            hosts,
             PROBE_PORT,
             self.pod.app_address,
             intercepted=intercepted,
@@ -138,6 +138,13 @@ class _EnvironmentReader:
             self.refuse(names.TOKEN_FILE, str(error))
             return None
 
+    def ip_address(self, variable: Variable, text: str) -> str:
+        try:
+            return str(ipaddress.ip_address(text)) if text else ""
+        except ValueError:
+            self.refuse(variable, f"is not an IP address: {text!r}")
+            return ""
+
     def address(self, variable: Variable) -> tuple[str, int]:
         host, _, port = self.text(variable).rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -158,17 +165,19 @@ def read(environment: Mapping[str, str], labels: str = "") -> tuple[Sidecar, lis
     reader = _EnvironmentReader(environment)
     ref = Ref("Pod", reader.text(names.POD_NAMESPACE), reader.text(names.POD_NAME))
     mode = reader.choice(names.INTERCEPTION, tuple(Interception))
-    address = reader.text(names.INSTANCE_IP)
-    try:
-        ipaddress.ip_address(address or "0.0.0.0")
-    except ValueError:
-        reader.refuse(names.INSTANCE_IP, f"is not an IP address: {address!r}")
+    address = reader.ip_address(names.INSTANCE_IP, reader.text(names.INSTANCE_IP))
+    all_addresses = [
+        reader.ip_address(names.INSTANCE_IPS, text.strip())
+        for text in reader.text(names.INSTANCE_IPS).split(",")
+        if text.strip()
+    ]
     host, port = reader.address(names.ADDRESS)
     app_probes, problems = probes.read(reader.text(names.APP_PROBES))
     metrics, metrics_problems = probes.read_metrics(reader.text(names.APP_METRICS))
     pod = Pod(
         meta=Meta(ref=ref, labels=read_labels(labels)),
         address=address,
+        more_addresses=tuple(other for other in all_addresses if other != address),
         service_account=reader.text(names.SERVICE_ACCOUNT),
         interception=Interception.NONE if mode == Interception.NONE else Interception.REDIRECT,
     )

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
+import socket
+import struct
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from xds.mesh.sidecar.rules import Family, RedirectConfig, redirect_rules, undo_rules
+from xds.mesh.envoy.names import PASSTHROUGH_SOURCES
+from xds.mesh.model.families import Family
+from xds.mesh.sidecar.rules import RedirectConfig, redirect_rules, undo_rules
 
 _NET_ADMIN = 12
+_ADD_ADDRESS, _REMOVE_ADDRESS = 0x8916, 0x8936
+"""SIOCSIFADDR and SIOCDIFADDR, which the socket module lacks."""
 _TIMEOUT = 60
 """Timeout of a command in seconds. The wait for the iptables lock is half of it."""
 
@@ -42,6 +51,7 @@ def install_rules(config: RedirectConfig, *, warn: Callable[[str], object]) -> N
         return
     try:
         _apply(6, lambda current: redirect_rules(config, current, family=6))
+        _add_source()
     except IptablesError as error:
         if any(not address.startswith("fe80") for address in ipv6_addresses()):
             raise IptablesError(
@@ -63,6 +73,8 @@ def remove_rules() -> None:
     _check_privileges()
     _try_variants(4, partial(_remove, 4))
     if _has_ipv6():
+        with suppress(OSError):
+            _change_address(_REMOVE_ADDRESS)
         try:
             _try_variants(6, partial(_remove, 6))
         except IptablesError:
@@ -70,6 +82,25 @@ def remove_rules() -> None:
             # installs no IPv6 rules.
             if ipv6_addresses():
                 raise
+
+
+def _add_source() -> None:
+    """Give the pod the address from which its sidecar connects to the application over IPv6.
+
+    All of 127.0.0.0/8 belongs to a machine, but only one IPv6 address does.
+    """
+    try:
+        _change_address(_ADD_ADDRESS)
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise IptablesError(f"cannot add {PASSTHROUGH_SOURCES[6]} to lo: {error.strerror}") from None
+
+
+def _change_address(request: int) -> None:
+    """Add or remove the address. `struct in6_ifreq`: address, prefix length, index of the interface."""
+    address = socket.inet_pton(socket.AF_INET6, PASSTHROUGH_SOURCES[6])
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, request, struct.pack("16sIi", address, 128, socket.if_nametoindex("lo")))
 
 
 def ipv6_addresses() -> list[str]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
+from xds.mesh.envoy.names import PASSTHROUGH_SOURCES
+from xds.mesh.model.families import LOCALHOST, Family
 from xds.mesh.model.objects import ADMIN_PORT
 from xds.mesh.model.redirection import Network, Redirection
 from xds.mesh.sidecar.settings import PROXY_ID, SIDECAR_PORTS
-
-Family: TypeAlias = Literal[4, 6]
 
 INBOUND = "ISTIO_INBOUND"
 OUTBOUND = "ISTIO_OUTPUT"
@@ -96,7 +95,8 @@ def _inbound(config: RedirectConfig) -> Iterator[str]:
 
 
 def _outbound(config: RedirectConfig, family: Family) -> Iterator[str]:
-    localhost, inbound_source = ("127.0.0.1/32", "127.0.0.6/32") if family == 4 else ("::1/128", "::6/128")
+    prefix = 32 if family == 4 else 128
+    localhost, inbound_source = (f"{hosts[family]}/{prefix}" for hosts in (LOCALHOST, PASSTHROUGH_SOURCES))
     own_traffic = f"-m owner --uid-owner {config.uid} --gid-owner {config.gid}"
     yield f"-A OUTPUT -p tcp -j {OUTBOUND}"
     yield from (f"-A {OUTBOUND} -o {name} -j RETURN" for name in config.exclude_interfaces)

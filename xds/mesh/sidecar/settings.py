@@ -38,6 +38,12 @@ class Variable(NamedTuple):
 POD_NAME = Variable("POD_NAME", None, "Name of the pod (downward API: metadata.name).")
 POD_NAMESPACE = Variable("POD_NAMESPACE", None, "Namespace of the pod (metadata.namespace).")
 INSTANCE_IP = Variable("INSTANCE_IP", None, "IP address of the pod (status.podIP).")
+INSTANCE_IPS = Variable(
+    "INSTANCE_IPS",
+    "",
+    "IP addresses of the pod, separated by commas (status.podIPs). Empty: only INSTANCE_IP. The sidecar "
+    "listens on the IP versions of these addresses.",
+)
 SERVICE_ACCOUNT = Variable(
     "SERVICE_ACCOUNT", "default", "Service account of the pod (spec.serviceAccountName)."
 )
