@@ -258,21 +258,19 @@ class TestEffect:
             entry(name, host="db.example.com", addresses=[], **listed("10.8.0.1")) for name in ("a", "b")
         )
 
+        old_name, young_name = "ServiceEntry legacy/a", "ServiceEntry legacy/b"
+
         assert self.problems(old, young) == [
-            (
-                "ServiceEntry legacy/b: host db.example.com is also defined by the older ServiceEntry legacy/a, "
-                "so it has no effect"
-            )
+            f"{young_name}: host db.example.com is also defined by the older {old_name}, so it has no effect"
         ]
 
     def test_address_of_another_object_is_reported(self):
         claim = entry(addresses=["10.1.0.1"], **listed("10.8.0.1"))
 
+        name = "ServiceEntry legacy/db"
+
         assert self.problems(claim, CLIENT) == [
-            (
-                "ServiceEntry legacy/db: 10.1.0.1 belongs to Pod apps/client: traffic to it is not sent to this "
-                "ServiceEntry"
-            )
+            f"{name}: 10.1.0.1 belongs to Pod apps/client: traffic to it is not sent to this ServiceEntry"
         ]
 
 

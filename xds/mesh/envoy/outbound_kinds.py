@@ -236,10 +236,14 @@ class _Clients:
     ) -> Generator[None, None, tuple[ResourceSet, ResourceSet]]:
         """Build listeners and routes, which depend on the order of services."""
         mesh, config = self.mesh, self.mesh.config
-        names_in_order = [(service.namespace, service.name) for service in mesh.services()]
-        # Among ServiceEntries with the same host, those of the clients' namespace come first.
-        names_in_order.sort(key=lambda name: "." in name[1] and name[0] != self.kind.namespace)
-        ordered = [addresses[name] for name in names_in_order if name in addresses]
+        visible = [service for service in mesh.services() if (service.namespace, service.name) in addresses]
+
+        def precedence(service: Service) -> tuple[bool, tuple[object, ...]]:
+            # Among ServiceEntries with the same host, that of the clients' namespace wins, then the oldest.
+            is_foreign = bool(service.entry_host) and service.namespace != self.kind.namespace
+            return is_foreign, service.meta.age_key if is_foreign else ()
+
+        ordered = [addresses[s.namespace, s.name] for s in sorted(visible, key=precedence)]
         services = [item for _, item in ordered]
         by_age = [item for _, item in sorted(ordered, key=itemgetter(0))]
         hosts = (
