@@ -19,6 +19,7 @@ from tests.golden.cases import CASES, load
 from xds.codec import encode, full_name, message_class
 from xds.mesh import envoy, identity
 from xds.mesh.envoy.bootstrap import TokenFile, bootstrap
+from xds.mesh.envoy.features import ALL_FEATURES
 from xds.mesh.envoy.translate import translate
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
@@ -48,14 +49,16 @@ def whole() -> Iterator[tuple[str, bytes]]:
     for case in CASES:
         mesh = load(case.values[0])
         for pod in (pod for pod in mesh.pods() if pod.has_sidecar):
-            for resources in translate(mesh, pod, SECRETS).types.values():
-                for resource in resources.values():
-                    yield resource.type_url.rpartition("/")[2], resource.body
+            for own_key in (False, True):
+                features = ALL_FEATURES._replace(own_key=own_key)
+                for resources in translate(mesh, pod, SECRETS, features).types.values():
+                    for resource in resources.values():
+                        yield resource.type_url.rpartition("/")[2], resource.body
             for credential in (None, TokenFile(token="/token", roots="/roots.pem")) if pod.address else ():
                 message = bootstrap(pod, "127.0.0.1", 15010, credential=credential)
                 yield full_name(type(message)), encode(message)
     moved = {"XDS_APP_PROBES": json.dumps(PROBES), "XDS_APP_METRICS": '{"port": 9090}'}
-    sidecar, problems = read({**POD, **moved})
+    sidecar, problems = read({**POD, **moved, "XDS_KEY_DIR": "/run/xds/key"})
     assert not problems
     message = sidecar.bootstrap()
     yield full_name(type(message)), encode(message)
