@@ -25,7 +25,6 @@ from tests.protocol.stream import SHORT, Reply, Stream
 from xds.protocol.acked import UNKNOWN
 from xds.protocol.session import Variant
 from xds.protocol.status import State
-from xds.snapshot import ENDPOINT, ROUTE
 
 
 class SessionMachine(ChangingWorld):
@@ -154,7 +153,7 @@ class SessionMachine(ChangingWorld):
     @rule(name=st.sampled_from(CLUSTERS))
     @precondition(lambda self: self.client.variant is Variant.DELTA)
     def ask_again(self, name: str) -> None:
-        if self.client.is_subscribed(ENDPOINT, name):
+        if name in self.client.subscribed.get("EDS", ()):
             self.client.outbox.append(("EDS", (name,), {}))
 
     # --- what must hold ---
@@ -266,10 +265,9 @@ class SessionMachine(ChangingWorld):
     def make_before_break(self) -> None:
         if not hasattr(self, "client") or self.rejecting:
             return
-        routes = self.client.have["RDS"]
-        for route in self.client.used_routes:
-            for cluster in referred(routes[route]):
-                assert cluster in self.client.warm_clusters, (
+        for route in {*self.client.active.values(), *self.client.draining}:
+            for cluster in referred(self.client.have["RDS"][route]):
+                assert cluster in self.client.warm, (
                     f"R41: the route {route} is in force, the cluster {cluster} is not"
                 )
 
@@ -331,13 +329,14 @@ class SessionMachine(ChangingWorld):
         assert self.client.have["EDS"].keys() <= self.world.versions["CDS"].keys()
         for name, version in self.world.versions["EDS"].items():
             assert self.client.have["EDS"][name] == version, "the client has all EDS"
-        wanted = self.client.wanted(ROUTE)
+        wanted = self.client.wanted("RDS")
         assert {name: self.client.have["RDS"].get(name) for name in wanted} == {
             name: self.world.versions["RDS"].get(name) for name in wanted
         }
         assert not self.client.warming, "O3: every cluster got its assignment"
-        active = {name: listener.version for name, listener in self.client.active.items()}
-        assert active == self.world.versions["LDS"]
+        assert self.client.active == {
+            name: referred(version)[0] for name, version in self.world.versions["LDS"].items()
+        }
         assert not self.deliver_response()
         for status in self.client.stream.session.status():
             short = SHORT[status.type_url]

@@ -265,11 +265,14 @@ class EnvoyModel:
 
     def _follow(self) -> list[Request]:
         """Subscribe to the resources that others now refer to, and unsubscribe from all others."""
-        kinds = dict.fromkeys((ENDPOINT, SECRET, ROUTE, *(kind for kind, _ in self._references())))
-        kinds |= dict.fromkeys(self._demanded)
+        wanted: dict[str, set[str]] = {kind: set() for kind in (ENDPOINT, SECRET, ROUTE, *self._subscribed)}
+        for kind, name in self._references():
+            wanted.setdefault(kind, set()).add(name)
+        for kind, demanded in self._demanded.items():
+            wanted.setdefault(kind, set()).update(demanded)
         requests = []
-        for kind in kinds:
-            names = self.wanted(kind)
+        for kind, all_names in wanted.items():
+            names = tuple(sorted(all_names))
             if kind in WILDCARD_TYPES and kind not in self._subscribed and not names:
                 continue
             previous = self._subscribed.get(kind, ())
