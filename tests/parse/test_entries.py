@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from xds.mesh.model.locality import LOCALITY_LABEL
 from xds.mesh.model.objects import (
-    LOCALITY_LABEL,
     TLS_MODE_LABEL,
     ContainerPort,
     Interception,

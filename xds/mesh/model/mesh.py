@@ -64,6 +64,7 @@ class Endpoint:
     def locality(self) -> Locality:
         """Region, zone and sub-zone."""
         return self.region, self.zone, self.sub_zone
+
     def by_address(self) -> tuple[Endpoint, ...]:
         """Return an endpoint for each address."""
         if not self.more_addresses:

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from xds.mesh.model.locality import LOCALITY_LABEL
 from xds.mesh.model.objects import (
     CLUSTER_DOMAIN,
-    LOCALITY_LABEL,
     TLS_MODE_LABEL,
     ContainerPort,
     EndpointAddress,
