@@ -153,7 +153,7 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
         assert not [problem for problem in source.problems if not problem.notice]
 
         def watched() -> bool:
-            return len({call.resource for call in recorder.calls if call.verb == "watch"}) == 10 + len(
+            return len({call.resource for call in recorder.calls if call.verb == "watch"}) == 12 + len(
                 UNENFORCED
             )
 
@@ -224,6 +224,16 @@ async def _say_what_is_wrong(cluster: Cluster, api: KubeApi) -> None:
         "MeshPolicy": ("authentication.istio.io/v1alpha1", "meshpolicies", None),
         "PeerAuthentication": ("security.istio.io/v1", f"namespaces/{SYSTEM}/peerauthentications", {}),
         "DestinationRule": ("networking.istio.io/v1", f"namespaces/{SYSTEM}/destinationrules", {"host": "a"}),
+        "ServiceEntry": (
+            "networking.istio.io/v1",
+            f"namespaces/{SYSTEM}/serviceentries",
+            {"hosts": ["a.com"], "ports": [{"number": 80, "name": "http"}], "addresses": ["10.0.0.1"]},
+        ),
+        "WorkloadEntry": (
+            "networking.istio.io/v1",
+            f"namespaces/{SYSTEM}/workloadentries",
+            {"address": "10.0.0.1"},
+        ),
     }
     problems = [Problem(where=f"Namespace {SYSTEM}", what="is only said to be wrong")]
     for kind, (version, path, its_spec) in objects.items():
