@@ -124,6 +124,11 @@ def verdict(row: Row) -> str:
 ROWS = list(rows())
 
 
+def test_every_row_of_the_page_is_read() -> None:
+    lines = re.findall(r"^\| `", PAGE.read_text(), re.MULTILINE)
+    assert len(ROWS) == len(lines) > 100
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.kind}.{row.path}")
 def test_field_gets_its_verdict(row: Row) -> None:
     assert verdict(row) == row.verdict
