@@ -1,4 +1,4 @@
-# One image for every role, which the command says: serve, proxy (becomes Envoy), init (iptables rules), token, install.
+# One image for every role, which the command says: serve, proxy (runs Envoy), init (iptables rules), token, install.
 # docs/how-to/install.md says how to build and run it. No syntax directive and no mounts: every builder that there is can build it.
 
 ARG BASE=python:3.13-slim
