@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from docs import hooks
+from xds import pytest_plugin
 from xds.cli import app
 from xds.mesh.envoy.scrape import SUCCESS
 from xds.server import Limits
@@ -102,4 +103,5 @@ def test_metrics_in_pages_exist():
     known = {metric.name for metric in hooks.metrics()} | {SUCCESS}
     text = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md") if "adr" not in page.parts)
     used = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"`(xds_[a-z_]+)(?:`|\{)", text)}
-    assert used <= known
+    fixtures = {name for name in vars(pytest_plugin) if name.startswith("xds_")}
+    assert used <= known | fixtures
