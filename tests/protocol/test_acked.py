@@ -114,6 +114,18 @@ def test_update_that_is_reverted_before_it_is_sent_is_forgotten(variant):
     assert stream.get() == []
 
 
+def test_new_resource_that_is_removed_before_it_is_sent_is_forgotten(variant):
+    stream = Stream(variant, world(CDS="a=1"))
+    stream.ask("CDS")
+    stream.ask("LDS")
+    stream.settle()
+    stream.serve(world(CDS="a=1", LDS="l=1"))
+    stream.serve(world(CDS="a=1"))
+    stream.settle()
+    assert versions(stream, "LDS") == {}
+    assert stored(stream, "LDS") == 0
+
+
 def test_assignment_that_is_sent_again_stays_acked(variant):
     stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
     stream.ask("CDS")

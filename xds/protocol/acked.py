@@ -104,7 +104,7 @@ class AckedResources:
             names: Names of the resources that differ.
             resources: Next resources of the watch.
         """
-        if not names or not (watch.sent or self._older):
+        if not names or not (watch.sent or self._older or self._shared):
             return
         self._spread()
         open_names = watch.acks.open_names
