@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -24,6 +25,8 @@ from xds.mesh.model.objects import Change, Ref
 from xds.server.metrics import StreamMetrics
 from xds.snapshot import ENDPOINT, LISTENER
 
+WEB_3 = replace(pod("web-3", "shop", app="web"), service_account="web-1")
+"""A further endpoint with a known identity, so that its cluster does not change."""
 ONE = "sidecar~127.0.0.1~one.shop~shop.svc.cluster.local"
 
 
@@ -77,7 +80,7 @@ async def traced(mode: str) -> AsyncIterator[Traced]:
 async def test_a_trace_ends_with_the_last_ack():
     async with traced("STRICT") as world:
         world.plane.one.hold(ENDPOINT)
-        await world.plane.applied(pod("web-3", "shop", app="web"))
+        await world.plane.applied(WEB_3)
         await world.plane.one.wait_for(lambda: world.plane.one.held(ENDPOINT))
         await asyncio.sleep(3 * tracing._INTERVAL)  # No trace ends while an ACK is missing.
         assert len(world.changes()) == 1
@@ -98,7 +101,7 @@ async def test_a_trace_ends_with_the_last_ack():
 async def test_a_rejection_is_an_error():
     async with traced("STRICT") as world:
         world.plane.one.hold(ENDPOINT)
-        await world.plane.applied(pod("web-3", "shop", app="web"))
+        await world.plane.applied(WEB_3)
         await world.plane.one.answer(ENDPOINT, error="no such thing")
         root, children = await world.trace_of("Pod shop/web-3")
         assert root.status.status_code is StatusCode.ERROR
@@ -127,7 +130,7 @@ async def test_a_trace_ends_without_the_remaining_acks(monkeypatch: pytest.Monke
     monkeypatch.setattr(tracing, "TIMEOUT", 0.2)
     async with traced("STRICT") as world:
         world.plane.one.hold(ENDPOINT)
-        await world.plane.applied(pod("web-3", "shop", app="web"))
+        await world.plane.applied(WEB_3)
         root, _ = await world.trace_of("Pod shop/web-3")
         assert root.status.description == "not all proxies answered within 0.2 s"
 
@@ -136,7 +139,7 @@ async def test_traces_in_progress_are_limited(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tracing, "MAX_OPEN", 1)
     async with traced("STRICT") as world:
         world.plane.one.hold(ENDPOINT)
-        await world.plane.applied(pod("web-3", "shop", app="web"))
+        await world.plane.applied(WEB_3)
         await world.plane.applied(pod("lonely", "shop"))
         await world.plane.one.answer(ENDPOINT)
         await world.trace_of("Pod shop/web-3")
