@@ -10,6 +10,7 @@ import pytest
 
 from tests.policy.world import HTTP, mesh, meta, peer, pod, rule, service
 from xds.codec import to_dict
+from xds.mesh.envoy.locality import NO_CLIENT, client_of
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.loadbalancer import (
     ConsistentHash,
@@ -20,6 +21,7 @@ from xds.mesh.model.loadbalancer import (
     Simple,
     Warmup,
 )
+from xds.mesh.model.locality import locality_of
 from xds.mesh.model.objects import Change, EndpointAddress, EndpointGroup, EndpointPort, Endpoints, Pod
 from xds.mesh.model.traffic import OutlierDetection, Subset, TrafficPolicy
 from xds.snapshot import CLUSTER, ENDPOINT
@@ -259,3 +261,36 @@ def test_warmup_is_kept_for_the_cluster() -> None:
         "aggression": {"default_value": 1.5, "runtime_key": "xds.slow_start.aggression"},
         "min_weight_percent": {"value": 20.0},
     }
+
+
+def test_a_subset_that_inherits_outlier_detection_uses_the_labels_of_the_mesh():
+    policy = balanced(failover=(("eu", "ap"),))
+    own = TrafficPolicy(load_balancer=LoadBalancer(Simple.RANDOM))
+    subset = Subset(name="v", labels={}, policy=own)
+    client = at("client", "eu.eu-1.rack", app="client", version="v1")
+    by_version = LocalityLb(failover_priority=(("version", None),))
+    world = mesh(
+        client, WEB, *SERVERS, rule("ns", HOST, policy=policy, subsets=(subset,)), locality_lb=by_version
+    )
+    found = groups(world, client, f"outbound|80|v|{HOST}")
+    assert {name: priority for priority, _, pods in found for name in pods} == {
+        **dict.fromkeys(("zone", "us"), 0),
+        **dict.fromkeys(("rack", "region", "ap"), 1),
+    }
+
+
+def test_a_disabled_setting_does_not_split_clients():
+    disabled = rule("ns", HOST, policy=balanced(outlier=None, enabled=False))
+    assert client_of(mesh(CLIENT, WEB, disabled), CLIENT) is NO_CLIENT
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("eu.eu-1.rack", ("eu", "eu-1", "rack")),
+        ("eu", ("eu", "", "")),
+        ("us.west/zone.a/rack", ("us.west", "zone.a", "rack")),
+    ],
+)
+def test_a_locality_with_slashes_may_contain_dots(label, expected):
+    assert locality_of({"istio-locality": label}) == expected

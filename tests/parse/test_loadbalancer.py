@@ -25,13 +25,14 @@ HEADER = {"httpHeaderName": "x-user"}
 BY_HEADER = HashKey(header="x-user")
 
 
-def read(settings: Any) -> Parsed:
+def read(settings: Any, **more: Any) -> Parsed:
+    policy = more or {"outlierDetection": {}}
     [parsed] = parse(
         {
             "apiVersion": "networking.istio.io/v1",
             "kind": "DestinationRule",
             "metadata": {"name": "web", "namespace": "shop"},
-            "spec": {"host": "web", "trafficPolicy": {"loadBalancer": settings}},
+            "spec": {"host": "web", "trafficPolicy": {"loadBalancer": settings, **policy}},
         },
         dotted,
     )
@@ -169,7 +170,7 @@ def test_locality_settings_of_rules_and_the_mesh(settings: Any, expected: Locali
                     "distribute": [{"from": "*", "to": {"*": 100}}, {"from": "eu", "to": {"*": 100}}]
                 }
             },
-            "contains 'eu' twice: '*' includes it",
+            "contains 'eu' after '*', which includes it",
         ),
         ({"localityLbSetting": {"failover": [{"from": "eu", "to": "eu"}]}}, "must be another region"),
         ({"localityLbSetting": {"failover": [{"from": "eu/1", "to": "us"}]}}, "must name two regions"),
@@ -189,6 +190,11 @@ def test_invalid_settings_are_refused(settings: Any, what: str) -> None:
     parsed = read(settings)
     assert parsed.refused
     assert what in str(parsed.problems[0])
+    # A setting that is invalid must not choose endpoints.
+    assert parsed.replacement
+    assert isinstance(parsed.replacement.fact, DestinationRule)
+    assert parsed.replacement.fact.policy
+    assert parsed.replacement.fact.policy.load_balancer is None
 
 
 @pytest.mark.parametrize(
@@ -219,11 +225,39 @@ def test_settings_without_effect_get_a_notice(settings: Any, what: str) -> None:
     assert what in problem.what
 
 
+def test_an_earlier_locality_of_clients_may_be_more_specific() -> None:
+    distribute = [{"from": place, "to": {"*": 100}} for place in ("us/a", "us/*", "*")]
+    assert not read({"localityLbSetting": {"distribute": distribute}}).problems
+
+
+@pytest.mark.parametrize("setting", [{"failover": [{"from": "eu", "to": "us"}]}, {"failoverPriority": ["a"]}])
+def test_failover_needs_outlier_detection(setting: Any) -> None:
+    settings = {"localityLbSetting": setting}
+    [problem] = read(settings, tls={"mode": "ISTIO_MUTUAL"}).problems
+    assert problem.notice
+    assert "localityLbSetting has no effect without outlierDetection" in problem.what
+    port = {"port": {"number": 80}, "loadBalancer": settings}
+    [on_port] = read({}, outlierDetection={}, portLevelSettings=[port]).problems
+    assert "portLevelSettings[0].loadBalancer.localityLbSetting has no effect" in on_port.what
+    assert not read({}, portLevelSettings=[{**port, "outlierDetection": {}}]).problems
+
+
+def test_unsupported_fields_of_a_port_are_reported_once() -> None:
+    ports = [{"port": {"number": 80}, "tunnel": {}, "compression": {}}]
+    problems = read({}, portLevelSettings=ports).problems
+    assert [("tunnel" in problem.what, problem.notice) for problem in problems] == [
+        (True, False),
+        (False, True),
+    ]
+
+
 def test_cost_of_localities_is_linear() -> None:
     def parse(size: int) -> None:
         weights = {f"r{number}": 1 for number in range(size)}
         failover = [{"from": f"r{number}", "to": "us"} for number in range(size)]
         read({"localityLbSetting": {"distribute": [{"from": "*", "to": weights}]}})
+        clients = [{"from": name, "to": {"*": 100}} for name in weights]
+        read({"localityLbSetting": {"distribute": clients}})
         read({"localityLbSetting": {"failover": failover, "failoverPriority": [*weights]}})
 
     assert_linear(parse, 500)

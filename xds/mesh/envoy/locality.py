@@ -74,9 +74,11 @@ def _labels_in_use(mesh: Mesh) -> tuple[str, ...] | None:
     default = mesh.config.locality_lb
     settings = [default] if default.enabled and default.distribute else []
     for policy in _policies(mesh):
-        if policy.load_balancer and policy.load_balancer.locality:
-            settings.append(policy.load_balancer.locality)
-        elif default.enabled and policy.outlier_detection:
+        # The parts of a policy may be merged with those of others.
+        own = policy.load_balancer.locality if policy.load_balancer else None
+        if own and own.enabled:
+            settings.append(own)
+        if default.enabled and policy.outlier_detection:
             settings.append(default)
     if not settings:
         return None

@@ -22,7 +22,7 @@ Locality: TypeAlias = tuple[str, str, str]
 def locality_of(labels: Mapping[str, str]) -> Locality:
     """Return the locality of a pod with these labels."""
     if text := labels.get(LOCALITY_LABEL):
-        region, zone, sub_zone = (*text.replace("/", ".").split("."), "", "")[:3]
+        region, zone, sub_zone = (*text.split("/" if "/" in text else "."), "", "")[:3]
     else:
         region, zone, sub_zone = (labels.get(label, "") for label in TOPOLOGY_LABELS)
     return region, zone, sub_zone

@@ -87,6 +87,8 @@ def service(obj: Field, meta: Meta) -> Service | None:
     if spec["type"].choice(ServiceType) is ServiceType.EXTERNAL_NAME:
         spec["type"].notice("ExternalName is ignored", "external names are not part of the mesh")
         return None
+    if spec["trafficDistribution"]:
+        spec["trafficDistribution"].notice("is ignored", "use a DestinationRule with outlierDetection")
     addresses, headless = _cluster_ips(spec)
     versions = [item.choice(IpFamily) for item in spec["ipFamilies"].items()]
     families = [_VERSIONS[version] for version in versions if version] or map(family_of, addresses)

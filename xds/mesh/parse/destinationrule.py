@@ -54,7 +54,7 @@ def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
         meta=meta,
         host=_host(spec["host"].required(), meta.ref.namespace),
         policy=_policy(spec["trafficPolicy"]),
-        subsets=tuple(_subsets(spec["subsets"])),
+        subsets=tuple(_subsets(spec["subsets"], ejects=bool(spec["trafficPolicy"]["outlierDetection"]))),
         export_to=export_to(spec["exportTo"], private=bool(spec["workloadSelector"])),
         selector=names.selected(spec["workloadSelector"]),
     )
@@ -99,7 +99,8 @@ def export_to(field: Field, *, private: bool = False) -> tuple[str, ...]:
     return tuple(namespaces)
 
 
-def _policy(field: Field) -> TrafficPolicy | None:
+def _policy(field: Field, *, ejects: bool = False) -> TrafficPolicy | None:
+    """Parse a traffic policy. `ejects` is whether it inherits an outlierDetection."""
     if not field.mapping(f"{_POLICY} {' '.join(_UNSUPPORTED)} portLevelSettings", strict=True):
         return None
     ports: dict[int, TrafficPolicy] = {}
@@ -112,15 +113,24 @@ def _policy(field: Field) -> TrafficPolicy | None:
         if port["number"] and number in ports:
             port["number"].refuse(f"{number} is set twice")
         ports[number] = _settings(item, {})
-        _report_unsupported(item)
-    _report_unsupported(field)
+        _report_unsupported(item, "compression")
+        _report_idle_failover(item)
+    _report_unsupported(field, *_UNSUPPORTED)
+    _report_idle_failover(field, ejects=ejects)
     return _settings(field, ports)
 
 
-def _report_unsupported(field: Field) -> None:
-    for name, instead in _UNSUPPORTED.items():
+def _report_unsupported(field: Field, *unsupported: str) -> None:
+    for name in unsupported:
         if field[name]:
-            field[name].notice("is not supported and is ignored", instead)
+            field[name].notice("is not supported and is ignored", _UNSUPPORTED[name])
+
+
+def _report_idle_failover(field: Field, *, ejects: bool = False) -> None:
+    setting = field["loadBalancer"]["localityLbSetting"]
+    fails_over = setting["failover"] or setting["failoverPriority"]
+    if fails_over and not (ejects or field["outlierDetection"] or setting["distribute"]):
+        setting.notice("has no effect without outlierDetection", "add outlierDetection to the policy")
 
 
 def _settings(field: Field, ports: dict[int, TrafficPolicy]) -> TrafficPolicy:
@@ -245,7 +255,7 @@ def _outlier_detection(field: Field) -> OutlierDetection | None:
     )
 
 
-def _subsets(field: Field) -> Iterator[Subset]:
+def _subsets(field: Field, *, ejects: bool) -> Iterator[Subset]:
     seen: set[str] = set()
     for item in field.items():
         item.mapping("name labels trafficPolicy", strict=True)
@@ -253,7 +263,8 @@ def _subsets(field: Field) -> Iterator[Subset]:
         if name and name in seen:
             item["name"].refuse(f"{shown(name)} is the name of two subsets")
         seen.add(name)
-        yield Subset(name=name, labels=names.labels(item["labels"]), policy=_policy(item["trafficPolicy"]))
+        policy = _policy(item["trafficPolicy"], ejects=ejects)
+        yield Subset(name=name, labels=names.labels(item["labels"]), policy=policy)
 
 
 def destination_rule_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:

@@ -44,7 +44,8 @@ class _Simple(StrEnum):
 
 
 def load_balancer(field: Field) -> LoadBalancer | None:
-    """Parse `loadBalancer`."""
+    """Parse `loadBalancer`; return None if a part of it is invalid, which then must not choose endpoints."""
+    refusals = len(field.log.refusals)
     if not field.mapping("simple consistentHash localityLbSetting warmupDurationSecs warmup"):
         return None
     if field["simple"].value and field["consistentHash"].value:
@@ -58,7 +59,8 @@ def load_balancer(field: Field) -> LoadBalancer | None:
         how = "consistentHash" if consistent_hash else simple
         field[name].notice(f"has no effect with {how}", "use LEAST_REQUEST or ROUND_ROBIN")
         warmup = None
-    return LoadBalancer(simple, consistent_hash, warmup, locality_lb(field["localityLbSetting"]))
+    parsed = LoadBalancer(simple, consistent_hash, warmup, locality_lb(field["localityLbSetting"]))
+    return parsed if len(field.log.refusals) == refusals else None
 
 
 def _warmup(field: Field) -> Warmup | None:
@@ -140,7 +142,7 @@ def locality_lb(field: Field) -> LocalityLb | None:
     if field["distribute"].value and field["failover"].value:
         field.refuse("has both distribute and failover; only one is allowed")
     distribute = tuple(_distributions(field["distribute"]))
-    _refuse_overlap(field["distribute"], (entry.clients for entry in distribute))
+    _refuse_hidden(field["distribute"], (entry.clients for entry in distribute))
     failover = tuple(_failovers(field["failover"]))
     priority = tuple(_priorities(field["failoverPriority"]))
     if failover and any(label in TOPOLOGY_LABELS for label, _ in priority):
@@ -183,6 +185,17 @@ def _refuse_overlap(field: Field, patterns: Iterable[LocalityPattern]) -> None:
         if longer[: len(shorter)] == shorter:
             field.refuse(f"contains {_shown(longer)} twice: {_shown(shorter)} includes it")
             return
+
+
+def _refuse_hidden(field: Field, patterns: Iterable[LocalityPattern]) -> None:
+    """Refuse a pattern if an earlier one includes it: the first one that includes a client applies."""
+    seen: set[LocalityPattern] = set()
+    for pattern in patterns:
+        for length in range(len(pattern) + 1):
+            if (earlier := pattern[:length]) in seen:
+                field.refuse(f"contains {_shown(pattern)} after {_shown(earlier)}, which includes it")
+                return
+        seen.add(pattern)
 
 
 def _shown(pattern: LocalityPattern) -> str:
