@@ -40,6 +40,8 @@ def base(kind: str, path: str) -> dict[str, Any]:
     elif ".tls." in path:
         policy["tls"] = dict(TLS)
     balancer = policy.setdefault("loadBalancer", {}) if "loadBalancer" in path else policy
+    if "failover" in path and kind == "DestinationRule":
+        policy["outlierDetection"] = {}
     if "distribute" in path:
         balancer |= copy.deepcopy(DISTRIBUTE)
     elif "failover[]" in path:
