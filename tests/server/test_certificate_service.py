@@ -261,3 +261,40 @@ async def test_expiry_is_known_until_the_pod_is_deleted(site: Site) -> None:
     certificates.forget(pod)
     assert certificates.expires_at(pod) is None
     assert certificates.stats().current == 0
+
+
+async def test_expiry_is_known_until_the_certificate_is_due_for_renewal(site: Site) -> None:
+    """The sidecar may have renewed it at another replica."""
+    await site.call(pb.IstioCertificateRequest(csr=csr()))
+    pod = site.controller.mesh.pod("shop", "web-0")
+    assert pod
+    certificates = site.controller.certificates
+    certificates._now = lambda: datetime.now(UTC) + timedelta(hours=11)
+    assert certificates.expires_at(pod)
+    certificates._now = lambda: datetime.now(UTC) + timedelta(hours=13)
+    assert certificates.expires_at(pod) is None
+    assert certificates.stats().soonest_expiry is None
+
+
+async def test_a_pod_that_is_deleted_while_its_certificate_is_signed_gets_none(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates, pod = site.controller.certificates, Ref("Pod", "shop", "web-0")
+    certify = certificates.certify
+
+    async def certify_late(*arguments: Any) -> Any:
+        site.controller.mesh = site.controller.mesh.apply(Change(removed=(pod,)))
+        return await certify(*arguments)
+
+    monkeypatch.setattr(certificates, "certify", certify_late)
+    code, _ = await site.refusal(pb.IstioCertificateRequest(csr=csr()))
+    assert code is STATUS.UNAVAILABLE
+    assert certificates.stats().current == 0
+
+
+async def test_an_expired_ca_is_not_the_callers_fault(site: Site) -> None:
+    certificates = site.controller.certificates
+    certificates._now = lambda: CA.expires + timedelta(seconds=1)
+    code, details = await site.refusal(pb.IstioCertificateRequest(csr=csr()))
+    assert (code, "certificate expired" in details) == (STATUS.UNAVAILABLE, True)
+    assert (certificates.requests["failed"], certificates.requests["refused"]) == (1, 0)

@@ -124,22 +124,25 @@ class CertificateService:
             problem = f"validity_duration is {request.validity_duration}: use a number of seconds, or 0"
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, problem)
         seconds = min(request.validity_duration, 2**31)
-        self._pending[key] += 1
+        lifetime = timedelta(seconds=seconds) if seconds else None
+        certificates, identity = self._controller.certificates, self._identity(caller)
+        pem = request.csr.encode()
         try:
-            certificate, roots = await self._controller.certificates.certify(
-                request.csr.encode(),
-                self._identity(caller),
-                timedelta(seconds=seconds) if seconds else None,
-                (caller.namespace, caller.pod) if caller.pod else None,
-            )
+            public_key = certificates.read_request(pem, identity)
         except IdentityError as error:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
-        except SignerError as error:
+        self._pending[key] += 1
+        try:
+            certificate, roots = await certificates.certify(pem, public_key, identity, lifetime)
+        except (IdentityError, SignerError) as error:
             raise Refused(grpc.StatusCode.UNAVAILABLE, str(error)) from error
         finally:
             self._pending[key] -= 1
             if not self._pending[key]:
                 del self._pending[key]
+        self._check_pod(caller)  # It may have lost its right, or its pod was deleted, in the meantime.
+        if caller.pod:
+            certificates.record_certified((caller.namespace, caller.pod), certificate)
         chain = [to_pem([each]).decode() for each in read(certificate.chain)]
         return pb.IstioCertificateResponse(cert_chain=[*chain, roots.decode()])
 

@@ -13,6 +13,7 @@ from xds.mesh.controlplane.stats import CertificateStats
 from xds.mesh.identity.ca import Authority, Certificate
 from xds.mesh.identity.chain import bundle, to_pem
 from xds.mesh.identity.external import read_request, require_names
+from xds.mesh.identity.keys import PublicKey
 from xds.mesh.identity.secrets import Issuer, Owner, owner
 from xds.mesh.model.objects import MeshConfig, Pod
 from xds.snapshot import EMPTY, Resource, ResourceSet
@@ -53,8 +54,8 @@ class Certificates:
         self._now = now
         self._served: dict[tuple[str, str], tuple[Owner, ResourceSet]] = {}
         """The owner and the secrets of each pod, by its namespace and name."""
-        self._certified: dict[tuple[str, str], datetime] = {}
-        """Expiry of the certificates for keys of `xds proxy`, by namespace and name of the pod."""
+        self._certified: dict[tuple[str, str], tuple[datetime, datetime]] = {}
+        """When certificates for keys of `xds proxy` expire and are due for renewal, by pod."""
         self.requests = Counter[str](dict.fromkeys(REQUEST_RESULTS, 0))
         """Number of certificate requests of authenticated callers, by result."""
         self._changed = asyncio.Event()
@@ -106,33 +107,57 @@ class Certificates:
             self._changed.set()
         return known
 
-    async def certify(
-        self, pem: bytes, identity: str, lifetime: timedelta | None, pod: tuple[str, str] | None
-    ) -> tuple[Certificate, bytes]:
-        """Return a certificate for the key of a signing request, and the trusted roots in PEM form.
+    def read_request(self, pem: bytes, identity: str) -> PublicKey:
+        """Return the key of a signing request in PEM form, after the request has been checked.
 
         Args:
-            pem: the request, in PEM form.
-            identity: SPIFFE ID of the authenticated caller, for which the certificate is.
-            lifetime: requested lifetime; None for the default, which is also the maximum.
-            pod: namespace and name of the caller's pod; None if they are not known.
+            pem: the request.
+            identity: SPIFFE ID of the authenticated caller.
 
         Raises:
             IdentityError: the request is refused.
-            SignerError: the external signer failed.
         """
         request, key = read_request(pem)
         if self._external:
-            require_names(request, identity)
+            require_names(request, identity)  # An external signer copies the names.
+        return key
+
+    async def certify(
+        self, pem: bytes, key: PublicKey, identity: str, lifetime: timedelta | None
+    ) -> tuple[Certificate, bytes]:
+        """Return a certificate for the key of a checked signing request, and the trusted roots in PEM form.
+
+        Args:
+            pem: the request, in PEM form.
+            key: its key, from `read_request`.
+            identity: SPIFFE ID of the authenticated caller, for which the certificate is.
+            lifetime: requested lifetime; None for the default, which is also the maximum.
+
+        Raises:
+            IdentityError: the CA cannot issue certificates, because its own has expired.
+            SignerError: the external signer failed.
+        """
+        if self._external:
             certificate = await self._external.certify(pem, key, identity)
             trusted = self._external.roots_pem
         else:
             assert isinstance(self._issuer, Issuer)  # noqa: S101 - there is no external issuer
             certificate = self._issuer.certify(identity, key, self._now(), lifetime)
             trusted = self.trust[1]
-        if pod:
-            self._certified[pod] = certificate.not_after
         return certificate, trusted
+
+    def record_certified(self, pod: tuple[str, str], certificate: Certificate) -> None:
+        """Remember when the certificate of a sidecar with its own key expires.
+
+        The sidecar renews it before `renew_at`. Another replica may then sign it, so the expiry is not known
+        after that time.
+        """
+        self._certified[pod] = certificate.not_after, certificate.renew_at
+
+    def _certified_until(self, pod: tuple[str, str]) -> datetime | None:
+        """Return when the certificate for a sidecar's own key expires; None if that is not known."""
+        not_after, renew_at = self._certified.get(pod, (None, None))
+        return not_after if renew_at and self._now() < renew_at else None
 
     def renew_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate is due for renewal; None if it has none."""
@@ -140,7 +165,7 @@ class Certificates:
 
     def expires_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate expires; None if it has none."""
-        return self._issuer.expires_at(pod) or self._certified.get((pod.namespace, pod.name))
+        return self._issuer.expires_at(pod) or self._certified_until((pod.namespace, pod.name))
 
     def problem_of(self, pod: Pod) -> str:
         """Return why an external signer does not sign the pod's certificate; empty if there is no problem."""
@@ -163,7 +188,8 @@ class Certificates:
 
     def stats(self) -> CertificateStats:
         """Return certificate statistics."""
-        expiries = [*self._issuer.expiries(), *self._certified.values()]
+        certified = filter(None, map(self._certified_until, self._certified))
+        expiries = [*self._issuer.expiries(), *certified]
         return CertificateStats(
             issued=self._issuer.issued,
             current=len(expiries),

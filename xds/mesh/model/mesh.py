@@ -159,9 +159,11 @@ class Mesh:
             return mesh  # Everything is affected.
         touched = Touched()
         for ref, new in facts.items():
-            for state, fact in ((self, self.get(ref)), (mesh, new or mesh.get(ref))):
+            # What a removed object leaves to others, such as a host, depends on it in the new mesh.
+            for fact in (self.get(ref), new or mesh.get(ref)):
                 if fact is not None:
-                    state._touch(touched, fact)
+                    self._touch(touched, fact)
+                    mesh._touch(touched, fact)
         mesh.touched = frozenset(touched.services)
         deleted = {
             (service.namespace, service.name)
@@ -498,6 +500,8 @@ class Mesh:
         for pod in self._pods_of(service):
             if only_entries and not pod.is_entry:
                 continue
+            if pod.is_entry and self.pod_at(pod.address, pod.namespace) != pod:
+                continue  # The address is that of a Pod, whose sidecar and mode count.
             if pod.address and not pod.ended and (pod.ready or service.publish_not_ready):
                 target = target_port(port, pod)
                 if target is not None:
@@ -561,11 +565,11 @@ class Mesh:
         return self._listings.get(item, ())
 
     def _services_sharing_address(self, fact: Pod | Service | ServiceEntry) -> Iterator[ServiceKey]:
-        """Yield the Services that have an address of a fact, or select a WorkloadEntry with it."""
+        """Yield the Services that have an address of a fact, or select a pod that has it."""
         for address in addresses_of(fact):
             for ref in self._addresses.at(address):
                 services: Iterable[Service] = self._services_named(ref)
-                if isinstance(pod := self.get(ref), Pod) and pod.is_entry:
+                if isinstance(pod := self.get(ref), Pod):
                     services = self.in_namespace(pod.namespace).selecting(pod.meta.labels)
                 yield from ((service.namespace, service.name) for service in services)
 

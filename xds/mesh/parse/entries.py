@@ -188,9 +188,11 @@ def _is_host(field: Field) -> bool:
         return False
     if host == "*" or "." not in host:
         field.refuse(f"{shown(host)} is not a full DNS name", "write a name with a dot, or *.DOMAIN")
-    elif f".{host}".endswith((".svc", f".{CLUSTER_DOMAIN}")):
+    elif f".{host}".endswith((".svc", f".{CLUSTER_DOMAIN}")) or (
+        host.startswith("*") and f".{CLUSTER_DOMAIN}".endswith(host[1:])
+    ):
         field.refuse(
-            f"{shown(host)} is the name of a Service in the cluster",
+            f"{shown(host)} is, or includes, the name of a Service in the cluster",
             "use another name; a WorkloadEntry with the labels of a Service's selector becomes its endpoint",
         )
     return True

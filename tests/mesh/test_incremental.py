@@ -1,0 +1,182 @@
+"""A mesh after many changes equals a new mesh of the same objects, with names and addresses that collide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import pytest
+
+from tests.policy.world import HTTP, meta, peer
+from xds.mesh.envoy.translate import translate
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import (
+    TLS_MODE_LABEL,
+    Change,
+    ContainerPort,
+    EndpointAddress,
+    EndpointGroup,
+    EndpointPort,
+    Endpoints,
+    Fact,
+    Interception,
+    Pod,
+    Protocol,
+    Ref,
+    Service,
+    ServiceEntry,
+    ServicePort,
+)
+from xds.mesh.policy.mtls import sends_mtls_each
+
+NAMESPACES = ("a", "b")
+ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1")
+VIRTUAL = ("10.9.0.1", "10.9.0.2", "10.0.0.1")
+SEEDS, STEPS = 12, 20
+
+
+class World:
+    """Makes random objects."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+
+    def fact(self) -> Fact:
+        make = self.random.choice(
+            (self.pod, self.entry, self.service, self.service_entry, self.slice, self.mode)
+        )
+        return make(self.random.choice(NAMESPACES))
+
+    def some(self, values: tuple[str, ...], most: int = 2) -> tuple[str, ...]:
+        return tuple(self.random.sample(values, self.random.randint(0, most)))
+
+    def selector(self) -> dict[str, str]:
+        return self.random.choice(({}, {"app": "x"}, {"app": "y"}))
+
+    def age(self) -> float:
+        return self.random.choice((1.0, 2.0, 3.0))
+
+    def pod(self, namespace: str, name: str = "p", **more: bool) -> Pod:
+        choice = self.random.choice
+        addresses = self.some(ADDRESSES)
+        labels = {"app": choice("xy")} | ({TLS_MODE_LABEL: "istio"} if choice((True, False)) else {})
+        return Pod(
+            meta=meta("Pod", namespace, f"{name}{choice('12')}", age=self.age(), **labels),
+            address=addresses[0] if addresses else "",
+            more_addresses=addresses[1:],
+            service_account=choice("st"),
+            ready=choice((True, True, False)),
+            ports=(ContainerPort(port=9090, name="http"),) if choice((True, False)) else (),
+            interception=choice(tuple(Interception)),
+            **more,
+        )
+
+    def entry(self, namespace: str) -> Pod:
+        return self.pod(namespace, "we/v", is_entry=True)
+
+    def service(self, namespace: str) -> Service:
+        return Service(
+            meta=meta("Service", namespace, self.random.choice("st"), age=self.age()),
+            addresses=(addresses := self.some(VIRTUAL)),
+            headless=not addresses,
+            ports=(HTTP,),
+            selector=self.selector(),
+        )
+
+    def service_entry(self, namespace: str) -> ServiceEntry:
+        whole = meta("ServiceEntry", namespace, self.random.choice("ef"), age=self.age())
+        selector, hosts = self.selector(), self.some(("h.example.com", "i.example.com")) or ("h.example.com",)
+        port = ServicePort(port=80, target=8080, name="http", protocol=Protocol.HTTP)
+        listed = tuple(EndpointAddress(address=address) for address in self.some(ADDRESSES))
+        groups = (EndpointGroup(addresses=listed, ports=(EndpointPort(port=8080, name="http"),)),)
+        return ServiceEntry(
+            meta=whole,
+            services=tuple(
+                Service(
+                    meta=whole,
+                    entry_host=host,
+                    addresses=(addresses := self.some(VIRTUAL, 1)),
+                    headless=not addresses,
+                    ports=(port,),
+                    selector=selector,
+                )
+                for host in hosts
+            ),
+            endpoints=()
+            if selector
+            else tuple(Endpoints(meta=whole, service=host, groups=groups) for host in hosts),
+        )
+
+    def slice(self, namespace: str) -> Endpoints:
+        kind, service = self.random.choice(("EndpointSlice", "Endpoints")), self.random.choice("st")
+        pod = self.random.choice((None, Ref("Pod", namespace, "p1")))
+        listed = tuple(EndpointAddress(address=address, pod=pod) for address in self.some(ADDRESSES))
+        return Endpoints(
+            meta=meta(kind, namespace, service),
+            service=service,
+            groups=(EndpointGroup(addresses=listed, ports=(EndpointPort(port=8080, name="http"),)),),
+        )
+
+    def mode(self, namespace: str) -> Fact:
+        return peer(namespace, self.random.choice(("STRICT", "PERMISSIVE", "DISABLE")))
+
+
+def outcome(mesh: Mesh) -> Iterator[tuple[object, ...]]:
+    """Yield what follows from the objects."""
+    for service in mesh.services():
+        for port in service.ports:
+            found = mesh.endpoints(service, port)
+            yield service.ref, service.name, found, mesh.identities(service)
+    for pod in mesh.pods():
+        yield pod.ref, mesh.exposures(pod)
+        for type_url, resources in translate(mesh, pod).types.items() if pod.has_sidecar else ():
+            yield pod.ref, type_url, {each.name: each.version for each in resources.values()}
+    for address in {*ADDRESSES, *VIRTUAL}:
+        yield address, mesh.owners(address)
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_changes_leave_nothing_behind(seed: int) -> None:
+    world, mesh = World(seed), Mesh()
+    facts: dict[Ref, Fact] = {}
+    for step in range(STEPS):
+        applied = {fact.ref: fact for fact in (world.fact(), world.fact())}
+        removed = world.random.sample(sorted(facts, key=str), min(len(facts), 1)) if step % 3 == 2 else []
+        for ref in removed:
+            facts.pop(ref)
+            applied.pop(ref, None)
+        facts |= applied
+        mesh = mesh.apply(Change(applied=tuple(applied.values()), removed=tuple(removed)))
+        for known, new in zip(outcome(mesh), outcome(Mesh(facts.values())), strict=True):
+            assert known == new, f"step {step}"
+
+
+ENTRY = Pod(meta=meta("Pod", "a", "we/vm", app="x"), address="10.0.0.1", is_entry=True)
+BEHIND = Pod(
+    meta=meta("Pod", "a", "p1", app="x", **{TLS_MODE_LABEL: "istio"}),
+    address="10.0.0.1",
+    ready=False,
+    service_account="web",
+)
+WEB = Service(meta=meta("Service", "a", "web"), addresses=("10.9.0.1",), ports=(HTTP,), selector={"app": "x"})
+LISTED = Endpoints(
+    meta=meta("EndpointSlice", "a", "web-1"),
+    service="web",
+    groups=(
+        EndpointGroup(
+            addresses=(EndpointAddress(address="10.0.0.1", pod=BEHIND.ref, ready=False),),
+            ports=(EndpointPort(port=8080, name="http"),),
+        ),
+    ),
+)
+
+
+def test_an_entry_does_not_replace_the_pod_that_has_its_address() -> None:
+    """Anyone who may create a WorkloadEntry could otherwise have clients send plaintext to a pod."""
+    mesh = Mesh((BEHIND, WEB, LISTED, ENTRY, peer("a", "STRICT")))
+    [endpoint] = mesh.endpoints(WEB, HTTP)
+    assert endpoint.pod == BEHIND
+    assert sends_mtls_each(mesh, None, HTTP, (endpoint,)) == (True,)
+    assert not Mesh((BEHIND, WEB, ENTRY)).endpoints(WEB, HTTP), "the pod is not ready"
+    [alone] = Mesh((WEB, ENTRY)).endpoints(WEB, HTTP)
+    assert alone.pod == ENTRY
