@@ -15,14 +15,13 @@ from tests.peers.certificates import Authority
 from tests.support.clients import Client
 from tests.support.envoy import EnvoyProcess
 from tests.support.loopback import free_port
-from tests.support.serving import bootstrap
 from tests.support.upstream import Upstream
 from xds import builders as b
-from xds.protocol.session import Variant
 from xds.resources import LISTENER, RUNTIME
 from xds.server import XdsServer
 from xds.store import Acked, Store
 from xds.store.scopes import ResourceLike
+from xds.testing import bootstrap
 
 TIMEOUT = 30
 ME, PEER = "spiffe://mesh/server", "spiffe://mesh/client"
@@ -38,7 +37,7 @@ async def serving(
     server = XdsServer(store, "127.0.0.1:0", grace=0.2)
     await server.start()
     events = store.events()
-    made = bootstrap("edge", Variant.DELTA, free_port(), server.port)
+    made = bootstrap("edge", server.port)
     if layer:
         source = {"ads": {}, "resource_api_version": "V3"}
         rtds = {"name": layer, "rtds_layer": {"name": layer, "rtds_config": source}}
