@@ -28,7 +28,8 @@ MAX_BYTES = 4 << 20
 MAX_RUNS = 200
 """Maximum number of runs to find the refused resources among those of one run.
 
-When it is exceeded, resources are refused together.
+After that, the others are not judged: `warn` serves them, and `block` continues with a new search. The number
+must exceed the depth of the bisection, so that each search judges some resources.
 """
 MAX_VERDICTS = 200_000
 """Maximum number of resources whose result is remembered, about 50 MB."""
@@ -137,22 +138,34 @@ class EnvoyValidator:
             self._verdicts.popitem(last=False)
 
     async def _judge(self, batch: Sequence[Resource]) -> dict[_Key, str]:
-        """Return the verdict on each resource; none on resources that Envoy was unavailable for."""
+        """Return the verdict on each resource; none on resources that could not be judged."""
         verdicts = await asyncio.to_thread(lambda: {_key(each): undecodable(each) for each in batch})
-        decodable = [resource for resource in batch if not verdicts[_key(resource)]]
-        while True:
+        pending = [resource for resource in batch if not verdicts[_key(resource)]]
+        while pending:
             search = _Search(MAX_RUNS)
+            unavailable = ""
             try:
-                await self._find_refused(decodable, search)
+                await self._find_refused(pending, search)
+                pending = search.unjudged
             except _UnavailableError as error:
-                self._report(str(error))
-                if self._if_unavailable == "warn":
-                    return {key: verdict for key, verdict in verdicts.items() if verdict}
+                unavailable = str(error)
+            self._report(unavailable)
+            verdicts |= search.refused
+            pending = [resource for resource in pending if _key(resource) not in search.refused]
+            if self._if_unavailable == "warn":
+                if search.unjudged:
+                    log.warning(
+                        "serving resources without validation",
+                        count=len(search.unjudged),
+                        problem=f"one of them is refused: {search.message}",
+                    )
+                break
+            if unavailable:
                 delay = self._unavailable_until - asyncio.get_running_loop().time()
                 await asyncio.sleep(max(delay, 0))
-            else:
-                self._report("")
-                return verdicts | search.refused
+        for resource in pending:
+            del verdicts[_key(resource)]
+        return verdicts
 
     async def _find_refused(
         self, resources: Sequence[Resource], search: _Search, *, suspected: bool = False
@@ -167,8 +180,9 @@ class EnvoyValidator:
         Raises:
             _UnavailableError: Envoy gives no result.
         """
-        if not resources:
-            return False
+        if search.runs_left <= 0:
+            search.unjudged.extend(resources)
+            return True
         if not suspected or len(resources) == 1:
             run = await self._load(resources)
             search.runs_left -= 1
@@ -183,9 +197,6 @@ class EnvoyValidator:
             else:
                 what = f"{resources[0].type_url.rpartition('.')[2]} {resources[0].name}"
                 log.warning("serving resource without validation", resource=what, problem=search.message)
-        elif search.runs_left <= 0:
-            reason = f"one of {len(resources)} resources: {search.message}"
-            search.refused.update((_key(resource), reason) for resource in resources)
         else:
             # If Envoy accepts both halves, it refuses only their combination: accept them.
             middle = len(resources) // 2
@@ -245,6 +256,8 @@ class _Search:
         self.message = ""
         """Envoy's last error message."""
         self.refused: dict[_Key, str] = {}
+        self.unjudged: list[Resource] = []
+        """Resources that no run was left for."""
 
 
 def _key(resource: Resource) -> _Key:
