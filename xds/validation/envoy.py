@@ -15,6 +15,7 @@ import structlog
 from xds.snapshot import Resource
 from xds.validation.bootstrap import build, is_supported, undecodable
 from xds.validation.process import Outcome, Run, load
+from xds.validation.validator import Refusals
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +110,7 @@ class EnvoyValidator:
         self.runs = 0
         """Number of runs of Envoy."""
 
-    async def validate(self, resources: Sequence[Resource]) -> Mapping[Resource, str]:
+    async def validate(self, resources: Sequence[Resource]) -> Refusals:
         """Return the resources that Envoy refuses, each with its message, without private keys."""
         candidates = [resource for resource in resources if is_supported(resource.type_url)]
         async with self._lock:
@@ -120,14 +121,16 @@ class EnvoyValidator:
             for batch in _batches(list(unknown.values())):
                 new |= await self._judge(batch)
                 await asyncio.sleep(0)
-            refused = {}
-            for resource in candidates:
-                key = _key(resource)
-                reason = new[key] if key in new else self._verdicts.get(key, "")
-                if reason:
-                    refused[resource] = reason
+            verdicts = {
+                resource: new[key] if key in new else self._verdicts.get(key)
+                for resource in candidates
+                for key in (_key(resource),)
+            }
             self._remember(candidates, new)
-        return refused
+        return Refusals(
+            {resource: reason for resource, reason in verdicts.items() if reason},
+            (resource for resource, reason in verdicts.items() if reason is None),
+        )
 
     def _remember(self, candidates: Sequence[Resource], new: Mapping[_Key, str]) -> None:
         self._verdicts.update(new)
