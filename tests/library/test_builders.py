@@ -196,6 +196,11 @@ def test_bad_address_is_named(address):
         (lambda: b.endpoints("c", ["web:80"]), ValueError, r"pass it to cluster\('c', \['web:80'\]\)"),
         (lambda: b.route("c", prefix="/a", path="/b"), ValueError, "pass one of prefix='/a', path='/b'"),
         (lambda: b.route({"c": 0}), ValueError, "no cluster has a positive weight"),
+        (
+            lambda: b.tcp_listener("t", "127.0.0.1:1", {"c": 0}),
+            ValueError,
+            "no cluster has a positive weight",
+        ),
         (lambda: b.redirect(path="/a"), ValueError, "pass https=True, host= or to_path="),
         (lambda: b.routes("r", [b.route("c"), b.virtual_host("v", [])]), TypeError, "or a list of routes"),
         (b.upstream_tls, ValueError, "pass the server's host name"),
