@@ -37,8 +37,7 @@ class HeldBack:
 
     def __str__(self) -> str:
         sources = f" (from {', '.join(self.resource.sources)})" if self.resource.sources else ""
-        kind = self.resource.type_url.rpartition(".")[2]
-        return f"{kind} {self.resource.name}{sources}: {self.reason}"
+        return f"{self.resource.description}{sources}: {self.reason}"
 
 
 class ValidationError(Exception):

@@ -198,7 +198,7 @@ class EnvoyValidator:
             if run.outcome is Outcome.REFUSED or self._if_unavailable == "block":
                 search.refused[_key(resources[0])] = search.message
             else:
-                what = f"{resources[0].type_url.rpartition('.')[2]} {resources[0].name}"
+                what = resources[0].description
                 log.warning("serving resource without validation", resource=what, problem=search.message)
         else:
             # If Envoy accepts both halves, it refuses only their combination: accept them.

@@ -68,14 +68,14 @@ class SnapshotValidator:
     def problem_of(self, key: PodName) -> str:
         """Return which resources are held back from a pod; empty if none is."""
         held = self._held_back.get(key, {})
-        return "; ".join(f"Envoy refuses {_describe(each)}: {reason}" for each, reason in held.items())
+        return "; ".join(f"Envoy refuses {each.description}: {reason}" for each, reason in held.items())
 
     @property
     def problems(self) -> list[Problem]:
         """The resources that are held back, by the object that they were made from."""
         found: dict[tuple[str, str], list[Resource]] = {}
         for resource, reason in self._all_held_back().items():
-            source = resource.sources[0] if resource.sources else _describe(resource)
+            source = resource.sources[0] if resource.sources else resource.description
             found.setdefault((source, reason), []).append(resource)
         return [_problem(source, reason, resources) for (source, reason), resources in found.items()]
 
@@ -226,10 +226,6 @@ def _substitute(
     return substitutes[key]
 
 
-def _describe(resource: Resource) -> str:
-    return f"{resource.type_url.rpartition('.')[2]} {resource.name}"
-
-
 def _problem(source: str, reason: str, resources: list[Resource]) -> Problem:
     """Return the problem of an object.
 
@@ -240,6 +236,6 @@ def _problem(source: str, reason: str, resources: list[Resource]) -> Problem:
     """
     subject, _, origin = source.removesuffix(")").partition(" (")
     more = f" and {len(resources) - 1} more" if len(resources) > 1 else ""
-    what = f"Envoy refuses {_describe(resources[0])}{more}: {reason}"
+    what = f"Envoy refuses {resources[0].description}{more}: {reason}"
     hint = f"fix {subject}; sidecars keep the last good configuration"
     return Problem(where=origin or subject, what=what, hint=hint, subject=subject)
