@@ -1,7 +1,7 @@
 """The pytest plugin: fixtures for tests of xDS servers, and the conversations of failed tests.
 
-pytest loads this module by itself in every environment with this package, so it imports nothing else until a
-fixture is used.
+pytest loads this module by itself in every environment with this package. Until a fixture is used, it imports
+only pytest and, if it is installed, pytest-asyncio.
 """
 
 from __future__ import annotations

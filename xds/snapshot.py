@@ -75,6 +75,11 @@ class Resource:
     tag: str = ""
     """Word that summarizes the content. It is a part of the version; see `tag_of`."""
 
+    @property
+    def description(self) -> str:
+        """Kind and name of the resource, such as `Cluster web`."""
+        return describe(self.type_url, self.name)
+
     @classmethod
     def of(
         cls,
@@ -134,6 +139,11 @@ class Resource:
             ttl=ttl,
             tag=tag,
         )
+
+
+def describe(type_url: str, name: str) -> str:
+    """Return the kind and the name of a resource, such as `Cluster web`."""
+    return f"{type_url.rpartition('.')[2]} {name}"
 
 
 def tag_of(version: str) -> str:

@@ -89,8 +89,9 @@ def test_invalid_collectors_are_refused(tmp_path: Path) -> None:
     assert "--otlp-endpoint collector:4318: is not a URL such as http://collector:4318" in result.stderr
 
 
-def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+@pytest.mark.parametrize("package", ["opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp"])
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
     result = xds("serve", "--manifests", str(tmp_path), "--otlp-endpoint", "http://127.0.0.1:1")
     assert result.exit_code == 2
     assert "pip install 'xds-mesh[otel]'" in result.stderr

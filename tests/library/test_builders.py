@@ -15,14 +15,13 @@ from tests.peers.certificates import Authority
 from tests.support.clients import Client
 from tests.support.envoy import EnvoyProcess
 from tests.support.loopback import free_port
-from tests.support.serving import bootstrap
 from tests.support.upstream import Upstream
 from xds import builders as b
-from xds.protocol.session import Variant
 from xds.resources import LISTENER, RUNTIME
 from xds.server import XdsServer
 from xds.store import Acked, Store
 from xds.store.scopes import ResourceLike
+from xds.testing import bootstrap
 
 TIMEOUT = 30
 ME, PEER = "spiffe://mesh/server", "spiffe://mesh/client"
@@ -38,7 +37,7 @@ async def serving(
     server = XdsServer(store, "127.0.0.1:0", grace=0.2)
     await server.start()
     events = store.events()
-    made = bootstrap("edge", Variant.DELTA, free_port(), server.port)
+    made = bootstrap("edge", server.port)
     if layer:
         source = {"ads": {}, "resource_api_version": "V3"}
         rtds = {"name": layer, "rtds_layer": {"name": layer, "rtds_config": source}}
@@ -197,6 +196,11 @@ def test_bad_address_is_named(address):
         (lambda: b.endpoints("c", ["web:80"]), ValueError, r"pass it to cluster\('c', \['web:80'\]\)"),
         (lambda: b.route("c", prefix="/a", path="/b"), ValueError, "pass one of prefix='/a', path='/b'"),
         (lambda: b.route({"c": 0}), ValueError, "no cluster has a positive weight"),
+        (
+            lambda: b.tcp_listener("t", "127.0.0.1:1", {"c": 0}),
+            ValueError,
+            "no cluster has a positive weight",
+        ),
         (lambda: b.redirect(path="/a"), ValueError, "pass https=True, host= or to_path="),
         (lambda: b.routes("r", [b.route("c"), b.virtual_host("v", [])]), TypeError, "or a list of routes"),
         (b.upstream_tls, ValueError, "pass the server's host name"),

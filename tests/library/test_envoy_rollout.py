@@ -10,12 +10,11 @@ from tests.support.clients import Client
 from tests.support.envoy import EnvoyProcess
 from tests.support.load import Load
 from tests.support.loopback import free_port
-from tests.support.serving import bootstrap
 from tests.support.upstream import Upstream
 from tests.support.world import Cluster, Listener, World
-from xds.protocol.session import Variant
 from xds.server import XdsServer
 from xds.store import RolledBack, RolledBackError, Store
+from xds.testing import bootstrap
 
 pytestmark = [pytest.mark.envoy, pytest.mark.real]
 
@@ -35,7 +34,7 @@ async def test_a_change_that_a_canary_rejects_is_rolled_back_without_a_failed_re
             store.set(*World(listeners={"l": Listener(port, "r")}).resources(), node=name)
             envoy = EnvoyProcess(
                 name,
-                bootstrap(name, Variant.DELTA, free_port(), server.port),
+                bootstrap(name, server.port),
                 tmp_path,
                 may_reject=name == "canary-1",
             )

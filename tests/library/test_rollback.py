@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.library.clients import Words, cluster, connected, content, serving
+from xds.protocol.session import Variant
+from xds.protocol.wire import Node
 from xds.resources import CLUSTER, Resource
+from xds.server import StreamInfo
 from xds.store import NackError, RolledBack, RolledBackError, Store, ValidationError
+from xds.store.clients import Client
+from xds.store.rollouts import RolloutWaiter
+from xds.store.scopes import ALL_NODES, ScopeView
+
+STREAM = StreamInfo(peer="test", variant=Variant.DELTA, type_url="")
 
 SCOPES = st.sampled_from([{}, {"group": "g"}, {"node": "n"}, {"node": "m"}])
 CALLS = st.lists(
@@ -269,3 +278,101 @@ async def test_a_refused_change_reaches_not_even_canaries():
         await store.applied()
         assert content(store) == {"a": "2", "b": "2"}
         assert not store.held_back
+
+
+async def reached(store: Store, *, timeout: float = 10, **expected: str) -> None:
+    """Wait until a canary is served these clusters."""
+    async with asyncio.timeout(timeout):
+        while content(store, "c1", "canary") != expected:
+            await asyncio.sleep(0)
+
+
+async def test_the_first_change_is_rolled_out():
+    store = Store()
+    async with serving(store) as server, AsyncExitStack() as stack:
+        connecting = asyncio.create_task(stack.enter_async_context(connected(server, "n")))
+        async with asyncio.timeout(10):
+            while not store.clients:
+                await asyncio.sleep(0.01)
+        async with store.roll_out(timeout=10) as change:
+            change.set(cluster("a", "1"))
+        assert (await connecting).contents("a") == ["1"]
+
+
+async def test_clients_keep_a_first_change_that_is_rolled_back():
+    """An empty snapshot would make them delete what they have from before a restart."""
+    store = Store()
+    canary = store.connect(Node(id="c1", cluster="canary"), STREAM)
+    other = store.connect(Node(id="n1"), STREAM)
+    with pytest.raises(RolledBackError, match="no ACK of c1"):
+        await rolled(store, cluster("a", "1"), timeout=0.05)
+    assert {*canary.snapshot.of(CLUSTER)} == {"a"}
+    assert other.snapshot is None
+    assert store.connect(Node(id="c2", cluster="canary"), STREAM).snapshot is None
+    store.set(cluster("b"))
+    assert {*canary.snapshot.of(CLUSTER)} == {*other.snapshot.of(CLUSTER)} == {"b"}
+
+
+def test_a_node_is_disconnected_when_its_last_stream_ends():
+    old, new = (Client(Node(id="n"), STREAM, ScopeView(ALL_NODES), "") for _ in range(2))
+    waiter = RolloutWaiter([old], 0, 0, {})
+    waiter.add(new)
+    waiter.discard(old)
+    assert not waiter._disconnected
+    waiter.discard(new)
+    assert waiter._disconnected == {"n"}
+
+
+async def test_earlier_rejections_do_not_count_after_a_reconnect():
+    store = Store()
+    store.set(cluster("a", "1"))
+    async with serving(store) as server:
+        async with connected(server, "n", rejects="bad"):
+            store.set(cluster("a", "bad"))
+            with pytest.raises(NackError):
+                await store.applied()
+            rolling = asyncio.create_task(rolled(store, cluster("b", "1"), timeout=10))
+            await reached(store, a="bad", b="1")
+        async with connected(server, "n", rejects="bad") as again, connected(server, "c1", group="canary"):
+            await rolling
+            assert again.contents("b")[-1] == "1"
+            # A newer version that it rejects counts.
+            with pytest.raises(RolledBackError, match="n rejected Cluster a"):
+                await rolled(store, cluster("a", "also bad"), timeout=10)
+
+
+async def test_a_refusal_during_a_rollout_concerns_its_version():
+    store = Store(validator=Words())
+    store.set(cluster("a", "1"))
+    async with serving(store) as server, connected(server, "n1"):
+        rolling = asyncio.create_task(rolled(store, cluster("a", "2"), timeout=10))
+        await reached(store, a="2")
+        store.set(cluster("a", "bad"))
+        with pytest.raises(ValidationError):
+            await store.applied()
+        assert content(store) == {"a": "1"}
+        assert content(store, "c1", "canary") == {"a": "2"}
+        async with connected(server, "c1", group="canary"):
+            await rolling
+        assert content(store) == {"a": "2"}
+        assert [item.resource.name for item in store.held_back] == ["a"]
+
+
+async def test_a_change_that_a_rollout_conflicts_with_is_not_applied():
+    def version(content: str, name: str) -> Resource:
+        return replace(cluster("a", content), version=name)
+
+    store = Store(validator=Words())
+    store.set(version("1", "v1"))
+    rolling = asyncio.create_task(rolled(store, version("2", "v2"), timeout=60))
+    await reached(store, a="2")
+    store.set(version("bad", "v3"))
+    with pytest.raises(ValidationError):
+        await store.applied()
+    store.set(version("3", "v2"))  # Only the canaries have another content of this version.
+    await store.applied()
+    assert content(store) == {"a": "1"}
+    assert content(store, "c1", "canary") == {"a": "2"}
+    rolling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await rolling

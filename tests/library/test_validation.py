@@ -163,3 +163,10 @@ async def test_clients_keep_what_they_have(store):
             await store.applied()
         assert {*client.names} == {"a", "b"}
         assert client.contents("a") == ["1"]
+
+
+async def test_a_validated_change_keeps_its_label(store):
+    with store.change(label="commit") as change:
+        change.set(cluster("a"))
+    await settled(store)
+    assert store.view("n").of(CLUSTER).label == "commit"

@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.envoy import EnvoyProcess
 from tests.support.loopback import free_port
-from tests.support.serving import bootstrap
 from tests.support.waiting import eventually
+from xds.testing import bootstrap
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "embed-in-a-web-app.md"
 COMMANDS = {
@@ -39,7 +39,7 @@ async def test_web_app_serves_what_its_requests_set(variant, name, tmp_path):
     url = f"http://127.0.0.1:{http}/services/web"
     try:
         async with (
-            EnvoyProcess("edge", bootstrap("edge", variant, free_port(), xds), tmp_path) as envoy,
+            EnvoyProcess("edge", bootstrap("edge", xds, variant=variant), tmp_path) as envoy,
             aiohttp.ClientSession() as session,
         ):
 

@@ -13,14 +13,13 @@ from tests.peers.programs import DEADLINE, Caller, backend, end, servers
 from tests.support.clients import Client
 from tests.support.envoy import EnvoyProcess
 from tests.support.loopback import free_port
-from tests.support.serving import bootstrap
 from xds.builders import api_listener, cluster, direct_response, endpoints, http_listener, route, routes
 from xds.names import XdstpName, xdstp
-from xds.protocol.session import Variant
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, resource
 from xds.server import XdsServer
 from xds.store import Acked, Store, Subscribed
 from xds.store.scopes import ResourceLike
+from xds.testing import bootstrap
 
 ODD = "a b!$&'()*+,;=:@/~-._%é#?"
 """Characters that a name encodes, and those that it does not."""
@@ -109,7 +108,7 @@ async def test_envoy_subscribes_to_collections(tmp_path):
 
     members = listener("web/one", one), listener("web/two", two)
     async with serving(members[0], listener("other/x", elsewhere)) as (store, server):
-        made = bootstrap("edge", Variant.DELTA, free_port(), server.port)
+        made = bootstrap("edge", server.port)
         dynamic = made["dynamic_resources"]
         dynamic["lds_resources_locator"] = xdstp(LISTENER, "web/*", authority="edge.example")
         client, events = Client(), store.events()

@@ -24,6 +24,7 @@ from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import (
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import DownstreamTlsContext
 
 from xds.builders.common import address, ads, tls_socket
+from xds.builders.routes import check_weights
 from xds.codec import pack
 
 
@@ -80,12 +81,13 @@ def tcp_listener(
         tls: TLS for clients; see `downstream_tls`. The default is to forward bytes unchanged.
 
     Raises:
-        ValueError: `bind` is not HOST:PORT.
+        ValueError: `bind` is not HOST:PORT, or no weight is positive.
     """
     proxy = TcpProxy(stat_prefix=name)
     if isinstance(cluster, str):
         proxy.cluster = cluster
     else:
+        check_weights(cluster)
         proxy.weighted_clusters = TcpProxyWeightedCluster(
             clusters=[
                 TcpProxyWeightedClusterClusterWeight(name=each, weight=weight)

@@ -108,11 +108,16 @@ def weighted_clusters(weights: Mapping[str, int]) -> WeightedCluster:
     Raises:
         ValueError: No weight is positive.
     """
-    if not any(weight > 0 for weight in weights.values()):
-        raise ValueError(f"no cluster has a positive weight: {dict(weights)}")
+    check_weights(weights)
     return WeightedCluster(
         clusters=[WeightedClusterClusterWeight(name=name, weight=weight) for name, weight in weights.items()]
     )
+
+
+def check_weights(weights: Mapping[str, int]) -> None:
+    """Raise ValueError if no weight is positive."""
+    if not any(weight > 0 for weight in weights.values()):
+        raise ValueError(f"no cluster has a positive weight: {dict(weights)}")
 
 
 def redirect(

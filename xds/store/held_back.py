@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import structlog
 
 from xds.snapshot import Resource
 from xds.store.scopes import Change, Contents, Scope, Step
-from xds.validation import Validator
+from xds.validation import Validator, find_refused
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +37,7 @@ class HeldBack:
 
     def __str__(self) -> str:
         sources = f" (from {', '.join(self.resource.sources)})" if self.resource.sources else ""
-        kind = self.resource.type_url.rpartition(".")[2]
-        return f"{kind} {self.resource.name}{sources}: {self.reason}"
+        return f"{self.resource.description}{sources}: {self.reason}"
 
 
 class ValidationError(Exception):
@@ -53,19 +51,12 @@ class ValidationError(Exception):
         super().__init__(f"refused {names}" + (f"; and {more:,} more" if more > 0 else ""))
 
 
-async def find_refused(validator: Validator, steps: Iterable[Step]) -> dict[Resource, str]:
-    """Return the resources in some steps that must not be served, each with the reason."""
-    resources = list(dict.fromkeys(resource for step in steps for resource in step.resources))
-    try:
-        return dict(await validator.validate(resources))
-    except Exception as error:  # noqa: BLE001 - a validator of the program
-        # A log processor that formats tracebacks may print local variables, and so private keys.
-        log.error("validator failed", stack=traceback.format_exc())  # noqa: TRY400
-        reason = f"the validator failed: {type(error).__name__}: {error}"
-        return dict.fromkeys(resources, reason)
+def resources_of(steps: Iterable[Step]) -> list[Resource]:
+    """Return the distinct resources in some steps."""
+    return list(dict.fromkeys(resource for step in steps for resource in step.resources))
 
 
-def held_back(steps: Iterable[Step], refused: dict[Resource, str]) -> list[HeldBack]:
+def held_back(steps: Iterable[Step], refused: Mapping[Resource, str]) -> list[HeldBack]:
     """Return the refused resources of some steps."""
     return [
         HeldBack(resource=resource, node=step.scope.node, group=step.scope.group, reason=refused[resource])
@@ -75,6 +66,18 @@ def held_back(steps: Iterable[Step], refused: dict[Resource, str]) -> list[HeldB
     ]
 
 
+def without(change: Change, refused: Mapping[Resource, str], served: Contents) -> Change:
+    """Return a change with the served version instead of each refused resource, if there is one."""
+    accepted = Change(change.label)
+    for step in change.steps:
+        resources = (
+            served.get(step.scope, each.type_url, each.name) if each in refused else each
+            for each in step.resources
+        )
+        accepted.steps.append(replace(step, resources=tuple(filter(None, resources))))
+    return accepted
+
+
 class ValidationQueue:
     """Changes that wait for validation, and the resources that are held back.
 
@@ -82,17 +85,14 @@ class ValidationQueue:
 
     Args:
         validator: Validator of the resources.
-        served: Returns the contents that clients receive.
-        apply: Applies a change, without the resources that are held back.
+        apply: Applies a change, without the resources that are refused.
     """
 
-    def __init__(
-        self, validator: Validator, served: Callable[[], Contents], apply: Callable[[Change], None]
-    ) -> None:
+    def __init__(self, validator: Validator, apply: Callable[[Change, Mapping[Resource, str]], None]) -> None:
         self.validator = validator
         self.held_back: dict[tuple[Scope, str, str], HeldBack] = {}
         """Resources that are held back, by scope, type and name."""
-        self._served, self._apply = served, apply
+        self._apply = apply
         self._changes: list[Change] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -119,21 +119,22 @@ class ValidationQueue:
     async def _run(self) -> None:
         while self._changes:
             changes = tuple(self._changes)
-            refused = await find_refused(self.validator, (step for each in changes for step in each.steps))
+            steps = (step for each in changes for step in each.steps)
+            refused = await find_refused(self.validator, resources_of(steps))
             del self._changes[: len(changes)]
             for change in changes:
+                self._hold_back(change, refused)
                 try:
-                    self._apply(self._without(change, refused))
+                    self._apply(change, refused)
                 except ValueError as error:
                     # The change fits to what was set before, but not to what is served instead.
                     log.error("change not applied", problem=str(error))  # noqa: TRY400 - not a bug
             await asyncio.sleep(0)
 
-    def _without(self, change: Change, refused: dict[Resource, str]) -> Change:
-        """Return a change with the served version instead of each refused resource, if there is one."""
-        served, accepted = self._served(), Change()
+    def _hold_back(self, change: Change, refused: Mapping[Resource, str]) -> None:
+        """Record which resources of a change are held back."""
         for step in change.steps:
-            self._forget(step)
+            self.forget(self.replaced([step]))
             for item in held_back([step], refused):
                 self.held_back[step.scope, item.resource.type_url, item.resource.name] = item
                 log.warning(
@@ -143,25 +144,25 @@ class ValidationQueue:
                     sources=item.resource.sources,
                     problem=item.reason,
                 )
-            resources = (
-                served.get(step.scope, each.type_url, each.name) if each in refused else each
-                for each in step.resources
-            )
-            accepted.steps.append(replace(step, resources=tuple(filter(None, resources))))
-        return accepted
 
-    def forget(self, change: Change) -> None:
-        """Forget resources that a change replaces or removes."""
-        for step in change.steps:
-            self._forget(step)
+    def replaced(self, steps: Iterable[Step]) -> list[HeldBack]:
+        """Return the resources held back now that some steps replace or remove."""
+        found: dict[tuple[Scope, str, str], HeldBack] = {}
+        for step in steps:
+            keys = [(step.scope, resource.type_url, resource.name) for resource in step.resources]
+            keys += ((step.scope, type_url, name) for type_url, name in step.removed)
+            if step.replaces:
+                keys += (
+                    (scope, type_url, name)
+                    for scope, type_url, name in self.held_back
+                    if scope == step.scope and step.type_url in {"", type_url}
+                )
+            found |= {key: self.held_back[key] for key in keys if key in self.held_back}
+        return list(found.values())
 
-    def _forget(self, step: Step) -> None:
-        """Forget resources that a step replaces or removes."""
-        for resource in step.resources:
-            self.held_back.pop((step.scope, resource.type_url, resource.name), None)
-        for type_url, name in step.removed:
-            self.held_back.pop((step.scope, type_url, name), None)
-        if step.replaces:
-            for scope, type_url, name in tuple(self.held_back):
-                if scope == step.scope and step.type_url in {"", type_url}:
-                    del self.held_back[scope, type_url, name]
+    def forget(self, items: Iterable[HeldBack]) -> None:
+        """Forget resources, unless newer versions of them were refused since."""
+        for item in items:
+            key = Scope(item.node, item.group), item.resource.type_url, item.resource.name
+            if self.held_back.get(key) is item:
+                del self.held_back[key]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
-from xds.protocol.acks import Rejection
-from xds.store.clients import AppliedWaiter, Client, NackError
+from xds.store.clients import AppliedWaiter, Client, NackError, RejectedVersion
 from xds.store.scopes import Change, Contents, Scope
 
 _MAX_CLIENTS = 3
@@ -61,7 +62,7 @@ class RolloutWaiter(AppliedWaiter):
         clients: Clients to wait for.
         at_least: Minimum number of clients.
         max_rejected: Maximum share of the nodes that may fail, from 0 to 1.
-        known: Rejections from before the rollout, by client.
+        known: Versions of resources that were rejected before the rollout, by node ID.
     """
 
     def __init__(
@@ -69,13 +70,15 @@ class RolloutWaiter(AppliedWaiter):
         clients: Iterable[Client],
         at_least: int,
         max_rejected: float,
-        known: dict[Client, tuple[Rejection, ...]],
+        known: Mapping[str, AbstractSet[RejectedVersion]],
     ) -> None:
         clients = tuple(clients)
         super().__init__(clients, at_least)
         self._max_rejected, self._known = max_rejected, known
         self._at_least = at_least
         self._nodes = {client.node.id for client in clients}
+        self._streams = Counter(client.node.id for client in clients)
+        """Number of open streams of each node."""
         self._disconnected: set[str] = set()
         self.rejections: dict[str, NackError] = {}
         """First rejection of each node."""
@@ -114,14 +117,18 @@ class RolloutWaiter(AppliedWaiter):
         node = client.node.id
         if node in self._nodes or self.missing:
             self._nodes.add(node)
+            self._streams[node] += 1
             self._disconnected.discard(node)
             self._pending.add(client)
             self.notify(client)
 
     def discard(self, client: Client) -> None:
-        """Wait until a client that has disconnected reconnects. Envoy may have crashed."""
+        """Wait until a node that has disconnected reconnects. Envoy may have crashed."""
         if client in self._pending or client in self._applied:
-            self._disconnected.add(client.node.id)
+            node = client.node.id
+            self._streams[node] -= 1
+            if not self._streams[node]:  # Otherwise, its new stream connected before the old one ended.
+                self._disconnected.add(node)
         super().discard(client)
 
     def _is_done(self) -> bool:
@@ -130,7 +137,7 @@ class RolloutWaiter(AppliedWaiter):
 
     def _check(self, client: Client) -> bool:
         try:
-            return client.is_synced(self._known.get(client, ()))
+            return client.is_synced(self._known.get(client.node.id, frozenset()))
         except NackError as error:
             self.rejections.setdefault(client.node.id, error)
             return True

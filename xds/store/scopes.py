@@ -150,7 +150,7 @@ class Change:
             check_type(type_url)
             for replacement in replacements:
                 if replacement.type_url != type_url:
-                    raise ValueError(f"{_describe(replacement)} is not of the replaced type, {type_url}")
+                    raise ValueError(f"{replacement.description} is not of the replaced type, {type_url}")
         self._add(Step(Scope.of(node, group), replacements, replaces=True, type_url=type_url))
 
     def _add(self, step: Step) -> None:
@@ -339,7 +339,7 @@ def _check_versions(current: ResourceSet, names: dict[str, Resource | None]) -> 
         replaced = current.get(name) if resource else None
         if resource and replaced and replaced.version == resource.version and replaced != resource:
             raise ValueError(
-                f"{_describe(resource)}: version {resource.version!r} already has another content: "
+                f"{resource.description}: version {resource.version!r} already has another content: "
                 "pass a new version, or omit it to derive it from the content"
             )
 
@@ -354,7 +354,7 @@ def _to_resources(items: Iterable[ResourceLike]) -> tuple[Resource, ...]:
     resources: dict[ResourceKey, Resource] = {}
     for resource in map(_to_resource, items):
         if (resource.type_url, resource.name) in resources:
-            raise ValueError(f"{_describe(resource)} twice in one call")
+            raise ValueError(f"{resource.description} twice in one call")
         resources[resource.type_url, resource.name] = resource
     return tuple(resources.values())
 
@@ -395,7 +395,3 @@ def _to_resource(item: ResourceLike) -> Resource:
     check_type(resource.type_url)
     _check_name(resource.type_url, resource.name)
     return resource
-
-
-def _describe(resource: Resource) -> str:
-    return f"{resource.type_url.rpartition('.')[2]} {resource.name}"

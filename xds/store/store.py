@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, contextmanager
 from typing import overload
 from weakref import WeakSet
 
 import structlog
 
-from xds.protocol.acks import Rejection
 from xds.protocol.events import Acked, Connected, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
-from xds.snapshot import Snapshot
+from xds.snapshot import Resource, Snapshot
 from xds.store.checkpoints import Checkpoint, changes_between
-from xds.store.clients import AppliedWaiter, Client
+from xds.store.clients import AppliedWaiter, Client, RejectedVersion
 from xds.store.events import Disconnected, Event, Events, RolledBack
-from xds.store.held_back import HeldBack, ValidationError, ValidationQueue, find_refused, held_back
+from xds.store.held_back import HeldBack, ValidationError, ValidationQueue, held_back, resources_of, without
 from xds.store.rollouts import RolloutWaiter, Trial
 from xds.store.scopes import ALL_NODES, Change, Contents, ResourceLike, Scope
-from xds.validation import Validator
+from xds.validation import Validator, find_refused
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +60,7 @@ class Store:
         """What the program has set."""
         self._served = Contents() if validator else self._contents
         """What clients receive: the validated part of `_contents`."""
-        self._queue = ValidationQueue(validator, lambda: self._served, self._serve) if validator else None
+        self._queue = ValidationQueue(validator, self._serve) if validator else None
         self._trial: Trial | None = None
         """Change that is being rolled out."""
         self._rollout_lock = asyncio.Lock()
@@ -137,25 +137,34 @@ class Store:
             self._trial.desired.check(change)
         self._contents.apply(change)
         if not self._queue:
-            self._serve(change)
+            self._serve(change, {})
             return
         if self._trial:
             self._trial.desired.apply(change)
         self._queue.add(change)
         self._queue.start()
 
-    def _serve(self, change: Change) -> None:
-        """Serve a change of `_contents`."""
-        if self._served is not self._contents:
-            self._served.apply(change)
+    def _serve(self, change: Change, refused: Mapping[Resource, str]) -> None:
+        """Serve a change of `_contents`, with the last good versions of the resources that are refused.
+
+        Raises:
+            ValueError: As in `Contents.apply`. Nothing was then changed.
+        """
+        targets = [] if self._served is self._contents else [self._served]
         if self._trial:
-            self._trial.served.apply(change)
+            targets.append(self._trial.served)
+        accepted = [without(change, refused, target) for target in targets]
+        for target, each in zip(targets, accepted, strict=True):
+            target.check(each)
+        for target, each in zip(targets, accepted, strict=True):
+            target.apply(each)
         self._publish()
 
     def _publish(self) -> None:
+        """Publish the views of the clients that have changed."""
         now = self._loop.time() if self._loop else None
         for client in self._clients.values():
-            if client.snapshot is not client.view.snapshot:
+            if client.snapshot is not client.view.snapshot and self._contents_of(client).initialized:
                 client.publish(client.view.snapshot, now)
                 for waiter in self._waiters:
                     waiter.notify(client)
@@ -168,6 +177,9 @@ class Store:
     def _contents_for(self, node: str, group: str) -> Contents:
         is_in_trial = self._trial is not None and self._trial.scope.includes(node, group)
         return self._trial.served if self._trial and is_in_trial else self._served
+
+    def _contents_of(self, client: Client) -> Contents:
+        return self._contents_for(client.node.id, client.group)
 
     @property
     def held_back(self) -> tuple[HeldBack, ...]:
@@ -213,7 +225,9 @@ class Store:
         clients get the changes. A client fails if it rejects a resource, if it does not ACK everything in
         time, or if it disconnects and does not return in time. Rejections from before the rollout do not
         count. If more clients fail than `max_rejected`, all clients get what they had before, and clients
-        that connect get that too. Other changes are served as usual meanwhile, and stay after a rollback.
+        that connect get that too. Other changes are served as usual meanwhile, and stay after a rollback. If
+        the changes are the store's first, clients that have received them keep them until the next change:
+        without any, they would delete all that they have.
 
         Only one rollout runs at a time; another one waits.
 
@@ -241,7 +255,10 @@ class Store:
             await self._validate(change)
             trial = Trial(self._contents, self._served, Scope.of("", canary))
             trial.apply(change)
-            known = {client: client.rejections for client in self._clients.values()}
+            known: dict[str, set[RejectedVersion]] = {}
+            for client in self._clients.values():
+                known.setdefault(client.node.id, set()).update(client.rejected)
+            replaced = self._queue.replaced(change.steps) if self._queue else []
             self._trial = trial
             try:
                 if canary:
@@ -250,7 +267,7 @@ class Store:
                 await self._try_clients(trial, known, 0, max_rejected, timeout)
                 self._contents, self._served = trial.desired, trial.served
                 if self._queue:
-                    self._queue.forget(change)
+                    self._queue.forget(replaced)
             finally:
                 self._trial = None
                 self._switch()
@@ -259,14 +276,14 @@ class Store:
         """Wait until earlier changes are served, and validate a change. Raise ValidationError."""
         if self._queue:
             await self._queue.wait()
-            if refused := await find_refused(self._queue.validator, change.steps):
+            if refused := await find_refused(self._queue.validator, resources_of(change.steps)):
                 raise ValidationError(held_back(change.steps, refused))
             await self._queue.wait()
 
     async def _try_clients(
         self,
         trial: Trial,
-        known: dict[Client, tuple[Rejection, ...]],
+        known: Mapping[str, AbstractSet[RejectedVersion]],
         at_least: int,
         max_rejected: float,
         timeout: float,  # noqa: ASYNC109 - it has another result than a TimeoutError
@@ -295,10 +312,8 @@ class Store:
     def _switch(self) -> None:
         """Serve each client the contents for it, after the rollout has changed."""
         for client in self._clients.values():
-            contents = self._contents_for(client.node.id, client.group)
-            client.view = contents.view(client.node.id, client.group)
-        if self._served.initialized:
-            self._publish()
+            client.view = self._contents_of(client).view(client.node.id, client.group)
+        self._publish()
 
     # --- clients ---
 

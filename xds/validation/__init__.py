@@ -6,6 +6,14 @@
 """
 
 from xds.validation.envoy import EnvoyNotFoundError, EnvoyValidator, IfUnavailable, find_envoy
-from xds.validation.validator import Validator
+from xds.validation.validator import Refusals, Validator, find_refused
 
-__all__ = ["EnvoyNotFoundError", "EnvoyValidator", "IfUnavailable", "Validator", "find_envoy"]
+__all__ = [
+    "EnvoyNotFoundError",
+    "EnvoyValidator",
+    "IfUnavailable",
+    "Refusals",
+    "Validator",
+    "find_envoy",
+    "find_refused",
+]

@@ -85,8 +85,13 @@ class _Builder:
     def __init__(self, bootstrap: Any) -> None:
         self._static = bootstrap.static_resources
         self._clusters = {cluster.name for cluster in self._static.clusters}
-        self._addresses = {_address(listener) for listener in self._static.listeners}
+        self._addresses = {
+            _encode(address) for listener in self._static.listeners for address in _addresses(listener)
+        }
+        """Encoded addresses of the listeners."""
         self._count = 0
+        self._port = 65536
+        """Port that was last chosen for a listener."""
 
     def cluster(self, resource: Resource) -> None:
         self._add_cluster(_parse(resource))
@@ -128,12 +133,26 @@ class _Builder:
         for chain in (*listener.filter_chains, listener.default_filter_chain):  # Reading it does not set it.
             _adapt_tls(chain.transport_socket)
         listener.name = self._unique_name()
-        port = 65535
-        while _address(listener) in self._addresses and port:
-            listener.address.socket_address.port_value = port
-            port -= 1
-        self._addresses.add(_address(listener))
+        for address in _addresses(listener):
+            while _encode(address) in self._addresses and self._change_address(address):
+                pass
+            self._addresses.add(_encode(address))
         self._static.listeners.append(listener)
+
+    def _change_address(self, address: Any) -> bool:
+        """Change an address into another one that is as valid. Return whether that was possible."""
+        kind = address.WhichOneof("address")
+        if kind == "socket_address" and self._port > 1:
+            self._port -= 1
+            address.socket_address.port_value = self._port
+        elif kind == "pipe":
+            self._count += 1
+            path, suffix = address.pipe.path, f"-{self._count}"
+            # The path of a socket has a maximum length.
+            address.pipe.path = path[: max(len(path) - len(suffix), 1)] + suffix
+        else:
+            return False  # An internal listener has none, and Envoy refuses others without one.
+        return True
 
     def _add_http(self, connection_manager: Any) -> None:
         listener = _new("envoy.config.listener.v3.Listener")
@@ -246,12 +265,23 @@ def _has_missing_file(message: Any) -> bool:
         for field, value in message.ListFields()
         if field.message_type and field.message_type.full_name == "envoy.config.core.v3.DataSource"
     )
-    return any(source.filename and not os.access(source.filename, os.R_OK) for source in sources)
+    return any(source.filename and not _is_readable(source.filename) for source in sources)
 
 
-def _address(listener: Any) -> bytes:
-    address: bytes = listener.address.SerializeToString(deterministic=True)
-    return address
+def _is_readable(path: str) -> bool:
+    try:
+        return os.access(path, os.R_OK)
+    except ValueError:  # For example, it contains a NUL byte.
+        return False
+
+
+def _addresses(listener: Any) -> list[Any]:
+    return [listener.address, *(additional.address for additional in listener.additional_addresses)]
+
+
+def _encode(address: Any) -> bytes:
+    encoded: bytes = address.SerializeToString(deterministic=True)
+    return encoded
 
 
 def _type_name(resource: Resource) -> str:

@@ -15,6 +15,7 @@ import structlog
 from xds.snapshot import Resource
 from xds.validation.bootstrap import build, is_supported, undecodable
 from xds.validation.process import Outcome, Run, load
+from xds.validation.validator import Refusals
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +29,8 @@ MAX_BYTES = 4 << 20
 MAX_RUNS = 200
 """Maximum number of runs to find the refused resources among those of one run.
 
-When it is exceeded, resources are refused together.
+After that, the others are not judged: `warn` serves them, and `block` continues with a new search. The number
+must exceed the depth of the bisection, so that each search judges some resources.
 """
 MAX_VERDICTS = 200_000
 """Maximum number of resources whose result is remembered, about 50 MB."""
@@ -68,8 +70,9 @@ class EnvoyValidator:
     """Has a local Envoy load resources, with `--mode validate`: without connections, listeners or DNS.
 
     Envoy loads clusters, assignments, endpoints, listeners, route configurations, virtual hosts and secrets.
-    Resources of other types are not validated. Each distinct resource is loaded once, for all clients. Only
-    one Envoy runs at a time, with low priority and at most 1 GiB of memory.
+    Resources of other types are not validated. Each distinct resource is loaded once, for all clients. A
+    resource is refused only if Envoy refuses it alone. Only one Envoy runs at a time, with low priority and at
+    most 1 GiB of memory.
 
     Use the version of Envoy that the clients have. Files that resources name must exist on this machine.
 
@@ -108,7 +111,7 @@ class EnvoyValidator:
         self.runs = 0
         """Number of runs of Envoy."""
 
-    async def validate(self, resources: Sequence[Resource]) -> Mapping[Resource, str]:
+    async def validate(self, resources: Sequence[Resource]) -> Refusals:
         """Return the resources that Envoy refuses, each with its message, without private keys."""
         candidates = [resource for resource in resources if is_supported(resource.type_url)]
         async with self._lock:
@@ -119,14 +122,16 @@ class EnvoyValidator:
             for batch in _batches(list(unknown.values())):
                 new |= await self._judge(batch)
                 await asyncio.sleep(0)
-            refused = {}
-            for resource in candidates:
-                key = _key(resource)
-                reason = new[key] if key in new else self._verdicts.get(key, "")
-                if reason:
-                    refused[resource] = reason
+            verdicts = {
+                resource: new[key] if key in new else self._verdicts.get(key)
+                for resource in candidates
+                for key in (_key(resource),)
+            }
             self._remember(candidates, new)
-        return refused
+        return Refusals(
+            {resource: reason for resource, reason in verdicts.items() if reason},
+            (resource for resource, reason in verdicts.items() if reason is None),
+        )
 
     def _remember(self, candidates: Sequence[Resource], new: Mapping[_Key, str]) -> None:
         self._verdicts.update(new)
@@ -137,22 +142,34 @@ class EnvoyValidator:
             self._verdicts.popitem(last=False)
 
     async def _judge(self, batch: Sequence[Resource]) -> dict[_Key, str]:
-        """Return the verdict on each resource; none on resources that Envoy was unavailable for."""
+        """Return the verdict on each resource; none on resources that could not be judged."""
         verdicts = await asyncio.to_thread(lambda: {_key(each): undecodable(each) for each in batch})
-        decodable = [resource for resource in batch if not verdicts[_key(resource)]]
-        while True:
+        pending = [resource for resource in batch if not verdicts[_key(resource)]]
+        while pending:
             search = _Search(MAX_RUNS)
+            unavailable = ""
             try:
-                await self._find_refused(decodable, search)
+                await self._find_refused(pending, search)
+                pending = search.unjudged
             except _UnavailableError as error:
-                self._report(str(error))
-                if self._if_unavailable == "warn":
-                    return {key: verdict for key, verdict in verdicts.items() if verdict}
+                unavailable = str(error)
+            self._report(unavailable)
+            verdicts |= search.refused
+            pending = [resource for resource in pending if _key(resource) not in search.refused]
+            if self._if_unavailable == "warn":
+                if search.unjudged:
+                    log.warning(
+                        "serving resources without validation",
+                        count=len(search.unjudged),
+                        problem=f"one of them is refused: {search.message}",
+                    )
+                break
+            if unavailable:
                 delay = self._unavailable_until - asyncio.get_running_loop().time()
                 await asyncio.sleep(max(delay, 0))
-            else:
-                self._report("")
-                return verdicts | search.refused
+        for resource in pending:
+            del verdicts[_key(resource)]
+        return verdicts
 
     async def _find_refused(
         self, resources: Sequence[Resource], search: _Search, *, suspected: bool = False
@@ -167,8 +184,9 @@ class EnvoyValidator:
         Raises:
             _UnavailableError: Envoy gives no result.
         """
-        if not resources:
-            return False
+        if search.runs_left <= 0:
+            search.unjudged.extend(resources)
+            return True
         if not suspected or len(resources) == 1:
             run = await self._load(resources)
             search.runs_left -= 1
@@ -181,11 +199,8 @@ class EnvoyValidator:
             if run.outcome is Outcome.REFUSED or self._if_unavailable == "block":
                 search.refused[_key(resources[0])] = search.message
             else:
-                what = f"{resources[0].type_url.rpartition('.')[2]} {resources[0].name}"
+                what = resources[0].description
                 log.warning("serving resource without validation", resource=what, problem=search.message)
-        elif search.runs_left <= 0:
-            reason = f"one of {len(resources)} resources: {search.message}"
-            search.refused.update((_key(resource), reason) for resource in resources)
         else:
             # If Envoy accepts both halves, it refuses only their combination: accept them.
             middle = len(resources) // 2
@@ -245,6 +260,8 @@ class _Search:
         self.message = ""
         """Envoy's last error message."""
         self.refused: dict[_Key, str] = {}
+        self.unjudged: list[Resource] = []
+        """Resources that no run was left for."""
 
 
 def _key(resource: Resource) -> _Key:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import nlargest
+from math import inf
 from typing import NamedTuple
 
 from opentelemetry.trace import Span, Status, StatusCode, Tracer, set_span_in_context
@@ -39,8 +40,10 @@ MAX_OBJECTS = 10
 """Maximum number of objects that a trace names."""
 TIMEOUT = 300.0
 """Seconds after which a trace ends without the remaining ACKs."""
-_INTERVAL = 0.05
-"""Seconds between checks of whether a trace is complete."""
+_INTERVAL, _MAX_INTERVAL = 0.05, 1.0
+"""Seconds between checks of whether a trace is complete: at first, and after a while."""
+_BACKOFF = 0.05
+"""Ratio of this interval to the age of the oldest trace."""
 
 
 class _Answer(NamedTuple):
@@ -93,7 +96,7 @@ class ChangeTracer:
             await self._changed.wait()
             self._changed.clear()
             while self._traces:
-                await asyncio.sleep(_INTERVAL)
+                await asyncio.sleep(_interval(now() - self._traces[0].changed_at))
                 self._end_complete()
 
     # --- events ---------------------------------------------------------------------------------------------
@@ -137,7 +140,12 @@ class ChangeTracer:
     # --- the end --------------------------------------------------------------------------------------------
 
     def _end_complete(self) -> None:
-        oldest = min(self._controller.publisher.oldest_change, self._streams.oldest_change)
+        validation = self._controller.validation
+        oldest = min(
+            self._controller.publisher.oldest_change,
+            validation.oldest_change if validation else inf,
+            self._streams.oldest_change,
+        )
         is_rolling_out = self._controller.rollouts.rollout.is_in_progress
         remaining = []
         for trace in self._traces:
@@ -196,6 +204,12 @@ class ChangeTracer:
         elif not is_complete:
             root.set_status(Status(StatusCode.ERROR, f"not all proxies answered within {TIMEOUT:g} s"))
         root.end(nanoseconds(last if is_complete else now()))
+
+
+def _interval(age: float) -> float:
+    """Return the seconds until the next check, for the age of the oldest trace."""
+    # A check walks all streams, and a proxy may never answer.
+    return min(max(_INTERVAL, _BACKOFF * age), _MAX_INTERVAL)
 
 
 def _objects(change: Change) -> Iterable[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
+from math import inf
 from typing import NamedTuple, TypeAlias
 
 import structlog
@@ -17,7 +18,7 @@ from xds.introspect.cooperative import Checkpoint
 from xds.mesh.model.objects import Problem
 from xds.mesh.rollout.proxies import PodName
 from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
-from xds.validation import Validator
+from xds.validation import Validator, find_refused
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +53,8 @@ class SnapshotValidator:
     def __init__(self, validator: Validator, deliver: Deliver, exists: Callable[[PodName], bool]) -> None:
         self._validator, self._deliver, self._exists = validator, deliver, exists
         self._waiting: dict[PodName, _Pending] = {}
+        self._running: dict[PodName, _Pending] = {}
+        """Snapshots that are being validated."""
         self._wake = asyncio.Event()
         self._last: dict[PodName, Snapshot] = {}
         """Last snapshot that was delivered to each pod, without secrets."""
@@ -65,16 +68,22 @@ class SnapshotValidator:
     def problem_of(self, key: PodName) -> str:
         """Return which resources are held back from a pod; empty if none is."""
         held = self._held_back.get(key, {})
-        return "; ".join(f"Envoy refuses {_describe(each)}: {reason}" for each, reason in held.items())
+        return "; ".join(f"Envoy refuses {each.description}: {reason}" for each, reason in held.items())
 
     @property
     def problems(self) -> list[Problem]:
         """The resources that are held back, by the object that they were made from."""
         found: dict[tuple[str, str], list[Resource]] = {}
         for resource, reason in self._all_held_back().items():
-            source = resource.sources[0] if resource.sources else _describe(resource)
+            source = resource.sources[0] if resource.sources else resource.description
             found.setdefault((source, reason), []).append(resource)
         return [_problem(source, reason, resources) for (source, reason), resources in found.items()]
+
+    @property
+    def oldest_change(self) -> float:
+        """Time of the oldest change that is not delivered to all pods; infinity if there is none."""
+        pending = (*self._waiting.values(), *self._running.values())
+        return min((each.changed_at for each in pending if each.changed_at is not None), default=inf)
 
     def _all_held_back(self) -> dict[Resource, str]:
         return {resource: reason for held in self._held_back.values() for resource, reason in held.items()}
@@ -96,6 +105,7 @@ class SnapshotValidator:
     def forget(self, key: PodName) -> None:
         """Forget a pod that was deleted."""
         self._waiting.pop(key, None)
+        self._running.pop(key, None)
         self._last.pop(key, None)
         self._held_back.pop(key, None)
 
@@ -104,15 +114,16 @@ class SnapshotValidator:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            batch, self._waiting = self._waiting, {}
-            await self._validate(batch)
+            self._running, self._waiting = self._waiting, {}
+            await self._validate()
             self._log()
 
-    async def _validate(self, batch: Mapping[PodName, _Pending]) -> None:
+    async def _validate(self) -> None:
+        """Validate the running batch, and deliver it without the pods that are forgotten meanwhile."""
         checkpoint = Checkpoint()
         resources: dict[Resource, None] = {}
         roots: dict[tuple[str, str], ResourceSet] = {}
-        for pending in batch.values():
+        for pending in tuple(self._running.values()):
             for type_url, resource_set in _validated(pending.snapshot):
                 root, key = resource_set.root, (type_url, resource_set.root.version)
                 if key not in self._valid and key not in roots:
@@ -120,14 +131,17 @@ class SnapshotValidator:
                     resources.update(dict.fromkeys(root.values()))
                 resources.update((resource_set[name], None) for name in resource_set.layered_names())
             await checkpoint()
-        refused = await self._validator.validate(list(resources))
+        refused = await find_refused(self._validator, list(resources))
         if len(self._valid) + len(roots) > MAX_SETS:
             self._valid.clear()
+        doubtful = [*refused, *refused.unjudged]
         self._valid.update(
-            key for key, root in roots.items() if not any(_is_in(root, each) for each in refused)
+            key for key, root in roots.items() if not any(_is_in(root, each) for each in doubtful)
         )
         substitutes: dict[Hashable, ResourceSet] = {}
-        for pod, pending in batch.items():
+        while self._running:
+            pod = next(iter(self._running))
+            pending = self._running.pop(pod)
             if self._exists(pod):
                 self._publish(pod, pending, refused, substitutes)
             await checkpoint()
@@ -147,6 +161,9 @@ class SnapshotValidator:
         rejects it, and keeps the version that it may have. Without the resource, it would delete that.
         """
         snapshot, last = pending.snapshot, self._last.get(pod)
+        # A newer snapshot that waits may have a renewed certificate.
+        newest = self._waiting.get(pod, pending)
+        snapshot = replace(snapshot, types={**snapshot.types, SECRET: newest.snapshot.of(SECRET)})
         held = {
             resource: reason
             for resource, reason in refused.items()
@@ -154,7 +171,7 @@ class SnapshotValidator:
         }
         if held and last is None:
             self._held_back[pod] = held
-            self._deliver(pod, snapshot, pending.changed_at, pending.with_key)
+            self._deliver(pod, snapshot, pending.changed_at, newest.with_key)
             return
         if held and last:
             types = dict(snapshot.types)
@@ -166,7 +183,7 @@ class SnapshotValidator:
         else:
             self._held_back.pop(pod, None)
         self._last[pod] = replace(snapshot, types=dict(_validated(snapshot)))
-        self._deliver(pod, snapshot, pending.changed_at, pending.with_key)
+        self._deliver(pod, snapshot, pending.changed_at, newest.with_key)
 
     def _log(self) -> None:
         held = self._all_held_back()
@@ -208,10 +225,6 @@ def _substitute(
     return substitutes[key]
 
 
-def _describe(resource: Resource) -> str:
-    return f"{resource.type_url.rpartition('.')[2]} {resource.name}"
-
-
 def _problem(source: str, reason: str, resources: list[Resource]) -> Problem:
     """Return the problem of an object.
 
@@ -222,6 +235,6 @@ def _problem(source: str, reason: str, resources: list[Resource]) -> Problem:
     """
     subject, _, origin = source.removesuffix(")").partition(" (")
     more = f" and {len(resources) - 1} more" if len(resources) > 1 else ""
-    what = f"Envoy refuses {_describe(resources[0])}{more}: {reason}"
+    what = f"Envoy refuses {resources[0].description}{more}: {reason}"
     hint = f"fix {subject}; sidecars keep the last good configuration"
     return Problem(where=origin or subject, what=what, hint=hint, subject=subject)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from xds.codec import to_dict
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Snapshot
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, Snapshot, describe
 
 Json: TypeAlias = Mapping[str, Any]
 Config: TypeAlias = dict[tuple[str, str], Any]
@@ -19,17 +19,12 @@ def difference(expected: Config, active: Config) -> str:
     """Return the first difference between two configurations of a sidecar; empty if there is none."""
     for key in expected:
         if key not in active:
-            return f"has no {_short(key)}"
+            return f"has no {describe(*key)}"
         if expected[key] != active[key]:
-            return f"has a different {_short(key)}"
+            return f"has a different {describe(*key)}"
     # Envoy also lists endpoints of static clusters, and routes of draining listeners.
     removed = next((key for key in active if key not in expected and key[0] in (CLUSTER, LISTENER)), None)
-    return f"still has {_short(removed)}" if removed else ""
-
-
-def _short(key: tuple[str, str]) -> str:
-    type_url, name = key
-    return f"{type_url.rpartition('.')[2]} {name}"
+    return f"still has {describe(*removed)}" if removed else ""
 
 
 def expected_config(snapshot: Snapshot) -> Config:
