@@ -32,6 +32,8 @@ PLURALS = {
     "ConfigMap": ("", "configmaps"),
     "EndpointSlice": ("discovery.k8s.io", "endpointslices"),
     **{kind: (group, plural) for group, _, plural, kind in ISTIO},
+    "ServiceEntry": ("networking.istio.io", "serviceentries"),
+    "WorkloadEntry": ("networking.istio.io", "workloadentries"),
 }
 
 
@@ -77,7 +79,11 @@ async def test_golden_meshes_are_equal_from_files_and_api_server(
     case: Path, server: FakeApiServer, api: KubeApi, tmp_path: Path
 ) -> None:
     mesh, assignments = options(case)
-    server.serve_istio("v1beta1" if "v1beta1" in manifests(case) else "v1")
+    version = "v1beta1" if "v1beta1" in manifests(case) else "v1"
+    server.serve_istio(version)
+    for kind in ("ServiceEntry", "WorkloadEntry"):
+        group, plural = PLURALS[kind]
+        server.add(group, version, plural, kind)
     (tmp_path / "files").mkdir()
     (tmp_path / "files/in.yaml").write_text(manifests(case))
     folder = Folder(tmp_path / "files", SettingsLoader(mesh, assignments)).load().change

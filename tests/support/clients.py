@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import aiohttp.abc
@@ -90,12 +91,12 @@ class Client:
         timeout: float = 10,
     ) -> Answer:
         """Send one HTTP/2 request with prior knowledge, without TLS unless given."""
-        authority, _, path = url.partition("://")[2].partition("/")
-        host, _, port = authority.rpartition(":") if authority[-1] != "]" else (authority, "", "")
+        parts = urlsplit(url)
+        target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
         try:
             async with asyncio.timeout(timeout):
-                connected = await self.connect(host, int(port or 80))
-                return await http2.request(connected, authority, f"/{path}", headers or {}, tls)
+                connected = await self.connect(parts.hostname or "", parts.port or 80)
+                return await http2.request(connected, parts.netloc, target, headers or {}, tls)
         except NO_ANSWER as error:
             return Answer.failed(error)
 

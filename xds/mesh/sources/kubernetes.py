@@ -119,13 +119,7 @@ class Kubernetes:
         self._default = self._read_config("")
         self._changed = asyncio.Event()
         self._kinds = [
-            Reflector(
-                api,
-                _resource(kind),
-                partial(_read_object, kind),
-                self._changed.set,
-                options.for_optional() if kind.name in _OPTIONAL_KINDS else options,
-            )
+            Reflector(api, _resource(kind), partial(_read_object, kind), self._changed.set, options)
             for kind in KINDS
             if kind.name in _PLURALS
         ]

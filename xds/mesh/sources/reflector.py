@@ -166,7 +166,9 @@ class Reflector(Generic[T]):
             timed_out = isinstance(error.__cause__, TimeoutError) and self._last_contact
             self._failing_since = self._last_contact if timed_out else asyncio.get_running_loop().time()
         self._failures += 1
-        wait = max(self._options.delay(self._failures), min(error.retry_after, self._options.max_retry_after))
+        is_absent = isinstance(error, NoSuchKindError) and self.resource.optional
+        options = self._options.for_optional() if is_absent else self._options
+        wait = max(options.delay(self._failures), min(error.retry_after, options.max_retry_after))
         missing = error.is_not_found and self.resource.custom
         if missing and self._api_version:
             self._api_version = self._version = ""  # another version may be served
@@ -177,7 +179,6 @@ class Reflector(Generic[T]):
         if self._empty_watches >= MAX_EMPTY_WATCHES or gone:
             self._version, self._empty_watches = "", 0
         # An interrupted watch is reopened without a report. Only a second consecutive failure is reported.
-        is_absent = isinstance(error, NoSuchKindError) and self.resource.optional
         if not is_absent and (not self.complete or (self._failures > 1 and not gone)):
             forbidden = error.status == HTTPStatus.FORBIDDEN
             cause = (
