@@ -308,7 +308,9 @@ BAD = resource(Cluster(name="bad", connect_timeout=timedelta(0)))
 async def test_without_envoy_resources_are_served_by_default(commands, words, tmp_path):
     binary = script(tmp_path, commands) if commands else str(tmp_path / "envoy")
     validator = EnvoyValidator(binary, timeout=0.3)
-    assert not await validator.validate([BAD])
+    refused = await validator.validate([BAD])
+    assert not refused
+    assert refused.unjudged == {BAD}
     assert words in validator.unavailable
     runs = validator.runs
     assert not await validator.validate([BAD])

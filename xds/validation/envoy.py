@@ -70,8 +70,9 @@ class EnvoyValidator:
     """Has a local Envoy load resources, with `--mode validate`: without connections, listeners or DNS.
 
     Envoy loads clusters, assignments, endpoints, listeners, route configurations, virtual hosts and secrets.
-    Resources of other types are not validated. Each distinct resource is loaded once, for all clients. Only
-    one Envoy runs at a time, with low priority and at most 1 GiB of memory.
+    Resources of other types are not validated. Each distinct resource is loaded once, for all clients. A
+    resource is refused only if Envoy refuses it alone. Only one Envoy runs at a time, with low priority and
+    at most 1 GiB of memory.
 
     Use the version of Envoy that the clients have. Files that resources name must exist on this machine.
 

@@ -134,10 +134,9 @@ class SnapshotValidator:
         refused = await find_refused(self._validator, list(resources))
         if len(self._valid) + len(roots) > MAX_SETS:
             self._valid.clear()
+        doubtful = [*refused, *refused.unjudged]
         self._valid.update(
-            key
-            for key, root in roots.items()
-            if not any(_is_in(root, each) for each in (*refused, *refused.unjudged))
+            key for key, root in roots.items() if not any(_is_in(root, each) for each in doubtful)
         )
         substitutes: dict[Hashable, ResourceSet] = {}
         while self._running:
