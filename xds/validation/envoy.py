@@ -71,8 +71,8 @@ class EnvoyValidator:
 
     Envoy loads clusters, assignments, endpoints, listeners, route configurations, virtual hosts and secrets.
     Resources of other types are not validated. Each distinct resource is loaded once, for all clients. A
-    resource is refused only if Envoy refuses it alone. Only one Envoy runs at a time, with low priority and at
-    most 1 GiB of memory.
+    resource is refused only if Envoy refuses it alone. Only one Envoy runs at a time, with low priority and
+    at most 1 GiB of memory.
 
     Use the version of Envoy that the clients have. Files that resources name must exist on this machine.
 

@@ -136,9 +136,11 @@ class Reflector(Generic[T]):
                 failure = KubeError(HTTPStatus.GONE, "the resourceVersion has expired")
             except KubeError as error:
                 failure = error
-            if isinstance(failure, NoSuchKindError) and self.resource.optional and not self.complete:
-                self.complete = True
-                self._wake()
+            if isinstance(failure, NoSuchKindError) and self.resource.optional:
+                self._clear_failure()
+                if not self.complete:
+                    self.complete = True
+                    self._wake()
             wait = self._handle_failure(failure) if failure else 0.0
             if self._changed:
                 self._wake()
