@@ -16,7 +16,7 @@ from tests.sources.fake_objects import ISTIO
 from tests.sources.faults import status
 from tests.sources.following import QUICK, Followed, refs
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, PeerAuthentication, Ref
+from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, PeerAuthentication, Ref, ServiceEntry
 from xds.mesh.parse import KINDS
 from xds.mesh.sources.documents import Document, read_documents
 from xds.mesh.sources.files import Folder
@@ -65,7 +65,12 @@ def policy(mode: str, name: str = "default") -> dict[str, Any]:
 
 def plain(fact: Fact) -> Fact:
     """Return a fact without the fields that a server adds to every object."""
-    return replace(fact, meta=replace(fact.meta, uid="", created=None))
+    meta = replace(fact.meta, uid="", created=None)
+    if isinstance(fact, ServiceEntry):
+        services = tuple(replace(service, meta=meta) for service in fact.services)
+        endpoints = tuple(replace(listed, meta=meta) for listed in fact.endpoints)
+        return replace(fact, meta=meta, services=services, endpoints=endpoints)
+    return replace(fact, meta=meta)
 
 
 def mode(followed: Followed, ref: Ref) -> Mode | None:
