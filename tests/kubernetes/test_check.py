@@ -174,7 +174,7 @@ def of(result: Result, findings: dict[str, Finding]) -> set[str]:
 async def test_healthy_installation_passes_every_check(cluster: Cluster) -> None:
     findings = await check(cluster)
     assert of(Result.PASS, findings) == set(findings), findings
-    assert len(findings) == 17
+    assert len(findings) == 19
     assert findings["replicas agree"].detail == "2 serve generation 0; xds-1 leads"
 
 
@@ -468,7 +468,7 @@ async def test_empty_cluster_is_ready_for_installation(own_cluster: Cluster) -> 
     config = await own_cluster.kubeconfig()
     status, output, error = await run("check", "--pre", f"--kubeconfig={config}")
     assert (status, error) == (0, ""), output
-    assert output.endswith("\n8 passed, 0 failed, 0 skipped\n")
+    assert output.endswith("\n10 passed, 0 failed, 0 skipped\n")
     findings = await check(own_cluster, pre=True)
     assert findings[PEER_KIND].detail == "does not exist; xds install creates it"
     # The same cluster has no control plane.
@@ -497,7 +497,7 @@ async def test_exit_status_and_output_of_the_command(cluster: Cluster) -> None:
     assert re.search(
         r"^- skip  sidecars in sync +no control plane found: the API server refused", output, re.MULTILINE
     )
-    assert output.endswith("\n17 passed, 0 failed, 1 skipped\n")
+    assert output.endswith("\n19 passed, 0 failed, 1 skipped\n")
     await without_a_role_binding(cluster)
     status, output, error = await run("check", f"--kubeconfig={config}", "-o", "json")
     assert (status, error) == (1, ""), output

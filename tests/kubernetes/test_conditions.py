@@ -27,18 +27,19 @@ from xds.mesh.policy.effect import without_effect
 
 PEER = "/apis/security.istio.io/v1/namespaces/{}/peerauthentications"
 REFUSED = "spec.mtls.mode must be one of STRICT, not LOOSE"
+PLURALS = [
+    *("policies", "meshpolicies", "peerauthentications", "destinationrules"),
+    *("serviceentries", "workloadentries"),
+]
 RULES = [
     {
         "apiGroups": ["authentication.istio.io", "security.istio.io", "networking.istio.io"],
-        "resources": ["policies", "meshpolicies", "peerauthentications", "destinationrules"],
+        "resources": PLURALS,
         "verbs": ["list"],
     },
     {
         "apiGroups": ["authentication.istio.io", "security.istio.io", "networking.istio.io"],
-        "resources": [
-            f"{plural}/status"
-            for plural in ("policies", "meshpolicies", "peerauthentications", "destinationrules")
-        ],
+        "resources": [f"{plural}/status" for plural in PLURALS],
         "verbs": ["patch"],
     },
     {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},

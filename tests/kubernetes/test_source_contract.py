@@ -144,7 +144,10 @@ async def test_options_override_the_settings_in_the_config_map(place: Place) -> 
         assert not followed.config.enable_auto_mtls
         notices = [line for line in followed.messages(notices=True) if line.startswith(where)]
         assert notices == [
-            f'{where}: mesh config: defaultConfig has no effect here, on line 3 of the key "mesh"',
+            (
+                f'{where}: mesh config: defaultConfig has no effect here, on line 3 of the key "mesh" '
+                "(use annotations of pods, or flags of xds serve)"
+            ),
             (
                 f"{where}: trustDomain changes from cluster.local to first, which sidecars do not accept "
                 "yet: requests fail until every sidecar has the new settings. To avoid this, first add first "
