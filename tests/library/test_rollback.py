@@ -115,6 +115,7 @@ async def test_canaries_get_a_change_before_all_others():
         connected(server, "c1", group="canary") as canary,
         connected(server, "n1") as other,
     ):
+        await store.applied(at_least=2)
         events = store.events()
         async with store.roll_out(canary="canary") as change:
             change.set(cluster("a", "2"))
