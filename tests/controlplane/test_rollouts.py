@@ -28,7 +28,8 @@ from tests.policy.rollout_world import UNREAD
 from tests.policy.world import meta, peer, rule
 from tests.support.waiting import eventually
 from xds.mesh.controlplane import rollout_log
-from xds.mesh.model.objects import ROLLOUT, Change, Ref
+from xds.mesh.model.objects import ROLLOUT, Change, Mode, Ref
+from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout import driver, proxies
 from xds.mesh.rollout.progress import accepts_plaintext, port_waits
 from xds.mesh.rollout.proxies import State
@@ -348,6 +349,35 @@ async def test_restarted_control_plane_recovers_active_modes() -> None:
         await client.until(lambda: WEB in client.has.get(ENDPOINT, {}) and client.uses_mtls(WEB))
         await web.until(lambda: web.accepts(PORT) == "S")
         await until_finished(controller)
+
+
+async def test_change_before_clients_have_reconnected_waits_for_them() -> None:
+    """They use what an earlier control plane served them."""
+    async with running(*FACTS, peer("ns", "PERMISSIVE")) as controller:
+        set_mode(controller, "DISABLE")
+        await eventually(lambda: transitions(controller), timeout=WITHIN)
+        await until_checked_twice(controller)
+        (transition,) = transitions(controller)
+        assert {Send.MTLS, Send.PLAINTEXT} <= set(transition.clients.possible)
+        assert transition.listener.current is Mode.PERMISSIVE
+
+
+async def test_rule_that_changed_before_its_server_reported_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 1.0)
+    mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
+    async with world(peer("ns", "DISABLE")) as (_, web, _client):
+        had = web.versions()
+    async with running(*FACTS, peer("ns", "PERMISSIVE")) as controller:
+        controller.change(Change(applied=(mutual,)))
+        await eventually(lambda: controller.mesh.served_rule(mutual.ref) == mutual, timeout=WITHIN)
+        web = Sidecar(controller, "web", "ns")
+        web.brings, web.withholds = had, {LISTENER}
+        async with web:
+            await until_waiting_for(controller, "listener")
+            await until_checked_twice(controller)
+            assert controller.mesh.served_rule(mutual.ref) is None
+            web.answer(LISTENER)
+            await eventually(lambda: controller.mesh.served_rule(mutual.ref) == mutual, timeout=WITHIN)
 
 
 async def test_start_waits_for_unclassified_connections() -> None:

@@ -256,9 +256,14 @@ class Planner:
                 ports[key] = self._start(key, as_recovered(port, ask.mode))
         sends = RuleSends(self.mesh, dict(rollout.rules))
         for rule in self.mesh.rules():
-            served: Staged[RuleVersion] = Staged(None, rollout.plan.generation, (None, rule), self.now)
+            known = rollout.rules.get(rule.ref)
+            if known and known.is_pending:
+                continue
+            # Clients may have any version of a rule that changed before the server reported its mode.
+            possible = distinct((None, *(known.rule.possible if known else (rule,))))
+            served: Staged[RuleVersion] = Staged(None, rollout.plan.generation, possible, self.now)
             pending = RuleTransition(served, rule, pending_since=self.now)
-            if rule.ref not in sends.rules and self._is_too_early(rule.ref, pending, ports, sends):
+            if self._is_too_early(rule.ref, pending, ports, sends):
                 refused[rule.ref] = pending
         return refused
 

@@ -208,6 +208,8 @@ class ProxyTracker:
         """When the recovery period ends; infinity before it starts."""
         self._any_had_configuration = False
         """Whether any proxy has connected with a configuration from an earlier stream."""
+        self._any_is_new = False
+        """Whether any proxy has connected without one."""
 
     def state(self, key: PodName) -> State:
         """Return what is known about a proxy."""
@@ -235,7 +237,8 @@ class ProxyTracker:
             if session.initial_versions(CLUSTER):
                 self._any_had_configuration = True
             else:
-                self._unknown.discard(key)  # It is new, so it has no earlier configuration.
+                self._any_is_new = True
+                self._unknown.discard(key)  # It has no earlier configuration.
         elif type_url == LISTENER:
             proxy.has_reported = True
             self._unknown.discard(key)
@@ -294,6 +297,11 @@ class ProxyTracker:
         is_in_period = now < self._recovery_ends < inf
         return is_in_period and (bool(self._unknown) or self._rollout.has_unplanned_mode())
 
+    @property
+    def _may_be_a_restart(self) -> bool:
+        """Whether an earlier process may have served proxies."""
+        return self._any_had_configuration or not self._any_is_new
+
     def must_defer(self, key: PodName, now: float) -> bool:
         """Return whether to serve a proxy only after reconnecting proxies have reported their modes."""
         proxy = self._proxies.get(key)
@@ -327,7 +335,11 @@ class ProxyTracker:
         clients: dict[str, int] = {}
         rejected_listeners: dict[Ref, str] = {}
         rejected_clusters: dict[str, dict[str, str]] = {}
-        has_earlier_connections = False
+        # Proxies of the previous process that have not reconnected yet use what it served them.
+        has_earlier_connections = self._may_be_a_restart and self.is_recovering(now)
+        for namespace, pod in self._unknown if has_earlier_connections else ():
+            if mesh.pod(namespace, pod):
+                clients[f"{pod}.{namespace}"] = servers[Ref("Pod", namespace, pod)] = -1
         delay = WORKER_DELAY + classification_delay(mesh.config)
         for key, proxy in tuple(self._proxies.items()):
             self._update_away(mesh, key, proxy, now)
