@@ -27,10 +27,14 @@ from envoy_data_plane.envoy.config.endpoint.v3 import (
 )
 from envoy_data_plane.envoy.config.listener.v3 import (
     AdditionalAddress,
-    Filter,
     FilterChain,
     Listener,
     ListenerInternalListenerConfig,
+)
+
+# Not as `Filter`: Cluster has another one, which pydantic looks for in the first module that makes a Cluster.
+from envoy_data_plane.envoy.config.listener.v3 import (
+    Filter as NetworkFilter,
 )
 from envoy_data_plane.envoy.config.route.v3 import (
     Route,
@@ -88,7 +92,7 @@ def listener(name: str, type_url: str = "", host: str = "127.0.0.1") -> Listener
         made = rds_listener(name, "r")
         made.address = address(host, 80)
         return made
-    unknown = Filter(name="x", typed_config=AnyMessage(type_url=type_url))
+    unknown = NetworkFilter(name="x", typed_config=AnyMessage(type_url=type_url))
     return Listener(name=name, address=address(host, 80), filter_chains=[FilterChain(filters=[unknown])])
 
 
