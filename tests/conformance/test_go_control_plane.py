@@ -15,6 +15,9 @@ from xds.conformance import TITLES, Variant, run
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "xds-conformance-matrix.md"
 
+IN_RANDOM_ORDER = ("R40", "R41")
+"""Rules about the order of types, which is right by chance now and then."""
+
 
 def documented() -> dict[str, list[str]]:
     """Return the page's outcomes of go-control-plane by rule."""
@@ -36,4 +39,8 @@ async def test_go_control_plane_has_the_documented_outcomes():
         rule: [cell(report, rule, variant) for variant in Variant] for rule in TITLES if rule in documented()
     }
     assert len(outcomes) > 40
-    assert outcomes == documented()
+    expected = documented()
+    for rule in IN_RANDOM_ORDER:
+        pairs = zip(outcomes[rule], expected[rule], strict=True)
+        outcomes[rule] = [usual if found == "pass" and usual else found for found, usual in pairs]
+    assert outcomes == expected
