@@ -24,7 +24,7 @@ import stat
 import struct
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -35,7 +35,7 @@ import structlog
 
 from xds.server.blocking import Network, block, network_of
 from xds.server.proxies import Address, caller_key, peer_address
-from xds.server.token_bucket import TokenBucket
+from xds.server.token_bucket import TokenBucket, TokenBuckets
 
 log = structlog.get_logger(__name__)
 
@@ -173,7 +173,7 @@ class ConnectionGuard:
         self._connections: dict[_Key, _Connection] = {}
         self._other_sockets: set[int] = set()
         """Inodes of sockets that are not connections of the server."""
-        self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
+        self._buckets = TokenBuckets(_MAX_BUCKETS)
         self._all_unproven_bucket = TokenBucket(*ALL_UNPROVEN_CALLS)
         self._backlog = 0.0
         self._backlog_until = 0.0
@@ -222,7 +222,7 @@ class ConnectionGuard:
         if connection.proven:
             self._charge(connection, connection.proven, now)
             return
-        address_bucket = self._bucket(connection.network, UNPROVEN_CALLS)
+        address_bucket = self._buckets.of(connection.network, *UNPROVEN_CALLS)
         exceeds_bucket = not address_bucket.take(now)
         if exceeds_bucket or not (undecided or self._all_unproven_bucket.take(now)):
             # Do not block an address with few calls because of calls from other addresses.
@@ -282,15 +282,8 @@ class ConnectionGuard:
 
     def _proven_bucket(self, address: Address, caller: Any) -> TokenBucket:
         if caller is None:
-            return self._bucket((address, None), PLAINTEXT_CALLS)
-        return self._bucket((address, caller_key(caller)), PROVEN_CALLS)
-
-    def _bucket(self, key: Hashable, calls: tuple[int, int]) -> TokenBucket:
-        bucket = self._buckets.pop(key, None) or TokenBucket(*calls)
-        self._buckets[key] = bucket
-        if len(self._buckets) > _MAX_BUCKETS:
-            self._buckets.popitem(last=False)
-        return bucket
+            return self._buckets.of((address, None), *PLAINTEXT_CALLS)
+        return self._buckets.of((address, caller_key(caller)), *PROVEN_CALLS)
 
     async def _scan(self, ports: Collection[int]) -> None:
         """Update the set of connections, and end connections that exceed a limit."""

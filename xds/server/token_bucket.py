@@ -1,7 +1,9 @@
-"""A token bucket."""
+"""Token buckets, for one or many clients."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 
@@ -30,3 +32,19 @@ class TokenBucket:
             return False
         self._used += 1
         return True
+
+
+class TokenBuckets:
+    """A token bucket for each client. Beyond `limit` clients, those that were seen last are kept."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
+
+    def of(self, client: Hashable, burst: float, rate: float) -> TokenBucket:
+        """Return the bucket of a client. A new one has this burst and rate."""
+        bucket = self._buckets.pop(client, None) or TokenBucket(burst, rate)
+        self._buckets[client] = bucket
+        if len(self._buckets) > self._limit:
+            self._buckets.popitem(last=False)
+        return bucket

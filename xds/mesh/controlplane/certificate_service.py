@@ -6,7 +6,7 @@ protos/xds/mesh/v1/certificates.proto documents the messages.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Hashable
 from contextvars import ContextVar
 from datetime import timedelta
@@ -22,11 +22,12 @@ from xds.mesh.identity.chain import read, to_pem
 from xds.mesh.identity.claims import Caller, denial_reason
 from xds.mesh.identity.external import NamesError
 from xds.mesh.identity.keys import IdentityError
+from xds.mesh.model.objects import spiffe_id
 from xds.mesh.v1 import certificates_pb2 as pb
 from xds.server import Authenticate, DiscoveryService, Refused
 from xds.server.admission import CheckedServer
 from xds.server.proxies import peer_address
-from xds.server.token_bucket import TokenBucket
+from xds.server.token_bucket import TokenBuckets
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +54,7 @@ class CertificateService:
 
     def __init__(self, controller: Controller, authenticate: Authenticate) -> None:
         self._controller, self._authenticate = controller, authenticate
-        self._buckets: OrderedDict[Hashable, TokenBucket] = OrderedDict()
+        self._buckets = TokenBuckets(_MAX_BUCKETS)
         self._pending = Counter[Hashable]()
 
     def __call__(self, server: grpc.aio.Server, discovery: DiscoveryService) -> None:
@@ -112,7 +113,7 @@ class CertificateService:
     async def _certify(
         self, request: pb.IstioCertificateRequest, caller: Caller, key: Hashable
     ) -> pb.IstioCertificateResponse:
-        if not self._bucket(key).take(asyncio.get_running_loop().time()):
+        if not self._buckets.of(key, *REQUESTS).take(asyncio.get_running_loop().time()):
             raise Refused(
                 grpc.StatusCode.RESOURCE_EXHAUSTED, "too many certificate requests: try again later"
             )
@@ -148,7 +149,7 @@ class CertificateService:
 
     def _identity(self, caller: Caller) -> str:
         domain = self._controller.mesh.config.trust_domain
-        return f"spiffe://{domain}/ns/{caller.namespace}/sa/{caller.service_account}"
+        return spiffe_id(domain, caller.namespace, caller.service_account)
 
     def _check_pod(self, caller: Caller) -> None:
         """Refuse callers that could not act for any pod. Their streams would get no certificate either."""
@@ -163,10 +164,3 @@ class CertificateService:
         elif caller.pod or all(pod.service_account != caller.service_account for pod in pods.values()):
             pod_name = f"pod {caller.namespace}/{caller.pod}" if caller.pod else f"a pod of {caller}"
             raise Refused(grpc.StatusCode.UNAVAILABLE, f"{pod_name} is not known yet: try again")
-
-    def _bucket(self, key: Hashable) -> TokenBucket:
-        bucket = self._buckets.pop(key, None) or TokenBucket(*REQUESTS)
-        self._buckets[key] = bucket
-        if len(self._buckets) > _MAX_BUCKETS:
-            self._buckets.popitem(last=False)
-        return bucket

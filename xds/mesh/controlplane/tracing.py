@@ -21,7 +21,7 @@ from heapq import nlargest
 from math import inf
 from typing import NamedTuple
 
-from opentelemetry.trace import Span, Status, StatusCode, Tracer, set_span_in_context
+from opentelemetry.trace import Status, StatusCode, Tracer, set_span_in_context
 
 from xds.mesh.controlplane.batcher import Batch
 from xds.mesh.controlplane.controller import Controller
@@ -165,19 +165,21 @@ class ChangeTracer:
         def nanoseconds(at: float) -> int:
             return round((at + offset) * 1e9)
 
-        def span(name: str, start: float, end: float, parent: Span | None, **attributes: str | int) -> None:
+        root = self._tracer.start_span("change", start_time=nanoseconds(trace.changed_at))
+        context = set_span_in_context(root)
+
+        def span(name: str, start: float, end: float, **attributes: str) -> None:
             child = self._tracer.start_span(
                 name,
-                context=set_span_in_context(parent) if parent else None,
+                context=context,
                 start_time=nanoseconds(start),
                 attributes={f"xds.{key}": value for key, value in attributes.items()},
             )
             if error := attributes.get("error"):
-                child.set_status(Status(StatusCode.ERROR, str(error)))
+                child.set_status(Status(StatusCode.ERROR, error))
             child.end(nanoseconds(end))
 
         last = max((answer.answered_at for answer in trace.answers.values()), default=trace.applied_at)
-        root = self._tracer.start_span("change", start_time=nanoseconds(trace.changed_at))
         objects = list(_objects(trace.change))
         root.set_attributes(
             {
@@ -187,18 +189,18 @@ class ChangeTracer:
                 "xds.rejections": len(trace.rejections),
             }
         )
-        span("apply", trace.started_at, trace.applied_at, root)
+        span("apply", trace.started_at, trace.applied_at)
         if trace.pushed_at:
-            span("push", trace.applied_at, trace.pushed_at, root)
+            span("push", trace.applied_at, trace.pushed_at)
         slowest = nlargest(MAX_PROXIES, trace.answers.items(), key=lambda item: item[1].answered_at)
         for node_id, answer in {
             **dict(list(trace.rejections.items())[:MAX_PROXIES]),
             **dict(slowest),
         }.items():
-            attributes: dict[str, str | int] = {"proxy": node_id, "type": short_name(answer.type_url)}
+            attributes = {"proxy": node_id, "type": short_name(answer.type_url)}
             if error := answer.error or (node_id in trace.rejections and trace.rejections[node_id].error):
                 attributes["error"] = error
-            span("ack", answer.sent_at, answer.answered_at, root, **attributes)
+            span("ack", answer.sent_at, answer.answered_at, **attributes)
         if trace.rejections:
             root.set_status(Status(StatusCode.ERROR, f"{len(trace.rejections)} proxies rejected a response"))
         elif not is_complete:

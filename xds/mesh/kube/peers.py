@@ -18,6 +18,7 @@ from xds.mesh.identity.keys import IdentityError
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.identity.server_tls import service_names
 from xds.mesh.kube.replica_leases import ReplicaLeases
+from xds.mesh.model.objects import spiffe_id
 
 MAX_MESSAGE_BYTES = 4 << 20
 """Maximum size of a message of another replica, in bytes."""
@@ -77,7 +78,7 @@ class Peers:
             raise IdentityError("this replica does not run as a service account, so others do not admit it")
         authorities, identity = self._authorities(), self._identity
         leaf = authorities.authority.issue(
-            f"spiffe://{self._trust_domain()}/ns/{identity.namespace}/sa/{identity.service_account}",
+            spiffe_id(self._trust_domain(), identity.namespace, identity.service_account),
             datetime.now(UTC),
         )
         credentials = grpc.ssl_channel_credentials(authorities.trusted_pem, leaf.key.to_pem(), leaf.chain)

@@ -261,6 +261,11 @@ class ContainerPort:
     """Name; empty if it has none."""
 
 
+def spiffe_id(trust_domain: str, namespace: str, service_account: str) -> str:
+    """Return the SPIFFE ID of a service account."""
+    return f"spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod(Object):
     """v1 Pod or WorkloadEntry: a workload, with or without a sidecar."""
@@ -320,7 +325,7 @@ class Pod(Object):
 
     def identity(self, trust_domain: str) -> str:
         """Return the pod's SPIFFE ID."""
-        return f"spiffe://{trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+        return spiffe_id(trust_domain, self.namespace, self.service_account)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
