@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.identity.companies import Company, pem
-from tests.support.waiting import eventually
+from tests.support.waiting import process_ended
 from xds.mesh.controlplane import signing
 from xds.mesh.controlplane.signing import ExternalIssuer, SignerError
 
@@ -32,12 +32,7 @@ async def test_command_is_ended_with_the_commands_it_started(
     monkeypatch.setattr(signing, "TIMEOUT", 1.0)
     with pytest.raises(SignerError, match="sh did not end within"):
         await issuer(roots, f"sleep 600 & echo $! >{tmp_path}/pid; wait")._sign(b"request")
-    status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-
-    def has_ended() -> bool:
-        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
-
-    await eventually(has_ended)
+    await process_ended(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize("stream", ["1", "2"])

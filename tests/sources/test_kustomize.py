@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import process_ended
 from xds.mesh.sources import kustomize
 from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
 
@@ -75,15 +76,14 @@ def test_program_cannot_ask_for_input(overlay: Path, program: Callable[[str], No
     assert build(overlay).text == "#  0\n"
 
 
-def test_program_that_hangs_is_stopped_with_its_children(
+async def test_program_that_hangs_is_stopped_with_its_children(
     overlay: Path, tmp_path: Path, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kustomize, "TIMEOUT", 0.2)
     program(f"sleep 600 & echo $! > {tmp_path}/pid; wait")
     with pytest.raises(KustomizeError, match=r"has not finished after 0 s: .* clone that first"):
         build(overlay)
-    status = Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat")
-    assert not status.exists() or status.read_text().split()[2] == "Z"
+    await process_ended(int((tmp_path / "pid").read_text()))
 
 
 def test_output_is_limited(

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -41,3 +42,13 @@ async def eventually(
             name = what or getattr(check, "__qualname__", repr(check))
             raise AssertionError(f"not within {timeout} s: {name}; last seen: {last}")
         await asyncio.sleep(every)
+
+
+async def process_ended(pid: int) -> None:
+    """Wait until a process has ended. A killed process may run for another moment, and is then a zombie."""
+    status = Path(f"/proc/{pid}/stat")
+
+    def has_ended() -> bool:
+        return not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    await eventually(has_ended, what=f"process {pid} has ended")
