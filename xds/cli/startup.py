@@ -3,6 +3,7 @@
 - envoy_data_plane declares messages with pydantic's `dataclass` decorator, which generates a validator for
   each class, and `xds bootstrap` imports hundreds. The program does without: mypy checks the code that builds
   messages, `xds.codec.encode` checks values, and the tests run with validators.
+- The package `kubernetes` imports all its parts, of which only `kubernetes.aio` is used.
 - Python would collect garbage 150 times during the imports, and once more on exit.
 
 Only the program `xds` does this. Programs that import the library keep validated messages.
@@ -13,16 +14,20 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import LazyLoader
 from typing import Any
 
 PACKAGE = "envoy_data_plane"
+UNUSED = frozenset(f"kubernetes.{name}" for name in ("config", "dynamic", "stream", "watch"))
+"""Modules that are imported when they are used, not when they are mentioned."""
 
 
 def start() -> None:
     """Skip validation of messages, and collect no garbage until `finish`. Call this before other imports."""
     gc.disable()
     if PACKAGE not in sys.modules:
-        sys.meta_path.insert(0, _BeforeMessages())
+        sys.meta_path[:0] = _BeforeMessages(), _Lazily()
 
 
 def finish() -> None:
@@ -39,6 +44,16 @@ class _BeforeMessages:
         if name == PACKAGE:
             sys.meta_path.remove(self)
             _replace_decorator()
+
+
+class _Lazily:
+    """Delays the import of UNUSED modules."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name in UNUSED else None
+        if spec and spec.loader:
+            spec.loader = LazyLoader(spec.loader)
+        return spec
 
 
 def _replace_decorator() -> None:
