@@ -1,12 +1,19 @@
-"""Excessively nested JSON loses only the nested value, not the values beside it."""
+"""Excessively nested JSON loses only the nested value. Lists are decoded with the fields that are used."""
 
 from __future__ import annotations
 
+import copy
 import json
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from xds.mesh.kube.decoding import MAX_DEPTH, TOO_DEEP, decode_json
+from tests.parse.junk import JUNK, OBJECTS, places
+from xds.mesh.kube.decoding import MAX_DEPTH, TOO_DEEP, decode_json, list_decoder
+from xds.mesh.parse import parse
+from xds.mesh.parse.core import UsedPod
 
 CUT = json.loads(TOO_DEEP)
 
@@ -45,3 +52,58 @@ def test_long_strings_are_decoded() -> None:
 def test_invalid_json_is_an_error(text: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - json's own
         decode_json(text)
+
+
+POD = next(document for document in OBJECTS if document["kind"] == "Pod")
+decode_pods = list_decoder(UsedPod)
+
+
+def parsed(pod: dict[str, Any]) -> object:
+    [result] = parse({**pod, "apiVersion": "v1", "kind": "Pod"}, str, served=True)
+    return result.fact, [problem.what for problem in result.problems]
+
+
+@given(st.lists(st.tuples(st.integers(min_value=0), JUNK), max_size=3))
+def test_unused_fields_of_pods_have_no_effect(junk: list[tuple[int, Any]]) -> None:
+    pod = copy.deepcopy(POD)
+    for number, value in junk:
+        where = places(pod)
+        container, key = where[number % len(where)]
+        container[key] = copy.deepcopy(value)
+    text = json.dumps({"metadata": {"resourceVersion": "1"}, "items": [pod]}).encode()
+    if isinstance(pod.get("metadata"), dict) and pod["metadata"].get("name"):
+        [decoded] = decode_pods(text)["items"]
+        assert parsed(decoded) == parsed(pod)
+
+
+class Recording(dict[str, Any]):
+    """A mapping that records which keys were read."""
+
+    read: set[str]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("metadata", {"name": "a", "namespace": "b"}), ("spec", {}), ("status", {})]
+)
+def test_all_fields_of_pods_that_are_read_are_decoded(part: str, value: dict[str, Any]) -> None:
+    mapping = Recording(value)
+    mapping.read = set()
+    pod = {"metadata": {"name": "a", "namespace": "b"}, part: mapping}
+    assert parsed(pod)
+    known = dict.fromkeys(mapping.read, value.get("name"))
+    [decoded] = decode_pods(json.dumps({"items": [{part: known}]}).encode())["items"]
+    assert decoded == {part: known}
+
+
+def test_list_that_is_not_as_expected_is_decoded_in_full() -> None:
+    page = {
+        "metadata": {"continue": "x"},
+        "items": [{"metadata": "a"}, {"metadata": {"uid": 1}, "spec": None}],
+    }
+    assert decode_pods(json.dumps(page).encode()) == page
+    with pytest.raises(ValueError):  # noqa: PT011 - json's own
+        decode_pods(b'{"items": [')

@@ -208,15 +208,16 @@ class KubeApi:
         query: Mapping[str, Any] | None = None,
         content_type: str = "application/json",
         timeout: float = _REQUEST_TIMEOUT,  # noqa: ASYNC109 - of the HTTP client
+        decode: Callable[[bytes], Any] = decode_json,
     ) -> Json:
-        """Send a request and return the JSON of the response. Raises KubeError."""
+        """Send a request and return the JSON of the response, decoded by `decode`. Raises KubeError."""
         client_timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_TIMEOUT)
         async with self._request(
             method, path, query or {}, client_timeout, body=body, content_type=content_type
         ) as response:
             try:
                 text = await response.read()
-                answer = decode_json(text) if text else {}
+                answer = decode(text) if text else {}
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 raise _unreachable_error(self.server, error) from error
         if not isinstance(answer, dict):

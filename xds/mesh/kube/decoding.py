@@ -7,7 +7,11 @@ import json
 import marshal
 import re
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypedDict
+
+import msgspec
 
 MAX_DEPTH = 100
 """Maximum nesting depth. Real objects are far below it."""
@@ -33,6 +37,25 @@ def decode_json(text: bytes) -> Any:
     return _load(_truncate_depth(text)) if _DECODES_DEEP_JSON and _is_deep(value) else value
 
 
+def list_decoder(used: type[Any]) -> Callable[[bytes], Any]:
+    """Return a function that decodes a list, and of its items only the fields in a TypedDict.
+
+    It takes a fifth of the time of `decode_json` for pods. A list whose fields have other types is decoded in
+    full. Raises ValueError if the text is not JSON.
+    """
+    fields: Any = {"metadata": Any, "items": list[used]}  # type: ignore[valid-type]
+    decoder = msgspec.json.Decoder(TypedDict("Page", fields, total=False))  # type: ignore[operator]
+
+    def decode(text: bytes) -> Any:
+        try:
+            with _no_collections():
+                return decoder.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            return decode_json(text)
+
+    return decode
+
+
 def _is_deep(value: Any) -> bool:
     """Return whether a value has more than 2000 levels, in a sixth of the time that decoding takes."""
     try:
@@ -43,11 +66,17 @@ def _is_deep(value: Any) -> bool:
 
 
 def _load(text: bytes) -> Any:
-    # New objects are all in use, and a collection takes three times as long as decoding a page of pods.
+    with _no_collections():
+        return json.loads(text)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Collect no garbage: new objects are in use, and it would take longer than decoding a page of pods."""
     gc_was_enabled = gc.isenabled()
     gc.disable()
     try:
-        return json.loads(text)
+        yield
     finally:
         if gc_was_enabled:
             gc.enable()

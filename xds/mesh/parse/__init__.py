@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from xds.mesh.model.objects import Fact, Meta, Problem, Ref
 from xds.mesh.parse import authentication, core, destinationrule, endpoints, entries, names
@@ -92,6 +92,9 @@ class Kind:
     """Whether objects of the kind are in a namespace."""
     make_replacement: _MakeReplacement | None = None
     """Function that makes the replacement for a rejected object, from its metadata, fact and log."""
+    used: type[Any] | None = None
+    """TypedDict of the fields that affect an object's fact; None for all. A caller need not decode the others
+    of an object that an API server has accepted."""
 
     @property
     def built_in(self) -> bool:
@@ -109,7 +112,7 @@ KINDS = (
     Kind("Namespace", "", ("v1",), core.namespace, names.label, namespaced=False),
     Kind("ServiceAccount", "", ("v1",), core.service_account),
     Kind("Service", "", ("v1",), core.service, names.service, make_replacement=core.service_fail_closed),
-    Kind("Pod", "", ("v1",), core.pod),
+    Kind("Pod", "", ("v1",), core.pod, used=core.UsedPod),
     Kind("Endpoints", "", ("v1",), endpoints.endpoints, make_replacement=endpoints.endpoints_fail_closed),
     Kind(
         "EndpointSlice",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypedDict
 
 from xds.mesh.model.families import Family, family_of
 from xds.mesh.model.objects import (
@@ -31,6 +31,41 @@ from xds.mesh.parse.redirection import parse_redirection
 TOP = "apiVersion kind metadata"
 CANONICAL_ACCOUNTS = "alpha.istio.io/canonical-serviceaccounts"
 KUBERNETES_ACCOUNTS = "alpha.istio.io/kubernetes-serviceaccounts"
+
+
+class _UsedMetadata(TypedDict, total=False):
+    name: Any
+    namespace: Any
+    labels: Any
+    annotations: Any
+    creationTimestamp: Any
+    deletionTimestamp: Any
+    resourceVersion: Any
+    uid: Any
+
+
+class _UsedSpec(TypedDict, total=False):
+    containers: Any
+    initContainers: Any
+    hostname: Any
+    subdomain: Any
+    serviceAccount: Any
+    serviceAccountName: Any
+
+
+class _UsedStatus(TypedDict, total=False):
+    conditions: Any
+    phase: Any
+    podIP: Any
+    podIPs: Any
+
+
+class UsedPod(TypedDict, total=False):
+    """The fields of a Pod that affect its fact. The others are most of its size."""
+
+    metadata: _UsedMetadata
+    spec: _UsedSpec
+    status: _UsedStatus
 
 
 class ServiceType(StrEnum):

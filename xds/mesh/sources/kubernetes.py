@@ -384,6 +384,7 @@ def _resource(kind: Kind) -> KubeResource:
         group=kind.group,
         custom=not kind.built_in,
         optional=kind.name in _OPTIONAL_KINDS,
+        used=kind.used,
     )
 
 

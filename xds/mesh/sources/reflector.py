@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
-from xds.mesh.kube.decoding import decode_json
+from xds.mesh.kube.decoding import decode_json, list_decoder
 from xds.mesh.kube.ndjson import read_lines
 from xds.mesh.sources.resource import KubeResource, WatchOptions
 
@@ -97,6 +97,7 @@ class Reflector(Generic[T]):
         self._keep = keep
         self._wake = wake
         self._options = options
+        self._decode_list = list_decoder(resource.used) if resource.used else decode_json
         self._changed: dict[Key, T | None] = {}
         """Previous values of the objects that have changed since the last `take`."""
         self._api_version = "" if resource.custom else resource.versions[-1]
@@ -248,24 +249,31 @@ class Reflector(Generic[T]):
         seen: dict[Key, T] = {}
         limit: int | None = self._options.page_size
         next_page: str | None = None
-        while True:
-            query = {"limit": limit, "continue": next_page, "fieldSelector": self._selector}
-            try:
-                page = await self._call(query)
-            except KubeError as error:
-                if error.status != HTTPStatus.GONE or not next_page:
-                    raise
-                # The continue token has expired. A list in one page cannot expire.
-                seen, limit, next_page = {}, None, None
-                continue
-            for item in _mappings(page.get("items")):
-                if key := _key(item):
-                    seen[key] = self._read_object(item, key)
-                await self._yield_to_loop()
-            meta = page.get("metadata") or {}
-            next_page = meta.get("continue") or None
-            if not next_page:
-                break
+        request = self._request_page(limit)
+        try:
+            while True:
+                try:
+                    page = await request
+                except KubeError as error:
+                    if error.status != HTTPStatus.GONE or not next_page:
+                        raise
+                    # The continue token has expired. A list in one page cannot expire.
+                    seen, limit, next_page = {}, None, None
+                    request = self._request_page(limit)
+                    continue
+                meta = page.get("metadata") or {}
+                next_page = meta.get("continue") or None
+                if next_page:
+                    # The API server prepares the next page while this one is read.
+                    request = self._request_page(limit, next_page)
+                for item in _mappings(page.get("items")):
+                    if key := _key(item):
+                        seen[key] = self._read_object(item, key)
+                    await self._yield_to_loop()
+                if not next_page:
+                    break
+        finally:
+            request.cancel()
         version = str(meta.get("resourceVersion") or "")
         if not version:
             raise KubeError(0, f"{self._api.server} sent a list without a resourceVersion")
@@ -278,9 +286,13 @@ class Reflector(Generic[T]):
         self._clear_failure()
         self._wake()
 
-    async def _call(self, query: Mapping[str, Any]) -> Json:
+    def _request_page(self, limit: int | None, token: str | None = None) -> asyncio.Task[Json]:
+        query = {"limit": limit, "continue": token, "fieldSelector": self._selector}
         path = self.resource.path(self._api_version)
-        return await self._api.call("GET", path, query=query, timeout=self._options.list_timeout)
+        page = self._api.call(
+            "GET", path, query=query, timeout=self._options.list_timeout, decode=self._decode_list
+        )
+        return asyncio.create_task(page)
 
     @property
     def _selector(self) -> str | None:

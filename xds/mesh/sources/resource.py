@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class WatchOptions(NamedTuple):
@@ -55,6 +55,8 @@ class KubeResource:
     """Namespace to watch; empty for all."""
     name: str = ""
     """Name of the only object to watch; empty for all."""
+    used: type[Any] | None = None
+    """TypedDict of the fields to decode in a list; None for all."""
 
     @property
     def title(self) -> str:
