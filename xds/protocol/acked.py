@@ -202,8 +202,7 @@ class AckedResources:
     def _spread(self) -> None:
         """Store the previous versions of a shared change one by one."""
         if self._shared:
-            shared = {name: resource for name, resource in self._shared.before.items() if resource}
-            self._older = {**shared, **self._older}
+            self._older = {**self._shared.previous, **self._older}
             self._shared = None
 
     def _discard(self, names: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import filterfalse
 from math import inf
 
 from xds.protocol.events import Acked, Event, Nacked, Response
@@ -96,7 +97,7 @@ class DeltaWatch(Watch):
             and change.before.keys().isdisjoint(self._dirty)
             and change.before.keys().isdisjoint(self.lingering)
             and not self.sent.conflicts_with(change)
-            and self._covers_all(change.before)
+            and (self.subscription.wildcard or change.is_covered_by(self.subscription.names))
         )
 
     def _spread(self) -> None:
@@ -134,7 +135,7 @@ class DeltaWatch(Watch):
             self._response_due = True
         names = change.names_to_answer
         if self._shared:
-            names = tuple(name for name in names if name not in self._shared.before)
+            names = tuple(filterfalse(self._shared.before.__contains__, names))
             self._answers_shared |= len(names) < len(change.names_to_answer)
         resumed = self.resources.root if reported and self.sent.has_root else {}
         for name in names:

@@ -47,6 +47,8 @@ class SharedChange:
         """Previous versions of these resources, by name; None for added ones."""
         self.removed = names[len(self.resources) :]
         """Names of the removed resources."""
+        self._covering: frozenset[str] | None = None
+        """The last set of names that contains all names of these resources."""
         self._responses: dict[tuple[str, str, bytes, str], bytes] = {}
         """The last results of `response`."""
 
@@ -100,6 +102,17 @@ class SharedChange:
     def added(self) -> tuple[str, ...]:
         """Names of the added resources."""
         return tuple(name for name, resource in self.before.items() if resource is None)
+
+    @cached_property
+    def previous(self) -> dict[str, Resource]:
+        """Previous versions of the changed resources, by name."""
+        return {name: resource for name, resource in self.before.items() if resource}
+
+    def is_covered_by(self, names: frozenset[str]) -> bool:
+        """Whether a set contains the names of all added and changed resources. Many clients share one set."""
+        if names is not self._covering and names.issuperset(self.before):
+            self._covering = names
+        return names is self._covering
 
     @cached_property
     def assignments(self) -> tuple[str, ...]:
@@ -191,11 +204,10 @@ class SentVersions(MutableMapping[str, str]):
     def __len__(self) -> int:
         if self._root is None:
             return len(self._own)
-        behind = self._behind.before if self._behind else {}
         own = sum(
             (version is not None) - (self._shared(name) is not None) for name, version in self._own.items()
         )
-        return len(self._root) + own - sum(old is None for old in behind.values())
+        return len(self._root) + own - (len(self._behind.added) if self._behind else 0)
 
     def __setitem__(self, name: str, version: str) -> None:
         self._set(name, version)

@@ -132,7 +132,8 @@ class Subscription:
             names = frozenset(share_strings(self.names))
             _sets[hash(names)] = names
         self.names = names
-        self.collections = self._collections(self.names)
+        if self.collections:
+            self.collections = self._collections(self.names)
 
     def is_collection(self, name: str) -> bool:
         """Whether a name subscribes to a glob collection."""

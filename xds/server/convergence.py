@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import lru_cache
 from math import inf
 
 from xds.protocol.events import Acked, Nacked, Response, Subscribed
@@ -40,9 +40,7 @@ class ConvergenceTracker:
         unsent = self._unsent.get(response.type_url)
         if not unsent:
             return
-        names = {resource.name for resource in response.resources}
-        names.update(response.removed)
-        sent = [change for change in unsent if not change[1].isdisjoint(names)]
+        sent = [change for change in unsent if _contains_any(response, change[1])]
         if sent:
             self._unsent[response.type_url] = [change for change in unsent if change not in sent]
             self._sent[response.nonce] = min(changed_at for changed_at, _ in sent)
@@ -65,7 +63,7 @@ class ConvergenceTracker:
         self._subscribed[event.type_url] = event
         unsent = self._unsent.get(event.type_url)
         if unsent:
-            selected = ((changed_at, frozenset(_select(event, names))) for changed_at, names in unsent)
+            selected = ((changed_at, _select(event, tuple(names))) for changed_at, names in unsent)
             self._unsent[event.type_url] = [change for change in selected if change[1]]
 
     def _record_changes(self, stream: Stream) -> None:
@@ -81,19 +79,31 @@ class ConvergenceTracker:
             before, current = previous.of(type_url), snapshot.of(type_url)
             if current is before:
                 continue
-            changed = _select(subscription, difference(before, current))
+            names = _select(subscription, difference(before, current))
             if stream.info.variant is Variant.SOTW and type_url not in WILDCARD_TYPES:
-                changed = (name for name in changed if name in current)  # SotW cannot express these removals.
-            names = frozenset(changed)
+                # SotW cannot express these removals.
+                names = frozenset(name for name in names if name in current)
             if names:
                 unsent = self._unsent.setdefault(type_url, [])
                 unsent.append((changed_at, names))
                 del unsent[:-_MAX_PENDING]
 
 
-def _select(subscription: Subscribed, names: tuple[str, ...] | frozenset[str]) -> Iterator[str]:
-    """Yield the names that a subscription selects."""
-    if subscription.wildcard:
-        return iter(names)
-    subscribed = subscription.names
-    return (name for name in names if name in subscribed or collection(name) in subscribed)
+def _contains_any(response: Response, names: frozenset[str]) -> bool:
+    """Whether a response contains or removes one of several resources."""
+    return any(resource.name in names for resource in response.resources) or not names.isdisjoint(
+        response.removed
+    )
+
+
+def _select(subscription: Subscribed, names: tuple[str, ...]) -> frozenset[str]:
+    """Return the names that a subscription selects."""
+    return _selected(None if subscription.wildcard else subscription.names, names)
+
+
+@lru_cache(maxsize=8)
+def _selected(subscribed: frozenset[str] | None, names: tuple[str, ...]) -> frozenset[str]:
+    """Same as `_select`, with None for a wildcard. Many clients with one subscription get one change."""
+    if subscribed is None:
+        return frozenset(names)
+    return frozenset(name for name in names if name in subscribed or collection(name) in subscribed)
