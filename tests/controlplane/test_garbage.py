@@ -81,7 +81,7 @@ def test_young_objects_are_collected_and_old_ones_are_not_visited() -> None:
 
     gc.callbacks.append(count)
     try:
-        kept: list[list[int]] = [[] for _ in range(MAX_NEW * garbage.MAX_YOUNG * 40)]
+        kept: list[list[int]] = [[] for _ in range(MAX_NEW * (garbage.MAX_YOUNG + 2) * 21)]
     finally:
         gc.callbacks.remove(count)
     assert generations.count(1) >= 20

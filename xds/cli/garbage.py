@@ -16,9 +16,9 @@ import sys
 
 MAX_NEW_DURING_START = 200_000
 """Number of new objects after which they are examined while the mesh is read. Most of them stay in use."""
-MAX_NEW = 5_000
+MAX_NEW = 20_000
 """Number of new objects after which they are examined while serving."""
-MAX_YOUNG = 5
+MAX_YOUNG = 2
 """Number of such collections before one that also examines the objects that survived them."""
 NEVER = 2**31 - 1
 CHECK_INTERVAL = 60.0

@@ -108,6 +108,10 @@ class Session:
         """Watches by type, in sending order."""
         self._usage: dict[str, tuple[int, int]] = {}
         """Number of names that each watch stored after its last request, and their size, by type."""
+        self.name_count = 0
+        """Number of names stored for the client, which `Limits.names` limits."""
+        self.size = 0
+        """Size in bytes of the names and versions stored for the client, which `Limits.size` limits."""
         self._nonces = 0
         self._resumed_warming = False
         """Whether the client reconnected with warming clusters and has not subscribed to clusters yet."""
@@ -167,6 +171,7 @@ class Session:
         events += watch.receive(request, now)
         if self._usage.get(type_url) != (usage := (watch.name_count, watch.size)):
             self._usage[type_url] = usage
+            self.name_count, self.size = map(sum, zip(*self._usage.values(), strict=True))
             self._limits.check(self.name_count, self.size, "this stream has")
         if type_url == ENDPOINT:
             self._answer_missing_assignments()
@@ -181,16 +186,6 @@ class Session:
     def is_idle(self) -> bool:
         """Whether `next` has nothing to send until a request or a snapshot arrives."""
         return all(watch.is_idle for watch in self._watches.values())
-
-    @property
-    def name_count(self) -> int:
-        """Number of names stored for the client, which `Limits.names` limits."""
-        return sum(names for names, _ in self._usage.values())
-
-    @property
-    def size(self) -> int:
-        """Size in bytes of the names and versions stored for the client, which `Limits.size` limits."""
-        return sum(size for _, size in self._usage.values())
 
     def expect_no_acks(self) -> None:
         """Stop waiting for ACKs, because the client sends no more requests. Waiting responses become due."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
 from xds.protocol.session import Variant
@@ -23,30 +26,33 @@ LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5,
 """Upper bounds of histogram buckets, in seconds."""
 
 
+_LABELS = {type_url: name.lower() for type_url, name in SHORT_NAMES.items()}
+
+
 def type_label(type_url: str) -> str:
     """Return the value of the label `type`, such as `cds`.
 
     Clients can request any type, so all types without a short name share one label value.
     """
-    return SHORT_NAMES.get(type_url, OTHER).lower()
+    return _LABELS.get(type_url, OTHER)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _TypeMetrics:
-    """The metrics of one type, with their label set."""
+    """The metrics of one type. `StreamMetrics.collect` exposes the counters, which costs less per event."""
 
-    pushes: Counter
-    bytes: Counter
-    resources: Counter
-    removed: Counter
-    acks: Counter
-    nacks: Counter
-    subscriptions: Counter
     change_to_ack: Histogram
     push_to_ack: Histogram
+    pushes: int = 0
+    push_bytes: int = 0
+    resources_sent: int = 0
+    resources_removed: int = 0
+    acks: int = 0
+    nacks: int = 0
+    subscriptions: int = 0
 
 
-class StreamMetrics:
+class StreamMetrics(Collector):
     """An `Observer` that counts streams, responses, ACKs and NACKs in Prometheus metrics.
 
     Args:
@@ -60,20 +66,10 @@ class StreamMetrics:
         for variant in Variant:
             self._opened.labels(variant.value)
 
-        def counter(name: str, help_text: str) -> Counter:
-            return Counter(name, help_text, ("type",), registry=registry)
-
         def histogram(name: str, help_text: str) -> Histogram:
             return Histogram(name, help_text, ("type",), registry=registry, buckets=LATENCIES)
 
-        self._metrics = (
-            counter("xds_pushes", "Sent responses."),
-            counter("xds_push_bytes", "Bytes of sent responses, without gRPC framing."),
-            counter("xds_resources_sent", "Resources in sent responses."),
-            counter("xds_resources_removed", "Removed resources in sent responses."),
-            counter("xds_acks", "Responses that a proxy ACKed."),
-            counter("xds_nacks", "Responses that a proxy NACKed."),
-            counter("xds_subscriptions", "Requests that changed a subscription."),
+        self._histograms = (
             histogram(
                 "xds_change_to_ack_seconds",
                 "Time from a change in a source to the ACK of the first response that contains part of it.",
@@ -83,14 +79,34 @@ class StreamMetrics:
         self._by_type: dict[str, _TypeMetrics] = {}
         for type_url in (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE):
             self._metrics_of(type_url)  # Export zeros, so that the first event is visible as an increase.
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the counters by type."""
+
+        def counter(name: str, help_text: str) -> CounterMetricFamily:
+            return CounterMetricFamily(name, help_text, labels=("type",))
+
+        families = {
+            "pushes": counter("xds_pushes", "Sent responses."),
+            "push_bytes": counter("xds_push_bytes", "Bytes of sent responses, without gRPC framing."),
+            "resources_sent": counter("xds_resources_sent", "Resources in sent responses."),
+            "resources_removed": counter("xds_resources_removed", "Removed resources in sent responses."),
+            "acks": counter("xds_acks", "Responses that a proxy ACKed."),
+            "nacks": counter("xds_nacks", "Responses that a proxy NACKed."),
+            "subscriptions": counter("xds_subscriptions", "Requests that changed a subscription."),
+        }
+        for name, family in families.items():
+            for label, metrics in self._by_type.items():
+                family.add_metric((label,), getattr(metrics, name))
+            yield family
 
     def _metrics_of(self, type_url: str) -> _TypeMetrics:
-        """Return the metrics of a type. They are cached, because a lookup is slower than counting."""
         label = type_label(type_url)
         metrics = self._by_type.get(label)
         if metrics is None:
-            children = (metric.labels(label) for metric in self._metrics)
-            metrics = self._by_type[label] = _TypeMetrics(*children)  # type: ignore[arg-type]
+            change_to_ack, push_to_ack = (histogram.labels(label) for histogram in self._histograms)
+            metrics = self._by_type[label] = _TypeMetrics(change_to_ack, push_to_ack)
         return metrics
 
     @property
@@ -114,27 +130,27 @@ class StreamMetrics:
         if response is None:
             return
         metrics = self._metrics_of(response.type_url)
-        metrics.pushes.inc()
-        metrics.bytes.inc(size)
-        metrics.resources.inc(len(response.resources))
-        metrics.removed.inc(len(response.removed))
+        metrics.pushes += 1
+        metrics.push_bytes += size
+        metrics.resources_sent += len(response.resources)
+        metrics.resources_removed += len(response.removed)
         self._streams[stream].sent(stream, response)
 
     def received(self, stream: Stream, event: Event) -> None:
         """Count a subscription, an ACK or a NACK."""
         match event:
             case Subscribed():
-                self._metrics_of(event.type_url).subscriptions.inc()
+                self._metrics_of(event.type_url).subscriptions += 1
                 self._streams[stream].subscribed(stream, event)
             case Acked():
                 metrics = self._metrics_of(event.type_url)
-                metrics.acks.inc()
+                metrics.acks += 1
                 metrics.push_to_ack.observe(event.waited)
                 changed_at = self._streams[stream].answered(event)
                 if changed_at is not None:
                     metrics.change_to_ack.observe(now() - changed_at)
             case Nacked():
-                self._metrics_of(event.type_url).nacks.inc()
+                self._metrics_of(event.type_url).nacks += 1
                 self._streams[stream].answered(event)
 
     def closed(self, stream: Stream) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from time import monotonic
 from weakref import WeakValueDictionary
 
@@ -49,8 +48,7 @@ class RequestPacer:
         self._cleanup_size = _MIN_CLEANUP_SIZE
         self._first_requests: WeakValueDictionary[Hashable, asyncio.Semaphore] = WeakValueDictionary()
 
-    @contextmanager
-    def measure(self, client: Hashable, extra: float = 0.0) -> Iterator[None]:
+    def measure(self, client: Hashable, extra: float = 0.0) -> _Measurement:
         """Charge a client for the time of a block, which must not contain `await`.
 
         This is the time for which the block keeps the event loop busy. The CPU time of the thread would
@@ -60,11 +58,7 @@ class RequestPacer:
             client: Client to charge.
             extra: Seconds to charge in addition.
         """
-        started_at = monotonic()
-        try:
-            yield
-        finally:
-            self.charge(client, monotonic() - started_at + extra)
+        return _Measurement(self, client, extra)
 
     def first_requests(self, client: Hashable) -> asyncio.Semaphore:
         """Return the semaphore to hold while a client's first request on a stream is read and parsed."""
@@ -90,6 +84,22 @@ class RequestPacer:
         """Return the seconds until the client's next request may be read; 0 or less if it may be read now."""
         free_at = self._free_at.get(client, 0.0)
         return free_at - self._burst / self._share - monotonic()
+
+
+class _Measurement:
+    """Context of `RequestPacer.measure`. A context manager from contextlib takes three times as long."""
+
+    __slots__ = ("_client", "_extra", "_pacer", "_started_at")
+
+    def __init__(self, pacer: RequestPacer, client: Hashable, extra: float) -> None:
+        self._pacer, self._client, self._extra = pacer, client, extra
+        self._started_at = 0.0
+
+    def __enter__(self) -> None:
+        self._started_at = monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._pacer.charge(self._client, monotonic() - self._started_at + self._extra)
 
 
 class TurnScheduler:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.controlplane.stats import CertificateStats
+from xds.mesh.identity import ROOTS
 from xds.mesh.identity.ca import Authority, Certificate
 from xds.mesh.identity.chain import bundle, to_pem
 from xds.mesh.identity.external import read_request, require_names
@@ -54,6 +55,8 @@ class Certificates:
         self._now = now
         self._served: dict[tuple[str, str], tuple[Owner, ResourceSet]] = {}
         """The owner and the secrets of each pod, by its namespace and name."""
+        self._only_roots = EMPTY
+        """The secrets of sidecars that get no private key."""
         self._certified: dict[tuple[str, str], tuple[datetime, datetime]] = {}
         """When certificates for keys of `xds proxy` expire and are due for renewal, by pod."""
         self.requests = Counter[str](dict.fromkeys(REQUEST_RESULTS, 0))
@@ -92,7 +95,9 @@ class Certificates:
         if own_key:
             self.forget_key(pod)
         if own_key or not with_key:
-            return ResourceSet((self.roots,))
+            if self._only_roots.get(ROOTS) is not self.roots:
+                self._only_roots = ResourceSet((self.roots,))
+            return self._only_roots
         key, pod_owner = (pod.namespace, pod.name), owner(pod, "")
         served_owner, known = self._served.get(key, (pod_owner, EMPTY))
         secrets = self._issuer.secrets_for(pod, config.trust_domain, self._now())

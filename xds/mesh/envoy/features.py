@@ -53,20 +53,24 @@ def features_of(nodes: Iterable[Node]) -> Features:
 
     Other clients of a pod, such as grpcurl, do not count: they must not change what its Envoy is served.
     """
-    features = [_features(node) for node in nodes if node.user_agent_name == "envoy"]
+    features = [
+        _features(node.user_agent_version, node.tls_library, OWN_KEY_FEATURE in node.client_features)
+        for node in nodes
+        if node.user_agent_name == "envoy"
+    ]
     return Features(*map(all, zip(*features, strict=True))) if features else NO_FEATURES
 
 
-def _features(node: Node) -> Features:
-    own_key = OWN_KEY_FEATURE in node.client_features
-    version = tuple(int(part) for part in node.user_agent_version.split(".") if part.isdecimal())
+@lru_cache(maxsize=64)
+def _features(user_agent_version: str, tls_library: str, own_key: bool) -> Features:
+    version = tuple(int(part) for part in user_agent_version.split(".") if part.isdecimal())
     if version < _MIN_VERSION:
         return NO_FEATURES._replace(own_key=own_key)
     # A FIPS build (BoringSSL-FIPS) contains an older, certified version, and other libraries name curves
     # differently.
     return Features(
-        post_quantum=node.tls_library == "BoringSSL",
-        compliance_policies=node.tls_library in {"BoringSSL", "BoringSSL-FIPS"},
+        post_quantum=tls_library == "BoringSSL",
+        compliance_policies=tls_library in {"BoringSSL", "BoringSSL-FIPS"},
         own_key=own_key,
     )
 
