@@ -102,8 +102,11 @@ def assignment(host: str) -> ClusterLoadAssignment:
 
 
 def tls_cluster(name: str, **context) -> Cluster:
-    common = CommonTlsContext(**context)
-    socket = TransportSocket(name="tls", typed_config=pack(UpstreamTlsContext(common_tls_context=common)))
+    return upstream(name, UpstreamTlsContext(common_tls_context=CommonTlsContext(**context)))
+
+
+def upstream(name: str, context: UpstreamTlsContext) -> Cluster:
+    socket = TransportSocket(name="tls", typed_config=pack(context))
     return Cluster(name=name, type=ClusterDiscoveryType.STATIC, transport_socket=socket)
 
 
@@ -150,7 +153,19 @@ async def test_valid_resources_pass():
             LbEndpoint(endpoint=Endpoint(address=address("10.0.0.1", 80))),
             name="xdstp://a/envoy.config.endpoint.v3.LbEndpoint/x",
         ),
-        tls_cluster("files", validation_context=CertificateValidationContext(trusted_ca=missing)),
+        tls_cluster(
+            "files", validation_context=CertificateValidationContext(trusted_ca=missing, crl=missing)
+        ),
+        upstream(
+            "checks",
+            UpstreamTlsContext(
+                auto_host_sni=True,
+                auto_sni_san_validation=True,
+                common_tls_context=CommonTlsContext(
+                    validation_context=CertificateValidationContext(trusted_ca=missing)
+                ),
+            ),
+        ),
         tls_cluster(
             "null",
             validation_context=CertificateValidationContext(trusted_ca=DataSource(filename="/a\0b")),

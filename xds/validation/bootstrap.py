@@ -3,15 +3,20 @@
 Each resource becomes a part of the static configuration. Resources that Envoy cannot load statically are put
 into a stand-in: an assignment into a static cluster, a route configuration into a listener, and a certificate
 into the TLS context of a cluster. References to other resources stay as they are, because `--mode validate`
-does not fetch them. Certificates in files that only clients have are left out.
+does not fetch them. Certificates in files that only clients have are left out, and roots are replaced.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError
 
 from xds.codec import message_class
@@ -232,15 +237,33 @@ def _adapt_tls(transport_socket: Any) -> None:
 
 
 def _leave_out_files(common: Any) -> None:
-    """Remove certificates that are in files which this machine does not have."""
-    kept = [each.SerializeToString() for each in common.tls_certificates if not _has_missing_file(each)]
+    """Remove certificates that are in files which this machine does not have, and replace roots."""
+    kept = [each.SerializeToString() for each in common.tls_certificates if not [*_missing_files(each)]]
     del common.tls_certificates[:]
     for certificate in kept:
         common.tls_certificates.add().ParseFromString(certificate)
     combined = common.combined_validation_context
     for validation in (common.validation_context, combined.default_validation_context):
-        if _has_missing_file(validation):
-            validation.Clear()  # Without a root, Envoy would refuse its other conditions.
+        for name in _missing_files(validation):
+            validation.ClearField(name)
+            if name == "trusted_ca":  # Without a root, Envoy would refuse other conditions.
+                validation.trusted_ca.inline_bytes = _stand_in_root()
+
+
+@cache
+def _stand_in_root() -> bytes:
+    """Return a root certificate in PEM form. Nobody has its key."""
+    key, name = Ed25519PrivateKey.generate(), x509.Name.from_rfc4514_string(f"CN={_STAND_IN}")
+    certificate = x509.CertificateBuilder(
+        issuer_name=name,
+        subject_name=name,
+        public_key=key.public_key(),
+        serial_number=x509.random_serial_number(),
+        not_valid_before=datetime.now(UTC) - timedelta(days=1),
+        not_valid_after=datetime.now(UTC) + timedelta(days=3650),
+        extensions=[x509.Extension(x509.BasicConstraints.oid, True, x509.BasicConstraints(True, None))],
+    )
+    return certificate.sign(key, None).public_bytes(Encoding.PEM)
 
 
 def _replace_ads(common: Any) -> None:
@@ -258,14 +281,12 @@ def _replace_ads(common: Any) -> None:
             _set_api(config.sds_config.api_config_source)
 
 
-def _has_missing_file(message: Any) -> bool:
-    """Whether a field of a message is a data source with a file that this machine does not have."""
-    sources = (
-        value
-        for field, value in message.ListFields()
-        if field.message_type and field.message_type.full_name == "envoy.config.core.v3.DataSource"
-    )
-    return any(source.filename and not _is_readable(source.filename) for source in sources)
+def _missing_files(message: Any) -> Iterator[str]:
+    """Yield the fields of a message that are data sources with a file that this machine does not have."""
+    for field, value in message.ListFields():
+        is_source = field.message_type and field.message_type.full_name == "envoy.config.core.v3.DataSource"
+        if is_source and value.filename and not _is_readable(value.filename):
+            yield field.name
 
 
 def _is_readable(path: str) -> bool:
