@@ -276,6 +276,8 @@ async def test_each_resource_is_loaded_once():
     assert validator.runs == 2  # In batches.
     bad = resource(Cluster(name="bad", connect_timeout=timedelta(0)))
     assert {*await validator.validate([*resources, bad])} == {bad}
+    assert validator.results == {"accepted": 300, "refused": 1, "unvalidated": 0}
+    assert validator.seconds > 0
     runs = validator.runs
     assert {*await validator.validate([*resources, bad])} == {bad}
     assert validator.runs == runs
@@ -315,6 +317,7 @@ async def test_without_envoy_resources_are_served_by_default(commands, words, tm
     refused = await validator.validate([BAD])
     assert not refused
     assert refused.unjudged == {BAD}
+    assert validator.results == {"accepted": 0, "refused": 0, "unvalidated": 1}
     assert words in validator.unavailable
     runs = validator.runs
     assert not await validator.validate([BAD])
@@ -352,9 +355,10 @@ async def test_a_client_is_not_sent_what_envoy_refuses(tmp_path):
     async with Upstream() as app, Upstream() as other:
         port = free_port()
         world = World(listeners={"l": WorldListener(port, "r")}).having(c=WorldCluster((app.port,)))
-        store, client = Store(validator=EnvoyValidator(if_unavailable="block")), Client()
+        store, client = Store(), Client()
         store.set(*world.routing("r", a="c").resources())
-        async with XdsServer(store, "127.0.0.1:0", grace=0.2) as server:
+        validator = EnvoyValidator(if_unavailable="block")
+        async with XdsServer(store, "127.0.0.1:0", grace=0.2, validate=validator) as server:
             made = bootstrap("edge-1", server.port)
             async with EnvoyProcess("edge-1", made, tmp_path):
                 await store.applied(at_least=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.support.manifests import destination_rule
 from tests.support.waiting import eventually
 from xds.cli.validation_options import Validation, ValidationOptions
 from xds.mesh.envoy.translate import translate
+from xds.validation import find_envoy
 
 pytestmark = [pytest.mark.envoy, pytest.mark.timeout(300)]
 
@@ -64,6 +67,56 @@ async def test_a_refused_rule_is_held_back_alone_and_reported(loopback: Loopback
             return "Envoy refuses" not in await problems()
 
         await eventually(is_solved, timeout=60, what="the problem is solved")
+
+
+@pytest.mark.parametrize("mode", ["warn", "block"])
+async def test_without_envoy_changes_are_served_or_held_back(
+    loopback: Loopback, tmp_path: Path, mode: str
+) -> None:
+    """The program in place of Envoy fails, until it runs Envoy."""
+    binary = tmp_path / "envoy"
+
+    def write(commands: str) -> None:
+        new = tmp_path / "new"
+        new.write_text(f"#!/bin/sh\n{commands}\n")
+        new.chmod(0o755)
+        new.replace(binary)
+
+    write("exit 1")
+    mesh = LocalMesh(loopback, tmp_path)
+    mesh.plane._options = (f"--validate={mode}", f"--envoy={binary}")
+    async with mesh:
+        client, web = mesh.pod("client", "ns"), mesh.pod("web", "ns")
+        await mesh.serve(web, http=(8080,))
+        mesh.service("web", "ns", {"http": (80, 8080)})
+
+        async def metric(name: str) -> float:
+            found = re.search(
+                rf"^xds_validation_{re.escape(name)} (\S+)$", await mesh.plane.metrics(), re.MULTILINE
+            )
+            return float(found[1]) if found else -1
+
+        async def is_unavailable() -> bool:
+            return await metric("unavailable") == 1
+
+        starting = asyncio.create_task(mesh.start(client, web))
+        await eventually(is_unavailable, timeout=60, what="Envoy is unavailable")
+        effect = "changes are served without validation" if mode == "warn" else "all changes are held back"
+
+        async def is_reported() -> bool:
+            _, out, _ = await run_xds("problems", f"--xds-address={mesh.plane.address}")
+            return f"{effect}: Envoy does not load the bootstrap" in out
+
+        await eventually(is_reported, timeout=60, what="the problem is reported")
+        if mode == "block":
+            assert not starting.done()
+            assert 'xds_pushes_total{type="cds"} 0.0' in await mesh.plane.metrics()
+            write(f'exec {find_envoy()} "$@"')
+        await starting
+        assert (await client.client.get("http://web.ns/")).ok
+        assert (await metric('resources_total{result="accepted"}') > 0) == (mode == "block")
+        assert (await metric('resources_total{result="unvalidated"}') > 0) == (mode == "warn")
+        assert await metric("unavailable") == (mode == "warn")
 
 
 async def test_no_resource_of_the_golden_cases_is_refused() -> None:

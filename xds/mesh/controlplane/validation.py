@@ -18,7 +18,7 @@ from xds.introspect.cooperative import Checkpoint
 from xds.mesh.model.objects import Problem
 from xds.mesh.rollout.proxies import PodName
 from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
-from xds.validation import Validator, find_refused
+from xds.validation import EnvoyValidator, Validator, find_refused
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +52,8 @@ class SnapshotValidator:
 
     def __init__(self, validator: Validator, deliver: Deliver, exists: Callable[[PodName], bool]) -> None:
         self._validator, self._deliver, self._exists = validator, deliver, exists
+        self.envoy = validator if isinstance(validator, EnvoyValidator) else None
+        """The validator, if it is Envoy."""
         self._waiting: dict[PodName, _Pending] = {}
         self._running: dict[PodName, _Pending] = {}
         """Snapshots that are being validated."""
@@ -72,12 +74,26 @@ class SnapshotValidator:
 
     @property
     def problems(self) -> list[Problem]:
-        """The resources that are held back, by the object that they were made from."""
+        """Whether Envoy is unavailable, and the resources that are held back, by object."""
         found: dict[tuple[str, str], list[Resource]] = {}
         for resource, reason in self._all_held_back().items():
             source = resource.sources[0] if resource.sources else resource.description
             found.setdefault((source, reason), []).append(resource)
-        return [_problem(source, reason, resources) for (source, reason), resources in found.items()]
+        refused = [_problem(source, reason, resources) for (source, reason), resources in found.items()]
+        return [*self._unavailable(), *refused]
+
+    def _unavailable(self) -> Iterator[Problem]:
+        """Yield why Envoy gave no result when it was last run."""
+        if self.envoy and self.envoy.unavailable:
+            is_blocked = self.envoy.if_unavailable == "block"
+            effect = "all changes are held back" if is_blocked else "changes are served without validation"
+            hint = "make Envoy available to the control plane, or pass --validate off"
+            yield Problem(where="validation", what=f"{effect}: {self.envoy.unavailable}", hint=hint)
+
+    @property
+    def held_back(self) -> int:
+        """Number of distinct resources that are held back."""
+        return len(self._all_held_back())
 
     @property
     def oldest_change(self) -> float:
