@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
@@ -17,7 +17,7 @@ from xds.mesh.rollout.observation import Generations, Report
 from xds.mesh.rollout.planner import classification_delay
 from xds.protocol.session import Session
 from xds.server import Subscriber
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource
 
 PodName: TypeAlias = tuple[str, str]
 """Namespace and name of a pod."""
@@ -55,6 +55,8 @@ class Progress(NamedTuple):
 
 
 _NO_PROGRESS = Progress(-1, -1)
+_CLIENT_TYPES = (CLUSTER, ENDPOINT)
+"""Types of the resources that tell a client what to send."""
 
 
 class _ActiveGeneration:
@@ -144,8 +146,18 @@ class _Stream:
         is_new = now < self.connected_at + SUBSCRIBE_TIMEOUT
         return has_subscribed or (not self.subscriber.stream.type_url and is_new)
 
-    def progress(self, now: float) -> Progress:
-        """Return the active generations."""
+    def has_answered(self, type_url: str) -> bool:
+        """Return whether the proxy has ACKed or NACKed all resources of a type in its latest snapshot."""
+        session = self.subscriber.session
+        return session is not None and not self.subscriber.changed.is_set() and session.has_answered(type_url)
+
+    def progress(self, now: float, *, lacks_listener: bool) -> Progress:
+        """Return the active generations.
+
+        Args:
+            now: the current time.
+            lacks_listener: whether an inbound listener is held back, so that ACKs are for its old version.
+        """
         session = self.subscriber.session
         if session is None:
             return _NO_PROGRESS
@@ -156,7 +168,7 @@ class _Stream:
             client = self._earlier.last.progress.client
         return Progress(
             max(client, self._client.update(_client_generation(session), now)),
-            self._server.update(_listener_generation(session), now),
+            self._server.update(-1 if lacks_listener else _listener_generation(session), now),
         )
 
 
@@ -184,6 +196,32 @@ class _Proxy:
     """Its state since the last stream ended; None once another stream replaces it."""
     has_reported: bool = False
     """Whether it has subscribed to listeners, and thereby reported those that it had."""
+    held_back: Mapping[Resource, str] = field(default_factory=dict)
+    """Resources that it was to get and that validation holds back, with the reasons."""
+    repaired: dict[Resource, str] = field(default_factory=dict)
+    """Resources that were held back, of types of which it has not answered the latest version yet."""
+
+    def hold_back(self, resources: Mapping[Resource, str]) -> None:
+        """Replace the resources that are held back."""
+        self.repaired |= {each: why for each, why in self.held_back.items() if each not in resources}
+        self.held_back = resources
+
+    def forget_answered(self) -> None:
+        """Forget repaired resources of the types that all streams have answered."""
+        for resource in tuple(self.repaired):
+            if all(stream.has_answered(resource.type_url) for stream in self.streams.values()):
+                del self.repaired[resource]
+
+    @property
+    def refused(self) -> Mapping[Resource, str]:
+        """Resources of which the proxy may still use an earlier version, because validation refused them."""
+        return {**self.repaired, **self.held_back} if self.repaired else self.held_back
+
+    @property
+    def listener_error(self) -> str:
+        """Why an inbound listener is held back; empty if none is."""
+        refused = self.refused.items()
+        return next((why for each, why in refused if each.type_url == LISTENER and each.tag), "")
 
     @property
     def state(self) -> State:
@@ -259,7 +297,10 @@ class ProxyTracker:
             # With several replicas, the proxy most probably reconnects to another one.
             outlasts_grace = subscriber.session.is_subscribed(LISTENER) and not self.is_replicated
             last = _Part(
-                stream.progress(now), is_client=True, is_server=True, caught_up_at=stream.caught_up_at
+                stream.progress(now, lacks_listener=bool(proxy.listener_error)),
+                is_client=True,
+                is_server=True,
+                caught_up_at=stream.caught_up_at,
             )
             proxy.away = _Away(last, now + RECONNECT_GRACE, outlasts_grace)
             if self.is_replicated:
@@ -268,6 +309,14 @@ class ProxyTracker:
         if self._rollout.forget_recovered(Ref("Pod", *key)):
             proxy.has_reported = False  # It reports its modes again when it reconnects.
         self._forget_if_unused(key)
+
+    def held_back(self, key: PodName, resources: Mapping[Resource, str]) -> None:
+        """Record the resources that validation holds back from a proxy, with the reasons.
+
+        Rollouts treat them as if the proxy had rejected them.
+        """
+        if proxy := self._proxies.get(key):
+            proxy.hold_back(resources)
 
     def pod_deleted(self, key: PodName) -> None:
         """Forget what a deleted pod reported."""
@@ -343,6 +392,7 @@ class ProxyTracker:
         delay = WORKER_DELAY + classification_delay(mesh.config)
         for key, proxy in tuple(self._proxies.items()):
             self._update_away(mesh, key, proxy, now)
+            proxy.forget_answered()
             if mesh.pod(*key) is None:
                 continue
             namespace, pod = key
@@ -360,6 +410,14 @@ class ProxyTracker:
                         rejected_listeners[ref] = error
                     if errors := _cluster_errors(session):
                         rejected_clusters.setdefault(name, {}).update(errors)
+            if is_detailed and proxy.refused:
+                if error := proxy.listener_error:
+                    rejected_listeners[ref] = error
+                clusters = {
+                    each.name: why for each, why in proxy.refused.items() if each.type_url in _CLIENT_TYPES
+                }
+                if clusters:
+                    rejected_clusters.setdefault(name, {}).update(clusters)
         return Report(
             generation=mesh.served.generation,
             is_alone=is_alone,
@@ -393,7 +451,8 @@ def _parts(proxy: _Proxy, now: float, *, is_detailed: bool) -> Iterator[_Part]:
     """
     for stream in proxy.streams.values():
         if stream.counts:
-            progress = stream.progress(now) if is_detailed else _NO_PROGRESS
+            lacks_listener = bool(proxy.listener_error)
+            progress = stream.progress(now, lacks_listener=lacks_listener) if is_detailed else _NO_PROGRESS
             is_server = stream.may_be_server(now)
             yield _Part(progress, is_client=True, is_server=is_server, caught_up_at=stream.caught_up_at)
     if away := proxy.away:
@@ -415,7 +474,7 @@ def _cluster_errors(session: Session) -> dict[str, str]:
     """Return the errors of the clusters and endpoints that the client rejected, by cluster name."""
     return {
         name: rejection.message
-        for type_url in (CLUSTER, ENDPOINT)
+        for type_url in _CLIENT_TYPES
         for name, rejection in session.rejected(type_url).items()
     }
 
