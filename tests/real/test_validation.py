@@ -10,9 +10,9 @@ import pytest
 
 from tests.golden.cases import CASES, load
 from tests.support.controlplane import run_xds
-from tests.support.local import LocalMesh
+from tests.support.local import RECONNECTED, LocalMesh
 from tests.support.loopback import Loopback
-from tests.support.manifests import destination_rule
+from tests.support.manifests import destination_rule, peer_authentication
 from tests.support.waiting import eventually
 from xds.cli.validation_options import Validation, ValidationOptions
 from xds.mesh.envoy.translate import translate
@@ -67,6 +67,70 @@ async def test_a_refused_rule_is_held_back_alone_and_reported(loopback: Loopback
             return "Envoy refuses" not in await problems()
 
         await eventually(is_solved, timeout=60, what="the problem is solved")
+
+
+async def test_a_refused_rule_delays_no_mode_change_and_survives_a_restart(
+    loopback: Loopback, tmp_path: Path
+) -> None:
+    """The sidecars reject nothing. The timeout of rollouts exceeds that of the test."""
+    (tmp_path / "root.pem").write_text("not a certificate")
+    mesh = LocalMesh(loopback, tmp_path)
+    mesh.plane._options = ("--validate=block", "--rollout-timeout=600")
+    async with mesh:
+        client, web, api = mesh.pod("client", "ns"), mesh.pod("web", "ns"), mesh.pod("api", "shop")
+        await mesh.serve(web, http=(8080, 8081))
+        await mesh.serve(api, http=(8080,))
+        mesh.service("web", "ns", {"http": (80, 8080)})
+        mesh.service("api", "shop", {"http": (80, 8080)})
+        await mesh.start(client, web, api)
+
+        rule = destination_rule("web", "ns", "web", "SIMPLE")
+        rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = str(tmp_path / "root.pem")
+        mesh.apply(rule)
+
+        async def rollout() -> str:
+            _, out, err = await run_xds("status", "--rollout", f"--xds-address={mesh.plane.address}")
+            return re.sub(r"\s+", " ", out + err)
+
+        refused = re.compile(
+            r"DestinationRule ns/web waiting for api.shop, client.ns, web.ns, rejected: held back, "
+            r"Envoy refuses Cluster outbound\|80\|\S*\|web.ns.svc.cluster.local: Failed to load trusted CA"
+        )
+
+        async def names_the_resource() -> bool:
+            return refused.search(await rollout()) is not None
+
+        await eventually(names_the_resource, timeout=60, what="the rollout names the resource")
+
+        mesh.apply(peer_authentication("shop", "STRICT"))
+
+        async def is_strict() -> bool:
+            return "xds_rollout_plaintext_disabled_total 1.0" in await mesh.plane.metrics()
+
+        await eventually(is_strict, timeout=60, what="the mode has changed")
+        assert "xds_rollout_skipped_total 0.0" in await mesh.plane.metrics()
+        assert (await client.client.get("http://api.shop/")).ok
+        assert refused.search(await rollout()), await rollout()
+
+        await mesh.plane.stop()
+        mesh.service("other", "ns", {"http": (80, 8081)}, selector={"app": "web"})
+        await mesh.plane.start()
+
+        async def other_is_served() -> bool:
+            return (await client.client.get("http://other.ns/")).ok
+
+        await eventually(other_is_served, timeout=2 * RECONNECTED, what="the client is served again")
+        assert (await client.client.get("http://web.ns/")).ok
+
+        async def is_reported() -> bool:
+            _, out, _ = await run_xds("problems", f"--xds-address={mesh.plane.address}")
+            return "Envoy refuses Cluster outbound|80|" in out
+
+        await eventually(is_reported, timeout=60, what="the problem is reported")
+        assert (await client.client.get("http://web.ns/")).ok
+        mesh.apply(destination_rule("web", "ns", "web", "ISTIO_MUTUAL"))
+        await mesh.settled(timeout=2 * RECONNECTED)
+        assert (await client.client.get("http://web.ns/")).ok
 
 
 @pytest.mark.parametrize("mode", ["warn", "block"])
