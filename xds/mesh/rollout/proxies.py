@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Ref
+from xds.mesh.rollout.held_back import CLIENT_TYPES, HeldBack
 from xds.mesh.rollout.machine import Rollout
 from xds.mesh.rollout.observation import Generations, Report
 from xds.mesh.rollout.planner import classification_delay
@@ -55,8 +56,6 @@ class Progress(NamedTuple):
 
 
 _NO_PROGRESS = Progress(-1, -1)
-_CLIENT_TYPES = (CLUSTER, ENDPOINT)
-"""Types of the resources that tell a client what to send."""
 
 
 class _ActiveGeneration:
@@ -196,32 +195,12 @@ class _Proxy:
     """Its state since the last stream ended; None once another stream replaces it."""
     has_reported: bool = False
     """Whether it has subscribed to listeners, and thereby reported those that it had."""
-    held_back: Mapping[Resource, str] = field(default_factory=dict)
-    """Resources that it was to get and that validation holds back, with the reasons."""
-    repaired: dict[Resource, str] = field(default_factory=dict)
-    """Resources that were held back, of types of which it has not answered the latest version yet."""
+    held_back: HeldBack = field(default_factory=HeldBack)
+    """Resources that validation holds back from it."""
 
-    def hold_back(self, resources: Mapping[Resource, str]) -> None:
-        """Replace the resources that are held back."""
-        self.repaired |= {each: why for each, why in self.held_back.items() if each not in resources}
-        self.held_back = resources
-
-    def forget_answered(self) -> None:
-        """Forget repaired resources of the types that all streams have answered."""
-        for resource in tuple(self.repaired):
-            if all(stream.has_answered(resource.type_url) for stream in self.streams.values()):
-                del self.repaired[resource]
-
-    @property
-    def refused(self) -> Mapping[Resource, str]:
-        """Resources of which the proxy may still use an earlier version, because validation refused them."""
-        return {**self.repaired, **self.held_back} if self.repaired else self.held_back
-
-    @property
-    def listener_error(self) -> str:
-        """Why an inbound listener is held back; empty if none is."""
-        refused = self.refused.items()
-        return next((why for each, why in refused if each.type_url == LISTENER and each.tag), "")
+    def has_answered(self, type_url: str) -> bool:
+        """Return whether the proxy is connected, and all its streams have answered a type."""
+        return bool(self.streams) and all(stream.has_answered(type_url) for stream in self.streams.values())
 
     @property
     def state(self) -> State:
@@ -297,7 +276,7 @@ class ProxyTracker:
             # With several replicas, the proxy most probably reconnects to another one.
             outlasts_grace = subscriber.session.is_subscribed(LISTENER) and not self.is_replicated
             last = _Part(
-                stream.progress(now, lacks_listener=bool(proxy.listener_error)),
+                stream.progress(now, lacks_listener=bool(proxy.held_back.listener_error)),
                 is_client=True,
                 is_server=True,
                 caught_up_at=stream.caught_up_at,
@@ -315,8 +294,8 @@ class ProxyTracker:
 
         Rollouts treat them as if the proxy had rejected them.
         """
-        if proxy := self._proxies.get(key):
-            proxy.hold_back(resources)
+        if self._rollout.timeout is not None and (proxy := self._proxies.get(key)):
+            proxy.held_back.update(resources)
 
     def pod_deleted(self, key: PodName) -> None:
         """Forget what a deleted pod reported."""
@@ -392,7 +371,7 @@ class ProxyTracker:
         delay = WORKER_DELAY + classification_delay(mesh.config)
         for key, proxy in tuple(self._proxies.items()):
             self._update_away(mesh, key, proxy, now)
-            proxy.forget_answered()
+            proxy.held_back.forget_answered(proxy.has_answered)
             if mesh.pod(*key) is None:
                 continue
             namespace, pod = key
@@ -410,14 +389,11 @@ class ProxyTracker:
                         rejected_listeners[ref] = error
                     if errors := _cluster_errors(session):
                         rejected_clusters.setdefault(name, {}).update(errors)
-            if is_detailed and proxy.refused:
-                if error := proxy.listener_error:
-                    rejected_listeners[ref] = error
-                clusters = {
-                    each.name: why for each, why in proxy.refused.items() if each.type_url in _CLIENT_TYPES
-                }
-                if clusters:
-                    rejected_clusters.setdefault(name, {}).update(clusters)
+            held_back = proxy.held_back
+            if is_detailed and ref in servers and (error := held_back.listener_error):
+                rejected_listeners[ref] = error
+            if is_detailed and name in clients and (errors := held_back.cluster_errors):
+                rejected_clusters.setdefault(name, {}).update(errors)
         return Report(
             generation=mesh.served.generation,
             is_alone=is_alone,
@@ -451,7 +427,7 @@ def _parts(proxy: _Proxy, now: float, *, is_detailed: bool) -> Iterator[_Part]:
     """
     for stream in proxy.streams.values():
         if stream.counts:
-            lacks_listener = bool(proxy.listener_error)
+            lacks_listener = bool(proxy.held_back.listener_error)
             progress = stream.progress(now, lacks_listener=lacks_listener) if is_detailed else _NO_PROGRESS
             is_server = stream.may_be_server(now)
             yield _Part(progress, is_client=True, is_server=is_server, caught_up_at=stream.caught_up_at)
@@ -474,7 +450,7 @@ def _cluster_errors(session: Session) -> dict[str, str]:
     """Return the errors of the clusters and endpoints that the client rejected, by cluster name."""
     return {
         name: rejection.message
-        for type_url in _CLIENT_TYPES
+        for type_url in CLIENT_TYPES
         for name, rejection in session.rejected(type_url).items()
     }
 
