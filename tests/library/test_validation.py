@@ -233,3 +233,46 @@ async def test_a_validator_cannot_be_added_while_clients_are_connected(words):
 def test_only_a_store_can_be_validated(words):
     with pytest.raises(TypeError, match="validate= needs a Store, not object"):
         XdsServer(object(), "127.0.0.1:0", validate=words)
+
+
+# --- after a restart of the program ---
+
+
+async def test_clients_keep_what_has_no_good_version_in_its_scope(store):
+    store.set(cluster("a", "bad"), cluster("b", "1"))
+    store.set(cluster("c", "bad"), group="g")
+    store.set(cluster("d", "bad"), node="n")
+    await settled(store)
+    assert kept(store) == {"a"}
+    assert kept(store, "n", "g") == {"a", "c", "d"}
+    assert kept(store, "m", "g") == {"a", "c"}
+    client = store.connect(Node(id="n", cluster="g"), STREAM)
+    store.remove(CLUSTER, "a")
+    store.set(cluster("b", "bad"))
+    store.set(cluster("c", "1"), group="g")
+    await validated(store)
+    assert kept(store, "n", "g") == {"d"}
+    assert client.snapshot.kept == {(CLUSTER, "d")}
+    assert content(store, "n", "g") == {"b": "1", "c": "1"}
+    store.forget("n")
+    await validated(store)
+    assert client.snapshot.kept == frozenset()
+    assert not store.held_back[0].node
+
+
+async def test_a_rollout_of_a_good_version_ends_the_keeping(store):
+    store.set(cluster("a", "bad"))
+    await validated(store)
+    assert kept(store) == {"a"}
+    async with store.roll_out() as change:
+        change.remove(CLUSTER, "a")
+    assert kept(store) == set()
+
+
+async def validated(store: Store) -> None:
+    async with asyncio.timeout(10):
+        await store._queue.wait()
+
+
+def kept(store: Store, node: str = "x", group: str = "") -> set[str]:
+    return {name for type_url, name in store.view(node, group).kept if type_url == CLUSTER}

@@ -181,9 +181,15 @@ class Store:
             target.check(each)
         for target, each in zip(targets, accepted, strict=True):
             target.apply(each)
+            self._keep(target)
         self._publish()
         if refused:
             self._emit_held_back(held_back(change.steps, refused))
+
+    def _keep(self, contents: Contents) -> None:
+        """Let clients that reconnect keep held-back resources without a last good version."""
+        if self._queue:
+            contents.keep(self._queue.without_good_version(contents))
 
     def _emit_held_back(self, items: Collection[HeldBack]) -> None:
         """Emit an event for each client that was to get some of the refused resources of a change."""
@@ -299,6 +305,7 @@ class Store:
                 self._contents, self._served = trial.desired, trial.served
                 if self._queue:
                     self._queue.forget(replaced)
+                    self._keep(self._served)
             finally:
                 self._trial = None
                 self._switch()
