@@ -21,6 +21,7 @@ from tests.controlplane.world import running
 from tests.policy.world import HTTP, peer, pod, rule, service
 from tests.support.waiting import eventually
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.object_progress import ProgressTracker
 from xds.mesh.controlplane.rollout_text import rule_line
 from xds.mesh.model.objects import Change
 from xds.mesh.rollout.progress import rule_progress
@@ -73,6 +74,10 @@ async def test_rollouts_of_other_services_do_not_wait() -> None:
         await eventually(
             lambda: [rule_line(each) for each in rule_progress(controller.rollouts)] == [line], timeout=WITHIN
         )
+        progress = await ProgressTracker(controller, bad.ref).read()
+        assert {(each.reason, each.rejected) for each in progress.lagging} == {(reason, True)}
+        assert len(progress.lagging) == 2
+
         set_mode(controller, "STRICT")
         await web.until(lambda: web.accepts(PORT) == "S")
         assert client.uses_mtls(WEB)
