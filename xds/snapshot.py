@@ -397,6 +397,11 @@ class Snapshot:
     """Resources by type URL. Other types are empty."""
     denials: Mapping[ResourceKey, str] = field(default_factory=dict)
     """Reason for each resource that the client is not allowed to have. Only delta responses report it."""
+    kept: frozenset[ResourceKey] = frozenset()
+    """Resources that are not served, but that a client keeps if it has them from an earlier stream.
+
+    Only delta clients report what they have. Other clients delete what a response does not contain.
+    """
     generation: int = field(default=0, compare=False)
     """Number that the caller chooses. Sessions report the last generation that a client has answered."""
 

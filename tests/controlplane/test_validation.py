@@ -21,12 +21,14 @@ class Delivered:
 
     def __init__(self) -> None:
         self.words = Words()
-        self.pods = {WEB, API}
+        self.pods, self.delta = {WEB, API}, {WEB, API}
         self.snapshots: dict[tuple[str, str], Snapshot] = {}
         self.history: list[tuple[dict[str, Resource], bytes]] = []
         """The clusters and the secret of each snapshot, in order."""
         self.news = asyncio.Event()
-        self.validator = SnapshotValidator(self.words, self._deliver, self.pods.__contains__)
+        self.validator = SnapshotValidator(
+            self.words, self._deliver, self.pods.__contains__, self.delta.__contains__
+        )
 
     def _deliver(self, key, snapshot: Snapshot, changed_at, with_key) -> None:
         self.snapshots[key] = snapshot
@@ -87,8 +89,7 @@ def versions(snapshot: Snapshot) -> dict[str, Resource]:
     return dict(snapshot.of(CLUSTER).items())
 
 
-async def test_the_last_good_version_stays_with_its_generation(delivered):
-    """A rollout must not take the ACK of an older version for the ACK of the refused one."""
+async def test_the_last_good_version_stays(delivered):
     a1, a2, b1, b2, bad = (
         cluster("a", "1"),
         cluster("a", "2"),
@@ -98,8 +99,12 @@ async def test_the_last_good_version_stays_with_its_generation(delivered):
     )
     async with running(delivered):
         assert versions(await delivered.submit(a1, b1, generation=1)) == {"a": a1, "b": b1}
-        held = await delivered.submit(bad, b2, cluster("new", "bad"), generation=2)
-        assert (versions(held), held.generation) == ({"a": a1, "b": b2}, 1)
+        new = cluster("new", "bad")
+        held = await delivered.submit(bad, b2, new, generation=2)
+        assert (versions(held), held.generation) == ({"a": a1, "b": b2}, 2)
+        assert delivered.validator.held_back_from(WEB) == {
+            each: f"held back, Envoy refuses Cluster {each.name}: it is bad" for each in (bad, new)
+        }
         assert delivered.validator.problem_of(WEB).startswith("Envoy refuses Cluster a: it is bad")
         first, second = delivered.validator.problems
         assert str(first) == (
@@ -108,18 +113,32 @@ async def test_the_last_good_version_stays_with_its_generation(delivered):
         )
         assert (first.subject, second.where) == ("DestinationRule shop/web", "Cluster new")
         good = await delivered.submit(a2, b2, generation=3)
-        assert (versions(good), good.generation) == ({"a": a2, "b": b2}, 3)
+        assert (versions(good), good.kept) == ({"a": a2, "b": b2}, frozenset())
         assert not delivered.validator.problems
         assert not delivered.validator.problem_of(WEB)
+        assert not delivered.validator.held_back_from(WEB)
 
 
 async def test_after_a_restart_a_sidecar_keeps_what_it_has(delivered):
-    """Without the resource, a sidecar would delete its version. It rejects the refused one."""
     bad = cluster("a", "bad")
     async with running(delivered):
-        snapshot = await delivered.submit(bad, cluster("b"), generation=1)
-        assert (versions(snapshot), snapshot.generation) == ({"a": bad, "b": cluster("b")}, 1)
-        assert len(delivered.validator.problems) == 1
+        for _ in range(2):
+            snapshot = await delivered.submit(bad, cluster("b"), generation=1)
+            assert (versions(snapshot), snapshot.kept) == ({"b": cluster("b")}, {(CLUSTER, "a")})
+            assert len(delivered.validator.problems) == 1
+        await delivered.submit(cluster("a", "2"))
+        snapshot = await delivered.submit(bad)
+        assert (versions(snapshot), snapshot.kept) == ({"a": cluster("a", "2")}, frozenset())
+
+
+async def test_after_a_restart_a_sotw_sidecar_rejects_the_refused_version(delivered):
+    """It would delete what a response does not contain."""
+    bad = cluster("a", "bad")
+    delivered.delta.clear()
+    async with running(delivered):
+        for _ in range(2):
+            assert versions(await delivered.submit(bad, cluster("b"))) == {"a": bad, "b": cluster("b")}
+            assert len(delivered.validator.problems) == 1
         await delivered.submit(cluster("a", "2"))
         assert versions(await delivered.submit(bad)) == {"a": cluster("a", "2")}
 

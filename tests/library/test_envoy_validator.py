@@ -67,7 +67,7 @@ from xds.codec import pack
 from xds.mesh.envoy.common import address
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
-from xds.resources import CLUSTER, Resource, resource
+from xds.resources import CLUSTER, ENDPOINT, Resource, resource
 from xds.server import XdsServer
 from xds.store import Store, ValidationError
 from xds.testing import bootstrap
@@ -291,6 +291,8 @@ async def test_each_resource_is_loaded_once():
     assert validator.runs == 2  # In batches.
     bad = resource(Cluster(name="bad", connect_timeout=timedelta(0)))
     assert {*await validator.validate([*resources, bad])} == {bad}
+    assert validator.results == {"accepted": 300, "refused": 1, "unvalidated": 0}
+    assert validator.seconds > 0
     runs = validator.runs
     assert {*await validator.validate([*resources, bad])} == {bad}
     assert validator.runs == runs
@@ -330,6 +332,7 @@ async def test_without_envoy_resources_are_served_by_default(commands, words, tm
     refused = await validator.validate([BAD])
     assert not refused
     assert refused.unjudged == {BAD}
+    assert validator.results == {"accepted": 0, "refused": 0, "unvalidated": 1}
     assert words in validator.unavailable
     runs = validator.runs
     assert not await validator.validate([BAD])
@@ -367,9 +370,10 @@ async def test_a_client_is_not_sent_what_envoy_refuses(tmp_path):
     async with Upstream() as app, Upstream() as other:
         port = free_port()
         world = World(listeners={"l": WorldListener(port, "r")}).having(c=WorldCluster((app.port,)))
-        store, client = Store(validator=EnvoyValidator(if_unavailable="block")), Client()
+        store, client = Store(), Client()
         store.set(*world.routing("r", a="c").resources())
-        async with XdsServer(store, "127.0.0.1:0", grace=0.2) as server:
+        validator = EnvoyValidator(if_unavailable="block")
+        async with XdsServer(store, "127.0.0.1:0", grace=0.2, validate=validator) as server:
             made = bootstrap("edge-1", server.port)
             async with EnvoyProcess("edge-1", made, tmp_path):
                 await store.applied(at_least=1)
@@ -390,5 +394,38 @@ async def test_a_client_is_not_sent_what_envoy_refuses(tmp_path):
                     change.set(*world.routing("r", a="d").resources())
                     change.remove(CLUSTER, "e")
                     change.remove(listener("unknown"))
+                await store.applied()
+                assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(other.port)
+
+
+async def test_a_client_keeps_what_it_has_when_the_program_restarts(tmp_path):
+    """The new program knows no good version of the cluster and of the routes."""
+    async with Upstream() as app, Upstream() as other:
+        port, client = free_port(), Client()
+        world = World(listeners={"l": WorldListener(port, "r")}).having(c=WorldCluster((app.port,)))
+        world = world.routing("r", a="c")
+        store = Store()
+        store.set(*world.resources())
+        server = XdsServer(store, "127.0.0.1:0", grace=0.2, validate=EnvoyValidator())
+        await server.start()
+        made = bootstrap("edge-1", server.port)
+        async with EnvoyProcess("edge-1", made, tmp_path):
+            await store.applied(at_least=1)
+            assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(app.port)
+            await server.stop()
+            store = Store()
+            bad = [one for one in world.resources() if one.name not in {"c", "r"} or one.type_url == ENDPOINT]
+            store.set(
+                *bad,
+                *(one for one in world.having(d=WorldCluster((other.port,))).resources() if one.name == "d"),
+                Cluster(name="c", connect_timeout=timedelta(0)),
+                routes("(?=x)"),
+            )
+            async with XdsServer(store, f"127.0.0.1:{server.port}", grace=0.2, validate=EnvoyValidator()):
+                with pytest.raises(ValidationError) as raised:
+                    await store.applied(at_least=1)
+                assert {item.resource.name for item in raised.value.held_back} == {"c", "r"}
+                assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(app.port)
+                store.set(*world.routing("r", a="d").having(d=WorldCluster((other.port,))).resources())
                 await store.applied()
                 assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(other.port)

@@ -11,8 +11,8 @@ from tests.library.clients import Words, cluster, connected, content, serving
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.resources import CLUSTER
-from xds.server import StreamInfo
-from xds.store import Store, ValidationError
+from xds.server import StreamInfo, XdsServer
+from xds.store import ResourcesHeldBack, Store, ValidationError
 
 STREAM = StreamInfo(peer="test", variant=Variant.DELTA, type_url="")
 
@@ -170,3 +170,109 @@ async def test_a_validated_change_keeps_its_label(store):
         change.set(cluster("a"))
     await settled(store)
     assert store.view("n").of(CLUSTER).label == "commit"
+
+
+async def test_clients_that_miss_a_resource_have_an_event(store):
+    store.set(cluster("a", "1"))
+    async with serving(store) as server, connected(server, "n", group="g"), connected(server, "m"):
+        await store.applied(at_least=2)
+        events = store.events()
+        store.set(cluster("a", "bad", source="mesh.yaml:7"), cluster("b"))
+        store.set(cluster("c", "bad"), group="g")
+        await settled(store)
+        events.close()
+        found = [
+            (client.node.id, [str(each) for each in event.held_back])
+            async for client, event in events
+            if isinstance(event, ResourcesHeldBack)
+        ]
+    assert found == [
+        ("n", ["Cluster a (from mesh.yaml:7): it is bad"]),
+        ("m", ["Cluster a (from mesh.yaml:7): it is bad"]),
+        ("n", ["Cluster c: it is bad"]),
+    ]
+
+
+# --- XdsServer(validate=...) ---
+
+
+async def test_a_server_validates_what_was_set_before(words):
+    store = Store()
+    store.set(cluster("a"), cluster("b", "bad"))
+    store.set(cluster("c", "bad"), group="g")
+    server = XdsServer(store, "127.0.0.1:0", grace=0.1, validate=words)
+    async with server, connected(server, "n", group="g") as client:
+        with pytest.raises(ValidationError) as raised:
+            await store.applied()
+        assert client.names == ["a"]
+        assert [item.resource.name for item in raised.value.held_back] == ["b", "c"]
+        store.set(cluster("b", "1"), cluster("d", "bad"))
+        await settled(store)
+        assert client.names == ["a", "b"]
+    assert content(store) == {"a": "", "b": "1"}
+
+
+async def test_a_server_may_name_the_store_s_own_validator(store, words):
+    store.set(cluster("a", "1"))
+    await settled(store)
+    XdsServer(store, "127.0.0.1:0", validate=words)
+    XdsServer(store, "127.0.0.1:0", validate=words)
+    assert content(store) == {"a": "1"}
+    with pytest.raises(RuntimeError, match="the store has another validator"):
+        XdsServer(store, "127.0.0.1:0", validate=Words())
+
+
+async def test_a_validator_cannot_be_added_while_clients_are_connected(words):
+    store = Store()
+    store.replace([])
+    store.connect(Node(id="n"), STREAM)
+    with pytest.raises(RuntimeError, match="clients are connected"):
+        XdsServer(store, "127.0.0.1:0", validate=words)
+
+
+def test_only_a_store_can_be_validated(words):
+    with pytest.raises(TypeError, match="validate= needs a Store, not object"):
+        XdsServer(object(), "127.0.0.1:0", validate=words)
+
+
+# --- after a restart of the program ---
+
+
+async def test_clients_keep_what_has_no_good_version_in_its_scope(store):
+    store.set(cluster("a", "bad"), cluster("b", "1"))
+    store.set(cluster("c", "bad"), group="g")
+    store.set(cluster("d", "bad"), node="n")
+    await settled(store)
+    assert kept(store) == {"a"}
+    assert kept(store, "n", "g") == {"a", "c", "d"}
+    assert kept(store, "m", "g") == {"a", "c"}
+    client = store.connect(Node(id="n", cluster="g"), STREAM)
+    store.remove(CLUSTER, "a")
+    store.set(cluster("b", "bad"))
+    store.set(cluster("c", "1"), group="g")
+    await validated(store)
+    assert kept(store, "n", "g") == {"d"}
+    assert client.snapshot.kept == {(CLUSTER, "d")}
+    assert content(store, "n", "g") == {"b": "1", "c": "1"}
+    store.forget("n")
+    await validated(store)
+    assert client.snapshot.kept == frozenset()
+    assert not store.held_back[0].node
+
+
+async def test_a_rollout_of_a_good_version_ends_the_keeping(store):
+    store.set(cluster("a", "bad"))
+    await validated(store)
+    assert kept(store) == {"a"}
+    async with store.roll_out() as change:
+        change.remove(CLUSTER, "a")
+    assert kept(store) == set()
+
+
+async def validated(store: Store) -> None:
+    async with asyncio.timeout(10):
+        await store._queue.wait()
+
+
+def kept(store: Store, node: str = "x", group: str = "") -> set[str]:
+    return {name for type_url, name in store.view(node, group).kept if type_url == CLUSTER}

@@ -25,7 +25,9 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.controlplane.metrics.controlplane import Metrics
 from xds.mesh.controlplane.metrics.traffic import TrafficMetrics
+from xds.mesh.controlplane.metrics.validation import RESULTS, ValidationMetrics
 from xds.mesh.controlplane.traffic_reports import TrafficReports
+from xds.mesh.controlplane.validation import SnapshotValidator
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.objects import (
@@ -44,7 +46,8 @@ from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
 from xds.mesh.observe.edges import TrafficMode
 from xds.protocol.session import Variant
 from xds.server import XdsServer
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
+from xds.validation import EnvoyValidator, Validator
 
 WITHIN = 10.0
 NODE = "sidecar~127.9.0.1~web.shop~shop.svc.cluster.local"
@@ -379,6 +382,30 @@ async def test_metric_names_follow_prometheus_conventions(plane: Plane):
             assert "le" not in sample.labels or family.type == "histogram"
 
 
+def validation(validator: Validator) -> SnapshotValidator:
+    return SnapshotValidator(validator, lambda *_: None, lambda _: True, lambda _: True)
+
+
+async def test_validation_is_counted_by_result():
+    """tests/real/test_validation.py has a control plane whose Envoy is available."""
+    validator = EnvoyValidator("/nowhere/envoy", if_unavailable="warn")
+    undecodable = Resource.of(CLUSTER, "a", b"\xff")
+    await validator.validate([undecodable, Resource.of(CLUSTER, "b", b"")])
+    samples = {
+        (sample.name, sample.labels.get("result", "")): sample.value
+        for family in ValidationMetrics(validation(validator)).collect()
+        for sample in family.samples
+    }
+    assert samples.pop(("xds_validation_seconds_total", "")) > 0
+    counted = {("xds_validation_resources_total", result): float(result != "accepted") for result in RESULTS}
+    assert samples == counted | {
+        ("xds_validation_held_back", ""): 0,
+        ("xds_validation_runs_total", ""): 1,
+        ("xds_validation_unavailable", ""): 1,
+    }
+    assert not [*ValidationMetrics(None).collect()]
+
+
 async def test_reference_lists_every_metric(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(CLUSTER)
@@ -389,6 +416,7 @@ async def test_reference_lists_every_metric(plane: Plane, channel: grpc.aio.Chan
     reports = TrafficReports(plane.controller)
     reports.traffic.totals["shop", TrafficMode.PLAINTEXT] = 1
     plane.metrics.register(TrafficMetrics(reports))
+    plane.metrics.register(ValidationMetrics(validation(EnvoyValidator())))
     body, _ = plane.metrics.render()
     told = {}
     for family in text_string_to_metric_families(body.decode()):

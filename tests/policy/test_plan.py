@@ -62,12 +62,22 @@ def test_shared_report_names_a_limited_number_of_proxies():
 
 
 def test_report_with_too_many_rejections_is_unknown():
-    rejected = {name: {"cluster": "no"} for name in names(MAX_LAGGING + 1)}
+    rejected = {name: {f"of {name}": "no"} for name in names(MAX_LAGGING + 1)}
     asks = {KEY: Ask(Mode.STRICT, Send.MTLS, is_from_server=True)}
     own = Report(generation=7, rejected_clusters=rejected, asks=asks)
     assert own.shared() == own.without_progress()
     assert own.without_progress().asks == asks
     assert own.without_progress().has_earlier_connections
+
+
+def test_report_of_many_rejections_of_the_same_clusters_names_the_first_clients():
+    """For example, validation holds a cluster back that all clients use."""
+    rejected = {name: {"common": "no"} for name in names(1000)}
+    first, *_, other = names(500)
+    rejected[other] = {"common": "no", "rare": "not this"}
+    shared = Report(generation=7, rejected_clusters=rejected, clients=Generations({"one.ns": 7})).shared()
+    assert shared.rejected_clusters == {first: {"common": "no"}, other: {"rare": "not this"}}
+    assert shared.clients == Generations({}, 7)
 
 
 def test_rejections_of_all_replicas_count():

@@ -145,7 +145,7 @@ def test_rejected_listener_stops_the_transition():
     world.step(seconds=90)
     assert world.summaries() == [
         (
-            "web.ns: 1/1 endpoints mTLS, web-1 stopped, its sidecar rejected the listener: not to my taste "
+            "web.ns: 1/1 endpoints mTLS, web-1 stopped, its listener was rejected: not to my taste "
             "(1m30s; still accepts plaintext)"
         )
     ]
@@ -307,7 +307,7 @@ def test_stalled_and_oldest_endpoints_are_named_first():
     world.step(seconds=2)
     [summary] = world.summaries()
     assert summary.startswith(
-        "web.ns: 0/5 endpoints mTLS, web-5 stopped, its sidecar rejected the listener: no (2s), "
+        "web.ns: 0/5 endpoints mTLS, web-5 stopped, its listener was rejected: no (2s), "
         "web-4 waiting for its listener (2s), web-1 waiting for one.clients (0s) and 2 more"
     )
 

@@ -81,7 +81,9 @@ def test_panels_are_complete_and_do_not_overlap():
 @pytest.mark.envoy
 async def test_metrics_exist(tmp_path):
     with Cluster() as cluster:
-        async with ProxyMesh(cluster, tmp_path) as mesh:
+        mesh = ProxyMesh(cluster, tmp_path)
+        mesh.plane._options = ("--validate=warn",)
+        async with mesh:
             pod, client = mesh.pod("web", "strict"), mesh.pod("client", "strict")
             mesh.service("web", "strict", {"http": (80, PORT)})
             mesh.apply(peer_authentication("strict", "STRICT"))

@@ -253,6 +253,11 @@ class Session:
         refs = (ref for other in self._watches.values() for ref in other.refs())
         return -1 if any(kind == type_url for kind, _ in refs) else self.generation
 
+    def has_answered(self, type_url: str) -> bool:
+        """Whether the client has ACKed or NACKed all current resources of a type, or does not request it."""
+        watch = self._watch(type_url)
+        return not watch.requested or watch.has_answered
+
     def has_acked(self, type_url: str, names: Iterable[str]) -> bool:
         """Whether the client has ACKed the current versions of resources and of their references."""
         watch = self._watch(type_url)
@@ -407,7 +412,7 @@ class Session:
         """Release the lingering resources that are no longer used or have lingered for too long."""
         for watch in self._watches.values():
             if watch.type_url not in USERS:
-                watch.release(tuple(watch.lingering))
+                watch.release(self._releasable(watch))
         for type_url, user_types in USERS.items():
             if type_url not in self._watches:
                 continue
@@ -416,9 +421,14 @@ class Session:
             if not watch.lingering or (watch.may_have_removed_clusters and self._expects_listeners(now)):
                 continue
             if all(self._is_settled(user) for user in users):
-                watch.release(tuple(watch.lingering))
+                watch.release(self._releasable(watch))
             else:
                 self._expire(watch, users, now)
+
+    def _releasable(self, watch: Watch) -> tuple[str, ...]:
+        """Return the lingering resources of a type, without those that the client keeps."""
+        kept = self._snapshot.kept if self._snapshot else ()
+        return tuple(name for name in watch.lingering if not kept or (watch.type_url, name) not in kept)
 
     def _expire(self, watch: Watch, users: Sequence[Watch], now: float) -> None:
         """Release the resources of a type that have lingered for too long.
@@ -428,7 +438,8 @@ class Session:
         outdated_since = max(user.acks.outdated_since for user in users)
         has_outdated_users = outdated_since > -inf
         used = {ref for user in users for ref in user.lingering_refs()}
-        for name, lingering in tuple(watch.lingering.items()):
+        for name in self._releasable(watch):
+            lingering = watch.lingering[name]
             if (watch.type_url, name) in used:
                 lingering.until = None
                 continue

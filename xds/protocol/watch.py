@@ -126,7 +126,12 @@ class Watch(ABC):
     @property
     def answered_generation(self) -> int:
         """Last generation for which the client has ACKed or NACKed all resources; -1 for none."""
-        return self._answered_generation if self.acks.unanswered or self.pending else self.generation
+        return self.generation if self.has_answered else self._answered_generation
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the client has ACKed or NACKed all current resources."""
+        return not (self.acks.unanswered or self.pending)
 
     def has_acked(self, name: str) -> bool:
         """Whether the client has ACKed the current version of a resource."""

@@ -12,6 +12,7 @@ import structlog
 from xds.protocol.events import Acked, Connected, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import Subscriber
+from xds.store.held_back import HeldBack
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +36,15 @@ class RolledBack:
     """Why the rollout was rolled back."""
 
 
-Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked | RolledBack
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourcesHeldBack:
+    """The validator refused resources of a change that the client was to get (see `Store.held_back`)."""
+
+    held_back: tuple[HeldBack, ...]
+    """The refused resources, with their sources and the reasons."""
+
+
+Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked | RolledBack | ResourcesHeldBack
 
 
 class Events:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from xds.snapshot import Resource
+from xds.snapshot import Resource, ResourceKey
 from xds.store.scopes import Change, Contents, Scope, Step
 from xds.validation import Validator, find_refused
 
@@ -159,6 +159,14 @@ class ValidationQueue:
                 )
             found |= {key: self.held_back[key] for key in keys if key in self.held_back}
         return list(found.values())
+
+    def without_good_version(self, served: Contents) -> dict[Scope, frozenset[ResourceKey]]:
+        """Return the resources held back now of which no version is served, by scope."""
+        found: dict[Scope, set[ResourceKey]] = {}
+        for scope, type_url, name in self.held_back:
+            if not served.get(scope, type_url, name):
+                found.setdefault(scope, set()).add((type_url, name))
+        return {scope: frozenset(keys) for scope, keys in found.items()}
 
     def forget(self, items: Iterable[HeldBack]) -> None:
         """Forget resources, unless newer versions of them were refused since."""

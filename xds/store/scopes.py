@@ -7,7 +7,7 @@ common.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 from weakref import WeakValueDictionary
@@ -171,16 +171,19 @@ class ScopeView:
         self._parent = parent
         """View of the next wider scope."""
 
-    def update(self, scope_sets: dict[str, ResourceSet], types: Iterable[str]) -> None:
+    def update(
+        self, scope_sets: dict[str, ResourceSet], types: Iterable[str], kept: frozenset[ResourceKey]
+    ) -> None:
         """Rebuild some types of the snapshot.
 
         Args:
             scope_sets: Resources that are set in exactly this scope, by type.
             types: Types to rebuild.
+            kept: Resources of exactly this scope that clients keep; see `Snapshot.kept`.
         """
         if self._parent is None:
-            self.snapshot = Snapshot(dict(scope_sets))
-        elif not scope_sets:
+            self.snapshot = Snapshot(dict(scope_sets), kept=kept)
+        elif not scope_sets and not kept:
             self.snapshot = self._parent.snapshot
         else:
             inherited = self._parent.snapshot
@@ -191,7 +194,8 @@ class ScopeView:
                     if resources is not None and type_url not in types
                     else _layered(scope_sets.get(type_url), inherited.of(type_url))
                     for type_url, resources in current.items()
-                }
+                },
+                kept=inherited.kept | kept,
             )
 
     def affected_types(self, changed: dict[Scope, set[str]]) -> set[str]:
@@ -218,6 +222,8 @@ class Contents:
 
         `ALL_NODES` keeps types that have become empty, so that clients delete their resources.
         """
+        self._kept: Mapping[Scope, frozenset[ResourceKey]] = {}
+        """Resources of each scope that clients keep if they have them."""
         self._all_nodes = ScopeView(ALL_NODES)
         self._groups: WeakValueDictionary[str, ScopeView] = WeakValueDictionary()
         self._nodes: WeakValueDictionary[tuple[str, str], ScopeView] = WeakValueDictionary()
@@ -236,8 +242,16 @@ class Contents:
 
     def _new_view(self, scope: Scope, parent: ScopeView) -> ScopeView:
         view = ScopeView(scope, parent)
-        view.update(self._sets.get(scope, {}), parent.snapshot.types)
+        self._update_view(view, parent.snapshot.types)
         return view
+
+    def _update_view(self, view: ScopeView, types: Iterable[str]) -> None:
+        view.update(self._sets.get(view.scope, {}), types, self._kept.get(view.scope, frozenset()))
+
+    @property
+    def _views(self) -> Iterator[ScopeView]:
+        """Yield all views, wider scopes first."""
+        yield from (self._all_nodes, *self._groups.values(), *self._nodes.values())
 
     def apply(self, change: Change) -> None:
         """Apply a change, and update the views that it affects.
@@ -255,9 +269,16 @@ class Contents:
                 if type_url not in self._sets[ALL_NODES]:
                     self._sets[ALL_NODES][type_url] = EMPTY
                     changed.setdefault(ALL_NODES, set()).add(type_url)
-        for view in (self._all_nodes, *self._groups.values(), *self._nodes.values()):
+        for view in self._views:
             if types := view.affected_types(changed):
-                view.update(self._sets.get(view.scope, {}), types)
+                self._update_view(view, types)
+
+    def keep(self, kept: Mapping[Scope, frozenset[ResourceKey]]) -> None:
+        """Replace the resources that clients keep if they have them, without being sent them."""
+        if kept != self._kept:
+            self._kept = kept
+            for view in self._views:
+                self._update_view(view, ())
 
     def check(self, change: Change) -> dict[tuple[Scope, str], dict[str, Resource | None]]:
         """Return the result of a change, by scope, type and name, without applying it.
@@ -284,7 +305,8 @@ class Contents:
         """Return a copy, which shares the resources and has views of its own."""
         copy = Contents()
         copy.initialized, copy._sets, copy._shared = self.initialized, self.sets(), self._shared
-        copy._all_nodes.update(copy._sets[ALL_NODES], ())
+        copy._kept = self._kept
+        copy._update_view(copy._all_nodes, ())
         return copy
 
     def _resolve_steps(self, change: Change) -> dict[tuple[Scope, str], dict[str, Resource | None]]:

@@ -17,7 +17,7 @@ from xds.server import StreamInfo, Subscriber
 from xds.snapshot import Resource, Snapshot
 from xds.store.checkpoints import Checkpoint, changes_between
 from xds.store.clients import AppliedWaiter, Client, RejectedVersion
-from xds.store.events import Disconnected, Event, Events, RolledBack
+from xds.store.events import Disconnected, Event, Events, ResourcesHeldBack, RolledBack
 from xds.store.held_back import HeldBack, ValidationError, ValidationQueue, held_back, resources_of, without
 from xds.store.rollouts import RolloutWaiter, Trial
 from xds.store.scopes import ALL_NODES, Change, Contents, ResourceLike, Scope
@@ -70,6 +70,29 @@ class Store:
         """Running calls of `applied`, with the nodes that each waits for."""
         self._loop: asyncio.AbstractEventLoop | None = None
         """Event loop that uses the store; None before the first call on a loop."""
+
+    def use_validator(self, validator: Validator) -> None:
+        """Validate resources before they are served, like `Store(validator=...)`.
+
+        Resources that are already set are served once they are validated. `XdsServer(validate=...)` calls it.
+
+        Args:
+            validator: Validator of all resources, for example `EnvoyValidator`.
+
+        Raises:
+            RuntimeError: The store has another validator, or clients are connected.
+        """
+        self._check_thread()
+        if self._queue and self._queue.validator is validator:
+            return
+        if self._queue:
+            raise RuntimeError("the store has another validator")
+        if self._clients or self._trial:
+            raise RuntimeError("clients are connected: set the validator before the server starts")
+        self._served, self._queue = Contents(), ValidationQueue(validator, self._serve)
+        if self._contents.initialized:
+            self._queue.add(changes_between(Checkpoint({}), self.checkpoint()))
+            self._queue.start()
 
     # --- resources ---
 
@@ -158,7 +181,21 @@ class Store:
             target.check(each)
         for target, each in zip(targets, accepted, strict=True):
             target.apply(each)
+            self._keep(target)
         self._publish()
+        if refused:
+            self._emit_held_back(held_back(change.steps, refused))
+
+    def _keep(self, contents: Contents) -> None:
+        """Let clients that reconnect keep held-back resources without a last good version."""
+        if self._queue:
+            contents.keep(self._queue.without_good_version(contents))
+
+    def _emit_held_back(self, items: Collection[HeldBack]) -> None:
+        """Emit an event for each client that was to get some of the refused resources of a change."""
+        for client in self._clients.values() if items and self._event_streams else ():
+            if held := tuple(item for item in items if client.is_in(Scope(item.node, item.group))):
+                self._emit(client, ResourcesHeldBack(held_back=held))
 
     def _publish(self) -> None:
         """Publish the views of the clients that have changed."""
@@ -268,6 +305,7 @@ class Store:
                 self._contents, self._served = trial.desired, trial.served
                 if self._queue:
                     self._queue.forget(replaced)
+                    self._keep(self._served)
             finally:
                 self._trial = None
                 self._switch()

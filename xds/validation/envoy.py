@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import shutil
-from collections import OrderedDict
+import time
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Literal, TypeAlias
@@ -99,7 +100,9 @@ class EnvoyValidator:
         if timeout <= 0:
             raise ValueError(f"timeout={timeout}: the timeout must be positive")
         self._binary, self._base = binary, bootstrap
-        self._timeout, self._if_unavailable = timeout, if_unavailable
+        self._timeout = timeout
+        self.if_unavailable: IfUnavailable = if_unavailable
+        """What to do if Envoy is missing or too slow."""
         self._verdicts: OrderedDict[_Key, str] = OrderedDict()
         """Why each resource is refused, or an empty string; least recently used first."""
         self._lock = asyncio.Lock()
@@ -110,6 +113,10 @@ class EnvoyValidator:
         """Why the last run of Envoy gave no result; empty if it gave one."""
         self.runs = 0
         """Number of runs of Envoy."""
+        self.seconds = 0.0
+        """Time that these runs took, in seconds."""
+        self.results: Counter[str] = Counter()
+        """Number of results: `accepted`, `refused`, and `unvalidated` if Envoy gave none."""
 
     async def validate(self, resources: Sequence[Resource]) -> Refusals:
         """Return the resources that Envoy refuses, each with its message, without private keys."""
@@ -120,17 +127,22 @@ class EnvoyValidator:
             }
             new: dict[_Key, str] = {}
             for batch in _batches(list(unknown.values())):
-                new |= await self._judge(batch)
+                verdicts = await self._judge(batch)
+                refused = sum(map(bool, verdicts.values()))
+                self.results["refused"] += refused
+                self.results["accepted"] += len(verdicts) - refused
+                self.results["unvalidated"] += len(batch) - len(verdicts)
+                new |= verdicts
                 await asyncio.sleep(0)
-            verdicts = {
+            reasons = {
                 resource: new[key] if key in new else self._verdicts.get(key)
                 for resource in candidates
                 for key in (_key(resource),)
             }
             self._remember(candidates, new)
         return Refusals(
-            {resource: reason for resource, reason in verdicts.items() if reason},
-            (resource for resource, reason in verdicts.items() if reason is None),
+            {resource: reason for resource, reason in reasons.items() if reason},
+            (resource for resource, reason in reasons.items() if reason is None),
         )
 
     def _remember(self, candidates: Sequence[Resource], new: Mapping[_Key, str]) -> None:
@@ -156,7 +168,7 @@ class EnvoyValidator:
             self._report(unavailable)
             verdicts |= search.refused
             pending = [resource for resource in pending if _key(resource) not in search.refused]
-            if self._if_unavailable == "warn":
+            if self.if_unavailable == "warn":
                 if search.unjudged:
                     log.warning(
                         "serving resources without validation",
@@ -196,7 +208,7 @@ class EnvoyValidator:
         if not self._is_base_valid:
             await self._check_base()
         if len(resources) == 1:
-            if run.outcome is Outcome.REFUSED or self._if_unavailable == "block":
+            if run.outcome is Outcome.REFUSED or self.if_unavailable == "block":
                 search.refused[_key(resources[0])] = search.message
             else:
                 what = resources[0].description
@@ -220,6 +232,13 @@ class EnvoyValidator:
         if now < self._unavailable_until:
             raise _UnavailableError(self.unavailable)
         self.runs += 1
+        started_at = time.monotonic()
+        try:
+            return await self._run(resources)
+        finally:
+            self.seconds += time.monotonic() - started_at
+
+    async def _run(self, resources: Sequence[Resource]) -> Run:
         try:
             binary = await asyncio.to_thread(find_envoy, self._binary)
         except EnvoyNotFoundError as error:
@@ -240,7 +259,7 @@ class EnvoyValidator:
             self._unavailable_until = now + RETRY_DELAY
         if unavailable and unavailable != self.unavailable:
             action = "serving resources without validation"
-            if self._if_unavailable == "block":
+            if self.if_unavailable == "block":
                 action = "holding back changes"
             log.warning("Envoy is unavailable for validation", problem=unavailable, action=action)
         elif self.unavailable and not unavailable:

@@ -20,6 +20,7 @@ from xds.mesh.model.objects import Pod
 from xds.mesh.observe.workloads import DeletedPods
 from xds.mesh.rollout.proxies import PodName, ProxyTracker
 from xds.protocol.events import Acked, Nacked, Subscribed
+from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
 from xds.server.stream import now as clock
@@ -119,6 +120,10 @@ class Connections:
         streams = self.streams.get(key, ())
         trusted = [stream for stream in streams if self.may_receive_key(stream)]
         return features_of(stream.node for stream in trusted or streams)
+
+    def is_delta(self, key: PodName) -> bool:
+        """Return whether all streams of a pod use the delta variant."""
+        return all(stream.stream.variant is Variant.DELTA for stream in self.streams.get(key, ()))
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         """Record a subscription, an ACK or a NACK. The server logs NACKs.

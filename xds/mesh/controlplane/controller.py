@@ -101,7 +101,12 @@ class Controller:
         )
         """Registry of streams, for the servers."""
         self.validation = (
-            SnapshotValidator(validator, self._deliver, lambda key: self.mesh.pod(*key) is not None)
+            SnapshotValidator(
+                validator,
+                self._deliver,
+                lambda key: self.mesh.pod(*key) is not None,
+                self.connections.is_delta,
+            )
             if validator
             else None
         )
@@ -306,6 +311,8 @@ class Controller:
 
     def _deliver(self, key: PodName, snapshot: Snapshot, changed_at: float | None, with_key: bool) -> None:
         """Publish a pod's snapshot to its streams."""
+        if self.validation:
+            self.rollouts.proxies.held_back(key, self.validation.held_back_from(key))
         streams = self.connections.streams.get(key, ())
         publish(snapshot, changed_at, streams, self.connections.may_receive_key, with_key=with_key)
 

@@ -146,6 +146,10 @@ class ProgressTracker:
         publisher = self._controller.publisher
         if error := publisher.error_of(key):
             return Lagging(node_id, error, rejected=False)
+        validation = self._controller.validation
+        for resource, reason in validation.held_back_from(key).items() if validation else ():
+            if self._is_made_from(resource):
+                return Lagging(node_id, reason, rejected=True)
         # The snapshot may have changed at a checkpoint.
         if snapshot is None or snapshot is not subscriber.snapshot or publisher.is_pending(key):
             return Lagging(node_id, "waiting for its configuration", rejected=False)

@@ -59,7 +59,7 @@ def _endpoint_status(endpoint: WaitingEndpoint) -> str:
     if endpoint.waiting_for is not WaitingFor.LISTENER:
         return _wait_summary(_waiting_for(endpoint), endpoint)
     if endpoint.rejection:
-        return f"stopped, its sidecar rejected the listener: {endpoint.rejection}"
+        return f"stopped, its listener was rejected: {endpoint.rejection}"
     if endpoint.skipped:
         return "skipped, its listener was not active in time"
     return "waiting for its listener"

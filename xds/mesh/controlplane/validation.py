@@ -7,7 +7,7 @@ each pod has at most one snapshot that is validated and one that waits.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import inf
 from typing import NamedTuple, TypeAlias
@@ -18,7 +18,7 @@ from xds.introspect.cooperative import Checkpoint
 from xds.mesh.model.objects import Problem
 from xds.mesh.rollout.proxies import PodName
 from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
-from xds.validation import Validator, find_refused
+from xds.validation import EnvoyValidator, Validator, find_refused
 
 log = structlog.get_logger(__name__)
 
@@ -48,10 +48,20 @@ class SnapshotValidator:
         validator: validates resources.
         deliver: publishes a snapshot.
         exists: returns whether a pod is in the mesh.
+        is_delta: returns whether all streams of a pod use the delta variant.
     """
 
-    def __init__(self, validator: Validator, deliver: Deliver, exists: Callable[[PodName], bool]) -> None:
+    def __init__(
+        self,
+        validator: Validator,
+        deliver: Deliver,
+        exists: Callable[[PodName], bool],
+        is_delta: Callable[[PodName], bool],
+    ) -> None:
         self._validator, self._deliver, self._exists = validator, deliver, exists
+        self._is_delta = is_delta
+        self.envoy = validator if isinstance(validator, EnvoyValidator) else None
+        """The validator, if it is Envoy."""
         self._waiting: dict[PodName, _Pending] = {}
         self._running: dict[PodName, _Pending] = {}
         """Snapshots that are being validated."""
@@ -68,16 +78,35 @@ class SnapshotValidator:
     def problem_of(self, key: PodName) -> str:
         """Return which resources are held back from a pod; empty if none is."""
         held = self._held_back.get(key, {})
-        return "; ".join(f"Envoy refuses {each.description}: {reason}" for each, reason in held.items())
+        return "; ".join(_message(each, reason) for each, reason in held.items())
+
+    def held_back_from(self, key: PodName) -> Mapping[Resource, str]:
+        """Return the resources that are held back from a pod, with messages."""
+        held = self._held_back.get(key)
+        return {each: f"held back, {_message(each, reason)}" for each, reason in held.items()} if held else {}
 
     @property
     def problems(self) -> list[Problem]:
-        """The resources that are held back, by the object that they were made from."""
+        """Whether Envoy is unavailable, and the resources that are held back, by object."""
         found: dict[tuple[str, str], list[Resource]] = {}
         for resource, reason in self._all_held_back().items():
             source = resource.sources[0] if resource.sources else resource.description
             found.setdefault((source, reason), []).append(resource)
-        return [_problem(source, reason, resources) for (source, reason), resources in found.items()]
+        refused = [_problem(source, reason, resources) for (source, reason), resources in found.items()]
+        return [*self._unavailable(), *refused]
+
+    def _unavailable(self) -> Iterator[Problem]:
+        """Yield why Envoy gave no result when it was last run."""
+        if self.envoy and self.envoy.unavailable:
+            is_blocked = self.envoy.if_unavailable == "block"
+            effect = "all changes are held back" if is_blocked else "changes are served without validation"
+            hint = "make Envoy available to the control plane, or pass --validate off"
+            yield Problem(where="validation", what=f"{effect}: {self.envoy.unavailable}", hint=hint)
+
+    @property
+    def held_back(self) -> int:
+        """Number of distinct resources that are held back."""
+        return len(self._all_held_back())
 
     @property
     def oldest_change(self) -> float:
@@ -155,10 +184,9 @@ class SnapshotValidator:
     ) -> None:
         """Deliver a snapshot with the last good version of each refused resource.
 
-        Such a snapshot keeps the previous generation, because rollouts must not rely on what it lacks.
-
-        If no good version is known since the control plane started, deliver the refused one: its sidecar
-        rejects it, and keeps the version that it may have. Without the resource, it would delete that.
+        If no good version is known, as after a restart, the sidecar keeps the version that it may have. A
+        sidecar with the state-of-the-world variant would delete that, so it gets the refused version, and
+        rejects it.
         """
         snapshot, last = pending.snapshot, self._last.get(pod)
         # A newer snapshot that waits may have a renewed certificate.
@@ -169,20 +197,13 @@ class SnapshotValidator:
             for resource, reason in refused.items()
             if _is_in(snapshot.of(resource.type_url), resource)
         }
-        if held and last is None:
-            self._held_back[pod] = held
-            self._deliver(pod, snapshot, pending.changed_at, newest.with_key)
-            return
-        if held and last:
-            types = dict(snapshot.types)
-            for type_url in {resource.type_url for resource in held}:
-                names = sorted(resource.name for resource in held if resource.type_url == type_url)
-                types[type_url] = _substitute(types[type_url], last.of(type_url), names, substitutes)
-            snapshot = replace(snapshot, types=types, generation=last.generation)
+        if held:
             self._held_back[pod] = held
         else:
             self._held_back.pop(pod, None)
-        self._last[pod] = replace(snapshot, types=dict(_validated(snapshot)))
+        if last or not held or self._is_delta(pod):
+            snapshot = _with_last_good(snapshot, held, last or Snapshot(), substitutes)
+            self._last[pod] = replace(snapshot, types=dict(_validated(snapshot)))
         self._deliver(pod, snapshot, pending.changed_at, newest.with_key)
 
     def _log(self) -> None:
@@ -199,12 +220,31 @@ class SnapshotValidator:
         self._logged = set(held)
 
 
+def _message(resource: Resource, reason: str) -> str:
+    return f"Envoy refuses {resource.description}: {reason}"
+
+
 def _validated(snapshot: Snapshot) -> Iterator[tuple[str, ResourceSet]]:
     return ((type_url, of) for type_url, of in snapshot.types.items() if type_url != SECRET)
 
 
 def _is_in(resources: ResourceSet, resource: Resource) -> bool:
     return resources.get(resource.name) == resource
+
+
+def _with_last_good(
+    snapshot: Snapshot,
+    held: Iterable[Resource],
+    last: Snapshot,
+    substitutes: dict[Hashable, ResourceSet],
+) -> Snapshot:
+    """Return a snapshot with the last version of some resources, or without those that have none."""
+    types = dict(snapshot.types)
+    for type_url in {resource.type_url for resource in held}:
+        names = sorted(resource.name for resource in held if resource.type_url == type_url)
+        types[type_url] = _substitute(types[type_url], last.of(type_url), names, substitutes)
+    unknown = ((each.type_url, each.name) for each in held if each.name not in last.of(each.type_url))
+    return replace(snapshot, types=types, kept=frozenset(unknown))
 
 
 def _substitute(

@@ -82,10 +82,14 @@ class Report:
 
     def shared(self) -> Report:
         """Return the report for other replicas. It lists only proxies that lag behind `generation`."""
-        if len(self.rejected_clusters) > MAX_LAGGING:
-            return self.without_progress()
+        rejected = self.rejected_clusters
+        if len(rejected) > MAX_LAGGING:
+            # Many clients lack the same clusters. One of them suffices for others to wait.
+            rejected = _first_clients(rejected)
+            if len(rejected) > MAX_LAGGING:
+                return self.without_progress()
         servers, clients = self.servers.shared(self.generation), self.clients.shared(self.generation)
-        return replace(self, servers=servers, clients=clients)
+        return replace(self, servers=servers, clients=clients, rejected_clusters=rejected)
 
     def without_progress(self) -> Report:
         """Return the report as if no proxy had ACKed anything, so that the leader relies on none of them."""
@@ -168,6 +172,17 @@ class Observed:
                     if is_relevant(_service_of(cluster)):
                         lagging[name] = error
         return dict(sorted(lagging.items()))
+
+
+def _first_clients(rejected: Mapping[str, Mapping[str, str]]) -> Mapping[str, Mapping[str, str]]:
+    """Return the first client that rejected each cluster, with the clusters that no earlier one rejected."""
+    found: dict[str, dict[str, str]] = {}
+    known: set[str] = set()
+    for name, clusters in rejected.items():
+        if new := {cluster: error for cluster, error in clusters.items() if cluster not in known}:
+            found[name] = new
+            known.update(new)
+    return found
 
 
 def _service_of(cluster: str) -> tuple[str, int]:

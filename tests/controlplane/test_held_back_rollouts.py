@@ -1,0 +1,166 @@
+"""Rollouts treat resources that validation holds back as rejected."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from tests.controlplane.sidecar import WITHIN, Sidecar
+from tests.controlplane.transitions import (
+    FACTS,
+    PORT,
+    WEB,
+    set_mode,
+    transitions,
+    until_checked_twice,
+    until_finished,
+    waits,
+)
+from tests.controlplane.world import running
+from tests.policy.world import HTTP, peer, pod, rule, service
+from tests.support.waiting import eventually
+from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.object_progress import ProgressTracker
+from xds.mesh.controlplane.rollout_text import rule_line
+from xds.mesh.model.objects import Change
+from xds.mesh.rollout.progress import rule_progress
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource
+
+API = "outbound|80||api.shop.svc.cluster.local"
+
+
+class Refusing:
+    """Refuses what the test decides."""
+
+    def __init__(self) -> None:
+        self.refuses: Callable[[Resource], bool] = lambda _: False
+
+    async def validate(self, resources: Sequence[Resource]) -> Mapping[Resource, str]:
+        return {each: "it is bad" for each in resources if self.refuses(each)}
+
+
+@asynccontextmanager
+async def world(
+    *facts: Any, timeout: float = 30
+) -> AsyncIterator[tuple[Controller, Refusing, Sidecar, Sidecar]]:
+    """Run a controller with a validator, a server and a client that have ACKed everything."""
+    refusing = Refusing()
+    options = {"rollout_timeout": timeout, "validator": refusing}
+    async with running(*FACTS, *facts, **options) as controller, AsyncExitStack() as stack:
+        sidecars = [
+            await stack.enter_async_context(Sidecar(controller, name, "ns")) for name in ("web", "client")
+        ]
+        for each in sidecars:
+            await each.until(lambda each=each: LISTENER in each.has and WEB in each.has.get(ENDPOINT, {}))
+        yield controller, refusing, *sidecars
+
+
+def refuse(refusing: Refusing, type_url: str, name: str, known: Mapping[str, Resource]) -> None:
+    """Refuse all versions of a resource but the one that a sidecar has."""
+    good = known[name].version
+    refusing.refuses = lambda each: (each.type_url, each.name) == (type_url, name) and each.version != good
+
+
+async def test_rollouts_of_other_services_do_not_wait() -> None:
+    """The timeout of the rollout exceeds that of the test."""
+    facts = (pod("api", "shop"), service("api", "shop", HTTP), peer("ns", "DISABLE"))
+    async with world(*facts, timeout=600) as (controller, refusing, web, client):
+        refuse(refusing, CLUSTER, API, client.has[CLUSTER])
+        bad = rule("shop", "api.shop.svc.cluster.local", "SIMPLE")
+        controller.change(Change(applied=(bad,)))
+        reason = f"held back, Envoy refuses Cluster {API}: it is bad"
+        line = f"{bad.ref} waiting for client.ns, web.ns, rejected: {reason}"
+        await eventually(
+            lambda: [rule_line(each) for each in rule_progress(controller.rollouts)] == [line], timeout=WITHIN
+        )
+        progress = await ProgressTracker(controller, bad.ref).read()
+        assert {(each.reason, each.rejected) for each in progress.lagging} == {(reason, True)}
+        assert len(progress.lagging) == 2
+
+        set_mode(controller, "STRICT")
+        await web.until(lambda: web.accepts(PORT) == "S")
+        assert client.uses_mtls(WEB)
+        await eventually(lambda: not transitions(controller), timeout=WITHIN)
+        assert controller.rollouts.rollout.stats.skips == 0
+        assert [rule_line(each) for each in rule_progress(controller.rollouts)] == [line]
+
+
+async def test_client_without_its_endpoints_lags_until_it_acks_the_repaired_ones() -> None:
+    async with world(peer("ns", "DISABLE")) as (controller, refusing, web, client):
+        refuse(refusing, ENDPOINT, WEB, client.has[ENDPOINT])
+        set_mode(controller, "STRICT")
+        reason = f"held back, Envoy refuses ClusterLoadAssignment {WEB}: it is bad"
+        lagging = ("client.ns", "web.ns")
+
+        def waiting() -> list[tuple[str, tuple[str, ...]]]:
+            return [(each.rejection, each.lagging) for each in waits(controller)]
+
+        await eventually(lambda: waiting() == [(reason, lagging)], timeout=WITHIN)
+        assert not client.uses_mtls(WEB)
+        assert web.accepts(PORT) == "P"
+        client.withholds = {ENDPOINT}
+        refusing.refuses = lambda _: False
+        for name in ("web", "client"):
+            controller.publisher.schedule(("ns", name))
+        await eventually(lambda: waiting() == [(reason, ("client.ns",))], timeout=WITHIN)
+        for _ in range(3):
+            await until_checked_twice(controller)
+        assert waiting() == [(reason, ("client.ns",))]
+        client.answer(ENDPOINT)
+        await web.until(lambda: web.accepts(PORT) == "S")
+        await until_finished(controller)
+
+
+async def test_client_without_its_endpoints_is_skipped_after_the_timeout() -> None:
+    async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, refusing, web, client):
+        refuse(refusing, ENDPOINT, WEB, client.has[ENDPOINT])
+        set_mode(controller, "STRICT")
+        await web.until(lambda: web.accepts(PORT) == "S")
+        (skipped,) = controller.rollouts.rollout.skipped.ports.values()
+        assert skipped.wait.rejection.startswith("held back, Envoy refuses ClusterLoadAssignment")
+
+
+async def test_server_without_its_listener_is_never_skipped() -> None:
+    """It still refuses mutual TLS, although it has ACKed all that it was sent."""
+    async with world(peer("ns", "DISABLE"), timeout=0.5) as (controller, refusing, web, client):
+        (inbound,) = (name for name, each in web.has[LISTENER].items() if each.tag)
+        refuse(refusing, LISTENER, inbound, web.has[LISTENER])
+        set_mode(controller, "STRICT")
+        reason = f"held back, Envoy refuses Listener {inbound}: it is bad"
+        await eventually(lambda: [each.rejection for each in waits(controller)] == [reason], timeout=WITHIN)
+        (transition,) = transitions(controller)
+        until = transition.listener.since + 1.5
+        await eventually(lambda: controller.rollouts.checked_at > until, timeout=WITHIN)
+        assert not client.uses_mtls(WEB)
+        assert controller.rollouts.rollout.stats.skips == 0
+
+        web.withholds = {LISTENER}
+        refusing.refuses = lambda _: False
+        controller.publisher.schedule(("ns", "web"))
+        await web.until(lambda: bool(web._unanswered))
+        for _ in range(3):
+            await until_checked_twice(controller)
+        assert not client.uses_mtls(WEB)
+        web.answer(LISTENER)
+        await client.until(lambda: client.uses_mtls(WEB))
+        await until_finished(controller)
+
+
+async def test_reconnected_client_still_lags_behind_what_is_held_back() -> None:
+    async with world(peer("ns", "DISABLE")) as (controller, refusing, web, client):
+        refuse(refusing, ENDPOINT, WEB, client.has[ENDPOINT])
+        set_mode(controller, "STRICT")
+        async with Sidecar(controller, "other", "ns") as other:
+            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) or LISTENER in other.has)
+        again = Sidecar(controller, "other", "ns")
+        again.brings = other.versions()
+        async with again:
+            lagging = ("client.ns", "other.ns", "web.ns")
+            await eventually(
+                lambda: [each.lagging for each in waits(controller)] == [lagging], timeout=WITHIN
+            )
+            await eventually(lambda: again.session.synced, timeout=WITHIN)
+            await until_checked_twice(controller)
+            assert [each.lagging for each in waits(controller)] == [lagging]
+            assert web.accepts(PORT) == "P"
