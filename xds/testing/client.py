@@ -18,7 +18,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, R
 from xds.testing.envoy import DEFAULT_CLUSTER
 from xds.testing.messages import Conversation, Request, Response
 from xds.testing.model import EnvoyModel, Rejection
-from xds.testing.streams import ClientStream, MemoryStream, SocketStream
+from xds.testing.streams import ClientStream, MemoryStream, SocketStream, method_of
 
 DEFAULT_TIMEOUT = 10.0
 """Default maximum time of `EnvoyClient.wait_for`, in seconds."""
@@ -282,9 +282,9 @@ class EnvoyClient:
     def _open(self, variant: Variant) -> ClientStream:
         if isinstance(self._target, str):
             self._channel = grpc.aio.insecure_channel(self._target)
-            return SocketStream(self._channel, variant)
+            return SocketStream(self._channel, method_of(variant))
         if isinstance(self._target, grpc.aio.Channel):
-            return SocketStream(self._target, variant)
+            return SocketStream(self._target, method_of(variant))
         return MemoryStream(self._target, variant)
 
     async def _read(self, stream: ClientStream) -> None:
