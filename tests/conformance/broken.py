@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from xds.codec import message_class
 from xds.protocol.session import Session, Variant
 from xds.snapshot import CLUSTER, LISTENER, ROUTE
-
-_PACKAGE = "envoy.service.discovery.v3"
+from xds.testing.messages import request_class, response_class
 
 
 class Broken(Session):
@@ -16,9 +14,8 @@ class Broken(Session):
 
     def __init__(self, variant: Variant, **options: Any) -> None:
         super().__init__(variant, **options)
-        prefix = f"{_PACKAGE}.{'Delta' if variant is Variant.DELTA else ''}Discovery"
         self.is_delta = variant is Variant.DELTA
-        self._request, self._response = message_class(f"{prefix}Request"), message_class(f"{prefix}Response")
+        self._request, self._response = request_class(variant), response_class(variant)
         self.last: Any = None
         self.again: list[Any] = []
 

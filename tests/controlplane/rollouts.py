@@ -29,7 +29,7 @@ from xds.mesh.sources.report import ReadObject
 from xds.mesh.v1 import described
 from xds.server import Observer, XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
-from xds.testing import EnvoyClient
+from xds.testing import EnvoyClient, Response
 from xds.validation import Validator
 
 WITHIN = 15.0
@@ -43,13 +43,11 @@ class Sidecar(EnvoyClient):
             channel, node=f"sidecar~127.0.0.1~{name}.shop~shop.svc.cluster.local", timeout=WITHIN
         )
 
-    async def answer(self, type_url: str, error: str = "") -> None:
-        """Answer the response that the sidecar holds, once it has arrived."""
-        await self.wait_for(lambda: self.held(type_url))
-        if error:
-            self.reject(type_url, message=error)
+    async def answer(self, type_url: str, error: str = "") -> Response:
+        """Answer the response that the sidecar holds, once it has arrived, and stop holding the type."""
+        response = await super().answer(type_url, error)
         await self.release(type_url)
-        self.accept(type_url)
+        return response
 
 
 class MemorySource:

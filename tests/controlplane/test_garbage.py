@@ -42,8 +42,10 @@ async def test_changes_of_the_mode_leave_no_garbage() -> None:
             for _ in range(times):
                 for mode, accepts, is_mtls in (("DISABLE", "D", False), ("STRICT", "S", True)):
                     set_mode(controller, mode)
-                    await web.until(lambda accepts=accepts: web.accepts(PORT) == accepts)
-                    await client.until(lambda is_mtls=is_mtls: client.uses_mtls(WEB) is is_mtls)
+                    await web.wait_for(lambda accepts=accepts: web.accepts(PORT) == accepts)
+                    await client.wait_for(lambda is_mtls=is_mtls: client.uses_mtls(WEB) is is_mtls)
+            for sidecar in (web, client):
+                sidecar.conversation.clear()
             gc.collect(1)  # as after MAX_NEW objects
             return len(gc.get_objects())
 

@@ -26,7 +26,7 @@ from xds.mesh.rollout.proxies import State
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
 
 SOON = 6.0
 """Seconds within which a rollout finishes that waits for no proxy: less than any grace period or timeout."""
@@ -42,32 +42,29 @@ def connect(controller, name: str, type_url: str = "") -> Subscriber:
 async def becomes_strict_soon(controller, web: Sidecar) -> None:
     started_at = time.monotonic()
     set_mode(controller, "STRICT")
-    await web.until(lambda: web.accepts(PORT) == "S")
+    await web.wait_for(lambda: web.accepts(PORT) == "S")
     assert time.monotonic() < started_at + SOON
 
 
-async def reconnected(controller, before: Sidecar) -> Sidecar:
-    """Return the next stream of a sidecar, which connects while an unrelated change is due."""
+async def make_change_due(controller) -> None:
+    """Let an unrelated change be due, so that it is applied while the next sidecar connects."""
     await until_checked_twice(controller)
     controller.change(Change(applied=(pod("unrelated", "ns"),)))
     due = time.monotonic() + 0.1
     while time.monotonic() < due:
         pass  # Keep the loop busy, so that the change is applied before anything else.
-    sidecar = Sidecar(controller, before.name, "ns")
-    sidecar.brings = before.versions()
-    sidecar.withholds = before.withholds
-    return sidecar
 
 
 async def test_reconnected_client_counts_before_it_is_served() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, _web, client):
         async with Sidecar(controller, "other", "ns") as other:
-            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
-            other.withholds = {ENDPOINT}
+            await other.wait_for(lambda: WEB in other.endpoints)
+            other.hold(ENDPOINT)
             set_mode(controller, "STRICT")
-            await client.until(lambda: client.uses_mtls(WEB))
+            await client.wait_for(lambda: client.uses_mtls(WEB))
             await until_waiting_for(controller, "clients")
-        async with await reconnected(controller, other):
+        await make_change_due(controller)
+        async with other:
             await eventually(lambda: not controller.batcher, timeout=WITHIN)
             await until_checked_twice(controller)
             (wait,) = waits(controller)
@@ -79,12 +76,13 @@ async def test_reconnected_client_counts_before_it_is_served() -> None:
 async def test_reconnected_server_counts_before_it_is_served() -> None:
     async with world(peer("ns", "DISABLE"), names=("client",)) as (controller, client):
         async with Sidecar(controller, "web", "ns") as web:
-            await web.until(lambda: LISTENER in web.has)
-            web.withholds = {LISTENER}
+            await web.wait_for(lambda: web.listeners)
+            web.hold(LISTENER)
             set_mode(controller, "STRICT")
             await until_waiting_for(controller, "listener")
         controller.rollouts.proxies._recovery_ends = 0.0  # long after the start
-        async with await reconnected(controller, web):
+        await make_change_due(controller)
+        async with web:
             await eventually(lambda: not controller.batcher, timeout=WITHIN)
             await until_checked_twice(controller)
             assert not client.uses_mtls(WEB)
@@ -93,10 +91,10 @@ async def test_reconnected_server_counts_before_it_is_served() -> None:
 async def test_polling_stream_does_not_replace_disconnected_client() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, _web, client):
         async with Sidecar(controller, "other", "ns") as other:
-            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
-            other.withholds = {ENDPOINT}
+            await other.wait_for(lambda: WEB in other.endpoints)
+            other.hold(ENDPOINT)
             set_mode(controller, "STRICT")
-            await client.until(lambda: client.uses_mtls(WEB))
+            await client.wait_for(lambda: client.uses_mtls(WEB))
             await until_waiting_for(controller, "clients")
         polling = connect(controller, "other", CLUSTER)
         await until_checked_twice(controller)
@@ -117,7 +115,7 @@ async def test_stream_without_listeners_does_not_count_as_server(type_url) -> No
         set_mode(controller, "PERMISSIVE")
         await eventually(lambda: client.uses_mtls(WEB), timeout=SOON)
         controller.connections.disconnect(second)
-        await web.until(lambda: web.accepts(PORT) == "P")
+        await web.wait_for(lambda: web.accepts(PORT) == "P")
 
 
 async def test_stream_of_deleted_pod_does_not_block_a_rollout() -> None:
@@ -135,7 +133,7 @@ async def test_stream_of_deleted_pod_does_not_block_a_rollout() -> None:
 async def test_deleted_pod_does_not_block_a_rollout() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
         async with Sidecar(controller, "other", "ns") as other:
-            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
+            await other.wait_for(lambda: WEB in other.endpoints)
         controller.change(Change(removed=(Ref("Pod", "ns", "other"),)))
         await becomes_strict_soon(controller, web)
 
@@ -153,7 +151,7 @@ async def test_unknown_pods_do_not_block_and_leave_no_state() -> None:
 async def test_deferred_proxy_of_deleted_pod_is_released() -> None:
     async with running(*FACTS) as controller:
         client = Sidecar(controller, "client", "ns")
-        client.brings = {CLUSTER: {"gone": "1"}}
+        await client.receive_earlier(Resource.of(CLUSTER, "gone", b"", version="1"))
         async with client:
             await eventually(lambda: ("ns", "client") in controller.publisher.deferred, timeout=WITHIN)
             controller.change(Change(removed=(Ref("Pod", "ns", "client"),)))
@@ -163,7 +161,7 @@ async def test_deferred_proxy_of_deleted_pod_is_released() -> None:
 
 async def test_failed_observation_does_not_stop_a_rollout(monkeypatch) -> None:
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
-        web.withholds = {LISTENER}
+        web.hold(LISTENER)
         set_mode(controller, "STRICT")
         await until_waiting_for(controller, "listener")
         collect_progress, calls = controller.rollouts.collect_progress, []
@@ -175,5 +173,5 @@ async def test_failed_observation_does_not_stop_a_rollout(monkeypatch) -> None:
             return collect_progress(*args)
 
         monkeypatch.setattr(controller.rollouts, "collect_progress", fail_once)
-        web.answer(LISTENER)
-        await web.until(lambda: web.accepts(PORT) == "S")
+        await web.release(LISTENER)
+        await web.wait_for(lambda: web.accepts(PORT) == "S")

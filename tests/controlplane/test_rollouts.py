@@ -33,21 +33,23 @@ from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout import driver, proxies
 from xds.mesh.rollout.progress import accepts_plaintext, port_waits
 from xds.mesh.rollout.proxies import State
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
 
+NO_CLUSTER = f"Error adding/updating cluster(s) {WEB}: no"
+NO_LISTENER = "Error adding/updating listener(s) virtualInbound: no"
 ROLLOUT_EVENTS = {"rollout in progress", "rollout stalled", "rollout finished"}
 
 
 async def test_clients_migrate_once_the_listener_is_active() -> None:
     disabled = peer("ns", "DISABLE")
     async with world(disabled) as (controller, web, client):
-        web.withholds = {LISTENER}
+        web.hold(LISTENER)
         set_mode(controller, "STRICT")
         await until_waiting_for(controller, "listener")
         await until_checked_twice(controller)
         assert not client.uses_mtls(WEB)
-        web.answer(LISTENER)
-        await web.until(lambda: web.accepts(PORT) == "S")
+        await web.release(LISTENER)
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
         assert client.uses_mtls(WEB)
         await until_finished(controller)
 
@@ -56,16 +58,19 @@ async def test_clients_do_not_migrate_while_the_listener_warms() -> None:
     """Envoy ACKs a listener before it is warm."""
     async with running(*FACTS, peer("ns", "DISABLE")) as controller, AsyncExitStack() as stack:
         web, client = Sidecar(controller, "web", "ns"), Sidecar(controller, "client", "ns")
-        web.withholds = {SECRET}
+        web.hold(SECRET)
+        await stack.enter_async_context(web)
+        await web.wait_for(lambda: web.held(SECRET))
+        await web.stop_warming()  # Its clusters.
+        await stack.enter_async_context(client)
         for each in (web, client):
-            await stack.enter_async_context(each)
-            await each.until(lambda each=each: LISTENER in each.has and WEB in each.has.get(ENDPOINT, {}))
+            await each.wait_for(lambda each=each: each.listeners and WEB in each.endpoints)
         set_mode(controller, "PERMISSIVE")
-        await web.until(lambda: web.accepts(PORT) == "P")
+        await web.wait_for(lambda: web.accepts(PORT) == "P")
         await until_checked_twice(controller)
         assert not client.uses_mtls(WEB)
-        web.answer(SECRET)
-        await client.until(lambda: client.uses_mtls(WEB))
+        await web.release(SECRET)
+        await client.wait_for(lambda: client.uses_mtls(WEB))
         await until_finished(controller)
 
 
@@ -76,9 +81,9 @@ async def test_server_contracts_once_every_client_uses_mtls() -> None:
         client,
         other,
     ):
-        other.withholds = {ENDPOINT}
+        other.hold(ENDPOINT)
         set_mode(controller, "STRICT")
-        await client.until(lambda: client.uses_mtls(WEB))
+        await client.wait_for(lambda: client.uses_mtls(WEB))
         await until_waiting_for(controller, "clients")
         await eventually(
             lambda: [each.lagging for each in waits(controller)] == [("other.ns",)], timeout=WITHIN
@@ -86,8 +91,8 @@ async def test_server_contracts_once_every_client_uses_mtls() -> None:
         ((key, transition, _),) = port_waits(controller.rollouts)
         assert accepts_plaintext(controller.rollouts.rollout, key, transition)
         assert web.accepts(PORT) == "P"
-        other.answer(ENDPOINT)
-        await web.until(lambda: web.accepts(PORT) == "S")
+        await other.release(ENDPOINT)
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
         await until_finished(controller)
         assert controller.rollouts.rollout.stats.plaintext_disabled == 1
 
@@ -96,16 +101,16 @@ async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
     monkeypatch.setattr(rollout_log, "LOG_INTERVAL", 0.0)
     with capture_logs() as logs:
         async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
-            client.withholds = {ENDPOINT}
+            client.hold(ENDPOINT)
             set_mode(controller, "STRICT")
-            await web.until(lambda: web.accepts(PORT) == "S")
+            await web.wait_for(lambda: web.accepts(PORT) == "S")
             (skipped,) = controller.rollouts.rollout.skipped.ports.values()
             assert skipped.wait.lagging == ("client.ns",)
             assert controller.rollouts.rollout.stats.skips == 1
             await eventually(
                 lambda: any("skipped" in entry.get("status", "") for entry in logs), timeout=WITHIN
             )
-            client.answer(ENDPOINT)
+            await client.release(ENDPOINT)
             await eventually(lambda: not controller.rollouts.rollout.skipped.ports, timeout=WITHIN)
             await eventually(lambda: logs[-1]["event"] == "rollout finished", timeout=WITHIN)
     events = [entry for entry in logs if entry["event"] in ROLLOUT_EVENTS]
@@ -122,12 +127,12 @@ async def test_rejected_rule_is_logged_only_on_change(
     mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     with capture_logs() as logs:
         async with world(peer("ns", "PERMISSIVE"), timeout=0.5) as (controller, _web, client):
-            client.rejects = {CLUSTER}
+            client.reject(CLUSTER, message="no")
             controller.change(Change(applied=(mutual,)))
             await eventually(lambda: controller.rollouts.rollout.skipped.rules, timeout=WITHIN)
             for _ in range(3):
                 await until_checked_twice(controller)
-            client.rejects = set()
+            client.accept(CLUSTER)
             controller.change(Change(removed=(mutual.ref,)))
             await until_finished(controller)
             await eventually(lambda: not controller.rollouts.rollout.skipped.rules, timeout=WITHIN)
@@ -135,38 +140,40 @@ async def test_rejected_rule_is_logged_only_on_change(
     events = [entry for entry in logs if entry["event"] in ROLLOUT_EVENTS]
     statuses = [entry["status"].partition(" (")[0] for entry in events if "status" in entry]
     assert len(statuses) == len(set(statuses)), statuses
-    assert "DestinationRule ns/rule waiting for client.ns, rejected: no" in statuses
-    assert "DestinationRule ns/rule skipped client.ns, rejected: no" in statuses
+    assert f"DestinationRule ns/rule waiting for client.ns, rejected: {NO_CLUSTER}" in statuses
+    assert f"DestinationRule ns/rule skipped client.ns, rejected: {NO_CLUSTER}" in statuses
     assert (events[-1]["event"], events[-1]["name"]) == ("rollout finished", "DestinationRule ns/rule")
 
 
 async def test_lagging_server_is_skipped_after_the_timeout() -> None:
     async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
-        web.withholds = {LISTENER}
+        web.hold(LISTENER)
         set_mode(controller, "PERMISSIVE")
         await until_waiting_for(controller, "listener")
-        await client.until(lambda: client.uses_mtls(WEB))
+        await client.wait_for(lambda: client.uses_mtls(WEB))
         assert controller.rollouts.rollout.stats.skips == 1
 
 
 async def test_rejected_listener_is_never_skipped() -> None:
     async with world(peer("ns", "DISABLE"), timeout=0.5) as (controller, web, client):
-        web.rejects = {LISTENER}
+        web.reject(LISTENER, message="no")
         set_mode(controller, "STRICT")
-        await eventually(lambda: [each.rejection for each in waits(controller)] == ["no"], timeout=WITHIN)
+        await eventually(
+            lambda: [each.rejection for each in waits(controller)] == [NO_LISTENER], timeout=WITHIN
+        )
         (transition,) = transitions(controller)
         until = transition.listener.since + 1.5
         await eventually(lambda: controller.rollouts.checked_at > until, timeout=WITHIN)
         assert not client.uses_mtls(WEB)
         assert controller.rollouts.rollout.stats.skips == 0
-        web.rejects = set()
+        web.accept(LISTENER)
         set_mode(controller, "DISABLE")
         await until_finished(controller)
 
 
 async def test_client_that_rejects_endpoints_is_reported() -> None:
     async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
-        client.rejects = {ENDPOINT}
+        client.reject(ENDPOINT, message="no")
         set_mode(controller, "STRICT")
         await eventually(
             lambda: (
@@ -174,60 +181,60 @@ async def test_client_that_rejects_endpoints_is_reported() -> None:
             ),
             timeout=WITHIN,
         )
-        await web.until(lambda: web.accepts(PORT) == "S")
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
 
 
 async def test_immediate_rollout_waits_for_no_proxy() -> None:
     async with world(peer("ns", "DISABLE"), timeout=None) as (controller, web, client):
-        client.withholds = {ENDPOINT}
+        client.hold(ENDPOINT)
         set_mode(controller, "STRICT")
-        await web.until(lambda: web.accepts(PORT) == "S")
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
         assert not controller.rollouts.rollout.is_in_progress
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
-        client.withholds = {ENDPOINT}
+        client.hold(ENDPOINT)
         strict = peer("ns", "STRICT")
         immediate = replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"}))
         controller.change(Change(applied=(immediate,)))
-        await web.until(lambda: web.accepts(PORT) == "S")
-        client.answer(ENDPOINT)
-        await client.until(lambda: client.uses_mtls(WEB))
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
+        await client.release(ENDPOINT)
+        await client.wait_for(lambda: client.uses_mtls(WEB))
         await until_finished(controller)
 
 
 async def test_disconnected_client_counts_until_it_reconnects(monkeypatch) -> None:
     async with world(peer("ns", "DISABLE"), names=("web", "client")) as (controller, web, client):
         async with Sidecar(controller, "other", "ns") as other:
-            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
-            other.withholds = {ENDPOINT}
+            await other.wait_for(lambda: WEB in other.endpoints)
+            other.hold(ENDPOINT)
             set_mode(controller, "STRICT")
-            await client.until(lambda: client.uses_mtls(WEB))
+            await client.wait_for(lambda: client.uses_mtls(WEB))
         await until_waiting_for(controller, "clients")
         await until_checked_twice(controller)
         (wait,) = waits(controller)
         assert "other.ns" in wait.lagging
         assert web.accepts(PORT) == "P"
         async with Sidecar(controller, "other", "ns") as other:
-            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) and other.uses_mtls(WEB))
-            await web.until(lambda: web.accepts(PORT) == "S")
+            await other.wait_for(lambda: WEB in other.endpoints and other.uses_mtls(WEB))
+            await web.wait_for(lambda: web.accepts(PORT) == "S")
 
 
 async def test_client_that_does_not_reconnect_is_forgotten(monkeypatch) -> None:
     monkeypatch.setattr(proxies, "RECONNECT_GRACE", 0.5)
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
         async with Sidecar(controller, "other", "ns") as other:
-            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}))
-            other.withholds = {ENDPOINT}
+            await other.wait_for(lambda: WEB in other.endpoints)
+            other.hold(ENDPOINT)
             set_mode(controller, "STRICT")
-            await client.until(lambda: client.uses_mtls(WEB))
-        await web.until(lambda: web.accepts(PORT) == "S")
+            await client.wait_for(lambda: client.uses_mtls(WEB))
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
 
 
 async def test_server_that_leaves_before_its_ack_counts_until_the_timeout(monkeypatch) -> None:
     monkeypatch.setattr(proxies, "RECONNECT_GRACE", 0.0)
     async with world(peer("ns", "DISABLE"), names=("client",), timeout=WITHIN) as (controller, client):
         async with Sidecar(controller, "web", "ns") as web:
-            await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "D")
-            web.withholds = {LISTENER}
+            await web.wait_for(lambda: web.listeners and web.accepts(PORT) == "D")
+            web.hold(LISTENER)
             set_mode(controller, "STRICT")
             await until_waiting_for(controller, "listener")
         await until_checked_twice(controller)
@@ -241,29 +248,27 @@ def lagging(controller) -> list[str]:
 async def test_new_client_does_not_lag() -> None:
     """It has no earlier configuration, so a constant arrival of new pods delays nobody."""
     async with world(peer("ns", "DISABLE")) as (controller, _web, client):
-        client.withholds = {ENDPOINT}
+        client.hold(ENDPOINT)
         set_mode(controller, "STRICT")
         await until_waiting_for(controller, "clients")
         await eventually(lambda: lagging(controller) == ["client.ns"], timeout=WITHIN)
         other = Sidecar(controller, "other", "ns")
-        other.withholds = {CLUSTER}
+        other.hold(CLUSTER)
         async with other:
-            await eventually(lambda: other.session.first_generation >= 0, timeout=WITHIN)
+            await eventually(lambda: other.subscriber.session.first_generation >= 0, timeout=WITHIN)
             await until_checked_twice(controller)
             assert lagging(controller) == ["client.ns"]
 
 
 async def test_client_that_reconnects_does_not_lag_behind_what_it_had(monkeypatch) -> None:
     async with world(peer("ns", "DISABLE")) as (controller, _web, client):
-        client.withholds = {ENDPOINT}
+        client.hold(ENDPOINT)
         async with Sidecar(controller, "other", "ns") as other:
             set_mode(controller, "STRICT")
-            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) and other.uses_mtls(WEB))
+            await other.wait_for(lambda: WEB in other.endpoints and other.uses_mtls(WEB))
             await eventually(lambda: lagging(controller) == ["client.ns"], timeout=WITHIN)
         monkeypatch.setattr(proxies, "WORKER_DELAY", inf)
-        again = Sidecar(controller, "other", "ns")
-        again.brings = other.versions()
-        async with again:
+        async with other:
             await until_checked_twice(controller)
             assert lagging(controller) == ["client.ns"]
 
@@ -273,20 +278,16 @@ async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None
     monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 0.0)
     async with world(peer("ns", "DISABLE"), names=("client",), timeout=WITHIN) as (controller, client):
         async with Sidecar(controller, "web", "ns") as web:
-            await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "D")
-            await eventually(
-                lambda: web.session.has_acked(LISTENER, web.session.tagged(LISTENER)), timeout=WITHIN
-            )
-            versions = web.versions()
+            await web.wait_for(lambda: web.listeners and web.accepts(PORT) == "D")
+            session = web.subscriber.session
+            await eventually(lambda: session.has_acked(LISTENER, session.tagged(LISTENER)), timeout=WITHIN)
         set_mode(controller, "STRICT")
         await until_waiting_for(controller, "listener")
         await until_checked_twice(controller)
         assert not client.uses_mtls(WEB)
-        web = Sidecar(controller, "web", "ns")
-        web.brings = versions
         async with web:
-            await client.until(lambda: client.uses_mtls(WEB))
-            await web.until(lambda: web.accepts(PORT) == "S")
+            await client.wait_for(lambda: client.uses_mtls(WEB))
+            await web.wait_for(lambda: web.accepts(PORT) == "S")
             await until_finished(controller)
         # A new pod of that name has no active listener.
         set_mode(controller, "DISABLE")
@@ -301,53 +302,54 @@ async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None
         )
 
 
+def earlier(mode: str) -> list[Resource]:
+    """Return what an earlier control plane has served to a sidecar."""
+    listener = Resource.of(LISTENER, "virtualInbound", b"", version=f"0.{PORT}{mode}")
+    return [Resource.of(CLUSTER, "a", b"", version="1"), listener]
+
+
 async def test_new_client_is_held_while_servers_reconnect(
     monkeypatch,
 ) -> None:
     monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 60.0)
     async with running(*FACTS, peer("ns", "STRICT")) as controller, AsyncExitStack() as stack:
         back, new = (Sidecar(controller, name, "ns") for name in ("client", "other"))
-        back.brings = {CLUSTER: {"a": "1"}, LISTENER: {"virtualInbound": f"0.{PORT}S"}}
+        await back.receive_earlier(*earlier("S"))
         await stack.enter_async_context(back)
         await eventually(lambda: ("ns", "client") in controller.publisher.deferred, timeout=WITHIN)
         await stack.enter_async_context(new)
         await eventually(lambda: ("ns", "other") in controller.publisher.deferred, timeout=WITHIN)
         web = Sidecar(controller, "web", "ns")
-        web.brings, web.withholds = (
-            {CLUSTER: {"a": "1"}, LISTENER: {"virtualInbound": f"0.{PORT}D"}},
-            {LISTENER},
-        )
+        await web.receive_earlier(*earlier("D"))
+        web.hold(LISTENER)
         await stack.enter_async_context(web)
-        await new.until(lambda: WEB in new.has.get(ENDPOINT, {}))
+        await new.wait_for(lambda: WEB in new.endpoints)
         assert not new.uses_mtls(WEB)
-        web.answer(LISTENER)
-        await new.until(lambda: new.uses_mtls(WEB))
+        await web.release(LISTENER)
+        await new.wait_for(lambda: new.uses_mtls(WEB))
 
 
 async def test_restarted_control_plane_recovers_active_modes() -> None:
     """The earlier control plane was killed just after the change to STRICT."""
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
-        versions = {each.name: each.versions() for each in (web, client)}
+        pass
     async with running(*FACTS, peer("ns", "STRICT")) as controller, AsyncExitStack() as stack:
-        client = Sidecar(controller, "client", "ns")
-        client.brings = versions["client"]
-        await stack.enter_async_context(client)
+        await stack.enter_async_context(client.moved_to(controller))
         # The client reconnects first. What it should send depends on a server that may be about to reconnect.
         await eventually(lambda: ("ns", "client") in controller.publisher.deferred, timeout=WITHIN)
         assert client.subscriber.snapshot is None
-        web = Sidecar(controller, "web", "ns")
-        web.brings, web.withholds = versions["web"], {LISTENER}
-        await stack.enter_async_context(web)
+        web.hold(LISTENER)
+        await stack.enter_async_context(web.moved_to(controller))
         await until_waiting_for(controller, "listener")
         await stack.enter_async_context(Sidecar(controller, "other", "ns"))
-        await client.until(lambda: client.subscriber.snapshot is not None)
-        assert ENDPOINT not in client.has or not client.uses_mtls(WEB)
+        await client.wait_for(lambda: client.subscriber.snapshot is not None)
+        assert not client.uses_mtls(WEB)
         ((key, transition),) = controller.rollouts.rollout.plan.ports.items()
         desired = controller.rollouts.rollout.ports[key].desired
         assert (transition.listener.current, desired.mode) == ("PERMISSIVE", "STRICT")
-        web.answer(LISTENER)
-        await client.until(lambda: WEB in client.has.get(ENDPOINT, {}) and client.uses_mtls(WEB))
-        await web.until(lambda: web.accepts(PORT) == "S")
+        await web.release(LISTENER)
+        await client.wait_for(lambda: client.uses_mtls(WEB))
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
         await until_finished(controller)
 
 
@@ -366,34 +368,31 @@ async def test_rule_that_changed_before_its_server_reported_is_held(monkeypatch:
     monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 1.0)
     mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     async with world(peer("ns", "DISABLE")) as (_, web, _client):
-        had = web.versions()
+        pass
     async with running(*FACTS, peer("ns", "PERMISSIVE")) as controller:
         controller.change(Change(applied=(mutual,)))
         await eventually(lambda: controller.mesh.served_rule(mutual.ref) == mutual, timeout=WITHIN)
-        web = Sidecar(controller, "web", "ns")
-        web.brings, web.withholds = had, {LISTENER}
-        async with web:
+        web.hold(LISTENER)
+        async with web.moved_to(controller):
             await until_waiting_for(controller, "listener")
             await until_checked_twice(controller)
             assert controller.mesh.served_rule(mutual.ref) is None
-            web.answer(LISTENER)
+            await web.release(LISTENER)
             await eventually(lambda: controller.mesh.served_rule(mutual.ref) == mutual, timeout=WITHIN)
 
 
 async def test_start_waits_for_unclassified_connections() -> None:
     """A new control plane makes the client send mutual TLS; then the policy changes to STRICT."""
     earlier = rule("ns", "web.ns.svc.cluster.local", "DISABLE")
-    async with world(peer("ns", "PERMISSIVE"), earlier) as (_, *sidecars):
-        had = {each.name: each.versions() for each in sidecars}
+    async with world(peer("ns", "PERMISSIVE"), earlier) as (_, web, client):
+        before = client.resources[CLUSTER][WEB]
     async with running(*FACTS, peer("ns", "PERMISSIVE")) as controller, AsyncExitStack() as stack:
-        web, client, other = (Sidecar(controller, name, "ns") for name in ("web", "client", "other"))
-        web.brings, client.brings = had["web"], had["client"]
-        for each in (web, client, other):
-            await stack.enter_async_context(each)
-        await client.until(lambda: CLUSTER in client.has)
+        for each in (web, client, Sidecar(controller, "other", "ns")):
+            await stack.enter_async_context(each.moved_to(controller))
+        await client.wait_for(lambda: client.resources[CLUSTER][WEB].version != before.version)
         migrated = time.monotonic()
         set_mode(controller, "STRICT")
-        await web.until(lambda: LISTENER in web.has and web.accepts(PORT) == "S")
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
         assert time.monotonic() > migrated + UNREAD
 
 
@@ -401,32 +400,32 @@ async def test_reconnected_proxy_is_held_only_for_the_recovery_period(monkeypatc
     monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 0.5)
     async with running(*FACTS) as controller:
         client = Sidecar(controller, "client", "ns")
-        client.brings = {CLUSTER: {"gone": "1"}}
+        await client.receive_earlier(Resource.of(CLUSTER, "gone", b"", version="1"))
         async with client:
-            await client.until(lambda: LISTENER in client.has)
+            await client.wait_for(lambda: client.listeners)
 
 
 async def test_rule_is_held_until_servers_accept_it() -> None:
     mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
-        web.withholds = {LISTENER}
+        web.hold(LISTENER)
         controller.change(Change(applied=(peer("ns", "STRICT"), mutual)))
         await until_waiting_for(controller, "listener")
         await until_checked_twice(controller)
         assert controller.mesh.served_rule(mutual.ref) is None
-        web.answer(LISTENER)
-        await web.until(lambda: web.accepts(PORT) == "S")
+        await web.release(LISTENER)
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
         assert controller.mesh.served_rule(mutual.ref) == mutual
         await until_finished(controller)
         controller.change(Change(removed=(mutual.ref,), applied=(peer("ns", "DISABLE"),)))
-        await web.until(lambda: web.accepts(PORT) == "D")
+        await web.wait_for(lambda: web.accepts(PORT) == "D")
         await until_finished(controller)
         assert controller.mesh.served_rule(mutual.ref) is None
 
 
 async def test_deleted_server_ends_its_transition() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, web, _client):
-        web.withholds = {LISTENER}
+        web.hold(LISTENER)
         set_mode(controller, "STRICT")
         await until_waiting_for(controller, "listener")
         controller.change(Change(removed=(Ref("Pod", "ns", "web"),)))
@@ -450,7 +449,7 @@ async def test_last_policy_wins_during_a_transition(count: int) -> None:
 async def test_failed_step_is_logged_once_and_retried(monkeypatch) -> None:
     with capture_logs() as logs:
         async with world(peer("ns", "DISABLE")) as (controller, web, client):
-            web.withholds = {LISTENER}
+            web.hold(LISTENER)
             set_mode(controller, "STRICT")
             await until_waiting_for(controller, "listener")
             advance = controller.rollouts.advance
@@ -461,8 +460,8 @@ async def test_failed_step_is_logged_once_and_retried(monkeypatch) -> None:
             monkeypatch.setattr(controller.rollouts, "advance", fail)
             await until_checked_twice(controller)
             monkeypatch.setattr(controller.rollouts, "advance", advance)
-            web.answer(LISTENER)
-            await web.until(lambda: web.accepts(PORT) == "S")
+            await web.release(LISTENER)
+            await web.wait_for(lambda: web.accepts(PORT) == "S")
             assert client.uses_mtls(WEB)
     errors = [entry for entry in logs if entry["event"] == "rollout step failed"]
     assert [entry["problem"] for entry in errors] == ["RuntimeError: a bug"]

@@ -9,7 +9,6 @@ import pytest
 
 from tests.controlplane.sidecar import Sidecar
 from tests.controlplane.world import AUTHORITY, NOW, pod, running, service
-from tests.support.waiting import eventually
 from xds.mesh.controlplane import running_problems
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.running_problems import RunningProblems
@@ -83,7 +82,7 @@ async def test_certificate_that_is_not_renewed_is_reported(monkeypatch):
         Sidecar(controller, "other", "shop") as other,
     ):
         for sidecar in (web, other):
-            await sidecar.until(lambda sidecar=sidecar: "default" in sidecar.has.get(SECRET, {}))
+            await sidecar.wait_for(lambda sidecar=sidecar: "default" in sidecar.secrets)
         watched = Watched(controller)
         # Renewal is due after 12 h, and expiry after 24 h.
         assert await watched.check(NOW + timedelta(hours=17)) == []
@@ -97,9 +96,9 @@ async def test_certificate_that_is_not_renewed_is_reported(monkeypatch):
 async def test_certificate_that_is_not_acked_is_reported(monkeypatch):
     async with running(pod("web"), service("web")) as controller:
         web = Sidecar(controller, "web", "shop")
-        web.withholds = {SECRET}
+        web.hold(SECRET)
         async with web:
-            await eventually(lambda: web.session.resource_status(SECRET, "default").updated_at is not None)
+            await web.wait_for(lambda: web.held(SECRET))
             watched = Watched(controller)
             assert await watched.check() == []
             monkeypatch.setattr(running_problems, "UNACKED_TIME", 0.0)

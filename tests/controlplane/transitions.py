@@ -12,7 +12,6 @@ from xds.mesh.model.objects import Change, Ref
 from xds.mesh.rollout.plan import Transition
 from xds.mesh.rollout.progress import port_waits
 from xds.mesh.rollout.waits import Wait
-from xds.snapshot import ENDPOINT, LISTENER
 
 WEB = "outbound|80||web.ns.svc.cluster.local"
 FACTS = (
@@ -30,7 +29,7 @@ async def world(*facts, timeout: float | None = 30, names: tuple[str, ...] = ("w
     async with running(*FACTS, *facts, rollout_timeout=timeout) as controller, AsyncExitStack() as stack:
         sidecars = [await stack.enter_async_context(Sidecar(controller, name, "ns")) for name in names]
         for each in sidecars:
-            await each.until(lambda each=each: LISTENER in each.has and WEB in each.has.get(ENDPOINT, {}))
+            await each.wait_for(lambda each=each: each.listeners and WEB in each.endpoints)
         yield controller, *sidecars
 
 

@@ -21,20 +21,19 @@ from tests.support.places import HERE
 from tests.support.tcp import TcpServer
 from tests.support.waiting import eventually
 from xds.codec import message_class
-from xds.snapshot import CLUSTER, ENDPOINT, SECRET
+from xds.snapshot import CLUSTER, ENDPOINT, SECRET, Resource
+from xds.testing import EnvoyClient, Response, Variant
 
 PATIENCE = 60.0
 """Time limit for a change on a busy machine, in seconds."""
 
 _REQUEST = message_class("envoy.service.discovery.v3.DiscoveryRequest")
 _RESPONSE = message_class("envoy.service.discovery.v3.DiscoveryResponse")
-_CLUSTER = message_class("envoy.config.cluster.v3.Cluster")
 _ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
 _MATCH = "envoy.transport_socket_match"
 """Key of the endpoint metadata that selects mutual TLS."""
 _SECRET = message_class("envoy.extensions.transport_sockets.tls.v3.Secret")
 _SECRETS = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
-_METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
 
 
 class Serving:
@@ -147,95 +146,61 @@ class Serving:
         return Sidecar(self._xds, f"sidecar~{address}~{pod}.{namespace}~{namespace}.svc.cluster.local")
 
 
-class Sidecar:
-    """Subscribes to all clusters and endpoints on one stream in an `async with` block, and ACKs everything.
-
-    It waits for a control plane that does not listen yet.
-    """
+class Sidecar(EnvoyClient):
+    """A sidecar with a connection of its own. It waits for a control plane that does not listen yet."""
 
     def __init__(self, address: str, node: str) -> None:
-        self._address, self._node = address, node
-        self.seen: dict[str, list[dict[str, bool]]] = {}
-        """For each response with the cluster: its endpoints' addresses, and whether they get mutual TLS."""
-        self.clusters: list[set[str]] = []
-        """Cluster names in each response with clusters."""
-        self._last = {CLUSTER: _REQUEST(type_url=CLUSTER), ENDPOINT: _REQUEST(type_url=ENDPOINT)}
-        self._news = asyncio.Condition()
-
-    async def __aenter__(self) -> Self:
         options = {
             "grpc.use_local_subchannel_pool": 1,
             "grpc.max_receive_message_length": -1,
             "grpc.initial_reconnect_backoff_ms": 50,
             "grpc.max_reconnect_backoff_ms": 50,
         }
-        self._channel = grpc.aio.insecure_channel(self._address, list(options.items()))
-        self._call: Any = self._channel.stream_stream(_METHOD)(wait_for_ready=True)
-        self._last[CLUSTER].node.id = self._node
-        self._reading = asyncio.create_task(self._read())
-        return self
+        self._own = grpc.aio.insecure_channel(address, list(options.items()))
+        super().__init__(self._own, node=node, variant=Variant.SOTW, timeout=PATIENCE)
+
+    async def __aenter__(self) -> Self:
+        await self._own.channel_ready()
+        return await super().__aenter__()
 
     async def __aexit__(self, *_: object) -> None:
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
-        await self._channel.close()
+        await super().__aexit__()
+        await self._own.close()
 
     @property
-    def connected(self) -> bool:
-        """Whether the stream is open."""
-        return not self._reading.done()
+    def cluster_names(self) -> list[set[str]]:
+        """Names in each response with clusters."""
+        return [{each.name for each in resources} for resources in self._received(CLUSTER)]
+
+    def seen(self, cluster: str) -> list[dict[str, bool]]:
+        """Return each received assignment: the endpoints' addresses, and whether they get mutual TLS."""
+        return [
+            modes(each.body)
+            for resources in self._received(ENDPOINT)
+            for each in resources
+            if each.name == cluster
+        ]
 
     async def until(self, cluster: str, addresses: set[str], *, mtls: bool = True) -> None:
         """Wait until a cluster has exactly these endpoints, and all of them or none get mutual TLS."""
         wanted = dict.fromkeys(addresses, mtls)
+        await self.wait_for(lambda: self.seen(cluster)[-1:] == [wanted], f"{cluster} has {wanted}")
 
-        async def heard() -> None:
-            async with self._news:
-                await self._news.wait_for(lambda: self.seen.get(cluster, [None])[-1] == wanted)
+    def _received(self, type_url: str) -> list[tuple[Resource, ...]]:
+        return [
+            message.resources
+            for message in self.conversation.messages
+            if isinstance(message, Response) and message.type_url == type_url
+        ]
 
-        waiting = asyncio.create_task(heard())
-        try:
-            await asyncio.wait(
-                [waiting, self._reading], timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not self.connected:
-                self._reading.result()
-            assert waiting.done(), f"{cluster}: {self.seen.get(cluster)}, and never {wanted}"
-        finally:
-            waiting.cancel()
 
-    async def _read(self) -> None:
-        await self._ask(CLUSTER)
-        while (data := await self._call.read()) is not grpc.aio.EOF:
-            response = _RESPONSE.FromString(data)
-            kind, bodies = response.type_url, [resource.value for resource in response.resources]
-            self._last[kind].version_info = response.version_info
-            self._last[kind].response_nonce = response.nonce
-            await self._ask(kind)
-            if kind == CLUSTER:
-                names = [_CLUSTER.FromString(body).name for body in bodies]
-                self.clusters.append(set(names))
-                self._last[ENDPOINT].resource_names[:] = [
-                    name for name in names if name.startswith("outbound|")
-                ]
-                await self._ask(ENDPOINT)
-            else:
-                await self._learn([_ASSIGNMENT.FromString(body) for body in bodies])
-        raise AssertionError(f"the stream ended: {await self._call.code()}: {await self._call.details()}")
-
-    async def _ask(self, kind: str) -> None:
-        await self._call.write(self._last[kind].SerializeToString())
-
-    async def _learn(self, assignments: list[Any]) -> None:
-        for assignment in assignments:
-            modes = {
-                endpoint.endpoint.address.socket_address.address: _MATCH in endpoint.metadata.filter_metadata
-                for locality in assignment.endpoints
-                for endpoint in locality.lb_endpoints
-            }
-            self.seen.setdefault(assignment.cluster_name, []).append(modes)
-        async with self._news:
-            self._news.notify_all()
+def modes(assignment: bytes) -> dict[str, bool]:
+    """Return the addresses of an assignment's endpoints, and whether they get mutual TLS."""
+    return {
+        endpoint.endpoint.address.socket_address.address: _MATCH in endpoint.metadata.filter_metadata
+        for locality in _ASSIGNMENT.FromString(assignment).endpoints
+        for endpoint in locality.lb_endpoints
+    }
 
 
 class Cable(TcpServer):

@@ -67,8 +67,8 @@ async def test_api_server_outage_keeps_all_facts(own_cluster: Cluster, shop: Sho
                 await shop.add(deaths + 4)
                 await shop.remove(deaths + 1)
                 await sidecar.until(shop.service, addresses([deaths + 2, deaths + 3, deaths + 4]))
-            assert sidecar.connected
-            known = [endpoints for endpoints in sidecar.seen[shop.service] if len(endpoints) < 3]
+            assert sidecar.status is None
+            known = [endpoints for endpoints in sidecar.seen(shop.service) if len(endpoints) < 3]
             assert not known, "a live endpoint was removed"
 
 
@@ -79,14 +79,14 @@ async def test_process_started_before_the_api_server_catches_up(
     own_cluster.stop_api_server()
     async with Serving(kubeconfig, tmp_path) as serving:
         await serving.until_waiting()
+        starting = asyncio.create_task(own_cluster.start_api_server())
         async with serving.sidecar("client-101", shop.namespace, address(101)) as early:
-            starting = asyncio.create_task(own_cluster.start_api_server())
             await early.until(shop.service, addresses([1, 2, 3]))
             await serving.until_ready()
-            assert all(shop.service in clusters for clusters in early.clusters), (
+            assert all(shop.service in clusters for clusters in early.cluster_names), (
                 "a partial state was sent first"
             )
-            assert len(early.seen[shop.service]) == 1, "a partial state was sent first"
+            assert len(early.seen(shop.service)) == 1, "a partial state was sent first"
             await starting
 
 
@@ -106,7 +106,7 @@ async def test_policies_survive_api_server_crashes(own_cluster: Cluster, shop: S
                 await own_cluster.start_api_server()
                 await shop.add(deaths + 4)
                 await sidecar.until(shop.service, addresses(range(1, deaths + 5)), mtls=False)
-            assert not any(mtls for endpoints in sidecar.seen[shop.service] for mtls in endpoints.values())
+            assert not any(mtls for endpoints in sidecar.seen(shop.service) for mtls in endpoints.values())
 
 
 async def test_compaction_causes_no_other_changes(own_cluster: Cluster, shop: Shop, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ async def test_compaction_causes_no_other_changes(own_cluster: Cluster, shop: Sh
             await sidecar.until(shop.service, addresses([2, 3, 4]))
             # Its version has expired; it may notice that later for pods than for endpoints.
             await eventually(lambda: len(lists(own_cluster, "pods")) == before + 1, timeout=PATIENCE)
-            assert all(endpoints.keys() >= addresses([2, 3]) for endpoints in sidecar.seen[shop.service])
+            assert all(endpoints.keys() >= addresses([2, 3]) for endpoints in sidecar.seen(shop.service))
 
 
 async def test_broken_connections_lose_no_change(own_cluster: Cluster, shop: Shop, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ async def test_broken_connections_lose_no_change(own_cluster: Cluster, shop: Sho
                 assert cable.cuts == 10
                 assert len(lists(own_cluster, "pods")) == before, "watches go on from where they were"
                 # A slice may arrive before its Pod. The endpoint is left out until the Pod is known.
-                assert all(len(endpoints) >= 2 for endpoints in sidecar.seen[shop.service])
+                assert all(len(endpoints) >= 2 for endpoints in sidecar.seen(shop.service))
 
 
 async def test_five_thousand_pods_are_listed_in_pages(

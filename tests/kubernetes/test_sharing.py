@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,11 +12,9 @@ import grpc.aio
 import pytest
 
 from tests.kubernetes.environment.cluster import Cluster
-from tests.kubernetes.serving import Serving
+from tests.kubernetes.serving import Serving, modes
 from tests.kubernetes.shop import Shop, address
-from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE
 from tests.support.waiting import eventually
-from xds.codec import message_class
 from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.kube import crds
 from xds.mesh.kube.plan_codec import decode_plan, decode_report
@@ -26,35 +23,22 @@ from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.plan import StoredPlan
-from xds.resources import resource
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
+from xds.snapshot import ENDPOINT, LISTENER
+from xds.testing import EnvoyClient
 
 PATIENCE = 90.0
 HOME = "istio-system"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{HOME}/leases"
 POLICIES = "/apis/security.istio.io/v1/namespaces/{}/peerauthentications"
-METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
-_ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
-_MATCH = "envoy.transport_socket_match"
 
 
-class Proxy:
-    """A fake sidecar: its state is what it ACKed, and it may be slow to ACK endpoints."""
+class Proxy(EnvoyClient):
+    """A fake sidecar with the token of its pod."""
 
     def __init__(self, cluster: Cluster, namespace: str, number: int, app: str) -> None:
         self._cluster, self._namespace, self._name = cluster, namespace, f"{app}-{number}"
-        self._node = f"sidecar~{address(number)}~{self._name}.{namespace}~{namespace}.svc.cluster.local"
-        self._has: dict[str, dict[str, str]] = {}
-        """Type -> name -> version of each resource."""
-        self.mode: Mode | None = None
-        """The mode of its listener on port 8080."""
-        self.sends: dict[str, Send] = {}
-        """Address -> how it sends."""
-        self.takes = asyncio.Event()
-        self.takes.set()
-        """While cleared, new endpoints are not ACKed."""
-        self.waits = asyncio.Event()
-        """Set while endpoints wait for an ACK."""
+        node = f"sidecar~{address(number)}~{self._name}.{namespace}~{namespace}.svc.cluster.local"
+        super().__init__("", node=node, timeout=PATIENCE)
 
     @asynccontextmanager
     async def at(self, serving: Serving) -> AsyncIterator[Self]:
@@ -70,64 +54,27 @@ class Proxy:
         )
         name = ("grpc.ssl_target_name_override", "xds.istio-system.svc")
         async with grpc.aio.secure_channel(serving.tls, credentials, [name]) as channel:
-            self._call: Any = channel.stream_stream(METHOD)(wait_for_ready=True)
-            reading = asyncio.create_task(self._read())
+            await channel.channel_ready()
+            await self.reconnect(channel)
             try:
                 yield self
             finally:
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
+                await self.disconnect()
 
-    async def _read(self) -> None:
-        for type_url, names in (
-            (CLUSTER, ["*"]),
-            (LISTENER, ["*"]),
-            (SECRET, ["default", "ROOTCA"]),
-        ):
-            await self._ask(type_url, *names)
-        while (data := await self._call.read()) is not grpc.aio.EOF:
-            response = DELTA_RESPONSE.FromString(data)
-            if response.type_url == ENDPOINT and not self.takes.is_set():
-                self.waits.set()
-                await self.takes.wait()
-                self.waits.clear()
-            has = self._has.setdefault(response.type_url, {})
-            has |= {resource.name: resource.version for resource in response.resources}
-            for gone in response.removed_resources:
-                has.pop(gone, None)
-            await self._take(response)
+    @property
+    def mode(self) -> Mode | None:
+        """The mode of its listener on port 8080."""
+        return decode_modes(each.version for each in self.resources.get(LISTENER, {}).values()).get(8080)
 
-    async def _take(self, response: Any) -> None:
-        kind, bodies = response.type_url, [resource.resource.value for resource in response.resources]
-        await self._ask(kind, nonce=response.nonce)
-        if kind == CLUSTER:
-            names = [
-                resource.name for resource in response.resources if resource.name.startswith("outbound|")
-            ]
-            if names:
-                await self._ask(ENDPOINT, *names)
-        elif kind == LISTENER:
-            self.mode = decode_modes(self._has[LISTENER].values()).get(8080)
-            refs = {ref for body in bodies for ref in resource(body, type_url=LISTENER).refs}
-            if routes := sorted(name for type_url, name in refs if type_url == ROUTE):
-                await self._ask(ROUTE, *routes)
-        elif kind == ENDPOINT:
-            for assignment in map(_ASSIGNMENT.FromString, bodies):
-                if f".{self._namespace}." in assignment.cluster_name:
-                    self.sends = {
-                        endpoint.endpoint.address.socket_address.address: Send.MTLS
-                        if _MATCH in endpoint.metadata.filter_metadata
-                        else Send.PLAINTEXT
-                        for locality in assignment.endpoints
-                        for endpoint in locality.lb_endpoints
-                    }
-
-    async def _ask(self, type_url: str, *names: str, nonce: str = "") -> None:
-        request = DELTA_REQUEST(type_url=type_url, response_nonce=nonce, resource_names_subscribe=names)
-        request.node.id = self._node
-        if not nonce and type_url in self._has:
-            request.initial_resource_versions.update(self._has[type_url])
-        await self._call.write(request.SerializeToString())
+    @property
+    def sends(self) -> dict[str, Send]:
+        """Address -> how it sends."""
+        return {
+            endpoint: Send.MTLS if mtls else Send.PLAINTEXT
+            for name, assignment in self.resources.get(ENDPOINT, {}).items()
+            if f".{self._namespace}." in name
+            for endpoint, mtls in modes(assignment.body).items()
+        }
 
 
 class Shared:
@@ -236,28 +183,26 @@ async def test_strict_waits_for_clients_of_a_live_replica(
             assert await shared.is_settled()
 
             # The other replica's client is slow, so the server still accepts plaintext.
-            far.takes.clear()
+            far.hold(ENDPOINT)
             await set_mode(cluster, namespace, "STRICT")
             await until(lambda: server.mode is Mode.PERMISSIVE, "the server accepts both")
             await until(lambda: near.sends == {at: Send.MTLS}, "the near client sends mutual TLS")
-            async with asyncio.timeout(PATIENCE):
-                await far.waits.wait()
+            await far.wait_for(lambda: far.held(ENDPOINT))
             await shared.until_all_were_renewed()
             assert await shared.sends() == {Send.PLAINTEXT, Send.MTLS}
             late = [{f"client-102.{namespace}"}]
             await eventually(lambda: shared.is_lagging(late), timeout=PATIENCE, what="only one client lags")
             assert (server.mode, far.sends) == (Mode.PERMISSIVE, {at: Send.PLAINTEXT})
-            far.takes.set()
+            await far.release(ENDPOINT)
             await until(lambda: server.mode is Mode.STRICT, "the server accepts only mutual TLS")
             assert far.sends == {at: Send.MTLS}
             await until(shared.is_settled, "the plan does not mention the port")
 
             # And back, while the other replica crashes before its client ACKs.
-            far.takes.clear()
+            far.hold(ENDPOINT)
             await set_mode(cluster, namespace, "DISABLE")
             await until(lambda: near.sends == {at: Send.PLAINTEXT}, "the near client sends plaintext")
-            async with asyncio.timeout(PATIENCE):
-                await far.waits.wait()
+            await far.wait_for(lambda: far.held(ENDPOINT))
             b._process.send_signal(signal.SIGKILL)
             await b._process.wait()
             assert server.mode is Mode.PERMISSIVE

@@ -15,7 +15,21 @@ found |= {name for name in sys.modules if name.startswith("xds.") and name.split
 print(*sorted(found))
 """
 
+CHECKS = """
+import sys
+import xds.conformance
+print(*sorted({"_pytest", "pytest", "pytest_asyncio", "envoy"} & sys.modules.keys()))
+"""
+
+
+def imported(program: str) -> str:
+    """Return what a program prints: the unwanted modules that it has imported."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
 
 def test_the_library_stands_alone():
-    ran = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == ""
+    assert imported(ALONE).strip() == ""
+
+
+def test_conformance_checks_need_no_extra():
+    assert imported(CHECKS).strip() == ""

@@ -15,7 +15,7 @@ from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.resources import CLUSTER, Resource
 from xds.server import StreamInfo
-from xds.store import NackError, RolledBack, RolledBackError, Store, ValidationError
+from xds.store import Acked, NackError, RolledBack, RolledBackError, Store, ValidationError
 from xds.store.clients import Client
 from xds.store.rollouts import RolloutWaiter
 from xds.store.scopes import ALL_NODES, ScopeView
@@ -123,7 +123,8 @@ async def test_canaries_get_a_change_before_all_others():
         assert (canary.contents("a"), other.contents("a")) == (["1", "2"], ["1", "2"])
         assert content(store) == content(store, "c1", "canary") == {"a": "2"}
         events.close()
-        assert [client.node.id async for client, _ in events] == ["c1", "n1"]
+        acked = [client.node.id async for client, event in events if isinstance(event, Acked)]
+        assert acked == ["c1", "n1"]
 
 
 async def test_a_rejection_by_a_canary_reaches_nobody_else():
@@ -187,10 +188,10 @@ async def test_a_canary_that_crashes_fails():
     store.set(cluster("a", "1"))
 
     async def crash(server, ready: asyncio.Event) -> None:
-        async with connected(server, "c1", group="canary", rejects="2") as canary:
-            canary.crash_at = "2"
+        async with connected(server, "c1", group="canary") as canary:
+            canary.hold(CLUSTER)
             ready.set()
-            await canary.crashed.wait()
+            await canary.wait_for(lambda: canary.held(CLUSTER))
 
     async with serving(store) as server, connected(server, "n1") as other:
         ready = asyncio.Event()

@@ -27,6 +27,8 @@ from xds.snapshot import (
     ResourceSet,
     Snapshot,
 )
+from xds.testing import Request
+from xds.testing.messages import response_class
 
 TYPES = {
     "CDS": CLUSTER,
@@ -45,15 +47,6 @@ REFERS = {"CDS": ENDPOINT, "LDS": ROUTE, "SRDS": ROUTE}
 NODE = "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local"
 
 _ASSIGNMENT = message_class("envoy.config.endpoint.v3.ClusterLoadAssignment")
-_PACKAGE = "envoy.service.discovery.v3"
-_MESSAGES = {
-    Variant.SOTW: tuple(
-        message_class(f"{_PACKAGE}.{name}") for name in ("DiscoveryRequest", "DiscoveryResponse")
-    ),
-    Variant.DELTA: tuple(
-        message_class(f"{_PACKAGE}.{name}") for name in ("DeltaDiscoveryRequest", "DeltaDiscoveryResponse")
-    ),
-}
 
 
 def world(*unserved: str, **types: str) -> Snapshot:
@@ -106,7 +99,7 @@ class Stream:
         self.last: dict[str, Reply] = {}
         self.replies: list[Reply] = []
         self.names: dict[str, tuple[str, ...]] = {}
-        self._node = NODE
+        self._node: dict[str, str] | None = {"id": NODE}
         if snapshot:
             self.session.serve(snapshot)
 
@@ -124,20 +117,22 @@ class Stream:
         version: str = "",
     ) -> list[Event]:
         """Send a request. In the delta variant, `names` are added to the subscription."""
-        request = _MESSAGES[self.variant][0](type_url=TYPES.get(short, short), response_nonce=nonce)
-        if self._node:
-            request.node.id, self._node = self._node, ""
-        if error:
-            request.error_detail.code, request.error_detail.message = 13, error
-        if self.variant is Variant.SOTW:
-            request.resource_names.extend(names)
-            request.version_info = version
-            self.names[short] = names
-        else:
-            request.resource_names_subscribe.extend(names)
-            request.resource_names_unsubscribe.extend(unsubscribe)
-            request.initial_resource_versions.update(initial or {})
-        return self.session.receive(request.SerializeToString(), self.now)
+        request = Request(
+            type_url=TYPES.get(short, short),
+            names=names,
+            unsubscribe=unsubscribe,
+            version=version,
+            initial_versions=initial or {},
+            nonce=nonce,
+            error=error or None,
+        )
+        return self.send(request)
+
+    def send(self, request: Request) -> list[Event]:
+        """Send a request as it is."""
+        self.names[SHORT.get(request.type_url, request.type_url)] = request.names
+        node, self._node = self._node, None
+        return self.session.receive(request.encode(self.variant, node), self.now)
 
     def ack(self, short: str, *, nonce: str = "") -> list[Event]:
         """ACK the last response of a type."""
@@ -166,7 +161,7 @@ class Stream:
         return taken
 
     def _decode(self, data: bytes) -> Reply:
-        message = _MESSAGES[self.variant][1].FromString(data)
+        message = response_class(self.variant).FromString(data)
         resources, heartbeats, unknown = {}, {}, []
         if self.variant is Variant.SOTW:
             version, removed = message.version_info, ()

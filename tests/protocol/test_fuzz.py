@@ -7,10 +7,11 @@ from contextlib import suppress
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.protocol.stream import _MESSAGES, TYPES
+from tests.protocol.stream import TYPES
 from xds.protocol.limits import RequestError
 from xds.protocol.session import Session, Variant
 from xds.snapshot import VIRTUAL_HOST, Resource, ResourceSet, Snapshot
+from xds.testing.messages import request_class, response_class
 
 NAMES = [
     "",
@@ -49,7 +50,7 @@ errors = st.one_of(st.none(), st.tuples(st.integers(-(2**31), 2**31 - 1), messag
 
 @st.composite
 def requests(draw, variant: Variant, *, first: bool) -> bytes:
-    request = _MESSAGES[variant][0](type_url=draw(st.sampled_from(URLS)), response_nonce=draw(words))
+    request = request_class(variant)(type_url=draw(st.sampled_from(URLS)), response_nonce=draw(words))
     if first or draw(st.booleans()):
         request.node.id = draw(st.sampled_from(["n", "n", "n", ""]))
     if (error := draw(errors)) is not None:
@@ -100,7 +101,7 @@ def take(session: Session, variant: Variant, now: float, nonces: set[str]) -> No
         data = session.next(now)
         if data is None:
             return
-        response = _MESSAGES[variant][1].FromString(data)
+        response = response_class(variant).FromString(data)
         assert response.nonce not in nonces
         nonces.add(response.nonce)
         if variant is Variant.DELTA:
@@ -122,7 +123,7 @@ def take(session: Session, variant: Variant, now: float, nonces: set[str]) -> No
 def test_any_bytes_are_parsed_or_rejected(variant, data, begun):
     session = Session(variant)
     if begun:
-        first = _MESSAGES[variant][0](type_url=TYPES["CDS"])
+        first = request_class(variant)(type_url=TYPES["CDS"])
         first.node.id = "n"
         session.receive(first.SerializeToString(), 0.0)
     session.serve(Snapshot({TYPES["CDS"]: ResourceSet([Resource.of(TYPES["CDS"], "a", b"")])}))

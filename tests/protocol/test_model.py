@@ -25,6 +25,8 @@ from tests.protocol.stream import SHORT, Reply, Stream
 from xds.protocol.acked import UNKNOWN
 from xds.protocol.session import Variant
 from xds.protocol.status import State
+from xds.snapshot import ENDPOINT, ROUTE
+from xds.testing import Request
 
 
 class SessionMachine(ChangingWorld):
@@ -48,11 +50,19 @@ class SessionMachine(ChangingWorld):
     def connected(self) -> None:
         stream = Stream(self.client.variant, patience=self.patience, grace=self.grace)
         stream.now = self.now
-        self.was_here = {short for short in FULL if self.client.have[short]}
-        """Types of which the client has resources from an earlier stream."""
         self.uncertain: set[tuple[str, str]] = set()
         """Versions that the client may have, as far as the server knows."""
-        self.client.connect(stream)
+        self.client.open(stream)
+        self.was_here = {SHORT[request.type_url] for request in self.client.outbox if request.version}
+        """Types of which the client reports a version from an earlier stream (SotW)."""
+        self.unreported = {
+            (short, name)
+            for short in FULL
+            for name in self.client.have[short]
+            if self.client.variant is Variant.SOTW and short not in self.was_here
+        }
+        """Resources from an earlier stream that the server cannot know of: Envoy reports no version of a type
+        until it has accepted a whole response."""
         self.nonces: set[str] = set()
         self.delivered: dict[tuple[str, str], str] = {}
         self.again: set[tuple[str, str]] = set()
@@ -87,22 +97,22 @@ class SessionMachine(ChangingWorld):
     def deliver_request(self) -> bool:
         if not self.client.outbox:
             return False
-        short, names, more = self.client.outbox.popleft()
+        request = self.client.outbox.popleft()
+        short, nonce = SHORT[request.type_url], request.nonce
         self.last_type = 0
         flying = self.in_flight[short]
-        if more.get("nonce") in flying:
-            place = flying.index(more["nonce"])
+        if nonce in flying:
+            place = flying.index(nonce)
             del flying[place if self.client.variant is Variant.DELTA else 0 : place + 1]
         if self.client.variant is Variant.DELTA:
-            self._note_change(short, names, more)
+            self._note_change(short, request)
         else:
-            self._note_list(short, names, more)
-        if more.get("nonce") in self.unanswered:
-            while more["nonce"] in self.unanswered:  # Earlier responses are not answered any more.
-                del self.unanswered[next(iter(self.unanswered))]
-        if more.get("error"):
-            self._note_rejection(short, more["nonce"])
-        self.client.stream.ask(short, *names, **more)
+            self._note_list(short, request)
+        while nonce in self.unanswered:  # Earlier responses are not answered any more.
+            del self.unanswered[next(iter(self.unanswered))]
+        if request.error is not None:
+            self._note_rejection(short, nonce)
+        self.client.stream.send(request)
         return True
 
     def deliver_response(self) -> bool:
@@ -117,7 +127,10 @@ class SessionMachine(ChangingWorld):
     def process_response(self) -> bool:
         if not self.client.inbox:
             return False
+        reply = self.client.inbox[0]
         self.client.process()
+        accepted = reply.resources.items() & self.client.have[reply.type].items()
+        self.unreported -= {(reply.type, name) for name, _ in accepted}
         return True
 
     @rule()
@@ -148,19 +161,19 @@ class SessionMachine(ChangingWorld):
 
     @rule()
     def drain(self) -> None:
-        self.client.drain()
+        self.client.send_drain()
 
     @rule(name=st.sampled_from(CLUSTERS))
     @precondition(lambda self: self.client.variant is Variant.DELTA)
     def ask_again(self, name: str) -> None:
-        if name in self.client.subscribed.get("EDS", ()):
-            self.client.outbox.append(("EDS", (name,), {}))
+        if self.client.is_subscribed(ENDPOINT, name):
+            self.client.outbox.append(Request(type_url=ENDPOINT, names=(name,)))
 
     # --- what must hold ---
 
-    def _note_list(self, short: str, names: tuple[str, ...], more: dict) -> None:
-        last = self.client.stream.last.get(short)
-        stale = last and more.get("nonce") and more["nonce"] != last.nonce
+    def _note_list(self, short: str, request: Request) -> None:
+        last, names = self.client.stream.last.get(short), request.names
+        stale = last and request.nonce and request.nonce != last.nonce
         if short not in FULL and not stale:
             for key in [key for key in self.delivered if key[0] == short and key[1] not in names]:
                 del self.delivered[key]
@@ -171,9 +184,9 @@ class SessionMachine(ChangingWorld):
                 if kind != short or {name for name, _ in content} <= {*names}
             ]
 
-    def _note_change(self, short: str, names: tuple[str, ...], more: dict) -> None:
-        brought = more.get("initial", {})
-        for name in names:
+    def _note_change(self, short: str, request: Request) -> None:
+        brought = request.initial_versions
+        for name in request.names:
             if name not in brought:
                 self.again.add((short, name))
         for name, version in brought.items():
@@ -214,7 +227,8 @@ class SessionMachine(ChangingWorld):
             self.uncertain.update((reply.type, name) for name in reply.resources)
             self.was_here.discard(reply.type)
         if self.client.variant is Variant.SOTW and reply.type in FULL:
-            left_out = self.client.have[reply.type].keys() - reply.resources.keys()
+            unreported = {name for short, name in self.unreported if short == reply.type}
+            left_out = self.client.have[reply.type].keys() - reply.resources.keys() - unreported
             assert not left_out & self.served[reply.type].keys(), "R12: what the client has is not left out"
 
     def _check(self, reply: Reply) -> None:
@@ -265,9 +279,10 @@ class SessionMachine(ChangingWorld):
     def make_before_break(self) -> None:
         if not hasattr(self, "client") or self.rejecting:
             return
-        for route in {*self.client.active.values(), *self.client.draining}:
-            for cluster in referred(self.client.have["RDS"][route]):
-                assert cluster in self.client.warm, (
+        routes = self.client.have["RDS"]
+        for route in self.client.used_routes:
+            for cluster in referred(routes[route]):
+                assert cluster in self.client.warm_clusters, (
                     f"R41: the route {route} is in force, the cluster {cluster} is not"
                 )
 
@@ -281,7 +296,7 @@ class SessionMachine(ChangingWorld):
     def what_is_said_to_be_synced_is(self) -> None:
         if not hasattr(self, "client"):
             return
-        silent = {short for short, *_ in self.client.outbox}
+        silent = {SHORT[request.type_url] for request in self.client.outbox}
         for status in self.client.stream.session.status():
             short = SHORT[status.type_url]
             have = self.client.have[short]
@@ -293,7 +308,7 @@ class SessionMachine(ChangingWorld):
     def last_acked_resources_are_those_of_the_client(self) -> None:
         if not hasattr(self, "client"):
             return
-        silent = {short for short, *_ in self.client.outbox}
+        silent = {SHORT[request.type_url] for request in self.client.outbox}
         for status in self.client.stream.session.status():
             short = SHORT[status.type_url]
             have = self.client.have[short]
@@ -329,14 +344,13 @@ class SessionMachine(ChangingWorld):
         assert self.client.have["EDS"].keys() <= self.world.versions["CDS"].keys()
         for name, version in self.world.versions["EDS"].items():
             assert self.client.have["EDS"][name] == version, "the client has all EDS"
-        wanted = self.client.wanted("RDS")
+        wanted = self.client.wanted(ROUTE)
         assert {name: self.client.have["RDS"].get(name) for name in wanted} == {
             name: self.world.versions["RDS"].get(name) for name in wanted
         }
         assert not self.client.warming, "O3: every cluster got its assignment"
-        assert self.client.active == {
-            name: referred(version)[0] for name, version in self.world.versions["LDS"].items()
-        }
+        active = {name: listener.version for name, listener in self.client.active.items()}
+        assert active == self.world.versions["LDS"]
         assert not self.deliver_response()
         for status in self.client.stream.session.status():
             short = SHORT[status.type_url]

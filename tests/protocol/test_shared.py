@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.protocol.stream import Stream, world
@@ -26,6 +26,7 @@ def versions_of(resources: ResourceSet) -> dict[str, str]:
     return {name: resource.version for name, resource in resources.items()}
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_sent_versions_are_those_of_a_dict(data):
     sent, expected, root = SentVersions(), {}, EMPTY
@@ -311,6 +312,7 @@ def test_clients_of_the_same_names_share_the_set():
     assert streams[1].session._watch(ENDPOINT).subscription.covers("0")
 
 
+@settings(deadline=None)
 @given(
     reported=st.dictionaries(st.sampled_from(NAMES), st.sampled_from(VERSIONS)),
     root=ROOTS,

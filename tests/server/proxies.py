@@ -8,18 +8,17 @@ from contextlib import suppress
 import grpc
 import grpc.aio
 
-from xds.codec import message_class
 from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
-from xds.server import ADS, Refused, StreamInfo, Subscriber
+from xds.server import Refused, StreamInfo, Subscriber
 from xds.snapshot import Snapshot
+from xds.testing import Request
+from xds.testing.messages import request_class, response_class
+from xds.testing.streams import method_of
 
-_DISCOVERY = "envoy.service.discovery.v3"
-REQUEST = message_class(f"{_DISCOVERY}.DiscoveryRequest")
-RESPONSE = message_class(f"{_DISCOVERY}.DiscoveryResponse")
-DELTA_REQUEST = message_class(f"{_DISCOVERY}.DeltaDiscoveryRequest")
-DELTA_RESPONSE = message_class(f"{_DISCOVERY}.DeltaDiscoveryResponse")
+REQUEST, DELTA_REQUEST = map(request_class, (Variant.SOTW, Variant.DELTA))
+RESPONSE, DELTA_RESPONSE = map(response_class, (Variant.SOTW, Variant.DELTA))
 
 
 class OneForAll:
@@ -69,33 +68,22 @@ class Client:
         node: str = "sidecar~127.0.0.1~client.ns~ns.svc.cluster.local",
         cluster: str = "",
     ) -> None:
-        name = "StreamAggregatedResources" if variant is Variant.SOTW else "DeltaAggregatedResources"
-        self.call = channel.stream_stream(method or f"/{ADS}/{name}")()
+        self.call = channel.stream_stream(method or method_of(variant))()
         self._variant = variant
-        self._node, self._cluster = node, cluster
+        self._node: dict[str, str] | None = {"id": node, "cluster": cluster}
         self._writes = asyncio.Lock()
         """gRPC allows one write at a time."""
 
     async def ask(self, type_url: str = "", *names: str, nonce: str = "", error: str = "") -> None:
-        request = (REQUEST if self._variant is Variant.SOTW else DELTA_REQUEST)(
-            type_url=type_url, response_nonce=nonce
-        )
-        if self._node:
-            request.node.id, self._node = self._node, ""
-            request.node.cluster = self._cluster
-        if error:
-            request.error_detail.message = error
-        if self._variant is Variant.SOTW:
-            request.resource_names.extend(names)
-        else:
-            request.resource_names_subscribe.extend(names)
+        request = Request(type_url=type_url, names=names, nonce=nonce, error=error or None)
+        node, self._node = self._node, None
         async with self._writes:
-            await self.call.write(request.SerializeToString())
+            await self.call.write(request.encode(self._variant, node))
 
     async def get(self):
         data = await self.call.read()
         assert data is not grpc.aio.EOF, await self.call.code()
-        return (RESPONSE if self._variant is Variant.SOTW else DELTA_RESPONSE).FromString(data)
+        return response_class(self._variant).FromString(data)
 
     async def end(self) -> tuple[grpc.StatusCode, str]:
         """Read to the end of the stream, and return its status."""

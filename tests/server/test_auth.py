@@ -39,6 +39,7 @@ from xds.mesh.model.objects import Change, Ref
 from xds.protocol.session import Variant
 from xds.server import ADS, XdsServer
 from xds.snapshot import SECRET
+from xds.testing.streams import method_of
 
 
 @pytest.fixture
@@ -147,10 +148,7 @@ async def test_token_is_refused_on_the_certificate_port(site):
 async def test_token_in_plaintext_gets_all_but_the_key(site):
     async with site.plain() as channel:
         for variant in Variant:
-            client = Client(
-                channel, variant, f"{SDS}/{'Stream' if variant is Variant.SOTW else 'Delta'}Secrets"
-            )
-            client._node = NODE.format("sleep-1")
+            client = Client(channel, variant, method_of(variant, SECRET), node=NODE.format("sleep-1"))
             await client.ask(SECRET, "default")
             code, details = await client.end()
             assert (code, "not served in plaintext" in details) == (DENIED, True)

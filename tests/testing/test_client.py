@@ -92,6 +92,35 @@ async def test_held_clusters_hold_their_assignments(store, client):
     await client.wait_for(lambda: "other" in client.clusters and not client.held(ENDPOINT))
 
 
+async def test_responses_are_answered_one_by_one(store, client):
+    client.hold(CLUSTER)
+    store.set(eds_cluster("other"), assignment("other"))
+    response = await client.answer(CLUSTER, "no")
+    assert "other" in {each.name for each in response.resources}
+    assert client.conversation.nacks[-1].error.endswith("other: no")
+    assert "other" not in client.clusters
+    store.set(eds_cluster("other", certificate="new"))
+    await client.answer(CLUSTER)
+    assert "other" in client.clusters
+    assert len(client.conversation.nacks) == 1
+    await client.wait_for(lambda: "other" in client.endpoints)
+    client.timeout = 0.01
+    with pytest.raises(AssertionError, match="a response of CDS"):
+        await client.answer(CLUSTER)
+
+
+async def test_rejection_with_a_condition(store, client):
+    """The client rejects the routes only while they have the header."""
+    client.reject(ROUTE, message="no", when=lambda route: route.vhost_header == "x-bad")
+    client.reject(CLUSTER, "web", "never", when=lambda cluster: cluster.name != "web")
+    store.set(routes("r", "x-bad"), eds_cluster("web", certificate="new"))
+    with pytest.raises(NackError, match="RouteConfiguration r: no"):
+        await store.applied()
+    store.set(routes("r", "x-good"))
+    await client.wait_for(lambda: client.routes["r"].vhost_header == "x-good")
+    assert len(client.conversation.nacks) == 1
+
+
 async def test_routes_of_a_replaced_listener_stay_until_it_drains(store, client):
     store.set(listener("l", "s"), routes("s"))
     await client.wait_for(lambda: "s" in client.routes and not client.warming)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import grpc
 import grpc.aio
 
-from xds.codec import message_class
 from xds.conformance.rules import ADS, DELTA, SOTW, Level, Run, check
-from xds.conformance.wire import NotApplicableError, Variant, method_of
+from xds.conformance.wire import NotApplicableError, Variant, decode, path_of
 from xds.conformance.world import FULL, TYPES, CheckError
 from xds.server.services import SERVICES
+from xds.testing import Request
 
 ALL = ("CDS", "EDS", "LDS", "RDS")
 ROUNDS = 10
@@ -119,7 +118,7 @@ async def responses_are_ordered(run: Run) -> None:
         await world.set(**state(content))
         for short in ALL:
             await stream.sees(short, f"alpha={content}")
-        order = [got.type for got in stream.responses[before:] if got.resources.get("alpha") == str(content)]
+        order = [got.type for got in stream.responses[before:] if got.contents.get("alpha") == str(content)]
         order = list(dict.fromkeys(order))
         if order != [*ALL]:
             raise CheckError(f"sent in the order {', '.join(order)}")
@@ -139,9 +138,9 @@ async def cluster_is_removed_after_its_route(run: Run) -> None:
         await world.set(CDS=f"{new}=1", RDS=f"main={content}>{new}")
         await stream.sees("RDS", f"main={content}")
         for got in stream.responses[before:]:
-            if got.resources.get("main") == str(content):
+            if got.contents.get("main") == str(content):
                 break
-            omitted = run.variant in SOTW and got.type == "CDS" and old not in got.resources
+            omitted = run.variant in SOTW and got.type == "CDS" and old not in got.contents
             if old in got.removed or omitted:
                 raise CheckError(f"the cluster {old} is removed before the route that uses it has changed")
         await stream.sees("CDS", f"{new}=1")
@@ -206,18 +205,17 @@ async def canary_is_not_set(run: Run) -> None:
 async def fetch_is_supported(run: Run) -> None:
     """The unary method of a type's service returns the named resources."""
     world = await run.world(**{run.type: "alpha=1"})
-    request: Any = message_class("envoy.service.discovery.v3.DiscoveryRequest")()
-    request.node.id, request.type_url = world.node, TYPES[run.type]
-    request.resource_names.append("alpha")
-    path = method_of(run.type, run.variant).replace("/Stream", "/Fetch")
+    request = Request(type_url=TYPES[run.type], names=("alpha",))
+    data = request.encode(run.variant.protocol, {"id": world.node})
+    path = path_of(run.type, run.variant).replace("/Stream", "/Fetch")
     run.conversation.append(f"->   {path} names=alpha node={world.node}")
     try:
-        data = await run.channel.unary_unary(path)(request.SerializeToString(), timeout=run.timeout)
+        data = await run.channel.unary_unary(path)(data, timeout=run.timeout)
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
             raise NotApplicableError("the server does not implement Fetch") from None
         raise CheckError(f"{error.code().name}: {error.details()}") from None
-    response: Any = message_class("envoy.service.discovery.v3.DiscoveryResponse").FromString(data)
+    response = decode(data, run.variant)
     run.conversation.append(f"<-   {len(response.resources)} resources")
     if len(response.resources) != 1:
         raise CheckError(f"{len(response.resources)} resources instead of one")

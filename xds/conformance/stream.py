@@ -15,11 +15,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from xds.codec import message_class
-from xds.conformance.wire import PACKAGE, EndedError, NotApplicableError, Response, Variant, decode, method_of
+from xds.conformance.wire import EndedError, NotApplicableError, Response, Variant, decode, path_of
 from xds.conformance.world import FULL, TYPES, CheckError, World, parse
-
-_INVALID_ARGUMENT = 3
+from xds.testing import Request
+from xds.testing.streams import SocketStream
 
 
 class Stream:
@@ -55,7 +54,7 @@ class Stream:
         """Types whose responses the check ACKs itself."""
         self.names: defaultdict[str, list[str]] = defaultdict(list)
         self._channel, self._say, self._timeout, self._quiet = channel, say, timeout, quiet
-        self._call: Any = None
+        self._stream: SocketStream | None = None
         self._reader: asyncio.Task[None] | None = None
         self._queue: asyncio.Queue[Response | Exception] = asyncio.Queue()
         self._legacy: set[str] = set()
@@ -109,43 +108,34 @@ class Stream:
         initial: Mapping[str, str] | None = None,
     ) -> None:
         """Send a request. A SotW request contains all names that the client subscribes to, or `names`."""
-        kind = "DeltaDiscoveryRequest" if self.variant.is_delta else "DiscoveryRequest"
-        request: Any = message_class(f"{PACKAGE}.{kind}")()
-        request.type_url = TYPES.get(short, short) if type_url is None else type_url
-        said = []
         if self.variant.is_delta:
-            request.resource_names_subscribe.extend(subscribe)
-            request.resource_names_unsubscribe.extend(unsubscribe)
-            request.initial_resource_versions.update(initial or {})
-            said += [f"subscribe={','.join(subscribe)}"] * bool(subscribe)
-            said += [f"unsubscribe={','.join(unsubscribe)}"] * bool(unsubscribe)
-            said += [
-                "initial=" + ",".join(f"{key}@{value}" for key, value in (initial or {}).items())
-            ] * bool(initial)
+            version, nonce = "", nonce or ""
         else:
-            request.resource_names.extend(self.names[short] if names is None else names)
             last = self._last.get(short)
+            subscribe = tuple(self.names[short]) if names is None else names
+            version = self._accepted.get(short, "") if version is None else version
             nonce = (last.nonce if last else "") if nonce is None else nonce
-            request.version_info = self._accepted.get(short, "") if version is None else version
-            said += [f"names={','.join(request.resource_names)}", f"version={request.version_info}"]
-        request.response_nonce = nonce or ""
-        said.append(f"nonce={request.response_nonce}")
-        if error:
-            request.error_detail.code, request.error_detail.message = _INVALID_ARGUMENT, error
-            said.append("NACK")
-        if self._call is None or node:
-            request.node.id = node or self.world.node
-            said.append(f"node={request.node.id}")
-        await self.send(short, request.SerializeToString(), f"{short} {' '.join(said)}")
+        request = Request(
+            type_url=TYPES.get(short, short) if type_url is None else type_url,
+            names=subscribe,
+            unsubscribe=unsubscribe,
+            version=version,
+            initial_versions=initial or {},
+            nonce=nonce,
+            error=error or None,
+        )
+        if self._stream is None:
+            node = node or self.world.node
+        data = request.encode(self.variant.protocol, {"id": node} if node else None)
+        await self.send(short, data, f"{short} {self._describe(request, node)}")
 
     async def send(self, short: str, data: bytes, what: str) -> None:
         """Send bytes as a request."""
-        if self._call is None:
-            self._call = self._channel.stream_stream(method_of(short, self.variant))()
-            self._reader = asyncio.create_task(self._read())
+        if self._stream is None:
+            self._stream = SocketStream(self._channel, path_of(short, self.variant))
+            self._reader = asyncio.create_task(self._read(self._stream))
         self._say(f"->   {what}")
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # The reader reports the end.
-            await self._call.write(data)
+        await self._stream.write(data)
 
     # --- expectations ---
 
@@ -228,22 +218,22 @@ class Stream:
             name
             for response in self.responses[position:]
             if response.type == short
-            for name in response.resources
+            for name in response.contents
         ]
 
     def received(self, short: str, word: str) -> bool:
         """Whether a response contained a resource with this content, such as `alpha=2`."""
         return any(
-            response.type == short and parse(word).items() <= response.resources.items()
+            response.type == short and parse(word).items() <= response.contents.items()
             for response in self.responses
         )
 
     async def close(self) -> None:
         """End the stream."""
-        if self._call is not None:
-            self._call.cancel()
-        if self._reader is not None:
+        if self._stream is not None and self._reader is not None:
+            self._reader.cancel()
             await asyncio.wait([self._reader])
+            await self._stream.close()
 
     # --- responses ---
 
@@ -297,29 +287,36 @@ class Stream:
         view = self.view[short]
         if not self.variant.is_delta and short in FULL:
             view.clear()
-        view.update(item.resources)
+        view.update(item.contents)
         self.versions[short].update(item.versions)
         for name in item.removed:
             view.pop(name, None)
         for name in [name for name, content in view.items() if not content]:
             del view[name]  # An empty assignment.
-        self.gone[short] -= item.resources.keys()
-        self.gone[short] |= item.removed
+        self.gone[short] -= item.contents.keys()
+        self.gone[short].update(item.removed)
         if short not in self.held:
             await self.ack(short)
 
-    async def _read(self) -> None:
+    async def _read(self, stream: SocketStream) -> None:
         try:
-            while (data := await self._call.read()) is not grpc.aio.EOF:
-                response = decode(data, delta=self.variant.is_delta)
+            while (data := await stream.read()) is not None:
+                response = decode(data, self.variant)
                 self._say(f"<-   {response}")
                 self._queue.put_nowait(response)
-            error: Exception = EndedError(await self._call.code(), await self._call.details() or "")
-        except grpc.aio.AioRpcError as ended:
-            error = EndedError(ended.code(), ended.details() or "")
-        except asyncio.CancelledError:
-            return  # The client has ended the stream.
+            error: Exception = EndedError(*await stream.status())
         except CheckError as failed:
             error = failed
         self._say(f"<-   {error}")
         self._queue.put_nowait(error)
+
+    def _describe(self, request: Request, node: str) -> str:
+        if self.variant.is_delta:
+            known = [f"{name}@{version}" for name, version in request.initial_versions.items()]
+            fields = {"subscribe": request.names, "unsubscribe": request.unsubscribe, "initial": known}
+            words = [f"{field}={','.join(values)}" for field, values in fields.items() if values]
+        else:
+            words = [f"names={','.join(request.names)}", f"version={request.version}"]
+        words.append(f"nonce={request.nonce}")
+        words += ["NACK"] * bool(request.error) + [f"node={node}"] * bool(node)
+        return " ".join(words)

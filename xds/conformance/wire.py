@@ -1,21 +1,23 @@
-"""Variants, methods and responses of the protocol, and what a check can end with."""
+"""Variants, methods and responses of the protocol, and what a check can end with.
+
+Messages are those of `xds.testing`. It decodes them with protobuf's own classes, because the server's decoder
+is under test.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
 from enum import StrEnum
-from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from xds.codec import message_class
+from xds import testing
 from xds.conformance.world import SHORT, TYPES, CheckError, read
-from xds.server.services import ADS, SERVICES
+from xds.snapshot import Resource
+from xds.testing.streams import method_of
 
-PACKAGE = "envoy.service.discovery.v3"
-"""Package of the requests and responses."""
 _MAX_RESPONSE = 64 * 1024 * 1024
 _OPTIONS = (("grpc.max_receive_message_length", _MAX_RESPONSE), ("grpc.use_local_subchannel_pool", 1))
 """Channel arguments: each check has a connection of its own."""
@@ -42,6 +44,11 @@ class Variant(StrEnum):
         return self in (Variant.DELTA, Variant.DELTA_ADS)
 
     @property
+    def protocol(self) -> testing.Variant:
+        """The variant of the messages."""
+        return testing.Variant.DELTA if self.is_delta else testing.Variant.SOTW
+
+    @property
     def is_ads(self) -> bool:
         """Whether all types share a stream."""
         return self in (Variant.SOTW_ADS, Variant.DELTA_ADS)
@@ -59,75 +66,58 @@ class EndedError(CheckError):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A decoded response."""
+class Response(testing.Response):
+    """A decoded response, with the contents of its resources."""
 
-    type: str
-    nonce: str
-    version: str
-    """Version of the type as a whole."""
-    resources: dict[str, str]
-    """Contents by name."""
-    versions: dict[str, str]
-    """Versions by name (delta only)."""
-    removed: frozenset[str]
-    identifier: str
-    canary: bool
+    __slots__ = ()
 
     def __str__(self) -> str:
-        words = [f"{name}={content}" for name, content in self.resources.items()]
+        words = [f"{name}={content}" for name, content in self.contents.items()]
         words += [f"-{name}" for name in sorted(self.removed)]
         return f"{self.type} nonce={self.nonce} version={self.version} [{' '.join(words)}]"
 
+    @property
+    def type(self) -> str:
+        """Short name of the type."""
+        return SHORT.get(self.type_url, self.type_url)
 
-def method_of(short: str, variant: Variant) -> str:
+    @property
+    def contents(self) -> dict[str, str]:
+        """Contents by name."""
+        return {each.name: read(self.type, each.body)[1] for each in self.own}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions by name (delta)."""
+        return {each.name: each.version for each in self.own}
+
+    @property
+    def own(self) -> list[Resource]:
+        """Resources of the response's type, if it is one of `TYPES`."""
+        return [each for each in self.resources if each.type_url == self.type_url and self.type in TYPES]
+
+
+def path_of(short: str, variant: Variant) -> str:
     """Return the path of the method that serves a type."""
-    url = TYPES.get(short, short)
-    name, service = next(
-        (name, service)
-        for name, service in SERVICES.items()
-        if (name == ADS if variant.is_ads else service.type_url == url)
-    )
-    return f"/{name}/{service.delta if variant.is_delta else service.stream}"
+    return method_of(variant.protocol, "" if variant.is_ads else TYPES.get(short, short))
 
 
-def decode(data: bytes, *, delta: bool) -> Response:
+def decode(data: bytes, variant: Variant) -> Response:
     """Decode a response.
 
     Raises:
         CheckError: The bytes are no response, or a name occurs twice.
     """
-    kind = "DeltaDiscoveryResponse" if delta else "DiscoveryResponse"
     try:
-        message: Any = message_class(f"{PACKAGE}.{kind}").FromString(data)
-        return _response(message, delta=delta)
+        response = Response.decode(data, variant.protocol, _resource)
     except DecodeError as error:
         raise CheckError(f"a response cannot be decoded: {error}") from error
+    for name, count in Counter(each.name for each in response.own).items():
+        if count > 1:
+            raise CheckError(f"R30: {response.type}: a response contains {name} twice")
+    return response
 
 
-def _response(message: Any, *, delta: bool) -> Response:
-    short = SHORT.get(message.type_url, message.type_url)
-    resources: dict[str, str] = {}
-    versions = {}
-    for item in message.resources:
-        body = item.resource if delta else item
-        if body.type_url != message.type_url or short not in TYPES:
-            continue  # Without a body: a heartbeat or an unknown alias.
-        name, content = read(short, body.value)
-        name = item.name if delta else name
-        if name in resources:
-            raise CheckError(f"R30: {short}: a response contains {name} twice")
-        resources[name] = content
-        if delta:
-            versions[name] = item.version
-    return Response(
-        type=short,
-        nonce=message.nonce,
-        version=message.system_version_info if delta else message.version_info,
-        resources=resources,
-        versions=versions,
-        removed=frozenset(message.removed_resources if delta else ()),
-        identifier=message.control_plane.identifier,
-        canary=False if delta else message.canary,
-    )
+def _resource(type_url: str, name: str, body: bytes) -> Resource:
+    own_name, _ = read(SHORT[type_url], body) if type_url in SHORT else ("", "")
+    return Resource.of(type_url, name or own_name, body)

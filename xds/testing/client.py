@@ -18,7 +18,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, R
 from xds.testing.envoy import DEFAULT_CLUSTER
 from xds.testing.messages import Conversation, Request, Response
 from xds.testing.model import EnvoyModel, Rejection
-from xds.testing.streams import ClientStream, MemoryStream, SocketStream
+from xds.testing.streams import ClientStream, MemoryStream, SocketStream, method_of
 
 DEFAULT_TIMEOUT = 10.0
 """Default maximum time of `EnvoyClient.wait_for`, in seconds."""
@@ -159,11 +159,8 @@ class EnvoyClient:
 
     def messages(self, type_url: str) -> dict[str, Any]:
         """Return the accepted resources of a type by name, as protobuf messages."""
-        kind = message_class(type_url.rpartition("/")[2])
-        return {
-            name: kind.FromString(resource.body)
-            for name, resource in self.model.resources.get(type_url, {}).items()
-        }
+        resources = self.model.resources.get(type_url, {})
+        return {name: _decode(type_url, resource) for name, resource in resources.items()}
 
     @property
     def warming(self) -> frozenset[ResourceKey]:
@@ -224,7 +221,13 @@ class EnvoyClient:
     # --- what the client does on demand ---
 
     def reject(
-        self, type_url: str, name: str = "", message: str = "rejected by the test", *, whole: bool = False
+        self,
+        type_url: str,
+        name: str = "",
+        message: str = "rejected by the test",
+        *,
+        whole: bool = False,
+        when: Callable[[Any], bool] | None = None,
     ) -> None:
         """Reject a resource, or all of a type, from now on.
 
@@ -237,10 +240,16 @@ class EnvoyClient:
             message: Error message of the NACK.
             whole: Whether to accept nothing of a response with this resource, as if it violated a proto
                 constraint.
+            when: Condition on the resource, which gets it as protobuf message, such as
+                `lambda cluster: not cluster.load_assignment.endpoints`; the default is always.
         """
         if whole:
             message = f'name: "{name}"\n: Proto constraint validation failed ({message})'
-        self.model.rejected[type_url, name] = Rejection(message=message, whole=whole)
+
+        def matches(resource: Resource) -> bool:
+            return when is None or when(_decode(type_url, resource))
+
+        self.model.rejected[type_url, name] = Rejection(message=message, whole=whole, when=matches)
 
     def accept(self, type_url: str, name: str = "") -> None:
         """Stop rejecting a resource. The server sends it again when it changes."""
@@ -258,8 +267,36 @@ class EnvoyClient:
         self._holds.discard(type_url)
         for response in self._held.pop(type_url, ()):
             await self._process(response)
-        if type_url == CLUSTER and ENDPOINT not in self._holds:
-            await self.release(ENDPOINT)
+        if type_url == CLUSTER:
+            await self._release_assignments()
+
+    async def answer(self, type_url: str, error: str = "") -> Response:
+        """Process and answer one response of a type that the client holds. Wait until there is one.
+
+        The client goes on to hold the type.
+
+        Args:
+            type_url: Type URL of the response.
+            error: Error message with which the client rejects all resources of the response. By default, it
+                rejects those of `reject`.
+
+        Returns:
+            The response.
+
+        Raises:
+            AssertionError: No response has come before the timeout, or before the stream ends.
+        """
+        await self.wait_for(lambda: self.held(type_url), f"a response of {short_name(type_url)}")
+        response = self._held[type_url].pop(0)
+        earlier = dict(self.model.rejected)
+        if error:
+            for resource in response.resources:
+                self.reject(type_url, resource.name, error)
+        await self._process(response)
+        self.model.rejected = earlier
+        if type_url == CLUSTER:
+            await self._release_assignments()
+        return response
 
     def held(self, type_url: str) -> list[Response]:
         """Return the responses of a type that have arrived while the client holds the type."""
@@ -279,12 +316,17 @@ class EnvoyClient:
 
     # --- internals ---
 
+    async def _release_assignments(self) -> None:
+        """Process the assignments that were held because of clusters."""
+        if not self._held.get(CLUSTER) and ENDPOINT not in self._holds:
+            await self.release(ENDPOINT)
+
     def _open(self, variant: Variant) -> ClientStream:
         if isinstance(self._target, str):
             self._channel = grpc.aio.insecure_channel(self._target)
-            return SocketStream(self._channel, variant)
+            return SocketStream(self._channel, method_of(variant))
         if isinstance(self._target, grpc.aio.Channel):
-            return SocketStream(self._target, variant)
+            return SocketStream(self._target, method_of(variant))
         return MemoryStream(self._target, variant)
 
     async def _read(self, stream: ClientStream) -> None:
@@ -315,3 +357,7 @@ class EnvoyClient:
         for request in requests:
             self.conversation.add(request)
             await self._stream.write(request.encode(self.model.variant))
+
+
+def _decode(type_url: str, resource: Resource) -> Any:
+    return message_class(type_url.rpartition("/")[2]).FromString(resource.body)

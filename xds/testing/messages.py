@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, overload
+from typing import Any, Self, TypeAlias, overload
 
 from xds.codec import message_class
 from xds.protocol.session import Variant
@@ -13,12 +13,25 @@ from xds.protocol.types import short_name
 from xds.resources import resource
 from xds.snapshot import Resource
 
-_PACKAGE = "envoy.service.discovery.v3"
+_PREFIX = {
+    Variant.SOTW: "envoy.service.discovery.v3.Discovery",
+    Variant.DELTA: "envoy.service.discovery.v3.DeltaDiscovery",
+}
 _MAX_ERROR_LENGTH = 200
 """Maximum length of an error in a printed conversation, in characters."""
 
 Decode: TypeAlias = Callable[[str, str, bytes], Resource]
 """Makes a resource from its type URL, its name and its encoded message. SotW responses have no names."""
+
+
+def request_class(variant: Variant) -> Any:
+    """Return the protobuf class of a variant's requests."""
+    return message_class(f"{_PREFIX[variant]}Request")
+
+
+def response_class(variant: Variant) -> Any:
+    """Return the protobuf class of a variant's responses."""
+    return message_class(f"{_PREFIX[variant]}Response")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,22 +67,14 @@ class Request:
             variant: Variant of the protocol.
             node: Fields of the node; None for a request without a node.
         """
-        request: Any
+        request = request_class(variant)(type_url=self.type_url, response_nonce=self.nonce)
         if variant is Variant.SOTW:
-            request = message_class(f"{_PACKAGE}.DiscoveryRequest")(
-                type_url=self.type_url,
-                resource_names=self.names,
-                version_info=self.version,
-                response_nonce=self.nonce,
-            )
+            request.resource_names.extend(self.names)
+            request.version_info = self.version
         else:
-            request = message_class(f"{_PACKAGE}.DeltaDiscoveryRequest")(
-                type_url=self.type_url,
-                resource_names_subscribe=self.names,
-                resource_names_unsubscribe=self.unsubscribe,
-                initial_resource_versions=dict(self.initial_versions),
-                response_nonce=self.nonce,
-            )
+            request.resource_names_subscribe.extend(self.names)
+            request.resource_names_unsubscribe.extend(self.unsubscribe)
+            request.initial_resource_versions.update(self.initial_versions)
         if self.error is not None:
             request.error_detail.code, request.error_detail.message = 13, self.error
         for name, value in (node or {}).items():
@@ -81,8 +86,7 @@ class Request:
     def decode(cls, data: bytes, variant: Variant) -> Request:
         """Make a request from an encoded message."""
         is_delta = variant is Variant.DELTA
-        name = "DeltaDiscoveryRequest" if is_delta else "DiscoveryRequest"
-        message: Any = message_class(f"{_PACKAGE}.{name}").FromString(data)
+        message = request_class(variant).FromString(data)
         names = message.resource_names_subscribe if is_delta else message.resource_names
         return cls(
             type_url=message.type_url,
@@ -109,12 +113,16 @@ class Response:
     """Resources. In the delta variant, each has the version that the server sent."""
     removed: tuple[str, ...] = ()
     """Names of removed resources (delta)."""
+    identifier: str = ""
+    """Identifier of the control plane."""
+    canary: bool = False
+    """Whether the response is a canary, which only validates a configuration (SotW)."""
 
     def __str__(self) -> str:
         return _line(self.type_url, (resource.name for resource in self.resources), self.removed)
 
     @classmethod
-    def decode(cls, data: bytes, variant: Variant, decode: Decode | None = None) -> Response:
+    def decode(cls, data: bytes, variant: Variant, decode: Decode | None = None) -> Self:
         """Make a response from an encoded message.
 
         Args:
@@ -123,12 +131,13 @@ class Response:
             decode: Makes a resource; the default is `decode_resource`.
         """
         decode = decode or decode_resource
+        message = response_class(variant).FromString(data)
+        canary = False
         if variant is Variant.SOTW:
-            message: Any = message_class(f"{_PACKAGE}.DiscoveryResponse").FromString(data)
+            canary = message.canary
             resources = [decode(item.type_url, "", item.value) for item in message.resources]
             version, removed = message.version_info, ()
         else:
-            message = message_class(f"{_PACKAGE}.DeltaDiscoveryResponse").FromString(data)
             resources = [
                 replace(decode(item.resource.type_url, item.name, item.resource.value), version=item.version)
                 for item in message.resources
@@ -141,6 +150,8 @@ class Response:
             version=version,
             resources=tuple(resources),
             removed=removed,
+            identifier=message.control_plane.identifier,
+            canary=canary,
         )
 
 

@@ -15,7 +15,7 @@ The model does what Envoy 1.40 was observed to do (tests/testing/test_fidelity.p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from xds.protocol.order import WILDCARD_TYPES
@@ -37,6 +37,8 @@ class Rejection:
     """Error message of the NACK."""
     whole: bool = False
     """Whether the client accepts nothing of the response, as if the resource violated a proto constraint."""
+    when: Callable[[Resource], bool] | None = None
+    """Condition on the resource; None to reject each version of it."""
 
 
 class EnvoyModel:
@@ -138,8 +140,11 @@ class EnvoyModel:
 
     def rejection(self, resource: Resource) -> Rejection | None:
         """Return why a resource is rejected; None to accept it."""
-        kind = resource.type_url
-        return self.rejected.get((kind, resource.name)) or self.rejected.get((kind, ""))
+        for name in (resource.name, ""):
+            rejection = self.rejected.get((resource.type_url, name))
+            if rejection and (rejection.when is None or rejection.when(resource)):
+                return rejection
+        return None
 
     def demand(self, type_url: str, *names: str) -> list[Request]:
         """Subscribe to resources on demand, in addition to those that others refer to."""

@@ -8,13 +8,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from xds.codec import message_class
 from xds.protocol.session import Variant
 from xds.server.services import SERVICES
-from xds.testing.messages import Conversation, Request, Response
-
-_DELTA_REQUEST = "envoy.service.discovery.v3.DeltaDiscoveryRequest"
-_REQUEST = "envoy.service.discovery.v3.DiscoveryRequest"
+from xds.testing.messages import Conversation, Request, Response, request_class
 
 
 class Recorder(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # it has no types
@@ -68,8 +64,7 @@ class _RecordedContext:
 
     def _open(self, data: bytes) -> Conversation:
         """Return the conversation of the node in a stream's first request."""
-        name = _DELTA_REQUEST if self._variant is Variant.DELTA else _REQUEST
-        first: Any = message_class(name).FromString(data)
-        conversation = self._recorder.conversations.setdefault(first.node.id, Conversation())
-        conversation.open(first.node.id, self._variant)
+        node = request_class(self._variant).FromString(data).node.id
+        conversation = self._recorder.conversations.setdefault(node, Conversation())
+        conversation.open(node, self._variant)
         return conversation

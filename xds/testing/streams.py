@@ -12,7 +12,7 @@ import grpc.aio
 from xds.protocol.events import Connected
 from xds.protocol.limits import DEFAULT_LIMITS, Budgets, RequestError
 from xds.protocol.session import Session, Variant
-from xds.server import ADS, Proxies, Refused, Stream, StreamInfo
+from xds.server import Proxies, Refused, Stream, StreamInfo
 from xds.server.proxies import open_subscriber, status_code
 from xds.server.scheduling import TurnScheduler
 from xds.server.services import SERVICES
@@ -35,17 +35,24 @@ class ClientStream(Protocol):
         """Cancel the stream, and wait until it has ended."""
 
 
+def method_of(variant: Variant, type_url: str = "") -> str:
+    """Return the path of the method that serves a type; the default is the method that serves all types."""
+    name, service = next(
+        (name, service) for name, service in SERVICES.items() if service.type_url == type_url
+    )
+    return f"/{name}/{service.delta if variant is Variant.DELTA else service.stream}"
+
+
 class SocketStream:
     """A stream over gRPC.
 
     Args:
         channel: Channel to the server.
-        variant: Variant of the protocol.
+        method: Path of the method.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, variant: Variant) -> None:
-        method = SERVICES[ADS].delta if variant is Variant.DELTA else SERVICES[ADS].stream
-        self._call = channel.stream_stream(f"/{ADS}/{method}")()
+    def __init__(self, channel: grpc.aio.Channel, method: str) -> None:
+        self._call = channel.stream_stream(method)()
 
     async def write(self, request: bytes) -> None:
         """Send a request."""
