@@ -145,6 +145,6 @@ def test_documented_tests_pass(pytester):
 
 
 def test_builders_can_be_imported_if_warnings_are_errors(pytester):
-    pytester.makeini("[pytest]\nfilterwarnings = error\n")
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n")
     test = "def test_import(): import xds.builders"
     run(pytester, test).assert_outcomes(passed=1)
