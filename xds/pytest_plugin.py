@@ -28,6 +28,13 @@ _CONVERSATIONS: pytest.StashKey[dict[str, Callable[[], str]]] = pytest.StashKey(
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Ignore the deprecation warnings that imports of `envoy_data_plane` cause; a test shows over 50."""
+    config.addinivalue_line(
+        "filterwarnings", "ignore:Using `@model_validator`:DeprecationWarning:envoy_data_plane"
+    )
+
+
 def _async_fixture(function: F) -> F:
     """Make an asynchronous fixture. Without pytest-asyncio, it fails the tests that use it."""
     if importlib.util.find_spec("pytest_asyncio"):

@@ -23,6 +23,8 @@ COMMANDS = {
     "flask_app": ("flask", "--app", "flask_app", "run", "--no-reload", "--port"),
 }
 BAD = "web: 'app.example:80' has a host name, which Envoy does not resolve in an assignment"
+REJECTED = "[fe80::1%none]:80"
+"""Valid for Python; Envoy rejects it."""
 
 
 @pytest.mark.envoy
@@ -39,13 +41,16 @@ async def test_web_app_serves_what_its_requests_set(variant, name, tmp_path):
     url = f"http://127.0.0.1:{http}/services/web"
     try:
         async with (
-            EnvoyProcess("edge", bootstrap("edge", xds, variant=variant), tmp_path) as envoy,
+            EnvoyProcess("edge", bootstrap("edge", xds, variant=variant), tmp_path, may_reject=True) as envoy,
             aiohttp.ClientSession() as session,
         ):
 
-            async def put(*addresses: str) -> tuple[int, dict[str, list[str]]]:
-                async with session.put(url, json=addresses) as response:
+            async def put_json(body: object) -> tuple[int, dict[str, list[str]]]:
+                async with session.put(url, json=body) as response:
                     return response.status, await response.json()
+
+            async def put(*addresses: str) -> tuple[int, dict[str, list[str]]]:
+                return await put_json(addresses)
 
             async def connected() -> bool:
                 return await put("127.0.0.1:1") == (200, {"acked_by": ["edge"]})
@@ -56,6 +61,15 @@ async def test_web_app_serves_what_its_requests_set(variant, name, tmp_path):
             status, answer = await put("app.example:80")
             assert status == 422
             assert str(*answer.values()).startswith(BAD)
+            for body in ([1], {"127.0.0.1:2": 1}, "127.0.0.1:2"):
+                assert (await put_json(body))[0] == 422
+            status, answer = await put(REJECTED)
+            assert status == 409
+            assert "edge rejected ClusterLoadAssignment web" in str(answer)
+            # An Envoy that starts after the rejection gets what was served before.
+            late = bootstrap("late", xds, variant=variant)
+            async with EnvoyProcess("late", late, tmp_path) as other:
+                assert "web::127.0.0.1:2::" in await other.admin.get("/clusters")
         process.send_signal(signal.SIGINT)
         output, _ = await asyncio.wait_for(process.communicate(), 30)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,13 +127,24 @@ def test_plugin_alone_imports_only_pytest():
 
 
 def test_documented_tests_pass(pytester):
+    """With the files of the page, and without a warning."""
     text = (ROOT / "docs" / "how-to" / "test-a-control-plane.md").read_text()
-    program, *tests = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
-    pytester.makepyfile(blue_green=program)
-    pytester.makepyfile("\n".join(tests))
-    pytester.makeini("[pytest]\nasyncio_mode = auto\n")
+    blocks = re.findall(
+        r'^```(?:python|ini)(?: title="([\w.]+)")?\n(.*?)^```$', text, re.MULTILINE | re.DOTALL
+    )
+    files = {name: block for name, block in blocks if name}
+    assert files.keys() == {"pytest.ini", "blue_green.py", "test_blue_green.py"}
+    files["test_blue_green.py"] += "".join(block for name, block in blocks if not name)
+    for name, content in files.items():
+        (pytester.path / name).write_text(content)
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-rs")
-    count = sum(test.count("async def test_") for test in tests)
+    count = files["test_blue_green.py"].count("async def test_")
     assert count > 3
     variants = 1  # One test runs in both variants.
-    result.assert_outcomes(passed=count + variants)
+    result.assert_outcomes(passed=count + variants, warnings=0)
+
+
+def test_builders_can_be_imported_if_warnings_are_errors(pytester):
+    pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\nfilterwarnings = error\n")
+    test = "def test_import(): import xds.builders"
+    run(pytester, test).assert_outcomes(passed=1)
