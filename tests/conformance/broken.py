@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
+from typing import Any, ClassVar
 
 from xds.codec import message_class
 from xds.protocol.session import Session, Variant
@@ -159,3 +160,122 @@ class DropsLaterResponses(Broken):
         had = self.last is not None
         message = super().next(now)
         return None if had and message and self.last.type_url in (CLUSTER, LISTENER) else message
+
+
+class AnswersNacksOfOlderResponses(Broken):
+    def change_request(self, request: Any) -> None:
+        if request.HasField("error_detail") and request.response_nonce != self.last.nonce:
+            self.again.append(self.last)
+
+
+class HasNoAliases(Broken):
+    def change_request(self, request: Any) -> None:
+        names = request.resource_names_subscribe
+        names[:] = [name for name in names if not name.endswith(".example")]
+
+
+class ReportsKnownAliases(Broken):
+    def change_response(self, response: Any) -> None:
+        for resource in list(response.resources):
+            for alias in resource.aliases if resource.HasField("resource") else ():
+                response.resources.add(name=alias, aliases=[alias])
+
+
+class HasNoCollections(Broken):
+    def change_request(self, request: Any) -> None:
+        names = request.resource_names_subscribe
+        names[:] = [name for name in names if not name.endswith("/*")]
+
+
+class SendsNestedMembers(Broken):
+    def change_request(self, request: Any) -> None:
+        names = request.resource_names_subscribe
+        names.extend([name.replace("/group/*", "/group/inner/*") for name in names])
+
+
+class KeepsTheLegacyWildcard(Broken):
+    """Names after a legacy wildcard have no effect, and the wildcard cannot be left."""
+
+    legacy: str = ""
+
+    def change_request(self, request: Any) -> None:
+        names = request.resource_names_subscribe if self.is_delta else request.resource_names
+        if not request.response_nonce and not self.last and not names:
+            self.legacy = request.type_url
+        if request.type_url == self.legacy:
+            names[:] = []
+            if self.is_delta:
+                request.resource_names_unsubscribe[:] = []
+
+
+class EndsTheLegacyWildcard(Broken):
+    """A delta client that names a resource loses its wildcard."""
+
+    def change_request(self, request: Any) -> None:
+        if self.last and request.resource_names_subscribe:
+            request.resource_names_unsubscribe.append("*")
+
+
+class SendsNoTtl(Broken):
+    def change_response(self, response: Any) -> None:
+        for resource in response.resources:
+            resource.ClearField("ttl")
+
+
+class SendsNoHeartbeats(Broken):
+    def next(self, now: float) -> bytes | None:
+        message = super().next(now)
+        is_heartbeat = message and not any(item.HasField("resource") for item in self.last.resources)
+        return None if is_heartbeat else message
+
+
+class WrapsResources(Broken):
+    """SotW resources are sent in the wrapper that carries a TTL."""
+
+    def change_response(self, response: Any) -> None:
+        for resource in response.resources:
+            wrapper: Any = message_class(f"{_PACKAGE}.Resource")()
+            wrapper.resource.CopyFrom(resource)
+            wrapper.name = "alpha"
+            resource.Pack(wrapper)
+
+
+class RefusesUnknownFields(Broken):
+    def receive(self, message: bytes, now: float) -> Any:
+        request: Any = self._request.FromString(message)
+        known = len(request.SerializeToString())
+        request.DiscardUnknownFields()
+        if request.ByteSize() < known:
+            request.type_url = "type.googleapis.com/unknown"
+        return super(Broken, self).receive(request.SerializeToString(), now)
+
+
+class WaitsForOthers(Broken):
+    """A stream gets no response while another one of the node has not sent its ACK."""
+
+    waiting: ClassVar[defaultdict[str, set[int]]] = defaultdict(set)
+    node = ""
+
+    def change_request(self, request: Any) -> None:
+        self.node = self.node or request.node.id
+        self.waiting[self.node].discard(id(self))
+
+    def next(self, now: float) -> bytes | None:
+        if self.waiting[self.node] - {id(self)}:
+            return None
+        message = super().next(now)
+        if message is not None:
+            self.waiting[self.node].add(id(self))
+        return message
+
+
+class ForgetsChangesBeforeAnAck(Broken):
+    is_waiting = False
+
+    def change_request(self, request: Any) -> None:
+        self.is_waiting &= not request.response_nonce
+
+    def next(self, now: float) -> bytes | None:
+        was_waiting, message = self.is_waiting, super().next(now)
+        self.is_waiting |= message is not None
+        return None if was_waiting else message

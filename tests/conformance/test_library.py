@@ -83,6 +83,19 @@ FAULTS = [
     (broken.SetsCanary, SOTW, {"R48"}),
     (broken.HasNoIdentifier, Variant, {"R46"}),
     (broken.DropsLaterResponses, Variant, {"R22"}),
+    (broken.AnswersNacksOfOlderResponses, DELTA, {"R13"}),
+    (broken.HasNoAliases, DELTA, {"R31"}),
+    (broken.ReportsKnownAliases, DELTA, {"R31"}),
+    (broken.HasNoCollections, DELTA, {"R34"}),
+    (broken.SendsNestedMembers, DELTA, {"R34"}),
+    (broken.KeepsTheLegacyWildcard, Variant, {"R22"}),
+    (broken.EndsTheLegacyWildcard, DELTA, {"R22"}),
+    (broken.SendsNoTtl, DELTA, {"R44"}),
+    (broken.SendsNoHeartbeats, DELTA, {"R44"}),
+    (broken.WrapsResources, SOTW, {"R44"}),
+    (broken.RefusesUnknownFields, Variant, {"R47"}),
+    (broken.WaitsForOthers, Variant, {"R52"}),
+    (broken.ForgetsChangesBeforeAnAck, Variant, {"R53"}),
 ]
 
 

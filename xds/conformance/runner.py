@@ -12,7 +12,12 @@ from functools import partial
 import grpc
 import grpc.aio
 
-from xds.conformance import check_order, check_streams, check_subscriptions  # noqa: F401 - they register checks
+from xds.conformance import (  # noqa: F401 - they register checks
+    check_order,
+    check_streams,
+    check_subscriptions,
+    check_transport,
+)
 from xds.conformance.rules import CHECKS, NOT_JUDGED, TITLES, Check, Level, Run
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.conformance.wire import NotApplicableError, Variant, connect

@@ -20,6 +20,16 @@ from xds.conformance.wire import PACKAGE, EndedError, NotApplicableError, Respon
 from xds.conformance.world import FULL, TYPES, CheckError, World, parse
 
 _INVALID_ARGUMENT = 3
+_MAX_LINE = 400
+"""Longest line of a conversation, in characters."""
+
+
+def shorten(line: str) -> str:
+    """Return a line without the middle, if it is long."""
+    if len(line) <= _MAX_LINE:
+        return line
+    half = _MAX_LINE // 2
+    return f"{line[:half]} ... ({len(line)} characters) ... {line[-half:]}"
 
 
 class Stream:
@@ -54,6 +64,9 @@ class Stream:
         self.held: set[str] = set()
         """Types whose responses the check ACKs itself."""
         self.names: defaultdict[str, list[str]] = defaultdict(list)
+        self.reading = asyncio.Event()
+        """Whether the client reads. Clear it to make the client slow."""
+        self.reading.set()
         self._channel, self._say, self._timeout, self._quiet = channel, say, timeout, quiet
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
@@ -83,6 +96,11 @@ class Stream:
         self.forget(short, *dropped)
         await self.request(short, unsubscribe=names, **fields)
 
+    async def end_wildcard(self, short: str) -> None:
+        """Delta: leave the legacy wildcard."""
+        self._legacy.discard(short)
+        await self.leave(short, "*")
+
     async def ack(self, short: str, **fields: Any) -> None:
         """ACK the last response of a type."""
         last = self._last[short]
@@ -107,8 +125,12 @@ class Stream:
         node: str = "",
         type_url: str | None = None,
         initial: Mapping[str, str] | None = None,
+        more: bytes = b"",
     ) -> None:
-        """Send a request. A SotW request contains all names that the client subscribes to, or `names`."""
+        """Send a request. A SotW request contains all names that the client subscribes to, or `names`.
+
+        `more` is appended to the encoded request.
+        """
         kind = "DeltaDiscoveryRequest" if self.variant.is_delta else "DiscoveryRequest"
         request: Any = message_class(f"{PACKAGE}.{kind}")()
         request.type_url = TYPES.get(short, short) if type_url is None else type_url
@@ -136,7 +158,9 @@ class Stream:
         if self._call is None or node:
             request.node.id = node or self.world.node
             said.append(f"node={request.node.id}")
-        await self.send(short, request.SerializeToString(), f"{short} {' '.join(said)}")
+        said += ["and an unknown field"] * bool(more)
+        data = request.SerializeToString() + more
+        await self.send(short, data, f"{short} {shorten(' '.join(said))}")
 
     async def send(self, short: str, data: bytes, what: str) -> None:
         """Send bytes as a request."""
@@ -170,6 +194,26 @@ class Stream:
             got = f"the client has {found or 'nothing'}" if self._unseen[short] else "no response came"
             raise CheckError(f"{short}: expected {wanted} within {self._timeout:g} s, but {got}") from None
         self._unseen[short] = 0
+
+    async def gets(self, short: str, what: str, test: Callable[[Response], bool]) -> Response:
+        """Receive responses until one of a type passes a test, and return it.
+
+        Args:
+            short: Short name of the type.
+            what: What the test requires, for the error.
+            test: Whether a response is the expected one.
+        """
+        before = len(self.responses)
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    await self._receive()
+                    if self.responses[-1].type == short and test(self.responses[-1]):
+                        self._unseen[short] = 0
+                        return self.responses[-1]
+        except TimeoutError:
+            count = len(self.responses) - before
+            raise CheckError(f"{short}: {what}: none of {count} responses within {self._timeout:g} s") from None
 
     async def nothing(self, short: str, *, probe: bool = True) -> None:
         """Require that no response of a type is sent.
@@ -310,9 +354,9 @@ class Stream:
 
     async def _read(self) -> None:
         try:
-            while (data := await self._call.read()) is not grpc.aio.EOF:
+            while await self.reading.wait() and (data := await self._call.read()) is not grpc.aio.EOF:
                 response = decode(data, delta=self.variant.is_delta)
-                self._say(f"<-   {response}")
+                self._say(f"<-   {shorten(str(response))}")
                 self._queue.put_nowait(response)
             error: Exception = EndedError(await self._call.code(), await self._call.details() or "")
         except grpc.aio.AioRpcError as ended:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -13,9 +13,12 @@ from google.protobuf.message import DecodeError
 from xds.codec import message_class
 from xds.conformance.world import SHORT, TYPES, CheckError, read
 from xds.server.services import ADS, SERVICES
+from xds.snapshot import TYPE_PREFIX
 
 PACKAGE = "envoy.service.discovery.v3"
 """Package of the requests and responses."""
+_WRAPPER = f"{TYPE_PREFIX}{PACKAGE}.Resource"
+"""Type URL of the message that gives a SotW resource a TTL."""
 _MAX_RESPONSE = 64 * 1024 * 1024
 _OPTIONS = (("grpc.max_receive_message_length", _MAX_RESPONSE), ("grpc.use_local_subchannel_pool", 1))
 """Channel arguments: each check has a connection of its own."""
@@ -59,7 +62,7 @@ class EndedError(CheckError):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """A decoded response."""
 
@@ -67,16 +70,30 @@ class Response:
     nonce: str
     version: str
     """Version of the type as a whole."""
-    resources: dict[str, str]
+    resources: dict[str, str] = field(default_factory=dict)
     """Contents by name."""
-    versions: dict[str, str]
+    versions: dict[str, str] = field(default_factory=dict)
     """Versions by name (delta only)."""
     removed: frozenset[str]
     identifier: str
     canary: bool
+    size: int
+    """Bytes of the encoded response."""
+    ttls: dict[str, float] = field(default_factory=dict)
+    """Seconds until a client drops the resource, by name."""
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other names that the response gives for a resource, by name."""
+    without_body: set[str] = field(default_factory=set)
+    """Resources without a body: renewed TTLs, and aliases that no resource has."""
+    wrapped: set[str] = field(default_factory=set)
+    """Resources that are sent inside `envoy.service.discovery.v3.Resource` (SotW only)."""
 
     def __str__(self) -> str:
-        words = [f"{name}={content}" for name, content in self.resources.items()]
+        words = [
+            f"{name}={content}" + (f" (ttl {self.ttls[name]:g}s)" if name in self.ttls else "")
+            for name, content in self.resources.items()
+        ]
+        words += [f"{name} (no body)" for name in sorted(self.without_body)]
         words += [f"-{name}" for name in sorted(self.removed)]
         return f"{self.type} nonce={self.nonce} version={self.version} [{' '.join(words)}]"
 
@@ -101,33 +118,49 @@ def decode(data: bytes, *, delta: bool) -> Response:
     kind = "DeltaDiscoveryResponse" if delta else "DiscoveryResponse"
     try:
         message: Any = message_class(f"{PACKAGE}.{kind}").FromString(data)
-        return _response(message, delta=delta)
+        return _response(message, len(data), delta=delta)
     except DecodeError as error:
         raise CheckError(f"a response cannot be decoded: {error}") from error
 
 
-def _response(message: Any, *, delta: bool) -> Response:
+def _response(message: Any, size: int, *, delta: bool) -> Response:
     short = SHORT.get(message.type_url, message.type_url)
-    resources: dict[str, str] = {}
-    versions = {}
-    for item in message.resources:
-        body = item.resource if delta else item
-        if body.type_url != message.type_url or short not in TYPES:
-            continue  # Without a body: a heartbeat or an unknown alias.
-        name, content = read(short, body.value)
-        name = item.name if delta else name
-        if name in resources:
-            raise CheckError(f"R30: {short}: a response contains {name} twice")
-        resources[name] = content
-        if delta:
-            versions[name] = item.version
-    return Response(
+    response = Response(
         type=short,
         nonce=message.nonce,
         version=message.system_version_info if delta else message.version_info,
-        resources=resources,
-        versions=versions,
         removed=frozenset(message.removed_resources if delta else ()),
         identifier=message.control_plane.identifier,
         canary=False if delta else message.canary,
+        size=size,
     )
+    for item in message.resources:
+        wrapper = item if delta else _unwrapped(item)
+        body = wrapper.resource if wrapper else item
+        name, content = wrapper.name if wrapper else "", None
+        if body.type_url == message.type_url and short in TYPES:
+            own_name, content = read(short, body.value)
+            name = name or own_name
+        if not name:
+            continue  # An unsupported type.
+        if name in response.resources or name in response.without_body:
+            raise CheckError(f"R30: {short}: a response contains {name} twice")
+        if content is None:
+            response.without_body.add(name)
+        else:
+            response.resources[name] = content
+        if wrapper:
+            response.versions[name] = wrapper.version
+            if wrapper.HasField("ttl"):
+                response.ttls[name] = wrapper.ttl.ToTimedelta().total_seconds()
+            response.aliases[name] = tuple(wrapper.aliases)
+            if not delta:
+                response.wrapped.add(name)
+    return response
+
+
+def _unwrapped(item: Any) -> Any:
+    """Return the wrapper around a SotW resource; None if there is none."""
+    if item.type_url != _WRAPPER:
+        return None
+    return message_class(_WRAPPER.removeprefix(TYPE_PREFIX)).FromString(item.value)

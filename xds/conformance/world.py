@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import grpc.aio
@@ -29,6 +30,9 @@ FULL = ("CDS", "LDS")
 SET = "/xds.conformance.v1.Adapter/Set"
 Set = Callable[[pb.SetRequest], Awaitable[pb.SetResponse]]
 """The adapter's method."""
+
+_PADDING = "."
+"""Fills the contents of large resources."""
 
 _ADS = {"ads": {}, "resource_api_version": "V3"}
 _ADDRESS = {"socket_address": {"address": "127.0.0.1", "port_value": 10000}}
@@ -81,7 +85,7 @@ _MAKE = {"CDS": _cluster, "EDS": _assignment, "LDS": _listener, "RDS": _route, "
 
 
 def _encode(short: str, name: str, content: str, ref: str) -> pb.Resource:
-    message = _class(short)()
+    message = class_of(short)()
     ParseDict(_MAKE[short](name, content, ref), message, descriptor_pool=pool)
     resource = pb.Resource(name=name)
     resource.body.type_url = TYPES[short]
@@ -91,21 +95,25 @@ def _encode(short: str, name: str, content: str, ref: str) -> pb.Resource:
 
 def read(short: str, body: bytes) -> tuple[str, str]:
     """Return the name and the content of an encoded resource. The content of an empty assignment is empty."""
-    message: Any = _class(short).FromString(body)
+    message: Any = class_of(short).FromString(body)
+    name, content = message.cluster_name if short == "EDS" else message.name, ""
     match short:
         case "CDS":
-            return message.name, message.alt_stat_name
+            content = message.alt_stat_name
         case "EDS":
             hosts = [host.endpoint.hostname for group in message.endpoints for host in group.lb_endpoints]
-            return message.cluster_name, hosts[0] if hosts else ""
+            content = hosts[0] if hosts else ""
         case "LDS":
-            return message.name, message.stat_prefix
+            content = message.stat_prefix
         case "RDS":
-            return message.name, message.virtual_hosts[0].name if message.virtual_hosts else ""
-    return message.name, message.domains[0] if message.domains else ""
+            content = message.virtual_hosts[0].name if message.virtual_hosts else ""
+        case "VHDS":
+            content = message.domains[0] if message.domains else ""
+    return name, content.rstrip(_PADDING)
 
 
-def _class(short: str) -> type[Message]:
+def class_of(short: str) -> type[Message]:
+    """Return the class of a type's messages."""
     return message_class(TYPES[short].removeprefix(TYPE_PREFIX))
 
 
@@ -125,6 +133,12 @@ class World:
 
     def __init__(self, adapter: Set, node: str, say: Callable[[str], None]) -> None:
         self.node = node
+        self.ttl: dict[str, float] = {}
+        """Seconds after which a client drops a resource, by its name. Set it before the resource."""
+        self.aliases: dict[str, tuple[str, ...]] = {}
+        """Other names of a virtual host, by its name. Set them before the resource."""
+        self.padding = 0
+        """Number of bytes that fill up each resource."""
         self._adapter, self._say = adapter, say
         self._types: dict[str, dict[str, pb.Resource]] = {}
 
@@ -139,12 +153,12 @@ class World:
             for word in text.split():
                 named, _, ref = word.partition(">")
                 name, _, content = named.partition("=")
-                self._types[short][name] = _encode(short, name, content, ref)
+                self._types[short][name] = self._encode(short, name, content, ref)
         await self._send(" ".join(f"{short}[{text}]" for short, text in types.items()))
 
     async def add(self, short: str, name: str, content: str = "1") -> None:
         """Add or change one resource."""
-        self._types.setdefault(short, {})[name] = _encode(short, name, content, "")
+        self._types.setdefault(short, {})[name] = self._encode(short, name, content, "")
         await self._send(f"{short} {name}={content}")
 
     async def clear(self) -> None:
@@ -152,8 +166,18 @@ class World:
         if self._types:
             await self._adapter(pb.SetRequest(node=self.node))
 
+    def _encode(self, short: str, name: str, content: str, ref: str) -> pb.Resource:
+        resource = _encode(short, name, content + _PADDING * self.padding, ref)
+        resource.aliases.extend(self.aliases.get(name, ()))
+        if name in self.ttl:
+            resource.ttl.FromTimedelta(timedelta(seconds=self.ttl[name]))
+        return resource
+
     async def _send(self, what: str) -> None:
-        self._say(f"set  {what} for node {self.node}")
+        said = [f"ttl={ttl:g}s for {name}" for name, ttl in self.ttl.items()]
+        said += [f"aliases={','.join(aliases)} for {name}" for name, aliases in self.aliases.items()]
+        said += [f"{self.padding} bytes each"] * bool(self.padding)
+        self._say(" ".join([f"set  {what} for node {self.node}", *said]))
         request = pb.SetRequest(node=self.node)
         for short, resources in self._types.items():
             digest = hashlib.sha256()
