@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from itertools import count
 from typing import Any, ClassVar
 
 from xds.codec import message_class
@@ -250,22 +252,26 @@ class RefusesUnknownFields(Broken):
         return super(Broken, self).receive(request.SerializeToString(), now)
 
 
-class WaitsForOthers(Broken):
-    """A stream gets no response while another one of the node has not sent its ACK."""
+class WaitsForNewerStreams(Broken):
+    """A stream gets no response while a newer one of the node has not sent its ACK."""
 
     waiting: ClassVar[defaultdict[str, set[int]]] = defaultdict(set)
-    node = ""
+    numbers: ClassVar[Iterator[int]] = count()
+
+    def __init__(self, variant: Variant, **options: Any) -> None:
+        super().__init__(variant, **options)
+        self.owner, self.number = "", next(self.numbers)
 
     def change_request(self, request: Any) -> None:
-        self.node = self.node or request.node.id
-        self.waiting[self.node].discard(id(self))
+        self.owner = self.owner or request.node.id
+        self.waiting[self.owner].discard(self.number)
 
     def next(self, now: float) -> bytes | None:
-        if self.waiting[self.node] - {id(self)}:
+        if max(self.waiting[self.owner], default=0) > self.number:
             return None
         message = super().next(now)
         if message is not None:
-            self.waiting[self.node].add(id(self))
+            self.waiting[self.owner].add(self.number)
         return message
 
 

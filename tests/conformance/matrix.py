@@ -28,9 +28,10 @@ async def library() -> AsyncIterator[str]:
 async def go_control_plane() -> AsyncIterator[str]:
     """Serve with go-control-plane, and yield the address. Raises BuildError."""
     program = await asyncio.to_thread(build)
-    process = await asyncio.create_subprocess_exec(program, "127.0.0.1:0", stdout=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(program, stdout=subprocess.PIPE)
     try:
-        yield (await process.stdout.readline()).decode().strip()
+        address, adapter = (await process.stdout.readline()).decode().split()
+        yield address, adapter
     finally:
         process.kill()
         await process.wait()

@@ -190,7 +190,7 @@ async def changed_resource_is_sent_after_a_nack(run: Run) -> None:
 
 @check("R13", on=DELTA, types=("CDS", "RDS"))
 async def nack_of_an_older_response_gets_none(run: Run) -> None:
-    """A client that rejects a response after the next one has come, and ACKs the next one, gets no response."""
+    """A client that rejects a response after it got the next one, and ACKs that, gets no response."""
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     stream.held.add(run.type)
     await stream.ask(run.type, "alpha")

@@ -88,6 +88,8 @@ async def legacy_wildcard(run: Run) -> None:
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     await stream.ask(run.type)
     await stream.sees(run.type, "alpha=1 beta=1")
+    if world.is_fixed:
+        return
     await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
     await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
 
@@ -98,6 +100,8 @@ async def explicit_wildcard(run: Run) -> None:
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     await stream.ask(run.type, "*")
     await stream.sees(run.type, "alpha=1 beta=1")
+    if world.is_fixed:
+        return
     await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
     await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
 
@@ -201,6 +205,8 @@ async def missing_resource_is_sent_when_it_appears(run: Run) -> None:
     world, stream = await run.start(**{run.type: "alpha=1"})
     await stream.ask(run.type, "alpha", "omega")
     await stream.sees(run.type, "alpha=1")
+    if world.is_fixed:
+        return
     await world.set(**{run.type: "alpha=1 omega=1"})
     await stream.sees(run.type, "alpha=1 omega=1")
 
@@ -215,12 +221,10 @@ async def missing_resource_gets_a_response(run: Run) -> None:
 
 @check("R26", on=DELTA, types=ALL)
 async def missing_resource_is_reported(run: Run) -> None:
-    """A missing resource is reported as removed, and sent when it appears."""
-    world, stream = await run.start(**{run.type: "alpha=1"})
+    """A missing resource is reported as removed."""
+    _, stream = await run.start(**{run.type: "alpha=1"})
     await stream.ask(run.type, "alpha", "omega")
     await stream.sees(run.type, "alpha=1", gone="omega")
-    await world.set(**{run.type: "alpha=1 omega=1"})
-    await stream.sees(run.type, "alpha=1 omega=1")
 
 
 @check("R27", on=DELTA, types=ALL)

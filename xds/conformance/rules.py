@@ -10,8 +10,8 @@ from enum import StrEnum
 import grpc.aio
 
 from xds.conformance.stream import Stream
-from xds.conformance.wire import Variant, connect
-from xds.conformance.world import Set, World
+from xds.conformance.wire import NeedsAdapterError, Variant, connect
+from xds.conformance.world import World
 
 SOTW = (Variant.SOTW, Variant.SOTW_ADS)
 DELTA = (Variant.DELTA, Variant.DELTA_ADS)
@@ -34,9 +34,9 @@ class Run:
 
     target: str
     credentials: grpc.ChannelCredentials | None
-    adapter: Set
+    worlds_of: Callable[[int, Callable[[str], None]], World]
+    """Makes the first, second and so on node of the check."""
     variant: Variant
-    node: str
     timeout: float
     quiet: float
     type: str = ""
@@ -54,8 +54,14 @@ class Run:
         return self._channel
 
     async def world(self, **types: str) -> World:
-        """Return a new node, with these resources. Without any, the server does not know the node."""
-        world = World(self.adapter, f"{self.node}-{len(self.worlds) + 1}", self.conversation.append)
+        """Return a new node, with these resources. Without any, the server does not know the node.
+
+        Raises:
+            NeedsAdapterError: The server has no adapter, and the check needs one.
+        """
+        world = self.worlds_of(len(self.worlds) + 1, self.conversation.append)
+        if world.is_fixed and not types:
+            raise NeedsAdapterError
         self.worlds.append(world)
         if types:
             await world.set(**types)
@@ -68,7 +74,9 @@ class Run:
         def say(line: str) -> None:
             self.conversation.append(f"{line}   (stream {number})" if number > 1 else line)
 
-        stream = Stream(channel or self.channel, self.variant, world, say, timeout=self.timeout, quiet=self.quiet)
+        stream = Stream(
+            channel or self.channel, self.variant, world, say, timeout=self.timeout, quiet=self.quiet
+        )
         self.streams.append(stream)
         return stream
 

@@ -19,9 +19,13 @@ from xds.conformance import (  # noqa: F401 - they register checks
     check_transport,
 )
 from xds.conformance.rules import CHECKS, NOT_JUDGED, TITLES, Check, Level, Run
+from xds.conformance.served import Lookup, Served, ServedWorld
 from xds.conformance.v1 import adapter_pb2 as pb
-from xds.conformance.wire import NotApplicableError, Variant, connect
-from xds.conformance.world import SET, CheckError, Set
+from xds.conformance.wire import NeedsAdapterError, NotApplicableError, Variant, connect
+from xds.conformance.world import SET, CheckError, Set, World
+
+_NODE = "conformance"
+"""Default ID of the node whose resources are checked without an adapter."""
 
 
 class Outcome(StrEnum):
@@ -62,6 +66,8 @@ class Report:
     rules: tuple[str, ...]
     """Numbers of the selected rules."""
     variants: tuple[Variant, ...]
+    node: str = ""
+    """Node whose resources were checked as they are; empty with an adapter."""
 
     @property
     def failed(self) -> bool:
@@ -109,13 +115,14 @@ async def run(
     target: str,
     *,
     adapter: str | None = None,
+    node: str | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     variants: Collection[Variant] = tuple(Variant),
     rules: Collection[str] = tuple(TITLES),
     level: Level = Level.SHOULD,
     response_timeout: float = 5.0,
     quiet: float = 0.2,
-    concurrency: int = 4,
+    concurrency: int = 16,
     on_result: Callable[[Result], None] | None = None,
 ) -> Report:
     """Check an xDS server.
@@ -123,7 +130,8 @@ async def run(
     Args:
         target: Address of the server, such as `127.0.0.1:18000`.
         adapter: Address of the adapter, which is reached in plaintext. The default is the server's address
-            and credentials.
+            and credentials. If there is no adapter, only the checks that change no resources are run.
+        node: ID of a node that the server knows. Its resources are checked as they are, without an adapter.
         credentials: Credentials for the server; None for plaintext.
         variants: Variants of the protocol to check.
         rules: Numbers of the rules to check, such as `R12`.
@@ -134,7 +142,8 @@ async def run(
         on_result: Called for each result as soon as there is one.
 
     Raises:
-        UnreachableError: The server or the adapter cannot be reached.
+        UnreachableError: The server or the adapter cannot be reached, or the server has no resources for
+            the node.
     """
     async with connect(adapter or target, credentials if adapter is None else None) as channel:
         call = channel.unary_unary(
@@ -145,18 +154,37 @@ async def run(
         method: Set = partial(call, timeout=response_timeout)
         async with connect(target, credentials) as server:
             await _wait_until_ready(server, target, response_timeout)
-        await _require(channel, method, adapter or target, response_timeout)
+        if node is None and not await _has_adapter(channel, method, adapter, target, response_timeout):
+            node = _NODE
+        served: dict[Variant, Served] = {}
+        if node is not None:
+            lookup = Lookup(
+                target=target, credentials=credentials, node=node, timeout=response_timeout, quiet=quiet
+            )
+            found = await asyncio.gather(*(lookup.resources(variant) for variant in variants))
+            served = dict(zip(variants, found, strict=True))
+            if not any(names for kinds in found for names in kinds.values()):
+                raise UnreachableError(
+                    f"{target} has no clusters or listeners for node {node}, and no adapter is used: "
+                    "pass --node ID with a node that the server knows, or --adapter HOST:PORT"
+                )
         slots = asyncio.Semaphore(concurrency)
         token = secrets.token_hex(3)  # Nodes of earlier runs are known to the server.
+
+        def world_of(variant: Variant, check: int, number: int, say: Callable[[str], None]) -> World:
+            if node is None:
+                return World(method, f"conformance-{token}-{check}-{number}", say)
+            if number > 1:
+                raise NeedsAdapterError
+            return ServedWorld(node, say, served[variant])
 
         async def judge(number: int, check: Check, variant: Variant, kind: str) -> Result:
             async with slots:
                 this = Run(
                     target=target,
                     credentials=credentials,
-                    adapter=method,
+                    worlds_of=partial(world_of, variant, number),
                     variant=variant,
-                    node=f"conformance-{token}-{number}",
                     timeout=response_timeout,
                     quiet=quiet,
                     type=kind,
@@ -177,7 +205,7 @@ async def run(
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(judge(number, *case)) for number, case in enumerate(cases, 1)]
     selected = tuple(rule for rule in TITLES if rule in rules)
-    return Report(tuple(task.result() for task in tasks), selected, tuple(variants))
+    return Report(tuple(task.result() for task in tasks), selected, tuple(variants), node or "")
 
 
 async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: float) -> None:
@@ -188,17 +216,21 @@ async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: floa
         raise UnreachableError(f"cannot connect to {address} within {limit:g} s") from None
 
 
-async def _require(channel: grpc.aio.Channel, adapter: Set, address: str, limit: float) -> None:
-    """Raise UnreachableError unless the adapter answers."""
+async def _has_adapter(
+    channel: grpc.aio.Channel, method: Set, adapter: str | None, target: str, limit: float
+) -> bool:
+    """Return whether there is an adapter. Without an address for it, the server need not have one."""
+    address = adapter or target
     await _wait_until_ready(channel, address, limit)
     try:
-        await adapter(pb.SetRequest(node="conformance"))
+        await method(pb.SetRequest(node=_NODE))
     except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            text = f"{address} does not implement xds.conformance.v1.Adapter: pass --adapter HOST:PORT"
-        else:
-            text = f"adapter at {address}: {error.code().name}: {error.details()}"
-        raise UnreachableError(text) from None
+        if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+            raise UnreachableError(f"adapter at {address}: {error.code().name}: {error.details()}") from None
+        if adapter:
+            raise UnreachableError(f"{address} does not implement xds.conformance.v1.Adapter") from None
+        return False
+    return True
 
 
 async def _judge(this: Run, check: Check) -> Result:

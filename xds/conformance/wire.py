@@ -54,6 +54,13 @@ class NotApplicableError(Exception):
     """The rule does not apply to the server."""
 
 
+class NeedsAdapterError(NotApplicableError):
+    """A check changes resources, which needs an adapter."""
+
+    def __init__(self) -> None:
+        super().__init__("needs the adapter")
+
+
 class EndedError(CheckError):
     """The server ended the stream."""
 
@@ -85,12 +92,15 @@ class Response:
     """Other names that the response gives for a resource, by name."""
     without_body: set[str] = field(default_factory=set)
     """Resources without a body: renewed TTLs, and aliases that no resource has."""
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    """Encoded resources, by name."""
     wrapped: set[str] = field(default_factory=set)
     """Resources that are sent inside `envoy.service.discovery.v3.Resource` (SotW only)."""
 
     def __str__(self) -> str:
         words = [
-            f"{name}={content}" + (f" (ttl {self.ttls[name]:g}s)" if name in self.ttls else "")
+            (f"{name}={content}" if content else name)
+            + (f" (ttl {self.ttls[name]:g}s)" if name in self.ttls else "")
             for name, content in self.resources.items()
         ]
         words += [f"{name} (no body)" for name in sorted(self.without_body)]
@@ -149,6 +159,7 @@ def _response(message: Any, size: int, *, delta: bool) -> Response:
             response.without_body.add(name)
         else:
             response.resources[name] = content
+            response.bodies[name] = body.value
         if wrapper:
             response.versions[name] = wrapper.version
             if wrapper.HasField("ttl"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from google.protobuf.json_format import ParseDict
@@ -20,6 +20,9 @@ from google.protobuf.message import Message
 from xds.codec import message_class, pool
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPE_PREFIX, VIRTUAL_HOST
+
+if TYPE_CHECKING:
+    from xds.conformance.wire import Response
 
 TYPES = {"CDS": CLUSTER, "EDS": ENDPOINT, "LDS": LISTENER, "RDS": ROUTE, "VHDS": VIRTUAL_HOST}
 """Type URL of each resource type, by its short name."""
@@ -36,7 +39,7 @@ _PADDING = "."
 
 _ADS = {"ads": {}, "resource_api_version": "V3"}
 _ADDRESS = {"socket_address": {"address": "127.0.0.1", "port_value": 10000}}
-_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "envoy.extensions.filters.http.router.v3.Router"
 
 
@@ -59,7 +62,7 @@ def _listener(name: str, content: str, ref: str) -> dict[str, Any]:
         else {"route_config": {"name": name}}
     )
     manager = {
-        "@type": TYPE_PREFIX + _MANAGER,
+        "@type": TYPE_PREFIX + MANAGER,
         "stat_prefix": name,
         "http_filters": [{"name": "router", "typed_config": {"@type": TYPE_PREFIX + _ROUTER}}],
         **routes,
@@ -131,6 +134,9 @@ class CheckError(Exception):
 class World:
     """The resources of one node. `say` records each change."""
 
+    is_fixed = False
+    """Whether the resources cannot be changed, because the server has no adapter."""
+
     def __init__(self, adapter: Set, node: str, say: Callable[[str], None]) -> None:
         self.node = node
         self.ttl: dict[str, float] = {}
@@ -145,6 +151,14 @@ class World:
     def names(self, short: str) -> list[str]:
         """Return the names of the resources of a type."""
         return list(self._types.get(short, ()))
+
+    def real(self, short: str, name: str) -> str:  # noqa: ARG002
+        """Return the name that a resource has in messages."""
+        return name
+
+    def seen(self, response: Response) -> Response:
+        """Return a response with the names that checks use."""
+        return response
 
     async def set(self, **types: str) -> None:
         """Replace the resources of some types, such as `CDS="alpha=1 beta=1"`, and wait for the server."""
