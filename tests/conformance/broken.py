@@ -285,3 +285,11 @@ class ForgetsChangesBeforeAnAck(Broken):
         was_waiting, message = self.is_waiting, super().next(now)
         self.is_waiting |= message is not None
         return None if was_waiting else message
+
+
+class NeedsTheNodeAgain(Broken):
+    """Requests without a node are for a node that nothing is served to."""
+
+    def change_request(self, request: Any) -> None:
+        if not request.node.id:
+            request.type_url = "type.googleapis.com/unknown"

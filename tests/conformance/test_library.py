@@ -86,6 +86,7 @@ FAULTS = [
     (broken.SetsCanary, SOTW, {"R48"}),
     (broken.HasNoIdentifier, Variant, {"R46"}),
     (broken.DropsLaterResponses, Variant, {"R22"}),
+    (broken.NeedsTheNodeAgain, Variant, {"R1"}),
     (broken.AnswersNacksOfOlderResponses, DELTA, {"R13"}),
     (broken.HasNoAliases, DELTA, {"R31"}),
     (broken.ReportsKnownAliases, DELTA, {"R31"}),
@@ -120,6 +121,14 @@ async def test_fault_breaks_no_other_rule(monkeypatch):
     async with serving() as address:
         report = await run(address, variants=[Variant.DELTA_ADS], **PATIENCE)
     assert {name.split()[0] for name in failed(report)} == {"R46"}
+
+
+async def test_node_can_be_repeated(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.NeedsTheNodeAgain)
+    async with serving() as address:
+        report = await run(address, rules=["R1", "R4"], repeat_node=True, response_timeout=3, concurrency=16)
+    assert {name.split()[0] for name in failed(report)} == {"R1"}
+    assert report.outcome("R4", Variant.DELTA) is Outcome.PASS
 
 
 async def test_missing_limits_are_found(monkeypatch):

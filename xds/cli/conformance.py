@@ -110,6 +110,13 @@ def conformance(
         str,
         typer.Option("--quiet", metavar="DURATION", help="Time to wait for a response that must not come."),
     ] = "200ms",
+    repeat_node: Annotated[
+        bool,
+        typer.Option(
+            "--repeat-node",
+            help="Send the node in every request, not only in the first. Some servers require it (see R1).",
+        ),
+    ] = False,
     ca_file: Annotated[
         Path | None,
         _file("--ca-file", "Root certificates (PEM) to verify the server against. Default: plaintext."),
@@ -164,6 +171,7 @@ def conformance(
                 level=level,
                 response_timeout=parse_duration("--timeout", timeout),
                 quiet=parse_duration("--quiet", quiet),
+                repeat_node=repeat_node,
                 on_result=show_progress,
             )
         )

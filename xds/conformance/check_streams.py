@@ -20,6 +20,17 @@ async def other_node_is_ignored(run: Run) -> None:
     await stream.sees("RDS", "alpha=1 beta=1")
 
 
+@check("R1")
+async def node_is_kept(run: Run) -> None:
+    """A later request without a node gets the resources of the first request's node."""
+    _, stream = await run.start(RDS="alpha=1 beta=1")
+    stream.held.add("RDS")
+    await stream.ask("RDS", "alpha")
+    await stream.sees("RDS", "alpha=1")
+    await stream.ask("RDS", "beta", nonce=stream.responses[-1].nonce, node="")
+    await stream.sees("RDS", "alpha=1 beta=1")
+
+
 @check("R2", on=PER_TYPE)
 async def type_is_implied(run: Run) -> None:
     """A request without a type on a per-type stream is for the stream's type."""

@@ -39,6 +39,7 @@ class Run:
     variant: Variant
     timeout: float
     quiet: float
+    repeat_node: bool = False
     type: str = ""
     """Short name of the resource type that the check is run for."""
     conversation: list[str] = field(default_factory=list)
@@ -75,7 +76,13 @@ class Run:
             self.conversation.append(f"{line}   (stream {number})" if number > 1 else line)
 
         stream = Stream(
-            channel or self.channel, self.variant, world, say, timeout=self.timeout, quiet=self.quiet
+            channel or self.channel,
+            self.variant,
+            world,
+            say,
+            timeout=self.timeout,
+            quiet=self.quiet,
+            repeat_node=self.repeat_node,
         )
         self.streams.append(stream)
         return stream

@@ -122,6 +122,7 @@ async def run(
     level: Level = Level.SHOULD,
     response_timeout: float = 5.0,
     quiet: float = 0.2,
+    repeat_node: bool = False,
     concurrency: int = 16,
     on_result: Callable[[Result], None] | None = None,
 ) -> Report:
@@ -138,6 +139,7 @@ async def run(
         level: Lowest level of the checks to run.
         response_timeout: Seconds to wait for a response that must come.
         quiet: Seconds to wait for a response that must not come.
+        repeat_node: Send the node in every request. Some servers require it.
         concurrency: Number of checks that run at a time.
         on_result: Called for each result as soon as there is one.
 
@@ -187,6 +189,7 @@ async def run(
                     variant=variant,
                     timeout=response_timeout,
                     quiet=quiet,
+                    repeat_node=repeat_node,
                     type=kind,
                 )
                 result = await _judge(this, check)

@@ -42,6 +42,7 @@ class Stream:
         say: Records a line of the conversation.
         timeout: Seconds to wait for a response that must come.
         quiet: Seconds to wait for a response that must not come, before a probe is sent.
+        repeat_node: Whether all requests contain the node.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Stream:
         *,
         timeout: float,
         quiet: float,
+        repeat_node: bool = False,
     ) -> None:
         self.variant, self.world = variant, world
         self.responses: list[Response] = []
@@ -68,6 +70,7 @@ class Stream:
         """Whether the client reads. Clear it to make the client slow."""
         self.reading.set()
         self._channel, self._say, self._timeout, self._quiet = channel, say, timeout, quiet
+        self._repeat_node = repeat_node
         self._call: Any = None
         self._reader: asyncio.Task[None] | None = None
         self._queue: asyncio.Queue[Response | Exception] = asyncio.Queue()
@@ -122,14 +125,15 @@ class Stream:
         nonce: str | None = None,
         version: str | None = None,
         error: str = "",
-        node: str = "",
+        node: str | None = None,
         type_url: str | None = None,
         initial: Mapping[str, str] | None = None,
         more: bytes = b"",
     ) -> None:
         """Send a request. A SotW request contains all names that the client subscribes to, or `names`.
 
-        `more` is appended to the encoded request.
+        The node is in the first request, or in all if the stream repeats it. `node` is the ID of another one,
+        or empty for none. `more` is appended to the encoded request.
         """
         subscribe = tuple(self.world.real(short, name) for name in subscribe)
         unsubscribe = tuple(self.world.real(short, name) for name in unsubscribe)
@@ -159,8 +163,10 @@ class Stream:
         if error:
             request.error_detail.code, request.error_detail.message = _INVALID_ARGUMENT, error
             said.append("NACK")
-        if self._call is None or node:
-            request.node.id = node or self.world.node
+        if node is None:
+            node = self.world.node if self._call is None or self._repeat_node else ""
+        if node:
+            request.node.id = node
             said.append(f"node={request.node.id}")
         said += ["and an unknown field"] * bool(more)
         data = request.SerializeToString() + more
@@ -226,8 +232,8 @@ class Stream:
     async def nothing(self, short: str, *, probe: bool = True) -> None:
         """Require that no response of a type is sent.
 
-        Wait for the quiet time. Then request a resource that the client does not have: its response must be
-        the next one. With a wildcard, add a resource instead.
+        Wait for the quiet time. Then request a resource that the client never had, if there is one: its
+        response must be the next one. With a wildcard, add a resource instead.
         """
         await self.settle(short)
         if self._unseen[short]:
@@ -313,9 +319,8 @@ class Stream:
     async def _probe(self, short: str) -> None:
         """Make the server send a response of a type, which must be the next one."""
         before = len(self.responses)
-        spare = [name for name in self.world.names(short) if name not in self.names[short]]
-        spare.sort(key=lambda name: name in self.since(0, short))  # First those that the client never had.
-        name = spare[0] if spare else ""
+        known = {*self.names[short], *self.since(0, short)}
+        name = next((name for name in self.world.names(short) if name not in known), "")
         if short in self._legacy or "*" in self.names[short]:
             if self.world.is_fixed:
                 return
