@@ -14,7 +14,7 @@ from xds.conformance import TITLES, Level, Outcome, Report, Variant, run, store_
 from xds.server import XdsServer
 from xds.store import Store
 
-PATIENCE = {"response_timeout": 5.0, "concurrency": 64}
+PATIENCE = {"response_timeout": 5.0, "concurrency": 32}
 NODE = "test-id"
 """Node that go-control-plane's example has resources for."""
 

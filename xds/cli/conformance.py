@@ -181,7 +181,10 @@ def conformance(
         typer.echo("\r\033[K", nl=False, err=True)
     _print(report, output)
     if report.is_empty:
-        fail("nothing was checked: no check applies to this server, or to these rules and variants")
+        reasons = {report.reason(rule) for rule in report.rules}
+        fail(
+            f"nothing was checked: {reasons.pop() if len(reasons) == 1 else 'no rule applies (see -o wide)'}"
+        )
     raise typer.Exit(int(report.failed))
 
 
@@ -212,7 +215,8 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
             *(_mark(report, rule, variant) for variant in report.variants),
             TITLES[rule],
         )
-    table.show()
+    if judged:
+        table.show()
     if is_wide and len(judged) < len(report.rules):
         typer.echo()
         table = Table("RULE", "NOT APPLICABLE", "TITLE")

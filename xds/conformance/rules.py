@@ -115,6 +115,7 @@ class Check:
     variants: tuple[Variant, ...]
     types: tuple[str, ...]
     level: Level
+    alone: bool
 
     @property
     def requires(self) -> str:
@@ -131,6 +132,7 @@ def check(
     on: Iterable[Variant] = Variant,
     types: tuple[str, ...] = ("",),
     level: Level = Level.MUST,
+    alone: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a check.
 
@@ -139,10 +141,13 @@ def check(
         on: Variants that it is run for.
         types: Short names of the resource types that it is run for.
         level: Level of the rule.
+        alone: Whether no other check of the same node may run at the same time: servers limit what it uses.
     """
 
     def register(function: Function) -> Function:
-        CHECKS.append(Check(rule=rule, function=function, variants=tuple(on), types=types, level=level))
+        CHECKS.append(
+            Check(rule=rule, function=function, variants=tuple(on), types=types, level=level, alone=alone)
+        )
         return function
 
     return register

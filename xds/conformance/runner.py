@@ -24,6 +24,8 @@ from xds.conformance.v1 import adapter_pb2 as pb
 from xds.conformance.wire import NeedsAdapterError, NotApplicableError, Variant, connect
 from xds.conformance.world import SET, CheckError, Set, World
 
+_MAX_SHARING = 8
+"""Number of checks that use a node at a time."""
 _NODE = "conformance"
 """Default ID of the node whose resources are checked without an adapter."""
 
@@ -155,7 +157,8 @@ async def run(
         )
         method: Set = partial(call, timeout=response_timeout)
         async with connect(target, credentials) as server:
-            await _wait_until_ready(server, target, response_timeout)
+            how = "over TLS" if credentials else "in plaintext (for TLS, pass --ca-file)"
+            await _wait_until_ready(server, f"{target} {how}", response_timeout)
         if node is None and not await _has_adapter(channel, method, adapter, target, response_timeout):
             node = _NODE
         served: dict[Variant, Served] = {}
@@ -166,11 +169,13 @@ async def run(
             found = await asyncio.gather(*(lookup.resources(variant) for variant in variants))
             served = dict(zip(variants, found, strict=True))
             if not any(names for kinds in found for names in kinds.values()):
+                reason = f" ({lookup.errors[0]})" if lookup.errors else ""
                 raise UnreachableError(
-                    f"{target} has no clusters or listeners for node {node}, and no adapter is used: "
+                    f"{target} has no adapter, and no clusters or listeners for node {node}{reason}: "
                     "pass --node ID with a node that the server knows, or --adapter HOST:PORT"
                 )
-        slots = asyncio.Semaphore(concurrency)
+        # Without an adapter, all checks use the same node, and servers limit the streams of a node.
+        slots = asyncio.Semaphore(concurrency if node is None else min(concurrency, _MAX_SHARING))
         token = secrets.token_hex(3)  # Nodes of earlier runs are known to the server.
 
         def world_of(variant: Variant, check: int, number: int, say: Callable[[str], None]) -> World:
@@ -205,10 +210,20 @@ async def run(
             if variant in check.variants
             for kind in check.types
         ]
+        numbered = list(enumerate(cases, 1))
+        alone = [number for number, (check, _, _) in numbered if check.alone and node is not None]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(judge(number, *case)) for number, case in enumerate(cases, 1)]
+            tasks = {
+                number: group.create_task(judge(number, *case))
+                for number, case in numbered
+                if number not in alone
+            }
+        results = {number: task.result() for number, task in tasks.items()}
+        for number in alone:
+            results[number] = await judge(number, *cases[number - 1])
     selected = tuple(rule for rule in TITLES if rule in rules)
-    return Report(tuple(task.result() for task in tasks), selected, tuple(variants), node or "")
+    ordered = tuple(results[number] for number, _ in numbered)
+    return Report(ordered, selected, tuple(variants), node or "")
 
 
 async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: float) -> None:
@@ -216,7 +231,7 @@ async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: floa
         async with asyncio.timeout(limit):
             await channel.channel_ready()
     except TimeoutError:
-        raise UnreachableError(f"cannot connect to {address} within {limit:g} s") from None
+        raise UnreachableError(f"no gRPC server at {address}: cannot connect within {limit:g} s") from None
 
 
 async def _has_adapter(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import grpc.aio
 from xds.codec import message_class
 from xds.conformance.stream import Stream
 from xds.conformance.v1 import adapter_pb2 as pb
-from xds.conformance.wire import NeedsAdapterError, NotApplicableError, Response, Variant, connect
+from xds.conformance.wire import EndedError, NeedsAdapterError, NotApplicableError, Response, Variant, connect
 from xds.conformance.world import FULL, MANAGER, CheckError, World, class_of, parse
 
 Served = Mapping[str, tuple[str, ...]]
@@ -113,6 +113,8 @@ class Lookup:
     node: str
     timeout: float
     quiet: float
+    errors: list[str] = field(default_factory=list)
+    """Errors that the server ended streams with."""
 
     async def resources(self, variant: Variant) -> Served:
         """Return the resources: clusters, listeners, and the assignments and routes that they refer to."""
@@ -140,6 +142,8 @@ class Lookup:
             await stream.ask(short, *names)
             await stream.gets(short, "no resources", lambda _: True)
             await stream.settle(short)
+        except EndedError as error:
+            self.errors.append(str(error))
         except (CheckError, NotApplicableError):
             pass  # The server has none, or not this service.
         finally:
