@@ -38,6 +38,11 @@ def build_java() -> Path:
     return _build("javacontrolplane", _compile_java)
 
 
+def has_java() -> bool:
+    """Return whether Maven and a JDK are installed."""
+    return bool(shutil.which("mvn") and shutil.which("javac"))
+
+
 def _build(name: str, compile_in: Callable[[Path], None]) -> Path:
     """Build in a folder named after the source, unless it exists."""
     source = Path(__file__).with_name(name)
@@ -74,7 +79,7 @@ def _compile_go(folder: Path) -> None:
 
 
 def _compile_java(folder: Path) -> None:
-    if not (shutil.which("mvn") and shutil.which("javac")):
+    if not has_java():
         raise BuildError("needs Maven and a JDK, which build a server of java-control-plane")
     _protoc(folder, "--include_imports", f"--descriptor_set_out={folder / 'adapter.binpb'}")
     _run(folder, "mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib")
@@ -94,6 +99,8 @@ def _run(folder: Path, *command: str) -> None:
 
 if __name__ == "__main__":
     try:
-        print(build_go(), build_java(), sep="\n")
+        print(build_go())
+        if has_java():
+            print(build_java())
     except BuildError as error:
         sys.exit(str(error))
