@@ -16,8 +16,8 @@ MEASURING := tests/hostile tests/server/test_pressure.py
 # Tests that need Docker, and tests that need Kubernetes built from source.
 COMPOSE := tests/compose
 IN_KUBERNETES := tests/kubernetes
-# Tests that need a program built with Go.
-WITH_GO := tests/conformance/test_go_control_plane.py
+# Tests that need programs built with Go or Java.
+WITH_GO := tests/conformance/test_matrix.py
 
 # Most tests wait for processes: use more workers than cores.
 WORKERS ?= $(shell echo $$(( $$(nproc) * 2 )))

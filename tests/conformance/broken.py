@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import count
+from typing import Any, ClassVar
 
+from xds.codec import message_class
 from xds.protocol.session import Session, Variant
 from xds.snapshot import CLUSTER, LISTENER, ROUTE
 from xds.testing.messages import request_class, response_class
@@ -156,3 +160,134 @@ class DropsLaterResponses(Broken):
         had = self.last is not None
         message = super().next(now)
         return None if had and message and self.last.type_url in (CLUSTER, LISTENER) else message
+
+
+class AnswersNacksOfOlderResponses(Broken):
+    def change_request(self, request: Any) -> None:
+        if request.HasField("error_detail") and request.response_nonce != self.last.nonce:
+            self.again.append(self.last)
+
+
+class HasNoAliases(Broken):
+    def change_request(self, request: Any) -> None:
+        names = request.resource_names_subscribe
+        names[:] = [name for name in names if not name.endswith(".example")]
+
+
+class ReportsKnownAliases(Broken):
+    def change_response(self, response: Any) -> None:
+        for resource in list(response.resources):
+            for alias in resource.aliases if resource.HasField("resource") else ():
+                response.resources.add(name=alias, aliases=[alias])
+
+
+class HasNoCollections(Broken):
+    def change_request(self, request: Any) -> None:
+        names = request.resource_names_subscribe
+        names[:] = [name for name in names if not name.endswith("/*")]
+
+
+class SendsNestedMembers(Broken):
+    def change_request(self, request: Any) -> None:
+        names = request.resource_names_subscribe
+        names.extend([name.replace("/group/*", "/group/inner/*") for name in names])
+
+
+class KeepsTheLegacyWildcard(Broken):
+    """Names after a legacy wildcard have no effect, and the wildcard cannot be left."""
+
+    legacy: str = ""
+
+    def change_request(self, request: Any) -> None:
+        names = request.resource_names_subscribe if self.is_delta else request.resource_names
+        if not request.response_nonce and not self.last and not names:
+            self.legacy = request.type_url
+        if request.type_url == self.legacy:
+            names[:] = []
+            if self.is_delta:
+                request.resource_names_unsubscribe[:] = []
+
+
+class EndsTheLegacyWildcard(Broken):
+    """A delta client that names a resource loses its wildcard."""
+
+    def change_request(self, request: Any) -> None:
+        if self.last and request.resource_names_subscribe:
+            request.resource_names_unsubscribe.append("*")
+
+
+class SendsNoTtl(Broken):
+    def change_response(self, response: Any) -> None:
+        for resource in response.resources:
+            resource.ClearField("ttl")
+
+
+class SendsNoHeartbeats(Broken):
+    def next(self, now: float) -> bytes | None:
+        message = super().next(now)
+        is_heartbeat = message and not any(item.HasField("resource") for item in self.last.resources)
+        return None if is_heartbeat else message
+
+
+class WrapsResources(Broken):
+    """SotW resources are sent in the wrapper that carries a TTL."""
+
+    def change_response(self, response: Any) -> None:
+        for resource in response.resources:
+            wrapper: Any = message_class("envoy.service.discovery.v3.Resource")()
+            wrapper.resource.CopyFrom(resource)
+            wrapper.name = "alpha"
+            resource.Pack(wrapper)
+
+
+class RefusesUnknownFields(Broken):
+    def receive(self, message: bytes, now: float) -> Any:
+        request: Any = self._request.FromString(message)
+        known = len(request.SerializeToString())
+        request.DiscardUnknownFields()
+        if request.ByteSize() < known:
+            request.type_url = "type.googleapis.com/unknown"
+        return super(Broken, self).receive(request.SerializeToString(), now)
+
+
+class WaitsForNewerStreams(Broken):
+    """A stream gets no response while a newer one of the node has not sent its ACK."""
+
+    waiting: ClassVar[defaultdict[str, set[int]]] = defaultdict(set)
+    numbers: ClassVar[Iterator[int]] = count()
+
+    def __init__(self, variant: Variant, **options: Any) -> None:
+        super().__init__(variant, **options)
+        self.owner, self.number = "", next(self.numbers)
+
+    def change_request(self, request: Any) -> None:
+        self.owner = self.owner or request.node.id
+        self.waiting[self.owner].discard(self.number)
+
+    def next(self, now: float) -> bytes | None:
+        if max(self.waiting[self.owner], default=0) > self.number:
+            return None
+        message = super().next(now)
+        if message is not None:
+            self.waiting[self.owner].add(self.number)
+        return message
+
+
+class ForgetsChangesBeforeAnAck(Broken):
+    is_waiting = False
+
+    def change_request(self, request: Any) -> None:
+        self.is_waiting &= not request.response_nonce
+
+    def next(self, now: float) -> bytes | None:
+        was_waiting, message = self.is_waiting, super().next(now)
+        self.is_waiting |= message is not None
+        return None if was_waiting else message
+
+
+class NeedsTheNodeAgain(Broken):
+    """Requests without a node are for a node that nothing is served to."""
+
+    def change_request(self, request: Any) -> None:
+        if not request.node.id:
+            request.type_url = "type.googleapis.com/unknown"

@@ -1,6 +1,8 @@
-"""Build the server of go-control-plane and its adapter with Go, into .cache/.
+"""Build the servers of other projects and their adapters, into .cache/: `python -m` this module does.
 
-The adapter's Go code is generated from the .proto by the generators that go.mod names.
+Go builds a server of go-control-plane, and that project's example as it is, which Envoy's example
+dynamic-config-cp runs. Maven and a JDK build a server of java-control-plane. The messages of the adapter are
+generated from the .proto.
 """
 
 from __future__ import annotations
@@ -11,64 +13,94 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.kubernetes.environment.binaries import BuildError, go
 
 _ROOT = Path(__file__).parents[2]
-_SOURCE = Path(__file__).with_name("gocontrolplane")
 _PROTO = "xds/conformance/v1/adapter.proto"
 _PACKAGE = "xds.test/conformance"
 _GENERATORS = {
     "protoc-gen-go": "google.golang.org/protobuf/cmd/protoc-gen-go",
     "protoc-gen-go-grpc": "google.golang.org/grpc/cmd/protoc-gen-go-grpc",
 }
+_EXAMPLE = "github.com/envoyproxy/go-control-plane/internal/example/main"
 
 
-def build() -> Path:
-    """Build the server unless it exists and matches the source, and return its path. Raises BuildError."""
-    sources = [*sorted(_SOURCE.iterdir()), _ROOT / "protos" / _PROTO]
+def build_go() -> Path:
+    """Build the programs `server` and `example`, and return their folder. Raises BuildError."""
+    return _build("gocontrolplane", _compile_go)
+
+
+def build_java() -> Path:
+    """Build `classes`, `lib` and `adapter.binpb`, and return their folder. Raises BuildError."""
+    return _build("javacontrolplane", _compile_java)
+
+
+def has_java() -> bool:
+    """Return whether Maven and a JDK are installed."""
+    return bool(shutil.which("mvn") and shutil.which("javac"))
+
+
+def _build(name: str, compile_in: Callable[[Path], None]) -> Path:
+    """Build in a folder named after the source, unless it exists."""
+    source = Path(__file__).with_name(name)
+    sources = [*sorted(source.iterdir()), _ROOT / "protos" / _PROTO, Path(__file__)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
-    folder = _ROOT / ".cache" / f"gocontrolplane-{digest}"
+    folder = _ROOT / ".cache" / f"{name}-{digest}"
     folder.parent.mkdir(exist_ok=True)
-    with (folder.parent / "gocontrolplane.lock").open("w") as lock:
+    with (folder.parent / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
             making = folder.with_suffix(".making")
             shutil.rmtree(making, ignore_errors=True)
-            shutil.copytree(_SOURCE, making)
-            _compile(making)
+            shutil.copytree(source, making)
+            compile_in(making)
             making.rename(folder)
-    return folder / "server"
+    return folder
 
 
-def _compile(folder: Path) -> None:
+def _compile_go(folder: Path) -> None:
     tool = go()
     if tool is None:
         raise BuildError("needs Go (https://go.dev/dl), which builds a server of go-control-plane")
     for name, package in _GENERATORS.items():
         _run(folder, tool, "build", "-o", name, package)
-    generated = folder / "conformance"
-    generated.mkdir()
-    _run(
+    (folder / "conformance").mkdir()
+    _protoc(
         folder,
-        *(sys.executable, "-m", "grpc_tools.protoc", f"-I{_ROOT / 'protos'}", _PROTO),
         *(f"--plugin={folder / name}" for name in _GENERATORS),
         *(f"--{kind}_out={folder}" for kind in ("go", "go-grpc")),
         *(f"--{kind}_opt=module=xds.test,M{_PROTO}={_PACKAGE}" for kind in ("go", "go-grpc")),
     )
-    _run(folder, tool, "build", "-p=2", "-trimpath", "-ldflags=-s -w", "-o", "server", ".")
+    for name, package in (("server", "."), ("example", _EXAMPLE)):
+        _run(folder, tool, "build", "-p=2", "-trimpath", "-ldflags=-s -w", "-o", name, package)
+
+
+def _compile_java(folder: Path) -> None:
+    if not has_java():
+        raise BuildError("needs Maven and a JDK, which build a server of java-control-plane")
+    _protoc(folder, "--include_imports", f"--descriptor_set_out={folder / 'adapter.binpb'}")
+    _run(folder, "mvn", "-q", "-B", "dependency:copy-dependencies", "-DoutputDirectory=lib")
+    _run(folder, "javac", "-cp", "lib/*", "-d", "classes", "Main.java")
+
+
+def _protoc(folder: Path, *options: str) -> None:
+    _run(folder, sys.executable, "-m", "grpc_tools.protoc", f"-I{_ROOT / 'protos'}", _PROTO, *options)
 
 
 def _run(folder: Path, *command: str) -> None:
     environment = {**os.environ, "GOFLAGS": "-buildvcs=false -mod=mod", "CGO_ENABLED": "0"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BuildError(f"`{' '.join(command[:3])}` failed:\n{done.stderr[-2000:]}")
+        raise BuildError(f"`{' '.join(command[:3])}` failed:\n{(done.stdout + done.stderr)[-2000:]}")
 
 
 if __name__ == "__main__":
     try:
-        print(build())
+        print(build_go())
+        if has_java():
+            print(build_java())
     except BuildError as error:
         sys.exit(str(error))

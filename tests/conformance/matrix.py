@@ -4,40 +4,112 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
-from tests.conformance.building import build
+from tests.conformance.building import build_go, build_java
+from tests.support.loopback import free_port
 from xds.conformance import TITLES, Level, Outcome, Report, Variant, run, store_adapter
 from xds.server import XdsServer
 from xds.store import Store
 
 PATIENCE = {"response_timeout": 5.0, "concurrency": 32}
+NODE = "test-id"
+"""Node that go-control-plane's example has resources for."""
+
+Options = dict[str, Any]
+"""Arguments of `run` for one server."""
 
 
 @asynccontextmanager
-async def library() -> AsyncIterator[str]:
-    """Serve with this library, and yield the address."""
+async def library() -> AsyncIterator[Options]:
+    """Serve with this library."""
     store = Store()
     server = XdsServer(store, "127.0.0.1:0", identifier="under-test", added=[store_adapter(store)], grace=0.1)
     async with server:
-        yield f"127.0.0.1:{server.port}"
+        yield {"target": f"127.0.0.1:{server.port}"}
 
 
 @asynccontextmanager
-async def go_control_plane() -> AsyncIterator[str]:
-    """Serve with go-control-plane, and yield the address. Raises BuildError."""
-    program = await asyncio.to_thread(build)
-    process = await asyncio.create_subprocess_exec(program, "127.0.0.1:0", stdout=subprocess.PIPE)
+async def go_control_plane() -> AsyncIterator[Options]:
+    """Serve with go-control-plane. Raises BuildError."""
+    folder = await asyncio.to_thread(build_go)
+    async with _addresses(str(folder / "server")) as (target, adapter):
+        yield {"target": target, "adapter": adapter}
+
+
+@asynccontextmanager
+async def java_control_plane() -> AsyncIterator[Options]:
+    """Serve with java-control-plane. Raises BuildError."""
+    folder = await asyncio.to_thread(build_java)
+    command = ("java", "-cp", f"{folder}/lib/*:{folder}/classes", "Main", f"{folder}/adapter.binpb")
+    async with _addresses(*command) as (target, adapter):
+        yield {"target": target, "adapter": adapter, "repeat_node": True}
+
+
+@asynccontextmanager
+async def example() -> AsyncIterator[Options]:
+    """Serve with go-control-plane's example, which has no adapter. Raises BuildError."""
+    folder = await asyncio.to_thread(build_go)
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(folder / "example", "-port", str(port), "-nodeID", NODE), stderr=subprocess.DEVNULL
+    )
     try:
-        yield (await process.stdout.readline()).decode().strip()
+        yield {"target": f"127.0.0.1:{port}", "node": NODE}
     finally:
         process.kill()
         await process.wait()
 
 
-def cell(report: Report, rule: str, variant: Variant) -> str:
-    """Return a cell of the table."""
+@asynccontextmanager
+async def _addresses(*command: str) -> AsyncIterator[list[str]]:
+    """Start a program, and yield the addresses that it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield (await process.stdout.readline()).decode().split()
+    finally:
+        process.kill()
+        await process.wait()
+
+
+SERVERS: dict[str, Callable[[], AbstractAsyncContextManager[Options]]] = {
+    "This library": library,
+    "go-control-plane": go_control_plane,
+    "java-control-plane": java_control_plane,
+    "Envoy's example": example,
+}
+"""The columns of the table."""
+
+_SHORT = {
+    Variant.SOTW: "SotW",
+    Variant.SOTW_ADS: "SotW ADS",
+    Variant.DELTA: "delta",
+    Variant.DELTA_ADS: "delta ADS",
+}
+
+
+async def judge(name: str) -> Report:
+    """Run the checks against one of the servers. Raises BuildError."""
+    async with SERVERS[name]() as options:
+        return await run(**options, **PATIENCE)
+
+
+def cell(report: Report, rule: str) -> str:
+    """Return a cell of the table, such as `pass` or `**fail** (SotW), pass (delta, delta ADS)`."""
+    by_word: dict[str, list[str]] = {}
+    for variant in Variant:
+        if word := _word(report, rule, variant):
+            by_word.setdefault(word, []).append(_SHORT[variant])
+    if len(by_word) == 1:
+        return next(iter(by_word))
+    return ", ".join(f"{word} ({', '.join(variants)})" for word, variants in by_word.items())
+
+
+def _word(report: Report, rule: str, variant: Variant) -> str:
     match report.outcome(rule, variant):
         case Outcome.PASS:
             return "pass"
@@ -46,23 +118,18 @@ def cell(report: Report, rule: str, variant: Variant) -> str:
     return ""
 
 
-def table(reports: list[Report]) -> list[str]:
-    """Return a row for each judged rule: its outcome by server and variant."""
-    rows = []
-    for rule, title in TITLES.items():
-        if any(not report.reason(rule) for report in reports):
-            cells = [cell(report, rule, variant) for report in reports for variant in Variant]
-            rows.append(f"| {rule} | {reports[0].level(rule)} | {' | '.join(cells)} | {title} |")
-    return rows
+def rows(reports: list[Report]) -> list[str]:
+    """Return a row for each judged rule: its outcome by server."""
+    rules = [rule for rule in TITLES if not reports[0].reason(rule)]
+    cells = {rule: " | ".join(cell(report, rule) for report in reports) for rule in rules}
+    return [f"| {rule} | {reports[0].level(rule)} | {cells[rule]} | {TITLES[rule]} |" for rule in rules]
 
 
 async def main() -> None:
     """Print the table."""
-    reports = []
-    for serving in (library, go_control_plane):
-        async with serving() as address:
-            reports.append(await run(address, **PATIENCE))
-    print("\n".join(table(reports)))
+    reports = [await judge(name) for name in SERVERS]
+    print(f"{len(reports[0].results)} checks")
+    print("\n".join(rows(reports)))
 
 
 if __name__ == "__main__":

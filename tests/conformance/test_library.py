@@ -16,6 +16,7 @@ import grpc.aio
 import pytest
 
 from tests.conformance import broken
+from tests.library.messages import assignment, eds_cluster
 from tests.support.loopback import free_port
 from xds.conformance import TITLES, Outcome, Report, UnreachableError, Variant, run, store_adapter
 from xds.conformance.rules import CHECKS, NOT_JUDGED
@@ -23,7 +24,9 @@ from xds.conformance.v1 import adapter_pb2 as pb
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.server_tls import ServerCertificate, Trust
-from xds.server import XdsServer
+from xds.protocol import watch
+from xds.resources import resource
+from xds.server import Limits, XdsServer
 from xds.server import discovery as server_module
 from xds.store import Store
 
@@ -83,6 +86,20 @@ FAULTS = [
     (broken.SetsCanary, SOTW, {"R48"}),
     (broken.HasNoIdentifier, Variant, {"R46"}),
     (broken.DropsLaterResponses, Variant, {"R22"}),
+    (broken.NeedsTheNodeAgain, Variant, {"R1"}),
+    (broken.AnswersNacksOfOlderResponses, DELTA, {"R13"}),
+    (broken.HasNoAliases, DELTA, {"R31"}),
+    (broken.ReportsKnownAliases, DELTA, {"R31"}),
+    (broken.HasNoCollections, DELTA, {"R34"}),
+    (broken.SendsNestedMembers, DELTA, {"R34"}),
+    (broken.KeepsTheLegacyWildcard, Variant, {"R22"}),
+    (broken.EndsTheLegacyWildcard, DELTA, {"R22"}),
+    (broken.SendsNoTtl, DELTA, {"R44"}),
+    (broken.SendsNoHeartbeats, DELTA, {"R44"}),
+    (broken.WrapsResources, SOTW, {"R44"}),
+    (broken.RefusesUnknownFields, Variant, {"R47"}),
+    (broken.WaitsForNewerStreams, Variant, {"R52"}),
+    (broken.ForgetsChangesBeforeAnAck, Variant, {"R53"}),
 ]
 
 
@@ -96,6 +113,7 @@ async def test_fault_is_found_by_its_rule(fault, variants, rules, monkeypatch):
         )
     for variant in variants:
         assert {rule for rule in rules if report.outcome(rule, variant) is Outcome.FAIL} == rules
+    assert not any("INTERNAL" in reason for reason in failed(report).values()), "the fault itself is broken"
 
 
 async def test_fault_breaks_no_other_rule(monkeypatch):
@@ -103,6 +121,24 @@ async def test_fault_breaks_no_other_rule(monkeypatch):
     async with serving() as address:
         report = await run(address, variants=[Variant.DELTA_ADS], **PATIENCE)
     assert {name.split()[0] for name in failed(report)} == {"R46"}
+
+
+async def test_node_can_be_repeated(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.NeedsTheNodeAgain)
+    async with serving() as address:
+        report = await run(address, rules=["R1", "R4"], repeat_node=True, response_timeout=3, concurrency=16)
+    assert {name.split()[0] for name in failed(report)} == {"R1"}
+    assert report.outcome("R4", Variant.DELTA) is Outcome.PASS
+
+
+async def test_missing_limits_are_found(monkeypatch):
+    monkeypatch.setattr(watch, "RESPONSE_BUDGET", 64 * 1024 * 1024)
+    async with serving() as address, serving(limits=Limits(request_size=4 * 1024 * 1024)) as limited:
+        split = await run(address, rules=["R58"], **PATIENCE)
+        large = await run(limited, rules=["R57", "R58"], **PATIENCE)
+    assert {result.reason for result in split.results} == {"a response has 5.0 MiB"}
+    assert all("RESOURCE_EXHAUSTED" in result.reason for result in large.results if result.rule == "R57")
+    assert large.reason("R58") == "the adapter does not accept a message of 5 MiB"
 
 
 class _OnlyAds(grpc.aio.ServerInterceptor):
@@ -233,7 +269,39 @@ def _refuse(server: grpc.aio.Server, _: object) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Set": handler}),))
 
 
-async def test_server_without_an_adapter_is_explained():
+def _without_adapter() -> XdsServer:
+    """Return a server with more resources than checks use, under names that checks do not know."""
+    store = Store()
+    names = ("web", "api", "db", "queue")
+    messages = [each for name in names for each in (eds_cluster(name), assignment(name))]
+    store.replace(map(resource, messages), node="edge")
+    return XdsServer(store, "127.0.0.1:0", identifier="under-test", grace=0.1)
+
+
+async def test_library_passes_without_an_adapter():
+    async with _without_adapter() as server:
+        report = await run(f"127.0.0.1:{server.port}", node="edge", **PATIENCE)
+    assert failed(report) == {}
+    passed = {result.rule for result in report.results if result.outcome is Outcome.PASS}
+    assert passed >= {"R2", "R7", "R10", "R12", "R15", "R18", "R19", "R21", "R22", "R26", "R28", "R36"}
+    assert report.reason("R38") == "needs the adapter"
+    assert report.reason("R39").startswith("needs ")
+    assert report.node == "edge"
+
+
+async def test_fault_is_found_without_an_adapter(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.ResendsOnNack)
+    async with _without_adapter() as server:
+        words = ("--node", "edge", "--rule", "R12", "--variant", "sotw", "--quiet", "2s")
+        result = await command(f"127.0.0.1:{server.port}", *words)
+    assert result.exit_code == 1
+    assert "    use  CDS alpha=api beta=db" in result.stdout
+    assert "checked the resources of node edge" in result.stdout
+
+
+async def test_server_without_resources_is_explained():
     async with XdsServer(Store(), "127.0.0.1:0", grace=0.1) as server:
+        with pytest.raises(UnreachableError, match="no clusters or listeners for node conformance"):
+            await run(f"127.0.0.1:{server.port}", response_timeout=0.2)
         with pytest.raises(UnreachableError, match="does not implement xds"):
-            await run(f"127.0.0.1:{server.port}")
+            await run(f"127.0.0.1:{server.port}", adapter=f"127.0.0.1:{server.port}")

@@ -197,6 +197,13 @@ def test_r31_unknown_alias_is_answered_without_a_body():
     assert stream.settle() == ["VHDS r/l=1"]
 
 
+def test_r31_alias_that_appears_before_the_response_is_not_unknown():
+    stream = Stream(Variant.DELTA)
+    stream.ask("VHDS", "r/a.com")
+    stream.serve(one(host("r/v", "r/a.com")))
+    assert stream.settle() == ["VHDS r/v=1"]
+
+
 def test_r31_virtual_host_is_covered_by_any_of_its_names():
     stream = Stream(Variant.DELTA, one(host("r/v", "r/a.com", "r/b.com")))
     stream.ask("VHDS", "r/a.com", "r/b.com")

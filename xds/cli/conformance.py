@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 xds conformance 127.0.0.1:18000
 xds conformance xds.example.com:443 --adapter 127.0.0.1:18001 --ca-file ca.pem
+xds conformance 127.0.0.1:18000 --node ingress-1
 xds conformance 127.0.0.1:18000 --variant delta-ads --rule R12 --rule R38
 xds conformance 127.0.0.1:18000 --level must -o junit > report.xml
 """
@@ -74,6 +75,16 @@ def conformance(
             show_default=False,
         ),
     ] = None,
+    node: Annotated[
+        str | None,
+        typer.Option(
+            "--node",
+            metavar="ID",
+            help="Node that the server has resources for: check those, without an adapter. "
+            "Default: conformance, if the server has no adapter.",
+            show_default=False,
+        ),
+    ] = None,
     variants: Annotated[
         list[Variant] | None,
         typer.Option("--variant", help="Variant to check; repeatable. Default: all.", show_default=False),
@@ -99,6 +110,13 @@ def conformance(
         str,
         typer.Option("--quiet", metavar="DURATION", help="Time to wait for a response that must not come."),
     ] = "200ms",
+    repeat_node: Annotated[
+        bool,
+        typer.Option(
+            "--repeat-node",
+            help="Send the node in every request, not only in the first. Some servers require it (see R1).",
+        ),
+    ] = False,
     ca_file: Annotated[
         Path | None,
         _file("--ca-file", "Root certificates (PEM) to verify the server against. Default: plaintext."),
@@ -114,8 +132,9 @@ def conformance(
 ) -> None:
     """Check whether an xDS server follows the rules of the protocol.
 
-    The server is seen as a client sees it. It needs an adapter: a gRPC service that sets the resources of a
-    node, about ten lines around the server's own cache. Each check uses a node and a connection of its own.
+    The server is seen as a client sees it. Most rules need an adapter: a gRPC service that sets the resources
+    of a node, about ten lines around the server's own cache. Without one, the checks use the resources that
+    the server has for --node, and rules about changes do not apply.
 
     The table has a line for each rule. FAIL means that the server breaks a rule that clients rely on, and
     differs, that it deviates where the specification leaves a choice. The conversation of the first failed
@@ -125,6 +144,8 @@ def conformance(
     Exit status: 0 no rule is broken, 1 a rule is broken, 2 nothing was checked or wrong usage, 3 the server
     or the adapter cannot be reached.
     """
+    if adapter is not None and node is not None:
+        fail("--adapter and --node exclude each other")
     for option, address in (("HOST:PORT", target), ("--adapter", adapter)):
         if address is not None:
             parse_address(option, address)
@@ -143,12 +164,14 @@ def conformance(
             run(
                 target,
                 adapter=adapter,
+                node=node,
                 credentials=_credentials(ca_file, cert_file, key_file),
                 variants=variants or tuple(Variant),
                 rules=selected,
                 level=level,
                 response_timeout=parse_duration("--timeout", timeout),
                 quiet=parse_duration("--quiet", quiet),
+                repeat_node=repeat_node,
                 on_result=show_progress,
             )
         )
@@ -158,7 +181,10 @@ def conformance(
         typer.echo("\r\033[K", nl=False, err=True)
     _print(report, output)
     if report.is_empty:
-        fail("nothing was checked: no check applies to this server, or to these rules and variants")
+        reasons = {report.reason(rule) for rule in report.rules}
+        fail(
+            f"nothing was checked: {reasons.pop() if len(reasons) == 1 else 'no rule applies (see -o wide)'}"
+        )
     raise typer.Exit(int(report.failed))
 
 
@@ -189,7 +215,8 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
             *(_mark(report, rule, variant) for variant in report.variants),
             TITLES[rule],
         )
-    table.show()
+    if judged:
+        table.show()
     if is_wide and len(judged) < len(report.rules):
         typer.echo()
         table = Table("RULE", "NOT APPLICABLE", "TITLE")
@@ -203,8 +230,10 @@ def _print_tables(report: Report, *, is_wide: bool) -> None:
         of_rule.sort(key=lambda result: result.level is Level.SHOULD)
         for result in of_rule if is_wide else of_rule[:1]:
             _print_failure(result)
-        if len(of_rule) > 1 and not is_wide:
-            typer.echo(f"  {len(of_rule) - 1} more failed checks of {rule}: -o wide")
+        if (more := len(of_rule) - 1) > 0 and not is_wide:
+            typer.echo(f"  {more} more failed check{'s' * (more > 1)} of {rule}: -o wide")
+    if report.node:
+        typer.echo(f"\nNo adapter: checked the resources of node {printable(report.node)}, without changes.")
     counts = Counter(result.outcome for result in report.results)
     typer.echo(f"\n{', '.join(f'{counts[outcome]} {outcome.value}' for outcome in Outcome)}")
 

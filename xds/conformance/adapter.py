@@ -14,6 +14,7 @@ import grpc.aio
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.conformance.world import SET
 from xds.resources import resource
+from xds.snapshot import Resource
 from xds.store import Store
 
 
@@ -28,7 +29,7 @@ def store_adapter(store: Store) -> Callable[[grpc.aio.Server, object], None]:
 
     async def set_resources(request: pb.SetRequest, _: object) -> pb.SetResponse:
         items = [item for served in request.types for item in served.resources]
-        store.replace([resource(item.body, name=item.name) for item in items], node=request.node)
+        store.replace([_resource(item) for item in items], node=request.node)
         return pb.SetResponse()
 
     def add(server: grpc.aio.Server, _: object) -> None:
@@ -41,3 +42,8 @@ def store_adapter(store: Store) -> Callable[[grpc.aio.Server, object], None]:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
 
     return add
+
+
+def _resource(item: pb.Resource) -> Resource:
+    ttl = item.ttl.ToTimedelta().total_seconds() if item.HasField("ttl") else None
+    return resource(item.body, name=item.name, aliases=item.aliases, ttl=ttl)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from xds.conformance.rules import ADS, DELTA, PER_TYPE, SOTW, Level, Run, check
+from xds.conformance.wire import NotApplicableError
 from xds.conformance.world import TYPES, CheckError
 
 UNKNOWN = "type.googleapis.com/xds.conformance.v1.Unknown"
@@ -16,6 +17,17 @@ async def other_node_is_ignored(run: Run) -> None:
     await stream.ask("RDS", "alpha")
     await stream.sees("RDS", "alpha=1")
     await stream.ask("RDS", "beta", node=other.node)
+    await stream.sees("RDS", "alpha=1 beta=1")
+
+
+@check("R1")
+async def node_is_kept(run: Run) -> None:
+    """A later request without a node gets the resources of the first request's node."""
+    _, stream = await run.start(RDS="alpha=1 beta=1")
+    stream.held.add("RDS")
+    await stream.ask("RDS", "alpha")
+    await stream.sees("RDS", "alpha=1")
+    await stream.ask("RDS", "beta", nonce=stream.responses[-1].nonce, node="")
     await stream.sees("RDS", "alpha=1 beta=1")
 
 
@@ -185,6 +197,24 @@ async def changed_resource_is_sent_after_a_nack(run: Run) -> None:
     stream.held.clear()  # A server that sends it again waits for an answer.
     await world.set(**{run.type: "alpha=2"})
     await stream.sees(run.type, "alpha=2")
+
+
+@check("R13", on=DELTA, types=("CDS", "RDS"))
+async def nack_of_an_older_response_gets_none(run: Run) -> None:
+    """A client that rejects a response after it got the next one, and ACKs that, gets no response."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    stream.held.add(run.type)
+    await stream.ask(run.type, "alpha")
+    await stream.sees(run.type, "alpha=1")
+    first = stream.responses[-1].nonce
+    await world.set(**{run.type: "alpha=2 beta=1"})
+    await stream.settle(run.type)
+    if stream.view[run.type]["alpha"] != "2":
+        raise NotApplicableError("the server waits for the ACK before it sends the next response")
+    await stream.sees(run.type, "alpha=2")
+    await stream.request(run.type, nonce=first, error="rejected by a test")
+    await stream.ack(run.type)
+    await stream.nothing(run.type)
 
 
 @check("R14", types=("EDS", "RDS"), level=Level.SHOULD)

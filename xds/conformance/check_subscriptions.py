@@ -1,14 +1,15 @@
-"""Checks of subscriptions: R16 to R33."""
+"""Checks of subscriptions: R16 to R34."""
 
 from __future__ import annotations
 
 from xds.conformance.rules import DELTA, SOTW, Level, Run, check
 from xds.conformance.stream import Stream
 from xds.conformance.wire import NotApplicableError
-from xds.conformance.world import FULL, CheckError
+from xds.conformance.world import FULL, TYPES, CheckError
 
 ALL = ("CDS", "EDS", "LDS", "RDS")
 NAMED = ("EDS", "RDS")
+HOST, ALIAS, UNKNOWN_ALIAS = "routes/alpha", "routes/alpha.example", "routes/omega.example"
 
 
 async def enter_wildcard(stream: Stream, short: str, *names: str) -> None:
@@ -87,6 +88,8 @@ async def legacy_wildcard(run: Run) -> None:
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     await stream.ask(run.type)
     await stream.sees(run.type, "alpha=1 beta=1")
+    if world.is_fixed:
+        return
     await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
     await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
 
@@ -97,6 +100,8 @@ async def explicit_wildcard(run: Run) -> None:
     world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
     await stream.ask(run.type, "*")
     await stream.sees(run.type, "alpha=1 beta=1")
+    if world.is_fixed:
+        return
     await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
     await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
 
@@ -113,6 +118,40 @@ async def wildcard_can_be_left(run: Run) -> None:
     await stream.sees(run.type, "alpha=2")
     if stream.received(run.type, "beta=2"):
         raise CheckError("a change of beta is sent, although the client has left the wildcard")
+
+
+@check("R22", on=SOTW, types=FULL)
+async def names_end_the_legacy_wildcard(run: Run) -> None:
+    """SotW: a client with a legacy wildcard that names resources gets only those from then on."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type)
+    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "alpha")
+    await stream.settle(run.type)
+    before = len(stream.responses)
+    await world.set(**{run.type: "alpha=2 beta=2"})
+    await stream.sees(run.type, "alpha=2")
+    if "beta" in stream.since(before, run.type):
+        raise CheckError("beta is sent, although the client has left the wildcard")
+
+
+@check("R22", on=DELTA, types=FULL)
+async def names_keep_the_legacy_wildcard(run: Run) -> None:
+    """Delta: a client with a legacy wildcard that names a resource keeps the wildcard until it leaves `*`."""
+    world, stream = await run.start(**{run.type: "alpha=1 beta=1"})
+    await stream.ask(run.type)
+    await stream.sees(run.type, "alpha=1 beta=1")
+    await stream.ask(run.type, "alpha")
+    await stream.settle(run.type)
+    await world.set(**{run.type: "alpha=1 beta=2 gamma=1"})
+    await stream.sees(run.type, "alpha=1 beta=2 gamma=1")
+    await stream.end_wildcard(run.type)
+    await stream.settle(run.type)
+    before = len(stream.responses)
+    await world.set(**{run.type: "alpha=2 beta=3 gamma=1"})
+    await stream.sees(run.type, "alpha=2")
+    if "beta" in stream.since(before, run.type):
+        raise CheckError("beta is sent, although the client has left the wildcard")
 
 
 @check("R22", on=SOTW, types=ALL)
@@ -166,6 +205,8 @@ async def missing_resource_is_sent_when_it_appears(run: Run) -> None:
     world, stream = await run.start(**{run.type: "alpha=1"})
     await stream.ask(run.type, "alpha", "omega")
     await stream.sees(run.type, "alpha=1")
+    if world.is_fixed:
+        return
     await world.set(**{run.type: "alpha=1 omega=1"})
     await stream.sees(run.type, "alpha=1 omega=1")
 
@@ -180,12 +221,10 @@ async def missing_resource_gets_a_response(run: Run) -> None:
 
 @check("R26", on=DELTA, types=ALL)
 async def missing_resource_is_reported(run: Run) -> None:
-    """A missing resource is reported as removed, and sent when it appears."""
-    world, stream = await run.start(**{run.type: "alpha=1"})
+    """A missing resource is reported as removed."""
+    _, stream = await run.start(**{run.type: "alpha=1"})
     await stream.ask(run.type, "alpha", "omega")
     await stream.sees(run.type, "alpha=1", gone="omega")
-    await world.set(**{run.type: "alpha=1 omega=1"})
-    await stream.sees(run.type, "alpha=1 omega=1")
 
 
 @check("R27", on=DELTA, types=ALL)
@@ -281,6 +320,29 @@ async def response_contains_a_name_once(run: Run) -> None:
     await stream.sees(run.type, "alpha=2")
 
 
+@check("R31", on=DELTA, level=Level.SHOULD)
+async def alias_gets_its_virtual_host(run: Run) -> None:
+    """A client that requests an alias gets the virtual host under its own name, and the alias with it."""
+    world = await run.world()
+    world.aliases[HOST] = (ALIAS,)
+    await world.set(VHDS=f"{HOST}=alpha.example")
+    stream = run.stream(world)
+    await stream.ask("VHDS", ALIAS)
+    response = await stream.gets("VHDS", f"{HOST} is not sent", lambda response: HOST in response.resources)
+    if ALIAS not in response.aliases[HOST]:
+        raise CheckError(f"the aliases of {HOST} do not contain {ALIAS}")
+    if ALIAS in response.without_body:
+        raise CheckError(f"{ALIAS} is also sent without a body, as an alias that no virtual host has")
+
+
+@check("R31", on=DELTA, level=Level.SHOULD)
+async def unknown_alias_gets_no_body(run: Run) -> None:
+    """An alias that no virtual host has is sent as the name of a resource without a body."""
+    _, stream = await run.start(VHDS=f"{HOST}=alpha.example")
+    await stream.ask("VHDS", UNKNOWN_ALIAS)
+    await stream.gets("VHDS", f"{UNKNOWN_ALIAS} is not sent", lambda got: UNKNOWN_ALIAS in got.without_body)
+
+
 @check("R32", on=DELTA, level=Level.SHOULD)
 async def virtual_hosts_have_no_wildcard(run: Run) -> None:
     """An empty first request for virtual hosts gets no response."""
@@ -296,3 +358,16 @@ async def on_demand_cluster(run: Run) -> None:
     await enter_wildcard(stream, "CDS")
     await stream.ask("CDS", "omega")
     await stream.sees("CDS", "alpha=1 beta=1", gone="omega")
+
+
+@check("R34", on=DELTA, types=("CDS", "RDS"), level=Level.SHOULD)
+async def collection_gets_its_members(run: Run) -> None:
+    """A client that names a collection gets its members, also those that appear later, and nothing else."""
+    group = f"xdstp://conformance/{TYPES[run.type].rpartition('/')[2]}/group"
+    world, stream = await run.start(**{run.type: f"{group}/alpha=1 {group}/inner/beta=1 beta=1"})
+    await stream.ask(run.type, f"{group}/*")
+    await stream.gets(run.type, f"{group}/alpha is not sent", lambda got: f"{group}/alpha" in got.resources)
+    await world.add(run.type, f"{group}/gamma")
+    await stream.gets(run.type, f"{group}/gamma is not sent", lambda got: f"{group}/gamma" in got.resources)
+    if extra := {*stream.since(0, run.type)} - {f"{group}/alpha", f"{group}/gamma"}:
+        raise CheckError(f"not members, but sent: {', '.join(sorted(extra))}")

@@ -11,7 +11,8 @@ from xds.conformance.runner import Outcome, Report, Result
 
 def to_dict(report: Report) -> dict[str, Any]:
     """Return a report as plain values: its rules, each with the outcome and the checks by variant."""
-    return {"passed": not report.failed, "rules": [_rule(report, rule) for rule in report.rules]}
+    rules = [_rule(report, rule) for rule in report.rules]
+    return {"passed": not report.failed, "node": report.node, "rules": rules}
 
 
 def _rule(report: Report, rule: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from enum import StrEnum
 import grpc.aio
 
 from xds.conformance.stream import Stream
-from xds.conformance.wire import Variant, connect
-from xds.conformance.world import Set, World
+from xds.conformance.wire import NeedsAdapterError, Variant, connect
+from xds.conformance.world import World
 
 SOTW = (Variant.SOTW, Variant.SOTW_ADS)
 DELTA = (Variant.DELTA, Variant.DELTA_ADS)
@@ -34,11 +34,12 @@ class Run:
 
     target: str
     credentials: grpc.ChannelCredentials | None
-    adapter: Set
+    worlds_of: Callable[[int, Callable[[str], None]], World]
+    """Makes the first, second and so on node of the check."""
     variant: Variant
-    node: str
     timeout: float
     quiet: float
+    repeat_node: bool = False
     type: str = ""
     """Short name of the resource type that the check is run for."""
     conversation: list[str] = field(default_factory=list)
@@ -54,21 +55,35 @@ class Run:
         return self._channel
 
     async def world(self, **types: str) -> World:
-        """Return a new node, with these resources. Without any, the server does not know the node."""
-        world = World(self.adapter, f"{self.node}-{len(self.worlds) + 1}", self.conversation.append)
+        """Return a new node, with these resources. Without any, the server does not know the node.
+
+        Raises:
+            NeedsAdapterError: The server has no adapter, and the check needs one.
+        """
+        world = self.worlds_of(len(self.worlds) + 1, self.conversation.append)
+        if world.is_fixed and not types:
+            raise NeedsAdapterError
         self.worlds.append(world)
         if types:
             await world.set(**types)
         return world
 
-    def stream(self, world: World) -> Stream:
-        """Return a new stream of a node."""
+    def stream(self, world: World, channel: grpc.aio.Channel | None = None) -> Stream:
+        """Return a new stream of a node, on the check's connection unless another one is given."""
         number = len(self.streams) + 1
 
         def say(line: str) -> None:
             self.conversation.append(f"{line}   (stream {number})" if number > 1 else line)
 
-        stream = Stream(self.channel, self.variant, world, say, timeout=self.timeout, quiet=self.quiet)
+        stream = Stream(
+            channel or self.channel,
+            self.variant,
+            world,
+            say,
+            timeout=self.timeout,
+            quiet=self.quiet,
+            repeat_node=self.repeat_node,
+        )
         self.streams.append(stream)
         return stream
 
@@ -100,6 +115,7 @@ class Check:
     variants: tuple[Variant, ...]
     types: tuple[str, ...]
     level: Level
+    alone: bool
 
     @property
     def requires(self) -> str:
@@ -116,6 +132,7 @@ def check(
     on: Iterable[Variant] = Variant,
     types: tuple[str, ...] = ("",),
     level: Level = Level.MUST,
+    alone: bool = False,
 ) -> Callable[[Function], Function]:
     """Register a check.
 
@@ -124,10 +141,13 @@ def check(
         on: Variants that it is run for.
         types: Short names of the resource types that it is run for.
         level: Level of the rule.
+        alone: Whether no other check of the same node may run at the same time: servers limit what it uses.
     """
 
     def register(function: Function) -> Function:
-        CHECKS.append(Check(rule=rule, function=function, variants=tuple(on), types=types, level=level))
+        CHECKS.append(
+            Check(rule=rule, function=function, variants=tuple(on), types=types, level=level, alone=alone)
+        )
         return function
 
     return register
@@ -146,7 +166,7 @@ TITLES = {
     "R10": "only error_detail makes a NACK",
     "R11": "an ACK or NACK may change the subscription",
     "R12": "a rejected resource is not sent again until it changes",
-    "R13": "delta: several responses may be in flight",
+    "R13": "delta: each ACK or NACK refers to one of several responses",
     "R14": "unchanged content is not sent",
     "R15": "an ACK gets no response",
     "R16": "SotW: a new name gets a response",
@@ -177,19 +197,20 @@ TITLES = {
     "R41": "a resource is removed after its users have changed",
     "R42": "listeners wait for the ACK of clusters",
     "R43": "a route waits for the ACK of its cluster",
-    "R44": "TTL", "R45": "client features",
+    "R44": "delta: a TTL is sent and renewed; SotW: only clients that support it get one",
+    "R45": "client features",
     "R46": "system_version_info and control_plane are set",
-    "R47": "fields for newer clients",
+    "R47": "unknown fields are ignored",
     "R48": "canary is not set",
     "R49": "Fetch is supported",
     "R50": "all discovery services are served",
     "R51": "streams of one node are independent",
     "R52": "a slow client does not delay others",
-    "R53": "responses before an ACK are limited",
+    "R53": "a late ACK gets the last state",
     "R54": "dead clients are detected",
     "R55": "connections end after a while",
     "R56": "many streams share a connection",
-    "R57": "requests and names are limited",
+    "R57": "large requests are accepted",
     "R58": "large responses are split",
     "R59": "a client that the server does not know yet stays connected",
     "R60": "a malformed request ends its own stream only",
@@ -200,19 +221,10 @@ TITLES = {
 
 NOT_JUDGED = {
     "R9": "a permission, not a requirement",
-    "R13": "a permission, and status is not visible to clients",
-    "R31": "depends on aliases, which the adapter cannot set",
-    "R34": "collections are optional",
-    "R44": "the adapter cannot set a TTL",
-    "R45": "not visible to clients",
-    "R47": "concerns optional fields",
-    "R52": "needs load",
-    "R53": "each server has limits of its own",
-    "R54": "needs a client that dies, and time",
-    "R55": "each server has an age of its own",
-    "R57": "each server has limits of its own",
-    "R58": "needs resources that are larger than the adapter's messages",
+    "R45": "not visible to clients: features change nothing that a rule requires",
+    "R54": "needs a client whose host dies, and minutes",
+    "R55": "each server has an age of its own, from minutes to hours",
     "R61": "not visible to clients",
-    "R62": "no observable effect",
+    "R62": "not visible: a client decompresses what a server compresses",
 }
 """Why a rule has no check."""

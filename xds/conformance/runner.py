@@ -12,11 +12,22 @@ from functools import partial
 import grpc
 import grpc.aio
 
-from xds.conformance import check_order, check_streams, check_subscriptions  # noqa: F401 - they register checks
+from xds.conformance import (  # noqa: F401 - they register checks
+    check_order,
+    check_streams,
+    check_subscriptions,
+    check_transport,
+)
 from xds.conformance.rules import CHECKS, NOT_JUDGED, TITLES, Check, Level, Run
+from xds.conformance.served import Lookup, Served, ServedWorld
 from xds.conformance.v1 import adapter_pb2 as pb
-from xds.conformance.wire import NotApplicableError, Variant, connect
-from xds.conformance.world import SET, CheckError, Set
+from xds.conformance.wire import NeedsAdapterError, NotApplicableError, Variant, connect
+from xds.conformance.world import SET, CheckError, Set, World
+
+_MAX_SHARING = 8
+"""Number of checks that use a node at a time."""
+_NODE = "conformance"
+"""Default ID of the node whose resources are checked without an adapter."""
 
 
 class Outcome(StrEnum):
@@ -57,6 +68,8 @@ class Report:
     rules: tuple[str, ...]
     """Numbers of the selected rules."""
     variants: tuple[Variant, ...]
+    node: str = ""
+    """Node whose resources were checked as they are; empty with an adapter."""
 
     @property
     def failed(self) -> bool:
@@ -104,13 +117,15 @@ async def run(
     target: str,
     *,
     adapter: str | None = None,
+    node: str | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     variants: Collection[Variant] = tuple(Variant),
     rules: Collection[str] = tuple(TITLES),
     level: Level = Level.SHOULD,
     response_timeout: float = 5.0,
     quiet: float = 0.2,
-    concurrency: int = 4,
+    repeat_node: bool = False,
+    concurrency: int = 16,
     on_result: Callable[[Result], None] | None = None,
 ) -> Report:
     """Check an xDS server.
@@ -118,18 +133,21 @@ async def run(
     Args:
         target: Address of the server, such as `127.0.0.1:18000`.
         adapter: Address of the adapter, which is reached in plaintext. The default is the server's address
-            and credentials.
+            and credentials. If there is no adapter, only the checks that change no resources are run.
+        node: ID of a node that the server knows. Its resources are checked as they are, without an adapter.
         credentials: Credentials for the server; None for plaintext.
         variants: Variants of the protocol to check.
         rules: Numbers of the rules to check, such as `R12`.
         level: Lowest level of the checks to run.
         response_timeout: Seconds to wait for a response that must come.
         quiet: Seconds to wait for a response that must not come.
+        repeat_node: Send the node in every request. Some servers require it.
         concurrency: Number of checks that run at a time.
         on_result: Called for each result as soon as there is one.
 
     Raises:
-        UnreachableError: The server or the adapter cannot be reached.
+        UnreachableError: The server or the adapter cannot be reached, or the server has no resources for
+            the node.
     """
     async with connect(adapter or target, credentials if adapter is None else None) as channel:
         call = channel.unary_unary(
@@ -139,21 +157,44 @@ async def run(
         )
         method: Set = partial(call, timeout=response_timeout)
         async with connect(target, credentials) as server:
-            await _wait_until_ready(server, target, response_timeout)
-        await _require(channel, method, adapter or target, response_timeout)
-        slots = asyncio.Semaphore(concurrency)
+            how = "over TLS" if credentials else "in plaintext (for TLS, pass --ca-file)"
+            await _wait_until_ready(server, f"{target} {how}", response_timeout)
+        if node is None and not await _has_adapter(channel, method, adapter, target, response_timeout):
+            node = _NODE
+        served: dict[Variant, Served] = {}
+        if node is not None:
+            lookup = Lookup(
+                target=target, credentials=credentials, node=node, timeout=response_timeout, quiet=quiet
+            )
+            found = await asyncio.gather(*(lookup.resources(variant) for variant in variants))
+            served = dict(zip(variants, found, strict=True))
+            if not any(names for kinds in found for names in kinds.values()):
+                reason = f" ({lookup.errors[0]})" if lookup.errors else ""
+                raise UnreachableError(
+                    f"{target} has no adapter, and no clusters or listeners for node {node}{reason}: "
+                    "pass --node ID with a node that the server knows, or --adapter HOST:PORT"
+                )
+        # Without an adapter, all checks use the same node, and servers limit the streams of a node.
+        slots = asyncio.Semaphore(concurrency if node is None else min(concurrency, _MAX_SHARING))
         token = secrets.token_hex(3)  # Nodes of earlier runs are known to the server.
+
+        def world_of(variant: Variant, check: int, number: int, say: Callable[[str], None]) -> World:
+            if node is None:
+                return World(method, f"conformance-{token}-{check}-{number}", say)
+            if number > 1:
+                raise NeedsAdapterError
+            return ServedWorld(node, say, served[variant])
 
         async def judge(number: int, check: Check, variant: Variant, kind: str) -> Result:
             async with slots:
                 this = Run(
                     target=target,
                     credentials=credentials,
-                    adapter=method,
+                    worlds_of=partial(world_of, variant, number),
                     variant=variant,
-                    node=f"conformance-{token}-{number}",
                     timeout=response_timeout,
                     quiet=quiet,
+                    repeat_node=repeat_node,
                     type=kind,
                 )
                 result = await _judge(this, check)
@@ -169,10 +210,20 @@ async def run(
             if variant in check.variants
             for kind in check.types
         ]
+        numbered = list(enumerate(cases, 1))
+        alone = [number for number, (check, _, _) in numbered if check.alone and node is not None]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(judge(number, *case)) for number, case in enumerate(cases, 1)]
+            tasks = {
+                number: group.create_task(judge(number, *case))
+                for number, case in numbered
+                if number not in alone
+            }
+        results = {number: task.result() for number, task in tasks.items()}
+        for number in alone:
+            results[number] = await judge(number, *cases[number - 1])
     selected = tuple(rule for rule in TITLES if rule in rules)
-    return Report(tuple(task.result() for task in tasks), selected, tuple(variants))
+    ordered = tuple(results[number] for number, _ in numbered)
+    return Report(ordered, selected, tuple(variants), node or "")
 
 
 async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: float) -> None:
@@ -180,20 +231,24 @@ async def _wait_until_ready(channel: grpc.aio.Channel, address: str, limit: floa
         async with asyncio.timeout(limit):
             await channel.channel_ready()
     except TimeoutError:
-        raise UnreachableError(f"cannot connect to {address} within {limit:g} s") from None
+        raise UnreachableError(f"no gRPC server at {address}: cannot connect within {limit:g} s") from None
 
 
-async def _require(channel: grpc.aio.Channel, adapter: Set, address: str, limit: float) -> None:
-    """Raise UnreachableError unless the adapter answers."""
+async def _has_adapter(
+    channel: grpc.aio.Channel, method: Set, adapter: str | None, target: str, limit: float
+) -> bool:
+    """Return whether there is an adapter. Without an address for it, the server need not have one."""
+    address = adapter or target
     await _wait_until_ready(channel, address, limit)
     try:
-        await adapter(pb.SetRequest(node="conformance"))
+        await method(pb.SetRequest(node=_NODE))
     except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            text = f"{address} does not implement xds.conformance.v1.Adapter: pass --adapter HOST:PORT"
-        else:
-            text = f"adapter at {address}: {error.code().name}: {error.details()}"
-        raise UnreachableError(text) from None
+        if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+            raise UnreachableError(f"adapter at {address}: {error.code().name}: {error.details()}") from None
+        if adapter:
+            raise UnreachableError(f"{address} does not implement xds.conformance.v1.Adapter") from None
+        return False
+    return True
 
 
 async def _judge(this: Run, check: Check) -> Result:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +19,17 @@ from xds.conformance.wire import EndedError, NotApplicableError, Response, Varia
 from xds.conformance.world import FULL, TYPES, CheckError, World, parse
 from xds.testing import Request
 from xds.testing.streams import SocketStream
+
+_MAX_LINE = 400
+"""Longest line of a conversation, in characters."""
+
+
+def shorten(line: str) -> str:
+    """Return a line without the middle, if it is long."""
+    if len(line) <= _MAX_LINE:
+        return line
+    half = _MAX_LINE // 2
+    return f"{line[:half]} ... ({len(line)} characters) ... {line[-half:]}"
 
 
 class Stream:
@@ -31,6 +42,7 @@ class Stream:
         say: Records a line of the conversation.
         timeout: Seconds to wait for a response that must come.
         quiet: Seconds to wait for a response that must not come, before a probe is sent.
+        repeat_node: Whether all requests contain the node.
     """
 
     def __init__(
@@ -42,6 +54,7 @@ class Stream:
         *,
         timeout: float,
         quiet: float,
+        repeat_node: bool = False,
     ) -> None:
         self.variant, self.world = variant, world
         self.responses: list[Response] = []
@@ -53,7 +66,11 @@ class Stream:
         self.held: set[str] = set()
         """Types whose responses the check ACKs itself."""
         self.names: defaultdict[str, list[str]] = defaultdict(list)
+        self.reading = asyncio.Event()
+        """Whether the client reads. Clear it to make the client slow."""
+        self.reading.set()
         self._channel, self._say, self._timeout, self._quiet = channel, say, timeout, quiet
+        self._repeat_node = repeat_node
         self._stream: SocketStream | None = None
         self._reader: asyncio.Task[None] | None = None
         self._queue: asyncio.Queue[Response | Exception] = asyncio.Queue()
@@ -82,6 +99,11 @@ class Stream:
         self.forget(short, *dropped)
         await self.request(short, unsubscribe=names, **fields)
 
+    async def end_wildcard(self, short: str) -> None:
+        """Delta: leave the legacy wildcard."""
+        self._legacy.discard(short)
+        await self.leave(short, "*")
+
     async def ack(self, short: str, **fields: Any) -> None:
         """ACK the last response of a type."""
         last = self._last[short]
@@ -103,16 +125,25 @@ class Stream:
         nonce: str | None = None,
         version: str | None = None,
         error: str = "",
-        node: str = "",
+        node: str | None = None,
         type_url: str | None = None,
         initial: Mapping[str, str] | None = None,
+        more: bytes = b"",
     ) -> None:
-        """Send a request. A SotW request contains all names that the client subscribes to, or `names`."""
+        """Send a request. A SotW request contains all names that the client subscribes to, or `names`.
+
+        The node is in the first request, or in all if the stream repeats it. `node` is the ID of another one,
+        or empty for none. `more` is appended to the encoded request.
+        """
+        subscribe = tuple(self.world.real(short, name) for name in subscribe)
+        unsubscribe = tuple(self.world.real(short, name) for name in unsubscribe)
+        initial = {self.world.real(short, name): version for name, version in (initial or {}).items()}
         if self.variant.is_delta:
             version, nonce = "", nonce or ""
         else:
+            all_names = self.names[short] if names is None else names
+            subscribe = tuple(self.world.real(short, name) for name in all_names)
             last = self._last.get(short)
-            subscribe = tuple(self.names[short]) if names is None else names
             version = self._accepted.get(short, "") if version is None else version
             nonce = (last.nonce if last else "") if nonce is None else nonce
         request = Request(
@@ -120,14 +151,31 @@ class Stream:
             names=subscribe,
             unsubscribe=unsubscribe,
             version=version,
-            initial_versions=initial or {},
+            initial_versions=initial,
             nonce=nonce,
             error=error or None,
         )
-        if self._stream is None:
-            node = node or self.world.node
-        data = request.encode(self.variant.protocol, {"id": node} if node else None)
-        await self.send(short, data, f"{short} {self._describe(request, node)}")
+        if node is None:
+            node = self.world.node if self._stream is None or self._repeat_node else ""
+        said = [
+            *self._describe(request),
+            *[f"node={node}"] * bool(node),
+            *["and an unknown field"] * bool(more),
+        ]
+        data = request.encode(self.variant.protocol, {"id": node} if node else None) + more
+        await self.send(short, data, f"{short} {shorten(' '.join(said))}")
+
+    def _describe(self, request: Request) -> Iterator[str]:
+        if self.variant.is_delta:
+            known = [f"{name}@{version}" for name, version in request.initial_versions.items()]
+            fields = {"subscribe": request.names, "unsubscribe": request.unsubscribe, "initial": known}
+            yield from (f"{field}={','.join(values)}" for field, values in fields.items() if values)
+        else:
+            yield f"names={','.join(request.names)}"
+            yield f"version={request.version}"
+        yield f"nonce={request.nonce}"
+        if request.error:
+            yield "NACK"
 
     async def send(self, short: str, data: bytes, what: str) -> None:
         """Send bytes as a request."""
@@ -148,6 +196,8 @@ class Stream:
             gone: Names that must have been reported as removed.
         """
         expected, removed = parse(text), {*gone.split()}
+        for name in expected:
+            self.world.real(short, name)  # Raises an error if the server has too few resources.
         try:
             async with asyncio.timeout(self._timeout):
                 while not (
@@ -161,11 +211,33 @@ class Stream:
             raise CheckError(f"{short}: expected {wanted} within {self._timeout:g} s, but {got}") from None
         self._unseen[short] = 0
 
+    async def gets(self, short: str, what: str, test: Callable[[Response], bool]) -> Response:
+        """Receive responses until one of a type passes a test, and return it.
+
+        Args:
+            short: Short name of the type.
+            what: What the test requires, for the error.
+            test: Whether a response is the expected one.
+        """
+        before = len(self.responses)
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    await self._receive()
+                    if self.responses[-1].type == short and test(self.responses[-1]):
+                        self._unseen[short] = 0
+                        return self.responses[-1]
+        except TimeoutError:
+            count = len(self.responses) - before
+            raise CheckError(
+                f"{short}: {what}: none of {count} responses within {self._timeout:g} s"
+            ) from None
+
     async def nothing(self, short: str, *, probe: bool = True) -> None:
         """Require that no response of a type is sent.
 
-        Wait for the quiet time. Then request a resource that the client does not have: its response must be
-        the next one. With a wildcard, add a resource instead.
+        Wait for the quiet time. Then request a resource that the client never had, if there is one: its
+        response must be the next one. With a wildcard, add a resource instead.
         """
         await self.settle(short)
         if self._unseen[short]:
@@ -218,13 +290,13 @@ class Stream:
             name
             for response in self.responses[position:]
             if response.type == short
-            for name in response.contents
+            for name in response.resources
         ]
 
     def received(self, short: str, word: str) -> bool:
         """Whether a response contained a resource with this content, such as `alpha=2`."""
         return any(
-            response.type == short and parse(word).items() <= response.contents.items()
+            response.type == short and parse(word).items() <= response.resources.items()
             for response in self.responses
         )
 
@@ -240,6 +312,8 @@ class Stream:
     def _has(self, short: str, expected: dict[str, str]) -> bool:
         names = {*self.names[short]}
         wildcard = short in self._legacy or "*" in names
+        if wildcard and self.world.is_fixed:  # The server may have more resources than checks use.
+            wildcard, names = False, {*self.world.names(short), *expected}
         view = {name: content for name, content in self.view[short].items() if wildcard or name in names}
         return {
             name: content for name, content in view.items() if name not in self._probes - expected.keys()
@@ -248,10 +322,11 @@ class Stream:
     async def _probe(self, short: str) -> None:
         """Make the server send a response of a type, which must be the next one."""
         before = len(self.responses)
-        spare = [name for name in self.world.names(short) if name not in self.names[short]]
-        spare.sort(key=lambda name: name in self.since(0, short))  # First those that the client never had.
-        name = spare[0] if spare else ""
+        known = {*self.names[short], *self.since(0, short)}
+        name = next((name for name in self.world.names(short) if name not in known), "")
         if short in self._legacy or "*" in self.names[short]:
+            if self.world.is_fixed:
+                return
             name = f"probe-{len(self._probes)}"
             self._probes.add(name)
             await self.world.add(short, name)
@@ -287,36 +362,27 @@ class Stream:
         view = self.view[short]
         if not self.variant.is_delta and short in FULL:
             view.clear()
-        view.update(item.contents)
+        view.update(item.resources)
         self.versions[short].update(item.versions)
         for name in item.removed:
             view.pop(name, None)
         for name in [name for name, content in view.items() if not content]:
             del view[name]  # An empty assignment.
-        self.gone[short] -= item.contents.keys()
-        self.gone[short].update(item.removed)
+        self.gone[short] -= item.resources.keys()
+        self.gone[short] |= item.removed
         if short not in self.held:
             await self.ack(short)
 
     async def _read(self, stream: SocketStream) -> None:
         try:
+            await self.reading.wait()
             while (data := await stream.read()) is not None:
-                response = decode(data, self.variant)
-                self._say(f"<-   {response}")
-                self._queue.put_nowait(response)
+                response = decode(data, delta=self.variant.is_delta)
+                self._say(f"<-   {shorten(str(response))}")
+                self._queue.put_nowait(self.world.seen(response))
+                await self.reading.wait()
             error: Exception = EndedError(*await stream.status())
         except CheckError as failed:
             error = failed
         self._say(f"<-   {error}")
         self._queue.put_nowait(error)
-
-    def _describe(self, request: Request, node: str) -> str:
-        if self.variant.is_delta:
-            known = [f"{name}@{version}" for name, version in request.initial_versions.items()]
-            fields = {"subscribe": request.names, "unsubscribe": request.unsubscribe, "initial": known}
-            words = [f"{field}={','.join(values)}" for field, values in fields.items() if values]
-        else:
-            words = [f"names={','.join(request.names)}", f"version={request.version}"]
-        words.append(f"nonce={request.nonce}")
-        words += ["NACK"] * bool(request.error) + [f"node={node}"] * bool(node)
-        return " ".join(words)

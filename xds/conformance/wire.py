@@ -1,23 +1,25 @@
-"""Variants, methods and responses of the protocol, and what a check can end with.
-
-Messages are those of `xds.testing`. It decodes them with protobuf's own classes, because the server's decoder
-is under test.
-"""
+"""Variants, methods and responses of the protocol, and what a check can end with."""
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
 from xds import testing
+from xds.codec import message_class
 from xds.conformance.world import SHORT, TYPES, CheckError, read
-from xds.snapshot import Resource
+from xds.snapshot import TYPE_PREFIX
 from xds.testing.streams import method_of
 
+_PACKAGE = "envoy.service.discovery.v3"
+"""Package of the responses."""
+_WRAPPER = f"{TYPE_PREFIX}{_PACKAGE}.Resource"
+"""Type URL of the message that gives a SotW resource a TTL."""
 _MAX_RESPONSE = 64 * 1024 * 1024
 _OPTIONS = (("grpc.max_receive_message_length", _MAX_RESPONSE), ("grpc.use_local_subchannel_pool", 1))
 """Channel arguments: each check has a connection of its own."""
@@ -58,6 +60,13 @@ class NotApplicableError(Exception):
     """The rule does not apply to the server."""
 
 
+class NeedsAdapterError(NotApplicableError):
+    """A check changes resources, which needs an adapter."""
+
+    def __init__(self) -> None:
+        super().__init__("needs the adapter")
+
+
 class EndedError(CheckError):
     """The server ended the stream."""
 
@@ -66,35 +75,43 @@ class EndedError(CheckError):
         self.code = code
 
 
-class Response(testing.Response):
-    """A decoded response, with the contents of its resources."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """A decoded response."""
 
-    __slots__ = ()
+    type: str
+    nonce: str
+    version: str
+    """Version of the type as a whole."""
+    resources: dict[str, str] = field(default_factory=dict)
+    """Contents by name."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions by name (delta only)."""
+    removed: frozenset[str]
+    identifier: str
+    canary: bool
+    size: int
+    """Bytes of the encoded response."""
+    ttls: dict[str, float] = field(default_factory=dict)
+    """Seconds until a client drops the resource, by name."""
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other names that the response gives for a resource, by name."""
+    without_body: set[str] = field(default_factory=set)
+    """Resources without a body: renewed TTLs, and aliases that no resource has."""
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    """Encoded resources, by name."""
+    wrapped: set[str] = field(default_factory=set)
+    """Resources that are sent inside `envoy.service.discovery.v3.Resource` (SotW only)."""
 
     def __str__(self) -> str:
-        words = [f"{name}={content}" for name, content in self.contents.items()]
+        words = [
+            (f"{name}={content}" if content else name)
+            + (f" (ttl {self.ttls[name]:g}s)" if name in self.ttls else "")
+            for name, content in self.resources.items()
+        ]
+        words += [f"{name} (no body)" for name in sorted(self.without_body)]
         words += [f"-{name}" for name in sorted(self.removed)]
         return f"{self.type} nonce={self.nonce} version={self.version} [{' '.join(words)}]"
-
-    @property
-    def type(self) -> str:
-        """Short name of the type."""
-        return SHORT.get(self.type_url, self.type_url)
-
-    @property
-    def contents(self) -> dict[str, str]:
-        """Contents by name."""
-        return {each.name: read(self.type, each.body)[1] for each in self.own}
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions by name (delta)."""
-        return {each.name: each.version for each in self.own}
-
-    @property
-    def own(self) -> list[Resource]:
-        """Resources of the response's type, if it is one of `TYPES`."""
-        return [each for each in self.resources if each.type_url == self.type_url and self.type in TYPES]
 
 
 def path_of(short: str, variant: Variant) -> str:
@@ -102,22 +119,59 @@ def path_of(short: str, variant: Variant) -> str:
     return method_of(variant.protocol, "" if variant.is_ads else TYPES.get(short, short))
 
 
-def decode(data: bytes, variant: Variant) -> Response:
+def decode(data: bytes, *, delta: bool) -> Response:
     """Decode a response.
 
     Raises:
         CheckError: The bytes are no response, or a name occurs twice.
     """
+    kind = "DeltaDiscoveryResponse" if delta else "DiscoveryResponse"
     try:
-        response = Response.decode(data, variant.protocol, _resource)
+        message: Any = message_class(f"{_PACKAGE}.{kind}").FromString(data)
+        return _response(message, len(data), delta=delta)
     except DecodeError as error:
         raise CheckError(f"a response cannot be decoded: {error}") from error
-    for name, count in Counter(each.name for each in response.own).items():
-        if count > 1:
-            raise CheckError(f"R30: {response.type}: a response contains {name} twice")
+
+
+def _response(message: Any, size: int, *, delta: bool) -> Response:
+    short = SHORT.get(message.type_url, message.type_url)
+    response = Response(
+        type=short,
+        nonce=message.nonce,
+        version=message.system_version_info if delta else message.version_info,
+        removed=frozenset(message.removed_resources if delta else ()),
+        identifier=message.control_plane.identifier,
+        canary=False if delta else message.canary,
+        size=size,
+    )
+    for item in message.resources:
+        wrapper = item if delta else _unwrapped(item)
+        body = wrapper.resource if wrapper else item
+        name, content = wrapper.name if wrapper else "", None
+        if body.type_url == message.type_url and short in TYPES:
+            own_name, content = read(short, body.value)
+            name = name or own_name
+        if not name:
+            continue  # An unsupported type.
+        if name in response.resources or name in response.without_body:
+            raise CheckError(f"R30: {short}: a response contains {name} twice")
+        if content is None:
+            response.without_body.add(name)
+        else:
+            response.resources[name] = content
+            response.bodies[name] = body.value
+        if wrapper:
+            response.versions[name] = wrapper.version
+            if wrapper.HasField("ttl"):
+                response.ttls[name] = wrapper.ttl.ToTimedelta().total_seconds()
+            response.aliases[name] = tuple(wrapper.aliases)
+            if not delta:
+                response.wrapped.add(name)
     return response
 
 
-def _resource(type_url: str, name: str, body: bytes) -> Resource:
-    own_name, _ = read(SHORT[type_url], body) if type_url in SHORT else ("", "")
-    return Resource.of(type_url, name or own_name, body)
+def _unwrapped(item: Any) -> Any:
+    """Return the wrapper around a SotW resource; None if there is none."""
+    if item.type_url != _WRAPPER:
+        return None
+    return message_class(_WRAPPER.removeprefix(TYPE_PREFIX)).FromString(item.value)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 from google.protobuf.json_format import ParseDict
@@ -19,6 +20,9 @@ from google.protobuf.message import Message
 from xds.codec import message_class, pool
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, TYPE_PREFIX, VIRTUAL_HOST
+
+if TYPE_CHECKING:
+    from xds.conformance.wire import Response
 
 TYPES = {"CDS": CLUSTER, "EDS": ENDPOINT, "LDS": LISTENER, "RDS": ROUTE, "VHDS": VIRTUAL_HOST}
 """Type URL of each resource type, by its short name."""
@@ -30,9 +34,12 @@ SET = "/xds.conformance.v1.Adapter/Set"
 Set = Callable[[pb.SetRequest], Awaitable[pb.SetResponse]]
 """The adapter's method."""
 
+_PADDING = "."
+"""Fills the contents of large resources."""
+
 _ADS = {"ads": {}, "resource_api_version": "V3"}
 _ADDRESS = {"socket_address": {"address": "127.0.0.1", "port_value": 10000}}
-_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "envoy.extensions.filters.http.router.v3.Router"
 
 
@@ -55,7 +62,7 @@ def _listener(name: str, content: str, ref: str) -> dict[str, Any]:
         else {"route_config": {"name": name}}
     )
     manager = {
-        "@type": TYPE_PREFIX + _MANAGER,
+        "@type": TYPE_PREFIX + MANAGER,
         "stat_prefix": name,
         "http_filters": [{"name": "router", "typed_config": {"@type": TYPE_PREFIX + _ROUTER}}],
         **routes,
@@ -81,7 +88,7 @@ _MAKE = {"CDS": _cluster, "EDS": _assignment, "LDS": _listener, "RDS": _route, "
 
 
 def _encode(short: str, name: str, content: str, ref: str) -> pb.Resource:
-    message = _class(short)()
+    message = class_of(short)()
     ParseDict(_MAKE[short](name, content, ref), message, descriptor_pool=pool)
     resource = pb.Resource(name=name)
     resource.body.type_url = TYPES[short]
@@ -91,21 +98,25 @@ def _encode(short: str, name: str, content: str, ref: str) -> pb.Resource:
 
 def read(short: str, body: bytes) -> tuple[str, str]:
     """Return the name and the content of an encoded resource. The content of an empty assignment is empty."""
-    message: Any = _class(short).FromString(body)
+    message: Any = class_of(short).FromString(body)
+    name, content = message.cluster_name if short == "EDS" else message.name, ""
     match short:
         case "CDS":
-            return message.name, message.alt_stat_name
+            content = message.alt_stat_name
         case "EDS":
             hosts = [host.endpoint.hostname for group in message.endpoints for host in group.lb_endpoints]
-            return message.cluster_name, hosts[0] if hosts else ""
+            content = hosts[0] if hosts else ""
         case "LDS":
-            return message.name, message.stat_prefix
+            content = message.stat_prefix
         case "RDS":
-            return message.name, message.virtual_hosts[0].name if message.virtual_hosts else ""
-    return message.name, message.domains[0] if message.domains else ""
+            content = message.virtual_hosts[0].name if message.virtual_hosts else ""
+        case "VHDS":
+            content = message.domains[0] if message.domains else ""
+    return name, content.rstrip(_PADDING)
 
 
-def _class(short: str) -> type[Message]:
+def class_of(short: str) -> type[Message]:
+    """Return the class of a type's messages."""
     return message_class(TYPES[short].removeprefix(TYPE_PREFIX))
 
 
@@ -123,14 +134,31 @@ class CheckError(Exception):
 class World:
     """The resources of one node. `say` records each change."""
 
+    is_fixed = False
+    """Whether the resources cannot be changed, because the server has no adapter."""
+
     def __init__(self, adapter: Set, node: str, say: Callable[[str], None]) -> None:
         self.node = node
+        self.ttl: dict[str, float] = {}
+        """Seconds after which a client drops a resource, by its name. Set it before the resource."""
+        self.aliases: dict[str, tuple[str, ...]] = {}
+        """Other names of a virtual host, by its name. Set them before the resource."""
+        self.padding = 0
+        """Number of bytes that fill up each resource."""
         self._adapter, self._say = adapter, say
         self._types: dict[str, dict[str, pb.Resource]] = {}
 
     def names(self, short: str) -> list[str]:
         """Return the names of the resources of a type."""
         return list(self._types.get(short, ()))
+
+    def real(self, short: str, name: str) -> str:  # noqa: ARG002
+        """Return the name that a resource has in messages."""
+        return name
+
+    def seen(self, response: Response) -> Response:
+        """Return a response with the names that checks use."""
+        return response
 
     async def set(self, **types: str) -> None:
         """Replace the resources of some types, such as `CDS="alpha=1 beta=1"`, and wait for the server."""
@@ -139,12 +167,12 @@ class World:
             for word in text.split():
                 named, _, ref = word.partition(">")
                 name, _, content = named.partition("=")
-                self._types[short][name] = _encode(short, name, content, ref)
+                self._types[short][name] = self._encode(short, name, content, ref)
         await self._send(" ".join(f"{short}[{text}]" for short, text in types.items()))
 
     async def add(self, short: str, name: str, content: str = "1") -> None:
         """Add or change one resource."""
-        self._types.setdefault(short, {})[name] = _encode(short, name, content, "")
+        self._types.setdefault(short, {})[name] = self._encode(short, name, content, "")
         await self._send(f"{short} {name}={content}")
 
     async def clear(self) -> None:
@@ -152,8 +180,18 @@ class World:
         if self._types:
             await self._adapter(pb.SetRequest(node=self.node))
 
+    def _encode(self, short: str, name: str, content: str, ref: str) -> pb.Resource:
+        resource = _encode(short, name, content + _PADDING * self.padding, ref)
+        resource.aliases.extend(self.aliases.get(name, ()))
+        if name in self.ttl:
+            resource.ttl.FromTimedelta(timedelta(seconds=self.ttl[name]))
+        return resource
+
     async def _send(self, what: str) -> None:
-        self._say(f"set  {what} for node {self.node}")
+        said = [f"ttl={ttl:g}s for {name}" for name, ttl in self.ttl.items()]
+        said += [f"aliases={','.join(aliases)} for {name}" for name, aliases in self.aliases.items()]
+        said += [f"{self.padding} bytes each"] * bool(self.padding)
+        self._say(" ".join([f"set  {what} for node {self.node}", *said]))
         request = pb.SetRequest(node=self.node)
         for short, resources in self._types.items():
             digest = hashlib.sha256()

@@ -340,5 +340,6 @@ class DeltaWatch(Watch):
 
     def _needs_removal(self, name: str) -> bool:
         if name in self._forced:
-            return True
+            # Not an alias whose virtual host has appeared since the client asked for it.
+            return self.type_url != VIRTUAL_HOST or self.resources.resolve(name) == name
         return name in self.sent and name not in self.lingering and self.type_url not in NEVER_REMOVED

@@ -1,4 +1,4 @@
-// A server of go-control-plane with the adapter of `xds conformance`. It listens on the address in its argument.
+// A server of go-control-plane, and on another port the adapter of `xds conformance`. It prints both addresses.
 package main
 
 import (
@@ -6,10 +6,9 @@ import (
 	"fmt"
 	"log"
 	"net"
-	"os"
 
-	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	cluster "github.com/envoyproxy/go-control-plane/envoy/service/cluster/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/service/endpoint/v3"
 	extension "github.com/envoyproxy/go-control-plane/envoy/service/extension/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/service/listener/v3"
@@ -37,15 +36,20 @@ func (a *adapter) Set(ctx context.Context, request *conformance.SetRequest) (*co
 	}
 	snapshot := &cache.Snapshot{}
 	for _, served := range request.Types {
-		var items []types.Resource
+		var items []types.ResourceWithTTL
 		for _, item := range served.Resources {
 			message, err := item.Body.UnmarshalNew()
 			if err != nil {
 				return nil, err
 			}
-			items = append(items, message)
+			resource := types.ResourceWithTTL{Resource: message}
+			if item.Ttl != nil {
+				ttl := item.Ttl.AsDuration()
+				resource.TTL = &ttl
+			}
+			items = append(items, resource)
 		}
-		snapshot.Resources[cache.GetResponseType(served.TypeUrl)] = cache.NewResources(served.Version, items)
+		snapshot.Resources[cache.GetResponseType(served.TypeUrl)] = cache.NewResourcesWithTTL(served.Version, items)
 	}
 	return &conformance.SetResponse{}, a.cache.SetSnapshot(ctx, request.Node, snapshot)
 }
@@ -64,11 +68,18 @@ func main() {
 	route.RegisterVirtualHostDiscoveryServiceServer(grpcServer, xds)
 	runtime.RegisterRuntimeDiscoveryServiceServer(grpcServer, xds)
 	secret.RegisterSecretDiscoveryServiceServer(grpcServer, xds)
-	conformance.RegisterAdapterServer(grpcServer, &adapter{cache: snapshots})
-	socket, err := net.Listen("tcp", os.Args[1])
+	adapterServer := grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))
+	conformance.RegisterAdapterServer(adapterServer, &adapter{cache: snapshots})
+	xdsSocket, adapterSocket := listen(), listen()
+	fmt.Println(xdsSocket.Addr(), adapterSocket.Addr())
+	go adapterServer.Serve(adapterSocket)
+	log.Fatal(grpcServer.Serve(xdsSocket))
+}
+
+func listen() net.Listener {
+	socket, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(socket.Addr())
-	log.Fatal(grpcServer.Serve(socket))
+	return socket
 }

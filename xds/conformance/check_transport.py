@@ -1,0 +1,254 @@
+"""Checks of TTLs, fields, services and streams: R44 to R60."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+
+from xds.conformance.rules import ADS, DELTA, SOTW, Level, Run, check
+from xds.conformance.wire import NotApplicableError, Variant, connect, decode, path_of
+from xds.conformance.world import TYPES, CheckError
+from xds.server.services import SERVICES
+from xds.testing import Request
+
+ALL = ("CDS", "EDS", "LDS", "RDS")
+MIB = 1024 * 1024
+GRPC_LIMIT = 4 * MIB
+"""Largest message that gRPC accepts by default, in bytes."""
+NAME_LENGTH = 200
+CHANGES = 8
+"""Number of large changes while a client does not read, which exceed the buffers of its connection."""
+TTL = 1.0
+UNKNOWN_FIELD = b"\xca\x3e\x01x"
+"""Field 1001 with the text "x"."""
+
+
+@check("R44", on=DELTA, level=Level.SHOULD)
+async def ttl_is_sent_and_renewed(run: Run) -> None:
+    """A resource is sent with its TTL, and its TTL is renewed before it ends."""
+    world = await run.world()
+    world.ttl["alpha"] = TTL
+    await world.set(CDS="alpha=1")
+    stream = run.stream(world)
+    await stream.ask("CDS", "alpha")
+    await stream.sees("CDS", "alpha=1")
+    if (ttl := stream.responses[-1].ttls.get("alpha")) != TTL:
+        raise CheckError(f"alpha is sent with the TTL {ttl} instead of {TTL}" if ttl else "alpha has no TTL")
+    version = stream.responses[-1].versions["alpha"]
+    renewal = await stream.gets("CDS", "alpha is not renewed", lambda response: "alpha" in response.ttls)
+    if renewal.versions["alpha"] != version:
+        raise CheckError(f"alpha is renewed with another version: {renewal.versions['alpha']}")
+
+
+@check("R44", on=SOTW, level=Level.SHOULD)
+async def ttl_is_not_sent_to_other_clients(run: Run) -> None:
+    """A client without the feature xds.config.supports-resource-ttl gets the resource without a TTL."""
+    world = await run.world()
+    world.ttl["alpha"] = TTL
+    await world.set(CDS="alpha=1")
+    stream = run.stream(world)
+    await stream.ask("CDS", "alpha")
+    await stream.sees("CDS", "alpha=1")
+    if stream.responses[-1].wrapped:
+        raise CheckError("alpha is sent inside envoy.service.discovery.v3.Resource")
+
+
+@check("R46", level=Level.SHOULD)
+async def control_plane_is_set(run: Run) -> None:
+    """Responses contain the version of the type and the identifier of the control plane."""
+    _, stream = await run.start(CDS="alpha=1")
+    await stream.ask("CDS")
+    await stream.sees("CDS", "alpha=1")
+    response = stream.responses[-1]
+    if not response.version:
+        raise CheckError("the version is empty")
+    if not response.identifier:
+        raise CheckError("control_plane.identifier is empty")
+
+
+@check("R47")
+async def unknown_field_is_ignored(run: Run) -> None:
+    """A request with a field that no version of the protocol has gets its resources."""
+    _, stream = await run.start(RDS="alpha=1")
+    await stream.ask("RDS", "alpha", more=UNKNOWN_FIELD)
+    await stream.sees("RDS", "alpha=1")
+
+
+@check("R48", on=SOTW)
+async def canary_is_not_set(run: Run) -> None:
+    """Responses do not have the field canary set."""
+    _, stream = await run.start(CDS="alpha=1")
+    await stream.ask("CDS")
+    await stream.sees("CDS", "alpha=1")
+    if stream.responses[-1].canary:
+        raise CheckError("canary is set")
+
+
+@check("R49", on=(Variant.SOTW,), types=ALL, level=Level.SHOULD)
+async def fetch_is_supported(run: Run) -> None:
+    """The unary method of a type's service returns the named resources."""
+    world = await run.world(**{run.type: "alpha=1"})
+    name = world.real(run.type, "alpha")
+    request = Request(type_url=TYPES[run.type], names=(name,))
+    path = path_of(run.type, run.variant).replace("/Stream", "/Fetch")
+    run.conversation.append(f"->   {path} names={name} node={world.node}")
+    try:
+        message = request.encode(run.variant.protocol, {"id": world.node})
+        data = await run.channel.unary_unary(path)(message, timeout=run.timeout)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            raise NotApplicableError("the server does not implement Fetch") from None
+        raise CheckError(f"{error.code().name}: {error.details()}") from None
+    response = decode(data, delta=False)
+    run.conversation.append(f"<-   {len(response.resources)} resources")
+    if len(response.resources) != 1:
+        raise CheckError(f"{len(response.resources)} resources instead of one")
+
+
+@check("R50", level=Level.SHOULD)
+async def services_are_served(run: Run) -> None:
+    """The method of each discovery service is implemented."""
+    missing = []
+    for name, service in SERVICES.items():
+        method = service.delta if run.variant in DELTA else service.stream
+        if not method or bool(service.type_url) == (run.variant in ADS):
+            continue
+        call = run.channel.stream_stream(f"/{name}/{method}")()
+        await call.done_writing()
+        code = await asyncio.wait_for(call.code(), run.timeout)
+        run.conversation.append(f"<-   {name}/{method}: {code.name}")
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            missing.append(name.rpartition(".")[2])
+    if missing:
+        raise CheckError(f"not implemented: {', '.join(missing)}")
+
+
+@check("R51")
+async def streams_are_independent(run: Run) -> None:
+    """Two streams of a node have their own subscriptions, and one goes on when the other rejects and ends."""
+    world, first = await run.start(RDS="alpha=1 beta=1")
+    second = run.stream(world)
+    await first.ask("RDS", "alpha")
+    await first.sees("RDS", "alpha=1")
+    second.held.add("RDS")
+    await second.ask("RDS", "beta")
+    await second.sees("RDS", "beta=1")
+    await second.nack("RDS")
+    second.held.clear()
+    await world.set(RDS="alpha=2 beta=2")
+    await first.sees("RDS", "alpha=2")
+    await second.sees("RDS", "beta=2")
+    await second.close()
+    await world.set(RDS="alpha=3 beta=3")
+    await first.sees("RDS", "alpha=3")
+
+
+@check("R52")
+async def slow_client_delays_no_other(run: Run) -> None:
+    """While a client does not read, another one gets each change. Then the first gets the last state."""
+    world = await run.world()
+    world.padding = MIB
+    await world.set(CDS="alpha=0")
+    fast = run.stream(world)
+    await fast.ask("CDS", "alpha")
+    await fast.sees("CDS", "alpha=0")
+    async with connect(run.target, run.credentials) as own_connection:
+        slow = run.stream(world, own_connection)
+        await slow.ask("CDS", "alpha")
+        await slow.sees("CDS", "alpha=0")
+        slow.reading.clear()
+        for content in range(1, CHANGES + 1):
+            await world.set(CDS=f"alpha={content}")
+            await fast.sees("CDS", f"alpha={content}")
+        slow.reading.set()
+        await slow.sees("CDS", f"alpha={CHANGES}")
+        await slow.close()
+
+
+@check("R53", types=("CDS", "RDS"))
+async def late_ack_gets_the_last_state(run: Run) -> None:
+    """A client that sends its ACKs late gets the last state."""
+    world, stream = await run.start(**{run.type: "alpha=1"})
+    stream.held.add(run.type)
+    await stream.ask(run.type, "alpha")
+    await stream.sees(run.type, "alpha=1")
+    await world.set(**{run.type: "alpha=2"})
+    await world.set(**{run.type: "alpha=3"})
+    await stream.settle(run.type)
+    stream.held.clear()
+    await stream.ack(run.type)
+    if stream.view[run.type] != {"alpha": "3"}:
+        await stream.sees(run.type, "alpha=3")
+
+
+@check("R56", level=Level.SHOULD, alone=True)
+async def many_streams_share_a_connection(run: Run) -> None:
+    """Sixteen streams on one connection all get responses."""
+    world = await run.world(RDS="alpha=1")
+    streams = [run.stream(world) for _ in range(16)]
+    for stream in streams:
+        await stream.ask("RDS", "alpha")
+    for stream in streams:
+        await stream.sees("RDS", "alpha=1")
+
+
+@check("R57", level=Level.SHOULD, alone=True)
+async def large_request_is_accepted(run: Run) -> None:
+    """A request of 5 MiB is accepted: clients report every resource when they reconnect."""
+    _, stream = await run.start(RDS="alpha=1")
+    many = {f"{number:0{NAME_LENGTH}}": "1" for number in range(5 * MIB // NAME_LENGTH)}
+    if run.variant in DELTA:
+        await stream.ask("RDS", "alpha", initial=many)
+    else:
+        await stream.request("RDS", names=("alpha", *many))
+        stream.names["RDS"] = ["alpha"]
+    await stream.sees("RDS", "alpha=1")
+
+
+@check("R58", on=DELTA, types=("CDS", "RDS"), level=Level.SHOULD)
+@check("R58", on=SOTW, types=("EDS", "RDS"), level=Level.SHOULD)
+async def large_response_is_split(run: Run) -> None:
+    """Resources of 5 MiB are sent in responses below 4 MiB, the limit of gRPC clients."""
+    world = await run.world()
+    world.padding = MIB
+    names = ("alpha", "beta", "gamma", "delta", "epsilon")
+    try:
+        await world.set(**{run.type: " ".join(f"{name}=1" for name in names)})
+    except CheckError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise NotApplicableError("the adapter does not accept a message of 5 MiB") from None
+        raise
+    stream = run.stream(world)
+    await stream.ask(run.type, *names)
+    await stream.sees(run.type, " ".join(f"{name}=1" for name in names))
+    if (size := max(response.size for response in stream.responses)) > GRPC_LIMIT:
+        raise CheckError(f"a response has {size / MIB:.1f} MiB")
+
+
+@check("R59", types=("CDS", "RDS"))
+async def unknown_client_stays_connected(run: Run) -> None:
+    """A client that the server does not know yet gets its resources once the server knows it."""
+    world = await run.world()
+    stream = run.stream(world)
+    await stream.ask(run.type, "alpha")
+    await stream.settle(run.type)
+    if stream.view[run.type]:
+        raise CheckError("an unknown node gets resources")
+    await world.set(**{run.type: "alpha=1"})
+    await stream.sees(run.type, "alpha=1")
+
+
+@check("R60")
+async def malformed_request_ends_its_own_stream(run: Run) -> None:
+    """A request that is no message ends its stream with an error. Other streams of the connection go on."""
+    world, good = await run.start(RDS="alpha=1 beta=1")
+    await good.ask("RDS", "alpha")
+    await good.sees("RDS", "alpha=1")
+    bad = run.stream(world)
+    await bad.send("RDS", b"\xff\xff\xff\xff", "bytes that are no message: ff ff ff ff")
+    if await bad.ends() is grpc.StatusCode.OK:
+        raise CheckError("the stream ended with OK")
+    await good.ask("RDS", "beta")
+    await good.sees("RDS", "alpha=1 beta=1")
