@@ -17,6 +17,8 @@ from tests.support.envoy import EnvoyProcess
 from tests.support.loopback import free_port
 from tests.support.upstream import Upstream
 from xds import builders as b
+from xds.builders import _tls
+from xds.mesh.envoy.tls import SYSTEM_ROOTS
 from xds.resources import LISTENER, RUNTIME
 from xds.server import XdsServer
 from xds.store import Acked, Store
@@ -150,6 +152,42 @@ async def test_mutual_tls_between_two_listeners(tmp_path, http2):
         anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
         refused = await client.get(f"https://127.0.0.1:{inner}", tls=anybody)
         assert refused.error  # A client without a certificate.
+
+
+@pytest.mark.envoy
+async def test_system_roots_verify_the_server_by_default(tmp_path, monkeypatch):
+    """The cluster is a listener whose certificate is of another authority, until that is the system's."""
+    outer, inner, client = free_port(), free_port(), Client()
+    files = Authority(tmp_path).issue(ME)
+    chain, key = (Path(files[f"{kind}_file"]).read_bytes() for kind in ("certificate", "private_key"))
+
+    def cluster():
+        tls = b.upstream_tls("server.test", names=[ME])
+        return b.cluster("inner", [f"127.0.0.1:{inner}"], tls=tls)
+
+    resources = (
+        b.certificate("server", chain, key),
+        cluster(),
+        b.http_listener("outer", f"127.0.0.1:{outer}", routes=b.routes("outer", [b.route("inner")])),
+        b.http_listener(
+            "inner",
+            f"127.0.0.1:{inner}",
+            routes=b.routes("inner", [b.direct_response(200)]),
+            tls=b.downstream_tls("server"),
+        ),
+    )
+    async with serving(tmp_path, resources) as (store, envoy):
+        url = f"http://127.0.0.1:{outer}"
+        assert (await client.get(url)).code == "503"
+        assert await envoy.admin.stat("cluster.inner.ssl.fail_verify_error") > 0
+        monkeypatch.setattr(_tls, "SYSTEM_ROOTS", files["ca_certificate_file"])
+        store.set(cluster())
+        await store.applied()
+        assert (await client.get(url)).code == "200"
+
+
+def test_mesh_has_the_same_system_roots():
+    assert _tls.SYSTEM_ROOTS == SYSTEM_ROOTS
 
 
 @pytest.mark.envoy

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from envoy_data_plane.envoy.config.core.v3 import DataSource
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
-    CertificateValidationContextSystemRootCerts,
     CommonTlsContext,
     CommonTlsContextCombinedCertificateValidationContext,
     DownstreamTlsContext,
@@ -20,7 +19,13 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 )
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
-from xds.builders.common import ads, is_ip
+from xds.builders._common import ads, is_ip
+
+SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
+"""Path of the system's roots in Debian, Ubuntu, Alpine and Envoy images.
+
+Envoy ignores `system_root_certs`. The mesh has the same path, without the import of this package.
+"""
 
 
 def certificate(name: str, chain: bytes, key: bytes) -> Secret:
@@ -62,7 +67,9 @@ def upstream_tls(
         server: Host name of the server, which is sent as SNI and which its certificate must contain.
         names: Names of which the server's certificate must contain one, instead of `server`: DNS names, IP
             addresses, or URIs such as SPIFFE IDs.
-        roots: Name of the secret with the root certificates. The default is those of Envoy's system.
+        roots: Name of the secret with the root certificates. The default is those of Envoy's system, in
+            `/etc/ssl/certs/ca-certificates.crt`. Where Envoy has no such file, as on Fedora and macOS, it
+            rejects the default.
         certificate: Name of the secret with the client certificate, for mutual TLS.
         alpn: Protocols to offer, such as `h2`. Clusters with HTTP/2 offer it by default.
 
@@ -126,7 +133,7 @@ def _verify(common: CommonTlsContext, roots: str, names: tuple[str, ...]) -> Non
             default_validation_context=validation, validation_context_sds_secret_config=_secret(roots)
         )
     else:
-        validation.system_root_certs = CertificateValidationContextSystemRootCerts()
+        validation.trusted_ca = DataSource(filename=SYSTEM_ROOTS)
         common.validation_context = validation
 
 

@@ -25,7 +25,7 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptionsExplicitHttpConfig,
 )
 
-from xds.builders.common import address, ads, host_and_port, is_ip, tls_socket
+from xds.builders._common import address, ads, host_and_port, is_ip, tls_socket
 from xds.codec import pack
 from xds.names import of_type
 from xds.snapshot import ENDPOINT
