@@ -359,7 +359,7 @@ async def test_a_refusal_during_a_rollout_concerns_its_version():
         assert [item.resource.name for item in store.held_back] == ["a"]
 
 
-async def test_a_change_that_a_rollout_conflicts_with_is_not_applied():
+async def test_version_of_a_running_rollout_cannot_get_another_content():
     def version(content: str, name: str) -> Resource:
         return replace(cluster("a", content), version=name)
 
@@ -370,8 +370,8 @@ async def test_a_change_that_a_rollout_conflicts_with_is_not_applied():
     store.set(version("bad", "v3"))
     with pytest.raises(ValidationError):
         await store.applied()
-    store.set(version("3", "v2"))  # Only the canaries have another content of this version.
-    await store.applied()
+    with pytest.raises(ValueError, match="Cluster a: version 'v2' already has another content"):
+        store.set(version("3", "v2"))  # The canaries have another content of this version.
     assert content(store) == {"a": "1"}
     assert content(store, "c1", "canary") == {"a": "2"}
     rolling.cancel()
