@@ -213,9 +213,14 @@ def test_version_cannot_get_another_content(change):
 
 def test_versions_of_one_block_are_compared():
     store = Store()
-    with pytest.raises(ValueError, match="already has another content"), store.change() as change:
-        change.set(chosen(b"one"))
-        change.set(chosen(b"two"), node="n")
+
+    def set_both() -> None:
+        with store.change() as change:
+            change.set(chosen(b"one"))
+            change.set(chosen(b"two"), node="n")
+
+    with pytest.raises(ValueError, match="already has another content"):
+        set_both()
     store.set(chosen(b"two"))  # Nothing of the block was applied.
     assert store.view("n").of(CLUSTER)["c"].body == b"two"
 
