@@ -123,5 +123,5 @@ def _listener(
 ) -> Listener:
     chain = FilterChain(filters=[Filter(name=f"envoy.filters.network.{kind}", typed_config=pack(config))])
     if tls:
-        chain.transport_socket = tls_socket(tls)
+        chain.transport_socket = tls_socket(tls, DownstreamTlsContext, "downstream_tls")
     return Listener(name=name, address=address(bind), filter_chains=[chain])

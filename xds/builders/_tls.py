@@ -19,7 +19,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 )
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
-from xds.builders._common import ads, is_ip
+from xds.builders._common import ads, is_ip, strings
 
 SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
 """Path of the system's roots in Debian, Ubuntu, Alpine and Envoy images.
@@ -76,8 +76,9 @@ def upstream_tls(
     Raises:
         ValueError: Neither `server` nor `names` is set, so that any server with a certificate of the roots
             would be accepted.
+        TypeError: `names` or `alpn` is one str.
     """
-    accepted = tuple(names) or ((server,) if server else ())
+    accepted = strings("names", names) or ((server,) if server else ())
     if not accepted:
         raise ValueError("pass the server's host name, or names= that its certificate may contain")
     common = _context(certificate, alpn)
@@ -104,8 +105,9 @@ def downstream_tls(
 
     Raises:
         ValueError: `client_names` without `client_roots`, which would verify nothing.
+        TypeError: `client_names` or `alpn` is one str.
     """
-    accepted = tuple(client_names)
+    accepted = strings("client_names", client_names)
     if accepted and not client_roots:
         raise ValueError("client_names= requires client_roots=: without roots, nothing is verified")
     common = _context(certificate, alpn)
@@ -117,7 +119,7 @@ def downstream_tls(
 
 
 def _context(certificate: str, alpn: Iterable[str]) -> CommonTlsContext:
-    common = CommonTlsContext(alpn_protocols=list(alpn))
+    common = CommonTlsContext(alpn_protocols=[*strings("alpn", alpn)])
     if certificate:
         common.tls_certificate_sds_secret_configs = [_secret(certificate)]
     return common
