@@ -108,7 +108,7 @@ async def real_envoy(
         yield start
 
 
-def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+def pytest_assertrepr_compare(op: str, left: Any, right: Any) -> list[str] | None:
     """Explain why two snapshots, resource sets or resources are not equal: by resource, without secrets."""
     snapshots = sys.modules.get("xds.snapshot")
     if op != "==" or snapshots is None or type(left) is not type(right):

@@ -209,10 +209,15 @@ async def test_a_canary_that_crashes_fails():
 async def test_without_a_canary_nothing_is_rolled_out():
     store = Store()
     store.set(cluster("a", "1"))
-    async with serving(store) as server, connected(server, "n1") as other:
-        with pytest.raises(RolledBackError, match="1 more clients must be connected"):
+    async with serving(store) as server, connected(server, "n1", group="edge") as other:
+        groups = r"\(connected groups: edge\)"
+        problem = f"^no client of group canary is connected, but 1 must be {groups}$"
+        with pytest.raises(RolledBackError, match=problem):
             async with store.roll_out(canary="canary", timeout=0.1) as change:
                 change.set(cluster("a", "2"))
+        with pytest.raises(RolledBackError, match=r"^0 of 1 clients of group edge failed: 1 more must be"):
+            async with store.roll_out(canary="edge", at_least=2, timeout=0.1) as change:
+                change.set(cluster("b"))
         assert other.contents("a") == ["1"]
 
 

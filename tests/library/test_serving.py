@@ -281,6 +281,26 @@ async def test_applied_raises_nack_error_until_fixed(store, channel, variant):
     await done
 
 
+async def test_rejections_with_different_messages_are_all_shown(store, channel, variant):
+    store.set(eds_cluster("a"))
+    node = Node(channel, variant)
+    await node.stream.ask(CLUSTER)
+    await node.take()
+    for number in range(5):
+        store.set(resource(eds_cluster(f"bad{number}"), sources=[f"{number}.py"]))
+        await node.take(error=f"Error adding/updating cluster(s) bad{number}: problem {number}")
+    with pytest.raises(NackError) as raised:
+        await store.applied()
+    error = raised.value
+    assert error.names == tuple(f"bad{number}" for number in range(5))
+    assert error.sources == tuple(f"{number}.py" for number in range(5))
+    assert [line.rpartition(": ")[2] for line in error.message.splitlines()] == [
+        f"problem {number}" for number in range(5)
+    ]
+    assert str(error).endswith("; and 2 more")
+    assert "Cluster bad1: Error adding/updating cluster(s) bad1: problem 1; Cluster bad2: " in str(error)
+
+
 async def test_long_nack_is_shortened(store, channel, variant):
     store.set(*(eds_cluster(f"c{number:02}") for number in range(12)))
     node = Node(channel, variant)

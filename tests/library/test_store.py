@@ -64,6 +64,16 @@ def test_group_is_the_cluster_by_default():
     assert "c" in connect(store, "edge.n1").snapshot.of(CLUSTER)
 
 
+def test_view_of_a_connected_node_is_of_its_group():
+    store = Store()
+    store.set(cluster("c"), group="edge")
+    assert not store.view("n1").of(CLUSTER)
+    client = connect(store, "n1", "edge")
+    assert store.view("n1") is client.snapshot
+    assert not store.view("n1", "").of(CLUSTER)
+    assert "c" in store.view("n2", "edge").of(CLUSTER)
+
+
 NAMES = st.sampled_from("ab")
 SCOPES = st.sampled_from([{}, {"group": "g"}, {"node": "n"}, {"group": "h"}, {"node": "m"}])
 SOME = st.dictionaries(

@@ -106,6 +106,10 @@ class XdsServer:
         limits: Limits of each client. A client that exceeds them gets RESOURCE_EXHAUSTED.
         interceptors: Interceptors of `grpc.aio` for all calls. They run after the server's own.
         health: Whether to serve the health service. Without it, `added` can add another one.
+
+    Raises:
+        TypeError: An interceptor is not one of `grpc.aio`.
+        ValueError: `grace` is negative, or `max_connection_age` is not positive.
     """
 
     def __init__(
@@ -125,12 +129,21 @@ class XdsServer:
         interceptors: Iterable[grpc.aio.ServerInterceptor] = (),
         health: bool = True,
     ) -> None:
+        if grace < 0:
+            raise ValueError(f"grace={grace} is negative; 0 ends the streams at once")
+        if max_connection_age is not None and max_connection_age <= 0:
+            raise ValueError(f"max_connection_age={max_connection_age} is not positive; None is no limit")
+        self._interceptors = tuple(interceptors)
+        for interceptor in self._interceptors:
+            if not isinstance(interceptor, grpc.aio.ServerInterceptor):
+                raise TypeError(
+                    f"interceptors contains {interceptor!r}, which is not a grpc.aio.ServerInterceptor"
+                )
         self.discovery = DiscoveryService(
             proxies, identifier=identifier, observer=observer, authenticate=authenticate, limits=limits
         )
         self._secure = tuple(secure)
         self._added = tuple(added)
-        self._interceptors = tuple(interceptors)
         self._serves_health = health
         self._health = _Health(self.discovery.connections)
         self._address = address
