@@ -16,12 +16,12 @@ import betterproto2
 from google.protobuf.message import Message
 
 from xds.protocol.subscription import WILDCARD
-from xds.resources import check_type
+from xds.resources import ProtobufMessage, check_type
 from xds.resources import resource as make_resource
 from xds.snapshot import EMPTY, Resource, ResourceKey, ResourceSet, Snapshot
 from xds.store.versions import ChosenVersions
 
-ResourceLike: TypeAlias = Resource | betterproto2.Message | Message
+ResourceLike: TypeAlias = Resource | betterproto2.Message | ProtobufMessage
 """A resource, or a message that `xds.resources.resource` makes one from."""
 
 
