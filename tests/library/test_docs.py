@@ -91,6 +91,20 @@ def test_generated_reference_has_no_modules():
     assert [name for name in names if package[name].is_module] == []
 
 
+def test_deprecations_can_be_errors_as_documented(tmp_path):
+    """Other packages, which also raise such warnings, still work."""
+    test = """
+import warnings, pytest, xds.builders
+def test_it():
+    warnings.warn("other", DeprecationWarning)
+    with pytest.raises(xds.XdsDeprecationWarning):
+        warnings.warn("use that", xds.XdsDeprecationWarning)
+"""
+    (tmp_path / "test_it.py").write_text(test)
+    (options,) = re.findall(r"`pytest (-W [^`]+)`", REFERENCE)
+    subprocess.run([sys.executable, "-m", "pytest", *options.split()], cwd=tmp_path, check=True)
+
+
 def test_documented_federation_works():
     (block,) = (block for block in BLOCKS if "xdstp" in block)
     store = Store()
