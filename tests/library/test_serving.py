@@ -289,8 +289,8 @@ async def test_rejections_with_different_messages_are_all_shown(store, channel, 
     for number in range(5):
         store.set(resource(eds_cluster(f"bad{number}"), sources=[f"{number}.py"]))
         await node.take(error=f"Error adding/updating cluster(s) bad{number}: problem {number}")
-    with pytest.raises(NackError) as raised:
-        await store.applied()
+        with pytest.raises(NackError) as raised:
+            await store.applied()
     error = raised.value
     assert error.names == tuple(f"bad{number}" for number in range(5))
     assert error.sources == tuple(f"{number}.py" for number in range(5))
