@@ -237,12 +237,12 @@ def test_bad_address_is_named(address):
         (
             lambda: b.cluster("c", tls=True),
             TypeError,
-            r"tls=True is not of UpstreamTlsContext: pass upstream",
+            r"tls= takes upstream_tls\(\.\.\.\), .* not bool",
         ),
         (
             lambda: b.http_listener("l", "[::]:80", routes="r", tls=b.upstream_tls("web")),
             TypeError,
-            r"is not of DownstreamTlsContext: pass downstream_tls\(\.\.\.\)",
+            r"takes downstream_tls\(\.\.\.\), a DownstreamTlsContext, not UpstreamTlsContext",
         ),
         (lambda: b.route({"c": -5, "d": 1}), ValueError, "negative weight: {'c': -5}"),
         (lambda: b.route("c", prefix="foo"), ValueError, "matches no request: write prefix='/foo'"),

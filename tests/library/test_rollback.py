@@ -342,7 +342,10 @@ async def test_earlier_rejections_do_not_count_after_a_reconnect():
         async with connected(server, "n", rejects="bad") as again, connected(server, "c1", group="canary"):
             await rolling
             assert again.contents("b")[-1] == "1"
-            # A newer version that it rejects counts.
+            # Another resource and a newer version that it rejects count, and are named alone.
+            with pytest.raises(RolledBackError, match="n rejected Cluster b: ") as raised:
+                await rolled(store, cluster("b", "also bad"), timeout=10)
+            assert [each.names for each in raised.value.rejections] == [("b",)]
             with pytest.raises(RolledBackError, match="n rejected Cluster a"):
                 await rolled(store, cluster("a", "also bad"), timeout=10)
 

@@ -74,5 +74,6 @@ def tls_socket(
         TypeError: It is not of the expected class, which the function `maker` makes.
     """
     if not isinstance(context, expected):
-        raise TypeError(f"tls={context!r} is not of {expected.__name__}: pass {maker}(...)")
+        # The value itself may be a secret.
+        raise TypeError(f"tls= takes {maker}(...), a {expected.__name__}, not {type(context).__name__}")
     return TransportSocket(name="envoy.transport_sockets.tls", typed_config=pack(context))

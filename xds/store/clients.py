@@ -43,12 +43,22 @@ def check_at_least(value: object) -> None:
 class NackError(Exception):
     """A client rejected resources. The client keeps their previous versions until the resources change."""
 
-    def __init__(self, node: Node, status: TypeStatus, rejection: Rejection) -> None:
+    def __init__(
+        self,
+        node: Node,
+        status: TypeStatus,
+        rejection: Rejection,
+        known: AbstractSet[RejectedVersion] = frozenset(),
+    ) -> None:
         self.node = node
         """Node of the client."""
         self.type_url = status.type_url
         """Type URL of the rejected resources."""
-        rejections = {resource.name: resource.error for resource in status.resources if resource.error}
+        rejections = {
+            resource.name: resource.error
+            for resource in status.resources
+            if resource.error and (self.type_url, resource.name, resource.error.version) not in known
+        }
         self.names = tuple(rejections)
         """Names of the rejected resources; all names in the response if the error message names none."""
         names_by_message: dict[str, list[str]] = {}
@@ -104,7 +114,7 @@ class Client(Subscriber):
         for status in statuses:
             error = status.last_error
             if error and not status.waiting and not _is_removed(status) and not known >= _rejected(status):
-                raise NackError(self.node, status, error)
+                raise NackError(self.node, status, error, known)
         return bool(known) and all(
             status.synced or _is_unserved(status) or (status.last_error and not status.waiting)
             for status in statuses
