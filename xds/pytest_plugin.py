@@ -1,4 +1,4 @@
-"""The pytest plugin: fixtures for tests of xDS servers, and the conversations of failed tests.
+"""The pytest plugin: fixtures for tests of xDS servers, and explanations of failed tests.
 
 pytest loads this module by itself in every environment with this package. Until a fixture is used, it imports
 only pytest and, if it is installed, pytest-asyncio.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -112,6 +113,19 @@ async def real_envoy(
             )
 
         yield start
+
+
+def pytest_assertrepr_compare(op: str, left: Any, right: Any) -> list[str] | None:
+    """Explain why two snapshots, resource sets or resources are not equal: by resource, without secrets."""
+    snapshots = sys.modules.get("xds.snapshot")
+    if op != "==" or snapshots is None or type(left) is not type(right):
+        return None
+    kinds = snapshots.Snapshot, snapshots.ResourceSet, snapshots.Resource
+    if not isinstance(left, kinds):
+        return None
+    from xds.introspect.diff import explain_difference  # noqa: PLC0415
+
+    return [f"{type(left).__name__} == {type(left).__name__}", *explain_difference(left, right)]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import betterproto2
 from google.protobuf.descriptor import Descriptor
@@ -46,6 +46,7 @@ __all__ = [
     "SCOPED_ROUTE",
     "SECRET",
     "VIRTUAL_HOST",
+    "ProtobufMessage",
     "Resource",
     "check_type",
     "resource",
@@ -66,8 +67,19 @@ _NAME_FIELDS = {
 """Field with the resource's name, by type; empty if the message does not contain the name."""
 
 
+class ProtobufMessage(Protocol):
+    """A message of the package protobuf, for type checkers that do not know that package's types."""
+
+    @property
+    def DESCRIPTOR(self) -> Any:  # noqa: N802
+        """Descriptor of the message's type."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        """Return the encoded message."""
+
+
 def resource(
-    message: betterproto2.Message | Message | bytes,
+    message: betterproto2.Message | ProtobufMessage | bytes,
     *,
     type_url: str = "",
     name: str = "",

@@ -76,6 +76,11 @@ class Resource:
     """Word that summarizes the content. It is a part of the version; see `tag_of`."""
 
     @property
+    def content_version(self) -> str:
+        """Version that the resource has unless its maker chooses one."""
+        return _default_version(self.body, self.aliases, self.ttl, self.tag)
+
+    @property
     def description(self) -> str:
         """Kind and name of the resource, such as `Cluster web`."""
         return describe(self.type_url, self.name)
@@ -124,14 +129,10 @@ class Resource:
                 f"{name}: ttl={ttl} is not between 0.001 and {MAX_TTL:.0f} seconds; "
                 "omit it for a resource that never expires"
             )
-        extras = (
-            *(alias.encode() for alias in aliases),
-            *((f"ttl={ttl}".encode(),) if ttl is not None else ()),
-        )
         return cls(
             type_url=type_url,
             name=name,
-            version=version or content_version(body, *extras) + (f".{tag}" if tag else ""),
+            version=version or _default_version(body, aliases, ttl, tag),
             body=body,
             refs=refs,
             sources=sources,
@@ -139,6 +140,13 @@ class Resource:
             ttl=ttl,
             tag=tag,
         )
+
+
+def _default_version(body: bytes, aliases: Iterable[str], ttl: float | None, tag: str) -> str:
+    extras = [alias.encode() for alias in aliases]
+    if ttl is not None:
+        extras.append(f"ttl={ttl}".encode())
+    return content_version(body, *extras) + (f".{tag}" if tag else "")
 
 
 def describe(type_url: str, name: str) -> str:

@@ -17,6 +17,8 @@ from tests.support.envoy import EnvoyProcess
 from tests.support.loopback import free_port
 from tests.support.upstream import Upstream
 from xds import builders as b
+from xds.builders import _tls
+from xds.mesh.envoy.tls import SYSTEM_ROOTS
 from xds.resources import LISTENER, RUNTIME
 from xds.server import XdsServer
 from xds.store import Acked, Store
@@ -153,6 +155,42 @@ async def test_mutual_tls_between_two_listeners(tmp_path, http2):
 
 
 @pytest.mark.envoy
+async def test_system_roots_verify_the_server_by_default(tmp_path, monkeypatch):
+    """The cluster is a listener whose certificate is of another authority, until that is the system's."""
+    outer, inner, client = free_port(), free_port(), Client()
+    files = Authority(tmp_path).issue(ME)
+    chain, key = (Path(files[f"{kind}_file"]).read_bytes() for kind in ("certificate", "private_key"))
+
+    def cluster():
+        tls = b.upstream_tls("server.test", names=[ME])
+        return b.cluster("inner", [f"127.0.0.1:{inner}"], tls=tls)
+
+    resources = (
+        b.certificate("server", chain, key),
+        cluster(),
+        b.http_listener("outer", f"127.0.0.1:{outer}", routes=b.routes("outer", [b.route("inner")])),
+        b.http_listener(
+            "inner",
+            f"127.0.0.1:{inner}",
+            routes=b.routes("inner", [b.direct_response(200)]),
+            tls=b.downstream_tls("server"),
+        ),
+    )
+    async with serving(tmp_path, resources) as (store, envoy):
+        url = f"http://127.0.0.1:{outer}"
+        assert (await client.get(url)).code == "503"
+        assert await envoy.admin.stat("cluster.inner.ssl.fail_verify_error") > 0
+        monkeypatch.setattr(_tls, "SYSTEM_ROOTS", files["ca_certificate_file"])
+        store.set(cluster())
+        await store.applied()
+        assert (await client.get(url)).code == "200"
+
+
+def test_mesh_has_the_same_system_roots():
+    assert _tls.SYSTEM_ROOTS == SYSTEM_ROOTS
+
+
+@pytest.mark.envoy
 async def test_runtime_layer(tmp_path):
     port = free_port()
     resources = (
@@ -180,9 +218,7 @@ def test_kind_of_cluster_follows_its_endpoints():
         assert bool(made.load_assignment) is bool(endpoint)
 
 
-@pytest.mark.parametrize(
-    "address", ["", "web", "web:", ":80", "web:http", "web:65536", "::1:80", "[::1]", "a:²"]
-)
+@pytest.mark.parametrize("address", ["", "web", "web:", ":80", "web:http", "::1:80", "[::1]", "a:²"])
 def test_bad_address_is_named(address):
     with pytest.raises(ValueError, match="write HOST:PORT") as raised:
         b.cluster("c", [address])
@@ -194,6 +230,37 @@ def test_bad_address_is_named(address):
     [
         (lambda: b.cluster("c", "10.0.0.1:80"), TypeError, r"pass a list, \['10.0.0.1:80'\]"),
         (lambda: b.endpoints("c", ["web:80"]), ValueError, r"pass it to cluster\('c', \['web:80'\]\)"),
+        (lambda: b.cluster("c", ["web:99999"]), ValueError, "'web:99999': the port is above 65535"),
+        (lambda: b.cluster("c", [("10.0.0.1", 80)]), TypeError, "write a str HOST:PORT"),
+        (lambda: b.endpoints("c", [("10.0.0.1", 80)]), TypeError, r"not an address: \('10.0.0.1', 80\)"),
+        (lambda: b.http_listener("l", 80, routes="r"), TypeError, "not an address: 80; write a str"),
+        (
+            lambda: b.cluster("c", tls=True),
+            TypeError,
+            r"tls= takes upstream_tls\(\.\.\.\), .* not bool",
+        ),
+        (
+            lambda: b.http_listener("l", "[::]:80", routes="r", tls=b.upstream_tls("web")),
+            TypeError,
+            r"takes downstream_tls\(\.\.\.\), a DownstreamTlsContext, not UpstreamTlsContext",
+        ),
+        (lambda: b.route({"c": -5, "d": 1}), ValueError, "negative weight: {'c': -5}"),
+        (lambda: b.route("c", prefix="foo"), ValueError, "matches no request: write prefix='/foo'"),
+        (lambda: b.redirect(path="foo", host="a"), ValueError, "matches no request: write path='/foo'"),
+        (lambda: b.routes("r", b.route("c")), TypeError, "r: pass a list, not one Route"),
+        (lambda: b.virtual_host("v", b.route("c")), TypeError, "v: pass a list of routes, not one Route"),
+        (
+            lambda: b.virtual_host("v", [], domains="a.example"),
+            TypeError,
+            r"pass a list, domains=\['a.example'\]",
+        ),
+        (lambda: b.upstream_tls(names="web"), TypeError, r"pass a list, names=\['web'\]"),
+        (lambda: b.upstream_tls("web", alpn="h2"), TypeError, r"pass a list, alpn=\['h2'\]"),
+        (
+            lambda: b.downstream_tls("c", client_roots="r", client_names="web"),
+            TypeError,
+            r"pass a list, client_names=\['web'\]",
+        ),
         (lambda: b.route("c", prefix="/a", path="/b"), ValueError, "pass one of prefix='/a', path='/b'"),
         (lambda: b.route({"c": 0}), ValueError, "no cluster has a positive weight"),
         (

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import griffe
 from envoy_data_plane.envoy.config.cluster.v3 import ClusterLbPolicy
 from envoy_data_plane.envoy.config.route.v3 import VirtualHost
 from envoy_data_plane.envoy.service.runtime.v3 import Runtime
@@ -68,6 +69,31 @@ def test_builders_are_documented_and_their_example_works():
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, variables)
     assert len(variables["store"].view("a").of(resources.CLUSTER)) == 3
+
+
+def test_generated_reference_has_no_modules():
+    """A module with the name of a function would show all its functions, also private ones."""
+    loader = griffe.GriffeLoader(search_paths=[ROOT])
+    package = loader.load("xds", try_relative_path=False)
+    loader.resolve_aliases()
+    pages = ((ROOT / "docs" / "reference" / page).read_text() for page in ("api.md", "builders.md"))
+    names = [name for page in pages for name in re.findall(r"^::: xds\.([\w.]+)$", page, re.MULTILINE)]
+    assert len(names) > 80
+    assert [name for name in names if package[name].is_module] == []
+
+
+def test_deprecations_can_be_errors_as_documented(tmp_path):
+    """Other packages, which also raise such warnings, still work."""
+    test = """
+import warnings, pytest, xds.builders
+def test_it():
+    warnings.warn("other", DeprecationWarning)
+    with pytest.raises(xds.XdsDeprecationWarning):
+        warnings.warn("use that", xds.XdsDeprecationWarning)
+"""
+    (tmp_path / "test_it.py").write_text(test)
+    (options,) = re.findall(r"`pytest (-W [^`]+)`", REFERENCE)
+    subprocess.run([sys.executable, "-m", "pytest", *options.split()], cwd=tmp_path, check=True)
 
 
 def test_documented_federation_works():

@@ -78,6 +78,24 @@ async def test_envoys_rejection_is_raised_with_its_message(variant, fault, words
         assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(app.port)
 
 
+async def test_each_rejection_of_envoy_is_shown(variant, xds_store, real_envoy):
+    """Envoy rejects a second cluster, and says nothing about the first one in the delta variant."""
+    world = World(listeners={})
+    xds_store.replace(world.resources())
+    await real_envoy("edge-1", variant=variant, may_reject=True)
+    await xds_store.applied(at_least=1)
+    faults = {"invalid": "ConnectTimeout", "unfit": "did not provide one"}
+    for fault in faults:
+        world = world.having(**{fault: Cluster((1,), fault=fault)})
+        xds_store.replace(world.resources())
+        with pytest.raises(NackError) as raised:
+            await xds_store.applied()
+    assert raised.value.names == tuple(sorted(faults))
+    for fault, words in faults.items():
+        assert fault in str(raised.value)
+        assert words in raised.value.message
+
+
 async def test_label_is_in_the_version_that_envoy_shows(variant, xds_store, real_envoy):
     store, world = xds_store, World(listeners={})
     all_get, one_more = (

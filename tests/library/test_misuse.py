@@ -13,7 +13,7 @@ from tests.library.messages import routes
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.resources import CLUSTER, Resource, resource
-from xds.server import StreamInfo
+from xds.server import StreamInfo, XdsServer
 from xds.store import Store
 
 STREAM = StreamInfo(peer="test", variant=Variant.DELTA, type_url="")
@@ -25,6 +25,11 @@ def connect(store: Store, node: str):
 
 def cluster(name: str, content: str = "") -> Resource:
     return resource(Cluster(name=name, alt_stat_name=content))
+
+
+async def roll_out(store: Store, **options) -> None:
+    async with store.roll_out(**options) as change:
+        change.set(cluster("a"))
 
 
 BAD = {
@@ -89,6 +94,37 @@ BAD = {
     "one resource for many": (lambda s: s.replace(cluster("x")), TypeError, "not one Resource"),
     "bytes for many": (lambda s: s.replace(b"x"), TypeError, "not one bytes"),
     "nothing for many": (lambda s: s.replace(None), TypeError, "not one NoneType"),
+    "a negative number": (
+        lambda s: asyncio.run(s.applied(at_least=-1)),
+        ValueError,
+        "at_least=-1 is negative",
+    ),
+    "no number": (
+        lambda s: asyncio.run(s.applied(at_least=True)),
+        TypeError,
+        "at_least=True is not a number of clients",
+    ),
+    "no checkpoint": (lambda s: s.rollback("x"), TypeError, "'x' is not a checkpoint: pass the result"),
+    "another checkpoint": (
+        lambda s: s.rollback(Store().checkpoint()),
+        ValueError,
+        "the checkpoint is of another store",
+    ),
+    "a rollout to no number": (
+        lambda s: asyncio.run(roll_out(s, at_least=1.5)),
+        TypeError,
+        "at_least=1.5 is not a number",
+    ),
+    "a rollout in no time": (
+        lambda s: asyncio.run(roll_out(s, timeout=-1)),
+        ValueError,
+        "timeout=-1 is negative",
+    ),
+    "a rollout to a node": (
+        lambda s: asyncio.run(roll_out(s, canary=Node(id="n"))),
+        TypeError,
+        "must be str",
+    ),
     "no events": (lambda s: s.events(limit=0), ValueError, "limit=0"),
 }
 
@@ -100,6 +136,24 @@ def test_bad_input_raises_and_changes_nothing(case):
     with pytest.raises(kind, match=message):
         act(store)
     assert connect(store, "n").snapshot is None
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"grace": -1}, ValueError, "grace=-1 is negative"),
+        ({"max_connection_age": -1}, ValueError, "max_connection_age=-1 is not positive; None is no limit"),
+        ({"max_connection_age": 0}, ValueError, "max_connection_age=0 is not positive"),
+        (
+            {"interceptors": [print]},
+            TypeError,
+            "interceptors contains <built-in function print>, which is not",
+        ),
+    ],
+)
+def test_bad_options_of_a_server_are_explained(options, kind, message):
+    with pytest.raises(kind, match=message):
+        XdsServer(Store(), "127.0.0.1:0", **options)
 
 
 @pytest.mark.parametrize("group", [7, None])

@@ -210,10 +210,15 @@ async def test_a_canary_that_crashes_fails():
 async def test_without_a_canary_nothing_is_rolled_out():
     store = Store()
     store.set(cluster("a", "1"))
-    async with serving(store) as server, connected(server, "n1") as other:
-        with pytest.raises(RolledBackError, match="1 more clients must be connected"):
+    async with serving(store) as server, connected(server, "n1", group="edge") as other:
+        groups = r"\(connected groups: edge\)"
+        problem = f"^no client of group canary is connected, but 1 must be {groups}$"
+        with pytest.raises(RolledBackError, match=problem):
             async with store.roll_out(canary="canary", timeout=0.1) as change:
                 change.set(cluster("a", "2"))
+        with pytest.raises(RolledBackError, match=r"^0 of 1 clients of group edge failed: 1 more must be"):
+            async with store.roll_out(canary="edge", at_least=2, timeout=0.1) as change:
+                change.set(cluster("b"))
         assert other.contents("a") == ["1"]
 
 
@@ -338,7 +343,10 @@ async def test_earlier_rejections_do_not_count_after_a_reconnect():
         async with connected(server, "n", rejects="bad") as again, connected(server, "c1", group="canary"):
             await rolling
             assert again.contents("b")[-1] == "1"
-            # A newer version that it rejects counts.
+            # Another resource and a newer version that it rejects count, and are named alone.
+            with pytest.raises(RolledBackError, match="n rejected Cluster b: ") as raised:
+                await rolled(store, cluster("b", "also bad"), timeout=10)
+            assert [each.names for each in raised.value.rejections] == [("b",)]
             with pytest.raises(RolledBackError, match="n rejected Cluster a"):
                 await rolled(store, cluster("a", "also bad"), timeout=10)
 
@@ -360,7 +368,7 @@ async def test_a_refusal_during_a_rollout_concerns_its_version():
         assert [item.resource.name for item in store.held_back] == ["a"]
 
 
-async def test_a_change_that_a_rollout_conflicts_with_is_not_applied():
+async def test_version_of_a_running_rollout_cannot_get_another_content():
     def version(content: str, name: str) -> Resource:
         return replace(cluster("a", content), version=name)
 
@@ -371,8 +379,8 @@ async def test_a_change_that_a_rollout_conflicts_with_is_not_applied():
     store.set(version("bad", "v3"))
     with pytest.raises(ValidationError):
         await store.applied()
-    store.set(version("3", "v2"))  # Only the canaries have another content of this version.
-    await store.applied()
+    with pytest.raises(ValueError, match="Cluster a: version 'v2' already has another content"):
+        store.set(version("3", "v2"))  # The canaries have another content of this version.
     assert content(store) == {"a": "1"}
     assert content(store, "c1", "canary") == {"a": "2"}
     rolling.cancel()

@@ -18,7 +18,7 @@ from tests.library.messages import api_listener, assignment, eds_cluster, routes
 from xds.codec import encode_counts
 from xds.protocol import wire
 from xds.protocol.session import Session, Variant
-from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE
+from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, resource
 from xds.server import ADS, DiscoveryService, Refused, StreamInfo
 from xds.store import Acked, Connected, Disconnected, Events, Nacked, NackError, Store, Subscribed
 from xds.testing import EnvoyClient, RecordingServer, Request, Response
@@ -269,6 +269,25 @@ async def test_applied_raises_nack_error_until_fixed(store, connect):
     assert await is_waiting(done)
     await node.take()
     await done
+
+
+async def test_rejections_with_different_messages_are_all_shown(store, connect):
+    store.set(cluster("a"))
+    node = await connect()
+    await node.take()
+    for number in range(5):
+        store.set(resource(cluster(f"bad{number}"), sources=[f"{number}.py"]))
+        await node.take(error=f"Error adding/updating cluster(s) bad{number}: problem {number}")
+        with pytest.raises(NackError) as raised:
+            await store.applied()
+    error = raised.value
+    assert error.names == tuple(f"bad{number}" for number in range(5))
+    assert error.sources == tuple(f"{number}.py" for number in range(5))
+    assert [line.rpartition(": ")[2] for line in error.message.splitlines()] == [
+        f"problem {number}" for number in range(5)
+    ]
+    assert str(error).endswith("; and 2 more")
+    assert "Cluster bad1: Error adding/updating cluster(s) bad1: problem 1; Cluster bad2: " in str(error)
 
 
 async def test_long_nack_is_shortened(store, connect):

@@ -16,7 +16,7 @@ from xds.protocol.wire import Node
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, Resource, resource
 from xds.server import StreamInfo
 from xds.snapshot import TYPE_PREFIX, _digest
-from xds.store import Store
+from xds.store import RolledBackError, Store
 
 STREAM = StreamInfo(peer="test", variant=Variant.DELTA, type_url="")
 
@@ -62,6 +62,16 @@ def test_group_is_the_cluster_by_default():
     store = Store(group=lambda node: node.id.partition(".")[0])
     store.set(cluster("c"), group="edge")
     assert "c" in connect(store, "edge.n1").snapshot.of(CLUSTER)
+
+
+def test_view_of_a_connected_node_is_of_its_group():
+    store = Store()
+    store.set(cluster("c"), group="edge")
+    assert not store.view("n1").of(CLUSTER)
+    client = connect(store, "n1", "edge")
+    assert store.view("n1") is client.snapshot
+    assert not store.view("n1", "").of(CLUSTER)
+    assert "c" in store.view("n2", "edge").of(CLUSTER)
 
 
 NAMES = st.sampled_from("ab")
@@ -186,17 +196,84 @@ def test_no_response_before_the_first_change():
     assert client.snapshot is not None
 
 
-def test_version_cannot_get_another_content():
+def chosen(body: bytes, version: str = "1") -> Resource:
+    return Resource.of(CLUSTER, "c", body, version=version)
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "of the replaced resource": lambda s: s.set(chosen(b"two"), cluster("third")),
+        "of a removed resource": lambda s: (s.remove(CLUSTER, "c"), s.set(chosen(b"two"))),
+        "of an older one": lambda s: (s.set(chosen(b"other", "2")), s.set(chosen(b"two"))),
+        "of a wider scope": lambda s: s.set(chosen(b"two"), node="n"),
+        "of a narrower scope": lambda s: (s.set(chosen(b"x", "2"), group="g"), s.set(chosen(b"two", "2"))),
+        "with another TTL": lambda s: s.set(Resource.of(CLUSTER, "c", b"one", version="1", ttl=60)),
+    }.values(),
+)
+def test_version_cannot_get_another_content(change):
+    """A client that has the version, or had it a moment ago, would not be sent the other content."""
     store = Store()
-    first, second = (Resource.of(CLUSTER, "c", body, version="1") for body in (b"one", b"two"))
-    store.set(first, cluster("other"))
-    with pytest.raises(ValueError, match=r"Cluster c: version '1' already has another content: pass a new"):
-        store.set(second, cluster("third"))
-    assert seen(store.view("n")).keys() == {(CLUSTER, "c"), (CLUSTER, "other")}
-    store.set(first)
-    store.set(Resource.of(CLUSTER, "c", b"two", version="2"))
-    store.set(second, node="n")
+    store.set(chosen(b"one"), cluster("other"))
+    with pytest.raises(ValueError, match=r"Cluster c: version '\d' already has another content: pass a new"):
+        change(store)
+    assert b"two" not in {each.body for each in seen(store.view("n", "g")).values()}
+    assert "third" not in store.view("n").of(CLUSTER)
+
+
+def test_versions_of_one_block_are_compared():
+    store = Store()
+
+    def set_both() -> None:
+        with store.change() as change:
+            change.set(chosen(b"one"))
+            change.set(chosen(b"two"), node="n")
+
+    with pytest.raises(ValueError, match="already has another content"):
+        set_both()
+    store.set(chosen(b"two"))  # Nothing of the block was applied.
     assert store.view("n").of(CLUSTER)["c"].body == b"two"
+
+
+def test_version_may_have_another_content_for_another_node_or_group():
+    store = Store()
+    store.set(chosen(b"one"), node="a")
+    store.set(chosen(b"two"), node="b")
+    store.set(chosen(b"three", "3"), group="g")
+    store.set(chosen(b"four", "3"), group="h")
+    assert [store.view(node).of(CLUSTER)["c"].body for node in "ab"] == [b"one", b"two"]
+
+
+def test_chosen_versions_can_come_back():
+    store = Store()
+    store.set(chosen(b"one"))
+    before = store.checkpoint()
+    store.set(chosen(b"two", "2"))
+    store.rollback(before)
+    store.remove(CLUSTER, "c")
+    store.set(chosen(b"one"), chosen_other := Resource.of(CLUSTER, "d", b"two", version="1"))
+    assert [*seen(store.view("n")).values()] == [chosen(b"one"), chosen_other]
+
+
+def test_oldest_chosen_versions_are_forgotten(monkeypatch):
+    monkeypatch.setattr("xds.store.versions.MAX_VERSIONS", 2)
+    store = Store()
+    for number in range(3):
+        store.set(chosen(b"one", str(number)))
+    store.set(chosen(b"two", "0"))
+    with pytest.raises(ValueError, match="version '2' already has another content"):
+        store.set(chosen(b"two", "2"))
+
+
+async def test_version_of_a_rollout_that_failed_cannot_get_another_content():
+    """Clients may have it."""
+    store = Store()
+    store.set(chosen(b"one"))
+    with pytest.raises(RolledBackError):
+        async with store.roll_out(canary="g", timeout=0) as change:
+            change.set(chosen(b"two", "2"))
+    with pytest.raises(ValueError, match="version '2' already has another content"):
+        store.set(chosen(b"three", "2"))
 
 
 def test_forgotten_node_gets_what_all_nodes_get():

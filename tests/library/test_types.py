@@ -20,19 +20,37 @@ PAGES = [
 ]
 MISTAKES = """\
 from xds.builders import cluster, route
+from xds.resources import resource
 from xds.server import XdsServer
 from xds.store import Store
 
 store = Store()
 store.set("web")  # mistake
 store.replace(cluster("web"))  # mistake
+resource("web")  # mistake
 cluster("web", tls=True)  # mistake
 route({"web": "1"})  # mistake
 XdsServer(store, 18000)  # mistake
 store.applied().names  # mistake
 """
+PROTOBUF = """\
+from xds.conformance.v1.adapter_pb2 import SetRequest
+from xds.resources import resource
+from xds.store import Store
+
+Store().set(SetRequest(), resource(SetRequest()))
+"""
+MYPY = ("mypy", "--strict", "--no-error-summary", "--cache-dir", "cache")
+# mypy then sees protobuf as in an environment without types-protobuf: all of it is Any.
+WITHOUT_STUBS = """
+[[tool.mypy.overrides]]
+module = "google.protobuf.*"
+follow_imports = "skip"
+follow_imports_for_stubs = true
+"""
 CHECKERS = {
-    "mypy": ("mypy", "--strict", "--no-error-summary", "--cache-dir", "cache"),
+    "mypy": MYPY,
+    "mypy without types-protobuf": MYPY,
     "basedpyright": ("basedpyright", "--level", "error", "--pythonpath", sys.executable),
 }
 
@@ -43,9 +61,12 @@ def test_programs_type_check_and_mistakes_do_not(checker, tmp_path):
     for example in ("api_listener.py", "front_proxy.py", "route_every_second.py"):
         programs[example] = (EXAMPLES / example).read_text()
     programs["consumer.py"] = (HERE / "consumer.py").read_text()
+    programs["protobuf.py"] = PROTOBUF
     for name, text in {**programs, "mistakes.py": MISTAKES}.items():
         (tmp_path / name).write_text(text)
-    (tmp_path / "pyproject.toml").write_text('[tool.basedpyright]\ntypeCheckingMode = "standard"\n')
+    settings = '[tool.basedpyright]\ntypeCheckingMode = "standard"\n'
+    settings += WITHOUT_STUBS if "without" in checker else ""
+    (tmp_path / "pyproject.toml").write_text(settings)
     command = Path(sys.executable).with_name(CHECKERS[checker][0])
     ran = subprocess.run(
         [command, *CHECKERS[checker][1:], *programs, "mistakes.py"],

@@ -201,3 +201,20 @@ async def test_wait_names_what_is_missing(client):
         AssertionError, match=r"(?s)not within 0\.01 s: a green cluster\n-- .*> CDS.*has: web \(CDS\)"
     ):
         await client.wait_for(lambda: "green" in client.clusters, "a green cluster")
+
+
+async def test_wait_shows_the_source_of_a_lambda(client):
+    client.timeout = 0.01
+    with pytest.raises(
+        AssertionError, match=r"0\.01 s: await client\.wait_for\(lambda: \"green\" in client\.clusters\)\n"
+    ):
+        await client.wait_for(lambda: "green" in client.clusters)
+    without_source = eval("lambda: False")
+    with pytest.raises(AssertionError, match=r"0\.01 s: <lambda>\n"):
+        await client.wait_for(without_source)
+
+    def green_arrives() -> bool:
+        return False
+
+    with pytest.raises(AssertionError, match=r"0\.01 s: green_arrives\n"):
+        await client.wait_for(green_arrives)

@@ -71,6 +71,61 @@ async def test_assertion(xds_store, envoy_client):
     )
 
 
+def test_unequal_snapshots_are_explained_by_their_difference(pytester):
+    test = """
+from xds.builders import certificate, cluster
+from xds.snapshot import ResourceSet, Snapshot
+from xds.resources import resource
+from xds.store import Store
+
+def snapshot(*messages):
+    store = Store()
+    store.set(*messages)
+    return store.view("n")
+
+OLD = cluster("web", ["10.0.0.1:80"])
+NEW = cluster("web", ["10.0.0.1:81"])
+
+def test_snapshots():
+    old, new = (certificate("s", b"chain", key) for key in (b"old-key", b"new-key"))
+    assert snapshot(OLD, cluster("same"), old) == snapshot(NEW, cluster("same"), new)
+
+def test_sets():
+    assert snapshot(OLD).of(CLUSTER) == snapshot(OLD, cluster("more")).of(CLUSTER)
+
+def test_resources():
+    assert resource(OLD) == resource(NEW)
+
+def test_labels():
+    assert ResourceSet(label="a") == ResourceSet(label="b")
+
+def test_others():
+    assert Snapshot() == 1
+
+def test_equal():
+    assert snapshot(OLD) != snapshot(NEW)
+    assert snapshot(OLD) == snapshot(OLD)
+"""
+    result = run(pytester, test)
+    result.assert_outcomes(failed=5, passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E*assert Snapshot == Snapshot",
+            "E*CDS web: load_assignment*socket_address.port_value: 80 -> 81",
+            "E*SDS s: only redacted secrets differ",
+            "E*assert ResourceSet == ResourceSet",
+            "E*CDS more: only in the right one",
+            "E*assert Resource == Resource",
+            "E*CDS web: load_assignment*socket_address.port_value: 80 -> 81",
+            "E*assert ResourceSet == ResourceSet",
+            "E*no resource differs, but <ResourceSet *+a: >",
+            "E*is not <ResourceSet *+b: >",
+            "E*assert Snapshot(*) == 1",
+        ]
+    )
+    assert "CDS same" not in result.stdout.str()
+
+
 def test_passing_tests_print_no_conversation(pytester):
     test = """
 @pytest.mark.asyncio

@@ -10,11 +10,11 @@ Each function returns a message of envoy_data_plane. To set a field that a funct
 assign it to the message. References to routes, endpoints and secrets name resources of the same stream (ADS).
 """
 
-from xds.builders.clusters import cluster, endpoints
-from xds.builders.listeners import api_listener, http_listener, tcp_listener
-from xds.builders.routes import direct_response, redirect, route, routes, virtual_host, weighted_clusters
-from xds.builders.runtime import runtime
-from xds.builders.tls import certificate, downstream_tls, roots, upstream_tls
+from xds.builders._clusters import cluster, endpoints
+from xds.builders._listeners import api_listener, http_listener, tcp_listener
+from xds.builders._routes import direct_response, redirect, route, routes, virtual_host, weighted_clusters
+from xds.builders._runtime import runtime
+from xds.builders._tls import certificate, downstream_tls, roots, upstream_tls
 
 __all__ = [
     "api_listener",

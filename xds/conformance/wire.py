@@ -147,10 +147,11 @@ def _response(message: Any, size: int, *, delta: bool) -> Response:
     for item in message.resources:
         wrapper = item if delta else _unwrapped(item)
         body = wrapper.resource if wrapper else item
-        name, content = wrapper.name if wrapper else "", None
+        name, content = "", None
         if body.type_url == message.type_url and short in TYPES:
-            own_name, content = read(short, body.value)
-            name = name or own_name
+            name, content = read(short, body.value)
+        if wrapper:
+            name = wrapper.name
         if not name:
             continue  # An unsupported type.
         if name in response.resources or name in response.without_body:

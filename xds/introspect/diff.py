@@ -11,12 +11,14 @@ import difflib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from xds.codec import to_dict
 from xds.introspect.redaction import redact
 from xds.protocol.types import short_name
-from xds.snapshot import Resource, Snapshot, difference
+from xds.snapshot import Resource, ResourceSet, Snapshot, difference
+
+_Compared: TypeAlias = Snapshot | ResourceSet | Resource
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,25 @@ def diff(before: Snapshot, after: Snapshot) -> tuple[ResourceDiff, ...]:
         ResourceDiff(*key, *(_content(snapshot.of(key[0]).get(key[1])) for snapshot in (before, after)))
         for key in keys
     )
+
+
+def explain_difference(before: _Compared, after: _Compared) -> list[str]:
+    """Return lines that explain why two values are not equal: one for each field or resource."""
+    lines = []
+    for change in diff(_snapshot(before), _snapshot(after)):
+        title = f"{short_name(change.type_url)} {change.name}"
+        if change.change != "changed":
+            lines.append(f"{title}: only in the {'right' if change.change == 'added' else 'left'} one")
+        else:
+            lines += [f"{title}: {field}" for field in change.fields] or [str(change)]
+    return lines or [f"no resource differs, but {before!r}", f"is not {after!r}"]
+
+
+def _snapshot(value: _Compared) -> Snapshot:
+    if isinstance(value, Snapshot):
+        return value
+    resources = [value] if isinstance(value, Resource) else [*value.values()]
+    return Snapshot({resources[0].type_url: ResourceSet(resources)} if resources else {})
 
 
 def _content(resource: Resource | None) -> Any:

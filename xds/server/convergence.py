@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from math import inf
+from weakref import WeakKeyDictionary
 
 from xds.protocol.events import Acked, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
@@ -63,7 +65,7 @@ class ConvergenceTracker:
         self._subscribed[event.type_url] = event
         unsent = self._unsent.get(event.type_url)
         if unsent:
-            selected = ((changed_at, _select(event, tuple(names))) for changed_at, names in unsent)
+            selected = ((changed_at, _compute(event, names)) for changed_at, names in unsent)
             self._unsent[event.type_url] = [change for change in selected if change[1]]
 
     def _record_changes(self, stream: Stream) -> None:
@@ -97,13 +99,26 @@ def _contains_any(response: Response, names: frozenset[str]) -> bool:
 
 
 def _select(subscription: Subscribed, names: tuple[str, ...]) -> frozenset[str]:
-    """Return the names that a subscription selects."""
-    return _selected(None if subscription.wildcard else subscription.names, names)
+    """Return the names that a subscription selects. Many clients with equal subscriptions get one change."""
+    if subscription.wildcard:
+        return _all(names)
+    last = _selected.get(subscription.names)
+    if last is None or last[0] is not names:
+        last = _selected[subscription.names] = names, _compute(subscription, names)
+    return last[1]
 
 
-@lru_cache(maxsize=8)
-def _selected(subscribed: frozenset[str] | None, names: tuple[str, ...]) -> frozenset[str]:
-    """Same as `_select`, with None for a wildcard. Many clients with one subscription get one change."""
-    if subscribed is None:
+_selected: WeakKeyDictionary[frozenset[str], tuple[tuple[str, ...], frozenset[str]]] = WeakKeyDictionary()
+"""The last names, and those of them that a subscription selects, by the names of the subscription."""
+
+
+def _compute(subscription: Subscribed, names: Iterable[str]) -> frozenset[str]:
+    if subscription.wildcard:
         return frozenset(names)
+    subscribed = subscription.names
     return frozenset(name for name in names if name in subscribed or collection(name) in subscribed)
+
+
+@lru_cache(maxsize=4)
+def _all(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(names)

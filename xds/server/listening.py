@@ -117,6 +117,10 @@ class XdsServer:
         health: Whether to serve the health service. Without it, `added` can add another one.
         validate: Validator of the resources, for example `EnvoyValidator`. `proxies` must then be a `Store`,
             as with `Store(validator=...)`. The default is to serve resources without validation.
+
+    Raises:
+        TypeError: An interceptor is not one of `grpc.aio`, or `validate` is set and `proxies` is no `Store`.
+        ValueError: `grace` is negative, or `max_connection_age` is not positive.
     """
 
     def __init__(
@@ -141,12 +145,21 @@ class XdsServer:
             if not isinstance(proxies, Validating):
                 raise TypeError(f"validate= needs a Store, not {type(proxies).__name__}")
             proxies.use_validator(validate)
+        if grace < 0:
+            raise ValueError(f"grace={grace} is negative; 0 ends the streams at once")
+        if max_connection_age is not None and max_connection_age <= 0:
+            raise ValueError(f"max_connection_age={max_connection_age} is not positive; None is no limit")
+        self._interceptors = tuple(interceptors)
+        for interceptor in self._interceptors:
+            if not isinstance(interceptor, grpc.aio.ServerInterceptor):
+                raise TypeError(
+                    f"interceptors contains {interceptor!r}, which is not a grpc.aio.ServerInterceptor"
+                )
         self.discovery = DiscoveryService(
             proxies, identifier=identifier, observer=observer, authenticate=authenticate, limits=limits
         )
         self._secure = tuple(secure)
         self._added = tuple(added)
-        self._interceptors = tuple(interceptors)
         self._serves_health = health
         self._health = _Health(self.discovery.connections)
         self._address = address

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -55,6 +55,8 @@ class _TypeMetrics:
 class StreamMetrics(Collector):
     """An `Observer` that counts streams, responses, ACKs and NACKs in Prometheus metrics.
 
+    It is for servers of one event loop.
+
     Args:
         registry: Registry that the metrics are added to.
     """
@@ -81,8 +83,16 @@ class StreamMetrics(Collector):
             self._metrics_of(type_url)  # Export zeros, so that the first event is visible as an increase.
         registry.register(self)
 
+    def describe(self) -> Iterator[Metric]:
+        """Yield the counters without samples, for scrapes that select metrics by name."""
+        return self._counters(())
+
     def collect(self) -> Iterator[Metric]:
         """Yield the counters by type."""
+        return self._counters(tuple(self._by_type.items()))  # A scrape may run in another thread.
+
+    @staticmethod
+    def _counters(by_type: Iterable[tuple[str, _TypeMetrics]]) -> Iterator[Metric]:
 
         def counter(name: str, help_text: str) -> CounterMetricFamily:
             return CounterMetricFamily(name, help_text, labels=("type",))
@@ -97,7 +107,7 @@ class StreamMetrics(Collector):
             "subscriptions": counter("xds_subscriptions", "Requests that changed a subscription."),
         }
         for name, family in families.items():
-            for label, metrics in self._by_type.items():
+            for label, metrics in by_type:
                 family.add_metric((label,), getattr(metrics, name))
             yield family
 

@@ -16,6 +16,8 @@ _NO_TYPES: Mapping[str, ResourceSet] = MappingProxyType({})
 class Checkpoint:
     """All resources of a store at one time. It shares the resources with the store."""
 
+    store: object = field(repr=False, compare=False)
+    """Store that the checkpoint is of."""
     sets: Mapping[Scope, Mapping[str, ResourceSet]] = field(repr=False)
     """Resources that were set in each scope, by type."""
 

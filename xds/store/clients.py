@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import textwrap
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
@@ -20,7 +21,9 @@ _POLL_INTERVAL = 0.01
 _MAX_NAMES = 10
 """Maximum number of resource names in one error."""
 _MAX_MESSAGE_LENGTH = 300
-"""Maximum length of a client's message in one error, in characters. `NackError.message` has all of it."""
+"""Maximum length of each message of a client in one error, in characters. `NackError` has all of it."""
+_MAX_MESSAGES = 3
+"""Maximum number of a client's messages in one error."""
 _BATCH_SIZE = 100
 """Number of clients to check before yielding to the event loop. Checking them takes a few milliseconds."""
 
@@ -29,25 +32,57 @@ RejectedVersion: TypeAlias = tuple[str, str, str]
 """Type, name and version of a resource that a client has rejected."""
 
 
-class NackError(Exception):
-    """A client rejected a resource. The client keeps its previous version until the resource changes."""
+def check_at_least(value: object) -> None:
+    """Raise TypeError or ValueError for a minimum number of clients that is not one."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"at_least={value!r} is not a number of clients")
+    if value < 0:
+        raise ValueError(f"at_least={value} is negative")
 
-    def __init__(self, node: Node, status: TypeStatus, rejection: Rejection) -> None:
+
+class NackError(Exception):
+    """A client rejected resources. The client keeps their previous versions until the resources change."""
+
+    def __init__(
+        self,
+        node: Node,
+        status: TypeStatus,
+        rejection: Rejection,
+        known: AbstractSet[RejectedVersion] = frozenset(),
+    ) -> None:
         self.node = node
         """Node of the client."""
         self.type_url = status.type_url
         """Type URL of the rejected resources."""
-        self.names = tuple(resource.name for resource in status.resources if resource.error)
+        rejections = {
+            resource.name: resource.error
+            for resource in status.resources
+            if resource.error and (self.type_url, resource.name, resource.error.version) not in known
+        }
+        self.names = tuple(rejections)
         """Names of the rejected resources; all names in the response if the error message names none."""
-        self.message = rejection.message
-        """Error message of the client, without private keys that it quotes."""
-        self.sources = rejection.sources
+        names_by_message: dict[str, list[str]] = {}
+        for name, each in rejections.items():
+            names_by_message.setdefault(each.message, []).append(name)
+        names_by_message = names_by_message or {rejection.message: []}
+        self.message = "\n".join(names_by_message)
+        """Error message of the client, without private keys that it quotes. Resources that were rejected one
+        after another have a line for each message."""
+        sources = (each.sources for each in (*rejections.values(), rejection))
+        self.sources = tuple(dict.fromkeys(itertools.chain.from_iterable(sources)))
         """Objects that the rejected resources were made from."""
         kind = self.type_url.rpartition(".")[2]
-        names = ", ".join(self.names[:_MAX_NAMES])
-        more = f" and {len(self.names) - _MAX_NAMES:,} more" if len(self.names) > _MAX_NAMES else ""
-        message = textwrap.shorten(self.message, _MAX_MESSAGE_LENGTH, placeholder=" ...")
-        super().__init__(f"{node.id} rejected {kind} {names}{more}: {message}")
+        problems = [
+            f"{kind} {_listed(names)}: {textwrap.shorten(message, _MAX_MESSAGE_LENGTH, placeholder=' ...')}"
+            for message, names in names_by_message.items()
+        ]
+        more = f"; and {len(problems) - _MAX_MESSAGES:,} more" if len(problems) > _MAX_MESSAGES else ""
+        super().__init__(f"{node.id} rejected {'; '.join(problems[:_MAX_MESSAGES])}{more}")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES:,} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
 class Client(Subscriber):
@@ -79,7 +114,7 @@ class Client(Subscriber):
         for status in statuses:
             error = status.last_error
             if error and not status.waiting and not _is_removed(status) and not known >= _rejected(status):
-                raise NackError(self.node, status, error)
+                raise NackError(self.node, status, error, known)
         return bool(known) and all(
             status.synced or _is_unserved(status) or (status.last_error and not status.waiting)
             for status in statuses

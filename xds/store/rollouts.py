@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from xds.store.clients import AppliedWaiter, Client, NackError, RejectedVersion
@@ -11,6 +11,8 @@ from xds.store.scopes import Change, Contents, Scope
 
 _MAX_CLIENTS = 3
 """Maximum number of clients in one error message."""
+_MAX_GROUPS = 10
+"""Maximum number of groups in one error message."""
 
 
 class RolledBackError(Exception):
@@ -20,7 +22,14 @@ class RolledBackError(Exception):
     """
 
     def __init__(
-        self, group: str, total: int, rejections: Iterable[NackError], lagging: Iterable[str], missing: int
+        self,
+        group: str,
+        total: int,
+        rejections: Iterable[NackError],
+        lagging: Iterable[str],
+        *,
+        missing: int,
+        groups: Sequence[str],
     ) -> None:
         self.group = group
         """Group of the canaries if they failed; empty if the change failed at all clients."""
@@ -33,9 +42,16 @@ class RolledBackError(Exception):
         reasons = [str(rejection) for rejection in self.rejections[:_MAX_CLIENTS]]
         if self.lagging:
             reasons.append(f"no ACK of {', '.join(self.lagging[:_MAX_CLIENTS])}")
-        if missing:
-            reasons.append(f"{missing} more clients must be connected")
         where = f" of group {group}" if group else ""
+        if missing and not total:
+            more = ", ..." if len(groups) > _MAX_GROUPS else ""
+            connected = ", ".join(groups[:_MAX_GROUPS]) + more or "none"
+            super().__init__(
+                f"no client{where} is connected, but {missing} must be (connected groups: {connected})"
+            )
+            return
+        if missing:
+            reasons.append(f"{missing} more must be connected")
         failed = len(self.rejections) + len(self.lagging)
         super().__init__(f"{failed} of {total} clients{where} failed: {'; '.join(reasons)}")
 
@@ -99,18 +115,20 @@ class RolloutWaiter(AppliedWaiter):
         """Number of nodes that must connect in addition."""
         return max(self._at_least - self.total, 0)
 
-    def failure(self, group: str, *, in_time: bool) -> RolledBackError | None:
+    def failure(self, group: str, groups: Sequence[str], *, in_time: bool) -> RolledBackError | None:
         """Return the error if too many nodes have failed; None if not.
 
         Args:
             group: Group of the canaries; empty for all clients.
+            groups: Groups of the connected clients.
             in_time: Whether `wait` has returned. Otherwise, nodes that lag have failed too.
         """
         lagging = [] if in_time else self.lagging
         failed = len(self.rejections) + len(lagging)
         if not self.missing and failed <= self._max_rejected * self.total:
             return None
-        return RolledBackError(group, self.total, self.rejections.values(), lagging, self.missing)
+        rejections = self.rejections.values()
+        return RolledBackError(group, self.total, rejections, lagging, missing=self.missing, groups=groups)
 
     def add(self, client: Client) -> None:
         """Wait for a client that has reconnected, or for a new one if there are too few."""

@@ -16,11 +16,12 @@ import betterproto2
 from google.protobuf.message import Message
 
 from xds.protocol.subscription import WILDCARD
-from xds.resources import check_type
+from xds.resources import ProtobufMessage, check_type
 from xds.resources import resource as make_resource
 from xds.snapshot import EMPTY, Resource, ResourceKey, ResourceSet, Snapshot
+from xds.store.versions import ChosenVersions
 
-ResourceLike: TypeAlias = Resource | betterproto2.Message | Message
+ResourceLike: TypeAlias = Resource | betterproto2.Message | ProtobufMessage
 """A resource, or a message that `xds.resources.resource` makes one from."""
 
 
@@ -48,6 +49,11 @@ class Scope:
                 f"pass node={node!r} or group={group!r}, not both: a node also receives its group's resources"
             )
         return cls(node, group)
+
+    @property
+    def kind(self) -> str:
+        """`node`, `group` or `all`. A node receives the resources of at most one scope of each kind."""
+        return "node" if self.node else "group" if self.group else "all"
 
     def includes(self, node: str, group: str) -> bool:
         """Whether a node of a group is in the scope."""
@@ -97,8 +103,8 @@ class Change:
         Raises:
             TypeError: An argument has the wrong type.
             ValueError: Two resources have the same type and name, a type or name is invalid, both `node` and
-                `group` are set, or a resource has the version of the one that it replaces, but another
-                content. None of the resources is then set.
+                `group` are set, or the version of a resource was used for another content. None of the
+                resources is then set.
         """
         self._add(Step(Scope.of(node, group), _to_resources(resources)))
 
@@ -229,6 +235,7 @@ class Contents:
         self._nodes: WeakValueDictionary[tuple[str, str], ScopeView] = WeakValueDictionary()
         self._shared: WeakValueDictionary[tuple[str, str, str], Resource] = WeakValueDictionary()
         """One object for each distinct resource, even if a program sets it for many nodes separately."""
+        self._versions = ChosenVersions()
 
     def view(self, node: str, group: str) -> ScopeView:
         """Return the view of a node in a group."""
@@ -257,10 +264,11 @@ class Contents:
         """Apply a change, and update the views that it affects.
 
         Raises:
-            ValueError: A resource has the version of the one that it replaces, but another content. Clients
-                would not be sent it.
+            ValueError: The version of a resource was used for another content. Clients that have that would
+                not be sent the resource.
         """
-        steps = self.check(change)
+        steps = self._resolve_steps(change)
+        self._versions.update(self._check_versions(steps))
         self.initialized = True
         changed: dict[Scope, set[str]] = {}
         for (scope, type_url), names in steps.items():
@@ -280,18 +288,23 @@ class Contents:
             for view in self._views:
                 self._update_view(view, ())
 
-    def check(self, change: Change) -> dict[tuple[Scope, str], dict[str, Resource | None]]:
-        """Return the result of a change, by scope, type and name, without applying it.
-
-        Removed resources are None.
+    def check(self, change: Change) -> None:
+        """Check a change without applying it.
 
         Raises:
             ValueError: As in `apply`.
         """
-        steps = self._resolve_steps(change)
-        for (scope, type_url), names in steps.items():
-            _check_versions(self._scope_set(scope, type_url), names)
-        return steps
+        self._check_versions(self._resolve_steps(change))
+
+    def _check_versions(
+        self, steps: Mapping[tuple[Scope, str], Mapping[str, Resource | None]]
+    ) -> ChosenVersions:
+        return self._versions.check(
+            (scope, resource)
+            for (scope, type_url), names in steps.items()
+            for resource in names.values()
+            if resource and self.get(scope, type_url, resource.name) != resource
+        )
 
     def get(self, scope: Scope, type_url: str, name: str) -> Resource | None:
         """Return the resource that is set in exactly this scope; None if there is none."""
@@ -306,6 +319,7 @@ class Contents:
         copy = Contents()
         copy.initialized, copy._sets, copy._shared = self.initialized, self.sets(), self._shared
         copy._kept = self._kept
+        copy._versions = self._versions  # Clients have what a rollout has sent, also after a rollback.
         copy._update_view(copy._all_nodes, ())
         return copy
 
@@ -353,17 +367,6 @@ class Contents:
     def _deduplicate(self, resource: Resource) -> Resource:
         shared = self._shared.setdefault((resource.type_url, resource.name, resource.version), resource)
         return shared if _is_identical(shared, resource) else resource
-
-
-def _check_versions(current: ResourceSet, names: dict[str, Resource | None]) -> None:
-    """Raise ValueError if a resource has the version of the one that it replaces, but another content."""
-    for name, resource in names.items():
-        replaced = current.get(name) if resource else None
-        if resource and replaced and replaced.version == resource.version and replaced != resource:
-            raise ValueError(
-                f"{resource.description}: version {resource.version!r} already has another content: "
-                "pass a new version, or omit it to derive it from the content"
-            )
 
 
 def _is_identical(first: Resource | None, second: Resource) -> bool:

@@ -16,7 +16,7 @@ from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
 from xds.snapshot import Resource, Snapshot
 from xds.store.checkpoints import Checkpoint, changes_between
-from xds.store.clients import AppliedWaiter, Client, RejectedVersion
+from xds.store.clients import AppliedWaiter, Client, RejectedVersion, check_at_least
 from xds.store.events import Disconnected, Event, Events, ResourcesHeldBack, RolledBack
 from xds.store.held_back import HeldBack, ValidationError, ValidationQueue, held_back, resources_of, without
 from xds.store.rollouts import RolloutWaiter, Trial
@@ -91,7 +91,7 @@ class Store:
             raise RuntimeError("clients are connected: set the validator before the server starts")
         self._served, self._queue = Contents(), ValidationQueue(validator, self._serve)
         if self._contents.initialized:
-            self._queue.add(changes_between(Checkpoint({}), self.checkpoint()))
+            self._queue.add(changes_between(Checkpoint(self, {}), self.checkpoint()))
             self._queue.start()
 
     # --- resources ---
@@ -206,9 +206,18 @@ class Store:
                 for waiter in self._waiters:
                     waiter.notify(client)
 
-    def view(self, node: str, group: str = "") -> Snapshot:
-        """Return the snapshot that is served to a node of a group, whether or not the node is connected."""
+    def view(self, node: str, group: str | None = None) -> Snapshot:
+        """Return the snapshot that is served to a node, whether or not the node is connected.
+
+        Args:
+            node: ID of the node.
+            group: Group of the node. The default is that of the connected node, and no group if the node is
+                not connected.
+        """
         self._check_thread()
+        if group is None:
+            streams = self._streams_of(node)
+            group = streams[-1].group if streams else ""
         return self._contents_for(node, group).view(node, group).snapshot
 
     def _contents_for(self, node: str, group: str) -> Contents:
@@ -228,11 +237,20 @@ class Store:
     def checkpoint(self) -> Checkpoint:
         """Return the resources that are set now, for `rollback`. This takes no copy of the resources."""
         self._check_thread()
-        return Checkpoint(self._contents.sets())
+        return Checkpoint(self, self._contents.sets())
 
     def rollback(self, checkpoint: Checkpoint) -> None:
-        """Set the resources of a checkpoint again, and remove all others, in one change."""
+        """Set the resources of a checkpoint again, and remove all others, in one change.
+
+        Raises:
+            TypeError: The argument is not a checkpoint.
+            ValueError: The checkpoint is of another store.
+        """
         self._check_thread()
+        if not isinstance(checkpoint, Checkpoint):
+            raise TypeError(f"{checkpoint!r} is not a checkpoint: pass the result of checkpoint()")
+        if checkpoint.store is not self:
+            raise ValueError("the checkpoint is of another store")
         back = changes_between(self.checkpoint(), checkpoint)
         with self.change() as change:
             change.steps += back.steps
@@ -244,8 +262,12 @@ class Store:
         streams, the result is that of the newest.
         """
         self._check_thread()
-        streams = [client for client in self._clients.values() if client.node.id == node]
+        streams = self._streams_of(node)
         return streams[-1].last_good if streams else None
+
+    def _streams_of(self, node: str) -> list[Client]:
+        """Return the streams of a node, oldest first."""
+        return [client for client in self._clients.values() if client.node.id == node]
 
     @asynccontextmanager
     async def roll_out(
@@ -277,9 +299,14 @@ class Store:
         Raises:
             RolledBackError: Too many clients failed.
             ValidationError: The validator refused a resource. No client received any of the changes.
-            TypeError: As in `Change.set`.
-            ValueError: As in `Change.set`, or `max_rejected` is not between 0 and 1.
+            TypeError: As in `Change.set`, or an argument has the wrong type.
+            ValueError: As in `Change.set`, `max_rejected` is not between 0 and 1, or `at_least` or `timeout`
+                is negative.
         """
+        canaries = Scope.of("", canary)
+        check_at_least(at_least)
+        if timeout < 0:
+            raise ValueError(f"timeout={timeout} is negative")
         if not 0 <= max_rejected <= 1:
             raise ValueError(f"max_rejected={max_rejected} is not between 0 and 1")
         self._check_thread()
@@ -290,7 +317,7 @@ class Store:
             change.closed = True
         async with self._rollout_lock:
             await self._validate(change)
-            trial = Trial(self._contents, self._served, Scope.of("", canary))
+            trial = Trial(self._contents, self._served, canaries)
             trial.apply(change)
             known: dict[str, set[RejectedVersion]] = {}
             for client in self._clients.values():
@@ -339,7 +366,8 @@ class Store:
             in_time = False
         finally:
             del self._waiters[waiter]
-        if error := waiter.failure(trial.scope.group, in_time=in_time):
+        groups = sorted({client.group for client in self._clients.values() if client.group})
+        if error := waiter.failure(trial.scope.group, groups, in_time=in_time):
             log.warning("rollout rolled back", problem=str(error))
             failed = {*waiter.rejections, *error.lagging}
             for client in clients:
@@ -383,17 +411,22 @@ class Store:
             node: ID of the node whose streams to wait for. The default is all clients.
             group: Group of the nodes whose streams to wait for.
             at_least: Minimum number of streams. While there are fewer, wait for clients that connect. By
-                default, the call returns at once if no client is connected.
+                default, the call returns an empty tuple at once if no such client is connected, also if no
+                client has this node ID or group.
 
         Returns:
             The streams that have ACKed their resources, without those that have ended.
 
         Raises:
-            NackError: A client rejected a resource. The resource is not sent again until it changes.
+            NackError: A client rejected a resource, now or before an earlier call. The resource is not sent
+                again until it changes, and each call raises until then.
             ValidationError: The validator refused resources for these nodes. Clients have ACKed all others.
             RuntimeError: No change was applied yet, so clients receive no response.
+            TypeError: An argument has the wrong type.
+            ValueError: `at_least` is negative, or both `node` and `group` are set.
         """
         self._check_thread()
+        check_at_least(at_least)
         if not self._contents.initialized:
             raise RuntimeError(
                 "clients receive no response before the first change:"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -20,6 +22,8 @@ from xds.testing.messages import Conversation, Request, Response
 from xds.testing.model import EnvoyModel, Rejection
 from xds.testing.streams import ClientStream, MemoryStream, SocketStream, method_of
 
+_MAX_SOURCE_LENGTH = 200
+"""Maximum length of a condition's source in an error, in characters."""
 DEFAULT_TIMEOUT = 10.0
 """Default maximum time of `EnvoyClient.wait_for`, in seconds."""
 
@@ -183,13 +187,13 @@ class EnvoyClient:
 
         Args:
             condition: Called without arguments, such as `lambda: "web" in client.clusters`.
-            what: Description for the error; the default is the condition's name.
+            what: Description for the error; the default is the condition's name, or the source of a lambda.
 
         Raises:
             AssertionError: The condition is still false after the timeout, or when the stream ends. The
                 message contains the conversation.
         """
-        what = what or getattr(condition, "__name__", repr(condition))
+        what = what or _describe(condition)
         try:
             async with asyncio.timeout(self.timeout):
                 while not condition():
@@ -361,3 +365,15 @@ class EnvoyClient:
 
 def _decode(type_url: str, resource: Resource) -> Any:
     return message_class(type_url.rpartition("/")[2]).FromString(resource.body)
+
+
+def _describe(condition: Callable[[], object]) -> str:
+    """Return the name of a function, or the source lines of a lambda."""
+    name = getattr(condition, "__name__", repr(condition))
+    if name == "<lambda>":
+        try:
+            source = inspect.getsource(condition)
+        except (OSError, TypeError, SyntaxError):  # As in an interactive shell.
+            return name
+        return textwrap.shorten(source, _MAX_SOURCE_LENGTH, placeholder=" ...")
+    return name

@@ -3,7 +3,8 @@
 Each resource becomes a part of the static configuration. Resources that Envoy cannot load statically are put
 into a stand-in: an assignment into a static cluster, a route configuration into a listener, and a certificate
 into the TLS context of a cluster. References to other resources stay as they are, because `--mode validate`
-does not fetch them. Certificates in files that only clients have are left out, and roots are replaced.
+does not fetch them. If only clients have the files of certificates, these are left out, and a stand-in takes
+the place of trusted roots.
 """
 
 from __future__ import annotations
@@ -14,9 +15,6 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf.message import DecodeError
 
 from xds.codec import message_class
@@ -253,6 +251,11 @@ def _leave_out_files(common: Any) -> None:
 @cache
 def _stand_in_root() -> bytes:
     """Return a root certificate in PEM form. Nobody has its key."""
+    # The library does not need this package otherwise.
+    from cryptography import x509  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
+
     key, name = Ed25519PrivateKey.generate(), x509.Name.from_rfc4514_string(f"CN={_STAND_IN}")
     certificate = x509.CertificateBuilder(
         issuer_name=name,
@@ -284,9 +287,10 @@ def _replace_ads(common: Any) -> None:
 def _missing_files(message: Any) -> Iterator[str]:
     """Yield the fields of a message that are data sources with a file that this machine does not have."""
     for field, value in message.ListFields():
-        is_source = field.message_type and field.message_type.full_name == "envoy.config.core.v3.DataSource"
-        if is_source and value.filename and not _is_readable(value.filename):
-            yield field.name
+        if field.message_type and field.message_type.full_name == "envoy.config.core.v3.DataSource":
+            sources = value if field.is_repeated else (value,)
+            if any(source.filename and not _is_readable(source.filename) for source in sources):
+                yield field.name
 
 
 def _is_readable(path: str) -> bool:

@@ -274,6 +274,7 @@ class Reflector(Generic[T]):
                     break
         finally:
             request.cancel()
+            await asyncio.wait((request,))
         version = str(meta.get("resourceVersion") or "")
         if not version:
             raise KubeError(0, f"{self._api.server} sent a list without a resourceVersion")

@@ -25,7 +25,7 @@ from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptionsExplicitHttpConfig,
 )
 
-from xds.builders.common import address, ads, host_and_port, is_ip, tls_socket
+from xds.builders._common import address, ads, host_and_port, is_ip, tls_socket
 from xds.codec import pack
 from xds.names import of_type
 from xds.snapshot import ENDPOINT
@@ -58,6 +58,7 @@ def cluster(
         lb_policy: Load balancing policy.
 
     Raises:
+        TypeError: `endpoints` is one str or contains something other than str, or `tls` is not a TLS context.
         ValueError: `endpoints` contains something other than HOST:PORT.
     """
     made = Cluster(name=name, connect_timeout=timedelta(seconds=connect_timeout), lb_policy=lb_policy)
@@ -75,7 +76,7 @@ def cluster(
         # By default, Envoy uses only the IPv6 addresses of a name that has both.
         made.dns_lookup_family = ClusterDnsLookupFamily.V4_PREFERRED
     if tls:
-        made.transport_socket = tls_socket(tls)
+        made.transport_socket = tls_socket(tls, UpstreamTlsContext, "upstream_tls")
     if http2:
         explicit = HttpProtocolOptionsExplicitHttpConfig(http2_protocol_options=Http2ProtocolOptions())
         made.typed_extension_protocol_options[_HTTP_OPTIONS] = pack(
@@ -93,7 +94,7 @@ def endpoints(cluster: str, addresses: Iterable[str] | Mapping[str, int]) -> Clu
             hosts are IP addresses: Envoy resolves no names in an assignment.
 
     Raises:
-        TypeError: `addresses` is one str.
+        TypeError: `addresses` is one str, or contains something other than str.
         ValueError: An address is not IP:PORT.
     """
     weights = _weights(cluster, addresses)

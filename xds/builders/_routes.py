@@ -22,6 +22,8 @@ from envoy_data_plane.envoy.config.route.v3 import (
 )
 from envoy_data_plane.envoy.type.matcher.v3 import RegexMatcher, StringMatcher
 
+from xds.builders._common import strings
+
 SAFE_RETRIES = "connect-failure,refused-stream"
 """Failures after which an endpoint has not processed the request, so that any request can be retried."""
 
@@ -36,6 +38,8 @@ def routes(name: str, hosts: Iterable[VirtualHost | Route]) -> RouteConfiguratio
     Raises:
         TypeError: `hosts` contains both virtual hosts and routes, or something else.
     """
+    if isinstance(hosts, VirtualHost | Route):
+        raise TypeError(f"{name}: pass a list, not one {type(hosts).__name__}")
     items = list(hosts)
     made = [item for item in items if isinstance(item, VirtualHost)]
     plain = [item for item in items if isinstance(item, Route)]
@@ -54,8 +58,13 @@ def virtual_host(name: str, routes: Iterable[Route], *, domains: Iterable[str] =
         routes: Routes. The first one that matches a request is used.
         domains: Domains of the host, such as `example.com`, `*.example.com` or `*`. A request's port is a
             part of its domain.
+
+    Raises:
+        TypeError: `routes` is one route, or `domains` is one str.
     """
-    return VirtualHost(name=name, domains=list(domains), routes=list(routes))
+    if isinstance(routes, Route):
+        raise TypeError(f"{name}: pass a list of routes, not one Route")
+    return VirtualHost(name=name, domains=[*strings("domains", domains)], routes=list(routes))
 
 
 def route(
@@ -86,7 +95,8 @@ def route(
             requests that no endpoint has processed.
 
     Raises:
-        ValueError: More than one of `prefix`, `path` and `regex` is set, or no weight is positive.
+        ValueError: More than one of `prefix`, `path` and `regex` is set, `prefix` or `path` does not start
+            with a slash, no weight is positive, or one is negative.
     """
     action = RouteAction(
         prefix_rewrite=prefix_rewrite, timeout=timedelta(seconds=0 if timeout is None else timeout)
@@ -106,7 +116,7 @@ def weighted_clusters(weights: Mapping[str, int]) -> WeightedCluster:
     A cluster with weight 0 gets no request.
 
     Raises:
-        ValueError: No weight is positive.
+        ValueError: No weight is positive, or one is negative.
     """
     check_weights(weights)
     return WeightedCluster(
@@ -115,7 +125,9 @@ def weighted_clusters(weights: Mapping[str, int]) -> WeightedCluster:
 
 
 def check_weights(weights: Mapping[str, int]) -> None:
-    """Raise ValueError if no weight is positive."""
+    """Raise ValueError if a weight is negative or none is positive."""
+    if negative := {name: weight for name, weight in weights.items() if weight < 0}:
+        raise ValueError(f"negative weight: {negative}; a cluster with weight 0 gets no request")
     if not any(weight > 0 for weight in weights.values()):
         raise ValueError(f"no cluster has a positive weight: {dict(weights)}")
 
@@ -144,7 +156,7 @@ def redirect(
         permanent: Whether the status is 308 instead of 307. Both keep the method and the body.
 
     Raises:
-        ValueError: The redirect changes nothing, or more than one of `prefix`, `path` and `regex` is set.
+        ValueError: The redirect changes nothing, or as in `route`.
     """
     if not (https or host or to_path):
         raise ValueError("a redirect to the same URL: pass https=True, host= or to_path=")
@@ -180,7 +192,7 @@ def direct_response(
         headers: Headers that a request must have.
 
     Raises:
-        ValueError: More than one of `prefix`, `path` and `regex` is set.
+        ValueError: As in `route`.
     """
     action = DirectResponseAction(status=status, body=DataSource(inline_string=body) if body else None)
     return Route(match=_match(prefix, path, regex, headers or {}), direct_response=action)
@@ -189,6 +201,9 @@ def direct_response(
 def _match(prefix: str, path: str, regex: str, headers: Mapping[str, str]) -> RouteMatch:
     if sum(map(bool, (prefix, path, regex))) > 1:
         raise ValueError(f"pass one of prefix={prefix!r}, path={path!r} and regex={regex!r}")
+    for kind, value in (("prefix", prefix), ("path", path)):
+        if value and not value.startswith("/"):
+            raise ValueError(f"{kind}={value!r} matches no request: write {kind}={'/' + value!r}")
     matchers = [
         HeaderMatcher(name=name, string_match=StringMatcher(exact=value)) for name, value in headers.items()
     ]

@@ -23,8 +23,8 @@ from envoy_data_plane.envoy.extensions.filters.network.tcp_proxy.v3 import (
 )
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import DownstreamTlsContext
 
-from xds.builders.common import address, ads, tls_socket
-from xds.builders.routes import check_weights
+from xds.builders._common import address, ads, tls_socket
+from xds.builders._routes import check_weights
 from xds.codec import pack
 
 
@@ -123,5 +123,5 @@ def _listener(
 ) -> Listener:
     chain = FilterChain(filters=[Filter(name=f"envoy.filters.network.{kind}", typed_config=pack(config))])
     if tls:
-        chain.transport_socket = tls_socket(tls)
+        chain.transport_socket = tls_socket(tls, DownstreamTlsContext, "downstream_tls")
     return Listener(name=name, address=address(bind), filter_chains=[chain])

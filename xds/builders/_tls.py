@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from envoy_data_plane.envoy.config.core.v3 import DataSource
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
-    CertificateValidationContextSystemRootCerts,
     CommonTlsContext,
     CommonTlsContextCombinedCertificateValidationContext,
     DownstreamTlsContext,
@@ -20,7 +19,13 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
 )
 from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
-from xds.builders.common import ads, is_ip
+from xds.builders._common import ads, is_ip, strings
+
+SYSTEM_ROOTS = "/etc/ssl/certs/ca-certificates.crt"
+"""Path of the system's roots in Debian, Ubuntu, Alpine and Envoy images.
+
+Envoy ignores `system_root_certs`. The mesh has the same path, without the import of this package.
+"""
 
 
 def certificate(name: str, chain: bytes, key: bytes) -> Secret:
@@ -62,15 +67,18 @@ def upstream_tls(
         server: Host name of the server, which is sent as SNI and which its certificate must contain.
         names: Names of which the server's certificate must contain one, instead of `server`: DNS names, IP
             addresses, or URIs such as SPIFFE IDs.
-        roots: Name of the secret with the root certificates. The default is those of Envoy's system.
+        roots: Name of the secret with the root certificates. The default is those of Envoy's system, in
+            `/etc/ssl/certs/ca-certificates.crt`. Where Envoy has no such file, as on Fedora and macOS, it
+            rejects the default.
         certificate: Name of the secret with the client certificate, for mutual TLS.
         alpn: Protocols to offer, such as `h2`. Clusters with HTTP/2 offer it by default.
 
     Raises:
         ValueError: Neither `server` nor `names` is set, so that any server with a certificate of the roots
             would be accepted.
+        TypeError: `names` or `alpn` is one str.
     """
-    accepted = tuple(names) or ((server,) if server else ())
+    accepted = strings("names", names) or ((server,) if server else ())
     if not accepted:
         raise ValueError("pass the server's host name, or names= that its certificate may contain")
     common = _context(certificate, alpn)
@@ -97,8 +105,9 @@ def downstream_tls(
 
     Raises:
         ValueError: `client_names` without `client_roots`, which would verify nothing.
+        TypeError: `client_names` or `alpn` is one str.
     """
-    accepted = tuple(client_names)
+    accepted = strings("client_names", client_names)
     if accepted and not client_roots:
         raise ValueError("client_names= requires client_roots=: without roots, nothing is verified")
     common = _context(certificate, alpn)
@@ -110,7 +119,7 @@ def downstream_tls(
 
 
 def _context(certificate: str, alpn: Iterable[str]) -> CommonTlsContext:
-    common = CommonTlsContext(alpn_protocols=list(alpn))
+    common = CommonTlsContext(alpn_protocols=[*strings("alpn", alpn)])
     if certificate:
         common.tls_certificate_sds_secret_configs = [_secret(certificate)]
     return common
@@ -126,7 +135,7 @@ def _verify(common: CommonTlsContext, roots: str, names: tuple[str, ...]) -> Non
             default_validation_context=validation, validation_context_sds_secret_config=_secret(roots)
         )
     else:
-        validation.system_root_certs = CertificateValidationContextSystemRootCerts()
+        validation.trusted_ca = DataSource(filename=SYSTEM_ROOTS)
         common.validation_context = validation
 
 
