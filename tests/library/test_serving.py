@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ from tests.library.messages import api_listener, assignment, eds_cluster, routes
 from xds.codec import encode_counts
 from xds.protocol import wire
 from xds.protocol.session import Session, Variant
-from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, resource
+from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from xds.server import ADS, DiscoveryService, Refused, StreamInfo
 from xds.store import Acked, Connected, Disconnected, Events, Nacked, NackError, Store, Subscribed
 from xds.testing import EnvoyClient, RecordingServer, Request, Response
@@ -276,8 +277,9 @@ async def test_rejections_with_different_messages_are_all_shown(store, connect):
     node = await connect()
     await node.take()
     for number in range(5):
-        store.set(resource(cluster(f"bad{number}"), sources=[f"{number}.py"]))
-        await node.take(error=f"Error adding/updating cluster(s) bad{number}: problem {number}")
+        node.reject(CLUSTER, f"bad{number}", f"problem {number}")
+        store.set(replace(cluster(f"bad{number}"), sources=(f"{number}.py",)))
+        await node.take()
         with pytest.raises(NackError) as raised:
             await store.applied()
     error = raised.value
