@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
-from functools import cache
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -27,6 +25,19 @@ _STATIC, _GRPC, _V3 = 0, 2, 2
 _TLS = "envoy.extensions.transport_sockets.tls.v3"
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "envoy.extensions.filters.http.router.v3.Router"
+
+
+_STAND_IN_ROOT = """\
+-----BEGIN CERTIFICATE-----
+MIH1MIGooAMCAQICAQEwBQYDK2VwMBkxFzAVBgNVBAMMDnhkcy12YWxpZGF0aW9u
+MCAXDTI2MDEwMTAwMDAwMFoYDzIxMjYwMTAxMDAwMDAwWjAZMRcwFQYDVQQDDA54
+ZHMtdmFsaWRhdGlvbjAqMAUGAytlcAMhALBuGetelaemR0otJn3tTMmi2Yq7JsVU
+YC59+lA70npcoxMwETAPBgNVHRMBAf8EBTADAQH/MAUGAytlcANBAN2c/U88P7xm
+FHEmzrWFX8Pr50BE7WggNw3LqRPCq1RpmNG9G6LbVAIYhpW/UdTCk1JjVJ4+Ge6L
+XyvyDBfMeAY=
+-----END CERTIFICATE-----
+"""
+"""A root certificate of which nobody has the key, valid until 2126."""
 
 
 def is_supported(type_url: str) -> bool:
@@ -245,28 +256,7 @@ def _leave_out_files(common: Any) -> None:
         for name in _missing_files(validation):
             validation.ClearField(name)
             if name == "trusted_ca":  # Without a root, Envoy would refuse other conditions.
-                validation.trusted_ca.inline_bytes = _stand_in_root()
-
-
-@cache
-def _stand_in_root() -> bytes:
-    """Return a root certificate in PEM form. Nobody has its key."""
-    # The library does not need this package otherwise.
-    from cryptography import x509  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
-    from cryptography.hazmat.primitives.serialization import Encoding  # noqa: PLC0415
-
-    key, name = Ed25519PrivateKey.generate(), x509.Name.from_rfc4514_string(f"CN={_STAND_IN}")
-    certificate = x509.CertificateBuilder(
-        issuer_name=name,
-        subject_name=name,
-        public_key=key.public_key(),
-        serial_number=x509.random_serial_number(),
-        not_valid_before=datetime.now(UTC) - timedelta(days=1),
-        not_valid_after=datetime.now(UTC) + timedelta(days=3650),
-        extensions=[x509.Extension(x509.BasicConstraints.oid, True, x509.BasicConstraints(True, None))],
-    )
-    return certificate.sign(key, None).public_bytes(Encoding.PEM)
+                validation.trusted_ca.inline_string = _STAND_IN_ROOT
 
 
 def _replace_ads(common: Any) -> None:
