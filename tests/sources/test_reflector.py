@@ -369,3 +369,20 @@ def test_backoff_is_exponential_with_jitter_and_a_limit() -> None:
         waits = {options.delay(failures) for _ in range(50)}
         assert all(longest / 2 <= wait <= longest for wait in waits)
         assert len(waits) > 40
+
+
+async def test_next_page_is_requested_while_a_page_is_read(
+    server: FakeApiServer, api: KubeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xds.mesh.sources.reflector.TIME_SLICE", 0.0)
+    await fill(server, "a", "b", "c", "d")
+    lists: list[int] = []
+
+    def keep(obj: dict[str, Any], _: Any) -> Any:
+        lists.append(following.lists)
+        return obj["data"]
+
+    following = Following(api, options=QUICK._replace(page_size=2), keep=keep)
+    async with following:
+        await following.until(lambda: following.reflector.complete)
+    assert lists == [1, 2, 2, 2]
