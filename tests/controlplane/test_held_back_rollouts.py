@@ -25,7 +25,7 @@ from xds.mesh.controlplane.object_progress import ProgressTracker
 from xds.mesh.controlplane.rollout_text import rule_line
 from xds.mesh.model.objects import Change
 from xds.mesh.rollout.progress import rule_progress
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource, tag_of
 
 API = "outbound|80||api.shop.svc.cluster.local"
 
@@ -52,7 +52,7 @@ async def world(
             await stack.enter_async_context(Sidecar(controller, name, "ns")) for name in ("web", "client")
         ]
         for each in sidecars:
-            await each.until(lambda each=each: LISTENER in each.has and WEB in each.has.get(ENDPOINT, {}))
+            await each.wait_for(lambda each=each: each.listeners and WEB in each.endpoints)
         yield controller, refusing, *sidecars
 
 
@@ -66,7 +66,7 @@ async def test_rollouts_of_other_services_do_not_wait() -> None:
     """The timeout of the rollout exceeds that of the test."""
     facts = (pod("api", "shop"), service("api", "shop", HTTP), peer("ns", "DISABLE"))
     async with world(*facts, timeout=600) as (controller, refusing, web, client):
-        refuse(refusing, CLUSTER, API, client.has[CLUSTER])
+        refuse(refusing, CLUSTER, API, client.resources[CLUSTER])
         bad = rule("shop", "api.shop.svc.cluster.local", "SIMPLE")
         controller.change(Change(applied=(bad,)))
         reason = f"held back, Envoy refuses Cluster {API}: it is bad"
@@ -79,7 +79,7 @@ async def test_rollouts_of_other_services_do_not_wait() -> None:
         assert len(progress.lagging) == 2
 
         set_mode(controller, "STRICT")
-        await web.until(lambda: web.accepts(PORT) == "S")
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
         assert client.uses_mtls(WEB)
         await eventually(lambda: not transitions(controller), timeout=WITHIN)
         assert controller.rollouts.rollout.stats.skips == 0
@@ -88,7 +88,7 @@ async def test_rollouts_of_other_services_do_not_wait() -> None:
 
 async def test_client_without_its_endpoints_lags_until_it_acks_the_repaired_ones() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, refusing, web, client):
-        refuse(refusing, ENDPOINT, WEB, client.has[ENDPOINT])
+        refuse(refusing, ENDPOINT, WEB, client.resources[ENDPOINT])
         set_mode(controller, "STRICT")
         reason = f"held back, Envoy refuses ClusterLoadAssignment {WEB}: it is bad"
         lagging = ("client.ns", "web.ns")
@@ -99,7 +99,7 @@ async def test_client_without_its_endpoints_lags_until_it_acks_the_repaired_ones
         await eventually(lambda: waiting() == [(reason, lagging)], timeout=WITHIN)
         assert not client.uses_mtls(WEB)
         assert web.accepts(PORT) == "P"
-        client.withholds = {ENDPOINT}
+        client.hold(ENDPOINT)
         refusing.refuses = lambda _: False
         for name in ("web", "client"):
             controller.publisher.schedule(("ns", name))
@@ -107,16 +107,16 @@ async def test_client_without_its_endpoints_lags_until_it_acks_the_repaired_ones
         for _ in range(3):
             await until_checked_twice(controller)
         assert waiting() == [(reason, ("client.ns",))]
-        client.answer(ENDPOINT)
-        await web.until(lambda: web.accepts(PORT) == "S")
+        await client.release(ENDPOINT)
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
         await until_finished(controller)
 
 
 async def test_client_without_its_endpoints_is_skipped_after_the_timeout() -> None:
     async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, refusing, web, client):
-        refuse(refusing, ENDPOINT, WEB, client.has[ENDPOINT])
+        refuse(refusing, ENDPOINT, WEB, client.resources[ENDPOINT])
         set_mode(controller, "STRICT")
-        await web.until(lambda: web.accepts(PORT) == "S")
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
         (skipped,) = controller.rollouts.rollout.skipped.ports.values()
         assert skipped.wait.rejection.startswith("held back, Envoy refuses ClusterLoadAssignment")
 
@@ -124,8 +124,8 @@ async def test_client_without_its_endpoints_is_skipped_after_the_timeout() -> No
 async def test_server_without_its_listener_is_never_skipped() -> None:
     """It still refuses mutual TLS, although it has ACKed all that it was sent."""
     async with world(peer("ns", "DISABLE"), timeout=0.5) as (controller, refusing, web, client):
-        (inbound,) = (name for name, each in web.has[LISTENER].items() if each.tag)
-        refuse(refusing, LISTENER, inbound, web.has[LISTENER])
+        (inbound,) = (name for name, each in web.resources[LISTENER].items() if tag_of(each.version))
+        refuse(refusing, LISTENER, inbound, web.resources[LISTENER])
         set_mode(controller, "STRICT")
         reason = f"held back, Envoy refuses Listener {inbound}: it is bad"
         await eventually(lambda: [each.rejection for each in waits(controller)] == [reason], timeout=WITHIN)
@@ -135,32 +135,31 @@ async def test_server_without_its_listener_is_never_skipped() -> None:
         assert not client.uses_mtls(WEB)
         assert controller.rollouts.rollout.stats.skips == 0
 
-        web.withholds = {LISTENER}
+        web.hold(LISTENER)
         refusing.refuses = lambda _: False
         controller.publisher.schedule(("ns", "web"))
-        await web.until(lambda: bool(web._unanswered))
+        await web.wait_for(lambda: web.held(LISTENER))
         for _ in range(3):
             await until_checked_twice(controller)
         assert not client.uses_mtls(WEB)
-        web.answer(LISTENER)
-        await client.until(lambda: client.uses_mtls(WEB))
+        await web.release(LISTENER)
+        await client.wait_for(lambda: client.uses_mtls(WEB))
         await until_finished(controller)
 
 
 async def test_reconnected_client_still_lags_behind_what_is_held_back() -> None:
     async with world(peer("ns", "DISABLE")) as (controller, refusing, web, client):
-        refuse(refusing, ENDPOINT, WEB, client.has[ENDPOINT])
+        refuse(refusing, ENDPOINT, WEB, client.resources[ENDPOINT])
         set_mode(controller, "STRICT")
-        async with Sidecar(controller, "other", "ns") as other:
-            await other.until(lambda: WEB in other.has.get(ENDPOINT, {}) or LISTENER in other.has)
-        again = Sidecar(controller, "other", "ns")
-        again.brings = other.versions()
-        async with again:
+        other = Sidecar(controller, "other", "ns")
+        async with other:
+            await other.wait_for(lambda: other.listeners)
+        async with other:
             lagging = ("client.ns", "other.ns", "web.ns")
             await eventually(
                 lambda: [each.lagging for each in waits(controller)] == [lagging], timeout=WITHIN
             )
-            await eventually(lambda: again.session.synced, timeout=WITHIN)
+            await eventually(lambda: other.subscriber.session.synced, timeout=WITHIN)
             await until_checked_twice(controller)
             assert [each.lagging for each in waits(controller)] == [lagging]
             assert web.accepts(PORT) == "P"
