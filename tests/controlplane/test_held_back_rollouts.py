@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -35,8 +36,12 @@ class Refusing:
 
     def __init__(self) -> None:
         self.refuses: Callable[[Resource], bool] = lambda _: False
+        self.open = asyncio.Event()
+        """Set unless validation waits."""
+        self.open.set()
 
     async def validate(self, resources: Sequence[Resource]) -> Mapping[Resource, str]:
+        await self.open.wait()
         return {each: "it is bad" for each in resources if self.refuses(each)}
 
 
@@ -163,3 +168,27 @@ async def test_reconnected_client_still_lags_behind_what_is_held_back() -> None:
             await until_checked_twice(controller)
             assert [each.lagging for each in waits(controller)] == [lagging]
             assert web.accepts(PORT) == "P"
+
+
+async def test_returning_sidecar_gets_no_earlier_snapshot() -> None:
+    """Another replica may have served it a newer one."""
+    async with world(peer("ns", "DISABLE")) as (controller, refusing, _, client):
+        await client.disconnect()
+        await eventually(lambda: client.pod not in controller.connections.streams, timeout=WITHIN)
+        refusing.open.clear()
+        set_mode(controller, "PERMISSIVE")
+        async with client:
+            await eventually(lambda: controller.validation.is_pending(client.pod), timeout=WITHIN)
+            assert client.subscriber.snapshot is None
+            refusing.open.set()
+            await client.wait_for(lambda: client.uses_mtls(WEB))
+
+
+async def test_what_is_held_back_from_no_connected_sidecar_is_no_problem() -> None:
+    async with world(peer("ns", "DISABLE")) as (controller, refusing, web, client):
+        refuse(refusing, ENDPOINT, WEB, client.resources[ENDPOINT])
+        set_mode(controller, "STRICT")
+        await eventually(lambda: controller.validation.held_back, timeout=WITHIN)
+        await client.disconnect()
+        await web.disconnect()
+        await eventually(lambda: not controller.validation.held_back, timeout=WITHIN)

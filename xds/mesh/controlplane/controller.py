@@ -97,14 +97,18 @@ class Controller:
         self.publisher = Publisher(self._wake, self.stats)
         """Queue of pods to serve."""
         self.connections = Connections(
-            lambda: self.mesh, self.rollouts.proxies, self.publisher, serve_keys=serve_keys
+            lambda: self.mesh,
+            self.rollouts.proxies,
+            self.publisher,
+            self._forget_snapshots,
+            serve_keys=serve_keys,
         )
         """Registry of streams, for the servers."""
         self.validation = (
             SnapshotValidator(
                 validator,
                 self._deliver,
-                lambda key: self.mesh.pod(*key) is not None,
+                lambda key: key in self.connections.streams and self.mesh.pod(*key) is not None,
                 self.connections.is_delta,
             )
             if validator
@@ -315,6 +319,12 @@ class Controller:
             self.rollouts.proxies.held_back(key, self.validation.held_back_from(key))
         streams = self.connections.streams.get(key, ())
         publish(snapshot, changed_at, streams, self.connections.may_receive_key, with_key=with_key)
+
+    def _forget_snapshots(self, key: PodName) -> None:
+        """Forget the snapshots of a pod without streams. Another replica may serve it newer ones."""
+        self.publisher.forget(key)
+        if self.validation:
+            self.validation.forget(key)
 
     async def _wait_for_work(self) -> None:
         """Wait for an event, the end of a debounce, or the next rollout check."""

@@ -47,7 +47,7 @@ class SnapshotValidator:
     Args:
         validator: validates resources.
         deliver: publishes a snapshot.
-        exists: returns whether a pod is in the mesh.
+        is_served: returns whether a pod is in the mesh and has streams.
         is_delta: returns whether all streams of a pod use the delta variant.
     """
 
@@ -55,10 +55,10 @@ class SnapshotValidator:
         self,
         validator: Validator,
         deliver: Deliver,
-        exists: Callable[[PodName], bool],
+        is_served: Callable[[PodName], bool],
         is_delta: Callable[[PodName], bool],
     ) -> None:
-        self._validator, self._deliver, self._exists = validator, deliver, exists
+        self._validator, self._deliver, self._is_served = validator, deliver, is_served
         self._is_delta = is_delta
         self.envoy = validator if isinstance(validator, EnvoyValidator) else None
         """The validator, if it is Envoy."""
@@ -84,6 +84,10 @@ class SnapshotValidator:
         """Return the resources that are held back from a pod, with messages."""
         held = self._held_back.get(key)
         return {each: f"held back, {_message(each, reason)}" for each, reason in held.items()} if held else {}
+
+    def is_pending(self, key: PodName) -> bool:
+        """Return whether a snapshot of a pod waits for validation or is being validated."""
+        return key in self._waiting or key in self._running
 
     @property
     def problems(self) -> list[Problem]:
@@ -132,7 +136,7 @@ class SnapshotValidator:
         self._wake.set()
 
     def forget(self, key: PodName) -> None:
-        """Forget a pod that was deleted."""
+        """Forget a pod that was deleted, or that has no more streams."""
         self._waiting.pop(key, None)
         self._running.pop(key, None)
         self._last.pop(key, None)
@@ -171,7 +175,7 @@ class SnapshotValidator:
         while self._running:
             pod = next(iter(self._running))
             pending = self._running.pop(pod)
-            if self._exists(pod):
+            if self._is_served(pod):
                 self._publish(pod, pending, refused, substitutes)
             await checkpoint()
 
