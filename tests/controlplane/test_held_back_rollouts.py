@@ -192,3 +192,35 @@ async def test_what_is_held_back_from_no_connected_sidecar_is_no_problem() -> No
         await client.disconnect()
         await web.disconnect()
         await eventually(lambda: not controller.validation.held_back, timeout=WITHIN)
+
+
+async def test_progress_of_an_object_waits_for_its_validation() -> None:
+    async with world(peer("ns", "DISABLE")) as (controller, refusing, *_):
+        bad = rule("ns", "web.ns.svc.cluster.local", "SIMPLE")
+
+        async def has(*reasons: tuple[str, bool]) -> bool:
+            progress = await ProgressTracker(controller, bad.ref).read()
+            return {(each.reason, each.rejected) for each in progress.lagging} == {*reasons}
+
+        async def until_validating() -> None:
+            pods = [("ns", "web"), ("ns", "client")]
+            await eventually(lambda: all(map(controller.validation.is_pending, pods)), timeout=WITHIN)
+
+        waiting = ("waiting for its configuration", False)
+        refusing.refuses = lambda each: (each.type_url, each.name) == (CLUSTER, WEB)
+        refusing.open.clear()
+        controller.change(Change(applied=(bad,)))
+        await until_validating()
+        assert await has(waiting)
+        refusing.open.set()
+        rejected = (f"held back, Envoy refuses Cluster {WEB}: it is bad", True)
+        await eventually(lambda: has(rejected), timeout=WITHIN)
+
+        refusing.refuses = lambda _: False
+        refusing.open.clear()
+        for name in ("web", "client"):
+            controller.publisher.schedule(("ns", name))
+        await until_validating()
+        assert await has(waiting)
+        refusing.open.set()
+        await eventually(has, timeout=WITHIN)
