@@ -67,7 +67,7 @@ class SnapshotValidator:
         """Snapshots that are being validated."""
         self._wake = asyncio.Event()
         self._last: dict[PodName, Snapshot] = {}
-        """Last snapshot that was delivered to each pod, without secrets."""
+        """Last snapshot that was delivered to each pod with streams, without secrets."""
         self._valid: set[tuple[str, str]] = set()
         """Type and version of root sets without refused resources."""
         self._held_back: dict[PodName, Mapping[Resource, str]] = {}
@@ -190,7 +190,7 @@ class SnapshotValidator:
 
         If no good version is known, as after a restart, the sidecar keeps the version that it may have. A
         sidecar with the state-of-the-world variant would delete that, so it gets the refused version, and
-        rejects it.
+        rejects it. That version stays in its snapshots until one passes.
         """
         snapshot, last = pending.snapshot, self._last.get(pod)
         # A newer snapshot that waits may have a renewed certificate.
@@ -207,7 +207,7 @@ class SnapshotValidator:
             self._held_back.pop(pod, None)
         if last or not held or self._is_delta(pod):
             snapshot = _with_last_good(snapshot, held, last or Snapshot(), substitutes)
-            self._last[pod] = replace(snapshot, types=dict(_validated(snapshot)))
+        self._last[pod] = replace(snapshot, types=dict(_validated(snapshot)))
         self._deliver(pod, snapshot, pending.changed_at, newest.with_key)
 
     def _log(self) -> None:
