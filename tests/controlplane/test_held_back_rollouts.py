@@ -224,3 +224,27 @@ async def test_progress_of_an_object_waits_for_its_validation() -> None:
         assert await has(waiting)
         refusing.open.set()
         await eventually(has, timeout=WITHIN)
+
+
+async def test_a_new_stream_without_a_snapshot_has_answered_nothing() -> None:
+    async with world(peer("ns", "DISABLE")) as (controller, refusing, _, client):
+        refuse(refusing, ENDPOINT, WEB, client.resources[ENDPOINT])
+        set_mode(controller, "STRICT")
+        await eventually(lambda: controller.validation.held_back_from(client.pod), timeout=WITHIN)
+        client.hold(ENDPOINT)
+        refusing.refuses = lambda _: False
+        controller.publisher.schedule(client.pod)
+        await client.wait_for(lambda: client.held(ENDPOINT))
+        proxy = controller.rollouts.proxies._proxies[client.pod]
+        assert proxy.held_back.cluster_errors
+        await client.disconnect()
+        refusing.open.clear()
+        async with client:
+            await eventually(lambda: controller.validation.is_pending(client.pod), timeout=WITHIN)
+            await until_checked_twice(controller)
+            assert client.subscriber.snapshot is None
+            assert proxy.held_back.cluster_errors
+            refusing.open.set()
+            await client.wait_for(lambda: client.held(ENDPOINT))
+            await client.release(ENDPOINT)
+            await eventually(lambda: not proxy.held_back.cluster_errors, timeout=WITHIN)

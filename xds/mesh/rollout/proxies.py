@@ -147,8 +147,9 @@ class _Stream:
 
     def has_answered(self, type_url: str) -> bool:
         """Return whether the proxy has ACKed or NACKed all resources of a type in its latest snapshot."""
-        session = self.subscriber.session
-        return session is not None and not self.subscriber.changed.is_set() and session.has_answered(type_url)
+        session, snapshot = self.subscriber.session, self.subscriber.snapshot
+        is_current = snapshot is not None and not self.subscriber.changed.is_set()
+        return session is not None and is_current and session.has_answered(type_url)
 
     def progress(self, now: float, *, lacks_listener: bool) -> Progress:
         """Return the active generations.
