@@ -248,3 +248,15 @@ async def test_a_new_stream_without_a_snapshot_has_answered_nothing() -> None:
             await client.wait_for(lambda: client.held(ENDPOINT))
             await client.release(ENDPOINT)
             await eventually(lambda: not proxy.held_back.cluster_errors, timeout=WITHIN)
+
+
+async def test_server_that_is_away_without_its_listener_is_skipped() -> None:
+    """A server that does not return must not hold a rollout up for ever."""
+    async with world(peer("ns", "DISABLE"), timeout=0.5) as (controller, refusing, web, _):
+        (inbound,) = (name for name, each in web.resources[LISTENER].items() if tag_of(each.version))
+        refuse(refusing, LISTENER, inbound, web.resources[LISTENER])
+        set_mode(controller, "STRICT")
+        reason = f"held back, Envoy refuses Listener {inbound}: it is bad"
+        await eventually(lambda: [each.rejection for each in waits(controller)] == [reason], timeout=WITHIN)
+        await web.disconnect()
+        await eventually(lambda: controller.rollouts.rollout.stats.skips == 1, timeout=WITHIN)

@@ -139,8 +139,8 @@ async def test_after_a_restart_a_sotw_sidecar_rejects_the_refused_version(delive
         for _ in range(2):
             assert versions(await delivered.submit(bad, cluster("b"))) == {"a": bad, "b": cluster("b")}
             assert len(delivered.validator.problems) == 1
-        new = cluster("new", "bad")
-        assert versions(await delivered.submit(bad, cluster("b", "bad"), new)) == {"a": bad, "b": cluster("b")}
+        later = await delivered.submit(bad, cluster("b", "bad"), cluster("new", "bad"))
+        assert versions(later) == {"a": bad, "b": cluster("b")}
         await delivered.submit(cluster("a", "2"))
         assert versions(await delivered.submit(bad)) == {"a": cluster("a", "2")}
 
