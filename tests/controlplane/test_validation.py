@@ -13,7 +13,7 @@ from xds.mesh.controlplane.validation import SnapshotValidator
 from xds.snapshot import CLUSTER, SECRET, Resource, ResourceSet, Snapshot
 from xds.validation import Refusals
 
-WEB, API = ("shop", "web"), ("shop", "api")
+WEB, API, OTHER = ("shop", "web"), ("shop", "api"), ("shop", "other")
 
 
 class Delivered:
@@ -21,7 +21,7 @@ class Delivered:
 
     def __init__(self) -> None:
         self.words = Words()
-        self.pods, self.delta = {WEB, API}, {WEB, API}
+        self.pods, self.delta = {WEB, API, OTHER}, {WEB, API, OTHER}
         self.snapshots: dict[tuple[str, str], Snapshot] = {}
         self.history: list[tuple[dict[str, Resource], bytes]] = []
         """The clusters and the secret of each snapshot, in order."""
@@ -159,6 +159,25 @@ async def test_a_shared_set_is_validated_once(delivered):
         await delivered.submit(cluster("o"), base=[cluster("s")])
         await delivered.submit(cluster("p"), base=[cluster("s")], key=API)
     assert delivered.words.calls == [["s", "o"], ["p"]]
+
+
+async def test_pods_share_a_set_without_a_refused_resource(delivered):
+    shared = ResourceSet([cluster("s"), cluster("t", "bad")])
+    own = {WEB: cluster("w"), OTHER: cluster("o"), API: cluster("t", "1")}
+    for key, resource in own.items():
+        snapshot = Snapshot({CLUSTER: ResourceSet([resource], base=shared)})
+        delivered.validator.submit(key, snapshot, None, with_key=True)
+    async with running(delivered), asyncio.timeout(10):
+        while len(delivered.snapshots) < len(own):
+            await asyncio.sleep(0)
+    sets = {key: snapshot.of(CLUSTER) for key, snapshot in delivered.snapshots.items()}
+    assert {key: set(each) for key, each in sets.items()} == {
+        WEB: {"s", "w"},
+        OTHER: {"s", "o"},
+        API: {"s", "t"},
+    }
+    assert sets[API].root is shared
+    assert sets[WEB].root is sets[OTHER].root
 
 
 async def test_certificates_do_not_wait_for_validation(delivered):

@@ -245,7 +245,7 @@ def _with_last_good(
     """Return a snapshot with the last version of some resources, or without those that have none."""
     types = dict(snapshot.types)
     for type_url in {resource.type_url for resource in held}:
-        names = sorted(resource.name for resource in held if resource.type_url == type_url)
+        names = frozenset(resource.name for resource in held if resource.type_url == type_url)
         types[type_url] = _substitute(types[type_url], last.of(type_url), names, substitutes)
     unknown = ((each.type_url, each.name) for each in held if each.name not in last.of(each.type_url))
     return replace(snapshot, types=types, kept=frozenset(unknown))
@@ -254,18 +254,26 @@ def _with_last_good(
 def _substitute(
     resources: ResourceSet,
     last: ResourceSet,
-    names: list[str],
+    names: frozenset[str],
     substitutes: dict[Hashable, ResourceSet],
 ) -> ResourceSet:
-    """Return a set with the last version of some resources, or without those that have none."""
-    known = [last[name] for name in names if name in last]
-    key = resources.version, tuple(names), tuple(known)
+    """Return a set with the last version of some resources, or without those that have none.
+
+    Pods that share the root of `resources` share that of the result.
+    """
+    known = tuple(last[name] for name in sorted(names) if name in last)
+    key = resources.version, names, known
     if key not in substitutes:
-        if len(known) == len(names):
-            substitutes[key] = ResourceSet(known, base=resources)
-        else:
-            others = (resource for resource in resources.values() if resource.name not in names)
-            substitutes[key] = ResourceSet((*others, *known))
+        base, own = resources, []
+        if unknown := names - {resource.name for resource in known}:
+            base = resources.root
+            own = [resources[name] for name in resources.layered_names() if name not in names]
+            if any(name in base for name in unknown):
+                root_key = base.version, unknown
+                if root_key not in substitutes:
+                    substitutes[root_key] = base.updated(removed=unknown)
+                base = substitutes[root_key]
+        substitutes[key] = ResourceSet((*own, *known), base=base)
     return substitutes[key]
 
 
