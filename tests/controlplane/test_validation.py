@@ -9,6 +9,7 @@ from math import inf
 import pytest
 
 from tests.library.clients import Words, cluster
+from xds.mesh.controlplane import validation
 from xds.mesh.controlplane.validation import SnapshotValidator
 from xds.snapshot import CLUSTER, SECRET, Resource, ResourceSet, Snapshot
 from xds.validation import Refusals
@@ -26,8 +27,13 @@ class Delivered:
         self.history: list[tuple[dict[str, Resource], bytes]] = []
         """The clusters and the secret of each snapshot, in order."""
         self.news = asyncio.Event()
+        self.scheduled = asyncio.Queue[tuple[str, str]]()
         self.validator = SnapshotValidator(
-            self.words, self._deliver, self.pods.__contains__, self.delta.__contains__
+            self.words,
+            self._deliver,
+            self.pods.__contains__,
+            self.delta.__contains__,
+            self.scheduled.put_nowait,
         )
 
     def _deliver(self, key, snapshot: Snapshot, changed_at, with_key) -> None:
@@ -274,3 +280,22 @@ async def test_a_set_that_was_not_judged_is_validated_again(delivered, monkeypat
         await delivered.submit(cluster("o"), base=shared)
         await delivered.submit(cluster("o"), base=shared)
     assert delivered.words.calls == [["s", "o"], ["o"]]
+
+
+async def test_what_was_not_judged_is_validated_once_that_is_possible(delivered, monkeypatch):
+    monkeypatch.setattr(validation, "RETRY_DELAY", 0.01)
+    attempts = []
+
+    async def unavailable(resources):
+        attempts.append([each.name for each in resources])
+        if len(attempts) == 4:
+            patched.undo()
+        return Refusals({}, resources)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(delivered.words, "validate", unavailable)
+        async with running(delivered), asyncio.timeout(10):
+            await delivered.submit(cluster("a", "bad"))
+            assert await delivered.scheduled.get() == WEB
+            await delivered.submit(cluster("a", "bad"))
+    assert delivered.validator.problem_of(WEB) == "Envoy refuses Cluster a: it is bad"

@@ -110,6 +110,7 @@ class Controller:
                 self._deliver,
                 lambda key: key in self.connections.streams and self.mesh.pod(*key) is not None,
                 self.connections.is_delta,
+                self.publisher.schedule,
             )
             if validator
             else None

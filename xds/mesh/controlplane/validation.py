@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from typing import NamedTuple, TypeAlias
@@ -17,6 +18,7 @@ import structlog
 from xds.introspect.cooperative import Checkpoint
 from xds.mesh.model.objects import Problem
 from xds.mesh.rollout.proxies import PodName
+from xds.server.stream import now as clock
 from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
 from xds.validation import EnvoyValidator, Validator, find_refused
 
@@ -25,6 +27,8 @@ log = structlog.get_logger(__name__)
 Deliver: TypeAlias = Callable[[PodName, Snapshot, float | None, bool], None]
 """Publishes a pod's snapshot to its streams: pod, snapshot, time of the oldest change, with private key."""
 
+RETRY_DELAY = 30.0
+"""Seconds after which resources that were served while Envoy was unavailable are validated again."""
 MAX_SETS = 4096
 """Maximum number of resource sets that are remembered as valid."""
 
@@ -49,6 +53,7 @@ class SnapshotValidator:
         deliver: publishes a snapshot.
         is_served: returns whether a pod is in the mesh and has streams.
         is_delta: returns whether all streams of a pod use the delta variant.
+        schedule: has a snapshot of a pod submitted again.
     """
 
     def __init__(
@@ -57,9 +62,10 @@ class SnapshotValidator:
         deliver: Deliver,
         is_served: Callable[[PodName], bool],
         is_delta: Callable[[PodName], bool],
+        schedule: Callable[[PodName], None],
     ) -> None:
         self._validator, self._deliver, self._is_served = validator, deliver, is_served
-        self._is_delta = is_delta
+        self._is_delta, self._schedule = is_delta, schedule
         self.envoy = validator if isinstance(validator, EnvoyValidator) else None
         """The validator, if it is Envoy."""
         self._waiting: dict[PodName, _Pending] = {}
@@ -72,6 +78,10 @@ class SnapshotValidator:
         """Type and version of root sets without refused resources."""
         self._held_back: dict[PodName, Mapping[Resource, str]] = {}
         """Resources that are held back from each pod, with the reasons."""
+        self._unjudged: Resource | None = None
+        """One of the resources that were served because Envoy was unavailable; None if there is none."""
+        self._retry_at = inf
+        """When to validate it again, in seconds of the event loop's clock."""
         self._logged: set[Resource] = set()
         """Resources that are held back and were logged."""
 
@@ -145,11 +155,24 @@ class SnapshotValidator:
     async def run(self) -> None:
         """Validate snapshots until cancelled."""
         while True:
-            await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._retry_at if self._unjudged else None):
+                    await self._wake.wait()
             self._wake.clear()
+            if self._unjudged and clock() >= self._retry_at:
+                await self._retry(self._unjudged)
             self._running, self._waiting = self._waiting, {}
             await self._validate()
             self._log()
+
+    async def _retry(self, unjudged: Resource) -> None:
+        """Have all snapshots validated again if Envoy is available now."""
+        if (await find_refused(self._validator, [unjudged])).unjudged:
+            self._retry_at = clock() + RETRY_DELAY
+            return
+        self._unjudged = None
+        for key in self._last:
+            self._schedule(key)
 
     async def _validate(self) -> None:
         """Validate the running batch, and deliver it without the pods that are forgotten meanwhile."""
@@ -165,6 +188,9 @@ class SnapshotValidator:
                 resources.update((resource_set[name], None) for name in resource_set.layered_names())
             await checkpoint()
         refused = await find_refused(self._validator, list(resources))
+        is_available = self.envoy is not None and not self.envoy.unavailable
+        if refused.unjudged and not is_available and not self._unjudged:
+            self._unjudged, self._retry_at = next(iter(refused.unjudged)), clock() + RETRY_DELAY
         if len(self._valid) + len(roots) > MAX_SETS:
             self._valid.clear()
         doubtful = [*refused, *refused.unjudged]
