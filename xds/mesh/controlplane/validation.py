@@ -20,7 +20,7 @@ from xds.mesh.model.objects import Problem
 from xds.mesh.rollout.proxies import PodName
 from xds.server.stream import now as clock
 from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
-from xds.validation import EnvoyValidator, Validator, find_refused
+from xds.validation import EnvoyValidator, Refusals, Validator, find_refused
 
 log = structlog.get_logger(__name__)
 
@@ -78,10 +78,10 @@ class SnapshotValidator:
         """Type and version of root sets without refused resources."""
         self._held_back: dict[PodName, Mapping[Resource, str]] = {}
         """Resources that are held back from each pod, with the reasons."""
-        self._unjudged: Resource | None = None
-        """One of the resources that were served because Envoy was unavailable; None if there is none."""
+        self._unjudged: frozenset[Resource] = frozenset()
+        """Some of the resources that were served because Envoy was unavailable; empty if there is none."""
         self._retry_at = inf
-        """When to validate it again, in seconds of the event loop's clock."""
+        """When to validate them again, in seconds of the event loop's clock."""
         self._logged: set[Resource] = set()
         """Resources that are held back and were logged."""
 
@@ -160,19 +160,25 @@ class SnapshotValidator:
                     await self._wake.wait()
             self._wake.clear()
             if self._unjudged and clock() >= self._retry_at:
-                await self._retry(self._unjudged)
+                await self._retry()
             self._running, self._waiting = self._waiting, {}
             await self._validate()
             self._log()
 
-    async def _retry(self, unjudged: Resource) -> None:
+    async def _retry(self) -> None:
         """Have all snapshots validated again if Envoy is available now."""
-        if (await find_refused(self._validator, [unjudged])).unjudged:
+        refused = await find_refused(self._validator, list(self._unjudged))
+        if self._is_unavailable(refused):
             self._retry_at = clock() + RETRY_DELAY
             return
-        self._unjudged = None
+        self._unjudged = frozenset()
         for key in self._last:
             self._schedule(key)
+
+    def _is_unavailable(self, refused: Refusals) -> bool:
+        """Return whether resources were not judged because the validator was unavailable."""
+        # A resource that crashes Envoy is never judged.
+        return bool(refused.unjudged) and (self.envoy is None or bool(self.envoy.unavailable))
 
     async def _validate(self) -> None:
         """Validate the running batch, and deliver it without the pods that are forgotten meanwhile."""
@@ -188,9 +194,8 @@ class SnapshotValidator:
                 resources.update((resource_set[name], None) for name in resource_set.layered_names())
             await checkpoint()
         refused = await find_refused(self._validator, list(resources))
-        is_available = self.envoy is not None and not self.envoy.unavailable
-        if refused.unjudged and not is_available and not self._unjudged:
-            self._unjudged, self._retry_at = next(iter(refused.unjudged)), clock() + RETRY_DELAY
+        if not self._unjudged and self._is_unavailable(refused):
+            self._unjudged, self._retry_at = refused.unjudged, clock() + RETRY_DELAY
         if len(self._valid) + len(roots) > MAX_SETS:
             self._valid.clear()
         doubtful = [*refused, *refused.unjudged]
