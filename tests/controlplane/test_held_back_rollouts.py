@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import pytest
+
 from tests.controlplane.sidecar import WITHIN, Sidecar
 from tests.controlplane.transitions import (
     FACTS,
@@ -170,16 +172,18 @@ async def test_reconnected_client_still_lags_behind_what_is_held_back() -> None:
             assert web.accepts(PORT) == "P"
 
 
-async def test_returning_sidecar_gets_no_earlier_snapshot() -> None:
+@pytest.mark.parametrize("is_replicated", [True, False])
+async def test_returning_sidecar_gets_no_snapshot_from_before(is_replicated: bool) -> None:
     """Another replica may have served it a newer one."""
     async with world(peer("ns", "DISABLE")) as (controller, refusing, _, client):
+        controller.rollouts.proxies.is_replicated = is_replicated
         await client.disconnect()
         await eventually(lambda: client.pod not in controller.connections.streams, timeout=WITHIN)
         refusing.open.clear()
         set_mode(controller, "PERMISSIVE")
         async with client:
             await eventually(lambda: controller.validation.is_pending(client.pod), timeout=WITHIN)
-            assert client.subscriber.snapshot is None
+            assert (client.subscriber.snapshot is None) == is_replicated
             refusing.open.set()
             await client.wait_for(lambda: client.uses_mtls(WEB))
 
@@ -237,6 +241,7 @@ async def test_a_new_stream_without_a_snapshot_has_answered_nothing() -> None:
         await client.wait_for(lambda: client.held(ENDPOINT))
         proxy = controller.rollouts.proxies._proxies[client.pod]
         assert proxy.held_back.cluster_errors
+        controller.rollouts.proxies.is_replicated = True
         await client.disconnect()
         refusing.open.clear()
         async with client:

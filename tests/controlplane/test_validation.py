@@ -115,7 +115,7 @@ async def test_the_last_good_version_stays(delivered):
         first, second = delivered.validator.problems
         assert str(first) == (
             "rules.yaml:7: Envoy refuses Cluster a: it is bad"
-            " (fix DestinationRule shop/web; sidecars keep the last good configuration)"
+            " (fix DestinationRule shop/web; sidecars keep the version that they have)"
         )
         assert (first.subject, second.where) == ("DestinationRule shop/web", "Cluster new")
         good = await delivered.submit(a2, b2, generation=3)

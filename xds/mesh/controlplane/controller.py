@@ -322,10 +322,10 @@ class Controller:
         publish(snapshot, changed_at, streams, self.connections.may_receive_key, with_key=with_key)
 
     def _forget_snapshots(self, key: PodName) -> None:
-        """Forget the snapshots of a pod without streams. Another replica may serve it newer ones."""
+        """Forget the snapshots that wait for a pod without streams."""
         self.publisher.forget(key)
         if self.validation:
-            self.validation.forget(key)
+            self.validation.disconnected(key, is_replicated=self.rollouts.proxies.is_replicated)
 
     async def _wait_for_work(self) -> None:
         """Wait for an event, the end of a debounce, or the next rollout check."""

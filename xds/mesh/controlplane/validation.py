@@ -46,7 +46,8 @@ class _Pending(NamedTuple):
 class SnapshotValidator:
     """Validates the snapshots of pods, and delivers them with the last good version of refused resources.
 
-    Secrets are not validated: private keys do not leave the process, and their renewal waits for nothing.
+    Secrets are not validated, because private keys do not leave the process. Their renewal waits only for the
+    first snapshot of a pod.
 
     Args:
         validator: validates resources.
@@ -73,7 +74,7 @@ class SnapshotValidator:
         """Snapshots that are being validated."""
         self._wake = asyncio.Event()
         self._last: dict[PodName, Snapshot] = {}
-        """Last snapshot that was delivered to each pod with streams, without secrets."""
+        """Last snapshot that was delivered to each pod, without secrets."""
         self._valid: set[tuple[str, str]] = set()
         """Type and version of root sets without refused resources."""
         self._held_back: dict[PodName, Mapping[Resource, str]] = {}
@@ -145,12 +146,20 @@ class SnapshotValidator:
         self._waiting[key] = _Pending(snapshot, changed_at, with_key)
         self._wake.set()
 
-    def forget(self, key: PodName) -> None:
-        """Forget a pod that was deleted, or that has no more streams."""
+    def disconnected(self, key: PodName, *, is_replicated: bool) -> None:
+        """Forget what waits for a pod without streams.
+
+        With several replicas, forget its last snapshot, too: when it returns, it may have a newer one.
+        """
         self._waiting.pop(key, None)
         self._running.pop(key, None)
-        self._last.pop(key, None)
         self._held_back.pop(key, None)
+        if is_replicated:
+            self._last.pop(key, None)
+
+    def forget(self, key: PodName) -> None:
+        """Forget a pod that was deleted."""
+        self.disconnected(key, is_replicated=True)
 
     async def run(self) -> None:
         """Validate snapshots until cancelled."""
@@ -172,7 +181,7 @@ class SnapshotValidator:
             self._retry_at = clock() + RETRY_DELAY
             return
         self._unjudged = frozenset()
-        for key in self._last:
+        for key in filter(self._is_served, self._last):
             self._schedule(key)
 
     def _is_unavailable(self, refused: Refusals) -> bool:
@@ -246,7 +255,7 @@ class SnapshotValidator:
         for resource, reason in held.items():
             if resource not in self._logged:
                 log.warning(
-                    "resource refused by Envoy, proxies keep its last good version",
+                    "resource refused by Envoy, proxies keep the version that they have",
                     type=resource.type_url.rpartition(".")[2],
                     name=resource.name,
                     sources=resource.sources,
@@ -319,5 +328,5 @@ def _problem(source: str, reason: str, resources: list[Resource]) -> Problem:
     subject, _, origin = source.removesuffix(")").partition(" (")
     more = f" and {len(resources) - 1} more" if len(resources) > 1 else ""
     what = f"Envoy refuses {resources[0].description}{more}: {reason}"
-    hint = f"fix {subject}; sidecars keep the last good configuration"
+    hint = f"fix {subject}; sidecars keep the version that they have"
     return Problem(where=origin or subject, what=what, hint=hint, subject=subject)
