@@ -9,11 +9,12 @@ from math import inf
 import pytest
 
 from tests.library.clients import Words, cluster
+from xds.mesh.controlplane import validation
 from xds.mesh.controlplane.validation import SnapshotValidator
 from xds.snapshot import CLUSTER, SECRET, Resource, ResourceSet, Snapshot
 from xds.validation import Refusals
 
-WEB, API = ("shop", "web"), ("shop", "api")
+WEB, API, OTHER = ("shop", "web"), ("shop", "api"), ("shop", "other")
 
 
 class Delivered:
@@ -21,13 +22,18 @@ class Delivered:
 
     def __init__(self) -> None:
         self.words = Words()
-        self.pods, self.delta = {WEB, API}, {WEB, API}
+        self.pods, self.delta = {WEB, API, OTHER}, {WEB, API, OTHER}
         self.snapshots: dict[tuple[str, str], Snapshot] = {}
         self.history: list[tuple[dict[str, Resource], bytes]] = []
         """The clusters and the secret of each snapshot, in order."""
         self.news = asyncio.Event()
+        self.scheduled = asyncio.Queue[tuple[str, str]]()
         self.validator = SnapshotValidator(
-            self.words, self._deliver, self.pods.__contains__, self.delta.__contains__
+            self.words,
+            self._deliver,
+            self.pods.__contains__,
+            self.delta.__contains__,
+            self.scheduled.put_nowait,
         )
 
     def _deliver(self, key, snapshot: Snapshot, changed_at, with_key) -> None:
@@ -109,7 +115,7 @@ async def test_the_last_good_version_stays(delivered):
         first, second = delivered.validator.problems
         assert str(first) == (
             "rules.yaml:7: Envoy refuses Cluster a: it is bad"
-            " (fix DestinationRule shop/web; sidecars keep the last good configuration)"
+            " (fix DestinationRule shop/web; sidecars keep the version that they have)"
         )
         assert (first.subject, second.where) == ("DestinationRule shop/web", "Cluster new")
         good = await delivered.submit(a2, b2, generation=3)
@@ -139,6 +145,8 @@ async def test_after_a_restart_a_sotw_sidecar_rejects_the_refused_version(delive
         for _ in range(2):
             assert versions(await delivered.submit(bad, cluster("b"))) == {"a": bad, "b": cluster("b")}
             assert len(delivered.validator.problems) == 1
+        later = await delivered.submit(bad, cluster("b", "bad"), cluster("new", "bad"))
+        assert versions(later) == {"a": bad, "b": cluster("b")}
         await delivered.submit(cluster("a", "2"))
         assert versions(await delivered.submit(bad)) == {"a": cluster("a", "2")}
 
@@ -157,6 +165,25 @@ async def test_a_shared_set_is_validated_once(delivered):
         await delivered.submit(cluster("o"), base=[cluster("s")])
         await delivered.submit(cluster("p"), base=[cluster("s")], key=API)
     assert delivered.words.calls == [["s", "o"], ["p"]]
+
+
+async def test_pods_share_a_set_without_a_refused_resource(delivered):
+    shared = ResourceSet([cluster("s"), cluster("t", "bad")])
+    own = {WEB: cluster("w"), OTHER: cluster("o"), API: cluster("t", "1")}
+    for key, resource in own.items():
+        snapshot = Snapshot({CLUSTER: ResourceSet([resource], base=shared)})
+        delivered.validator.submit(key, snapshot, None, with_key=True)
+    async with running(delivered), asyncio.timeout(10):
+        while len(delivered.snapshots) < len(own):
+            await asyncio.sleep(0)
+    sets = {key: snapshot.of(CLUSTER) for key, snapshot in delivered.snapshots.items()}
+    assert {key: set(each) for key, each in sets.items()} == {
+        WEB: {"s", "w"},
+        OTHER: {"s", "o"},
+        API: {"s", "t"},
+    }
+    assert sets[API].root is shared
+    assert sets[WEB].root is sets[OTHER].root
 
 
 async def test_certificates_do_not_wait_for_validation(delivered):
@@ -253,3 +280,22 @@ async def test_a_set_that_was_not_judged_is_validated_again(delivered, monkeypat
         await delivered.submit(cluster("o"), base=shared)
         await delivered.submit(cluster("o"), base=shared)
     assert delivered.words.calls == [["s", "o"], ["o"]]
+
+
+async def test_what_was_not_judged_is_validated_once_that_is_possible(delivered, monkeypatch):
+    monkeypatch.setattr(validation, "RETRY_DELAY", 0.01)
+    attempts = []
+
+    async def unavailable(resources):
+        attempts.append([each.name for each in resources])
+        if len(attempts) == 4:
+            patched.undo()
+        return Refusals({}, resources)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(delivered.words, "validate", unavailable)
+        async with running(delivered), asyncio.timeout(10):
+            await delivered.submit(cluster("a", "bad"))
+            assert await delivered.scheduled.get() == WEB
+            await delivered.submit(cluster("a", "bad"))
+    assert delivered.validator.problem_of(WEB) == "Envoy refuses Cluster a: it is bad"

@@ -339,6 +339,16 @@ async def test_without_envoy_resources_are_served_by_default(commands, words, tm
     assert validator.runs == runs  # It is not tried again for each change.
 
 
+async def test_a_resource_that_crashes_envoy_is_served_but_not_accepted(tmp_path):
+    validator = EnvoyValidator(script(tmp_path, 'if [ "$(grep -ac bad $4)" != 0 ]; then kill -6 $$; fi'))
+    for _ in range(2):
+        refused = await validator.validate([resource(Cluster(name="good")), BAD])
+        assert not refused
+        assert refused.unjudged == {BAD}
+        assert validator.results == {"accepted": 1, "refused": 0, "unvalidated": 1}
+    assert not validator.unavailable
+
+
 async def test_without_a_directory_resources_are_served(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     validator = EnvoyValidator()

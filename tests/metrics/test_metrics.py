@@ -383,7 +383,7 @@ async def test_metric_names_follow_prometheus_conventions(plane: Plane):
 
 
 def validation(validator: Validator) -> SnapshotValidator:
-    return SnapshotValidator(validator, lambda *_: None, lambda _: True, lambda _: True)
+    return SnapshotValidator(validator, lambda *_: None, lambda _: True, lambda _: True, lambda _: None)
 
 
 async def test_validation_is_counted_by_result():

@@ -36,3 +36,12 @@ def test_the_reason_of_the_latest_version_counts():
     assert held.cluster_errors == {"web": "new"}
     held.forget_answered(lambda _: True)
     assert held.cluster_errors == {"web": "new"}
+
+
+def test_versions_of_one_resource_do_not_accumulate():
+    held = HeldBack()
+    for version in range(10):
+        held.update({Resource.of(CLUSTER, "web", str(version).encode()): f"reason {version}"})
+    assert (held.cluster_errors, held._repaired) == ({"web": "reason 9"}, {})
+    held.update({})
+    assert held._repaired == {(CLUSTER, "web"): "reason 9"}

@@ -103,8 +103,11 @@ class EnvoyValidator:
         self._timeout = timeout
         self.if_unavailable: IfUnavailable = if_unavailable
         """What to do if Envoy is missing or too slow."""
-        self._verdicts: OrderedDict[_Key, str] = OrderedDict()
-        """Why each resource is refused, or an empty string; least recently used first."""
+        self._verdicts: OrderedDict[_Key, str | None] = OrderedDict()
+        """Why each resource is refused, or an empty string; None if it crashed Envoy and is served.
+
+        Least recently used first.
+        """
         self._lock = asyncio.Lock()
         self._is_base_valid = False
         self._unavailable_until = 0.0
@@ -125,13 +128,14 @@ class EnvoyValidator:
             unknown = {
                 _key(resource): resource for resource in candidates if _key(resource) not in self._verdicts
             }
-            new: dict[_Key, str] = {}
+            new: dict[_Key, str | None] = {}
             for batch in _batches(list(unknown.values())):
                 verdicts = await self._judge(batch)
                 refused = sum(map(bool, verdicts.values()))
+                judged = sum(verdict is not None for verdict in verdicts.values())
                 self.results["refused"] += refused
-                self.results["accepted"] += len(verdicts) - refused
-                self.results["unvalidated"] += len(batch) - len(verdicts)
+                self.results["accepted"] += judged - refused
+                self.results["unvalidated"] += len(batch) - judged
                 new |= verdicts
                 await asyncio.sleep(0)
             reasons = {
@@ -145,7 +149,7 @@ class EnvoyValidator:
             (resource for resource, reason in reasons.items() if reason is None),
         )
 
-    def _remember(self, candidates: Sequence[Resource], new: Mapping[_Key, str]) -> None:
+    def _remember(self, candidates: Sequence[Resource], new: Mapping[_Key, str | None]) -> None:
         self._verdicts.update(new)
         for resource in candidates:
             if (key := _key(resource)) in self._verdicts:
@@ -153,9 +157,11 @@ class EnvoyValidator:
         while len(self._verdicts) > MAX_VERDICTS:
             self._verdicts.popitem(last=False)
 
-    async def _judge(self, batch: Sequence[Resource]) -> dict[_Key, str]:
+    async def _judge(self, batch: Sequence[Resource]) -> dict[_Key, str | None]:
         """Return the verdict on each resource; none on resources that could not be judged."""
-        verdicts = await asyncio.to_thread(lambda: {_key(each): undecodable(each) for each in batch})
+        verdicts: dict[_Key, str | None] = await asyncio.to_thread(
+            lambda: {_key(each): undecodable(each) for each in batch}
+        )
         pending = [resource for resource in batch if not verdicts[_key(resource)]]
         while pending:
             search = _Search(MAX_RUNS)
@@ -166,8 +172,8 @@ class EnvoyValidator:
             except _UnavailableError as error:
                 unavailable = str(error)
             self._report(unavailable)
-            verdicts |= search.refused
-            pending = [resource for resource in pending if _key(resource) not in search.refused]
+            verdicts |= search.verdicts
+            pending = [resource for resource in pending if _key(resource) not in search.verdicts]
             if self.if_unavailable == "warn":
                 if search.unjudged:
                     log.warning(
@@ -209,8 +215,9 @@ class EnvoyValidator:
             await self._check_base()
         if len(resources) == 1:
             if run.outcome is Outcome.REFUSED or self.if_unavailable == "block":
-                search.refused[_key(resources[0])] = search.message
+                search.verdicts[_key(resources[0])] = search.message
             else:
+                search.verdicts[_key(resources[0])] = None
                 what = resources[0].description
                 log.warning("serving resource without validation", resource=what, problem=search.message)
         else:
@@ -278,7 +285,8 @@ class _Search:
         self.runs_left = max_runs
         self.message = ""
         """Envoy's last error message."""
-        self.refused: dict[_Key, str] = {}
+        self.verdicts: dict[_Key, str | None] = {}
+        """Why a resource is refused; None if it crashed Envoy and is served."""
         self.unjudged: list[Resource] = []
         """Resources that no run was left for."""
 

@@ -35,9 +35,6 @@ class PodQueue(Protocol):
     def schedule(self, key: PodName, changed_at: float | None = None) -> None:
         """Queue a pod to be served."""
 
-    def forget(self, key: PodName) -> None:
-        """Forget a pod without streams."""
-
 
 class Connections:
     """The registry of streams, for the servers (`xds.server.Proxies`).
@@ -48,7 +45,13 @@ class Connections:
     """
 
     def __init__(
-        self, mesh: Callable[[], Mesh], proxies: ProxyTracker, queue: PodQueue, *, serve_keys: bool
+        self,
+        mesh: Callable[[], Mesh],
+        proxies: ProxyTracker,
+        queue: PodQueue,
+        forget: Callable[[PodName], None],
+        *,
+        serve_keys: bool,
     ) -> None:
         """Create a registry without streams.
 
@@ -56,6 +59,7 @@ class Connections:
             mesh: returns the current mesh.
             proxies: tracks the progress of proxies.
             queue: serves pods.
+            forget: called when the last stream of a pod has ended.
             serve_keys: whether plaintext streams get private keys.
         """
         self.streams: dict[PodName, set[Subscriber]] = {}
@@ -66,7 +70,7 @@ class Connections:
         """Addresses of pods that were deleted recently, for reports of observed traffic."""
         self._mesh = mesh
         self._proxies = proxies
-        self._queue = queue
+        self._queue, self._forget = queue, forget
         self._serve_keys = serve_keys
 
     def connect(self, node: Node, stream: StreamInfo) -> Subscriber:
@@ -109,7 +113,7 @@ class Connections:
         if not streams:
             del self.streams[key]
             self.sidecars.disconnected(key, clock())
-            self._queue.forget(key)
+            self._forget(key)
 
     def features(self, key: PodName) -> Features:
         """Return the features of a pod's Envoys.
@@ -122,8 +126,9 @@ class Connections:
         return features_of(stream.node for stream in trusted or streams)
 
     def is_delta(self, key: PodName) -> bool:
-        """Return whether all streams of a pod use the delta variant."""
-        return all(stream.stream.variant is Variant.DELTA for stream in self.streams.get(key, ()))
+        """Return whether a pod has streams, and all of them use the delta variant."""
+        streams = self.streams.get(key, ())
+        return bool(streams) and all(stream.stream.variant is Variant.DELTA for stream in streams)
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         """Record a subscription, an ACK or a NACK. The server logs NACKs.

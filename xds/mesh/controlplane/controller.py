@@ -97,15 +97,20 @@ class Controller:
         self.publisher = Publisher(self._wake, self.stats)
         """Queue of pods to serve."""
         self.connections = Connections(
-            lambda: self.mesh, self.rollouts.proxies, self.publisher, serve_keys=serve_keys
+            lambda: self.mesh,
+            self.rollouts.proxies,
+            self.publisher,
+            self._forget_snapshots,
+            serve_keys=serve_keys,
         )
         """Registry of streams, for the servers."""
         self.validation = (
             SnapshotValidator(
                 validator,
                 self._deliver,
-                lambda key: self.mesh.pod(*key) is not None,
+                lambda key: key in self.connections.streams and self.mesh.pod(*key) is not None,
                 self.connections.is_delta,
+                self.publisher.schedule,
             )
             if validator
             else None
@@ -315,6 +320,12 @@ class Controller:
             self.rollouts.proxies.held_back(key, self.validation.held_back_from(key))
         streams = self.connections.streams.get(key, ())
         publish(snapshot, changed_at, streams, self.connections.may_receive_key, with_key=with_key)
+
+    def _forget_snapshots(self, key: PodName) -> None:
+        """Forget the snapshots that wait for a pod without streams."""
+        self.publisher.forget(key)
+        if self.validation:
+            self.validation.disconnected(key, is_replicated=self.rollouts.proxies.is_replicated)
 
     async def _wait_for_work(self) -> None:
         """Wait for an event, the end of a debounce, or the next rollout check."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from math import inf
 from typing import NamedTuple, TypeAlias
@@ -17,14 +18,17 @@ import structlog
 from xds.introspect.cooperative import Checkpoint
 from xds.mesh.model.objects import Problem
 from xds.mesh.rollout.proxies import PodName
+from xds.server.stream import now as clock
 from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
-from xds.validation import EnvoyValidator, Validator, find_refused
+from xds.validation import EnvoyValidator, Refusals, Validator, find_refused
 
 log = structlog.get_logger(__name__)
 
 Deliver: TypeAlias = Callable[[PodName, Snapshot, float | None, bool], None]
 """Publishes a pod's snapshot to its streams: pod, snapshot, time of the oldest change, with private key."""
 
+RETRY_DELAY = 30.0
+"""Seconds after which resources that were served while Envoy was unavailable are validated again."""
 MAX_SETS = 4096
 """Maximum number of resource sets that are remembered as valid."""
 
@@ -42,24 +46,27 @@ class _Pending(NamedTuple):
 class SnapshotValidator:
     """Validates the snapshots of pods, and delivers them with the last good version of refused resources.
 
-    Secrets are not validated: private keys do not leave the process, and their renewal waits for nothing.
+    Secrets are not validated, because private keys do not leave the process. Their renewal waits only for the
+    first snapshot of a pod.
 
     Args:
         validator: validates resources.
         deliver: publishes a snapshot.
-        exists: returns whether a pod is in the mesh.
+        is_served: returns whether a pod is in the mesh and has streams.
         is_delta: returns whether all streams of a pod use the delta variant.
+        schedule: has a snapshot of a pod submitted again.
     """
 
     def __init__(
         self,
         validator: Validator,
         deliver: Deliver,
-        exists: Callable[[PodName], bool],
+        is_served: Callable[[PodName], bool],
         is_delta: Callable[[PodName], bool],
+        schedule: Callable[[PodName], None],
     ) -> None:
-        self._validator, self._deliver, self._exists = validator, deliver, exists
-        self._is_delta = is_delta
+        self._validator, self._deliver, self._is_served = validator, deliver, is_served
+        self._is_delta, self._schedule = is_delta, schedule
         self.envoy = validator if isinstance(validator, EnvoyValidator) else None
         """The validator, if it is Envoy."""
         self._waiting: dict[PodName, _Pending] = {}
@@ -72,6 +79,10 @@ class SnapshotValidator:
         """Type and version of root sets without refused resources."""
         self._held_back: dict[PodName, Mapping[Resource, str]] = {}
         """Resources that are held back from each pod, with the reasons."""
+        self._unjudged: frozenset[Resource] = frozenset()
+        """Some of the resources that were served because Envoy was unavailable; empty if there is none."""
+        self._retry_at = inf
+        """When to validate them again, in seconds of the event loop's clock."""
         self._logged: set[Resource] = set()
         """Resources that are held back and were logged."""
 
@@ -84,6 +95,10 @@ class SnapshotValidator:
         """Return the resources that are held back from a pod, with messages."""
         held = self._held_back.get(key)
         return {each: f"held back, {_message(each, reason)}" for each, reason in held.items()} if held else {}
+
+    def is_pending(self, key: PodName) -> bool:
+        """Return whether a snapshot of a pod waits for validation or is being validated."""
+        return key in self._waiting or key in self._running
 
     @property
     def problems(self) -> list[Problem]:
@@ -131,21 +146,48 @@ class SnapshotValidator:
         self._waiting[key] = _Pending(snapshot, changed_at, with_key)
         self._wake.set()
 
-    def forget(self, key: PodName) -> None:
-        """Forget a pod that was deleted."""
+    def disconnected(self, key: PodName, *, is_replicated: bool) -> None:
+        """Forget what waits for a pod without streams.
+
+        With several replicas, forget its last snapshot, too: when it returns, it may have a newer one.
+        """
         self._waiting.pop(key, None)
         self._running.pop(key, None)
-        self._last.pop(key, None)
         self._held_back.pop(key, None)
+        if is_replicated:
+            self._last.pop(key, None)
+
+    def forget(self, key: PodName) -> None:
+        """Forget a pod that was deleted."""
+        self.disconnected(key, is_replicated=True)
 
     async def run(self) -> None:
         """Validate snapshots until cancelled."""
         while True:
-            await self._wake.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._retry_at if self._unjudged else None):
+                    await self._wake.wait()
             self._wake.clear()
+            if self._unjudged and clock() >= self._retry_at:
+                await self._retry()
             self._running, self._waiting = self._waiting, {}
             await self._validate()
             self._log()
+
+    async def _retry(self) -> None:
+        """Have all snapshots validated again if Envoy is available now."""
+        refused = await find_refused(self._validator, list(self._unjudged))
+        if self._is_unavailable(refused):
+            self._retry_at = clock() + RETRY_DELAY
+            return
+        self._unjudged = frozenset()
+        for key in filter(self._is_served, self._last):
+            self._schedule(key)
+
+    def _is_unavailable(self, refused: Refusals) -> bool:
+        """Return whether resources were not judged because the validator was unavailable."""
+        # A resource that crashes Envoy is never judged.
+        return bool(refused.unjudged) and (self.envoy is None or bool(self.envoy.unavailable))
 
     async def _validate(self) -> None:
         """Validate the running batch, and deliver it without the pods that are forgotten meanwhile."""
@@ -161,6 +203,8 @@ class SnapshotValidator:
                 resources.update((resource_set[name], None) for name in resource_set.layered_names())
             await checkpoint()
         refused = await find_refused(self._validator, list(resources))
+        if not self._unjudged and self._is_unavailable(refused):
+            self._unjudged, self._retry_at = refused.unjudged, clock() + RETRY_DELAY
         if len(self._valid) + len(roots) > MAX_SETS:
             self._valid.clear()
         doubtful = [*refused, *refused.unjudged]
@@ -171,7 +215,7 @@ class SnapshotValidator:
         while self._running:
             pod = next(iter(self._running))
             pending = self._running.pop(pod)
-            if self._exists(pod):
+            if self._is_served(pod):
                 self._publish(pod, pending, refused, substitutes)
             await checkpoint()
 
@@ -186,7 +230,7 @@ class SnapshotValidator:
 
         If no good version is known, as after a restart, the sidecar keeps the version that it may have. A
         sidecar with the state-of-the-world variant would delete that, so it gets the refused version, and
-        rejects it.
+        rejects it. That version stays in its snapshots until one passes.
         """
         snapshot, last = pending.snapshot, self._last.get(pod)
         # A newer snapshot that waits may have a renewed certificate.
@@ -203,7 +247,7 @@ class SnapshotValidator:
             self._held_back.pop(pod, None)
         if last or not held or self._is_delta(pod):
             snapshot = _with_last_good(snapshot, held, last or Snapshot(), substitutes)
-            self._last[pod] = replace(snapshot, types=dict(_validated(snapshot)))
+        self._last[pod] = replace(snapshot, types=dict(_validated(snapshot)))
         self._deliver(pod, snapshot, pending.changed_at, newest.with_key)
 
     def _log(self) -> None:
@@ -211,7 +255,7 @@ class SnapshotValidator:
         for resource, reason in held.items():
             if resource not in self._logged:
                 log.warning(
-                    "resource refused by Envoy, proxies keep its last good version",
+                    "resource refused by Envoy, proxies keep the version that they have",
                     type=resource.type_url.rpartition(".")[2],
                     name=resource.name,
                     sources=resource.sources,
@@ -241,7 +285,7 @@ def _with_last_good(
     """Return a snapshot with the last version of some resources, or without those that have none."""
     types = dict(snapshot.types)
     for type_url in {resource.type_url for resource in held}:
-        names = sorted(resource.name for resource in held if resource.type_url == type_url)
+        names = frozenset(resource.name for resource in held if resource.type_url == type_url)
         types[type_url] = _substitute(types[type_url], last.of(type_url), names, substitutes)
     unknown = ((each.type_url, each.name) for each in held if each.name not in last.of(each.type_url))
     return replace(snapshot, types=types, kept=frozenset(unknown))
@@ -250,18 +294,26 @@ def _with_last_good(
 def _substitute(
     resources: ResourceSet,
     last: ResourceSet,
-    names: list[str],
+    names: frozenset[str],
     substitutes: dict[Hashable, ResourceSet],
 ) -> ResourceSet:
-    """Return a set with the last version of some resources, or without those that have none."""
-    known = [last[name] for name in names if name in last]
-    key = resources.version, tuple(names), tuple(known)
+    """Return a set with the last version of some resources, or without those that have none.
+
+    Pods that share the root of `resources` share that of the result.
+    """
+    known = tuple(last[name] for name in sorted(names) if name in last)
+    key = resources.version, names, known
     if key not in substitutes:
-        if len(known) == len(names):
-            substitutes[key] = ResourceSet(known, base=resources)
-        else:
-            others = (resource for resource in resources.values() if resource.name not in names)
-            substitutes[key] = ResourceSet((*others, *known))
+        base, own = resources, []
+        if unknown := names - {resource.name for resource in known}:
+            base = resources.root
+            own = [resources[name] for name in resources.layered_names() if name not in names]
+            if any(name in base for name in unknown):
+                root_key = base.version, unknown
+                if root_key not in substitutes:
+                    substitutes[root_key] = base.updated(removed=unknown)
+                base = substitutes[root_key]
+        substitutes[key] = ResourceSet((*own, *known), base=base)
     return substitutes[key]
 
 
@@ -276,5 +328,5 @@ def _problem(source: str, reason: str, resources: list[Resource]) -> Problem:
     subject, _, origin = source.removesuffix(")").partition(" (")
     more = f" and {len(resources) - 1} more" if len(resources) > 1 else ""
     what = f"Envoy refuses {resources[0].description}{more}: {reason}"
-    hint = f"fix {subject}; sidecars keep the last good configuration"
+    hint = f"fix {subject}; sidecars keep the version that they have"
     return Problem(where=origin or subject, what=what, hint=hint, subject=subject)

@@ -147,8 +147,9 @@ class _Stream:
 
     def has_answered(self, type_url: str) -> bool:
         """Return whether the proxy has ACKed or NACKed all resources of a type in its latest snapshot."""
-        session = self.subscriber.session
-        return session is not None and not self.subscriber.changed.is_set() and session.has_answered(type_url)
+        session, snapshot = self.subscriber.session, self.subscriber.snapshot
+        is_current = snapshot is not None and not self.subscriber.changed.is_set()
+        return session is not None and is_current and session.has_answered(type_url)
 
     def progress(self, now: float, *, lacks_listener: bool) -> Progress:
         """Return the active generations.
@@ -195,8 +196,13 @@ class _Proxy:
     """Its state since the last stream ended; None once another stream replaces it."""
     has_reported: bool = False
     """Whether it has subscribed to listeners, and thereby reported those that it had."""
-    held_back: HeldBack = field(default_factory=HeldBack)
-    """Resources that validation holds back from it."""
+    held_back: HeldBack | None = None
+    """Resources that validation holds back from it; None if none was."""
+
+    @property
+    def lacks_listener(self) -> bool:
+        """Whether validation holds its inbound listener back."""
+        return self.held_back is not None and bool(self.held_back.listener_error)
 
     def has_answered(self, type_url: str) -> bool:
         """Return whether the proxy is connected, and all its streams have answered a type."""
@@ -276,7 +282,7 @@ class ProxyTracker:
             # With several replicas, the proxy most probably reconnects to another one.
             outlasts_grace = subscriber.session.is_subscribed(LISTENER) and not self.is_replicated
             last = _Part(
-                stream.progress(now, lacks_listener=bool(proxy.held_back.listener_error)),
+                stream.progress(now, lacks_listener=proxy.lacks_listener),
                 is_client=True,
                 is_server=True,
                 caught_up_at=stream.caught_up_at,
@@ -295,7 +301,10 @@ class ProxyTracker:
         Rollouts treat them as if the proxy had rejected them.
         """
         if self._rollout.timeout is not None and (proxy := self._proxies.get(key)):
-            proxy.held_back.update(resources)
+            if resources and not proxy.held_back:
+                proxy.held_back = HeldBack()
+            if proxy.held_back:
+                proxy.held_back.update(resources)
 
     def pod_deleted(self, key: PodName) -> None:
         """Forget what a deleted pod reported."""
@@ -371,7 +380,8 @@ class ProxyTracker:
         delay = WORKER_DELAY + classification_delay(mesh.config)
         for key, proxy in tuple(self._proxies.items()):
             self._update_away(mesh, key, proxy, now)
-            proxy.held_back.forget_answered(proxy.has_answered)
+            if held_back := proxy.held_back:
+                held_back.forget_answered(proxy.has_answered)
             if mesh.pod(*key) is None:
                 continue
             namespace, pod = key
@@ -389,11 +399,12 @@ class ProxyTracker:
                         rejected_listeners[ref] = error
                     if errors := _cluster_errors(session):
                         rejected_clusters.setdefault(name, {}).update(errors)
-            held_back = proxy.held_back
-            if is_detailed and ref in servers and (error := held_back.listener_error):
-                rejected_listeners[ref] = error
-            if is_detailed and name in clients and (errors := held_back.cluster_errors):
-                rejected_clusters.setdefault(name, {}).update(errors)
+            if is_detailed and held_back:
+                # A server that is away may time out: what is held back from it does not change meanwhile.
+                if ref in servers and proxy.streams and (error := held_back.listener_error):
+                    rejected_listeners[ref] = error
+                if name in clients and (errors := held_back.cluster_errors):
+                    rejected_clusters.setdefault(name, {}).update(errors)
         return Report(
             generation=mesh.served.generation,
             is_alone=is_alone,
@@ -427,8 +438,9 @@ def _parts(proxy: _Proxy, now: float, *, is_detailed: bool) -> Iterator[_Part]:
     """
     for stream in proxy.streams.values():
         if stream.counts:
-            lacks_listener = bool(proxy.held_back.listener_error)
-            progress = stream.progress(now, lacks_listener=lacks_listener) if is_detailed else _NO_PROGRESS
+            progress = (
+                stream.progress(now, lacks_listener=proxy.lacks_listener) if is_detailed else _NO_PROGRESS
+            )
             is_server = stream.may_be_server(now)
             yield _Part(progress, is_client=True, is_server=is_server, caught_up_at=stream.caught_up_at)
     if away := proxy.away:

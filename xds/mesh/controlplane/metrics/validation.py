@@ -33,7 +33,7 @@ class ValidationMetrics(Collector):
             return
         resources = CounterMetricFamily(
             "xds_validation_resources",
-            "Distinct resources by result of their validation; unvalidated: Envoy gave no result.",
+            "Results; unvalidated: Envoy gave none. While it is missing, each change counts again.",
             labels=("result",),
         )
         for result in RESULTS:
