@@ -129,6 +129,7 @@ async def test_rejections_set_during_an_answer_stay(store, client):
     client.hold(CLUSTER)
     client.reject(CLUSTER, "web")
     answer = asyncio.create_task(client.answer(CLUSTER, "no"))
+    await asyncio.sleep(0)  # `answer` waits for the response before this test does.
     store.set(eds_cluster("other"), assignment("other"))
     async with client._sending:  # Let the answer wait.
         await client.wait_for(lambda: client.conversation[-1].startswith("< CDS other"))
