@@ -8,6 +8,7 @@ from contextlib import nullcontext, suppress
 import pytest
 
 from tests.library.clients import Words, cluster, connected, content, serving
+from tests.library.messages import routes
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.resources import CLUSTER
@@ -210,6 +211,24 @@ async def test_a_server_validates_what_was_set_before(words):
         await settled(store)
         assert client.names == ["a", "b"]
     assert content(store) == {"a": "", "b": "1"}
+
+
+async def test_what_was_set_before_keeps_its_labels(words):
+    store = Store()
+    for label, resource, group in (
+        ("rel1", cluster("a"), ""),
+        ("rel2", cluster("b"), "g"),
+        ("rel3", cluster("c", "bad"), "h"),
+    ):
+        with store.change(label=label) as change:
+            change.set(resource, group=group)
+    store.set(routes("r"))
+    expected = store.view("n", "g")
+    XdsServer(store, "127.0.0.1:0", validate=words)
+    await settled(store)
+    assert store.view("n", "g").of(CLUSTER).label == "rel1+rel2"
+    assert store.view("n", "h").of(CLUSTER).label == "rel1"
+    assert store.view("n", "g") == expected
 
 
 async def test_a_server_may_name_the_store_s_own_validator(store, words):

@@ -91,7 +91,8 @@ class Store:
             raise RuntimeError("clients are connected: set the validator before the server starts")
         self._served, self._queue = Contents(), ValidationQueue(validator, self._serve)
         if self._contents.initialized:
-            self._queue.add(changes_between(Checkpoint(self, {}), self.checkpoint()))
+            for change in changes_between(Checkpoint(self, {}), self.checkpoint()):
+                self._queue.add(change)
             self._queue.start()
 
     # --- resources ---
@@ -253,7 +254,7 @@ class Store:
             raise ValueError("the checkpoint is of another store")
         back = changes_between(self.checkpoint(), checkpoint)
         with self.change() as change:
-            change.steps += back.steps
+            change.steps += (step for each in back for step in each.steps)
 
     def last_good(self, node: str) -> Snapshot | None:
         """Return the newest snapshot of a connected node that it has ACKed entirely; None if there is none.
