@@ -190,7 +190,8 @@ class Store:
     def _keep(self, contents: Contents) -> None:
         """Let clients that reconnect keep held-back resources without a last good version."""
         if self._queue:
-            contents.keep(self._queue.without_good_version(contents))
+            kept = self._queue.without_good_version(contents)
+            contents.keep(kept, self._queue.refused_from_start(kept))
 
     def _emit_held_back(self, items: Collection[HeldBack]) -> None:
         """Emit an event for each client that was to get some of the refused resources of a change."""
@@ -333,6 +334,7 @@ class Store:
                 self._contents, self._served = trial.desired, trial.served
                 if self._queue:
                     self._queue.forget(replaced)
+                    self._queue.is_started = True
                     self._keep(self._served)
             finally:
                 self._trial = None
