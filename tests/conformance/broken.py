@@ -136,6 +136,12 @@ class RepeatsNames(Broken):
         response.resources.extend(list(response.resources))
 
 
+class SendsNoNames(Broken):
+    def change_response(self, response: Any) -> None:
+        for resource in response.resources:
+            resource.ClearField("name")
+
+
 class SendsUnrequested(Broken):
     def change_request(self, request: Any) -> None:
         names = request.resource_names_subscribe if self.is_delta else request.resource_names

@@ -82,6 +82,7 @@ FAULTS = [
     (broken.IgnoresReportedVersions, DELTA, {"R36"}),
     (broken.HasAWildcardForRoutes, Variant, {"R23"}),
     (broken.RepeatsNames, Variant, {"R30"}),
+    (broken.SendsNoNames, DELTA, {"R22"}),
     (broken.SendsUnrequested, Variant, {"R28"}),
     (broken.SetsCanary, SOTW, {"R48"}),
     (broken.HasNoIdentifier, Variant, {"R46"}),

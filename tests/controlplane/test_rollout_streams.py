@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -22,6 +25,7 @@ from tests.controlplane.world import running
 from tests.policy.world import peer, pod
 from tests.support.waiting import eventually
 from xds.mesh.model.objects import Change, Ref
+from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.proxies import State
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
@@ -46,13 +50,35 @@ async def becomes_strict_soon(controller, web: Sidecar) -> None:
     assert time.monotonic() < started_at + SOON
 
 
-async def make_change_due(controller) -> None:
-    """Let an unrelated change be due, so that it is applied while the next sidecar connects."""
-    await until_checked_twice(controller)
-    controller.change(Change(applied=(pod("unrelated", "ns"),)))
-    due = time.monotonic() + 0.1
-    while time.monotonic() < due:
-        pass  # Keep the loop busy, so that the change is applied before anything else.
+@asynccontextmanager
+async def change_due_at_connection(controller) -> AsyncIterator[list[Report]]:
+    """Let an unrelated change be due when a sidecar connects, so that it is applied before the next push.
+
+    Yield the reports from then on.
+    """
+    connect, collect_report = controller.connections.connect, controller.rollouts.proxies.collect_report
+    pending, reports = [], []
+
+    def connect_with_change(node: Node, stream: StreamInfo) -> Subscriber:
+        controller.change(Change(applied=(pod("unrelated", "ns"),)))
+        due = time.monotonic() + 0.1
+        while time.monotonic() < due:
+            pass  # Keep the loop busy, so that the change is applied before anything else.
+        subscriber = connect(node, stream)
+        pending.append(len(controller.batcher))
+        return subscriber
+
+    def record(*args: Any, **options: Any) -> Report:
+        report = collect_report(*args, **options)
+        if pending:
+            reports.append(report)
+        return report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(controller.connections, "connect", connect_with_change)
+        patch.setattr(controller.rollouts.proxies, "collect_report", record)
+        yield reports
+    assert pending == [1]
 
 
 async def test_reconnected_client_counts_before_it_is_served() -> None:
@@ -63,10 +89,11 @@ async def test_reconnected_client_counts_before_it_is_served() -> None:
             set_mode(controller, "STRICT")
             await client.wait_for(lambda: client.uses_mtls(WEB))
             await until_waiting_for(controller, "clients")
-        await make_change_due(controller)
-        async with other:
+        await until_checked_twice(controller)
+        async with change_due_at_connection(controller) as reports, other:
             await eventually(lambda: not controller.batcher, timeout=WITHIN)
             await until_checked_twice(controller)
+            assert all("other.ns" in report.clients.named for report in reports)
             (wait,) = waits(controller)
             assert "other.ns" in wait.lagging
             (transition,) = transitions(controller)
@@ -81,8 +108,8 @@ async def test_reconnected_server_counts_before_it_is_served() -> None:
             set_mode(controller, "STRICT")
             await until_waiting_for(controller, "listener")
         controller.rollouts.proxies._recovery_ends = 0.0  # long after the start
-        await make_change_due(controller)
-        async with web:
+        await until_checked_twice(controller)
+        async with change_due_at_connection(controller), web:
             await eventually(lambda: not controller.batcher, timeout=WITHIN)
             await until_checked_twice(controller)
             assert not client.uses_mtls(WEB)

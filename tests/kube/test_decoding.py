@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -12,8 +14,9 @@ from hypothesis import strategies as st
 
 from tests.parse.junk import JUNK, OBJECTS, places
 from xds.mesh.kube.decoding import MAX_DEPTH, TOO_DEEP, decode_json, list_decoder
+from xds.mesh.model.objects import Pod
 from xds.mesh.parse import parse
-from xds.mesh.parse.core import UsedPod
+from xds.mesh.parse.core import Phase, UsedPod
 
 CUT = json.loads(TOO_DEEP)
 
@@ -79,24 +82,60 @@ def test_unused_fields_of_pods_have_no_effect(junk: list[tuple[int, Any]]) -> No
 class Recording(dict[str, Any]):
     """A mapping that records which keys were read."""
 
-    read: set[str]
+    def __init__(self, value: dict[str, Any]) -> None:
+        super().__init__(value)
+        self.read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
         self.read.add(key)
         return super().get(key, default)
 
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
 
-@pytest.mark.parametrize(
-    ("part", "value"), [("metadata", {"name": "a", "namespace": "b"}), ("spec", {}), ("status", {})]
-)
-def test_all_fields_of_pods_that_are_read_are_decoded(part: str, value: dict[str, Any]) -> None:
-    mapping = Recording(value)
-    mapping.read = set()
-    pod = {"metadata": {"name": "a", "namespace": "b"}, part: mapping}
-    assert parsed(pod)
-    known = dict.fromkeys(mapping.read, value.get("name"))
-    [decoded] = decode_pods(json.dumps({"items": [{part: known}]}).encode())["items"]
-    assert decoded == {part: known}
+
+FULL_POD = {
+    "metadata": {**POD["metadata"], "uid": "1", "resourceVersion": "2", "annotations": {}},
+    "spec": {
+        **POD["spec"],
+        "initContainers": [{"name": "init", "restartPolicy": "Always"}],
+        "serviceAccountName": "",
+        "serviceAccount": "web",
+        "hostname": "web",
+        "subdomain": "web",
+    },
+    "status": {
+        **POD["status"],
+        "podIPs": [{"ip": "10.1.0.1"}, {"ip": "fd00::1"}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+    },
+}
+
+
+def pods() -> Iterator[dict[str, Any]]:
+    """Yield small and full pods in every phase, deleted or not: what is read can depend on all of these."""
+    for pod, phase, deleted in product((POD, FULL_POD), (None, *Phase), (None, "2020-01-01T00:00:00Z")):
+        yield {
+            "metadata": {**pod["metadata"], "deletionTimestamp": deleted},
+            "spec": pod["spec"],
+            "status": {**pod["status"], "phase": phase},
+        }
+
+
+@pytest.mark.parametrize(("part", "used"), get_type_hints(UsedPod).items())
+def test_exactly_the_fields_of_pods_that_are_read_are_decoded(part: str, used: type) -> None:
+    read: set[str] = set()
+    for pod in pods():
+        recording = Recording(pod[part])
+        fact, problems = parsed({**pod, part: recording})
+        assert isinstance(fact, Pod)
+        assert problems == []
+        read |= recording.read
+    assert read == set(get_type_hints(used))
+    values = dict.fromkeys(read, "value")
+    [decoded] = decode_pods(json.dumps({"items": [{part: values}]}).encode())["items"]
+    assert decoded == {part: values}
 
 
 def test_list_that_is_not_as_expected_is_decoded_in_full() -> None:

@@ -16,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from tests.library.clients import cluster
 from tests.library.messages import api_listener, assignment, eds_cluster, routes
+from tests.server.proxies import Client
 from xds.codec import encode_counts
 from xds.protocol import wire
 from xds.protocol.session import Session, Variant
@@ -234,19 +235,19 @@ async def test_applied_waits_for_clients_that_connect(store, connect):
     assert [client.node.id for client in await done] == ["edge.2", "edge.3"]
 
 
-async def test_applied_waits_for_references(store, connect):
-    store.replace([])
-    node = await connect()
-    node.hold(LISTENER)
-    node.hold(ROUTE)
-    await node.take()
-    await node.take(LISTENER)
+async def test_applied_waits_for_references(store, xds_server, variant):
+    """A client that has ACKed all that it requested is about to request what its listener refers to."""
     store.set(api_listener("l", "r"), routes("r"))
-    done = asyncio.create_task(store.applied())
-    await node.take(LISTENER)
-    assert await is_waiting(done)
-    await node.take(ROUTE)
-    await done
+    async with grpc.aio.insecure_channel(xds_server.address) as channel:
+        client = Client(channel, variant)
+        await client.ask(LISTENER)
+        await client.ask(LISTENER, nonce=(await client.get()).nonce)
+        done = asyncio.create_task(store.applied(at_least=1))
+        assert await is_waiting(done)
+        await client.ask(ROUTE, "r")
+        names = ("r",) if variant is Variant.SOTW else ()
+        await client.ask(ROUTE, *names, nonce=(await client.get()).nonce)
+        assert len(await done) == 1
 
 
 async def test_applied_raises_nack_error_until_fixed(store, connect):

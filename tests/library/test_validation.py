@@ -8,6 +8,7 @@ from contextlib import nullcontext, suppress
 import pytest
 
 from tests.library.clients import Words, cluster, connected, content, serving
+from tests.library.messages import routes
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.resources import CLUSTER
@@ -212,6 +213,24 @@ async def test_a_server_validates_what_was_set_before(words):
     assert content(store) == {"a": "", "b": "1"}
 
 
+async def test_what_was_set_before_keeps_its_labels(words):
+    store = Store()
+    for label, resource, group in (
+        ("rel1", cluster("a"), ""),
+        ("rel2", cluster("b"), "g"),
+        ("rel3", cluster("c", "bad"), "h"),
+    ):
+        with store.change(label=label) as change:
+            change.set(resource, group=group)
+    store.set(routes("r"))
+    expected = store.view("n", "g")
+    XdsServer(store, "127.0.0.1:0", validate=words)
+    await settled(store)
+    assert store.view("n", "g").of(CLUSTER).label == "rel1+rel2"
+    assert store.view("n", "h").of(CLUSTER).label == "rel1"
+    assert store.view("n", "g") == expected
+
+
 async def test_a_server_may_name_the_store_s_own_validator(store, words):
     store.set(cluster("a", "1"))
     await settled(store)
@@ -258,6 +277,46 @@ async def test_clients_keep_what_has_no_good_version_in_its_scope(store):
     await validated(store)
     assert client.snapshot.kept == frozenset()
     assert not store.held_back[0].node
+
+
+async def test_a_refused_override_is_not_replaced_by_a_wider_scope(store):
+    """After a restart, nodes may have an earlier version of the override, such as one with mutual TLS."""
+    store.set(cluster("a", "plaintext"), cluster("b"))
+    store.set(cluster("a", "bad"), node="n")
+    store.set(cluster("a", "bad"), group="g")
+    store.set(cluster("a", "special"), node="s")
+    await settled(store)
+    for node, group in (("n", "h"), ("x", "g")):
+        assert content(store, node, group) == {"b": ""}
+        assert kept(store, node, group) == {"a"}
+    assert content(store, "s", "g") == {"a": "special", "b": ""}
+    assert content(store, "x", "h") == {"a": "plaintext", "b": ""}
+    store.set(cluster("a", "still bad"), node="n")
+    store.set(cluster("b", "2"))
+    await settled(store)
+    assert content(store, "n", "h") == {"b": "2"}
+    store.set(cluster("a", "good"), node="n")
+    store.forget("s")
+    store.replace([], group="g")
+    await settled(store)
+    assert content(store, "n", "g") == {"a": "good", "b": "2"}
+    assert content(store, "s", "g") == {"a": "plaintext", "b": "2"}
+
+
+async def test_a_node_keeps_the_wider_scope_when_its_first_override_is_refused(store):
+    store.set(cluster("a", "all"))
+    await settled(store)
+    store.set(cluster("a", "bad"), node="n")
+    await settled(store)
+    assert content(store, "n") == {"a": "all"}
+
+
+async def test_what_a_rollout_has_served_stays_when_an_override_is_refused(store):
+    async with store.roll_out() as change:
+        change.set(cluster("a", "all"))
+    store.set(cluster("a", "bad"), node="n")
+    await settled(store)
+    assert content(store, "n") == {"a": "all"}
 
 
 async def test_a_rollout_of_a_good_version_ends_the_keeping(store):

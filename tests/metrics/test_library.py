@@ -7,7 +7,7 @@ import re
 import time
 
 import grpc.aio
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from typer.testing import CliRunner
 
 from tests.server.proxies import Client
@@ -47,6 +47,14 @@ async def test_store_has_metrics_and_status():
             assert re.search(r"RTDS waiting \d+s for an ACK$", line)
     finally:
         await server.stop()
+
+
+def test_scrape_selects_counters_by_name():
+    registry = CollectorRegistry()
+    StreamMetrics(registry)
+    selected = generate_latest(registry.restricted_registry(["xds_pushes_total"])).decode()
+    assert 'xds_pushes_total{type="cds"} 0.0' in selected
+    assert "xds_nacks_total" not in selected
 
 
 async def test_time_from_change_to_ack_is_measured():

@@ -72,6 +72,28 @@ def test_a_resource_that_is_no_longer_kept_is_removed():
     assert "CDS -a" in stream.settle()
 
 
+@pytest.mark.parametrize("kept", [["RDS r"], ["LDS l"], ["LDS l", "RDS r"]])
+def test_clusters_that_a_kept_resource_may_use_are_removed_when_it_is_repaired(kept):
+    served = {"CDS": "b=1", "EDS": "b=1", "LDS": "l=1>r", "RDS": "r=1"}
+    stream = reconnected(keeping(*kept, **served | {key[:3]: "" for key in kept}))
+    sent = stream.settle()
+    for stream.now in (61.0, 80_000.0):
+        sent += stream.settle()
+    assert sent == ["EDS -a"]  # Envoy keeps the endpoints.
+    stream.serve(keeping(**served | {"LDS": "l=2>r", "RDS": "r=2"}))
+    assert "CDS -a" in stream.settle()
+
+
+def test_clusters_that_a_kept_resource_may_use_are_removed_after_a_day():
+    stream = reconnected(keeping("RDS r", CDS="b=1", EDS="b=1", LDS="l=1>r", RDS=""))
+    sent = stream.settle()
+    for stream.now in (61.0, 86_399.0, 86_400.0, 86_459.0):
+        sent += stream.settle()
+    assert "CDS -a" not in sent
+    stream.now = 86_460.0
+    assert stream.settle() == ["CDS -a"]
+
+
 def test_a_client_without_a_kept_resource_is_not_sent_it():
     stream = Stream(Variant.DELTA, keeping("CDS a", "EDS a", CDS="b=1", EDS="b=1"))
     stream.ask("CDS")

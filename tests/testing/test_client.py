@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import pytest
 
@@ -107,6 +109,34 @@ async def test_responses_are_answered_one_by_one(store, client):
     client.timeout = 0.01
     with pytest.raises(AssertionError, match="a response of CDS"):
         await client.answer(CLUSTER)
+
+
+async def test_response_without_resources_is_rejected(store, client):
+    """In the SotW variant, the response is empty; in the delta variant, it only has a removal."""
+    client.hold(CLUSTER)
+    store.remove(CLUSTER, "web")
+    response = await client.answer(CLUSTER, "no")
+    assert response.resources == ()
+    assert client.conversation.nacks[-1].error == "no"
+    assert "web" in client.clusters
+    client.reject(CLUSTER, "other")
+    store.set(eds_cluster("other"))
+    await client.answer(CLUSTER)
+    assert client.conversation.nacks[-1].error.endswith("other: rejected by the test")
+
+
+async def test_rejections_set_during_an_answer_stay(store, client):
+    client.hold(CLUSTER)
+    client.reject(CLUSTER, "web")
+    answer = asyncio.create_task(client.answer(CLUSTER, "no"))
+    await asyncio.sleep(0)  # `answer` waits for the response before this test does.
+    store.set(eds_cluster("other"), assignment("other"))
+    async with client._sending:  # Let the answer wait.
+        await client.wait_for(lambda: client.conversation[-1].startswith("< CDS other"))
+        client.accept(CLUSTER, "web")
+        client.reject(CLUSTER, "more", "later")
+    await answer
+    assert [*client.model.rejected] == [(CLUSTER, "more")]
 
 
 async def test_rejection_with_a_condition(store, client):

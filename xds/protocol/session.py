@@ -77,8 +77,9 @@ class Session:
         patience: Seconds to wait for the client to ACK its clusters before listeners and routes are sent
             regardless.
         grace: Seconds to keep a removed resource while the client has not ACKed the removal of the resources
-            that use it. If the client rejected that removal, the resource is kept until the client ACKs an
-            update, for a day at most.
+            that use it. If the client rejected that removal, or keeps an earlier version of a resource that
+            may use it (`Snapshot.kept`), the resource is kept until the client ACKs an update, for a day at
+            most.
     """
 
     def __init__(
@@ -436,6 +437,9 @@ class Session:
         The time starts when no lingering resource uses them.
         """
         outdated_since = max(user.acks.outdated_since for user in users)
+        if any(len(self._releasable(user)) < len(user.lingering) for user in users):
+            # What the client keeps from an earlier stream may use any resource of that stream.
+            outdated_since = max(outdated_since, self._opened_at)
         has_outdated_users = outdated_since > -inf
         used = {ref for user in users for ref in user.lingering_refs()}
         for name in self._releasable(watch):
@@ -450,7 +454,7 @@ class Session:
                 lingering.since = now
             end = lingering.since + _MAX_REJECTED_AGE
             if has_outdated_users and watch.acks.first_sent_at(name) <= outdated_since and now < end:
-                # The client rejected an update, so it may still have a resource that uses this one.
+                # The client may still have an old version of a resource that uses this one.
                 lingering.until = None
                 self._deadline = min(self._deadline, end)
                 continue

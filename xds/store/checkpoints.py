@@ -22,9 +22,12 @@ class Checkpoint:
     """Resources that were set in each scope, by type."""
 
 
-def changes_between(before: Checkpoint, after: Checkpoint) -> Change:
-    """Return the change that turns one checkpoint into another. Its cost is that of the differences."""
-    change = Change()
+def changes_between(before: Checkpoint, after: Checkpoint) -> list[Change]:
+    """Return the changes that turn one checkpoint into another: one or more, each with a label of `after`.
+
+    Their cost is that of the differences.
+    """
+    changes: dict[str, Change] = {}
     for scope in {**before.sets, **after.sets}:
         old, new = before.sets.get(scope, _NO_TYPES), after.sets.get(scope, _NO_TYPES)
         for type_url in {**old, **new}:
@@ -33,5 +36,6 @@ def changes_between(before: Checkpoint, after: Checkpoint) -> Change:
             resources = tuple(new_set[name] for name in names if name in new_set)
             removed = tuple((type_url, name) for name in names if name not in new_set)
             if names:
+                change = changes.setdefault(new_set.label, Change(new_set.label))
                 change.steps.append(Step(scope, resources, removed))
-    return change
+    return list(changes.values()) or [Change()]

@@ -38,7 +38,10 @@ class RolledBack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourcesHeldBack:
-    """The validator refused resources of a change that the client was to get (see `Store.held_back`)."""
+    """The validator refused resources of a change that the client was to get (see `Store.held_back`).
+
+    Only connected clients have the event. `Store.roll_out` raises ValidationError instead.
+    """
 
     held_back: tuple[HeldBack, ...]
     """The refused resources, with their sources and the reasons."""

@@ -22,8 +22,9 @@ _MAX_NAMES = 10
 class HeldBack:
     """A resource that is not served, because the validator refused it.
 
-    Clients keep the last good version that was set in the same scope. If there is none, they do not get the
-    resource.
+    Clients get the last good version that was set in the same scope. If there is none, they get the resource
+    with its name that is set in a wider scope, except for what is refused before the first change is served:
+    after a restart, clients may have another version of it, which they keep.
     """
 
     resource: Resource
@@ -92,6 +93,10 @@ class ValidationQueue:
         self.validator = validator
         self.held_back: dict[tuple[Scope, str, str], HeldBack] = {}
         """Resources that are held back, by scope, type and name."""
+        self._from_start: set[tuple[Scope, str, str]] = set()
+        """Resources that are held back since before the first change was served, by scope, type and name."""
+        self.is_started = False
+        """Whether a change was served."""
         self._apply = apply
         self._changes: list[Change] = []
         self._task: asyncio.Task[None] | None = None
@@ -129,16 +134,21 @@ class ValidationQueue:
                 except ValueError as error:
                     # The change fits to what was set before, but not to what is served instead.
                     log.error("change not applied", problem=str(error))  # noqa: TRY400 - not a bug
+            self.is_started = True
             await asyncio.sleep(0)
 
     def _hold_back(self, change: Change, refused: Mapping[Resource, str]) -> None:
         """Record which resources of a change are held back."""
+        from_start = self._from_start.copy()
         for step in change.steps:
             self.forget(self.replaced([step]))
             for item in held_back([step], refused):
-                self.held_back[step.scope, item.resource.type_url, item.resource.name] = item
+                key = step.scope, item.resource.type_url, item.resource.name
+                self.held_back[key] = item
+                if not self.is_started or key in from_start:
+                    self._from_start.add(key)
                 log.warning(
-                    "resource held back, clients keep its last good version",
+                    "resource held back, clients keep the version that they have",
                     type=item.resource.type_url.rpartition(".")[2],
                     name=item.resource.name,
                     sources=item.resource.sources,
@@ -168,9 +178,24 @@ class ValidationQueue:
                 found.setdefault(scope, set()).add((type_url, name))
         return {scope: frozenset(keys) for scope, keys in found.items()}
 
+    def refused_from_start(
+        self, kept: Mapping[Scope, frozenset[ResourceKey]]
+    ) -> dict[Scope, frozenset[ResourceKey]]:
+        """Return which of some resources are held back since before the first change was served, by scope.
+
+        After a restart, a client may have an earlier version of them. The resource of a wider scope must not
+        replace it.
+        """
+        found = {
+            scope: frozenset(key for key in keys if (scope, *key) in self._from_start)
+            for scope, keys in kept.items()
+        }
+        return {scope: keys for scope, keys in found.items() if keys}
+
     def forget(self, items: Iterable[HeldBack]) -> None:
         """Forget resources, unless newer versions of them were refused since."""
         for item in items:
             key = Scope(item.node, item.group), item.resource.type_url, item.resource.name
             if self.held_back.get(key) is item:
                 del self.held_back[key]
+                self._from_start.discard(key)

@@ -91,7 +91,8 @@ class Store:
             raise RuntimeError("clients are connected: set the validator before the server starts")
         self._served, self._queue = Contents(), ValidationQueue(validator, self._serve)
         if self._contents.initialized:
-            self._queue.add(changes_between(Checkpoint(self, {}), self.checkpoint()))
+            for change in changes_between(Checkpoint(self, {}), self.checkpoint()):
+                self._queue.add(change)
             self._queue.start()
 
     # --- resources ---
@@ -189,7 +190,8 @@ class Store:
     def _keep(self, contents: Contents) -> None:
         """Let clients that reconnect keep held-back resources without a last good version."""
         if self._queue:
-            contents.keep(self._queue.without_good_version(contents))
+            kept = self._queue.without_good_version(contents)
+            contents.keep(kept, self._queue.refused_from_start(kept))
 
     def _emit_held_back(self, items: Collection[HeldBack]) -> None:
         """Emit an event for each client that was to get some of the refused resources of a change."""
@@ -253,7 +255,7 @@ class Store:
             raise ValueError("the checkpoint is of another store")
         back = changes_between(self.checkpoint(), checkpoint)
         with self.change() as change:
-            change.steps += back.steps
+            change.steps += (step for each in back for step in each.steps)
 
     def last_good(self, node: str) -> Snapshot | None:
         """Return the newest snapshot of a connected node that it has ACKed entirely; None if there is none.
@@ -332,6 +334,7 @@ class Store:
                 self._contents, self._served = trial.desired, trial.served
                 if self._queue:
                     self._queue.forget(replaced)
+                    self._queue.is_started = True
                     self._keep(self._served)
             finally:
                 self._trial = None

@@ -281,8 +281,8 @@ class EnvoyClient:
 
         Args:
             type_url: Type URL of the response.
-            error: Error message with which the client rejects all resources of the response. By default, it
-                rejects those of `reject`.
+            error: Error message with which the client rejects all resources of the response. It applies
+                nothing of a response without resources. By default, it rejects those of `reject`.
 
         Returns:
             The response.
@@ -292,12 +292,7 @@ class EnvoyClient:
         """
         await self.wait_for(lambda: self.held(type_url), f"a response of {short_name(type_url)}")
         response = self._held[type_url].pop(0)
-        earlier = dict(self.model.rejected)
-        if error:
-            for resource in response.resources:
-                self.reject(type_url, resource.name, error)
-        await self._process(response)
-        self.model.rejected = earlier
+        await self._act(lambda: self.model.receive(response, error))
         if type_url == CLUSTER:
             await self._release_assignments()
         return response

@@ -104,16 +104,24 @@ class EnvoyModel:
             if not (kind == CLUSTER and self._withholds) and (kind in WILDCARD_TYPES or self.wanted(kind))
         ]
 
-    def receive(self, response: Response) -> list[Request]:
-        """Process a response, and return the requests that result, in Envoy's order."""
+    def receive(self, response: Response, error: str = "") -> list[Request]:
+        """Process a response, and return the requests that result, in Envoy's order.
+
+        Args:
+            response: The response.
+            error: Error message with which to reject all resources of the response, or a response without
+                resources. The default is to reject those of `rejected`.
+        """
         kind = response.type_url
         if kind not in self._subscribed:
             return []  # Envoy ignores it.
         self._nonces[kind] = response.nonce
+        if error and not response.resources:
+            return self._answer(kind, error)
         rejections = {
             resource.name: rejection
             for resource in response.resources
-            if (rejection := self.rejection(resource))
+            if (rejection := Rejection(message=error) if error else self.rejection(resource))
         }
         if whole := [rejection for rejection in rejections.values() if rejection.whole]:
             return self._answer(kind, whole[0].message)
