@@ -87,7 +87,11 @@ class Traffic:
         turns = itertools.islice(itertools.cycle(self.targets), worker, None)
         while time.monotonic() < self._ends and len(self.sent) < self.at_most:
             port, path = next(turns)
-            connection = connections.pop(port, None) or Connection(port)
+            connection = connections.pop(port, None)
+            if connection and connection.ended:
+                connection.close()
+                connection = None
+            connection = connection or Connection(port)
             self.sent.append(await connection.ask(path))
             if keeps and connection.open:
                 connections[port] = connection
@@ -107,6 +111,11 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._began = time.monotonic()
         self.open = True
+
+    @property
+    def ended(self) -> bool:
+        """Whether the server has closed the idle connection, as Envoy does at the end of a drain."""
+        return self._streams is not None and self._streams[0].at_eof()
 
     async def ask(self, path: str) -> Sent:
         kept, since, self._began = bool(self._streams), self._began, time.monotonic()
