@@ -92,10 +92,10 @@ _SHORT = {
 }
 
 
-async def judge(name: str) -> Report:
-    """Run the checks against one of the servers. Raises BuildError."""
+async def judge(name: str, **more: Any) -> Report:
+    """Run the checks against one of the servers. `more` are arguments of `run`. Raises BuildError."""
     async with SERVERS[name]() as options:
-        return await run(**options, **PATIENCE)
+        return await run(**options, **{**PATIENCE, **more})
 
 
 def cell(report: Report, rule: str) -> str:

@@ -50,4 +50,8 @@ async def test_server_has_the_documented_outcomes(server, build):
     outcomes = {rule: cell(report, rule) for rule in expected}
     for rule in BY_CHANCE:
         outcomes[rule] = expected[rule]
+    # On a busy machine, responses of a slow server miss the timeout. Alone, they do not.
+    if differing := [rule for rule in expected if outcomes[rule] != expected[rule]]:
+        report = await judge(server, rules=differing, response_timeout=20.0, concurrency=1)
+        outcomes |= {rule: cell(report, rule) for rule in differing}
     assert outcomes == expected
