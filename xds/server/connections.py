@@ -27,6 +27,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, Final
 
 import grpc
@@ -87,8 +88,11 @@ _SCAN_INTERVAL_PER_DESCRIPTOR: Final = 0.0002
 
 Checking a descriptor takes 3 µs, so scans use at most 1.5 % of the time.
 """
-_SCAN_BATCH: Final = 250
-"""Number of descriptors or connections that are checked before other tasks run. This takes 2 ms."""
+_SCAN_SLICE: Final = 0.002
+"""Seconds of a scan before other tasks run.
+
+Each system call can hand the interpreter to a busy thread for 5 ms, so a number of calls is no limit.
+"""
 _BACKLOG_TTL: Final = 60.0
 """Seconds for which an observed backlog extends the timeouts."""
 _LOG_INTERVAL: Final = 10.0
@@ -292,18 +296,22 @@ class ConnectionGuard:
         connection_by_inode = {
             inode: connection for connection in self._connections.values() for inode in connection.sockets
         }
-        descriptors = os.listdir(_DESCRIPTORS)  # noqa: PTH208 - faster: there may be 10,000, twice a second
-        for start in range(0, len(descriptors), _SCAN_BATCH):
-            for descriptor in map(int, descriptors[start : start + _SCAN_BATCH]):
-                if (inode := _inode(descriptor)) and inode not in seen_inodes:
-                    seen_inodes.add(inode)
-                    if connection := connection_by_inode.get(inode):
-                        connection.sockets[inode] = descriptor
-                    elif inode in self._listeners:
-                        self._listeners[inode] = descriptor
-                    elif inode not in self._other_sockets:
-                        self._classify(descriptor, inode, ports)
-            await asyncio.sleep(0)
+        # In a thread: it makes a system call for each of up to 10,000 descriptors, and each can wait 5 ms for
+        # another thread.
+        descriptors = await asyncio.to_thread(os.listdir, _DESCRIPTORS)
+        slice_ends = monotonic() + _SCAN_SLICE
+        for descriptor in map(int, descriptors):
+            if (inode := _inode(descriptor)) and inode not in seen_inodes:
+                seen_inodes.add(inode)
+                if connection := connection_by_inode.get(inode):
+                    connection.sockets[inode] = descriptor
+                elif inode in self._listeners:
+                    self._listeners[inode] = descriptor
+                elif inode not in self._other_sockets:
+                    self._classify(descriptor, inode, ports)
+            if monotonic() > slice_ends:
+                await asyncio.sleep(0)
+                slice_ends = monotonic() + _SCAN_SLICE
         self._other_sockets &= seen_inodes
         for inode in self._listeners.keys() - seen_inodes:
             del self._listeners[inode]
@@ -349,6 +357,7 @@ class ConnectionGuard:
                 by_network.setdefault(connection.network, []).append(connection)
         extension = self._backlog if now <= self._backlog_until else 0.0
         remaining: list[tuple[int, float, _Connection]] = []
+        slice_ends = monotonic() + _SCAN_SLICE
         for network, connections in by_network.items():
             connections.sort(key=lambda connection: connection.since, reverse=True)
             for rank, connection in enumerate(connections):
@@ -365,8 +374,9 @@ class ConnectionGuard:
                     self._end(connection, _TOO_MANY_BYTES)
                 else:
                     remaining.append((rank, age, connection))
-                    if len(remaining) % _SCAN_BATCH == 0:
+                    if monotonic() > slice_ends:
                         await asyncio.sleep(0)
+                        slice_ends = monotonic() + _SCAN_SLICE
         remaining.sort(key=lambda item: item[:2])  # Addresses with the most connections are last.
         for _, _, connection in remaining[MAX_UNPROVEN:]:
             if connection.proven is None:
