@@ -2,7 +2,7 @@
 
 Facts, resources and the state of streams contain no cycles, so reference counts free them. Cyclic garbage, of
 calls in gRPC and aiohttp and of exceptions with tracebacks, is young. A collection of young objects takes
-about 10 ms. A collection of all objects would block the event loop for up to 0.3 s with 1,000 sidecars. So it
+10 to 30 ms. A collection of all objects would block the event loop for up to 0.3 s with 1,000 sidecars. So it
 takes place only after the number of objects has tripled, in case a library leaves old garbage.
 
 Only this program changes the collector: a library leaves it to the program that uses it.
