@@ -25,6 +25,8 @@ _GENERATORS = {
     "protoc-gen-go": "google.golang.org/protobuf/cmd/protoc-gen-go",
     "protoc-gen-go-grpc": "google.golang.org/grpc/cmd/protoc-gen-go-grpc",
 }
+_TIMEOUT = 600.0
+"""Maximum time of one command, in seconds."""
 _EXAMPLE = "github.com/envoyproxy/go-control-plane/internal/example/main"
 
 
@@ -92,7 +94,18 @@ def _protoc(folder: Path, *options: str) -> None:
 
 def _run(folder: Path, *command: str) -> None:
     environment = {**os.environ, "GOFLAGS": "-buildvcs=false -mod=mod", "CGO_ENABLED": "0"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"`{' '.join(command[:3])}` has not ended after {_TIMEOUT:g} s") from error
     if done.returncode:
         raise BuildError(f"`{' '.join(command[:3])}` failed:\n{(done.stdout + done.stderr)[-2000:]}")
 
@@ -100,7 +113,10 @@ def _run(folder: Path, *command: str) -> None:
 if __name__ == "__main__":
     try:
         print(build_go())
-        if has_java():
-            print(build_java())
     except BuildError as error:
         sys.exit(str(error))
+    if has_java():
+        try:
+            print(build_java())
+        except BuildError as error:  # Its test is skipped.
+            print(error, file=sys.stderr)

@@ -41,7 +41,7 @@ async def test_server_has_the_documented_outcomes(server, build):
     try:
         await asyncio.to_thread(build)
     except BuildError as error:
-        if os.environ.get(REQUIRED):
+        if os.environ.get(REQUIRED) and build is build_go:
             pytest.fail(f"{REQUIRED} is set: {error}")
         pytest.skip(str(error))
     report = await judge(server)
