@@ -93,7 +93,6 @@ class StreamMetrics(Collector):
 
     @staticmethod
     def _counters(by_type: Iterable[tuple[str, _TypeMetrics]]) -> Iterator[Metric]:
-
         def counter(name: str, help_text: str) -> CounterMetricFamily:
             return CounterMetricFamily(name, help_text, labels=("type",))
 

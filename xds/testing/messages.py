@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 from xds.codec import message_class
 from xds.protocol.session import Variant
@@ -113,16 +113,12 @@ class Response:
     """Resources. In the delta variant, each has the version that the server sent."""
     removed: tuple[str, ...] = ()
     """Names of removed resources (delta)."""
-    identifier: str = ""
-    """Identifier of the control plane."""
-    canary: bool = False
-    """Whether the response is a canary, which only validates a configuration (SotW)."""
 
     def __str__(self) -> str:
         return _line(self.type_url, (resource.name for resource in self.resources), self.removed)
 
     @classmethod
-    def decode(cls, data: bytes, variant: Variant, decode: Decode | None = None) -> Self:
+    def decode(cls, data: bytes, variant: Variant, decode: Decode | None = None) -> Response:
         """Make a response from an encoded message.
 
         Args:
@@ -132,9 +128,7 @@ class Response:
         """
         decode = decode or decode_resource
         message = response_class(variant).FromString(data)
-        canary = False
         if variant is Variant.SOTW:
-            canary = message.canary
             resources = [decode(item.type_url, "", item.value) for item in message.resources]
             version, removed = message.version_info, ()
         else:
@@ -150,8 +144,6 @@ class Response:
             version=version,
             resources=tuple(resources),
             removed=removed,
-            identifier=message.control_plane.identifier,
-            canary=canary,
         )
 
 
