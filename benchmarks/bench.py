@@ -18,7 +18,7 @@ from cluster import Kubernetes
 from control import raise_file_limit
 from plot import as_svg
 from report import Report, Run, as_comparison, as_markdown, as_table
-from rounds import Bench, Churn, Measurement, Round
+from rounds import Bench, Churn, Round
 from scenarios import SCENARIOS, Scenario
 from sources import Files, Library, Size, Source
 
@@ -59,26 +59,31 @@ def _measure(options: argparse.Namespace) -> list[Run]:
         sizes = [replace(size, services=max(1, round(size.services * factor))) for factor in _FACTORS]
         sizes += [replace(size, streams=round(size.streams * factor)) for factor in _FACTORS if factor != 1]
     raise_file_limit(3 * max(size.streams for size in sizes) + _SPARE)  # sidecars, and clients of two floors
-    return [_run(options, size) for size in sizes]
+    return [run for size in sizes for run in _runs(options, size)]
 
 
-def _run(options: argparse.Namespace, size: Size) -> Run:
-    """Run the rounds of one size."""
+def _runs(options: argparse.Namespace, size: Size) -> list[Run]:
+    """Run the rounds of one size. With istiod, the rounds of both servers alternate."""
     scenarios = [each for each in SCENARIOS if _is_chosen(each, options.scenario, size.source)]
-    results: dict[str, list[Measurement]] = {}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         churn = Churn(options.rate, options.seconds)
         bench = Bench(size, churn, options.quiet, folder, stack)
         _log(f"{size.services:,} services, {size.streams:,} streams: creating the objects")
-        source = _source(size, folder, stack)
+        sources = [_source(size, folder, stack)]
+        runs = [Run(size, {})]
+        if options.istiod:
+            assert isinstance(sources[0], Kubernetes)
+            sources.append(sources[0].served_by_istiod(options.istiod))
+            runs.append(Run(replace(size, source="istiod"), {}))
         for number in range(options.rounds):
-            with ExitStack() as running:
-                run = Round(bench, source, running)
-                for scenario in scenarios:
-                    _log(f"round {number + 1} of {options.rounds}: {scenario.title}")
-                    results.setdefault(scenario.title, []).append(scenario.measure(run))
-    return Run(size, results)
+            for source, run in zip(sources, runs, strict=True):
+                with ExitStack() as running:
+                    measured = Round(bench, source, running)
+                    for scenario in scenarios:
+                        _log(f"round {number + 1} of {options.rounds}, {run.size.source}: {scenario.title}")
+                        run.results.setdefault(scenario.title, []).append(scenario.measure(measured))
+    return runs
 
 
 def _source(size: Size, folder: Path, stack: ExitStack) -> Source:
@@ -130,6 +135,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--replicas", type=int, default=1, help="servers that share the sidecars (default: %(default)s)"
     )
+    parser.add_argument(
+        "--istiod", metavar="PROGRAM", help="also measure istiod (pilot-discovery), in alternating rounds"
+    )
     parser.add_argument("--tls", action="store_true", help="use TLS, and a token for each pod")
     parser.add_argument(
         "--growth", action="store_true", help="run with 0.1, 1 and 3 times the services and streams"
@@ -150,6 +158,8 @@ def _options() -> argparse.Namespace:
         parser.error("--replicas requires --source files")
     if options.tls and options.source == "library":
         parser.error("--tls cannot be combined with --source library")
+    if options.istiod and (options.source != "kubernetes" or options.tls):
+        parser.error("--istiod requires --source kubernetes, without --tls")
     options.quiet = 0.1 if quick else 1.0
     return options
 

@@ -6,7 +6,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -175,9 +175,13 @@ class Known:
     """What the sidecars of a namespace subscribe to, and the versions that they have.
 
     The first sidecar of the namespace, which stores its responses, learns it for all.
+
+    Args:
+        types: Types that the sidecars subscribe to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, types: Container[str]) -> None:
+        self._types = types
         self.names: dict[str, list[str]] = {}
         """Names that follow a response: of endpoints, secrets and routes."""
         self.versions: dict[str, dict[str, str]] = {CLUSTER: {}, ENDPOINT: {}, ROUTE: {}}
@@ -191,7 +195,7 @@ class Known:
             self._waiting.append((type_url, send))
             return
         for followed in (ENDPOINT, SECRET) if type_url == CLUSTER else (ROUTE,):
-            if self.names.get(followed):
+            if followed in self._types and self.names.get(followed):
                 send(request(followed, names=self.names[followed]))
 
     def resume(self, node: str) -> Iterable[bytes]:

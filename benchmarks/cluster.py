@@ -6,6 +6,7 @@ EndpointSlices itself.
 
 from __future__ import annotations
 
+import copy
 import http.client
 import json
 import ssl
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from control import Process
 from manifests import ROOT_NAMESPACE, Mesh
@@ -28,6 +29,7 @@ from tests.kubernetes.environment.control_plane import ControlPlane
 from xds.mesh.envoy.names import NodeId
 from xds.mesh.identity import AUDIENCE
 from xds.mesh.kube.root_publisher import KEY, ROOT_CONFIG_MAP
+from xds.snapshot import SECRET
 
 _THREADS = 8
 """Number of connections that create objects."""
@@ -41,8 +43,6 @@ _POLICIES = f"/apis/security.istio.io/v1/namespaces/{ROOT_NAMESPACE}/peerauthent
 
 class Kubernetes:
     """`xds serve --kubernetes`, and the API server, which runs until `stack` is closed."""
-
-    types = MESH_TYPES
 
     def __init__(self, size: Size, folder: Path, stack: ExitStack) -> None:
         if problem := binaries.why_none():
@@ -58,10 +58,24 @@ class Kubernetes:
         certificate, key = self._plane.admin
         admin = {"client-certificate": str(certificate), "client-key": str(key)}
         self._kubeconfig.write_text(json.dumps(self._plane.kubeconfig({"admin": admin}, "admin")))
+        self._istiod = ""
         self._create()
 
+    def served_by_istiod(self, program: str) -> Self:
+        """Return a source with the same API server, whose server is this program of istiod."""
+        other = copy.copy(self)
+        other._istiod = program
+        return other
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Types that each sidecar receives. Secrets of istiod come from its agent in the pod."""
+        return tuple(each for each in MESH_TYPES if not (self._istiod and each == SECRET))
+
     def start(self, log: Path) -> Process:
-        """Start `xds serve`."""
+        """Start `xds serve`, or istiod."""
+        if self._istiod:
+            return Process("istiod.py", self._istiod, str(self._kubeconfig), log=log)
         tls = ("--xds-tls-address", "127.0.0.1:0", "--xds-mtls-address", "127.0.0.1:0")
         source = ("--kubernetes", "--kubeconfig", str(self._kubeconfig))
         return Process("serve.py", *SERVE, *source, *tls, log=log)
@@ -90,15 +104,17 @@ class Kubernetes:
         return self._api.call("PATCH", f"{_POLICIES}/default", {"spec": self.mesh.policy(mode)["spec"]})
 
     def move(self, number: int) -> float:
-        """Change the last endpoint of the service's EndpointSlice.
+        """Change the service's EndpointSlice: its first endpoint becomes unready, or ready again.
 
-        Its address must remain its pod's, or it is not served. Its zone changes, to the address after the
-        move.
+        The clients recognize the change by the zone of the last endpoint, which becomes the address after the
+        move. Its address must remain its pod's, or it is not served.
         """
         service = self.mesh.move(number)
         node = self.mesh.moving_node(service)
-        patch = {"op": "add", "path": f"/endpoints/{self.mesh.endpoints}/zone", "value": node.address}
-        return self._patch_slice(service, node.namespace, patch)
+        is_ready = number // len(self.mesh.moving) % 2 == 0
+        ready = {"op": "replace", "path": "/endpoints/0/conditions/ready", "value": is_ready}
+        zone = {"op": "add", "path": f"/endpoints/{self.mesh.endpoints}/zone", "value": node.address}
+        return self._patch_slice(service, node.namespace, ready, zone)
 
     def restart(self, pods: Sequence[tuple[int, int]]) -> float:
         """Create new pods, put them into the EndpointSlices, and delete the old ones."""
@@ -108,11 +124,8 @@ class Kubernetes:
         def replace(pod: tuple[int, int]) -> float:
             service, number = pod
             self._create_pod(service, self.mesh.node(*pod))
-            patch = {
-                "op": "replace",
-                "path": f"/endpoints/{number}",
-                "value": _endpoint(self.mesh.node(*pod)),
-            }
+            endpoint = _endpoint(self.mesh.node(*pod))
+            patch = {"op": "replace", "path": f"/endpoints/{number}", "value": endpoint}
             self._patch_slice(service, old[pod].namespace, patch)
             path = f"/api/v1/namespaces/{old[pod].namespace}/pods/{old[pod].pod}"
             return self._api.call("DELETE", path, {"gracePeriodSeconds": 0})
@@ -156,8 +169,8 @@ class Kubernetes:
         status = {"phase": "Running", "conditions": ready, **address}
         self._api.call("PATCH", f"{path}/{node.pod}/status", {"status": status})
 
-    def _patch_slice(self, service: int, namespace: str, patch: dict[str, Any]) -> float:
-        return self._api.call("PATCH", f"{_SLICES.format(namespace)}/{self.mesh.name(service)}", [patch])
+    def _patch_slice(self, service: int, namespace: str, *patches: dict[str, Any]) -> float:
+        return self._api.call("PATCH", f"{_SLICES.format(namespace)}/{self.mesh.name(service)}", [*patches])
 
 
 class _Api:

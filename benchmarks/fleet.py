@@ -125,7 +125,7 @@ class Fleet:
                 self._open_connection(ports[number % len(ports)], context),
                 node,
                 frozenset(types),
-                self._known.setdefault(namespace, Known()),
+                self._known.setdefault(namespace, Known(types)),
                 learns=is_first,
                 tracks=number % every == 0,
                 resumes=resumes,

@@ -48,16 +48,15 @@ class Probe:
         sample = {
             "changed": self.changed,
             "cpu": time.process_time(),
-            "rss": _memory("VmRSS"),
-            "peak": _memory("VmHWM"),
+            "rss": memory("VmRSS"),
+            "peak": memory("VmHWM"),
             "block": self._block,
             "culprit": self._culprit,
             "collecting": self._collecting,
             "encoded": {name.rpartition(".")[2]: count for name, count in encode_counts.items()},
         }
         self._block = self._collecting = 0.0
-        with suppress(OSError):  # Without the right to reset it, the peak is that of the whole run.
-            Path("/proc/self/clear_refs").write_text("5")
+        reset_peak()
         return sample
 
     def _handle(self, command: dict[str, Any]) -> None:
@@ -89,10 +88,16 @@ class Probe:
         events.Handle._run = timed  # type: ignore[method-assign]
 
 
-def _memory(field: str) -> float:
-    """Return a value of /proc/self/status, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def memory(field: str, process: int | str = "self") -> float:
+    """Return a value of /proc/PROCESS/status, in MiB."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def reset_peak(process: int | str = "self") -> None:
+    """Reset a process's peak of memory. Without the right to do so, it remains that of the whole run."""
+    with suppress(OSError):
+        Path(f"/proc/{process}/clear_refs").write_text("5")
 
 
 def _name(handle: events.Handle) -> str:

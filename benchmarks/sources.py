@@ -22,7 +22,7 @@ class Size:
     """Size of the mesh, and kind of the server."""
 
     source: str
-    """`files`, `kubernetes` or `library`."""
+    """`files`, `kubernetes`, `istiod` (on the same objects as `kubernetes`) or `library`."""
     services: int
     endpoints: int
     """Number of endpoints of each service."""
@@ -42,10 +42,12 @@ class Source(Protocol):
     server has answered. Times are of the system's monotonic clock, in seconds.
     """
 
-    types: tuple[str, ...]
-    """Types that each sidecar receives."""
     mesh: Mesh
     """The objects."""
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """Types that each sidecar receives."""
 
     def start(self, log: Path) -> Process:
         """Start the server."""

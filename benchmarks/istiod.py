@@ -1,0 +1,97 @@
+"""istiod with measurements from outside: `python benchmarks/istiod.py PROGRAM KUBECONFIG`."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from http import HTTPStatus
+from typing import Any
+
+from control import cpu_seconds, read_command, respond
+from manifests import ROOT_NAMESPACE
+from probe import memory, reset_peak
+
+_ENVIRONMENT = {
+    "POD_NAMESPACE": ROOT_NAMESPACE,
+    "PILOT_MAX_REQUESTS_PER_SECOND": "100000",  # By default, it accepts 25 streams a second on two cores.
+    "INJECTION_WEBHOOK_CONFIG_NAME": "",
+    "VALIDATION_WEBHOOK_CONFIG_NAME": "",
+}
+_TIMEOUT = 60.0
+"""Time for istiod to be ready, in seconds."""
+_POLL = 0.01
+"""Interval of the checks until then, in seconds."""
+
+
+def main() -> None:
+    """Run istiod until stdin is closed."""
+    program, kubeconfig = sys.argv[1:]
+    ports = _free_ports(5)
+    flags = ("grpcAddr", "httpAddr", "httpsAddr", "secureGRPCAddr", "monitoringAddr")
+    addresses = [f"--{flag}=127.0.0.1:{port}" for flag, port in zip(flags, ports, strict=True)]
+    with tempfile.TemporaryDirectory() as folder:  # It reads and writes files of its working directory.
+        istiod = subprocess.Popen(
+            [program, "discovery", f"--kubeconfig={kubeconfig}", "--ctrlz_port=0", *addresses],
+            cwd=folder,
+            env={**os.environ, **_ENVIRONMENT},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+        )
+        try:
+            _wait_until_ready(istiod, ports[1])
+            respond({"ports": (ports[0], ports[3]), "ready": time.monotonic(), **_sample(istiod.pid)})
+            while True:
+                read_command(lambda command: respond(_handle(command["do"], istiod.pid)))
+        finally:
+            istiod.kill()
+            istiod.wait()
+
+
+def _handle(command: str, pid: int) -> dict[str, Any]:
+    return _sample(pid) if command == "sample" else {"idle": True}  # Only its bytes tell when it is idle.
+
+
+def _sample(pid: int) -> dict[str, Any]:
+    sample = {
+        "changed": 0.0,
+        "cpu": cpu_seconds(pid),
+        "rss": memory("VmRSS", pid),
+        "peak": memory("VmHWM", pid),
+        "block": 0.0,
+        "culprit": "not measured",
+        "collecting": 0.0,
+        "encoded": {},
+    }
+    reset_peak(pid)
+    return sample
+
+
+def _wait_until_ready(istiod: subprocess.Popen[bytes], port: int) -> None:
+    end = time.monotonic() + _TIMEOUT
+    while istiod.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("GET", "/ready")
+            is_ready = connection.getresponse().status == HTTPStatus.OK
+            connection.close()
+            if is_ready:
+                return
+        time.sleep(_POLL)
+    raise SystemExit(f"istiod was not ready within {_TIMEOUT:.0f} s, or exited")
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that no other program uses at the moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+if __name__ == "__main__":
+    main()
