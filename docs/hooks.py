@@ -109,6 +109,7 @@ _KINDS = {
     "Gauge": "gauge",
     "GaugeMetricFamily": "gauge",
     "Histogram": "histogram",
+    "HistogramMetricFamily": "histogram",
 }
 
 

@@ -146,9 +146,12 @@ class Stream:
 
     def get(self) -> list[str]:
         """Return all responses that are due now."""
-        taken = []
+        taken, has_more = [], True
         while (data := self.session.next(self.now)) is not None:
+            assert has_more, "the writer of a stream would not have sent this"
+            has_more = self.session.has_more
             taken.append(self._decode(data))
+        assert has_more or self.session.deadline() is None
         return [str(reply) for reply in taken]
 
     def settle(self) -> list[str]:

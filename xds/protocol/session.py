@@ -42,6 +42,8 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Snapshot
 _COMMON_TYPES = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE)
 """Types that nearly all clients subscribe to. Watches of other types are created on demand."""
 
+_NO_SNAPSHOT = Snapshot()
+
 _RESUME_TIMEOUT = 1.0
 """Seconds to wait for a reconnecting client to subscribe again. Clients do so at once."""
 
@@ -96,6 +98,8 @@ class Session:
         """Node of the client; None before the first request."""
         self.sent: Response | None = None
         """Response that the last call of `next` returned; None if it returned none."""
+        self.has_more = False
+        """Whether `next` may have another response to send at once, or a deadline."""
         self._variant = variant
         self._type_url = type_url
         self._identifier = identifier
@@ -130,7 +134,10 @@ class Session:
         if previous is None:
             self.first_generation = snapshot.generation
         for watch in self._watches.values():
-            self._serve(watch, snapshot)
+            self._set_snapshot(watch, snapshot)
+        for type_url in snapshot.differing_types(previous or _NO_SNAPSHOT):
+            if changed := self._watches.get(type_url):
+                changed.serve(snapshot.of(type_url))
         if previous:
             # A lingering cluster may still be warming. Without its assignment, Envoy does not ACK the CDS
             # response.
@@ -195,7 +202,7 @@ class Session:
     def next(self, now: float) -> bytes | None:
         """Return the next encoded response, and mark it as sent; return None if none is due."""
         self._deadline = inf
-        self.sent = None
+        self.sent, self.has_more = None, False
         if not self._snapshot:
             return None
         self._serving_since = min(self._serving_since, now)
@@ -216,6 +223,7 @@ class Session:
             if composed:
                 if watch.type_url == CLUSTER:
                     self._resend_assignments(composed[0])
+                self.has_more = len(active) > 1 or not watch.is_idle or watch.type_url == CLUSTER
                 return self._record_sent(*composed)
         return self._heartbeat(now)
 
@@ -331,6 +339,7 @@ class Session:
         for watch in self._watches.values():
             composed = watch.heartbeat(str(self._nonces + 1), now, self._identifier)
             if composed:
+                self.has_more = True
                 return self._record_sent(*composed)
             self._deadline = min(self._deadline, watch.next_heartbeat)
         return None
@@ -348,17 +357,17 @@ class Session:
                 sorted(self._watches.items(), key=lambda item: ORDER.get(item[0], len(ORDER)))
             )
             if self._snapshot:
-                self._serve(watch, self._snapshot)
+                self._set_snapshot(watch, self._snapshot)
+                if (resources := self._snapshot.of(type_url)) is not watch.resources:
+                    watch.serve(resources)
         return self._watches[type_url]
 
     @staticmethod
-    def _serve(watch: Watch, snapshot: Snapshot) -> None:
+    def _set_snapshot(watch: Watch, snapshot: Snapshot) -> None:
+        """Set what a snapshot contains besides resources."""
         if snapshot.denials or watch.denied:
             watch.denied = snapshot.denied(watch.type_url)
         watch.generation = snapshot.generation
-        resources = snapshot.of(watch.type_url)
-        if resources is not watch.resources:
-            watch.serve(resources)
 
     def _earliest_send(self, watch: Watch) -> float:
         """Return the earliest time to send a type; minus infinity if the type need not wait."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from math import inf
-from weakref import WeakKeyDictionary
 
 from xds.protocol.events import Acked, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
@@ -77,11 +76,12 @@ class ConvergenceTracker:
         changed_at, stream.subscriber.changed_at = stream.subscriber.changed_at, None
         if changed_at is None:
             return
-        for type_url, subscription in self._subscribed.items():
-            before, current = previous.of(type_url), snapshot.of(type_url)
-            if current is before:
+        for type_url in snapshot.differing_types(previous):
+            subscription = self._subscribed.get(type_url)
+            if subscription is None:
                 continue
-            names = _select(subscription, difference(before, current))
+            current = snapshot.of(type_url)
+            names = _select(subscription, difference(previous.of(type_url), current))
             if stream.info.variant is Variant.SOTW and type_url not in WILDCARD_TYPES:
                 # SotW cannot express these removals.
                 names = frozenset(name for name in names if name in current)
@@ -102,14 +102,23 @@ def _select(subscription: Subscribed, names: tuple[str, ...]) -> frozenset[str]:
     """Return the names that a subscription selects. Many clients with equal subscriptions get one change."""
     if subscription.wildcard:
         return _all(names)
-    last = _selected.get(subscription.names)
-    if last is None or last[0] is not names:
-        last = _selected[subscription.names] = names, _compute(subscription, names)
-    return last[1]
+    if len(names) <= _MAX_COMPUTED:
+        return _compute(subscription, names)
+    # The key has no set of names: to look one up, an equal set is compared name by name.
+    key = id(names), id(subscription.names)
+    last = _selected.get(key)
+    if last is None or last[0] is not names or last[1] is not subscription.names:
+        if len(_selected) >= _MAX_SELECTED:
+            _selected.clear()
+        last = _selected[key] = names, subscription.names, _compute(subscription, names)
+    return last[2]
 
 
-_selected: WeakKeyDictionary[frozenset[str], tuple[tuple[str, ...], frozenset[str]]] = WeakKeyDictionary()
-"""The last names, and those of them that a subscription selects, by the names of the subscription."""
+_MAX_COMPUTED = 4
+"""Number of names that are selected for each client."""
+_MAX_SELECTED = 16
+_selected: dict[tuple[int, int], tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {}
+"""Changed names, those of a subscription, and those of both, by the identity of the first two."""
 
 
 def _compute(subscription: Subscribed, names: Iterable[str]) -> frozenset[str]:

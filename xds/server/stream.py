@@ -204,10 +204,12 @@ class Stream:
                 self._warn_if_too_large(len(response))
                 if observer:
                     observer.sent(self, len(response))
+                self.session.sent = None  # Do not keep the resources until the next response.
                 self._is_writing = True
                 await context.write(response)
                 self._is_writing = False
-                continue
+                if self.session.has_more or half_closed_at is not None:
+                    continue
             self._answers_request = False
             deadline = self.session.deadline()
             if half_closed_at is not None:
