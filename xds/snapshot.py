@@ -240,11 +240,9 @@ class ResourceSet(Mapping[str, Resource]):
         """The set below all layers: the set itself if it has no base."""
         return self if self._base is None else self._base.root
 
-    def layered_names(self) -> Iterator[str]:
-        """Yield the names of the resources in the layers above the root. Names can repeat."""
-        if self._base is not None:
-            yield from self._layer
-            yield from self._base.layered_names()
+    def layered_names(self) -> tuple[str, ...]:
+        """Return the names of the resources in the layers above the root. Names can repeat."""
+        return () if self._base is None else (*self._layer, *self._base.layered_names())
 
     def updated(
         self, resources: Iterable[Resource] = (), removed: Iterable[str] = (), *, label: str = ""

@@ -58,7 +58,7 @@ class DeltaWatch(Watch):
             self.sent.move(change.after, names, change)
             self._shared = change
             self.acked.share(self, change, resources)
-            self._replace(resources, differing(self.resources, resources, names))
+            self._replace(resources, differing(self.resources, resources, names) if names else ())
         else:
             if self.sent:
                 self.sent.move(resources.root, names.union(change.before))

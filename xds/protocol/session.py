@@ -209,8 +209,10 @@ class Session:
         active = [watch for watch in self._watches.values() if not watch.is_idle]
         if not active:
             return None
-        if any(watch.lingering for watch in active):
-            self._release_unused(now)
+        for watch in active:
+            if watch.lingering:
+                self._release_unused(now)
+                break
         for watch in active:
             if not self._is_served(watch.type_url):
                 continue  # Other types must not wait for a type that is not served.
@@ -371,15 +373,17 @@ class Session:
 
     def _earliest_send(self, watch: Watch) -> float:
         """Return the earliest time to send a type; minus infinity if the type need not wait."""
-        waiting_since = [watch.acks.blocked_since]
-        if watch.type_url in AFTER_CLUSTERS:
-            waiting_since.append(self._watches[CLUSTER].acks.waiting_since)
-        times = [since + self._patience for since in waiting_since if since is not None]
+        earliest = -inf
+        if (since := watch.acks.blocked_since) is not None:
+            earliest = since + self._patience
         if watch.waits_for_referrers:
-            times.append(self._serving_since + self._patience)
-        if watch.type_url in AFTER_CLUSTERS and self._resumed_warming:
-            times.append(self._serving_since + min(_RESUME_TIMEOUT, self._patience))
-        return max(times, default=-inf)
+            earliest = max(earliest, self._serving_since + self._patience)
+        if watch.type_url in AFTER_CLUSTERS:
+            if (since := self._watches[CLUSTER].acks.waiting_since) is not None:
+                earliest = max(earliest, since + self._patience)
+            if self._resumed_warming:
+                earliest = max(earliest, self._serving_since + min(_RESUME_TIMEOUT, self._patience))
+        return earliest
 
     def _resumes_warming(self, request: Request | DeltaRequest) -> bool:
         """Whether the first EDS request is from a client that reconnected while clusters were warming.

@@ -209,6 +209,11 @@ class SentVersions(MutableMapping[str, str]):
         )
         return len(self._root) + own - (len(self._behind.added) if self._behind else 0)
 
+    def __bool__(self) -> bool:
+        if self._root is None or self._behind:
+            return len(self) > 0
+        return len(self._root) > len(self._own) or len(self) > 0  # Counting them takes longer.
+
     def __setitem__(self, name: str, version: str) -> None:
         self._set(name, version)
 

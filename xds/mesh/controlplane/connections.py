@@ -64,6 +64,8 @@ class Connections:
         """
         self.streams: dict[PodName, set[Subscriber]] = {}
         """The streams of each connected pod."""
+        self._features: dict[PodName, Features] = {}
+        """Results of `features` for the current streams."""
         self.sidecars = SidecarTracker(mesh, self.streams)
         """Tracker of the sidecars that should be connected and are not."""
         self.deleted_pods = DeletedPods()
@@ -93,6 +95,7 @@ class Connections:
         if not (self.may_receive_key(subscriber) or stream.keyless or key in self.streams):
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self.streams.setdefault(key, set()).add(subscriber)
+        self._features.pop(key, None)
         self._proxies.connected(subscriber, key, clock())
         self.sidecars.connected(key)
         if pod:
@@ -107,11 +110,13 @@ class Connections:
         streams = self.streams[key]
         features = self.features(key)
         streams.discard(subscriber)
+        del self._features[key]
         self._proxies.disconnected(subscriber, key, clock())
         if streams and self.features(key) != features:
             self._queue.schedule(key)
         if not streams:
             del self.streams[key]
+            self._features.pop(key, None)
             self.sidecars.disconnected(key, clock())
             self._forget(key)
 
@@ -121,9 +126,14 @@ class Connections:
         Streams that get no private key do not count if another one gets it: in plaintext, anyone can name the
         pod.
         """
-        streams = self.streams.get(key, ())
-        trusted = [stream for stream in streams if self.may_receive_key(stream)]
-        return features_of(stream.node for stream in trusted or streams)
+        features = self._features.get(key)
+        if features is None:
+            streams = self.streams.get(key, ())
+            trusted = [stream for stream in streams if self.may_receive_key(stream)]
+            features = features_of(stream.node for stream in trusted or streams)
+            if streams:
+                self._features[key] = features
+        return features
 
     def is_delta(self, key: PodName) -> bool:
         """Return whether a pod has streams, and all of them use the delta variant."""

@@ -310,8 +310,10 @@ class Pod(Object):
     @property
     def families(self) -> tuple[Family, ...]:
         """IP versions of the pod's addresses; IPv4 until it has one."""
-        versions = {family_of(address) for address in (self.address, *self.more_addresses)}
-        return tuple(sorted(versions))
+        first = family_of(self.address)
+        return (
+            tuple(sorted({first, *map(family_of, self.more_addresses)})) if self.more_addresses else (first,)
+        )
 
     @property
     def has_sidecar(self) -> bool:
@@ -555,7 +557,7 @@ class MeshConfig:
 
     def own_ports(self, interception: Interception) -> frozenset[int]:
         """Return all ports that the sidecar listens on itself, instead of the application."""
-        return self.closed_ports(interception) | {PROBE_PORT, HEALTH_PORT, METRICS_PORT}
+        return self.closed_ports(interception) | _BESIDE_SIDECAR
 
     def beside_sidecar(self, interception: Interception) -> frozenset[int]:
         """Return the ports of a pod that the sidecar's inbound listener does not intercept."""

@@ -50,10 +50,14 @@ def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
     listener takes the protocol of the port from that Service too.
     """
     decisions: dict[object, ModeDecision] = mesh.scratch.setdefault("modes", {})
-    facts = mesh.in_namespace(pod.namespace)
     key: object = pod.namespace
+    decision = decisions.get(key)
+    if decision is not None:
+        return decision
+    facts = mesh.in_namespace(pod.namespace)
     exposure: Exposure | None = None
-    # Pods and ports with the same key cannot have different decisions.
+    # Pods and ports with the same key cannot have different decisions. The key of all in a namespace is its
+    # name, unless policies distinguish them.
     if facts.workload_authentications or facts.has_targets:
         exposure = mesh.exposure(pod, port) if facts.has_targets else None
         workload = tuple(
