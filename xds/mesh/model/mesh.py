@@ -179,9 +179,7 @@ class Mesh:
         changed: set[PortKey] = set()
         for old, new in ((self.served.modes, served.modes), (self.served.mtls, served.mtls)):
             changed |= {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
-        mesh = Mesh(config=self.config)
-        mesh._without_defaults, mesh._all = self._without_defaults, self._all
-        mesh._addresses, mesh._listings = self._addresses, self._listings
+        mesh = self.with_own_caches()
         mesh.served = served
         touched = Touched()
         for ref in {ref for ref, _ in changed}:
@@ -195,6 +193,13 @@ class Mesh:
                     self._touch(touched, rule)
         mesh.touched = frozenset(touched.services)
         mesh.memory = self.memory.without(touched)
+        return mesh
+
+    def with_own_caches(self) -> Mesh:
+        """Return a mesh with the same facts and empty caches, for use in another thread."""
+        mesh = Mesh(config=self.config)
+        mesh._without_defaults, mesh._all = self._without_defaults, self._all
+        mesh._addresses, mesh._listings = self._addresses, self._listings
         return mesh
 
     def changed_namespaces(self, other: Mesh) -> frozenset[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import ListedEndpoint, Mesh
-from xds.mesh.model.objects import Ref, Service
+from xds.mesh.model.objects import Interception, Ref, Service
 from xds.mesh.policy.reach import is_closed
 
 
@@ -39,9 +39,14 @@ def _entries_of(mesh: Mesh, service: Service) -> Iterator[Disregarded]:
             if not service.entry_host:
                 what = f"clusterIP {what}"
             yield Disregarded(service.ref, "AddressNotOwned", what)
+    closed = mesh.config.closed_ports(Interception.NONE)  # in any mode of interception
+    has_entries = mesh.in_namespace(service.namespace).has_workload_entries
     for port in service.ports:
-        for listed in mesh.listed_endpoints(service, port):
-            yield from _listed_entries(mesh, service, listed)
+        listed = tuple(mesh.listed_endpoints(service, port))
+        for each in listed:
+            yield from _listed_entries(mesh, service, each)
+        if listed and not has_entries and not any(each.port in closed for each in listed):
+            continue  # Finding the endpoints takes longer.
         for endpoint in mesh.endpoints(service, port):
             if is_closed(mesh, endpoint):
                 what = (

@@ -324,8 +324,8 @@ def _in_missing(mesh: Mesh, missing: Iterable[str]) -> Iterator[_Finding]:
 
 
 def _disregarded(mesh: Mesh) -> Iterator[_Finding]:
-    # Use a copy: endpoint lookups write to a mesh's cache, and the event loop uses `mesh` at the same time.
-    copy = Mesh(mesh.facts(), mesh.config)
+    # Endpoint lookups write to a mesh's cache, and the event loop uses `mesh` at the same time.
+    copy = mesh.with_own_caches()
     messages: dict[Ref, list[str]] = {}
     for entry in disregarded(copy):
         messages.setdefault(entry.ref, []).append(entry.what)
