@@ -35,6 +35,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Pod, Ref
 from xds.protocol.wire import Node
 from xds.server import Refused
+from xds.server.checkpoint import TIME_SLICE
 from xds.snapshot import CLUSTER, ENDPOINT, SECRET, ResourceSet, Snapshot
 
 
@@ -188,7 +189,7 @@ async def test_translation_yields_to_the_event_loop(monkeypatch: pytest.MonkeyPa
         while not all(stream.changed.is_set() for stream in streams):
             await asyncio.sleep(0)
             turns += 1
-    assert turns > 2 * 100 * 0.002 / publisher.TIME_SLICE / 3
+    assert turns > 2 * 100 * 0.002 / TIME_SLICE / 3
 
 
 async def test_superseded_translation_is_abandoned_but_not_twice(

@@ -10,13 +10,14 @@ import pytest
 
 from tests.protocol.stream import Stream, world
 from tests.server.proxies import Client, OneForAll
-from xds.introspect import Introspection, cooperative, csds
-from xds.introspect.cooperative import BATCH_SIZE, Checkpoint, batches
+from xds.introspect import Introspection, csds
+from xds.introspect.cooperative import BATCH_SIZE, batches
 from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.session import Variant
 from xds.protocol.status import State
-from xds.server import XdsServer
+from xds.server import XdsServer, checkpoint
+from xds.server.checkpoint import Checkpoint
 from xds.snapshot import CLUSTER, SECRET
 
 WITHIN = 30.0
@@ -25,7 +26,7 @@ CLUSTERS = world(CDS=" ".join(f"c{number:03}=1" for number in range(3 * BATCH_SI
 
 @pytest.fixture
 def _always_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cooperative, "TIME_SLICE", 0.0)
+    monkeypatch.setattr(checkpoint, "TIME_SLICE", 0.0)
 
 
 async def test_batch_is_current_when_it_is_yielded() -> None:

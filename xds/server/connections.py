@@ -27,7 +27,6 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
-from time import monotonic
 from typing import Any, Final
 
 import grpc
@@ -35,6 +34,7 @@ import grpc.aio
 import structlog
 
 from xds.server.blocking import Network, block, network_of
+from xds.server.checkpoint import Checkpoint
 from xds.server.proxies import Address, caller_key, peer_address
 from xds.server.token_bucket import TokenBucket, TokenBuckets
 
@@ -87,11 +87,6 @@ _SCAN_INTERVAL_PER_DESCRIPTOR: Final = 0.0002
 """Minimum interval between scans for each file descriptor, in seconds.
 
 Checking a descriptor takes 3 µs, so scans use at most 1.5 % of the time.
-"""
-_SCAN_SLICE: Final = 0.002
-"""Seconds of a scan before other tasks run.
-
-Each system call can hand the interpreter to a busy thread for 5 ms, so a number of calls is no limit.
 """
 _BACKLOG_TTL: Final = 60.0
 """Seconds for which an observed backlog extends the timeouts."""
@@ -299,7 +294,7 @@ class ConnectionGuard:
         # In a thread: it makes a system call for each of up to 10,000 descriptors, and each can wait 5 ms for
         # another thread.
         descriptors = await asyncio.to_thread(os.listdir, _DESCRIPTORS)
-        slice_ends = monotonic() + _SCAN_SLICE
+        checkpoint = Checkpoint()  # A system call can wait 5 ms for a busy thread, so a number is no limit.
         for descriptor in map(int, descriptors):
             if (inode := _inode(descriptor)) and inode not in seen_inodes:
                 seen_inodes.add(inode)
@@ -309,9 +304,7 @@ class ConnectionGuard:
                     self._listeners[inode] = descriptor
                 elif inode not in self._other_sockets:
                     self._classify(descriptor, inode, ports)
-            if monotonic() > slice_ends:
-                await asyncio.sleep(0)
-                slice_ends = monotonic() + _SCAN_SLICE
+            await checkpoint()
         self._other_sockets &= seen_inodes
         for inode in self._listeners.keys() - seen_inodes:
             del self._listeners[inode]
@@ -357,7 +350,7 @@ class ConnectionGuard:
                 by_network.setdefault(connection.network, []).append(connection)
         extension = self._backlog if now <= self._backlog_until else 0.0
         remaining: list[tuple[int, float, _Connection]] = []
-        slice_ends = monotonic() + _SCAN_SLICE
+        checkpoint = Checkpoint()
         for network, connections in by_network.items():
             connections.sort(key=lambda connection: connection.since, reverse=True)
             for rank, connection in enumerate(connections):
@@ -374,9 +367,7 @@ class ConnectionGuard:
                     self._end(connection, _TOO_MANY_BYTES)
                 else:
                     remaining.append((rank, age, connection))
-                    if monotonic() > slice_ends:
-                        await asyncio.sleep(0)
-                        slice_ends = monotonic() + _SCAN_SLICE
+                    await checkpoint()
         remaining.sort(key=lambda item: item[:2])  # Addresses with the most connections are last.
         for _, _, connection in remaining[MAX_UNPROVEN:]:
             if connection.proven is None:

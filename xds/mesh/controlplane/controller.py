@@ -283,7 +283,7 @@ class Controller:
         """Serve queued pods until the time slice is used up. Then, more urgent work may be due."""
         while key := self.publisher.next:
             await self._serve(key)
-            if await self.publisher.yield_to_loop() or self._must_apply():
+            if await self.publisher.checkpoint() or self._must_apply():
                 return
 
     async def _serve(self, key: PodName) -> None:
@@ -338,7 +338,7 @@ class Controller:
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due_at if due_at < inf else None):
                 await self._wake.wait()
-        self.publisher.start_slice()
+        self.publisher.checkpoint.start_slice()
         for key in tuple(self.publisher.deferred):
             if not self.rollouts.proxies.must_defer(key, clock()):
                 self.publisher.schedule(key)

@@ -13,7 +13,6 @@ from typing import NoReturn
 import grpc
 import grpc.aio
 
-from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.controller import Controller
@@ -28,6 +27,7 @@ from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.settings import SettingsLoader
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.server import DiscoveryService
+from xds.server.checkpoint import Checkpoint
 
 SERVICE = "xds.mesh.v1.Policies"
 

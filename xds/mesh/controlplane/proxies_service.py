@@ -18,7 +18,7 @@ import grpc.aio
 from google.protobuf.any_pb2 import Any as PackedResource
 
 from xds.introspect.clock import Clock
-from xds.introspect.cooperative import Checkpoint, batches
+from xds.introspect.cooperative import batches
 from xds.introspect.guard import GuardedServer
 from xds.introspect.redaction import redact
 from xds.mesh.controlplane.absence import Absences, Absent
@@ -31,6 +31,7 @@ from xds.protocol.acks import Rejection
 from xds.protocol.session import Variant
 from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, WaitReason
 from xds.server import DiscoveryService, Stream, Subscriber
+from xds.server.checkpoint import Checkpoint
 from xds.server.stream import now
 from xds.snapshot import Resource
 

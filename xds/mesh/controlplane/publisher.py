@@ -23,12 +23,10 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
 from xds.mesh.rollout.proxies import PodName
 from xds.server import Subscriber
+from xds.server.checkpoint import Checkpoint
 from xds.snapshot import ResourceSet, Snapshot
 
 log = structlog.get_logger(__name__)
-
-TIME_SLICE = 0.005
-"""Seconds of work after which the task yields to the event loop."""
 
 
 class Publisher:
@@ -52,7 +50,8 @@ class Publisher:
         """Why the last translation of a pod failed."""
         self._last_error = ""
         """The last error that was logged with its traceback."""
-        self._slice_started_at = 0.0
+        self.checkpoint = Checkpoint()
+        """Yields to the event loop between translations."""
         self._translating: PodName | None = None
         """The pod whose translation is in progress."""
         self._translated_change: float | None = None
@@ -154,7 +153,7 @@ class Publisher:
                 return snapshot
             finally:
                 self._stats.translate_seconds += time.perf_counter() - started_at
-            if await self.yield_to_loop() and is_outdated():
+            if await self.checkpoint() and is_outdated():
                 return None
 
     def _failed(self, key: PodName, error: Exception) -> None:
@@ -169,18 +168,6 @@ class Publisher:
             problem=description,
             **({"stack": traceback_of(error)} if description != last_error else {}),
         )
-
-    def start_slice(self) -> None:
-        """Start a time slice, because the event loop has just run."""
-        self._slice_started_at = time.monotonic()
-
-    async def yield_to_loop(self) -> bool:
-        """Yield to the event loop if the time slice is used up. Return whether it was."""
-        if time.monotonic() < self._slice_started_at + TIME_SLICE:
-            return False
-        await asyncio.sleep(0)
-        self.start_slice()
-        return True
 
 
 def _log_failures(mesh: Mesh) -> None:

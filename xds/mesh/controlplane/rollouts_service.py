@@ -12,7 +12,6 @@ import grpc
 import grpc.aio
 
 from xds.introspect.clock import Clock
-from xds.introspect.cooperative import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
@@ -30,6 +29,7 @@ from xds.mesh.rollout.progress import (
 from xds.mesh.rollout.waits import WaitingFor
 from xds.mesh.v1 import rollouts_pb2 as pb
 from xds.server import DiscoveryService
+from xds.server.checkpoint import Checkpoint
 from xds.server.stream import now
 
 SERVICE = "xds.mesh.v1.Rollouts"

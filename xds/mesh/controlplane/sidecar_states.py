@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.introspect.clock import Clock
-from xds.introspect.cooperative import Checkpoint
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.proxies_service import ProxySummary, proxy_message
 from xds.mesh.controlplane.status import absent_line, pod, type_line, types
@@ -16,6 +15,7 @@ from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import proxies_pb2
 from xds.protocol.types import short_name
 from xds.server import DiscoveryService, Stream
+from xds.server.checkpoint import Checkpoint
 from xds.server.stream import now
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 

@@ -17,14 +17,13 @@ from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.decoding import decode_json, list_decoder
 from xds.mesh.kube.ndjson import read_lines
 from xds.mesh.sources.resource import KubeResource, WatchOptions
+from xds.server.checkpoint import Checkpoint
 
 T = TypeVar("T")
 
 Key: TypeAlias = tuple[str, str]
 """Namespace (empty for cluster-scoped kinds) and name of an object."""
 
-TIME_SLICE = 0.005
-"""Maximum seconds of work before the reflector yields to the event loop."""
 NO_SUCH_KIND = "the cluster has no such kind"
 MAX_EMPTY_WATCHES = 3
 """Number of consecutive watches without events after which everything is listed again."""
@@ -114,7 +113,7 @@ class Reflector(Generic[T]):
         self._failing_since = 0.0
         """Time of the first of the consecutive failures."""
         self._last_contact = 0.0
-        self._last_yield = 0.0
+        self._checkpoint = Checkpoint()
 
     def take(self) -> dict[Key, tuple[T | None, T | None]]:
         """Return the changes since the last call, as old and new values."""
@@ -269,7 +268,7 @@ class Reflector(Generic[T]):
                 for item in _mappings(page.get("items")):
                     if key := _key(item):
                         seen[key] = self._read_object(item, key)
-                    await self._yield_to_loop()
+                    await self._checkpoint()
                 if not next_page:
                     break
         finally:
@@ -318,7 +317,7 @@ class Reflector(Generic[T]):
             opened = self._last_contact
             async for batch in read_lines(stream):
                 for line in batch:
-                    await self._yield_to_loop()
+                    await self._checkpoint()
                     self._handle_event(_decode_event(line))
                 self._failures = self._empty_watches = self._expirations = 0
                 self._clear_failure()
@@ -361,13 +360,6 @@ class Reflector(Generic[T]):
             self.objects.pop(key, None)
         else:
             self.objects[key] = value  # Equal values can have different versions.
-
-    async def _yield_to_loop(self) -> None:
-        """Yield to the event loop if TIME_SLICE has passed since the last yield."""
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self._last_yield + TIME_SLICE:
-            await asyncio.sleep(0)
-            self._last_yield = loop.time()
 
 
 def _decode_event(line: bytes) -> Json:
