@@ -8,6 +8,7 @@ seconds are not. `python benchmarks/bench.py --help` lists the options.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -136,7 +137,9 @@ def _options() -> argparse.Namespace:
         "--replicas", type=int, default=1, help="servers that share the sidecars (default: %(default)s)"
     )
     parser.add_argument(
-        "--istiod", metavar="PROGRAM", help="also measure istiod (pilot-discovery), in alternating rounds"
+        "--istiod",
+        metavar="PROGRAM",
+        help="also measure this program of istiod (pilot-discovery), in alternating rounds",
     )
     parser.add_argument("--tls", action="store_true", help="use TLS, and a token for each pod")
     parser.add_argument(
@@ -160,6 +163,11 @@ def _options() -> argparse.Namespace:
         parser.error("--tls cannot be combined with --source library")
     if options.istiod and (options.source != "kubernetes" or options.tls):
         parser.error("--istiod requires --source kubernetes, without --tls")
+    if options.istiod and not shutil.which(options.istiod):
+        parser.error(
+            f"--istiod: {options.istiod} is not a program; build it with "
+            "`go install istio.io/istio/pilot/cmd/pilot-discovery@VERSION`"
+        )
     options.quiet = 0.1 if quick else 1.0
     return options
 

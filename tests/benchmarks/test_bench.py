@@ -62,6 +62,8 @@ def larger(run: dict[str, Any], key: str) -> dict[str, Any]:
         (("--streams", "1000"), "need more pods than 60: raise --services or --endpoints"),
         (("--replicas", "2", "--source", "library"), "--replicas requires --source files"),
         (("--tls", "--source", "library"), "--tls cannot be combined with --source library"),
+        (("--istiod", "pilot-discovery"), "--istiod requires --source kubernetes, without --tls"),
+        (("--source", "kubernetes", "--istiod", "no-such-program"), "no-such-program is not a program"),
     ],
 )
 def test_impossible_options_are_an_error(options, message):
