@@ -116,7 +116,6 @@ class Connections:
             self._queue.schedule(key)
         if not streams:
             del self.streams[key]
-            self._features.pop(key, None)
             self.sidecars.disconnected(key, clock())
             self._forget(key)
 
