@@ -421,7 +421,9 @@ class Snapshot:
         differing = [
             type_url for type_url, resources in types.items() if others.get(type_url) is not resources
         ]
-        return differing + [type_url for type_url in others if type_url not in types]
+        if not others.keys() <= types.keys():
+            differing += others.keys() - types.keys()
+        return differing
 
     def denied(self, type_url: str) -> Mapping[str, str]:
         """Return the names of a type that the client is not allowed to have, each with the reason."""

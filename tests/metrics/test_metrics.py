@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -19,103 +18,34 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from docs import hooks
+from tests.metrics.plane import NAME, NODE, SERVICE, WITHIN, Plane, pod
 from tests.server.proxies import Client
 from xds.mesh.controlplane.admin import AdminServer
-from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
-from xds.mesh.controlplane.metrics.controlplane import Metrics
 from xds.mesh.controlplane.metrics.traffic import TrafficMetrics
 from xds.mesh.controlplane.metrics.validation import RESULTS, ValidationMetrics
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.controlplane.validation import SnapshotValidator
-from xds.mesh.identity.ca import Authority
-from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.objects import (
     Change,
     DestinationRule,
     Meta,
     Mode,
     PeerAuthentication,
-    Pod,
     Problem,
     Ref,
     Service,
-    ServicePort,
 )
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
 from xds.mesh.observe.edges import TrafficMode
 from xds.protocol.session import Variant
-from xds.server import XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
 from xds.validation import EnvoyValidator, Validator
 
-WITHIN = 10.0
-NODE = "sidecar~127.9.0.1~web.shop~shop.svc.cluster.local"
 CDS, EDS = {"type": "cds"}, {"type": "eds"}
 
 
-def pod(name: str, address: str) -> Pod:
-    labels = {"app": "web", "security.istio.io/tlsMode": "istio"}
-    return Pod(meta=Meta(ref=Ref("Pod", "shop", name), labels=labels), address=address)
-
-
-SERVICE = Service(
-    meta=Meta(ref=Ref("Service", "shop", "web")),
-    addresses=("10.1.0.1",),
-    ports=(ServicePort(port=80, target=8080, name="http"),),
-    selector={"app": "web"},
-)
 LOCK = PeerAuthentication(meta=Meta(ref=Ref("PeerAuthentication", "shop", "default")), mode=Mode.STRICT)
-NAME = "outbound|80||web.shop.svc.cluster.local"
-
-
-class Plane:
-    """A control plane with its metrics."""
-
-    def __init__(self) -> None:
-        authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
-        self.controller = Controller(authority)
-        self.problems: list[Problem] = []
-        self.metrics = Metrics(self.controller, lambda: self.problems)
-        self.server = XdsServer(
-            self.controller.connections, "127.0.0.1:0", grace=0.2, observer=self.metrics.streams
-        )
-        self.metrics.add_server(self.server.discovery)
-
-    def samples(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        body, _ = self.metrics.render()
-        return {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for family in text_string_to_metric_families(body.decode())
-            for sample in family.samples
-        }
-
-    def get(self, name: str, **labels: str) -> float:
-        return self.samples().get((name, tuple(sorted(labels.items()))), 0.0)
-
-    async def until(self, name: str, value: float, **labels: str) -> None:
-        async with asyncio.timeout(WITHIN):
-            while self.get(name, **labels) != value:
-                await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Plane]:
-    plane = Plane()
-    work = asyncio.create_task(plane.controller.run())
-    plane.controller.change(Change(applied=(pod("web", "127.9.0.1"), SERVICE)))
-    await plane.controller.ready.wait()
-    await plane.server.start()
-    yield plane
-    await plane.server.stop()
-    work.cancel()
-    await asyncio.gather(work, return_exceptions=True)
-
-
-@pytest.fixture
-async def channel(plane: Plane) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{plane.server.port}") as channel:
-        yield channel
 
 
 async def test_absent_sidecars_are_counted(plane: Plane, channel: grpc.aio.Channel):

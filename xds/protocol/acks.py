@@ -163,7 +163,8 @@ class AckTracker:
             if response.shared:
                 self._record_shared(response.shared.names, response.sent_at, sent)
                 fresh = fresh[len(response.shared.resources) :]
-            self._last_sent.update(dict.fromkeys((resource.name for resource in fresh), response.sent_at))
+            if fresh:
+                self._last_sent.update(dict.fromkeys((each.name for each in fresh), response.sent_at))
             self._first_sent.update(dict.fromkeys(new, response.sent_at))
         self._never_acked.update(new)
         for name in response.removed:

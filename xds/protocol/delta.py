@@ -192,17 +192,20 @@ class DeltaWatch(Watch):
         self._answers_shared, self._resent_shared = False, ()
         if not due and not change and not self._response_due:
             return None
-        resources, joined, absent = self._take_part(due) if due else ((), b"", [])
-        unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
-        removed = [name for name in absent if name not in unknown]
-        new = [resource.name for resource in resources if resource.name not in self.sent]
+        resources: tuple[Resource, ...] = ()
+        joined, new = b"", []
+        absent: list[str] = []
+        unknown: list[str] = []
+        if due:
+            resources, joined, absent = self._take_part(due)
+            unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
+            new = [resource.name for resource in resources if resource.name not in self.sent]
+            self.acked.keep(self, (*(resource.name for resource in resources), *absent))
+            self._mark_sent(resources)
+        removed = [name for name in absent if name not in unknown] if unknown else absent
         if change:
             new += change.added
             self.still_subscribed.difference_update(change.added)
-        if due:
-            self.acked.keep(self, (*(resource.name for resource in resources), *absent))
-            self._mark_sent(resources)
-        if change:
             self.sent.catch_up()
             resources = (*change.resources, *resources) if resources else change.resources
         if absent:
@@ -243,8 +246,10 @@ class DeltaWatch(Watch):
         """Whether one response can contain a shared change and everything else that is due."""
         if not change.before.keys().isdisjoint(self._dirty):
             return False
-        sizes = (encoded_size(resource) if resource else removal_size(name) for name, resource in due)
-        return self._fits(change.size + sum(sizes))
+        size = change.size
+        for name, resource in due:
+            size += encoded_size(resource) if resource else removal_size(name)
+        return self._fits(size)
 
     @property
     def is_idle(self) -> bool:

@@ -133,8 +133,11 @@ class Session:
         previous, self._snapshot = self._snapshot, snapshot
         if previous is None:
             self.first_generation = snapshot.generation
+        has_denials = bool(snapshot.denials or (previous and previous.denials))
         for watch in self._watches.values():
-            self._set_snapshot(watch, snapshot)
+            watch.generation = snapshot.generation
+            if has_denials:
+                watch.denied = snapshot.denied(watch.type_url)
         for type_url in snapshot.differing_types(previous or _NO_SNAPSHOT):
             if changed := self._watches.get(type_url):
                 changed.serve(snapshot.of(type_url))
@@ -193,7 +196,10 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Whether `next` has nothing to send until a request or a snapshot arrives."""
-        return all(watch.is_idle for watch in self._watches.values())
+        for watch in self._watches.values():  # noqa: SIM110 - called for each request
+            if not watch.is_idle:
+                return False
+        return True
 
     def expect_no_acks(self) -> None:
         """Stop waiting for ACKs, because the client sends no more requests. Waiting responses become due."""
@@ -359,17 +365,11 @@ class Session:
                 sorted(self._watches.items(), key=lambda item: ORDER.get(item[0], len(ORDER)))
             )
             if self._snapshot:
-                self._set_snapshot(watch, self._snapshot)
+                watch.generation = self._snapshot.generation
+                watch.denied = self._snapshot.denied(type_url)
                 if (resources := self._snapshot.of(type_url)) is not watch.resources:
                     watch.serve(resources)
         return self._watches[type_url]
-
-    @staticmethod
-    def _set_snapshot(watch: Watch, snapshot: Snapshot) -> None:
-        """Set what a snapshot contains besides resources."""
-        if snapshot.denials or watch.denied:
-            watch.denied = snapshot.denied(watch.type_url)
-        watch.generation = snapshot.generation
 
     def _earliest_send(self, watch: Watch) -> float:
         """Return the earliest time to send a type; minus infinity if the type need not wait."""

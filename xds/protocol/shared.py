@@ -8,7 +8,7 @@ client, only a root and the few versions that differ from it are stored.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from functools import cached_property
 from itertools import chain
 from typing import TypeVar, overload
@@ -259,7 +259,7 @@ class SentVersions(MutableMapping[str, str]):
             self._root = root
             self._own = {name: version for name, version in self._own.items() if name not in root}
 
-    def move(self, root: ResourceSet, names: Iterable[str], behind: SharedChange | None = None) -> None:
+    def move(self, root: ResourceSet, names: Collection[str], behind: SharedChange | None = None) -> None:
         """Refer to the next root. The versions stay the same.
 
         Args:
@@ -270,7 +270,7 @@ class SentVersions(MutableMapping[str, str]):
         if self._root is None:
             return
         self.spread()
-        versions = {name: self.get(name) for name in chain(names, self._own)}
+        versions = {name: self.get(name) for name in chain(names, self._own)} if names or self._own else {}
         self._root, self._behind = root, behind
         for name, version in versions.items():
             self._set(name, version)
@@ -278,7 +278,8 @@ class SentVersions(MutableMapping[str, str]):
     def catch_up(self) -> None:
         """Record that the client was sent the change that was behind."""
         own, self._behind = self._own, None
-        self._own = {name: version for name, version in own.items() if version != self._shared(name)}
+        if own:
+            self._own = {name: version for name, version in own.items() if version != self._shared(name)}
 
     def spread(self) -> None:
         """Store the versions that are behind as the client's own."""

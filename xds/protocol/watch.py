@@ -116,7 +116,7 @@ class Watch(ABC):
     @property
     def pending(self) -> bool:
         """Whether there is something to send."""
-        return self._response_due or bool(self._collect_due())
+        return self._response_due or (bool(self._dirty) and bool(self._collect_due()))
 
     @property
     def synced(self) -> bool:

@@ -41,10 +41,16 @@ class ConvergenceTracker:
         unsent = self._unsent.get(response.type_url)
         if not unsent:
             return
-        sent = [change for change in unsent if _contains_any(response, change[1])]
-        if sent:
-            self._unsent[response.type_url] = [change for change in unsent if change not in sent]
-            self._sent[response.nonce] = min(changed_at for changed_at, _ in sent)
+        waiting = []
+        oldest = inf
+        for change in unsent:
+            if _contains_any(response, change[1]):
+                oldest = min(oldest, change[0])
+            else:
+                waiting.append(change)
+        self._unsent[response.type_url] = waiting
+        if oldest < inf:
+            self._sent[response.nonce] = oldest
             if len(self._sent) > _MAX_PENDING:
                 del self._sent[next(iter(self._sent))]
 
@@ -93,9 +99,10 @@ class ConvergenceTracker:
 
 def _contains_any(response: Response, names: frozenset[str]) -> bool:
     """Whether a response contains or removes one of several resources."""
-    return any(resource.name in names for resource in response.resources) or not names.isdisjoint(
-        response.removed
-    )
+    for resource in response.resources:
+        if resource.name in names:
+            return True
+    return not names.isdisjoint(response.removed)
 
 
 def _select(subscription: Subscribed, names: tuple[str, ...]) -> frozenset[str]:
@@ -125,7 +132,7 @@ def _compute(subscription: Subscribed, names: Iterable[str]) -> frozenset[str]:
     if subscription.wildcard:
         return frozenset(names)
     subscribed = subscription.names
-    return frozenset(name for name in names if name in subscribed or collection(name) in subscribed)
+    return frozenset([name for name in names if name in subscribed or collection(name) in subscribed])
 
 
 @lru_cache(maxsize=4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Protocol
 
 import grpc
@@ -197,7 +197,10 @@ class Stream:
             if snapshot and snapshot is not session_snapshot:
                 session_snapshot = snapshot
                 self.session.serve(snapshot)
-            with self._scheduler.pacer.measure(self._origin) if self._answers_request else nullcontext():
+            if self._answers_request:
+                with self._scheduler.pacer.measure(self._origin):
+                    response = self.session.next(now())
+            else:
                 response = self.session.next(now())
             if response:
                 self.message_count += 1

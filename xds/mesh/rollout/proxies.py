@@ -341,10 +341,11 @@ class ProxyTracker:
 
     def must_defer(self, key: PodName, now: float) -> bool:
         """Return whether to serve a proxy only after reconnecting proxies have reported their modes."""
-        proxy = self._proxies.get(key)
-        return proxy is not None and any(
-            self._must_defer(proxy, stream, key, now) for stream in proxy.streams.values()
-        )
+        if proxy := self._proxies.get(key):
+            for stream in proxy.streams.values():
+                if self._must_defer(proxy, stream, key, now):
+                    return True
+        return False
 
     def _must_defer(self, proxy: _Proxy, stream: _Stream, key: PodName, now: float) -> bool:
         """Return whether to defer a stream.
