@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
@@ -114,7 +115,8 @@ class Reflector(Generic[T]):
         self._failing_since = 0.0
         """Time of the first of the consecutive failures."""
         self._last_contact = 0.0
-        self._last_yield = 0.0
+        self._slice_ends = 0.0
+        """When to yield to the event loop, in seconds of `time.monotonic`."""
 
     def take(self) -> dict[Key, tuple[T | None, T | None]]:
         """Return the changes since the last call, as old and new values."""
@@ -269,7 +271,8 @@ class Reflector(Generic[T]):
                 for item in _mappings(page.get("items")):
                     if key := _key(item):
                         seen[key] = self._read_object(item, key)
-                    await self._yield_to_loop()
+                    if self._must_yield():
+                        await self._yield_to_loop()
                 if not next_page:
                     break
         finally:
@@ -318,7 +321,8 @@ class Reflector(Generic[T]):
             opened = self._last_contact
             async for batch in read_lines(stream):
                 for line in batch:
-                    await self._yield_to_loop()
+                    if self._must_yield():
+                        await self._yield_to_loop()
                     self._handle_event(_decode_event(line))
                 self._failures = self._empty_watches = self._expirations = 0
                 self._clear_failure()
@@ -362,12 +366,13 @@ class Reflector(Generic[T]):
         else:
             self.objects[key] = value  # Equal values can have different versions.
 
+    def _must_yield(self) -> bool:
+        """Whether TIME_SLICE has passed since the last yield to the event loop."""
+        return time.monotonic() >= self._slice_ends
+
     async def _yield_to_loop(self) -> None:
-        """Yield to the event loop if TIME_SLICE has passed since the last yield."""
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self._last_yield + TIME_SLICE:
-            await asyncio.sleep(0)
-            self._last_yield = loop.time()
+        await asyncio.sleep(0)
+        self._slice_ends = time.monotonic() + TIME_SLICE
 
 
 def _decode_event(line: bytes) -> Json:
