@@ -92,6 +92,15 @@ async def test_object_is_reported_once_and_solved_once() -> None:
         assert [entry["event"] for entry in logs] == ["object has no effect", "problem solved"]
 
 
+async def test_first_check_leaves_the_servers_time_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 1000.0)
+    world = World()
+    async with running(world):
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert world.looks == 0
+
+
 async def test_object_briefly_without_effect_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SETTLE_TIME", 1000.0)
     world = World()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 from collections.abc import Callable
 from typing import Any
@@ -297,6 +298,29 @@ class Lines:
     def take(self) -> list[tuple[str, dict[str, Any]]]:
         taken, self.lines = self.lines, []
         return taken
+
+
+@pytest.mark.parametrize(("kind", "most"), [("Pod", 36), ("EndpointSlice", 27)])
+def test_object_is_read_with_few_fields(monkeypatch: pytest.MonkeyPatch, kind: str, most: int) -> None:
+    """Most of the start is spent on the fields of pods and endpoints."""
+    read = reading.Field.__getitem__
+    names: list[str] = []
+
+    def count(field: reading.Field, name: str) -> reading.Field:
+        names.append(name)
+        return read(field, name)
+
+    monkeypatch.setattr(reading.Field, "__getitem__", count)
+    [obj] = (obj for obj in OBJECTS if obj["kind"] == kind)
+    [parsed] = parse(obj, lambda _: "", served=True)
+    assert parsed.fact
+    assert not parsed.problems
+    assert 10 < len(names) <= most, names
+
+
+def test_garbage_collection_ignores_fields() -> None:
+    field = reading.Field({"a": {"b": 1}}, (), reading.Log(dotted))
+    assert not any(map(gc.is_tracked, (field, field["a"], field["a"]["b"])))
 
 
 def noise(count: int, *, notice: bool) -> SourceUpdate:

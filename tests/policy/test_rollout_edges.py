@@ -83,6 +83,14 @@ def test_server_is_recovered_once_it_is_observed():
     assert not rollout.has_unplanned_mode(WEB)
 
 
+def test_immediate_changes_compute_no_endpoints_before_a_sidecar_needs_them():
+    rollouts = RolloutDriver(None)
+    mesh = rollouts.first_mesh(Change(applied=tuple(disabled().facts.values())), Observed(), 0.0)
+    rollouts.proxies.start_recovery(mesh, 0.0)
+    assert (mesh.memory.lookups, rollouts.rollout.ports) == ({}, {})
+    assert not rollouts.proxies.is_recovering(1.0)
+
+
 def test_stream_that_ends_during_recovery_is_harmless():
     world = disabled()
     world.start()

@@ -7,8 +7,12 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies_environment
 
 import pytest
+from aiohttp import BasicAuth
+from aiohttp.helpers import get_env_proxy_for_url
+from yarl import URL
 
 from tests.golden.cases import CASES, manifests, options
 from tests.sources.fake_apiserver import NOBODY, FakeApiServer
@@ -462,6 +466,31 @@ async def test_load_lists_once_and_does_not_watch(server: FakeApiServer, api: Ku
     assert report.change.config == MeshConfig()
     assert server.requests_for("list pods")
     assert not server.requests_for("watch")
+
+
+@pytest.mark.parametrize("proxy", ["", "http://127.0.0.1:1"])
+async def test_environment_is_searched_for_a_proxy_only_if_it_has_one(
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    searches: list[URL] = []
+
+    def search(url: URL) -> tuple[URL, BasicAuth | None]:
+        searches.append(url)
+        return get_env_proxy_for_url(url)
+
+    monkeypatch.setattr("aiohttp.client.get_env_proxy_for_url", search)
+    for name in getproxies_environment():
+        monkeypatch.delenv(f"{name}_proxy", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
+    if proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+    async with await server.connect() as api:
+        if proxy:
+            with pytest.raises(KubeError, match=r"127\.0\.0\.1:1 "):
+                await Kubernetes(api).load()
+        else:
+            assert (await Kubernetes(api).load()).complete
+    assert bool(searches) is bool(proxy)
 
 
 async def test_load_reads_a_cluster_without_istio_kinds(server: FakeApiServer, api: KubeApi) -> None:

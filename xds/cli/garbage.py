@@ -14,7 +14,7 @@ import asyncio
 import gc
 import sys
 
-MAX_NEW_DURING_START = 200_000
+MAX_NEW_DURING_START = 500_000
 """Number of new objects after which they are examined while the mesh is read. Most of them stay in use."""
 MAX_NEW = 20_000
 """Number of new objects after which they are examined while serving."""

@@ -50,6 +50,7 @@ from xds.mesh.controlplane.rollouts_service import RolloutsService
 from xds.mesh.controlplane.running_problems import RunningProblems
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.controlplane.traffic_service import TrafficService
+from xds.mesh.envoy.translate import warm
 from xds.mesh.model.objects import Change, MeshConfig, Problem
 from xds.mesh.sources.report import SourceUpdate
 from xds.mesh.v1 import described
@@ -263,7 +264,10 @@ class ControlPlane:
     async def run(self, ready_url: str) -> None:
         """Serve until cancelled. Raises CannotListenError, and any error of a background task."""
         async with aclosing(self._source.watch()) as updates:
+            # The source waits for the API server now and then. A thread uses that time.
+            warming = asyncio.create_task(asyncio.to_thread(warm))
             change = await _wait_until_complete(updates, self._record_problems)
+            await warming
             components = await self._build(change.config or MeshConfig())
             components.controller.change(change)
             _log_change(self._source, change)

@@ -37,7 +37,6 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.page.access import check_token
 from xds.mesh.controlplane.signing import ExternalIssuer
-from xds.mesh.envoy.translate import warm
 from xds.mesh.identity.auth import own_token_verifier
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.identity.state_dir import StateError, load_or_create_root, load_or_create_token_key
@@ -354,7 +353,6 @@ def serve(options: ServeOptions) -> None:
         )
     logs.configure()
     garbage.defer()
-    warm()
     raise typer.Exit(asyncio.run(running))
 
 

@@ -3,7 +3,8 @@
 - envoy_data_plane declares messages with pydantic's `dataclass` decorator, which generates a validator for
   each class, and `xds bootstrap` imports hundreds. The program does without: mypy checks the code that builds
   messages, `xds.codec.encode` checks values, and the tests run with validators.
-- The package `kubernetes` imports all its parts, of which only `kubernetes.aio` is used.
+- The package `kubernetes` imports all its parts, of which only the client of `kubernetes.aio` is used.
+- structlog imports rich for tracebacks, which this program prints without it (`xds.cli.logs`).
 - Python would collect garbage 150 times during the imports, and once more on exit.
 
 Only the program `xds` does this. Programs that import the library keep validated messages.
@@ -14,20 +15,29 @@ from __future__ import annotations
 import dataclasses
 import gc
 import sys
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import LazyLoader
+from types import ModuleType
 from typing import Any
 
 PACKAGE = "envoy_data_plane"
-UNUSED = frozenset(f"kubernetes.{name}" for name in ("config", "dynamic", "stream", "watch"))
+UNUSED = frozenset(
+    {
+        *(f"kubernetes.{name}" for name in ("client", "config", "dynamic", "informer", "leaderelection")),
+        *(f"kubernetes.{name}" for name in ("stream", "utils", "watch")),
+        *(f"kubernetes.aio.{name}" for name in ("dynamic", "leaderelection", "stream", "watch")),
+    }
+)
 """Modules that are imported when they are used, not when they are mentioned."""
+WITHOUT_RICH = frozenset({"structlog.dev", "structlog.tracebacks"})
+"""Modules that are imported as if rich were not installed."""
 
 
 def start() -> None:
     """Skip validation of messages, and collect no garbage until `finish`. Call this before other imports."""
     gc.disable()
     if PACKAGE not in sys.modules:
-        sys.meta_path[:0] = _BeforeMessages(), _Lazily()
+        sys.meta_path[:0] = _BeforeMessages(), _Lazily(), _WithoutRich()
 
 
 def finish() -> None:
@@ -54,6 +64,27 @@ class _Lazily:
         if spec and spec.loader:
             spec.loader = LazyLoader(spec.loader)
         return spec
+
+
+class _WithoutRich:
+    """Hides rich from WITHOUT_RICH."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path, target) if name in WITHOUT_RICH else None
+        if spec and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _LoaderWithoutRich(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _LoaderWithoutRich(SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        earlier = {"rich": sys.modules["rich"]} if "rich" in sys.modules else {}
+        sys.modules["rich"] = None  # type: ignore[assignment]  # Its import raises ImportError.
+        try:
+            super().exec_module(module)
+        finally:
+            del sys.modules["rich"]
+            sys.modules.update(earlier)
 
 
 def _replace_decorator() -> None:

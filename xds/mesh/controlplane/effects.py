@@ -72,6 +72,7 @@ class EffectWatcher:
     async def run(self) -> None:
         """Check the mesh after each change, until cancelled."""
         await self._ready.wait()
+        await asyncio.sleep(INTERVAL)  # Leave the CPU to the servers, which start now.
         checked_mesh: Mesh | None = None
         ineffective = Ineffective()
         last_error = ""

@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self, TypeAlias
+from urllib.request import getproxies_environment
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -90,7 +91,9 @@ class KubeApi:
         context: str = "",
         renew: Callable[[], Awaitable[client.Configuration]] | None = None,
     ) -> None:
-        configuration.client_session_kwargs = {"raise_for_status": _require_upgrade}
+        # With `trust_env`, each request would look for a proxy in the environment, in a thread.
+        has_proxy = bool(getproxies_environment())
+        configuration.client_session_kwargs = {"raise_for_status": _require_upgrade, "trust_env": has_proxy}
         self._configuration = configuration
         self._client = client.ApiClient(configuration)
         self._renew = renew

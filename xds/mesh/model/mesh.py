@@ -462,14 +462,7 @@ class Mesh:
     def _from_listed(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
         for listed in self.listed_endpoints(service, port):
             if not listed.withheld:
-                entry = listed.entry
-                endpoint = _endpoint(service, entry.address, listed.port, listed.pod)
-                yield replace(
-                    endpoint,
-                    ready=entry.ready,
-                    zone=endpoint.zone or entry.zone,
-                    hostname=entry.hostname or endpoint.hostname,
-                )
+                yield _endpoint(service, listed.entry.address, listed.port, listed.pod, listed.entry)
 
     def listed_endpoints(self, service: Service, port: ServicePort) -> Iterator[ListedEndpoint]:
         """Yield the entries for a service port in EndpointSlices or Endpoints, in their order."""
@@ -626,13 +619,18 @@ def _has_other_uid(pod: Pod, uid: str) -> bool:
     return bool(uid and pod.meta.uid and uid != pod.meta.uid)
 
 
-def _endpoint(service: Service, address: str, port: int, pod: Pod | None) -> Endpoint:
+def _endpoint(
+    service: Service, address: str, port: int, pod: Pod | None, entry: EndpointAddress | None = None
+) -> Endpoint:
     region, zone, sub_zone = locality_of(pod.meta.labels) if pod else ("", "", "")
     hostname = pod.hostname if pod and pod.subdomain == service.name else ""
+    if entry:
+        zone, hostname = zone or entry.zone, entry.hostname or hostname
     return Endpoint(
         address=address,
         port=port,
         pod=pod,
+        ready=entry.ready if entry else True,
         region=region,
         zone=zone,
         sub_zone=sub_zone,

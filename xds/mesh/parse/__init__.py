@@ -218,10 +218,11 @@ class _Source(NamedTuple):
 
 
 def _objects(root: Field, flaws: Sequence[Flaw], source: _Source, default_type: str = "") -> Iterator[Parsed]:
-    if root.path in source.elsewhere:
+    path = root.path
+    if path in source.elsewhere:
         return
-    log = Log(root.log.locate, root=root.path)
-    obj = Field(root.value, root.path, log)
+    obj = Field(root.value, path, Log(root.log.locate, root=path)) if path else root
+    log = obj.log
     if not isinstance(obj.value, Mapping):
         obj.refuse("is not a Kubernetes object", "write a mapping with apiVersion, kind and metadata")
         yield _result(obj, None)
@@ -229,15 +230,15 @@ def _objects(root: Field, flaws: Sequence[Flaw], source: _Source, default_type: 
     version, name = obj["apiVersion"].text(), obj["kind"].text()
     if default_type and not version and not name:
         version, _, name = default_type.rpartition("/")
-    if name.endswith("List"):
-        yield from _list_items(obj, flaws, f"{version}/{name.removesuffix('List')}", source)
-        return
-    if unenforced := _UNENFORCED.get((version.rpartition("/")[0], name)):
-        yield replace(_unenforced(obj, unenforced), unenforced=unenforced.name)
-        return
-    kind = _kind(obj, version, name)
+    kind = _BY_TYPE.get((version, name))
     if kind is None:
-        yield _result(obj, None)
+        if name.endswith("List"):
+            yield from _list_items(obj, flaws, f"{version}/{name.removesuffix('List')}", source)
+        elif unenforced := _UNENFORCED.get((version.rpartition("/")[0], name)):
+            yield replace(_unenforced(obj, unenforced), unenforced=unenforced.name)
+        else:
+            _report_kind(obj, version, name)
+            yield _result(obj, None)
         return
     log.any_field = source.served and kind.built_in
     meta = _meta(obj, kind)
@@ -296,33 +297,27 @@ def _list_items(obj: Field, flaws: Sequence[Flaw], item_type: str, source: _Sour
         yield from _objects(item, item_flaws.get(item.path[depth], ()), source, default_type)
 
 
-def _kind(obj: Field, version: str, name: str) -> Kind | None:
-    """Return the kind of an object.
-
-    For an ignored kind, add a notice and return None. For a misspelled kind, add an error and return None.
-    """
-    if kind := _BY_TYPE.get((version, name)):
-        return kind
+def _report_kind(obj: Field, version: str, name: str) -> None:
+    """Add a notice about an object of an ignored kind, or an error about a misspelled kind."""
     for field in (obj["apiVersion"], obj["kind"]):
         field.required()
     if obj.log.refused:
-        return None
+        return
     group = version.rpartition("/")[0]
     namesake = _BY_NAME.get(name)
     if namesake and (group == namesake.group or nearest(version, namesake.api_versions)):
         versions = " or ".join(namesake.api_versions)
         obj["apiVersion"].refuse(f"{version} has no kind {name}", f"write apiVersion: {versions}")
-        return None
+        return
     group_kinds = [kind.name for kind in KINDS if kind.group == group]
     if name not in _IGNORED and not namesake and (hint := nearest(name, group_kinds)):
         obj["kind"].refuse(f"{name} does not exist in {version}", hint)
-        return None
+        return
     object_name = obj["metadata"]["name"].value
     obj["kind"].notice(
         f"{name} {object_name} is ignored" if isinstance(object_name, str) else f"{name} is ignored",
         _IGNORED_HINTS.get(name, ""),
     )
-    return None
 
 
 def _meta(obj: Field, kind: Kind) -> Meta | None:

@@ -31,6 +31,7 @@ from xds.mesh.parse.redirection import parse_redirection
 TOP = "apiVersion kind metadata"
 CANONICAL_ACCOUNTS = "alpha.istio.io/canonical-serviceaccounts"
 KUBERNETES_ACCOUNTS = "alpha.istio.io/kubernetes-serviceaccounts"
+_PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 
 
 class _UsedMetadata(TypedDict, total=False):
@@ -326,11 +327,8 @@ def probe_ports(spec: Field) -> tuple[int, ...]:
 
 
 def _probe_ports(container: dict[str, Any]) -> Iterator[int]:
-    probes = [container.get(probe) for probe in ("livenessProbe", "readinessProbe", "startupProbe")]
-    handlers = [
-        probe.get(kind) for probe in probes if isinstance(probe, dict) for kind in ("httpGet", "grpc")
-    ]
-    for handler in handlers:
+    probes = [probe for name in _PROBES if isinstance(probe := container.get(name), dict)]
+    for handler in (probe.get(kind) for probe in probes for kind in ("httpGet", "grpc")):
         if not isinstance(handler, dict):
             continue
         port = handler.get("port")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from enum import StrEnum
 
+from xds.mesh.model.families import family_of
 from xds.mesh.model.objects import EndpointAddress, EndpointGroup, EndpointPort, Endpoints, Fact, Meta, Ref
 from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP, unknown_service
@@ -73,16 +73,18 @@ def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -
         conditions = item["conditions"].mapping("ready serving terminating")
         ready = conditions["ready"].boolean()
         terminating = conditions["terminating"].boolean()
-        if not item["addresses"].value:
-            item["addresses"].refuse("is required")
-        addresses = [_address(address, family) for address in item["addresses"].items()]
+        listed = item["addresses"]
+        if not listed.value:
+            listed.refuse("is required")
+        addresses = [_address(address, family) for address in listed.items()]
         if addresses and not terminating:
+            target = item["targetRef"]
             # All addresses of an endpoint belong to one pod. Like Kubernetes, use the first address.
             yield EndpointAddress(
                 address=addresses[0],
                 ready=ready is not False,
-                pod=_target_pod(item["targetRef"], namespace),
-                pod_uid=item["targetRef"]["uid"].text(),
+                pod=_target_pod(target, namespace),
+                pod_uid=target["uid"].text(),
                 hostname=item["hostname"].name(names.label),
                 zone=item["zone"].text(),
             )
@@ -90,7 +92,7 @@ def _slice_addresses(field: Field, namespace: str, family: AddressType | None) -
 
 def _address(field: Field, family: AddressType | None) -> str:
     text = field.name(names.address)
-    if not names.address(text) and family and f"IPv{ipaddress.ip_address(text).version}" != family:
+    if not names.address(text) and family and f"IPv{family_of(text)}" != family:
         field.refuse(f"{shown(text)} is not an {family} address, as addressType requires")
     return names.canonical(text)
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from xds.mesh.parse.reading import Field
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_SUBDOMAIN = re.compile(rf"{_LABEL.pattern}(\.{_LABEL.pattern})*")
 _LETTER = re.compile(r"[a-z]")
 _SERVICE = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
@@ -37,7 +38,7 @@ def service(name: str) -> str:
 
 def subdomain(name: str) -> str:
     """Check an RFC 1123 subdomain: the name of most kinds of objects."""
-    if len(name) <= 253 and name and all(_LABEL.fullmatch(part) for part in name.split(".")):
+    if len(name) <= 253 and _SUBDOMAIN.fullmatch(name):
         return ""
     return "is not a DNS name (a-z, 0-9, '-' and '.', at most 253 characters)"
 
@@ -110,7 +111,10 @@ def trust_domain(name: str) -> str:
 def labels(field: Field) -> dict[str, str]:
     """Parse the labels of an object or a selector."""
     labels = field.mapping().value or {}
-    if all(type(value) is type(key) is str and _is_label(key, value) for key, value in labels.items()):
+    for key, value in labels.items():
+        if not (type(value) is type(key) is str and _is_label(key, value)):
+            break
+    else:
         return dict(labels)
     parsed: dict[str, str] = {}
     for key, entry in field.entries():

@@ -48,6 +48,8 @@ class Problems:
             where: place of the summary.
             subject: name of the object; empty if `where` already contains it.
         """
+        if not self._kept:
+            return ()
         summaries = []
         for notice, word, hint in (
             (False, "problem", "fix the listed problems to see the others"),

@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
+
+import msgspec
 
 from xds.mesh.model.names import MAX_SUGGESTION_LENGTH
 from xds.mesh.model.objects import Problem
@@ -172,31 +173,21 @@ class Log:
         return nearest(word, known)
 
 
-_new_field: Callable[[type[Field]], Field] = object.__new__
-
-
-class Field:
+class Field(msgspec.Struct, eq=False, gc=False):
     """A value in an object, with its path. As in Kubernetes, `null` is the same as absent.
 
     A list of pods has millions of fields, and only those with problems need their paths. So a field has only
-    the last step of its path, and its parent.
-
-    Args:
-        value: the value, as decoded from JSON or YAML; None if it is absent.
-        path: path of the value in its document, or in its parent.
-        log: log for problems of the object.
-        parent: field that contains this one.
+    the last step of its path, and its parent, and it is a `Struct`, which is created in a third of the time.
     """
 
-    __slots__ = ("_parent", "_steps", "log", "value")
-
-    def __init__(self, value: Any, path: Path, log: Log, parent: Field | None = None) -> None:
-        self.value = value
-        """The value; None if it is absent."""
-        self.log = log
-        """Log for problems of the object."""
-        self._steps = path
-        self._parent = parent
+    value: Any
+    """The value, as decoded from JSON or YAML; None if it is absent."""
+    _steps: Path
+    """Path of the value in its document, or in its parent."""
+    log: Log
+    """Log for problems of the object."""
+    _parent: Field | None = None
+    """Field that contains this one."""
 
     @property
     def path(self) -> Path:
@@ -205,13 +196,8 @@ class Field:
 
     def __getitem__(self, name: str) -> Field:
         """Return a field of this mapping. The field is absent if this value is not a mapping."""
-        # Calling the class takes twice as long, and a pod has 30 fields.
-        field = _new_field(Field)
-        field.value = self.value.get(name) if isinstance(self.value, dict) else None
-        field.log = self.log
-        field._steps = (name,)
-        field._parent = self
-        return field
+        value = self.value
+        return Field(value.get(name) if isinstance(value, dict) else None, (name,), self.log, self)
 
     def __bool__(self) -> bool:
         """Whether the value is present."""
@@ -312,10 +298,12 @@ class Field:
 
     def name(self, check: Callable[[str], str], default: str = "") -> str:
         """Expect a valid name or an empty string. `check` returns what is wrong with a name."""
-        text = self.text(default)
-        if text and isinstance(self.value, str) and (error := check(text)):
-            self.refuse(f"{shown(text)} {error}")
-        return text
+        name = self.value
+        if not isinstance(name, str):
+            return self.text(default)
+        if name and (error := check(name)):
+            self.refuse(f"{shown(name)} {error}")
+        return name
 
     def boolean(self) -> bool | None:
         """Expect true or false."""
@@ -377,9 +365,10 @@ class Field:
         """Expect a value of an enumeration."""
         if self.value is None:
             return None
-        with suppress(ValueError):
+        try:
             return known(self.value)
-        words = [word.value for word in known]
+        except ValueError:
+            words = [word.value for word in known]
         self.refuse(
             f"must be one of {', '.join(words)}, not {shown(self.value)}",
             hint or self.log.nearest(self.value, words),

@@ -125,6 +125,8 @@ class RolloutDriver:
         It serves the desired state, except where the stored plan, or a peer's report, has another one.
         """
         mesh, self._has_mesh = Mesh(change.applied, change.config), True
+        if self.rollout.timeout is None:
+            return mesh
         if observed.shared:
             self.follower.follow(observed.shared, mesh, now)
         self.rollout.update(mesh, now)

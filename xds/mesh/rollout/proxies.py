@@ -321,6 +321,8 @@ class ProxyTracker:
 
     def start_recovery(self, mesh: Mesh, now: float) -> None:
         """Start the recovery period: the first mesh is complete, and proxies are about to be served."""
+        if self._rollout.timeout is None:
+            return  # No proxy reports modes.
         self._recovery_ends = now + RECOVERY_PERIOD
         self._unknown = {
             key
