@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -83,8 +83,11 @@ class AckTracker:
         """Whether the client has resources from an earlier stream."""
         self._outdated: dict[str, float] = {}
         """Time of the first rejection of each resource that the client still has in an older version."""
-        self._never_acked: set[str] = set()
-        """Names of resources that the client was sent and has not ACKed in any version."""
+        self._never_acked: frozenset[str] = frozenset()
+        """Names of resources that the client was sent and has not ACKed in any version.
+
+        Clients that were sent the same shared change share this set.
+        """
         self._first_sent: dict[str, float] = {}
         """Time when each resource was first sent, unless it was in the initial responses."""
         self._initially_sent_at: float | None = None
@@ -139,7 +142,7 @@ class AckTracker:
         return max(self._outdated.values(), default=-inf)
 
     def expect(
-        self, response: Response, new: Iterable[str] = (), sent: Container[str] = ()
+        self, response: Response, new: Collection[str] = (), sent: Container[str] = ()
     ) -> Response | None:
         """Expect an answer to a response. At `MAX_UNANSWERED`, stop expecting one to the oldest response.
 
@@ -165,7 +168,8 @@ class AckTracker:
                 fresh = fresh[len(response.shared.resources) :]
             self._last_sent.update(dict.fromkeys((resource.name for resource in fresh), response.sent_at))
             self._first_sent.update(dict.fromkeys(new, response.sent_at))
-        self._never_acked.update(new)
+        if new:
+            self._never_acked = self._never_acked.union(new) if self._never_acked else frozenset(new)
         for name in response.removed:
             self._last_sent.pop(name, None)
             self._first_sent.pop(name, None)
@@ -204,7 +208,7 @@ class AckTracker:
         self.acked_at, self.version = now, response.version
         fresh = response.fresh
         if response.shared and not (self.rejected or self._outdated):
-            self._never_acked -= response.shared.names
+            self._forget_unacked(response.shared.names)
             fresh = fresh[len(response.shared.resources) :]
         if self.last_error or self._never_acked or self._outdated:
             self.clear_rejections((*(resource.name for resource in fresh), *response.removed))
@@ -213,7 +217,7 @@ class AckTracker:
     def clear_rejections(self, names: Iterable[str]) -> None:
         """Forget the rejections of resources that are ACKed or removed now."""
         names = tuple(names)
-        self._never_acked.difference_update(names)
+        self._forget_unacked(names)
         for tracked in (self.rejected, self._outdated):
             for name in names if tracked else ():
                 tracked.pop(name, None)
@@ -231,8 +235,15 @@ class AckTracker:
     def _abandon(self, nonce: str) -> Response:
         """Stop expecting an answer to a response. The client may have accepted it."""
         response = self._pop(nonce)
-        self._never_acked.difference_update(resource.name for resource in response.fresh)
+        self._forget_unacked([resource.name for resource in response.fresh])
         return response
+
+    def _forget_unacked(self, names: Collection[str]) -> None:
+        """Forget that the client has not ACKed resources."""
+        if self._never_acked is names:
+            self._never_acked = frozenset()
+        elif self._never_acked and not self._never_acked.isdisjoint(names):
+            self._never_acked = self._never_acked.difference(names)
 
     def _pop(self, nonce: str) -> Response:
         response = self.unanswered.pop(nonce)
@@ -243,7 +254,7 @@ class AckTracker:
     def _record_nack(self, event: Nacked, now: float) -> None:
         suspects = {resource.name for resource in event.suspects}
         bystanders = {resource.name for resource in event.fresh} - suspects
-        self._never_acked -= bystanders
+        self._forget_unacked(bystanders)
         if event.culprits:
             self.clear_rejections(bystanders)
         for resource in event.culprits or event.fresh:

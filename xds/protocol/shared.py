@@ -8,7 +8,7 @@ client, only a root and the few versions that differ from it are stored.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from functools import cached_property
 from itertools import chain
 from typing import TypeVar, overload
@@ -49,6 +49,8 @@ class SharedChange:
         """Names of the removed resources."""
         self._covering: frozenset[str] | None = None
         """The last set of names that contains all names of these resources."""
+        self._contained: deque[Collection[str]] = deque(maxlen=4)
+        """The last arguments for which `contains_all` returned True."""
         self._responses: dict[tuple[str, str, bytes, str], bytes] = {}
         """The last results of `response`."""
 
@@ -99,9 +101,11 @@ class SharedChange:
         return frozenset(self.before)
 
     @cached_property
-    def added(self) -> tuple[str, ...]:
-        """Names of the added resources."""
-        return tuple(name for name, resource in self.before.items() if resource is None)
+    def added(self) -> frozenset[str]:
+        """Names of the added resources: the same object as `names` if none is changed."""
+        if not self.previous:
+            return self.names
+        return frozenset(name for name, resource in self.before.items() if resource is None)
 
     @cached_property
     def previous(self) -> dict[str, Resource]:
@@ -113,6 +117,15 @@ class SharedChange:
         if names is not self._covering and names.issuperset(self.before):
             self._covering = names
         return names is self._covering
+
+    def contains_all(self, names: Collection[str]) -> bool:
+        """Whether all names are those of added or changed resources. Many clients pass the same object."""
+        if any(names is known for known in self._contained):
+            return True
+        contains_all = all(map(self.before.__contains__, names))
+        if contains_all and len(names) <= len(self.before):
+            self._contained.append(names)
+        return contains_all
 
     @cached_property
     def assignments(self) -> tuple[str, ...]:
