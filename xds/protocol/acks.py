@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -49,6 +49,7 @@ class AckTracker:
         "_initially_sent_at",
         "_last_sent",
         "_never_acked",
+        "_never_acked_shared",
         "_outdated",
         "_shared_sent",
         "acked_at",
@@ -83,11 +84,10 @@ class AckTracker:
         """Whether the client has resources from an earlier stream."""
         self._outdated: dict[str, float] = {}
         """Time of the first rejection of each resource that the client still has in an older version."""
-        self._never_acked: frozenset[str] = frozenset()
-        """Names of resources that the client was sent and has not ACKed in any version.
-
-        Clients that were sent the same shared change share this set.
-        """
+        self._never_acked: set[str] = set()
+        """Names of resources that the client was sent and has not ACKed in any version."""
+        self._never_acked_shared: frozenset[str] = frozenset()
+        """More such names, which were in shared changes. Clients that need the same change share this set."""
         self._first_sent: dict[str, float] = {}
         """Time when each resource was first sent, unless it was in the initial responses."""
         self._initially_sent_at: float | None = None
@@ -142,7 +142,7 @@ class AckTracker:
         return max(self._outdated.values(), default=-inf)
 
     def expect(
-        self, response: Response, new: Collection[str] = (), sent: Container[str] = ()
+        self, response: Response, new: Sequence[str] = (), sent: Container[str] = ()
     ) -> Response | None:
         """Expect an answer to a response. At `MAX_UNANSWERED`, stop expecting one to the oldest response.
 
@@ -150,7 +150,8 @@ class AckTracker:
 
         Args:
             response: Response that was sent.
-            new: Names of resources that the client does not have in any version.
+            new: Names of resources that the client does not have in any version, except for those that the
+                shared change adds.
             sent: Names of the resources that the client has.
         """
         is_full = len(self.unanswered) >= MAX_UNANSWERED
@@ -159,6 +160,7 @@ class AckTracker:
         self.name_count += len(response.removed)
         self.size += size_of(response.removed)
         self.sent_at = response.sent_at
+        added = response.shared.added if response.shared else frozenset()
         if self.acked_at is None and not self.last_error and not self.resumed:
             self._initially_sent_at = response.sent_at
         else:
@@ -167,9 +169,11 @@ class AckTracker:
                 self._record_shared(response.shared.names, response.sent_at, sent)
                 fresh = fresh[len(response.shared.resources) :]
             self._last_sent.update(dict.fromkeys((resource.name for resource in fresh), response.sent_at))
-            self._first_sent.update(dict.fromkeys(new, response.sent_at))
-        if new:
-            self._never_acked = self._never_acked.union(new) if self._never_acked else frozenset(new)
+            self._first_sent.update(dict.fromkeys((*new, *added), response.sent_at))
+        self._never_acked.update(new)
+        if added:
+            unacked = self._never_acked_shared
+            self._never_acked_shared = unacked.union(added) if unacked else added
         for name in response.removed:
             self._last_sent.pop(name, None)
             self._first_sent.pop(name, None)
@@ -210,7 +214,7 @@ class AckTracker:
         if response.shared and not (self.rejected or self._outdated):
             self._forget_unacked(response.shared.names)
             fresh = fresh[len(response.shared.resources) :]
-        if self.last_error or self._never_acked or self._outdated:
+        if self.last_error or self._never_acked or self._never_acked_shared or self._outdated:
             self.clear_rejections((*(resource.name for resource in fresh), *response.removed))
         return acked(response, now)
 
@@ -226,7 +230,7 @@ class AckTracker:
 
     def forget_unsubscribed(self, covers: Callable[[str], bool]) -> None:
         """Forget the resources that the client no longer subscribes to."""
-        tracked = self.rejected.keys() | self._outdated.keys() | self._never_acked
+        tracked = self.rejected.keys() | self._outdated.keys() | self._never_acked | self._never_acked_shared
         self.clear_rejections([name for name in tracked if not covers(name)])
         for times in (self._last_sent, self._first_sent):
             for name in [name for name in times if not covers(name)]:
@@ -240,10 +244,12 @@ class AckTracker:
 
     def _forget_unacked(self, names: Collection[str]) -> None:
         """Forget that the client has not ACKed resources."""
-        if self._never_acked is names:
-            self._never_acked = frozenset()
-        elif self._never_acked and not self._never_acked.isdisjoint(names):
-            self._never_acked = self._never_acked.difference(names)
+        if self._never_acked:
+            self._never_acked.difference_update(names)
+        if self._never_acked_shared is names:
+            self._never_acked_shared = frozenset()
+        elif self._never_acked_shared and not self._never_acked_shared.isdisjoint(names):
+            self._never_acked_shared = self._never_acked_shared.difference(names)
 
     def _pop(self, nonce: str) -> Response:
         response = self.unanswered.pop(nonce)
@@ -258,7 +264,7 @@ class AckTracker:
         if event.culprits:
             self.clear_rejections(bystanders)
         for resource in event.culprits or event.fresh:
-            if resource.name not in self._never_acked:
+            if resource.name not in self._never_acked and resource.name not in self._never_acked_shared:
                 self._outdated.setdefault(resource.name, now)
         self.last_error = Rejection(
             version=event.version, code=event.code, message=event.message, at=now, sources=event.sources

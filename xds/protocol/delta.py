@@ -197,11 +197,9 @@ class DeltaWatch(Watch):
         resources, joined, absent = self._take_part(due) if due else ((), b"", [])
         unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
         removed = [name for name in absent if name not in unknown]
-        new: Collection[str] = [resource.name for resource in resources if resource.name not in self.sent]
-        if change:
-            new = (*new, *change.added) if new else change.added
-            if self.still_subscribed:
-                self.still_subscribed.difference_update(change.added)
+        new = [resource.name for resource in resources if resource.name not in self.sent]
+        if change and self.still_subscribed:
+            self.still_subscribed.difference_update(change.added)
         if due:
             self.acked.keep(self, (*(resource.name for resource in resources), *absent))
             self._mark_sent(resources)

@@ -15,7 +15,7 @@ from typing import TypeVar, overload
 from weakref import WeakValueDictionary
 
 from xds.protocol.responses import encode_delta_response, encoded_size, join
-from xds.snapshot import ENDPOINT, Resource, ResourceSet, difference
+from xds.snapshot import EMPTY, ENDPOINT, Resource, ResourceSet, difference
 
 T = TypeVar("T")
 
@@ -26,6 +26,12 @@ _MAX_RECENT = 8
 """Number of changes that are kept although no stream needs them at the moment.
 
 Changes of one resource are not kept: they are cheap to compute, and the resource may be large.
+"""
+
+_MAX_RECENT_INITIAL = 16
+"""Same for changes that add all resources of a root, also if it has only one.
+
+Each client needs them when it connects. The clients of each namespace have their own route configurations.
 """
 
 
@@ -142,6 +148,7 @@ def assignments_of(clusters: Iterable[Resource]) -> tuple[str, ...]:
 _changes: WeakValueDictionary[tuple[str, str, str], SharedChange] = WeakValueDictionary()
 """Changes by type, and the versions of the previous and the next root."""
 _recent: deque[SharedChange] = deque(maxlen=_MAX_RECENT)
+_recent_initial: deque[SharedChange] = deque(maxlen=_MAX_RECENT_INITIAL)
 
 
 def shared_change(type_url: str, before: ResourceSet, after: ResourceSet) -> SharedChange:
@@ -150,7 +157,9 @@ def shared_change(type_url: str, before: ResourceSet, after: ResourceSet) -> Sha
     change = _changes.get(key)
     if change is None or change.after is not after:
         change = _changes[key] = SharedChange(before, after)
-        if len(change.resources) > 1:
+        if before is EMPTY and change.resources:
+            _recent_initial.append(change)
+        elif len(change.resources) > 1:
             _recent.append(change)
     return change
 

@@ -29,7 +29,7 @@ def collection(name: str) -> str:
     return f"{parent}{_MEMBERS}{question_mark}{parameters}" if slash else ""
 
 
-class NameList(tuple[str, ...]):
+class NameList(tuple[str, ...]):  # noqa: SLOT001 - it caches properties
     """The names in a request. Clients that send the same request share what is computed from them."""
 
     @cached_property
@@ -51,6 +51,9 @@ class NameList(tuple[str, ...]):
     def is_plain(self) -> bool:
         """Whether there are names, without the wildcard and without duplicates."""
         return 0 < len(self) == len(self.unique) and WILDCARD not in self.unique
+
+
+NO_NAMES = NameList()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

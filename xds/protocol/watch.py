@@ -444,7 +444,7 @@ class Watch(ABC):
             absent.append(name)
         return part, joined, absent
 
-    def _expect(self, response: Response, new: Collection[str] = ()) -> None:
+    def _expect(self, response: Response, new: Sequence[str] = ()) -> None:
         """Expect an answer to a response; see `AckTracker.expect`."""
         if abandoned := self.acks.expect(response, new, self.sent):
             self.acked.record_unanswered(self, abandoned)

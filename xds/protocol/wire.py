@@ -17,7 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from xds.protocol.limits import DEFAULT_LIMITS, Limits, RequestError
 from xds.protocol.order import ORDER
-from xds.protocol.subscription import NameList
+from xds.protocol.subscription import NO_NAMES, NameList
 
 _PACKAGE = "xds.protocol.wire"
 
@@ -136,7 +136,7 @@ class DeltaRequest:
     """Nonce of the response that the request answers; empty if it answers none."""
     error: ErrorDetail | None = None
     """Error of a NACK; None in an ACK."""
-    subscribe: NameList = NameList()
+    subscribe: NameList = NO_NAMES
     """Names to subscribe to."""
     unsubscribe: tuple[str, ...] = ()
     """Names to unsubscribe from."""
