@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.protocol.stream import Stream, world
-from xds.protocol import shared
+from xds.protocol import limits, shared, subscription
+from xds.protocol.responses import encode_delta_response
 from xds.protocol.session import Variant
 from xds.protocol.shared import SentVersions, shared_change
 from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, SECRET, Resource, ResourceSet, Snapshot
@@ -284,6 +285,75 @@ def test_streams_with_the_same_history_are_sent_the_same_object():
     for number in range(10):
         change.response(version="2", nonce=f"{number}", others=b"", identifier="")
     assert len(change._responses) == shared._MAX_RESPONSES
+
+
+class CountedLookups(dict):
+    """Counts the names that are looked up one by one."""
+
+    count = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.count += 1
+        return super().__contains__(name)
+
+
+def test_names_of_equal_requests_are_processed_once(monkeypatch):
+    names = [f"{number:0100}" for number in range(100)]
+    versions = " ".join(f"{name}=1" for name in names)
+    served = world(CDS=versions, EDS=versions)
+    change = shared_change(ENDPOINT, EMPTY, served.of(ENDPOINT))
+    change.before = lookups = CountedLookups(change.before)
+    measured = []
+
+    def size_of(strings):
+        measured.extend([len(strings)] if strings else [])
+        return limits.size_of(strings)
+
+    monkeypatch.setattr(subscription, "size_of", size_of)
+    for is_first in (True, False, False):
+        stream = Stream(Variant.DELTA, served)
+        stream.ask("CDS")
+        stream.get()
+        stream.ack("CDS")
+        stream.ask("EDS", *names)
+        stream.get()
+        watch = stream.session._watch(ENDPOINT)
+        assert watch.subscription.size == 100 * 100
+        assert watch.acks._never_acked_shared is change.names, "not a copy"
+        assert not watch.acks._never_acked
+        stream.ack("EDS")
+        assert stream.session.synced
+        assert not watch.acks._never_acked_shared
+        # The clusters' assignments, and the names of the request.
+        assert (lookups.count, measured) == ((200, [100]) if is_first else (0, []))
+        lookups.count = 0
+        measured.clear()
+
+
+def test_lists_of_names_that_are_kept_are_small():
+    change = shared_change(CLUSTER, EMPTY, world(CDS="a=1 b=1").of(CLUSTER))
+    assert change.contains_all(("a", "a", "b"))
+    assert not change.contains_all(("a", "c"))
+    assert not change._contained
+    for _ in range(10):
+        assert change.contains_all(["a", "b"])
+    assert len(change._contained) == 4
+
+
+def test_initial_change_of_one_resource_is_kept_for_later_clients(monkeypatch):
+    encoded = []
+
+    def encode(**arguments):
+        encoded.append(arguments["type_url"])
+        return encode_delta_response(**arguments)
+
+    monkeypatch.setattr(shared, "encode_delta_response", encode)
+    namespaces = [world(RDS=f"80=namespace-{number}") for number in range(10)]
+    for served in 3 * namespaces:
+        stream = Stream(Variant.DELTA, served)
+        stream.ask("RDS", "80")
+        assert len(stream.settle()) == 1
+    assert len(encoded) == len(namespaces)
 
 
 def test_session_is_idle_once_everything_is_sent():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import grpc
 import grpc.aio
@@ -61,6 +62,26 @@ async def test_ack_of_everything_does_not_wake_the_writer(proxies, channel, vari
         assert [response is not None for response in calls] == [True, False]
         calls.clear()
         proxies.publish(world(CDS=f"a={version}"))
+
+
+async def test_idle_stream_does_not_keep_its_last_response(proxies, channel, monkeypatch):
+    responses, take = [], Session.next
+
+    def next_response(session: Session, now: float) -> bytes | None:
+        if (response := take(session, now)) is not None:
+            responses.append(response)
+        return response
+
+    monkeypatch.setattr(Session, "next", next_response)
+    proxies.publish(world(LDS="l=1"))
+    client = Client(channel, Variant.SOTW)
+    await client.ask(LISTENER)
+    response = await client.get()
+    await client.ask(LISTENER, nonce=response.nonce)
+    assert isinstance(await proxies.events.get(), Acked)
+    async with asyncio.timeout(10):
+        while sys.getrefcount(responses[0]) > 2:  # The list, and the argument.
+            await asyncio.sleep(0)
 
 
 async def test_nack_is_logged_with_its_objects_and_not_retried(proxies, channel, variant):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -49,6 +49,7 @@ class AckTracker:
         "_initially_sent_at",
         "_last_sent",
         "_never_acked",
+        "_never_acked_shared",
         "_outdated",
         "_shared_sent",
         "acked_at",
@@ -85,6 +86,8 @@ class AckTracker:
         """Time of the first rejection of each resource that the client still has in an older version."""
         self._never_acked: set[str] = set()
         """Names of resources that the client was sent and has not ACKed in any version."""
+        self._never_acked_shared: frozenset[str] = frozenset()
+        """More such names, which were in shared changes. Clients that need the same change share this set."""
         self._first_sent: dict[str, float] = {}
         """Time when each resource was first sent, unless it was in the initial responses."""
         self._initially_sent_at: float | None = None
@@ -139,7 +142,7 @@ class AckTracker:
         return max(self._outdated.values(), default=-inf)
 
     def expect(
-        self, response: Response, new: Iterable[str] = (), sent: Container[str] = ()
+        self, response: Response, new: Sequence[str] = (), sent: Container[str] = ()
     ) -> Response | None:
         """Expect an answer to a response. At `MAX_UNANSWERED`, stop expecting one to the oldest response.
 
@@ -147,7 +150,8 @@ class AckTracker:
 
         Args:
             response: Response that was sent.
-            new: Names of resources that the client does not have in any version.
+            new: Names of resources that the client does not have in any version, except for those that the
+                shared change adds.
             sent: Names of the resources that the client has.
         """
         is_full = len(self.unanswered) >= MAX_UNANSWERED
@@ -156,6 +160,7 @@ class AckTracker:
         self.name_count += len(response.removed)
         self.size += size_of(response.removed)
         self.sent_at = response.sent_at
+        added = response.shared.added if response.shared else frozenset()
         if self.acked_at is None and not self.last_error and not self.resumed:
             self._initially_sent_at = response.sent_at
         else:
@@ -165,8 +170,11 @@ class AckTracker:
                 fresh = fresh[len(response.shared.resources) :]
             if fresh:
                 self._last_sent.update(dict.fromkeys((each.name for each in fresh), response.sent_at))
-            self._first_sent.update(dict.fromkeys(new, response.sent_at))
+            self._first_sent.update(dict.fromkeys((*new, *added), response.sent_at))
         self._never_acked.update(new)
+        if added:
+            unacked = self._never_acked_shared
+            self._never_acked_shared = unacked.union(added) if unacked else added
         for name in response.removed:
             self._last_sent.pop(name, None)
             self._first_sent.pop(name, None)
@@ -205,16 +213,16 @@ class AckTracker:
         self.acked_at, self.version = now, response.version
         fresh = response.fresh
         if response.shared and not (self.rejected or self._outdated):
-            self._never_acked -= response.shared.names
+            self._forget_unacked(response.shared.names)
             fresh = fresh[len(response.shared.resources) :]
-        if self.last_error or self._never_acked or self._outdated:
+        if self.last_error or self._never_acked or self._never_acked_shared or self._outdated:
             self.clear_rejections((*(resource.name for resource in fresh), *response.removed))
         return acked(response, now)
 
     def clear_rejections(self, names: Iterable[str]) -> None:
         """Forget the rejections of resources that are ACKed or removed now."""
         names = tuple(names)
-        self._never_acked.difference_update(names)
+        self._forget_unacked(names)
         for tracked in (self.rejected, self._outdated):
             for name in names if tracked else ():
                 tracked.pop(name, None)
@@ -223,7 +231,7 @@ class AckTracker:
 
     def forget_unsubscribed(self, covers: Callable[[str], bool]) -> None:
         """Forget the resources that the client no longer subscribes to."""
-        tracked = self.rejected.keys() | self._outdated.keys() | self._never_acked
+        tracked = self.rejected.keys() | self._outdated.keys() | self._never_acked | self._never_acked_shared
         self.clear_rejections([name for name in tracked if not covers(name)])
         for times in (self._last_sent, self._first_sent):
             for name in [name for name in times if not covers(name)]:
@@ -232,8 +240,17 @@ class AckTracker:
     def _abandon(self, nonce: str) -> Response:
         """Stop expecting an answer to a response. The client may have accepted it."""
         response = self._pop(nonce)
-        self._never_acked.difference_update(resource.name for resource in response.fresh)
+        self._forget_unacked([resource.name for resource in response.fresh])
         return response
+
+    def _forget_unacked(self, names: Collection[str]) -> None:
+        """Forget that the client has not ACKed resources."""
+        if self._never_acked:
+            self._never_acked.difference_update(names)
+        if self._never_acked_shared is names:
+            self._never_acked_shared = frozenset()
+        elif self._never_acked_shared and not self._never_acked_shared.isdisjoint(names):
+            self._never_acked_shared = self._never_acked_shared.difference(names)
 
     def _pop(self, nonce: str) -> Response:
         response = self.unanswered.pop(nonce)
@@ -244,11 +261,11 @@ class AckTracker:
     def _record_nack(self, event: Nacked, now: float) -> None:
         suspects = {resource.name for resource in event.suspects}
         bystanders = {resource.name for resource in event.fresh} - suspects
-        self._never_acked -= bystanders
+        self._forget_unacked(bystanders)
         if event.culprits:
             self.clear_rejections(bystanders)
         for resource in event.culprits or event.fresh:
-            if resource.name not in self._never_acked:
+            if resource.name not in self._never_acked and resource.name not in self._never_acked_shared:
                 self._outdated.setdefault(resource.name, now)
         self.last_error = Rejection(
             version=event.version, code=event.code, message=event.message, at=now, sources=event.sources

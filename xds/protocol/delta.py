@@ -22,7 +22,7 @@ class DeltaWatch(Watch):
 
     def __init__(self, type_url: str) -> None:
         super().__init__(type_url)
-        self._deferred_resends: set[str] = set()
+        self._deferred_resends: Collection[str] = ()
         """Names to send again once the client's first request has reported the client's resources."""
         self._heartbeats = Heartbeats()
         self._has_ttl = False
@@ -135,7 +135,8 @@ class DeltaWatch(Watch):
             self._response_due = True
         names = change.names_to_answer
         if self._shared:
-            names = tuple(filterfalse(self._shared.before.__contains__, names))
+            is_shared = self._shared.contains_all(names)
+            names = () if is_shared else tuple(filterfalse(self._shared.before.__contains__, names))
             self._answers_shared |= len(names) < len(change.names_to_answer)
         resumed = self.resources.root if reported and self.sent.has_root else {}
         for name in names:
@@ -145,7 +146,7 @@ class DeltaWatch(Watch):
             for resolved in self._resolve(name):
                 self._mark_dirty(resolved, force=resolved not in reported)
         self.requested = True
-        deferred, self._deferred_resends = self._deferred_resends, set()
+        deferred, self._deferred_resends = self._deferred_resends, ()
         self.resend(deferred)
         return [*answered, *self._subscribe(change)]
 
@@ -174,11 +175,12 @@ class DeltaWatch(Watch):
 
     def resend(self, names: Collection[str]) -> None:
         """Send resources again, but not before the first request reports which ones the client has."""
+        if not names:
+            return
         if not self.requested:
-            self._deferred_resends.update(names)
-        elif self._shared and not self.rejections and all(map(self._shared.before.__contains__, names)):
-            if names:
-                self._resent_shared = (*self._resent_shared, *names) if self._resent_shared else names
+            self._deferred_resends = {*self._deferred_resends, *names} if self._deferred_resends else names
+        elif self._shared and not self.rejections and self._shared.contains_all(names):
+            self._resent_shared = (*self._resent_shared, *names) if self._resent_shared else names
         else:
             super().resend(names)
 
@@ -204,8 +206,8 @@ class DeltaWatch(Watch):
             self._mark_sent(resources)
         removed = [name for name in absent if name not in unknown] if unknown else absent
         if change:
-            new += change.added
-            self.still_subscribed.difference_update(change.added)
+            if self.still_subscribed:
+                self.still_subscribed.difference_update(change.added)
             self.sent.catch_up()
             resources = (*change.resources, *resources) if resources else change.resources
         if absent:

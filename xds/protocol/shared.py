@@ -15,7 +15,7 @@ from typing import TypeVar, overload
 from weakref import WeakValueDictionary
 
 from xds.protocol.responses import encode_delta_response, encoded_size, join
-from xds.snapshot import ENDPOINT, Resource, ResourceSet, difference
+from xds.snapshot import EMPTY, ENDPOINT, Resource, ResourceSet, difference
 
 T = TypeVar("T")
 
@@ -26,6 +26,12 @@ _MAX_RECENT = 8
 """Number of changes that are kept although no stream needs them at the moment.
 
 Changes of one resource are not kept: they are cheap to compute, and the resource may be large.
+"""
+
+_MAX_RECENT_INITIAL = 16
+"""Same for changes that add all resources of a root, also if it has only one.
+
+Each client needs them when it connects. The clients of each namespace have their own route configurations.
 """
 
 
@@ -49,6 +55,8 @@ class SharedChange:
         """Names of the removed resources."""
         self._covering: frozenset[str] | None = None
         """The last set of names that contains all names of these resources."""
+        self._contained: deque[Collection[str]] = deque(maxlen=4)
+        """The last arguments for which `contains_all` returned True."""
         self._responses: dict[tuple[str, str, bytes, str], bytes] = {}
         """The last results of `response`."""
 
@@ -99,9 +107,11 @@ class SharedChange:
         return frozenset(self.before)
 
     @cached_property
-    def added(self) -> tuple[str, ...]:
-        """Names of the added resources."""
-        return tuple(name for name, resource in self.before.items() if resource is None)
+    def added(self) -> frozenset[str]:
+        """Names of the added resources: the same object as `names` if none is changed."""
+        if not self.previous:
+            return self.names
+        return frozenset(name for name, resource in self.before.items() if resource is None)
 
     @cached_property
     def previous(self) -> dict[str, Resource]:
@@ -113,6 +123,15 @@ class SharedChange:
         if names is not self._covering and names.issuperset(self.before):
             self._covering = names
         return names is self._covering
+
+    def contains_all(self, names: Collection[str]) -> bool:
+        """Whether all names are those of added or changed resources. Many clients pass the same object."""
+        if any(names is known for known in self._contained):
+            return True
+        contains_all = all(map(self.before.__contains__, names))
+        if contains_all and len(names) <= len(self.before):
+            self._contained.append(names)
+        return contains_all
 
     @cached_property
     def assignments(self) -> tuple[str, ...]:
@@ -129,6 +148,7 @@ def assignments_of(clusters: Iterable[Resource]) -> tuple[str, ...]:
 _changes: WeakValueDictionary[tuple[str, str, str], SharedChange] = WeakValueDictionary()
 """Changes by type, and the versions of the previous and the next root."""
 _recent: deque[SharedChange] = deque(maxlen=_MAX_RECENT)
+_recent_initial: deque[SharedChange] = deque(maxlen=_MAX_RECENT_INITIAL)
 
 
 def shared_change(type_url: str, before: ResourceSet, after: ResourceSet) -> SharedChange:
@@ -137,7 +157,9 @@ def shared_change(type_url: str, before: ResourceSet, after: ResourceSet) -> Sha
     change = _changes.get(key)
     if change is None or change.after is not after:
         change = _changes[key] = SharedChange(before, after)
-        if len(change.resources) > 1:
+        if before is EMPTY and change.resources:
+            _recent_initial.append(change)
+        elif len(change.resources) > 1:
             _recent.append(change)
     return change
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakValueDictionary
 
 from xds.protocol.limits import size_of
@@ -26,6 +27,33 @@ def collection(name: str) -> str:
     path, question_mark, parameters = name.partition("?") if name.startswith(_URN) else (name, "", "")
     parent, slash, _ = path.rpartition("/")
     return f"{parent}{_MEMBERS}{question_mark}{parameters}" if slash else ""
+
+
+class NameList(tuple[str, ...]):  # noqa: SLOT001 - it caches properties
+    """The names in a request. Clients that send the same request share what is computed from them."""
+
+    @cached_property
+    def unique(self) -> frozenset[str]:
+        """The names as a set."""
+        return frozenset(self)
+
+    @cached_property
+    def size(self) -> int:
+        """Size of the names, in bytes."""
+        return size_of(self)
+
+    @cached_property
+    def collections(self) -> frozenset[str]:
+        """Names of glob collections."""
+        return _collections(self)
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether there are names, without the wildcard and without duplicates."""
+        return 0 < len(self) == len(self.unique) and WILDCARD not in self.unique
+
+
+NO_NAMES = NameList()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +125,10 @@ class Subscription:
             self.wildcard = wildcard
         return change
 
-    def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str]) -> SubscriptionChange:
+    def change(self, subscribe: Iterable[str], unsubscribe: Collection[str]) -> SubscriptionChange:
         """Apply a delta request. A name in both lists ends up unsubscribed."""
+        if isinstance(subscribe, NameList) and subscribe.is_plain and not (self or unsubscribe):
+            return self._start(subscribe)
         added, removed = dict.fromkeys(subscribe), dict.fromkeys(unsubscribe)
         was_wildcard = self.wildcard
         self.wildcard = (
@@ -125,6 +155,13 @@ class Subscription:
             has_unsubscribed=(was_wildcard and not self.wildcard) or bool(unsubscribed),
         )
 
+    def _start(self, names: NameList) -> SubscriptionChange:
+        """Apply the first delta request of a client that subscribes to names only."""
+        self._legacy = False
+        self.names, self.size = names.unique, names.size
+        self.collections = names.collections if self._globs else frozenset()
+        return SubscriptionChange(names_to_answer=names)
+
     def share(self, share_strings: Callable[[Collection[str]], Collection[str]]) -> None:
         """Replace the names by the equal set of another client, or by the server's equal strings."""
         names = _sets.get(hash(self.names))
@@ -137,9 +174,18 @@ class Subscription:
 
     def is_collection(self, name: str) -> bool:
         """Whether a name subscribes to a glob collection."""
-        return self._globs and _MEMBERS in name and name == collection(name)
+        return self._globs and _is_collection(name)
 
     def _collections(self, names: Iterable[str]) -> frozenset[str]:
-        if not self._globs or _MEMBERS not in "\n".join(names):
-            return frozenset()
-        return frozenset(filter(self.is_collection, names))
+        return _collections(names) if self._globs else frozenset()
+
+
+def _is_collection(name: str) -> bool:
+    return _MEMBERS in name and name == collection(name)
+
+
+def _collections(names: Iterable[str]) -> frozenset[str]:
+    """Return the names that subscribe to a glob collection."""
+    if _MEMBERS not in "\n".join(names):
+        return frozenset()
+    return frozenset(filter(_is_collection, names))

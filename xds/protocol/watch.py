@@ -289,7 +289,7 @@ class Watch(ABC):
                 self.still_subscribed.add(name)
             self._mark_changed(name)
             self.rejections.discard(name)
-            self.acks.clear_rejections((name,))
+        self.acks.clear_rejections(names)
 
     def resend(self, names: Collection[str]) -> None:
         """Send resources again, because the client waits for them although it already has them."""
@@ -444,7 +444,7 @@ class Watch(ABC):
             absent.append(name)
         return part, joined, absent
 
-    def _expect(self, response: Response, new: Iterable[str] = ()) -> None:
+    def _expect(self, response: Response, new: Sequence[str] = ()) -> None:
         """Expect an answer to a response; see `AckTracker.expect`."""
         if abandoned := self.acks.expect(response, new, self.sent):
             self.acked.record_unanswered(self, abandoned)

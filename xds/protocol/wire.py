@@ -17,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from xds.protocol.limits import DEFAULT_LIMITS, Limits, RequestError
 from xds.protocol.order import ORDER
+from xds.protocol.subscription import NO_NAMES, NameList
 
 _PACKAGE = "xds.protocol.wire"
 
@@ -135,7 +136,7 @@ class DeltaRequest:
     """Nonce of the response that the request answers; empty if it answers none."""
     error: ErrorDetail | None = None
     """Error of a NACK; None in an ACK."""
-    subscribe: tuple[str, ...] = ()
+    subscribe: NameList = NO_NAMES
     """Names to subscribe to."""
     unsubscribe: tuple[str, ...] = ()
     """Names to unsubscribe from."""
@@ -194,7 +195,7 @@ def _parse_delta(data: bytes, limits: Limits) -> DeltaRequest:
         "resource_names_unsubscribe",
         "initial_resource_versions",
     )
-    subscribe = tuple(message.resource_names_subscribe)
+    subscribe = NameList(message.resource_names_subscribe)
     unsubscribe = tuple(message.resource_names_unsubscribe)
     versions = tuple((pair.key, pair.value) for pair in message.initial_resource_versions)
     limits.check_length("resource_names_subscribe", subscribe)

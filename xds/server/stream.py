@@ -211,6 +211,7 @@ class Stream:
                 self._is_writing = True
                 await context.write(response)
                 self._is_writing = False
+                response = None  # Release the memory now: the next response may be sent much later.
                 if self.session.has_more or half_closed_at is not None:
                     continue
             self._answers_request = False
