@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -30,7 +31,8 @@ _POLL = 0.01
 
 
 def main() -> None:
-    """Run istiod until stdin is closed."""
+    """Run istiod until stdin is closed, or until SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # Otherwise, istiod would go on.
     program, kubeconfig = sys.argv[1:]
     ports = _free_ports(5)
     flags = ("grpcAddr", "httpAddr", "httpsAddr", "secureGRPCAddr", "monitoringAddr")

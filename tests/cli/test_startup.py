@@ -81,6 +81,12 @@ def test_control_plane_imports_only_what_it_needs() -> None:
     assert len(imported) < 1_150
 
 
+def test_commands_for_a_cluster_do_not_import_the_server() -> None:
+    imported = in_program("import sys, xds.cli.cluster; print(*sys.modules)").split()
+    assert "xds.mesh.sources.reflector" in imported
+    assert not {"grpc", "xds.server"} & {*imported}
+
+
 @pytest.mark.parametrize("earlier", ["", "import rich.console, rich.pretty, rich.traceback"])
 def test_only_structlog_does_without_rich(earlier: str) -> None:
     assert (

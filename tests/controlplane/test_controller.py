@@ -25,6 +25,7 @@ from tests.controlplane.world import (
     running,
     service,
 )
+from xds.checkpoint import TIME_SLICE
 from xds.mesh.controlplane import batcher, certificates, publisher
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.envoy.features import Features
@@ -35,7 +36,6 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Pod, Ref
 from xds.protocol.wire import Node
 from xds.server import Refused
-from xds.server.checkpoint import TIME_SLICE
 from xds.snapshot import CLUSTER, ENDPOINT, SECRET, ResourceSet, Snapshot
 
 

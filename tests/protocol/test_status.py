@@ -394,3 +394,15 @@ def test_unsent_removal_leaves_no_status(variant):
     stream.serve(world())
     assert stream.session._watches[SECRET].lingering == {}
     assert stream.get() == ([] if variant is Variant.SOTW else ["SDS -a"])
+
+
+def test_rejected_removal_stays_an_error_while_the_cluster_is_kept(variant):
+    stream = Stream(variant, world(CDS="c=1", LDS="l=1"))
+    stream.ask("CDS")
+    stream.ask("LDS")
+    stream.settle()
+    stream.serve(world())
+    assert stream.get() == (["LDS -l"] if variant is Variant.DELTA else ["LDS"])
+    stream.nack("LDS")
+    stream.get()
+    assert status(stream, "LDS").last_error is not None

@@ -14,7 +14,8 @@ from xds.protocol.wire import Node
 from xds.server import StreamInfo, scheduling
 from xds.server.scheduling import CLIENT_BURST, CLIENT_SHARE, RequestPacer, TurnScheduler
 from xds.server.stream import Stream, now
-from xds.snapshot import CLUSTER
+from xds.snapshot import CLUSTER, ENDPOINT, SECRET
+from xds.testing import Request
 
 
 class Rounds:
@@ -190,3 +191,51 @@ async def test_concurrent_first_requests_of_a_client_are_limited():
     assert not pacer.first_requests("b").locked()
     held.clear()
     assert not pacer.first_requests("a").locked()
+
+
+class PipeliningClient:
+    """The context of a client that sends its second request while the first response is written."""
+
+    def __init__(self) -> None:
+        self._requests: asyncio.Queue[object] = asyncio.Queue()
+        self.responses = 0
+        self.stream: Stream | None = None
+        self.finished = asyncio.Event()
+
+    async def ask(self, type_url: str, name: str) -> None:
+        await self._requests.put(Request(type_url=type_url, names=(name,)).encode(Variant.DELTA, {"id": "n"}))
+
+    async def read(self) -> object:
+        return await self._requests.get()
+
+    async def write(self, _: bytes) -> None:
+        self.responses += 1
+        if self.responses == 2:
+            self.finished.set()
+            return
+        await self.ask(SECRET, "s")
+        assert self.stream
+        while self.stream.session.is_idle:  # until the request is processed
+            await asyncio.sleep(0)
+
+
+async def test_response_to_a_request_during_a_write_is_charged(monkeypatch):
+    charged = []
+    measure = RequestPacer.measure
+
+    def count(pacer: RequestPacer, client: object, extra: float = 0.0) -> object:
+        charged.append("request" if extra else "response")
+        return measure(pacer, client, extra)
+
+    monkeypatch.setattr(RequestPacer, "measure", count)
+    info = StreamInfo(peer="ipv4:127.0.0.1:1", variant=Variant.DELTA, type_url="")
+    node = Node(id="n")
+    client = PipeliningClient()
+    proxies = OneForAll(world(EDS="a=1", SDS="s=1"))
+    client.stream = Stream(info, node, Session(Variant.DELTA), proxies.connect(node, info), TurnScheduler())
+    await client.ask(ENDPOINT, "a")
+    running = asyncio.create_task(client.stream.run(client, proxies, None))
+    async with asyncio.timeout(10):
+        await client.finished.wait()
+    running.cancel()
+    assert charged == ["request", "response", "request", "response"]

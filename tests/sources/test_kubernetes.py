@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.request import getproxies_environment
+from urllib.request import getproxies
 
 import pytest
 from aiohttp import BasicAuth
@@ -479,7 +479,7 @@ async def test_environment_is_searched_for_a_proxy_only_if_it_has_one(
         return get_env_proxy_for_url(url)
 
     monkeypatch.setattr("aiohttp.client.get_env_proxy_for_url", search)
-    for name in getproxies_environment():
+    for name in getproxies():
         monkeypatch.delenv(f"{name}_proxy", raising=False)
         monkeypatch.delenv(f"{name}_proxy".upper(), raising=False)
     if proxy:

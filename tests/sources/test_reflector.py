@@ -374,7 +374,7 @@ def test_backoff_is_exponential_with_jitter_and_a_limit() -> None:
 async def test_next_page_is_requested_while_a_page_is_read(
     server: FakeApiServer, api: KubeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("xds.server.checkpoint.TIME_SLICE", 0.0)
+    monkeypatch.setattr("xds.checkpoint.TIME_SLICE", 0.0)
     await fill(server, "a", "b", "c", "d")
     lists: list[int] = []
 

@@ -266,8 +266,10 @@ class ControlPlane:
         async with aclosing(self._source.watch()) as updates:
             # The source waits for the API server now and then. A thread uses that time.
             warming = asyncio.create_task(asyncio.to_thread(warm))
-            change = await _wait_until_complete(updates, self._record_problems)
-            await warming
+            try:
+                change = await _wait_until_complete(updates, self._record_problems)
+            finally:
+                await warming
             components = await self._build(change.config or MeshConfig())
             components.controller.change(change)
             _log_change(self._source, change)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
+from xds.checkpoint import Checkpoint
 from xds.protocol.status import ResourceStatus, TypeStatus
-from xds.server.checkpoint import Checkpoint
 
 BATCH_SIZE: Final = 200
 """Number of resources to process between two checkpoints."""

@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from xds.checkpoint import Checkpoint
 from xds.codec import message_class
 from xds.introspect.cooperative import batches
 from xds.introspect.guard import GuardedServer
@@ -24,7 +25,6 @@ from xds.introspect.redaction import redact
 from xds.protocol.limits import RequestError
 from xds.protocol.status import ResourceStatus
 from xds.server import ADS, DiscoveryService, Stream
-from xds.server.checkpoint import Checkpoint
 from xds.snapshot import Resource
 
 SERVICE: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"

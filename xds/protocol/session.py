@@ -97,7 +97,7 @@ class Session:
         self.node: Node | None = None
         """Node of the client; None before the first request."""
         self.sent: Response | None = None
-        """Response that the last call of `next` returned; None if it returned none."""
+        """Response that the last call of `next` returned; None if it returned none. Callers may clear it."""
         self.has_more = False
         """Whether `next` may have another response to send at once, or a deadline."""
         self._variant = variant

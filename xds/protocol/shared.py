@@ -32,6 +32,7 @@ _MAX_RECENT_INITIAL = 16
 """Same for changes that add all resources of a root, also if it has only one.
 
 Each client needs them when it connects. The clients of each namespace have their own route configurations.
+With their encoded responses (_MAX_RESPONSES), they take at most 240 MiB, and usually a tenth of that.
 """
 
 
@@ -126,7 +127,7 @@ class SharedChange:
 
     def contains_all(self, names: Collection[str]) -> bool:
         """Whether all names are those of added or changed resources. Many clients pass the same object."""
-        if any(names is known for known in self._contained):
+        if not names or any(names is known for known in self._contained):
             return True
         contains_all = all(map(self.before.__contains__, names))
         if contains_all and len(names) <= len(self.before):

@@ -127,7 +127,7 @@ class Subscription:
 
     def change(self, subscribe: Iterable[str], unsubscribe: Collection[str]) -> SubscriptionChange:
         """Apply a delta request. A name in both lists ends up unsubscribed."""
-        if isinstance(subscribe, NameList) and subscribe.is_plain and not (self or unsubscribe):
+        if not (self or unsubscribe) and isinstance(subscribe, NameList) and subscribe.is_plain:
             return self._start(subscribe)
         added, removed = dict.fromkeys(subscribe), dict.fromkeys(unsubscribe)
         was_wildcard = self.wildcard

@@ -289,7 +289,8 @@ class Watch(ABC):
                 self.still_subscribed.add(name)
             self._mark_changed(name)
             self.rejections.discard(name)
-        self.acks.clear_rejections(names)
+        if names:
+            self.acks.clear_rejections(names)
 
     def resend(self, names: Collection[str]) -> None:
         """Send resources again, because the client waits for them although it already has them."""

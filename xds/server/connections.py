@@ -33,8 +33,8 @@ import grpc
 import grpc.aio
 import structlog
 
+from xds.checkpoint import Checkpoint
 from xds.server.blocking import Network, block, network_of
-from xds.server.checkpoint import Checkpoint
 from xds.server.proxies import Address, caller_key, peer_address
 from xds.server.token_bucket import TokenBucket, TokenBuckets
 
@@ -294,7 +294,7 @@ class ConnectionGuard:
         # In a thread: it makes a system call for each of up to 10,000 descriptors, and each can wait 5 ms for
         # another thread.
         descriptors = await asyncio.to_thread(os.listdir, _DESCRIPTORS)
-        checkpoint = Checkpoint()  # A system call can wait 5 ms for a busy thread, so a number is no limit.
+        checkpoint = Checkpoint()  # A number of calls is no limit: each can wait 5 ms for a busy thread.
         for descriptor in map(int, descriptors):
             if (inode := _inode(descriptor)) and inode not in seen_inodes:
                 seen_inodes.add(inode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from math import inf
+from weakref import ref
 
 from xds.protocol.events import Acked, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
@@ -114,18 +115,21 @@ def _select(subscription: Subscribed, names: tuple[str, ...]) -> frozenset[str]:
     # The key has no set of names: to look one up, an equal set is compared name by name.
     key = id(names), id(subscription.names)
     last = _selected.get(key)
-    if last is None or last[0] is not names or last[1] is not subscription.names:
+    if last is None or last[0] is not names or last[1]() is not subscription.names:
         if len(_selected) >= _MAX_SELECTED:
             _selected.clear()
-        last = _selected[key] = names, subscription.names, _compute(subscription, names)
+        last = _selected[key] = names, ref(subscription.names), _compute(subscription, names)
     return last[2]
 
 
 _MAX_COMPUTED = 4
 """Number of names that are selected for each client."""
 _MAX_SELECTED = 16
-_selected: dict[tuple[int, int], tuple[tuple[str, ...], frozenset[str], frozenset[str]]] = {}
-"""Changed names, those of a subscription, and those of both, by the identity of the first two."""
+_selected: dict[tuple[int, int], tuple[tuple[str, ...], ref[frozenset[str]], frozenset[str]]] = {}
+"""Changed names, those of a subscription, and those of both, by the identity of the first two.
+
+A client could otherwise keep the names of its subscription in memory after it has disconnected.
+"""
 
 
 def _compute(subscription: Subscribed, names: Iterable[str]) -> frozenset[str]:

@@ -202,6 +202,8 @@ class Stream:
                     response = self.session.next(now())
             else:
                 response = self.session.next(now())
+            if not (response and self.session.has_more):
+                self._answers_request = False  # A request that arrives during the write sets it again.
             if response:
                 self.message_count += 1
                 self._warn_if_too_large(len(response))
@@ -214,7 +216,6 @@ class Stream:
                 response = None  # Release the memory now: the next response may be sent much later.
                 if self.session.has_more or half_closed_at is not None:
                     continue
-            self._answers_request = False
             deadline = self.session.deadline()
             if half_closed_at is not None:
                 if snapshot:

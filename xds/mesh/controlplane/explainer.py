@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explanation import MAX_SERVERS, configured, differences, explanation_message
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
@@ -20,7 +21,6 @@ from xds.mesh.policy.reach import Result
 from xds.mesh.rollout.progress import rule_progress, service_progress
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.server import DiscoveryService
-from xds.server.checkpoint import Checkpoint
 from xds.server.stream import now
 
 

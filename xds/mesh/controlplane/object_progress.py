@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from heapq import nsmallest
 from typing import NamedTuple, TypeAlias
 
+from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.rollout_text import port_line, rule_line
 from xds.mesh.model.mesh import Mesh
@@ -22,7 +23,6 @@ from xds.protocol.session import Session
 from xds.protocol.status import State
 from xds.protocol.types import short_name
 from xds.server import Subscriber
-from xds.server.checkpoint import Checkpoint
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 
 MAX_TRANSITIONS = 10

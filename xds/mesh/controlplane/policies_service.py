@@ -13,6 +13,7 @@ from typing import NoReturn
 import grpc
 import grpc.aio
 
+from xds.checkpoint import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.controller import Controller
@@ -27,7 +28,6 @@ from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.settings import SettingsLoader
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.server import DiscoveryService
-from xds.server.checkpoint import Checkpoint
 
 SERVICE = "xds.mesh.v1.Policies"
 

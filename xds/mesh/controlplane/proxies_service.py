@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 from google.protobuf.any_pb2 import Any as PackedResource
 
+from xds.checkpoint import Checkpoint
 from xds.introspect.clock import Clock
 from xds.introspect.cooperative import batches
 from xds.introspect.guard import GuardedServer
@@ -31,7 +32,6 @@ from xds.protocol.acks import Rejection
 from xds.protocol.session import Variant
 from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, WaitReason
 from xds.server import DiscoveryService, Stream, Subscriber
-from xds.server.checkpoint import Checkpoint
 from xds.server.stream import now
 from xds.snapshot import Resource
 

@@ -15,6 +15,7 @@ from math import inf
 
 import structlog
 
+from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.authorization import without_private_key
 from xds.mesh.controlplane.stats import Stats
 from xds.mesh.envoy.features import Features
@@ -23,7 +24,6 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
 from xds.mesh.rollout.proxies import PodName
 from xds.server import Subscriber
-from xds.server.checkpoint import Checkpoint
 from xds.snapshot import ResourceSet, Snapshot
 
 log = structlog.get_logger(__name__)

@@ -19,6 +19,7 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
 
+from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 from xds.mesh.identity.keys import IdentityError
 from xds.mesh.kube.log_once import OnceLogger
@@ -27,7 +28,6 @@ from xds.mesh.observe.edges import PodName
 from xds.mesh.observe.merged import MAX_REPLICAS, MergedTraffic, Missing, PeerTraffic
 from xds.mesh.observe.replica_codec import decode_edge
 from xds.mesh.v1 import replicas_pb2 as pb
-from xds.server.checkpoint import Checkpoint
 
 log = structlog.get_logger(__name__)
 

@@ -13,6 +13,7 @@ from itertools import islice
 import grpc
 import grpc.aio
 
+from xds.checkpoint import Checkpoint
 from xds.introspect.guard import Admit, GuardedServer
 from xds.mesh.controlplane.replica_traffic import SERVICE, ReplicaTraffic
 from xds.mesh.observe.edges import Edge, EdgeKey, PodName
@@ -20,7 +21,6 @@ from xds.mesh.observe.merged import MAX_REPLICAS
 from xds.mesh.observe.replica_codec import encode_edge
 from xds.mesh.v1 import replicas_pb2 as pb
 from xds.server import DiscoveryService
-from xds.server.checkpoint import Checkpoint
 
 UPDATE_INTERVAL = 2.0
 """Seconds between two updates of a stream."""

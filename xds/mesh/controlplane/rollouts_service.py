@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 
+from xds.checkpoint import Checkpoint
 from xds.introspect.clock import Clock
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
@@ -29,7 +30,6 @@ from xds.mesh.rollout.progress import (
 from xds.mesh.rollout.waits import WaitingFor
 from xds.mesh.v1 import rollouts_pb2 as pb
 from xds.server import DiscoveryService
-from xds.server.checkpoint import Checkpoint
 from xds.server.stream import now
 
 SERVICE = "xds.mesh.v1.Rollouts"

@@ -9,13 +9,13 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
+from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity import CERTIFICATE
 from xds.mesh.model.objects import Pod, Problem
 from xds.mesh.sources.report import SourceUpdate, identity
 from xds.protocol.status import State
 from xds.server import Subscriber
-from xds.server.checkpoint import Checkpoint
 from xds.snapshot import SECRET
 
 CHECK_INTERVAL = 5.0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from xds.checkpoint import Checkpoint
 from xds.introspect.clock import Clock
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.proxies_service import ProxySummary, proxy_message
@@ -15,7 +16,6 @@ from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import proxies_pb2
 from xds.protocol.types import short_name
 from xds.server import DiscoveryService, Stream
-from xds.server.checkpoint import Checkpoint
 from xds.server.stream import now
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 
+from xds.checkpoint import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.observation import ObservedTraffic, timestamp
@@ -23,7 +24,6 @@ from xds.mesh.observe.replica_codec import MODES
 from xds.mesh.observe.strict import SeenTraffic
 from xds.mesh.v1 import traffic_pb2 as pb
 from xds.server import DiscoveryService
-from xds.server.checkpoint import Checkpoint
 from xds.server.stream import now as clock
 
 SERVICE = "xds.mesh.v1.Traffic"

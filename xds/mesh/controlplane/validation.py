@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeAlias
 
 import structlog
 
+from xds.checkpoint import Checkpoint
 from xds.mesh.model.objects import Problem
 from xds.mesh.rollout.proxies import PodName
-from xds.server.checkpoint import Checkpoint
 from xds.server.stream import now as clock
 from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
 from xds.validation import EnvoyValidator, Refusals, Validator, find_refused

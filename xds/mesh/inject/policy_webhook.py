@@ -15,13 +15,13 @@ from dataclasses import replace
 
 import structlog
 
+from xds.checkpoint import TIME_SLICE
 from xds.mesh.inject.policy_review import Effects, Json, Proposal, respond, summarize
 from xds.mesh.model.applied import as_applied
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, printable
 from xds.mesh.policy.plan import ineffective_steps, plan_steps, scope_of
 from xds.mesh.policy.steps import Steps
-from xds.server.checkpoint import TIME_SLICE
 from xds.server.fair_share import CpuShare, FairSemaphore
 
 log = structlog.get_logger(__name__)

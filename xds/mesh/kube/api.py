@@ -15,7 +15,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self, TypeAlias
-from urllib.request import getproxies_environment
+from urllib.request import getproxies
 
 import aiohttp
 from kubernetes.aio import client, config
@@ -92,7 +92,7 @@ class KubeApi:
         renew: Callable[[], Awaitable[client.Configuration]] | None = None,
     ) -> None:
         # With `trust_env`, each request would look for a proxy in the environment, in a thread.
-        has_proxy = bool(getproxies_environment())
+        has_proxy = bool(getproxies())
         configuration.client_session_kwargs = {"raise_for_status": _require_upgrade, "trust_env": has_proxy}
         self._configuration = configuration
         self._client = client.ApiClient(configuration)

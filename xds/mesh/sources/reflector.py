@@ -13,11 +13,11 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
+from xds.checkpoint import Checkpoint
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.kube.decoding import decode_json, list_decoder
 from xds.mesh.kube.ndjson import read_lines
 from xds.mesh.sources.resource import KubeResource, WatchOptions
-from xds.server.checkpoint import Checkpoint
 
 T = TypeVar("T")
 

@@ -16,6 +16,7 @@ from aiohttp import web
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
+from xds.checkpoint import Checkpoint
 from xds.introspect.clock import Clock
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.objects_service import ObjectsService
@@ -40,7 +41,6 @@ from xds.mesh.rollout.driver import RolloutDriver
 from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2
 from xds.protocol.types import short_name
 from xds.server import DiscoveryService
-from xds.server.checkpoint import Checkpoint
 from xds.server.fair_share import FairSemaphore
 from xds.server.http import client_of
 from xds.server.proxies import truncate

@@ -8,13 +8,13 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from xds.checkpoint import Checkpoint
 from xds.codec.jsonform import to_dict
 from xds.introspect.cooperative import batches
 from xds.introspect.redaction import redact
 from xds.protocol.status import State
 from xds.protocol.types import short_name
 from xds.server import Stream
-from xds.server.checkpoint import Checkpoint
 from xds.snapshot import Resource
 
 MAX_RESOURCES = 5000

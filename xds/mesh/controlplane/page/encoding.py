@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from xds.server.checkpoint import Checkpoint
+from xds.checkpoint import Checkpoint
 
 
 async def encode(response: Mapping[str, Any]) -> str:

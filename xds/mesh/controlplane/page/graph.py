@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from xds.checkpoint import Checkpoint
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Service
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
 from xds.mesh.policy.hops import Clients, Hop, clients_of, hops
 from xds.mesh.policy.reach import Result
-from xds.server.checkpoint import Checkpoint
 
 
 class Senders(NamedTuple):

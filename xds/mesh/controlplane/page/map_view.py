@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.page.graph import Graph, Prediction
 from xds.mesh.controlplane.page.layout import (
     Band,
@@ -24,7 +25,6 @@ from xds.mesh.model.names import natural_key
 from xds.mesh.model.workload import WorkloadKey
 from xds.mesh.observe.edges import TrafficMode
 from xds.mesh.policy.reach import RANKS, Result
-from xds.server.checkpoint import Checkpoint
 
 MAX_OPEN_SERVICES = 30
 """Number of services up to which all namespaces are open. In a larger mesh, they are closed until opened."""

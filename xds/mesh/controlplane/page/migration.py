@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
+from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.page import advice
 from xds.mesh.controlplane.page.advice import MAX_NAMES, Break
 from xds.mesh.controlplane.page.observed import ObservedTraffic, TargetKey
@@ -22,7 +23,6 @@ from xds.mesh.policy.hops import Clients, clients_of
 from xds.mesh.policy.mtls import served_mode
 from xds.mesh.policy.plan import Effect, HopChange, Plan, plan, scope_of
 from xds.mesh.policy.remedy import refusal_remedy, remedy
-from xds.server.checkpoint import Checkpoint
 
 MAX_BREAKS = 20
 """Maximum number of changes that a row lists. The rest are only counted."""
