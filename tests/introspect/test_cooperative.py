@@ -10,6 +10,7 @@ import pytest
 
 from tests.protocol.stream import Stream, world
 from tests.server.proxies import Client, OneForAll
+from xds import checkpoint
 from xds.checkpoint import Checkpoint
 from xds.introspect import Introspection, csds
 from xds.introspect.cooperative import BATCH_SIZE, batches
@@ -17,7 +18,7 @@ from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.session import Variant
 from xds.protocol.status import State
-from xds.server import XdsServer, checkpoint
+from xds.server import XdsServer
 from xds.snapshot import CLUSTER, SECRET
 
 WITHIN = 30.0

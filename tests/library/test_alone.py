@@ -9,7 +9,8 @@ ALONE = """
 import sys
 import xds.builders, xds.resources, xds.server, xds.store
 unwanted = {"kubernetes", "yaml", "watchfiles", "typer", "aiohttp", "cryptography", "envoy"}
-ours = {"builders", "codec", "names", "protocol", "resources", "server", "snapshot", "store", "validation"}
+ours = {"builders", "checkpoint", "codec", "names", "protocol", "resources", "server", "snapshot", "store"}
+ours |= {"validation"}
 found = {name for name in sys.modules if name.partition(".")[0] in unwanted}
 found |= {name for name in sys.modules if name.startswith("xds.") and name.split(".")[1] not in ours}
 print(*sorted(found))
