@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ from typing import Any
 from control import cpu_seconds, read_command, respond
 from manifests import ROOT_NAMESPACE
 from probe import memory, reset_peak
+
+from xds.demo.stage import free_ports
 
 _ENVIRONMENT = {
     "POD_NAMESPACE": ROOT_NAMESPACE,
@@ -34,10 +35,11 @@ def main() -> None:
     """Run istiod until stdin is closed, or until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # Otherwise, istiod would go on.
     program, kubeconfig = sys.argv[1:]
-    ports = _free_ports(5)
+    ports = free_ports(5)
     flags = ("grpcAddr", "httpAddr", "httpsAddr", "secureGRPCAddr", "monitoringAddr")
     addresses = [f"--{flag}=127.0.0.1:{port}" for flag, port in zip(flags, ports, strict=True)]
     with tempfile.TemporaryDirectory() as folder:  # It reads and writes files of its working directory.
+        started = time.monotonic()
         istiod = subprocess.Popen(
             [program, "discovery", f"--kubeconfig={kubeconfig}", "--ctrlz_port=0", *addresses],
             cwd=folder,
@@ -47,7 +49,8 @@ def main() -> None:
         )
         try:
             _wait_until_ready(istiod, ports[1])
-            respond({"ports": (ports[0], ports[3]), "ready": time.monotonic(), **_sample(istiod.pid)})
+            ready = {"started": started, "ready": time.monotonic()}
+            respond({"ports": (ports[0], ports[3]), **ready, **_sample(istiod.pid)})
             while True:
                 read_command(lambda command: respond(_handle(command["do"], istiod.pid)))
         finally:
@@ -86,13 +89,6 @@ def _wait_until_ready(istiod: subprocess.Popen[bytes], port: int) -> None:
                 return
         time.sleep(_POLL)
     raise SystemExit(f"istiod was not ready within {_TIMEOUT:.0f} s, or exited")
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that no other program uses at the moment."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
 
 
 if __name__ == "__main__":
