@@ -19,6 +19,7 @@ from tests.conformance import broken
 from tests.library.messages import assignment, eds_cluster
 from tests.support.loopback import free_port
 from xds.conformance import TITLES, Outcome, Report, UnreachableError, Variant, run, store_adapter
+from xds.conformance import stream as stream_module
 from xds.conformance.rules import CHECKS, NOT_JUDGED
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.mesh.identity.ca import Authority
@@ -29,6 +30,7 @@ from xds.resources import resource
 from xds.server import Limits, XdsServer
 from xds.server import discovery as server_module
 from xds.store import Store
+from xds.testing.streams import SocketStream
 
 SOTW = (Variant.SOTW, Variant.SOTW_ADS)
 DELTA = (Variant.DELTA, Variant.DELTA_ADS)
@@ -122,6 +124,25 @@ async def test_fault_breaks_no_other_rule(monkeypatch):
     async with serving() as address:
         report = await run(address, variants=[Variant.DELTA_ADS], **PATIENCE)
     assert {name.split()[0] for name in failed(report)} == {"R46"}
+
+
+async def test_end_of_the_quiet_time_interrupts_no_request(monkeypatch):
+    started, written = [], []
+
+    class SlowStream(SocketStream):
+        async def write(self, request: bytes) -> None:
+            await super().write(request)
+            started.append(request)
+            await asyncio.sleep(0.5)  # Longer than the quiet time.
+            written.append(request)
+
+    monkeypatch.setattr(stream_module, "SocketStream", SlowStream)
+    async with serving() as address:
+        report = await run(address, rules=["R59"], variants=[Variant.DELTA_ADS], response_timeout=5)
+    assert failed(report) == {}
+    # gRPC cancels a stream whose write is cancelled.
+    assert started
+    assert sorted(written) == sorted(started)
 
 
 async def test_node_can_be_repeated(monkeypatch):

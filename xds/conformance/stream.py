@@ -198,12 +198,10 @@ class Stream:
         expected, removed = parse(text), {*gone.split()}
         for name in expected:
             self.world.real(short, name)  # Raises an error if the server has too few resources.
+        end = self._after(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
-                while not (
-                    self._unseen[short] and self._has(short, expected) and removed <= self.gone[short]
-                ):
-                    await self._receive()
+            while not (self._unseen[short] and self._has(short, expected) and removed <= self.gone[short]):
+                await self._receive(end)
         except TimeoutError:
             wanted = " ".join([text or "no resources", *(f"-{name}" for name in sorted(removed))])
             found = " ".join(f"{name}={content}" for name, content in sorted(self.view[short].items()))
@@ -219,14 +217,13 @@ class Stream:
             what: What the test requires, for the error.
             test: Whether a response is the expected one.
         """
-        before = len(self.responses)
+        before, end = len(self.responses), self._after(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
-                while True:
-                    await self._receive()
-                    if self.responses[-1].type == short and test(self.responses[-1]):
-                        self._unseen[short] = 0
-                        return self.responses[-1]
+            while True:
+                await self._receive(end)
+                if self.responses[-1].type == short and test(self.responses[-1]):
+                    self._unseen[short] = 0
+                    return self.responses[-1]
         except TimeoutError:
             count = len(self.responses) - before
             raise CheckError(
@@ -248,17 +245,16 @@ class Stream:
 
     async def settle(self, short: str) -> None:
         """Wait for the quiet time, or until a response of a type comes."""
+        end = self._after(self._quiet)
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._quiet):
-                while not self._unseen[short]:
-                    await self._receive()
+            while not self._unseen[short]:
+                await self._receive(end)
 
     async def refused(self) -> None:
         """Require that the last request is not answered. The server may end the stream with an error."""
         before = len(self.responses)
         try:
-            async with asyncio.timeout(self._quiet):
-                await self._receive()
+            await self._receive(self._after(self._quiet))
         except TimeoutError:
             self._say("--   no response")
         except EndedError as error:
@@ -269,10 +265,10 @@ class Stream:
 
     async def ends(self) -> grpc.StatusCode:
         """Wait until the server ends the stream, and return the status."""
+        end = self._after(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
-                while True:
-                    await self._receive()
+            while True:
+                await self._receive(end)
         except EndedError as error:
             return error.code
         except TimeoutError:
@@ -335,10 +331,10 @@ class Stream:
             await self.ask(short, name)
         else:
             return
+        end = self._after(self._timeout)
         try:
-            async with asyncio.timeout(self._timeout):
-                while not self._unseen[short]:
-                    await self._receive()
+            while not self._unseen[short]:
+                await self._receive(end)
         except TimeoutError:
             raise CheckError(f"{short}: no response with {name} within {self._timeout:g} s") from None
         if name not in self.since(before, short):
@@ -347,9 +343,22 @@ class Stream:
             )
         self._unseen[short] = 0
 
-    async def _receive(self) -> None:
-        """Take the next response into the view, and ACK it."""
-        item = await self._queue.get()
+    @staticmethod
+    def _after(seconds: float) -> float:
+        return asyncio.get_running_loop().time() + seconds
+
+    async def _receive(self, end: float) -> None:
+        """Take the next response into the view, and ACK it.
+
+        Args:
+            end: Time until which to wait for the response, in seconds of the event loop's clock. It must not
+                interrupt the ACK: gRPC cancels a stream whose write is cancelled.
+
+        Raises:
+            TimeoutError: No response has come.
+        """
+        async with asyncio.timeout_at(end):
+            item = await self._queue.get()
         if isinstance(item, Exception):
             self._queue.put_nowait(item)
             if isinstance(item, EndedError) and item.code is grpc.StatusCode.UNIMPLEMENTED:

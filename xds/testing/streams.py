@@ -55,7 +55,7 @@ class SocketStream:
         self._call = channel.stream_stream(method)()
 
     async def write(self, request: bytes) -> None:
-        """Send a request."""
+        """Send a request. Do not cancel this: gRPC then cancels the stream."""
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # `read` returns the end.
             await self._call.write(request)
 
