@@ -20,6 +20,9 @@ patience ends.
 _MAX_SHARED = 8
 """Maximum number of shared changes that are stored with the time when they were sent."""
 
+_MIN_SHARED = 8
+"""Minimum number of names in such a change. The names of smaller changes are stored one by one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
@@ -93,9 +96,9 @@ class AckTracker:
         self._initially_sent_at: float | None = None
         """Time of the last response before the first answer."""
         self._last_sent: dict[str, float] = {}
-        """Time when each resource was last sent after the first answer, unless it was in a shared change."""
+        """Time when each resource was last sent after the first answer, unless it was in a large change."""
         self._shared_sent: list[tuple[frozenset[str], float]] = []
-        """Names of the last shared changes, each with the time when it was sent."""
+        """Names of large shared changes, each with the time when it was sent."""
 
     @property
     def waiting_since(self) -> float | None:
@@ -157,21 +160,24 @@ class AckTracker:
         is_full = len(self.unanswered) >= MAX_UNANSWERED
         abandoned = self._abandon(next(iter(self.unanswered))) if is_full else None
         self.unanswered[response.nonce] = response
-        self.name_count += len(response.removed)
-        self.size += size_of(response.removed)
+        if response.removed:
+            self.name_count += len(response.removed)
+            self.size += size_of(response.removed)
         self.sent_at = response.sent_at
         added = response.shared.added if response.shared else frozenset()
         if self.acked_at is None and not self.last_error and not self.resumed:
             self._initially_sent_at = response.sent_at
         else:
             fresh = response.fresh
-            if response.shared:
+            if response.shared and len(response.shared.resources) >= _MIN_SHARED:
                 self._record_shared(response.shared.names, response.sent_at, sent)
                 fresh = fresh[len(response.shared.resources) :]
-            if fresh:
-                self._last_sent.update(dict.fromkeys((each.name for each in fresh), response.sent_at))
-            self._first_sent.update(dict.fromkeys((*new, *added), response.sent_at))
-        self._never_acked.update(new)
+            for resource in fresh:
+                self._last_sent[resource.name] = response.sent_at
+            if new or added:
+                self._first_sent.update(dict.fromkeys((*new, *added), response.sent_at))
+        if new:
+            self._never_acked.update(new)
         if added:
             unacked = self._never_acked_shared
             self._never_acked_shared = unacked.union(added) if unacked else added
@@ -181,15 +187,15 @@ class AckTracker:
         return abandoned
 
     def _record_shared(self, names: frozenset[str], at: float, sent: Container[str]) -> None:
-        """Record when a shared change was sent. Only the last ones are stored as a whole."""
-        if len(self._shared_sent) >= _MAX_SHARED:
-            self._shared_sent = [item for item in self._shared_sent if not item[0] <= names]
-        if len(self._shared_sent) >= _MAX_SHARED:
-            oldest, sent_at = self._shared_sent.pop(0)
-            self._last_sent |= {
-                name: max(sent_at, self._last_sent.get(name, sent_at)) for name in oldest if name in sent
-            }
-        self._shared_sent.append((names, at))
+        """Record when a large shared change was sent. It replaces earlier changes of the same resources."""
+        kept = [item for item in self._shared_sent if item[0] is not names and not item[0] <= names]
+        if len(kept) >= _MAX_SHARED:
+            smallest, sent_at = min(kept, key=lambda item: len(item[0]))
+            kept.remove((smallest, sent_at))
+            for name in smallest:
+                if name in sent:
+                    self._last_sent[name] = max(sent_at, self._last_sent.get(name, sent_at))
+        self._shared_sent = [*kept, (names, at)]
 
     def skip(self, nonce: str) -> list[Response]:
         """Stop expecting answers to the responses before `nonce`, and return these responses."""
@@ -254,8 +260,9 @@ class AckTracker:
 
     def _pop(self, nonce: str) -> Response:
         response = self.unanswered.pop(nonce)
-        self.name_count -= len(response.removed)
-        self.size -= size_of(response.removed)
+        if response.removed:
+            self.name_count -= len(response.removed)
+            self.size -= size_of(response.removed)
         return response
 
     def _record_nack(self, event: Nacked, now: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import TypeVar, overload
 from weakref import WeakValueDictionary
@@ -104,8 +104,8 @@ class SharedChange:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Names of the added and changed resources."""
-        return frozenset(self.before)
+        """Names of the added and changed resources. Changes of the same resources share one object."""
+        return _shared_set(frozenset(self.before))
 
     @cached_property
     def added(self) -> frozenset[str]:
@@ -138,6 +138,11 @@ class SharedChange:
     def assignments(self) -> tuple[str, ...]:
         """Names of the assignments that the resources refer to."""
         return assignments_of(self.resources)
+
+
+@lru_cache(maxsize=8)
+def _shared_set(names: frozenset[str]) -> frozenset[str]:
+    return names
 
 
 def assignments_of(clusters: Iterable[Resource]) -> tuple[str, ...]:
