@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -86,6 +87,7 @@ class World:
     def service_entry(self, namespace: str) -> ServiceEntry:
         whole = meta("ServiceEntry", namespace, self.random.choice("ef"), age=self.age())
         selector, hosts = self.selector(), self.some(("h.example.com", "i.example.com")) or ("h.example.com",)
+        addresses = self.some(VIRTUAL, 1)
         port = ServicePort(port=80, target=8080, name="http", protocol=Protocol.HTTP)
         listed = tuple(EndpointAddress(address=address) for address in self.some(ADDRESSES))
         groups = (EndpointGroup(addresses=listed, ports=(EndpointPort(port=8080, name="http"),)),)
@@ -95,7 +97,7 @@ class World:
                 Service(
                     meta=whole,
                     entry_host=host,
-                    addresses=(addresses := self.some(VIRTUAL, 1)),
+                    addresses=addresses,
                     headless=not addresses,
                     ports=(port,),
                     selector=selector,
@@ -180,3 +182,21 @@ def test_an_entry_does_not_replace_the_pod_that_has_its_address() -> None:
     assert not Mesh((BEHIND, WEB, ENTRY)).endpoints(WEB, HTTP), "the pod is not ready"
     [alone] = Mesh((WEB, ENTRY)).endpoints(WEB, HTTP)
     assert alone.pod == ENTRY
+
+
+def test_changes_of_endpoints_and_pods_keep_the_other_indexes() -> None:
+    """A cluster of 10,000 pods would otherwise index its pods and EndpointSlices again for each change."""
+    mesh = Mesh((BEHIND, WEB, LISTED))
+    facts, listings = mesh.in_namespace("a"), mesh._listings
+    indexes = {name: getattr(facts, name) for name in ("services", "pods", "_by_label", "endpoints")}
+
+    for change, changed in (
+        (Change(applied=(replace(LISTED, groups=()),)), {"endpoints"}),
+        (Change(applied=(replace(BEHIND, ready=True),)), {"pods", "_by_label"}),
+        (Change(applied=(BEHIND, LISTED)), {"pods", "_by_label", "endpoints"}),
+        (Change(removed=(WEB.ref,)), set(indexes)),
+    ):
+        after = mesh.apply(change)
+        new = after.in_namespace("a")
+        assert {name for name, index in indexes.items() if getattr(new, name) is not index} == changed
+        assert (after._listings is listings) == (after.get(LISTED.ref) is LISTED)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from xds.mesh.model.addresses import Addresses, addresses_of
+from xds.mesh.model.addresses import Addresses, Listings, addresses_of
 from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.families import Family, family_of
 from xds.mesh.model.locality import Locality, locality_of
@@ -124,8 +124,7 @@ class Mesh:
         self._addresses = Addresses().changed((ref, None, fact) for ref, fact in by_ref.items())
         self.memory = Memory()
         """Cached results, which the next mesh keeps unless the change may affect them."""
-        self._listings: dict[str | Ref | None, list[ServiceKey]] | None = None
-        """Services by each address and Pod that their EndpointSlices or Endpoints list; None until needed."""
+        self._listings = Listings().changed({}, self._without_defaults)
         self.scratch: dict[Any, Any] = {}
         """Cached results for the whole mesh. The next mesh starts with an empty cache."""
         self.failures: dict[Ref, Exception] = {}
@@ -148,12 +147,11 @@ class Mesh:
         """Return the mesh after a change. `self` is not modified."""
         facts: dict[Ref, Fact | None] = {fact.ref: fact for fact in change.applied}
         facts.update({ref: None for ref in change.removed if ref not in facts})
-        kinds = {ref.kind for ref in facts}
         mesh = Mesh(config=change.config or self.config)
         mesh.served = self.served
         mesh._without_defaults = _by_namespace(facts, self._without_defaults)
         mesh._addresses = self._addresses.changed((ref, self.get(ref), fact) for ref, fact in facts.items())
-        mesh._listings = None if kinds & {"EndpointSlice", "Endpoints", "ServiceEntry"} else self._listings
+        mesh._listings = self._listings.changed(self._without_defaults, mesh._without_defaults)
         mesh._add_defaults()
         if mesh.config != self.config or not self._without_defaults:
             return mesh  # Everything is affected.
@@ -412,7 +410,7 @@ class Mesh:
         """Return the Services with a clusterIP or an endpoint at an address, ready or not, oldest first."""
         named = (service for ref in self._addresses.at(address) for service in self._services_named(ref))
         keys = {(service.namespace, service.name) for service in named}
-        keys.update(self._listed_at(address))
+        keys.update(self._listings.of(address))
         for pod in self._pods_at(address):
             selecting = self.in_namespace(pod.namespace).selecting(pod.meta.labels)
             keys.update((service.namespace, service.name) for service in selecting)
@@ -547,20 +545,7 @@ class Mesh:
     def _services_listing(self, fact: Pod | Service | ServiceEntry) -> Iterable[ServiceKey]:
         """Return the services whose EndpointSlices or Endpoints list a pod or Service, by name or address."""
         names: tuple[str | Ref, ...] = (fact.ref, *addresses_of(fact))
-        return dict.fromkeys(key for name in names for key in self._listed_at(name))
-
-    def _listed_at(self, item: str | Ref) -> Iterable[ServiceKey]:
-        """Return the services whose EndpointSlices or Endpoints contain an address or the name of a Pod."""
-        if self._listings is None:
-            listings: dict[str | Ref | None, list[ServiceKey]] = {}
-            for namespace in sorted(self._all):
-                for name, listed in self._all[namespace].endpoints.items():
-                    groups = (group for endpoints in listed for group in endpoints.groups)
-                    entries = [entry for group in groups for entry in group.addresses]
-                    for key in {entry.address for entry in entries} | {entry.pod for entry in entries}:
-                        listings.setdefault(key, []).append((namespace, name))
-            self._listings = listings
-        return self._listings.get(item, ())
+        return dict.fromkeys(key for name in names for key in self._listings.of(name))
 
     def _services_sharing_address(self, fact: Pod | Service | ServiceEntry) -> Iterator[ServiceKey]:
         """Yield the Services that have an address of a fact, or select a pod that has it."""
@@ -602,16 +587,10 @@ def _by_namespace(
 ) -> Mapping[str, NamespaceFacts]:
     if not changes:
         return old
-    changed: dict[str, dict[Ref, Fact]] = {}
+    changed: dict[str, dict[Ref, Fact | None]] = {}
     for ref, fact in changes.items():
-        if ref.namespace not in changed:
-            changed[ref.namespace] = dict(old.get(ref.namespace, NOTHING).facts)
-        facts = changed[ref.namespace]
-        if fact is None:
-            facts.pop(ref, None)
-        else:
-            facts[ref] = fact
-    return {**old, **{namespace: NamespaceFacts(facts) for namespace, facts in changed.items()}}
+        changed.setdefault(ref.namespace, {})[ref] = fact
+    return {**old, **{name: old.get(name, NOTHING).changed(facts) for name, facts in changed.items()}}
 
 
 def _has_other_uid(pod: Pod, uid: str) -> bool:

@@ -40,15 +40,31 @@ class NamespaceFacts:
     def __init__(self, facts: Mapping[Ref, Fact]) -> None:
         self.facts = facts
 
+    def changed(self, changes: Mapping[Ref, Fact | None]) -> NamespaceFacts:
+        """Return the facts after changes. Objects without a new version are removed."""
+        changed = NamespaceFacts(
+            {ref: fact for ref, fact in {**self.facts, **changes}.items() if fact is not None}
+        )
+        kinds = {ref.kind for ref in changes}
+        if kinds <= _INDEXES.keys():
+            obsolete = {"facts"}.union(*(_INDEXES[kind] for kind in kinds))
+            # Another thread may add an index meanwhile.
+            indexes = vars(self).copy()
+            vars(changed).update((name, index) for name, index in indexes.items() if name not in obsolete)
+        return changed
+
     def _of(self, kind: type[T]) -> tuple[T, ...]:
         return oldest_first(fact for fact in self.facts.values() if isinstance(fact, kind))
 
     @cached_property
     def services(self) -> Mapping[str, Service]:
-        """Services by name, oldest first, then the hosts of ServiceEntries; the oldest one defines a host."""
+        """Services by name, oldest first, then the hosts of ServiceEntries; the oldest one defines a host.
+
+        As in Istio, the order of hosts in a ServiceEntry has no meaning.
+        """
         services = {service.name: service for service in self._of(Service)}
         for entry in self.service_entries:
-            for service in entry.services:
+            for service in sorted(entry.services, key=lambda service: service.name):
                 services.setdefault(service.name, service)
         return services
 
@@ -151,5 +167,14 @@ class NamespaceFacts:
                 if covers(service.selector, labels):
                     yield service
 
+
+_OF_PODS = {"has_workload_entries", "pods", "_by_label"}
+_INDEXES = {
+    "Pod": _OF_PODS,
+    "WorkloadEntry": _OF_PODS,
+    "EndpointSlice": {"endpoints"},
+    "Endpoints": {"endpoints"},
+}
+"""Indexes that contain objects of the kinds that change often. They do not use the other indexes."""
 
 NOTHING = NamespaceFacts({})
