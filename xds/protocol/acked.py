@@ -131,7 +131,7 @@ class AckedResources:
             watch: Watch of the type, which has processed the answer.
             response: Response that the client answered.
             event: Answer.
-            may_have_unreported: `watch.may_have_unreported` before the answer.
+            may_have_unreported: `watch.may_have_unreported` before the answer, if it is a NACK.
         """
         rejected: tuple[Resource, ...] = ()
         if isinstance(event, Nacked):

@@ -184,7 +184,9 @@ class DeltaWatch(Watch):
         else:
             super().resend(names)
 
-    def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
+    def compose(
+        self, nonce: str, now: float, identifier: str, generation: int
+    ) -> tuple[Response, bytes] | None:
         """Make the next response, and mark it as sent. A large response is split."""
         due = self._collect_due()
         if self._shared and not self._can_send_with(self._shared, due):
@@ -226,7 +228,7 @@ class DeltaWatch(Watch):
             fresh=resources,
             shared=change,
             sent_at=now,
-            generation=-1 if self.pending else self.generation,
+            generation=-1 if self.pending else generation,
         )
         self._expect(response, new)
         if change and not absent:

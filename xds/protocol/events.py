@@ -108,7 +108,7 @@ class Nacked:
 Event: TypeAlias = Connected | Subscribed | Acked | Nacked
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # A frozen one takes longer to make, and each response needs one.
 class Response:
     """A response that was sent. A session stores it until the client answers."""
 

@@ -66,9 +66,11 @@ class FullStateWatch(SotwWatch):
             del self._withheld[name]
             self.rejections.discard(name)
 
-    def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
+    def compose(
+        self, nonce: str, now: float, identifier: str, generation: int
+    ) -> tuple[Response, bytes] | None:
         """Make the next response, and mark it as sent."""
-        composed = super().compose(nonce, now, identifier)
+        composed = super().compose(nonce, now, identifier, generation)
         if composed:
             self._record_withheld()
         return composed

@@ -133,20 +133,19 @@ class Session:
         previous, self._snapshot = self._snapshot, snapshot
         if previous is None:
             self.first_generation = snapshot.generation
-        has_denials = bool(snapshot.denials or (previous and previous.denials))
-        for watch in self._watches.values():
-            watch.generation = snapshot.generation
-            if has_denials:
+        if snapshot.denials or (previous and previous.denials):
+            for watch in self._watches.values():
                 watch.denied = snapshot.denied(watch.type_url)
         for type_url in snapshot.differing_types(previous or _NO_SNAPSHOT):
             if changed := self._watches.get(type_url):
                 changed.serve(snapshot.of(type_url))
-        if previous:
+        clusters = self._watches[CLUSTER]
+        if previous and clusters.lingering:
             # A lingering cluster may still be warming. Without its assignment, Envoy does not ACK the CDS
             # response.
-            for type_url, name in self._watches[CLUSTER].lingering_refs():
+            for type_url, name in clusters.lingering_refs():
                 self._watch(type_url).linger(name, previous.of(type_url).get(name))
-        if not self._watches[CLUSTER].requested:
+        if self._variant is Variant.SOTW and not clusters.requested:
             self._answer_missing_assignments()
 
     def receive(self, message: bytes, now: float) -> list[Event]:
@@ -184,7 +183,7 @@ class Session:
             self._usage[type_url] = usage
             self.name_count, self.size = map(sum, zip(*self._usage.values(), strict=True))
             self._limits.check(self.name_count, self.size, "this stream has")
-        if type_url == ENDPOINT:
+        if self._variant is Variant.SOTW and type_url == ENDPOINT:
             self._answer_missing_assignments()
         if resumes_warming:
             self._resumed_warming = True
@@ -227,7 +226,7 @@ class Session:
                 if watch.pending:
                     self._deadline = min(self._deadline, earliest)
                 continue
-            composed = watch.compose(str(self._nonces + 1), now, self._identifier)
+            composed = watch.compose(str(self._nonces + 1), now, self._identifier, self._snapshot.generation)
             if composed:
                 if watch.type_url == CLUSTER:
                     self._resend_assignments(composed[0])
@@ -265,8 +264,10 @@ class Session:
         resources refers to the type, because the client is about to subscribe.
         """
         watch = self._watch(type_url)
-        if watch.requested or not self._snapshot:
-            return watch.answered_generation if self._snapshot else -1
+        if not self._snapshot:
+            return -1
+        if watch.requested:
+            return self.generation if watch.has_answered else watch.answered_generation
         refs = (ref for other in self._watches.values() for ref in other.refs())
         return -1 if any(kind == type_url for kind, _ in refs) else self.generation
 
@@ -365,7 +366,6 @@ class Session:
                 sorted(self._watches.items(), key=lambda item: ORDER.get(item[0], len(ORDER)))
             )
             if self._snapshot:
-                watch.generation = self._snapshot.generation
                 watch.denied = self._snapshot.denied(type_url)
                 if (resources := self._snapshot.of(type_url)) is not watch.resources:
                     watch.serve(resources)

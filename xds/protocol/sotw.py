@@ -57,7 +57,9 @@ class SotwWatch(Watch):
             events += self._subscribe(self.subscription.replace(self._share_strings(request.names)))
         return events
 
-    def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
+    def compose(
+        self, nonce: str, now: float, identifier: str, generation: int
+    ) -> tuple[Response, bytes] | None:
         """Make the next response, and mark it as sent."""
         due = self._collect_due()
         if not due and not self._response_due:
@@ -78,7 +80,7 @@ class SotwWatch(Watch):
             removed=content.removed,
             fresh=tuple(content.fresh),
             sent_at=now,
-            generation=-1 if self.pending else self.generation,
+            generation=-1 if self.pending else generation,
         )
         self._expect(response, new)
         return response, encode_response(

@@ -82,11 +82,10 @@ class Watch(ABC):
         """Version of each bystander that was sent again, by name; see `_bystanders`."""
         self.acks = AckTracker()
         self.acked = AckedResources()
-        self.generation = 0
-        """Generation of the snapshot that the resources are from."""
         self.initial_versions: tuple[str, ...] = ()
         """Versions that the client reported: one per resource (delta), or one for all (SotW)."""
-        self._answered_generation = -1
+        self.answered_generation = -1
+        """Last generation for which the client has answered a response that completed it; -1 for none."""
         self._initial_name_count = self._initial_size = 0
         """Number of resources that the first request reported, and size of their names and versions."""
 
@@ -95,8 +94,17 @@ class Watch(ABC):
         """Process a request of the variant, and return the resulting events."""
 
     @abstractmethod
-    def compose(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
-        """Make the next response, and mark it as sent; return None if there is nothing to send."""
+    def compose(
+        self, nonce: str, now: float, identifier: str, generation: int
+    ) -> tuple[Response, bytes] | None:
+        """Make the next response, and mark it as sent; return None if there is nothing to send.
+
+        Args:
+            nonce: Nonce of the response.
+            now: Current time, in seconds.
+            identifier: Identifier of the control plane; empty for none.
+            generation: Generation of the snapshot that the resources are from.
+        """
 
     @property
     def name_count(self) -> int:
@@ -124,11 +132,6 @@ class Watch(ABC):
         return not self.acks.unanswered and not self.rejections and not self.pending
 
     @property
-    def answered_generation(self) -> int:
-        """Last generation for which the client has ACKed or NACKed all resources; -1 for none."""
-        return self.generation if self.has_answered else self._answered_generation
-
-    @property
     def has_answered(self) -> bool:
         """Whether the client has ACKed or NACKed all current resources."""
         return not (self.acks.unanswered or self.pending)
@@ -147,7 +150,7 @@ class Watch(ABC):
     @property
     def may_have_unreported(self) -> bool:
         """Whether the client may have resources from an earlier stream that it did not report by name."""
-        return bool(self.initial_versions) and self._answered_generation < 0
+        return bool(self.initial_versions) and self.answered_generation < 0
 
     @property
     def waits_for_referrers(self) -> bool:
@@ -469,10 +472,10 @@ class Watch(ABC):
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Process the ACK or NACK of a response, and return the resulting event."""
-        may_have_unreported = self.may_have_unreported
+        may_have_unreported = error is not None and self.may_have_unreported
         answered = self.acks.unanswered.get(nonce)
         if answered and answered is next(iter(self.acks.unanswered.values())):
-            self._answered_generation = max(self._answered_generation, answered.generation)
+            self.answered_generation = max(self.answered_generation, answered.generation)
         event = self.acks.receive(nonce, error, now)
         if isinstance(event, Nacked):
             self._handle_nack(event)

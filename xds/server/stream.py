@@ -39,6 +39,10 @@ _MAX_LOGGED_NAMES = 10
 """Maximum number of resources or objects in a log line."""
 
 
+_OF_SUBSCRIBERS = (Subscribed, Acked, Nacked)
+"""Events that `Proxies.observe` handles."""
+
+
 class Observer(Protocol):
     """Observes streams. The methods run on the event loop and must not block."""
 
@@ -157,7 +161,7 @@ class Stream:
             if isinstance(event, Nacked):
                 _log_nack(self.node, event)
                 self._scheduler.pacer.charge(self._origin, WARNING_COST)
-            if isinstance(event, Subscribed | Acked | Nacked):
+            if isinstance(event, _OF_SUBSCRIBERS):
                 proxies.observe(self.subscriber, event)
 
     async def _read(
