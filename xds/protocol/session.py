@@ -133,7 +133,7 @@ class Session:
         previous, self._snapshot = self._snapshot, snapshot
         if previous is None:
             self.first_generation = snapshot.generation
-        if snapshot.denials or (previous and previous.denials):
+        if snapshot.denials != (previous or _NO_SNAPSHOT).denials:
             for watch in self._watches.values():
                 watch.denied = snapshot.denied(watch.type_url)
         for type_url in snapshot.differing_types(previous or _NO_SNAPSHOT):

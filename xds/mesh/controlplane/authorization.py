@@ -22,6 +22,7 @@ NO_KEY = (
     "service account token or a client certificate"
 )
 """Why a stream does not receive the secret `default`."""
+_DENIALS = {(SECRET, CERTIFICATE): NO_KEY}
 
 UNKNOWN_BUDGETS = 64
 """Number of budgets that plaintext streams of unknown pods share."""
@@ -64,6 +65,8 @@ def budget_key(caller: Caller | None, name: tuple[str, str], *, is_known: bool) 
 
 def without_private_key(snapshot: Snapshot) -> Snapshot:
     """Return a copy of a snapshot without the private key, for unauthenticated callers."""
-    secrets = [secret for secret in snapshot.of(SECRET).values() if secret.name != CERTIFICATE]
-    types = {**snapshot.types, SECRET: ResourceSet(secrets)}
-    return replace(snapshot, types=types, denials={(SECRET, CERTIFICATE): NO_KEY})
+    types, secrets = snapshot.types, snapshot.of(SECRET)
+    if CERTIFICATE in secrets:
+        keyless = ResourceSet(secret for secret in secrets.values() if secret.name != CERTIFICATE)
+        types = {**types, SECRET: keyless}
+    return replace(snapshot, types=types, denials=_DENIALS)
