@@ -415,16 +415,6 @@ class Snapshot:
         """Return the resources of a type."""
         return self.types.get(type_url, EMPTY)
 
-    def differing_types(self, other: Snapshot) -> list[str]:
-        """Return the types whose resources are not the same object in both. Most snapshots share most."""
-        types, others = self.types, other.types
-        differing = [
-            type_url for type_url, resources in types.items() if others.get(type_url) is not resources
-        ]
-        if not others.keys() <= types.keys():
-            differing += others.keys() - types.keys()
-        return differing
-
     def denied(self, type_url: str) -> Mapping[str, str]:
         """Return the names of a type that the client is not allowed to have, each with the reason."""
         if not self.denials:

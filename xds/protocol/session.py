@@ -37,7 +37,7 @@ from xds.protocol.wire import (
     parse_delta_request,
     parse_request,
 )
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Snapshot
+from xds.snapshot import CLUSTER, EMPTY, ENDPOINT, LISTENER, ROUTE, SECRET, Snapshot
 
 _COMMON_TYPES = (CLUSTER, ENDPOINT, SECRET, LISTENER, ROUTE)
 """Types that nearly all clients subscribe to. Watches of other types are created on demand."""
@@ -136,9 +136,11 @@ class Session:
         if snapshot.denials != (previous or _NO_SNAPSHOT).denials:
             for watch in self._watches.values():
                 watch.denied = snapshot.denied(watch.type_url)
-        for type_url in snapshot.differing_types(previous or _NO_SNAPSHOT):
-            if changed := self._watches.get(type_url):
-                changed.serve(snapshot.of(type_url))
+        served = snapshot.types.get
+        for type_url, watch in self._watches.items():
+            # Most snapshots share most sets with the previous one.
+            if (resources := served(type_url, EMPTY)) is not watch.resources:
+                watch.serve(resources)
         clusters = self._watches[CLUSTER]
         if previous and clusters.lingering:
             # A lingering cluster may still be warming. Without its assignment, Envoy does not ACK the CDS

@@ -12,7 +12,7 @@ from xds.protocol.order import WILDCARD_TYPES
 from xds.protocol.session import Variant
 from xds.protocol.subscription import collection
 from xds.server import Stream
-from xds.snapshot import Snapshot, difference
+from xds.snapshot import EMPTY, Snapshot, difference
 
 _MAX_PENDING = 64
 """Maximum number of unsent changes of a type, and of unanswered responses, that are tracked."""
@@ -83,12 +83,12 @@ class ConvergenceTracker:
         changed_at, stream.subscriber.changed_at = stream.subscriber.changed_at, None
         if changed_at is None:
             return
-        for type_url in snapshot.differing_types(previous):
-            subscription = self._subscribed.get(type_url)
-            if subscription is None:
+        before, after = previous.types.get, snapshot.types.get
+        for type_url, subscription in self._subscribed.items():
+            # Most snapshots share most sets with the previous one.
+            if (current := after(type_url, EMPTY)) is (earlier := before(type_url, EMPTY)):
                 continue
-            current = snapshot.of(type_url)
-            names = _select(subscription, difference(previous.of(type_url), current))
+            names = _select(subscription, difference(earlier, current))
             if stream.info.variant is Variant.SOTW and type_url not in WILDCARD_TYPES:
                 # SotW cannot express these removals.
                 names = frozenset(name for name in names if name in current)

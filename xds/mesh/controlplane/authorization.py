@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import replace
 from zlib import crc32
 
 import grpc
@@ -69,4 +68,4 @@ def without_private_key(snapshot: Snapshot) -> Snapshot:
     if CERTIFICATE in secrets:
         keyless = ResourceSet(secret for secret in secrets.values() if secret.name != CERTIFICATE)
         types = {**types, SECRET: keyless}
-    return replace(snapshot, types=types, denials=_DENIALS)
+    return Snapshot(types, _DENIALS, snapshot.kept, snapshot.generation)
