@@ -64,6 +64,18 @@ async def test_no_certificate_is_issued_without_a_permitted_caller():
         assert not unauthenticated.changed.is_set()
 
 
+async def test_change_keeps_the_secrets_of_a_stream_without_the_key():
+    """A push compares and serves only the sets that are other objects than before."""
+    async with running(pod(), serve_keys=False) as controller:
+        unauthenticated = controller.connections.connect(node("a"), STREAM)
+        before = await published(unauthenticated)
+        controller.change(Change(applied=(service("new"),)))
+        after = await published(unauthenticated)
+        assert after.of(CLUSTER) is not before.of(CLUSTER)
+        assert after.of(SECRET) is before.of(SECRET)
+        assert after.denials is before.denials
+
+
 @pytest.mark.parametrize(
     ("caller", "message"),
     [

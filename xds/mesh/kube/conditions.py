@@ -267,7 +267,7 @@ def desired_conditions(
     desired: dict[Ref, dict[str, FalseCondition]] = {}
     for ref, texts in rejected.items():
         desired[ref] = {ACCEPTED: FalseCondition("Refused", _truncate("; ".join(texts)))}
-    for ref, override in overridden(Mesh(mesh.facts(), mesh.config)).items():
+    for ref, override in overridden(mesh.with_own_caches()).items():
         by = join_names(map(str, override.by), _MAX_NAMES)
         message = f"overridden in part ({override.what}) by {by}" if override.what else f"overridden by {by}"
         desired.setdefault(ref, {})[ENFORCED] = FalseCondition("Overridden", _truncate(message))

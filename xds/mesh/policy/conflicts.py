@@ -33,7 +33,7 @@ def overridden_steps(mesh: Mesh, refs: Collection[Ref] | None = None) -> Steps[M
 
     Args:
         mesh: the facts.
-        refs: objects that matter; None for all. The result is incomplete for other objects.
+        refs: objects that matter; None for all but default objects. The result is incomplete for others.
     """
     authentication = yield from _authentication(mesh, refs)
     return {**authentication, **dict(_rules(mesh))}
@@ -42,11 +42,14 @@ def overridden_steps(mesh: Mesh, refs: Collection[Ref] | None = None) -> Steps[M
 def _authentication(mesh: Mesh, refs: Collection[Ref] | None) -> Steps[dict[Ref, Overridden]]:
     deciding: set[Ref] = set()
     overridden_by: dict[Ref, dict[Ref, None]] = {}
-    policies = None if refs is None else {ref for ref in refs if ref.kind in POLICY_KINDS}
-    namespaces = {ref.namespace for ref in policies or ()}
-    is_mesh_wide = policies is None or not namespaces.isdisjoint(("", mesh.config.root_namespace))
+    if refs is None:
+        names = ("", *mesh.namespaces())
+        refs = {ref for name in names for ref in mesh.in_namespace(name, with_defaults=False).facts}
+    policies = {ref for ref in refs if ref.kind in POLICY_KINDS and not _only_inherits(mesh, ref)}
+    namespaces = {ref.namespace for ref in policies}
+    is_mesh_wide = not namespaces.isdisjoint(("", mesh.config.root_namespace))
     for pod in mesh.pods():
-        if policies is not None and policies <= deciding:
+        if policies <= deciding:
             break
         if not is_mesh_wide and pod.namespace not in namespaces:
             continue
@@ -59,7 +62,7 @@ def _authentication(mesh: Mesh, refs: Collection[Ref] | None) -> Steps[dict[Ref,
     return {
         ref: Overridden(tuple(by), "")
         for ref, by in overridden_by.items()
-        if ref not in deciding and not _only_inherits(mesh, ref)
+        if ref not in deciding and ref in policies
     }
 
 
