@@ -402,7 +402,10 @@ class Snapshot:
     types: Mapping[str, ResourceSet] = field(default_factory=dict)
     """Resources by type URL. Other types are empty."""
     denials: Mapping[ResourceKey, str] = field(default_factory=dict)
-    """Reason for each resource that the client is not allowed to have. Only delta responses report it."""
+    """Reason for each resource that the client is not allowed to have. Only delta responses report it.
+
+    Pass a new mapping instead of changing one: a stream compares it with the previous one.
+    """
     kept: frozenset[ResourceKey] = frozenset()
     """Resources that are not served, but that a client keeps if it has them from an earlier stream.
 

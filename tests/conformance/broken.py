@@ -159,6 +159,17 @@ class HasNoIdentifier(Broken):
         response.ClearField("control_plane")
 
 
+class Floods(Broken):
+    """The last response is sent again and again."""
+
+    def next(self, now: float) -> bytes | None:
+        message = super().next(now)
+        if message is None and self.last is not None:
+            message = self.last.SerializeToString()
+        self.has_more = message is not None
+        return message
+
+
 class DropsLaterResponses(Broken):
     """Clusters and listeners are sent once only, and later changes are lost."""
 

@@ -119,6 +119,13 @@ async def test_fault_is_found_by_its_rule(fault, variants, rules, monkeypatch):
     assert not any("INTERNAL" in reason for reason in failed(report).values()), "the fault itself is broken"
 
 
+async def test_check_ends_if_the_server_sends_without_end(monkeypatch):
+    monkeypatch.setattr(server_module, "Session", broken.Floods)
+    async with serving() as address, asyncio.timeout(60):
+        report = await run(address, rules=["R22"], variants=[Variant.DELTA_ADS], response_timeout=1)
+    assert report.failed
+
+
 async def test_fault_breaks_no_other_rule(monkeypatch):
     monkeypatch.setattr(server_module, "Session", broken.HasNoIdentifier)
     async with serving() as address:

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from tests.policy.world import HTTP, meta, peer
+from tests.policy.world import HTTP, meta, peer, policy
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
@@ -27,8 +27,9 @@ from xds.mesh.model.objects import (
     Service,
     ServiceEntry,
     ServicePort,
+    UnknownService,
 )
-from xds.mesh.policy.mtls import sends_mtls_each
+from xds.mesh.policy.mtls import effective_mode, sends_mtls_each
 
 NAMESPACES = ("a", "b")
 ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1")
@@ -44,7 +45,16 @@ class World:
 
     def fact(self) -> Fact:
         make = self.random.choice(
-            (self.pod, self.entry, self.service, self.service_entry, self.slice, self.mode)
+            (
+                self.pod,
+                self.entry,
+                self.service,
+                self.service_entry,
+                self.slice,
+                self.mode,
+                self.targeted,
+                self.rejected,
+            )
         )
         return make(self.random.choice(NAMESPACES))
 
@@ -122,6 +132,16 @@ class World:
     def mode(self, namespace: str) -> Fact:
         return peer(namespace, self.random.choice(("STRICT", "PERMISSIVE", "DISABLE")))
 
+    def targeted(self, namespace: str) -> Fact:
+        return policy(namespace, self.random.choice(("STRICT", "PERMISSIVE")), self.random.choice("st"))
+
+    def rejected(self, namespace: str) -> Fact:
+        kind, service = (
+            self.random.choice(("EndpointSlice", "Endpoints", "Service")),
+            self.random.choice("st"),
+        )
+        return UnknownService(meta=meta(kind, namespace, service), service=service)
+
 
 def outcome(mesh: Mesh) -> Iterator[tuple[object, ...]]:
     """Yield what follows from the objects."""
@@ -131,6 +151,7 @@ def outcome(mesh: Mesh) -> Iterator[tuple[object, ...]]:
             yield service.ref, service.name, found, mesh.identities(service)
     for pod in mesh.pods():
         yield pod.ref, mesh.exposures(pod)
+        yield pod.ref, [effective_mode(mesh, pod, port) for port in (0, 80, 8080)]
         for type_url, resources in translate(mesh, pod).types.items() if pod.has_sidecar else ():
             yield pod.ref, type_url, {each.name: each.version for each in resources.values()}
     for address in {*ADDRESSES, *VIRTUAL}:
@@ -194,6 +215,7 @@ def test_changes_of_endpoints_and_pods_keep_the_other_indexes() -> None:
         (Change(applied=(replace(LISTED, groups=()),)), {"endpoints"}),
         (Change(applied=(replace(BEHIND, ready=True),)), {"pods", "_by_label"}),
         (Change(applied=(BEHIND, LISTED)), {"pods", "_by_label", "endpoints"}),
+        (Change(applied=(UnknownService(meta=LISTED.meta, service="web"),)), set(indexes)),
         (Change(removed=(WEB.ref,)), set(indexes)),
     ):
         after = mesh.apply(change)

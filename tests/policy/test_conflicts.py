@@ -61,7 +61,9 @@ def test_search_ends_when_each_policy_decides_a_port(monkeypatch: pytest.MonkeyP
     decide = conflicts.effective_mode
     monkeypatch.setattr(conflicts, "effective_mode", lambda *args: decisions.append(args) or decide(*args))
     pods = [pod(f"web-{number}", namespace) for number in range(50) for namespace in ("a", "b")]
-    assert overridden(mesh(*pods, peer("a", "STRICT"), peer(ROOT, "STRICT"), peer("b", None))) == {}
+    unmatched = [peer("c", "STRICT", app="nobody"), pod("x", "c")]
+    facts = [*pods, *unmatched, peer("a", "STRICT"), peer(ROOT, "STRICT"), peer("b", None)]
+    assert overridden(mesh(*facts)) == {}
     assert len(decisions) < 60
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from tests.protocol.stream import SHORT, Stream, world
@@ -100,6 +102,28 @@ def test_returning_resource_has_a_new_time(variant):
         stream.serve(world(CDS=text))
         stream.settle()
     assert {each.name: each.updated_at for each in status(stream, "CDS").resources} == {"a": 2.0, "b": 3.0}
+
+
+def test_times_of_large_changes_are_exact():
+    """Of large changes that many clients share, only the sets of names are stored."""
+    random = Random(1)
+    names = [f"c{number}" for number in range(60)]
+    versions = dict.fromkeys(names, 0)
+    stream = Stream(Variant.DELTA, world(CDS=" ".join(f"{name}=0" for name in names)))
+    stream.ask("CDS")
+    stream.settle()
+    expected = dict.fromkeys(names, 0.0)
+    for number in range(1, 80):
+        stream.now = float(number)
+        changed = random.sample(names, random.choice((1, 7, 8, 9, 20, 40, 60)))
+        for name in changed:
+            if versions.pop(name, None) is None or random.random() < 0.9:
+                versions[name] = number
+                expected[name] = stream.now
+        stream.serve(world(CDS=" ".join(f"{name}={version}" for name, version in versions.items())))
+        stream.settle()
+        found = {each.name: each.updated_at for each in status(stream, "CDS").resources}
+        assert found == {name: expected[name] for name in versions}
 
 
 def test_times_of_removed_and_unsubscribed_names_are_dropped(variant):

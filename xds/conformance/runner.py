@@ -26,6 +26,8 @@ from xds.conformance.world import SET, CheckError, Set, World
 
 _MAX_SHARING = 8
 """Number of checks that use a node at a time."""
+_MAX_TIMEOUTS = 20
+"""Maximum duration of a check, as a multiple of the timeout of a response."""
 _NODE = "conformance"
 """Default ID of the node whose resources are checked without an adapter."""
 
@@ -254,7 +256,8 @@ async def _has_adapter(
 async def _judge(this: Run, check: Check) -> Result:
     outcome, reason = Outcome.PASS, ""
     try:
-        await check.function(this)
+        async with asyncio.timeout(_MAX_TIMEOUTS * this.timeout):
+            await check.function(this)
     except CheckError as error:
         outcome, reason = Outcome.FAIL, str(error)
     except NotApplicableError as error:

@@ -355,8 +355,10 @@ class Stream:
                 interrupt the ACK: gRPC cancels a stream whose write is cancelled.
 
         Raises:
-            TimeoutError: No response has come.
+            TimeoutError: No response has come, or the server sends responses without end.
         """
+        if asyncio.get_running_loop().time() >= end:
+            raise TimeoutError
         async with asyncio.timeout_at(end):
             item = await self._queue.get()
         if isinstance(item, Exception):

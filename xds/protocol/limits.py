@@ -155,8 +155,6 @@ class Reservation:
         Raises:
             LimitError: The client's streams together exceed a limit. This stream must end.
         """
-        if names == self._names and size == self._size:
-            return
         account = self._budgets._add(self._client, names - self._names, size - self._size, 0)
         self._names, self._size = names, size
         self._budgets.limits.check(account.names, account.size, "the streams of this client have")

@@ -269,7 +269,7 @@ class Session:
         if not self._snapshot:
             return -1
         if watch.requested:
-            return self.generation if watch.has_answered else watch.answered_generation
+            return self.generation if watch.has_answered else watch.completed_generation
         refs = (ref for other in self._watches.values() for ref in other.refs())
         return -1 if any(kind == type_url for kind, _ in refs) else self.generation
 

@@ -84,8 +84,8 @@ class Watch(ABC):
         self.acked = AckedResources()
         self.initial_versions: tuple[str, ...] = ()
         """Versions that the client reported: one per resource (delta), or one for all (SotW)."""
-        self.answered_generation = -1
-        """Last generation for which the client has answered a response that completed it; -1 for none."""
+        self.completed_generation = -1
+        """Last generation that a response has completed and the client has answered; -1 for none."""
         self._initial_name_count = self._initial_size = 0
         """Number of resources that the first request reported, and size of their names and versions."""
 
@@ -150,7 +150,7 @@ class Watch(ABC):
     @property
     def may_have_unreported(self) -> bool:
         """Whether the client may have resources from an earlier stream that it did not report by name."""
-        return bool(self.initial_versions) and self.answered_generation < 0
+        return bool(self.initial_versions) and self.completed_generation < 0
 
     @property
     def waits_for_referrers(self) -> bool:
@@ -475,7 +475,7 @@ class Watch(ABC):
         may_have_unreported = error is not None and self.may_have_unreported
         answered = self.acks.unanswered.get(nonce)
         if answered and answered is next(iter(self.acks.unanswered.values())):
-            self.answered_generation = max(self.answered_generation, answered.generation)
+            self.completed_generation = max(self.completed_generation, answered.generation)
         event = self.acks.receive(nonce, error, now)
         if isinstance(event, Nacked):
             self._handle_nack(event)

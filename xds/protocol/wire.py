@@ -328,9 +328,9 @@ def _field(name: str, number: int, kind: str) -> FieldDescriptorProto:
 
 
 _MIN_CACHED, _MAX_CACHED = 4096, 256 * 1024
-"""Sizes of the requests whose decoded form is cached, in bytes. Smaller ones are decoded fast enough."""
+"""Sizes of other requests whose decoded form is cached, in bytes. Smaller ones are decoded fast enough."""
 _MAX_ACK = 128
-"""Maximum size of a decoded ACK, in bytes."""
+"""Maximum size of a request that may be an ACK without other fields, in bytes."""
 _NODE_TAG = b"\n"
 """Tag of `node`: field 1, length-delimited. No other client sends the same node."""
 _NONCE_TAG = b"2"

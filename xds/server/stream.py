@@ -38,7 +38,6 @@ now = time.monotonic
 _MAX_LOGGED_NAMES = 10
 """Maximum number of resources or objects in a log line."""
 
-
 _OF_SUBSCRIBERS = (Subscribed, Acked, Nacked)
 """Events that `Proxies.observe` handles."""
 

@@ -66,24 +66,30 @@ class Listings:
             old: Facts by namespace, as in this index.
             new: Facts by namespace after the changes.
         """
-        services: dict[str | Ref, tuple[ServiceKey, ...]] | None = None
+        added: dict[str | Ref, set[ServiceKey]] = {}
+        removed: dict[str | Ref, set[ServiceKey]] = {}
         for namespace in old.keys() | new.keys():
             before, after = old.get(namespace, NOTHING), new.get(namespace, NOTHING)
             if before is after or before.endpoints is after.endpoints:
                 continue
             for name in before.endpoints.keys() | after.endpoints.keys():
                 was, now = before.endpoints.get(name, ()), after.endpoints.get(name, ())
-                if was == now or (listed_before := _listed(was)) == (listed_after := _listed(now)):
+                if was == now:
                     continue
-                if services is None:
-                    services = dict(self._services)
+                listed_before, listed_after = _listed(was), _listed(now)
                 for item in listed_before - listed_after:
-                    services[item] = tuple(key for key in services[item] if key != (namespace, name))
-                    if not services[item]:
-                        del services[item]
+                    removed.setdefault(item, set()).add((namespace, name))
                 for item in listed_after - listed_before:
-                    services[item] = tuple(sorted((*services.get(item, ()), (namespace, name))))
-        return self if services is None else Listings(services)
+                    added.setdefault(item, set()).add((namespace, name))
+        if not (added or removed):
+            return self
+        services = dict(self._services)
+        for item in added.keys() | removed.keys():
+            keys = {*services.get(item, ())} - removed.get(item, set()) | added.get(item, set())
+            services[item] = tuple(sorted(keys))
+            if not keys:
+                del services[item]
+        return Listings(services)
 
     def of(self, item: str | Ref) -> tuple[ServiceKey, ...]:
         """Return the Services that list an address or a Pod, by namespace and name."""

@@ -45,7 +45,9 @@ class NamespaceFacts:
         changed = NamespaceFacts(
             {ref: fact for ref, fact in {**self.facts, **changes}.items() if fact is not None}
         )
-        kinds = {ref.kind for ref in changes}
+        # Not the kinds of the names: an UnknownService has the name of an EndpointSlice that was rejected.
+        facts = (fact for ref, new in changes.items() for fact in (self.facts.get(ref), new))
+        kinds = {type(fact) for fact in facts if fact is not None}
         if kinds <= _INDEXES.keys():
             obsolete = {"facts"}.union(*(_INDEXES[kind] for kind in kinds))
             # Another thread may add an index meanwhile.
@@ -168,13 +170,10 @@ class NamespaceFacts:
                     yield service
 
 
-_OF_PODS = {"has_workload_entries", "pods", "_by_label"}
-_INDEXES = {
-    "Pod": _OF_PODS,
-    "WorkloadEntry": _OF_PODS,
-    "EndpointSlice": {"endpoints"},
-    "Endpoints": {"endpoints"},
+_INDEXES: Mapping[type, AbstractSet[str]] = {
+    Pod: {"has_workload_entries", "pods", "_by_label"},
+    Endpoints: {"endpoints"},
 }
-"""Indexes that contain objects of the kinds that change often. They do not use the other indexes."""
+"""For each kind that changes often, the indexes that depend on its objects."""
 
 NOTHING = NamespaceFacts({})

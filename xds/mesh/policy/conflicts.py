@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import POLICY_KINDS, DestinationRule, PeerAuthentication, Pod, Ref
+from xds.mesh.model.objects import POLICY_KINDS, PeerAuthentication, Pod, Ref
 from xds.mesh.policy.mtls import effective_mode, ports_with_own_mode
 from xds.mesh.policy.steps import Steps, finish
 
@@ -21,7 +21,7 @@ class Overridden(NamedTuple):
 
 
 def overridden(mesh: Mesh) -> Mapping[Ref, Overridden]:
-    """Return overridden authentication policies and DestinationRules.
+    """Return overridden authentication policies and DestinationRules, without default objects.
 
     An authentication policy is overridden if other policies decide the mode on every port that it applies to.
     """
@@ -33,37 +33,33 @@ def overridden_steps(mesh: Mesh, refs: Collection[Ref] | None = None) -> Steps[M
 
     Args:
         mesh: the facts.
-        refs: objects that matter; None for all but default objects. The result is incomplete for others.
+        refs: objects that matter; None for all. The result is incomplete for other objects.
     """
     authentication = yield from _authentication(mesh, refs)
     return {**authentication, **dict(_rules(mesh))}
 
 
 def _authentication(mesh: Mesh, refs: Collection[Ref] | None) -> Steps[dict[Ref, Overridden]]:
-    deciding: set[Ref] = set()
     overridden_by: dict[Ref, dict[Ref, None]] = {}
     if refs is None:
         names = ("", *mesh.namespaces())
         refs = {ref for name in names for ref in mesh.in_namespace(name, with_defaults=False).facts}
-    policies = {ref for ref in refs if ref.kind in POLICY_KINDS and not _only_inherits(mesh, ref)}
-    namespaces = {ref.namespace for ref in policies}
-    is_mesh_wide = not namespaces.isdisjoint(("", mesh.config.root_namespace))
+    undecided = {ref for ref in refs if ref.kind in POLICY_KINDS and not _only_inherits(mesh, ref)}
+    namespaces = {ref.namespace for ref in undecided}
     for pod in mesh.pods():
-        if policies <= deciding:
+        if not undecided:
             break
-        if not is_mesh_wide and pod.namespace not in namespaces:
+        if namespaces.isdisjoint((pod.namespace, mesh.config.root_namespace, "")):
             continue
         yield
         for port in _ports(mesh, pod):
             decision = effective_mode(mesh, pod, port)
-            deciding.add(decision.decided_by)
+            if decision.decided_by in undecided:
+                undecided.discard(decision.decided_by)
+                namespaces = {ref.namespace for ref in undecided}
             for ref in decision.overridden:
                 overridden_by.setdefault(ref, {})[decision.decided_by] = None
-    return {
-        ref: Overridden(tuple(by), "")
-        for ref, by in overridden_by.items()
-        if ref not in deciding and ref in policies
-    }
+    return {ref: Overridden(tuple(by), "") for ref, by in overridden_by.items() if ref in undecided}
 
 
 def _ports(mesh: Mesh, pod: Pod) -> set[int]:
@@ -84,7 +80,8 @@ def _rules(mesh: Mesh) -> Iterator[tuple[Ref, Overridden]]:
     Rules in one namespace for the same host and the same clients are merged. If several rules define the same
     part, the oldest rule applies.
     """
-    rules = [fact for fact in mesh.facts() if isinstance(fact, DestinationRule)]
+    own = (mesh.in_namespace(name, with_defaults=False) for name in mesh.namespaces())
+    rules = [rule for facts in own for rule in facts.rules]
     policies: dict[object, Ref] = {}
     subsets: dict[object, Ref] = {}
     for rule in sorted(rules, key=lambda rule: rule.meta.age_key):
