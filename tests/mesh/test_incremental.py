@@ -96,7 +96,8 @@ class World:
 
     def service_entry(self, namespace: str) -> ServiceEntry:
         whole = meta("ServiceEntry", namespace, self.random.choice("ef"), age=self.age())
-        selector, hosts = self.selector(), self.some(("h.example.com", "i.example.com")) or ("h.example.com",)
+        hosts = sorted(self.some(("h.example.com", "i.example.com"))) or ["h.example.com"]
+        selector = self.selector()
         addresses = self.some(VIRTUAL, 1)
         port = ServicePort(port=80, target=8080, name="http", protocol=Protocol.HTTP)
         listed = tuple(EndpointAddress(address=address) for address in self.some(ADDRESSES))

@@ -60,13 +60,10 @@ class NamespaceFacts:
 
     @cached_property
     def services(self) -> Mapping[str, Service]:
-        """Services by name, oldest first, then the hosts of ServiceEntries; the oldest one defines a host.
-
-        As in Istio, the order of hosts in a ServiceEntry has no meaning.
-        """
+        """Services by name, oldest first, then the hosts of ServiceEntries; the oldest one defines a host."""
         services = {service.name: service for service in self._of(Service)}
         for entry in self.service_entries:
-            for service in sorted(entry.services, key=lambda service: service.name):
+            for service in entry.services:
                 services.setdefault(service.name, service)
         return services
 
