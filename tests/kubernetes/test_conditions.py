@@ -145,11 +145,8 @@ def test_conditions_of_objects_and_problems() -> None:
         "Enforced": FalseCondition("Overridden", "overridden by PeerAuthentication ns/old"),
     }
     assert desired[Ref("MeshPolicy", "", "other")] == {"Accepted": FalseCondition("Refused", "is wrong")}
-    assert set(desired) == {
-        Ref("PeerAuthentication", "ns", "young"),
-        Ref("MeshPolicy", "", "other"),
-        Ref("MeshPolicy", "", "default"),
-    }
+    # The API server does not have the default MeshPolicy.
+    assert set(desired) == {Ref("PeerAuthentication", "ns", "young"), Ref("MeshPolicy", "", "other")}
 
 
 def test_services_without_effect_have_a_condition() -> None:
