@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from collections import deque
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
-from xds.mesh.kube.port_forward import POD_LABELS, Channels, PortForwardError, find_pod
+from xds.mesh.kube.port_forward import POD_LABELS, Channels, Forwarder, PortForwardError, find_pod
 
 PORT = 15010
 PREFIX = PORT.to_bytes(2, "little")
@@ -40,6 +45,51 @@ def test_malformed_message_is_rejected(message: bytes) -> None:
         PortForwardError, match=r"the API server (sent a message of an unknown|forwards another)"
     ):
         Channels(PORT).decode(message)
+
+
+class Flood:
+    """A WebSocket to a pod that sends more than a client reads."""
+
+    def __init__(self) -> None:
+        self._messages = itertools.chain([b"\0" + PREFIX], itertools.repeat(b"\0" + b"x" * 65536))
+
+    async def websocket(self, _: str, __: str, *, ports: int) -> Flood:
+        assert ports == PORT
+        return self
+
+    async def receive(self) -> aiohttp.WSMessage:
+        return aiohttp.WSMessage(aiohttp.WSMsgType.BINARY, next(self._messages), None)
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_end_does_not_wait_for_a_client_that_does_not_read(tmp_path: Path) -> None:
+    api: Any = Flood()
+    forwarder = Forwarder(api, "mesh", "xds-1", PORT, lambda *_: None)
+    relayed: list[tuple[asyncio.Task[None], asyncio.WriteTransport]] = []
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        relayed.append((task, writer.transport))
+        await forwarder.relay(reader, writer)
+
+    server = await asyncio.start_unix_server(relay, tmp_path / "socket")
+    _, client = await asyncio.open_unix_connection(tmp_path / "socket")
+    while client.transport.is_reading():
+        await asyncio.sleep(0)
+    [(task, transport)] = relayed
+    sizes = deque([0], maxlen=100)
+    while {*sizes} != {sizes[0]} or not sizes[0]:  # Until the socket takes no more data.
+        sizes.append(transport.get_write_buffer_size())
+        await asyncio.sleep(0)
+    task.cancel()
+    await task
+    assert transport.get_write_buffer_size() == 0
+    client.close()
+    server.close()
+    await client.wait_closed()
 
 
 class Pods:

@@ -127,7 +127,8 @@ class Forwarder:
         except (KubeError, PortForwardError) as error:
             self._report(str(error), True)
         except asyncio.CancelledError:
-            pass  # at the end of the program; asyncio would log it
+            # At the end of the program: do not wait for a client that does not read. asyncio would log it.
+            writer.transport.abort()
         finally:
             writer.close()
 
