@@ -158,9 +158,8 @@ def test_scope_is_unknown_for_pods_and_settings():
 def test_policies_without_effect_are_found_one_by_one(world: Mesh, changed: list[Fact]):
     world = world.apply(Change(applied=tuple(changed)))
     unmatched, overrides = without_effect(world).problems, overridden(world)
-    names = ("", *world.namespaces())
-    refs = {ref for name in names for ref in world.in_namespace(name, with_defaults=False).facts}
-    for ref in (ref for ref in refs if ref.kind in TRAFFIC_KINDS):
+    own = world.facts(with_defaults=False)
+    for ref in (fact.ref for fact in own if fact.ref.kind in TRAFFIC_KINDS):
         *problems, last = (*ineffective(world, {ref}), None)
         if ref in overrides:
             last = problems.pop()

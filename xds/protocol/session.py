@@ -147,7 +147,7 @@ class Session:
             # response.
             for type_url, name in clusters.lingering_refs():
                 self._watch(type_url).linger(name, previous.of(type_url).get(name))
-        if self._variant is Variant.SOTW and not clusters.requested:
+        if not clusters.requested:
             self._answer_missing_assignments()
 
     def receive(self, message: bytes, now: float) -> list[Event]:
@@ -185,7 +185,7 @@ class Session:
             self._usage[type_url] = usage
             self.name_count, self.size = map(sum, zip(*self._usage.values(), strict=True))
             self._limits.check(self.name_count, self.size, "this stream has")
-        if self._variant is Variant.SOTW and type_url == ENDPOINT:
+        if type_url == ENDPOINT:
             self._answer_missing_assignments()
         if resumes_warming:
             self._resumed_warming = True
@@ -412,6 +412,8 @@ class Session:
 
         A SotW response cannot report that a resource does not exist.
         """
+        if self._variant is Variant.DELTA:
+            return
         assignments, clusters = self._watches[ENDPOINT], self._watches[CLUSTER]
         if (
             not self._snapshot

@@ -314,10 +314,11 @@ class Mesh:
         """Return an object by name, or None."""
         return self.in_namespace(ref.namespace).facts.get(ref)
 
-    def facts(self) -> Iterator[Fact]:
-        """Yield every object, including default objects."""
-        for namespace in sorted(self._all):
-            yield from self._all[namespace].facts.values()
+    def facts(self, *, with_defaults: bool = True) -> Iterator[Fact]:
+        """Yield every object, with or without default objects."""
+        namespaces = self._all if with_defaults else self._without_defaults
+        for namespace in sorted(namespaces):
+            yield from namespaces[namespace].facts.values()
 
     def services(self) -> Iterator[Service]:
         """Yield every service, by namespace, oldest first within a namespace."""

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import POLICY_KINDS, PeerAuthentication, Pod, Ref
+from xds.mesh.model.objects import POLICY_KINDS, DestinationRule, PeerAuthentication, Pod, Ref
 from xds.mesh.policy.mtls import effective_mode, ports_with_own_mode
 from xds.mesh.policy.steps import Steps, finish
 
@@ -42,8 +42,7 @@ def overridden_steps(mesh: Mesh, refs: Collection[Ref] | None = None) -> Steps[M
 def _authentication(mesh: Mesh, refs: Collection[Ref] | None) -> Steps[dict[Ref, Overridden]]:
     overridden_by: dict[Ref, dict[Ref, None]] = {}
     if refs is None:
-        names = ("", *mesh.namespaces())
-        refs = {ref for name in names for ref in mesh.in_namespace(name, with_defaults=False).facts}
+        refs = [fact.ref for fact in mesh.facts(with_defaults=False)]
     undecided = {ref for ref in refs if ref.kind in POLICY_KINDS and not _only_inherits(mesh, ref)}
     namespaces = {ref.namespace for ref in undecided}
     for pod in mesh.pods():
@@ -80,8 +79,7 @@ def _rules(mesh: Mesh) -> Iterator[tuple[Ref, Overridden]]:
     Rules in one namespace for the same host and the same clients are merged. If several rules define the same
     part, the oldest rule applies.
     """
-    own = (mesh.in_namespace(name, with_defaults=False) for name in mesh.namespaces())
-    rules = [rule for facts in own for rule in facts.rules]
+    rules = [fact for fact in mesh.facts(with_defaults=False) if isinstance(fact, DestinationRule)]
     policies: dict[object, Ref] = {}
     subsets: dict[object, Ref] = {}
     for rule in sorted(rules, key=lambda rule: rule.meta.age_key):

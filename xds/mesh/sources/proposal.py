@@ -80,11 +80,7 @@ def find_deleted(mesh: Mesh, text: str) -> Ref:
         ref = entry_ref(ref)
     if ref.kind in SHORT_NAMES:
         ref = Ref("Pod", ref.namespace, f"{SHORT_NAMES[ref.kind]}/{ref.name}")
-    known = {
-        fact.ref
-        for namespace in mesh.namespaces()
-        for fact in mesh.in_namespace(namespace, with_defaults=False).facts.values()
-    }
+    known = {fact.ref for fact in mesh.facts(with_defaults=False)}
     if ref not in known:
         similar = ["/".join(filter(None, other)) for other in known if other.kind == ref.kind]
         if not similar:
