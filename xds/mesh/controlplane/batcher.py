@@ -9,8 +9,16 @@ from xds.mesh.model.objects import Change, merge_changes
 
 DEBOUNCE = 0.01
 """Quiet period before pending changes are applied, in seconds."""
+ENDPOINT_DEBOUNCE = 0.002
+"""Quiet period if only endpoints have changed, and nothing was applied during the last `MAX_DEBOUNCE`.
+
+Policies change together, and endpoints one by one: until then, clients use endpoints that are gone.
+"""
 MAX_DEBOUNCE = 0.05
 """Seconds after which pending changes are applied, even if more keep arriving."""
+
+
+_ENDPOINT_KINDS = frozenset({"Pod", "EndpointSlice", "Endpoints"})
 
 
 class Batch(NamedTuple):
@@ -28,6 +36,10 @@ class ChangeBatcher:
     def __init__(self) -> None:
         self._changes: list[Change] = []
         self._first_at = self._last_at = 0.0
+        self._taken_at = -inf
+        """When the last batch was taken."""
+        self._is_urgent = False
+        """Whether `ENDPOINT_DEBOUNCE` applies to the batch."""
 
     def __len__(self) -> int:
         return len(self._changes)
@@ -37,6 +49,8 @@ class ChangeBatcher:
         self._last_at = now
         if not self._changes:
             self._first_at = now
+            self._is_urgent = now >= self._taken_at + MAX_DEBOUNCE
+        self._is_urgent = self._is_urgent and _is_about_endpoints(change)
         self._changes.append(change)
 
     @property
@@ -44,9 +58,16 @@ class ChangeBatcher:
         """When to apply the batch, in seconds of the event loop's clock; infinity if it is empty."""
         if not self._changes:
             return inf
-        return min(self._last_at + DEBOUNCE, self._first_at + MAX_DEBOUNCE)
+        debounce = ENDPOINT_DEBOUNCE if self._is_urgent else DEBOUNCE
+        return min(self._last_at + debounce, self._first_at + MAX_DEBOUNCE)
 
-    def take(self) -> Batch:
+    def take(self, now: float) -> Batch:
         """Return the batch, and start another one."""
         changes, self._changes = self._changes, []
+        self._taken_at = now
         return Batch(merge_changes(changes), self._first_at)
+
+
+def _is_about_endpoints(change: Change) -> bool:
+    refs = (*(fact.ref for fact in change.applied), *change.removed)
+    return change.config is None and all(ref.kind in _ENDPOINT_KINDS for ref in refs)

@@ -199,7 +199,7 @@ class Controller:
         while True:
             self._wake.clear()
             if self._must_apply():
-                await self._apply(self.batcher.take())
+                await self._apply(self.batcher.take(clock()))
             elif self.ready.is_set() and self._must_advance_rollouts():
                 await self._advance_rollouts(rollout_log)
             elif self.publisher.next:
