@@ -191,7 +191,12 @@ class OldPlane(TokenPlane):
     async def listen(self) -> int:
         self.services.clear()
         connections = self.controller.connections
-        connections.features = lambda key: Connections.features(connections, key)._replace(own_key=False)
+
+        def without_own_key(key):
+            wanted = Connections.wanted(connections, key)
+            return wanted._replace(features=wanted.features._replace(own_key=False))
+
+        connections.wanted = without_own_key
         return await super().listen()
 
 

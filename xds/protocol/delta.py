@@ -51,8 +51,9 @@ class DeltaWatch(Watch):
             self._replace(resources, differing(self.resources, resources, resources.layered_names()))
             return
         self._spread()
-        self.sent.compact(self.resources.root)
-        change = shared_change(self.type_url, self.resources.root, resources.root)
+        before = self.resources.root
+        self.sent.compact(before)
+        change = shared_change(self.type_url, before, resources.root)
         names = {*change.removed, *self.resources.layered_names(), *resources.layered_names()}
         if self.sent.has_root and self._can_share(change, names):
             self.sent.move(change.after, names, change)
@@ -228,7 +229,7 @@ class DeltaWatch(Watch):
             fresh=resources,
             shared=change,
             sent_at=now,
-            generation=-1 if self.pending else generation,
+            generation=-1 if self._dirty and self.pending else generation,
         )
         self._expect(response, new)
         if change and not absent:

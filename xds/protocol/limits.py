@@ -141,12 +141,13 @@ class Budgets:
 class Reservation:
     """One stream's share of its client's budget, until `close`."""
 
-    __slots__ = ("_budgets", "_client", "_names", "_size")
+    __slots__ = ("_budgets", "_client", "_has_moved", "_names", "_size")
 
     def __init__(self, budgets: Budgets, client: Hashable) -> None:
         self._budgets = budgets
         self._client = client
         self._names = self._size = 0
+        self._has_moved = False
         budgets._add(client, 0, 0, 1)
 
     def use(self, names: int, size: int) -> None:
@@ -155,14 +156,16 @@ class Reservation:
         Raises:
             LimitError: The client's streams together exceed a limit. This stream must end.
         """
+        if names == self._names and size == self._size and not self._has_moved:
+            return
         account = self._budgets._add(self._client, names - self._names, size - self._size, 0)
-        self._names, self._size = names, size
+        self._names, self._size, self._has_moved = names, size, False
         self._budgets.limits.check(account.names, account.size, "the streams of this client have")
 
     def move(self, client: Hashable) -> None:
         """Charge the stream to another client from now on, even if that client exceeds a limit."""
         self.close()
-        self._client = client
+        self._client, self._has_moved = client, True
         self._budgets._add(client, self._names, self._size, 1)
 
     def close(self) -> None:

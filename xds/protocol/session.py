@@ -221,7 +221,7 @@ class Session:
                 self._release_unused(now)
                 break
         for watch in active:
-            if not self._is_served(watch.type_url):
+            if not self._is_known_type(watch.type_url):
                 continue  # Other types must not wait for a type that is not served.
             earliest = self._earliest_send(watch)
             if now < earliest:

@@ -209,9 +209,11 @@ class Stream:
                 self._answers_request = False  # A request that arrives during the write sets it again.
             if response:
                 self.message_count += 1
-                self._warn_if_too_large(len(response))
+                size = len(response)
+                if size > CLIENT_RECEIVE_LIMIT:
+                    self._warn_of_size(size)
                 if observer:
-                    observer.sent(self, len(response))
+                    observer.sent(self, size)
                 self.session.sent = None  # Do not keep the resources until the next response.
                 self._is_writing = True
                 await context.write(response)
@@ -234,12 +236,12 @@ class Stream:
                     await changed.wait()
         raise self.subscriber.refused
 
-    def _warn_if_too_large(self, size: int) -> None:
+    def _warn_of_size(self, size: int) -> None:
         """Warn once about a response that is too large for many clients.
 
         Such a client reconnects and receives the same response again.
         """
-        if size <= CLIENT_RECEIVE_LIMIT or self._warned_of_size:
+        if self._warned_of_size:
             return
         self._warned_of_size = True
         log.warning(

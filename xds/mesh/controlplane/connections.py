@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import grpc
 import structlog
@@ -27,6 +27,15 @@ from xds.server.stream import now as clock
 from xds.snapshot import SECRET
 
 log = structlog.get_logger(__name__)
+
+
+class Wanted(NamedTuple):
+    """What the streams of a pod determine about its configuration."""
+
+    features: Features
+    """Features of its Envoys."""
+    private_key: bool
+    """Whether one of its streams may receive its private key."""
 
 
 class PodQueue(Protocol):
@@ -64,8 +73,8 @@ class Connections:
         """
         self.streams: dict[PodName, set[Subscriber]] = {}
         """The streams of each connected pod."""
-        self._features: dict[PodName, Features] = {}
-        """Results of `features` for the current streams."""
+        self._wanted: dict[PodName, Wanted] = {}
+        """Results of `wanted` for the current streams."""
         self.sidecars = SidecarTracker(mesh, self.streams)
         """Tracker of the sidecars that should be connected and are not."""
         self.deleted_pods = DeletedPods()
@@ -95,7 +104,7 @@ class Connections:
         if not (self.may_receive_key(subscriber) or stream.keyless or key in self.streams):
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self.streams.setdefault(key, set()).add(subscriber)
-        self._features.pop(key, None)
+        self._wanted.pop(key, None)
         self._proxies.connected(subscriber, key, clock())
         self.sidecars.connected(key)
         if pod:
@@ -108,31 +117,31 @@ class Connections:
         """Remove a stream that has ended."""
         key = pod_name(subscriber)
         streams = self.streams[key]
-        features = self.features(key)
+        wanted = self.wanted(key)
         streams.discard(subscriber)
-        del self._features[key]
+        del self._wanted[key]
         self._proxies.disconnected(subscriber, key, clock())
-        if streams and self.features(key) != features:
+        if streams and self.wanted(key) != wanted:
             self._queue.schedule(key)
         if not streams:
             del self.streams[key]
             self.sidecars.disconnected(key, clock())
             self._forget(key)
 
-    def features(self, key: PodName) -> Features:
-        """Return the features of a pod's Envoys.
+    def wanted(self, key: PodName) -> Wanted:
+        """Return what a pod's streams determine.
 
-        Streams that get no private key do not count if another one gets it: in plaintext, anyone can name the
-        pod.
+        For the features, streams that get no private key do not count if another one gets it: in plaintext,
+        anyone can name the pod.
         """
-        features = self._features.get(key)
-        if features is None:
+        wanted = self._wanted.get(key)
+        if wanted is None:
             streams = self.streams.get(key, ())
             trusted = [stream for stream in streams if self.may_receive_key(stream)]
-            features = features_of(stream.node for stream in trusted or streams)
+            wanted = Wanted(features_of(stream.node for stream in trusted or streams), bool(trusted))
             if streams:
-                self._features[key] = features
-        return features
+                self._wanted[key] = wanted
+        return wanted
 
     def is_delta(self, key: PodName) -> bool:
         """Return whether a pod has streams, and all of them use the delta variant."""

@@ -147,7 +147,7 @@ class Controller:
     def certificate_expiry(self, subscriber: Subscriber) -> datetime | None:
         """Return when the certificate expires that a proxy is served; None if it is served none."""
         pod, snapshot = self.mesh.pod(*pod_name(subscriber)), subscriber.snapshot
-        is_served = self.connections.features(pod_name(subscriber)).own_key or (
+        is_served = self.connections.wanted(pod_name(subscriber)).features.own_key or (
             snapshot is not None and CERTIFICATE in snapshot.of(SECRET)
         )
         return self.certificates.expires_at(pod) if pod and is_served else None
@@ -295,9 +295,8 @@ class Controller:
         if self.rollouts.proxies.must_defer(key, clock()):
             self.publisher.defer(key)
             return
-        streams = connections.streams.get(key, ())
-        with_key = any(map(connections.may_receive_key, streams))
-        features = connections.features(key)
+        wanted = connections.wanted(key)
+        features, with_key = wanted
         translated = await self.publisher.translate(
             self.mesh,
             pod,
@@ -307,8 +306,8 @@ class Controller:
             features,
             self._must_apply,
         )
-        if not translated or connections.features(key) != features:
-            return  # If a stream with other features has connected meanwhile, the pod is queued again.
+        if not translated or connections.wanted(key) != wanted:
+            return  # If another kind of stream has connected meanwhile, the pod is queued again.
         if self.validation:
             self.validation.submit(key, *translated, with_key=with_key)
         else:

@@ -199,7 +199,7 @@ def publish(
             # This stream connected after the translation started: it gets a key from the next one.
             continue
         current = subscriber.snapshot
-        if current is None or current != new_snapshot or current.generation != new_snapshot.generation:
+        if current is None or current.generation != new_snapshot.generation or current != new_snapshot:
             subscriber.publish(new_snapshot, changed_at)
 
 

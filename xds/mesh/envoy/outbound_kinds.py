@@ -117,13 +117,16 @@ def kind_of(mesh: Mesh, pod: Pod, features: Features) -> Kind:
     return Kind(pod.namespace, rules, pod.interception, features, client, pod.families)
 
 
-def outbound_of(mesh: Mesh, pod: Pod, features: Features) -> Generator[None, None, Outbound]:
-    """Return the resources that a client shares with others of its kind."""
-    kind = kind_of(mesh, pod, features)
+def known_outbound(mesh: Mesh, kind: Kind) -> Outbound | None:
+    """Return the resources that clients of a kind share; None if a change may have affected them."""
+    carried = mesh.memory.carried(kind)
+    return carried.value if carried and not carried.services else None
+
+
+def build_outbound(mesh: Mesh, pod: Pod, kind: Kind) -> Generator[None, None, Outbound]:
+    """Build or update the resources that a client shares with others of its kind."""
     carried = mesh.memory.carried(kind)
     known: Outbound | None = carried.value if carried else None
-    if carried and known and not carried.services:
-        return known
     clients = _Clients(mesh, pod, kind)
     destinations = yield from clients.destinations()
     addresses = yield from clients.addresses()

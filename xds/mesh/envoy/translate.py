@@ -12,7 +12,7 @@ from functools import lru_cache
 from xds.mesh.envoy import clusters, inbound, names, outbound
 from xds.mesh.envoy.bootstrap import loopback_address
 from xds.mesh.envoy.features import ALL_FEATURES, Features, served_config
-from xds.mesh.envoy.outbound_kinds import OwnResources, outbound_of
+from xds.mesh.envoy.outbound_kinds import OwnResources, build_outbound, kind_of, known_outbound
 from xds.mesh.envoy.service import sources_of
 from xds.mesh.model.families import LOCALHOST, Family
 from xds.mesh.model.mesh import Mesh
@@ -53,8 +53,9 @@ def steps(mesh: Mesh, pod: Pod, secrets: ResourceSet, features: Features) -> Gen
         secrets: the secrets of its sidecar.
         features: the features of its Envoy.
     """
-    outbound_resources = yield from outbound_of(mesh, pod, features)
-    types = outbound_resources.with_own(_own_resources(mesh, pod, features))
+    kind = kind_of(mesh, pod, features)
+    shared = known_outbound(mesh, kind) or (yield from build_outbound(mesh, pod, kind))
+    types = shared.with_own(_own_resources(mesh, pod, features))
     return Snapshot({**types, SECRET: secrets}, generation=mesh.served.generation)
 
 

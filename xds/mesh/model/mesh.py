@@ -358,7 +358,7 @@ class Mesh:
 
     def pod(self, namespace: str, name: str) -> Pod | None:
         """Return a pod by name, or None."""
-        return self.in_namespace(namespace).pods.get(name)
+        return self._all.get(namespace, NOTHING).pods.get(name)
 
     def pod_at(self, address: str, namespace: str = "") -> Pod | None:
         """Return the pod that has an address; None if no pod has it.

@@ -343,11 +343,10 @@ class ProxyTracker:
 
     def must_defer(self, key: PodName, now: float) -> bool:
         """Return whether to serve a proxy only after reconnecting proxies have reported their modes."""
-        if proxy := self._proxies.get(key):
-            for stream in proxy.streams.values():
-                if self._must_defer(proxy, stream, key, now):
-                    return True
-        return False
+        proxy = self._proxies.get(key)
+        if proxy is None or self._rollout.timeout is None:
+            return False
+        return any(self._must_defer(proxy, stream, key, now) for stream in proxy.streams.values())
 
     def _must_defer(self, proxy: _Proxy, stream: _Stream, key: PodName, now: float) -> bool:
         """Return whether to defer a stream.
@@ -356,7 +355,7 @@ class ProxyTracker:
         only if other proxies have reconnected: then this process is not the first one.
         """
         subscriber = stream.subscriber
-        if subscriber.session is None or self._rollout.timeout is None or subscriber.snapshot is not None:
+        if subscriber.session is None or subscriber.snapshot is not None:
             return False
         if not stream.had_configuration:
             return self._any_had_configuration and self.is_recovering(now)
