@@ -20,8 +20,9 @@ def debounce(*changes: Change, after: float = inf) -> float:
     """Return the quiet period for changes that arrive at once, `after` seconds after the last batch."""
     batcher, now = ChangeBatcher(), 100.0
     if after < inf:
-        batcher.add(POD, now - after)
-        batcher.take(now - after)
+        batcher.add(POD, now - 2 * after)
+        batcher.take()
+        batcher.applied(now - after)
     for change in changes:
         batcher.add(change, now)
     return batcher.due_at - now
@@ -51,3 +52,13 @@ def test_constant_changes_are_applied_in_time():
     for number in range(100):
         batcher.add(POD, number * ENDPOINT_DEBOUNCE / 2)
     assert batcher.due_at == pytest.approx(MAX_DEBOUNCE)
+
+
+def test_each_batch_has_its_own_quiet_period():
+    batcher, due = ChangeBatcher(), []
+    for change, now in ((NAMESPACE, 0.0), (POD, 1.0), (NAMESPACE, 2.0)):
+        batcher.add(change, now)
+        due.append(batcher.due_at - now)
+        batcher.take()
+        batcher.applied(now)
+    assert due == pytest.approx([DEBOUNCE, ENDPOINT_DEBOUNCE, DEBOUNCE])

@@ -30,6 +30,7 @@ from xds.mesh.controlplane import batcher, certificates, publisher
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.envoy.features import Features
 from xds.mesh.envoy.translate import steps
+from xds.mesh.identity import CERTIFICATE
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.mesh import Mesh
@@ -37,6 +38,8 @@ from xds.mesh.model.objects import Change, Fact, MeshConfig, Pod, Ref
 from xds.protocol.wire import Node
 from xds.server import Refused
 from xds.snapshot import CLUSTER, ENDPOINT, SECRET, ResourceSet, Snapshot
+
+KEYLESS = replace(STREAM, keyless=True)
 
 
 def assert_traceback_is_text(entry: MutableMapping[str, Any]) -> None:
@@ -217,6 +220,66 @@ async def test_superseded_translation_is_abandoned_but_not_twice(
         await published(controller.connections.connect(node("bb"), STREAM))
     assert ended[:2] == [("a", False), ("a", True)]
     assert [whole for name, whole in ended if name == "bb"][:2] == [False, True]
+
+
+class Held:
+    """A translation that does not end while `is_held` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_held = False
+        self.started = asyncio.Event()
+        monkeypatch.setattr(publisher, "translation_steps", self._steps)
+
+    def _steps(
+        self, mesh: Mesh, pod: Pod, secrets: ResourceSet, features: Features
+    ) -> Generator[None, None, Snapshot]:
+        while self.is_held:
+            self.started.set()
+            busy(TIME_SLICE)
+            yield
+        return (yield from steps(mesh, pod, secrets, features))
+
+    async def change(self, controller: Controller) -> None:
+        """Add the Service `other`, and wait until the translation is held."""
+        self.is_held = True
+        controller.change(Change(applied=(service("other"),)))
+        async with asyncio.timeout(WITHIN):
+            await self.started.wait()
+
+
+def has_other(snapshot: Snapshot) -> bool:
+    return "outbound|80||other.shop.svc.cluster.local" in snapshot.of(CLUSTER)
+
+
+async def test_stream_that_gets_a_key_connects_during_a_translation(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch)
+    async with running(pod("a"), service("web")) as controller:
+        keyless = controller.connections.connect(node("a"), KEYLESS)
+        await published(keyless)
+        await held.change(controller)
+        keyed = controller.connections.connect(node("a"), STREAM)
+        held.is_held = False
+        for stream, has_key in ((keyless, False), (keyed, True)):
+            snapshot = await published(stream)
+            assert has_other(snapshot)
+            assert (CERTIFICATE in snapshot.of(SECRET)) is has_key
+        assert keyless.changed_at is not None
+
+
+async def test_stream_that_gets_a_key_ends_during_a_translation(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch)
+    async with running(pod("a"), service("web")) as controller:
+        keyless = controller.connections.connect(node("a"), KEYLESS)
+        keyed = controller.connections.connect(node("a"), STREAM)
+        await published(keyless)
+        await published(keyed)
+        await held.change(controller)
+        controller.connections.disconnect(keyed)
+        held.is_held = False
+        snapshot = await published(keyless)
+        assert has_other(snapshot)
+        assert CERTIFICATE not in snapshot.of(SECRET)
+        assert keyless.changed_at is not None
 
 
 async def test_failed_translation_does_not_block_other_pods(

@@ -1,6 +1,6 @@
-"""TLS to API servers with certificates that are valid, but have fewer extensions than Python 3.13 requires.
+"""TLS to API servers with certificates that are valid, but lack extensions that Python 3.13 requires.
 
-The CA of EKS and that of older MicroK8s clusters have only basic constraints.
+Certificates of EKS lack the authority key identifier, and CAs of older MicroK8s clusters the key usage.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kubernetes.aio import client
 
 from xds.mesh.kube.api import KubeApi, KubeError
 
+DAY = timedelta(days=1)
 CA_NAME = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
 
 
@@ -29,26 +31,28 @@ def certificate(
     key: ec.EllipticCurvePrivateKey,
     extension: x509.ExtensionType,
     ca_key: ec.EllipticCurvePrivateKey,
+    lifetime: timedelta = DAY,
 ) -> bytes:
     now = datetime.now(UTC)
     made = (
         x509.CertificateBuilder(CA_NAME, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(now - 2 * DAY)
+        .not_valid_after(now + lifetime)
         .add_extension(extension, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
     return made.public_bytes(serialization.Encoding.PEM)
 
 
-def write_certificates(folder: Path, address: str) -> tuple[Path, ssl.SSLContext]:
-    """Return the file with the CA's certificate, and the TLS settings of a server with an address."""
+def write_certificates(folder: Path, lifetime: timedelta = DAY) -> tuple[Path, ssl.SSLContext]:
+    """Return the file with the CA's certificate, and the TLS settings of a server at 127.0.0.1."""
+    folder.mkdir(exist_ok=True)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root, chain, private_key = folder / "ca.crt", folder / "server.crt", folder / "server.key"
     root.write_bytes(certificate(CA_NAME, ca_key, x509.BasicConstraints(ca=True, path_length=None), ca_key))
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
-    alternatives = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
-    chain.write_bytes(certificate(name, key, alternatives, ca_key))
+    alternatives = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    chain.write_bytes(certificate(name, key, alternatives, ca_key, lifetime))
     private_key.write_bytes(
         key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -72,10 +76,9 @@ def _strict(monkeypatch):
     monkeypatch.setattr(ssl, "create_default_context", create_strict)
 
 
-@pytest.fixture
-async def served(tmp_path) -> AsyncIterator[tuple[Path, int]]:
-    """The file with the CA's certificate, and the port of an API server at 127.0.0.1."""
-    root, context = write_certificates(tmp_path, "127.0.0.1")
+@asynccontextmanager
+async def serving(context: ssl.SSLContext) -> AsyncIterator[int]:
+    """Run an API server at 127.0.0.1, and yield its port."""
 
     async def version(_: web.Request) -> web.Response:
         return web.json_response({"gitVersion": "v1.37.2"})
@@ -85,7 +88,7 @@ async def served(tmp_path) -> AsyncIterator[tuple[Path, int]]:
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-    yield root, runner.addresses[0][1]
+    yield runner.addresses[0][1]
     await runner.cleanup()
 
 
@@ -95,20 +98,29 @@ async def read_version(root: Path, port: int, host: str = "127.0.0.1") -> str:
         return (await api.get("/version"))["gitVersion"]
 
 
-async def test_ca_with_few_extensions_is_accepted(served):
-    assert await read_version(*served) == "v1.37.2"
+async def test_certificates_with_few_extensions_are_accepted(tmp_path):
+    root, context = write_certificates(tmp_path)
+    async with serving(context) as port:
+        assert await read_version(root, port) == "v1.37.2"
 
 
-async def test_another_name_is_refused(served):
-    root, port = served
-    with pytest.raises(KubeError, match="certificate verify failed: Hostname mismatch"):
-        await read_version(root, port, host="localhost")
+async def test_another_name_is_refused(tmp_path):
+    root, context = write_certificates(tmp_path)
+    async with serving(context) as port:
+        with pytest.raises(KubeError, match="certificate verify failed: Hostname mismatch"):
+            await read_version(root, port, host="localhost")
 
 
-async def test_another_ca_is_refused(served, tmp_path):
-    _, port = served
-    other = tmp_path / "other"
-    other.mkdir()
-    root, _ = write_certificates(other, "127.0.0.1")
-    with pytest.raises(KubeError, match="certificate verify failed"):
-        await read_version(root, port)
+async def test_another_ca_is_refused(tmp_path):
+    root, _ = write_certificates(tmp_path / "other")
+    _, context = write_certificates(tmp_path / "own")
+    async with serving(context) as port:
+        with pytest.raises(KubeError, match="certificate verify failed"):
+            await read_version(root, port)
+
+
+async def test_expired_certificate_is_refused(tmp_path):
+    root, context = write_certificates(tmp_path, lifetime=-DAY)
+    async with serving(context) as port:
+        with pytest.raises(KubeError, match="certificate verify failed: certificate has expired"):
+            await read_version(root, port)

@@ -237,6 +237,18 @@ def test_stream_that_moves_is_charged_to_its_new_client():
     lease.use(4, 10)
 
 
+def test_stream_that_moves_ends_if_its_new_client_exceeds_a_limit():
+    budgets = Budgets(LIMITS)
+    moved, other = budgets.open("account"), budgets.open("pod")
+    moved.use(3, 10)
+    other.use(3, 10)
+    moved.move("pod")
+    other.use(3, 10)
+    for _ in range(2):
+        with pytest.raises(LimitError, match="6 names"):
+            moved.use(3, 10)
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.integers(0, 50), st.sampled_from("cmu")),

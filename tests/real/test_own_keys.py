@@ -193,10 +193,10 @@ class OldPlane(TokenPlane):
         connections = self.controller.connections
 
         def without_own_key(key):
-            wanted = Connections.wanted(connections, key)
-            return wanted._replace(features=wanted.features._replace(own_key=False))
+            needs = Connections.needs(connections, key)
+            return needs._replace(features=needs.features._replace(own_key=False))
 
-        connections.wanted = without_own_key
+        connections.needs = without_own_key
         return await super().listen()
 
 

@@ -141,13 +141,13 @@ class Budgets:
 class Reservation:
     """One stream's share of its client's budget, until `close`."""
 
-    __slots__ = ("_budgets", "_client", "_has_moved", "_names", "_size")
+    __slots__ = ("_budgets", "_client", "_must_check", "_names", "_size")
 
     def __init__(self, budgets: Budgets, client: Hashable) -> None:
         self._budgets = budgets
         self._client = client
         self._names = self._size = 0
-        self._has_moved = False
+        self._must_check = False
         budgets._add(client, 0, 0, 1)
 
     def use(self, names: int, size: int) -> None:
@@ -156,16 +156,17 @@ class Reservation:
         Raises:
             LimitError: The client's streams together exceed a limit. This stream must end.
         """
-        if names == self._names and size == self._size and not self._has_moved:
+        if names == self._names and size == self._size and not self._must_check:
             return
         account = self._budgets._add(self._client, names - self._names, size - self._size, 0)
-        self._names, self._size, self._has_moved = names, size, False
+        self._names, self._size, self._must_check = names, size, True
         self._budgets.limits.check(account.names, account.size, "the streams of this client have")
+        self._must_check = False
 
     def move(self, client: Hashable) -> None:
         """Charge the stream to another client from now on, even if that client exceeds a limit."""
         self.close()
-        self._client, self._has_moved = client, True
+        self._client, self._must_check = client, True
         self._budgets._add(client, self._names, self._size, 1)
 
     def close(self) -> None:

@@ -137,7 +137,7 @@ class StreamMetrics(Collector):
             yield durations
 
     def _metrics_of(self, type_url: str) -> _TypeMetrics:
-        label = _LABELS.get(type_url, OTHER)
+        label = type_label(type_url)
         metrics = self._by_type.get(label)
         if metrics is None:
             metrics = self._by_type[label] = _TypeMetrics()

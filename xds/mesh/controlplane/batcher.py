@@ -10,15 +10,17 @@ from xds.mesh.model.objects import Change, merge_changes
 DEBOUNCE = 0.01
 """Quiet period before pending changes are applied, in seconds."""
 ENDPOINT_DEBOUNCE = 0.002
-"""Quiet period if only endpoints have changed, and nothing was applied during the last `MAX_DEBOUNCE`.
+"""Quiet period of a batch that contains only endpoints, if none was applied in the `MAX_DEBOUNCE` before it.
 
-Policies change together, and endpoints one by one: until then, clients use endpoints that are gone.
+Endpoint changes are usually single, and clients use removed endpoints until they are applied. Related
+policies usually change together, so that they need the longer quiet period.
 """
 MAX_DEBOUNCE = 0.05
 """Seconds after which pending changes are applied, even if more keep arriving."""
 
 
 _ENDPOINT_KINDS = frozenset({"Pod", "EndpointSlice", "Endpoints"})
+"""Kinds of objects that endpoints are made from. Those without EndpointSlices come from pods."""
 
 
 class Batch(NamedTuple):
@@ -36,8 +38,8 @@ class ChangeBatcher:
     def __init__(self) -> None:
         self._changes: list[Change] = []
         self._first_at = self._last_at = 0.0
-        self._taken_at = -inf
-        """When the last batch was taken."""
+        self._applied_at = -inf
+        """When the last batch was applied."""
         self._is_urgent = False
         """Whether `ENDPOINT_DEBOUNCE` applies to the batch."""
 
@@ -49,7 +51,7 @@ class ChangeBatcher:
         self._last_at = now
         if not self._changes:
             self._first_at = now
-            self._is_urgent = now >= self._taken_at + MAX_DEBOUNCE
+            self._is_urgent = now >= self._applied_at + MAX_DEBOUNCE
         self._is_urgent = self._is_urgent and _is_about_endpoints(change)
         self._changes.append(change)
 
@@ -61,11 +63,14 @@ class ChangeBatcher:
         debounce = ENDPOINT_DEBOUNCE if self._is_urgent else DEBOUNCE
         return min(self._last_at + debounce, self._first_at + MAX_DEBOUNCE)
 
-    def take(self, now: float) -> Batch:
+    def take(self) -> Batch:
         """Return the batch, and start another one."""
         changes, self._changes = self._changes, []
-        self._taken_at = now
         return Batch(merge_changes(changes), self._first_at)
+
+    def applied(self, now: float) -> None:
+        """Record that the last batch has been applied."""
+        self._applied_at = now
 
 
 def _is_about_endpoints(change: Change) -> bool:

@@ -29,8 +29,8 @@ from xds.snapshot import SECRET
 log = structlog.get_logger(__name__)
 
 
-class Wanted(NamedTuple):
-    """What the streams of a pod determine about its configuration."""
+class StreamNeeds(NamedTuple):
+    """What the configuration of a pod depends on, besides the mesh."""
 
     features: Features
     """Features of its Envoys."""
@@ -73,8 +73,8 @@ class Connections:
         """
         self.streams: dict[PodName, set[Subscriber]] = {}
         """The streams of each connected pod."""
-        self._wanted: dict[PodName, Wanted] = {}
-        """Results of `wanted` for the current streams."""
+        self._needs: dict[PodName, StreamNeeds] = {}
+        """Results of `needs` for the current streams."""
         self.sidecars = SidecarTracker(mesh, self.streams)
         """Tracker of the sidecars that should be connected and are not."""
         self.deleted_pods = DeletedPods()
@@ -104,7 +104,7 @@ class Connections:
         if not (self.may_receive_key(subscriber) or stream.keyless or key in self.streams):
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self.streams.setdefault(key, set()).add(subscriber)
-        self._wanted.pop(key, None)
+        self._needs.pop(key, None)
         self._proxies.connected(subscriber, key, clock())
         self.sidecars.connected(key)
         if pod:
@@ -117,31 +117,31 @@ class Connections:
         """Remove a stream that has ended."""
         key = pod_name(subscriber)
         streams = self.streams[key]
-        wanted = self.wanted(key)
+        needs = self.needs(key)
         streams.discard(subscriber)
-        del self._wanted[key]
+        del self._needs[key]
         self._proxies.disconnected(subscriber, key, clock())
-        if streams and self.wanted(key) != wanted:
+        if streams and self.needs(key) != needs:
             self._queue.schedule(key)
         if not streams:
             del self.streams[key]
             self.sidecars.disconnected(key, clock())
             self._forget(key)
 
-    def wanted(self, key: PodName) -> Wanted:
-        """Return what a pod's streams determine.
+    def needs(self, key: PodName) -> StreamNeeds:
+        """Return the features and the permission that a pod's streams have in common.
 
         For the features, streams that get no private key do not count if another one gets it: in plaintext,
         anyone can name the pod.
         """
-        wanted = self._wanted.get(key)
-        if wanted is None:
+        needs = self._needs.get(key)
+        if needs is None:
             streams = self.streams.get(key, ())
             trusted = [stream for stream in streams if self.may_receive_key(stream)]
-            wanted = Wanted(features_of(stream.node for stream in trusted or streams), bool(trusted))
+            needs = StreamNeeds(features_of(stream.node for stream in trusted or streams), bool(trusted))
             if streams:
-                self._wanted[key] = wanted
-        return wanted
+                self._needs[key] = needs
+        return needs
 
     def is_delta(self, key: PodName) -> bool:
         """Return whether a pod has streams, and all of them use the delta variant."""

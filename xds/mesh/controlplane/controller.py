@@ -147,7 +147,7 @@ class Controller:
     def certificate_expiry(self, subscriber: Subscriber) -> datetime | None:
         """Return when the certificate expires that a proxy is served; None if it is served none."""
         pod, snapshot = self.mesh.pod(*pod_name(subscriber)), subscriber.snapshot
-        is_served = self.connections.wanted(pod_name(subscriber)).features.own_key or (
+        is_served = self.connections.needs(pod_name(subscriber)).features.own_key or (
             snapshot is not None and CERTIFICATE in snapshot.of(SECRET)
         )
         return self.certificates.expires_at(pod) if pod and is_served else None
@@ -199,7 +199,7 @@ class Controller:
         while True:
             self._wake.clear()
             if self._must_apply():
-                await self._apply(self.batcher.take(clock()))
+                await self._apply(self.batcher.take())
             elif self.ready.is_set() and self._must_advance_rollouts():
                 await self._advance_rollouts(rollout_log)
             elif self.publisher.next:
@@ -231,6 +231,7 @@ class Controller:
                     self.validation.forget(key)
         self.connections.mesh_changed(old_mesh)
         self._schedule_all(batch.changed_at)
+        self.batcher.applied(clock())
         if self.on_applied:
             self.on_applied(batch, started_at)
         if not self.ready.is_set() and self.mesh is not old_mesh:
@@ -295,8 +296,8 @@ class Controller:
         if self.rollouts.proxies.must_defer(key, clock()):
             self.publisher.defer(key)
             return
-        wanted = connections.wanted(key)
-        features, with_key = wanted
+        needs = connections.needs(key)
+        features, with_key = needs
         translated = await self.publisher.translate(
             self.mesh,
             pod,
@@ -306,9 +307,11 @@ class Controller:
             features,
             self._must_apply,
         )
-        if not translated or connections.wanted(key) != wanted:
-            return  # If another kind of stream has connected meanwhile, the pod is queued again.
-        if self.validation:
+        if not translated or key not in connections.streams:
+            return
+        if connections.needs(key) != needs:  # Streams have connected or ended meanwhile.
+            self.publisher.schedule(key, translated[1])
+        elif self.validation:
             self.validation.submit(key, *translated, with_key=with_key)
         else:
             self._deliver(key, *translated, with_key)

@@ -94,8 +94,8 @@ class KubeApi:
         # With `trust_env`, each request would look for a proxy in the environment, in a thread.
         has_proxy = bool(getproxies())
         configuration.client_session_kwargs = {"raise_for_status": _require_upgrade, "trust_env": has_proxy}
-        # By default, Python 3.13 requires extensions that certificates of EKS and MicroK8s do not have, and
-        # kubectl does not. The chain, the name and the validity are still verified.
+        # By default, Python 3.13 requires extensions that certificates of EKS and of older MicroK8s clusters
+        # lack. kubectl accepts these certificates. The chain, the name and the validity are still verified.
         configuration.disable_strict_ssl_verification = True
         self._configuration = configuration
         self._client = client.ApiClient(configuration)
