@@ -15,6 +15,7 @@ from xds.mesh.controlplane import effects as module
 from xds.mesh.controlplane.effects import MAX_LOGGED, EffectWatcher
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change
+from xds.mesh.policy.effect import Ineffective
 
 WITHIN = 10.0
 SHOP = [pod("web", "shop"), service("web", "shop")]
@@ -47,7 +48,7 @@ class World:
     async def looked(self) -> None:
         """Wait until the current mesh has been examined."""
         seen = self.looks
-        await self.until(lambda: self.looks >= seen + 2)
+        await self.until(lambda: self.looks >= seen + 3)
 
 
 @asynccontextmanager
@@ -99,6 +100,36 @@ async def test_first_check_leaves_the_servers_time_to_start(monkeypatch: pytest.
         for _ in range(100):
             await asyncio.sleep(0)
         assert world.looks == 0
+
+
+async def test_changing_mesh_is_checked_once_it_rests_or_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checks = 0
+
+    def check(mesh: Mesh, _: object) -> Ineffective:
+        nonlocal checks
+        checks += 1
+        return Ineffective()
+
+    class Changing(World):
+        rests = False
+
+        def _look(self) -> Mesh:
+            if not self.rests:
+                self.change(pod(f"pod-{self.looks % 10}", "shop"))
+            return super()._look()
+
+    monkeypatch.setattr(module, "without_effect", check)
+    world = Changing()
+    async with running(world):
+        await world.until(lambda: world.looks >= 20)
+        assert checks == 0
+        world.rests = True
+        await world.until(lambda: checks)
+        world.rests = False
+        monkeypatch.setattr(module, "MAX_DELAY", 0.0)
+        await world.until(lambda: checks >= 3)
 
 
 async def test_object_briefly_without_effect_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Report objects that have had no effect for a while (`xds.mesh.policy.effect`).
 
-A thread checks the mesh after changes, at most every few seconds. No proxy waits for the check.
+A thread checks the mesh a few seconds after its last change: earlier, it would delay the responses that the
+change causes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ log = structlog.get_logger(__name__)
 SETTLE_TIME = 10.0
 """Seconds without effect after which an object is reported. Its pods may be about to start."""
 INTERVAL = 2.0
-"""Minimum interval between two checks of the mesh, in seconds."""
+"""Seconds without a change after which the mesh is checked. Also the minimum interval between two checks."""
+MAX_DELAY = 10.0
+"""Seconds after the last check after which the mesh is checked even if it keeps changing."""
 IDLE_FACTOR = 20
 """Minimum pause after a check, as a multiple of its duration."""
 MAX_LOGGED = 100
@@ -74,12 +77,16 @@ class EffectWatcher:
         await self._ready.wait()
         await asyncio.sleep(INTERVAL)  # Leave the CPU to the servers, which start now.
         checked_mesh: Mesh | None = None
+        previous_mesh: Mesh | None = None
         ineffective = Ineffective()
         last_error = ""
         seconds = 0.0
+        checked_at = time.monotonic()
         while True:
             mesh = self._mesh()
-            if mesh is not checked_mesh:
+            is_due = mesh is previous_mesh or time.monotonic() >= checked_at + MAX_DELAY
+            previous_mesh = mesh
+            if mesh is not checked_mesh and is_due:
                 started_at = time.perf_counter()
                 try:
                     ineffective = await asyncio.to_thread(without_effect, mesh, ineffective)
@@ -89,7 +96,8 @@ class EffectWatcher:
                     if description != last_error:
                         log.error("failed to check for objects without effect", problem=description)  # noqa: TRY400
                     last_error = description
-                checked_mesh, seconds = mesh, time.perf_counter() - started_at
+                checked_mesh, checked_at = mesh, time.monotonic()
+                seconds = time.perf_counter() - started_at
             self._settle(ineffective, asyncio.get_running_loop().time())
             await asyncio.sleep(max(INTERVAL, IDLE_FACTOR * seconds))
 
