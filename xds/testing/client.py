@@ -365,7 +365,9 @@ def _decode(type_url: str, resource: Resource) -> Any:
 def _describe(condition: Callable[[], object]) -> str:
     """Return the name of a function, or the source lines of a lambda."""
     name = getattr(condition, "__name__", repr(condition))
-    if name == "<lambda>":
+    code = getattr(condition, "__code__", None)
+    # For a lambda from `eval`, Python 3.13 returns the source of the program in `python -c`.
+    if name == "<lambda>" and code and code.co_filename != "<string>":
         try:
             source = inspect.getsource(condition)
         except (OSError, TypeError, SyntaxError):  # As in an interactive shell.
