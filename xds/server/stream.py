@@ -210,7 +210,7 @@ class Stream:
             if response:
                 self.message_count += 1
                 size = len(response)
-                if size > CLIENT_RECEIVE_LIMIT:
+                if size > CLIENT_RECEIVE_LIMIT and not self._warned_of_size:
                     self._warn_of_size(size)
                 if observer:
                     observer.sent(self, size)
@@ -237,12 +237,10 @@ class Stream:
         raise self.subscriber.refused
 
     def _warn_of_size(self, size: int) -> None:
-        """Warn once about a response that is too large for many clients.
+        """Warn about a response that is too large for many clients.
 
         Such a client reconnects and receives the same response again.
         """
-        if self._warned_of_size:
-            return
         self._warned_of_size = True
         log.warning(
             "response may be too large for the proxy",

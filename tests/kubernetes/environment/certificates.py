@@ -12,19 +12,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from xds.mesh.identity.ca import key_usage
+
 _LIFETIME = timedelta(days=3650)
-_CA_USAGE = x509.KeyUsage(
-    key_cert_sign=True,
-    crl_sign=True,
-    digital_signature=False,
-    content_commitment=False,
-    key_encipherment=False,
-    data_encipherment=False,
-    key_agreement=False,
-    encipher_only=False,
-    decipher_only=False,
-)
-"""What every CA certificate must declare for clients with Python 3.13."""
 
 
 class Certificates:
@@ -106,7 +96,8 @@ class Certificates:
             )
         )
         if authority:
-            builder = builder.add_extension(_CA_USAGE, critical=True)
+            # The tests' own clients require it since Python 3.13.
+            builder = builder.add_extension(key_usage(ca=True), critical=True)
         else:
             builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         if alternatives:
