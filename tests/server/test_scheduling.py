@@ -83,6 +83,26 @@ async def test_waiting_streams_continue_together_within_a_slice(rounds, monkeypa
     assert len({when for when, _ in worked}) < 20
 
 
+@pytest.mark.parametrize("time_slice", [0.0, 3600.0])
+async def test_low_priority_gets_one_of_many_turns_while_others_wait(rounds, monkeypatch, time_slice):
+    monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
+    scheduler, order = TurnScheduler(), []
+
+    async def work(name: str) -> None:
+        await scheduler.wait_turn(low_priority=name == "low")
+        order.append(name)
+
+    await scheduler.wait_turn()
+    working = [asyncio.create_task(work(name)) for name in ("low", "normal") for _ in range(64)]
+    await asyncio.sleep(0)
+    monkeypatch.setattr(scheduling, "TIME_SLICE", time_slice)
+    await asyncio.gather(*working)
+    assert order[0] == "low", "nobody else waited"
+    until_last_normal = order[1 : len(order) - order[::-1].index("normal")]
+    assert until_last_normal.count("low") == 64 // (scheduling._LOW_PRIORITY_INTERVAL - 1)
+    assert order.count("low") == 64
+
+
 async def test_cancelled_stream_does_not_delay_others(rounds, monkeypatch):
     monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
     scheduler = TurnScheduler()

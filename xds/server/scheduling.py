@@ -29,6 +29,9 @@ CALL_COST = 0.01
 MAX_CONCURRENT_FIRST_REQUESTS = 4
 """Maximum number of first requests that are read at the same time for one caller. Each uses up to 30 MiB."""
 
+_LOW_PRIORITY_INTERVAL = 16
+"""While callers with normal priority wait, one of this many turns goes to a caller with low priority."""
+
 _MIN_CLEANUP_SIZE = 1024
 """Number of tracked clients above which idle ones are removed."""
 
@@ -107,24 +110,39 @@ class TurnScheduler:
 
     A caller continues immediately until the current slice is used up. Later callers wait in a queue. Each
     slice releases about as many callers as fitted into the previous slice.
+
+    ACKs have low priority. Otherwise, the ACKs of the first clients that receive a change would delay the
+    responses to the last ones.
     """
 
     def __init__(self) -> None:
         self.pacer = RequestPacer()
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting_low: deque[asyncio.Future[None]] = deque()
+        """Callers with low priority."""
+        self._turns = 0
+        """Number of turns that callers have waited for."""
         self._slice_start: float | None = None
         """Start of the current slice, in seconds of the event loop's clock; None between slices."""
         self._batch_size = 1
         self._released = 0
 
-    async def wait_turn(self) -> None:
-        """Wait for the caller's turn. The turn ends when the caller awaits anything."""
+    async def wait_turn(self, *, low_priority: bool = False) -> None:
+        """Wait for the caller's turn. The turn ends when the caller awaits anything.
+
+        Args:
+            low_priority: Whether most callers with normal priority come first.
+        """
         if self._slice_start is None:
             self._slice_start = monotonic()
             asyncio.get_running_loop().call_soon(self._start_slice)
-        elif self._waiting or monotonic() > self._slice_start + TIME_SLICE:
+        elif (
+            self._waiting
+            or (low_priority and self._waiting_low)
+            or monotonic() > self._slice_start + TIME_SLICE
+        ):
             turn = asyncio.get_running_loop().create_future()
-            self._waiting.append(turn)
+            (self._waiting_low if low_priority else self._waiting).append(turn)
             await turn
 
     def _start_slice(self) -> None:
@@ -133,11 +151,18 @@ class TurnScheduler:
             elapsed = max(monotonic() - self._slice_start, 1e-6)
             self._batch_size = max(1, min(round(self._released * TIME_SLICE / elapsed), 2 * self._released))
         self._slice_start, self._released = None, 0
-        while self._waiting and self._released < self._batch_size:
-            turn = self._waiting.popleft()
+        while self._released < self._batch_size and (turn := self._next_turn()):
             if not turn.done():  # The stream may have been cancelled.
                 turn.set_result(None)
                 self._released += 1
         if self._released:
             self._slice_start = monotonic()
             asyncio.get_running_loop().call_soon(self._start_slice)
+
+    def _next_turn(self) -> asyncio.Future[None] | None:
+        """Return the next turn that a caller waits for; None if none waits."""
+        if not (self._waiting or self._waiting_low):
+            return None
+        self._turns += 1
+        is_low = self._waiting_low and (not self._waiting or self._turns % _LOW_PRIORITY_INTERVAL == 0)
+        return (self._waiting_low if is_low else self._waiting).popleft()

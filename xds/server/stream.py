@@ -171,7 +171,7 @@ class Stream:
             await self._scheduler.pacer.wait(self._origin)
             if (request := await context.read()) is grpc.aio.EOF:
                 return
-            await self._scheduler.wait_turn()
+            await self._scheduler.wait_turn(low_priority=True)
             with self._scheduler.pacer.measure(self._origin, REQUEST_COST):
                 self.receive(self.session.receive(request, now()), proxies, observer)
             del request  # Release the memory now: the next request may arrive much later.
