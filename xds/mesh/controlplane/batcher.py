@@ -9,7 +9,7 @@ from xds.mesh.model.objects import Change, merge_changes
 
 DEBOUNCE = 0.01
 """Quiet period before pending changes are applied, in seconds."""
-ENDPOINT_DEBOUNCE = 0.002
+ENDPOINT_DEBOUNCE = 0.001
 """Quiet period of a batch that contains only endpoints, if none was applied in the `MAX_DEBOUNCE` before it.
 
 Endpoint changes are usually single, and clients use removed endpoints until they are applied. Related
