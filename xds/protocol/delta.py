@@ -46,13 +46,15 @@ class DeltaWatch(Watch):
         if self.type_url == SECRET:
             super().serve(resources)  # Each client has its own, and a change would keep old private keys.
             return
-        if not self.resources and self._has_reported(resources):
+        if not (self.sent.has_root or self.resources) and self._has_reported(resources):
             # Only the resources of the client's own layer may be new to it.
             self._replace(resources, differing(self.resources, resources, resources.layered_names()))
             return
-        self._spread()
+        if self._shared:
+            self._spread()
         before = self.resources.root
-        self.sent.compact(before)
+        if not self.sent.has_root:
+            self.sent.compact(before)
         change = shared_change(self.type_url, before, resources.root)
         names = {*change.removed, *self.resources.layered_names(), *resources.layered_names()}
         if self.sent.has_root and self._can_share(change, names):
@@ -91,15 +93,14 @@ class DeltaWatch(Watch):
             change: Change of the root.
             others: Names of other resources that may change.
         """
-        return (
-            bool(change.resources)
-            and not (self.rejections or self._forced or self._forced_until_nack)
-            and change.before.keys().isdisjoint(others)
-            and change.before.keys().isdisjoint(self._dirty)
-            and change.before.keys().isdisjoint(self.lingering)
-            and not self.sent.conflicts_with(change)
-            and (self.subscription.wildcard or change.is_covered_by(self.subscription.names))
-        )
+        if not change.resources or self.rejections or self._forced or self._forced_until_nack:
+            return False
+        for names in (others, self._dirty, self.lingering):
+            if names and not change.before.keys().isdisjoint(names):
+                return False
+        if self.sent.conflicts_with(change):
+            return False
+        return self.subscription.wildcard or change.is_covered_by(self.subscription.names)
 
     def _spread(self) -> None:
         """Send the resources of a shared change one by one."""

@@ -133,7 +133,8 @@ class Session:
         previous, self._snapshot = self._snapshot, snapshot
         if previous is None:
             self.first_generation = snapshot.generation
-        if snapshot.denials != (previous or _NO_SNAPSHOT).denials:
+        denials = (previous or _NO_SNAPSHOT).denials
+        if snapshot.denials is not denials and snapshot.denials != denials:
             for watch in self._watches.values():
                 watch.denied = snapshot.denied(watch.type_url)
         served = snapshot.types.get

@@ -297,7 +297,8 @@ class SentVersions(MutableMapping[str, str]):
         """
         if self._root is None:
             return
-        self.spread()
+        if self._behind:
+            self.spread()
         versions = {name: self.get(name) for name in chain(names, self._own)} if names or self._own else {}
         self._root, self._behind = root, behind
         for name, version in versions.items():
@@ -318,4 +319,4 @@ class SentVersions(MutableMapping[str, str]):
 
     def conflicts_with(self, change: SharedChange) -> bool:
         """Whether the client has its own versions of resources that a change contains."""
-        return not change.before.keys().isdisjoint(self._own)
+        return bool(self._own) and not change.before.keys().isdisjoint(self._own)

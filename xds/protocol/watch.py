@@ -231,6 +231,8 @@ class Watch(ABC):
         previous, self.resources = self.resources, resources
         if previous is EMPTY and self.requested:
             self._share_names()
+        if not names:
+            return
         if self.lingering:
             for name in names:
                 if name in resources:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable
 from math import inf
 
@@ -40,7 +41,7 @@ class Publisher:
             stats: counts translations.
         """
         self._wake, self._stats = wake, stats
-        self._due: dict[PodName, float | None] = {}
+        self._due: OrderedDict[PodName, float | None] = OrderedDict()
         """Pods to translate, with the time of the oldest unpublished change; None without one."""
         self.deferred: set[PodName] = set()
         """Pods whose first snapshot waits for reconnecting proxies to report their state."""
@@ -123,7 +124,9 @@ class Publisher:
                 self._errors[key] = "waiting for its certificate to be signed"
                 return None
             translation = translation_steps(mesh, pod, issued, features)
-            snapshot = await self._run(translation, lambda: may_cancel and is_outdated())
+            while (snapshot := self._advance(translation)) is None:
+                if await self.checkpoint() and may_cancel and is_outdated():
+                    break
         except Exception as error:  # noqa: BLE001 - logged in full, unless it repeats
             self._failed(key, error)
             return None
@@ -140,21 +143,17 @@ class Publisher:
         _log_failures(mesh)
         return snapshot, changed_at
 
-    async def _run(
-        self, translation: Generator[None, None, Snapshot], is_outdated: Callable[[], bool]
-    ) -> Snapshot | None:
-        """Translate a pod in time slices. Return None if newer changes superseded the translation."""
-        while True:
-            started_at = time.perf_counter()
-            try:
-                next(translation)
-            except StopIteration as done:
-                snapshot: Snapshot = done.value
-                return snapshot
-            finally:
-                self._stats.translate_seconds += time.perf_counter() - started_at
-            if await self.checkpoint() and is_outdated():
-                return None
+    def _advance(self, translation: Generator[None, None, Snapshot]) -> Snapshot | None:
+        """Take the next step of a translation. Return the snapshot after the last one."""
+        started_at = time.perf_counter()
+        try:
+            next(translation)
+        except StopIteration as done:
+            snapshot: Snapshot = done.value
+            return snapshot
+        finally:
+            self._stats.translate_seconds += time.perf_counter() - started_at
+        return None
 
     def _failed(self, key: PodName, error: Exception) -> None:
         # An error often affects many pods: log the traceback once.
