@@ -47,7 +47,7 @@ class Traced:
 
     def answer(self, nonce: str) -> float | None:
         return self.tracker.answered(
-            Acked(type_url=CLUSTER, nonce=nonce, version="", resources=(), waited=0.0)
+            self.stream, Acked(type_url=CLUSTER, nonce=nonce, version="", resources=(), waited=0.0)
         )
 
 

@@ -17,6 +17,9 @@ from xds.snapshot import EMPTY, Snapshot, difference
 _MAX_PENDING = 64
 """Maximum number of unsent changes of a type, and of unanswered responses, that are tracked."""
 
+_MAX_QUEUED = 4
+"""Maximum number of responses to process later. Each keeps a snapshot in memory."""
+
 
 class ConvergenceTracker:
     """Tracks the changes that the client of one stream has not ACKed.
@@ -26,10 +29,16 @@ class ConvergenceTracker:
     subscription do not count.
     """
 
-    __slots__ = ("_sent", "_snapshot", "_subscribed", "_unsent")
+    __slots__ = ("_queue", "_sent", "_snapshot", "_subscribed", "_unsent")
 
     def __init__(self) -> None:
+        self._queue: list[tuple[Response | None, Snapshot | None, float | None]] = []
+        """Responses to process, oldest first: each with the snapshot, and the time of the oldest change in it.
+
+        They are processed when the client answers, so that a push to many clients does not wait for it.
+        """
         self._snapshot = Snapshot()
+        """Snapshot that was processed last."""
         self._subscribed: dict[str, Subscribed] = {}
         self._unsent: dict[str, list[tuple[float, frozenset[str]]]] = {}
         """For each type, the unsent changes: time of the change and names of the resources."""
@@ -38,7 +47,25 @@ class ConvergenceTracker:
 
     def sent(self, stream: Stream, response: Response) -> None:
         """Record a response, which was built from the stream's current snapshot."""
-        self._record_changes(stream)
+        self._enqueue(stream, response)
+        if len(self._queue) > _MAX_QUEUED:
+            self._process(stream)
+
+    def _enqueue(self, stream: Stream, response: Response | None) -> None:
+        subscriber = stream.subscriber
+        self._queue.append((response, subscriber.snapshot, subscriber.changed_at))
+        subscriber.changed_at = None
+
+    def _process(self, stream: Stream) -> None:
+        """Process the queue."""
+        for response, snapshot, changed_at in self._queue:
+            self._record_changes(stream, snapshot, changed_at)
+            if response:
+                self._match(response)
+        self._queue.clear()
+
+    def _match(self, response: Response) -> None:
+        """Find the changes that a response contains."""
         unsent = self._unsent.get(response.type_url)
         if not unsent:
             return
@@ -55,32 +82,33 @@ class ConvergenceTracker:
             if len(self._sent) > _MAX_PENDING:
                 del self._sent[next(iter(self._sent))]
 
-    def answered(self, event: Acked | Nacked) -> float | None:
+    def answered(self, stream: Stream, event: Acked | Nacked) -> float | None:
         """Return the time of the oldest change in an ACKed or NACKed response; None if it contains none."""
+        self._process(stream)
         return self._sent.pop(event.nonce, None)
 
     def oldest_change(self, stream: Stream) -> float:
         """Return the time of the oldest change that the client has not ACKed; infinity if there is none."""
-        self._record_changes(stream)
+        self._enqueue(stream, None)
+        self._process(stream)
         unsent = (changed_at for changes in self._unsent.values() for changed_at, _ in changes)
         return min((*unsent, *self._sent.values()), default=inf)
 
     def subscribed(self, stream: Stream, event: Subscribed) -> None:
         """Record a new subscription."""
-        self._record_changes(stream)  # Changes before the subscription do not count.
+        self._enqueue(stream, None)
+        self._process(stream)  # Changes before the subscription do not count.
         self._subscribed[event.type_url] = event
         unsent = self._unsent.get(event.type_url)
         if unsent:
             selected = ((changed_at, _compute(event, names)) for changed_at, names in unsent)
             self._unsent[event.type_url] = [change for change in selected if change[1]]
 
-    def _record_changes(self, stream: Stream) -> None:
-        """Record the difference between the snapshot at the last call and the current one."""
-        snapshot = stream.subscriber.snapshot
+    def _record_changes(self, stream: Stream, snapshot: Snapshot | None, changed_at: float | None) -> None:
+        """Record the difference between the snapshot at the last call and this one."""
         if snapshot is None or snapshot is self._snapshot:
             return
         previous, self._snapshot = self._snapshot, snapshot
-        changed_at, stream.subscriber.changed_at = stream.subscriber.changed_at, None
         if changed_at is None:
             return
         before, after = previous.types.get, snapshot.types.get

@@ -180,12 +180,12 @@ class StreamMetrics(Collector):
                 metrics = self._metrics_of(event.type_url)
                 metrics.acks += 1
                 metrics.push_to_ack.observe(event.waited)
-                changed_at = self._streams[stream].answered(event)
+                changed_at = self._streams[stream].answered(stream, event)
                 if changed_at is not None:
                     metrics.change_to_ack.observe(now() - changed_at)
             case Nacked():
                 self._metrics_of(event.type_url).nacks += 1
-                self._streams[stream].answered(event)
+                self._streams[stream].answered(stream, event)
 
     def closed(self, stream: Stream) -> None:
         """Forget a closed stream."""
