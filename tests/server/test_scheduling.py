@@ -8,10 +8,11 @@ import grpc.aio
 import pytest
 
 from tests.protocol.stream import world
-from tests.server.proxies import DELTA_REQUEST, OneForAll
+from tests.server.proxies import DELTA_REQUEST, DELTA_RESPONSE, OneForAll
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, scheduling
+from xds.server import stream as stream_module
 from xds.server.scheduling import CLIENT_BURST, CLIENT_SHARE, RequestPacer, TurnScheduler
 from xds.server.stream import Stream, now
 from xds.snapshot import CLUSTER, ENDPOINT, SECRET
@@ -103,12 +104,26 @@ async def test_low_priority_gets_one_of_many_turns_while_others_wait(rounds, mon
     assert order.count("low") == 64
 
 
-async def test_cancelled_stream_does_not_delay_others(rounds, monkeypatch):
+async def test_normal_priority_continues_at_once_while_only_low_priority_waits(rounds, monkeypatch):
     monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
     scheduler = TurnScheduler()
     await scheduler.wait_turn()
-    leaving = [asyncio.create_task(scheduler.wait_turn()) for _ in range(10)]
-    staying = asyncio.create_task(scheduler.wait_turn())
+    waiting = asyncio.create_task(scheduler.wait_turn(low_priority=True))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(scheduling, "TIME_SLICE", 3600.0)
+    began = rounds.number
+    await scheduler.wait_turn()
+    assert rounds.number == began
+    await waiting
+
+
+@pytest.mark.parametrize("low_priority", [False, True])
+async def test_cancelled_stream_does_not_delay_others(rounds, monkeypatch, low_priority):
+    monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
+    scheduler = TurnScheduler()
+    await scheduler.wait_turn()
+    leaving = [asyncio.create_task(scheduler.wait_turn(low_priority=low_priority)) for _ in range(10)]
+    staying = asyncio.create_task(scheduler.wait_turn(low_priority=True))
     await asyncio.sleep(0)
     for task in leaving:
         task.cancel()
@@ -168,6 +183,38 @@ async def test_ready_streams_write_and_read_in_turn(rounds, monkeypatch):
             peer.requests.put_nowait(grpc.aio.EOF)
         await asyncio.gather(*running)
     assert len({*noting.sent_in}) == len({*noting.received_in}) == len(peers)
+
+
+class AckingPeer(Peer):
+    """A client that ACKs each response at once."""
+
+    async def write(self, response: bytes) -> None:
+        nonce = DELTA_RESPONSE.FromString(response).nonce
+        self.requests.put_nowait(DELTA_REQUEST(type_url=CLUSTER, response_nonce=nonce).SerializeToString())
+        await asyncio.sleep(0)
+
+
+async def test_acks_keep_up_with_responses_under_constant_change(monkeypatch):
+    monkeypatch.setattr(scheduling, "TIME_SLICE", 0.0)
+    proxies, scheduler, node = OneForAll(world(CDS="a=0")), TurnScheduler(), Node(id="proxy")
+    info = StreamInfo(peer="", variant=Variant.DELTA, type_url="")
+    sessions, subscribers, running = [], [], []
+    for _ in range(10):
+        session = Session(info.variant)
+        session.receive(DELTA_REQUEST(node={"id": node.id}, type_url=CLUSTER).SerializeToString(), now())
+        sessions.append(session)
+        subscribers.append(proxies.connect(node, info))
+        stream = Stream(info, node, session, subscribers[-1], scheduler)
+        running.append(asyncio.create_task(stream.run(AckingPeer(), proxies, None)))
+    unanswered = []
+    for number in range(1, 2000):
+        for subscriber in subscribers:
+            subscriber.publish(world(CDS=f"a={number}"))
+        await asyncio.sleep(0)
+        unanswered.append(max(len(session._watches[CLUSTER].acks.unanswered) for session in sessions))
+    for task in running:
+        task.cancel()
+    assert 1 <= max(unanswered) <= 2 * stream_module._MAX_UNANSWERED
 
 
 async def test_only_a_client_beyond_its_share_waits():

@@ -205,7 +205,7 @@ class DiscoveryService:
         """Pass a report on. If it exceeds a limit, drop it, and pause the stream."""
         pacer = self._scheduler.pacer
         await pacer.wait(info.origin)
-        await self._scheduler.wait_turn()
+        await self._scheduler.wait_turn(low_priority=True)
         if reason := self._drop_reason(reports.client, len(report)):
             reports.dropped(reason)
             await asyncio.sleep(DROP_PAUSE * (1 + len(report) / MAX_REPORT_BYTES))

@@ -129,7 +129,9 @@ class StreamMetrics(Collector):
                 "xds_change_to_ack_seconds",
                 "Time from a change in a source to the ACK of the first response that contains part of it.",
             ),
-            "push_to_ack": histogram("xds_push_to_ack_seconds", "Time from sending a response to its ACK."),
+            "push_to_ack": histogram(
+                "xds_push_to_ack_seconds", "Time from sending a response to reading its ACK."
+            ),
         }
         for name, durations in histograms.items():
             for label, metrics in by_type:

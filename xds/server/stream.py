@@ -35,6 +35,12 @@ LAST_WRITE_TIMEOUT = 1.0
 now = time.monotonic
 """The clock of asyncio's event loops, in seconds. Asking for the running loop takes longer than the clock."""
 
+_MAX_UNANSWERED = 4
+"""Number of unanswered responses from which a stream's responses have low priority, like its requests.
+
+Under constant change, the client's ACKs would otherwise be read more slowly than responses are sent.
+"""
+
 _MAX_LOGGED_NAMES = 10
 """Maximum number of resources or objects in a log line."""
 
@@ -90,6 +96,8 @@ class Stream:
         self._origin = info.origin
         self._answers_request = False
         """Whether the next response answers a request, so that its cost is charged to the client."""
+        self._unanswered = 0
+        """Number of responses without a request after them."""
         self._is_writing = False
         self._warned_of_size = False
 
@@ -152,6 +160,7 @@ class Stream:
             LimitError: the client exceeds a limit.
         """
         self.message_count += 1
+        self._unanswered = max(0, self._unanswered - 1)
         if self.subscriber.reservation:
             self.subscriber.reservation.use(self.session.name_count, self.session.size)
         for event in events:
@@ -190,7 +199,7 @@ class Stream:
         half_closed_at: float | None = None
         changed = self.subscriber.changed
         while self.subscriber.refused is None:
-            await self._scheduler.wait_turn()
+            await self._scheduler.wait_turn(low_priority=self._unanswered >= _MAX_UNANSWERED)
             changed.clear()
             if reader.done() and half_closed_at is None:
                 await reader
@@ -209,6 +218,7 @@ class Stream:
                 self._answers_request = False  # A request that arrives during the write sets it again.
             if response:
                 self.message_count += 1
+                self._unanswered += 1
                 size = len(response)
                 if size > CLIENT_RECEIVE_LIMIT and not self._warned_of_size:
                     self._warn_of_size(size)
