@@ -22,14 +22,9 @@ class Checkpoint:
         """Start a slice, because the event loop has just run."""
         self._slice_end = monotonic() + TIME_SLICE
 
-    @property
-    def is_due(self) -> bool:
-        """Whether the time slice is used up."""
-        return monotonic() >= self._slice_end
-
     async def __call__(self) -> bool:
         """Yield to the event loop if the time slice is used up. Return whether it was."""
-        if not self.is_due:
+        if monotonic() < self._slice_end:
             return False
         await asyncio.sleep(0)
         self.start_slice()

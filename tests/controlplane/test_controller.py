@@ -222,6 +222,28 @@ async def test_superseded_translation_is_abandoned_but_not_twice(
     assert [whole for name, whole in ended if name == "bb"][:2] == [False, True]
 
 
+async def test_change_is_applied_before_the_next_translation(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def slow(
+        mesh: Mesh, pod: Pod, secrets: ResourceSet, features: Features
+    ) -> Generator[None, None, Snapshot]:
+        order.append(pod.name)
+        if len(order) == 1:
+            controller.change(Change(applied=(namespace("more"),)))
+            busy(2 * batcher.DEBOUNCE)
+        yield
+        return Snapshot()
+
+    monkeypatch.setattr(publisher, "translation_steps", slow)
+    async with running(pod("a"), pod("bb")) as controller:
+        controller.on_applied = lambda *_: order.append("applied")
+        streams = [controller.connections.connect(node(name), STREAM) for name in ("a", "bb")]
+        for stream in streams:
+            await published(stream)
+    assert order[:2] == ["a", "applied"]
+
+
 class Held:
     """A translation that does not end while `is_held` is set."""
 

@@ -284,8 +284,7 @@ class Controller:
         """Serve queued pods until the time slice is used up. Then, more urgent work may be due."""
         while key := self.publisher.next:
             await self._serve(key)
-            if self.publisher.checkpoint.is_due:
-                await self.publisher.checkpoint()
+            if await self.publisher.checkpoint() or self._must_apply():
                 return
 
     async def _serve(self, key: PodName) -> None:
