@@ -33,9 +33,10 @@ class ConvergenceTracker:
 
     def __init__(self) -> None:
         self._queue: list[tuple[Response | None, Snapshot | None, float | None]] = []
-        """Responses to process, oldest first: each with the snapshot, and the time of the oldest change in it.
+        """Responses to process, each with its snapshot and the time of the oldest change in that.
 
-        They are processed when the client answers, so that a push to many clients does not wait for it.
+        They are processed when the client answers, so that a push to many clients does not wait for it. An
+        item without a response adds only the snapshot.
         """
         self._snapshot = Snapshot()
         """Snapshot that was processed last."""

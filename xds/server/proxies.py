@@ -136,8 +136,8 @@ class Subscriber:
         self.changed = asyncio.Event()
         """Event that wakes up the stream's writer."""
         self.changed_at: float | None = None
-        """Time of the oldest change that the stream has not processed, in seconds of the event loop's
-        clock."""
+        """Time of the oldest change since the last response, in seconds of the event loop's clock. An
+        observer may set it to None once it has recorded it."""
         self.refused: Refused | None = None
         """Exception with the status that ends the stream; None while the stream is accepted."""
         self.on_refused: Callable[[], None] | None = None
