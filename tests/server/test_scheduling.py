@@ -214,7 +214,7 @@ async def test_acks_keep_up_with_responses_under_constant_change(monkeypatch):
         unanswered.append(max(len(session._watches[CLUSTER].acks.unanswered) for session in sessions))
     for task in running:
         task.cancel()
-    assert 1 <= max(unanswered) <= 2 * stream_module._MAX_UNANSWERED
+    assert 1 <= max(unanswered) <= 2 * stream_module._LOW_PRIORITY_BACKLOG
 
 
 async def test_only_a_client_beyond_its_share_waits():

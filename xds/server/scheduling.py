@@ -111,8 +111,8 @@ class TurnScheduler:
     A caller continues immediately until the current slice is used up. Later callers wait in a queue. Each
     slice releases about as many callers as fitted into the previous slice.
 
-    Requests on open streams, which are mostly ACKs, have low priority. Otherwise, the ACKs of the first
-    clients that receive a change would delay the responses to the last ones.
+    Requests on open streams, which are mostly ACKs, and reports have low priority. Otherwise, the ACKs of the
+    first clients that receive a change would delay the responses to the last ones.
     """
 
     def __init__(self) -> None:

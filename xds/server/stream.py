@@ -35,7 +35,7 @@ LAST_WRITE_TIMEOUT = 1.0
 now = time.monotonic
 """The clock of asyncio's event loops, in seconds. Asking for the running loop takes longer than the clock."""
 
-_MAX_UNANSWERED = 4
+_LOW_PRIORITY_BACKLOG = 4
 """Number of unanswered responses from which a stream's responses have low priority, like its requests.
 
 Under constant change, the client's ACKs would otherwise be read more slowly than responses are sent.
@@ -199,7 +199,7 @@ class Stream:
         half_closed_at: float | None = None
         changed = self.subscriber.changed
         while self.subscriber.refused is None:
-            await self._scheduler.wait_turn(low_priority=self._unanswered >= _MAX_UNANSWERED)
+            await self._scheduler.wait_turn(low_priority=self._unanswered >= _LOW_PRIORITY_BACKLOG)
             changed.clear()
             if reader.done() and half_closed_at is None:
                 await reader
