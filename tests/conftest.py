@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.places import why_no_namespaces
 from xds.protocol.session import Variant
@@ -17,6 +18,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # So a shell starts what it runs in the background, and programs that tests interrupt would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The same examples in each run, and no time limits. To search for new ones: `--hypothesis-profile=default`.
+settings.load_profile("ci")
 
 _HERE = Path(__file__).parent
 _REAL = {

@@ -16,7 +16,8 @@ from xds.demo.pods import (
     find_not_listening,
     select_clients,
 )
-from xds.demo.processes import UnavailableError
+from xds.demo.processes import Processes, UnavailableError
+from xds.demo.stage import Stage
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import TLS_MODE_LABEL, Meta, Pod, Ref, Service, ServicePort
 
@@ -148,3 +149,11 @@ def test_identity_is_the_uri_of_the_client_certificate():
     body = f'{{"headers": {{"X-Forwarded-Client-Cert": "{header}"}}}}'.encode()
     assert identity(body) == "spiffe://cluster.local/ns/full/sa/sleep"
     assert identity(b'{"headers": {"Host": "httpbin.full:8000"}}') == ""
+
+
+def test_start_waits_until_another_demo_has_released_its_addresses(tmp_path, monkeypatch):
+    with socket.create_server(("127.10.9.1", 0)) as taken, Processes(tmp_path) as processes:
+        stage = Stage(tmp_path, processes, sotw=False)
+        monkeypatch.setattr(processes, "check", taken.close)
+        stage._wait_for_addresses({taken.getsockname(): "httpbin.full"})
+        assert taken.fileno() == -1

@@ -98,7 +98,7 @@ def roots(count: int) -> list[str]:
 
 
 async def test_r41_random_changes_lose_no_request(variant, tmp_path):
-    seed = int(os.environ.get("XDS_TEST_SEED") or random.randrange(2**32))
+    seed = int(os.environ.get("XDS_TEST_SEED", "0"))
     described: list[str] = []
     slowest = 0.0
     async with AsyncExitStack() as stack:

@@ -1,4 +1,7 @@
-"""The client and the real Envoy send the same requests to the same server, in the same order."""
+"""The client and the real Envoy send the same requests to the same server, in the same order.
+
+Requests for secrets are compared among themselves: Envoy does not order them with requests of other types.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ pytestmark = pytest.mark.envoy
 
 
 def sent(conversation: Conversation) -> list[str]:
-    """Return the requests, without the messages of NACKs."""
+    """Return the requests, without the messages of NACKs, and those for secrets last."""
     lines = (line for line in conversation if line.startswith(">"))
-    return [line.partition("NACK")[0] + "NACK" if "NACK" in line else line for line in lines]
+    requests = [line.partition("NACK")[0] + "NACK" if "NACK" in line else line for line in lines]
+    return sorted(requests, key=lambda request: request.startswith("> SDS"))
 
 
 def unanswered(conversation: Conversation) -> set[str]:

@@ -7,7 +7,9 @@ import json
 import shutil
 import socket
 import sys
+import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from xds.codec import to_json_dict
@@ -22,7 +24,7 @@ from xds.demo.pods import (
     name_of,
     select_clients,
 )
-from xds.demo.processes import Processes, Running
+from xds.demo.processes import POLL_INTERVAL, STOP_TIMEOUT, Processes, Running, UnavailableError
 from xds.mesh.envoy.bootstrap import bootstrap
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig, Pod
@@ -54,7 +56,7 @@ class Stage:
     def start(self) -> None:
         """Start the control plane and every pod."""
         mesh = self.mesh()
-        check_addresses_free({address: name_of(pod) for pod in mesh.pods() for address in addresses(pod)})
+        self._wait_for_addresses({where: name_of(pod) for pod in mesh.pods() for where in addresses(pod)})
         applications = {name_of(pod): application(pod) for pod in mesh.pods() if is_httpbin(pod)}
         for name, (host, port) in applications.items():
             self._processes.start(name, sys.executable, "-P", "-m", "xds.demo.httpbin", host, str(port))
@@ -80,6 +82,18 @@ class Stage:
             *("--state-dir", str(self._folder / "state")),
         )
         self._processes.wait_for("the control plane", self._not_ready_reason)
+
+    def _wait_for_addresses(self, names: Mapping[tuple[str, int], str]) -> None:
+        """Wait until all addresses are free: the processes of another demo may still be stopping."""
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while True:
+            try:
+                return check_addresses_free(names)
+            except UnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+            self._processes.check()
+            time.sleep(POLL_INTERVAL)
 
     def _not_ready_reason(self) -> str:
         connection = http.client.HTTPConnection(self.admin, timeout=5.0)
