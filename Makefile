@@ -13,6 +13,8 @@ READY := .venv/.ready
 COVERED := tests/policy tests/protocol
 # Tests that measure latency and memory run separately, with one worker per core.
 MEASURING := tests/hostile tests/server/test_pressure.py
+# What failed in both parts of `make test`, and how many tests passed. Printed at the end.
+SUMMARY := .pytest_cache/summary
 # Tests that need Docker, and tests that need Kubernetes built from source.
 COMPOSE := tests/compose
 IN_KUBERNETES := tests/kubernetes
@@ -52,8 +54,11 @@ unit: $(READY) ## Run the tests that start no processes (under a minute)
 	@$(BIN)/pytest $(PER_CORE) -m "not real"
 
 test: $(READY) ## Run all tests that need neither Docker nor Kubernetes; some need root
-	@$(BIN)/pytest $(PARALLEL) $(addprefix --ignore=,$(MEASURING) $(COMPOSE) $(IN_KUBERNETES) $(WITH_GO))
-	@$(BIN)/pytest $(PER_CORE) $(MEASURING)
+	@rm -f $(SUMMARY); status=0; export XDS_TEST_SUMMARY=$(SUMMARY); \
+	for tests in "$(PARALLEL) $(addprefix --ignore=,$(MEASURING) $(COMPOSE) $(IN_KUBERNETES) $(WITH_GO))" \
+			"$(PER_CORE) $(MEASURING)"; do \
+		$(BIN)/pytest $$tests || { status=$$?; test $$status = 1 || break; }; done; \
+	echo; echo "Both parts of make test:"; cat $(SUMMARY); exit $$status
 
 test-slow: coverage test-kubernetes test-compose ## Check coverage, and run the tests that need Kubernetes or Docker
 

@@ -89,10 +89,22 @@ def _length(item: pytest.Item) -> tuple[float, bool, bool]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List flaky tests, each with the message of the failure that the rerun would hide."""
-    failed = {
-        report.nodeid for outcome in ("failed", "error") for report in terminalreporter.getreports(outcome)
-    }
+    """List flaky tests, and add the results to the summary of several runs that `make test` prints."""
+    failed = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
+    _list_flaky(terminalreporter, {report.nodeid for report in failed})
+    is_worker = hasattr(terminalreporter.config, "workerinput")
+    if (summary := os.environ.get("XDS_TEST_SUMMARY")) and not is_worker:
+        counts = {
+            outcome: len(terminalreporter.getreports(outcome))
+            for outcome in ("failed", "error", "passed", "skipped")
+        }
+        with Path(summary).open("a") as file:
+            file.writelines(f"FAILED {report.nodeid}\n" for report in failed)
+            print(*(f"{count} {outcome}" for outcome, count in counts.items() if count), sep=", ", file=file)
+
+
+def _list_flaky(terminalreporter: pytest.TerminalReporter, failed: set[str]) -> None:
+    """List tests that failed and then passed, each with the failure that the rerun would hide."""
     flaky = [report for report in terminalreporter.getreports("rerun") if report.nodeid not in failed]
     if not flaky:
         return
