@@ -16,7 +16,7 @@ from tests.sources.fake_apiserver import FakeApiServer
 from tests.support.loopback import free_port
 from tests.support.waiting import eventually
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 ANY_PORT = ("--xds-tls-address=127.0.0.1:0", "--xds-mtls-address=127.0.0.1:0")
 
 

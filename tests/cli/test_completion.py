@@ -19,6 +19,8 @@ from tests.cli.commands import WEB, write_folder
 from tests.cli.serve_process import serving
 from tests.support.loopback import free_port
 
+pytestmark = pytest.mark.timeout(400)  # A test starts up to ten processes.
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -103,8 +105,9 @@ def test_bash_completes_options_with_an_equals_sign(folder: Path) -> None:
 def test_bash_completes_sidecars_of_a_control_plane(folder: Path) -> None:
     with serving(folder) as process:
         words = ("status", "--xds-address", f"127.0.0.1:{process.xds}")
-        assert complete(*words, "web-2") == ["web-2.shop"]
-        assert complete(*words, "-n", "") == ["shop"]
+        # Completion gives up after two seconds.
+        process.wait_for(lambda: complete(*words, "web-2") == ["web-2.shop"])
+        process.wait_for(lambda: complete(*words, "-n", "") == ["shop"])
 
 
 @pytest.mark.usefixtures("bash")

@@ -73,7 +73,7 @@ class Site:
         age: float = 0,
         key: TokenKey | None = None,
     ) -> str:
-        """Return a token as `xds token` signs it, issued `age` seconds ago, with a lifetime of one minute."""
+        """Return a token as `xds token` signs it, issued `age` seconds ago, with a lifetime of one hour."""
         caller = Caller(
             namespace=namespace,
             service_account=account,
@@ -82,7 +82,7 @@ class Site:
             credential=CredentialKind.TOKEN,
         )
         issued = datetime.now(UTC) - timedelta(seconds=age)
-        return (key or load_or_create_token_key(self.state)).issue(caller, issued, timedelta(minutes=1))
+        return (key or load_or_create_token_key(self.state)).issue(caller, issued, timedelta(hours=1))
 
     @asynccontextmanager
     async def channel(self, text: str | None) -> AsyncIterator[grpc.aio.Channel]:
@@ -144,7 +144,7 @@ async def test_token_gets_only_its_own_pods_key(site: Site) -> None:
             UNPROVEN,
             "created with another --state-dir",
         ),
-        "expired": (site.signed(age=61), UNPROVEN, "expired at"),
+        "expired": (site.signed(age=3601), UNPROVEN, "expired at"),
         "not valid yet": (site.signed(age=-600), UNPROVEN, "not valid yet"),
         "another namespace's": (site.signed(namespace="other"), DENIED, "in another namespace"),
         "another account's": (site.signed("other"), DENIED, "another service account"),
@@ -176,7 +176,9 @@ async def test_stream_ends_if_its_pod_or_account_changes(site: Site) -> None:
         for stream in streams:
             await stream.ask(SECRET, "default")
             assert (await stream.get()).resources
-        (site.folder / "pods.yaml").write_text(pod("web-2", "other", 2))
+        # In one step: web-2 must not be missing from a file that is half written.
+        (site.folder.parent / "new.yaml").write_text(pod("web-2", "other", 2))
+        (site.folder.parent / "new.yaml").rename(site.folder / "pods.yaml")
         ends = [await stream.end() for stream in streams]
         assert ends[0] == (DENIED, "pod shop/web-1 is gone")
         assert (ends[1][0], "another service account" in ends[1][1]) == (DENIED, True)
@@ -243,9 +245,10 @@ def test_admin_token_works_with_status_and_grpcurl(site: Site, tmp_path: Path) -
 
     def grpcurl(text: str) -> subprocess.CompletedProcess[str]:
         shown = ("-H", f"authorization: Bearer {text}") if text else ()
-        command = [GRPCURL, "-cacert", written / "root-cert.pem", *shown, "-max-time", "30", where]
+        limits = ("-connect-timeout", "30", "-max-time", "60")
+        command = [GRPCURL, "-cacert", written / "root-cert.pem", *shown, *limits, where]
         return subprocess.run(
-            [*command, "xds.mesh.v1.Proxies/List"], capture_output=True, text=True, timeout=60, check=False
+            [*command, "xds.mesh.v1.Proxies/List"], capture_output=True, text=True, timeout=90, check=False
         )
 
     seen = grpcurl(site.token("--service-account", "ops/admin"))

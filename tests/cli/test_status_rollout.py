@@ -55,12 +55,12 @@ async def test_one_line_per_service_then_notes(plane: Plane):
     port = plane.server.port
     plane.set_mode("STRICT", rule("shop", "web.shop.svc.cluster.local", "ISTIO_MUTUAL"))
     result = await until(
-        rf"web\.shop: 0/2 endpoints mTLS, web-1 waiting for its listener \(\ds; {OPEN}\), web-2 .+",
+        rf"web\.shop: 0/2 endpoints mTLS, web-1 waiting for its listener \(\d+s; {OPEN}\), web-2 .+",
         port=port,
     )
     assert result.exit_code == 1
     _, held, blank, *notes = result.stdout.splitlines()
-    assert re.fullmatch(r"DestinationRule shop/rule held until its servers accept it \(\ds\)", held)
+    assert re.fullmatch(r"DestinationRule shop/rule held until its servers accept it \(\d+s\)", held)
     assert (blank, notes[0]) == ("", TCP)
     assert "closes the remaining plaintext connections after the drain time" in notes[1]
     assert len(notes) == 2
@@ -74,7 +74,7 @@ async def test_one_line_per_service_then_notes(plane: Plane):
     disabled = "Ports that stopped accepting plaintext since the control plane started: 2."
     _, blank, title, finished, *rest = result.stdout.splitlines()
     assert (blank, title) == ("", FINISHED)
-    assert re.fullmatch(r"web\.shop: 2 endpoints from DISABLE to STRICT in .+, \ds ago", finished)
+    assert re.fullmatch(r"web\.shop: 2 endpoints from DISABLE to STRICT in .+, \d+s ago", finished)
     assert rest == ["", disabled]
     assert FINISHED not in (await xds("-n", "elsewhere", port=port)).stdout
 

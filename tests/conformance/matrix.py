@@ -6,10 +6,12 @@ import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from tests.conformance.building import build_go, build_java
 from tests.support.loopback import free_port
+from tests.support.waiting import eventually
 from xds.conformance import TITLES, Level, Outcome, Report, Variant, run, store_adapter
 from xds.server import XdsServer
 from xds.store import Store
@@ -57,6 +59,9 @@ async def example() -> AsyncIterator[Options]:
         *(folder / "example", "-port", str(port), "-nodeID", NODE), stderr=subprocess.DEVNULL
     )
     try:
+        _, writer = await eventually(partial(asyncio.open_connection, "127.0.0.1", port))
+        writer.close()
+        await writer.wait_closed()
         yield {"target": f"127.0.0.1:{port}", "node": NODE}
     finally:
         process.kill()

@@ -32,7 +32,7 @@ from xds.snapshot import ENDPOINT, LISTENER
 from xds.testing import EnvoyClient, Response
 from xds.validation import Validator
 
-WITHIN = 15.0
+WITHIN = 30.0
 
 
 class Sidecar(EnvoyClient):

@@ -11,7 +11,7 @@ from xds.snapshot import LISTENER, Resource, tag_of
 from xds.store import Store
 from xds.testing import EnvoyClient
 
-WITHIN = 10.0
+WITHIN = 30.0
 
 
 class Sidecar(EnvoyClient):

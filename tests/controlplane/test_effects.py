@@ -17,7 +17,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change
 from xds.mesh.policy.effect import Ineffective
 
-WITHIN = 10.0
+WITHIN = 30.0
 SHOP = [pod("web", "shop"), service("web", "shop")]
 LOCK = peer("shop", "STRICT", name="lock", app="wbe")
 
@@ -121,6 +121,7 @@ async def test_changing_mesh_is_checked_once_it_rests_or_after_a_while(
             return super()._look()
 
     monkeypatch.setattr(module, "without_effect", check)
+    monkeypatch.setattr(module, "MAX_DELAY", 1000.0)
     world = Changing()
     async with running(world):
         await world.until(lambda: world.looks >= 20)

@@ -18,6 +18,7 @@ from tests.controlplane.transitions import (
     transitions,
     until_checked_twice,
     until_finished,
+    until_skipped,
     waits,
 )
 from tests.controlplane.world import running
@@ -120,9 +121,13 @@ async def test_client_without_its_endpoints_lags_until_it_acks_the_repaired_ones
 
 
 async def test_client_without_its_endpoints_is_skipped_after_the_timeout() -> None:
-    async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, refusing, web, client):
+    async with world(peer("ns", "DISABLE")) as (controller, refusing, web, client):
         refuse(refusing, ENDPOINT, WEB, client.resources[ENDPOINT])
         set_mode(controller, "STRICT")
+        await eventually(
+            lambda: [bool(each.rejection) for each in waits(controller)] == [True], timeout=WITHIN
+        )
+        await until_skipped(controller)
         await web.wait_for(lambda: web.accepts(PORT) == "S")
         (skipped,) = controller.rollouts.rollout.skipped.ports.values()
         assert skipped.wait.rejection.startswith("held back, Envoy refuses ClusterLoadAssignment")
@@ -130,12 +135,13 @@ async def test_client_without_its_endpoints_is_skipped_after_the_timeout() -> No
 
 async def test_server_without_its_listener_is_never_skipped() -> None:
     """It still refuses mutual TLS, although it has ACKed all that it was sent."""
-    async with world(peer("ns", "DISABLE"), timeout=0.5) as (controller, refusing, web, client):
+    async with world(peer("ns", "DISABLE")) as (controller, refusing, web, client):
         (inbound,) = (name for name, each in web.resources[LISTENER].items() if tag_of(each.version))
         refuse(refusing, LISTENER, inbound, web.resources[LISTENER])
         set_mode(controller, "STRICT")
         reason = f"held back, Envoy refuses Listener {inbound}: it is bad"
         await eventually(lambda: [each.rejection for each in waits(controller)] == [reason], timeout=WITHIN)
+        controller.rollouts.rollout.timeout = 0.5
         (transition,) = transitions(controller)
         until = transition.listener.since + 1.5
         await eventually(lambda: controller.rollouts.checked_at > until, timeout=WITHIN)
@@ -257,11 +263,12 @@ async def test_a_new_stream_without_a_snapshot_has_answered_nothing() -> None:
 
 async def test_server_that_is_away_without_its_listener_is_skipped() -> None:
     """A server that does not return must not hold a rollout up for ever."""
-    async with world(peer("ns", "DISABLE"), timeout=0.5) as (controller, refusing, web, _):
+    async with world(peer("ns", "DISABLE")) as (controller, refusing, web, _):
         (inbound,) = (name for name, each in web.resources[LISTENER].items() if tag_of(each.version))
         refuse(refusing, LISTENER, inbound, web.resources[LISTENER])
         set_mode(controller, "STRICT")
         reason = f"held back, Envoy refuses Listener {inbound}: it is bad"
         await eventually(lambda: [each.rejection for each in waits(controller)] == [reason], timeout=WITHIN)
         await web.disconnect()
-        await eventually(lambda: controller.rollouts.rollout.stats.skips == 1, timeout=WITHIN)
+        await until_skipped(controller)
+        assert controller.rollouts.rollout.stats.skips == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from math import inf
 
 import pytest
 
@@ -32,6 +33,7 @@ def computed(monkeypatch) -> list[Selection]:
         return await map_view(graph, selection, observed)
 
     monkeypatch.setattr(maps, "map_view", counted)
+    monkeypatch.setattr(maps, "MAX_AGE", inf)
     return found
 
 

@@ -19,6 +19,7 @@ from tests.controlplane.transitions import (
     transitions,
     until_checked_twice,
     until_finished,
+    until_skipped,
     until_waiting_for,
     waits,
     world,
@@ -100,9 +101,13 @@ async def test_server_contracts_once_every_client_uses_mtls() -> None:
 async def test_lagging_client_is_skipped_and_reported(monkeypatch) -> None:
     monkeypatch.setattr(rollout_log, "LOG_INTERVAL", 0.0)
     with capture_logs() as logs:
-        async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
+        async with world(peer("ns", "DISABLE")) as (controller, web, client):
             client.hold(ENDPOINT)
             set_mode(controller, "STRICT")
+            await until_waiting_for(controller, "clients")
+            await eventually(lambda: lagging(controller) == ["client.ns"], timeout=WITHIN)
+            await until_checked_twice(controller)
+            await until_skipped(controller)
             await web.wait_for(lambda: web.accepts(PORT) == "S")
             (skipped,) = controller.rollouts.rollout.skipped.ports.values()
             assert skipped.wait.lagging == ("client.ns",)
@@ -126,9 +131,13 @@ async def test_rejected_rule_is_logged_only_on_change(
     monkeypatch.setattr(driver, "SKIPPED_CHECK_INTERVAL", 0.1)
     mutual = rule("ns", "web.ns.svc.cluster.local", "ISTIO_MUTUAL")
     with capture_logs() as logs:
-        async with world(peer("ns", "PERMISSIVE"), timeout=0.5) as (controller, _web, client):
+        async with world(peer("ns", "PERMISSIVE")) as (controller, _web, client):
             client.reject(CLUSTER, message="no")
             controller.change(Change(applied=(mutual,)))
+            await eventually(
+                lambda: any("rejected: " in entry.get("status", "") for entry in logs), timeout=WITHIN
+            )
+            await until_skipped(controller)
             await eventually(lambda: controller.rollouts.rollout.skipped.rules, timeout=WITHIN)
             for _ in range(3):
                 await until_checked_twice(controller)
@@ -146,21 +155,23 @@ async def test_rejected_rule_is_logged_only_on_change(
 
 
 async def test_lagging_server_is_skipped_after_the_timeout() -> None:
-    async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
+    async with world(peer("ns", "DISABLE")) as (controller, web, client):
         web.hold(LISTENER)
         set_mode(controller, "PERMISSIVE")
         await until_waiting_for(controller, "listener")
+        await until_skipped(controller)
         await client.wait_for(lambda: client.uses_mtls(WEB))
         assert controller.rollouts.rollout.stats.skips == 1
 
 
 async def test_rejected_listener_is_never_skipped() -> None:
-    async with world(peer("ns", "DISABLE"), timeout=0.5) as (controller, web, client):
+    async with world(peer("ns", "DISABLE")) as (controller, web, client):
         web.reject(LISTENER, message="no")
         set_mode(controller, "STRICT")
         await eventually(
             lambda: [each.rejection for each in waits(controller)] == [NO_LISTENER], timeout=WITHIN
         )
+        controller.rollouts.rollout.timeout = 0.5
         (transition,) = transitions(controller)
         until = transition.listener.since + 1.5
         await eventually(lambda: controller.rollouts.checked_at > until, timeout=WITHIN)
@@ -172,7 +183,7 @@ async def test_rejected_listener_is_never_skipped() -> None:
 
 
 async def test_client_that_rejects_endpoints_is_reported() -> None:
-    async with world(peer("ns", "DISABLE"), timeout=1.0) as (controller, web, client):
+    async with world(peer("ns", "DISABLE")) as (controller, web, client):
         client.reject(ENDPOINT, message="no")
         set_mode(controller, "STRICT")
         await eventually(
@@ -181,6 +192,7 @@ async def test_client_that_rejects_endpoints_is_reported() -> None:
             ),
             timeout=WITHIN,
         )
+        await until_skipped(controller)
         await web.wait_for(lambda: web.accepts(PORT) == "S")
 
 
@@ -202,6 +214,7 @@ async def test_immediate_rollout_waits_for_no_proxy() -> None:
 
 
 async def test_disconnected_client_counts_until_it_reconnects(monkeypatch) -> None:
+    monkeypatch.setattr(proxies, "RECONNECT_GRACE", 600.0)
     async with world(peer("ns", "DISABLE"), names=("web", "client")) as (controller, web, client):
         async with Sidecar(controller, "other", "ns") as other:
             await other.wait_for(lambda: WEB in other.endpoints)
@@ -329,8 +342,9 @@ async def test_new_client_is_held_while_servers_reconnect(
         await new.wait_for(lambda: new.uses_mtls(WEB))
 
 
-async def test_restarted_control_plane_recovers_active_modes() -> None:
+async def test_restarted_control_plane_recovers_active_modes(monkeypatch) -> None:
     """The earlier control plane was killed just after the change to STRICT."""
+    monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 60.0)
     async with world(peer("ns", "DISABLE")) as (controller, web, client):
         pass
     async with running(*FACTS, peer("ns", "STRICT")) as controller, AsyncExitStack() as stack:
@@ -353,8 +367,9 @@ async def test_restarted_control_plane_recovers_active_modes() -> None:
         await until_finished(controller)
 
 
-async def test_change_before_clients_have_reconnected_waits_for_them() -> None:
+async def test_change_before_clients_have_reconnected_waits_for_them(monkeypatch) -> None:
     """They use what an earlier control plane served them."""
+    monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 60.0)
     async with running(*FACTS, peer("ns", "PERMISSIVE")) as controller:
         set_mode(controller, "DISABLE")
         await eventually(lambda: transitions(controller), timeout=WITHIN)
@@ -387,10 +402,10 @@ async def test_start_waits_for_unclassified_connections() -> None:
     async with world(peer("ns", "PERMISSIVE"), earlier) as (_, web, client):
         before = client.resources[CLUSTER][WEB]
     async with running(*FACTS, peer("ns", "PERMISSIVE")) as controller, AsyncExitStack() as stack:
+        migrated = time.monotonic()  # Or later, when this test may be paused.
         for each in (web, client, Sidecar(controller, "other", "ns")):
             await stack.enter_async_context(each.moved_to(controller))
         await client.wait_for(lambda: client.resources[CLUSTER][WEB].version != before.version)
-        migrated = time.monotonic()
         set_mode(controller, "STRICT")
         await web.wait_for(lambda: web.accepts(PORT) == "S")
         assert time.monotonic() > migrated + UNREAD

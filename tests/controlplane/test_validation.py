@@ -50,13 +50,13 @@ class Delivered:
 
     async def validating(self, count: int) -> None:
         """Wait until a number of batches is validated or being validated."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.words.calls) < count:
                 await asyncio.sleep(0)
 
     async def delivered(self, count: int) -> list[tuple[dict[str, Resource], bytes]]:
         """Wait for a number of snapshots, and return their clusters and secrets."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(self.history) < count:
                 await asyncio.sleep(0)
         return self.history
@@ -72,7 +72,7 @@ class Delivered:
             key, Snapshot({CLUSTER: clusters, SECRET: secrets}, generation=generation), None, with_key=True
         )
         self.news.clear()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.news.wait()
         return self.snapshots[key]
 
@@ -173,7 +173,7 @@ async def test_pods_share_a_set_without_a_refused_resource(delivered):
     for key, resource in own.items():
         snapshot = Snapshot({CLUSTER: ResourceSet([resource], base=shared)})
         delivered.validator.submit(key, snapshot, None, with_key=True)
-    async with running(delivered), asyncio.timeout(10):
+    async with running(delivered), asyncio.timeout(30):
         while len(delivered.snapshots) < len(own):
             await asyncio.sleep(0)
     sets = {key: snapshot.of(CLUSTER) for key, snapshot in delivered.snapshots.items()}
@@ -294,7 +294,7 @@ async def test_what_was_not_judged_is_validated_once_that_is_possible(delivered,
 
     with monkeypatch.context() as patched:
         patched.setattr(delivered.words, "validate", unavailable)
-        async with running(delivered), asyncio.timeout(10):
+        async with running(delivered), asyncio.timeout(30):
             await delivered.submit(cluster("a", "bad"))
             assert await delivered.scheduled.get() == WEB
             await delivered.submit(cluster("a", "bad"))

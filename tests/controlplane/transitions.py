@@ -63,6 +63,18 @@ async def until_waiting_for(controller, stage: str) -> None:
     await eventually(is_waiting, timeout=WITHIN, every=0.01)
 
 
+async def until_skipped(controller) -> None:
+    """Let the timeout of what a rollout waits for pass, and wait until it is skipped.
+
+    Whatever it waits for next has its time, on a busy machine too.
+    """
+    rollout = controller.rollouts.rollout
+    timeout, skips = rollout.timeout, rollout.stats.skips
+    rollout.timeout = 0.5
+    await eventually(lambda: rollout.stats.skips > skips, timeout=WITHIN, every=0.01)
+    rollout.timeout = timeout
+
+
 async def until_checked_twice(controller) -> None:
     """Wait until the controller has checked the progress of proxies twice more."""
     for _ in range(2):

@@ -18,7 +18,7 @@ from xds.demo.play import STEPS, IdentityShare
 pytest.importorskip("envoy", reason="the extra `demo` is not installed")
 pytest.importorskip("httpbin", reason="the extra `demo` is not installed")
 
-pytestmark = pytest.mark.envoy
+pytestmark = [pytest.mark.envoy, pytest.mark.timeout(600)]
 
 
 class Demo:
@@ -41,7 +41,7 @@ class Demo:
     def progress(self):
         return (self.folder.parent / "stderr").read_text()
 
-    def wait_for_output(self, text, within=60.0):
+    def wait_for_output(self, text, within=200.0):
         """Wait for a text on stderr."""
         deadline = time.monotonic() + within
         while text not in self.progress:
@@ -49,7 +49,7 @@ class Demo:
             assert time.monotonic() < deadline, self.progress
             time.sleep(0.02)
 
-    def wait_for_exit(self, within=100.0):
+    def wait_for_exit(self, within=300.0):
         """Wait until the demo exits; return the exit status and stdout."""
         output, _ = self.process.communicate(timeout=within)
         return self.process.returncode, output
@@ -69,7 +69,7 @@ class Demo:
                 continue
         return processes
 
-    def pid_of(self, text, within=10.0):
+    def pid_of(self, text, within=60.0):
         """Return the PID of the process with a text in its command line, which is empty during an exec."""
         deadline = time.monotonic() + within
         while True:
@@ -81,7 +81,7 @@ class Demo:
             assert time.monotonic() < deadline, running
             time.sleep(0.02)
 
-    def has_no_processes(self, within=10.0):
+    def has_no_processes(self, within=60.0):
         """Wait until no process runs: the kernel needs a moment to kill what the demo could not stop."""
         deadline = time.monotonic() + within
         while (processes := self.find_processes()) and time.monotonic() < deadline:
@@ -91,7 +91,7 @@ class Demo:
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, alone):
     folder = tmp_path / "tmp"
     folder.mkdir()
     demos = []

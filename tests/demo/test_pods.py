@@ -122,7 +122,7 @@ def test_server_that_does_not_listen_is_named():
 @pytest.mark.parametrize("answer", [b"", b"nonsense\r\n\r\n"])
 def test_connection_closed_without_an_answer_is_000(answer):
     with socket.create_server(("127.10.9.1", 0)) as server:
-        server.settimeout(0.2)
+        server.settimeout(60)
 
         def serve():
             connection, _ = server.accept()
@@ -154,6 +154,7 @@ def test_identity_is_the_uri_of_the_client_certificate():
 def test_start_waits_until_another_demo_has_released_its_addresses(tmp_path, monkeypatch):
     with socket.create_server(("127.10.9.1", 0)) as taken, Processes(tmp_path) as processes:
         stage = Stage(tmp_path, processes, sotw=False)
+        monkeypatch.setattr("xds.demo.stage.STOP_TIMEOUT", 60)
         monkeypatch.setattr(processes, "check", taken.close)
         stage._wait_for_addresses({taken.getsockname(): "httpbin.full"})
         assert taken.fileno() == -1

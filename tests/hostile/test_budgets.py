@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -78,7 +79,7 @@ class Attack:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self.call.write(delta(type_url, *names, pod=pod, **fields))
 
-    async def responded(self, count: int, within: float = 10.0) -> bool:
+    async def responded(self, count: int, within: float = 60.0) -> bool:
         """Wait for responses, the end of the stream, or a timeout. Return whether the stream is open."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
@@ -276,6 +277,7 @@ async def test_flood_of_small_requests(shared) -> None:
 
 
 async def test_flood_of_rejections(shared) -> None:
+    began = time.monotonic()
     async with attacker(shared, "evil-4") as channel, shared.watched() as cost:
         calls = [channel.stream_stream(DELTA)() for _ in range(4)]
         tasks = [asyncio.create_task(rejecting(call, "evil-4")) for call in calls]
@@ -283,7 +285,7 @@ async def test_flood_of_rejections(shared) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    assert cost.log_lines < 50 + 12 * 10
+    assert cost.log_lines < 50 + 10 * (time.monotonic() - began + 7)
     honest_sidecar_is_served(cost)
 
 

@@ -324,7 +324,10 @@ async def test_unreadable_documents_are_waited_for_at_start(tmp_path: Path) -> N
         for what, content in hiding.items():
             place(policies, content)
             await waiting.wait_ready(503, f"waiting for the manifests to be repaired: {policies}:", what)
-            assert waiting.logged('event="problem found"', "policies.yaml")
+            # What is waited for is known a moment before it is logged.
+            await eventually(
+                lambda: waiting.logged('event="problem found"', "policies.yaml"), timeout=TIMEOUT
+            )
             assert 'xds_problems{severity="problem"} 0.0' not in (await waiting.get("/metrics"))[1]
         place(policies, good)
         await waiting.wait_ready(503, f"waiting for the manifests to be repaired: {config}:2")
@@ -402,8 +405,15 @@ async def test_unreadable_resources_are_waited_for_at_start(server: FakeApiServe
         allow(server, "peerauthentications")
         await waiting.wait_ready(503, "waiting for ConfigMap istio-system/xds: ")
         for kind in ("pods", "configmaps", PEERS, "ConfigMap"):
-            assert waiting.logged('event="problem found"', kind)
-        assert 'xds_problems{severity="problem"} 1.0' in (await waiting.get("/metrics"))[1]
+            await eventually(
+                lambda kind=kind: waiting.logged('event="problem found"', kind),  # type: ignore[misc]
+                timeout=TIMEOUT,
+            )
+
+        async def has_one_problem() -> bool:
+            return 'xds_problems{severity="problem"} 1.0' in (await waiting.get("/metrics"))[1]
+
+        await eventually(has_one_problem, timeout=TIMEOUT)
         assert not await waiting.listens()
         await server.put("configmaps", settings("{}"))
         await waiting.wait_ready(200)

@@ -12,7 +12,7 @@ async def test_harness_measures_a_quiet_control_plane(tmp_path) -> None:
         while cost.served < 3:
             await asyncio.sleep(0.05)
     assert not cost.failures
-    assert cost.slowest < 10
+    assert cost.slowest < 15
     assert cost.memory < 64 * MIB
     assert cost.log_lines < 10
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import grpc
 import grpc.aio
 import pytest
@@ -40,7 +42,7 @@ HOSTILE = {
 }
 NAMELESS = ("text", "aliases", "nested", "percent", "tags", "documents")
 MAX_LOG_LINES = 600
-"""A burst of 200 problems and 200 notices, and five of each per second for some seconds."""
+"""A burst of 200 problems and 200 notices, and five of each per second for 20 seconds."""
 
 
 async def _clusters(target: Target) -> bytes:
@@ -62,11 +64,15 @@ async def _is_served(target: Target, name: str) -> None:
     async def served() -> bool:
         return f"outbound|81||{name}.shop".encode() in await _clusters(target)
 
-    await eventually(served, timeout=60, what=f"Service {name} is served\n{target.tail(3)}")
+    await eventually(served, timeout=90, what=f"Service {name} is served\n{target.tail(3)}")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(360)
 async def test_valid_objects_are_served_beside_hostile_manifests(tmp_path) -> None:
+    def max_log_lines() -> float:
+        return max(MAX_LOG_LINES, MAX_LOG_LINES + 10 * (time.monotonic() - began - 20))
+
+    began = time.monotonic()
     async with Target(tmp_path) as target:
         async with target.watched() as cost:
             for name, text in HOSTILE.items():
@@ -74,19 +80,19 @@ async def test_valid_objects_are_served_beside_hostile_manifests(tmp_path) -> No
             await _is_served(target, "first")
             await _is_served(target, "second")
         assert not cost.failures
-        assert cost.slowest < 10
+        assert cost.slowest < 15
         assert cost.memory < 512 * MIB
-        assert 20 < cost.log_lines < MAX_LOG_LINES
+        assert 20 < cost.log_lines < max_log_lines()
         assert cost.log_bytes < MIB / 2
 
         # The file is read again at start, which waits for files that hide the names of objects.
         for name in NAMELESS:
             (target.manifests / f"{name}.yaml").unlink()
         await target.stop()
-        size = target.log.stat().st_size
+        size, began = target.log.stat().st_size, time.monotonic()
         await target.start()
         await _is_served(target, "third")
         log = target.log.read_bytes()[size:]
-        assert log.count(b"\n") < MAX_LOG_LINES
+        assert log.count(b"\n") < max_log_lines()
         assert len(log) < MIB / 2
         assert b"Traceback" not in target.log.read_bytes()

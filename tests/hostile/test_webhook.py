@@ -22,6 +22,8 @@ from tests.hostile.harness import MIB, _cpu, _descriptors, _memory
 from tests.hostile.webhook_process import NAME
 
 VERSION = "admission.k8s.io/v1"
+DELAY = 15.0
+"""Maximum seconds of an admission, and of the event loop's lag, on a busy machine during an attack."""
 POD = {"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
 
 
@@ -78,7 +80,7 @@ async def serving(directory: Path, divisor: int = 1) -> AsyncIterator[Webhook]:
     assert process.stdin
     assert process.stdout
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             message = json.loads(await process.stdout.readline())
         webhook = Webhook(process, message, log)
         following = asyncio.create_task(webhook.follow())
@@ -130,8 +132,8 @@ async def test_unknown_annotations_delay_no_admission(webhook: Webhook) -> None:
     await attacking
     assert asked.keys() <= {200, 429}
     assert webhook.cpu - began < 24 * 0.1
-    assert max(admissions) < 5
-    assert webhook.lag < 5
+    assert max(admissions) < DELAY
+    assert webhook.lag < DELAY
 
 
 DENSE = {
@@ -163,7 +165,7 @@ DENSE = {
 
 async def test_dense_bodies_cost_little(webhook: Webhook) -> None:
     """Regression: 8 MiB of annotations took 66 s, and other bodies of 3 MiB up to a second."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(100):
         for shape, body in DENSE.items():
             began = webhook.cpu
             for number in range(3):
@@ -175,11 +177,11 @@ async def test_dense_bodies_cost_little(webhook: Webhook) -> None:
 
 async def test_body_above_the_limit_is_refused_unread(webhook: Webhook) -> None:
     head = f"POST /inject HTTP/1.1\r\nHost: x\r\nContent-Length: {8 * MIB}\r\n\r\n".encode()
-    async with webhook.connected("127.0.0.92") as connection, asyncio.timeout(5):
+    async with webhook.connected("127.0.0.92") as connection, asyncio.timeout(30):
         status, text = await connection.ask(head)
         assert (status, str(3 * MIB) in text.decode()) == (413, True)
     endless = b"POST /inject HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
-    async with webhook.connected("127.0.0.92") as connection, asyncio.timeout(5):
+    async with webhook.connected("127.0.0.92") as connection, asyncio.timeout(30):
         status, text = await connection.ask(endless)
         assert (status, b"Content-Length" in text) == (411, True)
 
@@ -193,7 +195,7 @@ async def test_slow_bodies_delay_no_large_pod(webhook: Webhook) -> None:
             connection = await stack.enter_async_context(webhook.connected("127.0.0.93"))
             connection.writer.write(head)
         admissions = [await webhook.admit(large) for _ in range(5)]
-    assert max(admissions) < 4
+    assert max(admissions) < DELAY
 
 
 async def test_idle_connections_delay_no_admission(webhook: Webhook) -> None:
@@ -203,7 +205,7 @@ async def test_idle_connections_delay_no_admission(webhook: Webhook) -> None:
     async with many(webhook.address, [f"127.0.0.{n}" for n in range(60, 72)], 100) as idle:
         for connection in idle:
             connection.writer.write(b"\x16")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             for _ in range(5):
                 await webhook.admit()
         assert _descriptors(webhook.pid) - before < 300
@@ -304,7 +306,7 @@ DENSE_POLICIES = {
 
 
 async def test_dense_policies_cost_little(webhook: Webhook) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         for shape, body in DENSE_POLICIES.items():
             began = webhook.cpu
             for number in range(3):
@@ -336,7 +338,7 @@ async def test_flood_of_policies_uses_a_part_of_the_cpu(webhook: Webhook) -> Non
     await attacking
     # The burst of 5 s, a tenth of the time, and what 70 requests and connections cost.
     assert webhook.cpu - began < 5 + 0.1 * (time.monotonic() - started) + 70 * 0.05
-    assert max(admissions) < 5
-    assert webhook.lag < 5
+    assert max(admissions) < DELAY
+    assert webhook.lag < DELAY
     assert answers["unchecked"] > 10
     assert webhook.log_lines - lines < 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import ssl
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -81,11 +82,12 @@ def test_text_around_pem_certificates_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    "key",
-    [ec.generate_private_key(ec.SECP384R1()), rsa.generate_private_key(65537, 4096)],
+    "generate",
+    [lambda: ec.generate_private_key(ec.SECP384R1()), lambda: rsa.generate_private_key(65537, 4096)],
     ids=["EC P-384", "RSA 4096"],
 )
-def test_ca_key_may_differ_while_leaves_use_ec_p256(key: object) -> None:
+def test_ca_key_may_differ_while_leaves_use_ec_p256(generate: Callable[[], object]) -> None:
+    key = generate()
     root = Company.root("Root", NOW, key=key)
     authority = load(root.subsidiary("Issuing", key=key), roots=(root,))
     leaf = authority.issue(SLEEP, NOW)

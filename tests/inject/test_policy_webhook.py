@@ -15,7 +15,7 @@ from tests.inject.test_policy_review import policy, request
 from tests.inject.test_webhook import NAME, NOW, Call, authority, running
 from tests.policy.world import HTTP, peer, pod, rule, service
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
-from xds.mesh.inject import InjectionSettings, policy_webhook
+from xds.mesh.inject import InjectionSettings, policy_webhook, webhook
 from xds.mesh.inject.policy_review import read_proposal
 from xds.mesh.inject.policy_webhook import (
     MAX_CACHED,
@@ -50,6 +50,13 @@ class World:
 
     async def check(self, change: Change = STRICT, key: bytes = b"", client: str = "") -> Any:
         return await self.checker.check(change, key or repr(change).encode(), client)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine needs longer than the API server would wait."""
+    monkeypatch.setattr(policy_webhook, "TIME_LIMIT", 60.0)
+    monkeypatch.setattr(webhook, "QUEUE_TIMEOUT", 60.0)
 
 
 @pytest.fixture

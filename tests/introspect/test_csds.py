@@ -57,7 +57,7 @@ def states(client: dict) -> dict[str, str]:
 
 async def until(channel, codec, **wanted: str) -> dict:
     """Ask until the resources of the only client have these states."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         seen: dict[str, str] = {}
         while not seen or not wanted.items() <= seen.items():
             (found,) = await fetch(channel, codec, exclude_resource_contents=True) or [{}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import grpc.aio
 import pytest
@@ -20,8 +22,11 @@ async def test_discovery_services_are_healthy_until_the_server_stops(server, cha
     assert (await health.Check(request)).status == STATUS.SERVING
     watching = health.Watch(request)
     assert (await watching.read()).status == STATUS.SERVING
-    await server.stop()
+    server._grace = 30.0  # The server ends the watch then, if the client has not read the change and left.
+    stopping = asyncio.create_task(server.stop())
     assert (await watching.read()).status == STATUS.NOT_SERVING
+    watching.cancel()
+    await stopping
 
 
 async def test_unserved_service_is_not_healthy(channel):

@@ -71,8 +71,15 @@ async def test_settled_mesh_has_no_differences(plane: Plane):
 
 async def test_transition_is_followed_from_the_server_to_the_client(plane: Plane):
     plane.set_mode("STRICT")
-    # The second server is faster, so that the answers differ.
-    found = await until(plane, lambda found: len(found.groups) == 2)
+    # The second server is faster, so that the answers differ. The first one may be sent its listener later.
+    found = await until(
+        plane,
+        lambda found: (
+            len(found.groups) == 2
+            and any("web-1.shop: LDS waiting " in text for text in differences(found))
+            and any("web-1 waiting for its listener" in text for text in differences(found))
+        ),
+    )
     by_pod = {group.endpoints[0].pod: group for group in found.groups}
     first = by_pod["web-1.shop"]
     assert first.summary == "mutual TLS: auto mTLS is enabled, and the server's mode is STRICT"

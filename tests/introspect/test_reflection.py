@@ -167,7 +167,7 @@ async def test_describing_does_not_block_the_event_loop(channel, monkeypatch):
 
     def slow(name: str) -> tuple[str, ...]:
         loop.call_soon_threadsafe(started.set)
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return (name,)
 
     monkeypatch.setattr(reflection, "dependency_closure", slow)

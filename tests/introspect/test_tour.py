@@ -17,7 +17,7 @@ from tests.introspect import tour
 from tests.introspect.grpcurl import GRPCURL, read
 
 STEPS = list(tour.steps(tour.TOUR.read_text()))
-WITHIN = 20.0
+WITHIN = 30.0
 """Seconds to repeat a command until the server has processed the proxies' requests."""
 
 Run = Callable[[str], str]

@@ -73,7 +73,7 @@ async def connected(
     server: XdsServer, node: str, *, group: str = "", rejects: str = ""
 ) -> AsyncIterator[ClustersClient]:
     """Connect a client, which gets the clusters that exist. It rejects contents with a word."""
-    client = ClustersClient(f"127.0.0.1:{server.port}", node=node, cluster=group)
+    client = ClustersClient(f"127.0.0.1:{server.port}", node=node, cluster=group, timeout=30.0)
     if rejects:
         client.reject(CLUSTER, message="no", when=lambda cluster: rejects in cluster.alt_stat_name)
     async with client:

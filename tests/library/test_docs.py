@@ -136,7 +136,7 @@ import grpc
 {connect}
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
-HealthStub(channel).Check(HealthCheckRequest(), timeout=10, wait_for_ready=True)
+HealthStub(channel).Check(HealthCheckRequest(), timeout=30, wait_for_ready=True)
 """
 
 

@@ -17,6 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tests.library.clients import cluster
 from tests.library.messages import api_listener, assignment, eds_cluster, routes
 from tests.server.proxies import Client
+from tests.support.waiting import eventually
 from xds.codec import encode_counts
 from xds.protocol import wire
 from xds.protocol.session import Session, Variant
@@ -42,7 +43,7 @@ class Node(EnvoyClient):
     """A client that answers a response with clusters when the test says so."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, timeout=30.0, **options)
         self.hold(CLUSTER)
 
     async def take(self, type_url: str = CLUSTER, *, error: str = "") -> set[str]:
@@ -228,6 +229,8 @@ async def test_applied_waits_for_clients_that_connect(store, connect):
         await node.take()
     assert await is_waiting(done)
     await nodes[0].disconnect()
+    # The server learns of that later. Until then, the client counts.
+    await eventually(lambda: all(client.node.id != "edge.1" for client in store.clients))
     for name in ("edge.2", "edge.3"):
         assert await is_waiting(done)
         node = await connect(name)
@@ -390,7 +393,7 @@ async def test_services_can_join_an_existing_server(store, variant):
         )
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
         assert len(service.streams) == 1
-        await service.drain(grace=5)
+        await service.drain(grace=30)
         await node.wait_for(lambda: node.status)
         assert node.status[0] == grpc.StatusCode.UNAVAILABLE
     await server.stop(None)

@@ -140,14 +140,16 @@ async def test_blue_green_switches_under_load_and_rolls_back(tmp_path):
     async with reading("blue-green.md", tmp_path) as reader:
         await reader.follow(until=reader.local("curl -X PUT 127.0.0.1:8080/green/100"))
         load, counts = "python load.py", []
-        while len(counts) < 3 or counts[-1]["blue"] != counts[-2]["blue"]:
+        # On a busy machine, a second can pass without any answer.
+        while len(counts) < 3 or counts[-1]["blue"] != counts[-2]["blue"] or counts[-1] == counts[-2]:
             counts.append(ast.literal_eval(await reader.wait_for(load, "blue")))
         assert counts[-1]["green"] > counts[-2]["green"]
         await reader.follow(until=reader.local("curl -X PUT '127.0.0.1:8080/green/10?"))
         last = ast.literal_eval(await reader.wait_for(load, "blue"))
+        while sum(last.values()) <= 100:
+            last = ast.literal_eval(await reader.wait_for(load, "blue"))
         rest = await reader.stop(load)
         assert last.keys() == {"blue", "green"}
-        assert sum(last.values()) > 100
         for unexpected in ("failed", "Traceback"):
             assert unexpected not in rest
 

@@ -77,7 +77,7 @@ async def test_changes_are_served_in_order_after_validation(store, words):
     await settled(store)
     words.open.clear()
     store.set(cluster("a", "2"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(words.calls) < 2:
             await asyncio.sleep(0)
     store.set(cluster("a", "3"), cluster("b"))
@@ -103,7 +103,7 @@ async def test_nothing_is_served_before_validation(store, words):
 
 async def served(store: Store) -> None:
     """Wait for the validation, although the clients of these tests answer nothing."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not store.view("n").types:
             await asyncio.sleep(0)
 
@@ -329,7 +329,7 @@ async def test_a_rollout_of_a_good_version_ends_the_keeping(store):
 
 
 async def validated(store: Store) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await store._queue.wait()
 
 

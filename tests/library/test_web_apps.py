@@ -71,7 +71,7 @@ async def test_web_app_serves_what_its_requests_set(variant, name, tmp_path):
             async with EnvoyProcess("late", late, tmp_path) as other:
                 assert "web::127.0.0.1:2::" in await other.admin.get("/clusters")
         process.send_signal(signal.SIGINT)
-        output, _ = await asyncio.wait_for(process.communicate(), 30)
+        output, _ = await asyncio.wait_for(process.communicate(), 60)
     finally:
         if process.returncode is None:
             process.kill()

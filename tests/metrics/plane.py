@@ -14,7 +14,7 @@ from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.model.objects import Meta, Pod, Problem, Ref, Service, ServicePort
 from xds.server import XdsServer
 
-WITHIN = 10.0
+WITHIN = 30.0
 NODE = "sidecar~127.9.0.1~web.shop~shop.svc.cluster.local"
 NAME = "outbound|80||web.shop.svc.cluster.local"
 

@@ -13,4 +13,4 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 def launch(driver: Any) -> Any:
     """Start Chromium."""
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-    return driver.chromium.launch(executable_path=CHROMIUM, args=sandbox)
+    return driver.chromium.launch(executable_path=CHROMIUM, args=sandbox, timeout=120_000)

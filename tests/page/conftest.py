@@ -9,7 +9,7 @@ import pytest
 
 from tests.page.browser import CHROMIUM, launch
 
-TIMEOUT = 30_000
+TIMEOUT = 60_000
 """Time to wait for an element, in milliseconds."""
 UNAVAILABLE = ("net::ERR_", "status of 503 ")
 """Parts of what the browser itself logs while the control plane is stopped, or starts."""

@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from urllib.parse import urlencode
 
@@ -74,30 +74,33 @@ def without_ages(value):
         return {name: without_ages(item) for name, item in value.items() if name != "time"}
     if isinstance(value, list):
         return [without_ages(item) for item in value]
-    return re.sub(r"\b\d+s\b", "Ns", value) if isinstance(value, str) else value
+    return re.sub(r"\b(\d+m)?\d+s\b|\b\d+m\b", "Ns", value) if isinstance(value, str) else value
 
 
 # --- the same data as the gRPC services ---------------------------------------------------------------------
 
 
 def test_messages_are_those_of_the_grpc_services(server):
-    explained = view(server, "explain", client="sleep.full", service="httpbin.full")
-    assert without_ages(explained) == without_ages(command(server, "explain", "sleep.full", "httpbin.full"))
-    # An object without effect becomes a problem after 10 s, perhaps between two calls.
-    server.wait_for(
-        lambda: without_ages(view(server, "problems")) == without_ages(command(server, "problems"))
-    )
-    assert without_ages(view(server, "rollouts")) == without_ages(command(server, "status", "--rollout"))
-    listed = view(server, "proxies", unsynced="true")
-    expected = command(server, "status")
-    (proxy,) = listed["proxies"]
-    assert proxy["state"] == "waiting"
-    assert "CDS waiting" in proxy["status"]
-    for name in ("state", "status", "certificate", "words"):
-        del proxy[name]
-    for kind in proxy["streams"][0]["types"]:
-        del kind["status"]
-    assert without_ages(listed) == without_ages(expected)
+    def are_equal(shown: Callable[[], dict], *arguments: str) -> None:
+        """Compare until both are from the same time: meanwhile, objects without effect become problems."""
+        server.wait_for(lambda: without_ages(shown()) == without_ages(command(server, *arguments)))
+
+    def proxies() -> dict:
+        listed = view(server, "proxies", unsynced="true")
+        (proxy,) = listed["proxies"]
+        assert proxy["state"] == "waiting"
+        assert "CDS waiting" in proxy["status"]
+        for name in ("state", "status", "certificate", "words"):
+            del proxy[name]
+        for kind in proxy["streams"][0]["types"]:
+            del kind["status"]
+        return listed
+
+    explained = {"client": "sleep.full", "service": "httpbin.full"}
+    are_equal(lambda: view(server, "explain", **explained), "explain", *explained.values())
+    are_equal(lambda: view(server, "problems"), "problems")
+    are_equal(lambda: view(server, "rollouts"), "status", "--rollout")
+    are_equal(proxies, "status")
 
 
 def test_configuration_is_listed_and_redacted(server):
@@ -130,13 +133,13 @@ def test_invalid_requests_get_an_error(server, path, status, error):
 
 
 def test_requests_only_read(server):
-    connection = http.client.HTTPConnection("127.0.0.1", server.admin)
     for name in VIEWS:
+        connection = http.client.HTTPConnection("127.0.0.1", server.admin)
         connection.request("POST", f"/api/v1/{name}", body="{}")
         response = connection.getresponse()
         response.read()
         assert response.status == 405
-    connection.close()
+        connection.close()
 
 
 def test_migration_says_how_much_was_observed(server, tmp_path):
@@ -159,7 +162,7 @@ async def test_cpu_time_of_a_view_is_charged_to_its_client(monkeypatch):
     page.start(object())
     client = Client("192.0.2.1")
     await page._json(read)(SimpleNamespace(query={}, client=client))
-    assert not client.share.has_recovered(asyncio.get_running_loop().time())
+    assert client.share._used > 0.1
 
 
 async def test_few_views_are_computed_at_a_time(monkeypatch):
@@ -339,7 +342,7 @@ def test_events_name_the_changed_views(tmp_path):
             while "proxies" not in seen:
                 seen |= set(listener.event()[1]["views"])
         process.process.send_signal(signal.SIGTERM)
-        assert process.process.wait(20) == 0
+        assert process.process.wait(60) == 0
         assert b"event: changed" not in listener.response.read().split(b"\n\n")[-1]
         listener.close()
 

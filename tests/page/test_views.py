@@ -349,7 +349,7 @@ def test_rollout_is_listed_when_it_has_finished(page, own_server):
     assert "httpbin:8080" in row.inner_text()
     assert "✓ finished" in row.inner_text()
     assert "contract" in row.inner_text()
-    assert "No rollout is in progress" in page.inner_text(".empty")
+    page.wait_for_selector(".empty >> text=No rollout is in progress")
     page.select_option('[data-key="namespace"]', "full")
     page.fill("input[type=search]", "no such text")
     page.wait_for_selector("text=No finished transition matches the filters")

@@ -20,7 +20,7 @@ import grpc.aio
 from grpc.experimental import insecure_channel_credentials
 
 METHOD = "/peers.Backend/Describe"
-TIMEOUT = 10
+TIMEOUT = 30
 CREDENTIALS = grpc.xds_channel_credentials(insecure_channel_credentials())
 
 

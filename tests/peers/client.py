@@ -19,7 +19,7 @@ from tests.peers.xdsprotos import Codec
 from xds.protocol.events import Acked
 from xds.snapshot import CLUSTER, LISTENER
 
-DEADLINE = 10
+DEADLINE = 30
 NODE = "test-id"
 
 _DISCOVERY = "envoy.service.discovery.v3"

@@ -1,6 +1,6 @@
-"""A control plane to be killed: it serves the world of one service, and says on which port.
+"""A control plane to be killed: it serves the world of one service, and prints a line once it does.
 
-control_plane.py CLUSTER BACKEND_PORT
+control_plane.py PORT CLUSTER BACKEND_PORT
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from xds.server import XdsServer
 from xds.store import Store
 
 
-async def serve(cluster: str, port: int) -> None:
+async def serve(port: int, cluster: str, backend: int) -> None:
     """Serve for ever."""
     store = Store()
-    store.set(*world(cluster, port))
-    server = XdsServer(store, "127.0.0.1:0")
+    store.set(*world(cluster, backend))
+    server = XdsServer(store, f"127.0.0.1:{port}")
     await server.start()
-    sys.stdout.write(f"{server.port}\n")
+    sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    asyncio.run(serve(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(serve(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

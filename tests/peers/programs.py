@@ -15,7 +15,7 @@ import grpc.aio
 
 from tests.peers.meshless import SERVER_LISTENER, SERVICE
 
-DEADLINE = 30
+DEADLINE = 60
 UNAVAILABLE = "UNAVAILABLE"
 _ROOT = Path(__file__).parents[2]
 _PAUSE = 0.002

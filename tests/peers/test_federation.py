@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.peers.programs import DEADLINE, Caller, backend, end, servers
+from tests.peers.programs import DEADLINE, Caller, backend, end, kill, servers
 from tests.support.clients import Client
 from tests.support.envoy import EnvoyProcess
 from tests.support.loopback import free_port
@@ -91,7 +91,7 @@ async def test_grpc_sends_names_in_our_canonical_form():
         caller.process.stdin.write(b"\n")
         async with asyncio.timeout(DEADLINE):
             subscribed = await anext(event async for _, event in events if isinstance(event, Subscribed))
-        await end(caller.process)
+        await kill(caller.process)
     expected = xdstp(LISTENER, ODD, authority="x", parameters={"z": ODD, "a": "b=c"})
     assert subscribed.names == {expected}
     assert XdstpName.parse(expected).parameters == {"z": ODD, "a": "b=c"}

@@ -11,6 +11,7 @@ from envoy_data_plane.envoy.config.cluster.v3 import ClusterLbPolicy
 
 from tests.peers.meshless import SERVICE, cluster, endpoints, listener, routes, world
 from tests.peers.programs import DEADLINE, Caller, backend, end, kill, start
+from tests.support.loopback import free_port
 from xds.server import XdsServer
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 from xds.store import Acked, Nacked, NackError, Store
@@ -69,6 +70,7 @@ async def test_calls_are_balanced_over_endpoints(store, caller, backends):
 
 async def test_changed_route_loses_no_call(store, caller, backends):
     assert await caller.answer() == "one"
+    await asyncio.wait_for(store.applied(), DEADLINE)
     here, there = ("a", "one"), ("b", "two")
     for _ in range(2):
         events = store.events()
@@ -76,6 +78,7 @@ async def test_changed_route_loses_no_call(store, caller, backends):
             change.set(cluster(there[0]), endpoints(there[0], [backends[there[1]]]), routes(there[0]))
             change.remove(cluster(here[0]), endpoints(here[0], []))
         await caller.moves(here[1], there[1])
+        await asyncio.wait_for(store.applied(), DEADLINE)
         events.close()
         taken = [event async for _, event in events if isinstance(event, Acked)]
         moved = next(number for number, event in enumerate(taken) if event.type_url == ROUTE)
@@ -104,6 +107,7 @@ async def test_call_waits_for_a_new_listener(store, caller):
 
 async def test_rejected_resource_is_logged_once_and_the_old_one_stays(store, caller, backends):
     assert await caller.answer() == "one"
+    await asyncio.wait_for(store.applied(), DEADLINE)
     events = store.events()
     store.set(cluster("a", policy=ClusterLbPolicy.MAGLEV))
     with pytest.raises(NackError, match="LB policy is not supported"):
@@ -142,10 +146,11 @@ async def test_assignments_above_four_mebibytes_are_split(store, caller, backend
 
 async def test_calls_survive_a_control_plane_crash(backends):
     async with AsyncExitStack() as stack:
-        first = await start("control_plane.py", "a", backends["one"])
+        port = free_port()  # The kernel gives it to no connection while nothing listens.
+        first = await start("control_plane.py", port, "a", backends["one"])
         stack.push_async_callback(kill, first)
         assert first.stdout
-        port = int(await first.stdout.readline())
+        assert await first.stdout.readline() == b"ready\n"
         caller = await Caller.start("aio", port)
         stack.push_async_callback(end, caller.process)
         assert await caller.answer() == "one"

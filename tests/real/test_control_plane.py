@@ -7,7 +7,6 @@ import time
 from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from itertools import groupby
 
 import pytest
 
@@ -82,16 +81,18 @@ class TestFiles:
         for step, expected in steps:
             step()
             took.append(await sidecars.find("svc", expected))
+        # Usually less than one, but the machine may have other things to do.
+        assert min(took) < 3
         print(f"seconds from a file to both sidecars: {[round(seconds, 2) for seconds in took]}")
 
     async def test_bad_input_is_reported_and_blocks_nothing(self, sidecars):
-        kept, other = sidecars.folder / "kept.yaml", sidecars.folder / "other.yaml"
-        kept.write_text(text_of(service_at("kept", "10.0.0.1")))
+        kept = sidecars.folder / "kept.yaml"
+        sidecars.write(kept.name, text_of(service_at("kept", "10.0.0.1")))
         await sidecars.find("kept", "10.0.0.1")
 
         changed = text_of(service_at("kept", "10.0.0.2"))
-        kept.write_text(changed.replace("  - ip:", "\t- ip:"))
-        other.write_text(text_of(service_at("other", "10.0.0.3")))
+        sidecars.write(kept.name, changed.replace("  - ip:", "\t- ip:"))
+        sidecars.write("other.yaml", text_of(service_at("other", "10.0.0.3")))
         await sidecars.find("other", "10.0.0.3")
         line = await sidecars.logged("level=warning", 'event="problem found"', str(kept))
 
@@ -101,7 +102,7 @@ class TestFiles:
         # Logged once, not every time the folder is read.
         assert sum(f'event="problem found" where={kept}' in line for line in sidecars.log()) == 1
 
-        kept.write_text(changed)
+        sidecars.write(kept.name, changed)
         await sidecars.find("kept", "10.0.0.2")
         await sidecars.logged('event="problem solved"', str(kept))
 
@@ -152,6 +153,7 @@ class TestRestart:
         (sidecars.folder / "before.yaml").write_text(text_of(service_at("before", "10.0.0.1")))
         await sidecars.find("before", "10.0.0.1")
         mesh, (sotw, delta) = sidecars.mesh, sidecars.envoys
+        await mesh.settled()
         before = [await everything(mesh.plane.port, pod) for pod in sidecars.pods]
         updated = await updates(delta)
         versions = await version_infos(sotw)
@@ -174,18 +176,24 @@ class TestRestart:
         (sidecars.folder / "after.yaml").write_text(text_of(service_at("after", "10.0.0.2")))
         await sidecars.find("after", "10.0.0.2")
 
-        since = await updates(delta)
-        changed = {name for name, count in since.items() if count != updated.get(name)}
-        assert changed == {
-            "cluster_manager.cds.update_success",
-            "cluster.outbound|80||after.ns.svc.cluster.local;.update_success",
-            "http.outbound_http_proxy.rds.http_proxy.update_success",
-            secrets,
-            "sds.ROOTCA.update_success",
-        }
-        assert all(since[name] == updated.get(name, 0) + 1 for name in changed)
+        async def took_only_news() -> bool:
+            since = await updates(delta)
+            changed = {name: count - updated.get(name, 0) for name, count in since.items()}
+            assert {name: count for name, count in changed.items() if count} == {
+                "cluster_manager.cds.update_success": 1,
+                "cluster.outbound|80||after.ns.svc.cluster.local;.update_success": 1,
+                "http.outbound_http_proxy.rds.http_proxy.update_success": 1,
+                secrets: 1,
+                "sds.ROOTCA.update_success": 1,
+            }
+            return True
+
+        # Endpoints may arrive before routes and roots.
+        await mesh.settled()
+        await eventually(took_only_news)
         (sidecars.folder / "after.yaml").unlink()
         await sidecars.find("after", None)
+        await mesh.settled()
         assert await version_infos(sotw) == versions
         assert not any("Traceback" in line for line in sidecars.log())
 
@@ -201,7 +209,8 @@ class TestAddresses:
                     codes.append((await Client().get(f"http://{plane._admin}/ready")).code)
                     await asyncio.sleep(0.02)
             await starting
-            assert [code for code, _ in groupby(codes)] in (["000", "200"], ["000", "503", "200"])
+            # In this order, but each may be over before it is seen.
+            assert codes == sorted(codes, key=("000", "503", "200").index)
             for path, text in (("healthz", "ok\n"), ("ready", "ready\n")):
                 answer = await Client().get(f"http://{plane._admin}/{path}")
                 assert (answer.code, answer.text) == ("200", text)
@@ -218,7 +227,7 @@ class TestAddresses:
             stdout=PIPE,
             stderr=PIPE,
         )
-        out, err = await asyncio.wait_for(process.communicate(), timeout=10)
+        out, err = await asyncio.wait_for(process.communicate(), timeout=60)
 
         assert (process.returncode, out) == (2, b"")
         assert address in err.decode()
@@ -239,7 +248,7 @@ class TestAddresses:
                 *place.command(controlplane.XDS, *serve, "--insecure-xds"), stdout=PIPE, stderr=PIPE
             )
             try:
-                await eventually(lambda: is_ok(Client(place).get("http://127.0.0.1:15014/ready")), timeout=30)
+                await eventually(lambda: is_ok(Client(place).get("http://127.0.0.1:15014/ready")), timeout=60)
                 door = HERE.listener(loopback.address(), 0)
                 async with Relay(door, lambda: Client(place).connect("127.0.0.1", 15010)):
                     host, port = door.getsockname()

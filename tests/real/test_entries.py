@@ -52,7 +52,6 @@ def entry(mesh: Mesh, name: str, *, vip: str = VIP, location: str = "MESH_INTERN
 
 async def under(mesh: Mesh, *objects: Any) -> None:
     """Apply exactly these objects."""
-    mesh.set(connectTimeout="1s")
     mesh.manifests.write("entries", *objects)
     await mesh.settled()
 

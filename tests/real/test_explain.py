@@ -46,18 +46,22 @@ async def test_explanation_follows_what_real_sidecars_use(loopback, tmp_path):
             assert answer.code == "200"
             return "spiffe://" in answer.text
 
+        async def is_held_up() -> bool:
+            (group,) = (await explain())["groups"]
+            assert group["outcome"] == "mtls"
+            assert group["desired"] == {"send": "MTLS", "mode": "STRICT"}
+            assert group["served"] == {"send": "PLAINTEXT", "mode": "PERMISSIVE"}
+            assert "the client is still configured to send plaintext, not mutual TLS" in group["differences"]
+            assert any("web waiting for its listener" in text for text in group["differences"])
+            return True
+
         await eventually(lambda: has("plaintext", in_use=True))
         assert not await uses_mtls()
 
         with mesh.sidecar(server).suspended():
             mesh.apply(manifests.peer_authentication("ns", "STRICT"))
-            await eventually(lambda: has("mtls", in_use=False))
-            (group,) = (await explain())["groups"]
-            assert group["desired"] == {"send": "MTLS", "mode": "STRICT"}
-            assert group["served"] == {"send": "PLAINTEXT", "mode": "PERMISSIVE"}
-            assert "the client is still configured to send plaintext, not mutual TLS" in group["differences"]
-            assert any("web waiting for its listener" in text for text in group["differences"])
-        await eventually(lambda: has("mtls", in_use=True), timeout=30)
+            await eventually(is_held_up)
+        await eventually(lambda: has("mtls", in_use=True))
         assert await uses_mtls()
 
         found = await explain()

@@ -48,8 +48,8 @@ SKIPPED = {
 STRICT = peer_authentication("istio-system", "STRICT")
 TRAFFIC = {Protocol.HTTP: HTTP1, Protocol.AUTO: HTTP1, Protocol.HTTP2: HTTP2, Protocol.TCP: TCP}
 AT_ONCE = 12
-ENOUGH = 60
-"""Number of requests that reach every endpoint of a service."""
+ENOUGH = 100
+"""Number of requests that reach every endpoint of a service, of which there are four at most."""
 
 
 class State(NamedTuple):
@@ -67,14 +67,22 @@ class State(NamedTuple):
 def states(case: Path) -> Iterator[State]:
     """Yield the states of a case."""
     file, _ = options(case)
-    # An application without TLS may never answer a TLS handshake.
-    settings = {**(yaml.safe_load(file.read_text()) if file else {}), "connectTimeout": "1s"}
-    objects = list(yaml.safe_load_all(manifests(case)))
+    settings = patient(yaml.safe_load(file.read_text()) if file else {})
+    objects = patient(list(yaml.safe_load_all(manifests(case))))
     without = [found for found in objects if found["kind"] not in TRAFFIC_KINDS]
     yield State(f"{case.name} without policies", without, settings)
     yield State(case.name, objects, settings)
     others = [found for found in objects if identity(found) != identity(STRICT)]
     yield State(f"{case.name} and STRICT", [*others, STRICT], settings)
+
+
+def patient(value: Any) -> Any:
+    """Return settings or manifests with enough time to connect, also on a slow machine."""
+    if isinstance(value, list):
+        return [patient(item) for item in value]
+    if isinstance(value, dict):
+        return {key: "10s" if key == "connectTimeout" else patient(item) for key, item in value.items()}
+    return value
 
 
 def identity(found: Manifest) -> tuple[str, str, str]:
@@ -210,11 +218,13 @@ class Deployment:
     async def measure(self, facts: Facts, predicted: Results) -> Results:
         """Return the real results of calls."""
         turn = asyncio.Semaphore(AT_ONCE)
+        # Clients that take turns with a service could each get the same endpoint all the time.
+        alone: defaultdict[tuple[Any, int], asyncio.Lock] = defaultdict(asyncio.Lock)
 
         async def real(call: Call) -> Mapping[At, Result]:
             client, service = self._pods[facts.get(call[0]).address], facts.get(call[1])
             expected, servers = predicted[call], reached(facts, call)
-            async with turn:
+            async with alone[call[1:]], turn:
                 if not service.headless:
                     host = f"{service.name}.{service.namespace}"
                     return await self._call(client, host, call[2], expected, servers)

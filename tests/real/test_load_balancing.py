@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from tests.support import manifests
 from tests.support.answers import Answer
 from tests.support.apps import EchoApp
 from tests.support.load import Load
@@ -23,7 +26,7 @@ pytestmark = [pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
 HTTP, TCP = 8080, 9000
 WARMUP = 20
-"""Seconds. Twenty requests take a small part of it. The first endpoints warm up during the other tests."""
+"""Seconds. The first endpoints warm up during the other tests."""
 OUTLIER = {
     "consecutive5xxErrors": 1,
     "interval": "0.1s",
@@ -142,18 +145,25 @@ async def pods(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pods]:
         assert not any(count for counts in rejections for count in counts.values()), rejections
 
 
-async def users(pods: Pods, host: str) -> dict[str, str]:
-    """Return which pod responds to each user."""
-    found = {}
-    for number in range(24):
-        user = f"user-{number}"
-        [found[user]] = await pods.responders(host, 3, **{"x-user": user})
+async def user(pods: Pods, host: str, number: int) -> str:
+    """Return which pod responds to a user."""
+    [found] = await pods.responders(host, 3, **{"x-user": f"user-{number}"})
     return found
+
+
+async def users(pods: Pods, host: str) -> list[str]:
+    """Return which pod responds to each of some users."""
+    return [await user(pods, host, number) for number in range(24)]
 
 
 @pytest.mark.parametrize("host", ["header", "maglev"])
 async def test_header_decides(pods: Pods, host: str) -> None:
-    assert set((await users(pods, host)).values()) == ALL
+    seen: set[str] = set()
+    for number in range(200):  # Which of the pods has which user depends on their addresses.
+        seen.add(await user(pods, host, number))
+        if seen == ALL:
+            break
+    assert seen == ALL
 
 
 async def test_query_parameter_decides(pods: Pods) -> None:
@@ -164,7 +174,7 @@ async def test_query_parameter_decides(pods: Pods) -> None:
 
 async def test_cookie_is_created_and_decides(pods: Pods) -> None:
     seen = set()
-    for _ in range(12):
+    for _ in range(24):
         first = await pods.get("cookie")
         cookie, *attributes = first.headers["set-cookie"].split("; ")
         assert {"Max-Age=3600", "Path=/"} <= set(attributes)
@@ -225,9 +235,13 @@ async def test_mode_changes_move_no_user_and_no_share(pods: Pods) -> None:
             await pods.mesh.settled(timeout=60)
             await asyncio.gather(*(load.more(20) for load in loads))
             assert await users(pods, "header") == before
-            assert set(await pods.responders("near", 20)) == {"eu-mtls", "eu-plain"}
+            assert set(await pods.responders("near")) == {"eu-mtls", "eu-plain"}
+            # The load takes part in the turns: only the shares of all requests together are exact.
+            now = time.monotonic()
             found = await pods.responders("shares", 100)
-            assert 8 <= found["us-mtls"] + found["us-plain"] <= 32, found
+            found.update(sent.answer.pod.partition(".")[0] for sent in loads[3].since(now))
+            share = (found["us-mtls"] + found["us-plain"]) / found.total()
+            assert 0.08 <= share <= 0.32, found
     assert [load.failures for load in loads] == [[], [], [], []]
     assert {sent.answer.pod[:2] for sent in loads[2].sent} == {"eu"}
 
@@ -254,14 +268,21 @@ async def test_requests_fail_over_to_another_region(pods: Pods) -> None:
 
 async def test_new_endpoint_warms_up(pods: Pods) -> None:
     mesh = pods.mesh
-    await eventually(pods.are_warm, timeout=2 * WARMUP, what="the first endpoints are warm")
-    new = mesh.pod("warm-2", "ns", sidecar=False, labels={"app": "warm"}, account="warm")
-    await mesh.serve(new, http=(HTTP,))
-    await mesh.settled()
-    found = await pods.responders("warm", 20)
-    assert found["warm-2"] <= 5 < min(found["warm-0"], found["warm-1"])
+    await eventually(pods.are_warm, timeout=60, what="the first endpoints are warm")
+    for number in itertools.count(2):
+        began = time.monotonic()
+        new = mesh.pod(f"warm-{number}", "ns", sidecar=False, labels={"app": "warm"}, account="warm")
+        await mesh.serve(new, http=(HTTP,))
+        await mesh.settled()
+        found = await pods.responders("warm", 20)
+        if time.monotonic() - began < WARMUP / 2:
+            break
+        # On a slow machine, it is not new any more: try another.
+        mesh.delete(manifests.pod(new.name, "ns", new.address, sidecar=False, **new.said))
+        await mesh.settled()
+    assert found[new.name] <= 5 < min(found["warm-0"], found["warm-1"])
 
     async def has_its_share() -> bool:
-        return (await pods.responders("warm", 30))["warm-2"] >= 9
+        return (await pods.responders("warm", 30))[new.name] >= 9
 
     await eventually(has_its_share, timeout=3 * WARMUP, what="the new endpoint has the share of the others")

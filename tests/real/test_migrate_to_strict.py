@@ -44,7 +44,7 @@ async def test_namespace_becomes_strict_as_planned(loopback, tmp_path: Path) -> 
             rows = [line.split()[:3] for line in observed.splitlines()[1:]]
             return ["127.0.0.1", "web.ns:80", "plaintext"] in rows
 
-        await eventually(plaintext_is_observed, timeout=40)
+        await eventually(plaintext_is_observed, timeout=90)
         status, planned = await run("plan", "-f", strict, "--observed=10m", control_plane)
         assert status == 1
         assert ["127.0.0.1", "web.ns:80", "plaintext"] in [line.split()[:3] for line in planned.splitlines()]
@@ -64,7 +64,7 @@ async def test_namespace_becomes_strict_as_planned(loopback, tmp_path: Path) -> 
             status, planned = await run("plan", "-f", strict, "--observed=3s", control_plane)
             return status == 0 and "safe to lock: no plaintext traffic was observed for 3s" in planned
 
-        await eventually(is_safe, timeout=40)
+        await eventually(is_safe, timeout=90)
         status, manifest = await run("lock", "ns", "--observed=3s", "--dry-run", "-o", "yaml", control_plane)
         assert (status, yaml.safe_load(manifest)) == (0, peer_authentication("ns", "STRICT"))
 

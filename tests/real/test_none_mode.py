@@ -144,7 +144,7 @@ class TestHeadlessPods:
                 assert await conversation.ask("hello") == f"{pod.full_name}: hello"
 
     async def test_service_name_reaches_both_pods(self, pods):
-        seen = {(a.pod, a.identity) for a in [await pods.get(f"db:{HTTP}") for _ in range(30)]}
+        seen = {(a.pod, a.identity) for a in [await pods.get(f"db:{HTTP}") for _ in range(50)]}
 
         assert seen == {("db-0.ns", CLIENT_ID), ("db-1.ns", "")}
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.support.changes import PATHS, Changes
-from tests.support.envoy import OPTIONS, Admin, EnvoyProcess
+from tests.support.envoy import Admin, EnvoyProcess, run_options
 from tests.support.history import History
 from tests.support.loopback import free_port
 from tests.support.serving import OneWorld, Stream, serving
@@ -29,8 +29,10 @@ from xds.testing import bootstrap
 pytestmark = pytest.mark.envoy
 
 CHANGES = 500
-WARM = 3.0
-"""Time limit for a change, in seconds: well below the 15 that Envoy waits for a missing resource."""
+WARM = 12.0
+"""Time limit for a change, in seconds: below the 15 that Envoy waits for a missing resource."""
+DRAIN = 10
+"""Seconds for which listeners drain: longer than any request takes on a slow machine."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Running:
             assert {listener["name"] for listener in listeners} == {*world.listeners}
             return True
 
-        await eventually(holds, timeout=30)
+        await eventually(holds, timeout=90)
 
     async def _is_warm(self) -> bool:
         return "cluster_manager.warming_clusters: 0" in await self.admin.get("/stats?filter=warming_clusters")
@@ -82,7 +84,7 @@ class Running:
 async def running(variant: Variant, world: World, directory, *, may_reject: bool = False):
     """Serve a world, and wait until the Envoy has all of it."""
     history = History(world)
-    options = (*OPTIONS[:-1], "1")  # Listeners drain for a second.
+    options = run_options(DRAIN)
     async with serving(world) as (proxies, port):
         config = bootstrap("envoy", port, variant=variant)
         async with EnvoyProcess("envoy", config, directory, options=options, may_reject=may_reject) as envoy:
@@ -97,6 +99,7 @@ def roots(count: int) -> list[str]:
     return [authority.certificate_pem.decode() for authority in made]
 
 
+@pytest.mark.timeout(400)
 async def test_r41_random_changes_lose_no_request(variant, tmp_path):
     seed = int(os.environ.get("XDS_TEST_SEED", "0"))
     described: list[str] = []
@@ -177,9 +180,9 @@ async def test_o16_missing_assignment_does_not_delay_envoy(variant, tmp_path):
 
 
 async def test_o6_empty_world_is_a_response(variant, tmp_path):
-    began = time.monotonic()
-    async with running(variant, World(), tmp_path):
-        assert time.monotonic() - began < 10, "Envoy waits 15 s for each type that is not answered"
+    async with running(variant, World(), tmp_path) as here:
+        timeouts = await here.admin.stats(r"manager\.[cl]ds\.init_fetch_timeout$")
+        assert list(timeouts.values()) == [0, 0], "Envoy waits 15 s for each type that is not answered"
 
 
 @pytest.mark.parametrize("fault", ["unfit", "invalid"])
@@ -228,7 +231,11 @@ async def test_r41_draining_listener_keeps_its_clusters(variant, tmp_path):
             assert (await connection.ask("/a")).app == app.port
             here.publish(World())
             await here.settled()
-            assert not (await Connection(port).ask("/a")).code, "the listener is gone"
+
+            async def is_gone() -> bool:
+                return not (await Connection(port).ask("/a")).code
+
+            await eventually(is_gone, what="the listener is gone")
             last = await connection.ask("/a")
             assert (last.app, last.kept, connection.open) == (app.port, True, False)
             connection.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -15,6 +16,7 @@ import pytest
 from tests.identity.companies import Company, key_pem, pem
 from tests.sidecar.pods import Process
 from tests.support import manifests
+from tests.support.clients import Client
 from tests.support.local import LocalPod
 from tests.support.loopback import Loopback, free_port
 from tests.support.own_keys import OwnKeyMesh, TokenPlane
@@ -68,7 +70,7 @@ async def test_keys_made_in_pods_are_renewed_without_a_failed_request(
         authorities(),
         features=own_keys,
         of=(OwnKeyMesh, TokenPlane),
-        lifetime=timedelta(seconds=12),
+        lifetime=timedelta(seconds=30),
     ) as world:
         world.mesh.apply(manifests.peer_authentication("ns", "STRICT"))
         await world.mesh.settled(timeout=PATIENCE)
@@ -112,7 +114,7 @@ async def test_old_sidecars_keep_the_keys_of_the_control_plane(loopback: Loopbac
 
 
 async def test_absent_control_plane_at_renewal_fails_no_request(loopback: Loopback, tmp_path: Path) -> None:
-    how = {"features": own_keys, "of": (OwnKeyMesh, TokenPlane), "lifetime": timedelta(seconds=30)}
+    how = {"features": own_keys, "of": (OwnKeyMesh, TokenPlane), "lifetime": timedelta(seconds=60)}
     async with running(loopback, tmp_path, authorities(), **how) as world:
         world.mesh.apply(manifests.peer_authentication("ns", "STRICT"))
         await world.mesh.settled(timeout=PATIENCE)
@@ -205,10 +207,17 @@ async def test_sidecars_with_own_keys_work_with_an_older_control_plane(
 ) -> None:
     async with running(loopback, tmp_path, authorities(), of=(OwnKeyMesh, OldPlane)) as world:
         await world.more()
-        log = world.mesh.sidecar(world.servers[0]).log.read_text()
-        assert "no certificate yet" in log
-        assert "UNIMPLEMENTED" in log
+        log = world.mesh.sidecar(world.servers[0]).log
+
+        def is_refused() -> bool:
+            return re.search(r"no certificate yet.*UNIMPLEMENTED", log.read_text()) is not None
+
+        await eventually(is_refused, timeout=PATIENCE, what="the request for a certificate is refused")
         print(await world.check(), "requests")
+
+
+async def is_up(address: str) -> bool:
+    return (await Client().get(f"http://{address}:15000/server_info")).ok
 
 
 async def children(pid: int) -> list[int]:
@@ -238,6 +247,8 @@ async def test_envoy_and_its_agent_end_together(loopback: Loopback, tmp_path: Pa
             pid = agent.pid
             # The socket of the previous agent remains, and is replaced.
             await eventually(lambda: "UNAVAILABLE" in (tmp_path / "log").read_text(), timeout=PATIENCE)
+            # Before, it might not handle a signal.
+            await eventually(lambda: is_up(environment["INSTANCE_IP"]), timeout=PATIENCE)
             (envoy,) = await children(pid)
             os.kill(envoy if to_envoy else pid, number)
             assert await agent.ended() == status

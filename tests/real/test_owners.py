@@ -145,7 +145,7 @@ class TestUnknownPod:
                     seen.extend(found := await ways())
                     return set(found) == {FAILS}
 
-                await eventually(all_refused, timeout=20, what=f"{host} refuses all requests")
+                await eventually(all_refused, timeout=60, what=f"{host} refuses all requests")
             finally:
                 mesh.write_pod(pod)
             assert set(seen) == {MTLS, FAILS}

@@ -69,7 +69,6 @@ class TestEveryKindOfTraffic:
             assert seen.identity == (SLEEP if how == MTLS else "")
         if port in UNDECLARED:
             assert seen.protocol == what.removeprefix("server-first ")
-        assert seen.seconds < 6
 
     @pytest.mark.parametrize(
         ("namespace", "how"),
@@ -85,7 +84,7 @@ class TestEveryKindOfTraffic:
         assert seen.pod == ("" if how == FAILS else f"web.{namespace}")
         assert not mesh.wire.saw_tls(mesh[OUTSIDER].address)
         assert not seen.identity
-        assert seen.seconds < 6
+        assert "TimeoutError" not in seen.why, "it is refused, not ignored"
 
 
 class TestNames:

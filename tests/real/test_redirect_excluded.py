@@ -33,8 +33,7 @@ SERVERS = {
 async def mesh(tmp_path_factory):
     """Servers and clients with annotations of every kind, and a client without a sidecar."""
     with Cluster() as cluster:
-        # A peer without TLS may not answer a TLS handshake at all.
-        async with Mesh(cluster, tmp_path_factory.mktemp("mesh"), connectTimeout="1s") as mesh:
+        async with Mesh(cluster, tmp_path_factory.mktemp("mesh")) as mesh:
             mesh.pod("outsider", "outside", sidecar=False)
             for full, traffic in CLIENTS.items():
                 mesh.pod(*full.split("."), traffic=traffic)

@@ -183,7 +183,7 @@ class TestClientWithOwnTls:
         for pod in (mesh["web.permissive"], mesh["web.strict"]):
             connected = await mesh[OUTSIDER].client.connect(pod.address, 7100)
             streams = await asyncio.open_connection(sock=connected, ssl=tls, server_hostname=pod.address)
-            conversation = Conversation(*streams, timeout=10)
+            conversation = Conversation(*streams, timeout=30)
             assert await conversation.ask("hello") == f"web.{pod.namespace}: hello"
             await conversation.close()
 

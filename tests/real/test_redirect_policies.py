@@ -40,8 +40,7 @@ async def mesh(tmp_path_factory):
 
 async def under(mesh: Mesh, *objects: Manifest, **settings: Any) -> None:
     """Apply exactly these objects."""
-    # A peer without TLS may not answer a TLS handshake at all.
-    mesh.set(connectTimeout="1s", **settings)
+    mesh.set(**settings)
     mesh.manifests.write("policies", *objects)
     await mesh.settled()
     # A pooled connection that is no longer allowed gets one more response.

@@ -176,7 +176,7 @@ class TestApplicationTls:
             streams = await asyncio.open_connection(sock=connected, ssl=tls, server_hostname=OWN_NAME)
         except NO_ANSWER:
             return ""
-        conversation = Conversation(*streams, timeout=10)
+        conversation = Conversation(*streams, timeout=30)
         try:
             return await conversation.ask("hello")
         finally:

@@ -23,6 +23,7 @@ import pytest
 
 from tests.support import manifests
 from tests.support.clients import NO_ANSWER, Client
+from tests.support.envoy import run_options
 from tests.support.load import Load, Sent
 from tests.support.local import RECONNECTED, LocalMesh
 from tests.support.manifests import Manifest
@@ -39,6 +40,8 @@ URL = "http://web:80/headers"
 URL2 = "http://web:81/headers"
 MODES = ("DISABLE", "PERMISSIVE", "STRICT")
 FLIPS = 50
+PATIENT = 30
+"""Seconds for which listeners drain: longer than any request takes on a slow machine."""
 
 
 def clock() -> str:
@@ -51,7 +54,7 @@ class Lines:
     """Repeatedly opens a TCP connection, exchanges a line and closes it."""
 
     client: Client
-    seconds: float = 240
+    seconds: float = 600
     greets: bool = False
     """Whether the server speaks first. Its sidecar waits one second for the client to do so."""
     asked: int = 0
@@ -88,9 +91,10 @@ class Lines:
 class Pods:
     """The pods, their traffic and the current policies."""
 
-    def __init__(self, mesh: LocalMesh, stack: AsyncExitStack) -> None:
+    def __init__(self, mesh: LocalMesh, stack: AsyncExitStack, drain: int) -> None:
         self.mesh = mesh
         self._stack = stack
+        self._options = run_options(drain)
         variants = ("sotw", "delta")
         self.clients = [mesh.pod(f"client-{variant}", "ns") for variant in variants]
         self.servers = [
@@ -116,12 +120,12 @@ class Pods:
             self.mesh.through[pod.full_name] = relay.port
         for sotw, *pods in zip((True, False), self.clients, self.servers, self.restless, strict=True):
             self.mesh.sotw = sotw
-            await self.mesh.start(*pods)
+            await self.mesh.start(*pods, options=self._options)
 
     async def _control_plane(self) -> socket.socket:
         return await Client().connect("127.0.0.1", self.mesh.plane.port)
 
-    async def load(self, *, seconds: float = 240, connections: int = 2) -> None:
+    async def load(self, *, seconds: float = 600, connections: int = 2) -> None:
         for client in self.clients:
             ways = ((URL, True), (URL, False), (URL2, True))
             for url, kept in ways:
@@ -140,7 +144,7 @@ class Pods:
                 self.lines.append(await self._stack.enter_async_context(lines))
 
     async def more(self, count: int = 5) -> list[Sent]:
-        batches = await asyncio.gather(*(load.more(count, timeout=20) for load in self.loads))
+        batches = await asyncio.gather(*(load.more(count) for load in self.loads))
         return [sent for batch in batches for sent in batch]
 
     async def stop(self) -> tuple[int, Counter[str]]:
@@ -186,19 +190,19 @@ class Pods:
         sidecar._process.kill()
         await sidecar.ended()
         # It replaces the one that the mesh stops.
-        fresh = self.mesh._envoy(pod, self.mesh.facts())
+        fresh = self.mesh._envoy(pod, self.mesh.facts(), options=self._options)
         await fresh.__aenter__()
         sidecar._process = fresh._process
 
 
 @asynccontextmanager
-async def running(loopback, directory, *options: str):
+async def running(loopback, directory, *options: str, drain: int = PATIENT):
     async with LocalMesh(loopback, directory) as mesh, AsyncExitStack() as stack:
         if options:
             await mesh.plane.stop()
             mesh.plane._options = (*mesh.plane._options, *options)
             await mesh.plane.start()
-        pods = Pods(mesh, stack)
+        pods = Pods(mesh, stack, drain)
         await pods.start()
         yield pods
 
@@ -260,7 +264,7 @@ def flip(pods: Pods, changes: Iterator[Callable[[], str]]) -> str:
 
 async def on_its_way(pods: Pods) -> bool:
     """Whether the control plane has a transition in progress. It starts after a short delay."""
-    until = time.monotonic() + 1
+    until = time.monotonic() + 3
     while time.monotonic() < until:
         metrics = await pods.mesh.plane.metrics()
         if re.search(r"^xds_rollout_endpoints\{.*\} [1-9]", metrics, flags=re.MULTILINE):
@@ -331,7 +335,7 @@ async def test_random_mode_changes_fail_no_request(loopback, tmp_path):
             if number % 10 == 3:
                 await pods.restart(number // 10 % 2)
             if number in (15, 35):
-                for _ in range(20):
+                for _ in range(40):
                     if await on_its_way(pods):
                         break
                     kinds[flip(pods, changes)] += 1
@@ -359,7 +363,7 @@ async def test_random_mode_changes_fail_no_request(loopback, tmp_path):
     )
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_changes_without_waiting_lose_requests(loopback, tmp_path):
     async with running(loopback, tmp_path, "--rollout=immediate") as pods:
         await pods.load()
@@ -372,10 +376,10 @@ async def test_changes_without_waiting_lose_requests(loopback, tmp_path):
     assert failed
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_strict_migrates_requests_and_closes_plaintext(loopback, tmp_path):
     """DISABLE to STRICT: what clients send after the change, and when plaintext is refused."""
-    async with running(loopback, tmp_path) as pods:
+    async with running(loopback, tmp_path, drain=5) as pods:
         pods.say(manifests.peer_authentication("ns", "DISABLE"))
         await pods.mesh.settled()
         await pods.load()
@@ -392,17 +396,19 @@ async def test_strict_migrates_requests_and_closes_plaintext(loopback, tmp_path)
             await asyncio.sleep(0)
             refused = await Client().get(f"http://{pods.servers[0].address}:{HTTP}/headers")
             assert refused.code == "000", refused
+            # The requests under way, and those on connections from before, of which few are left.
+            await pods.more(20)
+            migrated = time.monotonic()
             # Both were opened in plaintext, and are closed after the drain time.
             assert await plain.closed()
             assert await tunnel.closed()
-            assert time.monotonic() - locked < 3 * 5
         later = await pods.more(20)
         assert all(sent.answer.identity for sent in later)
         old = [
             sent
             for load in pods.loads
             for sent in load.since(changed)
-            if not sent.answer.identity and sent.began > locked + 2
+            if not sent.answer.identity and sent.began > migrated
         ]
         assert not old
         lag = max(sent.began for load in pods.loads for sent in load.sent if not sent.answer.identity)
@@ -414,7 +420,7 @@ async def test_strict_migrates_requests_and_closes_plaintext(loopback, tmp_path)
     )
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_kept_connections_switch_to_the_new_mode(loopback, tmp_path):
     """Nothing closes the old connections here, as STRICT would: clients switch on their own."""
     changes = [
@@ -433,17 +439,14 @@ async def test_kept_connections_switch_to_the_new_mode(loopback, tmp_path):
         for manifest, is_mtls in changes:
             pods.say(manifest)
             await pods.mesh.settled()
-            taken = time.monotonic()
-            while time.monotonic() < taken + 2:
-                await pods.more()
-            later = [sent for sent in await pods.more(10) if sent.began > taken + 2]
-            assert later
+            await pods.more(50)
+            later = await pods.more(10)
             assert {bool(sent.answer.identity) for sent in later} == {is_mtls}, manifest
         _, failed = await pods.stop()
     assert not failed
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_permissive_and_disable_keep_plaintext_connections(loopback, tmp_path):
     """Traffic that both modes serve never breaks: requests, and connections that are silent for long."""
     async with LocalMesh(loopback, tmp_path) as mesh, AsyncExitStack() as stack:
@@ -456,7 +459,7 @@ async def test_permissive_and_disable_keep_plaintext_connections(loopback, tmp_p
         lines = [await stack.enter_async_context(who.tcp(host, port)) for who, host, port in tcp]
         for mode in ("PERMISSIVE", "DISABLE"):
             slow = asyncio.create_task(
-                Client().get(f"http://{server.address}:{HTTP}/slow?seconds=9", timeout=60)
+                Client().get(f"http://{server.address}:{HTTP}/slow?seconds=15", timeout=90)
             )
             for connection in lines:
                 assert (await connection.ask("hello")).endswith(": hello")
@@ -465,7 +468,7 @@ async def test_permissive_and_disable_keep_plaintext_connections(loopback, tmp_p
                 stat = rf"^cluster\.inbound\|{HTTP}\|\|;?\.upstream_rq_active$"
                 return await mesh.sidecar(server).admin.total(stat) == 1
 
-            await eventually(is_asked, timeout=10)
+            await eventually(is_asked)
             mesh.apply(manifests.peer_authentication("ns", mode))
             await mesh.settled()
             await mesh.drained()

@@ -263,13 +263,13 @@ async def test_r49_r50_each_type_is_served_separately(tmp_path: Path, kind: str)
         proxies.publish(world.snapshot(1))
         port = await stack.enter_async_context(serving(kind, proxies))
         envoy = await stack.enter_async_context(EnvoyProcess("proxy", world.bootstrap(port), tmp_path))
-        await eventually(lambda: world.check(envoy, 1), timeout=20)
+        await eventually(lambda: world.check(envoy, 1))
         asked = {stream.type_url for stream in proxies.streams}
         assert asked == set(TYPES_BY_PATH.values())
         proxies.publish(world.snapshot(2))
-        await eventually(lambda: world.check(envoy, 2), timeout=20)
+        await eventually(lambda: world.check(envoy, 2))
         proxies.publish(world.snapshot(1))
-        await eventually(lambda: world.check(envoy, 1), timeout=20)
+        await eventually(lambda: world.check(envoy, 1))
         if kind == "REST":
             await only_news_is_sent(envoy)
         rejections = await envoy.rejections()
@@ -289,16 +289,16 @@ async def test_r55_envoy_reconnects_at_the_maximum_age(tmp_path: Path, kind: str
         proxies.publish(world.snapshot(1))
         port = await stack.enter_async_context(serving(kind, proxies, **age))
         envoy = await stack.enter_async_context(EnvoyProcess("proxy", world.bootstrap(port), tmp_path))
-        await eventually(lambda: world.check(envoy, 1), timeout=20)
+        await eventually(lambda: world.check(envoy, 1))
         clusters = "/envoy.config.cluster.v3.Cluster"
 
         def connections() -> set[str]:
             return {stream.peer for stream in proxies.streams if stream.type_url.endswith(clusters)}
 
-        await eventually(lambda: len(connections()) >= 3, timeout=30)
+        await eventually(lambda: len(connections()) >= 3, timeout=60)
         assert await world.check(envoy, 1)
         proxies.publish(world.snapshot(2))
-        await eventually(lambda: world.check(envoy, 2), timeout=30)
+        await eventually(lambda: world.check(envoy, 2), timeout=60)
 
 
 async def only_news_is_sent(envoy: EnvoyProcess) -> None:

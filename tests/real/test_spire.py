@@ -95,7 +95,7 @@ async def test_sidecars_use_certificates_from_the_sds_socket(loopback, tmp_path:
         async def renewed() -> bool:
             return all([(await serials(mesh, pod))[1] == {second[pod.name]} for pod in (client, server)])
 
-        await eventually(renewed, timeout=30, what="the renewed certificate is used")
+        await eventually(renewed, what="the renewed certificate is used")
         assert (await client.client.get("http://web:80/headers")).identity
 
         # Everything else comes from the control plane.

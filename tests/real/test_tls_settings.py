@@ -44,7 +44,7 @@ async def negotiated(world: World, kind: str) -> dict[str, set[str]]:
 
     pattern = rf"\.ssl\.{kind}\."
     before = await counts()
-    await world.more()
+    await world.more(60)  # Each client connects to both servers.
     result = {
         name: {
             stat.split(f".ssl.{kind}.")[1] for stat, count in now.items() if count > before[name].get(stat, 0)

@@ -69,16 +69,26 @@ async def test_lagging_sidecar_is_named_after_the_timeout(loopback, tmp_path):
         await mesh.start(client, web)
         with mesh.sidecar(client).suspended():
             mesh.apply(peer_authentication("ns", "PERMISSIVE"))
-            result = await wait(mesh, POLICY, "--timeout", "3s")
-            assert (result.status, result.out) == (1, "")
-            first, *lines = result.err.splitlines()
-            assert first.startswith("xds: PeerAuthentication ns/default: timed out after 3s: acked by 1 of 2")
-            assert lines[0] == "  client.ns waiting for EDS"
-            assert lines[1] == f"  web.ns:{HTTP} waiting for client.ns"
+
+            async def policy_waits() -> bool:
+                result = await wait(mesh, POLICY, "--timeout", "3s")
+                assert (result.status, result.out) == (1, "")
+                first, *lines = result.err.splitlines()
+                timeout = "xds: PeerAuthentication ns/default: timed out after 3s: acked by 1 of 2"
+                assert first.startswith(timeout), result
+                assert lines[0] == "  client.ns waiting for EDS"
+                assert lines[1] == f"  web.ns:{HTTP} waiting for client.ns"
+                return True
+
+            # On a slow machine, the other sidecar needs longer than this timeout.
+            await eventually(policy_waits)
+
+            async def rule_waits() -> bool:
+                result = await wait(mesh, RULE, "--for=acked", "--timeout=3s")
+                return (result.status, "client.ns" in result.err) == (1, True)
 
             mesh.apply(destination_rule("rule", "ns", HOST, "ISTIO_MUTUAL"))
-            result = await wait(mesh, RULE, "--for=acked", "--timeout=3s")
-            assert (result.status, "client.ns" in result.err) == (1, True)
+            await eventually(rule_waits)
         assert (await wait(mesh, RULE)).status == 0
         assert (await wait(mesh, POLICY)).status == 0
 
@@ -91,12 +101,17 @@ async def test_rejections_end_the_wait(loopback, tmp_path):
         rule = destination_rule("rule", "ns", HOST, "SIMPLE")
         rule["spec"]["trafficPolicy"]["tls"]["caCertificates"] = "/does/not/exist.pem"
         mesh.apply(rule)
-        result = await wait(mesh, RULE)
-        assert (result.status, result.out) == (1, "")
-        first, *lines = result.err.splitlines()
-        assert first == "xds: DestinationRule ns/rule: rejected by 2 sidecars"
-        assert sorted(line.split()[0] for line in lines) == ["client.ns", "web.ns"]
-        assert all("rejected: " in line and "/does/not/exist.pem" in line for line in lines)
+
+        async def both_reject() -> bool:
+            result = await wait(mesh, RULE)
+            assert (result.status, result.out) == (1, "")
+            first, *lines = result.err.splitlines()
+            assert first == "xds: DestinationRule ns/rule: rejected by 2 sidecars"
+            assert sorted(line.split()[0] for line in lines) == ["client.ns", "web.ns"]
+            return all("rejected: " in line and "/does/not/exist.pem" in line for line in lines)
+
+        # The first rejection ends the wait.
+        await eventually(both_reject)
 
 
 async def test_invalid_object_ends_the_wait_and_is_a_problem(loopback, tmp_path):
@@ -132,7 +147,7 @@ async def test_invalid_object_ends_the_wait_and_is_a_problem(loopback, tmp_path)
         async def has_problem() -> bool:
             return "wbe" in await xds("problems", at, may_be_no=True)
 
-        await eventually(has_problem, timeout=30)
+        await eventually(has_problem)
         result = await wait(mesh, "PeerAuthentication/ns/lost")
         assert (result.status, "affects no connected sidecar" in result.err) == (0, True)
 

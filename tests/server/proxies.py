@@ -12,7 +12,7 @@ from xds.protocol.events import Acked, Nacked, Subscribed
 from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
-from xds.snapshot import Snapshot
+from xds.snapshot import CLUSTER, Snapshot
 from xds.testing import Request
 from xds.testing.messages import request_class, response_class
 from xds.testing.streams import method_of
@@ -91,3 +91,13 @@ class Client:
             while await self.call.read() is not grpc.aio.EOF:
                 pass
         return await self.call.code(), await self.call.details()
+
+
+async def served(channel: grpc.aio.Channel, variant: Variant = Variant.SOTW) -> Client:
+    """Open a stream that gets its clusters before a short time limit ends it, which may take a few."""
+    while True:
+        client = Client(channel, variant)
+        with suppress(AssertionError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await client.ask(CLUSTER)
+            await client.get()
+            return client

@@ -86,7 +86,7 @@ async def test_invalid_http_is_refused_without_a_log_line(caplog):
         ):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(sent)
-            answer = await asyncio.wait_for(reader.read(), 10)
+            answer = await asyncio.wait_for(reader.read(), 30)
             assert b"HTTP/1.0 400" in answer or b"HTTP/1.1 400" in answer
             writer.close()
         assert await get(server.port, "/healthz") == (200, "ok\n")

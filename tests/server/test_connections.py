@@ -110,6 +110,7 @@ async def test_calls_of_added_services_count_as_proof(proxies, monkeypatch, kind
 
 async def test_too_many_refusals_block_the_address_only(proxies, monkeypatch):
     monkeypatch.setattr(connections, "UNPROVEN_CALLS", (3, 0))
+    monkeypatch.setattr(connections, "BLOCK_TIME", 1000.0)
     async with XdsServer(proxies, "127.0.0.1:0", authenticate=refuse) as server:
         address = "127.0.0.1", server.port
         attacker = await http2.connect(address, source="127.0.0.9")
@@ -124,6 +125,10 @@ async def test_too_many_refusals_block_the_address_only(proxies, monkeypatch):
         other = await http2.connect(address, source="127.0.0.8")
         await ask(other, "/no.such/Method")
         other.close()
+        blocked = server.discovery.connections._blocked
+        [until] = blocked.values()
+        assert until > asyncio.get_running_loop().time() + 500
+        blocked.update(dict.fromkeys(blocked, 0.0))  # long afterwards
         async with asyncio.timeout(LATE):
             again = await http2.connect(address, source="127.0.0.9")
         again.close()

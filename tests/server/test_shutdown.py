@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.protocol.stream import world
-from tests.server.proxies import Client
+from tests.server.proxies import Client, served
 from xds.server import XdsServer, discovery
 from xds.snapshot import CLUSTER
 
@@ -27,7 +27,7 @@ async def server(proxies) -> AsyncIterator[XdsServer]:
 async def silent(server: XdsServer, channel: grpc.aio.Channel) -> Client:
     """Open a stream whose client sends nothing."""
     client = Client(channel)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await client.call.wait_for_connection()
         while not server.discovery._pending:
             await asyncio.sleep(0.001)
@@ -37,7 +37,7 @@ async def silent(server: XdsServer, channel: grpc.aio.Channel) -> Client:
 async def test_stream_without_a_request_times_out(proxies, server, channel, monkeypatch):
     monkeypatch.setattr(discovery, "FIRST_REQUEST_TIMEOUT", 0.05)
     with capture_logs() as logs:
-        code, details = await asyncio.wait_for(Client(channel).end(), 10)
+        code, details = await asyncio.wait_for(Client(channel).end(), 30)
     assert code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert details == "no request arrived within 0.05 s; send one when the stream opens"
     assert [line["event"] for line in logs] == ["call timed out without a request"]
@@ -48,12 +48,10 @@ async def test_stream_without_a_request_times_out(proxies, server, channel, monk
 
 async def test_stream_with_a_request_in_time_continues(proxies, server, channel, monkeypatch):
     monkeypatch.setattr(discovery, "FIRST_REQUEST_TIMEOUT", 0.2)
-    client = Client(channel)
-    await client.ask(CLUSTER)
-    await client.get()
+    client = await served(channel)
     await asyncio.sleep(0.4)
     proxies.publish(world(CDS="a=2"))
-    assert b"a=2" in (await asyncio.wait_for(client.get(), 10)).SerializeToString()
+    assert b"a=2" in (await asyncio.wait_for(client.get(), 30)).SerializeToString()
     assert not server.discovery._pending
 
 

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 import pytest_asyncio
 
 from tests.sidecar.pods import ProxyMesh, ProxyProcess, command, finished
-from tests.support.apps import PIECES_PER_SECOND
 from tests.support.clients import ask
 from tests.support.cluster import Cluster
+from tests.support.tcp import TcpServer
 from tests.support.waiting import eventually
 from xds.mesh.sidecar.draining import MIN_DRAIN_SECONDS, in_flight
 
-SLOW = MIN_DRAIN_SECONDS + 3
-"""Duration of a request that takes longer than the shortest drain, in seconds."""
+LONGER = MIN_DRAIN_SECONDS + 3
+"""Longer than the shortest drain, in seconds."""
+
+
+class Slow(TcpServer):
+    """Answers a request once it may."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__(listener)
+        self.may_answer = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await self.may_answer.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow")
 
 
 @pytest_asyncio.fixture
@@ -24,7 +38,7 @@ async def mesh(tmp_path):
         async with ProxyMesh(cluster, tmp_path) as mesh:
             mesh.pod("web", "ns")
             mesh.pod("outsider", "outside", sidecar=False)
-            mesh.service("web", "ns", {"http-web": (80, 8080)})
+            mesh.service("web", "ns", {"http-web": (80, 8080), "http-slow": (81, 8081)})
             await mesh.serve(mesh["web.ns"], http=(8080,))
             await mesh.serve(mesh["outsider.outside"], lines=(9000,))
             await mesh.start()
@@ -48,10 +62,20 @@ def url(mesh) -> str:
     return f"http://{mesh['web.ns'].address}:8080"
 
 
+@pytest_asyncio.fixture
+async def slow(mesh):
+    async with Slow(mesh["web.ns"].place.listener("0.0.0.0", 8081)) as app:
+        yield app
+
+
 async def drained(mesh, sidecar: ProxyProcess, seconds: int) -> tuple[int, str, str]:
     """Run the preStop hook."""
     variables = sidecar.environment | {"XDS_DRAIN_SECONDS": str(seconds)}
     return await finished(*mesh["web.ns"].place.command(*command(variables, "--drain")))
+
+
+def slow_url(mesh) -> str:
+    return f"http://{mesh['web.ns'].address}:8081/"
 
 
 async def until_in_flight(sidecar: ProxyProcess) -> None:
@@ -64,33 +88,34 @@ async def until_in_flight(sidecar: ProxyProcess) -> None:
 @pytest.mark.netns
 @pytest.mark.envoy
 class TestDrain:
-    async def test_drain_waits_for_requests_and_closes_connections(self, mesh, sidecar, client, url):
+    async def test_drain_waits_for_requests_and_closes_connections(self, mesh, sidecar, client, url, slow):
         async with client.session(keep_alive=True) as busy, client.session(keep_alive=True) as idle:
             for session in (busy, idle):
                 assert "connection" not in (await ask(session, url)).headers
-            slow = asyncio.create_task(client.get(f"{url}/slow?seconds={SLOW}", timeout=60))
+            asked = asyncio.create_task(client.get(slow_url(mesh), timeout=300))
             await until_in_flight(sidecar)
             hook = asyncio.create_task(drained(mesh, sidecar, 100))
 
             async def is_closing() -> bool:
                 return (await ask(busy, url)).headers.get("connection") == "close"
 
-            await eventually(is_closing, timeout=30, what="a client has to close its connection")
-            assert not hook.done()
+            await eventually(is_closing, what="a client has to close its connection")
             assert (await client.get(url)).ok, "new connections are still served"
+            await asyncio.wait([hook], timeout=LONGER)
+            assert not hook.done()
+            slow.may_answer.set()
+            answer = await asked
             assert await hook == (0, "", "")
             assert await sidecar.terminate() == 0
-            answer = await slow
 
-        assert answer.ok
-        assert len(answer.text.splitlines()) == int(SLOW * PIECES_PER_SECOND)
+        assert (answer.code, answer.text) == ("200", "slow")
 
-    async def test_without_drain_requests_are_cut(self, mesh, sidecar, client, url):
-        slow = asyncio.create_task(client.get(f"{url}/slow?seconds={SLOW}", timeout=60))
+    async def test_without_drain_requests_are_cut(self, mesh, sidecar, client, slow):
+        asked = asyncio.create_task(client.get(slow_url(mesh), timeout=300))
         await until_in_flight(sidecar)
 
         assert await sidecar.terminate() == 0
-        assert (await slow).code == "000"
+        assert (await asked).code == "000"
 
     async def test_drain_waits_a_limited_time_for_outbound_connections(self, mesh, sidecar):
         other = mesh["outsider.outside"].address

@@ -59,7 +59,7 @@ async def test_kubelet_and_prometheus_reach_every_address(mesh, name):
                 return await code(path, 15020) == "200"
 
             for path in PROBES:
-                await eventually(lambda path=path: succeeds(path), timeout=30, what=f"{path} succeeds")
+                await eventually(lambda path=path: succeeds(path), timeout=60, what=f"{path} succeeds")
             assert await code("/healthz/ready", 15021) == "200"
             assert await code(PATH, 15090) == "200"
             scraped = await kubelet.get(f"http://{host_port(address, 15020)}{PATH}")

@@ -32,7 +32,7 @@ def init(place: Namespace, *flags: str, before: tuple[str, ...] = ()) -> subproc
     """Run `xds init` as an init container does."""
     return subprocess.run(
         place.command(*before, sys.executable, "-m", "xds", "init", *flags),
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ class Pods:
         """Return the name of the application that answers a process in the pod that runs as another user."""
         # Only a process, not a thread, can run as another user.
         program = (
-            "import socket, sys; s = socket.create_connection((sys.argv[1], 8080), 10, (sys.argv[2], 0));"
+            "import socket, sys; s = socket.create_connection((sys.argv[1], 8080), 30, (sys.argv[2], 0));"
             "s.sendall(b'hello\\n'); print(s.makefile().readline().partition(':')[0])"
         )
         command = (*user, sys.executable, "-c", program, address, source)
@@ -255,7 +255,7 @@ class TestIpv6:
             listener = socket.create_server(("fd77::1", 8080), family=socket.AF_INET6)
         with closing(listener), other.entered():
             try:
-                socket.create_connection(("fd77::1", 8080), timeout=10).close()
+                socket.create_connection(("fd77::1", 8080), timeout=30).close()
             except ConnectionRefusedError:
                 return False
             return True
@@ -380,7 +380,7 @@ def test_invalid_flag_value_is_named(flags, message):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
 
     assert done.returncode == 2

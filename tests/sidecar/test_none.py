@@ -58,7 +58,7 @@ async def test_probes_and_metrics_need_no_control_plane(tmp_path):
             )
 
             await mesh.serve(pod, http=(8080,))
-            await eventually(lambda: are("200", "200"), timeout=30, what="the application is up")
+            await eventually(lambda: are("200", "200"), timeout=60, what="the application is up")
 
             assert await mesh.plane.stop() == 0
             assert await codes() == ["200", "200"]

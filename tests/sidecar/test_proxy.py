@@ -241,12 +241,19 @@ class TestErrors:
         assert "more than 131071: this pod has too many probes" in err
 
     async def test_drain_without_a_sidecar_is_an_error(self):
-        # No sidecar has its admin interface at this address.
-        nowhere = {"INSTANCE_IP": "127.99.98.97", "XDS_INTERCEPTION_MODE": "NONE"}
+        # No sidecar has its admin interface at this address, which `Loopback` gives to no pod.
+        nowhere = {"INSTANCE_IP": "127.63.98.97", "XDS_INTERCEPTION_MODE": "NONE"}
         status, _, err = await proxy("--drain", **POD | nowhere)
 
         assert status == 1
-        assert "no response from the sidecar at 127.99.98.97:15000: [Errno 111] Connection refused" in err
+        assert "no response from the sidecar at 127.63.98.97:15000: [Errno 111] Connection refused" in err
+
+
+def write(file: Path, text: str) -> None:
+    """Create a file at once: a file that is empty for a moment is another reason to wait."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.replace(file)
 
 
 class TestWaiting:
@@ -290,10 +297,10 @@ class TestWaiting:
                 f"xds: waiting: the service account token {token} does not exist yet and "
                 f"the root certificate {root} does not exist yet\n"
             )
-            token.write_text("secret of the token")
+            write(token, "secret of the token")
             line = (await process.stderr.readline()).decode()
             assert line == f"xds: waiting: the root certificate {root} does not exist yet\n"
-            root.write_text("PEM")
+            write(root, "PEM")
             out, err = await process.communicate()
 
         assert (process.returncode, err) == (0, b"")

@@ -21,7 +21,8 @@ from tests.support.waiting import eventually
 from xds.mesh.identity.claims import UnauthenticatedError
 from xds.mesh.identity.state_dir import load_or_create_token_key
 
-DEFAULT_LIFETIME = 10
+DEFAULT_LIFETIME = 30
+"""Seconds. A token is replaced after half of it, also on a slow machine before it expires."""
 POD = """
 apiVersion: v1
 kind: Pod
@@ -134,14 +135,14 @@ async def test_sidecar_reconnects_with_its_renewed_token(site: Site, tmp_path: P
         with site.serving() as plane:
             await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar is synced")
             first = (site.files / "token").read_text()
-            certificate = await eventually(site.certificate, timeout=30)
-            await eventually(lambda: site.has_expired(first), timeout=60, what="the first token has expired")
+            certificate = await eventually(site.certificate, timeout=60)
+            await eventually(lambda: site.has_expired(first), timeout=120, what="the first token has expired")
             assert await is_synced(plane)  # a stream outlives its token
         with site.serving() as plane:
             await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar reconnected")
             assert not plane.logged("caller refused")
             # Keys are in memory only: a new control plane creates another.
-            await eventually(lambda: site.has_other(certificate), timeout=30)
+            await eventually(lambda: site.has_other(certificate), timeout=60)
 
 
 @pytest.mark.envoy
@@ -166,7 +167,7 @@ async def test_sidecar_with_an_expired_token_is_refused(site: Site, tmp_path: Pa
             async with site.renewing():
                 await eventually(lambda: is_synced(plane), timeout=60, what="the sidecar is synced")
             last = (site.files / "token").read_text()
-            await eventually(lambda: site.has_expired(last), timeout=60, what="the last token has expired")
+            await eventually(lambda: site.has_expired(last), timeout=120, what="the last token has expired")
         with site.serving() as plane:
             await eventually(lambda: plane.logged("caller refused"), timeout=60)
             assert plane.logged("code=UNAUTHENTICATED")

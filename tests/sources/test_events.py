@@ -21,7 +21,7 @@ from xds.mesh.sources.documents import Document, read_documents
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.report import SourceUpdate
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n"
 
 
@@ -70,7 +70,10 @@ def test_event_of_a_file_scans_no_folder(tmp_path: Path, monkeypatch: pytest.Mon
     assert scans == []
 
 
-def test_replaced_file_is_read_at_once_and_a_written_one_later(tmp_path: Path) -> None:
+def test_replaced_file_is_read_at_once_and_a_written_one_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xds.mesh.sources.scan.SETTLE_TIME", 3600.0)  # So that a slow test sees it too.
     path, new = tmp_path / "a.yaml", tmp_path / ".new"
     place(path, NAMESPACE.format("a"))
     folder = Folder(tmp_path)

@@ -17,7 +17,7 @@ from xds.mesh.model.objects import Change, Ref
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.report import SourceUpdate
 
-TIMEOUT = 3.0
+TIMEOUT = 30.0
 """Time limit for a report, in seconds. The documentation promises 1 s; a busy machine needs longer."""
 NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n"
 

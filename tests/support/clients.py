@@ -63,7 +63,7 @@ class Client:
         method: str = "GET",
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
-        timeout: float = 10,
+        timeout: float = 30,
     ) -> Answer:
         """Send one HTTP/1.1 request on a connection of its own."""
         async with self.session() as session:
@@ -88,7 +88,7 @@ class Client:
         *,
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
-        timeout: float = 10,
+        timeout: float = 30,
     ) -> Answer:
         """Send one HTTP/2 request with prior knowledge, without TLS unless given."""
         parts = urlsplit(url)
@@ -115,7 +115,7 @@ class Client:
         return made
 
     @asynccontextmanager
-    async def tcp(self, host: str, port: int, *, timeout: float = 10) -> AsyncIterator[Conversation]:
+    async def tcp(self, host: str, port: int, *, timeout: float = 30) -> AsyncIterator[Conversation]:
         """Talk over a TCP connection, through the proxy by CONNECT if there is one."""
         if self.proxy is None:
             conversation = await Conversation.over(await self.connect(host, port), timeout)

@@ -68,7 +68,7 @@ class ControlPlane:
         if self._process.returncode is None:
             self._process.terminate()
             try:
-                await asyncio.wait_for(self._process.wait(), timeout=10)
+                await asyncio.wait_for(self._process.wait(), timeout=60)
             except TimeoutError:
                 self._process.kill()
         return await self._process.wait()
@@ -112,7 +112,7 @@ async def run_xds(*arguments: object) -> tuple[int, str, str]:
         XDS, *map(str, arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout=60)
+        out, err = await asyncio.wait_for(process.communicate(), timeout=90)
     finally:
         if process.returncode is None:
             process.kill()

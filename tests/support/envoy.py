@@ -71,7 +71,7 @@ class EnvoyProcess(PublicEnvoyProcess):
         return argv
 
 
-async def drained(envoys: Iterable[EnvoyProcess], timeout: float = 30) -> None:
+async def drained(envoys: Iterable[EnvoyProcess], timeout: float = 60) -> None:
     """Wait until none serves connections of listeners, or filter chains, that it has replaced."""
 
     async def are_gone() -> bool:

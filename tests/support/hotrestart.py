@@ -10,8 +10,11 @@ from typing import Any, Self
 
 from tests.support.envoy import OPTIONS, EnvoyProcess
 
-DRAIN, SHUTDOWN = 1, 4
-"""Seconds after which an Envoy that was relieved has no listeners any more, and ends."""
+DRAIN, SHUTDOWN = 1, 20
+"""Seconds after which an Envoy that was relieved has no listeners any more, and ends.
+
+Tests look at both Envoys until then, also on a slow machine.
+"""
 
 _ALONE = "--disable-hot-restart"
 

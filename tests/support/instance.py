@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import structlog
 
+from tests.support.loopback import free_port
 from tests.support.serving import OneWorld
 from tests.support.world import World
 from xds.protocol.events import Acked, Event, Nacked, Subscribed
@@ -32,7 +33,8 @@ class Instance:
     def __init__(self, name: str, world: World, directory: Path, port: int = 0) -> None:
         self.name = name
         self.world = world
-        self.port = port
+        # One of the kernel's choice could be a connection's while the instance is away.
+        self.port = port or free_port()
         self.events: list[dict[str, Any]] = []
         """What the process that runs now has said."""
         self._log = directory / f"{name}.log"

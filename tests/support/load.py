@@ -32,8 +32,8 @@ class Load:
     connections: int = 8
     keep_alive: bool = True
     pause: float = 0.005
-    at_most: int = 20_000
-    seconds: float = 60
+    at_most: int = 200_000
+    seconds: float = 600
     sent: list[Sent] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -52,11 +52,11 @@ class Load:
         self._ends = 0
         await asyncio.gather(*self._tasks)
 
-    async def more(self, count: int, timeout: float = 10) -> list[Sent]:
+    async def more(self, count: int, timeout: float = 60) -> list[Sent]:
         """Wait for that many requests that begin from now on, and return them."""
-        now = time.monotonic()
+        now, start = time.monotonic(), len(self.sent)
         async with asyncio.timeout(timeout):
-            while len(since := self.since(now)) < count:
+            while len(since := [sent for sent in self.sent[start:] if sent.began >= now]) < count:
                 self._arrived.clear()
                 await self._arrived.wait()
         return since

@@ -37,8 +37,8 @@ from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
 
 PROXY_PORT = 15002
-RECONNECTED = 45.0
-"""Seconds until a sidecar reconnects at the latest: Envoy backs off, for up to 30 seconds."""
+RECONNECTED = 90.0
+"""Seconds until a sidecar reconnects at the latest: Envoy backs off for up to 30 seconds, and may be slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +206,7 @@ class LocalMesh:
         """Return a pod's sidecar."""
         return self.sidecars[pod.full_name]
 
-    async def settled(self, *pods: LocalPod, timeout: float = 30) -> None:
+    async def settled(self, *pods: LocalPod, timeout: float = 60) -> None:
         """Wait until sidecars (all, if none are named) have in force what the manifests come to now."""
         facts = self.facts()
         names = [pod.full_name for pod in pods] or list(self.sidecars)
@@ -225,7 +225,7 @@ class LocalMesh:
 
         await eventually(lacking, timeout=timeout, what=f"{name} has what it should")
 
-    async def drained(self, timeout: float = 30) -> None:
+    async def drained(self, timeout: float = 60) -> None:
         """Wait until no sidecar serves connections that it drains."""
         await drained(self.sidecars.values(), timeout)
 
@@ -260,7 +260,7 @@ async def _raw(pod: LocalPod, request: str) -> str:
     reader, writer = await asyncio.open_connection(sock=await Client().connect(pod.address, PROXY_PORT))
     writer.write(f"{request}Connection: close\n\n".replace("\n", "\r\n").encode())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             return (await reader.read()).decode()
     finally:
         writer.close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import random
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -55,10 +58,20 @@ def _ports() -> Iterator[int]:
 _PORTS = _ports()
 
 
+@cache
+def _claims() -> int:
+    """Open a file of which each byte stands for a port: who locks it has the port until its process ends."""
+    file = Path(tempfile.gettempdir(), f"xds-test-ports-{os.getuid()}")
+    return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 def free_port(address: str = "127.0.0.1") -> int:
-    """Return a free port that was not returned before and is no connection's source port."""
+    """Return a free port that was not returned before, here or in another run, and is no source port."""
+    claims = _claims()
     while True:
         port = next(_PORTS)
         with closing(socket.socket()) as trial, suppress(OSError):
+            # Between its choice and its use, and while a server restarts, a port is not bound.
+            fcntl.lockf(claims, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
             trial.bind((address, port))
             return port

@@ -115,7 +115,7 @@ class Namespace(Place):
 
 def run(*argv: str, stdin: str = "") -> str:
     """Run a short command to its end; its standard error becomes the failure's message."""
-    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
         raise RuntimeError(f"{' '.join(argv)}: exit status {done.returncode}: {done.stderr.strip()}\n{stdin}")
     return done.stdout

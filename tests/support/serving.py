@@ -100,7 +100,7 @@ class OneWorld:
         del self.open[stream]
         self._news.set()
 
-    async def until(self, check: Callable[[], Any], timeout: float = 30) -> Any:
+    async def until(self, check: Callable[[], Any], timeout: float = 60) -> Any:
         """Ask again whenever a proxy has said something, until the answer is true; return that."""
         async with asyncio.timeout(timeout):
             while not (found := check()):
@@ -108,7 +108,7 @@ class OneWorld:
                 await self._news.wait()
             return found
 
-    async def settled(self, timeout: float = 30) -> None:
+    async def settled(self, timeout: float = 60) -> None:
         """Wait until every open stream, and at least one, has all that it needs of the latest world.
 
         The store says when. That it is right is seen from what the proxies have acknowledged.

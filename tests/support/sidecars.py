@@ -18,8 +18,8 @@ from tests.support.manifests import Manifest
 from tests.support.waiting import eventually
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET
 
-DEADLINE = 3.0
-"""Seconds for what the product promises within one."""
+DEADLINE = 60.0
+"""Seconds for what takes less than one on an idle machine."""
 
 
 class Sidecars:
@@ -56,11 +56,16 @@ class Sidecars:
         await eventually(all_do, timeout=within, what=f"{service} is at {expected}")
         return time.monotonic() - began
 
+    def write(self, name: str, text: str) -> None:
+        """Create or replace a file at once: the control plane must not read the beginning of it."""
+        new = self.folder / f".{name}.new"
+        new.write_text(text)
+        new.replace(self.folder / name)
+
     async def follow(self, service: str) -> None:
         """Verify that unrelated changes arrive, which also proves that earlier responses were answered."""
         for number in range(1, 6):
-            text = text_of(service_at(service, f"10.0.1.{number}"))
-            (self.folder / f"{service}.yaml").write_text(text)
+            self.write(f"{service}.yaml", text_of(service_at(service, f"10.0.1.{number}")))
             await self.find(service, f"10.0.1.{number}")
 
     async def rejections(self) -> int:
@@ -115,7 +120,7 @@ async def everything(
                 "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
                 request_serializer=bytes,
                 response_deserializer=DeltaDiscoveryResponse.parse,
-            )(timeout=10)
+            )(timeout=60)
             await call.write(
                 DeltaDiscoveryRequest(node=Node(id=node), type_url=type_url, resource_names_subscribe=names)
             )

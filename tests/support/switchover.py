@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from tests.identity.companies import Company
+from tests.support.envoy import run_options
 from tests.support.load import Load
 from tests.support.local import LocalMesh, LocalPod
 from tests.support.loopback import Loopback
@@ -33,6 +34,8 @@ PORT = 8080
 KEPT, FRESH = "http://kept:80/headers", "http://fresh:80/headers"
 """Two services with the same servers: one keeps connections, the other makes one for each request."""
 PATIENCE = 60.0
+PATIENT = run_options(drain_seconds=30)
+"""Of sidecars: connections drain for longer than any request takes on a slow machine."""
 
 
 class Dam(TcpServer):
@@ -141,9 +144,9 @@ class World:
         for sotw, client, server in zip((True, False), self.clients, self.servers, strict=True):
             self.mesh.sotw = sotw
             self.plane.port = straight
-            await self.mesh.start(server)
+            await self.mesh.start(server, options=PATIENT)
             self.plane.port = self.plane.dam.port
-            await self.mesh.start(client)
+            await self.mesh.start(client, options=PATIENT)
         for client in self.clients:
             for url in (KEPT, FRESH):
                 load = Load(client=client.client, url=url, connections=2, seconds=280, pause=0.01)

@@ -12,6 +12,8 @@ from typing import NamedTuple, Self
 
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
 _CLOSE = re.compile(rb"\r\nconnection: close", re.IGNORECASE)
+LONG = 2.0
+"""Seconds after which an idle connection is not used again: the server may be about to close it."""
 _LOST = (OSError, asyncio.IncompleteReadError)
 
 
@@ -53,8 +55,8 @@ class Traffic:
     targets: Sequence[Target]
     workers: int = 6
     pause: float = 0.002
-    seconds: float = 100
-    at_most: int = 200_000
+    seconds: float = 600
+    at_most: int = 400_000
     sent: list[Sent] = field(default_factory=list)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -73,7 +75,7 @@ class Traffic:
         self._ends = 0
         await asyncio.gather(*self._tasks)
 
-    async def more(self, count: int, timeout: float = 30) -> None:
+    async def more(self, count: int, timeout: float = 60) -> None:
         """Wait for that many requests that begin from now on."""
         now, start = time.monotonic(), len(self.sent)
         async with asyncio.timeout(timeout):
@@ -88,7 +90,7 @@ class Traffic:
         while time.monotonic() < self._ends and len(self.sent) < self.at_most:
             port, path = next(turns)
             connection = connections.pop(port, None)
-            if connection and connection.ended:
+            if connection and (connection.ended or connection.idle > LONG):
                 connection.close()
                 connection = None
             connection = connection or Connection(port)
@@ -116,6 +118,11 @@ class Connection:
     def ended(self) -> bool:
         """Whether the server has closed the idle connection, as Envoy does at the end of a drain."""
         return self._streams is not None and self._streams[0].at_eof()
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the last request began."""
+        return time.monotonic() - self._began
 
     async def ask(self, path: str) -> Sent:
         kept, since, self._began = bool(self._streams), self._began, time.monotonic()

@@ -18,7 +18,7 @@ NOT_YET = (AssertionError, OSError, aiohttp.ClientError)
 async def eventually(
     check: Callable[[], Any],
     *,
-    timeout: float = 30.0,
+    timeout: float = 60.0,
     every: float = 0.02,
     what: str = "",
 ) -> Any:

@@ -59,7 +59,7 @@ class Pair:
 
     async def compare(self, *, rejects: bool = False) -> None:
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await self.server.store.applied(at_least=2)
         except NackError:
             assert rejects
@@ -73,7 +73,7 @@ class Pair:
             assert model == real, "\n--\n".join(map(str, conversations))
             return True
 
-        await eventually(are_equal, timeout=10)
+        await eventually(are_equal)
 
 
 def changed(world: World, **clusters: Cluster | None) -> World:

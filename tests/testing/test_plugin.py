@@ -40,10 +40,14 @@ async def test_cluster(xds_server, xds_store, envoy_client):
 
 def test_failure_prints_the_conversation(pytester):
     test = """
+import asyncio
+
 @pytest.mark.asyncio
 async def test_cluster(xds_store, envoy_client):
     xds_store.set(Cluster(name="web"))
     client = await envoy_client(node="edge-1", timeout=0.3)
+    while "web" not in client.clusters:
+        await asyncio.sleep(0.01)
     await client.wait_for(lambda: "other" in client.clusters, "the other cluster")
 
 @pytest.mark.asyncio

@@ -13,7 +13,7 @@ _IDENTITY = re.compile(r"URI=(spiffe://[^\s;,\"]+)")
 
 
 def curl(
-    url: str, *, source: str, to: tuple[str, int], through_proxy: bool = False, timeout: float = 5.0
+    url: str, *, source: str, to: tuple[str, int], through_proxy: bool = False, timeout: float = 20.0
 ) -> Answer:
     """Send a request to httpbin's /headers, on a new connection, and return the result.
 

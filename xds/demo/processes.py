@@ -97,7 +97,7 @@ class Processes:
             if (status := each.process.poll()) is not None:
                 raise DemoError(f"{each.name} exited with status {status}:\n{each.log_tail()}")
 
-    def wait_for(self, what: str, pending: Callable[[], str], *, timeout: float = 20.0) -> None:
+    def wait_for(self, what: str, pending: Callable[[], str], *, timeout: float = 60.0) -> None:
         """Wait until a condition is met. Raises DemoError on timeout.
 
         Args:
