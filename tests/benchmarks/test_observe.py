@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.envoy
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
 def test_only_plaintext_with_observation_writes_access_logs():
     done = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 BENCH = Path(__file__).parents[2] / "benchmarks" / "page.py"
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_every_view_and_a_policy_flip_are_measured():
     pytest.importorskip("playwright.sync_api", reason="needs Playwright: dependency group test")
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):

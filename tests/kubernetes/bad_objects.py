@@ -226,6 +226,12 @@ REFUSED = [
         "must be an absolute path",
     ),
     Case(
+        "a device where a file should be",
+        RULE,
+        "{host: web, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /dev/fd/15}}}",
+        "must not contain .. or be below /dev",
+    ),
+    Case(
         "a Secret that only gateways read",
         RULE,
         "{host: web, trafficPolicy: {tls: {mode: SIMPLE, credentialName: web}}}",

@@ -101,6 +101,10 @@ SPECS = [
         ),
     ),
     (RULE_HEAD, "{host: web, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: ca.pem}}}"),
+    *(
+        (RULE_HEAD, f"{{host: web, trafficPolicy: {{tls: {{mode: SIMPLE, caCertificates: {path}}}}}}}")
+        for path in ("/dev/fd/15", "//proc/1", "/./sys/x", "/a/../dev/zero", "/..", "/etc/..data/x", "/device/x")
+    ),
     (RULE_HEAD, '{host: web, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: "/c\\na"}}}'),
     (RULE_HEAD, '{host: web, trafficPolicy: {tls: {mode: SIMPLE, credentialName: ""}}}'),
     (RULE_HEAD, "{host: web, trafficPolicy: {tls: {mode: SIMPLE, credentialName: web}}}"),
@@ -154,6 +158,8 @@ SPECS = [
             "consistentHash: {httpCookie: {name: a, path: '/;x'}}",
             "consistentHash: {httpQueryParameterName: q, maglev: {tableSize: 65537}}",
             "consistentHash: {httpQueryParameterName: q, maglev: {}, ringHash: {}}",
+            "consistentHash: {httpHeaderName: x, minimumRingSize: 8388608}",
+            "consistentHash: {httpHeaderName: x, maglev: {tableSize: 5000011}}",
             "warmup: {duration: 30s, minimumPercent: 12.5, aggression: 2}",
             "warmup: {minimumPercent: 10}",
             "warmup: {duration: 30s, aggression: 0.5}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -548,6 +549,31 @@ def test_unsupported_settings_get_a_notice() -> None:
     )
     assert len(said) == 4
     assert all("ignored" in line for line in said)
+
+
+@pytest.mark.parametrize("field", ["caCertificates", "clientCertificate", "privateKey"])
+@pytest.mark.parametrize(
+    "path",
+    ["/dev/fd/15", "/dev/fd/../root/dev/zero", "/dev", "//dev/zero", "/./proc/1/root", "/sys/x", "/a/../dev/zero", "/.."],
+)
+def test_path_that_may_lead_to_a_device_is_refused(field: str, path: str) -> None:
+    files = {"clientCertificate": "/c", "privateKey": "/k"} | {field: path}
+    [parsed] = objects(RULE % f"web, exportTo: [.], trafficPolicy: {{tls: {json.dumps({'mode': 'MUTUAL'} | files)}}}")
+    [problem] = parsed.problems
+    assert f"spec.trafficPolicy.tls.{field} must not contain .. or be below /dev, /proc or /sys" in str(problem)
+    assert parsed.refused
+
+
+@pytest.mark.parametrize("path", ["/device/ca.pem", "/etc/..data/ca.pem", "/etc/dev/ca.pem", "/var/run/.../x"])
+def test_path_of_a_mounted_file_is_accepted(path: str) -> None:
+    rule = f"web, exportTo: [.], trafficPolicy: {{tls: {{mode: SIMPLE, caCertificates: {path}}}}}"
+    assert fact(RULE % rule).policy.tls.ca_certificates == path
+
+
+@pytest.mark.parametrize("exported", ["", "exportTo: ['*'],", "exportTo: [team],"])
+def test_exported_rule_with_files_gets_a_notice(exported: str) -> None:
+    [said] = notices(RULE % f"web, {exported} trafficPolicy: {{tls: {{mode: SIMPLE, caCertificates: /ca}}}}")
+    assert "clients in other namespaces do not read the files of the rule" in said
 
 
 def test_misspelled_field_gets_a_notice() -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.policy.world import ROOT, mesh, rule, service, tls
 from xds.mesh.model.loadbalancer import LoadBalancer, Simple
 from xds.mesh.model.traffic import (
+    ClientTls,
     ConnectionPool,
     OutlierDetection,
     Subset,
@@ -197,3 +198,30 @@ def test_tls_owner_is_the_object_that_sets_it():
 def test_rules_that_could_apply_to_a_client(found, applies):
     assert could_apply(mesh(WEB), found, "client", {"app": "a"}, WEB) is applies
     assert (chosen("client", found, labels={"app": "a"}) is not None) is applies
+
+
+FILES = (tls("SIMPLE", ca_certificates="/dev/fd/15"), tls("MUTUAL", certificate="/c", private_key="/k"))
+
+
+@pytest.mark.parametrize("settings", FILES)
+@pytest.mark.parametrize(
+    ("owner", "client", "reads"),
+    [("server", "server", True), ("server", "client", False), ("client", "client", True), (ROOT, "client", True)],
+)
+def test_files_are_read_only_with_rules_of_the_own_or_root_namespace(
+    settings: ClientTls, owner: str, client: str, reads: bool
+) -> None:
+    expected = settings if reads else ClientTls(mode=TlsMode.ISTIO_MUTUAL)
+    policy = TrafficPolicy(tls=settings)
+    plain = TrafficPolicy(tls=tls("SIMPLE"))
+    subsets = (
+        Subset(name="v1", policy=policy),
+        Subset(name="v2", policy=TrafficPolicy(ports={90: policy})),
+        Subset(name="v3", policy=plain),
+    )
+    policies = TrafficPolicy(tls=settings, load_balancer=AT_RANDOM.load_balancer, ports={81: policy, 82: plain})
+    found = client_rule(mesh(WEB, rule(owner, HOST, policy=policies, subsets=subsets)), client, {}, WEB)
+    assert found
+    assert [found.for_port(*port).tls for port in ((80,), (81,), (80, "v1"), (90, "v2"))] == [expected] * 4
+    assert [found.for_port(*port).tls for port in ((82,), (80, "v3"))] == [plain.tls] * 2
+    assert found.for_port(80).load_balancer == AT_RANDOM.load_balancer

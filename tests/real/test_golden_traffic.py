@@ -102,7 +102,7 @@ def groups() -> list[Any]:
     return [pytest.param(cases, id="+".join(case.name for case in cases)) for cases in found.values()]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("cases", groups())
 async def test_real_traffic_of_golden_cases_is_as_predicted(cases: list[Path], tmp_path: Path):
     if reason := SKIPPED_CASES.get(cases[0].name):

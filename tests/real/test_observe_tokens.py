@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 from xds.codec import to_json_dict
 from xds.mesh.envoy.bootstrap import TokenFile, bootstrap
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.envoy, pytest.mark.timeout(300)]
 
 WITHIN = 60.0
 

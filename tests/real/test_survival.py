@@ -89,7 +89,7 @@ def is_mtls(sent: Sent) -> bool:
     return bool(sent.answer.identity)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_certificate_renewal_loses_no_request(loopback, tmp_path, monkeypatch):
     command = tmp_path / "xds"
     command.write_text(SHORT_LIVED.format(python=sys.executable, seconds=20))
@@ -155,7 +155,7 @@ async def is_stat(admin, name: str, value: int) -> bool:
     return await admin.stat(name) == value
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_encrypted_connections_survive_mode_changes(loopback, tmp_path):
     seconds = 20
     strict = manifests.peer_authentication("ns", "STRICT")

@@ -25,7 +25,7 @@ from envoy_data_plane.envoy.config.route.v3 import (
 from envoy_data_plane.envoy.type.v3 import HashPolicy, HashPolicySourceIp, Percent
 
 from xds.mesh.envoy.common import seconds
-from xds.mesh.model.loadbalancer import HashKey, LoadBalancer, Simple, Warmup
+from xds.mesh.model.loadbalancer import MAX_HASH_ENTRIES, HashKey, LoadBalancer, Simple, Warmup
 
 _POLICIES = {
     Simple.UNSPECIFIED: ClusterLbPolicy.LEAST_REQUEST,
@@ -45,7 +45,10 @@ def balance(cluster: Cluster, settings: LoadBalancer) -> None:
             cluster.maglev_lb_config = ClusterMaglevLbConfig(table_size=chosen.size)
         else:
             cluster.lb_policy = ClusterLbPolicy.RING_HASH
-            cluster.ring_hash_lb_config = ClusterRingHashLbConfig(minimum_ring_size=chosen.size)
+            # Envoy enlarges the ring, up to the maximum, until the endpoint with the least weight has an entry.
+            cluster.ring_hash_lb_config = ClusterRingHashLbConfig(
+                minimum_ring_size=chosen.size, maximum_ring_size=MAX_HASH_ENTRIES
+            )
         return
     cluster.lb_policy = _POLICIES[settings.simple]
     if settings.warmup and cluster.lb_policy is ClusterLbPolicy.ROUND_ROBIN:

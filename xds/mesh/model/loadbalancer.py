@@ -5,6 +5,12 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+MAX_HASH_ENTRIES = 65_537
+"""Maximum entries of a hash ring or Maglev table: Envoy's default for tables, a prime number.
+
+Each sidecar of the mesh allocates about 46 bytes for each entry, for each port of the service.
+"""
+
 
 class Simple(StrEnum):
     """`loadBalancer.simple`."""

@@ -38,6 +38,12 @@ class ClientTls:
     insecure_skip_verify: bool = False
     """Whether clients skip verification of the server's certificate."""
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether sidecars read files that the rule names."""
+        files = self.certificate or self.private_key or self.ca_certificates
+        return self.mode in (TlsMode.SIMPLE, TlsMode.MUTUAL) and bool(files)
+
 
 class TcpLimits(NamedTuple):
     """Timeouts of TCP connections, in seconds; None if not set."""

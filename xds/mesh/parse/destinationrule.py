@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
@@ -33,6 +34,8 @@ _NOT_TLS = {"connectionPool", "outlierDetection", "loadBalancer"}
 """Parts of a traffic policy that do not affect encryption."""
 _LABELS = {"labels", "matchLabels"}
 """Mappings with arbitrary keys."""
+_UNSAFE_PATH = re.compile(r".*/\.\.(/|$)|(/\.?)*/(dev|proc|sys)(/|$)")
+"""Paths that may lead to devices and other files of the kernel."""
 _MIN_TIMEOUT = 0.001
 _MAX_KEEPALIVE = 2**31 // 3600 * 3600.0
 """Maximum of keepalive times, in seconds. The kernel's setting is a 32-bit integer."""
@@ -50,7 +53,7 @@ def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
     """Parse a DestinationRule."""
     obj.mapping(f"{TOP} spec status", strict=True)
     spec = obj["spec"].mapping("host trafficPolicy subsets exportTo workloadSelector", strict=True)
-    return DestinationRule(
+    rule = DestinationRule(
         meta=meta,
         host=_host(spec["host"].required(), meta.ref.namespace),
         policy=_policy(spec["trafficPolicy"]),
@@ -58,6 +61,13 @@ def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
         export_to=export_to(spec["exportTo"], private=bool(spec["workloadSelector"])),
         selector=names.selected(spec["workloadSelector"]),
     )
+    if rule.export_to != (".",) and rule.selector is None and rule.reads_files:
+        spec["exportTo"].notice(
+            "is not '.': clients in other namespaces do not read the files of the rule, and send mutual TLS"
+            " (ISTIO_MUTUAL) instead, unless this is the root namespace",
+            "write exportTo: ['.'], and create a rule in each namespace of clients",
+        )
+    return rule
 
 
 def _host(field: Field, namespace: str) -> str:
@@ -186,6 +196,12 @@ def _file(field: Field) -> str:
     text = field.text()
     if text and (not text.startswith("/") or not text.isprintable()):
         field.refuse("must be an absolute path in the sidecar's file system", "not the content of the file")
+        return ""
+    if _UNSAFE_PATH.match(text):
+        field.refuse(
+            "must not contain .. or be below /dev, /proc or /sys, because Envoy could read without end",
+            "write the path of a mounted Secret or ConfigMap",
+        )
         return ""
     return text
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from math import isqrt
 
 from xds.mesh.model.loadbalancer import (
+    MAX_HASH_ENTRIES,
     ConsistentHash,
     Cookie,
     Distribute,
@@ -24,10 +25,8 @@ from xds.mesh.parse.reading import Field, shown
 
 _KEYS = ("httpHeaderName", "httpCookie", "useSourceIp", "httpQueryParameterName")
 _MIN_WARMUP = 0.001
-_MAX_RING_SIZE = 8 * 1024 * 1024
-_MAX_TABLE_SIZE = 5_000_011
 _MAX_TOKEN_LENGTH = 256
-"""Limits of Envoy. It would reject the whole cluster or route configuration."""
+"""Limit of Envoy. It would reject the whole cluster or route configuration."""
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _COOKIE_PATH = re.compile(r"/[ -:<-~]*")
 
@@ -95,12 +94,12 @@ def _consistent_hash(field: Field) -> ConsistentHash | None:
         field.refuse(f"has both {' and '.join(sizes)}; only one is allowed")
     ring = field["ringHash"].mapping("minimumRingSize")["minimumRingSize"] or field["minimumRingSize"]
     table = field["maglev"].mapping("tableSize")["tableSize"]
-    table_size = table.integer(0, _MAX_TABLE_SIZE) or None
+    table_size = table.integer(0, MAX_HASH_ENTRIES) or None
     if table_size and not _is_prime(table_size):
         table.refuse(f"must be a prime number, not {table_size}", "the default is 65537")
     if field["maglev"]:
         return ConsistentHash(key, maglev=True, size=table_size)
-    return ConsistentHash(key, size=ring.integer(0, _MAX_RING_SIZE) or None)
+    return ConsistentHash(key, size=ring.integer(0, MAX_HASH_ENTRIES) or None)
 
 
 def _is_prime(number: int) -> bool:

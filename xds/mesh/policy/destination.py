@@ -3,6 +3,10 @@
 As in Istio's pilot (push context and sidecar scope), rules are looked up in the client's namespace, then in
 the service's namespace, then in the root namespace. The first namespace with a rule for the host decides.
 Rules in different namespaces are not merged.
+
+Unlike in Istio, only rules of the client's namespace and of the root namespace make a sidecar read files: a
+tenant must not choose which files the sidecars of other tenants open. With other rules, a client sends the
+mesh's mutual TLS instead.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import TypeAlias
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import DestinationRule, Ref, Service
-from xds.mesh.model.traffic import Subset, TrafficPolicy
+from xds.mesh.model.traffic import ClientTls, Subset, TlsMode, TrafficPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,10 +219,31 @@ def _client_rule(
         if not rules:
             exported = (rule for rule in _rules(mesh, rules_of, owner, service) if rule.export_to != {owner})
             rules = [rule for rule in _merge(exported) if rule.export_to & {"*", namespace}]
+            if owner != root:
+                rules = [_without_files(rule) for rule in rules]
     for rule in rules:
         if rule.selector is not None and covers(rule.selector, labels):
             return rule
     return next((rule for rule in reversed(rules) if rule.selector is None), None)
+
+
+def _without_files(rule: ClientRule) -> ClientRule:
+    """Replace TLS settings with files by ISTIO_MUTUAL, as for a rejected rule: it never becomes plaintext."""
+
+    def replaced(policy: TrafficPolicy | None) -> TrafficPolicy | None:
+        if policy is None:
+            return None
+        ports = {number: _without_file_tls(settings) for number, settings in policy.ports.items()}
+        return replace(_without_file_tls(policy), ports=ports)
+
+    subsets = (replace(subset, policy=replaced(subset.policy)) for subset in rule.subsets)
+    return replace(rule, policy=replaced(rule.policy), subsets=tuple(subsets))
+
+
+def _without_file_tls(policy: TrafficPolicy) -> TrafficPolicy:
+    if policy.tls and policy.tls.reads_files:
+        return replace(policy, tls=ClientTls(mode=TlsMode.ISTIO_MUTUAL))
+    return policy
 
 
 def _rules(mesh: Mesh, rules_of: _RulesOf, namespace: str, service: Service) -> Iterator[ClientRule]:
