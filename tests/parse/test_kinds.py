@@ -554,17 +554,26 @@ def test_unsupported_settings_get_a_notice() -> None:
 @pytest.mark.parametrize("field", ["caCertificates", "clientCertificate", "privateKey"])
 @pytest.mark.parametrize(
     "path",
-    ["/dev/fd/15", "/dev/fd/../root/dev/zero", "/dev", "//dev/zero", "/./proc/1/root", "/sys/x", "/a/../dev/zero", "/.."],
+    [
+        "/dev/fd/15",
+        "/dev/fd/../root/dev/zero",
+        "/dev",
+        "//dev/zero",
+        "/./proc/1/root",
+        "/sys/x",
+        "/a/../dev/0",
+        "/..",
+    ],
 )
 def test_path_that_may_lead_to_a_device_is_refused(field: str, path: str) -> None:
-    files = {"clientCertificate": "/c", "privateKey": "/k"} | {field: path}
-    [parsed] = objects(RULE % f"web, exportTo: [.], trafficPolicy: {{tls: {json.dumps({'mode': 'MUTUAL'} | files)}}}")
+    tls = json.dumps({"mode": "MUTUAL", "clientCertificate": "/c", "privateKey": "/k"} | {field: path})
+    [parsed] = objects(RULE % f"web, exportTo: [.], trafficPolicy: {{tls: {tls}}}")
     [problem] = parsed.problems
-    assert f"spec.trafficPolicy.tls.{field} must not contain .. or be below /dev, /proc or /sys" in str(problem)
+    assert f"spec.trafficPolicy.tls.{field} must not contain .. or be below /dev, /proc" in str(problem)
     assert parsed.refused
 
 
-@pytest.mark.parametrize("path", ["/device/ca.pem", "/etc/..data/ca.pem", "/etc/dev/ca.pem", "/var/run/.../x"])
+@pytest.mark.parametrize("path", ["/device/ca.pem", "/etc/..data/ca.pem", "/etc/dev/ca.pem", "/run/.../x"])
 def test_path_of_a_mounted_file_is_accepted(path: str) -> None:
     rule = f"web, exportTo: [.], trafficPolicy: {{tls: {{mode: SIMPLE, caCertificates: {path}}}}}"
     assert fact(RULE % rule).policy.tls.ca_certificates == path

@@ -206,7 +206,12 @@ FILES = (tls("SIMPLE", ca_certificates="/dev/fd/15"), tls("MUTUAL", certificate=
 @pytest.mark.parametrize("settings", FILES)
 @pytest.mark.parametrize(
     ("owner", "client", "reads"),
-    [("server", "server", True), ("server", "client", False), ("client", "client", True), (ROOT, "client", True)],
+    [
+        ("server", "server", True),
+        ("server", "client", False),
+        ("client", "client", True),
+        (ROOT, "client", True),
+    ],
 )
 def test_files_are_read_only_with_rules_of_the_own_or_root_namespace(
     settings: ClientTls, owner: str, client: str, reads: bool
@@ -219,9 +224,10 @@ def test_files_are_read_only_with_rules_of_the_own_or_root_namespace(
         Subset(name="v2", policy=TrafficPolicy(ports={90: policy})),
         Subset(name="v3", policy=plain),
     )
-    policies = TrafficPolicy(tls=settings, load_balancer=AT_RANDOM.load_balancer, ports={81: policy, 82: plain})
+    at_random = AT_RANDOM.load_balancer
+    policies = TrafficPolicy(tls=settings, load_balancer=at_random, ports={81: policy, 82: plain})
     found = client_rule(mesh(WEB, rule(owner, HOST, policy=policies, subsets=subsets)), client, {}, WEB)
     assert found
     assert [found.for_port(*port).tls for port in ((80,), (81,), (80, "v1"), (90, "v2"))] == [expected] * 4
     assert [found.for_port(*port).tls for port in ((82,), (80, "v3"))] == [plain.tls] * 2
-    assert found.for_port(80).load_balancer == AT_RANDOM.load_balancer
+    assert found.for_port(80).load_balancer == at_random

@@ -45,7 +45,7 @@ def balance(cluster: Cluster, settings: LoadBalancer) -> None:
             cluster.maglev_lb_config = ClusterMaglevLbConfig(table_size=chosen.size)
         else:
             cluster.lb_policy = ClusterLbPolicy.RING_HASH
-            # Envoy enlarges the ring, up to the maximum, until the endpoint with the least weight has an entry.
+            # Envoy enlarges the ring, up to the maximum, until the smallest weight has an entry.
             cluster.ring_hash_lb_config = ClusterRingHashLbConfig(
                 minimum_ring_size=chosen.size, maximum_ring_size=MAX_HASH_ENTRIES
             )
