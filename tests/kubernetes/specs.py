@@ -58,6 +58,7 @@ SPECS = [
         "{selector: {matchLabels: {app: web}}, portLevelMtls: {80: , 81: {}, 65535: {mode: DISABLE}}}",
     ),
     (PEER_HEAD, "{selector: {matchLabels: {app: }}, mtls: {mode: STRICT}}"),
+    (PEER_HEAD, '{selector: {matchLabels: {app: ""}}, mtls: {mode: STRICT}}'),
     (PEER_HEAD, "{selector: {matchLabels: {app: 1}}}"),
     (PEER_HEAD, "{selector: {matchLabels: {app: a b}}}"),
     (PEER_HEAD, "{selector: {matchLabels: {a/b/c: d}}}"),

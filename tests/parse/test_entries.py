@@ -197,7 +197,9 @@ class TestServiceEntry:
             (f"{STATIC}, location: INSIDE", "spec.location must be one of MESH_EXTERNAL, MESH_INTERNAL"),
             (f"{STATIC}, resolution: LATER", "spec.resolution must be one of NONE, STATIC, DNS"),
             (f"{STATIC}, exportTo: [A]", "'A' is not a DNS label"),
+            (f"{STATIC}, subjectAltNames: ['']", "spec.subjectAltNames[0] is required"),
             (f"{STATIC}, workloadSelector: {{}}", "spec.workloadSelector selects no workload"),
+            (f"{STATIC}, workloadSelector: {{labels: {{app: }}}}", "labels.app must be a string, not null"),
             (f"{STATIC}, workloadSelector: {{matchLabels: {{a: b}}}}", "matchLabels is not a known field"),
             (
                 f"{STATIC}, workloadSelector: {{labels: {{a: b}}}}, endpoints: [{{address: 10.0.0.1}}]",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
 
+from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
     AuthenticationPolicy,
     DestinationRule,
     Fact,
+    Meta,
     Mode,
     PeerAuthentication,
+    Pod,
     Problem,
     Ref,
     Target,
@@ -20,6 +23,7 @@ from xds.mesh.model.objects import (
 )
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
 from xds.mesh.parse import KINDS, Parsed, parse, unreadable
+from xds.mesh.policy.mtls import effective_mode
 
 OLDEST = datetime.min.replace(tzinfo=UTC)
 
@@ -110,6 +114,17 @@ def test_refused_mesh_policy_is_strict(spec: str) -> None:
     fact = closed(read("MeshPolicy", "authentication.istio.io/v1alpha1", spec, "default"))
     assert isinstance(fact, AuthenticationPolicy)
     assert (fact.mode, fact.targets) == (Mode.STRICT, ())
+
+
+def test_mesh_policy_of_another_name_overrides_the_one_named_default() -> None:
+    """The problem says that STRICT applies to the whole mesh."""
+    fact = closed(read("MeshPolicy", "authentication.istio.io/v1alpha1", "{peers: [{mtls: {}}]}", "strict"))
+    default = AuthenticationPolicy(
+        meta=Meta(ref=Ref("MeshPolicy", "", "default"), created=OLDEST + timedelta(days=1)), mode=Mode.DISABLE
+    )
+    pod = Pod(meta=Meta(ref=Ref("Pod", "ns", "web")), address="10.0.0.1")
+    decision = effective_mode(Mesh([default, fact, pod]), pod, 80)
+    assert (decision.mode, decision.decided_by) == (Mode.STRICT, fact.ref)
 
 
 WEB = "web.ns.svc.cluster.local"

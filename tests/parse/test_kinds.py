@@ -585,6 +585,22 @@ def test_exported_rule_with_files_gets_a_notice(exported: str) -> None:
     assert "clients in other namespaces do not read the files of the rule" in said
 
 
+@pytest.mark.parametrize(
+    "obj",
+    [
+        PEER % "selector: {matchLabels: {app: }}, mtls: {mode: STRICT}",
+        RULE % "web, exportTo: [.], workloadSelector: {matchLabels: {app: }}",
+        RULE % "web, subsets: [{name: v1, labels: {app: }}]",
+    ],
+)
+def test_selector_without_a_value_is_refused(obj: str) -> None:
+    """It would silently select nothing."""
+    [parsed] = objects(obj)
+    assert parsed.refused
+    [problem] = parsed.problems
+    assert ".app must be a string, not null" in str(problem)
+
+
 def test_misspelled_field_gets_a_notice() -> None:
     [parsed] = objects(
         "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {port: 1}}"

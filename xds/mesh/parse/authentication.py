@@ -8,7 +8,7 @@ from enum import StrEnum
 from xds.mesh.model.objects import ROLLOUT, AuthenticationPolicy, Fact, Meta, Mode, PeerAuthentication, Target
 from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP
-from xds.mesh.parse.fail_closed import FailClosed, oldest
+from xds.mesh.parse.fail_closed import FailClosed, as_oldest, oldest
 from xds.mesh.parse.reading import Field, Log, shown
 
 _MAX_PORT_DIGITS = 5
@@ -190,9 +190,12 @@ def policy_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:
     return FailClosed(fact, f"STRICT applies to {pods} in namespace {meta.ref.namespace}")
 
 
-def mesh_policy_fail_closed(meta: Meta, _: Fact | None, log: Log) -> FailClosed:
-    """Return the replacement for a rejected MeshPolicy: STRICT for the whole mesh."""
-    fact = AuthenticationPolicy(meta=oldest(meta, log), mode=Mode.STRICT)
+def mesh_policy_fail_closed(meta: Meta, _parsed: Fact | None, _log: Log) -> FailClosed:
+    """Return the replacement for a rejected MeshPolicy: STRICT for the whole mesh.
+
+    It counts as the oldest MeshPolicy: a MeshPolicy with a wrong name overrides the one named default.
+    """
+    fact = AuthenticationPolicy(meta=as_oldest(meta), mode=Mode.STRICT)
     return FailClosed(fact, "STRICT applies to the whole mesh")
 
 

@@ -280,7 +280,7 @@ def _subsets(field: Field, *, ejects: bool) -> Iterator[Subset]:
             item["name"].refuse(f"{shown(name)} is the name of two subsets")
         seen.add(name)
         policy = _policy(item["trafficPolicy"], ejects=ejects)
-        yield Subset(name=name, labels=names.labels(item["labels"]), policy=policy)
+        yield Subset(name=name, labels=names.labels(item["labels"], select=True), policy=policy)
 
 
 def destination_rule_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:

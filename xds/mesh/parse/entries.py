@@ -137,7 +137,7 @@ def service_entry(obj: Field, meta: Meta) -> ServiceEntry | None:
     ports = tuple(_ports(spec["ports"], external=external))
     selector = _selector(spec["workloadSelector"])
     scopes = tuple(meta.ref.namespace if name == "." else name for name in export_to(spec["exportTo"]))
-    accounts = [item.text() for item in spec["subjectAltNames"].items()]
+    accounts = [item.required().text() for item in spec["subjectAltNames"].items()]
     groups = tuple(_groups(spec["endpoints"], meta, ports))
     if groups and selector:
         spec["endpoints"].refuse("cannot be combined with workloadSelector", "remove one of them")
@@ -209,7 +209,7 @@ def _address(field: Field) -> str:
 def _selector(field: Field) -> dict[str, str]:
     """Parse a workloadSelector, whose labels are in the field `labels`."""
     field.mapping("labels", strict=True)
-    selector = names.labels(field["labels"])
+    selector = names.labels(field["labels"], select=True)
     if field and not selector:
         field.refuse("selects no workload", "write the workloads' labels in labels")
     return selector

@@ -25,6 +25,9 @@ class FailClosed(NamedTuple):
 
 def oldest(meta: Meta, log: Log) -> Meta:
     """Return an object's metadata. If its creation time is invalid, the object counts as the oldest."""
-    if log.is_readable("metadata", "creationTimestamp"):
-        return meta
+    return meta if log.is_readable("metadata", "creationTimestamp") else as_oldest(meta)
+
+
+def as_oldest(meta: Meta) -> Meta:
+    """Return an object's metadata as if it were the oldest object, which overrides others of its level."""
     return replace(meta, created=datetime.min.replace(tzinfo=UTC))

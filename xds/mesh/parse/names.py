@@ -108,8 +108,14 @@ def trust_domain(name: str) -> str:
     return "is not a trust domain (a-z, 0-9, '-', '_' and '.'; without spiffe://)"
 
 
-def labels(field: Field) -> dict[str, str]:
-    """Parse the labels of an object or a selector."""
+def labels(field: Field, *, select: bool = False) -> dict[str, str]:
+    """Parse labels.
+
+    Args:
+        field: the labels by key.
+        select: whether they select pods. A label without a value is then an error: the selector would match
+            only pods whose label is empty. In the labels of an object, it is an empty label.
+    """
     labels = field.mapping().value or {}
     for key, value in labels.items():
         if not (type(value) is type(key) is str and _is_label(key, value)):
@@ -120,6 +126,8 @@ def labels(field: Field) -> dict[str, str]:
     for key, entry in field.entries():
         if error := label_key(key):
             entry.refuse(error)
+        if select and entry.value is None:
+            entry.refuse("must be a string, not null", 'write the value of the label, or "" if it is empty')
         parsed[key] = entry.name(label_value)
     return parsed
 
@@ -145,4 +153,4 @@ def selected(field: Field) -> dict[str, str] | None:
     for name in field.value or ():
         if name != "matchLabels":
             field[str(name)].refuse("is not supported in a selector", "write matchLabels")
-    return labels(field["matchLabels"])
+    return labels(field["matchLabels"], select=True)
