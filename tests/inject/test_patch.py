@@ -214,6 +214,13 @@ def test_udp_port_is_not_reserved() -> None:
             pod(annotations={"traffic.sidecar.istio.io/excludeInterfaces": "-j ACCEPT"}),
             'metadata.annotations["traffic.sidecar.istio.io/excludeInterfaces"]',
         ),
+        *(
+            (
+                pod(annotations={"traffic.sidecar.istio.io/excludeInterfaces": names}),
+                'metadata.annotations["traffic.sidecar.istio.io/excludeInterfaces"]',
+            )
+            for names in ("eth0", "net1,+")
+        ),
         (pod(labels={"sidecar.istio.io/inject": False}), 'metadata.labels["sidecar.istio.io/inject"]'),
         (
             pod(containers=[{"name": "web", "ports": [{"containerPort": [80]}]}]),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import manifests
 from xds.mesh.model.objects import Pod
-from xds.mesh.model.redirection import REDIRECT_ALL, Redirection
+from xds.mesh.model.redirection import REDIRECT_ALL, REDIRECT_NONE, Redirection
 from xds.mesh.parse import parse
 from xds.mesh.parse.redirection import (
     MAX_LIST_LENGTH,
@@ -96,6 +96,8 @@ NETWORK = ip_network("10.0.0.0/8")
         ({"excludeInboundPorts": "*", "includeInboundPorts": "x"}, REDIRECT_ALL),
         ({"excludeInboundPorts": "80," * MAX_LIST_LENGTH}, REDIRECT_ALL),
         ({"excludeInboundPorts": "80", "mode": "NONE"}, REDIRECT_ALL),
+        ({"excludeInterfaces": "net1, veth+, eth0.100"}, REDIRECT_ALL),
+        *(({"excludeInterfaces": names}, REDIRECT_NONE) for names in ("eth0", "net1,+", "e+", "eth0+")),
     ],
 )
 def test_redirection_of_a_pod(annotations, expected):

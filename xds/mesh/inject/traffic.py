@@ -13,6 +13,7 @@ from xds.mesh.parse.reading import Field, nearest
 from xds.mesh.parse.redirection import (
     MAX_LIST_LENGTH,
     TRAFFIC_PREFIX,
+    includes_pod_interface,
     networks_with_host_bits,
     parse_interfaces,
     parse_networks,
@@ -99,4 +100,6 @@ def _read_list(field: Field, default: str, parse: Callable[[str], object]) -> st
         )
         more = f" and {len(inexact) - MAX_EXAMPLES} more" if len(inexact) > MAX_EXAMPLES else ""
         field.notice(f"has host bits set, which iptables ignores: {networks}{more}")
+    if parse is parse_interfaces and includes_pod_interface(parse_interfaces(text)):
+        field.refuse("includes eth0, so it would turn interception off", "list additional interfaces only")
     return text

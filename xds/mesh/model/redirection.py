@@ -49,6 +49,8 @@ class Redirection:
 
 REDIRECT_ALL = Redirection()
 """Redirection of all connections."""
+REDIRECT_NONE = Redirection(inbound_ports=(), networks=())
+"""Redirection of no connection, so that all bypass the sidecar."""
 
 
 def _contains(networks: Iterable[Network], address: str, *, unknown: bool) -> bool:

@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_interface, ip_network
 from typing import TypeVar
 
-from xds.mesh.model.redirection import REDIRECT_ALL, Network, Redirection
+from xds.mesh.model.redirection import REDIRECT_ALL, REDIRECT_NONE, Network, Redirection
 
 TRAFFIC_PREFIX = "traffic.sidecar.istio.io/"
 """Prefix of the annotations that exclude traffic of a pod from its sidecar."""
 
 MAX_LIST_LENGTH = 4096
 """Maximum length of a list in characters: over 200 networks, each with its own iptables rule."""
+
+_POD_INTERFACE = "eth0"
+"""Name of the interface of a pod's network. Other interfaces belong to additional networks."""
 
 T = TypeVar("T")
 
@@ -36,6 +39,8 @@ def parse_redirection(annotations: Mapping[str, str]) -> Redirection:
         except ValueError:
             return None
 
+    if includes_pod_interface(read("excludeInterfaces", parse_interfaces) or ()):
+        return REDIRECT_NONE
     return Redirection(
         inbound_ports=read("includeInboundPorts", parse_ports),
         exclude_inbound_ports=read("excludeInboundPorts", parse_ports) or (),
@@ -102,6 +107,14 @@ def parse_interfaces(text: str) -> tuple[str, ...]:
         if not re.fullmatch(r"[\w.@:+-]{1,15}", name, re.ASCII) or name.startswith("-"):
             raise ValueError(f"{name!r} is not the name of a network interface")
     return names
+
+
+def includes_pod_interface(names: Iterable[str]) -> bool:
+    """Whether interfaces include that of the pod's network. As in iptables, `e+` means each `e...`."""
+    return any(
+        _POD_INTERFACE.startswith(name[:-1]) if name.endswith("+") else name == _POD_INTERFACE
+        for name in names
+    )
 
 
 def _split(text: str) -> Iterator[str]:
