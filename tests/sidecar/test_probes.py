@@ -271,6 +271,73 @@ class TestOtherAccess:
             assert (await kubelet(path)).code == "404"
         assert not app.requests
 
+    @pytest.mark.parametrize(
+        ("request_line", "headers", "code"),
+        [
+            ("GET /app-health/web/livez", "", "200"),
+            ("POST /app-health/web/livez", "", "404"),
+            ("POST /app-health/web/livez", "Content-Length: 1\r\n\r\na", "404"),
+            ("DELETE /app-health/web/livez", "", "404"),
+            ("GET /app-health/web/livez?all=1", "", "404"),
+            ("GET /app-health/web/livez?", "", "404"),
+            ("GET /app-health/web/livez", "Content-Length: 2\r\n\r\nab", "413"),
+            ("GET /app-health/web/livez", "Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n", "413"),
+            (
+                "GET /app-health/web/livez",
+                "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: YQ==\r\n",
+                "403",
+            ),
+        ],
+    )
+    async def test_caller_cannot_change_a_probe(self, mesh, pod, request_line, headers, code):
+        app = App()
+        async with app.at(pod.place, HTTP):
+            connected = await Client(mesh["outsider.outside"].place).connect(pod.address, 15020)
+            reader, writer = await asyncio.open_connection(sock=connected)
+            writer.write(f"{request_line} HTTP/1.1\r\nHost: web\r\n{headers}\r\n".encode())
+            answer = (await asyncio.wait_for(reader.readline(), 30)).decode()
+            writer.close()
+        assert answer.split()[1] == code
+        assert bool(app.requests) == (code == "200")
+
+    async def test_slow_request_ends(self, mesh, pod):
+        connected = await Client(mesh["outsider.outside"].place).connect(pod.address, 15020)
+        reader, writer = await asyncio.open_connection(sock=connected)
+        writer.write(b"GET /app-health/web/livez HTTP/1.1\r\nHost: web\r\n")
+        assert (await asyncio.wait_for(reader.read(), 90)).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+
+    async def test_http2_is_not_accepted(self, mesh, pod):
+        connected = await Client(mesh["outsider.outside"].place).connect(pod.address, 15020)
+        reader, writer = await asyncio.open_connection(sock=connected)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+
+    async def test_application_gets_no_header_of_the_caller(self, mesh, pod):
+        caller = {
+            "Authorization": "Bearer x",
+            "Cookie": "a=b",
+            "X-Forwarded-Client-Cert": "URI=spiffe://x",
+            "x_forwarded_client_cert": "URI=spiffe://x",
+            "X-Probe": "other",
+            "Host": "other",
+            "User": "u",
+            "User-Agents": "u",
+        }
+        app = App()
+        async with app.at(pod.place, HTTP):
+            for path in ("readyz", "livez"):
+                url = f"http://{pod.address}:15020/app-health/web/{path}"
+                assert (await Client(mesh["outsider.outside"].place).get(url, headers=caller)).ok
+        first, second = (
+            {name.lower(): value for name, value in each.headers.items() if not name.startswith("x-envoy-")}
+            for each in app.requests
+        )
+        assert first.pop("user-agent") == second.pop("user-agent")
+        assert first == {"x-probe": "100% ready", "host": "web.example", "accept": "*/*"}
+        assert second == {"host": f"{pod.address}:{HTTP}", "accept": "*/*"}
+
     async def test_sidecar_serves_readiness_and_metrics(self, kubelet):
         assert (await kubelet("/healthz/ready", 15021)).text.strip() == "LIVE"
         metrics = await kubelet("/stats/prometheus", 15090)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import timedelta
 from functools import lru_cache
+from typing import Any
 
 from envoy_data_plane.envoy.config.common.mutation_rules.v3 import HeaderMutation, HeaderMutationRemoveOnMatch
 from envoy_data_plane.envoy.config.core.v3 import DataSource, Http1ProtocolOptions, SubstitutionFormatString
@@ -14,10 +15,14 @@ from envoy_data_plane.envoy.extensions.filters.common.set_filter_state.v3 import
     FilterStateValue,
     FilterStateValueSharedWithUpstream,
 )
+from envoy_data_plane.envoy.extensions.filters.http.buffer.v3 import Buffer
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
     HeaderMutation as HeaderMutationFilter,
 )
-from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import Mutations
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation.v3 import (
+    HeaderMutationPerRoute,
+    Mutations,
+)
 from envoy_data_plane.envoy.extensions.filters.http.health_check.v3 import HealthCheck
 from envoy_data_plane.envoy.extensions.filters.http.router.v3 import Router
 from envoy_data_plane.envoy.extensions.filters.http.set_filter_state.v3 import Config as SetFilterState
@@ -50,9 +55,15 @@ from xds.mesh.envoy.names import BLACK_HOLE
 from xds.mesh.model.loadbalancer import HashKey
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits
 
+HEADER_MUTATION = "envoy.filters.http.header_mutation"
+"""Name of the HTTP filter that changes headers."""
 _HCM = "envoy.filters.network.http_connection_manager"
 _SET_FILTER_STATE = "envoy.filters.http.set_filter_state"
 
+_REQUEST_TIMEOUT = timedelta(seconds=15)
+"""Time within which a complete request must arrive from a caller who may be anyone."""
+_UPGRADES = ("websocket",)
+"""Protocols to which HTTP connections can be upgraded."""
 _PEER_ALIASES = (
     "x[^a-z0-9-]forwarded[^a-z0-9]client[^a-z0-9]cert"
     "|x-forwarded[^a-z0-9-]client[^a-z0-9]cert"
@@ -157,10 +168,35 @@ def healthy(cluster: str, path: str) -> HttpFilter:
 def _without_peer_aliases() -> HttpFilter:
     # CGI and WSGI servers map "-" and "_" to the same character, and some servers map more. Their
     # applications could not distinguish a client's x_forwarded_client_cert from the header that Envoy sets.
-    aliases = StringMatcher(safe_regex=RegexMatcher(regex=_PEER_ALIASES))
-    removal = HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=aliases))
-    config = HeaderMutationFilter(mutations=Mutations(request_mutations=[removal]))
-    return HttpFilter(name="envoy.filters.http.header_mutation", typed_config=pack(config))
+    config = HeaderMutationFilter(mutations=Mutations(request_mutations=[_without_headers(_PEER_ALIASES)]))
+    return HttpFilter(name=HEADER_MUTATION, typed_config=pack(config))
+
+
+@lru_cache(maxsize=1)
+def without_body() -> HttpFilter:
+    """Return the HTTP filter that refuses requests with a body of more than one byte, Envoy's minimum."""
+    return HttpFilter(name="envoy.filters.http.buffer", typed_config=pack(Buffer(max_request_bytes=1)))
+
+
+@lru_cache(maxsize=1)
+def header_mutation() -> HttpFilter:
+    """Return the HTTP filter that removes the headers of routes with `only_user_agent`."""
+    return HttpFilter(name=HEADER_MUTATION, typed_config=pack(HeaderMutationFilter()))
+
+
+@lru_cache(maxsize=1)
+def only_user_agent() -> dict[str, Any]:
+    """Return a route's settings for `header_mutation`, which remove all request headers but User-Agent."""
+    name = "user-agent"
+    # Envoy's regular expressions have no negation: match each other name at the letter where it differs.
+    others = "|".join(f"{name[:end]}([^{name[end]}].*)?" for end in range(1, len(name)))
+    mutations = [_without_headers(names) for names in (f"[^:{name[0]}].*", others, f"{name}.+")]
+    return {HEADER_MUTATION: pack(HeaderMutationPerRoute(mutations=Mutations(request_mutations=mutations)))}
+
+
+def _without_headers(names: str) -> HeaderMutation:
+    matcher = StringMatcher(safe_regex=RegexMatcher(regex=names))
+    return HeaderMutation(remove_on_match=HeaderMutationRemoveOnMatch(key_matcher=matcher))
 
 
 @lru_cache(maxsize=1)
@@ -168,7 +204,7 @@ def _router() -> HttpFilter:
     return HttpFilter(name="envoy.filters.http.router", typed_config=pack(Router()))
 
 
-def _manager(stat_prefix: str, *, upgrades: Iterable[str] = ("websocket",)) -> HttpConnectionManager:
+def _manager(stat_prefix: str, *, upgrades: Iterable[str] = _UPGRADES) -> HttpConnectionManager:
     return HttpConnectionManager(
         stat_prefix=stat_prefix,
         # The sidecar is transparent: it adds neither timeouts nor a server header.
@@ -202,6 +238,7 @@ def http_to(
     *,
     alpn: str = "",
     first: Iterable[HttpFilter] = (),
+    http1_only: bool = False,
 ) -> Filter:
     """Return the filter for HTTP with static routes.
 
@@ -210,8 +247,12 @@ def http_to(
         virtual_hosts: virtual hosts with the routes.
         alpn: ALPN protocol of upstream TLS; empty for the cluster's own.
         first: HTTP filters that run before the others.
+        http1_only: whether to refuse HTTP/2, upgrades to other protocols, and slow requests.
     """
-    manager = _manager(stat_prefix)
+    manager = _manager(stat_prefix, upgrades=() if http1_only else _UPGRADES)
+    if http1_only:
+        manager.codec_type = HttpConnectionManagerCodecType.HTTP1
+        manager.request_timeout = _REQUEST_TIMEOUT
     manager.route_config = RouteConfiguration(
         name=stat_prefix, virtual_hosts=list(virtual_hosts), validate_clusters=False
     )

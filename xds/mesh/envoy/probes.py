@@ -3,6 +3,9 @@
 Every probe has its own path. The sidecar forwards HTTP probes to the application. For a TCP or gRPC probe,
 Envoy runs a health check twice per period, and the listener returns the latest result.
 
+Anyone who can connect to the pod can send a request, also under STRICT. The application therefore gets only
+what the probe contains: GET requests without a body, query or headers of the caller.
+
 Like the kubelet, the sidecar probes the application at the pod's address. It connects from a source address
 that interception excludes.
 """
@@ -28,11 +31,12 @@ from envoy_data_plane.envoy.config.core.v3 import (
     HttpProtocolOptions,
 )
 from envoy_data_plane.envoy.config.listener.v3 import FilterChain, Listener
-from envoy_data_plane.envoy.config.route.v3 import Route, RouteAction, RouteMatch, VirtualHost
+from envoy_data_plane.envoy.config.route.v3 import HeaderMatcher, Route, RouteAction, RouteMatch, VirtualHost
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import (
     HttpProtocolOptions as UpstreamOptions,
 )
 from envoy_data_plane.envoy.extensions.upstreams.http.v3 import HttpProtocolOptionsExplicitHttpConfig
+from envoy_data_plane.envoy.type.matcher.v3 import StringMatcher
 
 from xds.codec import pack
 from xds.mesh.envoy import filters, scrape, tls
@@ -44,6 +48,8 @@ from xds.mesh.model.names import host_port
 
 NAME = "probes"
 
+_ACCEPT = ("Accept", "*/*")
+"""Header that the kubelet sends unless the probe sets it."""
 _ACCEPTABLE = "/?&=%:@!$'()*+,;~-._[]|{}^\"<>\\`"
 """Characters that need no escaping in a path."""
 
@@ -136,7 +142,18 @@ def probe_resources(
         name=NAME,
         address=address,
         additional_addresses=more_addresses,
-        filter_chains=[FilterChain(filters=[filters.http_to(NAME, virtual_hosts, first=checks)])],
+        filter_chains=[
+            FilterChain(
+                filters=[
+                    filters.http_to(
+                        NAME,
+                        virtual_hosts,
+                        first=[filters.without_body(), *checks, filters.header_mutation()],
+                        http1_only=True,
+                    )
+                ]
+            )
+        ],
     )
     clusters = (_cluster(probe, probe.host or app_address, intercepted) for probe in probes)
     return [*clusters, *merging, listener]
@@ -152,28 +169,39 @@ def _name(probe: Probe) -> str:
 
 
 def _route(probe: HttpProbe, app_address: str) -> Route:
-    pending = dict.fromkeys(name.lower() for name, _ in probe.headers)
+    pending = dict.fromkeys(name.lower() for name, _ in (*probe.headers, _ACCEPT))
     hosts = [value for name, value in probe.headers if name.lower() == "host"]
     return Route(
-        match=RouteMatch(path=probe.path),
+        match=_get(probe.path),
         route=RouteAction(
             cluster=_name(probe),
             prefix_rewrite=_target(probe.target),
             host_rewrite_literal=hosts[0] if hosts else _authority(probe.host or app_address, probe.port),
             timeout=seconds(probe.timeout),
         ),
-        # The kubelet sends the headers as well if the rewritten probe still has them.
         request_headers_to_add=[
             HeaderValueOption(
                 header=HeaderValue(key=name, value=value.replace("%", "%%")),
                 append_action=HeaderValueOptionHeaderAppendAction.ADD_IF_ABSENT,
             )
-            for name, value in probe.headers
+            for name, value in (*probe.headers, _ACCEPT)
             if pending.pop(name.lower(), 0) is None and name.lower() != "host"
         ],
+        typed_per_filter_config=filters.only_user_agent(),
         # The kubelet would follow a redirect to a path that the listener does not have. A redirect without
         # `location` is a success.
         response_headers_to_remove=["location"],
+    )
+
+
+def _get(path: str) -> RouteMatch:
+    """Return the match for requests as the kubelet and Prometheus send them: GET, without a query."""
+    return RouteMatch(
+        path=path,
+        headers=[
+            HeaderMatcher(name=":method", string_match=StringMatcher(exact="GET")),
+            HeaderMatcher(name=":path", string_match=StringMatcher(exact=path)),
+        ],
     )
 
 
