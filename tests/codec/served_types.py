@@ -10,6 +10,7 @@ from envoy_data_plane.envoy.config.route import v3 as route
 from envoy_data_plane.envoy.extensions.access_loggers.grpc import v3 as access_logs
 from envoy_data_plane.envoy.extensions.bootstrap.internal_listener import v3 as internal_listener
 from envoy_data_plane.envoy.extensions.filters.common.set_filter_state import v3 as filter_state
+from envoy_data_plane.envoy.extensions.filters.http.buffer import v3 as buffer
 from envoy_data_plane.envoy.extensions.filters.http.header_mutation import v3 as header_mutation
 from envoy_data_plane.envoy.extensions.filters.http.health_check import v3 as health_check
 from envoy_data_plane.envoy.extensions.filters.http.lua import v3 as lua
@@ -42,7 +43,9 @@ SERVED_TYPES = [
     grpc_credential.FileBasedMetadataConfig,
     filter_state.FilterStateValue,
     hcm.HttpConnectionManager,
+    buffer.Buffer,
     header_mutation.HeaderMutation,
+    header_mutation.HeaderMutationPerRoute,
     health_check.HealthCheck,
     http_filter_state.Config,
     http_inspector.HttpInspector,
