@@ -18,7 +18,7 @@ from xds.cli.validation_options import Validation, ValidationOptions
 from xds.mesh.envoy.translate import translate
 from xds.validation import find_envoy
 
-pytestmark = [pytest.mark.envoy, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.envoy, pytest.mark.timeout(600)]
 
 
 async def test_a_refused_rule_is_held_back_alone_and_reported(loopback: Loopback, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ async def test_a_refused_rule_delays_no_mode_change_and_survives_a_restart(
             _, out, _ = await run_xds("problems", f"--xds-address={mesh.plane.address}")
             return "Envoy refuses Cluster outbound|80|" in out
 
-        await eventually(is_reported, timeout=60, what="the problem is reported")
+        await eventually(is_reported, timeout=2 * RECONNECTED, what="the problem is reported")
         assert (await client.client.get("http://web.ns/")).ok
         mesh.apply(destination_rule("web", "ns", "web", "ISTIO_MUTUAL"))
         await mesh.settled(timeout=2 * RECONNECTED)
