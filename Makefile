@@ -50,10 +50,10 @@ help: ## List the targets
 demo: $(READY) ## Run Istio's automatic mutual TLS task with real Envoys
 	@$(BIN)/xds demo
 
-unit: $(READY) ## Run the tests that start no processes (under a minute)
+unit: $(READY) ## Run the tests that start no processes (2 minutes on two cores)
 	@$(BIN)/pytest $(PER_CORE) -m "not real"
 
-test: $(READY) ## Run all tests that need neither Docker nor Kubernetes; some need root
+test: $(READY) ## Run all tests that need neither Docker nor Kubernetes (15 minutes on two cores); some need root
 	@rm -f $(SUMMARY); status=0; export XDS_TEST_SUMMARY=$(SUMMARY); \
 	for tests in "$(PARALLEL) $(addprefix --ignore=,$(MEASURING) $(COMPOSE) $(IN_KUBERNETES) $(WITH_GO))" \
 			"$(PER_CORE) $(MEASURING)"; do \
