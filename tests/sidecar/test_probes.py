@@ -124,6 +124,22 @@ def kubelet(mesh, pod):
     return ask
 
 
+@pytest.fixture
+def send(mesh, pod):
+    """Send bytes to port 15020 from outside the mesh, and return the first line of the answer."""
+
+    async def send(data: bytes) -> bytes:
+        connected = await Client(mesh["outsider.outside"].place).connect(pod.address, 15020)
+        reader, writer = await asyncio.open_connection(sock=connected)
+        try:
+            writer.write(data)
+            return await asyncio.wait_for(reader.readline(), 90)
+        finally:
+            writer.close()
+
+    return send
+
+
 async def becomes(kubelet, path: str, code: str) -> None:
     """Wait until a probe has this status: for a period and a timeout at most, on a slow machine longer."""
 
@@ -289,30 +305,20 @@ class TestOtherAccess:
             ),
         ],
     )
-    async def test_caller_cannot_change_a_probe(self, mesh, pod, request_line, headers, code):
+    async def test_caller_cannot_change_a_probe(self, send, pod, request_line, headers, code):
         app = App()
         async with app.at(pod.place, HTTP):
-            connected = await Client(mesh["outsider.outside"].place).connect(pod.address, 15020)
-            reader, writer = await asyncio.open_connection(sock=connected)
-            writer.write(f"{request_line} HTTP/1.1\r\nHost: web\r\n{headers}\r\n".encode())
-            answer = (await asyncio.wait_for(reader.readline(), 30)).decode()
-            writer.close()
-        assert answer.split()[1] == code
+            answer = await send(f"{request_line} HTTP/1.1\r\nHost: web\r\n{headers}\r\n".encode())
+        assert answer.split()[1].decode() == code
         assert bool(app.requests) == (code == "200")
 
-    async def test_slow_request_ends(self, mesh, pod):
-        connected = await Client(mesh["outsider.outside"].place).connect(pod.address, 15020)
-        reader, writer = await asyncio.open_connection(sock=connected)
-        writer.write(b"GET /app-health/web/livez HTTP/1.1\r\nHost: web\r\n")
-        assert (await asyncio.wait_for(reader.read(), 90)).startswith(b"HTTP/1.1 408 ")
-        writer.close()
+    async def test_slow_request_ends(self, send):
+        answer = await send(b"GET /app-health/web/livez HTTP/1.1\r\nHost: web\r\n")
+        assert answer.startswith(b"HTTP/1.1 408 ")
 
-    async def test_http2_is_not_accepted(self, mesh, pod):
-        connected = await Client(mesh["outsider.outside"].place).connect(pod.address, 15020)
-        reader, writer = await asyncio.open_connection(sock=connected)
-        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
-        assert (await asyncio.wait_for(reader.read(), 30)).startswith(b"HTTP/1.1 400 ")
-        writer.close()
+    async def test_http2_is_not_accepted(self, send):
+        answer = await send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        assert answer.startswith(b"HTTP/1.1 400 ")
 
     async def test_application_gets_no_header_of_the_caller(self, mesh, pod):
         caller = {

@@ -55,8 +55,7 @@ from xds.mesh.envoy.names import BLACK_HOLE
 from xds.mesh.model.loadbalancer import HashKey
 from xds.mesh.model.traffic import NO_LIMITS, TcpLimits
 
-HEADER_MUTATION = "envoy.filters.http.header_mutation"
-"""Name of the HTTP filter that changes headers."""
+_HEADER_MUTATION = "envoy.filters.http.header_mutation"
 _HCM = "envoy.filters.network.http_connection_manager"
 _SET_FILTER_STATE = "envoy.filters.http.set_filter_state"
 
@@ -169,7 +168,7 @@ def _without_peer_aliases() -> HttpFilter:
     # CGI and WSGI servers map "-" and "_" to the same character, and some servers map more. Their
     # applications could not distinguish a client's x_forwarded_client_cert from the header that Envoy sets.
     config = HeaderMutationFilter(mutations=Mutations(request_mutations=[_without_headers(_PEER_ALIASES)]))
-    return HttpFilter(name=HEADER_MUTATION, typed_config=pack(config))
+    return HttpFilter(name=_HEADER_MUTATION, typed_config=pack(config))
 
 
 @lru_cache(maxsize=1)
@@ -181,7 +180,7 @@ def without_body() -> HttpFilter:
 @lru_cache(maxsize=1)
 def header_mutation() -> HttpFilter:
     """Return the HTTP filter that removes the headers of routes with `only_user_agent`."""
-    return HttpFilter(name=HEADER_MUTATION, typed_config=pack(HeaderMutationFilter()))
+    return HttpFilter(name=_HEADER_MUTATION, typed_config=pack(HeaderMutationFilter()))
 
 
 @lru_cache(maxsize=1)
@@ -191,7 +190,7 @@ def only_user_agent() -> dict[str, Any]:
     # Envoy's regular expressions have no negation: match each other name at the letter where it differs.
     others = "|".join(f"{name[:end]}([^{name[end]}].*)?" for end in range(1, len(name)))
     mutations = [_without_headers(names) for names in (f"[^:{name[0]}].*", others, f"{name}.+")]
-    return {HEADER_MUTATION: pack(HeaderMutationPerRoute(mutations=Mutations(request_mutations=mutations)))}
+    return {_HEADER_MUTATION: pack(HeaderMutationPerRoute(mutations=Mutations(request_mutations=mutations)))}
 
 
 def _without_headers(names: str) -> HeaderMutation:

@@ -452,13 +452,6 @@ class DestinationRule(Object):
         """Whether the rule's host matches a service's full name, exactly or with a wildcard."""
         return matches_host(self.host, host)
 
-    @property
-    def reads_files(self) -> bool:
-        """Whether the sidecars of some clients read files that the rule names."""
-        policies = (self.policy, *(subset.policy for subset in self.subsets))
-        settings = (each for policy in policies if policy for each in (policy, *policy.ports.values()))
-        return any(each.tls is not None and each.tls.reads_files for each in settings)
-
 
 Fact: TypeAlias = (
     Namespace

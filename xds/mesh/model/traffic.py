@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -138,3 +138,10 @@ class Subset:
     """Labels of its pods."""
     policy: TrafficPolicy | None = None
     """Traffic policy of the subset, which overrides the rule's."""
+
+
+def reads_files(policy: TrafficPolicy | None, subsets: Iterable[Subset]) -> bool:
+    """Whether sidecars read files that a rule with these settings names."""
+    policies = (policy, *(subset.policy for subset in subsets))
+    settings = (each for policy in policies if policy for each in (policy, *policy.ports.values()))
+    return any(each.tls is not None and each.tls.reads_files for each in settings)

@@ -15,6 +15,7 @@ from xds.mesh.model.traffic import (
     Subset,
     TlsMode,
     TrafficPolicy,
+    reads_files,
 )
 from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP
@@ -61,7 +62,7 @@ def destination_rule(obj: Field, meta: Meta) -> DestinationRule:
         export_to=export_to(spec["exportTo"], private=bool(spec["workloadSelector"])),
         selector=names.selected(spec["workloadSelector"]),
     )
-    if rule.export_to != (".",) and rule.selector is None and rule.reads_files:
+    if rule.export_to != (".",) and rule.selector is None and reads_files(rule.policy, rule.subsets):
         spec["exportTo"].notice(
             "is not '.': clients in other namespaces do not read the files of the rule, and send mutual TLS"
             " (ISTIO_MUTUAL) instead, unless this is the root namespace",

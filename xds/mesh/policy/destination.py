@@ -18,7 +18,7 @@ from typing import TypeAlias
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import DestinationRule, Ref, Service
-from xds.mesh.model.traffic import ClientTls, Subset, TlsMode, TrafficPolicy
+from xds.mesh.model.traffic import ClientTls, Subset, TlsMode, TrafficPolicy, reads_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +220,9 @@ def _client_rule(
             exported = (rule for rule in _rules(mesh, rules_of, owner, service) if rule.export_to != {owner})
             rules = [rule for rule in _merge(exported) if rule.export_to & {"*", namespace}]
             if owner != root:
-                rules = [_without_files(rule) for rule in rules]
+                rules = [
+                    _without_files(rule) if reads_files(rule.policy, rule.subsets) else rule for rule in rules
+                ]
     for rule in rules:
         if rule.selector is not None and covers(rule.selector, labels):
             return rule
