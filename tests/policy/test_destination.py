@@ -223,6 +223,7 @@ def test_files_are_read_only_with_rules_of_the_own_or_root_namespace(
         Subset(name="v1", policy=policy),
         Subset(name="v2", policy=TrafficPolicy(ports={90: policy})),
         Subset(name="v3", policy=plain),
+        Subset(name="v4"),
     )
     at_random = AT_RANDOM.load_balancer
     policies = TrafficPolicy(tls=settings, load_balancer=at_random, ports={81: policy, 82: plain})
@@ -230,4 +231,5 @@ def test_files_are_read_only_with_rules_of_the_own_or_root_namespace(
     assert found
     assert [found.for_port(*port).tls for port in ((80,), (81,), (80, "v1"), (90, "v2"))] == [expected] * 4
     assert [found.for_port(*port).tls for port in ((82,), (80, "v3"))] == [plain.tls] * 2
+    assert found.for_port(80, "v4").tls == expected
     assert found.for_port(80).load_balancer == at_random
