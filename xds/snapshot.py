@@ -406,11 +406,6 @@ class Snapshot:
 
     Pass a new mapping instead of changing one: a stream compares it with the previous one.
     """
-    kept: frozenset[ResourceKey] = frozenset()
-    """Resources that are not served, but that a client keeps if it has them from an earlier stream.
-
-    Only delta clients report what they have. Other clients delete what a response does not contain.
-    """
     generation: int = field(default=0, compare=False)
     """Number that the caller chooses. Sessions report the last generation that a client has answered."""
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.golden.cases import CASES, load
 from xds.cli import app
+from xds.cli.envoy_check import refused_by_envoy
 
 POLICY = """apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -159,3 +161,56 @@ def test_wrong_usage_exits_with_2(policies: Path, words: tuple[str, ...], messag
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
     assert policies.exists()
+
+
+RULE = """apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web, namespace: shop}
+spec:
+  host: web
+  exportTo: [.]
+  trafficPolicy: {tls: {mode: SIMPLE, caCertificates: ROOT}}
+"""
+
+
+@pytest.mark.envoy
+@pytest.mark.real
+def test_envoy_loads_what_sidecars_would_get(policies: Path, tmp_path: Path) -> None:
+    (tmp_path / "root.pem").write_text("not a certificate")
+    (policies / "web.yaml").write_text(WEB)
+    (policies / "rule.yaml").write_text(RULE.replace("ROOT", str(tmp_path / "root.pem")))
+    assert xds("-f", policies).exit_code == 0
+    result = xds("-f", policies, "--envoy", "-o", "json")
+    assert result.exit_code == 1
+    [finding] = json.loads(result.stdout)
+    assert (finding["file"], finding["line"]) == ("policies/rule.yaml", 6)
+    assert finding["message"] == (
+        "DestinationRule shop/web: Envoy refuses Cluster outbound|80||web.shop.svc.cluster.local: "
+        f"Failed to load trusted CA certificates from {tmp_path / 'root.pem'}"
+    )
+    (tmp_path / "root.pem").unlink()
+    assert xds("-f", policies, "--envoy").exit_code == 0
+
+
+@pytest.mark.envoy
+@pytest.mark.real
+def test_envoy_refuses_no_resource_of_the_golden_cases() -> None:
+    meshes = [load(case.values[0]) for case in CASES]
+    assert not [problem for mesh in meshes for problem in refused_by_envoy(mesh)]
+
+
+def test_envoy_that_cannot_check_is_wrong_usage(policies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = xds("-f", policies, "--envoy")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("xds: --envoy: no pod in the manifests has a sidecar")
+    (policies / "web.yaml").write_text(WEB)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setenv("PATH", "")
+    result = xds("-f", policies, "--envoy")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("xds: --envoy: Envoy is not found")

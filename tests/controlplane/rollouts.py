@@ -30,7 +30,6 @@ from xds.mesh.v1 import described
 from xds.server import Observer, XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
 from xds.testing import EnvoyClient, Response
-from xds.validation import Validator
 
 WITHIN = 30.0
 
@@ -108,11 +107,10 @@ async def running(
     mode: str,
     traffic: Traffic | None = None,
     observer: Callable[[Controller], Observer] | None = None,
-    validator: Validator | None = None,
 ) -> AsyncIterator[Plane]:
     """Run a control plane whose sidecars have ACKed the desired state. `traffic` is what it has observed."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
-    controller, source = Controller(authority, validator=validator), MemorySource()
+    controller, source = Controller(authority), MemorySource()
     objects = ObjectsService(controller, source, lambda: source.problems)
     reports = TrafficReports(controller)
     if traffic is not None:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
-from math import inf
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -17,7 +16,6 @@ from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry
 
 from tests.controlplane.rollouts import Plane, running
-from tests.library.clients import Words
 from tests.policy.world import pod
 from tests.support.waiting import eventually
 from xds.mesh.controlplane import tracing
@@ -26,7 +24,6 @@ from xds.mesh.controlplane.tracing import ChangeTracer
 from xds.mesh.model.objects import Change, Ref
 from xds.server.metrics import StreamMetrics
 from xds.snapshot import ENDPOINT, LISTENER
-from xds.validation import Validator
 
 WEB_3 = replace(pod("web-3", "shop", app="web"), service_account="web-1")
 """A further endpoint with a known identity, so that its cluster does not change."""
@@ -67,9 +64,9 @@ class Traced:
 
 
 @asynccontextmanager
-async def traced(mode: str, validator: Validator | None = None) -> AsyncIterator[Traced]:
+async def traced(mode: str) -> AsyncIterator[Traced]:
     made = Traced()
-    async with running(mode, observer=made.observe, validator=validator) as made.plane:
+    async with running(mode, observer=made.observe) as made.plane:
         task = asyncio.create_task(made.tracer.run())
         try:
             # The trace of the first change.
@@ -149,20 +146,6 @@ async def test_traces_in_progress_are_limited(monkeypatch: pytest.MonkeyPatch):
         world.plane.controller.change(Change(removed=(Ref("Pod", "shop", "lonely"),)))
         await world.trace_of("Pod shop/lonely")
         assert len(world.changes()) == 3  # The first change, web-3, and the removal of the other pod.
-
-
-async def test_a_trace_waits_for_validation():
-    words = Words()
-    async with traced("STRICT", words) as world:
-        words.open.clear()
-        world.plane.controller.change(Change(applied=(WEB_3,)))
-        validation = world.plane.controller.validation
-        await eventually(lambda: validation.oldest_change < inf)
-        await asyncio.sleep(3 * tracing._INTERVAL)
-        assert len(world.changes()) == 1
-        words.open.set()
-        _, children = await world.trace_of("Pod shop/web-3")
-        assert children.keys() == {"apply", "push", "ack"}
 
 
 def test_old_traces_are_checked_less_often():

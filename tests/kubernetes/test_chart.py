@@ -136,9 +136,6 @@ ARGUMENTS: list[tuple[Json, set[str]]] = [
     ({"observe": False}, {"--observe=false"}),
     ({"rollout": {"mode": "immediate"}}, {"--rollout=immediate"}),
     ({"rollout": {"timeoutSeconds": 0}}, {"--rollout-timeout=0"}),
-    ({"validation": {"mode": "warn"}}, {"--validate=warn"}),
-    ({"validation": {"mode": "block"}}, {"--validate=block"}),
-    ({"validation": {"mode": False}}, set()),
     ({"ca": {"sds": "unix:///run/spire/agent.sock"}}, {"--sds=unix:///run/spire/agent.sock"}),
     ({"extraArgs": ["--max-connection-age=600"]}, {"--max-connection-age=600"}),
     ({"policyWebhook": {"enforce": True}}, {"--enforce-plan"}),
@@ -151,7 +148,7 @@ ARGUMENTS: list[tuple[Json, set[str]]] = [
 
 REQUIRED = (
     *("image", "replicas", "initialPolicies", "ca", "injection", "policyWebhook", "networkPolicy", "rollout"),
-    *("validation", "observe", "serviceAccount"),
+    *("observe", "serviceAccount"),
 )
 """Values that cannot be removed with null."""
 
@@ -159,8 +156,6 @@ INVALID: list[tuple[Json, str]] = [
     ({"replcias": 3}, "replcias"),
     ({"replicas": 0}, "replicas"),
     ({"rollout": {"mode": "fast"}}, "rollout/mode|rollout.mode"),
-    ({"validation": {"mode": "on"}}, "validation/mode|validation.mode"),
-    ({"validation": {"mode": True}}, "validation/mode|validation.mode"),
     *(
         ({"networkPolicy": {"apiServerCidrs": [cidr]}}, "apiServerCidrs")
         for cidr in ("any", "999.1/99", "10.0.0.256/8", "10.0.0.0/33", "fd00::/129", "fd00/8")

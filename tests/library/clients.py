@@ -1,9 +1,8 @@
-"""A validator by words, and clients of a store over sockets."""
+"""Clients of a store over sockets."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster
@@ -16,23 +15,6 @@ from xds.testing import EnvoyClient, Response
 
 def cluster(name: str, content: str = "", *, source: str = "") -> Resource:
     return resource(Cluster(name=name, alt_stat_name=content), sources=[source] if source else [])
-
-
-class Words:
-    """Refuses clusters whose content contains `bad`."""
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-        self.open = asyncio.Event()
-        self.open.set()
-        self.error: Exception | None = None
-
-    async def validate(self, resources: Sequence[Resource]) -> Mapping[Resource, str]:
-        self.calls.append([one.name for one in resources])
-        await self.open.wait()
-        if self.error:
-            raise self.error
-        return {one: "it is bad" for one in resources if b"bad" in one.body}
 
 
 def content(store: Store, node: str = "n", group: str = "") -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import re
 import tempfile
@@ -56,10 +55,6 @@ from envoy_data_plane.google.protobuf import Any as AnyMessage
 
 from tests.library.messages import api_listener, eds_cluster
 from tests.library.messages import listener as rds_listener
-from tests.support.clients import Client
-from tests.support.envoy import EnvoyProcess
-from tests.support.loopback import free_port
-from tests.support.upstream import Upstream
 from tests.support.world import Cluster as WorldCluster
 from tests.support.world import Listener as WorldListener
 from tests.support.world import World
@@ -67,11 +62,9 @@ from xds.codec import pack
 from xds.mesh.envoy.common import address
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
-from xds.resources import CLUSTER, ENDPOINT, Resource, resource
-from xds.server import XdsServer
-from xds.store import Store, ValidationError
-from xds.testing import bootstrap
-from xds.validation import EnvoyValidator, envoy
+from xds.resources import CLUSTER, Resource, resource
+from xds.snapshot import ResourceSet, Snapshot
+from xds.validation import EnvoyNotFoundError, EnvoyUnavailableError, EnvoyValidator, find_envoy
 
 pytestmark = [pytest.mark.envoy, pytest.mark.real]
 PATIENCE = 60.0
@@ -133,8 +126,7 @@ def roots(pem: bytes) -> Secret:
 
 async def refusals(*messages, **options) -> dict[str, str]:
     resources = [one if isinstance(one, Resource) else resource(one) for one in messages]
-    validator = EnvoyValidator(if_unavailable="block", timeout=PATIENCE, **options)
-    refused = await validator.validate(resources)
+    refused = await EnvoyValidator(timeout=PATIENCE, **options).check(resources)
     return {one.name: reason for one, reason in refused.items()}
 
 
@@ -235,11 +227,9 @@ def dual_stack(name: str, *more: Address) -> Listener:
 
 
 async def test_listeners_with_equal_additional_addresses_pass():
-    validator = EnvoyValidator(if_unavailable="block", timeout=PATIENCE)
     pipe = Address(pipe=Pipe(path="/run/app.sock"))
     listeners = [dual_stack(f"l{n}", pipe) for n in range(256)]
-    assert not await validator.validate([resource(one) for one in listeners])
-    assert validator.runs == 1
+    assert not await refusals(*listeners)
 
 
 async def test_equal_pipes_and_internal_listeners_pass():
@@ -254,51 +244,32 @@ async def test_equal_pipes_and_internal_listeners_pass():
     assert not await refusals(*pipes, *internal, bootstrap=bytes(base))
 
 
-def refused_clusters() -> list[Resource]:
-    return [resource(Cluster(name=f"c{n}", connect_timeout=timedelta(0))) for n in range(16)]
+def counting(directory: Path) -> str:
+    """Make an Envoy that counts its runs in the file `runs`."""
+    return script(directory, f'echo >>{directory}/runs; exec {find_envoy()} "$@"')
 
 
-async def test_only_resources_that_were_loaded_alone_are_refused(monkeypatch):
-    monkeypatch.setattr(envoy, "MAX_RUNS", 8)
-    validator, bad, good = EnvoyValidator(timeout=PATIENCE), refused_clusters(), resource(eds_cluster("good"))
-    counts = []
-    while len(counts) < 16 and (not counts or counts[-1] < 16):
-        refused = await validator.validate([*bad, good])
-        assert good not in refused
-        assert not any(reason.startswith("one of ") for reason in refused.values())
-        counts.append(len(refused))
-    assert 0 < counts[0] < 16  # The others are served, and judged later.
-    assert counts[-1] == 16
-    assert counts == sorted(counts)
+def runs(directory: Path) -> int:
+    return len((directory / "runs").read_text())
 
 
-async def test_block_judges_all_resources(monkeypatch):
-    monkeypatch.setattr(envoy, "MAX_RUNS", 8)
-    bad, good = refused_clusters(), resource(eds_cluster("good"))
-    assert {*await EnvoyValidator(if_unavailable="block", timeout=PATIENCE).validate([*bad, good])} == {*bad}
+async def test_resources_of_a_snapshot_are_loaded_together(tmp_path):
+    bad = [resource(Cluster(name=f"bad{n}", connect_timeout=timedelta(0))) for n in range(2)]
+    good = [resource(eds_cluster(f"c{n}")) for n in range(298)]
+    validator = EnvoyValidator(counting(tmp_path), timeout=PATIENCE)
+    assert not await validator.check(Snapshot({CLUSTER: ResourceSet(good)}))
+    assert runs(tmp_path) == 2  # In batches.
+    assert {*await validator.check([*good, *bad, *good])} == {*bad}
 
 
-async def test_a_timeout_keeps_the_verdicts_that_were_found(tmp_path):
+async def test_an_unavailable_envoy_is_an_error_after_the_first_runs_too(tmp_path):
     """Envoy ends normally in the first runs only: those that find one refused resource."""
     count = f"echo >>{tmp_path}/runs; test $(wc -l <{tmp_path}/runs) -gt 4 && exec sleep 600"
-    binary = script(tmp_path, f'{count}; exec {envoy.find_envoy()} "$@"')
-    bad = refused_clusters()[:4]
+    binary = script(tmp_path, f'{count}; exec {find_envoy()} "$@"')
     # The runs: four clusters, the bootstrap alone, two clusters, one cluster.
-    assert {*await EnvoyValidator(binary, timeout=10).validate(bad)} == {bad[0]}
-
-
-async def test_each_resource_is_loaded_once():
-    validator = EnvoyValidator(timeout=PATIENCE)
-    resources = [resource(eds_cluster(f"c{n}")) for n in range(300)]
-    assert not await validator.validate(resources)
-    assert validator.runs == 2  # In batches.
-    bad = resource(Cluster(name="bad", connect_timeout=timedelta(0)))
-    assert {*await validator.validate([*resources, bad])} == {bad}
-    assert validator.results == {"accepted": 300, "refused": 1, "unvalidated": 0}
-    assert validator.seconds > 0
-    runs = validator.runs
-    assert {*await validator.validate([*resources, bad])} == {bad}
-    assert validator.runs == runs
+    bad = [resource(Cluster(name=f"c{n}", connect_timeout=timedelta(0))) for n in range(4)]
+    with pytest.raises(EnvoyUnavailableError, match="did not end within 10 s"):
+        await EnvoyValidator(binary, timeout=10).check(bad)
 
 
 async def test_keys_are_passed_through_a_pipe(tmp_path):
@@ -319,129 +290,40 @@ def script(directory: Path, commands: str, name: str = "envoy") -> str:
 BAD = resource(Cluster(name="bad", connect_timeout=timedelta(0)))
 
 
+BAD = resource(Cluster(name="bad", connect_timeout=timedelta(0)))
+
+
 @pytest.mark.parametrize(
     ("commands", "timeout", "words"),
     [
-        (None, PATIENCE, "is not found, or not executable"),
         ("exec sleep 600", 0.3, "did not end within 0.3 s"),
         ("exit 1", PATIENCE, "does not load the bootstrap"),
         ("kill -9 $$", PATIENCE, "was killed"),
         ("kill -6 $$", PATIENCE, "crashed with SIGABRT"),
     ],
 )
-async def test_without_envoy_resources_are_served_by_default(commands, timeout, words, tmp_path):
-    binary = script(tmp_path, commands) if commands else str(tmp_path / "envoy")
-    validator = EnvoyValidator(binary, timeout=timeout)
-    refused = await validator.validate([BAD])
-    assert not refused
-    assert refused.unjudged == {BAD}
-    assert validator.results == {"accepted": 0, "refused": 0, "unvalidated": 1}
-    assert words in validator.unavailable
-    runs = validator.runs
-    assert not await validator.validate([BAD])
-    assert validator.runs == runs  # It is not tried again for each change.
+async def test_an_unavailable_envoy_is_an_error(commands, timeout, words, tmp_path):
+    with pytest.raises(EnvoyUnavailableError, match=words):
+        await EnvoyValidator(script(tmp_path, commands), timeout=timeout).check([BAD])
 
 
-async def test_a_resource_that_crashes_envoy_is_served_but_not_accepted(tmp_path):
+async def test_a_missing_envoy_is_an_error(tmp_path):
+    with pytest.raises(EnvoyNotFoundError, match="is not found, or not executable"):
+        await EnvoyValidator(str(tmp_path / "envoy")).check([BAD])
+
+
+async def test_a_resource_that_crashes_envoy_is_refused(tmp_path):
     binary = script(tmp_path, 'if [ "$(grep -ac bad $4)" != 0 ]; then kill -6 $$; fi')
-    validator = EnvoyValidator(binary, timeout=PATIENCE)
-    for _ in range(2):
-        refused = await validator.validate([resource(Cluster(name="good")), BAD])
-        assert not refused
-        assert refused.unjudged == {BAD}
-        assert validator.results == {"accepted": 1, "refused": 0, "unvalidated": 1}
-    assert not validator.unavailable
+    found = await EnvoyValidator(binary, timeout=PATIENCE).check([resource(Cluster(name="good")), BAD])
+    assert found == {BAD: "Envoy crashed with SIGABRT"}
 
 
-async def test_without_a_directory_resources_are_served(monkeypatch):
+async def test_without_a_directory_envoy_is_unavailable(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
-    validator = EnvoyValidator()
-    assert not await validator.validate([BAD])
-    assert validator.unavailable.startswith("cannot run Envoy: ")
+    with pytest.raises(EnvoyUnavailableError, match=r"^cannot run Envoy: "):
+        await EnvoyValidator().check([BAD])
 
 
-async def test_block_waits_for_envoy(monkeypatch, tmp_path):
-    monkeypatch.setattr(envoy, "RETRY_DELAY", 0.01)
-    validator = EnvoyValidator(str(tmp_path / "envoy"), if_unavailable="block", timeout=PATIENCE)
-    validating = asyncio.create_task(validator.validate([BAD]))
-    async with asyncio.timeout(30):
-        while validator.runs < 3:
-            await asyncio.sleep(0)
-    assert not validating.done()
-    (tmp_path / "envoy").symlink_to(envoy.find_envoy())
-    assert {*await validating} == {BAD}
-    assert not validator.unavailable
-
-
-@pytest.mark.parametrize("options", [{"if_unavailable": "no"}, {"timeout": 0}])
-def test_invalid_options_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        EnvoyValidator(**options)
-
-
-async def test_a_client_is_not_sent_what_envoy_refuses(tmp_path):
-    """The client's Envoy rejects nothing, which `EnvoyProcess` checks."""
-    async with Upstream() as app, Upstream() as other:
-        port = free_port()
-        world = World(listeners={"l": WorldListener(port, "r")}).having(c=WorldCluster((app.port,)))
-        store, client = Store(), Client()
-        store.set(*world.routing("r", a="c").resources())
-        validator = EnvoyValidator(if_unavailable="block", timeout=PATIENCE)
-        async with XdsServer(store, "127.0.0.1:0", grace=0.2, validate=validator) as server:
-            made = bootstrap("edge-1", server.port)
-            async with EnvoyProcess("edge-1", made, tmp_path):
-                await store.applied(at_least=1)
-                bad = routes("(?=x)")
-                store.set(
-                    *world.having(d=WorldCluster((other.port,)), e=WorldCluster(fault="unfit")).resources(),
-                    resource(bad, sources=["routes.toml:3"]),
-                    listener("unknown", "type.googleapis.com/example.Filter"),
-                )
-                with pytest.raises(
-                    ValidationError, match=r"RouteConfiguration r \(from routes.toml:3\)"
-                ) as raised:
-                    await store.applied()
-                held = {item.resource.name for item in raised.value.held_back}
-                assert held == {"r", "e", "unknown"}
-                assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(app.port)
-                with store.change() as change:
-                    change.set(*world.routing("r", a="d").resources())
-                    change.remove(CLUSTER, "e")
-                    change.remove(listener("unknown"))
-                await store.applied()
-                assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(other.port)
-
-
-async def test_a_client_keeps_what_it_has_when_the_program_restarts(tmp_path):
-    """The new program knows no good version of the cluster and of the routes."""
-    async with Upstream() as app, Upstream() as other:
-        port, client = free_port(), Client()
-        world = World(listeners={"l": WorldListener(port, "r")}).having(c=WorldCluster((app.port,)))
-        world = world.routing("r", a="c")
-        store = Store()
-        store.set(*world.resources())
-        # Not a port that the kernel may give to a connection while the program is restarted.
-        address, validator = f"127.0.0.1:{free_port()}", EnvoyValidator(timeout=PATIENCE)
-        server = XdsServer(store, address, grace=0.2, validate=validator)
-        await server.start()
-        made = bootstrap("edge-1", server.port)
-        async with EnvoyProcess("edge-1", made, tmp_path):
-            await store.applied(at_least=1)
-            assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(app.port)
-            await server.stop()
-            store = Store()
-            bad = [one for one in world.resources() if one.name not in {"c", "r"} or one.type_url == ENDPOINT]
-            store.set(
-                *bad,
-                *(one for one in world.having(d=WorldCluster((other.port,))).resources() if one.name == "d"),
-                Cluster(name="c", connect_timeout=timedelta(0)),
-                routes("(?=x)"),
-            )
-            async with XdsServer(store, address, grace=0.2, validate=EnvoyValidator(timeout=PATIENCE)):
-                with pytest.raises(ValidationError) as raised:
-                    await store.applied(at_least=1)
-                assert {item.resource.name for item in raised.value.held_back} == {"c", "r"}
-                assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(app.port)
-                store.set(*world.routing("r", a="d").having(d=WorldCluster((other.port,))).resources())
-                await store.applied()
-                assert (await client.get(f"http://127.0.0.1:{port}/a")).text == str(other.port)
+def test_invalid_timeout_is_refused():
+    with pytest.raises(ValueError, match="timeout=0"):
+        EnvoyValidator(timeout=0)

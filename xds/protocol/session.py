@@ -79,9 +79,8 @@ class Session:
         patience: Seconds to wait for the client to ACK its clusters before listeners and routes are sent
             regardless.
         grace: Seconds to keep a removed resource while the client has not ACKed the removal of the resources
-            that use it. If the client rejected that removal, or keeps an earlier version of a resource that
-            may use it (`Snapshot.kept`), the resource is kept until the client ACKs an update, for a day at
-            most.
+            that use it. If the client rejected that removal, the resource is kept until the client ACKs an
+            update, for a day at most.
     """
 
     def __init__(
@@ -431,7 +430,7 @@ class Session:
         """Release the lingering resources that are no longer used or have lingered for too long."""
         for watch in self._watches.values():
             if watch.type_url not in USERS:
-                watch.release(self._releasable(watch))
+                watch.release(tuple(watch.lingering))
         for type_url, user_types in USERS.items():
             if type_url not in self._watches:
                 continue
@@ -440,14 +439,9 @@ class Session:
             if not watch.lingering or (watch.may_have_removed_clusters and self._expects_listeners(now)):
                 continue
             if all(self._is_settled(user) for user in users):
-                watch.release(self._releasable(watch))
+                watch.release(tuple(watch.lingering))
             else:
                 self._expire(watch, users, now)
-
-    def _releasable(self, watch: Watch) -> tuple[str, ...]:
-        """Return the lingering resources of a type, without those that the client keeps."""
-        kept = self._snapshot.kept if self._snapshot else ()
-        return tuple(name for name in watch.lingering if not kept or (watch.type_url, name) not in kept)
 
     def _expire(self, watch: Watch, users: Sequence[Watch], now: float) -> None:
         """Release the resources of a type that have lingered for too long.
@@ -455,13 +449,9 @@ class Session:
         The time starts when no lingering resource uses them.
         """
         outdated_since = max(user.acks.outdated_since for user in users)
-        if any(len(self._releasable(user)) < len(user.lingering) for user in users):
-            # What the client keeps from an earlier stream may use any resource of that stream.
-            outdated_since = max(outdated_since, self._opened_at)
         has_outdated_users = outdated_since > -inf
         used = {ref for user in users for ref in user.lingering_refs()}
-        for name in self._releasable(watch):
-            lingering = watch.lingering[name]
+        for name, lingering in tuple(watch.lingering.items()):
             if (watch.type_url, name) in used:
                 lingering.until = None
                 continue

@@ -8,7 +8,7 @@ import resource
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -21,7 +21,6 @@ from xds.server.connections import ConnectionGuard
 from xds.server.discovery import DiscoveryService
 from xds.server.proxies import Authenticate, Proxies, is_encrypted
 from xds.server.stream import Observer
-from xds.validation import Validator
 
 log = structlog.get_logger(__name__)
 
@@ -80,14 +79,6 @@ _UNLIMITED = 24 * 3600.0
 """Grace in seconds that does not expire. gRPC then stops accepting calls, and cancels none."""
 
 
-@runtime_checkable
-class Validating(Protocol):
-    """Proxies whose resources can be validated, such as a `Store`."""
-
-    def use_validator(self, validator: Validator) -> None:
-        """Validate resources before they are served."""
-
-
 class XdsServer:
     """A gRPC server with the discovery services and the health service.
 
@@ -115,11 +106,9 @@ class XdsServer:
         limits: Limits of each client. A client that exceeds them gets RESOURCE_EXHAUSTED.
         interceptors: Interceptors of `grpc.aio` for all calls. They run after the server's own.
         health: Whether to serve the health service. Without it, `added` can add another one.
-        validate: Validator of the resources, for example `EnvoyValidator`. `proxies` must then be a `Store`,
-            as with `Store(validator=...)`. The default is to serve resources without validation.
 
     Raises:
-        TypeError: An interceptor is not one of `grpc.aio`, or `validate` is set and `proxies` is no `Store`.
+        TypeError: An interceptor is not one of `grpc.aio`.
         ValueError: `grace` is negative, or `max_connection_age` is not positive.
     """
 
@@ -139,12 +128,7 @@ class XdsServer:
         limits: Limits = DEFAULT_LIMITS,
         interceptors: Iterable[grpc.aio.ServerInterceptor] = (),
         health: bool = True,
-        validate: Validator | None = None,
     ) -> None:
-        if validate:
-            if not isinstance(proxies, Validating):
-                raise TypeError(f"validate= needs a Store, not {type(proxies).__name__}")
-            proxies.use_validator(validate)
         if grace < 0:
             raise ValueError(f"grace={grace} is negative; 0 ends the streams at once")
         if max_connection_age is not None and max_connection_age <= 0:

@@ -11,8 +11,7 @@ The library is independent of the control plane in `xds.mesh` and of Kubernetes.
 from xds.protocol.events import Acked, Connected, Nacked, Subscribed
 from xds.store.checkpoints import Checkpoint
 from xds.store.clients import NackError
-from xds.store.events import Disconnected, Event, Events, ResourcesHeldBack, RolledBack
-from xds.store.held_back import HeldBack, ValidationError
+from xds.store.events import Disconnected, Event, Events, RolledBack
 from xds.store.rollouts import RolledBackError
 from xds.store.scopes import Change
 from xds.store.store import Store
@@ -25,13 +24,10 @@ __all__ = [
     "Disconnected",
     "Event",
     "Events",
-    "HeldBack",
     "NackError",
     "Nacked",
-    "ResourcesHeldBack",
     "RolledBack",
     "RolledBackError",
     "Store",
     "Subscribed",
-    "ValidationError",
 ]

@@ -12,7 +12,6 @@ import structlog
 from xds.protocol.events import Acked, Connected, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import Subscriber
-from xds.store.held_back import HeldBack
 
 log = structlog.get_logger(__name__)
 
@@ -36,18 +35,7 @@ class RolledBack:
     """Why the rollout was rolled back."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResourcesHeldBack:
-    """The validator refused resources of a change that the client was to get (see `Store.held_back`).
-
-    Only connected clients have the event. `Store.roll_out` raises ValidationError instead.
-    """
-
-    held_back: tuple[HeldBack, ...]
-    """The refused resources, with their sources and the reasons."""
-
-
-Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked | RolledBack | ResourcesHeldBack
+Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked | RolledBack
 
 
 class Events:

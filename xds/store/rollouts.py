@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from xds.store.clients import AppliedWaiter, Client, NackError, RejectedVersion
-from xds.store.scopes import Change, Contents, Scope
+from xds.store.scopes import Contents, Scope
 
 _MAX_CLIENTS = 3
 """Maximum number of clients in one error message."""
@@ -59,16 +59,9 @@ class RolledBackError(Exception):
 class Trial:
     """The contents of a store with a change that is being rolled out, and the clients that get them."""
 
-    def __init__(self, desired: Contents, served: Contents, scope: Scope) -> None:
-        self.desired = desired.copy()
-        self.served = self.desired if served is desired else served.copy()
+    def __init__(self, contents: Contents, scope: Scope) -> None:
+        self.contents = contents.copy()
         self.scope = scope
-
-    def apply(self, change: Change) -> None:
-        """Apply a change. Raise ValueError as `Contents.apply`."""
-        self.desired.apply(change)
-        if self.served is not self.desired:
-            self.served.apply(change)
 
 
 class RolloutWaiter(AppliedWaiter):

@@ -61,7 +61,6 @@ class Scope:
 
 
 ALL_NODES = Scope()
-_NO_KEYS: frozenset[ResourceKey] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +168,7 @@ class Change:
 class ScopeView:
     """The resources that the nodes of one scope receive. A view exists as long as a client uses it."""
 
-    __slots__ = ("__weakref__", "_parent", "_without", "scope", "snapshot")
+    __slots__ = ("__weakref__", "_parent", "scope", "snapshot")
 
     def __init__(self, scope: Scope, parent: ScopeView | None = None) -> None:
         self.scope = scope
@@ -177,28 +176,17 @@ class ScopeView:
         """Snapshot for the nodes of the scope."""
         self._parent = parent
         """View of the next wider scope."""
-        self._without: dict[tuple[str, frozenset[str]], ResourceSet] = {}
-        """Results of `without`, which the narrower views share."""
 
-    def update(
-        self,
-        scope_sets: dict[str, ResourceSet],
-        types: Iterable[str],
-        kept: frozenset[ResourceKey],
-        masked: frozenset[ResourceKey],
-    ) -> None:
+    def update(self, scope_sets: dict[str, ResourceSet], types: Iterable[str]) -> None:
         """Rebuild some types of the snapshot.
 
         Args:
             scope_sets: Resources that are set in exactly this scope, by type.
             types: Types to rebuild.
-            kept: Resources of exactly this scope that clients keep; see `Snapshot.kept`.
-            masked: Those of them that are not inherited from wider scopes meanwhile.
         """
-        self._without.clear()
         if self._parent is None:
-            self.snapshot = Snapshot(dict(scope_sets), kept=kept)
-        elif not scope_sets and not kept:
+            self.snapshot = Snapshot(dict(scope_sets))
+        elif not scope_sets:
             self.snapshot = self._parent.snapshot
         else:
             inherited = self._parent.snapshot
@@ -207,26 +195,10 @@ class ScopeView:
                 {
                     type_url: resources
                     if resources is not None and type_url not in types
-                    else _layered(
-                        scope_sets.get(type_url),
-                        self._parent.without(
-                            type_url, frozenset(name for kind, name in masked if kind == type_url)
-                        ),
-                    )
+                    else _layered(scope_sets.get(type_url), inherited.of(type_url))
                     for type_url, resources in current.items()
-                },
-                kept=inherited.kept | kept,
+                }
             )
-
-    def without(self, type_url: str, names: frozenset[str]) -> ResourceSet:
-        """Return the resources of a type without some names."""
-        resources = self.snapshot.of(type_url)
-        if not any(name in resources for name in names):
-            return resources
-        if (type_url, names) not in self._without:
-            others = (resource for name, resource in resources.items() if name not in names)
-            self._without[type_url, names] = ResourceSet(others, label=resources.label)
-        return self._without[type_url, names]
 
     def affected_types(self, changed: dict[Scope, set[str]]) -> set[str]:
         """Return the types of this view that may differ after changes to scopes."""
@@ -252,10 +224,6 @@ class Contents:
 
         `ALL_NODES` keeps types that have become empty, so that clients delete their resources.
         """
-        self._kept: Mapping[Scope, frozenset[ResourceKey]] = {}
-        """Resources of each scope that clients keep if they have them."""
-        self._masked: Mapping[Scope, frozenset[ResourceKey]] = {}
-        """Those of them that are not inherited from wider scopes meanwhile."""
         self._all_nodes = ScopeView(ALL_NODES)
         self._groups: WeakValueDictionary[str, ScopeView] = WeakValueDictionary()
         self._nodes: WeakValueDictionary[tuple[str, str], ScopeView] = WeakValueDictionary()
@@ -279,8 +247,7 @@ class Contents:
         return view
 
     def _update_view(self, view: ScopeView, types: Iterable[str]) -> None:
-        kept, masked = (keys.get(view.scope, _NO_KEYS) for keys in (self._kept, self._masked))
-        view.update(self._sets.get(view.scope, {}), types, kept, masked)
+        view.update(self._sets.get(view.scope, {}), types)
 
     @property
     def _views(self) -> Iterator[ScopeView]:
@@ -307,25 +274,6 @@ class Contents:
         for view in self._views:
             if types := view.affected_types(changed):
                 self._update_view(view, types)
-
-    def keep(
-        self, kept: Mapping[Scope, frozenset[ResourceKey]], masked: Mapping[Scope, frozenset[ResourceKey]]
-    ) -> None:
-        """Replace the resources that clients keep if they have them, without being sent them.
-
-        Args:
-            kept: The resources, by scope.
-            masked: Those of them that are not inherited from wider scopes meanwhile.
-        """
-        if (kept, masked) == (self._kept, self._masked):
-            return
-        changed: dict[Scope, set[str]] = {}
-        for scope in {**self._masked, **masked}:
-            keys = self._masked.get(scope, _NO_KEYS) ^ masked.get(scope, _NO_KEYS)
-            changed[scope] = {type_url for type_url, _ in keys}
-        self._kept, self._masked = kept, masked
-        for view in self._views:
-            self._update_view(view, view.affected_types(changed))
 
     def check(self, change: Change) -> None:
         """Check a change without applying it.
@@ -357,7 +305,6 @@ class Contents:
         """Return a copy, which shares the resources and has views of its own."""
         copy = Contents()
         copy.initialized, copy._sets, copy._shared = self.initialized, self.sets(), self._shared
-        copy._kept, copy._masked = self._kept, self._masked
         copy._versions = self._versions  # Clients have what a rollout has sent, also after a rollback.
         copy._update_view(copy._all_nodes, ())
         return copy

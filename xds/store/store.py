@@ -14,14 +14,12 @@ import structlog
 from xds.protocol.events import Acked, Connected, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
-from xds.snapshot import Resource, Snapshot
+from xds.snapshot import Snapshot
 from xds.store.checkpoints import Checkpoint, changes_between
 from xds.store.clients import AppliedWaiter, Client, RejectedVersion, check_at_least
-from xds.store.events import Disconnected, Event, Events, ResourcesHeldBack, RolledBack
-from xds.store.held_back import HeldBack, ValidationError, ValidationQueue, held_back, resources_of, without
+from xds.store.events import Disconnected, Event, Events, RolledBack
 from xds.store.rollouts import RolloutWaiter, Trial
 from xds.store.scopes import ALL_NODES, Change, Contents, ResourceLike, Scope
-from xds.validation import Validator, find_refused
 
 log = structlog.get_logger(__name__)
 
@@ -44,23 +42,12 @@ class Store:
     Args:
         group: Returns the group of a node. The default is the node's cluster. It may raise
             `xds.server.Refused`, which ends the node's stream.
-        validator: Validates resources before they are served, for example `EnvoyValidator` of
-            `xds.validation`. Changes are then served once they are validated, in order. Clients keep the last
-            good version of a resource that is refused. The default is to serve changes at once.
     """
 
-    def __init__(
-        self,
-        *,
-        group: Callable[[Node], str] = lambda node: node.cluster,
-        validator: Validator | None = None,
-    ) -> None:
+    def __init__(self, *, group: Callable[[Node], str] = lambda node: node.cluster) -> None:
         self._group = group
         self._contents = Contents()
         """What the program has set."""
-        self._served = Contents() if validator else self._contents
-        """What clients receive: the validated part of `_contents`."""
-        self._queue = ValidationQueue(validator, self._serve) if validator else None
         self._trial: Trial | None = None
         """Change that is being rolled out."""
         self._rollout_lock = asyncio.Lock()
@@ -70,30 +57,6 @@ class Store:
         """Running calls of `applied`, with the nodes that each waits for."""
         self._loop: asyncio.AbstractEventLoop | None = None
         """Event loop that uses the store; None before the first call on a loop."""
-
-    def use_validator(self, validator: Validator) -> None:
-        """Validate resources before they are served, like `Store(validator=...)`.
-
-        Resources that are already set are served once they are validated. `XdsServer(validate=...)` calls it.
-
-        Args:
-            validator: Validator of all resources, for example `EnvoyValidator`.
-
-        Raises:
-            RuntimeError: The store has another validator, or clients are connected.
-        """
-        self._check_thread()
-        if self._queue and self._queue.validator is validator:
-            return
-        if self._queue:
-            raise RuntimeError("the store has another validator")
-        if self._clients or self._trial:
-            raise RuntimeError("clients are connected: set the validator before the server starts")
-        self._served, self._queue = Contents(), ValidationQueue(validator, self._serve)
-        if self._contents.initialized:
-            for change in changes_between(Checkpoint(self, {}), self.checkpoint()):
-                self._queue.add(change)
-            self._queue.start()
 
     # --- resources ---
 
@@ -158,46 +121,11 @@ class Store:
         finally:
             change.closed = True
         if self._trial:
-            self._trial.desired.check(change)
+            self._trial.contents.check(change)
         self._contents.apply(change)
-        if not self._queue:
-            self._serve(change, {})
-            return
         if self._trial:
-            self._trial.desired.apply(change)
-        self._queue.add(change)
-        self._queue.start()
-
-    def _serve(self, change: Change, refused: Mapping[Resource, str]) -> None:
-        """Serve a change of `_contents`, with the last good versions of the resources that are refused.
-
-        Raises:
-            ValueError: As in `Contents.apply`. Nothing was then changed.
-        """
-        targets = [] if self._served is self._contents else [self._served]
-        if self._trial:
-            targets.append(self._trial.served)
-        accepted = [without(change, refused, target) for target in targets]
-        for target, each in zip(targets, accepted, strict=True):
-            target.check(each)
-        for target, each in zip(targets, accepted, strict=True):
-            target.apply(each)
-            self._keep(target)
+            self._trial.contents.apply(change)
         self._publish()
-        if refused:
-            self._emit_held_back(held_back(change.steps, refused))
-
-    def _keep(self, contents: Contents) -> None:
-        """Let clients that reconnect keep held-back resources without a last good version."""
-        if self._queue:
-            kept = self._queue.without_good_version(contents)
-            contents.keep(kept, self._queue.refused_from_start(kept))
-
-    def _emit_held_back(self, items: Collection[HeldBack]) -> None:
-        """Emit an event for each client that was to get some of the refused resources of a change."""
-        for client in self._clients.values() if items and self._event_streams else ():
-            if held := tuple(item for item in items if client.is_in(Scope(item.node, item.group))):
-                self._emit(client, ResourcesHeldBack(held_back=held))
 
     def _publish(self) -> None:
         """Publish the views of the clients that have changed."""
@@ -224,15 +152,10 @@ class Store:
 
     def _contents_for(self, node: str, group: str) -> Contents:
         is_in_trial = self._trial is not None and self._trial.scope.includes(node, group)
-        return self._trial.served if self._trial and is_in_trial else self._served
+        return self._trial.contents if self._trial and is_in_trial else self._contents
 
     def _contents_of(self, client: Client) -> Contents:
         return self._contents_for(client.node.id, client.group)
-
-    @property
-    def held_back(self) -> tuple[HeldBack, ...]:
-        """Resources that are not served, because the validator refused them."""
-        return tuple(self._queue.held_back.values()) if self._queue else ()
 
     # --- rollback ---
 
@@ -300,7 +223,6 @@ class Store:
 
         Raises:
             RolledBackError: Too many clients failed.
-            ValidationError: The validator refused a resource. No client received any of the changes.
             TypeError: As in `Change.set`, or an argument has the wrong type.
             ValueError: As in `Change.set`, `max_rejected` is not between 0 and 1, or `at_least` or `timeout`
                 is negative.
@@ -318,35 +240,21 @@ class Store:
         finally:
             change.closed = True
         async with self._rollout_lock:
-            await self._validate(change)
-            trial = Trial(self._contents, self._served, canaries)
-            trial.apply(change)
+            trial = Trial(self._contents, canaries)
+            trial.contents.apply(change)
             known: dict[str, set[RejectedVersion]] = {}
             for client in self._clients.values():
                 known.setdefault(client.node.id, set()).update(client.rejected)
-            replaced = self._queue.replaced(change.steps) if self._queue else []
             self._trial = trial
             try:
                 if canary:
                     await self._try_clients(trial, known, at_least, max_rejected, timeout)
                     trial.scope = ALL_NODES
                 await self._try_clients(trial, known, 0, max_rejected, timeout)
-                self._contents, self._served = trial.desired, trial.served
-                if self._queue:
-                    self._queue.forget(replaced)
-                    self._queue.is_started = True
-                    self._keep(self._served)
+                self._contents = trial.contents
             finally:
                 self._trial = None
                 self._switch()
-
-    async def _validate(self, change: Change) -> None:
-        """Wait until earlier changes are served, and validate a change. Raise ValidationError."""
-        if self._queue:
-            await self._queue.wait()
-            if refused := await find_refused(self._queue.validator, resources_of(change.steps)):
-                raise ValidationError(held_back(change.steps, refused))
-            await self._queue.wait()
 
     async def _try_clients(
         self,
@@ -423,7 +331,6 @@ class Store:
         Raises:
             NackError: A client rejected a resource, now or before an earlier call. The resource is not sent
                 again until it changes, and each call raises until then.
-            ValidationError: The validator refused resources for these nodes. Clients have ACKed all others.
             RuntimeError: No change was applied yet, so clients receive no response.
             TypeError: An argument has the wrong type.
             ValueError: `at_least` is negative, or both `node` and `group` are set.
@@ -436,24 +343,13 @@ class Store:
                 " call set(...) or replace([]) before applied()"
             )
         scope = Scope.of(node, group)
-        if self._queue:
-            await self._queue.wait()
         clients = (client for client in self._clients.values() if client.is_in(scope))
         waiter = AppliedWaiter(clients, at_least)
         self._waiters[waiter] = scope
         try:
-            applied = await waiter.wait()
+            return await waiter.wait()
         finally:
             del self._waiters[waiter]
-        if held := [item for item in self.held_back if self._concerns(item, scope)]:
-            raise ValidationError(held)
-        return applied
-
-    def _concerns(self, item: HeldBack, scope: Scope) -> bool:
-        """Whether a resource that is held back is for a scope, or for a connected client in it."""
-        item_scope = Scope(item.node, item.group)
-        clients = (client for client in self._clients.values() if client.is_in(scope))
-        return scope in {ALL_NODES, item_scope} or any(client.is_in(item_scope) for client in clients)
 
     # --- calls of the discovery service (xds.server.Proxies) ---
 
@@ -468,8 +364,6 @@ class Store:
             )
         contents = self._contents_for(node.id, group)
         client = Client(node, stream, contents.view(node.id, group), group)
-        if self._queue:
-            self._queue.start()
         if contents.initialized:
             client.publish(client.view.snapshot)
         self._clients[client] = client

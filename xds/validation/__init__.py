@@ -1,19 +1,8 @@
-"""Validation of resources before any client receives them.
+"""Validation of resources by a local Envoy, in programs and tests.
 
-    store = Store(validator=EnvoyValidator())
-
-`EnvoyValidator` has a local Envoy load the resources. Implement `Validator` to apply other rules.
+refused = await EnvoyValidator().check(store.view("ingress-1"))
 """
 
-from xds.validation.envoy import EnvoyNotFoundError, EnvoyValidator, IfUnavailable, find_envoy
-from xds.validation.validator import Refusals, Validator, find_refused
+from xds.validation.envoy import EnvoyNotFoundError, EnvoyUnavailableError, EnvoyValidator, find_envoy
 
-__all__ = [
-    "EnvoyNotFoundError",
-    "EnvoyValidator",
-    "IfUnavailable",
-    "Refusals",
-    "Validator",
-    "find_envoy",
-    "find_refused",
-]
+__all__ = ["EnvoyNotFoundError", "EnvoyUnavailableError", "EnvoyValidator", "find_envoy"]

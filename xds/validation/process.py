@@ -31,9 +31,7 @@ class Outcome(Enum):
     LOADED = "loaded"
     """Envoy loaded the bootstrap."""
     REFUSED = "refused"
-    """Envoy refused the bootstrap."""
-    CRASHED = "crashed"
-    """Envoy crashed. A running Envoy may load the bootstrap nevertheless."""
+    """Envoy refused the bootstrap, or crashed when it loaded it."""
     UNAVAILABLE = "unavailable"
     """Envoy could not be started, or did not end in time."""
 
@@ -89,7 +87,7 @@ async def load(binary: str, bootstrap: bytes, timeout: float) -> Run:  # noqa: A
     if process.returncode == -signal.SIGKILL:
         return Run(Outcome.UNAVAILABLE, "Envoy was killed, maybe because the memory is exhausted")
     if process.returncode is not None and process.returncode < 0:
-        return Run(Outcome.CRASHED, f"Envoy crashed with {signal.Signals(-process.returncode).name}")
+        return Run(Outcome.REFUSED, f"Envoy crashed with {signal.Signals(-process.returncode).name}")
     return Run(Outcome.REFUSED, _message(output, directory) or f"Envoy ended with {process.returncode}")
 
 

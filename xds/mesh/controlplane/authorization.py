@@ -68,4 +68,4 @@ def without_private_key(snapshot: Snapshot) -> Snapshot:
     if CERTIFICATE in secrets:
         keyless = ResourceSet(secret for secret in secrets.values() if secret.name != CERTIFICATE)
         types = {**types, SECRET: keyless}
-    return Snapshot(types, denials=_DENIALS, kept=snapshot.kept, generation=snapshot.generation)
+    return Snapshot(types, denials=_DENIALS, generation=snapshot.generation)

@@ -20,7 +20,6 @@ from xds.mesh.model.objects import Pod
 from xds.mesh.observe.workloads import DeletedPods
 from xds.mesh.rollout.proxies import PodName, ProxyTracker
 from xds.protocol.events import Acked, Nacked, Subscribed
-from xds.protocol.session import Variant
 from xds.protocol.wire import Node
 from xds.server import Refused, StreamInfo, Subscriber
 from xds.server.stream import now as clock
@@ -142,11 +141,6 @@ class Connections:
             if streams:
                 self._needs[key] = needs
         return needs
-
-    def is_delta(self, key: PodName) -> bool:
-        """Return whether a pod has streams, and all of them use the delta variant."""
-        streams = self.streams.get(key, ())
-        return bool(streams) and all(stream.stream.variant is Variant.DELTA for stream in streams)
 
     def observe(self, subscriber: Subscriber, event: Subscribed | Acked | Nacked) -> None:
         """Record a subscription, an ACK or a NACK. The server logs NACKs.

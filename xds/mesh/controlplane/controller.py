@@ -23,7 +23,6 @@ from xds.mesh.controlplane.publisher import Publisher, publish, traceback_of
 from xds.mesh.controlplane.rollout_log import RolloutLog
 from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.controlplane.stats import Stats
-from xds.mesh.controlplane.validation import SnapshotValidator
 from xds.mesh.identity import CERTIFICATE, ROOTS
 from xds.mesh.identity.ca import LEAF_LIFETIME, Authority
 from xds.mesh.model.mesh import Mesh
@@ -34,8 +33,7 @@ from xds.mesh.rollout.sync import ReplicaSync
 from xds.protocol.status import State
 from xds.server import Subscriber
 from xds.server.stream import now as clock
-from xds.snapshot import SECRET, Snapshot
-from xds.validation import Validator
+from xds.snapshot import SECRET
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +60,6 @@ class Controller:
         rollout_timeout: float | None = ROLLOUT_TIMEOUT,
         now: Callable[[], datetime] = _utc_now,
         external: ExternalIssuer | None = None,
-        validator: Validator | None = None,
     ) -> None:
         """Create a controller; `run` starts it.
 
@@ -74,7 +71,6 @@ class Controller:
             rollout_timeout: seconds to wait for a proxy during a rollout; None not to wait.
             now: returns the current time.
             external: issuer of the sidecars' certificates instead of the CA; None without one.
-            validator: validates resources before they are published; None to publish them at once.
         """
         self.mesh = Mesh()
         """The current mesh, including the served modes."""
@@ -100,22 +96,10 @@ class Controller:
             lambda: self.mesh,
             self.rollouts.proxies,
             self.publisher,
-            self._forget_snapshots,
+            self.publisher.forget,
             serve_keys=serve_keys,
         )
         """Registry of streams, for the servers."""
-        self.validation = (
-            SnapshotValidator(
-                validator,
-                self._deliver,
-                lambda key: key in self.connections.streams and self.mesh.pod(*key) is not None,
-                self.connections.is_delta,
-                self.publisher.schedule,
-            )
-            if validator
-            else None
-        )
-        """Validation of snapshots; None if they are published at once."""
 
     # --- for sources ----------------------------------------------------------------------------------------
 
@@ -137,9 +121,7 @@ class Controller:
         key = pod_name(subscriber)
         pod = self.mesh.pod(*key)
         return (
-            self.certificates.problem_of(pod)
-            or self.publisher.error_of(key)
-            or (self.validation.problem_of(key) if self.validation else "")
+            self.certificates.problem_of(pod) or self.publisher.error_of(key)
             if pod
             else "its pod is not known"
         )
@@ -191,8 +173,6 @@ class Controller:
                     lambda pod: self.publisher.schedule((pod.namespace, pod.name)),
                 )
             )
-            if self.validation:
-                tasks.create_task(self.validation.run())
 
     async def _run(self) -> None:
         rollout_log = RolloutLog()
@@ -227,8 +207,6 @@ class Controller:
                 self.connections.sidecars.forget(key)
                 self.connections.deleted_pods.add(removed_pod, time.time())
                 self.rollouts.proxies.pod_deleted(key)
-                if self.validation:
-                    self.validation.forget(key)
         self.connections.mesh_changed(old_mesh)
         self._schedule_all(batch.changed_at)
         self.batcher.applied(clock())
@@ -311,23 +289,8 @@ class Controller:
             return
         if connections.needs(key) != needs:  # Streams have connected or ended meanwhile.
             self.publisher.schedule(key, translated[1])
-        elif self.validation:
-            self.validation.submit(key, *translated, with_key=with_key)
         else:
-            self._deliver(key, *translated, with_key)
-
-    def _deliver(self, key: PodName, snapshot: Snapshot, changed_at: float | None, with_key: bool) -> None:
-        """Publish a pod's snapshot to its streams."""
-        if self.validation:
-            self.rollouts.proxies.held_back(key, self.validation.held_back_from(key))
-        streams = self.connections.streams.get(key, ())
-        publish(snapshot, changed_at, streams, self.connections.may_receive_key, with_key=with_key)
-
-    def _forget_snapshots(self, key: PodName) -> None:
-        """Forget the snapshots that wait for a pod without streams."""
-        self.publisher.forget(key)
-        if self.validation:
-            self.validation.disconnected(key, is_replicated=self.rollouts.proxies.is_replicated)
+            publish(*translated, connections.streams[key], connections.may_receive_key, with_key=with_key)
 
     async def _wait_for_work(self) -> None:
         """Wait for an event, the end of a debounce, or the next rollout check."""

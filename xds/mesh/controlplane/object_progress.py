@@ -146,15 +146,8 @@ class ProgressTracker:
         publisher = self._controller.publisher
         if error := publisher.error_of(key):
             return Lagging(node_id, error, rejected=False)
-        validation = self._controller.validation
-        is_pending = publisher.is_pending(key) or (validation is not None and validation.is_pending(key))
-        # The snapshot may have changed at a checkpoint. What is held back may be about an earlier one.
-        if is_pending or snapshot is not subscriber.snapshot:
-            return Lagging(node_id, "waiting for its configuration", rejected=False)
-        for resource, reason in validation.held_back_from(key).items() if validation else ():
-            if self._is_made_from(resource):
-                return Lagging(node_id, reason, rejected=True)
-        if snapshot is None:
+        # The snapshot may have changed at a checkpoint.
+        if publisher.is_pending(key) or snapshot is None or snapshot is not subscriber.snapshot:
             return Lagging(node_id, "waiting for its configuration", rejected=False)
         return self._compare(node_id, session, snapshot, made)
 

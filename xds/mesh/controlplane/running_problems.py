@@ -65,8 +65,6 @@ class RunningProblems:
         ]
         self._since = {identity(each): self._since.get(identity(each), self._clock()) for each in found}
         settled = tuple(each for each in found if self._clock() >= self._since[identity(each)] + SETTLE_TIME)
-        if self._controller.validation:
-            settled = (*self._controller.validation.problems, *settled)
         new = tuple(each for each in settled if each not in self.problems)
         solved = tuple(each for each in self.problems if each not in settled)
         self.problems = settled

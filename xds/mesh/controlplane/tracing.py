@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import nlargest
-from math import inf
 from typing import NamedTuple
 
 from opentelemetry.trace import Status, StatusCode, Tracer, set_span_in_context
@@ -140,12 +139,7 @@ class ChangeTracer:
     # --- the end --------------------------------------------------------------------------------------------
 
     def _end_complete(self) -> None:
-        validation = self._controller.validation
-        oldest = min(
-            self._controller.publisher.oldest_change,
-            validation.oldest_change if validation else inf,
-            self._streams.oldest_change,
-        )
+        oldest = min(self._controller.publisher.oldest_change, self._streams.oldest_change)
         is_rolling_out = self._controller.rollouts.rollout.is_in_progress
         remaining = []
         for trace in self._traces:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
@@ -12,13 +12,12 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Ref
-from xds.mesh.rollout.held_back import CLIENT_TYPES, HeldBack
 from xds.mesh.rollout.machine import Rollout
 from xds.mesh.rollout.observation import Generations, Report
 from xds.mesh.rollout.planner import classification_delay
 from xds.protocol.session import Session
 from xds.server import Subscriber
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, Resource
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
 
 PodName: TypeAlias = tuple[str, str]
 """Namespace and name of a pod."""
@@ -145,19 +144,8 @@ class _Stream:
         is_new = now < self.connected_at + SUBSCRIBE_TIMEOUT
         return has_subscribed or (not self.subscriber.stream.type_url and is_new)
 
-    def has_answered(self, type_url: str) -> bool:
-        """Return whether the proxy has ACKed or NACKed all resources of a type in its latest snapshot."""
-        session, snapshot = self.subscriber.session, self.subscriber.snapshot
-        is_current = snapshot is not None and not self.subscriber.changed.is_set()
-        return session is not None and is_current and session.has_answered(type_url)
-
-    def progress(self, now: float, *, lacks_listener: bool) -> Progress:
-        """Return the active generations.
-
-        Args:
-            now: the current time.
-            lacks_listener: whether an inbound listener is held back, so that ACKs are for its old version.
-        """
+    def progress(self, now: float) -> Progress:
+        """Return the active generations."""
         session = self.subscriber.session
         if session is None:
             return _NO_PROGRESS
@@ -168,7 +156,7 @@ class _Stream:
             client = self._earlier.last.progress.client
         return Progress(
             max(client, self._client.update(_client_generation(session), now)),
-            self._server.update(-1 if lacks_listener else _listener_generation(session), now),
+            self._server.update(_listener_generation(session), now),
         )
 
 
@@ -196,17 +184,6 @@ class _Proxy:
     """Its state since the last stream ended; None once another stream replaces it."""
     has_reported: bool = False
     """Whether it has subscribed to listeners, and thereby reported those that it had."""
-    held_back: HeldBack | None = None
-    """Resources that validation holds back from it; None if none was."""
-
-    @property
-    def lacks_listener(self) -> bool:
-        """Whether validation holds its inbound listener back."""
-        return self.held_back is not None and bool(self.held_back.listener_error)
-
-    def has_answered(self, type_url: str) -> bool:
-        """Return whether the proxy is connected, and all its streams have answered a type."""
-        return bool(self.streams) and all(stream.has_answered(type_url) for stream in self.streams.values())
 
     @property
     def state(self) -> State:
@@ -282,7 +259,7 @@ class ProxyTracker:
             # With several replicas, the proxy most probably reconnects to another one.
             outlasts_grace = subscriber.session.is_subscribed(LISTENER) and not self.is_replicated
             last = _Part(
-                stream.progress(now, lacks_listener=proxy.lacks_listener),
+                stream.progress(now),
                 is_client=True,
                 is_server=True,
                 caught_up_at=stream.caught_up_at,
@@ -294,17 +271,6 @@ class ProxyTracker:
         if self._rollout.forget_recovered(Ref("Pod", *key)):
             proxy.has_reported = False  # It reports its modes again when it reconnects.
         self._forget_if_unused(key)
-
-    def held_back(self, key: PodName, resources: Mapping[Resource, str]) -> None:
-        """Record the resources that validation holds back from a proxy, with the reasons.
-
-        Rollouts treat them as if the proxy had rejected them.
-        """
-        if self._rollout.timeout is not None and (proxy := self._proxies.get(key)):
-            if resources and not proxy.held_back:
-                proxy.held_back = HeldBack()
-            if proxy.held_back:
-                proxy.held_back.update(resources)
 
     def pod_deleted(self, key: PodName) -> None:
         """Forget what a deleted pod reported."""
@@ -382,8 +348,6 @@ class ProxyTracker:
         delay = WORKER_DELAY + classification_delay(mesh.config)
         for key, proxy in tuple(self._proxies.items()):
             self._update_away(mesh, key, proxy, now)
-            if held_back := proxy.held_back:
-                held_back.forget_answered(proxy.has_answered)
             if mesh.pod(*key) is None:
                 continue
             namespace, pod = key
@@ -401,12 +365,6 @@ class ProxyTracker:
                         rejected_listeners[ref] = error
                     if errors := _cluster_errors(session):
                         rejected_clusters.setdefault(name, {}).update(errors)
-            if is_detailed and held_back:
-                # A server that is away may time out: what is held back from it does not change meanwhile.
-                if ref in servers and proxy.streams and (error := held_back.listener_error):
-                    rejected_listeners[ref] = error
-                if name in clients and (errors := held_back.cluster_errors):
-                    rejected_clusters.setdefault(name, {}).update(errors)
         return Report(
             generation=mesh.served.generation,
             is_alone=is_alone,
@@ -440,9 +398,7 @@ def _parts(proxy: _Proxy, now: float, *, is_detailed: bool) -> Iterator[_Part]:
     """
     for stream in proxy.streams.values():
         if stream.counts:
-            progress = (
-                stream.progress(now, lacks_listener=proxy.lacks_listener) if is_detailed else _NO_PROGRESS
-            )
+            progress = stream.progress(now) if is_detailed else _NO_PROGRESS
             is_server = stream.may_be_server(now)
             yield _Part(progress, is_client=True, is_server=is_server, caught_up_at=stream.caught_up_at)
     if away := proxy.away:
@@ -464,7 +420,7 @@ def _cluster_errors(session: Session) -> dict[str, str]:
     """Return the errors of the clusters and endpoints that the client rejected, by cluster name."""
     return {
         name: rejection.message
-        for type_url in CLIENT_TYPES
+        for type_url in (CLUSTER, ENDPOINT)
         for name, rejection in session.rejected(type_url).items()
     }
 

@@ -17,7 +17,6 @@ from xds.mesh.controlplane.metrics.scraped import (
     ControllerMetrics,
     ProblemMetrics,
 )
-from xds.mesh.controlplane.metrics.validation import ValidationMetrics
 from xds.mesh.model.objects import Problem
 from xds.server import DiscoveryService
 from xds.server.metrics import LATENCIES, StreamMetrics
@@ -57,7 +56,6 @@ class Metrics:
         self._registry.register(BuildMetrics())
         self._registry.register(ControllerMetrics(controller))
         self._registry.register(RolloutMetrics(controller))
-        self._registry.register(ValidationMetrics(controller.validation))
         self._registry.register(ProblemMetrics(problems, stale_seconds, unenforced))
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)

@@ -50,7 +50,7 @@ class RolloutMetrics(Collector):
         )
         yield GaugeMetricFamily(
             "xds_rollout_rejections",
-            "Endpoints in transition that need a resource that was rejected, or held back by validation.",
+            "Endpoints in transition that need a resource that was rejected.",
             sum(bool(wait.rejection) for _, _, wait in waits),
         )
         yield GaugeMetricFamily(
