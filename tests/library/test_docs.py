@@ -78,7 +78,7 @@ def test_generated_reference_has_no_modules():
     loader.resolve_aliases()
     pages = ((ROOT / "docs" / "reference" / page).read_text() for page in ("api.md", "builders.md"))
     names = [name for page in pages for name in re.findall(r"^::: xds\.([\w.]+)$", page, re.MULTILINE)]
-    assert len(names) > 80
+    assert len(names) > 70
     assert [name for name in names if package[name].is_module] == []
 
 
