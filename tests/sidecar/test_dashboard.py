@@ -82,7 +82,6 @@ def test_panels_are_complete_and_do_not_overlap():
 async def test_metrics_exist(tmp_path):
     with Cluster() as cluster:
         mesh = ProxyMesh(cluster, tmp_path)
-        mesh.plane._options = ("--validate=warn",)
         async with mesh:
             pod, client = mesh.pod("web", "strict"), mesh.pod("client", "strict")
             mesh.service("web", "strict", {"http": (80, PORT)})
