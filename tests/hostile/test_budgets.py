@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +59,30 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Targ
         yield target
 
 
+class Channels:
+    """Channels that take turns: a connection has at most eight streams."""
+
+    def __init__(self, channels: Iterable[grpc.aio.Channel]) -> None:
+        self._turns = cycle(channels)
+
+    def stream_stream(self, method: str) -> Any:
+        return next(self._turns).stream_stream(method)
+
+    def unary_unary(self, method: str) -> Any:
+        return next(self._turns).unary_unary(method)
+
+
 @asynccontextmanager
-async def attacker(target: Target, pod: str) -> AsyncIterator[grpc.aio.Channel]:
-    unlimited = ("grpc.max_receive_message_length", -1)
-    async with target.channel(target.token("shop/evil", pod), unlimited) as channel:
-        yield channel
+async def attacker(target: Target, pod: str) -> AsyncIterator[Channels]:
+    unlimited, token = ("grpc.max_receive_message_length", -1), target.token("shop/evil", pod)
+    async with AsyncExitStack() as stack:
+        yield Channels([await stack.enter_async_context(target.channel(token, unlimited)) for _ in range(16)])
 
 
 class Attack:
     """A delta stream that reads and never ACKs."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: Channels) -> None:
         self.call = channel.stream_stream(DELTA)()
         self.responses = 0
         self._moved = asyncio.Event()
@@ -233,8 +247,8 @@ async def test_one_stream_replaces_its_names_and_answers_nothing(tmp_path) -> No
 async def test_fetches_of_many_names(shared) -> None:
     request = REQUEST(node={"id": node_of("evil-1")}, resource_names=names(400_000, 10)).SerializeToString()
     async with attacker(shared, "evil-1") as channel, shared.watched() as cost:
-        fetch = channel.unary_unary(FETCH_CLUSTERS)
-        ends = await asyncio.gather(*(fetch(request) for _ in range(12)), return_exceptions=True)
+        fetches = (channel.unary_unary(FETCH_CLUSTERS)(request) for _ in range(12))
+        ends = await asyncio.gather(*fetches, return_exceptions=True)
     assert cost.memory < 150 * MIB
     assert all(isinstance(end, grpc.aio.AioRpcError) and end.code() is EXHAUSTED for end in ends)
     assert "resource_names has 400,000 names, and the limit is 100,000 names per client" in ends[0].details()

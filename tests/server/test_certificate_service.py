@@ -230,7 +230,6 @@ async def test_unauthenticated_callers_are_refused_before_they_send_a_request(si
         call = channel.stream_unary(METHOD)(metadata=(("authorization", f"Bearer {token}"),))
         assert await call.code() is STATUS.UNAUTHENTICATED
     assert site.controller.certificates.stats().issued == 0
-    assert site.server.discovery.connections.unproven_calls == 1
 
 
 async def test_requests_of_a_caller_are_limited(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

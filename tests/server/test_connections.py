@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import resource
-import socket
 import struct
 import sys
-from contextlib import closing
 
 import grpc
 import grpc.aio
@@ -18,9 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.hostile import http2
 from tests.protocol.stream import world
 from tests.server.proxies import Client
-from tests.support.waiting import eventually
 from xds.server import Refused, XdsServer, connections, discovery, listening
-from xds.server.blocking import block, network_of
 from xds.server.proxies import peer_address
 from xds.server.token_bucket import TokenBucket
 from xds.snapshot import CLUSTER
@@ -58,23 +53,32 @@ async def test_token_bucket_empties_and_refills():
     assert [budget.take(100.0) for _ in range(3)] == [True, True, False]
 
 
-async def test_unproven_connections_are_ended(proxies, monkeypatch):
-    monkeypatch.setattr(connections, "PROOF_TIMEOUT", 2.0)
+def flood(peer: http2.Peer) -> None:
+    """Send 20 kB that open no call."""
+    for _ in range(20):
+        peer.send(http2.frame(77, 0, 0, bytes(1000)))
+
+
+async def test_unproven_connection_that_sends_too_much_is_ended(proxies, monkeypatch):
+    monkeypatch.setattr(connections, "MAX_UNPROVEN_BYTES", 10_000)
     async with XdsServer(proxies, "127.0.0.1:0") as server:
-        proven = await connected(server)
+        proven, lost, idle = [await connected(server) for _ in range(3)]
         await ask(proven, "/grpc.health.v1.Health/Check", http2.message(0))
-        idle, lost = await connected(server), await connected(server)
         await ask(lost, "/no.such/Method")
+        flood(proven)
+        flood(lost)
         async with asyncio.timeout(LATE):
-            await asyncio.gather(idle.closed.wait(), lost.closed.wait())
-        assert not proven.closed.is_set()
-        assert server.discovery.connections.ended["no proof in time"] == 2
-        proven.close()
+            await lost.closed.wait()
+        await ask(proven, "/grpc.health.v1.Health/Check", http2.message(0))
+        assert not idle.closed.is_set()
+        assert server.discovery.connections.ended["too many bytes without proof"] == 1
+        for peer in (proven, idle):
+            peer.close()
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "generator", "thread"])
 async def test_calls_of_added_services_count_as_proof(proxies, monkeypatch, kind):
-    monkeypatch.setattr(connections, "PROOF_TIMEOUT", 2.0)
+    monkeypatch.setattr(connections, "MAX_UNPROVEN_BYTES", 10_000)
 
     async def coroutine(request: bytes, _: grpc.aio.ServicerContext) -> bytes:
         return request
@@ -101,86 +105,14 @@ async def test_calls_of_added_services_count_as_proof(proxies, monkeypatch, kind
                 assert [response async for response in channel.unary_stream(OWN)(b"x")] == [b"x"]
             else:
                 assert await channel.unary_unary(OWN)(b"x") == b"x"
-        known, idle = await connected(server), await connected(server)
+        known, lost = await connected(server), await connected(server)
         await ask(known, OWN, http2.message(1))
+        flood(known)
+        flood(lost)
         async with asyncio.timeout(LATE):
-            await idle.closed.wait()
-        assert not known.closed.is_set()
+            await lost.closed.wait()
+        await ask(known, OWN, http2.message(1))
         known.close()
-
-
-async def test_too_many_refusals_block_the_address_only(proxies, monkeypatch):
-    monkeypatch.setattr(connections, "UNPROVEN_CALLS", (3, 0))
-    monkeypatch.setattr(connections, "BLOCK_TIME", 1000.0)
-    async with XdsServer(proxies, "127.0.0.1:0", authenticate=refuse) as server:
-        address = "127.0.0.1", server.port
-        attacker = await http2.connect(address, source="127.0.0.9")
-        for _ in range(3):
-            await ask(attacker, "/no.such/Method")
-        attacker.open("/no.such/Method")
-        async with asyncio.timeout(LATE):
-            await attacker.closed.wait()
-
-        async def is_blocked() -> bool:
-            try:
-                async with asyncio.timeout(0.3):
-                    (await http2.connect(address, source="127.0.0.9")).close()
-            except TimeoutError:
-                return True
-            return False
-
-        # The kernel's filter is set just after the connection ends.
-        await eventually(is_blocked)
-        other = await http2.connect(address, source="127.0.0.8")
-        await ask(other, "/no.such/Method")
-        other.close()
-        blocked = server.discovery.connections._blocked
-        [until] = blocked.values()
-        assert until > asyncio.get_running_loop().time() + 500
-        blocked.update(dict.fromkeys(blocked, 0.0))  # long afterwards
-        async with asyncio.timeout(LATE):
-            again = await http2.connect(address, source="127.0.0.9")
-        again.close()
-
-
-async def test_calls_of_a_proven_caller_are_limited(proxies, monkeypatch):
-    monkeypatch.setattr(connections, "PLAINTEXT_CALLS", (3, 0))
-    async with XdsServer(proxies, "127.0.0.1:0") as server:
-        peer = await connected(server)
-        for _ in range(4):
-            peer.open("/grpc.health.v1.Health/Check", http2.message(0))
-        async with asyncio.timeout(LATE):
-            await peer.closed.wait()
-        assert server.discovery.connections.ended["too many calls"] == 1
-
-
-async def test_address_with_many_connections_has_less_time(proxies, monkeypatch):
-    monkeypatch.setattr(connections, "CROWDED_PROOF_TIMEOUT", 0.2)
-    monkeypatch.setattr(connections, "MAX_UNPROVEN_PER_ADDRESS", 2)
-    monkeypatch.setattr(connections, "PROOF_TIMEOUT", 1000)
-    async with XdsServer(proxies, "127.0.0.1:0") as server:
-        peers = [await connected(server) for _ in range(5)]
-        async with asyncio.timeout(LATE):
-            while sum(peer.closed.is_set() for peer in peers) < 3:
-                await asyncio.sleep(0.05)
-        await asyncio.sleep(1)
-        assert [peer.closed.is_set() for peer in peers].count(False) == 2
-        for peer in peers:
-            peer.close()
-
-
-async def test_unproven_connections_are_limited_in_total(proxies, monkeypatch):
-    monkeypatch.setattr(connections, "MAX_UNPROVEN", 2)
-    async with XdsServer(proxies, "127.0.0.1:0") as server:
-        address = "127.0.0.1", server.port
-        alone = await http2.connect(address, source="127.0.0.8")
-        peers = [await http2.connect(address, source="127.0.0.9") for _ in range(4)]
-        async with asyncio.timeout(LATE):
-            while sum(peer.closed.is_set() for peer in peers) < 3:
-                await asyncio.sleep(0.05)
-        assert not alone.closed.is_set()  # The address that has most has to go.
-        for peer in (alone, *peers):
-            peer.close()
 
 
 async def test_connections_are_limited_in_total(proxies):
@@ -238,41 +170,6 @@ async def test_health_watches_are_limited(proxies, monkeypatch):
             while server._health._watches == 2:
                 await asyncio.sleep(0.02)
         await stub.Watch(health_pb2.HealthCheckRequest()).read()
-
-
-@pytest.mark.parametrize(
-    ("family", "source", "other"),
-    [(socket.AF_INET, "127.0.0.9", "127.0.0.8"), (socket.AF_INET6, "::1", None)],
-    ids=["ipv4", "ipv6"],
-)
-def test_kernel_drops_packets_of_blocked_addresses(family, source, other):
-    def connects(source: str) -> bool:
-        with closing(socket.socket(family)) as client:
-            client.settimeout(0.3)
-            client.bind((source, 0))
-            try:
-                client.connect(("::1" if family == socket.AF_INET6 else "127.0.0.1", port))
-            except TimeoutError:
-                return False
-            return True
-
-    with closing(socket.socket(family)) as listener:
-        try:
-            listener.bind((source if family == socket.AF_INET6 else "127.0.0.1", 0))
-        except OSError:
-            pytest.skip(f"there is no {source} here")
-        listener.listen()
-        port = listener.getsockname()[1]
-        networks = [
-            network_of(ipaddress.ip_address(address)) for address in ("10.0.0.1", "2001:db8::1", source)
-        ]
-        block(listener, networks)
-        assert not connects(source)
-        assert other is None or connects(other)
-        block(listener, networks[:2])
-        assert connects(source)
-        block(listener, ())
-        assert connects(source)
 
 
 async def test_calls_without_a_request_are_limited(proxies, server, channel, monkeypatch):

@@ -66,6 +66,16 @@ Tasks start before the mesh is known; a task that needs the mesh awaits `control
 """
 
 
+OPTIONS = (
+    # A sidecar has three streams: its configuration and two for reports.
+    ("grpc.max_concurrent_streams", 8),
+    # A pending call can use 900 kB (see SECURITY.md). 1,000 sidecars must be able to reconnect at once.
+    ("grpc.server.max_pending_requests", 1_000),
+    ("grpc.server.max_pending_requests_hard_limit", 1_500),
+)
+"""gRPC options of `xds serve`: lower limits than those of the library, because pods are not trusted."""
+
+
 class Source(ReadObjects, Protocol):
     """A source of objects and settings."""
 
@@ -322,6 +332,7 @@ class ControlPlane:
             str(self._addresses.xds),
             identifier=identifier,
             max_connection_age=self._max_connection_age,
+            options=OPTIONS,
             observer=tracer or self._metrics.streams,
             added=[
                 Introspection(services, admit=admit, documented=described),

@@ -69,6 +69,5 @@ class GuardedServer(CheckedServer):
         try:
             await admit(context)
         except Refused as refused:
-            self._connections.record_unproven(context)
             await context.abort(refused.code, refused.message)
         self._connections.mark_proven(context)

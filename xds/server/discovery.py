@@ -103,7 +103,7 @@ class DiscoveryService:
         self.report_budget = ReportBudget()
         """CPU time for the streams of reports."""
         self.connections = ConnectionGuard()
-        """Guard that records every call. Its `run` method enforces the limits of unproven connections."""
+        """Guard of the connections. Its `run` method enforces the limits of unproven connections."""
         self.connections.own_services.update(SERVICES)
         self._pending_by_caller: Counter[Hashable] = Counter()
         """Number of pending calls, by authenticated caller."""
@@ -415,17 +415,13 @@ class DiscoveryService:
                 del self._pending_by_caller[origin]
 
     async def _authenticate_call(self, context: grpc.aio.ServicerContext) -> Any:
-        """Return the caller of a call, and record in the connection guard whether the call is accepted.
+        """Return the caller of a call, and record that the call is accepted.
 
         Raises:
             Refused: the caller is refused.
         """
-        try:
-            caller = await self._authenticate(context) if self._authenticate else None
-        except Refused as refused:
-            self.connections.record_unproven(context, undecided=refused.code is grpc.StatusCode.UNAVAILABLE)
-            raise
-        self.connections.mark_proven(context, caller)
+        caller = await self._authenticate(context) if self._authenticate else None
+        self.connections.mark_proven(context)
         return caller
 
     @asynccontextmanager

@@ -21,7 +21,6 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
-from xds.server.blocking import network_of
 from xds.server.fair_share import CpuShare, FairSemaphore
 from xds.server.listening import reason_of
 
@@ -279,7 +278,7 @@ class HttpListener:
             self._log_refusal("cannot accept connections", problem=str(error))
             return
         accepted.setblocking(False)
-        client = self._admit(_unit(address[0]))
+        client = self._admit(address[0])
         if client is None or self._runner.server is None:
             accepted.close()
             return
@@ -364,11 +363,6 @@ async def _readable(accepted: socket.socket) -> None:
             await readable.wait()
     finally:
         loop.remove_reader(accepted)
-
-
-def _unit(address: str) -> str:
-    """Return the unit of limits: an IPv4 address, or an IPv6 /64, which one client usually controls."""
-    return str(network_of(ipaddress.ip_address(address.partition("%")[0]))) if ":" in address else address
 
 
 def _bind(family: int, address: tuple[Any, ...]) -> socket.socket:

@@ -19,6 +19,7 @@ from xds.protocol.limits import DEFAULT_LIMITS, Limits
 from xds.server.admission import CheckedServer
 from xds.server.connections import ConnectionGuard
 from xds.server.discovery import DiscoveryService
+from xds.server.interceptor import CallInterceptor
 from xds.server.proxies import Authenticate, Proxies, is_encrypted
 from xds.server.stream import Observer
 
@@ -51,9 +52,9 @@ OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
     # Timeout of the TLS and HTTP/2 handshakes. The default is two minutes.
-    ("grpc.server_handshake_timeout_ms", 10_000),
-    # Close idle connections. Clients reconnect for their next call.
-    ("grpc.max_connection_idle_ms", 5 * 60_000),
+    ("grpc.server_handshake_timeout_ms", 3_000),
+    # Close connections without a call. Clients reconnect for their next call.
+    ("grpc.max_connection_idle_ms", 5_000),
     # Fail if another process listens on the port, instead of sharing it.
     ("grpc.so_reuseport", 0),
 )
@@ -82,8 +83,8 @@ _UNLIMITED = 24 * 3600.0
 class XdsServer:
     """A gRPC server with the discovery services and the health service.
 
-    On Linux, the server ends connections whose callers do not authenticate in time: see
-    `xds.server.connections`. In plaintext, any answered call counts as proof.
+    On Linux, the server ends connections that send too much before a call on them is accepted: see
+    `xds.server.connections`. In plaintext, any answered call counts as accepted.
 
     The health service accepts all callers. Over TLS, it answers only Check, for the server as a whole.
 
@@ -181,7 +182,7 @@ class XdsServer:
         max_per_port = {"grpc.max_allowed_incoming_connections": max_connections() // (1 + len(self._secure))}
         server = grpc.aio.server(
             options=tuple((max_per_port | self._options).items()),
-            interceptors=(connections.interceptor(), *self._interceptors),
+            interceptors=(CallInterceptor(connections), *self._interceptors),
         )
         server.add_generic_rpc_handlers(self.discovery.handlers())
         if self._serves_health:
@@ -251,10 +252,8 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]  # it has no typ
         self._watches = 0
 
     async def record_caller(self, context: grpc.aio.ServicerContext) -> None:
-        """Accept all callers, and record the call. A health check over TLS does not prove the connection."""
-        if is_encrypted(context):
-            self._connections.record_unproven(context)
-        else:
+        """Accept all callers. A health check over TLS does not prove the connection."""
+        if not is_encrypted(context):
             self._connections.mark_proven(context)
 
     async def Watch(self, request: Any, context: grpc.aio.ServicerContext) -> None:  # noqa: N802

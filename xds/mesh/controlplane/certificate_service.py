@@ -64,15 +64,12 @@ class CertificateService:
             try:
                 caller: Caller | None = await self._authenticate(context)
             except Refused as refused:
-                is_undecided = refused.code is grpc.StatusCode.UNAVAILABLE
-                discovery.connections.record_unproven(context, undecided=is_undecided)
                 await context.abort(refused.code, refused.message)
             if not caller:
-                discovery.connections.record_unproven(context)
                 problem = "certificates are issued over TLS only, to authenticated callers"
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, problem)
                 return
-            discovery.connections.mark_proven(context, caller)
+            discovery.connections.mark_proven(context)
             _CALLER.set(caller)
 
         checked = CheckedServer(server, check)

@@ -87,11 +87,6 @@ class ConnectionMetrics(Collector):
             ),
             reasons.items(),
         )
-        yield CounterMetricFamily(
-            "xds_calls_unauthenticated",
-            "Calls of unauthenticated callers: refused calls and health checks.",
-            connections.unproven_calls,
-        )
 
 
 class ControllerMetrics(Collector):
