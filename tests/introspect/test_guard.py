@@ -38,6 +38,7 @@ def test_callers_of_this_machine_are_local(peer):
         "ipv4:10.1.2.3:4711",
         "ipv4:128.0.0.1:4711",
         "ipv4:0.0.0.0:4711",
+        "ipv4:127.0.0.6:4711",
         "ipv6:%5B2001:db8::1%5D:4711",
         "ipv6:%5B::ffff:10.1.2.3%5D:4711",
         "ipv6:%5Bfe80::1%25lo%5D:4711",

@@ -52,11 +52,19 @@ async def test_ready_lists_a_limited_number_of_warnings():
         _, text = await get(server.port, "/ready")
         assert len(text.splitlines()) == 22
         assert text.splitlines()[-1] == "981 more warnings: xds status lists them"
-        # Remote clients, such as the kubelet, see only the number of warnings.
-        transport = Mock()
-        transport.get_extra_info.side_effect = {"peername": ("10.0.0.1", 41234)}.get
-        response = await server._get_readiness(make_mocked_request("GET", "/ready", transport=transport))
-        assert response.text == "ready\n1001 warnings: xds status lists them\n"
+        # Other clients see only the number of warnings: on other machines, as the kubelet, behind a sidecar
+        # or a reverse proxy on this machine, and pages of other sites whose name resolves to this server.
+        for peer, headers in (
+            ("10.0.0.1", {}),
+            ("127.0.0.6", {}),
+            ("127.0.0.1", {"Host": "evil.example"}),
+            ("127.0.0.1", {"X-Forwarded-For": "10.0.0.1"}),
+        ):
+            transport = Mock()
+            transport.get_extra_info.side_effect = {"peername": (peer, 41234)}.get
+            request = make_mocked_request("GET", "/ready", headers=headers, transport=transport)
+            response = await server._get_readiness(request)
+            assert response.text == "ready\n1001 warnings: xds status lists them\n"
     finally:
         await server.stop()
 

@@ -97,6 +97,29 @@ def test_duplicate_name_is_reported_and_the_first_object_stays(tmp_path: Path) -
     assert report.problems[0].where == f"{tmp_path}/a.yaml:1"
 
 
+@pytest.mark.parametrize(
+    ("lenient", "strict"),
+    [
+        ("mtls: {mode: DISABLE}", "mtls: {mode: STRICT}"),
+        ("mtls: {mode: UNSET}", "mtls: {mode: STRICT}"),
+        (
+            "mtls: {mode: STRICT}, selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: DISABLE}}",
+            "mtls: {mode: PERMISSIVE}",
+        ),
+    ],
+)
+def test_the_strictest_of_two_policies_with_a_name_is_used(tmp_path: Path, lenient: str, strict: str) -> None:
+    head = (
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: x, namespace: shop}\n"
+    )
+    place(tmp_path / "a.yaml", f"{head}spec: {{{lenient}}}\n")
+    place(tmp_path / "b.yaml", f"{head}spec: {{{strict}}}\n")
+    report = Folder(tmp_path).load()
+    [problem] = report.problems
+    assert problem.where == f"{tmp_path}/a.yaml:1"
+    assert "is also defined at" in problem.what
+
+
 def test_duplicate_name_in_one_file_is_reported(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("STRICT"))
     folder = Folder(tmp_path)

@@ -15,7 +15,7 @@ import grpc.aio
 from xds.server import Refused, is_encrypted
 from xds.server.admission import CheckedServer
 from xds.server.connections import ConnectionGuard
-from xds.server.proxies import peer_address
+from xds.server.proxies import is_local_address, peer_address
 
 REFUSAL = "this service answers callers on loopback addresses only, and this caller is {peer}"
 """Error message for callers that are not local."""
@@ -33,7 +33,7 @@ def is_local(peer: str) -> bool:
     if peer.partition(":")[0] in {"unix", "unix-abstract"}:
         return True
     host = peer_address(peer)
-    return host is not None and host.is_loopback
+    return host is not None and is_local_address(host)
 
 
 async def local_only(context: grpc.aio.ServicerContext) -> None:

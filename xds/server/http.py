@@ -23,6 +23,7 @@ from aiohttp.typedefs import Handler
 
 from xds.server.fair_share import CpuShare, FairSemaphore
 from xds.server.listening import reason_of
+from xds.server.proxies import is_local_address
 
 log = structlog.get_logger(__name__)
 
@@ -371,6 +372,11 @@ def _bind(family: int, address: tuple[Any, ...]) -> socket.socket:
     return server_socket
 
 
+_PROXY_HEADERS = (
+    "Forwarded", "Via", "X-Forwarded-Client-Cert", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto",
+    "X-Real-IP",
+)  # fmt: skip
+"""Headers of a reverse proxy on this machine. Its clients may be on other machines."""
 _SHARE = f"{CpuShare.SHARE:.0%} of a CPU core for one address"
 
 
@@ -402,6 +408,13 @@ def restart_timeout(request: web.Request) -> None:
         ConnectionResetError: the connection is closed.
     """
     _connection(request).begin_request()
+
+
+def is_local(request: web.Request) -> bool:
+    """Return whether a request is of a client on this machine."""
+    if request.remote is None or any(name in request.headers for name in _PROXY_HEADERS):
+        return False
+    return is_local_address(ipaddress.ip_address(request.remote))
 
 
 def foreign_host(request: web.Request, names: Container[str]) -> str:

@@ -34,6 +34,9 @@ def is_encrypted(context: grpc.aio.ServicerContext) -> bool:
     return b"ssl" in context.auth_context().get("transport_security_type", ())
 
 
+_SIDECAR = ipaddress.IPv4Address("127.0.0.6")
+"""Source of the connections from an Istio sidecar to its application."""
+
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 """Address of a client."""
 
@@ -82,6 +85,14 @@ class Refused(Exception):  # noqa: N818 - it is a result, not a failure
 def no_snapshot(node: Node) -> Refused:
     """Return the exception for a call whose proxy has no snapshot."""
     return Refused(grpc.StatusCode.UNAVAILABLE, f"no configuration for {node.id} yet; try again later")
+
+
+def is_local_address(address: Address) -> bool:
+    """Return whether an address is of a client on this machine.
+
+    A sidecar connects to its application for clients on other machines.
+    """
+    return address.is_loopback and address != _SIDECAR
 
 
 def caller_key(caller: Any) -> Hashable:

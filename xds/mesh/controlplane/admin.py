@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import time
 from collections.abc import Callable, Collection
 from typing import TypeAlias
@@ -13,7 +12,7 @@ from aiohttp import web
 from xds.mesh.controlplane.page.api import Page
 from xds.mesh.model.objects import Problem
 from xds.server.fair_share import CpuShare
-from xds.server.http import HttpListener, client_of
+from xds.server.http import HttpListener, client_of, foreign_host, is_local
 
 MAX_WARNINGS = 20
 """Maximum number of warnings that /ready lists. The rest are only counted."""
@@ -109,11 +108,8 @@ class AdminServer:
             return web.Response(text=f"{reason}\n", status=503)
         status = ": ".join(filter(None, ("ready", self._note())))
         warnings = [problem for problem in self._warnings() if not problem.notice]
-        lines = [f"warning: {warning}" for warning in warnings[:MAX_WARNINGS]] if _is_local(request) else []
+        may_read = is_local(request) and not foreign_host(request, ())
+        lines = [f"warning: {warning}" for warning in warnings[:MAX_WARNINGS]] if may_read else []
         if more := len(warnings) - len(lines):
             lines.append(f"{more} {'more ' if lines else ''}warnings: xds status lists them")
         return web.Response(text="".join(f"{line}\n" for line in (status, *lines)))
-
-
-def _is_local(request: web.Request) -> bool:
-    return request.remote is not None and ipaddress.ip_address(request.remote).is_loopback

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.inject.workloads import FoundTemplate
-from xds.mesh.model.objects import Change, Fact, Problem, Ref
+from xds.mesh.model.objects import AuthenticationPolicy, Change, Fact, Mode, PeerAuthentication, Problem, Ref
 from xds.mesh.parse import Parsed
 from xds.mesh.parse.problems import Problems
 from xds.mesh.sources.report import ReadObject, rejection_of, with_served_version
@@ -258,16 +258,29 @@ def _choose(claimants: list[_Claim], before: AppliedFact | None) -> _Claim:
     """Choose one of several objects with the same name.
 
     If a version is in use, prefer the object in the same file, then an object with the same content, then the
-    first one. Otherwise, prefer a rejected policy that has a replacement, then a valid object.
+    first one. Otherwise, prefer a rejected policy that has a replacement, then a valid object, then the
+    strictest policy.
     """
     if len(claimants) == 1:
         return claimants[0]
 
-    def rank(claim: _Claim) -> tuple[bool, bool]:
+    def rank(claim: _Claim) -> tuple[int, ...]:
         path, parsed = claim
         if before is None:
             # Fail closed: it is unknown which object was in use before.
-            return parsed.replacement is None, parsed.fact is None
+            return parsed.replacement is None, parsed.fact is None, _leniency(parsed.fact)
         return path != before.path, parsed.fact != before.fact
 
     return min(claimants, key=rank)
+
+
+def _leniency(fact: Fact | None) -> int:
+    """Return how much a policy accepts at most; 0 for other objects."""
+    match fact:
+        case AuthenticationPolicy():
+            modes = [fact.mode]
+        case PeerAuthentication():
+            modes = [mode or Mode.PERMISSIVE for mode in (fact.mode, *fact.ports.values())]
+        case _:
+            return 0
+    return max(map((Mode.STRICT, Mode.PERMISSIVE, Mode.DISABLE).index, modes))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeAlias
 
 from aiohttp import web
 
-from xds.server.http import foreign_host
+from xds.server.http import foreign_host, is_local
 from xds.server.proxies import truncate
 
 MIN_TOKEN_LENGTH = 16
@@ -31,11 +30,6 @@ SECURITY_HEADERS = {
 
 Respond: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_PROXY_HEADERS = (
-    "Forwarded", "Via", "X-Forwarded-Client-Cert", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto",
-    "X-Real-IP",
-)  # fmt: skip
-"""Headers of a reverse proxy on this machine. Its clients may be on other machines."""
 _SAME_ORIGIN = {"same-origin", "none"}
 """Values of Sec-Fetch-Site in requests of the page itself, and of a user who enters the address."""
 
@@ -80,7 +74,7 @@ class Access:
         if not is_document and request.headers.get("Sec-Fetch-Site", "none") not in _SAME_ORIGIN:
             return web.Response(status=403, text="requests of other sites' pages are refused\n")
         if self._token is None:
-            if _is_local(request):
+            if is_local(request):
                 return None
             text = (
                 "this page is for clients on the machine of the control plane: use a port-forward, or set "
@@ -121,9 +115,3 @@ def _token_in(request: web.Request) -> bytes:
     except ValueError:  # A character outside ASCII, or malformed base64.
         pass
     return b""
-
-
-def _is_local(request: web.Request) -> bool:
-    if request.remote is None or any(name in request.headers for name in _PROXY_HEADERS):
-        return False
-    return ipaddress.ip_address(request.remote).is_loopback
