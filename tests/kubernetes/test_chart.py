@@ -226,10 +226,10 @@ async def test_job_is_the_kustomization_s(helm: Helm) -> None:
     rendered = by_title([item for item in await helm.template() if item["metadata"]["name"] == JOB])
     changed = differences(packaged, rendered)
     assert changed.keys() == {f"{title}.metadata.annotations" for title in packaged}
-    for annotations in changed.values():
-        assert annotations["helm.sh/hook"] == "post-install,post-upgrade"
+    for hook in changed.values():
+        assert hook["helm.sh/hook"] == "post-install,post-upgrade"
         # The account may create any CRD, and is deleted with the Job.
-        assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+        assert hook["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
 
 
 async def test_job_creates_the_policies_that_install_creates(helm: Helm) -> None:

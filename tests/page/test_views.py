@@ -330,15 +330,18 @@ def test_problems_name_the_place(page, server):
     page.wait_for_selector("text=No problem matches the filters")
 
 
-def test_rollout_shows_what_it_waits_for(page, own_server):
-    open_view(page, own_server, "rollouts")
-    assert "No rollout is in progress" in page.inner_text(".empty")
-    with connected_sidecar(own_server.process.xds):
-        (own_server.folder / "strict.yaml").write_text(STRICT)
-        page.wait_for_selector("h3 >> text=Endpoints")
-        row = page.inner_text("tbody tr >> nth=0")
-        assert "STRICT" in row
-        assert "sleep.full" in row or "its own sidecar" in row
+def test_rollout_shows_what_it_waits_for(page, tmp_path):
+    folder = istio_task(tmp_path / "mesh")
+    # The rollout must not continue without the sidecar before a slow browser shows it.
+    with serving(folder, "--rollout-timeout=600") as process:
+        open_view(page, Server(folder, process), "rollouts")
+        assert "No rollout is in progress" in page.inner_text(".empty")
+        with connected_sidecar(process.xds):
+            (folder / "strict.yaml").write_text(STRICT)
+            page.wait_for_selector("h3 >> text=Endpoints")
+            row = page.inner_text("tbody tr >> nth=0")
+            assert "STRICT" in row
+            assert "sleep.full" in row or "its own sidecar" in row
 
 
 def test_rollout_is_listed_when_it_has_finished(page, own_server):

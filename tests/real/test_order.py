@@ -29,8 +29,8 @@ from xds.testing import bootstrap
 pytestmark = pytest.mark.envoy
 
 CHANGES = 500
-WARM = 12.0
-"""Time limit for a change, in seconds: below the 15 that Envoy waits for a missing resource."""
+WARM = 60.0
+"""Time limit for a change on a busy machine, in seconds."""
 DRAIN = 10
 """Seconds for which listeners drain: longer than any request takes on a slow machine."""
 
@@ -131,6 +131,7 @@ async def test_r41_random_changes_lose_no_request(variant, tmp_path):
         assert not faults, f"XDS_TEST_SEED={seed}: {len(faults)} of {len(served)}: \n" + "\n".join(faults[:9])
         assert len(served) > len(traffic.sent) / 2
         assert not here.stream.rejections
+        assert not await here.admin.total(r"init_fetch_timeout$"), "Envoy waited 15 s for a missing resource"
         await here.holds_only_its_world()
 
 
