@@ -124,7 +124,7 @@ class DiscoveryService:
         )
 
     def report_method(
-        self, open_reports: OpenReports, on_refused: Callable[[str], None] | None = None
+        self, open_reports: OpenReports, on_refused: Callable[[str, Any], None] | None = None
     ) -> grpc.RpcMethodHandler:
         """Return the handler of a method with a stream of reports, authenticated like discovery.
 
@@ -132,7 +132,7 @@ class DiscoveryService:
 
         Args:
             open_reports: Accepts each stream.
-            on_refused: Called with the reason if the first report of a stream exceeds a limit.
+            on_refused: Called with the reason and the caller if the first report of a stream exceeds a limit.
         """
 
         async def stream(_: object, context: grpc.aio.ServicerContext) -> None:
@@ -148,7 +148,7 @@ class DiscoveryService:
         self,
         context: grpc.aio.ServicerContext,
         open_reports: OpenReports,
-        on_refused: Callable[[str], None] | None,
+        on_refused: Callable[[str, Any], None] | None,
     ) -> None:
         """Pass the reports of a stream on until the client ends the stream, or the server shuts down."""
 
@@ -157,11 +157,11 @@ class DiscoveryService:
                 self._check_first_report(report)
             except LimitError:
                 if on_refused:
-                    on_refused("too large")
+                    on_refused("too large", info.caller)
                 raise
             except Refused:
                 if on_refused:
-                    on_refused("overload")
+                    on_refused("overload", info.caller)
                 raise
             started_at, client = time.thread_time(), info.origin
             try:

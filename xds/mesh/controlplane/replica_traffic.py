@@ -83,6 +83,8 @@ class _Peer:
     """Number of reports that the replica left out."""
     last_dropped: float = 0.0
     """When it last left one out, by this replica's clock, as a Unix time in seconds; 0 if it never did."""
+    incomplete: Mapping[PodName, float] = field(default_factory=dict)
+    """When something of a sidecar's reports was last left out, by pod, as a Unix time in seconds."""
     connected: frozenset[PodName] = frozenset()
     """Pods whose sidecars are connected to the replica."""
 
@@ -111,6 +113,8 @@ class ReplicaTraffic:
     """Number of reports that stopped replicas left out, and of malformed messages and edges."""
     _last_dropped: float = 0.0
     """When one was last left out, as a Unix time in seconds; 0 if none was."""
+    _incomplete: Mapping[PodName, float] = field(default_factory=dict)
+    """When something of a sidecar's reports was last left out by a replica that has stopped."""
     _evicted: int = 0
     """`PeerTraffic.evicted` at that time."""
     returned: dict[PodName, float] = field(default_factory=dict)
@@ -161,6 +165,16 @@ class ReplicaTraffic:
     def last_dropped(self) -> float:
         """When a replica last left something out, as a Unix time in seconds; 0 if none did."""
         return max([self.own_last_dropped, *(peer.last_dropped for peer in self._peers.values())])
+
+    @property
+    def own_incomplete(self) -> dict[PodName, float]:
+        """When this replica or a stopped one last left out something of a sidecar's reports, by pod."""
+        return _latest(self.reports.incomplete, self._incomplete)
+
+    @property
+    def incomplete(self) -> dict[PodName, float]:
+        """When a replica last left out something of a sidecar's reports, by pod."""
+        return _latest(self.own_incomplete, *(peer.incomplete for peer in self._peers.values()))
 
     @property
     def connected(self) -> frozenset[PodName]:
@@ -241,6 +255,7 @@ class ReplicaTraffic:
         self._since = min(self._since, peer.since)
         self._dropped += peer.dropped
         self._last_dropped = max(self._last_dropped, peer.last_dropped)
+        self._incomplete = _latest(self._incomplete, peer.incomplete)
 
     def _is_stale(self, peer: _Peer) -> bool:
         return asyncio.get_running_loop().time() > peer.updated_at + MAX_SILENCE
@@ -311,6 +326,10 @@ class ReplicaTraffic:
             peer.dropped = message.dropped
             if message.HasField("last_dropped"):
                 peer.last_dropped = min(now + message.last_dropped.ToMilliseconds() / 1000 - sent_at, now)
+            peer.incomplete = {
+                _pod_name(pod): min(now + at.ToMilliseconds() / 1000 - sent_at, now)
+                for pod, at in message.incomplete.items()
+            }
             if message.HasField("sidecars"):
                 peer.connected = frozenset(_pod_name(pod) for pod in message.sidecars.pods)
         if self._evicted != self.peers.evicted:
@@ -320,6 +339,15 @@ class ReplicaTraffic:
     def name(self) -> str:
         """The name of this replica; empty if it has none."""
         return self.access.name if self.access else ""
+
+
+def _latest(*times: Mapping[PodName, float]) -> dict[PodName, float]:
+    """Merge times, and keep the latest of each pod."""
+    merged: dict[PodName, float] = {}
+    for each in times:
+        for pod, at in each.items():
+            merged[pod] = max(at, merged.get(pod, at))
+    return merged
 
 
 def _pod_name(text: str) -> PodName:

@@ -42,6 +42,8 @@ REPORTS_PER_SECOND = 30
 """Number of load reports per second above which the interval grows with the number of sidecars."""
 MAX_STREAMS = 64
 """Maximum number of streams of one sidecar. Envoy has one, and another for each of its worker threads."""
+MAX_INCOMPLETE = 10_000
+"""Maximum number of sidecars of which it is remembered that something was left out; beyond it, all count."""
 MAX_LOGGED = 1_000
 """Maximum number of sidecars whose reports that are too large are logged."""
 
@@ -68,8 +70,14 @@ class TrafficReports:
         )
         """Number of reports that were not read, by reason."""
         self.last_dropped = 0.0
-        """Unix time at which something was last left out (`dropped_total`), in seconds; 0 if nothing was."""
-        self._noted_drops = 0
+        """Unix time at which something of an unknown sidecar was last left out; 0 if nothing was."""
+        self.incomplete: dict[PodName, float] = {}
+        """Unix time at which something of a sidecar was last left out, by pod.
+
+        An empty name stands for all pods of the namespace. Servers report all plaintext that they accept, so
+        this concerns only the ports of the pod.
+        """
+        self._noted_evictions = 0
         self._started = time.time()
         self._controller = controller
         self._budgets = Budgets(Limits(streams=MAX_STREAMS))
@@ -83,7 +91,7 @@ class TrafficReports:
             LOG_SERVICE: ("StreamAccessLogs", self._open_access_logs),
         }
         for service, (method, open_reports) in methods.items():
-            handlers = {method: discovery.report_method(open_reports, self._count_drop)}
+            handlers = {method: discovery.report_method(open_reports, self._refused)}
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
             discovery.connections.own_services.add(service)
 
@@ -102,14 +110,26 @@ class TrafficReports:
         traffic = self.traffic
         return self.dropped.total() + self.reader.ignored + traffic.evicted + traffic.excess
 
-    def note_drops(self, now: float) -> None:
-        """Update `last_dropped` at a Unix time, after a report was read or dropped."""
-        if (total := self.dropped_total()) != self._noted_drops:
-            self._noted_drops, self.last_dropped = total, now
+    def _note_evictions(self, now: float) -> None:
+        """Update `last_dropped` at a Unix time, after a report was read."""
+        if self.traffic.evicted != self._noted_evictions:
+            self._noted_evictions, self.last_dropped = self.traffic.evicted, now
 
-    def _count_drop(self, reason: str) -> None:
+    def _note_incomplete(self, key: PodName) -> None:
+        now = time.time()
+        self.incomplete.pop(key, None)
+        self.incomplete[key] = now
+        if len(self.incomplete) > MAX_INCOMPLETE:
+            del self.incomplete[next(iter(self.incomplete))]
+            self.last_dropped = now
+
+    def _refused(self, reason: str, caller: Caller | None) -> None:
+        """Count the first report of a stream if it is not read. Without a caller, its pod is not known."""
         self.dropped[reason] += 1
-        self.note_drops(time.time())
+        if caller:
+            self._note_incomplete((caller.namespace, caller.pod))
+        else:
+            self.last_dropped = time.time()
 
     def _open_load(self, info: StreamInfo, report: bytes) -> _Stream:
         # Without a response, Envoy sends no reports, and does not reconnect.
@@ -142,7 +162,7 @@ class TrafficReports:
         client = budget_key(info.caller, key, is_known=pod is not None)
         stream = _Stream(self, service, key, pod, info.caller, client, self._budgets.open(client), response)
         try:
-            self.read(service, pod, message)
+            self.read(service, key, pod, message)
         except BaseException:
             stream.close()
             raise
@@ -152,11 +172,11 @@ class TrafficReports:
         """Return a pod (namespace, name) of the current mesh; None if it is unknown."""
         return self._controller.mesh.pod(*key)
 
-    def read(self, service: str, pod: Pod | None, message: Any) -> None:
+    def read(self, service: str, key: PodName, pod: Pod | None, message: Any) -> None:
         """Read a report of a pod's sidecar. The message is None if it is malformed."""
         if not self.enabled:
             return
-        now = time.time()
+        now, omitted = time.time(), self._omitted
         if pod is None:
             self.dropped["unknown pod"] += 1
         else:
@@ -164,11 +184,18 @@ class TrafficReports:
             if message is not None:
                 read = self.reader.read_load if service == LOAD_SERVICE else self.reader.read_access_logs
                 read(self._controller.mesh, pod, message, now=now)
-        self.note_drops(now)
+        if pod is None or message is None or self._omitted != omitted:
+            self._note_incomplete(key)
+        self._note_evictions(now)
+
+    @property
+    def _omitted(self) -> int:
+        return self.reader.ignored + self.traffic.excess
 
     def drop(self, service: str, key: PodName, reason: str) -> None:
         """Count a report that is not read. Log the first one of a sidecar that is too large."""
-        self._count_drop(reason)
+        self.dropped[reason] += 1
+        self._note_incomplete(key)
         is_first = key not in self._logged and len(self._logged) < MAX_LOGGED
         if reason == "too large" and is_first and self.pod(key):
             self._logged.add(key)
@@ -196,7 +223,7 @@ class _Stream:
             _check(self.caller, self.key, pod)
             self.pod = pod
         name = LOAD_REPORT if self.service == LOAD_SERVICE else ACCESS_LOGS
-        self.reports.read(self.service, pod, self.reports.reader.parse(name, report))
+        self.reports.read(self.service, self.key, pod, self.reports.reader.parse(name, report))
 
     def dropped(self, reason: str) -> None:
         self.reports.drop(self.service, self.key, reason)

@@ -74,6 +74,7 @@ class TrafficService:
             last_dropped=summary.last_dropped.ToMilliseconds() / 1000,
             missing_replicas=self._missing(),
             connected=self._replicas.connected,
+            incomplete=self._replicas.incomplete,
             returned=self._replicas.returned,
             root_namespace=self._controller.mesh.config.root_namespace,
             seen=[
