@@ -206,7 +206,7 @@ def test_exposed_rest_serves_no_private_keys(folder: Path) -> None:
         _, body = poll_known(port, "secrets", "web.shop", "ROOTCA")
         assert [secret["name"] for secret in json.loads(body)["resources"]] == ["ROOTCA"]
         status, body = poll(port, "secrets", "web.shop", "default", "ROOTCA")
-        assert (status, b"private keys are not served in plaintext" in body) == (403, True)
+        assert (status, b"are served only over TLS" in body) == (403, True)
         [secret] = process.fetch("web.shop", SECRET, "default", "ROOTCA").resources
         assert b"PRIVATE KEY" not in secret.value
 

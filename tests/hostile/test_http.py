@@ -181,7 +181,7 @@ async def test_web_page_gets_no_answer(target: Web) -> None:
 
 async def test_rest_serves_no_private_key(target: Web) -> None:
     status, body = await target.poll(SECRETS, "default", "ROOTCA")
-    assert (status, b"private keys are not served" in body) == (403, True)
+    assert (status, b"are served only over TLS" in body) == (403, True)
     status, body = await target.poll(SECRETS)
     assert b"PRIVATE KEY" not in body
     assert b"inline_bytes" not in body.replace(b"trusted_ca", b"", 1).partition(b"private_key")[2]

@@ -227,7 +227,7 @@ async def test_token_gets_only_the_key_of_its_pod(site: Site) -> None:
         assert (await site.fetch(channel))[0] is grpc.StatusCode.OK
 
 
-async def test_certificate_or_plaintext_gets_no_foreign_key(site: Site) -> None:
+async def test_certificate_or_plaintext_gets_no_key(site: Site) -> None:
     now = datetime.now(UTC)
     ca, foreign = await site.ca(), Authority.create(PrivateKey.generate(), "cluster.local", now)
 
@@ -236,7 +236,7 @@ async def test_certificate_or_plaintext_gets_no_foreign_key(site: Site) -> None:
         return leaf.chain, leaf.key.to_pem()
 
     shown = {
-        "own": (issued(site.identity()), grpc.StatusCode.OK, "CERTIFICATE"),
+        "own": (issued(site.identity()), DENIED, "a certificate is not renewed by itself"),
         "another account's": (issued(site.identity("other")), DENIED, "another service account"),
         "another namespace's": (issued(site.identity(namespace="x")), DENIED, "in another namespace"),
         "a foreign CA's": (issued(site.identity(), foreign), grpc.StatusCode.UNAVAILABLE, ""),
@@ -253,7 +253,7 @@ async def test_certificate_or_plaintext_gets_no_foreign_key(site: Site) -> None:
         assert (name, ended, why in details) == (name, code, True), details
     async with grpc.aio.insecure_channel(f"127.0.0.1:{site.plain}") as channel:
         code, details = await site.fetch(channel)
-        assert (code, "not served in plaintext" in details) == (DENIED, True)
+        assert (code, "only over TLS" in details) == (DENIED, True)
         aggregated = Client(channel, Variant.DELTA, node=site.node("web-1"))
         await aggregated.ask(SECRET, "default", "ROOTCA")
         answer = await aggregated.get()

@@ -215,12 +215,14 @@ async def test_token_without_a_pod_is_accepted(site: Site) -> None:
     assert identity_of(response.cert_chain[0].encode()) == OWN
 
 
-async def test_certificate_of_the_mesh_can_renew_itself(site: Site) -> None:
+async def test_certificate_of_the_mesh_cannot_renew_itself(site: Site) -> None:
     leaf = CA.issue(OWN, NOW)
     credentials = grpc.ssl_channel_credentials(CA.root_pem, leaf.key.to_pem(), leaf.chain)
     async with grpc.aio.secure_channel(f"localhost:{site.server.secure_ports[1]}", credentials) as channel:
-        answer = await channel.unary_unary(METHOD)(pb.IstioCertificateRequest(csr=csr()).SerializeToString())
-    assert identity_of(pb.IstioCertificateResponse.FromString(answer).cert_chain[0].encode()) == OWN
+        call = channel.unary_unary(METHOD)(pb.IstioCertificateRequest(csr=csr()).SerializeToString())
+        assert await call.code() is STATUS.PERMISSION_DENIED
+        assert "a certificate is not renewed by itself" in (await call.details() or "")
+    assert site.controller.certificates.stats().issued == 0
 
 
 @pytest.mark.parametrize("tls", [True, False])

@@ -17,8 +17,8 @@ from xds.snapshot import SECRET, ResourceSet, Snapshot
 log = structlog.get_logger(__name__)
 
 NO_KEY = (
-    "private keys are not served in plaintext, where callers are not authenticated: connect over TLS, with a "
-    "service account token or a client certificate"
+    "private keys and certificates are served only over TLS, and only to callers with a service account "
+    "token: plaintext callers are not authenticated, and a certificate is not renewed by itself"
 )
 """Why a stream does not receive the secret `default`."""
 _DENIALS = {(SECRET, CERTIFICATE): NO_KEY}

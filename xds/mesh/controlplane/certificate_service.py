@@ -19,7 +19,7 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.signing import SignerError
 from xds.mesh.identity import IDENTITY_METADATA
 from xds.mesh.identity.chain import read, to_pem
-from xds.mesh.identity.claims import Caller, denial_reason
+from xds.mesh.identity.claims import Caller, CredentialKind, denial_reason
 from xds.mesh.identity.external import NamesError
 from xds.mesh.identity.keys import IdentityError
 from xds.mesh.model.objects import spiffe_id
@@ -70,6 +70,10 @@ class CertificateService:
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, problem)
                 return
             discovery.connections.mark_proven(context)
+            if caller.credential is CredentialKind.CERTIFICATE:
+                # Otherwise, a stolen certificate could be renewed for ever.
+                problem = "a certificate is not renewed by itself: authenticate with a token (port 15012)"
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, problem)
             _CALLER.set(caller)
 
         checked = CheckedServer(server, check)

@@ -14,7 +14,7 @@ from xds.mesh.controlplane.authorization import NO_KEY, budget_key, recheck_call
 from xds.mesh.envoy.features import Features, features_of
 from xds.mesh.envoy.names import NodeId
 from xds.mesh.identity import CERTIFICATE
-from xds.mesh.identity.claims import Caller, denial_reason
+from xds.mesh.identity.claims import Caller, CredentialKind, denial_reason
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
 from xds.mesh.observe.workloads import DeletedPods
@@ -157,9 +157,14 @@ class Connections:
         self._proxies.received(subscriber, key, clock())
 
     def may_receive_key(self, subscriber: Subscriber) -> bool:
-        """Return whether a stream may receive its pod's private key."""
+        """Return whether a stream may receive its pod's private key and certificate.
+
+        A caller with a certificate may not: a stolen certificate must end with its lifetime.
+        """
         stream = subscriber.stream
-        return stream.caller is not None or (self._serve_keys and not stream.keyless)
+        if caller := stream.caller:
+            return bool(caller.credential is CredentialKind.TOKEN)
+        return self._serve_keys and not stream.keyless
 
     def pods(self) -> Iterator[tuple[PodName, Pod]]:
         """Yield the connected pods that are in the mesh."""
