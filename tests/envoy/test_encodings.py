@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.world import ROOT, mesh, peer, pod, rule, service
+from tests.policy.world import HTTP, ROOT, mesh, peer, pod, rule, service
 from xds.codec import encode_counts
 from xds.mesh.envoy import outbound, routes
 from xds.mesh.envoy.translate import translate
@@ -81,6 +81,17 @@ def test_clients_with_own_rules_share_the_rest():
     contents, made = count(mesh(*PODS, *SERVICES, *rules, trust_domain=domain(2)))
     assert made[ENDPOINT] == distinct(contents)[ENDPOINT]
     assert made[CLUSTER] == distinct(contents)[CLUSTER]
+
+
+def test_subsets_of_many_ports_have_a_limit():
+    """One rule of one namespace must not delay the changes of all others."""
+    ports = tuple(replace(HTTP, port=number, name=f"p{number}") for number in range(1, 1001))
+    host = "enc-x.a.svc.cluster.local"
+    web = replace(SERVICES[0], ports=ports)
+    for count, clusters in ((1, 2000), (2, 1000)):
+        subsets = tuple(Subset(name=f"v{number}", labels={}) for number in range(count))
+        found = translate(mesh(*PODS, web, rule("a", host, subsets=subsets)), PODS[0]).of(CLUSTER)
+        assert sum(name.endswith(f"|{host}") for name in found) == clusters
 
 
 def test_pods_without_interception_share_resources():

@@ -227,6 +227,13 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
             "web.shop.svc.cluster.local, so it has no effect"
         ),
     ),
+    "more subsets than a Service may have": (
+        [rule("shop", HOST, subsets=tuple(Subset(name=f"v{n}", labels={}) for n in range(513)))],
+        (
+            "DestinationRule shop/rule: 513 subsets of Service shop/web with 2 ports would need more than "
+            "1,024 clusters, so its subsets have no effect"
+        ),
+    ),
     "a setting for a port that the Service does not have": (
         [rule("shop", HOST, policy=TrafficPolicy(ports={80: TrafficPolicy(), 81: TrafficPolicy()}))],
         (
@@ -381,10 +388,10 @@ def test_report_ends_when_the_object_has_an_effect() -> None:
 
 
 def test_problems_of_one_object_are_limited() -> None:
-    subsets = tuple(Subset(name=f"s{n}", labels={"v": str(n)}) for n in range(1000))
+    subsets = tuple(Subset(name=f"s{n}", labels={"v": str(n)}) for n in range(500))
     found = said(mesh(*SHOP, rule("shop", HOST, subsets=subsets)))
     assert len(found) == MAX_PER_OBJECT + 1
-    assert found[-1] == f"DestinationRule shop/rule: {1000 - MAX_PER_OBJECT} more parts have no effect"
+    assert found[-1] == f"DestinationRule shop/rule: {500 - MAX_PER_OBJECT} more parts have no effect"
 
 
 def test_long_selector_is_shortened() -> None:

@@ -177,7 +177,7 @@ class _Builder:
         if addresses != service.addresses:
             service = replace(service, addresses=addresses)
         for port in service.ports:
-            subsets = ("", *(subset.name for subset in rule.subsets)) if rule else ("",)
+            subsets = ("", *rule.subset_names(service)) if rule else ("",)
             for subset in dict.fromkeys(subsets):
                 policy = rule.for_port(port.port, subset) if rule else _NO_POLICY
                 if policy.tls and service.entry_host and not policy.tls.subject_alt_names:

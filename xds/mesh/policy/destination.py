@@ -20,6 +20,9 @@ from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import DestinationRule, Ref, Service
 from xds.mesh.model.traffic import ClientTls, Subset, TlsMode, TrafficPolicy, reads_files
 
+MAX_SUBSET_CLUSTERS = 1_024
+"""Maximum number of clusters for subsets of a Service: its ports times the subsets of its rules."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRule:
@@ -40,6 +43,11 @@ class ClientRule:
     """Namespaces whose clients the rule applies to; `*` means every namespace."""
     selector: Mapping[str, str] | None = None
     """Labels of the clients that the rule applies to; None for all."""
+
+    def subset_names(self, service: Service) -> tuple[str, ...]:
+        """Return the subsets for which a Service gets clusters: none if they would be too many."""
+        names = tuple(subset.name for subset in self.subsets)
+        return names if len(names) * len(service.ports) <= MAX_SUBSET_CLUSTERS else ()
 
     @property
     def refs(self) -> tuple[Ref, ...]:

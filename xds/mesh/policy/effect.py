@@ -28,6 +28,7 @@ from xds.mesh.model.objects import (
     Target,
 )
 from xds.mesh.parse.reading import nearest
+from xds.mesh.policy.destination import MAX_SUBSET_CLUSTERS
 from xds.mesh.policy.disregarded import disregarded
 
 MAX_PER_OBJECT = 10
@@ -380,6 +381,13 @@ def _rule(
             f"portLevelSettings {number}: no Service that host {rule.host} matches has this port, "
             "so it has no effect",
         )
+    for service in matched:
+        if len(rule.subsets) * len(service.ports) > MAX_SUBSET_CLUSTERS:
+            yield _problem(
+                rule,
+                f"{len(rule.subsets):,} subsets of {service.ref} with {len(service.ports):,} ports would "
+                f"need more than {MAX_SUBSET_CLUSTERS:,} clusters, so its subsets have no effect",
+            )
     pods = [
         pod
         for service in (matched if rule.subsets else ())
