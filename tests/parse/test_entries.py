@@ -181,6 +181,26 @@ class TestServiceEntry:
             assert entry(f"{STATIC}{exported}").services[0].is_exported_to("anywhere")
 
     @pytest.mark.parametrize(
+        ("host", "address"),
+        [
+            ("*.com", "10.9.0.1"),
+            *(
+                ("a.example.com", address)
+                for address in ("169.254.169.254", "fe80::1", "127.0.0.1", "::", "224.0.0.1")
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("exported", ["", ", exportTo: ['*']", ", exportTo: ['.', shop]"])
+    def test_wide_claims_are_not_exported(self, host: str, address: str, exported: str) -> None:
+        spec = f"hosts: ['{host}'], addresses: ['{address}'], ports: [{{number: 80, name: web}}]"
+        found = parsed("ServiceEntry", f"{spec}{exported}")
+        assert isinstance(found.fact, ServiceEntry)
+        assert found.fact.services[0].export_to == ("legacy",)
+        [problem] = found.problems
+        assert "cannot be exported, so only clients in this namespace use the object" in problem.what
+        assert not parsed("ServiceEntry", f"{spec}, exportTo: ['.']").problems
+
+    @pytest.mark.parametrize(
         ("spec", "said"),
         [
             ("resolution: STATIC, ports: [{number: 1, name: a}]", "spec.hosts is required"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -37,6 +38,7 @@ _PROTOCOLS = (
     *("HTTP", "HTTPS", "HTTP2", "GRPC", "GRPC-WEB", "HTTP_PROXY", "TCP", "TLS"),
     *("MONGO", "MYSQL", "REDIS"),
 )
+_TOP_LEVEL_WILDCARD = re.compile(r"\*\.[^.]+")
 _STATIC_HINT = "use STATIC with the IP addresses as endpoints"
 
 
@@ -137,6 +139,8 @@ def service_entry(obj: Field, meta: Meta) -> ServiceEntry | None:
     ports = tuple(_ports(spec["ports"], external=external))
     selector = _selector(spec["workloadSelector"])
     scopes = tuple(meta.ref.namespace if name == "." else name for name in export_to(spec["exportTo"]))
+    if scopes != (meta.ref.namespace,) and _warn_of_wide_claims(spec):
+        scopes = (meta.ref.namespace,)
     accounts = [item.required().text() for item in spec["subjectAltNames"].items()]
     groups = tuple(_groups(spec["endpoints"], meta, ports))
     if groups and selector:
@@ -196,6 +200,21 @@ def _is_host(field: Field) -> bool:
             "use another name; a WorkloadEntry with the labels of a Service's selector becomes its endpoint",
         )
     return True
+
+
+def _warn_of_wide_claims(spec: Field) -> bool:
+    """Add a problem for each host and address that only clients of the own namespace may use.
+
+    Otherwise, anyone who can write a ServiceEntry could attract the traffic of the whole mesh to them.
+    """
+    hosts = [item for item in spec["hosts"].items() if _TOP_LEVEL_WILDCARD.fullmatch(str(item.value))]
+    addresses = [item for item in spec["addresses"].items() if names.is_special(str(item.value))]
+    for item in (*hosts, *addresses):
+        item.warn(
+            f"{shown(item.value)} cannot be exported, so only clients in this namespace use the object",
+            "write exportTo: ['.']",
+        )
+    return bool(hosts or addresses)
 
 
 def _address(field: Field) -> str:

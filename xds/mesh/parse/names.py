@@ -70,6 +70,14 @@ def address(text: str) -> str:
     return "" if _canonical(text) else "is not an IP address"
 
 
+def is_special(text: str) -> bool:
+    """Return whether text is an IP address that is link-local, loopback, multicast or unspecified."""
+    if not (found := _canonical(text)):
+        return False
+    parsed = ipaddress.ip_address(found)
+    return parsed.is_link_local or parsed.is_loopback or parsed.is_multicast or parsed.is_unspecified
+
+
 def canonical(text: str) -> str:
     """Return an IP address in canonical form, and an IPv4-mapped IPv6 address as IPv4.
 
