@@ -270,7 +270,7 @@ async def test_calls_of_a_proven_caller_are_limited_too(target):
             await asyncio.sleep(0)
 
     async with asyncio.timeout(NEVER), target.watched() as cost, Attackers(target) as attackers:
-        for _ in range(3):  # Once its address is blocked, it connects in vain.
+        for _ in range(3):
             with suppress(TimeoutError):
                 async with asyncio.timeout(3):
                     await attackers.each(attack, range(2, 3))

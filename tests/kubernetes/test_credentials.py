@@ -236,7 +236,7 @@ async def test_certificate_or_plaintext_gets_no_key(site: Site) -> None:
         return leaf.chain, leaf.key.to_pem()
 
     shown = {
-        "own": (issued(site.identity()), DENIED, "a certificate is not renewed by itself"),
+        "own": (issued(site.identity()), DENIED, "a certificate cannot be used to renew itself"),
         "another account's": (issued(site.identity("other")), DENIED, "another service account"),
         "another namespace's": (issued(site.identity(namespace="x")), DENIED, "in another namespace"),
         "a foreign CA's": (issued(site.identity(), foreign), grpc.StatusCode.UNAVAILABLE, ""),

@@ -198,7 +198,12 @@ class TestServiceEntry:
         assert found.fact.services[0].export_to == ("legacy",)
         [problem] = found.problems
         assert "cannot be exported, so only clients in this namespace use the object" in problem.what
-        assert not parsed("ServiceEntry", f"{spec}, exportTo: ['.']").problems
+        assert not parsed("ServiceEntry", f"{spec}, exportTo: ['.', legacy]").problems
+
+    def test_special_address_of_an_endpoint_is_not_exported(self) -> None:
+        found = parsed("ServiceEntry", f"{STATIC}, endpoints: [{{address: 169.254.169.254}}]")
+        assert isinstance(found.fact, ServiceEntry)
+        assert found.fact.services[0].export_to == ("legacy",)
 
     @pytest.mark.parametrize(
         ("spec", "said"),
@@ -209,6 +214,8 @@ class TestServiceEntry:
             ("hosts: ['*'], ports: []", "'*' is not a full DNS name"),
             ("hosts: [web.shop.svc.cluster.local], ports: []", "the name of a Service in the cluster"),
             ("hosts: [web.shop.svc], ports: []", "the name of a Service in the cluster"),
+            ("hosts: [169.254.169.254], ports: []", "'169.254.169.254' is an IP address"),
+            ("hosts: ['*.169.254'], ports: []", "'*.169.254' is an IP address"),
             ("hosts: ['*.cluster.local'], ports: []", "the name of a Service in the cluster"),
             ("hosts: ['*.local'], ports: []", "the name of a Service in the cluster"),
             ("hosts: [a.com, a.com], ports: []", "spec.hosts lists a host twice"),

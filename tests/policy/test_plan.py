@@ -71,7 +71,7 @@ def test_report_with_too_many_rejections_is_unknown():
 
 
 def test_report_of_many_rejections_of_the_same_clusters_names_the_first_clients():
-    """For example, validation holds a cluster back that all clients use."""
+    """For example, all clients reject a cluster that they use."""
     rejected = {name: {"common": "no"} for name in names(1000)}
     first, *_, other = names(500)
     rejected[other] = {"common": "no", "rare": "not this"}

@@ -60,7 +60,7 @@ async def test_token_gets_the_key_of_its_own_pod(site, token, variant):
 async def test_issued_certificate_gets_all_but_another_certificate(site):
     """A stolen certificate ends with its lifetime."""
     async with site.shows(issued(SLEEP)) as channel:
-        with pytest.raises(grpc.aio.AioRpcError, match="not renewed by itself"):
+        with pytest.raises(grpc.aio.AioRpcError, match="cannot be used to renew itself"):
             await channel.unary_unary(f"{SDS}/FetchSecrets")(
                 REQUEST(resource_names=["default"], node={"id": NODE.format("sleep-1")}).SerializeToString()
             )

@@ -221,7 +221,7 @@ async def test_certificate_of_the_mesh_cannot_renew_itself(site: Site) -> None:
     async with grpc.aio.secure_channel(f"localhost:{site.server.secure_ports[1]}", credentials) as channel:
         call = channel.unary_unary(METHOD)(pb.IstioCertificateRequest(csr=csr()).SerializeToString())
         assert await call.code() is STATUS.PERMISSION_DENIED
-        assert "a certificate is not renewed by itself" in (await call.details() or "")
+        assert "a certificate cannot be used to renew itself" in (await call.details() or "")
     assert site.controller.certificates.stats().issued == 0
 
 

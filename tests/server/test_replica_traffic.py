@@ -172,7 +172,7 @@ async def test_history_of_a_stopped_replica_reaches_later_ones() -> None:
             reported = time.time()
             b.report("old", 3, TrafficMode.PLAINTEXT, Reporter.SERVER, ago=2 * DAY)
             b.report("curl", 3)
-            b.traffic.reports.incomplete["full", "sleep-b"] = reported
+            b.traffic.reports.incomplete["full"] = reported
             await a.shows(curl=3)
             both = {("full", "sleep-a"), ("full", "sleep-b")}
             await eventually(lambda: a.traffic.connected == both, timeout=WITHIN)
@@ -184,8 +184,8 @@ async def test_history_of_a_stopped_replica_reaches_later_ones() -> None:
             (seen,) = (await c.service.observed_for(3 * DAY)).seen
             assert (seen.client.name, seen.by_server) == ("old", True)
             assert seen.last_seen == pytest.approx(reported - 2 * DAY, abs=5)
-            [(pod, at)] = c.traffic.incomplete.items()
-            assert (pod, at) == (("full", "sleep-b"), pytest.approx(reported, abs=5))
+            [(namespace, at)] = c.traffic.incomplete.items()
+            assert (namespace, at) == ("full", pytest.approx(reported, abs=5))
             await eventually(lambda: c.missing() == a.missing() == [], timeout=WITHIN)
             assert c.traffic.since == pytest.approx(since, abs=1)
         assert a.seen() == {"curl": 3}

@@ -102,6 +102,11 @@ def test_duplicate_name_is_reported_and_the_first_object_stays(tmp_path: Path) -
     [
         ("mtls: {mode: DISABLE}", "mtls: {mode: STRICT}"),
         ("mtls: {mode: UNSET}", "mtls: {mode: STRICT}"),
+        ("mtls: {mode: STRICT}, selector: {matchLabels: {a: b}}", "mtls: {mode: STRICT}"),
+        (
+            "mtls: {mode: PERMISSIVE}",
+            "mtls: {mode: STRICT}, selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: UNSET}}",
+        ),
         (
             "mtls: {mode: STRICT}, selector: {matchLabels: {a: b}}, portLevelMtls: {80: {mode: DISABLE}}",
             "mtls: {mode: PERMISSIVE}",

@@ -114,10 +114,17 @@ def validate(
     if mesh and loaded:
         problems += tuple(unknown_namespaces(loaded))
         problems += tuple(found for effects in without_effect(loaded).problems.values() for found in effects)
+    unchecked: typer.Exit | None = None
     if envoy and loaded:
-        problems += tuple(refused_by_envoy(loaded))
+        try:
+            problems += tuple(refused_by_envoy(loaded))
+        except typer.Exit as error:
+            unchecked = error
     findings = sorted(map(_finding, problems), key=lambda finding: (finding.file, finding.line or 0))
-    _print(findings, output)
+    if findings or not unchecked:
+        _print(findings, output)
+    if unchecked:
+        raise unchecked
     if any(not problem.notice for problem in problems):
         raise typer.Exit(1)
 

@@ -1,8 +1,8 @@
 """Limits for connections whose callers are not authenticated.
 
-gRPC accepts connections itself and passes only calls to Python. It reads without limit what opens no call,
-and does not count small headers. `ConnectionGuard` therefore finds the connections of a server among the file
-descriptors of this process, and shuts down those that send too much.
+gRPC accepts connections itself and passes only calls to Python. It reads any amount of data that opens no
+call, and does not count small headers. `ConnectionGuard` therefore finds the connections of a server among
+the file descriptors of this process, and shuts down those that send too much.
 
 A connection is proven once a call on it is accepted. In plaintext, any answered call counts. Only unproven
 connections are limited by bytes.

@@ -64,10 +64,7 @@ MAX_CONNECTION_AGE = 30 * 60.0
 """Default maximum age of a connection, in seconds."""
 
 MAX_CONNECTIONS = 30_000
-"""Maximum number of connections to one server, if the limit of open files allows it.
-
-The limit for unproven connections is much lower: see `xds.server.connections`.
-"""
+"""Maximum number of connections to one server, if the limit of open files allows it."""
 RESERVED_FILES = 1_024
 """Number of open files reserved for other purposes; at most half of the limit of the process."""
 

@@ -90,7 +90,7 @@ def no_snapshot(node: Node) -> Refused:
 def is_local_address(address: Address) -> bool:
     """Return whether an address is of a client on this machine.
 
-    A sidecar connects to its application for clients on other machines.
+    Connections from 127.0.0.6 come from a sidecar, on behalf of clients on other machines.
     """
     return address.is_loopback and address != _SIDECAR
 

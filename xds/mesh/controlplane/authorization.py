@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 NO_KEY = (
     "private keys and certificates are served only over TLS, and only to callers with a service account "
-    "token: plaintext callers are not authenticated, and a certificate is not renewed by itself"
+    "token: plaintext callers are not authenticated, and a certificate cannot be used to renew itself"
 )
 """Why a stream does not receive the secret `default`."""
 _DENIALS = {(SECRET, CERTIFICATE): NO_KEY}

@@ -72,7 +72,7 @@ class CertificateService:
             discovery.connections.mark_proven(context)
             if caller.credential is CredentialKind.CERTIFICATE:
                 # Otherwise, a stolen certificate could be renewed for ever.
-                problem = "a certificate is not renewed by itself: authenticate with a token (port 15012)"
+                problem = "a certificate cannot be used to renew itself: use a token (port 15012)"
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, problem)
             _CALLER.set(caller)
 

@@ -100,7 +100,7 @@ class Connections:
             raise Refused(grpc.StatusCode.PERMISSION_DENIED, reason)
         subscriber = Subscriber(node, stream)
         subscriber.client = budget_key(caller, key, is_known=pod is not None)
-        if not (self.may_receive_key(subscriber) or stream.keyless or key in self.streams):
+        if not (caller or self.may_receive_key(subscriber) or stream.keyless or key in self.streams):
             log.warning("proxy gets no certificate", proxy=node.id, secret=CERTIFICATE, reason=NO_KEY)
         self.streams.setdefault(key, set()).add(subscriber)
         self._needs.pop(key, None)

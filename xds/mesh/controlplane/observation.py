@@ -42,11 +42,8 @@ class ObservedTraffic:
     """Replicas whose traffic is missing."""
     connected: frozenset[tuple[str, str]] = frozenset()
     """Namespaces and names of the pods whose sidecars are connected."""
-    incomplete: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """When something of a sidecar's reports was last left out, by namespace and name of the pod.
-
-    An empty name stands for all pods of the namespace.
-    """
+    incomplete: Mapping[str, float] = field(default_factory=dict)
+    """When something of a sidecar's reports was last left out, by the namespace of its pod."""
     returned: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """When sidecars that had been disconnected for a while came back, by namespace and name of the pod."""
     root_namespace: str = ""
@@ -105,11 +102,10 @@ def _gaps(observed: ObservedTraffic, found: Contradictions) -> Iterator[str]:
         names = join_names([f"{name}.{namespace}" for namespace, name in missing], MAX_NAMES)
         yield f"sidecars are not connected, and may have seen more: {names}"
     start = observed.now - requested
-    if incomplete := sorted(
-        pod for pod in pods if any(observed.incomplete.get(key, 0.0) > start for key in (pod, (pod[0], "")))
-    ):
-        names = join_names([f"{name}.{namespace}" for namespace, name in incomplete], MAX_NAMES)
-        yield f"reports of sidecars were dropped or malformed, and they may have seen more: {names}"
+    namespaces = {namespace for namespace, _ in pods if observed.incomplete.get(namespace, 0.0) > start}
+    if namespaces:
+        names = join_names(sorted(namespaces), MAX_NAMES)
+        yield f"reports of sidecars were dropped or malformed in {names}: these sidecars may have seen more"
     if returned := sorted(pod for pod in pods if observed.returned.get(pod, 0.0) > start):
         names = join_names([f"{name}.{namespace}" for namespace, name in returned], MAX_NAMES)
         yield f"sidecars were disconnected for a while, and may have seen more: {names}"

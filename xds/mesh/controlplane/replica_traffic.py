@@ -83,8 +83,8 @@ class _Peer:
     """Number of reports that the replica left out."""
     last_dropped: float = 0.0
     """When it last left one out, by this replica's clock, as a Unix time in seconds; 0 if it never did."""
-    incomplete: Mapping[PodName, float] = field(default_factory=dict)
-    """When something of a sidecar's reports was last left out, by pod, as a Unix time in seconds."""
+    incomplete: Mapping[str, float] = field(default_factory=dict)
+    """When something of a sidecar's reports was last left out, by namespace, as a Unix time in seconds."""
     connected: frozenset[PodName] = frozenset()
     """Pods whose sidecars are connected to the replica."""
 
@@ -113,7 +113,7 @@ class ReplicaTraffic:
     """Number of reports that stopped replicas left out, and of malformed messages and edges."""
     _last_dropped: float = 0.0
     """When one was last left out, as a Unix time in seconds; 0 if none was."""
-    _incomplete: Mapping[PodName, float] = field(default_factory=dict)
+    _incomplete: Mapping[str, float] = field(default_factory=dict)
     """When something of a sidecar's reports was last left out by a replica that has stopped."""
     _evicted: int = 0
     """`PeerTraffic.evicted` at that time."""
@@ -167,13 +167,13 @@ class ReplicaTraffic:
         return max([self.own_last_dropped, *(peer.last_dropped for peer in self._peers.values())])
 
     @property
-    def own_incomplete(self) -> dict[PodName, float]:
-        """When this replica or a stopped one last left out something of a sidecar's reports, by pod."""
+    def own_incomplete(self) -> dict[str, float]:
+        """When this replica or a stopped one last left out something of a sidecar's reports, by namespace."""
         return _latest(self.reports.incomplete, self._incomplete)
 
     @property
-    def incomplete(self) -> dict[PodName, float]:
-        """When a replica last left out something of a sidecar's reports, by pod."""
+    def incomplete(self) -> dict[str, float]:
+        """When a replica last left out something of a sidecar's reports, by namespace."""
         return _latest(self.own_incomplete, *(peer.incomplete for peer in self._peers.values()))
 
     @property
@@ -327,8 +327,8 @@ class ReplicaTraffic:
             if message.HasField("last_dropped"):
                 peer.last_dropped = min(now + message.last_dropped.ToMilliseconds() / 1000 - sent_at, now)
             peer.incomplete = {
-                _pod_name(pod): min(now + at.ToMilliseconds() / 1000 - sent_at, now)
-                for pod, at in message.incomplete.items()
+                namespace: min(now + at.ToMilliseconds() / 1000 - sent_at, now)
+                for namespace, at in message.incomplete.items()
             }
             if message.HasField("sidecars"):
                 peer.connected = frozenset(_pod_name(pod) for pod in message.sidecars.pods)
@@ -341,12 +341,12 @@ class ReplicaTraffic:
         return self.access.name if self.access else ""
 
 
-def _latest(*times: Mapping[PodName, float]) -> dict[PodName, float]:
-    """Merge times, and keep the latest of each pod."""
-    merged: dict[PodName, float] = {}
+def _latest(*times: Mapping[str, float]) -> dict[str, float]:
+    """Merge times, and keep the latest of each namespace."""
+    merged: dict[str, float] = {}
     for each in times:
-        for pod, at in each.items():
-            merged[pod] = max(at, merged.get(pod, at))
+        for namespace, at in each.items():
+            merged[namespace] = max(at, merged.get(namespace, at))
     return merged
 
 

@@ -83,8 +83,8 @@ class ReplicasService:
             if sidecars != (sidecars := frozenset(self._traffic.own_connected())):
                 pods = [f"{namespace}/{name}" for namespace, name in sorted(sidecars)]
                 last.sidecars.CopyFrom(pb.ConnectedSidecars(pods=pods))
-            for (namespace, name), at in self._traffic.own_incomplete.items():
-                last.incomplete[f"{namespace}/{name}"].FromMilliseconds(round(at * 1000))
+            for namespace, at in self._traffic.own_incomplete.items():
+                last.incomplete[namespace].FromMilliseconds(round(at * 1000))
             yield last
             await asyncio.sleep(UPDATE_INTERVAL)
 

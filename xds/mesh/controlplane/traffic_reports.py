@@ -43,7 +43,7 @@ REPORTS_PER_SECOND = 30
 MAX_STREAMS = 64
 """Maximum number of streams of one sidecar. Envoy has one, and another for each of its worker threads."""
 MAX_INCOMPLETE = 10_000
-"""Maximum number of sidecars of which it is remembered that something was left out; beyond it, all count."""
+"""Maximum number of namespaces in `incomplete`; beyond it, the gap counts for all namespaces."""
 MAX_LOGGED = 1_000
 """Maximum number of sidecars whose reports that are too large are logged."""
 
@@ -71,11 +71,10 @@ class TrafficReports:
         """Number of reports that were not read, by reason."""
         self.last_dropped = 0.0
         """Unix time at which something of an unknown sidecar was last left out; 0 if nothing was."""
-        self.incomplete: dict[PodName, float] = {}
-        """Unix time at which something of a sidecar was last left out, by pod.
+        self.incomplete: dict[str, float] = {}
+        """Unix time at which something of a sidecar was last left out, by the namespace of its pod.
 
-        An empty name stands for all pods of the namespace. Servers report all plaintext that they accept, so
-        this concerns only the ports of the pod.
+        Servers report all plaintext that they accept, so this concerns only ports of pods in the namespace.
         """
         self._noted_evictions = 0
         self._started = time.time()
@@ -115,37 +114,41 @@ class TrafficReports:
         if self.traffic.evicted != self._noted_evictions:
             self._noted_evictions, self.last_dropped = self.traffic.evicted, now
 
-    def _note_incomplete(self, key: PodName) -> None:
+    def _note_incomplete(self, namespace: str) -> None:
         now = time.time()
-        self.incomplete.pop(key, None)
-        self.incomplete[key] = now
-        if len(self.incomplete) > MAX_INCOMPLETE:
-            del self.incomplete[next(iter(self.incomplete))]
+        if namespace in self.incomplete or len(self.incomplete) < MAX_INCOMPLETE:
+            self.incomplete[namespace] = now
+        else:
             self.last_dropped = now
 
     def _refused(self, reason: str, caller: Caller | None) -> None:
-        """Count the first report of a stream if it is not read. Without a caller, its pod is not known."""
+        """Count the first report of a stream if it is not read."""
         self.dropped[reason] += 1
+        self._note_unread(caller)
+
+    def _note_unread(self, caller: Caller | None) -> None:
+        """Note that the first report of a stream is not read. Without a caller, its pod is not known."""
         if caller:
-            self._note_incomplete((caller.namespace, caller.pod))
+            self._note_incomplete(caller.namespace)
         else:
             self.last_dropped = time.time()
 
     def _open_load(self, info: StreamInfo, report: bytes) -> _Stream:
         # Without a response, Envoy sends no reports, and does not reconnect.
         response = _interval(self._controller.mesh) if self.enabled else None
-        message = self._first(LOAD_REPORT, report)
+        message = self._first(LOAD_REPORT, info, report)
         return self._open(LOAD_SERVICE, info, message.node.id, message, response)
 
     def _open_access_logs(self, info: StreamInfo, report: bytes) -> _Stream:
         if not self.enabled:
             raise Refused(grpc.StatusCode.UNIMPLEMENTED, "observation is disabled (--observe)")
-        message = self._first(ACCESS_LOGS, report)
+        message = self._first(ACCESS_LOGS, info, report)
         return self._open(LOG_SERVICE, info, message.identifier.node.id, message, None)
 
-    def _first(self, name: str, report: bytes) -> Any:
+    def _first(self, name: str, info: StreamInfo, report: bytes) -> Any:
         """Return the first report of a stream."""
         if (message := self.reader.parse(name, report)) is None:
+            self._note_unread(info.caller)
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"the report is not a {name}")
         return message
 
@@ -185,7 +188,7 @@ class TrafficReports:
                 read = self.reader.read_load if service == LOAD_SERVICE else self.reader.read_access_logs
                 read(self._controller.mesh, pod, message, now=now)
         if pod is None or message is None or self._omitted != omitted:
-            self._note_incomplete(key)
+            self._note_incomplete(key[0])
         self._note_evictions(now)
 
     @property
@@ -195,7 +198,7 @@ class TrafficReports:
     def drop(self, service: str, key: PodName, reason: str) -> None:
         """Count a report that is not read. Log the first one of a sidecar that is too large."""
         self.dropped[reason] += 1
-        self._note_incomplete(key)
+        self._note_incomplete(key[0])
         is_first = key not in self._logged and len(self._logged) < MAX_LOGGED
         if reason == "too large" and is_first and self.pod(key):
             self._logged.add(key)

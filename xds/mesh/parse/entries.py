@@ -139,7 +139,7 @@ def service_entry(obj: Field, meta: Meta) -> ServiceEntry | None:
     ports = tuple(_ports(spec["ports"], external=external))
     selector = _selector(spec["workloadSelector"])
     scopes = tuple(meta.ref.namespace if name == "." else name for name in export_to(spec["exportTo"]))
-    if scopes != (meta.ref.namespace,) and _warn_of_wide_claims(spec):
+    if {*scopes} != {meta.ref.namespace} and _warn_of_wide_claims(spec):
         scopes = (meta.ref.namespace,)
     accounts = [item.required().text() for item in spec["subjectAltNames"].items()]
     groups = tuple(_groups(spec["endpoints"], meta, ports))
@@ -190,7 +190,9 @@ def _is_host(field: Field) -> bool:
     host = field.required().name(names.host)
     if not host:
         return False
-    if host == "*" or "." not in host:
+    if host.rpartition(".")[2].isdecimal():
+        field.refuse(f"{shown(host)} is an IP address", "write a DNS name, and the IP address in addresses")
+    elif host == "*" or "." not in host:
         field.refuse(f"{shown(host)} is not a full DNS name", "write a name with a dot, or *.DOMAIN")
     elif f".{host}".endswith((".svc", f".{CLUSTER_DOMAIN}")) or (
         host.startswith("*") and f".{CLUSTER_DOMAIN}".endswith(host[1:])
@@ -208,7 +210,10 @@ def _warn_of_wide_claims(spec: Field) -> bool:
     Otherwise, anyone who can write a ServiceEntry could attract the traffic of the whole mesh to them.
     """
     hosts = [item for item in spec["hosts"].items() if _TOP_LEVEL_WILDCARD.fullmatch(str(item.value))]
-    addresses = [item for item in spec["addresses"].items() if names.is_special(str(item.value))]
+    endpoints = [item["address"] for item in spec["endpoints"].items()]
+    addresses = [
+        item for item in (*spec["addresses"].items(), *endpoints) if names.is_special(str(item.value))
+    ]
     for item in (*hosts, *addresses):
         item.warn(
             f"{shown(item.value)} cannot be exported, so only clients in this namespace use the object",

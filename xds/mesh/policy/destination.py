@@ -45,9 +45,13 @@ class ClientRule:
     """Labels of the clients that the rule applies to; None for all."""
 
     def subset_names(self, service: Service) -> tuple[str, ...]:
-        """Return the subsets for which a Service gets clusters: none if they would be too many."""
+        """Return the subsets for which a Service gets clusters: none if they would be too many.
+
+        A rule for a wildcard would multiply them by the number of Services.
+        """
         names = tuple(subset.name for subset in self.subsets)
-        return names if len(names) * len(service.ports) <= MAX_SUBSET_CLUSTERS else ()
+        is_few = len(names) * len(service.ports) <= MAX_SUBSET_CLUSTERS
+        return names if is_few and not self.host.startswith("*") else ()
 
     @property
     def refs(self) -> tuple[Ref, ...]:

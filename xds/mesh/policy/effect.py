@@ -381,6 +381,8 @@ def _rule(
             f"portLevelSettings {number}: no Service that host {rule.host} matches has this port, "
             "so it has no effect",
         )
+    if rule.subsets and rule.host.startswith("*"):
+        yield _problem(rule, f"subsets of the wildcard {rule.host} have no effect", notice=True)
     for service in matched:
         if len(rule.subsets) * len(service.ports) > MAX_SUBSET_CLUSTERS:
             yield _problem(

@@ -268,19 +268,20 @@ def _choose(claimants: list[_Claim], before: AppliedFact | None) -> _Claim:
         path, parsed = claim
         if before is None:
             # Fail closed: it is unknown which object was in use before.
-            return parsed.replacement is None, parsed.fact is None, _leniency(parsed.fact)
+            return parsed.replacement is None, parsed.fact is None, *_leniency(parsed.fact)
         return path != before.path, parsed.fact != before.fact
 
     return min(claimants, key=rank)
 
 
-def _leniency(fact: Fact | None) -> int:
-    """Return how much a policy accepts at most; 0 for other objects."""
+def _leniency(fact: Fact | None) -> tuple[int, bool]:
+    """Return how much a policy accepts at most, and whether it is for some workloads or services only."""
     match fact:
         case AuthenticationPolicy():
-            modes = [fact.mode]
+            modes, is_narrow = [fact.mode], bool(fact.targets)
         case PeerAuthentication():
-            modes = [mode or Mode.PERMISSIVE for mode in (fact.mode, *fact.ports.values())]
+            mode = fact.mode or Mode.PERMISSIVE
+            modes, is_narrow = [mode, *(each or mode for each in fact.ports.values())], bool(fact.selector)
         case _:
-            return 0
-    return max(map((Mode.STRICT, Mode.PERMISSIVE, Mode.DISABLE).index, modes))
+            return 0, False
+    return max(map((Mode.STRICT, Mode.PERMISSIVE, Mode.DISABLE).index, modes)), is_narrow
