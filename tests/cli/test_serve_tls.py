@@ -49,10 +49,12 @@ def issue(tmp_path: Path, namespace: str, account: str) -> ClientFiles:
     return files
 
 
-def fetch(port: int, roots: Path, files: ClientFiles, pod: str = "web.shop") -> list[str]:
-    """Request a pod's key; return the secrets."""
+def fetch(
+    port: int, roots: Path, files: ClientFiles, name: str = "ROOTCA", pod: str = "web.shop"
+) -> list[str]:
+    """Request a secret of a pod; return the answer."""
     node = Node(id=f"sidecar~127.9.0.1~{pod}~shop.svc.cluster.local")
-    request = bytes(DiscoveryRequest(node=node, type_url=SECRET, resource_names=["default"]))
+    request = bytes(DiscoveryRequest(node=node, type_url=SECRET, resource_names=[name]))
     credentials = grpc.ssl_channel_credentials(
         roots.read_bytes(), files.key.read_bytes(), files.certificate.read_bytes()
     )
@@ -77,7 +79,7 @@ def status(port: int, *options: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_certificate_gets_own_key_and_admin_gets_status(folder: Path, tmp_path: Path) -> None:
+def test_certificate_gets_configuration_and_admin_gets_status(folder: Path, tmp_path: Path) -> None:
     port = free_port()
     options = ("--state-dir", tmp_path / "state", "--xds-mtls-address", f"127.0.0.1:{port}")
     with serving(folder, *options, "--admin-identity", ADMIN) as process:
@@ -86,8 +88,9 @@ def test_certificate_gets_own_key_and_admin_gets_status(folder: Path, tmp_path: 
             issue(tmp_path, *account)
             for account in (("shop", "default"), ("shop", "other"), ADMIN.split("/"))
         )
-        [secret] = fetch(port, roots, web)
-        assert "PRIVATE KEY" in secret
+        assert "BEGIN CERTIFICATE" in fetch(port, roots, web)[0]
+        with pytest.raises(grpc.RpcError, match="a certificate cannot be used to renew itself"):
+            fetch(port, roots, web, "default")
         with pytest.raises(grpc.RpcError, match="may not act for pod shop/web"):
             fetch(port, roots, other)
         assert process.logged("may not act for pod shop/web")
@@ -131,8 +134,7 @@ def test_plaintext_has_no_keys_if_tls_is_exposed(folder: Path, tmp_path: Path) -
         [roots] = process.fetch("web.shop", SECRET, "default", "ROOTCA").resources
         assert b"PRIVATE KEY" not in roots.value
         files = issue(tmp_path, "shop", "default")
-        [secret] = fetch(port, tmp_path / "state/root-cert.pem", files)
-        assert "PRIVATE KEY" in secret
+        assert fetch(port, tmp_path / "state/root-cert.pem", files)
         assert not process.logged("serves private keys")
 
 
