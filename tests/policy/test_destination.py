@@ -200,6 +200,14 @@ def test_rules_that_could_apply_to_a_client(found, applies):
     assert (chosen("client", found, labels={"app": "a"}) is not None) is applies
 
 
+def test_wildcard_makes_no_clusters_for_subsets() -> None:
+    """They would be multiplied by the number of Services."""
+    for host, names in ((HOST, ("v1",)), ("*.server.svc.cluster.local", ())):
+        found = client_rule(mesh(WEB, rule("server", host, subsets=(Subset(name="v1"),))), "client", {}, WEB)
+        assert found
+        assert found.subset_names(WEB) == names
+
+
 FILES = (tls("SIMPLE", ca_certificates="/dev/fd/15"), tls("MUTUAL", certificate="/c", private_key="/k"))
 
 

@@ -227,6 +227,13 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
             "web.shop.svc.cluster.local, so it has no effect"
         ),
     ),
+    "subsets of a wildcard": (
+        [rule("shop", "*.shop.svc.cluster.local", subsets=(Subset(name="all", labels={}),))],
+        (
+            "notice: DestinationRule shop/rule: subsets of the wildcard *.shop.svc.cluster.local have no "
+            "effect"
+        ),
+    ),
     "more subsets than a Service may have": (
         [rule("shop", HOST, subsets=tuple(Subset(name=f"v{n}", labels={}) for n in range(513)))],
         (
