@@ -45,15 +45,9 @@ def refused_by_envoy(mesh: Mesh) -> list[Problem]:
 
 def _with_addresses(mesh: Mesh) -> Mesh:
     """Return the mesh with addresses for the pods of workloads, which have none in manifests."""
-    templates = [pod for pod in mesh.pods() if pod.is_template]
-    return mesh.apply(
-        Change(
-            applied=tuple(
-                replace(pod, address=str(ip_address(ADDRESS) + number))
-                for number, pod in enumerate(templates)
-            )
-        )
-    )
+    templates = (pod for pod in mesh.pods() if pod.is_template)
+    pods = (replace(pod, address=str(ip_address(ADDRESS) + n)) for n, pod in enumerate(templates))
+    return mesh.apply(Change(applied=tuple(pods)))
 
 
 def _problem(source: str, reason: str, resources: list[Resource]) -> Problem:

@@ -114,17 +114,14 @@ def validate(
     if mesh and loaded:
         problems += tuple(unknown_namespaces(loaded))
         problems += tuple(found for effects in without_effect(loaded).problems.values() for found in effects)
-    unchecked: typer.Exit | None = None
     if envoy and loaded:
         try:
             problems += tuple(refused_by_envoy(loaded))
-        except typer.Exit as error:
-            unchecked = error
-    findings = sorted(map(_finding, problems), key=lambda finding: (finding.file, finding.line or 0))
-    if findings or not unchecked:
-        _print(findings, output)
-    if unchecked:
-        raise unchecked
+        except typer.Exit:
+            if problems:
+                _print(problems, output)
+            raise
+    _print(problems, output)
     if any(not problem.notice for problem in problems):
         raise typer.Exit(1)
 
@@ -142,7 +139,8 @@ def _finding(problem: Problem) -> _Finding:
     )
 
 
-def _print(findings: Sequence[_Finding], output: Format) -> None:
+def _print(problems: Sequence[Problem], output: Format) -> None:
+    findings = sorted(map(_finding, problems), key=lambda finding: (finding.file, finding.line or 0))
     match output:
         case Format.TABLE:
             _print_table(findings)

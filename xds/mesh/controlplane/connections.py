@@ -162,8 +162,9 @@ class Connections:
         A caller with a certificate may not: a stolen certificate must end with its lifetime.
         """
         stream = subscriber.stream
-        if caller := stream.caller:
-            return bool(caller.credential is CredentialKind.TOKEN)
+        caller: Caller | None = stream.caller
+        if caller:
+            return caller.credential is CredentialKind.TOKEN
         return self._serve_keys and not stream.keyless
 
     def pods(self) -> Iterator[tuple[PodName, Pod]]:

@@ -18,6 +18,7 @@ import grpc
 import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.traffic_reports import TrafficReports
@@ -319,17 +320,19 @@ class ReplicaTraffic:
             if replica != self.name:
                 self.peers.put(replica, key, edge, is_copy=replica != name, now=now)
             await checkpoint()
+
+        def local(at: Timestamp) -> float:
+            """Return a time by this replica's clock, as a Unix time in seconds."""
+            return min(now + at.ToMilliseconds() / 1000 - sent_at, now)
+
         if message.complete:
             self._log_problem("", replica=name)
             peer.updated_at = asyncio.get_running_loop().time()
-            peer.since = min(now + message.since.ToMilliseconds() / 1000 - sent_at, now)
+            peer.since = local(message.since)
             peer.dropped = message.dropped
             if message.HasField("last_dropped"):
-                peer.last_dropped = min(now + message.last_dropped.ToMilliseconds() / 1000 - sent_at, now)
-            peer.incomplete = {
-                namespace: min(now + at.ToMilliseconds() / 1000 - sent_at, now)
-                for namespace, at in message.incomplete.items()
-            }
+                peer.last_dropped = local(message.last_dropped)
+            peer.incomplete = {namespace: local(at) for namespace, at in message.incomplete.items()}
             if message.HasField("sidecars"):
                 peer.connected = frozenset(_pod_name(pod) for pod in message.sidecars.pods)
         if self._evicted != self.peers.evicted:

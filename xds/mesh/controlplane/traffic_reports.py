@@ -106,8 +106,7 @@ class TrafficReports:
 
     def dropped_total(self) -> int:
         """Return the number of reports, entries and edges that were left out."""
-        traffic = self.traffic
-        return self.dropped.total() + self.reader.ignored + traffic.evicted + traffic.excess
+        return self.dropped.total() + self._omitted + self.traffic.evicted
 
     def _note_evictions(self, now: float) -> None:
         """Update `last_dropped` at a Unix time, after a report was read."""

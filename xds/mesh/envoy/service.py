@@ -176,9 +176,9 @@ class _Builder:
         service = self.service
         if addresses != service.addresses:
             service = replace(service, addresses=addresses)
+        subsets = dict.fromkeys(("", *(rule.subset_names(service) if rule else ())))
         for port in service.ports:
-            subsets = ("", *rule.subset_names(service)) if rule else ("",)
-            for subset in dict.fromkeys(subsets):
+            for subset in subsets:
                 policy = rule.for_port(port.port, subset) if rule else _NO_POLICY
                 if policy.tls and service.entry_host and not policy.tls.subject_alt_names:
                     # The ServiceEntry's subjectAltNames also apply to servers outside the mesh.

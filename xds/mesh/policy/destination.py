@@ -49,9 +49,9 @@ class ClientRule:
 
         A rule for a wildcard would multiply them by the number of Services.
         """
-        names = tuple(subset.name for subset in self.subsets)
-        is_few = len(names) * len(service.ports) <= MAX_SUBSET_CLUSTERS
-        return names if is_few and not self.host.startswith("*") else ()
+        if self.host.startswith("*") or has_too_many_subsets(self, service):
+            return ()
+        return tuple(subset.name for subset in self.subsets)
 
     @property
     def refs(self) -> tuple[Ref, ...]:
@@ -88,6 +88,11 @@ class ClientRule:
         chosen = self.subset(subset)
         is_set_by_subset = chosen is not None and _at_port(chosen.policy, port).tls is not None
         return self.owners[subset if is_set_by_subset else ""]
+
+
+def has_too_many_subsets(rule: ClientRule | DestinationRule, service: Service) -> bool:
+    """Whether a Service gets no clusters for the subsets of a rule, because they would be too many."""
+    return len(rule.subsets) * len(service.ports) > MAX_SUBSET_CLUSTERS
 
 
 def _at_port(policy: TrafficPolicy | None, port: int) -> TrafficPolicy:

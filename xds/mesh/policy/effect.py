@@ -28,7 +28,7 @@ from xds.mesh.model.objects import (
     Target,
 )
 from xds.mesh.parse.reading import nearest
-from xds.mesh.policy.destination import MAX_SUBSET_CLUSTERS
+from xds.mesh.policy.destination import MAX_SUBSET_CLUSTERS, has_too_many_subsets
 from xds.mesh.policy.disregarded import disregarded
 
 MAX_PER_OBJECT = 10
@@ -384,7 +384,7 @@ def _rule(
     if rule.subsets and rule.host.startswith("*"):
         yield _problem(rule, f"subsets of the wildcard {rule.host} have no effect", notice=True)
     for service in matched:
-        if len(rule.subsets) * len(service.ports) > MAX_SUBSET_CLUSTERS:
+        if has_too_many_subsets(rule, service):
             yield _problem(
                 rule,
                 f"{len(rule.subsets):,} subsets of {service.ref} with {len(service.ports):,} ports would "

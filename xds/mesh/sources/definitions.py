@@ -9,10 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, assert_never
 
 from xds.mesh.inject.workloads import FoundTemplate
-from xds.mesh.model.objects import AuthenticationPolicy, Change, Fact, Mode, PeerAuthentication, Problem, Ref
+from xds.mesh.model.objects import (
+    AuthenticationPolicy,
+    Change,
+    DestinationRule,
+    Endpoints,
+    Fact,
+    Mode,
+    Namespace,
+    PeerAuthentication,
+    Pod,
+    Problem,
+    Ref,
+    Service,
+    ServiceAccount,
+    ServiceEntry,
+    UnknownService,
+)
 from xds.mesh.parse import Parsed
 from xds.mesh.parse.problems import Problems
 from xds.mesh.sources.report import ReadObject, rejection_of, with_served_version
@@ -282,6 +298,18 @@ def _leniency(fact: Fact | None) -> tuple[int, bool]:
         case PeerAuthentication():
             mode = fact.mode or Mode.PERMISSIVE
             modes, is_narrow = [mode, *(each or mode for each in fact.ports.values())], bool(fact.selector)
-        case _:
+        case (
+            None
+            | Namespace()
+            | ServiceAccount()
+            | Service()
+            | UnknownService()
+            | Pod()
+            | Endpoints()
+            | ServiceEntry()
+            | DestinationRule()
+        ):
             return 0, False
+        case _:
+            assert_never(fact)
     return max(map((Mode.STRICT, Mode.PERMISSIVE, Mode.DISABLE).index, modes)), is_narrow
