@@ -7,6 +7,7 @@ import base64
 import copy
 import io
 import json
+import re
 import ssl
 import threading
 from collections import Counter
@@ -120,6 +121,22 @@ async def test_patch_equals_the_output_of_inject(call: Call) -> None:
     patched = jsonpatch.apply_patch(copy.deepcopy(POD), base64.b64decode(response["patch"]).decode())
     assert patched == inject(POD, InjectionSettings(), locate=dotted).pod
     assert (await call(review(POD, dryRun=True)))[1] == answered
+
+
+async def test_paths_of_hooks_cannot_be_guessed(call: Call) -> None:
+    pod = copy.deepcopy(POD)
+    pod["spec"]["containers"][0]["lifecycle"] = {
+        name: {"httpGet": {"path": "/quit", "port": 8080}} for name in ("preStop", "postStart")
+    }
+    paths = set()
+    for uid in ("first", "second"):
+        _, answered = await call(review(pod, uid=uid))
+        patch = base64.b64decode(answered["response"]["patch"]).decode()
+        lifecycle = jsonpatch.apply_patch(pod, patch)["spec"]["containers"][0]["lifecycle"]
+        paths |= {lifecycle[name]["httpGet"]["path"] for name in lifecycle}
+    prefixes = {path.rpartition("/")[0].rpartition("/")[2] for path in paths}
+    assert (len(paths), prefixes) == (4, {"prestopz", "poststartz"})
+    assert all(re.fullmatch(r"/app-lifecycle/[a-z-]+/[a-z]+/[0-9a-f]{32}", path) for path in paths)
 
 
 async def test_pod_with_a_sidecar_is_allowed_unchanged(call: Call) -> None:

@@ -31,7 +31,11 @@ PATH = "/stats/prometheus"
 SUCCESS = "xds_application_scrape_success"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 PROTOBUF = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
-READINESS = {"/app-health/web/readyz": {"httpGet": {"path": "/healthz", "port": PORT}, "timeoutSeconds": 10}}
+HOOK_KEY = "0a91f7d8c34e"
+READINESS = {
+    "/app-health/web/readyz": {"httpGet": {"path": "/healthz", "port": PORT}, "timeoutSeconds": 10},
+    f"/app-lifecycle/web/prestopz/{HOOK_KEY}": {"httpGet": {"path": "/quit", "port": PORT}},
+}
 
 
 class Exporter(App):
@@ -114,6 +118,11 @@ class TestFormats:
             sample.name for each in text_string_to_metric_families(answer.text) for sample in each.samples
         }
         assert {"envoy_server_live", "sales_total", SUCCESS} <= samples
+
+    async def test_key_of_a_hook_is_not_shown(self, scrape):
+        text = (await scrape()).text
+        assert 'envoy_cluster_name="probe|/app-lifecycle/web/prestopz"' in text
+        assert HOOK_KEY not in text
 
     async def test_openmetrics_keeps_its_type_and_ends_with_eof(self, scrape, pod):
         app = Exporter()

@@ -223,6 +223,8 @@ def _cluster(probe: AnyProbe, host: str, intercepted: bool) -> Cluster:
     is_own_pod = intercepted and not probe.host
     return Cluster(
         name=_name(probe),
+        # Anyone can scrape the statistics, so they must not contain the key at the end of a hook's path.
+        alt_stat_name="/".join(_name(probe).split("/")[:4]),
         type=kind,
         connect_timeout=seconds(probe.timeout or 10.0),
         load_assignment=one_endpoint(_name(probe), host, port=probe.port),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def inject(
     locate: Locate,
     path: Path = (),
     subject: str = "",
+    secret: str = "",
 ) -> Injection:
     """Add a sidecar to a pod or pod template.
 
@@ -92,6 +94,8 @@ def inject(
         locate: returns the location of a path in the document, for problems.
         path: path of the pod in the document.
         subject: name of the pod in problems.
+        secret: text that other pods cannot guess, for the paths of HTTP hooks. If empty, the paths depend on
+            the pod, so that injecting a template again gives the same result.
     """
     log = Log(locate, subject)
     field = Field(pod, path, log)
@@ -100,7 +104,7 @@ def inject(
     if reason := choice.skip_reason(field, namespace):
         ignores_request = reason != choice.ALREADY_INJECTED and choice.is_true(choice.requested(field))
         return Injection(pod=pod, skip_reason=reason, ignores_request=ignores_request)
-    result = _with_sidecar(field, settings)
+    result = _with_sidecar(field, settings, secret or repr(pod))
     if log.refused:
         return Injection(pod=pod, problems=tuple(log.problems))
     return Injection(pod=result, problems=tuple(log.problems))
@@ -143,7 +147,7 @@ def _items(field: Field, limit: int) -> Iterator[Field]:
             return
 
 
-def _with_sidecar(pod: Field, settings: InjectionSettings) -> Json:
+def _with_sidecar(pod: Field, settings: InjectionSettings, secret: str) -> Json:
     annotations = pod["metadata"]["annotations"]
     _check_annotations(annotations)
     mode = traffic.interception_mode(annotations)
@@ -157,9 +161,10 @@ def _with_sidecar(pod: Field, settings: InjectionSettings) -> Json:
     for name in ("containers", "initContainers"):
         if spec.get(name):
             spec[name] = [dict(container) for container in spec[name]]
+    hook_key = hashlib.sha256(secret.encode(errors="replace")).hexdigest()[:32]
     originals: dict[str, Json] = {}
     for container in _app_containers(pod) if rewrites_probes else ():
-        originals |= probes.rewrite(container, _resolve(result, container.path[len(pod.path) :]))
+        originals |= probes.rewrite(container, _resolve(result, container.path[len(pod.path) :]), hook_key)
     app_metrics = scrape.app_metrics(annotations, _app_containers(pod))
 
     proxy = containers.proxy_container(

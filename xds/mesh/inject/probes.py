@@ -1,7 +1,8 @@
 """Rewrite probes to succeed under STRICT.
 
 The kubelet has no client certificate, so the sidecar probes the application on the kubelet's behalf. The
-paths are Istio's. The variable `XDS_APP_PROBES` contains the original probes by path, as JSON.
+paths are Istio's, but a hook's path ends with a key that callers cannot guess, because hooks change the
+application's state. The variable `XDS_APP_PROBES` contains the original probes by path, as JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _TIMING_FIELDS = ("timeoutSeconds", "periodSeconds")
 _HANDLERS = ("httpGet", "tcpSocket", "grpc")
 
 
-def rewrite(container: Field, result: Json) -> dict[str, Json]:
+def rewrite(container: Field, result: Json, hook_key: str) -> dict[str, Json]:
     """Point the probes and HTTP hooks in `result` to the sidecar, and return the originals by path.
 
     Commands, probes of another host, and probes with an unknown port name stay unchanged.
@@ -37,7 +38,7 @@ def rewrite(container: Field, result: Json) -> dict[str, Json]:
             originals[path] = original
     hooks = container["lifecycle"]
     for field, suffix in _HOOK_SUFFIXES.items():
-        path = f"/app-lifecycle/{name}/{suffix}"
+        path = f"/app-lifecycle/{name}/{suffix}/{hook_key}"
         # Only HTTP hooks use the network.
         if hooks[field]["httpGet"] and (original := _original_probe(container, hooks[field])):
             result["lifecycle"] = result["lifecycle"] | {field: _redirect(result["lifecycle"][field], path)}

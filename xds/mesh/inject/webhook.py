@@ -280,7 +280,10 @@ def review_pod(
         raise ValueError("the request creates a pod but has no object")  # noqa: TRY004 - a malformed request
     namespace = str(request.get("namespace") or "")[:_MAX_NAME_LENGTH]
     subject = f"Pod {namespace}/{_name(pod)}"
-    injection = inject(pod, settings, namespace=namespace, locate=dotted, subject=subject)
+    # The API server makes a random uid for each request.
+    injection = inject(
+        pod, settings, namespace=namespace, locate=dotted, subject=subject, secret=request["uid"]
+    )
     if may_log():
         _log(subject, injection, dry_run=bool(request.get("dryRun")))
     if injection.refused:
