@@ -161,6 +161,8 @@ async def test_reconnect_with_warming_cluster(pair, world, roots, xds_store):
     """
     world = replace(changed(world, b=None), roots="")
     await pair.serve(world)
+    # Envoy deletes a cluster later. Until then, its secret is in use, and Envoy does not request it again.
+    await eventually(lambda: all("> SDS" in each for each in pair.conversations))
     warming = changed(world, c=Cluster((1003,), secured=True))
     xds_store.replace(warming.resources())
     await eventually(lambda: all([*each].count("> SDS ROOTCA") == 2 for each in pair.conversations))
