@@ -254,7 +254,10 @@ def test_refused_scrapes_are_named(folder: Path, merge: str, is_refused: bool) -
     strict = STRICT.replace("shop", "zoo")
     planned = xds("plan", "--manifests", folder, "-f", "-", stdin=strict)
     (folder / "zoo.yaml").write_text(strict)
-    remedy = "let injection merge the metrics, or exempt port 9090 with portLevelMtls"
+    remedy = (
+        "let injection merge the metrics, or exempt port 9090 (PeerAuthentication with a selector, "
+        "mtls STRICT and portLevelMtls 9090 PERMISSIVE)"
+    )
     assert ("prometheus-scrape" in planned.stdout) is (remedy in planned.stdout) is is_refused
     for words in (("explain", "client.shop", "cage.zoo"), ("describe", "pod", "deploy/cage.zoo")):
         shown = xds(*words, "--manifests", folder).stdout

@@ -70,13 +70,16 @@ def test_strict_policy_breaks_plaintext_clients(folder: Path) -> None:
     titles, *lines = result.stdout.splitlines()
     assert titles.split() == TITLES.split()
     policy = "PeerAuthentication shop/default"
+    exempt = (
+        "exempt port 9090 (PeerAuthentication with a selector, mtls STRICT and portLevelMtls 9090 PERMISSIVE)"
+    )
     assert [" ".join(line.split()) for line in lines] == [
         f"breaks zoo/default web.shop:80 (1/1 endpoints) plaintext fails (server-requires-mtls) {policy}",
         f"may break metrics-port port 9090 of shop/default plaintext fails (server-requires-mtls) {policy}",
         "",
         "Remedies:",
         f"add a sidecar to zoo/default, or use PERMISSIVE in {policy} until then",
-        f"exempt port 9090 with portLevelMtls, or use PERMISSIVE in {policy}",
+        f"{exempt}, or use PERMISSIVE in {policy}",
         "",
         "breaks: 1, may break: 1",
     ]

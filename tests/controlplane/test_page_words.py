@@ -5,16 +5,19 @@ from __future__ import annotations
 import pytest
 
 from xds.mesh.controlplane.page.words import address_words, reason_words, traffic_words
+from xds.mesh.model.objects import Ref, Traffic
 from xds.mesh.observe.edges import OTHER_ADDRESSES
-from xds.mesh.policy.direct import Traffic
 from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.reach import Failure
 
 
 def test_every_code_has_words():
-    words = [*map(reason_words, (*Reason, *Failure)), *map(traffic_words, Traffic)]
+    traffic = [traffic_words(each, None) for each in Traffic]
+    words = [*map(reason_words, (*Reason, *Failure)), *traffic]
     assert all(0 < len(text) <= 40 for text in words)
     assert not {str(code) for code in (*Reason, *Failure, *Traffic)} & set(words)
+    source = Ref("Service", "shop", "web")
+    assert traffic_words(Traffic.OUTSIDE_CLIENT, source) == "clients outside the cluster (Service shop/web)"
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ class Lines:
         return taken
 
 
-@pytest.mark.parametrize(("kind", "most"), [("Pod", 36), ("EndpointSlice", 27)])
+@pytest.mark.parametrize(("kind", "most"), [("Pod", 37), ("EndpointSlice", 27)])
 def test_object_is_read_with_few_fields(monkeypatch: pytest.MonkeyPatch, kind: str, most: int) -> None:
     """Most of the start is spent on the fields of pods and endpoints."""
     read = reading.Field.__getitem__

@@ -142,6 +142,7 @@ def test_service() -> None:
         meta=read.meta,
         addresses=("10.0.0.1", "fd00::1"),
         families=(4, 6),
+        published=True,
         selector={"app": "web"},
         ports=(
             ServicePort(port=80, target="web", name="http-web", protocol=Protocol.HTTP),

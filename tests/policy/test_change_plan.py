@@ -32,10 +32,11 @@ from xds.mesh.model.objects import (
     MeshConfig,
     Pod,
     Ref,
+    Traffic,
 )
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.conflicts import overridden
-from xds.mesh.policy.direct import Traffic, refusals
+from xds.mesh.policy.direct import refusals
 from xds.mesh.policy.effect import without_effect
 from xds.mesh.policy.plan import Effect, HopChange, Plan, ineffective, plan, scope_of
 from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
@@ -295,6 +296,7 @@ def test_new_clients_and_services_are_not_compared():
 PORTS = (ContainerPort(port=8080, name="http"), ContainerPort(port=9090, name="http-metrics"))
 SERVER = replace(pod("a", "x"), ports=PORTS)
 SCRAPED = {"prometheus.io/scrape": "true"}
+UNUSED = [("pod-address", 8080)]
 
 
 @pytest.mark.parametrize(
@@ -302,11 +304,11 @@ SCRAPED = {"prometheus.io/scrape": "true"}
     [
         ((8080, 15020), {}, [("kubelet-probe", 8080), ("metrics-port", 9090)]),
         ((), SCRAPED, [("prometheus-scrape", 8080), ("prometheus-scrape", 9090)]),
-        ((), SCRAPED | {"prometheus.io/port": "9090"}, [("prometheus-scrape", 9090)]),
-        ((), SCRAPED | {"prometheus.io/port": "15020"}, [("metrics-port", 9090)]),
-        ((), SCRAPED | {"prometheus.io/port": "http"}, [("metrics-port", 9090)]),
-        ((), SCRAPED | {"prometheus.io/port": "9" * 9999}, [("metrics-port", 9090)]),
-        ((), {"prometheus.io/scrape": "false"}, [("metrics-port", 9090)]),
+        ((), SCRAPED | {"prometheus.io/port": "9090"}, [("prometheus-scrape", 9090), *UNUSED]),
+        ((), SCRAPED | {"prometheus.io/port": "15020"}, [("metrics-port", 9090), *UNUSED]),
+        ((), SCRAPED | {"prometheus.io/port": "http"}, [("metrics-port", 9090), *UNUSED]),
+        ((), SCRAPED | {"prometheus.io/port": "9" * 9999}, [("metrics-port", 9090), *UNUSED]),
+        ((), {"prometheus.io/scrape": "false"}, [("metrics-port", 9090), *UNUSED]),
     ],
 )
 def test_strict_refuses_direct_traffic(probes, annotations, refused):
@@ -315,7 +317,7 @@ def test_strict_refuses_direct_traffic(probes, annotations, refused):
     strict = world.apply(Change(applied=(peer("x", "STRICT"),)))
     found = plan(world, strict)
     assert [(str(refusal.traffic), refusal.port) for refusal in found.refusals] == refused
-    assert found.breaks is any(traffic != "metrics-port" for traffic, _ in refused)
+    assert found.breaks is any(Traffic(traffic).is_certain for traffic, _ in refused)
     assert {str(refusal.decided_by) for refusal in found.refusals} <= {"PeerAuthentication x/default"}
     assert plan(strict, strict).refusals == plan(strict, world).refusals == ()
 
@@ -332,13 +334,14 @@ def test_refused_traffic_is_that_which_exists_for_certain():
         ("prometheus-scrape", 9091),
     ]
     assert [pod.name for pod in found[0].clients[0].pods] == ["a", "b"]
-    assert refusal_remedy(found[1]).startswith("let injection merge the metrics, or exempt port 9091 with")
+    assert refusal_remedy(found[1]).startswith("let injection merge the metrics, or exempt port 9091 (")
     assert not refusals(mesh(*pods), pods)
 
 
 def test_direct_traffic_to_excluded_ports_is_not_refused():
     for redirection in (Redirection(exclude_inbound_ports=(80, 9090)), Redirection(inbound_ports=(80,))):
-        world = mesh(replace(SERVER, probe_ports=(9090,), redirection=redirection))
+        server = replace(SERVER, ports=PORTS[1:], probe_ports=(9090,), redirection=redirection)
+        world = mesh(server)
         assert not plan(world, world.apply(Change(applied=(peer("x", "STRICT"),)))).refusals
 
 
@@ -385,9 +388,7 @@ def test_scope_contains_services_of_other_namespaces_that_list_a_pod():
 def test_every_failure_and_plaintext_has_a_remedy():
     worlds = [load(case.values[0]) for case in CASES]
     found = {
-        (o.result, o.reason): remedy(
-            Answer(o.result, o.reason, o.decided_by), "x/c", has_sidecar=o.client.has_sidecar
-        )
+        (o.result, o.reason): remedy(Answer(o.result, o.reason, o.decided_by), "x/c", o.client)
         for world in worlds
         for o in predict(world)
     }
@@ -414,7 +415,7 @@ def test_remedy_when_the_server_requires_mtls(facts, client, text):
     )  # fmt: skip
     (o,) = predict(world, [world.pod("x", client)])
     answer = Answer(o.result, o.reason, o.decided_by)
-    assert remedy(answer, "x/c", has_sidecar=o.client.has_sidecar) == text
+    assert remedy(answer, "x/c", o.client) == text
 
 
 def test_remedy_without_auto_mtls():
@@ -423,16 +424,14 @@ def test_remedy_without_auto_mtls():
     )
     (o, *_) = predict(world)
     answer = Answer(o.result, o.reason, o.decided_by)
-    assert (
-        remedy(answer, "x/b", has_sidecar=True) == "enable auto mTLS, or use PERMISSIVE in MeshPolicy default"
-    )
+    assert remedy(answer, "x/b", o.client) == "enable auto mTLS, or use PERMISSIVE in MeshPolicy default"
 
 
 def test_remedy_for_an_unknown_pod_is_to_check_it():
     refs = (Ref("EndpointSlice", "x", "web-1"), Ref("Pod", "x", "ghost"))
     answer = Answer(Result.FAILS, Failure.POD_UNKNOWN, refs)
     expected = "check whether Pod x/ghost exists and has the address that its EndpointSlice lists"
-    assert remedy(answer, "x/c", has_sidecar=True) == expected
+    assert remedy(answer, "x/c", pod("c", "x")) == expected
 
 
 def test_remedy_for_a_probe_is_injection():
@@ -441,10 +440,13 @@ def test_remedy_for_a_probe_is_injection():
         refusal.traffic: refusal_remedy(refusal)
         for refusal in plan(world, world.apply(Change(applied=(peer("x", "STRICT"),)))).refusals
     }
-    exempt = "exempt port 9090 with portLevelMtls, or use PERMISSIVE in PeerAuthentication x/default"
+    exempt = (
+        "exempt port 9090 (PeerAuthentication with a selector, mtls STRICT and portLevelMtls 9090 "
+        "PERMISSIVE), or use PERMISSIVE in PeerAuthentication x/default"
+    )
     assert texts[Traffic.METRICS_PORT] == exempt
     assert texts[Traffic.KUBELET_PROBE].startswith(
-        "inject the sidecar with rewritten probes, or exempt port 8080"
+        "inject the sidecar with rewritten probes, or exempt port 8080 ("
     )
 
 

@@ -198,4 +198,4 @@ def test_plan_of_an_annotation():
 def test_remedy(mode, redirections, text):
     found = world(peer("x", mode), **redirections)
     o, *_ = predict(found, [found.pod("x", "client")])
-    assert remedy(Answer(o.result, o.reason, o.decided_by), "x/client", has_sidecar=True) == text
+    assert remedy(Answer(o.result, o.reason, o.decided_by), "x/client", o.client) == text

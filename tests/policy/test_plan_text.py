@@ -58,7 +58,8 @@ def test_refused_probe_follows_the_hops() -> None:
         (
             "kubelet-probe -> port 8080 of shop/web-1 would fail: server-requires-mtls "
             "(PeerAuthentication shop/default); inject the sidecar with rewritten probes, or exempt port "
-            "8080 with portLevelMtls, or use PERMISSIVE in PeerAuthentication shop/default"
+            "8080 (PeerAuthentication with a selector, mtls STRICT and portLevelMtls 8080 PERMISSIVE), "
+            "or use PERMISSIVE in PeerAuthentication shop/default"
         )
     ]
     assert summary(found) == "breaks: 2, may break: 1"

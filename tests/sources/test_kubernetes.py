@@ -434,7 +434,7 @@ async def test_unenforced_objects_are_warnings(server: FakeApiServer, api: KubeA
         for verb in ("list", "watch"):
             server.fail(f"{verb} authorizationpolicies", *(status(403, "Forbidden") for _ in range(10_000)))
         await server.cut()
-        unlisted = "objects of kind AuthorizationPolicy are not enforced, and cannot be reported"
+        unlisted = "AuthorizationPolicy is denied: they are not enforced, and cannot be reported"
         await followed.until(lambda: unlisted in str(followed.messages(notices=True)))
         assert source.staleness() == source.pending_reason() == ""
     async with Followed(Kubernetes(api, options=QUICK)) as restarted:

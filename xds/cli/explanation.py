@@ -126,7 +126,14 @@ def side_rows(label: str, side: pb.Side) -> Iterator[_Row]:
 
 def refused_rows(refused: Iterable[pb.RefusedTraffic]) -> Iterator[_Row]:
     """Yield probes and scrapes that sidecars refuse, and what to do."""
-    yield from listed("Refused:", [f"{each.traffic} of port {each.port}: {each.remedy}" for each in refused])
+    yield from listed(
+        "Refused:", [f"{refused_client(each)} of port {each.port}: {each.remedy}" for each in refused]
+    )
+
+
+def refused_client(refused: pb.RefusedTraffic) -> str:
+    """Return the client of refused traffic, and the object that proves it, if any."""
+    return f"{refused.traffic} ({refused.source})" if refused.source else refused.traffic
 
 
 def listed(label: str, values: Iterable[str]) -> Iterator[_Row]:

@@ -78,9 +78,10 @@ def plan(options: PlanOptions) -> None:
     """Print which connections break, lose or gain mutual TLS, or get repaired if a change is applied.
 
     The mesh before the change is that of a running control plane, of --manifests, or of --kubernetes; -f is
-    the objects to apply, and --delete the objects to delete. Nothing is applied. Also prints kubelet probes
-    and Prometheus scrapes that a STRICT sidecar would refuse, and objects of -f that would have no effect.
-    Connections of clients that are not in the mesh, of new clients, and to new services are not compared.
+    the objects to apply, and --delete the objects to delete. Nothing is applied. Also prints clients outside
+    the mesh that objects prove, such as kubelet probes and webhooks, and that a STRICT sidecar would refuse,
+    and objects of -f that would have no effect. Other clients outside the mesh, new clients, and connections
+    to new services are not compared.
 
     With --observed, also prints the clients that sent plaintext to a port that the change makes STRICT. If
     there are none, prints that it is safe to lock, or why traffic may have been missed.

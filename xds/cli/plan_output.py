@@ -9,6 +9,7 @@ import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
+from xds.cli.explanation import refused_client
 from xds.cli.hops import format_clients
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
@@ -149,7 +150,7 @@ def _hop_row(change: pb.HopChange, now: Timestamp) -> _Row:
 def _refusal_row(refusal: pb.RefusedTraffic) -> _Row:
     return _Row(
         effect=Effect.BREAKS if refusal.breaks else Effect.MAY_BREAK,
-        clients=refusal.traffic,
+        clients=refused_client(refusal),
         target=f"port {refusal.port} of {format_clients(refusal.pods)}",
         before=_PLAINTEXT,
         after=f"fails ({Failure.SERVER_REQUIRES_MTLS})",

@@ -137,6 +137,7 @@ def refused_message(refusal: Refusal) -> pb.RefusedTraffic:
     """Return traffic that sidecars refuse, and how to let it pass."""
     return pb.RefusedTraffic(
         traffic=refusal.traffic,
+        source=str(refusal.source) if refusal.source else "",
         breaks=refusal.breaks,
         pods=clients_messages(refusal.clients),
         port=refusal.port,

@@ -29,6 +29,7 @@ from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Problem, Ref, printable
+from xds.mesh.parse import KINDS
 from xds.mesh.policy.conflicts import overridden
 
 log = structlog.get_logger(__name__)
@@ -51,14 +52,7 @@ _MAX_MESSAGE_LENGTH = 1000
 _MAX_NAMES = 3
 """Maximum number of objects that a message names."""
 
-_STATUS_KINDS = {
-    "Policy": ("authentication.istio.io", "policies"),
-    "MeshPolicy": ("authentication.istio.io", "meshpolicies"),
-    "PeerAuthentication": ("security.istio.io", "peerauthentications"),
-    "DestinationRule": ("networking.istio.io", "destinationrules"),
-    "ServiceEntry": ("networking.istio.io", "serviceentries"),
-    "WorkloadEntry": ("networking.istio.io", "workloadentries"),
-}
+_STATUS_KINDS = {kind.name: (kind.group, kind.plural) for kind in KINDS if kind.has_status}
 _EVENT_KINDS = {
     "Pod": ("v1", "pods"),
     "Service": ("v1", "services"),

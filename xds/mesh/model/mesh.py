@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 from xds.mesh.model.addresses import Addresses, Listings, addresses_of
 from xds.mesh.model.defaults import default_objects
@@ -19,18 +19,21 @@ from xds.mesh.model.memory import Memory, ServiceKey, Touched
 from xds.mesh.model.namespace import NOTHING, NamespaceFacts
 from xds.mesh.model.objects import (
     AuthenticationPolicy,
+    Caller,
     Change,
     DestinationRule,
     EndpointAddress,
     Endpoints,
     Fact,
     MeshConfig,
+    Namespace,
     PeerAuthentication,
     Pod,
     PortKey,
     Ref,
     Served,
     Service,
+    ServiceAccount,
     ServiceEntry,
     ServicePort,
     UnknownService,
@@ -221,6 +224,8 @@ class Mesh:
             case UnknownService():
                 touched.namespaces.add(fact.namespace)
                 touched.settings |= services
+            case Caller():
+                pass  # It affects only predictions.
             case _:
                 touched.settings |= services
                 touched.exposures.update((pod.namespace, pod.name) for pod in self._exposed_by(fact))
@@ -256,6 +261,12 @@ class Mesh:
                 hosts = (self.service(fact.namespace, service.name) for service in fact.services)
                 for current in filter(None, hosts):
                     yield from self._exposed_by(current)
+            case Namespace() | ServiceAccount() | DestinationRule() | Caller():
+                pass
+            case UnknownService() | AuthenticationPolicy() | PeerAuthentication():
+                pass  # They affect their whole namespace, or the whole mesh.
+            case _:
+                assert_never(fact)
 
     def touched_by(self, fact: Fact) -> Iterator[ServiceKey]:
         """Yield the services whose endpoints, decisions or client settings may depend on a fact."""
@@ -299,6 +310,10 @@ class Mesh:
                     yield from self._services_sharing_address(fact)
                     # `may_answer` depends on this Service for the Services that list its clusterIP.
                     yield from self._services_listing(fact)
+            case Namespace() | ServiceAccount() | Caller():
+                pass
+            case _:
+                assert_never(fact)
 
     # --- lookups ---------------------------------------------------------------------------------
 

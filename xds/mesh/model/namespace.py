@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from xds.mesh.model.objects import (
     AuthenticationPolicy,
+    Caller,
     DestinationRule,
     Endpoints,
     Fact,
@@ -152,6 +153,11 @@ class NamespaceFacts:
         return tuple(sorted(self._of(DestinationRule), key=lambda rule: rule.selector is None))
 
     @cached_property
+    def callers(self) -> tuple[Caller, ...]:
+        """Objects that prove calls from outside the mesh, oldest first."""
+        return self._of(Caller)
+
+    @cached_property
     def _by_selector(self) -> Mapping[tuple[str, str], list[Service]]:
         services: dict[tuple[str, str], list[Service]] = {}
         for service in self.services.values():
@@ -170,6 +176,7 @@ class NamespaceFacts:
 _INDEXES: Mapping[type, AbstractSet[str]] = {
     Pod: {"has_workload_entries", "pods", "_by_label"},
     Endpoints: {"endpoints"},
+    Caller: {"callers"},
 }
 """For each kind that changes often, the indexes that depend on its objects."""
 

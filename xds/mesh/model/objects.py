@@ -217,6 +217,8 @@ class Service(Object):
     """`publishNotReadyAddresses`."""
     service_accounts: tuple[str, ...] = ()
     """Additional SPIFFE IDs of its servers (annotation alpha.istio.io/canonical-serviceaccounts)."""
+    published: bool = False
+    """Whether clients outside the cluster can connect: type NodePort or LoadBalancer, or externalIPs."""
     entry_host: str = ""
     """Host of a ServiceEntry; empty for a v1 Service. It contains a dot, which the name of a v1 Service
     cannot."""
@@ -291,7 +293,9 @@ class Pod(Object):
     app_address: str = "127.0.0.1"
     """Address that its application listens on in interception mode NONE."""
     probe_ports: tuple[int, ...] = ()
-    """Ports of the HTTP and gRPC probes that the kubelet sends to its containers."""
+    """Ports of the HTTP and gRPC probes, and of the HTTP hooks, that the kubelet sends to its containers."""
+    host_network: bool = False
+    """Whether it uses the network of its node. It cannot have a sidecar then."""
     redirection: Redirection = REDIRECT_ALL
     """Traffic that passes through its sidecar; the rest bypasses it. In mode NONE, nothing bypasses it."""
     is_template: bool = False
@@ -453,6 +457,83 @@ class DestinationRule(Object):
         return matches_host(self.host, host)
 
 
+class Traffic(StrEnum):
+    """Plaintext traffic, in the sense of the mesh, from clients that are not pods of the mesh."""
+
+    KUBELET_PROBE = "kubelet-probe"
+    """An HTTP or gRPC probe, or an HTTP lifecycle hook, of the kubelet."""
+    API_SERVER = "api-server"
+    """Calls of the API server to a webhook or to an aggregated API."""
+    OUTSIDE_CLIENT = "outside-client"
+    """Clients outside the cluster that connect to a Service of type NodePort or LoadBalancer."""
+    PROMETHEUS_SCRAPE = "prometheus-scrape"
+    """A scrape of Prometheus, which an annotation, a ServiceMonitor or a PodMonitor requests."""
+    GATEWAY = "gateway"
+    """A gateway or ingress controller that a route leads through. Whether it has a sidecar is unknown."""
+    METRICS_PORT = "metrics-port"
+    """A scrape of a port whose name suggests metrics. Whether anything scrapes the port is unknown."""
+    POD_ADDRESS = "pod-address"
+    """Connections to the pod's address, at a port that no Service has. Whether there are any is unknown."""
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether an object proves that the traffic exists and is not mutual TLS of the mesh."""
+        return self not in {Traffic.GATEWAY, Traffic.METRICS_PORT, Traffic.POD_ADDRESS}
+
+
+class Requirement(NamedTuple):
+    """A requirement of a Kubernetes label selector."""
+
+    key: str
+    """Key of the label."""
+    operator: str
+    """In, NotIn, Exists or DoesNotExist."""
+    values: tuple[str, ...] = ()
+    """Values for In and NotIn."""
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        """Whether labels meet the requirement. They do if the operator is unknown."""
+        match self.operator:
+            case "In":
+                return labels.get(self.key) in self.values
+            case "NotIn":
+                return labels.get(self.key) not in self.values
+            case "Exists":
+                return self.key in labels
+            case "DoesNotExist":
+                return self.key not in labels
+            case _:
+                return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Services or pods that a client outside the mesh connects to."""
+
+    namespaces: tuple[str, ...] = ()
+    """Their namespaces; empty for all."""
+    service: str = ""
+    """Name of the Service; empty if labels select Services or pods."""
+    selector: tuple[Requirement, ...] = ()
+    """Required labels."""
+    selects_pods: bool = False
+    """Whether the labels are those of pods, not of Services."""
+    port: int | str | None = None
+    """Number or name of the Service port; of the container port if `selects_pods`. None for all."""
+    target: int | str | None = None
+    """Number or name of the container port, instead of `port`; None if `port` decides."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller(Object):
+    """An object that proves calls from outside the mesh, such as a webhook, an Ingress or a monitor."""
+
+    traffic: Traffic
+    """Kind of client."""
+    calls: tuple[Call, ...]
+    """What it connects to."""
+
+
 Fact: TypeAlias = (
     Namespace
     | ServiceAccount
@@ -464,6 +545,7 @@ Fact: TypeAlias = (
     | AuthenticationPolicy
     | PeerAuthentication
     | DestinationRule
+    | Caller
 )
 
 

@@ -6,14 +6,15 @@ path in the document.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from xds.mesh.model.objects import Fact, Meta, Problem, Ref
-from xds.mesh.parse import authentication, core, destinationrule, endpoints, entries, names
+from xds.mesh.parse import names
 from xds.mesh.parse.fail_closed import FailClosed
+from xds.mesh.parse.kinds import KINDS, Kind, Watch
 from xds.mesh.parse.meshconfig import merged, mesh_config, settings
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest, shown
 from xds.mesh.parse.unenforced import UNENFORCED, Unenforced
@@ -28,6 +29,7 @@ __all__ = [
     "Parsed",
     "Path",
     "Unenforced",
+    "Watch",
     "dotted",
     "merged",
     "mesh_config",
@@ -71,89 +73,6 @@ class Parsed:
         return replace(self, fact=self.replacement.fact, problems=problems)
 
 
-_MakeReplacement: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How to parse a kind of object."""
-
-    name: str
-    """Kind, such as `Service`."""
-    group: str
-    """API group; empty for the core group of Kubernetes."""
-    versions: tuple[str, ...]
-    """Accepted versions."""
-    read: Callable[[Field, Meta], Fact | None]
-    """Function that parses an object. It returns None for a valid object that is ignored."""
-    check_name: Callable[[str], str] = names.subdomain
-    """Function that returns what is wrong with an object's name, or an empty string."""
-    namespaced: bool = True
-    """Whether objects of the kind are in a namespace."""
-    make_replacement: _MakeReplacement | None = None
-    """Function that makes the replacement for a rejected object, from its metadata, fact and log."""
-    used: type[Any] | None = None
-    """TypedDict of the fields that affect an object's fact; None for all. A caller need not decode the others
-    of an object that an API server has accepted."""
-
-    @property
-    def built_in(self) -> bool:
-        """Whether the kind is built into Kubernetes."""
-        return self.group in {"", "discovery.k8s.io"}
-
-    @property
-    def api_versions(self) -> tuple[str, ...]:
-        """Accepted values of apiVersion."""
-        return tuple(f"{self.group}/{version}" if self.group else version for version in self.versions)
-
-
-_ISTIO = ("v1alpha3", "v1beta1", "v1")
-KINDS = (
-    Kind("Namespace", "", ("v1",), core.namespace, names.label, namespaced=False),
-    Kind("ServiceAccount", "", ("v1",), core.service_account),
-    Kind("Service", "", ("v1",), core.service, names.service, make_replacement=core.service_fail_closed),
-    Kind("Pod", "", ("v1",), core.pod, used=core.UsedPod),
-    Kind("Endpoints", "", ("v1",), endpoints.endpoints, make_replacement=endpoints.endpoints_fail_closed),
-    Kind(
-        "EndpointSlice",
-        "discovery.k8s.io",
-        ("v1",),
-        endpoints.endpoint_slice,
-        make_replacement=endpoints.endpoints_fail_closed,
-    ),
-    Kind(
-        "Policy",
-        "authentication.istio.io",
-        ("v1alpha1",),
-        authentication.policy,
-        make_replacement=authentication.policy_fail_closed,
-    ),
-    Kind(
-        "MeshPolicy",
-        "authentication.istio.io",
-        ("v1alpha1",),
-        authentication.mesh_policy,
-        namespaced=False,
-        make_replacement=authentication.mesh_policy_fail_closed,
-    ),
-    Kind(
-        "PeerAuthentication",
-        "security.istio.io",
-        ("v1beta1", "v1"),
-        authentication.peer_authentication,
-        make_replacement=authentication.peer_authentication_fail_closed,
-    ),
-    Kind(
-        "DestinationRule",
-        "networking.istio.io",
-        _ISTIO,
-        destinationrule.destination_rule,
-        make_replacement=destinationrule.destination_rule_fail_closed,
-    ),
-    Kind("ServiceEntry", "networking.istio.io", _ISTIO, entries.service_entry),
-    Kind("WorkloadEntry", "networking.istio.io", _ISTIO, entries.workload_entry),
-)
-"""All kinds that become facts."""
 _BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_TYPE = {(version, kind.name): kind for kind in KINDS for version in kind.api_versions}
 
@@ -254,10 +173,16 @@ def _objects(root: Field, flaws: Sequence[Flaw], source: _Source, default_type: 
 def _unenforced(obj: Field, kind: Unenforced) -> Parsed:
     meta = obj["metadata"]
     namespace, name = (field.value for field in (meta["namespace"], meta["name"]))
-    is_readable = isinstance(name, str) and isinstance(namespace, str | None)
-    obj.log.subject = str(Ref(kind.name, namespace or "", name)) if is_readable else kind.name
+    ref = None
+    if isinstance(name, str) and isinstance(namespace, str | None):
+        ref = Ref(kind.name, namespace or "", name)
+    obj.log.subject = str(ref or kind.name)
     obj.warn(f"NOT enforced: {kind.consequence}")
-    return _result(obj, None)
+    if ref is None or kind.read is None:
+        return _result(obj, None)
+    ref = ref._replace(namespace=ref.namespace or DEFAULT_NAMESPACE)
+    fact = kind.read(obj, Meta(ref=ref, origin=obj.log.locate(obj.path)))
+    return _result(obj, ref if fact else None, fact)
 
 
 def unreadable(kind: Kind, ref: Ref, problem: Problem) -> Parsed:

@@ -47,6 +47,7 @@ class _UsedMetadata(TypedDict, total=False):
 
 class _UsedSpec(TypedDict, total=False):
     containers: Any
+    hostNetwork: Any
     initContainers: Any
     hostname: Any
     subdomain: Any
@@ -76,6 +77,9 @@ class ServiceType(StrEnum):
     NODE_PORT = "NodePort"
     LOAD_BALANCER = "LoadBalancer"
     EXTERNAL_NAME = "ExternalName"
+
+
+_PUBLISHED = (ServiceType.NODE_PORT, ServiceType.LOAD_BALANCER)
 
 
 class IpFamily(StrEnum):
@@ -145,6 +149,7 @@ def service(obj: Field, meta: Meta) -> Service | None:
         ports=ports,
         selector=_service_selector(spec["selector"]),
         publish_not_ready=spec["publishNotReadyAddresses"].boolean() or False,
+        published=spec["type"].value in _PUBLISHED or bool(spec["externalIPs"].value),
         service_accounts=tuple(account.strip() for account in accounts if account.strip()),
     )
 
@@ -247,6 +252,7 @@ def pod(obj: Field, meta: Meta) -> Pod:
         ended=phase in (Phase.SUCCEEDED, Phase.FAILED),
         ports=tuple(_container_ports(spec)),
         probe_ports=probe_ports(spec),
+        host_network=spec["hostNetwork"].boolean() or False,
         hostname=spec["hostname"].name(names.label),
         subdomain=spec["subdomain"].name(names.label),
         interception=interception,
@@ -316,7 +322,7 @@ def _ports_of(container: Field) -> Iterator[ContainerPort]:
 
 
 def probe_ports(spec: Field) -> tuple[int, ...]:
-    """Return the ports of the HTTP and gRPC probes in a pod's spec, sorted.
+    """Return the ports of the HTTP and gRPC probes, and of the HTTP hooks, in a pod's spec, sorted.
 
     They do not affect the sidecar's configuration, so a value that the API server would reject is skipped.
     """
@@ -328,6 +334,8 @@ def probe_ports(spec: Field) -> tuple[int, ...]:
 
 def _probe_ports(container: dict[str, Any]) -> Iterator[int]:
     probes = [probe for name in _PROBES if isinstance(probe := container.get(name), dict)]
+    hooks = container.get("lifecycle")
+    probes += (hook for hook in hooks.values() if isinstance(hook, dict)) if isinstance(hooks, dict) else ()
     for handler in (probe.get(kind) for probe in probes for kind in ("httpGet", "grpc")):
         if not isinstance(handler, dict):
             continue

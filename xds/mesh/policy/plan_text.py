@@ -29,6 +29,11 @@ def format_pod_port(refusal: Refusal) -> str:
     return f"port {refusal.port} of {format_clients(refusal.clients)}"
 
 
+def format_traffic(refusal: Refusal) -> str:
+    """Return refused traffic as `TRAFFIC (KIND NAMESPACE/NAME)`, with the object that proves it, if any."""
+    return f"{refusal.traffic} ({refusal.source})" if refusal.source else str(refusal.traffic)
+
+
 def _hop_sentence(change: HopChange) -> str:
     affected = len(change.endpoints)
     at = f" at {affected} of {change.ready} endpoints" if affected < change.ready else ""
@@ -41,4 +46,4 @@ def _hop_sentence(change: HopChange) -> str:
 def _refusal_sentence(refusal: Refusal) -> str:
     why = f"{Failure.SERVER_REQUIRES_MTLS} ({refusal.decided_by})"
     target = format_pod_port(refusal)
-    return f"{refusal.traffic} -> {target} would fail: {why}; {refusal_remedy(refusal)}"
+    return f"{format_traffic(refusal)} -> {target} would fail: {why}; {refusal_remedy(refusal)}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from xds.mesh.policy.direct import Refusal, Traffic
+from xds.mesh.model.objects import PROBE_PORT, Pod, Traffic
+from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hop_text import format_clients
 from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.plan import HopChange
@@ -10,6 +11,14 @@ from xds.mesh.policy.reach import Answer, Failure, Result
 
 _INCLUDE = "change the traffic annotations of {clients}"
 _OWNER = "let {clients} call a Service that owns the address"
+_HOST_NETWORK = "take {clients} off the host network and add a sidecar"
+_REFUSED = {
+    Traffic.KUBELET_PROBE: "inject the sidecar with rewritten probes",
+    Traffic.PROMETHEUS_SCRAPE: "let injection merge the metrics",
+    Traffic.OUTSIDE_CLIENT: "publish a gateway with a sidecar instead",
+    Traffic.GATEWAY: "add a sidecar to the gateway",
+    Traffic.POD_ADDRESS: "add the port to a headless Service, so that peers use mutual TLS",
+}
 _FAILS = {
     Failure.NO_ENDPOINT: "check the Service's selector and targetPort, and whether its pods are ready",
     Failure.POD_UNKNOWN: "check whether {server} exists and has the address that its EndpointSlice lists",
@@ -41,25 +50,29 @@ _PLAINTEXT = {
 }
 
 
-def remedy(answer: Answer, clients: str, *, has_sidecar: bool) -> str:
+def remedy(answer: Answer, clients: str, client: Pod) -> str:
     """Return what makes connections use mutual TLS, or at least work; empty if they use mutual TLS.
 
     Args:
         answer: the result of the connections.
         clients: the clients, as text.
-        has_sidecar: whether the clients have a sidecar.
+        client: one of the clients.
     """
     if answer.result is Result.MTLS:
         return ""
     refs = {"client": answer.decided_by[0], "server": answer.decided_by[-1]} if answer.decided_by else {}
     if answer.reason is Failure.SERVER_REQUIRES_MTLS:
-        return _when_required(answer, has_sidecar).format(clients=clients, **refs)
+        return _when_required(answer, client).format(clients=clients, **refs)
+    if answer.reason is Reason.CLIENT_WITHOUT_SIDECAR and client.host_network:
+        return f"{_HOST_NETWORK.format(clients=clients)}, or accept plaintext"
     text = _PLAINTEXT[answer.reason] if isinstance(answer.reason, Reason) else _FAILS[answer.reason]
     return text.format(clients=clients, **refs)
 
 
-def _when_required(answer: Answer, has_sidecar: bool) -> str:
-    if not has_sidecar:
+def _when_required(answer: Answer, client: Pod) -> str:
+    if client.host_network:
+        return f"{_HOST_NETWORK}, or use PERMISSIVE in {{server}}"
+    if not client.has_sidecar:
         return "add a sidecar to {clients}, or use PERMISSIVE in {server} until then"
     if len(answer.decided_by) > 1:
         return "remove tls from {client}, or use PERMISSIVE in {server}"
@@ -71,14 +84,17 @@ def change_remedy(change: HopChange) -> str:
     if not change.effect.worsens:
         return ""
     client = next(change.clients[0].pods)
-    return remedy(change.after, format_clients(change.clients), has_sidecar=client.has_sidecar)
+    return remedy(change.after, format_clients(change.clients), client)
 
 
 def refusal_remedy(refusal: Refusal) -> str:
     """Return how to let direct traffic pass."""
-    exempt = f"exempt port {refusal.port} with portLevelMtls, or use PERMISSIVE in {refusal.decided_by}"
-    if refusal.traffic is Traffic.KUBELET_PROBE:
-        return f"inject the sidecar with rewritten probes, or {exempt}"
-    if refusal.traffic is Traffic.PROMETHEUS_SCRAPE:
-        return f"let injection merge the metrics, or {exempt}"
-    return exempt
+    port, policy = refusal.port, refusal.decided_by
+    exempt = (
+        f"exempt port {port} (PeerAuthentication with a selector, mtls STRICT and portLevelMtls {port} "
+        f"PERMISSIVE), or use PERMISSIVE in {policy}"
+    )
+    if refusal.traffic is Traffic.PROMETHEUS_SCRAPE and refusal.source:
+        return f"let {refusal.source} scrape port {PROBE_PORT} of the sidecar, or {exempt}"
+    first = _REFUSED.get(refusal.traffic)
+    return f"{first}, or {exempt}" if first else exempt

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias, assert_never
 from xds.mesh.inject.workloads import FoundTemplate
 from xds.mesh.model.objects import (
     AuthenticationPolicy,
+    Caller,
     Change,
     DestinationRule,
     Endpoints,
@@ -308,6 +309,7 @@ def _leniency(fact: Fact | None) -> tuple[int, bool]:
             | Endpoints()
             | ServiceEntry()
             | DestinationRule()
+            | Caller()
         ):
             return 0, False
         case _:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref, printable
-from xds.mesh.parse import KINDS, UNENFORCED, Kind, Parsed, Unenforced, parse, unreadable
+from xds.mesh.parse import KINDS, UNENFORCED, Kind, Parsed, Unenforced, Watch, parse, unreadable
 from xds.mesh.sources.reflector import FailureCause, Key, Reflector, WatchFailure
 from xds.mesh.sources.report import (
     ReadObject,
@@ -34,22 +34,6 @@ CONFIG_MAP = "xds"
 ROOT_NAMESPACE = "istio-system"
 """Default namespace of the ConfigMap outside a pod. In a pod, the pod's namespace is used."""
 
-_PLURALS = {
-    "Namespace": "namespaces",
-    "ServiceAccount": "serviceaccounts",
-    "Service": "services",
-    "Pod": "pods",
-    "EndpointSlice": "endpointslices",
-    "Policy": "policies",
-    "MeshPolicy": "meshpolicies",
-    "PeerAuthentication": "peerauthentications",
-    "DestinationRule": "destinationrules",
-    "ServiceEntry": "serviceentries",
-    "WorkloadEntry": "workloadentries",
-}
-"""Plural names of the watched kinds. Endpoints are omitted: Kubernetes mirrors them to EndpointSlices."""
-_OPTIONAL_KINDS = ("ServiceEntry", "WorkloadEntry")
-"""Kinds without policies. A cluster that does not serve them has no such objects."""
 _NOISE = (
     "kubectl.kubernetes.io/last-applied-configuration",
     "endpoints.kubernetes.io/last-change-trigger-time",
@@ -121,15 +105,21 @@ class Kubernetes:
         self._kinds = [
             Reflector(api, _resource(kind), partial(_read_object, kind), self._changed.set, options)
             for kind in KINDS
-            if kind.name in _PLURALS
+            if kind.watch in (Watch.REQUIRED, Watch.SERVED)
         ]
-        self._optional = [
+        optional = options.for_optional()
+        self._advisory = [
+            Reflector(api, _resource(kind), partial(_read_object, kind), self._changed.set, optional)
+            for kind in KINDS
+            if kind.watch is Watch.ADVISORY
+        ]
+        self._unenforced = [
             Reflector(
                 api,
                 _unenforced_resource(kind),
                 partial(_read_unenforced, kind),
                 self._changed.set,
-                options.for_optional(),
+                optional,
             )
             for kind in UNENFORCED
         ]
@@ -177,7 +167,7 @@ class Kubernetes:
         """Number of objects of each kind that is not enforced."""
         return {
             reflector.resource.kind: len(reflector.objects)
-            for reflector in self._optional
+            for reflector in self._unenforced
             if reflector.objects
         }
 
@@ -220,7 +210,7 @@ class Kubernetes:
 
     async def watch(self) -> AsyncGenerator[SourceUpdate, None]:
         """Yield everything once, then each change."""
-        reflectors = (*self._reflectors, *self._optional)
+        reflectors = (*self._reflectors, *self._advisory, *self._unenforced)
         tasks = [asyncio.create_task(reflector.run()) for reflector in reflectors]
         try:
             was_complete = False
@@ -243,7 +233,8 @@ class Kubernetes:
         A kind that the server does not serve has no objects. Raises KubeError with status 0 if the server
         cannot be reached.
         """
-        await asyncio.gather(*(reflector.list_once() for reflector in (*self._reflectors, *self._optional)))
+        reflectors = (*self._reflectors, *self._advisory, *self._unenforced)
+        await asyncio.gather(*(reflector.list_once() for reflector in reflectors))
         if all(reflector.complete for reflector in self._reflectors):
             return self._make_update()
         if reason := self._outage_reason():
@@ -308,7 +299,7 @@ class Kubernetes:
             return SourceUpdate(problems=tuple(new), solved=tuple(solved), complete=False)
         applied: list[Fact] = []
         removed: list[Ref] = []
-        for reflector in (*self._kinds, *self._optional):
+        for reflector in (*self._kinds, *self._advisory, *self._unenforced):
             for key, (before, after) in reflector.take().items():
                 old_fact, fact = (state.fact if state else None for state in (before, after))
                 if fact and fact != old_fact:
@@ -362,8 +353,12 @@ class Kubernetes:
             for reflector, failure in self._failures(FailureCause.FORBIDDEN, FailureCause.NOT_SERVED)
         ]
         problems += [
-            _optional_problem(reflector)
-            for reflector in self._optional
+            _optional_problem(reflector, consequence)
+            for reflectors, consequence in (
+                (self._advisory, "plans do not consider the clients that they prove"),
+                (self._unenforced, "they are not enforced, and cannot be reported"),
+            )
+            for reflector in reflectors
             if reflector.failure and reflector.failure.cause is FailureCause.FORBIDDEN
         ]
         reason = self._outage_reason()
@@ -379,11 +374,11 @@ class Kubernetes:
 def _resource(kind: Kind) -> KubeResource:
     return KubeResource(
         kind=kind.name,
-        plural=_PLURALS[kind.name],
+        plural=kind.plural,
         versions=kind.versions,
         group=kind.group,
         custom=not kind.built_in,
-        optional=kind.name in _OPTIONAL_KINDS,
+        optional=kind.watch is not Watch.REQUIRED,
         used=kind.used,
     )
 
@@ -400,13 +395,12 @@ def _unenforced_resource(kind: Unenforced) -> KubeResource:
 
 
 def _read_unenforced(kind: Unenforced, obj: Json, _: ObjectState | None) -> ObjectState:
-    """Return the warning that an object is not enforced."""
+    """Return the warning that an object is not enforced, and which clients outside the mesh it proves."""
     meta = obj["metadata"]
     name = str(Ref(kind.name, str(meta.get("namespace") or ""), str(meta["name"])))
-    document = {"apiVersion": f"{kind.group}/{kind.versions[-1]}", "kind": kind.name, "metadata": meta}
-    return ObjectState(
-        problems=tuple(problem for parsed in parse(document, lambda _: name) for problem in parsed.problems)
-    )
+    document = {**obj, "apiVersion": f"{kind.group}/{kind.versions[-1]}", "kind": kind.name}
+    [parsed] = parse(document, lambda _: name)
+    return ObjectState(fact=parsed.fact, problems=parsed.problems)
 
 
 def _read_object(kind: Kind, obj: Json, before: ObjectState | None) -> ObjectState:
@@ -487,9 +481,9 @@ def _list_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem:
     )
 
 
-def _optional_problem(reflector: Reflector[ObjectState]) -> Problem:
+def _optional_problem(reflector: Reflector[ObjectState], consequence: str) -> Problem:
     resource = reflector.resource
-    what = f"access is denied: objects of kind {resource.kind} are not enforced, and cannot be reported"
+    what = f"access to objects of kind {resource.kind} is denied: {consequence}"
     hint = f"add to the rules of the ClusterRole: - {resource.rule}"
     return Problem(where=resource.title, what=what, hint=hint, notice=True)
 

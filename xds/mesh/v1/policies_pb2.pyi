@@ -376,20 +376,22 @@ class Answer(_message.Message):
     def __init__(self, outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RefusedTraffic(_message.Message):
-    __slots__ = ("traffic", "breaks", "pods", "port", "decided_by", "remedy")
+    __slots__ = ("traffic", "breaks", "pods", "port", "decided_by", "remedy", "source")
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     BREAKS_FIELD_NUMBER: _ClassVar[int]
     PODS_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
     REMEDY_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     traffic: str
     breaks: bool
     pods: _containers.RepeatedCompositeFieldContainer[Clients]
     port: int
     decided_by: _containers.RepeatedScalarFieldContainer[str]
     remedy: str
-    def __init__(self, traffic: _Optional[str] = ..., breaks: _Optional[bool] = ..., pods: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., port: _Optional[int] = ..., decided_by: _Optional[_Iterable[str]] = ..., remedy: _Optional[str] = ...) -> None: ...
+    source: str
+    def __init__(self, traffic: _Optional[str] = ..., breaks: _Optional[bool] = ..., pods: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., port: _Optional[int] = ..., decided_by: _Optional[_Iterable[str]] = ..., remedy: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
 
 class ManifestProblem(_message.Message):
     __slots__ = ("where", "what", "hint", "notice")

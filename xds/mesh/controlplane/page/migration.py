@@ -111,7 +111,7 @@ def _broken_hop(change: HopChange) -> Break:
         effect=str(change.effect),
         clients=clients,
         target=f"{change.service.name}.{change.service.namespace}:{change.port.port}",
-        remedy=remedy(change.after, clients, has_sidecar=client.has_sidecar),
+        remedy=remedy(change.after, clients, client),
         servers=frozenset(workload_key(endpoint.pod) for endpoint in change.endpoints if endpoint.pod),
         workloads=_names(change.clients),
     )
@@ -119,13 +119,14 @@ def _broken_hop(change: HopChange) -> Break:
 
 def _refused(refusal: Refusal) -> Break:
     pods = [pod for clients in refusal.clients for pod in clients.pods]
+    clients = traffic_words(refusal.traffic, refusal.source)
     return Break(
         effect=str(Effect.BREAKS if refusal.breaks else Effect.MAY_BREAK),
-        clients=traffic_words(refusal.traffic),
+        clients=clients,
         target=f"port {refusal.port} of {format_workloads(refusal.clients)}",
         remedy=refusal_remedy(refusal),
         servers=frozenset(map(workload_key, pods)),
-        workloads=(traffic_words(refusal.traffic),),
+        workloads=(clients,),
     )
 
 

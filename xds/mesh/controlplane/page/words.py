@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
+from xds.mesh.model.objects import Ref, Traffic
 from xds.mesh.observe.edges import OTHER_ADDRESSES
-from xds.mesh.policy.direct import Traffic
 from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.reach import Failure
 
@@ -35,8 +35,12 @@ _REASONS = {
 
 _TRAFFIC = {
     Traffic.KUBELET_PROBE: "the kubelet's probes",
+    Traffic.API_SERVER: "the API server",
+    Traffic.OUTSIDE_CLIENT: "clients outside the cluster",
     Traffic.PROMETHEUS_SCRAPE: "Prometheus",
+    Traffic.GATEWAY: "gateways that have no sidecar, if any",
     Traffic.METRICS_PORT: "scrapes of a metrics port, if any",
+    Traffic.POD_ADDRESS: "peers that use pod addresses, if any",
 }
 
 
@@ -48,9 +52,9 @@ def reason_words(reason: str) -> str:
 _WORDS = {str(reason): words for reason, words in _REASONS.items()}
 
 
-def traffic_words(traffic: Traffic) -> str:
-    """Return who connects to pods directly."""
-    return _TRAFFIC[traffic]
+def traffic_words(traffic: Traffic, source: Ref | None) -> str:
+    """Return which clients that are no pods of the mesh connect to pods, and the object that proves it."""
+    return f"{_TRAFFIC[traffic]} ({source})" if source else _TRAFFIC[traffic]
 
 
 def address_words(name: str) -> str:

@@ -1,0 +1,436 @@
+"""Clients outside the mesh that objects prove: STRICT breaks them, and the remedies keep them working."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from tests.policy.world import peer, policy
+from xds.mesh.model.mesh import Mesh
+from xds.mesh.model.objects import Change, Fact, Mode, Ref, Traffic
+from xds.mesh.policy.direct import Refusal, direct_traffic, mode_at
+from xds.mesh.policy.plan import Plan, plan, scope_of
+from xds.mesh.policy.remedy import change_remedy, refusal_remedy
+from xds.mesh.sources.files import Folder, Text
+from xds.mesh.sources.proposal import read_objects
+
+APP = """
+    apiVersion: v1
+    kind: Namespace
+    metadata: {name: shop, labels: {istio-injection: enabled}}
+    ---
+    apiVersion: apps/v1
+    kind: Deployment
+    metadata: {name: web, namespace: shop, labels: {app: web}}
+    spec:
+      selector: {matchLabels: {app: web}}
+      template:
+        metadata: {labels: {app: web}}
+        spec:
+          containers:
+          - name: web
+            image: web
+            ports: [{containerPort: 8080, name: http}, {containerPort: 8443, name: https}]
+    ---
+    apiVersion: v1
+    kind: Service
+    metadata: {name: web, namespace: shop, labels: {app: web}}
+    spec:
+      selector: {app: web}
+      ports:
+      - {name: http, port: 80, targetPort: http}
+      - {name: https, port: 443, targetPort: https}
+"""
+CALLERS = {
+    "ValidatingWebhookConfiguration": """
+        apiVersion: admissionregistration.k8s.io/v1
+        kind: ValidatingWebhookConfiguration
+        metadata: {name: web}
+        webhooks: [{name: a.b.c, clientConfig: {service: {name: web, namespace: shop, path: /}}}]
+    """,
+    "MutatingWebhookConfiguration": """
+        apiVersion: admissionregistration.k8s.io/v1beta1
+        kind: MutatingWebhookConfiguration
+        metadata: {name: web}
+        webhooks:
+        - {name: x.b.c, clientConfig: {url: "https://example.com"}}
+        - {name: a.b.c, clientConfig: {service: {name: web, namespace: shop, port: 443}}}
+    """,
+    "APIService": """
+        apiVersion: apiregistration.k8s.io/v1
+        kind: APIService
+        metadata: {name: v1beta1.metrics.k8s.io}
+        spec: {group: metrics.k8s.io, version: v1beta1, service: {name: web, namespace: shop}}
+    """,
+    "CustomResourceDefinition": """
+        apiVersion: apiextensions.k8s.io/v1
+        kind: CustomResourceDefinition
+        metadata: {name: things.example.com}
+        spec:
+          conversion:
+            strategy: Webhook
+            webhook: {clientConfig: {service: {name: web, namespace: shop}}}
+    """,
+    "LoadBalancer": """
+        apiVersion: v1
+        kind: Service
+        metadata: {name: public, namespace: shop}
+        spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+    """,
+    "NodePort": """
+        apiVersion: v1
+        kind: Service
+        metadata: {name: public, namespace: shop}
+        spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: http}]}
+    """,
+    "externalIPs": """
+        apiVersion: v1
+        kind: Service
+        metadata: {name: public, namespace: shop}
+        spec: {externalIPs: [192.0.2.1], selector: {app: web}, ports: [{port: 80, targetPort: http}]}
+    """,
+    "Ingress": """
+        apiVersion: networking.k8s.io/v1
+        kind: Ingress
+        metadata: {name: web, namespace: shop}
+        spec:
+          rules:
+          - http:
+              paths:
+              - {path: /, pathType: Prefix, backend: {service: {name: web, port: {name: http}}}}
+    """,
+    "Ingress v1beta1": """
+        apiVersion: networking.k8s.io/v1beta1
+        kind: Ingress
+        metadata: {name: web, namespace: shop}
+        spec: {backend: {serviceName: web, servicePort: 80}}
+    """,
+    "HTTPRoute": """
+        apiVersion: gateway.networking.k8s.io/v1
+        kind: HTTPRoute
+        metadata: {name: web, namespace: edge}
+        spec:
+          parentRefs: [{name: public}]
+          rules: [{backendRefs: [{name: web, namespace: shop, port: 80}]}]
+    """,
+    "VirtualService": """
+        apiVersion: networking.istio.io/v1
+        kind: VirtualService
+        metadata: {name: web, namespace: edge}
+        spec:
+          gateways: [mesh, edge/public]
+          hosts: [example.com]
+          http: [{route: [{destination: {host: web.shop.svc.cluster.local, port: {number: 80}}}]}]
+    """,
+    "VirtualService by short name": """
+        apiVersion: networking.istio.io/v1beta1
+        kind: VirtualService
+        metadata: {name: web, namespace: shop}
+        spec:
+          gateways: [public]
+          hosts: [example.com]
+          tls: [{route: [{destination: {host: web, port: {number: 443}}}]}]
+    """,
+    "ServiceMonitor": """
+        apiVersion: monitoring.coreos.com/v1
+        kind: ServiceMonitor
+        metadata: {name: web, namespace: monitoring}
+        spec:
+          namespaceSelector: {matchNames: [shop]}
+          selector: {matchExpressions: [{key: app, operator: In, values: [web]}]}
+          endpoints: [{port: http}]
+    """,
+    "ServiceMonitor targetPort": """
+        apiVersion: monitoring.coreos.com/v1
+        kind: ServiceMonitor
+        metadata: {name: web, namespace: monitoring}
+        spec:
+          namespaceSelector: {any: true}
+          selector: {matchLabels: {app: web}}
+          endpoints: [{targetPort: 8080}]
+    """,
+    "PodMonitor": """
+        apiVersion: monitoring.coreos.com/v1
+        kind: PodMonitor
+        metadata: {name: web, namespace: shop}
+        spec: {selector: {matchLabels: {app: web}}, podMetricsEndpoints: [{port: http}]}
+    """,
+    "scraped Service": """
+        apiVersion: v1
+        kind: Service
+        metadata: {name: scraped, namespace: shop, annotations: {prometheus.io/scrape: "true"}}
+        spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
+    """,
+    "port of a scraped Service": """
+        apiVersion: v1
+        kind: Service
+        metadata:
+          name: scraped
+          namespace: shop
+          annotations: {prometheus.io/scrape: "true", prometheus.io/port: "8080"}
+        spec: {selector: {app: web}, ports: [{port: 443, targetPort: https}]}
+    """,
+}
+EXPECTED = {
+    "ValidatingWebhookConfiguration": ("api-server", 8443, "ValidatingWebhookConfiguration web"),
+    "MutatingWebhookConfiguration": ("api-server", 8443, "MutatingWebhookConfiguration web"),
+    "APIService": ("api-server", 8443, "APIService v1beta1.metrics.k8s.io"),
+    "CustomResourceDefinition": ("api-server", 8443, "CustomResourceDefinition things.example.com"),
+    "LoadBalancer": ("outside-client", 8080, "Service shop/public"),
+    "NodePort": ("outside-client", 8080, "Service shop/public"),
+    "externalIPs": ("outside-client", 8080, "Service shop/public"),
+    "Ingress": ("gateway", 8080, "Ingress shop/web"),
+    "Ingress v1beta1": ("gateway", 8080, "Ingress shop/web"),
+    "HTTPRoute": ("gateway", 8080, "HTTPRoute edge/web"),
+    "VirtualService": ("gateway", 8080, "VirtualService edge/web"),
+    "VirtualService by short name": ("gateway", 8443, "VirtualService shop/web"),
+    "ServiceMonitor": ("prometheus-scrape", 8080, "ServiceMonitor monitoring/web"),
+    "ServiceMonitor targetPort": ("prometheus-scrape", 8080, "ServiceMonitor monitoring/web"),
+    "PodMonitor": ("prometheus-scrape", 8080, "PodMonitor shop/web"),
+    "scraped Service": ("prometheus-scrape", 8080, "Service shop/scraped"),
+    "port of a scraped Service": ("prometheus-scrape", 8080, "Service shop/scraped"),
+}
+
+
+def world(*manifests: str) -> Mesh:
+    texts = [Text(f"{number}.yaml", textwrap.dedent(text)) for number, text in enumerate(manifests)]
+    change, problems = read_objects(Folder((), None, texts=texts, reads_workloads=True))
+    assert change is not None
+    assert [
+        problem for problem in problems if not problem.notice and "NOT enforced" not in problem.what
+    ] == []
+    return Mesh(change.applied)
+
+
+def applied(before: Mesh, *facts: Fact) -> Mesh:
+    return before.apply(Change(applied=facts))
+
+
+def planned(before: Mesh, after: Mesh, *facts: Fact) -> Plan:
+    """The plan of a change, which must not depend on its scope."""
+    found = plan(before, after, scope_of(Change(applied=facts), before, after))
+    unscoped = plan(before, after)
+    assert found.effects == unscoped.effects
+    assert [*map(told, found.refusals)] == [*map(told, unscoped.refusals)]
+    return found
+
+
+def strict(before: Mesh) -> Plan:
+    enforcing = peer("shop", "STRICT")
+    return planned(before, applied(before, enforcing), enforcing)
+
+
+def told(refusal: Refusal) -> tuple[str, int, str]:
+    return str(refusal.traffic), refusal.port, str(refusal.source or "")
+
+
+@pytest.mark.parametrize("name", CALLERS)
+def test_objects_prove_callers(name: str) -> None:
+    found = strict(world(APP, CALLERS[name]))
+    assert [told(refusal) for refusal in found.refusals] == [EXPECTED[name]]
+    assert found.breaks is (EXPECTED[name][0] != "gateway")
+    assert {str(refusal.decided_by) for refusal in found.refusals} == {"PeerAuthentication shop/default"}
+
+
+def test_mesh_without_callers_breaks_nothing() -> None:
+    assert strict(world(APP)) == Plan(hops=(), refusals=())
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        """
+        apiVersion: gateway.networking.k8s.io/v1
+        kind: HTTPRoute
+        metadata: {name: inside, namespace: shop}
+        spec:
+          parentRefs: [{kind: Service, group: "", name: web}]
+          rules: [{backendRefs: [{name: web, port: 80}]}]
+        """,
+        """
+        apiVersion: monitoring.coreos.com/v1
+        kind: ServiceMonitor
+        metadata: {name: elsewhere, namespace: monitoring}
+        spec: {selector: {}, endpoints: [{port: http}]}
+        """,
+        """
+        apiVersion: monitoring.coreos.com/v1
+        kind: PodMonitor
+        metadata: {name: others, namespace: shop}
+        spec:
+          selector:
+            matchExpressions:
+            - {key: app, operator: Exists}
+            - {key: app, operator: NotIn, values: [web]}
+          podMetricsEndpoints: [{port: http}]
+        """,
+        """
+        apiVersion: networking.k8s.io/v1
+        kind: Ingress
+        metadata: {name: other, namespace: shop}
+        spec: {defaultBackend: {service: {name: missing, port: {number: 80}}}}
+        """,
+        """
+        apiVersion: networking.istio.io/v1
+        kind: VirtualService
+        metadata: {name: web, namespace: shop}
+        spec: {gateways: [mesh], hosts: [web], http: [{route: [{destination: {host: web}}]}]}
+        """,
+        """
+        apiVersion: apiregistration.k8s.io/v1
+        kind: APIService
+        metadata: {name: v1.apps}
+        spec: {group: apps, version: v1}
+        """,
+        """
+        apiVersion: admissionregistration.k8s.io/v1
+        kind: MutatingWebhookConfiguration
+        metadata: {name: malformed}
+        webhooks: [x, {clientConfig: [1]}, {clientConfig: {service: {name: [1], namespace: shop}}}]
+        """,
+    ],
+)
+def test_other_objects_prove_no_caller(manifest: str) -> None:
+    assert strict(world(APP, manifest)).refusals == ()
+
+
+def test_requirement_with_an_unknown_operator_selects() -> None:
+    monitor = """
+        apiVersion: monitoring.coreos.com/v1
+        kind: PodMonitor
+        metadata: {name: web, namespace: shop}
+        spec:
+          selector:
+            matchExpressions: [{key: app, operator: Gt, values: ["1"]}, {key: gone, operator: DoesNotExist}]
+          podMetricsEndpoints: [{}]
+    """
+    found = strict(world(APP, monitor))
+    assert [told(refusal)[:2] for refusal in found.refusals] == [
+        ("prometheus-scrape", 8080),
+        ("prometheus-scrape", 8443),
+    ]
+
+
+def test_port_that_no_service_has_may_break() -> None:
+    peers = """
+        apiVersion: apps/v1
+        kind: StatefulSet
+        metadata: {name: db, namespace: shop}
+        spec:
+          serviceName: db
+          selector: {matchLabels: {app: db}}
+          template:
+            metadata: {labels: {app: db}}
+            spec: {containers: [{name: db, image: db, ports: [{containerPort: 9042}, {containerPort: 7000}]}]}
+        ---
+        apiVersion: v1
+        kind: Service
+        metadata: {name: db, namespace: shop}
+        spec: {clusterIP: None, selector: {app: db}, ports: [{name: cql, port: 9042}]}
+    """
+    before = world(APP, peers)
+    found = strict(before)
+    assert [told(refusal) for refusal in found.refusals] == [("pod-address", 7000, "")]
+    assert not found.breaks
+    remedy = refusal_remedy(found.refusals[0])
+    assert remedy.startswith("add the port to a headless Service")
+    declared = world(APP, peers.replace("port: 9042}]}", "port: 9042}, {name: gossip, port: 7000}]}"))
+    assert strict(declared).refusals == ()
+
+
+def test_http_hooks_are_probes() -> None:
+    hooked = APP.replace(
+        "image: web\n", "image: web\n            lifecycle: {preStop: {httpGet: {port: http}}}\n"
+    )
+    kept = hooked.replace(
+        "metadata: {labels: {app: web}}",
+        "metadata: {labels: {app: web}, annotations: {sidecar.istio.io/rewriteAppHTTPProbers: 'false'}}",
+    )
+    assert strict(world(hooked)).refusals == ()
+    assert [told(refusal) for refusal in strict(world(kept)).refusals] == [("kubelet-probe", 8080, "")]
+
+
+@pytest.mark.parametrize("name", CALLERS)
+def test_exempted_port_keeps_the_others_strict(name: str) -> None:
+    """The remedy that every refusal has."""
+    before = world(APP, CALLERS[name])
+    (refusal,) = strict(before).refusals
+    text = refusal_remedy(refusal)
+    assert (
+        f"exempt port {refusal.port} (PeerAuthentication with a selector, mtls STRICT and "
+        f"portLevelMtls {refusal.port} PERMISSIVE)"
+    ) in text
+    exempt = peer("shop", "STRICT", name="web", ports={refusal.port: "PERMISSIVE"}, app="web")
+    for enforcing in (peer("shop", "STRICT"), policy("shop", "STRICT"), policy("", "STRICT")):
+        after = applied(before, enforcing, exempt)
+        assert planned(before, after, enforcing, exempt).refusals == ()
+        modes = {port: mode_at(after, pod, port) for pod in after.pods() for port in (8080, 8443)}
+        assert {port: mode[0] for port, mode in modes.items() if mode} == {
+            8080: Mode.STRICT,
+            8443: Mode.STRICT,
+            refusal.port: Mode.PERMISSIVE,
+        }
+
+
+def test_monitor_can_scrape_the_sidecar() -> None:
+    (refusal,) = strict(world(APP, CALLERS["ServiceMonitor targetPort"])).refusals
+    remedy = refusal_remedy(refusal)
+    assert remedy.startswith("let ServiceMonitor monitoring/web scrape port 15020 of the sidecar, or exempt")
+    moved = CALLERS["ServiceMonitor targetPort"].replace("8080", "15020")
+    assert strict(world(APP, moved)).refusals == ()
+
+
+def test_gateway_with_a_sidecar_can_be_published() -> None:
+    (refusal,) = strict(world(APP, CALLERS["LoadBalancer"])).refusals
+    assert refusal_remedy(refusal).startswith("publish a gateway with a sidecar instead, or exempt")
+    gateway = """
+        apiVersion: apps/v1
+        kind: Deployment
+        metadata: {name: gateway, namespace: edge}
+        spec:
+          selector: {matchLabels: {app: gateway}}
+          template:
+            metadata: {labels: {app: gateway, sidecar.istio.io/inject: "true"}}
+            spec: {containers: [{name: gateway, image: gateway, ports: [{containerPort: 8000}]}]}
+        ---
+        apiVersion: v1
+        kind: Service
+        metadata: {name: public, namespace: edge}
+        spec: {type: LoadBalancer, selector: {app: gateway}, ports: [{port: 80, targetPort: 8000}]}
+    """
+    assert strict(world(APP, gateway)) == Plan(hops=(), refusals=())
+
+
+def test_certain_traffic_hides_that_which_is_only_probable() -> None:
+    before = world(APP, CALLERS["Ingress"], CALLERS["LoadBalancer"])
+    (pod,) = before.pods()
+    found = [each.traffic for each in direct_traffic(before, pod) if each.port == 8080]
+    assert found == [Traffic.OUTSIDE_CLIENT]
+
+
+def test_pod_on_the_host_network_is_not_told_to_add_a_sidecar() -> None:
+    node = """
+        apiVersion: apps/v1
+        kind: DaemonSet
+        metadata: {name: node, namespace: shop}
+        spec:
+          selector: {matchLabels: {app: node}}
+          template:
+            metadata: {labels: {app: node}}
+            spec: {hostNetwork: true, containers: [{name: node, image: node}]}
+    """
+    found = strict(world(APP, node))
+    (remedy,) = {change_remedy(change) for change in found.hops}
+    assert remedy == (
+        "take shop/default off the host network and add a sidecar, "
+        "or use PERMISSIVE in PeerAuthentication shop/default"
+    )
+
+
+def test_removed_caller_is_forgotten() -> None:
+    before = world(APP, CALLERS["APIService"])
+    after = before.apply(Change(removed=(Ref("APIService", "", "v1beta1.metrics.k8s.io"),)))
+    assert strict(before).breaks
+    assert strict(after).refusals == ()
+    assert after.touched == frozenset()

@@ -1,0 +1,181 @@
+"""Parse objects that prove calls from outside the mesh: webhooks, ingresses, routes and monitors.
+
+Only the fields that name what is called are read. A value that the API server would reject is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any, TypedDict
+
+from xds.mesh.model.objects import Call, Caller, Meta, Requirement, Traffic
+from xds.mesh.parse.reading import Field
+
+
+class _UsedSpec(TypedDict, total=False):
+    conversion: Any
+
+
+class UsedDefinition(TypedDict, total=False):
+    """The fields of a CustomResourceDefinition that are read. The schema is most of its size."""
+
+    metadata: Any
+    spec: _UsedSpec
+
+
+_WEBHOOK_PORT = 443
+"""Default port of the Service of a webhook and of an aggregated API."""
+
+
+def webhooks(obj: Field, meta: Meta) -> Caller | None:
+    """Parse a ValidatingWebhookConfiguration or MutatingWebhookConfiguration."""
+    hooks = _items(obj.value, "webhooks")
+    services = (_at(hook, "clientConfig", "service") for hook in hooks)
+    return _caller(meta, Traffic.API_SERVER, map(_of_api_server, services))
+
+
+def api_service(obj: Field, meta: Meta) -> Caller | None:
+    """Parse an APIService."""
+    return _caller(meta, Traffic.API_SERVER, [_of_api_server(_at(obj.value, "spec", "service"))])
+
+
+def custom_resource_definition(obj: Field, meta: Meta) -> Caller | None:
+    """Parse the conversion webhook of a CustomResourceDefinition."""
+    conversion = _at(obj.value, "spec", "conversion")
+    config = _at(conversion, "webhook", "clientConfig") or _at(conversion, "webhookClientConfig")
+    return _caller(meta, Traffic.API_SERVER, [_of_api_server(_at(config, "service"))])
+
+
+def ingress(obj: Field, meta: Meta) -> Caller | None:
+    """Parse an Ingress."""
+    spec = _at(obj.value, "spec")
+    backends = [_at(spec, "defaultBackend"), _at(spec, "backend")]
+    for rule in _items(spec, "rules"):
+        backends += (_at(path, "backend") for path in _items(rule, "http", "paths"))
+    return _caller(meta, Traffic.GATEWAY, (_of_backend(meta, backend) for backend in backends))
+
+
+def route(obj: Field, meta: Meta) -> Caller | None:
+    """Parse a route of the Gateway API. A route whose parents are Services applies inside the mesh."""
+    spec = _at(obj.value, "spec")
+    parents = _items(spec, "parentRefs")
+    is_for_mesh = bool(parents) and all(_at(parent, "kind") == "Service" for parent in parents)
+    backends = (
+        backend
+        for rule in (() if is_for_mesh else _items(spec, "rules"))
+        for backend in _items(rule, "backendRefs")
+        if _at(backend, "kind") in (None, "Service")
+    )
+    calls = (
+        _call(
+            _at(backend, "name"), _at(backend, "namespace") or meta.ref.namespace, port=_at(backend, "port")
+        )
+        for backend in backends
+    )
+    return _caller(meta, Traffic.GATEWAY, calls)
+
+
+def virtual_service(obj: Field, meta: Meta) -> Caller | None:
+    """Parse a VirtualService of Istio. It concerns clients outside the mesh if it names a gateway."""
+    spec = _at(obj.value, "spec")
+    if all(gateway == "mesh" for gateway in _items(spec, "gateways")):
+        return None
+    destinations = (
+        _at(route, "destination")
+        for protocol in ("http", "tls", "tcp")
+        for rule in _items(spec, protocol)
+        for route in _items(rule, "route")
+    )
+    calls = []
+    for destination in destinations:
+        service, _, rest = str(_at(destination, "host") or "").partition(".")
+        namespace = rest.partition(".")[0] or meta.ref.namespace
+        calls.append(_call(service, namespace, port=_at(destination, "port", "number")))
+    return _caller(meta, Traffic.GATEWAY, calls)
+
+
+def service_monitor(obj: Field, meta: Meta) -> Caller | None:
+    """Parse a ServiceMonitor of the Prometheus operator."""
+    return _monitor(obj, meta, "endpoints", selects_pods=False)
+
+
+def pod_monitor(obj: Field, meta: Meta) -> Caller | None:
+    """Parse a PodMonitor of the Prometheus operator."""
+    return _monitor(obj, meta, "podMetricsEndpoints", selects_pods=True)
+
+
+def _monitor(obj: Field, meta: Meta, endpoints: str, *, selects_pods: bool) -> Caller | None:
+    spec = _at(obj.value, "spec")
+    selects_all = _at(spec, "namespaceSelector", "any") is True
+    namespaces = tuple(map(str, _items(spec, "namespaceSelector", "matchNames"))) or (meta.ref.namespace,)
+    make = partial(
+        Call,
+        namespaces=() if selects_all else namespaces,
+        selector=tuple(_requirements(_at(spec, "selector"))),
+        selects_pods=selects_pods,
+    )
+    calls = (
+        make(
+            port=_port(_at(endpoint, "port")),
+            target=_port(_at(endpoint, "portNumber")) or _port(_at(endpoint, "targetPort")),
+        )
+        for endpoint in _items(spec, endpoints)
+    )
+    return _caller(meta, Traffic.PROMETHEUS_SCRAPE, calls)
+
+
+def _requirements(selector: Any) -> Iterator[Requirement]:
+    labels = _at(selector, "matchLabels")
+    for key, value in labels.items() if isinstance(labels, dict) else ():
+        yield Requirement(str(key), "In", (str(value),))
+    for item in _items(selector, "matchExpressions"):
+        values = tuple(map(str, _items(item, "values")))
+        yield Requirement(str(_at(item, "key")), str(_at(item, "operator")), values)
+
+
+def _of_api_server(service: Any) -> Call | None:
+    port = _at(service, "port")
+    return _call(_at(service, "name"), _at(service, "namespace"), port=port or _WEBHOOK_PORT)
+
+
+def _of_backend(meta: Meta, backend: Any) -> Call | None:
+    """Return the call of an Ingress's backend, in its current form or in that of v1beta1."""
+    if service := _at(backend, "service"):
+        port = _at(service, "port", "number") or _at(service, "port", "name")
+        return _call(_at(service, "name"), meta.ref.namespace, port=port)
+    port = _at(backend, "servicePort")
+    return _call(_at(backend, "serviceName"), meta.ref.namespace, port=port)
+
+
+def _call(service: Any, namespace: Any, *, port: Any) -> Call | None:
+    """Return a call to a Service; None if it is not named."""
+    if not (isinstance(service, str) and service and isinstance(namespace, str)):
+        return None
+    return Call(namespaces=(namespace,), service=service, port=_port(port))
+
+
+def _port(value: Any) -> int | str | None:
+    """Return a port's number or name. Without one, every port may be called."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        return int(value[:5])
+    return value if isinstance(value, int | str) and value else None
+
+
+def _caller(meta: Meta, traffic: Traffic, calls: Iterable[Call | None]) -> Caller | None:
+    """Return the fact; None if the object calls nothing."""
+    distinct = tuple(dict.fromkeys(filter(None, calls)))
+    return Caller(meta=meta, traffic=traffic, calls=distinct) if distinct else None
+
+
+def _at(value: Any, *names: str) -> Any:
+    """Return a value below nested mappings; None if there is none."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _items(value: Any, *names: str) -> list[Any]:
+    """Return a list below nested mappings; empty if there is none."""
+    found = _at(value, *names)
+    return found if isinstance(found, list) else []

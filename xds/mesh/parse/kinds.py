@@ -1,0 +1,222 @@
+"""The kinds that become facts: one entry for each says how objects are parsed and watched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, TypeAlias
+
+from xds.mesh.model.objects import Fact, Meta
+from xds.mesh.parse import authentication, callers, core, destinationrule, endpoints, entries, names
+from xds.mesh.parse.fail_closed import FailClosed
+from xds.mesh.parse.reading import Field, Log
+
+_BUILT_IN = frozenset(
+    {
+        *("", "discovery.k8s.io", "networking.k8s.io", "admissionregistration.k8s.io"),
+        *("apiregistration.k8s.io", "apiextensions.k8s.io"),
+    }
+)
+"""API groups of Kubernetes itself."""
+
+
+_MakeReplacement: TypeAlias = Callable[[Meta, "Fact | None", Log], FailClosed | None]
+
+
+class Watch(Enum):
+    """How the control plane watches a kind in a cluster."""
+
+    REQUIRED = auto()
+    """No sidecar gets configuration before all objects are listed: they may be policies."""
+    SERVED = auto()
+    """As REQUIRED, but a cluster that does not serve the kind has no objects."""
+    ADVISORY = auto()
+    """Objects affect only predictions. If they cannot be listed, a notice says so."""
+    NEVER = auto()
+    """Objects are read only from files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How to parse and watch a kind of object."""
+
+    name: str
+    """Kind, such as `Service`."""
+    plural: str
+    """Plural name in API paths."""
+    group: str
+    """API group; empty for the core group of Kubernetes."""
+    versions: tuple[str, ...]
+    """Accepted versions."""
+    read: Callable[[Field, Meta], Fact | None]
+    """Function that parses an object. It returns None for a valid object that is ignored."""
+    check_name: Callable[[str], str] = names.subdomain
+    """Function that returns what is wrong with an object's name, or an empty string."""
+    namespaced: bool = True
+    """Whether objects of the kind are in a namespace."""
+    watch: Watch = Watch.REQUIRED
+    """How the control plane watches the kind."""
+    has_status: bool = False
+    """Whether the control plane publishes problems in the status of objects."""
+    make_replacement: _MakeReplacement | None = None
+    """Function that makes the replacement for a rejected object, from its metadata, fact and log."""
+    used: type[Any] | None = None
+    """TypedDict of the fields that affect an object's fact; None for all. A caller need not decode the others
+    of an object that an API server has accepted."""
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the kind is built into Kubernetes."""
+        return self.group in _BUILT_IN
+
+    @property
+    def api_versions(self) -> tuple[str, ...]:
+        """Accepted values of apiVersion."""
+        return tuple(f"{self.group}/{version}" if self.group else version for version in self.versions)
+
+
+def _caller(
+    name: str,
+    plural: str,
+    group: str,
+    versions: tuple[str, ...],
+    read: Callable[[Field, Meta], Fact | None],
+    **options: Any,
+) -> Kind:
+    """Return a kind of objects that prove calls from outside the mesh."""
+    return Kind(name, plural, group, versions, read, watch=Watch.ADVISORY, **options)
+
+
+_ISTIO = ("v1alpha3", "v1beta1", "v1")
+_OLD = ("v1beta1", "v1")
+_ROUTES = ("v1alpha2", "v1alpha3", "v1")
+_GATEWAY_API = "gateway.networking.k8s.io"
+_ADMISSION = "admissionregistration.k8s.io"
+KINDS = (
+    Kind("Namespace", "namespaces", "", ("v1",), core.namespace, names.label, namespaced=False),
+    Kind("ServiceAccount", "serviceaccounts", "", ("v1",), core.service_account),
+    Kind(
+        "Service",
+        "services",
+        "",
+        ("v1",),
+        core.service,
+        names.service,
+        make_replacement=core.service_fail_closed,
+    ),
+    Kind("Pod", "pods", "", ("v1",), core.pod, used=core.UsedPod),
+    Kind(
+        "Endpoints",
+        "endpoints",
+        "",
+        ("v1",),
+        endpoints.endpoints,
+        watch=Watch.NEVER,  # Kubernetes mirrors them to EndpointSlices.
+        make_replacement=endpoints.endpoints_fail_closed,
+    ),
+    Kind(
+        "EndpointSlice",
+        "endpointslices",
+        "discovery.k8s.io",
+        ("v1",),
+        endpoints.endpoint_slice,
+        make_replacement=endpoints.endpoints_fail_closed,
+    ),
+    Kind(
+        "Policy",
+        "policies",
+        "authentication.istio.io",
+        ("v1alpha1",),
+        authentication.policy,
+        has_status=True,
+        make_replacement=authentication.policy_fail_closed,
+    ),
+    Kind(
+        "MeshPolicy",
+        "meshpolicies",
+        "authentication.istio.io",
+        ("v1alpha1",),
+        authentication.mesh_policy,
+        namespaced=False,
+        has_status=True,
+        make_replacement=authentication.mesh_policy_fail_closed,
+    ),
+    Kind(
+        "PeerAuthentication",
+        "peerauthentications",
+        "security.istio.io",
+        _OLD,
+        authentication.peer_authentication,
+        has_status=True,
+        make_replacement=authentication.peer_authentication_fail_closed,
+    ),
+    Kind(
+        "DestinationRule",
+        "destinationrules",
+        "networking.istio.io",
+        _ISTIO,
+        destinationrule.destination_rule,
+        has_status=True,
+        make_replacement=destinationrule.destination_rule_fail_closed,
+    ),
+    Kind(
+        "ServiceEntry",
+        "serviceentries",
+        "networking.istio.io",
+        _ISTIO,
+        entries.service_entry,
+        watch=Watch.SERVED,
+        has_status=True,
+    ),
+    Kind(
+        "WorkloadEntry",
+        "workloadentries",
+        "networking.istio.io",
+        _ISTIO,
+        entries.workload_entry,
+        watch=Watch.SERVED,
+        has_status=True,
+    ),
+    _caller("Ingress", "ingresses", "networking.k8s.io", _OLD, callers.ingress),
+    _caller("HTTPRoute", "httproutes", _GATEWAY_API, _OLD, callers.route),
+    _caller("GRPCRoute", "grpcroutes", _GATEWAY_API, _ROUTES, callers.route),
+    _caller("TLSRoute", "tlsroutes", _GATEWAY_API, _ROUTES, callers.route),
+    _caller("TCPRoute", "tcproutes", _GATEWAY_API, _ROUTES, callers.route),
+    _caller("ServiceMonitor", "servicemonitors", "monitoring.coreos.com", ("v1",), callers.service_monitor),
+    _caller("PodMonitor", "podmonitors", "monitoring.coreos.com", ("v1",), callers.pod_monitor),
+    _caller(
+        "ValidatingWebhookConfiguration",
+        "validatingwebhookconfigurations",
+        _ADMISSION,
+        _OLD,
+        callers.webhooks,
+        namespaced=False,
+    ),
+    _caller(
+        "MutatingWebhookConfiguration",
+        "mutatingwebhookconfigurations",
+        _ADMISSION,
+        _OLD,
+        callers.webhooks,
+        namespaced=False,
+    ),
+    _caller(
+        "APIService",
+        "apiservices",
+        "apiregistration.k8s.io",
+        _OLD,
+        callers.api_service,
+        namespaced=False,
+    ),
+    _caller(
+        "CustomResourceDefinition",
+        "customresourcedefinitions",
+        "apiextensions.k8s.io",
+        _OLD,
+        callers.custom_resource_definition,
+        namespaced=False,
+        used=callers.UsedDefinition,
+    ),
+)
+"""All kinds that become facts."""
