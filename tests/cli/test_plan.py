@@ -45,6 +45,11 @@ kind: PeerAuthentication
 metadata: {name: default, namespace: shop}
 spec: {mtls: {mode: STRICT}}
 """
+NOT_CONSIDERED = (
+    "Not considered: clients outside the mesh that no object proves. With a running control plane, "
+    "--observed finds those that send plaintext.\n"
+)
+UNCHANGED = f"no connection changes\n{NOT_CONSIDERED}"
 TITLES = "EFFECT CLIENTS TARGET BEFORE AFTER DECIDED BY"
 
 
@@ -82,6 +87,7 @@ def test_strict_policy_breaks_plaintext_clients(folder: Path) -> None:
         f"{exempt}, or use PERMISSIVE in {policy}",
         "",
         "breaks: 1, may break: 1",
+        *NOT_CONSIDERED.splitlines(),
     ]
 
 
@@ -131,7 +137,7 @@ def test_disabled_mtls_is_a_warning_not_a_failure(folder: Path) -> None:
 
 def test_change_without_consequences_says_so(folder: Path) -> None:
     result = plan(folder, "-f", "-", stdin=POLICY.replace("STRICT", "PERMISSIVE"))
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "no connection changes\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, UNCHANGED, "")
 
 
 def test_probes_that_strict_refuses_break(folder: Path) -> None:
@@ -166,7 +172,8 @@ def test_markdown_is_a_table_for_a_pull_request(folder: Path) -> None:
     assert lines[6].startswith("| breaks | zoo/default | web.shop:80 (1/1 endpoints) | plaintext | fails (")
     assert lines[-1].startswith("- stdin:7: PeerAuthentication shop/other: selector app=wbe matches no pod")
     nothing = plan(folder, "-f", "-", "-o", "markdown", stdin=POLICY.replace("STRICT", "PERMISSIVE"))
-    assert nothing.stdout == "### Effect on connections\n\n**no connection changes**\n"
+    text = f"### Effect on connections\n\n**no connection changes**\n\n{NOT_CONSIDERED}"
+    assert nothing.stdout == text
 
 
 def test_objects_without_effect_are_reported(folder: Path) -> None:
@@ -308,3 +315,38 @@ def test_nothing_to_check_exits_with_2(tmp_path: Path) -> None:
     result = plan(tmp_path, "-f", tmp_path / "m.yaml")
     assert result.exit_code == 2
     assert result.stderr == f"xds: nothing was checked: no Pod or no Service with a TCP port in {tmp_path}\n"
+
+
+ROLLOUT = """
+apiVersion: argoproj.io/v1alpha1
+kind: Rollout
+metadata: {name: batch, namespace: zoo}
+spec: {template: {spec: {containers: [{name: batch, image: batch}]}}}
+"""
+KAFKA = """
+apiVersion: kafka.strimzi.io/v1
+kind: Kafka
+metadata: {name: events}
+spec: {kafka: {replicas: 3}}
+"""
+
+
+def test_custom_workloads_are_clients(folder: Path) -> None:
+    (folder / "pod.yaml").write_text("---".join(MESH.split("---")[2:3]))
+    (folder / "all.yaml").write_text("---".join([*MESH.split("---")[:2], ROLLOUT]))
+    (folder / "zoo.yaml").write_text("{apiVersion: v1, kind: Namespace, metadata: {name: zoo}}")
+    found = plan_json(folder, "-f", folder.parent / "strict.yaml", status=1)
+    [hop] = found["hops"]
+    assert hop["clients"] == [{"namespace": "zoo", "accounts": [{"name": "default", "pods": 1}]}]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_objects_that_may_create_pods_are_named(folder: Path, strict: bool) -> None:
+    (folder / "kafka.yaml").write_text(KAFKA)
+    options = ["--strict"] if strict else []
+    result = plan(folder, "-f", "-", *options, stdin=POLICY.replace("STRICT", "PERMISSIVE"))
+    assert (result.exit_code, result.stdout) == (int(strict), UNCHANGED)
+    what = (
+        "objects that may create pods are not considered (1): Kafka events (add their pods to the manifests)"
+    )
+    assert f"{folder}/kafka.yaml:2: problem: {what}" in result.stderr

@@ -373,12 +373,37 @@ def test_exempted_port_keeps_the_others_strict(name: str) -> None:
         }
 
 
-def test_monitor_can_scrape_the_sidecar() -> None:
-    (refusal,) = strict(world(APP, CALLERS["ServiceMonitor targetPort"])).refusals
-    remedy = refusal_remedy(refusal)
-    assert remedy.startswith("let ServiceMonitor monitoring/web scrape port 15020 of the sidecar, or exempt")
-    moved = CALLERS["ServiceMonitor targetPort"].replace("8080", "15020")
-    assert strict(world(APP, moved)).refusals == ()
+ANNOTATED = APP.replace(
+    "metadata: {labels: {app: web}}",
+    """metadata:
+          labels: {app: web}
+          annotations: {prometheus.io/scrape: "true", prometheus.io/port: "8080"}""",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "second", "repair"),
+    [
+        (
+            "ServiceMonitor targetPort",
+            "let ServiceMonitor monitoring/web scrape port 15020",
+            {"8080": "15020"},
+        ),
+        (
+            "scraped Service",
+            "remove the annotations of Service shop/scraped",
+            {"prometheus.io/scrape": "example.com/scrape"},
+        ),
+    ],
+)
+def test_merged_metrics_are_scraped_under_strict(name: str, second: str, repair: dict[str, str]) -> None:
+    (refusal,) = strict(world(APP, CALLERS[name])).refusals
+    first = "annotate the pods for Prometheus, so that injection merges the metrics"
+    assert refusal_remedy(refusal).startswith(f"{first}, and {second}, or exempt port 8080 (")
+    manifest = CALLERS[name]
+    for old, new in repair.items():
+        manifest = manifest.replace(old, new)
+    assert strict(world(ANNOTATED, manifest)).refusals == ()
 
 
 def test_gateway_with_a_sidecar_can_be_published() -> None:

@@ -10,7 +10,13 @@ import typer
 
 from xds.cli.manifests import load_settings
 from xds.cli.options import Assignments, MeshConfigFile, fail, parse_address, print_problems
-from xds.mesh.inject import DEFAULT_ADDRESS, DEFAULT_IMAGE, InjectionSettings, find_templates
+from xds.mesh.inject import (
+    DEFAULT_ADDRESS,
+    DEFAULT_IMAGE,
+    KNATIVE_SERVICE,
+    InjectionSettings,
+    find_templates,
+)
 from xds.mesh.inject import inject as add_sidecar
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import Path as FieldPath
@@ -82,7 +88,8 @@ def inject(
     """Add sidecars to the pods in manifests, for `kubectl apply -f -`.
 
     Changes Pods and the pod templates of Deployments, StatefulSets, DaemonSets, ReplicaSets,
-    ReplicationControllers, Jobs and CronJobs. Skips those with the label or annotation
+    ReplicationControllers, Jobs, CronJobs, and custom resources with the same field, such as Rollouts. Skips
+    those with the label or annotation
     `sidecar.istio.io/inject: "false"`. Leaves other objects and unrelated text unchanged.
     """
     parse_address("--xds-address", xds_address)
@@ -165,6 +172,11 @@ def _inject_document(document: Document, settings: InjectionSettings) -> tuple[o
     for path, flaw in document.flaws if pod_templates else ():
         problems.append(Problem(where=document.locate(path), what=f"{dotted(path)} {flaw}"))
     for template in pod_templates:
+        if template.kind == KNATIVE_SERVICE:
+            what = f"{template.subject} stays unchanged: Knative allows no init containers in it"
+            hint = "let the webhook inject its pods"
+            problems.append(Problem(where=document.locate(template.path), what=what, hint=hint, notice=True))
+            continue
         injection = add_sidecar(
             template.value,
             settings,

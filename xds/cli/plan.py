@@ -67,6 +67,14 @@ class PlanOptions:
             show_default=False,
         ),
     ] = None
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Also exit with status 1 if an object of the mesh has a problem or no effect, or if objects "
+            "that may create pods are not considered.",
+        ),
+    ] = False
     output: Annotated[
         Format,
         typer.Option("-o", "--output", help="Output format. markdown: for a comment on a pull request."),
@@ -86,10 +94,10 @@ def plan(options: PlanOptions) -> None:
     With --observed, also prints the clients that sent plaintext to a port that the change makes STRICT. If
     there are none, prints that it is safe to lock, or why traffic may have been missed.
 
-    Exit status: 0 nothing breaks, 1 something breaks, or --observed does not show that the change is safe, or
-    observation is disabled, 2 an object of -f is invalid, nothing was checked
-    because there is no Pod or no Service, or wrong usage, 3 the control plane or the API server cannot be
-    reached.
+    Exit status: 0 nothing breaks, 1 something breaks (with --strict also: a problem, or an object without
+    effect), or --observed does not show that the change is safe, or observation is disabled, 2 an object of
+    -f is invalid, nothing was checked because there is no Pod or no Service, or wrong usage, 3 the control
+    plane or the API server cannot be reached.
     """
     filenames, deletions = options.filenames or [], options.deletions or []
     observed = parse_period("--observed", options.observed) if options.observed else None
@@ -99,6 +107,7 @@ def plan(options: PlanOptions) -> None:
         fail("stdin (-) can be either --manifests or -f, not both")
     with options.mesh.open() as policies:
         found = policies.plan(filenames, deletions, observed)
+        warnings = policies.problems() if options.strict else ()
     print_problems(map(plan_output.to_problem, found.problems))
     if found.nothing_to_compare:
         fail(f"nothing was checked: no Pod or no Service with a TCP port in {options.mesh.source}")
@@ -113,5 +122,7 @@ def plan(options: PlanOptions) -> None:
     else:
         print_problems(map(plan_output.to_problem, found.without_effect))
         plan_output.print_table(found)
-    if found.breaks or (observed and not found.observation.safe):
+    problems = [*map(plan_output.to_problem, (*found.problems, *found.without_effect)), *warnings]
+    unclear = any(not problem.notice for problem in problems)
+    if found.breaks or (observed and not found.observation.safe) or (options.strict and unclear):
         raise typer.Exit(1)

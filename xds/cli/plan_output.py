@@ -25,6 +25,10 @@ _TRAFFIC_TITLES = ("CLIENT", "TARGET", "MODE", "FIRST SEEN", "LAST SEEN")
 
 _STYLES: dict[str, str] = {Effect.BREAKS: "red", Effect.MAY_BREAK: "yellow", Effect.PLAINTEXT: "yellow"}
 _PLAINTEXT = "plaintext"
+_NOT_CONSIDERED = (
+    "Not considered: clients outside the mesh that no object proves. With a running control plane, "
+    "--observed finds those that send plaintext."
+)
 
 
 class _Row(NamedTuple):
@@ -57,6 +61,8 @@ def print_table(plan: pb.PlanResponse) -> None:
     if remedies := dict.fromkeys(row.remedy for row in rows if row.remedy):
         typer.echo("\n".join(["Remedies:", *(f"  {text}" for text in remedies), ""]))
     typer.echo(plan.summary)
+    if plan.unproven_clients:
+        typer.echo(_NOT_CONSIDERED)
     if with_seen:
         _print_observation(plan.observation)
 
@@ -98,6 +104,7 @@ def as_markdown(plan: pb.PlanResponse) -> str:
         [row.cells(with_seen=with_seen) for row in _rows(plan)],
     )
     lines = ["### Effect on connections", "", f"**{plan.summary}**", *_markdown_table(titles, rows)]
+    lines += ["", _NOT_CONSIDERED] if plan.unproven_clients else []
     if with_seen:
         observation = plan.observation
         cells = [_traffic_cells(edge, observation.time) for edge in observation.plaintext]

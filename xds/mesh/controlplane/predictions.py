@@ -22,7 +22,7 @@ from xds.mesh.controlplane.observation import (
 )
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, host_port, pod_named, ports_named, unknown_name
-from xds.mesh.model.objects import Change, Pod, Problem
+from xds.mesh.model.objects import POLICY_KINDS, Change, Pod, Problem
 from xds.mesh.observe import strict
 from xds.mesh.policy import plan as policy
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
@@ -187,6 +187,8 @@ def plan(
         summary=summary(planned),
         refused=map(refused_message, planned.refusals),
         without_effect=map(_problem, without_effect),
+        unproven_clients=observed is None
+        and any(ref.kind in POLICY_KINDS for ref in (*applied, *change.removed)),
     )
     times = strict.times_by_target(observed.seen) if observed else {}
     hops = (_change(hop, strict.last_seen(hop, times, after)) for hop in planned.hops)

@@ -1,13 +1,14 @@
 """Admission: add a sidecar to a pod template, and review policies. Pure, except for the webhooks."""
 
 from xds.mesh.inject.jsonpatch import create_patch
-from xds.mesh.inject.kinds import Template, find_templates
+from xds.mesh.inject.kinds import KNATIVE_SERVICE, Template, find_templates
 from xds.mesh.inject.patch import MAX_PROBLEMS, STATUS, Injection, inject
 from xds.mesh.inject.settings import DEFAULT_ADDRESS, DEFAULT_IMAGE, InjectionSettings
 
 __all__ = [
     "DEFAULT_ADDRESS",
     "DEFAULT_IMAGE",
+    "KNATIVE_SERVICE",
     "MAX_PROBLEMS",
     "STATUS",
     "Injection",

@@ -24,6 +24,20 @@ _TEMPLATE_PATHS: dict[tuple[str, str], Path] = {
 """Path of the pod template by API group and kind, for all versions."""
 
 
+_CREATORS = frozenset({"Application", "ApplicationSet", "HelmChart", "HelmRelease"})
+"""Kinds of objects that deploy others."""
+_CREATING_FIELDS = frozenset({"containers", "instances", "nodeSets", "podTemplate", "replicas"})
+"""Fields of custom resources whose controllers create pods."""
+_WITHOUT_PODS = (".k8s.io", ".istio.io")
+"""Suffixes of API groups whose kinds create no pods of applications."""
+_MAX_DEPTH = 4
+"""Levels of a custom resource that are searched."""
+
+
+KNATIVE_SERVICE = "Service"
+"""Kind of a Knative Service, the only Service with a pod template."""
+
+
 class Template(NamedTuple):
     """A pod template in a document."""
 
@@ -48,8 +62,59 @@ class Template(NamedTuple):
         return f"{self.kind} {self.name}".rstrip()
 
 
-def find_templates(document: Any, path: Path = (), default_type: str = "") -> Iterator[Template]:
-    """Yield the pod template of an object, or those of the items of a List.
+def find_templates(document: Any) -> Iterator[Template]:
+    """Yield the pod template of an object, or those of the items of a List."""
+    for obj in _objects(document):
+        template_path = obj.template_path
+        if template_path is None:
+            continue
+        meta = obj.manifest.get("metadata")
+        meta = meta if isinstance(meta, Mapping) else {}
+        value: Any = obj.manifest
+        for step in template_path:
+            value = value.get(step) if isinstance(value, Mapping) else None
+        yield Template(
+            path=(*obj.root, *template_path),
+            value=value,
+            namespace=str(meta.get("namespace") or ""),
+            kind=obj.kind,
+            name=str(meta.get("name") or meta.get("generateName") or ""),
+            manifest=obj.manifest,
+            root=obj.root,
+        )
+
+
+def find_creators(document: Any) -> Iterator[tuple[str, Path]]:
+    """Yield the KIND NAME and the path of each custom resource whose controller may create pods.
+
+    Their pods are not in the document. Custom resources with a pod template (`find_templates`) are left out.
+    """
+    for obj in _objects(document):
+        if obj.template_path is not None or "." not in obj.group or obj.group.endswith(_WITHOUT_PODS):
+            continue
+        if obj.kind in _CREATORS or _has_field(obj.manifest.get("spec"), _MAX_DEPTH):
+            meta = obj.manifest.get("metadata")
+            name = meta.get("name") if isinstance(meta, Mapping) else None
+            yield f"{obj.kind} {name or ''}".rstrip(), obj.root
+
+
+class _Object(NamedTuple):
+    """An object in a document."""
+
+    group: str
+    kind: str
+    manifest: Mapping[str, Any]
+    root: Path
+
+    @property
+    def template_path(self) -> Path | None:
+        """Path of the object's pod template; None if it has none."""
+        path = _TEMPLATE_PATHS.get((self.group, self.kind))
+        return _TEMPLATE if path is None and _has_template(self.manifest) else path
+
+
+def _objects(document: Any, path: Path = (), default_type: str = "") -> Iterator[_Object]:
+    """Yield an object, or the items of a List.
 
     `default_type` is the VERSION/KIND of an object that has neither, such as an item of a DeploymentList.
     """
@@ -64,22 +129,22 @@ def find_templates(document: Any, path: Path = (), default_type: str = "") -> It
         items = document.get("items")
         for index, item in enumerate(items if isinstance(items, list) else ()):
             item_type = f"{version}/{kind.removesuffix('List')}" if kind != "List" else ""
-            yield from find_templates(item, (*path, "items", index), item_type)
+            yield from _objects(item, (*path, "items", index), item_type)
         return
-    template_path = _TEMPLATE_PATHS.get((version.rpartition("/")[0], kind))
-    if template_path is None:
-        return
-    meta = document.get("metadata")
-    meta = meta if isinstance(meta, Mapping) else {}
+    yield _Object(version.rpartition("/")[0], kind, document, path)
+
+
+def _has_template(document: Mapping[str, Any]) -> bool:
+    """Whether an object of another kind has a pod template where a Deployment has it, as a Rollout does."""
     value: Any = document
-    for step in template_path:
+    for step in (*_TEMPLATE, "spec", "containers"):
         value = value.get(step) if isinstance(value, Mapping) else None
-    yield Template(
-        path=(*path, *template_path),
-        value=value,
-        namespace=str(meta.get("namespace") or ""),
-        kind=kind,
-        name=str(meta.get("name") or meta.get("generateName") or ""),
-        manifest=document,
-        root=path,
+    return isinstance(value, list) and all(isinstance(container, Mapping) for container in value)
+
+
+def _has_field(value: Any, depth: int) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return not _CREATING_FIELDS.isdisjoint(value) or (
+        depth > 0 and any(_has_field(inner, depth - 1) for inner in value.values())
     )

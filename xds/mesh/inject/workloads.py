@@ -33,6 +33,11 @@ _HASH_LABEL = "pod-template-hash"
 """Label with the suffix that a Deployment adds to its name to name a ReplicaSet."""
 
 
+def short_name(kind: str) -> str:
+    """Return kubectl's short name of a kind, or the kind in lower case."""
+    return SHORT_NAMES.get(kind, kind.lower())
+
+
 class FoundTemplate(NamedTuple):
     """A pod template, or a Pod, in a document."""
 
@@ -128,7 +133,7 @@ def _deployment(pod: FoundTemplate, owner: Ref) -> Iterator[Ref]:
 
 def _expected_ref(workload: Ref) -> Ref:
     """Return the name of the pod that stands for the pods of a workload."""
-    return Ref("Pod", workload.namespace, f"{SHORT_NAMES[workload.kind]}/{workload.name}")
+    return Ref("Pod", workload.namespace, f"{short_name(workload.kind)}/{workload.name}")
 
 
 def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], config: MeshConfig) -> Parsed:

@@ -14,12 +14,13 @@ from typing import NamedTuple
 from xds.mesh.model.objects import Fact, Meta, Problem, Ref
 from xds.mesh.parse import names
 from xds.mesh.parse.fail_closed import FailClosed
-from xds.mesh.parse.kinds import KINDS, Kind, Watch
+from xds.mesh.parse.kinds import ADVISORY_KINDS, KINDS, Kind, Watch
 from xds.mesh.parse.meshconfig import merged, mesh_config, settings
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest, shown
 from xds.mesh.parse.unenforced import UNENFORCED, Unenforced
 
 __all__ = [
+    "ADVISORY_KINDS",
     "KINDS",
     "UNENFORCED",
     "FailClosed",

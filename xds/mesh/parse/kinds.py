@@ -220,3 +220,6 @@ KINDS = (
     ),
 )
 """All kinds that become facts."""
+
+ADVISORY_KINDS = frozenset(kind.name for kind in KINDS if kind.watch is Watch.ADVISORY)
+"""Kinds whose objects affect only predictions."""

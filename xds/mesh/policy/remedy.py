@@ -95,6 +95,9 @@ def refusal_remedy(refusal: Refusal) -> str:
         f"PERMISSIVE), or use PERMISSIVE in {policy}"
     )
     if refusal.traffic is Traffic.PROMETHEUS_SCRAPE and refusal.source:
-        return f"let {refusal.source} scrape port {PROBE_PORT} of the sidecar, or {exempt}"
+        annotated = "annotate the pods for Prometheus, so that injection merges the metrics"
+        if refusal.source.kind == "Service":
+            return f"{annotated}, and remove the annotations of {refusal.source}, or {exempt}"
+        return f"{annotated}, and let {refusal.source} scrape port {PROBE_PORT}, or {exempt}"
     first = _REFUSED.get(refusal.traffic)
     return f"{first}, or {exempt}" if first else exempt

@@ -30,7 +30,7 @@ from xds.mesh.model.objects import (
     ServiceEntry,
     UnknownService,
 )
-from xds.mesh.parse import Parsed
+from xds.mesh.parse import ADVISORY_KINDS, Parsed
 from xds.mesh.parse.problems import Problems
 from xds.mesh.sources.report import ReadObject, rejection_of, with_served_version
 
@@ -53,6 +53,8 @@ class File:
     """Problems of the file, its documents and its unnamed objects, limited by `MAX_PROBLEMS`."""
     templates: tuple[FoundTemplate, ...] = ()
     """Pods and pod templates; empty unless the source reads workloads."""
+    creators: tuple[tuple[str, str], ...] = ()
+    """KIND NAME and place of objects that may create other pods; empty unless the source reads workloads."""
     unreadable: bool = False
     """Whether some part could not be attributed to an object, so that an object may seem to be missing."""
 
@@ -197,6 +199,7 @@ class Definitions:
                     where=parsed.origin,
                     what=f"{ref} is also defined at {chosen.origin}; that definition is used",
                     hint="delete or rename one of them",
+                    notice=ref.kind in ADVISORY_KINDS,  # Patches of kustomize repeat their names.
                 )
                 for _, parsed in claimants
                 if parsed is not chosen

@@ -18,10 +18,11 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from xds.mesh.inject.kinds import find_templates
+from xds.mesh.inject.kinds import find_creators, find_templates
 from xds.mesh.inject.workloads import FoundTemplate, expected_pods, stopped_pods
+from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Change, MeshConfig, Namespace, Problem, Ref
-from xds.mesh.parse import Parsed, parse
+from xds.mesh.parse import ADVISORY_KINDS, Parsed, parse
 from xds.mesh.parse.problems import Problems
 from xds.mesh.sources.definitions import MAX_PROBLEMS, Definitions, File, Signature
 from xds.mesh.sources.documents import Document, read_documents
@@ -51,6 +52,10 @@ class Text(NamedTuple):
     """Name in place of a file name, such as `stdin`."""
     text: str
     """YAML or JSON."""
+
+
+_MAX_NAMES = 3
+"""Maximum number of objects that a problem names."""
 
 
 class Folder:
@@ -152,6 +157,15 @@ class Folder:
         return tuple(stopped_pods(self._all_templates))
 
     @property
+    def not_considered(self) -> Iterator[Problem]:
+        """A problem if objects may create pods that are not in the manifests."""
+        creators = [creator for file in self._definitions.files.values() for creator in file.creators]
+        if creators:
+            names = join_names([name for name, _ in creators], _MAX_NAMES)
+            what = f"objects that may create pods are not considered ({len(creators)}): {names}"
+            yield Problem(where=creators[0][1], what=what, hint="add their pods to the manifests")
+
+    @property
     def _all_templates(self) -> list[FoundTemplate]:
         return [template for file in self._definitions.files.values() for template in file.templates]
 
@@ -162,7 +176,7 @@ class Folder:
             namespaces: Namespaces that are not in the manifests.
         """
         objects = [parsed for file in self._definitions.files.values() for parsed in file.objects]
-        refs = [parsed.ref for parsed in objects if parsed.ref]
+        refs = [parsed.ref for parsed in objects if parsed.ref and parsed.ref.kind not in ADVISORY_KINDS]
         invalid = any(parsed.refused for parsed in (*objects, *self.expected_pods(namespaces)))
         return invalid or len(refs) > len(set(refs))
 
@@ -329,6 +343,7 @@ class Folder:
         """Parse the documents of a text. The result contains its problems."""
         objects: list[Parsed] = []
         templates: list[FoundTemplate] = []
+        creators: list[tuple[str, str]] = []
         problems = Problems(MAX_PROBLEMS)
         unreadable = False
         is_json = text.lstrip().startswith("{") if json is None else json
@@ -347,13 +362,17 @@ class Folder:
                 unreadable = True
                 continue
             templates += found
+            for creator, root in find_creators(document.value) if self._reads_workloads else ():
+                creators.append((creator, document.locate(root)))
             for parsed in parsed_objects:
                 if parsed.ref or parsed.unenforced:
                     objects.append(parsed)
                 else:
                     problems.add(parsed.problems)
                     unreadable |= parsed.refused
-        return File(None, tuple(objects), problems.listed(name), tuple(templates), unreadable)
+        return File(
+            None, tuple(objects), problems.listed(name), tuple(templates), tuple(creators), unreadable
+        )
 
 
 def _templates(document: Document) -> Iterator[FoundTemplate]:

@@ -30,7 +30,8 @@ def read_objects(
         return None, report.problems
     pods = folder.expected_pods(namespaces)
     facts = (*report.change.applied, *(parsed.fact for parsed in pods if parsed.fact))
-    problems = (*report.problems, *(problem for parsed in pods for problem in parsed.problems))
+    pod_problems = (problem for parsed in pods for problem in parsed.problems)
+    problems = (*report.problems, *pod_problems, *folder.not_considered)
     return Change(applied=facts, config=report.change.config), problems
 
 

@@ -274,7 +274,7 @@ class Manifest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
-    __slots__ = ("breaks", "hops", "refused", "without_effect", "problems", "invalid", "nothing_to_compare", "summary", "observation", "plaintext_ports")
+    __slots__ = ("breaks", "hops", "refused", "without_effect", "problems", "invalid", "nothing_to_compare", "summary", "observation", "plaintext_ports", "unproven_clients")
     BREAKS_FIELD_NUMBER: _ClassVar[int]
     HOPS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
@@ -285,6 +285,7 @@ class PlanResponse(_message.Message):
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     OBSERVATION_FIELD_NUMBER: _ClassVar[int]
     PLAINTEXT_PORTS_FIELD_NUMBER: _ClassVar[int]
+    UNPROVEN_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     breaks: bool
     hops: _containers.RepeatedCompositeFieldContainer[HopChange]
     refused: _containers.RepeatedCompositeFieldContainer[RefusedTraffic]
@@ -295,7 +296,8 @@ class PlanResponse(_message.Message):
     summary: str
     observation: Observation
     plaintext_ports: _containers.RepeatedCompositeFieldContainer[PlaintextPort]
-    def __init__(self, breaks: _Optional[bool] = ..., hops: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., without_effect: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., invalid: _Optional[bool] = ..., nothing_to_compare: _Optional[bool] = ..., summary: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., plaintext_ports: _Optional[_Iterable[_Union[PlaintextPort, _Mapping]]] = ...) -> None: ...
+    unproven_clients: bool
+    def __init__(self, breaks: _Optional[bool] = ..., hops: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., without_effect: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., invalid: _Optional[bool] = ..., nothing_to_compare: _Optional[bool] = ..., summary: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., plaintext_ports: _Optional[_Iterable[_Union[PlaintextPort, _Mapping]]] = ..., unproven_clients: _Optional[bool] = ...) -> None: ...
 
 class Observation(_message.Message):
     __slots__ = ("enabled", "requested", "since", "time", "plaintext", "admitted", "locked_ports", "opened_ports", "gaps", "safe", "summary", "strict_ports", "root_namespace")
