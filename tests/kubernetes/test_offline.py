@@ -11,14 +11,14 @@ from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.installing import run
 from tests.kubernetes.recorder import Recorder
 from tests.kubernetes.shop import Shop
+from xds.mesh.parse import KINDS
 
-LISTS = (
-    ("", "namespaces serviceaccounts services pods"),
-    ("discovery.k8s.io", "endpointslices"),
-    ("authentication.istio.io", "policies meshpolicies"),
-    ("security.istio.io", "peerauthentications"),
-    ("networking.istio.io", "destinationrules serviceentries workloadentries"),
-)
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: default, namespace: {}}}
+spec: {{mtls: {{mode: STRICT}}}}
+"""
 
 
 async def grant(cluster: Cluster, user: str, *, but: str = "") -> None:
@@ -26,11 +26,12 @@ async def grant(cluster: Cluster, user: str, *, but: str = "") -> None:
     name = user.replace("/", ".")
     rules = [
         {
-            "apiGroups": [group],
-            "resources": [kind for kind in kinds.split() if kind != but],
+            "apiGroups": [kind.group],
+            "resources": [kind.plural],
             "verbs": ["list"],
         }
-        for group, kinds in LISTS
+        for kind in KINDS
+        if kind.plural != but
     ]
     rules.append({"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list"]})
     rbac = "/apis/rbac.authorization.k8s.io/v1"
@@ -83,6 +84,87 @@ async def test_reader_predicts_a_running_mesh(cluster: Cluster, controllers: Non
         )
         assert status == 0, error
         assert shop.service in output
+
+
+async def test_plan_names_clients_that_the_cluster_proves(
+    cluster: Cluster, controllers: None, tmp_path: Path
+) -> None:
+    """A webhook, an aggregated API, a CRD's conversion, an Ingress and a NodePort."""
+    async with cluster.namespace() as namespace:
+        shop = Shop(cluster, namespace)
+        await shop.open()
+        await shop.add(1)
+        service = {"name": "web", "namespace": namespace, "port": 80}
+        name, group = f"{namespace}.example.com", f"{namespace}.example.com"
+        rule = {
+            "apiGroups": [group],
+            "apiVersions": ["v1"],
+            "operations": ["CREATE"],
+            "resources": ["things"],
+        }
+        webhook = {
+            "name": name,
+            "clientConfig": {"service": service},
+            "rules": [rule],
+            "sideEffects": "None",
+            "admissionReviewVersions": ["v1"],
+        }
+        version = {
+            "name": "v1",
+            "served": True,
+            "storage": True,
+            "schema": {"openAPIV3Schema": {"type": "object"}},
+        }
+        conversion = {
+            "strategy": "Webhook",
+            "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": {"service": service}},
+        }
+        definition = {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"plural": "things", "kind": "Thing"},
+            "versions": [version],
+            "conversion": conversion,
+        }
+        backend = {"service": {"name": "web", "port": {"name": "http"}}}
+        ports = [{"port": 80, "targetPort": 8080}]
+        created = {
+            "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations": {"webhooks": [webhook]},
+            "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations": {"webhooks": [webhook]},
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions": {"spec": definition},
+            f"/apis/networking.k8s.io/v1/namespaces/{namespace}/ingresses": {
+                "spec": {"defaultBackend": backend}
+            },
+            f"/api/v1/namespaces/{namespace}/services": {
+                "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": ports}
+            },
+        }
+        names = {path: f"things.{group}" if "customresource" in path else "public" for path in created}
+        for path, obj in created.items():
+            unique = names[path] if namespace in path or "customresource" in path else name
+            await cluster.api.create(path, {"metadata": {"name": unique}, **obj})
+            names[path] = unique
+        try:
+            policy = tmp_path / "strict.yaml"
+            policy.write_text(STRICT.format(namespace))
+            config = str(await cluster.kubeconfig())
+            status, output, error = await run(
+                "plan", "--kubernetes", "--kubeconfig", config, "-f", str(policy), "-o", "json"
+            )
+            assert status == 1, error
+            found = {
+                (item["traffic"], item["source"], item["port"]) for item in json.loads(output)["refused"]
+            }
+            assert found == {
+                ("api-server", f"ValidatingWebhookConfiguration {name}", 8080),
+                ("api-server", f"MutatingWebhookConfiguration {name}", 8080),
+                ("api-server", f"CustomResourceDefinition things.{group}", 8080),
+                ("outside-client", f"Service {namespace}/public", 8080),
+                ("pod-address", "", 8080),  # of the client, which declares a port that no Service has
+            }
+        finally:
+            for path, unique in names.items():
+                await cluster.api.delete(f"{path}/{unique}")
 
 
 async def test_missing_permission_is_named(cluster: Cluster) -> None:

@@ -445,6 +445,33 @@ async def test_unenforced_objects_are_warnings(server: FakeApiServer, api: KubeA
         await restarted.until(lambda: len(restarted.messages()) == 1)
 
 
+def routed(name: str) -> dict[str, Any]:
+    """An Ingress that leads to a Service."""
+    spec = {"defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}
+    return {"kind": "Ingress", "metadata": {"name": name, "namespace": "shop"}, "spec": spec}
+
+
+async def test_callers_are_watched_but_not_required(server: FakeApiServer, api: KubeApi) -> None:
+    group, ref = "networking.k8s.io", Ref("Ingress", "shop", "web")
+    source = Kubernetes(api, options=QUICK)
+    async with Followed(source) as followed:
+        await followed.until(lambda: followed.complete)
+        server.add(group, "v1", "ingresses", "Ingress")
+        await server.put("ingresses", routed("web"), group)
+        await followed.until(lambda: str(ref) in refs(followed.facts))
+        await server.remove("ingresses", "shop", "web", group)
+        await followed.until(lambda: str(ref) not in refs(followed.facts))
+        await server.put("ingresses", routed("web"), group)
+        await followed.until(lambda: str(ref) in refs(followed.facts))
+    for verb in ("list", "watch"):
+        server.fail(f"{verb} ingresses", *(status(403, "Forbidden") for _ in range(10_000)))
+    denied = "Ingress is denied: plans do not consider the clients that they prove"
+    async with Followed(Kubernetes(api, options=QUICK)) as restarted:
+        await restarted.until(lambda: restarted.complete)
+        await restarted.until(lambda: denied in str(restarted.messages(notices=True)))
+        assert restarted.messages() == []
+
+
 async def test_notices_about_unknown_fields_are_limited(server: FakeApiServer, api: KubeApi) -> None:
     policy = {"connectionPool": {f"field{number}": 1 for number in range(100_000)}}
     spec = {"host": "web.shop.svc.cluster.local", "trafficPolicy": policy}

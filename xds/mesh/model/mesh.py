@@ -18,6 +18,7 @@ from xds.mesh.model.locality import Locality, locality_of
 from xds.mesh.model.memory import Memory, ServiceKey, Touched
 from xds.mesh.model.namespace import NOTHING, NamespaceFacts
 from xds.mesh.model.objects import (
+    TRAFFIC_KINDS,
     AuthenticationPolicy,
     Caller,
     Change,
@@ -116,8 +117,8 @@ class Exposure(NamedTuple):
 class Mesh:
     """All facts at one moment.
 
-    Facts and indexes never change; `apply` returns the next mesh. Only the caches (`memory`, `scratch`) and
-    `failures` are written while the mesh is in use.
+    Facts and indexes never change; `apply` returns the next mesh. Only the caches (`memory`, `scratch`,
+    `lasting`) and `failures` are written while the mesh is in use.
     """
 
     def __init__(self, facts: Iterable[Fact] = (), config: MeshConfig | None = None) -> None:
@@ -130,6 +131,8 @@ class Mesh:
         self._listings = Listings().changed({}, self._without_defaults)
         self.scratch: dict[Any, Any] = {}
         """Cached results for the whole mesh. The next mesh starts with an empty cache."""
+        self.lasting: dict[Any, Any] = {}
+        """Cached results that depend on no policy or rule. The next mesh keeps them if only these change."""
         self.failures: dict[Ref, Exception] = {}
         """Unexpected errors during translation, by the object that caused them."""
         self.touched: frozenset[ServiceKey] | None = None
@@ -158,6 +161,8 @@ class Mesh:
         mesh._add_defaults()
         if mesh.config != self.config or not self._without_defaults:
             return mesh  # Everything is affected.
+        if all(ref.kind in TRAFFIC_KINDS for ref in facts):
+            mesh.lasting = self.lasting
         touched = Touched()
         for ref, new in facts.items():
             # What a removed object leaves to others, such as a host, depends on it in the new mesh.

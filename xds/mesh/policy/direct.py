@@ -13,7 +13,7 @@ from typing import NamedTuple
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Call, Mode, Pod, Ref, Service, ServicePort, Traffic
-from xds.mesh.model.scraping import scraped_ports
+from xds.mesh.model.scraping import SCRAPE, scraped_ports
 from xds.mesh.policy.hops import Clients, Grouping
 from xds.mesh.policy.mtls import enforced_mode
 from xds.mesh.policy.steps import Steps, finish
@@ -128,12 +128,12 @@ def direct_traffic(mesh: Mesh, pod: Pod) -> list[DirectTraffic]:
 
 def _calls(mesh: Mesh) -> Mapping[Ref, list[DirectTraffic]]:
     """Return the traffic that Services and `Caller` objects prove, by pod."""
-    found: dict[Ref, list[DirectTraffic]] | None = mesh.scratch.get(_calls)
+    found: dict[Ref, list[DirectTraffic]] | None = mesh.lasting.get(_calls)
     if found is None:
         found = {}
         for pod, traffic in dict.fromkeys((pod.ref, traffic) for pod, traffic in _find_calls(mesh)):
             found.setdefault(pod, []).append(traffic)
-        mesh.scratch[_calls] = found
+        mesh.lasting[_calls] = found
     return found
 
 
@@ -142,7 +142,8 @@ def _find_calls(mesh: Mesh) -> Iterator[tuple[Pod, DirectTraffic]]:
         if service.published:
             for pod, port in _endpoints(mesh, service, service.ports):
                 yield pod, DirectTraffic(port, Traffic.OUTSIDE_CLIENT, service.ref)
-        for pod, port in _endpoints(mesh, service, service.ports):
+        is_scraped = SCRAPE in service.meta.annotations
+        for pod, port in _endpoints(mesh, service, service.ports) if is_scraped else ():
             for scraped in scraped_ports(service.meta.annotations, (port,)):
                 yield pod, DirectTraffic(scraped, Traffic.PROMETHEUS_SCRAPE, service.ref)
     for namespace in mesh.namespaces():
