@@ -84,8 +84,8 @@ def test_notice_does_not_fail(policies: Path) -> None:
 
 
 def test_findings_are_sorted_by_file_and_line(policies: Path) -> None:
-    (policies / "b.yaml").write_text("kind: x\n---\n" * 10 + "- 1\n")
-    (policies / "a.yaml").write_text("- 1\n")
+    (policies / "b.yaml").write_text("kind: x\n---\n" * 10 + "kind: y\n")
+    (policies / "a.yaml").write_text("kind: x\n")
     findings = json.loads(xds("-f", policies, "-o", "json").stdout)
     places = [(finding["file"], finding["line"]) for finding in findings]
     assert places == sorted(places)
@@ -97,6 +97,19 @@ def test_unreadable_document_hides_no_problem_of_others(policies: Path) -> None:
     result = xds("-f", policies, "-o", "json")
     assert result.exit_code == 1
     assert [finding["line"] for finding in json.loads(result.stdout)] == [7, 10]
+
+
+def test_other_documents_of_a_repository_are_skipped(policies: Path) -> None:
+    (policies / "values.yaml").write_text("replicas: 1\n---\nimage: web\n")
+    (policies / "data.json").write_text("[1, 2]")
+    result = xds("-f", policies, "-o", "json")
+    [finding] = json.loads(result.stdout)
+    files = f"{policies}/data.json, {policies}/values.yaml"
+    what = f"documents without apiVersion and kind are skipped (3): {files}"
+    assert (result.exit_code, finding["level"], finding["message"]) == (0, "notice", what)
+    named = xds("-f", policies / "values.yaml", "-o", "json")
+    assert named.exit_code == 1
+    assert "apiVersion is required" in named.stdout
 
 
 def test_policy_repository_has_no_pods_to_select(policies: Path) -> None:

@@ -191,7 +191,7 @@ def test_udp_port_is_not_reserved() -> None:
             'metadata.annotations["inject.istio.io/templates"]',
         ),
         (
-            pod(annotations={"sidecar.istio.io/interceptionMode": "TPROXY"}),
+            pod(annotations={"sidecar.istio.io/interceptionMode": "FAKE"}),
             'metadata.annotations["sidecar.istio.io/interceptionMode"]',
         ),
         (

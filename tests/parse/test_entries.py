@@ -176,6 +176,10 @@ class TestServiceEntry:
         [group] = read.endpoints[0].groups
         assert [found.address for found in group.addresses] == ["10.0.0.1", "10.0.0.2"]
 
+    def test_range_of_one_address_is_an_address(self) -> None:
+        read = entry(f"{STATIC}, addresses: [203.0.113.7/32, 'FD00::1/128']")
+        assert read.services[0].addresses == ("203.0.113.7", "fd00::1")
+
     def test_everywhere_is_the_default_of_export_to(self) -> None:
         for exported in ("", ", exportTo: ['*']"):
             assert entry(f"{STATIC}{exported}").services[0].is_exported_to("anywhere")
@@ -184,6 +188,7 @@ class TestServiceEntry:
         ("host", "address"),
         [
             ("*.com", "10.9.0.1"),
+            ("a.example.com", "127.0.0.1/32"),
             *(
                 ("a.example.com", address)
                 for address in ("169.254.169.254", "fe80::1", "127.0.0.1", "::", "224.0.0.1")
@@ -220,6 +225,7 @@ class TestServiceEntry:
             ("hosts: ['*.local'], ports: []", "the name of a Service in the cluster"),
             ("hosts: [a.com, a.com], ports: []", "spec.hosts lists a host twice"),
             (f"{STATIC}, addresses: [10.0.0.0/8]", "is a range of addresses, which is not supported"),
+            (f"{STATIC}, addresses: ['fd00::1/32']", "is a range of addresses, which is not supported"),
             (f"{STATIC}, addresses: [db]", "'db' is not an IP address"),
             (f"{STATIC}, location: INSIDE", "spec.location must be one of MESH_EXTERNAL, MESH_INTERNAL"),
             (f"{STATIC}, resolution: LATER", "spec.resolution must be one of NONE, STATIC, DNS"),

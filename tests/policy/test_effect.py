@@ -313,6 +313,10 @@ EFFECTIVE: dict[str, list[Fact]] = {
         replace(service("db", "new"), ports=()),
         peer("new", "STRICT"),
     ],
+    "a lock of a namespace of which only the Namespace is known": [
+        Namespace(meta=meta("Namespace", "", "new")),
+        peer("new", "STRICT"),
+    ],
     "a lock of some pods with a sidecar and some without": [
         pod("web-2", "shop", sidecar=False),
         peer("shop", "STRICT", name="lock", app="web"),

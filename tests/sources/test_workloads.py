@@ -10,7 +10,7 @@ import yaml
 
 from tests.sources.files import place
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Namespace, Pod
+from xds.mesh.model.objects import Interception, Namespace, Pod
 from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.settings import SettingsLoader
 
@@ -277,3 +277,14 @@ def test_serve_ignores_workloads(tmp_path: Path) -> None:
     assert [type(fact) for fact in report.change.applied] == [Namespace]
     [notice] = report.problems
     assert "Deployment web is ignored" in notice.what
+
+
+def test_tproxy_is_redirect() -> None:
+    """Once a notice of the pod, and once of its injection, would be two."""
+    annotated = template()
+    annotated["metadata"]["annotations"] = {"sidecar.istio.io/interceptionMode": "TPROXY"}
+    mesh, problems = read(workload("Deployment", pod=annotated), namespace("enabled"))
+    [pod] = mesh.pods()
+    assert (pod.interception, pod.has_sidecar) == (Interception.REDIRECT, True)
+    [problem] = problems
+    assert "TPROXY is not supported, REDIRECT is used" in problem

@@ -21,6 +21,7 @@ from xds.mesh.model.objects import (
     Interception,
     Problem,
 )
+from xds.mesh.parse import core
 from xds.mesh.parse.reading import Field, Locate, Log, Path, nearest, shown
 from xds.mesh.sidecar.settings import APP_METRICS, APP_PROBES, LOG_LEVELS, PROXY_ID
 
@@ -150,7 +151,7 @@ def _items(field: Field, limit: int) -> Iterator[Field]:
 def _with_sidecar(pod: Field, settings: InjectionSettings, secret: str) -> Json:
     annotations = pod["metadata"]["annotations"]
     _check_annotations(annotations)
-    mode = traffic.interception_mode(annotations)
+    mode = core.interception_mode(annotations[INTERCEPTION_MODE])
     native = _flag(annotations[NATIVE], default=settings.native)
     rewrites_probes = _flag(annotations[probes.REWRITE], default=True)
 

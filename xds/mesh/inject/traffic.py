@@ -8,7 +8,6 @@ from itertools import islice
 
 from xds.mesh.inject.containers import PROXY_GROUP
 from xds.mesh.inject.settings import InjectionSettings
-from xds.mesh.model.objects import INTERCEPTION_MODE, Interception
 from xds.mesh.parse.reading import Field, nearest
 from xds.mesh.parse.redirection import (
     MAX_LIST_LENGTH,
@@ -45,12 +44,6 @@ _ANNOTATIONS: dict[str, tuple[str, str, Callable[[str], object]]] = {
 
 _VIRTUAL_INTERFACES = f"{TRAFFIC_PREFIX}kubevirtInterfaces"
 """Istio's annotation with interfaces of virtual machines. `excludeInterfaces` would be the opposite."""
-
-
-def interception_mode(annotations: Field) -> Interception:
-    """Return the interception mode of a pod."""
-    mode = annotations[INTERCEPTION_MODE]
-    return mode.choice(Interception) or Interception.REDIRECT
 
 
 def init_arguments(annotations: Field, settings: InjectionSettings) -> list[str]:

@@ -161,7 +161,7 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
             path=template.path,
             subject=str(ref),
         )
-        problems += injection.problems
+        problems += (problem for problem in injection.problems if problem not in problems)
         labels = labels if injection.skip_reason else {TLS_MODE_LABEL: "istio", **labels}
         # The injected sidecar sends the probes, and serves the metrics.
         injected = Field(injection.pod, template.path, log)

@@ -271,7 +271,7 @@ def intercepted(annotations: Field, place: Field, address: str) -> tuple[Interce
         place: field with the workload's address.
         address: the workload's address; empty if it has none.
     """
-    interception = _interception(annotations[INTERCEPTION_MODE])
+    interception = interception_mode(annotations[INTERCEPTION_MODE])
     annotation = annotations[APP_ADDRESS]
     app_address = names.canonical(annotation.name(names.address)) or "127.0.0.1"
     if interception is Interception.NONE and address == app_address:
@@ -292,7 +292,8 @@ def _is_ready(status: Field) -> bool:
     return next((status == "True" for kind, status in conditions if kind == "Ready"), True)
 
 
-def _interception(field: Field) -> Interception:
+def interception_mode(field: Field) -> Interception:
+    """Parse the annotation with the interception mode of a pod."""
     if field.value == "TPROXY":
         field.notice("TPROXY is not supported, REDIRECT is used")
         return Interception.REDIRECT

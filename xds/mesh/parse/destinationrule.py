@@ -213,10 +213,10 @@ def _connection_pool(field: Field) -> ConnectionPool | None:
     tcp = field["tcp"].mapping("maxConnections connectTimeout tcpKeepalive maxConnectionDuration idleTimeout")
     http = field["http"].mapping(
         "http1MaxPendingRequests http2MaxRequests maxRequestsPerConnection maxRetries "
-        "idleTimeout h2UpgradePolicy useClientProtocol maxConcurrentStreams http2ProtocolOptions"
+        "idleTimeout h2UpgradePolicy useClientProtocol maxConcurrentStreams http2KeepAlive"
     )
-    if http["http2ProtocolOptions"]:
-        http["http2ProtocolOptions"].notice("is not supported and is ignored", "use tcp.tcpKeepalive")
+    if http["http2KeepAlive"]:
+        http["http2KeepAlive"].notice("is not supported and is ignored", "use tcp.tcpKeepalive")
     if http["useClientProtocol"].boolean():
         http["useClientProtocol"].notice(
             "is not supported and is ignored",

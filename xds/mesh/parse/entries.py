@@ -212,7 +212,9 @@ def _warn_of_wide_claims(spec: Field) -> bool:
     hosts = [item for item in spec["hosts"].items() if _TOP_LEVEL_WILDCARD.fullmatch(str(item.value))]
     endpoints = [item["address"] for item in spec["endpoints"].items()]
     addresses = [
-        item for item in (*spec["addresses"].items(), *endpoints) if names.is_special(str(item.value))
+        item
+        for item in (*spec["addresses"].items(), *endpoints)
+        if names.is_special(str(item.value).partition("/")[0])
     ]
     for item in (*hosts, *addresses):
         item.warn(
@@ -223,11 +225,14 @@ def _warn_of_wide_claims(spec: Field) -> bool:
 
 
 def _address(field: Field) -> str:
-    text = field.text()
-    if "/" in text and not names.address(text.partition("/")[0]):
-        field.refuse(f"{shown(text)} is a range of addresses, which is not supported", "list the addresses")
+    address, slash, length = field.text().partition("/")
+    if not slash or names.address(address):
+        return names.canonical(field.name(names.address))
+    if length != ("128" if ":" in address else "32"):
+        what = f"{shown(field.value)} is a range of addresses, which is not supported"
+        field.refuse(what, "list the addresses")
         return ""
-    return names.canonical(field.name(names.address))
+    return names.canonical(address)
 
 
 def _selector(field: Field) -> dict[str, str]:

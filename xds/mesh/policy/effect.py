@@ -302,12 +302,16 @@ def _similar_label(facts: NamespaceFacts, selector: Mapping[str, str]) -> str:
 
 
 def _missing_namespaces(mesh: Mesh) -> dict[str, None]:
-    """Return namespaces that seem not to exist: they contain only policies and DestinationRules."""
+    """Return namespaces that seem not to exist.
+
+    They contain only policies and DestinationRules, and have no Namespace object.
+    """
     always_exist = ("", mesh.config.root_namespace)
     return {
         name: None
         for name in mesh.namespaces()
         if name not in always_exist
+        and not mesh.get(Ref("Namespace", "", name))
         and all(
             isinstance(fact, _POLICIES_AND_RULES)
             for fact in mesh.in_namespace(name, with_defaults=False).facts.values()

@@ -57,6 +57,8 @@ class File:
     """KIND NAME and place of objects that may create other pods; empty unless the source reads workloads."""
     unreadable: bool = False
     """Whether some part could not be attributed to an object, so that an object may seem to be missing."""
+    skipped: int = 0
+    """Number of documents that are no Kubernetes objects and were skipped."""
 
     @property
     def written_at(self) -> str:

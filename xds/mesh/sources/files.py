@@ -158,7 +158,11 @@ class Folder:
 
     @property
     def not_considered(self) -> Iterator[Problem]:
-        """A problem if objects may create pods that are not in the manifests."""
+        """A notice if documents were skipped, and a problem if objects may create other pods."""
+        if skipped := {path: file.skipped for path, file in self._definitions.files.items() if file.skipped}:
+            names = join_names(skipped, _MAX_NAMES)
+            what = f"documents without apiVersion and kind are skipped ({sum(skipped.values())}): {names}"
+            yield Problem(where=", ".join(self._roots), what=what, notice=True)
         creators = [creator for file in self._definitions.files.values() for creator in file.creators]
         if creators:
             names = join_names([name for name, _ in creators], _MAX_NAMES)
@@ -337,20 +341,26 @@ class Folder:
             # The error may pass without a change to the file. Retry.
             problem = Problem(where=name, what=f"cannot be read: {error.strerror}")
             return File(None, problems=(problem,), unreadable=True)
-        return replace(self._parse(text, name, json=name.endswith(".json")), signature=signature)
+        # A file that the user names must contain objects. A repository also contains other files.
+        skips_others = self._reads_workloads and name not in self._roots
+        file = self._parse(text, name, json=name.endswith(".json"), skips_others=skips_others)
+        return replace(file, signature=signature)
 
-    def _parse(self, text: str, name: str, *, json: bool | None = None) -> File:
+    def _parse(self, text: str, name: str, *, json: bool | None = None, skips_others: bool = False) -> File:
         """Parse the documents of a text. The result contains its problems."""
         objects: list[Parsed] = []
         templates: list[FoundTemplate] = []
         creators: list[tuple[str, str]] = []
         problems = Problems(MAX_PROBLEMS)
-        unreadable = False
+        unreadable, skipped = False, 0
         is_json = text.lstrip().startswith("{") if json is None else json
         for document in read_documents(text, name, json=is_json):
             if isinstance(document, Problem):
                 problems.add([document])
                 unreadable = True
+                continue
+            if skips_others and _is_no_object(document.value):
+                skipped += 1
                 continue
             try:
                 found = list(_templates(document)) if self._reads_workloads else []
@@ -371,8 +381,19 @@ class Folder:
                     problems.add(parsed.problems)
                     unreadable |= parsed.refused
         return File(
-            None, tuple(objects), problems.listed(name), tuple(templates), tuple(creators), unreadable
+            signature=None,
+            objects=tuple(objects),
+            problems=problems.listed(name),
+            templates=tuple(templates),
+            creators=tuple(creators),
+            unreadable=unreadable,
+            skipped=skipped,
         )
+
+
+def _is_no_object(value: object) -> bool:
+    """Whether a document has neither apiVersion nor kind, as Helm's values and other data."""
+    return not isinstance(value, Mapping) or value.keys().isdisjoint(("apiVersion", "kind"))
 
 
 def _templates(document: Document) -> Iterator[FoundTemplate]:
