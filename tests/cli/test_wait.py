@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from tests.controlplane.rollouts import WITHIN, Plane, running
-from tests.policy.world import peer, rule
+from tests.policy.world import HTTP, peer, pod, rule, service
 from tests.sources.fake_apiserver import FakeApiServer
 from xds.cli import app
 from xds.mesh.controlplane import objects_service
@@ -256,6 +256,14 @@ async def test_sidecars_that_are_not_connected_are_counted(plane: Plane):
         0,
         "xds: 1 sidecars are not connected and were not checked\n",
     )
+
+
+async def test_policy_that_no_connected_sidecar_enforces_is_not_in_force(plane: Plane):
+    facts = (pod("db", "lost"), service("db", "lost", HTTP), peer("lost", "STRICT"))
+    await plane.applied(*facts)
+    detail = "none of the 1 sidecars that should enforce it is connected"
+    result = await told(plane, ("PeerAuthentication/lost/default", "--timeout=1s"), detail)
+    assert (result.exit_code, result.stdout) == (1, "")
 
 
 async def test_sidecars_may_be_connected_to_other_replicas(plane: Plane, monkeypatch: pytest.MonkeyPatch):

@@ -94,6 +94,7 @@ def wait(
     not wait for a change that the control plane has not read yet.
 
     The command does not wait for sidecars that are not connected, or that are connected to another replica.
+    But a policy is not in force if none of the sidecars that should enforce it is connected to any replica.
 
     Exit status: 0 the condition is met, 1 the timeout has passed, a sidecar rejected its configuration or the
     control plane rejects the object, 2 the object does not exist or wrong usage, 3 the control plane or the

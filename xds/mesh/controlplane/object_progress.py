@@ -53,6 +53,10 @@ class ObjectProgress:
     """Those that have not ACKed: first those that rejected a resource."""
     transitions: tuple[str, ...] = ()
     """Transitions that the object may have caused, one line each. The list is not complete."""
+    servers: int = 0
+    """Number of pods with a sidecar and a port whose mode the object decides."""
+    absent_servers: int = 0
+    """Number of those whose sidecar is not connected."""
 
 
 class ProgressTracker:
@@ -63,6 +67,8 @@ class ProgressTracker:
         self._mesh: Mesh | None = None
         self._hosts: frozenset[str] = frozenset()
         """Hosts of the services with a port whose mode the object decides."""
+        self._servers: frozenset[PodName] = frozenset()
+        """Pods with a sidecar and a port whose mode the object decides."""
         self._names: dict[tuple[str, str], frozenset[str]] = {}
         """Names of the resources that were made from the object, by type and version of the resource set."""
         self._made: dict[tuple[str, ...], bool] = {}
@@ -83,7 +89,14 @@ class ProgressTracker:
             affected += bool(reports)
             lagging += [report for report in reports if isinstance(report, Lagging)][:1]
         lagging.sort(key=lambda proxy: not proxy.rejected)
-        return ObjectProgress(affected, tuple(lagging), tuple(self._transitions()))
+        absent = {(pod.namespace, pod.pod) for pod in self._controller.absences().pods}
+        return ObjectProgress(
+            affected,
+            tuple(lagging),
+            tuple(self._transitions()),
+            servers=len(self._servers),
+            absent_servers=len(self._servers & absent),
+        )
 
     # --- what the object affects ---------------------------------------------------------------------------
 
@@ -93,7 +106,7 @@ class ProgressTracker:
         if mesh is self._mesh:
             return
         self._mesh, self._names, self._made = mesh, {}, {}
-        hosts = set()
+        hosts, servers = set[str](), set[PodName]()
         if self._ref.kind in POLICY_KINDS:
             for pod in tuple(mesh.pods()):
                 await checkpoint()
@@ -101,7 +114,8 @@ class ProgressTracker:
                 for exposure in mesh.exposures(pod) if may_decide else ():
                     if effective_mode(mesh, pod, exposure.target).decided_by == self._ref:
                         hosts.add(exposure.service.cluster_host)
-        self._hosts = frozenset(hosts)
+                        servers.add((pod.namespace, pod.name))
+        self._hosts, self._servers = frozenset(hosts), frozenset(servers)
 
     def _is_in_scope(self, pod: Ref, mesh: Mesh) -> bool:
         """Return whether a policy of the object's namespace can apply to a pod."""

@@ -207,6 +207,9 @@ def _add_progress(
         response.state = pb.WaitResponse.REJECTED if are_final else pb.WaitResponse.ACKS
     elif progress.transitions and waits_for_transitions:
         response.state = pb.WaitResponse.TRANSITION
+    elif progress.absent_servers == progress.servers > 0 and not response.may_be_on_other_replica:
+        response.state = pb.WaitResponse.ACKS
+        response.detail = f"none of the {progress.servers} sidecars that should enforce it is connected"
     else:
         response.state = pb.WaitResponse.READY
 
