@@ -340,6 +340,35 @@ def test_custom_workloads_are_clients(folder: Path) -> None:
     assert hop["clients"] == [{"namespace": "zoo", "accounts": [{"name": "default", "pods": 1}]}]
 
 
+def test_custom_workload_can_be_deleted(folder: Path) -> None:
+    zoo = "{apiVersion: v1, kind: Namespace, metadata: {name: zoo}}"
+    (folder / "batch.yaml").write_text(f"{ROLLOUT}---\n{zoo}\n")
+    assert plan_json(folder, "--delete", "Rollout/zoo/batch", status=0)["hops"] == []
+
+
+def test_strict_prints_what_it_exits_with(folder: Path) -> None:
+    (folder / "lost.yaml").write_text(
+        "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, "
+        "metadata: {name: lost, namespace: shop}, "
+        "spec: {selector: {matchLabels: {app: wbe}}, mtls: {mode: STRICT}}}"
+    )
+    result = plan(folder, "-f", "-", "--strict", stdin=POLICY.replace("STRICT", "PERMISSIVE"))
+    assert (result.exit_code, "PeerAuthentication shop/lost" in result.stderr) == (1, True)
+
+
+def test_route_may_be_repeated_in_a_patch(folder: Path, tmp_path: Path) -> None:
+    route = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: shop}
+spec: {gateways: [public], http: [{route: [{destination: {host: web}}]}]}
+"""
+    (tmp_path / "change").mkdir()
+    for name in ("base", "patch"):
+        (tmp_path / "change" / f"{name}.yaml").write_text(route)
+    assert plan(folder, "-f", tmp_path / "change").exit_code == 0
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_objects_that_may_create_pods_are_named(folder: Path, strict: bool) -> None:
     (folder / "kafka.yaml").write_text(KAFKA)

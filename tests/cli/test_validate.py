@@ -112,6 +112,30 @@ def test_other_documents_of_a_repository_are_skipped(policies: Path) -> None:
     assert "apiVersion is required" in named.stdout
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Kind: PeerAuthentication\nmetadata: {name: a}\nspec: {mtls: {mode: STRICT}}\n",
+        "spec: {mtls: {mode: STRICT}}\n",
+        "- {apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a}}\n",
+    ],
+)
+def test_document_that_may_be_a_policy_is_not_skipped(policies: Path, text: str) -> None:
+    (policies / "typo.yaml").write_text(text)
+    assert xds("-f", policies).exit_code == 1
+
+
+def test_policy_with_a_pod_template_is_a_policy(policies: Path) -> None:
+    text = "template: {spec: {containers: []}}, mtls: {mode: STRICT}"
+    (policies / "odd.yaml").write_text(
+        "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: a, namespace: b}, "
+        f"spec: {{{text}}}}}"
+    )
+    result = xds("-f", policies)
+    assert result.exit_code == 1
+    assert "spec.template is not a known field" in result.stdout
+
+
 def test_policy_repository_has_no_pods_to_select(policies: Path) -> None:
     assert xds("-f", policies).exit_code == 0
     result = xds("-f", policies, "--mesh")

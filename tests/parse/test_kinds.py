@@ -655,6 +655,27 @@ def test_other_kinds_are_ignored_with_a_notice(text: str, said: str) -> None:
     assert said in str(problem)
 
 
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("networking.k8s.io/v1", "IngressClass"),
+        ("gateway.networking.k8s.io/v1alpha2", "UDPRoute"),
+        ("gateway.networking.k8s.io/v1alpha2", "HTTPRoute"),
+        ("monitoring.rhobs/v1", "ServiceMonitor"),
+        ("networking.x-k8s.io/v1alpha1", "HTTPRoute"),
+    ],
+)
+def test_kinds_similar_to_those_of_callers_are_ignored(version: str, kind: str) -> None:
+    [parsed] = objects(f"{{apiVersion: {version}, kind: {kind}, metadata: {{name: a, namespace: b}}}}")
+    [problem] = parsed.problems
+    assert (parsed.fact, parsed.refused, problem.notice) == (None, False, True)
+
+
+def test_api_service_of_the_core_group_is_valid() -> None:
+    [parsed] = objects("{apiVersion: apiregistration.k8s.io/v1, kind: APIService, metadata: {name: v1.}}")
+    assert (parsed.fact, parsed.problems) == (None, ())
+
+
 @pytest.mark.parametrize("kind", UNENFORCED, ids=lambda kind: kind.name)
 def test_unenforced_kind_gets_a_warning(kind: Unenforced) -> None:
     denies = kind.group not in ("networking.istio.io", "extensions.istio.io")

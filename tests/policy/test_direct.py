@@ -8,10 +8,11 @@ import pytest
 
 from tests.policy.world import peer, policy
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Fact, Mode, Ref, Traffic
-from xds.mesh.policy.direct import Refusal, direct_traffic, mode_at
+from xds.mesh.model.objects import Change, Fact, Mode, Ref, Served, Traffic
+from xds.mesh.policy.direct import Refusal, call_steps, direct_traffic, mode_at
 from xds.mesh.policy.plan import Plan, plan, scope_of
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy
+from xds.mesh.policy.steps import finish
 from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.proposal import read_objects
 
@@ -229,7 +230,8 @@ def told(refusal: Refusal) -> tuple[str, int, str]:
 def test_objects_prove_callers(name: str) -> None:
     found = strict(world(APP, CALLERS[name]))
     assert [told(refusal) for refusal in found.refusals] == [EXPECTED[name]]
-    assert found.breaks is (EXPECTED[name][0] != "gateway")
+    is_others = "monitoring/" in EXPECTED[name][2]
+    assert found.breaks is (EXPECTED[name][0] != "gateway" and not is_others)
     assert {str(refusal.decided_by) for refusal in found.refusals} == {"PeerAuthentication shop/default"}
 
 
@@ -430,8 +432,8 @@ def test_gateway_with_a_sidecar_can_be_published() -> None:
 def test_certain_traffic_hides_that_which_is_only_probable() -> None:
     before = world(APP, CALLERS["Ingress"], CALLERS["LoadBalancer"])
     (pod,) = before.pods()
-    found = [each.traffic for each in direct_traffic(before, pod) if each.port == 8080]
-    assert found == [Traffic.OUTSIDE_CLIENT]
+    traffic = direct_traffic(before, pod, finish(call_steps(before)))
+    assert [each.traffic for each in traffic if each.port == 8080] == [Traffic.OUTSIDE_CLIENT]
 
 
 def test_pod_on_the_host_network_is_not_told_to_add_a_sidecar() -> None:
@@ -451,6 +453,33 @@ def test_pod_on_the_host_network_is_not_told_to_add_a_sidecar() -> None:
         "take shop/default off the host network and add a sidecar, "
         "or use PERMISSIVE in PeerAuthentication shop/default"
     )
+
+
+def test_monitor_of_another_namespace_only_may_break() -> None:
+    """Anyone could refuse others STRICT with it."""
+    found = strict(world(APP, CALLERS["ServiceMonitor"]))
+    assert (found.breaks, [refusal.breaks for refusal in found.refusals]) == (False, [False])
+
+
+@pytest.mark.parametrize("port", [99999999999, -1, 0, "true", '"65536"', "[1]"])
+def test_invalid_port_is_any_port(port: object) -> None:
+    monitor = f"""
+        apiVersion: monitoring.coreos.com/v1
+        kind: PodMonitor
+        metadata: {{name: web, namespace: shop}}
+        spec: {{podMetricsEndpoints: [{{portNumber: {port}}}]}}
+    """
+    found = strict(world(APP, monitor))
+    assert [refusal.port for refusal in found.refusals] == [8080, 8443]
+
+
+def test_index_of_callers_is_kept_for_policies_and_rollouts() -> None:
+    before = world(APP, CALLERS["APIService"])
+    calls = finish(call_steps(before))
+    assert finish(call_steps(applied(before, peer("shop", "STRICT")))) is calls
+    assert finish(call_steps(before.with_served(Served(generation=1)))) is calls
+    (pod,) = before.pods()
+    assert finish(call_steps(before.apply(Change(applied=(pod,))))) is not calls
 
 
 def test_removed_caller_is_forgotten() -> None:

@@ -434,7 +434,7 @@ async def test_unenforced_objects_are_warnings(server: FakeApiServer, api: KubeA
         for verb in ("list", "watch"):
             server.fail(f"{verb} authorizationpolicies", *(status(403, "Forbidden") for _ in range(10_000)))
         await server.cut()
-        unlisted = "AuthorizationPolicy is denied: they are not enforced, and cannot be reported"
+        unlisted = "AuthorizationPolicy are not known, so they are not enforced, and cannot be reported"
         await followed.until(lambda: unlisted in str(followed.messages(notices=True)))
         assert source.staleness() == source.pending_reason() == ""
     async with Followed(Kubernetes(api, options=QUICK)) as restarted:
@@ -465,11 +465,28 @@ async def test_callers_are_watched_but_not_required(server: FakeApiServer, api: 
         await followed.until(lambda: str(ref) in refs(followed.facts))
     for verb in ("list", "watch"):
         server.fail(f"{verb} ingresses", *(status(403, "Forbidden") for _ in range(10_000)))
-    denied = "Ingress is denied: plans do not consider the clients that they prove"
+    denied = "objects of kind Ingress are not known, so plans do not consider the clients that they prove"
     async with Followed(Kubernetes(api, options=QUICK)) as restarted:
         await restarted.until(lambda: restarted.complete)
         await restarted.until(lambda: denied in str(restarted.messages(notices=True)))
         assert restarted.messages() == []
+    server.faults.clear()
+    server.fail("list ingresses", *(status(500, "InternalError") for _ in range(10_000)))
+    async with Followed(Kubernetes(api, options=QUICK)) as restarted:
+        await restarted.until(lambda: restarted.complete)
+        await restarted.until(lambda: denied in str(restarted.messages(notices=True)))
+
+
+async def test_unreadable_route_affects_no_other(server: FakeApiServer, api: KubeApi) -> None:
+    group = "networking.istio.io"
+    server.add(group, "v1", "virtualservices", "VirtualService")
+    for name, host in (("deep", [[[["a"]]]]), ("good", "web")):
+        spec = {"gateways": ["public"], "http": [{"route": [{"destination": {"host": host}}]}]}
+        meta = {"name": name, "namespace": "shop"}
+        await server.put("virtualservices", {"kind": "VirtualService", "metadata": meta, "spec": spec}, group)
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
+        await followed.until(lambda: "VirtualService shop/good" in refs(followed.facts))
+        assert "VirtualService shop/deep" not in refs(followed.facts)
 
 
 async def test_notices_about_unknown_fields_are_limited(server: FakeApiServer, api: KubeApi) -> None:

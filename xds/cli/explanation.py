@@ -125,7 +125,7 @@ def side_rows(label: str, side: pb.Side) -> Iterator[_Row]:
 
 
 def refused_rows(refused: Iterable[pb.RefusedTraffic]) -> Iterator[_Row]:
-    """Yield probes and scrapes that sidecars refuse, and what to do."""
+    """Yield clients outside the mesh that sidecars refuse, and what to do."""
     yield from listed(
         "Refused:", [f"{refused_client(each)} of port {each.port}: {each.remedy}" for each in refused]
     )

@@ -88,9 +88,9 @@ def inject(
     """Add sidecars to the pods in manifests, for `kubectl apply -f -`.
 
     Changes Pods and the pod templates of Deployments, StatefulSets, DaemonSets, ReplicaSets,
-    ReplicationControllers, Jobs, CronJobs, and custom resources with the same field, such as Rollouts. Skips
-    those with the label or annotation
-    `sidecar.istio.io/inject: "false"`. Leaves other objects and unrelated text unchanged.
+    ReplicationControllers, Jobs, CronJobs, and of custom resources with the same field, such as Rollouts.
+    Skips those with the label or annotation `sidecar.istio.io/inject: "false"`. Leaves other objects and
+    unrelated text unchanged.
     """
     parse_address("--xds-address", xds_address)
     if image_pull_policy not in ("", "Always", "IfNotPresent", "Never"):

@@ -118,7 +118,7 @@ def read_mesh(
     else:
         folder = open_manifests(manifests or (), settings, reads_workloads=reads_workloads)
         mesh, problems = load_folder(folder)
-        problems += tuple(unknown_namespaces(mesh)) if mesh else ()
+        problems += (*unknown_namespaces(mesh), *folder.missing_pods) if mesh and reads_workloads else ()
     if mesh is None:
         print_problems(problems)
         fail(f"cannot read all objects of the cluster, {_COULD_BE_WRONG}" if cluster else UNREADABLE)

@@ -71,8 +71,8 @@ class PlanOptions:
         bool,
         typer.Option(
             "--strict",
-            help="Also exit with status 1 if an object of the mesh has a problem or no effect, or if objects "
-            "that may create pods are not considered.",
+            help="Also exit with status 1 if an object has a problem or no effect, or may create pods that "
+            "are not considered.",
         ),
     ] = False
     output: Annotated[
@@ -86,18 +86,18 @@ def plan(options: PlanOptions) -> None:
     """Print which connections break, lose or gain mutual TLS, or get repaired if a change is applied.
 
     The mesh before the change is that of a running control plane, of --manifests, or of --kubernetes; -f is
-    the objects to apply, and --delete the objects to delete. Nothing is applied. Also prints clients outside
-    the mesh that objects prove, such as kubelet probes and webhooks, and that a STRICT sidecar would refuse,
-    and objects of -f that would have no effect. Other clients outside the mesh, new clients, and connections
-    to new services are not compared.
+    the objects to apply, and --delete the objects to delete. Nothing is applied. Also prints objects of -f
+    that would have no effect, and clients outside the mesh that a STRICT sidecar would refuse. An object must
+    prove such a client, as a probe or a webhook does. New clients, and connections to new services, are not
+    compared.
 
     With --observed, also prints the clients that sent plaintext to a port that the change makes STRICT. If
     there are none, prints that it is safe to lock, or why traffic may have been missed.
 
     Exit status: 0 nothing breaks, 1 something breaks (with --strict also: a problem, or an object without
-    effect), or --observed does not show that the change is safe, or observation is disabled, 2 an object of
-    -f is invalid, nothing was checked because there is no Pod or no Service, or wrong usage, 3 the control
-    plane or the API server cannot be reached.
+    effect), --observed does not show that the change is safe, or observation is disabled, 2 an object of -f
+    is invalid, nothing was checked because there is no Pod or Service, or wrong usage, 3 the control plane or
+    the API server cannot be reached.
     """
     filenames, deletions = options.filenames or [], options.deletions or []
     observed = parse_period("--observed", options.observed) if options.observed else None
@@ -105,9 +105,10 @@ def plan(options: PlanOptions) -> None:
         fail("nothing to plan: add -f PATH or --delete KIND/NS/NAME")
     if STDIN in filenames and STDIN in (options.mesh.manifests or ()):
         fail("stdin (-) can be either --manifests or -f, not both")
-    with options.mesh.open() as policies:
-        found = policies.plan(filenames, deletions, observed)
+    with options.mesh.open(prints_problems=not options.strict) as policies:
         warnings = policies.problems() if options.strict else ()
+        found = policies.plan(filenames, deletions, observed)
+    print_problems(warnings)
     print_problems(map(plan_output.to_problem, found.problems))
     if found.nothing_to_compare:
         fail(f"nothing was checked: no Pod or no Service with a TCP port in {options.mesh.source}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from xds.mesh.parse import KINDS, UNENFORCED
 from xds.mesh.parse.reading import Path
 
 _TEMPLATE = ("spec", "template")
@@ -33,6 +34,9 @@ _WITHOUT_PODS = (".k8s.io", ".istio.io")
 _MAX_DEPTH = 4
 """Levels of a custom resource that are searched."""
 
+
+_KNOWN = frozenset((kind.group, kind.name) for kind in (*KINDS, *UNENFORCED))
+"""Groups and kinds that are read as something else than a workload."""
 
 KNATIVE_SERVICE = "Service"
 """Kind of a Knative Service, the only Service with a pod template."""
@@ -110,7 +114,8 @@ class _Object(NamedTuple):
     def template_path(self) -> Path | None:
         """Path of the object's pod template; None if it has none."""
         path = _TEMPLATE_PATHS.get((self.group, self.kind))
-        return _TEMPLATE if path is None and _has_template(self.manifest) else path
+        is_known = (self.group, self.kind) in _KNOWN
+        return _TEMPLATE if path is None and not is_known and _has_template(self.manifest) else path
 
 
 def _objects(document: Any, path: Path = (), default_type: str = "") -> Iterator[_Object]:

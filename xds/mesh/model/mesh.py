@@ -186,6 +186,7 @@ class Mesh:
         for old, new in ((self.served.modes, served.modes), (self.served.mtls, served.mtls)):
             changed |= {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
         mesh = self.with_own_caches()
+        mesh.lasting = self.lasting
         mesh.served = served
         touched = Touched()
         for ref in {ref for ref, _ in changed}:

@@ -20,7 +20,7 @@ from xds.mesh.parse.reading import Field, Flaw, Locate, Log, Path, dotted, neare
 from xds.mesh.parse.unenforced import UNENFORCED, Unenforced
 
 __all__ = [
-    "ADVISORY_KINDS",
+    "CALLER_KINDS",
     "KINDS",
     "UNENFORCED",
     "FailClosed",
@@ -76,6 +76,9 @@ class Parsed:
 
 _BY_NAME = {kind.name: kind for kind in KINDS}
 _BY_TYPE = {(version, kind.name): kind for kind in KINDS for version in kind.api_versions}
+
+CALLER_KINDS = ADVISORY_KINDS.union(kind.name for kind in UNENFORCED if kind.read)
+"""Kinds whose objects prove clients outside the mesh."""
 
 _UNENFORCED = {(kind.group, kind.name): kind for kind in UNENFORCED}
 
@@ -231,11 +234,13 @@ def _report_kind(obj: Field, version: str, name: str) -> None:
         return
     group = version.rpartition("/")[0]
     namesake = _BY_NAME.get(name)
-    if namesake and (group == namesake.group or nearest(version, namesake.api_versions)):
+    if name in ADVISORY_KINDS:
+        namesake = None  # Other versions and groups have kinds of this name, and similar ones.
+    elif namesake and (group == namesake.group or nearest(version, namesake.api_versions)):
         versions = " or ".join(namesake.api_versions)
         obj["apiVersion"].refuse(f"{version} has no kind {name}", f"write apiVersion: {versions}")
         return
-    group_kinds = [kind.name for kind in KINDS if kind.group == group]
+    group_kinds = [kind.name for kind in KINDS if kind.group == group and kind.watch is not Watch.ADVISORY]
     if name not in _IGNORED and not namesake and (hint := nearest(name, group_kinds)):
         obj["kind"].refuse(f"{name} does not exist in {version}", hint)
         return

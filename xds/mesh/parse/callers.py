@@ -12,6 +12,9 @@ from typing import Any, TypedDict
 from xds.mesh.model.objects import Call, Caller, Meta, Requirement, Traffic
 from xds.mesh.parse.reading import Field
 
+_MAX_ENDPOINTS = 32
+"""Maximum number of endpoints of a monitor that are considered."""
+
 
 class _UsedSpec(TypedDict, total=False):
     conversion: Any
@@ -89,7 +92,8 @@ def virtual_service(obj: Field, meta: Meta) -> Caller | None:
     )
     calls = []
     for destination in destinations:
-        service, _, rest = str(_at(destination, "host") or "").partition(".")
+        host = _at(destination, "host")
+        service, _, rest = host.partition(".") if isinstance(host, str) else ("", "", "")
         namespace = rest.partition(".")[0] or meta.ref.namespace
         calls.append(_call(service, namespace, port=_at(destination, "port", "number")))
     return _caller(meta, Traffic.GATEWAY, calls)
@@ -108,7 +112,7 @@ def pod_monitor(obj: Field, meta: Meta) -> Caller | None:
 def _monitor(obj: Field, meta: Meta, endpoints: str, *, selects_pods: bool) -> Caller | None:
     spec = _at(obj.value, "spec")
     selects_all = _at(spec, "namespaceSelector", "any") is True
-    namespaces = tuple(map(str, _items(spec, "namespaceSelector", "matchNames"))) or (meta.ref.namespace,)
+    namespaces = _texts(_items(spec, "namespaceSelector", "matchNames")) or (meta.ref.namespace,)
     make = partial(
         Call,
         namespaces=() if selects_all else namespaces,
@@ -120,7 +124,7 @@ def _monitor(obj: Field, meta: Meta, endpoints: str, *, selects_pods: bool) -> C
             port=_port(_at(endpoint, "port")),
             target=_port(_at(endpoint, "portNumber")) or _port(_at(endpoint, "targetPort")),
         )
-        for endpoint in _items(spec, endpoints)
+        for endpoint in _items(spec, endpoints)[:_MAX_ENDPOINTS]
     )
     return _caller(meta, Traffic.PROMETHEUS_SCRAPE, calls)
 
@@ -128,10 +132,12 @@ def _monitor(obj: Field, meta: Meta, endpoints: str, *, selects_pods: bool) -> C
 def _requirements(selector: Any) -> Iterator[Requirement]:
     labels = _at(selector, "matchLabels")
     for key, value in labels.items() if isinstance(labels, dict) else ():
-        yield Requirement(str(key), "In", (str(value),))
+        if isinstance(key, str) and isinstance(value, str):
+            yield Requirement(key, "In", (value,))
     for item in _items(selector, "matchExpressions"):
-        values = tuple(map(str, _items(item, "values")))
-        yield Requirement(str(_at(item, "key")), str(_at(item, "operator")), values)
+        key, operator = _at(item, "key"), _at(item, "operator")
+        if isinstance(key, str) and isinstance(operator, str):
+            yield Requirement(key, operator, _texts(_items(item, "values")))
 
 
 def _of_api_server(service: Any) -> Call | None:
@@ -156,10 +162,15 @@ def _call(service: Any, namespace: Any, *, port: Any) -> Call | None:
 
 
 def _port(value: Any) -> int | str | None:
-    """Return a port's number or name. Without one, every port may be called."""
-    if isinstance(value, str) and value.isascii() and value.isdecimal():
-        return int(value[:5])
-    return value if isinstance(value, int | str) and value else None
+    """Return a port's number or name. Without one, or with an invalid number, every port may be called."""
+    if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
+        return value or None
+    number = int(value[:6]) if isinstance(value, str) else value
+    return number if type(number) is int and 0 < number < 65536 else None
+
+
+def _texts(values: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(value for value in values if isinstance(value, str))
 
 
 def _caller(meta: Meta, traffic: Traffic, calls: Iterable[Call | None]) -> Caller | None:

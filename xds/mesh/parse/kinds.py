@@ -207,6 +207,7 @@ KINDS = (
         "apiregistration.k8s.io",
         _OLD,
         callers.api_service,
+        check_name=names.api_service,
         namespaced=False,
     ),
     _caller(

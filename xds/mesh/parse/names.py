@@ -101,6 +101,11 @@ def _canonical(text: str) -> str:
     return str((isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped) or parsed)
 
 
+def api_service(name: str) -> str:
+    """Check the name of an APIService. That of the core group ends with a dot: `v1.`."""
+    return subdomain(name.removesuffix("."))
+
+
 def host(name: str) -> str:
     """Check a DNS name, a wildcard such as `*.local`, or `*`."""
     domain = name if name != "*" and not name.startswith("*.") else name[2:]

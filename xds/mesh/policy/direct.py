@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
@@ -38,11 +38,8 @@ class Refusal:
     """Object that sets STRICT."""
     source: Ref | None = None
     """Object that proves the traffic; None if the pods do."""
-
-    @property
-    def breaks(self) -> bool:
-        """Whether the traffic exists for certain, and not only probably."""
-        return self.traffic.is_certain
+    breaks: bool
+    """Whether the traffic exists for certain, and not only probably."""
 
 
 class RefusalKey(NamedTuple):
@@ -52,21 +49,23 @@ class RefusalKey(NamedTuple):
     port: int
     decided_by: Ref
     source: Ref | None
+    is_certain: bool
 
 
-def refused_traffic(mesh: Mesh, pod: Pod) -> Iterator[RefusalKey]:
+def refused_traffic(mesh: Mesh, pod: Pod, calls: Calls) -> Iterator[RefusalKey]:
     """Yield the direct traffic to a pod that its sidecar refuses."""
-    for port, traffic, source in direct_traffic(mesh, pod):
+    for port, traffic, source, is_certain in direct_traffic(mesh, pod, calls):
         mode = mode_at(mesh, pod, port)
         if mode and mode[0] is Mode.STRICT:
-            yield RefusalKey(traffic, port, mode[1], source)
+            yield RefusalKey(traffic, port, mode[1], source, is_certain)
 
 
 def refusals(mesh: Mesh, pods: Iterable[Pod]) -> list[Refusal]:
     """Return the direct traffic to pods that exists for certain, and that their sidecars refuse."""
     found: dict[RefusalKey, list[Pod]] = {}
+    calls = finish(call_steps(mesh))
     for pod in pods:
-        for key in refused_traffic(mesh, pod):
+        for key in refused_traffic(mesh, pod, calls):
             found.setdefault(key, []).append(pod)
     return [refusal for refusal in finish(group_refusals(found)) if refusal.breaks]
 
@@ -77,14 +76,25 @@ def group_refusals(found: Mapping[RefusalKey, Sequence[Pod]]) -> Steps[list[Refu
     grouped = []
     for key in sorted(found, key=_rank):
         yield
-        traffic, port, ref, source = key
-        clients = grouping.merge([key])
-        grouped.append(Refusal(traffic=traffic, clients=clients, port=port, decided_by=ref, source=source))
+        refusal = Refusal(
+            traffic=key.traffic,
+            clients=grouping.merge([key]),
+            port=key.port,
+            decided_by=key.decided_by,
+            source=key.source,
+            breaks=key.is_certain,
+        )
+        grouped.append(refusal)
     return grouped
 
 
 def _rank(key: RefusalKey) -> tuple[object, ...]:
-    return list(Traffic).index(key.traffic), key.port, *(natural_key(*ref or ()) for ref in key[2:])
+    return (
+        list(Traffic).index(key.traffic),
+        key.port,
+        natural_key(*key.decided_by),
+        natural_key(*key.source or ()),
+    )
 
 
 def mode_at(mesh: Mesh, pod: Pod, port: int) -> tuple[Mode, Ref] | None:
@@ -102,73 +112,122 @@ class DirectTraffic(NamedTuple):
     """The traffic."""
     source: Ref | None = None
     """Object that proves it; None if the pod does."""
+    is_certain: bool = True
+    """Whether it exists for certain."""
 
 
-def direct_traffic(mesh: Mesh, pod: Pod) -> list[DirectTraffic]:
+Calls: TypeAlias = Mapping[Ref, Sequence[DirectTraffic]]
+"""The traffic that Services and `Caller` objects prove, by pod."""
+
+
+def direct_traffic(mesh: Mesh, pod: Pod, calls: Calls) -> list[DirectTraffic]:
     """Return the traffic to a pod from clients that are not pods of the mesh.
 
     Traffic that is only probable is left out for ports with certain traffic.
+
+    Args:
+        mesh: the facts.
+        pod: the pod.
+        calls: the result of `call_steps`.
     """
     found = [DirectTraffic(port, Traffic.KUBELET_PROBE) for port in pod.probe_ports]
     declared = [port.port for port in pod.ports]
     scraped = scraped_ports(pod.meta.annotations, declared)
     found += (DirectTraffic(port, Traffic.PROMETHEUS_SCRAPE) for port in scraped)
-    found += _calls(mesh).get(pod.ref, ())
-    certain = {each.port for each in found if each.traffic.is_certain}
-    found = [each for each in found if each.traffic.is_certain or each.port not in certain]
+    found += calls.get(pod.ref, ())
+    certain = {each.port for each in found if each.is_certain}
+    found = [each for each in found if each.is_certain or each.port not in certain]
     known = {each.port for each in found}
     served = {exposure.target for exposure in mesh.exposures(pod)}
     for port in pod.ports:
         if port.port not in known and port.name in METRICS_PORT_NAMES:
-            found.append(DirectTraffic(port.port, Traffic.METRICS_PORT))
+            found.append(DirectTraffic(port.port, Traffic.METRICS_PORT, is_certain=False))
         elif port.port not in known | served:
-            found.append(DirectTraffic(port.port, Traffic.POD_ADDRESS))
+            found.append(DirectTraffic(port.port, Traffic.POD_ADDRESS, is_certain=False))
     return found
 
 
-def _calls(mesh: Mesh) -> Mapping[Ref, list[DirectTraffic]]:
-    """Return the traffic that Services and `Caller` objects prove, by pod."""
-    found: dict[Ref, list[DirectTraffic]] | None = mesh.lasting.get(_calls)
+def call_steps(mesh: Mesh) -> Steps[Calls]:
+    """Return the traffic that Services and `Caller` objects prove, in steps."""
+    found: dict[Ref, list[DirectTraffic]] | None = mesh.lasting.get(call_steps)
     if found is None:
+        distinct: dict[tuple[Ref, DirectTraffic], None] = {}
+        for service in mesh.services():
+            yield
+            distinct.update(dict.fromkeys(_service_traffic(mesh, service)))
+        services = _ServicesByLabel(mesh)
+        for caller in (caller for name in mesh.namespaces() for caller in mesh.in_namespace(name).callers):
+            for call in caller.calls:
+                for namespace in call.namespaces or mesh.namespaces():
+                    yield
+                    for pod, port in _called(mesh, services, call, namespace):
+                        # Others may select pods of this namespace by mistake.
+                        is_own = caller.namespace in ("", pod.namespace)
+                        is_certain = is_own and caller.traffic.is_certain
+                        traffic = DirectTraffic(port, caller.traffic, caller.ref, is_certain)
+                        distinct[pod.ref, traffic] = None
         found = {}
-        for pod, traffic in dict.fromkeys((pod.ref, traffic) for pod, traffic in _find_calls(mesh)):
-            found.setdefault(pod, []).append(traffic)
-        mesh.lasting[_calls] = found
+        for ref, traffic in distinct:
+            found.setdefault(ref, []).append(traffic)
+        mesh.lasting[call_steps] = found
     return found
 
 
-def _find_calls(mesh: Mesh) -> Iterator[tuple[Pod, DirectTraffic]]:
-    for service in mesh.services():
+def _service_traffic(mesh: Mesh, service: Service) -> Iterator[tuple[Ref, DirectTraffic]]:
+    """Yield the traffic that a Service's type and annotations prove."""
+    is_scraped = SCRAPE in service.meta.annotations
+    if not (service.published or is_scraped):
+        return
+    for pod, port in _endpoints(mesh, service, service.ports):
         if service.published:
-            for pod, port in _endpoints(mesh, service, service.ports):
-                yield pod, DirectTraffic(port, Traffic.OUTSIDE_CLIENT, service.ref)
-        is_scraped = SCRAPE in service.meta.annotations
-        for pod, port in _endpoints(mesh, service, service.ports) if is_scraped else ():
-            for scraped in scraped_ports(service.meta.annotations, (port,)):
-                yield pod, DirectTraffic(scraped, Traffic.PROMETHEUS_SCRAPE, service.ref)
-    for namespace in mesh.namespaces():
-        for caller in mesh.in_namespace(namespace).callers:
-            for call in caller.calls:
-                for pod, port in _called(mesh, call):
-                    yield pod, DirectTraffic(port, caller.traffic, caller.ref)
+            yield pod.ref, DirectTraffic(port, Traffic.OUTSIDE_CLIENT, service.ref)
+        for scraped in scraped_ports(service.meta.annotations, (port,)):
+            yield pod.ref, DirectTraffic(scraped, Traffic.PROMETHEUS_SCRAPE, service.ref)
 
 
-def _called(mesh: Mesh, call: Call) -> Iterator[tuple[Pod, int]]:
-    for namespace in call.namespaces or mesh.namespaces():
-        facts = mesh.in_namespace(namespace)
-        if call.selects_pods:
-            for pod in facts.pods.values():
-                if _matches(call, pod.meta.labels):
-                    yield from ((pod, port) for port in _ports_named(pod, call.target or call.port))
-            continue
-        services = facts.services.values()
-        for service in filter(None, [facts.services.get(call.service)]) if call.service else services:
-            if not call.service and not _matches(call, service.meta.labels):
-                continue
+class _ServicesByLabel:
+    """Index of a mesh's Services by their labels."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._services: dict[str, dict[tuple[str, str], list[Service]]] = {}
+
+    def matching(self, namespace: str, call: Call) -> Iterable[Service]:
+        """Return the Services of a namespace that a call's labels may select."""
+        all_services = self._mesh.in_namespace(namespace).services.values()
+        if namespace not in self._services:
+            index = self._services[namespace] = {}
+            for service in all_services:
+                for pair in service.meta.labels.items():
+                    index.setdefault(pair, []).append(service)
+        lists = [self._services[namespace].get(pair, []) for pair in _pairs(call).items()]
+        return min(lists, key=len, default=list(all_services))
+
+
+def _pairs(call: Call) -> dict[str, str]:
+    """Return the labels that a call requires to have one value."""
+    return {
+        item.key: item.values[0] for item in call.selector if item.operator == "In" and len(item.values) == 1
+    }
+
+
+def _called(mesh: Mesh, services: _ServicesByLabel, call: Call, namespace: str) -> Iterator[tuple[Pod, int]]:
+    """Yield the pods of a namespace, and their ports, to which a call leads."""
+    facts = mesh.in_namespace(namespace)
+    if call.selects_pods:
+        pairs = _pairs(call)
+        for pod in facts.selected(pairs) if pairs else facts.pods.values():
+            if _matches(call, pod.meta.labels):
+                yield from ((pod, port) for port in _ports_named(pod, call.target or call.port))
+        return
+    named = facts.services.get(call.service)
+    candidates = (named,) if named else () if call.service else services.matching(namespace, call)
+    for service in candidates:
+        if call.service or _matches(call, service.meta.labels):
             ports = [port for port in service.ports if call.port in (None, port.port, port.name)]
             for pod, port in _endpoints(mesh, service, ports):
-                for target in _ports_named(pod, call.target) if call.target else (port,):
-                    yield pod, target
+                targets = _ports_named(pod, call.target) if call.target else (port,)
+                yield from ((pod, target) for target in targets)
 
 
 def _matches(call: Call, labels: Mapping[str, str]) -> bool:

@@ -1,7 +1,7 @@
 """Predict how a change of the mesh changes the results of connections.
 
 `plan` compares two meshes for classes of clients and endpoints that cannot differ, as `hops` does. It also
-finds probes and scrapes that connect to pods directly, and that a STRICT sidecar would refuse.
+finds clients outside the mesh that objects prove, and that a STRICT sidecar would refuse.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import TRAFFIC_KINDS, Change, Mode, Pod, Problem, Ref, Service, ServicePort
 from xds.mesh.policy.conflicts import overridden_steps
-from xds.mesh.policy.direct import Refusal, RefusalKey, group_refusals, mode_at, refused_traffic
+from xds.mesh.policy.direct import (
+    Refusal,
+    RefusalKey,
+    call_steps,
+    group_refusals,
+    mode_at,
+    refused_traffic,
+)
 from xds.mesh.policy.effect import policy_without_effect, without_effect
 from xds.mesh.policy.hops import (
     Answers,
@@ -314,12 +321,13 @@ def _effect(before: Answer, after: Answer) -> Effect | None:
 def _refusals(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[Refusal]]:
     found: dict[RefusalKey, list[Pod]] = {}
     namespaces = scope.namespaces if scope else None
+    calls = yield from call_steps(after)
     for pod in clients_of(after):
         if namespaces is not None and pod.namespace not in namespaces:
             continue
         yield
         old_pod = before.pod(pod.namespace, pod.name) or running_pod(before, pod.ref)
-        for key in refused_traffic(after, pod):
+        for key in refused_traffic(after, pod, calls):
             old_mode = old_pod and mode_at(before, old_pod, key.port)
             if not (old_mode and old_mode[0] is Mode.STRICT):
                 found.setdefault(key, []).append(pod)

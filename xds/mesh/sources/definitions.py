@@ -30,7 +30,7 @@ from xds.mesh.model.objects import (
     ServiceEntry,
     UnknownService,
 )
-from xds.mesh.parse import ADVISORY_KINDS, Parsed
+from xds.mesh.parse import CALLER_KINDS, Parsed
 from xds.mesh.parse.problems import Problems
 from xds.mesh.sources.report import ReadObject, rejection_of, with_served_version
 
@@ -201,7 +201,7 @@ class Definitions:
                     where=parsed.origin,
                     what=f"{ref} is also defined at {chosen.origin}; that definition is used",
                     hint="delete or rename one of them",
-                    notice=ref.kind in ADVISORY_KINDS,  # Patches of kustomize repeat their names.
+                    notice=ref.kind in CALLER_KINDS,  # Patches of kustomize repeat their names.
                 )
                 for _, parsed in claimants
                 if parsed is not chosen

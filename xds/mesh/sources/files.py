@@ -22,7 +22,7 @@ from xds.mesh.inject.kinds import find_creators, find_templates
 from xds.mesh.inject.workloads import FoundTemplate, expected_pods, stopped_pods
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Change, MeshConfig, Namespace, Problem, Ref
-from xds.mesh.parse import ADVISORY_KINDS, Parsed, parse
+from xds.mesh.parse import CALLER_KINDS, Parsed, parse
 from xds.mesh.parse.problems import Problems
 from xds.mesh.sources.definitions import MAX_PROBLEMS, Definitions, File, Signature
 from xds.mesh.sources.documents import Document, read_documents
@@ -157,12 +157,16 @@ class Folder:
         return tuple(stopped_pods(self._all_templates))
 
     @property
-    def not_considered(self) -> Iterator[Problem]:
-        """A notice if documents were skipped, and a problem if objects may create other pods."""
+    def skipped(self) -> Iterator[Problem]:
+        """A notice if documents were skipped."""
         if skipped := {path: file.skipped for path, file in self._definitions.files.items() if file.skipped}:
             names = join_names(skipped, _MAX_NAMES)
             what = f"documents without apiVersion and kind are skipped ({sum(skipped.values())}): {names}"
             yield Problem(where=", ".join(self._roots), what=what, notice=True)
+
+    @property
+    def missing_pods(self) -> Iterator[Problem]:
+        """A problem if objects may create pods that are not in the manifests."""
         creators = [creator for file in self._definitions.files.values() for creator in file.creators]
         if creators:
             names = join_names([name for name, _ in creators], _MAX_NAMES)
@@ -180,7 +184,7 @@ class Folder:
             namespaces: Namespaces that are not in the manifests.
         """
         objects = [parsed for file in self._definitions.files.values() for parsed in file.objects]
-        refs = [parsed.ref for parsed in objects if parsed.ref and parsed.ref.kind not in ADVISORY_KINDS]
+        refs = [parsed.ref for parsed in objects if parsed.ref and parsed.ref.kind not in CALLER_KINDS]
         invalid = any(parsed.refused for parsed in (*objects, *self.expected_pods(namespaces)))
         return invalid or len(refs) > len(set(refs))
 
@@ -392,8 +396,11 @@ class Folder:
 
 
 def _is_no_object(value: object) -> bool:
-    """Whether a document has neither apiVersion nor kind, as Helm's values and other data."""
-    return not isinstance(value, Mapping) or value.keys().isdisjoint(("apiVersion", "kind"))
+    """Whether a document cannot be meant as a Kubernetes object: Helm's values, and other data."""
+    if isinstance(value, list):
+        return all(map(_is_no_object, value))
+    names = {str(name).lower() for name in value} if isinstance(value, Mapping) else set[str]()
+    return names.isdisjoint(("apiversion", "kind", "metadata", "spec"))
 
 
 def _templates(document: Document) -> Iterator[FoundTemplate]:

@@ -1,8 +1,9 @@
 """Source of objects from a Kubernetes API server.
 
-The source yields no objects before it has listed every kind and has usable settings. It also waits for kinds
-that RBAC denies or that the server does not serve, because they may contain policies (ADR 0017). After that,
-it yields each change. While the server is unreachable or sends errors, the last known objects are used.
+The source yields no objects before it has listed every required kind and has usable settings. It also waits
+for required kinds that RBAC denies or that the server does not serve, because they may contain policies
+(ADR 0017). It does not wait for kinds that affect only predictions. After that, it yields each change. While
+the server is unreachable or sends errors, the last known objects are used.
 """
 
 from __future__ import annotations
@@ -107,9 +108,8 @@ class Kubernetes:
             for kind in KINDS
             if kind.watch in (Watch.REQUIRED, Watch.SERVED)
         ]
-        optional = options.for_optional()
         self._advisory = [
-            Reflector(api, _resource(kind), partial(_read_object, kind), self._changed.set, optional)
+            Reflector(api, _resource(kind), partial(_read_object, kind), self._changed.set, options)
             for kind in KINDS
             if kind.watch is Watch.ADVISORY
         ]
@@ -119,7 +119,7 @@ class Kubernetes:
                 _unenforced_resource(kind),
                 partial(_read_unenforced, kind),
                 self._changed.set,
-                optional,
+                options.for_optional(),
             )
             for kind in UNENFORCED
         ]
@@ -352,16 +352,21 @@ class Kubernetes:
             _access_problem(reflector, failure)
             for reflector, failure in self._failures(FailureCause.FORBIDDEN, FailureCause.NOT_SERVED)
         ]
-        problems += [
-            _optional_problem(reflector, consequence)
-            for reflectors, consequence in (
-                (self._advisory, "plans do not consider the clients that they prove"),
-                (self._unenforced, "they are not enforced, and cannot be reported"),
-            )
-            for reflector in reflectors
-            if reflector.failure and reflector.failure.cause is FailureCause.FORBIDDEN
-        ]
         reason = self._outage_reason()
+        denied = {FailureCause.FORBIDDEN}
+        for reflectors, causes, consequence in (
+            (self._unenforced, denied, "they are not enforced, and cannot be reported"),
+            (
+                self._advisory,
+                denied if reason else denied | {FailureCause.UNREACHABLE},
+                "plans do not consider the clients that they prove",
+            ),
+        ):
+            problems += [
+                _optional_problem(reflector.resource, reflector.failure, consequence)
+                for reflector in reflectors
+                if reflector.failure and reflector.failure.cause in causes
+            ]
         # All watches fail at the same time: report the failure once, with the first message.
         problem = Problem(where=self._api.server, what=f"the API server cannot be reached: {reason}")
         self._outage = (self._outage or problem) if reason else None
@@ -377,7 +382,7 @@ def _resource(kind: Kind) -> KubeResource:
         plural=kind.plural,
         versions=kind.versions,
         group=kind.group,
-        custom=not kind.built_in,
+        custom=not kind.built_in or kind.watch is Watch.ADVISORY,
         optional=kind.watch is not Watch.REQUIRED,
         used=kind.used,
     )
@@ -399,7 +404,11 @@ def _read_unenforced(kind: Unenforced, obj: Json, _: ObjectState | None) -> Obje
     meta = obj["metadata"]
     name = str(Ref(kind.name, str(meta.get("namespace") or ""), str(meta["name"])))
     document = {**obj, "apiVersion": f"{kind.group}/{kind.versions[-1]}", "kind": kind.name}
-    [parsed] = parse(document, lambda _: name)
+    try:
+        [parsed] = parse(document, lambda _: name)
+    except Exception as error:  # noqa: BLE001 - one object must not affect the others
+        what = f"cannot be read: {type(error).__name__}: {error}"
+        return ObjectState(problems=(Problem(where=name, what=what, hint="please report this"),))
     return ObjectState(fact=parsed.fact, problems=parsed.problems)
 
 
@@ -481,11 +490,15 @@ def _list_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem:
     )
 
 
-def _optional_problem(reflector: Reflector[ObjectState], consequence: str) -> Problem:
-    resource = reflector.resource
-    what = f"access to objects of kind {resource.kind} is denied: {consequence}"
-    hint = f"add to the rules of the ClusterRole: - {resource.rule}"
-    return Problem(where=resource.title, what=what, hint=hint, notice=True)
+def _optional_problem(resource: KubeResource, failure: WatchFailure, consequence: str) -> Problem:
+    is_denied = failure.cause is FailureCause.FORBIDDEN
+    verb = "access is denied" if is_denied else "cannot be listed"
+    return Problem(
+        where=resource.title,
+        what=f"{verb}: objects of kind {resource.kind} are not known, so {consequence}",
+        hint=f"add to the rules of the ClusterRole: - {resource.rule}" if is_denied else "",
+        notice=True,
+    )
 
 
 def _describe(problem: Problem) -> str:

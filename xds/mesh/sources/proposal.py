@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from xds.mesh.inject.workloads import SHORT_NAMES
+from xds.mesh.inject.workloads import SHORT_NAMES, short_name
 from xds.mesh.model.applied import as_applied, running_pod
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, ref_named, unknown_name
@@ -31,7 +31,7 @@ def read_objects(
     pods = folder.expected_pods(namespaces)
     facts = (*report.change.applied, *(parsed.fact for parsed in pods if parsed.fact))
     pod_problems = (problem for parsed in pods for problem in parsed.problems)
-    problems = (*report.problems, *pod_problems, *folder.not_considered)
+    problems = (*report.problems, *pod_problems, *folder.skipped)
     return Change(applied=facts, config=report.change.config), problems
 
 
@@ -50,7 +50,11 @@ def read_change(folder: Folder, before: Mesh) -> tuple[Change | None, tuple[Prob
     if change is None or folder.has_unusable_objects(namespaces):
         return None, problems
     applied = tuple(as_applied(before, fact) for fact in change.applied)
-    problems = (*problems, *_not_compared(before, (*(fact.ref for fact in applied), *folder.stopped_pods)))
+    problems = (
+        *problems,
+        *folder.missing_pods,
+        *_not_compared(before, (*(fact.ref for fact in applied), *folder.stopped_pods)),
+    )
     return Change(applied=applied, removed=folder.stopped_pods), problems
 
 
@@ -72,6 +76,11 @@ def find_deleted(mesh: Mesh, text: str) -> Ref:
     A workload stands for its expected pod. Raises UnknownNameError if there is no such object, or if it is a
     Namespace, whose deletion deletes more than is known.
     """
+    kind, _, rest = text.partition("/")
+    namespace, _, name = rest.partition("/")
+    custom = Ref("Pod", namespace, f"{short_name(kind)}/{name}")
+    if kind not in SHORT_NAMES and mesh.get(custom):
+        return custom
     ref = ref_named(text, {item.name: item.namespaced for item in KINDS} | dict.fromkeys(SHORT_NAMES, True))
     if ref.kind == "Namespace":
         raise UnknownNameError(

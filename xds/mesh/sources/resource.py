@@ -48,7 +48,7 @@ class KubeResource:
     group: str = ""
     """API group; empty for the core group."""
     custom: bool = False
-    """Whether the kind is defined by a CustomResourceDefinition, which may be missing."""
+    """Whether the kind may be missing, or only served in other versions, as a CustomResourceDefinition's."""
     optional: bool = False
     """Whether a kind that the server does not serve counts as one without objects."""
     namespace: str = ""

@@ -100,6 +100,7 @@ def next_step(
         return "done", "Done: the sidecars accept mutual TLS only"
     if breaks is None:
         return "checking", "Checking what STRICT would break"
+    breaks = [each for each in breaks if each.effect == Effect.BREAKS]
     if not breaks and row["observed"]:
         only_refused = all(seen["mode"] == TrafficMode.REFUSED for seen in row["observed"])
         what = "sent plaintext that was refused" if only_refused else "sends plaintext"

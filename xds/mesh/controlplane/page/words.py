@@ -53,7 +53,7 @@ _WORDS = {str(reason): words for reason, words in _REASONS.items()}
 
 
 def traffic_words(traffic: Traffic, source: Ref | None) -> str:
-    """Return which clients that are no pods of the mesh connect to pods, and the object that proves it."""
+    """Return the clients outside the mesh, and the object that proves them."""
     return f"{_TRAFFIC[traffic]} ({source})" if source else _TRAFFIC[traffic]
 
 
