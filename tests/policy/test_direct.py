@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 
 import pytest
 
-from tests.policy.world import peer, policy
+from tests.policy.world import peer, pod, policy
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Mode, Ref, Served, Traffic
 from xds.mesh.policy.direct import Refusal, call_steps, direct_traffic, mode_at
+from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.plan import Plan, plan, scope_of
-from xds.mesh.policy.remedy import change_remedy, refusal_remedy
+from xds.mesh.policy.reach import Answer, Result
+from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.policy.steps import finish
 from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.proposal import read_objects
@@ -488,3 +491,44 @@ def test_removed_caller_is_forgotten() -> None:
     assert strict(before).breaks
     assert strict(after).refusals == ()
     assert after.touched == frozenset()
+
+
+def test_monitors_select_by_all_their_labels() -> None:
+    monitor = """
+        apiVersion: monitoring.coreos.com/v1
+        kind: ServiceMonitor
+        metadata: {name: NAME, namespace: shop}
+        spec: {selector: {matchLabels: LABELS}, endpoints: [{port: http}]}
+    """
+    none = "matchLabels: {app: web}, matchExpressions: [{key: app, operator: DoesNotExist}]"
+    pods = CALLERS["PodMonitor"].replace("matchLabels: {app: web}", none)
+    selecting = monitor.replace("NAME", "one").replace("LABELS", "{app: web}")
+    other = monitor.replace("NAME", "other").replace("LABELS", "{app: web, tier: db}")
+    found = strict(world(APP, selecting, other, pods))
+    assert [told(refusal) for refusal in found.refusals] == [
+        ("prometheus-scrape", 8080, "ServiceMonitor shop/one")
+    ]
+
+
+def test_published_service_may_have_servers_outside_the_mesh() -> None:
+    outside = """
+        apiVersion: v1
+        kind: Service
+        metadata: {name: legacy, namespace: shop}
+        spec: {type: LoadBalancer, ports: [{port: 80}]}
+        ---
+        apiVersion: discovery.k8s.io/v1
+        kind: EndpointSlice
+        metadata: {name: legacy-1, namespace: shop, labels: {kubernetes.io/service-name: legacy}}
+        addressType: IPv4
+        ports: [{port: 80}]
+        endpoints: [{addresses: [192.0.2.1]}]
+    """
+    assert strict(world(APP, outside)).refusals == ()
+
+
+def test_remedy_for_plaintext_of_the_host_network() -> None:
+    answer = Answer(Result.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR, ())
+    node = replace(pod("node", "shop", sidecar=False), host_network=True)
+    text = "take shop/node off the host network and add a sidecar, or accept plaintext"
+    assert remedy(answer, "shop/node", node) == text
