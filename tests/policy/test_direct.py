@@ -503,7 +503,7 @@ def test_monitors_select_by_all_their_labels() -> None:
     none = "matchLabels: {app: web}, matchExpressions: [{key: app, operator: DoesNotExist}]"
     pods = CALLERS["PodMonitor"].replace("matchLabels: {app: web}", none)
     selecting = monitor.replace("NAME", "one").replace("LABELS", "{app: web}")
-    other = monitor.replace("NAME", "other").replace("LABELS", "{app: web, tier: db}")
+    other = monitor.replace("NAME", "other").replace("matchLabels: LABELS", none)
     found = strict(world(APP, selecting, other, pods))
     assert [told(refusal) for refusal in found.refusals] == [
         ("prometheus-scrape", 8080, "ServiceMonitor shop/one")
