@@ -379,3 +379,18 @@ def test_objects_that_may_create_pods_are_named(folder: Path, strict: bool) -> N
         "objects that may create pods are not considered (1): Kafka events (add their pods to the manifests)"
     )
     assert f"{folder}/kafka.yaml:2: problem: {what}" in result.stderr
+
+
+WEBHOOK = """
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingWebhookConfiguration
+metadata: {name: hooks}
+webhooks: [{name: a.b.c, clientConfig: {service: {name: gone, namespace: shop}}}]
+"""
+
+
+def test_calls_to_unknown_pods_are_named(folder: Path) -> None:
+    (folder / "webhook.yaml").write_text(WEBHOOK)
+    result = plan(folder, "-f", "-", stdin=POLICY.replace("STRICT", "PERMISSIVE"))
+    what = "ValidatingWebhookConfiguration hooks calls Service shop/gone, of which no pod is known"
+    assert f"{folder}/webhook.yaml:2: notice: {what}, so the call is not considered" in result.stderr

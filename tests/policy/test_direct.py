@@ -10,7 +10,13 @@ import pytest
 from tests.policy.world import peer, pod, policy
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Mode, Ref, Served, Traffic
-from xds.mesh.policy.direct import Refusal, call_steps, direct_traffic, mode_at
+from xds.mesh.policy.direct import (
+    Refusal,
+    call_steps,
+    calls_to_unknown_pods,
+    direct_traffic,
+    mode_at,
+)
 from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.plan import Plan, plan, scope_of
 from xds.mesh.policy.reach import Answer, Result
@@ -532,3 +538,19 @@ def test_remedy_for_plaintext_of_the_host_network() -> None:
     node = replace(pod("node", "shop", sidecar=False), host_network=True)
     text = "take shop/node off the host network and add a sidecar, or accept plaintext"
     assert remedy(answer, "shop/node", node) == text
+
+
+def test_calls_to_unknown_pods_are_named() -> None:
+    selects_none = CALLERS["APIService"].replace("name: web,", "name: gone,")
+    empty = """
+        apiVersion: v1
+        kind: Service
+        metadata: {name: gone, namespace: shop}
+        spec: {ports: [{port: 443}]}
+    """
+    for known in (world(APP, selects_none), world(APP, selects_none, empty)):
+        found = [(str(caller.ref), str(service)) for caller, service in calls_to_unknown_pods(known, None)]
+        assert found == [("APIService v1beta1.metrics.k8s.io", "Service shop/gone")]
+        assert [*calls_to_unknown_pods(known, {"shop"})]
+        assert not [*calls_to_unknown_pods(known, {"other"})]
+    assert not [*calls_to_unknown_pods(world(APP, CALLERS["APIService"], CALLERS["PodMonitor"]), None)]

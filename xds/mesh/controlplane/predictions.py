@@ -26,7 +26,7 @@ from xds.mesh.model.objects import POLICY_KINDS, Change, Pod, Problem
 from xds.mesh.observe import strict
 from xds.mesh.policy import plan as policy
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
-from xds.mesh.policy.direct import refusals
+from xds.mesh.policy.direct import calls_to_unknown_pods, refusals
 from xds.mesh.policy.hop_text import format_target
 from xds.mesh.policy.hops import Clients, Hop, Target, all_targets, clients_of, hops
 from xds.mesh.policy.plan import HopChange
@@ -39,6 +39,8 @@ from xds.mesh.v1 import policies_pb2 as pb
 
 MAX_RESULTS = 5000
 """Maximum number of results of a response. gRPC clients limit the size of a response to 4 MiB by default."""
+MAX_UNKNOWN = 10
+"""Maximum number of clients outside the mesh that a plan names because their servers are not known."""
 MAX_CHANGES = 20
 """Maximum number of changed hops of a response. Each names its clients, which can be thousands."""
 
@@ -182,6 +184,7 @@ def plan(
     scope, applied = policy.scope_of(change, before, after), {fact.ref for fact in change.applied}
     planned = policy.plan(before, after, scope)
     without_effect = policy.ineffective(after, applied)
+    yield pb.PlanResponse(problems=map(_problem, _not_considered(after, scope)))
     yield pb.PlanResponse(
         breaks=planned.breaks,
         summary=summary(planned),
@@ -201,6 +204,14 @@ def plan(
             observation=observation_message(observed, found, planned, strict_ports=ports.strict),
             plaintext_ports=[plaintext_port_message(port, clients_messages) for port in ports.plaintext],
         )
+
+
+def _not_considered(mesh: Mesh, scope: policy.Scope | None) -> Iterator[Problem]:
+    """Yield a notice for the first clients outside the mesh whose servers are not known."""
+    found = calls_to_unknown_pods(mesh, scope.namespaces if scope else None)
+    for caller, service in islice(found, MAX_UNKNOWN):
+        what = f"{caller.ref} calls {service}, of which no pod is known, so the call is not considered"
+        yield Problem(where=caller.meta.origin or str(caller.ref), what=what, notice=True)
 
 
 def _problem(problem: Problem) -> pb.ManifestProblem:

@@ -6,13 +6,13 @@ cluster call published Services. A sidecar refuses this traffic on ports with mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.objects import Call, Mode, Pod, Ref, Service, ServicePort, Traffic
+from xds.mesh.model.objects import Call, Caller, Mode, Pod, Ref, Service, ServicePort, Traffic
 from xds.mesh.model.scraping import SCRAPE, scraped_ports
 from xds.mesh.policy.hops import Clients, Grouping
 from xds.mesh.policy.mtls import enforced_mode
@@ -171,6 +171,23 @@ def call_steps(mesh: Mesh) -> Steps[Calls]:
             found.setdefault(ref, []).append(traffic)
         mesh.lasting[call_steps] = found
     return found
+
+
+def calls_to_unknown_pods(mesh: Mesh, namespaces: Collection[str] | None) -> Iterator[tuple[Caller, Ref]]:
+    """Yield objects that prove calls to a Service of which no pod is known, with the Service.
+
+    Args:
+        mesh: the facts.
+        namespaces: namespaces of the Services; None for all.
+    """
+    for caller in (caller for name in mesh.namespaces() for caller in mesh.in_namespace(name).callers):
+        called = ((namespace, call.service) for call in caller.calls for namespace in call.namespaces)
+        for namespace, name in dict.fromkeys(called):
+            if not name or (namespaces is not None and namespace not in namespaces):
+                continue
+            service = mesh.service(namespace, name)
+            if service is None or not any(_endpoints(mesh, service, service.ports)):
+                yield caller, Ref("Service", namespace, name)
 
 
 def _service_traffic(mesh: Mesh, service: Service) -> Iterator[tuple[Ref, DirectTraffic]]:
