@@ -51,7 +51,7 @@ def hop_cells(hop: pb.Hop, *, wide: bool) -> Cells:
     if hop.endpoint_names:
         endpoints += f" ({', '.join(endpoint.pod or OUTSIDE for endpoint in hop.endpoint_names)})"
     return (
-        _format_all_clients(hop.clients) if wide else format_clients(hop.clients),
+        hop.outside or (_format_all_clients(hop.clients) if wide else format_clients(hop.clients)),
         f"{hop.service}:{hop.port}",
         endpoints,
         _styled(hop.outcome),

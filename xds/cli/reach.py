@@ -106,7 +106,8 @@ def reach(options: ReachOptions) -> None:
     from the clients' service accounts to the service port, in requests per minute. A workload whose Pods are
     not in the manifests, such as a Deployment, counts as one pod (deploy/NAME), with a sidecar if the webhook
     would inject one. Problems, and objects without effect, such as a policy whose selector matches no pod,
-    are printed to stderr.
+    are printed to stderr. Clients outside the mesh that objects prove, such as the API server for a webhook,
+    are listed after the pods.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
     without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage, 3 the

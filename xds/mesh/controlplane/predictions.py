@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 
 from xds.mesh.controlplane.explanation import (
     clients_messages,
@@ -22,13 +22,20 @@ from xds.mesh.controlplane.observation import (
 )
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, host_port, pod_named, ports_named, unknown_name
-from xds.mesh.model.objects import POLICY_KINDS, Change, Pod, Problem
+from xds.mesh.model.objects import POLICY_KINDS, Change, Meta, Pod, Problem, Ref
 from xds.mesh.observe import strict
 from xds.mesh.policy import plan as policy
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
-from xds.mesh.policy.direct import calls_to_unknown_pods, refusals
+from xds.mesh.policy.direct import OutsideClient, calls_to_unknown_pods, outside_clients, refusals
 from xds.mesh.policy.hop_text import format_target
-from xds.mesh.policy.hops import Clients, Hop, Target, all_targets, clients_of, hops
+from xds.mesh.policy.hops import (
+    Clients,
+    Hop,
+    Target,
+    all_targets,
+    clients_of,
+    hops,
+)
 from xds.mesh.policy.plan import HopChange
 from xds.mesh.policy.plan_text import summary
 from xds.mesh.policy.reach import Answer, Outcome, Result
@@ -43,6 +50,10 @@ MAX_UNKNOWN = 10
 """Maximum number of clients outside the mesh that a plan names because their servers are not known."""
 MAX_CHANGES = 20
 """Maximum number of changed hops of a response. Each names its clients, which can be thousands."""
+
+
+_OUTSIDE = Pod(meta=Meta(ref=Ref("Pod", "", "outside")))
+"""Stands for clients outside the mesh, which have no sidecar."""
 
 
 def reach(
@@ -62,36 +73,63 @@ def reach(
         target for target in _targets(mesh, request.service) if request.namespace in ("", target[0].namespace)
     ]
     found = hops(mesh, clients, targets) if clients else ()
+    outside_by_port = outside_clients(mesh)
     messages = lru_cache(maxsize=1024)(clients_messages)  # Many hops have the same clients.
     by_target = groupby(found, key=lambda hop: (hop.service.namespace, hop.service.name, hop.port.port))
     for checked, (_, group) in enumerate(by_target, 1):
-        for response in _responses(list(group), request, messages, observed):
+        hops_of_target = list(group)
+        service, port = hops_of_target[0].service, hops_of_target[0].port
+        callers = outside_by_port.get(((service.namespace, service.name), port.port), ())
+        outside = [*_outside(mesh, () if request.client else callers, (service, port))]
+        for response in _responses(hops_of_target, outside, request, messages, observed):
             response.checked, response.total, response.client_pods = checked, len(targets), len(clients)
             yield response
     total = len(targets)
     yield pb.ReachResponse(checked=total, total=total, client_pods=len(clients), last=True)
 
 
+def _outside(
+    mesh: Mesh, clients: Iterable[OutsideClient], target: Target
+) -> Iterator[tuple[OutsideClient, Hop]]:
+    """Yield the hops of each client outside the mesh that calls a service port."""
+    if clients:
+        found = list(hops(mesh, [_OUTSIDE], [target]))
+        yield from ((client, hop) for client in clients for hop in found)
+
+
 def _responses(
     found: Sequence[Hop],
+    outside: Sequence[tuple[OutsideClient, Hop]],
     request: pb.ReachRequest,
     messages: Callable[[tuple[Clients, ...]], list[pb.Clients]],
     observed: HopTraffic | None,
 ) -> Iterator[pb.ReachResponse]:
     """Yield the results for one service port."""
     fails = any(hop.answer.result is Result.FAILS for hop in found)
+    fails |= any(client.is_certain and hop.answer.result is Result.FAILS for client, hop in outside)
+    outside = [(client, hop) for client, hop in outside if request.outcome in ("", hop.answer.result)]
     chosen = [hop for hop in found if request.outcome in ("", hop.answer.result)]
     if not request.expand:
         groups = [
             _hop(hop, messages(hop.clients), observed, endpoint_names=request.endpoint_names)
             for hop in chosen
         ]
+        for client, hop in outside:
+            group = _hop(hop, (), observed, endpoint_names=request.endpoint_names)
+            group.outside = _outside_name(client)
+            groups.append(group)
         yield pb.ReachResponse(hops=groups, fails=fails)
         return
     results = (_result(outcome, observed) for hop in chosen for outcome in hop.outcomes())
-    while batch := list(islice(results, MAX_RESULTS)):
+    from_outside = (
+        _result(outcome, observed, _outside_name(client))
+        for client, hop in outside
+        for outcome in hop.outcomes()
+    )
+    every_result = chain(results, from_outside)
+    while batch := list(islice(every_result, MAX_RESULTS)):
         yield pb.ReachResponse(results=batch, fails=fails)
-    if not chosen:
+    if not (chosen or outside):
         yield pb.ReachResponse(fails=fails)
 
 
@@ -137,10 +175,15 @@ def _hop(
     )
 
 
-def _result(outcome: Outcome, observed: HopTraffic | None) -> pb.ConnectionResult:
+def _outside_name(client: OutsideClient) -> str:
+    return f"{client.traffic} ({client.source})"
+
+
+def _result(outcome: Outcome, observed: HopTraffic | None, outside: str = "") -> pb.ConnectionResult:
+    """Return one result; `outside` is the name of a client outside the mesh."""
     endpoint = endpoint_message(outcome.endpoint) if outcome.endpoint else None
     return pb.ConnectionResult(
-        client=f"{outcome.client.name}.{outcome.client.namespace}",
+        client=outside or f"{outcome.client.name}.{outcome.client.namespace}",
         service=f"{outcome.service.name}.{outcome.service.namespace}",
         port=outcome.port.port,
         endpoint=endpoint.pod if endpoint else "",

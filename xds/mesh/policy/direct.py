@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Call, Caller, Mode, Pod, Ref, Service, ServicePort, Traffic
@@ -173,6 +174,50 @@ def call_steps(mesh: Mesh) -> Steps[Calls]:
     return found
 
 
+class OutsideClient(NamedTuple):
+    """A client outside the mesh that calls a Service."""
+
+    traffic: Traffic
+    """The traffic."""
+    source: Ref
+    """Object that proves it."""
+    is_certain: bool
+    """Whether it exists for certain."""
+
+
+def outside_clients(mesh: Mesh) -> Mapping[tuple[ServiceKey, int], Collection[OutsideClient]]:
+    """Return the clients outside the mesh that objects prove, by the Service and port that they call."""
+    found: dict[tuple[ServiceKey, int], dict[OutsideClient, None]] | None = mesh.lasting.get(outside_clients)
+    if found is not None:
+        return found
+    found = {}
+    services = _ServicesByLabel(mesh)
+    for service in mesh.services():
+        kinds = [Traffic.OUTSIDE_CLIENT] if service.published else []
+        kinds += [Traffic.PROMETHEUS_SCRAPE] if service.meta.annotations.get(SCRAPE) == "true" else []
+        for traffic in kinds:
+            _add_client(found, service, service.ports, OutsideClient(traffic, service.ref, is_certain=True))
+    for caller in (caller for name in mesh.namespaces() for caller in mesh.in_namespace(name).callers):
+        for call in caller.calls:
+            for namespace in () if call.selects_pods else call.namespaces or mesh.namespaces():
+                is_certain = caller.traffic.is_certain and caller.namespace in ("", namespace)
+                client = OutsideClient(caller.traffic, caller.ref, is_certain)
+                for service, ports in _called_services(mesh, services, call, namespace):
+                    _add_client(found, service, ports, client)
+    mesh.lasting[outside_clients] = found
+    return found
+
+
+def _add_client(
+    found: dict[tuple[ServiceKey, int], dict[OutsideClient, None]],
+    service: Service,
+    ports: Iterable[ServicePort],
+    client: OutsideClient,
+) -> None:
+    for port in ports:
+        found.setdefault(((service.namespace, service.name), port.port), {})[client] = None
+
+
 def calls_to_unknown_pods(mesh: Mesh, namespaces: Collection[str] | None) -> Iterator[tuple[Caller, Ref]]:
     """Yield objects that prove calls to a Service of which no pod is known, with the Service.
 
@@ -237,14 +282,21 @@ def _called(mesh: Mesh, services: _ServicesByLabel, call: Call, namespace: str) 
             if _matches(call, pod.meta.labels):
                 yield from ((pod, port) for port in _ports_named(pod, call.target or call.port))
         return
-    named = facts.services.get(call.service)
+    for service, ports in _called_services(mesh, services, call, namespace):
+        for pod, port in _endpoints(mesh, service, ports):
+            targets = _ports_named(pod, call.target) if call.target else (port,)
+            yield from ((pod, target) for target in targets)
+
+
+def _called_services(
+    mesh: Mesh, services: _ServicesByLabel, call: Call, namespace: str
+) -> Iterator[tuple[Service, list[ServicePort]]]:
+    """Yield the Services of a namespace, and their ports, to which a call leads."""
+    named = mesh.service(namespace, call.service)
     candidates = (named,) if named else () if call.service else services.matching(namespace, call)
     for service in candidates:
         if call.service or _matches(call, service.meta.labels):
-            ports = [port for port in service.ports if call.port in (None, port.port, port.name)]
-            for pod, port in _endpoints(mesh, service, ports):
-                targets = _ports_named(pod, call.target) if call.target else (port,)
-                yield from ((pod, target) for target in targets)
+            yield service, [port for port in service.ports if call.port in (None, port.port, port.name)]
 
 
 def _matches(call: Call, labels: Mapping[str, str]) -> bool:

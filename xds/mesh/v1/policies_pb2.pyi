@@ -194,7 +194,7 @@ class Account(_message.Message):
     def __init__(self, name: _Optional[str] = ..., pods: _Optional[int] = ...) -> None: ...
 
 class Hop(_message.Message):
-    __slots__ = ("clients", "service", "port", "endpoints", "ready", "outcome", "reason", "decided_by", "endpoint_names", "observed")
+    __slots__ = ("clients", "service", "port", "endpoints", "ready", "outcome", "reason", "decided_by", "endpoint_names", "observed", "outside")
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +205,7 @@ class Hop(_message.Message):
     DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_NAMES_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
+    OUTSIDE_FIELD_NUMBER: _ClassVar[int]
     clients: _containers.RepeatedCompositeFieldContainer[Clients]
     service: str
     port: int
@@ -215,7 +216,8 @@ class Hop(_message.Message):
     decided_by: _containers.RepeatedScalarFieldContainer[str]
     endpoint_names: _containers.RepeatedCompositeFieldContainer[EndpointName]
     observed: ObservedTraffic
-    def __init__(self, clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., endpoint_names: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ...) -> None: ...
+    outside: str
+    def __init__(self, clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., endpoint_names: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ..., outside: _Optional[str] = ...) -> None: ...
 
 class ObservedTraffic(_message.Message):
     __slots__ = ("modes",)
