@@ -73,6 +73,7 @@ def test_reach_groups_clients_and_endpoints(folder: Path) -> None:
             "reason": reason,
             "decidedBy": ["MeshPolicy default"],
             "endpointNames": [],
+            "outside": "",
         }
         for outcome, reason in (("plaintext", "client-without-sidecar"), ("mtls", "auto-mtls"))
     ]
