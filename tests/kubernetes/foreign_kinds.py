@@ -12,6 +12,8 @@ def foreign(plural: str, group: str, kind: str, versions: list[str], *, manager:
         "metadata": {
             "name": f"{plural}.{group}",
             "labels": {"app.kubernetes.io/managed-by": manager} if manager else {},
+            # Required for groups of Kubernetes.
+            "annotations": {"api-approved.kubernetes.io": "unapproved, for tests"},
         },
         "spec": {
             "group": group,

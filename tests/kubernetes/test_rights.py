@@ -29,7 +29,7 @@ from xds.mesh.kube.tokens import TokenReviewer
 from xds.mesh.kube.webhook import INJECTION, POLICIES, CaBundlePublisher
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
-from xds.mesh.parse import UNENFORCED
+from xds.mesh.parse import KINDS, UNENFORCED, Watch
 from xds.mesh.rollout.reports import Reports
 from xds.mesh.rollout.sync import ReplicaSync
 from xds.mesh.sources.kubernetes import Kubernetes
@@ -144,7 +144,10 @@ async def test_only_own_leases_and_secrets_are_writable(cluster: Cluster) -> Non
 
 async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder: Recorder) -> None:
     """Run each part of a control plane once."""
-    for kind in UNENFORCED:
+    monitors_and_routes = [
+        kind for kind in KINDS if kind.watch is Watch.ADVISORY and kind.namespaced and kind.name != "Ingress"
+    ]
+    for kind in (*monitors_and_routes, *UNENFORCED):
         definition = foreign(kind.plural, kind.group, kind.name, list(kind.versions))
         await cluster.api.create(crds.PATH, definition)
     source = Kubernetes(api, namespace=SYSTEM)
@@ -152,10 +155,11 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
         assert source.complete
         assert not [problem for problem in source.problems if not problem.notice]
 
+        expected = {"configmaps", *(kind.plural for kind in UNENFORCED)}
+        expected.update(kind.plural for kind in KINDS if kind.watch is not Watch.NEVER)
+
         def watched() -> bool:
-            return len({call.resource for call in recorder.calls if call.verb == "watch"}) == 12 + len(
-                UNENFORCED
-            )
+            return {call.resource for call in recorder.calls if call.verb == "watch"} == expected
 
         await eventually(watched, timeout=30, what="everything is watched")
     now = datetime.now(UTC)
