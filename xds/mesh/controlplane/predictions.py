@@ -28,16 +28,9 @@ from xds.mesh.policy import plan as policy
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
 from xds.mesh.policy.direct import OutsideClient, calls_to_unknown_pods, outside_clients, refusals
 from xds.mesh.policy.hop_text import format_target
-from xds.mesh.policy.hops import (
-    Clients,
-    Hop,
-    Target,
-    all_targets,
-    clients_of,
-    hops,
-)
+from xds.mesh.policy.hops import Clients, Hop, Target, all_targets, clients_of, hops
 from xds.mesh.policy.plan import HopChange
-from xds.mesh.policy.plan_text import summary
+from xds.mesh.policy.plan_text import format_outside_client, summary
 from xds.mesh.policy.reach import Answer, Outcome, Result
 from xds.mesh.policy.remedy import change_remedy
 from xds.mesh.sources.files import Folder
@@ -73,14 +66,14 @@ def reach(
         target for target in _targets(mesh, request.service) if request.namespace in ("", target[0].namespace)
     ]
     found = hops(mesh, clients, targets) if clients else ()
-    outside_by_port = outside_clients(mesh)
+    outside_by_port = {} if request.client else outside_clients(mesh)
     messages = lru_cache(maxsize=1024)(clients_messages)  # Many hops have the same clients.
     by_target = groupby(found, key=lambda hop: (hop.service.namespace, hop.service.name, hop.port.port))
     for checked, (_, group) in enumerate(by_target, 1):
         hops_of_target = list(group)
         service, port = hops_of_target[0].service, hops_of_target[0].port
         callers = outside_by_port.get(((service.namespace, service.name), port.port), ())
-        outside = [*_outside(mesh, () if request.client else callers, (service, port))]
+        outside = [*_outside(mesh, callers, (service, port))]
         for response in _responses(hops_of_target, outside, request, messages, observed):
             response.checked, response.total, response.client_pods = checked, len(targets), len(clients)
             yield response
@@ -116,13 +109,13 @@ def _responses(
         ]
         for client, hop in outside:
             group = _hop(hop, (), observed, endpoint_names=request.endpoint_names)
-            group.outside = _outside_name(client)
+            group.outside = format_outside_client(client.traffic, client.source)
             groups.append(group)
         yield pb.ReachResponse(hops=groups, fails=fails)
         return
     results = (_result(outcome, observed) for hop in chosen for outcome in hop.outcomes())
     from_outside = (
-        _result(outcome, observed, _outside_name(client))
+        _result(outcome, observed, format_outside_client(client.traffic, client.source))
         for client, hop in outside
         for outcome in hop.outcomes()
     )
@@ -173,10 +166,6 @@ def _hop(
         endpoint_names=map(endpoint_message, hop.endpoints) if endpoint_names else (),
         observed=observed.of_clients(hop.clients, hop.service, hop.port) if observed else None,
     )
-
-
-def _outside_name(client: OutsideClient) -> str:
-    return f"{client.traffic} ({client.source})"
 
 
 def _result(outcome: Outcome, observed: HopTraffic | None, outside: str = "") -> pb.ConnectionResult:

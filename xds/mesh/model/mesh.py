@@ -377,6 +377,11 @@ class Mesh:
         for namespace in sorted(self._all):
             yield from self._all[namespace].pods.values()
 
+    def callers(self) -> Iterator[Caller]:
+        """Yield every object that proves calls from outside the mesh, by namespace."""
+        for namespace in sorted(self._all):
+            yield from self._all[namespace].callers
+
     def pod(self, namespace: str, name: str) -> Pod | None:
         """Return a pod by name, or None."""
         return self._all.get(namespace, NOTHING).pods.get(name)

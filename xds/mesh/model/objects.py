@@ -533,6 +533,10 @@ class Caller(Object):
     calls: tuple[Call, ...]
     """What it connects to."""
 
+    def is_certain_in(self, namespace: str) -> bool:
+        """Whether it proves calls to a namespace for certain. Others may select its pods by mistake."""
+        return self.traffic.is_certain and self.namespace in ("", namespace)
+
 
 Fact: TypeAlias = (
     Namespace

@@ -157,16 +157,11 @@ def call_steps(mesh: Mesh) -> Steps[Calls]:
             yield
             distinct.update(dict.fromkeys(_service_traffic(mesh, service)))
         services = _ServicesByLabel(mesh)
-        for caller in (caller for name in mesh.namespaces() for caller in mesh.in_namespace(name).callers):
-            for call in caller.calls:
-                for namespace in call.namespaces or mesh.namespaces():
-                    yield
-                    for pod, port in _called(mesh, services, call, namespace):
-                        # Others may select pods of this namespace by mistake.
-                        is_own = caller.namespace in ("", pod.namespace)
-                        is_certain = is_own and caller.traffic.is_certain
-                        traffic = DirectTraffic(port, caller.traffic, caller.ref, is_certain)
-                        distinct[pod.ref, traffic] = None
+        for caller, call, namespace in _calls(mesh):
+            yield
+            for pod, port in _called(mesh, services, call, namespace):
+                is_certain = caller.is_certain_in(pod.namespace)
+                distinct[pod.ref, DirectTraffic(port, caller.traffic, caller.ref, is_certain)] = None
         found = {}
         for ref, traffic in distinct:
             found.setdefault(ref, []).append(traffic)
@@ -197,13 +192,10 @@ def outside_clients(mesh: Mesh) -> Mapping[tuple[ServiceKey, int], Collection[Ou
         kinds += [Traffic.PROMETHEUS_SCRAPE] if service.meta.annotations.get(SCRAPE) == "true" else []
         for traffic in kinds:
             _add_client(found, service, service.ports, OutsideClient(traffic, service.ref, is_certain=True))
-    for caller in (caller for name in mesh.namespaces() for caller in mesh.in_namespace(name).callers):
-        for call in caller.calls:
-            for namespace in () if call.selects_pods else call.namespaces or mesh.namespaces():
-                is_certain = caller.traffic.is_certain and caller.namespace in ("", namespace)
-                client = OutsideClient(caller.traffic, caller.ref, is_certain)
-                for service, ports in _called_services(mesh, services, call, namespace):
-                    _add_client(found, service, ports, client)
+    for caller, call, namespace in _calls(mesh):
+        client = OutsideClient(caller.traffic, caller.ref, caller.is_certain_in(namespace))
+        for service, ports in () if call.selects_pods else _called_services(mesh, services, call, namespace):
+            _add_client(found, service, ports, client)
     mesh.lasting[outside_clients] = found
     return found
 
@@ -225,7 +217,7 @@ def calls_to_unknown_pods(mesh: Mesh, namespaces: Collection[str] | None) -> Ite
         mesh: the facts.
         namespaces: namespaces of the Services; None for all.
     """
-    for caller in (caller for name in mesh.namespaces() for caller in mesh.in_namespace(name).callers):
+    for caller in mesh.callers():
         called = ((namespace, call.service) for call in caller.calls for namespace in call.namespaces)
         for namespace, name in dict.fromkeys(called):
             if not name or (namespaces is not None and namespace not in namespaces):
@@ -233,6 +225,13 @@ def calls_to_unknown_pods(mesh: Mesh, namespaces: Collection[str] | None) -> Ite
             service = mesh.service(namespace, name)
             if service is None or not any(_endpoints(mesh, service, service.ports)):
                 yield caller, Ref("Service", namespace, name)
+
+
+def _calls(mesh: Mesh) -> Iterator[tuple[Caller, Call, str]]:
+    """Yield the calls of all `Caller` objects, once for each namespace that they concern."""
+    for caller in mesh.callers():
+        for call in caller.calls:
+            yield from ((caller, call, namespace) for namespace in call.namespaces or mesh.namespaces())
 
 
 def _service_traffic(mesh: Mesh, service: Service) -> Iterator[tuple[Ref, DirectTraffic]]:

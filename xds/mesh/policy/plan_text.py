@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from xds.mesh.model.objects import Ref, Traffic
 from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hop_text import format_clients, format_target
 from xds.mesh.policy.plan import Effect, HopChange, Plan
@@ -29,9 +30,9 @@ def format_pod_port(refusal: Refusal) -> str:
     return f"port {refusal.port} of {format_clients(refusal.clients)}"
 
 
-def format_traffic(refusal: Refusal) -> str:
-    """Return refused traffic as `TRAFFIC (KIND NAMESPACE/NAME)`, with the object that proves it, if any."""
-    return f"{refusal.traffic} ({refusal.source})" if refusal.source else str(refusal.traffic)
+def format_outside_client(traffic: Traffic, source: Ref | None) -> str:
+    """Return a client outside the mesh as `TRAFFIC (KIND NAMESPACE/NAME)`, with the object that proves it."""
+    return f"{traffic} ({source})" if source else str(traffic)
 
 
 def _hop_sentence(change: HopChange) -> str:
@@ -46,4 +47,5 @@ def _hop_sentence(change: HopChange) -> str:
 def _refusal_sentence(refusal: Refusal) -> str:
     why = f"{Failure.SERVER_REQUIRES_MTLS} ({refusal.decided_by})"
     target = format_pod_port(refusal)
-    return f"{format_traffic(refusal)} -> {target} would fail: {why}; {refusal_remedy(refusal)}"
+    client = format_outside_client(refusal.traffic, refusal.source)
+    return f"{client} -> {target} would fail: {why}; {refusal_remedy(refusal)}"
