@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Self
 
 import pytest
@@ -44,9 +44,10 @@ PATIENT = 30
 """Seconds for which listeners drain: longer than any request takes on a slow machine."""
 
 
-def clock() -> str:
-    """Return the time in the format of the control plane's log."""
-    return f"{datetime.now(UTC):%H:%M:%S.%f}"[:-3]
+def clock(moment: float | None = None) -> str:
+    """Return the current time, or a moment of `time.monotonic()`, in the format of the control plane's log."""
+    ago = timedelta(seconds=time.monotonic() - moment) if moment else timedelta()
+    return f"{datetime.now(UTC) - ago:%H:%M:%S.%f}"[:-3]
 
 
 @dataclass
@@ -154,7 +155,11 @@ class Pods:
         failed: Counter[str] = Counter()
         for load in self.loads:
             for sent in load.failures:
-                failed[f"{load.url}: {sent.answer.code} {sent.answer.error or sent.answer.text}"] += 1
+                lived = sent.ended - sent.began
+                failed[
+                    f"{clock(sent.ended)} {load.url} after {lived:.3f} s: "
+                    f"{sent.answer.code} {sent.answer.error or sent.answer.text}"
+                ] += 1
         for lines in self.lines:
             failed.update(lines.failures)
         return sum(len(load.sent) for load in self.loads) + sum(line.asked for line in self.lines), failed
