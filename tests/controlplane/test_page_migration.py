@@ -21,12 +21,15 @@ FACTS = (
 )
 
 
-async def table(world, breaks=None, traffic=None):
+async def table(world, breaks=None, traffic=None, away=()):
     if breaks is None:
         async for found in compute_breaks(world):
             breaks = found
     observed = ObservedTraffic(traffic, world)
-    return {(row["namespace"], row["workload"]): row for row in await rows(world, breaks, observed)}
+    connected = {(pod.namespace, pod.name) for pod in world.pods() if pod.has_sidecar} - {*away}
+    return {
+        (row["namespace"], row["workload"]): row for row in await rows(world, breaks, observed, connected)
+    }
 
 
 async def test_rows_name_who_would_break():
@@ -88,6 +91,26 @@ async def test_refused_plaintext_of_an_unlocked_workload_blocks_strict():
     assert row["verdict"]["answer"] == "unsure"
     row = (await table(world.apply(Change(applied=(peer("a", "STRICT"),))), traffic=traffic))["a", "web"]
     assert row["verdict"]["text"].endswith("They refused plaintext from b/old.")
+
+
+async def test_nothing_is_done_or_ready_while_sidecars_are_not_connected():
+    """What such a sidecar accepts is not known: it may never have been configured."""
+    away = [("a", "db")]
+    locked = mesh(pod("web", "a"), pod("db", "a"), service("web", "a", HTTP), peer("a", mode="STRICT"))
+    for world in (locked, mesh(pod("web", "a"), pod("db", "a"), service("web", "a", HTTP))):
+        row = (await table(world, away=away))["a", ""]
+        assert (row["sidecars"], row["connected"]) == (2, 1)
+        why = "1 of 2 sidecars is not connected to the control plane"
+        assert (row["stage"], row["nextStep"]) == ("disconnected", f"Find out why {why} (xds status)")
+        text = f"It is not known whether a is locked, or can be: {why}."
+        assert row["verdict"] == {"answer": "unsure", "text": text}
+    found = await table(locked, away=away)
+    assert {key: row["strict"] for key, row in found.items()} == {
+        ("a", ""): 1,
+        ("a", "db"): 0,
+        ("a", "web"): 1,
+    }
+    assert (found["a", "web"]["stage"], found["a", "db"]["stage"]) == ("done", "disconnected")
 
 
 async def test_verdict_says_whether_a_namespace_can_be_locked():

@@ -9,12 +9,16 @@ import pytest
 
 from tests.controlplane.sidecar import Sidecar
 from tests.controlplane.world import AUTHORITY, NOW, pod, running, service
+from tests.policy.world import rule
+from tests.support.waiting import eventually
 from xds.mesh.controlplane import running_problems
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.running_problems import RunningProblems
 from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
+from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Ref
+from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
 from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.sync import ReplicaSync
@@ -25,9 +29,10 @@ from xds.snapshot import SECRET
 class Watched:
     """The problems of a controller, and what was recorded about them."""
 
-    def __init__(self, controller: Controller) -> None:
+    def __init__(self, controller: Controller, traffic: Traffic | None = None) -> None:
         self.updates: list[SourceUpdate] = []
-        self.watcher = RunningProblems(controller, self.updates.append)
+        traffic = traffic or Traffic()
+        self.watcher = RunningProblems(controller, lambda: traffic, self.updates.append)
 
     async def check(self, now=NOW) -> list[str]:
         await self.watcher.check(now)
@@ -131,3 +136,39 @@ async def test_replicas_that_do_not_hear_of_each_other_are_reported():
     alone, behind = await watched.check()
     assert "follows its own plan" in alone
     assert "DestinationRule that this replica has not read" in behind
+
+
+def _failed(traffic: Traffic, client: Client, *, port: int = 80, seen: float) -> None:
+    key = EdgeKey(client, Target("shop", "web", port), TrafficMode.PLAINTEXT)
+    traffic.add(key, Reporter.CLIENT, ("shop", "web"), requests=6, failed=6, now=seen)
+
+
+async def test_requests_that_policies_make_fail_are_reported(monkeypatch):
+    monkeypatch.setattr(running_problems, "MAX_FAILING", 1)
+    traffic, seen = Traffic(), NOW.timestamp()
+    _failed(traffic, Client("shop", "frontend"), seen=seen)
+    _failed(traffic, Client("shop", "web"), seen=seen)
+    # Not reported: an address outside the mesh, an account without pods, and a port that no longer exists.
+    _failed(traffic, Client("", "10.0.0.9"), seen=seen)
+    _failed(traffic, Client("shop", "gone"), seen=seen)
+    _failed(traffic, Client("shop", "frontend"), port=81, seen=seen)
+    plaintext = rule("shop", "web.shop.svc.cluster.local", "DISABLE")
+    strict = PeerAuthentication(meta=Meta(ref=Ref("PeerAuthentication", "shop", "strict")), mode=Mode.STRICT)
+    frontend = pod("frontend", account="frontend")
+    facts = (pod("web"), frontend, service("web"), plaintext, strict)
+    async with running(*facts) as controller:
+        watched = Watched(controller, traffic)
+        (problem,) = await watched.check()
+        assert problem == (
+            "Service shop/web: requests of shop/frontend to port 80 fail: "
+            "the client sends plaintext, but the server accepts mutual TLS only"
+        )
+        assert watched.watcher.problems[0].hint == "see xds explain frontend.shop web.shop:80"
+        # Five minutes without a failed request, or policies that allow them.
+        later = NOW + timedelta(minutes=6)
+        assert await watched.check(later) == []
+        _failed(traffic, Client("shop", "frontend"), seen=later.timestamp())
+        assert await watched.check(later) == [problem]
+        controller.change(Change(removed=(plaintext.ref,)))
+        await eventually(lambda: controller.mesh.get(plaintext.ref) is None)
+        assert await watched.check(later) == []

@@ -118,6 +118,8 @@ def test_access_logs_name_plaintext_and_refused_clients():
         ("sleep.legacy", "httpbin.full:90", "refused", 1),
         ("192.0.2.1", "httpbin.full:80", "plaintext", 1),
     }
+    failed = {edge.failed_in_hour(NOON) for key, edge in world.traffic.edges() if key.mode.value == "refused"}
+    assert failed == {1}, "a refused connection is a failed one"
 
 
 def test_connection_is_counted_once_from_its_start():

@@ -94,10 +94,10 @@ def write_ca(folder: Path, *, days: int, age: int) -> Path:
 
 
 @contextmanager
-def connected_sidecar(port: int) -> Iterator[None]:
+def connected_sidecar(port: int, node_id: str = NODE_ID) -> Iterator[None]:
     """Keep the stream of a sidecar open that has received its clusters, and has not ACKed them."""
     requests = queue.Queue[bytes | None]()
-    requests.put(bytes(DiscoveryRequest(node=Node(id=NODE_ID, user_agent_name="envoy"), type_url=CLUSTER)))
+    requests.put(bytes(DiscoveryRequest(node=Node(id=node_id, user_agent_name="envoy"), type_url=CLUSTER)))
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.stream_stream(_ADS)(iter(requests.get, None), timeout=600)
         try:

@@ -21,6 +21,7 @@ from tests.page.meshes import (
     write_ca,
 )
 
+HTTPBIN = "sidecar~127.10.1.1~httpbin.full~full.svc.cluster.local"
 VIEWS = ("map", "migration", "rollouts", "proxies", "problems")
 MORE_ROUTES = (
     "map?client=sleep.full&service=httpbin.full",
@@ -205,8 +206,7 @@ def test_connections_are_a_list_on_a_narrow_screen(page, server):
 def test_accepted_and_refused_plaintext_are_apart(page, own_server):
     """The client 127.10.3.2 is sleep.legacy; 127.0.0.1 is no pod."""
     clients = [("127.10.3.2", 8080, False), ("127.10.3.2", 8080, True), ("127.0.0.1", 8080, True)]
-    node = "sidecar~127.10.1.1~httpbin.full~full.svc.cluster.local"
-    report_connections(own_server.process.xds, node, clients)
+    report_connections(own_server.process.xds, HTTPBIN, clients)
     open_view(page, own_server, "migration?namespace=full")
     page.wait_for_selector("td .clients")
     accepted, refused = (
@@ -283,13 +283,17 @@ def test_migration_says_how_much_was_observed(page, server, tmp_path):
         assert "not observed" in page.locator("tr", has=page.locator("[data-key='toggle full']")).inner_text()
 
 
-def test_migration_is_done_when_all_is_strict(page, own_server):
+def test_migration_is_done_when_all_is_strict_and_connected(page, own_server):
     open_view(page, own_server, "migration")
     (own_server.folder / "strict.yaml").write_text(STRICT)
-    page.wait_for_selector(".headline >> text=33 % of 6 pods")
     row = page.locator("tr", has=page.locator("[data-key='toggle full']"))
-    assert "Done" in row.inner_text()
-    assert "PeerAuthentication full/default" in row.inner_text()
+    row.locator("text=PeerAuthentication full/default").wait_for()
+    assert "0 % of 6 pods" in page.inner_text(".headline")
+    assert "Find out why 2 of 2 sidecars are not connected to the control plane" in row.inner_text()
+    port = own_server.process.xds
+    with connected_sidecar(port), connected_sidecar(port, HTTPBIN):
+        page.wait_for_selector(".headline >> text=33 % of 6 pods")
+        assert "Done" in row.inner_text()
 
 
 def test_proxies_have_the_words_of_xds_status(page, server):
@@ -380,7 +384,7 @@ def test_page_reconnects(page, own_server):
     own_server.process.start()
     page.wait_for_selector("#connection.live")
     page.wait_for_selector("#banner", state="hidden")
-    page.wait_for_selector("td >> text=Done:")
+    page.wait_for_selector("td >> text=PeerAuthentication full/default")
 
 
 def test_failed_load_is_repeated(page, server):

@@ -153,6 +153,15 @@ async def test_refused_client_is_named(mesh):
 
     await eventually(is_counted, timeout=WITHIN, every=0.5)
     assert ("cron.legacy", "web.strict:80", "REFUSED") in await observed(mesh, "--plaintext")
+    address = f"--xds-address={mesh.plane.address}"
+    explained = await xds("explain", "outsider.legacy", "web.strict", address, may_be_no=True)
+    assert re.search(r"refused from legacy/cron, last [0-9ms]+ ago, 3 failed in the last hour", explained)
+
+    async def is_a_problem() -> bool:
+        found = await xds("problems", address, may_be_no=True)
+        return "requests of legacy/cron to port 80 fail: the client sends plaintext" in found
+
+    await eventually(is_a_problem, timeout=WITHIN, every=0.5)
 
 
 async def test_open_plaintext_connection_is_observed_before_it_ends(mesh):

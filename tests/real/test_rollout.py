@@ -45,7 +45,7 @@ PATIENT = 30
 
 
 def clock(moment: float | None = None) -> str:
-    """Return the current time, or a moment of `time.monotonic()`, in the format of the control plane's log."""
+    """Return the time, or a moment of `time.monotonic()`, in the format of the control plane's log."""
     ago = timedelta(seconds=time.monotonic() - moment) if moment else timedelta()
     return f"{datetime.now(UTC) - ago:%H:%M:%S.%f}"[:-3]
 

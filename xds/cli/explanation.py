@@ -87,7 +87,8 @@ def _observed(explanation: pb.Explanation, port: int) -> Iterator[str]:
         if edge.port == port:
             last_seen = since(edge.last_seen.ToDatetime(), explanation.time)
             account = f"{edge.client_namespace}/{edge.client}"
-            yield f"{format_traffic(edge)} from {account}, last {last_seen} ago"
+            failed = f", {edge.failed_per_hour:,} failed in the last hour" if edge.failed_per_hour else ""
+            yield f"{format_traffic(edge)} from {account}, last {last_seen} ago{failed}"
 
 
 def format_traffic(traffic: traffic_pb2.TrafficEdge | pb.ModeTraffic) -> str:

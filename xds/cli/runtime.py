@@ -301,7 +301,6 @@ class ControlPlane:
     ) -> None:
         controller, listeners = components.controller, components.listeners
         self._effects = components.effects
-        self._running = RunningProblems(controller, self._record_problems)
         self._metrics = Metrics(
             controller, lambda: self.problems, self._source.stale_seconds, lambda: self._source.unenforced
         )
@@ -320,6 +319,7 @@ class ControlPlane:
         replica_traffic = ReplicaTraffic(
             reports, peers.access if peers else None, own_connected=lambda: controller.connections.streams
         )
+        self._running = RunningProblems(controller, lambda: replica_traffic.merged, self._record_problems)
         self._metrics.register(TrafficMetrics(reports))
         traffic = TrafficService(controller, replica_traffic)
         rollouts, policies = RolloutsService(controller), PoliciesService(controller, traffic)

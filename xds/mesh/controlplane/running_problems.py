@@ -1,4 +1,4 @@
-"""Problems of the running mesh: refused resources, expiring certificates, and replicas without contact.
+"""Problems of the running mesh: expiring certificates, replicas without contact, and requests that fail.
 
 Problems of objects come from their source (`xds.mesh.sources`) and from `effects.py`.
 """
@@ -12,7 +12,12 @@ from datetime import UTC, datetime, timedelta
 from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.identity import CERTIFICATE
+from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, Problem
+from xds.mesh.observe.edges import Client, Observed, Target
+from xds.mesh.policy.explain import explanations
+from xds.mesh.policy.hops import hops
+from xds.mesh.policy.reach import Result
 from xds.mesh.sources.report import SourceUpdate, identity
 from xds.protocol.status import State
 from xds.server import Subscriber
@@ -26,6 +31,8 @@ UNACKED_TIME = 60.0
 """Seconds after which a certificate that a sidecar has not ACKed is a problem."""
 MAX_SIDECARS = 100
 """Maximum number of sidecars whose problems are reported one by one."""
+MAX_FAILING = 100
+"""Maximum number of pairs of a client and a service port whose failing requests are reported."""
 
 _LOGS = "see the log of this replica"
 
@@ -35,11 +42,17 @@ class RunningProblems:
 
     Args:
         controller: the controller.
+        traffic: returns the observed traffic.
         record: called with the problems that are new and those that are solved.
     """
 
-    def __init__(self, controller: Controller, record: Callable[[SourceUpdate], None]) -> None:
-        self._controller, self._record = controller, record
+    def __init__(
+        self,
+        controller: Controller,
+        traffic: Callable[[], Observed],
+        record: Callable[[SourceUpdate], None],
+    ) -> None:
+        self._controller, self._traffic, self._record = controller, traffic, record
         self._since: dict[tuple[object, ...], float] = {}
         """When each problem was first found, in seconds of the event loop's clock."""
         self.problems: tuple[Problem, ...] = ()
@@ -61,6 +74,7 @@ class RunningProblems:
         found = [
             *_authority_problems(self._controller, now),
             *await self._sidecar_problems(now),
+            *await self._traffic_problems(now),
             *_replica_problems(self._controller, self._clock()),
         ]
         self._since = {identity(each): self._since.get(identity(each), self._clock()) for each in found}
@@ -90,6 +104,50 @@ class RunningProblems:
         if count > MAX_SIDECARS:
             problems.append(Problem(where="sidecars", what="further sidecars have such certificates"))
         return problems
+
+    async def _traffic_problems(self, now: datetime) -> list[Problem]:
+        """Return the observed requests of pods that fail because of the policies."""
+        checkpoint = Checkpoint()
+        failing: dict[tuple[Client, Target], None] = {}
+        for key, edge in self._traffic().edges():
+            await checkpoint()
+            if key.client.namespace and edge.has_failed(now.timestamp()):
+                failing[key.client, key.target] = None
+        mesh = self._controller.mesh
+        problems: list[Problem] = []
+        for client, target in failing:
+            await checkpoint()
+            if len(problems) < MAX_FAILING and (found := _failing(mesh, client, target)):
+                problems.append(found)
+        return problems
+
+
+def _failing(mesh: Mesh, client: Client, target: Target) -> Problem | None:
+    """Return why requests of a service account to a service port fail; None if policies allow them."""
+    service = mesh.service(target.namespace, target.name)
+    ports = [port for port in service.ports if port.port == target.port] if service else []
+    if service is None or not ports:
+        return None
+    senders = [
+        pod
+        for pod in mesh.in_namespace(client.namespace).pods.values()
+        if pod.service_account == client.name and not pod.ended
+    ]
+    hop = next(hops(mesh, senders, [(service, ports[0])]), None)  # Failing hops come first.
+    if hop is None or hop.answer.result is not Result.FAILS:
+        return None
+    pod = next(iter(hop.clients[0].pods))
+    why = next(
+        explanation.why
+        for explanation, _ in explanations(mesh, pod, service, ports)
+        if explanation.result is Result.FAILS
+    )
+    return Problem(
+        where=str(service.ref),
+        what=f"requests of {client.namespace}/{client.name} to port {target.port} fail: {why}",
+        hint=f"see xds explain {pod.name}.{pod.namespace} {service.name}.{service.namespace}:{target.port}",
+        subject=str(service.ref),
+    )
 
 
 SIGNER_NOTICE = timedelta(days=30)

@@ -18,7 +18,7 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.observation import ObservedTraffic, timestamp
 from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
 from xds.mesh.model.objects import Pod, Service
-from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Observed
+from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Observed, PodName
 from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.replica_codec import MODES
 from xds.mesh.observe.strict import SeenTraffic
@@ -45,6 +45,11 @@ class TrafficService:
         self._replicas = replicas
         self.traffic: Observed = replicas.merged
         """The observed traffic of all replicas."""
+
+    @property
+    def connected(self) -> frozenset[PodName]:
+        """The pods whose sidecars are connected to any replica."""
+        return self._replicas.connected
 
     def summary(self, now: float) -> pb.ListTrafficResponse:
         """Return a response without edges: what is known about the observation at a Unix time."""

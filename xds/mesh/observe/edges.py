@@ -181,6 +181,10 @@ class Edge:
         """Return the failed requests of the last hour."""
         return self._failed.hour(now) if self._failed else 0
 
+    def has_failed(self, now: float) -> bool:
+        """Whether requests of the last RATE_MINUTES have failed."""
+        return self._failed is not None and any(self._failed.minutes(now)[-RATE_MINUTES:])
+
     def rate(self, now: float) -> float:
         """Return the requests per minute, averaged over RATE_MINUTES or the age of a younger edge."""
         minutes = min(max((now - self.first_seen) / 60, 1.0), RATE_MINUTES)

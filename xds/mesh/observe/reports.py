@@ -90,7 +90,8 @@ class ReportReader:
                 continue
             mode = TrafficMode.REFUSED if is_refused else TrafficMode.PLAINTEXT
             edge = EdgeKey(client, target_of(mesh, pod, port), mode)
-            self._add(edge, Reporter.SERVER, pod, requests=requests, now=now)
+            failed = requests if is_refused else 0
+            self._add(edge, Reporter.SERVER, pod, requests=requests, failed=failed, now=now)
 
     def _read_cluster(self, mesh: Mesh, pod: Pod, name: str, localities: Iterable[Any], now: float) -> None:
         found = destination(mesh, name)

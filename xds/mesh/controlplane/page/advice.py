@@ -51,6 +51,8 @@ def verdict(row: Mapping[str, Any], breaks: Sequence[Break] | None) -> Verdict:
         return Verdict("checking", f"Checking what would break if {name} were locked.")
     if sure := _clients(breaks, Effect.BREAKS):
         return Verdict("no", f"{name} cannot be locked: {_list(sure)} would break.")
+    if away := _disconnected(row):
+        return Verdict("unsure", f"It is not known whether {name} is locked, or can be: {away}.")
     if possible := _clients(breaks, Effect.MAY_BREAK):
         return Verdict("unsure", f"{name} may not be safe to lock: {_list(possible)} may break.")
     if senders := _senders(row):
@@ -60,6 +62,13 @@ def verdict(row: Mapping[str, Any], breaks: Sequence[Break] | None) -> Verdict:
         rest = f"{missing} of {row['pods']} pods {'has' if missing == 1 else 'have'} no sidecar"
         return Verdict("yes", f"{name} can be locked in part: {rest}, and no known client would break.")
     return Verdict("yes", f"{name} can be locked: no known client would break.")
+
+
+def _disconnected(row: Mapping[str, Any]) -> str:
+    """Return that sidecars are not connected; empty if all are."""
+    away = row["sidecars"] - row["connected"]
+    verb = "is" if away == 1 else "are"
+    return f"{away} of {row['sidecars']} sidecars {verb} not connected to the control plane" if away else ""
 
 
 def _refused(row: Mapping[str, Any]) -> str:
@@ -86,7 +95,9 @@ def _senders(row: Mapping[str, Any]) -> list[str]:
 def next_step(
     row: Mapping[str, Any], without: Sequence[str], breaks: Sequence[Break] | None
 ) -> tuple[str, str]:
-    """Return the stage of a row (sidecars, checking, blocked, ready or done), and what to do next.
+    """Return the stage of a row, and what to do next.
+
+    The stages are sidecars, checking, blocked, disconnected, ready and done.
 
     Args:
         row: the row, without them.
@@ -105,6 +116,8 @@ def next_step(
         only_refused = all(seen["mode"] == TrafficMode.REFUSED for seen in row["observed"])
         what = "sent plaintext that was refused" if only_refused else "sends plaintext"
         return "blocked", f"Find out who {what}: {join_names(_senders(row), MAX_NAMES)}"
+    if not breaks and (away := _disconnected(row)):
+        return "disconnected", f"Find out why {away} (xds status)"
     if not breaks:
         how = "" if row["workload"] else f" (xds lock {row['namespace']})"
         return "ready", f"Set STRICT{how}: no known connection would break"

@@ -234,7 +234,7 @@ class Page:
         observation = _as_dict(backend.traffic.summary(time.time()))
         del observation["edges"]
         return {
-            "rows": await migration.rows(mesh, breaks or {}, self._observed()),
+            "rows": await migration.rows(mesh, breaks or {}, self._observed(), backend.traffic.connected),
             "observation": observation,
         }
 
@@ -253,7 +253,12 @@ class Page:
         observed = time.monotonic() // OBSERVED_INTERVAL if backend.traffic.traffic else 0
         return {
             "map": await self._map_state(observed),
-            "migration": (self._breaks.version, id(controller.mesh), observed),
+            "migration": (
+                self._breaks.version,
+                id(controller.mesh),
+                observed,
+                hash(backend.traffic.connected),
+            ),
             "problems": tuple(backend.found_problems()),
             "proxies": await _proxies_state(backend),
             "rollouts": _rollouts_state(controller.rollouts),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,6 +17,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Pod, Ref
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
+from xds.mesh.observe.edges import PodName
 from xds.mesh.observe.workloads import pod_target
 from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hops import Clients, clients_of
@@ -40,7 +41,9 @@ class Modes(NamedTuple):
     counts: Mapping[Mode, int]
     """Number of pods by mode. A pod whose ports have several modes counts for each of them."""
     strict: int
-    """Number of pods whose ports are all STRICT."""
+    """Number of pods whose sidecars are connected, and whose ports are all STRICT."""
+    connected: int
+    """Number of pods whose sidecars are connected."""
     decided_by: tuple[Ref, ...]
     """Objects that decided."""
 
@@ -65,19 +68,21 @@ async def compute_breaks(mesh: Mesh) -> AsyncIterator[Breaks]:
     yield breaks
 
 
-def _modes(mesh: Mesh, pods: Iterable[Pod]) -> Modes:
+def _modes(mesh: Mesh, pods: Iterable[Pod], connected: Collection[PodName]) -> Modes:
     counts: Counter[Mode] = Counter()
     deciders: dict[Ref, None] = {}
-    strict = 0
+    strict = connected_count = 0
     for pod in pods:
         if pod.has_sidecar:
+            is_connected = (pod.namespace, pod.name) in connected
+            connected_count += is_connected
             ports = {exposure.target for exposure in mesh.exposures(pod)} or {_OTHER_PORTS}
             decisions = [served_mode(mesh, pod, port) for port in sorted(ports)]
             deciders |= dict.fromkeys(decision.decided_by for decision in decisions)
             modes = {decision.mode for decision in decisions}
             counts.update(modes)
-            strict += modes == {Mode.STRICT}
-    return Modes(counts, strict, tuple(deciders))
+            strict += is_connected and modes == {Mode.STRICT}
+    return Modes(counts, strict, connected_count, tuple(deciders))
 
 
 # --- what STRICT would stop ---------------------------------------------------------------------------------
@@ -143,12 +148,21 @@ def _names(clients: Iterable[Clients]) -> tuple[str, ...]:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-async def rows(mesh: Mesh, breaks: Breaks, observed: ObservedTraffic) -> list[dict[str, Any]]:
-    """Return a row for each namespace, followed by those of its workloads, as JSON values."""
+async def rows(
+    mesh: Mesh, breaks: Breaks, observed: ObservedTraffic, connected: Collection[PodName]
+) -> list[dict[str, Any]]:
+    """Return a row for each namespace, followed by those of its workloads, as JSON values.
+
+    Args:
+        mesh: the facts.
+        breaks: what STRICT would stop.
+        observed: the observed traffic.
+        connected: the pods whose sidecars are connected to a control plane.
+    """
     checkpoint = Checkpoint()
     by_namespace: dict[str, dict[Workload, Modes]] = {}
     for workload in workloads_of(clients_of(mesh)).values():
-        by_namespace.setdefault(workload.namespace, {})[workload] = _modes(mesh, workload.pods)
+        by_namespace.setdefault(workload.namespace, {})[workload] = _modes(mesh, workload.pods, connected)
         await checkpoint()
     found = []
     for namespace, workloads in by_namespace.items():
@@ -177,6 +191,7 @@ def _row(
         "workload": key[1],
         "pods": sum(len(workload.pods) for workload in workloads),
         "sidecars": sum(workload.sidecars for workload in workloads),
+        "connected": sum(found.connected for found in workloads.values()),
         "strict": sum(found.strict for found in workloads.values()),
         "modes": {str(mode): counts[mode] for mode in Mode if counts[mode]},
         "decidedBy": [{**ref._asdict(), "place": _place(mesh, ref)} for ref in refs],

@@ -17,6 +17,7 @@ const STAGES = {
   ready: ["good", "ready for STRICT"],
   blocked: ["bad", "STRICT would break"],
   sidecars: ["warn", "needs sidecars"],
+  disconnected: ["warn", "sidecars not connected"],
   checking: ["wait", "checking"],
 };
 
@@ -69,12 +70,14 @@ function progress(rows) {
   const sum = (name) => rows.reduce((total, row) => total + row[name], 0);
   const pods = sum("pods");
   const strict = sum("strict");
-  const permissive = sum("sidecars") - strict;
+  const permissive = sum("connected") - strict;
+  const away = sum("sidecars") - sum("connected");
   const percent = pods ? Math.floor((100 * strict) / pods) : 0;
   const parts = [
     ["strict", strict, "mutual TLS only"],
     ["sidecar", permissive, "sidecar, still accepts plaintext"],
-    ["plain", pods - strict - permissive, "no sidecar"],
+    ["away", away, "sidecar not connected"],
+    ["plain", pods - strict - permissive - away, "no sidecar"],
   ];
   return h(
     "section",
@@ -98,7 +101,7 @@ function bar(parts, total) {
 function columns(opened, showsAll, isObserved, remedies) {
   return [
     { title: "Name", cell: (row) => nameCell(row, opened, showsAll) },
-    { title: "Sidecars", cell: (row) => [h("span", { class: "fraction" }, `${row.sidecars} of ${row.pods}`), bar([["strict", row.strict], ["sidecar", row.sidecars - row.strict], ["plain", row.pods - row.sidecars]], row.pods)] },
+    { title: "Sidecars", cell: (row) => [h("span", { class: "fraction" }, `${row.sidecars} of ${row.pods}`), bar([["strict", row.strict], ["sidecar", row.connected - row.strict], ["away", row.sidecars - row.connected], ["plain", row.pods - row.sidecars]], row.pods)] },
     { title: "Mode", cell: modeCell },
     { title: "Observed plaintext", cell: (row) => observedCell(row, isObserved) },
     { title: "STRICT would break", cell: (row) => breaksCell(row, remedies) },
