@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
 
+OUTSIDE = "workload/outside the mesh/clients"
 FACTS = (
     pod("web", "a"),
     pod("db", "a"),
@@ -112,6 +114,22 @@ async def test_large_mesh_is_closed_until_opened():
     assert len(nodes) == 33
 
 
+async def test_search_opens_the_namespaces_with_matches():
+    services = [service(f"s{number}", "a", HTTP) for number in range(31)]
+    world = mesh(pod("s0", "a"), pod("x", "b"), *services, service("y", "b", HTTP))
+    found = await view(world, search=" X b ")
+    assert {node["id"] for node in found["nodes"]} == {
+        "workloads/a",
+        "services/a",
+        "workload/b/x",
+        "service/b/y",
+    }
+    assert (found["matches"], (await view(world, search="nothing"))["matches"]) == (1, 0)
+    found = await view(world, search="s")
+    assert found["matches"] > 30
+    assert not any(box["open"] for box in found["namespaces"])
+
+
 @pytest.mark.parametrize(
     ("selection", "results_shown", "nodes"),
     [
@@ -149,6 +167,33 @@ async def test_observed_traffic_belongs_to_its_edge():
     assert observed["requestsPerMinute"] == {"plaintext": 5.0}
     assert 0 <= observed["secondsAgo"] < 60
     assert set(by_edge.values()) == {None}
+
+
+async def test_observed_client_outside_the_mesh_is_a_node():
+    traffic, address = Traffic(), Client("", "10.20.0.7")
+    for mode, requests in ((TrafficMode.PLAINTEXT, 5), (TrafficMode.REFUSED, 2)):
+        key = EdgeKey(address, Target("a", "web", 80), mode)
+        traffic.add(key, Reporter.SERVER, ("a", "web"), requests=requests, now=time.time())
+    port = EdgeKey(address, Target("a", "pod/db", 7070), TrafficMode.PLAINTEXT)
+    traffic.add(port, Reporter.SERVER, ("a", "db"), requests=1, now=time.time())
+    for world, result in ((mesh(*FACTS), "plaintext"), (mesh(*FACTS, peer("a", "STRICT")), "fails")):
+        # The node is visible although its "namespace" is no namespace that could be opened.
+        found = await view(world, ObservedTraffic(traffic, world), opened=frozenset({"b"}))
+        (edge,) = [edge for edge in found["edges"] if edge["from"] == OUTSIDE]
+        assert (edge["to"], edge["predicted"]["result"]) == ("service/a/web", result)
+        assert edge["observed"]["requestsPerMinute"] == {"plaintext": 5.0, "refused": 2.0}
+        assert edge["example"]["client"] == ""
+        assert found["allNamespaces"] == ["a", "b"]
+        assert [box["name"] for box in found["namespaces"]] == ["outside the mesh", "a", "b"]
+
+
+async def test_clients_outside_the_mesh_that_objects_prove_are_a_node():
+    published = replace(service("web", "a", HTTP), published=True)
+    found = await view(mesh(*FACTS, published))
+    assert results(found)[OUTSIDE, "service/a/web"] == "plaintext"
+    assert (OUTSIDE, "service/a/db") not in results(found)
+    found = await view(mesh(*FACTS, published), only=PROBLEMS)
+    assert OUTSIDE not in {node["id"] for node in found["nodes"]}
 
 
 async def test_empty_mesh_has_an_empty_map():

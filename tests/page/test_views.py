@@ -223,6 +223,10 @@ def test_accepted_and_refused_plaintext_are_apart(page, own_server):
     assert "plaintext refused" in text
     assert "Requests in each minute of the last hour: at most 1" in text
     assert "60 min ago" in text
+    outside = page.locator(EDGE.format("outside the mesh/clients", "full/httpbin"))
+    label = outside.get_attribute("aria-label")
+    assert label.startswith("clients outside the mesh to httpbin.full: plaintext (client has no sidecar)")
+    assert label.endswith("Observed: plaintext refused")
     label = page.get_attribute(EDGE.format("legacy/sleep", "full/httpbin"), "aria-label")
     assert label.endswith("Observed: plaintext accepted, plaintext refused")
     assert "plaintext refused" in page.text_content(
@@ -433,6 +437,14 @@ def test_large_mesh_is_collapsed_and_paged(page, tmp_path):
         open_view(page, server, "map")
         assert page.locator(".node").count() == 20
         assert page.locator(".namespace-title[aria-expanded=true]").count() == 0
+        page.fill("input[type=search]", "s24.ns7")
+        page.wait_for_selector('[data-key="service/ns7/s24"]:not(.dim)')
+        assert page.locator(".namespace-title[aria-expanded=true]").count() == 1
+        page.fill("input[type=search]", "s99")
+        page.wait_for_selector("text=Nothing matches the search")
+        page.fill("input[type=search]", "s2")
+        page.wait_for_selector("text=79 matches: type more to open their namespaces")
+        page.fill("input[type=search]", "")
         page.click('[data-key="namespace ns3"]')
         page.wait_for_selector('[data-key="service/ns3/s24"]')
         assert page.locator(".node").count() == 18 + 50

@@ -22,13 +22,13 @@ from xds.mesh.controlplane.observation import (
 )
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, host_port, pod_named, ports_named, unknown_name
-from xds.mesh.model.objects import POLICY_KINDS, Change, Meta, Pod, Problem, Ref
+from xds.mesh.model.objects import POLICY_KINDS, Change, Pod, Problem
 from xds.mesh.observe import strict
 from xds.mesh.policy import plan as policy
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
 from xds.mesh.policy.direct import OutsideClient, calls_to_unknown_pods, outside_clients, refusals
 from xds.mesh.policy.hop_text import format_target
-from xds.mesh.policy.hops import Clients, Hop, Target, all_targets, clients_of, hops
+from xds.mesh.policy.hops import OUTSIDE, Clients, Hop, Target, all_targets, clients_of, hops
 from xds.mesh.policy.plan import HopChange
 from xds.mesh.policy.plan_text import format_outside_client, summary
 from xds.mesh.policy.reach import Answer, Outcome, Result
@@ -43,10 +43,6 @@ MAX_UNKNOWN = 10
 """Maximum number of clients outside the mesh that a plan names because their servers are not known."""
 MAX_CHANGES = 20
 """Maximum number of changed hops of a response. Each names its clients, which can be thousands."""
-
-
-_OUTSIDE = Pod(meta=Meta(ref=Ref("Pod", "", "outside")))
-"""Stands for clients outside the mesh, which have no sidecar."""
 
 
 def reach(
@@ -86,7 +82,7 @@ def _outside(
 ) -> Iterator[tuple[OutsideClient, Hop]]:
     """Yield the hops of each client outside the mesh that calls a service port."""
     if clients:
-        found = list(hops(mesh, [_OUTSIDE], [target]))
+        found = list(hops(mesh, [OUTSIDE], [target]))
         yield from ((client, hop) for client in clients for hop in found)
 
 

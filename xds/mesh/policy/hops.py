@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.objects import Interception, Pod, Service, ServicePort
+from xds.mesh.model.objects import Interception, Meta, Pod, Ref, Service, ServicePort
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.destination import RuleKey, rule_key
 from xds.mesh.policy.reach import RANKS, Answer, Outcome, Server, answer_for, sender_of, server_of
@@ -73,6 +73,10 @@ class Hop:
                     reason=reason,
                     decided_by=decided_by,
                 )
+
+
+OUTSIDE = Pod(meta=Meta(ref=Ref("Pod", "", "outside")))
+"""Stands for clients outside the mesh, which have no sidecar."""
 
 
 def hops(

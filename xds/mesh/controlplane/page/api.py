@@ -322,7 +322,9 @@ def _selection(query: Mapping[str, str]) -> Selection:
     if not (width.isascii() and width.isdecimal() and len(width) <= 5):
         raise ValueError(f"width must be a number of pixels, not {truncate(width)!r}")
     opened = frozenset(filter(None, query.get("opened", "").split(",", MAX_OPENED)))
-    return Selection(int(width), opened, query.get("node", ""), query.get("namespace", ""), only)
+    return Selection(
+        int(width), opened, query.get("node", ""), query.get("namespace", ""), query.get("search", ""), only
+    )
 
 
 def _flag(query: Mapping[str, str], name: str) -> bool:

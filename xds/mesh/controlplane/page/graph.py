@@ -11,7 +11,8 @@ from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Service
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
-from xds.mesh.policy.hops import Clients, Hop, clients_of, hops
+from xds.mesh.policy.direct import outside_clients
+from xds.mesh.policy.hops import OUTSIDE, Clients, Hop, clients_of, hops
 from xds.mesh.policy.reach import Result
 
 
@@ -22,6 +23,11 @@ class Senders(NamedTuple):
     """The client pods."""
     examples: Mapping[WorkloadKey, str]
     """One of the clients of each workload, as POD.NAMESPACE."""
+
+
+OUTSIDE_KEY: WorkloadKey = ("outside the mesh", "clients")
+"""Stands for all clients that are no pods of the mesh. No namespace has this name."""
+_OUTSIDE_SENDERS = Senders((), {OUTSIDE_KEY: ""})
 
 
 class Prediction(NamedTuple):
@@ -47,6 +53,10 @@ class Graph:
     """Workloads of each service's ready endpoints."""
     predictions: Sequence[Prediction]
     """The results."""
+    outside: Sequence[Prediction]
+    """The results of clients outside the mesh, for each service."""
+    published: frozenset[ServiceKey]
+    """Services that clients outside the mesh certainly call, as objects prove."""
 
 
 async def predict(mesh: Mesh) -> Graph:
@@ -64,17 +74,28 @@ async def predict(mesh: Mesh) -> Graph:
         services[key] = hop.service
         pods = {endpoint.pod.ref: endpoint.pod for endpoint in hop.endpoints if endpoint.pod}
         servers.setdefault(key, set()).update(map(workload_key, pods.values()))
-        predictions.append(
-            Prediction(
-                senders[id(hop.clients)], key, hop.answer.result, str(hop.answer.reason), len(hop.endpoints)
-            )
-        )
+        predictions.append(_prediction(senders[id(hop.clients)], hop))
+    outside = []
+    for hop in hops(mesh, [OUTSIDE]):
+        await checkpoint()
+        outside.append(_prediction(_OUTSIDE_SENDERS, hop))
     return Graph(
         workloads=workloads_of(clients_of(mesh)),
         services=services,
         servers={key: frozenset(found) for key, found in servers.items()},
         predictions=predictions,
+        outside=outside,
+        published=frozenset(
+            service
+            for (service, _), clients in outside_clients(mesh).items()
+            if any(client.is_certain for client in clients)
+        ),
     )
+
+
+def _prediction(senders: Senders, hop: Hop) -> Prediction:
+    service = hop.service.namespace, hop.service.name
+    return Prediction(senders, service, hop.answer.result, str(hop.answer.reason), len(hop.endpoints))
 
 
 def _examples(hop: Hop) -> dict[WorkloadKey, str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 from xds.checkpoint import Checkpoint
-from xds.mesh.controlplane.page.graph import Graph, Prediction
+from xds.mesh.controlplane.page.graph import OUTSIDE_KEY, Graph, Prediction
 from xds.mesh.controlplane.page.layout import (
     Band,
     Box,
@@ -22,7 +22,7 @@ from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.controlplane.page.words import reason_words
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.workload import WorkloadKey
+from xds.mesh.model.workload import Workload, WorkloadKey
 from xds.mesh.observe.edges import TrafficMode
 from xds.mesh.policy.reach import RANKS, Result
 
@@ -50,6 +50,8 @@ class Selection(NamedTuple):
     """Show only the connections of this node; empty for all."""
     namespace: str = ""
     """Show only what is connected to this namespace; empty for all."""
+    search: str = ""
+    """Open the namespaces with workloads and services whose names contain all of these words."""
     only: str = ""
     """PROBLEMS or PLAINTEXT, to show only such connections; empty for all."""
 
@@ -97,6 +99,18 @@ async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic
     names = sorted({key[0] for key in (*graph.workloads, *graph.services)}, key=natural_key)
     opens_all = len(graph.services) <= MAX_OPEN_SERVICES
     opened = {name for name in names if (name in selection.opened) != opens_all}
+    found = _matching(graph, selection.search)
+    if len(found) <= MAX_OPEN_SERVICES:
+        opened |= {namespace for namespace, _ in found}
+    if outside := [each for each in graph.outside if each.service in graph.published | observed.from_outside]:
+        namespace, name = OUTSIDE_KEY
+        clients = Workload(namespace=namespace, name=name, pods=())
+        graph = replace(
+            graph,
+            workloads={OUTSIDE_KEY: clients, **graph.workloads},
+            predictions=[*graph.predictions, *outside],
+        )
+        opened.add(namespace)
     edges = await _edges(graph, opened)
     dead = _without_endpoint(graph)
     shown = {
@@ -116,7 +130,7 @@ async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic
         nodes = {
             node: value for node, value in nodes.items() if node in kept or _is_selected(node, selection)
         }
-    layout = arrange(tuple(_bands(names, nodes)), clamp_width(selection.width))
+    layout = arrange(tuple(_bands([OUTSIDE_KEY[0], *names], nodes)), clamp_width(selection.width))
     return {
         "width": layout.width,
         "height": layout.height,
@@ -127,7 +141,15 @@ async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic
         "edges": await _edge_values({key: shown[key] for key in ranked[:MAX_EDGES]}, layout, observed),
         "moreEdges": len(ranked[MAX_EDGES:]),
         "allNamespaces": names,
+        "matches": len(found),
     }
+
+
+def _matching(graph: Graph, search: str) -> set[tuple[str, str]]:
+    """Return the workloads and services whose names contain all words of a search; none without words."""
+    words = search.lower().split()
+    keys = {*graph.workloads, *graph.services} if words else ()
+    return {key for key in keys if all(word in f"{key[1]}.{key[0]}".lower() for word in words)}
 
 
 def _is_selected(node: str, selection: Selection) -> bool:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeAlias
 
+from xds.mesh.controlplane.page.graph import OUTSIDE_KEY
 from xds.mesh.controlplane.page.words import address_words
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.workload import WorkloadKey, workload_key
@@ -38,6 +39,8 @@ class ObservedTraffic:
     def __init__(self, traffic: Observed | None, mesh: Mesh) -> None:
         self._now = time.time()
         self._accounts: dict[WorkloadKey, set[Client]] = {}
+        self.from_outside: set[TargetKey] = set()
+        """What clients called that are no pods of the mesh."""
         self._by_target: dict[TargetKey, list[_Seen]] = {}
         if traffic is None:
             return
@@ -48,7 +51,11 @@ class ObservedTraffic:
             )
         for key, edge in traffic.edges():
             seen = _Seen(key.client, key.target, key.mode, edge)
-            self._by_target.setdefault((key.target.namespace, key.target.name), []).append(seen)
+            target = key.target.namespace, key.target.name
+            self._by_target.setdefault(target, []).append(seen)
+            if not key.client.namespace:
+                self._accounts.setdefault(OUTSIDE_KEY, set()).add(key.client)
+                self.from_outside.add(target)
 
     def between(self, workload: WorkloadKey, service: TargetKey) -> dict[str, Any] | None:
         """Return the rate of each mode, and when the last request was seen; None if nothing was observed."""

@@ -6,10 +6,12 @@ import { change, current, url } from "./route.js";
 import { table } from "./table.js";
 import { KINDS, RESULTS, observedText, observedWords } from "./words.js";
 
+export const OUTSIDE = "outside the mesh"; // stands for a namespace
 const MAX_UNFOLDED = 40; // number of connections up to which the list shows those of all services
 
 /** Return the name of a node: NAME.NAMESPACE, or "3 services of NAMESPACE". */
 export function nodeName(node) {
+  if (node.namespace === OUTSIDE) return `${node.name} ${OUTSIDE}`;
   return node.name ? `${node.name}.${node.namespace}` : `${content(node)} of ${node.namespace}`;
 }
 
@@ -38,8 +40,12 @@ export function edgeText(edge, names) {
   return `${names.get(edge.from)} to ${names.get(edge.to)}: ${predictedText(edge)}${observed ? `. Observed: ${observed}` : ""}`;
 }
 
-/** Explain a connection, or open the closed namespaces that it connects. */
+/** Explain a connection, open the closed namespaces that it connects, or show which clients outside were observed. */
 export function open(edge) {
+  if (edge.connections === 1 && !edge.example.client) {
+    location.hash = breaksUrl(edge.to.split("/")[1]);
+    return;
+  }
   if (edge.connections === 1) return explain(edge.example.client, edge.example.service);
   const closed = [edge.from, edge.to].filter((id) => /^(workloads|services)\//.test(id)).map((id) => id.split("/")[1]);
   toggle(new Set(closed), { node: "" });
@@ -95,7 +101,7 @@ export function list() {
   const folded = new Map(); // whether the user has opened or closed a service
 
   function update(data, names, isDim) {
-    const items = data.namespaces.map((box) => {
+    const items = data.namespaces.filter((box) => box.name !== OUTSIDE).map((box) => {
       const services = data.nodes
         .filter((node) => node.namespace === box.name && node.services !== undefined)
         .map((node) => ({ node, edges: data.edges.filter((edge) => edge.to === node.id && !isDim([edge.from, edge.to])).map((edge) => inputs(edge, names)) }))

@@ -1,7 +1,7 @@
 // The drawing of a map. After a change, only the elements that look different are made again.
 
 import { h, keyed, s } from "./dom.js";
-import { breaksUrl, content, edgeText, inputs, open, toggle } from "./connections.js";
+import { OUTSIDE, breaksUrl, content, edgeText, inputs, open, toggle } from "./connections.js";
 import { change } from "./route.js";
 
 const DENSE = 100; // number of edges from which they are drawn fainter
@@ -69,6 +69,7 @@ function namespaceBox({ inputs: box }) {
 function namespaceHeader({ inputs: box }) {
   const room = Math.floor((box.width - (box.width < WIDE ? 180 : 250)) / 8); // characters, beside the link
   const name = shorten(box.name, room);
+  if (box.name === OUTSIDE) return s("g", {}, s("text", { x: box.x + 12, y: box.y + 20, class: "outside-title" }, "Outside the mesh"));
   const right = box.x + box.width - 12;
   const [link, linkWidth] = box.width < WIDE ? ["What would break? →", 120] : ["What would break if STRICT? →", 185];
   return s(
@@ -92,9 +93,9 @@ function namespaceHeader({ inputs: box }) {
 
 function nodeBox({ inputs: node, name: fullName }) {
   const isClient = node.kind.startsWith("workload");
-  const detail = isClient ? `${node.sidecars} of ${node.pods}` : "";
+  const detail = isClient && node.pods ? `${node.sidecars} of ${node.pods}` : "";
   const name = node.name || content(node);
-  const label = `${isClient ? "Workload" : "Service"} ${fullName}: ${isClient ? `${detail} pods have a sidecar` : node.why || "ready"}`;
+  const label = isClient && !detail ? fullName : `${isClient ? "Workload" : "Service"} ${fullName}: ${isClient ? `${detail} pods have a sidecar` : node.why || "ready"}`;
   const width = Math.floor((node.width - 16) / 7); // characters
   const showsDetail = detail && (node.name || name.length + detail.length < width);
   const room = width - (showsDetail ? detail.length + 1 : node.problem ? 2 : 0);

@@ -11,6 +11,7 @@ export const topics = ["map"];
 
 const NARROW = 600; // width in pixels below which the connections are a list
 const DENSE = 100; // number of edges from which single ones are hard to follow
+const MAX_OPENED = 30; // matches of a search up to which their namespaces are opened
 const RESIZE_DELAY = 200; // milliseconds
 
 export function create(route, refresh) {
@@ -35,7 +36,7 @@ export function create(route, refresh) {
   function show(data, { query }) {
     sync(toolbar, { query });
     namespaceOptions(namespaces.querySelector("select"), data.allNamespaces, query.namespace);
-    const text = summaryOf(data);
+    const text = summaryOf(data, query);
     if (summary.textContent !== text) summary.textContent = text;
     if (!data.nodes.length) {
       const isFiltered = query.only || query.namespace;
@@ -60,7 +61,7 @@ export function create(route, refresh) {
     ...view,
     load: ({ query }) => {
       width = output.clientWidth || width;
-      return get("map", { width: String(width), opened: query.opened, namespace: query.namespace, node: query.node, only: query.only });
+      return get("map", { width: String(width), opened: query.opened, namespace: query.namespace, node: query.node, only: query.only, search: query.search });
     },
     isVolatile: (data) => !data.current,
     show,
@@ -76,8 +77,11 @@ function dimmer(data, names, query) {
   };
 }
 
-function summaryOf(data) {
+function summaryOf(data, { search }) {
+  const isClosed = data.namespaces.some((box) => !box.open);
   return [
+    search && !data.matches ? "Nothing matches the search. " : "",
+    search && isClosed && data.matches > MAX_OPENED ? `${data.matches} matches: type more to open their namespaces. ` : "",
     `Possible connections: ${tally(data.edges) || "none"}.`,
     data.moreEdges ? ` ${count(data.moreEdges, "further one")} not shown: choose a namespace.` : "",
     data.edges.some((edge) => edge.observed) ? "" : " No observed traffic.",
