@@ -378,12 +378,25 @@ def test_problems_of_the_running_mesh_are_listed(page, tmp_path):
 # --- states -------------------------------------------------------------------------------------------------
 
 
+def test_number_of_problems_is_in_the_navigation(page, own_server):
+    open_view(page, own_server, "map")
+    page.wait_for_selector("#problem-count", state="hidden")
+    (own_server.folder / "invalid.yaml").write_text(INVALID)
+    page.wait_for_selector("#problem-count >> text=1")
+    (own_server.folder / "invalid.yaml").unlink()
+    page.wait_for_selector("#problem-count", state="hidden")
+
+
 def test_page_reconnects(page, own_server):
     open_view(page, own_server, "migration")
     own_server.process.stop()
     page.wait_for_selector("#banner:not([hidden])")
     assert page.inner_text("#connection") == "Disconnected"
     assert "full" in page.inner_text("tbody")
+    page.click("nav >> text=Rollouts")
+    page.wait_for_selector("text=The control plane cannot be reached. The page connects again")
+    page.click("nav >> text=Migration")
+    page.wait_for_selector(".empty >> text=This view cannot be shown")
     (own_server.folder / "strict.yaml").write_text(STRICT)
     own_server.process.start()
     page.wait_for_selector("#connection.live")

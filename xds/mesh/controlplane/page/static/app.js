@@ -1,6 +1,6 @@
 // Shows the view that the URL names, and keeps it up to date.
 
-import { ApiError, listen } from "./api.js";
+import { ApiError, get, listen } from "./api.js";
 import { empty, h, replace } from "./dom.js";
 import * as map from "./map.js";
 import * as migration from "./migration.js";
@@ -19,6 +19,7 @@ const MAX_LOAD = 0.1; // share of the time in which changes cause loads: the ser
 const main = document.getElementById("main");
 const connection = document.getElementById("connection");
 const banner = document.getElementById("banner");
+const problemCount = document.getElementById("problem-count");
 
 let shown = null; // { name, argument, view, data }
 let isLoading = false;
@@ -84,6 +85,9 @@ async function refresh() {
       if (error instanceof ApiError) {
         main.removeAttribute("aria-busy");
         if (!error.isThrottled || !target.data) target.view.fail(empty("This view cannot be shown", error.message));
+      } else if (!target.data) {
+        main.removeAttribute("aria-busy");
+        target.view.fail(empty("This view cannot be shown", "The control plane cannot be reached. The page connects again as soon as possible."));
       }
       timer = setTimeout(refresh, VOLATILE_INTERVAL);
     }
@@ -94,6 +98,15 @@ async function refresh() {
     if (mustReload || target !== shown) refresh();
     else if (mustReloadSoon) refreshSoon();
   }
+}
+
+/** Show the number of problems beside the name of their view. It is left as it is if it cannot be loaded. */
+async function countProblems() {
+  const data = await get("problems").catch(() => null);
+  if (!data) return;
+  const number = data.problems.length + data.moreProblems;
+  problemCount.textContent = String(number);
+  problemCount.hidden = !number;
 }
 
 function setConnected(isConnected) {
@@ -112,11 +125,13 @@ listen({
   onOpen: () => {
     setConnected(true);
     refresh();
+    countProblems();
     updatePanel(current());
   },
   onLost: () => setConnected(false),
   onChange: (names) => {
     if (names.some((name) => shown.module.topics.includes(name))) refreshSoon();
+    if (names.some((name) => problems.topics.includes(name))) countProblems();
     updatePanel(current());
   },
 });
