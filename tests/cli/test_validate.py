@@ -155,6 +155,23 @@ def test_whole_mesh_reports_objects_without_effect(policies: Path) -> None:
     )
 
 
+def test_selector_that_matches_nothing_is_a_notice(policies: Path) -> None:
+    Path("web.yaml").write_text(WEB.replace("app: web", "app: wbe"))
+    result = xds("--manifests", policies, "-f", "web.yaml", "-o", "json")
+    assert result.exit_code == 0
+    [finding] = json.loads(result.stdout)
+    assert finding == {
+        "file": "policies/strict.yaml",
+        "line": 1,
+        "level": "notice",
+        "message": "PeerAuthentication shop/strict: selector app=web matches no pod in namespace shop, so it "
+        "has no effect",
+        "hint": "did you mean app=wbe?",
+    }
+    (policies / "strict.yaml").write_text(POLICY.replace("app: web", "tier: front"))
+    assert "(unless it belongs to objects in other manifests)" in xds("-f", ".", "-o", "github").stdout
+
+
 def test_pod_that_injection_rejects_is_a_problem(policies: Path) -> None:
     Path("web.yaml").write_text(WEB.replace("image: web:1", "image: web:1, ports: [{containerPort: 15001}]"))
     result = xds("-f", policies, "-f", "web.yaml", "-o", "json")

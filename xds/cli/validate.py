@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -15,6 +16,7 @@ from xds.cli.manifests import load_folder, load_settings, open_manifests, unknow
 from xds.cli.options import Assignments, MeshConfigFile, fail
 from xds.cli.output import print_document
 from xds.cli.tables import Table
+from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.policy.effect import without_effect
 
@@ -68,6 +70,7 @@ def validate(
         typer.Option(
             "--filename",
             "-f",
+            "--manifests",
             metavar="PATH",
             help="Folder, file, kustomization, or - for stdin, with Kubernetes and Istio objects. Can be "
             "repeated.",
@@ -77,8 +80,8 @@ def validate(
         bool,
         typer.Option(
             "--mesh",
-            help="Treat the manifests as the whole mesh: also report objects without effect, such as a "
-            "policy whose selector matches no pod.",
+            help="Treat the manifests as the whole mesh: objects without effect, such as a policy whose "
+            "selector matches no pod, are problems.",
         ),
     ] = False,
     envoy: Annotated[
@@ -102,7 +105,8 @@ def validate(
     """Check manifests, and print their problems with file and line.
 
     Prints the problems that the control plane would report. A notice needs no repair: the input is ignored on
-    purpose, or the object is used nevertheless.
+    purpose, or the object is used nevertheless. Without --mesh, an object without effect in a namespace that
+    has pods is a notice, because other manifests may contain what it selects.
 
     Exit status: 0 no problem, 1 a problem (notices do not count), 2 nothing was checked, or wrong usage.
     """
@@ -114,6 +118,8 @@ def validate(
     if mesh and loaded:
         problems += tuple(unknown_namespaces(loaded))
         problems += tuple(found for effects in without_effect(loaded).problems.values() for found in effects)
+    elif loaded:
+        problems += tuple(_may_have_no_effect(loaded))
     if envoy and loaded:
         try:
             problems += tuple(refused_by_envoy(loaded))
@@ -124,6 +130,18 @@ def validate(
     _print(problems, output)
     if any(not problem.notice for problem in problems):
         raise typer.Exit(1)
+
+
+def _may_have_no_effect(mesh: Mesh) -> Iterator[Problem]:
+    """Yield a notice for each object that has no effect, if these are all manifests of its namespace.
+
+    A namespace without pods is skipped: its workloads are in other manifests.
+    """
+    for facts, findings in without_effect(mesh).namespaces.values():
+        for _, problem in findings if facts.pods else ():
+            yield replace(
+                problem, notice=True, hint=problem.hint or "unless it belongs to objects in other manifests"
+            )
 
 
 def _finding(problem: Problem) -> _Finding:
