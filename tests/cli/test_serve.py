@@ -17,7 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.cli.commands import write_folder
+from tests.cli.commands import write_folder, xds
 from tests.cli.serve_process import POD, TIMEOUT, ServeProcess, serving
 from tests.support.loopback import free_port
 from xds.mesh.controlplane.effects import SETTLE_TIME
@@ -107,6 +107,10 @@ def test_policy_without_effect_is_reported_until_fixed(folder: Path) -> None:
         "so it has no effect (did you mean shop?)"
     )
     with serving(folder) as process:
+        listed = xds("problems", "--xds-address", f"127.0.0.1:{process.xds}", "-o", "json")
+        [problem] = json.loads(listed.stdout)["problems"]
+        assert problem["object"] == "PeerAuthentication shpo/strict"
+        assert not process.logged("object has no effect"), "xds problems does not wait"
         process.wait_for(lambda: process.get("/ready") == (200, f"ready\nwarning: {warning}\n"))
         assert process.logged('level=warning event="object has no effect"')
         waited = logged_at(process, "object has no effect") - logged_at(process, "objects changed")

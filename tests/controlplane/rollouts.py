@@ -59,6 +59,9 @@ class MemorySource:
         self.is_read = True
         self.problems: list[FoundProblem] = []
 
+    async def list_problems(self) -> list[FoundProblem]:
+        return self.problems
+
     def read_object(self, ref: Ref) -> ReadObject | None:
         return self.objects.get(ref)
 
@@ -111,7 +114,7 @@ async def running(
     """Run a control plane whose sidecars have ACKed the desired state. `traffic` is what it has observed."""
     authority = Authority.create(PrivateKey.generate(), "cluster.local", datetime.now(UTC))
     controller, source = Controller(authority), MemorySource()
-    objects = ObjectsService(controller, source, lambda: source.problems)
+    objects = ObjectsService(controller, source, source.list_problems)
     reports = TrafficReports(controller)
     if traffic is not None:
         reports.traffic = traffic

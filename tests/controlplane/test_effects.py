@@ -93,6 +93,22 @@ async def test_object_is_reported_once_and_solved_once() -> None:
         assert [entry["event"] for entry in logs] == ["object has no effect", "problem solved"]
 
 
+async def test_check_finds_an_object_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 1000.0)
+    world = World()
+    async with running(world) as logs:
+        await world.watcher.check()
+        [found] = world.watcher.found
+        assert found.problem.subject == str(LOCK.ref)
+        world.change(pod("other", "shop"))
+        await world.watcher.check()
+        assert world.watcher.found == (found,), "the object keeps the time when it was found"
+        world.change(pod("wbe", "shop"))
+        await world.watcher.check()
+        assert world.watcher.found == ()
+        assert (world.watcher.problems, logs) == ((), [])
+
+
 async def test_first_check_leaves_the_servers_time_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INTERVAL", 1000.0)
     world = World()

@@ -43,8 +43,9 @@ def problems(
 ) -> None:
     """Print the problems of a running control plane.
 
-    These are objects that it rejects, objects that have had no effect for 10 s, certificates that are overdue
-    for renewal, and replicas that have lost contact or serve different generations.
+    These are objects that it rejects, objects that have no effect, certificates that are overdue for renewal,
+    and replicas that have lost contact or serve different generations. An object that has had no effect only
+    for seconds may be waiting for its pods: see AGE.
 
     For a rejected object of which an earlier version stays in use, the last column names that version: its
     resourceVersion or, for a file, the time when that version was written.

@@ -296,6 +296,12 @@ class ControlPlane:
         problems = (*self._source.problems, *self._running_problems())
         return (*self._problem_times.found(problems), *effects)
 
+    async def _check_problems(self) -> tuple[FoundProblem, ...]:
+        """Return the current problems, after a check for objects without effect."""
+        if self._effects:
+            await self._effects.check()
+        return self._found_problems()
+
     async def _serve(
         self, components: Components, ready_url: str, tasks: Iterable[Coroutine[Any, Any, None]]
     ) -> None:
@@ -313,7 +319,7 @@ class ControlPlane:
             absences=controller.absences,
             problems=lambda: self.problems,
         )
-        objects = ObjectsService(controller, self._source, self._found_problems)
+        objects = ObjectsService(controller, self._source, self._check_problems)
         reports = TrafficReports(controller)
         peers = components.peers
         replica_traffic = ReplicaTraffic(

@@ -1,7 +1,7 @@
-"""Report objects that have had no effect for a while (`xds.mesh.policy.effect`).
+"""Report objects that have no effect (`xds.mesh.policy.effect`), and log those that stay so for a while.
 
-A thread checks the mesh a few seconds after its last change: earlier, it would delay the responses that the
-change causes.
+A thread checks the mesh a few seconds after its last change, or when a user asks: earlier, it would delay the
+responses that the change causes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from xds.server.token_bucket import TokenBucket
 log = structlog.get_logger(__name__)
 
 SETTLE_TIME = 10.0
-"""Seconds without effect after which an object is reported. Its pods may be about to start."""
+"""Seconds without effect after which an object is logged and counted. Its pods may be about to start."""
 INTERVAL = 2.0
 """Seconds without a change after which the mesh is checked. Also the minimum interval between two checks."""
 MAX_DELAY = 10.0
@@ -53,6 +53,11 @@ class EffectWatcher:
         """When each problem was first found, in seconds of the event loop's clock."""
         self._settled: dict[_Key, Problem] = {}
         self._lines = TokenBucket(MAX_LOGGED, LOG_RATE)
+        self._checked_mesh: Mesh | None = None
+        self._ineffective = Ineffective()
+        """Result of the last check."""
+        self._last_error = ""
+        self._is_checking = asyncio.Lock()
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -61,8 +66,9 @@ class EffectWatcher:
 
     @property
     def found(self) -> tuple[FoundProblem, ...]:
-        """The same problems, with when each was first found."""
-        return tuple(FoundProblem(problem, self._since[key]) for key, problem in self._settled.items())
+        """The problems of all objects without effect, with when each was first found."""
+        problems = _by_key(self._ineffective)
+        return tuple(FoundProblem(problem, self._since[key]) for key, problem in problems.items())
 
     @property
     def by_object(self) -> Mapping[Ref, tuple[Problem, ...]]:
@@ -76,39 +82,40 @@ class EffectWatcher:
         """Check the mesh after each change, until cancelled."""
         await self._ready.wait()
         await asyncio.sleep(INTERVAL)  # Leave the CPU to the servers, which start now.
-        checked_mesh: Mesh | None = None
         previous_mesh: Mesh | None = None
-        ineffective = Ineffective()
-        last_error = ""
         seconds = 0.0
         checked_at = time.monotonic()
         while True:
             mesh = self._mesh()
             is_due = mesh is previous_mesh or time.monotonic() >= checked_at + MAX_DELAY
             previous_mesh = mesh
-            if mesh is not checked_mesh and is_due:
+            if is_due and mesh is not self._checked_mesh:
                 started_at = time.perf_counter()
-                try:
-                    ineffective = await asyncio.to_thread(without_effect, mesh, ineffective)
-                    last_error = ""
-                except Exception as error:  # noqa: BLE001 - serving does not depend on it
-                    description = f"{type(error).__name__}: {error}"
-                    if description != last_error:
-                        log.error("failed to check for objects without effect", problem=description)  # noqa: TRY400
-                    last_error = description
-                checked_mesh, checked_at = mesh, time.monotonic()
-                seconds = time.perf_counter() - started_at
-            self._settle(ineffective, asyncio.get_running_loop().time())
+                await self.check()
+                checked_at, seconds = time.monotonic(), time.perf_counter() - started_at
+            self._settle(asyncio.get_running_loop().time())
             await asyncio.sleep(max(INTERVAL, IDLE_FACTOR * seconds))
 
-    def _settle(self, ineffective: Ineffective, now: float) -> None:
-        """Update the problems from the result of a check, and log the difference."""
-        problems = {
-            (ref, problem.what, problem.notice): problem
-            for ref, object_problems in ineffective.problems.items()
-            for problem in object_problems
-        }
-        self._since = {key: self._since.get(key, now) for key in problems}
+    async def check(self) -> None:
+        """Check the current mesh now, unless it has been checked. Afterwards, `found` is up to date."""
+        async with self._is_checking:
+            mesh = self._mesh()
+            if mesh is self._checked_mesh:
+                return
+            try:
+                self._ineffective = await asyncio.to_thread(without_effect, mesh, self._ineffective)
+                self._last_error = ""
+            except Exception as error:  # noqa: BLE001 - serving does not depend on it
+                description = f"{type(error).__name__}: {error}"
+                if description != self._last_error:
+                    log.error("failed to check for objects without effect", problem=description)  # noqa: TRY400
+                self._last_error = description
+            self._checked_mesh, now = mesh, asyncio.get_running_loop().time()
+            self._since = {key: self._since.get(key, now) for key in _by_key(self._ineffective)}
+
+    def _settle(self, now: float) -> None:
+        """Update the problems from the result of the last check, and log the difference."""
+        problems = _by_key(self._ineffective)
         previous = self._settled
         self._settled = {
             key: problem for key, problem in problems.items() if now >= self._since[key] + SETTLE_TIME
@@ -133,3 +140,11 @@ class EffectWatcher:
                 suppressed += 1
         if suppressed:
             log.warning("more changes of objects without effect, not logged", count=suppressed)
+
+
+def _by_key(ineffective: Ineffective) -> dict[_Key, Problem]:
+    return {
+        (ref, problem.what, problem.notice): problem
+        for ref, object_problems in ineffective.problems.items()
+        for problem in object_problems
+    }

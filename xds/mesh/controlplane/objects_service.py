@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Protocol
 
 import grpc
@@ -57,7 +57,10 @@ class ObjectsService:
     """The service, for `Introspection(added=[...])`."""
 
     def __init__(
-        self, controller: Controller, source: ReadObjects, problems: Callable[[], Iterable[FoundProblem]]
+        self,
+        controller: Controller,
+        source: ReadObjects,
+        problems: Callable[[], Awaitable[Iterable[FoundProblem]]],
     ) -> None:
         """Create the service.
 
@@ -76,7 +79,7 @@ class ObjectsService:
         async def list_problems(
             request: pb.ListProblemsRequest, _: grpc.aio.ServicerContext
         ) -> pb.ListProblemsResponse:
-            return self.list_problems(request)
+            return await self.list_problems(request)
 
         methods = {
             "ListProblems": grpc.unary_unary_rpc_method_handler(
@@ -90,12 +93,12 @@ class ObjectsService:
 
     # --- problems -------------------------------------------------------------------------------------------
 
-    def list_problems(self, request: pb.ListProblemsRequest) -> pb.ListProblemsResponse:
+    async def list_problems(self, request: pb.ListProblemsRequest) -> pb.ListProblemsResponse:
         """Return the requested problems."""
         clock = Clock.read()
         selected = [
             found
-            for found in self._problems()
+            for found in await self._problems()
             if (request.notices or not found.problem.notice)
             and request.namespace in {"", Ref.parse(found.problem.subject).namespace}
         ]

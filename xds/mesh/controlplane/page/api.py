@@ -192,7 +192,7 @@ class Page:
         request = objects_pb2.ListProblemsRequest(
             namespace=query.get("namespace", ""), notices=_flag(query, "notices")
         )
-        return _as_dict(backend.objects.list_problems(request))
+        return _as_dict(await backend.objects.list_problems(request))
 
     async def _rollouts(self, backend: Backend, query: Mapping[str, str]) -> dict[str, Any]:
         request = rollouts_pb2.ListRolloutsRequest(namespace=query.get("namespace", ""), finished=True)
