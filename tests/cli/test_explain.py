@@ -218,6 +218,29 @@ async def test_sidecar_on_another_replica_is_not_known_to_be_in_use(plane: Plane
     assert "not known: a sidecar may be connected to another replica; query that one too" in result.stdout
 
 
+async def test_prefix_of_a_name_is_enough(plane: Plane, folder: Path) -> None:
+    full = await at(plane, "one.shop", "web.shop")
+    assert full.exit_code == 0
+    first_line = (await at(plane, "on", "w")).stdout.partition("\n")[0]
+    assert first_line == full.stdout.partition("\n")[0] == "one.shop -> web.shop"
+    ambiguous = await at(plane, "web", "web.shop")
+    assert (ambiguous.exit_code, ambiguous.stdout) == (2, "")
+    assert ambiguous.stderr == "xds: web is ambiguous: it matches web-1.shop, web-2.shop\n"
+    offline = xds("explain", "outs", "web:80", "--manifests", folder)
+    assert offline.stdout.startswith("outsider.shop -> web.shop\n")
+    assert xds("describe", "pod", "outs", "--manifests", folder).stdout.startswith("Pod outsider.shop\n")
+
+
+@pytest.mark.parametrize("name", ["batch", "deploy/batch", "batch.shop", "bat"])
+def test_workload_is_found_by_a_prefix(name: str, folder: Path) -> None:
+    (folder / "batch.yaml").write_text(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: batch, namespace: shop}\n"
+        "spec: {template: {spec: {containers: [{name: batch, image: batch}]}}}\n"
+    )
+    result = xds("explain", name, "web", "--manifests", folder)
+    assert result.stdout.startswith("deploy/batch.shop -> web.shop\n"), result.stderr
+
+
 async def test_unknown_name_at_a_control_plane_exits_with_2(plane: Plane) -> None:
     result = await at(plane, "two.shop", "web.shop")
     assert (result.exit_code, result.stdout) == (2, "")

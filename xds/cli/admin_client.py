@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from xds.cli.options import Address, fail, fail_unknown, fail_unreachable
 from xds.mesh.controlplane.status import VERSION_HEADER, proxy_name
+from xds.mesh.model.names import ambiguous_name
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.v1 import objects_pb2, policies_pb2, proxies_pb2, rollouts_pb2, traffic_pb2
 
@@ -278,8 +279,7 @@ class AdminClient:
                 fail(f"proxy {proxy} not found: no proxy is connected to {self.address}")
             fail_unknown("proxy", proxy, known, "POD.NAMESPACE")
         if len(names) > 1:
-            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            fail(f"{proxy} is ambiguous: it matches {listed}")
+            fail(ambiguous_name(proxy, names))
         return names[0] if names[0].startswith(proxy) else proxy
 
     def _call(self, service: str, name: str, request: Message, response: type[_Response]) -> _Response:

@@ -35,7 +35,12 @@ class DescribeOptions:
     """The arguments and options."""
 
     kind: Annotated[Kind, typer.Argument(metavar="KIND", help="Kind to describe: pod.")]
-    name: Annotated[str, typer.Argument(metavar="POD.NAMESPACE", help="Pod to describe.", show_default=False)]
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="POD.NAMESPACE", help="Pod to describe, or a prefix of its name.", show_default=False
+        ),
+    ]
     mesh: MeshOptions
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE
 

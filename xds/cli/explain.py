@@ -15,6 +15,7 @@ from xds.mesh.policy.reach import Result
 
 EXAMPLES = """
 xds explain sleep.shop httpbin.shop
+xds explain sleep httpbin
 xds explain sleep.shop httpbin.shop:8000 --manifests mesh/
 xds explain sleep.shop httpbin.shop --kubernetes -o json
 xds explain sleep.shop httpbin.shop --xds-address localhost:15012 --ca-file root-cert.pem --token-file token
@@ -26,14 +27,17 @@ class ExplainOptions:
     """The arguments and options."""
 
     client: Annotated[
-        str, typer.Argument(metavar="CLIENT", help="Client pod: POD.NAMESPACE.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CLIENT", help="Client pod: POD.NAMESPACE, or a prefix of it.", show_default=False
+        ),
     ]
     service: Annotated[
         str,
         typer.Argument(
             metavar="SERVICE",
-            help="Service to call: SERVICE.NAMESPACE[:PORT], with the number or name of a port. Default: all "
-            "ports.",
+            help="Service to call: SERVICE.NAMESPACE (or a prefix of it), with :PORT for the number or name "
+            "of a port. Default: all ports.",
             show_default=False,
         ),
     ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from xds.cli.manifests import find_pod, open_manifests
+from xds.cli.manifests import open_manifests
 from xds.cli.options import fail
 from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.explanation import explanation_message
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.names import UnknownNameError, pod_named, ports_named
+from xds.mesh.model.names import UnknownNameError, pod_matching, ports_named
 from xds.mesh.model.objects import Problem
 from xds.mesh.policy import explain as policy
 from xds.mesh.policy.effect import without_effect
@@ -46,7 +46,7 @@ class OfflinePolicies:
         """Return the explanation of a client's connections to a service."""
         mesh = self._mesh
         try:
-            pod = pod_named(mesh, client)
+            pod = pod_matching(mesh, client)
             called, ports = ports_named(mesh, service)
         except UnknownNameError as error:
             fail(str(error))
@@ -81,4 +81,8 @@ class OfflinePolicies:
 
     def describe_pod(self, name: str) -> pb.PodDescription:
         """Return a pod as a server."""
-        return predictions.pod_description(self._mesh, find_pod(self._mesh, name))
+        try:
+            pod = pod_matching(self._mesh, name)
+        except UnknownNameError as error:
+            fail(str(error))
+        return predictions.pod_description(self._mesh, pod)

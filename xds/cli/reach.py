@@ -43,7 +43,8 @@ class ReachOptions:
         typer.Option(
             "--from",
             metavar="POD.NS|NS/ACCOUNT",
-            help="Client pod, or service account of client pods, to print. Default: all pods.",
+            help="Client pod (or a prefix of its name), or service account of client pods, to print. "
+            "Default: all pods.",
             show_default=False,
         ),
     ] = None
@@ -52,7 +53,7 @@ class ReachOptions:
         typer.Option(
             "--to",
             metavar="SERVICE.NS[:PORT]",
-            help="Service or service port to print. Default: all services.",
+            help="Service (or a prefix of its name) or service port to print. Default: all services.",
             show_default=False,
         ),
     ] = None

@@ -13,7 +13,7 @@ from xds.mesh.controlplane.sidecar_states import CLIENT_TYPES, SERVER_TYPES, Sid
 from xds.mesh.controlplane.traffic_service import observed_edges
 from xds.mesh.envoy.features import describe_tls, features_of
 from xds.mesh.model.mesh import Endpoint
-from xds.mesh.model.names import pod_named, ports_named
+from xds.mesh.model.names import pod_matching, ports_named
 from xds.mesh.observe.edges import Observed
 from xds.mesh.policy.destination import could_apply
 from xds.mesh.policy.explain import Group, explanations, grouped
@@ -38,7 +38,7 @@ class Explainer:
         request: pb.ExplainRequest,
     ) -> None:
         self._controller, self._mesh, self._traffic = controller, controller.mesh, traffic
-        self._client = pod_named(self._mesh, request.client)
+        self._client = pod_matching(self._mesh, request.client)
         self._service, self._ports = ports_named(self._mesh, request.service)
         self._progress = [
             progress

@@ -23,7 +23,7 @@ from xds.mesh.controlplane.observation import ObservedTraffic
 from xds.mesh.controlplane.sidecar_states import SERVER_TYPES, SidecarStates
 from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.names import UnknownNameError, pod_named
+from xds.mesh.model.names import UnknownNameError, pod_matching
 from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.settings import SettingsLoader
 from xds.mesh.v1 import policies_pb2 as pb
@@ -138,7 +138,7 @@ class PoliciesService:
     ) -> pb.PodDescription:
         async with self._controller.mesh_lock:
             mesh = self._controller.mesh
-            pod = pod_named(mesh, request.pod)
+            pod = pod_matching(mesh, request.pod)
             sidecars = SidecarStates(self._controller, discovery, Checkpoint())
         description = predictions.pod_description(mesh, pod)
         description.time.CopyFrom(sidecars.time)

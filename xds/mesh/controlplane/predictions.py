@@ -21,7 +21,7 @@ from xds.mesh.controlplane.observation import (
     timestamp,
 )
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.names import UnknownNameError, host_port, pod_named, ports_named, unknown_name
+from xds.mesh.model.names import UnknownNameError, host_port, pod_matching, ports_named, unknown_name
 from xds.mesh.model.objects import POLICY_KINDS, Change, Pod, Problem
 from xds.mesh.observe import strict
 from xds.mesh.policy import plan as policy
@@ -135,7 +135,7 @@ def _clients(mesh: Mesh, text: str) -> Iterator[Pod]:
     elif any(account.startswith(f"{text.partition('/')[0]}/") for account in accounts):
         raise UnknownNameError(unknown_name("service account", text, list(accounts), "NAMESPACE/ACCOUNT"))
     else:
-        yield pod_named(mesh, text)
+        yield pod_matching(mesh, text)
 
 
 def _targets(mesh: Mesh, text: str) -> Iterator[Target]:

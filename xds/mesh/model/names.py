@@ -6,13 +6,15 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from xds.mesh.model.objects import CLUSTER_DOMAIN, Ref
 
 if TYPE_CHECKING:
     from xds.mesh.model.mesh import Mesh
     from xds.mesh.model.objects import Pod, Service, ServicePort
+
+_Named = TypeVar("_Named", "Pod", "Service")
 
 _MAX_NAMES = 5
 """Maximum number of names that a message suggests."""
@@ -99,6 +101,43 @@ def _similar(name: str, known: list[str], namespace: str) -> list[str]:
     return [by_start[match] for match in matches]
 
 
+def ambiguous_name(text: str, names: list[str]) -> str:
+    """Return the message that several names start with a text."""
+    listed = ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")
+    return f"{text} is ambiguous: it matches {listed}"
+
+
+def _with_prefix(text: str, objects: Iterable[tuple[str, _Named]]) -> _Named | None:
+    """Return the only object with a name that starts with a text; None without one.
+
+    Raises UnknownNameError if there are several.
+    """
+    matches = {item.ref: (name, item) for name, item in objects if text and name.startswith(text)}
+    if len(matches) > 1:
+        raise UnknownNameError(ambiguous_name(text, [name for name, _ in matches.values()]))
+    return next((item for _, item in matches.values()), None)
+
+
+def pod_matching(mesh: Mesh, text: str) -> Pod:
+    """Return the pod of `pod_named`. Without one, it is the only pod whose POD.NAMESPACE starts with a text.
+
+    For questions about a pod. Whatever gives a pod its identity uses `pod_named`. Raises UnknownNameError if
+    no pod matches, or several do.
+    """
+    try:
+        return pod_named(mesh, text)
+    except UnknownNameError:
+        names = ((f"{name}.{pod.namespace}", pod) for pod in mesh.pods() for name in _short_names(pod))
+        if pod := _with_prefix(text, names):
+            return pod
+        raise
+
+
+def _short_names(pod: Pod) -> tuple[str, ...]:
+    """Return the name of a pod, with and without the kind of its workload."""
+    return (pod.name, pod.name.partition("/")[2]) if "/" in pod.name else (pod.name,)
+
+
 def pod_named(mesh: Mesh, name: str) -> Pod:
     """Return the pod named POD.NAMESPACE. Raises UnknownNameError if there is none.
 
@@ -131,13 +170,24 @@ def service_named(mesh: Mesh, host: str) -> Service:
     return service
 
 
+def _service_matching(mesh: Mesh, text: str) -> Service:
+    try:
+        return service_named(mesh, text)
+    except UnknownNameError:
+        names = ((f"{service.name}.{service.namespace}", service) for service in mesh.services())
+        if service := _with_prefix(text, names):
+            return service
+        raise
+
+
 def ports_named(mesh: Mesh, text: str) -> tuple[Service, tuple[ServicePort, ...]]:
     """Return the Service of SERVICE.NAMESPACE[:PORT], and the selected ports. PORT is a number or a name.
 
-    Without PORT, all ports are selected. Raises UnknownNameError if the Service or the port does not exist.
+    Without PORT, all ports are selected. Without a Service of this name, it is the only one whose name starts
+    like this. Raises UnknownNameError if the Service or the port does not exist, or several Services match.
     """
     host, _, port = text.partition(":")
-    service = service_named(mesh, host)
+    service = _service_matching(mesh, host)
     ports = tuple(item for item in service.ports if port in ("", str(item.port), item.name))
     if port and not ports:
         known = [str(item.port) for item in service.ports]
