@@ -15,6 +15,7 @@ EXAMPLES = """
 xds lock shop --dry-run
 xds lock shop --observed 7d
 xds lock shop/web --yes
+xds lock shop --manifests mesh/
 xds lock shop --dry-run -o yaml > mesh/shop-strict.yaml
 """
 
@@ -51,10 +52,12 @@ def lock(
     selects pods by its matchLabels. It is applied with field manager xds. Other fields of the object are left
     unchanged.
 
-    If a control plane reads files, use --dry-run -o yaml, and commit the manifest.
+    With a control plane that reads files, --manifests writes the PeerAuthentication to a file of its own in
+    the folder; without it, the manifest is only printed. An object in another file is not changed. To commit
+    the manifest to a repository, use --dry-run -o yaml.
 
     Exit status: 0 locked, or the dry run found nothing that breaks, 1 refused, observation is disabled,
-    nothing was checked, not confirmed, rejected by the API server, or not in force in time, 2 the control
-    plane reads files, or wrong usage, 3 the control plane or the API server cannot be reached.
+    nothing was checked, not confirmed, rejected by the API server, in a file that is not changed, only
+    printed, or not in force in time, 2 wrong usage, 3 the control plane or the API server cannot be reached.
     """
     mode_change.lock(options, parse_period("--observed", observed), force=force)

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 import typer
@@ -20,6 +21,7 @@ from xds.cli.options import EXIT_UNREACHABLE, OBSERVATION_DISABLED, fail, print_
 from xds.cli.output import to_yaml
 from xds.cli.wait import wait_for
 from xds.mesh.kube.api import KubeApi
+from xds.mesh.kube.kubeconfig import has_cluster
 from xds.mesh.kube.mode_policy import (
     ModePolicyError,
     PolicyTarget,
@@ -36,7 +38,7 @@ from xds.mesh.v1 import policies_pb2 as pb
 UNLOCK_PERIOD = 86400.0
 """Seconds for which `xds unlock` looks for refused clients."""
 _CHECK_TIMEOUT = 10.0
-"""Seconds to wait for the control plane's answer whether it reads an API server."""
+"""Seconds to wait for the control plane's answer what it has read."""
 
 
 class Output(StrEnum):
@@ -68,6 +70,18 @@ class ModeChangeOptions:
             "--force-conflicts", help="Take over the mode from another field manager, such as kubectl."
         ),
     ] = False
+    manifests: Annotated[
+        Path | None,
+        typer.Option(
+            "--manifests",
+            metavar="DIR",
+            exists=True,
+            file_okay=False,
+            help="Folder that the control plane reads: write the policy to a file in it. Default: apply the "
+            "policy to the API server, or print it if there is no kubeconfig.",
+            show_default=False,
+        ),
+    ] = None
     timeout: Annotated[
         str,
         typer.Option(
@@ -145,11 +159,20 @@ class _Change:
             fail("-o yaml requires --dry-run")
         parse_duration("--timeout", options.timeout)
         self._options, self._mode = options, mode
+        connection = options.connection
+        names_cluster = bool(connection.kubeconfig or connection.context or connection.xds_namespace)
+        if options.manifests and (names_cluster or options.force_conflicts):
+            fail("--manifests cannot be combined with options for a cluster: the policy is written to a file")
+        self._has_api_server = not options.manifests and (names_cluster or has_cluster())
         needs_cluster = options.output is Output.TABLE or bool(workload)
         # A plan of another cluster's control plane would say nothing about this one.
-        self._client = options.connection.open(reads_cluster=True, in_cluster=needs_cluster)
+        self._client = connection.open(reads_cluster=True, in_cluster=needs_cluster and self._has_api_server)
         self.target = PolicyTarget(namespace=namespace, workload=workload)
         self._prepared: PreparedPolicy | None = None
+        name = f"peerauthentication-{namespace}-{self.target.ref.name}.yaml"
+        self._file = options.manifests / name if options.manifests else None
+        self._text = ""
+        """Content of the file; empty without one."""
         self._context = ""
         """Context of the cluster that the policy is applied to; empty without a kubeconfig."""
 
@@ -163,12 +186,19 @@ class _Change:
     @property
     def is_change(self) -> bool:
         """Whether the object would change."""
-        return self._prepared is None or self._prepared.is_change
+        if self._prepared:
+            return self._prepared.is_change
+        return self._text != self._manifest(self._mode)
 
     @property
     def mode(self) -> str:
         """Current mode of the object; empty without one."""
-        return self._prepared.mode if self._prepared else ""
+        if self._prepared:
+            return self._prepared.mode
+        return next((mode.value for mode in Mode if self._text == self._manifest(mode)), "")
+
+    def _manifest(self, mode: Mode) -> str:
+        return to_yaml(self.target.manifest(mode))
 
     def messages(self) -> AbstractContextManager[Any]:
         """Return a context that prints to stderr if stdout is for the manifest."""
@@ -196,6 +226,9 @@ class _Change:
         """Find the pods of a workload, and have the API server check the policy."""
         if self._options.output is Output.YAML and not self.target.workload:
             return  # The mesh may have no API server.
+        if not self._has_api_server:
+            self._read_file()
+            return
         self.target, prepared = asyncio.run(self._prepare())
         if self._options.output is Output.TABLE:
             self._require_api_server()
@@ -216,35 +249,82 @@ class _Change:
 
     def _require_api_server(self) -> None:
         """Exit if the control plane reads files, which a policy on the API server does not change."""
+        if not self._look_up().has_versions:
+            fail("the control plane reads files, not an API server: add --manifests DIR, the folder it reads")
+
+    def _read_file(self) -> None:
+        """Read the file to write. Exit if the policy cannot be written to the control plane's files."""
+        if self.target.workload:
+            fail(
+                f"{self.target}: only the API server knows the labels of a workload. Lock the namespace, or "
+                "write a PeerAuthentication with a selector, and plan it with xds plan -f"
+            )
+        found = self._look_up()
+        if found.has_versions:
+            remedy = "leave out --manifests" if self._file else "set --kubeconfig or KUBECONFIG"
+            fail(f"the control plane reads an API server: {remedy}")
+        try:
+            self._text = self._file.read_text() if self._file and self._file.exists() else ""
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"{self._file}: {error}")
+        if self._text and not self.mode:
+            fail(f"{self._file} was edited: change the mode there", 1)
+        if not self._text and found.state != objects_pb2.WaitResponse.NOT_FOUND:
+            fail(f"{self.target.ref} is in the files that the control plane reads: change its mode there", 1)
+
+    def _look_up(self) -> objects_pb2.WaitResponse:
+        """Return what the control plane has read of the policy. Exit if it does not respond in time."""
         ref = self.target.ref
         request = objects_pb2.WaitRequest(kind=ref.kind, namespace=ref.namespace, name=ref.name)
-        first = next(self._client.wait(request, _CHECK_TIMEOUT), None)
-        if first is None:
+        found = next(
+            (
+                response
+                for response in self._client.wait(request, _CHECK_TIMEOUT)
+                if response.has_versions or response.state != objects_pb2.WaitResponse.READING
+            ),
+            None,
+        )
+        if found is None:
             fail("the control plane did not respond in time", EXIT_UNREACHABLE)
-        if not first.has_versions:
-            fail(
-                "the control plane reads files, not an API server: use --dry-run -o yaml, and add the "
-                "manifest to the files"
-            )
+        return found
 
     def apply(self, verb: str, done: str) -> None:
         """Print the manifest, or ask for confirmation, apply the policy, and wait until it is in force."""
-        options, target, prepared = self._options, self.target, self._prepared
-        if options.output is Output.YAML or prepared is None:
-            typer.echo(to_yaml(target.manifest(self._mode)), nl=False)
+        options, target, prepared, file = self._options, self.target, self._prepared, self._file
+        if options.output is Output.YAML:
+            typer.echo(self._manifest(self._mode), nl=False)
             return
+        if not (prepared or file):
+            typer.echo(f"\n{self._manifest(self._mode)}", nl=False)
         if options.dry_run:
             typer.echo(f"dry run: {target.ref} was not changed")
             return
-        if prepared.is_change:
+        if not (prepared or file):
+            fail(
+                f"{target} is not {done}: the control plane reads files. Add the manifest to them, or let "
+                "--manifests DIR write it to a folder that it reads",
+                1,
+            )
+        version = ""
+        if self.is_change:
             of = f" in context {self._context}" if self._context else ""
-            self._confirm(f"{verb} {target} with {target.ref}{of}?")
-            version = asyncio.run(self._apply(prepared))
+            self._confirm(f"{verb} {target} with {target.ref}{f' in {file}' if file else of}?")
+            if prepared:
+                version = asyncio.run(self._apply(prepared))
+            elif file:
+                self._write(file)
         else:
             typer.echo(f"{target.ref} is {self._mode} already")
-            version = str((prepared.before or prepared.after)["metadata"]["resourceVersion"])
+            if prepared:
+                version = str((prepared.before or prepared.after)["metadata"]["resourceVersion"])
         wait_for(self._client, target.ref, version, options.timeout)
         typer.echo(f"{target} is {done}")
+
+    def _write(self, file: Path) -> None:
+        try:
+            file.write_text(self._manifest(self._mode))
+        except OSError as error:
+            fail(f"{file}: {error.strerror}", 1)
 
     def _confirm(self, question: str) -> None:
         if self._options.yes:
