@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 
 import pytest
 
+from tests.cli.commands import xds
 from tests.cli.serve_process import ServeProcess, serving
 from tests.page.meshes import INVALID, NODE_ID, STRICT, connected_sidecar, istio_task
 from tests.support.waiting import eventually
@@ -110,6 +111,22 @@ def test_configuration_is_listed_and_redacted(server):
     name = next(row["name"] for row in listed if "httpbin.full" in row["name"])
     content = view(server, "config", proxy=NODE_ID, type="CDS", name=name)["content"]
     assert content["name"] == name
+
+
+def test_xds_config_prints_the_same_list(server):
+    words = ("config", "slee", "--xds-address", f"127.0.0.1:{server.xds}")
+    rows = xds(*words).stdout.splitlines()
+    assert rows[0].split() == ["TYPE", "NAME", "STATE", "MADE", "FROM"]
+    listed = view(server, "config", proxy=NODE_ID)["resources"]
+    shown = {(row["name"], row["state"], ", ".join(row["sources"]) or "-") for row in listed}
+    assert len(listed) == len(shown) == len(rows) - 1
+    assert {tuple(re.split(" {2,}", row, maxsplit=3)[1:]) for row in rows[1:]} == shown
+    assert {row.split()[0] for row in rows[1:]} == {"clusters"}
+    printed = json.loads(xds(*words, "-o", "json").stdout)["clusters"]
+    assert {cluster["name"] for cluster in printed} == {row["name"] for row in listed}
+    assert len(xds(*words, "--type", "listeners").stdout.splitlines()) == 1
+    missing = xds(*words, "--name", "x")
+    assert (missing.exit_code, missing.stderr) == (2, "xds: sleep.full is not served a resource x\n")
 
 
 @pytest.mark.parametrize(

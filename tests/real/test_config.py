@@ -31,7 +31,11 @@ async def test_served_configuration_is_printed_and_compared(loopback, tmp_path, 
         at = f"--xds-address={mesh.plane.address}"
         envoy = f"--envoy-admin={mesh.sidecar(web).admin.address}"
 
-        text = await xds("config", "web.ns", at)
+        table = await xds("config", "web.ns", at, "--type=clusters")
+        row = next(line for line in table.splitlines() if WEB in line)
+        assert row.split(maxsplit=3)[:2] == ["clusters", WEB]
+        assert row.split(maxsplit=3)[3].startswith("Service ns/web (")
+        text = await xds("config", "web.ns", at, "-o", "json")
         assert "PRIVATE KEY" not in text
         printed = json.loads(text)
         assert list(printed) == ["clusters", "endpoints", "listeners", "routes", "secrets"]

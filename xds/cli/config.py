@@ -16,18 +16,21 @@ from xds.cli import admin_client
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import EXIT_UNREACHABLE, Address, fail, parse_address
-from xds.cli.output import DocumentFormat, print_document
+from xds.cli.output import Format, print_document
 from xds.cli.resource_types import TYPE_URLS, Type
+from xds.cli.tables import Table
 from xds.codec import message_class, to_dict
 from xds.introspect.diff import ResourceDiff
-from xds.mesh.controlplane.status import rejection_line
+from xds.mesh.controlplane.status import rejection_line, resource_word
 from xds.mesh.envoy.dump import COMPARED_TYPES, Config, active_config, comparable
+from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import printable
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.types import short_name
 
 EXAMPLES = """
 xds config sleep.shop
+xds config sleep.shop -o yaml
 xds config sleep.shop --diff acked
 xds config sleep.shop --type clusters --name 'outbound|80||httpbin.shop.svc.cluster.local' -o yaml
 kubectl port-forward sleep 15000 & xds config sleep.shop --diff envoy
@@ -94,14 +97,18 @@ def config(
         typer.Option("--envoy-admin", metavar="HOST:PORT", help="Envoy's admin address, for --diff envoy."),
     ] = "127.0.0.1:15000",
     output: Annotated[
-        DocumentFormat, typer.Option("-o", "--output", help="Output format.")
-    ] = DocumentFormat.JSON,
+        Format,
+        typer.Option("-o", "--output", help="Output format. json and yaml print the contents of resources."),
+    ] = Format.TABLE,
     connection: ConnectionOptions,
 ) -> None:
     """Print the configuration that a running control plane serves to a connected sidecar.
 
-    Fields have their protobuf names (snake_case), and an Any is an object with "@type". Private keys are
-    redacted. xds translate prints the same for manifests.
+    The table lists the resources, whether the sidecar has ACKed the current version (synced), and the objects
+    that each was made from.
+
+    -o json and yaml print the contents. Fields have their protobuf names (snake_case), and an Any is an
+    object with "@type". Private keys are redacted. xds translate prints the same for manifests.
 
     With --diff, print the differences between what is served (+) and what the sidecar last ACKed or what its
     Envoy uses (-), as a unified diff. --diff acked also prints why the sidecar rejected a resource. What the
@@ -117,22 +124,31 @@ def config(
     admin = parse_address("--envoy-admin", envoy_admin)
     with connection.open() as client:
         full_name = client.resolve_proxy(proxy, "")
-        listed = client.list_proxies({"proxy": full_name, "namespace": ""}, unsynced=False)
-        if not listed.proxies:
+        found = client.list_proxies({"proxy": full_name, "namespace": ""}, unsynced=False)
+        if not found.proxies:
             fail(f"proxy {full_name} is not connected to {client.address}")
+        node_id = found.proxies[0].node_id
+        is_table = output is Format.TABLE and diff is None
+        listed = [
+            resource
+            for resource in (client.list_resources(node_id) if is_table else ())
+            if only in {None, _type_of(resource.type_url)} and name in {None, resource.name}
+        ]
         served = {
             (type_url, resource): body
-            for type_url, resource, body in _read_served(client, listed.proxies[0].node_id)
+            for type_url, resource, body in (() if is_table else _read_served(client, node_id))
             if only in {None, _type_of(type_url)} and name in {None, resource}
         }
         unacked = [
             resource
-            for resource in (client.list_unacked(listed.proxies[0].node_id) if diff is Diff.ACKED else ())
+            for resource in (client.list_unacked(node_id) if diff is Diff.ACKED else ())
             if only in {None, _type_of(resource.type_url)} and name in {None, resource.name}
         ]
-    if name and not served and not unacked:
+    if name and not (listed or served or unacked):
         fail(f"{full_name} is not served {only or 'a resource'} {name}")
-    if diff is Diff.ACKED:
+    if is_table:
+        _print_table(listed)
+    elif diff is Diff.ACKED:
         _print_differences(map(_unacked_difference, unacked), diff.value)
     elif diff:
         _print_differences(_envoy_differences(served, _read_envoy(admin, only, name)), "Envoy")
@@ -156,7 +172,17 @@ def _type_of(type_url: str) -> Type | None:
     return next((type_ for type_ in Type if TYPE_URLS[type_] == type_url), None)
 
 
-def _print(served: dict[tuple[str, str], bytes], output: DocumentFormat) -> None:
+def _print_table(resources: Iterable[pb.ServedResource]) -> None:
+    table = Table("TYPE", "NAME", "STATE", "MADE FROM")
+    rows = [
+        (_type_of(resource.type_url) or short_name(resource.type_url), resource) for resource in resources
+    ]
+    for type_, resource in sorted(rows, key=lambda row: (row[0], natural_key(row[1].name))):
+        table.add_row(type_, resource.name, resource_word(resource.state), ", ".join(resource.sources) or "-")
+    table.show()
+
+
+def _print(served: dict[tuple[str, str], bytes], output: Format) -> None:
     document: dict[str, list[dict[str, Any]]] = {}
     for (type_url, _), body in sorted(served.items()):
         if type_ := _type_of(type_url):

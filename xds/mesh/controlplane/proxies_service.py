@@ -7,7 +7,7 @@ sessions, in slices of a few milliseconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -54,6 +54,7 @@ ExpiryOf: TypeAlias = Callable[[Subscriber], datetime | None]
 
 _VARIANTS = {Variant.SOTW: pb.Stream.SOTW, Variant.DELTA: pb.Stream.DELTA}
 _STATES = {
+    State.SYNCED: pb.Resource.SYNCED,
     State.STALE: pb.Resource.STALE,
     State.NOT_SENT: pb.Resource.NOT_SENT,
     State.ERROR: pb.Resource.ERROR,
@@ -108,12 +109,13 @@ class ProxiesService:
         async def unacked(
             request: pb.UnackedRequest, context: grpc.aio.ServicerContext
         ) -> AsyncIterator[pb.UnackedResource]:
-            streams = [stream for stream in discovery.streams if stream.node.id == request.node_id]
-            if not streams:
-                await context.abort(
-                    grpc.StatusCode.NOT_FOUND, f"proxy {proxy_name(request.node_id)} is not connected"
-                )
-            async for resource in _unacked_resources(streams):
+            async for resource in _unacked_resources(await _streams(discovery, request.node_id, context)):
+                yield resource
+
+        async def resources(
+            request: pb.ResourcesRequest, context: grpc.aio.ServicerContext
+        ) -> AsyncIterator[pb.ServedResource]:
+            async for resource in served_resources(await _streams(discovery, request.node_id, context)):
                 yield resource
 
         methods = {
@@ -125,6 +127,9 @@ class ProxiesService:
             ),
             "Unacked": grpc.unary_stream_rpc_method_handler(
                 unacked, pb.UnackedRequest.FromString, pb.UnackedResource.SerializeToString
+            ),
+            "Resources": grpc.unary_stream_rpc_method_handler(
+                resources, pb.ResourcesRequest.FromString, pb.ServedResource.SerializeToString
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
@@ -407,6 +412,32 @@ def _resource(status: ResourceStatus, clock: Clock) -> pb.Resource:
         updated_at=None if status.updated_at is None else clock.to_timestamp(status.updated_at),
         rejection=_rejection(status.error, clock, {status.name: status.error}) if status.error else None,
     )
+
+
+async def _streams(
+    discovery: DiscoveryService, node_id: str, context: grpc.aio.ServicerContext
+) -> list[Stream]:
+    """Return the streams of a proxy. Abort the call if there is none."""
+    streams = [stream for stream in discovery.streams if stream.node.id == node_id]
+    if not streams:
+        await context.abort(grpc.StatusCode.NOT_FOUND, f"proxy {proxy_name(node_id)} is not connected")
+    return streams
+
+
+async def served_resources(streams: Iterable[Stream]) -> AsyncIterator[pb.ServedResource]:
+    """Yield the resources that a proxy is served, without their contents."""
+    checkpoint = Checkpoint()
+    for stream in streams:
+        for kind in stream.session.status():
+            async for batch in batches(kind, checkpoint):
+                for status in batch:
+                    yield pb.ServedResource(
+                        type_url=kind.type_url,
+                        name=status.name,
+                        version=status.version,
+                        state=_STATES[status.state],
+                        sources=map(str, status.resource.sources) if status.resource else (),
+                    )
 
 
 async def _unacked_resources(streams: Collection[Stream]) -> AsyncIterator[pb.UnackedResource]:

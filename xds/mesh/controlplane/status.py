@@ -24,6 +24,13 @@ VERSION_HEADER = "xds-version"
 _MAX_CAUSES = 2
 """Maximum number of objects that a line names."""
 
+_RESOURCE_WORDS = {
+    pb.Resource.SYNCED: "synced",
+    pb.Resource.STALE: "stale",
+    pb.Resource.NOT_SENT: "not sent",
+    pb.Resource.ERROR: "rejected",
+}
+
 _NUMBERS = re.compile(r"([0-9]{1,18})")
 """A number in a name. Longer numbers are split, because converting them is slow."""
 
@@ -89,6 +96,11 @@ def expiry(proxy: pb.Proxy, now: Timestamp) -> str:
 def since(moment: datetime, now: Timestamp) -> str:
     """Describe the time from a moment (UTC, without a time zone) until now."""
     return duration((now.ToDatetime() - moment).total_seconds())
+
+
+def resource_word(state: pb.Resource.State) -> str:
+    """Describe the state of a resource at a proxy in a word."""
+    return _RESOURCE_WORDS[state]
 
 
 def resource_line(resource: pb.Resource, now: Timestamp) -> str:

@@ -110,6 +110,26 @@ class WatchProxiesResponse(_message.Message):
     not_connected: NotConnected
     def __init__(self, proxies: _Optional[_Iterable[_Union[Proxy, _Mapping]]] = ..., gone: _Optional[_Iterable[str]] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., not_connected: _Optional[_Union[NotConnected, _Mapping]] = ...) -> None: ...
 
+class ResourcesRequest(_message.Message):
+    __slots__ = ("node_id",)
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    def __init__(self, node_id: _Optional[str] = ...) -> None: ...
+
+class ServedResource(_message.Message):
+    __slots__ = ("type_url", "name", "version", "state", "sources")
+    TYPE_URL_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    type_url: str
+    name: str
+    version: str
+    state: Resource.State
+    sources: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, type_url: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[Resource.State, str]] = ..., sources: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class UnackedRequest(_message.Message):
     __slots__ = ("node_id",)
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -262,10 +282,12 @@ class Resource(_message.Message):
         STALE: _ClassVar[Resource.State]
         NOT_SENT: _ClassVar[Resource.State]
         ERROR: _ClassVar[Resource.State]
+        SYNCED: _ClassVar[Resource.State]
     STATE_UNSPECIFIED: Resource.State
     STALE: Resource.State
     NOT_SENT: Resource.State
     ERROR: Resource.State
+    SYNCED: Resource.State
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SENT_VERSION_FIELD_NUMBER: _ClassVar[int]

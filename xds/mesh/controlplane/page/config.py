@@ -8,11 +8,10 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from xds.checkpoint import Checkpoint
 from xds.codec.jsonform import to_dict
-from xds.introspect.cooperative import batches
 from xds.introspect.redaction import redact
-from xds.protocol.status import State
+from xds.mesh.controlplane.proxies_service import served_resources
+from xds.mesh.controlplane.status import resource_word
 from xds.protocol.types import short_name
 from xds.server import Stream
 from xds.snapshot import Resource
@@ -20,32 +19,24 @@ from xds.snapshot import Resource
 MAX_RESOURCES = 5000
 """Maximum number of resources that a response lists. The rest are only counted."""
 
-_STATES = {State.SYNCED: "synced", State.STALE: "stale", State.NOT_SENT: "not sent", State.ERROR: "rejected"}
-
 
 async def resources(streams: Iterable[Stream]) -> dict[str, Any]:
     """Return the resources of a proxy as JSON values: type, name, version and state."""
-    checkpoint = Checkpoint()
     listed: list[dict[str, Any]] = []
     more = 0
-    for stream in streams:
-        for kind in stream.session.status():
-            async for batch in batches(kind, checkpoint):
-                for status in batch:
-                    if len(listed) >= MAX_RESOURCES:
-                        more += 1
-                        continue
-                    listed.append(
-                        {
-                            "type": short_name(kind.type_url),
-                            "name": status.name,
-                            "version": status.version,
-                            "state": _STATES[status.state],
-                            "sources": [str(source) for source in status.resource.sources]
-                            if status.resource
-                            else [],
-                        }
-                    )
+    async for resource in served_resources(streams):
+        if len(listed) >= MAX_RESOURCES:
+            more += 1
+            continue
+        listed.append(
+            {
+                "type": short_name(resource.type_url),
+                "name": resource.name,
+                "version": resource.version,
+                "state": resource_word(resource.state),
+                "sources": list(resource.sources),
+            }
+        )
     return {"resources": listed, "moreResources": more}
 
 
