@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,16 @@ def block() -> Iterator[str]:
         yield addresses.address().rpartition(".")[0]
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of run.sh, with other ports of the control plane at each call."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "XDS_ADDRESS": f"127.0.0.1:{free_port()}",
+        "ADMIN_ADDRESS": f"127.0.0.1:{free_port()}",
+    }
+
+
 @pytest.fixture
 def mesh(tmp_path: Path, block: str) -> Iterator[subprocess.Popen[bytes]]:
     """The new mesh, running on addresses of the test."""
@@ -58,15 +69,9 @@ def mesh(tmp_path: Path, block: str) -> Iterator[subprocess.Popen[bytes]]:
     for path in (tmp_path / "new").rglob("*"):
         if path.is_file():
             path.write_text(path.read_text().replace("127.31.0.", f"{block}."))
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "XDS_ADDRESS": f"127.0.0.1:{free_port()}",
-        "ADMIN_ADDRESS": f"127.0.0.1:{free_port()}",
-    }
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(
-            [tmp_path / "new/run.sh"], env=environment, stdout=output, stderr=output, start_new_session=True
+            [tmp_path / "new/run.sh"], env=environment(), stdout=output, stderr=output, start_new_session=True
         )
     yield process
     if process.poll() is None:
@@ -89,7 +94,7 @@ async def test_new_mesh_runs(mesh: subprocess.Popen[bytes], tmp_path: Path, bloc
     def is_ready() -> bool:
         output = (tmp_path / "output").read_text()
         assert mesh.poll() is None, output
-        return f"ready: curl http://{frontend}:8080" in output
+        return f"ready: curl http://{frontend}:8080\npage:  http://" in output
 
     await eventually(is_ready, timeout=90)
     await eventually(lambda: (get(frontend) or {}).get("calls") == {"service": "backend", "caller": IDENTITY})
@@ -97,6 +102,18 @@ async def test_new_mesh_runs(mesh: subprocess.Popen[bytes], tmp_path: Path, bloc
     (tmp_path / "new/strict.yaml").rename(tmp_path / "new/mesh/strict.yaml")
     await eventually(lambda: get(backend) is None)
     assert get(frontend)["calls"]["caller"] == IDENTITY
+
+    log = (tmp_path / "new/run/control-plane.log").read_text()
+    page = (tmp_path / "output").read_text().partition("page:  ")[2].strip()
+    assert f"page={page}\n" in log
+    with urllib.request.urlopen(page, timeout=30) as response:
+        assert response.status == 200
+    second = subprocess.run(
+        [tmp_path / "new/run.sh"], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (second.returncode, second.stdout) == (1, "")
+    assert second.stderr.startswith(f"{frontend}:8080 is in use: stop what listens there")
+    assert (tmp_path / "new/run/control-plane.log").read_text().startswith(log)
     mesh.terminate()
     assert mesh.wait(timeout=60) == 128 + signal.SIGTERM
 

@@ -194,8 +194,8 @@ async def run(
         problem = f"{error.strerror} (choose another with --admin-address)"
         log.error("cannot listen", problem=problem)  # noqa: TRY400 - not a bug: no traceback
         return 1
-    ready_url = f"http://{addresses.admin._replace(port=admin.port)}/ready"
-    running = asyncio.create_task(control_plane.run(ready_url))
+    admin_url = f"http://{addresses.admin._replace(port=admin.port)}"
+    running = asyncio.create_task(control_plane.run(admin_url))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -271,7 +271,7 @@ class ControlPlane:
         startup_metrics = StartupMetrics(lambda: self._source.problems, self._source.stale_seconds)
         return (self._metrics or startup_metrics).render(accept)
 
-    async def run(self, ready_url: str) -> None:
+    async def run(self, admin_url: str) -> None:
         """Serve until cancelled. Raises CannotListenError, and any error of a background task."""
         async with aclosing(self._source.watch()) as updates:
             # The source waits for the API server now and then. A thread uses that time.
@@ -284,7 +284,7 @@ class ControlPlane:
             components.controller.change(change)
             _log_change(self._source, change)
             follow = _follow(self._source, updates, components.controller, self._record_problems)
-            await self._serve(components, ready_url, (follow, *(task() for task in components.tasks)))
+            await self._serve(components, admin_url, (follow, *(task() for task in components.tasks)))
 
     def _record_problems(self, update: SourceUpdate) -> None:
         self._problem_log.add(update)
@@ -303,7 +303,7 @@ class ControlPlane:
         return self._found_problems()
 
     async def _serve(
-        self, components: Components, ready_url: str, tasks: Iterable[Coroutine[Any, Any, None]]
+        self, components: Components, admin_url: str, tasks: Iterable[Coroutine[Any, Any, None]]
     ) -> None:
         controller, listeners = components.controller, components.listeners
         self._effects = components.effects
@@ -395,7 +395,7 @@ class ControlPlane:
                     # The listener for client certificates is the last one.
                     peers.publish(server.secure_ports[-1])
                 self._page.start(backend)
-                log.info("control plane ready", admin=ready_url)
+                log.info("control plane ready", admin=f"{admin_url}/ready", page=f"{admin_url}/")
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if rest:

@@ -4,6 +4,15 @@
 set -eu
 cd "$(dirname "$0")"
 : "${XDS_ADDRESS:=127.0.0.1:15010}" "${ADMIN_ADDRESS:=127.0.0.1:15014}"
+
+for address in "$XDS_ADDRESS" "$ADMIN_ADDRESS" 127.31.0.{1,2,101,102}:8080 127.31.0.{1,2}:15000; do
+  if (: < "/dev/tcp/${address%:*}/${address##*:}") 2> /dev/null; then
+    echo "$address is in use: stop what listens there, such as another run.sh" >&2
+    echo "(XDS_ADDRESS and ADMIN_ADDRESS choose the addresses of the control plane)" >&2
+    exit 1
+  fi
+done
+
 mkdir -p run
 trap 'kill $(jobs -p) 2> /dev/null || true; wait' EXIT
 trap 'exit 130' INT
@@ -24,6 +33,7 @@ done
 for _ in $(seq 300); do
   if curl --silent --fail --output run/first-response.json http://127.31.0.1:8080; then
     echo "ready: curl http://127.31.0.1:8080"
+    echo "page:  http://$ADMIN_ADDRESS/"
     wait -n || true
     echo "a process has ended: see run/*.log" >&2
     exit 1
