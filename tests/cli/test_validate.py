@@ -172,6 +172,25 @@ def test_selector_that_matches_nothing_is_a_notice(policies: Path) -> None:
     assert "(unless it belongs to objects in other manifests)" in xds("-f", ".", "-o", "github").stdout
 
 
+@pytest.mark.parametrize("label", ["istio.io/rev: 1-24", "istio.io/dataplane-mode: ambient"])
+def test_mesh_without_sidecars_has_problems(policies: Path, label: str) -> None:
+    Path("web.yaml").write_text(WEB.replace("istio-injection: enabled", label))
+    lock = POLICY.replace("  selector: {matchLabels: {app: web}}\n", "")
+    (policies / "strict.yaml").write_text(lock.replace("namespace: shop", "namespace: istio-system"))
+    result = xds("-f", policies, "-f", "web.yaml", "--mesh", "-o", "github")
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "::error file=policies/strict.yaml,line=1,title=xds::PeerAuthentication istio-system/strict: no pod "
+        "in the mesh has a sidecar, so it has no effect (inject the sidecar; until then, these pods accept "
+        "plaintext)\n"
+        f"::notice file=web.yaml,line=1,title=xds::Namespace shop: label {label.replace(': ', '=')} has no "
+        "effect: it adds no sidecar to pods, so their traffic is plaintext (label the Namespace "
+        "istio-injection=enabled)\n"
+    )
+    Path("web.yaml").write_text(WEB)
+    assert xds("-f", policies, "-f", "web.yaml", "--mesh").stdout == "no problems found\n"
+
+
 def test_pod_that_injection_rejects_is_a_problem(policies: Path) -> None:
     Path("web.yaml").write_text(WEB.replace("image: web:1", "image: web:1, ports: [{containerPort: 15001}]"))
     result = xds("-f", policies, "-f", "web.yaml", "-o", "json")

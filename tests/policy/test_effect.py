@@ -26,7 +26,7 @@ from xds.mesh.model.objects import (
 )
 from xds.mesh.model.traffic import Subset, TrafficPolicy
 from xds.mesh.policy import effect
-from xds.mesh.policy.effect import MAX_PER_OBJECT, Ineffective, without_effect
+from xds.mesh.policy.effect import MAX_PER_OBJECT, Ineffective, policy_without_effect, without_effect
 
 WEB = service("web", "shop")
 NAMED = ServicePort(port=80, target="http", name="http")
@@ -47,6 +47,10 @@ def slices(of: Service, *addresses: str, port: int = 8080, name: str = "http") -
     return Endpoints(
         meta=meta("EndpointSlice", of.namespace, f"{of.name}-1"), service=of.name, groups=(group,)
     )
+
+
+def labelled(name: str, **labels: str) -> Namespace:
+    return Namespace(meta=meta("Namespace", "", name, **labels))
 
 
 def said(world: Mesh) -> list[str]:
@@ -101,6 +105,45 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
         (
             "PeerAuthentication bare/default: no pod in namespace bare has a sidecar, so it has no effect "
             "(inject the sidecar; until then, these pods accept plaintext)"
+        ),
+    ),
+    "a Policy of a namespace without sidecars": (
+        [pod("x", "bare", sidecar=False), policy("bare", "STRICT")],
+        (
+            "Policy bare/default: no pod in namespace bare has a sidecar, so it has no effect "
+            "(inject the sidecar; until then, these pods accept plaintext)"
+        ),
+    ),
+    "a target without sidecars": (
+        [pod("bare", "shop", sidecar=False), service("bare", "shop"), policy("shop", "STRICT", "bare")],
+        (
+            "Policy shop/default: target bare: no pod of the Service has a sidecar, so it has no effect "
+            "(inject the sidecar; until then, these pods accept plaintext)"
+        ),
+    ),
+    "a label for a revision of Istio": (
+        [labelled("new", **{"istio.io/rev": "1-24", "istio.io/dataplane-mode": "ambient"})],
+        (
+            "notice: Namespace new: label istio.io/rev=1-24 has no effect: it adds no sidecar to pods, so "
+            "their traffic is plaintext (label the Namespace istio-injection=enabled)"
+        ),
+    ),
+    "a label for ambient mode": (
+        [
+            labelled("new", **{"istio.io/dataplane-mode": "ambient", "istio.io/use-waypoint": "none"}),
+            pod("a", "new"),
+            pod("b", "new", sidecar=False),
+        ],
+        (
+            "notice: Namespace new: label istio.io/dataplane-mode=ambient has no effect: it adds no sidecar "
+            "to pods, so their traffic is plaintext (label the Namespace istio-injection=enabled)"
+        ),
+    ),
+    "a label for a waypoint": (
+        [labelled("new", **{"istio.io/dataplane-mode": "none", "istio.io/use-waypoint": "own"})],
+        (
+            "notice: Namespace new: label istio.io/use-waypoint=own has no effect: it adds no sidecar to "
+            "pods, so their traffic is plaintext (label the Namespace istio-injection=enabled)"
         ),
     ),
     "a lock of a namespace that does not exist": (
@@ -321,6 +364,12 @@ EFFECTIVE: dict[str, list[Fact]] = {
         pod("web-2", "shop", sidecar=False),
         peer("shop", "STRICT", name="lock", app="web"),
     ],
+    "labels of Istio in a namespace with sidecars": [
+        labelled("shop", **{"istio.io/rev": "1-24"}),
+        labelled("new", **{"istio.io/rev": "1-24", "istio-injection": "enabled"}),
+        labelled("off", **{"istio.io/dataplane-mode": "none", "istio.io/rev": ""}),
+        labelled(ROOT, **{"istio.io/rev": "default"}),
+    ],
     "a policy for a Service that was refused": [
         UnknownService(meta=meta("Service", "shop", "db"), service="db"),
         policy("shop", "STRICT", "db"),
@@ -375,6 +424,22 @@ EFFECTIVE: dict[str, list[Fact]] = {
 @pytest.mark.parametrize("facts", EFFECTIVE.values(), ids=EFFECTIVE)
 def test_object_with_effect_is_not_reported(facts: list[Fact]) -> None:
     assert said(mesh(*SHOP, *facts)) == []
+
+
+@pytest.mark.parametrize("lock", [peer(ROOT, "STRICT"), policy("", "STRICT"), peer("new", "STRICT")])
+def test_policy_of_a_mesh_without_sidecars_has_no_effect(lock: Fact) -> None:
+    new = labelled("new")
+    ended = replace(pod("job", "shop"), ended=True)
+    world = mesh(lock, new, ended, pod("web", "shop", sidecar=False))
+    [line] = said(world)
+    assert [str(problem) for problem in policy_without_effect(world, lock.ref)] == [line]
+    assert line == (
+        f"{lock.ref}: no pod in the mesh has a sidecar, so it has no effect "
+        "(inject the sidecar; until then, these pods accept plaintext)"
+    )
+    assert said(mesh(lock, new, pod("web", "shop"))) == []
+    without_pods = f"notice: {lock.ref}: no pod in the mesh has a sidecar, so it has no effect"
+    assert said(mesh(lock, new)) == [without_pods]
 
 
 def test_default_objects_are_not_reported() -> None:

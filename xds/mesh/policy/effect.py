@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from typing import TypeAlias
 
+from xds.mesh.model.injection import NAMESPACE_LABEL, unused_label
 from xds.mesh.model.mesh import Mesh, target_port
 from xds.mesh.model.names import MAX_CANDIDATES
 from xds.mesh.model.namespace import NamespaceFacts, covers
@@ -18,6 +19,7 @@ from xds.mesh.model.objects import (
     CLUSTER_DOMAIN,
     AuthenticationPolicy,
     DestinationRule,
+    Namespace,
     Object,
     PeerAuthentication,
     Pod,
@@ -40,6 +42,7 @@ API_SERVER = f"kubernetes.default.svc.{CLUSTER_DOMAIN}"
 
 _SERVICE_SUFFIX = f".svc.{CLUSTER_DOMAIN}"
 _DID_YOU_MEAN = "did you mean "
+_INJECT = "inject the sidecar; until then, these pods accept plaintext"
 _POLICIES_AND_RULES = (AuthenticationPolicy, PeerAuthentication, DestinationRule)
 
 _Finding: TypeAlias = tuple[Ref, Problem]
@@ -85,7 +88,12 @@ def without_effect(mesh: Mesh, previous: Ineffective | None = None) -> Ineffecti
         namespaces[name] = cached
         findings += cached[1]
     findings += _rules(mesh, missing)
+    findings += _unused_labels(mesh)
     findings += _disregarded(mesh)
+    if not _has_sidecars(mesh):
+        reported = {ref for ref, _ in findings}
+        policies = (policy for policy in _policies(mesh) if policy.ref not in reported)
+        findings += _in_mesh_without_sidecars(mesh, policies)
     by_object: dict[Ref, list[Problem]] = {}
     for ref, problem in findings:
         by_object.setdefault(ref, []).append(problem)
@@ -101,12 +109,14 @@ def policy_without_effect(mesh: Mesh, ref: Ref) -> Iterator[Problem]:
     policy, namespace = mesh.get(ref), ref.namespace
     missing = _missing_namespaces(mesh)
     if namespace in missing:
-        findings = _in_missing(mesh, [namespace])
+        findings = [*_in_missing(mesh, [namespace])]
     elif policy:
         facts = mesh.in_namespace(namespace, with_defaults=False)
         is_root = namespace == mesh.config.root_namespace
         rules = [policy] if isinstance(policy, DestinationRule) else []
-        findings = chain(_policy(facts, policy, is_root=is_root), _matching(mesh, rules))
+        findings = [*_policy(facts, policy, is_root=is_root), *_matching(mesh, rules)]
+        if not findings and not rules and not _has_sidecars(mesh):
+            findings = [*_in_mesh_without_sidecars(mesh, [policy])]
     else:
         return
     yield from (problem for owner, problem in findings if owner == ref)
@@ -153,6 +163,8 @@ def _policy(facts: NamespaceFacts, policy: Object, *, is_root: bool) -> Iterator
         case AuthenticationPolicy():
             findings = (finding for target in policy.targets for finding in _target(facts, policy, target))
             yield from _capped(policy, findings)
+            if not policy.targets and _have_no_sidecar(facts.pods.values()):
+                yield _no_sidecar_in(policy)
         case DestinationRule(selector=selector) if selector and not any(facts.selected(selector)):
             what = f"workloadSelector {_matches_no_pod(policy, selector)}"
             yield _problem(policy, what, _similar_label(facts, selector))
@@ -176,19 +188,26 @@ def _peer_authentication(
         scaled = next((s for s in facts.services.values() if _is_scaled_to_zero(facts, s, pa.selector)), None)
         hint = f"Service {scaled.name} selects the same workload and has no pods either" if scaled else ""
         yield _problem(pa, what, hint or _similar_label(facts, pa.selector), notice=scaled is not None)
-    elif pods and not any(pod.has_sidecar for pod in pods):
+    elif _have_no_sidecar(pods):
         if pa.selector:
             text = _format(pa.selector)
             what = f"selector {text} matches only pods without a sidecar in namespace {pa.namespace}"
+            yield _problem(pa, f"{what}, so it has no effect", _INJECT)
         else:
-            what = f"no pod in namespace {pa.namespace} has a sidecar"
-        yield _problem(
-            pa,
-            f"{what}, so it has no effect",
-            "inject the sidecar; until then, these pods accept plaintext",
-        )
+            yield _no_sidecar_in(pa)
     elif pa.ports:
         yield from _ports(facts, pa, pods)
+
+
+def _have_no_sidecar(pods: Iterable[Pod]) -> bool:
+    """Whether there are running pods, and none of them has a sidecar."""
+    running = [pod.has_sidecar for pod in pods if not pod.ended]
+    return bool(running) and not any(running)
+
+
+def _no_sidecar_in(policy: Object) -> _Finding:
+    what = f"no pod in namespace {policy.namespace} has a sidecar, so it has no effect"
+    return _problem(policy, what, _INJECT)
 
 
 def _is_scaled_to_zero(facts: NamespaceFacts, service: Service, selector: Mapping[str, str]) -> bool:
@@ -246,6 +265,9 @@ def _target(facts: NamespaceFacts, policy: AuthenticationPolicy, target: Target)
                 f"target {target.service} port {port}: the Service has no such port, so it has no effect",
                 f"its ports are {_format_ports(service.ports)}" if service.ports else "",
             )
+    if _have_no_sidecar(facts.selected(service.selector)):
+        what = f"target {target.service}: no pod of the Service has a sidecar, so it has no effect"
+        yield _problem(policy, what, _INJECT)
 
 
 def _service(facts: NamespaceFacts, service: Service) -> Iterator[_Finding]:
@@ -326,6 +348,40 @@ def _in_missing(mesh: Mesh, missing: Iterable[str]) -> Iterator[_Finding]:
         hint = nearest(name, existing[:MAX_CANDIDATES])
         for fact in mesh.in_namespace(name, with_defaults=False).facts.values():
             yield _problem(fact, what, hint)
+
+
+def _has_sidecars(mesh: Mesh) -> bool:
+    return any(
+        pod.has_sidecar and not pod.ended
+        for name in mesh.namespaces()
+        for pod in mesh.in_namespace(name, with_defaults=False).pods.values()
+    )
+
+
+def _policies(mesh: Mesh) -> Iterator[Object]:
+    for name in mesh.namespaces():
+        facts = mesh.in_namespace(name, with_defaults=False)
+        yield from (*facts.peer_authentications, *facts.policies)
+
+
+def _in_mesh_without_sidecars(mesh: Mesh, policies: Iterable[Object]) -> Iterator[_Finding]:
+    """Yield a problem for each policy of a mesh without sidecars; a notice if it has no pods either."""
+    has_pods = any(mesh.in_namespace(name, with_defaults=False).pods for name in mesh.namespaces())
+    for policy in policies:
+        what = "no pod in the mesh has a sidecar, so it has no effect"
+        yield _problem(policy, what, _INJECT if has_pods else "", notice=not has_pods)
+
+
+def _unused_labels(mesh: Mesh) -> Iterator[_Finding]:
+    """Yield the labels of Namespaces that add their pods to a mesh of Istio, but not to this one."""
+    for fact in mesh.in_namespace("", with_defaults=False).facts.values():
+        if not isinstance(fact, Namespace) or NAMESPACE_LABEL in fact.meta.labels:
+            continue
+        label = "" if fact.name == mesh.config.root_namespace else unused_label(fact.meta.labels)
+        pods = mesh.in_namespace(fact.name, with_defaults=False).pods.values()
+        if label and not (pods and all(pod.has_sidecar for pod in pods)):
+            what = f"label {label} has no effect: it adds no sidecar to pods, so their traffic is plaintext"
+            yield _problem(fact, what, f"label the Namespace {NAMESPACE_LABEL}=enabled", notice=True)
 
 
 def _disregarded(mesh: Mesh) -> Iterator[_Finding]:
