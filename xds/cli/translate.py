@@ -15,6 +15,7 @@ from xds.cli.output import DocumentFormat, print_document
 from xds.cli.resource_types import TYPE_URLS, PublicType
 from xds.codec import to_dict
 from xds.mesh.envoy import translate as envoy
+from xds.mesh.model.injection import NAMESPACE_LABEL
 from xds.mesh.model.objects import Service
 
 EXAMPLES = """
@@ -54,13 +55,16 @@ def translate(
 
     Fields have their protobuf names (snake_case), and an Any is an object with "@type". Secrets are omitted.
 
-    Exit status: 0 printed, 1 the pod has no address, 2 an unknown name or wrong usage, 3 the API server
-    cannot be reached.
+    Exit status: 0 printed, 1 the pod has no address or no sidecar, 2 an unknown name or wrong usage, 3 the
+    API server cannot be reached.
     """
     mesh = load_mesh(source.manifests, source.mesh_config, source.assignments, cluster=source.cluster)
     sidecar = find_pod(mesh, pod)
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)
+    if not sidecar.has_sidecar:
+        remedy = f"label its Namespace {NAMESPACE_LABEL}=enabled, or use xds inject"
+        fail(f"pod {pod} has no sidecar to configure, so its traffic is plaintext ({remedy})", 1)
     translated = envoy.translate(mesh, sidecar)
     shown = {type_: list(translated.of(TYPE_URLS[type_]).values()) for type_ in PublicType}
     resources = {
