@@ -134,6 +134,14 @@ def test_unknown_namespace_is_noticed_once(files: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["istio-system", "kube-system"])
+def test_unknown_namespace_that_is_never_injected_is_not_noticed(files: Path, name: str) -> None:
+    for kind, text in (("web", WEB), ("client", CLIENT)):
+        (files / kind / "all.yaml").write_text(text.replace("namespace: shop", f"namespace: {name}"))
+    result = xds("reach", "--manifests", files / "web", "--manifests", files / "client")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", ["deploy/web.shop", "web.shop"])
 def test_workload_can_be_named_without_its_kind(files: Path, name: str) -> None:
     result = xds("translate", name, "--manifests", files, "--type", "endpoints")
@@ -143,6 +151,24 @@ def test_workload_can_be_named_without_its_kind(files: Path, name: str) -> None:
     [endpoint] = locality["lb_endpoints"]
     address = endpoint["endpoint"]["address"]["socket_address"]
     assert address == {"address": "deploy/web.shop", "port_value": 8080}
+
+
+def test_pod_without_a_sidecar_has_no_configuration(files: Path) -> None:
+    (files / "ns/all.yaml").write_text(NAMESPACE.replace("istio-injection: enabled", "istio.io/rev: a"))
+    result = xds("translate", "web.shop", "--manifests", files)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "xds: pod web.shop has no sidecar to configure, so its traffic is plaintext "
+        "(label its Namespace istio-injection=enabled, or use xds inject)\n"
+    )
+
+
+def test_reach_reports_labels_that_add_no_sidecar(files: Path) -> None:
+    (files / "ns/all.yaml").write_text(NAMESPACE.replace("istio-injection: enabled", "istio.io/rev: a"))
+    result = xds("reach", "--manifests", files, "--strict")
+    assert result.exit_code == 1
+    assert "problem: Namespace shop: label istio.io/rev=a has no effect" in result.stderr
+    assert "PeerAuthentication shop/default: no pod in namespace shop has a sidecar" in result.stderr
 
 
 def test_ambiguous_workload_is_not_chosen(files: Path) -> None:

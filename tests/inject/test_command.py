@@ -73,6 +73,30 @@ def test_sidecar_without_a_key_of_its_own_has_no_volume_for_it(options: tuple[st
     assert "XDS_KEY_DIR" not in result.stdout
 
 
+NAMESPACE = """apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {pod-security.kubernetes.io/enforce: restricted}}
+"""
+
+
+def test_pod_that_its_namespace_refuses_gets_a_notice(tmp_path: Path) -> None:
+    (tmp_path / "pod.yaml").write_text(POD.replace("name: web\nspec", "name: web\n  namespace: shop\nspec"))
+    (tmp_path / "shop.yaml").write_text(NAMESPACE)
+    (tmp_path / "broken.yaml").write_text("{apiVersion: v1, kind: Namespace, metadata: 3}\n")
+    files = [word for name in ("pod", "shop", "broken") for word in ("-f", tmp_path / f"{name}.yaml")]
+    result = inject(*files)
+    assert result.exit_code == 0
+    assert "xds-init" in result.stdout
+    assert result.stderr == (
+        f"{tmp_path}/pod.yaml:1: notice: Pod web: the API server refuses its pods, because "
+        "pod-security.kubernetes.io/enforce is restricted and container xds-init needs NET_ADMIN and NET_RAW "
+        "(set the annotation sidecar.istio.io/interceptionMode: NONE, or label the Namespace "
+        "pod-security.kubernetes.io/enforce=privileged)\n"
+    )
+    (tmp_path / "shop.yaml").write_text(NAMESPACE.replace("restricted", "privileged"))
+    assert inject(*files).stderr == ""
+
+
 def test_errors_have_file_and_line_and_prevent_output(tmp_path: Path) -> None:
     (tmp_path / "good.yaml").write_text(POD)
     bad = (

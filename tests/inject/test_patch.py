@@ -119,7 +119,7 @@ def test_ordinary_sidecar_is_the_last_container() -> None:
 )
 def test_label_and_annotation_control_injection_as_in_istio(labels, annotations, is_injected: bool) -> None:
     result = injected(pod(labels=labels, annotations=annotations))
-    assert (result.skip_reason == "") is is_injected
+    assert (result.skip is None) is is_injected
     assert (STATUS in result.pod["metadata"]["annotations"]) is is_injected
 
 
@@ -138,7 +138,7 @@ def test_label_and_annotation_control_injection_as_in_istio(labels, annotations,
 def test_unsuitable_pod_is_skipped(changes, namespace) -> None:
     value = pod(**changes)
     result = injected(value, namespace=namespace)
-    assert result.skip_reason
+    assert result.skip
     assert result.pod is value
     assert not result.problems
 
@@ -329,7 +329,7 @@ def test_injection_is_idempotent_and_equals_its_patch(value: dict[str, Any], nat
     assert not once.refused
     again = injected(dict(once.pod), settings)
     assert again.pod == once.pod
-    assert again.skip_reason
+    assert again.skip
     patch = create_patch(value, once.pod)
     assert jsonpatch.apply_patch(copy.deepcopy(value), patch) == once.pod
     before = [c["name"] for c in value["spec"]["containers"]]

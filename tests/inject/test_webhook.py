@@ -172,6 +172,19 @@ async def test_skipped_pod_with_inject_label_gets_a_warning(call: Call) -> None:
     assert "warnings" not in (await call(review(pod)))[1]["response"]
 
 
+async def test_pod_that_changes_istios_sidecar_gets_a_warning(call: Call) -> None:
+    """It starts with the image auto, which does not exist."""
+    pod = copy.deepcopy(POD)
+    pod["spec"]["containers"].append({"name": "istio-proxy", "image": "auto"})
+    _, answered = await call(review(pod))
+    assert "patch" not in answered["response"]
+    (warning,) = answered["response"]["warnings"]
+    assert warning.startswith("Pod shop/web- gets no sidecar: its container istio-proxy changes the sidecar")
+    assert "(remove the container; " in warning
+    pod["spec"]["containers"][-1]["image"] = "proxyv2"
+    assert "warnings" not in (await call(review(pod)))[1]["response"]
+
+
 @pytest.mark.parametrize(
     "request_",
     [

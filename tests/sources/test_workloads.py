@@ -203,8 +203,118 @@ INJECT = "sidecar.istio.io/inject"
 def test_sidecar_is_expected_where_the_webhook_injects(
     label: str | None, pod: dict[str, Any], has_sidecar: bool
 ) -> None:
-    [result] = pods(namespace(label), workload("Deployment", pod=pod)).values()
+    mesh, _ = read(namespace(label), workload("Deployment", pod=pod))
+    [result] = mesh.pods()
     assert result.has_sidecar is has_sidecar
+
+
+ANNOTATED = {"metadata": {"annotations": {INJECT: "true"}}} | {"spec": template()["spec"]}
+AMBIENT = "istio.io/dataplane-mode"
+CUSTOMISED = template(containers=[{"name": "app", "image": "a"}, {"name": "istio-proxy", "image": "auto"}])
+GATEWAY = template({INJECT: "true"}, containers=[{"name": "istio-proxy", "image": "auto"}])
+INJECTED = template(containers=[{"name": "app", "image": "a"}, {"name": "istio-proxy", "image": "proxyv2:1"}])
+
+
+SET_LABEL = '(set the label sidecar.istio.io/inject: "true")'
+
+
+@pytest.mark.parametrize(
+    ("label", "pod", "reason", "remedy"),
+    [
+        (None, ANNOTATED, "unless the Namespace is labelled istio-injection=enabled", SET_LABEL),
+        (None, template({INJECT: "yes"}), "unless the Namespace is labelled", SET_LABEL),
+        (
+            "disabled",
+            template({INJECT: "true"}),
+            "because the Namespace is labelled istio-injection=disabled",
+            "(label the Namespace istio-injection=enabled)",
+        ),
+        (None, template({"istio.io/rev": "1-24"}), 'labels["istio.io/rev"] adds no sidecar', SET_LABEL),
+        (None, template({AMBIENT: "ambient"}), f'labels["{AMBIENT}"] adds no sidecar', SET_LABEL),
+        ("enabled", CUSTOMISED, "its container istio-proxy changes the sidecar", "(remove the container; "),
+        (None, GATEWAY, "it runs only Istio's proxy", "(as a gateway, use a pod that runs xds proxy)"),
+        (None, INJECTED, "it has Istio's container istio-proxy", "(remove the container)"),
+        ("enabled", template(hostNetwork=True), "hostNetwork is true", ""),
+    ],
+)
+def test_pod_that_seems_to_get_a_sidecar_is_reported(
+    label: str | None, pod: dict[str, Any], reason: str, remedy: str
+) -> None:
+    mesh, [problem] = read(namespace(label), workload("Deployment", pod=pod))
+    assert problem.startswith("all:")
+    assert "Deployment shop/web: " in problem
+    assert reason in problem
+    assert remedy in problem
+    [result] = mesh.pods()
+    assert not result.has_sidecar
+
+
+@pytest.mark.parametrize(
+    ("label", "pod"),
+    [
+        ("enabled", template({INJECT: "false"}, hostNetwork=True)),
+        (
+            "enabled",
+            template(containers=[{"name": "app", "image": "a"}, {"name": "xds-proxy", "image": "x"}]),
+        ),
+        ("enabled", template({"istio.io/rev": "1-24"})),
+        (None, template({INJECT: "false"})),
+        (None, template({AMBIENT: "none"})),
+        (None, template(hostNetwork=True)),
+    ],
+)
+def test_pod_that_asks_for_nothing_is_not_reported(label: str | None, pod: dict[str, Any]) -> None:
+    assert read(namespace(label), workload("Deployment", pod=pod))[1] == []
+
+
+def test_request_in_the_control_planes_namespace_is_not_reported() -> None:
+    text = yaml.safe_dump([namespace(None), workload("Deployment", pod=template({"istio.io/rev": "a"}))])
+    assert read(*yaml.safe_load(text.replace("shop", "istio-system")))[1] == []
+
+
+MODE = "sidecar.istio.io/interceptionMode"
+SDS = SettingsLoader(assignments=["meshConfig.sdsUdsPath=unix:///run/spire/agent.sock"])
+NEEDS_NET_ADMIN = (
+    "container xds-init needs NET_ADMIN and NET_RAW (set the annotation "
+    "sidecar.istio.io/interceptionMode: NONE, or label the Namespace "
+    "pod-security.kubernetes.io/enforce=privileged)"
+)
+HOST_PATH = "volume xds-sds is a hostPath (label the Namespace pod-security.kubernetes.io/enforce=privileged)"
+
+
+@pytest.mark.parametrize(
+    ("level", "mode", "settings", "reason"),
+    [
+        ("baseline", "REDIRECT", None, NEEDS_NET_ADMIN),
+        ("restricted", "REDIRECT", None, NEEDS_NET_ADMIN),
+        ("privileged", "REDIRECT", None, ""),
+        ("baseline", "NONE", None, ""),
+        ("restricted", "NONE", None, ""),
+        ("restricted", "REDIRECT", SDS, HOST_PATH),
+        ("baseline", "NONE", SDS, HOST_PATH),
+        ("privileged", "NONE", SDS, ""),
+    ],
+)
+def test_pod_that_pod_security_refuses_is_a_problem(
+    level: str, mode: str, settings: SettingsLoader | None, reason: str
+) -> None:
+    labels = {"istio-injection": "enabled", "pod-security.kubernetes.io/enforce": level}
+    pod = template()
+    pod["metadata"]["annotations"] = {MODE: mode}
+    documents = [namespace("") | {"metadata": {"name": "shop", "labels": labels}}, workload("Job", pod=pod)]
+    text = Text("all", yaml.safe_dump_all(documents))
+    folder = Folder((), settings, texts=[text], reads_workloads=True)
+    assert folder.load().problems == ()
+    [parsed] = folder.expected_pods()
+    assert isinstance(parsed.fact, Pod)
+    assert parsed.fact.has_sidecar
+    assert not parsed.refused
+    found = [str(problem) for problem in parsed.problems if not problem.notice]
+    refused = (
+        "all:9: Job shop/web: the API server refuses its pods, because "
+        f"pod-security.kubernetes.io/enforce is {level} and {reason}"
+    )
+    assert found == ([refused] if reason else [])
 
 
 def test_control_plane_gets_no_sidecar() -> None:

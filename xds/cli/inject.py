@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +17,10 @@ from xds.mesh.inject import (
     DEFAULT_IMAGE,
     KNATIVE_SERVICE,
     InjectionSettings,
+    Template,
+    find_namespaces,
     find_templates,
+    pod_security_refusal,
 )
 from xds.mesh.inject import inject as add_sidecar
 from xds.mesh.model.objects import Problem
@@ -104,14 +109,14 @@ def inject(
     settings = InjectionSettings(
         image=image, pull_policy=image_pull_policy, xds_address=xds_address, sds=sds, native=native_sidecar
     ).with_mesh_config(config)
-    result, problems = "", list[Problem]()
+    result, found = "", _Found()
     for name in filenames:
-        text, file_problems = _inject_text(_read(name), "stdin" if name == "-" else name, settings)
+        text = _inject_text(_read(name), "stdin" if name == "-" else name, settings, found)
         if result and not text.startswith("---"):
             result = result if result.endswith("\n") else result + "\n"
             result += "---\n"
         result += text
-        problems += file_problems
+    problems = [*found.problems, *found.refused_pods()]
     print_problems(problems)
     if any(not problem.notice for problem in problems):
         raise typer.Exit(1)
@@ -146,36 +151,55 @@ def _write(output: Path | None, text: str) -> None:
         fail(f"{output or 'stdout'}: {error.strerror}")
 
 
-def _inject_text(text: str, file: str, settings: InjectionSettings) -> tuple[str, list[Problem]]:
-    """Return a file's text with sidecars added, and its problems."""
+@dataclass(slots=True)
+class _Found:
+    """What was found in the files."""
+
+    problems: list[Problem] = field(default_factory=list)
+    """Problems."""
+    namespaces: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Labels of Namespaces by name."""
+    injected: list[tuple[Template, str, Mapping[str, Any]]] = field(default_factory=list)
+    """Pod templates that got a sidecar, with their place and the result."""
+
+    def refused_pods(self) -> Iterator[Problem]:
+        """Yield a notice for each injected pod that its namespace does not admit."""
+        for template, where, pod in self.injected:
+            what, remedy = pod_security_refusal(pod, self.namespaces.get(template.namespace, {}))
+            if what:
+                yield Problem(where=where, what=f"{template.subject}: {what}", hint=remedy, notice=True)
+
+
+def _inject_text(text: str, file: str, settings: InjectionSettings, found: _Found) -> str:
+    """Return a file's text with sidecars added."""
     if text.lstrip().startswith("{"):
         text = documents.join_surrogates(text)
-    result, problems = "", list[Problem]()
+    result = ""
     for line, chunk in documents.split_documents(text):
         changes: list[tuple[Document, object]] = []
         for document in documents.parse_chunk(chunk, file, line):
             if isinstance(document, Problem):
-                problems.append(document)
+                found.problems.append(document)
             else:
-                value, document_problems = _inject_document(document, settings)
-                changes.append((document, value))
-                problems += document_problems
+                changes.append((document, _inject_document(document, settings, found)))
         is_changed = any(document.value is not value for document, value in changes)
         result += rewriting.rewrite(chunk, changes) if is_changed else chunk
-    return result, problems
+    return result
 
 
-def _inject_document(document: Document, settings: InjectionSettings) -> tuple[object, list[Problem]]:
-    """Return a document's value with sidecars added, and its problems. An unchanged value is not copied."""
-    value, problems = document.value, list[Problem]()
+def _inject_document(document: Document, settings: InjectionSettings, found: _Found) -> object:
+    """Return a document's value with sidecars added. An unchanged value is not copied."""
+    value = document.value
+    found.namespaces.update(find_namespaces(value))
     pod_templates = list(find_templates(value))
     for path, flaw in document.flaws if pod_templates else ():
-        problems.append(Problem(where=document.locate(path), what=f"{dotted(path)} {flaw}"))
+        found.problems.append(Problem(where=document.locate(path), what=f"{dotted(path)} {flaw}"))
     for template in pod_templates:
+        where = document.locate(template.path)
         if template.kind == KNATIVE_SERVICE:
             what = f"{template.subject} stays unchanged: Knative allows no init containers in it"
             hint = "let the webhook inject its pods"
-            problems.append(Problem(where=document.locate(template.path), what=what, hint=hint, notice=True))
+            found.problems.append(Problem(where=where, what=what, hint=hint, notice=True))
             continue
         injection = add_sidecar(
             template.value,
@@ -185,12 +209,14 @@ def _inject_document(document: Document, settings: InjectionSettings) -> tuple[o
             path=template.path,
             subject=template.subject,
         )
-        problems += injection.problems
-        if injection.skip_reason:
-            what = f"{template.subject} gets no sidecar: {injection.skip_reason}"
-            problems.append(Problem(where=document.locate(template.path), what=what, notice=True))
+        found.problems += injection.problems
+        if skip := injection.skip:
+            what = f"{template.subject} gets no sidecar: {skip.reason}"
+            found.problems.append(Problem(where=where, what=what, hint=skip.remedy, notice=True))
+        elif not injection.refused:
+            found.injected.append((template, where, injection.pod))
         value = _replace(value, template.path, injection.pod)
-    return value, problems
+    return value
 
 
 def _replace(value: Any, path: FieldPath, new: Any) -> Any:

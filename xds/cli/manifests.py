@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from xds.cli.options import STDIN, ClusterReference, fail, print_problems
+from xds.mesh.inject.choice import SYSTEM_NAMESPACES
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named, service_named
 from xds.mesh.model.objects import MeshConfig, Pod, Problem, Ref, Service
@@ -161,7 +162,7 @@ def load_folder(folder: Folder) -> tuple[Mesh | None, tuple[Problem, ...]]:
 def unknown_namespaces(mesh: Mesh) -> Iterator[Problem]:
     """Yield a notice for each missing Namespace whose label could give workloads a sidecar."""
     for name in mesh.namespaces():
-        if mesh.get(Ref("Namespace", "", name)):
+        if mesh.get(Ref("Namespace", "", name)) or name in (mesh.config.root_namespace, *SYSTEM_NAMESPACES):
             continue
         pods = mesh.in_namespace(name).pods.values()
         if pod := next((pod for pod in pods if pod.is_template and not pod.has_sidecar), None):

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from xds.mesh.model.injection import INJECT_LABEL
 from xds.mesh.parse.reading import Field, shown
 
-INJECT_LABEL = "sidecar.istio.io/inject"
-"""Pod label or annotation, `true` or `false`. The label takes precedence."""
-NAMESPACE_LABEL = "istio-injection"
-"""Namespace label, `enabled` or `disabled`."""
 TEMPLATES = "inject.istio.io/templates"
 
 SYSTEM_NAMESPACES = frozenset({"kube-system", "kube-public", "kube-node-lease"})
 """Namespaces whose pods never get a sidecar. They must be able to start without the control plane."""
 
-ALREADY_INJECTED = "it already has a sidecar"
-
 PROXY = "xds-proxy"
 INIT = "xds-init"
-_ISTIO_CONTAINERS = frozenset({"istio-proxy", "istio-init", "istio-validation"})
+GATEWAY_REMEDY = "as a gateway, use a pod that runs xds proxy"
+_ISTIO_PROXY = "istio-proxy"
+_ISTIO_CONTAINERS = frozenset({_ISTIO_PROXY, "istio-init", "istio-validation"})
+_PLACEHOLDERS = (None, "", "auto")
+"""Images of a container with which Istio's injector merges its own."""
 _TRUE = frozenset({"y", "yes", "true", "on"})
 
 
@@ -33,26 +34,63 @@ def webhook_selects(pod: Field, namespace_label: str | None) -> bool:
     return bool(pod["metadata"]["labels"][INJECT_LABEL].value == "true")
 
 
-def skip_reason(pod: Field, namespace: str) -> str:
-    """Return why a pod gets no sidecar; empty if it gets one.
+class Skip(NamedTuple):
+    """Why a pod gets no sidecar."""
+
+    reason: str
+    """The reason."""
+    remedy: str = ""
+    """How to get a sidecar nevertheless; empty if there is no way."""
+    is_expected: bool = False
+    """Whether the pod needs none: it opts out, or already has one."""
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.remedy})" if self.remedy else self.reason
+
+
+def skip(pod: Field, namespace: str) -> Skip | None:
+    """Return why a pod gets no sidecar; None if it gets one.
 
     The caller has already checked the namespace's label.
     """
     spec = pod["spec"]
-    names = _container_names(spec)
-    if PROXY in names:
-        return ALREADY_INJECTED
-    if istio_names := sorted(names & _ISTIO_CONTAINERS):
-        return f"it has Istio's container {istio_names[0]}: only one sidecar can intercept a pod's traffic"
+    if PROXY in _images(spec):
+        return Skip("it already has a sidecar", is_expected=True)
+    if found := istio_container(pod):
+        return found
     value = requested(pod)
     if value and not is_true(value):
-        return f"{INJECT_LABEL} is {shown(value)}"
+        return Skip(f"{INJECT_LABEL} is {shown(value)}", is_expected=True)
     if namespace in SYSTEM_NAMESPACES:
-        return f"namespace {namespace} is a system namespace"
+        return Skip(f"namespace {namespace} is a system namespace")
     if spec["hostNetwork"].value is True:
-        return "hostNetwork is true: interception would redirect the traffic of the whole node"
+        return Skip("hostNetwork is true: interception would redirect the traffic of the whole node")
     system = spec["os"]["name"].value or spec["nodeSelector"]["kubernetes.io/os"].value or "linux"
-    return "" if system == "linux" else f"it runs on {shown(system)}; sidecars require Linux"
+    return None if system == "linux" else Skip(f"it runs on {shown(system)}; sidecars require Linux")
+
+
+def istio_container(pod: Field) -> Skip | None:
+    """Return why a pod with a container of Istio gets no sidecar; None if it has no such container."""
+    images = _images(pod["spec"])
+    names = sorted(images.keys() & _ISTIO_CONTAINERS)
+    if not names:
+        return None
+    if images.keys() == {_ISTIO_PROXY}:
+        return Skip("it runs only Istio's proxy, which this control plane does not configure", GATEWAY_REMEDY)
+    if images.get(_ISTIO_PROXY, _ISTIO_PROXY) in _PLACEHOLDERS:
+        return Skip(
+            "its container istio-proxy changes the sidecar of Istio, which is not injected here",
+            "remove the container; annotations such as sidecar.istio.io/proxyCPU configure the sidecar",
+        )
+    return Skip(
+        f"it has Istio's container {names[0]}: only one sidecar can intercept a pod's traffic",
+        "remove the container",
+    )
+
+
+def requests_sidecar(pod: Field) -> bool:
+    """Return whether a pod requests a sidecar itself: by a label, an annotation, or a container to merge."""
+    return is_true(requested(pod)) or _images(pod["spec"]).get(_ISTIO_PROXY, _ISTIO_PROXY) in _PLACEHOLDERS
 
 
 def is_true(value: str) -> bool:
@@ -66,10 +104,11 @@ def requested(pod: Field) -> str:
     return (meta["labels"][INJECT_LABEL] or meta["annotations"][INJECT_LABEL]).text()
 
 
-def _container_names(spec: Field) -> set[str]:
+def _images(spec: Field) -> dict[str, object]:
+    """Return the image of each container, by name; None for a container without an image."""
     lists = [spec[field].value for field in ("initContainers", "containers")]
     return {
-        str(container.get("name"))
+        str(container.get("name")): container.get("image")
         for containers in lists
         if isinstance(containers, list)
         for container in containers

@@ -9,12 +9,15 @@ from typing import Any, TypeAlias
 from xds.mesh.identity import AUDIENCE, ROOT_CONFIG_MAP
 from xds.mesh.inject.choice import INIT, PROXY
 from xds.mesh.inject.settings import InjectionSettings
-from xds.mesh.model.objects import APP_ADDRESS, HEALTH_PORT, METRICS_PORT, Interception
+from xds.mesh.model.injection import POD_SECURITY_LABEL
+from xds.mesh.model.objects import APP_ADDRESS, HEALTH_PORT, INTERCEPTION_MODE, METRICS_PORT, Interception
 from xds.mesh.sidecar import settings as variables
 from xds.mesh.sidecar.settings import PROXY_ID, READY_PATH
 
 Json: TypeAlias = dict[str, Any]
 
+_SDS_VOLUME = "xds-sds"
+"""Volume with the socket of another SDS server."""
 KEY_VOLUME, _KEY_PATH = "xds-key", "/var/run/xds"
 """Empty volume of the sidecar, and where it is mounted. `xds proxy` makes a directory of its own in it.
 
@@ -56,6 +59,8 @@ RESOURCE_ANNOTATIONS = {
     "sidecar.istio.io/proxyCPULimit": ("limits", "cpu"),
     "sidecar.istio.io/proxyMemoryLimit": ("limits", "memory"),
 }
+_POD_SECURITY_LEVELS = ("baseline", "restricted")
+"""Levels of the Pod Security Standards that forbid NET_ADMIN and hostPath volumes."""
 LOG_LEVEL = "sidecar.istio.io/logLevel"
 PROXY_IMAGE = "sidecar.istio.io/proxyImage"
 
@@ -136,7 +141,7 @@ def proxy_container(
                 for name, variable in _FILES.items()
             ),
             *(
-                [{"name": "xds-sds", "mountPath": _sds_directory(settings), "readOnly": True}]
+                [{"name": _SDS_VOLUME, "mountPath": _sds_directory(settings), "readOnly": True}]
                 if settings.sds
                 else []
             ),
@@ -165,12 +170,37 @@ def volumes(settings: InjectionSettings) -> list[Json]:
             },
         },
         *(
-            [{"name": "xds-sds", "hostPath": {"path": _sds_directory(settings), "type": "Directory"}}]
+            [{"name": _SDS_VOLUME, "hostPath": {"path": _sds_directory(settings), "type": "Directory"}}]
             if settings.sds
             else []
         ),
         *([{"name": KEY_VOLUME, "emptyDir": {}}] if _has_own_key(settings) else []),
     ]
+
+
+def pod_security_refusal(pod: Mapping[str, Any], namespace_labels: Mapping[str, str]) -> tuple[str, str]:
+    """Return why the API server refuses an injected pod, and the remedy; empty texts if it does not.
+
+    Considers only what injection added, and the level of the Pod Security Standards in the namespace's label.
+
+    Args:
+        pod: the pod with its sidecar.
+        namespace_labels: labels of its namespace.
+    """
+    level = namespace_labels.get(POD_SECURITY_LABEL, "")
+    if level not in _POD_SECURITY_LEVELS:
+        return "", ""
+    spec = pod["spec"]
+    reason = ""
+    remedy = f"label the Namespace {POD_SECURITY_LABEL}=privileged"
+    if any(volume["name"] == _SDS_VOLUME and "hostPath" in volume for volume in spec["volumes"]):
+        reason = f"volume {_SDS_VOLUME} is a hostPath"
+    elif any(container["name"] == INIT for container in spec.get("initContainers") or ()):
+        reason = f"container {INIT} needs NET_ADMIN and NET_RAW"
+        remedy = f"set the annotation {INTERCEPTION_MODE}: NONE, or {remedy}"
+    if not reason:
+        return "", ""
+    return f"the API server refuses its pods, because {POD_SECURITY_LABEL} is {level} and {reason}", remedy
 
 
 def _container(name: str, settings: InjectionSettings, image: str, arguments: list[str]) -> Json:

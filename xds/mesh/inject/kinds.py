@@ -88,6 +88,16 @@ def find_templates(document: Any) -> Iterator[Template]:
         )
 
 
+def find_namespaces(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the name and the labels of each Namespace."""
+    for obj in _objects(document):
+        if (obj.group, obj.kind) == ("", "Namespace"):
+            meta = obj.manifest.get("metadata")
+            labels = meta.get("labels") if isinstance(meta, Mapping) else None
+            if isinstance(meta, Mapping) and isinstance(labels, Mapping):
+                yield str(meta.get("name")), labels
+
+
 def find_creators(document: Any) -> Iterator[tuple[str, Path]]:
     """Yield the KIND NAME and the path of each custom resource whose controller may create pods.
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from xds.mesh.inject import choice, containers, probes, scrape, traffic
 from xds.mesh.inject.settings import InjectionSettings
+from xds.mesh.model.injection import INJECT_LABEL
 from xds.mesh.model.objects import (
     ADMIN_PORT,
     HEALTH_PORT,
@@ -50,7 +51,7 @@ _REPORTED = (
 """Prefixes of annotations that are reported if they have no effect."""
 _KNOWN = frozenset(
     {
-        *(choice.INJECT_LABEL, STATUS, NATIVE, probes.REWRITE, INTERCEPTION_MODE),
+        *(INJECT_LABEL, STATUS, NATIVE, probes.REWRITE, INTERCEPTION_MODE),
         *(containers.PROXY_IMAGE, containers.LOG_LEVEL),
         *containers.RESOURCE_ANNOTATIONS,
     }
@@ -63,8 +64,8 @@ class Injection:
 
     pod: Mapping[str, Any]
     """The pod with a sidecar, or unchanged."""
-    skip_reason: str = ""
-    """Reason why the pod was skipped; empty if it got a sidecar or was refused."""
+    skip: choice.Skip | None = None
+    """Why the pod was skipped; None if it got a sidecar or was refused."""
     ignores_request: bool = False
     """Whether the pod was skipped although it requests a sidecar."""
     problems: tuple[Problem, ...] = ()
@@ -102,9 +103,9 @@ def inject(
     field = Field(pod, path, log)
     if not _is_well_formed(field):
         return Injection(pod=pod, problems=tuple(log.problems))
-    if reason := choice.skip_reason(field, namespace):
-        ignores_request = reason != choice.ALREADY_INJECTED and choice.is_true(choice.requested(field))
-        return Injection(pod=pod, skip_reason=reason, ignores_request=ignores_request)
+    if skip := choice.skip(field, namespace):
+        ignores_request = not skip.is_expected and choice.requests_sidecar(field)
+        return Injection(pod=pod, skip=skip, ignores_request=ignores_request)
     result = _with_sidecar(field, settings, secret or repr(pod))
     if log.refused:
         return Injection(pod=pod, problems=tuple(log.problems))
@@ -234,7 +235,9 @@ def _check_annotations(annotations: Field) -> None:
             nearest(level.text(), LOG_LEVELS),
         )
     if (templates := annotations[choice.TEMPLATES]) and templates.text() != "sidecar":
-        templates.refuse(f"requests {shown(templates.value)}; only sidecar is supported")
+        templates.refuse(
+            f"requests {shown(templates.value)}; only sidecar is supported", choice.GATEWAY_REMEDY
+        )
     unknown = (
         name
         for name in annotations.value or ()

@@ -293,7 +293,7 @@ def review_pod(
         return response | {"allowed": False, "status": status}
     warnings = [_message(problem, _MAX_WARNING_LENGTH) for problem in injection.problems[:MAX_PROBLEMS]]
     if injection.ignores_request:
-        warnings.append(f"{subject} gets no sidecar: {injection.skip_reason}"[:_MAX_WARNING_LENGTH])
+        warnings.append(f"{subject} gets no sidecar: {injection.skip}"[:_MAX_WARNING_LENGTH])
     if warnings:
         response["warnings"] = warnings
     if patch := create_patch(pod, injection.pod):
@@ -321,8 +321,7 @@ def _log(subject: str, injection: Injection, *, dry_run: bool) -> None:
         log.warning(
             "pod refused", pod=subject.removeprefix("Pod "), problems=problems[:MAX_PROBLEMS], **dry_run_field
         )
-    elif injection.skip_reason:
-        reason = injection.skip_reason
-        log.debug("pod skipped", pod=subject.removeprefix("Pod "), reason=reason, **dry_run_field)
+    elif skip := injection.skip:
+        log.debug("pod skipped", pod=subject.removeprefix("Pod "), reason=skip.reason, **dry_run_field)
     else:
         log.info("sidecar injected", pod=subject.removeprefix("Pod "), **dry_run_field)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
-from xds.mesh.inject import choice
+from xds.mesh.inject import choice, containers
 from xds.mesh.inject.kinds import Template
 from xds.mesh.inject.patch import inject
 from xds.mesh.inject.settings import InjectionSettings
+from xds.mesh.model.injection import INJECT_LABEL, NAMESPACE_LABEL, unused_label
 from xds.mesh.model.objects import TLS_MODE_LABEL, MeshConfig, Meta, Problem, Ref
 from xds.mesh.parse import DEFAULT_NAMESPACE, Parsed, core, names
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, shown
@@ -150,9 +152,13 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
         origin=item.locate(template.root),
     )
     pod = core.pod(field, meta)
-    problems: list[Problem] = log.problems
+    if log.refused:
+        return Parsed(origin=meta.origin, problems=tuple(log.problems), refused=True)
     labels = meta.labels
-    if not log.refused and _is_selected(field, ref.namespace, namespace_labels, config):
+    problems: list[Problem] = []
+    if not _is_selected(field, ref.namespace, namespace_labels, config):
+        _report_request(item, field, namespace_labels.get(NAMESPACE_LABEL), config)
+    else:
         injection = inject(
             template.value,
             InjectionSettings().with_mesh_config(config),
@@ -161,21 +167,65 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
             path=template.path,
             subject=str(ref),
         )
-        problems += (problem for problem in injection.problems if problem not in problems)
-        labels = labels if injection.skip_reason else {TLS_MODE_LABEL: "istio", **labels}
+        problems += injection.problems
+        if injection.refused:
+            return Parsed(
+                origin=meta.origin, problems=_without_duplicates(log.problems, problems), refused=True
+            )
+        if injection.skip:
+            _report_skip(item, log, injection.skip)
+        else:
+            labels = {TLS_MODE_LABEL: "istio", **labels}
+            what, remedy = containers.pod_security_refusal(injection.pod, namespace_labels)
+            if what:
+                log.add(template.root, what, remedy, warning=True)
         # The injected sidecar sends the probes, and serves the metrics.
         injected = Field(injection.pod, template.path, log)
         pod = replace(pod, probe_ports=core.probe_ports(injected["spec"]))
         meta = replace(meta, annotations=_annotations(injected))
-    if any(not problem.notice for problem in problems):
-        return Parsed(origin=meta.origin, problems=tuple(problems), refused=True)
     pod = replace(
         pod,
         meta=replace(meta, labels=labels),
         address=f"{meta.ref.name}.{ref.namespace}",
         is_template=True,
     )
-    return Parsed(ref=pod.ref, fact=pod, origin=meta.origin, problems=tuple(problems))
+    return Parsed(
+        ref=pod.ref,
+        fact=pod,
+        origin=meta.origin,
+        problems=_without_duplicates(log.problems, problems),
+    )
+
+
+def _without_duplicates(*problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    return tuple(dict.fromkeys(chain(*problems)))
+
+
+def _report_skip(item: FoundTemplate, log: Log, skip: choice.Skip) -> None:
+    """Report why a workload gets no sidecar, unless it opts out or already has one."""
+    if not skip.is_expected:
+        log.add(item.template.root, f"gets no sidecar: {skip.reason}", skip.remedy, notice=True)
+
+
+def _report_request(item: FoundTemplate, pod: Field, namespace_label: str | None, config: MeshConfig) -> None:
+    """Report a workload that looks as if it had or got a sidecar, but for which the webhook is not called."""
+    if found := choice.istio_container(pod):
+        _report_skip(item, pod.log, found)
+        return
+    labels = pod["metadata"]["labels"]
+    request = labels[INJECT_LABEL] or pod["metadata"]["annotations"][INJECT_LABEL]
+    inject_label = f'set the label {INJECT_LABEL}: "true"'
+    if item.ref.namespace == config.root_namespace:
+        return
+    if choice.is_true(request.text()):
+        if namespace_label is None:
+            what = f"adds no sidecar, unless the Namespace is labelled {NAMESPACE_LABEL}=enabled"
+            request.notice(what, inject_label)
+        else:
+            what = f"adds no sidecar, because the Namespace is labelled {NAMESPACE_LABEL}={namespace_label}"
+            request.notice(what, f"label the Namespace {NAMESPACE_LABEL}=enabled")
+    elif label := unused_label(names.labels(labels)):
+        labels[label.partition("=")[0]].notice("adds no sidecar, so traffic is plaintext", inject_label)
 
 
 def _annotations(pod: Field) -> dict[str, str]:
@@ -196,5 +246,5 @@ def _check_object(item: FoundTemplate, log: Log) -> None:
 
 def _is_selected(pod: Field, namespace: str, namespace_labels: Mapping[str, str], config: MeshConfig) -> bool:
     """Return whether the webhook is called for a pod. It never is in the control plane's namespace."""
-    namespace_label = namespace_labels.get(choice.NAMESPACE_LABEL)
+    namespace_label = namespace_labels.get(NAMESPACE_LABEL)
     return namespace != config.root_namespace and choice.webhook_selects(pod, namespace_label)
