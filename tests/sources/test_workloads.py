@@ -233,7 +233,7 @@ SET_LABEL = '(set the label sidecar.istio.io/inject: "true")'
         (None, template({AMBIENT: "ambient"}), f'labels["{AMBIENT}"] adds no sidecar', SET_LABEL),
         ("enabled", CUSTOMISED, "its container istio-proxy changes the sidecar", "(remove the container; "),
         (None, GATEWAY, "it runs only Istio's proxy", "(as a gateway, use a pod that runs xds proxy)"),
-        (None, INJECTED, "it has Istio's container istio-proxy", "(remove the container)"),
+        (None, INJECTED, "it has Istio's container istio-proxy", "(remove the parts that Istio's"),
         ("enabled", template(hostNetwork=True), "hostNetwork is true", ""),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xds.mesh.model.injection import INJECT_LABEL
+from xds.mesh.model.objects import TLS_MODE_LABEL
 from xds.mesh.parse.reading import Field, shown
 
 TEMPLATES = "inject.istio.io/templates"
@@ -84,7 +85,7 @@ def istio_container(pod: Field) -> Skip | None:
         )
     return Skip(
         f"it has Istio's container {names[0]}: only one sidecar can intercept a pod's traffic",
-        "remove the container",
+        f"remove the parts that Istio's injection added, also the label {TLS_MODE_LABEL}",
     )
 
 
