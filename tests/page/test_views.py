@@ -291,9 +291,9 @@ def test_migration_is_done_when_all_is_strict_and_connected(page, own_server):
     open_view(page, own_server, "migration")
     (own_server.folder / "strict.yaml").write_text(STRICT)
     row = page.locator("tr", has=page.locator("[data-key='toggle full']"))
-    row.locator("text=PeerAuthentication full/default").wait_for()
+    row.locator("text=Find out why 2 of 2 sidecars are not connected to the control plane").wait_for()
     assert "0 % of 6 pods" in page.inner_text(".headline")
-    assert "Find out why 2 of 2 sidecars are not connected to the control plane" in row.inner_text()
+    assert "by PeerAuthentication full/default" in row.inner_text()
     port = own_server.process.xds
     with connected_sidecar(port), connected_sidecar(port, HTTPBIN):
         page.wait_for_selector(".headline >> text=33 % of 6 pods")
@@ -401,7 +401,7 @@ def test_page_reconnects(page, own_server):
     own_server.process.start()
     page.wait_for_selector("#connection.live")
     page.wait_for_selector("#banner", state="hidden")
-    page.wait_for_selector("td >> text=PeerAuthentication full/default")
+    page.wait_for_selector("td >> text=Find out why 2 of 2 sidecars are not connected")
 
 
 def test_failed_load_is_repeated(page, server):

@@ -20,6 +20,7 @@ from xds.cli.hops import format_clients
 from xds.cli.options import EXIT_UNREACHABLE, OBSERVATION_DISABLED, fail, print_problems
 from xds.cli.output import to_yaml
 from xds.cli.wait import wait_for
+from xds.mesh.identity.state_dir import write_atomically
 from xds.mesh.kube.api import KubeApi
 from xds.mesh.kube.kubeconfig import has_cluster
 from xds.mesh.kube.mode_policy import (
@@ -322,7 +323,7 @@ class _Change:
 
     def _write(self, file: Path) -> None:
         try:
-            file.write_text(self._manifest(self._mode))
+            write_atomically(file, self._manifest(self._mode).encode(), 0o644)
         except OSError as error:
             fail(f"{file}: {error.strerror}", 1)
 
