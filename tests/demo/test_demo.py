@@ -157,6 +157,11 @@ def test_exited_process_fails_the_demo_and_logs_remain(start):
     assert list(demo.folder.glob("*/logs/sidecar-of-sleep.full.log"))
 
 
+def requests_seen(page: str) -> int:
+    with urllib.request.urlopen(f"{page}api/v1/explain?client=sleep.legacy&service=httpbin.full") as response:
+        return sum(int(edge["requestsPerDay"]) for edge in json.load(response)["observed"])
+
+
 def test_keep_suggests_commands_until_ctrl_c(start):
     demo = start("--keep")
     demo.wait_for_output("The demo runs until Ctrl-C")
@@ -179,6 +184,9 @@ def test_keep_suggests_commands_until_ctrl_c(start):
         "sleep.full",
         "httpbin.partial",
     }
+    before = requests_seen(page)
+    while requests_seen(page) == before:  # Sidecars report every 10 s.
+        time.sleep(0.5)
     demo.process.send_signal(signal.SIGINT)
     status, output = demo.wait_for_exit()
     assert (status, "matches the Istio task" in output) == (0, True)

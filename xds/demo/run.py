@@ -111,8 +111,9 @@ def _keep(stage: Stage, processes: Processes, errors: Console, progress: Progres
         stage.perform(INITIAL_STATE)
     for line in suggest_commands(stage.mesh(), stage.manifests, EXAMPLES, stage.xds, stage.admin):
         errors.print(line, markup=False, soft_wrap=True)
+    requests = stage.keep_requesting(INITIAL_STATE)
     with suppress(Interrupted):  # Ctrl-C stops the demo.
-        processes.wait_for("Ctrl-C", lambda: "no signal", timeout=math.inf)
+        processes.wait_for("Ctrl-C", lambda: next(requests) or "no signal", timeout=math.inf)
 
 
 def _progress(errors: Console) -> Progress:

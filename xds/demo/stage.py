@@ -9,7 +9,8 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 
 from xds.codec import to_json_dict
@@ -31,6 +32,8 @@ from xds.mesh.model.objects import MeshConfig, Pod
 from xds.mesh.sources.files import Folder
 from xds.validation import find_envoy
 
+REQUEST_INTERVAL = 0.5
+"""Seconds between two requests of the demo that is kept running."""
 EXAMPLES = Path(__file__).with_name("manifests").resolve()
 """The folder examples/envoy/auto-mtls, which the package contains."""
 
@@ -146,6 +149,18 @@ class Stage:
                 self._processes.check()
                 answers[clients_by_name[pair.client].request(pair.server)] += 1
         return StepResult(step, answers_by_pair)
+
+    def keep_requesting(self, step: Step) -> Iterator[None]:
+        """Send the requests of a step again and again, one each REQUEST_INTERVAL, for whoever looks at them.
+
+        Yields until the next request is due.
+        """
+        clients_by_name = select_clients(self.mesh(), iter(step.expected))
+        for pair in cycle(step.expected):
+            clients_by_name[pair.client].request(pair.server)
+            due = time.monotonic() + REQUEST_INTERVAL
+            while time.monotonic() < due:
+                yield
 
     def mesh(self) -> Mesh:
         """Read the manifests and return the mesh."""
