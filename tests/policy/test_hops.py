@@ -98,19 +98,35 @@ def test_service_without_endpoints_has_no_endpoints_in_its_hop():
     assert [outcome.endpoint for outcome in hop.outcomes()] == [None]
 
 
-def test_decisions_do_not_grow_with_clients_and_endpoints(monkeypatch):
-    decided = []
+@pytest.fixture
+def decided(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """The arguments of each decision."""
+    calls = []
 
     def answer_for(*args):
-        decided.append(args)
+        calls.append(args)
         return original(*args)
 
     original = hops_module.answer_for
     monkeypatch.setattr(hops_module, "answer_for", answer_for)
+    return calls
+
+
+def test_decisions_do_not_grow_with_clients_and_endpoints(decided):
     servers = [replace(pod(f"web-{n}", "shop", app="web"), service_account="web") for n in range(20)]
     clients = [pod(f"c{number}", f"ns-{number}", sidecar=number % 2 > 0) for number in range(20)]
     list(hops(mesh(*servers, *clients, service("web", "shop", HTTP), peer("shop", "STRICT"))))
     assert len(decided) == 2, "clients with and without a sidecar"
+
+
+def test_decisions_do_not_grow_with_rules_for_other_services(decided):
+    names = [f"ns-{number}" for number in range(20)]
+    pods = [pod("web-1", name, app="web") for name in names]
+    services = [service("web", name, HTTP) for name in names]
+    rules = [rule(name, f"web.{name}.svc.cluster.local", "DISABLE") for name in names]
+    found = list(hops(mesh(*pods, *services, *rules)))
+    assert [hop.answer.reason for hop in found] == ["destination-rule"] * 20
+    assert len(decided) == 2 * 20, "for each Service: clients in its namespace, and all others"
 
 
 def test_targets_are_in_natural_order():

@@ -141,6 +141,28 @@ def _distinct_namespaces(mesh: Mesh) -> frozenset[str]:
     return namespaces
 
 
+def distinguished_namespaces(mesh: Mesh, service: Service) -> frozenset[str]:
+    """Return the namespaces whose clients may have another rule for a service, or not see it.
+
+    Clients in all other namespaces have the same `client_rule` for the service.
+    """
+    names = {*service.export_to}
+    for rule in _rules_about(mesh, service.host):
+        names.update((rule.namespace, *(rule.export_to or mesh.config.default_destination_rule_export_to)))
+    return frozenset(names)
+
+
+def _rules_about(mesh: Mesh, host: str) -> Iterator[DestinationRule]:
+    """Yield the rules whose host matches a full name."""
+    by_host: dict[str, list[DestinationRule]] | None = mesh.scratch.get(_rules_about)
+    if by_host is None:
+        by_host = mesh.scratch[_rules_about] = {}
+        for rule in mesh.rules():
+            by_host.setdefault(rule.host, []).append(rule)
+    for pattern in (host, *(f"*{host[start:]}" for start in range(len(host) + 1))):
+        yield from by_host.get(pattern, ())
+
+
 def served_rule_key(mesh: Mesh, namespace: str, labels: Mapping[str, str]) -> tuple[str, tuple[Ref, ...]]:
     """Like `rule_key`, for `served_client_rule`: clients with equal keys are served the same rules."""
     if namespace not in _distinct_namespaces(mesh):

@@ -6,7 +6,7 @@ all clients and endpoints that cannot differ, so the cost does not depend on the
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -14,7 +14,7 @@ from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Interception, Meta, Pod, Ref, Service, ServicePort
 from xds.mesh.model.redirection import Redirection
-from xds.mesh.policy.destination import RuleKey, rule_key
+from xds.mesh.policy.destination import RuleKey, distinguished_namespaces, rule_key
 from xds.mesh.policy.reach import RANKS, Answer, Outcome, Server, answer_for, sender_of, server_of
 from xds.mesh.policy.steps import Steps, finish
 
@@ -101,10 +101,16 @@ def hops(
         found = answers(mesh, senders, service, port)
         ready = sum(map(len, found.endpoints))
         keys_by_answer: dict[tuple[Answer, tuple[int, ...]], list[SenderKey]] = {}
+        groups: dict[int, list[list[SenderKey]]] = {}
         for key, by_class in found.by_sender.items():
-            for answer in dict.fromkeys(by_class):
-                classes = tuple(index for index, other in enumerate(by_class) if other == answer)
-                keys_by_answer.setdefault((answer, classes), []).append(key)
+            # Most classes of clients share one sequence of answers.
+            if id(by_class) not in groups:
+                groups[id(by_class)] = [
+                    keys_by_answer.setdefault((answer, _indexes(by_class, answer)), [])
+                    for answer in dict.fromkeys(by_class)
+                ]
+            for keys in groups[id(by_class)]:
+                keys.append(key)
         ranked = sorted(keys_by_answer.items(), key=lambda item: RANKS[item[0][0].result])
         for (answer, classes), keys in ranked:
             yield Hop(
@@ -115,6 +121,10 @@ def hops(
                 endpoints=tuple(endpoint for index in classes for endpoint in found.endpoints[index]),
                 ready=ready,
             )
+
+
+def _indexes(by_class: Sequence[Answer], answer: Answer) -> tuple[int, ...]:
+    return tuple(index for index, other in enumerate(by_class) if other == answer)
 
 
 def clients_of(mesh: Mesh) -> Iterator[Pod]:
@@ -180,12 +190,26 @@ def answer_steps(
             yield
     if not classes:
         classes[None] = []
+    # Where an address is contested, answers also depend on the rules for other Services.
+    is_contested = any(server and server.contest for server in classes)
+    namespaces = None if is_contested else distinguished_namespaces(mesh, service)
+    known: dict[SenderKey, Sequence[Answer]] = {}
     by_sender: dict[SenderKey, Sequence[Answer]] = {}
     for key, client in senders.items():
-        sender = sender_of(mesh, client, service)
-        by_sender[key] = [answer_for(mesh, sender, service, port, server) for server in classes]
-        yield
+        own_key = key if namespaces is None else _key_for(key, namespaces)
+        if own_key not in known:
+            sender = sender_of(mesh, client, service)
+            known[own_key] = [answer_for(mesh, sender, service, port, server) for server in classes]
+            yield
+        by_sender[key] = known[own_key]
     return Answers(list(classes.values()), by_sender)
+
+
+def _key_for(key: SenderKey, namespaces: Collection[str]) -> SenderKey:
+    """Return one key for the clients of a service in all but some namespaces."""
+    if key is None or key[0][0] in namespaces:
+        return key
+    return ("", ()), *key[1:]
 
 
 class Grouping(Generic[K]):
