@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import typer
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from xds.mesh.model.objects import printable
@@ -39,7 +39,8 @@ class Table:
         Uses color on a terminal unless NO_COLOR is set.
         """
         rows, self._rows = self._rows, []
-        lines = [tuple(map(Text, self._titles)), *rows]
+        titles = tuple(Text(title, "bold") for title in self._titles)
+        lines = [titles, *rows]
         needed = [max(line[column].cell_len for line in lines) for column in range(len(self._widths))]
         is_wider = any(width > previous for width, previous in zip(needed, self._widths, strict=True))
         self._widths = [max(pair) for pair in zip(needed, self._widths, strict=True)]
@@ -48,15 +49,26 @@ class Table:
         last_width = max(line[-1].cell_len for line in lines)
         if sys.stdout.isatty():
             last_width = min(last_width, max(console.width - last_start, _MIN_LAST_WIDTH))
-        table = RichTable(
-            box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=is_wider, header_style="bold"
-        )
-        for title, width in zip(self._titles, [*self._widths, last_width], strict=True):
-            table.add_column(title, width=width, overflow="fold")
-        for row in rows:
-            table.add_row(*row)
-        console.width = last_start + last_width
+        printed = [
+            line
+            for row in (lines if is_wider else rows)
+            for line in self._lines(row, console, last_start, last_width)
+        ]
+        if not printed:
+            return
         with console.capture() as captured:
-            console.print(table)
+            console.print(Text("\n").join(printed), soft_wrap=True)
         for line in captured.get().splitlines():
             typer.echo(line.rstrip())
+
+    def _lines(
+        self, row: tuple[Text, ...], console: Console, last_start: int, last_width: int
+    ) -> Iterator[Text]:
+        """Yield the lines of a row. Only the last cell can have several."""
+        line = Text()
+        for cell, width in zip(row, self._widths, strict=False):
+            line.append_text(cell).append(" " * (width - cell.cell_len + _GAP))
+        fits = row[-1].cell_len <= last_width
+        for part in [row[-1]] if fits else row[-1].wrap(console, last_width, overflow="fold"):
+            yield line.append_text(part)
+            line = Text(" " * last_start)
