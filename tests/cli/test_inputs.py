@@ -190,3 +190,121 @@ def test_bootstrap_needs_a_real_pod(files: Path) -> None:
     assert result.exit_code == 2
     assert "pod web.shop not found: there is no pod" in result.stderr
     assert "Deployment web is ignored" in result.stderr
+
+
+# --- Helm ---------------------------------------------------------------------------------------------------
+
+RELEASE = """---
+# Source: shop/templates/serviceaccount.yaml
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: web
+---
+# Source: shop/templates/service.yaml
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+# Source: shop/templates/optional.yaml
+
+---
+# Source: shop/templates/list.yaml
+apiVersion: v1
+kind: List
+items:
+- apiVersion: apps/v1
+  kind: Deployment
+  metadata: {name: web}
+  spec:
+    template:
+      metadata: {labels: {app: web}}
+      spec: {serviceAccountName: web, containers: [{name: web, image: web:1, ports: [{containerPort: 8080}]}]}
+- apiVersion: security.istio.io/v1
+  kind: PeerAuthentication
+  metadata: {name: default}
+  spec: {mtls: {mode: STRICT}}
+---
+# Source: shop/templates/migration.yaml
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: migration
+  annotations: {"helm.sh/hook": "pre-install,pre-upgrade"}
+spec: {template: {metadata: {labels: {app: migration}}, spec: {containers: [{name: m, image: m:1}]}}}
+---
+# Source: shop/templates/tests/test-connection.yaml
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web-test
+  labels: {app: web}
+  annotations:
+    "helm.sh/hook": test
+spec: {containers: [{name: wget, image: busybox, args: ["web:80"]}]}
+"""
+"""Shaped like the output of `helm template`."""
+
+
+def test_output_of_helm_is_predicted(files: Path) -> None:
+    words = ("--manifests", "-", "--manifests", files / "ns", "--default-namespace", "shop", "--expand")
+    result = xds("reach", *words, "-o", "json", stdin=RELEASE)
+    rows = {(row["client"], row["endpoint"], row["outcome"]) for row in json.loads(result.stdout)}
+    assert rows == {
+        ("deploy/web.shop", "deploy/web.shop", "mtls"),
+        ("job/migration.shop", "deploy/web.shop", "mtls"),
+    }
+    assert result.stderr == f"{files}/ns, stdin: notice: ignored: 1 Pod of helm test\n"
+
+
+def test_output_of_helm_is_planned(files: Path) -> None:
+    bare = CLIENT.replace("labels: {app: client", 'labels: {sidecar.istio.io/inject: "false", app: client')
+    (files / "client/all.yaml").write_text(bare)
+    words = ("--manifests", files / "ns", "--manifests", files / "web", "--manifests", files / "client")
+    result = xds("plan", *words, "-f", "-", "--default-namespace", "shop", "-o", "json", stdin=RELEASE)
+    assert result.exit_code == 1
+    [hop] = json.loads(result.stdout)["hops"]
+    assert (hop["effect"], hop["service"]) == ("breaks", "web.shop")
+    [accounts] = hop["clients"]
+    assert accounts["namespace"] == "shop"
+    assert xds("plan", *words, "-f", "-", stdin=RELEASE).exit_code == 0
+
+
+def test_output_of_helm_is_validated(files: Path) -> None:
+    result = xds(
+        "validate", "-f", "-", "-f", files / "ns", "--mesh", "--default-namespace", "shop", stdin=RELEASE
+    )
+    assert result.exit_code == 0
+    [_, notice] = result.stdout.splitlines()
+    assert notice == f"{files}/ns, stdin  notice  ignored: 1 Pod of helm test"
+
+
+@pytest.mark.parametrize(
+    ("hook", "is_considered"),
+    [("test", False), ("test-success", False), ("post-install", True), ("post-install, test", True)],
+)
+def test_pod_of_a_hook_is_considered_unless_only_helm_test_runs_it(
+    files: Path, hook: str, is_considered: bool
+) -> None:
+    text = RELEASE.replace('"helm.sh/hook": test', f'"helm.sh/hook": {hook}')
+    result = xds(
+        "reach", "--manifests", "-", "--from", "default/default", "-o", "json", "--expand", stdin=text
+    )
+    assert ("web-test.default" in {row["client"] for row in json.loads(result.stdout)}) == is_considered
+    assert ("ignored: 1 Pod of helm test" in result.stderr) != is_considered
+
+
+def test_running_pod_of_helm_test_is_a_client(files: Path) -> None:
+    running = RELEASE + "status: {phase: Running, podIP: 10.0.0.9}\n"
+    result = xds("reach", "--manifests", "-", "-o", "json", "--expand", stdin=running)
+    assert "web-test.default" in {row["client"] for row in json.loads(result.stdout)}
+
+
+@pytest.mark.parametrize("command", ["reach", "translate"])
+def test_options_for_manifests_require_manifests(command: str) -> None:
+    arguments = ["web.shop", "--kubernetes"] if command == "translate" else []
+    result = xds(command, *arguments, "--default-namespace", "shop")
+    assert result.exit_code == 2
+    assert result.stderr == "xds: --default-namespace and --ignore-kind require manifests\n"

@@ -139,6 +139,13 @@ async def test_plan_for_a_running_control_plane(plane: Plane, tmp_path: Path):
     row = result.stdout.splitlines()[1]
     assert row.startswith("breaks  zoo/bare")
     assert "add a sidecar to zoo/bare, or use PERMISSIVE in PeerAuthentication shop/default" in result.stdout
+    strict.write_text(STRICT.replace(", namespace: istio-system", ""))
+    assert (await xds(plane, "plan", "-f", strict)).exit_code == 0
+    result = await xds(plane, "plan", "-f", strict, "--default-namespace", "shop")
+    assert result.stdout.splitlines()[1] == row
+    strict.write_text("{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: web}}")
+    result = await xds(plane, "plan", "-f", strict, "--ignore-kind", "VirtualService")
+    assert result.stderr == f"{strict}: notice: ignored: 1 VirtualService\n"
     # Nothing was applied.
     assert (await xds(plane, "reach")).exit_code == 0
     result = await xds(plane, "plan", "--delete", "PeerAuthentication/shop/default")

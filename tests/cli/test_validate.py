@@ -287,3 +287,123 @@ def test_envoy_that_cannot_check_is_wrong_usage(policies: Path, monkeypatch: pyt
     result = xds("-f", policies, "--envoy")
     assert result.exit_code == 2
     assert result.stderr.startswith("xds: --envoy: Envoy is not found")
+
+
+# --- namespaces and kinds -----------------------------------------------------------------------------------
+
+CHART = """apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec: {template: {metadata: {labels: {app: web}}, spec: {containers: [{name: web, image: web:1}]}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: job}
+spec: {containers: [{name: job, image: job:1}]}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: web}
+spec: {selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio-injection: enabled}}
+---
+apiVersion: authentication.istio.io/v1alpha1
+kind: MeshPolicy
+metadata: {name: default}
+spec: {peers: [{mtls: {mode: PERMISSIVE}}]}
+"""
+ROUTE = """apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web, namespace: shop}
+spec: {hosts: [web.example], gateways: [istio-system/in], http: [{route: [{destination: {host: web}}]}]}
+"""
+
+
+def messages(*words: object, stdin: str = "") -> list[str]:
+    """Return the messages of `xds validate`, with their levels."""
+    findings = json.loads(xds(*words, "-o", "json", stdin=stdin).stdout)
+    return [f"{finding['level']}: {finding['message']}" for finding in findings]
+
+
+def test_missing_namespaces_are_reported_once_per_file(policies: Path) -> None:
+    (policies / "strict.yaml").unlink()
+    for name in ("a.yaml", "b.yaml"):
+        (policies / name).write_text(POLICY.replace(", namespace: shop", "") + "---\n" + CHART)
+    what = "notice: objects without metadata.namespace are in namespace default (5)"
+    assert [found for found in messages("-f", policies) if "namespace" in found] == [what, what]
+
+
+def test_default_namespace_is_that_of_objects_without_one(policies: Path) -> None:
+    words = ("-f", "-", "--mesh", "--default-namespace", "shop")
+    assert messages(*words, stdin=CHART) == []
+    found = "\n".join(messages(*words[:3], stdin=CHART))
+    assert "notice: objects without metadata.namespace are in namespace default (4)" in found
+    assert "PeerAuthentication default/web: selector app=web matches only pods without a sidecar" in found
+
+
+def test_default_namespace_must_be_a_name(policies: Path) -> None:
+    result = xds("-f", policies, "--default-namespace", "a/b")
+    assert result.exit_code == 2
+    assert "'a/b' is not a DNS label" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VirtualService",
+        "virtualservice",
+        "virtualservices",
+        "virtualservices.networking.istio.io",
+        "networking.istio.io/VirtualService",
+    ],
+)
+def test_ignored_kind_is_only_counted(policies: Path, name: str) -> None:
+    (policies / "routes.yaml").write_text(f"{ROUTE}---\n{ROUTE.replace('web, n', 'api, n')}")
+    assert xds("-f", policies).exit_code == 1
+    result = xds("-f", policies, "--ignore-kind", name)
+    assert result.exit_code == 0
+    [_, line] = result.stdout.splitlines()
+    assert line.split(maxsplit=2) == ["policies", "notice", "ignored: 2 VirtualService"]
+
+
+def test_kind_of_another_group_is_not_ignored(policies: Path) -> None:
+    (policies / "route.yaml").write_text(ROUTE)
+    result = xds("-f", policies, "--ignore-kind", "virtualservices.example.com")
+    assert result.exit_code == 1
+    assert "NOT enforced" in result.stdout
+
+
+def test_misspelled_policy_cannot_be_ignored(policies: Path) -> None:
+    (policies / "typo.yaml").write_text(POLICY.replace("PeerAuthentication", "PeerAuthenticationX"))
+    result = xds("-f", policies, "--ignore-kind", "PeerAuthenticationX")
+    assert result.exit_code == 1
+    assert "did you mean PeerAuthentication?" in result.stdout
+    assert "ignored:" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (
+            "PeerAuthentication",
+            "PeerAuthentication is always read: without its objects, an answer could be wrong",
+        ),
+        ("services", "Service is always read"),
+        ("endpoints", "Endpoints is always read"),
+        ("apps/Deployment", "Deployment is always read"),
+        ("Ingress", "Ingress is always read"),
+        ("authorizationpolicies.security.istio.io", "AuthorizationPolicy is security that is not enforced"),
+    ],
+)
+def test_kinds_that_answers_depend_on_cannot_be_ignored(policies: Path, name: str, reason: str) -> None:
+    result = xds("-f", policies, "--ignore-kind", "VirtualService", "--ignore-kind", name)
+    assert result.exit_code == 2
+    assert reason in result.stderr

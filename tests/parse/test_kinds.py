@@ -622,7 +622,8 @@ def test_namespace_defaults_to_default() -> None:
     [parsed] = objects("{apiVersion: v1, kind: ServiceAccount, metadata: {name: web}}")
     assert parsed.ref == Ref("ServiceAccount", "default", "web")
     assert parsed.fact is not None
-    assert "metadata.namespace is not set; namespace default is used" in str(parsed.problems[0])
+    assert parsed.is_in_default
+    assert not parsed.problems
 
 
 def test_namespace_of_cluster_scoped_object_is_ignored() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from xds.cli.options import Address, fail, fail_unknown, fail_unreachable
+from xds.cli.options import AS_WRITTEN, Address, Reading, fail, fail_unknown, fail_unreachable
 from xds.mesh.controlplane.status import VERSION_HEADER, proxy_name
 from xds.mesh.model.names import ambiguous_name
 from xds.mesh.model.objects import Problem, printable
@@ -229,7 +229,11 @@ class AdminClient:
         return self._stream(POLICIES, "Reach", request, policies_pb2.ReachResponse, ends=not request.watch)
 
     def plan(
-        self, filenames: Sequence[str], deletions: Sequence[str], observed: float | None = None
+        self,
+        filenames: Sequence[str],
+        deletions: Sequence[str],
+        observed: float | None = None,
+        reading: Reading = AS_WRITTEN,
     ) -> policies_pb2.PlanResponse:
         """Return the effects of applying manifests and deleting objects.
 
@@ -237,14 +241,23 @@ class AdminClient:
         """
         from xds.cli.manifests import read_texts  # noqa: PLC0415 - other calls do not need it
 
-        return self.plan_texts(read_texts(filenames), deletions, observed)
+        return self.plan_texts(read_texts(filenames), deletions, observed, reading)
 
     def plan_texts(
-        self, texts: Iterable[tuple[str, str]], deletions: Sequence[str] = (), observed: float | None = None
+        self,
+        texts: Iterable[tuple[str, str]],
+        deletions: Sequence[str] = (),
+        observed: float | None = None,
+        reading: Reading = AS_WRITTEN,
     ) -> policies_pb2.PlanResponse:
         """Like `plan`, for pairs of a file's name and text."""
         manifests = (policies_pb2.Manifest(name=name, text=text) for name, text in texts)
-        request = policies_pb2.PlanRequest(manifests=manifests, deletions=deletions)
+        request = policies_pb2.PlanRequest(
+            manifests=manifests,
+            deletions=deletions,
+            default_namespace=reading.default_namespace,
+            ignored_kinds=reading.ignored_kinds,
+        )
         if observed:
             request.observed.FromMilliseconds(round(observed * 1000))
         found = policies_pb2.PlanResponse()

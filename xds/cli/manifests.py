@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from xds.cli.options import STDIN, ClusterReference, fail, print_problems
+from xds.cli.options import AS_WRITTEN, STDIN, ClusterReference, Reading, fail, print_problems
 from xds.mesh.inject.choice import SYSTEM_NAMESPACES
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, pod_named, service_named
@@ -35,11 +35,22 @@ def load_settings(config: Path | None, assignments: list[str] | None) -> tuple[S
 
 
 def open_manifests(
-    names: Sequence[str], settings: SettingsLoader | None = None, *, reads_workloads: bool = True
+    names: Sequence[str],
+    settings: SettingsLoader | None = None,
+    reading: Reading = AS_WRITTEN,
+    *,
+    reads_workloads: bool = True,
 ) -> Folder:
     """Return a source for files, folders, kustomizations and `-` (stdin). Exit with status 2 on an error."""
     roots, texts = _split(names)
-    return Folder(roots, settings, texts=texts, reads_workloads=reads_workloads)
+    return Folder(
+        roots,
+        settings,
+        texts=texts,
+        reads_workloads=reads_workloads,
+        default_namespace=reading.default_namespace,
+        ignored_kinds=reading.ignored_kinds,
+    )
 
 
 def read_texts(names: Sequence[str]) -> Iterator[Text]:
@@ -93,6 +104,7 @@ def read_mesh(
     assignments: list[str] | None = None,
     *,
     cluster: ClusterReference | None = None,
+    reading: Reading = AS_WRITTEN,
     reads_workloads: bool = True,
 ) -> tuple[Mesh, tuple[Problem, ...]]:
     """Return the mesh in manifests or in a cluster, and its problems. Exit with status 2 if it is unreadable.
@@ -104,6 +116,7 @@ def read_mesh(
         config: file with the settings of the mesh.
         assignments: settings that override those of the file or cluster.
         cluster: the cluster to read, if there are no manifests.
+        reading: how to read manifests.
         reads_workloads: whether a workload in manifests, such as a Deployment, becomes a pod
             (`Pod.is_template`).
     """
@@ -117,7 +130,7 @@ def read_mesh(
 
         mesh, problems = asyncio.run(_read_cluster(cluster, assignments or ()))
     else:
-        folder = open_manifests(manifests or (), settings, reads_workloads=reads_workloads)
+        folder = open_manifests(manifests or (), settings, reading, reads_workloads=reads_workloads)
         mesh, problems = load_folder(folder)
         problems += (*unknown_namespaces(mesh), *folder.missing_pods) if mesh and reads_workloads else ()
     if mesh is None:
@@ -180,11 +193,17 @@ def load_mesh(
     assignments: list[str] | None = None,
     *,
     cluster: ClusterReference | None = None,
+    reading: Reading = AS_WRITTEN,
     reads_workloads: bool = True,
 ) -> Mesh:
     """Return the mesh, and print its problems. Arguments and exits as for `read_mesh`."""
     mesh, problems = read_mesh(
-        manifests, config, assignments, cluster=cluster, reads_workloads=reads_workloads
+        manifests,
+        config,
+        assignments,
+        cluster=cluster,
+        reading=reading,
+        reads_workloads=reads_workloads,
     )
     print_problems(problems)
     return mesh

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 import typer
 
 from xds.cli.client_options import ConnectionOptions, CredentialOptions, XdsAddress
-from xds.cli.options import SourceOptions, fail, print_problems
+from xds.cli.options import AS_WRITTEN, Reading, SourceOptions, fail, print_problems
 
 if TYPE_CHECKING:
     from xds.mesh.model.objects import Problem
@@ -30,7 +30,11 @@ class Policies(Protocol):
         """Yield the results of connections."""
 
     def plan(
-        self, filenames: Sequence[str], deletions: Sequence[str], observed: float | None = None
+        self,
+        filenames: Sequence[str],
+        deletions: Sequence[str],
+        observed: float | None = None,
+        reading: Reading = AS_WRITTEN,
     ) -> pb.PlanResponse:
         """Return the effects of applying manifests and deleting objects.
 
@@ -70,12 +74,16 @@ class MeshOptions(SourceOptions):
             "the cluster" if self.kubernetes else "the control plane's mesh"
         )
 
-    def open(self, *, prints_problems: bool = True) -> AbstractContextManager[Policies]:
+    def open(
+        self, filenames: Sequence[str] = (), *, prints_problems: bool = True
+    ) -> AbstractContextManager[Policies]:
         """Read the mesh, or connect to the control plane. Exit with status 2 or 3 on an error.
 
         Args:
+            filenames: files of the command's option -f.
             prints_problems: whether to print the problems of manifests or of the objects of a cluster.
         """
+        reading = self.reading(filenames)
         if self.is_live:
             return self._connect()
         cluster = self.cluster
@@ -86,7 +94,9 @@ class MeshOptions(SourceOptions):
         from xds.cli.manifests import read_mesh  # noqa: PLC0415 - slow to import
         from xds.cli.offline import OfflinePolicies  # noqa: PLC0415
 
-        mesh, problems = read_mesh(self.manifests, self.mesh_config, self.assignments, cluster=cluster)
+        mesh, problems = read_mesh(
+            self.manifests, self.mesh_config, self.assignments, cluster=cluster, reading=reading
+        )
         if prints_problems:
             print_problems(problems)
         return nullcontext(OfflinePolicies(mesh, problems, is_running=cluster is not None))

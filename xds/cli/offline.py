@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from xds.cli.manifests import open_manifests
-from xds.cli.options import fail
+from xds.cli.options import AS_WRITTEN, Reading, fail
 from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.explanation import explanation_message
 from xds.mesh.model.mesh import Mesh
@@ -62,13 +62,17 @@ class OfflinePolicies:
             fail(str(error))
 
     def plan(
-        self, filenames: Sequence[str], deletions: Sequence[str], observed: float | None = None
+        self,
+        filenames: Sequence[str],
+        deletions: Sequence[str],
+        observed: float | None = None,
+        reading: Reading = AS_WRITTEN,
     ) -> pb.PlanResponse:
         """Return the effects of applying manifests and deleting objects."""
         if observed:
             fail("--observed requires a running control plane: leave out --manifests and --kubernetes")
         settings = SettingsLoader(base=self._mesh.config)
-        folder = open_manifests(filenames, settings) if filenames else None
+        folder = open_manifests(filenames, settings, reading) if filenames else None
         found = pb.PlanResponse()
         try:
             for response in predictions.plan(self._mesh, folder, deletions):

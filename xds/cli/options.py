@@ -6,7 +6,7 @@ Every subcommand imports this module, so it must be cheap to import.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
@@ -36,6 +36,48 @@ Manifests = Annotated[
         metavar="PATH",
         help="Folder, file, kustomization, or - for stdin, with Kubernetes and Istio objects, as for kubectl "
         "apply. Can be repeated.",
+    ),
+]
+
+
+def _check_namespace(name: str | None) -> str | None:
+    from xds.mesh.parse.names import label  # noqa: PLC0415 - slow to import
+
+    if name is not None and (error := label(name)):
+        raise typer.BadParameter(f"{name!r} {error}")
+    return name
+
+
+def _check_ignored(names: list[str] | None) -> list[str] | None:
+    if names:
+        from xds.mesh.inject.kinds import why_not_ignored  # noqa: PLC0415 - slow to import
+
+        for name in names:
+            if reason := why_not_ignored(name):
+                raise typer.BadParameter(reason)
+    return names
+
+
+DefaultNamespace = Annotated[
+    str | None,
+    typer.Option(
+        "--default-namespace",
+        metavar="NAME",
+        callback=_check_namespace,
+        help="Namespace of objects in files that do not specify one, as for kubectl apply -n. "
+        "Default: default.",
+        show_default=False,
+    ),
+]
+IgnoredKinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-kind",
+        metavar="KIND",
+        callback=_check_ignored,
+        help="Kind that is handled elsewhere, such as VirtualService or virtualservices.networking.istio.io: "
+        "only count its objects in files. Kinds that answers depend on cannot be ignored. Can be repeated.",
+        show_default=False,
     ),
 ]
 FromKubernetes = Annotated[
@@ -128,11 +170,26 @@ class ClusterReference(NamedTuple):
     """Name of the ConfigMap with the mesh's settings; None for the default."""
 
 
+class Reading(NamedTuple):
+    """How to read manifests."""
+
+    default_namespace: str = ""
+    """Namespace of objects that do not specify one; empty for `default`, with a notice."""
+    ignored_kinds: Sequence[str] = ()
+    """Kinds whose objects are only counted."""
+
+
+AS_WRITTEN = Reading()
+"""How to read manifests without options."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions:
     """Options of a command that reads manifests or a cluster."""
 
     manifests: Manifests = None
+    default_namespace: DefaultNamespace = None
+    ignored_kinds: IgnoredKinds = None
     kubernetes: FromKubernetes = False
     kubeconfig: Kubeconfig = None
     context: Context = None
@@ -140,6 +197,17 @@ class SourceOptions:
     mesh_config_map: MeshConfigMap = None
     mesh_config: MeshConfigFile = None
     assignments: Assignments = None
+
+    def reading(self, filenames: Sequence[str] = ()) -> Reading:
+        """How to read manifests. Exits with status 2 if there are none.
+
+        Args:
+            filenames: files of the command's option -f.
+        """
+        reading = Reading(self.default_namespace or "", self.ignored_kinds or ())
+        if reading != AS_WRITTEN and not (self.manifests or filenames):
+            fail("--default-namespace and --ignore-kind require manifests")
+        return reading
 
     @property
     def cluster(self) -> ClusterReference | None:

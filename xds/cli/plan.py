@@ -105,9 +105,9 @@ def plan(options: PlanOptions) -> None:
         fail("nothing to plan: add -f PATH or --delete KIND/NS/NAME")
     if STDIN in filenames and STDIN in (options.mesh.manifests or ()):
         fail("stdin (-) can be either --manifests or -f, not both")
-    with options.mesh.open(prints_problems=not options.strict) as policies:
+    with options.mesh.open(filenames, prints_problems=not options.strict) as policies:
         warnings = policies.problems() if options.strict else ()
-        found = policies.plan(filenames, deletions, observed)
+        found = policies.plan(filenames, deletions, observed, options.mesh.reading(filenames))
     print_problems(warnings)
     print_problems(map(plan_output.to_problem, found.problems))
     if found.nothing_to_compare:

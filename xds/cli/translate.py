@@ -58,7 +58,13 @@ def translate(
     Exit status: 0 printed, 1 the pod has no address or no sidecar, 2 an unknown name or wrong usage, 3 the
     API server cannot be reached.
     """
-    mesh = load_mesh(source.manifests, source.mesh_config, source.assignments, cluster=source.cluster)
+    mesh = load_mesh(
+        source.manifests,
+        source.mesh_config,
+        source.assignments,
+        cluster=source.cluster,
+        reading=source.reading(),
+    )
     sidecar = find_pod(mesh, pod)
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)

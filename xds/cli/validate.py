@@ -13,7 +13,7 @@ from rich.text import Text
 
 from xds.cli.envoy_check import refused_by_envoy
 from xds.cli.manifests import load_folder, load_settings, open_manifests, unknown_namespaces
-from xds.cli.options import Assignments, MeshConfigFile, fail
+from xds.cli.options import Assignments, DefaultNamespace, IgnoredKinds, MeshConfigFile, Reading, fail
 from xds.cli.output import print_document
 from xds.cli.tables import Table
 from xds.mesh.model.mesh import Mesh
@@ -93,6 +93,8 @@ def validate(
             "here.",
         ),
     ] = False,
+    default_namespace: DefaultNamespace = None,
+    ignored_kinds: IgnoredKinds = None,
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     output: Annotated[
@@ -111,7 +113,7 @@ def validate(
     Exit status: 0 no problem, 1 a problem (notices do not count), 2 nothing was checked, or wrong usage.
     """
     settings, _ = load_settings(mesh_config, assignments)
-    folder = open_manifests(filenames, settings)
+    folder = open_manifests(filenames, settings, Reading(default_namespace or "", ignored_kinds or ()))
     loaded, problems = load_folder(folder)
     if folder.is_empty:
         fail(f"nothing was checked: no manifests in {', '.join(filenames)}")

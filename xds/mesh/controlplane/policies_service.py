@@ -150,7 +150,16 @@ class PoliciesService:
 def _plan(mesh: Mesh, request: pb.PlanRequest, observed: ObservedTraffic | None) -> list[pb.PlanResponse]:
     texts = [Text(manifest.name, manifest.text) for manifest in request.manifests]
     settings = SettingsLoader(base=mesh.config)
-    folder = Folder((), settings, texts=texts, reads_workloads=True) if texts else None
+    folder = None
+    if texts:
+        folder = Folder(
+            (),
+            settings,
+            texts=texts,
+            reads_workloads=True,
+            default_namespace=request.default_namespace,
+            ignored_kinds=request.ignored_kinds,
+        )
     return list(predictions.plan(mesh, folder, request.deletions, observed))
 
 

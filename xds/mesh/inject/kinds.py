@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from xds.mesh.parse import KINDS, UNENFORCED
+from xds.mesh.parse import KINDS, UNENFORCED, is_kind
 from xds.mesh.parse.reading import Path
 
 _TEMPLATE = ("spec", "template")
@@ -37,6 +37,23 @@ _MAX_DEPTH = 4
 
 _KNOWN = frozenset((kind.group, kind.name) for kind in (*KINDS, *UNENFORCED))
 """Groups and kinds that are read as something else than a workload."""
+
+_SECURITY = frozenset((kind.group, kind.name) for kind in UNENFORCED if kind.is_security)
+
+
+def why_not_ignored(name: str) -> str:
+    """Return why objects of a kind must not be ignored; empty if they may be.
+
+    Args:
+        name: name of the kind, as for `is_kind`.
+    """
+    for group, kind in (*_SECURITY, *_TEMPLATE_PATHS, *((kind.group, kind.name) for kind in KINDS)):
+        if is_kind(name, group, kind):
+            if (group, kind) in _SECURITY:
+                return f"{kind} is security that is not enforced, so its objects are always reported"
+            return f"{kind} is always read: without its objects, an answer could be wrong"
+    return ""
+
 
 KNATIVE_SERVICE = "Service"
 """Kind of a Knative Service, the only Service with a pod template."""

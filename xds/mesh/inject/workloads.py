@@ -18,7 +18,7 @@ from xds.mesh.inject.patch import inject
 from xds.mesh.inject.settings import InjectionSettings
 from xds.mesh.model.injection import INJECT_LABEL, NAMESPACE_LABEL, unused_label
 from xds.mesh.model.objects import TLS_MODE_LABEL, MeshConfig, Meta, Problem, Ref
-from xds.mesh.parse import DEFAULT_NAMESPACE, Parsed, core, names
+from xds.mesh.parse import Parsed, core, names
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, shown
 
 SHORT_NAMES = {
@@ -35,6 +35,10 @@ _HASH_LABEL = "pod-template-hash"
 """Label with the suffix that a Deployment adds to its name to name a ReplicaSet."""
 
 
+_HELM_HOOK = "helm.sh/hook"
+_HELM_TESTS = frozenset({"test", "test-success", "test-failure"})
+
+
 def short_name(kind: str) -> str:
     """Return kubectl's short name of a kind, or the kind in lower case."""
     return SHORT_NAMES.get(kind, kind.lower())
@@ -49,12 +53,22 @@ class FoundTemplate(NamedTuple):
     """Function that returns the place of a path in the document."""
     flaws: tuple[Flaw, ...] = ()
     """Problems of the object's text."""
+    is_in_default: bool = False
+    """Whether the object does not specify its namespace."""
 
     @property
     def ref(self) -> Ref:
         """Reference to the object that contains the template."""
         template = self.template
-        return Ref(template.kind, template.namespace or DEFAULT_NAMESPACE, template.name)
+        return Ref(template.kind, template.namespace, template.name)
+
+    @property
+    def is_helm_test(self) -> bool:
+        """Whether the object exists only while `helm test` runs, and does not exist now."""
+        manifest = Field(self.template.manifest, (), Log(self.locate))
+        hooks = manifest["metadata"]["annotations"][_HELM_HOOK].value
+        names = {name.strip() for name in hooks.split(",")} if isinstance(hooks, str) else set()
+        return bool(names) and names <= _HELM_TESTS and not manifest["status"].value
 
 
 def expected_pods(

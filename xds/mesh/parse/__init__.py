@@ -14,13 +14,14 @@ from typing import NamedTuple
 from xds.mesh.model.objects import Fact, Meta, Problem, Ref
 from xds.mesh.parse import names
 from xds.mesh.parse.fail_closed import FailClosed
-from xds.mesh.parse.kinds import ADVISORY_KINDS, KINDS, Kind, Watch
+from xds.mesh.parse.kinds import ADVISORY_KINDS, KINDS, Kind, Watch, is_kind
 from xds.mesh.parse.meshconfig import merged, mesh_config, settings
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest, shown
 from xds.mesh.parse.unenforced import UNENFORCED, Unenforced
 
 __all__ = [
     "CALLER_KINDS",
+    "DEFAULT_NAMESPACE",
     "KINDS",
     "UNENFORCED",
     "FailClosed",
@@ -32,6 +33,7 @@ __all__ = [
     "Unenforced",
     "Watch",
     "dotted",
+    "is_kind",
     "merged",
     "mesh_config",
     "nearest",
@@ -62,6 +64,10 @@ class Parsed:
     """Replacement for a rejected object without an earlier valid version; None to ignore the object."""
     unenforced: str = ""
     """Kind of the object if it is one of `UNENFORCED`, otherwise empty."""
+    is_in_default: bool = False
+    """Whether the object does not specify its namespace."""
+    ignored: str = ""
+    """Kind of the object if the caller knows that the kind is not read, otherwise empty."""
 
     def with_replacement(self) -> Parsed:
         """Return a copy with the replacement as its fact. The effect follows the first error and its hint."""
@@ -118,6 +124,8 @@ def parse(
     *,
     served: bool = False,
     elsewhere: Collection[Path] = (),
+    default_namespace: str = DEFAULT_NAMESPACE,
+    ignored_kinds: Collection[str] = (),
 ) -> list[Parsed]:
     """Parse a document that contains one object or a List of objects.
 
@@ -128,8 +136,16 @@ def parse(
         served: whether the document comes from an API server. Unknown fields of built-in kinds are then
             accepted, because the API server may be newer than this program.
         elsewhere: paths of objects that the caller reads itself, such as Deployments. They are skipped.
+        default_namespace: namespace of namespaced objects that do not specify one.
+        ignored_kinds: names of kinds (`is_kind`). Their objects have no problem that says that the kind is
+            not read or not enforced. All other problems, and the clients that the objects prove, stay.
     """
-    source = _Source(served=served, elsewhere=elsewhere)
+    source = _Source(
+        served=served,
+        elsewhere=elsewhere,
+        default_namespace=default_namespace,
+        ignored_kinds=ignored_kinds,
+    )
     return list(_objects(Field(document, (), Log(locate)), flaws, source))
 
 
@@ -138,6 +154,8 @@ class _Source(NamedTuple):
 
     served: bool
     elsewhere: Collection[Path]
+    default_namespace: str
+    ignored_kinds: Collection[str]
 
 
 def _objects(root: Field, flaws: Sequence[Flaw], source: _Source, default_type: str = "") -> Iterator[Parsed]:
@@ -157,34 +175,43 @@ def _objects(root: Field, flaws: Sequence[Flaw], source: _Source, default_type: 
     if kind is None:
         if name.endswith("List"):
             yield from _list_items(obj, flaws, f"{version}/{name.removesuffix('List')}", source)
-        elif unenforced := _UNENFORCED.get((version.rpartition("/")[0], name)):
-            yield replace(_unenforced(obj, unenforced), unenforced=unenforced.name)
+            return
+        group = version.rpartition("/")[0]
+        is_ignored = any(is_kind(ignored, group, name) for ignored in source.ignored_kinds)
+        ignored = name if is_ignored else ""
+        if unenforced := _UNENFORCED.get((group, name)):
+            result = _unenforced(obj, unenforced, source, is_ignored=is_ignored)
+            yield replace(result, unenforced=unenforced.name, ignored=ignored)
         else:
-            _report_kind(obj, version, name)
-            yield _result(obj, None)
+            _report_kind(obj, version, name, is_ignored=is_ignored)
+            yield replace(_result(obj, None), ignored="" if obj.log.refused else ignored)
         return
     log.any_field = source.served and kind.built_in
-    meta = _meta(obj, kind)
+    meta = _meta(obj, kind, source.default_namespace)
     for path, what in flaws:
         log.add(path, what)
     fact = kind.read(obj, meta) if meta else None
     if meta and log.refused and kind.make_replacement:
-        yield replace(_result(obj, meta.ref), replacement=kind.make_replacement(meta, fact, log))
-        return
-    yield _result(obj, meta.ref if meta else None, None if log.refused else fact)
+        result = replace(_result(obj, meta.ref), replacement=kind.make_replacement(meta, fact, log))
+    else:
+        result = _result(obj, meta.ref if meta else None, None if log.refused else fact)
+    if meta and kind.namespaced and not source.served:
+        result = replace(result, is_in_default=not obj["metadata"]["namespace"].value)
+    yield result
 
 
-def _unenforced(obj: Field, kind: Unenforced) -> Parsed:
+def _unenforced(obj: Field, kind: Unenforced, source: _Source, *, is_ignored: bool) -> Parsed:
     meta = obj["metadata"]
     namespace, name = (field.value for field in (meta["namespace"], meta["name"]))
     ref = None
     if isinstance(name, str) and isinstance(namespace, str | None):
         ref = Ref(kind.name, namespace or "", name)
     obj.log.subject = str(ref or kind.name)
-    obj.warn(f"NOT enforced: {kind.consequence}")
+    if not is_ignored:
+        obj.warn(f"NOT enforced: {kind.consequence}")
     if ref is None or kind.read is None:
         return _result(obj, None)
-    ref = ref._replace(namespace=ref.namespace or DEFAULT_NAMESPACE)
+    ref = ref._replace(namespace=ref.namespace or source.default_namespace)
     fact = kind.read(obj, Meta(ref=ref, origin=obj.log.locate(obj.path)))
     return _result(obj, ref if fact else None, fact)
 
@@ -226,8 +253,11 @@ def _list_items(obj: Field, flaws: Sequence[Flaw], item_type: str, source: _Sour
         yield from _objects(item, item_flaws.get(item.path[depth], ()), source, default_type)
 
 
-def _report_kind(obj: Field, version: str, name: str) -> None:
-    """Add a notice about an object of an ignored kind, or an error about a misspelled kind."""
+def _report_kind(obj: Field, version: str, name: str, *, is_ignored: bool) -> None:
+    """Add a notice about an object of a kind that is not read, or an error about a misspelled kind.
+
+    `is_ignored` omits the notice.
+    """
     for field in (obj["apiVersion"], obj["kind"]):
         field.required()
     if obj.log.refused:
@@ -244,6 +274,8 @@ def _report_kind(obj: Field, version: str, name: str) -> None:
     if name not in _IGNORED and not namesake and (hint := nearest(name, group_kinds)):
         obj["kind"].refuse(f"{name} does not exist in {version}", hint)
         return
+    if is_ignored:
+        return
     object_name = obj["metadata"]["name"].value
     obj["kind"].notice(
         f"{name} {object_name} is ignored" if isinstance(object_name, str) else f"{name} is ignored",
@@ -251,7 +283,7 @@ def _report_kind(obj: Field, version: str, name: str) -> None:
     )
 
 
-def _meta(obj: Field, kind: Kind) -> Meta | None:
+def _meta(obj: Field, kind: Kind, default_namespace: str) -> Meta | None:
     """Parse metadata; return None if the object's name or namespace is not valid.
 
     The name is parsed first, because later problems contain it.
@@ -260,14 +292,12 @@ def _meta(obj: Field, kind: Kind) -> Meta | None:
     namespace = meta["namespace"].name(names.label) if kind.namespaced else ""
     name = meta["name"].name(kind.check_name)
     if name and not obj.log.refused:
-        ref = Ref(kind.name, namespace or (DEFAULT_NAMESPACE if kind.namespaced else ""), name)
+        ref = Ref(kind.name, namespace or (default_namespace if kind.namespaced else ""), name)
         obj.log.subject = str(ref)
     elif meta and not name:
         hint = "generateName has no effect in a file" if meta["generateName"] else ""
         meta["name"].refuse("is required", hint)
     meta.mapping(_META)
-    if kind.namespaced and meta and not namespace:
-        meta["namespace"].notice(f"is not set; namespace {DEFAULT_NAMESPACE} is used")
     if not kind.namespaced and meta["namespace"].value:
         meta["namespace"].notice(f"is ignored: a {kind.name} is cluster-scoped")
     labels = names.labels(meta["labels"])

@@ -222,5 +222,18 @@ KINDS = (
 )
 """All kinds that become facts."""
 
+
 ADVISORY_KINDS = frozenset(kind.name for kind in KINDS if kind.watch is Watch.ADVISORY)
 """Kinds whose objects affect only predictions."""
+
+
+def is_kind(name: str, group: str, kind: str) -> bool:
+    """Whether a name means a kind, as for kubectl: KIND, its plural, PLURAL.GROUP, or GROUP/KIND.
+
+    Upper and lower case are equal.
+    """
+    group_before, _, word = name.lower().rpartition("/")
+    word, _, group_after = word.partition(".")
+    singular = kind.lower()
+    plural = f"{singular[:-1]}ies" if singular[-1:] == "y" else f"{singular}{'e' * (singular[-1:] == 's')}s"
+    return word in {singular, plural} and (group_before or group_after) in {"", group}

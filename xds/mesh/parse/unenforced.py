@@ -30,6 +30,11 @@ class Unenforced:
     read: Callable[[Field, Meta], Fact | None] | None = None
     """Function that parses which clients outside the mesh an object proves, if it can prove any."""
 
+    @property
+    def is_security(self) -> bool:
+        """Whether its objects would deny requests."""
+        return self.consequence == _DENIES
+
 
 _SECURITY = ("v1beta1", "v1")
 _NETWORKING = ("v1alpha3", "v1beta1", "v1")

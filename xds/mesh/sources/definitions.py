@@ -6,8 +6,9 @@ The cost of a change depends on the changed files, not on the number of all file
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeAlias, assert_never
 
@@ -59,6 +60,8 @@ class File:
     """Whether some part could not be attributed to an object, so that an object may seem to be missing."""
     skipped: int = 0
     """Number of documents that are no Kubernetes objects and were skipped."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Number of objects of each kind that the caller ignores."""
 
     @property
     def written_at(self) -> str:

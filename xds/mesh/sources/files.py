@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -22,7 +22,7 @@ from xds.mesh.inject.kinds import find_creators, find_templates
 from xds.mesh.inject.workloads import FoundTemplate, expected_pods, stopped_pods
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Change, MeshConfig, Namespace, Problem, Ref
-from xds.mesh.parse import CALLER_KINDS, Parsed, parse
+from xds.mesh.parse import CALLER_KINDS, DEFAULT_NAMESPACE, Parsed, parse
 from xds.mesh.parse.problems import Problems
 from xds.mesh.sources.definitions import MAX_PROBLEMS, Definitions, File, Signature
 from xds.mesh.sources.documents import Document, read_documents
@@ -66,6 +66,9 @@ class Folder:
         settings: loader of the mesh's settings.
         texts: manifests that are not in a file.
         reads_workloads: whether to read pod templates for `expected_pods`. Otherwise, workloads are ignored.
+        default_namespace: namespace of objects that do not specify one, as of `kubectl apply -n`; empty for
+            `default`, with a notice.
+        ignored_kinds: kinds that are handled elsewhere (`parse`). Their objects are only counted.
     """
 
     what = "manifests"
@@ -80,10 +83,14 @@ class Folder:
         *,
         texts: Iterable[Text] = (),
         reads_workloads: bool = False,
+        default_namespace: str = "",
+        ignored_kinds: Collection[str] = (),
     ) -> None:
         self._roots = (str(roots),) if isinstance(roots, Path) else tuple(map(str, roots))
         self._settings = settings or SettingsLoader()
         self._reads_workloads = reads_workloads
+        self._default_namespace = default_namespace
+        self._ignored_kinds = ignored_kinds
         self._texts = {name: self._parse(text, name) for name, text in texts}
         self._config: MeshConfig | None = None
         self._definitions = Definitions()
@@ -158,11 +165,16 @@ class Folder:
 
     @property
     def skipped(self) -> Iterator[Problem]:
-        """A notice if documents were skipped."""
+        """A notice if documents were skipped, and one if objects were ignored."""
         if skipped := {path: file.skipped for path, file in self._definitions.files.items() if file.skipped}:
             names = join_names(skipped, _MAX_NAMES)
             what = f"documents without apiVersion and kind are skipped ({sum(skipped.values())}): {names}"
             yield Problem(where=", ".join(self._roots), what=what, notice=True)
+        ignored = sum((file.ignored for file in self._definitions.files.values()), Counter[str]())
+        if ignored:
+            counts = ", ".join(f"{count:,} {kind}" for kind, count in ignored.most_common())
+            where = ", ".join((*self._roots, *self._texts))
+            yield Problem(where=where, what=f"ignored: {counts}", notice=True)
 
     @property
     def missing_pods(self) -> Iterator[Problem]:
@@ -352,7 +364,10 @@ class Folder:
 
     def _parse(self, text: str, name: str, *, json: bool | None = None, skips_others: bool = False) -> File:
         """Parse the documents of a text. The result contains its problems."""
+        default_namespace = self._default_namespace or DEFAULT_NAMESPACE
         objects: list[Parsed] = []
+        in_default: list[str] = []
+        ignored = Counter[str]()
         templates: list[FoundTemplate] = []
         creators: list[tuple[str, str]] = []
         problems = Problems(MAX_PROBLEMS)
@@ -367,15 +382,27 @@ class Folder:
                 skipped += 1
                 continue
             try:
-                found = list(_templates(document)) if self._reads_workloads else []
-                roots = [item.template.root for item in found if item.template.kind != "Pod"]
-                parsed_objects = parse(document.value, document.locate, document.flaws, elsewhere=roots)
+                found = list(_templates(document, default_namespace)) if self._reads_workloads else []
+                tests = [item.template for item in found if item.is_helm_test]
+                found = [item for item in found if not item.is_helm_test]
+                workloads = [item for item in found if item.template.kind != "Pod"]
+                parsed_objects = parse(
+                    document.value,
+                    document.locate,
+                    document.flaws,
+                    elsewhere=[
+                        template.root for template in (*tests, *(item.template for item in workloads))
+                    ],
+                    default_namespace=default_namespace,
+                    ignored_kinds=self._ignored_kinds,
+                )
             except Exception as error:  # noqa: BLE001 - one document must not affect the others
                 what = f"cannot be read: {type(error).__name__}: {error}"
                 problems.add([Problem(where=document.locate(()), what=what, hint="please report this")])
                 unreadable = True
                 continue
             templates += found
+            in_default += (document.locate(item.template.root) for item in workloads if item.is_in_default)
             for creator, root in find_creators(document.value) if self._reads_workloads else ():
                 creators.append((creator, document.locate(root)))
             for parsed in parsed_objects:
@@ -384,6 +411,12 @@ class Folder:
                 else:
                     problems.add(parsed.problems)
                     unreadable |= parsed.refused
+            in_default += (parsed.origin for parsed in parsed_objects if parsed.is_in_default)
+            ignored.update(f"{template.kind} of helm test" for template in tests)
+            ignored.update(parsed.ignored for parsed in parsed_objects if parsed.ignored)
+        if in_default and not self._default_namespace:
+            what = f"objects without metadata.namespace are in namespace default ({len(in_default):,})"
+            problems.add([Problem(where=in_default[0], what=what, notice=True)])
         return File(
             signature=None,
             objects=tuple(objects),
@@ -392,6 +425,7 @@ class Folder:
             creators=tuple(creators),
             unreadable=unreadable,
             skipped=skipped,
+            ignored=ignored,
         )
 
 
@@ -403,12 +437,13 @@ def _is_no_object(value: object) -> bool:
     return names.isdisjoint(("apiversion", "kind", "metadata", "spec"))
 
 
-def _templates(document: Document) -> Iterator[FoundTemplate]:
+def _templates(document: Document, default_namespace: str) -> Iterator[FoundTemplate]:
     """Yield the Pods and pod templates of a document."""
     for template in find_templates(document.value):
         depth = len(template.root)
         flaws = tuple(flaw for flaw in document.flaws if flaw[0][:depth] == template.root)
-        yield FoundTemplate(template, document.locate, flaws)
+        in_namespace = template._replace(namespace=template.namespace or default_namespace)
+        yield FoundTemplate(in_namespace, document.locate, flaws, is_in_default=not template.namespace)
 
 
 def _blocking_problems(

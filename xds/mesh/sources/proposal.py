@@ -31,7 +31,7 @@ def read_objects(
     pods = folder.expected_pods(namespaces)
     facts = (*report.change.applied, *(parsed.fact for parsed in pods if parsed.fact))
     pod_problems = (problem for parsed in pods for problem in parsed.problems)
-    problems = (*report.problems, *pod_problems, *folder.skipped)
+    problems = (*folder.skipped, *report.problems, *pod_problems)
     return Change(applied=facts, config=report.change.config), problems
 
 
