@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from hashlib import sha256
+from typing import Any, Generic, TypeVar
 
 from rich.text import Text
 
 from xds.cli.explanation import format_traffic
 from xds.cli.output import to_value
 from xds.cli.rows import Cells
-from xds.mesh.policy.hop_text import format_accounts
+from xds.mesh.model.names import join_names
+from xds.mesh.policy.hop_text import MAX_NAMES, format_accounts
 from xds.mesh.v1 import policies_pb2 as pb
 
 OUTSIDE = "outside the mesh"
 """Stands for the name of an endpoint that is not a pod of the mesh."""
+
+Row = TypeVar("Row")
 
 _STYLES = {"mtls": "green", "plaintext": "yellow", "fails": "red"}
 
@@ -59,6 +64,68 @@ def hop_cells(hop: pb.Hop, *, wide: bool) -> Cells:
         hop.reason,
         ", ".join(hop.decided_by),
     )
+
+
+class TargetGroups(Generic[Row]):
+    """Rows of hops, or of their changes. Service ports that differ in nothing else share a row.
+
+    Args:
+        make_row: function that returns the row of a hop without its target.
+    """
+
+    def __init__(self, make_row: Callable[[Any], Row]) -> None:
+        self._make_row = make_row
+        self._groups: dict[tuple[bytes, bool, bool], TargetGroup[Row]] = {}
+
+    def add(self, hop: pb.Hop | pb.HopChange) -> None:
+        """Add a hop, and clear its target."""
+        target, endpoints, ready = f"{hop.service}:{hop.port}", hop.endpoints, hop.ready
+        hop.service, hop.port, hop.endpoints, hop.ready = "", 0, 0, 0
+        # Clients can be thousands, so only a digest is kept.
+        digest = sha256(hop.SerializeToString(deterministic=True)).digest()
+        key = (digest, endpoints == ready, ready == 0)
+        if key not in self._groups:
+            self._groups[key] = TargetGroup(self._make_row(hop))
+        self._groups[key].add(target, endpoints, ready)
+
+    def __iter__(self) -> Iterator[TargetGroup[Row]]:
+        return iter(self._groups.values())
+
+
+@dataclass(slots=True)
+class TargetGroup(Generic[Row]):
+    """Service ports in one row."""
+
+    row: Row
+    """The row, without its target."""
+    names: list[str] = field(default_factory=list)
+    """The service ports."""
+    endpoints: int = 0
+    """Number of endpoints with the row's result."""
+    ready: int = 0
+    """Number of ready endpoints."""
+
+    def add(self, name: str, endpoints: int, ready: int) -> None:
+        """Add a service port."""
+        self.names.append(name)
+        self.endpoints += endpoints
+        self.ready += ready
+
+    @property
+    def target(self) -> str:
+        """The service ports in short."""
+        return join_names(self.names, MAX_NAMES)
+
+    @property
+    def share(self) -> str:
+        """The endpoints with the result, of all ready endpoints; empty if there are none."""
+        return f"{self.endpoints}/{self.ready}" if self.ready else ""
+
+
+def grouped_cells(group: TargetGroup[Cells]) -> Cells:
+    """Return the cells of a group of hops, whose row `hop_cells` has made."""
+    clients, _, _, *others = group.row
+    return (clients, group.target, group.share or "-", *others)
 
 
 def result_cells(result: pb.ConnectionResult) -> Cells:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import typer
@@ -10,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
 from xds.cli.explanation import refused_client
-from xds.cli.hops import format_clients
+from xds.cli.hops import TargetGroups, format_clients
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
 from xds.mesh.model.objects import Problem
@@ -135,17 +136,28 @@ def _rows(plan: pb.PlanResponse) -> Iterator[_Row]:
     """Yield the rows, worst first."""
     now = plan.observation.time
     breaking = [change for change in plan.hops if change.effect == Effect.BREAKS]
-    yield from (_hop_row(change, now) for change in breaking)
+    yield from _hop_rows(breaking, now)
     yield from map(_refusal_row, plan.refused)
-    yield from (_hop_row(change, now) for change in plan.hops[len(breaking) :])
+    yield from _hop_rows(plan.hops[len(breaking) :], now)
+
+
+def _hop_rows(changes: Iterable[pb.HopChange], now: Timestamp) -> Iterator[_Row]:
+    groups = TargetGroups(partial(_hop_row, now=now))
+    for change in changes:
+        copied = pb.HopChange()
+        copied.CopyFrom(change)
+        groups.add(copied)
+    for group in groups:
+        endpoints = f" ({group.share} endpoints)" if group.share else ""
+        yield group.row._replace(target=f"{group.target}{endpoints}")
 
 
 def _hop_row(change: pb.HopChange, now: Timestamp) -> _Row:
-    endpoints = f" ({change.endpoints}/{change.ready} endpoints)" if change.ready else ""
+    """Return the row of a change without its target."""
     return _Row(
         effect=change.effect,
         clients=format_clients(change.clients),
-        target=f"{change.service}:{change.port}{endpoints}",
+        target="",
         before=change.before.outcome,
         after=f"{change.after.outcome} ({change.after.reason})",
         decided_by=", ".join(change.after.decided_by),

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from xds.cli.hops import hop_cells, hop_value, result_cells
+from xds.cli.hops import TargetGroups, grouped_cells, hop_cells, hop_value, result_cells
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import fail, print_problems
@@ -96,19 +97,24 @@ class ReachOptions:
         ),
     ] = False
 
+    @property
+    def groups_targets(self) -> bool:
+        """Whether service ports with the same clients and outcome share a row."""
+        return self.output is WideFormat.TABLE
+
 
 @grouped_options
 def reach(options: ReachOptions) -> None:
     """Print which clients reach which services (mtls, plaintext or fails), and why.
 
     The result is predicted from the objects of a running control plane, of manifests, or of a cluster; no
-    request is sent to a pod. A line stands for all clients and endpoints with the same outcome. Failures come
-    first for each service. If a running control plane observes traffic, OBSERVED is what sidecars reported
-    from the clients' service accounts to the service port, in requests per minute. A workload whose Pods are
-    not in the manifests, such as a Deployment, counts as one pod (deploy/NAME), with a sidecar if the webhook
-    would inject one. Problems, and objects without effect, such as a policy whose selector matches no pod,
-    are printed to stderr. Clients outside the mesh that objects prove, such as the API server for a webhook,
-    are listed after the pods.
+    request is sent to a pod. A line stands for all clients, services and endpoints with the same outcome;
+    with -o wide, it stands for one service. Failures come first for each service. If a running control plane
+    observes traffic, OBSERVED is what sidecars reported from the clients' service accounts to the service
+    port, in requests per minute. A workload whose Pods are not in the manifests, such as a Deployment, counts
+    as one pod (deploy/NAME), with a sidecar if the webhook would inject one. Problems, and objects without
+    effect, such as a policy whose selector matches no pod, are printed to stderr. Clients outside the mesh
+    that objects prove, such as the API server for a webhook, are listed after the pods.
 
     Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
     without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage, 3 the
@@ -143,10 +149,11 @@ def _print_results(responses: Iterable[pb.ReachResponse], options: ReachOptions)
     Exits with status 2 if there is no client or no service port.
     """
     rows: Rows | None = None
+    groups = TargetGroups(partial(hop_cells, wide=False))
     fails = False
     previous: set[bytes] = set()
     current: set[bytes] = set()
-    for response in _with_progress(responses):
+    for response in _with_progress(responses, options):
         if response.last and not (response.total and response.client_pods) and not options.watch:
             fail(f"nothing was checked: {_missing(response, options)}")
         fails |= response.fails
@@ -154,11 +161,17 @@ def _print_results(responses: Iterable[pb.ReachResponse], options: ReachOptions)
         for item in items:
             rows = rows or _rows(options, is_observed=item.HasField("observed"))
             key = item.SerializeToString(deterministic=True) if options.watch else b""
-            if key not in previous:
+            if key not in previous and isinstance(item, pb.Hop) and options.groups_targets:
+                groups.add(item)
+            elif key not in previous:
                 _add(rows, item, options.output)
             current.add(key)
         if response.last:
-            (rows or _rows(options)).close()
+            rows = rows or _rows(options)
+            for group in groups:
+                rows.add_cells(grouped_cells(group))
+            rows.close()
+            groups = TargetGroups(partial(hop_cells, wide=False))
             previous, current = current, set()
     return fails
 
@@ -185,11 +198,16 @@ def _add(rows: Rows, item: pb.Hop | pb.ConnectionResult, output: WideFormat) -> 
         rows.add_cells(result_cells(item))
 
 
-def _with_progress(responses: Iterable[pb.ReachResponse]) -> Iterator[pb.ReachResponse]:
-    """Show a progress bar on a terminal, unless the rows themselves are printed there."""
-    is_hidden = not sys.stderr.isatty() or sys.stdout.isatty()
+def _with_progress(
+    responses: Iterable[pb.ReachResponse], options: ReachOptions
+) -> Iterator[pb.ReachResponse]:
+    """Show a progress bar on a terminal, unless rows are printed there meanwhile."""
+    prints_rows = sys.stdout.isatty() and (options.expand or not options.groups_targets)
+    is_hidden = not sys.stderr.isatty() or prints_rows
     with Progress(console=Console(stderr=True), transient=True, disable=is_hidden) as progress:
         task = progress.add_task("Checking services", total=None)
         for response in responses:
             progress.update(task, completed=response.checked, total=response.total)
+            if response.last:
+                progress.stop()
             yield response
