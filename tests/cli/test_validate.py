@@ -338,7 +338,7 @@ def test_missing_namespaces_are_reported_once_per_file(policies: Path) -> None:
     for name in ("a.yaml", "b.yaml"):
         (policies / name).write_text(POLICY.replace(", namespace: shop", "") + "---\n" + CHART)
     what = "notice: objects without metadata.namespace are in namespace default (5)"
-    assert [found for found in messages("-f", policies) if "namespace" in found] == [what, what]
+    assert [found for found in messages("-f", policies) if "metadata.namespace" in found] == [what, what]
 
 
 def test_default_namespace_is_that_of_objects_without_one(policies: Path) -> None:
