@@ -113,7 +113,7 @@ def _keep(stage: Stage, processes: Processes, errors: Console, progress: Progres
         errors.print(line, markup=False, soft_wrap=True)
     requests = stage.keep_requesting(INITIAL_STATE)
     with suppress(Interrupted):  # Ctrl-C stops the demo.
-        processes.wait_for("Ctrl-C", lambda: next(requests) or "no signal", timeout=math.inf)
+        processes.wait_for("Ctrl-C", lambda: next(requests), timeout=math.inf)
 
 
 def _progress(errors: Console) -> Progress:

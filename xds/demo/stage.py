@@ -150,17 +150,17 @@ class Stage:
                 answers[clients_by_name[pair.client].request(pair.server)] += 1
         return StepResult(step, answers_by_pair)
 
-    def keep_requesting(self, step: Step) -> Iterator[None]:
+    def keep_requesting(self, step: Step) -> Iterator[str]:
         """Send the requests of a step again and again, one each REQUEST_INTERVAL, for whoever looks at them.
 
-        Yields until the next request is due.
+        Yields that no signal has ended it, until the next request is due.
         """
         clients_by_name = select_clients(self.mesh(), iter(step.expected))
         for pair in cycle(step.expected):
             clients_by_name[pair.client].request(pair.server)
             due = time.monotonic() + REQUEST_INTERVAL
             while time.monotonic() < due:
-                yield
+                yield "no signal"
 
     def mesh(self) -> Mesh:
         """Read the manifests and return the mesh."""

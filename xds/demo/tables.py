@@ -61,7 +61,7 @@ def suggest_commands(mesh: Mesh, manifests: Path, examples: Path, xds: str, admi
     pods = {name_of(pod): pod for pod in mesh.pods()}
     proxy, server = pods["sleep.full"], pods["httpbin.full"]
     return [
-        "The demo runs until Ctrl-C, and its clients send requests. Send others, as sleep.full and sleep.legacy:",
+        "The demo runs until Ctrl-C, and sends requests. Send others, as sleep.full and as sleep.legacy:",
         f"  curl --proxy http://{proxy.address}:{PROXY_PORT} http://httpbin.full:8000/headers",
         f"  curl http://{server.address}:{SERVER_PORT}/headers",
         "Open the control plane's page in a browser:",
