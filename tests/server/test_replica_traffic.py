@@ -184,6 +184,8 @@ async def test_history_of_a_stopped_replica_reaches_later_ones() -> None:
             (seen,) = (await c.service.observed_for(3 * DAY)).seen
             assert (seen.client.name, seen.by_server) == ("old", True)
             assert seen.last_seen == pytest.approx(reported - 2 * DAY, abs=5)
+            # Edges come before the message with the rest.
+            await eventually(lambda: c.traffic.incomplete, timeout=WITHIN)
             [(namespace, at)] = c.traffic.incomplete.items()
             assert (namespace, at) == ("full", pytest.approx(reported, abs=5))
             await eventually(lambda: c.missing() == a.missing() == [], timeout=WITHIN)
