@@ -114,7 +114,10 @@ def test_folder_that_the_control_plane_does_not_read(folder: Path, tmp_path: Pat
         address = f"--xds-address=127.0.0.1:{process.xds}"
         result = xds("lock", "shop", address, *FORCED, "--manifests", other)
     assert result.exit_code == 2
-    assert "does not exist in the files that the control plane reads" in result.stderr
+    assert result.stderr.endswith(
+        f"xds: the control plane does not read {other}: name the folder of xds serve --manifests\n"
+    )
+    assert not list(other.iterdir())
 
 
 @pytest.fixture

@@ -326,6 +326,9 @@ class _Change:
             write_atomically(file, self._manifest(self._mode).encode(), 0o644)
         except OSError as error:
             fail(f"{file}: {error.strerror}", 1)
+        if not self._text and self._look_up().state == objects_pb2.WaitResponse.NOT_FOUND:
+            file.unlink(missing_ok=True)
+            fail(f"the control plane does not read {file.parent}: name the folder of xds serve --manifests")
 
     def _confirm(self, question: str) -> None:
         if self._options.yes:
