@@ -50,7 +50,7 @@ UNENFORCED = (
         read=callers.virtual_service,
     ),
     Unenforced("EnvoyFilter", "networking.istio.io", "envoyfilters", ("v1alpha3",)),
-    Unenforced("WasmPlugin", "extensions.istio.io", "wasmplugins", ("v1alpha1",)),
+    Unenforced("WasmPlugin", "extensions.istio.io", "wasmplugins", ("v1alpha1",), _DENIES),
     Unenforced("ClusterRbacConfig", "rbac.istio.io", "clusterrbacconfigs", ("v1alpha1",), _DENIES),
     Unenforced("ServiceRole", "rbac.istio.io", "serviceroles", ("v1alpha1",), _DENIES),
     Unenforced("ServiceRoleBinding", "rbac.istio.io", "servicerolebindings", ("v1alpha1",), _DENIES),
