@@ -382,7 +382,7 @@ def test_number_of_problems_is_in_the_navigation(page, own_server):
     open_view(page, own_server, "map")
     page.wait_for_selector("#problem-count", state="hidden")
     (own_server.folder / "invalid.yaml").write_text(INVALID)
-    page.wait_for_selector("#problem-count >> text=1")
+    page.wait_for_selector("#problem-count >> text=2")  # It is invalid, and its selector matches no pod.
     (own_server.folder / "invalid.yaml").unlink()
     page.wait_for_selector("#problem-count", state="hidden")
 

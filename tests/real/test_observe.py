@@ -115,7 +115,7 @@ async def test_requests_of_a_sidecar_are_counted_by_mode(mesh):
 
     await eventually(counts, timeout=WITHIN, every=0.5)
     # The prediction, and beside it what the sidecar reported.
-    text = await xds("reach", "--from=client.full", f"--xds-address={mesh.plane.address}")
+    text = await xds("reach", "--from=client.full", "-o", "wide", f"--xds-address={mesh.plane.address}")
     rows, _ = read_table(text)
     shown = {row["SERVICE"]: (row["OUTCOME"], row["OBSERVED"]) for row in rows}
     assert re.fullmatch(r"[0-9.]+/min mtls", shown["web.strict:80"][1])
