@@ -117,8 +117,10 @@ class RunningProblems:
         problems: list[Problem] = []
         for client, target in failing:
             await checkpoint()
-            if len(problems) < MAX_FAILING and (found := _failing(mesh, client, target)):
+            if found := _failing(mesh, client, target):
                 problems.append(found)
+            if len(problems) == MAX_FAILING:
+                break
         return problems
 
 

@@ -351,11 +351,7 @@ def _in_missing(mesh: Mesh, missing: Iterable[str]) -> Iterator[_Finding]:
 
 
 def _has_sidecars(mesh: Mesh) -> bool:
-    return any(
-        pod.has_sidecar and not pod.ended
-        for name in mesh.namespaces()
-        for pod in mesh.in_namespace(name, with_defaults=False).pods.values()
-    )
+    return any(pod.has_sidecar and not pod.ended for pod in mesh.pods())
 
 
 def _policies(mesh: Mesh) -> Iterator[Object]:
@@ -366,7 +362,7 @@ def _policies(mesh: Mesh) -> Iterator[Object]:
 
 def _in_mesh_without_sidecars(mesh: Mesh, policies: Iterable[Object]) -> Iterator[_Finding]:
     """Yield a problem for each policy of a mesh without sidecars; a notice if it has no pods either."""
-    has_pods = any(mesh.in_namespace(name, with_defaults=False).pods for name in mesh.namespaces())
+    has_pods = any(True for _ in mesh.pods())
     for policy in policies:
         what = "no pod in the mesh has a sidecar, so it has no effect"
         yield _problem(policy, what, _INJECT if has_pods else "", notice=not has_pods)

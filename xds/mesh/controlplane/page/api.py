@@ -253,12 +253,7 @@ class Page:
         observed = time.monotonic() // OBSERVED_INTERVAL if backend.traffic.traffic else 0
         return {
             "map": await self._map_state(observed),
-            "migration": (
-                self._breaks.version,
-                id(controller.mesh),
-                observed,
-                hash(backend.traffic.connected),
-            ),
+            "migration": (self._breaks.version, id(controller.mesh), observed, backend.traffic.connected),
             "problems": tuple(backend.found_problems()),
             "proxies": await _proxies_state(backend),
             "rollouts": _rollouts_state(controller.rollouts),
