@@ -45,7 +45,7 @@ window.EventSource = class extends EventSource {
 new MutationObserver(() => {
   const isShown = document.querySelector("main:not([aria-busy]) .output");
   if (isShown && !window.record.shown) window.record.shown = performance.now();
-  const results = [...document.querySelectorAll(".edge[role]")].map((edge) => edge.dataset.result).join();
+  const results = [...document.querySelectorAll("[data-result]")].map((edge) => edge.dataset.result).join();
   if (results && results !== window.record.results) {
     window.record.results = results;
     window.record.updated = performance.now();

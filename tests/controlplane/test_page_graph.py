@@ -10,7 +10,7 @@ import pytest
 from tests.policy.world import HTTP, mesh, peer, pod, rule, service
 from xds.mesh.controlplane.page import map_view as map_view_module
 from xds.mesh.controlplane.page.graph import predict
-from xds.mesh.controlplane.page.map_view import PLAINTEXT, PROBLEMS, Selection, map_view
+from xds.mesh.controlplane.page.map_view import PLAINTEXT, POSSIBLE, PROBLEMS, Selection, map_view
 from xds.mesh.controlplane.page.observed import ObservedTraffic
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
@@ -118,12 +118,8 @@ async def test_search_opens_the_namespaces_with_matches():
     services = [service(f"s{number}", "a", HTTP) for number in range(31)]
     world = mesh(pod("s0", "a"), pod("x", "b"), *services, service("y", "b", HTTP))
     found = await view(world, search=" X b ")
-    assert {node["id"] for node in found["nodes"]} == {
-        "workloads/a",
-        "services/a",
-        "workload/b/x",
-        "service/b/y",
-    }
+    assert {node["id"] for node in found["nodes"]} == {"services/a", "workload/b/x", "service/b/y"}
+    assert results(found) == {("workload/b/x", "services/a"): "mtls"}
     assert (found["matches"], (await view(world, search="nothing"))["matches"]) == (1, 0)
     found = await view(world, search="s")
     assert found["matches"] > 30
@@ -161,12 +157,75 @@ async def test_observed_traffic_belongs_to_its_edge():
     key = EdgeKey(Client("b", "old"), Target("a", "web", 80), TrafficMode.PLAINTEXT)
     traffic.add(key, Reporter.SERVER, ("a", "web"), requests=5, now=time.time())
     world = mesh(*FACTS)
-    found = await view(world, ObservedTraffic(traffic, world))
+    found = await view(world, ObservedTraffic(traffic, world), only=POSSIBLE)
     by_edge = {edge["id"]: edge["observed"] for edge in found["edges"]}
     observed = by_edge.pop("workload/b/old service/a/web")
     assert observed["requestsPerMinute"] == {"plaintext": 5.0}
     assert 0 <= observed["secondsAgo"] < 60
     assert set(by_edge.values()) == {None}
+
+
+async def test_traffic_and_failures_are_shown_by_default():
+    traffic = Traffic()
+    for client, target, failed in (("web", "db", 2), ("db", "web", 0)):
+        key = EdgeKey(Client("a", client), Target("a", target, 80), TrafficMode.MTLS)
+        traffic.add(key, Reporter.SERVER, ("a", target), requests=50, failed=failed, now=time.time())
+    world = mesh(*FACTS)
+    observed = ObservedTraffic(traffic, world)
+    found = await view(world, observed)
+    assert set(results(found)) == {
+        ("workload/a/web", "service/a/db"),
+        ("workload/a/db", "service/a/web"),
+    }
+    assert (found["unusedEdges"], len(found["nodes"])) == (2, 6)
+    assert [edge["label"]["text"] for edge in found["edges"]] == ["50/min, 2 failed", "50/min"]
+    failing = found["edges"][0]["observed"]
+    assert (failing["requestsPerMinute"], failing["failedPerHour"]) == ({"mtls": 50.0}, 2)
+    assert (failing["isFailing"], found["edges"][1]["observed"]["isFailing"]) == (True, False)
+    everything = await view(world, observed, only=POSSIBLE)
+    assert (len(everything["edges"]), everything["unusedEdges"]) == (4, 0)
+    assert set(results(await view(world, observed, node="workload/b/old"))) == {
+        ("workload/b/old", "service/a/db"),
+        ("workload/b/old", "service/a/web"),
+    }
+    problems = await view(world, observed, only=PROBLEMS)
+    assert list(results(problems)) == [("workload/a/web", "service/a/db")]
+    strict = await view(mesh(*FACTS, peer("a", "STRICT")), observed)
+    assert list(results(strict).values()) == ["fails", "fails", "mtls", "mtls"]
+
+
+async def test_large_mesh_is_a_matrix_of_namespaces():
+    services = [service(f"s{number}", "a", HTTP) for number in range(31)]
+    pods = pod("s0", "a"), pod("x", "b"), pod("z", "c", sidecar=False)
+    world, traffic = mesh(*pods, *services, service("x", "b", HTTP), service("z", "c", HTTP)), Traffic()
+    for client, target, requests in (("x", "s0", 20), ("z", "s0", 5)):
+        key = EdgeKey(Client({"x": "b", "z": "c"}[client], client), Target("a", target, 80), TrafficMode.MTLS)
+        traffic.add(key, Reporter.SERVER, ("a", "s0"), requests=requests, failed=1, now=time.time())
+    outside = EdgeKey(Client("", "10.20.0.7"), Target("a", "s0", 80), TrafficMode.PLAINTEXT)
+    traffic.add(outside, Reporter.SERVER, ("a", "s0"), requests=1, now=time.time())
+    observed = ObservedTraffic(traffic, world)
+    found = await view(world, observed)
+    assert found["isMatrix"]
+    assert found["isLarge"]
+    edges = {(edge["from"], edge["to"]): edge for edge in found["edges"]}
+    assert set(edges) == {
+        (OUTSIDE, "services/a"),
+        *(
+            (f"workloads/{client}", f"services/{server}")
+            for client in "abc"
+            for server in "abc"
+            if client != server
+        ),
+    }
+    assert edges["workloads/b", "services/a"]["observed"]["requestsPerMinute"] == {"mtls": 20.0}
+    assert edges["workloads/c", "services/a"]["observed"]["failedPerHour"] == 1
+    assert edges["workloads/a", "services/b"]["observed"] is None
+    assert "path" not in edges["workloads/b", "services/a"]
+    opened = await view(world, observed, namespace="b")
+    assert not opened["isMatrix"]
+    assert [box["name"] for box in opened["namespaces"] if box["open"]] == ["b"]
+    assert set(results(opened)) == {("workload/b/x", "services/a")}
+    assert opened["unusedEdges"] == 3
 
 
 async def test_observed_client_outside_the_mesh_is_a_node():

@@ -217,6 +217,7 @@ def test_accepted_and_refused_plaintext_are_apart(page, own_server):
     assert "127.0.0.1" not in accepted
     assert "from 127.0.0.1 (no pod: a process on the server's own machine" in refused
     open_view(page, own_server, "map?client=sleep.legacy&service=httpbin.full")
+    assert edges(page, "mtls") == set()
     page.wait_for_selector("#panel figure >> nth=1")
     text = page.inner_text("#panel")
     assert "plaintext accepted" in text
@@ -226,12 +227,20 @@ def test_accepted_and_refused_plaintext_are_apart(page, own_server):
     outside = page.locator(EDGE.format("outside the mesh/clients", "full/httpbin"))
     label = outside.get_attribute("aria-label")
     assert label.startswith("clients outside the mesh to httpbin.full: plaintext (client has no sidecar)")
-    assert label.endswith("Observed: plaintext refused")
+    assert label.endswith("Observed: plaintext refused, requests fail")
     label = page.get_attribute(EDGE.format("legacy/sleep", "full/httpbin"), "aria-label")
-    assert label.endswith("Observed: plaintext accepted, plaintext refused")
-    assert "plaintext refused" in page.text_content(
-        '.label[data-edge="workload/legacy/sleep service/full/httpbin"] text'
-    )
+    assert label.endswith("Observed: plaintext accepted, plaintext refused, requests fail")
+    text = page.text_content('.label.failing[data-edge="workload/legacy/sleep service/full/httpbin"] text')
+    assert text == "2/min, plaintext refused, 1 failed"
+    page.keyboard.press("Escape")
+    page.click(".summary >> text=show all")
+    page.wait_for_selector(EDGE.format("full/sleep", "full/httpbin"), state="attached")
+    assert page.input_value('[data-key="only"]') == "possible"
+    page.select_option('[data-key="only"]', "")
+    page.wait_for_selector(EDGE.format("full/sleep", "full/httpbin"), state="detached")
+    page.click('[data-key="workload/full/sleep"]')
+    page.wait_for_selector(EDGE.format("full/sleep", "full/httpbin"), state="attached")
+    assert "Possible connections of sleep.full" in page.inner_text(".summary")
 
 
 def test_map_leads_to_who_would_break(page, server):
@@ -448,8 +457,14 @@ def test_large_mesh_is_collapsed_and_paged(page, tmp_path):
     with serving(folder) as process:
         server = Server(folder, process)
         open_view(page, server, "map")
-        assert page.locator(".node").count() == 20
-        assert page.locator(".namespace-title[aria-expanded=true]").count() == 0
+        assert page.locator(".matrix tbody tr").count() == 10
+        assert page.locator(".matrix [data-result=mixed]").count() == 100
+        page.focus('[data-key="workloads/ns3 services/ns7"]')
+        page.keyboard.press("Enter")
+        page.wait_for_selector('[data-key="service/ns7/s24"]')
+        assert page.locator(".namespace-title[aria-expanded=true]").count() == 2
+        page.click("text=Back to all namespaces")
+        page.wait_for_selector(".matrix")
         page.fill("input[type=search]", "s24.ns7")
         page.wait_for_selector('[data-key="service/ns7/s24"]:not(.dim)')
         assert page.locator(".namespace-title[aria-expanded=true]").count() == 1
@@ -458,7 +473,7 @@ def test_large_mesh_is_collapsed_and_paged(page, tmp_path):
         page.fill("input[type=search]", "s2")
         page.wait_for_selector("text=79 matches: type more to open their namespaces")
         page.fill("input[type=search]", "")
-        page.click('[data-key="namespace ns3"]')
+        page.click('[data-key="namespace from ns3"]')
         page.wait_for_selector('[data-key="service/ns3/s24"]')
         assert page.locator(".node").count() == 18 + 50
         page.click("summary[data-key=listing]")
@@ -471,11 +486,27 @@ def test_large_mesh_is_collapsed_and_paged(page, tmp_path):
         assert "1 to 200 of 260" in page.inner_text(".pager")
 
 
+def test_matrix_is_accessible_and_fits_the_screen(page, tmp_path):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    folder = many_services(tmp_path / "mesh", 60, 1)
+    with serving(folder) as process:
+        node_id = "sidecar~10.0.1.1~s0-0.ns1~ns1.svc.cluster.local"
+        report_connections(process.xds, node_id, [("10.0.3.1", 8080, True)] * 1200)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            open_view(page, Server(folder, process), "map")
+            page.wait_for_selector(".matrix .failing >> text=1,200")
+            results = axe.run(page)
+            assert results.response["violations"] == [], results.generate_report()
+            assert page.evaluate("document.documentElement.scrollWidth") == page.viewport_size["width"]
+        assert "1,040 further ones not shown" in page.inner_text(".summary")
+
+
 def test_policy_change_is_seen_on_a_large_map(page, tmp_path):
     folder = many_services(tmp_path / "mesh", 10, 20)
     with serving(folder) as process:
         open_view(page, Server(folder, process), "map")
-        edge = '.edge[data-key="workloads/ns1 services/ns2"]'
+        edge = '.matrix [data-key="workloads/ns1 services/ns2"]'
         page.wait_for_selector(f"{edge}.mixed", state="attached")
         (folder / "strict.yaml").write_text(STRICT.replace("full", "ns2"))
         page.wait_for_selector(f"{edge}.fails", state="attached")

@@ -12,6 +12,7 @@ from xds.cli.options import Address
 from xds.mesh.controlplane.status import since
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Ref, printable
+from xds.mesh.observe.edges import format_rate
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import traffic_pb2
 
@@ -95,17 +96,6 @@ def format_traffic(traffic: traffic_pb2.TrafficEdge | pb.ModeTraffic) -> str:
     """Return the requests per minute in one mode, such as `1.2k/min mtls`."""
     mode = traffic_pb2.TrafficEdge.Mode.Name(traffic.mode).lower()
     return f"{format_rate(traffic.requests_per_minute)}/min {mode}"
-
-
-def format_rate(value: float) -> str:
-    """Return a rate in short, such as `<0.1`, `2.4`, `310` or `1.2k`."""
-    if 0 < value < 0.1:
-        return "<0.1"
-    unit = ""
-    if round(value) >= 1000:
-        value, unit = value / 1000, "k"
-    text = f"{value:.0f}" if value >= 10 else f"{value:.1f}".removesuffix(".0")
-    return text + unit
 
 
 def _in_use(explanation: pb.Explanation, group: pb.EndpointGroup, *, has_differences: bool) -> str:

@@ -11,13 +11,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
 from xds.cli.client_options import ConnectionOptions
-from xds.cli.explanation import format_rate
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import OBSERVATION_DISABLED, fail
 from xds.cli.output import WideFormat, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
 from xds.mesh.model.objects import printable
+from xds.mesh.observe.edges import format_rate
 from xds.mesh.v1 import traffic_pb2 as pb
 
 EXAMPLES = """

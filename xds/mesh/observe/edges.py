@@ -192,6 +192,17 @@ class Edge:
         return max(recent, default=0) / minutes
 
 
+def format_rate(value: float) -> str:
+    """Return a rate in short, such as `<0.1`, `2.4`, `310` or `1.2k`."""
+    if 0 < value < 0.1:
+        return "<0.1"
+    unit = ""
+    if round(value) >= 1000:
+        value, unit = value / 1000, "k"
+    text = f"{value:.0f}" if value >= 10 else f"{value:.1f}".removesuffix(".0")
+    return text + unit
+
+
 class Observed(Protocol):
     """Observed edges: `Traffic` of one replica, or `xds.mesh.observe.merged.MergedTraffic` of all."""
 

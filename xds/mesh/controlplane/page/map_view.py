@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,12 +18,12 @@ from xds.mesh.controlplane.page.layout import (
     connect,
     link_box,
 )
-from xds.mesh.controlplane.page.observed import ObservedTraffic
+from xds.mesh.controlplane.page.observed import ObservedTraffic, Seen
 from xds.mesh.controlplane.page.words import reason_words
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.workload import Workload, WorkloadKey
-from xds.mesh.observe.edges import TrafficMode
+from xds.mesh.observe.edges import TrafficMode, format_rate
 from xds.mesh.policy.reach import RANKS, Result
 
 MAX_OPEN_SERVICES = 30
@@ -34,9 +34,11 @@ MAX_REASONS = 40
 """Number of failing edges up to which their labels contain the reason."""
 MAX_EDGES = 800
 """Maximum number of edges on a map. The worst ones are shown, the others are only counted."""
+MAX_CELLS = 2_500
+"""Maximum number of cells with a connection of a matrix, like MAX_EDGES."""
 
-PROBLEMS, PLAINTEXT = "problems", "plaintext"
-"""Filters: connections that fail, and connections that use plaintext."""
+POSSIBLE, PROBLEMS, PLAINTEXT = "possible", "problems", "plaintext"
+"""Filters: all possible connections, those that fail, and those that use plaintext."""
 
 
 class Selection(NamedTuple):
@@ -47,13 +49,14 @@ class Selection(NamedTuple):
     opened: frozenset[str] = frozenset()
     """Namespaces that are not in their default state, which depends on MAX_OPEN_SERVICES."""
     node: str = ""
-    """Show only the connections of this node; empty for all."""
+    """Show only the connections of this node, including possible ones; empty for all."""
     namespace: str = ""
-    """Show only what is connected to this namespace; empty for all."""
+    """Show only what is connected to this namespace, which is open in a large mesh; empty for all."""
     search: str = ""
     """Open the namespaces with workloads and services whose names contain all of these words."""
     only: str = ""
-    """PROBLEMS or PLAINTEXT, to show only such connections; empty for all."""
+    """POSSIBLE, PROBLEMS or PLAINTEXT, to show such connections; empty for those with traffic and those that
+    fail, or for all possible ones in a mesh without observed traffic."""
 
 
 class _Connection(NamedTuple):
@@ -77,6 +80,10 @@ class _Edge:
     """Number of workloads that call each service."""
     worst: _Connection | None = None
     """One of the connections with the worst result."""
+    seen: Sequence[Seen] = ()
+    """Its observed traffic."""
+    is_failing: bool = False
+    """Whether requests have failed lately."""
 
     @property
     def result(self) -> str:
@@ -89,19 +96,23 @@ class _Edge:
 
 
 _RANKS = {"fails": 0, "plaintext": 1, "mixed": 2, "mtls": 3}
-_SHOWN = {"": set(_RANKS), PROBLEMS: {"fails"}, PLAINTEXT: {"plaintext", "mixed"}}
 _EdgeKey: TypeAlias = tuple[str, str]
 """IDs of the nodes of a client and a service."""
 
 
 async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic) -> dict[str, Any]:
-    """Return the map as JSON values: boxes of namespaces, nodes and edges, with their positions."""
+    """Return the map as JSON values: boxes of namespaces, nodes and edges, with their positions.
+
+    A large mesh is a matrix of namespaces until one of them is open: its edges have no positions.
+    """
     names = sorted({key[0] for key in (*graph.workloads, *graph.services)}, key=natural_key)
-    opens_all = len(graph.services) <= MAX_OPEN_SERVICES
-    opened = {name for name in names if (name in selection.opened) != opens_all}
+    is_large = len(graph.services) > MAX_OPEN_SERVICES
+    by_default = {selection.namespace} if is_large else names
+    opened = {name for name in names if (name in selection.opened) != (name in by_default)}
     found = _matching(graph, selection.search)
     if len(found) <= MAX_OPEN_SERVICES:
         opened |= {namespace for namespace, _ in found}
+    is_matrix = is_large and not opened
     if outside := [each for each in graph.outside if each.service in graph.published | observed.from_outside]:
         namespace, name = OUTSIDE_KEY
         clients = Workload(namespace=namespace, name=name, pods=())
@@ -110,39 +121,58 @@ async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic
             workloads={OUTSIDE_KEY: clients, **graph.workloads},
             predictions=[*graph.predictions, *outside],
         )
-        opened.add(namespace)
-    edges = await _edges(graph, opened)
+    edges = await _edges(graph, opened, observed)
+    if is_large and not is_matrix:
+        edges = {key: edge for key, edge in edges.items() if opened & set(map(_namespace, key))}
+    if selection.namespace:
+        edges = {key: edge for key, edge in edges.items() if selection.namespace in map(_namespace, key)}
     dead = _without_endpoint(graph)
+    shows_possible = is_matrix or not observed
     shown = {
         key: edge
         for key, edge in edges.items()
-        if edge.result in _SHOWN[selection.only]
-        and (not selection.namespace or selection.namespace in {_namespace(node) for node in key})
+        if _is_shown(edge, selection.only, is_possible=shows_possible or selection.node in key)
     }
-    ranked = sorted(shown, key=lambda key: (_RANKS[shown[key].result], *key))
+    ranked = sorted(shown, key=lambda key: (*_rank(shown[key]), *key))
     kept = {node for key in ranked for node in key}
     if selection.only != PLAINTEXT:
         kept |= {_service_node(key, opened) for key in dead if selection.namespace in {"", key[0]}}
     if selection.node:
         ranked = [key for key in ranked if selection.node in key]
     nodes = _nodes(graph, opened, dead)
-    if selection.only or selection.namespace:
-        nodes = {
-            node: value for node, value in nodes.items() if node in kept or _is_selected(node, selection)
-        }
+    is_filtered = selection.only in {PROBLEMS, PLAINTEXT}
+    if is_filtered or selection.namespace or (is_large and not is_matrix):
+        whole = {selection.namespace} if selection.namespace else opened
+        kept |= {node for node in nodes if not is_filtered and _namespace(node) in whole}
+        nodes = {node: value for node, value in nodes.items() if node in kept}
     layout = arrange(tuple(_bands([OUTSIDE_KEY[0], *names], nodes)), clamp_width(selection.width))
+    limit = MAX_CELLS if is_matrix else MAX_EDGES
     return {
         "width": layout.width,
         "height": layout.height,
+        "isLarge": is_large,
+        "isMatrix": is_matrix,
         "namespaces": [
-            {"name": name, "open": name in opened, **layout.bands[name]._asdict()} for name in layout.bands
+            {"name": name, "open": name in opened or name == OUTSIDE_KEY[0], **box._asdict()}
+            for name, box in layout.bands.items()
         ],
         "nodes": [{**node, **layout.nodes[node["id"]]._asdict()} for node in nodes.values()],
-        "edges": await _edge_values({key: shown[key] for key in ranked[:MAX_EDGES]}, layout, observed),
-        "moreEdges": len(ranked[MAX_EDGES:]),
+        "edges": await _edge_values(
+            {key: shown[key] for key in ranked[:limit]}, None if is_matrix else layout, observed
+        ),
+        "moreEdges": len(ranked[limit:]),
+        "unusedEdges": 0 if selection.only or selection.node else len(edges) - len(shown),
         "allNamespaces": names,
         "matches": len(found),
     }
+
+
+def _is_shown(edge: _Edge, only: str, *, is_possible: bool) -> bool:
+    """Whether a filter selects an edge. By default, `is_possible` selects it without traffic."""
+    fails = edge.is_failing or edge.result == "fails"
+    is_unencrypted = edge.result in {"plaintext", "mixed"}
+    by_filter = {POSSIBLE: True, PROBLEMS: fails, PLAINTEXT: is_unencrypted}
+    return by_filter.get(only, is_possible or fails or bool(edge.seen))
 
 
 def _matching(graph: Graph, search: str) -> set[tuple[str, str]]:
@@ -152,11 +182,12 @@ def _matching(graph: Graph, search: str) -> set[tuple[str, str]]:
     return {key for key in keys if all(word in f"{key[1]}.{key[0]}".lower() for word in words)}
 
 
-def _is_selected(node: str, selection: Selection) -> bool:
-    return not selection.only and _namespace(node) == selection.namespace
+def _rank(edge: _Edge) -> tuple[int, bool, bool]:
+    """Return the place of an edge: the worst first, then failing ones and those with traffic."""
+    return _RANKS[edge.result], not edge.is_failing, not edge.seen
 
 
-async def _edges(graph: Graph, opened: set[str]) -> dict[_EdgeKey, _Edge]:
+async def _edges(graph: Graph, opened: set[str], observed: ObservedTraffic) -> dict[_EdgeKey, _Edge]:
     """Return the connections between nodes, in slices of a few milliseconds."""
     checkpoint = Checkpoint()
     edges: dict[_EdgeKey, _Edge] = {}
@@ -181,6 +212,12 @@ async def _edges(graph: Graph, opened: set[str]) -> dict[_EdgeKey, _Edge]:
                 if edge is None:
                     edge = edges[node, target] = _Edge()
                 _add(edge, prediction, others)
+    traffic = observed.between_nodes(
+        {key: _client_node(key, opened) for key in graph.workloads},
+        {key: _service_node(key, opened) for key in graph.services},
+    )
+    for key in traffic.keys() & edges:
+        edges[key].seen, edges[key].is_failing = traffic[key], observed.has_failed(traffic[key])
     return edges
 
 
@@ -210,7 +247,8 @@ def _without_endpoint(graph: Graph) -> dict[ServiceKey, str]:
 
 def _client_node(key: WorkloadKey, opened: set[str]) -> str:
     namespace, name = key
-    return f"workload/{namespace}/{name}" if namespace in opened else f"workloads/{namespace}"
+    is_single = namespace in opened or key == OUTSIDE_KEY
+    return f"workload/{namespace}/{name}" if is_single else f"workloads/{namespace}"
 
 
 def _service_node(key: ServiceKey, opened: set[str]) -> str:
@@ -253,52 +291,51 @@ def _bands(names: Iterable[str], nodes: Mapping[str, Mapping[str, Any]]) -> list
 
 
 async def _edge_values(
-    edges: Mapping[_EdgeKey, _Edge], layout: Layout, observed: ObservedTraffic
+    edges: Mapping[_EdgeKey, _Edge], layout: Layout | None, observed: ObservedTraffic
 ) -> list[dict[str, Any]]:
-    """Return the edges as JSON values, worst first."""
-    placer, checkpoint, values = LabelPlacer(map(link_box, layout.bands.values())), Checkpoint(), []
+    """Return the edges as JSON values, worst first; without a layout, without positions."""
+    checkpoint, values = Checkpoint(), []
+    placer = LabelPlacer(map(link_box, layout.bands.values()) if layout else ())
     has_texts = sum(edge.result == "fails" for edge in edges.values()) <= MAX_REASONS
     for (client, service), edge in edges.items():
         await checkpoint()
-        curve = connect(layout.nodes[client], layout.nodes[service])
         worst = edge.worst
         assert worst is not None  # noqa: S101 - an edge has a connection
-        connections = sum(edge.services.values())
-        seen = observed.between(worst.workload, worst.service) if connections == 1 else None
-        is_labelled = edge.result == "fails" or len(edges) <= MAX_LABELS
-        text = _label(edge, seen) if is_labelled and has_texts else ""
-        box: Box | None = placer.place(curve, _label_width(text)) if is_labelled else None
-        if box is None and text:
-            text = ""
-            box = placer.place(curve, _label_width(text))
-        values.append(
-            {
-                "id": f"{client} {service}",
-                "from": client,
-                "to": service,
-                "path": curve.path,
-                "label": {"text": text, **box._asdict()} if box else None,
-                "predicted": {
-                    "result": edge.result,
-                    **{str(result): edge.counts[result] for result in Result},
-                    "reasons": list(edge.reasons),
-                    "why": [reason_words(reason) for reason in edge.reasons],
-                },
-                "observed": seen,
-                "connections": connections,
-                "example": {
-                    "client": worst.client,
-                    "service": f"{worst.service[1]}.{worst.service[0]}",
-                    "result": str(worst.result),
-                },
-            }
-        )
+        seen = observed.value(edge.seen) if edge.seen else None
+        value: dict[str, Any] = {
+            "id": f"{client} {service}",
+            "from": client,
+            "to": service,
+            "predicted": {
+                "result": edge.result,
+                **{str(result): edge.counts[result] for result in Result},
+                "reasons": list(edge.reasons),
+                "why": [reason_words(reason) for reason in edge.reasons],
+            },
+            "observed": seen,
+            "connections": sum(edge.services.values()),
+            "example": {
+                "client": worst.client,
+                "service": f"{worst.service[1]}.{worst.service[0]}",
+                "result": str(worst.result),
+            },
+        }
+        if layout:
+            curve = connect(layout.nodes[client], layout.nodes[service])
+            is_labelled = edge.result == "fails" or edge.is_failing or len(edges) <= MAX_LABELS
+            text = _label(edge, seen) if is_labelled and has_texts else ""
+            box: Box | None = placer.place(curve, _label_width(text)) if is_labelled else None
+            if box is None and text:
+                text = ""
+                box = placer.place(curve, _label_width(text))
+            value |= {"path": curve.path, "label": {"text": text, **box._asdict()} if box else None}
+        values.append(value)
     return values
 
 
 def _label(edge: _Edge, observed: Mapping[str, Any] | None) -> str:
     """Return the text beside the symbol of an edge; empty if the symbol says everything."""
-    return ", ".join(filter(None, (_predicted_label(edge), _observed_label(edge, observed))))
+    return ", ".join(filter(None, (_predicted_label(edge), *_observed_labels(edge, observed))))
 
 
 def _predicted_label(edge: _Edge) -> str:
@@ -311,14 +348,19 @@ def _predicted_label(edge: _Edge) -> str:
     return f"{counts[Result.MTLS]} of {total}" if edge.result == "mixed" else ""
 
 
-def _observed_label(edge: _Edge, observed: Mapping[str, Any] | None) -> str:
-    """Return what was observed if the prediction does not say it."""
-    rates = observed["requestsPerMinute"] if observed else {}
+def _observed_labels(edge: _Edge, observed: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the rate, the failures, and what was observed if the prediction does not say it."""
+    if observed is None:
+        return
+    rates = observed["requestsPerMinute"]
+    if rate := sum(rates.values()):
+        yield f"{format_rate(rate)}/min"
     if rates.get(TrafficMode.REFUSED):
-        return "plaintext refused"
-    if rates.get(TrafficMode.PLAINTEXT) and edge.result not in {"plaintext", "mixed"}:
-        return "plaintext accepted"
-    return ""
+        yield "plaintext refused"
+    elif rates.get(TrafficMode.PLAINTEXT) and edge.result not in {"plaintext", "mixed"}:
+        yield "plaintext accepted"
+    if edge.is_failing:
+        yield f"{observed['failedPerHour']} failed"
 
 
 def _label_width(text: str) -> int:

@@ -6,7 +6,7 @@ Sidecars report for service accounts. Workloads that share an account therefore 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from xds.mesh.controlplane.page.graph import OUTSIDE_KEY
@@ -21,7 +21,9 @@ MAX_CLIENTS = 3
 """Maximum number of clients that a row of the migration view names."""
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
+    """An observed edge."""
+
     client: Client
     target: Target
     mode: TrafficMode
@@ -41,7 +43,7 @@ class ObservedTraffic:
         self._accounts: dict[WorkloadKey, set[Client]] = {}
         self.from_outside: set[TargetKey] = set()
         """What clients called that are no pods of the mesh."""
-        self._by_target: dict[TargetKey, list[_Seen]] = {}
+        self._by_target: dict[TargetKey, list[Seen]] = {}
         if traffic is None:
             return
         traffic.expire(self._now)
@@ -50,44 +52,71 @@ class ObservedTraffic:
                 Client(pod.namespace, pod.service_account)
             )
         for key, edge in traffic.edges():
-            seen = _Seen(key.client, key.target, key.mode, edge)
+            seen = Seen(key.client, key.target, key.mode, edge)
             target = key.target.namespace, key.target.name
             self._by_target.setdefault(target, []).append(seen)
             if not key.client.namespace:
                 self._accounts.setdefault(OUTSIDE_KEY, set()).add(key.client)
                 self.from_outside.add(target)
 
-    def between(self, workload: WorkloadKey, service: TargetKey) -> dict[str, Any] | None:
-        """Return the rate of each mode, and when the last request was seen; None if nothing was observed."""
-        accounts = self._accounts.get(workload, ())
-        found = [seen for seen in self._by_target.get(service, ()) if seen.client in accounts]
-        return self._value(found) if found else None
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._by_target)
+
+    def between_nodes(
+        self, clients: Mapping[WorkloadKey, str], services: Mapping[TargetKey, str]
+    ) -> Mapping[tuple[str, str], Sequence[Seen]]:
+        """Return the traffic between the nodes of a map, by their IDs.
+
+        Args:
+            clients: the ID of each workload's node.
+            services: the ID of each service's node.
+        """
+        nodes: dict[Client, set[str]] = {}
+        for workload in clients:
+            for account in self._accounts.get(workload, ()):
+                nodes.setdefault(account, set()).add(clients[workload])
+        found: dict[tuple[str, str], list[Seen]] = {}
+        for target in self._by_target.keys() & services:
+            for seen in self._by_target[target]:
+                for node in nodes.get(seen.client, ()):
+                    found.setdefault((node, services[target]), []).append(seen)
+        return found
+
+    def has_failed(self, found: Iterable[Seen]) -> bool:
+        """Whether requests of the last RATE_MINUTES have failed."""
+        return any(seen.edge.has_failed(self._now) for seen in found)
+
+    def value(self, found: Sequence[Seen]) -> dict[str, Any]:
+        """Return traffic as JSON values: the rate of each mode, failures, and the age of the last request."""
+        rates: dict[str, float] = {}
+        for seen in found:
+            rates[seen.mode] = round(rates.get(seen.mode, 0.0) + seen.edge.rate(self._now), 2)
+        last_seen = max(seen.edge.last_seen for seen in found)
+        return {
+            "requestsPerMinute": rates,
+            "failedPerHour": sum(seen.edge.failed_in_hour(self._now) for seen in found),
+            "isFailing": self.has_failed(found),
+            "secondsAgo": max(0, round(self._now - last_seen)),
+        }
 
     def plaintext_to(self, targets: Iterable[TargetKey]) -> list[dict[str, Any]]:
         """Return the traffic without encryption to targets, and who sent it: accepted, and then refused."""
-        by_mode: dict[TrafficMode, list[_Seen]] = {}
+        by_mode: dict[TrafficMode, list[Seen]] = {}
         for seen in (seen for target in targets for seen in self._by_target.get(target, ())):
             by_mode.setdefault(seen.mode, []).append(seen)
         return [
             {"mode": str(mode), **self._plaintext(by_mode[mode])} for mode in UNENCRYPTED if mode in by_mode
         ]
 
-    def _plaintext(self, found: list[_Seen]) -> dict[str, Any]:
+    def _plaintext(self, found: list[Seen]) -> dict[str, Any]:
         found.sort(key=lambda seen: -seen.edge.last_seen)
         clients = list(dict.fromkeys(seen.client for seen in found))
         return {
-            **self._value(found),
+            **self.value(found),
             "clients": [_client(client) for client in clients[:MAX_CLIENTS]],
             "moreClients": len(clients[MAX_CLIENTS:]),
         }
-
-    def _value(self, found: Iterable[_Seen]) -> dict[str, Any]:
-        found = list(found)
-        rates: dict[str, float] = {}
-        for seen in found:
-            rates[seen.mode] = round(rates.get(seen.mode, 0.0) + seen.edge.rate(self._now), 2)
-        last_seen = max(seen.edge.last_seen for seen in found)
-        return {"requestsPerMinute": rates, "secondsAgo": max(0, round(self._now - last_seen))}
 
 
 def _client(client: Client) -> dict[str, str]:

@@ -153,7 +153,7 @@ export function list() {
 export function inputs(edge, names) {
   const { from, to, id, predicted, connections, example, unit: counted } = edge;
   const modes = Object.keys(edge.observed?.requestsPerMinute ?? {});
-  const observed = modes.length ? { requestsPerMinute: Object.fromEntries(modes.map((mode) => [mode, 0])) } : null;
+  const observed = modes.length ? { requestsPerMinute: Object.fromEntries(modes.map((mode) => [mode, 0])), isFailing: edge.observed.isFailing } : null;
   return { from, to, id, predicted, connections, example, unit: counted, observed, names: [names.get(from), names.get(to)] };
 }
 

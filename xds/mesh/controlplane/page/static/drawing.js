@@ -3,18 +3,19 @@
 import { h, keyed, s } from "./dom.js";
 import { OUTSIDE, breaksUrl, content, edgeText, inputs, open, toggle } from "./connections.js";
 import { change } from "./route.js";
+import { total } from "./words.js";
 
 const DENSE = 100; // number of edges from which they are drawn fainter
 const WIDE = 600; // width in pixels from which a namespace has room for long texts
 const RATES = [10, 100, 1000]; // requests per minute from which a line is wider
 
-/** Return an empty drawing: { element, update(data, names, query, isDim) }. */
+/** Return an empty drawing: { element, update(data, names, isDim, query) }. */
 export function drawing() {
   const [boxes, lines, labels, titles, nodes] = [{}, {}, { "aria-hidden": "true" }, {}, {}].map((attributes) => s("g", attributes));
   const element = s("svg", { role: "group", "aria-label": "Map of workloads and services" }, symbols(), boxes, lines, labels, titles, nodes);
   element.addEventListener("keydown", moveFocus);
 
-  function update(data, names, query, isDim) {
+  function update(data, names, isDim, query) {
     const { width, height, edges } = data;
     element.setAttribute("class", `map${edges.length > DENSE ? " dense" : ""}`);
     for (const [name, value] of Object.entries({ viewBox: `0 0 ${width} ${height}`, width, height })) element.setAttribute(name, value);
@@ -35,7 +36,8 @@ export function drawing() {
   return { element, update };
 }
 
-function symbols() {
+/** Return the definitions of the symbols of results. */
+export function symbols() {
   return s(
     "defs",
     {},
@@ -46,7 +48,8 @@ function symbols() {
   );
 }
 
-function use(result, x, y) {
+/** Return the symbol of a result. */
+export function use(result, x, y) {
   return s("use", { href: `#symbol-${result}`, x, y, width: 14, height: 14 });
 }
 
@@ -128,7 +131,7 @@ function edgeLine({ inputs: edge, names }) {
   return s(
     "g",
     {
-      class: `edge ${result} ${edge.level}${edge.isDim ? " dim" : ""}${edge.isSelected ? " selected" : ""}`,
+      class: `edge ${result} ${edge.level}${edge.observed?.isFailing ? " failing" : ""}${edge.isDim ? " dim" : ""}${edge.isSelected ? " selected" : ""}`,
       role: "button",
       tabindex: -1,
       "aria-label": label,
@@ -143,17 +146,15 @@ function edgeLine({ inputs: edge, names }) {
 }
 
 /** Return how a line is drawn: `predicted` without observed traffic, or its width by the requests per minute. */
-function widthLevel({ observed }) {
-  if (!observed) return "predicted";
-  const total = Object.values(observed.requestsPerMinute).reduce((sum, value) => sum + value, 0);
-  return `rate-${RATES.filter((limit) => total >= limit).length}`;
+export function widthLevel({ observed }) {
+  return observed ? `rate-${RATES.filter((limit) => total(observed) >= limit).length}` : "predicted";
 }
 
 function edgeLabel({ inputs: edge, names }) {
   const { x, y, width, height, text } = edge.label;
   return s(
     "g",
-    { class: `label edge ${edge.predicted.result}${edge.isDim ? " dim" : ""}${edge.isSelected ? " selected" : ""}`, "data-edge": edge.id, onclick: () => open(edge) },
+    { class: `label edge ${edge.predicted.result}${edge.observed?.isFailing ? " failing" : ""}${edge.isDim ? " dim" : ""}${edge.isSelected ? " selected" : ""}`, "data-edge": edge.id, onclick: () => open(edge) },
     s("title", {}, edgeText(edge, names)),
     s("rect", { x, y, width, height, rx: 9 }),
     use(edge.predicted.result, x + 4, y + 2),
@@ -198,7 +199,8 @@ export function legend() {
       h("li", { class: `edge ${result}` }, s("svg", { width: 46, height: 16, "aria-hidden": "true" }, s("path", { d: "M0 8H26", class: "stroke" }), use(result, 30, 1)), text),
     ),
     h("li", {}, "n of n beside a workload: pods with a sidecar"),
-    h("li", {}, "faint: predicted, not observed; wider: more requests"),
+    h("li", {}, "faint: no observed traffic; wider: more requests"),
+    h("li", { class: "edge failing" }, s("svg", { width: 26, height: 16, "aria-hidden": "true" }, s("path", { d: "M0 8H26", class: "stroke" })), "red: requests fail"),
     h("li", {}, "Click a line to explain it. Keyboard: arrow keys and Enter."),
   );
 }

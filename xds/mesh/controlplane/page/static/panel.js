@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { badge, elapsed, h, objectName, replace, s } from "./dom.js";
 import { change, current } from "./route.js";
-import { KINDS, RESULTS, modeBadge, rate } from "./words.js";
+import { KINDS, RESULTS, failedText, modeBadge, rate } from "./words.js";
 
 const panel = document.getElementById("panel");
 const MAX_ENDPOINTS = 5; // endpoints that a result names
@@ -143,6 +143,7 @@ function observed(data) {
     data.observed.length
       ? data.observed.map((edge) => [
           h("p", {}, modeBadge(edge.mode), ` port ${edge.port}: ${rate(edge.requestsPerMinute)} requests per minute, last ${elapsed(edge.lastSeen, data.time)} ago`),
+          failedText(edge.failedPerHour),
           chart(edge.minutes),
         ])
       : h("p", { class: "note" }, "Nothing was reported."),

@@ -1,6 +1,6 @@
 // Words for results and observed traffic.
 
-import { badge, duration, h } from "./dom.js";
+import { badge, count, duration, h } from "./dom.js";
 
 /** Results of predictions. */
 export const RESULTS = { mtls: "mutual TLS", mixed: "partly mutual TLS", plaintext: "plaintext", fails: "fails" };
@@ -29,11 +29,16 @@ export function rate(value) {
   return value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 1 : 0 });
 }
 
+/** Return the requests per minute of observed traffic in all modes. */
+export function total(observed) {
+  return Object.values(observed.requestsPerMinute).reduce((sum, value) => sum + value, 0);
+}
+
 /** Return observed traffic: the rate of each mode, and when it was last seen. */
 export function observedText(observed) {
   if (!observed) return h("span", { class: "note" }, "none");
   const rates = Object.entries(observed.requestsPerMinute).map(([mode, value]) => h("p", {}, modeBadge(mode), ` ${rate(value)} per minute`));
-  return [rates, h("p", { class: "note" }, lastSeen(observed.secondsAgo))];
+  return [rates, failedText(observed.failedPerHour), h("p", { class: "note" }, lastSeen(observed.secondsAgo))];
 }
 
 /** Return when traffic was last seen. */
@@ -41,8 +46,13 @@ export function lastSeen(secondsAgo) {
   return secondsAgo > RECENT ? `not for ${duration(secondsAgo)}` : `last ${duration(secondsAgo)} ago`;
 }
 
-/** Return the modes that were observed, in words: "plaintext refused". */
+/** Return the modes that were observed, in words, and whether requests fail: "plaintext refused, requests fail". */
 export function observedWords(observed) {
-  const modes = Object.keys(observed?.requestsPerMinute ?? {});
-  return modes.map((mode) => MODES[mode][1]).join(", ");
+  const modes = Object.keys(observed?.requestsPerMinute ?? {}).map((mode) => MODES[mode][1]);
+  return [...modes, observed?.isFailing ? "requests fail" : ""].filter(Boolean).join(", ");
+}
+
+/** Return how many requests have failed in the last hour; nothing if none. */
+export function failedText(number) {
+  return Number(number) ? h("span", { class: "failed" }, `${count(Number(number), "request")} failed in the last hour`) : "";
 }
