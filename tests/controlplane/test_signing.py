@@ -1,14 +1,18 @@
-"""The command of an external signer: its limits."""
+"""The command of an external signer: its limits, its roots, and which keys it signs."""
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import structlog
 
+from tests.controlplane.sidecar import Sidecar
+from tests.controlplane.world import pod, running, service
 from tests.identity.companies import Company, pem
-from tests.support.waiting import process_ended
+from tests.support.waiting import eventually, process_ended
 from xds.mesh.controlplane import signing
 from xds.mesh.controlplane.signing import ExternalIssuer, SignerError
 
@@ -48,3 +52,33 @@ async def test_failure_is_reported_with_its_reason(roots: Path) -> None:
     with pytest.raises(SignerError, match="sh ended with status 3: no key"):
         await issuer(roots, "cat >/dev/null; echo no key >&2; exit 3")._sign(b"request")
     assert await issuer(roots, "cat")._sign(b"request") == b"request"
+
+
+async def test_roots_are_read_again(roots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signing, "POLL_INTERVAL", 0.01)
+    signer, changes = issuer(roots, "cat"), list[bytes]()
+    following = asyncio.create_task(signer.run(lambda: changes.append(signer.roots_pem)))
+    first, second = signer.roots_pem, pem(Company.root("Other", NOW))
+    try:
+        roots.write_bytes(b"nothing")
+        with structlog.testing.capture_logs() as logs:
+            await eventually(lambda: bool(logs), what="the file is reported")
+        assert (changes, signer.roots_pem) == ([], first)
+        new = roots.with_name("new.pem")
+        new.write_bytes(first + second)
+        new.replace(roots)
+        await eventually(lambda: bool(changes), what="the new root is trusted")
+        assert changes == [first + second]
+    finally:
+        following.cancel()
+
+
+async def test_control_plane_makes_no_key_for_a_signer(roots: Path) -> None:
+    async with (
+        running(pod("web"), service("web"), external=issuer(roots, "cat")) as controller,
+        Sidecar(controller, "web", "shop") as web,
+    ):
+        await web.wait_for(lambda: "ROOTCA" in web.secrets)
+        assert set(web.secrets) == {"ROOTCA"}
+        (stream,) = next(iter(controller.connections.streams.values()))
+        assert "start Envoy with xds proxy and XDS_KEY_DIR" in controller.problem_of(stream)

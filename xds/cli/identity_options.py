@@ -49,8 +49,8 @@ class IdentityOptions:
             "--signer-command",
             metavar="COMMAND",
             help="Command that signs sidecars' certificates instead of the CA: it reads a certificate "
-            "signing request (PEM) and writes the certificate with its intermediates (PEM). Run without a "
-            "shell. Requires --signer-roots.",
+            "signing request (PEM) and writes the certificate with its intermediates (PEM). Only for keys "
+            "that xds proxy makes. Run without a shell. Requires --signer-roots.",
             show_default=False,
         ),
     ] = None

@@ -15,7 +15,7 @@ from xds.mesh.identity.ca import Authority, Certificate
 from xds.mesh.identity.chain import bundle, to_pem
 from xds.mesh.identity.external import read_request, require_names
 from xds.mesh.identity.keys import PublicKey
-from xds.mesh.identity.secrets import Issuer, Owner, owner
+from xds.mesh.identity.secrets import Issuer
 from xds.mesh.model.objects import MeshConfig, Pod
 from xds.snapshot import EMPTY, Resource, ResourceSet
 
@@ -47,14 +47,15 @@ class Certificates:
             extra_roots: further trusted root certificates, in PEM form.
             lifetime: the lifetime of certificates.
             now: returns the current time.
-            external: issuer of the sidecars' certificates instead of the CA; None without one.
+            external: signs certificates instead of the CA, only for keys that sidecars make; None without
+                one.
         """
         self._authority, self._extra_roots = authority, tuple(extra_roots)
         self._external = external
-        self._issuer = external or Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
+        self._issuer = Issuer(authority, extra_roots=self._extra_roots, lifetime=lifetime)
         self._now = now
-        self._served: dict[tuple[str, str], tuple[Owner, ResourceSet]] = {}
-        """The owner and the secrets of each pod, by its namespace and name."""
+        self._served: dict[tuple[str, str], ResourceSet] = {}
+        """The secrets of each pod, by its namespace and name."""
         self._only_roots = EMPTY
         """The secrets of sidecars that get no private key."""
         self._certified: dict[tuple[str, str], tuple[datetime, datetime]] = {}
@@ -74,39 +75,35 @@ class Certificates:
     @property
     def roots(self) -> Resource:
         """The secret with the trusted roots."""
-        return self._issuer.roots
+        return (self._external or self._issuer).roots
 
     def rotate(self, authority: Authority, extra_roots: Iterable[bytes]) -> None:
         """Issue all certificates from a new CA. Trust its roots and `extra_roots`."""
         self._authority, self._extra_roots = authority, tuple(extra_roots)
-        if isinstance(self._issuer, Issuer):
-            self._issuer.rotate(authority, self._extra_roots)
+        self._issuer.rotate(authority, self._extra_roots)
 
     def secrets_for(
         self, pod: Pod, config: MeshConfig, *, with_key: bool, own_key: bool = False
-    ) -> ResourceSet | None:
+    ) -> ResourceSet:
         """Return the secrets of a pod's sidecar, with its private key only if `with_key` is set.
 
-        With `own_key`, the sidecar makes its key, so the control plane makes and keeps none. Return None if
-        an external signer has not signed its certificate yet. `renew` is called once it has.
+        With `own_key`, the sidecar makes its key, so the control plane makes and keeps none. With an external
+        signer, it never makes one.
         """
         if config.sds_socket:
             return EMPTY  # An SDS server on this socket serves certificates and roots to sidecars.
         if own_key:
             self.forget_key(pod)
-        if own_key or not with_key:
+        if own_key or not with_key or self._external:
             if self._only_roots.get(ROOTS) is not self.roots:
                 self._only_roots = ResourceSet((self.roots,))
             return self._only_roots
-        key, pod_owner = (pod.namespace, pod.name), owner(pod, "")
-        served_owner, known = self._served.get(key, (pod_owner, EMPTY))
+        key = (pod.namespace, pod.name)
+        known = self._served.get(key, EMPTY)
         secrets = self._issuer.secrets_for(pod, config.trust_domain, self._now())
-        if secrets is None:
-            # Until the next certificate is signed, policies must not wait: keep what the same pod has.
-            return known if known and served_owner == pod_owner else None
         if any(known.get(secret.name) is not secret for secret in secrets):
             known = ResourceSet(secrets)
-        self._served[key] = pod_owner, known
+        self._served[key] = known
         at = self._issuer.renew_at(pod)
         if at and (self._next_at is None or at < self._next_at):
             self._changed.set()
@@ -146,7 +143,6 @@ class Certificates:
             certificate = await self._external.certify(pem, key, identity)
             trusted = self._external.roots_pem
         else:
-            assert isinstance(self._issuer, Issuer)  # noqa: S101 - there is no external issuer
             certificate = self._issuer.certify(identity, key, self._now(), lifetime)
             trusted = self.trust[1]
         return certificate, trusted
@@ -172,9 +168,15 @@ class Certificates:
         """Return when the pod's certificate expires; None if it has none."""
         return self._issuer.expires_at(pod) or self._certified_until((pod.namespace, pod.name))
 
-    def problem_of(self, pod: Pod) -> str:
-        """Return why an external signer does not sign the pod's certificate; empty if there is no problem."""
-        return self._external.problem_of(pod) if self._external else ""
+    @property
+    def key_problem(self) -> str:
+        """Why a sidecar gets no key from the control plane; empty if it gets one."""
+        if not self._external:
+            return ""
+        return (
+            "it asks the control plane for a key, but --signer-command signs only keys that sidecars make: "
+            "start Envoy with xds proxy and XDS_KEY_DIR"
+        )
 
     @property
     def signer_expiry(self) -> datetime | None:
@@ -196,7 +198,7 @@ class Certificates:
         certified = filter(None, map(self._certified_until, self._certified))
         expiries = [*self._issuer.expiries(), *certified]
         return CertificateStats(
-            issued=self._issuer.issued,
+            issued=(self._external or self._issuer).issued,
             current=len(expiries),
             soonest_expiry=min(expiries, default=None),
             root_expiry=self.signer_expiry or self._authority.expires,
@@ -211,19 +213,15 @@ class Certificates:
 
         async with asyncio.TaskGroup() as tasks:
             if self._external:
-                tasks.create_task(self._external.run(renew, renew_all))
+                tasks.create_task(self._external.run(renew_all))
             tasks.create_task(self._follow_renewals(connected, renew))
-
-    def _due_at(self, pod: Pod) -> datetime | None:
-        is_requested = self._external is not None and self._external.is_requested(pod)
-        return None if is_requested else self._issuer.renew_at(pod)
 
     async def _follow_renewals(
         self, connected: Callable[[], Iterable[Pod]], renew: Callable[[Pod], None]
     ) -> None:
         while True:
             self._changed.clear()
-            due_at = {pod.ref: (at, pod) for pod in connected() if (at := self._due_at(pod))}
+            due_at = {pod.ref: (at, pod) for pod in connected() if (at := self._issuer.renew_at(pod))}
             now = self._now()
             for at, pod in due_at.values():
                 if at <= now:

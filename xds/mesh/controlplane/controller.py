@@ -70,7 +70,7 @@ class Controller:
             lifetime: the lifetime of certificates.
             rollout_timeout: seconds to wait for a proxy during a rollout; None not to wait.
             now: returns the current time.
-            external: issuer of the sidecars' certificates instead of the CA; None without one.
+            external: signs certificates instead of the CA; None without one.
         """
         self.mesh = Mesh()
         """The current mesh, including the served modes."""
@@ -119,12 +119,11 @@ class Controller:
     def problem_of(self, subscriber: Subscriber) -> str:
         """Return why a proxy's configuration is not up to date; empty if there is no problem."""
         key = pod_name(subscriber)
-        pod = self.mesh.pod(*key)
-        return (
-            self.certificates.problem_of(pod) or self.publisher.error_of(key)
-            if pod
-            else "its pod is not known"
-        )
+        if not self.mesh.pod(*key):
+            return "its pod is not known"
+        features, with_key = self.connections.needs(key)
+        gets_key = with_key and not features.own_key and not self.mesh.config.sds_socket
+        return (self.certificates.key_problem if gets_key else "") or self.publisher.error_of(key)
 
     def certificate_expiry(self, subscriber: Subscriber) -> datetime | None:
         """Return when the certificate expires that a proxy is served; None if it is served none."""

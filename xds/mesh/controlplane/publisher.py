@@ -100,7 +100,7 @@ class Publisher:
         self,
         mesh: Mesh,
         pod: Pod,
-        secrets: Callable[[], ResourceSet | None],
+        secrets: Callable[[], ResourceSet],
         features: Features,
         is_outdated: Callable[[], bool],
     ) -> tuple[Snapshot, float | None] | None:
@@ -112,7 +112,7 @@ class Publisher:
         Args:
             mesh: the mesh to translate.
             pod: the pod.
-            secrets: returns the secrets of its sidecar; None if its certificate is not signed yet.
+            secrets: returns the secrets of its sidecar.
             features: the features of its Envoy.
             is_outdated: returns whether newer changes have to be applied first.
         """
@@ -120,10 +120,7 @@ class Publisher:
         changed_at, may_cancel = self._due.pop(key, None), key not in self._superseded
         self._translating, self._translated_change = key, changed_at
         try:
-            if (issued := secrets()) is None:
-                self._errors[key] = "waiting for its certificate to be signed"
-                return None
-            translation = translation_steps(mesh, pod, issued, features)
+            translation = translation_steps(mesh, pod, secrets(), features)
             while (snapshot := self._advance(translation)) is None:
                 if await self.checkpoint() and may_cancel and is_outdated():
                     break

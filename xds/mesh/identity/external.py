@@ -1,7 +1,7 @@
 """Certificate signing requests (CSR), and checks of what an external signer returns.
 
-Requests come from `xds proxy`, which makes its key in the pod, or from the control plane, for an external
-signer. Pure: `xds.mesh.controlplane.signing` runs the signer.
+Requests come from `xds proxy`, which makes its key in the pod. Pure: `xds.mesh.controlplane.signing` runs the
+signer.
 """
 
 from __future__ import annotations

@@ -68,14 +68,42 @@ class Issued:
     """The secret `default`."""
 
 
-class IssuedCertificates:
-    """The current certificates of pods."""
+class Issuer:
+    """Issue the secrets of pods. Certificates are renewed, with a new key, after half of their lifetime."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, authority: Authority, *, extra_roots: Iterable[bytes] = (), lifetime: timedelta = LEAF_LIFETIME
+    ) -> None:
         self._issued: dict[tuple[str, str], Issued] = {}
         """Issued certificates by namespace and name of the pod."""
         self.issued = 0
         """Number of issued certificates."""
+        self._authority = authority
+        self._lifetime = lifetime
+        self.roots = trusted_roots(authority, extra_roots)
+        """Secret `ROOTCA`, the same for all pods."""
+
+    def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
+        """Change the trusted roots. If the authority changed, all certificates are due for renewal."""
+        if authority.certificate != self._authority.certificate:
+            self._issued.clear()
+        self._authority = authority
+        self.roots = trusted_roots(authority, extra_roots)
+
+    def certify(
+        self, identity: str, key: PublicKey, now: datetime, lifetime: timedelta | None
+    ) -> Certificate:
+        """Issue a certificate for a key that `xds proxy` made; `lifetime` can only shorten its lifetime."""
+        self.issued += 1
+        return self._authority.certify(identity, key, now, min(lifetime or self._lifetime, self._lifetime))
+
+    def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
+        """Return the secrets `default` and `ROOTCA` of a pod, unchanged until renewal is due."""
+        issued = self.find(pod, trust_domain, now)
+        if issued is None or now >= issued.leaf.renew_at:
+            leaf = self._authority.issue(pod.identity(trust_domain), now, self._lifetime)
+            issued = self.store(pod, trust_domain, leaf)
+        return issued.secret, self.roots
 
     def find(self, pod: Pod, trust_domain: str, now: datetime) -> Issued | None:
         """Return the pod's certificate; None if it has none that is valid."""
@@ -112,38 +140,3 @@ class IssuedCertificates:
     def forget(self, pod: Pod) -> None:
         """Forget the certificate and key of a deleted pod."""
         self._issued.pop((pod.namespace, pod.name), None)
-
-
-class Issuer(IssuedCertificates):
-    """Issue the secrets of pods. Certificates are renewed, with a new key, after half of their lifetime."""
-
-    def __init__(
-        self, authority: Authority, *, extra_roots: Iterable[bytes] = (), lifetime: timedelta = LEAF_LIFETIME
-    ) -> None:
-        super().__init__()
-        self._authority = authority
-        self._lifetime = lifetime
-        self.roots = trusted_roots(authority, extra_roots)
-        """Secret `ROOTCA`, the same for all pods."""
-
-    def rotate(self, authority: Authority, extra_roots: Iterable[bytes] = ()) -> None:
-        """Change the trusted roots. If the authority changed, all certificates are due for renewal."""
-        if authority.certificate != self._authority.certificate:
-            self._issued.clear()
-        self._authority = authority
-        self.roots = trusted_roots(authority, extra_roots)
-
-    def certify(
-        self, identity: str, key: PublicKey, now: datetime, lifetime: timedelta | None
-    ) -> Certificate:
-        """Issue a certificate for a key that `xds proxy` made; `lifetime` can only shorten its lifetime."""
-        self.issued += 1
-        return self._authority.certify(identity, key, now, min(lifetime or self._lifetime, self._lifetime))
-
-    def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
-        """Return the secrets `default` and `ROOTCA` of a pod, unchanged until renewal is due."""
-        issued = self.find(pod, trust_domain, now)
-        if issued is None or now >= issued.leaf.renew_at:
-            leaf = self._authority.issue(pod.identity(trust_domain), now, self._lifetime)
-            issued = self.store(pod, trust_domain, leaf)
-        return issued.secret, self.roots
