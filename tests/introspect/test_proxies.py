@@ -9,20 +9,17 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 import pytest
-from google.protobuf.any_pb2 import Any as PackedResource
 
-from tests.introspect.grpcurl import call, grpcurl
 from tests.protocol.stream import world
-from tests.server.proxies import REQUEST, Client, OneForAll
-from xds.codec import message_class
+from tests.server.proxies import Client, OneForAll
 from xds.introspect import Introspection
 from xds.mesh.controlplane.absence import Absences, Absent
-from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService, ProxySummary, _Watch
+from xds.mesh.controlplane.proxies_service import SERVICE, ProxiesService
 from xds.mesh.v1 import described
 from xds.mesh.v1 import proxies_pb2 as pb
 from xds.protocol.session import Variant
 from xds.server import Subscriber, XdsServer
-from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot
+from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 WITHIN = 30.0
 SNAPSHOT = world(CDS="a=1 b=1", LDS="l=1>r", RDS="r=1")
@@ -289,151 +286,3 @@ async def test_no_resource_is_shown(ask: Ask):
     for resources in SNAPSHOT.types.values():
         for resource in resources.values():
             assert resource.body not in shown
-
-
-async def unacked(ask: Ask, name: str = "web.shop") -> list[pb.UnackedResource]:
-    method = ask._channel.unary_stream(
-        f"/{SERVICE}/Unacked",
-        request_serializer=pb.UnackedRequest.SerializeToString,
-        response_deserializer=pb.UnackedResource.FromString,
-    )
-    return [resource async for resource in method(pb.UnackedRequest(node_id=node(name)), timeout=WITHIN)]
-
-
-def secret(chain: str) -> Snapshot:
-    message = message_class("envoy.extensions.transport_sockets.tls.v3.Secret")(name="default")
-    message.tls_certificate.certificate_chain.inline_string = chain
-    message.tls_certificate.private_key.inline_string = "top secret"
-    return Snapshot({SECRET: ResourceSet([Resource.of(SECRET, "default", message.SerializeToString())])})
-
-
-def chain(packed: PackedResource) -> str:
-    message = message_class("envoy.extensions.transport_sockets.tls.v3.Secret").FromString(packed.value)
-    assert message.tls_certificate.private_key.inline_string == "[redacted]"
-    return message.tls_certificate.certificate_chain.inline_string
-
-
-async def test_unacked_resources_have_both_versions_without_secrets(ask: Ask, proxies: OneForAll):
-    proxies.publish(secret("old"))
-    client = Client(ask._channel, Variant.DELTA, node=node("web.shop"))
-    await client.ask(SECRET, "default")
-    await client.ask(SECRET, nonce=(await client.get()).nonce)
-    await proxies.events.get()
-    assert await unacked(ask) == []
-
-    proxies.publish(secret("new"))
-    response = await client.get()
-    [resource] = await unacked(ask)
-    assert (resource.type_url, resource.name) == (SECRET, "default")
-    assert (chain(resource.acked), chain(resource.served)) == ("old", "new")
-    assert not resource.HasField("rejection")
-
-    await client.ask(SECRET, nonce=response.nonce, error="no")
-    await proxies.events.get()
-    [resource] = await unacked(ask)
-    assert (chain(resource.acked), chain(resource.served)) == ("old", "new")
-    assert resource.rejection.message == "no"
-    proxies.publish(secret("newer"))
-    response = await client.get()
-    [resource] = await unacked(ask)
-    assert (chain(resource.acked), chain(resource.served)) == ("old", "newer")
-    assert not resource.HasField("rejection"), "the newer version is not answered"
-
-    # The newest stream counts, as during a hot restart.
-    client = Client(ask._channel, Variant.SOTW, node=node("web.shop"))
-    await client.ask(SECRET, "default")
-    response = await client.get()
-    [resource] = await unacked(ask)
-    assert not resource.HasField("acked")
-    assert not resource.acked_unknown
-    await client.ask(SECRET, "default", nonce=response.nonce)
-    await proxies.events.get()
-    assert await unacked(ask) == []
-
-
-async def test_resource_of_an_earlier_stream_is_unknown(ask: Ask):
-    client = Client(ask._channel, Variant.SOTW, node=node("web.shop"))
-    request = REQUEST(type_url=CLUSTER, version_info="earlier")
-    request.node.id = node("web.shop")
-    await client.call.write(request.SerializeToString())
-    await client.get()
-    for resource in await unacked(ask):
-        assert resource.acked_unknown
-        assert resource.HasField("served")
-        assert resource.served.value == b"", "cannot be redacted"
-        assert not resource.HasField("acked")
-
-
-async def test_unacked_resources_of_no_proxy(ask: Ask):
-    await ask.client("web.shop")
-    with pytest.raises(grpc.aio.AioRpcError, match=r"proxy lost\.shop is not connected") as caught:
-        await unacked(ask, "lost.shop")
-    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-
-
-async def test_watch_sends_everything_and_then_changes(ask: Ask, missing: dict[str, str]):
-    first, other = await ask.client("web.shop"), await ask.client("app.shop")
-    watch = ask.watch()
-    response = await watch.read()
-    assert [each.pod for each in response.proxies] == ["app", "web"]
-    connected_at = {each.pod: each.streams[0].connected_at for each in response.proxies}
-    await first.ask(ROUTE, "r")
-    response = await watch.read()
-    assert ([each.pod for each in response.proxies], list(response.gone)) == (["web"], [])
-    assert response.proxies[0].streams[0].connected_at == connected_at["web"], (
-        "what did not change looks the same"
-    )
-    # Changes that the proxy does not cause are sent too.
-    missing[node("app.shop")] = "its pod is not known"
-    response = await watch.read()
-    assert [(each.pod, each.problem) for each in response.proxies] == [("app", "its pod is not known")]
-    other.call.cancel()
-    response = await watch.read()
-    assert (list(response.proxies), list(response.gone)) == ([], [node("app.shop")])
-    watch.cancel()
-
-
-async def test_watch_is_silent_without_changes_and_batches_them(server: XdsServer, ask: Ask):
-    client = await ask.client()
-    watch = _Watch(pb.WatchProxiesRequest(), lambda _: ProxySummary("", None))
-    discovery = server.discovery
-    [stream] = discovery.streams
-    assert (await watch.next_changes(discovery)).proxies
-    assert await watch.next_changes(discovery) is None
-    before = stream.message_count
-    for name in ("r", "s", "t"):
-        await client.ask(ROUTE, name)
-    async with asyncio.timeout(WITHIN):
-        while stream.message_count < before + 3:
-            await asyncio.sleep(0.01)
-    response = await watch.next_changes(discovery)
-    assert response.proxies[0].streams[0].types[-1].names == 3
-    # The next check may include the write. Then there are no more changes.
-    await watch.next_changes(discovery)
-    assert await watch.next_changes(discovery) is None
-
-
-async def test_watch_is_filtered(ask: Ask):
-    client = await ask.client("web.shop")
-    watch = ask.watch(namespace="bank")
-    response = await watch.read()
-    assert (list(response.proxies), list(response.gone)) == ([], [])
-    await client.ask(ROUTE, "r")
-    await ask.client("web.bank")
-    response = await watch.read()
-    assert [each.namespace for each in response.proxies] == ["bank"]
-    watch.cancel()
-
-
-async def test_grpcurl_describes_the_service_with_comments(server: XdsServer, ask: Ask):
-    target = f"127.0.0.1:{server.port}"
-    await ask.client()
-    status, output = await grpcurl(target, "list")
-    assert status == 0
-    assert SERVICE in output.split()
-    status, output = await grpcurl(target, "describe", "xds.mesh.v1.Waiting")
-    assert status == 0, output
-    assert "// The proxy has not answered a response." in output
-    [listed] = await call(target, f"{SERVICE}/List", {"proxy": "web", "unsynced": True})
-    assert listed["proxies"][0]["pod"] == "web"
-    assert listed["proxies"][0]["streams"][0]["types"][0]["waiting"]["reason"] == "ACK"

@@ -22,7 +22,6 @@ from tests.protocol.envoy_model import (
     referred,
 )
 from tests.protocol.stream import SHORT, Reply, Stream
-from xds.protocol.acked import UNKNOWN
 from xds.protocol.session import Variant
 from xds.protocol.status import State
 from xds.snapshot import ENDPOINT, ROUTE
@@ -303,24 +302,6 @@ class SessionMachine(ChangingWorld):
             for each in () if short in silent or self.client.inbox else status.resources:
                 if each.state is State.SYNCED and have.get(each.name) != EMPTY:
                     assert have.get(each.name) == each.version, f"the client has the {short} {each.name}"
-
-    @invariant()
-    def last_acked_resources_are_those_of_the_client(self) -> None:
-        if not hasattr(self, "client"):
-            return
-        silent = {SHORT[request.type_url] for request in self.client.outbox}
-        for status in self.client.stream.session.status():
-            short = SHORT[status.type_url]
-            have = self.client.have[short]
-            is_settled = short not in silent and not self.client.inbox and not status.unanswered
-            # In the SotW variant, the client does not answer each response.
-            is_known = is_settled and short in FULL and self.client.variant is Variant.DELTA
-            for each in status.resources:
-                assert each.state is not State.SYNCED or not each.differs
-                if is_known and each.acked is not UNKNOWN:
-                    assert have.get(each.name) == (each.acked and each.acked.version), f"{short} {each.name}"
-            if status.synced and not status.watch.lingering and not status.watch.still_subscribed:
-                assert not len(status.watch.acked), f"{short}: nothing differs"
 
     def flow_and_drain(self) -> None:
         for _ in range(2):

@@ -163,15 +163,10 @@ class AdminClient:
         request = proxies_pb2.WatchProxiesRequest(**filters, unsynced=unsynced)
         return self._stream(PROXIES, "Watch", request, proxies_pb2.WatchProxiesResponse)
 
-    def list_unacked(self, node_id: str) -> list[proxies_pb2.UnackedResource]:
-        """Return the resources of a proxy that differ from those that it last ACKed."""
-        request = proxies_pb2.UnackedRequest(node_id=node_id)
-        return self._list(PROXIES, "Unacked", request, proxies_pb2.UnackedResource)
-
     def list_resources(self, node_id: str) -> list[proxies_pb2.ServedResource]:
         """Return the resources that a proxy is served, without their contents."""
         request = proxies_pb2.ResourcesRequest(node_id=node_id)
-        return self._list(PROXIES, "Resources", request, proxies_pb2.ServedResource)
+        return list(self._stream(PROXIES, "Resources", request, proxies_pb2.ServedResource, ends=True))
 
     def list_rollouts(self, namespace: str) -> rollouts_pb2.ListRolloutsResponse:
         """Return the progress of rollouts, and the transitions that finished within the last hour."""
@@ -304,18 +299,6 @@ class AdminClient:
         except grpc.RpcError as error:
             self._fail(service, error)
         return result
-
-    def _list(self, service: str, name: str, request: Message, response: type[_Response]) -> list[_Response]:
-        """Return all responses of a call that ends soon."""
-        method = self._channel.unary_stream(
-            f"/{service}/{name}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=response.FromString,
-        )
-        try:
-            return list(method(request, timeout=self._timeout))
-        except grpc.RpcError as error:
-            self._fail(service, error)
 
     def _stream(
         self,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ from xds.cli.resource_types import TYPE_URLS, Type
 from xds.cli.tables import Table
 from xds.codec import message_class, to_dict
 from xds.introspect.diff import ResourceDiff
-from xds.mesh.controlplane.status import rejection_line, resource_word
+from xds.mesh.controlplane.status import resource_word
 from xds.mesh.envoy.dump import COMPARED_TYPES, Config, active_config, comparable
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import printable
@@ -31,7 +31,6 @@ from xds.protocol.types import short_name
 EXAMPLES = """
 xds config sleep.shop
 xds config sleep.shop -o yaml
-xds config sleep.shop --diff acked
 xds config sleep.shop --type clusters --name 'outbound|80||httpbin.shop.svc.cluster.local' -o yaml
 kubectl port-forward sleep 15000 & xds config sleep.shop --diff envoy
 """
@@ -40,23 +39,10 @@ ADMIN_TIMEOUT = 10.0
 """Timeout of a request to Envoy's admin interface, in seconds."""
 
 
-UNKNOWN = "what the sidecar last ACKed is unknown, because that was before it reconnected"
-
-
 class Diff(StrEnum):
     """What to compare the served configuration with."""
 
-    ACKED = "acked"
     ENVOY = "envoy"
-
-
-class _Difference(NamedTuple):
-    """A resource that is not the same on both sides."""
-
-    resource: ResourceDiff
-    """The resource, from the side that is compared with what is served."""
-    notes: tuple[str, ...] = ()
-    """Lines to print before the difference."""
 
 
 @grouped_options
@@ -87,8 +73,8 @@ def config(
         Diff | None,
         typer.Option(
             "--diff",
-            help="Print the differences to what the sidecar last ACKed (acked), or to what its Envoy uses "
-            "(envoy), which requires access to Envoy's admin interface.",
+            help="Print the differences to what its Envoy uses, which requires access to Envoy's admin "
+            "interface.",
             show_default=False,
         ),
     ] = None,
@@ -110,11 +96,9 @@ def config(
     -o json and yaml print the contents. Fields have their protobuf names (snake_case), and an Any is an
     object with "@type". Private keys are redacted. xds translate prints the same for manifests.
 
-    With --diff, print the differences between what is served (+) and what the sidecar last ACKed or what its
-    Envoy uses (-), as a unified diff. --diff acked also prints why the sidecar rejected a resource. What the
-    sidecar ACKed before it reconnected is only known if it is still served. --diff envoy compares endpoints
-    by address and TLS mode, does not compare secrets, and ignores warming resources and routes of draining
-    listeners.
+    With --diff envoy, print the differences between what is served (+) and what Envoy uses (-), as a unified
+    diff. It compares endpoints by address and TLS mode, does not compare secrets, and ignores warming
+    resources and routes of draining listeners.
 
     Exit status: 0 printed, or no difference, 1 a difference, 2 the sidecar or the resource does not exist or
     wrong usage, 3 the control plane or Envoy cannot be reached.
@@ -139,19 +123,12 @@ def config(
             for type_url, resource, body in (() if is_table else _read_served(client, node_id))
             if only in {None, _type_of(type_url)} and name in {None, resource}
         }
-        unacked = [
-            resource
-            for resource in (client.list_unacked(node_id) if diff is Diff.ACKED else ())
-            if only in {None, _type_of(resource.type_url)} and name in {None, resource.name}
-        ]
-    if name and not (listed or served or unacked):
+    if name and not (listed or served):
         fail(f"{full_name} is not served {only or 'a resource'} {name}")
     if is_table:
         _print_table(listed)
-    elif diff is Diff.ACKED:
-        _print_differences(map(_unacked_difference, unacked), diff.value)
     elif diff:
-        _print_differences(_envoy_differences(served, _read_envoy(admin, only, name)), "Envoy")
+        _print_differences(_differences(served, _read_envoy(admin, only, name)))
     else:
         _print(served, output)
 
@@ -216,19 +193,7 @@ def _read_envoy(admin: Address, only: Type | None, name: str | None) -> Config:
     }
 
 
-def _unacked_difference(resource: pb.UnackedResource) -> _Difference:
-    """Return the difference between what is served and what the sidecar last ACKed."""
-    acked, served = (
-        to_dict(resource.type_url, side.value) if resource.HasField(field) else None
-        for field, side in (("acked", resource.acked), ("served", resource.served))
-    )
-    notes = [rejection_line(resource.rejection)] if resource.HasField("rejection") else []
-    if resource.acked_unknown:
-        notes.append(UNKNOWN)
-    return _Difference(ResourceDiff(resource.type_url, resource.name, acked, served), tuple(notes))
-
-
-def _envoy_differences(served: dict[tuple[str, str], bytes], active: Config) -> Iterator[_Difference]:
+def _differences(served: dict[tuple[str, str], bytes], active: Config) -> Iterator[ResourceDiff]:
     """Yield the differences between what is served and what Envoy uses."""
     expected = {
         key: comparable(key[0], to_dict(key[0], body))
@@ -241,7 +206,7 @@ def _envoy_differences(served: dict[tuple[str, str], bytes], active: Config) -> 
     }
     for key in expected.keys() | extra:
         if expected.get(key) != active.get(key):
-            yield _Difference(ResourceDiff(*key, _readable(active.get(key)), _readable(expected.get(key))))
+            yield ResourceDiff(*key, _readable(active.get(key)), _readable(expected.get(key)))
 
 
 def _readable(content: Any) -> Any:
@@ -251,20 +216,12 @@ def _readable(content: Any) -> Any:
     return sorted(f"{host}:{port} {mode or 'plaintext'}" for host, port, mode in content)
 
 
-def _print_differences(differences: Iterable[_Difference], other: str) -> None:
-    """Print a unified diff of each resource that differs. Exit with status 1 if one does.
-
-    Args:
-        differences: Resources that differ.
-        other: Name of the side that is compared with what is served.
-    """
-    ordered = sorted(differences, key=lambda item: (item.resource.type_url, item.resource.name))
-    for resource, notes in ordered:
-        for note in notes:
-            typer.echo(printable(f"{short_name(resource.type_url)} {resource.name}: {note}"))
-        if UNKNOWN not in notes:
-            for line in resource.text(other, "served").splitlines():
-                typer.echo(printable(line))
+def _print_differences(differences: Iterable[ResourceDiff]) -> None:
+    """Print a unified diff of each resource that differs. Exit with status 1 if one does."""
+    ordered = sorted(differences, key=lambda resource: (resource.type_url, resource.name))
+    for resource in ordered:
+        for line in resource.text("Envoy", "served").splitlines():
+            typer.echo(printable(line))
     if ordered:
         raise typer.Exit(1)
     typer.echo("no differences")

@@ -115,11 +115,6 @@ class AckTracker:
         """Names of resources in unanswered responses that may be new to the client."""
         return {resource.name for response in self.unanswered.values() for resource in response.fresh}
 
-    @property
-    def open_names(self) -> set[str]:
-        """Same as `unacked`, and names of resources that unanswered responses remove."""
-        return self.unacked.union(*(response.removed for response in self.unanswered.values()))
-
     def updated_at(self, name: str) -> float | None:
         """Return when a new version of a resource was last sent; None if that was on an earlier stream.
 
@@ -144,12 +139,8 @@ class AckTracker:
         """
         return max(self._outdated.values(), default=-inf)
 
-    def expect(
-        self, response: Response, new: Sequence[str] = (), sent: Container[str] = ()
-    ) -> Response | None:
+    def expect(self, response: Response, new: Sequence[str] = (), sent: Container[str] = ()) -> None:
         """Expect an answer to a response. At `MAX_UNANSWERED`, stop expecting one to the oldest response.
-
-        Return the response that is no longer expected to be answered; None if there is none.
 
         Args:
             response: Response that was sent.
@@ -157,8 +148,8 @@ class AckTracker:
                 shared change adds.
             sent: Names of the resources that the client has.
         """
-        is_full = len(self.unanswered) >= MAX_UNANSWERED
-        abandoned = self._abandon(next(iter(self.unanswered))) if is_full else None
+        if len(self.unanswered) >= MAX_UNANSWERED:
+            self._abandon(next(iter(self.unanswered)))
         self.unanswered[response.nonce] = response
         if response.removed:
             self.name_count += len(response.removed)
@@ -184,7 +175,6 @@ class AckTracker:
         for name in response.removed:
             self._last_sent.pop(name, None)
             self._first_sent.pop(name, None)
-        return abandoned
 
     def _record_shared(self, names: frozenset[str], at: float, sent: Container[str]) -> None:
         """Record when a large shared change was sent. It replaces earlier changes of the same resources."""

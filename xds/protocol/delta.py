@@ -60,7 +60,6 @@ class DeltaWatch(Watch):
         if self.sent.has_root and self._can_share(change, names):
             self.sent.move(change.after, names, change)
             self._shared = change
-            self.acked.share(self, change, resources)
             self._replace(resources, differing(self.resources, resources, names) if names else ())
         else:
             if self.sent:
@@ -206,7 +205,6 @@ class DeltaWatch(Watch):
             resources, joined, absent = self._take_part(due)
             unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
             new = [resource.name for resource in resources if resource.name not in self.sent]
-            self.acked.keep(self, (*(resource.name for resource in resources), *absent))
             self._mark_sent(resources)
         removed = [name for name in absent if name not in unknown] if unknown else absent
         if change:
@@ -264,11 +262,6 @@ class DeltaWatch(Watch):
         if self._dirty or self._response_due or self.lingering or self._shared:
             return False
         return not (self._has_ttl and self._heartbeats)
-
-    @property
-    def may_have_unreported(self) -> bool:
-        """Whether the client may have resources from an earlier stream that the session does not record."""
-        return self.type_url == SECRET and super().may_have_unreported
 
     def heartbeat(self, nonce: str, now: float, identifier: str) -> tuple[Response, bytes] | None:
         """Make the next heartbeat response, and mark it as sent; return None if no heartbeat is due."""

@@ -110,14 +110,9 @@ class SharedChange:
     @cached_property
     def added(self) -> frozenset[str]:
         """Names of the added resources: the same object as `names` if none is changed."""
-        if not self.previous:
+        if not any(self.before.values()):
             return self.names
         return frozenset(name for name, resource in self.before.items() if resource is None)
-
-    @cached_property
-    def previous(self) -> dict[str, Resource]:
-        """Previous versions of the changed resources, by name."""
-        return {name: resource for name, resource in self.before.items() if resource}
 
     def is_covered_by(self, names: frozenset[str]) -> bool:
         """Whether a set contains the names of all added and changed resources. Many clients share one set."""

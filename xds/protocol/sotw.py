@@ -68,7 +68,6 @@ class SotwWatch(Watch):
         new = [resource.name for resource in content.resources if resource.name not in self.sent]
         if self.initial_versions and self.acks.acked_at is None:
             new = []  # The client may have these resources from an earlier stream.
-        self.acked.keep(self, [resource.name for resource in content.fresh])
         self._mark_sent(content.resources)
         self._response_due = False
         self._nonce = nonce
@@ -126,7 +125,6 @@ class SotwWatch(Watch):
             if (name in self.rejections or name in self.acks.rejected) and self.covers(name)
         ]
         super().release(names)
-        self.acked.forget_current(self, self._empty_assignments.intersection(names))
         if self.type_url == ENDPOINT:
             self.add_empty(rejected)
 
@@ -151,7 +149,6 @@ class SotwWatch(Watch):
         The client will not answer older responses, and may have rejected them.
         """
         for skipped in self.acks.skip(nonce):
-            self.acked.record_unanswered(self, skipped)
             self._handle_skipped(skipped)
         return super()._handle_answer(nonce, error, now)
 

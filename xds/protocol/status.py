@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from xds.protocol.acked import UNKNOWN, AckedResource
 from xds.protocol.acks import Rejection
 from xds.protocol.order import AFTER_CLUSTERS
 from xds.protocol.watch import Watch
@@ -56,16 +55,6 @@ class ResourceStatus:
     """Time when a new version was last sent; None if none was sent on this stream."""
     error: Rejection | None
     """Last rejection of the resource, until the client ACKs it."""
-    acked: AckedResource
-    """Resource that the client last ACKed."""
-
-    @property
-    def differs(self) -> bool:
-        """Whether the desired resource differs from the one that the client last ACKed."""
-        if self.acked is UNKNOWN:
-            return True
-        versions = [resource and resource.version for resource in (self.acked, self.resource)]
-        return versions[0] != versions[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,15 +113,11 @@ class TypeStatus:
         """
         yield from self.resource_statuses(self.watch.known_names())
 
-    def names_to_compare(self) -> list[str]:
-        """Return the sorted names of `resources`, and of removed resources whose removal is not ACKed."""
-        return sorted({*self.watch.known_names(), *self.watch.acked.names()})
-
     def resource_statuses(self, names: Iterable[str]) -> Iterator[ResourceStatus]:
         """Yield the status of some resources. Consume the iterator before the next call of the session."""
-        unacked, open_names = self.watch.acks.unacked, self.watch.acks.open_names
+        unacked = self.watch.acks.unacked
         for name in names:
-            yield _resource_status(self.watch, name, unacked, open_names)
+            yield _resource_status(self.watch, name, unacked)
 
 
 def type_status(watch: Watch, waiting: WaitReason | None) -> TypeStatus:
@@ -210,7 +195,7 @@ def _lacks(watch: Watch, name: str, unacked: set[str]) -> bool:
     return name not in watch.sent or name in unacked or name in watch.acks.rejected
 
 
-def _resource_status(watch: Watch, name: str, unacked: set[str], open_names: set[str]) -> ResourceStatus:
+def _resource_status(watch: Watch, name: str, unacked: set[str]) -> ResourceStatus:
     resource = watch.get(name)
     version = watch.sent.get(name, "")
     error = watch.acks.rejected.get(name)
@@ -229,5 +214,4 @@ def _resource_status(watch: Watch, name: str, unacked: set[str], open_names: set
         resource=resource,
         updated_at=watch.acks.updated_at(name) if name in watch.sent else None,
         error=error,
-        acked=watch.acked.get(watch, name, open_names),
     )

@@ -14,7 +14,6 @@ from itertools import takewhile
 from math import inf
 from typing import Any
 
-from xds.protocol.acked import AckedResources
 from xds.protocol.acks import AckTracker
 from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
 from xds.protocol.order import WILDCARD_TYPES
@@ -81,7 +80,6 @@ class Watch(ABC):
         self._retried: dict[str, str] = {}
         """Version of each bystander that was sent again, by name; see `_bystanders`."""
         self.acks = AckTracker()
-        self.acked = AckedResources()
         self.initial_versions: tuple[str, ...] = ()
         """Versions that the client reported: one per resource (delta), or one for all (SotW)."""
         self.completed_generation = -1
@@ -146,11 +144,6 @@ class Watch(ABC):
             and name not in self.acks.unacked
             and name not in self.acks.rejected
         )
-
-    @property
-    def may_have_unreported(self) -> bool:
-        """Whether the client may have resources from an earlier stream that it did not report by name."""
-        return bool(self.initial_versions) and self.completed_generation < 0
 
     @property
     def waits_for_referrers(self) -> bool:
@@ -227,7 +220,6 @@ class Watch(ABC):
 
     def _replace(self, resources: ResourceSet, names: Sequence[str]) -> None:
         """Replace the desired resources. `names` are those that differ, as from `difference`."""
-        self.acked.replace(self, names, resources)
         previous, self.resources = self.resources, resources
         if previous is EMPTY and self.requested:
             self._share_names()
@@ -285,9 +277,6 @@ class Watch(ABC):
 
     def release(self, names: Iterable[str]) -> None:
         """Stop serving lingering resources."""
-        names = tuple(names)
-        self.acked.keep(self, names)
-        self.acked.forget_unsent(self, names)
         for name in names:
             del self.lingering[name]
             if self.type_url not in WILDCARD_TYPES and name in self.sent and name in self.subscription.names:
@@ -358,7 +347,6 @@ class Watch(ABC):
             forced.difference_update([name for name in forced if not covers(name)])
         self.still_subscribed.intersection_update(self.subscription.names)
         self.acks.forget_unsubscribed(covers)
-        self.acked.retain(covers)
 
     def _mark_changed(self, name: str) -> None:
         """Mark a changed name as dirty, and retry the resources that were rejected with it."""
@@ -452,8 +440,7 @@ class Watch(ABC):
 
     def _expect(self, response: Response, new: Sequence[str] = ()) -> None:
         """Expect an answer to a response; see `AckTracker.expect`."""
-        if abandoned := self.acks.expect(response, new, self.sent):
-            self.acked.record_unanswered(self, abandoned)
+        self.acks.expect(response, new, self.sent)
 
     def _mark_sent(self, resources: Iterable[Resource]) -> None:
         """Record that resources were sent, and forget their earlier rejections."""
@@ -474,7 +461,6 @@ class Watch(ABC):
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Process the ACK or NACK of a response, and return the resulting event."""
-        may_have_unreported = error is not None and self.may_have_unreported
         answered = self.acks.unanswered.get(nonce)
         if answered and answered is next(iter(self.acks.unanswered.values())):
             self.completed_generation = max(self.completed_generation, answered.generation)
@@ -485,8 +471,6 @@ class Watch(ABC):
                 self.acks.clear_rejections(unsubscribed)
         elif event:
             self._retried.clear()
-        if answered and event:
-            self.acked.record_answer(self, answered, event, may_have_unreported=may_have_unreported)
         return [event] if event else []
 
     def _handle_nack(self, event: Nacked) -> None:

@@ -15,25 +15,21 @@ from typing import Any, NamedTuple, TypeAlias
 
 import grpc
 import grpc.aio
-from google.protobuf.any_pb2 import Any as PackedResource
 
 from xds.checkpoint import Checkpoint
 from xds.introspect.clock import Clock
 from xds.introspect.cooperative import batches
 from xds.introspect.guard import GuardedServer
-from xds.introspect.redaction import redact
 from xds.mesh.controlplane.absence import Absences, Absent
 from xds.mesh.controlplane.status import VERSION_HEADER, pod, proxy_name, settled
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.objects import Problem, printable
 from xds.mesh.v1 import proxies_pb2 as pb
-from xds.protocol.acked import UNKNOWN
 from xds.protocol.acks import Rejection
 from xds.protocol.session import Variant
 from xds.protocol.status import ACK, READ, SNAPSHOT, ResourceStatus, State, TypeStatus, WaitReason
 from xds.server import DiscoveryService, Stream, Subscriber
 from xds.server.stream import now
-from xds.snapshot import Resource
 
 SERVICE = "xds.mesh.v1.Proxies"
 
@@ -106,12 +102,6 @@ class ProxiesService:
                     yield changes
                 await asyncio.sleep(WATCH_INTERVAL)
 
-        async def unacked(
-            request: pb.UnackedRequest, context: grpc.aio.ServicerContext
-        ) -> AsyncIterator[pb.UnackedResource]:
-            async for resource in _unacked_resources(await _streams(discovery, request.node_id, context)):
-                yield resource
-
         async def resources(
             request: pb.ResourcesRequest, context: grpc.aio.ServicerContext
         ) -> AsyncIterator[pb.ServedResource]:
@@ -124,9 +114,6 @@ class ProxiesService:
             ),
             "Watch": grpc.unary_stream_rpc_method_handler(
                 watch_, pb.WatchProxiesRequest.FromString, pb.WatchProxiesResponse.SerializeToString
-            ),
-            "Unacked": grpc.unary_stream_rpc_method_handler(
-                unacked, pb.UnackedRequest.FromString, pb.UnackedResource.SerializeToString
             ),
             "Resources": grpc.unary_stream_rpc_method_handler(
                 resources, pb.ResourcesRequest.FromString, pb.ServedResource.SerializeToString
@@ -438,46 +425,3 @@ async def served_resources(streams: Iterable[Stream]) -> AsyncIterator[pb.Served
                         state=_STATES[status.state],
                         sources=map(str, status.resource.sources) if status.resource else (),
                     )
-
-
-async def _unacked_resources(streams: Collection[Stream]) -> AsyncIterator[pb.UnackedResource]:
-    """Generate the resources of a proxy that differ from those that it last ACKed.
-
-    During a hot restart, a proxy has two streams. The newest stream of each type counts.
-    """
-    clock, checkpoint = Clock.read(), Checkpoint()
-    types = {
-        status.type_url: status
-        for stream in sorted(streams, key=lambda stream: stream.opened_at)
-        for status in stream.session.status()
-    }
-    for kind in types.values():
-        async for batch in batches(kind, checkpoint, kind.names_to_compare()):
-            if differing := [resource for resource in batch if resource.differs]:
-                # Redact in a thread, because importing and describing the packages of messages is slow.
-                for message in await asyncio.to_thread(_unacked, kind.type_url, differing, clock):
-                    yield message
-
-
-def _unacked(type_url: str, resources: Sequence[ResourceStatus], clock: Clock) -> list[pb.UnackedResource]:
-    return [
-        pb.UnackedResource(
-            type_url=type_url,
-            name=resource.name,
-            served=_redacted(resource.resource),
-            acked=None if resource.acked is UNKNOWN else _redacted(resource.acked),
-            acked_unknown=resource.acked is UNKNOWN,
-            rejection=_rejection(resource.error, clock, {resource.name: resource.error})
-            if resource.error and resource.state is State.ERROR
-            else None,
-        )
-        for resource in resources
-    ]
-
-
-def _redacted(resource: Resource | None) -> PackedResource | None:
-    """Return a resource without its secrets. Its value is empty if it may still contain secrets."""
-    if resource is None:
-        return None
-    body = redact(resource.type_url, resource.body)
-    return PackedResource(type_url=resource.type_url, value=body or b"")

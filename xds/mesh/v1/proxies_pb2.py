@@ -22,63 +22,58 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19xds/mesh/v1/proxies.proto\x12\x0bxds.mesh.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x12ListProxiesRequest\x12\r\n\x05proxy\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08unsynced\x18\x03 \x01(\x08\"\xdb\x01\n\x13ListProxiesResponse\x12#\n\x07proxies\x18\x01 \x03(\x0b\x32\x12.xds.mesh.v1.Proxy\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rnot_connected\x18\x03 \x01(\x0b\x32\x19.xds.mesh.v1.NotConnected\x12,\n\x08warnings\x18\x04 \x03(\x0b\x32\x1a.xds.mesh.v1.ObjectWarning\x12\x15\n\rmore_warnings\x18\x05 \x01(\r\"h\n\x0cNotConnected\x12(\n\x04pods\x18\x01 \x03(\x0b\x32\x1a.xds.mesh.v1.AbsentSidecar\x12\r\n\x05total\x18\x02 \x01(\r\x12\x1f\n\x17may_be_on_other_replica\x18\x03 \x01(\x08\"Z\n\rAbsentSidecar\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbc\x01\n\rObjectWarning\x12\r\n\x05place\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12/\n\x05level\x18\x04 \x01(\x0e\x32 .xds.mesh.v1.ObjectWarning.Level\x12\x16\n\x0eserved_version\x18\x05 \x01(\t\"7\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0b\n\x07WARNING\x10\x01\x12\n\n\x06NOTICE\x10\x02\"I\n\x13WatchProxiesRequest\x12\r\n\x05proxy\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08unsynced\x18\x03 \x01(\x08\"\xa5\x01\n\x14WatchProxiesResponse\x12#\n\x07proxies\x18\x01 \x03(\x0b\x32\x12.xds.mesh.v1.Proxy\x12\x0c\n\x04gone\x18\x02 \x03(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rnot_connected\x18\x04 \x01(\x0b\x32\x19.xds.mesh.v1.NotConnected\"#\n\x10ResourcesRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"~\n\x0eServedResource\x12\x10\n\x08type_url\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.xds.mesh.v1.Resource.State\x12\x0f\n\x07sources\x18\x05 \x03(\t\"!\n\x0eUnackedRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"\xbe\x01\n\x0fUnackedResource\x12\x10\n\x08type_url\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12$\n\x06served\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\x12#\n\x05\x61\x63ked\x18\x04 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x15\n\racked_unknown\x18\x05 \x01(\x08\x12)\n\trejection\x18\x06 \x01(\x0b\x32\x16.xds.mesh.v1.Rejection\"\xd1\x01\n\x05Proxy\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0b\n\x03pod\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x0f\n\x07problem\x18\x06 \x01(\t\x12$\n\x07streams\x18\x07 \x03(\x0b\x32\x13.xds.mesh.v1.Stream\x12:\n\x16\x63\x65rtificate_expires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe3\x01\n\x06Stream\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12,\n\x07variant\x18\x02 \x01(\x0e\x32\x1b.xds.mesh.v1.Stream.Variant\x12\x10\n\x08type_url\x18\x03 \x01(\t\x12\x30\n\x0c\x63onnected_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x05types\x18\x05 \x03(\x0b\x32\x11.xds.mesh.v1.Type\"7\n\x07Variant\x12\x17\n\x13VARIANT_UNSPECIFIED\x10\x00\x12\x08\n\x04SOTW\x10\x01\x12\t\n\x05\x44\x45LTA\x10\x02\"\xff\x02\n\x04Type\x12\x10\n\x08type_url\x18\x01 \x01(\t\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.xds.mesh.v1.State\x12%\n\x07waiting\x18\x03 \x01(\x0b\x32\x14.xds.mesh.v1.Waiting\x12)\n\trejection\x18\x04 \x01(\x0b\x32\x16.xds.mesh.v1.Rejection\x12&\n\tresources\x18\x05 \x01(\x0b\x32\x13.xds.mesh.v1.Counts\x12\x10\n\x08wildcard\x18\x06 \x01(\x08\x12\r\n\x05names\x18\x07 \x01(\r\x12\x0f\n\x07version\x18\x08 \x01(\t\x12+\n\x07sent_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x61\x63ked_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nunanswered\x18\x0b \x01(\r\x12\'\n\x08unsynced\x18\x0c \x03(\x0b\x32\x15.xds.mesh.v1.Resource\"\xc5\x01\n\x07Waiting\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.xds.mesh.v1.Waiting.Reason\x12\x10\n\x08type_url\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x07\n\x03\x41\x43K\x10\x01\x12\x08\n\x04READ\x10\x02\x12\x11\n\rCONFIGURATION\x10\x03\x12\x08\n\x04TYPE\x10\x04\"\x99\x01\n\tRejection\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tresources\x18\x05 \x03(\t\x12\x0f\n\x07sources\x18\x06 \x03(\t\x12\x0e\n\x06\x63\x61uses\x18\x07 \x03(\t\"H\n\x06\x43ounts\x12\x0e\n\x06synced\x18\x01 \x01(\r\x12\r\n\x05stale\x18\x02 \x01(\r\x12\x10\n\x08not_sent\x18\x03 \x01(\r\x12\r\n\x05\x65rror\x18\x04 \x01(\r\"\x96\x02\n\x08Resource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.xds.mesh.v1.Resource.State\x12\x14\n\x0csent_version\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12.\n\nupdated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\trejection\x18\x06 \x01(\x0b\x32\x16.xds.mesh.v1.Rejection\"N\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\t\n\x05STALE\x10\x01\x12\x0c\n\x08NOT_SENT\x10\x02\x12\t\n\x05\x45RROR\x10\x03\x12\n\n\x06SYNCED\x10\x04*E\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06SYNCED\x10\x01\x12\x0b\n\x07WAITING\x10\x02\x12\x0c\n\x08REJECTED\x10\x03\x32\xb7\x02\n\x07Proxies\x12I\n\x04List\x12\x1f.xds.mesh.v1.ListProxiesRequest\x1a .xds.mesh.v1.ListProxiesResponse\x12N\n\x05Watch\x12 .xds.mesh.v1.WatchProxiesRequest\x1a!.xds.mesh.v1.WatchProxiesResponse0\x01\x12\x46\n\x07Unacked\x12\x1b.xds.mesh.v1.UnackedRequest\x1a\x1c.xds.mesh.v1.UnackedResource0\x01\x12I\n\tResources\x12\x1d.xds.mesh.v1.ResourcesRequest\x1a\x1b.xds.mesh.v1.ServedResource0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19xds/mesh/v1/proxies.proto\x12\x0bxds.mesh.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"H\n\x12ListProxiesRequest\x12\r\n\x05proxy\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08unsynced\x18\x03 \x01(\x08\"\xdb\x01\n\x13ListProxiesResponse\x12#\n\x07proxies\x18\x01 \x03(\x0b\x32\x12.xds.mesh.v1.Proxy\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rnot_connected\x18\x03 \x01(\x0b\x32\x19.xds.mesh.v1.NotConnected\x12,\n\x08warnings\x18\x04 \x03(\x0b\x32\x1a.xds.mesh.v1.ObjectWarning\x12\x15\n\rmore_warnings\x18\x05 \x01(\r\"h\n\x0cNotConnected\x12(\n\x04pods\x18\x01 \x03(\x0b\x32\x1a.xds.mesh.v1.AbsentSidecar\x12\r\n\x05total\x18\x02 \x01(\r\x12\x1f\n\x17may_be_on_other_replica\x18\x03 \x01(\x08\"Z\n\rAbsentSidecar\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03pod\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbc\x01\n\rObjectWarning\x12\r\n\x05place\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\x12/\n\x05level\x18\x04 \x01(\x0e\x32 .xds.mesh.v1.ObjectWarning.Level\x12\x16\n\x0eserved_version\x18\x05 \x01(\t\"7\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0b\n\x07WARNING\x10\x01\x12\n\n\x06NOTICE\x10\x02\"I\n\x13WatchProxiesRequest\x12\r\n\x05proxy\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x10\n\x08unsynced\x18\x03 \x01(\x08\"\xa5\x01\n\x14WatchProxiesResponse\x12#\n\x07proxies\x18\x01 \x03(\x0b\x32\x12.xds.mesh.v1.Proxy\x12\x0c\n\x04gone\x18\x02 \x03(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\rnot_connected\x18\x04 \x01(\x0b\x32\x19.xds.mesh.v1.NotConnected\"#\n\x10ResourcesRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\"~\n\x0eServedResource\x12\x10\n\x08type_url\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12*\n\x05state\x18\x04 \x01(\x0e\x32\x1b.xds.mesh.v1.Resource.State\x12\x0f\n\x07sources\x18\x05 \x03(\t\"\xd1\x01\n\x05Proxy\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x0b\n\x03pod\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\t\x12\x15\n\ragent_version\x18\x05 \x01(\t\x12\x0f\n\x07problem\x18\x06 \x01(\t\x12$\n\x07streams\x18\x07 \x03(\x0b\x32\x13.xds.mesh.v1.Stream\x12:\n\x16\x63\x65rtificate_expires_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe3\x01\n\x06Stream\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12,\n\x07variant\x18\x02 \x01(\x0e\x32\x1b.xds.mesh.v1.Stream.Variant\x12\x10\n\x08type_url\x18\x03 \x01(\t\x12\x30\n\x0c\x63onnected_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x05types\x18\x05 \x03(\x0b\x32\x11.xds.mesh.v1.Type\"7\n\x07Variant\x12\x17\n\x13VARIANT_UNSPECIFIED\x10\x00\x12\x08\n\x04SOTW\x10\x01\x12\t\n\x05\x44\x45LTA\x10\x02\"\xff\x02\n\x04Type\x12\x10\n\x08type_url\x18\x01 \x01(\t\x12!\n\x05state\x18\x02 \x01(\x0e\x32\x12.xds.mesh.v1.State\x12%\n\x07waiting\x18\x03 \x01(\x0b\x32\x14.xds.mesh.v1.Waiting\x12)\n\trejection\x18\x04 \x01(\x0b\x32\x16.xds.mesh.v1.Rejection\x12&\n\tresources\x18\x05 \x01(\x0b\x32\x13.xds.mesh.v1.Counts\x12\x10\n\x08wildcard\x18\x06 \x01(\x08\x12\r\n\x05names\x18\x07 \x01(\r\x12\x0f\n\x07version\x18\x08 \x01(\t\x12+\n\x07sent_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x61\x63ked_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nunanswered\x18\x0b \x01(\r\x12\'\n\x08unsynced\x18\x0c \x03(\x0b\x32\x15.xds.mesh.v1.Resource\"\xc5\x01\n\x07Waiting\x12+\n\x06reason\x18\x01 \x01(\x0e\x32\x1b.xds.mesh.v1.Waiting.Reason\x12\x10\n\x08type_url\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x07\n\x03\x41\x43K\x10\x01\x12\x08\n\x04READ\x10\x02\x12\x11\n\rCONFIGURATION\x10\x03\x12\x08\n\x04TYPE\x10\x04\"\x99\x01\n\tRejection\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tresources\x18\x05 \x03(\t\x12\x0f\n\x07sources\x18\x06 \x03(\t\x12\x0e\n\x06\x63\x61uses\x18\x07 \x03(\t\"H\n\x06\x43ounts\x12\x0e\n\x06synced\x18\x01 \x01(\r\x12\r\n\x05stale\x18\x02 \x01(\r\x12\x10\n\x08not_sent\x18\x03 \x01(\r\x12\r\n\x05\x65rror\x18\x04 \x01(\r\"\x96\x02\n\x08Resource\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.xds.mesh.v1.Resource.State\x12\x14\n\x0csent_version\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12.\n\nupdated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\trejection\x18\x06 \x01(\x0b\x32\x16.xds.mesh.v1.Rejection\"N\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\t\n\x05STALE\x10\x01\x12\x0c\n\x08NOT_SENT\x10\x02\x12\t\n\x05\x45RROR\x10\x03\x12\n\n\x06SYNCED\x10\x04*E\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06SYNCED\x10\x01\x12\x0b\n\x07WAITING\x10\x02\x12\x0c\n\x08REJECTED\x10\x03\x32\xef\x01\n\x07Proxies\x12I\n\x04List\x12\x1f.xds.mesh.v1.ListProxiesRequest\x1a .xds.mesh.v1.ListProxiesResponse\x12N\n\x05Watch\x12 .xds.mesh.v1.WatchProxiesRequest\x1a!.xds.mesh.v1.WatchProxiesResponse0\x01\x12I\n\tResources\x12\x1d.xds.mesh.v1.ResourcesRequest\x1a\x1b.xds.mesh.v1.ServedResource0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.mesh.v1.proxies_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATE']._serialized_start=2962
-  _globals['_STATE']._serialized_end=3031
-  _globals['_LISTPROXIESREQUEST']._serialized_start=102
-  _globals['_LISTPROXIESREQUEST']._serialized_end=174
-  _globals['_LISTPROXIESRESPONSE']._serialized_start=177
-  _globals['_LISTPROXIESRESPONSE']._serialized_end=396
-  _globals['_NOTCONNECTED']._serialized_start=398
-  _globals['_NOTCONNECTED']._serialized_end=502
-  _globals['_ABSENTSIDECAR']._serialized_start=504
-  _globals['_ABSENTSIDECAR']._serialized_end=594
-  _globals['_OBJECTWARNING']._serialized_start=597
-  _globals['_OBJECTWARNING']._serialized_end=785
-  _globals['_OBJECTWARNING_LEVEL']._serialized_start=730
-  _globals['_OBJECTWARNING_LEVEL']._serialized_end=785
-  _globals['_WATCHPROXIESREQUEST']._serialized_start=787
-  _globals['_WATCHPROXIESREQUEST']._serialized_end=860
-  _globals['_WATCHPROXIESRESPONSE']._serialized_start=863
-  _globals['_WATCHPROXIESRESPONSE']._serialized_end=1028
-  _globals['_RESOURCESREQUEST']._serialized_start=1030
-  _globals['_RESOURCESREQUEST']._serialized_end=1065
-  _globals['_SERVEDRESOURCE']._serialized_start=1067
-  _globals['_SERVEDRESOURCE']._serialized_end=1193
-  _globals['_UNACKEDREQUEST']._serialized_start=1195
-  _globals['_UNACKEDREQUEST']._serialized_end=1228
-  _globals['_UNACKEDRESOURCE']._serialized_start=1231
-  _globals['_UNACKEDRESOURCE']._serialized_end=1421
-  _globals['_PROXY']._serialized_start=1424
-  _globals['_PROXY']._serialized_end=1633
-  _globals['_STREAM']._serialized_start=1636
-  _globals['_STREAM']._serialized_end=1863
-  _globals['_STREAM_VARIANT']._serialized_start=1808
-  _globals['_STREAM_VARIANT']._serialized_end=1863
-  _globals['_TYPE']._serialized_start=1866
-  _globals['_TYPE']._serialized_end=2249
-  _globals['_WAITING']._serialized_start=2252
-  _globals['_WAITING']._serialized_end=2449
-  _globals['_WAITING_REASON']._serialized_start=2369
-  _globals['_WAITING_REASON']._serialized_end=2449
-  _globals['_REJECTION']._serialized_start=2452
-  _globals['_REJECTION']._serialized_end=2605
-  _globals['_COUNTS']._serialized_start=2607
-  _globals['_COUNTS']._serialized_end=2679
-  _globals['_RESOURCE']._serialized_start=2682
-  _globals['_RESOURCE']._serialized_end=2960
-  _globals['_RESOURCE_STATE']._serialized_start=2882
-  _globals['_RESOURCE_STATE']._serialized_end=2960
-  _globals['_PROXIES']._serialized_start=3034
-  _globals['_PROXIES']._serialized_end=3345
+  _globals['_STATE']._serialized_start=2707
+  _globals['_STATE']._serialized_end=2776
+  _globals['_LISTPROXIESREQUEST']._serialized_start=75
+  _globals['_LISTPROXIESREQUEST']._serialized_end=147
+  _globals['_LISTPROXIESRESPONSE']._serialized_start=150
+  _globals['_LISTPROXIESRESPONSE']._serialized_end=369
+  _globals['_NOTCONNECTED']._serialized_start=371
+  _globals['_NOTCONNECTED']._serialized_end=475
+  _globals['_ABSENTSIDECAR']._serialized_start=477
+  _globals['_ABSENTSIDECAR']._serialized_end=567
+  _globals['_OBJECTWARNING']._serialized_start=570
+  _globals['_OBJECTWARNING']._serialized_end=758
+  _globals['_OBJECTWARNING_LEVEL']._serialized_start=703
+  _globals['_OBJECTWARNING_LEVEL']._serialized_end=758
+  _globals['_WATCHPROXIESREQUEST']._serialized_start=760
+  _globals['_WATCHPROXIESREQUEST']._serialized_end=833
+  _globals['_WATCHPROXIESRESPONSE']._serialized_start=836
+  _globals['_WATCHPROXIESRESPONSE']._serialized_end=1001
+  _globals['_RESOURCESREQUEST']._serialized_start=1003
+  _globals['_RESOURCESREQUEST']._serialized_end=1038
+  _globals['_SERVEDRESOURCE']._serialized_start=1040
+  _globals['_SERVEDRESOURCE']._serialized_end=1166
+  _globals['_PROXY']._serialized_start=1169
+  _globals['_PROXY']._serialized_end=1378
+  _globals['_STREAM']._serialized_start=1381
+  _globals['_STREAM']._serialized_end=1608
+  _globals['_STREAM_VARIANT']._serialized_start=1553
+  _globals['_STREAM_VARIANT']._serialized_end=1608
+  _globals['_TYPE']._serialized_start=1611
+  _globals['_TYPE']._serialized_end=1994
+  _globals['_WAITING']._serialized_start=1997
+  _globals['_WAITING']._serialized_end=2194
+  _globals['_WAITING_REASON']._serialized_start=2114
+  _globals['_WAITING_REASON']._serialized_end=2194
+  _globals['_REJECTION']._serialized_start=2197
+  _globals['_REJECTION']._serialized_end=2350
+  _globals['_COUNTS']._serialized_start=2352
+  _globals['_COUNTS']._serialized_end=2424
+  _globals['_RESOURCE']._serialized_start=2427
+  _globals['_RESOURCE']._serialized_end=2705
+  _globals['_RESOURCE_STATE']._serialized_start=2627
+  _globals['_RESOURCE_STATE']._serialized_end=2705
+  _globals['_PROXIES']._serialized_start=2779
+  _globals['_PROXIES']._serialized_end=3018
 # @@protoc_insertion_point(module_scope)

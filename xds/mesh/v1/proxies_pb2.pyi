@@ -1,6 +1,5 @@
 import datetime
 
-from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -129,28 +128,6 @@ class ServedResource(_message.Message):
     state: Resource.State
     sources: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, type_url: _Optional[str] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[_Union[Resource.State, str]] = ..., sources: _Optional[_Iterable[str]] = ...) -> None: ...
-
-class UnackedRequest(_message.Message):
-    __slots__ = ("node_id",)
-    NODE_ID_FIELD_NUMBER: _ClassVar[int]
-    node_id: str
-    def __init__(self, node_id: _Optional[str] = ...) -> None: ...
-
-class UnackedResource(_message.Message):
-    __slots__ = ("type_url", "name", "served", "acked", "acked_unknown", "rejection")
-    TYPE_URL_FIELD_NUMBER: _ClassVar[int]
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    SERVED_FIELD_NUMBER: _ClassVar[int]
-    ACKED_FIELD_NUMBER: _ClassVar[int]
-    ACKED_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
-    REJECTION_FIELD_NUMBER: _ClassVar[int]
-    type_url: str
-    name: str
-    served: _any_pb2.Any
-    acked: _any_pb2.Any
-    acked_unknown: bool
-    rejection: Rejection
-    def __init__(self, type_url: _Optional[str] = ..., name: _Optional[str] = ..., served: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., acked: _Optional[_Union[_any_pb2.Any, _Mapping]] = ..., acked_unknown: _Optional[bool] = ..., rejection: _Optional[_Union[Rejection, _Mapping]] = ...) -> None: ...
 
 class Proxy(_message.Message):
     __slots__ = ("node_id", "namespace", "pod", "agent", "agent_version", "problem", "streams", "certificate_expires_at")
