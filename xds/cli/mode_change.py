@@ -38,7 +38,7 @@ from xds.mesh.v1 import policies_pb2 as pb
 
 UNLOCK_PERIOD = 86400.0
 """Seconds for which `xds unlock` looks for refused clients."""
-_CHECK_TIMEOUT = 10.0
+_CHECK_TIMEOUT = 30.0
 """Seconds to wait for the control plane's answer what it has read."""
 
 

@@ -107,6 +107,8 @@ class Folder:
         """Files that were being written, and must be read again soon."""
         self._read_at = -inf
         """When the last complete scan started whose changes were yielded, in seconds of `time.monotonic`."""
+        self._is_scan_requested = False
+        """Whether somebody waits for a complete scan."""
         self.files_read = 0
         """Number of times that a file was read."""
 
@@ -221,7 +223,8 @@ class Folder:
         return self._definitions.read_object(ref)
 
     def is_current(self, since: float) -> bool:
-        """Return whether all files were read after a time of `time.monotonic`."""
+        """Return whether all files were read after a time of `time.monotonic`. If not, scan them soon."""
+        self._is_scan_requested |= self._read_at < since
         return self._read_at >= since
 
     def pending_reason(self) -> str:
@@ -259,9 +262,11 @@ class Folder:
         rescan_at = 0.0
         async for events in change_events(self._roots):
             started_at = time.monotonic()
-            is_rescan = started_at >= rescan_at
+            is_rescan = started_at >= rescan_at or self._is_scan_requested
             if not (is_rescan or events):
                 continue
+            if is_rescan:
+                self._is_scan_requested = False
             was_complete = update.complete
             update = await asyncio.to_thread(self.load, None if is_rescan else events)
             duration = time.monotonic() - started_at
