@@ -175,6 +175,49 @@ def test_port_that_no_service_has_may_break() -> None:
     assert strict(declared).refusals == ()
 
 
+def test_traffic_that_moves_to_a_strict_port_breaks() -> None:
+    partly = """
+        apiVersion: security.istio.io/v1
+        kind: PeerAuthentication
+        metadata: {name: web, namespace: shop}
+        spec:
+          selector: {matchLabels: {app: web}}
+          mtls: {mode: STRICT}
+          portLevelMtls: {8080: {mode: PERMISSIVE}}
+    """
+    facts = (
+        APP.replace("targetPort: https", "targetPort: http"),
+        CALLERS["ValidatingWebhookConfiguration"],
+        partly,
+    )
+    before, after = world(*facts), world(APP, *facts[1:])
+    found = plan(before, after)
+    assert [told(refusal) for refusal in found.refusals] == [
+        ("api-server", 8443, "ValidatingWebhookConfiguration web")
+    ]
+    assert found.breaks
+    assert plan(after, after).refusals == ()
+
+
+def test_probes_and_scrapes_that_the_sidecar_no_longer_answers_break() -> None:
+    probed = APP.replace(
+        "image: web\n", "image: web\n            readinessProbe: {httpGet: {port: http, path: /}}\n"
+    )
+    enforcing = """
+        apiVersion: security.istio.io/v1
+        kind: PeerAuthentication
+        metadata: {name: default, namespace: shop}
+        spec: {mtls: {mode: STRICT}}
+    """
+    kept = probed.replace(
+        "metadata: {labels: {app: web}}",
+        "metadata: {labels: {app: web}, annotations: {sidecar.istio.io/rewriteAppHTTPProbers: 'false'}}",
+    )
+    found = plan(world(probed, enforcing), world(kept, enforcing))
+    assert [told(refusal) for refusal in found.refusals] == [("kubelet-probe", 8080, "")]
+    assert found.breaks
+
+
 def test_http_hooks_are_probes() -> None:
     hooked = APP.replace(
         "image: web\n", "image: web\n            lifecycle: {preStop: {httpGet: {port: http}}}\n"

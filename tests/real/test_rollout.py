@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -201,8 +201,8 @@ class Pods:
 
 
 @asynccontextmanager
-async def running(loopback, directory, *options: str, drain: int = PATIENT):
-    async with LocalMesh(loopback, directory) as mesh, AsyncExitStack() as stack:
+async def running(loopback, directory, *options: str, drain: int = PATIENT, settings: Sequence[str] = ()):
+    async with LocalMesh(loopback, directory, settings=settings) as mesh, AsyncExitStack() as stack:
         if options:
             await mesh.plane.stop()
             mesh.plane._options = (*mesh.plane._options, *options)
@@ -427,7 +427,12 @@ async def test_strict_migrates_requests_and_closes_plaintext(loopback, tmp_path)
 
 @pytest.mark.timeout(300)
 async def test_kept_connections_switch_to_the_new_mode(loopback, tmp_path):
-    """Nothing closes the old connections here, as STRICT would: clients switch on their own."""
+    """Nothing closes the old connections here, as STRICT would: clients switch on their own.
+
+    On a busy machine, a client's Envoy may send its ClientHello more than one second after it has connected.
+    With the default timeout, a PERMISSIVE listener takes such a connection for plaintext.
+    """
+    patient = ("meshConfig.protocolDetectionTimeout=5s",)
     changes = [
         (manifests.peer_authentication("ns", "PERMISSIVE"), True),
         (manifests.destination_rule("web", "ns", "web.ns.svc.cluster.local", "DISABLE"), False),
@@ -437,7 +442,7 @@ async def test_kept_connections_switch_to_the_new_mode(loopback, tmp_path):
         (manifests.destination_rule("web", "ns", "another.ns.svc.cluster.local", "DISABLE"), False),
         (manifests.peer_authentication("ns", "PERMISSIVE"), True),
     ]
-    async with running(loopback, tmp_path) as pods:
+    async with running(loopback, tmp_path, settings=patient) as pods:
         pods.say(manifests.peer_authentication("ns", "DISABLE"))
         await pods.mesh.settled()
         await pods.load()

@@ -27,7 +27,7 @@ METRICS_PORT_NAMES = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """Direct traffic to pods that sidecars refuse after the change, because they become STRICT."""
+    """Direct traffic to pods that sidecars refuse after the change, and did not before."""
 
     traffic: Traffic
     """The traffic that sidecars refuse."""

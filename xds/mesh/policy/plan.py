@@ -15,14 +15,13 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.model.applied import running_pod
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import TRAFFIC_KINDS, Change, Mode, Pod, Problem, Ref, Service, ServicePort
+from xds.mesh.model.objects import TRAFFIC_KINDS, Caller, Change, Pod, Problem, Ref, Service, ServicePort
 from xds.mesh.policy.conflicts import overridden_steps
 from xds.mesh.policy.direct import (
     Refusal,
     RefusalKey,
     call_steps,
     group_refusals,
-    mode_at,
     refused_traffic,
 )
 from xds.mesh.policy.effect import policy_without_effect, without_effect
@@ -126,6 +125,8 @@ def scope_of(change: Change, before: Mesh, after: Mesh) -> Scope | None:
     refs = (*(fact.ref for fact in change.applied), *change.removed)
     if after.touched is None or any(ref.kind == "Pod" for ref in refs):
         return None  # Pods are clients too, and may call every service.
+    if any(isinstance(mesh.get(ref), Caller) for mesh in (before, after) for ref in refs):
+        return None  # It may call pods of other namespaces.
     namespaces = frozenset(ref.namespace for ref in refs if ref.kind != "DestinationRule")
     is_mesh_wide = not namespaces.isdisjoint(("", after.config.root_namespace))
     # Connections to a Service may go to the listener of another Service with the same address.
@@ -319,6 +320,7 @@ def _effect(before: Answer, after: Answer) -> Effect | None:
 
 
 def _refusals(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[Refusal]]:
+    """Return the direct traffic that is refused after the change, and was not before."""
     found: dict[RefusalKey, list[Pod]] = {}
     namespaces = scope.namespaces if scope else None
     calls = yield from call_steps(after)
@@ -326,9 +328,13 @@ def _refusals(before: Mesh, after: Mesh, scope: Scope | None) -> Steps[list[Refu
         if namespaces is not None and pod.namespace not in namespaces:
             continue
         yield
+        if not (refused := list(refused_traffic(after, pod, calls))):
+            continue
         old_pod = before.pod(pod.namespace, pod.name) or running_pod(before, pod.ref)
-        for key in refused_traffic(after, pod, calls):
-            old_mode = old_pod and mode_at(before, old_pod, key.port)
-            if not (old_mode and old_mode[0] is Mode.STRICT):
+        old_calls = yield from call_steps(before)
+        old = refused_traffic(before, old_pod, old_calls) if old_pod else ()
+        was_refused = {(key.traffic, key.port, key.source) for key in old}
+        for key in refused:
+            if (key.traffic, key.port, key.source) not in was_refused:
                 found.setdefault(key, []).append(pod)
     return (yield from group_refusals(found))
