@@ -197,6 +197,38 @@ def test_applied_objects_keep_what_the_api_server_set(folder: Path) -> None:
     assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "plaintext: 2")
 
 
+def test_pod_without_status_is_injected_and_called(tmp_path: Path) -> None:
+    bare = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio-injection: enabled}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: out}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: bare, namespace: shop, labels: {app: bare}}
+spec: {containers: [{name: c, image: c, ports: [{containerPort: 8080}]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: bare, namespace: shop}
+spec: {type: NodePort, selector: {app: bare}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: out}
+spec: {containers: [{name: c, image: c}]}
+"""
+    (tmp_path / "bare.yaml").write_text(bare)
+    found = plan_json(tmp_path, "-f", "-", status=1, stdin=POLICY)
+    (hop,) = found["hops"]
+    assert hop["effect"] == "breaks"
+    assert [refusal["traffic"] for refusal in found["refused"]] == ["outside-client"]
+
+
 DEPLOYMENT = """
 apiVersion: apps/v1
 kind: Deployment

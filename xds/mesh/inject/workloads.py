@@ -76,6 +76,8 @@ def expected_pods(
 ) -> Iterator[Parsed]:
     """Yield a pod for each workload that would run and has no pod in the manifests, or its problems.
 
+    A Pod without status is such a workload, too: it is not created yet.
+
     Args:
         found: all Pods and templates in the manifests.
         namespaces: labels of the namespaces in the manifests.
@@ -90,9 +92,14 @@ def expected_pods(
             yield _duplicate(item, first)
             continue
         workloads[item.ref] = item
-    for ref, item in workloads.items():
-        if _runs(item.template.manifest) and ref not in represented and _owner(item) not in workloads:
-            yield _expected_pod(item, namespaces.get(ref.namespace, {}), config)
+    new_pods = [item for item in found if item.template.kind == "Pod" and _is_new_pod(item.template.manifest)]
+    running = [
+        item
+        for ref, item in workloads.items()
+        if _runs(item.template.manifest) and ref not in represented and _owner(item) not in workloads
+    ]
+    for item in (*new_pods, *running):
+        yield _expected_pod(item, namespaces.get(item.ref.namespace, {}), config)
 
 
 def stopped_pods(found: Iterable[FoundTemplate]) -> Iterator[Ref]:
@@ -114,6 +121,14 @@ def _runs(manifest: Mapping[str, object]) -> bool:
     """Whether a workload has pods: it is neither scaled to 0 nor suspended."""
     spec = manifest.get("spec")
     return not isinstance(spec, Mapping) or (spec.get("replicas") != 0 and spec.get("suspend") is not True)
+
+
+def _is_new_pod(manifest: Mapping[str, object]) -> bool:
+    """Whether a Pod is not created yet: it has containers and no status, and nothing has injected it."""
+    pod = Field(manifest, (), Log(lambda _: ""))
+    labels = pod["metadata"]["labels"].value
+    is_injected = isinstance(labels, Mapping) and TLS_MODE_LABEL in labels
+    return bool(pod["spec"]["containers"].value) and not manifest.get("status") and not is_injected
 
 
 def _owner(item: FoundTemplate) -> Ref | None:
@@ -148,7 +163,9 @@ def _deployment(pod: FoundTemplate, owner: Ref) -> Iterator[Ref]:
 
 
 def _expected_ref(workload: Ref) -> Ref:
-    """Return the name of the pod that stands for the pods of a workload."""
+    """Return the name of the pod that stands for the pods of a workload, or of a Pod itself."""
+    if workload.kind == "Pod":
+        return workload
     return Ref("Pod", workload.namespace, f"{short_name(workload.kind)}/{workload.name}")
 
 

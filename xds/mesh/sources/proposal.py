@@ -8,13 +8,13 @@ from xds.mesh.inject.workloads import SHORT_NAMES, short_name
 from xds.mesh.model.applied import as_applied, running_pod
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, ref_named, unknown_name
-from xds.mesh.model.objects import Change, Namespace, Problem, Ref, entry_ref
+from xds.mesh.model.objects import Change, Namespace, Pod, Problem, Ref, entry_ref
 from xds.mesh.parse import KINDS
 from xds.mesh.sources.files import Folder
 
 
 def read_objects(
-    folder: Folder, namespaces: Iterable[Namespace] = ()
+    folder: Folder, namespaces: Iterable[Namespace] = (), before: Mesh | None = None
 ) -> tuple[Change | None, tuple[Problem, ...]]:
     """Return all objects of manifests, with a pod for each workload, the settings, and all problems.
 
@@ -24,12 +24,18 @@ def read_objects(
         folder: the manifests; it must be loaded for the first time.
         namespaces: Namespaces that are not in the manifests. Their labels decide which workloads get a
             sidecar.
+        before: a mesh with Pods that exist already, and are not injected again; None for none.
     """
     report = folder.load()
     if not report.complete:
         return None, report.problems
     pods = folder.expected_pods(namespaces)
-    facts = (*report.change.applied, *(parsed.fact for parsed in pods if parsed.fact))
+    expected = {
+        parsed.fact.ref: parsed.fact
+        for parsed in pods
+        if parsed.fact and not (before and _is_created(before, parsed.fact.ref))
+    }
+    facts = (*(fact for fact in report.change.applied if fact.ref not in expected), *expected.values())
     pod_problems = (problem for parsed in pods for problem in parsed.problems)
     problems = (*folder.skipped, *report.problems, *pod_problems)
     return Change(applied=facts, config=report.change.config), problems
@@ -46,7 +52,7 @@ def read_change(folder: Folder, before: Mesh) -> tuple[Change | None, tuple[Prob
         before: the mesh without the change.
     """
     namespaces = [fact for fact in before.facts() if isinstance(fact, Namespace)]
-    change, problems = read_objects(folder, namespaces)
+    change, problems = read_objects(folder, namespaces, before)
     if change is None or folder.has_unusable_objects(namespaces):
         return None, problems
     applied = tuple(as_applied(before, fact) for fact in change.applied)
@@ -56,6 +62,12 @@ def read_change(folder: Folder, before: Mesh) -> tuple[Change | None, tuple[Prob
         *_not_compared(before, (*(fact.ref for fact in applied), *folder.stopped_pods)),
     )
     return Change(applied=applied, removed=folder.stopped_pods), problems
+
+
+def _is_created(mesh: Mesh, ref: Ref) -> bool:
+    """Whether the Pod itself is in a mesh, and not only the template of a workload."""
+    pod = mesh.get(ref)
+    return isinstance(pod, Pod) and not pod.is_template
 
 
 def _not_compared(before: Mesh, refs: Iterable[Ref]) -> Iterator[Problem]:
