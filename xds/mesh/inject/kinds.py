@@ -27,12 +27,14 @@ _TEMPLATE_PATHS: dict[tuple[str, str], Path] = {
 
 _CREATORS = frozenset({"Application", "ApplicationSet", "HelmChart", "HelmRelease"})
 """Kinds of objects that deploy others."""
-_CREATING_FIELDS = frozenset({"containers", "instances", "nodeSets", "podTemplate", "replicas"})
+_CREATING_FIELDS = frozenset({"containers", "image", "instances", "nodeSets", "podTemplate", "replicas"})
 """Fields of custom resources whose controllers create pods."""
-_WITHOUT_PODS = (".k8s.io", ".istio.io")
-"""Suffixes of API groups whose kinds create no pods of applications."""
-_MAX_DEPTH = 4
-"""Levels of a custom resource that are searched."""
+_WITHOUT_PODS = (".k8s.io", ".istio.io", "kyverno.io", "gatekeeper.sh")
+"""Suffixes of API groups whose kinds create no pods of applications. Policies have patterns of pods."""
+_DESCRIPTIONS = frozenset({"ClusterImageCatalog", "Image", "ImageCatalog", "ImageRepository", "KafkaTopic"})
+"""Kinds of objects that have such a field, but describe only an image or a topic."""
+_MAX_DEPTH = 6
+"""Nested mappings of a custom resource that are searched. The steps of a Workflow have containers."""
 
 
 _KNOWN = frozenset((kind.group, kind.name) for kind in (*KINDS, *UNENFORCED))
@@ -123,6 +125,8 @@ def find_creators(document: Any) -> Iterator[tuple[str, Path]]:
     for obj in _objects(document):
         if obj.template_path is not None or "." not in obj.group or obj.group.endswith(_WITHOUT_PODS):
             continue
+        if obj.kind in _DESCRIPTIONS:
+            continue
         if obj.kind in _CREATORS or _has_field(obj.manifest.get("spec"), _MAX_DEPTH):
             meta = obj.manifest.get("metadata")
             name = meta.get("name") if isinstance(meta, Mapping) else None
@@ -175,6 +179,9 @@ def _has_template(document: Mapping[str, Any]) -> bool:
 
 
 def _has_field(value: Any, depth: int) -> bool:
+    """Whether a field of `_CREATING_FIELDS` is at most this many mappings below a value."""
+    if isinstance(value, list):
+        return any(_has_field(item, depth) for item in value)
     if not isinstance(value, Mapping):
         return False
     return not _CREATING_FIELDS.isdisjoint(value) or (
