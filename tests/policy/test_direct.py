@@ -65,7 +65,8 @@ def test_objects_prove_callers(name: str) -> None:
     found = strict(world(APP, CALLERS[name]))
     assert [told(refusal) for refusal in found.refusals] == [EXPECTED[name]]
     is_others = "monitoring/" in EXPECTED[name][2]
-    assert found.breaks is (EXPECTED[name][0] != "gateway" and not is_others)
+    is_probable = EXPECTED[name][0] in ("gateway", "prometheus-tls")
+    assert found.breaks is not (is_probable or is_others)
     assert {str(refusal.decided_by) for refusal in found.refusals} == {"PeerAuthentication shop/default"}
 
 
@@ -285,6 +286,12 @@ def test_merged_metrics_are_scraped_under_strict(name: str, second: str, repair:
     assert strict(world(ANNOTATED, manifest)).refusals == ()
 
 
+def test_remedy_of_a_scrape_with_a_certificate_names_what_is_unknown() -> None:
+    (refusal,) = strict(world(APP, CALLERS["ServiceMonitor with a client certificate"])).refusals
+    first = "check that the certificate of Prometheus is one of the mesh, or exempt port 8443"
+    assert refusal_remedy(refusal).startswith(first)
+
+
 def test_gateway_with_a_sidecar_can_be_published() -> None:
     (refusal,) = strict(world(APP, CALLERS["LoadBalancer"])).refusals
     assert refusal_remedy(refusal).startswith("publish a gateway with a sidecar instead, or exempt")
@@ -424,7 +431,9 @@ def test_calls_to_unknown_pods_are_named() -> None:
     assert not [*calls_to_unknown_pods(world(APP, CALLERS["APIService"], CALLERS["PodMonitor"]), None)]
 
 
-SERVED = [name for name in CALLERS if name not in ("PodMonitor", "port of a scraped Service")]
+SERVED = [
+    name for name in CALLERS if not name.startswith("PodMonitor") and name != "port of a scraped Service"
+]
 
 
 @pytest.mark.parametrize("name", SERVED)

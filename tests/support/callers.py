@@ -137,6 +137,69 @@ CALLERS = {
           selector: {matchLabels: {app: web}}
           endpoints: [{targetPort: 8080}]
     """,
+    "ServiceMonitor with a client certificate": """
+        apiVersion: monitoring.coreos.com/v1
+        kind: ServiceMonitor
+        metadata: {name: web, namespace: shop}
+        spec:
+          selector: {matchLabels: {app: web}}
+          endpoints:
+          - port: https
+            scheme: https
+            tlsConfig:
+              caFile: /etc/prom-certs/root-cert.pem
+              certFile: /etc/prom-certs/cert-chain.pem
+              keyFile: /etc/prom-certs/key.pem
+              insecureSkipVerify: true
+    """,
+    "PodMonitor with a client certificate": """
+        apiVersion: monitoring.coreos.com/v1
+        kind: PodMonitor
+        metadata: {name: web, namespace: shop}
+        spec:
+          selector: {matchLabels: {app: web}}
+          podMetricsEndpoints:
+          - port: https
+            scheme: https
+            tlsConfig:
+              cert: {secret: {name: prometheus, key: tls.crt}}
+              keySecret: {name: prometheus, key: tls.key}
+              insecureSkipVerify: true
+    """,
+    "ServiceMonitor with a scrape class": """
+        apiVersion: monitoring.coreos.com/v1
+        kind: ServiceMonitor
+        metadata: {name: web, namespace: shop}
+        spec:
+          selector: {matchLabels: {app: web}}
+          scrapeClass: mesh
+          endpoints: [{port: https, scheme: https}]
+    """,
+    "ServiceMonitor https": """
+        apiVersion: monitoring.coreos.com/v1
+        kind: ServiceMonitor
+        metadata: {name: web, namespace: shop}
+        spec:
+          selector: {matchLabels: {app: web}}
+          endpoints: [{port: https, scheme: https, tlsConfig: {insecureSkipVerify: true}}]
+    """,
+    "ServiceMonitor that verifies the host name": """
+        apiVersion: monitoring.coreos.com/v1
+        kind: ServiceMonitor
+        metadata: {name: web, namespace: shop}
+        spec:
+          selector: {matchLabels: {app: web}}
+          endpoints:
+          - {port: https, scheme: https, tlsConfig: {certFile: /certs/tls.crt, keyFile: /certs/tls.key}}
+    """,
+    "ServiceMonitor tlsConfig without https": """
+        apiVersion: monitoring.coreos.com/v1
+        kind: ServiceMonitor
+        metadata: {name: web, namespace: shop}
+        spec:
+          selector: {matchLabels: {app: web}}
+          endpoints: [{port: http, tlsConfig: {certFile: /certs/tls.crt, insecureSkipVerify: true}}]
+    """,
     "PodMonitor": """
         apiVersion: monitoring.coreos.com/v1
         kind: PodMonitor
@@ -174,6 +237,12 @@ EXPECTED = {
     "VirtualService by short name": ("gateway", 8443, "VirtualService shop/web"),
     "ServiceMonitor": ("prometheus-scrape", 8080, "ServiceMonitor monitoring/web"),
     "ServiceMonitor targetPort": ("prometheus-scrape", 8080, "ServiceMonitor monitoring/web"),
+    "ServiceMonitor with a client certificate": ("prometheus-tls", 8443, "ServiceMonitor shop/web"),
+    "PodMonitor with a client certificate": ("prometheus-tls", 8443, "PodMonitor shop/web"),
+    "ServiceMonitor with a scrape class": ("prometheus-tls", 8443, "ServiceMonitor shop/web"),
+    "ServiceMonitor https": ("prometheus-scrape", 8443, "ServiceMonitor shop/web"),
+    "ServiceMonitor that verifies the host name": ("prometheus-scrape", 8443, "ServiceMonitor shop/web"),
+    "ServiceMonitor tlsConfig without https": ("prometheus-scrape", 8080, "ServiceMonitor shop/web"),
     "PodMonitor": ("prometheus-scrape", 8080, "PodMonitor shop/web"),
     "scraped Service": ("prometheus-scrape", 8080, "Service shop/scraped"),
     "port of a scraped Service": ("prometheus-scrape", 8080, "Service shop/scraped"),

@@ -468,6 +468,8 @@ class Traffic(StrEnum):
     """Clients outside the cluster that connect to a Service of type NodePort or LoadBalancer."""
     PROMETHEUS_SCRAPE = "prometheus-scrape"
     """A scrape of Prometheus, which an annotation, a ServiceMonitor or a PodMonitor requests."""
+    PROMETHEUS_TLS = "prometheus-tls"
+    """A scrape of Prometheus with a client certificate. Whether it is one of the mesh is unknown."""
     GATEWAY = "gateway"
     """A gateway or ingress controller that a route leads through. Whether it has a sidecar is unknown."""
     METRICS_PORT = "metrics-port"
@@ -478,7 +480,12 @@ class Traffic(StrEnum):
     @property
     def is_certain(self) -> bool:
         """Whether an object proves that the traffic exists and is not mutual TLS of the mesh."""
-        return self not in {Traffic.GATEWAY, Traffic.METRICS_PORT, Traffic.POD_ADDRESS}
+        return self not in {
+            Traffic.PROMETHEUS_TLS,
+            Traffic.GATEWAY,
+            Traffic.METRICS_PORT,
+            Traffic.POD_ADDRESS,
+        }
 
 
 class Requirement(NamedTuple):
@@ -522,6 +529,8 @@ class Call:
     """Number or name of the Service port; of the container port if `selects_pods`. None for all."""
     target: int | str | None = None
     """Number or name of the container port, instead of `port`; None if `port` decides."""
+    has_certificate: bool = False
+    """Whether the client presents a certificate, which may be one of the mesh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -533,9 +542,13 @@ class Caller(Object):
     calls: tuple[Call, ...]
     """What it connects to."""
 
-    def is_certain_in(self, namespace: str) -> bool:
-        """Whether it proves calls to a namespace for certain. Others may select its pods by mistake."""
-        return self.traffic.is_certain and self.namespace in ("", namespace)
+    def traffic_of(self, call: Call) -> Traffic:
+        """Return the kind of client of a call."""
+        return Traffic.PROMETHEUS_TLS if call.has_certificate else self.traffic
+
+    def is_certain(self, call: Call, namespace: str) -> bool:
+        """Whether it proves a call to a namespace for certain. Others may select its pods by mistake."""
+        return self.traffic_of(call).is_certain and self.namespace in ("", namespace)
 
 
 Fact: TypeAlias = (

@@ -123,10 +123,23 @@ def _monitor(obj: Field, meta: Meta, endpoints: str, *, selects_pods: bool) -> C
         make(
             port=_port(_at(endpoint, "port")),
             target=_port(_at(endpoint, "portNumber")) or _port(_at(endpoint, "targetPort")),
+            has_certificate=_may_be_mesh_tls(spec, endpoint),
         )
         for endpoint in _items(spec, endpoints)[:_MAX_ENDPOINTS]
     )
     return _caller(meta, Traffic.PROMETHEUS_SCRAPE, calls)
+
+
+def _may_be_mesh_tls(spec: Any, endpoint: Any) -> bool:
+    """Whether a scrape uses a client certificate that may be the mesh's. A scrape class can set it as well.
+
+    Prometheus must not verify the server's host name: certificates of the mesh have none.
+    """
+    if _at(endpoint, "scheme") not in ("https", "HTTPS"):
+        return False
+    tls = _at(endpoint, "tlsConfig")
+    has_certificate = bool(_at(tls, "certFile") or _at(tls, "cert"))
+    return (has_certificate and _at(tls, "insecureSkipVerify") is True) or bool(_at(spec, "scrapeClass"))
 
 
 def _requirements(selector: Any) -> Iterator[Requirement]:

@@ -160,8 +160,9 @@ def call_steps(mesh: Mesh) -> Steps[Calls]:
         for caller, call, namespace in _calls(mesh):
             yield
             for pod, port in _called(mesh, services, call, namespace):
-                is_certain = caller.is_certain_in(pod.namespace)
-                distinct[pod.ref, DirectTraffic(port, caller.traffic, caller.ref, is_certain)] = None
+                is_certain = caller.is_certain(call, pod.namespace)
+                direct = DirectTraffic(port, caller.traffic_of(call), caller.ref, is_certain)
+                distinct[pod.ref, direct] = None
         found = {}
         for ref, traffic in distinct:
             found.setdefault(ref, []).append(traffic)
@@ -193,7 +194,7 @@ def outside_clients(mesh: Mesh) -> Mapping[tuple[ServiceKey, int], Collection[Ou
         for traffic in kinds:
             _add_client(found, service, service.ports, OutsideClient(traffic, service.ref, is_certain=True))
     for caller, call, namespace in _calls(mesh):
-        client = OutsideClient(caller.traffic, caller.ref, caller.is_certain_in(namespace))
+        client = OutsideClient(caller.traffic_of(call), caller.ref, caller.is_certain(call, namespace))
         for service, ports in () if call.selects_pods else _called_services(mesh, services, call, namespace):
             _add_client(found, service, ports, client)
     mesh.lasting[outside_clients] = found

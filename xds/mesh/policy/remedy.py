@@ -15,6 +15,7 @@ _HOST_NETWORK = "take {clients} off the host network and add a sidecar"
 _REFUSED = {
     Traffic.KUBELET_PROBE: "inject the sidecar with rewritten probes",
     Traffic.PROMETHEUS_SCRAPE: "let injection merge the metrics",
+    Traffic.PROMETHEUS_TLS: "check that the certificate of Prometheus is one of the mesh",
     Traffic.OUTSIDE_CLIENT: "publish a gateway with a sidecar instead",
     Traffic.GATEWAY: "add a sidecar to the gateway",
     Traffic.POD_ADDRESS: "add the port to a headless Service, so that peers use mutual TLS",

@@ -38,6 +38,7 @@ _TRAFFIC = {
     Traffic.API_SERVER: "the API server",
     Traffic.OUTSIDE_CLIENT: "clients outside the cluster",
     Traffic.PROMETHEUS_SCRAPE: "Prometheus",
+    Traffic.PROMETHEUS_TLS: "Prometheus, if its CA is not the mesh's",
     Traffic.GATEWAY: "gateways that have no sidecar, if any",
     Traffic.METRICS_PORT: "scrapes of a metrics port, if any",
     Traffic.POD_ADDRESS: "peers that use pod addresses, if any",
