@@ -191,6 +191,7 @@ async def test_failed_examination_is_logged_once_and_retried(monkeypatch: pytest
         world.change(pod("other", "shop"))
         await world.looked()
         assert [entry["problem"] for entry in logs] == ["RuntimeError: a bug"]
+        assert "in broken" in logs[0]["stack"]
         monkeypatch.setattr(module, "without_effect", original)
         world.change(pod("another", "shop"))
         await world.until(lambda: world.watcher.problems)

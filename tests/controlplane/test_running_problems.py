@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.controlplane.sidecar import Sidecar
 from tests.controlplane.world import AUTHORITY, NOW, pod, running, service
@@ -77,6 +78,25 @@ async def test_problem_is_reported_once_it_has_lasted(monkeypatch):
     assert not watched.updates
     monkeypatch.setattr(running_problems, "SETTLE_TIME", 0.0)
     assert len(await watched.check(AUTHORITY.expires)) == 1
+
+
+async def test_failed_check_is_logged_once_and_retried(monkeypatch):
+    monkeypatch.setattr(running_problems, "CHECK_INTERVAL", 0.001)
+    checks = []
+
+    def failing_traffic() -> Traffic:
+        checks.append(None)
+        raise RuntimeError("a bug")
+
+    async with running(pod("web"), service("web")) as controller:
+        watcher = RunningProblems(controller, failing_traffic, lambda update: None)
+        with capture_logs() as logs:
+            task = asyncio.create_task(watcher.run())
+            await eventually(lambda: len(checks) > 2)
+            assert not task.done()
+            task.cancel()
+    assert [(entry["log_level"], entry["problem"]) for entry in logs] == [("error", "RuntimeError: a bug")]
+    assert "in failing_traffic" in logs[0]["stack"]
 
 
 async def test_certificate_that_is_not_renewed_is_reported(monkeypatch):

@@ -14,6 +14,8 @@ from typing import TypeAlias
 import structlog
 
 from xds.mesh.controlplane.problem_times import FoundProblem
+from xds.mesh.controlplane.publisher import traceback_of
+from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Problem, Ref
 from xds.mesh.policy.effect import Ineffective, without_effect
@@ -56,7 +58,7 @@ class EffectWatcher:
         self._checked_mesh: Mesh | None = None
         self._ineffective = Ineffective()
         """Result of the last check."""
-        self._last_error = ""
+        self._log_error = OnceLogger(log, "failed to check for objects without effect", level="error")
         self._is_checking = asyncio.Lock()
 
     @property
@@ -104,12 +106,9 @@ class EffectWatcher:
                 return
             try:
                 self._ineffective = await asyncio.to_thread(without_effect, mesh, self._ineffective)
-                self._last_error = ""
+                self._log_error("")
             except Exception as error:  # noqa: BLE001 - serving does not depend on it
-                description = f"{type(error).__name__}: {error}"
-                if description != self._last_error:
-                    log.error("failed to check for objects without effect", problem=description)  # noqa: TRY400
-                self._last_error = description
+                self._log_error(f"{type(error).__name__}: {error}", stack=traceback_of(error))
             self._checked_mesh, now = mesh, asyncio.get_running_loop().time()
             self._since = {key: self._since.get(key, now) for key in _by_key(self._ineffective)}
 

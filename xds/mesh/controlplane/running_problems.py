@@ -9,9 +9,13 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
+import structlog
+
 from xds.checkpoint import Checkpoint
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.publisher import traceback_of
 from xds.mesh.identity import CERTIFICATE
+from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, Problem
 from xds.mesh.observe.edges import Client, Observed, Target
@@ -22,6 +26,8 @@ from xds.mesh.sources.report import SourceUpdate, identity
 from xds.protocol.status import State
 from xds.server import Subscriber
 from xds.snapshot import SECRET
+
+log = structlog.get_logger(__name__)
 
 CHECK_INTERVAL = 5.0
 """Seconds between two checks."""
@@ -61,8 +67,13 @@ class RunningProblems:
     async def run(self) -> None:
         """Check the mesh every few seconds, until cancelled."""
         await self._controller.ready.wait()
+        log_error = OnceLogger(log, "failed to check the running mesh for problems", level="error")
         while True:
-            await self.check(datetime.now(UTC))
+            try:
+                await self.check(datetime.now(UTC))
+                log_error("")
+            except Exception as error:  # noqa: BLE001 - serving does not depend on it
+                log_error(f"{type(error).__name__}: {error}", stack=traceback_of(error))
             await asyncio.sleep(CHECK_INTERVAL)
 
     async def check(self, now: datetime) -> None:

@@ -12,11 +12,18 @@ class OnceLogger:
         self._log, self._event, self._level = log, event, level
         self._last: dict[tuple[tuple[str, object], ...], str] = {}
 
-    def __call__(self, problem: str, **facts: object) -> None:
-        """Log a problem, unless it is the last one logged for these facts. An empty problem means solved."""
+    def __call__(self, problem: str, *, stack: str = "", **facts: object) -> None:
+        """Log a problem, unless it is the last one logged for these facts. An empty problem means solved.
+
+        Args:
+            problem: the problem.
+            stack: traceback of an unexpected error, logged with it.
+            facts: what it is about.
+        """
         key = tuple(facts.items())
         if problem and problem != self._last.get(key):
-            getattr(self._log, self._level)(self._event, **facts, problem=problem)
+            traceback = {"stack": stack} if stack else {}
+            getattr(self._log, self._level)(self._event, **facts, problem=problem, **traceback)
         if problem:
             self._last[key] = problem
         else:
