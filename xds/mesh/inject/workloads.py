@@ -209,7 +209,7 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
             labels = {TLS_MODE_LABEL: "istio", **labels}
             what, remedy = containers.pod_security_refusal(injection.pod, namespace_labels)
             if what:
-                log.add(template.root, what, remedy, warning=True)
+                log.add(template.root, f"{what}; results assume that they run", remedy, warning=True)
         # The injected sidecar sends the probes, and serves the metrics.
         injected = Field(injection.pod, template.path, log)
         pod = replace(pod, probe_ports=core.probe_ports(injected["spec"]))
