@@ -477,6 +477,29 @@ async def test_callers_are_watched_but_not_required(server: FakeApiServer, api: 
         await restarted.until(lambda: denied in str(restarted.messages(notices=True)))
 
 
+async def test_optional_kind_of_unsupported_versions_is_reported(server: FakeApiServer, api: KubeApi) -> None:
+    monitoring, security = "monitoring.coreos.com", "security.istio.io"
+    server.add(monitoring, "v2", "servicemonitors", "ServiceMonitor")
+    server.add(security, "v9", "authorizationpolicies", "AuthorizationPolicy")
+    hint = "(upgrade xds, or serve a supported version too)"
+    policies = (
+        "authorizationpolicies.security.istio.io: the cluster serves v9, but xds supports only v1beta1 "
+        "and v1: objects of kind AuthorizationPolicy are not known, so they are not enforced, and cannot be "
+        f"reported {hint}"
+    )
+    monitors = (
+        "servicemonitors.monitoring.coreos.com: the cluster serves v2, but xds supports only v1: "
+        "objects of kind ServiceMonitor are not known, so plans do not consider the clients that they prove "
+        f"{hint}"
+    )
+    async with Followed(Kubernetes(api, options=QUICK)) as followed:
+        await followed.until(lambda: followed.complete and set(followed.messages()) == {policies, monitors})
+        server.add(monitoring, "v1", "servicemonitors", "ServiceMonitor")
+        await followed.until(lambda: followed.messages() == [policies])
+    report = await Kubernetes(api).load()
+    assert [str(problem) for problem in report.problems if not problem.notice] == [policies]
+
+
 async def test_unreadable_route_affects_no_other(server: FakeApiServer, api: KubeApi) -> None:
     group = "networking.istio.io"
     server.add(group, "v1", "virtualservices", "VirtualService")

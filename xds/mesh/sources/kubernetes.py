@@ -115,11 +115,7 @@ class Kubernetes:
         ]
         self._unenforced = [
             Reflector(
-                api,
-                _unenforced_resource(kind),
-                partial(_read_unenforced, kind),
-                self._changed.set,
-                options.for_optional(),
+                api, _unenforced_resource(kind), partial(_read_unenforced, kind), self._changed.set, options
             )
             for kind in UNENFORCED
         ]
@@ -350,15 +346,17 @@ class Kubernetes:
         """Update the problems of the watches. Return the new and the solved problems."""
         problems = [
             _access_problem(reflector, failure)
-            for reflector, failure in self._failures(FailureCause.FORBIDDEN, FailureCause.NOT_SERVED)
+            for reflector, failure in self._failures(
+                FailureCause.FORBIDDEN, FailureCause.NOT_SERVED, FailureCause.UNSUPPORTED
+            )
         ]
         reason = self._outage_reason()
-        denied = {FailureCause.FORBIDDEN}
+        unknown = {FailureCause.FORBIDDEN, FailureCause.UNSUPPORTED}
         for reflectors, causes, consequence in (
-            (self._unenforced, denied, "they are not enforced, and cannot be reported"),
+            (self._unenforced, unknown, "they are not enforced, and cannot be reported"),
             (
                 self._advisory,
-                denied if reason else denied | {FailureCause.UNREACHABLE},
+                unknown if reason else unknown | {FailureCause.UNREACHABLE},
                 "plans do not consider the clients that they prove",
             ),
         ):
@@ -395,7 +393,12 @@ def kube_resource(kind: str, namespace: str = "") -> KubeResource:
 
 def _unenforced_resource(kind: Unenforced) -> KubeResource:
     return KubeResource(
-        kind=kind.name, plural=kind.plural, versions=kind.versions, group=kind.group, custom=True
+        kind=kind.name,
+        plural=kind.plural,
+        versions=kind.versions,
+        group=kind.group,
+        custom=True,
+        optional=True,
     )
 
 
@@ -491,11 +494,14 @@ def _list_problem(reflector: Reflector[Any], failure: WatchFailure) -> Problem:
 
 
 def _optional_problem(resource: KubeResource, failure: WatchFailure, consequence: str) -> Problem:
+    unknown = f"objects of kind {resource.kind} are not known, so {consequence}"
+    if failure.cause is FailureCause.UNSUPPORTED:
+        what = f"{failure.message}: {unknown}"
+        return Problem(where=resource.title, what=what, hint="upgrade xds, or serve a supported version too")
     is_denied = failure.cause is FailureCause.FORBIDDEN
-    verb = "access is denied" if is_denied else "cannot be listed"
     return Problem(
         where=resource.title,
-        what=f"{verb}: objects of kind {resource.kind} are not known, so {consequence}",
+        what=f"{'access is denied' if is_denied else 'cannot be listed'}: {unknown}",
         hint=f"add to the rules of the ClusterRole: - {resource.rule}" if is_denied else "",
         notice=True,
     )

@@ -48,7 +48,9 @@ class FailureCause(Enum):
     FORBIDDEN = "forbidden"
     """RBAC denies access."""
     NOT_SERVED = "not served"
-    """The server does not serve the resource, or only in unsupported versions."""
+    """The server does not serve the resource."""
+    UNSUPPORTED = "unsupported"
+    """The server serves the resource only in unsupported versions."""
 
 
 class WatchFailure(NamedTuple):
@@ -68,6 +70,10 @@ class ExpiredError(Exception):
 
 class NoSuchKindError(KubeError):
     """The server serves no version of the resource type, so it has no such objects."""
+
+
+class UnsupportedVersionError(KubeError):
+    """The server serves the resource type only in versions that cannot be parsed."""
 
 
 class Reflector(Generic[T]):
@@ -158,8 +164,7 @@ class Reflector(Generic[T]):
         except NoSuchKindError:
             self.complete = True
         except KubeError as error:
-            causes: dict[int, FailureCause] = {403: FailureCause.FORBIDDEN, 404: FailureCause.NOT_SERVED}
-            self._set_failure(causes.get(error.status, FailureCause.UNREACHABLE), str(error))
+            self._set_failure(_cause(error, is_served=not error.is_not_found), str(error))
 
     def _handle_failure(self, error: KubeError) -> float:
         """Record a failure. Return the retry delay in seconds."""
@@ -182,15 +187,7 @@ class Reflector(Generic[T]):
             self._version, self._empty_watches = "", 0
         # An interrupted watch is reopened without a report. Only a second consecutive failure is reported.
         if not is_absent and (not self.complete or (self._failures > 1 and not gone)):
-            forbidden = error.status == HTTPStatus.FORBIDDEN
-            cause = (
-                FailureCause.NOT_SERVED
-                if missing
-                else FailureCause.FORBIDDEN
-                if forbidden
-                else FailureCause.UNREACHABLE
-            )
-            self._set_failure(cause, str(error))
+            self._set_failure(_cause(error, is_served=not missing), str(error))
         if not gone:
             return wait
         # Back off although the list succeeded: repeated lists without a delay would overload the server.
@@ -234,7 +231,7 @@ class Reflector(Generic[T]):
             raise NoSuchKindError(HTTPStatus.NOT_FOUND, NO_SUCH_KIND)
         supported = " and ".join(self.resource.versions)
         what = f"the cluster serves {', '.join(unsupported)}, but xds supports only {supported}"
-        raise KubeError(HTTPStatus.NOT_FOUND, what)
+        raise UnsupportedVersionError(HTTPStatus.NOT_FOUND, what)
 
     def _preference(self, version: str) -> int:
         """Return a sort key: supported versions, newest last, after unsupported versions."""
@@ -360,6 +357,14 @@ class Reflector(Generic[T]):
             self.objects.pop(key, None)
         else:
             self.objects[key] = value  # Equal values can have different versions.
+
+
+def _cause(error: KubeError, *, is_served: bool) -> FailureCause:
+    if isinstance(error, UnsupportedVersionError):
+        return FailureCause.UNSUPPORTED
+    if not is_served:
+        return FailureCause.NOT_SERVED
+    return FailureCause.FORBIDDEN if error.status == HTTPStatus.FORBIDDEN else FailureCause.UNREACHABLE
 
 
 def _decode_event(line: bytes) -> Json:
