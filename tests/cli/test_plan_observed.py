@@ -84,6 +84,24 @@ async def test_client_that_sent_plaintext_is_named(plane: Plane, strict: Path):
     assert "| legacy/cron | web.shop:80 | plaintext | 3d ago | 3d ago |" in result.stdout
 
 
+async def test_clients_that_are_no_pods_are_explained(plane: Plane, strict: Path):
+    observe_since(plane, 8 * DAY)
+    addresses = ("127.0.0.1", "192.0.2.1", "192.0.2.2", "192.0.2.3", "192.0.2.4")
+    now = time.time()
+    for client in (*(Client("", address) for address in addresses), Client("legacy", "cron")):
+        edge = EdgeKey(client, Target("shop", "web", 80), TrafficMode.PLAINTEXT)
+        plane.reports.traffic.add(edge, Reporter.SERVER, ("shop", "web-1"), requests=1, now=now)
+    notes = [
+        "127.0.0.1: a process in the server's own pod or on its machine, such as a port-forward",
+        "192.0.2.1, 192.0.2.2, 192.0.2.3 and 1 more: no pod: a node, or a client outside the mesh",
+    ]
+    planned = await plan(plane, strict, "--observed", "7d")
+    assert sorted(planned.stderr.splitlines()) == notes
+    arguments = ["observe", "--xds-address", f"127.0.0.1:{plane.server.port}"]
+    observed = await asyncio.to_thread(CliRunner().invoke, app, arguments, prog_name="xds")
+    assert (observed.exit_code, sorted(observed.stderr.splitlines())) == (0, notes)
+
+
 async def test_short_observation_is_not_safe(plane: Plane, strict: Path):
     observe_since(plane, 3 * 3600)
     result = await plan(plane, strict, "--observed", "7d")

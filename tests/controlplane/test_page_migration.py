@@ -79,7 +79,7 @@ async def test_refused_plaintext_is_apart_from_accepted():
     accepted, refused = (await table(world, traffic=traffic))["a", "web"]["observed"]
     assert (accepted["mode"], accepted["requestsPerMinute"]) == ("plaintext", {"plaintext": 5.0})
     assert (refused["mode"], refused["requestsPerMinute"]) == ("refused", {"refused": 5.0})
-    assert refused["clients"][0]["note"].startswith("no pod: a process on the server's own machine")
+    assert refused["clients"][0]["note"].startswith("a process in the server's own pod")
 
 
 async def test_refused_plaintext_of_an_unlocked_workload_blocks_strict():

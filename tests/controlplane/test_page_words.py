@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from xds.mesh.controlplane.page.words import address_words, reason_words, traffic_words
+from xds.mesh.controlplane.page.words import reason_words, traffic_words
 from xds.mesh.model.objects import Ref, Traffic
-from xds.mesh.observe.edges import OTHER_ADDRESSES
+from xds.mesh.observe.edges import OTHER_ADDRESSES, address_words
 from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.reach import Failure
 
@@ -23,8 +23,8 @@ def test_every_code_has_words():
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("127.0.0.1", "a process on the server's own machine"),
-        ("::1", "a process on the server's own machine"),
+        ("127.0.0.1", "a process in the server's own pod"),
+        ("::1", "a process in the server's own pod"),
         ("192.0.2.7", "a node, or a client outside the mesh"),
         ("not-an-address", "a node, or a client outside the mesh"),
         (OTHER_ADDRESSES.name, "more addresses"),

@@ -215,7 +215,7 @@ def test_accepted_and_refused_plaintext_are_apart(page, own_server):
     assert "plaintext accepted" in accepted
     assert "from legacy/sleep" in accepted
     assert "127.0.0.1" not in accepted
-    assert "from 127.0.0.1 (no pod: a process on the server's own machine" in refused
+    assert "from 127.0.0.1 (a process in the server's own pod" in refused
     open_view(page, own_server, "map?client=sleep.legacy&service=httpbin.full")
     assert edges(page, "mtls") == set()
     page.wait_for_selector("#panel figure >> nth=1")

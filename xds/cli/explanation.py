@@ -12,7 +12,7 @@ from xds.cli.options import Address
 from xds.mesh.controlplane.status import since
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Ref, printable
-from xds.mesh.observe.edges import format_rate
+from xds.mesh.observe.edges import address_words, format_rate
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import traffic_pb2
 
@@ -20,6 +20,8 @@ _MAX_ENDPOINTS = 5
 """Maximum number of endpoints that a heading names."""
 _MAX_LINES = 10
 """Maximum number of values under one label, such as sidecars or identities."""
+_MAX_ADDRESSES = 3
+"""Maximum number of clients that one note names."""
 
 _Row: TypeAlias = tuple[str, str]
 """A label and its value. The label is empty if the value belongs to the label above."""
@@ -96,6 +98,15 @@ def format_traffic(traffic: traffic_pb2.TrafficEdge | pb.ModeTraffic) -> str:
     """Return the requests per minute in one mode, such as `1.2k/min mtls`."""
     mode = traffic_pb2.TrafficEdge.Mode.Name(traffic.mode).lower()
     return f"{format_rate(traffic.requests_per_minute)}/min {mode}"
+
+
+def address_notes(edges: Iterable[traffic_pb2.TrafficEdge]) -> Iterator[str]:
+    """Yield what those clients of observed traffic are that are no other pods: `ADDRESS: WORDS`."""
+    names: dict[str, dict[str, None]] = {}
+    for edge in edges:
+        if not edge.client_namespace:
+            names.setdefault(address_words(edge.client), {})[printable(edge.client)] = None
+    yield from (f"{join_names(found, _MAX_ADDRESSES)}: {words}" for words, found in names.items())
 
 
 def _in_use(explanation: pb.Explanation, group: pb.EndpointGroup, *, has_differences: bool) -> str:

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
 from xds.cli.client_options import ConnectionOptions
+from xds.cli.explanation import address_notes
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import OBSERVATION_DISABLED, fail
 from xds.cli.output import WideFormat, print_document
@@ -150,7 +151,9 @@ def _require_enabled(response: pb.ListTrafficResponse) -> None:
 
 
 def _print_notes(response: pb.ListTrafficResponse) -> None:
-    """Print what the table may omit, to stderr."""
+    """Print what clients are no pods, and what the table may omit, to stderr."""
+    for note in address_notes(response.edges):
+        typer.echo(note, err=True)
     for missing in response.missing_replicas:
         replica = f"replica {printable(missing.replica)}" if missing.replica else "other replicas"
         typer.echo(f"the traffic of {replica} is missing: {printable(missing.reason)}", err=True)

@@ -10,7 +10,7 @@ import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
-from xds.cli.explanation import refused_client
+from xds.cli.explanation import address_notes, refused_client
 from xds.cli.hops import TargetGroups, format_clients
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
@@ -84,6 +84,8 @@ def print_traffic(edges: Sequence[TrafficEdge], now: Timestamp) -> None:
         for edge in edges:
             table.add_row(*_traffic_cells(edge, now))
         table.show()
+        for note in address_notes(edges):
+            typer.echo(note, err=True)
         typer.echo()
 
 

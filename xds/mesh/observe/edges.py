@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -69,6 +70,19 @@ class Client(NamedTuple):
 
 OTHER_ADDRESSES = Client("", "other addresses")
 """Client of the edges that further addresses share."""
+
+
+def address_words(name: str) -> str:
+    """Return what an observed client is that is no other pod: an address, or `OTHER_ADDRESSES`."""
+    if name == OTHER_ADDRESSES.name:
+        return "more addresses that belong to no pod"
+    try:
+        is_loopback = ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        is_loopback = False
+    if is_loopback:
+        return "a process in the server's own pod or on its machine, such as a port-forward"
+    return "no pod: a node, or a client outside the mesh"
 
 
 class Target(NamedTuple):

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from xds.mesh.controlplane.page.graph import OUTSIDE_KEY
-from xds.mesh.controlplane.page.words import address_words
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.workload import WorkloadKey, workload_key
-from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, Observed, Target, TrafficMode
+from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, Observed, Target, TrafficMode, address_words
 
 TargetKey: TypeAlias = tuple[str, str]
 """Namespace and name of a `Target`: a service, or a pod for ports without a service."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from xds.mesh.model.objects import Ref, Traffic
-from xds.mesh.observe.edges import OTHER_ADDRESSES
 from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.reach import Failure
 
@@ -56,16 +53,3 @@ _WORDS = {str(reason): words for reason, words in _REASONS.items()}
 def traffic_words(traffic: Traffic, source: Ref | None) -> str:
     """Return the clients outside the mesh, and the object that proves them."""
     return f"{_TRAFFIC[traffic]} ({source})" if source else _TRAFFIC[traffic]
-
-
-def address_words(name: str) -> str:
-    """Return what an observed client is that is no pod: an address, or `OTHER_ADDRESSES`."""
-    if name == OTHER_ADDRESSES.name:
-        return "more addresses that belong to no pod"
-    try:
-        is_loopback = ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        is_loopback = False
-    if is_loopback:
-        return "no pod: a process on the server's own machine, such as a port-forward"
-    return "no pod: a node, or a client outside the mesh"
