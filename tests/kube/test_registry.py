@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from xds.mesh.kube.packaged import load_packaged
-from xds.mesh.parse import KINDS, UNENFORCED, Kind, Unenforced, Watch
+from xds.mesh.parse import KINDS, Kind, Watch
 
-WATCHED = [*(kind for kind in KINDS if kind.watch is not Watch.NEVER), *UNENFORCED]
+WATCHED = [kind for kind in KINDS if kind.watch is not Watch.NEVER]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def granted() -> set[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("kind", WATCHED, ids=lambda kind: kind.name)
-def test_watched_kind_is_granted(kind: Kind | Unenforced, granted: set[tuple[str, str, str]]) -> None:
+def test_watched_kind_is_granted(kind: Kind, granted: set[tuple[str, str, str]]) -> None:
     assert {(kind.group, kind.plural, verb) for verb in ("list", "watch")} <= granted
 
 
@@ -41,6 +41,6 @@ def test_status_of_a_kind_is_granted(kind: Kind, granted: set[tuple[str, str, st
     assert (kind.group, f"{kind.plural}/status", "patch") in granted
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *UNENFORCED], ids=lambda kind: kind.name)
-def test_kind_is_described(kind: Kind | Unenforced) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_kind_is_described(kind: Kind) -> None:
     assert re.search(rf"\b{kind.name}\b", Path("docs/reference/kinds.md").read_text())

@@ -155,8 +155,7 @@ async def _do_all_that_needs_the_server(cluster: Cluster, api: KubeApi, recorder
         assert source.complete
         assert not [problem for problem in source.problems if not problem.notice]
 
-        expected = {"configmaps", *(kind.plural for kind in UNENFORCED)}
-        expected.update(kind.plural for kind in KINDS if kind.watch is not Watch.NEVER)
+        expected = {"configmaps", *(kind.plural for kind in KINDS if kind.watch is not Watch.NEVER)}
 
         def watched() -> bool:
             return {call.resource for call in recorder.calls if call.verb == "watch"} == expected

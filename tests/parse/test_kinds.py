@@ -40,7 +40,7 @@ from xds.mesh.model.traffic import (
     TlsMode,
     TrafficPolicy,
 )
-from xds.mesh.parse import UNENFORCED, Parsed, Path, Unenforced, dotted, parse
+from xds.mesh.parse import UNENFORCED, Kind, Parsed, Path, dotted, parse
 
 
 def where(path: Path) -> str:
@@ -678,7 +678,7 @@ def test_api_service_of_the_core_group_is_valid() -> None:
 
 
 @pytest.mark.parametrize("kind", UNENFORCED, ids=lambda kind: kind.name)
-def test_unenforced_kind_gets_a_warning(kind: Unenforced) -> None:
+def test_unenforced_kind_gets_a_warning(kind: Kind) -> None:
     denies = kind.group != "networking.istio.io"
     for version in kind.versions:
         for metadata, name in (("{name: x, namespace: ns}", " ns/x"), ("{name: x}", " x"), ("[]", "")):

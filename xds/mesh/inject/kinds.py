@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from xds.mesh.parse import KINDS, UNENFORCED, is_kind
+from xds.mesh.parse import KINDS, is_kind
 from xds.mesh.parse.reading import Path
 
 _TEMPLATE = ("spec", "template")
@@ -37,10 +37,10 @@ _MAX_DEPTH = 6
 """Nested mappings of a custom resource that are searched. The steps of a Workflow have containers."""
 
 
-_KNOWN = frozenset((kind.group, kind.name) for kind in (*KINDS, *UNENFORCED))
+_KNOWN = frozenset((kind.group, kind.name) for kind in KINDS)
 """Groups and kinds that are read as something else than a workload."""
-
-_SECURITY = frozenset((kind.group, kind.name) for kind in UNENFORCED if kind.is_security)
+_SECURITY = frozenset((kind.group, kind.name) for kind in KINDS if kind.is_unenforced_security)
+_ALWAYS_READ = (*_TEMPLATE_PATHS, *((kind.group, kind.name) for kind in KINDS if not kind.consequence))
 
 
 def why_not_ignored(name: str) -> str:
@@ -49,7 +49,7 @@ def why_not_ignored(name: str) -> str:
     Args:
         name: name of the kind, as for `is_kind`.
     """
-    for group, kind in (*_SECURITY, *_TEMPLATE_PATHS, *((kind.group, kind.name) for kind in KINDS)):
+    for group, kind in (*_SECURITY, *_ALWAYS_READ):
         if is_kind(name, group, kind):
             if (group, kind) in _SECURITY:
                 return f"{kind} is security that is not enforced, so its objects are always reported"

@@ -14,10 +14,9 @@ from typing import NamedTuple
 from xds.mesh.model.objects import Fact, Meta, Problem, Ref
 from xds.mesh.parse import names
 from xds.mesh.parse.fail_closed import FailClosed
-from xds.mesh.parse.kinds import ADVISORY_KINDS, KINDS, Kind, Watch, is_kind
+from xds.mesh.parse.kinds import CALLER_KINDS, KINDS, UNENFORCED, Kind, Watch, is_kind
 from xds.mesh.parse.meshconfig import merged, mesh_config, settings
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest, shown
-from xds.mesh.parse.unenforced import UNENFORCED, Unenforced
 
 __all__ = [
     "CALLER_KINDS",
@@ -30,7 +29,6 @@ __all__ = [
     "Locate",
     "Parsed",
     "Path",
-    "Unenforced",
     "Watch",
     "dotted",
     "is_kind",
@@ -80,11 +78,12 @@ class Parsed:
         return replace(self, fact=self.replacement.fact, problems=problems)
 
 
-_BY_NAME = {kind.name: kind for kind in KINDS}
-_BY_TYPE = {(version, kind.name): kind for kind in KINDS for version in kind.api_versions}
-
-CALLER_KINDS = ADVISORY_KINDS.union(kind.name for kind in UNENFORCED if kind.read)
-"""Kinds whose objects prove clients outside the mesh."""
+_ADVISORY = (Watch.ADVISORY, Watch.UNENFORCED)
+_BY_NAME = {kind.name: kind for kind in KINDS if kind.watch not in _ADVISORY}
+"""Kinds whose names are checked. Other groups have kinds of the other names, and similar ones."""
+_BY_TYPE = {
+    (version, kind.name): kind for kind in KINDS if not kind.consequence for version in kind.api_versions
+}
 
 _UNENFORCED = {(kind.group, kind.name): kind for kind in UNENFORCED}
 
@@ -190,7 +189,7 @@ def _objects(root: Field, flaws: Sequence[Flaw], source: _Source, default_type: 
     meta = _meta(obj, kind, source.default_namespace)
     for path, what in flaws:
         log.add(path, what)
-    fact = kind.read(obj, meta) if meta else None
+    fact = kind.read(obj, meta) if meta and kind.read else None
     if meta and log.refused and kind.make_replacement:
         result = replace(_result(obj, meta.ref), replacement=kind.make_replacement(meta, fact, log))
     else:
@@ -200,7 +199,7 @@ def _objects(root: Field, flaws: Sequence[Flaw], source: _Source, default_type: 
     yield result
 
 
-def _unenforced(obj: Field, kind: Unenforced, source: _Source, *, is_ignored: bool) -> Parsed:
+def _unenforced(obj: Field, kind: Kind, source: _Source, *, is_ignored: bool) -> Parsed:
     meta = obj["metadata"]
     namespace, name = (field.value for field in (meta["namespace"], meta["name"]))
     ref = None
@@ -264,13 +263,11 @@ def _report_kind(obj: Field, version: str, name: str, *, is_ignored: bool) -> No
         return
     group = version.rpartition("/")[0]
     namesake = _BY_NAME.get(name)
-    if name in ADVISORY_KINDS:
-        namesake = None  # Other versions and groups have kinds of this name, and similar ones.
-    elif namesake and (group == namesake.group or nearest(version, namesake.api_versions)):
+    if namesake and (group == namesake.group or nearest(version, namesake.api_versions)):
         versions = " or ".join(namesake.api_versions)
         obj["apiVersion"].refuse(f"{version} has no kind {name}", f"write apiVersion: {versions}")
         return
-    group_kinds = [kind.name for kind in KINDS if kind.group == group and kind.watch is not Watch.ADVISORY]
+    group_kinds = [kind.name for kind in _BY_NAME.values() if kind.group == group]
     if name not in _IGNORED and not namesake and (hint := nearest(name, group_kinds)):
         obj["kind"].refuse(f"{name} does not exist in {version}", hint)
         return

@@ -1,4 +1,4 @@
-"""The kinds that become facts: one entry for each says how objects are parsed and watched."""
+"""The kinds that are read: one entry for each says how objects are parsed and watched."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Watch(Enum):
     """As REQUIRED, but a cluster that does not serve the kind has no objects."""
     ADVISORY = auto()
     """Objects affect only predictions. If they cannot be listed, a notice says so."""
+    UNENFORCED = auto()
+    """As ADVISORY, and each object is reported, because the kind is not enforced."""
     NEVER = auto()
     """Objects are read only from files."""
 
@@ -49,8 +51,9 @@ class Kind:
     """API group; empty for the core group of Kubernetes."""
     versions: tuple[str, ...]
     """Accepted versions."""
-    read: Callable[[Field, Meta], Fact | None]
-    """Function that parses an object. It returns None for a valid object that is ignored."""
+    read: Callable[[Field, Meta], Fact | None] | None
+    """Function that parses an object. It returns None for a valid object that is ignored. A kind that is not
+    enforced needs none."""
     check_name: Callable[[str], str] = names.subdomain
     """Function that returns what is wrong with an object's name, or an empty string."""
     namespaced: bool = True
@@ -64,6 +67,13 @@ class Kind:
     used: type[Any] | None = None
     """TypedDict of the fields that affect an object's fact; None for all. A caller need not decode the others
     of an object that an API server has accepted."""
+    consequence: str = ""
+    """Consequence of not enforcing the kind, as the end of a warning; empty if it is enforced."""
+
+    @property
+    def is_unenforced_security(self) -> bool:
+        """Whether the kind is not enforced, and would deny requests if it were."""
+        return self.consequence == _DENIES
 
     @property
     def built_in(self) -> bool:
@@ -88,6 +98,20 @@ def _caller(
     return Kind(name, plural, group, versions, read, watch=Watch.ADVISORY, **options)
 
 
+def _unenforced(
+    name: str,
+    plural: str,
+    group: str,
+    versions: tuple[str, ...],
+    consequence: str = "it has no effect",
+    *,
+    read: Callable[[Field, Meta], Fact | None] | None = None,
+) -> Kind:
+    """Return a kind whose objects are read to warn that they are not enforced."""
+    return Kind(name, plural, group, versions, read, watch=Watch.UNENFORCED, consequence=consequence)
+
+
+_DENIES = "requests that it would deny are allowed"
 _ISTIO = ("v1alpha3", "v1beta1", "v1")
 _OLD = ("v1beta1", "v1")
 _ROUTES = ("v1alpha2", "v1alpha3", "v1")
@@ -219,12 +243,30 @@ KINDS = (
         namespaced=False,
         used=callers.UsedDefinition,
     ),
+    _unenforced("AuthorizationPolicy", "authorizationpolicies", "security.istio.io", _OLD, _DENIES),
+    _unenforced("RequestAuthentication", "requestauthentications", "security.istio.io", _OLD, _DENIES),
+    _unenforced("Sidecar", "sidecars", "networking.istio.io", _ISTIO),
+    _unenforced(
+        "VirtualService",
+        "virtualservices",
+        "networking.istio.io",
+        _ISTIO,
+        read=callers.virtual_service,
+    ),
+    _unenforced("EnvoyFilter", "envoyfilters", "networking.istio.io", ("v1alpha3",)),
+    _unenforced("WasmPlugin", "wasmplugins", "extensions.istio.io", ("v1alpha1",), _DENIES),
+    _unenforced("ClusterRbacConfig", "clusterrbacconfigs", "rbac.istio.io", ("v1alpha1",), _DENIES),
+    _unenforced("ServiceRole", "serviceroles", "rbac.istio.io", ("v1alpha1",), _DENIES),
+    _unenforced("ServiceRoleBinding", "servicerolebindings", "rbac.istio.io", ("v1alpha1",), _DENIES),
 )
-"""All kinds that become facts."""
+"""All kinds that are read."""
 
-
-ADVISORY_KINDS = frozenset(kind.name for kind in KINDS if kind.watch is Watch.ADVISORY)
-"""Kinds whose objects affect only predictions."""
+UNENFORCED = tuple(kind for kind in KINDS if kind.consequence)
+"""Kinds that are not enforced. Objects are reported with a warning."""
+CALLER_KINDS = frozenset(
+    kind.name for kind in KINDS if kind.watch in (Watch.ADVISORY, Watch.UNENFORCED) and kind.read
+)
+"""Kinds whose objects prove clients outside the mesh."""
 
 
 def is_kind(name: str, group: str, kind: str) -> bool:

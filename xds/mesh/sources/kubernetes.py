@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from xds.mesh.kube.api import Json, KubeApi, KubeError
 from xds.mesh.model.objects import Change, Fact, MeshConfig, Problem, Ref, printable
-from xds.mesh.parse import KINDS, UNENFORCED, Kind, Parsed, Unenforced, Watch, parse, unreadable
+from xds.mesh.parse import KINDS, Kind, Parsed, Watch, parse, unreadable
 from xds.mesh.sources.reflector import FailureCause, Key, Reflector, WatchFailure
 from xds.mesh.sources.report import (
     ReadObject,
@@ -103,22 +103,14 @@ class Kubernetes:
         """ConfigMap with the mesh's settings."""
         self._default = self._read_config("")
         self._changed = asyncio.Event()
-        self._kinds = [
-            Reflector(api, _resource(kind), partial(_read_object, kind), self._changed.set, options)
-            for kind in KINDS
-            if kind.watch in (Watch.REQUIRED, Watch.SERVED)
-        ]
-        self._advisory = [
-            Reflector(api, _resource(kind), partial(_read_object, kind), self._changed.set, options)
-            for kind in KINDS
-            if kind.watch is Watch.ADVISORY
-        ]
-        self._unenforced = [
-            Reflector(
-                api, _unenforced_resource(kind), partial(_read_unenforced, kind), self._changed.set, options
-            )
-            for kind in UNENFORCED
-        ]
+        self._kinds, self._advisory, self._unenforced = (
+            [
+                Reflector(api, _resource(kind), partial(_read_object, kind), self._changed.set, options)
+                for kind in KINDS
+                if kind.watch in watches
+            ]
+            for watches in ((Watch.REQUIRED, Watch.SERVED), (Watch.ADVISORY,), (Watch.UNENFORCED,))
+        )
         config_maps = KubeResource(
             kind="ConfigMap", plural="configmaps", namespace=self.namespace, name=config_map
         )
@@ -389,30 +381,6 @@ def _resource(kind: Kind) -> KubeResource:
 def kube_resource(kind: str, namespace: str = "") -> KubeResource:
     """Return the resource type of a watched kind, in one namespace."""
     return replace(_resource(next(each for each in KINDS if each.name == kind)), namespace=namespace)
-
-
-def _unenforced_resource(kind: Unenforced) -> KubeResource:
-    return KubeResource(
-        kind=kind.name,
-        plural=kind.plural,
-        versions=kind.versions,
-        group=kind.group,
-        custom=True,
-        optional=True,
-    )
-
-
-def _read_unenforced(kind: Unenforced, obj: Json, _: ObjectState | None) -> ObjectState:
-    """Return the warning that an object is not enforced, and which clients outside the mesh it proves."""
-    meta = obj["metadata"]
-    name = str(Ref(kind.name, str(meta.get("namespace") or ""), str(meta["name"])))
-    document = {**obj, "apiVersion": f"{kind.group}/{kind.versions[-1]}", "kind": kind.name}
-    try:
-        [parsed] = parse(document, lambda _: name)
-    except Exception as error:  # noqa: BLE001 - one object must not affect the others
-        what = f"cannot be read: {type(error).__name__}: {error}"
-        return ObjectState(problems=(Problem(where=name, what=what, hint="please report this"),))
-    return ObjectState(fact=parsed.fact, problems=parsed.problems)
 
 
 def _read_object(kind: Kind, obj: Json, before: ObjectState | None) -> ObjectState:

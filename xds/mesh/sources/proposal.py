@@ -93,7 +93,8 @@ def find_deleted(mesh: Mesh, text: str) -> Ref:
     custom = Ref("Pod", namespace, f"{short_name(kind)}/{name}")
     if kind not in SHORT_NAMES and mesh.get(custom):
         return custom
-    ref = ref_named(text, {item.name: item.namespaced for item in KINDS} | dict.fromkeys(SHORT_NAMES, True))
+    kinds = {item.name: item.namespaced for item in KINDS if not item.consequence}
+    ref = ref_named(text, kinds | dict.fromkeys(SHORT_NAMES, True))
     if ref.kind == "Namespace":
         raise UnknownNameError(
             f"{text}: cannot plan the deletion of a Namespace: delete the objects in it instead"
