@@ -551,6 +551,8 @@ class Caller(Object):
         return self.traffic_of(call).is_certain and self.namespace in ("", namespace)
 
 
+TrafficFact: TypeAlias = AuthenticationPolicy | PeerAuthentication | DestinationRule
+"""Facts of `TRAFFIC_KINDS`."""
 Fact: TypeAlias = (
     Namespace
     | ServiceAccount
@@ -559,9 +561,7 @@ Fact: TypeAlias = (
     | Pod
     | Endpoints
     | ServiceEntry
-    | AuthenticationPolicy
-    | PeerAuthentication
-    | DestinationRule
+    | TrafficFact
     | Caller
 )
 

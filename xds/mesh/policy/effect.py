@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 from xds.mesh.model.injection import NAMESPACE_LABEL, unused_label
 from xds.mesh.model.mesh import Mesh, target_port
@@ -28,6 +28,7 @@ from xds.mesh.model.objects import (
     Service,
     ServicePort,
     Target,
+    TrafficFact,
 )
 from xds.mesh.parse.reading import nearest
 from xds.mesh.policy.destination import MAX_SUBSET_CLUSTERS, has_too_many_subsets
@@ -43,7 +44,6 @@ API_SERVER = f"kubernetes.default.svc.{CLUSTER_DOMAIN}"
 _SERVICE_SUFFIX = f".svc.{CLUSTER_DOMAIN}"
 _DID_YOU_MEAN = "did you mean "
 _INJECT = "inject the sidecar; until then, these pods accept plaintext"
-_POLICIES_AND_RULES = (AuthenticationPolicy, PeerAuthentication, DestinationRule)
 
 _Finding: TypeAlias = tuple[Ref, Problem]
 _NamespaceFindings: TypeAlias = tuple[NamespaceFacts, tuple[_Finding, ...]]
@@ -110,7 +110,7 @@ def policy_without_effect(mesh: Mesh, ref: Ref) -> Iterator[Problem]:
     missing = _missing_namespaces(mesh)
     if namespace in missing:
         findings = [*_in_missing(mesh, [namespace])]
-    elif policy:
+    elif isinstance(policy, TrafficFact):
         facts = mesh.in_namespace(namespace, with_defaults=False)
         is_root = namespace == mesh.config.root_namespace
         rules = [policy] if isinstance(policy, DestinationRule) else []
@@ -143,12 +143,11 @@ def _capped(owner: Object, findings: Iterable[_Finding]) -> Iterator[_Finding]:
 
 def _in_namespace(facts: NamespaceFacts, *, is_root: bool) -> Iterator[_Finding]:
     """Yield the findings that do not depend on other namespaces."""
-    for policy in (*facts.peer_authentications, *facts.policies):
+    policies: tuple[TrafficFact, ...] = (*facts.peer_authentications, *facts.policies, *facts.rules)
+    for policy in policies:
         yield from _policy(facts, policy, is_root=is_root)
     for service in facts.services.values():
         yield from _capped(service, _service(facts, service))
-    for rule in facts.rules:
-        yield from _policy(facts, rule, is_root=is_root)
     for entry in facts.service_entries:
         for service in entry.services:
             if (owner := facts.services[service.name].ref) != entry.ref:
@@ -156,7 +155,7 @@ def _in_namespace(facts: NamespaceFacts, *, is_root: bool) -> Iterator[_Finding]
                 yield _problem(entry, what, "remove the host from one of them")
 
 
-def _policy(facts: NamespaceFacts, policy: Object, *, is_root: bool) -> Iterator[_Finding]:
+def _policy(facts: NamespaceFacts, policy: TrafficFact, *, is_root: bool) -> Iterator[_Finding]:
     match policy:
         case PeerAuthentication():
             yield from _capped(policy, _peer_authentication(facts, policy, is_root=is_root))
@@ -165,9 +164,12 @@ def _policy(facts: NamespaceFacts, policy: Object, *, is_root: bool) -> Iterator
             yield from _capped(policy, findings)
             if not policy.targets and _have_no_sidecar(facts.pods.values()):
                 yield _no_sidecar_in(policy)
-        case DestinationRule(selector=selector) if selector and not any(facts.selected(selector)):
-            what = f"workloadSelector {_matches_no_pod(policy, selector)}"
-            yield _problem(policy, what, _similar_label(facts, selector))
+        case DestinationRule(selector=selector):
+            if selector and not any(facts.selected(selector)):
+                what = f"workloadSelector {_matches_no_pod(policy, selector)}"
+                yield _problem(policy, what, _similar_label(facts, selector))
+        case _:
+            assert_never(policy)
 
 
 def _peer_authentication(
@@ -335,7 +337,7 @@ def _missing_namespaces(mesh: Mesh) -> dict[str, None]:
         if name not in always_exist
         and not mesh.get(Ref("Namespace", "", name))
         and all(
-            isinstance(fact, _POLICIES_AND_RULES)
+            isinstance(fact, TrafficFact)
             for fact in mesh.in_namespace(name, with_defaults=False).facts.values()
         )
     }

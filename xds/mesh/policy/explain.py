@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import (
@@ -16,6 +16,7 @@ from xds.mesh.model.objects import (
     Ref,
     Service,
     ServicePort,
+    TrafficFact,
 )
 from xds.mesh.model.traffic import ClientTls
 from xds.mesh.policy.destination import ClientRule, client_rule, rules_with_tls, served_client_rule
@@ -279,19 +280,24 @@ def server_side(mesh: Mesh, endpoint: Endpoint, server: ModeDecision | None) -> 
 
 def _decider(mesh: Mesh, ref: Ref, port: int) -> Decider:
     """Return an object, and what it applies to. `port` is the port of the server."""
-    fact, scope = mesh.get(ref), "the mesh"
+    fact, root = mesh.get(ref), mesh.config.root_namespace
+    return Decider(ref, _scope(fact, port, root) if isinstance(fact, TrafficFact) else "the mesh")
+
+
+def _scope(fact: TrafficFact, port: int, root_namespace: str) -> str:
     match fact:
         case DestinationRule():
-            scope = f"host {fact.host}"
+            return f"host {fact.host}"
         case PeerAuthentication(selector=selector) if selector or fact.scope_unknown:
-            scope = f"port {port}" if fact.ports.get(port) else "the workload"
-        case PeerAuthentication() if fact.namespace != mesh.config.root_namespace:
-            scope = "the namespace"
+            return f"port {port}" if fact.ports.get(port) else "the workload"
+        case PeerAuthentication():
+            return "the mesh" if fact.namespace == root_namespace else "the namespace"
         case AuthenticationPolicy() if fact.targets:
-            scope = "the service"
-        case AuthenticationPolicy() if fact.namespace:
-            scope = "the namespace"
-    return Decider(ref, scope)
+            return "the service"
+        case AuthenticationPolicy():
+            return "the namespace" if fact.namespace else "the mesh"
+        case _:
+            assert_never(fact)
 
 
 def _why_not_intercepted(endpoint: Endpoint) -> str:
