@@ -9,7 +9,7 @@ from envoy_data_plane.envoy.config.cluster.v3 import Cluster
 
 from xds.resources import CLUSTER, Resource, resource
 from xds.server import XdsServer
-from xds.store import Store
+from xds.store import NackError, Store
 from xds.testing import EnvoyClient, Response
 
 
@@ -61,3 +61,18 @@ async def connected(
     async with client:
         await client.wait_for(lambda: any(request.nonce for request in client.conversation.requests))
         yield client
+
+
+async def roll_out(store: Store, *resources: Resource) -> None:
+    """The recipe of docs/reference/library.md."""
+    checkpoint = store.checkpoint()
+    try:
+        store.set(*resources, group="canary")
+        await store.applied(group="canary", at_least=1)
+        with store.change() as change:
+            change.set(*resources)
+            change.remove(*resources, group="canary")
+        await store.applied()
+    except NackError:
+        store.rollback(checkpoint)
+        raise

@@ -27,11 +27,6 @@ def cluster(name: str, content: str = "") -> Resource:
     return resource(Cluster(name=name, alt_stat_name=content))
 
 
-async def roll_out(store: Store, **options) -> None:
-    async with store.roll_out(**options) as change:
-        change.set(cluster("a"))
-
-
 BAD = {
     "two of a name": (
         lambda s: s.set(cluster("a"), cluster("a", "x")),
@@ -109,21 +104,6 @@ BAD = {
         lambda s: s.rollback(Store().checkpoint()),
         ValueError,
         "the checkpoint is of another store",
-    ),
-    "a rollout to no number": (
-        lambda s: asyncio.run(roll_out(s, at_least=1.5)),
-        TypeError,
-        "at_least=1.5 is not a number",
-    ),
-    "a rollout in no time": (
-        lambda s: asyncio.run(roll_out(s, timeout=-1)),
-        ValueError,
-        "timeout=-1 is negative",
-    ),
-    "a rollout to a node": (
-        lambda s: asyncio.run(roll_out(s, canary=Node(id="n"))),
-        TypeError,
-        "must be str",
     ),
     "no events": (lambda s: s.events(limit=0), ValueError, "limit=0"),
 }

@@ -16,7 +16,7 @@ from xds.protocol.wire import Node
 from xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, Resource, resource
 from xds.server import StreamInfo
 from xds.snapshot import TYPE_PREFIX, _digest
-from xds.store import RolledBackError, Store
+from xds.store import Store
 
 STREAM = StreamInfo(peer="test", variant=Variant.DELTA, type_url="")
 
@@ -263,17 +263,6 @@ def test_oldest_chosen_versions_are_forgotten(monkeypatch):
     store.set(chosen(b"two", "0"))
     with pytest.raises(ValueError, match="version '2' already has another content"):
         store.set(chosen(b"two", "2"))
-
-
-async def test_version_of_a_rollout_that_failed_cannot_get_another_content():
-    """Clients may have it."""
-    store = Store()
-    store.set(chosen(b"one"))
-    with pytest.raises(RolledBackError):
-        async with store.roll_out(canary="g", timeout=0) as change:
-            change.set(chosen(b"two", "2"))
-    with pytest.raises(ValueError, match="version '2' already has another content"):
-        store.set(chosen(b"three", "2"))
 
 
 def test_forgotten_node_gets_what_all_nodes_get():

@@ -11,8 +11,7 @@ The library is independent of the control plane in `xds.mesh` and of Kubernetes.
 from xds.protocol.events import Acked, Connected, Nacked, Subscribed
 from xds.store.checkpoints import Checkpoint
 from xds.store.clients import NackError
-from xds.store.events import Disconnected, Event, Events, RolledBack
-from xds.store.rollouts import RolledBackError
+from xds.store.events import Disconnected, Event, Events
 from xds.store.scopes import Change
 from xds.store.store import Store
 
@@ -26,8 +25,6 @@ __all__ = [
     "Events",
     "NackError",
     "Nacked",
-    "RolledBack",
-    "RolledBackError",
     "Store",
     "Subscribed",
 ]

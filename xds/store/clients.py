@@ -6,8 +6,6 @@ import asyncio
 import itertools
 import textwrap
 from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
-from typing import TypeAlias
 
 from xds.protocol.acks import Rejection
 from xds.protocol.status import SNAPSHOT, TypeStatus
@@ -28,37 +26,15 @@ _BATCH_SIZE = 100
 """Number of clients to check before yielding to the event loop. Checking them takes a few milliseconds."""
 
 
-RejectedVersion: TypeAlias = tuple[str, str, str]
-"""Type, name and version of a resource that a client has rejected."""
-
-
-def check_at_least(value: object) -> None:
-    """Raise TypeError or ValueError for a minimum number of clients that is not one."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"at_least={value!r} is not a number of clients")
-    if value < 0:
-        raise ValueError(f"at_least={value} is negative")
-
-
 class NackError(Exception):
     """A client rejected resources. The client keeps their previous versions until the resources change."""
 
-    def __init__(
-        self,
-        node: Node,
-        status: TypeStatus,
-        rejection: Rejection,
-        known: AbstractSet[RejectedVersion] = frozenset(),
-    ) -> None:
+    def __init__(self, node: Node, status: TypeStatus, rejection: Rejection) -> None:
         self.node = node
         """Node of the client."""
         self.type_url = status.type_url
         """Type URL of the rejected resources."""
-        rejections = {
-            resource.name: resource.error
-            for resource in status.resources
-            if resource.error and (self.type_url, resource.name, resource.error.version) not in known
-        }
+        rejections = {resource.name: resource.error for resource in status.resources if resource.error}
         self.names = tuple(rejections)
         """Names of the rejected resources; all names in the response if the error message names none."""
         names_by_message: dict[str, list[str]] = {}
@@ -98,13 +74,10 @@ class Client(Subscriber):
         """Whether the client's node is in a scope."""
         return scope.includes(self.node.id, self.group)
 
-    def is_synced(self, known: AbstractSet[RejectedVersion] = frozenset()) -> bool:
+    def is_synced(self) -> bool:
         """Whether the client has ACKed all resources that it subscribes to.
 
         Raise NackError if it rejected one of them.
-
-        Args:
-            known: Rejected resources to ignore.
         """
         if not self.session or not self.snapshot:
             return False
@@ -113,18 +86,9 @@ class Client(Subscriber):
             return all(status.synced or _is_unserved(status) for status in statuses)
         for status in statuses:
             error = status.last_error
-            if error and not status.waiting and not _is_removed(status) and not known >= _rejected(status):
-                raise NackError(self.node, status, error, known)
-        return bool(known) and all(
-            status.synced or _is_unserved(status) or (status.last_error and not status.waiting)
-            for status in statuses
-        )
-
-    @property
-    def rejected(self) -> set[RejectedVersion]:
-        """Versions of resources that the client has rejected last."""
-        statuses = self.session.status() if self.session else ()
-        return set().union(*map(_rejected, statuses))
+            if error and not status.waiting and not _is_removed(status):
+                raise NackError(self.node, status, error)
+        return False
 
     def record_ack(self) -> None:
         """Record that the client has ACKed all resources of its snapshot, if it has."""
@@ -146,14 +110,6 @@ def _is_removed(status: TypeStatus) -> bool:
     """Whether all rejected resources were removed since. Removals are sent last."""
     rejected = status.watch.acks.rejected
     return bool(rejected) and not any(name in status.watch.resources for name in rejected)
-
-
-def _rejected(status: TypeStatus) -> set[RejectedVersion]:
-    """Return the rejected resources of a type that are not ACKed or removed since."""
-    rejected = {name: each.version for name, each in status.watch.acks.rejected.items()}
-    if status.last_error and not rejected:  # The response had no resources.
-        rejected = {"": status.last_error.version}
-    return {(status.type_url, name, version) for name, version in rejected.items()}
 
 
 def _is_unserved(status: TypeStatus) -> bool:
@@ -208,7 +164,7 @@ class AppliedWaiter:
             for number, client in enumerate(tuple(self._unchecked), 1):
                 if not client.changed.is_set():
                     self._unchecked.discard(client)
-                    if self._check(client):
+                    if client.is_synced():
                         self._pending.discard(client)
                         self._applied[client] = None
                 if number % _BATCH_SIZE == 0:
@@ -221,7 +177,3 @@ class AppliedWaiter:
 
     def _is_done(self) -> bool:
         return not self._pending and len(self._applied) >= self._at_least
-
-    def _check(self, client: Client) -> bool:
-        """Whether to stop waiting for a client."""
-        return client.is_synced()

@@ -27,15 +27,7 @@ class Disconnected:
     """Node of the client."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolledBack:
-    """A rollout was rolled back, and the client is one of those that failed (see `Store.roll_out`)."""
-
-    reason: str
-    """Why the rollout was rolled back."""
-
-
-Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked | RolledBack
+Event: TypeAlias = Connected | Disconnected | Subscribed | Acked | Nacked
 
 
 class Events:

@@ -7,7 +7,7 @@ common.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, overload
 from weakref import WeakValueDictionary
@@ -262,7 +262,12 @@ class Contents:
                 not be sent the resource.
         """
         steps = self._resolve_steps(change)
-        self._versions.update(self._check_versions(steps))
+        self._versions.add(
+            (scope, resource)
+            for (scope, type_url), names in steps.items()
+            for resource in names.values()
+            if resource and self.get(scope, type_url, resource.name) != resource
+        )
         self.initialized = True
         changed: dict[Scope, set[str]] = {}
         for (scope, type_url), names in steps.items():
@@ -275,24 +280,6 @@ class Contents:
             if types := view.affected_types(changed):
                 self._update_view(view, types)
 
-    def check(self, change: Change) -> None:
-        """Check a change without applying it.
-
-        Raises:
-            ValueError: As in `apply`.
-        """
-        self._check_versions(self._resolve_steps(change))
-
-    def _check_versions(
-        self, steps: Mapping[tuple[Scope, str], Mapping[str, Resource | None]]
-    ) -> ChosenVersions:
-        return self._versions.check(
-            (scope, resource)
-            for (scope, type_url), names in steps.items()
-            for resource in names.values()
-            if resource and self.get(scope, type_url, resource.name) != resource
-        )
-
     def get(self, scope: Scope, type_url: str, name: str) -> Resource | None:
         """Return the resource that is set in exactly this scope; None if there is none."""
         return self._scope_set(scope, type_url).get(name)
@@ -300,14 +287,6 @@ class Contents:
     def sets(self) -> dict[Scope, dict[str, ResourceSet]]:
         """Return the resources that are set in each scope, by type."""
         return {scope: dict(types) for scope, types in self._sets.items()}
-
-    def copy(self) -> Contents:
-        """Return a copy, which shares the resources and has views of its own."""
-        copy = Contents()
-        copy.initialized, copy._sets, copy._shared = self.initialized, self.sets(), self._shared
-        copy._versions = self._versions  # Clients have what a rollout has sent, also after a rollback.
-        copy._update_view(copy._all_nodes, ())
-        return copy
 
     def _resolve_steps(self, change: Change) -> dict[tuple[Scope, str], dict[str, Resource | None]]:
         """Return the result of a change, by scope, type and name; None for removed resources."""

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import overload
 from weakref import WeakSet
-
-import structlog
 
 from xds.protocol.events import Acked, Connected, Nacked, Subscribed
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
 from xds.snapshot import Snapshot
 from xds.store.checkpoints import Checkpoint, changes_between
-from xds.store.clients import AppliedWaiter, Client, RejectedVersion, check_at_least
-from xds.store.events import Disconnected, Event, Events, RolledBack
-from xds.store.rollouts import RolloutWaiter, Trial
-from xds.store.scopes import ALL_NODES, Change, Contents, ResourceLike, Scope
-
-log = structlog.get_logger(__name__)
+from xds.store.clients import AppliedWaiter, Client
+from xds.store.events import Disconnected, Event, Events
+from xds.store.scopes import Change, Contents, ResourceLike, Scope
 
 
 class Store:
@@ -48,9 +42,6 @@ class Store:
         self._group = group
         self._contents = Contents()
         """What the program has set."""
-        self._trial: Trial | None = None
-        """Change that is being rolled out."""
-        self._rollout_lock = asyncio.Lock()
         self._clients: dict[Subscriber, Client] = {}
         self._event_streams: WeakSet[Events] = WeakSet()
         self._waiters: dict[AppliedWaiter, Scope] = {}
@@ -120,18 +111,14 @@ class Store:
             yield change
         finally:
             change.closed = True
-        if self._trial:
-            self._trial.contents.check(change)
         self._contents.apply(change)
-        if self._trial:
-            self._trial.contents.apply(change)
         self._publish()
 
     def _publish(self) -> None:
         """Publish the views of the clients that have changed."""
         now = self._loop.time() if self._loop else None
         for client in self._clients.values():
-            if client.snapshot is not client.view.snapshot and self._contents_of(client).initialized:
+            if client.snapshot is not client.view.snapshot:
                 client.publish(client.view.snapshot, now)
                 for waiter in self._waiters:
                     waiter.notify(client)
@@ -148,14 +135,7 @@ class Store:
         if group is None:
             streams = self._streams_of(node)
             group = streams[-1].group if streams else ""
-        return self._contents_for(node, group).view(node, group).snapshot
-
-    def _contents_for(self, node: str, group: str) -> Contents:
-        is_in_trial = self._trial is not None and self._trial.scope.includes(node, group)
-        return self._trial.contents if self._trial and is_in_trial else self._contents
-
-    def _contents_of(self, client: Client) -> Contents:
-        return self._contents_for(client.node.id, client.group)
+        return self._contents.view(node, group).snapshot
 
     # --- rollback ---
 
@@ -193,104 +173,6 @@ class Store:
     def _streams_of(self, node: str) -> list[Client]:
         """Return the streams of a node, oldest first."""
         return [client for client in self._clients.values() if client.node.id == node]
-
-    @asynccontextmanager
-    async def roll_out(
-        self,
-        *,
-        canary: str = "",
-        at_least: int = 1,
-        max_rejected: float = 0.0,
-        timeout: float = 60.0,  # noqa: ASYNC109 - it has another result than a TimeoutError
-    ) -> AsyncIterator[Change]:
-        """Open a block of changes. At its end, roll them out, and roll them back if too many clients fail.
-
-        The group of canaries gets the changes first. When all its clients have ACKed everything, all other
-        clients get the changes. A client fails if it rejects a resource, if it does not ACK everything in
-        time, or if it disconnects and does not return in time. Rejections from before the rollout do not
-        count. If more clients fail than `max_rejected`, all clients get what they had before, and clients
-        that connect get that too. Other changes are served as usual meanwhile, and stay after a rollback. If
-        the changes are the store's first, clients that have received them keep them until the next change:
-        without any, they would delete all that they have.
-
-        Only one rollout runs at a time; another one waits.
-
-        Args:
-            canary: Group that gets the changes first. The default is to send them to all clients at once.
-            at_least: Minimum number of canaries. While there are fewer, wait for clients that connect.
-            max_rejected: Maximum share of the clients that may fail, from 0 to 1, in each of the two phases.
-            timeout: Seconds to wait in each of the two phases.
-
-        Raises:
-            RolledBackError: Too many clients failed.
-            TypeError: As in `Change.set`, or an argument has the wrong type.
-            ValueError: As in `Change.set`, `max_rejected` is not between 0 and 1, or `at_least` or `timeout`
-                is negative.
-        """
-        canaries = Scope.of("", canary)
-        check_at_least(at_least)
-        if timeout < 0:
-            raise ValueError(f"timeout={timeout} is negative")
-        if not 0 <= max_rejected <= 1:
-            raise ValueError(f"max_rejected={max_rejected} is not between 0 and 1")
-        self._check_thread()
-        change = Change()
-        try:
-            yield change
-        finally:
-            change.closed = True
-        async with self._rollout_lock:
-            trial = Trial(self._contents, canaries)
-            trial.contents.apply(change)
-            known: dict[str, set[RejectedVersion]] = {}
-            for client in self._clients.values():
-                known.setdefault(client.node.id, set()).update(client.rejected)
-            self._trial = trial
-            try:
-                if canary:
-                    await self._try_clients(trial, known, at_least, max_rejected, timeout)
-                    trial.scope = ALL_NODES
-                await self._try_clients(trial, known, 0, max_rejected, timeout)
-                self._contents = trial.contents
-            finally:
-                self._trial = None
-                self._switch()
-
-    async def _try_clients(
-        self,
-        trial: Trial,
-        known: Mapping[str, AbstractSet[RejectedVersion]],
-        at_least: int,
-        max_rejected: float,
-        timeout: float,  # noqa: ASYNC109 - it has another result than a TimeoutError
-    ) -> None:
-        """Serve a change to the clients in its scope, and wait for them. Raise RolledBackError."""
-        self._switch()
-        clients = [client for client in self._clients.values() if client.is_in(trial.scope)]
-        waiter = RolloutWaiter(clients, at_least, max_rejected, known)
-        self._waiters[waiter] = trial.scope
-        try:
-            async with asyncio.timeout(timeout):
-                await waiter.wait()
-            in_time = True
-        except TimeoutError:
-            in_time = False
-        finally:
-            del self._waiters[waiter]
-        groups = sorted({client.group for client in self._clients.values() if client.group})
-        if error := waiter.failure(trial.scope.group, groups, in_time=in_time):
-            log.warning("rollout rolled back", problem=str(error))
-            failed = {*waiter.rejections, *error.lagging}
-            for client in clients:
-                if client in self._clients and client.node.id in failed:
-                    self._emit(client, RolledBack(reason=str(error)))
-            raise error
-
-    def _switch(self) -> None:
-        """Serve each client the contents for it, after the rollout has changed."""
-        for client in self._clients.values():
-            client.view = self._contents_of(client).view(client.node.id, client.group)
-        self._publish()
 
     # --- clients ---
 
@@ -336,7 +218,10 @@ class Store:
             ValueError: `at_least` is negative, or both `node` and `group` are set.
         """
         self._check_thread()
-        check_at_least(at_least)
+        if type(at_least) is not int:
+            raise TypeError(f"at_least={at_least!r} is not a number of clients")
+        if at_least < 0:
+            raise ValueError(f"at_least={at_least} is negative")
         if not self._contents.initialized:
             raise RuntimeError(
                 "clients receive no response before the first change:"
@@ -362,9 +247,8 @@ class Store:
                 f"Store(group=...) returned {group!r} for {node.id}:"
                 " it must return a name, or '' for no group"
             )
-        contents = self._contents_for(node.id, group)
-        client = Client(node, stream, contents.view(node.id, group), group)
-        if contents.initialized:
+        client = Client(node, stream, self._contents.view(node.id, group), group)
+        if self._contents.initialized:
             client.publish(client.view.snapshot)
         self._clients[client] = client
         for waiter, scope in self._waiters.items():

@@ -32,8 +32,8 @@ class ChosenVersions:
         self._contents: dict[_Version, dict[str, dict[_Scope, str]]] = {}
         """Hashes of the contents, by kind of scope and by scope."""
 
-    def check(self, resources: Iterable[tuple[_Scope, Resource]]) -> ChosenVersions:
-        """Return the chosen versions among the resources of a change, for `update`.
+    def add(self, resources: Iterable[tuple[_Scope, Resource]]) -> None:
+        """Remember the chosen versions among the resources of a change. The oldest versions are forgotten.
 
         Raises:
             ValueError: Another content of a resource has the same version, and a node may have that.
@@ -49,10 +49,6 @@ class ChosenVersions:
                         "pass a new version, or omit it to derive it from the content"
                     )
                 added._contents.setdefault(version, {}).setdefault(scope.kind, {})[scope] = content
-        return added
-
-    def update(self, added: ChosenVersions) -> None:
-        """Remember the contents that `check` has returned. The oldest versions are forgotten."""
         for version, kinds in added._contents.items():
             for kind, contents in kinds.items():
                 self._contents.setdefault(version, {}).setdefault(kind, {}).update(contents)
