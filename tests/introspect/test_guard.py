@@ -61,6 +61,14 @@ async def test_a_method_that_would_run_in_a_thread_is_refused():
         health_pb2_grpc.add_HealthServicer_to_server(Blocking(), GuardedServer(grpc.aio.server()))
 
 
+async def test_a_service_without_one_of_its_methods_is_refused():
+    async def check(*_):
+        """Answer nothing."""
+
+    with pytest.raises(KeyError, match="List"):
+        GuardedServer(grpc.aio.server()).add_service("grpc.health.v1.Health", Check=check, Watch=check)
+
+
 @pytest.mark.netns
 def test_from_another_address_only_discovery_and_health_answer():
     """Query a server on all addresses with grpcurl, from loopback and from another address."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xds.cli.port_forward import PortForward
 
 _Response = TypeVar("_Response", bound=Message)
+_Method = TypeVar("_Method")
 
 OBJECTS = "xds.mesh.v1.Objects"
 PROXIES = "xds.mesh.v1.Proxies"
@@ -93,6 +94,13 @@ def _reason(details: str) -> str:
     return details.rpartition(": ")[2].rstrip("]").lower()
 
 
+def _method(
+    kind: Callable[..., _Method], service: str, name: str, request: Message, response: type[Message]
+) -> _Method:
+    """Return a method of a service. `kind` is the function of a channel for its kind of method."""
+    return kind(f"/{service}/{name}", type(request).SerializeToString, response.FromString)
+
+
 class AdminClient:
     """A connection to a control plane. On an error, every method prints a message and exits by default."""
 
@@ -138,13 +146,9 @@ class AdminClient:
 
     def server_version(self) -> str:
         """Return the version of the control plane; empty if it is too old to send its version."""
-        method = self._channel.unary_unary(
-            f"/{PROXIES}/List",
-            request_serializer=proxies_pb2.ListProxiesRequest.SerializeToString,
-            response_deserializer=proxies_pb2.ListProxiesResponse.FromString,
-        )
         # "-" is the name of no namespace: the response contains no proxy.
         request = proxies_pb2.ListProxiesRequest(namespace="-")
+        method = _method(self._channel.unary_unary, PROXIES, "List", request, proxies_pb2.ListProxiesResponse)
         try:
             _, call = method.with_call(request, timeout=self._timeout)
         except grpc.RpcError as error:
@@ -199,11 +203,7 @@ class AdminClient:
 
     def stream_client_status(self, request: Message, response: type[_Response]) -> Iterator[_Response]:
         """Yield the parts of the answer to a request of Envoy's client status discovery service (CSDS)."""
-        method = self._channel.stream_stream(
-            f"/{CSDS}/StreamClientStatus",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=response.FromString,
-        )
+        method = _method(self._channel.stream_stream, CSDS, "StreamClientStatus", request, response)
         try:
             yield from method(iter([request]), timeout=RPC_TIMEOUT)
         except grpc.RpcError as error:
@@ -289,11 +289,7 @@ class AdminClient:
         return names[0] if names[0].startswith(proxy) else proxy
 
     def _call(self, service: str, name: str, request: Message, response: type[_Response]) -> _Response:
-        method = self._channel.unary_unary(
-            f"/{service}/{name}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=response.FromString,
-        )
+        method = _method(self._channel.unary_unary, service, name, request, response)
         try:
             result: _Response = method(request, timeout=self._timeout)
         except grpc.RpcError as error:
@@ -311,11 +307,7 @@ class AdminClient:
         ends: bool = False,
     ) -> Iterator[_Response]:
         """Yield the responses of a call. Exit if it ends, unless it has a timeout or `ends` is set."""
-        method = self._channel.unary_stream(
-            f"/{service}/{name}",
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=response.FromString,
-        )
+        method = _method(self._channel.unary_stream, service, name, request, response)
         responses = iter(method(request, timeout=timeout))
         try:
             first = next(responses, None)

@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
+from google.protobuf.descriptor_pool import Default
+from google.protobuf.message_factory import GetMessageClass
 
 FIRST_REQUEST_TIMEOUT = 30.0
 """Time within which the first request of a call must arrive, in seconds."""
@@ -51,6 +53,26 @@ class CheckedServer:
         self._server.add_generic_rpc_handlers(
             tuple(_Service(handler, self._wrap_handler) for handler in handlers)
         )
+
+    def add_service(self, name: str, **methods: _Behavior) -> None:
+        """Add a service of a .proto file whose messages were imported.
+
+        Args:
+            name: Full name of the service.
+            methods: All its methods. They receive and return messages.
+
+        Raises:
+            KeyError: a method is missing.
+            TypeError: a method is not asynchronous.
+        """
+        service, handlers = Default().FindServiceByName(name), {}
+        for method in service.methods:
+            request, response = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
+            kind = "stream" if method.server_streaming else "unary"
+            make = getattr(grpc, f"unary_{kind}_rpc_method_handler")
+            handlers[method.name] = make(methods[method.name], request.FromString, response.SerializeToString)
+        handler = grpc.method_handlers_generic_handler(name, handlers)
+        self.add_generic_rpc_handlers((handler,))
 
     def add_registered_method_handlers(
         self, service: str, methods: Mapping[str, grpc.RpcMethodHandler]

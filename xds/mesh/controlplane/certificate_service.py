@@ -77,14 +77,7 @@ class CertificateService:
             _CALLER.set(caller)
 
         checked = CheckedServer(server, check)
-        methods = {
-            "CreateCertificate": grpc.unary_unary_rpc_method_handler(
-                self._create,
-                pb.IstioCertificateRequest.FromString,
-                pb.IstioCertificateResponse.SerializeToString,
-            )
-        }
-        checked.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        checked.add_service(SERVICE, CreateCertificate=self._create)
         discovery.connections.own_services.update(checked.services)
 
     async def _create(

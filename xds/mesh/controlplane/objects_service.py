@@ -81,15 +81,7 @@ class ObjectsService:
         ) -> pb.ListProblemsResponse:
             return await self.list_problems(request)
 
-        methods = {
-            "ListProblems": grpc.unary_unary_rpc_method_handler(
-                list_problems, pb.ListProblemsRequest.FromString, pb.ListProblemsResponse.SerializeToString
-            ),
-            "Wait": grpc.unary_stream_rpc_method_handler(
-                self._wait, pb.WaitRequest.FromString, pb.WaitResponse.SerializeToString
-            ),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        server.add_service(SERVICE, ListProblems=list_problems, Wait=self._wait)
 
     # --- problems -------------------------------------------------------------------------------------------
 

@@ -63,21 +63,13 @@ class PoliciesService:
             except UnknownNameError as error:
                 return await _not_found(context, error)
 
-        methods = {
-            "Explain": grpc.unary_unary_rpc_method_handler(
-                explain, pb.ExplainRequest.FromString, pb.Explanation.SerializeToString
-            ),
-            "Reach": grpc.unary_stream_rpc_method_handler(
-                self._reach, pb.ReachRequest.FromString, pb.ReachResponse.SerializeToString
-            ),
-            "Plan": grpc.unary_stream_rpc_method_handler(
-                self._plan, pb.PlanRequest.FromString, pb.PlanResponse.SerializeToString
-            ),
-            "DescribePod": grpc.unary_unary_rpc_method_handler(
-                describe_pod, pb.DescribePodRequest.FromString, pb.PodDescription.SerializeToString
-            ),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        server.add_service(
+            SERVICE,
+            Explain=explain,
+            Reach=self._reach,
+            Plan=self._plan,
+            DescribePod=describe_pod,
+        )
 
     async def explain(self, discovery: DiscoveryService, request: pb.ExplainRequest) -> pb.Explanation:
         """Return an explanation. Raises UnknownNameError if the client or the service does not exist."""

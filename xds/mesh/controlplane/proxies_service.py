@@ -108,18 +108,7 @@ class ProxiesService:
             async for resource in served_resources(await _streams(discovery, request.node_id, context)):
                 yield resource
 
-        methods = {
-            "List": grpc.unary_unary_rpc_method_handler(
-                list_, pb.ListProxiesRequest.FromString, pb.ListProxiesResponse.SerializeToString
-            ),
-            "Watch": grpc.unary_stream_rpc_method_handler(
-                watch_, pb.WatchProxiesRequest.FromString, pb.WatchProxiesResponse.SerializeToString
-            ),
-            "Resources": grpc.unary_stream_rpc_method_handler(
-                resources, pb.ResourcesRequest.FromString, pb.ServedResource.SerializeToString
-            ),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        server.add_service(SERVICE, List=list_, Watch=watch_, Resources=resources)
 
     async def list(
         self, discovery: DiscoveryService, request: pb.ListProxiesRequest

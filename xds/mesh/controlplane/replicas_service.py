@@ -60,12 +60,7 @@ class ReplicasService:
             finally:
                 self._streams -= 1
 
-        methods = {
-            "WatchTraffic": grpc.unary_stream_rpc_method_handler(
-                watch, pb.WatchReplicaTrafficRequest.FromString, pb.ReplicaTraffic.SerializeToString
-            )
-        }
-        guarded.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        guarded.add_service(SERVICE, WatchTraffic=watch)
         discovery.connections.own_services.update(guarded.services)
 
     async def _messages(self) -> AsyncIterator[pb.ReplicaTraffic]:

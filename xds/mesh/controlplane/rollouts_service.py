@@ -80,15 +80,7 @@ class RolloutsService:
                     yield response
                 await asyncio.sleep(WATCH_INTERVAL)
 
-        methods = {
-            "List": grpc.unary_unary_rpc_method_handler(
-                list_, pb.ListRolloutsRequest.FromString, pb.ListRolloutsResponse.SerializeToString
-            ),
-            "Watch": grpc.unary_stream_rpc_method_handler(
-                watch, pb.ListRolloutsRequest.FromString, pb.ListRolloutsResponse.SerializeToString
-            ),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        server.add_service(SERVICE, List=list_, Watch=watch)
 
     async def list(self, request: pb.ListRolloutsRequest, clock: Clock) -> pb.ListRolloutsResponse:
         """Return the current progress of the requested services and rules."""

@@ -110,15 +110,7 @@ class TrafficService:
                     yield await self._response(request)
                 await asyncio.sleep(WATCH_INTERVAL)
 
-        methods = {
-            "List": grpc.unary_unary_rpc_method_handler(
-                list_, pb.ListTrafficRequest.FromString, pb.ListTrafficResponse.SerializeToString
-            ),
-            "Watch": grpc.unary_stream_rpc_method_handler(
-                watch, pb.ListTrafficRequest.FromString, pb.ListTrafficResponse.SerializeToString
-            ),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+        server.add_service(SERVICE, List=list_, Watch=watch)
 
     async def _response(self, request: pb.ListTrafficRequest) -> pb.ListTrafficResponse:
         checkpoint, now = Checkpoint(), time.time()
