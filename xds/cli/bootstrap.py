@@ -22,9 +22,7 @@ envoy -c bootstrap.json --drain-strategy immediate --drain-time-s 5
 
 
 def bootstrap(
-    pod: Annotated[
-        str, typer.Argument(metavar="POD.NAMESPACE", help="Pod of the sidecar.", show_default=False)
-    ],
+    pod: Annotated[str, typer.Argument(metavar="POD.NAMESPACE", help="Pod of the sidecar.")],
     *,
     manifests: Manifests,
     xds_address: Annotated[
@@ -40,7 +38,6 @@ def bootstrap(
             metavar="PATH",
             help="Path, in Envoy's container, of the token to authenticate with. Enables TLS; requires "
             "--ca-file.",
-            show_default=False,
         ),
     ] = None,
     ca_file: Annotated[
@@ -50,7 +47,6 @@ def bootstrap(
             metavar="PATH",
             help="Path, in Envoy's container, of the root certificates (PEM) to verify the control plane "
             "against. Requires --token-file.",
-            show_default=False,
         ),
     ] = None,
 ) -> None:

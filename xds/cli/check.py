@@ -56,7 +56,6 @@ def check(
             metavar="HOST:PORT",
             envvar="XDS_ADDRESS",
             help="xDS address of the control plane. Default: a port-forward to its pod.",
-            show_default=False,
         ),
     ] = None,
     files: CredentialOptions,

@@ -48,15 +48,12 @@ XdsAddress = Annotated[
         metavar="HOST:PORT",
         help=f"xDS address of the control plane. Default: $XDS_ADDRESS, else {XDS_ADDRESS}, else a "
         "port-forward to its pod in the cluster of the kubeconfig.",
-        show_default=False,
     ),
 ]
 
 
 def _file(option: str, help_text: str) -> Any:
-    return typer.Option(
-        option, metavar="FILE", exists=True, dir_okay=False, help=help_text, show_default=False
-    )
+    return typer.Option(option, metavar="FILE", exists=True, dir_okay=False, help=help_text)
 
 
 CaFile = Annotated[

@@ -50,24 +50,15 @@ def config(
     *,
     proxy: Annotated[
         str,
-        typer.Argument(
-            metavar="PROXY",
-            help="Sidecar: POD.NAMESPACE, a node ID, or a prefix of either.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="PROXY", help="Sidecar: POD.NAMESPACE, a node ID, or a prefix of either."),
     ],
     only: Annotated[
         Type | None,
-        typer.Option("--type", help="Resource type to print. Default: all types.", show_default=False),
+        typer.Option("--type", help="Resource type to print. Default: all types."),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option(
-            "--name",
-            metavar="NAME",
-            help="Resource to print. Default: all resources.",
-            show_default=False,
-        ),
+        typer.Option("--name", metavar="NAME", help="Resource to print. Default: all resources."),
     ] = None,
     diff: Annotated[
         Diff | None,
@@ -75,7 +66,6 @@ def config(
             "--diff",
             help="Print the differences to what its Envoy uses, which requires access to Envoy's admin "
             "interface.",
-            show_default=False,
         ),
     ] = None,
     envoy_admin: Annotated[

@@ -56,23 +56,20 @@ class ReportFormat(StrEnum):
 
 def _file(option: str, help_text: str) -> typer.models.OptionInfo:
     info: typer.models.OptionInfo = typer.Option(
-        option, metavar="FILE", exists=True, dir_okay=False, help=help_text, show_default=False
+        option, metavar="FILE", exists=True, dir_okay=False, help=help_text
     )
     return info
 
 
 def conformance(
     *,
-    target: Annotated[
-        str, typer.Argument(metavar="HOST:PORT", help="Address of the xDS server.", show_default=False)
-    ],
+    target: Annotated[str, typer.Argument(metavar="HOST:PORT", help="Address of the xDS server.")],
     adapter: Annotated[
         str | None,
         typer.Option(
             "--adapter",
             metavar="HOST:PORT",
             help="Address of the adapter, in plaintext. Default: the server's address.",
-            show_default=False,
         ),
     ] = None,
     node: Annotated[
@@ -82,18 +79,15 @@ def conformance(
             metavar="ID",
             help="Node that the server has resources for: check those, without an adapter. "
             "Default: conformance, if the server has no adapter.",
-            show_default=False,
         ),
     ] = None,
     variants: Annotated[
         list[Variant] | None,
-        typer.Option("--variant", help="Variant to check; repeatable. Default: all.", show_default=False),
+        typer.Option("--variant", help="Variant to check; repeatable. Default: all."),
     ] = None,
     rules: Annotated[
         list[str] | None,
-        typer.Option(
-            "--rule", metavar="RULE", help="Rule to check; repeatable. Default: all.", show_default=False
-        ),
+        typer.Option("--rule", metavar="RULE", help="Rule to check; repeatable. Default: all."),
     ] = None,
     level: Annotated[
         Level,

@@ -43,7 +43,6 @@ def dashboard(
             metavar="HOST:PORT",
             help=f"Admin address of the control plane. Default: {ADMIN_ADDRESS}, else a port-forward to its "
             "pod in the cluster of the kubeconfig.",
-            show_default=False,
         ),
     ] = None,
     kubeconfig: Kubeconfig = None,

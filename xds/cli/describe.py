@@ -37,9 +37,7 @@ class DescribeOptions:
     kind: Annotated[Kind, typer.Argument(metavar="KIND", help="Kind to describe: pod.")]
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="POD.NAMESPACE", help="Pod to describe, or a prefix of its name.", show_default=False
-        ),
+        typer.Argument(metavar="POD.NAMESPACE", help="Pod to describe, or a prefix of its name."),
     ]
     mesh: MeshOptions
     output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TABLE

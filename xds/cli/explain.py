@@ -28,9 +28,7 @@ class ExplainOptions:
 
     client: Annotated[
         str,
-        typer.Argument(
-            metavar="CLIENT", help="Client pod: POD.NAMESPACE, or a prefix of it.", show_default=False
-        ),
+        typer.Argument(metavar="CLIENT", help="Client pod: POD.NAMESPACE, or a prefix of it."),
     ]
     service: Annotated[
         str,
@@ -38,7 +36,6 @@ class ExplainOptions:
             metavar="SERVICE",
             help="Service to call: SERVICE.NAMESPACE (or a prefix of it), with :PORT for the number or name "
             "of a port. Default: all ports.",
-            show_default=False,
         ),
     ]
     mesh: MeshOptions

@@ -30,7 +30,6 @@ class IdentityOptions:
             help="Directory of the root certificate, its private key and the key that signs tokens; created "
             "if missing. Must be owned by the current user or root, and not be writable by others. Requires "
             "--manifests. Default: none; the root certificate is temporary.",
-            show_default=False,
         ),
     ] = None
     sds: Annotated[
@@ -40,7 +39,6 @@ class IdentityOptions:
             metavar="unix:///PATH",
             help="Socket, in the sidecar's container, of an SDS server that provides certificates and roots "
             "instead of the control plane, such as the SPIRE agent. Sets meshConfig.sdsUdsPath.",
-            show_default=False,
         ),
     ] = None
     signer_command: Annotated[
@@ -51,7 +49,6 @@ class IdentityOptions:
             help="Command that signs sidecars' certificates instead of the CA: it reads a certificate "
             "signing request (PEM) and writes the certificate with its intermediates (PEM). Only for keys "
             "that xds proxy makes. Run without a shell. Requires --signer-roots.",
-            show_default=False,
         ),
     ] = None
     signer_roots: Annotated[
@@ -62,7 +59,6 @@ class IdentityOptions:
             dir_okay=False,
             help="PEM file with the roots that sidecars trust if --signer-command is set. Read again when it "
             "changes.",
-            show_default=False,
         ),
     ] = None
     compliance_policy: Annotated[
@@ -72,7 +68,6 @@ class IdentityOptions:
             help="Restrict sidecars' TLS versions, cipher suites and curves to those that FIPS 140-3 "
             "approves. Overrides meshMTLS and tlsDefaults. Only a FIPS build of Envoy has certified "
             "cryptography. Default: none.",
-            show_default=False,
         ),
     ] = None
 

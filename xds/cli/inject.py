@@ -48,9 +48,7 @@ def inject(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="File to write to. Default: stdout.", show_default=False
-        ),
+        typer.Option("--output", "-o", metavar="FILE", help="File to write to. Default: stdout."),
     ] = None,
     image: Annotated[
         str,
@@ -63,7 +61,6 @@ def inject(
             metavar="POLICY",
             help="Image pull policy of the sidecar: Always, IfNotPresent or Never. Default: chosen by "
             "Kubernetes from the image tag.",
-            show_default=False,
         ),
     ] = "",
     xds_address: Annotated[
@@ -77,7 +74,6 @@ def inject(
             metavar="unix:///PATH",
             help="Socket, on the node, of an SDS server that provides certificates and roots instead of the "
             "control plane, such as the SPIRE agent.",
-            show_default=False,
         ),
     ] = "",
     native_sidecar: Annotated[

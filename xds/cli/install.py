@@ -62,7 +62,6 @@ def install(
             "--only",
             help="Part to install: missing CRDs, the control plane, or the mesh's initial policies. Can be "
             "repeated. Default: all parts.",
-            show_default=False,
         ),
     ] = None,
     network_policy: Annotated[
@@ -79,7 +78,6 @@ def install(
             metavar="CIDR",
             help="Network that the API server calls the webhook from. The NetworkPolicy then admits no other "
             "address to the webhook. Can be repeated. Default: any address.",
-            show_default=False,
         ),
     ] = None,
     enforce_plan: Annotated[

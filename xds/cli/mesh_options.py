@@ -56,7 +56,6 @@ class MeshOptions(SourceOptions):
             metavar="NAME",
             help="Namespace of the control plane in the cluster. Default: istio-system; with --kubernetes in "
             "a pod, the pod's namespace.",
-            show_default=False,
         ),
     ] = None
     xds_address: XdsAddress = None

@@ -58,7 +58,6 @@ class ModeChangeOptions:
         typer.Argument(
             metavar="NAMESPACE[/WORKLOAD]",
             help="Namespace; or a Deployment, StatefulSet or DaemonSet in it, or one of its pods.",
-            show_default=False,
         ),
     ]
     dry_run: Annotated[
@@ -80,7 +79,6 @@ class ModeChangeOptions:
             file_okay=False,
             help="Folder that the control plane reads: write the policy to a file in it. Default: apply the "
             "policy to the API server, or print it if there is no kubeconfig.",
-            show_default=False,
         ),
     ] = None
     timeout: Annotated[

@@ -48,7 +48,6 @@ def observe(
             "--namespace",
             metavar="NS",
             help="Namespace of the client or the server. Default: all namespaces.",
-            show_default=False,
         ),
     ] = None,
     plaintext: Annotated[

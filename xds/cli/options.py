@@ -66,7 +66,6 @@ DefaultNamespace = Annotated[
         callback=_check_namespace,
         help="Namespace of objects in files that do not specify one, as for kubectl apply -n. "
         "Default: default.",
-        show_default=False,
     ),
 ]
 IgnoredKinds = Annotated[
@@ -77,7 +76,6 @@ IgnoredKinds = Annotated[
         callback=_check_ignored,
         help="Kind that is handled elsewhere, such as VirtualService or virtualservices.networking.istio.io: "
         "only count its objects in files. Kinds that answers depend on cannot be ignored. Can be repeated.",
-        show_default=False,
     ),
 ]
 FromKubernetes = Annotated[
@@ -117,10 +115,7 @@ Kubeconfig = Annotated[
 Context = Annotated[
     str | None,
     typer.Option(
-        "--context",
-        metavar="NAME",
-        help="Kubeconfig context to use. Default: the current context.",
-        show_default=False,
+        "--context", metavar="NAME", help="Kubeconfig context to use. Default: the current context."
     ),
 ]
 XdsNamespace = Annotated[
@@ -130,7 +125,6 @@ XdsNamespace = Annotated[
         metavar="NAME",
         help="Namespace of the control plane, which has the ConfigMap and mesh-wide policies. Requires "
         "--kubernetes. Default: the pod's namespace in a cluster, else istio-system.",
-        show_default=False,
     ),
 ]
 MeshConfigMap = Annotated[
@@ -140,7 +134,6 @@ MeshConfigMap = Annotated[
         metavar="NAME",
         help="ConfigMap in the control plane's namespace with an Istio MeshConfig in the key mesh, such as "
         "Istio's ConfigMap istio. Requires --kubernetes. Default: xds.",
-        show_default=False,
     ),
 ]
 ControlPlaneNamespace = Annotated[
@@ -149,7 +142,6 @@ ControlPlaneNamespace = Annotated[
         "--xds-namespace",
         metavar="NAME",
         help="Namespace of the control plane in the cluster. Default: istio-system.",
-        show_default=False,
     ),
 ]
 AllNamespaces = Annotated[

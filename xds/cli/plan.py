@@ -45,7 +45,6 @@ class PlanOptions:
             "-f",
             metavar="PATH",
             help="Folder, file, kustomization, or - for stdin, with the objects to apply. Can be repeated.",
-            show_default=False,
         ),
     ] = None
     deletions: Annotated[
@@ -54,7 +53,6 @@ class PlanOptions:
             "--delete",
             metavar="KIND/NS/NAME",
             help="Object to delete; KIND/NAME for a cluster-scoped kind. Can be repeated.",
-            show_default=False,
         ),
     ] = None
     observed: Annotated[
@@ -64,7 +62,6 @@ class PlanOptions:
             metavar="DURATION",
             help="Also compare the change with the plaintext traffic that a running control plane has "
             "observed for this time, such as 24h or 7d (maximum).",
-            show_default=False,
         ),
     ] = None
     strict: Annotated[

@@ -32,7 +32,6 @@ def problems(
             "--namespace",
             metavar="NS",
             help="Namespace to print. Default: all namespaces, and the settings of the mesh.",
-            show_default=False,
         ),
     ] = None,
     notices: Annotated[

@@ -46,7 +46,6 @@ class ReachOptions:
             metavar="POD.NS|NS/ACCOUNT",
             help="Client pod (or a prefix of its name), or service account of client pods, to print. "
             "Default: all pods.",
-            show_default=False,
         ),
     ] = None
     server: Annotated[
@@ -55,7 +54,6 @@ class ReachOptions:
             "--to",
             metavar="SERVICE.NS[:PORT]",
             help="Service (or a prefix of its name) or service port to print. Default: all services.",
-            show_default=False,
         ),
     ] = None
     namespace: Annotated[
@@ -65,15 +63,12 @@ class ReachOptions:
             "--namespace",
             metavar="NS",
             help="Namespace of the services to print. Default: all namespaces.",
-            show_default=False,
         ),
     ] = None
     only: Annotated[
         Result | None,
         typer.Option(
-            "--only",
-            help="Outcome to print; it does not change the exit status. Default: all outcomes.",
-            show_default=False,
+            "--only", help="Outcome to print; it does not change the exit status. Default: all outcomes."
         ),
     ] = None
     expand: Annotated[

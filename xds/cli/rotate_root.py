@@ -38,7 +38,6 @@ def rotate_root(
             "--trust-domain",
             metavar="NAME",
             help="Trust domain of the new root certificate. Default: the current trust domain.",
-            show_default=False,
         ),
     ] = None,
     kubeconfig: Kubeconfig = None,

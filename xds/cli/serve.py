@@ -97,7 +97,6 @@ class SourceOptions:
             metavar="NAME",
             help="Namespace of the control plane. Requires --kubernetes. Default: the pod's namespace in a "
             "cluster, else istio-system.",
-            show_default=False,
         ),
     ] = None
     mesh_config_map: MeshConfigMap = None
@@ -136,7 +135,6 @@ class ListenOptions:
             metavar="HOST:PORT",
             help="Address of the plaintext REST xDS listener (POST /v3/discovery:clusters etc.), which "
             "serves no private keys. Default: disabled.",
-            show_default=False,
         ),
     ] = None
     insecure_xds: Annotated[
@@ -164,7 +162,6 @@ class ListenOptions:
             dir_okay=False,
             help="File with a token that clients need for the page and its API, as a bearer token or as the "
             "password. Default: none; only local clients are admitted, without a token.",
-            show_default=False,
         ),
     ] = None
     max_connection_age: Annotated[

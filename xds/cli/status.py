@@ -38,18 +38,11 @@ def status(
             metavar="PROXY",
             help="Sidecar to print, with its unsynced resources: POD.NAMESPACE, a node ID, or a prefix of "
             "either. Default: all sidecars.",
-            show_default=False,
         ),
     ] = None,
     namespace: Annotated[
         str | None,
-        typer.Option(
-            "-n",
-            "--namespace",
-            metavar="NS",
-            help="Namespace to print. Default: all namespaces.",
-            show_default=False,
-        ),
+        typer.Option("-n", "--namespace", metavar="NS", help="Namespace to print. Default: all namespaces."),
     ] = None,
     all_namespaces: AllNamespaces = False,
     not_synced: Annotated[

@@ -36,7 +36,6 @@ class TlsOptions:
             help="Address of the TLS xDS listener, for sidecars that authenticate with a service account "
             "token. With --manifests, requires --state-dir and accepts tokens issued by xds token. "
             "Default: 0.0.0.0:15012 with --kubernetes, else disabled.",
-            show_default=False,
         ),
     ] = None
     xds_mtls_address: Annotated[
@@ -46,7 +45,6 @@ class TlsOptions:
             metavar="HOST:PORT",
             help="Address of the mTLS xDS listener, for clients with a certificate signed by the mesh CA. "
             "Default: 0.0.0.0:15013 with --kubernetes, else disabled.",
-            show_default=False,
         ),
     ] = None
     tls_names: Annotated[
@@ -56,7 +54,6 @@ class TlsOptions:
             metavar="NAME",
             help="DNS name or IP address to add to the server certificate, which always contains the names "
             "of the Service, localhost and the listen addresses. Can be repeated.",
-            show_default=False,
         ),
     ] = None
     admin_identities: Annotated[
@@ -67,7 +64,6 @@ class TlsOptions:
             help="Identity that may use the admin services over TLS (xds status, reflection, CSDS, "
             "channelz): NAMESPACE/SERVICE_ACCOUNT or a SPIFFE ID. Can be repeated. Default: the control "
             "plane's service account.",
-            show_default=False,
         ),
     ] = None
 
@@ -79,7 +75,6 @@ class TlsOptions:
             help="IP address at which other replicas reach this one's mTLS xDS listener, to merge observed "
             "traffic. Requires --kubernetes. Default: the IP address of --xds-mtls-address, unless that is "
             "0.0.0.0 or [::].",
-            show_default=False,
         ),
     ] = None
 

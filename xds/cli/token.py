@@ -34,7 +34,6 @@ def token(
             metavar="POD.NAMESPACE",
             help="Pod that the token is bound to, or we/NAME.NAMESPACE for a WorkloadEntry. Several pods "
             "require --out-dir.",
-            show_default=False,
         ),
     ] = None,
     state_dir: Annotated[
@@ -55,7 +54,6 @@ def token(
             exists=True,
             file_okay=False,
             help="Folder of manifests that define the pods and their service accounts. Can be repeated.",
-            show_default=False,
         ),
     ] = None,
     service_account: Annotated[
@@ -66,7 +64,6 @@ def token(
             help="Service account of the pods. Cannot be combined with --manifests. Without a pod, it must "
             "be NAMESPACE/NAME, and the token is bound to no pod, as for an --admin-identity. Default: "
             "default.",
-            show_default=False,
         ),
     ] = None,
     lifetime: Annotated[
@@ -83,7 +80,6 @@ def token(
             file_okay=False,
             help="Folder to write DIR/POD.NAMESPACE/token and DIR/POD.NAMESPACE/root-cert.pem to. Default: "
             "print the token.",
-            show_default=False,
         ),
     ] = None,
     renew: Annotated[

@@ -29,14 +29,12 @@ xds translate sleep.shop --manifests mesh/ --service httpbin.shop
 
 @grouped_options
 def translate(
-    pod: Annotated[
-        str, typer.Argument(metavar="POD.NAMESPACE", help="Pod of the sidecar.", show_default=False)
-    ],
+    pod: Annotated[str, typer.Argument(metavar="POD.NAMESPACE", help="Pod of the sidecar.")],
     *,
     source: SourceOptions,
     only: Annotated[
         PublicType | None,
-        typer.Option("--type", help="Resource type to print. Default: all types.", show_default=False),
+        typer.Option("--type", help="Resource type to print. Default: all types."),
     ] = None,
     service: Annotated[
         str | None,
@@ -44,7 +42,6 @@ def translate(
             "--service",
             metavar="SERVICE.NS",
             help="Service to print: only what the sidecar uses to connect to it. Default: everything.",
-            show_default=False,
         ),
     ] = None,
     output: Annotated[

@@ -53,7 +53,6 @@ def wait(
         typer.Argument(
             metavar="KIND/NS/NAME",
             help=f"Object to wait for. Kinds: {', '.join(TRAFFIC_KINDS)} (MeshPolicy/NAME).",
-            show_default=False,
         ),
     ],
     condition: Annotated[
@@ -74,7 +73,6 @@ def wait(
             metavar="VERSION",
             help="Oldest resourceVersion of the object to wait for. Default: the version that the control "
             "plane has read.",
-            show_default=False,
         ),
     ] = "",
     kubernetes: Annotated[

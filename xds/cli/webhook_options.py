@@ -22,7 +22,6 @@ class WebhookOptions:
             metavar="HOST:PORT",
             help="Address of the webhooks that inject sidecars and review policies, served over TLS. "
             "Requires --kubernetes. Default: disabled.",
-            show_default=False,
         ),
     ] = None
     sidecar_image: Annotated[
@@ -40,7 +39,6 @@ class WebhookOptions:
             metavar="HOST:PORT",
             help="xDS address that injected sidecars connect to. Default: port 15012 of the Service xds in "
             "the control plane's namespace.",
-            show_default=False,
         ),
     ] = None
 
