@@ -11,9 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from xds.mesh.controlplane.explanation import MODES
 from xds.mesh.controlplane.status import duration
 from xds.mesh.model.names import join_names
-from xds.mesh.observe.edges import UNENCRYPTED_RETENTION
+from xds.mesh.observe.edges import UNENCRYPTED_RETENTION, EdgeKey
 from xds.mesh.observe.merged import Missing
-from xds.mesh.observe.replica_codec import MODES as TRAFFIC_MODES
+from xds.mesh.observe.replica_codec import edge_message
 from xds.mesh.observe.strict import Contradictions, PlaintextPort, SeenTraffic
 from xds.mesh.policy.hops import Clients
 from xds.mesh.policy.plan import Plan
@@ -147,16 +147,8 @@ def plaintext_port_message(
 
 
 def _edge(seen: SeenTraffic) -> traffic_pb2.TrafficEdge:
-    return traffic_pb2.TrafficEdge(
-        client_namespace=seen.client.namespace,
-        client=seen.client.name,
-        namespace=seen.target.namespace,
-        service=seen.target.name,
-        port=seen.target.port,
-        mode=TRAFFIC_MODES[seen.mode],
-        first_seen=timestamp(seen.first_seen),
-        last_seen=timestamp(seen.last_seen),
-    )
+    key = EdgeKey(seen.client, seen.target, seen.mode)
+    return edge_message(key, seen.first_seen, seen.last_seen)
 
 
 def timestamp(seconds: float) -> Timestamp:

@@ -20,7 +20,7 @@ from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
 from xds.mesh.model.objects import Pod, Service
 from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Observed, PodName
 from xds.mesh.observe.merged import Missing
-from xds.mesh.observe.replica_codec import MODES
+from xds.mesh.observe.replica_codec import edge_message
 from xds.mesh.observe.strict import SeenTraffic
 from xds.mesh.v1 import traffic_pb2 as pb
 from xds.server import DiscoveryService
@@ -141,17 +141,9 @@ def observed_edges(traffic: Observed, client: Pod, service: Service) -> list[pb.
 
 
 def _edge(key: EdgeKey, edge: Edge, now: float) -> pb.TrafficEdge:
-    return pb.TrafficEdge(
-        client_namespace=key.client.namespace,
-        client=key.client.name,
-        namespace=key.target.namespace,
-        service=key.target.name,
-        port=key.target.port,
-        mode=MODES[key.mode],
-        requests_per_minute=edge.rate(now),
-        minutes=edge.minutes(now),
-        requests_per_day=edge.day(now),
-        failed_per_hour=edge.failed_in_hour(now),
-        first_seen=timestamp(edge.first_seen),
-        last_seen=timestamp(edge.last_seen),
-    )
+    message = edge_message(key, edge.first_seen, edge.last_seen)
+    message.requests_per_minute = edge.rate(now)
+    message.minutes.extend(edge.minutes(now))
+    message.requests_per_day = edge.day(now)
+    message.failed_per_hour = edge.failed_in_hour(now)
+    return message

@@ -13,17 +13,32 @@ from xds.mesh.observe.edges import Client, Edge, EdgeKey, Reporter, Target, Traf
 from xds.mesh.v1 import replicas_pb2 as pb
 from xds.mesh.v1 import traffic_pb2
 
-MODES = {
+_MODES = {
     TrafficMode.MTLS: traffic_pb2.TrafficEdge.MTLS,
     TrafficMode.TLS: traffic_pb2.TrafficEdge.TLS,
     TrafficMode.PLAINTEXT: traffic_pb2.TrafficEdge.PLAINTEXT,
     TrafficMode.REFUSED: traffic_pb2.TrafficEdge.REFUSED,
 }
-_MODE_OF = {number: mode for mode, number in MODES.items()}
+_MODE_OF = {number: mode for mode, number in _MODES.items()}
 _FIELDS = {Reporter.CLIENT: "client", Reporter.SERVER: "server"}
 _REPLICA = re.compile(r"[a-z0-9-]{1,253}")
 _NAME = re.compile(r"[\x20-\x7e]{0,260}")
 _MAX_PORT = 65535
+
+
+def edge_message(key: EdgeKey, first_seen: float, last_seen: float) -> traffic_pb2.TrafficEdge:
+    """Return an edge as a message without its counts. Times are Unix times, in seconds."""
+    message = traffic_pb2.TrafficEdge(
+        client_namespace=key.client.namespace,
+        client=key.client.name,
+        namespace=key.target.namespace,
+        service=key.target.name,
+        port=key.target.port,
+        mode=_MODES[key.mode],
+    )
+    message.first_seen.FromMilliseconds(round(first_seen * 1000))
+    message.last_seen.FromMilliseconds(round(last_seen * 1000))
+    return message
 
 
 def encode_edge(replica: str, key: EdgeKey, edge: Edge, now: float) -> pb.ReplicaEdge:
@@ -35,24 +50,14 @@ def encode_edge(replica: str, key: EdgeKey, edge: Edge, now: float) -> pb.Replic
         edge: the edge.
         now: Unix time, in seconds.
     """
-    message = pb.ReplicaEdge(
+    return pb.ReplicaEdge(
         replica=replica,
-        edge=traffic_pb2.TrafficEdge(
-            client_namespace=key.client.namespace,
-            client=key.client.name,
-            namespace=key.target.namespace,
-            service=key.target.name,
-            port=key.target.port,
-            mode=MODES[key.mode],
-        ),
+        edge=edge_message(key, edge.first_seen, edge.last_seen),
         client=_encode(edge.counts.get(Reporter.CLIENT), now),
         server=_encode(edge.counts.get(Reporter.SERVER), now),
         failed=_encode(edge.failures, now),
         by_server=edge.by_server,
     )
-    message.edge.first_seen.FromMilliseconds(round(edge.first_seen * 1000))
-    message.edge.last_seen.FromMilliseconds(round(edge.last_seen * 1000))
-    return message
 
 
 def decode_edge(message: pb.ReplicaEdge, sent_at: float, now: float) -> tuple[str, EdgeKey, Edge]:
