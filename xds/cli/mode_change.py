@@ -21,7 +21,6 @@ from xds.cli.options import EXIT_UNREACHABLE, OBSERVATION_DISABLED, fail, print_
 from xds.cli.output import to_yaml
 from xds.cli.wait import wait_for
 from xds.mesh.identity.state_dir import write_atomically
-from xds.mesh.kube.api import KubeApi
 from xds.mesh.kube.kubeconfig import has_cluster
 from xds.mesh.kube.mode_policy import (
     ModePolicyError,
@@ -230,7 +229,9 @@ class _Change:
             return
         self.target, prepared = asyncio.run(self._prepare())
         if self._options.output is Output.TABLE:
-            self._require_api_server()
+            if not self._look_up().has_versions:
+                remedy = "add --manifests DIR, the folder it reads"
+                fail(f"the control plane reads files, not an API server: {remedy}")
             self._prepared = prepared
 
     async def _prepare(self) -> tuple[PolicyTarget, PreparedPolicy | None]:
@@ -245,11 +246,6 @@ class _Change:
                 return target, await prepare(api, target, self._mode, force=options.force_conflicts)
             except ModePolicyError as error:
                 fail(str(error), 1)
-
-    def _require_api_server(self) -> None:
-        """Exit if the control plane reads files, which a policy on the API server does not change."""
-        if not self._look_up().has_versions:
-            fail("the control plane reads files, not an API server: add --manifests DIR, the folder it reads")
 
     def _read_file(self) -> None:
         """Read the file to write. Exit if the policy cannot be written to the control plane's files."""
@@ -339,14 +335,10 @@ class _Change:
     async def _apply(self, prepared: PreparedPolicy) -> str:
         connection = self._options.connection
         async with cluster.connect(connection.kubeconfig, connection.context) as api:
-            return await _apply_policy(api, prepared, force=self._options.force_conflicts)
-
-
-async def _apply_policy(api: KubeApi, prepared: PreparedPolicy, *, force: bool) -> str:
-    try:
-        return await apply(api, prepared, force=force)
-    except ModePolicyError as error:
-        fail(str(error), 1)
+            try:
+                return await apply(api, prepared, force=self._options.force_conflicts)
+            except ModePolicyError as error:
+                fail(str(error), 1)
 
 
 def _print_ports(title: str, ports: Iterable[pb.PlaintextPort]) -> None:

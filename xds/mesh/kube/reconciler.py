@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -34,25 +35,21 @@ class WatchTarget(NamedTuple):
     """Name of the objects to watch; empty for all."""
 
 
-class Reconciler:
-    """Calls `reconcile` after changes and periodically. `reconcile` returns whether it succeeded."""
+class Reconciler(ABC):
+    """Calls `reconcile` after changes and periodically."""
 
-    def __init__(
-        self,
-        api: KubeApi,
-        reconcile: Callable[[], Awaitable[bool]],
-        targets: Sequence[WatchTarget],
-        *,
-        leads: Callable[[], bool],
-    ) -> None:
+    def __init__(self, api: KubeApi, *targets: WatchTarget, leads: Callable[[], bool]) -> None:
         self._api = api
-        self._reconcile = reconcile
         self._targets = targets
         self._leads = leads
         self._changed = asyncio.Event()
 
+    @abstractmethod
+    async def reconcile(self) -> bool:
+        """Write what differs from the desired state. Return whether this succeeded."""
+
     def trigger(self) -> None:
-        """Request a run soon."""
+        """Reconcile soon."""
         self._changed.set()
 
     async def run(self) -> None:
@@ -68,7 +65,7 @@ class Reconciler:
             wait = RESYNC_INTERVAL
             if not self._leads():
                 wait = MIN_INTERVAL
-            elif not await self._reconcile():
+            elif not await self.reconcile():
                 wait = RETRY_DELAY
             await asyncio.sleep(MIN_INTERVAL)
             with suppress(TimeoutError):

@@ -31,7 +31,7 @@ WRITE_INTERVAL = 0.02
 """Minimum seconds between two writes."""
 
 
-class RootPublisher:
+class RootPublisher(Reconciler):
     """Keeps the ConfigMap with the roots up to date in every namespace."""
 
     def __init__(
@@ -50,21 +50,10 @@ class RootPublisher:
             leads: returns whether this replica is the leader.
             exclude: namespaces to ignore.
         """
-        self._api = api
+        super().__init__(api, WatchTarget(_NAMESPACES), WatchTarget(_MAPS, NAME), leads=leads)
         self._roots = roots
-        self._leads = leads
         self._exclude = frozenset(exclude)
-        watched = (WatchTarget(_NAMESPACES), WatchTarget(_MAPS, NAME))
-        self._reconciler = Reconciler(api, self.reconcile, watched, leads=leads)
         self._log_problem = OnceLogger(log, "cannot publish the roots")
-
-    def trigger(self) -> None:
-        """Reconcile soon, after the roots changed."""
-        self._reconciler.trigger()
-
-    async def run(self) -> None:
-        """Run until cancelled."""
-        await self._reconciler.run()
 
     async def reconcile(self) -> bool:
         """Update all outdated ConfigMaps. Return whether all updates succeeded."""

@@ -52,7 +52,7 @@ INJECTION = Configuration("MutatingWebhookConfiguration", "xds-sidecar-injector"
 POLICIES = Configuration("ValidatingWebhookConfiguration", "xds-policies")
 
 
-class CaBundlePublisher:
+class CaBundlePublisher(Reconciler):
     """Keeps the `caBundle` of every webhook in the configuration up to date."""
 
     def __init__(
@@ -71,20 +71,10 @@ class CaBundlePublisher:
             leads: returns whether this replica is the leader.
             configuration: the configuration.
         """
-        self._api = api
+        super().__init__(api, WatchTarget(configuration.collection, configuration.name), leads=leads)
         self._roots = roots
         self._configuration = configuration
-        watched = WatchTarget(configuration.collection, configuration.name)
-        self._reconciler = Reconciler(api, self.reconcile, (watched,), leads=leads)
         self._log_problem = OnceLogger(log, "cannot update the webhook caBundle")
-
-    def trigger(self) -> None:
-        """Reconcile soon, after the roots changed."""
-        self._reconciler.trigger()
-
-    async def run(self) -> None:
-        """Run until cancelled."""
-        await self._reconciler.run()
 
     async def reconcile(self) -> bool:
         """Update the configuration if it is outdated. Return whether this succeeded."""
@@ -97,7 +87,7 @@ class CaBundlePublisher:
         except KubeError as error:
             if error.status in {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY}:
                 # The configuration has changed since it was read: read it again.
-                self._reconciler.trigger()
+                self.trigger()
             # An installation without the configuration is valid: users may delete it.
             self._log_problem("" if error.is_not_found else str(error), configuration=name)
             return error.is_not_found
