@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -24,6 +24,7 @@ from xds.cli.options import (
     Kubeconfig,
     fail,
     fail_unreachable,
+    file_option,
     parse_address,
 )
 from xds.mesh.kube.kubeconfig import has_cluster
@@ -52,29 +53,25 @@ XdsAddress = Annotated[
 ]
 
 
-def _file(option: str, help_text: str) -> Any:
-    return typer.Option(option, metavar="FILE", exists=True, dir_okay=False, help=help_text)
-
-
 CaFile = Annotated[
     Path | None,
-    _file(
+    file_option(
         "--ca-file",
         "Root certificates (PEM) to verify the control plane against. Default: plaintext, no TLS.",
     ),
 ]
 TokenFile = Annotated[
     Path | None,
-    _file("--token-file", "Token of an admin service account (audience xds-ca). Requires --ca-file."),
+    file_option("--token-file", "Token of an admin service account (audience xds-ca). Requires --ca-file."),
 ]
 CertFile = Annotated[
     Path | None,
-    _file(
+    file_option(
         "--cert-file",
         "Client certificate (PEM) of an admin service account. Requires --ca-file and --key-file.",
     ),
 ]
-KeyFile = Annotated[Path | None, _file("--key-file", "Private key (PEM) of --cert-file.")]
+KeyFile = Annotated[Path | None, file_option("--key-file", "Private key (PEM) of --cert-file.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xds.cli.durations import parse_duration
-from xds.cli.options import fail, fail_unreachable, parse_address
+from xds.cli.options import fail, fail_unreachable, file_option, parse_address
 from xds.cli.output import print_document
 from xds.cli.tables import Table
 from xds.conformance import (
@@ -52,13 +52,6 @@ class ReportFormat(StrEnum):
     JSON = "json"
     YAML = "yaml"
     JUNIT = "junit"
-
-
-def _file(option: str, help_text: str) -> typer.models.OptionInfo:
-    info: typer.models.OptionInfo = typer.Option(
-        option, metavar="FILE", exists=True, dir_okay=False, help=help_text
-    )
-    return info
 
 
 def conformance(
@@ -113,13 +106,13 @@ def conformance(
     ] = False,
     ca_file: Annotated[
         Path | None,
-        _file("--ca-file", "Root certificates (PEM) to verify the server against. Default: plaintext."),
+        file_option("--ca-file", "Root certificates (PEM) to verify the server against. Default: plaintext."),
     ] = None,
     cert_file: Annotated[
         Path | None,
-        _file("--cert-file", "Client certificate (PEM). Requires --ca-file and --key-file."),
+        file_option("--cert-file", "Client certificate (PEM). Requires --ca-file and --key-file."),
     ] = None,
-    key_file: Annotated[Path | None, _file("--key-file", "Private key (PEM) of --cert-file.")] = None,
+    key_file: Annotated[Path | None, file_option("--key-file", "Private key (PEM) of --cert-file.")] = None,
     output: Annotated[
         ReportFormat, typer.Option("-o", "--output", help="Output format.")
     ] = ReportFormat.TABLE,

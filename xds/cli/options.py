@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -27,8 +27,16 @@ OBSERVATION_DISABLED = "observation is disabled: start xds serve with --observe=
 EXIT_UNREACHABLE = 3
 """Exit status if a control plane, an API server or Envoy cannot be reached."""
 
+
 STDIN = "-"
 """Name of standard input as a file."""
+
+
+def file_option(option: str, help_text: str) -> Any:
+    """Return an option with the path of an existing file."""
+    return typer.Option(option, metavar="FILE", exists=True, dir_okay=False, help=help_text)
+
+
 Manifests = Annotated[
     list[str] | None,
     typer.Option(
@@ -87,9 +95,7 @@ FromKubernetes = Annotated[
 ]
 MeshConfigFile = Annotated[
     Path | None,
-    typer.Option(
-        "--mesh-config", metavar="FILE", exists=True, dir_okay=False, help="Istio MeshConfig file (YAML)."
-    ),
+    file_option("--mesh-config", "Istio MeshConfig file (YAML)."),
 ]
 Assignments = Annotated[
     list[str] | None,
@@ -103,12 +109,9 @@ Assignments = Annotated[
 
 Kubeconfig = Annotated[
     Path | None,
-    typer.Option(
+    file_option(
         "--kubeconfig",
-        metavar="FILE",
-        exists=True,
-        dir_okay=False,
-        help="Path to a kubeconfig file. Default: the pod's service account in a cluster, else the "
+        "Path to a kubeconfig file. Default: the pod's service account in a cluster, else the "
         "kubeconfig that kubectl uses.",
     ),
 ]

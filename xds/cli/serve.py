@@ -26,6 +26,7 @@ from xds.cli.options import (
     MeshConfigFile,
     MeshConfigMap,
     fail,
+    file_option,
     parse_address,
 )
 from xds.cli.runtime import Components, ListenAddresses, run
@@ -155,12 +156,9 @@ class ListenOptions:
     ] = "127.0.0.1:15014"
     admin_token: Annotated[
         Path | None,
-        typer.Option(
+        file_option(
             "--admin-token",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help="File with a token that clients need for the page and its API, as a bearer token or as the "
+            "File with a token that clients need for the page and its API, as a bearer token or as the "
             "password. Default: none; only local clients are admitted, without a token.",
         ),
     ] = None
