@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from xds.cli.manifests import find_pod, load_mesh
+from xds.cli.manifests import load_mesh
 from xds.cli.options import Manifests, fail, parse_address, print_problems
 from xds.codec import to_json_dict
 from xds.mesh.envoy import bootstrap as envoy
+from xds.mesh.model.names import pod_named
 from xds.mesh.model.objects import INTERCEPTION_MODE, Interception, Pod, Problem
 
 EXAMPLES = """
@@ -61,7 +62,7 @@ def bootstrap(
         credential = envoy.TokenFile(token=token_file, roots=ca_file) if token_file and ca_file else None
     except ValueError as error:
         fail(f"--token-file: {error}")
-    sidecar = find_pod(load_mesh(manifests, reads_workloads=False), pod)
+    sidecar = pod_named(load_mesh(manifests, reads_workloads=False), pod)
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)
     print_problems(_interception_problem(sidecar))

@@ -11,8 +11,7 @@ import typer
 from xds.cli.options import AS_WRITTEN, STDIN, ClusterReference, Reading, fail, print_problems
 from xds.mesh.inject.choice import SYSTEM_NAMESPACES
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.names import UnknownNameError, pod_named, service_named
-from xds.mesh.model.objects import MeshConfig, Pod, Problem, Ref, Service
+from xds.mesh.model.objects import MeshConfig, Problem, Ref
 from xds.mesh.sources.files import MAX_FILE_SIZE, Folder, Text
 from xds.mesh.sources.kustomize import KustomizeError, build, is_kustomization
 from xds.mesh.sources.proposal import read_objects
@@ -207,19 +206,3 @@ def load_mesh(
     )
     print_problems(problems)
     return mesh
-
-
-def find_pod(mesh: Mesh, name: str) -> Pod:
-    """Return the pod with this name, as `pod_named` does. If there is none, print similar names and exit."""
-    try:
-        return pod_named(mesh, name)
-    except UnknownNameError as error:
-        fail(str(error))
-
-
-def find_service(mesh: Mesh, name: str) -> Service:
-    """Return the Service named SERVICE.NAMESPACE. If there is none, print similar names and exit."""
-    try:
-        return service_named(mesh, name)
-    except UnknownNameError as error:
-        fail(str(error))

@@ -21,7 +21,7 @@ from xds.mesh.v1 import policies_pb2 as pb
 class OfflinePolicies:
     """Answers about a mesh, the same as a control plane gives for these objects, except workloads' templates.
 
-    On an error, every method prints a message and exits with status 2.
+    On an error, every method prints a message and exits with status 2, or raises UnknownNameError.
 
     Args:
         mesh: the mesh.
@@ -45,21 +45,15 @@ class OfflinePolicies:
     def explain(self, client: str, service: str) -> pb.Explanation:
         """Return the explanation of a client's connections to a service."""
         mesh = self._mesh
-        try:
-            pod = pod_matching(mesh, client)
-            called, ports = ports_named(mesh, service)
-        except UnknownNameError as error:
-            fail(str(error))
+        pod = pod_matching(mesh, client)
+        called, ports = ports_named(mesh, service)
         return explanation_message(mesh, pod, called, policy.explain(mesh, pod, called, ports))
 
     def reach(self, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
         """Yield the results of connections."""
         if request.watch:
             fail("--watch requires a running control plane: leave out --manifests and --kubernetes")
-        try:
-            yield from predictions.reach(self._mesh, request)
-        except UnknownNameError as error:
-            fail(str(error))
+        yield from predictions.reach(self._mesh, request)
 
     def plan(
         self,
@@ -85,8 +79,4 @@ class OfflinePolicies:
 
     def describe_pod(self, name: str) -> pb.PodDescription:
         """Return a pod as a server."""
-        try:
-            pod = pod_matching(self._mesh, name)
-        except UnknownNameError as error:
-            fail(str(error))
-        return predictions.pod_description(self._mesh, pod)
+        return predictions.pod_description(self._mesh, pod_matching(self._mesh, name))

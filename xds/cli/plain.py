@@ -1,4 +1,4 @@
-"""Replace the type names of the command-line libraries, in help texts and errors, by plain words."""
+"""Commands whose help texts and errors are in plain words, without the type names of libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,18 @@ _MESSAGES = (
 
 
 class Command(TyperCommand):
-    """A subcommand whose help shows no type names of Python."""
+    """A subcommand whose help shows no type names of Python, and which exits if a name is unknown."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand."""
+        # Every subcommand has imported them; completion and help need not.
+        from xds.cli.options import fail  # noqa: PLC0415
+        from xds.mesh.model.names import UnknownNameError  # noqa: PLC0415
+
+        try:
+            return super().invoke(ctx)
+        except UnknownNameError as error:
+            fail(str(error))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the parts of the usage line: a required argument has no braces."""

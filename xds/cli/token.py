@@ -10,12 +10,13 @@ from typing import Annotated
 import typer
 
 from xds.cli import logs
-from xds.cli.manifests import UNREADABLE, find_pod
+from xds.cli.manifests import UNREADABLE
 from xds.cli.options import fail, print_problems
 from xds.cli.token_files import CallerLookup, ManifestPods, TokenFiles
 from xds.cli.token_files import renew as renew_files
 from xds.mesh.identity.claims import Caller, CredentialKind, IdentityPattern
 from xds.mesh.identity.state_dir import StateError, load_or_create_token_key
+from xds.mesh.model.names import pod_named
 from xds.mesh.model.objects import ENTRY
 from xds.mesh.parse import names
 
@@ -175,5 +176,5 @@ def _lookup_in_manifests(manifests: Sequence[Path], pod_names: Iterable[str]) ->
     if not pods.complete:
         fail(UNREADABLE)
     for name in pod_names:
-        find_pod(pods.mesh, name)
+        pod_named(pods.mesh, name)
     return lambda: pods.callers(pod_names)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from xds import snapshot
-from xds.cli.manifests import find_pod, find_service, load_mesh
+from xds.cli.manifests import load_mesh
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import SourceOptions, fail
 from xds.cli.output import DocumentFormat, print_document
@@ -16,6 +16,7 @@ from xds.cli.resource_types import TYPE_URLS, PublicType
 from xds.codec import to_dict
 from xds.mesh.envoy import translate as envoy
 from xds.mesh.model.injection import NAMESPACE_LABEL
+from xds.mesh.model.names import pod_named, service_named
 from xds.mesh.model.objects import Service
 
 EXAMPLES = """
@@ -62,7 +63,7 @@ def translate(
         cluster=source.cluster,
         reading=source.reading(),
     )
-    sidecar = find_pod(mesh, pod)
+    sidecar = pod_named(mesh, pod)
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)
     if not sidecar.has_sidecar:
@@ -75,7 +76,7 @@ def translate(
         for type_, items in shown.items()
     }
     if service:
-        resources = _select(find_service(mesh, service), shown, resources)
+        resources = _select(service_named(mesh, service), shown, resources)
     if only:
         resources = {str(only): resources[only]}
     print_document(resources, output)

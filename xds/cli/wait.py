@@ -16,7 +16,7 @@ from xds.cli.durations import parse_duration
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import fail
 from xds.mesh.controlplane.status import proxy_name
-from xds.mesh.model.names import UnknownNameError, ref_named
+from xds.mesh.model.names import ref_named
 from xds.mesh.model.objects import TRAFFIC_KINDS, Ref
 from xds.mesh.v1 import objects_pb2 as pb
 
@@ -98,7 +98,7 @@ def wait(
     control plane rejects the object, 2 the object does not exist or wrong usage, 3 the control plane or the
     API server cannot be reached, or too many waits are in progress.
     """
-    ref = _find_ref(target)
+    ref = ref_named(target, {kind: kind != _CLUSTER_SCOPED for kind in TRAFFIC_KINDS})
     parse_duration("--timeout", timeout)
     if kubernetes and resource_version:
         fail("--kubernetes cannot be combined with --resource-version")
@@ -133,14 +133,6 @@ def wait_for(
     )
     last = _follow(client.wait(request, parse_duration("--timeout", timeout)), ref)
     _report(last, ref, request, timeout)
-
-
-def _find_ref(text: str) -> Ref:
-    """Return the object that the user named."""
-    try:
-        return ref_named(text, {kind: kind != _CLUSTER_SCOPED for kind in TRAFFIC_KINDS})
-    except UnknownNameError as error:
-        fail(str(error))
 
 
 def _read_version(ref: Ref, kubeconfig: Path | None, context: str | None) -> str:
