@@ -149,7 +149,7 @@ async def test_invalid_object_ends_the_wait_and_is_a_problem(loopback, tmp_path)
 
         await eventually(has_problem)
         result = await wait(mesh, "PeerAuthentication/ns/lost")
-        assert (result.status, "affects no connected sidecar" in result.err) == (0, True)
+        assert (result.status, "affects no connected sidecar" in result.out) == (0, True)
 
         result = await wait(mesh, "PeerAuthentication/ns/nobody")
         assert (result.status, "does not exist in the files" in result.err) == (2, True)

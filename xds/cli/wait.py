@@ -185,9 +185,8 @@ def _report(response: pb.WaitResponse, ref: Ref, request: pb.WaitRequest, timeou
 
 def _report_success(response: pb.WaitResponse, ref: Ref, request: pb.WaitRequest) -> None:
     word = "in force" if request.condition == pb.WaitRequest.IN_FORCE else "acked"
-    typer.echo(f"{ref}: {word}, acked by {response.acked} of {response.affected} sidecars")
-    if not response.affected:
-        typer.echo("xds: the object affects no connected sidecar: see xds problems", err=True)
+    state = f"{word}, acked by {response.acked} of {response.affected} sidecars"
+    typer.echo(f"{ref}: {state if response.affected else 'affects no connected sidecar (see xds problems)'}")
     if response.has_versions and not request.resource_version:
         typer.echo(
             f"xds: checked resourceVersion {response.resource_version}; to wait for a change that the "

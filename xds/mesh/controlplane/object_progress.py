@@ -28,6 +28,9 @@ from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet, Snapshot
 MAX_TRANSITIONS = 10
 """Maximum number of ports in transition that are listed."""
 
+_ANY_PORT = 0
+"""Stands for the ports of a pod of which none is known."""
+
 _Names: TypeAlias = Mapping[str, frozenset[str]]
 """Names of resources by type URL."""
 
@@ -110,11 +113,18 @@ class ProgressTracker:
         if self._ref.kind in POLICY_KINDS:
             for pod in tuple(mesh.pods()):
                 await checkpoint()
-                may_decide = pod.has_sidecar and self._is_in_scope(pod.ref, mesh)
-                for exposure in mesh.exposures(pod) if may_decide else ():
-                    if effective_mode(mesh, pod, exposure.target).decided_by == self._ref:
-                        hosts.add(exposure.service.cluster_host)
-                        servers.add((pod.namespace, pod.name))
+                if not (pod.has_sidecar and self._is_in_scope(pod.ref, mesh)):
+                    continue
+                exposures = mesh.exposures(pod)
+                ports = {exposure.target for exposure in exposures}.union(port.port for port in pod.ports)
+                decided = {
+                    port
+                    for port in ports or {_ANY_PORT}
+                    if effective_mode(mesh, pod, port).decided_by == self._ref
+                }
+                hosts.update(each.service.cluster_host for each in exposures if each.target in decided)
+                if decided:
+                    servers.add((pod.namespace, pod.name))
         self._hosts, self._servers = frozenset(hosts), frozenset(servers)
 
     def _is_in_scope(self, pod: Ref, mesh: Mesh) -> bool:
