@@ -307,7 +307,7 @@ def test_description_of_a_pod(folder: Path) -> None:
         "  Accepts:          mutual TLS only (STRICT)\n"
         f"    decided by:     PeerAuthentication shop/default for the namespace {place}\n"
         "    overridden:     MeshPolicy default for the mesh (values.global.mtls.enabled=false)\n"
-        f"  Unreachable for:  shop/default: {why}\n"
+        f"  Unreachable for:  new, outsider (shop/default): {why}\n"
         "\n"
         "All other ports\n"
         "  Accepts:       mutual TLS only (STRICT)\n"
@@ -332,6 +332,11 @@ def test_description_as_json_and_yaml(folder: Path) -> None:
         "refusedClients"
     ]
     assert refused == {
-        "clients": [{"namespace": "shop", "accounts": [{"name": "default", "pods": 2}]}],
+        "clients": [
+            {
+                "namespace": "shop",
+                "accounts": [{"name": "default", "pods": 2, "workloads": ["new", "outsider"]}],
+            }
+        ],
         "why": "the client sends plaintext, but the server accepts mutual TLS only",
     }

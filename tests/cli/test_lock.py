@@ -73,7 +73,7 @@ async def test_policy_is_written_to_the_folder_and_waited_for(folder: Path) -> N
 
             status, out, err = await run_xds("unlock", *words, "--yes")
             assert (status, out.splitlines()[-1]) == (0, "namespace shop is unlocked"), err
-            assert "port 8080 of shop/default: PERMISSIVE (PeerAuthentication shop/default)" in out
+            assert "port 8080 of web (shop/default): PERMISSIVE (PeerAuthentication shop/default)" in out
             assert yaml.safe_load((folder / FILE).read_text()) == peer_authentication("shop", "PERMISSIVE")
 
 

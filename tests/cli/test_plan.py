@@ -74,16 +74,16 @@ def test_strict_policy_breaks_plaintext_clients(folder: Path) -> None:
     assert (result.exit_code, result.stderr) == (1, "")
     titles, *lines = result.stdout.splitlines()
     assert titles.split() == TITLES.split()
-    policy = "PeerAuthentication shop/default"
+    policy, fails = "PeerAuthentication shop/default", "fails (server-requires-mtls)"
     exempt = (
         "exempt port 9090 (PeerAuthentication with a selector, mtls STRICT and portLevelMtls 9090 PERMISSIVE)"
     )
     assert [" ".join(line.split()) for line in lines] == [
-        f"breaks zoo/default web.shop:80 (1/1 endpoints) plaintext fails (server-requires-mtls) {policy}",
-        f"may break metrics-port port 9090 of shop/default plaintext fails (server-requires-mtls) {policy}",
+        f"breaks outsider (zoo/default) web.shop:80 (1/1 endpoints) plaintext {fails} {policy}",
+        f"may break metrics-port port 9090 of web (shop/default) plaintext {fails} {policy}",
         "",
         "Remedies:",
-        f"add a sidecar to zoo/default, or use PERMISSIVE in {policy} until then",
+        f"add a sidecar to outsider (zoo/default), or use PERMISSIVE in {policy} until then",
         f"{exempt}, or use PERMISSIVE in {policy}",
         "",
         "breaks: 1, may break: 1",
@@ -97,7 +97,12 @@ def test_json_contains_answers_before_and_after(folder: Path) -> None:
     assert found["hops"] == [
         {
             "effect": "breaks",
-            "clients": [{"namespace": "zoo", "accounts": [{"name": "default", "pods": 1}]}],
+            "clients": [
+                {
+                    "namespace": "zoo",
+                    "accounts": [{"name": "default", "pods": 1, "workloads": ["outsider"]}],
+                }
+            ],
             "service": "web.shop",
             "port": 80,
             "endpoints": 1,
@@ -112,8 +117,8 @@ def test_json_contains_answers_before_and_after(folder: Path) -> None:
                 "reason": "server-requires-mtls",
                 "decidedBy": ["PeerAuthentication shop/default"],
             },
-            "remedy": "add a sidecar to zoo/default, or use PERMISSIVE in PeerAuthentication shop/default "
-            "until then",
+            "remedy": "add a sidecar to outsider (zoo/default), or use PERMISSIVE in PeerAuthentication "
+            "shop/default until then",
         }
     ]
     [refused] = found["refused"]
@@ -169,7 +174,9 @@ def test_markdown_is_a_table_for_a_pull_request(folder: Path) -> None:
         "",
         "| effect | clients | target | before | after | decided by | remedy |",
     ]
-    assert lines[6].startswith("| breaks | zoo/default | web.shop:80 (1/1 endpoints) | plaintext | fails (")
+    assert lines[6].startswith(
+        "| breaks | outsider (zoo/default) | web.shop:80 (1/1 endpoints) | plaintext | fails ("
+    )
     assert lines[-1].startswith("- stdin:7: PeerAuthentication shop/other: selector app=wbe matches no pod")
     nothing = plan(folder, "-f", "-", "-o", "markdown", stdin=POLICY.replace("STRICT", "PERMISSIVE"))
     text = f"### Effect on connections\n\n**no connection changes**\n\n{NOT_CONSIDERED}"
@@ -369,7 +376,8 @@ def test_custom_workloads_are_clients(folder: Path) -> None:
     (folder / "zoo.yaml").write_text("{apiVersion: v1, kind: Namespace, metadata: {name: zoo}}")
     found = plan_json(folder, "-f", folder.parent / "strict.yaml", status=1)
     [hop] = found["hops"]
-    assert hop["clients"] == [{"namespace": "zoo", "accounts": [{"name": "default", "pods": 1}]}]
+    account = {"name": "default", "pods": 1, "workloads": ["rollout/batch"]}
+    assert hop["clients"] == [{"namespace": "zoo", "accounts": [account]}]
 
 
 def test_custom_workload_can_be_deleted(folder: Path) -> None:

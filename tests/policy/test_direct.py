@@ -334,7 +334,7 @@ def test_pod_on_the_host_network_is_not_told_to_add_a_sidecar() -> None:
     found = strict(world(APP, node))
     (remedy,) = {change_remedy(change) for change in found.hops}
     assert remedy == (
-        "take shop/default off the host network and add a sidecar, "
+        "take ds/node (shop/default) off the host network and add a sidecar, "
         "or use PERMISSIVE in PeerAuthentication shop/default"
     )
 

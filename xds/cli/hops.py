@@ -26,10 +26,9 @@ _STYLES = {"mtls": "green", "plaintext": "yellow", "fails": "red"}
 
 
 def format_clients(clients: Iterable[pb.Clients]) -> str:
-    """Return the service accounts of clients in short, such as `shop/web, zoo/* (3 accounts)`."""
-    return format_accounts(
-        [(item.namespace, [account.name for account in item.accounts]) for item in clients]
-    )
+    """Return the service accounts of clients in short (`xds.mesh.policy.hop_text.format_clients`)."""
+    accounts = [(item.namespace, {account.name: account for account in item.accounts}) for item in clients]
+    return format_accounts(accounts, lambda account: account.workloads)
 
 
 def hop_value(hop: pb.Hop) -> dict[str, Any]:
@@ -44,7 +43,10 @@ def hop_value(hop: pb.Hop) -> dict[str, Any]:
 
 @lru_cache(maxsize=64)
 def _clients_value(hop: bytes) -> Any:
-    return to_value(pb.Hop.FromString(hop))["clients"]
+    clients = to_value(pb.Hop.FromString(hop))["clients"]
+    for account in (account for item in clients for account in item["accounts"]):
+        del account["workloads"]  # Responses of Reach have none.
+    return clients
 
 
 def hop_cells(hop: pb.Hop, *, wide: bool) -> Cells:

@@ -9,6 +9,7 @@ from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Mode, Pod, Service
 from xds.mesh.policy.direct import Refusal, refusals
 from xds.mesh.policy.explain import ACCEPTS, SENDS, Decider, Explanation, Group, Served, Side
+from xds.mesh.policy.hop_text import workload_names
 from xds.mesh.policy.hops import Clients
 from xds.mesh.policy.mtls import Send
 from xds.mesh.policy.remedy import refusal_remedy
@@ -122,12 +123,17 @@ def _object(mesh: Mesh, decider: Decider) -> pb.PolicyObject:
     )
 
 
-def clients_messages(clients: Iterable[Clients]) -> list[pb.Clients]:
-    """Return clients by namespace and service account."""
+def clients_messages(clients: Iterable[Clients], *, names_workloads: bool = True) -> list[pb.Clients]:
+    """Return clients by namespace and service account, and the names of their workloads."""
     return [
         pb.Clients(
             namespace=item.namespace,
-            accounts=[pb.Account(name=account, pods=len(pods)) for account, pods in item.accounts.items()],
+            accounts=[
+                pb.Account(
+                    name=account, pods=len(pods), workloads=workload_names(pods) if names_workloads else ()
+                )
+                for account, pods in item.accounts.items()
+            ],
         )
         for item in clients
     ]

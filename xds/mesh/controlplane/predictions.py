@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, groupby, islice
 
 from xds.mesh.controlplane.explanation import (
@@ -63,7 +63,8 @@ def reach(
     ]
     found = hops(mesh, clients, targets) if clients else ()
     outside_by_port = {} if request.client else outside_clients(mesh)
-    messages = lru_cache(maxsize=1024)(clients_messages)  # Many hops have the same clients.
+    # Many hops have the same clients.
+    messages = lru_cache(maxsize=1024)(partial(clients_messages, names_workloads=False))
     by_target = groupby(found, key=lambda hop: (hop.service.namespace, hop.service.name, hop.port.port))
     for checked, (_, group) in enumerate(by_target, 1):
         hops_of_target = list(group)

@@ -186,12 +186,14 @@ class Clients(_message.Message):
     def __init__(self, namespace: _Optional[str] = ..., accounts: _Optional[_Iterable[_Union[Account, _Mapping]]] = ...) -> None: ...
 
 class Account(_message.Message):
-    __slots__ = ("name", "pods")
+    __slots__ = ("name", "pods", "workloads")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PODS_FIELD_NUMBER: _ClassVar[int]
+    WORKLOADS_FIELD_NUMBER: _ClassVar[int]
     name: str
     pods: int
-    def __init__(self, name: _Optional[str] = ..., pods: _Optional[int] = ...) -> None: ...
+    workloads: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., pods: _Optional[int] = ..., workloads: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Hop(_message.Message):
     __slots__ = ("clients", "service", "port", "endpoints", "ready", "outcome", "reason", "decided_by", "endpoint_names", "observed", "outside")
