@@ -200,6 +200,13 @@ def test_traffic_that_moves_to_a_strict_port_breaks() -> None:
     assert plan(after, after).refusals == ()
 
 
+def test_new_caller_of_a_strict_port_is_refused() -> None:
+    before = applied(world(APP), peer("shop", "STRICT"))
+    monitor = tuple(world(CALLERS["ServiceMonitor"]).facts(with_defaults=False))
+    found = planned(before, applied(before, *monitor), *monitor)
+    assert [told(refusal) for refusal in found.refusals] == [EXPECTED["ServiceMonitor"]]
+
+
 def test_probes_and_scrapes_that_the_sidecar_no_longer_answers_break() -> None:
     probed = APP.replace(
         "image: web\n", "image: web\n            readinessProbe: {httpGet: {port: http, path: /}}\n"

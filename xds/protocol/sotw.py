@@ -12,7 +12,7 @@ from xds.protocol.responses import encode_response, encode_string
 from xds.protocol.subscription import SubscriptionChange
 from xds.protocol.watch import Watch
 from xds.protocol.wire import ErrorDetail, Request
-from xds.snapshot import ENDPOINT, Resource, ResourceSet
+from xds.snapshot import ENDPOINT, Resource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +93,6 @@ class SotwWatch(Watch):
     def get(self, name: str) -> Resource | None:
         """Return the desired, lingering or empty resource with a name; None if there is none."""
         resource = super().get(name)
-        return empty_assignment(name) if resource is None and name in self._empty_assignments else resource
-
-    def get_from(self, resources: ResourceSet, name: str) -> Resource | None:
-        """Return the resource with this name if `resources` are the desired ones; None if there is none."""
-        resource = super().get_from(resources, name)
         return empty_assignment(name) if resource is None and name in self._empty_assignments else resource
 
     def missing(self) -> list[str]:

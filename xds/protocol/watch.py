@@ -186,10 +186,6 @@ class Watch(ABC):
             return self.lingering[name].resource
         return resource
 
-    def get_from(self, resources: ResourceSet, name: str) -> Resource | None:
-        """Return the resource with this name if `resources` are the desired ones; None if there is none."""
-        return resources.get(name)
-
     def is_forced(self, name: str) -> bool:
         """Whether a resource will be sent even if the client has the current version."""
         return name in self._forced or name in self._forced_until_nack
