@@ -44,6 +44,15 @@ CALLERS = {
         - {name: x.b.c, clientConfig: {url: "https://example.com"}}
         - {name: a.b.c, clientConfig: {service: {name: web, namespace: shop, port: 443}}}
     """,
+    "webhook by URL": """
+        apiVersion: admissionregistration.k8s.io/v1
+        kind: ValidatingWebhookConfiguration
+        metadata: {name: web}
+        webhooks:
+        - {name: a.b.c, clientConfig: {url: "https://web.shop.svc.cluster.local/x"}}
+        - {name: d.b.c, clientConfig: {url: "https://[web.shop.svc/x"}}
+        - {name: e.b.c, clientConfig: {url: "https://web.shop.example/x"}}
+    """,
     "APIService": """
         apiVersion: apiregistration.k8s.io/v1
         kind: APIService
@@ -58,6 +67,15 @@ CALLERS = {
           conversion:
             strategy: Webhook
             webhook: {clientConfig: {service: {name: web, namespace: shop}}}
+    """,
+    "conversion by URL": """
+        apiVersion: apiextensions.k8s.io/v1
+        kind: CustomResourceDefinition
+        metadata: {name: things.example.com}
+        spec:
+          conversion:
+            strategy: Webhook
+            webhook: {clientConfig: {url: "https://web.shop.svc:443/x"}}
     """,
     "LoadBalancer": """
         apiVersion: v1
@@ -100,6 +118,61 @@ CALLERS = {
         spec:
           parentRefs: [{name: public}]
           rules: [{backendRefs: [{name: web, namespace: shop, port: 80}]}]
+    """,
+    "mirror of an HTTPRoute": """
+        apiVersion: gateway.networking.k8s.io/v1
+        kind: HTTPRoute
+        metadata: {name: web, namespace: shop}
+        spec:
+          parentRefs: [{name: public}]
+          rules:
+          - filters: [{type: RequestMirror, requestMirror: {backendRef: {name: web, port: 80}}}]
+            backendRefs: [{name: bucket, kind: Bucket, group: example.com}]
+    """,
+    "mirror of a backend of an HTTPRoute": """
+        apiVersion: gateway.networking.k8s.io/v1
+        kind: HTTPRoute
+        metadata: {name: web, namespace: shop}
+        spec:
+          parentRefs: [{name: public}]
+          rules:
+          - backendRefs:
+            - kind: Bucket
+              group: example.com
+              name: bucket
+              filters: [{type: RequestMirror, requestMirror: {backendRef: {name: web, port: 80}}}]
+    """,
+    "mirror of a VirtualService": """
+        apiVersion: networking.istio.io/v1
+        kind: VirtualService
+        metadata: {name: web, namespace: shop}
+        spec:
+          gateways: [public]
+          hosts: [example.com]
+          http: [{redirect: {uri: /}, mirror: {host: web, port: {number: 80}}}]
+    """,
+    "mirrors of a VirtualService": """
+        apiVersion: networking.istio.io/v1
+        kind: VirtualService
+        metadata: {name: web, namespace: shop}
+        spec:
+          gateways: [public]
+          hosts: [example.com]
+          http: [{redirect: {uri: /}, mirrors: [{destination: {host: web, port: {number: 80}}}]}]
+    """,
+    "delegate of a VirtualService": """
+        apiVersion: networking.istio.io/v1
+        kind: VirtualService
+        metadata: {name: web, namespace: edge}
+        spec:
+          gateways: [public]
+          hosts: [example.com]
+          http: [{delegate: {name: web, namespace: shop}}]
+        ---
+        apiVersion: networking.istio.io/v1
+        kind: VirtualService
+        metadata: {name: web, namespace: shop}
+        spec: {http: [{route: [{destination: {host: web, port: {number: 80}}}]}]}
     """,
     "VirtualService": """
         apiVersion: networking.istio.io/v1
@@ -225,14 +298,21 @@ CALLERS = {
 EXPECTED = {
     "ValidatingWebhookConfiguration": ("api-server", 8443, "ValidatingWebhookConfiguration web"),
     "MutatingWebhookConfiguration": ("api-server", 8443, "MutatingWebhookConfiguration web"),
+    "webhook by URL": ("api-server", 8443, "ValidatingWebhookConfiguration web"),
     "APIService": ("api-server", 8443, "APIService v1beta1.metrics.k8s.io"),
     "CustomResourceDefinition": ("api-server", 8443, "CustomResourceDefinition things.example.com"),
+    "conversion by URL": ("api-server", 8443, "CustomResourceDefinition things.example.com"),
     "LoadBalancer": ("outside-client", 8080, "Service shop/public"),
     "NodePort": ("outside-client", 8080, "Service shop/public"),
     "externalIPs": ("outside-client", 8080, "Service shop/public"),
     "Ingress": ("gateway", 8080, "Ingress shop/web"),
     "Ingress v1beta1": ("gateway", 8080, "Ingress shop/web"),
     "HTTPRoute": ("gateway", 8080, "HTTPRoute edge/web"),
+    "mirror of an HTTPRoute": ("gateway", 8080, "HTTPRoute shop/web"),
+    "mirror of a backend of an HTTPRoute": ("gateway", 8080, "HTTPRoute shop/web"),
+    "mirror of a VirtualService": ("gateway", 8080, "VirtualService shop/web"),
+    "mirrors of a VirtualService": ("gateway", 8080, "VirtualService shop/web"),
+    "delegate of a VirtualService": ("gateway", 8080, "VirtualService shop/web"),
     "VirtualService": ("gateway", 8080, "VirtualService edge/web"),
     "VirtualService by short name": ("gateway", 8443, "VirtualService shop/web"),
     "ServiceMonitor": ("prometheus-scrape", 8080, "ServiceMonitor monitoring/web"),

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, TypedDict
+from urllib.parse import urlsplit
 
-from xds.mesh.model.objects import Call, Caller, Meta, Requirement, Traffic
+from xds.mesh.model.objects import CLUSTER_DOMAIN, Call, Caller, Meta, Requirement, Traffic
 from xds.mesh.parse.reading import Field
 
 _MAX_ENDPOINTS = 32
@@ -34,20 +35,20 @@ _WEBHOOK_PORT = 443
 def webhooks(obj: Field, meta: Meta) -> Caller | None:
     """Parse a ValidatingWebhookConfiguration or MutatingWebhookConfiguration."""
     hooks = _items(obj.value, "webhooks")
-    services = (_at(hook, "clientConfig", "service") for hook in hooks)
-    return _caller(meta, Traffic.API_SERVER, map(_of_api_server, services))
+    configs = (_at(hook, "clientConfig") for hook in hooks)
+    return _caller(meta, Traffic.API_SERVER, map(_of_api_server, configs))
 
 
 def api_service(obj: Field, meta: Meta) -> Caller | None:
     """Parse an APIService."""
-    return _caller(meta, Traffic.API_SERVER, [_of_api_server(_at(obj.value, "spec", "service"))])
+    return _caller(meta, Traffic.API_SERVER, [_of_api_server(_at(obj.value, "spec"))])
 
 
 def custom_resource_definition(obj: Field, meta: Meta) -> Caller | None:
     """Parse the conversion webhook of a CustomResourceDefinition."""
     conversion = _at(obj.value, "spec", "conversion")
     config = _at(conversion, "webhook", "clientConfig") or _at(conversion, "webhookClientConfig")
-    return _caller(meta, Traffic.API_SERVER, [_of_api_server(_at(config, "service"))])
+    return _caller(meta, Traffic.API_SERVER, [_of_api_server(config)])
 
 
 def ingress(obj: Field, meta: Meta) -> Caller | None:
@@ -67,7 +68,7 @@ def route(obj: Field, meta: Meta) -> Caller | None:
     backends = (
         backend
         for rule in (() if is_for_mesh else _items(spec, "rules"))
-        for backend in _items(rule, "backendRefs")
+        for backend in _backends(rule)
         if _at(backend, "kind") in (None, "Service")
     )
     calls = (
@@ -79,24 +80,37 @@ def route(obj: Field, meta: Meta) -> Caller | None:
     return _caller(meta, Traffic.GATEWAY, calls)
 
 
+def _backends(rule: Any) -> Iterator[Any]:
+    """Yield the backends of a route's rule, and those to which its filters mirror requests."""
+    backends = _items(rule, "backendRefs")
+    yield from backends
+    for part in (rule, *backends):
+        yield from (_at(item, "requestMirror", "backendRef") for item in _items(part, "filters"))
+
+
 def virtual_service(obj: Field, meta: Meta) -> Caller | None:
-    """Parse a VirtualService of Istio. It concerns clients outside the mesh if it names a gateway."""
+    """Parse a VirtualService of Istio. It concerns clients outside the mesh if it names a gateway.
+
+    Without hosts, it is the delegate of another VirtualService, which may name a gateway.
+    """
     spec = _at(obj.value, "spec")
-    if all(gateway == "mesh" for gateway in _items(spec, "gateways")):
+    if _items(spec, "hosts") and all(gateway == "mesh" for gateway in _items(spec, "gateways")):
         return None
-    destinations = (
-        _at(route, "destination")
-        for protocol in ("http", "tls", "tcp")
-        for rule in _items(spec, protocol)
-        for route in _items(rule, "route")
-    )
     calls = []
-    for destination in destinations:
+    for destination in _destinations(spec):
         host = _at(destination, "host")
         service, _, rest = host.partition(".") if isinstance(host, str) else ("", "", "")
         namespace = rest.partition(".")[0] or meta.ref.namespace
         calls.append(_call(service, namespace, port=_at(destination, "port", "number")))
     return _caller(meta, Traffic.GATEWAY, calls)
+
+
+def _destinations(spec: Any) -> Iterator[Any]:
+    """Yield the destinations of a VirtualService, and those to which it mirrors requests."""
+    for rule in (rule for protocol in ("http", "tls", "tcp") for rule in _items(spec, protocol)):
+        routes = (*_items(rule, "route"), *_items(rule, "mirrors"))
+        yield from (_at(route, "destination") for route in routes)
+        yield _at(rule, "mirror")
 
 
 def service_monitor(obj: Field, meta: Meta) -> Caller | None:
@@ -153,9 +167,29 @@ def _requirements(selector: Any) -> Iterator[Requirement]:
             yield Requirement(key, operator, _texts(_items(item, "values")))
 
 
-def _of_api_server(service: Any) -> Call | None:
-    port = _at(service, "port")
-    return _call(_at(service, "name"), _at(service, "namespace"), port=port or _WEBHOOK_PORT)
+def _of_api_server(config: Any) -> Call | None:
+    """Return the call that a clientConfig, or the spec of an APIService, makes the API server send."""
+    if service := _at(config, "service"):
+        port = _at(service, "port")
+        return _call(_at(service, "name"), _at(service, "namespace"), port=port or _WEBHOOK_PORT)
+    url = _at(config, "url")
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        return of_host(parts.hostname, port=parts.port or _WEBHOOK_PORT)
+    except ValueError:
+        return None
+
+
+def of_host(host: Any, *, port: int | None = None) -> Call | None:
+    """Return a call to the Service with a host, such as `web.shop.svc`; None for other hosts.
+
+    Args:
+        host: the host, with or without the cluster's domain.
+        port: port of the Service; None for all.
+    """
+    name = host if isinstance(host, str) else ""
+    labels = name.removesuffix(".").removesuffix(f".{CLUSTER_DOMAIN}").split(".")
+    return _call(labels[0], labels[1], port=port) if len(labels) == 3 and labels[2] == "svc" else None
 
 
 def _of_backend(meta: Meta, backend: Any) -> Call | None:
