@@ -226,6 +226,46 @@ def test_probes_and_scrapes_that_the_sidecar_no_longer_answers_break() -> None:
     assert found.breaks
 
 
+@pytest.mark.parametrize(
+    ("kind", "app", "ports"),
+    [
+        ("StatefulSet", "other", ""),
+        ("StatefulSet", "web", "ports: [{name: https, port: 8443}]"),
+        ("Deployment", "web", "ports: [{name: https, port: 8443}]"),
+        ("Deployment", "web", ""),
+    ],
+)
+def test_peers_use_only_headless_services(kind: str, app: str, ports: str) -> None:
+    """Sidecars send plaintext to a pod's address at a port that only a Service with a clusterIP has."""
+    peers = f"""
+        apiVersion: v1
+        kind: Service
+        metadata: {{name: peers, namespace: shop}}
+        spec: {{clusterIP: None, selector: {{app: {app}}}, {ports}}}
+    """
+    found = strict(world(APP.replace("kind: Deployment", f"kind: {kind}"), peers))
+    expected = [("pod-address", port, "") for port in (8080, 8443) if f"port: {port}" not in ports]
+    assert [told(refusal) for refusal in found.refusals] == expected
+    assert not found.breaks
+
+
+def test_pod_of_a_statefulset_has_peers() -> None:
+    stateful = """
+        apiVersion: v1
+        kind: Pod
+        metadata:
+          name: web-0
+          namespace: shop
+          labels: {app: web, security.istio.io/tlsMode: istio, statefulset.kubernetes.io/pod-name: web-0}
+        spec: {containers: [{name: web, image: web, ports: [{containerPort: 8080, name: http}]}]}
+        status: {podIP: 10.0.0.1}
+    """
+    service = APP.split("---")[-1]
+    assert [told(refusal) for refusal in strict(world(stateful, service)).refusals] == [
+        ("pod-address", 8080, "")
+    ]
+
+
 def test_http_hooks_are_probes() -> None:
     hooked = APP.replace(
         "image: web\n", "image: web\n            lifecycle: {preStop: {httpGet: {port: http}}}\n"

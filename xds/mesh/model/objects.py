@@ -263,6 +263,9 @@ class ContainerPort:
     """Name; empty if it has none."""
 
 
+_STATEFUL_LABEL = "statefulset.kubernetes.io/pod-name"
+
+
 def spiffe_id(trust_domain: str, namespace: str, service_account: str) -> str:
     """Return the SPIFFE ID of a service account."""
     return f"spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
@@ -323,6 +326,11 @@ class Pod(Object):
     def has_sidecar(self) -> bool:
         """Whether the pod has a sidecar, which can accept and send mutual TLS."""
         return self.meta.labels.get(TLS_MODE_LABEL) == "istio"
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether a StatefulSet creates the pod, which then has a name of its own."""
+        return self.name.startswith("sts/") or _STATEFUL_LABEL in self.meta.labels
 
     @property
     def is_outside(self) -> bool:
@@ -475,7 +483,8 @@ class Traffic(StrEnum):
     METRICS_PORT = "metrics-port"
     """A scrape of a port whose name suggests metrics. Whether anything scrapes the port is unknown."""
     POD_ADDRESS = "pod-address"
-    """Connections to the pod's address, at a port that no Service has. Whether there are any is unknown."""
+    """Connections to the pod's address, at a port that no Service has, or no headless one if the pod has a
+    name of its own. Whether there are any is unknown."""
 
     @property
     def is_certain(self) -> bool:

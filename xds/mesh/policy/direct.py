@@ -139,13 +139,21 @@ def direct_traffic(mesh: Mesh, pod: Pod, calls: Calls) -> list[DirectTraffic]:
     certain = {each.port for each in found if each.is_certain}
     found = [each for each in found if each.is_certain or each.port not in certain]
     known = {each.port for each in found}
-    served = {exposure.target for exposure in mesh.exposures(pod)}
+    declared_by_services = _declared_by_services(mesh, pod)
     for port in pod.ports:
         if port.port not in known and port.name in METRICS_PORT_NAMES:
             found.append(DirectTraffic(port.port, Traffic.METRICS_PORT, is_certain=False))
-        elif port.port not in known | served:
+        elif port.port not in known | declared_by_services:
             found.append(DirectTraffic(port.port, Traffic.POD_ADDRESS, is_certain=False))
     return found
+
+
+def _declared_by_services(mesh: Mesh, pod: Pod) -> set[int]:
+    """Return a pod's ports that Services declare: only headless ones if peers may use the pod's address."""
+    selecting = mesh.in_namespace(pod.namespace).selecting(pod.meta.labels)
+    is_peer = pod.is_stateful or any(service.headless for service in selecting)
+    exposures = mesh.exposures(pod)
+    return {exposure.target for exposure in exposures if exposure.service.headless or not is_peer}
 
 
 def call_steps(mesh: Mesh) -> Steps[Calls]:
