@@ -266,6 +266,13 @@ def test_pod_of_a_statefulset_has_peers() -> None:
     ]
 
 
+def test_host_port_has_outside_clients() -> None:
+    published = APP.replace("containerPort: 8443,", "containerPort: 8443, hostPort: 443,")
+    found = strict(world(published))
+    assert [told(refusal) for refusal in found.refusals] == [("outside-client", 8443, "")]
+    assert found.breaks
+
+
 def test_http_hooks_are_probes() -> None:
     hooked = APP.replace(
         "image: web\n", "image: web\n            lifecycle: {preStop: {httpGet: {port: http}}}\n"

@@ -261,6 +261,8 @@ class ContainerPort:
     """Port number."""
     name: str = ""
     """Name; empty if it has none."""
+    published: bool = False
+    """Whether clients can connect to it at the address of the node (`hostPort`)."""
 
 
 _STATEFUL_LABEL = "statefulset.kubernetes.io/pod-name"
@@ -473,7 +475,8 @@ class Traffic(StrEnum):
     API_SERVER = "api-server"
     """Calls of the API server to a webhook or to an aggregated API."""
     OUTSIDE_CLIENT = "outside-client"
-    """Clients outside the cluster that connect to a Service of type NodePort or LoadBalancer."""
+    """Clients outside the cluster that connect to a Service of type NodePort or LoadBalancer, or to a
+    hostPort."""
     PROMETHEUS_SCRAPE = "prometheus-scrape"
     """A scrape of Prometheus, which an annotation, a ServiceMonitor or a PodMonitor requests."""
     PROMETHEUS_TLS = "prometheus-tls"

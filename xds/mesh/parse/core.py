@@ -319,7 +319,8 @@ def _ports_of(container: Field) -> Iterator[ContainerPort]:
         seen.add(name)
         number = item["containerPort"].required().port()
         if (item["protocol"].choice(Transport) or Transport.TCP) is Transport.TCP:
-            yield ContainerPort(port=number, name=name)
+            published = isinstance(item.value, dict) and bool(item.value.get("hostPort"))
+            yield ContainerPort(port=number, name=name, published=published)
 
 
 def probe_ports(spec: Field) -> tuple[int, ...]:

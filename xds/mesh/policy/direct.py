@@ -135,6 +135,7 @@ def direct_traffic(mesh: Mesh, pod: Pod, calls: Calls) -> list[DirectTraffic]:
     declared = [port.port for port in pod.ports]
     scraped = scraped_ports(pod.meta.annotations, declared)
     found += (DirectTraffic(port, Traffic.PROMETHEUS_SCRAPE) for port in scraped)
+    found += (DirectTraffic(port.port, Traffic.OUTSIDE_CLIENT) for port in pod.ports if port.published)
     found += calls.get(pod.ref, ())
     certain = {each.port for each in found if each.is_certain}
     found = [each for each in found if each.is_certain or each.port not in certain]
