@@ -65,7 +65,7 @@ def test_objects_prove_callers(name: str) -> None:
     found = strict(world(APP, CALLERS[name]))
     assert [told(refusal) for refusal in found.refusals] == [EXPECTED[name]]
     is_others = "monitoring/" in EXPECTED[name][2]
-    is_probable = EXPECTED[name][0] in ("gateway", "prometheus-tls")
+    is_probable = EXPECTED[name][0] in ("gateway", "external-name", "prometheus-tls")
     assert found.breaks is not (is_probable or is_others)
     assert {str(refusal.decided_by) for refusal in found.refusals} == {"PeerAuthentication shop/default"}
 
@@ -130,6 +130,36 @@ def test_mesh_without_callers_breaks_nothing() -> None:
 )
 def test_other_objects_prove_no_caller(manifest: str) -> None:
     assert strict(world(APP, manifest)).refusals == ()
+
+
+ALIAS = """
+    apiVersion: v1
+    kind: Service
+    metadata: {name: alias, namespace: out}
+    spec: {type: ExternalName, externalName: web.shop.svc.cluster.local, ports: [{name: http, port: 80}]}
+"""
+
+
+@pytest.mark.parametrize("port", ["number: 80", "name: plain"])
+def test_callers_of_an_alias_call_the_service(port: str) -> None:
+    ingress = f"""
+        apiVersion: networking.k8s.io/v1
+        kind: Ingress
+        metadata: {{name: web, namespace: out}}
+        spec: {{defaultBackend: {{service: {{name: alias, port: {{{port}}}}}}}}}
+    """
+    before = world(APP, ALIAS, ingress)
+    assert ("gateway", 8080, "Ingress out/web") in [*map(told, strict(before).refusals)]
+    assert not [*calls_to_unknown_pods(before, None)]
+    removed = before.apply(Change(removed=(Ref("Service", "out", "alias"),)))
+    assert strict(removed).refusals == ()
+    assert [str(service) for _, service in calls_to_unknown_pods(removed, None)] == ["Service out/alias"]
+
+
+@pytest.mark.parametrize("host", ["example.com", "web.shop", "web.shop.svc.example", "1"])
+def test_external_name_may_be_outside(host: str) -> None:
+    alias = ALIAS.replace("web.shop.svc.cluster.local", host)
+    assert strict(world(APP, alias)).refusals == ()
 
 
 def test_requirement_with_an_unknown_operator_selects() -> None:

@@ -192,6 +192,17 @@ CALLERS = {
           hosts: [example.com]
           tls: [{route: [{destination: {host: web, port: {number: 443}}}]}]
     """,
+    "ExternalName": """
+        apiVersion: v1
+        kind: Service
+        metadata: {name: alias, namespace: out}
+        spec: {type: ExternalName, externalName: target.shop.svc}
+        ---
+        apiVersion: v1
+        kind: Service
+        metadata: {name: target, namespace: shop}
+        spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
+    """,
     "ServiceMonitor": """
         apiVersion: monitoring.coreos.com/v1
         kind: ServiceMonitor
@@ -315,6 +326,7 @@ EXPECTED = {
     "delegate of a VirtualService": ("gateway", 8080, "VirtualService shop/web"),
     "VirtualService": ("gateway", 8080, "VirtualService edge/web"),
     "VirtualService by short name": ("gateway", 8443, "VirtualService shop/web"),
+    "ExternalName": ("external-name", 8080, "Service out/alias"),
     "ServiceMonitor": ("prometheus-scrape", 8080, "ServiceMonitor monitoring/web"),
     "ServiceMonitor targetPort": ("prometheus-scrape", 8080, "ServiceMonitor monitoring/web"),
     "ServiceMonitor with a client certificate": ("prometheus-tls", 8443, "ServiceMonitor shop/web"),

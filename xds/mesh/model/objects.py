@@ -483,6 +483,9 @@ class Traffic(StrEnum):
     """A scrape of Prometheus with a client certificate. Whether it is one of the mesh is unknown."""
     GATEWAY = "gateway"
     """A gateway or ingress controller that a route leads through. Whether it has a sidecar is unknown."""
+    EXTERNAL_NAME = "external-name"
+    """Clients that use the name of an ExternalName Service for a Service of the mesh. Their sidecars send
+    this in plaintext. Whether there are any is unknown."""
     METRICS_PORT = "metrics-port"
     """A scrape of a port whose name suggests metrics. Whether anything scrapes the port is unknown."""
     POD_ADDRESS = "pod-address"
@@ -495,6 +498,7 @@ class Traffic(StrEnum):
         return self not in {
             Traffic.PROMETHEUS_TLS,
             Traffic.GATEWAY,
+            Traffic.EXTERNAL_NAME,
             Traffic.METRICS_PORT,
             Traffic.POD_ADDRESS,
         }
@@ -547,7 +551,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller(Object):
-    """An object that proves calls from outside the mesh, such as a webhook, an Ingress or a monitor."""
+    """An object that proves calls from outside the mesh, such as a webhook, an Ingress or a monitor.
+
+    An ExternalName Service is one if its name stands for a Service of the mesh.
+    """
 
     traffic: Traffic
     """Kind of client."""

@@ -10,6 +10,7 @@ from xds.mesh.model.families import Family, family_of
 from xds.mesh.model.objects import (
     APP_ADDRESS,
     INTERCEPTION_MODE,
+    Caller,
     ContainerPort,
     Fact,
     Interception,
@@ -19,10 +20,12 @@ from xds.mesh.model.objects import (
     Service,
     ServiceAccount,
     ServicePort,
+    Traffic,
     UnknownService,
 )
 from xds.mesh.model.redirection import REDIRECT_ALL
 from xds.mesh.parse import names
+from xds.mesh.parse.callers import of_host
 from xds.mesh.parse.fail_closed import FailClosed
 from xds.mesh.parse.ports import Transport, protocol
 from xds.mesh.parse.reading import Field, Log, shown
@@ -114,8 +117,8 @@ def service_account(obj: Field, meta: Meta) -> ServiceAccount:
     return ServiceAccount(meta=meta)
 
 
-def service(obj: Field, meta: Meta) -> Service | None:
-    """Parse a Service; return None if its type is ExternalName, which is ignored."""
+def service(obj: Field, meta: Meta) -> Service | Caller | None:
+    """Parse a Service. One of type ExternalName is ignored, unless its name stands for another Service."""
     obj.mapping(f"{TOP} spec status")
     spec = obj["spec"].mapping(
         "allocateLoadBalancerNodePorts clusterIP clusterIPs externalIPs externalName "
@@ -125,8 +128,11 @@ def service(obj: Field, meta: Meta) -> Service | None:
         "trafficDistribution type"
     )
     if spec["type"].choice(ServiceType) is ServiceType.EXTERNAL_NAME:
-        spec["type"].notice("ExternalName is ignored", "external names are not part of the mesh")
-        return None
+        call = of_host(spec["externalName"].value)
+        hint = "call the Service itself instead, so that sidecars use mutual TLS"
+        hint = hint if call else "external names are not part of the mesh"
+        spec["type"].notice("ExternalName is ignored", hint)
+        return Caller(meta=meta, traffic=Traffic.EXTERNAL_NAME, calls=(call,)) if call else None
     if spec["trafficDistribution"]:
         spec["trafficDistribution"].notice("is ignored", "use a DestinationRule with outlierDetection")
     addresses, headless = _cluster_ips(spec)

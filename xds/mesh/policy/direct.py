@@ -7,7 +7,7 @@ cluster call published Services. A sidecar refuses this traffic on ports with mo
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 from xds.mesh.model.memory import ServiceKey
@@ -227,21 +227,32 @@ def calls_to_unknown_pods(mesh: Mesh, namespaces: Collection[str] | None) -> Ite
         mesh: the facts.
         namespaces: namespaces of the Services; None for all.
     """
-    for caller in mesh.callers():
-        called = ((namespace, call.service) for call in caller.calls for namespace in call.namespaces)
-        for namespace, name in dict.fromkeys(called):
-            if not name or (namespaces is not None and namespace not in namespaces):
-                continue
-            service = mesh.service(namespace, name)
-            if service is None or not any(_endpoints(mesh, service, service.ports)):
-                yield caller, Ref("Service", namespace, name)
+    found: set[tuple[Ref, Ref]] = set()
+    for caller, call, namespace in _calls(mesh):
+        called = Ref("Service", namespace, call.service)
+        is_in_scope = namespaces is None or namespace in namespaces
+        if not (call.service and is_in_scope) or (caller.ref, called) in found:
+            continue
+        found.add((caller.ref, called))
+        service = mesh.service(namespace, call.service)
+        if service is None or not any(_endpoints(mesh, service, service.ports)):
+            yield caller, called
 
 
 def _calls(mesh: Mesh) -> Iterator[tuple[Caller, Call, str]]:
     """Yield the calls of all `Caller` objects, once for each namespace that they concern."""
     for caller in mesh.callers():
-        for call in caller.calls:
+        for call in (_without_alias(mesh, call) for call in caller.calls):
             yield from ((caller, call, namespace) for namespace in call.namespaces or mesh.namespaces())
+
+
+def _without_alias(mesh: Mesh, call: Call) -> Call:
+    """Return a call to an ExternalName Service as a call to the Service that it stands for."""
+    alias = mesh.get(Ref("Service", call.namespaces[0], call.service)) if call.service else None
+    if not isinstance(alias, Caller):
+        return call
+    # The name of a port is that of the alias, and its target may have another one.
+    return replace(alias.calls[0], port=call.port if isinstance(call.port, int) else None)
 
 
 def _service_traffic(mesh: Mesh, service: Service) -> Iterator[tuple[Ref, DirectTraffic]]:

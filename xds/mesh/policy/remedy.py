@@ -18,6 +18,7 @@ _REFUSED = {
     Traffic.PROMETHEUS_TLS: "check that the certificate of Prometheus is one of the mesh",
     Traffic.OUTSIDE_CLIENT: "publish a gateway with a sidecar instead",
     Traffic.GATEWAY: "add a sidecar to the gateway",
+    Traffic.EXTERNAL_NAME: "let clients call the Service itself instead of the ExternalName Service",
     Traffic.POD_ADDRESS: "add the port to a headless Service, so that peers use mutual TLS",
 }
 _FAILS = {
