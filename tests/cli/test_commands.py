@@ -74,6 +74,7 @@ def test_reach_groups_clients_and_endpoints(folder: Path) -> None:
             "decidedBy": ["MeshPolicy default"],
             "endpointNames": [],
             "outside": "",
+            "pods": [],
         }
         for outcome, reason in (("plaintext", "client-without-sidecar"), ("mtls", "auto-mtls"))
     ]

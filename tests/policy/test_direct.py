@@ -18,6 +18,8 @@ from xds.mesh.policy.direct import (
     direct_traffic,
     mode_at,
     outside_clients,
+    refusals,
+    refusals_without_service,
 )
 from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.plan import Plan, plan, scope_of
@@ -532,3 +534,23 @@ def test_callers_of_services_are_clients(name: str) -> None:
     is_certain = Traffic(traffic).is_certain and "monitoring/" not in source
     assert found == {(traffic, source, is_certain)}
     assert outside_clients(mesh) is outside_clients(mesh)
+
+
+@pytest.mark.parametrize("name", CALLERS)
+def test_each_refused_caller_is_listed_once(name: str) -> None:
+    """Callers of Services, and those of pods, are together what a plan says to break."""
+    mesh = applied(world(APP, CALLERS[name]), peer("shop", "STRICT"))
+    breaking = [told(refusal) for refusal in refusals(mesh, mesh.pods())]
+    of_services = {
+        (str(client.traffic), str(client.source))
+        for clients in outside_clients(mesh).values()
+        for client in clients
+        if client.is_certain
+    }
+    of_pods = [told(refusal) for refusal in refusals_without_service(mesh, mesh.pods())]
+    assert [*of_services, *((traffic, source) for traffic, _, source in of_pods)] == [
+        (traffic, source) for traffic, _, source in breaking
+    ]
+    assert refusals_without_service(mesh, mesh.pods(), set()) == []
+    ports = {(pod.ref, port) for pod in mesh.pods() for _, port, _ in of_pods}
+    assert [told(refusal) for refusal in refusals_without_service(mesh, mesh.pods(), ports)] == of_pods

@@ -59,13 +59,20 @@ def hop_cells(hop: pb.Hop, *, wide: bool) -> Cells:
         endpoints += f" ({', '.join(endpoint.pod or OUTSIDE for endpoint in hop.endpoint_names)})"
     return (
         hop.outside or (_format_all_clients(hop.clients) if wide else format_clients(hop.clients)),
-        f"{hop.service}:{hop.port}",
+        _target(hop),
         endpoints,
         _styled(hop.outcome),
         *_observed(hop),
         hop.reason,
         ", ".join(hop.decided_by),
     )
+
+
+def _target(hop: pb.Hop | pb.HopChange) -> str:
+    """Return the service port of a hop, or the port of pods, as a plan does."""
+    if isinstance(hop, pb.Hop) and hop.pods:
+        return f"port {hop.port} of {format_clients(hop.pods)}"
+    return f"{hop.service}:{hop.port}"
 
 
 class TargetGroups(Generic[Row]):
@@ -81,7 +88,7 @@ class TargetGroups(Generic[Row]):
 
     def add(self, hop: pb.Hop | pb.HopChange) -> None:
         """Add a hop, and clear its target."""
-        target, endpoints, ready = f"{hop.service}:{hop.port}", hop.endpoints, hop.ready
+        target, endpoints, ready = _target(hop), hop.endpoints, hop.ready
         hop.service, hop.port, hop.endpoints, hop.ready = "", 0, 0, 0
         # Clients can be thousands, so only a digest is kept.
         digest = sha256(hop.SerializeToString(deterministic=True)).digest()

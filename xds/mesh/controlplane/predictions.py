@@ -26,12 +26,19 @@ from xds.mesh.model.objects import POLICY_KINDS, Change, Pod, Problem
 from xds.mesh.observe import strict
 from xds.mesh.policy import plan as policy
 from xds.mesh.policy.describe import OTHER_PORTS, PortDescription, describe
-from xds.mesh.policy.direct import OutsideClient, calls_to_unknown_pods, outside_clients, refusals
+from xds.mesh.policy.direct import (
+    OutsideClient,
+    Refusal,
+    calls_to_unknown_pods,
+    outside_clients,
+    refusals,
+    refusals_without_service,
+)
 from xds.mesh.policy.hop_text import format_target
 from xds.mesh.policy.hops import OUTSIDE, Clients, Hop, Target, all_targets, clients_of, hops
 from xds.mesh.policy.plan import HopChange
 from xds.mesh.policy.plan_text import format_outside_client, summary
-from xds.mesh.policy.reach import Answer, Outcome, Result
+from xds.mesh.policy.reach import Answer, Failure, Outcome, Result
 from xds.mesh.policy.remedy import change_remedy
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.proposal import find_deleted, read_change
@@ -75,7 +82,40 @@ def reach(
             response.checked, response.total, response.client_pods = checked, len(targets), len(clients)
             yield response
     total = len(targets)
+    for response in _refused_at_pods(mesh, request, targets, observed) if clients and targets else ():
+        response.checked, response.total, response.client_pods = total, total, len(clients)
+        yield response
     yield pb.ReachResponse(checked=total, total=total, client_pods=len(clients), last=True)
+
+
+def _refused_at_pods(
+    mesh: Mesh, request: pb.ReachRequest, targets: Sequence[Target], observed: HopTraffic | None
+) -> Iterator[pb.ReachResponse]:
+    """Yield refused traffic of clients outside the mesh that call no Service, by namespace of the pods."""
+    if request.client:
+        return
+    endpoints = (endpoint for target in targets for endpoint in mesh.endpoints(*target))
+    ports = {(endpoint.pod.ref, endpoint.port) for endpoint in endpoints if endpoint.pod}
+    for namespace in [request.namespace] if request.namespace else mesh.namespaces():
+        pods = [pod for pod in mesh.in_namespace(namespace).pods.values() if not pod.ended]
+        refused = refusals_without_service(mesh, pods, ports if request.service else None)
+        chosen = refused if request.outcome in ("", Result.FAILS) else ()
+        yield pb.ReachResponse(hops=[_refused_hop(each, observed) for each in chosen], fails=bool(refused))
+
+
+def _refused_hop(refusal: Refusal, observed: HopTraffic | None) -> pb.Hop:
+    pods = sum(1 for clients in refusal.clients for _ in clients.pods)
+    return pb.Hop(
+        outside=format_outside_client(refusal.traffic, refusal.source),
+        pods=clients_messages(refusal.clients),
+        port=refusal.port,
+        endpoints=pods,
+        ready=pods,
+        outcome=Result.FAILS,
+        reason=Failure.SERVER_REQUIRES_MTLS,
+        decided_by=[str(refusal.decided_by)],
+        observed=pb.ObservedTraffic() if observed else None,
+    )
 
 
 def _outside(

@@ -63,12 +63,47 @@ def refused_traffic(mesh: Mesh, pod: Pod, calls: Calls) -> Iterator[RefusalKey]:
 
 def refusals(mesh: Mesh, pods: Iterable[Pod]) -> list[Refusal]:
     """Return the direct traffic to pods that exists for certain, and that their sidecars refuse."""
-    found: dict[RefusalKey, list[Pod]] = {}
+    return _grouped(_refused(mesh, pods))
+
+
+def refusals_without_service(
+    mesh: Mesh, pods: Iterable[Pod], ports: Collection[tuple[Ref, int]] | None = None
+) -> list[Refusal]:
+    """Return the `refusals` of clients that `outside_clients` lacks, because they call no Service.
+
+    Args:
+        mesh: the facts.
+        pods: the pods.
+        ports: the only ports to consider, each with its pod; None for all.
+    """
+    return _grouped(
+        (pod, key)
+        for pod, key in _refused(mesh, pods)
+        if (ports is None or (pod.ref, key.port) in ports) and not _calls_service(mesh, pod, key)
+    )
+
+
+def _refused(mesh: Mesh, pods: Iterable[Pod]) -> Iterator[tuple[Pod, RefusalKey]]:
     calls = finish(call_steps(mesh))
-    for pod in pods:
-        for key in refused_traffic(mesh, pod, calls):
-            found.setdefault(key, []).append(pod)
-    return [refusal for refusal in finish(group_refusals(found)) if refusal.breaks]
+    return ((pod, key) for pod in pods for key in refused_traffic(mesh, pod, calls) if key.is_certain)
+
+
+def _grouped(refused: Iterable[tuple[Pod, RefusalKey]]) -> list[Refusal]:
+    found: dict[RefusalKey, list[Pod]] = {}
+    for pod, key in refused:
+        found.setdefault(key, []).append(pod)
+    return finish(group_refusals(found))
+
+
+def _calls_service(mesh: Mesh, pod: Pod, key: RefusalKey) -> bool:
+    """Whether `outside_clients` contains refused traffic."""
+    outside = outside_clients(mesh)
+    return any(
+        (client.traffic, client.source) == (key.traffic, key.source)
+        for service, port, target in mesh.exposures(pod)
+        if target == key.port
+        for client in outside.get(((service.namespace, service.name), port.port), ())
+    )
 
 
 def group_refusals(found: Mapping[RefusalKey, Sequence[Pod]]) -> Steps[list[Refusal]]:
@@ -198,14 +233,29 @@ def outside_clients(mesh: Mesh) -> Mapping[tuple[ServiceKey, int], Collection[Ou
     found = {}
     services = _ServicesByLabel(mesh)
     for service in mesh.services():
-        kinds = [Traffic.OUTSIDE_CLIENT] if service.published else []
-        kinds += [Traffic.PROMETHEUS_SCRAPE] if service.meta.annotations.get(SCRAPE) == "true" else []
-        for traffic in kinds:
-            _add_client(found, service, service.ports, OutsideClient(traffic, service.ref, is_certain=True))
+        scraped = [
+            port
+            for port in (service.ports if SCRAPE in service.meta.annotations else ())
+            if any(target in _scraped(service, target) for _, target in _endpoints(mesh, service, (port,)))
+        ]
+        for traffic, ports in (
+            (Traffic.OUTSIDE_CLIENT, service.ports if service.published else ()),
+            (Traffic.PROMETHEUS_SCRAPE, scraped),
+        ):
+            _add_client(found, service, ports, OutsideClient(traffic, service.ref, is_certain=True))
     for caller, call, namespace in _calls(mesh):
         client = OutsideClient(caller.traffic_of(call), caller.ref, caller.is_certain(call, namespace))
         for service, ports in () if call.selects_pods else _called_services(mesh, services, call, namespace):
-            _add_client(found, service, ports, client)
+            called = [
+                port
+                for port in ports
+                if call.target is None
+                or any(
+                    target in _ports_named(pod, call.target)
+                    for pod, target in _endpoints(mesh, service, (port,))
+                )
+            ]
+            _add_client(found, service, called, client)
     mesh.lasting[outside_clients] = found
     return found
 
@@ -263,8 +313,13 @@ def _service_traffic(mesh: Mesh, service: Service) -> Iterator[tuple[Ref, Direct
     for pod, port in _endpoints(mesh, service, service.ports):
         if service.published:
             yield pod.ref, DirectTraffic(port, Traffic.OUTSIDE_CLIENT, service.ref)
-        for scraped in scraped_ports(service.meta.annotations, (port,)):
+        for scraped in _scraped(service, port):
             yield pod.ref, DirectTraffic(scraped, Traffic.PROMETHEUS_SCRAPE, service.ref)
+
+
+def _scraped(service: Service, target: int) -> list[int]:
+    """Return the ports that a Service's annotations make Prometheus scrape at an endpoint."""
+    return scraped_ports(service.meta.annotations, (target,))
 
 
 class _ServicesByLabel:

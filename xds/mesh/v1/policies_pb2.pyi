@@ -196,7 +196,7 @@ class Account(_message.Message):
     def __init__(self, name: _Optional[str] = ..., pods: _Optional[int] = ..., workloads: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Hop(_message.Message):
-    __slots__ = ("clients", "service", "port", "endpoints", "ready", "outcome", "reason", "decided_by", "endpoint_names", "observed", "outside")
+    __slots__ = ("clients", "service", "port", "endpoints", "ready", "outcome", "reason", "decided_by", "endpoint_names", "observed", "outside", "pods")
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +208,7 @@ class Hop(_message.Message):
     ENDPOINT_NAMES_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     OUTSIDE_FIELD_NUMBER: _ClassVar[int]
+    PODS_FIELD_NUMBER: _ClassVar[int]
     clients: _containers.RepeatedCompositeFieldContainer[Clients]
     service: str
     port: int
@@ -219,7 +220,8 @@ class Hop(_message.Message):
     endpoint_names: _containers.RepeatedCompositeFieldContainer[EndpointName]
     observed: ObservedTraffic
     outside: str
-    def __init__(self, clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., endpoint_names: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ..., outside: _Optional[str] = ...) -> None: ...
+    pods: _containers.RepeatedCompositeFieldContainer[Clients]
+    def __init__(self, clients: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ..., service: _Optional[str] = ..., port: _Optional[int] = ..., endpoints: _Optional[int] = ..., ready: _Optional[int] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., decided_by: _Optional[_Iterable[str]] = ..., endpoint_names: _Optional[_Iterable[_Union[EndpointName, _Mapping]]] = ..., observed: _Optional[_Union[ObservedTraffic, _Mapping]] = ..., outside: _Optional[str] = ..., pods: _Optional[_Iterable[_Union[Clients, _Mapping]]] = ...) -> None: ...
 
 class ObservedTraffic(_message.Message):
     __slots__ = ("modes",)
