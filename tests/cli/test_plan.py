@@ -434,3 +434,18 @@ def test_calls_to_unknown_pods_are_named(folder: Path) -> None:
     result = plan(folder, "-f", "-", stdin=POLICY.replace("STRICT", "PERMISSIVE"))
     what = "ValidatingWebhookConfiguration hooks calls Service shop/gone, of which no pod is known"
     assert f"{folder}/webhook.yaml:2: notice: {what}, so the call is not considered" in result.stderr
+
+
+MONITOR = """
+apiVersion: monitoring.coreos.com/v1
+kind: ServiceMonitor
+metadata: {name: web, namespace: monitoring}
+spec: {namespaceSelector: {any: true}, selector: {matchLabels: {app: gone}}, endpoints: [{port: http}]}
+"""
+
+
+def test_monitors_that_select_nothing_are_named(folder: Path) -> None:
+    (folder / "monitor.yaml").write_text(MONITOR)
+    result = plan(folder, "-f", "-", stdin=POLICY.replace("STRICT", "PERMISSIVE"))
+    what = "an endpoint of ServiceMonitor monitoring/web selects no port of a known pod"
+    assert f"{folder}/monitor.yaml:2: notice: {what}, so its scrapes are not considered" in result.stderr

@@ -517,6 +517,18 @@ def test_calls_to_unknown_pods_are_named() -> None:
     assert not [*calls_to_unknown_pods(world(APP, CALLERS["APIService"], CALLERS["PodMonitor"]), None)]
 
 
+@pytest.mark.parametrize("name", ["ServiceMonitor", "ServiceMonitor targetPort", "PodMonitor"])
+@pytest.mark.parametrize(("old", "new"), [("port: http", "port: other"), ("web]", "gone]"), ("app:", "x:")])
+def test_monitors_that_select_nothing_are_named(name: str, old: str, new: str) -> None:
+    assert not [*calls_to_unknown_pods(world(APP, CALLERS[name]), None)]
+    manifest = CALLERS[name].replace(old, new)
+    known = world(APP, manifest)
+    expected = [] if manifest == CALLERS[name] else [(EXPECTED[name][2], None)]
+    assert [(str(caller.ref), service) for caller, service in calls_to_unknown_pods(known, None)] == expected
+    assert len([*calls_to_unknown_pods(known, {"shop"})]) == len(expected)
+    assert bool([*calls_to_unknown_pods(known, {"other"})]) is False
+
+
 SERVED = [
     name for name in CALLERS if not name.startswith("PodMonitor") and name != "port of a scraped Service"
 ]

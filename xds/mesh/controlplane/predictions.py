@@ -280,6 +280,9 @@ def _not_considered(mesh: Mesh, scope: policy.Scope | None) -> Iterator[Problem]
     found = calls_to_unknown_pods(mesh, scope.namespaces if scope else None)
     for caller, service in islice(found, MAX_UNKNOWN):
         what = f"{caller.ref} calls {service}, of which no pod is known, so the call is not considered"
+        if service is None:
+            selects = f"an endpoint of {caller.ref} selects no port of a known pod"
+            what = f"{selects}, so its scrapes are not considered"
         yield Problem(where=caller.meta.origin or str(caller.ref), what=what, notice=True)
 
 

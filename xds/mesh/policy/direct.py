@@ -201,12 +201,13 @@ def call_steps(mesh: Mesh) -> Steps[Calls]:
             yield
             distinct.update(dict.fromkeys(_service_traffic(mesh, service)))
         services = _ServicesByLabel(mesh)
-        for caller, call, namespace in _calls(mesh):
-            yield
-            for pod, port in _called(mesh, services, call, namespace):
-                is_certain = caller.is_certain(call, pod.namespace)
-                direct = DirectTraffic(port, caller.traffic_of(call), caller.ref, is_certain)
-                distinct[pod.ref, direct] = None
+        for caller, call, namespaces in _calls(mesh):
+            for namespace in namespaces:
+                yield
+                for pod, port in _called(mesh, services, call, namespace):
+                    is_certain = caller.is_certain(call, pod.namespace)
+                    direct = DirectTraffic(port, caller.traffic_of(call), caller.ref, is_certain)
+                    distinct[pod.ref, direct] = None
         found = {}
         for ref, traffic in distinct:
             found.setdefault(ref, []).append(traffic)
@@ -243,21 +244,20 @@ def outside_clients(mesh: Mesh) -> Mapping[tuple[ServiceKey, int], Collection[Ou
             (Traffic.PROMETHEUS_SCRAPE, scraped),
         ):
             _add_client(found, service, ports, OutsideClient(traffic, service.ref, is_certain=True))
-    for caller, call, namespace in _calls(mesh):
-        client = OutsideClient(caller.traffic_of(call), caller.ref, caller.is_certain(call, namespace))
-        for service, ports in () if call.selects_pods else _called_services(mesh, services, call, namespace):
-            called = [
-                port
-                for port in ports
-                if call.target is None
-                or any(
-                    target in _ports_named(pod, call.target)
-                    for pod, target in _endpoints(mesh, service, (port,))
-                )
-            ]
-            _add_client(found, service, called, client)
+    for caller, call, namespaces in _calls(mesh):
+        for namespace in () if call.selects_pods else namespaces:
+            client = OutsideClient(caller.traffic_of(call), caller.ref, caller.is_certain(call, namespace))
+            for service, ports in _called_services(mesh, services, call, namespace):
+                called = [port for port in ports if _leads_to(mesh, service, port, call.target)]
+                _add_client(found, service, called, client)
     mesh.lasting[outside_clients] = found
     return found
+
+
+def _leads_to(mesh: Mesh, service: Service, port: ServicePort, target: int | str | None) -> bool:
+    """Whether a service port forwards to a container port; it does if the container port is None."""
+    endpoints = _endpoints(mesh, service, (port,))
+    return target is None or any(reached in _ports_named(pod, target) for pod, reached in endpoints)
 
 
 def _add_client(
@@ -270,30 +270,35 @@ def _add_client(
         found.setdefault(((service.namespace, service.name), port.port), {})[client] = None
 
 
-def calls_to_unknown_pods(mesh: Mesh, namespaces: Collection[str] | None) -> Iterator[tuple[Caller, Ref]]:
+def calls_to_unknown_pods(
+    mesh: Mesh, namespaces: Collection[str] | None
+) -> Iterator[tuple[Caller, Ref | None]]:
     """Yield objects that prove calls to a Service of which no pod is known, with the Service.
+
+    The Service is None for a monitor with an endpoint that selects no port of a known pod.
 
     Args:
         mesh: the facts.
-        namespaces: namespaces of the Services; None for all.
+        namespaces: namespaces of the Services or pods; None for all.
     """
-    found: set[tuple[Ref, Ref]] = set()
-    for caller, call, namespace in _calls(mesh):
-        called = Ref("Service", namespace, call.service)
-        is_in_scope = namespaces is None or namespace in namespaces
-        if not (call.service and is_in_scope) or (caller.ref, called) in found:
+    services = _ServicesByLabel(mesh)
+    found: set[tuple[Ref, Ref | None]] = set()
+    for caller, call, concerned in _calls(mesh):
+        called = Ref("Service", concerned[0], call.service) if call.service else None
+        if (caller.ref, called) in found or not (namespaces is None or set(concerned) & set(namespaces)):
             continue
-        found.add((caller.ref, called))
-        service = mesh.service(namespace, call.service)
-        if service is None or not any(_endpoints(mesh, service, service.ports)):
+        any_port = replace(call, port=None) if called else call
+        if not any(True for namespace in concerned for _ in _called(mesh, services, any_port, namespace)):
+            found.add((caller.ref, called))
             yield caller, called
 
 
-def _calls(mesh: Mesh) -> Iterator[tuple[Caller, Call, str]]:
-    """Yield the calls of all `Caller` objects, once for each namespace that they concern."""
+def _calls(mesh: Mesh) -> Iterator[tuple[Caller, Call, Sequence[str]]]:
+    """Yield the calls of all `Caller` objects, with the namespaces that they concern."""
+    every_namespace = [*mesh.namespaces()]
     for caller in mesh.callers():
         for call in (_without_alias(mesh, call) for call in caller.calls):
-            yield from ((caller, call, namespace) for namespace in call.namespaces or mesh.namespaces())
+            yield caller, call, call.namespaces or every_namespace
 
 
 def _without_alias(mesh: Mesh, call: Call) -> Call:
