@@ -111,6 +111,16 @@ CALLERS = {
         metadata: {name: web, namespace: shop}
         spec: {backend: {serviceName: web, servicePort: 80}}
     """,
+    "auth-url of an Ingress": """
+        apiVersion: networking.k8s.io/v1
+        kind: Ingress
+        metadata:
+          name: web
+          namespace: edge
+          annotations:
+            nginx.ingress.kubernetes.io/auth-url: http://web.shop.svc.cluster.local/auth?rd=$escaped_request_uri
+        spec: {defaultBackend: {resource: {kind: Bucket, name: bucket}}}
+    """,
     "HTTPRoute": """
         apiVersion: gateway.networking.k8s.io/v1
         kind: HTTPRoute
@@ -318,6 +328,7 @@ EXPECTED = {
     "externalIPs": ("outside-client", 8080, "Service shop/public"),
     "Ingress": ("gateway", 8080, "Ingress shop/web"),
     "Ingress v1beta1": ("gateway", 8080, "Ingress shop/web"),
+    "auth-url of an Ingress": ("gateway", 8080, "Ingress edge/web"),
     "HTTPRoute": ("gateway", 8080, "HTTPRoute edge/web"),
     "mirror of an HTTPRoute": ("gateway", 8080, "HTTPRoute shop/web"),
     "mirror of a backend of an HTTPRoute": ("gateway", 8080, "HTTPRoute shop/web"),

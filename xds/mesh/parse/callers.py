@@ -31,6 +31,9 @@ class UsedDefinition(TypedDict, total=False):
 _WEBHOOK_PORT = 443
 """Default port of the Service of a webhook and of an aggregated API."""
 
+_AUTH_URL = "nginx.ingress.kubernetes.io/auth-url"
+"""Annotation: the URL that the ingress controller calls to authenticate requests."""
+
 
 def webhooks(obj: Field, meta: Meta) -> Caller | None:
     """Parse a ValidatingWebhookConfiguration or MutatingWebhookConfiguration."""
@@ -57,7 +60,8 @@ def ingress(obj: Field, meta: Meta) -> Caller | None:
     backends = [_at(spec, "defaultBackend"), _at(spec, "backend")]
     for rule in _items(spec, "rules"):
         backends += (_at(path, "backend") for path in _items(rule, "http", "paths"))
-    return _caller(meta, Traffic.GATEWAY, (_of_backend(meta, backend) for backend in backends))
+    calls = [_of_backend(meta, backend) for backend in backends]
+    return _caller(meta, Traffic.GATEWAY, [*calls, _of_url(meta.annotations.get(_AUTH_URL))])
 
 
 def route(obj: Field, meta: Meta) -> Caller | None:
@@ -172,10 +176,14 @@ def _of_api_server(config: Any) -> Call | None:
     if service := _at(config, "service"):
         port = _at(service, "port")
         return _call(_at(service, "name"), _at(service, "namespace"), port=port or _WEBHOOK_PORT)
-    url = _at(config, "url")
+    return _of_url(_at(config, "url"))
+
+
+def _of_url(url: Any) -> Call | None:
+    """Return the call of a URL, if its host is that of a Service."""
     try:
         parts = urlsplit(url if isinstance(url, str) else "")
-        return of_host(parts.hostname, port=parts.port or _WEBHOOK_PORT)
+        return of_host(parts.hostname, port=parts.port or (80 if parts.scheme == "http" else 443))
     except ValueError:
         return None
 
