@@ -89,10 +89,18 @@ def test_injected_init_containers_come_first() -> None:
 
 def test_init_container_comes_last_for_an_ordinary_sidecar() -> None:
     first = pod(initContainers=[{"name": "prepare", "image": "web"}])
-    names = [
-        c["name"] for c in injected(first, InjectionSettings(native=False)).pod["spec"]["initContainers"]
+    result = injected(first, InjectionSettings(native=False))
+    assert [c["name"] for c in result.pod["spec"]["initContainers"]] == ["prepare", "xds-init"]
+    assert [(problem.where, problem.notice) for problem in result.problems] == [
+        ("spec.initContainers[0]", True)
     ]
-    assert names == ["prepare", "xds-init"]
+    assert "runs before the sidecar, so its requests are plaintext" in result.problems[0].what
+    assert not injected(first).problems
+
+
+def test_init_containers_that_are_sidecars_run_beside_an_ordinary_sidecar() -> None:
+    sidecar = {"name": "logs", "image": "web", "restartPolicy": "Always"}
+    assert not injected(pod(initContainers=[sidecar]), InjectionSettings(native=False)).problems
 
 
 def test_ordinary_sidecar_is_the_last_container() -> None:

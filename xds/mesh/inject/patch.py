@@ -155,6 +155,10 @@ def _with_sidecar(pod: Field, settings: InjectionSettings, secret: str) -> Json:
     mode = core.interception_mode(annotations[INTERCEPTION_MODE])
     native = _flag(annotations[NATIVE], default=settings.native)
     rewrites_probes = _flag(annotations[probes.REWRITE], default=True)
+    for item in () if native else pod["spec"]["initContainers"].items():
+        if item["restartPolicy"].value != "Always":
+            what = "runs before the sidecar, so its requests are plaintext, which STRICT servers refuse"
+            item.notice(what, "use a native sidecar")
 
     # Copy only the parts that change; the rest is shared with the original pod.
     result: Json = dict(pod.value)
