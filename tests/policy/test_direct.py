@@ -158,6 +158,17 @@ def test_callers_of_an_alias_call_the_service(port: str) -> None:
     assert [str(service) for _, service in calls_to_unknown_pods(removed, None)] == ["Service out/alias"]
 
 
+def test_new_alias_may_break_pods_of_another_namespace() -> None:
+    before = applied(world(APP), peer("shop", "STRICT"))
+    alias = world(ALIAS).get(Ref("Service", "out", "alias"))
+    assert alias is not None
+    found = planned(before, applied(before, alias), alias)
+    assert [told(refusal) for refusal in found.refusals] == [
+        ("external-name", 8080, "Service out/alias"),
+        ("external-name", 8443, "Service out/alias"),
+    ]
+
+
 @pytest.mark.parametrize("host", ["example.com", "web.shop", "web.shop.svc.example", "1"])
 def test_external_name_may_be_outside(host: str) -> None:
     alias = ALIAS.replace("web.shop.svc.cluster.local", host)
