@@ -386,7 +386,9 @@ def test_problems_go_to_stderr_and_the_result_to_stdout(folder: Path) -> None:
         "pods in namespace"
         " shop\n"
     )
-    assert len(json.loads(result.stdout)) == 2
+    *results, last = json.loads(result.stdout)
+    assert len(results) == 2
+    assert last == {"notConsidered": ["invalid objects (1): Service shop/bad"]}
 
 
 def test_notices_are_limited(folder: Path) -> None:

@@ -292,7 +292,9 @@ def test_workload_that_the_change_stops_has_no_pod(folder: Path, workload: str, 
     objects = MESH.split("---")
     (folder / "all.yaml").write_text("---".join([*objects[:2], *objects[3:]]))
     (folder / "api.yaml").write_text(workload)
-    found = plan_json(folder, "-f", "-", status=1, stdin=stopped)
+    result = plan(folder, "-f", "-", "-o", "json", stdin=stopped)
+    assert (result.exit_code, "so no pod of the workload is considered" in result.stderr) == (1, True)
+    found = json.loads(result.stdout)
     assert {(hop["effect"], hop["after"]["reason"]) for hop in found["hops"]} == {("breaks", "no-endpoint")}
 
 
@@ -362,12 +364,6 @@ kind: Rollout
 metadata: {name: batch, namespace: zoo}
 spec: {template: {spec: {containers: [{name: batch, image: batch}]}}}
 """
-KAFKA = """
-apiVersion: kafka.strimzi.io/v1
-kind: Kafka
-metadata: {name: events}
-spec: {kafka: {replicas: 3}}
-"""
 
 
 def test_custom_workloads_are_clients(folder: Path) -> None:
@@ -409,16 +405,124 @@ spec: {gateways: [public], http: [{route: [{destination: {host: web}}]}]}
     assert plan(folder, "-f", tmp_path / "change").exit_code == 0
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_objects_that_may_create_pods_are_named(folder: Path, strict: bool) -> None:
-    (folder / "kafka.yaml").write_text(KAFKA)
-    options = ["--strict"] if strict else []
-    result = plan(folder, "-f", "-", *options, stdin=POLICY.replace("STRICT", "PERMISSIVE"))
-    assert (result.exit_code, result.stdout) == (int(strict), UNCHANGED)
-    what = (
-        "objects that may create pods are not considered (1): Kafka events (add their pods to the manifests)"
+UNKNOWN = """
+apiVersion: %s
+kind: %s
+metadata: {name: any, namespace: shop}
+spec: %s
+"""
+PERMISSIVE = POLICY.replace("STRICT", "PERMISSIVE")
+HINT = "(add their pods to the manifests, or name kinds that do neither with --ignore-kind)"
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "spec"),
+    [
+        ("acid.zalan.do/v1", "postgresql", "{numberOfInstances: 2}"),
+        ("argoproj.io/v1alpha1", "Rollout", "{workloadRef: {kind: Deployment, name: gone}}"),
+        ("argoproj.io/v1alpha1", "Workflow", "{templates: [{container: {image: a}}]}"),
+        ("flagger.app/v1beta1", "Canary", "{targetRef: {name: web}}"),
+        ("helm.toolkit.fluxcd.io/v2", "HelmRelease", "{}"),
+        ("kafka.strimzi.io/v1", "Kafka", "{}"),
+        ("kibana.k8s.elastic.co/v1", "Kibana", "{count: 1}"),
+        ("kustomize.toolkit.fluxcd.io/v1", "Kustomization", "{}"),
+        ("monitoring.coreos.com/v1", "Probe", "{targets: {}}"),
+        ("monitoring.coreos.com/v1", "Prometheus", "{}"),
+        ("monitoring.coreos.com/v1alpha1", "ScrapeConfig", "{}"),
+        ("operators.coreos.com/v1alpha1", "ClusterServiceVersion", "{install: {spec: {deployments: []}}}"),
+        ("route.openshift.io/v1", "Route", "{to: {name: web}}"),
+        ("sparkoperator.k8s.io/v1beta2", "SparkApplication", "{}"),
+        ("tekton.dev/v1", "Task", "{steps: [{image: a}]}"),
+        ("traefik.io/v1alpha1", "IngressRoute", "{}"),
+    ],
+)
+def test_objects_of_unknown_kinds_make_a_plan_incomplete(
+    folder: Path, version: str, kind: str, spec: str
+) -> None:
+    (folder / "unknown.yaml").write_text(UNKNOWN % (version, kind, spec))
+    result = plan(folder, "-f", "-", stdin=PERMISSIVE)
+    what = f"Not considered: 1 {kind}, which may create pods or call Services {HINT}\n"
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == (
+        f"no connection changes among the objects that were considered\n{what}{NOT_CONSIDERED}"
     )
-    assert f"{folder}/kafka.yaml:2: problem: {what}" in result.stderr
+    assert plan(folder, "-f", "-", "--strict", stdin=PERMISSIVE).exit_code == 1
+    result = plan(folder, "-f", "-", "--strict", "--ignore-kind", kind, stdin=PERMISSIVE)
+    assert (result.exit_code, result.stdout) == (0, UNCHANGED)
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [("extensions/v1beta1", "Ingress"), ("gateway.networking.k8s.io/v1alpha2", "HTTPRoute")],
+)
+def test_old_versions_of_callers_make_a_plan_incomplete(folder: Path, version: str, kind: str) -> None:
+    (folder / "old.yaml").write_text(UNKNOWN % (version, kind, "{}"))
+    result = plan(folder, "-f", "-", "--strict", stdin=PERMISSIVE)
+    assert (result.exit_code, result.stderr) == (1, "")
+    assert f"Not considered: 1 {kind} of {version}, which may create pods" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("v1", "ConfigMap"),
+        ("cert-manager.io/v1", "Certificate"),
+        ("image.openshift.io/v1", "ImageStream"),
+        ("kafka.strimzi.io/v1", "KafkaTopic"),
+        ("kustomize.config.k8s.io/v1", "Kustomization"),
+        ("kyverno.io/v1", "ClusterPolicy"),
+        ("monitoring.coreos.com/v1", "PrometheusRule"),
+        ("policy/v1", "PodDisruptionBudget"),
+        ("rbac.authorization.k8s.io/v1", "Role"),
+    ],
+)
+def test_kinds_without_pods_and_calls_do_not_matter(folder: Path, version: str, kind: str) -> None:
+    (folder / "other.yaml").write_text(UNKNOWN % (version, kind, "{}"))
+    result = plan(folder, "-f", "-", "--strict", stdin=PERMISSIVE)
+    assert (result.exit_code, result.stdout) == (0, UNCHANGED)
+    assert f"notice: kind {kind} any is ignored" in result.stderr
+
+
+def test_every_format_says_what_was_not_considered(folder: Path) -> None:
+    kinds = {"Task": 1, "Workflow": 3, "Kafka": 2, "Kibana": 2, "Canary": 1}
+    objects = [UNKNOWN % ("a.example/v1", kind, "{}") for kind, count in kinds.items() for _ in range(count)]
+    (folder / "unknown.yaml").write_text("---".join(objects))
+    (folder / "bad.yaml").write_text(
+        MESH.split("---")[1].replace("port: 80", "port: x").replace("web,", "bad,")
+    )
+    phrases = [
+        f"3 Workflow, 2 Kafka, 2 Kibana, 2 of other kinds, which may create pods or call Services {HINT}",
+        "invalid objects (1): Service shop/bad",
+    ]
+    found = json.loads(plan(folder, "-f", "-", "-o", "json", stdin=PERMISSIVE).stdout)
+    summary = "no connection changes among the objects that were considered"
+    assert (found["notConsidered"], found["summary"]) == (phrases, summary)
+    markdown = plan(folder, "-f", "-", "-o", "markdown", stdin=PERMISSIVE).stdout
+    assert f"**{summary}**\n\nNot considered: {phrases[0]}\n\nNot considered: {phrases[1]}\n" in markdown
+    table = xds("reach", "--manifests", folder)
+    assert table.exit_code == 0
+    assert table.stdout.endswith("".join(f"Not considered: {phrase}\n" for phrase in phrases))
+    strict = xds("reach", "--manifests", folder, "--strict", "-o", "json")
+    assert (strict.exit_code, json.loads(strict.stdout)[-1]) == (1, {"notConsidered": phrases})
+    described = xds("describe", "pod", "web-1.shop", "--manifests", folder)
+    assert f"Not considered: {phrases[0]}\n" in described.stderr
+    validated = xds("validate", "-f", folder).stdout
+    assert "kinds that are not read, and may create pods or call Services: 3 Workflow" in validated
+
+
+@pytest.mark.parametrize("name", ["vs", "VirtualServise"])
+def test_ignored_kind_without_objects_is_named(folder: Path, name: str) -> None:
+    result = plan(folder, "-f", "-", "--ignore-kind", name, stdin=PERMISSIVE)
+    assert result.exit_code == 0
+    assert f"notice: --ignore-kind {name} has no effect: no object is of this kind" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["plan", "-f", "-"], ["reach"]])
+def test_invalid_service_is_named_if_nothing_was_checked(folder: Path, words: list[str]) -> None:
+    (folder / "all.yaml").write_text(MESH.replace("port: 80,", "port: x,"))
+    result = xds(*words, "--manifests", folder, stdin=PERMISSIVE)
+    assert result.exit_code == 2
+    assert "Not considered: invalid objects (1): Service shop/web\nxds: nothing was checked" in result.stderr
 
 
 WEBHOOK = """

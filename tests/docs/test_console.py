@@ -33,6 +33,19 @@ def commands(page: str) -> Iterator[tuple[str, str]]:
             yield command, output
 
 
+CUSTOM = """
+{apiVersion: kafka.strimzi.io/v1, kind: Kafka, metadata: {name: events, namespace: full}}
+---
+{apiVersion: kafka.strimzi.io/v1, kind: Kafka, metadata: {name: logs, namespace: full}}
+---
+{apiVersion: argoproj.io/v1alpha1, kind: Workflow, metadata: {name: nightly, namespace: full}}
+"""
+PERMISSIVE = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: full}
+spec: {mtls: {mode: PERMISSIVE}}
+"""
 SHOWN = [(page, *shown) for page in PAGES for shown in commands(page)]
 
 
@@ -42,6 +55,8 @@ def test_output_in_page_is_real(
 ) -> None:
     shutil.copytree(EXAMPLES / "workloads", tmp_path / "mesh")
     shutil.copy(EXAMPLES / "steps" / "strict.yaml", tmp_path)
+    (tmp_path / "custom.yaml").write_text(CUSTOM)
+    (tmp_path / "permissive.yaml").write_text(PERMISSIVE)
     monkeypatch.chdir(tmp_path)
     name, *words = shlex.split(command)
     if name == "kubectl":

@@ -32,7 +32,7 @@ from xds.mesh.sources.proposal import read_objects
 
 def world(*manifests: str) -> Mesh:
     texts = [Text(f"{number}.yaml", textwrap.dedent(text)) for number, text in enumerate(manifests)]
-    change, problems = read_objects(Folder((), None, texts=texts, reads_workloads=True))
+    change, problems, _ = read_objects(Folder((), None, texts=texts, reads_workloads=True))
     assert change is not None
     assert [
         problem for problem in problems if not problem.notice and "NOT enforced" not in problem.what

@@ -10,7 +10,7 @@ import yaml
 
 from tests.sources.files import place
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Interception, Namespace, Pod
+from xds.mesh.model.objects import Interception, Namespace, Pod, Ref
 from xds.mesh.sources.files import Folder, Text
 from xds.mesh.sources.settings import SettingsLoader
 
@@ -127,7 +127,9 @@ def test_cron_job_becomes_a_pod() -> None:
     job = {"spec": {"template": template()}}
     document = workload("CronJob") | {"spec": {"jobTemplate": job}}
     assert list(pods(document)) == ["cronjob/web"]
-    assert list(pods(document | {"spec": {"jobTemplate": job, "suspend": True}})) == []
+    mesh, [notice] = read(document | {"spec": {"jobTemplate": job, "suspend": True}})
+    assert list(mesh.pods()) == []
+    assert "CronJob shop/web: spec.suspend is true, so no pod of the workload is considered" in notice
 
 
 def test_service_selects_a_workload_and_its_named_port() -> None:
@@ -140,8 +142,33 @@ def test_service_selects_a_workload_and_its_named_port() -> None:
 
 
 def test_workload_scaled_to_zero_has_no_pod() -> None:
-    assert pods(workload("Deployment", replicas=0), workload("Job", suspend=True)) == {}
+    mesh, notices = read(workload("Deployment", replicas=0), workload("Job", suspend=True))
+    assert list(mesh.pods()) == []
+    assert "Deployment shop/web: spec.replicas is 0, so no pod of the workload is considered" in notices[0]
+    assert len(notices) == 2
     assert list(pods(workload("Deployment", replicas=3))) == ["deploy/web"]
+
+
+@pytest.mark.parametrize(
+    ("version", "field"),
+    [("argoproj.io/v1alpha1", "workloadRef"), ("keda.sh/v1alpha1", "scaleTargetRef")],
+)
+def test_workload_that_another_object_runs_has_pods(version: str, field: str) -> None:
+    stopped = workload("Deployment", replicas=0)
+    runner = {
+        "apiVersion": version,
+        "kind": "Runner",
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {field: {"name": "web"}},
+    }
+    folder = Folder((), texts=[Text("all", yaml.safe_dump_all([stopped, runner]))], reads_workloads=True)
+    assert folder.load().problems == ()
+    [pod] = folder.expected_pods()
+    assert pod.ref == Ref("Pod", "shop", "deploy/web")
+    assert (folder.stopped_pods, folder.unknown_kinds) == ((), "")
+    runner["spec"] = {field: {"kind": "StatefulSet", "name": "web"}}
+    mesh, _ = read(stopped, runner)
+    assert list(mesh.pods()) == []
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import typer
 
-from xds.cli.options import AS_WRITTEN, STDIN, ClusterReference, Reading, fail, print_problems
+from xds.cli.options import (
+    AS_WRITTEN,
+    STDIN,
+    ClusterReference,
+    Reading,
+    fail,
+    print_not_considered,
+    print_problems,
+)
 from xds.mesh.inject.choice import SYSTEM_NAMESPACES
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig, Problem, Ref
@@ -97,6 +106,19 @@ def _read_stdin() -> str:
         fail("stdin: is not UTF-8 text")
 
 
+class ReadMesh(NamedTuple):
+    """A mesh as it was read once."""
+
+    mesh: Mesh | None
+    """The mesh; None if a document is unreadable."""
+    problems: tuple[Problem, ...]
+    """Problems of its objects."""
+    not_considered: tuple[str, ...] = ()
+    """What the mesh does not contain, and could change an answer: noun phrases."""
+    folder: Folder | None = None
+    """The manifests; None for a cluster."""
+
+
 def read_mesh(
     manifests: Sequence[str] | None,
     config: Path | None = None,
@@ -105,10 +127,10 @@ def read_mesh(
     cluster: ClusterReference | None = None,
     reading: Reading = AS_WRITTEN,
     reads_workloads: bool = True,
-) -> tuple[Mesh, tuple[Problem, ...]]:
-    """Return the mesh in manifests or in a cluster, and its problems. Exit with status 2 if it is unreadable.
+) -> tuple[Mesh, ReadMesh]:
+    """Return the mesh in manifests or in a cluster, and the result of reading it.
 
-    Exits with status 3 if the API server cannot be reached.
+    Exits with status 2 if a document or a kind is unreadable, and 3 if the API server cannot be reached.
 
     Args:
         manifests: files, folders, kustomizations, or `-` for stdin.
@@ -127,21 +149,20 @@ def read_mesh(
             fail("--mesh-config requires --manifests; use --mesh-config-map with --kubernetes")
         import asyncio  # noqa: PLC0415 - slow to import, and manifests do not need it
 
-        mesh, problems = asyncio.run(_read_cluster(cluster, assignments or ()))
+        read = asyncio.run(_read_cluster(cluster, assignments or ()))
     else:
         folder = open_manifests(manifests or (), settings, reading, reads_workloads=reads_workloads)
-        mesh, problems = load_folder(folder)
-        problems += (*unknown_namespaces(mesh), *folder.missing_pods) if mesh and reads_workloads else ()
-    if mesh is None:
-        print_problems(problems)
+        read = load_folder(folder)
+        if read.mesh and reads_workloads:
+            read = read._replace(problems=(*read.problems, *unknown_namespaces(read.mesh)))
+    if read.mesh is None:
+        print_problems(read.problems)
         fail(f"cannot read all objects of the cluster, {_COULD_BE_WRONG}" if cluster else UNREADABLE)
-    return mesh, problems
+    return read.mesh, read
 
 
-async def _read_cluster(
-    cluster: ClusterReference, assignments: Sequence[str]
-) -> tuple[Mesh | None, tuple[Problem, ...]]:
-    """Return the mesh in a cluster (None if a kind cannot be listed), and its problems."""
+async def _read_cluster(cluster: ClusterReference, assignments: Sequence[str]) -> ReadMesh:
+    """Return the mesh in a cluster. There is none if a kind cannot be listed."""
     from xds.cli.cluster import connect  # noqa: PLC0415 - the Kubernetes client takes long to import
     from xds.mesh.sources.kubernetes import CONFIG_MAP, Kubernetes  # noqa: PLC0415
 
@@ -156,19 +177,17 @@ async def _read_cluster(
     if report.complete and cluster.mesh_config_map and not source.has_config_map:
         fail(f"--mesh-config-map: {source.config_map} does not exist")
     mesh = Mesh(report.change.applied, report.change.config) if report.complete else None
-    return mesh, report.problems
+    return ReadMesh(mesh, report.problems)
 
 
-def load_folder(folder: Folder) -> tuple[Mesh | None, tuple[Problem, ...]]:
-    """Return the mesh in the manifests (None if a document is unreadable), and its problems.
-
-    Exits with status 2 if a folder cannot be read.
-    """
+def load_folder(folder: Folder) -> ReadMesh:
+    """Return the mesh in the manifests. Exits with status 2 if a folder cannot be read."""
     try:
-        found, problems = read_objects(folder)
+        found, problems, not_considered = read_objects(folder)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}")
-    return Mesh(found.applied, found.config) if found else None, problems
+    mesh = Mesh(found.applied, found.config) if found else None
+    return ReadMesh(mesh, (*problems, *folder.unused_names), not_considered, folder)
 
 
 def unknown_namespaces(mesh: Mesh) -> Iterator[Problem]:
@@ -196,7 +215,7 @@ def load_mesh(
     reads_workloads: bool = True,
 ) -> Mesh:
     """Return the mesh, and print its problems. Arguments and exits as for `read_mesh`."""
-    mesh, problems = read_mesh(
+    mesh, read = read_mesh(
         manifests,
         config,
         assignments,
@@ -204,5 +223,6 @@ def load_mesh(
         reading=reading,
         reads_workloads=reads_workloads,
     )
-    print_problems(problems)
+    print_problems(read.problems)
+    print_not_considered(read.not_considered)
     return mesh

@@ -93,12 +93,12 @@ class MeshOptions(SourceOptions):
         from xds.cli.manifests import read_mesh  # noqa: PLC0415 - slow to import
         from xds.cli.offline import OfflinePolicies  # noqa: PLC0415
 
-        mesh, problems = read_mesh(
+        mesh, read = read_mesh(
             self.manifests, self.mesh_config, self.assignments, cluster=cluster, reading=reading
         )
         if prints_problems:
-            print_problems(problems)
-        return nullcontext(OfflinePolicies(mesh, problems, is_running=cluster is not None))
+            print_problems(read.problems)
+        return nullcontext(OfflinePolicies(mesh, read))
 
     def _connect(self) -> AbstractContextManager[Policies]:
         if self.mesh_config or self.assignments:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from xds.cli.manifests import open_manifests
-from xds.cli.options import AS_WRITTEN, Reading, fail
+from xds.cli.manifests import ReadMesh, open_manifests
+from xds.cli.options import AS_WRITTEN, Reading, fail, print_not_considered
 from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.explanation import explanation_message
 from xds.mesh.model.mesh import Mesh
@@ -25,26 +25,27 @@ class OfflinePolicies:
 
     Args:
         mesh: the mesh.
-        problems: the problems of its objects.
-        is_running: whether the mesh is a running one, not manifests.
+        read: how it was read.
     """
 
-    def __init__(self, mesh: Mesh, problems: Sequence[Problem], *, is_running: bool) -> None:
-        self._mesh, self._problems, self._is_running = mesh, problems, is_running
+    def __init__(self, mesh: Mesh, read: ReadMesh) -> None:
+        self._mesh, self._read = mesh, read
 
     def problems(self) -> Sequence[Problem]:
         """Return the problems of objects, and the objects without effect."""
+        is_running = self._read.folder is None
         # A Service without endpoints is normal in a running mesh, but likely a mistake in manifests.
         ineffective = (
-            replace(problem, notice=problem.notice and self._is_running)
+            replace(problem, notice=problem.notice and is_running)
             for found in without_effect(self._mesh).problems.values()
             for problem in found
         )
-        return [*self._problems, *ineffective]
+        return [*self._read.problems, *ineffective]
 
     def explain(self, client: str, service: str) -> pb.Explanation:
         """Return the explanation of a client's connections to a service."""
         mesh = self._mesh
+        print_not_considered(self._read.not_considered)
         pod = pod_matching(mesh, client)
         called, ports = ports_named(mesh, service)
         return explanation_message(mesh, pod, called, policy.explain(mesh, pod, called, ports))
@@ -53,7 +54,7 @@ class OfflinePolicies:
         """Yield the results of connections."""
         if request.watch:
             fail("--watch requires a running control plane: leave out --manifests and --kubernetes")
-        yield from predictions.reach(self._mesh, request)
+        yield from predictions.reach(self._mesh, request, not_considered=self._read.not_considered)
 
     def plan(
         self,
@@ -69,7 +70,12 @@ class OfflinePolicies:
         folder = open_manifests(filenames, settings, reading) if filenames else None
         found = pb.PlanResponse()
         try:
-            for response in predictions.plan(self._mesh, folder, deletions):
+            for response in predictions.plan(
+                self._mesh,
+                folder,
+                deletions,
+                not_considered=self._read.not_considered,
+            ):
                 found.MergeFrom(response)
         except UnknownNameError as error:
             fail(f"--delete: {error}")
@@ -79,4 +85,5 @@ class OfflinePolicies:
 
     def describe_pod(self, name: str) -> pb.PodDescription:
         """Return a pod as a server."""
+        print_not_considered(self._read.not_considered)
         return predictions.pod_description(self._mesh, pod_matching(self._mesh, name))

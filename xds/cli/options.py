@@ -262,6 +262,12 @@ def print_problems(problems: Iterable[Problem]) -> None:
         typer.echo(f"... and {notices - MAX_NOTICES} more notices", err=True)
 
 
+def print_not_considered(phrases: Iterable[str], *, err: bool = True) -> None:
+    """Print what an answer does not consider, and could change it."""
+    for phrase in phrases:
+        typer.echo(f"Not considered: {printable(phrase)}", err=err)
+
+
 def fail(message: str, status: int = 2) -> NoReturn:
     """Print an error and exit. Status 2 means wrong usage; 1 means that a check or operation failed."""
     typer.echo(f"xds: {message}", err=True)

@@ -12,7 +12,7 @@ from xds.cli import plan_output
 from xds.cli.durations import parse_period
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import OBSERVATION_DISABLED, STDIN, fail, print_problems
+from xds.cli.options import OBSERVATION_DISABLED, STDIN, fail, print_not_considered, print_problems
 from xds.cli.output import print_document
 
 EXAMPLES = """
@@ -68,8 +68,8 @@ class PlanOptions:
         bool,
         typer.Option(
             "--strict",
-            help="Also exit with status 1 if an object has a problem or no effect, or may create pods that "
-            "are not considered.",
+            help="Also exit with status 1 if an object has a problem or no effect, or if the plan is "
+            "incomplete (Not considered).",
         ),
     ] = False
     output: Annotated[
@@ -86,15 +86,15 @@ def plan(options: PlanOptions) -> None:
     the objects to apply, and --delete the objects to delete. Nothing is applied. Also prints objects of -f
     that would have no effect, and clients outside the mesh that a STRICT sidecar would refuse. An object must
     prove such a client, as a probe or a webhook does. New clients, and connections to new services, are not
-    compared.
+    compared. What else could change the plan follows as Not considered, such as objects of unknown kinds.
 
     With --observed, also prints the clients that sent plaintext to a port that the change makes STRICT. If
     there are none, prints that it is safe to lock, or why traffic may have been missed.
 
-    Exit status: 0 nothing breaks, 1 something breaks (with --strict also: a problem, or an object without
-    effect), --observed does not show that the change is safe, or observation is disabled, 2 an object of -f
-    is invalid, nothing was checked because there is no Pod or Service, or wrong usage, 3 the control plane or
-    the API server cannot be reached.
+    Exit status: 0 nothing breaks, 1 something breaks (with --strict also: a problem, an object without
+    effect, or an incomplete plan), --observed does not show that the change is safe, or observation is
+    disabled, 2 an object of -f is invalid, nothing was checked because there is no Pod or Service, or wrong
+    usage, 3 the control plane or the API server cannot be reached.
     """
     filenames, deletions = options.filenames or [], options.deletions or []
     observed = parse_period("--observed", options.observed) if options.observed else None
@@ -108,6 +108,7 @@ def plan(options: PlanOptions) -> None:
     print_problems(warnings)
     print_problems(map(plan_output.to_problem, found.problems))
     if found.nothing_to_compare:
+        print_not_considered(found.not_considered)
         fail(f"nothing was checked: no Pod or no Service with a TCP port in {options.mesh.source}")
     if found.invalid:
         fail("cannot plan the change: repair the problems of its objects first")
@@ -121,6 +122,6 @@ def plan(options: PlanOptions) -> None:
         print_problems(map(plan_output.to_problem, found.without_effect))
         plan_output.print_table(found)
     problems = [*map(plan_output.to_problem, (*found.problems, *found.without_effect)), *warnings]
-    unclear = any(not problem.notice for problem in problems)
+    unclear = bool(found.not_considered) or any(not problem.notice for problem in problems)
     if found.breaks or (observed and not found.observation.safe) or (options.strict and unclear):
         raise typer.Exit(1)

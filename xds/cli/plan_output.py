@@ -12,6 +12,7 @@ from rich.text import Text
 
 from xds.cli.explanation import address_notes, refused_client
 from xds.cli.hops import TargetGroups, format_clients
+from xds.cli.options import print_not_considered
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
 from xds.mesh.model.objects import Problem
@@ -26,9 +27,9 @@ _TRAFFIC_TITLES = ("CLIENT", "TARGET", "MODE", "FIRST SEEN", "LAST SEEN")
 
 _STYLES: dict[str, str] = {Effect.BREAKS: "red", Effect.MAY_BREAK: "yellow", Effect.PLAINTEXT: "yellow"}
 _PLAINTEXT = "plaintext"
-_NOT_CONSIDERED = (
-    "Not considered: clients outside the mesh that no object proves. With a running control plane, "
-    "--observed finds those that send plaintext."
+_UNPROVEN = (
+    "clients outside the mesh that no object proves. With a running control plane, --observed finds those "
+    "that send plaintext."
 )
 
 
@@ -62,8 +63,7 @@ def print_table(plan: pb.PlanResponse) -> None:
     if remedies := dict.fromkeys(row.remedy for row in rows if row.remedy):
         typer.echo("\n".join(["Remedies:", *(f"  {text}" for text in remedies), ""]))
     typer.echo(plan.summary)
-    if plan.unproven_clients:
-        typer.echo(_NOT_CONSIDERED)
+    print_not_considered(_not_considered(plan), err=False)
     if with_seen:
         _print_observation(plan.observation)
 
@@ -107,7 +107,8 @@ def as_markdown(plan: pb.PlanResponse) -> str:
         [row.cells(with_seen=with_seen) for row in _rows(plan)],
     )
     lines = ["### Effect on connections", "", f"**{plan.summary}**", *_markdown_table(titles, rows)]
-    lines += ["", _NOT_CONSIDERED] if plan.unproven_clients else []
+    for phrase in _not_considered(plan):
+        lines += ["", f"Not considered: {_escape(phrase)}"]
     if with_seen:
         observation = plan.observation
         cells = [_traffic_cells(edge, observation.time) for edge in observation.plaintext]
@@ -117,6 +118,13 @@ def as_markdown(plan: pb.PlanResponse) -> str:
         lines += ["", "**Objects without effect:**", ""]
         lines += [f"- {_escape(str(to_problem(problem)))}" for problem in plan.without_effect]
     return "\n".join(lines)
+
+
+def _not_considered(plan: pb.PlanResponse) -> Iterator[str]:
+    """Yield what the plan does not consider, and could change it."""
+    yield from plan.not_considered
+    if plan.unproven_clients:
+        yield _UNPROVEN
 
 
 def _markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

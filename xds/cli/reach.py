@@ -16,7 +16,7 @@ from rich.progress import Progress
 from xds.cli.hops import TargetGroups, grouped_cells, hop_cells, hop_value, result_cells
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import fail, print_problems
+from xds.cli.options import fail, print_not_considered, print_problems
 from xds.cli.output import WideFormat, to_value
 from xds.cli.rows import Rows
 from xds.mesh.policy.reach import Result
@@ -79,7 +79,8 @@ class ReachOptions:
         bool,
         typer.Option(
             "--strict",
-            help="Also exit with status 1 if an object has a problem or no effect.",
+            help="Also exit with status 1 if an object has a problem or no effect, or if the answer is "
+            "incomplete (Not considered).",
         ),
     ] = False
     watch: Annotated[
@@ -109,20 +110,22 @@ def reach(options: ReachOptions) -> None:
     port, in requests per minute. A workload whose Pods are not in the manifests, such as a Deployment, counts
     as one pod (deploy/NAME), with a sidecar if the webhook would inject one. Problems, and objects without
     effect, such as a policy whose selector matches no pod, are printed to stderr. Clients outside the mesh
-    that objects prove, such as the API server for a webhook, are listed after the pods.
+    that objects prove, such as the API server for a webhook, are listed after the pods. What could change the
+    answer follows as Not considered, such as objects of unknown kinds.
 
-    Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, or an object
-    without effect), 2 nothing was checked because there is no Pod or no Service, or wrong usage, 3 the
-    control plane or the API server cannot be reached.
+    Exit status: 0 every connection works, 1 a connection fails (with --strict also: a problem, an object
+    without effect, or an incomplete answer), 2 nothing was checked because there is no Pod or no Service, or
+    wrong usage, 3 the control plane or the API server cannot be reached.
     """
     with options.mesh.open(prints_problems=False) as policies:
         warnings = policies.problems()
         print_problems(warnings)
         with suppress(KeyboardInterrupt) if options.watch else nullcontext():
-            fails = _print_results(policies.reach(_request(options)), options)
+            fails, is_complete = _print_results(policies.reach(_request(options)), options)
         if options.watch:
             return
-    if fails or (options.strict and any(not problem.notice for problem in warnings)):
+    unclear = not is_complete or any(not problem.notice for problem in warnings)
+    if fails or (options.strict and unclear):
         raise typer.Exit(1)
 
 
@@ -138,18 +141,21 @@ def _request(options: ReachOptions) -> pb.ReachRequest:
     )
 
 
-def _print_results(responses: Iterable[pb.ReachResponse], options: ReachOptions) -> bool:
-    """Print results until the last one, or with --watch also what changes. Return whether a connection fails.
+def _print_results(responses: Iterable[pb.ReachResponse], options: ReachOptions) -> tuple[bool, bool]:
+    """Print results until the last one, or with --watch also what changes.
+
+    Returns whether a connection fails, and whether everything was considered.
 
     Exits with status 2 if there is no client or no service port.
     """
     rows: Rows | None = None
     groups = TargetGroups(partial(hop_cells, wide=False))
-    fails = False
+    fails, is_complete = False, True
     previous: set[bytes] = set()
     current: set[bytes] = set()
     for response in _with_progress(responses, options):
         if response.last and not (response.total and response.client_pods) and not options.watch:
+            print_not_considered(response.not_considered)
             fail(f"nothing was checked: {_missing(response, options)}")
         fails |= response.fails
         items: list[pb.Hop | pb.ConnectionResult] = [*response.hops, *response.results]
@@ -165,10 +171,15 @@ def _print_results(responses: Iterable[pb.ReachResponse], options: ReachOptions)
             rows = rows or _rows(options)
             for group in groups:
                 rows.add_cells(grouped_cells(group))
+            is_complete = not response.not_considered
+            if not (is_complete or options.output.is_table):
+                rows.add_value({"notConsidered": [*response.not_considered]})
             rows.close()
+            if options.output.is_table:
+                print_not_considered(response.not_considered, err=False)
             groups = TargetGroups(partial(hop_cells, wide=False))
             previous, current = current, set()
-    return fails
+    return fails, is_complete
 
 
 def _rows(options: ReachOptions, *, is_observed: bool = False) -> Rows:

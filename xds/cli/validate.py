@@ -114,9 +114,12 @@ def validate(
     """
     settings, _ = load_settings(mesh_config, assignments)
     folder = open_manifests(filenames, settings, Reading(default_namespace or "", ignored_kinds or ()))
-    loaded, problems = load_folder(folder)
+    loaded, problems, *_ = load_folder(folder)
     if folder.is_empty:
         fail(f"nothing was checked: no manifests in {', '.join(filenames)}")
+    if kinds := folder.unknown_kinds:
+        what = f"kinds that are not read, and may create pods or call Services: {kinds}"
+        problems += (Problem(where=", ".join(filenames), what=what, notice=True),)
     if mesh and loaded:
         problems += tuple(unknown_namespaces(loaded))
         problems += tuple(found for effects in without_effect(loaded).problems.values() for found in effects)

@@ -41,7 +41,7 @@ from xds.mesh.policy.plan_text import format_outside_client, summary
 from xds.mesh.policy.reach import Answer, Failure, Outcome, Result
 from xds.mesh.policy.remedy import change_remedy
 from xds.mesh.sources.files import Folder
-from xds.mesh.sources.proposal import find_deleted, read_change
+from xds.mesh.sources.proposal import Objects, find_deleted, read_change
 from xds.mesh.v1 import policies_pb2 as pb
 
 MAX_RESULTS = 5000
@@ -53,7 +53,11 @@ MAX_CHANGES = 20
 
 
 def reach(
-    mesh: Mesh, request: pb.ReachRequest, observed: HopTraffic | None = None
+    mesh: Mesh,
+    request: pb.ReachRequest,
+    observed: HopTraffic | None = None,
+    *,
+    not_considered: Iterable[str] = (),
 ) -> Iterator[pb.ReachResponse]:
     """Yield the results of connections, one or more responses for each service port, and a last response.
 
@@ -63,6 +67,7 @@ def reach(
         mesh: the facts.
         request: the connections.
         observed: the traffic to add to the results, if traffic is observed.
+        not_considered: what the mesh does not contain, and could change an answer.
     """
     clients = list(_clients(mesh, request.client))
     targets = [
@@ -85,7 +90,9 @@ def reach(
     for response in _refused_at_pods(mesh, request, targets, observed) if clients and targets else ():
         response.checked, response.total, response.client_pods = total, total, len(clients)
         yield response
-    yield pb.ReachResponse(checked=total, total=total, client_pods=len(clients), last=True)
+    yield pb.ReachResponse(
+        checked=total, total=total, client_pods=len(clients), last=True, not_considered=not_considered
+    )
 
 
 def _refused_at_pods(
@@ -229,6 +236,8 @@ def plan(
     manifests: Folder | None,
     deletions: Iterable[str],
     observed: ObservedTraffic | None = None,
+    *,
+    not_considered: Sequence[str] = (),
 ) -> Iterator[pb.PlanResponse]:
     """Yield the effects of a change. Together, the responses are one plan.
 
@@ -239,13 +248,15 @@ def plan(
         manifests: the objects to apply; it must be loaded for the first time, and read workloads.
         deletions: the objects to delete, as KIND/NAMESPACE/NAME or KIND/NAME.
         observed: the traffic to compare the change with, if any.
+        not_considered: what the mesh does not contain, and could change an answer.
     """
     if not any(clients_of(before)) or not all_targets(before):
-        yield pb.PlanResponse(nothing_to_compare=True)
+        yield pb.PlanResponse(nothing_to_compare=True, not_considered=not_considered)
         return
     removed = [find_deleted(before, text) for text in deletions]
-    change, problems = read_change(manifests, before) if manifests else (Change(), ())
-    yield pb.PlanResponse(problems=map(_problem, problems), invalid=change is None)
+    change, problems, ignored = read_change(manifests, before) if manifests else Objects(Change())
+    ignored = tuple(dict.fromkeys((*not_considered, *ignored)))
+    yield pb.PlanResponse(problems=map(_problem, problems), invalid=change is None, not_considered=ignored)
     if change is None:
         return
     change = replace(change, removed=(*change.removed, *removed))
@@ -256,7 +267,7 @@ def plan(
     yield pb.PlanResponse(problems=map(_problem, _not_considered(after, scope)))
     yield pb.PlanResponse(
         breaks=planned.breaks,
-        summary=summary(planned),
+        summary=summary(planned, is_complete=not ignored),
         refused=map(refused_message, planned.refusals),
         without_effect=map(_problem, without_effect),
         unproven_clients=observed is None

@@ -25,18 +25,6 @@ _TEMPLATE_PATHS: dict[tuple[str, str], Path] = {
 """Path of the pod template by API group and kind, for all versions."""
 
 
-_CREATORS = frozenset({"Application", "ApplicationSet", "HelmChart", "HelmRelease"})
-"""Kinds of objects that deploy others."""
-_CREATING_FIELDS = frozenset({"containers", "image", "instances", "nodeSets", "podTemplate", "replicas"})
-"""Fields of custom resources whose controllers create pods."""
-_WITHOUT_PODS = (".k8s.io", ".istio.io", "kyverno.io", "gatekeeper.sh")
-"""Suffixes of API groups whose kinds create no pods of applications. Policies have patterns of pods."""
-_DESCRIPTIONS = frozenset({"ClusterImageCatalog", "Image", "ImageCatalog", "ImageRepository", "KafkaTopic"})
-"""Kinds of objects that have such a field, but describe only an image or a topic."""
-_MAX_DEPTH = 6
-"""Nested mappings of a custom resource that are searched. The steps of a Workflow have containers."""
-
-
 _KNOWN = frozenset((kind.group, kind.name) for kind in KINDS)
 """Groups and kinds that are read as something else than a workload."""
 _SECURITY = frozenset((kind.group, kind.name) for kind in KINDS if kind.is_unenforced_security)
@@ -117,20 +105,19 @@ def find_namespaces(document: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield str(meta.get("name")), labels
 
 
-def find_creators(document: Any) -> Iterator[tuple[str, Path]]:
-    """Yield the KIND NAME and the path of each custom resource whose controller may create pods.
+def find_targets(document: Any) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the kind of each custom resource that runs a workload, and the kind, namespace and name of that.
 
-    Their pods are not in the document. Custom resources with a pod template (`find_templates`) are left out.
+    The workload's own number of replicas has no effect, as for the `workloadRef` of a Rollout.
     """
     for obj in _objects(document):
-        if obj.template_path is not None or "." not in obj.group or obj.group.endswith(_WITHOUT_PODS):
+        spec, meta = (obj.manifest.get(name) for name in ("spec", "metadata"))
+        if "." not in obj.group or not isinstance(spec, Mapping) or not isinstance(meta, Mapping):
             continue
-        if obj.kind in _DESCRIPTIONS:
-            continue
-        if obj.kind in _CREATORS or _has_field(obj.manifest.get("spec"), _MAX_DEPTH):
-            meta = obj.manifest.get("metadata")
-            name = meta.get("name") if isinstance(meta, Mapping) else None
-            yield f"{obj.kind} {name or ''}".rstrip(), obj.root
+        for target in (spec.get("workloadRef"), spec.get("scaleTargetRef")):
+            if isinstance(target, Mapping):
+                kind = target.get("kind") or "Deployment"
+                yield obj.kind, str(kind), str(meta.get("namespace") or ""), str(target.get("name"))
 
 
 class _Object(NamedTuple):
@@ -176,14 +163,3 @@ def _has_template(document: Mapping[str, Any]) -> bool:
     for step in (*_TEMPLATE, "spec", "containers"):
         value = value.get(step) if isinstance(value, Mapping) else None
     return isinstance(value, list) and all(isinstance(container, Mapping) for container in value)
-
-
-def _has_field(value: Any, depth: int) -> bool:
-    """Whether a field of `_CREATING_FIELDS` is at most this many mappings below a value."""
-    if isinstance(value, list):
-        return any(_has_field(item, depth) for item in value)
-    if not isinstance(value, Mapping):
-        return False
-    return not _CREATING_FIELDS.isdisjoint(value) or (
-        depth > 0 and any(_has_field(inner, depth - 1) for inner in value.values())
-    )

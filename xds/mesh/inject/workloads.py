@@ -72,7 +72,10 @@ class FoundTemplate(NamedTuple):
 
 
 def expected_pods(
-    found: Collection[FoundTemplate], namespaces: Mapping[str, Mapping[str, str]], config: MeshConfig
+    found: Collection[FoundTemplate],
+    namespaces: Mapping[str, Mapping[str, str]],
+    config: MeshConfig,
+    targets: Collection[Ref] = (),
 ) -> Iterator[Parsed]:
     """Yield a pod for each workload that would run and has no pod in the manifests, or its problems.
 
@@ -82,6 +85,7 @@ def expected_pods(
         found: all Pods and templates in the manifests.
         namespaces: labels of the namespaces in the manifests.
         config: settings of the mesh.
+        targets: workloads that other objects run, whatever their own fields say.
     """
     workloads: dict[Ref, FoundTemplate] = {}
     represented = _owners_of_pods(found)
@@ -93,20 +97,35 @@ def expected_pods(
             continue
         workloads[item.ref] = item
     new_pods = [item for item in found if item.template.kind == "Pod" and _is_new_pod(item.template.manifest)]
-    running = [
-        item
-        for ref, item in workloads.items()
-        if _runs(item.template.manifest) and ref not in represented and _owner(item) not in workloads
-    ]
+    running: list[FoundTemplate] = []
+    for ref, item in workloads.items():
+        if ref in represented or _owner(item) in workloads:
+            continue
+        if ref not in targets and (stopped := _stopped_by(item)):
+            yield _left_out(item, stopped)
+        else:
+            running.append(item)
     for item in (*new_pods, *running):
         yield _expected_pod(item, namespaces.get(item.ref.namespace, {}), config)
 
 
-def stopped_pods(found: Iterable[FoundTemplate]) -> Iterator[Ref]:
+def stopped_pods(found: Iterable[FoundTemplate], targets: Collection[Ref] = ()) -> Iterator[Ref]:
     """Yield the pods that `expected_pods` omits because their workloads are scaled to 0 or suspended."""
     for item in found:
-        if item.template.kind != "Pod" and not _runs(item.template.manifest):
+        if item.template.kind != "Pod" and item.ref not in targets and _stopped_by(item):
             yield _expected_ref(item.ref)
+
+
+def _left_out(item: FoundTemplate, field: str) -> Parsed:
+    """Return a notice that a workload has no pods because of a field of its spec."""
+    log = Log(item.locate, str(item.ref))
+    value = "0" if field == "replicas" else "true"
+    log.add(
+        (*item.template.root, "spec", field),
+        f"is {value}, so no pod of the workload is considered",
+        notice=True,
+    )
+    return Parsed(problems=tuple(log.problems))
 
 
 def _duplicate(item: FoundTemplate, first: FoundTemplate) -> Parsed:
@@ -117,10 +136,12 @@ def _duplicate(item: FoundTemplate, first: FoundTemplate) -> Parsed:
     return Parsed(problems=tuple(log.problems))
 
 
-def _runs(manifest: Mapping[str, object]) -> bool:
-    """Whether a workload has pods: it is neither scaled to 0 nor suspended."""
-    spec = manifest.get("spec")
-    return not isinstance(spec, Mapping) or (spec.get("replicas") != 0 and spec.get("suspend") is not True)
+def _stopped_by(item: FoundTemplate) -> str:
+    """Return the field of its spec because of which a workload has no pods; empty if it has pods."""
+    spec = item.template.manifest.get("spec")
+    if not isinstance(spec, Mapping):
+        return ""
+    return "replicas" if spec.get("replicas") == 0 else "suspend" if spec.get("suspend") is True else ""
 
 
 def _is_new_pod(manifest: Mapping[str, object]) -> bool:
@@ -184,7 +205,7 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
     )
     pod = core.pod(field, meta)
     if log.refused:
-        return Parsed(origin=meta.origin, problems=tuple(log.problems), refused=True)
+        return Parsed(ref=meta.ref, origin=meta.origin, problems=tuple(log.problems), refused=True)
     labels = meta.labels
     problems: list[Problem] = []
     if not _is_selected(field, ref.namespace, namespace_labels, config):
@@ -201,7 +222,10 @@ def _expected_pod(item: FoundTemplate, namespace_labels: Mapping[str, str], conf
         problems += injection.problems
         if injection.refused:
             return Parsed(
-                origin=meta.origin, problems=_without_duplicates(log.problems, problems), refused=True
+                ref=meta.ref,
+                origin=meta.origin,
+                problems=_without_duplicates(log.problems, problems),
+                refused=True,
             )
         if injection.skip:
             _report_skip(item, log, injection.skip)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from xds.mesh.model.objects import Fact, Meta, Problem, Ref
 from xds.mesh.parse import names
 from xds.mesh.parse.fail_closed import FailClosed
-from xds.mesh.parse.kinds import CALLER_KINDS, KINDS, UNENFORCED, Kind, Watch, is_kind
+from xds.mesh.parse.kinds import CALLER_KINDS, KINDS, UNENFORCED, Kind, Watch, is_kind, may_matter
 from xds.mesh.parse.meshconfig import merged, mesh_config, settings
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest, shown
 
@@ -66,6 +66,10 @@ class Parsed:
     """Whether the object does not specify its namespace."""
     ignored: str = ""
     """Kind of the object if the caller knows that the kind is not read, otherwise empty."""
+    ignored_name: str = ""
+    """Name by which the caller ignores the kind, otherwise empty."""
+    not_considered: str = ""
+    """Kind of the object if the kind is not read and may create pods or call Services, otherwise empty."""
 
     def with_replacement(self) -> Parsed:
         """Return a copy with the replacement as its fact. The effect follows the first error and its hint."""
@@ -176,14 +180,23 @@ def _objects(root: Field, flaws: Sequence[Flaw], source: _Source, default_type: 
             yield from _list_items(obj, flaws, f"{version}/{name.removesuffix('List')}", source)
             return
         group = version.rpartition("/")[0]
-        is_ignored = any(is_kind(ignored, group, name) for ignored in source.ignored_kinds)
+        names_of_kind = (ignored for ignored in source.ignored_kinds if is_kind(ignored, group, name))
+        ignored_name = next(names_of_kind, "")
+        is_ignored = bool(ignored_name)
         ignored = name if is_ignored else ""
         if unenforced := _UNENFORCED.get((group, name)):
             result = _unenforced(obj, unenforced, source, is_ignored=is_ignored)
-            yield replace(result, unenforced=unenforced.name, ignored=ignored)
-        else:
-            _report_kind(obj, version, name, is_ignored=is_ignored)
-            yield replace(_result(obj, None), ignored="" if obj.log.refused else ignored)
+            yield replace(result, unenforced=unenforced.name, ignored=ignored, ignored_name=ignored_name)
+            return
+        _report_kind(obj, version, name, is_ignored=is_ignored)
+        result = _result(obj, None)
+        if is_ignored and not result.refused:
+            result = replace(result, ignored=ignored, ignored_name=ignored_name)
+        elif not result.refused and may_matter(group, name):
+            # Another version of a kind that is read is named with its version.
+            words = f"{name} of {version}" if name in CALLER_KINDS else name
+            result = replace(result, not_considered=words)
+        yield result
         return
     log.any_field = source.served and kind.built_in
     meta = _meta(obj, kind, source.default_namespace)

@@ -269,6 +269,69 @@ CALLER_KINDS = frozenset(
 """Kinds whose objects prove clients outside the mesh."""
 
 
+_UNRELATED_GROUPS = frozenset(
+    {
+        # Kubernetes
+        *("admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io", "app.k8s.io"),
+        *("audit.k8s.io", "authentication.k8s.io", "authorization.k8s.io", "autoscaling.k8s.io"),
+        *("certificates.k8s.io", "coordination.k8s.io", "discovery.k8s.io", "events.k8s.io"),
+        *("flowcontrol.apiserver.k8s.io", "gateway.networking.k8s.io", "groupsnapshot.storage.k8s.io"),
+        *("kind.x-k8s.io", "kubeadm.k8s.io", "kueue.x-k8s.io", "metrics.k8s.io", "networking.k8s.io"),
+        *("node.k8s.io", "policy.networking.k8s.io", "rbac.authorization.k8s.io", "resource.k8s.io"),
+        *("scheduling.k8s.io", "snapshot.storage.k8s.io", "storage.k8s.io", "storagemigration.k8s.io"),
+        "wgpolicyk8s.io",
+        # Istio
+        *("authentication.istio.io", "config.istio.io", "extensions.istio.io", "rbac.istio.io"),
+        *("security.istio.io", "telemetry.istio.io"),
+        # policies, certificates and identities
+        *("cert-manager.io", "trust.cert-manager.io", "spire.spiffe.io", "kyverno.io", "policies.kyverno.io"),
+        *("config.gatekeeper.sh", "constraints.gatekeeper.sh", "mutations.gatekeeper.sh"),
+        *("templates.gatekeeper.sh", "crd.projectcalico.org", "projectcalico.org", "security.openshift.io"),
+        # others
+        *("caching.internal.knative.dev", "image.toolkit.fluxcd.io", "source.toolkit.fluxcd.io"),
+        *("karpenter.k8s.aws", "karpenter.sh"),
+    }
+)
+"""API groups of which no kind creates pods or calls Services, unless a kind of its name is read."""
+_UNRELATED_KINDS = {
+    "argoproj.io": ("AppProject",),
+    "bitnami.com": ("SealedSecret",),
+    "cilium.io": ("CiliumClusterwideNetworkPolicy", "CiliumNetworkPolicy"),
+    "cloud.google.com": ("BackendConfig", "ComputeClass"),
+    "dapr.io": ("Component", "Configuration", "Resiliency", "Subscription"),
+    "external-secrets.io": ("ClusterExternalSecret", "ClusterSecretStore", "ExternalSecret", "SecretStore"),
+    "grafana.integreatly.org": ("GrafanaDashboard", "GrafanaFolder"),
+    "image.openshift.io": ("ImageStream",),
+    "kafka.strimzi.io": ("KafkaTopic", "KafkaUser"),
+    "k8s.cni.cncf.io": ("NetworkAttachmentDefinition",),
+    "k8s.nginx.org": ("GlobalConfiguration", "Policy"),
+    "keda.sh": ("ClusterTriggerAuthentication", "TriggerAuthentication"),
+    "metallb.io": (
+        *("AddressPool", "BFDProfile", "BGPAdvertisement", "BGPPeer", "Community", "IPAddressPool"),
+        "L2Advertisement",
+    ),
+    "monitoring.coreos.com": ("AlertmanagerConfig", "PrometheusRule"),
+    "monitoring.googleapis.com": ("ClusterRules", "Rules"),
+    "networking.gke.io": ("FrontendConfig", "ManagedCertificate"),
+    "networking.istio.io": ("Gateway", "ProxyConfig", "WorkloadGroup"),
+    "networking.internal.knative.dev": ("Certificate",),
+    "operators.coreos.com": ("OperatorGroup",),
+    "postgresql.cnpg.io": ("ClusterImageCatalog", "ImageCatalog"),
+    "projectcontour.io": ("TLSCertificateDelegation",),
+    "secrets-store.csi.x-k8s.io": ("SecretProviderClass",),
+    "traefik.io": ("TLSOption", "TLSStore"),
+}
+"""Kinds of other API groups that do neither."""
+
+
+def may_matter(group: str, name: str) -> bool:
+    """Whether objects of a kind that is not read may create pods or call Services."""
+    if name in CALLER_KINDS:
+        return True  # Another version or group of a kind that proves callers.
+    is_unrelated = "." not in group or group.endswith(".config.k8s.io") or group in _UNRELATED_GROUPS
+    return not is_unrelated and name not in _UNRELATED_KINDS.get(group, ())
+
+
 def is_kind(name: str, group: str, kind: str) -> bool:
     """Whether a name means a kind, as for kubectl: KIND, its plural, PLURAL.GROUP, or GROUP/KIND.
 

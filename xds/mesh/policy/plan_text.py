@@ -12,11 +12,15 @@ from xds.mesh.policy.reach import Failure
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 
 
-def summary(plan: Plan) -> str:
-    """Return the number of hops and of direct traffic with each effect, such as `breaks: 2, repaired: 1`."""
+def summary(plan: Plan, *, is_complete: bool = True) -> str:
+    """Return the number of hops and of direct traffic with each effect, such as `breaks: 2, repaired: 1`.
+
+    `is_complete` is whether all objects were considered that could change the plan.
+    """
     effects = plan.effects
     parts = [f"{effect}: {effects[effect]}" for effect in Effect if effects[effect]]
-    return ", ".join(parts) if parts else "no connection changes"
+    nothing = "no connection changes" + ("" if is_complete else " among the objects that were considered")
+    return ", ".join(parts) or nothing
 
 
 def breaking_sentences(plan: Plan) -> Iterator[str]:

@@ -54,14 +54,18 @@ class File:
     """Problems of the file, its documents and its unnamed objects, limited by `MAX_PROBLEMS`."""
     templates: tuple[FoundTemplate, ...] = ()
     """Pods and pod templates; empty unless the source reads workloads."""
-    creators: tuple[tuple[str, str], ...] = ()
-    """KIND NAME and place of objects that may create other pods; empty unless the source reads workloads."""
+    targets: tuple[tuple[str, Ref], ...] = ()
+    """Workloads that other objects run, with the kinds of these; empty unless the source reads workloads."""
+    not_considered: Counter[str] = field(default_factory=Counter)
+    """Number of objects of each kind that is not read and may matter; empty unless workloads are read."""
     unreadable: bool = False
     """Whether some part could not be attributed to an object, so that an object may seem to be missing."""
     skipped: int = 0
     """Number of documents that are no Kubernetes objects and were skipped."""
     ignored: Counter[str] = field(default_factory=Counter)
     """Number of objects of each kind that the caller ignores."""
+    ignored_names: frozenset[str] = frozenset()
+    """Names by which the caller ignores these kinds."""
 
     @property
     def written_at(self) -> str:

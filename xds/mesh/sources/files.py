@@ -18,7 +18,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from xds.mesh.inject.kinds import find_creators, find_templates
+from xds.mesh.inject.kinds import find_targets, find_templates
 from xds.mesh.inject.workloads import FoundTemplate, expected_pods, stopped_pods
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Change, MeshConfig, Namespace, Problem, Ref
@@ -55,7 +55,7 @@ class Text(NamedTuple):
 
 
 _MAX_NAMES = 3
-"""Maximum number of objects that a problem names."""
+"""Maximum number of files, objects or kinds that a problem names."""
 
 
 class Folder:
@@ -158,12 +158,13 @@ class Folder:
         facts = (applied.fact for applied in self._definitions.applied.values())
         own = (fact for fact in facts if isinstance(fact, Namespace))
         labels = {namespace.name: namespace.meta.labels for namespace in (*namespaces, *own)}
-        return tuple(expected_pods(self._all_templates, labels, self._config or MeshConfig()))
+        targets = {ref for _, ref in self._targets}
+        return tuple(expected_pods(self._all_templates, labels, self._config or MeshConfig(), targets))
 
     @property
     def stopped_pods(self) -> tuple[Ref, ...]:
         """Names of the pods that workloads which are scaled to 0 or suspended would have."""
-        return tuple(stopped_pods(self._all_templates))
+        return tuple(stopped_pods(self._all_templates, {ref for _, ref in self._targets}))
 
     @property
     def skipped(self) -> Iterator[Problem]:
@@ -175,21 +176,49 @@ class Folder:
         ignored = sum((file.ignored for file in self._definitions.files.values()), Counter[str]())
         if ignored:
             counts = ", ".join(f"{count:,} {kind}" for kind, count in ignored.most_common())
-            where = ", ".join((*self._roots, *self._texts))
-            yield Problem(where=where, what=f"ignored: {counts}", notice=True)
+            yield Problem(where=self._where, what=f"ignored: {counts}", notice=True)
 
     @property
-    def missing_pods(self) -> Iterator[Problem]:
-        """A problem if objects may create pods that are not in the manifests."""
-        creators = [creator for file in self._definitions.files.values() for creator in file.creators]
-        if creators:
-            names = join_names([name for name, _ in creators], _MAX_NAMES)
-            what = f"objects that may create pods are not considered ({len(creators)}): {names}"
-            yield Problem(where=creators[0][1], what=what, hint="add their pods to the manifests")
+    def unused_names(self) -> Iterator[Problem]:
+        """A notice for each name of an ignored kind of which there is no object."""
+        files = self._definitions.files.values()
+        used = frozenset[str]().union(*(file.ignored_names for file in files))
+        for name in self._ignored_kinds:
+            if name not in used:
+                what = f"--ignore-kind {name} has no effect: no object is of this kind"
+                hint = "write the kind or its plural, such as VirtualService or virtualservices"
+                yield Problem(where=self._where, what=what, hint=hint, notice=True)
+
+    @property
+    def unknown_kinds(self) -> str:
+        """Number of objects of each kind that is not read, and may create pods or call Services."""
+        files = self._definitions.files.values()
+        counts = sum((file.not_considered for file in files), Counter[str]())
+        workloads = {template.ref for template in self._all_templates}
+        # An object that runs a known workload is considered with it.
+        counts -= Counter(kind for kind, ref in self._targets if ref in workloads)
+        names = [f"{count:,} {kind}" for kind, count in counts.most_common(_MAX_NAMES)]
+        if others := counts.total() - sum(count for _, count in counts.most_common(_MAX_NAMES)):
+            names.append(f"{others:,} of other kinds")
+        return ", ".join(names)
+
+    @property
+    def _where(self) -> str:
+        return ", ".join((*self._roots, *self._texts))
+
+    @property
+    def _targets(self) -> list[tuple[str, Ref]]:
+        return [target for file in self._definitions.files.values() for target in file.targets]
 
     @property
     def _all_templates(self) -> list[FoundTemplate]:
         return [template for file in self._definitions.files.values() for template in file.templates]
+
+    @property
+    def rejected(self) -> list[str]:
+        """Names of the objects that are invalid, as of the last load. Workloads are not among them."""
+        objects = (parsed for file in self._definitions.files.values() for parsed in file.objects)
+        return [str(parsed.ref) for parsed in objects if parsed.refused]
 
     def has_unusable_objects(self, namespaces: Iterable[Namespace] = ()) -> bool:
         """Whether an object is invalid or defined twice, or a workload is invalid, as of the last load.
@@ -374,7 +403,9 @@ class Folder:
         in_default: list[str] = []
         ignored = Counter[str]()
         templates: list[FoundTemplate] = []
-        creators: list[tuple[str, str]] = []
+        targets: list[tuple[str, Ref]] = []
+        not_considered = Counter[str]()
+        ignored_names = set[str]()
         problems = Problems(MAX_PROBLEMS)
         unreadable, skipped = False, 0
         is_json = text.lstrip().startswith("{") if json is None else json
@@ -408,10 +439,12 @@ class Folder:
                 continue
             templates += found
             in_default += (document.locate(item.template.root) for item in workloads if item.is_in_default)
-            for creator, root in find_creators(document.value) if self._reads_workloads else ():
-                creators.append((creator, document.locate(root)))
+            for by, kind, namespace, target in find_targets(document.value) if self._reads_workloads else ():
+                targets.append((by, Ref(kind, namespace or default_namespace, target)))
             for parsed in parsed_objects:
-                if parsed.ref or parsed.unenforced:
+                if parsed.not_considered and self._reads_workloads:
+                    not_considered[parsed.not_considered] += 1
+                elif parsed.ref or parsed.unenforced:
                     objects.append(parsed)
                 else:
                     problems.add(parsed.problems)
@@ -419,6 +452,7 @@ class Folder:
             in_default += (parsed.origin for parsed in parsed_objects if parsed.is_in_default)
             ignored.update(f"{template.kind} of helm test" for template in tests)
             ignored.update(parsed.ignored for parsed in parsed_objects if parsed.ignored)
+            ignored_names.update(parsed.ignored_name for parsed in parsed_objects if parsed.ignored)
         if in_default and not self._default_namespace:
             what = f"objects without metadata.namespace are in namespace default ({len(in_default):,})"
             problems.add([Problem(where=in_default[0], what=what, notice=True)])
@@ -427,10 +461,12 @@ class Folder:
             objects=tuple(objects),
             problems=problems.listed(name),
             templates=tuple(templates),
-            creators=tuple(creators),
+            targets=tuple(targets),
+            not_considered=not_considered,
             unreadable=unreadable,
             skipped=skipped,
             ignored=ignored,
+            ignored_names=frozenset(ignored_names),
         )
 
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
 from xds.mesh.inject.workloads import SHORT_NAMES, short_name
 from xds.mesh.model.applied import as_applied, running_pod
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.names import UnknownNameError, ref_named, unknown_name
+from xds.mesh.model.names import UnknownNameError, join_names, ref_named, unknown_name
 from xds.mesh.model.objects import Change, Namespace, Pod, Problem, Ref, entry_ref
 from xds.mesh.parse import KINDS
 from xds.mesh.sources.files import Folder
 
+_MAX_NAMES = 3
+"""Maximum number of objects that a sentence names."""
 
-def read_objects(
-    folder: Folder, namespaces: Iterable[Namespace] = (), before: Mesh | None = None
-) -> tuple[Change | None, tuple[Problem, ...]]:
-    """Return all objects of manifests, with a pod for each workload, the settings, and all problems.
 
-    The objects are None if a document is unreadable. Raises OSError if a folder cannot be read.
+class Objects(NamedTuple):
+    """The objects of manifests."""
+
+    change: Change | None
+    """The objects, with a pod for each workload, and the settings; None if they are not usable."""
+    problems: tuple[Problem, ...] = ()
+    """Problems of the manifests."""
+    not_considered: tuple[str, ...] = ()
+    """What the objects do not contain, and could change an answer: noun phrases."""
+
+
+def read_objects(folder: Folder, namespaces: Iterable[Namespace] = (), before: Mesh | None = None) -> Objects:
+    """Return all objects of manifests, with a pod for each workload.
+
+    There is no change if a document is unreadable. Raises OSError if a folder cannot be read.
 
     Args:
         folder: the manifests; it must be loaded for the first time.
@@ -28,7 +41,7 @@ def read_objects(
     """
     report = folder.load()
     if not report.complete:
-        return None, report.problems
+        return Objects(None, report.problems)
     pods = folder.expected_pods(namespaces)
     expected = {
         parsed.fact.ref: parsed.fact
@@ -38,30 +51,43 @@ def read_objects(
     facts = (*(fact for fact in report.change.applied if fact.ref not in expected), *expected.values())
     pod_problems = (problem for parsed in pods for problem in parsed.problems)
     problems = (*folder.skipped, *report.problems, *pod_problems)
-    return Change(applied=facts, config=report.change.config), problems
+    rejected = dict.fromkeys((*folder.rejected, *(str(parsed.ref) for parsed in pods if parsed.refused)))
+    return Objects(
+        Change(applied=facts, config=report.change.config), problems, (*_unknown(folder), *_invalid(rejected))
+    )
 
 
-def read_change(folder: Folder, before: Mesh) -> tuple[Change | None, tuple[Problem, ...]]:
-    """Return the change that applying manifests makes, and the problems of its objects.
+def _unknown(folder: Folder) -> Iterator[str]:
+    if kinds := folder.unknown_kinds:
+        yield (
+            f"{kinds}, which may create pods or call Services (add their pods to the manifests, or name "
+            "kinds that do neither with --ignore-kind)"
+        )
 
-    The change is None if a document or an object is invalid, because its effect is then unknown. It removes
-    the pods of workloads that it stops. Raises OSError if a folder cannot be read.
+
+def _invalid(names: Collection[str]) -> Iterator[str]:
+    if names:
+        yield f"invalid objects ({len(names)}): {join_names(names, _MAX_NAMES)}"
+
+
+def read_change(folder: Folder, before: Mesh) -> Objects:
+    """Return the change that applying manifests makes.
+
+    There is no change if a document or an object is invalid, because its effect is then unknown. The change
+    removes the pods of workloads that it stops. Raises OSError if a folder cannot be read.
 
     Args:
         folder: the manifests; it must be loaded for the first time, and read workloads.
         before: the mesh without the change.
     """
     namespaces = [fact for fact in before.facts() if isinstance(fact, Namespace)]
-    change, problems = read_objects(folder, namespaces, before)
+    change, problems, not_considered = read_objects(folder, namespaces, before)
     if change is None or folder.has_unusable_objects(namespaces):
-        return None, problems
+        return Objects(None, problems)
     applied = tuple(as_applied(before, fact) for fact in change.applied)
-    problems = (
-        *problems,
-        *folder.missing_pods,
-        *_not_compared(before, (*(fact.ref for fact in applied), *folder.stopped_pods)),
-    )
-    return Change(applied=applied, removed=folder.stopped_pods), problems
+    refs = (*(fact.ref for fact in applied), *folder.stopped_pods)
+    problems = (*problems, *_not_compared(before, refs))
+    return Objects(Change(applied=applied, removed=folder.stopped_pods), problems, not_considered)
 
 
 def _is_created(mesh: Mesh, ref: Ref) -> bool:

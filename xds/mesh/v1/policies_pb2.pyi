@@ -160,7 +160,7 @@ class ReachRequest(_message.Message):
     def __init__(self, client: _Optional[str] = ..., service: _Optional[str] = ..., namespace: _Optional[str] = ..., outcome: _Optional[str] = ..., expand: _Optional[bool] = ..., endpoint_names: _Optional[bool] = ..., watch: _Optional[bool] = ...) -> None: ...
 
 class ReachResponse(_message.Message):
-    __slots__ = ("hops", "results", "fails", "checked", "total", "last", "client_pods")
+    __slots__ = ("hops", "results", "fails", "checked", "total", "last", "client_pods", "not_considered")
     HOPS_FIELD_NUMBER: _ClassVar[int]
     RESULTS_FIELD_NUMBER: _ClassVar[int]
     FAILS_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +168,7 @@ class ReachResponse(_message.Message):
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     CLIENT_PODS_FIELD_NUMBER: _ClassVar[int]
+    NOT_CONSIDERED_FIELD_NUMBER: _ClassVar[int]
     hops: _containers.RepeatedCompositeFieldContainer[Hop]
     results: _containers.RepeatedCompositeFieldContainer[ConnectionResult]
     fails: bool
@@ -175,7 +176,8 @@ class ReachResponse(_message.Message):
     total: int
     last: bool
     client_pods: int
-    def __init__(self, hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[ConnectionResult, _Mapping]]] = ..., fails: _Optional[bool] = ..., checked: _Optional[int] = ..., total: _Optional[int] = ..., last: _Optional[bool] = ..., client_pods: _Optional[int] = ...) -> None: ...
+    not_considered: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., results: _Optional[_Iterable[_Union[ConnectionResult, _Mapping]]] = ..., fails: _Optional[bool] = ..., checked: _Optional[int] = ..., total: _Optional[int] = ..., last: _Optional[bool] = ..., client_pods: _Optional[int] = ..., not_considered: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Clients(_message.Message):
     __slots__ = ("namespace", "accounts")
@@ -284,7 +286,7 @@ class Manifest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
-    __slots__ = ("breaks", "hops", "refused", "without_effect", "problems", "invalid", "nothing_to_compare", "summary", "observation", "plaintext_ports", "unproven_clients")
+    __slots__ = ("breaks", "hops", "refused", "without_effect", "problems", "invalid", "nothing_to_compare", "summary", "observation", "plaintext_ports", "unproven_clients", "not_considered")
     BREAKS_FIELD_NUMBER: _ClassVar[int]
     HOPS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
@@ -296,6 +298,7 @@ class PlanResponse(_message.Message):
     OBSERVATION_FIELD_NUMBER: _ClassVar[int]
     PLAINTEXT_PORTS_FIELD_NUMBER: _ClassVar[int]
     UNPROVEN_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    NOT_CONSIDERED_FIELD_NUMBER: _ClassVar[int]
     breaks: bool
     hops: _containers.RepeatedCompositeFieldContainer[HopChange]
     refused: _containers.RepeatedCompositeFieldContainer[RefusedTraffic]
@@ -307,7 +310,8 @@ class PlanResponse(_message.Message):
     observation: Observation
     plaintext_ports: _containers.RepeatedCompositeFieldContainer[PlaintextPort]
     unproven_clients: bool
-    def __init__(self, breaks: _Optional[bool] = ..., hops: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., without_effect: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., invalid: _Optional[bool] = ..., nothing_to_compare: _Optional[bool] = ..., summary: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., plaintext_ports: _Optional[_Iterable[_Union[PlaintextPort, _Mapping]]] = ..., unproven_clients: _Optional[bool] = ...) -> None: ...
+    not_considered: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, breaks: _Optional[bool] = ..., hops: _Optional[_Iterable[_Union[HopChange, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[RefusedTraffic, _Mapping]]] = ..., without_effect: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., problems: _Optional[_Iterable[_Union[ManifestProblem, _Mapping]]] = ..., invalid: _Optional[bool] = ..., nothing_to_compare: _Optional[bool] = ..., summary: _Optional[str] = ..., observation: _Optional[_Union[Observation, _Mapping]] = ..., plaintext_ports: _Optional[_Iterable[_Union[PlaintextPort, _Mapping]]] = ..., unproven_clients: _Optional[bool] = ..., not_considered: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Observation(_message.Message):
     __slots__ = ("enabled", "requested", "since", "time", "plaintext", "admitted", "locked_ports", "opened_ports", "gaps", "safe", "summary", "strict_ports", "root_namespace")
