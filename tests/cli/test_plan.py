@@ -525,6 +525,43 @@ def test_invalid_service_is_named_if_nothing_was_checked(folder: Path, words: li
     assert "Not considered: invalid objects (1): Service shop/web\nxds: nothing was checked" in result.stderr
 
 
+ZOO = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: zoo, labels: {istio-injection: %s}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "effect"),
+    [("disabled", "enabled", "encrypted"), ("enabled", "disabled", "plaintext")],
+)
+def test_changed_namespace_injects_workloads_anew(folder: Path, before: str, after: str, effect: str) -> None:
+    (folder / "pod.yaml").write_text("---".join(MESH.split("---")[2:3]))
+    (folder / "all.yaml").write_text("---".join([*MESH.split("---")[:2], ROLLOUT, ZOO % before]))
+    found = plan_json(folder, "-f", "-", status=0, stdin=ZOO % after)
+    [hop] = found["hops"]
+    assert (hop["effect"], hop["clients"][0]["namespace"], found["notConsidered"]) == (effect, "zoo", [])
+    words = ("-f", "-", "--delete", "Rollout/zoo/batch")
+    assert plan_json(folder, *words, status=0, stdin=ZOO % after)["hops"] == []
+
+
+def test_changed_namespace_does_not_inject_running_pods(folder: Path) -> None:
+    result = plan(folder, "-f", "-", "--strict", stdin=ZOO % "enabled")
+    what = "the label istio-injection of Namespace zoo for its running pods, which keep what they have"
+    assert (result.exit_code, f"Not considered: {what}" in result.stdout) == (1, True)
+    result = plan(folder, "-f", "-", "--strict", stdin=MESH.split("---", maxsplit=1)[0])
+    assert (result.exit_code, result.stdout) == (0, "no connection changes\n")
+
+
+def test_changed_namespace_can_make_workloads_invalid(folder: Path) -> None:
+    reserved = ROLLOUT.replace("image: batch", "image: batch, ports: [{containerPort: 15006}]")
+    (folder / "batch.yaml").write_text(f"{reserved}---{ZOO % 'disabled'}")
+    result = plan(folder, "-f", "-", "--strict", stdin=ZOO % "enabled")
+    assert (result.exit_code, "batch.yaml:5: problem: Rollout zoo/batch:" in result.stderr) == (1, True)
+    assert "Not considered: invalid objects (1): Pod zoo/rollout/batch" in result.stdout
+
+
 WEBHOOK = """
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingWebhookConfiguration

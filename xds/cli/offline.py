@@ -74,6 +74,7 @@ class OfflinePolicies:
                 self._mesh,
                 folder,
                 deletions,
+                base=self._read.folder,
                 not_considered=self._read.not_considered,
             ):
                 found.MergeFrom(response)

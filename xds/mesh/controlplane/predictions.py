@@ -237,6 +237,7 @@ def plan(
     deletions: Iterable[str],
     observed: ObservedTraffic | None = None,
     *,
+    base: Folder | None = None,
     not_considered: Sequence[str] = (),
 ) -> Iterator[pb.PlanResponse]:
     """Yield the effects of a change. Together, the responses are one plan.
@@ -248,13 +249,16 @@ def plan(
         manifests: the objects to apply; it must be loaded for the first time, and read workloads.
         deletions: the objects to delete, as KIND/NAMESPACE/NAME or KIND/NAME.
         observed: the traffic to compare the change with, if any.
+        base: the manifests that contain this mesh, if any.
         not_considered: what the mesh does not contain, and could change an answer.
     """
     if not any(clients_of(before)) or not all_targets(before):
         yield pb.PlanResponse(nothing_to_compare=True, not_considered=not_considered)
         return
     removed = [find_deleted(before, text) for text in deletions]
-    change, problems, ignored = read_change(manifests, before) if manifests else Objects(Change())
+    change, problems, ignored = (
+        read_change(manifests, before, base, removed) if manifests else Objects(Change())
+    )
     ignored = tuple(dict.fromkeys((*not_considered, *ignored)))
     yield pb.PlanResponse(problems=map(_problem, problems), invalid=change is None, not_considered=ignored)
     if change is None:

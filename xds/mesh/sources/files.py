@@ -147,17 +147,20 @@ class Folder:
         new, solved = problems_not_in(problems, known), problems_not_in(known, problems)
         return SourceUpdate(change, new, solved, bool(self._unsettled), self._complete)
 
-    def expected_pods(self, namespaces: Iterable[Namespace] = ()) -> tuple[Parsed, ...]:
+    def expected_pods(
+        self, namespaces: Iterable[Namespace] = (), changed: Iterable[Namespace] = ()
+    ) -> tuple[Parsed, ...]:
         """Return a pod for each workload whose pods are not in the manifests, or its problems.
 
         Call it after `load` has returned a complete update.
 
         Args:
             namespaces: Namespaces that are not in the manifests.
+            changed: Namespaces that replace those in the manifests.
         """
         facts = (applied.fact for applied in self._definitions.applied.values())
         own = (fact for fact in facts if isinstance(fact, Namespace))
-        labels = {namespace.name: namespace.meta.labels for namespace in (*namespaces, *own)}
+        labels = {namespace.name: namespace.meta.labels for namespace in (*namespaces, *own, *changed)}
         targets = {ref for _, ref in self._targets}
         return tuple(expected_pods(self._all_templates, labels, self._config or MeshConfig(), targets))
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from xds.mesh.inject.workloads import SHORT_NAMES, short_name
 from xds.mesh.model.applied import as_applied, running_pod
+from xds.mesh.model.injection import NAMESPACE_LABEL
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import UnknownNameError, join_names, ref_named, unknown_name
 from xds.mesh.model.objects import Change, Namespace, Pod, Problem, Ref, entry_ref
@@ -70,7 +71,9 @@ def _invalid(names: Collection[str]) -> Iterator[str]:
         yield f"invalid objects ({len(names)}): {join_names(names, _MAX_NAMES)}"
 
 
-def read_change(folder: Folder, before: Mesh) -> Objects:
+def read_change(
+    folder: Folder, before: Mesh, base: Folder | None = None, deleted: Collection[Ref] = ()
+) -> Objects:
     """Return the change that applying manifests makes.
 
     There is no change if a document or an object is invalid, because its effect is then unknown. The change
@@ -79,15 +82,52 @@ def read_change(folder: Folder, before: Mesh) -> Objects:
     Args:
         folder: the manifests; it must be loaded for the first time, and read workloads.
         before: the mesh without the change.
+        base: manifests that contain this mesh, if any. A changed Namespace injects their workloads anew.
+        deleted: objects that the change deletes as well.
     """
     namespaces = [fact for fact in before.facts() if isinstance(fact, Namespace)]
     change, problems, not_considered = read_objects(folder, namespaces, before)
     if change is None or folder.has_unusable_objects(namespaces):
         return Objects(None, problems)
-    applied = tuple(as_applied(before, fact) for fact in change.applied)
-    refs = (*(fact.ref for fact in applied), *folder.stopped_pods)
-    problems = (*problems, *_not_compared(before, refs))
-    return Objects(Change(applied=applied, removed=folder.stopped_pods), problems, not_considered)
+    relabelled = [fact for fact in change.applied if isinstance(fact, Namespace) and _changes(before, fact)]
+    names = {namespace.name for namespace in relabelled}
+    replaced = {*deleted, *folder.stopped_pods, *(fact.ref for fact in change.applied)}
+    pods = [
+        parsed
+        for parsed in (base.expected_pods(changed=relabelled) if base and relabelled else ())
+        if parsed.ref and parsed.ref.namespace in names and parsed.ref not in replaced
+    ]
+    rejected = [str(parsed.ref) for parsed in pods if parsed.refused]
+    facts = (*change.applied, *(parsed.fact for parsed in pods if parsed.fact))
+    refs = (*(fact.ref for fact in change.applied), *folder.stopped_pods)
+    return Objects(
+        Change(applied=tuple(as_applied(before, fact) for fact in facts), removed=folder.stopped_pods),
+        (
+            *problems,
+            *(problem for parsed in pods for problem in parsed.problems),
+            *_not_compared(before, refs),
+        ),
+        (*not_considered, *_invalid(rejected), *_not_injected(before, relabelled)),
+    )
+
+
+def _changes(before: Mesh, namespace: Namespace) -> bool:
+    """Whether a Namespace has other labels than before."""
+    old = before.get(namespace.ref)
+    return (old.meta.labels if old else {}) != namespace.meta.labels
+
+
+def _not_injected(before: Mesh, namespaces: Iterable[Namespace]) -> Iterator[str]:
+    """Yield a phrase for each Namespace whose changed label does not affect its running pods."""
+    for namespace in namespaces:
+        old = before.get(namespace.ref)
+        label = old.meta.labels.get(NAMESPACE_LABEL) if old else None
+        pods = before.in_namespace(namespace.name).pods.values()
+        if label != namespace.meta.labels.get(NAMESPACE_LABEL) and not all(pod.is_template for pod in pods):
+            yield (
+                f"the label {NAMESPACE_LABEL} of Namespace {namespace.name} for its running pods, which keep "
+                "what they have until they are created again"
+            )
 
 
 def _is_created(mesh: Mesh, ref: Ref) -> bool:
