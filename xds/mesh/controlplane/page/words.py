@@ -37,7 +37,7 @@ _TRAFFIC = {
     Traffic.PROMETHEUS_SCRAPE: "Prometheus",
     Traffic.PROMETHEUS_TLS: "Prometheus, if its CA is not the mesh's",
     Traffic.GATEWAY: "gateways that have no sidecar, if any",
-    Traffic.EXTERNAL_NAME: "clients that use the external name, if any",
+    Traffic.EXTERNAL_NAME: "clients of the external name, if any",
     Traffic.METRICS_PORT: "scrapes of a metrics port, if any",
     Traffic.POD_ADDRESS: "peers that use pod addresses, if any",
 }
