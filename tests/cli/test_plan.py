@@ -236,6 +236,15 @@ spec: {containers: [{name: c, image: c}]}
     assert [refusal["traffic"] for refusal in found["refused"]] == ["outside-client"]
 
 
+def test_service_without_a_ready_pod_is_not_considered(tmp_path: Path) -> None:
+    unready = "status: {podIP: 10.1.0.1, conditions: [{type: Ready, status: 'False'}]}"
+    folder = write_folder(tmp_path, all=MESH.replace("status: {podIP: 10.1.0.1}", unready))
+    found = plan_json(folder, "-f", "-", status=0, stdin=POLICY)
+    assert found["notConsidered"] == ["connections to Services without a ready pod (1): shop/web"]
+    assert found["hops"] == []
+    assert plan(folder, "-f", "-", "--strict", stdin=POLICY).exit_code == 1
+
+
 DEPLOYMENT = """
 apiVersion: apps/v1
 kind: Deployment

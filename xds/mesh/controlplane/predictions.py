@@ -21,7 +21,14 @@ from xds.mesh.controlplane.observation import (
     timestamp,
 )
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.names import UnknownNameError, host_port, pod_matching, ports_named, unknown_name
+from xds.mesh.model.names import (
+    UnknownNameError,
+    host_port,
+    join_names,
+    pod_matching,
+    ports_named,
+    unknown_name,
+)
 from xds.mesh.model.objects import POLICY_KINDS, Change, Pod, Problem
 from xds.mesh.observe import strict
 from xds.mesh.policy import plan as policy
@@ -268,7 +275,12 @@ def plan(
     scope, applied = policy.scope_of(change, before, after), {fact.ref for fact in change.applied}
     planned = policy.plan(before, after, scope)
     without_effect = policy.ineffective(after, applied)
-    yield pb.PlanResponse(problems=map(_problem, _not_considered(after, scope)))
+    unready = [f"{each.namespace}/{each.name}" for each in policy.unready_services(after, scope)]
+    if unready:
+        names = join_names(unready, MAX_UNKNOWN)
+        ignored = (f"connections to Services without a ready pod ({len(unready)}): {names}",)
+        yield pb.PlanResponse(not_considered=ignored)
+    yield pb.PlanResponse(problems=map(_problem, _unknown_servers(after, scope)))
     yield pb.PlanResponse(
         breaks=planned.breaks,
         summary=summary(planned, is_complete=not ignored),
@@ -290,7 +302,7 @@ def plan(
         )
 
 
-def _not_considered(mesh: Mesh, scope: policy.Scope | None) -> Iterator[Problem]:
+def _unknown_servers(mesh: Mesh, scope: policy.Scope | None) -> Iterator[Problem]:
     """Yield a notice for the first clients outside the mesh whose servers are not known."""
     found = calls_to_unknown_pods(mesh, scope.namespaces if scope else None)
     for caller, service in islice(found, MAX_UNKNOWN):

@@ -35,6 +35,7 @@ from xds.mesh.policy.hops import (
     sender_key,
     targets_of,
 )
+from xds.mesh.policy.listeners import ready_endpoints
 from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
 from xds.mesh.policy.steps import Steps, finish
 
@@ -132,6 +133,16 @@ def scope_of(change: Change, before: Mesh, after: Mesh) -> Scope | None:
     # Connections to a Service may go to the listener of another Service with the same address.
     beside = (key for mesh in (before, after) for key in mesh.services_beside(after.touched or ()))
     return Scope(after.touched.union(beside), None if is_mesh_wide else namespaces)
+
+
+def unready_services(mesh: Mesh, scope: Scope | None) -> Iterator[Service]:
+    """Yield the Services of a scope that have pods, but none that is ready: a plan does not compare them."""
+    for service in mesh.services():
+        if scope is None or (service.namespace, service.name) in scope.services:
+            pods = mesh.in_namespace(service.namespace).selected(service.selector)
+            is_ready = any(ready_endpoints(mesh, service, port) for port in service.ports)
+            if not is_ready and any(not pod.ended for pod in pods):
+                yield service
 
 
 def plan(before: Mesh, after: Mesh, scope: Scope | None = None) -> Plan:
