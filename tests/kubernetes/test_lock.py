@@ -139,7 +139,7 @@ async def _channel(cluster: Cluster, serving: Serving, name: str) -> grpc.aio.Ch
 async def test_lock_and_unlock_a_namespace(shop: Shop) -> None:
     status, out, err = await shop.xds("lock", "shop", "--observed=1s", "--yes")
     assert (status, await shop.mode()) == (1, ""), err
-    assert out.splitlines()[1].split()[:3] == ["breaks", "legacy/default", "web.shop:80"]
+    assert out.splitlines()[1].split()[:4] == ["breaks", "old", "(legacy/default)", "web.shop:80"]
     assert "refused to lock namespace shop; --force locks it anyway" in err
 
     status, out, err = await shop.xds("lock", "shop", "--observed=1s", "--yes", "--force")
@@ -161,7 +161,7 @@ async def test_lock_and_unlock_a_namespace(shop: Shop) -> None:
     status, out, err = await shop.xds("unlock", "shop")
     assert (status, await shop.mode()) == (2, "STRICT")
     assert "stdin is not a terminal, so the change cannot be confirmed: add --yes" in err
-    assert "port 8080 of shop/default: PERMISSIVE (PeerAuthentication shop/default)" in out
+    assert "port 8080 of web (shop/default): PERMISSIVE (PeerAuthentication shop/default)" in out
     status, out, err = await shop.xds("unlock", "shop", "--yes")
     assert (status, await shop.mode()) == (0, "PERMISSIVE"), err
     assert out.endswith("namespace shop is unlocked\n")
@@ -203,7 +203,7 @@ async def test_lock_a_workload_keeps_the_fields_of_others(shop: Shop) -> None:
     await shop.cluster.kubectl("apply", "-f", "-", stdin=json.dumps(exempt))
     status, out, err = await shop.xds("lock", "shop/web", "--observed=1s", "--yes")
     assert status == 0, err
-    assert "port 9090 of shop/default: DISABLE (PeerAuthentication shop/web)" in out
+    assert "port 9090 of web (shop/default): DISABLE (PeerAuthentication shop/web)" in out
     assert out.endswith("workload shop/web is locked\n")
     policy = await shop.policy("web")
     assert policy
