@@ -31,8 +31,9 @@ metadata: {name: web, namespace: shop, finalizers: [example.com/cleanup]}
 spec: {host: web, trafficPolicy: {tls: {mode: MUTUL}}}
 """
 BREAKS = (
-    "client (evil/default) -> web.shop:80 would fail: server-requires-mtls (PeerAuthentication shop/default); "
-    "add a sidecar to client (evil/default), or use PERMISSIVE in PeerAuthentication shop/default until then"
+    "client (evil/default) -> web.shop:80 would fail: server-requires-mtls (PeerAuthentication "
+    "shop/default); add a sidecar to client (evil/default), or use PERMISSIVE in PeerAuthentication "
+    "shop/default until then"
 )
 
 
