@@ -38,7 +38,7 @@ from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.conflicts import overridden
 from xds.mesh.policy.direct import refusals
 from xds.mesh.policy.effect import without_effect
-from xds.mesh.policy.plan import Effect, HopChange, Plan, ineffective, plan, scope_of
+from xds.mesh.policy.plan import Effect, HopChange, Plan, ineffective, plan, scope_of, unready_services
 from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.sources.files import Folder
@@ -484,3 +484,19 @@ def test_objects_without_effect_are_named_with_the_reason():
         "Policy x/old: has no effect",
     ]
     assert list(ineffective(world, set())) == []
+
+
+def test_services_without_a_ready_pod_are_named() -> None:
+    before = mesh(
+        replace(pod("slow", "a"), ready=False),
+        pod("web", "a"),
+        replace(pod("done", "a"), ended=True),
+        *(service(name, "a", HTTP) for name in ("slow", "web", "done", "empty")),
+        replace(pod("other", "b"), ready=False),
+        service("other", "b", HTTP),
+    )
+    assert [each.name for each in unready_services(before, None)] == ["slow", "other"]
+    enforcing = peer("a", "STRICT")
+    after = before.apply(Change(applied=(enforcing,)))
+    scope = scope_of(Change(applied=(enforcing,)), before, after)
+    assert [each.name for each in unready_services(after, scope)] == ["slow"]

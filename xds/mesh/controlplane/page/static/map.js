@@ -87,13 +87,14 @@ function summaryOf(data, names, query) {
   const { search, only = "" } = query;
   const isClosed = data.namespaces.some((box) => !box.open);
   const isObserved = data.edges.some((edge) => edge.observed);
-  const title = query.node ? `Possible connections of ${names.get(query.node) ?? query.node}` : SHOWN[only || (isObserved ? "" : "possible")];
+  const shown = SHOWN[only || (isObserved || data.unusedEdges ? "" : "possible")];
+  const what = query.node ? `Possible connections of ${names.get(query.node) ?? query.node}` : shown;
   const showAll = { text: "show all", href: url("map", "", { ...query, only: "possible" }) };
   const back = { text: "Back to all namespaces", href: url("map", "", { ...query, opened: "", namespace: "", node: "", search: "" }) };
   return [
     search && !data.matches ? "Nothing matches the search. " : "",
     search && isClosed && data.matches > MAX_OPENED ? `${data.matches} matches: type more to open their namespaces. ` : "",
-    `${data.isMatrix ? "Connections between namespaces" : title}: ${tally(data.edges) || "none"}.`,
+    `${data.isMatrix ? "Connections between namespaces" : what}: ${tally(data.edges) || "none"}.`,
     data.moreEdges ? ` ${count(data.moreEdges, "further one")} not shown: choose a namespace.` : "",
     ...(data.unusedEdges ? [` ${count(data.unusedEdges, "possible one")} without traffic not shown: select a workload or a service, or `, showAll, "."] : []),
     isObserved ? (data.isMatrix ? " Numbers are requests per minute." : "") : " No observed traffic.",
