@@ -278,12 +278,12 @@ def plan(
     unready = [f"{each.namespace}/{each.name}" for each in policy.unready_services(after, scope)]
     if unready:
         names = join_names(unready, MAX_UNKNOWN)
-        ignored = (f"connections to Services without a ready pod ({len(unready)}): {names}",)
-        yield pb.PlanResponse(not_considered=ignored)
+        phrase = f"connections to Services without a ready pod ({len(unready)}): {names}"
+        yield pb.PlanResponse(not_considered=[phrase])
     yield pb.PlanResponse(problems=map(_problem, _unknown_servers(after, scope)))
     yield pb.PlanResponse(
         breaks=planned.breaks,
-        summary=summary(planned, is_complete=not ignored),
+        summary=summary(planned, is_complete=not (ignored or unready)),
         refused=map(refused_message, planned.refusals),
         without_effect=map(_problem, without_effect),
         unproven_clients=observed is None

@@ -54,5 +54,5 @@ export function observedWords(observed) {
 
 /** Return how many requests have failed in the last hour; nothing if none. */
 export function failedText(number) {
-  return Number(number) ? h("span", { class: "failed" }, `${count(Number(number), "request")} failed in the last hour`) : "";
+  return Number(number) ? badge("bad", `${count(Number(number), "request")} failed in the last hour`) : "";
 }
