@@ -14,8 +14,8 @@ import pytest
 from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2
 
-from tests.hostile import http2
 from tests.hostile.harness import FETCH_CLUSTERS, MIB, Cost, Target, _descriptors, _fetch
+from tests.support import http2_frames as http2
 from xds.introspect import csds, reflection
 from xds.mesh.identity.state_dir import roots
 from xds.server.services import SERVICES

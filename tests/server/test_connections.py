@@ -12,9 +12,9 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.hostile import http2
 from tests.protocol.stream import world
 from tests.server.proxies import Client
+from tests.support import http2_frames as http2
 from xds.server import Refused, XdsServer, connections, discovery, listening
 from xds.server.proxies import peer_address
 from xds.server.token_bucket import TokenBucket

@@ -28,7 +28,6 @@ from xds.protocol.session import Variant
 from xds.server import OPTIONS, XdsServer
 from xds.snapshot import CLUSTER, Resource, ResourceSet, Snapshot
 
-CROWD = Path(__file__).with_name("crowd.py")
 STORM = 3_000
 CONNECTS = 5_000
 WARM_UP = 1_000
@@ -71,7 +70,7 @@ def files() -> AsyncIterator[None]:
 @asynccontextmanager
 async def crowd(server: XdsServer, what: str, many: int) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, CROWD, str(server.port), what, str(many), stdout=PIPE
+        sys.executable, "-m", "tests.server.crowd", str(server.port), what, str(many), stdout=PIPE
     )
     try:
         yield process

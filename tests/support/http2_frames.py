@@ -54,9 +54,10 @@ def call_headers(path: str, extra: Iterable[tuple[str, str]] = (), scheme: bytes
     )
 
 
-def message(size: int) -> bytes:
-    """Encode the start of a gRPC message of this size; its body is zeros."""
-    return b"\x00" + struct.pack("!I", size) + bytes(size)
+def message(body: int | bytes) -> bytes:
+    """Encode a gRPC message; a number is the size of a body of zeros."""
+    body = bytes(body)
+    return b"\x00" + struct.pack("!I", len(body)) + body
 
 
 OPENING = PREFACE + frame(SETTINGS, 0, 0)
@@ -103,12 +104,16 @@ class Peer(asyncio.Protocol):
             kind, flags, stream = struct.unpack("!BBI", self._received[3:9])
             payload = bytes(self._received[9 : 9 + length])
             del self._received[: 9 + length]
-            self.frames[kind] = self.frames.get(kind, 0) + 1
-            if kind == RST_STREAM or (kind in {DATA, HEADERS} and flags & END_STREAM):
-                self.ended.add(stream)
-            if kind in {SETTINGS, PING} and not flags & ACK:
-                self.send(frame(kind, ACK, 0, payload if kind == PING else b""))
+            self.frame_received(kind, flags, stream, payload)
             self.received.set()
+
+    def frame_received(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        """Handle a frame."""
+        self.frames[kind] = self.frames.get(kind, 0) + 1
+        if kind == RST_STREAM or (kind in {DATA, HEADERS} and flags & END_STREAM):
+            self.ended.add(stream)
+        if kind in {SETTINGS, PING} and not flags & ACK:
+            self.send(frame(kind, ACK, 0, payload if kind == PING else b""))
 
     def send(self, data: bytes) -> None:
         """Send bytes, unless the connection is closed."""
