@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in $(NEWEST_FIRST); do \
 BIN := .venv/bin
 READY := .venv/.ready
 # `make coverage` requires 100 % branch coverage from these tests.
-COVERED := tests/policy tests/protocol
+COVERED := tests/policy tests/protocol $(addprefix tests/controlplane/test_,rollouts.py rollout_streams.py)
 # Tests that measure latency and memory run separately, with one worker per core.
 MEASURING := tests/hostile tests/server/test_pressure.py
 # What failed in both parts of `make test`, and how many tests passed. Printed at the end.

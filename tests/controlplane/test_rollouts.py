@@ -6,6 +6,7 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from math import inf
+from unittest.mock import patch
 
 import pytest
 from structlog.testing import capture_logs
@@ -330,6 +331,7 @@ async def test_new_client_is_held_while_servers_reconnect(
         await back.receive_earlier(*earlier("S"))
         await stack.enter_async_context(back)
         await eventually(lambda: ("ns", "client") in controller.publisher.deferred, timeout=WITHIN)
+        assert controller.rollouts.proxies.state(("ns", "client")) is State.RETURNED
         await stack.enter_async_context(new)
         await eventually(lambda: ("ns", "other") in controller.publisher.deferred, timeout=WITHIN)
         web = Sidecar(controller, "web", "ns")
@@ -340,6 +342,7 @@ async def test_new_client_is_held_while_servers_reconnect(
         assert not new.uses_mtls(WEB)
         await web.release(LISTENER)
         await new.wait_for(lambda: new.uses_mtls(WEB))
+        assert controller.rollouts.proxies.state(("ns", "other")) is State.CURRENT
 
 
 async def test_restarted_control_plane_recovers_active_modes(monkeypatch) -> None:
@@ -488,3 +491,44 @@ async def test_deleted_pod_is_forgotten_by_the_tracker() -> None:
         assert proxy.has_reported
         controller.change(Change(removed=(Ref("Pod", "ns", "web"),)))
         await eventually(lambda: not proxy.has_reported, timeout=WITHIN)
+
+
+@pytest.mark.parametrize(("is_replicated", "reports"), [(False, 1), (True, 2)])
+async def test_server_reports_again_if_another_replica_may_have_served_it(is_replicated, reports) -> None:
+    async with world(names=("client",)) as (controller, _client):
+        tracker, web = controller.rollouts.proxies, Sidecar(controller, "web", "ns")
+        tracker.is_replicated = is_replicated
+        with patch.object(tracker._rollout, "recover", wraps=tracker._rollout.recover) as recover:
+            for _ in range(2):
+                async with web:
+                    await web.wait_for(lambda: web.listeners)
+                assert tracker.state(("ns", "web")) is State.AWAY
+        assert recover.call_count == reports
+
+
+async def test_server_that_leaves_before_its_modes_are_planned_reports_again() -> None:
+    async with running(*FACTS, peer("ns", "STRICT")) as controller:
+        rollout, web = controller.rollouts.rollout, Sidecar(controller, "web", "ns")
+        await web.receive_earlier(*earlier("D"))
+        web.hold(LISTENER)
+        for _ in range(2):
+            async with web:
+                await eventually(lambda: rollout.collect_asks({Ref("Pod", "ns", "web"): -1}), timeout=WITHIN)
+            assert not rollout.has_unplanned_mode()
+
+
+async def test_deleted_pod_is_not_expected_to_reconnect(monkeypatch) -> None:
+    monkeypatch.setattr(proxies, "RECOVERY_PERIOD", 60.0)
+    async with running(*FACTS) as controller:
+        controller.change(Change(removed=(Ref("Pod", "ns", "other"),)))
+        await eventually(lambda: controller.mesh.pod("ns", "other") is None, timeout=WITHIN)
+        report = controller.rollouts.proxies.collect_report(controller.mesh, time.monotonic())
+        assert report.clients.named == {"client.ns": -1, "web.ns": -1}
+
+
+async def test_steps_that_do_not_fit_into_one_call_follow(monkeypatch) -> None:
+    monkeypatch.setattr(driver, "MAX_STEPS", 1)
+    async with world(peer("ns", "DISABLE")) as (controller, web, _client):
+        set_mode(controller, "STRICT")
+        await web.wait_for(lambda: web.accepts(PORT) == "S")
+        await until_finished(controller)

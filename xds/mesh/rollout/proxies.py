@@ -144,11 +144,8 @@ class _Stream:
         is_new = now < self.connected_at + SUBSCRIBE_TIMEOUT
         return has_subscribed or (not self.subscriber.stream.type_url and is_new)
 
-    def progress(self, now: float) -> Progress:
-        """Return the active generations."""
-        session = self.subscriber.session
-        if session is None:
-            return _NO_PROGRESS
+    def progress(self, session: Session, now: float) -> Progress:
+        """Return the active generations, from the protocol state of the stream."""
         # A new proxy has nothing older than its first configuration. A proxy that reconnects has at least
         # what it had when its previous stream ended.
         client = session.first_generation if not self.had_configuration else -1
@@ -255,11 +252,11 @@ class ProxyTracker:
         if proxy.streams or self._rollout.timeout is None:
             self._forget_if_unused(key)
             return
-        if stream.counts and subscriber.session:
+        if stream.counts and (session := subscriber.session):
             # With several replicas, the proxy most probably reconnects to another one.
-            outlasts_grace = subscriber.session.is_subscribed(LISTENER) and not self.is_replicated
+            outlasts_grace = session.is_subscribed(LISTENER) and not self.is_replicated
             last = _Part(
-                stream.progress(now),
+                stream.progress(session, now),
                 is_client=True,
                 is_server=True,
                 caught_up_at=stream.caught_up_at,
@@ -397,8 +394,8 @@ def _parts(proxy: _Proxy, now: float, *, is_detailed: bool) -> Iterator[_Part]:
     Without transitions, it only matters which proxies are connected: their progress is not computed.
     """
     for stream in proxy.streams.values():
-        if stream.counts:
-            progress = stream.progress(now) if is_detailed else _NO_PROGRESS
+        if stream.counts and (session := stream.subscriber.session):
+            progress = stream.progress(session, now) if is_detailed else _NO_PROGRESS
             is_server = stream.may_be_server(now)
             yield _Part(progress, is_client=True, is_server=is_server, caught_up_at=stream.caught_up_at)
     if away := proxy.away:
