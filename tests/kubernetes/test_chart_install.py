@@ -129,7 +129,7 @@ async def test_upgrade_fails_no_request(agent: Agent, player: Player, tmp_path: 
     before = {pod.uid for pod in agent.pods(SYSTEM, "xds")}
     (sleep,) = agent.pods("full", "sleep")
 
-    load = Load(client=agent.client(sleep), url=URL, connections=2, pause=0.02, seconds=600)
+    load = Load(client=agent.client(sleep), url=URL, connections=2, seconds=600)
     async with load:
         await load.more(20, PATIENCE)
         # A policy of the user, which the Job of the upgrade must keep.

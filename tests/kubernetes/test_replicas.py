@@ -83,7 +83,7 @@ async def test_killed_replica_or_api_server_fails_no_request(agent: Agent, playe
     # Each replica learns of new pods independently.
     await eventually(lambda: is_the_same(agent, sleep), timeout=PATIENCE, every=0.2)
 
-    load = Load(client=agent.client(sleep), url=URL, connections=2, pause=0.02, seconds=600)
+    load = Load(client=agent.client(sleep), url=URL, connections=2, seconds=600)
     async with load:
         await load.more(20, PATIENCE)
         for replica in replicas(agent):

@@ -136,7 +136,6 @@ class Pods:
                     connections=connections,
                     keep_alive=kept,
                     seconds=seconds,
-                    pause=0.02,
                     at_most=100_000,
                 )
                 self.loads.append(await self._stack.enter_async_context(load))

@@ -54,7 +54,7 @@ class Traffic:
 
     targets: Sequence[Target]
     workers: int = 6
-    pause: float = 0.002
+    pause: float = 0.01
     seconds: float = 600
     at_most: int = 400_000
     sent: list[Sent] = field(default_factory=list)
