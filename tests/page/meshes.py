@@ -99,7 +99,7 @@ def connected_sidecar(port: int, node_id: str = NODE_ID) -> Iterator[None]:
     requests = queue.Queue[bytes | None]()
     requests.put(bytes(DiscoveryRequest(node=Node(id=node_id, user_agent_name="envoy"), type_url=CLUSTER)))
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.stream_stream(_ADS)(iter(requests.get, None), timeout=600)
+        call = channel.stream_stream(_ADS)(iter(requests.get, None))
         try:
             next(call)
             yield

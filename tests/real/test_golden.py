@@ -14,14 +14,12 @@ import pytest_asyncio
 from tests.golden.cases import CASES, load, manifests, options
 from tests.support.clients import Client
 from tests.support.controlplane import ControlPlane
-from tests.support.envoy import EnvoyProcess
+from tests.support.envoy import EnvoyProcess, has_active
 from tests.support.manifests import Manifests
 from tests.support.places import HERE, Namespace, Place, why_no_namespaces
 from tests.support.tcp import Relay
-from tests.support.waiting import eventually
 from xds.codec import to_json_dict
 from xds.mesh.envoy.bootstrap import bootstrap
-from xds.mesh.envoy.dump import active_config, difference, expected_config
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.objects import Pod
 from xds.snapshot import LISTENER, Snapshot
@@ -85,7 +83,7 @@ async def check(pod: Pod, snapshot: Snapshot, plane: ControlPlane, directory: Pa
     name = f"{pod.namespace}-{pod.name}".replace("/", "-")
     with place_of_its_own(f"xds-golden-{plane.port}-{name}") as place:
         async with sidecar(pod, plane, directory, place, sotw=sotw) as envoy:
-            await has_everything(envoy, snapshot)
+            await has_active(envoy, snapshot)
             await refused_nothing(envoy)
             await waits_for_nothing(envoy, snapshot)
             (begun,) = await envoy.admin.config("BootstrapConfigDump")
@@ -117,17 +115,6 @@ async def sidecar(
             door = place.listener("127.0.0.1", _DOOR)
             await exits.enter_async_context(Relay(door, lambda: Client().connect("127.0.0.1", plane.port)))
         yield await exits.enter_async_context(envoy)
-
-
-async def has_everything(envoy: EnvoyProcess, snapshot: Snapshot) -> None:
-    config = expected_config(snapshot)
-
-    async def lacks_nothing() -> bool:
-        missing = difference(config, active_config(await envoy.admin.json("/config_dump?include_eds")))
-        assert not missing, f"{missing}\n{await envoy.rejections()}\n{envoy.tail()}"
-        return True
-
-    await eventually(lacks_nothing, every=0.1, what=f"{envoy.name} has its configuration")
 
 
 async def refused_nothing(envoy: EnvoyProcess) -> None:

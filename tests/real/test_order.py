@@ -60,7 +60,7 @@ class Running:
     async def settled(self) -> None:
         """Wait until the latest world is active, and nothing is warming."""
         await self.proxies.settled(WARM)
-        await eventually(self._is_warm, timeout=WARM, every=0.005)
+        await eventually(self._is_warm, timeout=WARM)
         self.history.settle()
 
     async def holds_only_its_world(self) -> None:

@@ -14,7 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Self
@@ -60,7 +60,7 @@ class Lines:
     """Whether the server speaks first. Its sidecar waits one second for the client to do so."""
     asked: int = 0
     failures: list[str] = field(default_factory=list)
-    pause: float = 0.02
+    pause: float = 0.05
 
     async def __aenter__(self) -> Self:
         self._ends = time.monotonic() + self.seconds
@@ -136,6 +136,7 @@ class Pods:
                     connections=connections,
                     keep_alive=kept,
                     seconds=seconds,
+                    pause=0.05,
                     at_most=100_000,
                 )
                 self.loads.append(await self._stack.enter_async_context(load))
@@ -268,11 +269,13 @@ def flip(pods: Pods, changes: Iterator[Callable[[], str]]) -> str:
 
 async def on_its_way(pods: Pods) -> bool:
     """Whether the control plane has a transition in progress. It starts after a short delay."""
-    until = time.monotonic() + 3
-    while time.monotonic() < until:
+
+    async def is_in_progress() -> bool:
         metrics = await pods.mesh.plane.metrics()
-        if re.search(r"^xds_rollout_endpoints\{.*\} [1-9]", metrics, flags=re.MULTILINE):
-            return True
+        return re.search(r"^xds_rollout_endpoints\{.*\} [1-9]", metrics, flags=re.MULTILINE) is not None
+
+    with suppress(AssertionError):
+        return await eventually(is_in_progress, timeout=3)
     return False
 
 

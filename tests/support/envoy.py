@@ -9,7 +9,9 @@ from typing import Any
 from tests.support.clients import Client
 from tests.support.places import HERE, Place
 from tests.support.waiting import eventually
+from xds.mesh.envoy.dump import active_config, difference, expected_config
 from xds.mesh.sidecar.settings import PROXY_ID
+from xds.snapshot import Snapshot
 from xds.testing import EnvoyAdmin
 from xds.testing import EnvoyProcess as PublicEnvoyProcess
 
@@ -69,6 +71,25 @@ class EnvoyProcess(PublicEnvoyProcess):
         if self._as_sidecar:
             argv = ["setpriv", f"--reuid={PROXY_ID}", f"--regid={PROXY_ID}", "--clear-groups", *argv]
         return argv
+
+
+async def has_active(envoy: EnvoyProcess, snapshot: Snapshot, timeout: float = 60) -> None:
+    """Wait until an Envoy has exactly the resources of a snapshot active."""
+    expected = expected_config(snapshot)
+
+    async def lacks_nothing() -> bool:
+        missing = difference(expected, active_config(await envoy.admin.json("/config_dump?include_eds")))
+        assert not missing, missing
+        return True
+
+    try:
+        # A dump costs CPU that the change needs: do not poll more often.
+        await eventually(
+            lacks_nothing, timeout=timeout, every=0.1, what=f"{envoy.name} has its configuration"
+        )
+    except AssertionError as error:
+        error.add_note(f"rejections: {await envoy.rejections()}\n{envoy.tail()}")
+        raise
 
 
 async def drained(envoys: Iterable[EnvoyProcess], timeout: float = 60) -> None:

@@ -20,15 +20,13 @@ from tests.support.answers import Answer
 from tests.support.apps import EchoApp
 from tests.support.clients import Client, rotating
 from tests.support.controlplane import ControlPlane
-from tests.support.envoy import EnvoyProcess, drained
+from tests.support.envoy import EnvoyProcess, drained, has_active
 from tests.support.loopback import Loopback
 from tests.support.manifests import Manifest, Manifests
 from tests.support.places import HERE
 from tests.support.tcp import LineApp, TcpServer
-from tests.support.waiting import eventually
 from xds.codec import to_json_dict
 from xds.mesh.envoy.bootstrap import bootstrap
-from xds.mesh.envoy.dump import active_config, difference, expected_config
 from xds.mesh.envoy.features import ALL_FEATURES, Features
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
@@ -216,14 +214,7 @@ class LocalMesh:
         pod_name, _, namespace = name.partition(".")
         pod = facts.pod(namespace, pod_name)
         assert pod, f"{name} has no manifest"
-        config = expected_config(translate(facts, pod, features=self.features(name)))
-
-        async def lacking() -> bool:
-            found = difference(config, active_config(await envoy.admin.json("/config_dump?include_eds")))
-            assert not found, found
-            return True
-
-        await eventually(lacking, timeout=timeout, what=f"{name} has what it should")
+        await has_active(envoy, translate(facts, pod, features=self.features(name)), timeout)
 
     async def drained(self, timeout: float = 60) -> None:
         """Wait until no sidecar serves connections that it drains."""

@@ -17,15 +17,13 @@ from tests.support.apps import EchoApp
 from tests.support.clients import Client
 from tests.support.cluster import Cluster, ClusterPod, ClusterService
 from tests.support.controlplane import ControlPlane, xds
-from tests.support.envoy import OPTIONS, EnvoyProcess
+from tests.support.envoy import OPTIONS, EnvoyProcess, has_active
 from tests.support.exchange import Exchange, exchange
 from tests.support.manifests import Manifest, Manifests
 from tests.support.tcp import LineApp, Relay
-from tests.support.waiting import eventually
 from tests.support.wire import Wire
 from xds.codec import to_json_dict
 from xds.mesh.envoy.bootstrap import bootstrap
-from xds.mesh.envoy.dump import Config, active_config, difference, expected_config
 from xds.mesh.envoy.translate import translate
 from xds.mesh.inject.settings import InjectionSettings
 from xds.mesh.inject.traffic import init_arguments
@@ -249,15 +247,7 @@ class Mesh:
         for address, envoy in self.sidecars.items():
             pod = facts.pod_at(address)
             assert pod is not None, f"{envoy.name} has no manifest"
-            await self._has(envoy, pod, expected_config(translate(facts, pod)))
-
-    async def _has(self, envoy: EnvoyProcess, pod: Pod, config: Config) -> None:
-        async def lacking() -> bool:
-            found = difference(config, active_config(await envoy.admin.json("/config_dump?include_eds")))
-            assert not found, found
-            return True
-
-        await eventually(lacking, timeout=60, every=0.05, what=f"{envoy.name} has what it should")
+            await has_active(envoy, translate(facts, pod))
 
     def facts(self) -> Facts:
         """Read the manifests as they are now."""

@@ -24,11 +24,13 @@ async def eventually(
 ) -> Any:
     """Call `check` until it returns something true, and return it; fail with its last result after `timeout`.
 
-    A false result, a failed assertion or a failed connection means "not yet".
+    A false result, a failed assertion or a failed connection means "not yet". The pause between two calls is
+    `every` seconds, or longer: as long as a call takes, so that a call of a program leaves CPU to others.
     """
     deadline = time.monotonic() + timeout
     while True:
         last: object
+        began = time.monotonic()
         try:
             answer = check()
             value = await answer if inspect.isawaitable(answer) else answer
@@ -41,7 +43,7 @@ async def eventually(
         if time.monotonic() > deadline:
             name = what or getattr(check, "__qualname__", repr(check))
             raise AssertionError(f"not within {timeout} s: {name}; last seen: {last}")
-        await asyncio.sleep(every)
+        await asyncio.sleep(max(every, time.monotonic() - began))
 
 
 async def process_ended(pid: int) -> None:
