@@ -326,6 +326,9 @@ async def test_flood_of_policies_uses_a_part_of_the_cpu(webhook: Webhook) -> Non
             for number in range(6):
                 body = strict("istio-system", f"{source}-{number}")
                 status, text = await connection.ask(post("/validate", body))
+                if status == 503:  # It waited too long for the requests of the others.
+                    answers["unchecked"] += 1
+                    continue
                 assert status == 200
                 response = json.loads(text)["response"]
                 assert response["allowed"]
