@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from tests.policy.world import HTTP, meta, peer, policy
+from tests.policy.world import HTTP, meta, peer, policy, rule
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
@@ -21,6 +21,7 @@ from xds.mesh.model.objects import (
     Endpoints,
     Fact,
     Interception,
+    MeshConfig,
     Pod,
     Protocol,
     Ref,
@@ -34,7 +35,7 @@ from xds.mesh.policy.mtls import effective_mode, sends_mtls_each
 NAMESPACES = ("a", "b")
 ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1")
 VIRTUAL = ("10.9.0.1", "10.9.0.2", "10.0.0.1")
-SEEDS, STEPS = 12, 20
+SEEDS, STEPS = 40, 20
 
 
 class World:
@@ -52,6 +53,8 @@ class World:
                 self.service_entry,
                 self.slice,
                 self.mode,
+                self.mesh_policy,
+                self.rule,
                 self.targeted,
                 self.rejected,
             )
@@ -131,7 +134,15 @@ class World:
         )
 
     def mode(self, namespace: str) -> Fact:
-        return peer(namespace, self.random.choice(("STRICT", "PERMISSIVE", "DISABLE")))
+        scope = self.random.choice((namespace, MeshConfig().root_namespace))
+        return peer(scope, self.random.choice(("STRICT", "PERMISSIVE", "DISABLE")))
+
+    def mesh_policy(self, _namespace: str) -> Fact:
+        return policy("", self.random.choice(("STRICT", "DISABLE")))
+
+    def rule(self, namespace: str) -> Fact:
+        host = self.random.choice(("*.local", "s.a.svc.cluster.local", "h.example.com"))
+        return rule(namespace, host, self.random.choice(("ISTIO_MUTUAL", "DISABLE")))
 
     def targeted(self, namespace: str) -> Fact:
         return policy(namespace, self.random.choice(("STRICT", "PERMISSIVE")), self.random.choice("st"))

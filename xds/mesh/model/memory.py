@@ -35,12 +35,8 @@ class Touched:
     """Services whose endpoints, settings or modes may differ."""
     settings: set[ServiceKey] = field(default_factory=set)
     """Those of them whose endpoints or settings may differ, and not only their modes."""
-    exposures: set[PodKey] = field(default_factory=set)
-    """Pods whose inbound ports may differ."""
     pods: set[PodKey] = field(default_factory=set)
-    """Further pods whose modes may differ."""
-    namespaces: set[str] = field(default_factory=set)
-    """Namespaces in which the modes of every pod may differ."""
+    """Pods whose inbound ports may differ, and thereby their modes."""
     all_pods: bool = False
     """Whether the modes of every pod may differ."""
 
@@ -119,15 +115,10 @@ class Memory:
         """Return the results that remain after a change that touched and deleted some services."""
         memory = Memory()
         memory.lookups = _without(self.lookups, touched.settings)
-        memory.exposures = _without(self.exposures, touched.exposures)
+        memory.exposures = _without(self.exposures, touched.pods)
+        memory.pods = {} if touched.all_pods else _without(self.pods, touched.pods)
         memory.settings = self.settings.without(touched.settings, deleted)
         memory.modes = self.modes.without(touched.services, deleted)
-        if not touched.all_pods:
-            memory.pods = _without(self.pods, touched.exposures | touched.pods)
-        if touched.namespaces:
-            memory.pods = {
-                key: value for key, value in memory.pods.items() if key[0] not in touched.namespaces
-            }
         memory._carried = {
             key: Carried(
                 carried.value,

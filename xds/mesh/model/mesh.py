@@ -171,12 +171,7 @@ class Mesh:
                     self._touch(touched, fact)
                     mesh._touch(touched, fact)
         mesh.touched = frozenset(touched.services)
-        deleted = {
-            (service.namespace, service.name)
-            for ref in facts
-            for service in self._services_named(ref)
-            if not mesh.service(service.namespace, service.name)
-        }
+        deleted = {key for key in touched.services if self.service(*key) and not mesh.service(*key)}
         mesh.memory = self.memory.without(touched, deleted)
         return mesh
 
@@ -191,8 +186,8 @@ class Mesh:
         touched = Touched()
         for ref in {ref for ref, _ in changed}:
             if isinstance(pod := self.get(ref), Pod):
-                touched.services.update(self.touched_by(pod))
-                touched.pods.add((pod.namespace, pod.name))
+                touched.services |= self._services_of(pod)
+                touched.pods.add(pod.key)
         for ref in self.served.rules.keys() | served.rules.keys():
             old_rule, new_rule = self.served_rule(ref), mesh.served_rule(ref)
             if old_rule != new_rule:
@@ -220,21 +215,39 @@ class Mesh:
 
     def _touch(self, touched: Touched, fact: Fact) -> None:
         """Add what may depend on a fact, before or after it changes."""
-        services = set(self.touched_by(fact))
-        touched.services |= services
+        services: set[ServiceKey] = set()
+        pods: list[Pod] = []
         match fact:
+            case Namespace() | ServiceAccount() | Caller():
+                return  # They affect only predictions.
+            case Pod():
+                pods += [fact, *self._pods_at(*addresses_of(fact))]
+                # An entry that names a pod may have the address of another one.
+                for key in self._listings.of(fact.ref):
+                    pods += self._pods_about(key)
+            case Service() | ServiceEntry() | Endpoints():
+                services.update(_names_of(fact))
+                for key in [*services]:
+                    pods += self._pods_about(key)
+                services |= self._keys_at(*addresses_of(fact))
+            case DestinationRule():
+                services.update(service.key for service in self.services() if fact.is_about(service.host))
             case AuthenticationPolicy() | PeerAuthentication() if self._is_mesh_wide(fact):
+                for namespace, facts in self._all.items():
+                    services.update((namespace, name) for name in facts.services)
                 touched.all_pods = True
-            case AuthenticationPolicy() | PeerAuthentication():
-                touched.namespaces.add(fact.namespace)
-            case UnknownService():
-                touched.namespaces.add(fact.namespace)
-                touched.settings |= services
-            case Caller():
-                pass  # It affects only predictions.
+            case UnknownService() | AuthenticationPolicy() | PeerAuthentication():
+                facts = self.in_namespace(fact.namespace)
+                services.update(service.key for service in facts.services.values())
+                pods += facts.pods.values()
             case _:
-                touched.settings |= services
-                touched.exposures.update((pod.namespace, pod.name) for pod in self._exposed_by(fact))
+                assert_never(fact)
+        for pod in pods:
+            services |= self._services_of(pod)
+        touched.services |= services
+        touched.pods.update(pod.key for pod in pods)
+        if not isinstance(fact, AuthenticationPolicy | PeerAuthentication):
+            touched.settings |= services
 
     def _is_mesh_wide(self, fact: Fact) -> bool:
         """Whether a policy may apply to pods of every namespace."""
@@ -242,84 +255,33 @@ class Mesh:
             isinstance(fact, PeerAuthentication) and fact.namespace == self.config.root_namespace
         )
 
-    def _exposed_by(self, fact: Fact) -> Iterator[Pod]:
-        """Yield the pods whose `exposures` may depend on a fact."""
-        match fact:
-            case Pod():
-                yield fact
-                # An entry with the address of several pods, or the name of another pod, exposes one of them.
-                addresses = {*addresses_of(fact)}
-                for namespace, name in self._services_listing(fact):
-                    for endpoints in self.in_namespace(namespace).endpoints[name]:
-                        entries = (entry for group in endpoints.groups for entry in group.addresses)
-                        addresses.update(entry.address for entry in entries if entry.pod == fact.ref)
-                for address in addresses:
-                    yield from self._pods_at(address)
-            case Service():
-                yield from self._pods_of(fact)
-                for port in fact.ports:
-                    yield from (endpoint.pod for endpoint in self.endpoints(fact, port) if endpoint.pod)
-            case Endpoints():
-                if service := self.service(fact.namespace, fact.service):
-                    yield from self._exposed_by(service)
-            case ServiceEntry():
-                # Another ServiceEntry may define a host before or after the change.
-                hosts = (self.service(fact.namespace, service.name) for service in fact.services)
-                for current in filter(None, hosts):
-                    yield from self._exposed_by(current)
-            case Namespace() | ServiceAccount() | DestinationRule() | Caller():
-                pass
-            case UnknownService() | AuthenticationPolicy() | PeerAuthentication():
-                pass  # They affect their whole namespace, or the whole mesh.
-            case _:
-                assert_never(fact)
+    def _pods_about(self, key: ServiceKey) -> Iterator[Pod]:
+        """Yield the pods that a service selects, or that have an address of its endpoints."""
+        facts = self.in_namespace(key[0])
+        if service := self.service(*key):
+            yield from self._pods_of(service)
+        for endpoints in facts.endpoints.get(key[1], ()):
+            for group in endpoints.groups:
+                yield from self._pods_at(*(entry.address for entry in group.addresses))
 
-    def touched_by(self, fact: Fact) -> Iterator[ServiceKey]:
-        """Yield the services whose endpoints, decisions or client settings may depend on a fact."""
-        match fact:
-            case Pod():
-                # Include services that select the pod but do not list it: their `identities` depend on it.
-                selecting = self.in_namespace(fact.namespace).selecting(fact.meta.labels)
-                yield from ((service.namespace, service.name) for service in selecting)
-                yield from self._services_listing(fact)
-                yield from self._services_sharing_address(fact)
-            case Endpoints():
-                yield fact.namespace, fact.service
-                entries = [entry for group in fact.groups for entry in group.addresses]
-                pods = [self.get(entry.pod) for entry in entries if entry.pod]
-                pods += [self.pod_at(entry.address, fact.namespace) for entry in entries]
-                if service := self.service(fact.namespace, fact.service):
-                    # EndpointSlices and Endpoints replace the selector, so selected pods are affected too.
-                    pods += self._pods_of(service)
-                for pod in {pod.ref: pod for pod in pods if isinstance(pod, Pod)}.values():
-                    yield from self.touched_by(pod)
-            case ServiceEntry():
-                # It does not affect the modes of ports, because policies target only v1 Services.
-                yield from ((service.namespace, service.name) for service in fact.services)
-                yield from self._services_listing(fact)
-                yield from self._services_sharing_address(fact)
-            case DestinationRule():
-                yield from ((s.namespace, s.name) for s in self.services() if fact.is_about(s.host))
-            case Service() | UnknownService() | AuthenticationPolicy() | PeerAuthentication():
-                everywhere = self._is_mesh_wide(fact)
-                yield from (
-                    (s.namespace, s.name)
-                    for s in self.services()
-                    if everywhere or s.namespace == fact.namespace or not s.selector
-                )
-                own_pods = self.in_namespace(fact.namespace).pods.values()
-                for own_pod in () if everywhere else own_pods:
-                    # A Service of another namespace can list the pod too.
-                    yield from self._services_listing(own_pod)
-                if isinstance(fact, Service):
-                    yield fact.namespace, fact.name
-                    yield from self._services_sharing_address(fact)
-                    # `may_answer` depends on this Service for the Services that list its clusterIP.
-                    yield from self._services_listing(fact)
-            case Namespace() | ServiceAccount() | Caller():
-                pass
-            case _:
-                assert_never(fact)
+    def _services_of(self, pod: Pod) -> set[ServiceKey]:
+        """Return the services that select a pod, or have one of its addresses."""
+        selecting = self.in_namespace(pod.namespace).selecting(pod.meta.labels)
+        return {service.key for service in selecting} | self._keys_at(*addresses_of(pod))
+
+    def _keys_at(self, *addresses: str) -> set[ServiceKey]:
+        """Return the services with a clusterIP or an endpoint at one of these addresses, ready or not."""
+        keys: set[ServiceKey] = set()
+        for address in addresses:
+            keys.update(self._listings.of(address))
+            for ref in self._addresses.at(address):
+                fact = self.get(ref)
+                if isinstance(fact, Pod):
+                    selecting = self.in_namespace(ref.namespace).selecting(fact.meta.labels)
+                    keys.update(service.key for service in selecting)
+                elif isinstance(fact, Service | ServiceEntry):
+                    keys.update(_names_of(fact))
+        return keys
 
     # --- lookups ---------------------------------------------------------------------------------
 
@@ -396,8 +358,9 @@ class Mesh:
         pods = self._pods_at(address)
         return next((pod for pod in pods if pod.namespace == namespace), pods[0] if pods else None)
 
-    def _pods_at(self, address: str) -> list[Pod]:
-        pods = [pod for ref in self._addresses.at(address) if isinstance(pod := self.get(ref), Pod)]
+    def _pods_at(self, *addresses: str) -> list[Pod]:
+        refs = (ref for address in addresses for ref in self._addresses.at(address))
+        pods = [pod for ref in refs if isinstance(pod := self.get(ref), Pod)]
         return sorted(pods, key=lambda pod: pod.is_entry) if len(pods) > 1 else pods
 
     def owners(self, address: str) -> tuple[Pod | Service, ...]:
@@ -435,13 +398,7 @@ class Mesh:
 
     def services_at(self, address: str) -> list[Service]:
         """Return the Services with a clusterIP or an endpoint at an address, ready or not, oldest first."""
-        named = (service for ref in self._addresses.at(address) for service in self._services_named(ref))
-        keys = {(service.namespace, service.name) for service in named}
-        keys.update(self._listings.of(address))
-        for pod in self._pods_at(address):
-            selecting = self.in_namespace(pod.namespace).selecting(pod.meta.labels)
-            keys.update((service.namespace, service.name) for service in selecting)
-        services = (service for key in keys if (service := self.service(*key)))
+        services = (service for key in self._keys_at(address) if (service := self.service(*key)))
         return sorted(services, key=lambda service: service.meta.age_key)
 
     def services_beside(self, keys: Iterable[ServiceKey]) -> Iterator[ServiceKey]:
@@ -453,11 +410,11 @@ class Mesh:
                     addresses.update((endpoint.address, *endpoint.more_addresses))
                 addresses.update(listed.address for listed in self.withheld(service, port))
             for address in addresses:
-                yield from ((other.namespace, other.name) for other in self.services_at(address))
+                yield from (other.key for other in self.services_at(address))
 
     def _lookups(self, service: Service) -> dict[Any, Any]:
         """Return the cache for lookups about a service."""
-        return self.memory.lookups.setdefault((service.namespace, service.name), {})
+        return self.memory.lookups.setdefault(service.key, {})
 
     # --- endpoints -------------------------------------------------------------------------------
 
@@ -541,10 +498,9 @@ class Mesh:
         """
         if self.pod(pod.namespace, pod.name) is not pod:
             return self._find_exposures(pod)
-        key = (pod.namespace, pod.name)
-        exposures: tuple[Exposure, ...] | None = self.memory.exposures.get(key)
+        exposures: tuple[Exposure, ...] | None = self.memory.exposures.get(pod.key)
         if exposures is None:
-            exposures = self.memory.exposures[key] = self._find_exposures(pod)
+            exposures = self.memory.exposures[pod.key] = self._find_exposures(pod)
         return exposures
 
     def _find_exposures(self, pod: Pod) -> tuple[Exposure, ...]:
@@ -561,34 +517,14 @@ class Mesh:
                 for port in service.ports:
                     if (target := target_port(port, pod)) is not None:
                         yield Exposure(service, port, target)
-        for namespace, name in self._services_listing(pod):
+        names: tuple[str | Ref, ...] = (pod.ref, *addresses_of(pod))
+        for namespace, name in dict.fromkeys(key for item in names for key in self._listings.of(item)):
             # A Service can list pods of other namespaces, but its policies must not apply to them.
             if namespace == pod.namespace and (listing := self.service(namespace, name)):
                 for port in listing.ports:
                     for endpoint in self.endpoints(listing, port):
                         if endpoint.pod and endpoint.pod.ref == pod.ref:
                             yield Exposure(listing, port, endpoint.port)
-
-    def _services_listing(self, fact: Pod | Service | ServiceEntry) -> Iterable[ServiceKey]:
-        """Return the services whose EndpointSlices or Endpoints list a pod or Service, by name or address."""
-        names: tuple[str | Ref, ...] = (fact.ref, *addresses_of(fact))
-        return dict.fromkeys(key for name in names for key in self._listings.of(name))
-
-    def _services_sharing_address(self, fact: Pod | Service | ServiceEntry) -> Iterator[ServiceKey]:
-        """Yield the Services that have an address of a fact, or select a pod that has it."""
-        for address in addresses_of(fact):
-            for ref in self._addresses.at(address):
-                services: Iterable[Service] = self._services_named(ref)
-                if isinstance(pod := self.get(ref), Pod):
-                    services = self.in_namespace(pod.namespace).selecting(pod.meta.labels)
-                yield from ((service.namespace, service.name) for service in services)
-
-    def _services_named(self, ref: Ref) -> tuple[Service, ...]:
-        """Return the Service with a name, or those of a ServiceEntry."""
-        fact = self.get(ref)
-        if isinstance(fact, ServiceEntry):
-            return fact.services
-        return (fact,) if isinstance(fact, Service) else ()
 
     def exposure(self, pod: Pod, port: int) -> Exposure | None:
         """Return the service port that a pod's port belongs to: the first of the oldest service."""
@@ -618,6 +554,13 @@ def _by_namespace(
     for ref, fact in changes.items():
         changed.setdefault(ref.namespace, {})[ref] = fact
     return {**old, **{name: old.get(name, NOTHING).changed(facts) for name, facts in changed.items()}}
+
+
+def _names_of(fact: Service | ServiceEntry | Endpoints) -> Iterator[ServiceKey]:
+    """Yield the names of the services that a fact is about."""
+    services = fact.services if isinstance(fact, ServiceEntry) else (fact,)
+    for service in services:
+        yield service.namespace, service.service if isinstance(service, Endpoints) else service.name
 
 
 def _has_other_uid(pod: Pod, uid: str) -> bool:

@@ -169,6 +169,11 @@ class Object:
         """The object's name."""
         return self.meta.ref.name
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self.namespace, self.name
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Namespace(Object):
