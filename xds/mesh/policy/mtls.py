@@ -349,15 +349,15 @@ def sends_mtls(
 def sends_mtls_each(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoints: Iterable[Endpoint], subset: str = ""
 ) -> tuple[bool, ...]:
-    """Like `sends_mtls`, for several endpoints. Decide once for those that policies do not distinguish."""
-    decided: dict[int, Decision] = {}
+    """Like `sends_mtls`, for several endpoints. Decide once for those with the same mode."""
+    decided: dict[Mode | None, Decision] = {}
     served, sends = mesh.served.mtls, []
     for endpoint in endpoints:
         server = endpoint_mode(mesh, endpoint)
-        # Endpoints with the same decision share one object.
-        decision = decided.get(id(server))
+        mode = server.mode if server else None
+        decision = decided.get(mode)
         if decision is None:
-            decision = decided[id(server)] = decide_for_mode(mesh, rule, port, server, subset)
+            decision = decided[mode] = decide_for_mode(mesh, rule, port, server, subset)
         send = decision.send is Send.MTLS
         if served and endpoint.pod and decision.reason in _BY_SERVER_MODE:
             send = served.get((endpoint.pod.ref, endpoint.port), send)
