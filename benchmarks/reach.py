@@ -18,7 +18,7 @@ from manifests import PORT, Manifests
 
 from xds.cli.manifests import read_mesh
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Ref
+from xds.mesh.model.objects import Change, Meta, Mode, ModePolicy, Ref
 from xds.mesh.policy.hops import hops
 from xds.mesh.policy.plan import plan
 
@@ -84,7 +84,7 @@ def one_service(mesh: Mesh) -> tuple[int, int]:
 def disable(mesh: Mesh) -> tuple[int, int]:
     """Compare the mesh with itself under DISABLE, as `xds plan` does: every connection changes."""
     ref = Ref("PeerAuthentication", mesh.config.root_namespace, "default")
-    policy = PeerAuthentication(meta=Meta(ref=ref), mode=Mode.DISABLE)
+    policy = ModePolicy(meta=Meta(ref=ref), mode=Mode.DISABLE)
     changes = plan(mesh, mesh.apply(Change(applied=(policy,)))).hops
     return len(changes), sum(
         len(change.endpoints) * len([*clients.pods]) for change in changes for clients in change.clients

@@ -13,7 +13,7 @@ from tests.controlplane.world import AUTHORITY, WITHIN, pod, service
 from xds.mesh.controlplane import batcher
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import AuthenticationPolicy, Change, Meta, Mode, Ref
+from xds.mesh.model.objects import Change, Meta, Mode, ModePolicy, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout import driver
 from xds.mesh.rollout.observation import Ask, Observed, Report
@@ -101,8 +101,8 @@ async def running(*, leads: bool = True) -> AsyncIterator[Replica]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def policy(mode: Mode) -> AuthenticationPolicy:
-    return AuthenticationPolicy(meta=Meta(ref=Ref("Policy", "shop", "default")), mode=mode)
+def policy(mode: Mode) -> ModePolicy:
+    return ModePolicy(meta=Meta(ref=Ref("Policy", "shop", "default")), mode=mode)
 
 
 async def test_absent_sidecars_may_be_on_other_replicas_if_any() -> None:

@@ -18,7 +18,7 @@ from xds.mesh.controlplane.running_problems import RunningProblems
 from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Ref
+from xds.mesh.model.objects import Change, Meta, Mode, ModePolicy, Ref
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
 from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.plan import StoredPlan
@@ -173,7 +173,7 @@ async def test_requests_that_policies_make_fail_are_reported(monkeypatch):
     _failed(traffic, Client("shop", "gone"), seen=seen)
     _failed(traffic, Client("shop", "frontend"), port=81, seen=seen)
     plaintext = rule("shop", "web.shop.svc.cluster.local", "DISABLE")
-    strict = PeerAuthentication(meta=Meta(ref=Ref("PeerAuthentication", "shop", "strict")), mode=Mode.STRICT)
+    strict = ModePolicy(meta=Meta(ref=Ref("PeerAuthentication", "shop", "strict")), mode=Mode.STRICT)
     frontend = pod("frontend", account="frontend")
     facts = (pod("web"), frontend, service("web"), plaintext, strict)
     async with running(*facts) as controller:

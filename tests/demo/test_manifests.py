@@ -7,7 +7,7 @@ from xds.demo.play import STEPS
 from xds.demo.pods import addresses, name_of
 from xds.demo.stage import EXAMPLES
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import AuthenticationPolicy, DestinationRule, Mode, Target
+from xds.mesh.model.objects import DestinationRule, Mode, ModePolicy, Target
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.parse import parse
 
@@ -63,7 +63,7 @@ def test_addresses_are_unique(mesh):
 @pytest.mark.parametrize(("file", "mode"), [("strict.yaml", Mode.STRICT), ("plaintext.yaml", Mode.DISABLE)])
 def test_policies_are_those_of_the_istio_task(file, mode):
     policy = step(file)
-    assert isinstance(policy, AuthenticationPolicy)
+    assert isinstance(policy, ModePolicy)
     assert (policy.namespace, policy.name, policy.mode) == ("full", "httpbin", mode)
     assert policy.targets == (Target(service="httpbin"),)
 

@@ -29,7 +29,7 @@ from xds.mesh.model.objects import (
     DestinationRule,
     Meta,
     Mode,
-    PeerAuthentication,
+    ModePolicy,
     Problem,
     Ref,
     Service,
@@ -42,7 +42,7 @@ from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET
 CDS, EDS = {"type": "cds"}, {"type": "eds"}
 
 
-LOCK = PeerAuthentication(meta=Meta(ref=Ref("PeerAuthentication", "shop", "default")), mode=Mode.STRICT)
+LOCK = ModePolicy(meta=Meta(ref=Ref("PeerAuthentication", "shop", "default")), mode=Mode.STRICT)
 
 
 async def test_absent_sidecars_are_counted(plane: Plane, channel: grpc.aio.Channel):

@@ -9,12 +9,11 @@ import yaml
 
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
-    AuthenticationPolicy,
     DestinationRule,
     Fact,
     Meta,
     Mode,
-    PeerAuthentication,
+    ModePolicy,
     Pod,
     Problem,
     Ref,
@@ -74,7 +73,7 @@ PEERS: dict[str, tuple[str, dict[str, str], bool]] = {
 def test_refused_peer_authentication_is_strict(case: str) -> None:
     spec, selector, known = PEERS[case]
     fact = closed(read("PeerAuthentication", "security.istio.io/v1", spec))
-    assert isinstance(fact, PeerAuthentication)
+    assert isinstance(fact, ModePolicy)
     assert (fact.mode, fact.ports) == (Mode.STRICT, {})
     assert (fact.selector, fact.scope_unknown) == (selector, not known)
 
@@ -105,21 +104,21 @@ POLICIES: dict[str, tuple[str, str, tuple[Target, ...], bool]] = {
 def test_refused_policy_is_strict(case: str) -> None:
     name, spec, targets, known = POLICIES[case]
     fact = closed(read("Policy", "authentication.istio.io/v1alpha1", spec, name))
-    assert isinstance(fact, AuthenticationPolicy)
+    assert isinstance(fact, ModePolicy)
     assert (fact.mode, fact.targets, fact.scope_unknown) == (Mode.STRICT, targets, not known)
 
 
 @pytest.mark.parametrize("spec", ["{peers: [{mtsl: {}}]}", "{targets: [{name: web}]}", "[]"])
 def test_refused_mesh_policy_is_strict(spec: str) -> None:
     fact = closed(read("MeshPolicy", "authentication.istio.io/v1alpha1", spec, "default"))
-    assert isinstance(fact, AuthenticationPolicy)
+    assert isinstance(fact, ModePolicy)
     assert (fact.mode, fact.targets) == (Mode.STRICT, ())
 
 
 def test_mesh_policy_of_another_name_overrides_the_one_named_default() -> None:
     """The problem says that STRICT applies to the whole mesh."""
     fact = closed(read("MeshPolicy", "authentication.istio.io/v1alpha1", "{peers: [{mtls: {}}]}", "strict"))
-    default = AuthenticationPolicy(
+    default = ModePolicy(
         meta=Meta(ref=Ref("MeshPolicy", "", "default"), created=OLDEST + timedelta(days=1)), mode=Mode.DISABLE
     )
     pod = Pod(meta=Meta(ref=Ref("Pod", "ns", "web")), address="10.0.0.1")
@@ -188,7 +187,7 @@ def test_list_items_fail_closed_separately() -> None:
     listed = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthenticationList", "items": [peer]}
     [parsed] = parse(listed, str)
     fact = closed(parsed)
-    assert isinstance(fact, PeerAuthentication)
+    assert isinstance(fact, ModePolicy)
     assert (fact.selector, fact.scope_unknown) == ({"a": "b"}, False)
 
 
@@ -201,8 +200,8 @@ def test_object_with_only_a_name_fails_closed() -> None:
         if parsed.replacement:
             found[kind.name] = closed(parsed)
     peer, policy, rule = (found[name] for name in ("PeerAuthentication", "Policy", "DestinationRule"))
-    assert isinstance(peer, PeerAuthentication)
-    assert isinstance(policy, AuthenticationPolicy)
+    assert isinstance(peer, ModePolicy)
+    assert isinstance(policy, ModePolicy)
     assert isinstance(rule, DestinationRule)
     assert peer.scope_unknown
     assert policy.scope_unknown

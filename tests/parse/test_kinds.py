@@ -12,7 +12,6 @@ import yaml
 
 from xds.mesh.model.loadbalancer import LoadBalancer, Simple
 from xds.mesh.model.objects import (
-    AuthenticationPolicy,
     ContainerPort,
     DestinationRule,
     EndpointAddress,
@@ -22,8 +21,8 @@ from xds.mesh.model.objects import (
     Fact,
     Interception,
     Mode,
+    ModePolicy,
     Namespace,
-    PeerAuthentication,
     Pod,
     Protocol,
     Ref,
@@ -397,7 +396,7 @@ def test_endpoints() -> None:
 )
 def test_alpha_policy_mode(peers: str, mode: Mode) -> None:
     read = fact(POLICY % ("default", peers))
-    assert read == AuthenticationPolicy(meta=read.meta, mode=mode)
+    assert read == ModePolicy(meta=read.meta, mode=mode)
     mesh = fact(
         (POLICY % ("default", peers))
         .replace("kind: Policy", "kind: MeshPolicy")
@@ -417,7 +416,7 @@ def test_alpha_policy_targets() -> None:
 
 def test_jwt_peers_are_not_mutual_tls() -> None:
     [parsed] = objects(POLICY % ("default", "peers: [{jwt: {issuer: a}}], origins: [{jwt: {issuer: b}}]"))
-    assert isinstance(parsed.fact, AuthenticationPolicy)
+    assert isinstance(parsed.fact, ModePolicy)
     assert parsed.fact.mode is Mode.DISABLE
     assert ["is ignored" in problem.what for problem in parsed.problems] == [True, True]
 
@@ -427,7 +426,7 @@ def test_peer_authentication() -> None:
         PEER % "selector: {matchLabels: {app: web}}, mtls: {mode: STRICT},"
         " portLevelMtls: {8080: {mode: DISABLE}, '8081': {mode: UNSET}, 8082: {}}"
     )
-    assert read == PeerAuthentication(
+    assert read == ModePolicy(
         meta=read.meta,
         mode=Mode.STRICT,
         selector={"app": "web"},
@@ -440,7 +439,7 @@ def test_peer_authentication() -> None:
 )
 def test_empty_peer_authentication_inherits(spec: str) -> None:
     read = fact(PEER % spec)
-    assert read == PeerAuthentication(meta=read.meta)
+    assert read == ModePolicy(meta=read.meta)
 
 
 def test_destination_rule() -> None:

@@ -9,13 +9,12 @@ from tests.support.predictions import predict
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import (
     TLS_MODE_LABEL,
-    AuthenticationPolicy,
     DestinationRule,
     Fact,
     MeshConfig,
     Meta,
     Mode,
-    PeerAuthentication,
+    ModePolicy,
     Pod,
     Protocol,
     Ref,
@@ -72,8 +71,8 @@ def peer(
     age: float | None = None,
     ports: dict[int, str | None] | None = None,
     **selector: str,
-) -> PeerAuthentication:
-    return PeerAuthentication(
+) -> ModePolicy:
+    return ModePolicy(
         meta=meta("PeerAuthentication", namespace, name, age=age),
         mode=Mode(mode) if mode else None,
         selector=selector,
@@ -83,9 +82,9 @@ def peer(
 
 def policy(
     namespace: str, mode: str, *targets: str | Target, name: str = "default", age: float | None = None
-) -> AuthenticationPolicy:
+) -> ModePolicy:
     """An alpha Policy, or a MeshPolicy where there is no namespace."""
-    return AuthenticationPolicy(
+    return ModePolicy(
         meta=meta("Policy" if namespace else "MeshPolicy", namespace, name, age=age),
         mode=Mode(mode),
         targets=tuple(Target(service=target) if isinstance(target, str) else target for target in targets),

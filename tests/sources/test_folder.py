@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.sources.files import place
-from xds.mesh.model.objects import AuthenticationPolicy, Change, MeshConfig, Mode, Pod, Problem, Ref
+from xds.mesh.model.objects import Change, MeshConfig, Mode, ModePolicy, Pod, Problem, Ref
 from xds.mesh.sources.documents import Document, read_documents
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.report import ReadObject
@@ -54,7 +54,7 @@ def test_only_differences_are_reported(tmp_path: Path) -> None:
 
     place(tmp_path / "p.yaml", POLICY.format("PERMISSIVE"))
     [fact] = folder.load().change.applied
-    assert isinstance(fact, AuthenticationPolicy)
+    assert isinstance(fact, ModePolicy)
     assert fact.mode is Mode.PERMISSIVE
 
     (tmp_path / "a.yaml").unlink()
@@ -78,7 +78,7 @@ def test_duplicate_name_is_reported_and_the_first_object_stays(tmp_path: Path) -
     folder = Folder(tmp_path)
     report = folder.load()
     [fact] = report.change.applied
-    assert isinstance(fact, AuthenticationPolicy)
+    assert isinstance(fact, ModePolicy)
     assert fact.mode is Mode.STRICT
     [problem] = report.problems
     assert problem.where == f"{tmp_path}/b.yaml:1"
@@ -87,7 +87,7 @@ def test_duplicate_name_is_reported_and_the_first_object_stays(tmp_path: Path) -
     (tmp_path / "a.yaml").unlink()
     report = folder.load()
     [fact] = report.change.applied
-    assert isinstance(fact, AuthenticationPolicy)
+    assert isinstance(fact, ModePolicy)
     assert fact.mode is Mode.PERMISSIVE
     assert report.solved == (problem,)
 
@@ -235,7 +235,7 @@ def test_mounted_config_map_is_read(tmp_path: Path) -> None:
     (tmp_path / "..new").symlink_to("..v2")
     (tmp_path / "..new").rename(tmp_path / "..data")
     [fact] = folder.load().change.applied
-    assert isinstance(fact, AuthenticationPolicy)
+    assert isinstance(fact, ModePolicy)
     assert fact.mode is Mode.PERMISSIVE
 
 
@@ -414,12 +414,12 @@ def test_refused_policy_is_strict_until_a_valid_version(tmp_path: Path) -> None:
     place(tmp_path / "a.yaml", POLICY.format("PERMISIVE"))
     folder = Folder(tmp_path)
     [closed] = folder.load().change.applied
-    assert isinstance(closed, AuthenticationPolicy)
+    assert isinstance(closed, ModePolicy)
     assert closed.mode is Mode.STRICT
     assert "until it is repaired, STRICT applies" in folder.problems[0].what
     place(tmp_path / "a.yaml", POLICY.format("PERMISSIVE"))
     [good] = folder.load().change.applied
-    assert isinstance(good, AuthenticationPolicy)
+    assert isinstance(good, ModePolicy)
     assert good.mode is Mode.PERMISSIVE
     place(tmp_path / "a.yaml", POLICY.format("PERMISIVE"))
     assert folder.load().change == Change(), "the last valid version stays in use"
@@ -467,11 +467,11 @@ def test_refused_one_of_two_policies_decides_at_start(tmp_path: Path) -> None:
     place(tmp_path / "b.yaml", POLICY.format("STRCT"))
     folder = Folder(tmp_path)
     [closed] = folder.load().change.applied
-    assert isinstance(closed, AuthenticationPolicy)
+    assert isinstance(closed, ModePolicy)
     assert closed.mode is Mode.STRICT
     (tmp_path / "b.yaml").unlink()
     [good] = folder.load().change.applied
-    assert isinstance(good, AuthenticationPolicy)
+    assert isinstance(good, ModePolicy)
     assert good.mode is Mode.PERMISSIVE
 
 

@@ -20,7 +20,7 @@ from tests.sources.fake_objects import ISTIO
 from tests.sources.faults import status
 from tests.sources.following import QUICK, Followed, refs
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, PeerAuthentication, Ref, ServiceEntry
+from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, ModePolicy, Ref, ServiceEntry
 from xds.mesh.parse import KINDS
 from xds.mesh.sources.documents import Document, read_documents
 from xds.mesh.sources.files import Folder
@@ -79,7 +79,7 @@ def plain(fact: Fact) -> Fact:
 
 def mode(followed: Followed, ref: Ref) -> Mode | None:
     fact = followed.facts[ref]
-    assert isinstance(fact, PeerAuthentication)
+    assert isinstance(fact, ModePolicy)
     return fact.mode
 
 

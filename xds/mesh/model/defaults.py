@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from xds.mesh.model.objects import (
     CLUSTER_DOMAIN,
-    AuthenticationPolicy,
     DestinationRule,
     Fact,
     MeshConfig,
     Meta,
     Mode,
+    ModePolicy,
     Ref,
 )
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
@@ -31,7 +31,7 @@ def default_objects(config: MeshConfig) -> tuple[Fact, ...]:
         return Meta(ref=Ref(kind, namespace, name), origin=origin)
 
     mode = Mode.STRICT if config.mtls_enabled else Mode.PERMISSIVE
-    policy = AuthenticationPolicy(meta=meta("MeshPolicy", "", "default"), mode=mode)
+    policy = ModePolicy(meta=meta("MeshPolicy", "", "default"), mode=mode)
     if not config.mtls_enabled:
         return (policy,)
     return (

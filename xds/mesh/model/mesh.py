@@ -19,7 +19,6 @@ from xds.mesh.model.memory import Memory, ServiceKey, Touched
 from xds.mesh.model.namespace import NOTHING, NamespaceFacts
 from xds.mesh.model.objects import (
     TRAFFIC_KINDS,
-    AuthenticationPolicy,
     Caller,
     Change,
     DestinationRule,
@@ -27,8 +26,8 @@ from xds.mesh.model.objects import (
     Endpoints,
     Fact,
     MeshConfig,
+    ModePolicy,
     Namespace,
-    PeerAuthentication,
     Pod,
     PortKey,
     Ref,
@@ -232,11 +231,11 @@ class Mesh:
                 services |= self._keys_at(*addresses_of(fact))
             case DestinationRule():
                 services.update(service.key for service in self.services() if fact.is_about(service.host))
-            case AuthenticationPolicy() | PeerAuthentication() if self._is_mesh_wide(fact):
+            case ModePolicy() if fact.is_mesh_wide(self.config.root_namespace):
                 for namespace, facts in self._all.items():
                     services.update((namespace, name) for name in facts.services)
                 touched.all_pods = True
-            case UnknownService() | AuthenticationPolicy() | PeerAuthentication():
+            case UnknownService() | ModePolicy():
                 facts = self.in_namespace(fact.namespace)
                 services.update(service.key for service in facts.services.values())
                 pods += facts.pods.values()
@@ -246,14 +245,8 @@ class Mesh:
             services |= self._services_of(pod)
         touched.services |= services
         touched.pods.update(pod.key for pod in pods)
-        if not isinstance(fact, AuthenticationPolicy | PeerAuthentication):
+        if not isinstance(fact, ModePolicy):
             touched.settings |= services
-
-    def _is_mesh_wide(self, fact: Fact) -> bool:
-        """Whether a policy may apply to pods of every namespace."""
-        return not fact.namespace or (
-            isinstance(fact, PeerAuthentication) and fact.namespace == self.config.root_namespace
-        )
 
     def _pods_about(self, key: ServiceKey) -> Iterator[Pod]:
         """Yield the pods that a service selects, or that have an address of its endpoints."""

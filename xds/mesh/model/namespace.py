@@ -8,13 +8,12 @@ from functools import cached_property
 from typing import TypeVar
 
 from xds.mesh.model.objects import (
-    AuthenticationPolicy,
     Caller,
     DestinationRule,
     Endpoints,
     Fact,
+    ModePolicy,
     Object,
-    PeerAuthentication,
     Pod,
     Ref,
     Service,
@@ -123,24 +122,24 @@ class NamespaceFacts:
         return endpoints_by_service
 
     @cached_property
-    def peer_authentications(self) -> tuple[PeerAuthentication, ...]:
+    def peer_authentications(self) -> tuple[ModePolicy, ...]:
         """PeerAuthentications, oldest first."""
-        return self._of(PeerAuthentication)
+        return tuple(policy for policy in self._of(ModePolicy) if not policy.is_v1alpha1)
 
     @cached_property
-    def workload_authentications(self) -> tuple[PeerAuthentication, ...]:
+    def workload_authentications(self) -> tuple[ModePolicy, ...]:
         """PeerAuthentications with a selector, oldest first."""
         return tuple(item for item in self.peer_authentications if item.selector)
 
     @cached_property
     def has_targets(self) -> bool:
-        """Whether a v1alpha1 Policy targets a service, so that pods of the namespace may differ."""
+        """Whether a policy targets a service, so that pods of the namespace may differ."""
         return any(policy.targets for policy in self.policies)
 
     @cached_property
-    def policies(self) -> tuple[AuthenticationPolicy, ...]:
-        """v1alpha1 Policies, oldest first; in the namespace `""`, MeshPolicies."""
-        return self._of(AuthenticationPolicy)
+    def policies(self) -> tuple[ModePolicy, ...]:
+        """Other policies that set modes, oldest first; those for the whole mesh in the namespace `""`."""
+        return tuple(policy for policy in self._of(ModePolicy) if policy.is_v1alpha1)
 
     @cached_property
     def unknown_services(self) -> frozenset[str]:

@@ -420,36 +420,32 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuthenticationPolicy(Object):
-    """authentication.istio.io/v1alpha1 Policy or MeshPolicy."""
-
-    mode: Mode
-    """Mode of the mtls peer; DISABLE if the policy has no such peer."""
-    targets: tuple[Target, ...] = ()
-    """Targeted Services; empty for the whole namespace (Policy `default`) or mesh (MeshPolicy `default`)."""
-    scope_unknown: bool = False
-    """Whether the targets of a rejected Policy are unknown.
-
-    The policy then applies to every port of every pod in the namespace, with the precedence of a policy for a
-    port.
-    """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerAuthentication(Object):
-    """security.istio.io PeerAuthentication."""
+class ModePolicy(Object):
+    """A policy that sets the mode of ports: a PeerAuthentication, or a v1alpha1 Policy or MeshPolicy."""
 
     mode: Mode | None = None
-    """spec.mtls.mode; None (UNSET) to inherit the mode."""
+    """Mode; None (UNSET) to inherit it, which v1alpha1 policies cannot."""
     selector: Mapping[str, str] = field(default_factory=dict)
     """spec.selector.matchLabels; empty for the whole namespace or mesh."""
     ports: Mapping[int, Mode | None] = field(default_factory=dict)
     """spec.portLevelMtls: modes by port of the workload; None (UNSET) to inherit the mode."""
+    targets: tuple[Target, ...] = ()
+    """Services that a v1alpha1 Policy targets; empty for the whole namespace or mesh."""
     scope_unknown: bool = False
-    """Whether the selector of a rejected PeerAuthentication is unknown.
+    """Whether the selector or the targets of a rejected policy are unknown.
 
-    The policy then applies to every pod in the namespace, with the precedence of a policy for a workload.
+    The policy then applies to every port of every pod in the namespace, with the precedence of a policy for a
+    workload (PeerAuthentication) or for a port (v1alpha1 Policy).
     """
+
+    @property
+    def is_v1alpha1(self) -> bool:
+        """Whether it is a Policy or MeshPolicy, which every PeerAuthentication overrides."""
+        return self.ref.kind != "PeerAuthentication"
+
+    def is_mesh_wide(self, root_namespace: str) -> bool:
+        """Whether it may apply to pods of every namespace."""
+        return not self.namespace or (not self.is_v1alpha1 and self.namespace == root_namespace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -575,7 +571,7 @@ class Caller(Object):
         return self.traffic_of(call).is_certain and self.namespace in ("", namespace)
 
 
-TrafficFact: TypeAlias = AuthenticationPolicy | PeerAuthentication | DestinationRule
+TrafficFact: TypeAlias = ModePolicy | DestinationRule
 """Facts of `TRAFFIC_KINDS`."""
 Fact: TypeAlias = (
     Namespace

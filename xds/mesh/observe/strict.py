@@ -10,7 +10,7 @@ from xds.mesh.model.applied import running_pod
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import natural_key
 from xds.mesh.model.namespace import covers
-from xds.mesh.model.objects import Mode, PeerAuthentication, Pod, Ref
+from xds.mesh.model.objects import Mode, ModePolicy, Pod, Ref
 from xds.mesh.model.workload import owner_name
 from xds.mesh.observe.edges import Client, Target, TrafficMode
 from xds.mesh.observe.workloads import pod_of_target, pod_target, target_of
@@ -244,7 +244,8 @@ def policy_ports(before: Mesh, after: Mesh, refs: Iterable[Ref]) -> PolicyPorts:
         refs: the objects that the change applies.
     """
     found: dict[tuple[int, Mode | None, Ref | None, bool], list[Pod]] = {}
-    policies = [fact for ref in refs if isinstance(fact := after.get(ref), PeerAuthentication)]
+    facts = (fact for ref in refs if isinstance(fact := after.get(ref), ModePolicy))
+    policies = [policy for policy in facts if not policy.is_v1alpha1]
     strict = 0
     for pod in after.pods():
         if pod.ended or not any(_applies(after, policy, pod) for policy in policies):
@@ -265,7 +266,7 @@ def policy_ports(before: Mesh, after: Mesh, refs: Iterable[Ref]) -> PolicyPorts:
     return PolicyPorts(strict, tuple(PlaintextPort(*key, clients=grouping.merge([key])) for key in keys))
 
 
-def _applies(mesh: Mesh, policy: PeerAuthentication, pod: Pod) -> bool:
+def _applies(mesh: Mesh, policy: ModePolicy, pod: Pod) -> bool:
     """Whether a pod is in the scope of a policy."""
     if pod.namespace == policy.namespace and policy.selector:
         return covers(policy.selector, pod.meta.labels)

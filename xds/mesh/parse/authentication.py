@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
-from xds.mesh.model.objects import ROLLOUT, AuthenticationPolicy, Fact, Meta, Mode, PeerAuthentication, Target
+from xds.mesh.model.objects import ROLLOUT, Fact, Meta, Mode, ModePolicy, Target
 from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP
 from xds.mesh.parse.fail_closed import FailClosed, as_oldest, oldest
@@ -32,7 +32,7 @@ class PeerMode(StrEnum):
     STRICT = "STRICT"
 
 
-def policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
+def policy(obj: Field, meta: Meta) -> ModePolicy:
     """Parse a Policy, which applies to the Services that it targets, or to its whole namespace."""
     fact = _v1alpha1(obj, meta)
     targets = obj["spec"]["targets"]
@@ -49,7 +49,7 @@ def policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
     return fact
 
 
-def mesh_policy(obj: Field, meta: Meta) -> AuthenticationPolicy:
+def mesh_policy(obj: Field, meta: Meta) -> ModePolicy:
     """Parse a MeshPolicy, which must be named default."""
     fact = _v1alpha1(obj, meta)
     if meta.ref.name != "default":
@@ -68,7 +68,7 @@ def _check_rollout_annotation(obj: Field, meta: Meta) -> None:
         )
 
 
-def _v1alpha1(obj: Field, meta: Meta) -> AuthenticationPolicy:
+def _v1alpha1(obj: Field, meta: Meta) -> ModePolicy:
     obj.mapping(f"{TOP} spec status", strict=True)
     _check_rollout_annotation(obj, meta)
     spec = obj["spec"].mapping(
@@ -79,9 +79,7 @@ def _v1alpha1(obj: Field, meta: Meta) -> AuthenticationPolicy:
             spec[name].notice("is ignored", "only mutual TLS is enforced, not JSON Web Tokens")
     if spec["peerIsOptional"].value:
         spec["peerIsOptional"].notice("is ignored", "the mode decides whether clients need mutual TLS")
-    return AuthenticationPolicy(
-        meta=meta, mode=_v1alpha1_mode(spec["peers"]), targets=tuple(_targets(spec["targets"]))
-    )
+    return ModePolicy(meta=meta, mode=_v1alpha1_mode(spec["peers"]), targets=tuple(_targets(spec["targets"])))
 
 
 def _v1alpha1_mode(peers: Field) -> Mode:
@@ -139,7 +137,7 @@ def _target_ports(field: Field) -> Iterator[int | str]:
         yield item["number"].port() if item["number"] else item["name"].required().name(names.label)
 
 
-def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
+def peer_authentication(obj: Field, meta: Meta) -> ModePolicy:
     """Parse a PeerAuthentication for the mesh, a namespace, or the workloads that it selects."""
     obj.mapping(f"{TOP} spec status", strict=True)
     _check_rollout_annotation(obj, meta)
@@ -162,7 +160,7 @@ def peer_authentication(obj: Field, meta: Meta) -> PeerAuthentication:
             "needs a selector: ports belong to a workload",
             "add spec.selector.matchLabels, or remove portLevelMtls",
         )
-    return PeerAuthentication(meta=meta, mode=_peer_mode(spec["mtls"]), selector=selector, ports=ports)
+    return ModePolicy(meta=meta, mode=_peer_mode(spec["mtls"]), selector=selector, ports=ports)
 
 
 def _peer_mode(field: Field) -> Mode | None:
@@ -178,11 +176,11 @@ def _peer_mode(field: Field) -> Mode | None:
 
 def policy_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -> FailClosed:
     """Return the replacement for a rejected Policy: STRICT for its targets, or for its whole namespace."""
-    targets = parsed.targets if isinstance(parsed, AuthenticationPolicy) else ()
+    targets = parsed.targets if isinstance(parsed, ModePolicy) else ()
     known = log.is_readable("spec", "targets") and log.is_readable("metadata", "name")
     if not targets:
         known = known and log.only_refused_below(("spec", "peers"), ("metadata",))
-    fact = AuthenticationPolicy(
+    fact = ModePolicy(
         meta=oldest(meta, log), mode=Mode.STRICT, targets=targets if known else (), scope_unknown=not known
     )
     services = ", ".join(dict.fromkeys(target.service for target in fact.targets))
@@ -195,7 +193,7 @@ def mesh_policy_fail_closed(meta: Meta, _parsed: Fact | None, _log: Log) -> Fail
 
     It counts as the oldest MeshPolicy: a MeshPolicy with a wrong name overrides the one named default.
     """
-    fact = AuthenticationPolicy(meta=as_oldest(meta), mode=Mode.STRICT)
+    fact = ModePolicy(meta=as_oldest(meta), mode=Mode.STRICT)
     return FailClosed(fact, "STRICT applies to the whole mesh")
 
 
@@ -204,11 +202,11 @@ def peer_authentication_fail_closed(meta: Meta, parsed: Fact | None, log: Log) -
 
     All ports of the pods are STRICT, including ports for which the object sets another mode.
     """
-    selector: Mapping[str, str] = parsed.selector if isinstance(parsed, PeerAuthentication) else {}
+    selector: Mapping[str, str] = parsed.selector if isinstance(parsed, ModePolicy) else {}
     known = log.is_readable("spec", "selector")
     if not selector:
         known = known and log.only_refused_below(("spec", "mtls"), ("metadata",))
-    fact = PeerAuthentication(
+    fact = ModePolicy(
         meta=oldest(meta, log),
         mode=Mode.STRICT,
         selector=selector if known else {},

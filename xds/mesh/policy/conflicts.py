@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import POLICY_KINDS, DestinationRule, PeerAuthentication, Pod, Ref
+from xds.mesh.model.objects import POLICY_KINDS, DestinationRule, ModePolicy, Pod, Ref
 from xds.mesh.policy.mtls import effective_mode, ports_with_own_mode
 from xds.mesh.policy.steps import Steps, finish
 
@@ -70,7 +70,7 @@ def _ports(mesh: Mesh, pod: Pod) -> set[int]:
 
 def _only_inherits(mesh: Mesh, ref: Ref) -> bool:
     policy = mesh.get(ref)
-    return isinstance(policy, PeerAuthentication) and policy.mode is None and not policy.ports
+    return isinstance(policy, ModePolicy) and policy.mode is None and not policy.ports
 
 
 def _rules(mesh: Mesh) -> Iterator[tuple[Ref, Overridden]]:

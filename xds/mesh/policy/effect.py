@@ -17,11 +17,10 @@ from xds.mesh.model.names import MAX_CANDIDATES
 from xds.mesh.model.namespace import NamespaceFacts, covers
 from xds.mesh.model.objects import (
     CLUSTER_DOMAIN,
-    AuthenticationPolicy,
     DestinationRule,
+    ModePolicy,
     Namespace,
     Object,
-    PeerAuthentication,
     Pod,
     Problem,
     Ref,
@@ -143,9 +142,9 @@ def _capped(owner: Object, findings: Iterable[_Finding]) -> Iterator[_Finding]:
 
 def _in_namespace(facts: NamespaceFacts, *, is_root: bool) -> Iterator[_Finding]:
     """Yield the findings that do not depend on other namespaces."""
-    policies: tuple[TrafficFact, ...] = (*facts.peer_authentications, *facts.policies, *facts.rules)
-    for policy in policies:
-        yield from _policy(facts, policy, is_root=is_root)
+    for fact in facts.facts.values():
+        if isinstance(fact, TrafficFact):
+            yield from _policy(facts, fact, is_root=is_root)
     for service in facts.services.values():
         yield from _capped(service, _service(facts, service))
     for entry in facts.service_entries:
@@ -157,13 +156,8 @@ def _in_namespace(facts: NamespaceFacts, *, is_root: bool) -> Iterator[_Finding]
 
 def _policy(facts: NamespaceFacts, policy: TrafficFact, *, is_root: bool) -> Iterator[_Finding]:
     match policy:
-        case PeerAuthentication():
-            yield from _capped(policy, _peer_authentication(facts, policy, is_root=is_root))
-        case AuthenticationPolicy():
-            findings = (finding for target in policy.targets for finding in _target(facts, policy, target))
-            yield from _capped(policy, findings)
-            if not policy.targets and _have_no_sidecar(facts.pods.values()):
-                yield _no_sidecar_in(policy)
+        case ModePolicy():
+            yield from _capped(policy, _mode_policy(facts, policy, is_root=is_root))
         case DestinationRule(selector=selector):
             if selector and not any(facts.selected(selector)):
                 what = f"workloadSelector {_matches_no_pod(policy, selector)}"
@@ -172,10 +166,12 @@ def _policy(facts: NamespaceFacts, policy: TrafficFact, *, is_root: bool) -> Ite
             assert_never(policy)
 
 
-def _peer_authentication(
-    facts: NamespaceFacts, pa: PeerAuthentication, *, is_root: bool
-) -> Iterator[_Finding]:
-    if is_root:
+def _mode_policy(facts: NamespaceFacts, pa: ModePolicy, *, is_root: bool) -> Iterator[_Finding]:
+    if pa.targets:
+        for target in pa.targets:
+            yield from _target(facts, pa, target)
+        return
+    if is_root and not pa.is_v1alpha1:
         if pa.selector:
             yield _problem(
                 pa,
@@ -218,7 +214,7 @@ def _is_scaled_to_zero(facts: NamespaceFacts, service: Service, selector: Mappin
     return bool(service.selector) and same and not any(facts.selected(service.selector))
 
 
-def _ports(facts: NamespaceFacts, pa: PeerAuthentication, pods: list[Pod]) -> Iterator[_Finding]:
+def _ports(facts: NamespaceFacts, pa: ModePolicy, pods: list[Pod]) -> Iterator[_Finding]:
     exposed = [
         (service, port, target)
         for pod in pods
@@ -248,7 +244,7 @@ def _ports(facts: NamespaceFacts, pa: PeerAuthentication, pods: list[Pod]) -> It
             )
 
 
-def _target(facts: NamespaceFacts, policy: AuthenticationPolicy, target: Target) -> Iterator[_Finding]:
+def _target(facts: NamespaceFacts, policy: ModePolicy, target: Target) -> Iterator[_Finding]:
     if target.service in facts.unknown_services:
         return  # The Service was rejected: until it is repaired, the policy is STRICT for the namespace.
     service = facts.services.get(target.service.partition(".")[0])
@@ -358,8 +354,8 @@ def _has_sidecars(mesh: Mesh) -> bool:
 
 def _policies(mesh: Mesh) -> Iterator[Object]:
     for name in mesh.namespaces():
-        facts = mesh.in_namespace(name, with_defaults=False)
-        yield from (*facts.peer_authentications, *facts.policies)
+        facts = mesh.in_namespace(name, with_defaults=False).facts.values()
+        yield from (fact for fact in facts if isinstance(fact, ModePolicy))
 
 
 def _in_mesh_without_sidecars(mesh: Mesh, policies: Iterable[Object]) -> Iterator[_Finding]:

@@ -8,10 +8,9 @@ from typing import NamedTuple, assert_never
 
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import (
-    AuthenticationPolicy,
     DestinationRule,
     Mode,
-    PeerAuthentication,
+    ModePolicy,
     Pod,
     Ref,
     Service,
@@ -288,14 +287,12 @@ def _scope(fact: TrafficFact, port: int, root_namespace: str) -> str:
     match fact:
         case DestinationRule():
             return f"host {fact.host}"
-        case PeerAuthentication(selector=selector) if selector or fact.scope_unknown:
-            return f"port {port}" if fact.ports.get(port) else "the workload"
-        case PeerAuthentication():
-            return "the mesh" if fact.namespace == root_namespace else "the namespace"
-        case AuthenticationPolicy() if fact.targets:
+        case ModePolicy() if fact.targets:
             return "the service"
-        case AuthenticationPolicy():
-            return "the namespace" if fact.namespace else "the mesh"
+        case ModePolicy() if fact.selector or (fact.scope_unknown and not fact.is_v1alpha1):
+            return f"port {port}" if fact.ports.get(port) else "the workload"
+        case ModePolicy():
+            return "the mesh" if fact.is_mesh_wide(root_namespace) else "the namespace"
         case _:
             assert_never(fact)
 

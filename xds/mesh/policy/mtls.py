@@ -7,16 +7,15 @@ No other module implements these rules. `xds explain` calls `decide`; the transl
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from xds.mesh.model.mesh import Endpoint, Exposure, Mesh
 from xds.mesh.model.namespace import covers
 from xds.mesh.model.objects import (
-    AuthenticationPolicy,
     Mode,
-    PeerAuthentication,
+    ModePolicy,
     Pod,
     Ref,
     Service,
@@ -74,12 +73,11 @@ def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
 
 def _effective_mode(mesh: Mesh, pod: Pod, port: int, exposure: Exposure | None) -> ModeDecision:
     """Decide the mode of a port. `exposure` is the port's Service, if a policy targets any Service."""
-    v1alpha1 = _v1alpha1(mesh, pod, exposure)
-    peer = _peer_authentication(mesh, pod, port)
-    if peer is None:
-        return v1alpha1
-    overridden = (*peer.overridden, v1alpha1.decided_by, *v1alpha1.overridden)
-    return ModeDecision(peer.mode, peer.decided_by, overridden)
+    modes: dict[Ref, Mode | None] = {}
+    for ref, mode in (*_peer_authentications(mesh, pod, port), *_v1alpha1(mesh, pod, exposure)):
+        modes.setdefault(ref, mode)
+    decided_by, *overridden = modes
+    return ModeDecision(modes[decided_by] or Mode.PERMISSIVE, decided_by, tuple(overridden))
 
 
 def endpoint_mode(mesh: Mesh, endpoint: Endpoint) -> ModeDecision | None:
@@ -101,7 +99,7 @@ def enforced_mode(mesh: Mesh, endpoint: Endpoint) -> ModeDecision | None:
     return None if excluded else endpoint_mode(mesh, endpoint)
 
 
-def _levels(mesh: Mesh, pod: Pod) -> tuple[list[PeerAuthentication], ...]:
+def _levels(mesh: Mesh, pod: Pod) -> tuple[list[ModePolicy], ...]:
     """Return the PeerAuthentications for a pod's workload, its namespace and the mesh, each oldest first."""
     root = mesh.in_namespace(mesh.config.root_namespace).peer_authentications
     # In the root namespace, a PeerAuthentication with a selector applies to no pod.
@@ -122,42 +120,26 @@ def ports_with_own_mode(mesh: Mesh, pod: Pod) -> tuple[int, ...]:
     return tuple(sorted(workload[0].ports)) if workload else ()
 
 
-def _peer_authentication(mesh: Mesh, pod: Pod, port: int) -> ModeDecision | None:
-    """Return the decision of the PeerAuthentications for a port; None if none applies to the pod.
+def _peer_authentications(mesh: Mesh, pod: Pod, port: int) -> list[tuple[Ref, Mode | None]]:
+    """Return the PeerAuthentications for a port in order of precedence, each with its mode (None for UNSET).
 
     As in Istio, the port's mode takes precedence over the workload's, which takes precedence over the
     namespace's, and so on. At each level, only the oldest object applies.
     """
     levels = [level for level in _levels(mesh, pod) if level]
-    if not levels:
-        return None
-    oldest = [level[0] for level in levels]
-    newer = [pa.ref for level in levels for pa in level[1:]]
-    modes = [((pa.ports.get(port) if pa.selector else None) or pa.mode, pa.ref) for pa in oldest]
-    # Objects that inherit their mode (UNSET) come last: the first object that sets a mode decides.
-    ranked = [
-        *((mode, ref) for mode, ref in modes if mode),
-        *((None, ref) for mode, ref in modes if not mode),
-    ]
-    (mode, decided_by), *others = ranked
-    return ModeDecision(mode or Mode.PERMISSIVE, decided_by, (*(ref for _, ref in others), *newer))
+    modes = [(pa.ref, (pa.ports.get(port) if pa.selector else None) or pa.mode) for pa, *_ in levels]
+    newer = [(pa.ref, pa.mode) for level in levels for pa in level[1:]]
+    # Objects that inherit their mode (UNSET) come after those that set one.
+    return [*sorted(modes, key=lambda item: item[1] is None), *newer]
 
 
-def _v1alpha1(mesh: Mesh, pod: Pod, exposure: Exposure | None) -> ModeDecision:
-    modes: dict[Ref, Mode] = {}
-    for policy in _v1alpha1_policies(mesh, pod, exposure):
-        modes.setdefault(policy.ref, policy.mode)
-    decided_by, *overridden = modes
-    return ModeDecision(modes[decided_by], decided_by, tuple(overridden))
-
-
-def _v1alpha1_policies(mesh: Mesh, pod: Pod, exposure: Exposure | None) -> Iterator[AuthenticationPolicy]:
+def _v1alpha1(mesh: Mesh, pod: Pod, exposure: Exposure | None) -> Iterator[tuple[Ref, Mode | None]]:
     """Yield v1alpha1 policies in Istio 1.5's order of precedence: service port, service, namespace, mesh."""
     facts = mesh.in_namespace(pod.namespace)  # A Service exposes pods of its own namespace only.
     policies = facts.policies
     # Fail closed: the port may belong to a rejected Service that one of these policies targets.
     yield from (
-        replace(policy, mode=Mode.STRICT)
+        (policy.ref, Mode.STRICT)
         for policy in policies
         if any(target.service in facts.unknown_services for target in policy.targets)
     )
@@ -167,17 +149,20 @@ def _v1alpha1_policies(mesh: Mesh, pod: Pod, exposure: Exposure | None) -> Itera
         port_names = (exposure.port.port, exposure.port.name or None)
         service_names = (exposure.service.name, exposure.service.host)
     targeted = [(policy, [t for t in policy.targets if t.service in service_names]) for policy in policies]
-    yield from (
-        policy
-        for policy, targets in targeted
-        if policy.scope_unknown or any(name in port_names for target in targets for name in target.ports)
+    levels = (
+        *(
+            policy
+            for policy, targets in targeted
+            if policy.scope_unknown or any(name in port_names for target in targets for name in target.ports)
+        ),
+        *(policy for policy, targets in targeted if any(not target.ports for target in targets)),
+        # Policies for the namespace and the mesh also apply to ports that belong to no Service. Otherwise,
+        # these ports would accept plaintext in a STRICT mesh.
+        *(policy for policy in policies if not policy.targets and not policy.scope_unknown),
+        # At least one policy for the mesh exists: `default_objects` creates it.
+        *mesh.in_namespace("").policies,
     )
-    yield from (policy for policy, targets in targeted if any(not target.ports for target in targets))
-    # Policies for the namespace and the mesh also apply to ports that belong to no Service. Otherwise, these
-    # ports would accept plaintext in a STRICT mesh.
-    yield from (policy for policy in policies if not policy.targets and not policy.scope_unknown)
-    # At least one MeshPolicy exists: `default_objects` creates it.
-    yield from mesh.in_namespace("").policies
+    yield from ((policy.ref, policy.mode) for policy in levels)
 
 
 def served_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:

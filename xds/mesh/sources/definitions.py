@@ -14,15 +14,14 @@ from typing import NamedTuple, TypeAlias, assert_never
 
 from xds.mesh.inject.workloads import FoundTemplate
 from xds.mesh.model.objects import (
-    AuthenticationPolicy,
     Caller,
     Change,
     DestinationRule,
     Endpoints,
     Fact,
     Mode,
+    ModePolicy,
     Namespace,
-    PeerAuthentication,
     Pod,
     Problem,
     Ref,
@@ -306,11 +305,10 @@ def _choose(claimants: list[_Claim], before: AppliedFact | None) -> _Claim:
 def _leniency(fact: Fact | None) -> tuple[int, bool]:
     """Return how much a policy accepts at most, and whether it is for some workloads or services only."""
     match fact:
-        case AuthenticationPolicy():
-            modes, is_narrow = [fact.mode], bool(fact.targets)
-        case PeerAuthentication():
+        case ModePolicy():
             mode = fact.mode or Mode.PERMISSIVE
-            modes, is_narrow = [mode, *(each or mode for each in fact.ports.values())], bool(fact.selector)
+            modes = [mode, *(each or mode for each in fact.ports.values())]
+            is_narrow = bool(fact.selector or fact.targets)
         case (
             None
             | Namespace()

@@ -15,7 +15,7 @@ from xds.mesh.controlplane.page.observed import ObservedTraffic, TargetKey
 from xds.mesh.controlplane.page.words import traffic_words
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import join_names
-from xds.mesh.model.objects import Change, Meta, Mode, PeerAuthentication, Pod, Ref
+from xds.mesh.model.objects import Change, Meta, Mode, ModePolicy, Pod, Ref
 from xds.mesh.model.workload import Workload, WorkloadKey, workload_key, workloads_of
 from xds.mesh.observe.edges import PodName
 from xds.mesh.observe.workloads import pod_target
@@ -103,7 +103,7 @@ def _plan_strict(mesh: Mesh, namespace: str) -> Plan:
         strict = replace(current, mode=Mode.STRICT)
     else:
         meta = Meta(ref=Ref("PeerAuthentication", namespace, "default"))
-        strict = PeerAuthentication(meta=meta, mode=Mode.STRICT)
+        strict = ModePolicy(meta=meta, mode=Mode.STRICT)
     change = Change(applied=(strict,))
     after = mesh.apply(change)
     return plan(mesh, after, scope_of(change, mesh, after))

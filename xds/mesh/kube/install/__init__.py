@@ -14,7 +14,7 @@ import yaml
 from xds.mesh.kube.api import APPLY_PATCH, Json, KubeApi, KubeError
 from xds.mesh.kube.packaged import FIELD_MANAGER, load_packaged
 from xds.mesh.model.defaults import default_objects
-from xds.mesh.model.objects import AuthenticationPolicy, DestinationRule, Fact, MeshConfig
+from xds.mesh.model.objects import DestinationRule, Fact, MeshConfig, Mode, ModePolicy
 
 NAMESPACE = "istio-system"
 IMAGE = "xds:latest"
@@ -114,8 +114,8 @@ def default_policies(config: MeshConfig, rules_version: str = "v1") -> list[Json
 def _manifest(fact: Fact, rules: str) -> Json:
     spec: Json
     match fact:
-        case AuthenticationPolicy():
-            version, spec = _ALPHA, {"peers": [{"mtls": {"mode": fact.mode.value}}]}
+        case ModePolicy(mode=Mode() as mode):
+            version, spec = _ALPHA, {"peers": [{"mtls": {"mode": mode.value}}]}
         case DestinationRule(policy=policy) if policy and policy.tls:
             version = rules
             spec = {"host": fact.host, "trafficPolicy": {"tls": {"mode": policy.tls.mode.value}}}
