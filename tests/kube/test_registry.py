@@ -1,13 +1,15 @@
-"""Each registered kind is granted to the control plane and described."""
+"""Each registered kind is watched, granted, described and, if it is a policy, reviewed."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from xds.mesh.kube.packaged import load_packaged
+from xds.mesh.model.objects import TRAFFIC_KINDS, TrafficFact
 from xds.mesh.parse import KINDS, Kind, Watch
 
 WATCHED = [kind for kind in KINDS if kind.watch is not Watch.NEVER]
@@ -44,3 +46,42 @@ def test_status_of_a_kind_is_granted(kind: Kind, granted: set[tuple[str, str, st
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_kind_is_described(kind: Kind) -> None:
     assert re.search(rf"\b{kind.name}\b", Path("docs/reference/kinds.md").read_text())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.consequence], ids=lambda kind: kind.name)
+def test_policies_are_traffic_kinds(kind: Kind) -> None:
+    """The reviewer of policies, `xds wait` and `xds plan` would pass over a policy that is not listed."""
+    fact = get_type_hints(kind.read)["return"]
+    is_policy = any(each in get_args(TrafficFact) for each in (fact, *get_args(fact)))
+    assert (kind.name in TRAFFIC_KINDS) == is_policy
+    assert kind.make_replacement or not is_policy, "a rejected policy would fail open"
+
+
+@pytest.mark.parametrize("name", TRAFFIC_KINDS)
+def test_policy_is_reviewed(name: str) -> None:
+    [kind] = [kind for kind in KINDS if kind.name == name]
+    [webhook] = [
+        webhook
+        for _, obj in load_packaged("install")
+        if obj["kind"] == "ValidatingWebhookConfiguration"
+        for webhook in obj["webhooks"]
+    ]
+    assert any(
+        (kind.group in rule["apiGroups"] and kind.plural in rule["resources"])
+        and {*kind.versions} == {*rule["apiVersions"]}
+        for rule in webhook["rules"]
+    )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind for kind in KINDS if not (kind.built_in or kind.watch in {Watch.ADVISORY, Watch.UNENFORCED})],
+    ids=lambda kind: kind.name,
+)
+def test_kind_has_a_definition(kind: Kind) -> None:
+    [spec] = [obj["spec"] for _, obj in load_packaged("crds") if obj["spec"]["names"]["kind"] == kind.name]
+    versions = {version["name"]: "status" in version.get("subresources", {}) for version in spec["versions"]}
+    assert (spec["group"], spec["names"]["plural"]) == (kind.group, kind.plural)
+    assert spec["scope"] == ("Namespaced" if kind.namespaced else "Cluster")
+    assert {*versions} >= {*kind.versions}
+    assert set(versions.values()) == {kind.has_status}

@@ -32,7 +32,7 @@ def install_crds(
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
-    """Create missing CustomResourceDefinitions: Policy, MeshPolicy, PeerAuthentication and DestinationRule.
+    """Create missing CustomResourceDefinitions: authentication policies and DestinationRules.
 
     Idempotent: existing definitions, such as Istio's, are used and left untouched.
 

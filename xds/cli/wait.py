@@ -18,6 +18,7 @@ from xds.cli.options import fail
 from xds.mesh.controlplane.status import proxy_name
 from xds.mesh.model.names import ref_named
 from xds.mesh.model.objects import TRAFFIC_KINDS, Ref
+from xds.mesh.parse import KINDS
 from xds.mesh.v1 import objects_pb2 as pb
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ EXAMPLES = """
 xds wait PeerAuthentication/shop/default
 xds wait DestinationRule/shop/httpbin --for acked --timeout 2m
 kubectl apply -f strict.yaml && xds wait PeerAuthentication/shop/default --kubernetes
-xds wait MeshPolicy/default --resource-version 81234
+xds wait PeerAuthentication/istio-system/default --resource-version 81234
 """
 
-_CLUSTER_SCOPED = "MeshPolicy"
+_KINDS = {kind.name: kind.namespaced for kind in KINDS if kind.name in TRAFFIC_KINDS}
+"""Kinds, and whether each is namespaced."""
+_CLUSTER_SCOPED = ", ".join(f"{kind}/NAME" for kind, namespaced in _KINDS.items() if not namespaced)
 _MAX_NAMES = 20
 """Maximum number of proxies that a message names."""
 
@@ -52,7 +55,7 @@ def wait(
         str,
         typer.Argument(
             metavar="KIND/NS/NAME",
-            help=f"Object to wait for. Kinds: {', '.join(TRAFFIC_KINDS)} (MeshPolicy/NAME).",
+            help=f"Object to wait for. Kinds: {', '.join(TRAFFIC_KINDS)} ({_CLUSTER_SCOPED}).",
         ),
     ],
     condition: Annotated[
@@ -98,7 +101,7 @@ def wait(
     control plane rejects the object, 2 the object does not exist or wrong usage, 3 the control plane or the
     API server cannot be reached, or too many waits are in progress.
     """
-    ref = ref_named(target, {kind: kind != _CLUSTER_SCOPED for kind in TRAFFIC_KINDS})
+    ref = ref_named(target, _KINDS)
     parse_duration("--timeout", timeout)
     if kubernetes and resource_version:
         fail("--kubernetes cannot be combined with --resource-version")

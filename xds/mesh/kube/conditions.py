@@ -29,7 +29,7 @@ from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.names import join_names
 from xds.mesh.model.objects import Problem, Ref, printable
-from xds.mesh.parse import KINDS
+from xds.mesh.parse import KINDS, Watch
 from xds.mesh.policy.conflicts import overridden
 
 log = structlog.get_logger(__name__)
@@ -54,13 +54,10 @@ _MAX_NAMES = 3
 
 _STATUS_KINDS = {kind.name: (kind.group, kind.plural) for kind in KINDS if kind.has_status}
 _EVENT_KINDS = {
-    "Pod": ("v1", "pods"),
-    "Service": ("v1", "services"),
-    "ServiceAccount": ("v1", "serviceaccounts"),
-    "Namespace": ("v1", "namespaces"),
-    "ConfigMap": ("v1", "configmaps"),
-    "EndpointSlice": ("discovery.k8s.io/v1", "endpointslices"),
-}
+    kind.name: (kind.api_versions[-1], kind.plural)
+    for kind in KINDS
+    if kind.watch is Watch.REQUIRED and not kind.has_status
+} | {"ConfigMap": ("v1", "configmaps")}
 _NO_PROBLEMS: Mapping[Ref, tuple[Problem, ...]] = {}
 _OBJECT_NAME = re.compile(r"([A-Za-z]+) (?:([^/ ]+)/)?([^/ ]+)")
 

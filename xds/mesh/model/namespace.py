@@ -124,7 +124,7 @@ class NamespaceFacts:
     @cached_property
     def peer_authentications(self) -> tuple[ModePolicy, ...]:
         """PeerAuthentications, oldest first."""
-        return tuple(policy for policy in self._of(ModePolicy) if not policy.is_v1alpha1)
+        return tuple(policy for policy in self._of(ModePolicy) if policy.is_peer_authentication)
 
     @cached_property
     def workload_authentications(self) -> tuple[ModePolicy, ...]:
@@ -139,7 +139,7 @@ class NamespaceFacts:
     @cached_property
     def policies(self) -> tuple[ModePolicy, ...]:
         """Other policies that set modes, oldest first; those for the whole mesh in the namespace `""`."""
-        return tuple(policy for policy in self._of(ModePolicy) if policy.is_v1alpha1)
+        return tuple(policy for policy in self._of(ModePolicy) if not policy.is_peer_authentication)
 
     @cached_property
     def unknown_services(self) -> frozenset[str]:

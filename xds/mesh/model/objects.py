@@ -439,13 +439,13 @@ class ModePolicy(Object):
     """
 
     @property
-    def is_v1alpha1(self) -> bool:
-        """Whether it is a Policy or MeshPolicy, which every PeerAuthentication overrides."""
-        return self.ref.kind != "PeerAuthentication"
+    def is_peer_authentication(self) -> bool:
+        """Whether it is a PeerAuthentication, which overrides every Policy and MeshPolicy."""
+        return self.ref.kind == "PeerAuthentication"
 
     def is_mesh_wide(self, root_namespace: str) -> bool:
         """Whether it may apply to pods of every namespace."""
-        return not self.namespace or (not self.is_v1alpha1 and self.namespace == root_namespace)
+        return not self.namespace or (self.is_peer_authentication and self.namespace == root_namespace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

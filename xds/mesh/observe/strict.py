@@ -245,7 +245,7 @@ def policy_ports(before: Mesh, after: Mesh, refs: Iterable[Ref]) -> PolicyPorts:
     """
     found: dict[tuple[int, Mode | None, Ref | None, bool], list[Pod]] = {}
     facts = (fact for ref in refs if isinstance(fact := after.get(ref), ModePolicy))
-    policies = [policy for policy in facts if not policy.is_v1alpha1]
+    policies = [policy for policy in facts if policy.is_peer_authentication]
     strict = 0
     for pod in after.pods():
         if pod.ended or not any(_applies(after, policy, pod) for policy in policies):

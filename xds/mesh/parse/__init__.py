@@ -14,7 +14,7 @@ from typing import NamedTuple
 from xds.mesh.model.objects import Fact, Meta, Problem, Ref
 from xds.mesh.parse import names
 from xds.mesh.parse.fail_closed import FailClosed
-from xds.mesh.parse.kinds import CALLER_KINDS, KINDS, UNENFORCED, Kind, Watch, is_kind, may_matter
+from xds.mesh.parse.kinds import CALLER_KINDS, KINDS, UNENFORCED, Kind, Watch, is_kind, may_matter, plural_of
 from xds.mesh.parse.meshconfig import merged, mesh_config, settings
 from xds.mesh.parse.reading import Field, Flaw, Locate, Log, Path, dotted, nearest, shown
 
@@ -36,6 +36,7 @@ __all__ = [
     "mesh_config",
     "nearest",
     "parse",
+    "plural_of",
     "settings",
     "unreadable",
 ]

@@ -45,8 +45,6 @@ class Kind:
 
     name: str
     """Kind, such as `Service`."""
-    plural: str
-    """Plural name in API paths."""
     group: str
     """API group; empty for the core group of Kubernetes."""
     versions: tuple[str, ...]
@@ -71,6 +69,11 @@ class Kind:
     """Consequence of not enforcing the kind, as the end of a warning; empty if it is enforced."""
 
     @property
+    def plural(self) -> str:
+        """Plural name in API paths."""
+        return plural_of(self.name)
+
+    @property
     def is_unenforced_security(self) -> bool:
         """Whether the kind is not enforced, and would deny requests if it were."""
         return self.consequence == _DENIES
@@ -88,19 +91,17 @@ class Kind:
 
 def _caller(
     name: str,
-    plural: str,
     group: str,
     versions: tuple[str, ...],
     read: Callable[[Field, Meta], Fact | None],
     **options: Any,
 ) -> Kind:
     """Return a kind of objects that prove calls from outside the mesh."""
-    return Kind(name, plural, group, versions, read, watch=Watch.ADVISORY, **options)
+    return Kind(name, group, versions, read, watch=Watch.ADVISORY, **options)
 
 
 def _unenforced(
     name: str,
-    plural: str,
     group: str,
     versions: tuple[str, ...],
     consequence: str = "it has no effect",
@@ -108,7 +109,7 @@ def _unenforced(
     read: Callable[[Field, Meta], Fact | None] | None = None,
 ) -> Kind:
     """Return a kind whose objects are read to warn that they are not enforced."""
-    return Kind(name, plural, group, versions, read, watch=Watch.UNENFORCED, consequence=consequence)
+    return Kind(name, group, versions, read, watch=Watch.UNENFORCED, consequence=consequence)
 
 
 _DENIES = "requests that it would deny are allowed"
@@ -118,21 +119,19 @@ _ROUTES = ("v1alpha2", "v1alpha3", "v1")
 _GATEWAY_API = "gateway.networking.k8s.io"
 _ADMISSION = "admissionregistration.k8s.io"
 KINDS = (
-    Kind("Namespace", "namespaces", "", ("v1",), core.namespace, names.label, namespaced=False),
-    Kind("ServiceAccount", "serviceaccounts", "", ("v1",), core.service_account),
+    Kind("Namespace", "", ("v1",), core.namespace, names.label, namespaced=False),
+    Kind("ServiceAccount", "", ("v1",), core.service_account),
     Kind(
         "Service",
-        "services",
         "",
         ("v1",),
         core.service,
         names.service,
         make_replacement=core.service_fail_closed,
     ),
-    Kind("Pod", "pods", "", ("v1",), core.pod, used=core.UsedPod),
+    Kind("Pod", "", ("v1",), core.pod, used=core.UsedPod),
     Kind(
         "Endpoints",
-        "endpoints",
         "",
         ("v1",),
         endpoints.endpoints,
@@ -141,7 +140,6 @@ KINDS = (
     ),
     Kind(
         "EndpointSlice",
-        "endpointslices",
         "discovery.k8s.io",
         ("v1",),
         endpoints.endpoint_slice,
@@ -149,7 +147,6 @@ KINDS = (
     ),
     Kind(
         "Policy",
-        "policies",
         "authentication.istio.io",
         ("v1alpha1",),
         authentication.policy,
@@ -158,7 +155,6 @@ KINDS = (
     ),
     Kind(
         "MeshPolicy",
-        "meshpolicies",
         "authentication.istio.io",
         ("v1alpha1",),
         authentication.mesh_policy,
@@ -168,7 +164,6 @@ KINDS = (
     ),
     Kind(
         "PeerAuthentication",
-        "peerauthentications",
         "security.istio.io",
         _OLD,
         authentication.peer_authentication,
@@ -177,7 +172,6 @@ KINDS = (
     ),
     Kind(
         "DestinationRule",
-        "destinationrules",
         "networking.istio.io",
         _ISTIO,
         destinationrule.destination_rule,
@@ -186,7 +180,6 @@ KINDS = (
     ),
     Kind(
         "ServiceEntry",
-        "serviceentries",
         "networking.istio.io",
         _ISTIO,
         entries.service_entry,
@@ -195,23 +188,21 @@ KINDS = (
     ),
     Kind(
         "WorkloadEntry",
-        "workloadentries",
         "networking.istio.io",
         _ISTIO,
         entries.workload_entry,
         watch=Watch.SERVED,
         has_status=True,
     ),
-    _caller("Ingress", "ingresses", "networking.k8s.io", _OLD, callers.ingress),
-    _caller("HTTPRoute", "httproutes", _GATEWAY_API, _OLD, callers.route),
-    _caller("GRPCRoute", "grpcroutes", _GATEWAY_API, _ROUTES, callers.route),
-    _caller("TLSRoute", "tlsroutes", _GATEWAY_API, _ROUTES, callers.route),
-    _caller("TCPRoute", "tcproutes", _GATEWAY_API, _ROUTES, callers.route),
-    _caller("ServiceMonitor", "servicemonitors", "monitoring.coreos.com", ("v1",), callers.service_monitor),
-    _caller("PodMonitor", "podmonitors", "monitoring.coreos.com", ("v1",), callers.pod_monitor),
+    _caller("Ingress", "networking.k8s.io", _OLD, callers.ingress),
+    _caller("HTTPRoute", _GATEWAY_API, _OLD, callers.route),
+    _caller("GRPCRoute", _GATEWAY_API, _ROUTES, callers.route),
+    _caller("TLSRoute", _GATEWAY_API, _ROUTES, callers.route),
+    _caller("TCPRoute", _GATEWAY_API, _ROUTES, callers.route),
+    _caller("ServiceMonitor", "monitoring.coreos.com", ("v1",), callers.service_monitor),
+    _caller("PodMonitor", "monitoring.coreos.com", ("v1",), callers.pod_monitor),
     _caller(
         "ValidatingWebhookConfiguration",
-        "validatingwebhookconfigurations",
         _ADMISSION,
         _OLD,
         callers.webhooks,
@@ -219,7 +210,6 @@ KINDS = (
     ),
     _caller(
         "MutatingWebhookConfiguration",
-        "mutatingwebhookconfigurations",
         _ADMISSION,
         _OLD,
         callers.webhooks,
@@ -227,7 +217,6 @@ KINDS = (
     ),
     _caller(
         "APIService",
-        "apiservices",
         "apiregistration.k8s.io",
         _OLD,
         callers.api_service,
@@ -236,28 +225,26 @@ KINDS = (
     ),
     _caller(
         "CustomResourceDefinition",
-        "customresourcedefinitions",
         "apiextensions.k8s.io",
         _OLD,
         callers.custom_resource_definition,
         namespaced=False,
         used=callers.UsedDefinition,
     ),
-    _unenforced("AuthorizationPolicy", "authorizationpolicies", "security.istio.io", _OLD, _DENIES),
-    _unenforced("RequestAuthentication", "requestauthentications", "security.istio.io", _OLD, _DENIES),
-    _unenforced("Sidecar", "sidecars", "networking.istio.io", _ISTIO),
+    _unenforced("AuthorizationPolicy", "security.istio.io", _OLD, _DENIES),
+    _unenforced("RequestAuthentication", "security.istio.io", _OLD, _DENIES),
+    _unenforced("Sidecar", "networking.istio.io", _ISTIO),
     _unenforced(
         "VirtualService",
-        "virtualservices",
         "networking.istio.io",
         _ISTIO,
         read=callers.virtual_service,
     ),
-    _unenforced("EnvoyFilter", "envoyfilters", "networking.istio.io", ("v1alpha3",)),
-    _unenforced("WasmPlugin", "wasmplugins", "extensions.istio.io", ("v1alpha1",), _DENIES),
-    _unenforced("ClusterRbacConfig", "clusterrbacconfigs", "rbac.istio.io", ("v1alpha1",), _DENIES),
-    _unenforced("ServiceRole", "serviceroles", "rbac.istio.io", ("v1alpha1",), _DENIES),
-    _unenforced("ServiceRoleBinding", "servicerolebindings", "rbac.istio.io", ("v1alpha1",), _DENIES),
+    _unenforced("EnvoyFilter", "networking.istio.io", ("v1alpha3",)),
+    _unenforced("WasmPlugin", "extensions.istio.io", ("v1alpha1",), _DENIES),
+    _unenforced("ClusterRbacConfig", "rbac.istio.io", ("v1alpha1",), _DENIES),
+    _unenforced("ServiceRole", "rbac.istio.io", ("v1alpha1",), _DENIES),
+    _unenforced("ServiceRoleBinding", "rbac.istio.io", ("v1alpha1",), _DENIES),
 )
 """All kinds that are read."""
 
@@ -332,6 +319,12 @@ def may_matter(group: str, name: str) -> bool:
     return not is_unrelated and name not in _UNRELATED_KINDS.get(group, ())
 
 
+def plural_of(kind: str) -> str:
+    """Return the plural of a kind in API paths, if it is regular."""
+    singular = kind.lower()
+    return f"{singular[:-1]}ies" if singular[-1:] == "y" else f"{singular}{'e' * (singular[-1:] == 's')}s"
+
+
 def is_kind(name: str, group: str, kind: str) -> bool:
     """Whether a name means a kind, as for kubectl: KIND, its plural, PLURAL.GROUP, or GROUP/KIND.
 
@@ -339,6 +332,4 @@ def is_kind(name: str, group: str, kind: str) -> bool:
     """
     group_before, _, word = name.lower().rpartition("/")
     word, _, group_after = word.partition(".")
-    singular = kind.lower()
-    plural = f"{singular[:-1]}ies" if singular[-1:] == "y" else f"{singular}{'e' * (singular[-1:] == 's')}s"
-    return word in {singular, plural} and (group_before or group_after) in {"", group}
+    return word in {kind.lower(), plural_of(kind)} and (group_before or group_after) in {"", group}

@@ -171,7 +171,7 @@ def _mode_policy(facts: NamespaceFacts, pa: ModePolicy, *, is_root: bool) -> Ite
         for target in pa.targets:
             yield from _target(facts, pa, target)
         return
-    if is_root and not pa.is_v1alpha1:
+    if is_root and pa.is_peer_authentication:
         if pa.selector:
             yield _problem(
                 pa,

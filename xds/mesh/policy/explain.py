@@ -289,7 +289,7 @@ def _scope(fact: TrafficFact, port: int, root_namespace: str) -> str:
             return f"host {fact.host}"
         case ModePolicy() if fact.targets:
             return "the service"
-        case ModePolicy() if fact.selector or (fact.scope_unknown and not fact.is_v1alpha1):
+        case ModePolicy() if fact.selector or (fact.scope_unknown and fact.is_peer_authentication):
             return f"port {port}" if fact.ports.get(port) else "the workload"
         case ModePolicy():
             return "the mesh" if fact.is_mesh_wide(root_namespace) else "the namespace"

@@ -15,6 +15,7 @@ from xds.mesh.kube.api import APPLY_PATCH, Json, KubeApi, KubeError
 from xds.mesh.kube.packaged import FIELD_MANAGER, load_packaged
 from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.objects import DestinationRule, Fact, MeshConfig, Mode, ModePolicy
+from xds.mesh.parse import plural_of
 
 NAMESPACE = "istio-system"
 IMAGE = "xds:latest"
@@ -25,24 +26,6 @@ _LABELS = {"app.kubernetes.io/name": "xds", "app.kubernetes.io/managed-by": FIEL
 _ALPHA = "authentication.istio.io/v1alpha1"
 _RULES = "destinationrules.networking.istio.io"
 _RULE_NAMES = ("default", "api-server")
-_PLURALS = {
-    "MutatingWebhookConfiguration": "mutatingwebhookconfigurations",
-    "ValidatingWebhookConfiguration": "validatingwebhookconfigurations",
-    "MeshPolicy": "meshpolicies",
-    "NetworkPolicy": "networkpolicies",
-    "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
-}
-_CLUSTER_SCOPED = (
-    "CustomResourceDefinition",
-    "Namespace",
-    "ClusterRole",
-    "ClusterRoleBinding",
-    "MutatingWebhookConfiguration",
-    "ValidatingWebhookConfiguration",
-    "ValidatingAdmissionPolicy",
-    "ValidatingAdmissionPolicyBinding",
-    "MeshPolicy",
-)
 
 
 class Outcome(StrEnum):
@@ -237,8 +220,7 @@ class Installer:
 def resource_of(body: Json) -> tuple[str, str, str]:
     """Return the API group, the plural and the namespace of an object; empty without a namespace."""
     group = body["apiVersion"].rpartition("/")[0]
-    plural = _PLURALS.get(body["kind"], f"{body['kind'].lower()}s")
-    return group, plural, "" if body["kind"] in _CLUSTER_SCOPED else body["metadata"]["namespace"]
+    return group, plural_of(body["kind"]), body["metadata"].get("namespace", "")
 
 
 def _path(body: Json) -> str:
