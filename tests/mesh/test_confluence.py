@@ -13,7 +13,7 @@ from tests.golden.cases import CASES, load
 from tests.support.predictions import predict
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, MeshConfig, Service
+from xds.mesh.model.objects import TRAFFIC_KINDS, Change, MeshConfig, Service
 from xds.snapshot import SECRET
 
 WORLDS = {param.id: load(param.values[0]) for param in CASES}
@@ -25,18 +25,33 @@ FACTS = {
 }
 
 
-def outcome(mesh: Mesh) -> dict[object, object]:
-    """All that a mesh comes to: every sidecar's resources, and every hop."""
+def served(mesh: Mesh) -> dict[object, object]:
+    """Every sidecar's resources."""
     found: dict[object, object] = {}
     for pod in mesh.pods():
         if pod.has_sidecar:
             for type_url, resources in translate(mesh, pod).types.items():
                 if type_url != SECRET:
                     found[pod.ref, type_url] = {r.name: (r.version, r.body) for r in resources.values()}
-    found["reach"] = [
-        (o.client.ref, o.service.ref, o.port, o.endpoint, o.result, o.decided_by) for o in predict(mesh)
-    ]
     return found
+
+
+def outcome(mesh: Mesh) -> dict[object, object]:
+    """All that a mesh comes to: every sidecar's resources, and every hop."""
+    hops = [(o.client.ref, o.service.ref, o.port, o.endpoint, o.result, o.decided_by) for o in predict(mesh)]
+    return {**served(mesh), "reach": hops}
+
+
+@pytest.mark.parametrize("kind", TRAFFIC_KINDS)
+def test_each_kind_of_policy_is_enforced(kind):
+    """A kind that is read and not enforced would fail open: a golden case has to show what it changes."""
+    assert any(
+        served(Mesh(facts, WORLDS[name].config))
+        != served(Mesh([other for other in facts if other is not fact], WORLDS[name].config))
+        for name, facts in FACTS.items()
+        for fact in facts
+        if fact.ref.kind == kind
+    )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
