@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import xds.mesh.parse
 from tests.parse.junk import JUNK, MESH, OBJECTS, places
 from tests.parse.steps import assert_linear, assert_quick
-from xds.cli.problem_log import BURST, ProblemLog
+from xds.mesh.controlplane.problem_log import BURST, ProblemLog
 from xds.mesh.kube.conditions import desired_conditions
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MAX_PROBLEM_TEXT, MeshConfig, Problem, Ref

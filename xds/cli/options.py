@@ -5,7 +5,6 @@ Every subcommand imports this module, so it must be cheap to import.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,14 +228,6 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return host_port(self.host, self.port)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether the address can be reached from this machine only."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
 
 
 def parse_address(option: str, text: str) -> Address:

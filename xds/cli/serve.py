@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import resource
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 import typer
 
 from xds.cli import garbage, logs
 from xds.cli.identity_options import IdentityOptions
+from xds.cli.listen_options import ListenOptions, exposed_options
 from xds.cli.manifests import load_settings
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import (
-    Address,
     Assignments,
     Context,
     Kubeconfig,
     MeshConfigFile,
     MeshConfigMap,
     fail,
-    file_option,
-    parse_address,
 )
-from xds.cli.runtime import Components, ListenAddresses, run
-from xds.cli.tls_options import TlsListeners, TlsOptions
-from xds.cli.tracing import check_endpoint
 from xds.cli.webhook_options import WebhookOptions
-from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.effects import EffectWatcher
-from xds.mesh.controlplane.page.access import check_token
-from xds.mesh.controlplane.signing import ExternalIssuer
-from xds.mesh.identity.auth import own_token_verifier
-from xds.mesh.identity.rotation import Authorities
-from xds.mesh.identity.state_dir import StateError, load_or_create_root, load_or_create_token_key
+from xds.mesh.controlplane import standalone
+from xds.mesh.controlplane.app import CannotListenError, ControlPlane
+from xds.mesh.controlplane.parts import Components, Settings
+from xds.mesh.identity.keys import IdentityError
+from xds.mesh.identity.state_dir import StateError
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.sources.files import Folder
 from xds.mesh.sources.settings import SettingsLoader
@@ -122,80 +116,6 @@ class SourceOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListenOptions:
-    """Options for plaintext listeners and connections."""
-
-    xds_address: Annotated[
-        str,
-        typer.Option("--xds-address", metavar="HOST:PORT", help="Address of the plaintext xDS listener."),
-    ] = "127.0.0.1:15010"
-    rest_address: Annotated[
-        str | None,
-        typer.Option(
-            "--rest-address",
-            metavar="HOST:PORT",
-            help="Address of the plaintext REST xDS listener (POST /v3/discovery:clusters etc.), which "
-            "serves no private keys. Default: disabled.",
-        ),
-    ] = None
-    insecure_xds: Annotated[
-        bool,
-        typer.Option(
-            "--insecure-xds",
-            help="Allow --xds-address and --rest-address to be reachable from other machines, without "
-            "authentication. Plaintext listeners then serve no private keys.",
-        ),
-    ] = False
-    admin_address: Annotated[
-        str,
-        typer.Option(
-            "--admin-address",
-            metavar="HOST:PORT",
-            help="HTTP address of the page (/), /healthz, /ready and /metrics.",
-        ),
-    ] = "127.0.0.1:15014"
-    admin_token: Annotated[
-        Path | None,
-        file_option(
-            "--admin-token",
-            "File with a token that clients need for the page and its API, as a bearer token or as the "
-            "password. Default: none; only local clients are admitted, without a token.",
-        ),
-    ] = None
-    max_connection_age: Annotated[
-        float,
-        typer.Option(
-            "--max-connection-age",
-            metavar="SECONDS",
-            min=0,
-            help="Maximum age of a sidecar's connection, in seconds (+/-10%). The sidecar then reconnects, "
-            "possibly to another replica. 0 disables the limit.",
-        ),
-    ] = 1800
-
-    def addresses(self) -> tuple[Address, Address, Address | None]:
-        """Return the xDS, admin and REST addresses; exit with status 2 if they are not allowed."""
-        xds = parse_address("--xds-address", self.xds_address)
-        rest = parse_address("--rest-address", self.rest_address) if self.rest_address else None
-        admin = parse_address("--admin-address", self.admin_address)
-        if (exposed := _exposed(xds, rest)) and not self.insecure_xds:
-            fail(
-                f"{exposed[0]} is reachable from other machines, without encryption or authentication: "
-                "listen on 127.0.0.1, or add --insecure-xds (plaintext listeners then serve no private keys)"
-            )
-        return xds, admin, rest
-
-    def read_admin_token(self) -> str | None:
-        """Return the token of --admin-token; exit with status 2 if it cannot be used."""
-        if self.admin_token is None:
-            return None
-        try:
-            return check_token(self.admin_token.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            fail(f"--admin-token {self.admin_token}: {error}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutOptions:
     """Options for changes of mTLS mode."""
 
@@ -254,9 +174,7 @@ class ServeOptions:
     source: SourceOptions
     """The objects and settings of the mesh."""
     listen: ListenOptions
-    """Plaintext listeners and connections."""
-    tls: TlsOptions
-    """TLS listeners."""
+    """Listeners and connections."""
     rollout: RolloutOptions
     """Changes of mTLS mode."""
     observe: ObserveOptions
@@ -278,14 +196,13 @@ def serve(options: ServeOptions) -> None:
     The control plane starts to serve once it has listed every kind, or read every document of the manifests.
     Until then, /ready returns what is missing.
     """
-    source = options.source
+    source, observe = options.source, options.observe
     source.validate()
-    xds, admin, rest = options.listen.addresses()
     state_dir = options.identity.state_dir
-    tls = options.tls.parse(
+    settings = options.listen.parse(
         kubernetes=source.kubernetes, can_verify_tokens=source.kubernetes or state_dir is not None
     )
-    webhook_address = options.webhook.parse(kubernetes=source.kubernetes)
+    webhook = options.webhook.parse(kubernetes=source.kubernetes)
     if source.kubernetes and state_dir:
         fail("--state-dir requires --manifests; with --kubernetes the CA is in a Secret (xds-ca-secret)")
     sds = options.identity.sds
@@ -294,99 +211,116 @@ def serve(options: ServeOptions) -> None:
         *(source.assignments or ()),
         *([f"meshConfig.sdsUdsPath={sds}"] if sds else ()),
         *([f"values.xds.compliancePolicy={policy.value}"] if policy else ()),
-        *(["values.xds.observe=false"] if options.observe.observe is Switch.FALSE else ()),
+        *(["values.xds.observe=false"] if observe.observe is Switch.FALSE else ()),
     ]
-    external = options.identity.external_issuer()
     # Fail if a --set is invalid. An invalid --mesh-config file does not fail: it can be fixed while running.
     load_settings(None, assignments)
-    exposed = _exposed(xds, rest)
-    addresses = ListenAddresses(
-        xds=xds,
-        admin=admin,
-        rest=rest,
-        names=tls.names,
-        admin_token=options.listen.read_admin_token(),
-        collector=check_endpoint(options.observe.otlp_endpoint) if options.observe.otlp_endpoint else "",
+    settings = replace(
+        settings,
+        rollout_timeout=options.rollout.timeout,
+        external=options.identity.external_issuer(),
+        webhook=webhook,
+        collector=_check_endpoint(observe.otlp_endpoint) if observe.otlp_endpoint else "",
     )
-    max_connection_age = options.listen.max_connection_age or None
-    running: Coroutine[Any, Any, int]
-    if source.manifests:
-        folder = Folder(source.manifests, SettingsLoader(source.mesh_config, assignments))
-        build = partial(
-            _build_components,
-            exposed,
-            tls,
-            state_dir,
-            rollout_timeout=options.rollout.timeout,
-            external=external,
-        )
-        running = run(folder, build, addresses, max_connection_age=max_connection_age)
-    else:
-        from xds.cli import serve_kubernetes  # noqa: PLC0415 - the Kubernetes client takes long to import
-
-        cluster = serve_kubernetes.ClusterOptions(
-            kubeconfig=source.kubeconfig,
-            context=source.context,
-            namespace=source.namespace,
-            mesh_config_map=source.mesh_config_map,
-            assignments=assignments,
-            tls=tls,
-            webhook=options.webhook,
-            webhook_address=webhook_address,
-            rollout_timeout=options.rollout.timeout,
-            external=external,
-        )
-        running = serve_kubernetes.run_in_cluster(
-            cluster, addresses, exposed=exposed, max_connection_age=max_connection_age
-        )
+    _raise_file_limit()
     logs.configure()
     garbage.defer()
-    raise typer.Exit(asyncio.run(running))
-
-
-async def _build_components(
-    exposed: list[str],
-    tls: TlsListeners,
-    state_dir: Path | None,
-    config: MeshConfig,
-    *,
-    rollout_timeout: float | None,
-    external: ExternalIssuer | None,
-) -> Components:
-    """Create the components of a control plane for manifests."""
-    try:
-        authority = load_or_create_root(state_dir, config.trust_domain, datetime.now(UTC))
-        token_verifier = (
-            own_token_verifier(load_or_create_token_key(state_dir))
-            if state_dir and tls.accept_tokens
-            else None
-        )
-    except StateError as error:
-        fail(f"--state-dir: {error}", 1)
-    # Serve no keys in plaintext if any listener can be reached from other machines. A loopback listener is
-    # not exempt: connections of a forwarded port also come from this machine.
-    serve_keys = not exposed and all(address.is_loopback for address in tls.addresses)
-    if serve_keys:
-        log.warning("plaintext xDS serves private keys: any local user can impersonate any workload")
-    elif exposed:
+    if exposed := exposed_options(settings):
         log.warning("plaintext xDS is reachable from other machines", address=exposed)
-    if state_dir is None:
-        log.info("root certificate is temporary: set --state-dir to keep it after a restart")
-    controller = Controller(
-        authority,
-        serve_keys=serve_keys,
-        rollout_timeout=rollout_timeout,
-        external=external,
-    )
-    authorities = Authorities(authority=authority)
-    effects = EffectWatcher(lambda: controller.mesh, controller.ready)
-    listeners = tls.open(controller, lambda: authorities, token_verifier=token_verifier)
-    return Components(controller, effects, listeners=listeners)
+    run = _run_in_cluster if source.kubernetes else _run_for_manifests
+    raise typer.Exit(asyncio.run(run(options, settings, assignments)))
 
 
-def _exposed(xds: Address, rest: Address | None) -> list[str]:
-    """Return the plaintext listeners that other machines can reach, each as `OPTION ADDRESS`."""
-    addresses = {"--xds-address": xds, "--rest-address": rest}
-    return [
-        f"{option} {address}" for option, address in addresses.items() if address and not address.is_loopback
-    ]
+async def _run_for_manifests(options: ServeOptions, settings: Settings, assignments: list[str]) -> int:
+    """Run for folders of manifests."""
+
+    async def build(config: MeshConfig) -> Components:
+        try:
+            return await standalone.build_components(settings, options.identity.state_dir, config)
+        except StateError as error:
+            fail(f"--state-dir: {error}", 1)
+
+    source = Folder(options.source.manifests or (), SettingsLoader(options.source.mesh_config, assignments))
+    return await _run(ControlPlane(source, build, settings))
+
+
+async def _run_in_cluster(options: ServeOptions, settings: Settings, assignments: list[str]) -> int:
+    """Run as one of several replicas in a cluster."""
+    # The Kubernetes client takes long to import.
+    from xds.cli import cluster  # noqa: PLC0415
+    from xds.mesh.controlplane import in_cluster  # noqa: PLC0415
+    from xds.mesh.kube.ca_secret import AuthorityError  # noqa: PLC0415
+    from xds.mesh.sources.kubernetes import CONFIG_MAP, Kubernetes  # noqa: PLC0415
+
+    async def build(config: MeshConfig) -> Components:
+        try:
+            return await in_cluster.build_components(settings, api, source, config)
+        except AuthorityError as error:
+            fail(str(error), 1)
+
+    async with cluster.connect(options.source.kubeconfig, options.source.context) as api:
+        source = Kubernetes(
+            api,
+            assignments=assignments,
+            namespace=options.source.namespace or "",
+            config_map=options.source.mesh_config_map or CONFIG_MAP,
+        )
+        log.info("kubernetes source configured", server=api.server, namespace=source.namespace)
+        return await _run(ControlPlane(source, build, settings))
+
+
+async def _run(control_plane: ControlPlane) -> int:
+    """Run until SIGINT or SIGTERM arrives; return the exit status."""
+    running = asyncio.create_task(control_plane.run())
+    collecting = asyncio.create_task(_collect_garbage(control_plane.ready))
+
+    def stop() -> None:
+        if not running.cancelling():  # A second signal must not interrupt what the first one ends.
+            running.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        await running
+    except asyncio.CancelledError:
+        log.info("control plane stopped")
+        return 0
+    except CannotListenError as error:
+        options = " or ".join(f"--{name.replace('_', '-')}-address" for name in error.listeners)
+        log.error("cannot listen", problem=f"{error} (choose another with {options})")  # noqa: TRY400 - not a bug
+    except typer.Exit:
+        raise
+    except IdentityError as error:
+        fail(f"--tls-name: {error}")
+    except Exception:
+        log.exception("control plane failed")
+    finally:
+        collecting.cancel()
+    return 1
+
+
+async def _collect_garbage(ready: asyncio.Event) -> None:
+    await ready.wait()
+    garbage.freeze()
+    await garbage.collect_after_growth()
+
+
+def _raise_file_limit() -> None:
+    """Raise the soft limit of open files to the hard limit: the usual 1,024 also limits connections."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS does not accept its hard limit as the soft limit.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _check_endpoint(endpoint: str) -> str:
+    """Return the URL of a collector. Exit if it is invalid or if the packages for traces are missing."""
+    if not endpoint.startswith(("http://", "https://")):
+        fail(f"--otlp-endpoint {endpoint}: is not a URL such as http://collector:4318")
+    packages = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+    try:
+        is_installed = all(find_spec(package) for package in packages)
+    except ModuleNotFoundError:  # A parent is missing.
+        is_installed = False
+    if not is_installed:
+        fail("--otlp-endpoint requires the packages of OpenTelemetry: pip install 'xds-mesh[otel]'")
+    return endpoint.rstrip("/")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from xds.cli.options import Address, fail, parse_address
+from xds.cli.options import fail, parse_address
+from xds.mesh.controlplane.parts import WebhookSettings
 from xds.mesh.inject import DEFAULT_IMAGE
 
 
@@ -52,8 +53,8 @@ class WebhookOptions:
         ),
     ] = False
 
-    def parse(self, *, kubernetes: bool) -> Address | None:
-        """Validate the options and return the webhook's address; exit with status 2 if they are invalid."""
+    def parse(self, *, kubernetes: bool) -> WebhookSettings | None:
+        """Return the settings; None if the webhooks are disabled. Exit with status 2 if they are invalid."""
         address = parse_address("--webhook-address", self.webhook_address) if self.webhook_address else None
         if self.sidecar_xds_address:
             parse_address("--sidecar-xds-address", self.sidecar_xds_address)
@@ -61,4 +62,6 @@ class WebhookOptions:
             fail("--webhook-address requires --kubernetes: the API server calls the webhook")
         if self.enforce_plan and not address:
             fail("--enforce-plan requires --webhook-address: the webhook refuses the objects")
-        return address
+        return address and WebhookSettings(
+            address, self.sidecar_image, self.sidecar_xds_address, self.enforce_plan
+        )

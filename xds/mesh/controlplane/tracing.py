@@ -14,10 +14,12 @@ ends, so that a change costs a few numbers for each proxy.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import nlargest
+from importlib.metadata import version
 from typing import NamedTuple
 
 from opentelemetry.trace import Status, StatusCode, Tracer, set_span_in_context
@@ -213,3 +215,28 @@ def _objects(change: Change) -> Iterable[str]:
         yield "mesh settings"
     yield from (str(fact.ref) for fact in change.applied)
     yield from (str(ref) for ref in change.removed)
+
+
+def change_tracer(endpoint: str, controller: Controller, streams: StreamMetrics) -> ChangeTracer:
+    """Return a tracer that sends its traces to a collector, over HTTP, in a thread.
+
+    The OTEL_* environment variables set everything but the URL, such as OTEL_EXPORTER_OTLP_HEADERS. When the
+    process exits, the traces that are not sent yet are sent.
+
+    Args:
+        endpoint: URL of the collector, without the path.
+        controller: the controller whose changes are traced.
+        streams: the metrics of the server's streams.
+    """
+    # They are imported only here, because they take long to import.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    attributes = {SERVICE_VERSION: version("xds-mesh")}
+    if not os.environ.get("OTEL_SERVICE_NAME"):
+        attributes[SERVICE_NAME] = "xds"
+    provider = TracerProvider(resource=Resource.create(attributes))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(f"{endpoint}/v1/traces")))
+    return ChangeTracer(controller, streams, provider.get_tracer("xds"))

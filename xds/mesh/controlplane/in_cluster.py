@@ -1,42 +1,36 @@
-"""The implementation of `xds serve --kubernetes`."""
+"""The parts of a control plane in a Kubernetes cluster, as one of several replicas."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
 
 import structlog
 from prometheus_client.registry import Collector
 
-from xds.cli import cluster
-from xds.cli.options import Address, fail
-from xds.cli.runtime import BackgroundTask, CannotListenError, Components, ListenAddresses, PeerLinks, run
-from xds.cli.tls_options import TlsListeners
-from xds.cli.webhook_options import WebhookOptions
+from xds.mesh.controlplane.app import listening
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.effects import EffectWatcher
+from xds.mesh.controlplane.listeners import secure_listeners
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
-from xds.mesh.controlplane.signing import ExternalIssuer
+from xds.mesh.controlplane.parts import BackgroundTask, Components, PeerLinks, Settings, WebhookSettings
 from xds.mesh.identity.claims import IdentityPattern
 from xds.mesh.identity.server_tls import service_names
 from xds.mesh.inject import InjectionSettings
 from xds.mesh.inject.policy_webhook import PolicyReviewer
 from xds.mesh.inject.webhook import WebhookServer
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.mesh.kube.ca_secret import AuthorityError
 from xds.mesh.kube.conditions import ConditionPublisher
 from xds.mesh.kube.replica import Replica
 from xds.mesh.kube.tokens import TokenReviewer, own_account
 from xds.mesh.kube.webhook import INJECTION, POLICIES, CaBundlePublisher
+from xds.mesh.model.names import host_port
 from xds.mesh.model.objects import MeshConfig
-from xds.mesh.sources.kubernetes import CONFIG_MAP, Kubernetes
+from xds.mesh.sources.kubernetes import Kubernetes
 
-log = structlog.get_logger("xds.cli.serve")
+log = structlog.get_logger(__name__)
 
 XDS_PORT = 15012
 """Port of the control plane's Service that injected sidecars connect to."""
@@ -45,70 +39,33 @@ TRUST_POLL_INTERVAL = 5.0
 """Seconds between checks for a new CA. The old CA stays trusted for hours after a rotation."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterOptions:
-    """Options of a control plane for a cluster."""
-
-    kubeconfig: Path | None
-    """Path to a kubeconfig file; None for the default of --kubeconfig."""
-    context: str | None
-    """Kubeconfig context; None for the current context."""
-    namespace: str | None
-    """Namespace of the control plane; None for the default of --namespace."""
-    mesh_config_map: str | None
-    """Name of the ConfigMap with the mesh's settings; None for the default."""
-    assignments: list[str]
-    """Settings that override the ConfigMap."""
-    tls: TlsListeners
-    """Configuration of the TLS listeners."""
-    webhook: WebhookOptions
-    """Options of the webhooks."""
-    webhook_address: Address | None
-    """Address of the webhooks; None if they are disabled."""
-    rollout_timeout: float | None
-    """Timeout of a gated rollout; None for immediate changes."""
-    external: ExternalIssuer | None
-    """Issuer of sidecars' certificates instead of the CA; None without one."""
-
-
-async def run_in_cluster(
-    options: ClusterOptions,
-    addresses: ListenAddresses,
-    *,
-    exposed: list[str],
-    max_connection_age: float | None,
-) -> int:
-    """Run until a signal arrives, as one of several replicas; return the exit status."""
-    async with cluster.connect(options.kubeconfig, options.context) as api:
-        source = Kubernetes(
-            api,
-            assignments=options.assignments,
-            namespace=options.namespace or "",
-            config_map=options.mesh_config_map or CONFIG_MAP,
-        )
-        log.info("kubernetes source configured", server=api.server, namespace=source.namespace)
-        build = partial(_build_components, options, api, source, exposed)
-        return await run(source, build, addresses, max_connection_age=max_connection_age)
-
-
-async def _build_components(
-    options: ClusterOptions, api: KubeApi, source: Kubernetes, exposed: list[str], config: MeshConfig
+async def build_components(
+    settings: Settings,
+    api: KubeApi,
+    source: Kubernetes,
+    config: MeshConfig,
 ) -> Components:
-    """Create the components of a control plane for a cluster."""
+    """Create the components. With the first three arguments bound, this is a `BuildComponents`.
+
+    Args:
+        settings: the listeners and options.
+        api: the API server.
+        source: the source of objects, whose namespace is that of the control plane.
+        config: the settings of the mesh.
+
+    Raises:
+        AuthorityError: the CA in the cluster is unusable.
+        IdentityError: a name cannot be in the server certificate.
+    """
     namespace = source.namespace
-    try:
-        replica = await Replica.join(api, namespace, config.trust_domain)
-    except AuthorityError as error:
-        fail(str(error), 1)
-    if exposed:
-        log.warning("plaintext xDS is reachable from other machines", address=exposed)
+    replica = await Replica.join(api, namespace, config.trust_domain)
     authorities = replica.authorities
     controller = Controller(
         authorities.authority,
         extra_roots=authorities.extra_roots,
         serve_keys=False,
-        rollout_timeout=options.rollout_timeout,
-        external=options.external,
+        rollout_timeout=settings.rollout_timeout,
+        external=settings.external,
     )
     replica.attach(controller)
     effects = EffectWatcher(lambda: controller.mesh, controller.ready)
@@ -121,19 +78,13 @@ async def _build_components(
     )
     tasks: list[BackgroundTask] = [*replica.parts, conditions.run]
     metrics: list[Collector] = []
-    if options.webhook_address:
-        webhook = _Webhook(
-            options.webhook,
-            options.webhook_address,
-            controller=controller,
-            api=api,
-            namespace=namespace,
-            leads=replica.leads,
-        )
-        tasks += webhook.tasks
-        metrics += webhook.metrics
+    if settings.webhook:
+        webhooks = _Webhooks(settings.webhook, controller, api, namespace, replica.leads)
+        tasks += webhooks.tasks
+        metrics += webhooks.metrics
     identity = await _own_identity(api)
-    listeners = options.tls.open(
+    listeners = secure_listeners(
+        settings,
         controller,
         lambda: replica.authorities,
         token_verifier=TokenReviewer(api),
@@ -143,10 +94,10 @@ async def _build_components(
     access = replica.peers(identity, lambda: controller.mesh.config.trust_domain)
     peers = None
     if access and listeners:
-        host = options.tls.advertised_host
+        host = settings.advertised_host
         peers = PeerLinks(
             access,
-            lambda port: access.publish(str(Address(host, port)) if host else ""),
+            lambda port: access.publish(host_port(host, port) if host else ""),
             listeners.admit_replicas,
         )
     return Components(controller, effects, tasks, listeners, metrics, peers)
@@ -167,41 +118,28 @@ async def _own_identity(api: KubeApi) -> IdentityPattern | None:
     return IdentityPattern(namespace, account) if account else None
 
 
-class _Webhook:
-    """The webhooks that inject sidecars and review policies."""
+class _Webhooks:
+    """The webhooks that inject sidecars and review policies. Only the leader writes their CA bundles."""
 
     def __init__(
         self,
-        options: WebhookOptions,
-        address: Address,
-        *,
+        settings: WebhookSettings,
         controller: Controller,
         api: KubeApi,
         namespace: str,
         leads: Callable[[], bool],
     ) -> None:
-        """Create the webhooks.
-
-        Args:
-            options: the options of the webhooks.
-            address: the address to listen on.
-            controller: the source of the mesh's settings and the CA.
-            api: the API server.
-            namespace: the namespace of the control plane.
-            leads: returns whether this replica is the leader. Only the leader writes objects.
-        """
         names = service_names(namespace)[:2]
-        settings = InjectionSettings(
-            image=options.sidecar_image,
-            xds_address=options.sidecar_xds_address or f"{names[0]}:{XDS_PORT}",
+        injection = InjectionSettings(
+            image=settings.image, xds_address=settings.xds_address or host_port(names[0], XDS_PORT)
         )
         results = Counter[str]()
-        policies = PolicyReviewer(lambda: controller.mesh, enforce=options.enforce_plan)
+        policies = PolicyReviewer(lambda: controller.mesh, enforce=settings.enforce_plan)
         self._controller = controller
         self._server = WebhookServer(
-            lambda: settings.with_mesh_config(controller.mesh.config),
+            lambda: injection.with_mesh_config(controller.mesh.config),
             lambda: controller.certificates.trust[0].issue_server(names, datetime.now(UTC)),
-            *address,
+            *settings.address,
             policies=policies,
             answers=results,
         )
@@ -217,10 +155,8 @@ class _Webhook:
 
     async def _listen(self) -> None:
         await self._controller.ready.wait()  # The mesh's settings are unknown until then.
-        try:
+        with listening("webhook"):
             await self._server.run()
-        except OSError as error:
-            raise CannotListenError(f"{error.strerror} (choose another with --webhook-address)") from error
 
     async def _follow_trust(self) -> None:
         """Renew the server certificate and the CA bundles after a change of the CA."""
