@@ -29,7 +29,7 @@ from tests.support import manifests
 from tests.support.loopback import free_port
 from xds.codec import message_class
 from xds.mesh.controlplane.traffic_reports import LOAD_SERVICE, LOG_SERVICE
-from xds.mesh.observe.reports import ACCESS_LOGS, LOAD_REPORT
+from xds.mesh.observe.report_reader import ACCESS_LOGS, LOAD_REPORT
 
 NODE = "sidecar~127.1.{}.{}~pod-{}.bench~bench.svc.cluster.local"
 TRAFFIC = 10

@@ -18,7 +18,7 @@ from tests.cli.test_commands import MANIFESTS, STRICT
 from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import pod
 from tests.support.loopback import free_port
-from xds.cli.explanation import format_rate
+from xds.cli.explain_output import format_rate
 from xds.mesh.model.objects import Change
 from xds.snapshot import LISTENER
 

@@ -17,7 +17,7 @@ from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import rule
 from tests.server.proxies import OneForAll
 from xds.cli import app
-from xds.cli.rollout import FINISHED, NO_TRANSITIONS
+from xds.cli.rollout_output import FINISHED, NO_TRANSITIONS
 from xds.server import XdsServer
 from xds.snapshot import ENDPOINT, LISTENER
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import xds
-from xds.cli.hops import TargetGroups, grouped_cells, hop_cells
+from xds.cli.hop_cells import TargetGroups, grouped_cells, hop_cells
 from xds.mesh.v1 import policies_pb2 as pb
 
 NAMESPACE = """

@@ -9,7 +9,7 @@ import pytest
 from xds.demo.curl import curl, identity
 from xds.demo.play import FULL_FULL, LEGACY_PARTIAL, Answer
 from xds.demo.pods import (
-    Client,
+    ClientPod,
     addresses,
     application,
     check_addresses_free,
@@ -92,7 +92,7 @@ def test_client_without_a_sidecar_alternates_ready_pods(asked):
 
 
 def test_client_with_a_sidecar_uses_its_proxy(asked):
-    Client(MESH, pod("sleep", "full", "127.10.1.2", sidecar=True, app="sleep")).request("httpbin.partial")
+    ClientPod(MESH, pod("sleep", "full", "127.10.1.2", sidecar=True, app="sleep")).request("httpbin.partial")
     assert asked == [
         (
             "http://httpbin.partial:8000/headers",
@@ -102,7 +102,7 @@ def test_client_with_a_sidecar_uses_its_proxy(asked):
 
 
 def test_unknown_service_gives_no_answer(asked):
-    assert Client(MESH, SLEEP).request("httpbin.nowhere") == Answer("000")
+    assert ClientPod(MESH, SLEEP).request("httpbin.nowhere") == Answer("000")
     assert asked == []
 
 

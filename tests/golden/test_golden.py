@@ -23,7 +23,7 @@ import yaml
 from tests.golden.cases import BASE, CASES, HERE, extended, load
 from tests.golden.differences import RESOURCES, Pods, decode, encode
 from tests.support.predictions import predict
-from xds.cli.explanation import print_explanation
+from xds.cli.explain_output import print_explanation
 from xds.codec import to_dict
 from xds.mesh.controlplane.explanation import explanation_message
 from xds.mesh.envoy.translate import translate

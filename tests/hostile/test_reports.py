@@ -13,8 +13,8 @@ from tests.hostile.harness import MESH, MIB, Target
 from tests.support.waiting import eventually
 from xds.codec import message_class
 from xds.mesh.controlplane.traffic_reports import LOG_SERVICE, MAX_STREAMS
-from xds.mesh.observe.reports import ACCESS_LOGS
-from xds.server.reports import CLIENT_BURST, CLIENT_SHARE, MAX_REPORT_BYTES
+from xds.mesh.observe.report_reader import ACCESS_LOGS
+from xds.server.report_streams import CLIENT_BURST, CLIENT_SHARE, MAX_REPORT_BYTES
 
 LOGS = f"/{LOG_SERVICE}/StreamAccessLogs"
 INVADED = f"""{MESH}---

@@ -23,7 +23,7 @@ from tests.support.loopback import free_port
 from tests.support.waiting import eventually
 from xds.cli import cluster_checks
 from xds.cli.cluster_checks import ClusterChecks
-from xds.cli.findings import Finding, Result, run_checks
+from xds.cli.findings import CheckResult, Finding, run_checks
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.rotation import Authorities
@@ -167,13 +167,13 @@ async def check(cluster: Cluster, *, now: datetime | None = None, pre: bool = Fa
     return {finding.name: finding for finding in found}
 
 
-def of(result: Result, findings: dict[str, Finding]) -> set[str]:
+def of(result: CheckResult, findings: dict[str, Finding]) -> set[str]:
     return {name for name, finding in findings.items() if finding.result is result}
 
 
 async def test_healthy_installation_passes_every_check(cluster: Cluster) -> None:
     findings = await check(cluster)
-    assert of(Result.PASS, findings) == set(findings), findings
+    assert of(CheckResult.PASS, findings) == set(findings), findings
     assert len(findings) == 19
     assert findings["replicas agree"].detail == "2 serve generation 0; xds-1 leads"
 
@@ -315,7 +315,7 @@ async def test_broken_thing_fails_its_check(
     await break_(cluster)
     findings = await check(cluster)
     alike = {f"policy {name}"} if break_ is without_a_ready_endpoint else set()
-    assert of(Result.FAIL, findings) == {name} | alike, findings
+    assert of(CheckResult.FAIL, findings) == {name} | alike, findings
     assert detail in findings[name].detail
     assert findings[name].hint
 
@@ -334,7 +334,7 @@ async def test_unusable_kind_fails_its_check(
     await crds.install(own_cluster.api)
     await break_(own_cluster)
     findings = await check(own_cluster, pre=True)
-    assert of(Result.FAIL, findings) == {PEER_KIND}, findings
+    assert of(CheckResult.FAIL, findings) == {PEER_KIND}, findings
     assert detail in findings[PEER_KIND].detail
 
 
@@ -351,7 +351,7 @@ async def test_replicas_that_serve_different_generations_fail(
             await put_lease(cluster, PREFIX + name, name, report, namespace=namespace)
         found = await run_checks(ClusterChecks(cluster.api, namespace).of_installation())
         [finding] = [finding for finding in found if finding.name == "replicas agree"]
-        assert finding.result is Result.FAIL
+        assert finding.result is CheckResult.FAIL
         assert "different generations (a: 5, b: 4)" in finding.detail
 
 
@@ -359,24 +359,24 @@ async def test_ca_that_expires_soon_fails(cluster: Cluster) -> None:
     created = datetime.now(UTC) - timedelta(days=336)
     async with stored_ca(cluster, lifetime=timedelta(days=365), created=created):
         findings = await check(cluster)
-    assert findings["CA certificate"].result is Result.FAIL
+    assert findings["CA certificate"].result is CheckResult.FAIL
     assert "expires on" in findings["CA certificate"].detail
     # Other roots are published than those of this CA.
-    assert of(Result.FAIL, findings) >= BUNDLES
+    assert of(CheckResult.FAIL, findings) >= BUNDLES
 
 
 async def test_expired_ca_fails_and_nothing_is_compared_with_it(cluster: Cluster) -> None:
     async with stored_ca(cluster, lifetime=timedelta(days=1), created=datetime.now(UTC) - timedelta(days=9)):
         findings = await check(cluster)
-    assert of(Result.FAIL, findings) == {"CA certificate"}
+    assert of(CheckResult.FAIL, findings) == {"CA certificate"}
     assert "expired" in findings["CA certificate"].detail
-    assert of(Result.SKIP, findings) == {"root certificates in namespaces"} | BUNDLES
+    assert of(CheckResult.SKIP, findings) == {"root certificates in namespaces"} | BUNDLES
 
 
 async def test_missing_ca_fails(cluster: Cluster) -> None:
     async with without_ca(cluster):
         findings = await check(cluster)
-    assert of(Result.FAIL, findings) == {"CA certificate"}
+    assert of(CheckResult.FAIL, findings) == {"CA certificate"}
     assert findings["CA certificate"].detail == "Secret istio-system/xds-ca-secret does not exist"
 
 
@@ -413,16 +413,16 @@ async def stored_ca(
 async def test_wrong_clock_fails(cluster: Cluster) -> None:
     for minutes, words in ((7, "ahead of"), (-7, "behind")):
         findings = await check(cluster, now=datetime.now(UTC) + timedelta(minutes=minutes))
-        assert of(Result.FAIL, findings) == {"clock"}, findings
+        assert of(CheckResult.FAIL, findings) == {"clock"}, findings
         assert words in findings["clock"].detail
     findings = await check(cluster, now=datetime.now(UTC) + timedelta(minutes=3))
-    assert not of(Result.FAIL, findings)
+    assert not of(CheckResult.FAIL, findings)
 
 
 async def test_old_kubernetes_fails(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_checks, "MIN_VERSION", (1, 999))
     findings = await check(cluster)
-    assert of(Result.FAIL, findings) == {"Kubernetes version"}
+    assert of(CheckResult.FAIL, findings) == {"Kubernetes version"}
     assert "is older than 1.999" in findings["Kubernetes version"].detail
 
 
@@ -438,8 +438,8 @@ async def test_missing_webhook_is_skipped(
 ) -> None:
     await cluster.api.delete(configuration.path)
     findings = await check(cluster)
-    assert of(Result.FAIL, findings) == set()
-    assert of(Result.SKIP, findings) == {f"{prefix}webhook configuration", f"{prefix}webhook CA bundle"}
+    assert of(CheckResult.FAIL, findings) == set()
+    assert of(CheckResult.SKIP, findings) == {f"{prefix}webhook configuration", f"{prefix}webhook CA bundle"}
     assert findings[f"{prefix}webhook configuration"].detail.endswith(f"does not exist: {detail}")
 
 
@@ -447,7 +447,7 @@ async def test_sidecar_with_an_image_of_its_own_is_not_outdated(cluster: Cluster
     own = {"annotations": {"sidecar.istio.io/proxyImage": "xds:other"}}
     await cluster.api.patch("/api/v1/namespaces/default/pods/web", {"metadata": own})
     findings = await check(cluster)
-    assert findings["sidecar versions"].result is Result.SKIP
+    assert findings["sidecar versions"].result is CheckResult.SKIP
     assert findings["sidecar versions"].detail == "no running pod has an injected sidecar"
 
 
@@ -455,9 +455,9 @@ async def test_user_without_permissions_passes_only_what_was_checked(cluster: Cl
     async with await cluster.connect("nobody") as api:
         found = await run_checks(ClusterChecks(api, SYSTEM).of_installation())
     results = {finding.name: finding for finding in found}
-    assert of(Result.PASS, results) == {"API server", "Kubernetes version", "clock"}
-    assert of(Result.FAIL, results) == set()
-    for name in of(Result.SKIP, results) - {"root certificates in namespaces"} - BUNDLES:
+    assert of(CheckResult.PASS, results) == {"API server", "Kubernetes version", "clock"}
+    assert of(CheckResult.FAIL, results) == set()
+    for name in of(CheckResult.SKIP, results) - {"root certificates in namespaces"} - BUNDLES:
         assert results[name].detail.startswith("not permitted: "), name
 
 
@@ -473,7 +473,7 @@ async def test_empty_cluster_is_ready_for_installation(own_cluster: Cluster) -> 
     assert findings[PEER_KIND].detail == "does not exist; xds install creates it"
     # The same cluster has no control plane.
     findings = await check(own_cluster)
-    assert of(Result.PASS, findings) == {"API server", "Kubernetes version", "clock"}
+    assert of(CheckResult.PASS, findings) == {"API server", "Kubernetes version", "clock"}
     assert findings[PEER_KIND].detail == "is missing"
     assert findings["control plane pods"].detail == "Deployment istio-system/xds does not exist"
 
@@ -482,7 +482,7 @@ async def test_permissions_to_install_name_what_the_caller_lacks(cluster: Cluste
     async with await cluster.connect("nobody") as api:
         found = await run_checks(ClusterChecks(api, SYSTEM).before_installation())
     [finding] = [finding for finding in found if finding.name == "permissions to install"]
-    assert finding.result is Result.FAIL
+    assert finding.result is CheckResult.FAIL
     assert finding.detail.startswith("you lack create ")
 
 
@@ -562,7 +562,7 @@ async def test_running_control_plane_passes_the_checks_of_its_work(
 
         async def pass_() -> bool:
             findings = await check(own_cluster)
-            missing = expected - of(Result.PASS, findings)
+            missing = expected - of(CheckResult.PASS, findings)
             assert not missing, [findings[name] for name in missing]
             return findings["replicas agree"].detail.startswith("2 serve generation ")
 

@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 from xds.codec import message_class
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import Json
-from xds.mesh.observe.reports import ACCESS_LOGS
+from xds.mesh.observe.report_reader import ACCESS_LOGS
 
 POLICIES = "/apis/security.istio.io/v1/namespaces/shop/peerauthentications"
 OUTSIDER = "203.0.113.9"

@@ -20,7 +20,7 @@ from tests.kubernetes.shop import Shop, address
 from tests.support.waiting import eventually
 from xds.codec import message_class
 from xds.mesh.controlplane.traffic_reports import LOAD_SERVICE, LOG_SERVICE
-from xds.mesh.observe.reports import ACCESS_LOGS, LOAD_REPORT
+from xds.mesh.observe.report_reader import ACCESS_LOGS, LOAD_REPORT
 
 LOAD, LOGS = f"/{LOAD_SERVICE}/StreamLoadStats", f"/{LOG_SERVICE}/StreamAccessLogs"
 ACCOUNT = f"{SYSTEM}/xds"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import HTTP, TCP, peer, pod, service
-from xds.mesh.controlplane.observation import ObservedTraffic, observation_message
+from xds.mesh.controlplane.plan_traffic import ObservedPeriod, observation_message
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, Fact, Mode
 from xds.mesh.observe.edges import Client, Target, TrafficMode
@@ -124,10 +124,10 @@ CRON = Client("legacy", "cron")
 SEEN = SeenTraffic(
     CRON, Target("shop", "web", 80), TrafficMode.PLAINTEXT, NOON - 60, NOON - 10, by_server=True
 )
-COMPLETE = ObservedTraffic(seconds=7 * DAY, now=NOON, since=NOON - 8 * DAY, connected=CONNECTED)
+COMPLETE = ObservedPeriod(seconds=7 * DAY, now=NOON, since=NOON - 8 * DAY, connected=CONNECTED)
 
 
-def message(observed: ObservedTraffic, change: Fact | None = None):
+def message(observed: ObservedPeriod, change: Fact | None = None):
     before = Mesh(tuple(fact for fact in MESH if fact.namespace == "shop"))
     applied = Change(applied=(change or peer("shop", "STRICT"),))
     after = before.apply(applied)

@@ -19,7 +19,7 @@ from xds.mesh.controlplane.traffic_reports import LOG_SERVICE
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
 from xds.mesh.identity.state_dir import CERTIFICATE_FILE, KEY_FILE
-from xds.mesh.observe.reports import ACCESS_LOGS
+from xds.mesh.observe.report_reader import ACCESS_LOGS
 from xds.snapshot import CLUSTER
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "envoy" / "auto-mtls"

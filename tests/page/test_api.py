@@ -27,7 +27,7 @@ from xds.mesh.controlplane.page import api
 from xds.mesh.controlplane.page.access import SECURITY_HEADERS, Access, check_token
 from xds.mesh.controlplane.page.api import MAX_COMPUTATIONS
 from xds.mesh.controlplane.page.events import MAX_STREAMS
-from xds.server.http import Client
+from xds.server.http import HttpClient
 
 TOKEN = "a-token-of-many-characters"
 VIEWS = ("proxies", "problems", "rollouts", "map", "migration")
@@ -177,7 +177,7 @@ async def test_cpu_time_of_a_view_is_charged_to_its_client(monkeypatch):
     monkeypatch.setattr(api, "client_of", lambda request: request.client)
     page = api.Page(Access())
     page.start(object())
-    client = Client("192.0.2.1")
+    client = HttpClient("192.0.2.1")
     await page._json(read)(SimpleNamespace(query={}, client=client))
     assert client.share._used > 0.1
 
@@ -197,7 +197,7 @@ async def test_few_views_are_computed_at_a_time(monkeypatch):
     respond = page._json(read)
 
     async def request(address: str) -> None:
-        response = await respond(SimpleNamespace(query={}, client=Client(address)))
+        response = await respond(SimpleNamespace(query={}, client=HttpClient(address)))
         done.append(response.status)
         assert len(running) <= MAX_COMPUTATIONS
 

@@ -11,13 +11,13 @@ import aiohttp
 from aiohttp import web
 
 from xds.mesh.controlplane.page import events
-from xds.mesh.controlplane.page.events import Events
+from xds.mesh.controlplane.page.events import ViewEvents
 from xds.server import http
 
 
 @asynccontextmanager
-async def listening(states: Callable) -> AsyncIterator[tuple[Events, aiohttp.StreamReader]]:
-    found = Events(states)
+async def listening(states: Callable) -> AsyncIterator[tuple[ViewEvents, aiohttp.StreamReader]]:
+    found = ViewEvents(states)
     app = web.Application()
     app.router.add_get("/", found.respond)
     listener = http.HttpListener(app, "127.0.0.1", 0)

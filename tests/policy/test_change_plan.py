@@ -38,7 +38,7 @@ from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.conflicts import overridden
 from xds.mesh.policy.direct import refusals
 from xds.mesh.policy.effect import without_effect
-from xds.mesh.policy.plan import Effect, HopChange, Plan, ineffective, plan, scope_of, unready_services
+from xds.mesh.policy.plan import ChangePlan, Effect, HopChange, ineffective, plan, scope_of, unready_services
 from xds.mesh.policy.reach import RANKS, Answer, Failure, Result
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.sources.files import Folder
@@ -74,7 +74,7 @@ def difference(before: Mesh, after: Mesh) -> set[Pair]:
     return changed
 
 
-def expanded(found: Plan) -> list[Pair]:
+def expanded(found: ChangePlan) -> list[Pair]:
     return [
         (
             (client.ref, change.service.ref, change.port.port),
@@ -117,7 +117,7 @@ def test_plan_leads_from_the_results_before_to_those_after(
     assert expected == {call: found[call] for call in expected}
 
 
-def comparable(found: Plan) -> object:
+def comparable(found: ChangePlan) -> object:
     hops = [replace(change, clients=()) for change in found.hops]
     refusals = [replace(refusal, clients=()) for refusal in found.refusals]
     clients = [

@@ -22,7 +22,7 @@ from xds.mesh.policy.direct import (
     refusals_without_service,
 )
 from xds.mesh.policy.mtls import Reason
-from xds.mesh.policy.plan import Plan, plan, scope_of
+from xds.mesh.policy.plan import ChangePlan, plan, scope_of
 from xds.mesh.policy.reach import Answer, Result
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy, remedy
 from xds.mesh.policy.steps import finish
@@ -44,7 +44,7 @@ def applied(before: Mesh, *facts: Fact) -> Mesh:
     return before.apply(Change(applied=facts))
 
 
-def planned(before: Mesh, after: Mesh, *facts: Fact) -> Plan:
+def planned(before: Mesh, after: Mesh, *facts: Fact) -> ChangePlan:
     """The plan of a change, which must not depend on its scope."""
     found = plan(before, after, scope_of(Change(applied=facts), before, after))
     unscoped = plan(before, after)
@@ -53,7 +53,7 @@ def planned(before: Mesh, after: Mesh, *facts: Fact) -> Plan:
     return found
 
 
-def strict(before: Mesh) -> Plan:
+def strict(before: Mesh) -> ChangePlan:
     enforcing = peer("shop", "STRICT")
     return planned(before, applied(before, enforcing), enforcing)
 
@@ -73,7 +73,7 @@ def test_objects_prove_callers(name: str) -> None:
 
 
 def test_mesh_without_callers_breaks_nothing() -> None:
-    assert strict(world(APP)) == Plan(hops=(), refusals=())
+    assert strict(world(APP)) == ChangePlan(hops=(), refusals=())
 
 
 @pytest.mark.parametrize(
@@ -407,7 +407,7 @@ def test_gateway_with_a_sidecar_can_be_published() -> None:
         metadata: {name: public, namespace: edge}
         spec: {type: LoadBalancer, selector: {app: gateway}, ports: [{port: 80, targetPort: 8000}]}
     """
-    assert strict(world(APP, gateway)) == Plan(hops=(), refusals=())
+    assert strict(world(APP, gateway)) == ChangePlan(hops=(), refusals=())
 
 
 def test_certain_traffic_hides_that_which_is_only_probable() -> None:

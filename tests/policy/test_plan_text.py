@@ -7,13 +7,13 @@ from dataclasses import replace
 from tests.policy.world import HTTP, mesh, peer, pod, service
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, ContainerPort, Fact
-from xds.mesh.policy.plan import Plan, plan
+from xds.mesh.policy.plan import ChangePlan, plan
 from xds.mesh.policy.plan_text import breaking_sentences, summary
 
 WEB = service("web", "shop", HTTP)
 
 
-def strict(*facts: Fact) -> Plan:
+def strict(*facts: Fact) -> ChangePlan:
     before = mesh(WEB, *facts)
     return plan(before, before.apply(Change(applied=(peer("shop", "STRICT"),))))
 

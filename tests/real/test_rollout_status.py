@@ -13,7 +13,7 @@ from tests.support.clients import Client
 from tests.support.controlplane import xds
 from tests.support.local import LocalMesh
 from tests.support.waiting import eventually
-from xds.cli.rollout import FINISHED, NO_TRANSITIONS
+from xds.cli.rollout_output import FINISHED, NO_TRANSITIONS
 
 pytestmark = pytest.mark.envoy
 

@@ -20,9 +20,9 @@ from xds.codec import message_class
 from xds.mesh.controlplane.traffic_reports import LOAD_SERVICE, LOG_SERVICE, MAX_STREAMS
 from xds.mesh.controlplane.traffic_service import SERVICE
 from xds.mesh.model.objects import Change, MeshConfig, Meta, Ref
-from xds.mesh.observe.reports import ACCESS_LOGS, LOAD_REPORT
+from xds.mesh.observe.report_reader import ACCESS_LOGS, LOAD_REPORT
 from xds.mesh.v1 import traffic_pb2 as pb
-from xds.server.reports import CLIENT_BURST, CLIENT_SHARE, MAX_REPORT_BYTES, AllReportsShare
+from xds.server.report_streams import CLIENT_BURST, CLIENT_SHARE, MAX_REPORT_BYTES, AllReportsShare
 from xds.server.scheduling import WARNING_COST, RequestPacer
 
 LOAD, LOGS = f"/{LOAD_SERVICE}/StreamLoadStats", f"/{LOG_SERVICE}/StreamAccessLogs"

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, Ref, Service, ServicePort
 from xds.mesh.policy.hops import hops
-from xds.mesh.policy.plan import Plan
+from xds.mesh.policy.plan import ChangePlan
 from xds.mesh.policy.reach import RANKS, Outcome, Result, outcome
 
 Call: TypeAlias = tuple[Ref, Ref, int]
@@ -51,7 +51,7 @@ def results(mesh: Mesh) -> Results:
     return found
 
 
-def planned(plan: Plan, before: Results, after: Results) -> Results:
+def planned(plan: ChangePlan, before: Results, after: Results) -> Results:
     """Return the results before a change, with the changes that a plan predicts.
 
     Leaves out calls that are possible only before or only after the change. `after` says which are possible,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from xds.cli.client_options import REQUIRE_ADDRESS, ConnectionOptions, CredentialOptions
 from xds.cli.cluster_checks import ClusterChecks, list_names
-from xds.cli.findings import Check, CheckFailedError, CheckSkippedError, Finding, Result, run_checks
+from xds.cli.findings import Check, CheckFailedError, CheckResult, CheckSkippedError, Finding, run_checks
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import Context, Kubeconfig, fail, parse_address
 from xds.cli.output import Format, print_document
@@ -31,9 +31,9 @@ xds check -o json
 """
 
 _MARKS = {
-    Result.PASS: Text("✓ pass", "green"),
-    Result.FAIL: Text("✗ fail", "red"),
-    Result.SKIP: Text("- skip", "yellow"),
+    CheckResult.PASS: Text("✓ pass", "green"),
+    CheckResult.FAIL: Text("✗ fail", "red"),
+    CheckResult.SKIP: Text("- skip", "yellow"),
 }
 
 
@@ -84,7 +84,7 @@ def check(
     sidecars = () if pre else (Check("sidecars in sync", check_sidecars),)
     findings = asyncio.run(_check_cluster(kubeconfig, context, namespace, sidecars, pre=pre))
     _print(findings, output)
-    if any(finding.result is Result.FAIL for finding in findings):
+    if any(finding.result is CheckResult.FAIL for finding in findings):
         raise typer.Exit(1)
 
 
@@ -141,4 +141,5 @@ def _print(findings: list[Finding], output: Format) -> None:
         table.add_row(_MARKS[finding.result], finding.name, printable(finding.detail + hint))
     table.show()
     counts = Counter(finding.result for finding in findings)
-    typer.echo(f"\n{counts[Result.PASS]} passed, {counts[Result.FAIL]} failed, {counts[Result.SKIP]} skipped")
+    passed, failed, skipped = (counts[result] for result in CheckResult)
+    typer.echo(f"\n{passed} passed, {failed} failed, {skipped} skipped")

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from xds.cli.explanation import listed, print_rows, proxy_text, refused_rows, side_rows
-from xds.cli.hops import format_clients
+from xds.cli.explain_output import listed, print_rows, proxy_text, refused_rows, side_rows
+from xds.cli.hop_cells import format_clients
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
 from xds.cli.output import Format, print_document

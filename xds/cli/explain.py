@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xds.cli.explanation import print_explanation
+from xds.cli.explain_output import print_explanation
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
 from xds.cli.output import Format, print_document

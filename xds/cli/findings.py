@@ -10,7 +10,7 @@ from http import HTTPStatus
 from xds.mesh.kube.api import KubeError
 
 
-class Result(StrEnum):
+class CheckResult(StrEnum):
     """Result of a check."""
 
     PASS = "pass"  # noqa: S105 - not a password
@@ -24,7 +24,7 @@ class Finding:
 
     name: str
     """Name of the check."""
-    result: Result
+    result: CheckResult
     detail: str
     """What was found, or why the check was skipped."""
     hint: str = ""
@@ -59,15 +59,15 @@ async def run_checks(checks: Iterable[Check]) -> list[Finding]:
 
 async def _run(check: Check) -> Finding:
     try:
-        return Finding(check.name, Result.PASS, await check.run())
+        return Finding(check.name, CheckResult.PASS, await check.run())
     except CheckSkippedError as skipped:
-        return Finding(check.name, Result.SKIP, skipped.detail, skipped.hint)
+        return Finding(check.name, CheckResult.SKIP, skipped.detail, skipped.hint)
     except CheckFailedError as failed:
-        return Finding(check.name, Result.FAIL, failed.detail, failed.hint)
+        return Finding(check.name, CheckResult.FAIL, failed.detail, failed.hint)
     except KubeError as error:
         if not error.status:
             raise
         if error.status == HTTPStatus.FORBIDDEN:
             hint = "run the check as a user with this permission"
-            return Finding(check.name, Result.SKIP, f"not permitted: {error}", hint)
-        return Finding(check.name, Result.FAIL, str(error), "")
+            return Finding(check.name, CheckResult.SKIP, f"not permitted: {error}", hint)
+        return Finding(check.name, CheckResult.FAIL, str(error), "")

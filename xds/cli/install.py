@@ -17,6 +17,7 @@ from xds.cli import cluster
 from xds.cli.install_crds import DryRun, print_definitions
 from xds.cli.manifests import load_settings
 from xds.cli.options import Assignments, Context, Kubeconfig, MeshConfigFile
+from xds.cli.output import ManifestFormat
 from xds.cli.tables import Table
 from xds.mesh.kube import crds
 from xds.mesh.kube import install as kube
@@ -40,13 +41,6 @@ class Part(StrEnum):
     CRDS = "crds"
     CONTROL_PLANE = "control-plane"
     MESH = "mesh"
-
-
-class Format(StrEnum):
-    """An output format."""
-
-    TABLE = "table"
-    YAML = "yaml"
 
 
 def install(
@@ -90,11 +84,11 @@ def install(
     ] = False,
     dry_run: DryRun = False,
     output: Annotated[
-        Format,
+        ManifestFormat,
         typer.Option(
             "-o", "--output", help="Output format. yaml prints the objects without installing them."
         ),
-    ] = Format.TABLE,
+    ] = ManifestFormat.TABLE,
     kubeconfig: Kubeconfig = None,
     context: Context = None,
 ) -> None:
@@ -121,7 +115,7 @@ def install(
     )
     disabled = [item for item in objects if item["kind"] == "NetworkPolicy" and not network_policy]
     objects = [item for item in objects if item not in disabled]
-    if output is Format.YAML:
+    if output is ManifestFormat.YAML:
         _print_yaml(parts, config, objects)
         return
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,9 +15,9 @@ import typer
 from xds.cli import cluster, plan_output
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.durations import parse_duration
-from xds.cli.hops import format_clients
+from xds.cli.hop_cells import format_clients
 from xds.cli.options import EXIT_UNREACHABLE, OBSERVATION_DISABLED, fail, print_problems
-from xds.cli.output import to_yaml
+from xds.cli.output import ManifestFormat, to_yaml
 from xds.cli.wait import wait_for
 from xds.mesh.identity.state_dir import write_atomically
 from xds.mesh.kube.kubeconfig import has_cluster
@@ -39,13 +38,6 @@ UNLOCK_PERIOD = 86400.0
 """Seconds for which `xds unlock` looks for refused clients."""
 _CHECK_TIMEOUT = 30.0
 """Seconds to wait for the control plane's answer what it has read."""
-
-
-class Output(StrEnum):
-    """An output format."""
-
-    TABLE = "table"
-    YAML = "yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +81,11 @@ class ModeChangeOptions:
         ),
     ] = "60s"
     output: Annotated[
-        Output,
+        ManifestFormat,
         typer.Option(
             "-o", "--output", help="Output format. yaml prints the manifest, and requires --dry-run."
         ),
-    ] = Output.TABLE
+    ] = ManifestFormat.TABLE
     connection: ConnectionOptions
 
 
@@ -130,7 +122,7 @@ def unlock(options: ModeChangeOptions) -> None:
         if (
             change.mode != Mode.STRICT
             and not found.observation.opened_ports
-            and options.output is Output.TABLE
+            and options.output is ManifestFormat.TABLE
         ):
             typer.echo(
                 f"nothing to unlock: PERMISSIVE would open no port of {change.target}. Ports that "
@@ -153,7 +145,7 @@ class _Change:
         namespace, separator, workload = options.target.partition("/")
         if names.label(namespace) or (separator and names.subdomain(workload)):
             fail(f"{options.target!r} is neither NAMESPACE nor NAMESPACE/WORKLOAD")
-        if options.output is Output.YAML and not options.dry_run:
+        if options.output is ManifestFormat.YAML and not options.dry_run:
             fail("-o yaml requires --dry-run")
         parse_duration("--timeout", options.timeout)
         self._options, self._mode = options, mode
@@ -162,7 +154,7 @@ class _Change:
         if options.manifests and (names_cluster or options.force_conflicts):
             fail("--manifests cannot be combined with options for a cluster: the policy is written to a file")
         self._has_api_server = not options.manifests and (names_cluster or has_cluster())
-        needs_cluster = options.output is Output.TABLE or bool(workload)
+        needs_cluster = options.output is ManifestFormat.TABLE or bool(workload)
         # A plan of another cluster's control plane would say nothing about this one.
         self._client = connection.open(reads_cluster=True, in_cluster=needs_cluster and self._has_api_server)
         self.target = PolicyTarget(namespace=namespace, workload=workload)
@@ -200,7 +192,7 @@ class _Change:
 
     def messages(self) -> AbstractContextManager[Any]:
         """Return a context that prints to stderr if stdout is for the manifest."""
-        return redirect_stdout(sys.stderr) if self._options.output is Output.YAML else nullcontext()
+        return redirect_stdout(sys.stderr) if self._options.output is ManifestFormat.YAML else nullcontext()
 
     def plan(self, observed: float) -> pb.PlanResponse:
         """Return the effects of the policy. Exit if it has none."""
@@ -222,13 +214,13 @@ class _Change:
 
     def _read(self) -> None:
         """Find the pods of a workload, and have the API server check the policy."""
-        if self._options.output is Output.YAML and not self.target.workload:
+        if self._options.output is ManifestFormat.YAML and not self.target.workload:
             return  # The mesh may have no API server.
         if not self._has_api_server:
             self._read_file()
             return
         self.target, prepared = asyncio.run(self._prepare())
-        if self._options.output is Output.TABLE:
+        if self._options.output is ManifestFormat.TABLE:
             if not self._look_up().has_versions:
                 remedy = "add --manifests DIR, the folder it reads"
                 fail(f"the control plane reads files, not an API server: {remedy}")
@@ -241,7 +233,7 @@ class _Change:
             try:
                 if target.workload:
                     target = await find_target(api, target.namespace, target.workload)
-                if options.output is Output.YAML:
+                if options.output is ManifestFormat.YAML:
                     return target, None
                 return target, await prepare(api, target, self._mode, force=options.force_conflicts)
             except ModePolicyError as error:
@@ -286,7 +278,7 @@ class _Change:
     def apply(self, verb: str, done: str) -> None:
         """Print the manifest, or ask for confirmation, apply the policy, and wait until it is in force."""
         options, target, prepared, file = self._options, self.target, self._prepared, self._file
-        if options.output is Output.YAML:
+        if options.output is ManifestFormat.YAML:
             typer.echo(self._manifest(self._mode), nl=False)
             return
         if not (prepared or file):

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
 from xds.cli.client_options import ConnectionOptions
-from xds.cli.explanation import address_notes
+from xds.cli.explain_output import address_notes
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import OBSERVATION_DISABLED, fail
 from xds.cli.output import WideFormat, print_document

@@ -25,6 +25,13 @@ class DocumentFormat(StrEnum):
     YAML = "yaml"
 
 
+class ManifestFormat(StrEnum):
+    """An output format of a command that makes objects: what it does, or only the objects."""
+
+    TABLE = "table"
+    YAML = "yaml"
+
+
 class WideFormat(StrEnum):
     """An output format, including a table with more columns."""
 

@@ -25,7 +25,7 @@ xds plan -f strict.yaml --observed 7d
 """
 
 
-class Format(StrEnum):
+class PlanFormat(StrEnum):
     """An output format."""
 
     TABLE = "table"
@@ -73,9 +73,9 @@ class PlanOptions:
         ),
     ] = False
     output: Annotated[
-        Format,
+        PlanFormat,
         typer.Option("-o", "--output", help="Output format. markdown: for a comment on a pull request."),
-    ] = Format.TABLE
+    ] = PlanFormat.TABLE
 
 
 @grouped_options
@@ -114,9 +114,9 @@ def plan(options: PlanOptions) -> None:
         fail("cannot plan the change: repair the problems of its objects first")
     if observed and not found.observation.enabled:
         fail(OBSERVATION_DISABLED, 1)
-    if options.output is Format.JSON:
+    if options.output is PlanFormat.JSON:
         print_document(found, options.output)
-    elif options.output is Format.MARKDOWN:
+    elif options.output is PlanFormat.MARKDOWN:
         typer.echo(plan_output.as_markdown(found))
     else:
         print_problems(map(plan_output.to_problem, found.without_effect))

@@ -10,8 +10,8 @@ import typer
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.text import Text
 
-from xds.cli.explanation import address_notes, refused_client
-from xds.cli.hops import TargetGroups, format_clients
+from xds.cli.explain_output import address_notes, refused_client
+from xds.cli.hop_cells import TargetGroups, format_clients
 from xds.cli.options import print_not_considered
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since

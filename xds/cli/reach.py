@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from xds.cli.hops import TargetGroups, grouped_cells, hop_cells, hop_value, result_cells
+from xds.cli.hop_cells import TargetGroups, grouped_cells, hop_cells, hop_value, result_cells
 from xds.cli.mesh_options import MeshOptions
 from xds.cli.option_groups import grouped_options
 from xds.cli.options import fail, print_not_considered, print_problems

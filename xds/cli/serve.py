@@ -47,7 +47,7 @@ xds serve --kubernetes --webhook-address 0.0.0.0:15017
 log = structlog.get_logger("xds.cli.serve")
 
 
-class Rollout(StrEnum):
+class RolloutMode(StrEnum):
     """How a change of mTLS mode is rolled out."""
 
     GATED = "gated"
@@ -62,7 +62,7 @@ class Switch(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceOptions:
+class ServeSourceOptions:
     """Options for the objects and settings of the mesh."""
 
     manifests: Annotated[
@@ -120,13 +120,13 @@ class RolloutOptions:
     """Options for changes of mTLS mode."""
 
     rollout: Annotated[
-        Rollout,
+        RolloutMode,
         typer.Option(
             "--rollout",
             help="How a change of mTLS mode is rolled out. gated: servers accept both modes until all "
             "clients have switched; no request fails. immediate: servers and clients switch at once.",
         ),
-    ] = Rollout.GATED
+    ] = RolloutMode.GATED
     rollout_timeout: Annotated[
         float,
         typer.Option(
@@ -140,7 +140,7 @@ class RolloutOptions:
     @property
     def timeout(self) -> float | None:
         """The timeout of a gated rollout; None for immediate changes."""
-        return self.rollout_timeout if self.rollout is Rollout.GATED else None
+        return self.rollout_timeout if self.rollout is RolloutMode.GATED else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +171,7 @@ class ObserveOptions:
 class ServeOptions:
     """Options of `xds serve`."""
 
-    source: SourceOptions
+    source: ServeSourceOptions
     """The objects and settings of the mesh."""
     listen: ListenOptions
     """Listeners and connections."""

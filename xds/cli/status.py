@@ -14,7 +14,7 @@ from xds.cli.option_groups import grouped_options
 from xds.cli.options import AllNamespaces, fail
 from xds.cli.output import WideFormat, print_document
 from xds.cli.proxy_table import ProxyTable, print_footer, print_notes, print_proxy
-from xds.cli.rollout import follow_rollouts, has_transitions, print_rollouts
+from xds.cli.rollout_output import follow_rollouts, has_transitions, print_rollouts
 from xds.mesh.controlplane.status import settled
 from xds.mesh.v1 import proxies_pb2 as pb
 

@@ -30,7 +30,7 @@ kustomize build overlays/prod | xds validate -f - -f policies/ --mesh
 _STYLES = {"problem": "red", "notice": "dim"}
 
 
-class Format(StrEnum):
+class ProblemFormat(StrEnum):
     """An output format."""
 
     TABLE = "table"
@@ -98,11 +98,11 @@ def validate(
     mesh_config: MeshConfigFile = None,
     assignments: Assignments = None,
     output: Annotated[
-        Format,
+        ProblemFormat,
         typer.Option(
             "-o", "--output", help="Output format. github: annotations for a workflow of GitHub Actions."
         ),
-    ] = Format.TABLE,
+    ] = ProblemFormat.TABLE,
 ) -> None:
     """Check manifests, and print their problems with file and line.
 
@@ -162,14 +162,14 @@ def _finding(problem: Problem) -> _Finding:
     )
 
 
-def _print(problems: Sequence[Problem], output: Format) -> None:
+def _print(problems: Sequence[Problem], output: ProblemFormat) -> None:
     findings = sorted(map(_finding, problems), key=lambda finding: (finding.file, finding.line or 0))
     match output:
-        case Format.TABLE:
+        case ProblemFormat.TABLE:
             _print_table(findings)
-        case Format.JSON:
+        case ProblemFormat.JSON:
             print_document([finding._asdict() for finding in findings], output)
-        case Format.GITHUB:
+        case ProblemFormat.GITHUB:
             for finding in findings:
                 typer.echo(_annotation(finding))
 

@@ -19,7 +19,7 @@ xds version -o json
 """
 
 
-class Format(StrEnum):
+class VersionFormat(StrEnum):
     """An output format."""
 
     TEXT = "text"
@@ -30,7 +30,9 @@ class Format(StrEnum):
 def version(
     *,
     client: Annotated[bool, typer.Option("--client", help="Print only the version of this program.")] = False,
-    output: Annotated[Format, typer.Option("-o", "--output", help="Output format.")] = Format.TEXT,
+    output: Annotated[
+        VersionFormat, typer.Option("-o", "--output", help="Output format.")
+    ] = VersionFormat.TEXT,
     connection: ConnectionOptions,
 ) -> None:
     """Print the versions of this program (client) and of the running control plane (server).
@@ -46,7 +48,7 @@ def version(
                 versions["server"] = server.server_version() or "unknown (too old to send its version)"
         except typer.Exit as exit_:
             error = exit_
-    if output is Format.JSON:
+    if output is VersionFormat.JSON:
         typer.echo(json.dumps(versions, indent=2))
     else:
         for side, text in versions.items():

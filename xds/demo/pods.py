@@ -77,7 +77,7 @@ def find_not_listening(servers: Mapping[str, tuple[str, int]]) -> str:
 
 
 @dataclass(slots=True)
-class Client:
+class ClientPod:
     """A pod that sends requests to services by name, through its sidecar if it has one."""
 
     mesh: Mesh
@@ -103,7 +103,7 @@ class Client:
         return ready[turn % len(ready)] if ready else None
 
 
-def select_clients(mesh: Mesh, pairs: Iterator[Pair]) -> dict[str, Client]:
+def select_clients(mesh: Mesh, pairs: Iterator[Pair]) -> dict[str, ClientPod]:
     """Return the client pods of the pairs, by name."""
     names = {pair.client for pair in pairs}
-    return {name_of(pod): Client(mesh, pod) for pod in mesh.pods() if name_of(pod) in names}
+    return {name_of(pod): ClientPod(mesh, pod) for pod in mesh.pods() if name_of(pod) in names}

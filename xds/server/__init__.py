@@ -10,7 +10,7 @@ from xds.protocol.wire import Node
 from xds.server.discovery import DiscoveryService
 from xds.server.listening import OPTIONS, XdsServer
 from xds.server.proxies import Authenticate, Proxies, Refused, StreamInfo, Subscriber, is_encrypted
-from xds.server.reports import ReportStream
+from xds.server.report_streams import ReportStream
 from xds.server.services import ADS
 from xds.server.stream import Observer, Stream
 

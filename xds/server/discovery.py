@@ -33,7 +33,7 @@ from xds.server.proxies import (
     status_code,
     truncate,
 )
-from xds.server.reports import (
+from xds.server.report_streams import (
     ALL_REPORTS,
     DROP_PAUSE,
     MAX_REPORT_BYTES,

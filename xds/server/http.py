@@ -100,7 +100,7 @@ class _Log(logging.LoggerAdapter[logging.Logger]):
             super().exception(msg, *args, exc_info=exc_info, **kwargs)
 
 
-class Client:
+class HttpClient:
     """A client address, with its connections and its CPU share."""
 
     def __init__(self, address: str) -> None:
@@ -113,7 +113,7 @@ class Client:
 class _Connection(asyncio.Protocol):
     """A protocol that forwards a connection's events to aiohttp, and aborts the connection on a timeout."""
 
-    def __init__(self, client: Client, accepted: socket.socket, http: asyncio.Protocol) -> None:
+    def __init__(self, client: HttpClient, accepted: socket.socket, http: asyncio.Protocol) -> None:
         self.client = client
         self.socket = accepted
         self._http = http
@@ -222,7 +222,7 @@ class HttpListener:
         self._max_connections = max_connections
         self._max_per_address = max_per_address
         self._sockets: list[socket.socket] = []
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[str, HttpClient] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_log: dict[str, float] = {}
         self.port = 0
@@ -291,12 +291,12 @@ class HttpListener:
         if server_socket in self._sockets:
             asyncio.get_running_loop().add_reader(server_socket, self._accept, server_socket)
 
-    def _admit(self, address: str) -> Client | None:
+    def _admit(self, address: str) -> HttpClient | None:
         """Charge an address for a connection. Return None if the address exceeds a limit."""
         now = asyncio.get_running_loop().time()
         if address not in self._clients and len(self._clients) >= MAX_ADDRESSES:
             self._forget_addresses(now)
-        client = self._clients.pop(address, None) or Client(address)
+        client = self._clients.pop(address, None) or HttpClient(address)
         self._clients[address] = client  # Move to the end: the least recently used are removed first.
         if len(client.connections) >= self._max_per_address:
             self._log_refusal(
@@ -392,7 +392,7 @@ def _connection(request: web.Request) -> _Connection:
     return connection
 
 
-def client_of(request: web.Request) -> Client:
+def client_of(request: web.Request) -> HttpClient:
     """Return the client of a request.
 
     Raises:

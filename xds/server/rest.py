@@ -28,7 +28,7 @@ from xds.server.http import (
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_ADDRESS,
     BodyReader,
-    Client,
+    HttpClient,
     HttpListener,
     client_of,
     foreign_host,
@@ -186,7 +186,7 @@ class RestServer:
             return self._error_response(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
         return web.Response(body=content, content_type="application/json")
 
-    async def _run_in_thread(self, client: Client, function: Callable[[], T]) -> T:
+    async def _run_in_thread(self, client: HttpClient, function: Callable[[], T]) -> T:
         return await self._thread.run(client.address, client.share, function)
 
     def _deny_browsers(self, request: web.Request) -> web.Response | None:

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from xds.snapshot import Resource, Snapshot
 from xds.validation.bootstrap import build, is_supported, undecodable
-from xds.validation.process import Outcome, load
+from xds.validation.process import LoadOutcome, load
 
 MAX_RESOURCES = 256
 """Maximum number of resources in one run of Envoy. It loads them in about 0.2 s."""
@@ -129,7 +129,7 @@ class EnvoyValidator:
             run = await load(binary, bootstrap, self._timeout)
         except OSError as error:  # For example, the disk has no space for a directory.
             raise EnvoyUnavailableError(f"cannot run Envoy: {error}") from error
-        if run.outcome is Outcome.UNAVAILABLE:
+        if run.outcome is LoadOutcome.UNAVAILABLE:
             raise EnvoyUnavailableError(run.message)
         return run.message
 

@@ -25,7 +25,7 @@ _MAX_MESSAGE = 10_000
 """Maximum length of an error message, in characters."""
 
 
-class Outcome(Enum):
+class LoadOutcome(Enum):
     """How a run ended."""
 
     LOADED = "loaded"
@@ -39,7 +39,7 @@ class Outcome(Enum):
 class Run(NamedTuple):
     """Result of a run."""
 
-    outcome: Outcome
+    outcome: LoadOutcome
     """How it ended."""
     message: str = ""
     """Why the bootstrap was not loaded, without private keys; empty if it was."""
@@ -71,7 +71,7 @@ async def load(binary: str, bootstrap: bytes, timeout: float) -> Run:  # noqa: A
                 cwd=directory,
             )
         except OSError as error:
-            return Run(Outcome.UNAVAILABLE, f"cannot start {binary}: {error.strerror}")
+            return Run(LoadOutcome.UNAVAILABLE, f"cannot start {binary}: {error.strerror}")
         writing = asyncio.create_task(asyncio.to_thread(_write, pipe, bootstrap))
         try:
             async with asyncio.timeout(timeout):
@@ -79,16 +79,16 @@ async def load(binary: str, bootstrap: bytes, timeout: float) -> Run:  # noqa: A
                 output = await _read(process)
                 await process.wait()
         except TimeoutError:
-            return Run(Outcome.UNAVAILABLE, f"Envoy did not end within {timeout:g} s")
+            return Run(LoadOutcome.UNAVAILABLE, f"Envoy did not end within {timeout:g} s")
         finally:
             await _end(process, writing, pipe)
     if process.returncode == 0:
-        return Run(Outcome.LOADED)
+        return Run(LoadOutcome.LOADED)
     if process.returncode == -signal.SIGKILL:
-        return Run(Outcome.UNAVAILABLE, "Envoy was killed, maybe because the memory is exhausted")
+        return Run(LoadOutcome.UNAVAILABLE, "Envoy was killed, maybe because the memory is exhausted")
     if process.returncode is not None and process.returncode < 0:
-        return Run(Outcome.REFUSED, f"Envoy crashed with {signal.Signals(-process.returncode).name}")
-    return Run(Outcome.REFUSED, _message(output, directory) or f"Envoy ended with {process.returncode}")
+        return Run(LoadOutcome.REFUSED, f"Envoy crashed with {signal.Signals(-process.returncode).name}")
+    return Run(LoadOutcome.REFUSED, _message(output, directory) or f"Envoy ended with {process.returncode}")
 
 
 def _write(pipe: Path, data: bytes) -> None:

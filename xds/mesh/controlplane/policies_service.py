@@ -19,7 +19,7 @@ from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.explainer import Explainer
 from xds.mesh.controlplane.hop_traffic import HopTraffic
-from xds.mesh.controlplane.observation import ObservedTraffic
+from xds.mesh.controlplane.plan_traffic import ObservedPeriod
 from xds.mesh.controlplane.sidecar_states import SERVER_TYPES, SidecarStates
 from xds.mesh.controlplane.traffic_service import TrafficService
 from xds.mesh.model.mesh import Mesh
@@ -119,10 +119,10 @@ class PoliciesService:
             observed = await self._observed(request) if request.HasField("observed") else None
             return await asyncio.to_thread(_plan, self._controller.mesh, request, observed)
 
-    async def _observed(self, request: pb.PlanRequest) -> ObservedTraffic:
+    async def _observed(self, request: pb.PlanRequest) -> ObservedPeriod:
         seconds = request.observed.ToMilliseconds() / 1000
         if self._traffic is None:
-            return ObservedTraffic(seconds=seconds, now=time.time(), enabled=False)
+            return ObservedPeriod(seconds=seconds, now=time.time(), enabled=False)
         return await self._traffic.observed_for(seconds)
 
     async def _describe(
@@ -139,7 +139,7 @@ class PoliciesService:
         return description
 
 
-def _plan(mesh: Mesh, request: pb.PlanRequest, observed: ObservedTraffic | None) -> list[pb.PlanResponse]:
+def _plan(mesh: Mesh, request: pb.PlanRequest, observed: ObservedPeriod | None) -> list[pb.PlanResponse]:
     texts = [Text(manifest.name, manifest.text) for manifest in request.manifests]
     settings = SettingsLoader(base=mesh.config)
     folder = None

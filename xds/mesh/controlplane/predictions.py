@@ -14,8 +14,8 @@ from xds.mesh.controlplane.explanation import (
     side_message,
 )
 from xds.mesh.controlplane.hop_traffic import HopTraffic
-from xds.mesh.controlplane.observation import (
-    ObservedTraffic,
+from xds.mesh.controlplane.plan_traffic import (
+    ObservedPeriod,
     observation_message,
     plaintext_port_message,
     timestamp,
@@ -242,7 +242,7 @@ def plan(
     before: Mesh,
     manifests: Folder | None,
     deletions: Iterable[str],
-    observed: ObservedTraffic | None = None,
+    observed: ObservedPeriod | None = None,
     *,
     base: Folder | None = None,
     not_considered: Sequence[str] = (),

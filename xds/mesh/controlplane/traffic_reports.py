@@ -24,10 +24,10 @@ from xds.mesh.identity.claims import Caller, denial_reason
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod
 from xds.mesh.observe.edges import PodName, Traffic
-from xds.mesh.observe.reports import ACCESS_LOGS, LOAD_REPORT, ReportReader
+from xds.mesh.observe.report_reader import ACCESS_LOGS, LOAD_REPORT, ReportReader
 from xds.protocol.limits import Budgets, Limits, Reservation
 from xds.server import DiscoveryService, Refused, StreamInfo
-from xds.server.reports import MAX_REPORT_BYTES
+from xds.server.report_streams import MAX_REPORT_BYTES
 
 LOAD_SERVICE = "envoy.service.load_stats.v3.LoadReportingService"
 LOG_SERVICE = "envoy.service.accesslog.v3.AccessLogService"

@@ -15,7 +15,7 @@ import grpc.aio
 from xds.checkpoint import Checkpoint
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.observation import ObservedTraffic, timestamp
+from xds.mesh.controlplane.plan_traffic import ObservedPeriod, timestamp
 from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
 from xds.mesh.model.objects import Pod, Service
 from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Observed, PodName
@@ -66,12 +66,12 @@ class TrafficService:
             ],
         )
 
-    async def observed_for(self, seconds: float) -> ObservedTraffic:
+    async def observed_for(self, seconds: float) -> ObservedPeriod:
         """Return the plaintext and refused traffic of the last seconds, and what may be missing in it."""
         now = time.time()
         self.traffic.expire(now)
         summary = self.summary(now)
-        return ObservedTraffic(
+        return ObservedPeriod(
             seconds=seconds,
             now=now,
             enabled=summary.enabled,

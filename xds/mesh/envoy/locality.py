@@ -20,7 +20,7 @@ _SCALE = 1_000_000
 """Sum of the weights of endpoints for one percent. The sum for all must be a 32-bit number."""
 
 
-class Client(NamedTuple):
+class ClientLocality(NamedTuple):
     """What locality load balancing depends on: clients with equal values have the same assignments."""
 
     locality: Locality = ("", "", "")
@@ -29,7 +29,7 @@ class Client(NamedTuple):
     """The client's labels that a `failoverPriority` names."""
 
 
-NO_CLIENT = Client()
+NO_CLIENT = ClientLocality()
 """Any client, if no setting depends on localities."""
 
 
@@ -57,7 +57,7 @@ def setting_of(config: MeshConfig, policy: TrafficPolicy) -> LocalityLb | None:
     return setting if setting.enabled and is_active else None
 
 
-def client_of(mesh: Mesh, pod: Pod) -> Client:
+def client_of(mesh: Mesh, pod: Pod) -> ClientLocality:
     """Return what locality load balancing depends on in a client; NO_CLIENT if nothing does."""
     key = "locality labels"
     if key not in mesh.scratch:
@@ -66,7 +66,9 @@ def client_of(mesh: Mesh, pod: Pod) -> Client:
     if labels is None:
         return NO_CLIENT
     locality = locality_of(pod.meta.labels)
-    return Client(locality, tuple((label, label_of(pod.meta.labels, locality, label)) for label in labels))
+    return ClientLocality(
+        locality, tuple((label, label_of(pod.meta.labels, locality, label)) for label in labels)
+    )
 
 
 def _labels_in_use(mesh: Mesh) -> tuple[str, ...] | None:
@@ -94,7 +96,7 @@ def _policies(mesh: Mesh) -> Iterator[TrafficPolicy]:
                 yield from policy.ports.values()
 
 
-def places(setting: LocalityLb, client: Client, endpoints: Sequence[Endpoint]) -> list[Place | None]:
+def places(setting: LocalityLb, client: ClientLocality, endpoints: Sequence[Endpoint]) -> list[Place | None]:
     """Return the place of each endpoint; None for endpoints that the client does not use."""
     if setting.distribute:
         return _distributed(setting, client, endpoints)
@@ -104,7 +106,9 @@ def places(setting: LocalityLb, client: Client, endpoints: Sequence[Endpoint]) -
     return [Place(priorities[rank]) for rank in ranks]
 
 
-def _distributed(setting: LocalityLb, client: Client, endpoints: Sequence[Endpoint]) -> list[Place | None]:
+def _distributed(
+    setting: LocalityLb, client: ClientLocality, endpoints: Sequence[Endpoint]
+) -> list[Place | None]:
     weights = next(
         (entry.weights for entry in setting.distribute if _matches(entry.clients, client.locality)), None
     )
@@ -122,7 +126,7 @@ def _matches(pattern: LocalityPattern, locality: Locality) -> bool:
     return locality[: len(pattern)] == pattern
 
 
-def _rank(setting: LocalityLb, client: Client, endpoint: Endpoint) -> tuple[int, int]:
+def _rank(setting: LocalityLb, client: ClientLocality, endpoint: Endpoint) -> tuple[int, int]:
     """Return how far an endpoint is from a client. Lower ranks get requests first."""
     priority = setting.failover_priority
     labels = endpoint.pod.meta.labels if endpoint.pod else {}

@@ -40,7 +40,7 @@ class Kind(NamedTuple):
     """How they intercept traffic."""
     features: Features
     """Features of their Envoys."""
-    client: locality.Client
+    client: locality.ClientLocality
     """Their locality, if settings depend on it."""
     families: tuple[Family, ...]
     """IP versions of their addresses."""

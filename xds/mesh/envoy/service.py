@@ -62,7 +62,7 @@ def clusters_of(
 
 
 def assignments_of(
-    mesh: Mesh, service: Service, rule: ClientRule | None, client: locality.Client
+    mesh: Mesh, service: Service, rule: ClientRule | None, client: locality.ClientLocality
 ) -> Generator[None, None, Resources]:
     """Return the load assignments of `clusters_of` for clients in the same locality."""
     builder = _Builder(mesh, service, rule, mesh.memory.modes)
@@ -138,7 +138,7 @@ class _Builder:
         """Whether a load assignment depends on the client's locality."""
         return any(locality.setting_of(self.mesh.config, port.policy) for port in self._ports())
 
-    def assignments(self, client: locality.Client) -> Generator[None, None, Resources]:
+    def assignments(self, client: locality.ClientLocality) -> Generator[None, None, Resources]:
         sources = self.sources
         result = []
         for port in self._ports():
@@ -222,7 +222,7 @@ _NO_POLICY = TrafficPolicy()
 class _Assignment:
     """Specification of a load assignment."""
 
-    def __init__(self, group: _Group, mtls: list[bool], client: locality.Client) -> None:
+    def __init__(self, group: _Group, mtls: list[bool], client: locality.ClientLocality) -> None:
         self.group, self.mtls, self.client = group, mtls, client
 
     @cached_property

@@ -6,7 +6,6 @@ Both are cached until a change affects them. Sidecars with equal resources share
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from functools import lru_cache
 
 from xds.mesh.envoy import clusters, inbound, names, outbound
@@ -28,6 +27,7 @@ from xds.mesh.model.objects import (
     ServicePort,
 )
 from xds.mesh.policy.mtls import ports_with_own_mode, served_mode
+from xds.mesh.policy.steps import Steps, finish
 from xds.snapshot import SECRET, Resource, ResourceSet, Snapshot
 
 
@@ -35,16 +35,10 @@ def translate(
     mesh: Mesh, pod: Pod, secrets: tuple[Resource, ...] = (), features: Features = ALL_FEATURES
 ) -> Snapshot:
     """Build a pod's snapshot without yielding to the event loop."""
-    translation = steps(mesh, pod, ResourceSet(secrets), features)
-    while True:
-        try:
-            next(translation)
-        except StopIteration as done:
-            snapshot: Snapshot = done.value
-            return snapshot
+    return finish(steps(mesh, pod, ResourceSet(secrets), features))
 
 
-def steps(mesh: Mesh, pod: Pod, secrets: ResourceSet, features: Features) -> Generator[None, None, Snapshot]:
+def steps(mesh: Mesh, pod: Pod, secrets: ResourceSet, features: Features) -> Steps[Snapshot]:
     """Build a pod's snapshot. Yields after each service to let the event loop run other tasks.
 
     Args:

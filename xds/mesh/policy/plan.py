@@ -83,7 +83,7 @@ class HopChange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class ChangePlan:
     """The effects of a change."""
 
     hops: tuple[HopChange, ...]
@@ -145,7 +145,7 @@ def unready_services(mesh: Mesh, scope: Scope | None) -> Iterator[Service]:
                 yield service
 
 
-def plan(before: Mesh, after: Mesh, scope: Scope | None = None) -> Plan:
+def plan(before: Mesh, after: Mesh, scope: Scope | None = None) -> ChangePlan:
     """Return the effects of a change.
 
     Hops of clients and service ports that exist only after the change are left out: nothing that worked can
@@ -159,12 +159,12 @@ def plan(before: Mesh, after: Mesh, scope: Scope | None = None) -> Plan:
     return finish(plan_steps(before, after, scope))
 
 
-def plan_steps(before: Mesh, after: Mesh, scope: Scope | None = None) -> Steps[Plan]:
+def plan_steps(before: Mesh, after: Mesh, scope: Scope | None = None) -> Steps[ChangePlan]:
     """Compute a `plan` in steps. The meshes may be in use meanwhile."""
     changes = yield from _hop_changes(before, after, scope)
     refusals = yield from _refusals(before, after, scope)
     ranks = list(Effect)
-    return Plan(
+    return ChangePlan(
         hops=tuple(sorted(changes, key=lambda change: ranks.index(change.effect))), refusals=tuple(refusals)
     )
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from xds.mesh.model.objects import Ref, Traffic
 from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hop_text import format_clients, format_target
-from xds.mesh.policy.plan import Effect, HopChange, Plan
+from xds.mesh.policy.plan import ChangePlan, Effect, HopChange
 from xds.mesh.policy.reach import Failure
 from xds.mesh.policy.remedy import change_remedy, refusal_remedy
 
 
-def summary(plan: Plan, *, is_complete: bool = True) -> str:
+def summary(plan: ChangePlan, *, is_complete: bool = True) -> str:
     """Return the number of hops and of direct traffic with each effect, such as `breaks: 2, repaired: 1`.
 
     `is_complete` is whether all objects were considered that could change the plan.
@@ -23,7 +23,7 @@ def summary(plan: Plan, *, is_complete: bool = True) -> str:
     return ", ".join(parts) or nothing
 
 
-def breaking_sentences(plan: Plan) -> Iterator[str]:
+def breaking_sentences(plan: ChangePlan) -> Iterator[str]:
     """Yield a sentence for each hop that breaks, then for direct traffic, each with its remedy."""
     yield from (_hop_sentence(change) for change in plan.hops if change.effect is Effect.BREAKS)
     yield from (_refusal_sentence(refusal) for refusal in plan.refusals if refusal.breaks)

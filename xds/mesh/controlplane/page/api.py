@@ -23,7 +23,7 @@ from xds.mesh.controlplane.objects_service import ObjectsService
 from xds.mesh.controlplane.page import config, migration
 from xds.mesh.controlplane.page.access import Access, Respond
 from xds.mesh.controlplane.page.encoding import encode
-from xds.mesh.controlplane.page.events import Events
+from xds.mesh.controlplane.page.events import ViewEvents
 from xds.mesh.controlplane.page.graph import Graph, predict
 from xds.mesh.controlplane.page.map_view import PLAINTEXT, POSSIBLE, PROBLEMS, Selection
 from xds.mesh.controlplane.page.maps import Maps
@@ -91,7 +91,7 @@ class Page:
         self._breaks: Refresher[migration.Breaks] = Refresher(self._mesh, migration.compute_breaks)
         self._maps = Maps(self._observed)
         self._maps_state: Hashable = None
-        self._events = Events(self._states)
+        self._events = ViewEvents(self._states)
         self._turns = FairSemaphore(MAX_COMPUTATIONS, MAX_COMPUTATIONS)
 
     def start(self, backend: Backend) -> None:

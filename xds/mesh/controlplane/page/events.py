@@ -29,7 +29,7 @@ States: TypeAlias = Callable[[], Coroutine[Any, Any, Mapping[str, Hashable]]]
 """Returns the state of each view. Equal states mean that the view has not changed."""
 
 
-class Events:
+class ViewEvents:
     """The event streams of all clients. Views are only compared while a client listens.
 
     Args:

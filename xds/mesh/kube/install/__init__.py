@@ -28,7 +28,7 @@ _RULES = "destinationrules.networking.istio.io"
 _RULE_NAMES = ("default", "api-server")
 
 
-class Outcome(StrEnum):
+class InstallOutcome(StrEnum):
     """What happened to an object."""
 
     CREATED = "created"
@@ -44,7 +44,7 @@ class InstallResult:
 
     title: str
     """KIND NAMESPACE/NAME."""
-    outcome: Outcome
+    outcome: InstallOutcome
     why: str = ""
     """Why the object was left as it is; empty otherwise."""
 
@@ -129,16 +129,16 @@ class Installer:
         body = namespace()
         title = _title(body)
         if await self._read(body):
-            return InstallResult(title, Outcome.UNCHANGED)
+            return InstallResult(title, InstallOutcome.UNCHANGED)
         try:
             await self._api.create("/api/v1/namespaces", body, **self._dry_run)
         except KubeError as error:
             if error.reason != "AlreadyExists":
                 raise
-            return InstallResult(title, Outcome.UNCHANGED)
+            return InstallResult(title, InstallOutcome.UNCHANGED)
         if self._dry_run:
             self._missing.add(NAMESPACE)
-        return InstallResult(title, Outcome.CREATED)
+        return InstallResult(title, InstallOutcome.CREATED)
 
     async def control_plane(self, objects: Iterable[Json]) -> list[InstallResult]:
         """Apply the control plane's objects, and overwrite changes by other managers. Raises KubeError."""
@@ -150,7 +150,7 @@ class Installer:
         for obj in objects:
             if await self._read(obj):
                 await self._api.delete(_path(obj), **self._dry_run)
-                results.append(InstallResult(_title(obj), Outcome.DELETED))
+                results.append(InstallResult(_title(obj), InstallOutcome.DELETED))
         return results
 
     async def policies(
@@ -177,21 +177,23 @@ class Installer:
     async def _apply(self, desired: Json, *, force: bool) -> InstallResult:
         title = _title(desired)
         if desired["metadata"].get("namespace") in self._missing:
-            return InstallResult(title, Outcome.CREATED)
+            return InstallResult(title, InstallOutcome.CREATED)
         before = await self._read(desired)
         query: dict[str, Any] = {"fieldManager": FIELD_MANAGER, "force": force, **self._dry_run}
         try:
             after = await self._api.patch(_path(desired), desired, kind=APPLY_PATCH, **query)
         except KubeError as error:
             if error.status == HTTPStatus.CONFLICT and not force:
-                return InstallResult(title, Outcome.LEFT, conflict_owners(error))
+                return InstallResult(title, InstallOutcome.LEFT, conflict_owners(error))
             if error.is_not_found and self._dry_run and not before:
                 # The dry run did not create the object's kind.
-                return InstallResult(title, Outcome.CREATED)
+                return InstallResult(title, InstallOutcome.CREATED)
             raise
         if before is None:
-            return InstallResult(title, Outcome.CREATED)
-        return InstallResult(title, Outcome.UNCHANGED if _is_same(before, after) else Outcome.CHANGED)
+            return InstallResult(title, InstallOutcome.CREATED)
+        return InstallResult(
+            title, InstallOutcome.UNCHANGED if _is_same(before, after) else InstallOutcome.CHANGED
+        )
 
     async def _delete_default_rule(self, version: str, namespace: str, name: str) -> list[InstallResult]:
         """Delete a rule that an earlier installation created, unless another manager has changed it."""
@@ -209,9 +211,11 @@ class Installer:
             if entry["manager"] != FIELD_MANAGER and not entry.get("subresource")
         }
         if managers:
-            return [InstallResult(_title(rule), Outcome.LEFT, f"changed by {', '.join(sorted(managers))}")]
+            return [
+                InstallResult(_title(rule), InstallOutcome.LEFT, f"changed by {', '.join(sorted(managers))}")
+            ]
         await self._api.delete(_path(rule), **self._dry_run)
-        return [InstallResult(_title(rule), Outcome.DELETED)]
+        return [InstallResult(_title(rule), InstallOutcome.DELETED)]
 
     async def _read(self, desired: Json) -> Json | None:
         return await self._api.find(_path(desired))

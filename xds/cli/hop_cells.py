@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from rich.text import Text
 
-from xds.cli.explanation import format_traffic
+from xds.cli.explain_output import format_traffic
 from xds.cli.output import to_value
 from xds.cli.rows import Cells
 from xds.mesh.model.names import join_names

@@ -16,7 +16,7 @@ from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.replica_codec import edge_message
 from xds.mesh.observe.strict import Contradictions, PlaintextPort, SeenTraffic
 from xds.mesh.policy.hops import Clients
-from xds.mesh.policy.plan import Plan
+from xds.mesh.policy.plan import ChangePlan
 from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1 import traffic_pb2
 
@@ -25,7 +25,7 @@ MAX_NAMES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ObservedTraffic:
+class ObservedPeriod:
     """What was observed for some time. Times are Unix times, in seconds."""
 
     seconds: float
@@ -53,7 +53,7 @@ class ObservedTraffic:
 
 
 def observation_message(
-    observed: ObservedTraffic, found: Contradictions, plan: Plan, *, strict_ports: int
+    observed: ObservedPeriod, found: Contradictions, plan: ChangePlan, *, strict_ports: int
 ) -> pb.Observation:
     """Return the comparison of a change with observed traffic.
 
@@ -82,7 +82,7 @@ def observation_message(
     )
 
 
-def _gaps(observed: ObservedTraffic, found: Contradictions) -> Iterator[str]:
+def _gaps(observed: ObservedPeriod, found: Contradictions) -> Iterator[str]:
     """Yield why traffic to ports may be missing."""
     if not observed.enabled:
         yield "observation is disabled"
@@ -114,7 +114,7 @@ def _gaps(observed: ObservedTraffic, found: Contradictions) -> Iterator[str]:
         yield f"plaintext was sent to services that no longer exist: {names}"
 
 
-def _summary(observed: ObservedTraffic, found: Contradictions, gaps: Sequence[str], *, breaks: bool) -> str:
+def _summary(observed: ObservedPeriod, found: Contradictions, gaps: Sequence[str], *, breaks: bool) -> str:
     if not found.locked:
         return "no port becomes STRICT"
     time = _in_words(observed.seconds)

@@ -14,9 +14,9 @@ from xds.codec import message_class
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import DestinationRule, Meta, Ref
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
-from xds.mesh.observe import reports
+from xds.mesh.observe import report_reader as reports
 from xds.mesh.observe.edges import Traffic
-from xds.mesh.observe.reports import (
+from xds.mesh.observe.report_reader import (
     ACCESS_LOGS,
     LOAD_REPORT,
     MAX_CLUSTERS,
