@@ -106,8 +106,10 @@ class Metric(NamedTuple):
 _KINDS = {
     "Counter": "counter",
     "CounterMetricFamily": "counter",
+    "counter": "counter",
     "Gauge": "gauge",
     "GaugeMetricFamily": "gauge",
+    "gauge": "gauge",
     "Histogram": "histogram",
     "HistogramMetricFamily": "histogram",
 }
@@ -139,6 +141,8 @@ def _metrics_of(file: Path) -> Iterator[Metric]:
                 if labels is None and kind != "gauge" and len(call.args) > 2:
                     labels = call.args[2]
                 names = ast.literal_eval(labels) if isinstance(labels, ast.Tuple) else ()
+                if call is node and made_by in {"counter", "gauge"}:  # xds.mesh.controlplane.metrics.families
+                    names = tuple(map(ast.literal_eval, node.args[3:]))
                 suffix = "_total" if kind == "counter" else ""
                 yield Metric(name + suffix, kind, tuple(sorted(names)), description)
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from xds.cli.manifests import load_mesh
+from xds.cli.manifests import read_mesh
 from xds.cli.options import Manifests, fail, parse_address, print_problems
 from xds.codec import to_json_dict
 from xds.mesh.envoy import bootstrap as envoy
@@ -62,7 +62,9 @@ def bootstrap(
         credential = envoy.TokenFile(token=token_file, roots=ca_file) if token_file and ca_file else None
     except ValueError as error:
         fail(f"--token-file: {error}")
-    sidecar = pod_named(load_mesh(manifests, reads_workloads=False), pod)
+    mesh, read = read_mesh(manifests, reads_workloads=False)
+    read.print()
+    sidecar = pod_named(mesh, pod)
     if not sidecar.address:
         fail(f"pod {pod} has no address (status.podIP) yet", 1)
     print_problems(_interception_problem(sidecar))

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.text import Text
 
+from xds.cli import cluster
 from xds.cli.client_options import REQUIRE_ADDRESS, ConnectionOptions, CredentialOptions
 from xds.cli.cluster_checks import ClusterChecks, list_names
 from xds.cli.findings import Check, CheckFailedError, CheckResult, CheckSkippedError, Finding, run_checks
@@ -19,7 +20,6 @@ from xds.cli.options import Context, Kubeconfig, fail, parse_address
 from xds.cli.output import Format, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import proxy_name, settled
-from xds.mesh.kube.api import KubeApi, KubeConfigError, KubeError
 from xds.mesh.kube.install import NAMESPACE
 from xds.mesh.model.objects import printable
 
@@ -91,15 +91,11 @@ def check(
 async def _check_cluster(
     kubeconfig: Path | None, context: str | None, namespace: str, others: Iterable[Check], *, pre: bool
 ) -> list[Finding]:
-    try:
-        async with await KubeApi.connect(kubeconfig, context) as api:
-            checks = ClusterChecks(api, namespace)
-            selected = checks.before_installation() if pre else checks.of_installation()
-            return await run_checks([*selected, *others])
-    except KubeConfigError as error:
-        fail(str(error))
-    except KubeError as error:
-        fail(str(error), 3)
+    async with cluster.connect(kubeconfig, context) as api:
+        checks = ClusterChecks(api, namespace)
+        return await run_checks(
+            [*(checks.before_installation() if pre else checks.of_installation()), *others]
+        )
 
 
 def _check_sidecars(connection: ConnectionOptions) -> str:

@@ -7,10 +7,11 @@ import sys
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from xds.cli.admin_client import ClientCredentials
 from xds.cli.durations import parse_duration
 from xds.cli.options import fail, fail_unreachable, file_option, parse_address
 from xds.cli.output import print_document
@@ -28,9 +29,6 @@ from xds.conformance import (
     to_junit,
 )
 from xds.mesh.model.objects import printable
-
-if TYPE_CHECKING:
-    import grpc
 
 EXAMPLES = """
 xds conformance 127.0.0.1:18000
@@ -152,7 +150,7 @@ def conformance(
                 target,
                 adapter=adapter,
                 node=node,
-                credentials=_credentials(ca_file, cert_file, key_file),
+                credentials=ClientCredentials(roots=ca_file, certificate=cert_file, key=key_file).load(),
                 variants=variants or tuple(Variant),
                 rules=selected,
                 level=level,
@@ -173,14 +171,6 @@ def conformance(
             f"nothing was checked: {reasons.pop() if len(reasons) == 1 else 'no rule applies (see -o wide)'}"
         )
     raise typer.Exit(int(report.failed))
-
-
-def _credentials(
-    ca_file: Path | None, cert_file: Path | None, key_file: Path | None
-) -> grpc.ChannelCredentials | None:
-    from xds.cli.admin_client import ClientCredentials  # noqa: PLC0415 - gRPC is slow to import
-
-    return ClientCredentials(roots=ca_file, certificate=cert_file, key=key_file).load()
 
 
 def _print(report: Report, output: ReportFormat) -> None:

@@ -118,6 +118,11 @@ class ReadMesh(NamedTuple):
     folder: Folder | None = None
     """The manifests; None for a cluster."""
 
+    def print(self) -> None:
+        """Print the problems, and what the mesh does not contain."""
+        print_problems(self.problems)
+        print_not_considered(self.not_considered)
+
 
 def read_mesh(
     manifests: Sequence[str] | None,
@@ -203,26 +208,3 @@ def unknown_namespaces(mesh: Mesh) -> Iterator[Problem]:
                 hint="add the Namespace with its label istio-injection",
                 notice=True,
             )
-
-
-def load_mesh(
-    manifests: Sequence[str] | None,
-    config: Path | None = None,
-    assignments: list[str] | None = None,
-    *,
-    cluster: ClusterReference | None = None,
-    reading: Reading = AS_WRITTEN,
-    reads_workloads: bool = True,
-) -> Mesh:
-    """Return the mesh, and print its problems. Arguments and exits as for `read_mesh`."""
-    mesh, read = read_mesh(
-        manifests,
-        config,
-        assignments,
-        cluster=cluster,
-        reading=reading,
-        reads_workloads=reads_workloads,
-    )
-    print_problems(read.problems)
-    print_not_considered(read.not_considered)
-    return mesh

@@ -2,47 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from xds.cli.client_options import ConnectionOptions, CredentialOptions, XdsAddress
-from xds.cli.options import AS_WRITTEN, Reading, SourceOptions, fail, print_problems
+from xds.cli.options import SourceOptions, fail, print_problems
 
 if TYPE_CHECKING:
-    from xds.mesh.model.objects import Problem
-    from xds.mesh.v1 import policies_pb2 as pb
+    from xds.cli.admin_client import AdminClient
+    from xds.cli.offline import OfflinePolicies
 
-
-class Policies(Protocol):
-    """Answers about a mesh. On an error, every method prints a message and exits."""
-
-    def problems(self) -> Sequence[Problem]:
-        """Return the problems of objects, and the objects without effect."""
-
-    def explain(self, client: str, service: str) -> pb.Explanation:
-        """Return the explanation of a client's connections to a service."""
-
-    def reach(self, request: pb.ReachRequest) -> Iterator[pb.ReachResponse]:
-        """Yield the results of connections."""
-
-    def plan(
-        self,
-        filenames: Sequence[str],
-        deletions: Sequence[str],
-        observed: float | None = None,
-        reading: Reading = AS_WRITTEN,
-    ) -> pb.PlanResponse:
-        """Return the effects of applying manifests and deleting objects.
-
-        With `observed`, also compare them with the traffic of so many seconds.
-        """
-
-    def describe_pod(self, name: str) -> pb.PodDescription:
-        """Return a pod as a server."""
+    Policies: TypeAlias = AdminClient | OfflinePolicies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

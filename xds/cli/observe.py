@@ -13,7 +13,7 @@ from rich.text import Text
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.explain_output import address_notes
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import OBSERVATION_DISABLED, fail
+from xds.cli.options import OBSERVATION_DISABLED, fail, namespace_option
 from xds.cli.output import WideFormat, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
@@ -43,12 +43,7 @@ def observe(
     *,
     namespace: Annotated[
         str | None,
-        typer.Option(
-            "-n",
-            "--namespace",
-            metavar="NS",
-            help="Namespace of the client or the server. Default: all namespaces.",
-        ),
+        namespace_option("Namespace of the client or the server. Default: all namespaces."),
     ] = None,
     plaintext: Annotated[
         bool, typer.Option("--plaintext", help="Print only plaintext and refused traffic.")
@@ -68,8 +63,6 @@ def observe(
 
     Exit status: 0 printed, 1 observation is disabled, 2 wrong usage, 3 the control plane cannot be reached.
     """
-    if namespace == "":
-        fail("--namespace must not be empty: omit it to print all namespaces")
     request = pb.ListTrafficRequest(namespace=namespace or "", plaintext_only=plaintext)
     with connection.open() as client:
         if watch:

@@ -36,6 +36,17 @@ def file_option(option: str, help_text: str) -> Any:
     return typer.Option(option, metavar="FILE", exists=True, dir_okay=False, help=help_text)
 
 
+def namespace_option(help_text: str) -> Any:
+    """Return an option with the namespace to print."""
+    return typer.Option("-n", "--namespace", metavar="NS", callback=_check_not_empty, help=help_text)
+
+
+def _check_not_empty(name: str | None) -> str | None:
+    if name == "":
+        fail("--namespace must not be empty: omit it to print all namespaces")
+    return name
+
+
 Manifests = Annotated[
     list[str] | None,
     typer.Option(

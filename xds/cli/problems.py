@@ -8,7 +8,7 @@ import typer
 
 from xds.cli.client_options import ConnectionOptions
 from xds.cli.option_groups import grouped_options
-from xds.cli.options import fail
+from xds.cli.options import namespace_option
 from xds.cli.output import Format, print_document
 from xds.cli.tables import Table
 from xds.mesh.controlplane.status import since
@@ -27,12 +27,7 @@ def problems(
     *,
     namespace: Annotated[
         str | None,
-        typer.Option(
-            "-n",
-            "--namespace",
-            metavar="NS",
-            help="Namespace to print. Default: all namespaces, and the settings of the mesh.",
-        ),
+        namespace_option("Namespace to print. Default: all namespaces, and the settings of the mesh."),
     ] = None,
     notices: Annotated[
         bool, typer.Option("--notices", help="Also print notices, such as objects that are ignored.")
@@ -52,8 +47,6 @@ def problems(
     Exit status: 0 no problem, 1 a problem was found, 2 wrong usage, 3 the control plane cannot be reached.
     Notices do not count.
     """
-    if namespace == "":
-        fail("--namespace must not be empty: omit it to print all namespaces")
     with connection.open() as client:
         response = client.list_problems(namespace or "", notices=notices)
     if output is Format.TABLE:

@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import Iterable
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -107,7 +106,10 @@ def wait(
         fail("--kubernetes cannot be combined with --resource-version")
     with connection.open(reads_cluster=kubernetes) as client:
         if kubernetes:
-            resource_version = _read_version(ref, connection.kubeconfig, connection.context)
+            from xds.cli import cluster  # noqa: PLC0415 - the Kubernetes client takes long to import
+
+            reading = cluster.read_resource_version(ref, connection.kubeconfig, connection.context)
+            resource_version = asyncio.run(reading)
         wait_for(client, ref, resource_version, timeout, condition)
 
 
@@ -136,12 +138,6 @@ def wait_for(
     )
     last = _follow(client.wait(request, parse_duration("--timeout", timeout)), ref)
     _report(last, ref, request, timeout)
-
-
-def _read_version(ref: Ref, kubeconfig: Path | None, context: str | None) -> str:
-    from xds.cli import cluster  # noqa: PLC0415 - the Kubernetes client takes long to import
-
-    return asyncio.run(cluster.read_resource_version(ref, kubeconfig, context))
 
 
 def _follow(responses: Iterable[pb.WaitResponse], ref: Ref) -> pb.WaitResponse:

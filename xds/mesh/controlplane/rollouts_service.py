@@ -15,9 +15,9 @@ from xds.checkpoint import Checkpoint
 from xds.introspect.clock import Clock
 from xds.introspect.guard import GuardedServer
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.explanation import MODES
 from xds.mesh.controlplane.rollout_text import rule_summary, service_summary
 from xds.mesh.model.names import service_key
-from xds.mesh.model.objects import Mode
 from xds.mesh.rollout.history import Finished
 from xds.mesh.rollout.plan import Phase
 from xds.mesh.rollout.progress import (
@@ -40,7 +40,6 @@ WATCH_INTERVAL = 0.25
 MAX_CLIENTS = 10
 """Maximum number of clients listed for one endpoint. Initially, all endpoints wait for all clients."""
 
-_MODES = {Mode.DISABLE: pb.DISABLE, Mode.PERMISSIVE: pb.PERMISSIVE, Mode.STRICT: pb.STRICT}
 _PHASES = {
     Phase.EXPAND: pb.WaitingEndpoint.EXPAND,
     Phase.MIGRATE: pb.WaitingEndpoint.MIGRATE,
@@ -134,7 +133,7 @@ def _waiting(endpoint: WaitingEndpoint, clock: Clock) -> pb.WaitingEndpoint:
         pod=endpoint.key[0].name,
         port=endpoint.key[1],
         phase=_PHASES[endpoint.phase],
-        desired_mode=_MODES[endpoint.desired_mode],
+        desired_mode=MODES[endpoint.desired_mode],
         waiting_for=_WAITING_FOR[endpoint.waiting_for],
         since=clock.to_timestamp(endpoint.since),
         clients=clients[:MAX_CLIENTS],
@@ -154,8 +153,8 @@ def _finished(finished: Finished, clock: Clock) -> pb.FinishedTransition:
         pod=pod.name,
         port=port,
         services=[f"{name}.{namespace}" for namespace, name in services],
-        from_mode=_MODES[finished.before],
-        to_mode=_MODES[finished.after],
+        from_mode=MODES[finished.before],
+        to_mode=MODES[finished.after],
         started_at=clock.to_timestamp(finished.started_at),
         finished_at=clock.to_timestamp(finished.finished_at),
         skipped=finished.skipped,

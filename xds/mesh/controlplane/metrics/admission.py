@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from xds.mesh.controlplane.metrics.families import counter
 from xds.mesh.inject import policy_review, webhook
 
 
@@ -26,20 +26,15 @@ class AdmissionMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
-        injection = CounterMetricFamily(
+        yield counter(
             "xds_webhook_requests",
             "Requests to the injection webhook, by result; malformed: the request contained no pod.",
-            labels=("result",),
+            {result: self._requests.get(result, 0) for result in webhook.RESULTS},
+            "result",
         )
-        policies = CounterMetricFamily(
+        yield counter(
             "xds_policy_webhook_requests",
             "Requests to the policy webhook, by result; unchecked: allowed without a check of the effects.",
-            labels=("result",),
+            {result: self._policy_requests.get(result, 0) for result in policy_review.RESULTS},
+            "result",
         )
-        for family, results, requests in (
-            (injection, webhook.RESULTS, self._requests),
-            (policies, policy_review.RESULTS, self._policy_requests),
-        ):
-            for result in results:
-                family.add_metric((result,), requests.get(result, 0))
-            yield family

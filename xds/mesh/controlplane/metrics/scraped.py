@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.metadata import version
 
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from xds.codec import encode_counts
 from xds.mesh.controlplane.controller import Controller
+from xds.mesh.controlplane.metrics.families import counter, gauge
 from xds.mesh.model.objects import Problem
 from xds.mesh.parse import UNENFORCED
 from xds.server import DiscoveryService
@@ -23,11 +23,8 @@ class BuildMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
-        family = GaugeMetricFamily(
-            "xds_build_info", "Always 1; the label is the version.", labels=("version",)
-        )
-        family.add_metric((version("xds-mesh"),), 1)
-        yield family
+        versions = {version("xds-mesh"): 1}
+        yield gauge("xds_build_info", "Always 1; the label is the version.", versions, "version")
 
 
 class ConnectionMetrics(Collector):
@@ -39,53 +36,41 @@ class ConnectionMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
-        streams = self._discovery.streams
+        streams, sidecars = self._discovery.streams, self._controller.connections.sidecars
         names = {stream.node.id for stream in streams}
         waiting = {stream.node.id for stream in streams if self._controller.problem_of(stream.subscriber)}
-        yield GaugeMetricFamily("xds_proxies", "Connected proxies.", len(names))
-        yield GaugeMetricFamily(
+        yield gauge("xds_proxies", "Connected proxies.", len(names))
+        yield gauge(
             "xds_proxies_waiting",
             "Connected proxies without an up-to-date configuration: unknown pod or failed translation.",
             len(waiting),
         )
-        yield GaugeMetricFamily(
+        yield gauge(
             "xds_sidecars",
             "Running pods that should have a sidecar, according to their label.",
-            len(self._controller.connections.sidecars.expected),
+            len(sidecars.expected),
         )
-        yield GaugeMetricFamily(
+        yield gauge(
             "xds_sidecars_not_connected",
             "Running pods whose sidecar is not connected to this replica of the control plane.",
-            len(self._controller.connections.sidecars.absent),
+            len(sidecars.absent),
         )
         kinds = Counter(
             (stream.info.variant.value, type_label(stream.info.type_url) if stream.info.type_url else "ads")
             for stream in streams
         )
-        yield _with_samples(
-            GaugeMetricFamily(
-                "xds_streams", "Open streams; type ads: aggregated.", labels=("variant", "type")
-            ),
-            kinds.items(),
+        yield gauge("xds_streams", "Open streams; type ads: aggregated.", kinds, "variant", "type")
+        yield counter(
+            "xds_calls_failed",
+            "Streams, fetches and polls that were refused, were malformed or failed, by gRPC status.",
+            {code.name: count for code, count in self._discovery.failed.items()},
+            "code",
         )
-        codes = Counter({(code.name,): count for code, count in self._discovery.failed.items()})
-        yield _with_samples(
-            CounterMetricFamily(
-                "xds_calls_failed",
-                "Streams, fetches and polls that were refused, were malformed or failed, by gRPC status.",
-                labels=("code",),
-            ),
-            codes.items(),
-        )
-        connections = self._discovery.connections
-        reasons = Counter({(reason,): count for reason, count in connections.ended.items()})
-        yield _with_samples(
-            CounterMetricFamily(
-                "xds_connections_ended",
-                "Connections that the control plane closed because they exceeded a limit, by reason.",
-                labels=("reason",),
-            ),
-            reasons.items(),
+        yield counter(
+            "xds_connections_ended",
+            "Connections that the control plane closed because they exceeded a limit, by reason.",
+            self._discovery.connections.ended,
+            "reason",
         )
 
 
@@ -98,59 +83,43 @@ class ControllerMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         stats, certificates = self._controller.stats, self._controller.certificates.stats()
-        yield CounterMetricFamily("xds_changes", "Changes that sources reported.", stats.changes)
-        yield CounterMetricFamily(
-            "xds_change_batches",
-            "Batches of changes that were applied.",
-            stats.batches,
-        )
-        yield CounterMetricFamily(
+        yield counter("xds_changes", "Changes that sources reported.", stats.changes)
+        yield counter("xds_change_batches", "Batches of changes that were applied.", stats.batches)
+        yield counter(
             "xds_change_apply_seconds", "Time spent applying changes, in a thread.", stats.apply_seconds
         )
-        yield _with_samples(
-            CounterMetricFamily(
-                "xds_translations",
-                "Translations of pods; superseded: cancelled because newer changes arrived.",
-                labels=("result",),
-            ),
-            (
-                (("completed",), stats.translated),
-                (("superseded",), stats.superseded),
-                (("failed",), stats.failed),
-            ),
+        yield counter(
+            "xds_translations",
+            "Translations of pods; superseded: cancelled because newer changes arrived.",
+            {"completed": stats.translated, "superseded": stats.superseded, "failed": stats.failed},
+            "result",
         )
-        yield CounterMetricFamily(
+        yield counter(
             "xds_translation_seconds",
             "Time that the event loop spent on translations.",
             stats.translate_seconds,
         )
-        yield _with_samples(
-            CounterMetricFamily(
-                "xds_encodings",
-                "Encoded messages, by full name. Equal messages are encoded once, not once per proxy.",
-                labels=("message",),
-            ),
-            (((name,), count) for name, count in tuple(encode_counts.items())),
+        yield counter(
+            "xds_encodings",
+            "Encoded messages, by full name. Equal messages are encoded once, not once per proxy.",
+            dict(encode_counts),
+            "message",
         )
-        yield _with_samples(
-            CounterMetricFamily(
-                "xds_certificate_requests",
-                "Requests of sidecars for certificates; failed: the request may succeed later.",
-                labels=("result",),
-            ),
-            (((result,), count) for result, count in self._controller.certificates.requests.items()),
+        yield counter(
+            "xds_certificate_requests",
+            "Requests of sidecars for certificates; failed: the request may succeed later.",
+            self._controller.certificates.requests,
+            "result",
         )
-        yield CounterMetricFamily("xds_certificates_issued", "Certificates issued.", certificates.issued)
-        yield GaugeMetricFamily("xds_certificates", "Current certificates of pods.", certificates.current)
+        yield counter("xds_certificates_issued", "Certificates issued.", certificates.issued)
+        yield gauge("xds_certificates", "Current certificates of pods.", certificates.current)
         soonest = certificates.soonest_expiry
-        family = GaugeMetricFamily(
+        yield gauge(
             "xds_certificate_expiry_timestamp_seconds",
             "Time at which the first of the current certificates expires; absent if there is none.",
+            soonest.timestamp() if soonest else {},
         )
-        if soonest:
-            family.add_metric((), soonest.timestamp())
-        yield family
-        yield GaugeMetricFamily(
+        yield gauge(
             "xds_root_certificate_expiry_timestamp_seconds",
             "Time at which the root certificate expires.",
             certificates.root_expiry.timestamp(),
@@ -174,32 +143,20 @@ class ProblemMetrics(Collector):
         """Yield the metrics."""
         unenforced = self._unenforced()
         counts = Counter("notice" if problem.notice else "problem" for problem in self._problems())
-        yield _with_samples(
-            GaugeMetricFamily(
-                "xds_problems",
-                "Current problems of objects, settings and the running mesh, and notices.",
-                labels=("severity",),
-            ),
-            (((severity,), counts[severity]) for severity in ("problem", "notice")),
+        yield gauge(
+            "xds_problems",
+            "Current problems of objects, settings and the running mesh, and notices.",
+            {severity: counts[severity] for severity in ("problem", "notice")},
+            "severity",
         )
-        yield _with_samples(
-            GaugeMetricFamily(
-                "xds_unenforced_objects",
-                "Objects of kinds that the control plane does not enforce, such as AuthorizationPolicy.",
-                labels=("kind",),
-            ),
-            (((kind.name,), unenforced.get(kind.name, 0)) for kind in UNENFORCED),
+        yield gauge(
+            "xds_unenforced_objects",
+            "Objects of kinds that the control plane does not enforce, such as AuthorizationPolicy.",
+            {kind.name: unenforced.get(kind.name, 0) for kind in UNENFORCED},
+            "kind",
         )
-        yield GaugeMetricFamily(
+        yield gauge(
             "xds_source_stale_seconds",
             "Seconds since the API server became unreachable or refused access; 0 while it is watched.",
-            value=self._stale_seconds(),
+            self._stale_seconds(),
         )
-
-
-def _with_samples(
-    family: CounterMetricFamily | GaugeMetricFamily, values: Iterable[tuple[tuple[str, ...], float]]
-) -> Metric:
-    for labels, value in values:
-        family.add_metric(labels, value)
-    return family

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from xds.mesh.controlplane.metrics.families import counter, gauge
 from xds.mesh.controlplane.traffic_reports import TrafficReports
 
 
@@ -20,38 +20,33 @@ class TrafficMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics."""
         reports, traffic = self._reports, self._reports.traffic
-        requests = CounterMetricFamily(
+        yield counter(
             "xds_observed_requests",
             "HTTP requests, and connections of other protocols, that sidecars reported, by the server's "
             "namespace and by mode: mtls, tls, plaintext or refused.",
-            labels=("namespace", "mode"),
+            {(namespace, mode.value): count for (namespace, mode), count in sorted(traffic.totals.items())},
+            "namespace",
+            "mode",
         )
-        for (namespace, mode), count in sorted(traffic.totals.items()):
-            requests.add_metric((namespace, mode.value), count)
-        yield requests
-        yield GaugeMetricFamily(
+        yield gauge(
             "xds_observed_edges",
             "Edges of observed traffic: client workload, service port and mode.",
             len(traffic),
         )
-        received = CounterMetricFamily(
+        yield counter(
             "xds_observed_reports",
             "Reports of sidecars that were read, by gRPC service.",
-            labels=("service",),
+            reports.received,
+            "service",
         )
-        for service, count in reports.received.items():
-            received.add_metric((service,), count)
-        yield received
-        dropped = CounterMetricFamily(
-            "xds_observed_dropped",
-            "Reports, entries of reports, and edges that were left out, by reason.",
-            labels=("reason",),
-        )
-        reasons = reports.dropped | {
+        reasons = {
             "malformed": reports.reader.ignored,
             "too many edges": traffic.evicted,
             "too many edges of one sidecar": traffic.excess,
         }
-        for reason, count in reasons.items():
-            dropped.add_metric((reason,), count)
-        yield dropped
+        yield counter(
+            "xds_observed_dropped",
+            "Reports, entries of reports, and edges that were left out, by reason.",
+            reports.dropped | reasons,
+            "reason",
+        )
