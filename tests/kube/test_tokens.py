@@ -188,7 +188,6 @@ async def test_pending_reviews_are_limited(server, reviews, monkeypatch):
 
 async def test_caches_are_bounded_and_separate(server, reviews, monkeypatch):
     monkeypatch.setattr(tokens, "MAX_CACHED_TOKENS", 3)
-    monkeypatch.setattr(tokens, "MAX_BUDGETS", 3)
     await reviews(make_token(), PEER)
     for number in range(10):
         await refusal(reviews, make_token(f"bad-{number}"), f"ipv4:10.0.1.{number}:1")
@@ -198,7 +197,7 @@ async def test_caches_are_bounded_and_separate(server, reviews, monkeypatch):
     assert server.reviews == 11
     await refusal(reviews, make_token("bad-0"), "ipv4:10.0.1.0:1")
     assert server.reviews == 12
-    assert (len(reviews._accepted), len(reviews._rejected), len(reviews._budgets._budgets)) == (1, 3, 3)
+    assert (len(reviews._accepted), len(reviews._rejected)) == (1, 3)
 
 
 @pytest.mark.parametrize("status", [403, 429, 500, 503])

@@ -15,7 +15,7 @@ from tests.kubernetes.environment.control_plane import ControlPlane
 from tests.support.waiting import eventually
 from xds.mesh.kube import reconciler
 from xds.mesh.kube import root_publisher as module
-from xds.mesh.kube.api import KubeApi, KubeError
+from xds.mesh.kube.api import KubeApi
 from xds.mesh.kube.lease import Lease
 from xds.mesh.kube.root_publisher import KEY, NAME, RootPublisher
 
@@ -63,8 +63,8 @@ async def until(cluster: Cluster, namespace: str, text: str) -> dict[str, Any]:
     return await cluster.until(path(namespace), lambda found: found.get("data", {}).get(KEY) == text)
 
 
-def leading(cluster: Cluster, text: str, **how: Any) -> RootPublisher:
-    return RootPublisher(cluster.api, text.encode, leads=lambda: True, **how)
+def leading(cluster: Cluster, text: str) -> RootPublisher:
+    return RootPublisher(cluster.api, text.encode, leads=lambda: True)
 
 
 async def test_roots_are_in_all_namespaces_and_follow_a_rotation(cluster: Cluster) -> None:
@@ -100,15 +100,6 @@ async def test_unchanged_roots_are_not_written_again(cluster: Cluster) -> None:
         assert await roots.reconcile()
         after = (await until(cluster, namespace, "right"))["metadata"]["resourceVersion"]
     assert before == after
-
-
-async def test_excluded_namespaces_get_no_roots(cluster: Cluster) -> None:
-    async with cluster.namespace() as excluded, cluster.namespace() as namespace:
-        assert await leading(cluster, "right", exclude=[excluded]).reconcile()
-        await until(cluster, namespace, "right")
-        with pytest.raises(KubeError) as missing:
-            await cluster.api.get(path(excluded))
-    assert missing.value.is_not_found
 
 
 async def test_terminating_namespace_is_not_logged(cluster: Cluster) -> None:

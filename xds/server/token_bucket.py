@@ -28,6 +28,10 @@ class TokenBucket:
         self._used += 1
         return True
 
+    def give_back(self) -> None:
+        """Do not count an event that was within the limit."""
+        self._used = max(0.0, self._used - 1)
+
 
 class TokenBuckets:
     """A token bucket for each client. Beyond `limit` clients, those that were seen last are kept."""

@@ -9,7 +9,7 @@ Required cluster permissions: list and watch namespaces; list, watch, create and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import structlog
 
@@ -40,7 +40,6 @@ class RootPublisher(Reconciler):
         roots: Callable[[], bytes],
         *,
         leads: Callable[[], bool],
-        exclude: Collection[str] = (),
     ) -> None:
         """Create a publisher.
 
@@ -48,11 +47,9 @@ class RootPublisher(Reconciler):
             api: the API server.
             roots: returns the trusted roots, in PEM format.
             leads: returns whether this replica is the leader.
-            exclude: namespaces to ignore.
         """
         super().__init__(api, WatchTarget(_NAMESPACES), WatchTarget(_MAPS, NAME), leads=leads)
         self._roots = roots
-        self._exclude = frozenset(exclude)
         self._log_problem = OnceLogger(log, "cannot publish the roots")
 
     async def reconcile(self) -> bool:
@@ -73,7 +70,7 @@ class RootPublisher(Reconciler):
         for namespace in namespaces:
             name = namespace["metadata"]["name"]
             is_terminating = namespace["metadata"].get("deletionTimestamp")
-            if is_terminating or name in self._exclude or published.get(name) == roots:
+            if is_terminating or published.get(name) == roots:
                 continue
             if not self._leads():
                 return True

@@ -25,6 +25,7 @@ from xds.mesh.identity.claims import (
     UnauthenticatedError,
 )
 from xds.mesh.kube.api import KubeApi, KubeError
+from xds.server.token_bucket import TokenBucket, TokenBuckets
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +80,8 @@ class TokenReviewer:
         """A separate cache, so that rejected tokens do not evict accepted ones."""
         self._pending: dict[_Key, asyncio.Task[_Answer]] = {}
         self._slots = asyncio.Semaphore(MAX_CONCURRENT_REVIEWS)
-        self._budgets = _RefusalBudgets(clock)
+        self._budgets = TokenBuckets(MAX_BUDGETS)
+        """Budget of rejected tokens of each address."""
         self._last_problem = ""
         """Last logged error of the API server."""
 
@@ -117,13 +119,20 @@ class TokenReviewer:
     def _start_review(self, key: _Key, token: str, address: str, expiry: datetime) -> None:
         if len(self._pending) >= MAX_PENDING_REVIEWS:
             raise RateLimitedError("too many tokens are being reviewed; try again")
-        self._budgets.spend(address)
-        task = asyncio.create_task(self._review(key, token, address, expiry))
+        budget = self._budgets.of(address, MAX_REFUSALS, REFILL_RATE)
+        if not budget.take(self._clock()):
+            raise RateLimitedError(
+                "too many tokens from this address were rejected; try again in a few seconds"
+            )
+        task = asyncio.create_task(self._review(key, token, budget, expiry))
         self._pending[key] = task
         task.add_done_callback(lambda _: self._pending.pop(key))
 
-    async def _review(self, key: _Key, token: str, address: str, expiry: datetime) -> _Answer:
-        """Return the caller or an error. Never raises, because the waiting calls may be cancelled."""
+    async def _review(self, key: _Key, token: str, budget: TokenBucket, expiry: datetime) -> _Answer:
+        """Return the caller or an error, and give back the budget unless the token is rejected.
+
+        Never raises, because the waiting calls may be cancelled.
+        """
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
@@ -135,12 +144,12 @@ class TokenReviewer:
             self._last_problem = ""
             caller = claims.from_review(review.get("status"), self._audience)
         except KubeError as error:
-            self._budgets.refund(address)
+            budget.give_back()
             return self._unavailable(error)
         except UnauthenticatedError as error:
             _store(self._rejected, key, _CachedAnswer(error, self._clock() + REJECTED_TTL))
             return error
-        self._budgets.refund(address)
+        budget.give_back()
         lifetime = (expiry - self._now()).total_seconds()
         _store(self._accepted, key, _CachedAnswer(caller, self._clock() + min(ACCEPTED_TTL, lifetime)))
         return caller
@@ -158,39 +167,6 @@ def _store(cache: OrderedDict[_Key, _CachedAnswer], key: _Key, answer: _CachedAn
     cache[key] = answer
     if len(cache) > MAX_CACHED_TOKENS:
         cache.popitem(last=False)
-
-
-class _RefusalBudgets:
-    """Budgets of rejected tokens by address. A review spends one token, and refunds it unless rejected."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._budgets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Spent budget by address, and the time of the last update."""
-
-    def spend(self, address: str) -> None:
-        """Spend one token of the budget. Raises RateLimitedError if the budget is exhausted."""
-        spent = self._spent(address) + 1
-        if spent > MAX_REFUSALS:
-            raise RateLimitedError(
-                "too many tokens from this address were rejected; try again in a few seconds"
-            )
-        self._set(address, spent)
-
-    def refund(self, address: str) -> None:
-        """Return a spent token to the budget."""
-        self._set(address, self._spent(address) - 1)
-
-    def _spent(self, address: str) -> float:
-        spent, updated_at = self._budgets.get(address, (0.0, 0.0))
-        return max(spent - (self._clock() - updated_at) * REFILL_RATE, 0.0)
-
-    def _set(self, address: str, spent: float) -> None:
-        self._budgets.pop(address, None)
-        if spent > 0:
-            self._budgets[address] = spent, self._clock()
-        if len(self._budgets) > MAX_BUDGETS:
-            self._budgets.popitem(last=False)
 
 
 async def own_account(api: KubeApi) -> tuple[str, str]:
