@@ -150,3 +150,14 @@ def test_r12_bystander_assignments_are_sent_again(variant):
     stream.get()
     stream.nack("EDS", unfit("a"))
     assert stream.settle() == ["EDS b=1"]
+
+
+@pytest.mark.parametrize(
+    ("message", "retry"), [(f'{unfit("bad")} alt: "one"', ["CDS new=1 one=1"]), (unfit("one"), [])]
+)
+def test_r12_retry_does_not_omit_a_suspect_that_the_client_uses(message, retry):
+    stream = connect(Variant.SOTW)
+    stream.serve(clusters("one=1 bad=1 new=1"))
+    stream.get()
+    stream.nack("CDS", message)
+    assert sent(stream, "CDS") == retry

@@ -169,11 +169,8 @@ def test_replaced_subscription_leaves_nothing_behind(variant):
     assert stream.session.size == len("".join(names))
     kept = (
         watch.sent,
-        watch._dirty,
-        watch._forced,
-        watch._forced_until_nack,
-        watch.lingering,
-        watch.still_subscribed,
+        watch.states.due,
+        watch.states.records,
     )
     assert all(len(each) <= 3 for each in kept)
     assert not watch.acks.unanswered

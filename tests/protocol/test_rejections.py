@@ -393,3 +393,13 @@ def test_r12_unanswered_resource_is_not_omitted():
     assert stream.get() == ["CDS a=2 new=1"]
     stream.ack("CDS")
     assert stream.get() == []
+
+
+def test_changed_resources_that_are_removed_are_not_retried():
+    stream = Stream(Variant.DELTA, world(ECDS="a=1 b=1"))
+    stream.ask("ECDS", "a", "b")
+    stream.get()
+    stream.nack("ECDS")
+    stream.serve(world(ECDS="a=2 b=2"))
+    stream.serve(world(ECDS=""))
+    assert stream.get() == []

@@ -74,7 +74,7 @@ def test_sent_versions_are_those_of_a_dict(data):
                 else:
                     sent.move(new, change.removed, change)
                 root = new
-            case "catch up" if sent.is_behind:
+            case "catch up" if sent._behind:
                 expected |= {
                     name: version
                     for name, version in versions_of(root).items()
@@ -129,7 +129,7 @@ def test_flip_of_many_streams_is_encoded_once(monkeypatch):
     for stream in streams:
         stream.settle()
         assert stream.session.synced
-        assert not any(watch._dirty for watch in stream.session._watches.values())
+        assert not any(watch.states.due for watch in stream.session._watches.values())
     assert encoded == [100] * 4
 
 
@@ -152,7 +152,7 @@ def test_reconnected_client_gets_only_its_own_resource(old):
     stream = Stream(Variant.DELTA, served)
     stream.ask("CDS", initial=initial)
     watch = stream.session._watches[CLUSTER]
-    assert watch._dirty.keys() == {"own", "gone"}
+    assert watch.states.due.keys() == {"own", "gone"}
     assert stream.settle() == ["CDS own=1"] * (old == "2")
     assert watch.sent.own_names() == ["gone", "own"]
     assert len(watch.sent) == 102
@@ -320,11 +320,11 @@ def test_names_of_equal_requests_are_processed_once(monkeypatch):
         stream.get()
         watch = stream.session._watch(ENDPOINT)
         assert watch.subscription.size == 100 * 100
-        assert watch.acks._never_acked_shared is change.names, "not a copy"
-        assert not watch.acks._never_acked
+        (unanswered,) = watch.acks.unanswered.values()
+        assert unanswered.shared.added is change.names, "not a copy"
+        assert not unanswered.new
         stream.ack("EDS")
         assert stream.session.synced
-        assert not watch.acks._never_acked_shared
         # The clusters' assignments, and the names of the request.
         assert (lookups.count, measured) == ((200, [100]) if is_first else (0, []))
         lookups.count = 0
@@ -430,5 +430,5 @@ def test_reconnect_before_the_first_snapshot_visits_no_unchanged_resource():
     stream.ask("CDS", initial=versions)
     stream.serve(world(CDS=" ".join(f"{name}=1" for name in versions)))
     watch = stream.session._watch(CLUSTER)
-    assert (watch._dirty, watch.lingering, watch.sent.has_root) == ({}, {}, True)
+    assert (watch.states.due, watch.lingering, watch.sent.has_root) == ({}, {}, True)
     assert stream.settle() == []

@@ -1,14 +1,13 @@
-"""Tracking of one type's responses, and of the client's ACKs and NACKs."""
+"""Tracking of one type's unanswered responses, and of the times when its resources were sent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from math import inf
 
-from xds.protocol.events import Acked, Nacked, Response, acked, nacked
+from xds.protocol.events import Response
 from xds.protocol.limits import size_of
-from xds.protocol.wire import ErrorDetail
 
 MAX_UNANSWERED = 64
 """Maximum number of unanswered responses of one type.
@@ -41,25 +40,20 @@ class Rejection:
 
 
 class AckTracker:
-    """Tracks the unanswered responses of one type, and the results of the answered ones.
+    """Tracks the unanswered responses of one type.
 
-    Its memory is proportional to the unanswered responses, the rejected resources, and the resources that
-    have changed since the first answer.
+    Its memory is proportional to the unanswered responses, and to the resources that have changed since the
+    first answer.
     """
 
     __slots__ = (
         "_first_sent",
         "_initially_sent_at",
         "_last_sent",
-        "_never_acked",
-        "_never_acked_shared",
-        "_outdated",
         "_shared_sent",
         "acked_at",
-        "last_error",
+        "is_initial",
         "name_count",
-        "rejected",
-        "resumed",
         "sent_at",
         "size",
         "unanswered",
@@ -79,18 +73,8 @@ class AckTracker:
         """Time of the last ACK."""
         self.version = ""
         """Version of the type in the last ACKed response."""
-        self.rejected: dict[str, Rejection] = {}
-        """Last rejection of each resource, until the resource is ACKed or removed."""
-        self.last_error: Rejection | None = None
-        """Last rejection; None once all rejected resources are ACKed or removed."""
-        self.resumed = False
-        """Whether the client has resources from an earlier stream."""
-        self._outdated: dict[str, float] = {}
-        """Time of the first rejection of each resource that the client still has in an older version."""
-        self._never_acked: set[str] = set()
-        """Names of resources that the client was sent and has not ACKed in any version."""
-        self._never_acked_shared: frozenset[str] = frozenset()
-        """More such names, which were in shared changes. Clients that need the same change share this set."""
+        self.is_initial = True
+        """Whether the client has neither answered a response nor reported resources of an earlier stream."""
         self._first_sent: dict[str, float] = {}
         """Time when each resource was first sent, unless it was in the initial responses."""
         self._initially_sent_at: float | None = None
@@ -130,33 +114,24 @@ class AckTracker:
         return self._first_sent.get(name, -inf)
 
     @property
-    def outdated_since(self) -> float:
-        """Time when the last resource became outdated; minus infinity if none is.
+    def never_acked(self) -> set[str]:
+        """Names in the unanswered responses of which the client has not ACKed any version."""
+        return {name for response in self.unanswered.values() for name in response.new_names()}
 
-        A resource is outdated if the client rejected an update and uses an older version. The older version
-        cannot refer to resources that were first sent after this time. Resources that the client has never
-        ACKed are not outdated, because the client has no version of them.
+    def expect(self, response: Response, sent: Container[str] = ()) -> Response | None:
+        """Expect an answer to a response. `sent` are the names of the resources that the client has.
+
+        At `MAX_UNANSWERED`, stop expecting one to the oldest response, and return that response.
         """
-        return max(self._outdated.values(), default=-inf)
-
-    def expect(self, response: Response, new: Sequence[str] = (), sent: Container[str] = ()) -> None:
-        """Expect an answer to a response. At `MAX_UNANSWERED`, stop expecting one to the oldest response.
-
-        Args:
-            response: Response that was sent.
-            new: Names of resources that the client does not have in any version, except for those that the
-                shared change adds.
-            sent: Names of the resources that the client has.
-        """
+        abandoned = None
         if len(self.unanswered) >= MAX_UNANSWERED:
-            self._abandon(next(iter(self.unanswered)))
+            abandoned = self.pop(next(iter(self.unanswered)))
         self.unanswered[response.nonce] = response
         if response.removed:
             self.name_count += len(response.removed)
             self.size += size_of(response.removed)
         self.sent_at = response.sent_at
-        added = response.shared.added if response.shared else frozenset()
-        if self.acked_at is None and not self.last_error and not self.resumed:
+        if self.is_initial:
             self._initially_sent_at = response.sent_at
         else:
             fresh = response.fresh
@@ -165,16 +140,11 @@ class AckTracker:
                 fresh = fresh[len(response.shared.resources) :]
             for resource in fresh:
                 self._last_sent[resource.name] = response.sent_at
-            if new or added:
-                self._first_sent.update(dict.fromkeys((*new, *added), response.sent_at))
-        if new:
-            self._never_acked.update(new)
-        if added:
-            unacked = self._never_acked_shared
-            self._never_acked_shared = unacked.union(added) if unacked else added
+            self._first_sent.update(dict.fromkeys(response.new_names(), response.sent_at))
         for name in response.removed:
             self._last_sent.pop(name, None)
             self._first_sent.pop(name, None)
+        return abandoned
 
     def _record_shared(self, names: frozenset[str], at: float, sent: Container[str]) -> None:
         """Record when a large shared change was sent. It replaces earlier changes of the same resources."""
@@ -187,91 +157,23 @@ class AckTracker:
                     self._last_sent[name] = max(sent_at, self._last_sent.get(name, sent_at))
         self._shared_sent = [*kept, (names, at)]
 
-    def skip(self, nonce: str) -> list[Response]:
-        """Stop expecting answers to the responses before `nonce`, and return these responses."""
-        skipped = []
-        while nonce in self.unanswered and (oldest := next(iter(self.unanswered))) != nonce:
-            skipped.append(self._abandon(oldest))
-        return skipped
-
-    def receive(self, nonce: str, error: ErrorDetail | None, now: float) -> Acked | Nacked | None:
-        """Process an ACK, or a NACK with its error.
-
-        Return None if no response with this nonce is unanswered.
-        """
-        if nonce not in self.unanswered:
-            return None
-        response = self._pop(nonce)
-        if error:
-            event = nacked(response, error, now)
-            self._record_nack(event, now)
-            return event
-        self.acked_at, self.version = now, response.version
-        fresh = response.fresh
-        if response.shared and not (self.rejected or self._outdated):
-            self._forget_unacked(response.shared.names)
-            fresh = fresh[len(response.shared.resources) :]
-        if self.last_error or self._never_acked or self._never_acked_shared or self._outdated:
-            self.clear_rejections((*(resource.name for resource in fresh), *response.removed))
-        return acked(response, now)
-
-    def clear_rejections(self, names: Iterable[str]) -> None:
-        """Forget the rejections of resources that are ACKed or removed now."""
-        names = tuple(names)
-        self._forget_unacked(names)
-        for tracked in (self.rejected, self._outdated):
-            for name in names if tracked else ():
-                tracked.pop(name, None)
-        if not self.rejected:
-            self.last_error = None
-
-    def forget_unsubscribed(self, covers: Callable[[str], bool]) -> None:
-        """Forget the resources that the client no longer subscribes to."""
-        tracked = self.rejected.keys() | self._outdated.keys() | self._never_acked | self._never_acked_shared
-        self.clear_rejections([name for name in tracked if not covers(name)])
-        for times in (self._last_sent, self._first_sent):
-            for name in [name for name in times if not covers(name)]:
-                del times[name]
-
-    def _abandon(self, nonce: str) -> Response:
-        """Stop expecting an answer to a response. The client may have accepted it."""
-        response = self._pop(nonce)
-        self._forget_unacked([resource.name for resource in response.fresh])
-        return response
-
-    def _forget_unacked(self, names: Collection[str]) -> None:
-        """Forget that the client has not ACKed resources."""
-        if self._never_acked:
-            self._never_acked.difference_update(names)
-        if self._never_acked_shared is names:
-            self._never_acked_shared = frozenset()
-        elif self._never_acked_shared and not self._never_acked_shared.isdisjoint(names):
-            self._never_acked_shared = self._never_acked_shared.difference(names)
-
-    def _pop(self, nonce: str) -> Response:
+    def pop(self, nonce: str) -> Response:
+        """Stop expecting an answer to a response, and return the response."""
         response = self.unanswered.pop(nonce)
         if response.removed:
             self.name_count -= len(response.removed)
             self.size -= size_of(response.removed)
         return response
 
-    def _record_nack(self, event: Nacked, now: float) -> None:
-        suspects = {resource.name for resource in event.suspects}
-        bystanders = {resource.name for resource in event.fresh} - suspects
-        self._forget_unacked(bystanders)
-        if event.culprits:
-            self.clear_rejections(bystanders)
-        for resource in event.culprits or event.fresh:
-            if resource.name not in self._never_acked and resource.name not in self._never_acked_shared:
-                self._outdated.setdefault(resource.name, now)
-        self.last_error = Rejection(
-            version=event.version, code=event.code, message=event.message, at=now, sources=event.sources
-        )
-        for resource in event.suspects:
-            self.rejected[resource.name] = Rejection(
-                version=resource.version,
-                code=event.code,
-                message=event.message,
-                at=now,
-                sources=resource.sources,
-            )
+    def pop_before(self, nonce: str) -> list[Response]:
+        """Stop expecting answers to the responses before an unanswered one, and return these responses."""
+        skipped = []
+        while nonce in self.unanswered and (oldest := next(iter(self.unanswered))) != nonce:
+            skipped.append(self.pop(oldest))
+        return skipped
+
+    def forget_unsubscribed(self, covers: Callable[[str], bool]) -> None:
+        """Forget the resources that the client no longer subscribes to."""
+        for times in (self._last_sent, self._first_sent):
+            for name in [name for name in times if not covers(name)]:
+                del times[name]

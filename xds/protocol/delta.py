@@ -6,14 +6,15 @@ from collections.abc import Collection
 from itertools import filterfalse
 from math import inf
 
-from xds.protocol.events import Acked, Event, Nacked, Response
+from xds.protocol.events import Event, Nacked, Response
 from xds.protocol.heartbeats import Heartbeats
 from xds.protocol.limits import size_of
 from xds.protocol.order import NEVER_REMOVED
 from xds.protocol.responses import encode_delta_response, encoded_size, removal_size
 from xds.protocol.shared import SentVersions, SharedChange, shared_change
-from xds.protocol.watch import Lingering, Watch
-from xds.protocol.wire import DeltaRequest, ErrorDetail
+from xds.protocol.states import Due
+from xds.protocol.watch import Watch
+from xds.protocol.wire import DeltaRequest
 from xds.snapshot import CLUSTER, EMPTY, SECRET, VIRTUAL_HOST, Resource, ResourceSet, differing
 
 
@@ -77,12 +78,12 @@ class DeltaWatch(Watch):
         root = resources.root
         if self._has_ttl or self.sent.has_root or not 0 < len(root) <= len(self.sent):
             return False
-        if self.rejections or any(name in root for name in resources.layered_names()):
+        if self.states.blocked or any(name in root for name in resources.layered_names()):
             return False
         if not self.sent.resume(root, self.sent):
             return False
-        self.lingering = {name: item for name, item in self.lingering.items() if name not in root}
-        self._dirty = {name: None for name in self._dirty if name not in root or self.is_forced(name)}
+        self.states.restore(name for name in self.lingering if name in root)
+        self.states.skip([name for name in self.states.due if name in root and not self.is_forced(name)])
         return True
 
     def _can_share(self, change: SharedChange, others: Collection[str]) -> bool:
@@ -92,9 +93,10 @@ class DeltaWatch(Watch):
             change: Change of the root.
             others: Names of other resources that may change.
         """
-        if not change.resources or self.rejections or self._forced or self._forced_until_nack:
+        states = self.states
+        if not change.resources or states.blocked or any(states.due.values()):
             return False
-        for names in (others, self._dirty, self.lingering):
+        for names in (others, states.due, self.lingering):
             if names and not change.before.keys().isdisjoint(names):
                 return False
         if self.sent.conflicts_with(change):
@@ -106,10 +108,10 @@ class DeltaWatch(Watch):
         change, self._shared = self._shared, None
         if change:
             self.sent.spread()
-            self._dirty = dict.fromkeys(change.before) | self._dirty
-            self._forced_until_nack.update(self._resent_shared)
+            self.states.check(change.before)
+            self.states.wait(self._resent_shared)
             if self._answers_shared:
-                self._forced.update(change.before)
+                self.states.force(change.before)
             self._answers_shared, self._resent_shared = False, ()
 
     def receive(self, request: DeltaRequest, now: float) -> list[Event]:
@@ -145,7 +147,7 @@ class DeltaWatch(Watch):
                 continue
             self._response_due |= name in self.subscription.collections and not reported
             for resolved in self._resolve(name):
-                self._mark_dirty(resolved, force=resolved not in reported)
+                (self.states.check if resolved in reported else self.states.force)((resolved,))
         self.requested = True
         deferred, self._deferred_resends = self._deferred_resends, ()
         self.resend(deferred)
@@ -166,13 +168,13 @@ class DeltaWatch(Watch):
         if not self.sent.has_root:  # The names of a root are the server's.
             super()._share_sent_names()
 
-    def _mark_all_dirty(self) -> None:
+    def _check_all(self) -> None:
         if not self.sent.has_root:
-            super()._mark_all_dirty()
+            super()._check_all()
             return
         # The client has all other resources of the root, or is about to be sent them.
-        names = dict.fromkeys((*self.resources.layered_names(), *self.sent.own_names()))
-        self._dirty.update((name, None) for name in names if name in self.resources)
+        names = (*self.resources.layered_names(), *self.sent.own_names())
+        self.states.check(name for name in names if name in self.resources)
 
     def resend(self, names: Collection[str]) -> None:
         """Send resources again, but not before the first request reports which ones the client has."""
@@ -180,7 +182,7 @@ class DeltaWatch(Watch):
             return
         if not self.requested:
             self._deferred_resends = {*self._deferred_resends, *names} if self._deferred_resends else names
-        elif self._shared and not self.rejections and self._shared.contains_all(names):
+        elif self._shared and not self.states.blocked and self._shared.contains_all(names):
             self._resent_shared = (*self._resent_shared, *names) if self._resent_shared else names
         else:
             super().resend(names)
@@ -198,25 +200,25 @@ class DeltaWatch(Watch):
         if not due and not change and not self._response_due:
             return None
         resources: tuple[Resource, ...] = ()
-        joined, new = b"", []
+        joined, new = b"", frozenset[str]()
         absent: list[str] = []
         unknown: list[str] = []
         if due:
             resources, joined, absent = self._take_part(due)
             unknown = [name for name in absent if self.type_url == VIRTUAL_HOST and name not in self.sent]
-            new = [resource.name for resource in resources if resource.name not in self.sent]
+            new = frozenset(resource.name for resource in resources if resource.name not in self.sent)
             self._mark_sent(resources)
         removed = [name for name in absent if name not in unknown] if unknown else absent
         if change:
-            if self.still_subscribed:
-                self.still_subscribed.difference_update(change.added)
+            if self.states.records:
+                self.states.send(change.added, self.resources)
             self.sent.catch_up()
             resources = (*change.resources, *resources) if resources else change.resources
         if absent:
             for name in absent:
                 self.sent.pop(name, None)
-                self.lingering.pop(name, None)
-            self._clear_dirty(absent)
+            self.states.skip(absent)
+            self.states.restore(absent)
             self._heartbeats.retain(self.sent.__contains__)
         self._response_due = False
         response = Response(
@@ -226,11 +228,12 @@ class DeltaWatch(Watch):
             resources=resources,
             removed=tuple(absent),
             fresh=resources,
+            new=new,
             shared=change,
             sent_at=now,
-            generation=-1 if self._dirty and self.pending else generation,
+            generation=-1 if self.states.due and self.pending else generation,
         )
-        self._expect(response, new)
+        self._expect(response)
         if change and not absent:
             return response, change.response(
                 version=response.version, nonce=nonce, others=joined, identifier=identifier
@@ -248,7 +251,7 @@ class DeltaWatch(Watch):
 
     def _can_send_with(self, change: SharedChange, due: list[tuple[str, Resource | None]]) -> bool:
         """Whether one response can contain a shared change and everything else that is due."""
-        if not change.before.keys().isdisjoint(self._dirty):
+        if not change.before.keys().isdisjoint(self.states.due):
             return False
         size = change.size
         for name, resource in due:
@@ -259,7 +262,7 @@ class DeltaWatch(Watch):
     def is_idle(self) -> bool:
         """Whether the time has no effect: nothing may have to be sent, and no resource is kept or renewed."""
         # Called several times for each response, so without `super`.
-        if self._dirty or self._response_due or self.lingering or self._shared:
+        if self.states.due or self._response_due or self._shared or self.lingering:
             return False
         return not (self._has_ttl and self._heartbeats)
 
@@ -290,18 +293,13 @@ class DeltaWatch(Watch):
             return inf
         return self._heartbeats.next(self.acks.unacked)
 
-    def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
-        """Process the ACK or NACK of a response. The TTL of ACKed resources starts now."""
-        events = super()._handle_answer(nonce, error, now)
-        for event in events if self._has_ttl or self._heartbeats else ():
-            if isinstance(event, Acked):
-                acked = (
-                    resource
-                    for resource in event.resources
-                    if resource.ttl is None or resource.name in self.sent
-                )
-                self._heartbeats.start(acked, now)
-        return events
+    def _handle_ack(self, response: Response, now: float) -> None:
+        """Process the ACK of a response. The TTL of its resources starts now."""
+        super()._handle_ack(response, now)
+        if self._has_ttl or self._heartbeats:
+            self._heartbeats.start(
+                (item for item in response.resources if item.ttl is None or item.name in self.sent), now
+            )
 
     def _forget_unsubscribed(self) -> None:
         self._spread()
@@ -317,7 +315,7 @@ class DeltaWatch(Watch):
         if self.type_url == SECRET:
             return frozenset()
         reported = {name: version for name, version in versions if self.covers(name)}
-        self.acks.resumed = bool(reported)
+        self.acks.is_initial = not reported
         self.may_have_removed_clusters = bool(reported) and self.type_url == CLUSTER
         root = self.resources.root
         if not self._has_ttl and not any(name in root for name in self.resources.layered_names()):
@@ -329,8 +327,8 @@ class DeltaWatch(Watch):
             if resource := self.get(name):
                 self._heartbeats.resume(resource, version, now)
             else:
-                self.lingering[name] = Lingering(None)
-            self._mark_dirty(name)
+                self.states.linger(name, None)
+            self.states.check((name,))
         return frozenset(reported)
 
     def _handle_nack(self, event: Nacked) -> None:
@@ -338,12 +336,10 @@ class DeltaWatch(Watch):
         self._spread()
         super()._handle_nack(event)
         if event.resources and not event.culprits:
-            for name in event.removed:
-                if self.covers(name) and not self.get(name):
-                    self._mark_dirty(name, force=True)
+            self.states.force(name for name in event.removed if self.covers(name) and not self.get(name))
 
     def _needs_removal(self, name: str) -> bool:
-        if name in self._forced:
+        if self.states.due.get(name) is Due.FORCED:
             # Not an alias whose virtual host has appeared since the client asked for it.
             return self.type_url != VIRTUAL_HOST or self.resources.resolve(name) == name
-        return name in self.sent and name not in self.lingering and self.type_url not in NEVER_REMOVED
+        return name in self.sent and not self.states.of(name).lingering and self.type_url not in NEVER_REMOVED

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeAlias
 
 from xds.protocol.nacks import culprits
@@ -124,12 +125,20 @@ class Response:
     """Names of resources that the response removes, explicitly or by omission from the full state."""
     fresh: tuple[Resource, ...] = ()
     """Resources that may be new to the client."""
+    new: Collection[str] = ()
+    """Names of resources that the client had in no version, except for those that the shared change adds."""
+    content: Mapping[str, Resource] | None = None
+    """Full-state types only: all resources that the client has after this response, by name."""
     shared: SharedChange | None = None
     """Change that the first of the resources are from; None if each was chosen for this client."""
     sent_at: float
     """Time when the response was sent, in seconds of the clock that the session uses."""
     generation: int = -1
     """Generation of the snapshot that this response completes for the type; -1 if more responses follow."""
+
+    def new_names(self) -> Iterable[str]:
+        """Return the names of all resources that the client had in no version."""
+        return chain(self.new, self.shared.added) if self.shared else self.new
 
 
 def acked(response: Response, now: float) -> Acked:

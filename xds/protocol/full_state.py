@@ -6,12 +6,11 @@ Clients delete the clusters, listeners and scoped routes that a response omits (
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from xds.protocol.events import Acked, Event, Nacked, Response
-from xds.protocol.sotw import Content, SotwWatch
-from xds.protocol.watch import Lingering
-from xds.protocol.wire import ErrorDetail, Request
+from xds.protocol.events import Event, Nacked, Response
+from xds.protocol.sotw import SotwWatch
+from xds.protocol.wire import Request
 from xds.snapshot import CLUSTER, Resource, ResourceSet
 
 
@@ -24,24 +23,22 @@ class FullStateWatch(SotwWatch):
 
     def __init__(self, type_url: str) -> None:
         super().__init__(type_url)
-        self._withheld: dict[str, str] = {}
-        """Version of each resource that the client rejected individually, by name."""
-        self._previous: dict[str, Resource] = {}
-        """Resource that the client uses, by name, if the desired version is due, unanswered or rejected."""
-        self._unknown: set[str] = set()
-        """Names of resources that the client may have from an earlier stream, in an unknown version."""
-        self._was_connected = False
-        """Whether the client had an earlier stream."""
+        self._accepted: Mapping[str, Resource] = {}
+        """Resources that the client uses, by name, as far as known."""
+        self._reported: Mapping[str, Resource] = {}
+        """First response to a client that had an earlier stream, until an ACK, by name.
+
+        The client may have these resources in an unknown version.
+        """
 
     def receive(self, request: Request, now: float) -> list[Event]:
         """Process a request. If the first one has a version, the client had an earlier stream."""
         is_first = not self.requested
-        if is_first:
-            self._was_connected = bool(request.version)
         events = super().receive(request, now)
-        if is_first and self._was_connected and self.type_url == CLUSTER:
+        if is_first and self.initial_versions and self.type_url == CLUSTER:
             removed = [name for name in self.subscription.names if name not in self.resources]
-            self.lingering.update((name, Lingering(None)) for name in removed)
+            for name in removed:
+                self.states.linger(name, None)
             self.may_have_removed_clusters = bool(removed)
         return events
 
@@ -51,129 +48,122 @@ class FullStateWatch(SotwWatch):
         return any(not item.resource and self.covers(name) for name, item in self.lingering.items())
 
     def serve(self, resources: ResourceSet) -> None:
-        """Set the desired resources of the client. Remember the previous ones until it ACKs the new ones."""
-        previous_set, unacked = self.resources, self.acks.unacked.union(self.rejections.names())
-        lingering = {name: item.resource for name, item in self.lingering.items()}
+        """Set the desired resources of the client. Forget withheld ones that were reverted or removed."""
         super().serve(resources)
-        for name in self._dirty:
-            previous = previous_set.get(name) or lingering.get(name)
-            if previous and self.sent.get(name) == previous.version and name not in unacked:
-                self._previous[name] = previous
-        self._record_withheld()
-        obsolete = [name for name in self._withheld if self._is_reverted(name) or not self.get(name)]
-        self.acks.clear_rejections(obsolete)
-        for name in obsolete:
-            del self._withheld[name]
-            self.rejections.discard(name)
+        self._set_blocked({*self.states.blocked})
+        obsolete = []
+        for name, record in self.states.records.items():
+            if record.withheld and (self._is_reverted(name) or not self.get(name)):
+                record.withheld, record.causes = "", None
+                obsolete.append(name)
+        self.states.ack(obsolete)
 
-    def compose(
-        self, nonce: str, now: float, identifier: str, generation: int
-    ) -> tuple[Response, bytes] | None:
-        """Make the next response, and mark it as sent."""
-        composed = super().compose(nonce, now, identifier, generation)
-        if composed:
-            self._record_withheld()
-        return composed
+    def _mark_sent(self, resources: Iterable[Resource]) -> None:
+        super()._mark_sent(resources)
+        self._set_blocked()
 
-    def _content(self, due: list[tuple[str, Resource | None]]) -> Content:  # noqa: ARG002
-        resources, version = self._full_state()
-        names = {resource.name for resource in resources}
-        if not self._nonce and self._was_connected:
-            self._unknown = names
-        content = Content(
-            resources=resources,
+    def _response(
+        self,
+        due: list[tuple[str, Resource | None]],  # noqa: ARG002
+        nonce: str,
+        now: float,
+    ) -> Response:
+        records = self.states.records
+        for name, record in records.items():
+            if not self._is_withheld(name):
+                record.withheld = ""
+        content, version = self._full_state()
+        if not self._nonce and self.initial_versions:
+            self._reported = content
+        kept = content.keys() | {name for name, record in records.items() if record.withheld}
+        response = Response(
+            type_url=self.type_url,
+            nonce=nonce,
             version=version,
-            fresh=self._fresh(resources),
-            removed=tuple(self.sent.keys() - names - self._withheld.keys()),
+            resources=tuple(content.values()),
+            removed=tuple(self.sent.keys() - kept),
+            fresh=tuple(self._fresh(content.values())),
+            content=content,
+            sent_at=now,
         )
-        self._unknown &= names
-        self._previous = {name: resource for name, resource in self._previous.items() if name in names}
-        self.lingering = {name: item for name, item in self.lingering.items() if item.resource}
-        self.sent = {name: version for name, version in self.sent.items() if name in names}
-        self.rejections.clear()
-        self._dirty.clear()
-        return content
+        self.states.restore([name for name, item in self.lingering.items() if not item.resource])
+        self.states.due.clear()
+        self.sent = {name: version for name, version in self.sent.items() if name in content}
+        return response
 
-    def _full_state(self) -> tuple[list[Resource], str]:
-        """Return all resources that the client should have, and the version of their set."""
-        covers = self.covers
-        resources = [resource for name, resource in self.resources.items() if covers(name)]
-        lingering = [item.resource for name, item in self.lingering.items() if item.resource and covers(name)]
-        self._withheld = {
-            name: version for name, version in self._withheld.items() if self._is_withheld(name)
-        }
-        if not lingering and not self._withheld:
-            return resources, self.resources.version
-        resources = [
-            replacement for resource in resources + lingering if (replacement := self._replacement(resource))
-        ]
-        return resources, ResourceSet(resources, label=self.resources.label).version
+    def _full_state(self) -> tuple[Mapping[str, Resource], str]:
+        """Return all resources that the client should have, by name, and the version of their set."""
+        content: Mapping[str, Resource] = self.resources
+        if not self.subscription.wildcard:
+            content = {name: resource for name, resource in content.items() if self.covers(name)}
+        lingering = [item.resource for name, item in self.lingering.items() if self.covers(name)]
+        if not any(lingering) and not any(record.withheld for record in self.states.records.values()):
+            return content, self.resources.version
+        desired = (*content.values(), *filter(None, lingering))
+        full = ResourceSet(filter(None, map(self._replacement, desired)), label=self.resources.label)
+        return full, full.version
 
     def _replacement(self, resource: Resource) -> Resource | None:
-        """Return what to send for a resource: the client's previous version if it rejected this one."""
+        """Return what to send for a resource: the client's previous version if it rejected this one.
+
+        If the client may have an unknown version, the response must not omit the resource.
+        """
         name = resource.name
-        if name not in self._withheld or (name in self._unknown and name not in self._previous):
+        if not self._is_withheld(name) or self._is_unknown(name):
             return resource
-        return self._previous.get(name)
+        return self._accepted.get(name)
+
+    def _is_unknown(self, name: str) -> bool:
+        """Whether the client may have an unknown version of a resource from an earlier stream."""
+        return name in self._reported and name not in self._accepted
+
+    def _is_used(self, resource: Resource) -> bool:
+        """Whether the client uses this version of a resource."""
+        accepted = self._accepted.get(resource.name)
+        return accepted is not None and accepted.version == resource.version
 
     def _is_reverted(self, name: str) -> bool:
         """Whether a rejected change was reverted, so that the client has the desired version."""
-        resource, previous = self.get(name), self._previous.get(name)
-        return (
-            resource is not None
-            and previous is not None
-            and resource.version == previous.version == self.sent.get(name)
-        )
+        resource = self.get(name)
+        return resource is not None and self._is_used(resource) and resource.version == self.sent.get(name)
 
     def _is_withheld(self, name: str) -> bool:
-        resource = self.get(name)
-        return resource is not None and self._withheld.get(name) == resource.version
+        """Whether the client rejected the desired version of a resource individually."""
+        withheld, resource = self.states.of(name).withheld, self.get(name)
+        return bool(withheld) and resource is not None and withheld == resource.version
 
-    def _record_withheld(self) -> None:
-        """Mark the withheld resources as rejected. The client keeps their previous versions."""
-        for name in self._withheld:
-            if self._is_withheld(name):
-                self.rejections.add(frozenset({name}))
+    def _set_blocked(self, names: Collection[str] = ()) -> None:
+        """Block some resources and the withheld ones, each on its own, and no others."""
+        for name in names:
+            self.states.edit(name)
+        for name, record in self.states.records.items():
+            record.causes = frozenset({name}) if name in names or self._is_withheld(name) else None
+        self.states.tidy()
 
-    def _fresh(self, resources: list[Resource]) -> list[Resource]:
-        """Return the resources that may be new to the client: new, changed, rejected or unanswered ones."""
-        unacked = self.acks.unacked.union(self.rejections.names())
-        return [
-            resource
-            for resource in resources
-            if not (resource.name in self._withheld and resource is self._previous.get(resource.name))
-            and (self.sent.get(resource.name) != resource.version or resource.name in unacked)
-        ]
+    def _fresh(self, resources: Iterable[Resource]) -> Iterator[Resource]:
+        """Yield the resources that may be new to the client: new, changed, rejected or unanswered ones."""
+        unacked = self.acks.unacked.union(self.states.blocked)
+        for resource in resources:
+            name = resource.name
+            if self.states.of(name).withheld and resource is self._accepted.get(name):
+                continue
+            if self.sent.get(name) != resource.version or name in unacked:
+                yield resource
 
     def _answer_names(self, names: Iterable[str]) -> None:
         self._response_due |= any(True for _ in names)
 
-    def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
-        """Process the ACK or NACK of a response."""
-        answered = self.acks.unanswered.get(nonce)
-        events = super()._handle_answer(nonce, error, now)
-        fresh = answered.fresh if answered else ()
-        for event in events:
-            if isinstance(event, Acked):
-                self._accept(fresh)
-                self.rejections.clear()
-                self._record_withheld()
-            elif event.culprits:
-                rejected = {culprit.name for culprit in event.culprits}
-                self._accept(resource for resource in fresh if resource.name not in rejected)
-        return events
+    def _handle_ack(self, response: Response, now: float) -> None:
+        super()._handle_ack(response, now)
+        self._accept(response.fresh)
+        self._accepted, self._reported = response.content or {}, {}
+        self._set_blocked()
 
     def _accept(self, resources: Iterable[Resource]) -> None:
-        """Record that the client has accepted resources."""
+        """Do not withhold resources that the client has accepted."""
         for resource in resources:
-            current = self.get(resource.name)
-            self._unknown.discard(resource.name)
-            if self._withheld.get(resource.name) == resource.version:
-                del self._withheld[resource.name]
-            if current and current.version == resource.version:
-                self._previous.pop(resource.name, None)
-            else:
-                self._previous[resource.name] = resource
+            if self.states.of(resource.name).withheld == resource.version:
+                self.states.edit(resource.name).withheld = ""
 
     def _handle_nack(self, event: Nacked) -> None:
         """Withhold individually rejected resources.
@@ -182,45 +172,50 @@ class FullStateWatch(SotwWatch):
         """
         bystanders = self._bystanders(event)
         withheld = event.culprits if bystanders is None else event.suspects
-        self._withheld.update(
-            (resource.name, resource.version) for resource in withheld if self._is_current(resource)
-        )
-        if not event.culprits:
-            suspects = event.fresh or event.resources
-            self.rejections.replace(
-                frozenset(resource.name for resource in suspects if self._is_current(resource))
-            )
-        for name in bystanders or ():
-            self._mark_dirty(name, force=True)
-        self._record_withheld()
+        for resource in filter(self._is_current, withheld):
+            self.states.edit(resource.name).withheld = resource.version
+        if event.culprits:
+            rejected = {culprit.name: culprit.version for culprit in event.culprits}
+            self._accept(resource for resource in event.fresh if resource.name not in rejected)
+            accepted = [resource for resource in event.resources if resource.name not in rejected]
+            # The client keeps its version of a rejected resource, unless it rejected that one.
+            used = (self._accepted.get(name) for name in rejected)
+            accepted += [item for item in used if item and item.version != rejected[item.name]]
+            self._accepted = {resource.name: resource for resource in accepted}
+            self._set_blocked({*self.states.blocked})
+        else:
+            suspects = filter(self._is_current, event.fresh or event.resources)
+            self._set_blocked({resource.name for resource in suspects})
+        self.states.force(bystanders or ())
 
     def _bystanders(self, event: Nacked) -> frozenset[str] | None:
         """Return the bystanders, or None if the client may have an unknown version of a suspect.
 
-        A response must not omit such a suspect.
+        A response must not omit such a suspect, and without the suspects that the client already uses, it
+        would be the same.
         """
-        if any(suspect.name in self._unknown.difference(self._previous) for suspect in event.suspects):
+        suspects = event.suspects
+        if any(self._is_unknown(suspect.name) for suspect in suspects) or all(map(self._is_used, suspects)):
             return None
         return super()._bystanders(event)
 
     def _forget_unsubscribed(self) -> None:
-        count = len(self.rejections.names())
+        count = len(self.states.blocked)
         super()._forget_unsubscribed()
         # Without the unsubscribed resources, the client may accept the others.
-        self._response_due |= 0 < len(self.rejections.names()) < count
-        for names in (self._withheld, self._previous):
-            for name in [name for name in names if not self.covers(name)]:
-                del names[name]
+        self._response_due |= 0 < len(self.states.blocked) < count
+        if not self.subscription.wildcard:
+            self._accepted = {
+                name: resource for name, resource in self._accepted.items() if self.covers(name)
+            }
 
     def _handle_skipped(self, skipped: Response) -> None:
         """Remember the resources of a response that was never answered, because the client may use them.
 
         They need not be sent again, because the later response contains all resources.
         """
-        for resource in skipped.fresh:
-            current = self.get(resource.name)
-            if current is None or current.version != resource.version:
-                self._previous[resource.name] = resource
+        kept = {name: item for name, item in self._accepted.items() if name not in skipped.removed}
+        self._accepted = kept | {item.name: item for item in skipped.fresh if not self._is_current(item)}
 
     def _is_rejected(self, name: str) -> bool:
         return self._is_withheld(name) or (super()._is_rejected(name) and not self._is_reverted(name))

@@ -6,6 +6,7 @@ the listeners and routes that use them, and a cluster is removed after the route
 
 from __future__ import annotations
 
+from xds.protocol.types import SHORT_NAMES
 from xds.snapshot import (
     CLUSTER,
     ENDPOINT,
@@ -13,25 +14,12 @@ from xds.snapshot import (
     LB_ENDPOINT,
     LISTENER,
     ROUTE,
-    RUNTIME,
     SCOPED_ROUTE,
     SECRET,
     VIRTUAL_HOST,
 )
 
-_IN_ORDER = (
-    RUNTIME,
-    CLUSTER,
-    ENDPOINT,
-    LB_ENDPOINT,
-    SECRET,
-    EXTENSION_CONFIG,
-    LISTENER,
-    SCOPED_ROUTE,
-    ROUTE,
-    VIRTUAL_HOST,
-)
-ORDER = {type_url: position for position, type_url in enumerate(_IN_ORDER)}
+ORDER = {type_url: position for position, type_url in enumerate(SHORT_NAMES)}
 """Position of each type in the sending order. Other types are sent last."""
 
 AFTER_CLUSTERS = frozenset({LISTENER, SCOPED_ROUTE, ROUTE, VIRTUAL_HOST})

@@ -303,7 +303,7 @@ class Session:
 
     def rejected(self, type_url: str) -> Mapping[str, Rejection]:
         """Return the last rejection of each resource of a type, until the resource is ACKed or removed."""
-        return self._watch(type_url).acks.rejected
+        return self._watch(type_url).rejected
 
     def resource_status(self, type_url: str, name: str) -> ResourceStatus | None:
         """Return the status of one resource; None if the client does not subscribe to it by name."""
@@ -348,6 +348,8 @@ class Session:
     def _heartbeat(self, now: float) -> bytes | None:
         """Return the next heartbeat that is due. Heartbeats are sent after all other responses."""
         for watch in self._watches.values():
+            if not isinstance(watch, DeltaWatch):
+                return None
             composed = watch.heartbeat(str(self._nonces + 1), now, self._identifier)
             if composed:
                 self.has_more = True
@@ -448,7 +450,7 @@ class Session:
 
         The time starts when no lingering resource uses them.
         """
-        outdated_since = max(user.acks.outdated_since for user in users)
+        outdated_since = max(user.states.outdated_since for user in users)
         has_outdated_users = outdated_since > -inf
         used = {ref for user in users for ref in user.lingering_refs()}
         for name, lingering in tuple(watch.lingering.items()):
@@ -480,7 +482,7 @@ class Session:
         listener, and stays subscribed to them, until the listener's connections close.
         """
         is_complete = user.synced and all(self._has_arrived(*ref) for ref in user.refs())
-        return is_complete and not user.lingering and not user.still_subscribed
+        return is_complete and not user.keeps_removed
 
     def _expects_listeners(self, now: float) -> bool:
         """Whether a reconnected client may still subscribe to listeners, which may use its clusters."""

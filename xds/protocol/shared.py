@@ -185,11 +185,6 @@ class SentVersions(MutableMapping[str, str]):
         """Whether the client has the versions of a root, except for its own."""
         return self._root is not None
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether the client still has the previous versions of a change."""
-        return self._behind is not None
-
     def own_names(self) -> list[str]:
         """Return the sorted names of the resources whose version is stored for this client alone."""
         return sorted(self._own)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 
 from xds.protocol.events import Acked, Event, Nacked, Response
@@ -13,20 +12,6 @@ from xds.protocol.subscription import SubscriptionChange
 from xds.protocol.watch import Watch
 from xds.protocol.wire import ErrorDetail, Request
 from xds.snapshot import ENDPOINT, Resource
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
-    """Content of a response."""
-
-    resources: list[Resource]
-    """Resources of the response."""
-    version: str
-    """Version of the type."""
-    fresh: list[Resource]
-    """Resources that may be new to the client."""
-    removed: tuple[str, ...] = ()
-    """Names that the client deletes because the response omits them."""
 
 
 class SotwWatch(Watch):
@@ -39,8 +24,6 @@ class SotwWatch(Watch):
     def __init__(self, type_url: str) -> None:
         super().__init__(type_url)
         self._nonce = ""
-        self._empty_assignments: set[str] = set()
-        """Names of assignments that do not exist, but are served as empty because a cluster uses them."""
 
     def receive(self, request: Request, now: float) -> list[Event]:
         """Process a request. If it answers an older response than the last, ignore its subscription.
@@ -64,36 +47,28 @@ class SotwWatch(Watch):
         due = self._collect_due()
         if not due and not self._response_due:
             return None
-        content = self._content(due)
-        new = [resource.name for resource in content.resources if resource.name not in self.sent]
-        if self.initial_versions and self.acks.acked_at is None:
-            new = []  # The client may have these resources from an earlier stream.
-        self._mark_sent(content.resources)
+        response = self._response(due, nonce, now)
+        # A client that reports a version may have these resources from an earlier stream.
+        if not self.initial_versions or self.acks.acked_at is not None:
+            response.new = frozenset(item.name for item in response.resources if item.name not in self.sent)
+        self._mark_sent(response.resources)
         self._response_due = False
         self._nonce = nonce
-        response = Response(
-            type_url=self.type_url,
-            nonce=nonce,
-            version=content.version,
-            resources=tuple(content.resources),
-            removed=content.removed,
-            fresh=tuple(content.fresh),
-            sent_at=now,
-            generation=-1 if self.pending else generation,
-        )
-        self._expect(response, new)
+        if not self.pending:
+            response.generation = generation
+        self._expect(response)
         return response, encode_response(
             type_url=self.type_url,
-            version=content.version,
+            version=response.version,
             nonce=nonce,
-            resources=content.resources,
+            resources=response.resources,
             identifier=identifier,
         )
 
     def get(self, name: str) -> Resource | None:
         """Return the desired, lingering or empty resource with a name; None if there is none."""
         resource = super().get(name)
-        return empty_assignment(name) if resource is None and name in self._empty_assignments else resource
+        return empty_assignment(name) if resource is None and self.states.of(name).is_empty else resource
 
     def missing(self) -> list[str]:
         """Return subscribed names that do not exist and were never sent."""
@@ -105,8 +80,8 @@ class SotwWatch(Watch):
         Otherwise Envoy waits up to 15 s for the assignment before it ACKs the cluster.
         """
         for name in names:
-            self._empty_assignments.add(name)
-            self._mark_dirty(name)
+            self.states.edit(name).is_empty = True
+            self.states.check((name,))
 
     def release(self, names: Iterable[str]) -> None:
         """Stop serving lingering resources.
@@ -117,15 +92,23 @@ class SotwWatch(Watch):
         rejected = [
             name
             for name in names
-            if (name in self.rejections or name in self.acks.rejected) and self.covers(name)
+            if ((record := self.states.of(name)).error or record.causes is not None) and self.covers(name)
         ]
         super().release(names)
         if self.type_url == ENDPOINT:
             self.add_empty(rejected)
 
-    def _content(self, due: list[tuple[str, Resource | None]]) -> Content:
-        resources = self._take_fitting([resource for _, resource in due if resource])
-        return Content(resources=resources, fresh=resources, version=self.resources.version)
+    def _response(self, due: list[tuple[str, Resource | None]], nonce: str, now: float) -> Response:
+        """Make a response with what is due."""
+        resources = tuple(self._take_fitting([resource for _, resource in due if resource]))
+        return Response(
+            type_url=self.type_url,
+            nonce=nonce,
+            version=self.resources.version,
+            resources=resources,
+            fresh=resources,
+            sent_at=now,
+        )
 
     def _subscribe(self, change: SubscriptionChange) -> list[Event]:
         self._response_due |= change.adds_wildcard
@@ -136,14 +119,15 @@ class SotwWatch(Watch):
         for name in names:
             self._response_due |= name in self.subscription.collections
             for resolved in self._resolve(name):
-                self._mark_dirty(resolved, force=resolved in self.sent)
+                (self.states.force if resolved in self.sent else self.states.check)((resolved,))
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Process the ACK or NACK of a response.
 
         The client will not answer older responses, and may have rejected them.
         """
-        for skipped in self.acks.skip(nonce):
+        for skipped in self.acks.pop_before(nonce):
+            self.states.abandon(skipped)
             self._handle_skipped(skipped)
         return super()._handle_answer(nonce, error, now)
 
@@ -151,26 +135,15 @@ class SotwWatch(Watch):
         """Resend the resources of a response that was never answered."""
         self.resend([resource.name for resource in skipped.resources if self._is_current(resource)])
 
-    def _mark_sent(self, resources: Iterable[Resource]) -> None:
-        super()._mark_sent(resources)
-        if self._empty_assignments:
-            self._empty_assignments.difference_update(
-                resource.name for resource in resources if resource.name in self.resources
-            )
-
     def _exists(self, name: str) -> bool:
-        return name in self._empty_assignments or super()._exists(name)
-
-    def _forget_unsubscribed(self) -> None:
-        super()._forget_unsubscribed()
-        self._empty_assignments.intersection_update(self.subscription.names)
+        return self.states.of(name).is_empty or super()._exists(name)
 
     def _needs_removal(self, name: str) -> bool:  # noqa: ARG002
         return False
 
     def _send_absence(self, name: str) -> None:
         self.add_empty((name,))
-        self._forced_until_nack.add(name)
+        self.states.wait((name,))
 
 
 @lru_cache(maxsize=1 << 12)

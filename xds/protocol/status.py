@@ -99,8 +99,7 @@ class TypeStatus:
         """Number of resources by state. Counting is cheap for a synced client."""
         watch = self.watch
         by_name = self.type_url != VIRTUAL_HOST and not watch.subscription.collections
-        has_removals = watch.lingering or watch.still_subscribed
-        if self.synced and by_name and not has_removals and not watch.acks.rejected:
+        if self.synced and by_name and not watch.states.records:
             absent = len(watch.subscription.names.difference(watch.sent))
             return Counter({State.SYNCED: len(watch.sent), State.NOT_SENT: absent})
         return Counter(resource.state for resource in self.resources)
@@ -132,7 +131,7 @@ def type_status(watch: Watch, waiting: WaitReason | None) -> TypeStatus:
         version=acks.version,
         unanswered=len(acks.unanswered),
         waiting=waiting,
-        last_error=acks.last_error,
+        last_error=watch.states.last_error,
         synced=watch.synced and not waiting,
         watch=watch,
     )
@@ -172,41 +171,46 @@ def wait_reason(
 
 def _needed(watch: Watch, watches: Mapping[str, Watch], default: float) -> tuple[str, float] | None:
     """Return the type that the resources of a type wait for, and since when (`default` if unknown)."""
-    unacked = {type_url: other.acks.unacked for type_url, other in watches.items()}
+    pending = {type_url: other.acks.unacked.union(other.rejected) for type_url, other in watches.items()}
+    rejected = watch.rejected
     waits: dict[str, float] = {}
     for name in watch.sent:
         resource = watch.get(name)
-        if not resource or name in watch.acks.rejected:
+        if not resource or name in rejected:
             continue
         for type_url, ref in resource.refs:
             used_watch = watches.get(type_url)
-            if used_watch and _lacks(used_watch, ref, unacked[type_url]):
+            if used_watch and _lacks(used_watch, ref, pending[type_url]):
                 since = watch.acks.updated_at(name) or default
                 waits[type_url] = min(waits.get(type_url, since), since)
     return min(waits.items(), key=lambda item: item[1]) if waits else None
 
 
-def _lacks(watch: Watch, name: str, unacked: set[str]) -> bool:
-    """Whether the client has yet to subscribe to, receive or ACK a resource that another resource uses."""
+def _lacks(watch: Watch, name: str, pending: set[str]) -> bool:
+    """Whether the client has yet to subscribe to or ACK a resource that another resource uses.
+
+    The client has rejected, or not yet answered, the resources in `pending`.
+    """
     if not watch.subscription.covers(name):
         return True
     if watch.type_url == ENDPOINT and not watch.get(name):
         return False  # The client was notified that the assignment does not exist, and does not wait for it.
-    return name not in watch.sent or name in unacked or name in watch.acks.rejected
+    return name not in watch.sent or name in pending
 
 
 def _resource_status(watch: Watch, name: str, unacked: set[str]) -> ResourceStatus:
     resource = watch.get(name)
     version = watch.sent.get(name, "")
-    error = watch.acks.rejected.get(name)
+    record = watch.states.of(name)
+    error = record.error
     if error and resource and error.version == resource.version and name not in unacked:
         state = State.ERROR
     elif name not in watch.sent:
         state = State.NOT_SENT
-    elif name in unacked or not resource or resource.version != version or name in watch.lingering:
+    elif name in unacked or not resource or resource.version != version or record.lingering:
         state = State.STALE
     else:
-        state = State.STALE if name in watch.rejections or watch.is_forced(name) else State.SYNCED
+        state = State.STALE if record.causes is not None or watch.is_forced(name) else State.SYNCED
     return ResourceStatus(
         name=name,
         state=state,

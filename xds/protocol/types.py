@@ -16,18 +16,18 @@ from xds.snapshot import (
 )
 
 SHORT_NAMES = {
+    RUNTIME: "RTDS",
     CLUSTER: "CDS",
     ENDPOINT: "EDS",
-    SECRET: "SDS",
-    LISTENER: "LDS",
-    ROUTE: "RDS",
-    SCOPED_ROUTE: "SRDS",
-    VIRTUAL_HOST: "VHDS",
     LB_ENDPOINT: "LEDS",
-    RUNTIME: "RTDS",
+    SECRET: "SDS",
     EXTENSION_CONFIG: "ECDS",
+    LISTENER: "LDS",
+    SCOPED_ROUTE: "SRDS",
+    ROUTE: "RDS",
+    VIRTUAL_HOST: "VHDS",
 }
-"""Short name of each type's discovery service."""
+"""Short name of each type's discovery service, in sending order."""
 
 
 def short_name(type_url: str) -> str:

@@ -1,24 +1,22 @@
 """State of one type on one stream: the subscription, and the desired and sent resources.
 
-A watch has no queue of responses. It stores the names that may have to be sent (`_dirty`), and looks up the
-resources when it composes a response. Superseded versions are therefore never sent, and a slow client costs
-little memory.
+A watch has no queue of responses. It stores the names that may have to be sent (`States.due`), and looks up
+the resources when it composes a response. Superseded versions are therefore never sent, and a slow client
+costs little memory.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
-from math import inf
 from typing import Any
 
-from xds.protocol.acks import AckTracker
-from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed
+from xds.protocol.acks import AckTracker, Rejection
+from xds.protocol.events import Acked, Event, Nacked, Response, Subscribed, acked, nacked
 from xds.protocol.order import WILDCARD_TYPES
-from xds.protocol.rejections import RejectionTracker
 from xds.protocol.responses import count_fitting, first_part, removal_size
+from xds.protocol.states import Lingering, States
 from xds.protocol.subscription import Subscription, SubscriptionChange, collection
 from xds.protocol.wire import ErrorDetail
 from xds.snapshot import EMPTY, VIRTUAL_HOST, Resource, ResourceKey, ResourceSet, difference
@@ -28,18 +26,6 @@ RESPONSE_BUDGET = 3 * 1024 * 1024 - 4096
 
 A response stays below 3 MiB, because many clients reject messages larger than 4 MiB.
 """
-
-
-@dataclass(slots=True)
-class Lingering:
-    """A removed resource that the client keeps until the resources that use it are removed."""
-
-    resource: Resource | None
-    """Resource; None if the client has it from an earlier stream and only its name is known."""
-    since: float | None = None
-    """Time when the session found that no other lingering resource uses this resource."""
-    until: float | None = None
-    """Time when the session releases the resource even if it is still used; None if not scheduled."""
 
 
 class Watch(ABC):
@@ -58,27 +44,9 @@ class Watch(ABC):
         """Version of each resource that the client was sent, or has from an earlier stream, by name."""
         self.may_have_removed_clusters = False
         """CLUSTER only: whether the client may still have removed clusters from an earlier stream."""
-        self.lingering: dict[str, Lingering] = {}
-        """Removed resources that the client keeps for now, by name."""
-        self.still_subscribed: set[str] = set()
-        """Names of removed resources that the client still subscribes to, and may therefore still use.
-
-        Empty for wildcard types.
-        """
-        self.rejections = RejectionTracker()
-        self._dirty: dict[str, None] = {}
-        """Names that may have to be sent, in order."""
-        self._forced: set[str] = set()
-        """Names to send even if unchanged, because the client subscribed again or may have rejected them."""
-        self._forced_until_nack: set[str] = set()
-        """Names to send even if unchanged, because the client waits for them.
-
-        A NACK removes the names that it rejects.
-        """
+        self.states = States()
         self._response_due = False
         """Whether the client must receive a response even if it is empty."""
-        self._retried: dict[str, str] = {}
-        """Version of each bystander that was sent again, by name; see `_bystanders`."""
         self.acks = AckTracker()
         self.initial_versions: tuple[str, ...] = ()
         """Versions that the client reported: one per resource (delta), or one for all (SotW)."""
@@ -117,17 +85,17 @@ class Watch(ABC):
     @property
     def is_idle(self) -> bool:
         """Whether the time has no effect: nothing may have to be sent, and no removed resource is kept."""
-        return not (self._dirty or self._response_due or self.lingering)
+        return not (self.states.due or self._response_due or self.lingering)
 
     @property
     def pending(self) -> bool:
         """Whether there is something to send."""
-        return self._response_due or (bool(self._dirty) and bool(self._collect_due()))
+        return self._response_due or (bool(self.states.due) and bool(self._collect_due()))
 
     @property
     def synced(self) -> bool:
         """Whether the client has ACKed all its current resources."""
-        return not self.acks.unanswered and not self.rejections and not self.pending
+        return not self.acks.unanswered and not self.states.blocked and not self.pending
 
     @property
     def has_answered(self) -> bool:
@@ -142,8 +110,26 @@ class Watch(ABC):
             is_sent
             and not self.is_forced(name)
             and name not in self.acks.unacked
-            and name not in self.acks.rejected
+            and not self.states.of(name).error
         )
+
+    @property
+    def lingering(self) -> dict[str, Lingering]:
+        """Removed resources that the client keeps for now, by name."""
+        records = self.states.records
+        return (
+            {name: kept for name, record in records.items() if (kept := record.lingering)} if records else {}
+        )
+
+    @property
+    def rejected(self) -> dict[str, Rejection]:
+        """Last rejection of each resource, until the resource is ACKed or removed."""
+        return {name: record.error for name, record in self.states.records.items() if record.error}
+
+    @property
+    def keeps_removed(self) -> bool:
+        """Whether the client may still use removed resources: they linger, or it still subscribes to them."""
+        return any(record.lingering or record.is_still_subscribed for record in self.states.records.values())
 
     @property
     def waits_for_referrers(self) -> bool:
@@ -165,30 +151,16 @@ class Watch(ABC):
         """Whether the client is known to subscribe to all names, without checking each one."""
         return self.subscription.wildcard or self.subscription.names.issuperset(names)
 
-    def heartbeat(
-        self,
-        nonce: str,  # noqa: ARG002
-        now: float,  # noqa: ARG002
-        identifier: str,  # noqa: ARG002
-    ) -> tuple[Response, bytes] | None:
-        """Make the next heartbeat response, and mark it as sent; return None if no heartbeat is due."""
-        return None
-
-    @property
-    def next_heartbeat(self) -> float:
-        """Time when the next heartbeat is due; infinity if there is none."""
-        return inf
-
     def get(self, name: str) -> Resource | None:
         """Return the desired or lingering resource with this name; None if there is none."""
         resource = self.resources.get(name)
-        if resource is None and name in self.lingering:
-            return self.lingering[name].resource
+        if resource is None and (lingering := self.states.of(name).lingering):
+            return lingering.resource
         return resource
 
     def is_forced(self, name: str) -> bool:
         """Whether a resource will be sent even if the client has the current version."""
-        return name in self._forced or name in self._forced_until_nack
+        return bool(self.states.due.get(name))
 
     def known_names(self) -> list[str]:
         """Return the sorted names of all resources that the client should have, has or subscribes to."""
@@ -221,23 +193,18 @@ class Watch(ABC):
             self._share_names()
         if not names:
             return
-        if self.lingering:
-            for name in names:
-                if name in resources:
-                    self.lingering.pop(name, None)
+        if self.states.records:
+            self.states.restore(name for name in names if name in resources)
         # `difference` lists removed names last.
         for name in takewhile(lambda name: name not in resources, reversed(names)):
             if name in self.sent:
-                self.lingering[name] = Lingering(previous[name])
+                self.states.linger(name, previous[name])
         if not self.subscription:
             return
         covered = names if self._covers_all(names) else [name for name in names if self.covers(name)]
-        if self.rejections:
-            for name in covered:
-                if not self._is_rejected(name):
-                    self._mark_changed(name)
-        else:
-            self._dirty.update(dict.fromkeys(covered))
+        if self.states.records:
+            covered = [name for name in covered if not self._is_rejected(name)]
+        self.states.change(covered, self._exists)
 
     def _share_names(self) -> None:
         """Replace names and versions with the server's equal strings, which all clients share."""
@@ -269,37 +236,34 @@ class Watch(ABC):
     def linger(self, name: str, resource: Resource | None) -> None:
         """Keep serving a removed resource, because the client may still subscribe to it."""
         if resource and not self.get(name):
-            self.lingering[name] = Lingering(resource)
+            self.states.linger(name, resource)
 
-    def release(self, names: Iterable[str]) -> None:
+    def release(self, names: Collection[str]) -> None:
         """Stop serving lingering resources."""
-        for name in names:
-            del self.lingering[name]
-            if self.type_url not in WILDCARD_TYPES and name in self.sent and name in self.subscription.names:
-                self.still_subscribed.add(name)
-            self._mark_changed(name)
-            self.rejections.discard(name)
         if names:
-            self.acks.clear_rejections(names)
+            self.states.release(names, self._is_in_use, self._exists)
+
+    def _is_in_use(self, name: str) -> bool:
+        """Whether the client may use a resource although it was removed."""
+        return self.type_url not in WILDCARD_TYPES and name in self.sent and name in self.subscription.names
 
     def resend(self, names: Collection[str]) -> None:
         """Send resources again, because the client waits for them although it already has them."""
         sent = []
         for name in names:
-            if name in self.rejections:
+            if self.states.of(name).causes is not None:
                 continue
             if name not in self.resources and not self.get(name) and self.subscription.covers(name):
                 self._send_absence(name)
             elif name in self.sent:
                 sent.append(name)
-        self._dirty.update(dict.fromkeys(sent))
-        self._forced_until_nack.update(sent)
+        self.states.wait(sent)
 
     def _is_rejected(self, name: str) -> bool:
         """Whether the client rejected the current version of a resource."""
         resource = self.resources.get(name)
         is_sent = resource is not None and self.sent.get(name) == resource.version
-        return is_sent and self.rejections.blocks(name)
+        return is_sent and bool(self.states.of(name).causes)
 
     def _is_current(self, resource: Resource) -> bool:
         """Whether the client should still have exactly this version of a resource."""
@@ -313,7 +277,7 @@ class Watch(ABC):
         if change.has_unsubscribed:
             self._forget_unsubscribed()
         if change.adds_wildcard:
-            self._mark_all_dirty()
+            self._check_all()
         return [
             Subscribed(
                 type_url=self.type_url, names=self.subscription.names, wildcard=self.subscription.wildcard
@@ -331,53 +295,30 @@ class Watch(ABC):
 
         The client may have deleted their resources.
         """
-        covers = self.covers
-        for name in self.rejections.names():
-            if not covers(name):
-                self._mark_changed(name)  # The resources that were rejected with it may be valid.
-                self.rejections.discard(name)
-        for names in (self.sent, self._dirty):
-            for name in [name for name in names if not covers(name)]:
-                del names[name]
-        for forced in (self._forced, self._forced_until_nack):
-            forced.difference_update([name for name in forced if not covers(name)])
-        self.still_subscribed.intersection_update(self.subscription.names)
-        self.acks.forget_unsubscribed(covers)
-
-    def _mark_changed(self, name: str) -> None:
-        """Mark a changed name as dirty, and retry the resources that were rejected with it."""
-        self._mark_dirty(name)
-        for other in self.rejections.record_change(name, self._exists):
-            self._mark_dirty(other, force=True)
+        for name in [name for name in self.sent if not self.covers(name)]:
+            del self.sent[name]
+        self.states.unsubscribe(self.covers, self.subscription.names, self._exists)
+        self.acks.forget_unsubscribed(self.covers)
 
     def _exists(self, name: str) -> bool:
         return name in self.resources
 
-    def _mark_dirty(self, name: str, *, force: bool = False) -> None:
-        """Mark a name for a check when the next response is composed.
-
-        With `force`, send the resource even if the client has the current version.
-        """
-        self._dirty[name] = None
-        if force:
-            self._forced.add(name)
-
-    def _mark_all_dirty(self) -> None:
-        """Mark all desired resources as dirty."""
-        self._dirty.update(dict.fromkeys(self.resources))
+    def _check_all(self) -> None:
+        """Check all desired resources when the next response is composed."""
+        self.states.check(self.resources)
 
     def _collect_due(self) -> list[tuple[str, Resource | None]]:
         """Return what to send: resources first, then removed names.
 
-        As a side effect, remove names that need not be sent from `_dirty`.
+        As a side effect, remove names that need not be sent from `States.due`.
         """
-        if not self._dirty:
+        if not self.states.due:
             return []
         present: list[tuple[str, Resource | None]] = []
         absent: list[tuple[str, Resource | None]] = []
         unchanged = []
         desired, sent = self.resources.get, self.sent.get
-        for name in self._dirty:
+        for name in self.states.due:
             resource = desired(name)
             if resource and sent(name) != resource.version:
                 present.append((name, resource))  # Nearly all names take this path, so it calls nothing else.
@@ -389,9 +330,9 @@ class Watch(ABC):
                 absent.append((name, None))
             else:
                 unchanged.append(name)
-                if resource:
-                    self.still_subscribed.discard(name)
-        self._clear_dirty(unchanged)
+                if resource and name in self.states.records:
+                    self.states.records[name].is_still_subscribed = False
+        self.states.skip(unchanged)
         return present + absent
 
     def _is_outdated(self, resource: Resource) -> bool:
@@ -400,7 +341,7 @@ class Watch(ABC):
         A lingering resource is sent only if the client has no version of it.
         """
         sent = self.sent.get(resource.name)
-        return sent != resource.version and not (sent and resource.name in self.lingering)
+        return sent != resource.version and not (sent and self.states.of(resource.name).lingering)
 
     @abstractmethod
     def _needs_removal(self, name: str) -> bool:
@@ -408,7 +349,7 @@ class Watch(ABC):
 
     def _send_absence(self, name: str) -> None:
         """Notify a waiting client that a resource does not exist."""
-        self._mark_dirty(name, force=True)
+        self.states.force((name,))
 
     @staticmethod
     def _fits(size: int) -> bool:
@@ -434,40 +375,43 @@ class Watch(ABC):
             absent.append(name)
         return part, joined, absent
 
-    def _expect(self, response: Response, new: Sequence[str] = ()) -> None:
+    def _expect(self, response: Response) -> None:
         """Expect an answer to a response; see `AckTracker.expect`."""
-        self.acks.expect(response, new, self.sent)
+        if abandoned := self.acks.expect(response, self.sent):
+            self.states.abandon(abandoned)
 
     def _mark_sent(self, resources: Iterable[Resource]) -> None:
-        """Record that resources were sent, and forget their earlier rejections."""
+        """Record that resources were sent."""
         sent = {resource.name: resource.version for resource in resources}
         self.sent.update(sent)
-        self.still_subscribed.difference_update(sent)
-        if self.rejections:
-            for name in sent:
-                self.rejections.discard(name)
-        self._clear_dirty(sent)
-
-    def _clear_dirty(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._dirty.pop(name, None)
-        for forced in (self._forced, self._forced_until_nack):
-            if forced:
-                forced.difference_update(names)
+        self.states.send(sent, self.resources)
 
     def _handle_answer(self, nonce: str, error: ErrorDetail | None, now: float) -> list[Acked | Nacked]:
         """Process the ACK or NACK of a response, and return the resulting event."""
-        answered = self.acks.unanswered.get(nonce)
-        if answered and answered is next(iter(self.acks.unanswered.values())):
-            self.completed_generation = max(self.completed_generation, answered.generation)
-        event = self.acks.receive(nonce, error, now)
-        if isinstance(event, Nacked):
-            self._handle_nack(event)
-            if unsubscribed := [suspect.name for suspect in event.suspects if not self.covers(suspect.name)]:
-                self.acks.clear_rejections(unsubscribed)
-        elif event:
-            self._retried.clear()
-        return [event] if event else []
+        unanswered = self.acks.unanswered
+        if nonce not in unanswered:
+            return []
+        if nonce == next(iter(unanswered)):
+            self.completed_generation = max(self.completed_generation, unanswered[nonce].generation)
+        never_acked = self.acks.never_acked if error else ()
+        response, self.acks.is_initial = self.acks.pop(nonce), False
+        if not error:
+            self._handle_ack(response, now)
+            return [acked(response, now)]
+        event = nacked(response, error, now)
+        self.states.reject(event, now, never_acked)
+        self._handle_nack(event)
+        if unsubscribed := [suspect.name for suspect in event.suspects if not self.covers(suspect.name)]:
+            self.states.ack(unsubscribed)
+        return [event]
+
+    def _handle_ack(self, response: Response, now: float) -> None:
+        """Record that the client uses the resources of a response."""
+        self.acks.acked_at, self.acks.version = now, response.version
+        if self.states.records or self.states.last_error:
+            for record in self.states.records.values():
+                record.retried = ""
+            self.states.ack((*(resource.name for resource in response.fresh), *response.removed))
 
     def _handle_nack(self, event: Nacked) -> None:
         """Record the rejected resources, so that they are not sent again unchanged.
@@ -479,15 +423,12 @@ class Watch(ABC):
         names = frozenset(resource.name for resource in rejected if self._is_current(resource))
         if event.culprits:
             for name in names:
-                self.rejections.add(frozenset({name}))
-            self._forced_until_nack -= names
+                self.states.block(frozenset({name}))
         elif len(names) == len(rejected):
-            self.rejections.add(names)
-            self._forced_until_nack -= names
+            self.states.block(names)
         else:
             retried = names
-        for name in retried or ():
-            self._mark_dirty(name, force=True)
+        self.states.force(retried or ())
 
     def _bystanders(self, event: Nacked) -> frozenset[str] | None:
         """Return the names of resources that were rejected only because of others in the same response.
@@ -508,7 +449,9 @@ class Watch(ABC):
             for resource in event.fresh
             if resource.name not in suspects and self._is_current(resource)
         }
-        if bystanders and bystanders.items() <= self._retried.items():
+        of = self.states.of
+        if bystanders and all(of(name).retried == version for name, version in bystanders.items()):
             return None
-        self._retried.update(bystanders)
+        for name, version in bystanders.items():
+            self.states.edit(name).retried = version
         return frozenset(bystanders)

@@ -108,7 +108,7 @@ class Client(Subscriber):
 
 def _is_removed(status: TypeStatus) -> bool:
     """Whether all rejected resources were removed since. Removals are sent last."""
-    rejected = status.watch.acks.rejected
+    rejected = status.watch.rejected
     return bool(rejected) and not any(name in status.watch.resources for name in rejected)
 
 
