@@ -13,39 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cli.commands import write_folder, xds
+from tests.cli.commands import MANIFESTS, STRICT, write_folder, xds
 
-MANIFESTS = """
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: shop}
-spec: {selector: {app: web}, clusterIP: 10.0.0.1, ports: [{name: http, port: 80, targetPort: 8080}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: web-1, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio}}
-status: {podIP: 10.9.0.1}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: client, namespace: shop, labels: {security.istio.io/tlsMode: istio}}
-status: {podIP: 10.9.0.2}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: outsider, namespace: shop}
-status: {podIP: 10.9.0.3}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: new, namespace: shop}
-"""
-STRICT = """
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: default, namespace: shop}
-spec: {mtls: {mode: STRICT}}
-"""
 BAD = "apiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nspec: {ports: [{port: x}]}\n"
 
 

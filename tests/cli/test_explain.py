@@ -13,8 +13,7 @@ import yaml
 from structlog.testing import capture_logs
 from typer.testing import Result
 
-from tests.cli.commands import write_folder, xds
-from tests.cli.test_commands import MANIFESTS, STRICT
+from tests.cli.commands import MANIFESTS, STRICT, write_folder, xds
 from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.policy.world import pod
 from tests.support.loopback import free_port

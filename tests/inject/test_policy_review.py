@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from tests.inject.webhooks import policy, request
 from tests.policy.world import HTTP, peer, pod, rule, service
 from xds.cli import app
 from xds.mesh.inject.policy_review import (
@@ -26,21 +27,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import ENFORCE_PLAN, Change, Mode, Ref
 from xds.mesh.policy.plan import plan
 
-STRICT = {"mtls": {"mode": "STRICT"}}
 REF = Ref("PeerAuthentication", "shop", "default")
-
-
-def policy(spec: Any = STRICT, **metadata: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "security.istio.io/v1",
-        "kind": "PeerAuthentication",
-        "metadata": {"name": "default", "namespace": "shop", "uid": "1", **metadata},
-        "spec": spec,
-    }
-
-
-def request(operation: str, new: Any = None, old: Any = None, **fields: Any) -> dict[str, Any]:
-    return {"uid": "705ab4f5", "operation": operation, "object": new, "oldObject": old, **fields}
 
 
 def answer(proposal: Proposal, *args: Any, enforce: bool = False) -> tuple[str, Any]:

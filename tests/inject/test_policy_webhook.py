@@ -11,8 +11,7 @@ import pytest
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
-from tests.inject.test_policy_review import policy, request
-from tests.inject.test_webhook import NAME, NOW, Call, authority, running
+from tests.inject.webhooks import NAME, NOW, Call, authority, policy, request, running
 from tests.policy.world import HTTP, peer, pod, rule, service
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.inject import InjectionSettings, policy_webhook, webhook

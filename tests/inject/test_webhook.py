@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
-import io
-import json
 import re
-import ssl
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import aiohttp
@@ -22,65 +19,23 @@ import pytest
 from prometheus_client import generate_latest
 from structlog.testing import capture_logs
 
+from tests.inject.webhooks import NAME, NOW, Call, authority, running
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
-from xds.mesh.identity.ca import Authority, Leaf
-from xds.mesh.identity.keys import IdentityError, PrivateKey
+from xds.mesh.identity.ca import Leaf
+from xds.mesh.identity.keys import IdentityError
 from xds.mesh.inject import InjectionSettings, inject, webhook
 from xds.mesh.inject.webhook import MAX_BODY, WebhookServer
 from xds.mesh.parse import dotted
 from xds.mesh.parse.reading import MAX_PROBLEMS
 from xds.server.http import MAX_SMALL_BODY
 
-NAME = "xds.istio-system.svc"
 POD = {"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
-NOW = datetime.now(UTC)
-
-
-def authority() -> Authority:
-    return Authority.create(PrivateKey.generate(), "cluster.local", NOW)
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow machine needs longer than the API server would wait."""
     monkeypatch.setattr(webhook, "QUEUE_TIMEOUT", 60.0)
-
-
-class Call:
-    """A client like the API server: it trusts a caBundle, and verifies the Service's name."""
-
-    def __init__(self, port: int, ca: Authority) -> None:
-        self.url = f"https://127.0.0.1:{port}/inject"
-        self.ca = ca
-
-    async def __call__(
-        self, body: bytes | dict[str, Any], url: str = "", method: str = "POST"
-    ) -> tuple[int, Any]:
-        tls = ssl.create_default_context(cadata=self.ca.certificate_pem.decode())
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with (
-            aiohttp.ClientSession() as session,
-            session.request(
-                method, url or self.url, data=io.BytesIO(data), ssl=tls, server_hostname=NAME
-            ) as response,
-        ):
-            text = await response.text()
-            return response.status, json.loads(text) if response.content_type == "application/json" else text
-
-
-@asynccontextmanager
-async def running(server: WebhookServer) -> AsyncIterator[WebhookServer]:
-    task = asyncio.create_task(server.run())
-    waiting = asyncio.create_task(server.listening.wait())
-    try:
-        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED, timeout=30)
-        assert server.port
-        yield server
-    finally:
-        task.cancel()
-        waiting.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 @pytest.fixture

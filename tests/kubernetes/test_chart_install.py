@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from tests.kubernetes.agent.agent import Agent
+from tests.kubernetes.chart_values import CIDRS, VALUES
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.helm import CHART, RELEASE, Helm, HelmError, require_helm
 from tests.kubernetes.installing import SYSTEM, install, installed_objects, run
 from tests.kubernetes.player import PATIENCE, Player
-from tests.kubernetes.test_chart import CIDRS, VALUES
 from tests.support.load import Load
 from tests.support.waiting import eventually
 from xds.demo.play import STEPS, Pair

@@ -18,10 +18,10 @@ from tests.controlplane.rollouts import Sidecar
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.schemaless import pod
 from tests.kubernetes.serving import Serving
-from tests.server.test_reports import LOGS
 from tests.support.controlplane import XDS, run_xds
 from tests.support.waiting import eventually
 from xds.codec import message_class
+from xds.mesh.controlplane.traffic_reports import LOG_SERVICE
 from xds.mesh.kube import crds
 from xds.mesh.kube.api import Json
 from xds.mesh.observe.report_reader import ACCESS_LOGS
@@ -61,7 +61,7 @@ class Shop:
         common.downstream_remote_address.socket_address.address = OUTSIDER
         common.downstream_local_address.socket_address.port_value = 8080
         common.access_log_type = 6
-        call = self.channel.stream_stream(LOGS)(timeout=PATIENCE)
+        call = self.channel.stream_stream(f"/{LOG_SERVICE}/StreamAccessLogs")(timeout=PATIENCE)
         await call.write(message.SerializeToString())
         await call.done_writing()
         await eventually(self._is_observed, timeout=PATIENCE)

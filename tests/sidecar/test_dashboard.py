@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.sidecar.apps import Exporter
 from tests.sidecar.pods import ProxyMesh
-from tests.sidecar.test_scrape import Exporter
 from tests.support.clients import Client
 from tests.support.cluster import Cluster
 from tests.support.manifests import peer_authentication

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import pytest_asyncio
 
+from tests.sidecar.apps import PATH, SUCCESS, Exporter
 from tests.sidecar.pods import ProxyMesh
-from tests.sidecar.test_scrape import PATH, SUCCESS, Exporter
 from tests.support.clients import Client
 from tests.support.cluster import Cluster
 from tests.support.manifests import peer_authentication

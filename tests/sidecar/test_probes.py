@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
 import grpc.aio
 import pytest
 import pytest_asyncio
-from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
+from tests.sidecar.apps import App
 from tests.sidecar.pods import ProxyMesh
 from tests.support.answers import Answer
 from tests.support.clients import Client
 from tests.support.cluster import Cluster
 from tests.support.manifests import peer_authentication
-from tests.support.places import Place
 from tests.support.tcp import LineApp
 from tests.support.waiting import eventually
 from xds.mesh.identity.ca import Authority
@@ -62,35 +59,6 @@ ORIGINALS = {
     "/app-health/unused/readyz": {"tcpSocket": {"port": UNUSED}},
     "/app-health/unused/startupz": {"grpc": {"port": UNUSED}},
 }
-
-
-class App:
-    """An HTTP application with a configurable status, which records its requests."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.requests: list[web.BaseRequest] = []
-
-    async def answer(self, request: web.BaseRequest) -> web.Response:
-        self.requests.append(request)
-        if request.path == "/moved":
-            return web.Response(status=302, headers={"location": "/elsewhere"})
-        return web.Response(status=self.status, text=f"{request.path_qs} is {self.status}")
-
-    @asynccontextmanager
-    async def at(
-        self, place: Place, port: int, tls: ssl.SSLContext | None = None, *, address: str = "0.0.0.0"
-    ) -> AsyncIterator[None]:
-        server = web.Server(self.answer, access_log=None)
-        listening = await asyncio.get_running_loop().create_server(
-            server, sock=place.listener(address, port), ssl=tls
-        )
-        try:
-            yield
-        finally:
-            listening.close()
-            await server.shutdown(1)
-            await listening.wait_closed()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -10,14 +10,10 @@ from collections import Counter
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
-from prometheus_client import CollectorRegistry, exposition
-from prometheus_client import Counter as Metric
-from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.sidecar.apps import PATH, SUCCESS, Exporter
 from tests.sidecar.pods import ProxyMesh
-from tests.sidecar.test_probes import App
 from tests.support.clients import Client
 from tests.support.cluster import Cluster
 from tests.support.manifests import peer_authentication
@@ -27,8 +23,6 @@ from tests.support.waiting import eventually
 pytestmark = [pytest.mark.netns, pytest.mark.envoy, pytest.mark.asyncio(loop_scope="module")]
 
 PORT = 8080
-PATH = "/stats/prometheus"
-SUCCESS = "xds_application_scrape_success"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 PROTOBUF = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
 HOOK_KEY = "0a91f7d8c34e"
@@ -36,24 +30,6 @@ READINESS = {
     "/app-health/web/readyz": {"httpGet": {"path": "/healthz", "port": PORT}, "timeoutSeconds": 10},
     f"/app-lifecycle/web/prestopz/{HOOK_KEY}": {"httpGet": {"path": "/quit", "port": PORT}},
 }
-
-
-class Exporter(App):
-    """An application with a counter, in the format that the client accepts, or with a fixed answer."""
-
-    def __init__(self, **fixed: object) -> None:
-        super().__init__()
-        registry = CollectorRegistry()
-        self.sales = Metric("sales", "Sold items.", registry=registry)
-        self._registry, self._fixed = registry, fixed
-
-    async def answer(self, request: web.BaseRequest) -> web.Response:
-        self.requests.append(request)
-        if self._fixed:
-            return web.Response(**self._fixed)
-        module = openmetrics if "openmetrics" in request.headers["Accept"] else exposition
-        headers = {"content-type": module.CONTENT_TYPE_LATEST}
-        return web.Response(body=module.generate_latest(self._registry), headers=headers)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
