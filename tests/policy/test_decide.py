@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.policy.world import HTTP, mesh, only_endpoint, peer, pod, policy, rule, service
+from tests.policy.world import HTTP, ROOT, mesh, only_endpoint, peer, pod, policy, rule, service
 from xds.mesh.model.traffic import Subset, TrafficPolicy
 from xds.mesh.policy.mtls import decide
 
@@ -13,121 +13,59 @@ SERVER, BARE = pod("server", "ns"), pod("bare", "ns", sidecar=False)
 HOST = "server.ns.svc.cluster.local"
 BASE = (CLIENT, BARE_CLIENT, SERVER, BARE, service("server", "ns"), service("bare", "ns"))
 
+LOCKED, OPENED = policy("ns", "STRICT", "server", name="p"), policy("ns", "DISABLE", "server", name="p")
+MUTUAL, OPEN, SIMPLE = (rule("ns", "*", mode) for mode in ("ISTIO_MUTUAL", "DISABLE", "SIMPLE"))
+SAYS_NOTHING = rule("ns", "*", policy=TrafficPolicy())
+WORKLOAD = peer("ns", "STRICT", name="w", app="server")
+PORT = peer("ns", "STRICT", name="w", app="server", ports={8080: "DISABLE"})
+OFF = {"enable_auto_mtls": False}
+
 CASES = {
-    "both have sidecars": ([], {}, "client", "server", "mtls", "auto-mtls", "MeshPolicy default"),
-    "the server has none": ([], {}, "client", "bare", "plaintext", "endpoint-without-sidecar", None),
-    "the client has none": ([], {}, "bare-client", "server", "plaintext", "client-without-sidecar", None),
-    "a policy says plaintext": (
-        [policy("ns", "DISABLE", "server", name="p")],
-        {},
-        "client",
-        "server",
-        "plaintext",
-        "server-plaintext",
-        "Policy ns/p",
-    ),
-    "a policy says STRICT": (
-        [policy("ns", "STRICT", "server", name="p")],
-        {},
-        "client",
-        "server",
-        "mtls",
-        "auto-mtls",
-        "Policy ns/p",
-    ),
+    "both have sidecars": ([], {}, "client server: mtls auto-mtls MeshPolicy default"),
+    "the server has none": ([], {}, "client bare: plaintext endpoint-without-sidecar None"),
+    "the client has none": ([], {}, "bare-client server: plaintext client-without-sidecar None"),
+    "a policy says plaintext": ([OPENED], {}, "client server: plaintext server-plaintext Policy ns/p"),
+    "a policy says STRICT": ([LOCKED], {}, "client server: mtls auto-mtls Policy ns/p"),
     "workload STRICT in a mesh that is plaintext (istio#56084)": (
-        [peer("istio-system", "DISABLE"), peer("ns", "STRICT", name="w", app="server")],
+        [peer(ROOT, "DISABLE"), WORKLOAD],
         {},
-        "client",
-        "server",
-        "mtls",
-        "auto-mtls",
-        "PeerAuthentication ns/w",
+        "client server: mtls auto-mtls PeerAuthentication ns/w",
     ),
     "the port is plaintext": (
-        [peer("ns", "STRICT", name="w", app="server", ports={8080: "DISABLE"})],
+        [PORT],
         {},
-        "client",
-        "server",
-        "plaintext",
-        "server-plaintext",
-        "PeerAuthentication ns/w",
+        "client server: plaintext server-plaintext PeerAuthentication ns/w",
     ),
-    "auto mTLS is off": (
-        [],
-        {"enable_auto_mtls": False},
-        "client",
-        "server",
-        "plaintext",
-        "auto-mtls-off",
-        None,
-    ),
+    "auto mTLS is off": ([], OFF, "client server: plaintext auto-mtls-off None"),
     "a rule says ISTIO_MUTUAL, whatever the server": (
-        [rule("ns", "*", "ISTIO_MUTUAL")],
-        {"enable_auto_mtls": False},
-        "client",
-        "bare",
-        "mtls",
-        "destination-rule",
-        "DestinationRule ns/rule",
+        [MUTUAL],
+        OFF,
+        "client bare: mtls destination-rule DestinationRule ns/rule",
     ),
-    "a rule says DISABLE": (
-        [rule("ns", "*", "DISABLE")],
-        {},
-        "client",
-        "server",
-        "plaintext",
-        "destination-rule",
-        "DestinationRule ns/rule",
-    ),
-    "a rule says SIMPLE": (
-        [rule("ns", "*", "SIMPLE")],
-        {},
-        "client",
-        "server",
-        "tls",
-        "destination-rule",
-        "DestinationRule ns/rule",
-    ),
-    "a rule says nothing about TLS": (
-        [rule("ns", "*", policy=TrafficPolicy())],
-        {},
-        "client",
-        "server",
-        "mtls",
-        "auto-mtls",
-        "MeshPolicy default",
-    ),
+    "a rule says DISABLE": ([OPEN], {}, "client server: plaintext destination-rule DestinationRule ns/rule"),
+    "a rule says SIMPLE": ([SIMPLE], {}, "client server: tls destination-rule DestinationRule ns/rule"),
+    "a rule says nothing about TLS": ([SAYS_NOTHING], {}, "client server: mtls auto-mtls MeshPolicy default"),
     "a rule that a client without a sidecar cannot follow": (
-        [rule("ns", "*", "ISTIO_MUTUAL")],
+        [MUTUAL],
         {},
-        "bare-client",
-        "server",
-        "plaintext",
-        "client-without-sidecar",
-        None,
+        "bare-client server: plaintext client-without-sidecar None",
     ),
     "mutual TLS installed for the mesh": (
         [],
         {"mtls_enabled": True},
-        "client",
-        "server",
-        "mtls",
-        "destination-rule",
-        "DestinationRule istio-system/default",
+        "client server: mtls destination-rule DestinationRule istio-system/default",
     ),
 }
 
 
-@pytest.mark.parametrize(
-    ("facts", "config", "client", "target", "mode", "reason", "because"), CASES.values(), ids=CASES
-)
-def test_a_client_sends(facts, config, client, target, mode, reason, because):
+@pytest.mark.parametrize(("facts", "config", "expected"), CASES.values(), ids=CASES)
+def test_a_client_sends(facts, config, expected):
+    client, target = expected.partition(":")[0].split()
     world = mesh(*BASE, *facts, **config)
     found = decide(
         world, world.pod("ns", client), world.service("ns", target), HTTP, only_endpoint(world, "ns", target)
     )
-    assert (found.send, found.reason, found.decided_by and str(found.decided_by)) == (mode, reason, because)
+    assert f"{client} {target}: {found.send} {found.reason} {found.decided_by}" == expected
 
 
 def test_port_settings_without_tls_use_auto_mtls():

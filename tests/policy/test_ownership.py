@@ -78,11 +78,13 @@ GHOST = Ref("Pod", "shop", "ghost")
 CALLED = headless("taker", "shop", age=1, app="web")
 """A headless Service of the owner's namespace, which is younger."""
 
+OTHERS = "plaintext destination-rule", "plaintext client-without-sidecar"
+"""What clients without interception, and those without a sidecar, get from the Service that they call."""
 # The results for clients with interception, without it, and without a sidecar.
 CASES = {
     "pod of another namespace": (
         [WEB, *taker(WEB.address, 9090)],
-        ("plaintext passthrough", "plaintext destination-rule", "plaintext client-without-sidecar"),
+        ("plaintext passthrough", *OTHERS),
     ),
     "STRICT pod of another namespace": (
         [WEB, STRICT, *taker(WEB.address, 9090)],
@@ -90,19 +92,19 @@ CASES = {
     ),
     "pod that a headless Service owns": (
         [WEB, OWNER, *taker(WEB.address, 9090)],
-        ("mtls auto-mtls", "plaintext destination-rule", "plaintext client-without-sidecar"),
+        ("mtls auto-mtls", *OTHERS),
     ),
     "Service port of a headless Service": (
         [WEB, OWNER, *taker(WEB.address, 90)],
-        ("mtls auto-mtls", "plaintext destination-rule", "plaintext client-without-sidecar"),
+        ("mtls auto-mtls", *OTHERS),
     ),
     "pod of a Service under PASSTHROUGH": (
         [WEB, SHOP, PASSES, *taker(WEB.address, 9090)],
-        ("mtls auto-mtls", "plaintext destination-rule", "plaintext client-without-sidecar"),
+        ("mtls auto-mtls", *OTHERS),
     ),
     "pod of a Service with a rule for other clients": (
         [WEB, SHOP, replace(PASSES, export_to=(".",)), *taker(WEB.address, 9090)],
-        ("plaintext passthrough", "plaintext destination-rule", "plaintext client-without-sidecar"),
+        ("plaintext passthrough", *OTHERS),
     ),
     "clusterIP": (
         [WEB, SHOP, STRICT, *taker(VIRTUAL, 90)],
@@ -110,50 +112,38 @@ CASES = {
     ),
     "clusterIP with the worst result of several servers": (
         [WEB, BARE, SHOP, *taker(VIRTUAL, 90)],
-        (
-            "plaintext endpoint-without-sidecar",
-            "plaintext destination-rule",
-            "plaintext client-without-sidecar",
-        ),
+        ("plaintext endpoint-without-sidecar", *OTHERS),
     ),
-    "clusterIP without this port": (
-        [WEB, SHOP, *taker(VIRTUAL, 91)],
-        ("fails no-endpoint",) * 3,
-    ),
-    "clusterIP without servers": (
-        [SHOP, *taker(VIRTUAL, 90)],
-        ("fails no-endpoint",) * 3,
-    ),
+    "clusterIP without this port": ([WEB, SHOP, *taker(VIRTUAL, 91)], ("fails no-endpoint",) * 3),
+    "clusterIP without servers": ([SHOP, *taker(VIRTUAL, 90)], ("fails no-endpoint",) * 3),
     "address that an older Service lists with an unknown Pod": (
         [
             headless("old", "shop", age=99),
             *(listing("old", "shop", "192.0.2.1", 9090, GHOST), OLD, *taker("192.0.2.1", 9090)),
         ],
-        ("fails pod-unknown", "plaintext destination-rule", "plaintext client-without-sidecar"),
+        ("fails pod-unknown", *OTHERS),
     ),
     "address that a younger Service lists": (
         [
             *(headless("young", "shop", age=1), listing("young", "shop", "192.0.2.1", 9090)),
             *taker("192.0.2.1", 9090),
         ],
-        ("plaintext destination-rule", "plaintext destination-rule", "plaintext client-without-sidecar"),
+        ("plaintext destination-rule", *OTHERS),
     ),
     "HTTP port, which requests reach by the name of the Service": (
         [WEB, *taker(WEB.address, 80, replace(HTTP, target=80))],
-        ("plaintext destination-rule", "plaintext destination-rule", "plaintext client-without-sidecar"),
+        ("plaintext destination-rule", *OTHERS),
     ),
     "other port of an HTTP endpoint": (
         [WEB, *taker(WEB.address, 8080, HTTP)],
-        ("plaintext passthrough", "plaintext destination-rule", "plaintext client-without-sidecar"),
+        ("plaintext passthrough", *OTHERS),
     ),
     "younger headless Service with the same pods": (
         [WEB, OWNER, CALLED, rule("shop", "taker.shop.svc.cluster.local", "DISABLE")],
-        ("mtls auto-mtls", "plaintext destination-rule", "plaintext client-without-sidecar"),
+        ("mtls auto-mtls", *OTHERS),
     ),
     "older Service whose rule decides": (
-        [
-            *(WEB, CALLED, headless("old", "shop", age=99, app="web"), OLD),
-        ],
+        [WEB, CALLED, headless("old", "shop", age=99, app="web"), OLD],
         ("plaintext destination-rule", "mtls auto-mtls", "plaintext client-without-sidecar"),
     ),
     "younger Service with the same clusterIP": (

@@ -208,75 +208,51 @@ def test_istio_task():
     assert row("full", locked, enable_auto_mtls=False) == [["fails"], off * 2, off]
 
 
-def one(world: Mesh, client: str, target: str):
+def one(world: Mesh, client: str, target: str) -> str:
     (found,) = predict(world, [world.pod("apps", client)], [(world.service("apps", target), HTTP)])
-    return str(found.result), str(found.reason), [str(ref) for ref in found.decided_by]
+    decided_by = ", ".join(str(ref) for ref in found.decided_by)
+    return f"{client} {target}: {found.result} {found.reason}; {decided_by}"
 
 
+DISABLED = peer("apps", "DISABLE")
+FOREIGN = tls("ISTIO_MUTUAL", subject_alt_names=("spiffe://cluster.local/ns/x/sa/y",))
+RULE = "DestinationRule apps/rule"
 FAILURES = {
     "plaintext meets STRICT": (
         [peer("apps", "STRICT")],
-        "naked",
-        "a",
-        "server-requires-mtls",
-        ["PeerAuthentication apps/default"],
+        "naked a: fails server-requires-mtls; PeerAuthentication apps/default",
     ),
     "mutual TLS meets plaintext": (
-        [peer("apps", "DISABLE"), rule("apps", "*", "ISTIO_MUTUAL")],
-        "a",
-        "b",
-        "server-plaintext",
-        ["DestinationRule apps/rule", "PeerAuthentication apps/default"],
+        [DISABLED, rule("apps", "*", "ISTIO_MUTUAL")],
+        f"a b: fails server-plaintext; {RULE}, PeerAuthentication apps/default",
     ),
     "mutual TLS meets an application": (
         [rule("apps", "*", "ISTIO_MUTUAL")],
-        "a",
-        "naked",
-        "endpoint-without-sidecar",
-        ["DestinationRule apps/rule"],
+        f"a naked: fails endpoint-without-sidecar; {RULE}",
     ),
     "other TLS meets a sidecar": (
         [rule("apps", "*", "SIMPLE")],
-        "a",
-        "b",
-        "tls-not-the-meshs",
-        ["DestinationRule apps/rule", "MeshPolicy default"],
+        f"a b: fails tls-not-the-meshs; {RULE}, MeshPolicy default",
     ),
     "other TLS meets an application": (
         [rule("apps", "*", "MUTUAL")],
-        "a",
-        "naked",
-        "tls-left-to-application",
-        ["DestinationRule apps/rule"],
+        f"a naked: fails tls-left-to-application; {RULE}",
     ),
     "other TLS meets a sidecar that looks inside": (
-        [rule("apps", "*", "SIMPLE"), peer("apps", "DISABLE")],
-        "a",
-        "b",
-        "tls-not-the-meshs",
-        ["DestinationRule apps/rule", "PeerAuthentication apps/default"],
+        [rule("apps", "*", "SIMPLE"), DISABLED],
+        f"a b: fails tls-not-the-meshs; {RULE}, PeerAuthentication apps/default",
     ),
     "the identity is not among those that the rule accepts": (
-        [
-            rule(
-                "apps",
-                "*",
-                policy=TrafficPolicy(
-                    tls=tls("ISTIO_MUTUAL", subject_alt_names=("spiffe://cluster.local/ns/x/sa/y",))
-                ),
-            )
-        ],
-        "a",
-        "b",
-        "identity-refused",
-        ["DestinationRule apps/rule", "MeshPolicy default"],
+        [rule("apps", "*", policy=TrafficPolicy(tls=FOREIGN))],
+        f"a b: fails identity-refused; {RULE}, MeshPolicy default",
     ),
 }
 
 
-@pytest.mark.parametrize(("facts", "client", "target", "reason", "because"), FAILURES.values(), ids=FAILURES)
-def test_a_hop_fails_when(facts, client, target, reason, because):
-    assert one(mesh(*WORLD, *facts), client, target) == ("fails", reason, because)
+@pytest.mark.parametrize(("facts", "expected"), FAILURES.values(), ids=FAILURES)
+def test_a_hop_fails_when(facts, expected):
+    client, target = expected.partition(":")[0].split()
+    assert one(mesh(*WORLD, *facts), client, target) == expected
 
 
 @pytest.mark.parametrize(
@@ -293,16 +269,15 @@ def test_other_tls_is_forwarded_unless_strict(mode, reason):
     assert (found.result, found.reason) == ("fails", reason)
 
 
+CLOSED, SHOWN = ("fails", "port-of-sidecar"), ("plaintext", "endpoint-without-sidecar")
+
+
 @pytest.mark.parametrize(
     ("target", "redirected", "none"),
     [
-        (15000, ("fails", "port-of-sidecar"), ("fails", "port-of-sidecar")),
-        (15001, ("fails", "port-of-sidecar"), ("fails", "port-of-sidecar")),
-        (15002, ("mtls", "auto-mtls"), ("fails", "port-of-sidecar")),
-        (15006, ("fails", "port-of-sidecar"), ("fails", "port-of-sidecar")),
-        (15020, ("plaintext", "endpoint-without-sidecar"), ("plaintext", "endpoint-without-sidecar")),
-        (15021, ("plaintext", "endpoint-without-sidecar"), ("plaintext", "endpoint-without-sidecar")),
-        (15090, ("plaintext", "endpoint-without-sidecar"), ("plaintext", "endpoint-without-sidecar")),
+        *((port, CLOSED, CLOSED) for port in (15000, 15001, 15006)),
+        (15002, ("mtls", "auto-mtls"), CLOSED),
+        *((port, SHOWN, SHOWN) for port in (15020, 15021, 15090)),
     ],
 )
 def test_sidecar_ports_are_reported(target, redirected, none):
@@ -317,12 +292,12 @@ def test_sidecar_ports_are_reported(target, redirected, none):
 def test_identity_accepted_by_the_rule_passes():
     accepted = ("spiffe://cluster.local/ns/apps/sa/b",)
     own = TrafficPolicy(tls=tls("ISTIO_MUTUAL", subject_alt_names=accepted))
-    assert one(mesh(*WORLD, rule("apps", "*", policy=own)), "a", "b")[0] == "mtls"
+    assert one(mesh(*WORLD, rule("apps", "*", policy=own)), "a", "b").startswith("a b: mtls")
 
 
 def test_service_without_endpoints_is_reported():
     world = mesh(*WORLD, service("nobody", "apps"))
-    assert one(world, "a", "nobody") == ("fails", "no-endpoint", [])
+    assert one(world, "a", "nobody") == "a nobody: fails no-endpoint; "
 
 
 def test_external_endpoint_gets_plaintext():
