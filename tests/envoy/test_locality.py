@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.policy.world import HTTP, mesh, meta, peer, pod, rule, service
+from tests.policy.world import HTTP, mesh, peer, pod, rule, service, slices
 from xds.codec import to_dict
 from xds.mesh.envoy.locality import NO_CLIENT, client_of
 from xds.mesh.envoy.translate import translate
@@ -22,7 +22,7 @@ from xds.mesh.model.loadbalancer import (
     Warmup,
 )
 from xds.mesh.model.locality import locality_of
-from xds.mesh.model.objects import Change, EndpointAddress, EndpointGroup, EndpointPort, Endpoints, Pod
+from xds.mesh.model.objects import Change, EndpointAddress, Pod
 from xds.mesh.model.traffic import OutlierDetection, Subset, TrafficPolicy
 from xds.snapshot import CLUSTER, ENDPOINT
 
@@ -187,9 +187,7 @@ def test_endpoint_that_is_not_ready_does_not_count() -> None:
         EndpointAddress(address=server.address, ready=server.name != "rack", pod=server.ref)
         for server in SERVERS
     )
-    group = EndpointGroup(addresses=entries, ports=(EndpointPort(port=8080, name="http"),))
-    listed = Endpoints(meta=meta("EndpointSlice", "ns", "web-1"), service="web", groups=(group,))
-    world = mesh(CLIENT, WEB, *SERVERS, listed, rule("ns", HOST, policy=balanced()))
+    world = mesh(CLIENT, WEB, *SERVERS, slices(WEB, *entries), rule("ns", HOST, policy=balanced()))
     found = {name: priority for priority, _, pods in groups(world, CLIENT) for name in pods}
     assert found == {"zone": 0, "region": 1, "us": 2, "ap": 2}
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.world import HTTP, TCP, mesh, meta, peer, pod, rule, service
+from tests.policy.world import HTTP, TCP, mesh, peer, pod, rule, service, slices
 from xds.codec import to_dict
 from xds.mesh.envoy import clusters
 from xds.mesh.envoy.translate import translate
@@ -14,9 +14,6 @@ from xds.mesh.model.objects import (
     Change,
     ContainerPort,
     EndpointAddress,
-    EndpointGroup,
-    EndpointPort,
-    Endpoints,
     Interception,
     Protocol,
     ServicePort,
@@ -106,10 +103,8 @@ def test_tcp_limits_with_and_without_interception():
 def test_named_pod_is_reached_even_if_not_ready():
     server = replace(pod("web-0", "ns", app="web"), hostname="web-0", subdomain="web")
     entry = EndpointAddress(address=server.address, ready=False, pod=server.ref)
-    group = EndpointGroup(addresses=(entry,), ports=(EndpointPort(port=8080, name="http"),))
-    listed = Endpoints(meta=meta("EndpointSlice", "ns", "web-1"), service="web", groups=(group,))
     web = replace(service("web", "ns", HTTP), addresses=(), headless=True)
-    assignments = translate(mesh(CLIENT, server, web, listed), CLIENT).of(ENDPOINT)
+    assignments = translate(mesh(CLIENT, server, web, slices(web, entry)), CLIENT).of(ENDPOINT)
     status = {
         name: [entry["health_status"] for entry in group["lb_endpoints"]]
         for name, resource in assignments.items()

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from tests.policy.world import HTTP, meta, peer, policy, rule
+from tests.policy.world import HTTP, meta, peer, policy, rule, slices
 from xds.mesh.envoy.translate import translate
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
@@ -194,16 +194,7 @@ BEHIND = Pod(
     service_account="web",
 )
 WEB = Service(meta=meta("Service", "a", "web"), addresses=("10.9.0.1",), ports=(HTTP,), selector={"app": "x"})
-LISTED = Endpoints(
-    meta=meta("EndpointSlice", "a", "web-1"),
-    service="web",
-    groups=(
-        EndpointGroup(
-            addresses=(EndpointAddress(address="10.0.0.1", pod=BEHIND.ref, ready=False),),
-            ports=(EndpointPort(port=8080, name="http"),),
-        ),
-    ),
-)
+LISTED = slices(WEB, EndpointAddress(address="10.0.0.1", pod=BEHIND.ref, ready=False))
 
 
 def test_an_entry_does_not_replace_the_pod_that_has_its_address() -> None:

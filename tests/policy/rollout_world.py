@@ -302,3 +302,11 @@ class Proxies:
                     raise AssertionError(
                         f"{name} sends {send} to {key[0].name}:{key[1]}, which accepts {mode}"
                     )
+
+
+def settled(mode: str, timeout: float | None = 1e9) -> Proxies:
+    """Return proxies that all have ACKed a mode of their namespace."""
+    world = Proxies(timeout)
+    world.set_mode(mode)
+    world.settle()
+    return world

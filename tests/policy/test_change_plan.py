@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.golden.cases import CASES, extended, load
 from tests.policy.meshes import facts, meshes
-from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, policy, rule, service
+from tests.policy.world import HTTP, ROOT, TCP, mesh, peer, pod, policy, rule, service, slices
 from tests.support.predictions import planned, predict, results
 from xds.demo.play import STEPS
 from xds.mesh.model.applied import as_applied
@@ -24,10 +24,6 @@ from xds.mesh.model.objects import (
     TRAFFIC_KINDS,
     Change,
     ContainerPort,
-    EndpointAddress,
-    EndpointGroup,
-    EndpointPort,
-    Endpoints,
     Fact,
     MeshConfig,
     Pod,
@@ -368,17 +364,8 @@ def test_direct_traffic_to_a_running_workload_is_not_new():
 def test_scope_contains_services_of_other_namespaces_that_list_a_pod():
     """A Service with a selector can have an EndpointSlice with the address of a pod of another namespace."""
     server = pod("srv", "a")
-    listed = Endpoints(
-        meta=meta("EndpointSlice", "b", "web-1"),
-        service="web",
-        groups=(
-            EndpointGroup(
-                addresses=(EndpointAddress(address=server.address),),
-                ports=(EndpointPort(port=8080, name="http"),),
-            ),
-        ),
-    )
-    before = mesh(server, pod("naked", "c", sidecar=False), service("web", "b", HTTP), listed)
+    web = service("web", "b", HTTP)
+    before = mesh(server, pod("naked", "c", sidecar=False), web, slices(web, server.address))
     change = Change(applied=(peer("a", "STRICT"),))
     after = before.apply(change)
     (hop,) = plan(before, after, scope_of(change, before, after)).hops

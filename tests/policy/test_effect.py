@@ -6,20 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.world import HTTP, ROOT, mesh, meta, peer, pod, policy, rule, service
+from tests.policy.world import HTTP, ROOT, mesh, meta, peer, pod, policy, rule, service, slices
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
     Change,
     ContainerPort,
-    EndpointAddress,
-    EndpointGroup,
-    EndpointPort,
-    Endpoints,
     Fact,
     Namespace,
     Pod,
     Ref,
-    Service,
     ServicePort,
     Target,
     UnknownService,
@@ -37,16 +32,6 @@ UNREPORTED = "unless the application listens on it anyway"
 
 def ports(found: Pod, **named: int) -> Pod:
     return replace(found, ports=tuple(ContainerPort(port=port, name=name) for name, port in named.items()))
-
-
-def slices(of: Service, *addresses: str, port: int = 8080, name: str = "http") -> Endpoints:
-    group = EndpointGroup(
-        addresses=tuple(EndpointAddress(address=address) for address in addresses),
-        ports=(EndpointPort(port=port, name=name),),
-    )
-    return Endpoints(
-        meta=meta("EndpointSlice", of.namespace, f"{of.name}-1"), service=of.name, groups=(group,)
-    )
 
 
 def labelled(name: str, **labels: str) -> Namespace:

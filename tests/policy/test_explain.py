@@ -6,14 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, policy, rule, service, tls
+from tests.policy.world import HTTP, ROOT, TCP, mesh, peer, pod, policy, rule, service, slices, tls
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
     PROBE_PORT,
     EndpointAddress,
-    EndpointGroup,
-    EndpointPort,
-    Endpoints,
     Mode,
     Ref,
     Served,
@@ -25,6 +22,7 @@ from xds.mesh.policy.reach import Failure
 
 HOST = "b.apps.svc.cluster.local"
 A, B, NAKED = pod("a", "apps"), pod("b", "apps"), pod("naked", "apps", sidecar=False)
+OUT = service("out", "apps", HTTP)
 WORLD = (A, B, NAKED, *(service(name, "apps") for name in ("a", "b", "naked")))
 
 
@@ -44,12 +42,7 @@ def names(refs) -> list[str]:
 AUTO = "mutual TLS: auto mTLS is enabled, and the server's mode is PERMISSIVE"
 TLS = "TLS from a DestinationRule (SIMPLE or MUTUAL)"
 CASES = {
-    "auto mTLS": (
-        [],
-        AUTO,
-        AUTO,
-        "mutual TLS and plaintext (PERMISSIVE)",
-    ),
+    "auto mTLS": ([], AUTO, AUTO, "mutual TLS and plaintext (PERMISSIVE)"),
     "server in DISABLE": (
         [peer("apps", "DISABLE")],
         "plaintext: the server's mode is DISABLE",
@@ -107,16 +100,7 @@ def test_server_without_sidecar_is_named_as_the_reason():
 
 def test_address_and_port_without_sidecar_are_told_apart():
     probe = replace(HTTP, target=PROBE_PORT)
-    listed = Endpoints(
-        meta=meta("EndpointSlice", "apps", "out-1"),
-        service="out",
-        groups=(
-            EndpointGroup(
-                addresses=(EndpointAddress(address="192.0.2.1"),), ports=(EndpointPort(port=1, name="http"),)
-            ),
-        ),
-    )
-    world = mesh(*WORLD, service("probe", "apps", probe, app="b"), service("out", "apps", HTTP), listed)
+    world = mesh(*WORLD, service("probe", "apps", probe, app="b"), OUT, slices(OUT, "192.0.2.1"))
     (group,) = groups(world, target="probe", ports=(probe,))
     assert (
         group.explanation.summary == f"plaintext: the server's sidecar does not intercept port {PROBE_PORT}"
@@ -196,17 +180,8 @@ def test_expected_identities():
 
 
 def test_server_of_no_known_pod_may_have_any_identity_of_the_mesh():
-    listed = Endpoints(
-        meta=meta("EndpointSlice", "apps", "out-1"),
-        service="out",
-        groups=(
-            EndpointGroup(
-                addresses=(EndpointAddress(address="192.0.2.1"),), ports=(EndpointPort(port=1, name="http"),)
-            ),
-        ),
-    )
-    out = replace(service("out", "apps", HTTP), selector={})
-    world = mesh(*WORLD, out, listed, rule("apps", "*", "ISTIO_MUTUAL"))
+    out = replace(OUT, selector={})
+    world = mesh(*WORLD, out, slices(out, "192.0.2.1"), rule("apps", "*", "ISTIO_MUTUAL"))
     assert answer(world, target="out").identities == ("spiffe://cluster.local/*",)
 
 
@@ -230,26 +205,13 @@ def test_endpoints_that_cannot_differ_are_explained_once():
 
 
 def test_port_without_ready_endpoint():
-    world = mesh(*WORLD, service("none", "apps", HTTP))
-    (group,) = groups(world, target="none")
+    none = service("none", "apps", HTTP)
+    (group,) = groups(mesh(*WORLD, none), target="none")
     assert group.endpoints == ()
     assert group.explanation.summary == "fails: the service port has no ready endpoint"
-    assert (group.explanation.client, group.explanation.served, group.explanation.server.decided_by) == (
-        None,
-        None,
-        None,
-    )
-    unknown = Endpoints(
-        meta=meta("EndpointSlice", "apps", "none-1"),
-        service="none",
-        groups=(
-            EndpointGroup(
-                addresses=(EndpointAddress(address="10.9.9.9", pod=Ref("Pod", "apps", "ghost")),),
-                ports=(EndpointPort(port=8080, name="http"),),
-            ),
-        ),
-    )
-    (group,) = groups(mesh(*WORLD, service("none", "apps", HTTP), unknown), target="none")
+    assert group.explanation.client is group.explanation.served is group.explanation.server.decided_by is None
+    unknown = EndpointAddress(address="10.9.9.9", pod=Ref("Pod", "apps", "ghost"))
+    (group,) = groups(mesh(*WORLD, none, slices(none, unknown)), target="none")
     assert (
         group.explanation.summary == "fails: no endpoint is ready, and an EndpointSlice names an unknown Pod"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.policy.rollout_world import UNREAD, Proxies
+from tests.policy.rollout_world import UNREAD, Proxies, settled
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.rollout import history
 from xds.mesh.rollout.history import HISTORY_SECONDS, Finished
@@ -21,9 +21,7 @@ def finished(world: Proxies) -> Finished:
 
 def changed(mode: str = "STRICT") -> Proxies:
     """Return a world whose servers start a transition from DISABLE."""
-    world = Proxies(timeout=30.0)
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE", timeout=30.0)
     world.set_mode(mode)
     return world
 

@@ -7,7 +7,7 @@ from math import inf
 
 import pytest
 
-from tests.policy.rollout_world import Proxies
+from tests.policy.rollout_world import Proxies, settled
 from tests.policy.world import HTTP, peer, pod, rule, service
 from xds.mesh.model.objects import Change, DestinationRule, Mode, Ref
 from xds.mesh.model.traffic import TlsMode
@@ -28,13 +28,6 @@ OLD = rule("clients", HOST, "DISABLE", name="for-all")
 NEW = rule("clients", HOST, "ISTIO_MUTUAL", name="for-all")
 NEWEST = rule("clients", "*.local", "ISTIO_MUTUAL", name="for-all")
 RULE = OLD.ref
-
-
-def disabled() -> Proxies:
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
-    return world
 
 
 # --- reports ------------------------------------------------------------------------------------------------
@@ -118,7 +111,7 @@ def test_phase_follows_from_what_may_be_active(modes, sends, phase):
 
 
 def test_port_that_no_service_exposes_ends_its_transition_first():
-    world = disabled()
+    world = settled("DISABLE")
     world.set_mode("STRICT")
     assert KEY in world.rollout.plan.ports
     everything = Change(removed=(Ref("Service", "ns", "web"),))
@@ -144,7 +137,7 @@ def test_port_of_a_second_service_stays():
 
 def test_new_port_starts_as_the_plan_serves_it():
     """Another replica leads clients to a port whose Service this one reads only now."""
-    world = disabled()
+    world = settled("DISABLE")
     staged = Transition(
         Staged(Mode.PERMISSIVE, 9, (Mode.DISABLE, Mode.PERMISSIVE)),
         Staged(Send.PLAINTEXT, 0, (Send.PLAINTEXT,)),
@@ -160,7 +153,7 @@ def test_new_port_starts_as_the_plan_serves_it():
 
 
 def test_plan_for_an_earlier_pod_of_the_name_is_ignored():
-    world = disabled()
+    world = settled("DISABLE")
     stage = Staged(Mode.STRICT, 9, (Mode.STRICT,)), Staged(Send.MTLS, 9, (Send.MTLS,))
     world.rollout.adopt(world.mesh, Proposal(Plan(9, {KEY: Transition(*stage, uid="gone")})), world.now)
     assert world.rollout.ports[KEY].mode is Mode.DISABLE
@@ -174,7 +167,7 @@ def test_shared_plan_has_a_limited_number_of_ports(monkeypatch):
         ({}, 4),
         ({"other": Report(servers=Generations(others=0), clients=Generations(others=0))}, 3),
     ):
-        world = disabled()
+        world = settled("DISABLE")
         change = Change(applied=(peer("ns", "STRICT"),))
         observed = Observed(world.observe().own, peers)
         world.mesh = world.rollouts.apply(world.mesh, change, observed, world.now)
@@ -184,7 +177,7 @@ def test_shared_plan_has_a_limited_number_of_ports(monkeypatch):
 
 def test_replica_asks_for_a_limited_number_of_ports(monkeypatch):
     monkeypatch.setattr(machine, "MAX_ASKS", 3)
-    world = disabled()
+    world = settled("DISABLE")
     mesh = world.mesh.apply(Change(applied=(peer("ns", "STRICT"),)))
     world.rollout.update(mesh, world.now)
     assert len(world.rollout.pending) == 4
@@ -217,9 +210,7 @@ def test_started_replica_joins_with_what_its_peers_serve():
 
 
 def test_recovered_modes_are_forgotten_when_the_stream_ends():
-    world = Proxies(timeout=30.0)
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE", timeout=30.0)
     world.rollout.recover(WEB, {8080: Mode.STRICT})
     assert world.rollout.has_unplanned_mode()
     assert world.rollout.forget_recovered(WEB)
@@ -235,9 +226,7 @@ def test_without_timeout_nothing_is_recovered():
 
 def test_held_rule_is_released_although_a_server_rejects_its_listener():
     """A rejection lasts until a user reacts, so the listener is not skipped. The rule is."""
-    world = Proxies(timeout=30.0)
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE", timeout=30.0)
     world.change(peer("ns", "PERMISSIVE"), NEW)
     for server in world.servers.values():
         world.reject(server)
@@ -367,9 +356,7 @@ def test_rule_that_changes_again_gets_its_own_timeout():
 
 
 def test_held_rule_that_changes_again_gets_its_own_timeout():
-    world = Proxies(timeout=30.0)
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE", timeout=30.0)
     world.change(peer("ns", "PERMISSIVE"), NEW)
     for server in world.servers.values():
         world.reject(server)
@@ -382,7 +369,7 @@ def test_held_rule_that_changes_again_gets_its_own_timeout():
 
 def test_rule_is_held_while_ports_do_not_fit_into_the_plan(monkeypatch):
     monkeypatch.setattr(planner, "MAX_PORTS", 1)
-    world = disabled()
+    world = settled("DISABLE")
     peers = {"other": Report(generation=9, servers=Generations(others=9), clients=Generations(others=9))}
     change = Change(applied=(peer("ns", "PERMISSIVE"), NEW))
     before = Observed(world.observe().own, peers)
@@ -394,9 +381,7 @@ def test_rule_is_held_while_ports_do_not_fit_into_the_plan(monkeypatch):
 
 
 def test_active_mode_counts_beside_what_another_replica_serves():
-    world = Proxies()
-    world.set_mode("STRICT")
-    world.settle()
+    world = settled("STRICT")
     served = Report(
         generation=9, clients=Generations(others=9), asks={KEY: Ask(Mode.PERMISSIVE, Send.MTLS, False)}
     )

@@ -6,14 +6,24 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.world import HTTP, ROOT, TCP, mesh, meta, peer, pod, policy, reach, rule, service, tls
+from tests.policy.world import (
+    HTTP,
+    ROOT,
+    TCP,
+    mesh,
+    peer,
+    pod,
+    policy,
+    reach,
+    rule,
+    service,
+    slices,
+    tls,
+)
 from tests.support.predictions import predict
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
     EndpointAddress,
-    EndpointGroup,
-    EndpointPort,
-    Endpoints,
     Interception,
     Target,
 )
@@ -301,20 +311,15 @@ def test_service_without_endpoints_is_reported():
 
 
 def test_external_endpoint_gets_plaintext():
-    addresses = (EndpointAddress(address="192.0.2.1"), EndpointAddress(address="192.0.2.2", ready=False))
-    listed = Endpoints(
-        meta=meta("EndpointSlice", "apps", "outside"),
-        service="outside",
-        groups=(EndpointGroup(addresses=addresses, ports=(EndpointPort(name="http", port=80),)),),
-    )
-    world = mesh(*WORLD, service("outside", "apps"), listed)
-    outside = world.service("apps", "outside")
+    outside = service("outside", "apps")
+    listed = slices(outside, "192.0.2.1", EndpointAddress(address="192.0.2.2", ready=False), port=80)
+    world = mesh(*WORLD, outside, listed)
     (found,) = predict(world, [PODS[0]], [(outside, HTTP)])
     assert (found.result, found.reason) == ("plaintext", "endpoint-without-sidecar")
     assert found.endpoint.address == "192.0.2.1"
     world = mesh(
         *WORLD,
-        world.service("apps", "outside"),
+        outside,
         listed,
         rule("apps", "*", policy=TrafficPolicy(tls=tls("ISTIO_MUTUAL", subject_alt_names=("x",)))),
     )

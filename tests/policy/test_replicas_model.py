@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from tests.policy.replicas_world import Replica, Replicas
-from tests.policy.rollout_world import CLIENTS, KEYS, PORTS, RULES, SERVERS, Proxies
+from tests.policy.rollout_world import CLIENTS, KEYS, PORTS, RULES, SERVERS, Proxies, settled
 from tests.policy.world import peer, rule
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
@@ -278,9 +278,7 @@ def response_arrives_late() -> None:
 
 def connections_are_unclassified() -> None:
     """Clients change to mutual TLS just after they have opened connections."""
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.set_mode("STRICT")
     for names in (SERVERS, CLIENTS):
         world.ack(*names)
@@ -305,9 +303,7 @@ def rule_is_deleted() -> None:
 
 def rule_needs_other_servers() -> None:
     """A rule asks for mutual TLS before servers accept it."""
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.change(peer("ns", "PERMISSIVE"), rule("clients", "web.ns.svc.cluster.local", "ISTIO_MUTUAL"))
     world.must_reach = [{("one", KEYS[0]), ("two", KEYS[0])}]
     world.ack("one")
@@ -317,9 +313,7 @@ def rule_needs_other_servers() -> None:
 
 def control_plane_restarts() -> None:
     """Policies change while no control plane runs."""
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.facts[Ref("PeerAuthentication", "ns", "default")] = peer("ns", "STRICT")
     world.must_reach.append(world.reachable())
     world.start()
@@ -330,9 +324,7 @@ def control_plane_restarts() -> None:
 
 def clients_return() -> None:
     """Clients have connections that they opened under an earlier control plane."""
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.set_mode("PERMISSIVE")
     world.ack(*SERVERS)
     world.start()

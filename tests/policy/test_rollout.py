@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.rollout_world import UNREAD, Proxies
+from tests.policy.rollout_world import UNREAD, Proxies, settled
 from tests.policy.world import peer, rule, tls
 from xds.mesh.model.objects import ROLLOUT, Change, MeshConfig, Mode, Ref
 from xds.mesh.model.traffic import Subset, TrafficPolicy
@@ -18,6 +18,8 @@ from xds.mesh.rollout.waits import WaitingFor, port_wait
 WEB = Ref("Pod", "ns", "web-1")
 KEY = (WEB, 8080)
 HOST = "web.ns.svc.cluster.local"
+STRICT = peer("ns", "STRICT")
+IMMEDIATE = replace(STRICT, meta=replace(STRICT.meta, annotations={ROLLOUT: "immediate"}))
 
 
 def modes(world: Proxies) -> set[str]:
@@ -37,18 +39,14 @@ def modes(world: Proxies) -> set[str]:
     ],
 )
 def test_servers_expand_to_permissive_if_clients_must_migrate(before, after, through):
-    world = Proxies()
-    world.set_mode(before)
-    world.settle()
+    world = settled(before)
     world.set_mode(after)
     assert modes(world) == through
     world.settle()
 
 
 def test_lagging_server_delays_only_its_own_clients():
-    world = Proxies(timeout=30.0)
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE", timeout=30.0)
     world.set_mode("STRICT")
     world.ack("web-2")
     world.step()
@@ -72,20 +70,15 @@ def test_lagging_server_delays_only_its_own_clients():
 
 
 def test_immediate_policy_changes_both_sides_at_once():
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
-    strict = peer("ns", "STRICT")
-    strict = replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"}))
-    world.change(strict)
+    world = settled("DISABLE")
+    world.change(IMMEDIATE)
     assert world.mesh.served.modes == world.mesh.served.mtls == {}
     assert world.rollout.stats.plaintext_disabled == 4
 
 
 def test_immediate_transition_is_tracked_until_active():
     world = Proxies(timeout=30.0)
-    strict = peer("ns", "STRICT")
-    world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
+    world.change(IMMEDIATE)
     assert world.wait(KEY).waiting_for is WaitingFor.LISTENER
     assert accepts_plaintext(world.rollout, KEY, world.rollout.plan.ports[KEY])
     refused = Observed(replace(world.observe().own, rejected_listeners={WEB: "no"}))
@@ -109,29 +102,22 @@ def test_ask_about_unknown_pod_changes_nothing():
 
 def test_immediate_strict_keeps_clients_that_use_mtls():
     world = Proxies()
-    strict = peer("ns", "STRICT")
-    world.change(replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"})))
+    world.change(IMMEDIATE)
     assert world.rollout.stats.plaintext_disabled == 4
     assert {world.wait(key).waiting_for for key in world.rollout.plan.ports} == {WaitingFor.LISTENER}
     assert {each.clients.generation for each in world.rollout.plan.ports.values()} == {0}
 
 
 def test_immediate_policy_ends_a_gradual_transition():
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.set_mode("STRICT")
     assert modes(world) == {"PERMISSIVE"}
-    strict = peer("ns", "STRICT")
-    strict = replace(strict, meta=replace(strict.meta, annotations={ROLLOUT: "immediate"}))
-    world.change(strict)
+    world.change(IMMEDIATE)
     assert modes(world) == set()
 
 
 def test_traffic_that_policies_forbid_is_not_waited_for():
-    world = Proxies()
-    world.set_mode("STRICT")
-    world.settle()
+    world = settled("STRICT")
     # From now on clients send plaintext, which no server accepts.
     world.mesh = world.rollouts.apply(
         world.mesh, Change(config=MeshConfig(enable_auto_mtls=False)), world.observe(), world.now
@@ -149,9 +135,7 @@ def test_traffic_that_policies_forbid_is_not_waited_for():
 
 
 def test_deleted_pod_is_no_longer_waited_for():
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.set_mode("STRICT")
     assert KEY in world.rollout.plan.ports
     world.change(removed=(WEB,))
@@ -159,9 +143,7 @@ def test_deleted_pod_is_no_longer_waited_for():
 
 
 def test_rule_is_held_if_any_part_needs_it():
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.change(rule("elsewhere", "other.ns.svc.cluster.local", "DISABLE"))
     mutual = TrafficPolicy(tls=tls("ISTIO_MUTUAL"))
     parts = rule(
@@ -178,9 +160,7 @@ def test_rule_is_held_if_any_part_needs_it():
 
 
 def test_held_rule_is_released_in_its_last_version():
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     first, second = rule("clients", HOST, "ISTIO_MUTUAL"), rule("clients", HOST, "DISABLE")
     world.change(peer("ns", "STRICT"), first)
     assert world.rollout.rules[first.ref].desired == first
@@ -190,9 +170,7 @@ def test_held_rule_is_released_in_its_last_version():
 
 
 def test_overlapping_rules_are_released_together():
-    world = Proxies()
-    world.set_mode("STRICT")
-    world.settle()
+    world = settled("STRICT")
     # Plaintext for one client, and mutual TLS for all others, which servers already accept.
     narrow = rule("clients", HOST, "DISABLE", name="narrow", selector={"app": "two"})
     wide = rule("clients", "*.local", "ISTIO_MUTUAL", name="wide")
@@ -204,9 +182,7 @@ def test_overlapping_rules_are_released_together():
 
 
 def test_held_rule_is_released_after_the_timeout():
-    world = Proxies(timeout=30.0)
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE", timeout=30.0)
     held = rule("clients", HOST, "ISTIO_MUTUAL")
     world.change(peer("ns", "PERMISSIVE"), held)
     assert world.mesh.served_rule(held.ref) is None
@@ -222,9 +198,7 @@ def test_held_rule_is_released_after_the_timeout():
 
 
 def test_skipped_server_is_tracked_until_it_catches_up():
-    world = Proxies(timeout=30.0)
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE", timeout=30.0)
     world.set_mode("PERMISSIVE")
     world.now += 30
     world.step()
@@ -248,9 +222,7 @@ def test_without_timeout_the_desired_state_is_served_at_once():
 
 
 def test_rejection_of_unrelated_cluster_is_ignored():
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.set_mode("PERMISSIVE")
     world.ack(*world.servers)
     world.step()
@@ -264,9 +236,7 @@ def test_rejection_of_unrelated_cluster_is_ignored():
 
 def test_installed_rule_is_withdrawn_if_servers_refuse_it():
     """The control plane starts with values.global.mtls.enabled while servers have DISABLE."""
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.facts[Ref("PeerAuthentication", "ns", "default")] = peer("ns", "PERMISSIVE")
     world.config = MeshConfig(mtls_enabled=True)
     world.must_reach.append(world.reachable())
@@ -301,9 +271,7 @@ def test_mesh_wide_mtls_setting_rolls_out_gradually(enabled, auto, others_first)
 
 
 def test_mesh_wide_setting_waits_for_disabled_servers():
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.change(peer("ns", "STRICT"), config=MeshConfig(mtls_enabled=True))
     for name in world.clients:
         world.deliver_to_client(name)
@@ -318,9 +286,7 @@ def test_mesh_wide_setting_waits_for_disabled_servers():
 
 def test_contraction_waits_for_unclassified_connections():
     """Where the server speaks first, the listener waits a second for the client before it classifies it."""
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.set_mode("STRICT")
     world.ack(*world.servers)
     world.advance()
@@ -340,9 +306,7 @@ def test_contraction_waits_for_unclassified_connections():
 
 @pytest.mark.parametrize("seconds", [0.0, 0.9])
 def test_strict_waits_for_connections_of_an_earlier_stream(seconds):
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE")
     world.set_mode("PERMISSIVE")
     world.ack(*world.servers)
     world.start()  # Clients still send plaintext, and a transition is not needed here.
@@ -357,9 +321,7 @@ def test_strict_waits_for_connections_of_an_earlier_stream(seconds):
 
 @pytest.mark.parametrize("late", ["client", "server"])
 def test_skipped_proxy_is_waited_for_in_the_next_transition(late):
-    world = Proxies(timeout=30.0)
-    world.set_mode("DISABLE" if late == "client" else "STRICT")
-    world.settle()
+    world = settled("DISABLE" if late == "client" else "STRICT", timeout=30.0)
     world.set_mode("PERMISSIVE")
     for name in world.servers:
         if (late, name) != ("server", "web-1"):
@@ -401,9 +363,7 @@ def test_client_that_rejects_a_rule_keeps_the_old_one():
 
 
 def test_changed_rule_has_its_own_deadline():
-    world = Proxies(timeout=30.0)
-    world.set_mode("DISABLE")
-    world.settle()
+    world = settled("DISABLE", timeout=30.0)
     world.change(rule("clients", HOST, "DISABLE", name="for-all"))  # which `two` does not ACK
     world.now += 28
     world.change(peer("ns", "STRICT"), rule("clients", HOST, "ISTIO_MUTUAL", name="for-all"))

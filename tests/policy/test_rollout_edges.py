@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.policy.rollout_world import Proxies, Server
+from tests.policy.rollout_world import Proxies, Server, settled
 from tests.policy.world import peer, pod, rule
 from xds.mesh.controlplane.controller import MAX_ROLLOUT_DELAY
 from xds.mesh.envoy.inbound import decode_modes
@@ -20,13 +20,6 @@ KEY = (WEB, 8080)
 HOST = "web.ns.svc.cluster.local"
 
 
-def disabled() -> Proxies:
-    world = Proxies()
-    world.set_mode("DISABLE")
-    world.settle()
-    return world
-
-
 def mode(world: Proxies) -> Mode:
     web = world.mesh.pod("ns", "web-1")
     assert web
@@ -34,7 +27,7 @@ def mode(world: Proxies) -> Mode:
 
 
 def test_strict_pod_stays_strict_when_it_joins_a_service():
-    world = disabled()
+    world = settled("DISABLE")
     web = world.facts[WEB]
     world.change(replace(web, ready=False))
     world.settle()
@@ -51,7 +44,7 @@ def test_strict_pod_stays_strict_when_it_joins_a_service():
 
 @pytest.mark.parametrize("what", ["service", "sidecar"])
 def test_port_that_reappears_counts_as_new(what):
-    world = disabled()
+    world = settled("DISABLE")
     fact = world.facts[Ref("Service", "ns", "web") if what == "service" else WEB]
     if what == "service":
         gone = Change(removed=(fact.ref,))
@@ -66,7 +59,7 @@ def test_port_that_reappears_counts_as_new(what):
 
 
 def test_server_is_recovered_once_it_is_observed():
-    world = disabled()
+    world = settled("DISABLE")
     facts = {**world.facts, **{each.ref: each for each in [peer("ns", "STRICT")]}}
     rollouts = RolloutDriver(1e9)
     rollout = rollouts.rollout
@@ -85,14 +78,14 @@ def test_server_is_recovered_once_it_is_observed():
 
 def test_immediate_changes_compute_no_endpoints_before_a_sidecar_needs_them():
     rollouts = RolloutDriver(None)
-    mesh = rollouts.first_mesh(Change(applied=tuple(disabled().facts.values())), Observed(), 0.0)
+    mesh = rollouts.first_mesh(Change(applied=tuple(settled("DISABLE").facts.values())), Observed(), 0.0)
     rollouts.proxies.start_recovery(mesh, 0.0)
     assert (mesh.memory.lookups, rollouts.rollout.ports) == ({}, {})
     assert not rollouts.proxies.is_recovering(1.0)
 
 
 def test_stream_that_ends_during_recovery_is_harmless():
-    world = disabled()
+    world = settled("DISABLE")
     world.start()
     observed = world.observe()
     world.rollout.forget_recovered(WEB)
@@ -104,9 +97,7 @@ def test_stream_that_ends_during_recovery_is_harmless():
 
 
 def test_advance_returns_the_same_mesh_if_nothing_changes():
-    world = Proxies()
-    world.set_mode("STRICT")
-    world.settle()
+    world = settled("STRICT")
     world.rollout.recover(WEB, {8080: Mode.STRICT, 9090: Mode.STRICT})
     before = world.mesh
     world.step()

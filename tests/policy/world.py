@@ -10,6 +10,10 @@ from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import (
     TLS_MODE_LABEL,
     DestinationRule,
+    EndpointAddress,
+    EndpointGroup,
+    EndpointPort,
+    Endpoints,
     Fact,
     MeshConfig,
     Meta,
@@ -60,6 +64,17 @@ def service(
         addresses=(f"10.96.{number >> 8 & 255}.{number & 255}",),
         ports=ports or (HTTP, TCP),
         selector=selector or {"app": name},
+    )
+
+
+def slices(of: Service, *addresses: str | EndpointAddress, port: int = 8080, name: str = "http") -> Endpoints:
+    """An EndpointSlice of a Service, with one port."""
+    group = EndpointGroup(
+        addresses=tuple(EndpointAddress(address=one) if isinstance(one, str) else one for one in addresses),
+        ports=(EndpointPort(port=port, name=name),),
+    )
+    return Endpoints(
+        meta=meta("EndpointSlice", of.namespace, f"{of.name}-1"), service=of.name, groups=(group,)
     )
 
 
