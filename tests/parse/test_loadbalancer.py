@@ -18,6 +18,7 @@ from xds.mesh.model.loadbalancer import (
     Warmup,
 )
 from xds.mesh.model.objects import DestinationRule
+from xds.mesh.model.traffic import TrafficPolicy
 from xds.mesh.parse import Parsed, dotted, parse
 from xds.mesh.parse.meshconfig import mesh_config
 
@@ -39,6 +40,31 @@ def read(settings: Any, **more: Any) -> Parsed:
     return parsed
 
 
+def policy(settings: Any) -> TrafficPolicy:
+    """Return the policy of valid settings."""
+    parsed = read(settings)
+    assert not parsed.problems
+    assert isinstance(parsed.fact, DestinationRule)
+    assert parsed.fact.policy
+    return parsed.fact.policy
+
+
+def locality(**settings: Any) -> dict[str, Any]:
+    return {"localityLbSetting": settings}
+
+
+def spread(*entries: tuple[str, dict[str, int]], **more: Any) -> dict[str, Any]:
+    """Return settings that distribute requests: from a locality to others, with weights."""
+    return locality(distribute=[{"from": place, "to": to} for place, to in entries], **more)
+
+
+def failover(*pairs: tuple[str, str], **more: Any) -> dict[str, Any]:
+    return locality(failover=[{"from": one, "to": other} for one, other in pairs], **more)
+
+
+ANYWHERE = {"*": 100}
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -46,21 +72,14 @@ def read(settings: Any, **more: Any) -> Parsed:
         ({"simple": "LEAST_CONN"}, LoadBalancer(Simple.LEAST_REQUEST)),
         ({"simple": "UNSPECIFIED", "warmup": {"duration": "1m"}}, LoadBalancer(warmup=Warmup(60))),
         (
-            {
-                "simple": "ROUND_ROBIN",
-                "warmup": {"duration": "5s", "minimumPercent": 20, "aggression": 1.5},
-            },
+            {"simple": "ROUND_ROBIN", "warmup": {"duration": "5s", "minimumPercent": 20, "aggression": 1.5}},
             LoadBalancer(Simple.ROUND_ROBIN, warmup=Warmup(5, 20, 1.5)),
         ),
         ({"warmupDurationSecs": "30s"}, LoadBalancer(warmup=Warmup(30))),
     ],
 )
 def test_algorithm_and_warmup(settings: Any, expected: LoadBalancer) -> None:
-    parsed = read(settings)
-    assert not parsed.problems
-    assert isinstance(parsed.fact, DestinationRule)
-    assert parsed.fact.policy
-    assert parsed.fact.policy.load_balancer == expected
+    assert policy(settings).load_balancer == expected
 
 
 @pytest.mark.parametrize(
@@ -83,45 +102,34 @@ def test_algorithm_and_warmup(settings: Any, expected: LoadBalancer) -> None:
     ],
 )
 def test_consistent_hash(settings: Any, expected: ConsistentHash) -> None:
-    parsed = read({"consistentHash": settings})
-    assert not parsed.problems
-    assert isinstance(parsed.fact, DestinationRule)
-    assert parsed.fact.policy
-    assert parsed.fact.policy.load_balancer == LoadBalancer(consistent_hash=expected)
-    assert parsed.fact.policy.hash_key == expected.key
+    found = policy({"consistentHash": settings})
+    assert (found.load_balancer, found.hash_key) == (LoadBalancer(consistent_hash=expected), expected.key)
 
 
 LOCALITY = [
-    ({}, LocalityLb()),
-    ({"enabled": False}, LocalityLb(enabled=False)),
-    ({"failover": [{"from": "eu", "to": "us"}]}, LocalityLb(failover=(("eu", "us"),))),
+    (locality(), LocalityLb()),
+    (locality(enabled=False), LocalityLb(enabled=False)),
+    (failover(("eu", "us")), LocalityLb(failover=(("eu", "us"),))),
     (
-        {"failoverPriority": ["topology.kubernetes.io/zone", "version=v1"]},
+        locality(failoverPriority=["topology.kubernetes.io/zone", "version=v1"]),
         LocalityLb(failover_priority=(("topology.kubernetes.io/zone", None), ("version", "v1"))),
     ),
     (
-        {"distribute": [{"from": "eu/*", "to": {"eu/eu-1/*": 70, "eu/eu-2/rack": 20, "us": 10}}]},
+        spread(("eu/*", {"eu/eu-1/*": 70, "eu/eu-2/rack": 20, "us": 10})),
         LocalityLb(
             distribute=(
                 Distribute(("eu",), ((("eu", "eu-1"), 70), (("eu", "eu-2", "rack"), 20), (("us",), 10))),
             )
         ),
     ),
-    (
-        {"distribute": [{"from": "*", "to": {"*": 100}}]},
-        LocalityLb(distribute=(Distribute((), (((), 100),)),)),
-    ),
+    (spread(("*", ANYWHERE)), LocalityLb(distribute=(Distribute((), (((), 100),)),))),
 ]
 
 
 @pytest.mark.parametrize(("settings", "expected"), LOCALITY)
 def test_locality_settings_of_rules_and_the_mesh(settings: Any, expected: LocalityLb) -> None:
-    parsed = read({"localityLbSetting": settings})
-    assert not parsed.problems
-    assert isinstance(parsed.fact, DestinationRule)
-    assert parsed.fact.policy
-    assert parsed.fact.policy.load_balancer == LoadBalancer(locality=expected)
-    config, problems = mesh_config({"localityLbSetting": settings}, dotted)
+    assert policy(settings).load_balancer == LoadBalancer(locality=expected)
+    config, problems = mesh_config(settings, dotted)
     assert not problems
     assert config.locality_lb == expected
 
@@ -147,44 +155,18 @@ def test_locality_settings_of_rules_and_the_mesh(settings: Any, expected: Locali
         ({"warmup": {"duration": "1s", "aggression": 0.5}}, "must be a number from 1 to 1000"),
         ({"warmup": {"duration": "1s", "aggression": float("nan")}}, "must be a number from 1 to 1000"),
         ({"warmup": {"duration": "1s", "aggression": True}}, "must be a number from 1 to 1000"),
+        (failover(("eu", "us"), distribute=[{"from": "*", "to": ANYWHERE}]), "both distribute and failover"),
+        (spread(("eu", {"eu": 99})), "the sum 99"),
+        *((spread((place, ANYWHERE)), "not a locality") for place in ("eu/*/x", "eu//x", "e*", "a/b/c/d")),
+        (spread(("eu", {"us": 50, "us/us-1": 50})), "contains 'us/us-1' twice: 'us' includes it"),
+        (spread(("*", ANYWHERE), ("eu", ANYWHERE)), "contains 'eu' after '*', which includes it"),
+        (failover(("eu", "eu")), "must be another region"),
+        (failover(("eu/1", "us")), "must name two regions"),
         (
-            {
-                "localityLbSetting": {
-                    "distribute": [{"from": "*", "to": {"*": 100}}],
-                    "failover": [{"from": "eu", "to": "us"}],
-                }
-            },
-            "has both distribute and failover",
-        ),
-        ({"localityLbSetting": {"distribute": [{"from": "eu", "to": {"eu": 99}}]}}, "the sum 99"),
-        ({"localityLbSetting": {"distribute": [{"from": "eu/*/x", "to": {"*": 100}}]}}, "not a locality"),
-        ({"localityLbSetting": {"distribute": [{"from": "eu//x", "to": {"*": 100}}]}}, "not a locality"),
-        ({"localityLbSetting": {"distribute": [{"from": "e*", "to": {"*": 100}}]}}, "not a locality"),
-        ({"localityLbSetting": {"distribute": [{"from": "a/b/c/d", "to": {"*": 100}}]}}, "not a locality"),
-        (
-            {"localityLbSetting": {"distribute": [{"from": "eu", "to": {"us": 50, "us/us-1": 50}}]}},
-            "contains 'us/us-1' twice: 'us' includes it",
-        ),
-        (
-            {
-                "localityLbSetting": {
-                    "distribute": [{"from": "*", "to": {"*": 100}}, {"from": "eu", "to": {"*": 100}}]
-                }
-            },
-            "contains 'eu' after '*', which includes it",
-        ),
-        ({"localityLbSetting": {"failover": [{"from": "eu", "to": "eu"}]}}, "must be another region"),
-        ({"localityLbSetting": {"failover": [{"from": "eu/1", "to": "us"}]}}, "must name two regions"),
-        (
-            {
-                "localityLbSetting": {
-                    "failover": [{"from": "eu", "to": "us"}],
-                    "failoverPriority": ["topology.kubernetes.io/region"],
-                }
-            },
+            failover(("eu", "us"), failoverPriority=["topology.kubernetes.io/region"]),
             "has both failover and topology labels",
         ),
-        ({"localityLbSetting": {"failoverPriority": ["a", "a=b"]}}, "must be a label that is listed once"),
+        (locality(failoverPriority=["a", "a=b"]), "must be a label that is listed once"),
     ],
 )
 def test_invalid_settings_are_refused(settings: Any, what: str) -> None:
@@ -204,19 +186,8 @@ def test_invalid_settings_are_refused(settings: Any, what: str) -> None:
         ({"simple": "RANDOM", "warmup": {"duration": "1s"}}, "warmup has no effect with RANDOM"),
         ({"consistentHash": HEADER, "warmupDurationSecs": "1s"}, "has no effect with consistentHash"),
         ({"warmup": {"duration": "1s"}, "warmupDurationSecs": "2s"}, "warmupDurationSecs is ignored"),
-        (
-            {"localityLbSetting": {"failover": [{"from": "eu", "to": "us"}, {"from": "eu", "to": "ap"}]}},
-            "failover[1] is ignored",
-        ),
-        (
-            {
-                "localityLbSetting": {
-                    "distribute": [{"from": "*", "to": {"*": 100}}],
-                    "failoverPriority": ["a"],
-                }
-            },
-            "failoverPriority is ignored",
-        ),
+        (failover(("eu", "us"), ("eu", "ap")), "failover[1] is ignored"),
+        (spread(("*", ANYWHERE), failoverPriority=["a"]), "failoverPriority is ignored"),
     ],
 )
 def test_settings_without_effect_get_a_notice(settings: Any, what: str) -> None:
@@ -227,13 +198,11 @@ def test_settings_without_effect_get_a_notice(settings: Any, what: str) -> None:
 
 
 def test_an_earlier_locality_of_clients_may_be_more_specific() -> None:
-    distribute = [{"from": place, "to": {"*": 100}} for place in ("us/a", "us/*", "*")]
-    assert not read({"localityLbSetting": {"distribute": distribute}}).problems
+    assert not read(spread(*((place, ANYWHERE) for place in ("us/a", "us/*", "*")))).problems
 
 
-@pytest.mark.parametrize("setting", [{"failover": [{"from": "eu", "to": "us"}]}, {"failoverPriority": ["a"]}])
-def test_failover_needs_outlier_detection(setting: Any) -> None:
-    settings = {"localityLbSetting": setting}
+@pytest.mark.parametrize("settings", [failover(("eu", "us")), locality(failoverPriority=["a"])])
+def test_failover_needs_outlier_detection(settings: Any) -> None:
     [problem] = read(settings, tls={"mode": "ISTIO_MUTUAL"}).problems
     assert problem.notice
     assert "localityLbSetting has no effect without outlierDetection" in problem.what
@@ -255,10 +224,8 @@ def test_unsupported_fields_of_a_port_are_reported_once() -> None:
 def test_cost_of_localities_is_linear() -> None:
     def parse(size: int) -> None:
         weights = {f"r{number}": 1 for number in range(size)}
-        failover = [{"from": f"r{number}", "to": "us"} for number in range(size)]
-        read({"localityLbSetting": {"distribute": [{"from": "*", "to": weights}]}})
-        clients = [{"from": name, "to": {"*": 100}} for name in weights]
-        read({"localityLbSetting": {"distribute": clients}})
-        read({"localityLbSetting": {"failover": failover, "failoverPriority": [*weights]}})
+        read(spread(("*", weights)))
+        read(spread(*((name, ANYWHERE) for name in weights)))
+        read(failover(*((name, "us") for name in weights), failoverPriority=[*weights]))
 
     assert_linear(parse, 500)
