@@ -42,34 +42,10 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 ANYTHING = st.sampled_from(
     [
-        None,
-        True,
-        0,
-        15001,
-        70000,
-        -1,
-        1e300,
-        "",
-        "x",
-        "http",
-        "$(X)",
-        "a\n---\nb: 1",
-        "*",
-        [],
-        {},
-        [1],
-        ["x"],
-        [None],
-        [[]],
-        [{}],
-        {"name": "xds-proxy"},
-        {"name": 1},
-        {"port": "x"},
-        {"httpGet": {}},
-        [{"name": "xds-token"}],
-        {"httpGet": {"port": 80}, "grpc": {"port": 1}},
-        {"preStop": {"httpGet": {"port": 1}}},
-        "x" * 100000,
+        *(None, True, 0, 15001, 70000, -1, 1e300, "", "x", "http", "$(X)", "a\n---\nb: 1", "*", "x" * 100000),
+        *([], {}, [1], ["x"], [None], [[]], [{}], [{"name": "xds-token"}]),
+        *({"name": "xds-proxy"}, {"name": 1}, {"port": "x"}, {"httpGet": {}}),
+        *({"httpGet": {"port": 80}, "grpc": {"port": 1}}, {"preStop": {"httpGet": {"port": 1}}}),
     ]
 )
 

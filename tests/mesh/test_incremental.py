@@ -45,20 +45,9 @@ class World:
         self.random = Random(seed)
 
     def fact(self) -> Fact:
-        make = self.random.choice(
-            (
-                self.pod,
-                self.entry,
-                self.service,
-                self.service_entry,
-                self.slice,
-                self.mode,
-                self.mesh_policy,
-                self.rule,
-                self.targeted,
-                self.rejected,
-            )
-        )
+        entries = (self.entry, self.service_entry, self.slice)
+        policies = (self.mode, self.mesh_policy, self.rule, self.targeted, self.rejected)
+        make = self.random.choice((self.pod, *entries, self.service, *policies))
         return make(self.random.choice(NAMESPACES))
 
     def some(self, values: tuple[str, ...], most: int = 2) -> tuple[str, ...]:

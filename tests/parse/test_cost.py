@@ -61,27 +61,7 @@ PATTERNS = {
     for resolvers in documents.Parser.yaml_implicit_resolvers.values()
     for number, (tag, pattern) in enumerate(resolvers)
 }
-PUMPS = [
-    "1",
-    "a",
-    "-",
-    "%",
-    "%\n",
-    "---\n",
-    "\\",
-    "\\\\",
-    "\\ud800",
-    ".",
-    "_",
-    "0",
-    "1.",
-    "1s",
-    "1m",
-    ":1",
-    "\n",
-    " ",
-    "/",
-]
+PUMPS = [*"1a-%\\._0\n /", "%\n", "---\n", "\\\\", "\\ud800", "1.", "1s", "1m", ":1"]
 SIZE = 200
 
 
