@@ -28,6 +28,20 @@ NAMED = ServicePort(port=80, target="http", name="http")
 SHOP: list[Fact] = [pod("web", "shop"), WEB]
 HOST = "web.shop.svc.cluster.local"
 UNREPORTED = "unless the application listens on it anyway"
+INJECT = "(inject the sidecar; until then, these pods accept plaintext)"
+LOCK = "PeerAuthentication shop/lock"
+POLICY = "Policy shop/lock"
+RULE = "DestinationRule shop/rule"
+NO_POD = "matches no pod in namespace shop"
+NO_SERVICE = "matches no Service"
+NONE = "so it has no effect"
+NOWHERE = "does not exist (it contains only policies)"
+ADDS_NONE = (
+    "has no effect: it adds no sidecar to pods, so their traffic is plaintext (label the "
+    "Namespace istio-injection=enabled)"
+)
+UNNAMED = "no container of its pods declares a port with this name, so port 80 has no endpoints"
+NO_PORT = "no selected pod declares port"
 
 
 def ports(found: Pod, **named: int) -> Pod:
@@ -50,68 +64,42 @@ def said(world: Mesh) -> list[str]:
 INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
     "a lock whose selector has a typo": (
         [peer("shop", "STRICT", name="lock", app="wbe")],
-        (
-            "PeerAuthentication shop/lock: selector app=wbe matches no pod in namespace shop, so it has no "
-            "effect (did you mean app=web?)"
-        ),
+        f"{LOCK}: selector app=wbe {NO_POD}, {NONE} (did you mean app=web?)",
     ),
     "a lock whose selector has a typo in the key": (
         [peer("shop", "STRICT", name="lock", ap="web")],
-        (
-            "PeerAuthentication shop/lock: selector ap=web matches no pod in namespace shop, so it has no "
-            "effect (did you mean app=web?)"
-        ),
+        f"{LOCK}: selector ap=web {NO_POD}, {NONE} (did you mean app=web?)",
     ),
     "a lock for labels that pods have, but no pod together": (
         [pod("a", "shop", v="1"), pod("b", "shop"), peer("shop", "STRICT", name="lock", app="b", v="1")],
-        (
-            "PeerAuthentication shop/lock: selector app=b,v=1 matches no pod in namespace shop, so it has no "
-            "effect"
-        ),
+        f"{LOCK}: selector app=b,v=1 {NO_POD}, {NONE}",
     ),
     "a lock for a workload that is scaled to 0": (
         [replace(service("db", "shop"), ports=()), peer("shop", "STRICT", name="lock", app="db")],
         (
-            "notice: PeerAuthentication shop/lock: selector app=db matches no pod in namespace shop, so "
-            "it has no effect "
+            f"notice: {LOCK}: selector app=db {NO_POD}, {NONE} "
             "(Service db selects the same workload and has no pods either)"
         ),
     ),
     "a lock of pods without a sidecar": (
         [pod("bare", "shop", sidecar=False), peer("shop", "STRICT", name="lock", app="bare")],
-        (
-            "PeerAuthentication shop/lock: selector app=bare matches only pods without a sidecar in "
-            "namespace shop, so it "
-            "has no effect (inject the sidecar; until then, these pods accept plaintext)"
-        ),
+        f"{LOCK}: selector app=bare matches only pods without a sidecar in namespace shop, {NONE} {INJECT}",
     ),
     "a lock of a namespace without sidecars": (
         [pod("x", "bare", sidecar=False), peer("bare", "STRICT")],
-        (
-            "PeerAuthentication bare/default: no pod in namespace bare has a sidecar, so it has no effect "
-            "(inject the sidecar; until then, these pods accept plaintext)"
-        ),
+        f"PeerAuthentication bare/default: no pod in namespace bare has a sidecar, {NONE} {INJECT}",
     ),
     "a Policy of a namespace without sidecars": (
         [pod("x", "bare", sidecar=False), policy("bare", "STRICT")],
-        (
-            "Policy bare/default: no pod in namespace bare has a sidecar, so it has no effect "
-            "(inject the sidecar; until then, these pods accept plaintext)"
-        ),
+        f"Policy bare/default: no pod in namespace bare has a sidecar, {NONE} {INJECT}",
     ),
     "a target without sidecars": (
         [pod("bare", "shop", sidecar=False), service("bare", "shop"), policy("shop", "STRICT", "bare")],
-        (
-            "Policy shop/default: target bare: no pod of the Service has a sidecar, so it has no effect "
-            "(inject the sidecar; until then, these pods accept plaintext)"
-        ),
+        f"Policy shop/default: target bare: no pod of the Service has a sidecar, {NONE} {INJECT}",
     ),
     "a label for a revision of Istio": (
         [labelled("new", **{"istio.io/rev": "1-24", "istio.io/dataplane-mode": "ambient"})],
-        (
-            "notice: Namespace new: label istio.io/rev=1-24 has no effect: it adds no sidecar to pods, so "
-            "their traffic is plaintext (label the Namespace istio-injection=enabled)"
-        ),
+        f"notice: Namespace new: label istio.io/rev=1-24 {ADDS_NONE}",
     ),
     "a label for ambient mode": (
         [
@@ -119,57 +107,37 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
             pod("a", "new"),
             pod("b", "new", sidecar=False),
         ],
-        (
-            "notice: Namespace new: label istio.io/dataplane-mode=ambient has no effect: it adds no sidecar "
-            "to pods, so their traffic is plaintext (label the Namespace istio-injection=enabled)"
-        ),
+        f"notice: Namespace new: label istio.io/dataplane-mode=ambient {ADDS_NONE}",
     ),
     "a label for a waypoint": (
         [labelled("new", **{"istio.io/dataplane-mode": "none", "istio.io/use-waypoint": "own"})],
-        (
-            "notice: Namespace new: label istio.io/use-waypoint=own has no effect: it adds no sidecar to "
-            "pods, so their traffic is plaintext (label the Namespace istio-injection=enabled)"
-        ),
+        f"notice: Namespace new: label istio.io/use-waypoint=own {ADDS_NONE}",
     ),
     "a lock of a namespace that does not exist": (
         [peer("shpo", "STRICT")],
-        (
-            "PeerAuthentication shpo/default: namespace shpo does not exist (it contains only policies), "
-            "so it has no effect "
-            "(did you mean shop?)"
-        ),
+        f"PeerAuthentication shpo/default: namespace shpo {NOWHERE}, {NONE} (did you mean shop?)",
     ),
     "a selector of a namespace that does not exist, told once": (
         [peer("nowhere", "STRICT", app="web")],
-        (
-            "PeerAuthentication nowhere/default: namespace nowhere does not exist (it contains only "
-            "policies), so it has no "
-            "effect"
-        ),
+        f"PeerAuthentication nowhere/default: namespace nowhere {NOWHERE}, {NONE}",
     ),
     "a rule of a namespace that does not exist": (
         [rule("shpo", "nothing", "DISABLE")],
-        (
-            "DestinationRule shpo/rule: namespace shpo does not exist (it contains only policies), so it "
-            "has no effect "
-            "(did you mean shop?)"
-        ),
+        f"DestinationRule shpo/rule: namespace shpo {NOWHERE}, {NONE} (did you mean shop?)",
     ),
     "a selector in the root namespace": (
         [pod("x", ROOT), peer(ROOT, "STRICT", app="x")],
         (
-            "PeerAuthentication istio-system/default: a selector in the root namespace istio-system selects "
-            "nothing, so it "
-            "has no effect (remove the selector to apply it to the whole mesh, or move it to the workload's "
-            "namespace)"
+            f"PeerAuthentication istio-system/default: a selector in the root namespace istio-system selects "
+            f"nothing, {NONE} "
+            "(remove the selector to apply it to the whole mesh, or move it to the workload's namespace)"
         ),
     ),
     "a port of the Service where the workload's should be": (
         [peer("shop", "DISABLE", name="lock", ports={80: "STRICT"}, app="web")],
         (
-            "PeerAuthentication shop/lock: portLevelMtls 80: no selected pod declares port 80, and no "
-            "Service forwards to it, so "
-            f"it has no effect {UNREPORTED} (port 80 of Service web forwards to 8080: write 8080)"
+            f"{LOCK}: portLevelMtls 80: {NO_PORT} 80, and no Service forwards to it, {NONE} {UNREPORTED} "
+            "(port 80 of Service web forwards to 8080: write 8080)"
         ),
     ),
     "a port that no pod declares": (
@@ -177,30 +145,20 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
             ports(pod("alone", "shop"), http=8080),
             peer("shop", None, name="lock", ports={8081: "STRICT"}, app="alone"),
         ],
-        (
-            "PeerAuthentication shop/lock: portLevelMtls 8081: no selected pod declares port 8081, and "
-            "no Service forwards to it, "
-            f"so it has no effect {UNREPORTED}"
-        ),
+        f"{LOCK}: portLevelMtls 8081: {NO_PORT} 8081, and no Service forwards to it, {NONE} {UNREPORTED}",
     ),
     "a target that is no Service": (
         [policy("shop", "STRICT", "wbe", name="lock")],
-        (
-            "Policy shop/lock: target wbe is not a Service in namespace shop, so it has no effect (did you "
-            "mean web?)"
-        ),
+        f"{POLICY}: target wbe is not a Service in namespace shop, {NONE} (did you mean web?)",
     ),
     "a target in another namespace": (
         [policy("shop", "STRICT", "web.bank.svc.cluster.local", name="lock")],
-        (
-            "Policy shop/lock: target web.bank.svc.cluster.local is not a Service in namespace shop, so it "
-            "has no effect"
-        ),
+        f"{POLICY}: target web.bank.svc.cluster.local is not a Service in namespace shop, {NONE}",
     ),
     "a port that a target does not have": (
         [policy("shop", "STRICT", Target(service="web", ports=(80, 8080, "tcp")), name="lock")],
         (
-            "Policy shop/lock: target web port 8080: the Service has no such port, so it has no effect "
+            f"{POLICY}: target web port 8080: the Service has no such port, {NONE} "
             "(its ports are 80 (http), 90 (tcp))"
         ),
     ),
@@ -210,119 +168,86 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
             none,
             policy("shop", "STRICT", Target(service="none", ports=(80,)), name="lock"),
         ],
-        "Policy shop/lock: target none port 80: the Service has no such port, so it has no effect",
+        f"{POLICY}: target none port 80: the Service has no such port, {NONE}",
     ),
     "a rule for an unknown host": (
         [rule("shop", "wbe.shop.svc.cluster.local", "ISTIO_MUTUAL")],
-        (
-            "DestinationRule shop/rule: host wbe.shop.svc.cluster.local matches no Service, so it has no "
-            "effect (did you mean web.shop.svc.cluster.local?)"
-        ),
+        f"{RULE}: host wbe.shop.svc.cluster.local {NO_SERVICE}, {NONE} (did you mean {HOST}?)",
     ),
     "a rule for a host without the cluster's domain": (
         [rule("shop", "web.shop", "ISTIO_MUTUAL")],
-        (
-            "DestinationRule shop/rule: host web.shop matches no Service, so it has no effect "
-            "(did you mean web.shop.svc.cluster.local?)"
-        ),
+        f"{RULE}: host web.shop {NO_SERVICE}, {NONE} (did you mean web.shop.svc.cluster.local?)",
     ),
     "a rule for an unknown namespace": (
         [rule("shop", "web.shpo.svc.cluster.local", "ISTIO_MUTUAL")],
-        (
-            "DestinationRule shop/rule: host web.shpo.svc.cluster.local matches no Service, so it has no "
-            "effect (did you mean web.shop.svc.cluster.local?)"
-        ),
+        f"{RULE}: host web.shpo.svc.cluster.local {NO_SERVICE}, {NONE} (did you mean {HOST}?)",
     ),
     "a rule for a wildcard that covers no Service": (
         [rule("shop", "*.example.com", "SIMPLE")],
-        "DestinationRule shop/rule: host *.example.com matches no Service, so it has no effect",
+        f"{RULE}: host *.example.com {NO_SERVICE}, {NONE}",
     ),
     "a rule for a host outside of the mesh": (
         [rule("shop", "api.example.com", "SIMPLE")],
-        "notice: DestinationRule shop/rule: host api.example.com matches no Service, so it has no effect",
+        f"notice: {RULE}: host api.example.com {NO_SERVICE}, {NONE}",
     ),
     "a lock for a version that does not run": (
         [peer("shop", "STRICT", name="lock", app="web", version="v11")],
-        (
-            "PeerAuthentication shop/lock: selector app=web,version=v11 matches no pod in namespace shop, so "
-            "it has no effect"
-        ),
+        f"{LOCK}: selector app=web,version=v11 {NO_POD}, {NONE}",
     ),
     "a subset that selects nothing": (
         [pod("web-2", "shop", v="1"), rule("shop", HOST, subsets=(Subset(name="v3", labels={"v": "3"}),))],
-        (
-            "notice: DestinationRule shop/rule: subset v3: v=3 matches no pod of host "
-            "web.shop.svc.cluster.local, so it has no effect"
-        ),
+        f"notice: {RULE}: subset v3: v=3 matches no pod of host {HOST}, {NONE}",
     ),
     "subsets of a wildcard": (
         [rule("shop", "*.shop.svc.cluster.local", subsets=(Subset(name="all", labels={}),))],
-        (
-            "notice: DestinationRule shop/rule: subsets of the wildcard *.shop.svc.cluster.local have no "
-            "effect"
-        ),
+        f"notice: {RULE}: subsets of the wildcard *.shop.svc.cluster.local have no effect",
     ),
     "more subsets than a Service may have": (
         [rule("shop", HOST, subsets=tuple(Subset(name=f"v{n}", labels={}) for n in range(513)))],
         (
-            "DestinationRule shop/rule: 513 subsets of Service shop/web with 2 ports would need more than "
-            "1,024 clusters, so its subsets have no effect"
+            f"{RULE}: 513 subsets of Service shop/web with 2 ports would need more than 1,024 clusters, "
+            "so its subsets have no effect"
         ),
     ),
     "a setting for a port that the Service does not have": (
         [rule("shop", HOST, policy=TrafficPolicy(ports={80: TrafficPolicy(), 81: TrafficPolicy()}))],
-        (
-            "DestinationRule shop/rule: portLevelSettings 81: no Service that host "
-            "web.shop.svc.cluster.local matches has this port, so it has no effect"
-        ),
+        f"{RULE}: portLevelSettings 81: no Service that host {HOST} matches has this port, {NONE}",
     ),
     "a rule for clients that there are not": (
         [rule("shop", HOST, "DISABLE", selector={"app": "wbe"})],
-        (
-            "DestinationRule shop/rule: workloadSelector app=wbe matches no pod in namespace shop, so it has "
-            "no effect (did you mean app=web?)"
-        ),
+        f"{RULE}: workloadSelector app=wbe {NO_POD}, {NONE} (did you mean app=web?)",
     ),
     "a targetPort that no container declares": (
         [ports(pod("api", "shop"), web=8080), service("api", "shop", NAMED)],
-        (
-            "Service shop/api: targetPort http: no container of its pods declares a port with this name, "
-            "so port 80 has no "
-            "endpoints (its pods declare web (8080))"
-        ),
+        f"Service shop/api: targetPort http: {UNNAMED} (its pods declare web (8080))",
     ),
     "a targetPort of pods that declare nothing": (
         [pod("api", "shop"), service("api", "shop", NAMED)],
-        (
-            "Service shop/api: targetPort http: no container of its pods declares a port with this name, "
-            "so port 80 has no "
-            "endpoints"
-        ),
+        f"Service shop/api: targetPort http: {UNNAMED}",
     ),
     "a Service that selects nothing": (
         [service("api", "shop", app="wbe")],
         (
-            "notice: Service shop/api: selector app=wbe matches no pod in namespace shop, so it has no "
-            "endpoints (did you mean app=web?)"
+            f"notice: Service shop/api: selector app=wbe {NO_POD}, so it has no endpoints (did you mean "
+            f"app=web?)"
         ),
     ),
     "a Service that selects pods that have ended": (
         [replace(pod("job", "shop"), ended=True), service("job", "shop")],
-        "notice: Service shop/job: selector app=job matches no pod in namespace shop, so it has no endpoints",
+        f"notice: Service shop/job: selector app=job {NO_POD}, so it has no endpoints",
     ),
     "an address that belongs to another Service": (
         [replace(service("zoo", "shop", app="web"), addresses=service("web", "shop").addresses)],
         (
             f"Service shop/zoo: clusterIP {service('web', 'shop').addresses[0]} belongs to Service shop/web: "
-            "traffic to it is not sent to this Service"
+            f"traffic to it is not sent to this Service"
         ),
     ),
     "a Service that nothing is listed for": (
         [replace(service("api", "shop"), selector={})],
         (
-            "notice: Service shop/api: it has no selector, and no EndpointSlice with addresses, so it "
-            "has no endpoints "
-            "(add an EndpointSlice or a selector)"
+            "notice: Service shop/api: it has no selector, and no EndpointSlice with addresses, so it has no "
+            "endpoints (add an EndpointSlice or a selector)"
         ),
     ),
 }
