@@ -144,6 +144,11 @@ class Stream:
         names = self.names[short] if self.variant is Variant.SOTW else ()
         return self.ask(short, *names, nonce=nonce or self.last[short].nonce, error=error)
 
+    def push(self, *unserved: str, **types: str) -> list[str]:
+        """Serve a world, and return all responses that are due now."""
+        self.serve(world(*unserved, **types))
+        return self.get()
+
     def get(self) -> list[str]:
         """Return all responses that are due now."""
         taken, has_more = [], True
@@ -154,8 +159,10 @@ class Stream:
         assert has_more or self.session.deadline() is None
         return [str(reply) for reply in taken]
 
-    def settle(self) -> list[str]:
-        """ACK all responses until no more are due."""
+    def settle(self, *unserved: str, **types: str) -> list[str]:
+        """Serve a world, if one is given, and ACK all responses until no more are due."""
+        if unserved or types:
+            self.serve(world(*unserved, **types))
         taken = []
         while (data := self.session.next(self.now)) is not None:
             reply = self._decode(data)
@@ -207,6 +214,24 @@ class Stream:
         self.last[reply.type] = reply
         self.replies.append(reply)
         return reply
+
+
+def subscribed(variant: Variant, snapshot: Snapshot, **names: str) -> Stream:
+    """Make a client that subscribes to types (without names: to all), and has ACKed no response yet."""
+    stream = Stream(variant, snapshot)
+    for short, text in names.items():
+        stream.ask(short, *text.split())
+    stream.get()
+    return stream
+
+
+def synced(variant: Variant, snapshot: Snapshot, **names: str) -> Stream:
+    """Make a client that subscribes to types, and has ACKed all responses."""
+    stream = Stream(variant, snapshot)
+    for short, text in names.items():
+        stream.ask(short, *text.split())
+    stream.settle()
+    return stream
 
 
 def connect(variant: Variant, snapshot, *, names=("old", "new"), **options) -> Stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.protocol.stream import TYPES, Stream, world
+from tests.protocol.stream import TYPES, Stream, subscribed, synced, world
 from xds.protocol.session import Session, Variant
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, ROUTE, SECRET, Resource, ResourceSet, Snapshot, tag_of
 
@@ -35,17 +35,13 @@ def test_generation_is_answered_once_all_responses_are(variant):
 
 
 def test_unchanged_generation_is_answered_at_once(variant):
-    stream = Stream(variant, generation(1, EDS="a=1 b=1"))
-    stream.ask("EDS", "a")
-    stream.settle()
+    stream = synced(variant, generation(1, EDS="a=1 b=1"), EDS="a")
     stream.serve(generation(2, EDS="a=1 b=2"))
     assert stream.session.answered_generation(ENDPOINT) == 2
 
 
 def test_nack_counts_as_an_answer(variant):
-    stream = Stream(variant, generation(1, EDS="a=1"))
-    stream.ask("EDS", "a")
-    stream.get()
+    stream = subscribed(variant, generation(1, EDS="a=1"), EDS="a")
     stream.nack("EDS", "no such thing")
     assert stream.session.answered_generation(ENDPOINT) == 1
     assert {name: each.message for name, each in stream.session.rejected(ENDPOINT).items()} == {
@@ -55,9 +51,7 @@ def test_nack_counts_as_an_answer(variant):
 
 
 def test_answers_out_of_order_count_once_all_are_there():
-    stream = Stream(Variant.DELTA, generation(1, EDS="a=1"))
-    stream.ask("EDS", "a")
-    stream.get()
+    stream = subscribed(Variant.DELTA, generation(1, EDS="a=1"), EDS="a")
     stream.serve(generation(2, EDS="a=2"))
     stream.get()
     first, second = (reply.nonce for reply in stream.replies)

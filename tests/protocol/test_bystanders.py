@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.stream import Stream, world
+from tests.protocol.stream import Stream, subscribed, world
 from xds.protocol.session import Variant
 from xds.protocol.status import State
 
@@ -145,9 +145,7 @@ def test_r12_suspect_with_unknown_version_is_not_omitted():
 
 
 def test_r12_bystander_assignments_are_sent_again(variant):
-    stream = Stream(variant, world(EDS="a=1 b=1"))
-    stream.ask("EDS", "a", "b")
-    stream.get()
+    stream = subscribed(variant, world(EDS="a=1 b=1"), EDS="a b")
     stream.nack("EDS", unfit("a"))
     assert stream.settle() == ["EDS b=1"]
 

@@ -8,7 +8,7 @@ import pytest
 from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest
 
-from tests.protocol.stream import Stream, world
+from tests.protocol.stream import Stream, subscribed, synced, world
 from xds.protocol.events import Nacked, Response, nacked
 from xds.protocol.nacks import culprits
 from xds.protocol.session import Variant
@@ -70,9 +70,7 @@ def states(stream: Stream) -> dict[str, State]:
     ],
 )
 def test_culprits_are_parsed_from_the_nack_message(message, culprits):
-    stream = Stream(Variant.SOTW, world(CDS="b=1 reason=1 a.b=1"))
-    stream.ask("CDS")
-    stream.get()
+    stream = subscribed(Variant.SOTW, world(CDS="b=1 reason=1 a.b=1"), CDS="")
     (nacked,) = stream.nack("CDS", message)
     assert [each.name for each in nacked.culprits] == culprits.split()
     if culprits:
@@ -89,32 +87,26 @@ def test_r12_rejected_new_resource_is_omitted(short):
     reject(stream, short, "bad")
     assert stream.get() == []
     assert states(stream) == {"good": State.SYNCED, "bad": State.ERROR}
-    stream.serve(world(**{short: "good=1 bad=1 new=1"}))
-    assert stream.settle() == [f"{short} good=1 new=1"]
+    assert stream.settle(**{short: "good=1 bad=1 new=1"}) == [f"{short} good=1 new=1"]
     assert stream.replies[-1].version != world(**{short: "good=1 bad=1 new=1"})
     assert states(stream) == {"good": State.SYNCED, "bad": State.ERROR, "new": State.SYNCED}
-    stream.serve(world(**{short: "good=1 bad=2 new=1"}))
-    assert stream.settle() == [f"{short} bad=2 good=1 new=1"]
+    assert stream.settle(**{short: "good=1 bad=2 new=1"}) == [f"{short} bad=2 good=1 new=1"]
     assert states(stream) == {"good": State.SYNCED, "bad": State.SYNCED, "new": State.SYNCED}
 
 
 def test_r12_previous_version_replaces_a_rejected_one(short):
     stream = connect(Variant.SOTW, short, "a=1 b=1")
-    stream.serve(world(**{short: "a=2 b=2"}))
-    stream.get()
+    stream.push(**{short: "a=2 b=2"})
     reject(stream, short, "a")
-    stream.serve(world(**{short: "a=2 b=3"}))
-    assert stream.settle() == [f"{short} a=1 b=3"]
-    stream.serve(world(**{short: "a=2 b=4"}))
-    assert stream.settle() == [f"{short} a=1 b=4"]
+    assert stream.settle(**{short: "a=2 b=3"}) == [f"{short} a=1 b=3"]
+    assert stream.settle(**{short: "a=2 b=4"}) == [f"{short} a=1 b=4"]
     (status,) = stream.session.status()
     a, b = status.resources
     assert (a.state, a.version, a.resource and a.resource.version) == (State.ERROR, "1", "2")
     assert a.error is not None
     assert a.error.version == "2"
     assert b.state is State.SYNCED
-    stream.serve(world(**{short: "a=3 b=4"}))
-    assert stream.settle() == [f"{short} a=3 b=4"]
+    assert stream.settle(**{short: "a=3 b=4"}) == [f"{short} a=3 b=4"]
     assert set(states(stream).values()) == {State.SYNCED}
 
 
@@ -123,25 +115,20 @@ def test_r12_lingering_version_replaces_a_rejected_one():
     for short, names in (("CDS", ()), ("LDS", ()), ("RDS", ("r",))):
         stream.ask(short, *names)
     stream.settle()
-    stream.serve(world(CDS="a=1", LDS="l=1>r", RDS="r=2"))
-    assert stream.get() == ["RDS r=2"]
-    stream.serve(world(CDS="a=1 b=2", LDS="l=1>r", RDS="r=2"))
-    assert stream.get() == ["CDS a=1 b=2"]
+    assert stream.push(CDS="a=1", LDS="l=1>r", RDS="r=2") == ["RDS r=2"]
+    assert stream.push(CDS="a=1 b=2", LDS="l=1>r", RDS="r=2") == ["CDS a=1 b=2"]
     reject(stream, "CDS", "b")
-    stream.serve(world(CDS="a=2 b=2", LDS="l=1>r", RDS="r=2"))
-    assert stream.get() == ["CDS a=2 b=1"]
+    assert stream.push(CDS="a=2 b=2", LDS="l=1>r", RDS="r=2") == ["CDS a=2 b=1"]
 
 
 def test_r12_last_acked_version_replaces_a_rejected_one():
     stream = connect(Variant.SOTW, "CDS", "a=1")
-    stream.serve(world(CDS="a=2"))
-    stream.get()
+    stream.push(CDS="a=2")
     stream.serve(world(CDS="a=3"))
     stream.ack("CDS")
     stream.get()
     reject(stream, "CDS", "a")
-    stream.serve(world(CDS="a=3 b=1"))
-    assert stream.settle() == ["CDS a=2 b=1"]
+    assert stream.settle(CDS="a=3 b=1") == ["CDS a=2 b=1"]
 
 
 def test_r12_rejected_version_never_replaces_another():
@@ -150,42 +137,33 @@ def test_r12_rejected_version_never_replaces_another():
         stream.serve(world(CDS=f"a={version}"))
         stream.get()
         reject(stream, "CDS", "a")
-    stream.serve(world(CDS="a=3 b=1"))
-    assert stream.settle() == ["CDS a=1 b=1"]
+    assert stream.settle(CDS="a=3 b=1") == ["CDS a=1 b=1"]
 
 
 def test_r12_version_accepted_in_a_nack_is_a_previous_version():
     stream = connect(Variant.SOTW, "CDS", "a=1 b=1")
-    stream.serve(world(CDS="a=2 b=2"))
-    stream.get()
+    stream.push(CDS="a=2 b=2")
     reject(stream, "CDS", "b")
-    stream.serve(world(CDS="a=3 b=2"))
-    stream.get()
+    stream.push(CDS="a=3 b=2")
     reject(stream, "CDS", "a")
-    stream.serve(world(CDS="a=3 b=2 c=1"))
-    assert stream.settle() == ["CDS a=2 b=1 c=1"]
+    assert stream.settle(CDS="a=3 b=2 c=1") == ["CDS a=2 b=1 c=1"]
 
 
 def test_r12_newer_version_in_flight_is_not_held():
     stream = connect(Variant.SOTW, "CDS", "a=1")
-    stream.serve(world(CDS="a=2"))
-    stream.get()
-    stream.serve(world(CDS="a=3"))
-    stream.get()
+    stream.push(CDS="a=2")
+    stream.push(CDS="a=3")
     stream.nack("CDS", "Error adding/updating cluster(s) a: no", nonce=stream.replies[-2].nonce)
     stream.ack("CDS")
-    stream.serve(world(CDS="a=3 b=1"))
-    assert stream.settle() == ["CDS a=3 b=1"]
+    assert stream.settle(CDS="a=3 b=1") == ["CDS a=3 b=1"]
 
 
 def test_r12_reverted_change_is_not_sent_again():
     stream = connect(Variant.SOTW, "CDS", "a=1")
-    stream.serve(world(CDS="a=2"))
-    stream.get()
+    stream.push(CDS="a=2")
     reject(stream, "CDS", "a")
     stream.serve(world(CDS="a=3"))
-    stream.serve(world(CDS="a=2"))
-    assert stream.get() == []
+    assert stream.push(CDS="a=2") == []
     assert states(stream) == {"a": State.ERROR}
 
 
@@ -195,31 +173,21 @@ def test_r12_resource_of_an_earlier_stream_is_never_omitted():
     stream.names["CDS"], stream._node = (), ""
     stream.get()
     reject(stream, "CDS", "a")
-    stream.serve(world(CDS="a=2 b=2"))
-    assert stream.get() == [
-        "CDS a=2 b=2"
-    ]  # Omitting it would delete a version that the server does not know.
+    # Omitting it would delete a version that the server does not know.
+    assert stream.push(CDS="a=2 b=2") == ["CDS a=2 b=2"]
     reject(stream, "CDS", "a")
-    stream.serve(world(CDS="a=3 b=2"))
-    stream.settle()
-    stream.serve(world(CDS="a=4 b=2 c=1"))
-    stream.get()
+    stream.settle(CDS="a=3 b=2")
+    stream.push(CDS="a=4 b=2 c=1")
     reject(stream, "CDS", "a", "c")
-    stream.serve(world(CDS="a=4 b=3 c=1"))
-    assert stream.settle() == ["CDS a=3 b=3"]
+    assert stream.settle(CDS="a=4 b=3 c=1") == ["CDS a=3 b=3"]
 
 
 def test_r12_omitted_and_replaced_resources_are_not_fresh():
-    stream = Stream(Variant.SOTW, world(CDS="a=1 b=1", EDS="a=1 b=1"))
-    stream.ask("CDS")
-    stream.ask("EDS", "a", "b")
-    stream.settle()
-    stream.serve(world(CDS="a=2 b=1", EDS="a=1 b=1"))
-    assert stream.get() == ["CDS a=2 b=1", "EDS a=1"]
+    stream = synced(Variant.SOTW, world(CDS="a=1 b=1", EDS="a=1 b=1"), CDS="", EDS="a b")
+    assert stream.push(CDS="a=2 b=1", EDS="a=1 b=1") == ["CDS a=2 b=1", "EDS a=1"]
     stream.ack("EDS")
     reject(stream, "CDS", "a")
-    stream.serve(world(CDS="a=2 b=2", EDS="a=1 b=1"))
-    assert stream.settle() == ["CDS a=1 b=2", "EDS b=1"]
+    assert stream.settle(CDS="a=2 b=2", EDS="a=1 b=1") == ["CDS a=1 b=2", "EDS b=1"]
     sent = [each.removed for each in stream.replies]
     assert sent == [()] * len(sent)
 
@@ -229,51 +197,44 @@ def test_r12_rejected_resource_lingers_in_its_previous_version():
     for short, names in (("CDS", ()), ("EDS", ("a", "b")), ("LDS", ()), ("RDS", ("r",))):
         stream.ask(short, *names)
     stream.settle()
-    stream.serve(world(CDS="a=2 b=1", EDS="a=1 b=1", LDS="l=1>r", RDS="r=a"))
-    stream.get()
+    stream.push(CDS="a=2 b=1", EDS="a=1 b=1", LDS="l=1>r", RDS="r=a")
     stream.ack("EDS")
     reject(stream, "CDS", "a")
-    stream.serve(world(CDS="b=2", EDS="b=1", LDS="l=1>r", RDS="r=b"))
-    assert stream.settle() == ["CDS a=1 b=2", "EDS b=1", "RDS r=b", "CDS b=2"]
+    assert stream.settle(CDS="b=2", EDS="b=1", LDS="l=1>r", RDS="r=b") == [
+        "CDS a=1 b=2",
+        "EDS b=1",
+        "RDS r=b",
+        "CDS b=2",
+    ]
 
 
 def test_r41_clusters_stay_for_the_previous_listener():
-    stream = Stream(Variant.SOTW, world(CDS="a=1", EDS="a=1", LDS="l=1 m=1"))
-    stream.ask("CDS")
-    stream.ask("EDS", "a")
-    stream.ask("LDS")
-    stream.settle()
-    stream.serve(world(CDS="b=1", EDS="b=1", LDS="l=2 m=1"))
-    stream.get()
+    stream = synced(Variant.SOTW, world(CDS="a=1", EDS="a=1", LDS="l=1 m=1"), CDS="", EDS="a", LDS="")
+    stream.push(CDS="b=1", EDS="b=1", LDS="l=2 m=1")
     stream.ack("CDS")
     stream.get()
     reject(stream, "LDS", "l")
-    stream.serve(world(CDS="b=1", EDS="b=1", LDS="l=2 m=2"))
-    assert stream.settle() == ["LDS l=1 m=2"]
+    assert stream.settle(CDS="b=1", EDS="b=1", LDS="l=2 m=2") == ["LDS l=1 m=2"]
     stream.now = 1e6
     assert stream.get() == []
-    stream.serve(world(CDS="b=1", EDS="b=1", LDS="l=3 m=2"))
-    assert stream.settle() == ["LDS l=3 m=2", "CDS b=1"]
+    assert stream.settle(CDS="b=1", EDS="b=1", LDS="l=3 m=2") == ["LDS l=3 m=2", "CDS b=1"]
 
 
 @pytest.mark.parametrize("between", [True, False])
 def test_r12_return_to_the_acked_version_clears_the_rejection(between):
     stream = connect(Variant.SOTW, "CDS", "a=1 b=1")
-    stream.serve(world(CDS="a=2 b=1"))
-    stream.get()
+    stream.push(CDS="a=2 b=1")
     reject(stream, "CDS", "a")
     if between:
         stream.serve(world(CDS="a=2 b=2"))
         stream.settle()
         assert stream.session.status()[0].last_error
-    stream.serve(world(CDS="a=1 b=2"))
-    stream.settle()
+    stream.settle(CDS="a=1 b=2")
     assert stream.last["CDS"].resources == {"a": "1", "b": "2"}
     assert states(stream) == {"a": State.SYNCED, "b": State.SYNCED}
     assert stream.session.status()[0].last_error is None
     assert stream.session.synced
-    stream.serve(world(CDS="a=2 b=2"))
-    assert stream.get() == ["CDS a=2 b=2"]  # It has changed since.
+    assert stream.push(CDS="a=2 b=2") == ["CDS a=2 b=2"]  # It has changed since.
 
 
 def test_r12_resource_that_is_acked_later_is_not_held():
@@ -282,30 +243,23 @@ def test_r12_resource_that_is_acked_later_is_not_held():
     stream.names["CDS"], stream._node = (), ""
     stream.get()
     reject(stream, "CDS", "a")
-    stream.serve(world(CDS="a=2 b=2"))
-    assert stream.settle() == ["CDS a=2 b=2"]
+    assert stream.settle(CDS="a=2 b=2") == ["CDS a=2 b=2"]
     assert states(stream) == {"a": State.SYNCED, "b": State.SYNCED}
     assert stream.session.synced
 
 
 def test_r12_nack_of_all_keeps_individual_rejections():
     stream = connect(Variant.SOTW, "CDS", "a=1 b=1")
-    stream.serve(world(CDS="a=2 b=1"))
-    stream.get()
+    stream.push(CDS="a=2 b=1")
     reject(stream, "CDS", "a")
-    stream.serve(world(CDS="a=2 b=2"))
-    assert stream.get() == ["CDS a=1 b=2"]
+    assert stream.push(CDS="a=2 b=2") == ["CDS a=1 b=2"]
     stream.nack("CDS", "something is wrong")
-    stream.serve(world(CDS="a=2 b=3"))
-    assert stream.settle() == ["CDS a=1 b=3"]
+    assert stream.settle(CDS="a=2 b=3") == ["CDS a=1 b=3"]
 
 
 def test_r12_rejected_resource_is_sent_after_resubscription():
-    stream = Stream(Variant.SOTW, world(LDS="a=1 b=1"))
-    stream.ask("LDS", "a", "b")
-    stream.settle()
-    stream.serve(world(LDS="a=2 b=2"))
-    stream.get()
+    stream = synced(Variant.SOTW, world(LDS="a=1 b=1"), LDS="a b")
+    stream.push(LDS="a=2 b=2")
     reject(stream, "LDS", "a")
     stream.ask("LDS", "b", nonce=stream.last["LDS"].nonce)
     assert stream.session.synced
@@ -323,10 +277,8 @@ def test_r12_individual_rejection_holds_only_that_resource(short):
     nacked = reject(stream, short, "bad", "worse", separator="\n")
     assert nacked.sources == ("Object ns/bad", "Object ns/worse")
     assert states(stream) == {"good": State.SYNCED, "bad": State.ERROR, "worse": State.ERROR}
-    stream.serve(world(**{short: "good=1 bad=2 worse=1"}))
-    assert stream.settle() == [f"{short} bad=2"]
-    stream.serve(world(**{short: "good=2 bad=2 worse=1"}))
-    assert stream.settle() == [f"{short} good=2"]
+    assert stream.settle(**{short: "good=1 bad=2 worse=1"}) == [f"{short} bad=2"]
+    assert stream.settle(**{short: "good=2 bad=2 worse=1"}) == [f"{short} good=2"]
     assert states(stream) == {"good": State.SYNCED, "bad": State.SYNCED, "worse": State.ERROR}
 
 

@@ -46,8 +46,7 @@ def test_nothing_is_sent_until_there_is_a_snapshot():
     stream.ask("CDS")
     stream.ask("EDS", "a", "gone")
     assert stream.get() == []
-    stream.serve(world(CDS="a=1", EDS="a=1"))
-    assert stream.get() == ["CDS a=1", "EDS a=1 -gone"]
+    assert stream.push(CDS="a=1", EDS="a=1") == ["CDS a=1", "EDS a=1 -gone"]
 
 
 def test_r2_an_aggregated_stream_needs_a_type():
@@ -61,8 +60,7 @@ def test_r3_unserved_type_reports_no_missing_names():
     stream.ask("CDS")
     assert stream.get() == ["CDS a=1"]
     stream.ack("CDS")
-    stream.serve(world("other", CDS="a=1"))
-    assert stream.get() == ["other -x"]
+    assert stream.push("other", CDS="a=1") == ["other -x"]
 
 
 def test_r4_and_r58_large_push_is_split_with_separate_nonces(monkeypatch):
@@ -115,21 +113,18 @@ def test_r8_subscription_applies_whatever_the_nonce():
     stream = delta(world(EDS="a=1 b=1"))
     stream.ask("EDS", "a")
     stream.get()
-    stream.serve(world(EDS="a=2 b=1"))
-    stream.get()
+    stream.push(EDS="a=2 b=1")
     stream.ask("EDS", "b", nonce=stream.replies[0].nonce)
     assert stream.get() == ["EDS b=1"]
     stream.ask("EDS", unsubscribe=("b",), nonce="unheard-of")
-    stream.serve(world(EDS="a=2 b=2"))
-    assert stream.get() == []
+    assert stream.push(EDS="a=2 b=2") == []
 
 
 def test_r13_responses_in_flight_are_answered_individually():
     stream = delta(world(EDS="a=1"))
     stream.ask("EDS", "a")
     stream.get()
-    stream.serve(world(EDS="a=2"))
-    stream.get()
+    stream.push(EDS="a=2")
     first, second = (reply.nonce for reply in stream.replies)
     (acked,) = stream.ack("EDS", nonce=second)
     assert (acked.nonce, acked.resources[0].version) == (second, "2")
@@ -199,11 +194,9 @@ def test_r22_name_does_not_end_the_legacy_wildcard():
     stream.settle()
     stream.ask("CDS", "x")
     assert stream.settle() == ["CDS -x"]
-    stream.serve(world(CDS="a=2 x=1"))
-    assert stream.settle() == ["CDS a=2 x=1"]
+    assert stream.settle(CDS="a=2 x=1") == ["CDS a=2 x=1"]
     stream.ask("CDS", unsubscribe=("*",))
-    stream.serve(world(CDS="a=3 x=2"))
-    assert stream.settle() == ["CDS x=2"]
+    assert stream.settle(CDS="a=3 x=2") == ["CDS x=2"]
 
 
 def test_r22_names_first_are_no_wildcard():
@@ -244,10 +237,8 @@ def test_r26_missing_name_is_reported_once_and_sent_later():
     stream = delta(world())
     stream.ask("EDS", "late")
     assert stream.settle() == ["EDS -late"]
-    stream.serve(world(EDS="other=1"))
-    assert stream.settle() == []
-    stream.serve(world(EDS="late=1"))
-    assert stream.settle() == ["EDS late=1"]
+    assert stream.settle(EDS="other=1") == []
+    assert stream.settle(EDS="late=1") == ["EDS late=1"]
 
 
 def test_r26_name_that_returns_unsent_is_not_reported_again():
@@ -255,8 +246,7 @@ def test_r26_name_that_returns_unsent_is_not_reported_again():
     stream.ask("EDS", "late")
     stream.settle()
     stream.serve(world(EDS="late=1"))
-    stream.serve(world())
-    assert stream.get() == []
+    assert stream.push() == []
 
 
 def test_r27_removal_is_sent_once():

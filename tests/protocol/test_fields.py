@@ -16,7 +16,7 @@ from envoy_data_plane.envoy.service.discovery.v3 import (
     ResourceLocator,
 )
 
-from tests.protocol.stream import NODE, Stream, world
+from tests.protocol.stream import NODE, Stream, subscribed, world
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import DeltaRequest, Request, parse_delta_request, parse_request
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet
@@ -68,9 +68,7 @@ def test_r35_first_request_with_the_served_version_is_answered(short, names):
 
 @pytest.mark.parametrize("version", ["", "an older one", "current"])
 def test_r10_version_of_an_answer_is_ignored(version):
-    stream = Stream(Variant.SOTW, world(EDS="a=1"))
-    stream.ask("EDS", "a")
-    stream.get()
+    stream = subscribed(Variant.SOTW, world(EDS="a=1"), EDS="a")
     said = stream.last["EDS"].version if version == "current" else version
     (acked,) = stream.ask("EDS", "a", nonce=stream.last["EDS"].nonce, version=said)
     assert acked.version == stream.last["EDS"].version

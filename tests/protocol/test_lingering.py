@@ -30,8 +30,7 @@ def names(stream: Stream, short: str = "CDS") -> set[str]:
 def with_rejected_routes(variant: Variant) -> Stream:
     """A client that uses routes to a removed cluster."""
     stream = connect(variant, BEFORE)
-    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
-    stream.get()
+    stream.push(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new")
     stream.ack("CDS")
     stream.ack("EDS")
     assert stream.get() == ["RDS r=new"]
@@ -58,8 +57,7 @@ def test_r41_cluster_stays_while_previous_routes_use_it(variant):
     stream.now = DAY - 1
     assert stream.get() == []
     assert stream.session.deadline() == DAY
-    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=mended"))
-    assert stream.get() == ["RDS r=mended"]
+    assert stream.push(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=mended") == ["RDS r=mended"]
     stream.ack("RDS")
     assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
 

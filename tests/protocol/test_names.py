@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.stream import TYPES, Stream, world
+from tests.protocol.stream import TYPES, Stream, synced, world
 from xds.protocol.session import Variant
 
 ALL = world(**dict.fromkeys(TYPES, "a=1 b=1"))
@@ -15,8 +15,7 @@ def test_r28_only_subscribed_types_and_names_are_sent(variant):
     stream.ask("CDS", "a")
     stream.ask("EDS", "b")
     assert stream.settle() == ["CDS a=1", "EDS b=1"]
-    stream.serve(world(**dict.fromkeys(TYPES, "a=2 b=2 c=1")))
-    assert stream.settle() == ["CDS a=2", "EDS b=2"]
+    assert stream.settle(**dict.fromkeys(TYPES, "a=2 b=2 c=1")) == ["CDS a=2", "EDS b=2"]
     stream.serve(world())
     stream.settle()
     assert {reply.type for reply in stream.replies} == {"CDS", "EDS"}
@@ -52,22 +51,18 @@ def test_r28_name_after_a_collection_is_sent_again(variant, short):
 
 
 def test_r28_removed_name_is_not_sent_again_after_a_wildcard():
-    stream = Stream(Variant.SOTW, world(RTDS="a=1 b=1"))
-    stream.ask("RTDS", "*")
-    stream.settle()
+    stream = synced(Variant.SOTW, world(RTDS="a=1 b=1"), RTDS="*")
     stream.serve(world(RTDS="b=1"))
     ask_on_top(stream, "RTDS", "*", "a")
     assert stream.settle() == []
-    stream.serve(world(RTDS="a=2 b=1"))
-    assert stream.settle() == ["RTDS a=2"]
+    assert stream.settle(RTDS="a=2 b=1") == ["RTDS a=2"]
 
 
 def test_r30_resource_subscribed_in_several_ways_is_sent_once(variant):
     stream = Stream(variant, world(LEDS="zone/a=1 zone/b=1"))
     stream.ask("LEDS", "*", "zone/a", "zone/*", "zone/a", "*")
     assert stream.settle() == ["LEDS zone/a=1 zone/b=1"]
-    stream.serve(world(LEDS="zone/a=2 zone/b=1"))
-    assert stream.settle() == ["LEDS zone/a=2"]
+    assert stream.settle(LEDS="zone/a=2 zone/b=1") == ["LEDS zone/a=2"]
 
 
 def test_r30_lingering_resource_that_returns_is_sent_once(variant):
@@ -76,8 +71,7 @@ def test_r30_lingering_resource_that_returns_is_sent_once(variant):
         stream.ask(short, *names)
     stream.settle()
     stream.replies.clear()
-    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
-    stream.get()
+    stream.push(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new")
     # The cluster lingers until its routes are removed. The returning one replaces it.
     stream.serve(world(CDS="old=2 new=1", EDS="old=1 new=1", LDS="l=1>r", RDS="r=old"))
     stream.ack("CDS")

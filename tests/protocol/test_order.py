@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.stream import Stream, connect, world
+from tests.protocol.stream import Stream, connect, synced, world
 from xds.protocol.session import Variant
 from xds.snapshot import CLUSTER
 
@@ -36,8 +36,7 @@ def test_o2_assignments_and_secrets_need_no_cluster_ack(variant):
 def test_r42_listeners_and_routes_wait_for_clusters(variant):
     stream = connect(variant, BEFORE, patience=20.0)
     stream.now = 100.0
-    stream.serve(world(CDS="old=1 new=1", EDS="old=1 new=1", LDS="l=2>r", RDS="r=new"))
-    assert stream.get() == (
+    assert stream.push(CDS="old=1 new=1", EDS="old=1 new=1", LDS="l=2>r", RDS="r=new") == (
         ["CDS new=1", "EDS new=1"] if variant is Variant.DELTA else ["CDS new=1 old=1", "EDS new=1"]
     )
     assert stream.session.deadline() == 120.0
@@ -60,8 +59,7 @@ def test_r42_timeout_starts_at_the_first_unanswered_response(variant):
 
 def test_r42_a_rejection_of_the_clusters_ends_the_wait(variant):
     stream = connect(variant, BEFORE)
-    stream.serve(world(CDS="old=2", EDS="old=1", LDS="l=2>r", RDS="r=old"))
-    assert stream.get() == ["CDS old=2", "EDS old=1"]
+    assert stream.push(CDS="old=2", EDS="old=1", LDS="l=2>r", RDS="r=old") == ["CDS old=2", "EDS old=1"]
     stream.nack("CDS")
     assert stream.get() == ["LDS l=2"]
 
@@ -102,9 +100,7 @@ def test_r41_version_covers_lingering_clusters():
 
 
 def test_r41_cluster_without_listeners_is_removed_at_once(variant):
-    stream = Stream(variant, BEFORE)
-    stream.ask("CDS")
-    stream.settle()
+    stream = synced(variant, BEFORE, CDS="")
     stream.serve(AFTER)
     assert stream.get() == ["CDS new=1 -old" if variant is Variant.DELTA else "CDS new=1"]
 
@@ -125,8 +121,7 @@ def test_r41_cluster_expires_if_routes_are_never_acked(variant):
 
 def test_r41_cluster_stays_until_a_new_listener_has_its_routes(variant):
     stream = connect(variant, BEFORE)
-    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=2>r2", RDS="r2=new"))
-    stream.settle()
+    stream.settle(CDS="new=1", EDS="new=1", LDS="l=2>r2", RDS="r2=new")
     assert stream.get() == []
     assert stream.last["LDS"].resources == {"l": "2"}
     assert "old" in stream.last["CDS"].resources or not stream.last["CDS"].removed
@@ -142,8 +137,7 @@ def test_r41_cluster_stays_until_a_new_listener_has_its_routes(variant):
 
 def test_r41_returning_cluster_is_not_removed(variant):
     stream = connect(variant, BEFORE)
-    stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
-    stream.get()
+    stream.push(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new")
     stream.serve(world(CDS="new=1 old=1", EDS="new=1 old=1", LDS="l=1>r", RDS="r=new"))
     stream.ack("CDS")
     stream.settle()
@@ -155,8 +149,7 @@ def test_r41_returning_cluster_is_not_removed(variant):
 @pytest.mark.parametrize("known", [True, False])
 def test_r41_assignment_lingers_for_a_later_subscription(variant, known):
     stream = connect(variant, BEFORE, names=("old",) if known else ())
-    stream.serve(world(LDS="l=1>r", RDS="r=none"))
-    assert stream.get() == ["RDS r=none"]
+    assert stream.push(LDS="l=1>r", RDS="r=none") == ["RDS r=none"]
     if variant is Variant.SOTW and known:
         stream.ask("EDS", nonce=stream.last["EDS"].nonce)
     stream.ask("EDS", "old")
@@ -199,8 +192,7 @@ def test_r41_unknown_resources_of_an_earlier_stream_linger():
 def test_r41_lingering_resource_is_not_updated(variant):
     stream = connect(variant, BEFORE)
     stream.serve(world(CDS="old=2", EDS="old=2", LDS="l=1>r", RDS="r=old"))
-    stream.serve(world(LDS="l=1>r", RDS="r=none"))
-    assert stream.get() == ["RDS r=none"]
+    assert stream.push(LDS="l=1>r", RDS="r=none") == ["RDS r=none"]
 
 
 def test_r41_removed_assignment_lingers_after_reconnect():
@@ -241,10 +233,8 @@ def test_o18_cluster_stays_while_a_removed_listener_drains(variant):
 
 def test_o18_routes_that_come_back_keep_no_cluster_from_going(variant):
     stream = connect(variant, BEFORE)
-    stream.serve(world(CDS="old=1", EDS="old=1"))
-    stream.settle()
-    stream.serve(world(LDS="l=1>r", RDS="r=none"))
-    stream.settle()
+    stream.settle(CDS="old=1", EDS="old=1")
+    stream.settle(LDS="l=1>r", RDS="r=none")
     assert stream.last["CDS"].removed == ("old",) or not stream.last["CDS"].resources
 
 
@@ -260,27 +250,20 @@ def test_o18_unsent_return_of_routes_still_keeps_the_cluster(variant):
 
 def test_o18_unchanged_return_of_routes_releases_the_cluster():
     stream = connect(Variant.SOTW, world(CDS="a=1 b=1", EDS="a=1 b=1", LDS="l=1>r", RDS="r=1"))
-    stream.serve(world(CDS="a=1 b=1", EDS="a=1 b=1"))
-    assert stream.settle() == ["LDS"]
-    stream.serve(world(CDS="a=1", EDS="a=1", LDS="l=1>r", RDS="r=1"))
-    assert stream.settle() == ["LDS l=1", "CDS a=1"]
+    assert stream.settle(CDS="a=1 b=1", EDS="a=1 b=1") == ["LDS"]
+    assert stream.settle(CDS="a=1", EDS="a=1", LDS="l=1>r", RDS="r=1") == ["LDS l=1", "CDS a=1"]
 
 
 def test_o18_routes_go_after_the_listener_that_used_them():
     stream = connect(Variant.DELTA, BEFORE)
-    stream.serve(world(CDS="old=1", EDS="old=1"))
-    assert stream.get() == ["LDS -l"]
+    assert stream.push(CDS="old=1", EDS="old=1") == ["LDS -l"]
     stream.ack("LDS")
     assert stream.get() == ["RDS -r"]
 
 
 def test_secrets_go_after_the_clusters_that_used_them():
-    stream = Stream(Variant.DELTA, world(CDS="a=1", EDS="a=1", SDS="s=1"))
-    stream.ask("CDS")
-    stream.ask("SDS", "s")
-    stream.settle()
-    stream.serve(world(CDS="b=1", EDS="b=1"))
-    assert stream.get() == ["CDS b=1 -a"]
+    stream = synced(Variant.DELTA, world(CDS="a=1", EDS="a=1", SDS="s=1"), CDS="", SDS="s")
+    assert stream.push(CDS="b=1", EDS="b=1") == ["CDS b=1 -a"]
     stream.ack("CDS")
     stream.ask("EDS", "b")
     assert stream.get() == ["EDS b=1"]
@@ -289,9 +272,7 @@ def test_secrets_go_after_the_clusters_that_used_them():
 
 
 def test_removals_of_a_type_without_users_are_not_held(variant):
-    stream = Stream(variant, world(LDS="l=1 m=1", other="x=1"))
-    stream.ask("LDS")
-    stream.ask("other", "x")
-    stream.settle()
-    stream.serve(world("other", LDS="m=1"))
-    assert stream.get() == (["LDS -l", "other -x"] if variant is Variant.DELTA else ["LDS m=1"])
+    stream = synced(variant, world(LDS="l=1 m=1", other="x=1"), LDS="", other="x")
+    assert stream.push("other", LDS="m=1") == (
+        ["LDS -l", "other -x"] if variant is Variant.DELTA else ["LDS m=1"]
+    )

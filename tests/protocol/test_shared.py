@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.protocol.stream import Stream, world
+from tests.protocol.stream import Stream, synced, world
 from xds.protocol import limits, shared, subscription
 from xds.protocol.responses import encode_delta_response
 from xds.protocol.session import Variant
@@ -170,11 +170,8 @@ def test_client_that_reconnects_to_changed_resources_refers_to_the_root_after_th
 
 
 def test_client_of_a_part_has_only_that_part():
-    stream = Stream(Variant.DELTA, world(EDS="a=1 b=1 c=1"))
-    stream.ask("EDS", "a", "x")
-    stream.settle()
-    stream.serve(world(EDS="a=1 b=1 c=1 x=1"))
-    stream.settle()
+    stream = synced(Variant.DELTA, world(EDS="a=1 b=1 c=1"), EDS="a x")
+    stream.settle(EDS="a=1 b=1 c=1 x=1")
     assert dict(stream.session._watches[ENDPOINT].sent) == {"a": "1", "x": "1"}
 
 
@@ -191,31 +188,23 @@ def test_change_that_becomes_too_large_is_sent_in_parts(monkeypatch):
 def test_name_that_is_removed_before_it_was_sent_is_answered():
     stream = Stream(Variant.DELTA, world(EDS="a=1 b=1"))
     stream.ask("EDS", "a", "b")
-    stream.serve(world(EDS="b=2"))
-    assert stream.get() == ["EDS b=2 -a"]
+    assert stream.push(EDS="b=2") == ["EDS b=2 -a"]
 
 
 def test_assignments_of_changed_clusters_are_sent_although_they_revert():
-    stream = Stream(Variant.DELTA, world(CDS="a=1 b=1", EDS="a=1 b=1"))
-    stream.ask("CDS")
-    stream.settle()
+    stream = synced(Variant.DELTA, world(CDS="a=1 b=1", EDS="a=1 b=1"), CDS="")
     stream.ask("EDS", "a", "b")
     stream.settle()
     stream.serve(world(CDS="a=2 b=2", EDS="a=2 b=2"))
     assert str(stream._decode(stream.session.next(0.0))) == "CDS a=2 b=2"
     stream.ask("EDS")  # Has no effect.
-    stream.serve(world(CDS="a=2 b=2", EDS="a=1 b=1"))
-    assert stream.get() == ["EDS a=1 b=1"]
+    assert stream.push(CDS="a=2 b=2", EDS="a=1 b=1") == ["EDS a=1 b=1"]
 
 
 def test_rejection_of_an_earlier_response_does_not_outlive_a_shared_change():
-    stream = Stream(Variant.DELTA, world(CDS="a=1 b=1"))
-    stream.ask("CDS")
-    stream.settle()
-    stream.serve(world(CDS="a=1 b=2"))
-    stream.get()
-    stream.serve(world(CDS="a=1 b=3"))
-    stream.get()
+    stream = synced(Variant.DELTA, world(CDS="a=1 b=1"), CDS="")
+    stream.push(CDS="a=1 b=2")
+    stream.push(CDS="a=1 b=3")
     stream.serve(world(CDS="a=1 b=2"))
     stream.nack("CDS", nonce="2")
     stream.ack("CDS", nonce="3")
@@ -224,18 +213,14 @@ def test_rejection_of_an_earlier_response_does_not_outlive_a_shared_change():
 
 
 def test_client_of_names_that_adds_the_wildcard_gets_the_rest():
-    stream = Stream(Variant.DELTA, world(CDS="a=1 b=1 c=1"))
-    stream.ask("CDS", "a")
-    stream.settle()
+    stream = synced(Variant.DELTA, world(CDS="a=1 b=1 c=1"), CDS="a")
     stream.serve(world(CDS="a=1 b=1 c=1 d=1"))
     stream.ask("CDS", "*")
     assert stream.settle() == ["CDS b=1 c=1 d=1"]
 
 
 def test_secrets_are_not_shared():
-    stream = Stream(Variant.DELTA, world(SDS="a=1"))
-    stream.ask("SDS", "a")
-    stream.settle()
+    stream = synced(Variant.DELTA, world(SDS="a=1"), SDS="a")
     for number in range(20):
         stream.serve(world(SDS=f"a={number}"))
         watch = stream.session._watches[SECRET]
@@ -261,8 +246,7 @@ def test_first_snapshot_after_the_subscription_is_shared(monkeypatch):
 def test_client_of_a_part_that_subscribed_early_stores_only_that_part():
     stream = Stream(Variant.DELTA)
     stream.ask("EDS", "a")
-    stream.serve(world(EDS="a=1 b=1 c=1"))
-    stream.settle()
+    stream.settle(EDS="a=1 b=1 c=1")
     assert stream.session._watches[ENDPOINT].sent.own_names() == ["a"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.protocol.stream import Stream, world
+from tests.protocol.stream import Stream, subscribed, world
 from xds.protocol import responses
 from xds.protocol.responses import encode_delta_response, first_part
 from xds.protocol.session import Variant
@@ -50,10 +50,7 @@ def test_streams_with_equal_responses_share_bytes():
 
 
 def test_many_removed_names_are_split_like_resources(monkeypatch):
-    stream = Stream(Variant.DELTA, world(CDS=" ".join(f"n{number}=1" for number in range(5))))
-    stream.ask("CDS")
-    stream.get()
+    stream = subscribed(Variant.DELTA, world(CDS=" ".join(f"n{number}=1" for number in range(5))), CDS="")
     stream.ack("CDS")
     monkeypatch.setattr("xds.protocol.watch.RESPONSE_BUDGET", 40)
-    stream.serve(world())
-    assert stream.get() == ["CDS -n0 -n1", "CDS -n2 -n3", "CDS -n4"]
+    assert stream.push() == ["CDS -n0 -n1", "CDS -n2 -n3", "CDS -n4"]

@@ -50,8 +50,7 @@ def test_nothing_is_sent_until_there_is_a_snapshot():
     stream.ask("EDS", "a")
     assert stream.get() == []
     assert stream.session.deadline() is None
-    stream.serve(world(CDS="a=1", EDS="a=1"))
-    assert stream.get() == ["CDS a=1", "EDS a=1"]
+    assert stream.push(CDS="a=1", EDS="a=1") == ["CDS a=1", "EDS a=1"]
 
 
 def test_r1_the_node_of_the_first_request_is_kept():
@@ -91,8 +90,9 @@ def test_r3_unserved_type_does_not_block_others():
     stream.ask("CDS")
     assert stream.get() == ["CDS a=1"]
     stream.ack("CDS")
-    stream.serve(world(CDS="a=1", **{"type.googleapis.com/other.Type": "x=1"}))
-    assert stream.get() == ["type.googleapis.com/other.Type x=1"]
+    assert stream.push(CDS="a=1", **{"type.googleapis.com/other.Type": "x=1"}) == [
+        "type.googleapis.com/other.Type x=1"
+    ]
 
 
 def test_r4_nonces_are_unique_on_a_stream():
@@ -100,8 +100,7 @@ def test_r4_nonces_are_unique_on_a_stream():
     stream.ask("CDS")
     stream.ask("EDS", "a")
     stream.settle()
-    stream.serve(world(CDS="a=2", EDS="a=1"))
-    stream.settle()
+    stream.settle(CDS="a=2", EDS="a=1")
     nonces = [reply.nonce for reply in stream.replies]
     assert len(nonces) == len(set(nonces)) == 4
 
@@ -121,8 +120,7 @@ def test_r6_a_request_that_answers_an_older_response_is_void():
     stream.ask("EDS", "a")
     stream.get()
     old = stream.last["EDS"].nonce
-    stream.serve(world(EDS="a=2 b=1"))
-    assert stream.get() == ["EDS a=2"]
+    assert stream.push(EDS="a=2 b=1") == ["EDS a=2"]
     assert [type(event) for event in stream.ask("EDS", "a", "b", nonce=old)] == [Acked]
     assert stream.get() == []
     stream.ask("EDS", "a", "b", nonce=stream.last["EDS"].nonce)
@@ -147,8 +145,7 @@ def test_r14_unchanged_resources_are_not_sent():
     stream.ask("CDS")
     stream.ask("EDS", "a")
     stream.settle()
-    stream.serve(world(CDS="a=1", EDS="a=1"))
-    assert stream.get() == []
+    assert stream.push(CDS="a=1", EDS="a=1") == []
 
 
 def test_r15_an_ack_is_not_answered():
@@ -186,8 +183,7 @@ def test_r17_fewer_names_are_not_answered(short):
     stream.settle()
     stream.ask(short, "a", nonce=stream.last[short].nonce)
     assert stream.get() == []
-    stream.serve(world(**{short: "a=2 b=2"}))
-    assert stream.get() == [f"{short} a=2"]
+    assert stream.push(**{short: "a=2 b=2"}) == [f"{short} a=2"]
 
 
 def test_o17_empty_list_after_names_ends_the_subscription():
@@ -197,8 +193,7 @@ def test_o17_empty_list_after_names_ends_the_subscription():
     stream.settle()
     stream.ask("CDS", nonce=stream.last["CDS"].nonce)
     stream.ask("EDS", nonce=stream.last["EDS"].nonce)
-    stream.serve(world(CDS="a=2", EDS="a=2"))
-    assert stream.get() == []
+    assert stream.push(CDS="a=2", EDS="a=2") == []
 
 
 def test_r18_a_name_that_comes_back_is_sent_again():
@@ -215,10 +210,8 @@ def test_r22_a_wildcard_can_be_left_for_names():
     stream.ask("CDS", "*", "a")
     assert stream.settle() == ["CDS a=1 b=1"]
     stream.ask("CDS", "a", nonce=stream.last["CDS"].nonce)
-    stream.serve(world(CDS="a=1 b=2"))
-    assert stream.get() == []
-    stream.serve(world(CDS="a=2 b=2"))
-    assert stream.get() == ["CDS a=2"]
+    assert stream.push(CDS="a=1 b=2") == []
+    assert stream.push(CDS="a=2 b=2") == ["CDS a=2"]
 
 
 def test_r22_a_wildcard_can_be_entered_from_names():
@@ -233,16 +226,14 @@ def test_r25_missing_name_is_sent_once_it_exists():
     stream = sotw(world(EDS="a=1"))
     stream.ask("EDS", "a", "late")
     assert stream.settle() == ["EDS a=1"]
-    stream.serve(world(EDS="a=1 late=1"))
-    assert stream.get() == ["EDS late=1"]
+    assert stream.push(EDS="a=1 late=1") == ["EDS late=1"]
 
 
 def test_r25_named_listeners_are_answered_even_if_none_exists():
     stream = sotw(world())
     stream.ask("LDS", "svc")
     assert stream.settle() == ["LDS"]
-    stream.serve(world(LDS="svc=1 other=1"))
-    assert stream.get() == ["LDS svc=1"]
+    assert stream.push(LDS="svc=1 other=1") == ["LDS svc=1"]
 
 
 def test_r25_missing_assignment_is_not_answered():
@@ -255,8 +246,7 @@ def test_r27_removed_cluster_is_omitted_from_the_next_response():
     stream = sotw(world(CDS="a=1 b=1"))
     stream.ask("CDS")
     stream.settle()
-    stream.serve(world(CDS="b=1"))
-    assert stream.settle() == ["CDS b=1"]
+    assert stream.settle(CDS="b=1") == ["CDS b=1"]
     stream.serve(world())
     assert stream.settle() == ["CDS"]
 
@@ -265,12 +255,9 @@ def test_r27_removed_assignment_is_resent_only_if_it_differs():
     stream = sotw(world(EDS="a=1 b=1"))
     stream.ask("EDS", "a", "b")
     stream.settle()
-    stream.serve(world(EDS="b=1"))
-    assert stream.get() == []
-    stream.serve(world(EDS="a=1 b=1"))
-    assert stream.get() == []
-    stream.serve(world(EDS="a=2 b=1"))
-    assert stream.get() == ["EDS a=2"]
+    assert stream.push(EDS="b=1") == []
+    assert stream.push(EDS="a=1 b=1") == []
+    assert stream.push(EDS="a=2 b=1") == ["EDS a=2"]
 
 
 def test_r29_names_are_a_set():
@@ -306,8 +293,7 @@ def test_r52_reverted_change_is_not_sent():
     stream.ask("EDS", "a")
     stream.settle()
     stream.serve(world(EDS="a=2"))
-    stream.serve(world(EDS="a=1"))
-    assert stream.get() == []
+    assert stream.push(EDS="a=1") == []
 
 
 def test_r58_incomplete_responses_are_split(monkeypatch):
@@ -334,5 +320,4 @@ def test_r3_subscription_may_precede_the_snapshot():
     stream = sotw()
     stream.ask("other", "x")
     assert stream.get() == []
-    stream.serve(world(other="x=1"))
-    assert stream.get() == ["other x=1"]
+    assert stream.push(other="x=1") == ["other x=1"]

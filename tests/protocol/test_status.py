@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from tests.protocol.stream import SHORT, Stream, world
+from tests.protocol.stream import SHORT, Stream, subscribed, synced, world
 from xds.protocol.session import Variant
 from xds.protocol.status import ACK, READ, SNAPSHOT, State, TypeStatus
 from xds.snapshot import CLUSTER, SECRET
@@ -80,12 +80,9 @@ def test_status_of_one_resource(variant):
 
 
 def test_unchanged_resource_keeps_its_time(variant):
-    stream = Stream(variant, world(CDS="a=1 b=1"))
-    stream.ask("CDS")
-    stream.settle()
+    stream = synced(variant, world(CDS="a=1 b=1"), CDS="")
     stream.now = 5.0
-    stream.serve(world(CDS="a=1 b=2 c=1"))
-    stream.settle()
+    stream.settle(CDS="a=1 b=2 c=1")
     assert {each.name: each.updated_at for each in status(stream, "CDS").resources} == {
         "a": 0.0,
         "b": 5.0,
@@ -94,9 +91,7 @@ def test_unchanged_resource_keeps_its_time(variant):
 
 
 def test_returning_resource_has_a_new_time(variant):
-    stream = Stream(variant, world(CDS="a=1"))
-    stream.ask("CDS")
-    stream.settle()
+    stream = synced(variant, world(CDS="a=1"), CDS="")
     for now, text in ((1.0, "b=1"), (2.0, "a=1"), (3.0, "a=1 b=1")):
         stream.now = now
         stream.serve(world(CDS=text))
@@ -109,9 +104,7 @@ def test_times_of_large_changes_are_exact():
     random = Random(1)
     names = [f"c{number}" for number in range(60)]
     versions = dict.fromkeys(names, 0)
-    stream = Stream(Variant.DELTA, world(CDS=" ".join(f"{name}=0" for name in names)))
-    stream.ask("CDS")
-    stream.settle()
+    stream = synced(Variant.DELTA, world(CDS=" ".join(f"{name}=0" for name in names)), CDS="")
     expected = dict.fromkeys(names, 0.0)
     for number in range(1, 80):
         stream.now = float(number)
@@ -127,9 +120,7 @@ def test_times_of_large_changes_are_exact():
 
 
 def test_times_of_removed_and_unsubscribed_names_are_dropped(variant):
-    stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
-    stream.ask("CDS")
-    stream.settle()
+    stream = synced(variant, world(CDS="a=1", EDS="a=1"), CDS="")
     for number in range(50):
         stream.serve(world(CDS=f"c{number}=1", EDS=f"c{number}=1"))
         stream.ask("EDS", f"c{number}", unsubscribe=(f"c{number - 1}",))
@@ -175,8 +166,7 @@ def test_rejected_resource_has_an_error_until_acked(variant):
     rejected = status(stream, "SDS")
     assert rejected.last_error is not None
     assert (rejected.synced, rejected.waiting) == (False, None)
-    stream.serve(world(SDS="good=1 bad=2"))
-    stream.get()
+    stream.push(SDS="good=1 bad=2")
     assert states(stream, "SDS") == {"bad": State.STALE, "good": State.SYNCED}
     assert next(iter(status(stream, "SDS").resources)).error == bad.error
     assert status(stream, "SDS").last_error is not None
@@ -187,9 +177,7 @@ def test_rejected_resource_has_an_error_until_acked(variant):
 
 
 def test_rejection_ends_when_the_resource_is_removed(variant):
-    stream = Stream(variant, world(EDS="bad=1"))
-    stream.ask("EDS", "bad")
-    stream.get()
+    stream = subscribed(variant, world(EDS="bad=1"), EDS="bad")
     stream.nack("EDS")
     if variant is Variant.SOTW:
         stream.ask("EDS", nonce=stream.last["EDS"].nonce)
@@ -205,27 +193,20 @@ def test_rejection_ends_when_the_resource_is_removed(variant):
 
 
 def test_rejected_removal_is_reported_until_the_next_ack():
-    stream = Stream(Variant.DELTA, world(SDS="s=1"))
-    stream.ask("SDS", "s")
-    stream.settle()
-    stream.serve(world())
-    stream.get()
+    stream = synced(Variant.DELTA, world(SDS="s=1"), SDS="s")
+    stream.push()
     stream.nack("SDS", "no removal")
     last = status(stream, "SDS").last_error
     assert last is not None
     assert last.message == "no removal"
-    stream.serve(world(SDS="s=2"))
-    stream.settle()
+    stream.settle(SDS="s=2")
     assert status(stream, "SDS").last_error is None
 
 
 def test_lingering_resource_is_stale(variant):
-    stream = Stream(variant, world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old"))
-    stream.ask("CDS")
-    stream.ask("EDS", "old")
-    stream.ask("LDS")
-    stream.ask("RDS", "r")
-    stream.settle()
+    stream = synced(
+        variant, world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old"), CDS="", EDS="old", LDS="", RDS="r"
+    )
     assert states(stream, "CDS") == {"old": State.SYNCED}
     stream.serve(world(CDS="new=1", EDS="new=1", LDS="l=1>r", RDS="r=new"))
     assert states(stream, "CDS") == {"old": State.STALE, "new": State.NOT_SENT}
@@ -263,10 +244,7 @@ def test_clusters_wait_for_missing_assignments_and_secrets(variant):
 
 
 def test_silent_client_is_waiting_for_an_ack(variant):
-    stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
-    stream.ask("CDS")
-    stream.ask("EDS", "a")
-    stream.settle()
+    stream = synced(variant, world(CDS="a=1", EDS="a=1"), CDS="", EDS="a")
     stream.serve(world(CDS="a=1 b=1", EDS="a=1 b=1"))
     stream.now = 5.0
     stream.get()
@@ -277,14 +255,10 @@ def test_silent_client_is_waiting_for_an_ack(variant):
 
 
 def test_clusters_wait_for_rejected_or_resent_assignments(variant):
-    stream = Stream(variant, world(CDS="a=1", EDS="a=1"))
-    stream.ask("CDS")
-    stream.ask("EDS", "a")
-    stream.get()
+    stream = subscribed(variant, world(CDS="a=1", EDS="a=1"), CDS="", EDS="a")
     stream.nack("EDS")
     assert waits(stream, "CDS") == ("EDS", 0.0)
-    stream.serve(world(CDS="a=1", EDS="a=2"))
-    stream.settle()
+    stream.settle(CDS="a=1", EDS="a=2")
     stream.ack("CDS")
     stream.serve(world(CDS="a=2", EDS="a=2"))
     stream.now = 3.0
@@ -296,39 +270,29 @@ def test_clusters_wait_for_rejected_or_resent_assignments(variant):
 
 
 def test_listener_waits_for_missing_routes_since_it_was_sent(variant):
-    stream = Stream(variant, world(LDS="l=1>r", RDS="r=1"))
-    stream.ask("LDS")
-    stream.ask("RDS", "r")
-    stream.settle()
+    stream = synced(variant, world(LDS="l=1>r", RDS="r=1"), LDS="", RDS="r")
     assert waits(stream, "LDS") is None
     stream.now = 10.0
-    stream.serve(world(LDS="l=1>r m=1>late", RDS="r=1"))
-    stream.settle()
+    stream.settle(LDS="l=1>r m=1>late", RDS="r=1")
     assert waits(stream, "LDS") == ("RDS", 10.0)
     stream.ask("RDS", *(("r", "late") if variant is Variant.SOTW else ("late",)))
     stream.now = 20.0
-    stream.serve(world(LDS="l=2>r m=1>late", RDS="r=1"))
-    stream.settle()
+    stream.settle(LDS="l=2>r m=1>late", RDS="r=1")
     assert waits(stream, "LDS") == ("RDS", 10.0)
     assert not status(stream, "LDS").synced
-    stream.serve(world(LDS="l=2>r m=1>late", RDS="r=1 late=1"))
-    stream.settle()
+    stream.settle(LDS="l=2>r m=1>late", RDS="r=1 late=1")
     assert waits(stream, "LDS") is None
     assert status(stream, "LDS").synced
 
 
 def test_a_rejected_listener_waits_for_nothing(variant):
-    stream = Stream(variant, world(LDS="l=1>r"))
-    stream.ask("LDS")
-    stream.get()
+    stream = subscribed(variant, world(LDS="l=1>r"), LDS="")
     stream.nack("LDS")
     assert waits(stream, "LDS") is None
 
 
 def test_cluster_does_not_wait_for_a_missing_assignment():
-    stream = Stream(Variant.DELTA, world(CDS="a=1"))
-    stream.ask("CDS")
-    stream.get()
+    stream = subscribed(Variant.DELTA, world(CDS="a=1"), CDS="")
     assert waits(stream, "CDS") == ("EDS", 0.0)
     stream.ask("EDS", "a")
     stream.get()
@@ -392,9 +356,7 @@ def test_half_closed_client_is_not_waited_for(variant):
 
 
 def test_resource_to_resend_is_not_synced():
-    stream = Stream(Variant.DELTA, world(SDS="good=1 bad=1"))
-    stream.ask("SDS", "good", "bad")
-    stream.get()
+    stream = subscribed(Variant.DELTA, world(SDS="good=1 bad=1"), SDS="good bad")
     stream.nack("SDS")
     stream.ask("SDS", unsubscribe=("bad",))
     assert states(stream, "SDS") == {"good": State.ERROR}
@@ -421,12 +383,8 @@ def test_unsent_removal_leaves_no_status(variant):
 
 
 def test_rejected_removal_stays_an_error_while_the_cluster_is_kept(variant):
-    stream = Stream(variant, world(CDS="c=1", LDS="l=1"))
-    stream.ask("CDS")
-    stream.ask("LDS")
-    stream.settle()
-    stream.serve(world())
-    assert stream.get() == (["LDS -l"] if variant is Variant.DELTA else ["LDS"])
+    stream = synced(variant, world(CDS="c=1", LDS="l=1"), CDS="", LDS="")
+    assert stream.push() == (["LDS -l"] if variant is Variant.DELTA else ["LDS"])
     stream.nack("LDS")
     stream.get()
     assert status(stream, "LDS").last_error is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.stream import TYPES, Stream, world
+from tests.protocol.stream import TYPES, Stream, synced, world
 from xds.protocol import types
 from xds.protocol.limits import LimitError, Limits
 from xds.protocol.session import Variant
@@ -66,19 +66,14 @@ def test_r41_cluster_stays_until_its_virtual_hosts_are_acked():
     for short, names in (("CDS", ()), ("EDS", ("old",)), ("VHDS", ("v",))):
         stream.ask(short, *names)
     stream.settle()
-    stream.serve(world(VHDS="v=none"))
-    assert stream.get() == ["VHDS v=none"]
+    assert stream.push(VHDS="v=none") == ["VHDS v=none"]
     stream.ack("VHDS")
     assert stream.settle() == ["CDS -old", "EDS -old"]
 
 
 def test_r41_routes_go_after_the_scopes_that_used_them():
-    stream = Stream(Variant.DELTA, world(SRDS="s=1>r", RDS="r=1"))
-    stream.ask("SRDS")
-    stream.ask("RDS", "r")
-    stream.settle()
-    stream.serve(world(SRDS="s=2"))
-    assert stream.get() == ["SRDS s=2"]
+    stream = synced(Variant.DELTA, world(SRDS="s=1>r", RDS="r=1"), SRDS="", RDS="r")
+    assert stream.push(SRDS="s=2") == ["SRDS s=2"]
     stream.ack("SRDS")
     assert stream.get() == ["RDS -r"]
 
@@ -89,8 +84,7 @@ def test_r41_resource_is_removed_after_its_users(user, used):
     for short, name in ((user, "x"), (used, "y")):
         stream.ask(short, name)
     stream.settle()
-    stream.serve(world(**{user: "x=2"}))
-    assert stream.get() == [f"{user} x=2"]
+    assert stream.push(**{user: "x=2"}) == [f"{user} x=2"]
     stream.ack(user)
     assert stream.settle() == [f"{used} -y"]
 
@@ -102,10 +96,10 @@ def test_r23_scopes_are_subscribed_by_wildcard_and_sent_in_full(variant):
     stream = Stream(variant, world(SRDS="a=1 b=1"))
     stream.ask("SRDS")
     assert stream.settle() == ["SRDS a=1 b=1"]
-    stream.serve(world(SRDS="a=2 b=1"))
-    assert stream.settle() == [{Variant.SOTW: "SRDS a=2 b=1", Variant.DELTA: "SRDS a=2"}[variant]]
-    stream.serve(world(SRDS="a=2"))
-    assert stream.settle() == [{Variant.SOTW: "SRDS a=2", Variant.DELTA: "SRDS -b"}[variant]]
+    assert stream.settle(SRDS="a=2 b=1") == [
+        {Variant.SOTW: "SRDS a=2 b=1", Variant.DELTA: "SRDS a=2"}[variant]
+    ]
+    assert stream.settle(SRDS="a=2") == [{Variant.SOTW: "SRDS a=2", Variant.DELTA: "SRDS -b"}[variant]]
 
 
 @pytest.mark.parametrize("short", ["RTDS", "ECDS", "LEDS", "VHDS"])
@@ -119,20 +113,16 @@ def test_runtime_layer_is_sent_on_subscription_and_on_change(variant):
     stream = Stream(variant, world(RTDS="layer=1 other=1"))
     stream.ask("RTDS", "layer")
     assert stream.settle() == ["RTDS layer=1"]
-    stream.serve(world(RTDS="layer=2 other=2"))
-    assert stream.settle() == ["RTDS layer=2"]
+    assert stream.settle(RTDS="layer=2 other=2") == ["RTDS layer=2"]
 
 
 def test_r27_subscribed_filter_is_never_removed():
     stream = Stream(Variant.DELTA, world(ECDS="f=1"))
     stream.ask("ECDS", "f", "none")
     assert stream.settle() == ["ECDS f=1 -none"]
-    stream.serve(world())
-    assert stream.get() == []
-    stream.serve(world(ECDS="f=1"))
-    assert stream.get() == []
-    stream.serve(world(ECDS="f=2"))
-    assert stream.settle() == ["ECDS f=2"]
+    assert stream.push() == []
+    assert stream.push(ECDS="f=1") == []
+    assert stream.settle(ECDS="f=2") == ["ECDS f=2"]
     stream.serve(world())
     stream.ask("ECDS", "f")
     assert stream.get() == ["ECDS -f"]  # The client subscribed again, so it has lost the resource.
@@ -146,13 +136,10 @@ def test_r27_filter_of_an_earlier_stream_is_never_removed():
 
 
 def test_r33_missing_on_demand_cluster_is_reported_at_once():
-    stream = Stream(Variant.DELTA, world(CDS="a=1"))
-    stream.ask("CDS", "*")
-    stream.settle()
+    stream = synced(Variant.DELTA, world(CDS="a=1"), CDS="*")
     stream.ask("CDS", "a", "missing")
     assert stream.settle() == ["CDS a=1 -missing"]
-    stream.serve(world(CDS="a=1 missing=1"))
-    assert stream.settle() == ["CDS missing=1"]
+    assert stream.settle(CDS="a=1 missing=1") == ["CDS missing=1"]
     stream.ask("CDS", unsubscribe=("missing",))
     assert stream.settle() == ["CDS missing=1"]
 
