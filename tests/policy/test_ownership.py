@@ -186,14 +186,9 @@ def results(world: Mesh, *clients: Pod) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(("facts", "expected"), CASES.values(), ids=CASES)
-def test_results_are_those_of_the_owner(facts, expected):
+def test_results_and_explanations_are_those_of_the_owner(facts, expected):
     world = mesh(CLIENT, PROXIED, NAKED, *facts)
     assert results(world, CLIENT, PROXIED, NAKED) == expected
-
-
-@pytest.mark.parametrize(("facts", "expected"), CASES.values(), ids=CASES)
-def test_explanations_have_the_same_results(facts, expected):
-    world = mesh(CLIENT, PROXIED, NAKED, *facts)
     found, _ = called(world)
     groups = [explain(world, client, found, found.ports) for client in (CLIENT, PROXIED, NAKED)]
     assert tuple(f"{one.explanation.result} {one.explanation.reason}" for (one,) in groups) == expected

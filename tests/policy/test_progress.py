@@ -372,14 +372,6 @@ def test_held_rule_is_shown_until_servers_accept_it():
     assert world.summaries() == []
 
 
-def test_deleted_rule_is_shown_as_deletion():
-    world = World("DISABLE", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
-    world.change(removed=(RULE, Ref("DestinationRule", "clients", "never-was")))
-    assert world.summaries() == ["deletion of DestinationRule clients/rule waiting for one.clients (0s)"]
-    world.step(clients=True)
-    assert world.summaries() == []
-
-
 def test_client_that_rejects_a_rule_is_shown():
     world = World("STRICT", more=(rule("clients", "web.ns.svc.cluster.local", "DISABLE"),))
     world.rejected_clusters = {ONE: {CLUSTER: "no such thing"}}
