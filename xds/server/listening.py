@@ -51,8 +51,9 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 15_000),
-    # Timeout of the TLS and HTTP/2 handshakes. The default is two minutes.
-    ("grpc.server_handshake_timeout_ms", 3_000),
+    # Timeout of the TLS and HTTP/2 handshakes. The default is two minutes. When a whole mesh reconnects to a
+    # server that has little CPU, most handshakes take seconds.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     # Close connections without a call. Clients reconnect for their next call.
     ("grpc.max_connection_idle_ms", 5_000),
     # Fail if another process listens on the port, instead of sharing it.

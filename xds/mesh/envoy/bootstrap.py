@@ -297,6 +297,8 @@ def _load_reports(grpc_service: GrpcService) -> ApiConfigSource:
 
 def _control_plane(host: str, port: int) -> Cluster:
     cluster = _cluster(names.CONTROL_PLANE, host, port)
+    # It includes the TLS handshake, which takes seconds when a whole mesh reconnects.
+    cluster.connect_timeout = timedelta(seconds=10)
     # Detect a control plane that disappeared without closing the connection.
     keepalive = KeepaliveSettings(interval=timedelta(seconds=30), timeout=timedelta(seconds=10))
     _use_http2(cluster, Http2ProtocolOptions(connection_keepalive=keepalive))
