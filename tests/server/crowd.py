@@ -17,6 +17,8 @@ import asyncio
 import contextlib
 import resource
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from itertools import count
 
 from tests.support.http2_frames import DATA, END_STREAM, HEADERS, OPENING, Peer, frame, message
@@ -91,12 +93,19 @@ async def connect(port: int, number: int) -> Proxy:
     return proxy
 
 
+def print_headers(proxies: Iterable[Proxy]) -> None:
+    """Print the most common last headers, which have the status, and the kinds of received frames."""
+    ended = Counter((proxy.headers[-200:], *sorted(proxy.frames)) for proxy in proxies)
+    print(*ended.most_common(5), sep="\n", file=sys.stderr)
+
+
 async def hold(port: int, count_: int) -> None:
     proxies = await asyncio.gather(*(connect(port, number) for number in range(count_)))
     for responses in count(1):
         good = await asyncio.gather(*(proxy.until(responses) for proxy in proxies))
         print(sum(good), flush=True)
         if not all(good):
+            print_headers(proxy for proxy in proxies if proxy.responses < responses)
             return
 
 
@@ -105,7 +114,9 @@ async def stay(port: int, count_: int) -> None:
     print(sum(await asyncio.gather(*(proxy.until(1) for proxy in proxies))), flush=True)
     await asyncio.gather(*(proxy.until(1 << 30) for proxy in proxies))
     # gRPC sends the message as a literal: the dynamic table is empty.
-    print(sum(b"the server is shutting down" in proxy.headers for proxy in proxies), flush=True)
+    others = [proxy for proxy in proxies if b"the server is shutting down" not in proxy.headers]
+    print(count_ - len(others), flush=True)
+    print_headers(others)
 
 
 async def churn(port: int, count_: int) -> None:

@@ -25,7 +25,7 @@ from tests.server.proxies import Client, OneForAll
 from tests.support.waiting import eventually
 from xds.cli import garbage
 from xds.protocol.session import Variant
-from xds.server import OPTIONS, XdsServer
+from xds.server import OPTIONS, XdsServer, discovery
 from xds.snapshot import CLUSTER, Resource, ResourceSet, Snapshot
 
 STORM = 3_000
@@ -35,6 +35,7 @@ MIB = 1 << 20
 NARROW = (("grpc.http2.lookahead_bytes", 65_535), ("grpc.http2.bdp_probe", 0))
 """Bytes after which a client that does not consume its data blocks the server by flow control."""
 KEEPALIVE = {"grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
+PATIENT = (("grpc.server_handshake_timeout_ms", 300_000), ("grpc.max_connection_idle_ms", 300_000))
 OWN = (("grpc.use_local_subchannel_pool", 1),)
 """Channel options for a connection that is not shared."""
 
@@ -49,8 +50,10 @@ def quiet() -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def server(proxies) -> AsyncIterator[XdsServer]:
-    server = XdsServer(proxies, "127.0.0.1:0", grace=10)  # A busy machine needs long to end thousands.
+async def server(proxies, monkeypatch) -> AsyncIterator[XdsServer]:
+    """A server whose timeouts do not end the handshakes and first requests of thousands on a busy machine."""
+    monkeypatch.setattr(discovery, "FIRST_REQUEST_TIMEOUT", 300.0)
+    server = XdsServer(proxies, "127.0.0.1:0", grace=20, options=PATIENT)
     await server.start()
     yield server
     await server.stop()
