@@ -60,7 +60,7 @@ class Lines:
     """Whether the server speaks first. Its sidecar waits one second for the client to do so."""
     asked: int = 0
     failures: list[str] = field(default_factory=list)
-    pause: float = 0.05
+    pause: float = 0.02
 
     async def __aenter__(self) -> Self:
         self._ends = time.monotonic() + self.seconds
@@ -136,7 +136,6 @@ class Pods:
                     connections=connections,
                     keep_alive=kept,
                     seconds=seconds,
-                    pause=0.05,
                     at_most=100_000,
                 )
                 self.loads.append(await self._stack.enter_async_context(load))
