@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from xds.mesh.kube.packaged import load_packaged
-from xds.mesh.model.objects import TRAFFIC_KINDS, TrafficFact
+from xds.mesh.model.objects import POLICY_KINDS, TRAFFIC_KINDS, TrafficFact
 from xds.mesh.parse import KINDS, Kind, Watch
 
 WATCHED = [kind for kind in KINDS if kind.watch is not Watch.NEVER]
@@ -55,6 +55,11 @@ def test_policies_are_traffic_kinds(kind: Kind) -> None:
     is_policy = any(each in get_args(TrafficFact) for each in (fact, *get_args(fact)))
     assert (kind.name in TRAFFIC_KINDS) == is_policy
     assert kind.make_replacement or not is_policy, "a rejected policy would fail open"
+
+
+def test_every_policy_decides_modes() -> None:
+    """`xds wait` and conditions know no other policies: `object_progress.py` and `conflicts.py`."""
+    assert {*TRAFFIC_KINDS} - {*POLICY_KINDS} == {"DestinationRule"}
 
 
 @pytest.mark.parametrize("name", TRAFFIC_KINDS)

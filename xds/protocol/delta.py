@@ -217,8 +217,7 @@ class DeltaWatch(Watch):
         if absent:
             for name in absent:
                 self.sent.pop(name, None)
-            self.states.skip(absent)
-            self.states.restore(absent)
+            self.states.remove(absent)
             self._heartbeats.retain(self.sent.__contains__)
         self._response_due = False
         response = Response(

@@ -11,7 +11,7 @@ Is the resource sent with the next response? (`due`)
     AWAITED      even if unchanged, because the client waits for it, unless the client rejects it
     FORCED       even if unchanged, because the client may have lost it, or rejected it because of another one
 
-What is served if the snapshot does not have it? (`lingering`, `is_still_subscribed`, `is_empty`)
+What is served if the snapshot does not have it? (`lingering`, `is_still_subscribed`, `is_empty`: any of them)
 
     -            nothing
     LINGERING    the removed resource, until no other resource uses it
@@ -21,9 +21,9 @@ What is served if the snapshot does not have it? (`lingering`, `is_still_subscri
 Did the client reject it? (`causes`, `error`)
 
     -            no
-    BLOCKED      yes; it is not sent until one of its causes changes: the resources rejected with it
-    ABSENT       yes, and a cause has changed, but it does not exist; it is sent once it exists again
-    RETRIED      yes, and it was sent again; the error is kept until an ACK
+    FAILED       yes, but it may be sent; the error is kept until an ACK
+    BLOCKED      it was rejected together with its causes; it is sent again once one of them changes
+    ABSENT       as BLOCKED, and a cause has changed, but it does not exist; it is sent once it exists again
 
 Each event is a method of `States`. In parentheses are the states that it applies to, if not to all.
 
@@ -32,21 +32,28 @@ Each event is a method of `States`. In parentheses are the states that it applie
     wait           (-, CHANGED) AWAITED
     force          FORCED
     skip           -
-    change         (-) CHANGED                                     (BLOCKED, ABSENT) RETRIED
-      its effects  FORCED                                          (BLOCKED) RETRIED
+    change         (-) CHANGED                                     (BLOCKED, ABSENT) FAILED
+      its effects  FORCED                                          (BLOCKED) FAILED
     linger                                LINGERING
     restore                               (LINGERING) -
     release        like change            (LINGERING) SUBSCRIBED   -
-    send           -                      (SUBSCRIBED, EMPTY) -    (BLOCKED, ABSENT) RETRIED
-    reject                                                         (-) RETRIED, before block
+    send           -                      (SUBSCRIBED) -           (BLOCKED, ABSENT) FAILED
+    remove         -                      (LINGERING) -
+    reject                                                         (-) FAILED
     block          (AWAITED) CHANGED                               BLOCKED
-    ack                                                            (RETRIED) -
+    ack                                                            (FAILED) -
     unsubscribe    -                      (SUBSCRIBED, EMPTY) -    -, and its effects like change
 
-The effects of a change are on the resources that were rejected together with the changed one. A resource that
-does not exist becomes ABSENT instead of RETRIED. SotW watches also make a resource EMPTY
-(`SotwWatch.add_empty`), and those of full-state types choose what is BLOCKED (`FullStateWatch._set_blocked`),
-because their responses cannot omit a resource.
+- The effects of a change are on the resources that were rejected together with the changed one. Those that
+  do not exist become ABSENT instead of FAILED, and are FORCED when they exist. A resource that was rejected
+  alone and then removed stays BLOCKED.
+- A resource is no longer EMPTY once it is sent itself.
+- FORCED also sends a BLOCKED resource, for example if the client subscribes to it again.
+
+Three classes change records on their own. `Watch` ends SUBSCRIBED if a resource exists again unchanged, and
+writes `retried`. `SotwWatch.add_empty` makes resources EMPTY. `FullStateWatch` chooses what is BLOCKED and
+`withheld`, because its responses cannot omit a resource. `DeltaWatch` keeps one change of the shared root
+apart: all its resources are CHANGED, AWAITED or FORCED until `_spread` makes them due one by one.
 """
 
 from __future__ import annotations
@@ -101,7 +108,7 @@ class Record:
     Always False for wildcard types.
     """
     causes: frozenset[str] | None = None
-    """All names that were rejected together with this one; None if the resource is not BLOCKED or ABSENT.
+    """All names that were rejected together with this one. Empty if it is ABSENT; None if it may be sent.
 
     One invalid resource can make a client reject a whole response, so all its resources are possible causes.
     The rejection of a smaller response narrows them down.
@@ -200,7 +207,7 @@ class States:
         self.tidy()
 
     def restore(self, names: Iterable[str]) -> None:
-        """Handle removed resources that exist again."""
+        """Handle resources that no longer linger: they exist again."""
         for name in names:
             if name in self.records:
                 self.records[name].lingering = None
@@ -238,6 +245,11 @@ class States:
         """Handle names that need not be sent."""
         for name in names:
             self.due.pop(name, None)
+
+    def remove(self, names: Collection[str]) -> None:
+        """Handle names whose removal was sent."""
+        self.skip(names)
+        self.restore(names)
 
     def ack(self, names: Iterable[str]) -> None:
         """Handle resources that the client ACKed, or that were removed."""

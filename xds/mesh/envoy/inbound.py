@@ -105,6 +105,8 @@ def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChai
             mesh_alpn = (*tls.TCP_ALPN, *tls.HTTP_ALPN)
             result.append(chain("mtls", default_filter, "tls", mesh_alpn, terminates_tls=True))
     if port.mode is Mode.STRICT:
+        # There is no chain for raw_buffer, so Envoy closes plaintext connections. It does not fall back to
+        # chains without a port: once a chain matches the destination port, the others do not count.
         if detects_protocol:
             result.append(chain("tls-http", http, "tls", _TLS_ALPN, terminates_tls=True))
         result.append(chain("tls", default_filter, "tls", terminates_tls=True))

@@ -62,7 +62,7 @@ def effective_mode(mesh: Mesh, pod: Pod, port: int) -> ModeDecision:
         workload = tuple(
             item.ref
             for item in facts.workload_authentications
-            if item.scope_unknown or covers(item.selector or {}, pod.meta.labels)
+            if item.selector and covers(item.selector, pod.meta.labels)
         )
         key = (key, workload, port if workload else 0, exposure and (exposure.service.name, exposure.port))
     decision = decisions.get(key)
