@@ -57,6 +57,13 @@ def test_policies_are_traffic_kinds(kind: Kind) -> None:
     assert kind.make_replacement or not is_policy, "a rejected policy would fail open"
 
 
+def test_plurals_are_those_of_kubernetes() -> None:
+    plurals = {kind.name: kind.plural for kind in KINDS}
+    assert plurals["Endpoints"] == "endpoints"
+    assert plurals["Policy"] == "policies"
+    assert plurals["Ingress"] == "ingresses"
+
+
 def test_every_policy_decides_modes() -> None:
     """`xds wait` and conditions know no other policies: `object_progress.py` and `conflicts.py`."""
     assert {*TRAFFIC_KINDS} - {*POLICY_KINDS} == {"DestinationRule"}

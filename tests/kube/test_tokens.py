@@ -175,6 +175,16 @@ async def test_good_tokens_from_one_address_are_not_limited(server, reviews):
         assert await reviews(make_token(f"good-{number}"), PEER) == SLEEP
 
 
+async def test_good_tokens_do_not_replace_the_budgets_of_bad_ones(server, reviews, monkeypatch):
+    monkeypatch.setattr(reviews._budgets, "_limit", 4)
+    for number in range(int(tokens.MAX_REFUSALS)):
+        await refusal(reviews, make_token(f"bad-{number}"), PEER)
+    for number in range(10):
+        assert await reviews(make_token(f"good-{number}"), f"ipv4:10.0.1.{number}:1") == SLEEP
+    with pytest.raises(RateLimitedError, match="from this address"):
+        await reviews(make_token("bad"), PEER)
+
+
 async def test_pending_reviews_are_limited(server, reviews, monkeypatch):
     monkeypatch.setattr(tokens, "MAX_PENDING_REVIEWS", 2)
     server.resume.clear()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.protocol.stream import Stream, connect, world
+from tests.protocol.stream import Stream, connect, synced, world
 from xds.protocol.session import Variant
+from xds.protocol.watch import Watch
 from xds.snapshot import CLUSTER
 
 BEFORE = world(CDS="old=1", EDS="old=1", LDS="l=1>r", RDS="r=old")
@@ -69,6 +70,23 @@ def test_r41_lingering_resources_expire(variant):
     assert stream.session.deadline() == DAY + GRACE
     stream.now = DAY + GRACE
     assert stream.get() == ["CDS -old" if variant is Variant.DELTA else "CDS new=1"]
+
+
+def test_r41_resources_that_expire_are_released_together(variant, monkeypatch):
+    """Each release goes through all records, so that thousands of calls would take seconds."""
+    clusters = " ".join(f"old{number}=1" for number in range(100))
+    stream = synced(variant, world(CDS=f"{clusters} new=1", LDS="l=1"), CDS="", LDS="")
+    assert stream.push(CDS="new=1", LDS="l=2") == ["LDS l=2"]
+    released, release = [], Watch.release
+
+    def record(watch: Watch, names: list[str]) -> None:
+        released.append(len(names))
+        release(watch, names)
+
+    monkeypatch.setattr(Watch, "release", record)
+    stream.now = GRACE + 1
+    stream.get()
+    assert [count for count in released if count] == [100]
 
 
 def test_r41_repeated_rejections_do_not_extend_the_limit(variant):

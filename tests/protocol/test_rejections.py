@@ -311,3 +311,13 @@ def test_changed_resources_that_are_removed_are_not_retried():
     stream.serve(world(ECDS="a=2 b=2"))
     stream.serve(world(ECDS=""))
     assert stream.get() == []
+
+
+@pytest.mark.parametrize("short", ["CDS", "EDS"])
+def test_r12_change_that_is_reverted_before_it_is_sent_loses_nothing(variant, short):
+    stream = subscribed(variant, world(**{short: "a=1 b=1 c=1"}), **{short: "a b c"})
+    stream.nack(short, "no")
+    stream.serve(world(**{short: "a=2 b=2 c=1"}))
+    assert stream.push(**{short: "a=1 b=1 c=2"}) == [f"{short} a=1 b=1 c=2"]
+    stream.ack(short)
+    assert stream.session.synced

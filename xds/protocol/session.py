@@ -453,12 +453,13 @@ class Session:
         outdated_since = max(user.states.outdated_since for user in users)
         has_outdated_users = outdated_since > -inf
         used = {ref for user in users for ref in user.lingering_refs()}
-        for name, lingering in tuple(watch.lingering.items()):
+        expired = []
+        for name, lingering in watch.lingering.items():
             if (watch.type_url, name) in used:
                 lingering.until = None
                 continue
             if not watch.covers(name):
-                watch.release((name,))
+                expired.append(name)
                 continue
             if lingering.since is None:
                 lingering.since = now
@@ -471,9 +472,10 @@ class Session:
             if lingering.until is None:
                 lingering.until = now + self._grace
             if lingering.until <= now:
-                watch.release((name,))
+                expired.append(name)
             else:
                 self._deadline = min(self._deadline, lingering.until)
+        watch.release(expired)  # All at once: each call goes through all records.
 
     def _is_settled(self, user: Watch) -> bool:
         """Whether the client has exactly the current resources of a type, and all resources they refer to.

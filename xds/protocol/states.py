@@ -32,8 +32,8 @@ Each event is a method of `States`. In parentheses are the states that it applie
     wait           (-, CHANGED) AWAITED
     force          FORCED
     skip           -
-    change         (-) CHANGED                                     (BLOCKED, ABSENT) FAILED
-      its effects  FORCED                                          (BLOCKED) FAILED
+    change         (-) CHANGED
+      its effects  FORCED                                          (BLOCKED, ABSENT) FAILED
     linger                                LINGERING
     restore                               (LINGERING) -
     release        like change            (LINGERING) SUBSCRIBED   -
@@ -44,9 +44,9 @@ Each event is a method of `States`. In parentheses are the states that it applie
     ack                                                            (FAILED) -
     unsubscribe    -                      (SUBSCRIBED, EMPTY) -    -, and its effects like change
 
-- The effects of a change are on the resources that were rejected together with the changed one. Those that
-  do not exist become ABSENT instead of FAILED, and are FORCED when they exist. A resource that was rejected
-  alone and then removed stays BLOCKED.
+- The effects of a change are on the other resources that were rejected together with the changed one. Those
+  that do not exist become ABSENT instead of FAILED, and are FORCED when they exist. The changed resource
+  stays BLOCKED until it is sent.
 - A resource is no longer EMPTY once it is sent itself.
 - FORCED also sends a BLOCKED resource, for example if the client subscribes to it again.
 
@@ -198,12 +198,13 @@ class States:
         for name, record in self.records.items():
             if (causes := record.causes) is None or not (name in changed or causes in hits):
                 continue
-            if exists(name):
+            if not exists(name):
+                if len(causes) > 1:
+                    record.causes = _ABSENT
+            elif not causes or name not in changed:
+                # A changed one stays BLOCKED until it is sent, because the change may be reverted before.
                 record.causes = None
-                if not causes or name not in changed:
-                    self.due[name] = Due.FORCED
-            elif len(causes) > 1:
-                record.causes = _ABSENT
+                self.due[name] = Due.FORCED
         self.tidy()
 
     def restore(self, names: Iterable[str]) -> None:

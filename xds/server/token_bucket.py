@@ -28,9 +28,10 @@ class TokenBucket:
         self._used += 1
         return True
 
-    def give_back(self) -> None:
-        """Do not count an event that was within the limit."""
+    def give_back(self) -> float:
+        """Do not count an event that was within the limit. Return how many events count now."""
         self._used = max(0.0, self._used - 1)
+        return self._used
 
 
 class TokenBuckets:
@@ -47,3 +48,8 @@ class TokenBuckets:
         if len(self._buckets) > self._limit:
             self._buckets.popitem(last=False)
         return bucket
+
+    def give_back(self, client: Hashable) -> None:
+        """Do not count an event of a client that was within its limit. Forget a client without events."""
+        if (bucket := self._buckets.get(client)) and not bucket.give_back():
+            del self._buckets[client]

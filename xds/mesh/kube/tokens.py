@@ -25,7 +25,7 @@ from xds.mesh.identity.claims import (
     UnauthenticatedError,
 )
 from xds.mesh.kube.api import KubeApi, KubeError
-from xds.server.token_bucket import TokenBucket, TokenBuckets
+from xds.server.token_bucket import TokenBuckets
 
 log = structlog.get_logger(__name__)
 
@@ -119,16 +119,15 @@ class TokenReviewer:
     def _start_review(self, key: _Key, token: str, address: str, expiry: datetime) -> None:
         if len(self._pending) >= MAX_PENDING_REVIEWS:
             raise RateLimitedError("too many tokens are being reviewed; try again")
-        budget = self._budgets.of(address, MAX_REFUSALS, REFILL_RATE)
-        if not budget.take(self._clock()):
+        if not self._budgets.of(address, MAX_REFUSALS, REFILL_RATE).take(self._clock()):
             raise RateLimitedError(
                 "too many tokens from this address were rejected; try again in a few seconds"
             )
-        task = asyncio.create_task(self._review(key, token, budget, expiry))
+        task = asyncio.create_task(self._review(key, token, address, expiry))
         self._pending[key] = task
         task.add_done_callback(lambda _: self._pending.pop(key))
 
-    async def _review(self, key: _Key, token: str, budget: TokenBucket, expiry: datetime) -> _Answer:
+    async def _review(self, key: _Key, token: str, address: str, expiry: datetime) -> _Answer:
         """Return the caller or an error, and give back the budget unless the token is rejected.
 
         Never raises, because the waiting calls may be cancelled.
@@ -144,12 +143,12 @@ class TokenReviewer:
             self._last_problem = ""
             caller = claims.from_review(review.get("status"), self._audience)
         except KubeError as error:
-            budget.give_back()
+            self._budgets.give_back(address)
             return self._unavailable(error)
         except UnauthenticatedError as error:
             _store(self._rejected, key, _CachedAnswer(error, self._clock() + REJECTED_TTL))
             return error
-        budget.give_back()
+        self._budgets.give_back(address)
         lifetime = (expiry - self._now()).total_seconds()
         _store(self._accepted, key, _CachedAnswer(caller, self._clock() + min(ACCEPTED_TTL, lifetime)))
         return caller

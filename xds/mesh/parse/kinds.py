@@ -320,8 +320,10 @@ def may_matter(group: str, name: str) -> bool:
 
 
 def plural_of(kind: str) -> str:
-    """Return the plural of a kind in API paths, if it is regular."""
+    """Return the plural of a kind in API paths."""
     singular = kind.lower()
+    if singular == "endpoints":
+        return singular
     return f"{singular[:-1]}ies" if singular[-1:] == "y" else f"{singular}{'e' * (singular[-1:] == 's')}s"
 
 
