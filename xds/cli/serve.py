@@ -239,6 +239,8 @@ async def _run_for_manifests(options: ServeOptions, settings: Settings, assignme
             return await standalone.build_components(settings, options.identity.state_dir, config)
         except StateError as error:
             fail(f"--state-dir: {error}", 1)
+        except IdentityError as error:
+            fail(f"--tls-name: {error}")
 
     source = Folder(options.source.manifests or (), SettingsLoader(options.source.mesh_config, assignments))
     return await _run(ControlPlane(source, build, settings))
@@ -257,6 +259,8 @@ async def _run_in_cluster(options: ServeOptions, settings: Settings, assignments
             return await in_cluster.build_components(settings, api, source, config)
         except AuthorityError as error:
             fail(str(error), 1)
+        except IdentityError as error:
+            fail(f"--tls-name: {error}")
 
     async with cluster.connect(options.source.kubeconfig, options.source.context) as api:
         source = Kubernetes(
@@ -290,8 +294,6 @@ async def _run(control_plane: ControlPlane) -> int:
         log.error("cannot listen", problem=f"{error} (choose another with {options})")  # noqa: TRY400 - not a bug
     except typer.Exit:
         raise
-    except IdentityError as error:
-        fail(f"--tls-name: {error}")
     except Exception:
         log.exception("control plane failed")
     finally:
