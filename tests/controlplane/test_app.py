@@ -59,3 +59,7 @@ def test_keys_are_served_only_if_nothing_is_exposed(
 ) -> None:
     settings = Settings(**{"xds": ("127.0.0.1", 1), "admin": ("0.0.0.0", 1)} | addresses)
     assert (list(settings.exposed), settings.is_loopback) == (exposed, is_loopback)
+
+
+def test_settings_hide_the_token() -> None:
+    assert "hunter2" not in repr(Settings(xds=("", 1), admin=("", 2), admin_token="hunter2"))

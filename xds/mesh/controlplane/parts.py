@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import grpc
@@ -54,7 +54,7 @@ class Settings:
     """Address of xDS for clients with a certificate; None if there is no such listener."""
     names: Sequence[str] = ()
     """Additional names in the server certificate, which clients of the REST server and the page may use."""
-    admin_token: str | None = None
+    admin_token: str | None = field(default=None, repr=False)
     """Token that admits clients of other machines to the page; None to admit local clients only."""
     admins: Sequence[IdentityPattern] = ()
     """Identities that may use the admin services over TLS."""
