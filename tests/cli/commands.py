@@ -15,19 +15,17 @@ kind: Pod
 metadata: {name: %s, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio}}
 status: {podIP: %s}
 """
-WEB = """
+SERVICE = """
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
 spec: {selector: {app: web}, clusterIP: 10.0.0.1, ports: [{name: http, port: 80, targetPort: 8080}]}
-""" + "".join(POD % (f"web-{number}", f"127.9.0.{number}") for number in (10, 2, 1))
+"""
+WEB = SERVICE + "".join(POD % (f"web-{number}", f"127.9.0.{number}") for number in (10, 2, 1))
 """A Service and its pods web-1, web-2 and web-10, in another order."""
-MANIFESTS = """
-apiVersion: v1
-kind: Service
-metadata: {name: web, namespace: shop}
-spec: {selector: {app: web}, clusterIP: 10.0.0.1, ports: [{name: http, port: 80, targetPort: 8080}]}
----
+MANIFESTS = (
+    SERVICE
+    + """---
 apiVersion: v1
 kind: Pod
 metadata: {name: web-1, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio}}
@@ -47,6 +45,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: new, namespace: shop}
 """
+)
 """A Service with one pod, and clients with a sidecar, without one, and without an address."""
 STRICT = """
 apiVersion: security.istio.io/v1

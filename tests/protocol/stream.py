@@ -218,19 +218,22 @@ class Stream:
 
 def subscribed(variant: Variant, snapshot: Snapshot, **names: str) -> Stream:
     """Make a client that subscribes to types (without names: to all), and has ACKed no response yet."""
-    stream = Stream(variant, snapshot)
-    for short, text in names.items():
-        stream.ask(short, *text.split())
+    stream = _asking(variant, snapshot, names)
     stream.get()
     return stream
 
 
 def synced(variant: Variant, snapshot: Snapshot, **names: str) -> Stream:
     """Make a client that subscribes to types, and has ACKed all responses."""
+    stream = _asking(variant, snapshot, names)
+    stream.settle()
+    return stream
+
+
+def _asking(variant: Variant, snapshot: Snapshot, names: Mapping[str, str]) -> Stream:
     stream = Stream(variant, snapshot)
     for short, text in names.items():
         stream.ask(short, *text.split())
-    stream.settle()
     return stream
 
 
