@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from subprocess import PIPE
 from typing import Self
 
 import pytest
@@ -27,22 +29,32 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path, all=WEB)
 
 
+def environment() -> dict[str, str]:
+    """Return this environment, in which `xds` is the program of this Python."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@cache
+def bash_script() -> str:
+    command = ("xds", "completion", "bash")
+    return subprocess.run(command, env=environment(), stdout=PIPE, text=True, check=True).stdout
+
+
 def complete(*words: object, stdin: str = "") -> list[str]:
     """Return what a real bash completes for the last word of a command line."""
     line = ["xds", *map(str, words)]
     script = (
-        "source <(xds completion bash)\n"
+        f"{bash_script()}\n"
         f"COMP_WORDS=({' '.join(repr(word) for word in line)}); COMP_CWORD={len(line) - 1}\n"
         "complete -p xds >/dev/null && _xds_completion xds\n"
         'printf "%s\\n" "${COMPREPLY[@]}"'
     )
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     result = subprocess.run(
         ["bash", "--norc", "-c", script],
         input=stdin,
         capture_output=True,
         text=True,
-        env={**os.environ, "PATH": path},
+        env=environment(),
         check=True,
     )
     assert result.stderr == ""
@@ -144,6 +156,8 @@ def zsh_command(directory: Path, output: Path) -> Sequence[str]:
 def fish_command(directory: Path, output: Path) -> Sequence[str]:
     config = directory / "fish"
     config.mkdir()
+    # Otherwise fish generates completions from all manual pages, in a process that continues after the test.
+    (directory / ".local/share/fish/generated_completions").mkdir(parents=True)
     (config / "config.fish").write_text(
         f"function fish_prompt; echo -n '{PROMPT}'; end\nset -g fish_greeting\nxds completion fish | source\n"
         f"function xds; echo $argv >>'{output}'; end\n"
@@ -162,7 +176,7 @@ class Terminal:
         self.printed = ""
         self._file, child_side = pty.openpty()
         env = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": environment()["PATH"],
             "HOME": str(home),
             "ZDOTDIR": str(home),
             "XDG_CONFIG_HOME": str(home),

@@ -40,7 +40,7 @@ from xds.store import Store
 
 Store().set(SetRequest(), resource(SetRequest()))
 """
-MYPY = ("mypy", "--strict", "--no-error-summary", "--cache-dir", "cache")
+MYPY = ("mypy", "--strict", "--no-error-summary", "--cache-dir", "../cache")
 # mypy then sees protobuf as in an environment without types-protobuf: all of it is Any.
 WITHOUT_STUBS = """
 [[tool.mypy.overrides]]
@@ -55,8 +55,16 @@ CHECKERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> Path:
+    """A parent for directories of checkers. It holds the cache that both runs of mypy use."""
+    return tmp_path_factory.mktemp("types")
+
+
 @pytest.mark.parametrize("checker", CHECKERS)
-def test_programs_type_check_and_mistakes_do_not(checker, tmp_path):
+def test_programs_type_check_and_mistakes_do_not(checker, directory):
+    tmp_path = directory / checker.replace(" ", "-")
+    tmp_path.mkdir()
     programs = {f"doc_{number}_{name}": text for number, (name, text) in enumerate(_programs())}
     for example in ("api_listener.py", "front_proxy.py", "route_every_second.py"):
         programs[example] = (EXAMPLES / example).read_text()
