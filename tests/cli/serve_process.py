@@ -17,6 +17,7 @@ from envoy_data_plane.envoy.config.core.v3 import Node
 from envoy_data_plane.envoy.service.discovery.v3 import DiscoveryRequest, DiscoveryResponse
 
 from tests.support.loopback import free_port
+from tests.support.waiting import pause
 
 POD = """
 apiVersion: v1
@@ -63,11 +64,12 @@ class ServeProcess:
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Poll until the condition is true. AssertionError: the process exited or the time is over."""
-        end = time.monotonic() + TIMEOUT
+        start = began = time.monotonic()
         while not condition():
-            assert time.monotonic() < end, self.log.read_text()
+            assert time.monotonic() < start + TIMEOUT, self.log.read_text()
             assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.02)
+            time.sleep(pause(start, began))
+            began = time.monotonic()
 
     def logged(self, text: str) -> bool:
         return text in self.log.read_text()

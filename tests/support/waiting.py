@@ -24,10 +24,9 @@ async def eventually(
 ) -> Any:
     """Call `check` until it returns something true, and return it; fail with its last result after `timeout`.
 
-    A false result, a failed assertion or a failed connection means "not yet". The pause between two calls is
-    `every` seconds, or longer: as long as a call takes, so that a call of a program leaves CPU to others.
+    A false result, a failed assertion or a failed connection means "not yet".
     """
-    deadline = time.monotonic() + timeout
+    start = time.monotonic()
     while True:
         last: object
         began = time.monotonic()
@@ -40,10 +39,22 @@ async def eventually(
             if value:
                 return value
             last = repr(value)
-        if time.monotonic() > deadline:
+        if time.monotonic() > start + timeout:
             name = what or getattr(check, "__qualname__", repr(check))
             raise AssertionError(f"not within {timeout} s: {name}; last seen: {last}")
-        await asyncio.sleep(max(every, time.monotonic() - began))
+        await asyncio.sleep(pause(start, began, every))
+
+
+def pause(start: float, began: float, least: float = 0.02) -> float:
+    """Return the seconds to sleep before a check is called again: at least `least`.
+
+    The wait has lasted since `start`, and the last call since `began`. The pause is as long as that call, and
+    up to 20 times as long if that delays the end by at most a tenth. So calls of programs, and of the admin
+    interface of Envoy, leave CPU to what they wait for.
+    """
+    now = time.monotonic()
+    took = now - began
+    return max(least, took, min(20 * took, (now - start) / 10))
 
 
 async def process_ended(pid: int) -> None:
