@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from tests.controlplane.rollouts import WITHIN, Plane, running
 from tests.golden.cases import HERE, manifests
 from tests.policy.world import peer, pod
-from tests.support.controlplane import XDS, ControlPlane
+from tests.support.controlplane import XDS, ControlPlane, xds_here
 from tests.support.waiting import eventually
-from xds.cli import app
 from xds.mesh.controlplane import predictions
 from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.model.mesh import Mesh
@@ -41,13 +40,8 @@ async def plane() -> AsyncIterator[Plane]:
             yield plane
 
 
-async def run(*words: object) -> Result:
-    """Run a command in this process, beside the event loop."""
-    return await asyncio.to_thread(CliRunner().invoke, app, [*map(str, words)], prog_name="xds")
-
-
 async def xds(plane: Plane, *words: object) -> Result:
-    return await run(*words, "--xds-address", f"127.0.0.1:{plane.server.port}")
+    return await xds_here(*words, "--xds-address", f"127.0.0.1:{plane.server.port}")
 
 
 async def test_reach_of_a_running_control_plane(plane: Plane):
@@ -243,6 +237,6 @@ async def test_answers_are_the_same_as_from_manifests(case: str, tmp_path: Path)
             ("plan", "-f", strict, "-o", "json"),
             ("plan", "-f", strict, "-o", "markdown"),
         ):
-            results = [await run(*words, source) for source in (offline, live)]
+            results = [await xds_here(*words, source) for source in (offline, live)]
             assert results[0].stdout, words
             assert len({(result.exit_code, result.stdout) for result in results}) == 1, words

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
 import grpc
 import grpc.aio
 import pytest
+from structlog.testing import capture_logs
+from typer.testing import Result
 
 from tests.conformance import broken
 from tests.library.messages import assignment, eds_cluster
+from tests.support.controlplane import xds_here
 from tests.support.loopback import free_port
 from xds.conformance import TITLES, Outcome, Report, UnreachableError, Variant, run, store_adapter
 from xds.conformance import stream as stream_module
@@ -191,19 +192,9 @@ async def test_missing_services_are_not_applicable():
     assert set(failed(report)) == {"R50 sotw services_are_served"}
 
 
-class Command(NamedTuple):
-    exit_code: int | None
-    stdout: str
-    stderr: str
-
-
-async def command(*words: str) -> Command:
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "xds", "conformance", *words), stdout=pipe, stderr=pipe
-    )
-    stdout, stderr = await process.communicate()
-    return Command(process.returncode, stdout.decode(), stderr.decode())
+async def command(*words: str) -> Result:
+    with capture_logs():
+        return await xds_here("conformance", *words)
 
 
 def narrow(rules: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ import re
 import pytest
 import yaml
 
-from tests.support.controlplane import XDS, xds
+from tests.support.controlplane import xds, xds_here
 from tests.support.local import LocalMesh
 from tests.support.manifests import destination_rule
 from tests.support.waiting import eventually
@@ -111,14 +111,9 @@ ERRORS = [
 
 async def failing(mesh, *words):
     """Return the exit status and the error of an `xds config` that prints nothing."""
-    process = await asyncio.create_subprocess_exec(
-        *(XDS, "config", f"--xds-address={mesh.plane.address}", *words),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    assert out == b"", err
-    return process.returncode, err.decode()
+    result = await xds_here("config", f"--xds-address={mesh.plane.address}", *words)
+    assert result.stdout == "", result.stderr
+    return result.exit_code, result.stderr
 
 
 async def test_errors_have_a_message_and_status(loopback, tmp_path):
