@@ -28,7 +28,7 @@ from xds.testing import bootstrap
 
 pytestmark = pytest.mark.envoy
 
-CHANGES = 500
+CHANGES = 300
 WARM = 60.0
 """Time limit for a change on a busy machine, in seconds."""
 DRAIN = 10

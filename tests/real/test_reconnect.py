@@ -108,7 +108,7 @@ async def site(variant: Variant, directory, *, instances: int = 1):
         ]
         config = bootstrap("envoy", *(instance.port for instance in running), variant=variant)
         envoy = await stack.enter_async_context(EnvoyProcess("envoy", config, directory))
-        traffic = Traffic(targets=[Target(port, f"/{path}") for path in "abcd"], workers=4)
+        traffic = Traffic(targets=[Target(port, f"/{path}") for path in "abcd"], workers=4, pause=0.05)
         async with traffic:
             made = Site(running, envoy, traffic, History(world), apps)
             active = await made.active()

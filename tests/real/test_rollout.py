@@ -60,7 +60,7 @@ class Lines:
     """Whether the server speaks first. Its sidecar waits one second for the client to do so."""
     asked: int = 0
     failures: list[str] = field(default_factory=list)
-    pause: float = 0.02
+    pause: float = 0.05
 
     async def __aenter__(self) -> Self:
         self._ends = time.monotonic() + self.seconds

@@ -31,7 +31,7 @@ class Load:
     url: str
     connections: int = 8
     keep_alive: bool = True
-    pause: float = 0.02
+    pause: float = 0.05
     at_most: int = 200_000
     seconds: float = 600
     sent: list[Sent] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Requests without pause while something changes, and a record of each."""
+"""Requests at a steady rate while something changes, and a record of each."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Traffic:
 
     targets: Sequence[Target]
     workers: int = 6
-    pause: float = 0.01
+    pause: float = 0.02
     seconds: float = 600
     at_most: int = 400_000
     sent: list[Sent] = field(default_factory=list)
