@@ -79,13 +79,15 @@ class Page:
         self._last: tuple[Mesh, Results] | None = None
         """The facts and results of the last phase."""
         self.sleeps: dict[str, LocalPod] = {}
+        self.httpbins: dict[str, LocalPod] = {}
 
     async def deploy(self) -> None:
-        with_sidecar = []
+        """Start all pods. The sidecar of httpbin.full asks for the state of the world."""
         for namespace, sidecar in (("full", True), ("legacy", False)):
-            httpbin = self._httpbin("httpbin", namespace, "httpbin", sidecar=sidecar)
-            sleep = self.sleeps[namespace] = self.mesh.pod("sleep", namespace, sidecar=sidecar)
-            with_sidecar += [httpbin, sleep] if sidecar else []
+            httpbin = self.httpbins[namespace] = self._httpbin(
+                "httpbin", namespace, "httpbin", sidecar=sidecar
+            )
+            self.sleeps[namespace] = self.mesh.pod("sleep", namespace, sidecar=sidecar)
             await self._run(httpbin)
         migrated = self._httpbin("httpbin", "partial", "httpbin", sidecar=True)
         waiting = self._httpbin("httpbin-nosidecar", "partial", "default", sidecar=False)
@@ -93,7 +95,9 @@ class Page:
         await self._run(waiting)
         for namespace in ("full", "partial", "legacy"):
             self.mesh.service("httpbin", namespace, {"http": (8000, 8080)})
-        await self.mesh.start(*with_sidecar, migrated)
+        for sotw, pods in ((True, [self.httpbins["full"]]), (False, [self.sleeps["full"], migrated])):
+            self.mesh.sotw = sotw
+            await self.mesh.start(*pods)
 
     def _httpbin(self, name: str, namespace: str, account: str, *, sidecar: bool) -> LocalPod:
         return self.mesh.pod(name, namespace, sidecar=sidecar, account=account, labels={"app": "httpbin"})
@@ -143,13 +147,13 @@ class Page:
         return set(seen)
 
 
-@pytest.mark.parametrize("sotw", [True, False], ids=["sotw", "delta"])
-async def test_istio_task(loopback, tmp_path, sotw):
-    async with LocalMesh(loopback, tmp_path, sotw=sotw) as mesh:
+async def test_istio_task(loopback, tmp_path):
+    async with LocalMesh(loopback, tmp_path) as mesh:
         page = Page(mesh)
         await page.deploy()
-        sidecar = mesh.sidecar(page.sleeps["full"])
-        assert await mesh.plane.bootstrap("sleep.full", *(["--sotw"] if sotw else [])) == sidecar.bootstrap
+        sleep, httpbin = (mesh.sidecar(pods["full"]).bootstrap for pods in (page.sleeps, page.httpbins))
+        assert await mesh.plane.bootstrap("sleep.full") == sleep
+        assert await mesh.plane.bootstrap("httpbin.full", "--sotw") == httpbin
 
         # The installation starts with PERMISSIVE, and sidecars migrate pod by pod.
         assert await page.seen(AUTOMATIC) == AUTOMATIC

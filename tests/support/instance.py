@@ -25,6 +25,14 @@ from xds.server import Stream as ServerStream
 from xds.server import XdsServer
 
 _ROOT = Path(__file__).parents[2]
+_PROGRAM = f"""
+from xds.cli import startup
+startup.start()
+from {__spec__.name} import main
+startup.finish()
+main()
+"""
+"""It starts as `xds` does, in half the time: its messages have no validators."""
 
 
 class Instance:
@@ -52,8 +60,8 @@ class Instance:
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                "-m",
-                __spec__.name,
+                "-c",
+                _PROGRAM,
                 str(self.port),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -172,6 +180,7 @@ def _short(type_url: str) -> str:
     return type_url.rpartition(".")[2]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the program."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     asyncio.run(_serve(int(sys.argv[1])))
