@@ -60,13 +60,7 @@ def view(server: ServeProcess, name: str, /, **query: str) -> dict:
 
 
 def command(server: ServeProcess, *arguments: str) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-m", "xds", *arguments, "-o", "json", "--xds-address", f"127.0.0.1:{server.xds}"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    return json.loads(done.stdout)
+    return json.loads(xds(*arguments, "-o", "json", "--xds-address", f"127.0.0.1:{server.xds}").stdout)
 
 
 def without_ages(value):

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.serve_process import ServeProcess, serving
-from tests.sidecar.pods import Process, finished
+from tests.sidecar.pods import Process
 from tests.support.clients import Client
+from tests.support.controlplane import xds_here
 from tests.support.loopback import Loopback, free_port
 from tests.support.waiting import eventually
 from xds.mesh.identity.claims import UnauthenticatedError
@@ -108,10 +109,9 @@ class Site:
 
 async def status(plane: ServeProcess) -> str:
     """Return what `xds status` shows of the sidecar."""
-    where = f"--xds-address=127.0.0.1:{plane.xds}"
-    code, out, err = await finished(sys.executable, "-m", "xds", "status", "web.shop", where)
-    assert code == 0, out + err
-    return out
+    result = await xds_here("status", "web.shop", f"--xds-address=127.0.0.1:{plane.xds}")
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 async def is_synced(plane: ServeProcess, secrets: str = "2/2") -> bool:
