@@ -24,7 +24,6 @@ from xds.mesh.controlplane import objects_service
 from xds.mesh.controlplane.absence import Absences, Absent
 from xds.mesh.controlplane.problem_times import FoundProblem
 from xds.mesh.model.objects import Fact, Problem, Ref, Service
-from xds.mesh.rollout import machine
 from xds.mesh.sources.report import ReadObject
 from xds.mesh.v1 import objects_pb2 as pb
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
@@ -103,7 +102,7 @@ async def test_policy_that_no_longer_decides_waits_for_its_former_ports(plane: P
 
 async def test_port_without_room_in_the_plan_is_waited_for(plane: Plane, monkeypatch: pytest.MonkeyPatch):
     rollout, key = plane.controller.rollouts.rollout, (Ref("Pod", "shop", "web-1"), 8080)
-    monkeypatch.setattr(machine, "MAX_PORTS", 0)
+    monkeypatch.setattr("xds.mesh.rollout.rollout.MAX_PORTS", 0)
     rollout.pending.add(key)
     assert not rollout.has_unplanned_changes
     result = await told(plane, (POLICY, "--timeout=1s"), "  web-1.shop:8080 waiting for the API server")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tests.policy.world import HTTP, mesh, peer, pod, service
 from xds.mesh.controlplane.page.migration import compute_breaks, find_breaks, rows
 from xds.mesh.controlplane.page.observed import ObservedTraffic
-from xds.mesh.model.objects import Change, Mode, Ref, Served
+from xds.mesh.model.objects import Change, Mode, Ref, ServedDiff
 from xds.mesh.observe.counts import RETENTION
 from xds.mesh.observe.edges import Client, EdgeKey, Reporter, Target, Traffic, TrafficMode
 from xds.mesh.observe.workloads import target_of
@@ -147,7 +147,7 @@ async def test_strict_namespace_is_done():
 async def test_mode_in_force_is_the_served_one():
     world = mesh(*FACTS, peer("a", "STRICT"))
     ports = [(Ref("Pod", "a", name), port) for name in ("web", "db") for port in (0, 8080)]
-    held = world.with_served(Served(modes=dict.fromkeys(ports, Mode.PERMISSIVE)))
+    held = world.with_served(ServedDiff(modes=dict.fromkeys(ports, Mode.PERMISSIVE)))
     assert (await table(held))["a", ""]["modes"] == {"PERMISSIVE": 2}
     assert (await table(held))["a", ""]["stage"] == "ready"
 

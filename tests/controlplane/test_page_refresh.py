@@ -7,7 +7,7 @@ import asyncio
 from tests.policy.world import mesh, pod
 from xds.mesh.controlplane.page.refresh import Refresher
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Served
+from xds.mesh.model.objects import Change, ServedDiff
 
 
 class World:
@@ -38,7 +38,7 @@ async def test_result_is_computed_once_for_the_same_objects():
     world = World()
     assert world.refresher.value is None
     assert await asyncio.gather(world.refresher.get(), world.refresher.get()) == [1, 1]
-    world.mesh = world.mesh.with_served(Served(generation=5))
+    world.mesh = world.mesh.with_served(ServedDiff(generation=5))
     assert world.refresher.is_current
     assert await world.refresher.get() == 1
     assert len(world.computed) == 1

@@ -5,19 +5,22 @@ from __future__ import annotations
 import pytest
 
 from xds.mesh.controlplane.page.words import reason_words, traffic_words
-from xds.mesh.model.objects import Ref, Traffic
+from xds.mesh.model.objects import OutsideTraffic, Ref
 from xds.mesh.observe.edges import OTHER_ADDRESSES, address_words
 from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.reach import Failure
 
 
 def test_every_code_has_words():
-    traffic = [traffic_words(each, None) for each in Traffic]
+    traffic = [traffic_words(each, None) for each in OutsideTraffic]
     words = [*map(reason_words, (*Reason, *Failure)), *traffic]
     assert all(0 < len(text) <= 40 for text in words)
-    assert not {str(code) for code in (*Reason, *Failure, *Traffic)} & set(words)
+    assert not {str(code) for code in (*Reason, *Failure, *OutsideTraffic)} & set(words)
     source = Ref("Service", "shop", "web")
-    assert traffic_words(Traffic.OUTSIDE_CLIENT, source) == "clients outside the cluster (Service shop/web)"
+    assert (
+        traffic_words(OutsideTraffic.OUTSIDE_CLIENT, source)
+        == "clients outside the cluster (Service shop/web)"
+    )
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from tests.support.waiting import eventually
 from xds.mesh.model.objects import Change, Ref
 from xds.mesh.rollout import proxies
 from xds.mesh.rollout.observation import Report
-from xds.mesh.rollout.proxies import State
+from xds.mesh.rollout.proxies import ProxyState
 from xds.protocol.session import Session, Variant
 from xds.protocol.wire import Node
 from xds.server import StreamInfo, Subscriber
@@ -176,7 +176,7 @@ async def test_unknown_pods_do_not_block_and_leave_no_state() -> None:
             async with Sidecar(controller, f"unknown-{number}", "ns"):
                 pass
         names = [("ns", f"unknown-{number}") for number in range(50)]
-        assert {controller.rollouts.proxies.state(name) for name in names} == {State.UNKNOWN}
+        assert {controller.rollouts.proxies.state(name) for name in names} == {ProxyState.UNKNOWN}
         await becomes_strict(controller, web)
 
 

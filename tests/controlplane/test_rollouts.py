@@ -34,7 +34,7 @@ from xds.mesh.model.objects import ROLLOUT, Change, Mode, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout import driver, proxies
 from xds.mesh.rollout.progress import accepts_plaintext, port_waits
-from xds.mesh.rollout.proxies import State
+from xds.mesh.rollout.proxies import ProxyState
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER, SECRET, Resource
 
 NO_CLUSTER = f"Error adding/updating cluster(s) {WEB}: no"
@@ -312,7 +312,7 @@ async def test_disconnected_server_counts_until_the_timeout(monkeypatch) -> None
         await until_finished(controller)
         set_mode(controller, "PERMISSIVE")
         await eventually(
-            lambda: controller.rollouts.proxies.state(("ns", "web")) is State.UNKNOWN, timeout=WITHIN
+            lambda: controller.rollouts.proxies.state(("ns", "web")) is ProxyState.UNKNOWN, timeout=WITHIN
         )
 
 
@@ -331,7 +331,7 @@ async def test_new_client_is_held_while_servers_reconnect(
         await back.receive_earlier(*earlier("S"))
         await stack.enter_async_context(back)
         await eventually(lambda: ("ns", "client") in controller.publisher.deferred, timeout=WITHIN)
-        assert controller.rollouts.proxies.state(("ns", "client")) is State.RETURNED
+        assert controller.rollouts.proxies.state(("ns", "client")) is ProxyState.RETURNED
         await stack.enter_async_context(new)
         await eventually(lambda: ("ns", "other") in controller.publisher.deferred, timeout=WITHIN)
         web = Sidecar(controller, "web", "ns")
@@ -342,7 +342,7 @@ async def test_new_client_is_held_while_servers_reconnect(
         assert not new.uses_mtls(WEB)
         await web.release(LISTENER)
         await new.wait_for(lambda: new.uses_mtls(WEB))
-        assert controller.rollouts.proxies.state(("ns", "other")) is State.CURRENT
+        assert controller.rollouts.proxies.state(("ns", "other")) is ProxyState.CURRENT
 
 
 async def test_restarted_control_plane_recovers_active_modes(monkeypatch) -> None:
@@ -502,7 +502,7 @@ async def test_server_reports_again_if_another_replica_may_have_served_it(is_rep
             for _ in range(2):
                 async with web:
                     await web.wait_for(lambda: web.listeners)
-                assert tracker.state(("ns", "web")) is State.AWAY
+                assert tracker.state(("ns", "web")) is ProxyState.AWAY
         assert recover.call_count == reports
 
 

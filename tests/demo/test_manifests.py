@@ -7,7 +7,7 @@ from xds.demo.play import STEPS
 from xds.demo.pods import addresses, name_of
 from xds.demo.stage import EXAMPLES
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import DestinationRule, Mode, ModePolicy, Target
+from xds.mesh.model.objects import DestinationRule, Mode, ModePolicy, TargetSelector
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.parse import parse
 
@@ -65,7 +65,7 @@ def test_policies_are_those_of_the_istio_task(file, mode):
     policy = step(file)
     assert isinstance(policy, ModePolicy)
     assert (policy.namespace, policy.name, policy.mode) == ("full", "httpbin", mode)
-    assert policy.targets == (Target(service="httpbin"),)
+    assert policy.targets == (TargetSelector(service="httpbin"),)
 
 
 def test_destination_rule_is_that_of_the_istio_task():

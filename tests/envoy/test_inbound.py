@@ -13,8 +13,8 @@ from xds.mesh.model.objects import MeshConfig, Mode, Protocol
 CONFIG = MeshConfig()
 
 
-def port(protocol: Protocol, mode: Mode, number: int = 8080) -> inbound.Port:
-    return inbound.Port(number, protocol, mode, f"inbound|{number}||")
+def port(protocol: Protocol, mode: Mode, number: int = 8080) -> inbound.InboundPort:
+    return inbound.InboundPort(number, protocol, mode, f"inbound|{number}||")
 
 
 def named(protocol: Protocol, mode: Mode, *, by_port: bool = True) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ import pytest
 from tests.policy.world import HTTP, ROOT, mesh, peer, pod, policy, rule, service
 from xds.codec import message_class
 from xds.mesh.envoy import translate
-from xds.mesh.envoy.endpoints import Target, assignment
+from xds.mesh.envoy.endpoints import LoadTarget, assignment
 from xds.mesh.envoy.service import _Builder
 from xds.mesh.model.memory import MAX_UNUSED
 from xds.mesh.model.mesh import Mesh
@@ -141,7 +141,7 @@ def test_kind_without_clients_is_forgotten() -> None:
 @pytest.mark.parametrize("port", [1, 127, 128, 65535])
 def test_joined_assignment_equals_an_encoded_one(address: str, port: int) -> None:
     targets = [
-        Target(priority, region, zone, sub_zone, address, port, ready, mtls, weight)
+        LoadTarget(priority, region, zone, sub_zone, address, port, ready, mtls, weight)
         for priority, weight in ((0, 0), (1, 300))
         for region, zone in (("", ""), ("r", "z" * 200))
         for sub_zone, mtls in (("", False), ("istio", True))

@@ -14,10 +14,10 @@ from tests.support.waiting import eventually
 from xds.mesh.kube.replica_leases import ANNOTATION, LABEL, PLAN, PREFIX, ReplicaLeases, replica_name
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout.machine import Proposal
 from xds.mesh.rollout.observation import Ask, Generations, Report
 from xds.mesh.rollout.plan import Plan, StoredPlan, Transition
 from xds.mesh.rollout.reports import Reports
+from xds.mesh.rollout.rollout import NextPlan
 from xds.mesh.rollout.stages import Staged
 from xds.mesh.rollout.sync import ReplicaSync
 
@@ -33,7 +33,7 @@ REPORT = Report(
 TRANSITION = Transition(
     Staged(Mode.PERMISSIVE, 2, (Mode.DISABLE, Mode.PERMISSIVE)), Staged(Send.PLAINTEXT, 0, (Send.PLAINTEXT,))
 )
-PROPOSAL = Proposal(Plan(2, {KEY: TRANSITION}))
+PROPOSAL = NextPlan(Plan(2, {KEY: TRANSITION}))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ class Replica:
     def peers(self) -> list[Report]:
         return list(self.sync.reports.peers(asyncio.get_running_loop().time()).values())
 
-    def propose(self, proposal: Proposal) -> None:
+    def propose(self, proposal: NextPlan) -> None:
         """Propose a plan that replaces the one that was read last."""
         self.sync.propose(self.sync.share(0.0).version, proposal)
 
@@ -142,7 +142,7 @@ async def test_plan_of_the_leader_reaches_the_peer(cluster: Cluster, namespace: 
 
 
 async def test_only_one_of_two_leaders_stores_its_plan(cluster: Cluster, namespace: str) -> None:
-    other = Proposal(Plan(3, {(POD, 9090): TRANSITION}))
+    other = NextPlan(Plan(3, {(POD, 9090): TRANSITION}))
     async with (
         replica(cluster, namespace, "one", leads=True) as one,
         replica(cluster, namespace, "two", leads=True) as two,

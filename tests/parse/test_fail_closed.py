@@ -17,7 +17,7 @@ from xds.mesh.model.objects import (
     Pod,
     Problem,
     Ref,
-    Target,
+    TargetSelector,
     UnknownService,
 )
 from xds.mesh.model.traffic import ClientTls, TlsMode, TrafficPolicy
@@ -78,18 +78,18 @@ def test_refused_peer_authentication_is_strict(case: str) -> None:
     assert (fact.selector, fact.scope_unknown) == (selector, not known)
 
 
-POLICIES: dict[str, tuple[str, str, tuple[Target, ...], bool]] = {
+POLICIES: dict[str, tuple[str, str, tuple[TargetSelector, ...], bool]] = {
     "mode of the namespace": ("default", "{peers: [{mtls: {mode: X}}]}", (), True),
     "mode of a service": (
         "x",
         "{targets: [{name: web}], peers: [{mtls: {mode: X}}]}",
-        (Target(service="web"),),
+        (TargetSelector(service="web"),),
         True,
     ),
     "unknown field beside targets": (
         "x",
         "{targets: [{name: web}], peer: []}",
-        (Target(service="web"),),
+        (TargetSelector(service="web"),),
         True,
     ),
     "unknown field that may be targets": ("default", "{target: [{name: web}], peers: []}", (), False),

@@ -29,7 +29,7 @@ from xds.mesh.model.objects import (
     Service,
     ServiceAccount,
     ServicePort,
-    Target,
+    TargetSelector,
 )
 from xds.mesh.model.traffic import (
     ClientTls,
@@ -409,8 +409,8 @@ def test_alpha_policy_mode(peers: str, mode: Mode) -> None:
 def test_alpha_policy_targets() -> None:
     targets = "targets: [{name: web}, {name: api, ports: [{number: 80}, {name: http}]}], peers: [{mtls: {}}]"
     assert fact(POLICY % ("web", targets)).targets == (
-        Target(service="web"),
-        Target(service="api", ports=(80, "http")),
+        TargetSelector(service="web"),
+        TargetSelector(service="api", ports=(80, "http")),
     )
 
 

@@ -11,7 +11,7 @@ from math import inf
 
 from tests.policy.world import HTTP, TCP, peer, pod, rule, service
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, Pod, PortKey, Ref, Served
+from xds.mesh.model.objects import Change, Fact, MeshConfig, Mode, Pod, PortKey, Ref, ServedDiff
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.destination import served_client_rule
 from xds.mesh.policy.mtls import Send, decide, explicit_tls, sends_mtls, served_mode
@@ -257,7 +257,7 @@ class Proxies:
                 break
         assert not self.rollout.plan.ports, self.rollout.plan.ports
         assert not self.rollout.rules
-        assert self.mesh.served == Served(generation=self.mesh.served.generation)
+        assert self.mesh.served == ServedDiff(generation=self.mesh.served.generation)
         wanted = Mesh(self.facts.values(), self.config)
         assert {fact.ref: fact for fact in self.mesh.facts()} == {fact.ref: fact for fact in wanted.facts()}
         for name, server in self.servers.items():

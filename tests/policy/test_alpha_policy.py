@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.policy.world import mesh, meta, pod, policy, service
-from xds.mesh.model.objects import Mode, Protocol, ServicePort, Target, UnknownService
+from xds.mesh.model.objects import Mode, Protocol, ServicePort, TargetSelector, UnknownService
 from xds.mesh.policy.mtls import effective_mode
 
 NS = "test-namespace"
@@ -20,9 +20,11 @@ def port(number: int, name: str = "") -> ServicePort:
 POLICIES = (
     policy(NS, "DISABLE"),
     policy(NS, "STRICT", "mtls-strict-svc-port", name="strict"),
-    policy(NS, "PERMISSIVE", Target(service="mtls-permissive-svc-port", ports=(80,)), name="permissive"),
+    policy(
+        NS, "PERMISSIVE", TargetSelector(service="mtls-permissive-svc-port", ports=(80,)), name="permissive"
+    ),
     policy(NS, "DISABLE", "mtls-disable-svc", name="disable"),
-    policy(NS, "STRICT", Target(service="mtls-strict-svc-named-port", ports=("http",)), name="named"),
+    policy(NS, "STRICT", TargetSelector(service="mtls-strict-svc-named-port", ports=("http",)), name="named"),
 )
 
 
@@ -52,7 +54,7 @@ def test_port_policy_beats_older_service_policy():
         server,
         service("b", "ns", port(80, "http"), port(90)),
         policy("ns", "DISABLE", "b", name="b", age=9),
-        policy("ns", "STRICT", Target(service="b", ports=("http",)), name="b-http", age=1),
+        policy("ns", "STRICT", TargetSelector(service="b", ports=("http",)), name="b-http", age=1),
     )
     assert effective_mode(world, server, 80).mode is Mode.STRICT
     assert effective_mode(world, server, 90).mode is Mode.DISABLE
@@ -109,8 +111,8 @@ def test_mesh_policy_replaces_the_default_one():
 def test_unknown_targets_apply_to_every_port():
     server = pod("b", "ns")
     unknown = replace(policy("ns", "STRICT", name="unknown", age=5), scope_unknown=True)
-    younger = policy("ns", "DISABLE", Target(service="b", ports=(80,)), name="young", age=1)
-    older = policy("ns", "DISABLE", Target(service="b", ports=(80,)), name="old", age=9)
+    younger = policy("ns", "DISABLE", TargetSelector(service="b", ports=(80,)), name="young", age=1)
+    older = policy("ns", "DISABLE", TargetSelector(service="b", ports=(80,)), name="old", age=9)
     facts = (server, service("b", "ns", port(80, "http")), policy("ns", "PERMISSIVE"))
     for number in (80, 90):
         found = effective_mode(mesh(*facts, unknown, younger), server, number)

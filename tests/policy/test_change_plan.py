@@ -26,9 +26,9 @@ from xds.mesh.model.objects import (
     ContainerPort,
     Fact,
     MeshConfig,
+    OutsideTraffic,
     Pod,
     Ref,
-    Traffic,
 )
 from xds.mesh.model.redirection import Redirection
 from xds.mesh.policy.conflicts import overridden
@@ -313,7 +313,7 @@ def test_strict_refuses_direct_traffic(probes, annotations, refused):
     strict = world.apply(Change(applied=(peer("x", "STRICT"),)))
     found = plan(world, strict)
     assert [(str(refusal.traffic), refusal.port) for refusal in found.refusals] == refused
-    assert found.breaks is any(Traffic(traffic).is_certain for traffic, _ in refused)
+    assert found.breaks is any(OutsideTraffic(traffic).is_certain for traffic, _ in refused)
     assert {str(refusal.decided_by) for refusal in found.refusals} <= {"PeerAuthentication x/default"}
     assert plan(strict, strict).refusals == plan(strict, world).refusals == ()
 
@@ -431,8 +431,8 @@ def test_remedy_for_a_probe_is_injection():
         "exempt port 9090 (PeerAuthentication with a selector, mtls STRICT and portLevelMtls 9090 "
         "PERMISSIVE), or use PERMISSIVE in PeerAuthentication x/default"
     )
-    assert texts[Traffic.METRICS_PORT] == exempt
-    assert texts[Traffic.KUBELET_PROBE].startswith(
+    assert texts[OutsideTraffic.METRICS_PORT] == exempt
+    assert texts[OutsideTraffic.KUBELET_PROBE].startswith(
         "inject the sidecar with rewritten probes, or exempt port 8080 ("
     )
 

@@ -10,7 +10,7 @@ import pytest
 from tests.policy.world import peer, pod, policy
 from tests.support.callers import APP, CALLERS, EXPECTED
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import Change, Fact, Mode, Ref, Served, Traffic
+from xds.mesh.model.objects import Change, Fact, Mode, OutsideTraffic, Ref, ServedDiff
 from xds.mesh.policy.direct import (
     Refusal,
     call_steps,
@@ -414,7 +414,7 @@ def test_certain_traffic_hides_that_which_is_only_probable() -> None:
     before = world(APP, CALLERS["Ingress"], CALLERS["LoadBalancer"])
     (pod,) = before.pods()
     traffic = direct_traffic(before, pod, finish(call_steps(before)))
-    assert [each.traffic for each in traffic if each.port == 8080] == [Traffic.OUTSIDE_CLIENT]
+    assert [each.traffic for each in traffic if each.port == 8080] == [OutsideTraffic.OUTSIDE_CLIENT]
 
 
 def test_pod_on_the_host_network_is_not_told_to_add_a_sidecar() -> None:
@@ -458,7 +458,7 @@ def test_index_of_callers_is_kept_for_policies_and_rollouts() -> None:
     before = world(APP, CALLERS["APIService"])
     calls = finish(call_steps(before))
     assert finish(call_steps(applied(before, peer("shop", "STRICT")))) is calls
-    assert finish(call_steps(before.with_served(Served(generation=1)))) is calls
+    assert finish(call_steps(before.with_served(ServedDiff(generation=1)))) is calls
     (pod,) = before.pods()
     assert finish(call_steps(before.apply(Change(applied=(pod,))))) is not calls
 
@@ -554,7 +554,7 @@ def test_callers_of_services_are_clients(name: str) -> None:
         for clients in outside_clients(mesh).values()
         for client in clients
     }
-    is_certain = Traffic(traffic).is_certain and "monitoring/" not in source
+    is_certain = OutsideTraffic(traffic).is_certain and "monitoring/" not in source
     assert found == {(traffic, source, is_certain)}
     assert outside_clients(mesh) is outside_clients(mesh)
 

@@ -16,7 +16,7 @@ from xds.mesh.model.objects import (
     Pod,
     Ref,
     ServicePort,
-    Target,
+    TargetSelector,
     UnknownService,
 )
 from xds.mesh.model.traffic import Subset, TrafficPolicy
@@ -156,7 +156,7 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
         f"{POLICY}: target web.bank.svc.cluster.local is not a Service in namespace shop, {NONE}",
     ),
     "a port that a target does not have": (
-        [policy("shop", "STRICT", Target(service="web", ports=(80, 8080, "tcp")), name="lock")],
+        [policy("shop", "STRICT", TargetSelector(service="web", ports=(80, 8080, "tcp")), name="lock")],
         (
             f"{POLICY}: target web port 8080: the Service has no such port, {NONE} "
             "(its ports are 80 (http), 90 (tcp))"
@@ -166,7 +166,7 @@ INEFFECTIVE: dict[str, tuple[list[Fact], str]] = {
         [
             slices(none := replace(service("none", "shop"), ports=()), "10.0.0.1"),
             none,
-            policy("shop", "STRICT", Target(service="none", ports=(80,)), name="lock"),
+            policy("shop", "STRICT", TargetSelector(service="none", ports=(80,)), name="lock"),
         ],
         f"{POLICY}: target none port 80: the Service has no such port, {NONE}",
     ),
@@ -298,7 +298,9 @@ EFFECTIVE: dict[str, list[Fact]] = {
         pod("alone", "shop"),
         peer("shop", None, name="lock", ports={8081: "STRICT"}, app="alone"),
     ],
-    "targets": [policy("shop", "STRICT", "web", HOST, Target(service="web", ports=(80, "tcp")), name="lock")],
+    "targets": [
+        policy("shop", "STRICT", "web", HOST, TargetSelector(service="web", ports=(80, "tcp")), name="lock")
+    ],
     "policies of all": [policy("shop", "STRICT"), policy("", "STRICT")],
     "rules": [
         rule("shop", HOST, "DISABLE", name="exact", selector={"app": "web"}),

@@ -13,7 +13,7 @@ from xds.mesh.model.objects import (
     EndpointAddress,
     Mode,
     Ref,
-    Served,
+    ServedDiff,
 )
 from xds.mesh.model.traffic import TrafficPolicy
 from xds.mesh.policy.explain import _FAILURES, _REASONS, explain, explanations
@@ -220,18 +220,18 @@ def test_port_without_ready_endpoint():
 
 SERVED = {
     "server and client": (
-        Served(modes={(B.ref, 8080): Mode.PERMISSIVE}, mtls={(B.ref, 8080): False}),
+        ServedDiff(modes={(B.ref, 8080): Mode.PERMISSIVE}, mtls={(B.ref, 8080): False}),
         "a",
         (Send.PLAINTEXT, Mode.PERMISSIVE),
     ),
-    "server only": (Served(modes={(B.ref, 8080): Mode.PERMISSIVE}), "a", (Send.MTLS, Mode.PERMISSIVE)),
+    "server only": (ServedDiff(modes={(B.ref, 8080): Mode.PERMISSIVE}), "a", (Send.MTLS, Mode.PERMISSIVE)),
     "client without a sidecar": (
-        Served(modes={(B.ref, 8080): Mode.PERMISSIVE}),
+        ServedDiff(modes={(B.ref, 8080): Mode.PERMISSIVE}),
         "naked",
         (Send.PLAINTEXT, Mode.PERMISSIVE),
     ),
     "a rule that is not served yet": (
-        Served(rules={Ref("DestinationRule", "apps", "rule"): None}),
+        ServedDiff(rules={Ref("DestinationRule", "apps", "rule"): None}),
         "a",
         (Send.MTLS, Mode.STRICT),
     ),
@@ -249,12 +249,12 @@ def test_served_state_differs_during_a_rollout(served, client, expected):
 
 def test_tls_of_a_rule_is_served_as_such():
     world = mesh(*WORLD, rule("apps", HOST, "SIMPLE"), peer("apps", "STRICT"))
-    found = answer(world.with_served(Served(modes={(B.ref, 8080): Mode.PERMISSIVE})))
+    found = answer(world.with_served(ServedDiff(modes={(B.ref, 8080): Mode.PERMISSIVE})))
     assert found.served == (Send.TLS, Mode.PERMISSIVE)
 
 
 def test_server_without_sidecar_during_a_rollout():
-    found = answer(mesh(*WORLD).with_served(Served(mtls={(B.ref, 8080): False})), target="naked")
+    found = answer(mesh(*WORLD).with_served(ServedDiff(mtls={(B.ref, 8080): False})), target="naked")
     assert found.served == found.desired == (Send.PLAINTEXT, None)
 
 

@@ -23,7 +23,7 @@ from xds.mesh.model.objects import (
     Interception,
     Pod,
     Ref,
-    Served,
+    ServedDiff,
     Service,
 )
 from xds.mesh.model.traffic import TrafficPolicy
@@ -212,7 +212,7 @@ def test_explanation_names_the_owner_and_its_objects():
 
 def test_explanation_of_a_rollout_is_that_of_the_owner():
     world = mesh(CLIENT, WEB, OWNER, *taker(WEB.address, 9090))
-    served = world.with_served(Served(mtls={(WEB.ref, 9090): False}))
+    served = world.with_served(ServedDiff(mtls={(WEB.ref, 9090): False}))
     found, _ = called(served)
     (group,) = explain(served, CLIENT, found, found.ports)
     assert (group.explanation.desired.send, group.explanation.served.send) == ("mtls", "plaintext")

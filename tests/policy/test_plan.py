@@ -12,12 +12,12 @@ from tests.policy.world import HTTP, peer, pod, rule, service
 from xds.mesh.model.objects import Change, DestinationRule, Mode, Ref
 from xds.mesh.model.traffic import TlsMode
 from xds.mesh.policy.mtls import Send
-from xds.mesh.rollout import machine, planner
+from xds.mesh.rollout import planner
 from xds.mesh.rollout.driver import RolloutDriver
-from xds.mesh.rollout.machine import Proposal
 from xds.mesh.rollout.observation import MAX_LAGGING, Ask, Generations, Observed, Report
 from xds.mesh.rollout.plan import UNKNOWN, Phase, Plan, StoredPlan, StoredRule, Transition, rule_hash
 from xds.mesh.rollout.planner import Planner
+from xds.mesh.rollout.rollout import NextPlan
 from xds.mesh.rollout.stages import BOTH, Staged
 from xds.mesh.rollout.waits import WaitingFor
 
@@ -143,7 +143,7 @@ def test_new_port_starts_as_the_plan_serves_it():
         Staged(Send.PLAINTEXT, 0, (Send.PLAINTEXT,)),
     )
     new = (Ref("Pod", "ns", "web-3"), 8080)
-    world.rollout.adopt(world.mesh, Proposal(Plan(9, {new: staged})), world.now)
+    world.rollout.adopt(world.mesh, NextPlan(Plan(9, {new: staged})), world.now)
     assert new not in world.rollout.ports
     after = world.mesh.apply(Change(applied=(pod("web-3", "ns", app="web"), peer("ns", "STRICT"))))
     world.rollout.update(after, world.now)
@@ -155,7 +155,7 @@ def test_new_port_starts_as_the_plan_serves_it():
 def test_plan_for_an_earlier_pod_of_the_name_is_ignored():
     world = settled("DISABLE")
     stage = Staged(Mode.STRICT, 9, (Mode.STRICT,)), Staged(Send.MTLS, 9, (Send.MTLS,))
-    world.rollout.adopt(world.mesh, Proposal(Plan(9, {KEY: Transition(*stage, uid="gone")})), world.now)
+    world.rollout.adopt(world.mesh, NextPlan(Plan(9, {KEY: Transition(*stage, uid="gone")})), world.now)
     assert world.rollout.ports[KEY].mode is Mode.DISABLE
     proposal = Planner(world.rollout, world.mesh, world.observe(), world.now).propose()
     assert KEY not in proposal.plan.ports
@@ -176,7 +176,7 @@ def test_shared_plan_has_a_limited_number_of_ports(monkeypatch):
 
 
 def test_replica_asks_for_a_limited_number_of_ports(monkeypatch):
-    monkeypatch.setattr(machine, "MAX_ASKS", 3)
+    monkeypatch.setattr("xds.mesh.rollout.rollout.MAX_ASKS", 3)
     world = settled("DISABLE")
     mesh = world.mesh.apply(Change(applied=(peer("ns", "STRICT"),)))
     world.rollout.update(mesh, world.now)

@@ -25,7 +25,7 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import (
     EndpointAddress,
     Interception,
-    Target,
+    TargetSelector,
 )
 from xds.mesh.model.traffic import Subset, TrafficPolicy
 from xds.mesh.policy.mtls import decide
@@ -117,7 +117,7 @@ def test_mtls_enabled_matches_istio_global_mtls_on():
 def test_strict_port_fails_for_plaintext_rule():
     world = mesh(
         *WORLD,
-        policy("apps", "STRICT", Target(service="b", ports=("http",)), name="b-http"),
+        policy("apps", "STRICT", TargetSelector(service="b", ports=("http",)), name="b-http"),
         rule(ROOT, "*.local", "DISABLE"),
     )
     failing = {pair for pair, result in reach(world).items() if result == "fails"}
@@ -129,7 +129,7 @@ def test_alpha_policies_and_auto_mtls():
         *WORLD,
         policy("", "STRICT"),
         policy("apps", "DISABLE", "b", name="b"),
-        policy("apps", "STRICT", Target(service="b", ports=("http",)), name="b-http"),
+        policy("apps", "STRICT", TargetSelector(service="b", ports=("http",)), name="b-http"),
     )
     found = reach(world)
     assert all(result != "fails" for (client, _), result in found.items() if not client.startswith("naked"))

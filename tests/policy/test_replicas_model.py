@@ -13,10 +13,10 @@ from tests.policy.world import peer, rule
 from xds.mesh.model.objects import Mode, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.follower import Follower
-from xds.mesh.rollout.machine import Proposal, Rollout
 from xds.mesh.rollout.observation import Observed
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.planner import Planner
+from xds.mesh.rollout.rollout import NextPlan, Rollout
 from xds.mesh.rollout.rules import RuleSends
 from xds.mesh.rollout.stages import Staged
 from xds.mesh.rollout.sync import ReplicaSync
@@ -382,7 +382,7 @@ def accept_always(sync: ReplicaSync, _replaced: str, version: str, plan: StoredP
     sync.stored_proposal = sync._sent or sync.stored_proposal
 
 
-def accept_unstored(sync: ReplicaSync, version: str, proposal: Proposal) -> None:
+def accept_unstored(sync: ReplicaSync, version: str, proposal: NextPlan) -> None:
     propose(sync, version, proposal)
     sync.stored_proposal = proposal
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.policy.world import HTTP, mesh, peer, pod, rule, service
-from xds.mesh.model.objects import Mode, Served
+from xds.mesh.model.objects import Mode, ServedDiff
 from xds.mesh.policy.destination import served_rule_key
 from xds.mesh.policy.mtls import sends_mtls, sends_mtls_each
 
@@ -13,7 +13,7 @@ WEB = service("web", "ns", HTTP)
 def test_clients_with_equal_keys_are_served_the_same_rules():
     selecting = rule("ns", WEB.host, "DISABLE", selector={"app": "a"})
     held = rule("old", WEB.host, "DISABLE")
-    world = mesh(WEB, selecting).with_served(Served(rules={held.ref: held}))
+    world = mesh(WEB, selecting).with_served(ServedDiff(rules={held.ref: held}))
     assert served_rule_key(world, "ns", {"app": "a"}) == ("ns", (selecting.ref,))
     assert served_rule_key(world, "ns", {"app": "b"}) == ("ns", ())
     assert served_rule_key(world, "old", {}) == ("old", ())
@@ -25,7 +25,7 @@ def test_endpoints_are_decided_for_as_one_by_one():
     pods += [pod("web-s", "ns", app="web", only="s"), pod("web-p", "ns", sidecar=False, app="web")]
     world = mesh(WEB, *pods, peer("ns", "DISABLE"), peer("ns", "STRICT", name="s", only="s"))
     world = world.with_served(
-        Served(modes={(pods[0].ref, 8080): Mode.STRICT}, mtls={(pods[0].ref, 8080): True})
+        ServedDiff(modes={(pods[0].ref, 8080): Mode.STRICT}, mtls={(pods[0].ref, 8080): True})
     )
     endpoints = world.endpoints(WEB, HTTP)
     found = sends_mtls_each(world, None, HTTP, endpoints)

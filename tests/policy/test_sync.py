@@ -11,18 +11,18 @@ from tests.policy.world import peer, rule
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change, DestinationRule, Fact, Mode, Pod, Ref
 from xds.mesh.rollout.driver import JOIN_TIMEOUT, RolloutDriver
-from xds.mesh.rollout.machine import Proposal
 from xds.mesh.rollout.observation import Generations, Observed, Report
 from xds.mesh.rollout.plan import Plan, StoredPlan, StoredRule
 from xds.mesh.rollout.reports import Reports
+from xds.mesh.rollout.rollout import NextPlan
 from xds.mesh.rollout.stages import Staged
 from xds.mesh.rollout.sync import ReplicaSync
 
 KEY = (Ref("Pod", "ns", "web-1"), 8080)
 WEB = KEY[0]
 RULE = Ref("DestinationRule", "ns", "rule")
-FIRST = Proposal(Plan(generation=7))
-SECOND = Proposal(Plan(generation=8))
+FIRST = NextPlan(Plan(generation=7))
+SECOND = NextPlan(Plan(generation=8))
 CURRENT = Report(generation=5, servers=Generations(others=5), clients=Generations(others=5))
 READ = StoredPlan(1, members=frozenset({"own"}))
 # It serves a version of a rule that no longer exists.
@@ -170,7 +170,7 @@ def test_same_proposal_is_announced_once():
     sync = new("own")
     sync.on_change = lambda: calls.append(1)
     sync.propose("1", FIRST)
-    sync.propose("1", Proposal(Plan(generation=7)))
+    sync.propose("1", NextPlan(Plan(generation=7)))
     assert len(calls) == 1
     sync.propose("1", SECOND)
     sync.plan_read("2", StoredPlan(6, members=frozenset({"own"})))

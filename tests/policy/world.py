@@ -24,7 +24,7 @@ from xds.mesh.model.objects import (
     Ref,
     Service,
     ServicePort,
-    Target,
+    TargetSelector,
 )
 from xds.mesh.model.traffic import ClientTls, Subset, TlsMode, TrafficPolicy
 
@@ -96,13 +96,15 @@ def peer(
 
 
 def policy(
-    namespace: str, mode: str, *targets: str | Target, name: str = "default", age: float | None = None
+    namespace: str, mode: str, *targets: str | TargetSelector, name: str = "default", age: float | None = None
 ) -> ModePolicy:
     """An alpha Policy, or a MeshPolicy where there is no namespace."""
     return ModePolicy(
         meta=meta("Policy" if namespace else "MeshPolicy", namespace, name, age=age),
         mode=Mode(mode),
-        targets=tuple(Target(service=target) if isinstance(target, str) else target for target in targets),
+        targets=tuple(
+            TargetSelector(service=target) if isinstance(target, str) else target for target in targets
+        ),
     )
 
 

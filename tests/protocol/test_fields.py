@@ -18,7 +18,7 @@ from envoy_data_plane.envoy.service.discovery.v3 import (
 
 from tests.protocol.stream import NODE, Stream, subscribed, world
 from xds.protocol.session import Session, Variant
-from xds.protocol.wire import DeltaRequest, Request, parse_delta_request, parse_request
+from xds.protocol.wire import DeltaRequest, SotwRequest, parse_delta_request, parse_request
 from xds.snapshot import CLUSTER, ENDPOINT, Resource, ResourceSet
 
 REQUESTS = {Variant.SOTW: DiscoveryRequest, Variant.DELTA: DeltaDiscoveryRequest}
@@ -78,7 +78,7 @@ def test_r10_version_of_an_answer_is_ignored(version):
 def test_r47_locators_in_a_request_are_skipped():
     locator = ResourceLocator(name="a", dynamic_parameters={"env": "prod"})
     request = DiscoveryRequest(type_url=CLUSTER, resource_names=["b"], resource_locators=[locator])
-    assert parse_request(bytes(request)) == Request(type_url=CLUSTER, names=("b",))
+    assert parse_request(bytes(request)) == SotwRequest(type_url=CLUSTER, names=("b",))
     delta = DeltaDiscoveryRequest(
         type_url=CLUSTER,
         resource_names_subscribe=["b"],

@@ -25,8 +25,8 @@ from xds.protocol.wire import (
     DeltaRequest,
     ErrorDetail,
     Node,
-    Request,
     RequestError,
+    SotwRequest,
     parse_delta_request,
     parse_request,
 )
@@ -41,7 +41,7 @@ def test_request_is_decoded_as_the_other_codec_encoded_it(names, version, type_u
     message = DiscoveryRequest(
         resource_names=names, version_info=version, type_url=type_url, response_nonce=nonce
     )
-    assert parse_request(bytes(message)) == Request(
+    assert parse_request(bytes(message)) == SotwRequest(
         type_url=type_url, nonce=nonce, names=tuple(names), version=version
     )
 
@@ -249,4 +249,4 @@ def test_metadata_of_the_build_version_is_limited():
 
 
 def test_unknown_fields_are_skipped():
-    assert parse_request(b"\x22\x01t\xfa\x3e\x03new") == Request(type_url="t")
+    assert parse_request(b"\x22\x01t\xfa\x3e\x03new") == SotwRequest(type_url="t")

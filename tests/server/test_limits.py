@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from tests.server.proxies import REQUEST, Client
 from tests.support.waiting import eventually
 from xds.protocol.limits import Limits
-from xds.protocol.wire import Request
+from xds.protocol.wire import SotwRequest
 from xds.server import Refused, XdsServer, rest
 from xds.server.rest import RestServer
 from xds.snapshot import CLUSTER, ENDPOINT
@@ -135,7 +135,7 @@ async def test_polls_are_read_in_a_thread(polled, monkeypatch):
     """Reading a poll may take seconds, which would block the event loop."""
     parse, threads = rest._parse_json, []
 
-    def note(body: bytes, limits: Limits) -> Request:
+    def note(body: bytes, limits: Limits) -> SotwRequest:
         threads.append(threading.current_thread())
         return parse(body, limits)
 

@@ -24,7 +24,7 @@ xds describe pod httpbin-1.shop --kubernetes -o yaml
 """
 
 
-class Kind(StrEnum):
+class DescribedKind(StrEnum):
     """A kind of object to describe."""
 
     POD = "pod"
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 class DescribeOptions:
     """The arguments and options."""
 
-    kind: Annotated[Kind, typer.Argument(metavar="KIND", help="Kind to describe: pod.")]
+    kind: Annotated[DescribedKind, typer.Argument(metavar="KIND", help="Kind to describe: pod.")]
     name: Annotated[
         str,
         typer.Argument(metavar="POD.NAMESPACE", help="Pod to describe, or a prefix of its name."),

@@ -19,7 +19,7 @@ from xds.conformance import (  # noqa: F401 - they register checks
     check_transport,
 )
 from xds.conformance.rules import CHECKS, NOT_JUDGED, TITLES, Check, Level, Run
-from xds.conformance.served import Lookup, Served, ServedWorld
+from xds.conformance.served import Lookup, ServedNames, ServedWorld
 from xds.conformance.v1 import adapter_pb2 as pb
 from xds.conformance.wire import NeedsAdapterError, NotApplicableError, Variant, connect
 from xds.conformance.world import SET, CheckError, Set, World
@@ -163,7 +163,7 @@ async def run(
             await _wait_until_ready(server, f"{target} {how}", response_timeout)
         if node is None and not await _has_adapter(channel, method, adapter, target, response_timeout):
             node = _NODE
-        served: dict[Variant, Served] = {}
+        served: dict[Variant, ServedNames] = {}
         if node is not None:
             lookup = Lookup(
                 target=target, credentials=credentials, node=node, timeout=response_timeout, quiet=quiet

@@ -21,7 +21,7 @@ from xds.conformance.v1 import adapter_pb2 as pb
 from xds.conformance.wire import EndedError, NeedsAdapterError, NotApplicableError, Response, Variant, connect
 from xds.conformance.world import FULL, MANAGER, CheckError, World, class_of, parse
 
-Served = Mapping[str, tuple[str, ...]]
+ServedNames = Mapping[str, tuple[str, ...]]
 """Names of the resources that a server has, by the short name of their type."""
 MAX_NAMES = 10
 """Number of resources of a type that are looked up. No check needs more."""
@@ -36,7 +36,7 @@ class ServedWorld(World):
 
     is_fixed = True
 
-    def __init__(self, node: str, say: Callable[[str], None], served: Served) -> None:
+    def __init__(self, node: str, say: Callable[[str], None], served: ServedNames) -> None:
         super().__init__(_no_adapter, node, say)
         self._served, self._say = served, say
         self._real: dict[str, dict[str, str]] = {}
@@ -116,7 +116,7 @@ class Lookup:
     errors: list[str] = field(default_factory=list)
     """Errors that the server ended streams with."""
 
-    async def resources(self, variant: Variant) -> Served:
+    async def resources(self, variant: Variant) -> ServedNames:
         """Return the resources: clusters, listeners, and the assignments and routes that they refer to."""
         async with connect(self.target, self.credentials) as channel:
             received = partial(self._received, channel, variant)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from xds.protocol.events import Event, Nacked, Response
 from xds.protocol.sotw import SotwWatch
-from xds.protocol.wire import Request
+from xds.protocol.wire import SotwRequest
 from xds.snapshot import CLUSTER, Resource, ResourceSet
 
 
@@ -31,7 +31,7 @@ class FullStateWatch(SotwWatch):
         The client may have these resources in an unknown version.
         """
 
-    def receive(self, request: Request, now: float) -> list[Event]:
+    def receive(self, request: SotwRequest, now: float) -> list[Event]:
         """Process a request. If the first one has a version, the client had an earlier stream."""
         is_first = not self.requested
         events = super().receive(request, now)

@@ -33,7 +33,7 @@ from xds.protocol.watch import Watch
 from xds.protocol.wire import (
     DeltaRequest,
     Node,
-    Request,
+    SotwRequest,
     parse_delta_request,
     parse_request,
 )
@@ -389,13 +389,13 @@ class Session:
                 earliest = max(earliest, self._serving_since + min(_RESUME_TIMEOUT, self._patience))
         return earliest
 
-    def _resumes_warming(self, request: Request | DeltaRequest) -> bool:
+    def _resumes_warming(self, request: SotwRequest | DeltaRequest) -> bool:
         """Whether the first EDS request is from a client that reconnected while clusters were warming.
 
         Envoy sends no CDS request on the new stream until these clusters are warm. Its EDS request reports
         all assignments as received, although the warming clusters still wait for them.
         """
-        reconnected = request.version if isinstance(request, Request) else request.initial_versions
+        reconnected = request.version if isinstance(request, SotwRequest) else request.initial_versions
         return bool(reconnected) and not self._type_url and not self._watches[CLUSTER].requested
 
     def _resend_assignments(self, response: Response) -> None:

@@ -10,7 +10,7 @@ from xds.protocol.limits import size_of
 from xds.protocol.responses import encode_response, encode_string
 from xds.protocol.subscription import SubscriptionChange
 from xds.protocol.watch import Watch
-from xds.protocol.wire import ErrorDetail, Request
+from xds.protocol.wire import ErrorDetail, SotwRequest
 from xds.snapshot import ENDPOINT, Resource
 
 
@@ -25,7 +25,7 @@ class SotwWatch(Watch):
         super().__init__(type_url)
         self._nonce = ""
 
-    def receive(self, request: Request, now: float) -> list[Event]:
+    def receive(self, request: SotwRequest, now: float) -> list[Event]:
         """Process a request. If it answers an older response than the last, ignore its subscription.
 
         The client sends its subscription again when it answers the last response.

@@ -107,7 +107,7 @@ class ErrorDetail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class SotwRequest:
     """A DiscoveryRequest. It contains the whole subscription to a type, and may answer a response."""
 
     node: Node | None = None
@@ -146,7 +146,7 @@ class DeltaRequest:
     """
 
 
-def parse_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Request:
+def parse_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> SotwRequest:
     """Decode a DiscoveryRequest.
 
     Raises:
@@ -157,7 +157,7 @@ def parse_request(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Request:
     _check(message, limits, "resource_names")
     names = tuple(message.resource_names)
     limits.check_length("resource_names", names)
-    return Request(
+    return SotwRequest(
         node=_node(message),
         type_url=message.type_url,
         nonce=message.response_nonce,

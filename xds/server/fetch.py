@@ -11,7 +11,7 @@ from xds.protocol.events import Subscribed
 from xds.protocol.limits import Budgets, RequestError
 from xds.protocol.responses import encode_response
 from xds.protocol.subscription import Subscription
-from xds.protocol.wire import Request
+from xds.protocol.wire import SotwRequest
 from xds.server.proxies import Proxies, Refused, StreamInfo, Subscriber, no_snapshot, open_subscriber
 from xds.snapshot import Resource, ResourceSet, Snapshot
 
@@ -47,7 +47,7 @@ class FetchResult:
 
 async def fetch(
     proxies: Proxies,
-    request: Request,
+    request: SotwRequest,
     info: StreamInfo,
     budgets: Budgets,
     *,

@@ -21,7 +21,7 @@ from google.protobuf import json_format
 from xds.codec import message_class, pool, to_dict
 from xds.protocol.limits import DEFAULT_LIMITS, Budgets, Limits, RequestError
 from xds.protocol.session import Variant
-from xds.protocol.wire import Request, parse_request
+from xds.protocol.wire import SotwRequest, parse_request
 from xds.server.fair_share import FairExecutor
 from xds.server.fetch import FIRST_SNAPSHOT_TIMEOUT, fetch
 from xds.server.http import (
@@ -217,7 +217,7 @@ async def _handle_unknown(request: web.Request) -> web.Response:
     return _text_response(404, f"unknown path {request.path}; known paths: {', '.join(TYPES_BY_PATH)}")
 
 
-def _parse_json(body: bytes, limits: Limits) -> Request:
+def _parse_json(body: bytes, limits: Limits) -> SotwRequest:
     """Parse a DiscoveryRequest in JSON. Unknown fields of newer clients are ignored, as in protobuf."""
     message = message_class(f"{_DISCOVERY}.DiscoveryRequest")()
     try:

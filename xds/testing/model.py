@@ -76,7 +76,7 @@ class EnvoyModel:
         self._nonces: dict[str, str] = {}
         self._versions: dict[str, str] = {}
         """Version of the last accepted response of each type (SotW)."""
-        self._withheld: list[Request] = []
+        self._unsent: list[Request] = []
         """Answers to responses of clusters, which are sent when no cluster warms."""
         self._is_initialized = False
         """Whether the first clusters are warm."""
@@ -93,7 +93,7 @@ class EnvoyModel:
 
     def connect(self) -> list[Request]:
         """Start a stream, and return its first requests. They report the resources of an earlier stream."""
-        self._nonces, self._withheld = {}, []
+        self._nonces, self._unsent = {}, []
         self._subscribed = {}
         if not self._order:
             return [self._subscribe(CLUSTER)]
@@ -137,7 +137,7 @@ class EnvoyModel:
             requests.append(self._sotw_request(ENDPOINT))  # Envoy asks for their assignments again.
         answers = self._answer(kind, _error(kind, rejections))
         if kind == CLUSTER and self._withholds:
-            self._withheld += answers
+            self._unsent += answers
             return requests
         requests += self._initialize()
         if not self._withholds:
@@ -339,11 +339,11 @@ class EnvoyModel:
         return self._is_initialized and bool(self._warming)
 
     def _release(self) -> list[Request]:
-        """Return the withheld answers. In the SotW variant, the last one answers all."""
-        withheld, self._withheld = self._withheld, []
+        """Return the answers that were not sent. In the SotW variant, the last one answers all."""
+        unsent, self._unsent = self._unsent, []
         if CLUSTER not in self._subscribed:
             return [self._subscribe(CLUSTER)]
-        return withheld[-1:] if self.variant is Variant.SOTW else withheld
+        return unsent[-1:] if self.variant is Variant.SOTW else unsent
 
     def _initialize(self) -> list[Request]:
         """Subscribe to listeners when the first clusters are warm."""

@@ -14,9 +14,9 @@ from xds.mesh.controlplane.traffic_service import observed_edges
 from xds.mesh.envoy.features import describe_tls, features_of
 from xds.mesh.model.mesh import Endpoint
 from xds.mesh.model.names import pod_matching, ports_named
-from xds.mesh.observe.edges import Observed
+from xds.mesh.observe.edges import Edges
 from xds.mesh.policy.destination import could_apply
-from xds.mesh.policy.explain import Group, explanations, grouped
+from xds.mesh.policy.explain import Explained, explanations, grouped
 from xds.mesh.policy.reach import Result
 from xds.mesh.rollout.progress import rule_progress, service_progress
 from xds.mesh.v1 import policies_pb2 as pb
@@ -34,7 +34,7 @@ class Explainer:
         self,
         controller: Controller,
         discovery: DiscoveryService,
-        traffic: Observed | None,
+        traffic: Edges | None,
         request: pb.ExplainRequest,
     ) -> None:
         self._controller, self._mesh, self._traffic = controller, controller.mesh, traffic
@@ -70,7 +70,7 @@ class Explainer:
         return message
 
     async def _add_facts(
-        self, message: pb.Explanation, group: Group, group_message: pb.EndpointGroup
+        self, message: pb.Explanation, group: Explained, group_message: pb.EndpointGroup
     ) -> None:
         """Add what is served to a group, what its sidecars have ACKed, and what its endpoints wait for."""
         if group.explanation.served:

@@ -8,7 +8,7 @@ from itertools import islice
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.objects import Mode, Pod, Service
 from xds.mesh.policy.direct import Refusal, refusals
-from xds.mesh.policy.explain import ACCEPTS, SENDS, Decider, Explanation, Group, Served, Side
+from xds.mesh.policy.explain import ACCEPTS, SENDS, Configured, Decider, Explained, Explanation, Side
 from xds.mesh.policy.hop_text import workload_names
 from xds.mesh.policy.hops import Clients
 from xds.mesh.policy.mtls import Send
@@ -33,7 +33,9 @@ _SENDS = {
 }
 
 
-def explanation_message(mesh: Mesh, client: Pod, service: Service, groups: Sequence[Group]) -> pb.Explanation:
+def explanation_message(
+    mesh: Mesh, client: Pod, service: Service, groups: Sequence[Explained]
+) -> pb.Explanation:
     """Return what policies require of a client's connections to a service."""
     return pb.Explanation(
         client=f"{client.name}.{client.namespace}",
@@ -42,7 +44,7 @@ def explanation_message(mesh: Mesh, client: Pod, service: Service, groups: Seque
     )
 
 
-def configured(state: Served) -> pb.Configured:
+def configured(state: Configured) -> pb.Configured:
     """Return what a client sends and a server accepts."""
     return pb.Configured(send=_SENDS[state.send], mode=MODES[state.mode] if state.mode else None)
 
@@ -76,7 +78,7 @@ def _lags(proxy: pb.ProxyState) -> bool:
     return not (proxy.synced or proxy.may_be_on_other_replica)
 
 
-def _group(mesh: Mesh, group: Group) -> pb.EndpointGroup:
+def _group(mesh: Mesh, group: Explained) -> pb.EndpointGroup:
     explanation = group.explanation
     pods = {endpoint.pod.ref: endpoint.pod for endpoint in group.endpoints if endpoint.pod}.values()
     return pb.EndpointGroup(

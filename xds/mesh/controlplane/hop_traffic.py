@@ -12,7 +12,7 @@ from xds.mesh.v1 import policies_pb2 as pb
 from xds.mesh.v1.traffic_pb2 import TrafficEdge
 
 
-class _Seen(NamedTuple):
+class _ModeTraffic(NamedTuple):
     """Traffic in one mode."""
 
     rate: float
@@ -21,7 +21,7 @@ class _Seen(NamedTuple):
     """Unix time of the last report, in seconds."""
 
 
-_ByMode: TypeAlias = dict[TrafficMode, _Seen]
+_ByMode: TypeAlias = dict[TrafficMode, _ModeTraffic]
 
 
 class HopTraffic:
@@ -62,7 +62,7 @@ class HopTraffic:
         if target not in self._by_target:
             by_client = self._by_target[target] = {}
             for key, edge in self._edges.get(target, ()):
-                seen = _Seen(edge.rate(self._now), edge.last_seen)
+                seen = _ModeTraffic(edge.rate(self._now), edge.last_seen)
                 by_client.setdefault(key.client, {})[key.mode] = seen
         return self._by_target[target]
 

@@ -18,7 +18,7 @@ from xds.mesh.identity import CERTIFICATE
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Pod, Problem
-from xds.mesh.observe.edges import Client, Observed, Target
+from xds.mesh.observe.edges import Client, Edges, Target
 from xds.mesh.policy.explain import explanations
 from xds.mesh.policy.hops import hops
 from xds.mesh.policy.reach import Result
@@ -55,7 +55,7 @@ class RunningProblems:
     def __init__(
         self,
         controller: Controller,
-        traffic: Callable[[], Observed],
+        traffic: Callable[[], Edges],
         record: Callable[[SourceUpdate], None],
     ) -> None:
         self._controller, self._traffic, self._record = controller, traffic, record

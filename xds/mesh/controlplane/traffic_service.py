@@ -18,7 +18,7 @@ from xds.mesh.controlplane.controller import Controller
 from xds.mesh.controlplane.plan_traffic import ObservedPeriod, timestamp
 from xds.mesh.controlplane.replica_traffic import ReplicaTraffic
 from xds.mesh.model.objects import Pod, Service
-from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Observed, PodName
+from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, EdgeKey, Edges, PodName
 from xds.mesh.observe.merged import Missing
 from xds.mesh.observe.replica_codec import edge_message
 from xds.mesh.observe.strict import SeenTraffic
@@ -43,7 +43,7 @@ class TrafficService:
     def __init__(self, controller: Controller, replicas: ReplicaTraffic) -> None:
         self._controller = controller
         self._replicas = replicas
-        self.traffic: Observed = replicas.merged
+        self.traffic: Edges = replicas.merged
         """The observed traffic of all replicas."""
 
     @property
@@ -128,7 +128,7 @@ class TrafficService:
         return response
 
 
-def observed_edges(traffic: Observed, client: Pod, service: Service) -> list[pb.TrafficEdge]:
+def observed_edges(traffic: Edges, client: Pod, service: Service) -> list[pb.TrafficEdge]:
     """Return the traffic from a pod's service account to a service, in the order of the service's ports."""
     now = time.time()
     sender = Client(client.namespace, client.service_account)

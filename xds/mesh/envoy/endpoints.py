@@ -26,7 +26,7 @@ _DUAL_STACK_SUB_ZONE = "dual-stack"
 """Part of the sub-zone of endpoints with additional addresses."""
 
 
-class Target(NamedTuple):
+class LoadTarget(NamedTuple):
     """One endpoint of a ClusterLoadAssignment. Sorting groups by priority and locality."""
 
     priority: int
@@ -51,7 +51,7 @@ class Target(NamedTuple):
     """Other IP addresses. Envoy tries them if it cannot connect to `address`."""
 
 
-def target(endpoint: Endpoint, *, mtls: bool, place: Place = NO_PREFERENCE) -> Target:
+def target(endpoint: Endpoint, *, mtls: bool, place: Place = NO_PREFERENCE) -> LoadTarget:
     """Return the target for an endpoint.
 
     Args:
@@ -65,7 +65,7 @@ def target(endpoint: Endpoint, *, mtls: bool, place: Place = NO_PREFERENCE) -> T
         _DUAL_STACK_SUB_ZONE if endpoint.more_addresses else "",
         MTLS_SUB_ZONE if mtls else "",
     )
-    return Target(
+    return LoadTarget(
         place.priority,
         endpoint.region,
         endpoint.zone,
@@ -79,7 +79,7 @@ def target(endpoint: Endpoint, *, mtls: bool, place: Place = NO_PREFERENCE) -> T
     )
 
 
-def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -> Resource:
+def assignment(name: str, targets: Iterable[LoadTarget], sources: tuple[str, ...]) -> Resource:
     """Return a cluster's ClusterLoadAssignment.
 
     It can have thousands of endpoints, and a changed mode changes all of them: join encoded parts. The
@@ -100,7 +100,7 @@ def assignment(name: str, targets: Iterable[Target], sources: tuple[str, ...]) -
     return Resource.of(ENDPOINT, name, body, sources=sources)
 
 
-def _addresses(target: Target) -> bytes:
+def _addresses(target: LoadTarget) -> bytes:
     """Return the fields of an LbEndpoint with its addresses. They are the same in all modes."""
     more = [field(4, _address(address, target.port)) for address in target.more_addresses]
     return field(1, b"".join((_address(target.address, target.port), *more)))

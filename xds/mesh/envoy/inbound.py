@@ -47,11 +47,11 @@ _PLAINTEXT_ALPN = ("http/1.0", "http/1.1", "h2c")
 _TLS_ALPN = ("http/1.0", "http/1.1", "h2")
 
 
-class Port(NamedTuple):
+class InboundPort(NamedTuple):
     """A port of the pod, and how its inbound listener serves it."""
 
     number: int
-    """Port number; 0 for all ports that have no `Port` of their own."""
+    """Port number; 0 for all ports that have no `InboundPort` of their own."""
     protocol: Protocol
     """Protocol of the port."""
     mode: Mode
@@ -66,7 +66,7 @@ class Port(NamedTuple):
 
 
 @lru_cache(maxsize=8192)
-def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChain, ...]:
+def chains(config: MeshConfig, port: InboundPort, *, by_port: bool) -> tuple[FilterChain, ...]:
     """Return the filter chains of a port. With `by_port`, they match the destination port as well."""
     tls_sockets = {is_http: tls.server(config, http=is_http) for is_http in (True, False)}
     is_http = port.protocol.is_http
@@ -121,7 +121,7 @@ def chains(config: MeshConfig, port: Port, *, by_port: bool) -> tuple[FilterChai
     return tuple(result)
 
 
-def _http(port: Port, *, observed: bool = False) -> Filter:
+def _http(port: InboundPort, *, observed: bool = False) -> Filter:
     stat_prefix = f"inbound_{port.label}"
     host = VirtualHost(
         name=f"inbound|http|{port.number}", domains=["*"], routes=[to_cluster(port.cluster, retries=False)]
@@ -133,7 +133,7 @@ _LETTERS = {Mode.DISABLE: "D", Mode.PERMISSIVE: "P", Mode.STRICT: "S"}
 _MODES = {letter: mode for mode, letter in _LETTERS.items()}
 
 
-def encode_modes(ports: Iterable[Port]) -> str:
+def encode_modes(ports: Iterable[InboundPort]) -> str:
     """Encode the ports' modes as a tag for the listener's resource version, such as `0P8080S`."""
     return "".join(f"{port.number}{_LETTERS[port.mode]}" for port in ports)
 
@@ -154,14 +154,16 @@ def _inspectors() -> list[ListenerFilter]:
 
 
 def redirect_listener(
-    config: MeshConfig, ports: tuple[Port, ...], families: tuple[Family, ...], sources: tuple[str, ...]
+    config: MeshConfig, ports: tuple[InboundPort, ...], families: tuple[Family, ...], sources: tuple[str, ...]
 ) -> Resource:
     """Return the listener that iptables redirects all inbound connections of a pod to."""
     return replace(_redirect_listener(config, ports, families), sources=sources)
 
 
 @lru_cache(maxsize=8192)
-def _redirect_listener(config: MeshConfig, ports: tuple[Port, ...], families: tuple[Family, ...]) -> Resource:
+def _redirect_listener(
+    config: MeshConfig, ports: tuple[InboundPort, ...], families: tuple[Family, ...]
+) -> Resource:
     filter_chains = filters.refusing_chains(
         # No connection may reach the admin interface, or loop back to the sidecar.
         (config.proxy_listen_port, config.proxy_inbound_listen_port, ADMIN_PORT)
@@ -185,7 +187,7 @@ def _redirect_listener(config: MeshConfig, ports: tuple[Port, ...], families: tu
 
 @lru_cache(maxsize=8192)
 def port_listener(
-    config: MeshConfig, hosts: tuple[str, ...], port: Port, sources: tuple[str, ...]
+    config: MeshConfig, hosts: tuple[str, ...], port: InboundPort, sources: tuple[str, ...]
 ) -> Resource:
     """Return the listener of one port in interception mode NONE, bound to the pod's addresses `hosts`."""
     address, more_addresses = bound_to(hosts, port.number)

@@ -21,7 +21,7 @@ from xds.resources import Resource, resource
 NAME = "virtualOutbound"
 
 
-class Destination(NamedTuple):
+class OutboundAddress(NamedTuple):
     """An address and port that applications connect to, and its cluster."""
 
     address: str
@@ -93,7 +93,7 @@ def http_proxy_listener(config: MeshConfig, host: str) -> Resource:
     return resource(listener)
 
 
-def destination_listener(config: MeshConfig, spec: Destination, sources: tuple[str, ...]) -> Resource:
+def destination_listener(config: MeshConfig, spec: OutboundAddress, sources: tuple[str, ...]) -> Resource:
     """Return the listener for connections to one address and port."""
     name = f"{spec.address}_{spec.port}"
     listener = Listener(
@@ -112,7 +112,7 @@ def destination_listener(config: MeshConfig, spec: Destination, sources: tuple[s
 
 
 @lru_cache(maxsize=8192)
-def _chains(spec: Destination) -> tuple[FilterChain, ...]:
+def _chains(spec: OutboundAddress) -> tuple[FilterChain, ...]:
     domains, service_cluster = spec.service_route
     # The cluster of a single endpoint needs no hash.
     hash_key = None if domains else spec.hash_key

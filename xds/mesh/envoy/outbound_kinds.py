@@ -29,7 +29,7 @@ _MAX_LAYERS = 4096
 """Number of layers that a kind keeps. Clients without interception have layers of their own."""
 
 
-class Kind(NamedTuple):
+class ClientKind(NamedTuple):
     """A kind of clients."""
 
     namespace: str
@@ -110,24 +110,24 @@ class Outbound:
         return types
 
 
-def kind_of(mesh: Mesh, pod: Pod, features: Features) -> Kind:
+def kind_of(mesh: Mesh, pod: Pod, features: Features) -> ClientKind:
     """Return the kind of a client."""
     rules = served_rule_key(mesh, pod.namespace, pod.meta.labels)
     client = locality.client_of(mesh, pod)
-    return Kind(pod.namespace, rules, pod.interception, features, client, pod.families)
+    return ClientKind(pod.namespace, rules, pod.interception, features, client, pod.families)
 
 
-def known_outbound(mesh: Mesh, kind: Kind) -> Outbound | None:
+def known_outbound(mesh: Mesh, kind: ClientKind) -> Outbound | None:
     """Return the resources that clients of a kind share; None if a change may have affected them."""
     carried = mesh.memory.carried(kind)
     return carried.value if carried and not carried.services else None
 
 
-def build_outbound(mesh: Mesh, pod: Pod, kind: Kind) -> Generator[None, None, Outbound]:
+def build_outbound(mesh: Mesh, pod: Pod, kind: ClientKind) -> Generator[None, None, Outbound]:
     """Build or update the resources that a client shares with others of its kind."""
     carried = mesh.memory.carried(kind)
     known: Outbound | None = carried.value if carried else None
-    clients = _Clients(mesh, pod, kind)
+    clients = _KindBuilder(mesh, pod, kind)
     destinations = yield from clients.destinations()
     addresses = yield from clients.addresses()
     sets = (destinations.clusters, destinations.endpoints, addresses.listeners, addresses.routes)
@@ -157,12 +157,12 @@ class _Addresses(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Clients:
+class _KindBuilder:
     """Build what the clients of a kind share."""
 
     mesh: Mesh
     pod: Pod
-    kind: Kind
+    kind: ClientKind
 
     @property
     def is_intercepted(self) -> bool:

@@ -226,7 +226,7 @@ class _Assignment:
         self.group, self.mtls, self.client = group, mtls, client
 
     @cached_property
-    def targets(self) -> list[endpoints.Target]:
+    def targets(self) -> list[endpoints.LoadTarget]:
         """The endpoints, as the assignment describes them."""
         found, setting = self.group.endpoints, self.group.locality
         if setting is None:
@@ -358,7 +358,7 @@ class _Port:
                         cluster = self._addressed(endpoint)
                         yield routes.Host(own, number, cluster, protocol, is_endpoint=True, is_entry=is_entry)
 
-    def listeners(self, *, same_namespace: bool) -> Iterator[outbound.Destination]:
+    def listeners(self, *, same_namespace: bool) -> Iterator[outbound.OutboundAddress]:
         """Yield the listeners for the addresses of the service and its endpoints."""
         domains = routes.service_names(self.service, same_namespace=same_namespace)
         service_route = (routes.with_ports(domains, self.port.port, bare=True), self._addressed(None))
@@ -369,11 +369,11 @@ class _Port:
 
     def _listener(
         self, listener: Listener, service_route: tuple[tuple[str, ...], str]
-    ) -> outbound.Destination:
+    ) -> outbound.OutboundAddress:
         cluster = names.BLACK_HOLE if listener.is_closed else self._addressed(listener.endpoint)
         if listener.endpoint is None and not listener.is_closed:
             service_route = ((), "")  # All connections go to the cluster of the service anyway.
-        return outbound.Destination(
+        return outbound.OutboundAddress(
             listener.address,
             listener.number,
             self.port.protocol,

@@ -98,7 +98,7 @@ def _build_own(mesh: Mesh, pod: Pod, features: Features) -> OwnResources:
 @lru_cache(maxsize=8192)
 def _intercepted(
     config: MeshConfig,
-    ports: tuple[inbound.Port, ...],
+    ports: tuple[inbound.InboundPort, ...],
     families: tuple[Family, ...],
     sources: tuple[str, ...],
 ) -> OwnResources:
@@ -113,7 +113,7 @@ def _intercepted(
 @lru_cache(maxsize=8192)
 def _not_intercepted(  # noqa: PLR0917
     config: MeshConfig,
-    ports: tuple[inbound.Port, ...],
+    ports: tuple[inbound.InboundPort, ...],
     addresses: tuple[str, ...],
     app_address: str,
     loopback: str,
@@ -130,7 +130,7 @@ def _not_intercepted(  # noqa: PLR0917
 
 def _clusters(
     config: MeshConfig,
-    ports: tuple[inbound.Port, ...],
+    ports: tuple[inbound.InboundPort, ...],
     application: clusters.Application,
     sources: tuple[str, ...],
 ) -> tuple[Resource, ...]:
@@ -141,7 +141,7 @@ def _clusters(
     )
 
 
-def _decide_inbound_ports(mesh: Mesh, pod: Pod) -> tuple[tuple[inbound.Port, ...], tuple[Ref, ...]]:
+def _decide_inbound_ports(mesh: Mesh, pod: Pod) -> tuple[tuple[inbound.InboundPort, ...], tuple[Ref, ...]]:
     """Return the ports that the pod's inbound listeners serve, and the objects that decided their modes.
 
     They are the target ports of the pod's services. With interception, they also include ports with a
@@ -160,6 +160,6 @@ def _decide_inbound_ports(mesh: Mesh, pod: Pod) -> tuple[tuple[inbound.Port, ...
     for number in sorted(ports):
         protocol, cluster = ports[number]
         mode, decided_by, _ = served_mode(mesh, pod, number)
-        decided.append(inbound.Port(number, protocol, mode, cluster))
+        decided.append(inbound.InboundPort(number, protocol, mode, cluster))
         deciders.append(decided_by)
     return tuple(decided), tuple(deciders)

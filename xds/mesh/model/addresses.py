@@ -12,13 +12,13 @@ _NO_HOLDERS: Mapping[str, tuple[Ref, ...]] = {}
 _NO_SERVICES: Mapping[str | Ref, tuple[ServiceKey, ...]] = {}
 
 
-class Addresses:
+class AddressIndex:
     """Immutable index of live Pods, Services and ServiceEntries by address."""
 
     def __init__(self, holders: Mapping[str, tuple[Ref, ...]] = _NO_HOLDERS) -> None:
         self._holders = holders
 
-    def changed(self, changes: Iterable[tuple[Ref, Fact | None, Fact | None]]) -> Addresses:
+    def changed(self, changes: Iterable[tuple[Ref, Fact | None, Fact | None]]) -> AddressIndex:
         """Return the index after changes.
 
         Each change is the name of an object, its old version and its new version (None if there is none).
@@ -39,7 +39,7 @@ class Addresses:
             for address in new_addresses:
                 others = holders.get(address)
                 holders[address] = tuple(sorted((*others, ref))) if others else (ref,)
-        return self if holders is None else Addresses(holders)
+        return self if holders is None else AddressIndex(holders)
 
     def at(self, address: str) -> tuple[Ref, ...]:
         """Return the objects that have an address: Pods first, each kind by namespace and name."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, assert_never
 
-from xds.mesh.model.addresses import Addresses, Listings, addresses_of
+from xds.mesh.model.addresses import AddressIndex, Listings, addresses_of
 from xds.mesh.model.defaults import default_objects
 from xds.mesh.model.families import Family, family_of
 from xds.mesh.model.locality import Locality, locality_of
@@ -19,7 +19,7 @@ from xds.mesh.model.memory import Memory, ServiceKey, Touched
 from xds.mesh.model.namespace import NOTHING, NamespaceFacts
 from xds.mesh.model.objects import (
     TRAFFIC_KINDS,
-    Caller,
+    CallerFact,
     Change,
     DestinationRule,
     EndpointAddress,
@@ -31,7 +31,7 @@ from xds.mesh.model.objects import (
     Pod,
     PortKey,
     Ref,
-    Served,
+    ServedDiff,
     Service,
     ServiceAccount,
     ServiceEntry,
@@ -94,7 +94,7 @@ class ListedEndpoint(NamedTuple):
         return self.entry.address
 
     @property
-    def withheld(self) -> bool:
+    def is_unknown(self) -> bool:
         """Whether the entry names a Pod, but no known pod has its address.
 
         The Pod may have a sidecar, so what it accepts is unknown.
@@ -124,7 +124,7 @@ class Mesh:
         self.config = config or MeshConfig()
         by_ref = {fact.ref: fact for fact in facts}
         self._without_defaults: Mapping[str, NamespaceFacts] = _by_namespace(by_ref, {})
-        self._addresses = Addresses().changed((ref, None, fact) for ref, fact in by_ref.items())
+        self._addresses = AddressIndex().changed((ref, None, fact) for ref, fact in by_ref.items())
         self.memory = Memory()
         """Cached results, which the next mesh keeps unless the change may affect them."""
         self._listings = Listings().changed({}, self._without_defaults)
@@ -136,7 +136,7 @@ class Mesh:
         """Unexpected errors during translation, by the object that caused them."""
         self.touched: frozenset[ServiceKey] | None = None
         """Services that the last change may have affected; None for all."""
-        self.served = Served()
+        self.served = ServedDiff()
         """Differences between the served and the desired state, during rollouts."""
         self._add_defaults()
 
@@ -174,7 +174,7 @@ class Mesh:
         mesh.memory = self.memory.without(touched, deleted)
         return mesh
 
-    def with_served(self, served: Served) -> Mesh:
+    def with_served(self, served: ServedDiff) -> Mesh:
         """Return a mesh with the same facts and another served state. `self` is not modified."""
         changed: set[PortKey] = set()
         for old, new in ((self.served.modes, served.modes), (self.served.mtls, served.mtls)):
@@ -217,7 +217,7 @@ class Mesh:
         services: set[ServiceKey] = set()
         pods: list[Pod] = []
         match fact:
-            case Namespace() | ServiceAccount() | Caller():
+            case Namespace() | ServiceAccount() | CallerFact():
                 return  # They affect only predictions.
             case Pod():
                 pods += [fact, *self._pods_at(*addresses_of(fact))]
@@ -332,7 +332,7 @@ class Mesh:
         for namespace in sorted(self._all):
             yield from self._all[namespace].pods.values()
 
-    def callers(self) -> Iterator[Caller]:
+    def callers(self) -> Iterator[CallerFact]:
         """Yield every object that proves calls from outside the mesh, by namespace."""
         for namespace in sorted(self._all):
             yield from self._all[namespace].callers
@@ -401,7 +401,7 @@ class Mesh:
             for port in service.ports:
                 for endpoint in self.endpoints(service, port):
                     addresses.update((endpoint.address, *endpoint.more_addresses))
-                addresses.update(listed.address for listed in self.withheld(service, port))
+                addresses.update(listed.address for listed in self.unknown_endpoints(service, port))
             for address in addresses:
                 yield from (other.key for other in self.services_at(address))
 
@@ -417,7 +417,7 @@ class Mesh:
         A pod with several addresses is one endpoint.
 
         Endpoints come from EndpointSlices or Endpoints objects if the service has any, or else from its
-        selector. Entries whose Pod is unknown (`withheld`) are left out. Kubernetes does not know
+        selector. Entries whose Pod is unknown (`unknown_endpoints`) are left out. Kubernetes does not know
         WorkloadEntries, so they always come from the selector.
         """
         memo, key = self._lookups(service), ("endpoints", port)
@@ -436,7 +436,7 @@ class Mesh:
 
     def _from_listed(self, service: Service, port: ServicePort) -> Iterator[Endpoint]:
         for listed in self.listed_endpoints(service, port):
-            if not listed.withheld:
+            if not listed.is_unknown:
                 yield _endpoint(service, listed.entry.address, listed.port, listed.pod, listed.entry)
 
     def listed_endpoints(self, service: Service, port: ServicePort) -> Iterator[ListedEndpoint]:
@@ -448,9 +448,9 @@ class Mesh:
                         pod = self._pod_behind(entry, service.namespace)
                         yield ListedEndpoint(endpoints.ref, entry, target, pod)
 
-    def withheld(self, service: Service, port: ServicePort) -> tuple[ListedEndpoint, ...]:
-        """Return the entries for a service port whose Pod is unknown (`ListedEndpoint.withheld`)."""
-        return tuple(listed for listed in self.listed_endpoints(service, port) if listed.withheld)
+    def unknown_endpoints(self, service: Service, port: ServicePort) -> tuple[ListedEndpoint, ...]:
+        """Return the entries for a service port whose Pod is unknown (`ListedEndpoint.is_unknown`)."""
+        return tuple(listed for listed in self.listed_endpoints(service, port) if listed.is_unknown)
 
     def _pod_behind(self, entry: EndpointAddress, namespace: str) -> Pod | None:
         """Return the pod that has an entry's address.

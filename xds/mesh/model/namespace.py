@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from xds.mesh.model.objects import (
-    Caller,
+    CallerFact,
     DestinationRule,
     Endpoints,
     Fact,
@@ -152,9 +152,9 @@ class NamespaceFacts:
         return tuple(sorted(self._of(DestinationRule), key=lambda rule: rule.selector is None))
 
     @cached_property
-    def callers(self) -> tuple[Caller, ...]:
+    def callers(self) -> tuple[CallerFact, ...]:
         """Objects that prove calls from outside the mesh, oldest first."""
-        return self._of(Caller)
+        return self._of(CallerFact)
 
     @cached_property
     def _by_selector(self) -> Mapping[tuple[str, str], list[Service]]:
@@ -175,7 +175,7 @@ class NamespaceFacts:
 _INDEXES: Mapping[type, AbstractSet[str]] = {
     Pod: {"has_workload_entries", "pods", "_by_label"},
     Endpoints: {"endpoints"},
-    Caller: {"callers"},
+    CallerFact: {"callers"},
 }
 """For each kind that changes often, the indexes that depend on its objects."""
 

@@ -410,7 +410,7 @@ class ServiceEntry(Object):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class TargetSelector:
     """A target of a v1alpha1 Policy: a Service in the Policy's namespace."""
 
     service: str
@@ -429,7 +429,7 @@ class ModePolicy(Object):
     """spec.selector.matchLabels; empty for the whole namespace or mesh."""
     ports: Mapping[int, Mode | None] = field(default_factory=dict)
     """spec.portLevelMtls: modes by port of the workload; None (UNSET) to inherit the mode."""
-    targets: tuple[Target, ...] = ()
+    targets: tuple[TargetSelector, ...] = ()
     """Services that a v1alpha1 Policy targets; empty for the whole namespace or mesh."""
     scope_unknown: bool = False
     """Whether the selector or the targets of a rejected policy are unknown.
@@ -468,7 +468,7 @@ class DestinationRule(Object):
         return matches_host(self.host, host)
 
 
-class Traffic(StrEnum):
+class OutsideTraffic(StrEnum):
     """Plaintext traffic, in the sense of the mesh, from clients that are not pods of the mesh."""
 
     KUBELET_PROBE = "kubelet-probe"
@@ -497,11 +497,11 @@ class Traffic(StrEnum):
     def is_certain(self) -> bool:
         """Whether an object proves that the traffic exists and is not mutual TLS of the mesh."""
         return self not in {
-            Traffic.PROMETHEUS_TLS,
-            Traffic.GATEWAY,
-            Traffic.EXTERNAL_NAME,
-            Traffic.METRICS_PORT,
-            Traffic.POD_ADDRESS,
+            OutsideTraffic.PROMETHEUS_TLS,
+            OutsideTraffic.GATEWAY,
+            OutsideTraffic.EXTERNAL_NAME,
+            OutsideTraffic.METRICS_PORT,
+            OutsideTraffic.POD_ADDRESS,
         }
 
 
@@ -551,20 +551,20 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Caller(Object):
+class CallerFact(Object):
     """An object that proves calls from outside the mesh, such as a webhook, an Ingress or a monitor.
 
     An ExternalName Service is one if its name stands for a Service of the mesh.
     """
 
-    traffic: Traffic
+    traffic: OutsideTraffic
     """Kind of client."""
     calls: tuple[Call, ...]
     """What it connects to."""
 
-    def traffic_of(self, call: Call) -> Traffic:
+    def traffic_of(self, call: Call) -> OutsideTraffic:
         """Return the kind of client of a call."""
-        return Traffic.PROMETHEUS_TLS if call.has_certificate else self.traffic
+        return OutsideTraffic.PROMETHEUS_TLS if call.has_certificate else self.traffic
 
     def is_certain(self, call: Call, namespace: str) -> bool:
         """Whether it proves a call to a namespace for certain. Others may select its pods by mistake."""
@@ -582,7 +582,7 @@ Fact: TypeAlias = (
     | Endpoints
     | ServiceEntry
     | TrafficFact
-    | Caller
+    | CallerFact
 )
 
 
@@ -749,7 +749,7 @@ even if it breaks connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class ServedDiff:
     """Differences between the served state and the desired state, during rollouts."""
 
     generation: int = 0

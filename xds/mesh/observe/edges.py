@@ -217,7 +217,7 @@ def format_rate(value: float) -> str:
     return text + unit
 
 
-class Observed(Protocol):
+class Edges(Protocol):
     """Observed edges: `Traffic` of one replica, or `xds.mesh.observe.merged.MergedTraffic` of all."""
 
     @property

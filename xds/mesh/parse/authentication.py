@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 
-from xds.mesh.model.objects import ROLLOUT, Fact, Meta, Mode, ModePolicy, Target
+from xds.mesh.model.objects import ROLLOUT, Fact, Meta, Mode, ModePolicy, TargetSelector
 from xds.mesh.parse import names
 from xds.mesh.parse.core import TOP
 from xds.mesh.parse.fail_closed import FailClosed, as_oldest, oldest
@@ -107,7 +107,7 @@ def _v1alpha1_choice(mode: Field) -> AlphaMode | None:
     return mode.choice(AlphaMode, "for plaintext, remove spec.peers" if is_plaintext else "")
 
 
-def _targets(field: Field) -> Iterator[Target]:
+def _targets(field: Field) -> Iterator[TargetSelector]:
     for item in field.items():
         item.mapping("name labels ports", strict=True)
         name = item["name"].required().text()
@@ -121,7 +121,7 @@ def _targets(field: Field) -> Iterator[Target]:
             item["name"].name(names.label)
         if item["labels"].value:
             item["labels"].refuse("is not supported", "a PeerAuthentication selects workloads by labels")
-        yield Target(service=name, ports=tuple(_target_ports(item["ports"])))
+        yield TargetSelector(service=name, ports=tuple(_target_ports(item["ports"])))
 
 
 def _target_ports(field: Field) -> Iterator[int | str]:

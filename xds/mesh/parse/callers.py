@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
 
-from xds.mesh.model.objects import CLUSTER_DOMAIN, Call, Caller, Meta, Requirement, Traffic
+from xds.mesh.model.objects import CLUSTER_DOMAIN, Call, CallerFact, Meta, OutsideTraffic, Requirement
 from xds.mesh.parse.reading import Field
 
 _MAX_ENDPOINTS = 32
@@ -35,36 +35,36 @@ _AUTH_URL = "nginx.ingress.kubernetes.io/auth-url"
 """Annotation: the URL that the ingress controller calls to authenticate requests."""
 
 
-def webhooks(obj: Field, meta: Meta) -> Caller | None:
+def webhooks(obj: Field, meta: Meta) -> CallerFact | None:
     """Parse a ValidatingWebhookConfiguration or MutatingWebhookConfiguration."""
     hooks = _items(obj.value, "webhooks")
     configs = (_at(hook, "clientConfig") for hook in hooks)
-    return _caller(meta, Traffic.API_SERVER, map(_of_api_server, configs))
+    return _caller(meta, OutsideTraffic.API_SERVER, map(_of_api_server, configs))
 
 
-def api_service(obj: Field, meta: Meta) -> Caller | None:
+def api_service(obj: Field, meta: Meta) -> CallerFact | None:
     """Parse an APIService."""
-    return _caller(meta, Traffic.API_SERVER, [_of_api_server(_at(obj.value, "spec"))])
+    return _caller(meta, OutsideTraffic.API_SERVER, [_of_api_server(_at(obj.value, "spec"))])
 
 
-def custom_resource_definition(obj: Field, meta: Meta) -> Caller | None:
+def custom_resource_definition(obj: Field, meta: Meta) -> CallerFact | None:
     """Parse the conversion webhook of a CustomResourceDefinition."""
     conversion = _at(obj.value, "spec", "conversion")
     config = _at(conversion, "webhook", "clientConfig") or _at(conversion, "webhookClientConfig")
-    return _caller(meta, Traffic.API_SERVER, [_of_api_server(config)])
+    return _caller(meta, OutsideTraffic.API_SERVER, [_of_api_server(config)])
 
 
-def ingress(obj: Field, meta: Meta) -> Caller | None:
+def ingress(obj: Field, meta: Meta) -> CallerFact | None:
     """Parse an Ingress."""
     spec = _at(obj.value, "spec")
     backends = [_at(spec, "defaultBackend"), _at(spec, "backend")]
     for rule in _items(spec, "rules"):
         backends += (_at(path, "backend") for path in _items(rule, "http", "paths"))
     calls = [_of_backend(meta, backend) for backend in backends]
-    return _caller(meta, Traffic.GATEWAY, [*calls, _of_url(meta.annotations.get(_AUTH_URL))])
+    return _caller(meta, OutsideTraffic.GATEWAY, [*calls, _of_url(meta.annotations.get(_AUTH_URL))])
 
 
-def route(obj: Field, meta: Meta) -> Caller | None:
+def route(obj: Field, meta: Meta) -> CallerFact | None:
     """Parse a route of the Gateway API. A route whose parents are Services applies inside the mesh."""
     spec = _at(obj.value, "spec")
     parents = _items(spec, "parentRefs")
@@ -81,7 +81,7 @@ def route(obj: Field, meta: Meta) -> Caller | None:
         )
         for backend in backends
     )
-    return _caller(meta, Traffic.GATEWAY, calls)
+    return _caller(meta, OutsideTraffic.GATEWAY, calls)
 
 
 def _backends(rule: Any) -> Iterator[Any]:
@@ -92,7 +92,7 @@ def _backends(rule: Any) -> Iterator[Any]:
         yield from (_at(item, "requestMirror", "backendRef") for item in _items(part, "filters"))
 
 
-def virtual_service(obj: Field, meta: Meta) -> Caller | None:
+def virtual_service(obj: Field, meta: Meta) -> CallerFact | None:
     """Parse a VirtualService of Istio. It concerns clients outside the mesh if it names a gateway.
 
     Without hosts, it is the delegate of another VirtualService, which may name a gateway.
@@ -106,7 +106,7 @@ def virtual_service(obj: Field, meta: Meta) -> Caller | None:
         service, _, rest = host.partition(".") if isinstance(host, str) else ("", "", "")
         namespace = rest.partition(".")[0] or meta.ref.namespace
         calls.append(_call(service, namespace, port=_at(destination, "port", "number")))
-    return _caller(meta, Traffic.GATEWAY, calls)
+    return _caller(meta, OutsideTraffic.GATEWAY, calls)
 
 
 def _destinations(spec: Any) -> Iterator[Any]:
@@ -117,17 +117,17 @@ def _destinations(spec: Any) -> Iterator[Any]:
         yield _at(rule, "mirror")
 
 
-def service_monitor(obj: Field, meta: Meta) -> Caller | None:
+def service_monitor(obj: Field, meta: Meta) -> CallerFact | None:
     """Parse a ServiceMonitor of the Prometheus operator."""
     return _monitor(obj, meta, "endpoints", selects_pods=False)
 
 
-def pod_monitor(obj: Field, meta: Meta) -> Caller | None:
+def pod_monitor(obj: Field, meta: Meta) -> CallerFact | None:
     """Parse a PodMonitor of the Prometheus operator."""
     return _monitor(obj, meta, "podMetricsEndpoints", selects_pods=True)
 
 
-def _monitor(obj: Field, meta: Meta, endpoints: str, *, selects_pods: bool) -> Caller | None:
+def _monitor(obj: Field, meta: Meta, endpoints: str, *, selects_pods: bool) -> CallerFact | None:
     spec = _at(obj.value, "spec")
     selects_all = _at(spec, "namespaceSelector", "any") is True
     namespaces = _texts(_items(spec, "namespaceSelector", "matchNames")) or (meta.ref.namespace,)
@@ -145,7 +145,7 @@ def _monitor(obj: Field, meta: Meta, endpoints: str, *, selects_pods: bool) -> C
         )
         for endpoint in _items(spec, endpoints)[:_MAX_ENDPOINTS]
     )
-    return _caller(meta, Traffic.PROMETHEUS_SCRAPE, calls)
+    return _caller(meta, OutsideTraffic.PROMETHEUS_SCRAPE, calls)
 
 
 def _may_be_mesh_tls(spec: Any, endpoint: Any) -> bool:
@@ -228,10 +228,10 @@ def _texts(values: Iterable[Any]) -> tuple[str, ...]:
     return tuple(value for value in values if isinstance(value, str))
 
 
-def _caller(meta: Meta, traffic: Traffic, calls: Iterable[Call | None]) -> Caller | None:
+def _caller(meta: Meta, traffic: OutsideTraffic, calls: Iterable[Call | None]) -> CallerFact | None:
     """Return the fact; None if the object calls nothing."""
     distinct = tuple(dict.fromkeys(filter(None, calls)))
-    return Caller(meta=meta, traffic=traffic, calls=distinct) if distinct else None
+    return CallerFact(meta=meta, traffic=traffic, calls=distinct) if distinct else None
 
 
 def _at(value: Any, *names: str) -> Any:

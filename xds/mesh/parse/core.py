@@ -10,17 +10,17 @@ from xds.mesh.model.families import Family, family_of
 from xds.mesh.model.objects import (
     APP_ADDRESS,
     INTERCEPTION_MODE,
-    Caller,
+    CallerFact,
     ContainerPort,
     Fact,
     Interception,
     Meta,
     Namespace,
+    OutsideTraffic,
     Pod,
     Service,
     ServiceAccount,
     ServicePort,
-    Traffic,
     UnknownService,
 )
 from xds.mesh.model.redirection import REDIRECT_ALL
@@ -95,7 +95,7 @@ class IpFamily(StrEnum):
 _VERSIONS: dict[IpFamily, Family] = {IpFamily.IPV4: 4, IpFamily.IPV6: 6}
 
 
-class Phase(StrEnum):
+class PodPhase(StrEnum):
     """status.phase of a Pod."""
 
     PENDING = "Pending"
@@ -117,7 +117,7 @@ def service_account(obj: Field, meta: Meta) -> ServiceAccount:
     return ServiceAccount(meta=meta)
 
 
-def service(obj: Field, meta: Meta) -> Service | Caller | None:
+def service(obj: Field, meta: Meta) -> Service | CallerFact | None:
     """Parse a Service. One of type ExternalName is ignored, unless its name stands for another Service."""
     obj.mapping(f"{TOP} spec status")
     spec = obj["spec"].mapping(
@@ -132,7 +132,7 @@ def service(obj: Field, meta: Meta) -> Service | Caller | None:
         hint = "call the Service itself instead, so that sidecars use mutual TLS"
         hint = hint if call else "external names are not part of the mesh"
         spec["type"].notice("ExternalName is ignored", hint)
-        return Caller(meta=meta, traffic=Traffic.EXTERNAL_NAME, calls=(call,)) if call else None
+        return CallerFact(meta=meta, traffic=OutsideTraffic.EXTERNAL_NAME, calls=(call,)) if call else None
     if spec["trafficDistribution"]:
         spec["trafficDistribution"].notice("is ignored", "use a DestinationRule with outlierDetection")
     addresses, headless = _cluster_ips(spec)
@@ -235,7 +235,7 @@ def pod(obj: Field, meta: Meta) -> Pod:
         "topologySpreadConstraints volumes workloadRef schedulingGroup evictionResponders"
     )
     status = obj["status"].mapping()
-    phase = status["phase"].choice(Phase) or Phase.RUNNING
+    phase = status["phase"].choice(PodPhase) or PodPhase.RUNNING
     account = spec["serviceAccountName"].name(names.subdomain) or spec["serviceAccount"].name(names.subdomain)
     pod_ips = [
         names.canonical(item.mapping("ip")["ip"].required().name(names.address))
@@ -254,8 +254,8 @@ def pod(obj: Field, meta: Meta) -> Pod:
         address=address,
         more_addresses=more_addresses,
         service_account=account or "default",
-        ready=phase is Phase.RUNNING and not deleted and _is_ready(status),
-        ended=phase in (Phase.SUCCEEDED, Phase.FAILED),
+        ready=phase is PodPhase.RUNNING and not deleted and _is_ready(status),
+        ended=phase in (PodPhase.SUCCEEDED, PodPhase.FAILED),
         ports=tuple(_container_ports(spec)),
         probe_ports=probe_ports(spec),
         host_network=spec["hostNetwork"].boolean() or False,

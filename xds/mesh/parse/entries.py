@@ -60,7 +60,7 @@ class Resolution(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class _Workload:
+class _EntryFields:
     """The fields of a WorkloadEntry, or of an endpoint of a ServiceEntry."""
 
     address: str
@@ -74,7 +74,7 @@ class _Workload:
         return Pod(meta=meta, address=self.address, service_account=self.account, ports=tuple(ports))
 
 
-def _workload(spec: Field, own_labels: Mapping[str, str]) -> _Workload:
+def _workload(spec: Field, own_labels: Mapping[str, str]) -> _EntryFields:
     """Parse a workload. `own_labels` are labels of the object, which override those of the spec."""
     address = spec["address"].required().text()
     if error := names.address(address) if address else "":
@@ -95,7 +95,7 @@ def _workload(spec: Field, own_labels: Mapping[str, str]) -> _Workload:
         if error := names.label(name):
             number.refuse(f"{shown(name)} {error}")
         ports[name] = number.required().port()
-    return _Workload(names.canonical(address), ports, labels, account or "default")
+    return _EntryFields(names.canonical(address), ports, labels, account or "default")
 
 
 def workload_entry(obj: Field, meta: Meta) -> Pod:

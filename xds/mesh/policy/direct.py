@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Endpoint, Mesh
 from xds.mesh.model.names import natural_key
-from xds.mesh.model.objects import Call, Caller, Mode, Pod, Ref, Service, ServicePort, Traffic
+from xds.mesh.model.objects import Call, CallerFact, Mode, OutsideTraffic, Pod, Ref, Service, ServicePort
 from xds.mesh.model.scraping import SCRAPE, scraped_ports
 from xds.mesh.policy.hops import Clients, Grouping
 from xds.mesh.policy.mtls import enforced_mode
@@ -29,7 +29,7 @@ METRICS_PORT_NAMES = frozenset(
 class Refusal:
     """Direct traffic to pods that sidecars refuse after the change, and did not before."""
 
-    traffic: Traffic
+    traffic: OutsideTraffic
     """The traffic that sidecars refuse."""
     clients: tuple[Clients, ...]
     """The pods, by service account."""
@@ -46,7 +46,7 @@ class Refusal:
 class RefusalKey(NamedTuple):
     """What a refusal of one pod's traffic has in common with those of others."""
 
-    traffic: Traffic
+    traffic: OutsideTraffic
     port: int
     decided_by: Ref
     source: Ref | None
@@ -126,7 +126,7 @@ def group_refusals(found: Mapping[RefusalKey, Sequence[Pod]]) -> Steps[list[Refu
 
 def _rank(key: RefusalKey) -> tuple[object, ...]:
     return (
-        list(Traffic).index(key.traffic),
+        list(OutsideTraffic).index(key.traffic),
         key.port,
         natural_key(*key.decided_by),
         natural_key(*key.source or ()),
@@ -144,7 +144,7 @@ class DirectTraffic(NamedTuple):
 
     port: int
     """Port of the pod."""
-    traffic: Traffic
+    traffic: OutsideTraffic
     """The traffic."""
     source: Ref | None = None
     """Object that proves it; None if the pod does."""
@@ -153,7 +153,7 @@ class DirectTraffic(NamedTuple):
 
 
 Calls: TypeAlias = Mapping[Ref, Sequence[DirectTraffic]]
-"""The traffic that Services and `Caller` objects prove, by pod."""
+"""The traffic that Services and `CallerFact` objects prove, by pod."""
 
 
 def direct_traffic(mesh: Mesh, pod: Pod, calls: Calls) -> list[DirectTraffic]:
@@ -166,11 +166,11 @@ def direct_traffic(mesh: Mesh, pod: Pod, calls: Calls) -> list[DirectTraffic]:
         pod: the pod.
         calls: the result of `call_steps`.
     """
-    found = [DirectTraffic(port, Traffic.KUBELET_PROBE) for port in pod.probe_ports]
+    found = [DirectTraffic(port, OutsideTraffic.KUBELET_PROBE) for port in pod.probe_ports]
     declared = [port.port for port in pod.ports]
     scraped = scraped_ports(pod.meta.annotations, declared)
-    found += (DirectTraffic(port, Traffic.PROMETHEUS_SCRAPE) for port in scraped)
-    found += (DirectTraffic(port.port, Traffic.OUTSIDE_CLIENT) for port in pod.ports if port.published)
+    found += (DirectTraffic(port, OutsideTraffic.PROMETHEUS_SCRAPE) for port in scraped)
+    found += (DirectTraffic(port.port, OutsideTraffic.OUTSIDE_CLIENT) for port in pod.ports if port.published)
     found += calls.get(pod.ref, ())
     certain = {each.port for each in found if each.is_certain}
     found = [each for each in found if each.is_certain or each.port not in certain]
@@ -178,9 +178,9 @@ def direct_traffic(mesh: Mesh, pod: Pod, calls: Calls) -> list[DirectTraffic]:
     declared_by_services = _declared_by_services(mesh, pod)
     for port in pod.ports:
         if port.port not in known and port.name in METRICS_PORT_NAMES:
-            found.append(DirectTraffic(port.port, Traffic.METRICS_PORT, is_certain=False))
+            found.append(DirectTraffic(port.port, OutsideTraffic.METRICS_PORT, is_certain=False))
         elif port.port not in known | declared_by_services:
-            found.append(DirectTraffic(port.port, Traffic.POD_ADDRESS, is_certain=False))
+            found.append(DirectTraffic(port.port, OutsideTraffic.POD_ADDRESS, is_certain=False))
     return found
 
 
@@ -193,7 +193,7 @@ def _declared_by_services(mesh: Mesh, pod: Pod) -> set[int]:
 
 
 def call_steps(mesh: Mesh) -> Steps[Calls]:
-    """Return the traffic that Services and `Caller` objects prove, in steps."""
+    """Return the traffic that Services and `CallerFact` objects prove, in steps."""
     found: dict[Ref, list[DirectTraffic]] | None = mesh.lasting.get(call_steps)
     if found is None:
         distinct: dict[tuple[Ref, DirectTraffic], None] = {}
@@ -218,7 +218,7 @@ def call_steps(mesh: Mesh) -> Steps[Calls]:
 class OutsideClient(NamedTuple):
     """A client outside the mesh that calls a Service."""
 
-    traffic: Traffic
+    traffic: OutsideTraffic
     """The traffic."""
     source: Ref
     """Object that proves it."""
@@ -240,8 +240,8 @@ def outside_clients(mesh: Mesh) -> Mapping[tuple[ServiceKey, int], Collection[Ou
             if any(target in _scraped(service, target) for _, target in _endpoints(mesh, service, (port,)))
         ]
         for traffic, ports in (
-            (Traffic.OUTSIDE_CLIENT, service.ports if service.published else ()),
-            (Traffic.PROMETHEUS_SCRAPE, scraped),
+            (OutsideTraffic.OUTSIDE_CLIENT, service.ports if service.published else ()),
+            (OutsideTraffic.PROMETHEUS_SCRAPE, scraped),
         ):
             _add_client(found, service, ports, OutsideClient(traffic, service.ref, is_certain=True))
     for caller, call, namespaces in _calls(mesh):
@@ -272,7 +272,7 @@ def _add_client(
 
 def calls_to_unknown_pods(
     mesh: Mesh, namespaces: Collection[str] | None
-) -> Iterator[tuple[Caller, Ref | None]]:
+) -> Iterator[tuple[CallerFact, Ref | None]]:
     """Yield objects that prove calls to a Service of which no pod is known, with the Service.
 
     The Service is None for a monitor with an endpoint that selects no port of a known pod.
@@ -293,8 +293,8 @@ def calls_to_unknown_pods(
             yield caller, called
 
 
-def _calls(mesh: Mesh) -> Iterator[tuple[Caller, Call, Sequence[str]]]:
-    """Yield the calls of all `Caller` objects, with the namespaces that they concern."""
+def _calls(mesh: Mesh) -> Iterator[tuple[CallerFact, Call, Sequence[str]]]:
+    """Yield the calls of all `CallerFact` objects, with the namespaces that they concern."""
     every_namespace = [*mesh.namespaces()]
     for caller in mesh.callers():
         for call in (_without_alias(mesh, call) for call in caller.calls):
@@ -304,7 +304,7 @@ def _calls(mesh: Mesh) -> Iterator[tuple[Caller, Call, Sequence[str]]]:
 def _without_alias(mesh: Mesh, call: Call) -> Call:
     """Return a call to an ExternalName Service as a call to the Service that it stands for."""
     alias = mesh.get(Ref("Service", call.namespaces[0], call.service)) if call.service else None
-    if not isinstance(alias, Caller):
+    if not isinstance(alias, CallerFact):
         return call
     # The name of a port is that of the alias, and its target may have another one.
     return replace(alias.calls[0], port=call.port if isinstance(call.port, int) else None)
@@ -317,9 +317,9 @@ def _service_traffic(mesh: Mesh, service: Service) -> Iterator[tuple[Ref, Direct
         return
     for pod, port in _endpoints(mesh, service, service.ports):
         if service.published:
-            yield pod.ref, DirectTraffic(port, Traffic.OUTSIDE_CLIENT, service.ref)
+            yield pod.ref, DirectTraffic(port, OutsideTraffic.OUTSIDE_CLIENT, service.ref)
         for scraped in _scraped(service, port):
-            yield pod.ref, DirectTraffic(scraped, Traffic.PROMETHEUS_SCRAPE, service.ref)
+            yield pod.ref, DirectTraffic(scraped, OutsideTraffic.PROMETHEUS_SCRAPE, service.ref)
 
 
 def _scraped(service: Service, target: int) -> list[int]:

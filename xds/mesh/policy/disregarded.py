@@ -58,7 +58,7 @@ def _entries_of(mesh: Mesh, service: Service) -> Iterator[Disregarded]:
 
 def _listed_entries(mesh: Mesh, service: Service, listed: ListedEndpoint) -> Iterator[Disregarded]:
     address, target_ref = listed.address, listed.entry.pod
-    if listed.withheld:
+    if listed.is_unknown:
         what = f"{address} is ignored until its targetRef {target_ref} is known to have this address"
         yield Disregarded(listed.source, "PodUnknown", what)
         return

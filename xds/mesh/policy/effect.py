@@ -26,7 +26,7 @@ from xds.mesh.model.objects import (
     Ref,
     Service,
     ServicePort,
-    Target,
+    TargetSelector,
     TrafficFact,
 )
 from xds.mesh.parse.reading import nearest
@@ -244,7 +244,7 @@ def _ports(facts: NamespaceFacts, pa: ModePolicy, pods: list[Pod]) -> Iterator[_
             )
 
 
-def _target(facts: NamespaceFacts, policy: ModePolicy, target: Target) -> Iterator[_Finding]:
+def _target(facts: NamespaceFacts, policy: ModePolicy, target: TargetSelector) -> Iterator[_Finding]:
     if target.service in facts.unknown_services:
         return  # The Service was rejected: until it is repaired, the policy is STRICT for the namespace.
     service = facts.services.get(target.service.partition(".")[0])

@@ -106,7 +106,7 @@ class Side(NamedTuple):
     """Objects that the deciding object overrides, in order of precedence."""
 
 
-class Served(NamedTuple):
+class Configured(NamedTuple):
     """What the control plane currently serves. During a rollout, it can differ from the policies."""
 
     send: Send
@@ -137,9 +137,9 @@ class Explanation:
 
     Without a ready endpoint, `decided_by` is the EndpointSlice that names an unknown Pod, if any.
     """
-    desired: Served | None = None
+    desired: Configured | None = None
     """What policies require; None if the port has no ready endpoint."""
-    served: Served | None = None
+    served: Configured | None = None
     """What the control plane currently serves; None if the port has no ready endpoint."""
     identities: tuple[str, ...] = ()
     """SPIFFE IDs that the client accepts from the server; empty if it does not send mutual TLS."""
@@ -152,7 +152,7 @@ class Explanation:
         return f"{result}: {self.why}"
 
 
-class Group(NamedTuple):
+class Explained(NamedTuple):
     """Endpoints of a service port with the same explanation."""
 
     explanation: Explanation
@@ -193,15 +193,15 @@ def _class_of(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endp
     return server, endpoint.port, absence, served
 
 
-def grouped(found: Iterable[tuple[Explanation, Endpoint | None]]) -> tuple[Group, ...]:
+def grouped(found: Iterable[tuple[Explanation, Endpoint | None]]) -> tuple[Explained, ...]:
     """Return the endpoints that `explanations` yields, grouped by their explanation."""
     groups: dict[Explanation, list[Endpoint]] = {}
     for explanation, endpoint in found:
         groups.setdefault(explanation, []).extend([endpoint] if endpoint else [])
-    return tuple(Group(explanation, tuple(endpoints)) for explanation, endpoints in groups.items())
+    return tuple(Explained(explanation, tuple(endpoints)) for explanation, endpoints in groups.items())
 
 
-def explain(mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]) -> tuple[Group, ...]:
+def explain(mesh: Mesh, client: Pod, service: Service, ports: Iterable[ServicePort]) -> tuple[Explained, ...]:
     """Return the explanations for a client and service ports, grouped."""
     return grouped(explanations(mesh, client, service, ports))
 
@@ -247,7 +247,7 @@ def explain_endpoint(
         rules = rules_with_tls(mesh, client.namespace, client.meta.labels, found.service, found.port.port)
     overridden = (_decider(mesh, ref, decided_for.port) for ref in rules if ref != decision.decided_by)
     decided_by = _decider(mesh, decision.decided_by, decided_for.port) if decision.decided_by else None
-    desired = Served(decision.send, enforced.mode if enforced else None)
+    desired = Configured(decision.send, enforced.mode if enforced else None)
     result, reason, _ = found.answer
     failure = _FAILURES[reason] if isinstance(reason, Failure) else ""
     return Explanation(
@@ -323,14 +323,14 @@ def _is_rolling_out(mesh: Mesh) -> bool:
     return bool(mesh.served.modes or mesh.served.mtls or mesh.served.rules)
 
 
-def _served(mesh: Mesh, client: Pod, found: Connection, sent: Sent) -> Served:
+def _served(mesh: Mesh, client: Pod, found: Connection, sent: Sent) -> Configured:
     decision, endpoint, server = sent
     is_intercepted = enforced_mode(mesh, server) is not None
     mode = served_mode(mesh, server.pod, server.port).mode if server.pod and is_intercepted else None
     if not _uses_cluster(decision):
-        return Served(Send.PLAINTEXT, mode)
+        return Configured(Send.PLAINTEXT, mode)
     rule = served_client_rule(mesh, client.namespace, client.meta.labels, found.service)
-    return Served(_served_send(mesh, rule, found.port, endpoint), mode)
+    return Configured(_served_send(mesh, rule, found.port, endpoint), mode)
 
 
 def _served_send(mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint) -> Send:

@@ -70,7 +70,7 @@ def listeners_of(
             if mesh.may_answer(service, endpoint.address):
                 for number in dict.fromkeys((port.port, endpoint.port)):
                     yield Listener(endpoint.address, number, service, port, endpoint, passes_through=through)
-        for entry in mesh.withheld(service, port):
+        for entry in mesh.unknown_endpoints(service, port):
             # The entry's pod is unknown, so its mode is too. Without a listener for the address,
             # connections would pass through in plaintext.
             if mesh.may_answer(service, entry.address):

@@ -15,15 +15,9 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.model.applied import running_pod
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Endpoint, Mesh
-from xds.mesh.model.objects import TRAFFIC_KINDS, Caller, Change, Pod, Problem, Ref, Service, ServicePort
+from xds.mesh.model.objects import TRAFFIC_KINDS, CallerFact, Change, Pod, Problem, Ref, Service, ServicePort
 from xds.mesh.policy.conflicts import overridden_steps
-from xds.mesh.policy.direct import (
-    Refusal,
-    RefusalKey,
-    call_steps,
-    group_refusals,
-    refused_traffic,
-)
+from xds.mesh.policy.direct import Refusal, RefusalKey, call_steps, group_refusals, refused_traffic
 from xds.mesh.policy.effect import policy_without_effect, without_effect
 from xds.mesh.policy.hops import (
     Answers,
@@ -126,7 +120,7 @@ def scope_of(change: Change, before: Mesh, after: Mesh) -> Scope | None:
     refs = (*(fact.ref for fact in change.applied), *change.removed)
     if after.touched is None or any(ref.kind == "Pod" for ref in refs):
         return None  # Pods are clients too, and may call every service.
-    if any(isinstance(mesh.get(ref), Caller) for mesh in (before, after) for ref in refs):
+    if any(isinstance(mesh.get(ref), CallerFact) for mesh in (before, after) for ref in refs):
         return None  # It may call pods of other namespaces.
     namespaces = frozenset(ref.namespace for ref in refs if ref.kind != "DestinationRule")
     is_mesh_wide = not namespaces.isdisjoint(("", after.config.root_namespace))

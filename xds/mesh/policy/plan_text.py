@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from xds.mesh.model.objects import Ref, Traffic
+from xds.mesh.model.objects import OutsideTraffic, Ref
 from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hop_text import format_clients, format_target
 from xds.mesh.policy.plan import ChangePlan, Effect, HopChange
@@ -34,7 +34,7 @@ def format_pod_port(refusal: Refusal) -> str:
     return f"port {refusal.port} of {format_clients(refusal.clients)}"
 
 
-def format_outside_client(traffic: Traffic, source: Ref | None) -> str:
+def format_outside_client(traffic: OutsideTraffic, source: Ref | None) -> str:
     """Return a client outside the mesh as `TRAFFIC (KIND NAMESPACE/NAME)`, with the object that proves it."""
     return f"{traffic} ({source})" if source else str(traffic)
 

@@ -232,9 +232,9 @@ def answer_for(
 ) -> Answer:
     """Return the answer for one client and one endpoint; `server` is None without a ready endpoint."""
     if server is None:
-        withheld = mesh.withheld(service, port)
-        refs = (ref for listed in withheld for ref in (listed.source, listed.entry.pod))
-        failure = Failure.POD_UNKNOWN if withheld else Failure.NO_ENDPOINT
+        unknown = mesh.unknown_endpoints(service, port)
+        refs = (ref for listed in unknown for ref in (listed.source, listed.entry.pod))
+        failure = Failure.POD_UNKNOWN if unknown else Failure.NO_ENDPOINT
         return Answer(Result.FAILS, failure, _unique(refs))
     if server.contest:
         return _contested(mesh, sender, service, port, server, server.contest).answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xds.mesh.model.objects import PROBE_PORT, Pod, Traffic
+from xds.mesh.model.objects import PROBE_PORT, OutsideTraffic, Pod
 from xds.mesh.policy.direct import Refusal
 from xds.mesh.policy.hop_text import format_clients
 from xds.mesh.policy.mtls import Reason
@@ -13,13 +13,13 @@ _INCLUDE = "change the traffic annotations of {clients}"
 _OWNER = "let {clients} call a Service that owns the address"
 _HOST_NETWORK = "take {clients} off the host network and add a sidecar"
 _REFUSED = {
-    Traffic.KUBELET_PROBE: "inject the sidecar with rewritten probes",
-    Traffic.PROMETHEUS_SCRAPE: "let injection merge the metrics",
-    Traffic.PROMETHEUS_TLS: "check that the certificate of Prometheus is one of the mesh",
-    Traffic.OUTSIDE_CLIENT: "publish a gateway with a sidecar instead",
-    Traffic.GATEWAY: "add a sidecar to the gateway",
-    Traffic.EXTERNAL_NAME: "let clients call the Service itself instead of the ExternalName Service",
-    Traffic.POD_ADDRESS: "add the port to a headless Service, so that peers use mutual TLS",
+    OutsideTraffic.KUBELET_PROBE: "inject the sidecar with rewritten probes",
+    OutsideTraffic.PROMETHEUS_SCRAPE: "let injection merge the metrics",
+    OutsideTraffic.PROMETHEUS_TLS: "check that the certificate of Prometheus is one of the mesh",
+    OutsideTraffic.OUTSIDE_CLIENT: "publish a gateway with a sidecar instead",
+    OutsideTraffic.GATEWAY: "add a sidecar to the gateway",
+    OutsideTraffic.EXTERNAL_NAME: "let clients call the Service itself instead of the ExternalName Service",
+    OutsideTraffic.POD_ADDRESS: "add the port to a headless Service, so that peers use mutual TLS",
 }
 _FAILS = {
     Failure.NO_ENDPOINT: "check the Service's selector and targetPort, and whether its pods are ready",
@@ -96,7 +96,7 @@ def refusal_remedy(refusal: Refusal) -> str:
         f"exempt port {port} (PeerAuthentication with a selector, mtls STRICT and portLevelMtls {port} "
         f"PERMISSIVE), or use PERMISSIVE in {policy}"
     )
-    if refusal.traffic is Traffic.PROMETHEUS_SCRAPE and refusal.source:
+    if refusal.traffic is OutsideTraffic.PROMETHEUS_SCRAPE and refusal.source:
         annotated = "annotate the pods for Prometheus, so that injection merges the metrics"
         if refusal.source.kind == "Service":
             return f"{annotated}, and remove the annotations of {refusal.source}, or {exempt}"

@@ -12,7 +12,7 @@ What is desired, and what may be active:
 From one plan to the next:
     observation.py  the reports of replicas: which generations their proxies have ACKed
     waits.py        what a transition waits for, and what it skipped after the timeout
-    machine.py      `Rollout`: the desired and the served state, and the current plan
+    rollout.py      `Rollout`: the desired and the served state, and the current plan
     planner.py      `Planner`: makes the next plan from a `Rollout` and the reports
 
 Where the facts come from:

@@ -9,10 +9,10 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Change
 from xds.mesh.rollout.desired import rule_in
 from xds.mesh.rollout.follower import Follower
-from xds.mesh.rollout.machine import Proposal, Rollout
 from xds.mesh.rollout.observation import Observed, Report
 from xds.mesh.rollout.planner import Planner
 from xds.mesh.rollout.proxies import ProxyTracker
+from xds.mesh.rollout.rollout import NextPlan, Rollout
 from xds.mesh.rollout.rules import changed_rules
 from xds.mesh.rollout.sync import ReplicaSync
 
@@ -157,7 +157,7 @@ class RolloutDriver:
             follower.follow(shared, mesh, now)
             if follower.must_propose(shared, now):
                 follower.propose(self._propose(mesh, observed, now), shared, mesh, now)
-        served = rollout.state()
+        served = rollout.served()
         if shared:
             self._report = replace(
                 observed.own,
@@ -179,7 +179,7 @@ class RolloutDriver:
             # The plan contains these ports now. Do not count the reported modes as possible again.
             observed = replace(observed, own=replace(observed.own, asks={}))
 
-    def _propose(self, mesh: Mesh, observed: Observed, now: float) -> Proposal:
+    def _propose(self, mesh: Mesh, observed: Observed, now: float) -> NextPlan:
         """Return the next plan. First stop serving the rules that servers refuse in their reported modes."""
         planner = Planner(self.rollout, mesh, observed, now)
         if any(ask.is_from_server for report in observed for ask in report.asks.values()):

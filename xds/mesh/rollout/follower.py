@@ -5,8 +5,8 @@ from __future__ import annotations
 from math import inf
 
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.rollout.machine import Proposal, Rollout
 from xds.mesh.rollout.plan import Plan, StoredPlan
+from xds.mesh.rollout.rollout import NextPlan, Rollout
 from xds.mesh.rollout.sync import Shared
 
 
@@ -23,11 +23,11 @@ class Follower:
         """Whether this replica serves a plan of its own that could not be stored."""
         self.can_follow = True
         """False if the stored plan names a version of a DestinationRule that this replica does not have."""
-        self.proposal: tuple[str, Proposal] | None = None
+        self.proposal: tuple[str, NextPlan] | None = None
         """The plan to store next, with the version that it replaces."""
         self._adopted_plan: StoredPlan | None = None
         """The last plan that was read from the API server and then served."""
-        self._adopted_proposal: Proposal | None = None
+        self._adopted_proposal: NextPlan | None = None
         """The last plan of this replica that was stored and then served."""
         self._blocked_since = inf
         """When this replica began to wait: for its plan to be stored, or for a plan that it can follow."""
@@ -41,12 +41,12 @@ class Follower:
         self.can_follow = True
         if stored and stored is not self._adopted_plan and self._may_replace(stored):
             if plan := self.rollout.resolve(mesh, stored, now):
-                self._adopt(Proposal(plan), mesh, now)
+                self._adopt(NextPlan(plan), mesh, now)
                 self._adopted_plan = stored
             else:
                 self.can_follow = False
 
-    def _adopt(self, proposal: Proposal, mesh: Mesh, now: float) -> None:
+    def _adopt(self, proposal: NextPlan, mesh: Mesh, now: float) -> None:
         self.rollout.adopt(mesh, proposal, now)
         self.is_alone, self._blocked_since = False, inf
 
@@ -68,7 +68,7 @@ class Follower:
         is_cut_off = self.rollout.is_in_progress and shared.is_isolated
         return self._record_wait(self.rollout.has_unplanned_changes or is_cut_off or not self.can_follow, now)
 
-    def propose(self, proposal: Proposal, shared: Shared, mesh: Mesh, now: float) -> None:
+    def propose(self, proposal: NextPlan, shared: Shared, mesh: Mesh, now: float) -> None:
         """Have a plan stored. `follow` serves it once it is; if that takes too long, serve it here, alone."""
         # The stored plan is older than the served one if its Lease was deleted: store the served plan again.
         is_lost = shared.stored is None or shared.stored.generation < self.rollout.plan.generation

@@ -9,9 +9,9 @@ from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import MeshConfig, PortKey, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import Desired, has_running_sidecar, rule_in, services_at
-from xds.mesh.rollout.machine import MAX_PORTS, Port, Proposal, Rollout, as_recovered
 from xds.mesh.rollout.observation import Ask, Observed
 from xds.mesh.rollout.plan import UNKNOWN, Plan, RuleTransition, RuleVersion, Transition
+from xds.mesh.rollout.rollout import MAX_PORTS, NextPlan, PortState, Rollout, as_recovered
 from xds.mesh.rollout.rules import RuleSends, distinct, with_overlapping
 from xds.mesh.rollout.stages import ACCEPTED_SENDS, BOTH, MODE_ACCEPTING, Staged
 from xds.mesh.rollout.waits import (
@@ -56,7 +56,7 @@ class Planner:
         self._is_full = False
         """Whether some ports do not fit into the plan."""
 
-    def propose(self) -> Proposal:
+    def propose(self) -> NextPlan:
         """Return the plan that advances every transition as far as is safe."""
         current = self.rollout.plan
         ports = {key: self._confirm(key, transition) for key, transition in self._transitions()}
@@ -73,7 +73,7 @@ class Planner:
             for report in self.observed.peers.values()
         )
         unfinished = {key: port for key, port in ports.items() if not self._is_finished(key, port)}
-        return Proposal(
+        return NextPlan(
             Plan(self.generation if is_new else current.generation, unfinished, rules), self.skips
         )
 
@@ -112,7 +112,7 @@ class Planner:
                 asks.setdefault(key, []).append(ask)
         return {key: sorted(asked, key=lambda ask: not ask.is_from_server) for key, asked in asks.items()}
 
-    def _start(self, key: PortKey, port: Port) -> Transition:
+    def _start(self, key: PortKey, port: PortState) -> Transition:
         """Return a new transition of a port."""
         transition = start_transition(self.mesh, key, port, self.now)
         # The last transition skipped proxies that still lag. Count what they may use, and wait again.
@@ -273,7 +273,7 @@ class Planner:
         return timeout is None or self.now >= since + timeout
 
 
-def start_transition(mesh: Mesh, key: PortKey, port: Port, now: float) -> Transition:
+def start_transition(mesh: Mesh, key: PortKey, port: PortState, now: float) -> Transition:
     """Return a transition of a port from its served state."""
     return Transition(
         Staged(port.mode, 0, (port.mode,), now),

@@ -11,10 +11,10 @@ from xds.mesh.model.names import service_key
 from xds.mesh.model.objects import DestinationRule, Mode, PortKey, Ref
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import desired_ports
-from xds.mesh.rollout.machine import Port, Rollout
 from xds.mesh.rollout.observation import Observed
 from xds.mesh.rollout.plan import Phase, RuleTransition, Transition
 from xds.mesh.rollout.planner import start_transition
+from xds.mesh.rollout.rollout import PortState, Rollout
 from xds.mesh.rollout.waits import Wait, WaitingFor, port_wait, rule_wait
 
 API_SERVER = "the API server"
@@ -164,7 +164,7 @@ def port_progress(mesh: Mesh, rollouts: Rollouts, keys: Iterable[PortKey]) -> It
     for key in keys:
         if port := rollout.ports.get(key):
             transition = rollout.plan.ports.get(key) or start_transition(mesh, key, port, port.changed_at)
-            yield _waiting_endpoint(_Endpoint(key, transition, None), port, rollouts)
+            yield _waiting_endpoint(_Unfinished(key, transition, None), port, rollouts)
 
 
 def accepts_plaintext(rollout: Rollout, key: PortKey, transition: Transition) -> bool:
@@ -186,7 +186,7 @@ def _wait(key: PortKey, transition: Transition, rollouts: Rollouts) -> Wait:
     return Wait(WaitingFor.REPLICAS, 0, transition.started_at, lagging=(API_SERVER,))
 
 
-class _Endpoint(NamedTuple):
+class _Unfinished(NamedTuple):
     """An endpoint in transition; or a skipped transition, with what it waited for."""
 
     key: PortKey
@@ -194,19 +194,19 @@ class _Endpoint(NamedTuple):
     skipped: Wait | None
 
 
-def _endpoints_by_service(mesh: Mesh, rollout: Rollout) -> dict[tuple[str, str], list[_Endpoint]]:
+def _endpoints_by_service(mesh: Mesh, rollout: Rollout) -> dict[tuple[str, str], list[_Unfinished]]:
     """Return the endpoints to report, by namespace and name of their services."""
     endpoints = [
-        _Endpoint(key, transition, wait) for key, (transition, wait) in tuple(rollout.skipped.ports.items())
+        _Unfinished(key, transition, wait) for key, (transition, wait) in tuple(rollout.skipped.ports.items())
     ]
-    endpoints += (_Endpoint(key, transition, None) for key, transition in tuple(rollout.plan.ports.items()))
+    endpoints += (_Unfinished(key, transition, None) for key, transition in tuple(rollout.plan.ports.items()))
     # Ports that the plan does not contain yet.
     endpoints += (
-        _Endpoint(key, start_transition(mesh, key, port, port.changed_at), None)
+        _Unfinished(key, start_transition(mesh, key, port, port.changed_at), None)
         for key in rollout.pending - rollout.plan.ports.keys()
         if (port := rollout.ports.get(key))
     )
-    services: dict[tuple[str, str], list[_Endpoint]] = {}
+    services: dict[tuple[str, str], list[_Unfinished]] = {}
     for endpoint in endpoints:
         for service in {service_key(host) for host, _ in endpoint.transition.hosts}:
             services.setdefault(service, []).append(endpoint)
@@ -214,7 +214,7 @@ def _endpoints_by_service(mesh: Mesh, rollout: Rollout) -> dict[tuple[str, str],
 
 
 def _progress_of(
-    mesh: Mesh, namespace: str, name: str, endpoints: list[_Endpoint], rollouts: Rollouts
+    mesh: Mesh, namespace: str, name: str, endpoints: list[_Unfinished], rollouts: Rollouts
 ) -> ServiceProgress:
     service, rollout = mesh.service(namespace, name), rollouts.rollout
     ports = desired_ports(mesh, service) if service else ()
@@ -240,7 +240,7 @@ def _progress_of(
     )
 
 
-def _waiting_endpoint(endpoint: _Endpoint, port: Port, rollouts: Rollouts) -> WaitingEndpoint:
+def _waiting_endpoint(endpoint: _Unfinished, port: PortState, rollouts: Rollouts) -> WaitingEndpoint:
     key, transition, skipped = endpoint
     wait = skipped or _wait(key, transition, rollouts)
     # If clients were skipped, `transition` is out of date: the transition that continued tells what the

@@ -12,9 +12,9 @@ from typing import NamedTuple, TypeAlias
 from xds.mesh.envoy.inbound import decode_modes
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.objects import Ref
-from xds.mesh.rollout.machine import Rollout
 from xds.mesh.rollout.observation import Generations, Report
 from xds.mesh.rollout.planner import classification_delay
+from xds.mesh.rollout.rollout import Rollout
 from xds.protocol.session import Session
 from xds.server import Subscriber
 from xds.snapshot import CLUSTER, ENDPOINT, LISTENER
@@ -32,7 +32,7 @@ SUBSCRIBE_TIMEOUT = 1.0
 """Time to wait for a reconnected proxy to subscribe to listeners, which reveals those it has, in seconds."""
 
 
-class State(StrEnum):
+class ProxyState(StrEnum):
     """What is known about a proxy."""
 
     UNKNOWN = "unknown"
@@ -183,12 +183,12 @@ class _Proxy:
     """Whether it has subscribed to listeners, and thereby reported those that it had."""
 
     @property
-    def state(self) -> State:
+    def state(self) -> ProxyState:
         """What is known about the proxy."""
         if self.streams:
             is_behind = any(stream.caught_up_at == inf for stream in self.streams.values())
-            return State.RETURNED if is_behind else State.CURRENT
-        return State.AWAY if self.away else State.UNKNOWN
+            return ProxyState.RETURNED if is_behind else ProxyState.CURRENT
+        return ProxyState.AWAY if self.away else ProxyState.UNKNOWN
 
 
 class ProxyTracker:
@@ -208,10 +208,10 @@ class ProxyTracker:
         self._any_is_new = False
         """Whether any proxy has connected without one."""
 
-    def state(self, key: PodName) -> State:
+    def state(self, key: PodName) -> ProxyState:
         """Return what is known about a proxy."""
         proxy = self._proxies.get(key)
-        return proxy.state if proxy else State.UNKNOWN
+        return proxy.state if proxy else ProxyState.UNKNOWN
 
     # --- events of streams ----------------------------------------------------------------------------------
 
@@ -291,7 +291,7 @@ class ProxyTracker:
             key
             for pod in mesh.pods()
             if pod.has_sidecar and not pod.ended
-            if self.state(key := (pod.namespace, pod.name)) is State.UNKNOWN
+            if self.state(key := (pod.namespace, pod.name)) is ProxyState.UNKNOWN
         }
 
     def is_recovering(self, now: float) -> bool:

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from xds.mesh.rollout.machine import Proposal
 from xds.mesh.rollout.observation import Report
 from xds.mesh.rollout.plan import StoredPlan
 from xds.mesh.rollout.reports import Reports
+from xds.mesh.rollout.rollout import NextPlan
 
 
 class Shared(NamedTuple):
@@ -26,7 +26,7 @@ class Shared(NamedTuple):
     """The version of the stored plan; empty if none is stored, or if it was not read yet."""
     stored: StoredPlan | None
     """The stored plan; None if it was not read yet."""
-    stored_proposal: Proposal | None
+    stored_proposal: NextPlan | None
     """The last plan of this replica that was stored."""
     leads: bool
     """Whether this replica makes the plan."""
@@ -55,11 +55,11 @@ class ReplicaSync:
         """Called when there may be something to write."""
         self._stored: tuple[str, StoredPlan] | None = None
         """The plan that was read last, with the version of its object; "" if there is no such object."""
-        self._candidate: tuple[str, Proposal] | None = None
+        self._candidate: tuple[str, NextPlan] | None = None
         """The next plan, with the version that it replaces."""
-        self._sent: Proposal | None = None
+        self._sent: NextPlan | None = None
         """The plan that is being stored."""
-        self.stored_proposal: Proposal | None = None
+        self.stored_proposal: NextPlan | None = None
         """The last plan of this replica that was stored."""
 
     # --- the plan -------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ class ReplicaSync:
         version, stored = self._stored or ("", None)
         return Shared(version, stored, self.stored_proposal, self.leads(), self.reports.is_isolated(now))
 
-    def propose(self, version: str, proposal: Proposal) -> None:
+    def propose(self, version: str, proposal: NextPlan) -> None:
         """Set the plan to store next. It replaces a version of the stored plan."""
         known = self._candidate
         if known is None or (known[0], known[1].plan) != (version, proposal.plan):

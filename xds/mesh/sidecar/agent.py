@@ -19,7 +19,7 @@ import structlog
 
 from xds.mesh.identity.ca import Leaf
 from xds.mesh.sidecar import FORWARDED_SIGNALS
-from xds.mesh.sidecar.own_certificate import CertificateClient, OwnCertificate, RequestError
+from xds.mesh.sidecar.own_certificate import CertificateClient, IssueError, OwnCertificate
 from xds.server import XdsServer
 
 MIN_RETRY_DELAY, FIRST_MAX_RETRY_DELAY, MAX_RETRY_DELAY = 0.5, 5.0, 60.0
@@ -45,7 +45,7 @@ class Renewal:
                 leaf = await self._client.request()
                 self._own.set(leaf)
             except Exception as error:  # noqa: BLE001 - Envoy must keep its certificate
-                reason = str(error) if isinstance(error, RequestError) else f"{type(error).__name__}: {error}"
+                reason = str(error) if isinstance(error, IssueError) else f"{type(error).__name__}: {error}"
                 self._report(reason)
                 longest = MAX_RETRY_DELAY if self._leaf else FIRST_MAX_RETRY_DELAY
                 delay = min(MIN_RETRY_DELAY * 2**failures, longest)

@@ -25,7 +25,7 @@ CALL_TIMEOUT = 45.0
 """Timeout of a request in seconds. An external signer may take 30 s."""
 
 
-class RequestError(Exception):
+class IssueError(Exception):
     """The control plane issued no usable certificate; the text has the reason."""
 
 
@@ -51,7 +51,7 @@ class CertificateClient:
         try:
             token, roots = self.token.read_text("ascii").strip(), self.roots.read_bytes()
         except (OSError, ValueError) as error:
-            raise RequestError(f"the token or the roots cannot be read: {error}") from error
+            raise IssueError(f"the token or the roots cannot be read: {error}") from error
         key = PrivateKey.generate()
         try:
             chain = await self._call(key, token, roots)
@@ -59,9 +59,9 @@ class CertificateClient:
             self.identity = identity_of(pem)
             return read_signed(pem, key.public_key, self.identity, trusted, datetime.now(UTC)).with_key(key)
         except IdentityError as error:
-            raise RequestError(f"the control plane sent no usable certificate: {error}") from error
+            raise IssueError(f"the control plane sent no usable certificate: {error}") from error
         except grpc.aio.AioRpcError as error:
-            raise RequestError(f"{error.code().name}: {error.details()}") from error
+            raise IssueError(f"{error.code().name}: {error.details()}") from error
 
     async def _call(self, key: PrivateKey, token: str, roots: bytes) -> list[str]:
         options = (("grpc.enable_http_proxy", 0),)

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias, assert_never
 
 from xds.mesh.inject.workloads import FoundTemplate
 from xds.mesh.model.objects import (
-    Caller,
+    CallerFact,
     Change,
     DestinationRule,
     Endpoints,
@@ -319,7 +319,7 @@ def _leniency(fact: Fact | None) -> tuple[int, bool]:
             | Endpoints()
             | ServiceEntry()
             | DestinationRule()
-            | Caller()
+            | CallerFact()
         ):
             return 0, False
         case _:

@@ -18,7 +18,7 @@ from xds.mesh.controlplane.page.layout import (
     connect,
     link_box,
 )
-from xds.mesh.controlplane.page.observed import ObservedTraffic, Seen
+from xds.mesh.controlplane.page.observed import Flow, ObservedTraffic
 from xds.mesh.controlplane.page.words import reason_words
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.names import natural_key
@@ -59,7 +59,7 @@ class Selection(NamedTuple):
     fail, or for all possible ones in a mesh without observed traffic."""
 
 
-class _Connection(NamedTuple):
+class _MapConnection(NamedTuple):
     """A workload that calls a service."""
 
     workload: WorkloadKey
@@ -70,7 +70,7 @@ class _Connection(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Edge:
+class _MapEdge:
     """The connections between two nodes."""
 
     counts: dict[Result, int] = field(default_factory=lambda: dict.fromkeys(Result, 0))
@@ -78,9 +78,9 @@ class _Edge:
     reasons: dict[str, Result] = field(default_factory=dict)
     services: dict[ServiceKey, int] = field(default_factory=dict)
     """Number of workloads that call each service."""
-    worst: _Connection | None = None
+    worst: _MapConnection | None = None
     """One of the connections with the worst result."""
-    seen: Sequence[Seen] = ()
+    seen: Sequence[Flow] = ()
     """Its observed traffic."""
     is_failing: bool = False
     """Whether requests have failed lately."""
@@ -167,7 +167,7 @@ async def map_view(graph: Graph, selection: Selection, observed: ObservedTraffic
     }
 
 
-def _is_shown(edge: _Edge, only: str, *, is_possible: bool) -> bool:
+def _is_shown(edge: _MapEdge, only: str, *, is_possible: bool) -> bool:
     """Whether a filter selects an edge. By default, `is_possible` selects it without traffic."""
     fails = edge.is_failing or edge.result == "fails"
     is_unencrypted = edge.result in {"plaintext", "mixed"}
@@ -182,15 +182,15 @@ def _matching(graph: Graph, search: str) -> set[tuple[str, str]]:
     return {key for key in keys if all(word in f"{key[1]}.{key[0]}".lower() for word in words)}
 
 
-def _rank(edge: _Edge) -> tuple[int, bool, bool]:
+def _rank(edge: _MapEdge) -> tuple[int, bool, bool]:
     """Return the place of an edge: the worst first, then failing ones and those with traffic."""
     return _RANKS[edge.result], not edge.is_failing, not edge.seen
 
 
-async def _edges(graph: Graph, opened: set[str], observed: ObservedTraffic) -> dict[_EdgeKey, _Edge]:
+async def _edges(graph: Graph, opened: set[str], observed: ObservedTraffic) -> dict[_EdgeKey, _MapEdge]:
     """Return the connections between nodes, in slices of a few milliseconds."""
     checkpoint = Checkpoint()
-    edges: dict[_EdgeKey, _Edge] = {}
+    edges: dict[_EdgeKey, _MapEdge] = {}
     members: dict[int, dict[str, list[tuple[WorkloadKey, str]]]] = {}
     for prediction in graph.predictions:
         await checkpoint()
@@ -210,7 +210,7 @@ async def _edges(graph: Graph, opened: set[str], observed: ObservedTraffic) -> d
             if others:
                 edge = edges.get((node, target))
                 if edge is None:
-                    edge = edges[node, target] = _Edge()
+                    edge = edges[node, target] = _MapEdge()
                 _add(edge, prediction, others)
     traffic = observed.between_nodes(
         {key: _client_node(key, opened) for key in graph.workloads},
@@ -226,14 +226,14 @@ def _only(workloads: frozenset[WorkloadKey]) -> WorkloadKey:
     return next(iter(workloads)) if len(workloads) == 1 else ("", "")
 
 
-def _add(edge: _Edge, prediction: Prediction, callers: Sequence[tuple[WorkloadKey, str]]) -> None:
+def _add(edge: _MapEdge, prediction: Prediction, callers: Sequence[tuple[WorkloadKey, str]]) -> None:
     result, service = prediction.result, prediction.service
     edge.counts[result] += prediction.endpoints * len(callers)
     edge.services[service] = max(edge.services.get(service, 0), len(callers))
     if result is not Result.MTLS:
         edge.reasons.setdefault(prediction.reason, result)
     if edge.worst is None or RANKS[result] < RANKS[edge.worst.result]:
-        edge.worst = _Connection(*callers[0], service, result)
+        edge.worst = _MapConnection(*callers[0], service, result)
 
 
 def _without_endpoint(graph: Graph) -> dict[ServiceKey, str]:
@@ -291,7 +291,7 @@ def _bands(names: Iterable[str], nodes: Mapping[str, Mapping[str, Any]]) -> list
 
 
 async def _edge_values(
-    edges: Mapping[_EdgeKey, _Edge], layout: Layout | None, observed: ObservedTraffic
+    edges: Mapping[_EdgeKey, _MapEdge], layout: Layout | None, observed: ObservedTraffic
 ) -> list[dict[str, Any]]:
     """Return the edges as JSON values, worst first; without a layout, without positions."""
     checkpoint, values = Checkpoint(), []
@@ -333,12 +333,12 @@ async def _edge_values(
     return values
 
 
-def _label(edge: _Edge, observed: Mapping[str, Any] | None) -> str:
+def _label(edge: _MapEdge, observed: Mapping[str, Any] | None) -> str:
     """Return the text beside the symbol of an edge; empty if the symbol says everything."""
     return ", ".join(filter(None, (_predicted_label(edge), *_observed_labels(edge, observed))))
 
 
-def _predicted_label(edge: _Edge) -> str:
+def _predicted_label(edge: _MapEdge) -> str:
     counts = edge.counts
     total = sum(counts.values())
     if edge.result == "fails":
@@ -348,7 +348,7 @@ def _predicted_label(edge: _Edge) -> str:
     return f"{counts[Result.MTLS]} of {total}" if edge.result == "mixed" else ""
 
 
-def _observed_labels(edge: _Edge, observed: Mapping[str, Any] | None) -> Iterator[str]:
+def _observed_labels(edge: _MapEdge, observed: Mapping[str, Any] | None) -> Iterator[str]:
     """Yield the rate, the failures, and what was observed if the prediction does not say it."""
     if observed is None:
         return

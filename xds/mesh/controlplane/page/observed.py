@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from xds.mesh.controlplane.page.graph import OUTSIDE_KEY
 from xds.mesh.model.mesh import Mesh
 from xds.mesh.model.workload import WorkloadKey, workload_key
-from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, Observed, Target, TrafficMode, address_words
+from xds.mesh.observe.edges import UNENCRYPTED, Client, Edge, Edges, Target, TrafficMode, address_words
 
 TargetKey: TypeAlias = tuple[str, str]
 """Namespace and name of a `Target`: a service, or a pod for ports without a service."""
@@ -20,7 +20,7 @@ MAX_CLIENTS = 3
 """Maximum number of clients that a row of the migration view names."""
 
 
-class Seen(NamedTuple):
+class Flow(NamedTuple):
     """An observed edge."""
 
     client: Client
@@ -37,12 +37,12 @@ class ObservedTraffic:
         mesh: has the pods of the workloads.
     """
 
-    def __init__(self, traffic: Observed | None, mesh: Mesh) -> None:
+    def __init__(self, traffic: Edges | None, mesh: Mesh) -> None:
         self._now = time.time()
         self._accounts: dict[WorkloadKey, set[Client]] = {}
         self.from_outside: set[TargetKey] = set()
         """What clients called that are no pods of the mesh."""
-        self._by_target: dict[TargetKey, list[Seen]] = {}
+        self._by_target: dict[TargetKey, list[Flow]] = {}
         if traffic is None:
             return
         traffic.expire(self._now)
@@ -51,7 +51,7 @@ class ObservedTraffic:
                 Client(pod.namespace, pod.service_account)
             )
         for key, edge in traffic.edges():
-            seen = Seen(key.client, key.target, key.mode, edge)
+            seen = Flow(key.client, key.target, key.mode, edge)
             target = key.target.namespace, key.target.name
             self._by_target.setdefault(target, []).append(seen)
             if not key.client.namespace:
@@ -64,7 +64,7 @@ class ObservedTraffic:
 
     def between_nodes(
         self, clients: Mapping[WorkloadKey, str], services: Mapping[TargetKey, str]
-    ) -> Mapping[tuple[str, str], Sequence[Seen]]:
+    ) -> Mapping[tuple[str, str], Sequence[Flow]]:
         """Return the traffic between the nodes of a map, by their IDs.
 
         Args:
@@ -75,18 +75,18 @@ class ObservedTraffic:
         for workload in clients:
             for account in self._accounts.get(workload, ()):
                 nodes.setdefault(account, set()).add(clients[workload])
-        found: dict[tuple[str, str], list[Seen]] = {}
+        found: dict[tuple[str, str], list[Flow]] = {}
         for target in self._by_target.keys() & services:
             for seen in self._by_target[target]:
                 for node in nodes.get(seen.client, ()):
                     found.setdefault((node, services[target]), []).append(seen)
         return found
 
-    def has_failed(self, found: Iterable[Seen]) -> bool:
+    def has_failed(self, found: Iterable[Flow]) -> bool:
         """Whether requests of the last RATE_MINUTES have failed."""
         return any(seen.edge.has_failed(self._now) for seen in found)
 
-    def value(self, found: Sequence[Seen]) -> dict[str, Any]:
+    def value(self, found: Sequence[Flow]) -> dict[str, Any]:
         """Return traffic as JSON values: the rate of each mode, failures, and the age of the last request."""
         rates: dict[str, float] = {}
         for seen in found:
@@ -101,14 +101,14 @@ class ObservedTraffic:
 
     def plaintext_to(self, targets: Iterable[TargetKey]) -> list[dict[str, Any]]:
         """Return the traffic without encryption to targets, and who sent it: accepted, and then refused."""
-        by_mode: dict[TrafficMode, list[Seen]] = {}
+        by_mode: dict[TrafficMode, list[Flow]] = {}
         for seen in (seen for target in targets for seen in self._by_target.get(target, ())):
             by_mode.setdefault(seen.mode, []).append(seen)
         return [
             {"mode": str(mode), **self._plaintext(by_mode[mode])} for mode in UNENCRYPTED if mode in by_mode
         ]
 
-    def _plaintext(self, found: list[Seen]) -> dict[str, Any]:
+    def _plaintext(self, found: list[Flow]) -> dict[str, Any]:
         found.sort(key=lambda seen: -seen.edge.last_seen)
         clients = list(dict.fromkeys(seen.client for seen in found))
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xds.mesh.model.objects import Ref, Traffic
+from xds.mesh.model.objects import OutsideTraffic, Ref
 from xds.mesh.policy.mtls import Reason
 from xds.mesh.policy.reach import Failure
 
@@ -31,15 +31,15 @@ _REASONS = {
 """Codes that are reasons and failures have one text."""
 
 _TRAFFIC = {
-    Traffic.KUBELET_PROBE: "the kubelet's probes",
-    Traffic.API_SERVER: "the API server",
-    Traffic.OUTSIDE_CLIENT: "clients outside the cluster",
-    Traffic.PROMETHEUS_SCRAPE: "Prometheus",
-    Traffic.PROMETHEUS_TLS: "Prometheus, if its CA is not the mesh's",
-    Traffic.GATEWAY: "gateways that have no sidecar, if any",
-    Traffic.EXTERNAL_NAME: "clients of the external name, if any",
-    Traffic.METRICS_PORT: "scrapes of a metrics port, if any",
-    Traffic.POD_ADDRESS: "peers that use pod addresses, if any",
+    OutsideTraffic.KUBELET_PROBE: "the kubelet's probes",
+    OutsideTraffic.API_SERVER: "the API server",
+    OutsideTraffic.OUTSIDE_CLIENT: "clients outside the cluster",
+    OutsideTraffic.PROMETHEUS_SCRAPE: "Prometheus",
+    OutsideTraffic.PROMETHEUS_TLS: "Prometheus, if its CA is not the mesh's",
+    OutsideTraffic.GATEWAY: "gateways that have no sidecar, if any",
+    OutsideTraffic.EXTERNAL_NAME: "clients of the external name, if any",
+    OutsideTraffic.METRICS_PORT: "scrapes of a metrics port, if any",
+    OutsideTraffic.POD_ADDRESS: "peers that use pod addresses, if any",
 }
 
 
@@ -51,6 +51,6 @@ def reason_words(reason: str) -> str:
 _WORDS = {str(reason): words for reason, words in _REASONS.items()}
 
 
-def traffic_words(traffic: Traffic, source: Ref | None) -> str:
+def traffic_words(traffic: OutsideTraffic, source: Ref | None) -> str:
     """Return the clients outside the mesh, and the object that proves them."""
     return f"{_TRAFFIC[traffic]} ({source})" if source else _TRAFFIC[traffic]

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from xds.mesh.model.memory import ServiceKey
 from xds.mesh.model.mesh import Mesh
-from xds.mesh.model.objects import DestinationRule, Mode, PortKey, Ref, Served
+from xds.mesh.model.objects import DestinationRule, Mode, PortKey, Ref, ServedDiff
 from xds.mesh.policy.mtls import Send
 from xds.mesh.rollout.desired import Desired, desired_ports, has_running_sidecar, rule_in, services_at
 from xds.mesh.rollout.history import History
@@ -41,7 +41,7 @@ MAX_ASKS = 500
 
 
 @dataclass(slots=True)
-class Port:
+class PortState:
     """A port of a pod with a sidecar: what policies ask for, and what is served.
 
     The served state is also active, unless the plan contains a transition of the port.
@@ -75,7 +75,7 @@ class RolloutStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
+class NextPlan:
     """The next plan, and the waits that it ends because the timeout has passed."""
 
     plan: Plan
@@ -100,7 +100,7 @@ class Rollout:
         """The plan that is served."""
         self.skipped = Skips()
         """Transitions that skipped proxies or replicas which still lag."""
-        self.ports: dict[PortKey, Port] = {}
+        self.ports: dict[PortKey, PortState] = {}
         """All ports of pods with a sidecar that a Service exposes."""
         self.rules: dict[Ref, RuleTransition] = {}
         """DestinationRules in transition: pending, or served and not active yet. All others are absent."""
@@ -157,7 +157,7 @@ class Rollout:
             # No client uses a new port yet, so it starts in its desired state. Exception: the plan already
             # contains the port, because another replica has read the pod earlier, and serves it to clients.
             transition = self.plan.ports.get(key) if port is None else None
-            port = Port(desired, desired.mode, desired.send, now)
+            port = PortState(desired, desired.mode, desired.send, now)
             if transition:
                 port.mode, port.send = transition.listener.current, transition.clients.current
             elif any(rule.affects(services_at(mesh, key)) for rule in self.rules.values()):
@@ -178,7 +178,7 @@ class Rollout:
             self.ports.pop(key, None)
             self.pending.discard(key)
 
-    def _mark(self, key: PortKey, port: Port) -> None:
+    def _mark(self, key: PortKey, port: PortState) -> None:
         """Add a port to `pending`, or remove it."""
         if port.is_pending:
             self.pending.add(key)
@@ -270,7 +270,7 @@ class Rollout:
 
     # --- serving a plan -------------------------------------------------------------------------------------
 
-    def adopt(self, mesh: Mesh, proposal: Proposal, now: float) -> None:
+    def adopt(self, mesh: Mesh, proposal: NextPlan, now: float) -> None:
         """Serve a plan, and record the transitions that it skipped.
 
         `mesh` may be newer than the one that the plan was made for.
@@ -349,10 +349,10 @@ class Rollout:
             served = replace(served, generation=stored.generation).widen((UNKNOWN,), stored.generation, now)
         return RuleTransition(served.settle() if stored.is_settled else served, desired)
 
-    def state(self) -> Served:
-        """Return the served state of the ports and rules where it is not the desired one."""
+    def served(self) -> ServedDiff:
+        """Return the served state of ports and rules where it differs from the desired state."""
         pending = {key: port for key in self.pending if (port := self.ports.get(key))}
-        return Served(
+        return ServedDiff(
             generation=self.plan.generation,
             modes={key: port.mode for key, port in pending.items() if port.mode is not port.desired.mode},
             mtls={
@@ -385,7 +385,7 @@ class Rollout:
                 del self.skipped.ports[key]
 
 
-def as_recovered(port: Port, mode: Mode) -> Port:
+def as_recovered(port: PortState, mode: Mode) -> PortState:
     """Return a port in the mode that its server's sidecar reported, with a send that this mode accepts."""
     accepted = ACCEPTED_SENDS[mode]
     send = port.desired.send if port.desired.send in accepted else min(accepted)
