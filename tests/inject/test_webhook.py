@@ -10,7 +10,6 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
 import aiohttp
@@ -264,7 +263,7 @@ async def test_failed_renewal_keeps_the_certificate() -> None:
         if issued:
             failed.set()
             raise IdentityError("the root certificate expired")
-        issued.append(ca.issue_server([NAME], NOW, timedelta(hours=1)))
+        issued.append(ca.issue_server([NAME], NOW))
         return issued[0]
 
     server = WebhookServer(InjectionSettings, issue, "127.0.0.1", 0)

@@ -34,11 +34,6 @@ class Step:
     command: str
     output: str
 
-    @property
-    def stays(self) -> bool:
-        """Whether the command runs in the background."""
-        return self.command.endswith("&")
-
     def fits(self, output: str) -> bool:
         """Whether an output matches the documented one, in which `...` matches anything."""
         return re.fullmatch(_pattern(self.output), normalised(output)) is not None

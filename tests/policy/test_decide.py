@@ -6,7 +6,8 @@ import pytest
 
 from tests.policy.world import HTTP, ROOT, mesh, only_endpoint, peer, pod, policy, rule, service
 from xds.mesh.model.traffic import Subset, TrafficPolicy
-from xds.mesh.policy.mtls import decide
+from xds.mesh.policy.destination import client_rule
+from xds.mesh.policy.mtls import decide, decide_for_mode, endpoint_mode
 
 CLIENT, BARE_CLIENT = pod("client", "ns"), pod("bare-client", "ns", sidecar=False)
 SERVER, BARE = pod("server", "ns"), pod("bare", "ns", sidecar=False)
@@ -84,8 +85,10 @@ def test_subset_overrides_and_inherits_fields():
     )
     base = rule("", "", "ISTIO_MUTUAL").policy
     world = mesh(*BASE, rule("ns", HOST, policy=base, subsets=subsets))
-    args = world, CLIENT, world.service("ns", "server"), HTTP, only_endpoint(world, "ns", "server")
-    assert [decide(*args, subset).send for subset in ("", "open", "same")] == ["mtls", "plaintext", "mtls"]
+    used = client_rule(world, "ns", {}, world.service("ns", "server"))
+    args = world, used, HTTP, endpoint_mode(world, only_endpoint(world, "ns", "server"))
+    sends = [decide_for_mode(*args, subset).send for subset in ("", "open", "same")]
+    assert sends == ["mtls", "plaintext", "mtls"]
 
 
 def test_objects_overridden_by_the_rule_are_named():

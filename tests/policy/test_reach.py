@@ -28,7 +28,8 @@ from xds.mesh.model.objects import (
     TargetSelector,
 )
 from xds.mesh.model.traffic import Subset, TrafficPolicy
-from xds.mesh.policy.mtls import decide
+from xds.mesh.policy.destination import client_rule
+from xds.mesh.policy.mtls import decide_for_mode, endpoint_mode
 from xds.mesh.policy.reach import outcome
 
 APPS = ("a", "b", "naked")
@@ -174,9 +175,10 @@ def test_service_with_and_without_sidecars_gets(mode, vistio, vlegacy):
         rule("apps", host, policy=own, subsets=subsets),
     )
     multi = world.service("apps", "multi")
-    by_pod = {endpoint.pod.name: endpoint for endpoint in world.endpoints(multi, HTTP)}
-    assert decide(world, PODS[0], multi, HTTP, by_pod["istio"], "vistio").send == vistio
-    assert decide(world, PODS[0], multi, HTTP, by_pod["legacy"], "vlegacy").send == vlegacy
+    used = client_rule(world, "apps", PODS[0].meta.labels, multi)
+    servers = {e.pod.name: endpoint_mode(world, e) for e in world.endpoints(multi, HTTP)}
+    assert decide_for_mode(world, used, HTTP, servers["istio"], "vistio").send == vistio
+    assert decide_for_mode(world, used, HTTP, servers["legacy"], "vlegacy").send == vlegacy
     results = {o.endpoint.pod.name: str(o.result) for o in predict(world, [PODS[0]], [(multi, HTTP)])}
     assert (
         results

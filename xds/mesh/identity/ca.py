@@ -202,13 +202,13 @@ class Authority:
             identity, subject_alternative_name(identity), WORKLOAD_USAGES, key, now, lifetime
         )
 
-    def issue_server(self, names: Sequence[str], now: datetime, lifetime: timedelta = LEAF_LIFETIME) -> Leaf:
+    def issue_server(self, names: Sequence[str], now: datetime) -> Leaf:
         """Issue a TLS server's certificate for DNS names or IP addresses, with a fresh key."""
         if not names:
             raise IdentityError("a server's certificate needs a name")
         alternatives = x509.SubjectAlternativeName([_server_name(name) for name in names])
         key, usages = PrivateKey.generate(), [ExtendedKeyUsageOID.SERVER_AUTH]
-        return self._certify(names[0], alternatives, usages, key.public_key, now, lifetime).with_key(key)
+        return self._certify(names[0], alternatives, usages, key.public_key, now, LEAF_LIFETIME).with_key(key)
 
     def _certify(  # noqa: PLR0917
         self,

@@ -125,20 +125,17 @@ def _effects(before: Mesh, change: Change) -> Steps[Effects]:
 class PolicyReviewer:
     """Answers admission requests for policies and DestinationRules."""
 
-    def __init__(
-        self, mesh: Callable[[], Mesh], *, enforce: bool = False, results: Counter[str] | None = None
-    ) -> None:
+    def __init__(self, mesh: Callable[[], Mesh], *, enforce: bool = False) -> None:
         """Create a reviewer.
 
         Args:
             mesh: returns the current mesh.
             enforce: whether to refuse objects that break connections, or whose effects are unknown.
-            results: counter of requests by result (`policy_review.RESULTS`).
         """
         self._checker = EffectChecker(mesh)
         self._enforce = enforce
-        self.results = Counter[str]() if results is None else results
-        """Number of requests by result."""
+        self.results = Counter[str]()
+        """Number of requests by result (`policy_review.RESULTS`)."""
 
     async def review(self, proposal: Proposal, client: str, may_log: Callable[[], bool]) -> tuple[str, Json]:
         """Return the result and the response.

@@ -12,9 +12,7 @@ MAX_LINE_LENGTH = 32 * 2**20
 """Maximum length of a line, in bytes. Objects of the API server have at most 3 MiB."""
 
 
-async def read_lines(
-    stream: aiohttp.StreamReader, max_length: int = MAX_LINE_LENGTH
-) -> AsyncIterator[list[bytes]]:
+async def read_lines(stream: aiohttp.StreamReader) -> AsyncIterator[list[bytes]]:
     """Yield batches of complete lines as they arrive, until the server ends the response.
 
     Raises KubeError if the response ends early, the read times out, or a line is too long.
@@ -35,7 +33,7 @@ async def read_lines(
             yield [line for line in complete if line.strip()]
         parts.append(partial)
         size += len(partial)
-        if size > max_length:
-            raise KubeError(0, f"the response has a line of more than {max_length >> 20} MiB")
+        if size > MAX_LINE_LENGTH:
+            raise KubeError(0, f"the response has a line of more than {MAX_LINE_LENGTH >> 20} MiB")
     if size:
         raise KubeError(0, "the response ended in the middle of a line")

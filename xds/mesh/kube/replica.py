@@ -6,7 +6,6 @@ import asyncio
 import random
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from datetime import datetime
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -70,15 +69,13 @@ class Replica:
         )
 
     @classmethod
-    async def join(
-        cls, api: KubeApi, namespace: str, trust_domain: str, now: Callable[[], datetime] = utc_now
-    ) -> Replica:
+    async def join(cls, api: KubeApi, namespace: str, trust_domain: str) -> Replica:
         """Load the CA, and retry while the API server fails. Raises AuthorityError if the CA is unusable."""
         last_problem = ""
         while True:
             try:
                 return cls(
-                    api, namespace, await load_or_create_authorities(api, namespace, trust_domain, now())
+                    api, namespace, await load_or_create_authorities(api, namespace, trust_domain, utc_now())
                 )
             except KubeError as error:
                 if str(error) != last_problem:

@@ -66,13 +66,11 @@ class TokenReviewer:
     def __init__(
         self,
         api: KubeApi,
-        audience: str = AUDIENCE,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
-        self._audience = audience
         self._now = now
         self._clock = clock
         self._accepted: OrderedDict[_Key, _CachedAnswer] = OrderedDict()
@@ -97,7 +95,7 @@ class TokenReviewer:
             AuthenticationUnavailableError: the API server cannot review it.
             RateLimitedError: too many reviews are pending, or too many tokens from the address were rejected.
         """
-        expiry = claims.token_expiry(token, self._now(), self._audience)
+        expiry = claims.token_expiry(token, self._now(), AUDIENCE)
         key = hashlib.sha256(token.encode()).digest()
         answer = self._cached(key)
         if answer is None:
@@ -135,13 +133,13 @@ class TokenReviewer:
         body = {
             "apiVersion": "authentication.k8s.io/v1",
             "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [self._audience]},
+            "spec": {"token": token, "audiences": [AUDIENCE]},
         }
         try:
             async with self._slots:
                 review = await self._api.call("POST", PATH, body, timeout=_REVIEW_TIMEOUT)
             self._last_problem = ""
-            caller = claims.from_review(review.get("status"), self._audience)
+            caller = claims.from_review(review.get("status"), AUDIENCE)
         except KubeError as error:
             self._budgets.give_back(address)
             return self._unavailable(error)

@@ -296,11 +296,11 @@ class Field(msgspec.Struct, eq=False, gc=False):
         self._expected("a string", "" if isinstance(self.value, dict | list) else "put it in quotes")
         return default
 
-    def name(self, check: Callable[[str], str], default: str = "") -> str:
+    def name(self, check: Callable[[str], str]) -> str:
         """Expect a valid name or an empty string. `check` returns what is wrong with a name."""
         name = self.value
         if not isinstance(name, str):
-            return self.text(default)
+            return self.text()
         if name and (error := check(name)):
             self.refuse(f"{shown(name)} {error}")
         return name

@@ -247,9 +247,7 @@ def explicit_tls(rule: ClientRule | None, port: int, subset: str = "") -> Client
     return rule.for_port(port, subset).tls if rule else None
 
 
-def decide(  # noqa: PLR0917
-    mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint, subset: str = ""
-) -> Decision:
+def decide(mesh: Mesh, client: Pod, service: Service, port: ServicePort, endpoint: Endpoint) -> Decision:
     """Decide what a client should send to an endpoint of a service port that owns the address.
 
     Args:
@@ -258,7 +256,6 @@ def decide(  # noqa: PLR0917
         service: Service that the client calls.
         port: port of the Service.
         endpoint: endpoint that the client's load balancer picked.
-        subset: DestinationRule subset that the client calls; empty for the Service as a whole.
     """
     if not client.has_sidecar:
         return Decision(Send.PLAINTEXT, Reason.CLIENT_WITHOUT_SIDECAR)
@@ -266,9 +263,7 @@ def decide(  # noqa: PLR0917
         return Decision(Send.PLAINTEXT, Reason.OUTBOUND_EXCLUDED)
     if not service.is_exported_to(client.namespace):
         return Decision(Send.PLAINTEXT, Reason.NOT_EXPORTED)
-    return decide_for(
-        mesh, client_rule(mesh, client.namespace, client.meta.labels, service), port, endpoint, subset
-    )
+    return decide_for(mesh, client_rule(mesh, client.namespace, client.meta.labels, service), port, endpoint)
 
 
 def is_excluded(redirection: Redirection, service: Service, port: ServicePort, endpoint: Endpoint) -> bool:
@@ -294,17 +289,18 @@ def dialled_by_clients(service: Service, port: ServicePort, endpoint: Endpoint) 
     return "".join(service.addresses[:1]), port.port
 
 
-def decide_for(
-    mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
-) -> Decision:
+def decide_for(mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint) -> Decision:
     """Like `decide`, for clients with a sidecar, whose DestinationRule for the service is `rule`."""
-    return decide_for_mode(mesh, rule, port, endpoint_mode(mesh, endpoint), subset)
+    return decide_for_mode(mesh, rule, port, endpoint_mode(mesh, endpoint))
 
 
 def decide_for_mode(
     mesh: Mesh, rule: ClientRule | None, port: ServicePort, server: ModeDecision | None, subset: str = ""
 ) -> Decision:
-    """Like `decide_for`, for endpoints whose mode is `server` (`endpoint_mode`)."""
+    """Like `decide_for`, for endpoints whose mode is `server` (`endpoint_mode`).
+
+    `subset` is the DestinationRule subset that the client calls; empty for the Service as a whole.
+    """
     server_objects = (server.decided_by, *server.overridden) if server else ()
     tls = explicit_tls(rule, port.port, subset)
     if rule and tls:
@@ -321,14 +317,12 @@ def decide_for_mode(
     return Decision(Send.MTLS, Reason.AUTO_MTLS, server.decided_by, server.overridden)
 
 
-def sends_mtls(
-    mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint, subset: str = ""
-) -> bool:
+def sends_mtls(mesh: Mesh, rule: ClientRule | None, port: ServicePort, endpoint: Endpoint) -> bool:
     """Whether clients with this DestinationRule are currently configured to send mutual TLS to an endpoint.
 
     During a rollout, the answer can differ from the decision of `decide_for`.
     """
-    return sends_mtls_each(mesh, rule, port, (endpoint,), subset) == (True,)
+    return sends_mtls_each(mesh, rule, port, (endpoint,)) == (True,)
 
 
 def sends_mtls_each(
