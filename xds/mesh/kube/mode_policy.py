@@ -9,14 +9,12 @@ from typing import Any
 from xds.mesh.kube.api import APPLY_PATCH, Json, KubeApi, KubeError
 from xds.mesh.kube.install import conflict_owners
 from xds.mesh.model.objects import Mode, Ref
+from xds.mesh.parse import KINDS, plural_of
 
 FIELD_MANAGER = "xds"
 """Field manager of the applied fields."""
-KIND = "PeerAuthentication"
-_GROUP = "security.istio.io"
-_VERSIONS = ("v1", "v1beta1")
-"""Supported versions, newest first."""
-_WORKLOADS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"}
+_KIND = next(kind for kind in KINDS if kind.name == "PeerAuthentication")
+_WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
 _MAX_OWNERS = 2
 """Number of owners from a pod to its workload: a ReplicaSet and a Deployment."""
 
@@ -44,14 +42,14 @@ class PolicyTarget:
     @property
     def ref(self) -> Ref:
         """The policy."""
-        return Ref(KIND, self.namespace, self.workload or "default")
+        return Ref(_KIND.name, self.namespace, self.workload or "default")
 
-    def manifest(self, mode: Mode, version: str = _VERSIONS[0]) -> Json:
+    def manifest(self, mode: Mode, version: str = _KIND.versions[-1]) -> Json:
         """Return the fields of the policy."""
         selector = {"selector": {"matchLabels": dict(self.labels)}} if self.labels else {}
         return {
-            "apiVersion": f"{_GROUP}/{version}",
-            "kind": KIND,
+            "apiVersion": f"{_KIND.group}/{version}",
+            "kind": _KIND.name,
             "metadata": {"name": self.ref.name, "namespace": self.namespace},
             "spec": {**selector, "mtls": {"mode": mode.value}},
         }
@@ -90,8 +88,8 @@ async def find_target(api: KubeApi, namespace: str, workload: str) -> PolicyTarg
     """
     found = [
         (kind, obj)
-        for kind, plural in _WORKLOADS.items()
-        if (obj := await api.find(f"/apis/apps/v1/namespaces/{namespace}/{plural}/{workload}"))
+        for kind in _WORKLOADS
+        if (obj := await api.find(f"/apis/apps/v1/namespaces/{namespace}/{plural_of(kind)}/{workload}"))
     ]
     if not found and (owner := await _owner_of_pod(api, namespace, workload)):
         found = [owner]
@@ -114,8 +112,8 @@ def _target(kind: str, obj: Json) -> PolicyTarget:
     selector = obj["spec"].get("selector") or {}
     if selector.get("matchExpressions") or not selector.get("matchLabels"):
         raise ModePolicyError(
-            f"{kind} {namespace}/{name} does not select its pods by matchLabels only, as a {KIND} must: "
-            f"apply a {KIND} of your own"
+            f"{kind} {namespace}/{name} does not select its pods by matchLabels only, as a PeerAuthentication"
+            " must: apply a PeerAuthentication of your own"
         )
     labels = tuple(sorted(selector["matchLabels"].items()))
     return PolicyTarget(namespace=namespace, workload=name, labels=labels)
@@ -124,13 +122,12 @@ def _target(kind: str, obj: Json) -> PolicyTarget:
 async def _owner_of_pod(api: KubeApi, namespace: str, pod: str) -> tuple[str, Json] | None:
     """Return the workload of a pod; None if the pod does not exist or belongs to none."""
     obj = await api.find(f"/api/v1/namespaces/{namespace}/pods/{pod}")
-    plurals = {**_WORKLOADS, "ReplicaSet": "replicasets"}
     for _ in range(_MAX_OWNERS):
         references = (obj or {}).get("metadata", {}).get("ownerReferences") or ()
         owner = next((each for each in references if each.get("controller")), None)
-        if owner is None or owner["kind"] not in plurals:
+        if owner is None or owner["kind"] not in {*_WORKLOADS, "ReplicaSet"}:
             return None
-        path = f"/apis/apps/v1/namespaces/{namespace}/{plurals[owner['kind']]}/{owner['name']}"
+        path = f"/apis/apps/v1/namespaces/{namespace}/{plural_of(owner['kind'])}/{owner['name']}"
         obj = await api.find(path)
         if obj and owner["kind"] in _WORKLOADS:
             return owner["kind"], obj
@@ -151,7 +148,7 @@ async def prepare(api: KubeApi, target: PolicyTarget, mode: Mode, *, force: bool
         KubeError: the API server cannot be reached or rejects the change.
     """
     version = await _served_version(api)
-    collection = f"/apis/{_GROUP}/{version}/namespaces/{target.namespace}/peerauthentications"
+    collection = f"/apis/{_KIND.group}/{version}/namespaces/{target.namespace}/{_KIND.plural}"
     path = f"{collection}/{target.ref.name}"
     before = await api.find(path)
     if before is not None and _labels(before) != dict(target.labels):
@@ -174,7 +171,7 @@ async def apply(api: KubeApi, prepared: PreparedPolicy, *, force: bool) -> str:
         KubeError: the API server cannot be reached or rejects the change.
     """
     meta = prepared.body["metadata"]
-    ref = Ref(KIND, meta["namespace"], meta["name"])
+    ref = Ref(_KIND.name, meta["namespace"], meta["name"])
     applied = await _apply(api, prepared.path, prepared.body, ref, force=force)
     if applied.get("spec") != prepared.after.get("spec"):
         raise ModePolicyError(f"{ref} was applied, but another client has changed it: run the command again")
@@ -194,12 +191,12 @@ async def _apply(api: KubeApi, path: str, body: Json, ref: Ref, **query: Any) ->
 
 
 async def _served_version(api: KubeApi) -> str:
-    group = await api.find(f"/apis/{_GROUP}")
+    group = await api.find(f"/apis/{_KIND.group}")
     served = {version["version"] for version in (group or {}).get("versions", ())}
-    for version in _VERSIONS:
+    for version in reversed(_KIND.versions):  # The newest comes last.
         if version in served:
             return version
-    raise ModePolicyError(f"the cluster has no kind {KIND}: run xds install-crds")
+    raise ModePolicyError(f"the cluster has no kind {_KIND.name}: run xds install-crds")
 
 
 def _mode(obj: Json) -> str:
