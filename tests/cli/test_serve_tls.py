@@ -152,6 +152,7 @@ def test_plaintext_has_no_keys_if_tls_is_exposed(folder: Path, tmp_path: Path) -
             ("--xds-mtls-address", "127.0.0.1:0", "--tls-name", "not a name"),
             "'not a name' is neither a lower-case DNS name",
         ),
+        (("--xds-mtls-address", "Local_host:0"), "--xds-mtls-address: 'Local_host' is neither a lower-case"),
         (
             ("--xds-tls-address", "127.0.0.1:0"),
             "--xds-tls-address requires --state-dir, which contains the key",

@@ -12,7 +12,9 @@ import typer
 from xds.cli.options import fail, file_option, parse_address
 from xds.mesh.controlplane.page.access import check_token
 from xds.mesh.controlplane.parts import Settings
+from xds.mesh.identity.ca import server_name
 from xds.mesh.identity.claims import IdentityPattern
+from xds.mesh.identity.keys import IdentityError
 from xds.mesh.model.names import host_port
 
 DEFAULT_TLS_ADDRESS = "0.0.0.0:15012"
@@ -152,6 +154,13 @@ class ListenOptions:
                 "--xds-tls-address requires --state-dir, which contains the key that signs the tokens of "
                 "`xds token`"
             )
+        addresses = {"--xds-tls-address": settings.xds_tls, "--xds-mtls-address": settings.xds_mtls}
+        hosts = [(option, address[0]) for option, address in addresses.items() if address]
+        for option, name in (*hosts, *(("--tls-name", name) for name in settings.names)):
+            try:
+                server_name(name)
+            except IdentityError as error:
+                fail(f"{option}: {error}")
         return settings
 
     def _read_admin_token(self) -> str | None:

@@ -55,7 +55,6 @@ async def build_components(
 
     Raises:
         AuthorityError: the CA in the cluster is unusable.
-        IdentityError: a name cannot be in the server certificate.
     """
     namespace = source.namespace
     replica = await Replica.join(api, namespace, config.trust_domain)

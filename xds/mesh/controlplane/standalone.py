@@ -32,7 +32,6 @@ async def build_components(settings: Settings, state_dir: Path | None, config: M
 
     Raises:
         StateError: the directory cannot be used.
-        IdentityError: a name cannot be in the server certificate.
     """
     authority = load_or_create_root(state_dir, config.trust_domain, datetime.now(UTC))
     token_verifier = (

@@ -206,7 +206,7 @@ class Authority:
         """Issue a TLS server's certificate for DNS names or IP addresses, with a fresh key."""
         if not names:
             raise IdentityError("a server's certificate needs a name")
-        alternatives = x509.SubjectAlternativeName([_server_name(name) for name in names])
+        alternatives = x509.SubjectAlternativeName([server_name(name) for name in names])
         key, usages = PrivateKey.generate(), [ExtendedKeyUsageOID.SERVER_AUTH]
         return self._certify(names[0], alternatives, usages, key.public_key, now, LEAF_LIFETIME).with_key(key)
 
@@ -328,7 +328,8 @@ def subject_alternative_name(identity: str) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)])
 
 
-def _server_name(name: str) -> x509.GeneralName:
+def server_name(name: str) -> x509.GeneralName:
+    """Return a name in a server's certificate. Raise IdentityError if it is no DNS name or IP address."""
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
