@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from xds.checkpoint import Checkpoint
 from xds.introspect.clock import Clock
 from xds.mesh.controlplane.controller import Controller
-from xds.mesh.controlplane.proxies_service import ProxySummary, proxy_message
+from xds.mesh.controlplane.proxy_messages import ProxySummary, proxy_message
 from xds.mesh.controlplane.status import absent_line, pod, type_line, types
 from xds.mesh.model.objects import Pod
 from xds.mesh.v1 import policies_pb2 as pb

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from xds.codec.jsonform import to_dict
 from xds.introspect.redaction import redact
-from xds.mesh.controlplane.proxies_service import served_resources
+from xds.mesh.controlplane.proxy_messages import served_resources
 from xds.mesh.controlplane.status import resource_word
 from xds.protocol.types import short_name
 from xds.server import Stream
