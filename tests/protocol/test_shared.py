@@ -74,7 +74,7 @@ def test_sent_versions_are_those_of_a_dict(data):
                 else:
                     sent.move(new, change.removed, change)
                 root = new
-            case "catch up" if sent._behind:
+            case "catch up" if sent.behind:
                 expected |= {
                     name: version
                     for name, version in versions_of(root).items()
@@ -224,7 +224,7 @@ def test_secrets_are_not_shared():
     for number in range(20):
         stream.serve(world(SDS=f"a={number}"))
         watch = stream.session._watches[SECRET]
-        assert (watch._shared, watch.sent.has_root) == (None, False)
+        assert (watch.sent.behind, watch.sent.has_root) == (None, False)
         assert stream.settle() == [f"SDS a={number}"] or number == 1
 
 

@@ -29,17 +29,15 @@ class DeltaWatch(Watch):
         self._has_ttl = False
         """Whether a resource with a TTL was ever served."""
         self.sent: SentVersions = SentVersions()
-        self._shared: SharedChange | None = None
-        """Change to send as a whole."""
         self._answers_shared = False
-        """Whether the client waits for each name in the shared change, because it subscribed to them."""
+        """Whether all names in the shared change are FORCED, because the client subscribed to them."""
         self._resent_shared: Collection[str] = ()
-        """Names in the shared change to send even if they are unchanged by then."""
+        """Names in the shared change that are AWAITED."""
 
     @property
     def pending(self) -> bool:
         """Whether there is something to send."""
-        return self._shared is not None or super().pending
+        return self.sent.behind is not None or super().pending
 
     def serve(self, resources: ResourceSet) -> None:
         """Set the desired resources of the client. If it needs the same change as others, share it."""
@@ -51,8 +49,7 @@ class DeltaWatch(Watch):
             # Only the resources of the client's own layer may be new to it.
             self._replace(resources, differing(self.resources, resources, resources.layered_names()))
             return
-        if self._shared:
-            self._spread()
+        self._spread()
         before = self.resources.root
         if not self.sent.has_root:
             self.sent.compact(before)
@@ -60,7 +57,6 @@ class DeltaWatch(Watch):
         names = {*change.removed, *self.resources.layered_names(), *resources.layered_names()}
         if self.sent.has_root and self._can_share(change, names):
             self.sent.move(change.after, names, change)
-            self._shared = change
             self._replace(resources, differing(self.resources, resources, names) if names else ())
         else:
             if self.sent:
@@ -105,9 +101,7 @@ class DeltaWatch(Watch):
 
     def _spread(self) -> None:
         """Send the resources of a shared change one by one."""
-        change, self._shared = self._shared, None
-        if change:
-            self.sent.spread()
+        if change := self.sent.spread():
             self.states.check(change.before)
             self.states.wait(self._resent_shared)
             if self._answers_shared:
@@ -137,9 +131,10 @@ class DeltaWatch(Watch):
         if change.adds_wildcard and not reported:
             self._response_due = True
         names = change.names_to_answer
-        if self._shared:
-            is_shared = self._shared.contains_all(names)
-            names = () if is_shared else tuple(filterfalse(self._shared.before.__contains__, names))
+        if shared := self.sent.behind:
+            names = (
+                () if shared.contains_all(names) else tuple(filterfalse(shared.before.__contains__, names))
+            )
             self._answers_shared |= len(names) < len(change.names_to_answer)
         resumed = self.resources.root if reported and self.sent.has_root else {}
         for name in names:
@@ -158,11 +153,9 @@ class DeltaWatch(Watch):
         if self.type_url == SECRET:
             return
         change = shared_change(self.type_url, EMPTY, self.resources.root)
-        if not self.resources:
-            self.sent.start(change)  # The first snapshot may follow.
-        elif self._can_share(change, {*self.resources.layered_names()}):
+        # Without resources, the first snapshot may follow.
+        if not self.resources or self._can_share(change, {*self.resources.layered_names()}):
             self.sent.start(change)
-            self._shared = change
 
     def _share_sent_names(self) -> None:
         if not self.sent.has_root:  # The names of a root are the server's.
@@ -182,7 +175,7 @@ class DeltaWatch(Watch):
             return
         if not self.requested:
             self._deferred_resends = {*self._deferred_resends, *names} if self._deferred_resends else names
-        elif self._shared and not self.states.blocked and self._shared.contains_all(names):
+        elif (shared := self.sent.behind) and not self.states.blocked and shared.contains_all(names):
             self._resent_shared = (*self._resent_shared, *names) if self._resent_shared else names
         else:
             super().resend(names)
@@ -192,10 +185,9 @@ class DeltaWatch(Watch):
     ) -> tuple[Response, bytes] | None:
         """Make the next response, and mark it as sent. A large response is split."""
         due = self._collect_due()
-        if self._shared and not self._can_send_with(self._shared, due):
+        if (change := self.sent.behind) and not self._can_send_with(change, due):
             self._spread()
-            due = self._collect_due()
-        change, self._shared = self._shared, None
+            change, due = None, self._collect_due()
         self._answers_shared, self._resent_shared = False, ()
         if not due and not change and not self._response_due:
             return None
@@ -261,7 +253,7 @@ class DeltaWatch(Watch):
     def is_idle(self) -> bool:
         """Whether the time has no effect: nothing may have to be sent, and no resource is kept or renewed."""
         # Called several times for each response, so without `super`.
-        if self.states.due or self._response_due or self._shared or self.lingering:
+        if self.states.due or self._response_due or self.sent.behind or self.lingering:
             return False
         return not (self._has_ttl and self._heartbeats)
 

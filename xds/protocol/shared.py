@@ -172,11 +172,12 @@ class SentVersions(MutableMapping[str, str]):
     the previous versions of the changed resources. Without a root, all versions are its own.
     """
 
-    __slots__ = ("_behind", "_own", "_root")
+    __slots__ = ("_own", "_root", "behind")
 
     def __init__(self) -> None:
         self._root: ResourceSet | None = None
-        self._behind: SharedChange | None = None
+        self.behind: SharedChange | None = None
+        """Change of the root that the client was not sent yet."""
         self._own: dict[str, str | None] = {}
         """Versions that differ from those of the root; None for resources that the client does not have."""
 
@@ -193,8 +194,8 @@ class SentVersions(MutableMapping[str, str]):
         """Return the version that a resource has unless the client has its own."""
         if self._root is None:
             return None
-        is_behind = self._behind is not None and name in self._behind.before
-        resource = self._behind.before[name] if self._behind and is_behind else self._root.get(name)
+        is_behind = self.behind is not None and name in self.behind.before
+        resource = self.behind.before[name] if self.behind and is_behind else self._root.get(name)
         return resource.version if resource else None
 
     @overload
@@ -225,10 +226,10 @@ class SentVersions(MutableMapping[str, str]):
         own = sum(
             (version is not None) - (self._shared(name) is not None) for name, version in self._own.items()
         )
-        return len(self._root) + own - (len(self._behind.added) if self._behind else 0)
+        return len(self._root) + own - (len(self.behind.added) if self.behind else 0)
 
     def __bool__(self) -> bool:
-        if self._root is None or self._behind:
+        if self._root is None or self.behind:
             return len(self) > 0
         return len(self._root) > len(self._own) or len(self) > 0  # Counting them takes longer.
 
@@ -248,11 +249,11 @@ class SentVersions(MutableMapping[str, str]):
 
     def start(self, change: SharedChange) -> None:
         """Refer to a root, of which the client has nothing yet: `change` adds all its resources."""
-        self._root, self._behind = change.after, change if change.resources else None
+        self._root, self.behind = change.after, change if change.resources else None
 
     def forget_root(self) -> None:
         """Refer to no root, because the client has nothing."""
-        self._root, self._behind, self._own = None, None, {}
+        self._root, self.behind, self._own = None, None, {}
 
     def resume(self, root: ResourceSet, versions: Mapping[str, str]) -> bool:
         """Refer to a root if a client that reconnects has all its resources, each in the same version.
@@ -287,25 +288,26 @@ class SentVersions(MutableMapping[str, str]):
         """
         if self._root is None:
             return
-        if self._behind:
+        if self.behind:
             self.spread()
         versions = {name: self.get(name) for name in chain(names, self._own)} if names or self._own else {}
-        self._root, self._behind = root, behind
+        self._root, self.behind = root, behind
         for name, version in versions.items():
             self._set(name, version)
 
     def catch_up(self) -> None:
         """Record that the client was sent the change that was behind."""
-        own, self._behind = self._own, None
+        own, self.behind = self._own, None
         if own:
             self._own = {name: version for name, version in own.items() if version != self._shared(name)}
 
-    def spread(self) -> None:
-        """Store the versions that are behind as the client's own."""
-        behind, self._behind = self._behind, None
+    def spread(self) -> SharedChange | None:
+        """Store the versions that are behind as the client's own. Return the change that was behind."""
+        behind, self.behind = self.behind, None
         if behind:
             versions = ((name, old.version if old else None) for name, old in behind.before.items())
             self._own = {**dict(versions), **self._own}
+        return behind
 
     def conflicts_with(self, change: SharedChange) -> bool:
         """Whether the client has its own versions of resources that a change contains."""

@@ -52,8 +52,8 @@ Each event is a method of `States`. In parentheses are the states that it applie
 
 Three classes change records on their own. `Watch` ends SUBSCRIBED if a resource exists again unchanged, and
 writes `retried`. `SotwWatch.add_empty` makes resources EMPTY. `FullStateWatch` chooses what is BLOCKED and
-`withheld`, because its responses cannot omit a resource. `DeltaWatch` keeps one change of the shared root
-apart: all its resources are CHANGED, AWAITED or FORCED until `_spread` makes them due one by one.
+`withheld`, because its responses cannot omit a resource. The resources of a change that `SentVersions` is
+behind are not in `States.due`: they are CHANGED, AWAITED or FORCED until `DeltaWatch._spread` adds them.
 """
 
 from __future__ import annotations
