@@ -26,7 +26,7 @@ from xds.mesh.inject import InjectionSettings, inject, webhook
 from xds.mesh.inject.webhook import MAX_BODY, WebhookServer
 from xds.mesh.parse import dotted
 from xds.mesh.parse.reading import MAX_PROBLEMS
-from xds.server.http import MAX_SMALL_BODY
+from xds.server.http_bodies import MAX_SMALL_BODY
 
 POD = {"metadata": {"generateName": "web-"}, "spec": {"containers": [{"name": "web", "image": "web"}]}}
 

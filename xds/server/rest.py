@@ -27,13 +27,12 @@ from xds.server.fetch import FIRST_SNAPSHOT_TIMEOUT, fetch
 from xds.server.http import (
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_ADDRESS,
-    BodyReader,
     HttpClient,
     HttpListener,
     client_of,
     foreign_host,
-    read_json,
 )
+from xds.server.http_bodies import BodyReader, read_json
 from xds.server.proxies import Proxies, Refused, StreamInfo, status_code, truncate
 from xds.server.services import SERVICES
 
@@ -195,8 +194,7 @@ class RestServer:
             return self._deny(403, "requests from browsers are refused (Origin or Sec-Fetch-Site header)")
         if host := foreign_host(request, self._names):
             return self._deny(
-                421,
-                f"unknown Host {truncate(host)!r}: use the server's address, localhost or a --tls-name",
+                421, f"unknown Host {truncate(host)!r}: use the server's address, localhost or a --tls-name"
             )
         if request.content_type != "application/json":
             return self._deny(415, "Content-Type must be application/json")

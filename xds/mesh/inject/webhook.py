@@ -31,7 +31,8 @@ from xds.mesh.model.objects import Problem, printable
 from xds.mesh.parse import dotted
 from xds.mesh.parse.reading import shown
 from xds.server.fair_share import FairExecutor
-from xds.server.http import BodyReader, HttpListener, client_of, read_json
+from xds.server.http import HttpListener, client_of
+from xds.server.http_bodies import BodyReader, read_json
 
 Json: TypeAlias = dict[str, Any]
 T = TypeVar("T")
