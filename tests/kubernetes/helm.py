@@ -54,11 +54,11 @@ class Helm:
         return output.decode()
 
     async def template(
-        self, values: Json | None = None, *arguments: str, namespace: str = SYSTEM, chart: Path = CHART
+        self, values: Json | None = None, *arguments: str, namespace: str = SYSTEM
     ) -> list[Json]:
         """Render the chart with values; return the objects."""
         options = ["--namespace", namespace, *self.values(values or {}), *arguments]
-        text = await self.run("template", RELEASE, str(chart), *options)
+        text = await self.run("template", RELEASE, str(CHART), *options)
         return [item for item in yaml.safe_load_all(text) if item]
 
     def values(self, values: Json) -> list[str]:

@@ -139,11 +139,11 @@ class Walk:
         self.world.kill(name, self.random.choice([each for each in self.names if each != name]))
 
 
-def walk(seed: int, names: tuple[str, ...] = ("a", "b"), rounds: int = 4, steps: int = 60) -> None:
+def walk(seed: int, names: tuple[str, ...] = ("a", "b")) -> None:
     current = Walk(seed, names)
     try:
-        for _ in range(rounds):
-            current.go(steps)
+        for _ in range(4):
+            current.go(60)
             current.world.settle()
     except AssertionError as error:
         error.add_note("\n".join(current.history[-120:]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 from tests.support.places import HERE
 from tests.support.tcp import TcpServer
@@ -17,8 +16,8 @@ _MOMENT = 0.03
 class Upstream(TcpServer):
     """Answers every request with the number of its port."""
 
-    def __init__(self, listener: socket.socket | None = None) -> None:
-        super().__init__(listener or HERE.listener("127.0.0.1", 0))
+    def __init__(self) -> None:
+        super().__init__(HERE.listener("127.0.0.1", 0))
         self._answer = answer(str(self.port))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -52,7 +52,6 @@ class Cluster:
     async def kubeconfig(
         self,
         *users: str,
-        current: str = "",
         namespace: str = "default",
         audience: str = "",
         server: str = "",
@@ -61,11 +60,11 @@ class Cluster:
 
         `admin` may do everything. `NAMESPACE/NAME` is a service account, with a token for `audience` if one
         is given. Any other name is a user with the rights that RBAC grants to that name. The first user's
-        context is current by default. `server` is another URL of the API server.
+        context is current. `server` is another URL of the API server.
         """
         users = users or ("admin",)
         entries = {user: await self._credentials(user, audience) for user in users}
-        document = self.control_plane.kubeconfig(entries, current or users[0], namespace)
+        document = self.control_plane.kubeconfig(entries, users[0], namespace)
         if server:
             document["clusters"][0]["cluster"]["server"] = server
         path = self._new_file("kubeconfig.json")
