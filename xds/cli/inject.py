@@ -11,7 +11,14 @@ from typing import Annotated, Any
 import typer
 
 from xds.cli.manifests import load_settings
-from xds.cli.options import Assignments, MeshConfigFile, fail, parse_address, print_problems
+from xds.cli.options import (
+    Assignments,
+    MeshConfigFile,
+    fail,
+    parse_address,
+    parse_pull_policy,
+    print_problems,
+)
 from xds.mesh.inject import (
     DEFAULT_ADDRESS,
     DEFAULT_IMAGE,
@@ -59,10 +66,9 @@ def inject(
         typer.Option(
             "--image-pull-policy",
             metavar="POLICY",
-            help="Image pull policy of the sidecar: Always, IfNotPresent or Never. Default: chosen by "
-            "Kubernetes from the image tag.",
+            help="Image pull policy of the sidecar: Always, IfNotPresent or Never.",
         ),
-    ] = "",
+    ] = "IfNotPresent",
     xds_address: Annotated[
         str,
         typer.Option("--xds-address", metavar="HOST:PORT", help="xDS address of the control plane."),
@@ -94,11 +100,7 @@ def inject(
     unrelated text unchanged.
     """
     parse_address("--xds-address", xds_address)
-    if image_pull_policy not in ("", "Always", "IfNotPresent", "Never"):
-        raise typer.BadParameter(
-            f"{image_pull_policy!r} is not Always, IfNotPresent or Never",
-            param_hint="'--image-pull-policy'",
-        )
+    parse_pull_policy("--image-pull-policy", image_pull_policy)
     if sds and not (sds.startswith("unix:///") and sds.removeprefix("unix://").strip("/").count("/")):
         raise typer.BadParameter(f"{sds!r} is not unix:///DIRECTORY/SOCKET", param_hint="'--sds'")
     _, config = load_settings(mesh_config, assignments)

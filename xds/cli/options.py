@@ -251,6 +251,12 @@ def parse_address(option: str, text: str) -> Address:
     return Address(host.strip("[]"), int(port))
 
 
+def parse_pull_policy(option: str, text: str) -> None:
+    """Check an option's image pull policy."""
+    if text not in ("Always", "IfNotPresent", "Never"):
+        raise typer.BadParameter(f"{text!r} is not Always, IfNotPresent or Never", param_hint=f"'{option}'")
+
+
 def print_problems(problems: Iterable[Problem]) -> None:
     """Print problems to stderr, one per line, in a format that editors and CI systems recognize."""
     notices = 0

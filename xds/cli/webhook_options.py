@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xds.cli.options import fail, parse_address
+from xds.cli.options import fail, parse_address, parse_pull_policy
 from xds.mesh.controlplane.parts import WebhookSettings
 from xds.mesh.inject import DEFAULT_IMAGE
 
@@ -33,6 +33,14 @@ class WebhookOptions:
             help="Image of injected sidecars, with xds as its entry point.",
         ),
     ] = DEFAULT_IMAGE
+    sidecar_image_pull_policy: Annotated[
+        str,
+        typer.Option(
+            "--sidecar-image-pull-policy",
+            metavar="POLICY",
+            help="Image pull policy of injected sidecars: Always, IfNotPresent or Never.",
+        ),
+    ] = "IfNotPresent"
     sidecar_xds_address: Annotated[
         str | None,
         typer.Option(
@@ -58,10 +66,15 @@ class WebhookOptions:
         address = parse_address("--webhook-address", self.webhook_address) if self.webhook_address else None
         if self.sidecar_xds_address:
             parse_address("--sidecar-xds-address", self.sidecar_xds_address)
+        parse_pull_policy("--sidecar-image-pull-policy", self.sidecar_image_pull_policy)
         if address and not kubernetes:
             fail("--webhook-address requires --kubernetes: the API server calls the webhook")
         if self.enforce_plan and not address:
             fail("--enforce-plan requires --webhook-address: the webhook refuses the objects")
         return address and WebhookSettings(
-            address, self.sidecar_image, self.sidecar_xds_address, self.enforce_plan
+            address,
+            self.sidecar_image,
+            self.sidecar_image_pull_policy,
+            self.sidecar_xds_address,
+            self.enforce_plan,
         )

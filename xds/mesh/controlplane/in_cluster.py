@@ -130,7 +130,9 @@ class _Webhooks:
     ) -> None:
         names = service_names(namespace)[:2]
         injection = InjectionSettings(
-            image=settings.image, xds_address=settings.xds_address or host_port(names[0], XDS_PORT)
+            image=settings.image,
+            pull_policy=settings.pull_policy,
+            xds_address=settings.xds_address or host_port(names[0], XDS_PORT),
         )
         results = Counter[str]()
         policies = PolicyReviewer(lambda: controller.mesh, enforce=settings.enforce_plan)

@@ -32,6 +32,8 @@ class WebhookSettings(NamedTuple):
     """Address of the webhooks."""
     image: str
     """Image of injected sidecars."""
+    pull_policy: str
+    """Their image pull policy: `Always`, `IfNotPresent` or `Never`."""
     xds_address: str | None
     """xDS address that injected sidecars connect to; None for the control plane's Service."""
     enforce_plan: bool

@@ -204,8 +204,7 @@ def pod_security_refusal(pod: Mapping[str, Any], namespace_labels: Mapping[str, 
 
 
 def _container(name: str, settings: InjectionSettings, image: str, arguments: list[str]) -> Json:
-    pull = {"imagePullPolicy": settings.pull_policy} if settings.pull_policy else {}
-    return {"name": name, "image": image, **pull, "args": arguments}
+    return {"name": name, "image": image, "imagePullPolicy": settings.pull_policy, "args": arguments}
 
 
 def _has_own_key(settings: InjectionSettings) -> bool:

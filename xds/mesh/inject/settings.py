@@ -17,8 +17,8 @@ class InjectionSettings:
 
     image: str = DEFAULT_IMAGE
     """Image of both containers. Its entry point is `xds`."""
-    pull_policy: str = ""
-    """`Always`, `IfNotPresent` or `Never`; empty for the default of Kubernetes."""
+    pull_policy: str = "IfNotPresent"
+    """`Always`, `IfNotPresent` or `Never`."""
     xds_address: str = DEFAULT_ADDRESS
     """HOST:PORT of the control plane."""
     sds: str = ""
