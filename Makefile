@@ -37,11 +37,12 @@ PROTOC = $(GENERATE) --include_source_info --descriptor_set_out=$(1)/xds/mesh/v1
 GENERATED := xds/mesh/v1 xds/conformance/v1
 
 GO_PROGRAM = $(BIN)/python -m tests.kubernetes.environment.go_programs
-KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries && $(GO_PROGRAM) helm && \
-	$(BIN)/python -m tests.conformance.building
+KUBERNETES = $(BIN)/python -m tests.kubernetes.environment.binaries && \
+	$(GO_PROGRAM) helm containerd ctr containerd-shim-runc-v2 coredns && \
+	$(BIN)/python -m tests.conformance.building && $(BIN)/python -m tests.kubernetes.environment.node
 
 .NOTPARALLEL:
-.PHONY: help demo unit test test-slow test-all coverage test-kubernetes test-compose kubernetes check docs proto \
+.PHONY: help demo cluster unit test test-slow test-all coverage test-kubernetes test-compose kubernetes check docs proto \
 	chart golden bench pictures release clean
 
 help: ## List the targets
@@ -77,6 +78,10 @@ test-compose: $(READY) ## Build the image and run the demo in containers (needs 
 
 kubernetes: $(READY) ## Build the Kubernetes control plane, helm and a go-control-plane server for the tests (needs Go)
 	@$(KUBERNETES)
+
+cluster: $(READY) ## Run a Kubernetes cluster with a real node, xds and the Istio task's workloads, until Ctrl-C (needs Go and root)
+	@$(KUBERNETES)
+	@$(BIN)/python -m tests.kubernetes.developing
 
 check: $(READY) ## Check lint, formatting, types, import contracts, generated code, spelling and docs
 	@$(BIN)/python -c "$$CONFLICTS"

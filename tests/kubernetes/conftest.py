@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kubernetes.agent.agent import Agent
-from tests.kubernetes.agent.terminal import Terminal
+from tests.compose.environment import MissingError
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.control_plane import ControlPlane
+from tests.kubernetes.environment.images import prepared
+from tests.kubernetes.environment.node import NodeCluster, why_no_nodes
+from tests.kubernetes.environment.pods import PodCluster
 from tests.kubernetes.places import NAMED, Place, fake, named, real
 from tests.kubernetes.player import Player
+from tests.kubernetes.terminal import Terminal
+from tests.support.places import why_no_namespaces
 
 _REAL = pytest.param("real", marks=pytest.mark.xdist_group("control_plane"))
 EXAMPLES = Path(__file__).parents[2] / "examples/envoy/kubernetes"
@@ -54,24 +57,50 @@ async def own_cluster() -> AsyncIterator[Cluster]:
             print(running.logs())  # which pytest shows if the test failed
 
 
-@pytest.fixture
-async def agent(controllers: None, tmp_path: Path) -> AsyncIterator[Agent]:
-    """A cluster for one test, whose pods really run, in network namespaces."""
-    with ControlPlane(egress=True) as running:
-        async with (
-            Cluster(running) as entered,
-            Agent(entered, tmp_path, egress=running.egress) as made,
-        ):
-            yield made
-            print(made.logs())  # which pytest shows if the test failed
+@pytest.fixture(scope="session")
+def skip_without_nodes() -> None:
+    """Skip on a machine that cannot run nodes. All tests with it run in one worker: nodes need much CPU."""
+    _skip_without_programs()
+    reason = why_no_nodes() or why_no_namespaces()
+    if not reason:
+        try:
+            prepared()
+        except MissingError as missing:
+            reason = str(missing)
+    if reason:
+        if os.environ.get(binaries.REQUIRED) and binaries.go():
+            pytest.fail(f"{binaries.REQUIRED} is set: {reason}")
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def shared_nodes(skip_without_nodes: None) -> Iterator[NodeCluster]:
+    """A cluster with a node for all tests of this run, which use their own namespaces and stop nothing."""
+    with NodeCluster() as running:
+        yield running
 
 
 @pytest.fixture
-def player(agent: Agent, tmp_path: Path) -> Player:
+async def shared_pods(shared_nodes: NodeCluster) -> AsyncIterator[PodCluster]:
+    """The shared cluster with a node."""
+    async with PodCluster(shared_nodes) as entered:
+        yield entered
+        print(entered.control_plane.logs())  # which pytest shows if the test failed
+
+
+@pytest.fixture
+async def pod_cluster(skip_without_nodes: None) -> AsyncIterator[PodCluster]:
+    """A cluster with a node for one test, which may break it."""
+    with NodeCluster() as running:
+        async with PodCluster(running) as entered:
+            yield entered
+            print(entered.control_plane.logs())
+
+
+@pytest.fixture
+def player(pod_cluster: PodCluster, tmp_path: Path) -> Player:
     """A player of the Istio task on that cluster, before the installation."""
-    if shutil.which("curl") is None:
-        pytest.skip("needs curl (Debian: apt-get install curl)")
-    return Player(agent, Terminal(agent, tmp_path / "tools", EXAMPLES))
+    return Player(pod_cluster, Terminal(pod_cluster, tmp_path / "tools", EXAMPLES))
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from tests.kubernetes import page
-from tests.kubernetes.agent.agent import Agent
-from tests.kubernetes.agent.terminal import Terminal
+from tests.kubernetes.environment.pods import PodCluster
+from tests.kubernetes.terminal import Terminal
 from tests.support.waiting import eventually
 from xds.demo.play import Answers, Expected, Pair, Step, StepResult
 
@@ -17,8 +17,8 @@ PATIENCE = 90
 class Player:
     """Performs the steps of the task and checks their results."""
 
-    def __init__(self, agent: Agent, terminal: Terminal) -> None:
-        self.agent, self.terminal = agent, terminal
+    def __init__(self, cluster: PodCluster, terminal: Terminal) -> None:
+        self.cluster, self.terminal = cluster, terminal
 
     async def types(self, commands: str) -> str:
         """Run commands that must succeed, and return their output."""
@@ -29,12 +29,14 @@ class Player:
     async def ask(self, pair: Pair, times: int) -> Answers:
         """Send requests as the task does, but look up the pod's name only once."""
         name, namespace = pair.client.split(".")
-        (pod,) = self.agent.pods(namespace, name)
+        (pod,) = await self.cluster.pods(namespace, name)
         request = (
             f'curl http://{pair.server}:8000/headers -s -w "response code: %{{http_code}}\\n"'
             " | grep -E -o 'URI=spiffe.*sa/[a-z]*|response.*$'"
         )
-        _, output, _ = await pod.execute(name, "sh", "-c", f"for i in $(seq {times}); do {request}; done")
+        _, output, _ = await self.cluster.execute(
+            pod, name, "sh", "-c", f"for i in $(seq {times}); do {request}; done"
+        )
         return page.answers(output)
 
     async def see(self, step: Step) -> StepResult:

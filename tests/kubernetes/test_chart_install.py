@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.kubernetes.agent.agent import Agent
 from tests.kubernetes.chart_values import CIDRS, VALUES
 from tests.kubernetes.environment.cluster import Cluster
+from tests.kubernetes.environment.pods import PodCluster
 from tests.kubernetes.helm import CHART, RELEASE, Helm, HelmError, require_helm
 from tests.kubernetes.installing import SYSTEM, install, installed_objects, run
 from tests.kubernetes.player import PATIENCE, Player
@@ -121,15 +121,15 @@ async def test_upgrade_keeps_what_others_write_and_uninstall_keeps_policies(
 @pytest.mark.envoy
 @pytest.mark.netns
 @pytest.mark.timeout(600)
-async def test_upgrade_fails_no_request(agent: Agent, player: Player, tmp_path: Path) -> None:
-    helm, api = await connect(agent.cluster, tmp_path), agent.cluster.api
+async def test_upgrade_fails_no_request(pod_cluster: PodCluster, player: Player, tmp_path: Path) -> None:
+    helm, api = await connect(pod_cluster, tmp_path), pod_cluster.api
     await helm.run("install", RELEASE, str(previous_chart(tmp_path)), *INTO, *PATIENT, timeout=300)
     assert (await api.get(POLICY))["spec"]["peers"] == [{"mtls": {"mode": "PERMISSIVE"}}]
     await deploy(player)
-    before = {pod.uid for pod in agent.pods(SYSTEM, "xds")}
-    (sleep,) = agent.pods("full", "sleep")
+    before = {pod.uid for pod in await pod_cluster.pods(SYSTEM, "xds")}
+    (sleep,) = await pod_cluster.pods("full", "sleep")
 
-    load = Load(client=agent.client(sleep), url=URL, connections=2, seconds=600)
+    load = Load(client=await pod_cluster.client(sleep), url=URL, connections=2, seconds=600)
     async with load:
         await load.more(20, PATIENCE)
         # A policy of the user, which the Job of the upgrade must keep.
@@ -138,7 +138,7 @@ async def test_upgrade_fails_no_request(agent: Agent, player: Player, tmp_path: 
         upgrade = helm.run("upgrade", RELEASE, str(CHART), *INTO, *PATIENT, *changes, timeout=300)
         injected = await inject_until(upgrade, api)
         await load.more(50, PATIENCE)
-        after = agent.pods(SYSTEM, "xds")
+        after = await pod_cluster.pods(SYSTEM, "xds")
         assert len(after) == 2
         assert not before & {pod.uid for pod in after}
         assert "--rollout-timeout=20" in after[0].object["spec"]["containers"][0]["args"]
@@ -156,15 +156,17 @@ async def test_upgrade_fails_no_request(agent: Agent, player: Player, tmp_path: 
 @pytest.mark.envoy
 @pytest.mark.netns
 @pytest.mark.timeout(600)
-async def test_other_namespace_serves_sidecars(agent: Agent, player: Player, tmp_path: Path) -> None:
-    helm, api = await connect(agent.cluster, tmp_path), agent.cluster.api
+async def test_other_namespace_serves_sidecars(
+    pod_cluster: PodCluster, player: Player, tmp_path: Path
+) -> None:
+    helm, api = await connect(pod_cluster, tmp_path), pod_cluster.api
     into = ("--namespace", "mesh", "--create-namespace", "--set=replicas=1")
     strict = "--set=initialPolicies.strict=true"
     await helm.run("install", RELEASE, str(CHART), *into, *PATIENT, strict, timeout=300)
     await deploy(player)
     rules = await api.get("/apis/networking.istio.io/v1/namespaces/mesh/destinationrules")
     assert {rule["metadata"]["name"] for rule in rules["items"]} == {"default", "api-server"}
-    config = await agent.cluster.kubeconfig()
+    config = await pod_cluster.kubeconfig()
     status, output, error = await run("check", f"--kubeconfig={config}", "--namespace=mesh")
     assert status == 0, output + error
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.kubernetes.agent.agent import Agent
+from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.installing import SYSTEM, install, run
 from tests.support.tcp import TcpServer
 from tests.support.waiting import eventually
@@ -30,14 +30,19 @@ PORT = 15010
 RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces"
 LABELS = {"app.kubernetes.io/name": "xds", "app.kubernetes.io/component": "control-plane"}
 REFUSALS = (
-    'pods is forbidden: User "reader" cannot list resource "pods" in API group "" in the namespace "default"',
+    'pods is forbidden: User "reader" cannot list resource "pods" in API group "" in the namespace "{}"',
     (
         'pods "xds" is forbidden: User "reader" cannot get resource "pods/portforward" in API group "" '
-        'in the namespace "default"'
+        'in the namespace "{}"'
     ),
     'pods "xds" is forbidden',
 )
 """Messages of the API server without each permission."""
+IDLE = {
+    "image": "docker.io/curlimages/curl",
+    "imagePullPolicy": "Never",
+    "command": ["sleep", "infinity"],
+}
 WITHOUT_LOCAL = """
 from xds.cli import client_options, main
 client_options._is_open = lambda address: False
@@ -57,12 +62,16 @@ spec: {selector: {app: web}, ports: [{name: http, port: 80}]}
 apiVersion: v1
 kind: Pod
 metadata: {name: web, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio}}
-spec: {containers: [{name: web, image: curl}]}
+spec:
+  containers:
+  - {name: web, image: docker.io/curlimages/curl, imagePullPolicy: Never, command: [sleep, infinity]}
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: client, namespace: shop}
-spec: {containers: [{name: client, image: curl}]}
+spec:
+  containers:
+  - {name: client, image: docker.io/curlimages/curl, imagePullPolicy: Never, command: [sleep, infinity]}
 """
 STRICT = """
 apiVersion: security.istio.io/v1
@@ -73,19 +82,16 @@ spec: {mtls: {mode: STRICT}}
 
 
 @pytest.fixture
-async def agent(agent: Agent) -> Agent:
-    if agent.kubelet is None:
-        pytest.skip("needs the kubelet of `make kubernetes`, which KUBEBUILDER_ASSETS has not")
-    return agent
+async def namespace(shared_pods: PodCluster) -> AsyncIterator[str]:
+    async with shared_pods.namespace() as name:
+        yield name
 
 
 class Server(TcpServer):
     """Sends `size` bytes, and then everything back."""
 
-    def __init__(self, agent: Agent, pod: str, size: int = 0) -> None:
-        place = agent.pod("default", pod).place
-        assert place
-        super().__init__(place.listener("127.0.0.1", PORT))
+    def __init__(self, pod: Pod, size: int) -> None:
+        super().__init__(pod.place().listener("127.0.0.1", PORT))
         self._size = size
         self.has_sent = asyncio.Event()
 
@@ -99,12 +105,12 @@ class Server(TcpServer):
             await writer.drain()
 
 
-async def start_pod(agent: Agent, name: str = "xds", probe: Json | None = None) -> None:
+async def start_pod(cluster: PodCluster, namespace: str, name: str = "xds", probe: Json | None = None) -> Pod:
     """Start a pod that looks like the control plane's."""
-    container = {"name": "xds", "image": "curl", **({"readinessProbe": probe} if probe else {})}
+    container = IDLE | {"name": "xds", **({"readinessProbe": probe} if probe else {})}
     spec = {"containers": [container], "terminationGracePeriodSeconds": 1}
     pod = {"metadata": {"name": name, "labels": LABELS}, "spec": spec}
-    await agent.cluster.api.create("/api/v1/namespaces/default/pods", pod)
+    await cluster.api.create(f"/api/v1/namespaces/{namespace}/pods", pod)
     state = "Running" if probe else "Ready"
 
     def has_started(pod: Json) -> bool:
@@ -112,12 +118,12 @@ async def start_pod(agent: Agent, name: str = "xds", probe: Json | None = None) 
         ready = [item["status"] for item in status.get("conditions", ()) if item["type"] == "Ready"]
         return status.get("phase") == "Running" and (state == "Running" or ready == ["True"])
 
-    await agent.cluster.until(f"/api/v1/namespaces/default/pods/{name}", has_started)
+    return Pod(await cluster.until(f"/api/v1/namespaces/{namespace}/pods/{name}", has_started))
 
 
 @asynccontextmanager
-async def forwarded(kubeconfig: Path) -> AsyncIterator[PortForward]:
-    cluster = ClusterReference(kubeconfig, None, "default")
+async def forwarded(kubeconfig: Path, namespace: str) -> AsyncIterator[PortForward]:
+    cluster = ClusterReference(kubeconfig, None, namespace)
     forward = await asyncio.to_thread(PortForward, cluster, PORT)
     try:
         yield forward
@@ -129,12 +135,15 @@ async def connect(forward: PortForward) -> tuple[asyncio.StreamReader, asyncio.S
     return await asyncio.open_unix_connection(forward.target.removeprefix("unix:"))
 
 
-async def test_connections_carry_any_amount_of_data_and_have_backpressure(agent: Agent) -> None:
-    await start_pod(agent)
+async def test_connections_carry_any_amount_of_data_and_have_backpressure(
+    shared_pods: PodCluster, namespace: str
+) -> None:
+    pod = await start_pod(shared_pods, namespace)
     size = 128 << 20
     sent = bytes(range(256)) * (1 << 16)
-    async with Server(agent, "xds", size) as server, forwarded(await agent.cluster.kubeconfig()) as forward:
-        assert str(forward) == "pod default/xds"
+    config = await shared_pods.kubeconfig()
+    async with Server(pod, size) as server, forwarded(config, namespace) as forward:
+        assert str(forward) == f"pod {namespace}/xds"
         reader, writer = await connect(forward)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(server.has_sent.wait(), 3)
@@ -158,20 +167,19 @@ async def send(writer: asyncio.StreamWriter, data: bytes) -> None:
     await writer.drain()
 
 
-async def test_failures_are_explained(agent: Agent) -> None:
-    api, config = agent.cluster.api, await agent.cluster.kubeconfig()
-    await start_pod(agent)
-    async with forwarded(config) as forward:
+async def test_failures_are_explained(pod_cluster: PodCluster) -> None:
+    api, config = pod_cluster.api, await pod_cluster.kubeconfig()
+    pod = await start_pod(pod_cluster, "default")
+    async with forwarded(config, "default") as forward:
         reader, writer = await connect(forward)
         assert await reader.read() == b""
         assert "connect: connection refused" in forward.error
         assert not forward.lost.is_set()
         writer.close()
-        async with Server(agent, "xds", 1 << 16):
+        async with Server(pod, 1 << 16):
             reader, writer = await connect(forward)
             await reader.readexactly(1 << 16)
-            assert agent.kubelet
-            agent.kubelet.process.send_signal(signal.SIGKILL)
+            pod_cluster.node.stop_kubelet()
             assert await reader.read() == b""
         assert forward.error == (
             "the port-forward to pod default/xds failed: the connection to the API server broke"
@@ -183,60 +191,61 @@ async def test_failures_are_explained(agent: Agent) -> None:
     await api.delete("/api/v1/namespaces/default/pods/xds", gracePeriodSeconds=0)
     with pytest.raises(PortForwardError, match="namespace default has no pod of the control plane: run xds"):
         await opened(config)
-    await start_pod(agent, "xds-2", {"exec": {"command": ["false"]}})
+    pod_cluster.node.start_kubelet()
+    await start_pod(pod_cluster, "default", "xds-2", {"exec": {"command": ["false"]}})
     with pytest.raises(
         PortForwardError, match="none of the 1 pods of the control plane in namespace default"
     ):
         await opened(config)
 
 
-async def opened(kubeconfig: Path) -> None:
-    async with forwarded(kubeconfig):
+async def opened(kubeconfig: Path, namespace: str = "default") -> None:
+    async with forwarded(kubeconfig, namespace):
         pass
 
 
-async def test_port_forward_requires_three_permissions(agent: Agent) -> None:
-    await start_pod(agent)
-    config = await agent.cluster.kubeconfig("reader")
+async def test_port_forward_requires_three_permissions(shared_pods: PodCluster, namespace: str) -> None:
+    pod = await start_pod(shared_pods, namespace)
+    config = await shared_pods.kubeconfig("reader")
     rules = [
         {"apiGroups": [""], "resources": ["pods"], "verbs": ["list"]},
         {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["get"]},
         {"apiGroups": [""], "resources": ["pods/portforward"], "verbs": ["create"]},
     ]
     role = {"metadata": {"name": "reader"}, "rules": rules}
-    await agent.cluster.api.create(f"{RBAC}/default/roles", role)
+    await shared_pods.api.create(f"{RBAC}/{namespace}/roles", role)
     binding = {
         "metadata": {"name": "reader"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "reader"},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "reader"}],
     }
-    await agent.cluster.api.create(f"{RBAC}/default/rolebindings", binding)
-    async with Server(agent, "xds", 1 << 16), forwarded(config) as forward:
+    await shared_pods.api.create(f"{RBAC}/{namespace}/rolebindings", binding)
+    async with Server(pod, 1 << 16), forwarded(config, namespace) as forward:
         reader, writer = await connect(forward)
         await reader.readexactly(1 << 16)
         writer.close()
     for missing in range(3):
-        await agent.cluster.api.patch(
-            f"{RBAC}/default/roles/reader", {"rules": rules[:missing] + rules[missing + 1 :]}
+        await shared_pods.api.patch(
+            f"{RBAC}/{namespace}/roles/reader", {"rules": rules[:missing] + rules[missing + 1 :]}
         )
 
         async def is_refused() -> str:
             with pytest.raises(PortForwardError) as caught:
-                await opened(config)
+                await opened(config, namespace)
             return str(caught.value)
 
         assert await eventually(is_refused, timeout=10, what="RBAC") == (
-            f"the API server refused a port-forward: {REFUSALS[missing]} (required in namespace "
-            "default: list on pods, and get and create on pods/portforward)"
+            f"the API server refused a port-forward: {REFUSALS[missing].format(namespace)} (required in "
+            f"namespace {namespace}: list on pods, and get and create on pods/portforward)"
         )
 
 
 # --- commands ---
 
 
-async def test_commands_find_the_control_plane_in_a_cluster(agent: Agent) -> None:
-    cluster = agent.cluster
-    pod = await start_control_plane(agent)
+async def test_commands_find_the_control_plane_in_a_cluster(pod_cluster: PodCluster) -> None:
+    cluster = pod_cluster
+    pod = await start_control_plane(cluster)
     config = await cluster.kubeconfig()
     await cluster.kubectl("apply", "-f", "-", stdin=MESH)
 
@@ -265,12 +274,11 @@ async def test_commands_find_the_control_plane_in_a_cluster(agent: Agent) -> Non
     assert (row["result"], row["detail"], row["hint"]) == ("fail", "not in sync: web.shop", hint)
 
     await dashboard_shows_the_page(config, pod)
-    await watch_sees_changes_until_the_pod_ends(agent, config, pod)
+    await watch_sees_changes_until_the_pod_ends(cluster, config, pod)
 
 
-async def start_control_plane(agent: Agent) -> str:
+async def start_control_plane(cluster: PodCluster) -> str:
     """Install one replica, and return the name of its pod once it is ready."""
-    cluster = agent.cluster
     await install(cluster, "--image=xds:latest")
     await cluster.kubectl("-n", SYSTEM, "scale", "deployment/xds", "--replicas=1")
     path = f"/api/v1/namespaces/{SYSTEM}/pods?labelSelector={POD_LABELS}"
@@ -313,15 +321,15 @@ async def dashboard_shows_the_page(config: Path, pod: str) -> None:
         assert (await process.stderr.read()).decode() == f"xds: using pod {SYSTEM}/{pod} of context admin\n"
 
 
-async def watch_sees_changes_until_the_pod_ends(agent: Agent, config: Path, pod: str) -> None:
+async def watch_sees_changes_until_the_pod_ends(cluster: PodCluster, config: Path, pod: str) -> None:
     command = ("reach", "--to=web.shop", "--watch", f"--kubeconfig={config}")
     async with running(*command) as process:
         assert process.stdout
         assert process.stderr
         await reads(process.stdout, b"plaintext")
-        await agent.cluster.kubectl("apply", "-f", "-", stdin=STRICT)
+        await cluster.kubectl("apply", "-f", "-", stdin=STRICT)
         await reads(process.stdout, b"fails")
-        agent.pod(SYSTEM, pod).containers[0].kill()
+        (await cluster.pod(SYSTEM, pod)).kill()
         assert await process.wait() == 3
         error = (await process.stderr.read()).decode()
         assert error.endswith(f"xds: the control plane at pod {SYSTEM}/{pod} closed the stream\n")

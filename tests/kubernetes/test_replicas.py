@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,8 +12,7 @@ import grpc.aio
 import pytest
 
 from tests.kubernetes import page
-from tests.kubernetes.agent.agent import Agent
-from tests.kubernetes.agent.pods import Pod
+from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.player import PATIENCE, Player
 from tests.server.proxies import REQUEST, RESPONSE
 from tests.support.clients import Client
@@ -38,6 +36,8 @@ SERVICES = {
         "route": "Route",
     }.items()
 }
+
+ROOT, TOKEN = "/run/secrets/xds/root-cert.pem", "/run/secrets/tokens/xds-token"
 
 CAREFUL = json.dumps(
     {
@@ -72,34 +72,35 @@ kubectl wait --for=delete --timeout={PATIENCE}s -n full pod/{{}}
 FULL_FULL, LEGACY_FULL = Pair("sleep.full", "httpbin.full"), Pair("sleep.legacy", "httpbin.full")
 
 
-async def test_killed_replica_or_api_server_fails_no_request(agent: Agent, player: Player) -> None:
+async def test_killed_replica_or_api_server_fails_no_request(player: Player) -> None:
+    cluster = player.cluster
     expected = {step.name: step.expected for step in STEPS}
     await player.types(DEPLOY)
     await eventually(lambda: has_sidecars(player), timeout=PATIENCE, every=0.3)
     permissive = expected["PERMISSIVE"][FULL_FULL]
     await eventually(lambda: player.brings(FULL_FULL, permissive), timeout=PATIENCE, every=0.2)
 
-    (sleep,), (httpbin,) = agent.pods("full", "sleep"), agent.pods("full", "httpbin")
+    (sleep,), (httpbin,) = await cluster.pods("full", "sleep"), await cluster.pods("full", "httpbin")
     # Each replica learns of new pods independently.
-    await eventually(lambda: is_the_same(agent, sleep), timeout=PATIENCE, every=0.2)
+    await eventually(lambda: is_the_same(cluster, sleep), timeout=PATIENCE, every=0.2)
 
-    load = Load(client=agent.client(sleep), url=URL, connections=2, seconds=600)
+    load = Load(client=await cluster.client(sleep), url=URL, connections=2, seconds=600)
     async with load:
         await load.more(20, PATIENCE)
-        for replica in replicas(agent):
-            await killed(replica)
-            await until_connected(agent, sleep, httpbin)
+        for replica in await replicas(cluster):
+            await killed(cluster, replica)
+            await until_connected(sleep, httpbin)
             await load.more(20, PATIENCE)
 
         # Pods and their sidecars are replaced.
         await player.types(REPLACE.format(httpbin.object["metadata"]["name"]))
-        (httpbin,) = agent.pods("full", "httpbin")
+        (httpbin,) = await cluster.pods("full", "httpbin")
         await load.more(20, PATIENCE)
 
-        agent.cluster.stop_api_server()
+        cluster.stop_api_server()
         await load.more(50, PATIENCE)
-        await until_connected(agent, sleep, httpbin)
-        await agent.cluster.start_api_server()
+        await until_connected(sleep, httpbin)
+        await cluster.start_api_server()
         await load.more(20, PATIENCE)
 
         # Restarted and surviving replicas all see later changes.
@@ -107,9 +108,9 @@ async def test_killed_replica_or_api_server_fails_no_request(agent: Agent, playe
         strict = expected["STRICT"][LEGACY_FULL]
         await eventually(lambda: player.brings(LEGACY_FULL, strict), timeout=PATIENCE, every=0.2)
         await load.more(20, PATIENCE)
-        await eventually(lambda: is_the_same(agent, sleep), timeout=PATIENCE, every=0.2)
+        await eventually(lambda: is_the_same(cluster, sleep), timeout=PATIENCE, every=0.2)
     load.check()
-    await eventually(lambda: shows_the_same_traffic(agent), timeout=PATIENCE, every=0.5)
+    await eventually(lambda: shows_the_same_traffic(cluster), timeout=PATIENCE, every=0.5)
 
 
 async def has_sidecars(player: Player) -> bool:
@@ -119,26 +120,27 @@ async def has_sidecars(player: Player) -> bool:
     return True
 
 
-async def is_the_same(agent: Agent, pod: Pod) -> bool:
+async def is_the_same(cluster: PodCluster, pod: Pod) -> bool:
     """Whether all replicas send a pod's sidecar the same bytes. AssertionError shows the difference."""
-    one, other = [await everything(agent, replica, pod) for replica in replicas(agent)]
+    one, other = [await everything(cluster, replica, pod) for replica in await replicas(cluster)]
     assert all(one.values()), one.keys()
     assert one == other
     return True
 
 
-async def shows_the_same_traffic(agent: Agent) -> bool:
+async def shows_the_same_traffic(cluster: PodCluster) -> bool:
     """Whether all replicas show the same observed traffic, also from before they were killed."""
-    one, other = [await observed(agent, replica) for replica in replicas(agent)]
+    one, other = [await observed(cluster, replica) for replica in await replicas(cluster)]
     assert one == other
     requests = {(edge[0], edge[2]): edge[3] for edge in one if edge[1] == "httpbin"}
     assert requests["sleep", traffic_pb2.TrafficEdge.MTLS] > 100, requests
     return True
 
 
-async def observed(agent: Agent, replica: Pod) -> set[tuple[str, str, int, int]]:
+async def observed(cluster: PodCluster, replica: Pod) -> set[tuple[str, str, int, int]]:
     """Return the client, service, mode and requests of each edge that a replica shows."""
-    relay = Relay(HERE.listener("127.0.0.1", 0), lambda: agent.client(replica).connect("127.0.0.1", 15010))
+    client = Client(replica.place())
+    relay = Relay(HERE.listener("127.0.0.1", 0), lambda: client.connect("127.0.0.1", 15010))
     async with relay, grpc.aio.insecure_channel(f"127.0.0.1:{relay.port}") as open_channel:
         response = await open_channel.unary_unary(
             "/xds.mesh.v1.Traffic/List",
@@ -149,28 +151,32 @@ async def observed(agent: Agent, replica: Pod) -> set[tuple[str, str, int, int]]
     return {(edge.client, edge.service, edge.mode, edge.requests_per_day) for edge in response.edges}
 
 
-def replicas(agent: Agent) -> list[Pod]:
-    pods = agent.pods("istio-system", "xds")
+async def replicas(cluster: PodCluster) -> list[Pod]:
+    pods = await cluster.pods("istio-system", "xds")
     assert len(pods) == 2
     return pods
 
 
-async def killed(replica: Pod) -> None:
+async def killed(cluster: PodCluster, replica: Pod) -> None:
     """Kill a replica, and wait until it is back."""
-    (container,) = replica.containers
-    deaths = container.restarts
-    container.kill(signal.SIGKILL)
-    await eventually(lambda: container.restarts > deaths and container.ready, timeout=PATIENCE)
+    replica.kill()
+
+    async def is_back() -> bool:
+        now = await cluster.pod(replica.namespace, replica.name)
+        (before,), (after,) = (pod.object["status"]["containerStatuses"] for pod in (replica, now))
+        return after["restartCount"] > before["restartCount"] and after["ready"]
+
+    await eventually(is_back, timeout=PATIENCE, every=0.1)
 
 
-async def until_connected(agent: Agent, *pods: Pod) -> None:
+async def until_connected(*pods: Pod) -> None:
     """Wait until each pod's sidecar has a stream to a control plane."""
     for pod in pods:
-        admin = Admin(agent.client(pod), "127.0.0.1", 15000)
+        admin = Admin(Client(pod.place()), "127.0.0.1", 15000)
         await eventually(partial(admin.stat, "control_plane.connected_state"), timeout=PATIENCE)
 
 
-async def everything(agent: Agent, replica: Pod, pod: Pod) -> dict[str, dict[bytes, bytes]]:
+async def everything(cluster: PodCluster, replica: Pod, pod: Pod) -> dict[str, dict[bytes, bytes]]:
     """Fetch all resources of a pod's sidecar from a replica, as that sidecar."""
     request = REQUEST()
     name, namespace = pod.object["metadata"]["name"], pod.object["metadata"]["namespace"]
@@ -181,7 +187,7 @@ async def everything(agent: Agent, replica: Pod, pod: Pod) -> dict[str, dict[byt
     build.version.major_number, build.version.minor_number = 1, 40
     build.metadata.fields["ssl.version"].string_value = "BoringSSL"
     given: dict[str, dict[bytes, bytes]] = {}
-    async with channel(agent, replica, pod) as open_channel:
+    async with channel(cluster, replica, pod) as open_channel:
         for service, method in SERVICES.items():
             answer = await open_channel.unary_unary(method)(request.SerializeToString(), timeout=10)
             given[service] = {
@@ -192,15 +198,15 @@ async def everything(agent: Agent, replica: Pod, pod: Pod) -> dict[str, dict[byt
 
 
 @asynccontextmanager
-async def channel(agent: Agent, replica: Pod, pod: Pod) -> AsyncIterator[grpc.aio.Channel]:
+async def channel(cluster: PodCluster, replica: Pod, pod: Pod) -> AsyncIterator[grpc.aio.Channel]:
     """Open a channel to a replica with a pod's credentials."""
-    root = pod.file("xds-root", "root-cert.pem").read_bytes()
-    token = pod.file("xds-token", "xds-token").read_text()
+    root = pod.file("xds-proxy", ROOT).read_bytes()
+    token = pod.file("xds-proxy", TOKEN).read_text()
     credentials = grpc.composite_channel_credentials(
         grpc.ssl_channel_credentials(root), grpc.access_token_call_credentials(token)
     )
     to_replica = Relay(
-        HERE.listener("127.0.0.1", 0), lambda: Client(agent.node.place).connect(replica.address, 15012)
+        HERE.listener("127.0.0.1", 0), lambda: Client(cluster.node.place).connect(replica.address, 15012)
     )
     name = ("grpc.ssl_target_name_override", "xds.istio-system.svc")
     async with (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kubernetes import page
-from tests.kubernetes.agent.agent import Agent
+from tests.kubernetes.environment.pods import PodCluster
 from tests.kubernetes.player import PATIENCE, Player
 from tests.support.waiting import eventually
 from xds.demo.play import STEPS, Pair
@@ -13,7 +13,7 @@ from xds.demo.play import STEPS, Pair
 pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]
 
 
-async def test_istio_task_with_kubectl(agent: Agent, player: Player) -> None:
+async def test_istio_task_with_kubectl(pod_cluster: PodCluster, player: Player) -> None:
     await player.types(page.INSTALL)
     for commands in page.DEPLOY:
         await player.types(commands)
@@ -33,4 +33,4 @@ async def test_istio_task_with_kubectl(agent: Agent, player: Player) -> None:
         await player.perform(step)
 
     await player.types(page.CLEAN_UP)
-    assert not any(agent.pods(namespace, app) for namespace in page.READY for app in ("httpbin", "sleep"))
+    assert (await player.terminal.run("kubectl get ns full partial legacy")).error.count("NotFound") == 3

@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import subprocess
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -101,7 +102,7 @@ class Namespace(Place):
             return super().tcp_socket(family)
 
     def command(self, *argv: str) -> list[str]:
-        return ["ip", "netns", "exec", self.name, *argv]
+        return ["/usr/bin/env", "ip", "netns", "exec", self.name, *argv]
 
     def run(self, *argv: str, stdin: str = "") -> str:
         """Run a command to its end here, and return what it printed."""
@@ -111,6 +112,25 @@ class Namespace(Place):
         """Set a kernel parameter of this namespace."""
         with self.entered():
             Path("/proc/sys", *name.split(".")).write_text(value)
+
+
+class ProcessNamespace(Namespace):
+    """The network namespace of a process, which may end before."""
+
+    def __init__(self, process: int) -> None:
+        self.name = f"of process {process}"
+        self._descriptor = os.open(f"/proc/{process}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._close = weakref.finalize(self, os.close, self._descriptor)
+
+    @property
+    def file(self) -> Path:
+        return Path(f"/proc/self/fd/{self._descriptor}")
+
+    def close(self) -> None:
+        self._close()
+
+    def command(self, *argv: str) -> list[str]:
+        raise NotImplementedError("only sockets can be made here")
 
 
 def run(*argv: str, stdin: str = "") -> str:

@@ -149,7 +149,7 @@ class World:
             await self.mesh.start(client, options=PATIENT)
         for client in self.clients:
             for url in (KEPT, FRESH):
-                load = Load(client=client.client, url=url, connections=2, seconds=280, pause=0.1)
+                load = Load(client=client.client, url=url, connections=2, seconds=280, pause=0.03)
                 self.loads.append(await self._stack.enter_async_context(load))
         await self.more()
 

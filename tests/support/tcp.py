@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Self
@@ -130,6 +131,42 @@ class Relay(TcpServer):
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await pumped(reader, writer, await self._connect())
+
+
+class RelayThread:
+    """A relay from here to another place, in a thread of its own: the caller may block its event loop."""
+
+    def __init__(self, address: str, port: int, place: Place, to: str) -> None:
+        """Listen on `address`, and connect to the same port of `to`, as seen in `place`."""
+        self._listener = HERE.listener(address, port)
+        self._place, self._to = place, (to, port)
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=(self._run(),), daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join()
+        self._loop.close()
+
+    async def _run(self) -> None:
+        async with Relay(self._listener, self._connect):
+            await self._ended.wait()
+
+    async def _connect(self) -> socket.socket:
+        made = self._place.tcp_socket()
+        try:
+            await asyncio.get_running_loop().sock_connect(made, self._to)
+        except BaseException:
+            made.close()
+            raise
+        return made
 
 
 class SlowRelay(Relay):

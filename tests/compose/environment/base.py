@@ -18,11 +18,11 @@ from tests.compose.environment import CACHE, MissingError, is_root
 
 NAME = "python:3.13-slim"
 _RELEASE = "trixie"
-_DEBIAN = f"xds-test/{_RELEASE}"
 _PACKAGES = "python3,python3-pip,python3-venv,ca-certificates"
 _ROOTS = Path("/etc/ssl/certs/ca-certificates.crt")
 _DOCKERFILE = f"""
-FROM {_DEBIAN}
+FROM scratch
+ADD python.tar /
 COPY roots.crt {_ROOTS}
 RUN ln -s /usr/bin/python3 /usr/local/bin/python
 ENV PIP_CERT={_ROOTS}
@@ -41,16 +41,27 @@ def provided(environment: dict[str, str]) -> Iterator[None]:
             yield
             return
     try:
-        with _archive().open("rb") as archive:
-            _must(_docker(environment, "import", "-", _DEBIAN, stdin=archive))
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "Dockerfile").write_text(_DOCKERFILE)
-            shutil.copyfile(_ROOTS, Path(folder) / "roots.crt")
+        with context() as folder:
             # Some installations lack the plugin for the newer builder.
-            _must(_docker({**environment, "DOCKER_BUILDKIT": "0"}, "build", "-q", "-t", NAME, folder))
+            _must(_docker({**environment, "DOCKER_BUILDKIT": "0"}, "build", "-q", "-t", NAME, str(folder)))
         yield
     finally:
-        _docker(environment, "image", "rm", "--force", NAME, _DEBIAN)
+        _docker(environment, "image", "rm", "--force", NAME)
+
+
+@contextmanager
+def context() -> Iterator[Path]:
+    """Yield a folder from which a builder makes the stand-in.
+
+    Raises:
+        MissingError: it cannot be made here.
+    """
+    archive = _archive()
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        (Path(folder) / "Dockerfile").write_text(_DOCKERFILE)
+        (Path(folder) / "python.tar").hardlink_to(archive)
+        shutil.copyfile(_ROOTS, Path(folder) / "roots.crt")
+        yield Path(folder)
 
 
 def _archive() -> Path:
@@ -92,11 +103,11 @@ def _mirror() -> list[str]:
     return found[:1]
 
 
-def _docker(environment: dict[str, str], *command: str, stdin=None) -> subprocess.CompletedProcess[str]:
+def _docker(environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["docker", *command],
         env=environment,
-        stdin=stdin or subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,

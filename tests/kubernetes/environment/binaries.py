@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-NAMES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "kubelet")
-OPTIONAL = ("kube-controller-manager", "kubelet")
-"""The programs that envtest's archives lack. This kubelet only forwards ports."""
+NODE_NAMES = ("kube-scheduler", "kubelet", "kube-proxy")
+"""The programs that run pods."""
+OPTIONAL = ("kube-controller-manager", *NODE_NAMES)
+"""The programs that envtest's archives lack."""
+NAMES = ("etcd", "kube-apiserver", "kubectl", *OPTIONAL)
 REQUIRED = "XDS_REQUIRE_KUBERNETES"
 """Environment variable: on a machine with Go, missing programs fail tests instead of skipping them."""
 

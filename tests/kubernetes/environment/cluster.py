@@ -142,7 +142,7 @@ class Cluster:
         return name
 
     async def delete_namespace(self, name: str) -> None:
-        """Delete a namespace. Its pods are force-deleted: no kubelet would report that they have ended."""
+        """Delete a namespace. Its pods are force-deleted: without nodes, nobody reports their end."""
         await self.api.delete(f"/api/v1/namespaces/{name}")
         await self.api.delete(f"/api/v1/namespaces/{name}/pods", gracePeriodSeconds=0)
 

@@ -8,13 +8,18 @@ import signal
 import ssl
 import tempfile
 import urllib.request
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
 
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.certificates import Certificates
+from tests.kubernetes.environment.network import GATEWAY, Network
 from tests.support.loopback import Loopback, free_port
+from tests.support.places import HERE
+from tests.support.tcp import RelayThread
 from xds.demo.processes import Processes, Running
 
 SERVICES = "10.96.0.0/16"
@@ -23,7 +28,7 @@ ISSUER = "https://kubernetes.default.svc.cluster.local"
 """Issuer of service account tokens, and their default audience."""
 
 _FIRST_SERVICE = "10.96.0.1"
-_PORT = 6443
+PORT = 6443
 _START = 90.0
 _NAMES = (
     "kubernetes",
@@ -31,9 +36,9 @@ _NAMES = (
     "kubernetes.default.svc",
     "kubernetes.default.svc.cluster.local",
 )
-# Without a kubelet, nodes send no heartbeats, so disable the controllers that would evict their pods.
 _AUDIT = "audit.log"
-_CONTROLLERS = "*,-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller"
+# Without a kubelet, nodes send no heartbeats, so disable the controllers that would evict their pods.
+_WITHOUT_NODES = "*,-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller"
 
 
 class Asked(NamedTuple):
@@ -51,18 +56,19 @@ class ControlPlane:
     Made and entered in the main thread: the processes end with the thread that started them.
     """
 
-    def __init__(self, address: str | None = None, *, egress: bool = False) -> None:
+    def __init__(self, address: str | None = None, *, network: Network | None = None) -> None:
         """Put the API server on `address`, which this machine must have; by default on loopback.
 
-        An address that is not on loopback is published as the Service `kubernetes` of namespace `default`, so
-        pods in network namespaces find the API server there. With `egress`, the API server calls webhooks'
-        Services through an HTTP CONNECT proxy, which the test runs at the Unix socket `egress`: only the
-        proxy may be able to reach pods.
+        An address that is not on loopback is published as the Service `kubernetes` of namespace `default`.
+        With `network`, the API server and its controllers run there, so that they and the pods of nodes reach
+        each other, and a relay on loopback leads to it.
         """
-        self._has_egress = egress
+        self._network = network
+        self._place = network.place if network else HERE
         self._loopback = Loopback()
         self.address = address or self._loopback.address()
-        self.port = free_port(address) if address else _PORT
+        self.port = free_port(address) if address else PORT
+        self._bind = GATEWAY if network else self.address
         self.server = f"https://{self.address}:{self.port}"
         self._etcd = f"http://{self._loopback.address()}"
         self._programs = binaries.find()
@@ -73,15 +79,19 @@ class ControlPlane:
         self.folder = Path(tempfile.mkdtemp(prefix="xds-kubernetes-"))
         self.certificates = Certificates(self.folder / "pki")
         self._serving = self.certificates.server(
-            [*_NAMES, "localhost"], ["127.0.0.1", self.address, _FIRST_SERVICE]
+            [*_NAMES, "localhost"], ["127.0.0.1", GATEWAY, self.address, _FIRST_SERVICE]
         )
         self._issuing = self.certificates.key_pair("service-accounts")
         self.admin = self.certificates.client("admin", "system:masters")
         self._processes = Processes(self.folder)
         self._running: list[Running] = []
         self._controllers = Processes(self.folder)
-        self._controller_manager: Running | None = None
+        self._managers: dict[str, Running] = {}
+        self._relay = ExitStack()
         try:
+            if self._network:
+                there = RelayThread(self.address, self.port, self._place, GATEWAY)
+                self._relay.enter_context(there)
             self._start_etcd()
             self.start_api_server()
             self.until_ready()
@@ -96,17 +106,13 @@ class ControlPlane:
     def __exit__(self, *_: object) -> None:
         for running in self._running:
             running.process.kill()  # on SIGTERM, each would wait for the others
-        if self._controller_manager:
-            self._controller_manager.process.kill()
+        for running in self._managers.values():
+            running.process.kill()
         self._controllers.__exit__()
         self._processes.__exit__()
+        self._relay.close()
         self._loopback.__exit__()
         shutil.rmtree(self.folder)
-
-    @property
-    def egress(self) -> Path:
-        """The socket through which the API server calls Services, if enabled."""
-        return self.folder / "egress.sock"
 
     @property
     def kubectl(self) -> str:
@@ -117,13 +123,12 @@ class ControlPlane:
         """Start the API server with its previous address and data; see `until_ready`."""
         certificate, key = self._serving
         public, private = self._issuing
-        own_address = not self.address.startswith("127.")
         self._api_server = self._start(
             "kube-apiserver",
             f"--etcd-servers={self._etcd}:2379",
-            f"--bind-address={self.address}",
+            f"--bind-address={self._bind}",
             f"--secure-port={self.port}",
-            f"--endpoint-reconciler-type={'lease' if own_address else 'none'}",
+            f"--endpoint-reconciler-type={'none' if self._bind.startswith('127.') else 'lease'}",
             f"--service-cluster-ip-range={SERVICES}",
             f"--cert-dir={self.folder}",
             f"--tls-cert-file={certificate}",
@@ -135,6 +140,7 @@ class ControlPlane:
             f"--kubelet-certificate-authority={self.certificates.root}",
             f"--kubelet-client-certificate={self.admin[0]}",
             f"--kubelet-client-key={self.admin[1]}",
+            "--kubelet-preferred-address-types=InternalIP",
             "--authorization-mode=Node,RBAC",
             "--allow-privileged=true",
             # Call a webhook's Service at one of its endpoints: nothing here routes clusterIPs.
@@ -143,7 +149,6 @@ class ControlPlane:
             f"--audit-log-path={self.folder / _AUDIT}",
             "--audit-log-mode=blocking",
             "--profiling=false",
-            *([f"--egress-selector-config-file={self._egress_selection()}"] if self._has_egress else []),
         )
 
     def stop_api_server(self) -> None:
@@ -166,29 +171,34 @@ class ControlPlane:
         self._processes.wait_for("the API server", lambda: self._why_not("/readyz"), timeout=_START)
 
     def start_controllers(self) -> None:
-        """Start the controller manager unless it runs. It exits after 10 s without an API server."""
+        """Start what does not run of the controller manager and, with nodes, the scheduler.
+
+        They exit after 10 s without an API server.
+        """
         if not self.has_controllers:
             return
-        if self._controller_manager:
-            if self._controller_manager.process.poll() is None:
-                return
-            self._controllers.stop(self._controller_manager)
-        certificate, key = self.admin
-        kubeconfig = self.folder / "controllers.json"
-        user = {"client-certificate": str(certificate), "client-key": str(key)}
-        kubeconfig.write_text(json.dumps(self.kubeconfig({"controllers": user}, "controllers")))
-        self._controller_manager = self._controllers.start(
+        kubeconfig = self.inner_kubeconfig(self.folder / "controllers.json", "admin", "system:masters")
+        self._start_manager(
             "kube-controller-manager",
-            str(self._programs["kube-controller-manager"]),
             f"--kubeconfig={kubeconfig}",
             f"--root-ca-file={self.certificates.root}",
             f"--service-account-private-key-file={self._issuing[1]}",
-            f"--controllers={_CONTROLLERS}",
-            "--leader-elect=false",
-            "--secure-port=0",
+            f"--controllers={'*' if self._network else _WITHOUT_NODES}",
             "--kube-api-qps=500",
             "--kube-api-burst=1000",
         )
+        if self._network:
+            kubeconfig = self.inner_kubeconfig(self.folder / "scheduler.json", "system:kube-scheduler")
+            self._start_manager("kube-scheduler", f"--kubeconfig={kubeconfig}")
+
+    def _start_manager(self, name: str, *options: str) -> None:
+        before = self._managers.get(name)
+        if before and before.process.poll() is None:
+            return
+        if before:
+            self._controllers.stop(before)
+        command = (str(self._programs[name]), "--leader-elect=false", "--secure-port=0", *options)
+        self._managers[name] = self._controllers.start(name, *self._place.command(*command))
 
     def until_controllers(self) -> None:
         """Wait until the controllers have started, if there are any. Raises DemoError."""
@@ -218,8 +228,9 @@ class ControlPlane:
     def logs(self) -> str:
         """Return the end of each process's log."""
         return "\n".join(
-            f"--- {path.name}\n{''.join(path.read_text(errors='replace').splitlines(keepends=True)[-30:])}"
-            for path in sorted(self.folder.glob("*.log"))
+            f"--- {path.relative_to(self.folder)}\n{_end(path)}"
+            for path in sorted([*self.folder.glob("*.log"), *self.folder.glob("node*/*.log")])
+            if path.name != _AUDIT
         )
 
     def _start_etcd(self) -> None:
@@ -236,9 +247,19 @@ class ControlPlane:
             "--log-level=warn",
         )
 
-    def kubeconfig(self, users: dict[str, dict[str, str]], current: str, namespace: str = "default") -> Any:
+    def inner_kubeconfig(self, path: Path, user: str, *groups: str) -> Path:
+        """Write a kubeconfig of a user for a process in the control plane's network."""
+        certificate, key = self.certificates.client(user, *groups)
+        credentials = {"client-certificate": str(certificate), "client-key": str(key)}
+        server = f"https://{self._bind}:{self.port}"
+        path.write_text(json.dumps(self.kubeconfig({user: credentials}, user, server=server)))
+        return path
+
+    def kubeconfig(
+        self, users: dict[str, dict[str, str]], current: str, namespace: str = "default", server: str = ""
+    ) -> Any:
         """Return a kubeconfig document with a context of the same name for each user."""
-        cluster = {"server": self.server, "certificate-authority": str(self.certificates.root)}
+        cluster = {"server": server or self.server, "certificate-authority": str(self.certificates.root)}
         return {
             "apiVersion": "v1",
             "kind": "Config",
@@ -258,34 +279,48 @@ class ControlPlane:
             "audit", "audit.k8s.io/v1", "Policy", rules=rules, omitStages=["RequestReceived"]
         )
 
-    def _egress_selection(self) -> Path:
-        proxy = {"proxyProtocol": "HTTPConnect", "transport": {"uds": {"udsName": str(self.egress)}}}
-        selections = [{"name": "cluster", "connection": proxy}]
-        kind = "EgressSelectorConfiguration"
-        return self._written("egress", "apiserver.k8s.io/v1beta1", kind, egressSelections=selections)
-
     def _written(self, name: str, api_version: str, kind: str, **content: Any) -> Path:
         path = self.folder / f"{name}.json"
         path.write_text(json.dumps({"apiVersion": api_version, "kind": kind, **content}))
         return path
 
     def _start(self, name: str, *options: str) -> Running:
-        running = self._processes.start(name, str(self._programs[name]), *options)
+        running = self._processes.start(name, *self._place.command(str(self._programs[name]), *options))
         self._running.append(running)
         return running
 
     def _signal(self, number: signal.Signals) -> None:
         self._api_server.process.send_signal(number)
 
-    def _why_not(self, path: str) -> str:
-        """Return why the API server does not answer; empty if it does."""
+    def why_not_ready(self, nodes: Sequence[str]) -> str:
+        """Return which nodes are not ready; empty if all are."""
+        try:
+            listed = json.loads(self.read("/api/v1/nodes"))["items"]
+        except OSError as error:
+            return str(error)
+        ready = {
+            item["metadata"]["name"]
+            for item in listed
+            for condition in item["status"].get("conditions", ())
+            if condition["type"] == "Ready" and condition["status"] == "True"
+        }
+        return ", ".join(name for name in nodes if name not in ready)
+
+    def read(self, path: str) -> bytes:
+        """Ask the API server as an administrator. Raises OSError."""
         context = ssl.create_default_context(cafile=self.certificates.root)
         context.load_cert_chain(*self.admin)
+        with urllib.request.urlopen(self.server + path, timeout=5, context=context) as response:
+            content: bytes = response.read()
+        return content
+
+    def _why_not(self, path: str) -> str:
+        """Return why the API server does not answer; empty if it does."""
         try:
-            with urllib.request.urlopen(self.server + path, timeout=5, context=context):
-                return ""
+            self.read(path)
         except OSError as error:
             return f"{path}: {error}"
+        return ""
 
     def _ask_etcd(self, what: str, **body: Any) -> Any:
         request = urllib.request.Request(
@@ -293,3 +328,7 @@ class ControlPlane:
         )
         with urllib.request.urlopen(request, timeout=30) as response:
             return json.load(response)
+
+
+def _end(log: Path, lines: int = 30) -> str:
+    return "".join(log.read_text(errors="replace").splitlines(keepends=True)[-lines:])

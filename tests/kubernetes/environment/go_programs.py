@@ -58,7 +58,7 @@ class GoProgram:
         done = subprocess.run(
             [
                 *(tool, "build", f"-p={_PACKAGES_AT_ONCE}", "-trimpath", "-ldflags", linking),
-                *("-o", self.name, f"{self.module}/{self.package}"),
+                *("-o", self.name, f"{self.module}/{self.package}".rstrip("/")),
             ],
             cwd=making,
             env={**os.environ, "GOFLAGS": "-mod=mod -buildvcs=false", "CGO_ENABLED": "0"},
@@ -72,12 +72,19 @@ class GoProgram:
 
 
 HELM = GoProgram("helm", "helm.sh/helm/v4", "v4.3.2", "cmd/helm")
+_CONTAINERD, _CONTAINERD_VERSION = "github.com/containerd/containerd/v2", "v2.4.2"
+CONTAINERD = GoProgram("containerd", _CONTAINERD, _CONTAINERD_VERSION, "cmd/containerd")
+CTR = GoProgram("ctr", _CONTAINERD, _CONTAINERD_VERSION, "cmd/ctr")
+SHIM = GoProgram("containerd-shim-runc-v2", _CONTAINERD, _CONTAINERD_VERSION, "cmd/containerd-shim-runc-v2")
+COREDNS = GoProgram("coredns", "github.com/coredns/coredns", "v1.14.2", "")
+NODE_PROGRAMS = (CONTAINERD, CTR, SHIM, COREDNS)
+"""The programs of nodes that are not Kubernetes' own."""
 ACTIONLINT = GoProgram("actionlint", "github.com/rhysd/actionlint", "v1.7.12", "cmd/actionlint")
 
 
 def main() -> int:
     """Build the named programs, unless Go is missing, and print their paths. Return an exit status."""
-    programs = {program.name: program for program in (HELM, ACTIONLINT)}
+    programs = {program.name: program for program in (HELM, ACTIONLINT, *NODE_PROGRAMS)}
     try:
         for name in sys.argv[1:]:
             if go() or programs[name].path.exists():

@@ -46,7 +46,7 @@ class CertificateClient:
         """Return a certificate for a new key.
 
         Raises:
-            RequestError: the control plane issued no usable certificate.
+            IssueError: the control plane issued no usable certificate.
         """
         try:
             token, roots = self.token.read_text("ascii").strip(), self.roots.read_bytes()

@@ -1,4 +1,4 @@
-"""A user's terminal: bash, a kubectl whose `exec` works without a kubelet, and stand-ins for istioctl."""
+"""A user's terminal: bash, kubectl, and a stand-in for istioctl."""
 
 from __future__ import annotations
 
@@ -8,27 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kubernetes.agent.agent import Agent
+from tests.kubernetes.environment.cluster import Cluster
 
-_KUBECTL = """\
-#!/bin/bash
-[ "$1" = exec ] || exec '{kubectl}' "$@"
-shift
-namespace=default
-while [ $# -gt 0 ]; do
-  case "$1" in
-    --) shift; break ;;
-    -c) container=$2; shift 2 ;;
-    -n) namespace=$2; shift 2 ;;
-    -n*) namespace=${{1#-n}}; shift ;;
-    *) pod=$1; shift ;;
-  esac
-done
-'{pods}'/"$namespace.$pod/$container.exec" "$@"
-status=$?
-[ $status = 0 ] || echo "command terminated with exit code $status" >&2
-exit $status
-"""
 _ISTIOCTL = """\
 #!/bin/bash
 command="$1 $2"; shift 2
@@ -55,17 +36,15 @@ class Printed:
 
 
 class Terminal:
-    """Runs command lines in a folder, as an administrator of an agent's cluster."""
+    """Runs command lines in a folder, as an administrator of a cluster."""
 
-    def __init__(self, agent: Agent, tools: Path, folder: Path) -> None:
+    def __init__(self, cluster: Cluster, tools: Path, folder: Path) -> None:
         """Create the tools in `tools`. Commands run in `folder`."""
         tools.mkdir()
-        self._tools, self._folder, self._cluster = tools, folder, agent.cluster
-        kubectl = _KUBECTL.format(kubectl=agent.cluster.control_plane.kubectl, pods=agent.folder)
-        istioctl = _ISTIOCTL.format(python=sys.executable)
-        for name, text in {"kubectl": kubectl, "istioctl": istioctl}.items():
-            (tools / name).write_text(text)
-            (tools / name).chmod(0o755)
+        self._tools, self._folder, self._cluster = tools, folder, cluster
+        (tools / "kubectl").symlink_to(cluster.control_plane.kubectl)
+        (tools / "istioctl").write_text(_ISTIOCTL.format(python=sys.executable))
+        (tools / "istioctl").chmod(0o755)
 
     async def run(self, commands: str, *, timeout: float = 300) -> Printed:
         """Run commands until they end."""
