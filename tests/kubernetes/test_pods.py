@@ -1,0 +1,180 @@
+"""Injected pods under a real kubelet: start, completion, probes, crashes, and a restart under load."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.kubernetes.developing import deployed
+from tests.kubernetes.environment.node import NodeCluster
+from tests.kubernetes.environment.pods import Pod, PodCluster
+from tests.support.load import Load
+from tests.support.waiting import eventually
+from xds.mesh.kube.api import Json
+
+pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(400)]
+
+PATIENCE = 90
+IN_TIME = f"--timeout={PATIENCE}s"
+URL = "http://httpbin.full.svc.cluster.local:8000/headers"
+STRICT = """
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: full}
+spec: {mtls: {mode: STRICT}}
+"""
+JOB = f"""
+apiVersion: batch/v1
+kind: CronJob
+metadata: {{name: asks}}
+spec:
+  schedule: "0 0 1 1 *"
+  suspend: true
+  jobTemplate:
+    spec:
+      backoffLimit: 0
+      template:
+        spec:
+          restartPolicy: Never
+          initContainers:
+          - name: first
+            image: docker.io/library/xds:latest
+            imagePullPolicy: Never
+            command: [curl, --fail, --silent, {URL}]
+          containers:
+          - name: asks
+            image: docker.io/library/xds:latest
+            imagePullPolicy: Never
+            command: [curl, --fail, --silent, {URL}]
+"""
+PROBED = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: probed}
+spec:
+  selector: {matchLabels: {app: probed}}
+  template:
+    metadata: {labels: {app: probed}}
+    spec:
+      containers:
+      - name: web
+        image: docker.io/kennethreitz/httpbin
+        imagePullPolicy: Never
+        ports: [{containerPort: 80}]
+        startupProbe: {httpGet: {path: /status/200, port: 80}, periodSeconds: 1, failureThreshold: 60}
+        readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}
+        livenessProbe: {exec: {command: [curl, --fail, --silent, "http://127.0.0.1/status/200"]}, periodSeconds: 1, timeoutSeconds: 5}
+"""  # noqa: E501
+CAREFUL = """{"spec": {"template": {"spec": {"containers": [{"name": "httpbin",
+  "readinessProbe": {"httpGet": {"path": "/status/200", "port": 80}, "periodSeconds": 1},
+  "lifecycle": {"preStop": {"sleep": {"seconds": 3}}}}]}}}}"""
+
+
+@pytest.fixture(scope="module")
+def nodes(skip_without_nodes: None) -> Iterator[NodeCluster]:
+    with NodeCluster() as running:
+        yield running
+
+
+@pytest.fixture
+async def cluster(nodes: NodeCluster) -> AsyncIterator[PodCluster]:
+    """The cluster of this file, with the mesh of `make cluster`, STRICT in namespace full."""
+    async with PodCluster(nodes) as cluster:
+        if "full" not in await cluster.kubectl("get", "namespaces", "-o", "name"):
+            await deployed(cluster)
+            await cluster.kubectl("apply", "-f", "-", stdin=STRICT)
+        yield cluster
+        print(cluster.control_plane.logs())
+
+
+async def test_init_containers_use_the_mesh_and_jobs_complete(cluster: PodCluster) -> None:
+    await cluster.kubectl("apply", "-n", "full", "-f", "-", stdin=JOB)
+    await cluster.kubectl("create", "job", "-n", "full", "once", "--from=cronjob/asks")
+    await cluster.kubectl("wait", "-n", "full", "job/once", "--for=condition=Complete", IN_TIME,
+                          timeout=PATIENCE + 10)  # fmt: skip
+    [pod] = (await cluster.api.get("/api/v1/namespaces/full/pods", labelSelector="job-name=once"))["items"]
+    assert [each["name"] for each in pod["spec"]["initContainers"]] == ["xds-init", "xds-proxy", "first"]
+    ended = {each["name"]: each["state"]["terminated"]["exitCode"] for each in statuses(pod)}
+    assert ended == {"xds-init": 0, "xds-proxy": 0, "first": 0, "asks": 0}
+    for container in ("first", "asks"):
+        output = await cluster.kubectl("logs", "-n", "full", pod["metadata"]["name"], "-c", container)
+        assert "URI=spiffe://cluster.local/ns/full/sa/default" in output
+
+
+async def test_all_kinds_of_probes_succeed_with_strict(cluster: PodCluster) -> None:
+    await cluster.kubectl("apply", "-n", "full", "-f", "-", stdin=PROBED)
+    await cluster.kubectl("rollout", "status", "-n", "full", "deployment/probed", IN_TIME,
+                          timeout=PATIENCE + 10)  # fmt: skip
+    [pod] = await cluster.pods("full", "probed")
+    events = await cluster.kubectl(
+        "get", "events", "-n", "full", f"--field-selector=involvedObject.uid={pod.uid}"
+    )
+    assert "Unhealthy" not in [
+        line.split()[2] for line in events.splitlines()[1:] if "spec.containers" in line
+    ]
+    assert all(each["restartCount"] == 0 for each in statuses(pod.object))
+    await cluster.kubectl("delete", "-n", "full", "deployment/probed")
+
+
+@pytest.mark.parametrize("container", ["xds-proxy", "httpbin"])
+async def test_killed_container_is_restarted_alone(cluster: PodCluster, container: str) -> None:
+    [httpbin], [sleep] = await cluster.pods("full", "httpbin"), await cluster.pods("full", "sleep")
+    before = restarts(httpbin)
+    httpbin.kill(container)
+
+    async def is_back() -> bool:
+        now = await cluster.pod("full", httpbin.name)
+        return restarts(now) == before | {container: before[container] + 1} and all(
+            each["ready"] for each in statuses(now.object) if "running" in each["state"]
+        )
+
+    await eventually(is_back, timeout=PATIENCE, every=0.2)
+    await eventually(lambda: uses_mutual_tls(cluster, sleep), timeout=PATIENCE, every=0.2)
+
+
+async def test_restart_of_a_deployment_and_loss_of_the_kubelet_fail_no_request(cluster: PodCluster) -> None:
+    await cluster.kubectl("patch", "deployment", "-n", "full", "httpbin", "-p", CAREFUL)
+    await restarted(cluster)
+    [sleep] = await cluster.pods("full", "sleep")
+    await eventually(lambda: uses_mutual_tls(cluster, sleep), timeout=PATIENCE, every=0.2)
+    load = Load(client=await cluster.client(sleep), url=URL, connections=2, seconds=300)
+    async with load:
+        await load.more(20, PATIENCE)
+        await restarted(cluster)
+        await load.more(20, PATIENCE)
+        cluster.node.stop_kubelet()
+        await load.more(20, PATIENCE)
+    load.check()
+    # A kubelet that starts may report a ready pod as not ready for a moment, so the load has ended.
+    cluster.node.start_kubelet()
+    await restarted(cluster)
+    await eventually(lambda: uses_mutual_tls(cluster, sleep), timeout=PATIENCE, every=0.2)
+
+
+async def restarted(cluster: PodCluster) -> None:
+    """Replace the pods of httpbin, and wait until the old ones are gone."""
+    old = await cluster.pods("full", "httpbin")
+    await cluster.kubectl("rollout", "restart", "-n", "full", "deployment/httpbin")
+    await cluster.kubectl("rollout", "status", "-n", "full", "deployment/httpbin", IN_TIME,
+                          timeout=PATIENCE + 10)  # fmt: skip
+    for pod in old:
+        await cluster.kubectl("wait", "--for=delete", "-n", "full", f"pod/{pod.name}", IN_TIME,
+                              timeout=PATIENCE + 10)  # fmt: skip
+
+
+async def uses_mutual_tls(cluster: PodCluster, pod: Pod) -> bool:
+    """Whether httpbin sees the identity of a pod of sleep."""
+    _, output, _ = await cluster.execute(pod, "sleep", "curl", "-s", "--max-time", "5", URL)
+    return "URI=spiffe://cluster.local/ns/full/sa/sleep" in output
+
+
+def statuses(pod: Json) -> list[Json]:
+    """Return the statuses of all containers of a pod."""
+    status = pod["status"]
+    return [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]
+
+
+def restarts(pod: Pod) -> dict[str, int]:
+    """Return how often each container was restarted."""
+    return {each["name"]: each["restartCount"] for each in statuses(pod.object)}
