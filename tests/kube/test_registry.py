@@ -12,6 +12,13 @@ from xds.mesh.kube.packaged import load_packaged
 from xds.mesh.model.objects import POLICY_KINDS, TRAFFIC_KINDS, TrafficFact
 from xds.mesh.parse import KINDS, Kind, Watch
 
+NO_POLICIES = {
+    *("Namespace", "Pod", "Service", "ServiceAccount", "EndpointSlice", "Endpoints", "WorkloadEntry"),
+    *("ServiceEntry", "Ingress", "HTTPRoute", "GRPCRoute", "TCPRoute", "TLSRoute", "PodMonitor"),
+    *("ServiceMonitor", "APIService", "CustomResourceDefinition", "MutatingWebhookConfiguration"),
+    "ValidatingWebhookConfiguration",
+}
+"""Kinds that say what there is. Each other kind that is read decides about connections: it is a policy."""
 WATCHED = [kind for kind in KINDS if kind.watch is not Watch.NEVER]
 
 
@@ -52,8 +59,9 @@ def test_kind_is_described(kind: Kind) -> None:
 def test_policies_are_traffic_kinds(kind: Kind) -> None:
     """The reviewer of policies, `xds wait` and `xds plan` would pass over a policy that is not listed."""
     fact = get_type_hints(kind.read)["return"]
-    is_policy = any(each in get_args(TrafficFact) for each in (fact, *get_args(fact)))
+    is_policy = kind.name not in NO_POLICIES
     assert (kind.name in TRAFFIC_KINDS) == is_policy
+    assert any(each in get_args(TrafficFact) for each in (fact, *get_args(fact))) == is_policy
     assert kind.make_replacement or not is_policy, "a rejected policy would fail open"
 
 
