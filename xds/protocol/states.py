@@ -48,12 +48,14 @@ Each event is a method of `States`. In parentheses are the states that it applie
   that do not exist become ABSENT instead of FAILED, and are FORCED when they exist. The changed resource
   stays BLOCKED until it is sent.
 - A resource is no longer EMPTY once it is sent itself.
+- After `release`, the resource is SUBSCRIBED only if the client was sent it and subscribes to its name.
 - FORCED also sends a BLOCKED resource, for example if the client subscribes to it again.
 
-Three classes change records on their own. `Watch` ends SUBSCRIBED if a resource exists again unchanged, and
+Four classes change records on their own. `Watch` ends SUBSCRIBED if a resource exists again unchanged, and
 writes `retried`. `SotwWatch.add_empty` makes resources EMPTY. `FullStateWatch` chooses what is BLOCKED and
-`withheld`, because its responses cannot omit a resource. The resources of a change that `SentVersions` is
-behind are not in `States.due`: they are CHANGED, AWAITED or FORCED until `DeltaWatch._spread` adds them.
+`withheld`, because its responses cannot omit a resource. `Session` sets how long a resource is LINGERING.
+The resources of a change that `SentVersions` is behind are not in `States.due`: they are CHANGED, AWAITED or
+FORCED until `DeltaWatch._spread` adds them.
 """
 
 from __future__ import annotations
