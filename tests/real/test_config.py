@@ -92,11 +92,14 @@ async def test_update_that_a_sidecar_has_not_answered_is_printed(loopback, tmp_p
         mesh.service("web", "ns", {"http": (80, 8080)})
         await mesh.start(web)
         at = f"--xds-address={mesh.plane.address}"
+        await eventually(lambda: is_synced(at), what="the sidecar has ACKed all resources")
+
+        async def is_unanswered() -> bool:
+            return WEB in await states(at, "stale")
 
         with mesh.sidecar(web).suspended():
             mesh.pod("web-2", "ns", sidecar=False, labels={"app": "web"})
-            stale = await eventually(lambda: states(at, "stale"), what="the endpoint is not ACKed")
-            assert WEB in stale
+            await eventually(is_unanswered, what="the endpoint is not ACKed")
         await eventually(lambda: is_synced(at), what="the sidecar has ACKed the endpoint")
 
 

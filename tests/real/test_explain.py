@@ -64,12 +64,15 @@ async def test_explanation_follows_what_real_sidecars_use(loopback, tmp_path):
         await eventually(lambda: has("mtls", in_use=True))
         assert await uses_mtls()
 
-        found = await explain()
+        async def all_acked() -> dict[str, Any] | None:
+            found = await explain()
+            (proxy,) = found["groups"][0]["serverProxies"]
+            acked = {proxy["ackedGeneration"], found["clientProxy"]["ackedGeneration"]}
+            return found if acked == {proxy["servedGeneration"]} else None
+
+        found = await eventually(all_acked, what="the control plane has read the ACKs")
         (group,) = found["groups"]
         (proxy,) = group["serverProxies"]
-        assert (
-            proxy["ackedGeneration"] == proxy["servedGeneration"] == found["clientProxy"]["ackedGeneration"]
-        )
         assert proxy["certificateExpires"] > found["time"]
         assert group["identities"] == ["spiffe://cluster.local/ns/ns/sa/web"]
         assert group["server"]["decidedBy"]["place"].endswith("peerauthentication-ns-default.yaml:1")
