@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -18,7 +19,6 @@ from tests.kubernetes.environment.pods import PodCluster
 from tests.kubernetes.places import NAMED, Place, fake, named, real
 from tests.kubernetes.player import Player
 from tests.kubernetes.terminal import Terminal
-from tests.support.places import why_no_namespaces
 
 _REAL = pytest.param("real", marks=pytest.mark.xdist_group("control_plane"))
 EXAMPLES = Path(__file__).parents[2] / "examples/envoy/kubernetes"
@@ -61,16 +61,12 @@ async def own_cluster() -> AsyncIterator[Cluster]:
 def skip_without_nodes() -> None:
     """Skip on a machine that cannot run nodes. All tests with it run in one worker: nodes need much CPU."""
     _skip_without_programs()
-    reason = why_no_nodes() or why_no_namespaces()
-    if not reason:
-        try:
-            prepared()
-        except MissingError as missing:
-            reason = str(missing)
-    if reason:
-        if os.environ.get(binaries.REQUIRED) and binaries.go():
-            pytest.fail(f"{binaries.REQUIRED} is set: {reason}")
-        pytest.skip(reason)
+    if reason := why_no_nodes():
+        _lack(reason)
+    try:
+        prepared()
+    except MissingError as missing:
+        _lack(str(missing))
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +127,10 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 def _skip_without_programs() -> None:
     if reason := binaries.why_none():
-        if os.environ.get(binaries.REQUIRED) and binaries.go():
-            pytest.fail(f"{binaries.REQUIRED} is set: {reason}")
-        pytest.skip(reason)
+        _lack(reason)
+
+
+def _lack(reason: str) -> NoReturn:
+    if os.environ.get(binaries.REQUIRED) and binaries.go():
+        pytest.fail(f"{binaries.REQUIRED} is set: {reason}")
+    pytest.skip(reason)

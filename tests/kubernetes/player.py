@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 from tests.kubernetes import page
@@ -12,6 +13,17 @@ from xds.demo.play import Answers, Expected, Pair, Step, StepResult
 
 PATIENCE = 90
 """Time limit for a step on a busy machine, in seconds."""
+URL = "http://httpbin.full.svc.cluster.local:8000/headers"
+"""What clients ask under load."""
+CAREFUL = json.dumps(
+    {
+        "name": "httpbin",
+        "readinessProbe": {"httpGet": {"path": "/status/200", "port": 80}, "periodSeconds": 1},
+        # httpbin ends at once when asked to: not before nobody sends it requests any more.
+        "lifecycle": {"preStop": {"sleep": {"seconds": 3}}},
+    }
+)
+"""Container settings of a server that can be replaced without losing a request."""
 
 
 class Player:

@@ -17,7 +17,7 @@ from tests.kubernetes.environment.cluster import Cluster
 from tests.kubernetes.environment.pods import PodCluster
 from tests.kubernetes.helm import CHART, RELEASE, Helm, HelmError, require_helm
 from tests.kubernetes.installing import SYSTEM, install, installed_objects, run
-from tests.kubernetes.player import PATIENCE, Player
+from tests.kubernetes.player import PATIENCE, URL, Player
 from tests.support.load import Load
 from tests.support.waiting import eventually
 from xds.demo.play import STEPS, Pair
@@ -30,7 +30,6 @@ DEPLOYMENT = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/xds"
 POLICY = "/apis/authentication.istio.io/v1alpha1/meshpolicies/default"
 STRICT = {"spec": {"peers": [{"mtls": {"mode": "STRICT"}}]}}
 
-URL = "http://httpbin.full.svc.cluster.local:8000/headers"
 DEPLOY = f"""
 kubectl create ns full
 kubectl label ns full istio-injection=enabled

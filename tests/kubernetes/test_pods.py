@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -9,21 +10,16 @@ import pytest
 from tests.kubernetes.developing import deployed
 from tests.kubernetes.environment.node import NodeCluster
 from tests.kubernetes.environment.pods import Pod, PodCluster
+from tests.kubernetes.player import CAREFUL, PATIENCE, URL
 from tests.support.load import Load
+from tests.support.manifests import peer_authentication
 from tests.support.waiting import eventually
 from xds.mesh.kube.api import Json
 
 pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(400)]
 
-PATIENCE = 90
 IN_TIME = f"--timeout={PATIENCE}s"
-URL = "http://httpbin.full.svc.cluster.local:8000/headers"
-STRICT = """
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {name: default, namespace: full}
-spec: {mtls: {mode: STRICT}}
-"""
+STRICT = json.dumps(peer_authentication("full", "STRICT"))
 JOB = f"""
 apiVersion: batch/v1
 kind: CronJob
@@ -66,9 +62,7 @@ spec:
         readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}
         livenessProbe: {exec: {command: [curl, --fail, --silent, "http://127.0.0.1/status/200"]}, periodSeconds: 1, timeoutSeconds: 5}
 """  # noqa: E501
-CAREFUL = """{"spec": {"template": {"spec": {"containers": [{"name": "httpbin",
-  "readinessProbe": {"httpGet": {"path": "/status/200", "port": 80}, "periodSeconds": 1},
-  "lifecycle": {"preStop": {"sleep": {"seconds": 3}}}}]}}}}"""
+REPLACEABLE = f'{{"spec": {{"template": {{"spec": {{"containers": [{CAREFUL}]}}}}}}}}'
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +128,7 @@ async def test_killed_container_is_restarted_alone(cluster: PodCluster, containe
 
 
 async def test_restart_of_a_deployment_and_loss_of_the_kubelet_fail_no_request(cluster: PodCluster) -> None:
-    await cluster.kubectl("patch", "deployment", "-n", "full", "httpbin", "-p", CAREFUL)
+    await cluster.kubectl("patch", "deployment", "-n", "full", "httpbin", "-p", REPLACEABLE)
     await restarted(cluster)
     [sleep] = await cluster.pods("full", "sleep")
     await eventually(lambda: uses_mutual_tls(cluster, sleep), timeout=PATIENCE, every=0.2)

@@ -58,10 +58,9 @@ def test_make_cluster_runs_until_it_is_interrupted(skip_without_nodes: None, tmp
             pods = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True).stdout
             assert sorted(line.split()[1] for line in pods.splitlines()) == ["1/1"] * 3 + ["2/2"] * 3
             asked = next(line for line in shown.splitlines() if line.startswith("kubectl exec"))
-            answer = subprocess.run(
-                ["bash", "-ec", f"{export}\n{asked}"], capture_output=True, text=True, check=True
-            )
-            assert "URI=spiffe://cluster.local/ns/full/sa/sleep" in answer.stdout
+            identity = "URI=spiffe://cluster.local/ns/full/sa/sleep"
+            until_it_is_shown = f"{export}\nuntil {asked} | grep {identity}; do sleep 0.5; done"
+            subprocess.run(["bash", "-c", until_it_is_shown], check=True, timeout=PATIENCE)
         finally:
             process.send_signal(signal.SIGINT)
             process.wait()

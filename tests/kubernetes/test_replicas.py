@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,7 +12,7 @@ import pytest
 
 from tests.kubernetes import page
 from tests.kubernetes.environment.pods import Pod, PodCluster
-from tests.kubernetes.player import PATIENCE, Player
+from tests.kubernetes.player import CAREFUL, PATIENCE, URL, Player
 from tests.server.proxies import REQUEST, RESPONSE
 from tests.support.clients import Client
 from tests.support.envoy import Admin
@@ -26,7 +25,6 @@ from xds.mesh.v1 import traffic_pb2
 
 pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(600)]
 
-URL = "http://httpbin.full.svc.cluster.local:8000/headers"
 SERVICES = {
     service: f"/envoy.service.{service}.v3.{name}DiscoveryService/Fetch{name}s"
     for service, name in {
@@ -39,15 +37,6 @@ SERVICES = {
 
 ROOT, TOKEN = "/run/secrets/xds/root-cert.pem", "/run/secrets/tokens/xds-token"
 
-CAREFUL = json.dumps(
-    {
-        "name": "httpbin",
-        "readinessProbe": {"httpGet": {"path": "/status/200", "port": 80}, "periodSeconds": 1},
-        # httpbin ends at once when asked to: not before nobody sends it requests any more.
-        "lifecycle": {"preStop": {"sleep": {"seconds": 3}}},
-    }
-)
-"""Container settings of a server that can be replaced without losing a request."""
 WEBHOOK = "mutatingwebhookconfiguration/xds-sidecar-injector"
 DEPLOY = f"""
 kubectl apply -k .

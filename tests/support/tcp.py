@@ -134,12 +134,10 @@ class Relay(TcpServer):
 
 
 class RelayThread:
-    """A relay from here to another place, in a thread of its own: the caller may block its event loop."""
+    """Runs a relay in a thread of its own: the caller may block its event loop."""
 
-    def __init__(self, address: str, port: int, place: Place, to: str) -> None:
-        """Listen on `address`, and connect to the same port of `to`, as seen in `place`."""
-        self._listener = HERE.listener(address, port)
-        self._place, self._to = place, (to, port)
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
         self._thread = threading.Thread(
@@ -156,17 +154,8 @@ class RelayThread:
         self._loop.close()
 
     async def _run(self) -> None:
-        async with Relay(self._listener, self._connect):
+        async with self._relay:
             await self._ended.wait()
-
-    async def _connect(self) -> socket.socket:
-        made = self._place.tcp_socket()
-        try:
-            await asyncio.get_running_loop().sock_connect(made, self._to)
-        except BaseException:
-            made.close()
-            raise
-        return made
 
 
 class SlowRelay(Relay):

@@ -64,9 +64,7 @@ class Cluster:
         """
         users = users or ("admin",)
         entries = {user: await self._credentials(user, audience) for user in users}
-        document = self.control_plane.kubeconfig(entries, users[0], namespace)
-        if server:
-            document["clusters"][0]["cluster"]["server"] = server
+        document = self.control_plane.kubeconfig(entries, users[0], namespace, server)
         path = self._new_file("kubeconfig.json")
         path.write_text(json.dumps(document))
         return path

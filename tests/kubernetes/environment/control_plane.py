@@ -10,6 +10,7 @@ import tempfile
 import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -17,9 +18,10 @@ from urllib.parse import parse_qsl, urlsplit
 from tests.kubernetes.environment import binaries
 from tests.kubernetes.environment.certificates import Certificates
 from tests.kubernetes.environment.network import GATEWAY, Network
+from tests.support.clients import Client
 from tests.support.loopback import Loopback, free_port
 from tests.support.places import HERE
-from tests.support.tcp import RelayThread
+from tests.support.tcp import Relay, RelayThread
 from xds.demo.processes import Processes, Running
 
 SERVICES = "10.96.0.0/16"
@@ -90,8 +92,9 @@ class ControlPlane:
         self._relay = ExitStack()
         try:
             if self._network:
-                there = RelayThread(self.address, self.port, self._place, GATEWAY)
-                self._relay.enter_context(there)
+                inside = partial(Client(self._place).connect, GATEWAY, self.port)
+                relay = Relay(HERE.listener(self.address, self.port), inside)
+                self._relay.enter_context(RelayThread(relay))
             self._start_etcd()
             self.start_api_server()
             self.until_ready()

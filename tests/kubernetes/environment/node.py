@@ -30,7 +30,7 @@ from xds.demo.processes import DemoError, Processes, Running
 DOMAIN = "cluster.local"
 """Domain of the cluster's DNS."""
 
-_CGROUPS = Path("/sys/fs/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
 # The node has folders and settings of the kernel of its own: containerd, CNI plug-ins and kubelet use fixed
 # paths there, and kubelet changes the settings.
 _FIRST_PROCESS = """
@@ -62,6 +62,8 @@ _PROGRAMS = ("buildah", "runc", "nft", "conntrack", "nsenter", "unshare")
 
 def why_no_nodes() -> str:
     """Return what is missing for nodes, and how to get it; empty if nothing is missing."""
+    if reason := why_no_namespaces():
+        return reason
     missing = [name for name in _PROGRAMS if shutil.which(name) is None]
     if not (PLUGINS / "bridge").exists():
         missing.append(str(PLUGINS / "bridge"))
@@ -71,8 +73,8 @@ def why_no_nodes() -> str:
             "containernetworking-plugins nftables conntrack util-linux)"
         )
     if not all(os.access(hierarchy, os.W_OK) for hierarchy in _hierarchies()):
-        return f"needs cgroups: {_CGROUPS} is read-only"
-    enabled = _CGROUPS / "cgroup.subtree_control"
+        return f"needs cgroups: {CGROUPS} is read-only"
+    enabled = CGROUPS / "cgroup.subtree_control"
     if enabled.exists() and (lacking := _CONTROLLERS - {*enabled.read_text().split()}):
         return f"needs the cgroup controllers {', '.join(sorted(lacking))} in {enabled}"
     if unbuilt := [program.name for program in NODE_PROGRAMS if not program.path.exists()]:
@@ -105,9 +107,7 @@ class Node:
             self._start_first_process()
             stack.callback(self._end)
             self._processes = stack.enter_context(Processes(self.folder))
-            self.containerd = self._start(
-                "containerd", str(CONTAINERD.path), f"--config={self._containerd_file()}"
-            )
+            self._start("containerd", str(CONTAINERD.path), f"--config={self._containerd_file()}")
             self._processes.wait_for("containerd", self._why_no_containerd)
             self.start_kubelet()
             self._start(
@@ -259,19 +259,18 @@ class NodeCluster:
 
     def __init__(self, nodes: int = 1) -> None:
         self._count = nodes
-        self._numbers = itertools.count(1)
         self.nodes: list[Node] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._images = prepared()
+            images = prepared()
             self.network = stack.enter_context(Network(f"xds-{os.getpid():x}-{next(_runs)}"))
             self.control_plane = stack.enter_context(ControlPlane(network=self.network))
             self._processes = stack.enter_context(Processes(self.control_plane.folder))
             self._start_dns()
-            self._stack = stack
-            for _ in range(self._count):
-                self.add_node()
+            for number in range(1, self._count + 1):
+                node = Node(number, self.network, self.control_plane, images)
+                self.nodes.append(stack.enter_context(node))
             try:
                 self._processes.wait_for("the nodes", self._why_not_ready, timeout=_START)
             except DemoError as error:
@@ -282,12 +281,6 @@ class NodeCluster:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-
-    def add_node(self) -> Node:
-        """Start another node."""
-        node = Node(next(self._numbers), self.network, self.control_plane, self._images)
-        self.nodes.append(self._stack.enter_context(node))
-        return node
 
     def _start_dns(self) -> None:
         folder = self.control_plane.folder
@@ -326,9 +319,9 @@ def _wait_for_end(process: int) -> None:
 
 def _hierarchies() -> list[Path]:
     """Return the roots of all cgroup hierarchies: one in version 2, one for each controller in version 1."""
-    if (_CGROUPS / "cgroup.controllers").exists():
-        return [_CGROUPS]
-    return [folder for folder in _CGROUPS.iterdir() if folder.is_dir() and not folder.is_symlink()]
+    if (CGROUPS / "cgroup.controllers").exists():
+        return [CGROUPS]
+    return [folder for folder in CGROUPS.iterdir() if folder.is_dir() and not folder.is_symlink()]
 
 
 def _removed(cgroup: Path) -> None:
@@ -345,7 +338,7 @@ def _removed(cgroup: Path) -> None:
 
 def main() -> int:
     """Build the images of pods if this machine can run nodes; return an exit status."""
-    if reason := why_no_namespaces() or why_no_nodes():
+    if reason := why_no_nodes():
         print(f"Nodes cannot run here, so the tests that need them will be skipped: {reason}")
         return 0
     try:

@@ -7,12 +7,10 @@ import signal
 from pathlib import Path
 
 from tests.kubernetes.environment.cluster import Cluster, KubectlError
-from tests.kubernetes.environment.node import DOMAIN, Node, NodeCluster
+from tests.kubernetes.environment.node import CGROUPS, DOMAIN, Node, NodeCluster
 from tests.support.clients import Client
 from tests.support.places import ProcessNamespace
 from xds.mesh.kube.api import Json, KubeError
-
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Pod:
@@ -35,7 +33,7 @@ class Pod:
         for status in statuses:
             if "running" in status["state"] and status["name"] == (container or status["name"]):
                 identifier = status["containerID"].removeprefix("containerd://")
-                for file in _CGROUPS.glob(f"**/{identifier}/cgroup.procs"):
+                for file in CGROUPS.glob(f"**/{identifier}/cgroup.procs"):
                     for process in map(int, file.read_text().split()):
                         if _is_first(process):
                             return process
