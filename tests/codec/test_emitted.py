@@ -23,8 +23,9 @@ from xds.mesh.envoy.features import ALL_FEATURES
 from xds.mesh.envoy.translate import translate
 from xds.mesh.identity.ca import Authority
 from xds.mesh.identity.keys import PrivateKey
-from xds.mesh.identity.secrets import certificate_secret, roots_secret
+from xds.mesh.identity.secrets import certificate_secret, file_secret, roots_secret
 from xds.mesh.sidecar.environment import read
+from xds.mesh.sidecar.settings import CREDENTIAL_BUNDLE
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -58,6 +59,8 @@ def whole() -> Iterator[tuple[str, bytes]]:
                 message = bootstrap(pod, "127.0.0.1", 15010, credential=credential)
                 yield full_name(type(message)), encode(message)
     moved = {"XDS_APP_PROBES": json.dumps(PROBES), "XDS_APP_METRICS": '{"port": 9090}'}
+    file = file_secret(CREDENTIAL_BUNDLE)
+    yield file.type_url.rpartition("/")[2], file.body
     sidecar, problems = read({**POD, **moved, "XDS_KEY_DIR": "/run/xds/key"})
     assert not problems
     message = sidecar.bootstrap()

@@ -59,6 +59,10 @@ WITH_KEY = node(features=("envoy.lb.x", "xds-mesh.own-key"))
         ([node(), node(library="BoringSSL-FIPS")], FIPS_BUILD),
         ([WITH_KEY], ALL_FEATURES._replace(own_key=True)),
         ([node("1.30.0", features=("xds-mesh.own-key",))], NO_FEATURES._replace(own_key=True)),
+        (
+            [node(features=("xds-mesh.pod-certificate",))],
+            ALL_FEATURES._replace(pod_certificate=True),
+        ),
         # An older sidecar of the same pod has no key of its own.
         ([WITH_KEY, node()], ALL_FEATURES),
     ],

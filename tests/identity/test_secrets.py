@@ -10,7 +10,7 @@ from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import Secret
 from tests.identity.companies import Company, key_pem, pem
 from xds.mesh.identity.ca import Authority, Leaf
 from xds.mesh.identity.keys import IdentityError, PrivateKey
-from xds.mesh.identity.secrets import Issuer, certificate_secret, roots_secret
+from xds.mesh.identity.secrets import Issuer, certificate_secret, file_secret, roots_secret
 from xds.mesh.model.objects import Meta, Pod, Ref
 from xds.snapshot import SECRET, Resource
 
@@ -54,6 +54,14 @@ def leaf_of(resource: Resource) -> x509.Certificate:
 def identity_of(resource: Resource) -> str:
     names = leaf_of(resource).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return names.get_values_for_type(x509.UniformResourceIdentifier)[0]
+
+
+def test_kubelet_keeps_the_key_in_a_file_that_envoy_follows() -> None:
+    certificate = secret(file_secret("/run/certificate/bundle.pem")).tls_certificate
+    assert certificate.certificate_chain.filename == certificate.private_key.filename
+    assert certificate.private_key.filename == "/run/certificate/bundle.pem"
+    assert certificate.watched_directory
+    assert certificate.watched_directory.path == "/run/certificate"
 
 
 def test_pod_gets_its_certificate_key_and_root(authority: Authority, issuer: Issuer) -> None:

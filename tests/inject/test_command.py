@@ -73,6 +73,12 @@ def test_sidecar_without_a_key_of_its_own_has_no_volume_for_it(options: tuple[st
     assert "XDS_KEY_DIR" not in result.stdout
 
 
+def test_xds_inject_does_not_know_what_nodes_support() -> None:
+    result = inject("-f", "-", "--set", "values.xds.podCertificates=true", stdin=POD)
+    assert result.exit_code == 0
+    assert "podCertificate" not in result.stdout
+
+
 NAMESPACE = """apiVersion: v1
 kind: Namespace
 metadata: {name: shop, labels: {pod-security.kubernetes.io/enforce: restricted}}

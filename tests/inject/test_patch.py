@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xds.mesh.inject import STATUS, Injection, InjectionSettings, create_patch, inject
-from xds.mesh.inject.containers import PROXY_GROUP
+from xds.mesh.inject.containers import PROXY_GROUP, has_pod_certificate
 from xds.mesh.model.objects import MeshConfig
 from xds.mesh.parse import dotted
+from xds.mesh.sidecar.settings import CREDENTIAL_BUNDLE
 
 
 def pod(**changes: Any) -> dict[str, Any]:
@@ -342,3 +343,34 @@ def test_injection_is_idempotent_and_equals_its_patch(value: dict[str, Any], nat
     assert jsonpatch.apply_patch(copy.deepcopy(value), patch) == once.pod
     before = [c["name"] for c in value["spec"]["containers"]]
     assert [c["name"] for c in once.pod["spec"]["containers"]][: len(before)] == before
+
+
+def test_kubelet_keeps_the_certificate_if_all_nodes_support_it() -> None:
+    result = injected(pod(), InjectionSettings(pod_certificates=True))
+    [source] = [
+        volume["projected"]["sources"][0]["podCertificate"]
+        for volume in result.pod["spec"]["volumes"]
+        if volume["name"] == "xds-certificate"
+    ]
+    [mount] = [
+        mount
+        for mount in container(result, "xds-proxy")["volumeMounts"]
+        if mount["name"] == "xds-certificate"
+    ]
+    assert f"{mount['mountPath']}/{source['credentialBundlePath']}" == CREDENTIAL_BUNDLE
+    assert mount["readOnly"]
+    # A node without support leaves the volume empty: xds proxy makes the key.
+    assert environment(result)["XDS_KEY_DIR"]
+    assert has_pod_certificate(result.pod)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        InjectionSettings(),
+        InjectionSettings(pod_certificates=True, own_keys=False),
+        InjectionSettings(pod_certificates=True, sds="unix:///run/spire/agent.sock"),
+    ],
+)
+def test_other_settings_exclude_the_kubelet(settings: InjectionSettings) -> None:
+    assert not has_pod_certificate(injected(pod(), settings).pod)

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 
 from tests.kubernetes import page
-from tests.kubernetes.environment.pods import PodCluster
+from tests.kubernetes.environment.pods import Pod, PodCluster
 from tests.kubernetes.terminal import Terminal
 from tests.support.waiting import eventually
 from xds.demo.play import Answers, Expected, Pair, Step, StepResult
@@ -24,6 +24,12 @@ CAREFUL = json.dumps(
     }
 )
 """Container settings of a server that can be replaced without losing a request."""
+
+
+async def uses_mutual_tls(cluster: PodCluster, pod: Pod) -> bool:
+    """Whether httpbin sees the identity of a pod of sleep."""
+    _, output, _ = await cluster.execute(pod, "sleep", "curl", "-s", "--max-time", "5", URL)
+    return "URI=spiffe://cluster.local/ns/full/sa/sleep" in output
 
 
 class Player:

@@ -10,7 +10,7 @@ import pytest
 from tests.kubernetes.developing import deployed
 from tests.kubernetes.environment.node import NodeCluster
 from tests.kubernetes.environment.pods import Pod, PodCluster
-from tests.kubernetes.player import CAREFUL, PATIENCE, URL
+from tests.kubernetes.player import CAREFUL, PATIENCE, URL, uses_mutual_tls
 from tests.support.load import Load
 from tests.support.manifests import peer_authentication
 from tests.support.waiting import eventually
@@ -155,12 +155,6 @@ async def restarted(cluster: PodCluster) -> None:
     for pod in old:
         await cluster.kubectl("wait", "--for=delete", "-n", "full", f"pod/{pod.name}", IN_TIME,
                               timeout=PATIENCE + 10)  # fmt: skip
-
-
-async def uses_mutual_tls(cluster: PodCluster, pod: Pod) -> bool:
-    """Whether httpbin sees the identity of a pod of sleep."""
-    _, output, _ = await cluster.execute(pod, "sleep", "curl", "-s", "--max-time", "5", URL)
-    return "URI=spiffe://cluster.local/ns/full/sa/sleep" in output
 
 
 def statuses(pod: Json) -> list[Json]:

@@ -18,6 +18,9 @@ import pytest
 from tests.sidecar.pods import command, environment, finished
 from tests.support.cluster import Cluster, ClusterPod
 from tests.support.waiting import eventually
+from xds.codec import to_json_dict
+from xds.mesh.sidecar import running as starting
+from xds.mesh.sidecar.environment import read
 
 PROBES = {
     "/app-health/web/livez": {"httpGet": {"port": 8080}},
@@ -389,3 +392,21 @@ class TestProcess:
 
         assert status == 1
         assert "Invalid path: /proc/version" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "sds", "kept"), [("key", "", True), ("", "", False), ("key", "unix:///run/spire.sock", False)]
+)
+def test_kubelet_keeps_the_certificate_if_the_file_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, sds: str, kept: bool
+) -> None:
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_text(content)
+    monkeypatch.setattr(starting, "CREDENTIAL_BUNDLE", str(bundle))
+    sidecar, problems = read(POD | {"XDS_KEY_DIR": "/run/xds/key", "XDS_SDS": sds})
+    assert not problems
+    used = starting.with_pod_certificate(sidecar)
+    assert used.has_pod_certificate == kept
+    features = to_json_dict(used.bootstrap())["node"].get("client_features", [])
+    assert ("xds-mesh.pod-certificate" in features) == kept
+    assert ("xds-mesh.own-key" in features) == (not kept and not sds)

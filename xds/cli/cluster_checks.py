@@ -14,8 +14,8 @@ from xds.cli.findings import Check, CheckFailedError, CheckSkippedError
 from xds.mesh.identity.ca import CLOCK_SKEW
 from xds.mesh.identity.rotation import Authorities
 from xds.mesh.inject.choice import PROXY
-from xds.mesh.inject.containers import PROXY_IMAGE
-from xds.mesh.kube import crds, root_publisher, webhook
+from xds.mesh.inject.containers import PROXY_IMAGE, has_pod_certificate
+from xds.mesh.kube import crds, pod_certificates, root_publisher, webhook
 from xds.mesh.kube.access import (
     SERVICE_ACCOUNT,
     Right,
@@ -43,6 +43,7 @@ MAX_NAMES = 3
 
 _LOGS = "read the logs of the control plane: kubectl -n {} logs deployment/xds"
 
+_NO_SIDECARS = "no running pod has an injected sidecar"
 _WITHOUT = {
     webhook.INJECTION: "only xds inject adds sidecars",
     webhook.POLICIES: "kubectl apply does not print what a policy breaks",
@@ -65,6 +66,7 @@ class ClusterChecks:
         self._now = now
         self._server_time = now or datetime.now(UTC)
         """Time of the API server's clock, once the check of the clock has read it."""
+        self._pods: list[Json] | None = None
         self._authorities: Authorities | None = None
         """CA of the mesh, once the check of the CA has read it."""
 
@@ -91,6 +93,7 @@ class ClusterChecks:
             yield Check(f"{prefix}webhook CA bundle", partial(self._ca_bundle, configuration))
         yield Check("replicas agree", self._replicas)
         yield Check("sidecar versions", self._sidecar_images)
+        yield Check("sidecar certificates", self._pod_certificates)
 
     def _of_the_api_server(self) -> Iterator[Check]:
         yield Check("API server", self._reachable)
@@ -342,21 +345,41 @@ class ClusterChecks:
 
     # --- sidecars ---
 
+    async def _pod_certificates(self) -> str:
+        sidecars = [pod for pod in await self._running_pods() if _sidecar_image(pod)]
+        kept = sum(has_pod_certificate(pod) for pod in sidecars)
+        reason = await pod_certificates.why_unsupported(self._api)
+        if not sidecars:
+            raise CheckSkippedError(_NO_SIDECARS, "")
+        if kept == len(sidecars):
+            return f"kubelets keep the certificates of all {kept}"
+        why = (
+            f"because {reason}"
+            if reason
+            else "the others started earlier, or the mesh's settings exclude them"
+        )
+        return f"kubelets keep the certificates of {kept} of {len(sidecars)}; {why}"
+
+    async def _running_pods(self) -> list[Json]:
+        """Return the running pods, which are read once."""
+        if self._pods is None:
+            self._pods = await self._api.list_all("/api/v1/pods", fieldSelector="status.phase=Running")
+        return self._pods
+
     async def _sidecar_images(self) -> str:
         [container, *_] = (await self._read_deployment())["spec"]["template"]["spec"]["containers"]
         prefix = "--sidecar-image="
         images = [a.removeprefix(prefix) for a in container.get("args") or () if a.startswith(prefix)]
         if not images:
             raise CheckSkippedError("the control plane does not set --sidecar-image", "")
-        pods = await self._api.list_all("/api/v1/pods", fieldSelector="status.phase=Running")
         sidecars = {
             f"{pod['metadata']['name']}.{pod['metadata']['namespace']}": image
-            for pod in pods
+            for pod in await self._running_pods()
             if PROXY_IMAGE not in (pod["metadata"].get("annotations") or {})
             if (image := _sidecar_image(pod))
         }
         if not sidecars:
-            raise CheckSkippedError("no running pod has an injected sidecar", "")
+            raise CheckSkippedError(_NO_SIDECARS, "")
         outdated = [name for name, image in sidecars.items() if image != images[-1]]
         if outdated:
             raise CheckFailedError(

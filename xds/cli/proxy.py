@@ -47,8 +47,9 @@ def proxy(
     The configuration is read from environment variables. POD_NAME, POD_NAMESPACE and INSTANCE_IP are
     required; docs/reference/sidecar.md lists all variables.
 
-    Signals go to Envoy, and the exit status is Envoy's. Without XDS_KEY_DIR, the command replaces its process
-    with Envoy. With it, the command makes Envoy's key, requests certificates for it, and ends with Envoy.
+    Signals go to Envoy, and the exit status is Envoy's. With XDS_KEY_DIR, the command makes Envoy's key,
+    requests certificates for it, and ends with Envoy. Without it, or if the kubelet keeps the key and
+    certificate in a podCertificate volume, the command replaces its process with Envoy.
     """
     sidecar = _read_environment(sds)
     if drain:
@@ -73,7 +74,7 @@ def _read_environment(sds: str) -> Sidecar:
         print_problems(problems)
         # The kubelet restarts the container, with current values of the downward API.
         raise typer.Exit(1)
-    return sidecar
+    return running.with_pod_certificate(sidecar)
 
 
 def _become_envoy(sidecar: Sidecar, envoy: str) -> None:

@@ -137,7 +137,8 @@ class CertificateService:
                 del self._pending[key]
         self._check_pod(caller)  # It may have lost its right, or its pod was deleted, in the meantime.
         if caller.pod:
-            certificates.record_certified((caller.namespace, caller.pod), certificate)
+            pod = caller.namespace, caller.pod
+            certificates.record_certified(pod, certificate.not_after, certificate.renew_at)
         chain = [to_pem([each]).decode() for each in read(certificate.chain)]
         return pb.IstioCertificateResponse(cert_chain=[*chain, roots.decode()])
 

@@ -10,13 +10,15 @@ from datetime import datetime, timedelta
 
 from xds.mesh.controlplane.signing import ExternalIssuer
 from xds.mesh.controlplane.stats import CertificateStats
+from xds.mesh.envoy.features import Features
 from xds.mesh.identity import ROOTS
-from xds.mesh.identity.ca import Authority, Certificate
+from xds.mesh.identity.ca import LEAF_LIFETIME, Authority, Certificate
 from xds.mesh.identity.chain import bundle, to_pem
 from xds.mesh.identity.external import read_request, require_names
 from xds.mesh.identity.keys import PublicKey
-from xds.mesh.identity.secrets import Issuer
+from xds.mesh.identity.secrets import Issuer, file_secret
 from xds.mesh.model.objects import MeshConfig, Pod
+from xds.mesh.sidecar.settings import CREDENTIAL_BUNDLE
 from xds.snapshot import EMPTY, Resource, ResourceSet
 
 RETRY_DELAY = 1.0
@@ -25,6 +27,8 @@ CLOCK_CHECK_INTERVAL = 60.0
 """Seconds after which renewals are checked again, in case the clock was set or the machine was suspended."""
 
 
+POD_CERTIFICATE_BACKDATE = timedelta(minutes=1)
+"""Amount by which certificates of kubelets are backdated. The API server's limit is 5 minutes."""
 REQUEST_RESULTS = ("signed", "refused", "failed")
 """Results of certificate requests. A failed request may succeed later."""
 
@@ -58,8 +62,11 @@ class Certificates:
         """The secrets of each pod, by its namespace and name."""
         self._only_roots = EMPTY
         """The secrets of sidecars that get no private key."""
+        self._file = file_secret(CREDENTIAL_BUNDLE)
+        self._with_file = EMPTY
+        """The secrets of sidecars whose kubelet keeps the key and certificate in a file."""
         self._certified: dict[tuple[str, str], tuple[datetime, datetime]] = {}
-        """When certificates for keys of `xds proxy` expire and are due for renewal, by pod."""
+        """When certificates for keys made on nodes expire, and until when that is known, by pod."""
         self.requests = Counter[str](dict.fromkeys(REQUEST_RESULTS, 0))
         """Number of certificate requests of authenticated callers, by result."""
         self._changed = asyncio.Event()
@@ -82,22 +89,21 @@ class Certificates:
         self._authority, self._extra_roots = authority, tuple(extra_roots)
         self._issuer.rotate(authority, self._extra_roots)
 
-    def secrets_for(
-        self, pod: Pod, config: MeshConfig, *, with_key: bool, own_key: bool = False
-    ) -> ResourceSet:
+    def secrets_for(self, pod: Pod, config: MeshConfig, features: Features, *, with_key: bool) -> ResourceSet:
         """Return the secrets of a pod's sidecar, with its private key only if `with_key` is set.
 
-        With `own_key`, the sidecar makes its key, so the control plane makes and keeps none. With an external
-        signer, it never makes one.
+        If the sidecar has a key of its own, the control plane makes and keeps none. With an external signer,
+        it never makes one.
         """
         if config.sds_socket:
             return EMPTY  # An SDS server on this socket serves certificates and roots to sidecars.
-        if own_key:
+        if features.has_key:
             self.forget_key(pod)
-        if own_key or not with_key or self._external:
+        if features.has_key or not with_key or self._external:
             if self._only_roots.get(ROOTS) is not self.roots:
                 self._only_roots = ResourceSet((self.roots,))
-            return self._only_roots
+                self._with_file = ResourceSet((self._file, self.roots))
+            return self._with_file if features.pod_certificate else self._only_roots
         key = (pod.namespace, pod.name)
         known = self._served.get(key, EMPTY)
         secrets = self._issuer.secrets_for(pod, config.trust_domain, self._now())
@@ -147,18 +153,35 @@ class Certificates:
             trusted = self.trust[1]
         return certificate, trusted
 
-    def record_certified(self, pod: tuple[str, str], certificate: Certificate) -> None:
+    def certify_for_kubelet(self, key: PublicKey, identity: str, lifetime: timedelta) -> Certificate:
+        """Return a certificate for a key that a kubelet made for a pod.
+
+        Args:
+            key: the key, from `read_request`.
+            identity: SPIFFE ID of the pod.
+            lifetime: maximum time between the start and the end of its validity.
+
+        Raises:
+            IdentityError: the CA cannot issue certificates, because its own has expired.
+        """
+        backdate = POD_CERTIFICATE_BACKDATE
+        lifetime = min(lifetime, LEAF_LIFETIME) - backdate
+        return self._issuer.certify(identity, key, self._now(), lifetime, backdate)
+
+    def record_certified(
+        self, pod: tuple[str, str], not_after: datetime, known_until: datetime | None = None
+    ) -> None:
         """Remember when the certificate of a sidecar with its own key expires.
 
-        The sidecar renews it before `renew_at`. Another replica may then sign it, so the expiry is not known
-        after that time.
+        After `known_until`, it is not known any more: the sidecar renews its certificate before that time,
+        and another replica may sign it.
         """
-        self._certified[pod] = certificate.not_after, certificate.renew_at
+        self._certified[pod] = not_after, known_until or not_after
 
     def _certified_until(self, pod: tuple[str, str]) -> datetime | None:
         """Return when the certificate for a sidecar's own key expires; None if that is not known."""
-        not_after, renew_at = self._certified.get(pod, (None, None))
-        return not_after if renew_at and self._now() < renew_at else None
+        not_after, known_until = self._certified.get(pod, (None, None))
+        return not_after if known_until and self._now() < known_until else None
 
     def renew_at(self, pod: Pod) -> datetime | None:
         """Return when the pod's certificate is due for renewal; None if it has none."""

@@ -122,13 +122,13 @@ class Controller:
         if not self.mesh.pod(*key):
             return "its pod is not known"
         features, with_key = self.connections.needs(key)
-        gets_key = with_key and not features.own_key and not self.mesh.config.sds_socket
+        gets_key = with_key and not features.has_key and not self.mesh.config.sds_socket
         return (self.certificates.key_problem if gets_key else "") or self.publisher.error_of(key)
 
     def certificate_expiry(self, subscriber: Subscriber) -> datetime | None:
         """Return when the certificate expires that a proxy is served; None if it is served none."""
         pod, snapshot = self.mesh.pod(*pod_name(subscriber)), subscriber.snapshot
-        is_served = self.connections.needs(pod_name(subscriber)).features.own_key or (
+        is_served = self.connections.needs(pod_name(subscriber)).features.has_key or (
             snapshot is not None and CERTIFICATE in snapshot.of(SECRET)
         )
         return self.certificates.expires_at(pod) if pod and is_served else None
@@ -278,9 +278,7 @@ class Controller:
         translated = await self.publisher.translate(
             self.mesh,
             pod,
-            lambda: self.certificates.secrets_for(
-                pod, self.mesh.config, with_key=with_key, own_key=features.own_key
-            ),
+            lambda: self.certificates.secrets_for(pod, self.mesh.config, features, with_key=with_key),
             features,
             self._must_apply,
         )

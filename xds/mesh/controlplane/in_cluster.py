@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
@@ -16,6 +17,7 @@ from xds.mesh.controlplane.effects import EffectWatcher
 from xds.mesh.controlplane.listeners import secure_listeners
 from xds.mesh.controlplane.metrics.admission import AdmissionMetrics
 from xds.mesh.controlplane.parts import BackgroundTask, Components, PeerLinks, Settings, WebhookSettings
+from xds.mesh.controlplane.pod_certificates import PodCertificates
 from xds.mesh.identity.claims import IdentityPattern
 from xds.mesh.identity.server_tls import service_names
 from xds.mesh.inject import InjectionSettings
@@ -75,10 +77,13 @@ async def build_components(
         lambda: effects.by_object,
         leads=replica.leads,
     )
-    tasks: list[BackgroundTask] = [*replica.parts, conditions.run]
+    pod_certificates = PodCertificates(api, controller, replica.leads)
+    tasks: list[BackgroundTask] = [*replica.parts, conditions.run, pod_certificates.run]
     metrics: list[Collector] = []
     if settings.webhook:
-        webhooks = _Webhooks(settings.webhook, controller, api, namespace, replica.leads)
+        webhooks = _Webhooks(
+            settings.webhook, controller, api, namespace, replica.leads, pod_certificates=pod_certificates
+        )
         tasks += webhooks.tasks
         metrics += webhooks.metrics
     identity = await _own_identity(api)
@@ -127,6 +132,8 @@ class _Webhooks:
         api: KubeApi,
         namespace: str,
         leads: Callable[[], bool],
+        *,
+        pod_certificates: PodCertificates,
     ) -> None:
         names = service_names(namespace)[:2]
         injection = InjectionSettings(
@@ -138,7 +145,10 @@ class _Webhooks:
         policies = PolicyReviewer(lambda: controller.mesh, enforce=settings.enforce_plan)
         self._controller = controller
         self._server = WebhookServer(
-            lambda: injection.with_mesh_config(controller.mesh.config),
+            lambda: replace(
+                injection.with_mesh_config(controller.mesh.config),
+                pod_certificates=not pod_certificates.problem,
+            ),
             lambda: controller.certificates.trust[0].issue_server(names, datetime.now(UTC)),
             *settings.address,
             policies=policies,

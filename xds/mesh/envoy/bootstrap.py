@@ -145,6 +145,7 @@ def bootstrap(
     sotw: bool = False,
     credential: TokenFile | None = None,
     certificate_socket: str = "",
+    has_pod_certificate: bool = False,
     added: Iterable[Cluster | Listener] = (),
 ) -> Bootstrap:
     """Return a sidecar's bootstrap.
@@ -158,6 +159,7 @@ def bootstrap(
         credential: token and roots for TLS; None for plaintext without authentication.
         certificate_socket: path of the Unix socket at which `xds proxy` serves the sidecar's own certificate;
             empty if the control plane makes its key.
+        has_pod_certificate: whether the kubelet keeps the sidecar's key and certificate.
         added: additional static clusters and listeners.
     """
     added = tuple(added)
@@ -175,6 +177,8 @@ def bootstrap(
         added = (_control_plane(xds_host, xds_port), *added)
     if certificate_socket:
         added = (_own_certificate(certificate_socket), *added)
+    features = [names.OWN_KEY_FEATURE] if certificate_socket else []
+    features += [names.POD_CERTIFICATE_FEATURE] if has_pod_certificate else []
     local_address = loopback_address(pod)
     app = pod.meta.labels.get("app", pod.name)
     return Bootstrap(
@@ -182,7 +186,7 @@ def bootstrap(
             id=str(names.NodeId(pod.address, pod.name, pod.namespace)),
             cluster=f"{app}.{pod.namespace}",
             metadata=strings(NAME=pod.name, NAMESPACE=pod.namespace, SERVICE_ACCOUNT=pod.service_account),
-            client_features=[names.OWN_KEY_FEATURE] if certificate_socket else [],
+            client_features=features,
         ),
         admin=Admin(address=address(local_address, ADMIN_PORT)),
         dynamic_resources=BootstrapDynamicResources(

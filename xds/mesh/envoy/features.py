@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from xds.mesh.envoy.names import OWN_KEY_FEATURE
+from xds.mesh.envoy.names import OWN_KEY_FEATURE, POD_CERTIFICATE_FEATURE
 from xds.mesh.model.objects import MeshConfig, TlsSettings
 from xds.protocol.wire import Node
 
@@ -42,6 +42,13 @@ class Features(NamedTuple):
     """Whether it applies `compliance_policies`. Older versions ignore them."""
     own_key: bool = False
     """Whether `xds proxy` makes its key in the pod and serves its certificate. The control plane does not."""
+    pod_certificate: bool = False
+    """Whether the kubelet keeps its key and certificate, in a file of the pod."""
+
+    @property
+    def has_key(self) -> bool:
+        """Whether the sidecar has a key of its own, so that the control plane makes none."""
+        return self.own_key or self.pod_certificate
 
 
 NO_FEATURES = Features(post_quantum=False, compliance_policies=False)
@@ -54,7 +61,12 @@ def features_of(nodes: Iterable[Node]) -> Features:
     Other clients of a pod, such as grpcurl, do not count: they must not change what its Envoy is served.
     """
     features = [
-        _features(node.user_agent_version, node.tls_library, OWN_KEY_FEATURE in node.client_features)
+        _features(
+            node.user_agent_version,
+            node.tls_library,
+            OWN_KEY_FEATURE in node.client_features,
+            POD_CERTIFICATE_FEATURE in node.client_features,
+        )
         for node in nodes
         if node.user_agent_name == "envoy"
     ]
@@ -62,16 +74,17 @@ def features_of(nodes: Iterable[Node]) -> Features:
 
 
 @lru_cache(maxsize=64)
-def _features(user_agent_version: str, tls_library: str, own_key: bool) -> Features:
+def _features(user_agent_version: str, tls_library: str, own_key: bool, pod_certificate: bool) -> Features:
     version = tuple(int(part) for part in user_agent_version.split(".") if part.isdecimal())
     if version < _MIN_VERSION:
-        return NO_FEATURES._replace(own_key=own_key)
+        return NO_FEATURES._replace(own_key=own_key, pod_certificate=pod_certificate)
     # A FIPS build (BoringSSL-FIPS) contains an older, certified version, and other libraries name curves
     # differently.
     return Features(
         post_quantum=tls_library == "BoringSSL",
         compliance_policies=tls_library in {"BoringSSL", "BoringSSL-FIPS"},
         own_key=own_key,
+        pod_certificate=pod_certificate,
     )
 
 

@@ -24,6 +24,9 @@ OWN_CERTIFICATE = "xds-own-certificate"
 OWN_KEY_FEATURE = "xds-mesh.own-key"
 """Client feature of a node whose `xds proxy` makes its key and serves its certificate."""
 
+POD_CERTIFICATE_FEATURE = "xds-mesh.pod-certificate"
+"""Client feature of a node whose kubelet keeps its key and certificate in a file."""
+
 ADMIN_CLUSTER = "admin"
 """Static cluster of Envoy's admin interface, in the bootstrap."""
 

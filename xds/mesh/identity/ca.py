@@ -100,7 +100,7 @@ class Authority:
             ]
         )
         certificate = key.sign(
-            _builder(key.public_key, now, now + lifetime, identifier)
+            _builder(key.public_key, now - CLOCK_SKEW, now + lifetime, identifier)
             .subject_name(name)
             .issuer_name(name)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -193,14 +193,21 @@ class Authority:
         return self.certify(identity, key.public_key, now, lifetime).with_key(key)
 
     def certify(
-        self, identity: str, key: PublicKey, now: datetime, lifetime: timedelta = LEAF_LIFETIME
+        self,
+        identity: str,
+        key: PublicKey,
+        now: datetime,
+        lifetime: timedelta = LEAF_LIFETIME,
+        backdate: timedelta = CLOCK_SKEW,
     ) -> Certificate:
-        """Issue the same certificate for a public key, whose private key is elsewhere."""
+        """Issue the same certificate for a public key, whose private key is elsewhere.
+
+        It is valid from `now - backdate` to `now + lifetime`.
+        """
         if not _IDENTITY.fullmatch(identity) or len(identity) > _MAX_IDENTITY_BYTES:
             raise IdentityError(f"{identity!r} is not the SPIFFE ID of a service account")
-        return self._certify(
-            identity, subject_alternative_name(identity), WORKLOAD_USAGES, key, now, lifetime
-        )
+        names = subject_alternative_name(identity)
+        return self._certify(identity, names, WORKLOAD_USAGES, key, now, lifetime, backdate)
 
     def issue_server(self, names: Sequence[str], now: datetime) -> Leaf:
         """Issue a TLS server's certificate for DNS names or IP addresses, with a fresh key."""
@@ -218,13 +225,14 @@ class Authority:
         key: PublicKey,
         now: datetime,
         lifetime: timedelta,
+        backdate: timedelta = CLOCK_SKEW,
     ) -> Certificate:
         if now >= self.expires:
             which = "root" if now >= self.root.not_valid_after_utc else "CA's"
             raise IdentityError(f"the {which} certificate expired at {self.expires:%Y-%m-%d %H:%M} UTC")
         end = min(now + lifetime, self.expires)
         certificate = self.key.sign(
-            _builder(key, now, end, _identifier(self.certificate))
+            _builder(key, now - backdate, end, _identifier(self.certificate))
             .subject_name(x509.Name([]))
             .issuer_name(self.certificate.subject)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -287,13 +295,13 @@ def _identifier(certificate: x509.Certificate) -> x509.SubjectKeyIdentifier:
 
 
 def _builder(
-    key: PublicKey, now: datetime, end: datetime, signer: x509.SubjectKeyIdentifier
+    key: PublicKey, start: datetime, end: datetime, signer: x509.SubjectKeyIdentifier
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .serial_number(x509.random_serial_number())
         .public_key(key)
-        .not_valid_before(_utc(now - CLOCK_SKEW))
+        .not_valid_before(_utc(start))
         .not_valid_after(_utc(end))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(signer), critical=False)

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
-from envoy_data_plane.envoy.config.core.v3 import DataSource
+from envoy_data_plane.envoy.config.core.v3 import DataSource, WatchedDirectory
 from envoy_data_plane.envoy.extensions.transport_sockets.tls.v3 import (
     CertificateValidationContext,
     Secret,
+    TlsCertificate,
 )
 
 from xds.codec import message_class, serialize
 from xds.mesh.identity import CERTIFICATE, ROOTS, chain
-from xds.mesh.identity.ca import LEAF_LIFETIME, Authority, Certificate, Leaf
+from xds.mesh.identity.ca import CLOCK_SKEW, LEAF_LIFETIME, Authority, Certificate, Leaf
 from xds.mesh.identity.keys import PublicKey
 from xds.mesh.model.objects import Pod
 from xds.resources import SECRET, Resource, resource
@@ -42,6 +43,19 @@ def certificate_secret(leaf: Leaf) -> Resource:
     secret.tls_certificate.certificate_chain.inline_bytes = leaf.chain
     secret.tls_certificate.private_key.inline_bytes = leaf.key.to_pem()
     return Resource.of(SECRET, CERTIFICATE, serialize(secret), version=leaf.fingerprint[:16])
+
+
+def file_secret(path: str) -> Resource:
+    """Return the secret `default` of a sidecar whose key and certificate the kubelet keeps in a file.
+
+    Envoy reads the file again when the kubelet has replaced it.
+    """
+    certificate = TlsCertificate(
+        certificate_chain=DataSource(filename=path),
+        private_key=DataSource(filename=path),
+        watched_directory=WatchedDirectory(path=path.rpartition("/")[0]),
+    )
+    return resource(Secret(name=CERTIFICATE, tls_certificate=certificate))
 
 
 def roots_secret(roots: Iterable[bytes]) -> Resource:
@@ -91,11 +105,17 @@ class Issuer:
         self.roots = trusted_roots(authority, extra_roots)
 
     def certify(
-        self, identity: str, key: PublicKey, now: datetime, lifetime: timedelta | None
+        self,
+        identity: str,
+        key: PublicKey,
+        now: datetime,
+        lifetime: timedelta | None,
+        backdate: timedelta = CLOCK_SKEW,
     ) -> Certificate:
-        """Issue a certificate for a key that `xds proxy` made; `lifetime` can only shorten its lifetime."""
+        """Issue a certificate for a key of a pod; `lifetime` can only shorten its lifetime."""
         self.issued += 1
-        return self._authority.certify(identity, key, now, min(lifetime or self._lifetime, self._lifetime))
+        lifetime = min(lifetime or self._lifetime, self._lifetime)
+        return self._authority.certify(identity, key, now, lifetime, backdate)
 
     def secrets_for(self, pod: Pod, trust_domain: str, now: datetime) -> tuple[Resource, Resource]:
         """Return the secrets `default` and `ROOTCA` of a pod, unchanged until renewal is due."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from xds.mesh.identity import AUDIENCE, ROOT_CONFIG_MAP
+from xds.mesh.identity import AUDIENCE, ROOT_CONFIG_MAP, SIGNER
 from xds.mesh.inject.choice import INIT, PROXY
 from xds.mesh.inject.settings import InjectionSettings
 from xds.mesh.model.injection import POD_SECURITY_LABEL
@@ -23,6 +23,15 @@ KEY_VOLUME, _KEY_PATH = "xds-key", "/var/run/xds"
 
 Only the container of the sidecar mounts it. It contains a socket; the key is in
 memory only."""
+
+_CERTIFICATE_VOLUME = "xds-certificate"
+"""Volume with the key and certificate that the kubelet keeps. Only the container of the sidecar mounts it."""
+_CERTIFICATE_PATH, _, _CERTIFICATE_FILE = variables.CREDENTIAL_BUNDLE.rpartition("/")
+_POD_CERTIFICATE = {
+    "signerName": SIGNER,
+    "keyType": "ECDSAP256",
+    "credentialBundlePath": _CERTIFICATE_FILE,
+}
 
 PROXY_GROUP = 13371
 """Group of an injected sidecar.
@@ -146,6 +155,11 @@ def proxy_container(
                 else []
             ),
             *([{"name": KEY_VOLUME, "mountPath": _KEY_PATH}] if _has_own_key(settings) else []),
+            *(
+                [{"name": _CERTIFICATE_VOLUME, "mountPath": _CERTIFICATE_PATH, "readOnly": True}]
+                if _has_pod_certificate(settings)
+                else []
+            ),
         ],
     }
 
@@ -175,7 +189,17 @@ def volumes(settings: InjectionSettings) -> list[Json]:
             else []
         ),
         *([{"name": KEY_VOLUME, "emptyDir": {}}] if _has_own_key(settings) else []),
+        *(
+            [{"name": _CERTIFICATE_VOLUME, "projected": {"sources": [{"podCertificate": _POD_CERTIFICATE}]}}]
+            if _has_pod_certificate(settings)
+            else []
+        ),
     ]
+
+
+def has_pod_certificate(pod: Mapping[str, Any]) -> bool:
+    """Return whether a pod has the volume with the key and certificate that the kubelet keeps."""
+    return any(volume["name"] == _CERTIFICATE_VOLUME for volume in pod["spec"].get("volumes") or ())
 
 
 def pod_security_refusal(pod: Mapping[str, Any], namespace_labels: Mapping[str, str]) -> tuple[str, str]:
@@ -209,6 +233,10 @@ def _container(name: str, settings: InjectionSettings, image: str, arguments: li
 
 def _has_own_key(settings: InjectionSettings) -> bool:
     return settings.own_keys and not settings.sds
+
+
+def _has_pod_certificate(settings: InjectionSettings) -> bool:
+    return settings.pod_certificates and _has_own_key(settings)
 
 
 def _sds_directory(settings: InjectionSettings) -> str:

@@ -25,6 +25,8 @@ class InjectionSettings:
     """`unix:///PATH` of another SDS server, such as SPIRE's agent; empty for the control plane."""
     own_keys: bool = True
     """Whether sidecars make their private keys themselves. Not with another SDS server."""
+    pod_certificates: bool = False
+    """Whether all nodes support `podCertificate` volumes, so that the kubelet keeps keys and certificates."""
     native: bool = True
     """Whether the sidecar is a restartable init container (Kubernetes 1.29) instead of an ordinary one."""
     outbound_port: int = 15001

@@ -27,6 +27,7 @@ from xds.mesh.kube.kubeconfig import kubeconfig_files
 
 Json: TypeAlias = dict[str, Any]
 
+JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
@@ -212,14 +213,15 @@ class KubeApi:
         body: Any = None,
         *,
         query: Mapping[str, Any] | None = None,
-        content_type: str = "application/json",
+        content_type: str = JSON,
         timeout: float = _REQUEST_TIMEOUT,  # noqa: ASYNC109 - of the HTTP client
         decode: Callable[[bytes], Any] = decode_json,
+        accept: str = JSON,
     ) -> Json:
         """Send a request and return the JSON of the response, decoded by `decode`. Raises KubeError."""
         client_timeout = aiohttp.ClientTimeout(total=timeout, sock_connect=_CONNECT_TIMEOUT)
         async with self._request(
-            method, path, query or {}, client_timeout, body=body, content_type=content_type
+            method, path, query or {}, client_timeout, body=body, content_type=content_type, accept=accept
         ) as response:
             try:
                 text = await response.read()
@@ -283,13 +285,15 @@ class KubeApi:
         client_timeout: aiohttp.ClientTimeout,
         *,
         body: Any = None,
-        content_type: str = "application/json",
+        content_type: str = JSON,
+        accept: str = JSON,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         used_token = self._token
-        response = await self._send(method, path, query, client_timeout, body, content_type)
+        headers = {"Accept": accept, "Content-Type": content_type}
+        response = await self._send(method, path, query, client_timeout, body, headers)
         if response.status == HTTPStatus.UNAUTHORIZED and await self._refresh_token(used_token):
             response.release()
-            response = await self._send(method, path, query, client_timeout, body, content_type)
+            response = await self._send(method, path, query, client_timeout, body, headers)
         try:
             if response.status >= HTTPStatus.BAD_REQUEST:
                 raise await _read_error(method, path, response)
@@ -308,7 +312,7 @@ class KubeApi:
         query: Mapping[str, Any],
         client_timeout: aiohttp.ClientTimeout,
         body: Any,
-        content_type: str,
+        headers: Mapping[str, str],
     ) -> aiohttp.ClientResponse:
         try:
             call = await self._client.param_serialize(
@@ -317,7 +321,7 @@ class KubeApi:
                 query_params=[
                     (name, _query_value(value)) for name, value in query.items() if value is not None
                 ],
-                header_params={"Accept": "application/json", "Content-Type": content_type},
+                header_params=dict(headers),
                 body=body,
                 auth_settings=["BearerToken"],
             )

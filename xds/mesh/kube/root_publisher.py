@@ -1,9 +1,11 @@
 """Publisher for the mesh's roots: a ConfigMap in every namespace, with which pods verify the control plane.
 
+Clusters with ClusterTrustBundles also get one of these, for applications that use the mesh's certificates.
+
 It reconciles after a change of a namespace or of one of these ConfigMaps (`xds.mesh.kube.reconciler`).
 
 Required cluster permissions: list and watch namespaces; list, watch, create and patch configmaps
-`xds-ca-root-cert`.
+`xds-ca-root-cert`; get, create and patch clustertrustbundles; attest the signer `xds.io/workload`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable
 
 import structlog
 
-from xds.mesh.identity import ROOT_CONFIG_MAP
+from xds.mesh.identity import ROOT_CONFIG_MAP, SIGNER, TRUST_BUNDLE
 from xds.mesh.kube.api import APPLY_PATCH, KubeApi, KubeError
 from xds.mesh.kube.log_once import OnceLogger
 from xds.mesh.kube.reconciler import Reconciler, WatchTarget
@@ -26,6 +28,7 @@ FIELD_MANAGER = "xds-roots"
 
 _NAMESPACES = "/api/v1/namespaces"
 _MAPS = "/api/v1/configmaps"
+_BUNDLE = f"/apis/certificates.k8s.io/v1/clustertrustbundles/{TRUST_BUNDLE}"
 
 WRITE_INTERVAL = 0.02
 """Minimum seconds between two writes."""
@@ -66,7 +69,7 @@ class RootPublisher(Reconciler):
             config_map["metadata"]["namespace"]: (config_map.get("data") or {}).get(KEY)
             for config_map in config_maps
         }
-        succeeded = True
+        succeeded = await self._write_bundle(roots)
         for namespace in namespaces:
             name = namespace["metadata"]["name"]
             is_terminating = namespace["metadata"].get("deletionTimestamp")
@@ -77,6 +80,26 @@ class RootPublisher(Reconciler):
             succeeded &= await self._write(name, roots)
             await asyncio.sleep(WRITE_INTERVAL)
         return succeeded
+
+    async def _write_bundle(self, roots: str) -> bool:
+        """Update the ClusterTrustBundle. Return whether this succeeded, or the cluster has no such kind."""
+        body = {
+            "apiVersion": "certificates.k8s.io/v1",
+            "kind": "ClusterTrustBundle",
+            "metadata": {"name": TRUST_BUNDLE, "labels": {"app.kubernetes.io/managed-by": "xds"}},
+            "spec": {"signerName": SIGNER, "trustBundle": roots},
+        }
+        try:
+            published = await self._api.find(_BUNDLE)
+            if not published or published["spec"]["trustBundle"] != roots:
+                await self._api.patch(_BUNDLE, body, kind=APPLY_PATCH, fieldManager=FIELD_MANAGER, force=True)
+        except KubeError as error:
+            if error.is_not_found:
+                return True
+            self._log_problem(str(error), bundle=TRUST_BUNDLE)
+            return False
+        self._log_problem("", bundle=TRUST_BUNDLE)
+        return True
 
     async def _write(self, namespace: str, roots: str) -> bool:
         body = {

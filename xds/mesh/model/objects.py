@@ -661,6 +661,10 @@ class MeshConfig:
     """sdsUdsPath: Unix socket of an SDS server, such as SPIRE's; empty to use the mesh's CA."""
     own_keys: bool = True
     """Switch values.xds.ownKeys: whether injected sidecars make their private keys themselves."""
+    pod_certificates: bool = True
+    """Switch values.xds.podCertificates: whether kubelets keep the keys and certificates of sidecars.
+
+    Requires `own_keys`, and nodes that support it."""
     serves_own_certificate: bool = False
     """Whether a sidecar serves its own certificate. Not a setting: each sidecar tells the control plane."""
 

@@ -50,6 +50,7 @@ _SWITCHES = {
     "values.global.mtls.enabled": "mtls_enabled",
     "values.xds.observe": "observe",
     "values.xds.ownKeys": "own_keys",
+    "values.xds.podCertificates": "pod_certificates",
 }
 _PREFIX = "meshConfig."
 _MAX_DIGITS = 20

@@ -39,6 +39,8 @@ class Sidecar:
     """Unix socket of the SDS server; empty if the control plane serves certificates."""
     certificate_socket: str
     """Unix socket of the sidecar's own certificate; empty if the control plane makes its key."""
+    has_pod_certificate: bool = False
+    """Whether the kubelet keeps the sidecar's key and certificate. The sidecar then makes no key."""
     probes: tuple[AnyProbe, ...]
     """Rewritten probes of the application."""
     metrics: AppMetrics | None
@@ -74,6 +76,7 @@ class Sidecar:
             self.port,
             credential=self.credential,
             certificate_socket=self.certificate_socket,
+            has_pod_certificate=self.has_pod_certificate,
             added=listeners,
         )
 

@@ -10,6 +10,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ from xds.codec import to_json_dict
 from xds.mesh.model.names import host_port
 from xds.mesh.sidecar import FORWARDED_SIGNALS
 from xds.mesh.sidecar.environment import Sidecar
-from xds.mesh.sidecar.settings import KEY_DIR
+from xds.mesh.sidecar.settings import CREDENTIAL_BUNDLE, KEY_DIR
 from xds.validation import envoy
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"
@@ -30,6 +31,17 @@ MAX_ARGUMENT_BYTES = 128 * 1024 - 1
 
 class StartError(Exception):
     """The sidecar cannot start. The message has the reason and the fix."""
+
+
+def with_pod_certificate(sidecar: Sidecar) -> Sidecar:
+    """Return the settings, which make no key if the kubelet keeps the key and certificate in a volume.
+
+    The kubelet writes the file before the container starts. A node or an API server without PodCertificates
+    leaves the volume empty.
+    """
+    if sidecar.sds_socket or _file_problem(CREDENTIAL_BUNDLE):
+        return sidecar
+    return replace(sidecar, certificate_socket="", has_pod_certificate=True)
 
 
 def envoy_command(sidecar: Sidecar, binary: str) -> list[str]:

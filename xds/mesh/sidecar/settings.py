@@ -20,6 +20,9 @@ READY_PATH = "/healthz/ready"
 SIDECAR_PORTS = (METRICS_PORT, HEALTH_PORT, PROBE_PORT)
 """Ports of the sidecar for metrics, readiness and probes. They are not redirected (`xds init -d`)."""
 
+CREDENTIAL_BUNDLE = "/var/run/secrets/xds-certificate/credential-bundle.pem"
+"""File of a `podCertificate` volume, with the key and certificate that the kubelet keeps."""
+
 LOG_LEVELS = ("trace", "debug", "info", "warning", "error", "critical", "off")
 """Log levels of Envoy."""
 
@@ -74,7 +77,8 @@ KEY_DIR = Variable(
     "XDS_KEY_DIR",
     "",
     "Directory for the Unix socket at which `xds proxy` serves its own key and certificate to Envoy. "
-    "It is created with mode 0700 if it does not exist. Empty: the control plane makes the key and sends it.",
+    "It is created with mode 0700 if it does not exist. Empty: the control plane makes the key and sends it. "
+    f"Not used if the kubelet keeps the key and certificate, in {CREDENTIAL_BUNDLE}.",
 )
 INTERCEPTION = Variable(
     "XDS_INTERCEPTION_MODE",

@@ -293,7 +293,8 @@ class Reflector(Generic[T]):
 
     @property
     def _selector(self) -> str | None:
-        return f"metadata.name={self.resource.name}" if self.resource.name else None
+        named = f"metadata.name={self.resource.name}" if self.resource.name else ""
+        return named or self.resource.selector or None
 
     # --- watch ---
 

@@ -55,6 +55,8 @@ class KubeResource:
     """Namespace to watch; empty for all."""
     name: str = ""
     """Name of the only object to watch; empty for all."""
+    selector: str = ""
+    """Field selector of the objects to watch; empty for all."""
     used: type[Any] | None = None
     """TypedDict of the fields to decode in a list; None for all."""
 

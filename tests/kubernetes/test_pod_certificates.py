@@ -1,0 +1,175 @@
+"""Certificates of injected pods that the kubelet keeps, from the request to the handshake."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tests.kubernetes.developing import deployed
+from tests.kubernetes.environment.node import NodeCluster
+from tests.kubernetes.environment.pods import Pod, PodCluster
+from tests.kubernetes.installing import SYSTEM
+from tests.kubernetes.player import PATIENCE, URL, uses_mutual_tls
+from tests.support.load import Load
+from tests.support.manifests import peer_authentication
+from tests.support.waiting import eventually
+from xds.mesh.identity import SIGNER, TRUST_BUNDLE
+from xds.mesh.kube.api import Json
+
+pytestmark = [pytest.mark.envoy, pytest.mark.netns, pytest.mark.timeout(400)]
+
+GROUP = "/apis/certificates.k8s.io/v1"
+REQUESTS = f"{GROUP}/namespaces/full/podcertificaterequests"
+STRICT = json.dumps(peer_authentication("full", "STRICT"))
+
+
+@pytest.fixture(scope="module")
+def nodes(skip_without_nodes: None) -> Iterator[NodeCluster]:
+    with NodeCluster() as running:
+        yield running
+
+
+@pytest.fixture
+async def cluster(nodes: NodeCluster) -> AsyncIterator[PodCluster]:
+    """The cluster of this file, with the mesh of `make cluster`, STRICT in namespace full."""
+    async with PodCluster(nodes) as cluster:
+        if "full" not in await cluster.kubectl("get", "namespaces", "-o", "name"):
+            await deployed(cluster)
+            await cluster.kubectl("apply", "-f", "-", stdin=STRICT)
+        yield cluster
+        print(cluster.control_plane.logs())
+
+
+async def test_envoy_uses_the_certificate_that_the_kubelet_keeps(cluster: PodCluster) -> None:
+    [httpbin], [sleep] = await cluster.pods("full", "httpbin"), await cluster.pods("full", "sleep")
+    await eventually(lambda: uses_mutual_tls(cluster, sleep), timeout=PATIENCE, every=0.2)
+    for pod in (httpbin, sleep):
+        envoy = Path(f"/proc/{pod.process('xds-proxy')}")
+        assert "envoy" in (envoy / "comm").read_text()
+        assert not (envoy / f"task/{envoy.name}/children").read_text()
+        [request] = [each for each in await requests(cluster) if each["spec"]["podUID"] == pod.uid]
+        [condition] = request["status"]["conditions"]
+        assert condition["type"] == "Issued", condition
+        [issued, *_] = x509.load_pem_x509_certificates(request["status"]["certificateChain"].encode())
+        assert await serial_number(cluster, pod) == issued.serial_number
+        names = issued.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        [name] = names.get_values_for_type(x509.UniformResourceIdentifier)
+        assert name == f"spiffe://cluster.local/ns/full/sa/{request['spec']['serviceAccountName']}"
+
+
+async def test_new_certificates_fail_no_request(cluster: PodCluster) -> None:
+    [httpbin], [sleep] = await cluster.pods("full", "httpbin"), await cluster.pods("full", "sleep")
+    before = [await serial_number(cluster, pod) for pod in (httpbin, sleep)]
+
+    async def are_new() -> bool:
+        return all(
+            [
+                old != await serial_number(cluster, pod)
+                for old, pod in zip(before, (httpbin, sleep), strict=True)
+            ]
+        )
+
+    load = Load(client=await cluster.client(sleep), url=URL, connections=2, seconds=300)
+    async with load:
+        await load.more(20, PATIENCE)
+        # A kubelet that starts has no keys, and requests certificates for new ones at once.
+        cluster.node.stop_kubelet()
+        cluster.node.start_kubelet()
+        await eventually(are_new, timeout=PATIENCE, every=0.2)
+        await load.more(20, PATIENCE)
+    load.check()
+    # A new client makes a handshake with the new certificate of the server.
+    await cluster.kubectl("delete", "pod", "-n", "full", sleep.name, timeout=PATIENCE)
+
+    async def has_successor() -> bool:
+        pods = [
+            pod for pod in await cluster.pods("full", "sleep") if pod.object["status"]["phase"] == "Running"
+        ]
+        return bool(pods) and await uses_mutual_tls(cluster, pods[0])
+
+    await eventually(has_successor, timeout=PATIENCE, every=0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"podUID": "other"}, "the pod UID of pod {pod} is {uid}, not other"),
+        ({"podName": "gone"}, "pod gone does not exist"),
+        ({"nodeName": "other"}, "the node of pod {pod} is node1, not other"),
+        ({"serviceAccountName": "other"}, "the service account of pod {pod} is httpbin, not other"),
+        (
+            {"unverifiedUserAnnotations": {"xds.io/name": "admin"}},
+            "xds.io/workload knows no userAnnotations: remove them from the podCertificate volume",
+        ),
+        ({"key": "ED25519"}, "the key is unsupported; supported: EC P-256, EC P-384 or RSA with 2048 bits"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+async def test_request_that_is_not_for_its_pod_is_denied(
+    cluster: PodCluster, changes: Json, message: str
+) -> None:
+    [pod] = await cluster.pods("full", "httpbin")
+    key = (
+        ed25519.Ed25519PrivateKey.generate()
+        if changes.get("key")
+        else ec.generate_private_key(ec.SECP256R1())
+    )
+    spec = request_for(pod, key)["spec"] | {name: value for name, value in changes.items() if name != "key"}
+    created = await cluster.api.create(REQUESTS, request_for(pod, key) | {"spec": spec})
+    path = f"{REQUESTS}/{created['metadata']['name']}"
+    answered = await cluster.until(path, lambda obj: (obj.get("status") or {}).get("conditions"))
+    [condition] = answered["status"]["conditions"]
+    assert condition["type"] == "Denied"
+    assert condition["message"].startswith(message.format(pod=pod.name, uid=pod.uid))
+    assert "certificateChain" not in answered["status"]
+
+
+async def test_roots_are_published_as_a_cluster_trust_bundle(cluster: PodCluster) -> None:
+    bundle = await cluster.api.get(f"{GROUP}/clustertrustbundles/{TRUST_BUNDLE}")
+    roots = await cluster.api.get(f"/api/v1/namespaces/{SYSTEM}/configmaps/xds-ca-root-cert")
+    assert bundle["spec"]["signerName"] == SIGNER
+    assert bundle["spec"]["trustBundle"] == roots["data"]["root-cert.pem"]
+
+
+async def requests(cluster: PodCluster) -> list[Json]:
+    """Return the requests in namespace full."""
+    listed: list[Json] = (await cluster.api.get(REQUESTS))["items"]
+    return listed
+
+
+async def serial_number(cluster: PodCluster, pod: Pod) -> int:
+    """Return the serial number of the certificate that a sidecar's Envoy uses."""
+    container = pod.object["spec"]["containers"][0]["name"]
+    _, output, _ = await cluster.execute(pod, container, "curl", "-s", "http://127.0.0.1:15000/certs")
+    [certificate] = [each for each in json.loads(output)["certificates"] if each["cert_chain"]]
+    return int(certificate["cert_chain"][0]["serial_number"], 16)
+
+
+def request_for(pod: Pod, key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> Json:
+    """Return the request for a pod of node1 that its kubelet would create."""
+    algorithm = hashes.SHA256() if isinstance(key, ec.EllipticCurvePrivateKey) else None
+    signed = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, algorithm)
+    return {
+        "apiVersion": "certificates.k8s.io/v1",
+        "kind": "PodCertificateRequest",
+        "metadata": {"generateName": "req-", "namespace": pod.namespace},
+        "spec": {
+            "signerName": SIGNER,
+            "podName": pod.name,
+            "podUID": pod.uid,
+            "serviceAccountName": pod.object["spec"]["serviceAccountName"],
+            "serviceAccountUID": "not compared",
+            "nodeName": "node1",
+            "nodeUID": "not compared",
+            "maxExpirationSeconds": 86400,
+            "stubPKCS10Request": b64encode(signed.public_bytes(Encoding.DER)).decode(),
+        },
+    }
